@@ -1,0 +1,47 @@
+# Two commands are enough: `make quickstart` and `make test`. Everything is installed into .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
+# The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart setup test check fix seed bench wheel clean
+
+quickstart: setup  ## learn on the embedded seed model, on two CPU cores
+	$(BIN)/flow-dpo quickstart $(ARGS)
+
+setup: $(STAMP)  ## the environment alone
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+$(DEV): $(STAMP)
+	$(PIP) -e '.[dev]'
+	touch $@
+
+test: $(DEV)  ## the tests, in a few minutes
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+fix: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+seed: setup  ## remake the embedded seed model (10 to 30 minutes)
+	$(BIN)/python seed/pretrain.py --output_dir flow_dpo/seed/model
+
+wheel: $(DEV)
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,138 @@
+"""How do settings become running parts?
+
+The composition root: the one place that knows every concrete class. What can be refused is refused here, in the order of
+its cost: names and folders, then data, then the model, then whether the prompts fit it, and only then does work start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from flow_dpo.engines.local import LocalEngine, LocalSettings
+from flow_dpo.errors import ConfigError
+from flow_dpo.fit import fitting_problems
+from flow_dpo.flows.base import Flow
+from flow_dpo.grade import GradingSettings
+from flow_dpo.learner import Learner, LearnerSettings
+from flow_dpo.models import LoadedModel, ModelSettings, load_model
+from flow_dpo.online import Players
+from flow_dpo.policy import LoraSettings, Policy
+from flow_dpo.problems import DataConfig, ProblemSet, load_problems
+from flow_dpo.recipes import PRESETS, RECIPES, Preset, Recipe
+from flow_dpo.types import Problem
+from flow_dpo.verify import Verifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where a run writes, and how its problems stream."""
+
+    output_dir: str = "runs/train"
+    seed: int = 0
+    """Every random number of the run derives from it."""
+    explore_ahead: int = 16
+    """Problems played under one policy version before the learner sees them (not stated in the paper). More of them make
+    fuller batches and staler play."""
+    window: int = 250
+    """Problems in the windowed accuracy."""
+    save_updates: int = 0
+    """Adapters are saved whenever this many updates have passed, besides at the end; 0 saves them at the end only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """All settings of `flow-dpo train`."""
+
+    recipe: Recipe
+    model: ModelSettings
+    lora: LoraSettings
+    data: DataConfig
+    grading: GradingSettings
+    learner: LearnerSettings
+    engine: LocalSettings
+    run: RunSettings
+
+    def sections(self) -> dict[str, Any]:
+        """The settings by the names that flags and config.yaml use."""
+        recipe = self.recipe
+        own = {name: getattr(self, name) for name in ("model", "lora", "data", "grading", "learner", "engine", "run")}
+        return {
+            "flow": recipe.flow,
+            "explore": recipe.explore,
+            "credit": recipe.credit,
+            "objective": recipe.objective,
+            **own,
+        }
+
+    @classmethod
+    def from_sections(cls, sections: dict[str, Any]) -> TrainSettings:
+        """The inverse of `sections`."""
+        parts = dict(sections)
+        recipe = Recipe(**{name: parts.pop(name) for name in ("flow", "explore", "credit", "objective")})
+        return cls(recipe=recipe, **parts)
+
+
+def default_settings(recipe: str, preset: str) -> TrainSettings:
+    """The settings of a named recipe and preset. Raises `ConfigError` for a name that is none."""
+    if recipe not in RECIPES:
+        raise ConfigError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+    values: Preset = PRESETS[preset]
+    return TrainSettings(
+        recipe=values.recipe,
+        model=ModelSettings(),
+        lora=values.lora,
+        data=DataConfig(),
+        grading=GradingSettings(),
+        learner=values.learner,
+        engine=LocalSettings(),
+        run=RunSettings(explore_ahead=values.explore_ahead),
+    )
+
+
+@dataclass(kw_only=True)
+class Workshop:
+    """Everything that a command works with."""
+
+    problems: ProblemSet
+    loaded: LoadedModel
+    policy: Policy
+    players: Players
+    fitting: list[Problem] = field(default_factory=list[Problem])
+    """The problems whose longest play fits into the context window."""
+
+
+@contextmanager
+def workshop(settings: TrainSettings, *, flow: Flow[Any] | None = None) -> Iterator[Workshop]:
+    """Load, check and connect everything; close it at the end. `flow` is played in place of the recipe's."""
+    problems = load_problems(settings.data)
+    loaded = load_model(settings.model)
+    played = flow or settings.recipe.flow
+    fitting = fitting_problems(played, loaded.renderer, problems.problems, loaded.context_tokens)
+    policy = Policy(loaded.model, settings.recipe.flow.roles, settings.lora, seed=settings.run.seed)
+    engine = LocalEngine(
+        policy.model,
+        speaking=policy.speaking,
+        end_ids=loaded.end_ids,
+        context_tokens=loaded.context_tokens,
+        settings=settings.engine,
+    )
+    with Verifier(rule=settings.grading.rule, timeout_s=settings.grading.timeout_s) as verifier:
+        players = Players(
+            engine=engine, renderer=loaded.renderer, verifier=verifier, grading=settings.grading
+        )
+        try:
+            yield Workshop(
+                problems=problems, loaded=loaded, policy=policy, players=players, fitting=fitting
+            )
+        finally:
+            engine.close()
+
+
+def build_learner(settings: TrainSettings, policy: Policy) -> Learner:
+    """The learner of a policy."""
+    return Learner(policy, settings.learner)

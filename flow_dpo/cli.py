@@ -1,0 +1,89 @@
+"""What can be typed?
+
+    flow-dpo quickstart                     the whole method on the embedded seed, in a minute or two
+    flow-dpo train --model_name_or_path ... --dataset_name ...
+    flow-dpo evaluate --run runs/train ...
+    flow-dpo verify FILE --output OUT
+
+A thin shell: commands are parsed here and done elsewhere. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from flow_dpo.errors import FlowDpoError
+
+_COMMANDS = {
+    "quickstart": "learn on the embedded seed model and show what came of it",
+    "train": "learn from a stream of problems by Flow-DPO",
+    "evaluate": "measure a model, or a run's adapters, on a data set",
+    "verify": "grade a file of answers against their gold",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0 done, 1 refused or failed, 2 not understood, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("flow-dpo"))
+        return 0
+    if words[0] not in _COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(words[0], _COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "flow-dpo --help lists the commands"
+        print(f"flow-dpo: unknown command {words[0]!r}; {hint}", file=sys.stderr)
+        return 2
+    _quiet_threads()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "datasets", "filelock", "matplotlib", "fsspec", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return _run(words[0], words[1:])
+    except FlowDpoError as error:
+        print(f"flow-dpo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("flow-dpo: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, words: list[str]) -> int:
+    from flow_dpo import commands
+
+    done = {
+        "quickstart": commands.quickstart,
+        "train": commands.train,
+        "evaluate": commands.evaluate,
+        "verify": commands.verify,
+    }
+    return done[command](words)
+
+
+def _quiet_threads() -> None:
+    """Let idle worker threads sleep instead of spin: spinning makes a busy machine ten times slower.
+
+    Must happen before torch is imported; what the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _usage() -> str:
+    lines = ["usage: flow-dpo COMMAND [SETTINGS]", ""]
+    lines += [f"  {name:<12}{what}" for name, what in _COMMANDS.items()]
+    return "\n".join([*lines, "", "flow-dpo COMMAND --help lists a command's settings."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

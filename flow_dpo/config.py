@@ -1,0 +1,169 @@
+"""Which settings does a command have, and how are they given?
+
+Settings are nested frozen dataclasses. Defaults come from a preset; a YAML file (`--config`) overrides them, and flags
+override the file. Every nested field is a flag, and where a field's own name is enough it is a flag too:
+
+    flow-dpo train --explore.num_alternatives 2 --beta 0.5          (--beta is --objective.beta)
+
+The parser is jsonargparse's. What it does not know is refused before anything is loaded, with the nearest name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from flow_dpo.errors import ConfigError
+
+Sections = Mapping[str, Any]
+"""Names of groups of flags, each with the settings that are its defaults."""
+
+
+def parse(prog: str, description: str, sections: Sections, argv: Sequence[str]) -> dict[str, Any]:
+    """The sections with a file's and the flags' values in them. Values of plain types are flags of their own.
+
+    Raises `ConfigError` for a name that does not exist or a value that does not fit.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    for name, default in sections.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    names = _names(sections)
+    short = _short_names(names)
+    words: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        if word == "--config" or word.startswith("--config="):
+            path = Path(word.partition("=")[2] if "=" in word else next(rest, ""))
+            # The parser takes a settings text as well as a path; short names have become full ones in it.
+            words.append("--config=" + json.dumps(_full_names(_read(path), path, names, short)))
+        else:
+            words.append(_expanded(word, names, short))
+    try:
+        parsed = parser.parse_args(words)
+        built: Namespace = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise ConfigError(str(error)) from error
+    return {name: built[name] for name in sections}
+
+
+def peek(argv: Sequence[str], name: str, default: str) -> str:
+    """The value of `--name` before anything is parsed, from the flags or else from the file; `default` otherwise."""
+    keys = (name, name.rpartition(".")[2])
+    value, config = None, None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, given = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            continue
+        if flag in keys:
+            value = given if equals else following
+        if flag == "config":
+            config = Path(given if equals else following)
+    if value is None and config is not None:
+        found: Any = _read(config)
+        for part in name.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        value = found if isinstance(found, str) else None
+    return default if value is None else value
+
+
+def _names(sections: Sections) -> dict[str, bool]:
+    """Every dotted name of a setting, and whether it is a group of settings."""
+    names: dict[str, bool] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        fields = getattr(value, "__dataclass_fields__", None)
+        names[prefix] = fields is not None
+        for field in fields or ():
+            walk(f"{prefix}.{field}", getattr(value, field))
+
+    for name, value in sections.items():
+        walk(name, value)
+    return names
+
+
+def _short_names(names: Mapping[str, bool]) -> dict[str, str]:
+    """A field's own name, where exactly one setting bears it and no section does."""
+    by_last: dict[str, list[str]] = {}
+    for name, group in names.items():
+        if "." in name and not group:
+            by_last.setdefault(name.rpartition(".")[2], []).append(name)
+    return {last: full[0] for last, full in by_last.items() if len(full) == 1 and last not in names}
+
+
+def _expanded(word: str, names: Mapping[str, bool], short: Mapping[str, str]) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.removeprefix("--").partition("=")
+    if flag in names or flag.split(".")[0] in ("config", "help", "print_config") or flag.endswith(".help"):
+        return word
+    if flag in short:
+        return f"--{short[flag]}{equals}{value}"
+    raise ConfigError(f"unknown setting --{flag}; {_near(flag, [*short, *names])}")
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """A sentence with the nearest names: by the whole name, or by its last part."""
+    last = name.rpartition(".")[2]
+    found = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    found += [k for k in known if k.rpartition(".")[2] in difflib.get_close_matches(last, [last, *(
+        k.rpartition(".")[2] for k in known)], n=3, cutoff=0.75)]
+    unique = list(dict.fromkeys(found))[:3]
+    if not unique:
+        return "--help lists all settings"
+    return "did you mean " + " or ".join(f"--{near}" for near in unique) + "?"
+
+
+def _full_names(
+    found: Mapping[str, Any], path: Path, names: Mapping[str, bool], short: Mapping[str, str]
+) -> dict[str, Any]:
+    """A file's settings under their full names. Raises `ConfigError` for a key that no setting has."""
+    full: dict[str, Any] = {}
+
+    def put(prefix: str, value: Any) -> None:
+        name = short.get(prefix, prefix)
+        if name not in names:
+            raise ConfigError(f"unknown setting {name} in {path}; {_near(name, [*short, *names]).replace('--', '')}")
+        if isinstance(value, dict) and names[name]:
+            for key, item in value.items():
+                put(f"{name}.{key}", item)
+            return
+        *groups, last = name.split(".")
+        place = full
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+
+    for key, value in found.items():
+        put(str(key), value)
+    return full
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"could not read the settings file {path}: {error}") from error
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"expected YAML in {path}: {error}") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"expected names and values in {path}, found {type(found).__name__}")
+    return found
+
+
+def command_line() -> str:
+    """The command as it was typed, for the record."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

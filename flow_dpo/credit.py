@@ -1,0 +1,79 @@
+"""What does a graded tree teach?
+
+`OutcomePairs` is the paper's credit (arXiv 2410.22304, section 2): where two siblings led to final answers of which one
+is correct and the other is not, the two completions are a preference pair for the role that spoke. Both correct, both
+wrong or either one ungraded: no pair, so a tie can never be learned from.
+
+    A0 (rollout 0: correct)      Pair(chosen=A0, rejected=A4)
+    A4 (rollout 1: wrong)
+    S1 (rollout 0: correct)      no pair
+    S6 (rollout 2: correct)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flow_dpo.tree import Node, Tree
+from flow_dpo.types import Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomePairs:
+    """A pair at every node at which siblings differ in the correctness of the plays that they led to."""
+
+    tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Weight of the pairs whose turn bears a tag, such as {"unfinished": 0.5} for Stop's words on candidates that are
+    not finished (not stated in the paper; 1 where not given)."""
+    balance: bool = False
+    """Scale weights so that, in one batch of trees, each tag of a role weighs as much as its others in all (not stated
+    in the paper). Most Stop pairs are at unfinished candidates and say little but "go on"."""
+
+    def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
+        """All pairs of the trees, tree by tree, trunk's root first."""
+        pairs = [pair for tree in trees for node in tree.trunk_nodes() for pair in self._pairs_at(tree, node)]
+        return _balanced(pairs) if self.balance else pairs
+
+    def _pairs_at(self, tree: Tree, trunk_node: Node) -> list[Pair]:
+        """Every correct sibling against every wrong one."""
+        siblings = tree.children(trunk_node.parent)
+        graded = [(node, verdict.reward) for node in siblings if (verdict := tree.rollout_of(node).verdict) is not None]
+        good = [(node, reward) for node, reward in graded if reward == 1.0]
+        bad = [(node, reward) for node, reward in graded if reward == 0.0]
+        weight = 1.0
+        for tag in trunk_node.tags:
+            weight *= self.tag_weights.get(tag, 1.0)
+        return [
+            Pair(
+                request=trunk_node.request,
+                chosen=chosen.completion,
+                rejected=rejected.completion,
+                margin=high - low,
+                weight=weight,
+                problem_id=tree.problem.id,
+                chosen_node=chosen.id,
+                rejected_node=rejected.id,
+                depth=trunk_node.depth,
+                tags=trunk_node.tags,
+            )
+            for chosen, high in good
+            for rejected, low in bad
+            if chosen.completion.token_ids != rejected.completion.token_ids
+        ]
+
+
+def _balanced(pairs: Sequence[Pair]) -> list[Pair]:
+    """Weights scaled so that the tags of one role have equal sums, and the role's sum stays what it was."""
+    sums: dict[str, dict[tuple[str, ...], float]] = {}
+    for pair in pairs:
+        role = sums.setdefault(pair.request.role, {})
+        role[pair.tags] = role.get(pair.tags, 0.0) + pair.weight
+
+    def scale(pair: Pair) -> float:
+        role = {tags: total for tags, total in sums[pair.request.role].items() if total > 0}
+        if len(role) < 2 or pair.tags not in role:
+            return 1.0
+        return sum(role.values()) / (len(role) * role[pair.tags])
+
+    return [replace(pair, weight=pair.weight * scale(pair)) for pair in pairs]

@@ -1,0 +1,48 @@
+"""Which errors can this package raise on purpose?
+
+    FlowDpoError
+    +- ConfigError      (ValueError)    a setting that does not exist or does not fit; names it and the near miss
+    +- DataError        (ValueError)    a data set or a run folder is not what it promised; names file, row and field
+    +- ModelError       (ValueError)    a model folder, tokenizer or chat template that cannot play this flow
+    +- FlowError        (RuntimeError)  a flow broke its contract; names the rule and the place
+    +- EngineError      (RuntimeError)  the speaker failed; carries what was asked of it
+    +- ObjectiveError   (TypeError)     an objective was handed examples that it does not eat
+    +- LearningError    (RuntimeError)  learning went wrong and was stopped (non-finite loss, the wrong adapter moved)
+
+Every message says what was expected, what was found and what to do. An answer that cannot be graded is not an error
+but `Verdict(status="ungraded")`.
+"""
+
+from __future__ import annotations
+
+
+class FlowDpoError(Exception):
+    """The root: catching it catches everything that this package raises on purpose."""
+
+
+class ConfigError(FlowDpoError, ValueError):
+    """A setting does not exist, or does not fit what it is used with."""
+
+
+class DataError(FlowDpoError, ValueError):
+    """A data set or a run folder is not what it promised to be."""
+
+
+class ModelError(FlowDpoError, ValueError):
+    """A model, tokenizer or chat template cannot be used for what was asked."""
+
+
+class FlowError(FlowDpoError, RuntimeError):
+    """A flow broke its contract."""
+
+
+class EngineError(FlowDpoError, RuntimeError):
+    """An engine could not speak."""
+
+
+class ObjectiveError(FlowDpoError, TypeError):
+    """An objective was handed a kind of example that it does not eat."""
+
+
+class LearningError(FlowDpoError, RuntimeError):
+    """An update was refused because it would have learned something wrong."""

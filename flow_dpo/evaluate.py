@@ -1,0 +1,165 @@
+"""How good is a flow, or one of its roles alone, on problems that it does not learn from?
+
+The flow (or the Answer role in one pass) is played once a problem, without alternatives, and graded. Stop is measured on
+the candidates that it met: how often it said Yes to unfinished, wrong and right ones, and how well its log-odds of Yes
+tell right from wrong and finished from unfinished (area under the curve).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from flow_dpo.explore import Siblings
+from flow_dpo.flows.base import Flow
+from flow_dpo.grade import grade
+from flow_dpo.measures import auc, wilson
+from flow_dpo.online import Players, batched, play_metrics, reward
+from flow_dpo.speaker import Speaker
+from flow_dpo.tree import Tree
+from flow_dpo.types import Adapter, Problem, Role, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is measured, and how it is decoded."""
+
+    mode: Literal["flow", "single"] = "flow"
+    """"single" is one pass of the Answer role."""
+    greedy: bool = True
+    """Take the likeliest token; otherwise draw with the exploration's temperature and top-p."""
+    run: str | None = None
+    """A run folder whose adapters speak; the base model where not given."""
+    roles: tuple[str, ...] = ()
+    """Roles that speak with the run's adapters; all where empty."""
+    output_dir: str = "runs/evaluation"
+    seed: int = 0
+    batch_problems: int = 64
+    """Problems under way at once. Changes timing only."""
+
+
+def evaluate(
+    flow: Flow[Any],
+    explore: Siblings,
+    problems: Sequence[Problem],
+    players: Players,
+    adapters: dict[Role, Adapter],
+    settings: EvaluationSettings,
+    *,
+    on_batch: Callable[[list[Tree]], None] | None = None,
+) -> tuple[list[Tree], dict[str, Any]]:
+    """Play and grade every problem once; the trees, and the summary that `summary.json` holds."""
+    speaker = Speaker(players.engine, players.renderer)
+    speaker.refresh(adapters)
+    trunk_only = replace(explore, num_alternatives=0, greedy_trunk=settings.greedy)
+    trees: list[Tree] = []
+    stops: list[_Heard] = []
+    work = {"tokens": 0}
+    for batch in batched(problems, settings.batch_problems):
+        played = trunk_only(flow, speaker, batch, seed=settings.seed)
+        grade(played, players.verifier, players.renderer, players.grading)
+        work["tokens"] += int(play_metrics(played, players.engine)["play/tokens"])
+        stops.extend(_heard(flow, played, players))
+        trees.extend(played)
+        if on_batch is not None:
+            on_batch(played)
+    return trees, summary(trees) | work | {"stop": stop_summary(stops)}
+
+
+def summary(trees: Iterable[Tree]) -> dict[str, Any]:
+    """Accuracy over graded problems, its 95 % interval, and the counts behind it; by level where problems have one."""
+    rewards = [(tree.problem, reward(tree)) for tree in trees]
+    overall = _accuracy([value for _, value in rewards])
+    for column in ("level", "subject"):
+        groups: dict[str, list[float | None]] = {}
+        for problem, value in rewards:
+            if getattr(problem, column):
+                groups.setdefault(getattr(problem, column), []).append(value)
+        if len(groups) > 1:
+            overall[f"by_{column}"] = {name: _accuracy(values) for name, values in sorted(groups.items())}
+    return overall
+
+
+def _accuracy(rewards: Sequence[float | None]) -> dict[str, Any]:
+    graded = [value for value in rewards if value is not None]
+    correct = int(sum(graded))
+    return {
+        "accuracy": correct / len(graded) if graded else None,
+        "interval": list(wilson(correct, len(graded))),
+        "num_problems": len(rewards),
+        "num_correct": correct,
+        "num_ungraded": len(rewards) - len(graded),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heard:
+    """One word of a choosing role, and what stood before it."""
+
+    said_yes: bool
+    log_odds: float
+    kind: Literal["unfinished", "wrong", "right"]
+
+
+def _heard(flow: Flow[Any], trees: Sequence[Tree], players: Players) -> list[_Heard]:
+    """What was chosen at every candidate on the trunks, with the candidate's own verdict."""
+    asked: list[tuple[tuple[str, str, bool], bool, float]] = []
+    for tree in trees:
+        state = flow.start(tree.problem)
+        for node in tree.trunk_nodes():
+            if len(node.completion.choice_logprobs) == 2:
+                solution = flow.solution(state)
+                text = players.renderer.to_text(solution.pieces)
+                yes, no = node.completion.choice_logprobs
+                asked.append(((tree.problem.gold, text, solution.ended), node.completion.choice == 0, yes - no))
+            state = flow.advance(state, node.completion)
+    verdicts = players.verifier.grade_many([item for item, _, _ in asked])
+    return [
+        _Heard(said_yes=yes, log_odds=odds, kind=_kind(ended, verdict))
+        for ((_, _, ended), yes, odds), verdict in zip(asked, verdicts, strict=True)
+        if verdict.status != "ungraded"
+    ]
+
+
+def _kind(ended: bool, verdict: Verdict) -> Literal["unfinished", "wrong", "right"]:
+    if verdict.status == "correct":
+        return "right"
+    return "wrong" if ended else "unfinished"
+
+
+def stop_summary(heard: Sequence[_Heard]) -> dict[str, Any]:
+    """Yes-rates and mean probability of Yes by kind of candidate, and the two areas under the curve."""
+    kinds = {kind: [one for one in heard if one.kind == kind] for kind in ("unfinished", "wrong", "right")}
+    odds = {kind: [one.log_odds for one in ones] for kind, ones in kinds.items()}
+    return {
+        "num_candidates": {kind: len(ones) for kind, ones in kinds.items()},
+        "yes_rate": {kind: sum(one.said_yes for one in ones) / len(ones) for kind, ones in kinds.items() if ones},
+        "mean_yes_probability": {
+            kind: sum(1 / (1 + math.exp(-min(max(value, -50), 50))) for value in values) / len(values)
+            for kind, values in odds.items()
+            if values
+        },
+        "auc_right_over_wrong": auc(odds["right"], odds["wrong"]),
+        "auc_finished_over_unfinished": auc(odds["right"] + odds["wrong"], odds["unfinished"]),
+    }
+
+
+def write_predictions(folder: Path, trees: Sequence[Tree], result: dict[str, Any]) -> None:
+    """predictions.jsonl, one problem a line, and summary.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "predictions.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+        for tree in trees:
+            row = {
+                "id": tree.problem.id,
+                "question": tree.problem.question,
+                "gold": tree.problem.gold,
+                "solution": tree.trunk.text,
+                "verdict": None if tree.trunk.verdict is None else asdict(tree.trunk.verdict),
+                "tokens": sum(len(node.completion.token_ids) for node in tree.trunk_nodes()),
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    (folder / "summary.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,167 @@
+"""Which plays of a flow are made on one problem?
+
+`Siblings` is the paper's exploration (arXiv 2410.22304, section 2): play one chain, the trunk; at *every* node of it say
+something else from the same prefix, and let the flow run on from there to a second end. With one alternative a node, a
+trunk of n turns gives n + 1 rollouts; the alternatives start while the trunk is still being played.
+
+    trunk   answer "3+4=7"  stop No   answer "Answer: 7"  stop Yes
+    at 0    answer "3+4=8"  ...                              an Answer chunk drawn to differ (flow_dpo.deviation)
+    at 1                    stop Yes                         the flipped word; ends at once
+    ...
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flow_dpo.deviation import draw_divergence, splice
+from flow_dpo.errors import FlowError
+from flow_dpo.flows.base import Flow
+from flow_dpo.seeds import derive
+from flow_dpo.speaker import Ask, Play, Said, Speaker
+from flow_dpo.tree import Tree
+from flow_dpo.types import Completion, Problem, Request, Role, Sampling, Solution, Turn
+
+_MOST_TURNS = 10_000
+"""A flow that asks for more turns than this in one play has broken the rule that every play ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Siblings:
+    """A trunk, and alternatives at every node of it, each played to the end."""
+
+    num_alternatives: int = 1
+    """Alternatives at a node; they differ from the trunk and from each other. A choice has one fewer than its words.
+    The paper makes one; 0 plays the trunk alone."""
+    greedy_trunk: bool = False
+    """Whether the trunk takes the likeliest token (not stated in the paper). Alternatives are always drawn."""
+    temperature: float = 1.0
+    """Of the Answer role and any other that writes (not stated in the paper; its ancestor used 0.7)."""
+    top_p: float = 1.0
+    """Nucleus of the same (not stated in the paper; its ancestor used 0.9)."""
+    choice_temperature: float = 1.0
+    """Of turns with declared choices, such as Stop's (not stated in the paper)."""
+
+    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        """One tree a problem, in their order. The same seed gives the same trees, however they are batched."""
+        plays = [_Explored(self, flow, problem, seed) for problem in problems]
+        speaker.run([play.rollout(play.trunk, flow.start(problem)) for play, problem in zip(plays, problems, strict=True)])
+        return [play.tree() for play in plays]
+
+    def sampling(self, turn: Turn, *, trunk: bool) -> Sampling:
+        """The distribution that a turn's completion is drawn from."""
+        greedy = trunk and self.greedy_trunk
+        if turn.choices:
+            return Sampling(temperature=self.choice_temperature, greedy=greedy)
+        return Sampling(temperature=self.temperature, top_p=self.top_p, greedy=greedy)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Record:
+    """One rollout as it is being played."""
+
+    at: int | None = None
+    """Depth of the trunk's node that it is an alternative to; None for the trunk."""
+    index: int = 0
+    said: list[tuple[Request, Completion, tuple[str, ...]]] = field(
+        default_factory=list[tuple[Request, Completion, tuple[str, ...]]]
+    )
+    solution: Solution | None = None
+
+
+class _Explored:
+    """All plays of one problem while they are under way."""
+
+    def __init__(self, explore: Siblings, flow: Flow[Any], problem: Problem, seed: int) -> None:
+        self.explore, self.flow, self.problem, self.seed = explore, flow, problem, seed
+        self.trunk = _Record()
+        self.others: list[_Record] = []
+        self.skipped: dict[Role, int] = {}
+
+    def rollout(self, record: _Record, state: Any) -> Play:
+        """Play from `state` to the end; on the trunk, start the alternatives of every node on the way."""
+        trunk = record is self.trunk
+        while (turn := self.flow.turn(state)) is not None:
+            self._check(turn, len(record.said))
+            seed = self._seed(record, len(record.said))
+            said = yield Ask(turn=turn, sampling=self.explore.sampling(turn, trunk=trunk), seed=seed)
+            depth = len(record.said)
+            record.said.append((said.request, said.completion, self.flow.tags(state)))
+            if trunk and self.explore.num_alternatives:
+                yield self.alternatives(turn, state, said, depth)
+            state = self.flow.advance(state, said.completion)
+        record.solution = self.flow.solution(state)
+
+    def alternatives(self, turn: Turn, state: Any, trunk: Said, depth: int) -> Play:
+        """Say something else at one node of the trunk, as often as asked, and play each on."""
+        done = [trunk.completion]
+        for index in range(self.explore.num_alternatives):
+            record = _Record(at=depth, index=index)
+            rng = random.Random(self._seed(record, "divergence"))
+            if turn.choices:
+                completion = self._other_choice(trunk.request, done, rng)
+            else:
+                completion = None
+                divergence = draw_divergence(done, rng)
+                if divergence is not None:
+                    said = yield Ask(
+                        turn=turn,
+                        sampling=self.explore.sampling(turn, trunk=False),
+                        seed=self._seed(record, "completion"),
+                        kept=divergence.of.token_ids[: divergence.kept],
+                        struck=divergence.struck,
+                    )
+                    completion = splice(divergence, said.completion)
+            if completion is None:
+                if index == 0:
+                    self.skipped[turn.role] = self.skipped.get(turn.role, 0) + 1
+                return
+            done.append(completion)
+            record.said.append((trunk.request, completion, self.flow.tags(state)))
+            self.others.append(record)
+            yield self.rollout(record, self.flow.advance(state, completion))
+
+    def tree(self) -> Tree:
+        """The finished tree, numbered by where alternatives stand and not by when they were done."""
+        tree = Tree(problem=self.problem, skipped=dict(sorted(self.skipped.items())))
+        for record in [self.trunk, *sorted(self.others, key=lambda record: (record.at or 0, record.index))]:
+            if record.solution is None or not record.said:
+                raise FlowError(f"{type(self.flow).__name__} ended a play of {self.problem.id} before anybody spoke")
+            # Node ids of the trunk are its depths, so an alternative at depth d hangs below node d - 1.
+            parent = None if record.at is None or record.at == 0 else record.at - 1
+            tree.add_rollout(parent, record.said, record.solution)
+        return tree
+
+    def _other_choice(self, request: Request, done: Sequence[Completion], rng: random.Random) -> Completion | None:
+        """Draw one of the choices not yet taken, as likely as they are among themselves; None when all are."""
+        like = done[0]
+        taken = {completion.choice for completion in done}
+        left = [index for index in range(len(request.choices)) if index not in taken]
+        if not left:
+            return None
+        scaled = [value / self.explore.choice_temperature for value in like.choice_logprobs]
+        highest = max(scaled[index] for index in left)
+        choice = rng.choices(left, [math.exp(scaled[index] - highest) for index in left])[0] if left[1:] else left[0]
+        total = max(scaled) + math.log(math.fsum(math.exp(value - max(scaled)) for value in scaled))
+        return replace(
+            like,
+            token_ids=(request.choices[choice],),
+            logprobs=(like.choice_logprobs[choice],),
+            sampled_logprobs=(scaled[choice] - total,),
+            choice=choice,
+        )
+
+    def _seed(self, record: _Record, what: int | str) -> int:
+        at = -1 if record.at is None else record.at
+        return derive(self.seed, self.problem.id, at, record.index, what)
+
+    def _check(self, turn: Turn, num_turns: int) -> None:
+        name = type(self.flow).__name__
+        if turn.role not in self.flow.roles:
+            raise FlowError(f"{name} asked role {turn.role!r} to speak; it declares only {list(self.flow.roles)}")
+        if num_turns >= _MOST_TURNS:
+            raise FlowError(f"{name} has asked for {num_turns} turns on {self.problem.id}; every play must end")

@@ -1,0 +1,197 @@
+"""How do the tokens of a packed row attend?
+
+Each sees its ancestors in the trie and itself, which every layout here says in its own way:
+
+    PathLayout   gathers the keys along a path for each piece of the row, and pads similar pieces to one batch (CPU)
+    FlexLayout   a block mask: k is an ancestor of q, or q itself, where k <= q < subtree_end[k] (CUDA)
+
+Invariant: both give what a dense mask over the whole row gives. That one would cost N squared: in a row of 4,096 tokens
+that holds sixteen trees, sixteen times more than is visible.
+
+    row a b c d e x y, x after c        pieces [a b c d e] and [x y], the second with the keys a b c x y
+
+Legend: N tokens in the row, P pieces in a group, Q queries and L keys of a piece, H query heads, K key heads, D size,
+X heads and size in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from flow_dpo.attention import Layout, grouped_sdpa
+from flow_dpo.packing import Row
+
+MAX_QUERIES = 128
+"""Longest piece of queries: a longer one wastes more of its square mask, a shorter one copies more keys."""
+MAX_WASTE = 1.25
+"""How much larger a group of pieces may be made by padding them to one size."""
+SMALL_GROUP = 1 << 14
+"""Query-key products below which padding costs less than another call."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Pieces of similar size, padded to one."""
+
+    queries_PQ: torch.Tensor
+    keys_PL: torch.Tensor
+    distance_PQL: torch.Tensor
+    """Positions from key to query; negative where the query must not see it."""
+
+
+def row_layout(row: Row, device: torch.device) -> Layout:
+    """The quickest layout that this device has."""
+    return FlexLayout(row, device) if device.type == "cuda" else PathLayout(row, device)
+
+
+class PathLayout:
+    """Attention in which each piece of the row attends to the keys of its path. A `flow_dpo.attention.Layout`."""
+
+    def __init__(self, row: Row, device: torch.device | str = "cpu") -> None:
+        self._groups, self._order_N = _group_pieces(row, torch.device(device))
+        self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query_1HND: torch.Tensor,
+        key_1KND: torch.Tensor,
+        value_1KND: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        del layer
+        # Rows of a matrix are gathered much faster than columns; behind rotary embeddings this transpose is free.
+        query_NX, key_NX, value_NX = (x[0].transpose(0, 1).flatten(1) for x in (query_1HND, key_1KND, value_1KND))
+        heads, kv_heads = query_1HND.shape[1], key_1KND.shape[1]
+        outs: list[torch.Tensor] = []
+        for i, group in enumerate(self._groups):
+            query = _gather(query_NX, group.queries_PQ, heads)
+            key = _gather(key_NX, group.keys_PL, kv_heads)
+            value = _gather(value_NX, group.keys_PL, kv_heads)
+            out_PHQD = grouped_sdpa(query, key, value, self._mask(i, window), scaling=scaling)
+            outs.append(out_PHQD.transpose(1, 2).flatten(0, 1))
+        out_NHD = torch.cat(outs).index_select(0, self._order_N)
+        return out_NHD.transpose(0, 1)[None]
+
+    def _mask(self, group: int, window: int | None) -> torch.Tensor:
+        mask = self._masks.get((group, window))
+        if mask is None:
+            distance = self._groups[group].distance_PQL
+            visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            mask = self._masks[group, window] = visible[:, None]
+        return mask
+
+
+def _gather(x_NX: torch.Tensor, index_PL: torch.Tensor, heads: int) -> torch.Tensor:
+    """P heads L D."""
+    return x_NX.index_select(0, index_PL.flatten()).view(*index_PL.shape, heads, -1).transpose(1, 2)
+
+
+def _group_pieces(row: Row, device: torch.device) -> tuple[list[_Group], torch.Tensor]:
+    """Cut the row's segments into pieces, pad similar ones together; and where each token's output then stands."""
+    pieces: list[tuple[np.ndarray, np.ndarray]] = []
+    for start, path in row.segments:
+        first = int(row.positions_N[start])
+        for low in range(first, len(path), MAX_QUERIES):
+            high = min(low + MAX_QUERIES, len(path))
+            pieces.append((path[low:high], path[:high]))
+    pieces.sort(key=lambda piece: (_bucket(len(piece[0])), len(piece[1])), reverse=True)
+    groups, order_N, offset = [], np.empty(row.num_tokens, np.int64), 0
+    while pieces:
+        size = _group_size(pieces)
+        members, pieces = pieces[:size], pieces[size:]
+        num_queries, num_keys = (max(len(m[k]) for m in members) for k in (0, 1))
+        queries_PQ = np.zeros((size, num_queries), np.int64)
+        keys_PL = np.zeros((size, num_keys), np.int64)
+        distance_PQL = np.full((size, num_queries, num_keys), -1, np.int64)
+        for p, (query, key) in enumerate(members):
+            queries_PQ[p, : len(query)], keys_PL[p, : len(key)] = query, key
+            order_N[query] = offset + p * num_queries + np.arange(len(query))
+            at = np.arange(len(key) - len(query), len(key))
+            distance_PQL[p, : len(query), : len(key)] = at[:, None] - np.arange(len(key))
+        # A row of a mask in which nothing is visible has no softmax: padding queries look at the first key.
+        distance_PQL[:, :, 0] = np.where(distance_PQL.max(axis=2) < 0, 0, distance_PQL[:, :, 0])
+        groups.append(_Group(*(torch.from_numpy(a).to(device) for a in (queries_PQ, keys_PL, distance_PQL))))
+        offset += size * num_queries
+    return groups, torch.from_numpy(order_N).to(device)
+
+
+def _bucket(num_queries: int) -> int:
+    return (num_queries - 1).bit_length()
+
+
+def _group_size(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
+    """How many of the largest pieces to pad together."""
+    longest, area = len(pieces[0][1]), 0
+    widest = 0
+    for count, (query, key) in enumerate(pieces):
+        area += len(query) * len(key)
+        widest = max(widest, len(query))
+        padded = (count + 1) * widest * longest
+        if count and padded > MAX_WASTE * area and padded > SMALL_GROUP:
+            return count
+    return len(pieces)
+
+
+class FlexLayout:
+    """Attention under a block mask, which skips the blocks in which nothing is visible."""
+
+    def __init__(self, row: Row, device: torch.device | str) -> None:
+        self._positions_N, self._subtree_end_N = (
+            torch.from_numpy(a).to(device) for a in (row.positions_N, row.subtree_end_N)
+        )
+        self._masks: dict[int | None, Any] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query_1HND: torch.Tensor,
+        key_1KND: torch.Tensor,
+        value_1KND: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        del layer
+        if window not in self._masks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            size = query_1HND.shape[2]
+            self._masks[window] = create_block_mask(
+                self.visible(window), None, None, size, size, device=query_1HND.device.type
+            )
+        return _flex_attention()(
+            query_1HND,
+            key_1KND,
+            value_1KND,
+            block_mask=self._masks[window],
+            scale=scaling,
+            enable_gqa=query_1HND.shape[1] != key_1KND.shape[1],
+        )
+
+    def visible(self, window: int | None) -> Callable[..., torch.Tensor]:
+        """FlexAttention's mask function of (batch, head, query, key)."""
+        positions, subtree_end = self._positions_N, self._subtree_end_N
+
+        def mask(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            del batch, head
+            ancestor = (key <= query) & (query < subtree_end[key])
+            return ancestor if window is None else ancestor & (positions[query] - positions[key] < window)
+
+        return mask
+
+
+@cache
+def _flex_attention() -> Callable[..., torch.Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Rows differ in length: without `dynamic` each length is compiled anew, for seconds.
+    return torch.compile(flex_attention, dynamic=True)

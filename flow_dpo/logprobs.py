@@ -1,0 +1,270 @@
+"""What is the log-probability of each token of a completion, under whichever adapter speaks?
+
+Two ways with one result. `PackedLogprobs` merges everything with a common beginning into one row (`packing`);
+`PlainLogprobs` forwards each completion behind its own prompt, as everybody does. The first is checked against the
+model's own logits on a small sample of the real data when first used, and gives way to the second where it disagrees.
+
+A token's log-probability is read at the token before it, so the last token of a completion is never an input:
+
+    prompt 5 6, completion 7 8   inputs 5 6 7     labels 7 at 6, 8 at 7
+    siblings 7 8 and 7 9         inputs 5 6 7     labels 7 at 6, 8 and 9 at 7: one hidden state, two labels
+    a choice among 3 and 4       inputs 5 6       label 3, renormalised over 3 and 4, at 6
+
+The vocabulary's head is applied at label positions alone, in chunks, and never twice: the forward also leaves what the
+backward needs of it, a vector for each position instead of a probability for each word.
+
+Legend: N tokens in a row, C hidden size, R label positions, M labels, V words.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from flow_dpo.attention import layout_inputs
+from flow_dpo.errors import ModelError
+from flow_dpo.layouts import row_layout
+from flow_dpo.packing import Row, merge
+from flow_dpo.types import Completion, Request, TokenIds
+
+Spoken = tuple[Request, Completion]
+"""What was asked and what was said: the unit whose token log-probabilities are wanted."""
+
+MAX_LOGITS = 1 << 24
+"""Logits held at a time: 64 MiB in float32."""
+
+
+class Logprobs(Protocol):
+    """Prepared once for some completions, then computed under the policy and under its reference alike."""
+
+    num_tokens: int
+    """Computed by one forward."""
+
+    def __call__(self) -> list[torch.Tensor]:
+        """Of each completion, one float32 value a token, under the adapter that speaks now."""
+        ...
+
+
+def inputs(spoken: Spoken) -> TokenIds:
+    """The token ids whose hidden states the completion's log-probabilities are read from."""
+    request, completion = spoken
+    return request.prompt_ids + completion.token_ids[:-1]
+
+
+@torch.no_grad()
+def disagreement(model: PreTrainedModel, spoken: Sequence[Spoken], way: Logprobs) -> float:
+    """Largest difference of a log-probability from the model's own logits, one completion at a time."""
+    largest = 0.0
+    for s, found in zip(spoken, way(), strict=True):
+        request, completion = s
+        ids_1T = torch.tensor([inputs(s)], device=model.device)
+        logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, len(request.prompt_ids) - 1 :].float()
+        if request.choices:
+            logprobs_TV = logits_TV[:, list(request.choices)].log_softmax(-1)
+            labels = [request.choices.index(completion.token_ids[0])]
+        else:
+            logprobs_TV, labels = logits_TV.log_softmax(-1), list(completion.token_ids)
+        expected = logprobs_TV[range(len(labels)), labels]
+        # A NaN compares as nothing, but it disagrees.
+        largest = max(largest, float((found - expected).abs().nan_to_num(nan=torch.inf).max()))
+    return largest
+
+
+class PackedLogprobs:
+    """One forward over the trie of all completions' inputs."""
+
+    def __init__(self, model: PreTrainedModel, spoken: Sequence[Spoken], row: Row | None = None) -> None:
+        row = row or merge([inputs(s) for s in spoken])
+        self.num_tokens = row.num_tokens
+        device = model.device
+        self._model = model
+        self._arguments: dict[str, Any] = {
+            "input_ids": torch.from_numpy(row.token_ids_N)[None].to(device),
+            "position_ids": torch.from_numpy(row.positions_N)[None].to(device),
+            "layout": row_layout(row, device),
+            **layout_inputs(device),
+        }
+        at = [path[len(s[0].prompt_ids) - 1 :] for s, path in zip(spoken, row.paths, strict=True)]
+        self._labels = _Labels(spoken, at, device)
+
+    def __call__(self) -> list[torch.Tensor]:
+        hidden_1NC = self._model.get_decoder()(**self._arguments).last_hidden_state
+        return self._labels.logprobs(hidden_1NC[0], Head(self._model))
+
+
+class PlainLogprobs:
+    """Each completion behind its own prompt, padded on the right to a batch: the unshared computation."""
+
+    def __init__(self, model: PreTrainedModel, spoken: Sequence[Spoken]) -> None:
+        self._model = model
+        device = model.device
+        rows = [inputs(s) for s in spoken]
+        width = max(len(r) for r in rows)
+        self.num_tokens = len(rows) * width
+        ids_BT = np.zeros((len(rows), width), np.int64)
+        for i, row in enumerate(rows):
+            ids_BT[i, : len(row)] = row
+        # No mask: attention is causal and padding comes after everything that is read.
+        self._arguments = {"input_ids": torch.from_numpy(ids_BT).to(device), "use_cache": False}
+        at = [
+            i * width + np.arange(len(s[0].prompt_ids) - 1, len(row))
+            for i, (s, row) in enumerate(zip(spoken, rows, strict=True))
+        ]
+        self._labels = _Labels(spoken, at, device)
+
+    def __call__(self) -> list[torch.Tensor]:
+        hidden_BTC = self._model.get_decoder()(**self._arguments).last_hidden_state
+        return self._labels.logprobs(hidden_BTC.flatten(0, 1), Head(self._model))
+
+
+class _Labels:
+    """Which hidden states predict which tokens."""
+
+    def __init__(self, spoken: Sequence[Spoken], at: Sequence[np.ndarray], device: torch.device) -> None:
+        self._device = device
+        self._lengths = [len(c.token_ids) for _, c in spoken]
+        self._choices: dict[TokenIds, list[int]] = {}
+        free: list[int] = []
+        for i, (request, _) in enumerate(spoken):
+            (self._choices.setdefault(request.choices, []) if request.choices else free).append(i)
+        self._free = free
+        if free:
+            where_M = np.concatenate([at[i] for i in free])
+            ids_M = np.concatenate([np.asarray(spoken[i][1].token_ids, np.int64) for i in free])
+            rows_R, row_M = np.unique(where_M, return_inverse=True)
+            self._rows_R, self._row_M, self._ids_M = (self._tensor(a) for a in (rows_R, row_M, ids_M))
+        self._chosen = {
+            choices: (
+                self._tensor(np.array([at[i][0] for i in members])),
+                self._tensor(np.array([choices.index(spoken[i][1].token_ids[0]) for i in members])),
+            )
+            for choices, members in self._choices.items()
+        }
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    def logprobs(self, hidden_NC: torch.Tensor, head: Head) -> list[torch.Tensor]:
+        out: list[torch.Tensor] = [torch.empty(0)] * len(self._lengths)
+        if self._free:
+            flat_M = head.logprobs(hidden_NC.index_select(0, self._rows_R), self._row_M, self._ids_M)
+            for i, piece in zip(self._free, flat_M.split([self._lengths[i] for i in self._free]), strict=True):
+                out[i] = piece
+        for choices, members in self._choices.items():
+            rows, drawn = self._chosen[choices]
+            logits = head.logits(hidden_NC.index_select(0, rows), self._tensor(np.array(choices)))
+            picked = logits.log_softmax(-1).gather(1, drawn[:, None])
+            for i, piece in zip(members, picked.unbind(), strict=True):
+                out[i] = piece
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """logits = scale * cap * tanh(x / cap), as the model family has it."""
+
+    scale: float
+    cap: float | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.cap is not None:
+            x = torch.tanh(x / self.cap) * self.cap
+        return x * self.scale if self.scale != 1.0 else x
+
+
+class Head:
+    """The vocabulary's head of a model, applied to chosen hidden states only."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        module = model.get_output_embeddings()
+        if module is None:
+            raise ModelError(f"{type(model).__name__} has no head over a vocabulary; a causal language model is needed")
+        self._module = module
+        config = model.config.get_text_config()
+        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1)
+        self._shape = _Shape(scale, getattr(config, "final_logit_softcapping", None))
+        # An adapter or a quantised weight in the head takes the general way.
+        self._frozen = type(module) is torch.nn.Linear and not module.weight.requires_grad
+
+    def logits(self, hidden_RC: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
+        """Of a few words only, in float32."""
+        if not self._frozen:
+            return self._shape(self._module(hidden_RC)).float().index_select(1, ids_K)
+        bias = self._module.bias
+        few = torch.nn.functional.linear(
+            hidden_RC, self._module.weight[ids_K], None if bias is None else bias[ids_K]
+        )
+        return self._shape(few).float()
+
+    def logprobs(self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+        """log softmax(logits[row_M])[ids_M], float32. Several labels may read one row."""
+        chunk = max(1, MAX_LOGITS // self._module.weight.shape[0])
+        if self._frozen:
+            return _FrozenHead.apply(
+                hidden_RC, row_M, ids_M, self._module.weight, self._module.bias, self._shape, chunk
+            )
+        pieces, order = [], []
+        for rows, labels in _chunks(len(hidden_RC), row_M, chunk):
+            arguments = (hidden_RC[rows], row_M[labels] - rows.start, ids_M[labels])
+            pieces.append(checkpoint(self._general, *arguments, use_reentrant=False))
+            order.append(labels)
+        return torch.cat(pieces)[torch.cat(order).argsort()]
+
+    def _general(self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+        return self._shape(self._module(hidden_RC)).float().log_softmax(-1)[row_M, ids_M]
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities through a frozen linear head, with nothing of the vocabulary's size kept for the backward.
+
+    With z = shape(W h + b):  d log p(y) / d h = z'_y W_y - sum_v p_v z'_v W_v. The sum does not depend on the label, so
+    the forward computes it while the logits are at hand, and the backward needs neither logits nor a second product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> torch.Tensor:
+        hidden_RC, row_M, ids_M, weight_VC, bias_V, shape, chunk = args
+        wanted = ctx.needs_input_grad[0]
+        logprobs_M = torch.empty(len(ids_M), dtype=torch.float32, device=hidden_RC.device)
+        slope_M = torch.ones_like(logprobs_M)
+        mean_RC = torch.empty_like(hidden_RC) if wanted else None
+        for rows, labels in _chunks(len(hidden_RC), row_M, chunk):
+            at = (row_M[labels] - rows.start, ids_M[labels])
+            x_RV = torch.nn.functional.linear(hidden_RC[rows], weight_VC, bias_V)
+            logits_RV = shape(x_RV).float()
+            normaliser_R = logits_RV.logsumexp(-1)
+            logprobs_M[labels] = logits_RV[at] - normaliser_R[at[0]]
+            if mean_RC is None:
+                continue
+            probs_RV = logits_RV.sub_(normaliser_R[:, None]).exp_()
+            if shape.cap is not None:
+                slope_RV = 1 - torch.tanh(x_RV.float() / shape.cap).square()
+                slope_M[labels] = slope_RV[at]
+                probs_RV *= slope_RV
+            mean_RC[rows] = probs_RV.to(weight_VC.dtype) @ weight_VC
+        if wanted:
+            ctx.save_for_backward(row_M, ids_M, slope_M, mean_RC, weight_VC)
+            ctx.scale = shape.scale
+        return logprobs_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        row_M, ids_M, slope_M, mean_RC, weight_VC = ctx.saved_tensors
+        grad_M = grads[0] * ctx.scale
+        total_R = torch.zeros(len(mean_RC), dtype=grad_M.dtype, device=grad_M.device).index_add_(0, row_M, grad_M)
+        grad_RC = -total_R[:, None] * mean_RC.float()
+        grad_RC.index_add_(0, row_M, (grad_M * slope_M)[:, None] * weight_VC[ids_M].float())
+        return grad_RC.to(mean_RC.dtype), None, None, None, None, None, None
+
+
+def _chunks(num_rows: int, row_M: torch.Tensor, chunk: int) -> list[tuple[slice, torch.Tensor]]:
+    """Slices of the rows, and which labels read them."""
+    slices = [slice(low, min(low + chunk, num_rows)) for low in range(0, num_rows, chunk)]
+    return [(s, ((row_M >= s.start) & (row_M < s.stop)).nonzero()[:, 0]) for s in slices]

@@ -1,0 +1,144 @@
+"""What do the numbers of a run mean, and how sure are they?
+
+Progressive validation (arXiv 2410.22304, section 2.3): the share of problems that the flow solved *before* it learned
+from them, cumulative and over the last window. Ungraded plays are counted apart and enter no mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flow_dpo.tree import Tree
+from flow_dpo.types import Pair
+
+
+def wilson(num_correct: int, num_problems: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share, 95 % unless `z` says otherwise; (0, 1) where nothing was counted."""
+    if num_problems == 0:
+        return (0.0, 1.0)
+    n, p = num_problems, num_correct / num_problems
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+def auc(above: Sequence[float], below: Sequence[float]) -> float | None:
+    """Probability that a value of `above` exceeds one of `below`, ties as half; None where either is empty."""
+    if not above or not below:
+        return None
+    ranked = sorted([(value, 1) for value in above] + [(value, 0) for value in below])
+    wins, seen, at = 0.0, 0, 0
+    while at < len(ranked):
+        end = at
+        while end < len(ranked) and ranked[end][0] == ranked[at][0]:
+            end += 1
+        ones = sum(side for _, side in ranked[at:end])
+        zeros = end - at - ones
+        wins += ones * (seen + zeros / 2)
+        seen += zeros
+        at = end
+    return wins / (len(above) * len(below))
+
+
+@dataclass(kw_only=True)
+class ProgressiveValidation:
+    """Counts of the trunk's verdicts, each taken before the flow learned from its problem."""
+
+    window: int = 250
+    num_seen: int = 0
+    num_graded: int = 0
+    num_correct: int = 0
+    recent: deque[float] = field(default_factory=deque[float])
+    """Rewards of the last `window` graded problems."""
+    first: tuple[int, int] = (0, 0)
+    """Correct and graded problems of the first window."""
+
+    def see(self, reward: float | None) -> None:
+        """Count one problem; None where it could not be graded."""
+        self.num_seen += 1
+        if reward is None:
+            return
+        self.num_graded += 1
+        self.num_correct += int(reward)
+        self.recent.append(reward)
+        if len(self.recent) > self.window:
+            self.recent.popleft()
+        if self.num_graded <= self.window:
+            self.first = (self.num_correct, self.num_graded)
+
+    def row(self) -> dict[str, float | int]:
+        """The progressive part of a metrics row."""
+        low, high = wilson(self.num_correct, self.num_graded)
+        window_low, window_high = wilson(int(sum(self.recent)), len(self.recent))
+        return {
+            "problems_seen": self.num_seen,
+            "progressive/accuracy": self.num_correct / max(self.num_graded, 1),
+            "progressive/low": low,
+            "progressive/high": high,
+            "progressive/window_accuracy": sum(self.recent) / max(len(self.recent), 1),
+            "progressive/window_low": window_low,
+            "progressive/window_high": window_high,
+            "progressive/window_problems": len(self.recent),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return {
+            "window": self.window,
+            "num_seen": self.num_seen,
+            "num_graded": self.num_graded,
+            "num_correct": self.num_correct,
+            "recent": list(self.recent),
+            "first": list(self.first),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> ProgressiveValidation:
+        """The counts that `state` returned."""
+        return cls(**{**state, "recent": deque(state["recent"]), "first": tuple(state["first"])})
+
+
+def tree_metrics(trees: Sequence[Tree], pairs: Sequence[Pair], roles: Sequence[str]) -> dict[str, float | int]:
+    """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded plays, Stop's choices."""
+    verdicts = [rollout.verdict for tree in trees for rollout in tree.rollouts if rollout.verdict is not None]
+    row: dict[str, float | int] = {
+        "num_trees": len(trees),
+        "num_rollouts": sum(len(tree.rollouts) for tree in trees),
+        "ungraded_rate": sum(verdict.status == "ungraded" for verdict in verdicts) / max(len(verdicts), 1),
+        "no_answer_rate": sum(verdict.answer is None for verdict in verdicts) / max(len(verdicts), 1),
+    }
+    for role in roles:
+        nodes = sum(node.role == role for tree in trees for node in tree.trunk_nodes())
+        mine = [pair for pair in pairs if pair.request.role == role]
+        paired = len({(pair.problem_id, pair.depth) for pair in mine})
+        skipped = sum(tree.skipped.get(role, 0) for tree in trees)
+        row[f"nodes/{role}"] = nodes
+        row[f"pairs/{role}"] = len(mine)
+        row[f"skipped/{role}"] = skipped
+        row[f"ties/{role}"] = nodes - paired - skipped
+        row |= _choice_metrics(role, mine, trees)
+    return row
+
+
+def _choice_metrics(role: str, pairs: Sequence[Pair], trees: Sequence[Tree]) -> dict[str, float | int]:
+    """How often a choosing role says its first word, and how often its pairs prefer that word."""
+    choosing = [pair for pair in pairs if pair.request.choices]
+    said = [
+        node
+        for tree in trees
+        for node in tree.trunk_nodes()
+        if node.role == role and node.completion.choice is not None
+    ]
+    row: dict[str, float | int] = {}
+    if said:
+        row[f"{role}/yes_rate"] = sum(node.completion.choice == 0 for node in said) / len(said)
+    if choosing:
+        row[f"{role}/prefer_yes_rate"] = sum(pair.chosen.choice == 0 for pair in choosing) / len(choosing)
+        finished = sum("finished" in pair.tags for pair in choosing)
+        row[f"pairs/{role}_finished"] = finished
+        row[f"pairs/{role}_unfinished"] = len(choosing) - finished
+    return row

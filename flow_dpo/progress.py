@@ -1,0 +1,143 @@
+"""What does a person see while a run learns?
+
+A bar with windowed accuracy, pairs, problems a minute and time left; plain lines where there is no terminal; at the end a
+table from the first window to the last, where the files are and what to type next.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from flow_dpo.measures import ProgressiveValidation, wilson
+from flow_dpo.tree import Tree
+from flow_dpo.types import Pair
+
+log = logging.getLogger("flow_dpo")
+
+_COLLAPSED = 0.04
+"""A share of Yes-preferring Stop pairs nearer than this to 0 or 1 means that Stop learns one word for everything."""
+
+
+class ProgressBar:
+    """A recorder that shows each batch. A context manager: the bar is removed at the end."""
+
+    def __init__(self, console: Console, num_problems: int) -> None:
+        self._console = console
+        self._started = time.monotonic()
+        self._pairs = 0
+        self._bar = Progress(
+            TextColumn("learning"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("learn", total=num_problems, state="")
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def record(self, row: dict[str, Any], trees: Sequence[Tree], pairs: Sequence[Pair]) -> None:
+        """Show one batch."""
+        self._pairs += len(pairs)
+        seen = row["problems_seen"]
+        rate = 60 * seen / max(time.monotonic() - self._started, 1e-9)
+        state = (
+            f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
+            f"{self._pairs} pairs  {rate:.0f} problems/min"
+        )
+        self._bar.update(self._task, completed=seen, state=state)
+        if not self._console.is_terminal:
+            self._console.print(Text(f"{seen} problems  {state}"))
+
+
+class StopWatcher:
+    """A recorder that warns once when Stop's pairs nearly all prefer one word: Stop is collapsing."""
+
+    def __init__(self, least_pairs: int = 40) -> None:
+        self._counts: dict[str, list[float]] = {}
+        self._least = least_pairs
+        self._warned = False
+
+    def record(self, row: dict[str, Any], trees: Sequence[Tree], pairs: Sequence[Pair]) -> None:
+        """Count one batch's pairs of choosing roles."""
+        for pair in pairs:
+            if pair.request.choices:
+                self._counts.setdefault(pair.request.role, []).append(float(pair.chosen.choice == 0))
+        for role, prefers_yes in self._counts.items():
+            recent = prefers_yes[-200:]
+            rate = sum(recent) / len(recent)
+            if len(recent) >= self._least and not _COLLAPSED < rate < 1 - _COLLAPSED and not self._warned:
+                self._warned = True
+                log.warning(
+                    "%.0f %% of the last %d %s pairs prefer the first choice: the role learns one word for everything; "
+                    "see --credit.balance, --credit.tag_weights and --flow.on_refused_end",
+                    100 * rate, len(recent), role,
+                )  # fmt: skip
+
+
+def summary_table(progress: ProgressiveValidation) -> Table:
+    """First window against last, with 95 % intervals."""
+    table = Table(title="Accuracy on each problem before learning from it", title_justify="left")
+    for name in ("window", "problems", "accuracy", "95 % interval"):
+        table.add_column(name, justify="right" if name != "window" else "left")
+    last = (int(sum(progress.recent)), len(progress.recent))
+    for name, (correct, graded) in (("first", progress.first), ("last", last)):
+        low, high = wilson(correct, graded)
+        table.add_row(name, str(graded), f"{correct / max(graded, 1):.1%}", f"{low:.1%} to {high:.1%}")
+    return table
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """progressive.png: cumulative and windowed accuracy with its interval, and pairs by role below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    if not rows:
+        return
+    seen = [row["problems_seen"] for row in rows]
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=[2, 1])
+    above.plot(seen, [row["progressive/window_accuracy"] for row in rows], label="windowed", color="#1668b8")
+    above.fill_between(
+        seen,
+        [row["progressive/window_low"] for row in rows],
+        [row["progressive/window_high"] for row in rows],
+        alpha=0.2,
+        color="#1668b8",
+        linewidth=0,
+    )
+    above.plot(seen, [row["progressive/accuracy"] for row in rows], label="cumulative", color="#555555", ls="--")
+    above.set_ylim(0, 1)
+    above.set_ylabel("accuracy before learning")
+    above.set_title("Progressive validation")
+    above.legend(loc="lower right")
+    above.grid(alpha=0.3)
+    roles = [key.removeprefix("nodes/") for key in rows[0] if key.startswith("nodes/")]
+    for role, color in zip(roles, ("#1668b8", "#c4581b", "#3b8f3b", "#7a4fb0"), strict=False):
+        yields = [row[f"pairs/{role}"] / max(row[f"nodes/{role}"], 1) for row in rows]
+        below.plot(seen, yields, label=role, color=color)
+    below.set_ylim(bottom=0)
+    below.set_ylabel("pairs a trunk node")
+    below.set_xlabel("problems seen")
+    below.legend(loc="upper right")
+    below.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)

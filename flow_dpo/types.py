@@ -1,0 +1,185 @@
+"""Which values travel between the parts?
+
+All are immutable and need the standard library alone. Token ids are the truth everywhere; text is for verifiers and
+people. One problem's way through them, with concrete tokens:
+
+    Problem("gsm8k/7", "2 + 3 * 4 = ?", gold="14")
+    Turn("answer", messages, continuation=((11, 12),))     what a flow asks: text, and sampled ids spliced into it
+    Request("answer", prompt_ids=(1, 5, 6, 11, 12))        the same in token ids, what an engine is asked
+    Completion(token_ids=(13, 2), finish_reason="stop")    what it said; 2 is the end token, sampled
+    Pair(request, chosen, rejected)                        two completions of one request, the better first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Role = str
+"""The name of a part in a flow, and of the adapter that speaks it: "answer", "stop"."""
+
+TokenIds = tuple[int, ...]
+
+Piece = str | TokenIds
+"""A stretch of a prompt: text that is still to be encoded, or token ids that were sampled and are spliced in as is."""
+
+FinishReason = Literal["stop", "length", "choice"]
+Status = Literal["correct", "wrong", "ungraded"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One question and its accepted final answer."""
+
+    id: str
+    """Unique within its data set and stable across machines."""
+    question: str
+    gold: str
+    """The accepted final answer alone, never a worked solution."""
+    source: str = ""
+    """Where it comes from: "gsm8k/train"."""
+    solution: str = ""
+    """A human or programmed worked solution where the data set has one; "" where it does not."""
+    level: str = ""
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One chat turn of a prompt. `content` mixes text with spliced token ids."""
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What a role is asked, in text and the sampled ids that it continues from or reads."""
+
+    role: Role
+    messages: tuple[Message, ...]
+    continuation: tuple[Piece, ...] = ()
+    """What the assistant has already said in the turn that it now continues."""
+    max_tokens: int = 1
+    """The longest completion, its end token counted. Ignored where `choices` are given."""
+    choices: tuple[str, ...] = ()
+    """Where not empty, the completion is one of these words, scored on one forward and drawn among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """The distribution that a completion is drawn from."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    greedy: bool = False
+    """Take the likeliest token instead of drawing. `sampled_logprobs` stay those of `temperature` and `top_p`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What an engine is asked, in token ids."""
+
+    role: Role
+    prompt_ids: TokenIds
+    max_tokens: int = 1
+    choices: TokenIds = ()
+    """One distinct token id per declared choice; the completion is one of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What an engine said to one request."""
+
+    token_ids: TokenIds
+    """The sampled tokens; the end token is the last of them where it was sampled, and only there."""
+    logprobs: tuple[float, ...]
+    """Log-probability of each token in nats, of the unscaled, untruncated distribution; for a choice, of the
+    distribution renormalised over the choices."""
+    sampled_logprobs: tuple[float, ...]
+    """The same under the distribution after temperature and top-p, before any token was excluded."""
+    finish_reason: FinishReason
+    policy_version: int
+    choice: int | None = None
+    """Index of the drawn choice, where the request declared choices."""
+    choice_logprobs: tuple[float, ...] = ()
+    """Log-probability of every declared choice, renormalised over them, unscaled."""
+
+    @property
+    def content_ids(self) -> TokenIds:
+        """The tokens without the sampled end token: what enters later context."""
+        return self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """What a play has written so far, for the verifier to read."""
+
+    pieces: tuple[Piece, ...]
+    ended: bool
+    """The Answer role said its end token last: nothing was cut off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The verifier's three-valued finding."""
+
+    status: Status
+    answer: str | None = None
+    """The final answer that was found in the solution."""
+    reason: str = ""
+
+    @property
+    def reward(self) -> float | None:
+        """1.0, 0.0, or None where it could not be graded: None is never averaged as a zero."""
+        return {"correct": 1.0, "wrong": 0.0, "ungraded": None}[self.status]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """The weights of one role after `version` updates of the policy."""
+
+    role: Role
+    version: int
+    path: str = ""
+    """A folder in PEFT's layout; "" where the engine shares the learner's memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two different completions of one request, the better first. The two can never be equal nor tied."""
+
+    request: Request
+    chosen: Completion
+    rejected: Completion
+    margin: float
+    """Difference of the two rewards (or values), in (0, 1] for a verifier's."""
+    weight: float = 1.0
+    """Factor of this pair's loss."""
+    problem_id: str = ""
+    chosen_node: int = 0
+    """Ids, in the problem's tree, of the two siblings."""
+    rejected_node: int = 0
+    depth: int = 0
+    """Turns played before this one."""
+    tags: tuple[str, ...] = ()
+    """What the flow says of the state in which the pair was made, "finished" or "unfinished" for Stop."""
+
+    def __post_init__(self) -> None:
+        if self.chosen.token_ids == self.rejected.token_ids:
+            raise ValueError(f"a pair needs two different completions, found {self.chosen.token_ids} twice")
+        if not self.margin > 0:
+            raise ValueError(f"a pair needs a margin above 0 (a tie is not a preference), found {self.margin}")
+
+
+Example = Pair
+"""What credit hands to an objective."""
+
+
+def by_role(pairs: Sequence[Pair]) -> dict[Role, list[Pair]]:
+    """Group pairs by the role that spoke, in order of first appearance."""
+    groups: dict[Role, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.request.role, []).append(pair)
+    return groups

@@ -1,0 +1,131 @@
+"""Are settings given as people expect, and is every other name refused before anything loads?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flow_dpo import config
+from flow_dpo.build import TrainSettings, default_settings
+from flow_dpo.commands import parse_train
+from flow_dpo.errors import ConfigError
+from flow_dpo.recipes import PRESETS
+from flow_dpo.runs import plain
+
+
+def parse(*argv: str) -> TrainSettings:
+    return parse_train("flow-dpo train", argv, {})
+
+
+def test_short_names_reach_nested_fields() -> None:
+    settings = parse("--beta", "0.5", "--max_problems=7", "--temperature", "0.7", "--lora_r", "4", "--seed", "3",
+                     "--dataset_split", "hard", "--output_dir", "x", "--explore.num_alternatives", "2")  # fmt: skip
+    assert settings.recipe.objective.beta == 0.5
+    assert settings.data.max_problems == 7
+    assert settings.data.dataset_split == "hard"
+    assert settings.recipe.explore.temperature == 0.7
+    assert settings.recipe.explore.num_alternatives == 2
+    assert settings.lora.lora_r == 4
+    assert settings.run.seed == 3
+    assert settings.run.output_dir == "x"
+
+
+def test_nested_names_and_prompts() -> None:
+    settings = parse("--flow.prompts.yes", "Right", "--flow.prompts.examples", '[{"question": "q", "solution": "s"}]')
+    assert settings.recipe.flow.prompts.yes == "Right"
+    assert settings.recipe.flow.prompts.examples[0].solution == "s"
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["--betta", "1"], "--beta"),
+        (["--explore.num_alternative", "2"], "--explore.num_alternatives"),
+        (["--explore.alternatives", "2"], "--explore"),
+        (["--model_name", "x"], "--model_name_or_path"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(words: list[str], near: str) -> None:
+    with pytest.raises(ConfigError, match="unknown setting") as caught:
+        parse(*words)
+    assert near in str(caught.value)
+
+
+def test_values_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="on_refused_end"):
+        parse("--on_refused_end", "maybe")
+    with pytest.raises(ConfigError, match="chunk_tokens"):
+        parse("--chunk_tokens", "many")
+
+
+def test_a_file_overrides_the_preset_and_flags_override_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("objective: {beta: 0.2}\nflow: {chunk_tokens: 9}\nmax_problems: 5\nlora_r: 2\n")
+    settings = parse("--config", str(file), "--chunk_tokens", "11")
+    assert settings.recipe.objective.beta == 0.2
+    assert settings.recipe.flow.chunk_tokens == 11
+    assert settings.data.max_problems == 5
+    assert settings.lora.lora_r == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flow: {chunk_token: 9}\n", "flow.chunk_token.*flow.chunk_tokens"),
+        ("bogus: 1\n", "unknown setting bogus"),
+        ("- 1\n", "names and values"),
+        ("a: [\n", "expected YAML"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse("--config", str(file))
+    with pytest.raises(ConfigError, match="could not read"):
+        parse("--config", str(tmp_path / "missing.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_round_trips_through_its_file(tmp_path: Path, preset: str) -> None:
+    settings = default_settings("flow-dpo", preset)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(plain(settings.sections())))
+    assert parse("--config", str(file), "--preset", preset) == settings
+    # And over another preset, so that the file is seen to carry every value.
+    other = "paper" if preset != "paper" else "seed"
+    assert parse("--config", str(file), "--preset", other) == settings
+
+
+def test_the_paper_preset_has_the_papers_values() -> None:
+    """arXiv 2410.22304, table of hyper-parameters and section 3.1."""
+    settings = parse("--preset", "paper")
+    assert settings.recipe.flow.chunk_tokens == 160
+    assert settings.recipe.flow.max_chunks == 6
+    assert settings.recipe.explore.num_alternatives == 1
+    assert settings.recipe.objective.beta == 1.0
+    assert settings.learner.learning_rate == 5e-6
+    assert settings.learner.pairs_per_update == 32
+    assert settings.learner.max_grad_norm == 1.0
+    assert (settings.lora.lora_r, settings.lora.lora_alpha, settings.lora.lora_dropout) == (8, 8, 0.05)
+    assert settings.lora.lora_target_modules == "all-linear"
+
+
+def test_unknown_presets_and_recipes_are_named() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'papper'"):
+        parse("--preset", "papper")
+    with pytest.raises(ConfigError, match="unknown recipe"):
+        parse("--recipe", "grpoo")
+
+
+def test_the_embedded_model_brings_its_preset() -> None:
+    assert parse().recipe.flow.chunk_tokens == 16
+    assert parse("--model_name_or_path", "some/model").recipe.flow.chunk_tokens == 160
+
+
+def test_dataclasses_stay_small() -> None:
+    for name, part in default_settings("flow-dpo", "paper").sections().items():
+        assert len(part.__dataclass_fields__) <= 8, f"{name} has more than eight settings"
+    assert config.peek(["--config"], "preset", "x") == "x"

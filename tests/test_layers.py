@@ -1,0 +1,115 @@
+"""Do arrows point one way, and is the core pure?"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "flow_dpo"
+
+LAYERS = [
+    {"errors", "types", "seeds"},
+    {"extract", "answers", "closed_form", "tree", "attention", "deviation", "seed", "grading_worker", "grading_pool"},
+    {"verify", "render", "problems", "flows", "engines", "credit", "grade", "measures", "fit", "policy", "layouts"},
+    {"packing", "speaker", "models"},
+    {"logprobs", "objectives", "explore"},
+    {"learner", "runs", "config"},
+    {"recipes"},
+    {"online", "progress"},
+    {"evaluate", "build"},
+    {"commands"},
+    {"cli"},
+]
+"""From left to right: a module imports from layers to its left, and within its own folder."""
+
+PURE = [
+    "errors", "types", "seeds", "tree", "extract", "answers", "verify", "flows.answer_stop", "flows.single", "deviation",
+    "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base", "engines.scripted", "seed", "problems",
+]  # fmt: skip
+HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
+
+WITHIN = {("verify", "answers"), ("answers", "closed_form"), ("grading_pool", "grading_worker")}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "__init__.py"
+    }
+
+
+def imported(path: Path) -> set[str]:
+    """Names of our own modules that a file imports, dotted and without the package's name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("flow_dpo"):
+            inside = node.module.removeprefix("flow_dpo").lstrip(".")
+            found |= {inside} if inside else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("flow_dpo.") for a in node.names if a.name.startswith("flow_dpo.")}
+    return found
+
+
+def layer(module: str) -> int:
+    top = module.split(".")[0]
+    for index, names in enumerate(LAYERS):
+        if top in names:
+            return index
+    raise AssertionError(f"{module} stands in no layer: add it to LAYERS where it belongs")
+
+
+@pytest.mark.parametrize("module", modules())
+def test_arrows_point_left(module: str) -> None:
+    for other in imported(modules()[module]):
+        same_folder = module.split(".")[0] == other.split(".")[0] and "." in module
+        earlier = layer(other) < layer(module)
+        assert earlier or same_folder or (module, other) in WITHIN, f"{module} imports {other}, which is not to its left"
+
+
+def test_engines_and_flows_import_base_only() -> None:
+    for name, path in modules().items():
+        if name in ("engines.local", "flows.single"):
+            continue
+        for other in imported(path):
+            if name.startswith("flows.") and other.startswith("flows."):
+                assert other == "flows.base", f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_core_imports_nothing_heavy(module: str) -> None:
+    code = (
+        f"import sys, flow_dpo.{module}; "
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]; "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_and_functions_are_short() -> None:
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 400, f"{name} is longer than 400 lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 60, f"{name}.{node.name} has {length} lines"
+
+
+def test_no_exception_is_swallowed() -> None:
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"{name} line {node.lineno}: a bare except"
+                caught = ast.unparse(node.type)
+                assert caught not in ("Exception", "BaseException"), f"{name} line {node.lineno} catches {caught}"
+
+
+def test_importing_the_package_does_nothing() -> None:
+    code = "import sys, flow_dpo; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
