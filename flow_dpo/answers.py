@@ -42,6 +42,10 @@ _ALIASES = {
 }  # fmt: skip
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)\s*", re.DOTALL)
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
+_WRAPPED_UNIT = re.compile(
+    r"(\S)\s*\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|mbox)\s*\{(?!\s*(?:and|or)\b)"
+    r"[A-Za-z .,'/-]{1,60}\}(?:\^\{?[23]\}?)?$"
+)
 _SEPARATOR = re.compile(r"(?:[,;\s]*\b(?:and|or)\b[,;\s]*|\s*;\s*|(?:\s*,\s*){1,4})")
 _DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})")
 _PERCENT = re.compile(r"\s*\b(?:percentage|percent|pct)\b", re.IGNORECASE)
@@ -53,10 +57,17 @@ def tidy(text: str) -> str:
     text = text.translate(_UNICODE)
     if "matrix" not in text and "array" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # an escape too many: "\\frac"
-    text = text.replace("{,}", ",")
-    text = re.sub(r"\\!\s*", "", text)
+    text = re.sub(r"(?<=\d)(?:\{,\}|,\\!\s*)(?=\d{3}(?!\d))", "", text)  # thousands: "1,\!000", "1{,}000"
+    text = re.sub(r"\\!\s*", "", text.replace("{,}", ","))
     text = re.sub(r"(?<!\\)(?:\\\\)*\\[()\[\]]|\\\$|\$", lambda match: "\\\\" * (match[0].count("\\") // 2), text)
     return " ".join(text.split()).strip().strip('*_`"').rstrip(" .,;:").strip()
+
+
+def for_algebra(text: str) -> str:
+    r"""What algebra is handed: tidy, and without the unit that follows a formula, "2x\text{ cm}^2"."""
+    text = _WRAPPED_UNIT.sub(r"\1", tidy(text))
+    bare = _BARE_UNIT.sub(r"\1", text)
+    return bare.strip()
 
 
 def canonical(text: str) -> str:
@@ -92,6 +103,7 @@ _UNITS = (
     "litre|gallon|degree|deg|dollar|cent|euro|rupee|mph|kmph|unit|square|sq|cubic|cu|people|person|point|usd"
 )
 _UNIT = re.compile(rf"\s*(?:{_UNITS})s?(?:/(?:{_UNITS}))?(?:\^?\{{?[23]\}}?)?(?![A-Za-z0-9^_])", re.IGNORECASE)
+_BARE_UNIT = re.compile(rf"([\d}})])\s+(?:(?:{_UNITS})s?(?:\^\{{?[23]\}}?)?\s*){{1,3}}$", re.IGNORECASE)
 _WORDS = re.compile(r"(?: ?[A-Za-z][A-Za-z'.-]+,?)+")
 _NOT_UNITS = re.compile(
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|halves|third|quarter|squared|cubed|times|plus|minus|more|"
@@ -139,25 +151,49 @@ def number(text: str) -> Number | None:
     return None if value is None else Number(value, 0, percent, unit)
 
 
+_MEASURES = {
+    "time": {"s sec second": 1, "min minute": 60, "h hr hour": 3_600, "day": 86_400, "week": 604_800},
+    "length": {"mm millimeter": 1, "cm centimeter": 10, "dm": 100, "m meter metre": 1_000, "km kilometer": 1_000_000},
+    "imperial length": {"in inch": 1, "ft foot": 12, "yd yard": 36, "mi mile": 63_360},
+    "mass": {"mg": 1, "g gm gram": 1_000, "kg kilogram": 1_000_000},
+    "volume": {"ml milliliter": 1, "l liter litre": 1_000},
+    "money": {"cent": 1, "dollar usd": 100},
+    "count of years": {"month": 1, "year yr": 12},
+}
+_KNOWN = {
+    name: (dimension, Fraction(size))
+    for dimension, sizes in _MEASURES.items()
+    for names, size in sizes.items()
+    for name in names.split()
+}
+
+
+def _measure(unit: str) -> tuple[str, Fraction] | None:
+    """The dimension and size of a unit; None for one that is not measured, such as "apples"."""
+    plural = {"feet": "foot", "inches": "inch"}.get(unit, unit)
+    return _KNOWN.get(plural) or _KNOWN.get(plural.removesuffix("s"))
+
+
 def _close(gold: Number, answer: Number, scale: Fraction | int = 1) -> bool | None:
     """Equal values; where one was rounded, equal in every decimal that was written, at least six of them."""
-    a, b = gold.value, answer.value * scale if isinstance(answer.value, Fraction) else answer.value * float(scale)
+    a, b = Fraction(gold.value), Fraction(answer.value) * scale
     if a == b:
         return True
-    written = min((each.decimals for each in (gold, answer) if each.decimals), default=0)
-    difference = abs(float(a) - float(b)) if isinstance(a, float) or isinstance(b, float) else abs(a - b)
-    size = max(abs(a), abs(b))
-    if written >= 6 and difference < Fraction(1, 10**written) and difference <= size / 100_000:
+    difference, size = abs(a - b), max(abs(a), abs(b))
+    written = [each.decimals for each in (gold, answer) if each.decimals]
+    if written and min(written) >= 6 and difference < Fraction(1, 10 ** min(written)) and difference * 10**5 <= size:
         return True
-    if difference <= float(size) * 1e-12:
-        return None if isinstance(a, Fraction) and isinstance(b, Fraction) and not written else True
-    return False if difference > float(size) * 1e-9 else None
+    inexact = isinstance(gold.value, float) or isinstance(answer.value, float)
+    if (inexact or (written and max(written) > 9)) and difference * 10**12 <= size:
+        return True  # floating point: ours, or the one that a calculator's 119.69999999999999 came from
+    return None if inexact and difference * 10**9 <= size else False
 
 
 def same_number(gold: Number, answer: Number) -> bool | None:
     """The conventions for one number: a unit or a percent sign that one side leaves out is not a difference."""
-    if gold.unit and answer.unit and gold.unit.rstrip("s") != answer.unit.rstrip("s"):
-        return None
+    ours, theirs = _measure(gold.unit), _measure(answer.unit)
+    if ours and theirs and ours != theirs:  # "1 hour" is "60 minutes" and not "1 minute"
+        return ours[0] == theirs[0] and _close(gold, answer, theirs[1] / ours[1])
     found = _close(gold, answer)
     if found is not False or gold.percent == answer.percent:
         return found
@@ -198,15 +234,15 @@ def _same_elements(gold: str, answer: str) -> bool | None:
         return None
     pairs = [each for each in golds if each], [each for each in answers if each]
     if not ours[0]:  # a bare list, or a set: the order says nothing, nor does a repetition
-        pairs = tuple(list({float(each.value): each for each in sorted(part, key=_order)}.values()) for part in pairs)
+        pairs = tuple(list({each.value: each for each in sorted(part, key=_order)}.values()) for part in pairs)
     if len(pairs[0]) != len(pairs[1]):
         return False
     found = [same_number(a, b) for a, b in zip(pairs[0], pairs[1], strict=True)]
     return False if False in found else None if None in found else True
 
 
-def _order(each: Number) -> float:
-    return float(each.value)
+def _order(each: Number) -> Value:
+    return each.value
 
 
 _NUMERAL = re.compile(r"([0-9A-Za-z]{1,50})_\{?(\d{1,2})\}?", re.ASCII)
@@ -240,7 +276,7 @@ def _is_something_else(text: str) -> bool:
         return True
     elements = _elements(text)
     values = [number(part) for part in elements[1]] if elements else []
-    return len({float(each.value) for each in values if each}) > 1
+    return len({each.value for each in values if each}) > 1
 
 
 def _after_equals(text: str, other: str) -> str:
@@ -282,4 +318,15 @@ def same(gold: str, answer: str) -> bool | None:
         if sorted(left) != sorted(right) and max(len(left), len(right)) > 3:
             return False  # two names; letters in another order might be a product of variables
         return True if ours.strip("()") == theirs.strip("()") else None
+    here, there = (closed_form(for_algebra(each), at_point=True) for each in (ours, theirs))
+    if here is not None and there is not None and _differ(here, there):
+        return False
     return _same_elements(ours, theirs)
+
+
+def _differ(here: Value, there: Value) -> bool:
+    """Two values of expressions at one point; floats may have lost digits."""
+    if isinstance(here, Fraction) and isinstance(there, Fraction):
+        return here != there
+    size = max(abs(here), abs(there))
+    return size > 1e-6 and abs(Fraction(here) - Fraction(there)) > Fraction(size) / 10**6

@@ -6,8 +6,8 @@ its cost: names and folders, then data, then the model, then whether the prompts
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,13 @@ from flow_dpo.errors import ConfigError
 from flow_dpo.fit import fitting_problems
 from flow_dpo.flows.base import Flow
 from flow_dpo.grade import GradingSettings
-from flow_dpo.learner import Learner, LearnerSettings
+from flow_dpo.learner import LearnerSettings
 from flow_dpo.models import LoadedModel, ModelSettings, load_model
 from flow_dpo.online import Players
 from flow_dpo.policy import LoraSettings, Policy
-from flow_dpo.problems import DataConfig, ProblemSet, load_problems
+from flow_dpo.problems import DataConfig, ProblemSet, load
 from flow_dpo.recipes import PRESETS, RECIPES, Preset, Recipe
-from flow_dpo.types import Problem
+from flow_dpo.types import Problem, Role
 from flow_dpo.verify import Verifier
 
 
@@ -43,36 +43,44 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShopSettings:
+    """What every command that plays needs to know besides the flow."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    data: DataConfig = field(default_factory=DataConfig)
+    grading: GradingSettings = field(default_factory=GradingSettings)
+    engine: LocalSettings = field(default_factory=LocalSettings)
+
+    def sections(self) -> dict[str, Any]:
+        """The settings by the names that flags and config.yaml use."""
+        return {name: getattr(self, name) for name in ("model", "lora", "data", "grading", "engine")}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """All settings of `flow-dpo train`."""
 
     recipe: Recipe
-    model: ModelSettings
-    lora: LoraSettings
-    data: DataConfig
-    grading: GradingSettings
+    shop: ShopSettings
     learner: LearnerSettings
-    engine: LocalSettings
     run: RunSettings
 
     def sections(self) -> dict[str, Any]:
         """The settings by the names that flags and config.yaml use."""
         recipe = self.recipe
-        own = {name: getattr(self, name) for name in ("model", "lora", "data", "grading", "learner", "engine", "run")}
-        return {
-            "flow": recipe.flow,
-            "explore": recipe.explore,
-            "credit": recipe.credit,
-            "objective": recipe.objective,
-            **own,
-        }
+        method = {name: getattr(recipe, name) for name in ("flow", "explore", "credit", "objective")}
+        return {**method, **self.shop.sections(), "learner": self.learner, "run": self.run}
 
     @classmethod
-    def from_sections(cls, sections: dict[str, Any]) -> TrainSettings:
+    def from_sections(cls, sections: Mapping[str, Any]) -> TrainSettings:
         """The inverse of `sections`."""
-        parts = dict(sections)
-        recipe = Recipe(**{name: parts.pop(name) for name in ("flow", "explore", "credit", "objective")})
-        return cls(recipe=recipe, **parts)
+        return cls(
+            recipe=Recipe(**{name: sections[name] for name in ("flow", "explore", "credit", "objective")}),
+            shop=ShopSettings(**{name: sections[name] for name in ShopSettings().sections()}),
+            learner=sections["learner"],
+            run=sections["run"],
+        )
 
 
 def default_settings(recipe: str, preset: str) -> TrainSettings:
@@ -84,12 +92,8 @@ def default_settings(recipe: str, preset: str) -> TrainSettings:
     values: Preset = PRESETS[preset]
     return TrainSettings(
         recipe=values.recipe,
-        model=ModelSettings(),
-        lora=values.lora,
-        data=DataConfig(),
-        grading=GradingSettings(),
+        shop=ShopSettings(lora=values.lora),
         learner=values.learner,
-        engine=LocalSettings(),
         run=RunSettings(explore_ahead=values.explore_ahead),
     )
 
@@ -107,13 +111,12 @@ class Workshop:
 
 
 @contextmanager
-def workshop(settings: TrainSettings, *, flow: Flow[Any] | None = None) -> Iterator[Workshop]:
-    """Load, check and connect everything; close it at the end. `flow` is played in place of the recipe's."""
-    problems = load_problems(settings.data)
+def workshop(settings: ShopSettings, flow: Flow[Any], *, roles: Sequence[Role], seed: int) -> Iterator[Workshop]:
+    """Load, check and connect everything that plays `flow`; close it at the end. `roles` get an adapter each."""
+    problems = load(settings.data)
     loaded = load_model(settings.model)
-    played = flow or settings.recipe.flow
-    fitting = fitting_problems(played, loaded.renderer, problems.problems, loaded.context_tokens)
-    policy = Policy(loaded.model, settings.recipe.flow.roles, settings.lora, seed=settings.run.seed)
+    fitting = fitting_problems(flow, loaded.renderer, problems.problems, loaded.context_tokens)
+    policy = Policy(loaded.model, roles, settings.lora, seed=seed)
     engine = LocalEngine(
         policy.model,
         speaking=policy.speaking,
@@ -121,18 +124,6 @@ def workshop(settings: TrainSettings, *, flow: Flow[Any] | None = None) -> Itera
         context_tokens=loaded.context_tokens,
         settings=settings.engine,
     )
-    with Verifier(rule=settings.grading.rule, timeout_s=settings.grading.timeout_s) as verifier:
-        players = Players(
-            engine=engine, renderer=loaded.renderer, verifier=verifier, grading=settings.grading
-        )
-        try:
-            yield Workshop(
-                problems=problems, loaded=loaded, policy=policy, players=players, fitting=fitting
-            )
-        finally:
-            engine.close()
-
-
-def build_learner(settings: TrainSettings, policy: Policy) -> Learner:
-    """The learner of a policy."""
-    return Learner(policy, settings.learner)
+    with closing(engine), Verifier(rule=settings.grading.rule, timeout_s=settings.grading.timeout_s) as verifier:
+        players = Players(engine=engine, renderer=loaded.renderer, verifier=verifier, grading=settings.grading)
+        yield Workshop(problems=problems, loaded=loaded, policy=policy, players=players, fitting=fitting)

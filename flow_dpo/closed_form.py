@@ -25,15 +25,20 @@ MAX_CHARS = 200
 MAX_DEPTH = 40
 MAX_BITS = 1_500
 
+_VARIABLES = frozenset("abcdfghjklmnopqrstuvwxyzABCDFGHJKLMNOPQRSTUVWXYZ")
 _TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|.)", re.DOTALL | re.ASCII)
 
 
-def closed_form(text: str) -> Value | None:
-    """The number that a canonical string stands for, or None where it is none or too large to look at."""
+def closed_form(text: str, *, at_point: bool = False) -> Value | None:
+    """The number that a canonical string stands for, or None where it is none or too large to look at.
+
+    With `at_point`, variables are allowed and stand for fixed positive numbers: two expressions of different value there
+    are different. (Equal values prove nothing.)
+    """
     if len(text) > MAX_CHARS:
         return None
     try:
-        return _Reader(text).whole()
+        return _Reader(text, at_point).whole()
     except (_NotClosedForm, OverflowError):
         return None
 
@@ -45,7 +50,8 @@ class _NotClosedForm(ValueError):
 class _Reader:
     """A recursive descent over one canonical string. Numbers are bounded before they are computed."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, at_point: bool) -> None:
+        self.at_point = at_point
         self.tokens = [match[1] for match in _TOKEN.finditer(text)]
         self.at = 0
         self.depth = 0
@@ -88,7 +94,8 @@ class _Reader:
                 self.take()
                 factor = -self.power() if self.peek() == "-" and self.take() else self.power()
                 value = _divide(value, factor) if token == "/" else _bounded(value * factor)
-            elif token in ("\\sqrt", "\\pi", "("):  # "2\sqrt{3}"; two numerals side by side are not a product
+            elif token in ("\\sqrt", "\\pi", "(") or self.is_variable(token):
+                # "2\sqrt{3}", "2x". Two numerals side by side are not a product.
                 value = _bounded(value * self.power())
             else:
                 return _bounded(sign * value)
@@ -129,7 +136,13 @@ class _Reader:
             return _power(value, Fraction(1, 2))
         if token == "\\pi":
             return math.pi
+        if self.is_variable(token):
+            return 1 + Fraction(ord(token.lower()) * 37 % 101, 101)  # upper and lower case alike: algebra decides
         raise _NotClosedForm
+
+    def is_variable(self, token: str) -> bool:
+        """e and i may be the constants."""
+        return self.at_point and len(token) == 1 and token in _VARIABLES
 
 
 def _bounded(value: Value) -> Value:

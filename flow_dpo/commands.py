@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.text import Text
 
 from flow_dpo import config, progress, runs
-from flow_dpo.build import RunSettings, TrainSettings, Workshop, build_learner, default_settings, workshop
+from flow_dpo.build import RunSettings, ShopSettings, TrainSettings, Workshop, default_settings, workshop
 from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.evaluate import EvaluationSettings, write_predictions
 from flow_dpo.evaluate import evaluate as measure
+from flow_dpo.explore import Siblings
 from flow_dpo.flows.answer_stop import AnswerStop
 from flow_dpo.flows.single import Single
 from flow_dpo.learner import Learner
@@ -29,7 +30,7 @@ from flow_dpo.online import Row, learn
 from flow_dpo.recipes import default_preset
 from flow_dpo.render import Renderer
 from flow_dpo.tree import Tree
-from flow_dpo.types import Adapter, Pair
+from flow_dpo.types import Adapter, Pair, Role
 
 log = logging.getLogger("flow_dpo")
 
@@ -60,7 +61,8 @@ def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> Tr
     preset = config.peek(argv, "preset", default_preset(model))
     defaults = default_settings(recipe, preset)
     if "max_problems" in overrides:
-        defaults = replace(defaults, data=replace(defaults.data, max_problems=overrides["max_problems"]))
+        data = replace(defaults.shop.data, max_problems=overrides["max_problems"])
+        defaults = replace(defaults, shop=replace(defaults.shop, data=data))
     sections = {"recipe": recipe, "preset": preset, **defaults.sections()}
     parsed = config.parse(prog, "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304).", sections, argv)
     del parsed["recipe"], parsed["preset"]
@@ -70,8 +72,9 @@ def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> Tr
 def run_training(settings: TrainSettings, console: Console) -> runs.RunFolder:
     """Train as told, keep everything in the run folder, and say at the end what came of it."""
     runs.refuse_used(Path(settings.run.output_dir))
-    with workshop(settings) as shop:
-        learner = build_learner(settings, shop.policy)
+    recipe, seed = settings.recipe, settings.run.seed
+    with workshop(settings.shop, recipe.flow, roles=recipe.flow.roles, seed=seed) as shop:
+        learner = Learner(shop.policy, settings.learner)
         folder = runs.RunFolder.create(
             settings.run.output_dir,
             settings.sections(),
@@ -90,12 +93,12 @@ def run_training(settings: TrainSettings, console: Console) -> runs.RunFolder:
         try:
             with progress.ProgressBar(console, len(shop.fitting)) as bar:
                 learn(
-                    settings.recipe,
+                    recipe,
                     shop.fitting,
                     shop.players,
                     learner,
                     [keeper, bar, progress.StopWatcher()],
-                    seed=settings.run.seed,
+                    seed=seed,
                     explore_ahead=settings.run.explore_ahead,
                     progress=validation,
                 )
@@ -149,57 +152,68 @@ def _pair_texts(renderer: Renderer, pair: Pair) -> dict[str, str]:
 def evaluate(argv: Sequence[str]) -> int:
     """`flow-dpo evaluate`: with `--run`, that run's settings are the defaults."""
     run = config.peek(argv, "evaluation.run", "")
-    words = list(argv)
-    if run:
-        if not (Path(run) / "config.yaml").exists():
-            raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
-        words = ["--config", str(Path(run) / "config.yaml"), *words]
-    model = config.peek(words, "model.model_name_or_path", "seed")
+    base = _settings_of_run(Path(run)) if run else {}
+    model = config.peek(argv, "model.model_name_or_path", base.get("model", {}).get("model_name_or_path", "seed"))
     defaults = default_settings("flow-dpo", config.peek(argv, "preset", default_preset(model)))
-    defaults = replace(defaults, data=replace(defaults.data, dataset_split="test"))
-    sections = defaults.sections() | {"evaluation": EvaluationSettings(), "preset": "", "single": Single()}
-    parsed = config.parse("flow-dpo evaluate", "Measure a model, or a run's adapters.", sections, words)
-    settings, single = parsed.pop("evaluation"), parsed.pop("single")
-    del parsed["preset"]
-    if "seed" not in " ".join(argv) and settings.seed == 0:
-        settings = replace(settings, seed=1)
-    console = Console()
-    result = _evaluate(TrainSettings.from_sections(parsed), settings, single, console)
+    shop = replace(defaults.shop, data=replace(defaults.shop.data, dataset_split="test"))
+    sections = {
+        "preset": "",
+        "flow": defaults.recipe.flow,
+        "explore": defaults.recipe.explore,
+        **shop.sections(),
+        "evaluation": EvaluationSettings(),
+    }
+    parsed = config.parse("flow-dpo evaluate", "Measure a model, or a run's adapters.", sections, argv, base=base)
+    shop = ShopSettings(**{name: parsed[name] for name in shop.sections()})
+    settings: EvaluationSettings = parsed["evaluation"]
+    result = _evaluate(shop, parsed["flow"], parsed["explore"], settings)
     low, high = result["interval"]
-    _say(console, f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
-         f"{result['num_correct']} of {result['num_problems']}, {result['num_ungraded']} ungraded")  # fmt: skip
-    _say(console, f"written to {settings.output_dir}")
+    console = Console()
+    accuracy = "nothing could be graded" if result["accuracy"] is None else f"accuracy {result['accuracy']:.1%}"
+    _say(
+        console,
+        f"{accuracy} (95 % interval {low:.1%} to {high:.1%}): {result['num_correct']} of {result['num_problems']} "
+        f"correct, {result['num_ungraded']} ungraded\nWritten to {settings.output_dir}",
+    )
     return 0
 
 
+def _settings_of_run(run: Path) -> dict[str, Any]:
+    """What an evaluation takes over from a run's config.yaml: all but what belongs to its problems and its learning."""
+    if not (run / "config.yaml").exists():
+        raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
+    found = config.read_settings(run / "config.yaml")
+    kept = {name: found[name] for name in ("flow", "explore", "model", "lora", "grading", "engine") if name in found}
+    data = found.get("data", {})
+    of_set = ("dataset_name", "dataset_config", "question_column", "answer_column")
+    return kept | {"data": {name: data[name] for name in of_set if data.get(name) is not None}}
+
+
 def _evaluate(
-    settings: TrainSettings, evaluation: EvaluationSettings, single: Single, console: Console
+    shop_settings: ShopSettings, flow: AnswerStop, explore: Siblings, settings: EvaluationSettings
 ) -> dict[str, Any]:
-    folder = Path(evaluation.output_dir)
+    folder = Path(settings.output_dir)
     if (folder / "summary.json").exists():
-        raise ConfigError(f"{folder} already holds an evaluation; name another with --evaluation.output_dir")
-    flow = settings.recipe.flow
-    if evaluation.mode == "single":
-        if not isinstance(flow, AnswerStop):
-            raise ConfigError(f"--mode single needs an Answer role; {type(flow).__name__} has none")
-        flow = replace(single, prompts=flow.prompts, max_tokens=min(single.max_tokens, flow.chunk_tokens * flow.max_chunks))
-    with workshop(settings, flow=flow) as shop:
-        adapters: dict[str, Adapter] = {}
-        if evaluation.run:
-            for role, path in runs.latest_adapters(Path(evaluation.run)).items():
-                if not evaluation.roles or role in evaluation.roles:
-                    shop.policy.load_adapter(role, path)
-                    adapters[role] = Adapter(role=role, version=int(path.name), path=str(path))
-        trees, result = measure(
-            flow, settings.recipe.explore, shop.fitting, shop.players, adapters, evaluation
-        )
+        raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
+    latest = runs.latest_adapters(Path(settings.run)) if settings.run else {}
+    played = flow
+    if settings.mode == "single":
+        played = Single(max_tokens=flow.chunk_tokens * flow.max_chunks, prompts=flow.prompts)
+    with workshop(shop_settings, played, roles=flow.roles, seed=settings.seed) as shop:
+        adapters: dict[Role, Adapter] = {}
+        for role, path in latest.items():
+            if not settings.roles or role in settings.roles:
+                shop.policy.load_adapter(role, path)
+                adapters[role] = Adapter(role=role, version=0, path=str(path))
+        trees, result = measure(played, explore, shop.fitting, shop.players, adapters, settings)
         result |= {
-            "mode": evaluation.mode,
-            "greedy": evaluation.greedy,
-            "run": evaluation.run,
+            "settings": runs.plain(settings),
             "model": shop.loaded.name,
-            "dataset": f"{settings.data.dataset_name}/{settings.data.dataset_split}",
+            "adapters": {role: str(path) for role, path in latest.items()},
+            "dataset": f"{shop_settings.data.dataset_name}/{shop_settings.data.dataset_split}",
             "data_fingerprint": shop.problems.fingerprint,
+            "temperature": explore.temperature,
+            "top_p": explore.top_p,
         }
         write_predictions(folder, trees, result)
     return result

@@ -15,6 +15,7 @@ import json
 import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
 
 
-def parse(prog: str, description: str, sections: Sections, argv: Sequence[str]) -> dict[str, Any]:
-    """The sections with a file's and the flags' values in them. Values of plain types are flags of their own.
+def parse(
+    prog: str, description: str, sections: Sections, argv: Sequence[str], *, base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The sections with a file's and the flags' values in them. `base` holds settings that come before any file.
 
     Raises `ConfigError` for a name that does not exist or a value that does not fit.
     """
@@ -40,12 +43,14 @@ def parse(prog: str, description: str, sections: Sections, argv: Sequence[str]) 
     names = _names(sections)
     short = _short_names(names)
     words: list[str] = []
+    if base:
+        words.append("--config=" + json.dumps(_full_names(base, Path("the run's config.yaml"), names, short)))
     rest = iter(argv)
     for word in rest:
         if word == "--config" or word.startswith("--config="):
             path = Path(word.partition("=")[2] if "=" in word else next(rest, ""))
             # The parser takes a settings text as well as a path; short names have become full ones in it.
-            words.append("--config=" + json.dumps(_full_names(_read(path), path, names, short)))
+            words.append("--config=" + json.dumps(_full_names(read_settings(path), path, names, short)))
         else:
             words.append(_expanded(word, names, short))
     try:
@@ -60,7 +65,7 @@ def peek(argv: Sequence[str], name: str, default: str) -> str:
     """The value of `--name` before anything is parsed, from the flags or else from the file; `default` otherwise."""
     keys = (name, name.rpartition(".")[2])
     value, config = None, None
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         flag, equals, given = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
             continue
@@ -69,7 +74,7 @@ def peek(argv: Sequence[str], name: str, default: str) -> str:
         if flag == "config":
             config = Path(given if equals else following)
     if value is None and config is not None:
-        found: Any = _read(config)
+        found: Any = read_settings(config)
         for part in name.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         value = found if isinstance(found, str) else None
@@ -81,10 +86,9 @@ def _names(sections: Sections) -> dict[str, bool]:
     names: dict[str, bool] = {}
 
     def walk(prefix: str, value: Any) -> None:
-        fields = getattr(value, "__dataclass_fields__", None)
-        names[prefix] = fields is not None
-        for field in fields or ():
-            walk(f"{prefix}.{field}", getattr(value, field))
+        names[prefix] = is_dataclass(value)
+        for field in fields(value) if is_dataclass(value) else ():
+            walk(f"{prefix}.{field.name}", getattr(value, field.name))
 
     for name, value in sections.items():
         walk(name, value)
@@ -148,7 +152,8 @@ def _full_names(
     return full
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The names and values of a YAML file. Raises `ConfigError` where it is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

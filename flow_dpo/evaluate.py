@@ -33,7 +33,7 @@ class EvaluationSettings:
     greedy: bool = True
     """Take the likeliest token; otherwise draw with the exploration's temperature and top-p."""
     run: str | None = None
-    """A run folder whose adapters speak; the base model where not given."""
+    """A run folder whose newest adapters speak; the base model where not given."""
     roles: tuple[str, ...] = ()
     """Roles that speak with the run's adapters; all where empty."""
     output_dir: str = "runs/evaluation"

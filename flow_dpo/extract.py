@@ -23,7 +23,7 @@ from typing import Literal
 Extractor = Literal["box", "answer_is", "number"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AnswerRule:
     """Which answer of a solution counts."""
 
@@ -154,11 +154,11 @@ def _box_is_open(text: str) -> bool:
     return start >= 0 and _box_span(text, start) is None
 
 
-def last_box(text: str) -> str | None:
+def last_box(text: str, *, joined: bool = True) -> str | None:
     r"""Contents of the last \boxed or \fbox; "" where it is empty or unclosed, None where there is no box.
 
     Boxes that one sentence joins are one answer, "\boxed{6} and \boxed{8}" is "6, 8": a model that boxes two numbers
-    has not said the second.
+    has not said the second. Not so with `joined` off, which is how MATH defines its gold answers.
     """
     start = _find_box(text, len(text))
     if start < 0:
@@ -167,7 +167,7 @@ def last_box(text: str) -> str | None:
     if span is None:
         return ""
     contents = [span[0]]
-    while True:
+    while joined:
         before = _find_box(text, start)
         span = _box_span(text[:start], before) if before >= 0 else None
         if span is None or start - span[1] > 80:
@@ -215,7 +215,7 @@ def after_answer_is(text: str) -> str | None:
         return _formulas(text, formula)
     rest = text[start : start + 2000]
     end = _SENTENCE_END.search(rest)
-    said = rest[: end.start() if end else len(rest)].strip().strip('*_`"').strip()
+    said = rest[: end.start() if end else len(rest)].strip(' \t\r*_`"$')
     if said[:1] in "+-.$£€¥([{\\√π∞\u2212" or said[:1].isdigit() or "=" in said.split(",")[0]:
         return said
     # A sentence: "The largest $n$ is 34". Without any number it may be a name: "Evelyn".
@@ -244,7 +244,8 @@ def _skip(pattern: re.Pattern[str], text: str, at: int) -> int:
 
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_.])(?:[0-9]|\.[0-9])")
 _PROSE = re.compile(r"\\[A-Za-z]+\s*(?:\{[^{}\\]{0,100}\})?|\b(?:sin|cos|tan|log|ln|exp|max|min|sqrt|pi|mod|and|or)\b")
-_WORD = re.compile(r"[A-Za-z]{3,}[^A-Za-z]+[A-Za-z]{2,}|[A-Za-z]{2,} |\b[A-Za-z]{2,}[:.]")
+_WORD = re.compile(r"[A-Za-z][a-z]{2,}[^A-Za-z]+[A-Za-z][a-z]|\b[A-Za-z][a-z]+ |\b[A-Za-z][a-z]+[:.]")
+_DELIMITER = re.compile(r"[\s=≈<>|]")
 _OPERATORS = frozenset("+-*/^\u00d7÷\u2212·")
 
 
@@ -282,12 +283,9 @@ def _mathematical(body: str) -> bool:
 
 def _sum_around(body: str, position: int) -> str:
     """The token at `position`, cut at "=", with the operands that operators join to it: "3 + 2", "1 1/2", "10^3"."""
-    start = position
-    while start > max(0, position - 200) and not (body[start - 1].isspace() or body[start - 1] in "=≈<>:|"):
-        start -= 1
-    end = position
-    while end < min(len(body), position + 1000) and not (body[end].isspace() or body[end] in "=≈<>|"):
-        end += 1
+    start = max(body.rfind(mark, 0, position) for mark in " \t\n\r\u00a0=≈<>:|") + 1
+    stop = _DELIMITER.search(body, position)
+    end = stop.start() if stop else len(body)
     token = body[start:end]
     percent = _PERCENT.match(body, end)
     before = body[max(0, start - 200) : start].split() if body[start - 1 : start].isspace() else []

@@ -25,6 +25,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Literal, NamedTuple, cast
 
 from flow_dpo.errors import ConfigError
@@ -130,6 +131,14 @@ class GradingPool:
         self._workers: list[_Worker] = []
         self._owner = os.getpid()
         self._end = weakref.finalize(self, _kill_all, self._workers, self._owner)
+
+    def __enter__(self) -> GradingPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
     def pids(self) -> list[int]:

@@ -50,9 +50,12 @@ def limit_memory() -> None:
 
 def compare(gold: str, answer: str) -> dict[str, str]:
     """Ask math-verify, with its own timeouts off: they are SIGALRM, and this process is killed instead."""
+    from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 
-    rules = [LatexExtractionConfig()]
+    # Its units are single letters too, and would make 4 of "4t". Ours are gone by now.
+    plain = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+    rules = [LatexExtractionConfig(normalization_config=plain)]
     try:
         ours = parse(f"${gold}$", rules, parsing_timeout=None, raise_on_error=True)  # pyright: ignore[reportArgumentType]
     except UNWORKABLE as error:

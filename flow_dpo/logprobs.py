@@ -18,7 +18,6 @@ Legend: N tokens in a row, C hidden size, R label positions, M labels, V words.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -37,8 +36,8 @@ from flow_dpo.types import Completion, Request, TokenIds
 Spoken = tuple[Request, Completion]
 """What was asked and what was said: the unit whose token log-probabilities are wanted."""
 
-MAX_LOGITS = 1 << 24
-"""Logits held at a time: 64 MiB in float32."""
+MAX_LOGITS = 1 << 25
+"""Logits held at a time: 128 MiB in float32. More of them repack a half-precision head less often."""
 
 
 class Logprobs(Protocol):
@@ -166,19 +165,6 @@ class _Labels:
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """logits = scale * cap * tanh(x / cap), as the model family has it."""
-
-    scale: float
-    cap: float | None
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.cap is not None:
-            x = torch.tanh(x / self.cap) * self.cap
-        return x * self.scale if self.scale != 1.0 else x
-
-
 class Head:
     """The vocabulary's head of a model, applied to chosen hidden states only."""
 
@@ -188,83 +174,89 @@ class Head:
             raise ModelError(f"{type(model).__name__} has no head over a vocabulary; a causal language model is needed")
         self._module = module
         config = model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1)
-        self._shape = _Shape(scale, getattr(config, "final_logit_softcapping", None))
-        # An adapter or a quantised weight in the head takes the general way.
-        self._frozen = type(module) is torch.nn.Linear and not module.weight.requires_grad
+        self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        self._cap: float | None = getattr(config, "final_logit_softcapping", None)
+        # An adapter in the head, a quantised weight or a cap on the logits takes the general way.
+        self._frozen = type(module) is torch.nn.Linear and not module.weight.requires_grad and self._cap is None
 
     def logits(self, hidden_RC: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
         """Of a few words only, in float32."""
         if not self._frozen:
-            return self._shape(self._module(hidden_RC)).float().index_select(1, ids_K)
+            return self._shape(self._module(hidden_RC)).index_select(1, ids_K)
         bias = self._module.bias
-        few = torch.nn.functional.linear(
-            hidden_RC, self._module.weight[ids_K], None if bias is None else bias[ids_K]
-        )
-        return self._shape(few).float()
+        few = torch.nn.functional.linear(hidden_RC, self._module.weight[ids_K], None if bias is None else bias[ids_K])
+        return self._shape(few)
 
     def logprobs(self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
         """log softmax(logits[row_M])[ids_M], float32. Several labels may read one row."""
-        chunk = max(1, MAX_LOGITS // self._module.weight.shape[0])
+        size = max(1, MAX_LOGITS // self._module.weight.shape[0])
         if self._frozen:
-            return _FrozenHead.apply(
-                hidden_RC, row_M, ids_M, self._module.weight, self._module.bias, self._shape, chunk
+            return _FrozenHead.apply(  # pyright: ignore[reportReturnType]
+                hidden_RC, row_M, ids_M, self._module.weight, self._module.bias, self._scale, size
             )
         pieces, order = [], []
-        for rows, labels in _chunks(len(hidden_RC), row_M, chunk):
+        for rows, labels in _chunks(len(hidden_RC), row_M, size):
             arguments = (hidden_RC[rows], row_M[labels] - rows.start, ids_M[labels])
             pieces.append(checkpoint(self._general, *arguments, use_reentrant=False))
             order.append(labels)
         return torch.cat(pieces)[torch.cat(order).argsort()]
 
     def _general(self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
-        return self._shape(self._module(hidden_RC)).float().log_softmax(-1)[row_M, ids_M]
+        return self._shape(self._module(hidden_RC)).log_softmax(-1)[row_M, ids_M]
+
+    def _shape(self, logits: torch.Tensor) -> torch.Tensor:
+        if self._cap is not None:
+            logits = torch.tanh(logits / self._cap) * self._cap
+        return logits.float() * self._scale if self._scale != 1.0 else logits.float()
 
 
 class _FrozenHead(torch.autograd.Function):
     """Log-probabilities through a frozen linear head, with nothing of the vocabulary's size kept for the backward.
 
-    With z = shape(W h + b):  d log p(y) / d h = z'_y W_y - sum_v p_v z'_v W_v. The sum does not depend on the label, so
+    With logits z = s (W h + b):  d log p(y) / d h = s (W_y - sum_v p_v W_v). The sum does not depend on the label, so
     the forward computes it while the logits are at hand, and the backward needs neither logits nor a second product.
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        hidden_RC, row_M, ids_M, weight_VC, bias_V, shape, chunk = args
-        wanted = ctx.needs_input_grad[0]
-        logprobs_M = torch.empty(len(ids_M), dtype=torch.float32, device=hidden_RC.device)
-        slope_M = torch.ones_like(logprobs_M)
-        mean_RC = torch.empty_like(hidden_RC) if wanted else None
-        for rows, labels in _chunks(len(hidden_RC), row_M, chunk):
+        hidden_RC, row_M, ids_M, weight_VC, bias_V, scale, size = args
+        new, size = hidden_RC.new_empty, min(size, len(hidden_RC))
+        # Buffers, for fresh pages of this size cost more than the arithmetic on them.
+        raw_RV = new(size, len(weight_VC))
+        logits_RV = raw_RV if raw_RV.dtype == torch.float32 else new(raw_RV.shape, dtype=torch.float32)
+        logprobs_M = new(len(ids_M), dtype=torch.float32)
+        mean_RC = new(hidden_RC.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        for rows, labels in _chunks(len(hidden_RC), row_M, size):
+            raw, z = (x[: rows.stop - rows.start] for x in (raw_RV, logits_RV))
+            torch.mm(hidden_RC[rows], weight_VC.t(), out=raw)
+            if bias_V is not None:
+                raw += bias_V
+            if z.dtype != raw.dtype:
+                z.copy_(raw)
+            z *= scale
             at = (row_M[labels] - rows.start, ids_M[labels])
-            x_RV = torch.nn.functional.linear(hidden_RC[rows], weight_VC, bias_V)
-            logits_RV = shape(x_RV).float()
-            normaliser_R = logits_RV.logsumexp(-1)
-            logprobs_M[labels] = logits_RV[at] - normaliser_R[at[0]]
-            if mean_RC is None:
-                continue
-            probs_RV = logits_RV.sub_(normaliser_R[:, None]).exp_()
-            if shape.cap is not None:
-                slope_RV = 1 - torch.tanh(x_RV.float() / shape.cap).square()
-                slope_M[labels] = slope_RV[at]
-                probs_RV *= slope_RV
-            mean_RC[rows] = probs_RV.to(weight_VC.dtype) @ weight_VC
-        if wanted:
-            ctx.save_for_backward(row_M, ids_M, slope_M, mean_RC, weight_VC)
-            ctx.scale = shape.scale
+            picked, top = z[at], z.amax(-1, keepdim=True)
+            total = z.sub_(top).exp_().sum(-1, keepdim=True)
+            logprobs_M[labels] = picked - (total.log() + top)[at[0], 0]
+            if mean_RC is not None:
+                if z.dtype != raw.dtype:
+                    raw.copy_(z)
+                mean_RC[rows] = (raw @ weight_VC).float() / total
+        if mean_RC is not None:
+            ctx.save_for_backward(row_M, ids_M, mean_RC, weight_VC)
+            ctx.scale, ctx.dtype = scale, hidden_RC.dtype
         return logprobs_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        row_M, ids_M, slope_M, mean_RC, weight_VC = ctx.saved_tensors
+        row_M, ids_M, mean_RC, weight_VC = ctx.saved_tensors
         grad_M = grads[0] * ctx.scale
-        total_R = torch.zeros(len(mean_RC), dtype=grad_M.dtype, device=grad_M.device).index_add_(0, row_M, grad_M)
-        grad_RC = -total_R[:, None] * mean_RC.float()
-        grad_RC.index_add_(0, row_M, (grad_M * slope_M)[:, None] * weight_VC[ids_M].float())
-        return grad_RC.to(mean_RC.dtype), None, None, None, None, None, None
+        total_R = torch.zeros_like(mean_RC[:, 0]).index_add_(0, row_M, grad_M)
+        grad_RC = (-total_R[:, None] * mean_RC).index_add_(0, row_M, grad_M[:, None] * weight_VC[ids_M].float())
+        return grad_RC.to(ctx.dtype), None, None, None, None, None, None
 
 
-def _chunks(num_rows: int, row_M: torch.Tensor, chunk: int) -> list[tuple[slice, torch.Tensor]]:
+def _chunks(num_rows: int, row_M: torch.Tensor, size: int) -> list[tuple[slice, torch.Tensor]]:
     """Slices of the rows, and which labels read them."""
-    slices = [slice(low, min(low + chunk, num_rows)) for low in range(0, num_rows, chunk)]
+    slices = [slice(low, min(low + size, num_rows)) for low in range(0, num_rows, size)]
     return [(s, ((row_M >= s.start) & (row_M < s.stop)).nonzero()[:, 0]) for s in slices]

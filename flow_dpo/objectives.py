@@ -66,11 +66,11 @@ def check_food(objective: Objective, examples: Sequence[object]) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Dpo:
     """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, equation 7), and conservative DPO.
 
-    With the log-ratios r_w = log pi(chosen)/ref(chosen), r_l of the rejected, sums over tokens, and h = beta (r_w - r_l):
+    With log-ratios r_w = log pi(chosen)/ref(chosen) and r_l of the rejected, sums over tokens, h = beta (r_w - r_l):
 
         loss = -(1 - e) log sigmoid(h) - e log sigmoid(-h) - sft_weight * mean over tokens of log pi(chosen)
 
@@ -110,7 +110,7 @@ class Dpo:
         return ratios.loss(losses, h)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Ipo:
     """Identity preference optimisation (Azar et al., arXiv 2310.12036, equation 17).
 

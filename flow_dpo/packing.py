@@ -1,7 +1,7 @@
 """How is everything that shares a beginning computed once?
 
-Token sequences are merged into a trie, and the trie is laid out in one flat row: each token stands once, at the position
-of its depth, and sees its ancestors and itself. Two siblings after a trunk of two chunks, and the end of the trunk:
+Token sequences are merged into a trie, and the trie is laid out in one flat row: each token stands once, at the
+position of its depth, and sees its ancestors and itself. Two siblings behind a trunk, and the trunk once more:
 
     sequences   a b c d e      a b c x y      a b c d
     row         a b c d e x y                 7 tokens instead of 14

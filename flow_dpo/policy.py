@@ -41,7 +41,7 @@ REFERENCE = "reference_"
 ALL_LINEAR = "all-linear"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraSettings:
     """The shape of every role's adapter. The paper: r 8, alpha 8, dropout 0.05, all linear layers."""
 
@@ -96,7 +96,9 @@ class Policy:
         # Kept once: a walk over all modules at every switch costs more than the switch.
         self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
         self._training_modules = [
-            m for name, m in model.named_modules() if isinstance(m, GradientCheckpointingLayer) or "lora_dropout" in name
+            m
+            for name, m in model.named_modules()
+            if isinstance(m, GradientCheckpointingLayer) or "lora_dropout" in name
         ]
         self._state: tuple[str | None, bool] | None = None
         self._depth = 0
@@ -106,6 +108,11 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of all that can speak: the roles and the snapshots."""
+        return tuple(self._adapters)
 
     @property
     def num_parameters(self) -> int:
@@ -151,8 +158,17 @@ class Policy:
             if parameter is not weight:
                 parameter.copy_(weight)
 
+    def checkpoint_activations(self) -> None:
+        """From now on, compute layers again in the backward pass rather than keep what they computed."""
+        try:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise ModelError(f"gradient_checkpointing: {error}") from error
+        # Only reentrant checkpoints need inputs with a gradient, and the hook for it breaks inference mode.
+        self.model.disable_input_require_grads()
+
     @contextmanager
-    def randomness(self, seed: int) -> Iterator[None]:
+    def dropout_from(self, seed: int) -> Iterator[None]:
         """Seed the generators that dropout draws from, and put them back; does nothing where there is no dropout."""
         if not self.settings.lora_dropout:
             yield
@@ -166,7 +182,8 @@ class Policy:
         if name not in self._adapters:
             self._add(name, seed=0)
             state, self._state = self._state, None  # PEFT made the new adapter trainable
-            self._switch(*(state or (None, False)))
+            name_before, training = state or (None, False)
+            self._switch(name_before, training=training)
         self.move_snapshot(role, 1.0)
         return name
 
@@ -202,7 +219,7 @@ class Policy:
         config = PeftConfig.from_pretrained(str(folder))
         wanted = self._lora_config()
         for key in ("r", "lora_alpha", "target_modules"):
-            found, expected = getattr(config, key, None), getattr(wanted, key)
+            found, expected = (_plain(getattr(c, key, None)) for c in (config, wanted))
             if found != expected:
                 raise ModelError(
                     f"{folder}: the adapter was made with {key} = {found}, this policy has {expected}; "
@@ -228,7 +245,7 @@ class Policy:
             r=self.settings.lora_r,
             lora_alpha=self.settings.lora_alpha,
             lora_dropout=self.settings.lora_dropout,
-            target_modules=set(self._targets),
+            target_modules=list(self._targets),
             task_type="CAUSAL_LM",
         )
 
@@ -264,6 +281,11 @@ def _own_randomness(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+def _plain(value: object) -> object:
+    """PEFT turns lists of targets into sets here and there."""
+    return sorted(value) if isinstance(value, list | set | tuple) else value
 
 
 def _targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> tuple[str, ...]:

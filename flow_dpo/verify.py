@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from flow_dpo.answers import MAX_CHARS, same, tidy
+from flow_dpo.answers import MAX_CHARS, for_algebra, same
 from flow_dpo.errors import DataError
 from flow_dpo.extract import AnswerRule, extract_answer, gold_answer
 from flow_dpo.grading_pool import Finding, GradingPool
@@ -88,7 +88,9 @@ class Verifier:
         """The pool's findings, each pair's once."""
         fresh = [pair for pair in pairs if pair not in self._cache]
         known = {pair: self._cache[pair] for pair in pairs if pair in self._cache}
-        for pair, finding in zip(fresh, self._pool.compare_many([(tidy(a), tidy(b)) for a, b in fresh]), strict=True):
+        for pair, finding in zip(
+            fresh, self._pool.compare_many([(for_algebra(a), for_algebra(b)) for a, b in fresh]), strict=True
+        ):
             known[pair] = finding
             if finding.found != "died":  # that may have been somebody's kill
                 self._cache[pair] = finding
@@ -105,7 +107,7 @@ def _without_algebra(gold: str, answer: str | None) -> Verdict | None:
         return Verdict(status="wrong", reason=NO_ANSWER)
     equal = same(gold, answer)
     if equal is not None:
-        return Verdict(status="correct" if equal else "wrong", answer=answer)
+        return Verdict(status="correct" if equal else "wrong", answer=answer[:MAX_CHARS])
     for name, text in (("gold", gold), ("answer", answer)):
         excess = _excess(text)
         if excess:

@@ -20,22 +20,25 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import torch
 from card import write_card
-from corpus import Document, iter_documents
+from corpus import VERDICT_WEIGHT, Document, iter_documents
 from measure import measure
 from tokenizer import END_ID, MAX_TOKENS, PAD_ID, build_tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-BATCH_SIZE = 48
-POOL_BATCHES = 16
+from flow_dpo.seed import STOP_CHOICES
+
+BATCH_SIZE = 32
+POOL_BATCHES = 24
 """Documents of this many batches are sorted by length, so that little is padded."""
 MUON_LEARNING_RATE = 0.02
 ADAM_LEARNING_RATE = 4e-3
 WARM_UP_STEPS = 40
-DECAY_SHARE = 0.6
+DECAY_SHARE = 0.8
 """Share of the steps, the last ones, over which the learning rates fall to zero."""
 
 
@@ -60,7 +63,29 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def iter_batches(documents: Iterator[Document], pad_id: int, rng: Random) -> Iterator[tuple[torch.Tensor, ...]]:
+class Batch(NamedTuple):
+    """Padded documents, and where the verdicts of those that ask for one stand."""
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    verdict_rows: torch.Tensor
+    verdict_positions: torch.Tensor
+    yes_rates: torch.Tensor
+
+
+def compute_loss(model: LlamaForCausalLM, batch: Batch, choices: list[int]) -> torch.Tensor:
+    """Weighted mean of -log p over taught tokens, and of the cross-entropy to P(Yes) over verdicts."""
+    logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits
+    # Only positions with a loss: half of the tokens are given.
+    taught = batch.weights[:, 1:] > 0
+    weights = batch.weights[:, 1:][taught]
+    told = (cross_entropy(logits[taught], batch.ids[:, 1:][taught], reduction="none") * weights).sum()
+    words = logits[batch.verdict_rows, batch.verdict_positions - 1].log_softmax(-1)[:, choices]
+    verdicts = -(batch.yes_rates * words[:, 0] + (1 - batch.yes_rates) * words[:, 1]).sum() * VERDICT_WEIGHT
+    return (told + verdicts) / (weights.sum() + VERDICT_WEIGHT * len(batch.verdict_rows))
+
+
+def iter_batches(documents: Iterator[Document], pad_id: int, rng: Random) -> Iterator[Batch]:
     """Right-padded token ids and loss weights. Under a causal mask right padding needs no attention mask."""
     while True:
         pool = sorted(islice(documents, BATCH_SIZE * POOL_BATCHES), key=lambda document: len(document.token_ids))
@@ -71,7 +96,14 @@ def iter_batches(documents: Iterator[Document], pad_id: int, rng: Random) -> Ite
             length = max(len(document.token_ids) for document in batch)
             ids = [document.token_ids + [pad_id] * (length - len(document.token_ids)) for document in batch]
             weights = [document.weights + [0.0] * (length - len(document.weights)) for document in batch]
-            yield torch.tensor(ids), torch.tensor(weights)
+            verdicts = [(row, document) for row, document in enumerate(batch) if document.yes_rate is not None]
+            yield Batch(
+                ids=torch.tensor(ids),
+                weights=torch.tensor(weights),
+                verdict_rows=torch.tensor([row for row, _ in verdicts]),
+                verdict_positions=torch.tensor([len(document.token_ids) - 2 for _, document in verdicts]),
+                yes_rates=torch.tensor([document.yes_rate for _, document in verdicts]),
+            )
 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, num_steps: int, seed: int) -> int:
@@ -90,20 +122,17 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, num_steps
         for optimizer in optimizers
     ]
     batches = iter_batches(iter_documents(tokenizer, seed), PAD_ID, Random(seed))
+    choices = [tokenizer.get_vocab()[word] for word in STOP_CHOICES]
     started, running, num_tokens = time.monotonic(), 0.0, 0
     model.train()
-    for step, (ids, weights) in enumerate(islice(batches, num_steps)):
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        # Only positions with a loss: half of the tokens are given.
-        taught = weights[:, 1:] > 0
-        losses = cross_entropy(logits[taught], ids[:, 1:][taught], reduction="none")
-        loss = (losses * weights[:, 1:][taught]).sum() / weights[:, 1:].sum()
+    for step, batch in enumerate(islice(batches, num_steps)):
+        loss = compute_loss(model, batch, choices)
         loss.backward()
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
-        running, num_tokens = running + loss.item(), num_tokens + ids.numel()
+        running, num_tokens = running + loss.item(), num_tokens + batch.ids.numel()
         if (step + 1) % 50 == 0:
             seconds = time.monotonic() - started
             speed = num_tokens / seconds
@@ -116,7 +145,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, num_steps
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the embedded seed: tokenizer, model, model card.")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--num_steps", type=int, default=1100)
+    parser.add_argument("--num_steps", type=int, default=1700)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_problems", type=int, default=1000, help="problems to measure on, 0 for none")
     arguments = parser.parse_args()

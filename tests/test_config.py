@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
-from flow_dpo import config
 from flow_dpo.build import TrainSettings, default_settings
 from flow_dpo.commands import parse_train
 from flow_dpo.errors import ConfigError
@@ -23,11 +23,11 @@ def test_short_names_reach_nested_fields() -> None:
     settings = parse("--beta", "0.5", "--max_problems=7", "--temperature", "0.7", "--lora_r", "4", "--seed", "3",
                      "--dataset_split", "hard", "--output_dir", "x", "--explore.num_alternatives", "2")  # fmt: skip
     assert settings.recipe.objective.beta == 0.5
-    assert settings.data.max_problems == 7
-    assert settings.data.dataset_split == "hard"
+    assert settings.shop.data.max_problems == 7
+    assert settings.shop.data.dataset_split == "hard"
     assert settings.recipe.explore.temperature == 0.7
     assert settings.recipe.explore.num_alternatives == 2
-    assert settings.lora.lora_r == 4
+    assert settings.shop.lora.lora_r == 4
     assert settings.run.seed == 3
     assert settings.run.output_dir == "x"
 
@@ -66,8 +66,8 @@ def test_a_file_overrides_the_preset_and_flags_override_the_file(tmp_path: Path)
     settings = parse("--config", str(file), "--chunk_tokens", "11")
     assert settings.recipe.objective.beta == 0.2
     assert settings.recipe.flow.chunk_tokens == 11
-    assert settings.data.max_problems == 5
-    assert settings.lora.lora_r == 2
+    assert settings.shop.data.max_problems == 5
+    assert settings.shop.lora.lora_r == 2
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_the_paper_preset_has_the_papers_values() -> None:
     assert settings.learner.learning_rate == 5e-6
     assert settings.learner.pairs_per_update == 32
     assert settings.learner.max_grad_norm == 1.0
-    assert (settings.lora.lora_r, settings.lora.lora_alpha, settings.lora.lora_dropout) == (8, 8, 0.05)
-    assert settings.lora.lora_target_modules == "all-linear"
+    assert (settings.shop.lora.lora_r, settings.shop.lora.lora_alpha, settings.shop.lora.lora_dropout) == (8, 8, 0.05)
+    assert settings.shop.lora.lora_target_modules == "all-linear"
 
 
 def test_unknown_presets_and_recipes_are_named() -> None:
@@ -127,5 +127,4 @@ def test_the_embedded_model_brings_its_preset() -> None:
 
 def test_dataclasses_stay_small() -> None:
     for name, part in default_settings("flow-dpo", "paper").sections().items():
-        assert len(part.__dataclass_fields__) <= 8, f"{name} has more than eight settings"
-    assert config.peek(["--config"], "preset", "x") == "x"
+        assert len(fields(part)) <= 8, f"{name} has more than eight settings"

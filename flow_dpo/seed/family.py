@@ -51,7 +51,7 @@ DISTRACTORS = {
     "wants": ("{pronoun} wants {amount} {thing}.", "{pronoun} wants {amount}"),
 }
 """Sentences that change nothing, and the label of the step that wrongly uses them."""
-DISTRACTOR_RATE = 0.4
+DISTRACTOR_RATE = 0.5
 
 MAX_TOTAL = 99
 KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (("total", 0.73), ("compare", 0.09), ("over", 0.09), ("boxes", 0.09))
@@ -323,13 +323,13 @@ def _draw_distractor(
 def _with_question(rng: Random, story: Story) -> Story | None:
     """Set what is asked about; None where there is no clear answer."""
     totals = story.totals
-    if story.kind == "compare" and totals[0] == totals[1]:
+    if story.kind == "compare" and abs(totals[0] - totals[1]) < 3:
         return None
     if story.kind == "over":
-        # Near the total, on either side: most wrong steps matter, some do not.
-        distance = 1 + int(rng.random() * 12)
-        bound = totals[0] - distance if rng.random() < 0.5 else totals[0] + distance - 1
-        if not 2 <= bound <= MAX_TOTAL:
+        # A round number next to the total, on either side: most wrong steps matter, some do not.
+        tens = totals[0] // 10 * 10
+        bound = pick(rng, (tens, tens + 10))
+        if bound in (0, totals[0]):
             return None
         return Story(
             kind=story.kind, people=story.people, thing=story.thing, starts=story.starts, steps=story.steps,

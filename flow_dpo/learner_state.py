@@ -1,0 +1,97 @@
+"""How is a learner written down, so that it goes on exactly where it stopped?
+
+In a folder of safetensors and JSON, never a pickle:
+
+    adapters/answer/adapter_model.safetensors, adapter_config.json    PEFT's layout, what the model spoke with
+    learner.safetensors    "answer/weights/<name>", "answer/exp_avg/<name>", "reference_answer/weights/<name>", ...
+    learner.json           the version, updates by role, and the pool's pairs
+
+Invariant: what is read back is bit for bit what was written. Adapters in half precision are read from their float32
+weights in learner.safetensors; their own files are for everybody else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from flow_dpo.errors import DataError
+from flow_dpo.policy import Policy
+from flow_dpo.types import Completion, Pair, Request, Role
+
+TENSORS, FACTS = "learner.safetensors", "learner.json"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam remembers of each parameter."""
+
+Optimizers = Mapping[Role, torch.optim.Adam]
+
+
+def write(folder: Path, policy: Policy, optimizers: Optimizers, facts: Mapping[str, Any], pool: Sequence[Pair]) -> None:
+    """Write everything. `facts` is plain JSON of the learner's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for role in policy.roles:
+        policy.save_adapter(role, folder / "adapters" / role)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(policy, optimizers).items()}
+    save_file(tensors, folder / TENSORS)
+    text = json.dumps({**facts, "pool": [asdict(pair) for pair in pool]}, allow_nan=False)
+    (folder / FACTS).write_text(text, encoding="utf-8")
+
+
+def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[dict[str, Any], list[Pair]]:
+    """Take everything over into policy and optimizers; facts and pool are returned. Raises `DataError`."""
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS)
+        pool = [_pair(row) for row in facts.pop("pool")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: expected a learner's {FACTS} and {TENSORS}, found {error!r}") from error
+    stepped = {role for role in policy.roles if any(name.startswith(f"{role}/exp_avg/") for name in tensors)}
+    for role, optimizer in optimizers.items():
+        optimizer.state.clear()
+        if role in stepped:
+            for weight in policy.weights(role):
+                optimizer.state[weight] = {
+                    m: torch.zeros(()) if m == "step" else torch.zeros_like(weight) for m in MOMENTS
+                }
+    expected = _tensors(policy, optimizers)
+    if odd := sorted(set(expected) ^ set(tensors)):
+        raise DataError(f"{folder / TENSORS}: made by other settings: {len(odd)} names differ, such as {odd[0]!r}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            if tensor.shape != tensors[name].shape:
+                raise DataError(
+                    f"{folder / TENSORS}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+                )
+            tensor.copy_(tensors[name])
+    for adapter in policy.adapters:
+        policy.publish(adapter)
+    return facts, pool
+
+
+def _tensors(policy: Policy, optimizers: Optimizers) -> dict[str, torch.Tensor]:
+    """Everything that an update reads or writes, by name; the live tensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    for adapter in policy.adapters:
+        for name, weight in zip(policy.names(adapter), policy.weights(adapter), strict=True):
+            tensors[f"{adapter}/weights/{name}"] = weight
+            state = optimizers[adapter].state.get(weight) if adapter in optimizers else None
+            if state:
+                tensors |= {f"{adapter}/{moment}/{name}": state[moment] for moment in MOMENTS}
+    return tensors
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    """The inverse of `asdict`, with tuples in place of JSON's lists."""
+    request = Request(**_tuples(row.pop("request")))
+    chosen, rejected = (Completion(**_tuples(row.pop(side))) for side in ("chosen", "rejected"))
+    return Pair(request=request, chosen=chosen, rejected=rejected, **_tuples(row))
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
