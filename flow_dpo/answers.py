@@ -104,7 +104,7 @@ _UNITS = (
 )
 _UNIT = re.compile(rf"\s*(?:{_UNITS})s?(?:/(?:{_UNITS}))?(?:\^?\{{?[23]\}}?)?(?![A-Za-z0-9^_])", re.IGNORECASE)
 _BARE_UNIT = re.compile(rf"([\d}})])\s+(?:(?:{_UNITS})s?(?:\^\{{?[23]\}}?)?\s*){{1,3}}$", re.IGNORECASE)
-_WORDS = re.compile(r"(?: ?[A-Za-z][A-Za-z'.-]+,?)+")
+_WORDS = re.compile(r" [A-Za-z](?:\^[23])?|(?: ?[A-Za-z][A-Za-z'.-]+,?)+(?:\^[23])?")
 _NOT_UNITS = re.compile(
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|halves|third|quarter|squared|cubed|times|plus|minus|more|"
     r"less|not|mod|over|per|pi|sin|cos|tan|log|ln|sqrt|k|bn|mn)\b",
@@ -130,7 +130,8 @@ def number(text: str) -> Number | None:
     if match and match.end() and text[match.end() :]:
         rest = text[match.end() :]
         spaced = rest.startswith(" ") and _WORDS.fullmatch(rest.rstrip(". "))
-        if (spaced or _UNIT.fullmatch(rest)) and not _NOT_UNITS.search(rest):
+        glued = len(rest) > 1 and _UNIT.fullmatch(rest)  # "5km"; "4m" may be a product
+        if (spaced or glued) and not _NOT_UNITS.search(rest):
             text, unit = text[: match.end()], rest.strip(" .").lower()
     elif match is None or not match.end():
         tail = re.search(r"(?<=[})]) ?([A-Za-z]{2,15}|m|g)(?:\^[23])?$", text)
@@ -252,6 +253,8 @@ _RATIO = re.compile(r"(\d{1,9}):(\d{1,9})", re.ASCII)
 def _same_numeral(gold: str, answer: str) -> bool | None:
     """Numerals with a base, "204_5": digit for digit, in the base that was asked for. A base may be left out."""
     ours, theirs = _NUMERAL.fullmatch(gold), _NUMERAL.fullmatch(answer)
+    if any(each and not any(char.isdigit() for char in each[1]) for each in (ours, theirs)):
+        return None  # a variable with an index, "x_1"
     if ours and theirs:
         return ours.groups() == theirs.groups()
     written = ours or theirs
@@ -318,7 +321,7 @@ def same(gold: str, answer: str) -> bool | None:
         if sorted(left) != sorted(right) and max(len(left), len(right)) > 3:
             return False  # two names; letters in another order might be a product of variables
         return True if ours.strip("()") == theirs.strip("()") else None
-    here, there = (closed_form(for_algebra(each), at_point=True) for each in (ours, theirs))
+    here, there = (closed_form(canonical(for_algebra(each)), at_point=True) for each in (gold, answer))
     if here is not None and there is not None and _differ(here, there):
         return False
     return _same_elements(ours, theirs)

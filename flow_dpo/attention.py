@@ -22,8 +22,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from flow_dpo.errors import ModelError
-
 NAME = "flow_dpo"
 """The name of the attention in transformers' registry."""
 
@@ -65,8 +63,6 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if kwargs.get("softcap") is not None:
-        raise ModelError("this model caps its attention scores (softcap), which no layout can express; use SDPA")
     scaling = kwargs.get("scaling")
     out = layout.attend(
         int(module.layer_idx),  # pyright: ignore[reportArgumentType]
@@ -80,7 +76,14 @@ def _attention(
 
 
 def prepare(model: PreTrainedModel) -> None:
-    """Let `model` accept a `layout`. Plain forwards stay those of SDPA."""
+    """Let `model` accept a `layout`. Plain forwards stay those of SDPA.
+
+    A model that caps its attention scores (Gemma 2) can have neither: it gets transformers' eager attention, which
+    ignores layouts. Whoever means to use one compares it with plain forwards first, and finds that it is ignored.
+    """
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")
+        return
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

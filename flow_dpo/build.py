@@ -1,7 +1,8 @@
 """How do settings become running parts?
 
-The composition root: the one place that knows every concrete class. What can be refused is refused here, in the order of
-its cost: names and folders, then data, then the model, then whether the prompts fit it, and only then does work start.
+The composition root: the one place that knows every concrete class. What can be refused is refused here, in the order
+of its cost: names and folders, then data, then the model, then whether the prompts fit it, and only then does work
+start.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class RunSettings:
     seed: int = 0
     """Every random number of the run derives from it."""
     explore_ahead: int = 16
-    """Problems played under one policy version before the learner sees them (not stated in the paper). More of them make
-    fuller batches and staler play."""
+    """Problems played under one policy version before the learner sees them (not stated in the paper). More of them
+    make fuller batches and staler play."""
     window: int = 250
     """Problems in the windowed accuracy."""
     save_updates: int = 0

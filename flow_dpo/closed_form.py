@@ -32,8 +32,8 @@ _TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|.)", re.DOTALL | re.AS
 def closed_form(text: str, *, at_point: bool = False) -> Value | None:
     """The number that a canonical string stands for, or None where it is none or too large to look at.
 
-    With `at_point`, variables are allowed and stand for fixed positive numbers: two expressions of different value there
-    are different. (Equal values prove nothing.)
+    With `at_point`, variables are allowed and stand for fixed positive numbers: two expressions of different value
+    there are different. (Equal values prove nothing.)
     """
     if len(text) > MAX_CHARS:
         return None

@@ -1,7 +1,7 @@
 """What does each command do?
 
-Every function takes the words behind its command, and composes what `build` makes: settings first, then work, then what a
-person wants to know at the end.
+Every function takes the words behind its command, and composes what `build` makes: settings first, then work, then
+what a person wants to know at the end.
 """
 
 from __future__ import annotations

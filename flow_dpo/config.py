@@ -119,8 +119,12 @@ def _near(name: str, known: Sequence[str]) -> str:
     """A sentence with the nearest names: by the whole name, or by its last part."""
     last = name.rpartition(".")[2]
     found = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
-    found += [k for k in known if k.rpartition(".")[2] in difflib.get_close_matches(last, [last, *(
-        k.rpartition(".")[2] for k in known)], n=3, cutoff=0.75)]
+    found += [
+        k
+        for k in known
+        if k.rpartition(".")[2]
+        in difflib.get_close_matches(last, [last, *(k.rpartition(".")[2] for k in known)], n=3, cutoff=0.75)
+    ]
     unique = list(dict.fromkeys(found))[:3]
     if not unique:
         return "--help lists all settings"

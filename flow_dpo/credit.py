@@ -39,8 +39,8 @@ class OutcomePairs:
         """Every correct sibling against every wrong one."""
         siblings = tree.children(trunk_node.parent)
         graded = [(node, verdict.reward) for node in siblings if (verdict := tree.rollout_of(node).verdict) is not None]
-        good = [(node, reward) for node, reward in graded if reward == 1.0]
-        bad = [(node, reward) for node, reward in graded if reward == 0.0]
+        good = [node for node, reward in graded if reward == 1.0]
+        bad = [node for node, reward in graded if reward == 0.0]
         weight = 1.0
         for tag in trunk_node.tags:
             weight *= self.tag_weights.get(tag, 1.0)
@@ -49,7 +49,7 @@ class OutcomePairs:
                 request=trunk_node.request,
                 chosen=chosen.completion,
                 rejected=rejected.completion,
-                margin=high - low,
+                margin=1.0,
                 weight=weight,
                 problem_id=tree.problem.id,
                 chosen_node=chosen.id,
@@ -57,8 +57,8 @@ class OutcomePairs:
                 depth=trunk_node.depth,
                 tags=trunk_node.tags,
             )
-            for chosen, high in good
-            for rejected, low in bad
+            for chosen in good
+            for rejected in bad
             if chosen.completion.token_ids != rejected.completion.token_ids
         ]
 

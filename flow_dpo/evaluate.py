@@ -1,8 +1,8 @@
 """How good is a flow, or one of its roles alone, on problems that it does not learn from?
 
-The flow (or the Answer role in one pass) is played once a problem, without alternatives, and graded. Stop is measured on
-the candidates that it met: how often it said Yes to unfinished, wrong and right ones, and how well its log-odds of Yes
-tell right from wrong and finished from unfinished (area under the curve).
+The flow (or the Answer role in one pass) is played once a problem, without alternatives, and graded. Stop is measured
+on the candidates that it met: how often it said Yes to unfinished, wrong and right ones, and how well its log-odds of
+Yes tell right from wrong and finished from unfinished (area under the curve).
 """
 
 from __future__ import annotations

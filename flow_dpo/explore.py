@@ -1,8 +1,8 @@
 """Which plays of a flow are made on one problem?
 
-`Siblings` is the paper's exploration (arXiv 2410.22304, section 2): play one chain, the trunk; at *every* node of it say
-something else from the same prefix, and let the flow run on from there to a second end. With one alternative a node, a
-trunk of n turns gives n + 1 rollouts; the alternatives start while the trunk is still being played.
+`Siblings` is the paper's exploration (arXiv 2410.22304, section 2): play one chain, the trunk; at *every* node of it
+say something else from the same prefix, and let the flow run on from there to a second end. With one alternative a
+node, a trunk of n turns gives n + 1 rollouts; the alternatives start while the trunk is still being played.
 
     trunk   answer "3+4=7"  stop No   answer "Answer: 7"  stop Yes
     at 0    answer "3+4=8"  ...                              an Answer chunk drawn to differ (flow_dpo.deviation)
@@ -49,7 +49,9 @@ class Siblings:
     def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         """One tree a problem, in their order. The same seed gives the same trees, however they are batched."""
         plays = [_Explored(self, flow, problem, seed) for problem in problems]
-        speaker.run([play.rollout(play.trunk, flow.start(problem)) for play, problem in zip(plays, problems, strict=True)])
+        speaker.run(
+            [play.rollout(play.trunk, flow.start(problem)) for play, problem in zip(plays, problems, strict=True)]
+        )
         return [play.tree() for play in plays]
 
     def sampling(self, turn: Turn, *, trunk: bool) -> Sampling:

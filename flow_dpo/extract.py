@@ -54,7 +54,8 @@ def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
             found = after_answer_is(place)
             if found:
                 return found
-        else:
+        elif ended or rule.which != "closed_last_line":
+            # A bare number counts only where the solution has ended: on a line that is merely closed it is a step.
             found = last_number(place)
             if found:
                 return found

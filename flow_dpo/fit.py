@@ -1,8 +1,8 @@
 """Does a flow fit into a model's context window?
 
-Found out before any model speaks: the flow is walked with made-up completions of the longest kind, once with answers that
-are cut and once with answers that end and are refused, and every turn on the way is rendered. That also finds choices
-that are not distinct and templates that refuse a prompt.
+Found out before any model speaks: the flow is walked with made-up completions of the longest kind, once with answers
+that are cut and once with answers that end and are refused, and every turn on the way is rendered. That also finds
+choices that are not distinct and templates that refuse a prompt.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def fitting_problems(
     chunk = requests[0].max_tokens
     if shortest + chunk > context_tokens:
         raise ConfigError(
-            f"expected room for one completion of {chunk} tokens, found a context window of {context_tokens} tokens and a "
-            f"shortest prompt of {shortest}; shorten the prompts or the chunk (--flow.chunk_tokens)"
+            f"expected room for one completion of {chunk} tokens, found a context window of {context_tokens} tokens "
+            f"and a shortest prompt of {shortest}; shorten the prompts or the chunk (--flow.chunk_tokens)"
         )
     behind = max(len(request.prompt_ids) + request.max_tokens for request in requests) - prompts[0]
     fits = [prompt + behind + _SLACK <= context_tokens for prompt in prompts]

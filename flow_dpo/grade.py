@@ -1,7 +1,8 @@
 """Which plays were right?
 
 The verifier reads every rollout's solution and its finding is put to the rollout, never to a node. Plays that ended in
-the same words are read once. A play whose answer cannot be graded stays `ungraded`: it makes no pair and enters no mean.
+the same words are read once. A play whose answer cannot be graded stays `ungraded`: it makes no pair and enters no
+mean.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ Legend: N tokens in a row, C hidden size, R label positions, M labels, V words.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np

@@ -1,7 +1,7 @@
 """How is a model that somebody named loaded?
 
-`model_name_or_path` is a folder, a hub id, or the word "seed" for the model that ships in this package. Safetensors only;
-code that comes with a model runs only where the user says so.
+`model_name_or_path` is a folder, a hub id, or the word "seed" for the model that ships in this package. Safetensors
+only; code that comes with a model runs only where the user says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    utils,
+)
 
 from flow_dpo.errors import ModelError
 from flow_dpo.render import Renderer
@@ -63,6 +70,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
             f"expected a model folder with a config.json, found {name} without one; "
             "give a folder that transformers can load, or a hub id"
         )
+    utils.logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(name, **shared)
         tokenizer = AutoTokenizer.from_pretrained(name, **shared)
@@ -77,7 +85,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     except (OSError, ValueError) as error:
         raise ModelError(f"could not load the weights of {name} (safetensors only): {error}") from error
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).eval()
+    model.to(device).eval()  # pyright: ignore[reportArgumentType]
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     elif model.num_parameters() < _TINY_PARAMETERS:

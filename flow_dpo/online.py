@@ -1,8 +1,8 @@
 """How does a flow learn from problems that stream past?
 
-The loop of Flow-DPO (arXiv 2410.22304, section 2) on one screen. A batch of problems is played with the current adapters
-and graded; the trunks' verdicts are progressive validation, since nothing was learned from these problems yet; the pairs
-go to the learner, and the engine speaks with the new adapters from then on.
+The loop of Flow-DPO (arXiv 2410.22304, section 2) on one screen. A batch of problems is played with the current
+adapters and graded; the trunks' verdicts are progressive validation, since nothing was learned from these problems
+yet; the pairs go to the learner, and the engine speaks with the new adapters from then on.
 """
 
 from __future__ import annotations

@@ -211,6 +211,7 @@ class Policy:
         config = self._lora_config()
         config.base_model_name_or_path = self.model.name_or_path
         config.inference_mode = True
+        config.target_modules = sorted(self._targets)  # PEFT made a set of them, and sets have no order
         config.save_pretrained(str(folder))
         return folder
 

@@ -1,7 +1,7 @@
 """What does a person see while a run learns?
 
-A bar with windowed accuracy, pairs, problems a minute and time left; plain lines where there is no terminal; at the end a
-table from the first window to the last, where the files are and what to type next.
+A bar with windowed accuracy, pairs, problems a minute and time left; plain lines where there is no terminal; at the
+end a table from the first window to the last, where the files are and what to type next.
 """
 
 from __future__ import annotations

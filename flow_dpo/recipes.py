@@ -1,8 +1,8 @@
 """Which methods can be run, and with which values?
 
-A recipe is a value: a flow, how it is explored, what the trees are credited with, and the loss. A preset is a recipe with
-the learning values that go with it. Adding one is an entry here and, at most, one dataclass in each of `flows`, `explore`,
-`credit` and `objectives`; no loop, learner or engine knows any of them by name.
+A recipe is a value: a flow, how it is explored, what the trees are credited with, and the loss. A preset is a recipe
+with the learning values that go with it. Adding one is an entry here and, at most, one dataclass in each of `flows`,
+`explore`, `credit` and `objectives`; no loop, learner or engine knows any of them by name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Preset:
 WORKED_EXAMPLES = (
     WorkedExample(
         question="A baker fills 4 trays with 6 rolls each and then drops 5 rolls. How many rolls are left?",
-        solution="4 trays with 6 rolls each are 4 * 6 = 24 rolls.\nAfter 5 are dropped, 24 - 5 = 19 are left.\nAnswer: 19",
+        solution="4 trays with 6 rolls each are 4 * 6 = 24 rolls.\nAfter 5 are dropped, 24 - 5 = 19 are left.\n"
+        "Answer: 19",
     ),
     WorkedExample(
         question="Lena had 32 stickers. She gave 8 to her brother and shared the rest equally with 2 friends and "
@@ -96,7 +97,10 @@ SEED = Preset(
             chunk_tokens=NUM_CHUNK_TOKENS,
             max_chunks=MAX_CHUNKS,
             prompts=AnswerStopPrompts(
-                answer_system="", stop_system="", stop_user=STOP_PREFIX + "{candidate}" + STOP_SUFFIX, reopen=REOPEN_WORDS
+                answer_system="",
+                stop_system="",
+                stop_user=STOP_PREFIX + "{candidate}" + STOP_SUFFIX,
+                reopen=REOPEN_WORDS,
             ),
         ),
     ),

@@ -4,7 +4,7 @@ The one place that holds a tokenizer. A chat is rendered once by the model's own
 ids stand; the text between the marks is encoded, and the ids are spliced in as they are. Nothing that was sampled is
 ever decoded and encoded again:
 
-    user: "Candidate:\\n", (71, 9, 5), "\\nCorrect?"   ->   ids("<|user|>Candidate:\\n") 71 9 5 ids("\\nCorrect?<|assistant|>")
+    user: "Solution:", (71, 9, 5), "Correct?"  ->  ids("<|user|>Solution:") 71 9 5 ids("Correct?<|assistant|>")
 """
 
 from __future__ import annotations

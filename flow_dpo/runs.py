@@ -53,7 +53,9 @@ class RunFolder:
             (path / name).touch()
         return cls(path)
 
-    def record(self, row: Mapping[str, Any], trees: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]) -> None:
+    def record(
+        self, row: Mapping[str, Any], trees: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Append one batch: its trees, its pairs, and last its row of metrics."""
         self._append("trees.jsonl", trees)
         self._append("pairs.jsonl", pairs)
@@ -107,7 +109,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"expected a JSON object, found a broken line in {path}, line {number}: {error}") from error
+                raise DataError(
+                    f"expected a JSON object, found a broken line in {path}, line {number}: {error}"
+                ) from error
             rows.append(row)
     return rows
 

@@ -1,8 +1,8 @@
 """Who turns a flow's turns into completions?
 
-A speaker is an engine with a renderer in front: turns in, completions out. Plays are generators that yield what they ask
-and are sent the answer; the speaker keeps them all under way at once, so a short chunk never waits for a long one and
-every engine sees as much work as there is:
+A speaker is an engine with a renderer in front: turns in, completions out. Plays are generators that yield what they
+ask and are sent the answer; the speaker keeps them all under way at once, so a short chunk never waits for a long one
+and every engine sees as much work as there is:
 
     def play(state):
         said = yield Ask(turn=flow.turn(state), sampling=sampling, seed=derive(seed, problem.id, 0))

@@ -1,7 +1,8 @@
 """What is known after one problem was explored?
 
-A tree of what was said. A node stores only the tokens that it adds, who said them and in which rollout; a rollout is one
-play from a node to a leaf, and the reward belongs to it, never to a node. With A an Answer chunk and S a word of Stop:
+A tree of what was said. A node stores only the tokens that it adds, who said them and in which rollout; a rollout is
+one play from a node to a leaf, and the reward belongs to it, never to a node. With A an Answer chunk and S a word of
+Stop:
 
     A0 -- S1 -- A2 -- S3          rollout 0, the trunk
      \\     \\     \\

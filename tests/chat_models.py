@@ -1,7 +1,8 @@
 """Tiny random chat models in folders, with tokenizers and templates that behave like those of well-known families.
 
 The templates are our own, with the habits that matter: Gemma has no system role and refuses one, Qwen2.5 adds a default
-system text, Qwen3 strips what earlier assistant turns thought, Llama 3 trims every message and begins with its own token.
+system text, Qwen3 strips what earlier assistant turns thought, Llama 3 trims every message and begins with its own
+token.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from tests.tiny_models import tiny_model
 
 TEMPLATES = {
     "llama": (
-        "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}<|head|>\n\n{{ m.content | trim }}<|end|>{% endfor %}"
+        "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}<|head|>\n\n{{ m.content | trim }}<|end|>"
+        "{% endfor %}"
         "{% if add_generation_prompt %}<|start|>assistant<|head|>\n\n{% endif %}"
     ),
     "qwen2": (
@@ -26,7 +28,8 @@ TEMPLATES = {
     ),
     "qwen3": (
         "{% for m in messages %}<|start|>{{ m.role }}\n"
-        "{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}"
+        "{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+        "{% else %}{{ m.content }}{% endif %}"
         "<|end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|start|>assistant\n"
         "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
@@ -58,7 +61,10 @@ def _trained() -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=420,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_TEXT, trainer)
     return tokenizer.to_str()

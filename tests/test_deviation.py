@@ -71,7 +71,14 @@ def draw_rest(prefix: tuple[int, ...], struck: tuple[int, ...], rng: random.Rand
 
 @pytest.mark.parametrize(
     "excluded",
-    [[(0,)], [(1, 1, 1)], [(2, 1, 0)], [(2, 1, 0), (2, 1, 1)], [(1, 0), (2, 2, 2), (0,)], [(1, 1, 0), (1, 1, 1), (1, 1, 2)]],
+    [
+        [(0,)],
+        [(1, 1, 1)],
+        [(2, 1, 0)],
+        [(2, 1, 0), (2, 1, 1)],
+        [(1, 0), (2, 2, 2), (0,)],
+        [(1, 1, 0), (1, 1, 1), (1, 1, 2)],
+    ],
 )
 def test_draws_follow_the_conditional_distribution(excluded: list[tuple[int, ...]]) -> None:
     """20,000 draws against the enumerated conditional. False alarm: below 1e-6 a case."""

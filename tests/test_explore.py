@@ -52,7 +52,9 @@ FLOW = AnswerStop(chunk_tokens=2, max_chunks=2)
 PROBLEMS = [Problem(id=f"p{i}", question="?", gold="1") for i in range(6000)]
 
 
-def explore(flow: AnswerStop | Single = FLOW, settings: Siblings | None = None, num: int = 6000, seed: int = 0) -> list[Tree]:
+def explore(
+    flow: AnswerStop | Single = FLOW, settings: Siblings | None = None, num: int = 6000, seed: int = 0
+) -> list[Tree]:
     speaker = Speaker(TabularEngine(next_probs, end_ids={END}), Bare())
     return (settings or Siblings())(flow, speaker, PROBLEMS[:num], seed=seed)
 
@@ -224,7 +226,9 @@ def test_alternatives_start_before_the_trunk_is_done() -> None:
 
 
 def test_stale_speech_stops_the_run() -> None:
-    engine = ScriptedEngine(lambda request, seed, excluded: Line(choice=0) if request.choices else (1, 2), end_ids={END})
+    engine = ScriptedEngine(
+        lambda request, seed, excluded: Line(choice=0) if request.choices else (1, 2), end_ids={END}
+    )
     speaker = Speaker(engine, Bare())
     engine.refresh({"answer": Adapter(role="answer", version=3), "stop": Adapter(role="stop", version=3)})
     with pytest.raises(EngineError, match="stale adapters"):

@@ -99,7 +99,9 @@ def test_states_are_values() -> None:
 
 
 def test_worked_examples_are_chat_turns() -> None:
-    prompts = replace(PROMPTS, answer_user="Solve: {question}", examples=(WorkedExample(question="1?", solution="Answer: 1"),))
+    prompts = replace(
+        PROMPTS, answer_user="Solve: {question}", examples=(WorkedExample(question="1?", solution="Answer: 1"),)
+    )
     turn = Single(prompts=prompts).turn(Single().start(PROBLEM))
     assert turn is not None
     assert [(message.role, message.content) for message in turn.messages[1:]] == [

@@ -27,8 +27,8 @@ LAYERS = [
 """From left to right: a module imports from layers to its left, and within its own folder."""
 
 PURE = [
-    "errors", "types", "seeds", "tree", "extract", "answers", "verify", "flows.answer_stop", "flows.single", "deviation",
-    "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base", "engines.scripted", "seed", "problems",
+    "errors", "types", "seeds", "tree", "extract", "answers", "verify", "flows.answer_stop", "flows.single",
+    "deviation",    "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base", "engines.scripted", "seed", "problems",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
@@ -68,7 +68,9 @@ def test_arrows_point_left(module: str) -> None:
     for other in imported(modules()[module]):
         same_folder = module.split(".")[0] == other.split(".")[0] and "." in module
         earlier = layer(other) < layer(module)
-        assert earlier or same_folder or (module, other) in WITHIN, f"{module} imports {other}, which is not to its left"
+        assert earlier or same_folder or (module, other) in WITHIN, (
+            f"{module} imports {other}, which is not to its left"
+        )
 
 
 def test_engines_and_flows_import_base_only() -> None:

@@ -15,7 +15,9 @@ PROBLEM = Problem(id="p", question="Anna has 12 apples. She buys 7 more. How man
 KINDS = sorted(TEMPLATES)
 
 
-def turn(*content: str | tuple[int, ...], continuation: tuple[tuple[int, ...] | str, ...] = (), system: str = "Be brief.") -> Turn:
+def turn(
+    *content: str | tuple[int, ...], continuation: tuple[tuple[int, ...] | str, ...] = (), system: str = "Be brief."
+) -> Turn:
     messages = (Message(role="system", content=(system,)), Message(role="user", content=content))
     return Turn(role="answer", messages=messages, continuation=continuation, max_tokens=4)
 
@@ -55,7 +57,8 @@ def test_sampled_ids_are_spliced_in_untouched(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_growing_solution_only_appends(kind: str) -> None:
-    """Chunk k+1's prompt is chunk k's prompt and chunk k's sampled ids; Stop's prompts share all up to the candidate."""
+    """Chunk k+1's prompt is chunk k's prompt and chunk k's sampled ids; Stop's prompts share all up to the
+    candidate."""
     renderer = Renderer(chat_tokenizer(kind))
     flow = AnswerStop(chunk_tokens=3, max_chunks=4)
     state = flow.start(PROBLEM)
@@ -70,7 +73,13 @@ def test_a_growing_solution_only_appends(kind: str) -> None:
             )  # fmt: skip
         else:
             ids = tuple(100 + 3 * len(answers) + i for i in range(3))
-            said = Completion(token_ids=ids, logprobs=(-1.0,) * 3, sampled_logprobs=(-1.0,) * 3, finish_reason="length", policy_version=0)
+            said = Completion(
+                token_ids=ids,
+                logprobs=(-1.0,) * 3,
+                sampled_logprobs=(-1.0,) * 3,
+                finish_reason="length",
+                policy_version=0,
+            )
         state = flow.advance(state, said)
     for k, request in enumerate(answers):
         said_ids = tuple(t for j in range(k) for t in range(103 + 3 * j, 106 + 3 * j))

@@ -55,7 +55,13 @@ def test_json_holds_every_node_and_verdict() -> None:
     assert [node["text"] for node in row["nodes"]] == [f"n{i}" for i in range(11)]
     assert [node["token_ids"] for node in row["nodes"]][:3] == [[5, 6], [91], [7]]
     assert row["first_prompt_ids"] == {"answer": [1], "stop": [2, 5, 6]}
-    assert [r["verdict"] and r["verdict"]["status"] for r in row["rollouts"]] == ["correct", "wrong", "ungraded", None, None]
+    assert [r["verdict"] and r["verdict"]["status"] for r in row["rollouts"]] == [
+        "correct",
+        "wrong",
+        "ungraded",
+        None,
+        None,
+    ]
     assert row["problem"]["gold"] == "2"
 
 

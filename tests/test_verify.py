@@ -94,6 +94,10 @@ def verifier() -> Iterator[Verifier]:
         ("3", "2x", False),
         ("4", "4t", False),  # not a unit
         ("4t", "4", False),
+        ("4", "4m", False),
+        ("4", "4 m", True),
+        ("4", "4\\text{ m}^2", True),
+        ("4", "4km", True),
         ("x^2", "y^2", False),
         ("2x\\text{ cm}", "2x", None),
         ("x+1", "x+2", False),
@@ -237,8 +241,9 @@ def test_gold_answers_may_be_hostile_too(verifier: Verifier) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_hostile_answers() -> None:
-    seeds = [text[:300] for text in (*HOSTILE, *NEEDS_KILLING)]
-    texts = [f"{seeds[k % len(seeds)]} {seeds[(k // len(seeds)) % len(seeds)]} {k % 7}" for k in range(10_000)]
+    parts = [text[:300] for text in HOSTILE]
+    texts = [f"{parts[k % len(parts)]} {parts[k // len(parts) % len(parts)]} {k % 19}" for k in range(10_000)]
+    texts[::50] = [f"{NEEDS_KILLING[k % len(NEEDS_KILLING)]} + {k}" for k in range(200)]
     with Verifier(rule=ANYWHERE, timeout_s=1) as verifier:
         verdicts = verifier.grade_many([("x^2+1", text, True) for text in texts])
         assert len(verdicts) == len(texts)

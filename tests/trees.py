@@ -42,13 +42,28 @@ def two_chunk_tree(*statuses: Status) -> Tree:
     A0 -- S1 -- A2 -- S9 -- A10     rollout 4, flips S3
     """
     tree = Tree(problem=problem())
-    a0, s1 = (request("answer", 1), completion(5, 6), ()), (request("stop", 2, 5, 6), completion(91, choice=1), ("unfinished",))
+    a0, s1 = (
+        (request("answer", 1), completion(5, 6), ()),
+        (request("stop", 2, 5, 6), completion(91, choice=1), ("unfinished",)),
+    )
     a2 = (request("answer", 1, 5, 6), completion(7), ())
     s3 = (request("stop", 2, 5, 6, 7), completion(90, choice=0), ("finished",))
     solution = Solution(pieces=((5, 6, 7),), ended=True)
     tree.add_rollout(None, [a0, s1, a2, s3], solution)
-    tree.add_rollout(None, [(a0[0], completion(5, 8), ()), (request("stop", 2, 5, 8), completion(90, choice=0), ("finished",))], solution)
+    tree.add_rollout(
+        None,
+        [(a0[0], completion(5, 8), ()), (request("stop", 2, 5, 8), completion(90, choice=0), ("finished",))],
+        solution,
+    )
     tree.add_rollout(0, [(s1[0], completion(90, choice=0), ("unfinished",))], solution)
-    tree.add_rollout(1, [(a2[0], completion(9), ()), (request("stop", 2, 5, 6, 9), completion(90, choice=0), ("finished",))], solution)
-    tree.add_rollout(2, [(s3[0], completion(91, choice=1), ("finished",)), (request("answer", 1, 5, 6, 7), completion(4), ())], solution)
+    tree.add_rollout(
+        1,
+        [(a2[0], completion(9), ()), (request("stop", 2, 5, 6, 9), completion(90, choice=0), ("finished",))],
+        solution,
+    )
+    tree.add_rollout(
+        2,
+        [(s3[0], completion(91, choice=1), ("finished",)), (request("answer", 1, 5, 6, 7), completion(4), ())],
+        solution,
+    )
     return graded(tree, *statuses)

@@ -4,8 +4,9 @@ A lane is a role's queue and its rows. Rows under way lie without gaps at the fi
 step reads them as they lie: a row that finishes is overwritten by the last one. Invariant: `active[i]` lies at place i,
 and the keys and values of its first `length` tokens are there.
 
-    fed = lane.admit(store, max_rows=64, max_tokens=4096, max_bytes=1 << 30)     # the newly admitted lie behind the rest
-    lane.leave({0, 5})                                                           # the last two rows move to 0 and 5
+    fed = lane.admit(store, max_rows=64, max_tokens=4096, max_bytes=1 << 30)     # the newly admitted lie behind the
+    rest lane.leave({0, 5})                                                           # the last two rows move to 0
+    and 5
 """
 
 from __future__ import annotations

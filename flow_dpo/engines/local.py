@@ -139,6 +139,11 @@ class LocalEngine(Engine):
         work.evicted_tokens, self._store.evicted_tokens = self._store.evicted_tokens, 0
         return asdict(work)
 
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values held: rows under way and the store."""
+        return self._store.num_bytes + sum(lane.rows.num_bytes for lane in self._lanes.values())
+
     def close(self) -> None:
         self._lanes.clear()
         self._store.clear()

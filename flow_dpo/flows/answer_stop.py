@@ -31,11 +31,12 @@ class WorkedExample:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerStopPrompts:
-    """The words of both roles. Defaults follow the meaning of the paper's prompts; their exact English is not stated."""
+    """The words of both roles. Defaults follow the meaning of the paper's prompts; their exact English is not
+    stated."""
 
     answer_system: str = (
         "You are a helpful math assistant. Explain your reasoning step by step, then solve the problem. "
-        "End with a last line of the form \"Answer: \" followed by the final answer alone."
+        'End with a last line of the form "Answer: " followed by the final answer alone.'
     )
     answer_user: str = "{question}"
     """`{question}` stands for the problem."""

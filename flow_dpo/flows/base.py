@@ -1,15 +1,15 @@
 """What is a flow?
 
-The protocol by which roles take turns on one problem: a pure state machine over immutable states. It needs no engine, no
-tokenizer, no clock and no randomness, so branching at a state is free and its tests need no model:
+The protocol by which roles take turns on one problem: a pure state machine over immutable states. It needs no engine,
+no tokenizer, no clock and no randomness, so branching at a state is free and its tests need no model:
 
     state = flow.start(problem)
     while (turn := flow.turn(state)) is not None:
         state = flow.advance(state, somebody_says(turn))
     flow.solution(state)
 
-The five rules, which `flow_dpo.tree` and `flow_dpo.explore` rely on: states are immutable; `turn` of a state is always the
-same; a turn speaks for a declared role; sampled token ids are passed on as they are; every play ends.
+The five rules, which `flow_dpo.tree` and `flow_dpo.explore` rely on: states are immutable; `turn` of a state is
+always the same; a turn speaks for a declared role; sampled token ids are passed on as they are; every play ends.
 """
 
 from __future__ import annotations

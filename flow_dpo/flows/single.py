@@ -48,4 +48,3 @@ class Single(Flow[SingleState]):
         if state.completion is None:
             return Solution(pieces=(), ended=False)
         return Solution(pieces=(state.completion.content_ids,), ended=state.completion.finish_reason == "stop")
-
