@@ -78,10 +78,12 @@ def _attention(
 def prepare(model: PreTrainedModel) -> None:
     """Let `model` accept a `layout`. Plain forwards stay those of SDPA.
 
-    A model that caps its attention scores (Gemma 2) can have neither: it gets transformers' eager attention, which
-    ignores layouts. Whoever means to use one compares it with plain forwards first, and finds that it is ignored.
+    A model that caps its attention scores (Gemma 2) or gives them sinks (GPT-OSS) can have neither: it gets
+    transformers' eager attention, which ignores layouts. Whoever means to use one compares it with plain forwards
+    first, and finds that it is ignored.
     """
-    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if capped or not model._supports_sdpa:
         model.set_attn_implementation("eager")
         return
     AttentionInterface.register(NAME, _attention)

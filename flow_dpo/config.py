@@ -39,7 +39,11 @@ def parse(
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     for name, default in sections.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+        if is_dataclass(default):
+            parser.add_class_arguments(type(default), name)
+            parser.set_defaults(_leaves(name, default))
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default)
     names = _names(sections)
     short = _short_names(names)
     words: list[str] = []
@@ -93,6 +97,16 @@ def _names(sections: Sections) -> dict[str, bool]:
     for name, value in sections.items():
         walk(name, value)
     return names
+
+
+def _leaves(prefix: str, settings: Any) -> dict[str, Any]:
+    """Every value that is not itself a group of settings, by its dotted name."""
+    found: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        name = f"{prefix}.{field.name}"
+        found |= _leaves(name, value) if is_dataclass(value) else {name: value}
+    return found
 
 
 def _short_names(names: Mapping[str, bool]) -> dict[str, str]:

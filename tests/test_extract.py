@@ -34,15 +34,16 @@ ANYWHERE = AnswerRule(which="anywhere")
         ("The final answer is 42. I hope it is correct.\n", False, "42"),
         ("Thus $x = 3$, so the sum is $\\boxed{\\frac{1}{2}}$.", True, "\\frac{1}{2}"),
         ("Hence\n\\[\n x = \\boxed{14}\n\\]\n", False, "14"),
-        ("Hence\n$$\nx = 14\n$$\n", False, "x = 14"),
+        ("Hence\n$$\nx = 14\n$$\n", True, "x = 14"),
         ("Hence\n\\boxed{\n14\n}\n", False, "14"),
         ("Hence\n\\boxed{\n15\n", False, None),  # the box is still open
         ("Hence\n\\[\n x = 15\n", False, None),  # so is the display
         ("The answer is \\boxed{14", True, None),
         ("\\begin{align*}\nx &= 1 \\\\\n &= \\boxed{7}\n\\end{align*}\n", False, "7"),
         ("Answer: 14\n```\n", False, "14"),
-        ("The total is 14.\n", False, "14"),
-        ("\\boxed{3}\nSo there are 3 boys and 4 girls.\n", False, "4"),  # a right number in the wrong place
+        ("The total is 14.\n", True, "14"),
+        ("2 + 12 = 14\n", False, None),  # a step on a closed line: only an ended solution may leave it at a number
+        ("\\boxed{3}\nSo there are 3 boys and 4 girls.\n", True, "4"),  # a right number in the wrong place
         ("\\boxed{}\n", False, None),
         ("", True, None),
         ("\n\n", True, None),

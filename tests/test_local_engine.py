@@ -1,7 +1,7 @@
 """Is what the local engine keeps, shares and throws away invisible in what it says?
 
-On a tiny random model of each family in float32, against plain forwards of an untouched copy; and where the structure of
-the prompts says how many tokens must go through the model, that many do.
+On a tiny random model of each family in float32, against plain forwards of an untouched copy; and where the structure
+of the prompts says how many tokens must go through the model, that many do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedModel
+from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    PreTrainedModel,
+)
 
 from flow_dpo.engines.local import LocalEngine, LocalSettings
 from flow_dpo.errors import ModelError
@@ -209,6 +219,7 @@ def two_adapters(kind: str) -> tuple[PreTrainedModel, Any]:
     return model.eval(), peft
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_roles_share_no_keys_and_a_refresh_forgets_them() -> None:
     model, peft = two_adapters("qwen2")
 
@@ -242,7 +253,7 @@ def test_roles_share_no_keys_and_a_refresh_forgets_them() -> None:
 
 def test_a_tree_beyond_the_budget_plays_the_same_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("qwen2")
-    prompts = [ids(30, i) for i in range(6)]
+    prompts = [(3 + i, *ids(29, i)) for i in range(6)]
     roomy, tight = build(model, end_ids=()), build(model, end_ids=(), kv_budget_gib=1e-4)
     tokens: list[list[TokenIds]] = [[], []]
     stats: list[dict[str, float]] = []
@@ -271,23 +282,34 @@ def test_an_evicted_play_that_nobody_needs_again_is_no_reason_to_warn(caplog: py
     assert not caplog.records
 
 
-def test_a_model_whose_attention_rows_cannot_express_is_refused() -> None:
-    """GPT-OSS gives every head a sink, which no layout is told of."""
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+
+
+MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        (GptOssForCausalLM, GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1), "found 0"),
+        (Gemma2ForCausalLM, Gemma2Config(**SMALL, attn_logit_softcapping=5.0), "found 0"),
+        (Lfm2ForCausalLM, Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]), "found 1"),
+        (FalconH1ForCausalLM, FalconH1Config(**SMALL, **MAMBA, initializer_range=0.3), "something else"),
+    ],
+    ids=["attention sinks", "capped scores", "convolutions", "a recurrent state beside attention"],
+)
+def test_a_model_that_rows_of_ours_cannot_express_is_refused(kind: Any, config: Any, message: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = GptOssForCausalLM(
-            GptOssConfig(
-                vocab_size=VOCAB,
-                hidden_size=32,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=16,
-                num_local_experts=2,
-                num_experts_per_tok=1,
-                pad_token_id=0,
-            )
-        ).eval()
-    with pytest.raises(ModelError, match="another engine"):
+        model = kind(config).eval()
+    with pytest.raises(ModelError, match=message):
         build(model).sample([answer(ids(5, 0))], Sampling(), seeds=[0])

@@ -70,7 +70,7 @@ class Lane:
         place_of = {index: len(self.active) + at for at, index in enumerate(order)}
         rows = [*self.active, *(row for row, _ in picked)]
         needed = max([*(row.length + 1 for row in self.active), *map(len, prompts)])
-        self.rows.reserve(len(rows), needed, max(row.most for row in rows))
+        self.rows.reserve(len(rows), needed, max(row.most for row in rows), max_bytes)
         fed: list[Fed] = []
         for index in order:
             row, found = picked[index]
@@ -109,7 +109,7 @@ class Lane:
             most = max(most, row.most)
             num_tokens += len(row.request.prompt_ids) - (found[-1].end if found else 0)
             num_rows = len(self.active) + len(picked) + 1
-            if num_rows > 1 and num_rows * most * self.rows.shapes.token_bytes > max_bytes:
+            if num_rows > 1 and Rows.num_bytes_of(self.rows.shapes, num_rows, most) > max_bytes:
                 break
             if picked and num_tokens > max_tokens:
                 break

@@ -58,15 +58,17 @@ def probe(model: PreTrainedModel) -> Shapes:
     flat_1N = torch.tensor([[token for prompt in prompts for token in prompt]], device=model.device)
     measure = _Measure()
     model(input_ids=flat_1N, position_ids=torch.zeros_like(flat_1N), layout=measure, **inputs)
-    if not measure.layers:
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if len(measure.layers) < num_layers:
         raise ModelError(
-            f"{type(model).__name__} does not hand its attention to a layout (transformers' attention backends); "
-            "play it with another engine"
+            f"expected {num_layers} layers of {type(model).__name__} to hand their attention to a layout, found "
+            f"{len(measure.layers)}: the others carry something else from token to token, or attend in a way of their "
+            "own. Play this model with another engine"
         )
     shapes = Shapes(measure.layers, measure.dtype, model.device)
     rows = Rows(shapes)
     fed = [Fed(0, length) for length in sorted(_LENGTHS)]
-    rows.reserve(len(fed), max(_LENGTHS), max(_LENGTHS))
+    rows.reserve(len(fed), max(_LENGTHS), max(_LENGTHS), 0)
     step = Step(rows, fed)
     flat_1N = torch.tensor([[token for prompt in sorted(prompts, key=len) for token in prompt]], device=model.device)
     ours_NV = model(input_ids=flat_1N, position_ids=step.position_N[None], layout=step, **inputs).logits[0].float()

@@ -67,16 +67,16 @@ class Rows:
     def num_bytes(self) -> int:
         return self.num_rows * self.capacity * self.shapes.token_bytes
 
-    def reserve(self, num_rows: int, needed: int, at_most: int) -> None:
+    def reserve(self, num_rows: int, needed: int, at_most: int, max_bytes: int) -> None:
         """Make room for so many rows of `needed` tokens, which may yet grow to `at_most`; give back what is too much.
 
-        Rows keep what they hold of the first `needed` tokens.
+        Rows keep what they hold of the first `needed` tokens. `max_bytes` is exceeded only where they need more.
         """
-        capacity = _multiple(min(needed + _SPARE, at_most))
-        grow = _multiple(needed) > self.capacity
-        if not grow and self.capacity - capacity < _SPARE:
+        capacity = _multiple(min(needed + _SPARE, at_most), _STEP)
+        if needed <= self.capacity < capacity + _SPARE:
             capacity = self.capacity
-        num_rows = max(-(-num_rows // _ROWS) * _ROWS, self.num_rows)
+        affordable = max_bytes // (capacity * self.shapes.token_bytes)
+        num_rows = max(num_rows, min(max(_multiple(num_rows, _ROWS), self.num_rows), affordable))
         if (num_rows, capacity) != (self.num_rows, self.capacity):
             self._resize(num_rows, capacity)
 
@@ -115,6 +115,11 @@ class Rows:
                 (self.keys if kind == "key" else self.values)[layer] = plane
         self.num_rows, self.capacity = num_rows, capacity
 
+    @staticmethod
+    def num_bytes_of(shapes: Shapes, num_rows: int, tokens: int) -> int:
+        """Bytes of so many rows that may grow to so many tokens."""
+        return num_rows * _multiple(tokens, _STEP) * shapes.token_bytes
 
-def _multiple(tokens: int) -> int:
-    return -(-tokens // _STEP) * _STEP
+
+def _multiple(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
