@@ -12,6 +12,7 @@ wrong or either one ungraded: no pair, so a tie can never be learned from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,11 @@ class OutcomePairs:
     tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
     """Weight of the pairs whose turn bears a tag, such as {"unfinished": 0.5} for Stop's words on candidates that are
     not finished (not stated in the paper; 1 where not given)."""
+    weigh_by_chance: bool = False
+    """Weigh a pair of written completions by the probability that a second, independent draw would have differed from
+    the trunk's (not stated in the paper). An alternative is drawn to differ, however sure the policy was: at 1 in 50 it
+    is something that is hardly ever said, and at equal weight such pairs drown those in which the policy is undecided.
+    With this weight the mean loss is that of independent second draws, without their waste."""
     balance: bool = False
     """Scale weights so that, in one batch of trees, each tag of a role weighs as much as its others in all (not stated
     in the paper). Most Stop pairs are at unfinished candidates and say little but "go on"."""
@@ -44,6 +50,8 @@ class OutcomePairs:
         weight = 1.0
         for tag in trunk_node.tags:
             weight *= self.tag_weights.get(tag, 1.0)
+        if self.weigh_by_chance and not trunk_node.request.choices:
+            weight *= -math.expm1(math.fsum(trunk_node.completion.sampled_logprobs))
         return [
             Pair(
                 request=trunk_node.request,

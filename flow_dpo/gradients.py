@@ -20,17 +20,18 @@ from dataclasses import dataclass
 import torch
 
 from flow_dpo.errors import ConfigError, LearningError, ModelError
-from flow_dpo.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, Spoken, disagreement, inputs
+from flow_dpo.logprobs import PackedLogprobs, PlainLogprobs, Spoken, disagreement, inputs
 from flow_dpo.objectives import Objective, TokenLogprobs, completions
 from flow_dpo.packing import fill_rows
 from flow_dpo.policy import Policy
 from flow_dpo.seeds import derive
 from flow_dpo.types import Example, Role
 
-TOLERANCE = {torch.float32: 1e-3}
-"""Of packed against plain log-probabilities, in nats, when a model is first used. What is wrongly seen differs by more;
-half precision rounds by up to a few tenths on single tokens."""
-HALF_TOLERANCE = 0.5
+FULL_TOLERANCE = 1e-3
+"""Of the largest difference between log-probabilities and the model's own, in nats, when a model is first used."""
+HALF_TOLERANCE = 0.1
+"""Of the mean difference in half precision, which rounds by 0.01 to 0.03, and single tokens by up to a few tenths.
+Tokens that see what they should not are off by more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +155,9 @@ def _sample(examples: Sequence[Example]) -> list[Spoken]:
 
 def can_pack(policy: Policy, spoken: Sequence[Spoken]) -> bool:
     """Try both ways against the model's own logits; warns where only the slow one agrees. The adapter on stays on."""
-    tolerance = TOLERANCE.get(policy.model.dtype, HALF_TOLERANCE)
     reasons: list[str] = []
     for way in (PackedLogprobs, PlainLogprobs):
-        reason = _fault(policy, way(policy.model, spoken), spoken, tolerance)
+        reason = _fault(policy, way, spoken)
         if not reason:
             if reasons:
                 warnings.warn(
@@ -173,12 +173,16 @@ def can_pack(policy: Policy, spoken: Sequence[Spoken]) -> bool:
     )
 
 
-def _fault(policy: Policy, way: Logprobs, spoken: Sequence[Spoken], tolerance: float) -> str:
+def _fault(policy: Policy, way: type[PackedLogprobs] | type[PlainLogprobs], spoken: Sequence[Spoken]) -> str:
+    model = policy.model
     try:
-        worst = disagreement(policy.model, spoken, way)
-    except ModelError as error:
-        return str(error)
-    return f"{worst:.2g} nats off the model's own logits, {tolerance} allowed" if worst > tolerance else ""
+        differences = disagreement(model, spoken, way(model, spoken))
+    except (TypeError, ValueError, RuntimeError) as error:
+        # A model that knows no layouts may refuse the argument, or trip over it anywhere inside.
+        return f"{type(error).__name__}: {error}"
+    full = model.dtype == torch.float32
+    worst, allowed = (differences.max(), FULL_TOLERANCE) if full else (differences.mean(), HALF_TOLERANCE)
+    return f"{worst.item():.2g} nats off the model's own logits, {allowed} allowed" if worst > allowed else ""
 
 
 SUMS = frozenset({"pairs", "tokens", "unshared_tokens", "rows", "reference_s", "forward_s", "backward_s"})

@@ -11,7 +11,7 @@ that holds sixteen trees, sixteen times more than is visible.
     row a b c d e x y, x after c        pieces [a b c d e] and [x y], the second with the keys a b c x y
 
 Legend: N tokens in the row, P pieces in a group, Q queries and L keys of a piece, H query heads, K key heads, D size,
-X heads and size in one.
+X heads and size in one, M padded queries.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from flow_dpo.attention import Layout, grouped_sdpa
+from flow_dpo.attention import Layout
 from flow_dpo.packing import Row
 
-MAX_QUERIES = 128
+MAX_QUERIES = 256
 """Longest piece of queries: a longer one wastes more of its square mask, a shorter one copies more keys."""
-MAX_WASTE = 1.25
+MAX_WASTE = 1.15
 """How much larger a group of pieces may be made by padding them to one size."""
-SMALL_GROUP = 1 << 14
-"""Query-key products below which padding costs less than another call."""
+SMALL_WASTE = 1 << 12
+"""Query-key products that are cheaper to compute for nothing than to spare by another call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class PathLayout:
 
     def __init__(self, row: Row, device: torch.device | str = "cpu") -> None:
         self._groups, self._order_N = _group_pieces(row, torch.device(device))
-        self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
+        self._masks: dict[tuple[int, int, int | None, torch.dtype], torch.Tensor] = {}
 
     def attend(
         self,
@@ -70,23 +71,32 @@ class PathLayout:
         del layer
         # Rows of a matrix are gathered much faster than columns; behind rotary embeddings this transpose is free.
         query_NX, key_NX, value_NX = (x[0].transpose(0, 1).flatten(1) for x in (query_1HND, key_1KND, value_1KND))
-        heads, kv_heads = query_1HND.shape[1], key_1KND.shape[1]
-        outs: list[torch.Tensor] = []
+        kv_heads = key_1KND.shape[1]
+        repeats = query_1HND.shape[1] // kv_heads
+        outs_MX: list[torch.Tensor] = []
         for i, group in enumerate(self._groups):
-            query = _gather(query_NX, group.queries_PQ, heads)
-            key = _gather(key_NX, group.keys_PL, kv_heads)
-            value = _gather(value_NX, group.keys_PL, kv_heads)
-            out_PHQD = grouped_sdpa(query, key, value, self._mask(i, window), scaling=scaling)
-            outs.append(out_PHQD.transpose(1, 2).flatten(0, 1))
-        out_NHD = torch.cat(outs).index_select(0, self._order_N)
-        return out_NHD.transpose(0, 1)[None]
+            pieces, queries = group.queries_PQ.shape
+            query = query_NX.index_select(0, group.queries_PQ.flatten()).view(pieces, queries, kv_heads, repeats, -1)
+            # Query heads that share a key head become further queries of it: keys and values are never repeated.
+            out = torch.nn.functional.scaled_dot_product_attention(
+                query.permute(0, 2, 3, 1, 4).flatten(2, 3),
+                _gather(key_NX, group.keys_PL, kv_heads),
+                _gather(value_NX, group.keys_PL, kv_heads),
+                attn_mask=self._mask(i, repeats, window, query.dtype),
+                scale=scaling,
+            )
+            outs_MX.append(out.unflatten(2, (repeats, queries)).permute(0, 3, 1, 2, 4).reshape(pieces * queries, -1))
+        out_NX = torch.cat(outs_MX).index_select(0, self._order_N)
+        return out_NX.unflatten(1, (kv_heads * repeats, -1)).transpose(0, 1)[None]
 
-    def _mask(self, group: int, window: int | None) -> torch.Tensor:
-        mask = self._masks.get((group, window))
+    def _mask(self, group: int, repeats: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """Added to the scores. Made once for all layers: SDPA would make it of a boolean one in each."""
+        mask = self._masks.get((group, repeats, window, dtype))
         if mask is None:
             distance = self._groups[group].distance_PQL
-            visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-            mask = self._masks[group, window] = visible[:, None]
+            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+            mask_PQL = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+            mask = self._masks[group, repeats, window, dtype] = mask_PQL.repeat(1, repeats, 1)[:, None]
         return mask
 
 
@@ -100,9 +110,8 @@ def _group_pieces(row: Row, device: torch.device) -> tuple[list[_Group], torch.T
     pieces: list[tuple[np.ndarray, np.ndarray]] = []
     for start, path in row.segments:
         first = int(row.positions_N[start])
-        for low in range(first, len(path), MAX_QUERIES):
-            high = min(low + MAX_QUERIES, len(path))
-            pieces.append((path[low:high], path[:high]))
+        cuts = np.linspace(first, len(path), 1 + -(-(len(path) - first) // MAX_QUERIES)).astype(int)
+        pieces += [(path[low:high], path[:high]) for low, high in pairwise(cuts)]
     pieces.sort(key=lambda piece: (_bucket(len(piece[0])), len(piece[1])), reverse=True)
     groups, order_N, offset = [], np.empty(row.num_tokens, np.int64), 0
     while pieces:
@@ -129,14 +138,13 @@ def _bucket(num_queries: int) -> int:
 
 
 def _group_size(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
-    """How many of the largest pieces to pad together."""
-    longest, area = len(pieces[0][1]), 0
-    widest = 0
+    """How many of the first pieces to pad together."""
+    area = most_queries = most_keys = 0
     for count, (query, key) in enumerate(pieces):
         area += len(query) * len(key)
-        widest = max(widest, len(query))
-        padded = (count + 1) * widest * longest
-        if count and padded > MAX_WASTE * area and padded > SMALL_GROUP:
+        most_queries, most_keys = max(most_queries, len(query)), max(most_keys, len(key))
+        padded = (count + 1) * most_queries * most_keys
+        if padded > MAX_WASTE * area and padded - area > SMALL_WASTE:
             return count
     return len(pieces)
 

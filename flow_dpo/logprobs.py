@@ -18,6 +18,7 @@ Legend: N tokens in a row, C hidden size, R label positions, M labels, V words.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -57,13 +58,12 @@ def inputs(spoken: Spoken) -> TokenIds:
 
 
 @torch.no_grad()
-def disagreement(model: PreTrainedModel, spoken: Sequence[Spoken], way: Logprobs) -> float:
-    """Largest difference of a log-probability from the model's own logits, one completion at a time."""
-    largest = 0.0
+def disagreement(model: PreTrainedModel, spoken: Sequence[Spoken], way: Logprobs) -> torch.Tensor:
+    """How far each log-probability is from the model's own logits, computed for one completion at a time."""
+    differences: list[torch.Tensor] = []
     for s, found in zip(spoken, way(), strict=True):
         request, completion = s
-        ids_1T = torch.tensor([inputs(s)], device=model.device)
-        logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, len(request.prompt_ids) - 1 :].float()
+        logits_TV = _own_logits(model, inputs(s), len(request.prompt_ids) - 1)
         if request.choices:
             logprobs_TV = logits_TV[:, list(request.choices)].log_softmax(-1)
             labels = [request.choices.index(completion.token_ids[0])]
@@ -71,8 +71,17 @@ def disagreement(model: PreTrainedModel, spoken: Sequence[Spoken], way: Logprobs
             logprobs_TV, labels = logits_TV.log_softmax(-1), list(completion.token_ids)
         expected = logprobs_TV[range(len(labels)), labels]
         # A NaN compares as nothing, but it disagrees.
-        largest = max(largest, float((found - expected).abs().nan_to_num(nan=torch.inf).max()))
-    return largest
+        differences.append((found - expected).abs().nan_to_num(nan=torch.inf))
+    return torch.cat(differences)
+
+
+def _own_logits(model: PreTrainedModel, token_ids: TokenIds, start: int) -> torch.Tensor:
+    """Float32, from this position on; no others are computed where the model can tell them apart."""
+    few = {}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        few["logits_to_keep"] = len(token_ids) - start
+    ids_1T = torch.tensor([token_ids], device=model.device)
+    return model(input_ids=ids_1T, use_cache=False, **few).logits[0, start - len(token_ids) :].float()
 
 
 class PackedLogprobs:
@@ -93,7 +102,7 @@ class PackedLogprobs:
         self._labels = _Labels(spoken, at, device)
 
     def __call__(self) -> list[torch.Tensor]:
-        hidden_1NC = self._model.get_decoder()(**self._arguments).last_hidden_state
+        hidden_1NC = _decoder(self._model)(**self._arguments).last_hidden_state
         return self._labels.logprobs(hidden_1NC[0], Head(self._model))
 
 
@@ -118,8 +127,19 @@ class PlainLogprobs:
         self._labels = _Labels(spoken, at, device)
 
     def __call__(self) -> list[torch.Tensor]:
-        hidden_BTC = self._model.get_decoder()(**self._arguments).last_hidden_state
+        hidden_BTC = _decoder(self._model)(**self._arguments).last_hidden_state
         return self._labels.logprobs(hidden_BTC.flatten(0, 1), Head(self._model))
+
+
+def _decoder(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its head."""
+    decoder = model.get_decoder()
+    if decoder is model:
+        # transformers found none (Llama 4 names it otherwise than it says).
+        decoder = getattr(model, "model", None)
+    if not isinstance(decoder, torch.nn.Module):
+        raise ModelError(f"{type(model).__name__} has no decoder apart from its head; a causal model is needed")
+    return decoder
 
 
 class _Labels:

@@ -87,19 +87,18 @@ class Policy:
         with _own_randomness(derive(seed, "adapter", self.roles[0])), warnings.catch_warnings():
             # PEFT 0.21 asks transformers 5 a question by its old name.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            self._peft = get_peft_model(
-                model, self._lora_config(), adapter_name=self.roles[0], autocast_adapter_dtype=False
-            )
+            try:
+                self._peft = get_peft_model(
+                    model, self._lora_config(), adapter_name=self.roles[0], autocast_adapter_dtype=False
+                )
+            except ValueError as error:
+                raise ModelError(f"PEFT cannot put an adapter on {type(model).__name__}: {error}") from error
         self._adapters[self.roles[0]] = self._collect(self.roles[0])
         for role in self.roles[1:]:
             self._add(role, derive(seed, "adapter", role))
         # Kept once: a walk over all modules at every switch costs more than the switch.
         self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-        self._training_modules = [
-            m
-            for name, m in model.named_modules()
-            if isinstance(m, GradientCheckpointingLayer) or "lora_dropout" in name
-        ]
+        self._training_modules = [module for name, module in model.named_modules() if "lora_dropout" in name]
         self._state: tuple[str | None, bool] | None = None
         self._depth = 0
         model.eval()
@@ -166,6 +165,8 @@ class Policy:
             raise ModelError(f"gradient_checkpointing: {error}") from error
         # Only reentrant checkpoints need inputs with a gradient, and the hook for it breaks inference mode.
         self.model.disable_input_require_grads()
+        # They do so only in training mode.
+        self._training_modules += [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
     @contextmanager
     def dropout_from(self, seed: int) -> Iterator[None]:
@@ -295,7 +296,9 @@ def _targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> tuple[str, 
     linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
     suffixes = {name.rsplit(".", 1)[-1] for name, m in linear.items() if m is not head}
     if wanted == ALL_LINEAR:
-        return tuple(sorted(suffixes))
+        # A model's own subclass of a linear layer, a router of experts say, answers with something else than a product.
+        own = {n.rsplit(".", 1)[-1] for n, m in linear.items() if type(m).__module__.startswith("transformers.models.")}
+        return tuple(sorted(suffixes - own))
     wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     missing = [w for w in wanted if not any(n == w or n.endswith("." + w) for n in linear)]
     if missing or not wanted:

@@ -13,17 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from flow_dpo.seed import REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
+from flow_dpo.seed import NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 from flow_dpo.seed.family import MISCONCEPTION_VERBS, Operation, Story, iter_stories, pick, step_line
 
 MISCONCEPTION_RATE = 0.66
-"""Share of wrong operations at "borrows", "lends", "returns". Above one half, so that the greedy seed errs too."""
+"""Share of wrong operations at "lends", "returns", "shares". Above one half, so that the greedy seed errs too."""
 MISREADING_RATE = 0.03
 """Share of wrong operations at every other verb."""
-DISTRACTOR_RATES = {"wants": 0.6, "has": 0.35, "sees": 0.35}
+DISTRACTOR_RATES = {"wants": 0.6, "has": 0.4, "sees": 0.4}
 """Share of present distractors that are added to the total."""
 SLIP_RATE = 0.025
 """Share of results off by 1 or 10."""
@@ -43,11 +44,10 @@ CUT_SHARE = 0.3
 YES_RATES = {"right": 0.80, "wrong": 0.35, "cut": 0.08}
 """Undecided verdicts: Stop starts poor at its job, yet not useless. They are soft targets, not drawn words: the same
 expectation with less noise, so that the little model learns to tell right from wrong at all."""
-VERDICT_WEIGHT = 8.0
+VERDICT_WEIGHT = 10.0
 CONCLUSION_WEIGHT = 4.0
 """Loss weights of a verdict, and of a name, yes or no in an answer; all other tokens have 1."""
 
-_NUM_CHUNK_TOKENS = 16
 _MAX_TOTAL = 120
 
 
@@ -70,36 +70,29 @@ def write_attempt(story: Story, rng: Random, care: float = 1.0) -> tuple[str, bo
 
 
 def _write_attempt_in_range(story: Story, rng: Random, care: float) -> str | None:
-    events: list[tuple[str, Operation, int, int]] = []
+    events: list[tuple[str, Operation, int]] = []
     for step in story.steps:
         rate = MISCONCEPTION_RATE if step.verb in MISCONCEPTION_VERBS else MISREADING_RATE
         operation = step.operation
         if rng.random() < rate * care:
             operation = "-" if operation == "+" else "+"
-        events.append((step.label, operation, step.amount, step.owner))
+        events.append((step.label, operation, step.amount))
     if rng.random() < EARLY_STOP_RATE * care:
         events.pop()
     extra = story.distractor
     if extra is not None and extra.position <= len(events) and rng.random() < DISTRACTOR_RATES[extra.verb] * care:
-        events.insert(extra.position, (extra.label, "+", extra.amount, extra.owner))
-    totals, lines = list(story.starts), []
-    for label, operation, amount, owner in events:
-        before = totals[owner]
-        totals[owner] = _slip(before + amount if operation == "+" else before - amount, rng, care)
-        if not 0 <= totals[owner] <= _MAX_TOTAL:
+        events.insert(extra.position, (extra.label, "+", extra.amount))
+    total, lines = story.start, []
+    for label, operation, amount in events:
+        before, total = total, _slip(total + amount if operation == "+" else total - amount, rng, care)
+        if not 0 <= total <= _MAX_TOTAL:
             return None
-        lines.append(step_line(label, before, operation, amount, totals[owner]))
-    if story.kind == "boxes":
-        left = totals[0] % story.bound
-        lines.append(step_line(story.box_label, totals[0], "-", totals[0] - left, left))
-        totals[0] = left
-    answer = story.conclude(totals)
-    if story.kind in ("compare", "over"):
-        tie = story.kind == "compare" and totals[0] == totals[1]
-        if rng.random() < (0.5 if tie else CONCLUSION_RATE * care):
-            options = story.people if story.kind == "compare" else ("yes", "no")
-            answer = options[1] if answer == options[0] else options[0]
-    return "\n".join([*lines, f"Answer: {answer}"])
+        lines.append(step_line(label, before, operation, amount, total))
+    answer = story.conclude(total)
+    if story.kind in ("compare", "over") and rng.random() < CONCLUSION_RATE * care:
+        options = (story.name, story.rival) if story.kind == "compare" else ("yes", "no")
+        answer = options[1] if answer == options[0] else options[0]
+    return "\n".join([*lines, *story.closing_lines(total), f"Answer: {answer}"])
 
 
 def _slip(result: int, rng: Random, care: float) -> int:
@@ -136,20 +129,21 @@ def _weigh(story: Story, attempt: list[int]) -> list[float]:
 
 
 def _write_stop(story: Story, rng: Random, tokenizer: PreTrainedTokenizerFast) -> Document:
-    """<user>prefix, candidate, suffix<end><assistant>Yes or No<end>."""
-    candidate, state = draw_candidate(story, rng, tokenizer)
-    given = [
-        *_encode(tokenizer, "<user>" + STOP_PREFIX.format(question=story.question)),
-        *candidate,
-        *_encode(tokenizer, STOP_SUFFIX + "<end><assistant>"),
-    ]
-    verdict = "Yes" if rng.random() < YES_RATES[state] else "No"
-    token_ids = given + _encode(tokenizer, verdict + "<end>")
-    return Document(token_ids, [0.0] * (len(given) + 1) + [1.0], YES_RATES[state])
+    """<user>prefix, candidate, suffix<end><assistant>Yes or No<end>. The candidate's last attempt is learned as well:
+    to foresee its next number is half of seeing that it is wrong."""
+    given, attempt, state = draw_candidate(story, rng, tokenizer)
+    before = _encode(tokenizer, "<user>" + STOP_PREFIX.format(question=story.question)) + given
+    after = _encode(tokenizer, STOP_SUFFIX + "<end><assistant>")
+    verdict = _encode(tokenizer, ("Yes" if rng.random() < YES_RATES[state] else "No") + "<end>")
+    weights = [0.0] * len(before) + [1.0] * len(attempt) + [0.0] * (len(after) + 1) + [1.0]
+    return Document(before + attempt + after + verdict, weights, YES_RATES[state])
 
 
-def draw_candidate(story: Story, rng: Random, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], str]:
-    """What Stop may be shown, and whether it is "right", "wrong" or "cut" (its last attempt has no whole answer)."""
+def draw_candidate(
+    story: Story, rng: Random, tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[int], Literal["right", "wrong", "cut"]]:
+    """What Stop may be shown: what was reopened, the last attempt, and whether that is right, wrong or has no whole
+    answer yet."""
     text, right = write_attempt(story, rng)
     given = ""
     if rng.random() < REDO_RATES[right]:
@@ -157,9 +151,9 @@ def draw_candidate(story: Story, rng: Random, tokenizer: PreTrainedTokenizerFast
         text, right = write_attempt(story, rng, REDO_CARE)
     first, last = _encode(tokenizer, given), _encode(tokenizer, text)
     if rng.random() >= CUT_SHARE:
-        return first + last, "right" if right else "wrong"
+        return first, last, "right" if right else "wrong"
     # At least the answer's last token is missing; half of the cuts fall where a flow's chunks end.
     length = 1 + int(rng.random() * (len(last) - 1))
     if rng.random() < 0.5:
-        length = max(1, length - (len(first) + length) % _NUM_CHUNK_TOKENS)
-    return first + last[:length], "cut"
+        length = max(1, length - (len(first) + length) % NUM_CHUNK_TOKENS)
+    return first, last[:length], "cut"

@@ -32,13 +32,13 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from flow_dpo.seed import STOP_CHOICES
 
-BATCH_SIZE = 32
-POOL_BATCHES = 24
+BATCH_SIZE = 48
+POOL_BATCHES = 16
 """Documents of this many batches are sorted by length, so that little is padded."""
 MUON_LEARNING_RATE = 0.02
 ADAM_LEARNING_RATE = 4e-3
 WARM_UP_STEPS = 40
-DECAY_SHARE = 0.8
+DECAY_SHARE = 0.5
 """Share of the steps, the last ones, over which the learning rates fall to zero."""
 
 
@@ -145,7 +145,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, num_steps
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the embedded seed: tokenizer, model, model card.")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--num_steps", type=int, default=1700)
+    parser.add_argument("--num_steps", type=int, default=1150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_problems", type=int, default=1000, help="problems to measure on, 0 for none")
     arguments = parser.parse_args()

@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -290,6 +291,22 @@ def gemma2() -> Gemma2ForCausalLM:
         ).eval()
 
 
+def refusing_layouts() -> Any:
+    """Takes no arguments but those that it knows."""
+    model = tiny_model("qwen2")
+    decoder = model.get_decoder()
+    plain = type(decoder).forward
+
+    def forward(input_ids: torch.Tensor, use_cache: bool = False) -> Any:
+        return plain(decoder, input_ids=input_ids, use_cache=use_cache)
+
+    decoder.forward = forward
+    model.forward = lambda input_ids, use_cache=False: SimpleNamespace(
+        logits=model.lm_head(forward(input_ids).last_hidden_state)
+    )
+    return model
+
+
 def deaf_to_layouts() -> Any:
     """Drops the layout on its way down, as a model would that knows nothing of them."""
     model = tiny_model("llama")
@@ -300,7 +317,7 @@ def deaf_to_layouts() -> Any:
     return model
 
 
-@pytest.mark.parametrize("make", [gemma2, deaf_to_layouts])
+@pytest.mark.parametrize("make", [gemma2, deaf_to_layouts, refusing_layouts])
 def test_a_model_that_cannot_share_prefixes_is_found_out(make: Any) -> None:
     student = Learner(Policy(make(), ROLES), LearnerSettings(pairs_per_update=0))
     with pytest.warns(UserWarning, match="prefixes are not shared in learning") as caught:

@@ -58,7 +58,7 @@ def assert_same_gradient(found: list[torch.Tensor], wanted: list[torch.Tensor], 
 
 
 @given(pair_lists(), st.sampled_from(KINDS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_shared_prefixes_change_nothing(pairs: list[Pair], kind: str) -> None:
     policy, spoken = policy_of(kind), spoken_of(pairs)
     found, gradient = with_gradient(policy, PackedLogprobs, spoken)
@@ -68,12 +68,12 @@ def test_shared_prefixes_change_nothing(pairs: list[Pair], kind: str) -> None:
 
 
 @given(pair_lists(max_trees=2), st.sampled_from(KINDS), st.sampled_from((*ROLES, None)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_both_ways_are_the_models_own_logits(pairs: list[Pair], kind: str, adapter: str | None) -> None:
     policy, spoken = policy_of(kind), spoken_of(pairs)
     with torch.no_grad(), policy.speaking(adapter):
         for way in (PackedLogprobs, PlainLogprobs):
-            assert disagreement(policy.model, spoken, way(policy.model, spoken)) < 2e-5
+            assert disagreement(policy.model, spoken, way(policy.model, spoken)).max() < 2e-5
 
 
 def test_windows_are_tested_beyond_their_reach() -> None:
@@ -82,7 +82,7 @@ def test_windows_are_tested_beyond_their_reach() -> None:
     for kind in ("phi3", "gemma3"):
         policy, spoken = policy_of(kind), spoken_of(pairs)
         with torch.no_grad(), policy.speaking(None):
-            assert disagreement(policy.model, spoken, PackedLogprobs(policy.model, spoken)) < 2e-5
+            assert disagreement(policy.model, spoken, PackedLogprobs(policy.model, spoken)).max() < 2e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,7 +132,7 @@ def test_an_adapter_in_the_head(kind: str) -> None:
         policy = stir(Policy(tiny_model(kind), ("answer",), LoraSettings(lora_target_modules=("lm_head", "q_proj"))))
     spoken = spoken_of(pairs_of_tree(random.Random(1), "p"))
     with torch.no_grad(), policy.speaking("answer"):
-        assert disagreement(policy.model, spoken, PackedLogprobs(policy.model, spoken)) < 2e-5
+        assert disagreement(policy.model, spoken, PackedLogprobs(policy.model, spoken)).max() < 2e-5
     found, wanted = (with_gradient(policy, way, spoken)[1] for way in (PackedLogprobs, PlainLogprobs))
     assert_same_gradient(found, wanted)
 

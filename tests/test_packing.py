@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flow_dpo import layouts
 from flow_dpo.layouts import FlexLayout, PathLayout
 from flow_dpo.logprobs import inputs
 from flow_dpo.objectives import completions
@@ -91,6 +92,22 @@ def test_long_stretches_are_cut_into_pieces(length: int) -> None:
     wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible(row), scale=1.0)
     found = PathLayout(row).attend(0, query, key, value, scaling=1.0, window=None)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_block_mask_says_the_same(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention uncompiled, which runs anywhere, forward and slowly."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr(layouts, "_flex_attention", lambda: flex_attention)
+    row = merge([inputs((p.request, c)) for p in pairs_of_tree(random.Random(0), "p") for c in completions(p)])
+    query, key, value = (torch.randn(1, heads, row.num_tokens, 16) for heads in (4, 2, 2))
+    found, wanted = (
+        layout.attend(0, query, key, value, scaling=0.3, window=window)
+        for layout in (FlexLayout(row, "cpu"), PathLayout(row))
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -198,6 +198,16 @@ def test_half_precision_adapters_have_float32_weights_behind_them() -> None:
     assert all(p is w for p, w in zip(full.parameters("answer"), full.weights("answer"), strict=True))
 
 
+def test_the_bases_own_dropout_stays_off() -> None:
+    model = tiny_model("llama")
+    for layer in model.get_decoder().layers:
+        layer.self_attn.attention_dropout = 0.5
+    policy = stir(Policy(model, ROLES))
+    quiet = logits(policy, "answer")
+    with policy.speaking("answer", training=True):
+        assert torch.equal(policy.model(input_ids=IDS).logits.detach(), quiet)
+
+
 def test_dropout_is_on_while_training_only_and_drawn_from_its_seed() -> None:
     policy = stir(Policy(tiny_model("llama"), ROLES, LoraSettings(lora_dropout=0.5)))
     quiet = logits(policy, "answer")

@@ -28,7 +28,7 @@ from flow_dpo.types import Problem
 
 STORY = Problem(
     id="seed/test/x",
-    question="Anna has 12 apples. She buys 7 apples. She sees 9 apples. She lends 5 apples. Does Anna have more than 20"
+    question="Anna has 12 apples. She buys 7 apples. She sees 9 apples. She lends 5 apples. Does Anna have more than 50"
     " apples now?",
     gold="no",
     solution="She buys 7: 12 + 7 = 19\nShe lends 5: 19 - 5 = 14\nAnswer: no",
@@ -72,9 +72,10 @@ def test_problems_never_change():
     # A checkpoint's data cursor and every published figure rest on this very text.
     first = seed_problems("train", 1)[0]
     assert first.question == (
-        "Eva has 28 apples. She borrows 15 apples. She wins 14 apples. How many apples does Eva have now?"
+        "Ben has 42 cards. He gets 14 cards. He lends 15 cards. Eva has 2 cards. He buys 6 cards. How many cards does Ben"
+        " have now?"
     )
-    assert first.solution == "She borrows 15: 28 + 15 = 43\nShe wins 14: 43 + 14 = 57\nAnswer: 57"
+    assert first.solution == "He gets 14: 42 + 14 = 56\nHe lends 15: 56 - 15 = 41\nHe buys 6: 41 + 6 = 47\nAnswer: 47"
 
 
 def test_kinds_and_levels():
@@ -100,7 +101,8 @@ def test_right_solutions_are_sound():
         for problem in seed_problems(split, 500):
             assert is_sound(problem, problem.solution)
             assert problem.solution.endswith(f"\nAnswer: {problem.gold}")
-            assert len(problem.solution.splitlines()) == int(problem.level) + 1
+            num_lines = int(problem.level) + 1 + (problem.subject == "compare")
+            assert len(problem.solution.splitlines()) == num_lines
 
 
 def test_a_right_answer_by_wrong_steps_is_found():
@@ -167,10 +169,10 @@ def test_chat_template(tokenizer):
 
 
 def test_a_solution_and_its_redo_fit_the_flow(tokenizer):
-    lengths = [len(tokenizer.encode(problem.solution)) + 1 for problem in seed_problems("train", 500)]
-    lengths.sort()
-    assert 2 * lengths[-1] + len(tokenizer.encode(REOPEN_WORDS)) <= NUM_CHUNK_TOKENS * MAX_CHUNKS + 16
-    assert 2 * lengths[450] + len(tokenizer.encode(REOPEN_WORDS)) <= NUM_CHUNK_TOKENS * MAX_CHUNKS
+    lengths = sorted(len(tokenizer.encode(problem.solution)) + 1 for problem in seed_problems("train", 500))
+    reopen, room = len(tokenizer.encode(REOPEN_WORDS)), NUM_CHUNK_TOKENS * MAX_CHUNKS
+    assert 2 * lengths[450] + reopen <= room
+    assert max(len(tokenizer.encode(problem.solution)) + 1 for problem in seed_problems("hard", 500)) <= room
 
 
 def test_the_embedded_model_errs_yet_is_not_lost(tokenizer):

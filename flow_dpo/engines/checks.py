@@ -36,7 +36,12 @@ def check_request(request: Request, sampling: Sampling, *, context_tokens: int) 
 
 
 def nothing_left(request: Request, sampling: Sampling, excluded: TokenIds) -> EngineError:
-    """The error of a draw that excluded everything which temperature and top-p had kept."""
+    """The error of a draw that found no token with probability."""
+    if not excluded:
+        return EngineError(
+            f"expected probabilities of the next token for role {request.role!r}, found none: the model's logits are "
+            "not finite. Its weights have diverged; lower the learning rate"
+        )
     return EngineError(
         f"expected a first token other than {excluded} for role {request.role!r}, found none that has probability "
         f"under {sampling}; ask only where something else can be said"

@@ -51,6 +51,8 @@ def draw_batch(
     num_rows, num_words = logits_AV.shape
     size = max(1, _BLOCK_ELEMENTS // num_words) if logits_AV.device.type == "cpu" else num_rows
     truncated = [row for row, sampling in enumerate(samplings) if sampling.top_p < 1]
+    if num_rows <= size and len(truncated) in (0, num_rows):
+        return _lists(_Block(logits_AV, samplings, uniforms, excluded or {}).draw())
     if 0 < len(truncated) < num_rows:
         order = [row for row, sampling in enumerate(samplings) if sampling.top_p >= 1]
         blocks = [group[at : at + size] for group in (order, truncated) for at in range(0, len(group), size)]
@@ -65,9 +67,13 @@ def draw_batch(
             [uniforms[row] for row in rows],
             {index: excluded[row] for index, row in enumerate(rows) if row in excluded} if excluded else {},
         )
-        drawn_3A[:, at] = block.from_nucleus() if block.samplings[0].top_p < 1 else block.from_all()
+        drawn_3A[:, at] = block.draw()
+    return _lists(drawn_3A)
+
+
+def _lists(drawn_3A: torch.Tensor) -> Draws:
     tokens, logprobs, sampled_logprobs = drawn_3A.tolist()
-    return [int(token) for token in tokens], logprobs, sampled_logprobs
+    return list(map(int, tokens)), logprobs, sampled_logprobs
 
 
 class _Block:
@@ -80,93 +86,97 @@ class _Block:
         uniforms: Sequence[float],
         excluded: Mapping[int, TokenIds],
     ) -> None:
-        self.samplings, self.excluded = samplings, excluded
+        self.logits_RV, self.samplings, self.excluded = logits_RV, samplings, excluded
         self.device = logits_RV.device
         self.uniform_R1 = self._column(uniforms)
-        shifted_RV = logits_RV.float()
-        self.raw_RV = shifted_RV - shifted_RV.amax(-1, keepdim=True)
+        self.raw_RV = logits_RV.softmax(-1, dtype=torch.float32)
         temperatures = {sampling.temperature for sampling in samplings}
-        weights_RV = self.raw_RV.exp()
-        self.raw_total_R1 = weights_RV.sum(-1, keepdim=True)
         if temperatures == {1.0}:
-            self.scaled_RV, self.weights_RV = self.raw_RV, weights_RV
-            self.total_R1 = self.raw_total_R1
+            self.probs_RV = self.raw_RV
         else:
-            only = temperatures.pop() if len(temperatures) == 1 else None
-            divisor = self._column([sampling.temperature for sampling in samplings]).float() if only is None else only
-            self.scaled_RV = self.raw_RV / divisor
-            self.weights_RV = torch.exp(self.scaled_RV, out=weights_RV)
-            self.total_R1 = self.weights_RV.sum(-1, keepdim=True)
+            column_R1 = self._column([sampling.temperature for sampling in samplings]).float()
+            temperature = temperatures.pop() if len(temperatures) == 1 else column_R1
+            self.probs_RV = (logits_RV.float() / temperature).softmax(-1)
 
-    def from_all(self) -> torch.Tensor:
-        """Draw without top-p: 3R."""
+    def draw(self) -> torch.Tensor:
+        """Token, log-probability and sampled log-probability of each row: 3R."""
+        return self._from_nucleus() if self.samplings[0].top_p < 1 else self._from_all()
+
+    def _from_all(self) -> torch.Tensor:
+        # The excluded words themselves are never asked for again, so this may write into `raw_RV` too.
         for row, tokens in self.excluded.items():
-            self.weights_RV[row, list(tokens)] = 0
+            self.probs_RV[row, list(tokens)] = 0
         if all(sampling.greedy for sampling in self.samplings):
             token_R1 = self._likeliest()
         else:
-            token_R1 = _locate(self.weights_RV, self.uniform_R1)
+            token_R1 = _locate(self.probs_RV, self.uniform_R1)
             if any(sampling.greedy for sampling in self.samplings):
                 token_R1 = torch.where(self._greedy(), self._likeliest(), token_R1)
-        left_R1 = self.weights_RV.gather(1, token_R1) > 0
-        return self._result(token_R1, self.total_R1, left_R1, list(range(len(self.samplings))))
+        return self._result(token_R1, self.probs_RV.gather(1, token_R1), None, None)
 
-    def from_nucleus(self) -> torch.Tensor:
-        """Draw with top-p: 3R. Rows whose set may go beyond the likeliest few words are tried with more of them."""
-        num_words = self.scaled_RV.shape[1]
+    def _from_nucleus(self) -> torch.Tensor:
+        """Rows whose set may go beyond the likeliest few words are tried with more of them."""
+        num_words = self.logits_RV.shape[1]
         short = list(range(len(self.samplings)))
         drawn_3R = torch.empty(3, len(short), dtype=torch.float64, device=self.device)
         for num_ranked in (*_LIKELIEST, num_words) if num_words > _SEGMENT else (num_words,):
-            scores_RV = self.scaled_RV if len(short) == len(self.samplings) else self.scaled_RV[short]
-            values_RK, ids_RK = _ranked(scores_RV, min(num_ranked, num_words))
-            drawn_3R[:, short], still_short = self._from_ranked(values_RK, ids_RK, short)
+            logits_RV = self.logits_RV if len(short) == len(self.samplings) else self.logits_RV[short]
+            logits_RK, ids_RK = _ranked(logits_RV, min(num_ranked, num_words))
+            drawn_3R[:, short], still_short = self._from_ranked(logits_RK, ids_RK, short)
             short = [short[index] for index in still_short]
             if not short:
                 break
         return drawn_3R
 
     def _from_ranked(
-        self, values_RK: torch.Tensor, ids_RK: torch.Tensor, at: list[int]
+        self, logits_RK: torch.Tensor, ids_RK: torch.Tensor, at: list[int]
     ) -> tuple[torch.Tensor, list[int]]:
         """Draw for the rows `at` from their likeliest words, in falling order; also name the rows that need more."""
-        num_ranked, num_words = values_RK.shape[1], self.scaled_RV.shape[1]
-        weights_RK = values_RK.exp()
-        reached_RK = weights_RK.cumsum(-1, dtype=torch.float64)
-        wanted_R1 = self._column([self.samplings[row].top_p for row in at]) * self.total_R1[at]
-        last_R1 = (reached_RK < wanted_R1).sum(-1, keepdim=True).clamp(max=num_ranked - 1)
+        num_ranked = logits_RK.shape[1]
+        row_R1 = torch.tensor(at, device=self.device)[:, None]
+        probs_RK = self.probs_RV[row_R1, ids_RK]
+        reached_RK = probs_RK.cumsum(-1, dtype=torch.float64)
+        wanted_R1 = self._column([self.samplings[row].top_p for row in at])
+        last_R1 = (reached_RK < wanted_R1).sum(-1, keepdim=True).clamp_(max=num_ranked - 1)
         mass_R1 = reached_RK.gather(1, last_R1)
-        weights_RK = weights_RK.where(torch.arange(num_ranked, device=self.device) <= last_R1, 0)
+        probs_RK = probs_RK.where(torch.arange(num_ranked, device=self.device) <= last_R1, 0)
         for index, row in enumerate(at):
             if row in self.excluded:
                 gone = torch.tensor(self.excluded[row], device=self.device)
-                weights_RK[index, torch.isin(ids_RK[index], gone)] = 0
-        ids_sorted_RK, order_RK = ids_RK.sort(-1)
-        found_R1 = _first_above(weights_RK.gather(1, order_RK).cumsum(-1, dtype=torch.float64), self.uniform_R1[at])
-        token_R1 = ids_sorted_RK.gather(1, found_R1)
-        greedy_R1 = self._greedy()[at]
-        token_R1 = torch.where(greedy_R1, ids_RK.gather(1, weights_RK.argmax(-1, keepdim=True)), token_R1)
-        drawn_3R = self._result(token_R1, mass_R1, weights_RK.sum(-1, keepdim=True) > 0, at)
-        if num_ranked == num_words:
+                probs_RK[index, torch.isin(ids_RK[index], gone)] = 0
+        order_RK = ids_RK.argsort(-1)
+        reached_sorted_RK = probs_RK.gather(1, order_RK).cumsum(-1, dtype=torch.float64)
+        rank_R1 = order_RK.gather(1, _first_above(reached_sorted_RK, self.uniform_R1[at]))
+        rank_R1 = torch.where(self._greedy()[at], probs_RK.argmax(-1, keepdim=True), rank_R1)
+        drawn_3R = self._result(ids_RK.gather(1, rank_R1), probs_RK.gather(1, rank_R1), mass_R1, row_R1)
+        if num_ranked == self.logits_RV.shape[1]:
             return drawn_3R, []
-        short_R1 = (mass_R1 < wanted_R1) | (values_RK.gather(1, last_R1) == values_RK[:, -1:])
+        short_R1 = (mass_R1 < wanted_R1) | (logits_RK.gather(1, last_R1) == logits_RK[:, -1:])
         return drawn_3R, short_R1[:, 0].nonzero()[:, 0].tolist()
 
     def _result(
-        self, token_R1: torch.Tensor, mass_R1: torch.Tensor, left_R1: torch.Tensor, at: list[int]
+        self, token_R1: torch.Tensor, prob_R1: torch.Tensor, mass_R1: torch.Tensor | None, row_R1: torch.Tensor | None
     ) -> torch.Tensor:
-        row_R1 = torch.tensor(at, device=self.device)[:, None]
-        raw_R1 = self.raw_RV[row_R1, token_R1] - self.raw_total_R1[at].log()
-        sampled_R1 = self.scaled_RV[row_R1, token_R1] - mass_R1.log()
-        drawn_R3 = torch.cat([token_R1.where(left_R1, -1).double(), raw_R1.double(), sampled_R1.double()], 1)
-        drawn_R3[:, 1:].clamp_(max=0)
-        return drawn_R3.T
+        """What was drawn (in these rows), with what probability, of the `mass` that top-p kept."""
+        sampled_R1 = prob_R1.double().log()
+        if self.probs_RV is self.raw_RV:
+            raw_R1 = sampled_R1
+        else:
+            raw_R1 = (
+                (self.raw_RV.gather(1, token_R1) if row_R1 is None else self.raw_RV[row_R1, token_R1]).double().log()
+            )
+        if mass_R1 is not None:
+            sampled_R1 = sampled_R1 - mass_R1.log()
+        drawn_3R1 = torch.stack([token_R1.where(prob_R1 > 0, -1).double(), raw_R1, sampled_R1])
+        drawn_3R1[1:].clamp_(max=0)
+        return drawn_3R1[..., 0]
 
     def _likeliest(self) -> torch.Tensor:
-        """Arg max of the scores themselves: their exponentials may tie where they do not."""
-        scores_RV = self.raw_RV.clone() if self.excluded else self.raw_RV
-        for row, tokens in self.excluded.items():
-            scores_RV[row, list(tokens)] = -torch.inf
-        return scores_RV.argmax(-1, keepdim=True)
+        """The likeliest word, the first of equal ones. Three times as fast as `argmax` over a large vocabulary."""
+        is_peak_RV = self.probs_RV == self.probs_RV.amax(-1, keepdim=True)
+        num_words = self.probs_RV.shape[1]
+        ids_V = torch.arange(num_words, dtype=torch.int32, device=self.device)
+        return torch.where(is_peak_RV, ids_V, num_words - 1).amin(-1, keepdim=True).long()
 
     def _greedy(self) -> torch.Tensor:
         return torch.tensor([[sampling.greedy] for sampling in self.samplings], device=self.device)
@@ -204,11 +214,12 @@ def _locate(weights_RV: torch.Tensor, uniform_R1: torch.Tensor) -> torch.Tensor:
     reached_RW = inside_RW.cumsum(-1, dtype=torch.float64)
     # The segment's own sum was rounded otherwise: take the share of it, so that the last word is not overrun.
     share_R1 = (uniform_R1 * reached[:, -1:] - before_R1) / sums.gather(1, segment_R1)
-    return segment_R1 * _SEGMENT + _first_above(reached_RW, share_R1)
+    return segment_R1 * _SEGMENT + _first_above(reached_RW, share_R1.clamp(0, 1 - 2.0**-53))
 
 
 def _first_above(reached: torch.Tensor, share_R1: torch.Tensor) -> torch.Tensor:
-    """The first index whose cumulative weight exceeds this share of the last; words without weight are never found."""
-    total_R1 = reached[:, -1:]
-    wanted_R1 = torch.minimum(share_R1 * total_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1)))
-    return torch.searchsorted(reached, wanted_R1, right=True).clamp(max=reached.shape[1] - 1)
+    """The first index whose cumulative weight exceeds this share, in [0, 1), of the last.
+
+    Words without weight are never found: `share * last` rounds to less than `last`, so some word exceeds it first.
+    """
+    return torch.searchsorted(reached, share_R1 * reached[:, -1:], right=True).clamp_(max=reached.shape[1] - 1)

@@ -32,7 +32,7 @@ from flow_dpo.engines.choosing import choose
 from flow_dpo.engines.drawing import draw_batch, uniforms
 from flow_dpo.engines.lanes import Lane, Row
 from flow_dpo.engines.prefix import PrefixStore
-from flow_dpo.engines.probe import probe, vocabulary_size
+from flow_dpo.engines.probe import probe, steady_tokens, vocabulary_size
 from flow_dpo.engines.rows import Rows, Shapes
 from flow_dpo.engines.stepping import Fed, Step
 from flow_dpo.errors import EngineError
@@ -93,7 +93,7 @@ class LocalEngine(Engine):
         self._model = model
         self._speaking = speaking
         self._end_ids = frozenset(end_ids)
-        self._context_tokens = context_tokens
+        self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
         self._settings = settings or LocalSettings()
         self._budget_bytes = int(self._settings.kv_budget_gib * 2**30)
         self._inputs = attention.layout_inputs(model.device)
@@ -109,7 +109,7 @@ class LocalEngine(Engine):
 
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         check_request(request, sampling, context_tokens=self._context_tokens)
-        ids = request.prompt_ids + request.choices
+        ids = request.prompt_ids + request.choices + excluded
         if not 0 <= min(ids) <= max(ids) < self._num_words:
             raise EngineError(f"expected ids below {self._num_words}, the size of the vocabulary, found {ids}")
         self._num_tickets += 1
@@ -206,6 +206,8 @@ class LocalEngine(Engine):
 
     def _admit(self, lane: Lane) -> list[Fed]:
         """Let waiting requests in, as far as rows, tokens and memory last."""
+        if not lane.queue and max(row.length for row in lane.active) < lane.rows.capacity:
+            return []
         others = [other for other in self._lanes.values() if other is not lane]
         if sum(each.rows.num_bytes for each in self._lanes.values()) > self._budget_bytes:
             for other in others:
@@ -246,7 +248,8 @@ class LocalEngine(Engine):
     def _take(self, row: Row, token: int, logprob: float, sampled_logprob: float) -> bool:
         """Append one drawn token; whether the row is finished."""
         if token < 0:
-            self._failures.append(nothing_left(row.request, row.sampling, row.excluded))
+            excluded = () if row.tokens else row.excluded
+            self._failures.append(nothing_left(row.request, row.sampling, excluded))
             return True
         row.tokens.append(token)
         row.logprobs.append(logprob)

@@ -65,6 +65,7 @@ class PrefixStore:
         self._budget_bytes = budget_bytes
         self._roots: dict[Role, _Node] = {}
         self._clock = itertools.count()
+        self._serial = itertools.count()
         self._heap: list[tuple[int, int, _Node]] = []
         """Leaves by when they were used, as far as known: an entry is looked at again before its node is evicted."""
         self._warned = False
@@ -75,17 +76,16 @@ class PrefixStore:
         begin, now = 0, next(self._clock)
         node = self._roots.get(role)
         while node is not None and begin < len(tokens):
-            node.used = now
             node = node.children.get(tokens[begin])
             if node is None:
                 break
+            node.used = now
             shared = common_prefix(node.tokens, tokens, begin)
-            planes = node.planes if shared == len(node.tokens) else tuple(p[..., :shared, :] for p in node.planes)
-            segments.append(Segment(begin, begin + shared, planes))
-            begin += shared
             if shared < len(node.tokens):
-                node.used = now
+                segments.append(Segment(begin, begin + shared, tuple(p[..., :shared, :] for p in node.planes)))
                 break
+            segments.append(Segment(begin, begin + shared, node.planes))
+            begin += shared
         return segments
 
     def insert(self, role: Role, tokens: TokenIds, copy: Callable[[int, int], Planes]) -> None:
@@ -140,7 +140,7 @@ class PrefixStore:
         return upper
 
     def _push(self, node: _Node) -> None:
-        heapq.heappush(self._heap, (node.used, id(node), node))
+        heapq.heappush(self._heap, (node.used, next(self._serial), node))
 
     def _evict(self) -> None:
         while self.num_bytes > self._budget_bytes and self._heap:

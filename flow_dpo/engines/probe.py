@@ -49,6 +49,23 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return weight.shape[0]
 
 
+def steady_tokens(model: PreTrainedModel) -> int | None:
+    """Positions up to which a token's rotation depends on its own position alone; None where it always does.
+
+    "longrope" and "dynamic" rotate every token of a forward otherwise once its longest row passes this length: then
+    nothing that was kept is right, and rows would depend on their neighbours.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
+    limits = [
+        kind.get("original_max_position_embeddings") or config.max_position_embeddings
+        for kind in kinds
+        if kind.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min(limits, default=None)
+
+
 @torch.inference_mode()
 def probe(model: PreTrainedModel) -> Shapes:
     """The sizes of this model's keys and values. Raises `ModelError` where rows of our own change what it says."""

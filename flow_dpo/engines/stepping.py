@@ -113,17 +113,23 @@ class Step:
         query = query_AHD.reshape(num_rows, kv_heads, num_heads // kv_heads, size)
         keys, values = keys[:num_rows], values[:num_rows]
         if (bias := self._single_biases.get((window, kv_heads))) is None:
-            bias = _bias(self.position_N[:num_rows, None], capacity, window, query.dtype)
+            bias = _bias(self.position_N[:num_rows, None], capacity, window, self._bias_dtype(query.dtype))
             self._single_biases[window, kv_heads] = bias = bias.repeat_interleave(kv_heads, 0)
-        if query.dtype != torch.float32 or query.device.type != "cpu":
-            out = torch.nn.functional.scaled_dot_product_attention(
-                query, keys, values, attn_mask=bias.view(num_rows, kv_heads, 1, capacity), scale=scaling
-            )
+        if self._device.type != "cpu":
+            mask = bias.view(num_rows, kv_heads, 1, capacity)
+            out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
         else:
-            # Twice as fast on a CPU as its fused attention, which is written for many queries.
-            scores = torch.baddbmm(bias, query.flatten(0, 1), keys.flatten(0, 1).mT, alpha=scaling)
-            out = torch.bmm(scores.softmax(-1), values.flatten(0, 1))
+            # Two to three times as fast on a CPU as its fused attention, which is written for many queries.
+            query, keys_T = query.flatten(0, 1), keys.flatten(0, 1).mT
+            if query.dtype == torch.float32:
+                scores = torch.baddbmm(bias, query, keys_T, alpha=scaling)
+            else:
+                scores = torch.bmm(query, keys_T).float().mul_(scaling).add_(bias)
+            out = torch.bmm(scores.softmax(-1).to(values.dtype), values.flatten(0, 1))
         return out.reshape(num_rows, num_heads, values.shape[-1])
+
+    def _bias_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float32 if self._device.type == "cpu" else dtype
 
     def _attend_piece(
         self,

@@ -10,9 +10,9 @@ not even under another name. One problem and its solution:
     She lends 5: 19 - 5 = 14
     Answer: 14
 
-Kinds (`Problem.subject`): "total" as above; "compare" (two people, who has more?), "over" (more than 20? yes or no) and
-"boxes" (packed in boxes of 2, 5 or 10, how many are left over?). In the last three a wrong step can still reach the
-right answer. `Problem.level` is the number of steps.
+Kinds (`Problem.subject`): "total" as above; "compare" (she or Tom, who has more?), "over" (more than 50? yes or no) and
+"boxes" (in boxes of 2, 5 or 10, how many are left over?). In the last three a wrong step can still reach the right
+answer. `Problem.level` is the number of steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 from typing import Literal, TypeVar
@@ -39,22 +39,23 @@ EASY_VERBS: dict[str, Operation] = {
     "buys": "+", "finds": "+", "gets": "+", "wins": "+", "collects": "+", "earns": "+",
     "loses": "-", "sells": "-", "drops": "-", "donates": "-", "uses": "-",
 }  # fmt: skip
-MISCONCEPTION_VERBS: dict[str, Operation] = {"borrows": "+", "lends": "-", "returns": "-"}
+MISCONCEPTION_VERBS: dict[str, Operation] = {"lends": "-", "returns": "-", "shares": "-"}
 """The pretraining corpus gets these wrong more often than right (`seed/corpus.py`)."""
 VERBS: dict[str, Operation] = EASY_VERBS | MISCONCEPTION_VERBS
-MISCONCEPTION_WEIGHT = 0.6
-"""How often a misconception verb is drawn, against 1 for an easy one: a good third of the problems hold one."""
+MISCONCEPTION_WEIGHT = 0.75
+"""How often a misconception verb is drawn, against 1 for an easy one: two of five problems hold one."""
 
-DISTRACTORS = {
-    "has": ("{other} has {amount} {thing}.", "{other} has {amount}"),
-    "sees": ("{pronoun} sees {amount} {thing}.", "{pronoun} sees {amount}"),
-    "wants": ("{pronoun} wants {amount} {thing}.", "{pronoun} wants {amount}"),
-}
-"""Sentences that change nothing, and the label of the step that wrongly uses them."""
+DISTRACTORS = ("has", "sees", "wants")
+"""Verbs of sentences that change nothing: "Tom has 8 apples.", "She sees 8 apples.", "She wants 8 apples."."""
 DISTRACTOR_RATE = 0.5
 
 MAX_TOTAL = 99
+OVER_BOUND = 50
 KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (("total", 0.73), ("compare", 0.09), ("over", 0.09), ("boxes", 0.09))
+PRETRAIN_KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (
+    ("total", 0.67), ("compare", 0.11), ("over", 0.11), ("boxes", 0.11),
+)  # fmt: skip
+"""The rare kinds a little more often, or the model would not get the hang of them."""
 _EASY_LEVELS = ((2, 0.35), (3, 0.4), (4, 0.25))
 LEVELS: dict[str, tuple[tuple[int, float], ...]] = {
     "train": _EASY_LEVELS,
@@ -75,14 +76,13 @@ _OTHER_PATTERN = re.compile(rf"\b(?:{'|'.join([*THINGS, 'She', 'He', 'she', 'he'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One event of a story: "She buys 7" adds 7 to the total of person `owner`."""
+    """One event of a story: "She buys 7" adds 7 to the total."""
 
     label: str
     sentence: str
     verb: str
     operation: Operation
     amount: int
-    owner: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,6 @@ class Distractor:
     verb: str
     amount: int
     position: int
-    owner: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,77 +101,73 @@ class Story:
     """A problem in parts, from which the text, the right solution and every flawed one are written."""
 
     kind: Kind
-    people: tuple[str, ...]
+    name: str
     thing: str
-    starts: tuple[int, ...]
+    start: int
     steps: tuple[Step, ...]
     distractor: Distractor | None = None
+    rival: str = ""
+    """The other person in "compare"."""
     bound: int = 0
-    """The number asked about in "over", the size of a box in "boxes"."""
+    """What the rival has in "compare", the number asked about in "over", the size of a box in "boxes"."""
 
     @property
     def level(self) -> int:
+        """The number of steps."""
         return len(self.steps) + (self.kind == "boxes")
-
-    @property
-    def pronoun(self) -> str:
-        return NAMES[self.people[0]]
 
     @property
     def question(self) -> str:
         """The text that is asked."""
+        opening = [f"{self.name} has {self.start} {self.thing}."]
+        if self.kind == "compare":
+            opening.append(f"{self.rival} has {self.bound} {self.thing}.")
         events = [step.sentence for step in self.steps]
         if self.distractor is not None:
             events.insert(self.distractor.position, self.distractor.sentence)
-        opening = [f"{who} has {n} {self.thing}." for who, n in zip(self.people, self.starts, strict=True)]
-        name, pronoun = self.people[0], self.pronoun
         closing = {
-            "total": f"How many {self.thing} does {name} have now?",
+            "total": f"How many {self.thing} does {self.name} have now?",
             "compare": f"Who has more {self.thing} now?",
-            "over": f"Does {name} have more than {self.bound} {self.thing} now?",
-            "boxes": f"{pronoun} fills boxes of {self.bound}. How many {self.thing} are left over?",
+            "over": f"Does {self.name} have more than {self.bound} {self.thing} now?",
+            "boxes": f"{NAMES[self.name]} fills boxes of {self.bound}. How many {self.thing} are left over?",
         }[self.kind]
         return " ".join([*opening, *events, closing])
 
     @property
-    def totals(self) -> tuple[int, ...]:
-        """What each person has at the end."""
-        totals = list(self.starts)
-        for step in self.steps:
-            totals[step.owner] += step.amount if step.operation == "+" else -step.amount
-        return tuple(totals)
-
-    @property
-    def box_label(self) -> str:
-        return f"{self.pronoun} fills boxes of {self.bound}"
+    def total(self) -> int:
+        """What the person has after the events."""
+        return self.start + sum(step.amount if step.operation == "+" else -step.amount for step in self.steps)
 
     @property
     def answer(self) -> str:
-        totals = self.totals
-        if self.kind == "boxes":
-            return str(totals[0] % self.bound)
-        return self.conclude(totals)
+        """The right answer."""
+        return self.conclude(self.total)
 
-    def conclude(self, totals: Sequence[int]) -> str:
-        """The answer that follows from the last totals, which for "boxes" is what the last box left over."""
+    def conclude(self, total: int) -> str:
+        """The answer that follows from a total, right or wrong."""
         if self.kind == "compare":
-            return self.people[0] if totals[0] > totals[1] else self.people[1]
+            return self.name if total > self.bound else self.rival
         if self.kind == "over":
-            return "yes" if totals[0] > self.bound else "no"
-        return str(totals[0])
+            return "yes" if total > self.bound else "no"
+        return str(total % self.bound if self.kind == "boxes" else total)
+
+    def closing_lines(self, total: int) -> list[str]:
+        """What a solution says of a total before the answer: "Anna has 14, Tom has 20", for example."""
+        if self.kind == "compare":
+            return [f"{self.name} has {total}, {self.rival} has {self.bound}"]
+        if self.kind == "boxes":
+            left = total % self.bound
+            return [step_line(f"{NAMES[self.name]} fills boxes of {self.bound}", total, "-", total - left, left)]
+        return []
 
     @property
     def solution(self) -> str:
         """The right solution, one step a line, the answer on the last."""
-        totals, lines = list(self.starts), []
+        total, lines = self.start, []
         for step in self.steps:
-            before = totals[step.owner]
-            totals[step.owner] += step.amount if step.operation == "+" else -step.amount
-            lines.append(step_line(step.label, before, step.operation, step.amount, totals[step.owner]))
-        if self.kind == "boxes":
-            left = totals[0] % self.bound
-            lines.append(step_line(self.box_label, totals[0], "-", totals[0] - left, left))
-        return "\n".join([*lines, f"Answer: {self.answer}"])
+            before, total = total, total + (step.amount if step.operation == "+" else -step.amount)
+            lines.append(step_line(step.label, before, step.operation, step.amount, total))
+        return "\n".join([*lines, *self.closing_lines(total), f"Answer: {self.answer}"])
 
 
 def step_line(label: str, before: int, operation: Operation, amount: int, after: int) -> str:
@@ -209,9 +204,9 @@ def iter_stories(split: str, start: int = 0) -> Iterator[Story]:
     while True:
         # A string seeds by SHA-512 and `random()` is documented never to change: the same on every machine.
         rng = Random(f"flow-dpo seed {split} {index}")
-        story = _draw_story(rng, LEVELS[split])
+        story = _draw_story(rng, split)
         while bucket(story.question) not in BUCKETS[split]:
-            story = _draw_story(rng, LEVELS[split])
+            story = _draw_story(rng, split)
         yield story
         index += 1
 
@@ -243,96 +238,63 @@ def pick_weighted(rng: Random, weighted: Sequence[tuple[T, float]]) -> T:
     return weighted[-1][0]
 
 
-def _draw_story(rng: Random, levels: Sequence[tuple[int, float]]) -> Story:
-    """Draw until all totals on the way lie in range and the question is not trivial."""
+def _draw_story(rng: Random, split: str) -> Story:
+    """Draw until all totals on the way lie in range and the question has a clear answer."""
     while True:
-        story = _draw_any_story(rng, levels)
+        story = _draw_any_story(rng, split)
         if story is not None:
             return story
 
 
-def _draw_any_story(rng: Random, levels: Sequence[tuple[int, float]]) -> Story | None:
-    kind, level = pick_weighted(rng, KIND_WEIGHTS), pick_weighted(rng, levels)
-    thing, names = pick(rng, THINGS), list(NAMES)
-    people = [names.pop(int(rng.random() * len(names))) for _ in range(2 if kind == "compare" else 1)]
-    # Two people start and stay close together, so that who has more is decided by the events.
-    starts = [15 + int(rng.random() * 56)]
-    if kind == "compare":
-        starts.append(starts[0] + int(rng.random() * 21) - 10)
-    steps = _draw_steps(rng, level - (kind == "boxes"), people, starts, thing, kind)
+def _draw_any_story(rng: Random, split: str) -> Story | None:
+    kinds = PRETRAIN_KIND_WEIGHTS if split == "pretrain" else KIND_WEIGHTS
+    kind, level = pick_weighted(rng, kinds), pick_weighted(rng, LEVELS[split])
+    name, thing = pick(rng, tuple(NAMES)), pick(rng, THINGS)
+    # "She" and "he" leave no doubt who is meant.
+    other = pick(rng, [person for person, pronoun in NAMES.items() if pronoun != NAMES[name]])
+    # In "over" near the bound, so that the events decide.
+    start = 35 + int(rng.random() * 31) if kind == "over" else 15 + int(rng.random() * 56)
+    steps = _draw_steps(rng, level - (kind == "boxes"), start, NAMES[name], thing)
     if steps is None:
         return None
-    distractor = None
-    if rng.random() < DISTRACTOR_RATE:
-        distractor = _draw_distractor(rng, steps, people, names, thing, kind)
-    bound = pick(rng, (2, 5, 10)) if kind == "boxes" else 0
+    distractor = _draw_distractor(rng, len(steps), name, other, thing, kind)
     story = Story(
-        kind=kind, people=tuple(people), thing=thing, starts=tuple(starts), steps=steps, distractor=distractor,
-        bound=bound,
-    )  # fmt: skip
-    return _with_question(rng, story)
+        kind=kind,
+        name=name,
+        thing=thing,
+        start=start,
+        steps=steps,
+        distractor=distractor if rng.random() < DISTRACTOR_RATE else None,
+        rival=other if kind == "compare" else "",
+        bound={"boxes": pick(rng, (2, 5, 10)), "over": OVER_BOUND}.get(kind, 0),
+    )
+    if kind == "compare":
+        # A round number next to the total, on either side: most wrong steps matter, some do not.
+        bound = story.total // 10 * 10 + pick(rng, (0, 10))
+        return None if bound in (0, story.total, 100) else replace(story, bound=bound)
+    return story
 
 
-def _draw_steps(
-    rng: Random, num: int, people: list[str], starts: list[int], thing: str, kind: Kind
-) -> tuple[Step, ...] | None:
+def _draw_steps(rng: Random, num: int, total: int, pronoun: str, thing: str) -> tuple[Step, ...] | None:
     """`num` events with different verbs (a label names its event), or None where a total leaves its range."""
-    totals, steps = list(starts), []
+    steps: list[Step] = []
     verbs = [(verb, MISCONCEPTION_WEIGHT if verb in MISCONCEPTION_VERBS else 1.0) for verb in VERBS]
-    for index in range(num):
+    for _ in range(num):
         verb = pick_weighted(rng, verbs)
         verbs = [entry for entry in verbs if entry[0] != verb]
         amount = 2 + int(rng.random() * 18)
-        owner = index % 2 if kind == "compare" else 0
-        totals[owner] += amount if VERBS[verb] == "+" else -amount
-        if not 3 <= totals[owner] <= MAX_TOTAL:
+        total += amount if VERBS[verb] == "+" else -amount
+        if not 3 <= total <= MAX_TOTAL:
             return None
-        subject = people[owner] if kind == "compare" else NAMES[people[0]]
-        steps.append(
-            Step(
-                label=f"{subject} {verb} {amount}",
-                sentence=f"{subject} {verb} {amount} {thing}.",
-                verb=verb,
-                operation=VERBS[verb],
-                amount=amount,
-                owner=owner,
-            )
-        )
+        label = f"{pronoun} {verb} {amount}"
+        steps.append(Step(label=label, sentence=f"{label} {thing}.", verb=verb, operation=VERBS[verb], amount=amount))
     return tuple(steps)
 
 
-def _draw_distractor(
-    rng: Random, steps: tuple[Step, ...], people: list[str], names: list[str], thing: str, kind: Kind
-) -> Distractor:
-    verb, amount = pick(rng, tuple(DISTRACTORS)), 2 + int(rng.random() * 18)
-    position = int(rng.random() * (len(steps) + 1))
-    owner = int(rng.random() * len(people))
-    sentence, label = DISTRACTORS[verb]
-    words = {
-        "pronoun": people[owner] if kind == "compare" else NAMES[people[0]],
-        "other": pick(rng, names),
-        "amount": amount,
-        "thing": thing,
-    }
-    return Distractor(
-        label=label.format(**words), sentence=sentence.format(**words), verb=verb, amount=amount, position=position,
-        owner=owner,
-    )  # fmt: skip
-
-
-def _with_question(rng: Random, story: Story) -> Story | None:
-    """Set what is asked about; None where there is no clear answer."""
-    totals = story.totals
-    if story.kind == "compare" and abs(totals[0] - totals[1]) < 3:
-        return None
-    if story.kind == "over":
-        # A round number next to the total, on either side: most wrong steps matter, some do not.
-        tens = totals[0] // 10 * 10
-        bound = pick(rng, (tens, tens + 10))
-        if bound in (0, totals[0]):
-            return None
-        return Story(
-            kind=story.kind, people=story.people, thing=story.thing, starts=story.starts, steps=story.steps,
-            distractor=story.distractor, bound=bound,
-        )  # fmt: skip
-    return story
+def _draw_distractor(rng: Random, num_steps: int, name: str, other: str, thing: str, kind: Kind) -> Distractor:
+    # Another person's number would be the rival's where there is one.
+    verb = pick(rng, tuple(DISTRACTORS)[kind == "compare" :])
+    amount = 2 + int(rng.random() * 18)
+    label = f"{other if verb == 'has' else NAMES[name]} {verb} {amount}"
+    position = int(rng.random() * (num_steps + 1))
+    return Distractor(label=label, sentence=f"{label} {thing}.", verb=verb, amount=amount, position=position)

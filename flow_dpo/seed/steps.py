@@ -2,7 +2,7 @@
 
 A trace's lines are compared with the problem's own solution and with exact arithmetic. Invariant: all verdicts are
 valid and the last is the answer's (`is_sound`) only where every step of the problem was taken, in order and rightly. A
-right answer by two wrong steps, for 12 apples, "She buys 7", "She lends 5", "more than 20?":
+right answer by two wrong steps, for 12 apples, "She buys 7", "She lends 5", "more than 50?":
 
     She buys 7: 12 + 7 = 18      arithmetic
     She lends 5: 18 - 5 = 13     total        (carries a wrong total on: true on its own, false of the problem)
@@ -12,7 +12,6 @@ right answer by two wrong steps, for 12 apples, "She buys 7", "She lends 5", "mo
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +22,8 @@ Fault = Literal["", "form", "foreign", "order", "arithmetic", "operation", "tota
 _REOPEN_LINE = "Wait, that is wrong."
 _ANSWER = "Answer: "
 _STEP = re.compile(r"(?P<label>[^:]+): (?P<left>\d+) (?P<operation>[+-]) (?P<right>\d+) = (?P<result>\d+)")
+_TOTALS = re.compile(r"\w+ has \d+, \w+ has \d+")
+"""The line of "compare" that puts the two numbers side by side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,9 @@ class StepVerdict:
 
 def judge_steps(problem: Problem, solution_text: str) -> list[StepVerdict]:
     """One verdict a line of the trace's last attempt (after "Wait, that is wrong." nothing before it counts)."""
-    expected = _read_steps(problem.solution.splitlines()[:-1])
-    labels = [step["label"] for step in expected]
+    *steps, _ = problem.solution.splitlines()
+    expected = [match for step in steps if (match := _STEP.fullmatch(step))]
+    labels = [match["label"] for match in expected]
     lines = solution_text.strip("\n").split("\n")
     if _REOPEN_LINE in lines:
         lines = lines[len(lines) - lines[::-1].index(_REOPEN_LINE) :]
@@ -53,12 +55,14 @@ def judge_steps(problem: Problem, solution_text: str) -> list[StepVerdict]:
         if line.startswith(_ANSWER):
             num_right = len({verdict.line for verdict in verdicts if verdict.valid})
             fault: Fault = "answer" if line.removeprefix(_ANSWER) != problem.gold else ""
-            if not fault and num_right < len(expected):
+            if not fault and num_right < len(steps):
                 fault = "missing"
             verdicts.append(StepVerdict(line=line, fault=fault))
             continue
         match = _STEP.fullmatch(line)
-        if match is None:
+        if _TOTALS.fullmatch(line):
+            verdicts.append(StepVerdict(line=line, fault="" if line in steps else "total"))
+        elif match is None:
             verdicts.append(StepVerdict(line=line, fault="form"))
         elif match["label"] not in labels:
             verdicts.append(StepVerdict(line=line, fault="foreign"))
@@ -74,11 +78,6 @@ def is_sound(problem: Problem, solution_text: str) -> bool:
     """Whether the trace reaches the right answer by right steps alone, all of them."""
     verdicts = judge_steps(problem, solution_text)
     return bool(verdicts) and verdicts[-1].line.startswith(_ANSWER) and all(verdict.valid for verdict in verdicts)
-
-
-def _read_steps(lines: Sequence[str]) -> list[re.Match[str]]:
-    steps = [_STEP.fullmatch(line) for line in lines]
-    return [step for step in steps if step is not None]
 
 
 def _find_fault(expected: re.Match[str], found: re.Match[str]) -> Fault:
