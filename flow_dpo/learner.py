@@ -116,7 +116,8 @@ class Learner:
 
         "learn/updates" counts updates, "learn/skipped" batches dropped by `skip_nonfinite`, "learn/waiting" examples
         left in the pool. "learn/<role>/..." are means over the role's pairs, and sums for "pairs", "tokens" and so on.
-        Raises `LearningError` with nothing changed but the pool, whose examples wait.
+        Raises `LearningError`: for a loss, gradient or drift before anything was changed but the pool, whose examples
+        wait; for an adapter that moved or stood still against expectation when it has.
         """
         started = time.perf_counter()
         self._check_examples(objective, examples)

@@ -103,9 +103,10 @@ SEED = Preset(
                 reopen=REOPEN_WORDS,
             ),
         ),
+        explore=Siblings(top_p=0.97),
     ),
     lora=LoraSettings(lora_r=8, lora_alpha=8),
-    learner=LearnerSettings(learning_rate=2e-3, pairs_per_update=32),
+    learner=LearnerSettings(learning_rate=3e-3, pairs_per_update=32),
     explore_ahead=32,
 )
 """For the embedded seed model."""
