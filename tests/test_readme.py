@@ -1,0 +1,77 @@
+"""Do the README's commands exist? Each is parsed, and what it leads to is exercised elsewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from flow_dpo import cli, commands
+from flow_dpo.build import default_settings
+from flow_dpo.evaluate import EvaluationSettings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"]
+
+
+def printed(start: str) -> list[str]:
+    """Every line of a code block that begins with `start`, comments cut off."""
+    blocks = [block for page in PAGES for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL)]
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return sorted({line for line in lines if line.startswith(start)})
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo train"))
+def test_train_commands_parse(line: str) -> None:
+    settings = commands.parse_train("flow-dpo train", shlex.split(line)[2:], {})
+    assert settings.recipe.flow.chunk_tokens > 0
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo evaluate"))
+def test_evaluate_commands_name_settings_that_exist(line: str) -> None:
+    words = shlex.split(line)[2:]
+    known = {*vars(EvaluationSettings()), "preset"}
+    for section in default_settings("flow-dpo", "seed").sections().values():
+        known |= set(vars(section))
+    flags = {word.removeprefix("--").split("=")[0].rpartition(".")[2] for word in words if word.startswith("--")}
+    assert flags <= known
+
+
+@pytest.mark.parametrize("line", printed("make "))
+def test_make_targets_exist(line: str) -> None:
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert line.split()[1] in targets
+
+
+@pytest.mark.parametrize("line", printed("python "))
+def test_scripts_exist(line: str) -> None:
+    assert (ROOT / line.split()[1]).exists()
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    text = (ROOT / "README.md").read_text()
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / link).exists(), link
+
+
+def test_every_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("quickstart", "train", "evaluate", "verify"))
+    assert cli.main(["trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+def test_refusals_are_one_line_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--betta", "1"]) == 1
+    assert capsys.readouterr().err == "flow-dpo: unknown setting --betta; did you mean --beta or --objective.beta?\n"
+
+
+def test_verify_grades_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "answers.jsonl"
+    source.write_text('{"gold": "14", "model_output": "Answer: 14"}\n{"gold": "3", "model_output": "none"}\n')
+    assert cli.main(["verify", str(source), "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert '"correct"' in (tmp_path / "out.jsonl").read_text()
+    assert "wrong" in capsys.readouterr().out
