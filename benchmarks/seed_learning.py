@@ -18,11 +18,12 @@ from typing import Any
 from scipy import stats
 
 EVALUATIONS = {
-    "flow, greedy": ["--mode", "flow"],
-    "flow, T 1": ["--mode", "flow", "--greedy", "false"],
-    "single pass, greedy": ["--mode", "single"],
-    "hard split, flow, greedy": ["--mode", "flow", "--dataset_split", "hard"],
+    "held out (1,000), flow, greedy": ["--mode", "flow", "--max_problems", "1000"],
+    "held out (500), flow, sampled": ["--mode", "flow", "--max_problems", "500", "--greedy", "false"],
+    "held out (500), single pass of Answer, greedy": ["--mode", "single", "--max_problems", "500"],
+    "hard split (500), flow, greedy": ["--mode", "flow", "--max_problems", "500", "--dataset_split", "hard"],
 }
+SAMPLED = "held out (500), flow, sampled"
 
 
 def main() -> None:
@@ -56,8 +57,8 @@ def flow_dpo(command: str, *words: str, done: Path) -> None:
 
 
 def evaluated(folder: Path, words: list[str]) -> dict[str, Any]:
-    """The summary of one evaluation on 1,000 problems."""
-    flow_dpo("evaluate", "--max_problems", "1000", "--output_dir", str(folder), *words, done=folder / "summary.json")
+    """The summary of one evaluation."""
+    flow_dpo("evaluate", "--output_dir", str(folder), *words, done=folder / "summary.json")
     return json.loads((folder / "summary.json").read_text())
 
 
@@ -83,8 +84,8 @@ def report(
         lines.append(f"| {name} | {100 * base:.1f} | {spread(values)} | {spread([v - base for v in values])} |")
     for name, key in (("right over wrong", "auc_right_over_wrong"), ("finished over unfinished",
                                                                      "auc_finished_over_unfinished")):  # fmt: skip
-        base = before["flow, T 1"]["stop"][key]
-        values = [summary["stop"][key] for summary in after["flow, T 1"]]
+        base = before[SAMPLED]["stop"][key]
+        values = [summary["stop"][key] for summary in after[SAMPLED]]
         shown = ", ".join(f"{value:.2f}" for value in values)
         lines.append(f"| Stop's area under the curve, {name} | {base:.2f} | {shown} | |")
     lines.append(f"| seconds of a run | | {', '.join(f'{w[2]:.0f}' for w in windows)} | |")

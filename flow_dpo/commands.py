@@ -51,7 +51,7 @@ def quickstart(argv: Sequence[str]) -> int:
     return 0
 
 
-_QUICKSTART_PROBLEMS = 768
+_QUICKSTART_PROBLEMS = 640
 
 
 def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> TrainSettings:
