@@ -72,11 +72,10 @@ def test_problems_never_change():
     # A checkpoint's data cursor and every published figure rest on this very text.
     first = seed_problems("train", 1)[0]
     assert first.question == (
-        "Ben has 42 cards. He gets 14 cards. He lends 15 cards. Eva has 2 cards. He buys 6 cards. How many cards does "
-        "Ben"
-        " have now?"
+        "Eva has 47 apples. She wants 15 apples. She lends 10 apples. She gets 14 apples. "
+        "How many apples does Eva have now?"
     )
-    assert first.solution == "He gets 14: 42 + 14 = 56\nHe lends 15: 56 - 15 = 41\nHe buys 6: 41 + 6 = 47\nAnswer: 47"
+    assert first.solution == "She lends 10: 47 - 10 = 37\nShe gets 14: 37 + 14 = 51\nAnswer: 51"
 
 
 def test_kinds_and_levels():

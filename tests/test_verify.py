@@ -204,7 +204,7 @@ HOSTILE = [
 
 
 def test_hostile_answers_end_and_the_rest_goes_on() -> None:
-    timeout_s = 1.0
+    timeout_s = 4.0
     texts = [*NEEDS_KILLING[:4], *HOSTILE]
     ordinary = [("x+1", "\\boxed{1+x}", True), ("14", "Answer: 14", True), ("e+2", "\\boxed{2e}", True)]
     with Verifier(rule=ANYWHERE, timeout_s=timeout_s) as verifier:
@@ -227,7 +227,7 @@ def test_a_hanging_answer_costs_its_own_worker_only() -> None:
         pairs = [("1", NEEDS_KILLING[2]), *((f"x+{k}", f"{k}+x") for k in range(3, 43))]
         started = time.monotonic()
         findings = pool.compare_many(pairs)
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 20
     assert findings[0].found == "timeout"
     assert {finding.found for finding in findings[1:]} == {"equal"}
 
