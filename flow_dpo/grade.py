@@ -24,7 +24,7 @@ class GradingSettings:
     unfinished: Literal["wrong", "ungraded"] = "wrong"
     """The score of a play without an answer, such as one cut at the cap of chunks (not stated in the paper)."""
     timeout_s: float = 20.0
-    """Seconds after which the verifier gives an answer up as ungraded. Wall-clock: generous, so that a busy machine does
+    """Seconds after which the verifier gives an answer up as ungraded. By the wall, and generous: a busy machine does
     not change verdicts."""
 
 
