@@ -8,7 +8,7 @@ DEV    := $(VENV)/.installed-dev
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart setup test check fix seed bench wheel clean
+.PHONY: quickstart setup test check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -49,8 +49,6 @@ def evaluate(
     players: Players,
     adapters: dict[Role, Adapter],
     settings: EvaluationSettings,
-    *,
-    on_batch: Callable[[list[Tree]], None] | None = None,
 ) -> tuple[list[Tree], dict[str, Any]]:
     """Play and grade every problem once; the trees, and the summary that `summary.json` holds."""
     speaker = Speaker(players.engine, players.renderer)
@@ -65,8 +63,6 @@ def evaluate(
         work["tokens"] += int(play_metrics(played, players.engine)["play/tokens"])
         stops.extend(_heard(flow, played, players))
         trees.extend(played)
-        if on_batch is not None:
-            on_batch(played)
     return trees, summary(trees) | work | {"stop": stop_summary(stops)}
 
 

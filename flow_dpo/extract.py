@@ -34,6 +34,10 @@ class AnswerRule:
     """What counts as an answer there; the first that finds something decides."""
 
 
+NO_ANSWER = "no answer"
+"""The reason of a verdict on a solution that gives no answer to read."""
+
+
 def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
     """The final answer of a solution as it was written, or None where it gives none.
 

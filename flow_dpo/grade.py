@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from flow_dpo.extract import AnswerRule
+from flow_dpo.extract import NO_ANSWER, AnswerRule
 from flow_dpo.tree import Tree
 from flow_dpo.types import Piece, Verdict
 
@@ -42,10 +42,6 @@ class Decodes(Protocol):
     def to_text(self, pieces: Sequence[Piece]) -> str:
         """The pieces decoded together."""
         ...
-
-
-NO_ANSWER = "no answer"
-"""The verifier's reason where it found no answer to read."""
 
 
 def grade(trees: Sequence[Tree], verifier: Verifies, renderer: Decodes, settings: GradingSettings) -> None:

@@ -24,11 +24,10 @@ from typing import Any, cast
 
 from flow_dpo.answers import MAX_CHARS, for_algebra, same
 from flow_dpo.errors import DataError
-from flow_dpo.extract import AnswerRule, extract_answer, gold_answer
+from flow_dpo.extract import NO_ANSWER, AnswerRule, extract_answer, gold_answer
 from flow_dpo.grading_pool import Finding, GradingPool
 from flow_dpo.types import Verdict
 
-NO_ANSWER = "no answer"
 MAX_DEPTH = 60
 """Deeper brackets are not handed to the parser."""
 MAX_DIGITS = 400
