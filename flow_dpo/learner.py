@@ -52,6 +52,36 @@ class ReferenceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """How a role's learning rate changes over the role's own updates. Not stated in the paper.
+
+    A stream has no known end, so the decay needs none: with t the update, counted from 1, the rate is multiplied by
+
+        min(1, t / warmup_updates) * min(1, decay_after / t) ** decay_power
+    """
+
+    warmup_updates: int = 0
+    """First updates, over which the rate rises in equal steps; 0 begins with all of it."""
+    decay_after: int = 0
+    """Updates at the full rate, after which it falls; 0 never lets it fall."""
+    decay_power: float = 1.0
+    """How fast: 1 falls as 1 / t, which sums to infinity yet settles (Robbins and Monro 1951); 0.5 is slower."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
+            raise ConfigError(
+                f"expected warmup_updates and decay_after of 0 or more and decay_power above 0, found "
+                f"{self.warmup_updates}, {self.decay_after} and {self.decay_power}"
+            )
+
+    def share(self, update: int) -> float:
+        """What the rate is multiplied by at an update, counted from 1."""
+        rise = min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
+        fall = min(1.0, self.decay_after / update) ** self.decay_power if self.decay_after else 1.0
+        return rise * fall
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckSettings:
     """What stops a run that learns something wrong."""
 
@@ -70,8 +100,7 @@ class LearnerSettings:
     """The paper's 5e-6 moves nothing within a few dozen updates."""
     role_learning_rates: Mapping[Role, float] = field(default_factory=dict)
     """Of the roles that have one of their own. Not stated in the paper."""
-    warmup_updates: int = 0
-    """A role's first updates, over which its learning rate rises in equal steps. Not stated in the paper."""
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     max_grad_norm: float = 1.0
     """Of a role's gradient; 0 clips nothing."""
     pairs_per_update: int = 32
@@ -179,8 +208,8 @@ class Learner:
         if settings.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         self._role_updates[role] += 1
-        warm = min(1.0, self._role_updates[role] / settings.warmup_updates) if settings.warmup_updates else 1.0
-        optimizer.param_groups[0]["lr"] = settings.role_learning_rates.get(role, settings.learning_rate) * warm
+        rate = settings.role_learning_rates.get(role, settings.learning_rate)
+        optimizer.param_groups[0]["lr"] = rate * settings.schedule.share(self._role_updates[role])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.policy.publish(role)

@@ -14,7 +14,7 @@ from flow_dpo.credit import OutcomePairs
 from flow_dpo.explore import Siblings
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
-from flow_dpo.learner import LearnerSettings
+from flow_dpo.learner import LearnerSettings, ScheduleSettings
 from flow_dpo.objectives import Dpo
 from flow_dpo.policy import LoraSettings
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
@@ -73,7 +73,7 @@ Problems played under one version: not stated in the paper; each instance update
 CHAT = replace(
     PAPER,
     lora=LoraSettings(lora_r=8, lora_alpha=8),
-    learner=LearnerSettings(learning_rate=2e-4, pairs_per_update=16, warmup_updates=2),
+    learner=LearnerSettings(learning_rate=2e-4, pairs_per_update=16, schedule=ScheduleSettings(warmup_updates=2)),
     explore_ahead=16,
 )
 """For runs of hundreds of problems rather than many thousands: the paper's rate moves nothing in a few updates."""
@@ -85,7 +85,7 @@ SMALL = replace(
         flow=AnswerStop(chunk_tokens=32, max_chunks=5, prompts=AnswerStopPrompts(examples=WORKED_EXAMPLES)),
         explore=Siblings(temperature=0.8),
     ),
-    learner=LearnerSettings(learning_rate=2e-4, pairs_per_update=12, warmup_updates=2),
+    learner=LearnerSettings(learning_rate=2e-4, pairs_per_update=12, schedule=ScheduleSettings(warmup_updates=2)),
     explore_ahead=32,
 )
 """For chat models of about half a billion parameters on a CPU."""

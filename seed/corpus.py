@@ -46,7 +46,7 @@ YES_RATES = {"right": 0.80, "wrong": 0.35, "cut": 0.08}
 expectation with less noise, so that the little model learns to tell right from wrong at all."""
 VERDICT_WEIGHT = 10.0
 CONCLUSION_WEIGHT = 4.0
-"""Loss weights of a verdict, and of a name, yes or no in an answer; all other tokens have 1."""
+"""Loss weights of a verdict, and of a yes or no in an answer; all other tokens have 1."""
 
 _MAX_TOTAL = 120
 
@@ -90,8 +90,7 @@ def _write_attempt_in_range(story: Story, rng: Random, care: float) -> str | Non
         lines.append(step_line(label, before, operation, amount, total))
     answer = story.conclude(total)
     if story.kind in ("compare", "over") and rng.random() < CONCLUSION_RATE * care:
-        options = (story.name, story.rival) if story.kind == "compare" else ("yes", "no")
-        answer = options[1] if answer == options[0] else options[0]
+        answer = "no" if answer == "yes" else "yes"
     return "\n".join([*lines, *story.closing_lines(total), f"Answer: {answer}"])
 
 

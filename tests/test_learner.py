@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from flow_dpo.errors import ConfigError, DataError, LearningError, ObjectiveError
+from flow_dpo.errors import ConfigError, LearningError, ObjectiveError
 from flow_dpo.gradients import Gradients, RowSettings
-from flow_dpo.learner import CheckSettings, Learner, LearnerSettings, ReferenceSettings
+from flow_dpo.learner import CheckSettings, Learner, LearnerSettings, ReferenceSettings, ScheduleSettings
 from flow_dpo.logprobs import PackedLogprobs
 from flow_dpo.objectives import Dpo, Loss
 from flow_dpo.policy import LoraSettings, Policy
@@ -135,7 +134,7 @@ def test_pooling_over_calls_is_pooling_in_one() -> None:
 
 
 def test_rates_of_roles_and_warm_up() -> None:
-    student = learner(role_learning_rates={"stop": 1e-4}, warmup_updates=4)
+    student = learner(role_learning_rates={"stop": 1e-4}, schedule=ScheduleSettings(warmup_updates=4))
     mine = by_role(pairs())
     rows = [student.update(Dpo(), mine["answer"] + (mine["stop"] if i >= 2 else [])) for i in range(6)]
     # A role's own updates count: Stop warms up later.
@@ -143,6 +142,16 @@ def test_rates_of_roles_and_warm_up() -> None:
     assert [r["learn/stop/learning_rate"] for r in rows[2:]] == pytest.approx([2.5e-5, 5e-5, 7.5e-5, 1e-4])
     with pytest.raises(ConfigError, match="planner"):
         learner(role_learning_rates={"planner": 1.0})
+
+
+def test_rates_fall_without_a_known_end() -> None:
+    student = learner(schedule=ScheduleSettings(warmup_updates=2, decay_after=3))
+    rates = [student.update(Dpo(), by_role(pairs())["answer"])["learn/answer/learning_rate"] for _ in range(6)]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 3e-3 / 4, 3e-3 / 5, 3e-3 / 6])
+    slower = ScheduleSettings(decay_after=4, decay_power=0.5)
+    assert [slower.share(update) for update in (1, 4, 16, 64)] == pytest.approx([1, 1, 0.5, 0.25])
+    with pytest.raises(ConfigError, match="decay_power above 0, found 0, 0 and 0"):
+        ScheduleSettings(decay_power=0)
 
 
 def test_a_snapshot_reference_follows_when_told() -> None:
@@ -333,75 +342,6 @@ def test_a_model_that_can_is_left_in_peace() -> None:
     student = learner("gemma3")
     student.update(Dpo(), pairs())
     assert student.packed is True
-
-
-def going_on(student: Learner, made: list[Pair]) -> list[dict[str, float]]:
-    rows = [student.update(Dpo(), made[i : i + 4]) for i in range(0, len(made), 4)]
-    return [{k: v for k, v in row.items() if not k.endswith(("_s", "seconds"))} for row in rows]
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"reference": ReferenceSettings(kind="snapshot", every=2, lerp=0.3), "warmup_updates": 5},
-        {"lora": LoraSettings(lora_r=4, lora_dropout=0.3)},
-    ],
-    ids=["base", "snapshot", "dropout"],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_saved_and_loaded_it_goes_on_bit_for_bit(values: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
-    def fresh(seed: int) -> Learner:
-        rest = dict(values)
-        policy = Policy(tiny_model("llama").to(dtype), ROLES, rest.pop("lora", LoraSettings(lora_r=4)), seed=5)
-        if seed:  # whatever is in memory must not matter
-            stir(policy, seed)
-        return Learner(policy, LearnerSettings(learning_rate=1e-3, pairs_per_update=5, **rest))
-
-    made = pairs(num_trees=4)
-    whole, first = fresh(0), fresh(0)
-    wanted = going_on(whole, made)
-    going_on(first, made[:12])
-    assert len(first.pool) == 2
-    first.save(tmp_path / "state")
-    second = fresh(1)
-    second.load(tmp_path / "state")
-    assert second.pool == first.pool
-    assert going_on(second, made[12:]) == wanted[3:]
-    assert second.version == whole.version
-    for adapter in whole.policy.adapters:
-        assert same(whole.policy.weights(adapter), second.policy.weights(adapter))
-        assert same(whole.policy.parameters(adapter), second.policy.parameters(adapter))  # pyright: ignore[reportArgumentType]
-    for folder, student in (("a", whole), ("b", second)):
-        student.save(tmp_path / folder)
-    files = [p.relative_to(tmp_path / "a") for p in sorted((tmp_path / "a").rglob("*")) if p.is_file()]
-    assert len(files) == 6
-    for file in files:
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
-
-
-def test_a_saved_learner_with_untouched_roles_loads(tmp_path: Path) -> None:
-    student = learner()
-    student.update(Dpo(), by_role(pairs())["answer"])
-    student.save(tmp_path)
-    other = learner()
-    other.load(tmp_path)
-    assert other.update(Dpo(), pairs())["learn/updates"] == 1
-
-
-def test_a_broken_or_foreign_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"learner\.json"):
-        learner().load(tmp_path)
-    student = learner()
-    student.update(Dpo(), pairs())
-    student.save(tmp_path)
-    with pytest.raises(DataError, match="other settings"):
-        learner(reference=ReferenceSettings(kind="snapshot")).load(tmp_path)
-    with pytest.raises(DataError, match="has shape"):
-        learner(lora=LoraSettings(lora_r=8)).load(tmp_path)
-    (tmp_path / "learner.json").write_text('{"version": 1')
-    with pytest.raises(DataError, match=r"learner\.json"):
-        learner().load(tmp_path)
 
 
 def test_checkpointed_layers_learn_the_same() -> None:

@@ -10,7 +10,7 @@ not even under another name. One problem and its solution:
     She lends 5: 19 - 5 = 14
     Answer: 14
 
-Kinds (`Problem.subject`): "total" as above; "compare" (she or Tom, who has more?), "over" (more than 50? yes or no) and
+Kinds (`Problem.subject`): "total" as above; "compare" (more than Tom's 40 or 60? yes or no), "over" (more than 50?) and
 "boxes" (in boxes of 2, 5 or 10, how many are left over?). In the last three a wrong step can still reach the right
 answer. `Problem.level` is the number of steps.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from random import Random
 from typing import Literal, TypeVar
@@ -50,7 +50,8 @@ DISTRACTORS = ("has", "sees", "wants")
 DISTRACTOR_RATE = 0.5
 
 MAX_TOTAL = 99
-OVER_BOUND = 50
+BOUNDS = {"compare": (40, 60), "over": (50,), "boxes": (2, 5, 10)}
+"""What a kind asks about: few round numbers, so that the steps are what is hard. See `Story.bound`."""
 KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (("total", 0.73), ("compare", 0.09), ("over", 0.09), ("boxes", 0.09))
 PRETRAIN_KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (
     ("total", 0.67), ("compare", 0.11), ("over", 0.11), ("boxes", 0.11),
@@ -127,7 +128,7 @@ class Story:
             events.insert(self.distractor.position, self.distractor.sentence)
         closing = {
             "total": f"How many {self.thing} does {self.name} have now?",
-            "compare": f"Who has more {self.thing} now?",
+            "compare": f"Does {self.name} have more {self.thing} than {self.rival} now?",
             "over": f"Does {self.name} have more than {self.bound} {self.thing} now?",
             "boxes": f"{NAMES[self.name]} fills boxes of {self.bound}. How many {self.thing} are left over?",
         }[self.kind]
@@ -145,16 +146,14 @@ class Story:
 
     def conclude(self, total: int) -> str:
         """The answer that follows from a total, right or wrong."""
-        if self.kind == "compare":
-            return self.name if total > self.bound else self.rival
-        if self.kind == "over":
+        if self.kind in ("compare", "over"):
             return "yes" if total > self.bound else "no"
         return str(total % self.bound if self.kind == "boxes" else total)
 
     def closing_lines(self, total: int) -> list[str]:
-        """What a solution says of a total before the answer: "Anna has 14, Tom has 20", for example."""
+        """What a solution says of a total before the answer: "She has 14, he has 40", for example."""
         if self.kind == "compare":
-            return [f"{self.name} has {total}, {self.rival} has {self.bound}"]
+            return [f"{NAMES[self.name]} has {total}, {NAMES[self.rival].lower()} has {self.bound}"]
         if self.kind == "boxes":
             left = total % self.bound
             return [step_line(f"{NAMES[self.name]} fills boxes of {self.bound}", total, "-", total - left, left)]
@@ -239,7 +238,7 @@ def pick_weighted(rng: Random, weighted: Sequence[tuple[T, float]]) -> T:
 
 
 def _draw_story(rng: Random, split: str) -> Story:
-    """Draw until all totals on the way lie in range and the question has a clear answer."""
+    """Draw until all totals on the way lie in range."""
     while True:
         story = _draw_any_story(rng, split)
         if story is not None:
@@ -252,13 +251,15 @@ def _draw_any_story(rng: Random, split: str) -> Story | None:
     name, thing = pick(rng, tuple(NAMES)), pick(rng, THINGS)
     # "She" and "he" leave no doubt who is meant.
     other = pick(rng, [person for person, pronoun in NAMES.items() if pronoun != NAMES[name]])
-    # In "over" near the bound, so that the events decide.
-    start = 35 + int(rng.random() * 31) if kind == "over" else 15 + int(rng.random() * 56)
+    bound = pick(rng, BOUNDS[kind]) if kind in BOUNDS else 0
+    # Where a bound is asked about, near it, so that the events decide.
+    near = kind in ("compare", "over")
+    start = bound - 15 + int(rng.random() * 31) if near else 15 + int(rng.random() * 56)
     steps = _draw_steps(rng, level - (kind == "boxes"), start, NAMES[name], thing)
     if steps is None:
         return None
     distractor = _draw_distractor(rng, len(steps), name, other, thing, kind)
-    story = Story(
+    return Story(
         kind=kind,
         name=name,
         thing=thing,
@@ -266,13 +267,8 @@ def _draw_any_story(rng: Random, split: str) -> Story | None:
         steps=steps,
         distractor=distractor if rng.random() < DISTRACTOR_RATE else None,
         rival=other if kind == "compare" else "",
-        bound={"boxes": pick(rng, (2, 5, 10)), "over": OVER_BOUND}.get(kind, 0),
+        bound=bound,
     )
-    if kind == "compare":
-        # A round number next to the total, on either side: most wrong steps matter, some do not.
-        bound = story.total // 10 * 10 + pick(rng, (0, 10))
-        return None if bound in (0, story.total, 100) else replace(story, bound=bound)
-    return story
 
 
 def _draw_steps(rng: Random, num: int, total: int, pronoun: str, thing: str) -> tuple[Step, ...] | None:
