@@ -41,6 +41,15 @@ class RunSettings:
     """Problems in the windowed accuracy."""
     save_updates: int = 0
     """Adapters are saved whenever this many updates have passed, besides at the end; 0 saves them at the end only."""
+    checkpoint_batches: int = 1
+    """Batches of `explore_ahead` problems between two checkpoints. What was done since the last one is done again
+    after an interruption, with the same result."""
+    resume: bool = False
+    """Go on with the run in `output_dir` where its last checkpoint stands, or begin it where there is none. Settings
+    that are not given are the run's own."""
+    allow: str = ""
+    """What may differ from the run that is resumed, separated by commas: names of settings such as
+    "learner.learning_rate", or "code", "versions", "device", "data". The result is then not that of one run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +75,15 @@ class TrainSettings:
     shop: ShopSettings
     learner: LearnerSettings
     run: RunSettings
+    recipe_name: str
+    preset: str
 
     def sections(self) -> dict[str, Any]:
         """The settings by the names that flags and config.yaml use."""
         recipe = self.recipe
+        names = {"recipe": self.recipe_name, "preset": self.preset}
         method = {name: getattr(recipe, name) for name in ("flow", "explore", "credit", "objective")}
-        return {**method, **self.shop.sections(), "learner": self.learner, "run": self.run}
+        return {**names, **method, **self.shop.sections(), "learner": self.learner, "run": self.run}
 
     @classmethod
     def from_sections(cls, sections: Mapping[str, Any]) -> TrainSettings:
@@ -81,6 +93,8 @@ class TrainSettings:
             shop=ShopSettings(**{name: sections[name] for name in ShopSettings().sections()}),
             learner=sections["learner"],
             run=sections["run"],
+            recipe_name=sections["recipe"],
+            preset=sections["preset"],
         )
 
 
@@ -96,6 +110,8 @@ def default_settings(recipe: str, preset: str) -> TrainSettings:
         shop=ShopSettings(lora=values.lora),
         learner=values.learner,
         run=RunSettings(explore_ahead=values.explore_ahead),
+        recipe_name=recipe,
+        preset=preset,
     )
 
 

@@ -1,7 +1,8 @@
 """Which settings does a command have, and how are they given?
 
 Settings are nested frozen dataclasses. Defaults come from a preset; a YAML file (`--config`) overrides them, and flags
-override the file. Every nested field is a flag, and where a field's own name is enough it is a flag too:
+override the file. Every nested field is a flag, and where a field's own name is enough it is a flag too; what is true
+or false needs no value to be true:
 
     flow-dpo train --explore.num_alternatives 2 --beta 0.5          (--beta is --objective.beta)
 
@@ -49,14 +50,18 @@ def parse(
     words: list[str] = []
     if base:
         words.append("--config=" + json.dumps(_full_names(base, Path("the run's config.yaml"), names, short)))
-    rest = iter(argv)
-    for word in rest:
+    switches = {name for name, default in _defaults(sections).items() if isinstance(default, bool)}
+    rest = [*argv]
+    while rest:
+        word = rest.pop(0)
         if word == "--config" or word.startswith("--config="):
-            path = Path(word.partition("=")[2] if "=" in word else next(rest, ""))
+            path = Path(word.partition("=")[2] if "=" in word else rest.pop(0) if rest else "")
             # The parser takes a settings text as well as a path; short names have become full ones in it.
             words.append("--config=" + json.dumps(_full_names(read_settings(path), path, names, short)))
         else:
-            words.append(_expanded(word, names, short))
+            word = _expanded(word, names, short)
+            alone = not rest or rest[0].startswith("--")
+            words.append(f"{word}=true" if word.removeprefix("--") in switches and alone else word)
     try:
         parsed = parser.parse_args(words)
         built: Namespace = parser.instantiate(parsed)
@@ -97,6 +102,14 @@ def _names(sections: Sections) -> dict[str, bool]:
     for name, value in sections.items():
         walk(name, value)
     return names
+
+
+def _defaults(sections: Sections) -> dict[str, Any]:
+    """Every setting that is not a group, by its dotted name, with its default."""
+    found: dict[str, Any] = {}
+    for name, value in sections.items():
+        found |= _leaves(name, value) if is_dataclass(value) else {name: value}
+    return found
 
 
 def _leaves(prefix: str, settings: Any) -> dict[str, Any]:

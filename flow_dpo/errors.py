@@ -44,5 +44,9 @@ class ObjectiveError(FlowDpoError, TypeError):
     """An objective was handed a kind of example that it does not eat."""
 
 
+class StorageError(FlowDpoError, OSError):
+    """What was done could not be written down."""
+
+
 class LearningError(FlowDpoError, RuntimeError):
     """An update was refused because it would have learned something wrong."""

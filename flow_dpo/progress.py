@@ -30,8 +30,10 @@ _COLLAPSED = 0.04
 class ProgressBar:
     """A recorder that shows each batch. A context manager: the bar is removed at the end."""
 
-    def __init__(self, console: Console, num_problems: int) -> None:
+    def __init__(self, console: Console, num_problems: int, seen: int = 0) -> None:
+        """`seen` problems were played before a resume."""
         self._console = console
+        self._seen_before = seen
         self._started = time.monotonic()
         self._pairs = 0
         self._bar = Progress(
@@ -43,7 +45,7 @@ class ProgressBar:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("learn", total=num_problems, state="")
+        self._task = self._bar.add_task("learn", total=num_problems, completed=seen, state="")
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -56,7 +58,7 @@ class ProgressBar:
         """Show one batch."""
         self._pairs += len(pairs)
         seen = row["problems_seen"]
-        rate = 60 * seen / max(time.monotonic() - self._started, 1e-9)
+        rate = 60 * (seen - self._seen_before) / max(time.monotonic() - self._started, 1e-9)
         state = (
             f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
             f"{self._pairs} pairs  {rate:.0f} problems/min"
@@ -89,6 +91,11 @@ class StopWatcher:
                     "see --credit.balance, --credit.tag_weights and --flow.on_refused_end",
                     100 * rate, len(recent), role,
                 )  # fmt: skip
+
+
+def say(console: Console, text: str) -> None:
+    """Print text that may hold anything, as it is."""
+    console.print(Text(text), highlight=False, soft_wrap=True)
 
 
 def summary_table(progress: ProgressiveValidation) -> Table:

@@ -7,26 +7,32 @@ A folder that can be read while it is written and after anything happened to its
     metrics.jsonl    one row a batch of problems
     trees.jsonl      one tree a problem: nodes, token ids, words, verdicts
     pairs.jsonl      one pair a line: prompt, chosen, rejected, in text and token ids, with role, node, depth, verdicts
+    checkpoints/     where the run stands (`checkpoint`)
     adapters/<role>/<version>/   in PEFT's layout
     progressive.png  the picture of the run
 
-A batch's rows are written together, metrics last, so a batch without its metrics row was not finished.
+Invariant: rows are only ever added at the end, and a checkpoint knows how long the files were; what stands behind is
+cut off when the run is resumed, torn or whole. One process at a time writes to a folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.tree import Tree
@@ -35,23 +41,59 @@ from flow_dpo.types import Pair, Role
 _PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
 
 
+RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl")
+
+
 class RunFolder:
-    """An open run folder. `create` makes one; it refuses a folder that already holds a run."""
+    """An open run folder. `create` makes one and refuses a folder that holds a run; `reopen` goes on with one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
-    def create(cls, output_dir: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> RunFolder:
-        """Make the folder with its config and its facts. Raises `ConfigError` where a run is there already."""
-        path = Path(output_dir)
-        refuse_used(path)
+    def create(
+        cls, path: Path, config: Mapping[str, Any], facts: Mapping[str, Any], *, over: bool = False
+    ) -> RunFolder:
+        """Make the folder with its config and its facts.
+
+        Raises `ConfigError` where a run is there already, unless this one is to be begun `over` it.
+        """
+        if not over:
+            refuse_used(path)
         path.mkdir(parents=True, exist_ok=True)
         _write(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         _write(path / "run.json", json.dumps({**environment(), **facts}, indent=2) + "\n")
-        for name in ("metrics.jsonl", "trees.jsonl", "pairs.jsonl"):
-            (path / name).touch()
+        for name in RECORDS:
+            (path / name).write_bytes(b"")
         return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path, sizes: Mapping[str, int]) -> RunFolder:
+        """Go on with a run whose records had these sizes in bytes; what stands behind is cut off.
+
+        Raises `DataError` where a file is shorter than it was.
+        """
+        for name in RECORDS:
+            found = (path / name).stat().st_size if (path / name).exists() else 0
+            if found < sizes[name]:
+                raise DataError(
+                    f"expected at least the {sizes[name]} bytes in {path / name} that its checkpoint knows of, found "
+                    f"{found}: something else has changed the file; restore it, or begin anew elsewhere"
+                )
+        for name in RECORDS:
+            with (path / name).open("ab") as file:
+                file.truncate(sizes[name])
+                os.fsync(file.fileno())
+        return cls(path)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the record files."""
+        return {name: (self.path / name).stat().st_size for name in RECORDS}
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Add facts to run.json."""
+        known = read_facts(self.path)
+        _write(self.path / "run.json", json.dumps({**known, **facts}, indent=2) + "\n")
 
     def record(
         self, row: Mapping[str, Any], trees: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]
@@ -60,10 +102,6 @@ class RunFolder:
         self._append("trees.jsonl", trees)
         self._append("pairs.jsonl", pairs)
         self._append("metrics.jsonl", [row])
-
-    def adapter_folder(self, role: Role, version: int) -> Path:
-        """Where the adapter of one role and version lies."""
-        return self.path / "adapters" / role / str(version)
 
     def latest_adapters(self) -> dict[Role, Path]:
         """The newest adapter of each role. Raises `DataError` where the run has none."""
@@ -79,6 +117,55 @@ class RunFolder:
             os.fsync(file.fileno())
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a run's folder for this process. The lock ends with the process, however it ends.
+
+    A folder in which nothing was written is gone afterwards.
+    Raises `ConfigError` where another process holds it.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"another process writes to {path}; wait for it, or name another folder with --output_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if [entry.name for entry in path.iterdir()] == [".lock"]:
+            (path / ".lock").unlink()
+            path.rmdir()
+
+
+def differences(known: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted names of all values that differ, with both; None stands for what is not there."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in dict.fromkeys([*known, *now]):
+        old, new = known.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found[prefix + name] = (old, new)
+    return found
+
+
+def publish_adapters(checkpoint: Path, run: Path, version: int) -> None:
+    """Copy a checkpoint's adapters to `adapters/<role>/<version>/`, each whole or not at all."""
+    for source in sorted((checkpoint / "learner" / "adapters").iterdir()):
+        done = run / "adapters" / source.name / str(version)
+        beside = done.with_name(f"{version}.tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(source, beside)
+        shutil.rmtree(done, ignore_errors=True)
+        beside.replace(done)
+
+
 def refuse_used(path: Path) -> None:
     """Raise `ConfigError` where `path` cannot become a new run's folder."""
     if path.exists() and not path.is_dir():
@@ -88,14 +175,28 @@ def refuse_used(path: Path) -> None:
 
 
 def latest_adapters(path: Path) -> dict[Role, Path]:
-    """The newest adapter folder of each role of the run at `path`. Raises `DataError` where there is none."""
-    found: dict[Role, Path] = {}
-    for role in sorted((path / "adapters").glob("*")):
-        versions = [folder for folder in role.iterdir() if folder.name.isdigit()]
-        if versions:
-            found[role.name] = max(versions, key=lambda folder: int(folder.name))
-    if not found:
+    """The adapter folder of each role, of the newest version that all roles of the run at `path` have.
+
+    Raises `DataError` where there is none.
+    """
+    roles = [role for role in sorted((path / "adapters").glob("*")) if role.is_dir()]
+    versions = [{int(folder.name) for folder in role.iterdir() if folder.name.isdigit()} for role in roles]
+    common = set[int].intersection(*versions) if versions else set[int]()
+    if not common:
         raise DataError(f"expected a run folder with adapters/<role>/<version>/, found none in {path}")
+    return {role.name: role / str(max(common)) for role in roles}
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What run.json of the run at `path` says; nothing where there is none. Raises `DataError` where it is broken."""
+    try:
+        found = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"expected a JSON object in {path / 'run.json'}: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"expected a JSON object in {path / 'run.json'}, found {type(found).__name__}")
     return found
 
 
@@ -154,6 +255,7 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "commit": _commit(),
+        "code": _code(),
     }
 
 
@@ -182,6 +284,14 @@ def _commit() -> str | None:
     return done.stdout.strip()
 
 
+def _code() -> str:
+    """SHA-256 over this package's modules: equal where two runs did the same."""
+    folder, digest = Path(__file__).resolve().parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _write(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     beside = path.with_name(path.name + ".tmp")
@@ -190,3 +300,13 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Make sure that a file's content, or a folder's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

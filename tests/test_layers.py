@@ -20,9 +20,10 @@ LAYERS = [
     {"gradients"},
     {"learner_state"},
     {"learner", "runs", "config"},
-    {"recipes"},
+    {"recipes", "checkpoint"},
     {"online", "progress"},
     {"evaluate", "build"},
+    {"training"},
     {"commands"},
     {"cli"},
 ]

@@ -72,10 +72,13 @@ def test_problems_never_change():
     # A checkpoint's data cursor and every published figure rest on this very text.
     first = seed_problems("train", 1)[0]
     assert first.question == (
-        "Eva has 47 apples. She wants 15 apples. She lends 10 apples. She gets 14 apples. "
-        "How many apples does Eva have now?"
+        "Mia has 46 shells. Tom has 40 shells. She loses 17 shells. She gets 11 shells. She donates 18 shells. "
+        "Does Mia have more shells than Tom now?"
     )
-    assert first.solution == "She lends 10: 47 - 10 = 37\nShe gets 14: 37 + 14 = 51\nAnswer: 51"
+    assert first.solution == (
+        "She loses 17: 46 - 17 = 29\nShe gets 11: 29 + 11 = 40\nShe donates 18: 40 - 18 = 22\n"
+        "She has 22, he has 40\nAnswer: no"
+    )
 
 
 def test_kinds_and_levels():
@@ -85,8 +88,10 @@ def test_kinds_and_levels():
     kinds = [problem.subject for problem in train]
     assert set(kinds) == {"total", "compare", "over", "boxes"}
     assert 0.68 < kinds.count("total") / 1000 < 0.78
-    yes = [problem.gold for problem in train if problem.subject == "over"]
-    assert 0.35 < yes.count("yes") / len(yes) < 0.65
+    for kind in ("over", "compare"):
+        yes = [problem.gold for problem in train if problem.subject == kind]
+        assert set(yes) == {"yes", "no"}
+        assert 0.35 < yes.count("yes") / len(yes) < 0.65
 
 
 def test_refuses_what_does_not_exist():

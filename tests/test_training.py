@@ -26,6 +26,7 @@ from flow_dpo.online import Players, learn
 from flow_dpo.recipes import PRESETS
 from flow_dpo.types import Pair, Verdict
 from tests.chat_models import TEMPLATES, chat_model_folder
+from tests.same_runs import assert_same_run
 
 KINDS = sorted(TEMPLATES)
 
@@ -121,20 +122,8 @@ def seed_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "one", folder / "two"
 
 
-def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if not key.endswith(("seconds", "_s"))} for row in rows]
-
-
 def test_two_runs_of_one_seed_are_equal(seed_runs: tuple[Path, Path]) -> None:
-    one, two = seed_runs
-    for name in ("trees.jsonl", "pairs.jsonl"):
-        assert (one / name).read_bytes() == (two / name).read_bytes()
-    assert without_seconds(runs.read_jsonl(one / "metrics.jsonl")) == without_seconds(
-        runs.read_jsonl(two / "metrics.jsonl")
-    )
-    for role, path in runs.latest_adapters(one).items():
-        same = two / "adapters" / role / path.name / "adapter_model.safetensors"
-        assert (path / "adapter_model.safetensors").read_bytes() == same.read_bytes()
+    assert_same_run(*seed_runs)
 
 
 def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> None:

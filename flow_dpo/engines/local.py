@@ -132,7 +132,9 @@ class LocalEngine(Engine):
         if under_way:
             raise EngineError(f"expected nothing under way at a refresh, found {under_way} requests; poll first")
         self._versions = {role: adapter.version for role, adapter in adapters.items()}
-        self._store.clear()
+        # Lanes begin anew as well: their order and the size of their rows would carry rounding from one batch into the
+        # next, and a resumed run would not be the uninterrupted one to the bit.
+        self.close()
 
     def take_stats(self) -> dict[str, float]:
         work, self._work = self._work, _Work()

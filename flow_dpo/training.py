@@ -1,0 +1,206 @@
+"""How does one training run go, from its settings to its folder, and on again after an interruption?
+
+    lock the folder   load everything   begin, or go on where the last checkpoint stands   learn   publish adapters
+
+Invariant: a resumed run's records, adapters and optimizers are bit for bit those of an uninterrupted run with the same
+settings on the same machine. Whatever could make them differ (settings, code, versions, device, data) is compared
+before any work, and refused unless the user allows it by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors import SafetensorError
+
+from flow_dpo import config, progress, runs
+from flow_dpo.build import TrainSettings, Workshop, workshop
+from flow_dpo.checkpoint import Checkpoints
+from flow_dpo.errors import ConfigError, FlowDpoError, StorageError
+from flow_dpo.learner import Learner
+from flow_dpo.measures import ProgressiveValidation
+from flow_dpo.online import Row, learn
+from flow_dpo.progress import say
+from flow_dpo.render import Renderer
+from flow_dpo.tree import Tree
+from flow_dpo.types import Pair
+
+_OF_THE_RUN = frozenset(
+    f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches")
+)
+"""Settings that change no result."""
+_FACTS = ("code", "versions", "device", "data_fingerprint")
+"""What besides the settings a result depends on, as run.json names it."""
+
+
+def run(settings: TrainSettings, console: Console) -> runs.RunFolder:
+    """Train as told, keep everything in the run folder, and say at the end what came of it."""
+    path = Path(settings.run.output_dir)
+    if not settings.run.resume:
+        runs.refuse_used(path)
+    recipe, seed = settings.recipe, settings.run.seed
+    with runs.locked(path), workshop(settings.shop, recipe.flow, roles=recipe.flow.roles, seed=seed) as shop:
+        learner = Learner(shop.policy, settings.learner)
+        folder, validation = _open(path, settings, shop, learner)
+        seen = validation.num_seen
+        keeper = RunKeeper(folder, shop, learner, validation, settings)
+        going_on = f", going on after {seen}" if seen else ""
+        say(console, f"{shop.loaded.name}: {len(shop.fitting)} problems{going_on}, writing to {path}")
+        try:
+            with progress.ProgressBar(console, len(shop.fitting), seen) as bar:
+                learn(
+                    recipe,
+                    shop.fitting[seen:],
+                    shop.players,
+                    learner,
+                    [keeper, bar, progress.StopWatcher()],
+                    seed=seed,
+                    explore_ahead=settings.run.explore_ahead,
+                    progress=validation,
+                )
+            keeper.checkpoint()
+        except (KeyboardInterrupt, FlowDpoError) as error:
+            # What was learned is kept and can be used, unless it is the disk that fails.
+            if not isinstance(error, StorageError):
+                keeper.finish()
+            say(console, f"Go on with: flow-dpo train --output_dir {path} --resume")
+            raise
+        keeper.finish()
+    console.print(progress.summary_table(validation))
+    say(console, f"\nPicture:  {path / 'progressive.png'}")
+    say(console, f"Adapters: {', '.join(str(adapter) for adapter in folder.latest_adapters().values())}")
+    say(console, f"Next:     flow-dpo evaluate --run {path} --dataset_split test --max_problems 500")
+    return folder
+
+
+def _open(
+    path: Path, settings: TrainSettings, shop: Workshop, learner: Learner
+) -> tuple[runs.RunFolder, ProgressiveValidation]:
+    """A new folder and empty counts; or those that are resumed, and the learner is as the last checkpoint has it."""
+    facts = {
+        "command": config.command_line(),
+        "model": shop.loaded.name,
+        "device": str(shop.policy.device),
+        "num_problems": len(shop.fitting),
+        "num_skipped_rows": shop.problems.skipped,
+        "data_fingerprint": shop.problems.fingerprint,
+    }
+    found = Checkpoints(path).newest() if settings.run.resume else None
+    if found is None:
+        if settings.run.resume and (path / "config.yaml").exists():
+            # Begun and interrupted before anything was committed.
+            _compare(path, settings, facts)
+        folder = runs.RunFolder.create(path, settings.sections(), facts, over=settings.run.resume)
+        return folder, ProgressiveValidation(window=settings.run.window)
+    allowed = _compare(path, settings, facts)
+    checkpoint, loop = found
+    folder = runs.RunFolder.reopen(path, loop["sizes"])
+    learner.load(checkpoint / "learner")
+    validation = ProgressiveValidation.from_state(loop["progressive"])
+    if allowed:
+        folder.note({"resumed_with": {"problems_seen": validation.num_seen, "differences": allowed}})
+    return folder, validation
+
+
+def _compare(path: Path, settings: TrainSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from the run at `path` and is allowed to. Raises `ConfigError` for what is not."""
+    now = runs.plain(settings.sections())
+    found = {
+        name: values
+        for name, values in runs.differences(config.read_settings(path / "config.yaml"), now).items()
+        if name not in _OF_THE_RUN
+    }
+    before, present = runs.read_facts(path), {**runs.environment(), **facts}
+    for name in _FACTS if before else ():
+        if before.get(name) != present[name]:
+            found[name.removesuffix("_fingerprint")] = (before.get(name), present[name])
+    allowed = {name.strip() for name in settings.run.allow.split(",") if name.strip()}
+    refused = {name: values for name, values in found.items() if name not in allowed}
+    if refused:
+        lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in refused.items())
+        raise ConfigError(
+            f"{path} was begun otherwise; to go on all the same, add --allow {','.join([*allowed, *refused])}{lines}"
+        )
+    return {name: list(values) for name, values in found.items()}
+
+
+class RunKeeper:
+    """A recorder that writes the run folder."""
+
+    def __init__(
+        self,
+        folder: runs.RunFolder,
+        shop: Workshop,
+        learner: Learner,
+        validation: ProgressiveValidation,
+        settings: TrainSettings,
+    ) -> None:
+        self._folder, self._shop, self._learner, self._validation = folder, shop, learner, validation
+        self._every, self._save_updates = settings.run.checkpoint_batches, settings.run.save_updates
+        self._checkpoints = Checkpoints(folder.path)
+        self._saved = learner.version
+        self._written_at = validation.num_seen or -1
+        self._batches = 0
+
+    def record(self, row: Row, trees: Sequence[Tree], pairs: Sequence[Pair]) -> None:
+        """Write one batch, and a checkpoint where one is due."""
+        renderer = self._shop.loaded.renderer
+        by_id = {tree.problem.id: tree for tree in trees}
+        tree_rows = [
+            tree.to_json([renderer.to_text([node.completion.token_ids]) for node in tree.nodes]) for tree in trees
+        ]
+        pair_rows = [runs.pair_row(pair, by_id[pair.problem_id], _pair_texts(renderer, pair)) for pair in pairs]
+        with self._writing():
+            self._folder.record(row, tree_rows, pair_rows)
+        self._batches += 1
+        due = self._save_updates and self._learner.version - self._saved >= self._save_updates
+        if due or self._batches % self._every == 0:
+            self.checkpoint()
+        if due:
+            self._publish()
+
+    def checkpoint(self) -> None:
+        """Keep the present state, unless it is kept already."""
+        seen = self._validation.num_seen
+        if seen != self._written_at:
+            facts = {"policy_version": self._learner.version, "progressive": self._validation.state()}
+            with self._writing():
+                self._checkpoints.write(self._learner, seen, {**facts, "sizes": self._folder.sizes()})
+            self._written_at = seen
+
+    def finish(self) -> None:
+        """Publish the adapters of the last checkpoint, and draw the picture: also of a run that was interrupted."""
+        self._publish()
+        rows = runs.read_jsonl(self._folder.path / "metrics.jsonl")
+        progress.plot(rows, self._folder.path / "progressive.png")
+
+    def _publish(self) -> None:
+        found = self._checkpoints.newest()
+        if found is not None:
+            checkpoint, loop = found
+            self._saved = loop["policy_version"]
+            with self._writing():
+                runs.publish_adapters(checkpoint, self._folder.path, self._saved)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"could not write to {self._folder.path}: {error}; everything up to the last checkpoint is whole: make "
+                f"room, and resume"
+            ) from error
+
+
+def _pair_texts(renderer: Renderer, pair: Pair) -> dict[str, str]:
+    decode = renderer.tokenizer.decode
+    return {
+        "prompt": str(decode(list(pair.request.prompt_ids), skip_special_tokens=False)),
+        "chosen": str(decode(list(pair.chosen.token_ids), skip_special_tokens=False)),
+        "rejected": str(decode(list(pair.rejected.token_ids), skip_special_tokens=False)),
+    }
