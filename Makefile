@@ -8,7 +8,7 @@ DEV    := $(VENV)/.installed-dev
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart setup test check fix seed wheel clean
+.PHONY: quickstart setup test soak check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -24,6 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 $(DEV): $(STAMP)
 	$(PIP) -e '.[dev]'
 	touch $@
+
+soak: $(DEV)  ## the long tests: 200 kills, 10,000 fuzzed files, 10,000 hostile answers
+	$(BIN)/python -m tests.killing --points 200
+	$(BIN)/python -m pytest -m slow -s $(ARGS)
 
 test: $(DEV)  ## the tests, in a few minutes
 	$(BIN)/python -m pytest $(ARGS)

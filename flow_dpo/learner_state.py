@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flow_dpo.errors import DataError
@@ -49,7 +50,7 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[dict[str
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
         pool = [_pair(row) for row in facts.pop("pool")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{folder}: expected a learner's {FACTS} and {TENSORS}, found {error!r}") from error
     stepped = {role for role in policy.roles if any(name.startswith(f"{role}/exp_avg/") for name in tensors)}
     for role, optimizer in optimizers.items():

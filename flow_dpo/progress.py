@@ -6,7 +6,6 @@ end a table from the first window to the last, where the files are and what to t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +19,6 @@ from rich.text import Text
 from flow_dpo.measures import ProgressiveValidation, wilson
 from flow_dpo.tree import Tree
 from flow_dpo.types import Pair
-
-log = logging.getLogger("flow_dpo")
-
-_COLLAPSED = 0.04
-"""A share of Yes-preferring Stop pairs nearer than this to 0 or 1 means that Stop learns one word for everything."""
 
 
 class ProgressBar:
@@ -66,31 +60,6 @@ class ProgressBar:
         self._bar.update(self._task, completed=seen, state=state)
         if not self._console.is_terminal:
             self._console.print(Text(f"{seen} problems  {state}"))
-
-
-class StopWatcher:
-    """A recorder that warns once when Stop's pairs nearly all prefer one word: Stop is collapsing."""
-
-    def __init__(self, least_pairs: int = 40) -> None:
-        self._counts: dict[str, list[float]] = {}
-        self._least = least_pairs
-        self._warned = False
-
-    def record(self, row: dict[str, Any], trees: Sequence[Tree], pairs: Sequence[Pair]) -> None:
-        """Count one batch's pairs of choosing roles."""
-        for pair in pairs:
-            if pair.request.choices:
-                self._counts.setdefault(pair.request.role, []).append(float(pair.chosen.choice == 0))
-        for role, prefers_yes in self._counts.items():
-            recent = prefers_yes[-200:]
-            rate = sum(recent) / len(recent)
-            if len(recent) >= self._least and not _COLLAPSED < rate < 1 - _COLLAPSED and not self._warned:
-                self._warned = True
-                log.warning(
-                    "%.0f %% of the last %d %s pairs prefer the first choice: the role learns one word for everything; "
-                    "see --credit.balance, --credit.tag_weights and --flow.on_refused_end",
-                    100 * rate, len(recent), role,
-                )  # fmt: skip
 
 
 def say(console: Console, text: str) -> None:

@@ -96,6 +96,7 @@ SEED = Preset(
         flow=AnswerStop(
             chunk_tokens=NUM_CHUNK_TOKENS,
             max_chunks=MAX_CHUNKS,
+            on_early_yes="close",
             prompts=AnswerStopPrompts(
                 answer_system="",
                 stop_system="",

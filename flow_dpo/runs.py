@@ -201,18 +201,21 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's file. A last line without its newline was torn off and is left out; others must be whole."""
+    """The rows of a run's file. A last line without its newline was torn off and is left out.
+
+    Raises `DataError` naming the line that is no JSON object.
+    """
     rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 break
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"expected a JSON object, found a broken line in {path}, line {number}: {error}"
-                ) from error
+            except ValueError as error:
+                raise DataError(f"expected a JSON object in {path}, line {number}: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"expected a JSON object in {path}, line {number}, found {type(row).__name__}")
             rows.append(row)
     return rows
 

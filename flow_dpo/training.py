@@ -28,6 +28,7 @@ from flow_dpo.progress import say
 from flow_dpo.render import Renderer
 from flow_dpo.tree import Tree
 from flow_dpo.types import Pair
+from flow_dpo.watch import LikelihoodWatcher, StopWatcher
 
 _OF_THE_RUN = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches")
@@ -57,7 +58,7 @@ def run(settings: TrainSettings, console: Console) -> runs.RunFolder:
                     shop.fitting[seen:],
                     shop.players,
                     learner,
-                    [keeper, bar, progress.StopWatcher()],
+                    [keeper, bar, StopWatcher(), LikelihoodWatcher()],
                     seed=seed,
                     explore_ahead=settings.run.explore_ahead,
                     progress=validation,

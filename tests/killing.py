@@ -2,8 +2,9 @@
 
     python -m tests.killing --points 200
 
-A process that is about to write, has written half, or has written; that plays; that is inside an update: each is an
-event, numbered as it comes. A fresh child is forked for every kill, so the libraries are loaded once.
+and the same with a disk that is full after some bytes (a limit on the size of files). A process that is about to write,
+has written half, or has written; that plays; that is inside an update: each is an event, numbered as it comes. A fresh
+child is forked for every kill, so the libraries are loaded once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -23,6 +25,7 @@ from typing import Any
 import flow_dpo.policy
 from flow_dpo import commands, learner_state, runs
 from flow_dpo.engines.local import LocalEngine
+from flow_dpo.errors import FlowDpoError
 from flow_dpo.learner import Learner
 from tests.same_runs import assert_same_run
 
@@ -92,8 +95,11 @@ def light(fuse: Fuse) -> None:
     fuse.around(LocalEngine, "poll", every=POLLS)
 
 
-def in_child(folder: Path, at: int | None, *more: str) -> tuple[int, int]:
-    """Train in a forked process: its wait status, and how many events there were."""
+def in_child(folder: Path, at: int | None, *more: str, max_bytes: int = 0) -> tuple[int, int, str]:
+    """Train in a forked process: its wait status, how many events there were, and what it was refused for.
+
+    No file may exceed `max_bytes`, unless it is 0.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -103,26 +109,44 @@ def in_child(folder: Path, at: int | None, *more: str) -> tuple[int, int]:
             os.dup2(nowhere, 1)
             fuse = Fuse(at)
             light(fuse)
+            if max_bytes:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
             status = commands.train([*WORDS, "--output_dir", str(folder), *more])
             os.write(writing, str(fuse.count).encode())
+        except FlowDpoError as error:
+            os.write(writing, f"0 {error}".encode())
         finally:
             os._exit(status)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        count = pipe.read()
-    return os.waitpid(child, 0)[1], int(count or 0)
+        count, _, refused = pipe.read().partition(" ")
+    return os.waitpid(child, 0)[1], int(count or 0), refused
 
 
 def survive(folder: Path, whole: Path, kills: Sequence[int]) -> int:
     """Kill at these events, one after another, then let the run end; how often it was really killed."""
     killed = 0
     for at in kills:
-        status, _ = in_child(folder, at, "--resume")
+        status, *_ = in_child(folder, at, "--resume")
         killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    status, _ = in_child(folder, None, "--resume")
-    assert status == 0, f"the resumed run ended with status {status}"
-    assert_same_run(whole, folder)
+    finish(folder, whole)
     return killed
+
+
+def finish(folder: Path, whole: Path) -> None:
+    """Let the run end, and compare."""
+    status, _, refused = in_child(folder, None, "--resume")
+    assert status == 0, f"the resumed run ended with status {status}: {refused}"
+    assert_same_run(whole, folder)
+
+
+def survive_full_disk(folder: Path, whole: Path, share: float) -> None:
+    """No file grows beyond this share of the whole run's largest; the run stops, says so, and goes on with room."""
+    largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+    status, _, refused = in_child(folder, None, max_bytes=int(share * largest))
+    assert os.WEXITSTATUS(status) == 1, f"expected a refusal at {share} of the room, found status {status}"
+    assert "could not write to" in refused, refused
+    finish(folder, whole)
 
 
 def main() -> None:
@@ -133,8 +157,8 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
-        status, num_events = in_child(whole, None)
-        assert status == 0, f"the whole run ended with status {status}"
+        status, num_events, refused = in_child(whole, None)
+        assert status == 0, f"the whole run ended with status {status}: {refused}"
         rng = random.Random(settings.seed)
         num_killed = 0
         for point in range(settings.points):
@@ -144,9 +168,13 @@ def main() -> None:
             folder = Path(place) / "killed"
             num_killed += survive(folder, whole, kills)
             shutil.rmtree(folder)
+        num_full = max(2, settings.points // 10)
+        for point in range(num_full):
+            survive_full_disk(folder, whole, (point + 1) / (num_full + 1))
+            shutil.rmtree(folder)
     print(
-        f"{num_killed} kills at {settings.points} of {num_events} points: every resumed run equal to the whole one, "
-        f"{time.monotonic() - began:.0f} s"
+        f"{num_killed} kills at {settings.points} of {num_events} points and {num_full} full disks: every resumed run "
+        f"equal to the whole one, {time.monotonic() - began:.0f} s"
     )
 
 

@@ -75,6 +75,16 @@ def test_yes_to_a_cut_answer_ends_it_unended() -> None:
     assert not FLOW.solution(state).ended
 
 
+def test_yes_to_a_cut_answer_closes_its_line_where_told() -> None:
+    flow = replace(FLOW, on_early_yes="close")
+    cut = flow.advance(flow.advance(flow.start(PROBLEM), chunk(5, 6, 7)), word(0))
+    # A closed line: "Answer: 15" counts there, and a bare number, which may be a step, does not (`extract`).
+    assert flow.solution(cut).pieces == ((5, 6, 7), "\n")
+    assert not flow.solution(cut).ended
+    ended = flow.advance(flow.advance(flow.start(PROBLEM), chunk(5, 2, finish="stop")), word(0))
+    assert flow.solution(ended).pieces == ((5,),)
+
+
 def test_at_the_cap_stop_is_not_asked() -> None:
     state = FLOW.start(PROBLEM)
     asked: list[str] = []

@@ -21,7 +21,7 @@ LAYERS = [
     {"learner_state"},
     {"learner", "runs", "config"},
     {"recipes", "checkpoint"},
-    {"online", "progress"},
+    {"online", "progress", "watch"},
     {"evaluate", "build"},
     {"training"},
     {"commands"},

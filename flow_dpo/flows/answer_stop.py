@@ -80,6 +80,11 @@ class AnswerStop(Flow[AnswerStopState]):
     on_refused_end: Literal["reopen", "accept"] = "reopen"
     """What Stop's No does to an answer that has ended (not stated in the paper): "reopen" drops the end token, adds
     the prompts' `reopen` words and lets Answer go on; "accept" takes an ended answer as it is, without asking Stop."""
+    on_early_yes: Literal["cut", "close"] = "cut"
+    """What Stop's Yes does to an answer that has not ended (not stated in the paper): "cut" leaves its last line open,
+    so that an answer there does not count; "close" ends that line. A chunk may be full right before the end token,
+    and Stop does not see end tokens: "cut" then calls a whole answer cut. What is really cut, "Answer: 1" of 15, is
+    wrong either way."""
     prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (ANSWER, STOP)
@@ -98,7 +103,8 @@ class AnswerStop(Flow[AnswerStopState]):
         if state.speaker == "answer":
             return self._after_answer(state, completion)
         if completion.choice == 0:
-            return replace(state, speaker="nobody")
+            closes = self.on_early_yes == "close" and not state.ended
+            return replace(state, pieces=(*state.pieces, "\n") if closes else state.pieces, speaker="nobody")
         if not state.ended:
             return replace(state, speaker="answer")
         return replace(state, pieces=(*state.pieces, self.prompts.reopen), ended=False, speaker="answer")
