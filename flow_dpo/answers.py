@@ -318,7 +318,7 @@ def same(gold: str, answer: str) -> bool | None:
         left, right = ours.strip("()").casefold(), theirs.strip("()").casefold()
         if left == right and len(left) > 1:
             return True
-        if sorted(left) != sorted(right) and max(len(left), len(right)) > 3:
+        if sorted(left) != sorted(right) and (max(len(left), len(right)) > 3 or {left, right} == {"yes", "no"}):
             return False  # two names; letters in another order might be a product of variables
         return True if ours.strip("()") == theirs.strip("()") else None
     here, there = (closed_form(canonical(for_algebra(each)), at_point=True) for each in (gold, answer))
