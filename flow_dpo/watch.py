@@ -41,8 +41,8 @@ class StopWatcher:
             if len(recent) >= self._least and not _COLLAPSED < rate < 1 - _COLLAPSED and not self._warned:
                 self._warned = True
                 log.warning(
-                    "%.0f %% of the last %d %s pairs prefer the first choice, which pulls the role towards one word for "
-                    "everything; it now says the first in %.0f %% of its turns. Should that near 0 or 100, see "
+                    "%.0f %% of the last %d %s pairs prefer the first choice, which pulls the role towards one word "
+                    "for everything; it now says the first in %.0f %% of its turns. Should that near 0 or 100, see "
                     "--credit.balance, --credit.tag_weights and --flow.on_refused_end",
                     100 * rate, len(recent), role, 100 * row.get(f"{role}/yes_rate", rate),
                 )  # fmt: skip
