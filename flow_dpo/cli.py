@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from flow_dpo.errors import FlowDpoError
+from flow_dpo.errors import FlowDpoError, visible
 
 _COMMANDS = {
     "quickstart": "learn on the embedded seed model and show what came of it",
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flow-dpo: unknown command {words[0]!r}; {hint}", file=sys.stderr)
         return 2
     _quiet_threads()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("httpx", "datasets", "filelock", "matplotlib", "fsspec", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # A shell that starts a command in the background lets it ignore Ctrl-C; a scheduler ends it with SIGTERM. Both mean
@@ -55,11 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(words[0], words[1:])
     except FlowDpoError as error:
-        print(f"flow-dpo: {error}", file=sys.stderr)
+        print(f"flow-dpo: {visible(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("flow-dpo: interrupted", file=sys.stderr)
         return 130
+
+
+class _Plain(logging.Formatter):
+    """Messages quote data sets and models, whose text may be hostile."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def _run(command: str, words: list[str]) -> int:

@@ -7,6 +7,7 @@
     +- FlowError        (RuntimeError)  a flow broke its contract; names the rule and the place
     +- EngineError      (RuntimeError)  the speaker failed; carries what was asked of it
     +- ObjectiveError   (TypeError)     an objective was handed examples that it does not eat
+    +- StorageError     (OSError)       what was done could not be written; what was committed before is whole
     +- LearningError    (RuntimeError)  learning went wrong and was stopped (non-finite loss, the wrong adapter moved)
 
 Every message says what was expected, what was found and what to do. An answer that cannot be graded is not an error
@@ -14,6 +15,16 @@ but `Verdict(status="ungraded")`.
 """
 
 from __future__ import annotations
+
+import unicodedata
+
+
+def visible(text: str) -> str:
+    """A text for a terminal: control characters, with which hostile text could move the cursor or rename the window,
+    are shown as escapes. Newlines and tabs stay."""
+    return "".join(
+        char if char in "\n\t" or not unicodedata.category(char).startswith("C") else repr(char)[1:-1] for char in text
+    )
 
 
 class FlowDpoError(Exception):

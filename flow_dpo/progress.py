@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from flow_dpo.errors import visible
 from flow_dpo.measures import ProgressiveValidation, wilson
 from flow_dpo.tree import Tree
 from flow_dpo.types import Pair
@@ -63,8 +64,8 @@ class ProgressBar:
 
 
 def say(console: Console, text: str) -> None:
-    """Print text that may hold anything, as it is."""
-    console.print(Text(text), highlight=False, soft_wrap=True)
+    """Print text that may hold anything: no markup and no control sequence in it has an effect."""
+    console.print(Text(visible(text)), highlight=False, soft_wrap=True)
 
 
 def summary_table(progress: ProgressiveValidation) -> Table:
