@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from flow_dpo.engines.base import RendersTurns
 from flow_dpo.errors import ConfigError, DataError, FlowError
 from flow_dpo.flows.base import Flow
 from flow_dpo.types import Completion, FinishReason, Problem, Request, Turn
@@ -20,14 +21,6 @@ log = logging.getLogger("flow_dpo")
 _MOST_TURNS = 10_000
 _SLACK = 8
 """Tokens by which two questions' prompts of one role may differ from their answers' prompts."""
-
-
-class RendersTurns(Protocol):
-    """The renderer, as far as fitting needs it."""
-
-    def render(self, turn: Turn) -> Request:
-        """The turn in token ids."""
-        ...
 
 
 def fitting_problems(

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from flow_dpo.engines.base import Engine
+from flow_dpo.engines.base import Engine, RendersTurns
 from flow_dpo.errors import EngineError
 from flow_dpo.types import Adapter, Completion, Request, Role, Sampling, TokenIds, Turn
 
@@ -44,14 +43,6 @@ class Said:
 
 Play = Generator["Ask | Play", Said, None]
 """A play in progress. Answered with a `Said` for each `Ask`; a yielded `Play` is started and answered with nothing."""
-
-
-class RendersTurns(Protocol):
-    """The renderer, as far as a speaker needs it: a function of tests will do."""
-
-    def render(self, turn: Turn) -> Request:
-        """The turn in token ids."""
-        ...
 
 
 class Speaker:

@@ -14,8 +14,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from flow_dpo.types import Adapter, Completion, Request, Role, Sampling, TokenIds
+from flow_dpo.types import Adapter, Completion, Request, Role, Sampling, TokenIds, Turn
+
+
+class RendersTurns(Protocol):
+    """A renderer, as far as whoever stands in front of an engine needs it: a function of tests will do."""
+
+    def render(self, turn: Turn) -> Request:
+        """The turn in token ids."""
+        ...
 
 
 class Engine(ABC):
