@@ -12,8 +12,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from flow_dpo import recipes
 from flow_dpo.engines.local import LocalEngine, LocalSettings
-from flow_dpo.errors import ConfigError
 from flow_dpo.fit import fitting_problems
 from flow_dpo.flows.base import Flow
 from flow_dpo.grade import GradingSettings
@@ -22,7 +22,7 @@ from flow_dpo.models import LoadedModel, ModelSettings, load_model
 from flow_dpo.online import Players
 from flow_dpo.policy import LoraSettings, Policy
 from flow_dpo.problems import DataConfig, ProblemSet, load
-from flow_dpo.recipes import PRESETS, RECIPES, Preset, Recipe
+from flow_dpo.recipes import Recipe
 from flow_dpo.types import Problem, Role
 from flow_dpo.verify import Verifier
 
@@ -100,11 +100,7 @@ class TrainSettings:
 
 def default_settings(recipe: str, preset: str) -> TrainSettings:
     """The settings of a named recipe and preset. Raises `ConfigError` for a name that is none."""
-    if recipe not in RECIPES:
-        raise ConfigError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
-    values: Preset = PRESETS[preset]
+    values = recipes.preset(recipe, preset)
     return TrainSettings(
         recipe=values.recipe,
         shop=ShopSettings(lora=values.lora),

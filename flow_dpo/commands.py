@@ -19,8 +19,9 @@ from flow_dpo.build import RunSettings, ShopSettings, TrainSettings, default_set
 from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.evaluate import EvaluationSettings, write_predictions
 from flow_dpo.evaluate import evaluate as measure
-from flow_dpo.explore import Siblings
+from flow_dpo.explore import Explore
 from flow_dpo.flows.answer_stop import AnswerStop
+from flow_dpo.flows.base import Flow
 from flow_dpo.flows.single import Single
 from flow_dpo.progress import say
 from flow_dpo.recipes import default_preset
@@ -77,10 +78,12 @@ def evaluate(argv: Sequence[str]) -> int:
     run = config.peek(argv, "evaluation.run", "")
     base = _settings_of_run(Path(run)) if run else {}
     model = config.peek(argv, "model.model_name_or_path", base.get("model", {}).get("model_name_or_path", "seed"))
-    defaults = default_settings("flow-dpo", config.peek(argv, "preset", default_preset(model)))
+    recipe = config.peek(argv, "recipe", base.get("recipe", "flow-dpo"))
+    defaults = default_settings(recipe, config.peek(argv, "preset", base.get("preset", default_preset(model))))
     shop = replace(defaults.shop, data=replace(defaults.shop.data, dataset_split="test"))
     sections = {
-        "preset": "",
+        "recipe": recipe,
+        "preset": defaults.preset,
         "flow": defaults.recipe.flow,
         "explore": defaults.recipe.explore,
         **shop.sections(),
@@ -101,27 +104,37 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
+_OF_A_RUN = ("recipe", "preset", "flow", "explore", "model", "lora", "grading", "engine")
+
+
 def _settings_of_run(run: Path) -> dict[str, Any]:
     """What an evaluation takes over from a run's config.yaml: all but what belongs to its problems and its learning."""
     if not (run / "config.yaml").exists():
         raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
     found = config.read_settings(run / "config.yaml")
-    kept = {name: found[name] for name in ("flow", "explore", "model", "lora", "grading", "engine") if name in found}
+    kept = {name: found[name] for name in _OF_A_RUN if name in found}
     data = found.get("data", {})
     of_set = ("dataset_name", "dataset_config", "question_column", "answer_column")
     return kept | {"data": {name: data[name] for name in of_set if data.get(name) is not None}}
 
 
+def _single(flow: Flow[Any]) -> Single:
+    """The flow's Answer role alone, in one pass of as many tokens."""
+    if isinstance(flow, Single):
+        return flow
+    if isinstance(flow, AnswerStop):
+        return Single(max_tokens=flow.chunk_tokens * flow.max_chunks, prompts=flow.prompts)
+    raise ConfigError(f"--mode single needs a flow with an Answer role, found {type(flow).__name__}")
+
+
 def _evaluate(
-    shop_settings: ShopSettings, flow: AnswerStop, explore: Siblings, settings: EvaluationSettings
+    shop_settings: ShopSettings, flow: Flow[Any], explore: Explore, settings: EvaluationSettings
 ) -> dict[str, Any]:
     folder = Path(settings.output_dir)
     if (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
     latest = runs.latest_adapters(Path(settings.run)) if settings.run else {}
-    played = flow
-    if settings.mode == "single":
-        played = Single(max_tokens=flow.chunk_tokens * flow.max_chunks, prompts=flow.prompts)
+    played = _single(flow) if settings.mode == "single" else flow
     with workshop(shop_settings, played, roles=flow.roles, seed=settings.seed) as shop:
         adapters: dict[Role, Adapter] = {}
         for role, path in latest.items():
@@ -135,8 +148,7 @@ def _evaluate(
             "adapters": {role: str(path) for role, path in latest.items()},
             "dataset": f"{shop_settings.data.dataset_name}/{shop_settings.data.dataset_split}",
             "data_fingerprint": shop.problems.fingerprint,
-            "temperature": explore.temperature,
-            "top_p": explore.top_p,
+            "explore": runs.plain(explore),
         }
         write_predictions(folder, trees, result)
     return result

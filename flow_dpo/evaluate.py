@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flow_dpo.explore import Siblings
+from flow_dpo.explore import Explore
 from flow_dpo.flows.base import Flow
 from flow_dpo.grade import grade
 from flow_dpo.measures import auc, wilson
@@ -44,7 +44,7 @@ class EvaluationSettings:
 
 def evaluate(
     flow: Flow[Any],
-    explore: Siblings,
+    explore: Explore,
     problems: Sequence[Problem],
     players: Players,
     adapters: dict[Role, Adapter],
@@ -53,7 +53,7 @@ def evaluate(
     """Play and grade every problem once; the trees, and the summary that `summary.json` holds."""
     speaker = Speaker(players.engine, players.renderer)
     speaker.refresh(adapters)
-    trunk_only = replace(explore, num_alternatives=0, greedy_trunk=settings.greedy)
+    trunk_only = explore.alone(greedy=settings.greedy)
     trees: list[Tree] = []
     stops: list[_Heard] = []
     work = {"tokens": 0}

@@ -8,6 +8,8 @@ node, a trunk of n turns gives n + 1 rollouts; the alternatives start while the 
     at 0    answer "3+4=8"  ...                              an Answer chunk drawn to differ (flow_dpo.deviation)
     at 1                    stop Yes                         the flipped word; ends at once
     ...
+
+`Group` plays independent chains of one problem, as GRPO does. An exploration is a value; it knows no model.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from flow_dpo.deviation import draw_divergence, splice
 from flow_dpo.errors import FlowError
@@ -30,13 +32,25 @@ _MOST_TURNS = 10_000
 """A flow that asks for more turns than this in one play has broken the rule that every play ends."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Siblings:
-    """A trunk, and alternatives at every node of it, each played to the end."""
+class Explore(Protocol):
+    """A rule that says which plays are made."""
 
-    num_alternatives: int = 1
-    """Alternatives at a node; they differ from the trunk and from each other. A choice has one fewer than its words.
-    The paper makes one; 0 plays the trunk alone."""
+    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        """One tree a problem, in their order; its first rollout is what progressive validation reads.
+
+        The same seed gives the same trees, however the problems are batched.
+        """
+        ...
+
+    def alone(self, *, greedy: bool) -> Explore:
+        """The same drawing with one play a problem, for evaluation."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How the plays of an exploration are drawn."""
+
     greedy_trunk: bool = False
     """Whether the trunk takes the likeliest token (not stated in the paper). Alternatives are always drawn."""
     temperature: float = 1.0
@@ -46,14 +60,6 @@ class Siblings:
     choice_temperature: float = 1.0
     """Of turns with declared choices, such as Stop's (not stated in the paper)."""
 
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        """One tree a problem, in their order. The same seed gives the same trees, however they are batched."""
-        plays = [_Explored(self, flow, problem, seed) for problem in problems]
-        speaker.run(
-            [play.rollout(play.trunk, flow.start(problem)) for play, problem in zip(plays, problems, strict=True)]
-        )
-        return [play.tree() for play in plays]
-
     def sampling(self, turn: Turn, *, trunk: bool) -> Sampling:
         """The distribution that a turn's completion is drawn from."""
         greedy = trunk and self.greedy_trunk
@@ -62,13 +68,64 @@ class Siblings:
         return Sampling(temperature=self.temperature, top_p=self.top_p, greedy=greedy)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Siblings(Drawing):
+    """A trunk, and alternatives at every node of it, each played to the end."""
+
+    num_alternatives: int = 1
+    """Alternatives at a node; they differ from the trunk and from each other. A choice has one fewer than its words.
+    The paper makes one; 0 plays the trunk alone."""
+
+    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        return _explore(self, flow, speaker, problems, seed, num_plays=1, num_alternatives=self.num_alternatives)
+
+    def alone(self, *, greedy: bool) -> Siblings:
+        return replace(self, num_alternatives=0, greedy_trunk=greedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group(Drawing):
+    """Independent plays of one problem from its beginning (GRPO, arXiv 2402.03300). Two may say the same."""
+
+    num_plays: int = 8
+    """Plays of a problem, the first of which is its trunk."""
+
+    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        return _explore(self, flow, speaker, problems, seed, num_plays=self.num_plays, num_alternatives=0)
+
+    def alone(self, *, greedy: bool) -> Group:
+        return replace(self, num_plays=1, greedy_trunk=greedy)
+
+
+def _explore(
+    drawing: Drawing,
+    flow: Flow[Any],
+    speaker: Speaker,
+    problems: Sequence[Problem],
+    seed: int,
+    *,
+    num_plays: int,
+    num_alternatives: int,
+) -> list[Tree]:
+    explored = [_Explored(drawing, flow, problem, seed, num_plays, num_alternatives) for problem in problems]
+    speaker.run(
+        [
+            one.rollout(record, flow.start(problem))
+            for one, problem in zip(explored, problems, strict=True)
+            for record in one.plays
+        ]
+    )
+    return [one.tree() for one in explored]
+
+
 @dataclass(slots=True, kw_only=True)
 class _Record:
     """One rollout as it is being played."""
 
     at: int | None = None
-    """Depth of the trunk's node that it is an alternative to; None for the trunk."""
+    """Depth of the trunk's node that it is an alternative to; None for a play from the beginning."""
     index: int = 0
+    """Which of the plays or alternatives at one place."""
     said: list[tuple[Request, Completion, tuple[str, ...]]] = field(
         default_factory=list[tuple[Request, Completion, tuple[str, ...]]]
     )
@@ -78,22 +135,31 @@ class _Record:
 class _Explored:
     """All plays of one problem while they are under way."""
 
-    def __init__(self, explore: Siblings, flow: Flow[Any], problem: Problem, seed: int) -> None:
-        self.explore, self.flow, self.problem, self.seed = explore, flow, problem, seed
-        self.trunk = _Record()
-        self.others: list[_Record] = []
+    def __init__(
+        self,
+        drawing: Drawing,
+        flow: Flow[Any],
+        problem: Problem,
+        seed: int,
+        num_plays: int,
+        num_alternatives: int,
+    ) -> None:
+        self.drawing, self.flow, self.problem, self.seed = drawing, flow, problem, seed
+        self.num_alternatives = num_alternatives
+        self.plays = [_Record(index=index) for index in range(num_plays)]
+        self.alternatives_made: list[_Record] = []
         self.skipped: dict[Role, int] = {}
 
     def rollout(self, record: _Record, state: Any) -> Play:
         """Play from `state` to the end; on the trunk, start the alternatives of every node on the way."""
-        trunk = record is self.trunk
+        trunk = record is self.plays[0]
         while (turn := self.flow.turn(state)) is not None:
             self._check(turn, len(record.said))
             seed = self._seed(record, len(record.said))
-            said = yield Ask(turn=turn, sampling=self.explore.sampling(turn, trunk=trunk), seed=seed)
+            said = yield Ask(turn=turn, sampling=self.drawing.sampling(turn, trunk=trunk), seed=seed)
             depth = len(record.said)
             record.said.append((said.request, said.completion, self.flow.tags(state)))
-            if trunk and self.explore.num_alternatives:
+            if trunk and self.num_alternatives:
                 yield self.alternatives(turn, state, said, depth)
             state = self.flow.advance(state, said.completion)
         record.solution = self.flow.solution(state)
@@ -101,7 +167,7 @@ class _Explored:
     def alternatives(self, turn: Turn, state: Any, trunk: Said, depth: int) -> Play:
         """Say something else at one node of the trunk, as often as asked, and play each on."""
         done = [trunk.completion]
-        for index in range(self.explore.num_alternatives):
+        for index in range(self.num_alternatives):
             record = _Record(at=depth, index=index)
             rng = random.Random(self._seed(record, "divergence"))
             if turn.choices:
@@ -112,7 +178,7 @@ class _Explored:
                 if divergence is not None:
                     said = yield Ask(
                         turn=turn,
-                        sampling=self.explore.sampling(turn, trunk=False),
+                        sampling=self.drawing.sampling(turn, trunk=False),
                         seed=self._seed(record, "completion"),
                         kept=divergence.of.token_ids[: divergence.kept],
                         struck=divergence.struck,
@@ -124,13 +190,14 @@ class _Explored:
                 return
             done.append(completion)
             record.said.append((trunk.request, completion, self.flow.tags(state)))
-            self.others.append(record)
+            self.alternatives_made.append(record)
             yield self.rollout(record, self.flow.advance(state, completion))
 
     def tree(self) -> Tree:
         """The finished tree, numbered by where alternatives stand and not by when they were done."""
         tree = Tree(problem=self.problem, skipped=dict(sorted(self.skipped.items())))
-        for record in [self.trunk, *sorted(self.others, key=lambda record: (record.at or 0, record.index))]:
+        alternatives = sorted(self.alternatives_made, key=lambda record: (record.at or 0, record.index))
+        for record in [*self.plays, *alternatives]:
             if record.solution is None or not record.said:
                 raise FlowError(f"{type(self.flow).__name__} ended a play of {self.problem.id} before anybody spoke")
             # Node ids of the trunk are its depths, so an alternative at depth d hangs below node d - 1.
@@ -145,7 +212,7 @@ class _Explored:
         left = [index for index in range(len(request.choices)) if index not in taken]
         if not left:
             return None
-        scaled = [value / self.explore.choice_temperature for value in like.choice_logprobs]
+        scaled = [value / self.drawing.choice_temperature for value in like.choice_logprobs]
         highest = max(scaled[index] for index in left)
         choice = rng.choices(left, [math.exp(scaled[index] - highest) for index in left])[0] if left[1:] else left[0]
         total = max(scaled) + math.log(math.fsum(math.exp(value - max(scaled)) for value in scaled))

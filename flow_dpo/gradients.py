@@ -21,7 +21,7 @@ import torch
 
 from flow_dpo.errors import ConfigError, LearningError, ModelError
 from flow_dpo.logprobs import PackedLogprobs, PlainLogprobs, Spoken, disagreement, inputs
-from flow_dpo.objectives import Objective, TokenLogprobs, completions
+from flow_dpo.objectives import Objective, TokenLogprobs
 from flow_dpo.packing import fill_rows
 from flow_dpo.policy import Policy
 from flow_dpo.seeds import derive
@@ -89,8 +89,8 @@ class Gradients:
         self, objective: Objective, role: Role, row: Sequence[Example], account: Account
     ) -> Sequence[torch.Tensor]:
         policy, marks = self._policy, [time.perf_counter()]
-        spoken = [(e.request, c) for e in row for c in completions(e)]
-        counts = [len(completions(e)) for e in row]
+        spoken = [(e.request, c) for e in row for c in e.completions]
+        counts = [len(e.completions) for e in row]
         logprobs = self._way()(policy.model, spoken)
         reference: list[TokenLogprobs] = []
         if objective.needs_reference:
@@ -122,7 +122,7 @@ class Gradients:
         if self.packed is None:
             with self._policy.speaking(role):
                 self.packed = can_pack(self._policy, _sample(examples))
-        sequences = [[inputs((e.request, c)) for c in completions(e)] for e in examples]
+        sequences = [[inputs((e.request, c)) for c in e.completions] for e in examples]
         if not self.packed:
             return [[examples[i] for i in row] for row in _padded_rows(sequences, self._rows.max_tokens)]
         trees: dict[str | int, list[int]] = {}
@@ -150,7 +150,7 @@ def _padded_rows(sequences: Sequence[Sequence[Sequence[int]]], max_tokens: int) 
 def _sample(examples: Sequence[Example]) -> list[Spoken]:
     """Two examples, of the longest prompt and of the one next to it: they share most, and a window shows."""
     longest = sorted(examples, key=lambda e: (len(e.request.prompt_ids), e.request.prompt_ids))[-2:]
-    return [(e.request, c) for e in longest for c in completions(e)]
+    return [(e.request, c) for e in longest for c in e.completions]
 
 
 def can_pack(policy: Policy, spoken: Sequence[Spoken]) -> bool:

@@ -4,7 +4,7 @@ In a folder of safetensors and JSON, never a pickle:
 
     adapters/answer/adapter_model.safetensors, adapter_config.json    PEFT's layout, what the model spoke with
     learner.safetensors    "answer/weights/<name>", "answer/exp_avg/<name>", "reference_answer/weights/<name>", ...
-    learner.json           the version, updates by role, and the pool's pairs
+    learner.json           the version, updates by role, and the pool's examples
 
 Invariant: what is read back is bit for bit what was written. Adapters in half precision are read from their float32
 weights in learner.safetensors; their own files are for everybody else.
@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from flow_dpo.errors import DataError
 from flow_dpo.policy import Policy
-from flow_dpo.types import Completion, Pair, Request, Role
+from flow_dpo.types import Completion, Example, Pair, Request, Role, Scored
 
 TENSORS, FACTS = "learner.safetensors", "learner.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -33,23 +33,25 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 Optimizers = Mapping[Role, torch.optim.Adam]
 
 
-def write(folder: Path, policy: Policy, optimizers: Optimizers, facts: Mapping[str, Any], pool: Sequence[Pair]) -> None:
+def write(
+    folder: Path, policy: Policy, optimizers: Optimizers, facts: Mapping[str, Any], pool: Sequence[Example]
+) -> None:
     """Write everything. `facts` is plain JSON of the learner's own."""
     folder.mkdir(parents=True, exist_ok=True)
     for role in policy.roles:
         policy.save_adapter(role, folder / "adapters" / role)
     tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(policy, optimizers).items()}
     save_file(tensors, folder / TENSORS)
-    text = json.dumps({**facts, "pool": [asdict(pair) for pair in pool]}, allow_nan=False)
+    text = json.dumps({**facts, "pool": [_row(example) for example in pool]}, allow_nan=False)
     (folder / FACTS).write_text(text, encoding="utf-8")
 
 
-def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[dict[str, Any], list[Pair]]:
+def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[dict[str, Any], list[Example]]:
     """Take everything over into policy and optimizers; facts and pool are returned. Raises `DataError`."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
-        pool = [_pair(row) for row in facts.pop("pool")]
+        pool = [_example(row) for row in facts.pop("pool")]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{folder}: expected a learner's {FACTS} and {TENSORS}, found {error!r}") from error
     stepped = {role for role in policy.roles if any(name.startswith(f"{role}/exp_avg/") for name in tensors)}
@@ -87,11 +89,22 @@ def _tensors(policy: Policy, optimizers: Optimizers) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _pair(row: dict[str, Any]) -> Pair:
-    """The inverse of `asdict`, with tuples in place of JSON's lists."""
-    request = Request(**_tuples(row.pop("request")))
-    chosen, rejected = (Completion(**_tuples(row.pop(side))) for side in ("chosen", "rejected"))
-    return Pair(request=request, chosen=chosen, rejected=rejected, **_tuples(row))
+_KINDS: dict[str, type[Pair] | type[Scored]] = {"pair": Pair, "scored": Scored}
+_SIDES = {"pair": ("chosen", "rejected"), "scored": ("completion",)}
+"""Which fields of an example are completions."""
+
+
+def _row(example: Example) -> dict[str, Any]:
+    kind = next(name for name, made in _KINDS.items() if isinstance(example, made))
+    return {"kind": kind, **asdict(example)}
+
+
+def _example(row: dict[str, Any]) -> Example:
+    """The inverse of `_row`, with tuples in place of JSON's lists."""
+    kind = row.pop("kind")
+    parts: dict[str, Any] = {side: Completion(**_tuples(row.pop(side))) for side in _SIDES[kind]}
+    parts["request"] = Request(**_tuples(row.pop("request")))
+    return _KINDS[kind](**parts, **_tuples(row))
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:

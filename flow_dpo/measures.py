@@ -7,13 +7,13 @@ from them, cumulative and over the last window. Ungraded plays are counted apart
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo.tree import Tree
-from flow_dpo.types import Pair
+from flow_dpo.types import Example, Pair, Scored
 
 
 def wilson(num_correct: int, num_problems: int, z: float = 1.959964) -> tuple[float, float]:
@@ -102,14 +102,20 @@ class ProgressiveValidation:
         return cls(**{**state, "recent": deque(state["recent"]), "first": tuple(state["first"])})
 
 
-def tree_metrics(trees: Sequence[Tree], pairs: Sequence[Pair], roles: Sequence[str]) -> dict[str, float | int]:
-    """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded plays, Stop's choices."""
+def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequence[str]) -> dict[str, float | int]:
+    """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded plays, Stop's choices.
+
+    "tied_trees" are those whose graded plays are all right or all wrong: they teach nothing, whatever the credit.
+    """
+    pairs = [example for example in examples if isinstance(example, Pair)]
+    num_scored = Counter(example.request.role for example in examples if isinstance(example, Scored))
     verdicts = [rollout.verdict for tree in trees for rollout in tree.rollouts if rollout.verdict is not None]
     row: dict[str, float | int] = {
         "num_trees": len(trees),
         "num_rollouts": sum(len(tree.rollouts) for tree in trees),
         "ungraded_rate": sum(verdict.status == "ungraded" for verdict in verdicts) / max(len(verdicts), 1),
         "no_answer_rate": sum(verdict.answer is None for verdict in verdicts) / max(len(verdicts), 1),
+        "tied_trees": sum(len(_rewards(tree)) < 2 for tree in trees),
     }
     for role in roles:
         nodes = sum(node.role == role for tree in trees for node in tree.trunk_nodes())
@@ -118,10 +124,17 @@ def tree_metrics(trees: Sequence[Tree], pairs: Sequence[Pair], roles: Sequence[s
         skipped = sum(tree.skipped.get(role, 0) for tree in trees)
         row[f"nodes/{role}"] = nodes
         row[f"pairs/{role}"] = len(mine)
+        if num_scored[role]:
+            row[f"scored/{role}"] = num_scored[role]
         row[f"skipped/{role}"] = skipped
         row[f"ties/{role}"] = nodes - paired - skipped
         row |= _choice_metrics(role, mine, trees)
     return row
+
+
+def _rewards(tree: Tree) -> set[float]:
+    """The different rewards of a tree's graded plays."""
+    return {r.verdict.reward for r in tree.rollouts if r.verdict is not None and r.verdict.reward is not None}
 
 
 def _choice_metrics(role: str, pairs: Sequence[Pair], trees: Sequence[Tree]) -> dict[str, float | int]:

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch.nn.functional import logsigmoid
 
 from flow_dpo.errors import ConfigError, ObjectiveError
-from flow_dpo.types import Completion, Example, Pair
+from flow_dpo.types import Pair, Scored
 
 TokenLogprobs = Sequence[torch.Tensor]
 """Of an example's completions, in their order: one value a token, float32."""
@@ -42,18 +42,17 @@ class Objective(Protocol):
 
     eats: ClassVar[type]
     """The kind of example."""
-    needs_reference: ClassVar[bool]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it reads the reference's log-probabilities; where not, they are not computed and it gets none."""
+        ...
 
     def __call__(
-        self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+        self, examples: Sequence[Any], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
         """`policy` and `reference` hold the log-probabilities of each example's `completions`."""
         ...
-
-
-def completions(example: Example) -> tuple[Completion, ...]:
-    """The completions of an example's request whose log-probabilities an objective reads."""
-    return (example.chosen, example.rejected)
 
 
 def check_food(objective: Objective, examples: Sequence[object]) -> None:
@@ -79,7 +78,6 @@ class Dpo:
     """
 
     eats: ClassVar[type] = Pair
-    needs_reference: ClassVar[bool] = True
 
     beta: float = 1.0
     """Strength of the pull towards the reference; the paper's is 1."""
@@ -97,8 +95,12 @@ class Dpo:
         if self.sft_weight < 0:
             raise ConfigError(f"sft_weight must be 0 or more, found {self.sft_weight}")
 
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
     def __call__(
-        self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+        self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
         ratios = _Ratios(examples, policy, reference)
         h = self.beta * (ratios.chosen - ratios.rejected)
@@ -120,7 +122,6 @@ class Ipo:
     """
 
     eats: ClassVar[type] = Pair
-    needs_reference: ClassVar[bool] = True
 
     beta: float = 1.0
     """tau in that paper: the mean log-ratios are pulled to a distance of 1 / (2 beta)."""
@@ -129,12 +130,69 @@ class Ipo:
         if not self.beta > 0:
             raise ConfigError(f"beta must be above 0, found {self.beta}")
 
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
     def __call__(
-        self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+        self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
         ratios = _Ratios(examples, policy, reference)
         distance = ratios.chosen / ratios.chosen_lengths - ratios.rejected / ratios.rejected_lengths
         return ratios.loss((distance - 1 / (2 * self.beta)).square(), self.beta * distance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedPolicyGradient:
+    """The clipped surrogate of PPO (Schulman et al., arXiv 1707.06347, equation 7) with a penalty on the divergence
+    from the reference in the loss, as GRPO has it (Shao et al., arXiv 2402.03300, equations 3 and 4) and VinePPO too.
+
+    With r = pi / pi_old of a token, A the completion's advantage, d = log ref - log pi:
+
+        loss = - mean over the completion's tokens of [ min(r A, clip(r, 1 - e, 1 + e) A) - b (exp(d) - d - 1) ]
+
+    pi_old is what was recorded while sampling, of the unscaled distribution. On policy r = 1 and the gradient is that
+    of - A mean log pi. The penalty is the estimator k3, never below 0.
+    """
+
+    eats: ClassVar[type] = Scored
+
+    clip_range: float = 0.2
+    """e: beyond it a token that has already moved the right way gives no more."""
+    kl_coef: float = 0.04
+    """b; 0 leaves the reference out of it."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip_range < 1:
+            raise ConfigError(f"clip_range must be between 0 and 1, found {self.clip_range}")
+        if self.kl_coef < 0:
+            raise ConfigError(f"kl_coef must be 0 or more, found {self.kl_coef}")
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
+
+    def __call__(
+        self, examples: Sequence[Scored], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+    ) -> Loss:
+        losses: list[torch.Tensor] = []
+        names = ("kl", "clipped", "ratio", "completion_logprobs", "advantage")
+        sums = {name: torch.zeros(()) for name in names}
+        for index, (example, (logprobs,)) in enumerate(zip(examples, policy, strict=True)):
+            old = torch.tensor(example.completion.logprobs, device=logprobs.device)
+            ratio = (logprobs - old).exp()
+            kept = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+            gain = torch.minimum(ratio * example.advantage, kept * example.advantage)
+            kl = torch.zeros_like(gain)
+            if self.kl_coef:
+                away = reference[index][0] - logprobs
+                kl = away.exp() - away - 1
+            losses.append(-example.weight * (gain - self.kl_coef * kl).mean())
+            clipped = (ratio * example.advantage > kept * example.advantage).float()
+            found = (kl.mean(), clipped.mean(), ratio.mean(), logprobs.sum(), torch.tensor(example.advantage))
+            sums = {name: sums[name] + value.detach().cpu() for name, value in zip(names, found, strict=True)}
+        total = torch.stack(losses).sum()
+        return Loss(total, sums | {"loss": total.detach()})
 
 
 class _Ratios:

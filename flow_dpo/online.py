@@ -2,7 +2,7 @@
 
 The loop of Flow-DPO (arXiv 2410.22304, section 2) on one screen. A batch of problems is played with the current
 adapters and graded; the trunks' verdicts are progressive validation, since nothing was learned from these problems
-yet; the pairs go to the learner, and the engine speaks with the new adapters from then on.
+yet; what they teach goes to the learner, and the engine speaks with the new adapters from then on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flow_dpo.recipes import Recipe
 from flow_dpo.render import Renderer
 from flow_dpo.speaker import Speaker
 from flow_dpo.tree import Tree
-from flow_dpo.types import Pair, Problem
+from flow_dpo.types import Example, Problem
 
 Row = dict[str, Any]
 
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 class Recorder(Protocol):
     """Whoever keeps what a run did: the run folder, a progress bar, a test's list."""
 
-    def record(self, row: Row, trees: Sequence[Tree], pairs: Sequence[Pair]) -> None:
+    def record(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Keep one batch."""
         ...
 
@@ -64,16 +64,16 @@ def learn(
         grade(trees, players.verifier, players.renderer, players.grading)
         for tree in trees:
             progress.see(reward(tree))
-        pairs = recipe.credit(trees)
+        examples = recipe.credit(trees)
         graded = time.perf_counter()
-        row = progress.row() | {"policy_version": learner.version} | tree_metrics(trees, pairs, recipe.flow.roles)
-        row |= learner.update(recipe.objective, pairs)
+        row = progress.row() | {"policy_version": learner.version} | tree_metrics(trees, examples, recipe.flow.roles)
+        row |= learner.update(recipe.objective, examples)
         speaker.refresh(learner.adapters)
         row |= play_metrics(trees, players.engine)
         row |= {"play/seconds": played - started, "grade/seconds": graded - played}
         row |= {"learn/seconds": time.perf_counter() - graded}
         for recorder in recorders:
-            recorder.record(row, trees, pairs)
+            recorder.record(row, trees, examples)
 
 
 def reward(tree: Tree) -> float | None:

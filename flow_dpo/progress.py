@@ -19,7 +19,7 @@ from rich.text import Text
 from flow_dpo.errors import visible
 from flow_dpo.measures import ProgressiveValidation, wilson
 from flow_dpo.tree import Tree
-from flow_dpo.types import Pair
+from flow_dpo.types import Example, Pair
 
 
 class ProgressBar:
@@ -30,7 +30,7 @@ class ProgressBar:
         self._console = console
         self._seen_before = seen
         self._started = time.monotonic()
-        self._pairs = 0
+        self._examples, self._unit = 0, "examples"
         self._bar = Progress(
             TextColumn("learning"),
             BarColumn(bar_width=30),
@@ -49,14 +49,15 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def record(self, row: dict[str, Any], trees: Sequence[Tree], pairs: Sequence[Pair]) -> None:
+    def record(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Show one batch."""
-        self._pairs += len(pairs)
+        self._examples += len(examples)
+        self._unit = "pairs" if any(isinstance(example, Pair) for example in examples) else self._unit
         seen = row["problems_seen"]
         rate = 60 * (seen - self._seen_before) / max(time.monotonic() - self._started, 1e-9)
         state = (
             f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
-            f"{self._pairs} pairs  {rate:.0f} problems/min"
+            f"{self._examples} {self._unit}  {rate:.0f} problems/min"
         )
         self._bar.update(self._task, completed=seen, state=state)
         if not self._console.is_terminal:

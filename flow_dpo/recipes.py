@@ -1,21 +1,27 @@
 """Which methods can be run, and with which values?
 
-A recipe is a value: a flow, how it is explored, what the trees are credited with, and the loss. A preset is a recipe
-with the learning values that go with it. Adding one is an entry here and, at most, one dataclass in each of `flows`,
-`explore`, `credit` and `objectives`; no loop, learner or engine knows any of them by name.
+A recipe is a value: a flow, how it is explored, what the trees are credited with, and the loss. `PAPERS` holds each
+with the numbers of its paper; a `Scale` fits any of them to a size of model. Adding a recipe is an entry here and, at
+most, one dataclass in each of `flows`, `explore`, `credit` and `objectives`; no loop, learner or engine knows any of
+them by name.
+
+    preset("grpo", "seed")      GRPO's flow, groups, credit and loss, with the embedded seed's chunks, prompts and rates
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from flow_dpo.credit import OutcomePairs
-from flow_dpo.explore import Siblings
+from flow_dpo.credit import Credit, GroupAdvantages, OutcomePairs
+from flow_dpo.errors import ConfigError
+from flow_dpo.explore import Explore, Group, Siblings
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
+from flow_dpo.flows.single import Single
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
-from flow_dpo.objectives import Dpo
+from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective
 from flow_dpo.policy import LoraSettings
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 
@@ -26,11 +32,11 @@ class Recipe:
 
     flow: Flow[Any]
     """Who speaks when."""
-    explore: Siblings
+    explore: Explore
     """Which plays are made on a problem."""
-    credit: OutcomePairs
+    credit: Credit
     """What the graded plays teach."""
-    objective: Dpo
+    objective: Objective
     """The loss of what they teach."""
 
 
@@ -43,6 +49,19 @@ class Preset:
     learner: LearnerSettings
     explore_ahead: int
     """Problems played under one policy version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What a size of model wants of any recipe."""
+
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """By the name of a setting, for whichever part of a recipe has one of that name."""
+    max_plays: int = 8
+    """Independent plays of a problem at most: groups of 64 are for machines that can afford them."""
+    lora: LoraSettings
+    learner: LearnerSettings
+    explore_ahead: int
 
 
 WORKED_EXAMPLES = (
@@ -59,67 +78,119 @@ WORKED_EXAMPLES = (
 )
 """Two worked turns: without them a small model leaves most of its solutions without a final line."""
 
-_FLOW_DPO = Recipe(flow=AnswerStop(), explore=Siblings(), credit=OutcomePairs(), objective=Dpo(beta=1.0))
-
-PAPER = Preset(
-    recipe=_FLOW_DPO,
-    lora=LoraSettings(lora_r=8, lora_alpha=8, lora_dropout=0.05),
-    learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32, max_grad_norm=1.0),
-    explore_ahead=1,
-)
-"""arXiv 2410.22304, table 3 (learning rate, batch, beta, clip, LoRA) and section 3.1 (chunk of 160, at most 6 chunks).
-Problems played under one version: not stated in the paper; each instance updates as it arrives."""
-
-CHAT = replace(
-    PAPER,
-    lora=LoraSettings(lora_r=8, lora_alpha=8),
-    learner=LearnerSettings(learning_rate=2e-4, pairs_per_update=16, schedule=ScheduleSettings(warmup_updates=2)),
-    explore_ahead=16,
-)
-"""For runs of hundreds of problems rather than many thousands: the paper's rate moves nothing in a few updates."""
-
-SMALL = replace(
-    CHAT,
-    recipe=replace(
-        _FLOW_DPO,
-        flow=AnswerStop(chunk_tokens=32, max_chunks=5, prompts=AnswerStopPrompts(examples=WORKED_EXAMPLES)),
-        explore=Siblings(temperature=0.8),
+PAPERS: dict[str, Preset] = {
+    # arXiv 2410.22304, table 3 (learning rate, batch, beta, clip, LoRA) and section 3.1 (chunk of 160, at most 6
+    # chunks). Problems played under one version: not stated; each instance updates as it arrives.
+    "flow-dpo": Preset(
+        recipe=Recipe(flow=AnswerStop(), explore=Siblings(), credit=OutcomePairs(), objective=Dpo(beta=1.0)),
+        lora=LoraSettings(lora_r=8, lora_alpha=8, lora_dropout=0.05),
+        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32, max_grad_norm=1.0),
+        explore_ahead=1,
     ),
-    learner=LearnerSettings(learning_rate=2e-4, pairs_per_update=12, schedule=ScheduleSettings(warmup_updates=2)),
-    explore_ahead=32,
-)
-"""For chat models of about half a billion parameters on a CPU."""
+    # Whole-answer online DPO, the single-model control: two answers a question (OAIF, arXiv 2402.04792, section 3: beta
+    # 0.1, temperature 0.9, rate 5e-7 for all weights), judged by the verifier. LoRA and its rate: not stated there.
+    "online-dpo": Preset(
+        recipe=Recipe(
+            flow=Single(), explore=Group(num_plays=2, temperature=0.9), credit=OutcomePairs(), objective=Dpo(beta=0.1)
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
+        explore_ahead=32,
+    ),
+    # DeepSeekMath, arXiv 2402.03300, section 4.2: 64 answers a question of at most 1,024 tokens, KL coefficient 0.04,
+    # rate 1e-6 for all weights, a batch of 1,024 answers, one update a batch. Clip range: not stated (PPO's 0.2).
+    "grpo": Preset(
+        recipe=Recipe(
+            flow=Single(max_tokens=1024),
+            explore=Group(num_plays=64),
+            credit=GroupAdvantages(),
+            objective=ClippedPolicyGradient(clip_range=0.2, kl_coef=0.04),
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=1024),
+        explore_ahead=16,
+    ),
+}
+RECIPES: dict[str, Recipe] = {name: paper.recipe for name, paper in PAPERS.items()}
 
-SEED = Preset(
-    recipe=replace(
-        _FLOW_DPO,
-        flow=AnswerStop(
-            chunk_tokens=NUM_CHUNK_TOKENS,
-            max_chunks=MAX_CHUNKS,
-            on_early_yes="close",
-            prompts=AnswerStopPrompts(
+SCALES: dict[str, Scale] = {
+    # For runs of hundreds of problems rather than many thousands: the papers' rates move nothing in a few updates.
+    "chat": Scale(
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=2e-4, pairs_per_update=16, schedule=ScheduleSettings(warmup_updates=2)),
+        explore_ahead=16,
+    ),
+    # For chat models of about half a billion parameters on a CPU.
+    "small": Scale(
+        values={
+            "chunk_tokens": 32,
+            "max_chunks": 5,
+            "max_tokens": 160,
+            "prompts": AnswerStopPrompts(examples=WORKED_EXAMPLES),
+            "temperature": 0.8,
+        },
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=2e-4, pairs_per_update=12, schedule=ScheduleSettings(warmup_updates=2)),
+        explore_ahead=32,
+    ),
+    # For the embedded seed model. A reference that follows every eight updates lets margins go on growing; against the
+    # base they stand still where a misconception has become a coin toss (docs/log.md).
+    "seed": Scale(
+        values={
+            "chunk_tokens": NUM_CHUNK_TOKENS,
+            "max_chunks": MAX_CHUNKS,
+            "max_tokens": NUM_CHUNK_TOKENS * MAX_CHUNKS,
+            "on_early_yes": "close",
+            "prompts": AnswerStopPrompts(
                 answer_system="",
                 stop_system="",
                 stop_user=STOP_PREFIX + "{candidate}" + STOP_SUFFIX,
                 reopen=REOPEN_WORDS,
             ),
+            "temperature": 1.0,
+            "top_p": 0.97,
+        },
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(
+            learning_rate=3e-3,
+            pairs_per_update=32,
+            schedule=ScheduleSettings(warmup_updates=8, decay_after=30),
+            reference=ReferenceSettings(kind="snapshot", every=8),
         ),
-        explore=Siblings(top_p=0.97),
+        explore_ahead=32,
     ),
-    lora=LoraSettings(lora_r=8, lora_alpha=8),
-    learner=LearnerSettings(
-        learning_rate=3e-3,
-        pairs_per_update=32,
-        schedule=ScheduleSettings(warmup_updates=8, decay_after=30),
-        reference=ReferenceSettings(kind="snapshot", every=8),
-    ),
-    explore_ahead=32,
-)
-"""For the embedded seed model. A reference that follows every eight updates lets margins go on growing; against the
-base they stand still where a misconception has become a coin toss (docs/log.md)."""
+}
+PRESETS = ("paper", *SCALES)
 
-PRESETS: dict[str, Preset] = {"paper": PAPER, "chat": CHAT, "small": SMALL, "seed": SEED}
-RECIPES: dict[str, Recipe] = {"flow-dpo": _FLOW_DPO}
+
+def preset(recipe: str, name: str) -> Preset:
+    """A recipe with its paper's numbers, or fitted to a scale. Raises `ConfigError` for a name that is none."""
+    if recipe not in PAPERS:
+        raise ConfigError(f"unknown recipe {recipe!r}; there are {', '.join(PAPERS)}")
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    paper = PAPERS[recipe]
+    if name == "paper":
+        return paper
+    scale = SCALES[name]
+    return Preset(
+        recipe=_fitted(paper.recipe, scale),
+        lora=scale.lora,
+        learner=scale.learner,
+        explore_ahead=scale.explore_ahead,
+    )
+
+
+def _fitted(recipe: Recipe, scale: Scale) -> Recipe:
+    """The recipe with the scale's values in whichever of its parts has a setting of that name."""
+
+    def fit(part: Any) -> Any:
+        values = {f.name: scale.values[f.name] for f in fields(part) if f.name in scale.values}
+        if hasattr(part, "num_plays"):
+            values["num_plays"] = min(part.num_plays, scale.max_plays)
+        return replace(part, **values)
+
+    return Recipe(**{f.name: fit(getattr(recipe, f.name)) for f in fields(recipe)})
 
 
 def default_preset(model_name_or_path: str) -> str:

@@ -7,6 +7,7 @@ A folder that can be read while it is written and after anything happened to its
     metrics.jsonl    one row a batch of problems
     trees.jsonl      one tree a problem: nodes, token ids, words, verdicts
     pairs.jsonl      one pair a line: prompt, chosen, rejected, in text and token ids, with role, node, depth, verdicts
+    scored.jsonl     the same of recipes that learn from single completions with an advantage
     checkpoints/     where the run stands (`checkpoint`)
     adapters/<role>/<version>/   in PEFT's layout
     progressive.png  the picture of the run
@@ -36,12 +37,12 @@ from filelock import FileLock, Timeout
 
 from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.tree import Tree
-from flow_dpo.types import Pair, Role
+from flow_dpo.types import Example, Pair, Role, Scored
 
 _PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
 
 
-RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl")
+RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl")
 
 
 class RunFolder:
@@ -65,6 +66,7 @@ class RunFolder:
         _write(path / "run.json", json.dumps({**environment(), **facts}, indent=2) + "\n")
         for name in RECORDS:
             (path / name).write_bytes(b"")
+        (path / "scored.jsonl").unlink()  # of few recipes only: made when there is something
         return cls(path)
 
     @classmethod
@@ -81,6 +83,8 @@ class RunFolder:
                     f"{found}: something else has changed the file; restore it, or begin anew elsewhere"
                 )
         for name in RECORDS:
+            if not (path / name).exists():
+                continue
             with (path / name).open("ab") as file:
                 file.truncate(sizes[name])
                 os.fsync(file.fileno())
@@ -88,7 +92,8 @@ class RunFolder:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the record files."""
-        return {name: (self.path / name).stat().st_size for name in RECORDS}
+        paths = {name: self.path / name for name in RECORDS}
+        return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Add facts to run.json."""
@@ -96,11 +101,17 @@ class RunFolder:
         _write(self.path / "run.json", json.dumps({**known, **facts}, indent=2) + "\n")
 
     def record(
-        self, row: Mapping[str, Any], trees: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]
+        self,
+        row: Mapping[str, Any],
+        trees: Sequence[Mapping[str, Any]],
+        *,
+        pairs: Sequence[Mapping[str, Any]] = (),
+        scored: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Append one batch: its trees, its pairs, and last its row of metrics."""
+        """Append one batch: its trees, what they taught, and last its row of metrics."""
         self._append("trees.jsonl", trees)
         self._append("pairs.jsonl", pairs)
+        self._append("scored.jsonl", scored)
         self._append("metrics.jsonl", [row])
 
     def latest_adapters(self) -> dict[Role, Path]:
@@ -220,8 +231,31 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def pair_row(pair: Pair, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
-    """One line of pairs.jsonl. TRL reads `prompt`, `chosen`, `rejected` and ignores the rest."""
+def example_row(example: Example, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
+    """One line of pairs.jsonl or scored.jsonl."""
+    return _pair_row(example, tree, texts) if isinstance(example, Pair) else _scored_row(example, tree, texts)
+
+
+def _scored_row(scored: Scored, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
+    verdict = tree.rollout_of(tree.nodes[scored.node]).verdict
+    return {
+        **texts,
+        "problem_id": scored.problem_id,
+        "role": scored.request.role,
+        "node": scored.node,
+        "depth": scored.depth,
+        "tags": list(scored.tags),
+        "advantage": scored.advantage,
+        "weight": scored.weight,
+        "verdict": None if verdict is None else asdict(verdict),
+        "policy_version": scored.completion.policy_version,
+        "prompt_ids": list(scored.request.prompt_ids),
+        "completion_ids": list(scored.completion.token_ids),
+    }
+
+
+def _pair_row(pair: Pair, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
+    """TRL reads `prompt`, `chosen`, `rejected` and ignores the rest."""
     verdicts = {
         name: asdict(verdict) if (verdict := tree.rollouts[tree.nodes[node].rollout].verdict) else None
         for name, node in (("chosen", pair.chosen_node), ("rejected", pair.rejected_node))

@@ -27,7 +27,7 @@ from flow_dpo.online import Row, learn
 from flow_dpo.progress import say
 from flow_dpo.render import Renderer
 from flow_dpo.tree import Tree
-from flow_dpo.types import Pair
+from flow_dpo.types import Example, Pair
 from flow_dpo.watch import LikelihoodWatcher, StopWatcher
 
 _OF_THE_RUN = frozenset(
@@ -147,16 +147,22 @@ class RunKeeper:
         self._written_at = validation.num_seen or -1
         self._batches = 0
 
-    def record(self, row: Row, trees: Sequence[Tree], pairs: Sequence[Pair]) -> None:
+    def record(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Write one batch, and a checkpoint where one is due."""
         renderer = self._shop.loaded.renderer
         by_id = {tree.problem.id: tree for tree in trees}
         tree_rows = [
             tree.to_json([renderer.to_text([node.completion.token_ids]) for node in tree.nodes]) for tree in trees
         ]
-        pair_rows = [runs.pair_row(pair, by_id[pair.problem_id], _pair_texts(renderer, pair)) for pair in pairs]
+        rows = [runs.example_row(e, by_id[e.problem_id], _example_texts(renderer, e)) for e in examples]
+        pairs = [isinstance(example, Pair) for example in examples]
         with self._writing():
-            self._folder.record(row, tree_rows, pair_rows)
+            self._folder.record(
+                row,
+                tree_rows,
+                pairs=[each for each, pair in zip(rows, pairs, strict=True) if pair],
+                scored=[each for each, pair in zip(rows, pairs, strict=True) if not pair],
+            )
         self._batches += 1
         due = self._save_updates and self._learner.version - self._saved >= self._save_updates
         if due or self._batches % self._every == 0:
@@ -198,10 +204,9 @@ class RunKeeper:
             ) from error
 
 
-def _pair_texts(renderer: Renderer, pair: Pair) -> dict[str, str]:
+def _example_texts(renderer: Renderer, example: Example) -> dict[str, str]:
+    names = ("chosen", "rejected") if isinstance(example, Pair) else ("completion",)
+    ids = {"prompt": example.request.prompt_ids}
+    ids |= {name: completion.token_ids for name, completion in zip(names, example.completions, strict=True)}
     decode = renderer.tokenizer.decode
-    return {
-        "prompt": str(decode(list(pair.request.prompt_ids), skip_special_tokens=False)),
-        "chosen": str(decode(list(pair.chosen.token_ids), skip_special_tokens=False)),
-        "rejected": str(decode(list(pair.rejected.token_ids), skip_special_tokens=False)),
-    }
+    return {name: str(decode(list(each), skip_special_tokens=False)) for name, each in ids.items()}

@@ -8,13 +8,15 @@ people. One problem's way through them, with concrete tokens:
     Request("answer", prompt_ids=(1, 5, 6, 11, 12))        the same in token ids, what an engine is asked
     Completion(token_ids=(13, 2), finish_reason="stop")    what it said; 2 is the end token, sampled
     Pair(request, chosen, rejected)                        two completions of one request, the better first
+    Scored(request, completion, advantage=0.7)             or one, and how much better it did than was expected
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 Role = str
 """The name of a part in a flow, and of the adapter that speaks it: "answer", "stop"."""
@@ -172,14 +174,48 @@ class Pair:
         if not self.margin > 0:
             raise ValueError(f"a pair needs a margin above 0 (a tie is not a preference), found {self.margin}")
 
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """What an objective reads log-probabilities of: the chosen, then the rejected."""
+        return (self.chosen, self.rejected)
 
-Example = Pair
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """One completion, and how much better its play did than was expected of its request."""
+
+    request: Request
+    completion: Completion
+    advantage: float
+    """In the reward's unit, or in standard deviations, as the credit says; never 0 (nothing is learned from that)."""
+    weight: float = 1.0
+    """Factor of this example's loss."""
+    problem_id: str = ""
+    node: int = 0
+    """Its id in the problem's tree."""
+    depth: int = 0
+    """Turns played before this one."""
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.advantage) or self.advantage == 0:
+            raise ValueError(f"a scored completion needs a finite advantage that is not 0, found {self.advantage}")
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """What an objective reads log-probabilities of."""
+        return (self.completion,)
+
+
+Example = Pair | Scored
 """What credit hands to an objective."""
 
+ExampleT = TypeVar("ExampleT", Pair, Scored, Example)
 
-def by_role(pairs: Sequence[Pair]) -> dict[Role, list[Pair]]:
-    """Group pairs by the role that spoke, in order of first appearance."""
-    groups: dict[Role, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.request.role, []).append(pair)
+
+def by_role(examples: Sequence[ExampleT]) -> dict[Role, list[ExampleT]]:
+    """Group examples by the role that spoke, in order of first appearance."""
+    groups: dict[Role, list[ExampleT]] = {}
+    for example in examples:
+        groups.setdefault(example.request.role, []).append(example)
     return groups

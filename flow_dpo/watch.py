@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flow_dpo.tree import Tree
-from flow_dpo.types import Pair
+from flow_dpo.types import Example, Pair
 
 log = logging.getLogger("flow_dpo")
 
@@ -30,11 +30,11 @@ class StopWatcher:
         self._least = least_pairs
         self._warned = False
 
-    def record(self, row: dict[str, Any], trees: Sequence[Tree], pairs: Sequence[Pair]) -> None:
+    def record(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Count one batch's pairs of choosing roles."""
-        for pair in pairs:
-            if pair.request.choices:
-                self._counts.setdefault(pair.request.role, []).append(float(pair.chosen.choice == 0))
+        for example in examples:
+            if isinstance(example, Pair) and example.request.choices:
+                self._counts.setdefault(example.request.role, []).append(float(example.chosen.choice == 0))
         for role, prefers_yes in self._counts.items():
             recent = prefers_yes[-200:]
             rate = sum(recent) / len(recent)
@@ -60,7 +60,7 @@ class LikelihoodWatcher:
         self._rows: dict[str, list[tuple[float, float]]] = {}
         self._warned = False
 
-    def record(self, row: dict[str, Any], trees: Sequence[Tree], pairs: Sequence[Pair]) -> None:
+    def record(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Look at one batch's updates."""
         for name, ratio in row.items():
             if not (name.startswith("learn/") and name.endswith("/chosen_ratio")):

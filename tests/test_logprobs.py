@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from flow_dpo import logprobs
 from flow_dpo.logprobs import PackedLogprobs, PlainLogprobs, Spoken, disagreement
-from flow_dpo.objectives import completions
 from flow_dpo.policy import LoraSettings, Policy
 from flow_dpo.types import Pair
 from tests.pair_trees import ROLES, answer_pair, pair_lists, pairs_of_tree, stop_pair
@@ -37,7 +36,7 @@ def policy_of(kind: str) -> Policy:
 
 
 def spoken_of(pairs: list[Pair]) -> list[Spoken]:
-    return [(p.request, c) for p in pairs for c in completions(p)]
+    return [(p.request, c) for p in pairs for c in p.completions]
 
 
 def with_gradient(

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from flow_dpo import layouts
 from flow_dpo.layouts import FlexLayout, PathLayout
 from flow_dpo.logprobs import inputs
-from flow_dpo.objectives import completions
 from flow_dpo.packing import Row, fill_rows, merge
 from flow_dpo.types import Pair, TokenIds
 from tests.pair_trees import answer_pair, pairs_of_tree
@@ -101,7 +100,7 @@ def test_a_block_mask_says_the_same(window: int | None, monkeypatch: pytest.Monk
     from torch.nn.attention.flex_attention import flex_attention
 
     monkeypatch.setattr(layouts, "_flex_attention", lambda: flex_attention)
-    row = merge([inputs((p.request, c)) for p in pairs_of_tree(random.Random(0), "p") for c in completions(p)])
+    row = merge([inputs((p.request, c)) for p in pairs_of_tree(random.Random(0), "p") for c in p.completions])
     query, key, value = (torch.randn(1, heads, row.num_tokens, 16) for heads in (4, 2, 2))
     found, wanted = (
         layout.attend(0, query, key, value, scaling=0.3, window=window)
@@ -113,7 +112,7 @@ def test_a_block_mask_says_the_same(window: int | None, monkeypatch: pytest.Monk
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_flex_attention_equals_a_dense_mask() -> None:
-    row = merge([inputs((p.request, c)) for p in pairs_of_tree(random.Random(0), "p") for c in completions(p)])
+    row = merge([inputs((p.request, c)) for p in pairs_of_tree(random.Random(0), "p") for c in p.completions])
     size = (1, 4, row.num_tokens, 32)
     tensors = [torch.randn(size, device="cuda", requires_grad=True) for _ in range(3)]
     for window in (None, 8):
@@ -173,7 +172,7 @@ def chain(num_nodes: int, prompt: int, chunk: int) -> list[Pair]:
 @pytest.mark.parametrize("num_nodes", [2, 4, 8, 16])
 def test_tokens_grow_with_the_tree_and_not_with_its_square(num_nodes: int) -> None:
     prompt, chunk = 150, 160
-    sequences = [inputs((p.request, c)) for p in chain(num_nodes, prompt, chunk) for c in completions(p)]
+    sequences = [inputs((p.request, c)) for p in chain(num_nodes, prompt, chunk) for c in p.completions]
     # Each chunk once; the last token of a leaf is a label and no input.
     assert merge(sequences).num_tokens == prompt + 2 * num_nodes * chunk - num_nodes - 1
     unshared = sum(2 * (prompt + node * chunk + chunk - 1) for node in range(num_nodes))
@@ -181,6 +180,6 @@ def test_tokens_grow_with_the_tree_and_not_with_its_square(num_nodes: int) -> No
 
 
 def test_the_figure_that_this_exists_for() -> None:
-    sequences = [inputs((p.request, c)) for p in chain(6, 150, 160) for c in completions(p)]
+    sequences = [inputs((p.request, c)) for p in chain(6, 150, 160) for c in p.completions]
     assert (sum(map(len, sequences)), merge(sequences).num_tokens) == (8508, 2063)
     assert np.isclose(8508 / 2063, 4.12, atol=0.01)

@@ -23,7 +23,7 @@ from flow_dpo.learner import Learner, LearnerSettings
 from flow_dpo.measures import ProgressiveValidation
 from flow_dpo.models import load_model
 from flow_dpo.online import Players, learn
-from flow_dpo.recipes import PRESETS
+from flow_dpo.recipes import preset
 from flow_dpo.types import Pair, Verdict
 from tests.chat_models import TEMPLATES, chat_model_folder
 from tests.same_runs import assert_same_run
@@ -63,7 +63,7 @@ class Keeper:
 FLOW = AnswerStop(
     chunk_tokens=5, max_chunks=3, prompts=AnswerStopPrompts(answer_system="Be brief.", stop_system="Judge.")
 )
-RECIPE = replace(PRESETS["chat"].recipe, flow=FLOW)
+RECIPE = replace(preset("flow-dpo", "chat").recipe, flow=FLOW)
 
 
 def tiny_workshop(folder: Path, data: Path, *, seed: int = 0) -> Any:
