@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from flow_dpo.credit import OutcomePairs
-from flow_dpo.types import Pair
-from tests.trees import completion, graded, request, two_chunk_tree
+from flow_dpo.credit import GroupAdvantages, OutcomePairs
+from flow_dpo.measures import tree_metrics
+from flow_dpo.tree import Tree
+from flow_dpo.types import Pair, Solution, Status
+from tests.trees import completion, graded, problem, request, two_chunk_tree
 
 
 def drawn(pairs: list[Pair]) -> list[tuple[str, int, int, int]]:
@@ -83,3 +85,54 @@ def test_tags_weigh_and_balance() -> None:
         (("unfinished",), 0.75), (("finished",), 1.5), (("unfinished",), 0.75),
     ]  # fmt: skip
     assert [pair.weight for pair in balanced if pair.request.role == "answer"] == [1.0, 1.0]
+
+
+# ---- groups ---------------------------------------------------------------------------------------------------------
+
+
+def group(*statuses: Status) -> Tree:
+    """Independent plays of one completion each; the first two say the same."""
+    tree = Tree(problem=problem())
+    for index in range(len(statuses)):
+        said = (request("answer", 1), completion(5, max(index, 1)), ())
+        tree.add_rollout(None, [said], Solution(pieces=((5, index),), ended=True))
+    return graded(tree, *statuses)
+
+
+def test_advantages_are_standard_scores_within_the_group() -> None:
+    examples = GroupAdvantages()([group("correct", "wrong", "wrong", "wrong")])
+    # Mean 1/4, standard deviation sqrt(3)/4.
+    assert [e.advantage for e in examples] == pytest.approx([3**0.5, *[-(3**-0.5)] * 3])
+    assert [(e.node, e.completion.token_ids) for e in examples] == [(0, (5, 1)), (1, (5, 1)), (2, (5, 2)), (3, (5, 3))]
+    unscaled = GroupAdvantages(scale=False)([group("correct", "wrong", "wrong", "wrong")])
+    assert [e.advantage for e in unscaled] == pytest.approx([0.75, -0.25, -0.25, -0.25])
+
+
+def test_groups_without_variance_teach_nothing_and_are_counted() -> None:
+    trees = [
+        group("correct", "correct"),
+        group("wrong", "ungraded", "wrong"),
+        group("ungraded"),
+        group("correct", "wrong"),
+    ]
+    examples = GroupAdvantages()(trees)
+    assert len(examples) == 2
+    row = tree_metrics(trees, examples, ["answer"])
+    assert (row["tied_trees"], row["scored/answer"], row["pairs/answer"]) == (3, 2, 0)
+
+
+def test_ungraded_plays_enter_neither_mean_nor_examples() -> None:
+    examples = GroupAdvantages()([group("correct", "ungraded", "wrong")])
+    assert [(e.node, e.advantage) for e in examples] == [(0, 1.0), (2, -1.0)]
+
+
+def test_every_turn_of_a_play_has_its_advantage() -> None:
+    examples = GroupAdvantages()([two_chunk_tree("correct", "wrong", "wrong", "wrong", "wrong")])
+    assert [e.node for e in examples] == list(range(11))
+    assert {e.advantage for e in examples[:4]} == {2.0}
+    assert {e.advantage for e in examples[4:]} == {-0.5}
+
+
+def test_two_independent_plays_pair_unless_they_say_the_same() -> None:
+    assert len(OutcomePairs()([group("correct", "wrong")])) == 0
+    assert drawn(OutcomePairs()([group("correct", "correct", "wrong")])) == [("answer", 0, 0, 2), ("answer", 0, 1, 2)]

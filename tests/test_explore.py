@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from flow_dpo.engines.scripted import Said as Line
 from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
 from flow_dpo.errors import EngineError, FlowError
-from flow_dpo.explore import Siblings
+from flow_dpo.explore import Group, Siblings
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopState
 from flow_dpo.flows.single import Single
 from flow_dpo.speaker import Speaker
@@ -53,7 +53,7 @@ PROBLEMS = [Problem(id=f"p{i}", question="?", gold="1") for i in range(6000)]
 
 
 def explore(
-    flow: AnswerStop | Single = FLOW, settings: Siblings | None = None, num: int = 6000, seed: int = 0
+    flow: AnswerStop | Single = FLOW, settings: Siblings | Group | None = None, num: int = 6000, seed: int = 0
 ) -> list[Tree]:
     speaker = Speaker(TabularEngine(next_probs, end_ids={END}), Bare())
     return (settings or Siblings())(flow, speaker, PROBLEMS[:num], seed=seed)
@@ -258,3 +258,32 @@ def test_refused_ends_are_reopened_by_fixed_words() -> None:
     tree = Siblings(num_alternatives=0)(flow, Speaker(lines, Bare()), PROBLEMS[:1], seed=0)[0]
     prompts = [node.request.prompt_ids for node in tree.trunk_nodes() if node.role == "answer"]
     assert prompts == [(ANSWER_PROMPT,), (ANSWER_PROMPT, 1, WAIT), (ANSWER_PROMPT, 1, WAIT, 1, WAIT)]
+
+
+def test_plays_of_a_group_are_independent_and_follow_the_flow() -> None:
+    trees = explore(settings=Group(num_plays=2), num=6000)
+    assert {len(tree.rollouts) for tree in trees} == {2}
+    said = [
+        tuple(tuple(n.completion.token_ids for n in tree.nodes if n.rollout == which) for which in (0, 1))
+        for tree in trees
+    ]
+    one = dict(plays(FLOW.start(PROBLEMS[0])))
+    both = {(a, b): p * q for a, p in one.items() for b, q in one.items()}
+    assert math.fsum(both.values()) == pytest.approx(1)
+    # Often the same twice: nothing is excluded.
+    assert sum(a == b for a, b in said) > 100
+    assert fits(Counter(said), both)
+    assert {tree.nodes[tree.rollouts[1].start].parent for tree in trees} == {None}
+
+
+def test_the_first_play_of_a_group_is_the_trunk_of_siblings() -> None:
+    group, siblings = (explore(settings=s, num=30) for s in (Group(num_plays=3), Siblings(num_alternatives=0)))
+    for a, b in zip(group, siblings, strict=True):
+        assert a.trunk_nodes() == b.trunk_nodes()
+
+
+def test_alone_is_one_play_a_problem() -> None:
+    for settings in (Group(num_plays=5, temperature=0.5), Siblings(num_alternatives=2, top_p=0.9)):
+        alone = settings.alone(greedy=True)
+        assert (alone.temperature, alone.top_p, alone.greedy_trunk) == (settings.temperature, settings.top_p, True)
+        assert {len(tree.rollouts) for tree in explore(settings=alone, num=20)} == {1}

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from flow_dpo.errors import ConfigError, ObjectiveError
-from flow_dpo.objectives import Dpo, Ipo, TokenLogprobs, check_food
-from flow_dpo.types import Pair
+from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Ipo, TokenLogprobs, check_food
+from flow_dpo.types import Pair, Scored
 from tests.pair_trees import answer_pair
+from tests.trees import completion, request
 
 PAIR = answer_pair((5,), (6, 7), (8, 9))
 POLICY = [[torch.tensor([-0.2, -0.1]), torch.tensor([-0.3, -1.0])]]
@@ -151,11 +152,11 @@ def ours(model: Any, pairs: list[Pair]) -> list[TokenLogprobs]:
     out: list[TokenLogprobs] = []
     for pair in pairs:
         sides = []
-        for completion in (pair.chosen, pair.rejected):
-            ids = torch.tensor([pair.request.prompt_ids + completion.token_ids])
+        for said in pair.completions:
+            ids = torch.tensor([pair.request.prompt_ids + said.token_ids])
             start = len(pair.request.prompt_ids) - 1
             logprobs = model(input_ids=ids).logits[0, start:-1].log_softmax(-1)
-            sides.append(logprobs[range(len(completion.token_ids)), list(completion.token_ids)])
+            sides.append(logprobs[range(len(said.token_ids)), list(said.token_ids)])
         out.append(sides)
     return out
 
@@ -184,3 +185,68 @@ def test_loss_and_gradient_are_those_of_trl(objective: Any, settings: dict[str, 
     assert mean.item() == pytest.approx(wanted.item(), rel=1e-5)
     largest = max(float(g.abs().max()) for g in wanted_gradient)
     torch.testing.assert_close(torch.autograd.grad(mean, parameters), wanted_gradient, rtol=1e-5, atol=1e-5 * largest)
+
+
+# ---- single completions with an advantage ---------------------------------------------------------------------------
+
+
+def scored(advantage: float, weight: float = 1.0) -> Scored:
+    """Two tokens, each recorded at -0.5 when it was sampled."""
+    return Scored(request=request("answer", 1), completion=completion(5, 6), advantage=advantage, weight=weight)
+
+
+def test_on_policy_it_is_the_policy_gradient() -> None:
+    policy = [[torch.tensor([-0.5, -0.5], requires_grad=True)]]
+    loss = ClippedPolicyGradient(kl_coef=0.0)([scored(0.7)], policy, [])
+    assert loss.total.item() == pytest.approx(-0.7)
+    # d/d logp of -A mean(r) at r = 1.
+    assert torch.autograd.grad(loss.total, policy[0])[0].tolist() == pytest.approx([-0.35, -0.35])
+
+
+@pytest.mark.parametrize(
+    ("advantage", "gains", "gradient"),
+    [
+        # r = e^0.5 = 1.649 and e^-0.5 = 0.607; clipped to 1.2 and 0.8. The smaller gain counts, and only what is not
+        # clipped has a gradient, -A r / 2.
+        (1.0, [1.2, math.exp(-0.5)], [0.0, -math.exp(-0.5) / 2]),
+        (-1.0, [-math.exp(0.5), -0.8], [math.exp(0.5) / 2, 0.0]),
+    ],
+)
+def test_ratios_are_clipped_on_the_side_that_gains(advantage: float, gains: list[float], gradient: list[float]) -> None:
+    policy = [[torch.tensor([0.0, -1.0], requires_grad=True)]]
+    loss = ClippedPolicyGradient(kl_coef=0.0)([scored(advantage)], policy, [])
+    assert loss.total.item() == pytest.approx(-sum(gains) / 2)
+    assert torch.autograd.grad(loss.total, policy[0])[0].tolist() == pytest.approx(gradient)
+    assert float(loss.measures["clipped"]) == 0.5
+
+
+def test_the_divergence_is_k3() -> None:
+    policy = [[torch.tensor([-0.5, -0.5], requires_grad=True)]]
+    reference = [[torch.tensor([-0.3, -0.9])]]
+    loss = ClippedPolicyGradient(kl_coef=0.1)([scored(1.0)], policy, reference)
+    kl = [math.exp(d) - d - 1 for d in (0.2, -0.4)]
+    assert min(kl) > 0
+    assert loss.total.item() == pytest.approx(-1.0 + 0.1 * sum(kl) / 2)
+    assert float(loss.measures["kl"]) == pytest.approx(sum(kl) / 2)
+    # d/d logp: -1/2 of the gain, and 0.1 (1 - e^d) / 2 of the divergence.
+    wanted = [-0.5 + 0.1 * (1 - math.exp(d)) / 2 for d in (0.2, -0.4)]
+    assert torch.autograd.grad(loss.total, policy[0])[0].tolist() == pytest.approx(wanted)
+
+
+def test_losses_of_scored_completions_are_sums_with_weights() -> None:
+    policy = [[torch.tensor([-0.4, -0.6])], [torch.tensor([-0.5, -0.1])]]
+    objective = ClippedPolicyGradient(kl_coef=0.0)
+    both = objective([scored(1.0), scored(-0.5, weight=3.0)], policy, [])
+    apart = [objective([scored(1.0)], policy[:1], []), objective([scored(-0.5)], policy[1:], [])]
+    assert both.total.item() == pytest.approx(apart[0].total.item() + 3 * apart[1].total.item())
+    assert not ClippedPolicyGradient(kl_coef=0.0).needs_reference
+    with pytest.raises(ObjectiveError, match="eats Scored, found Pair"):
+        check_food(objective, [PAIR])
+    with pytest.raises(ConfigError, match="clip_range"):
+        ClippedPolicyGradient(clip_range=1.0)
+
+
+@pytest.mark.parametrize("advantage", [0.0, math.nan, math.inf])
+def test_an_advantage_that_teaches_nothing_is_refused(advantage: float) -> None:
+    with pytest.raises(ValueError, match="finite advantage"):
+        scored(advantage)

@@ -1,0 +1,124 @@
+"""Is every method a value on the same seams, and does it run?"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from flow_dpo import commands, recipes, runs
+from flow_dpo.errors import ConfigError
+from flow_dpo.learner import Learner, LearnerSettings
+from flow_dpo.objectives import ClippedPolicyGradient
+from flow_dpo.policy import LoraSettings, Policy
+from flow_dpo.types import Scored
+from tests.pair_trees import ROLES
+from tests.same_runs import without_seconds
+from tests.tiny_models import tiny_model
+from tests.trees import completion, request
+
+PACKAGE = Path(recipes.__file__).parent
+OTHERS = [name for name in recipes.RECIPES if name != "flow-dpo"]
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("scale", recipes.PRESETS)
+def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
+    made = recipes.preset(name, scale)
+    assert made.recipe.flow.roles
+    if scale == "paper":
+        assert made.recipe == recipes.RECIPES[name]
+    else:
+        assert type(made.recipe.objective) is type(recipes.RECIPES[name].objective)
+    kind = made.recipe.objective.eats.__name__
+    assert f"list[{kind}]" in str(type(made.recipe.credit).__call__.__annotations__["return"])
+
+
+def test_a_scale_fits_whatever_part_has_the_setting() -> None:
+    grpo = recipes.preset("grpo", "seed").recipe
+    flow = recipes.preset("flow-dpo", "seed").recipe.flow
+    assert grpo.flow.max_tokens == flow.chunk_tokens * flow.max_chunks  # type: ignore[attr-defined]
+    assert grpo.flow.prompts == flow.prompts  # type: ignore[attr-defined]
+    assert (grpo.explore.num_plays, grpo.explore.top_p) == (8, 0.97)  # type: ignore[attr-defined]
+    assert recipes.preset("online-dpo", "seed").recipe.explore.num_plays == 2  # type: ignore[attr-defined]
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown recipe 'gpro'; there are flow-dpo"):
+        recipes.preset("gpro", "paper")
+    with pytest.raises(ConfigError, match="unknown preset 'big'; there are paper"):
+        recipes.preset("grpo", "big")
+
+
+def test_loop_learner_and_engines_know_no_method_by_name() -> None:
+    made = recipes.RECIPES.values()
+    parts = {type(getattr(recipe, part)).__name__ for recipe in made for part in ("flow", "explore", "credit")}
+    words = re.compile(rf"\b({'|'.join([*recipes.RECIPES, *parts])})\b")
+    files = [
+        PACKAGE / f"{name}.py" for name in ("online", "learner", "learner_state", "gradients", "policy", "packing")
+    ]
+    for path in [*files, *(PACKAGE / "engines").glob("*.py")]:
+        tree = ast.parse(path.read_text())
+        names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        names += [node.name for node in ast.walk(tree) if isinstance(node, ast.alias)]
+        texts = [
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        code = " ".join([*names, *(text for text in texts if "\n" not in text)])
+        assert not words.search(code), f"{path.name} names {words.search(code)}"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> None:
+    words = ["--recipe", name, "--max_problems", "24", "--explore_ahead", "8", "--pairs_per_update", "2"]
+    for folder in ("whole", "parts"):
+        commands.train([*words, "--output_dir", str(tmp_path / folder)])
+    rows = runs.read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    assert without_seconds(rows) == without_seconds(runs.read_jsonl(tmp_path / "parts" / "metrics.jsonl"))
+    assert rows[-1]["policy_version"] + rows[-1]["learn/updates"] > 0
+    # The whole run's last checkpoint is gone: it goes on from the one before.
+    last = max((tmp_path / "parts" / "checkpoints").iterdir())
+    (last / "loop.json").write_text("{}")
+    assert commands.train(["--output_dir", str(tmp_path / "parts"), "--resume"]) == 0
+    assert without_seconds(rows) == without_seconds(runs.read_jsonl(tmp_path / "parts" / "metrics.jsonl"))
+    for record in ("pairs.jsonl", "scored.jsonl"):
+        files = [tmp_path / folder / record for folder in ("whole", "parts")]
+        assert files[0].exists() == files[1].exists()
+        assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()
+    assert ((tmp_path / "whole" / "scored.jsonl").exists()) == (recipes.RECIPES[name].objective.eats is Scored)
+    measured = ["--run", str(tmp_path / "whole"), "--max_problems", "8", "--output_dir", str(tmp_path / "measured")]
+    assert commands.evaluate(measured) == 0
+
+
+def test_what_did_better_than_expected_becomes_likelier() -> None:
+    learner = Learner(
+        Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5), LearnerSettings(learning_rate=1e-2)
+    )
+    asked = request("answer", 5, 6, 7)
+    examples = [
+        Scored(request=asked, completion=completion(*ids, version=-1), advantage=advantage, problem_id="p")
+        for ids, advantage in (((8, 9), 1.0), ((8, 11), -1.0))
+    ]
+    objective = ClippedPolicyGradient(clip_range=0.9, kl_coef=0.04)
+    rows = [learner.update(objective, examples * 16) for _ in range(2)]
+    assert rows[0]["learn/answer/kl"] == pytest.approx(0, abs=1e-6)
+    assert rows[1]["learn/answer/kl"] > 0
+    assert rows[1]["learn/answer/loss"] < rows[0]["learn/answer/loss"]
+
+
+def test_scored_examples_wait_in_the_pool_and_are_saved(tmp_path: Path) -> None:
+    def fresh() -> Learner:
+        policy = Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)
+        return Learner(policy, LearnerSettings(learning_rate=1e-3))
+
+    example = Scored(
+        request=request("stop", 5, 6), completion=completion(90, choice=0), advantage=-0.5, tags=("finished",)
+    )
+    learner = fresh()
+    learner.update(ClippedPolicyGradient(), [example])
+    learner.save(tmp_path)
+    other = fresh()
+    other.load(tmp_path)
+    assert other.pool == [example]
