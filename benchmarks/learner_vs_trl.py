@@ -10,8 +10,9 @@ work is the same if the losses agree, update by update: asserted.
 
 TRL gets its fastest of: every per-device batch size that divides the pairs, reference log-probabilities on the way or
 precomputed (their forward passes are then counted, for an online learner sees every pair once), gradient checkpointing
-off. Of a model after the first, the fastest two of the first model are tried. Padding-free is switched off in TRL
-itself; dropout is zero; bf16 autocast for a bf16 model, none for a float32 one.
+off. Pairs of like length are neighbours already, so that grouping by length has nothing to do. Of a model after the
+first, the fastest few of the first model are tried (`--shortlist`), of one in bf16 each with autocast (TRL's default)
+and without. Padding-free is switched off in TRL itself; dropout is zero; a float32 model has no autocast.
 
 Reach: prompt 150, chunks of 160, 6 nodes: 4 times as fast, half the memory; chunks of 24, 10 nodes: 6 times as fast.
 """
@@ -36,6 +37,8 @@ ROLES = ("answer", "stop")
 RANK, ALPHA, BETA, RATE = 8, 8, 0.1, 1e-4
 SHAPES = {"long": (150, 160, 6), "short": (150, 24, 10)}
 TINY_SHAPES = {"long": (20, 8, 6), "short": (20, 4, 10)}
+FLOAT32 = ("tiny", "50m")
+"""Models without a choice of autocast."""
 TIMES = {"long": ">= 4", "short": ">= 6"}
 TOLERANCE = {"float32": 2e-4, "bfloat16": 0.05}
 """Of the difference between losses, in nats. Half precision rounds differently in rows of other shapes."""
@@ -47,9 +50,11 @@ def main() -> None:
     parser.add_argument("--model_name_or_path", help="takes the place of 0.5b")
     parser.add_argument("--shapes", nargs="+", default=["long", "short"], choices=list(SHAPES))
     parser.add_argument("--updates", type=int, default=1, help="timed updates of each run")
+    parser.add_argument("--shortlist", type=int, default=2, help="settings of TRL tried on later models")
     parser.add_argument("--case", nargs=2, metavar=("MODEL", "SHAPE"), help=argparse.SUPPRESS)
     parser.add_argument("--batch_size", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--precompute", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no_autocast", action="store_true", help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.side:
         measuring.report(ours(settings) if settings.side == "ours" else trl(settings))
@@ -67,12 +72,14 @@ def compare(model: str, shape: str, settings: argparse.Namespace, tried: dict[st
     """Find TRL's best settings, and let it take turns with ours."""
     flags = ["--case", model, shape, "--updates", str(settings.updates), *(["--tiny"] if settings.tiny else [])]
     num_pairs = sizes(settings)[shape][2]
-    candidates = tried.get(shape, [])[:2] or [
+    candidates = tried.get(shape, [])[: settings.shortlist] or [
         ["--batch_size", str(size), *precompute]
         for size in range(1, num_pairs + 1)
         if num_pairs % size == 0
         for precompute in ([], ["--precompute"])
     ]
+    if model not in FLOAT32:
+        candidates = [[*c, *cast] for c in candidates for cast in ([], ["--no_autocast"])]
     print(f"{model}, {shape}: looking for TRL's best settings", flush=True)
     found = [measuring.run_side(MODULE, "trl", [*flags, *c], num_threads=settings.num_threads) for c in candidates]
     order = sorted(range(len(candidates)), key=lambda i: found[i]["seconds"])
@@ -250,7 +257,7 @@ def trl_role(role: str, settings: argparse.Namespace) -> Report:
             max_length=None,
             precompute_ref_log_probs=settings.precompute,
             gradient_checkpointing=False,
-            bf16=half,
+            bf16=half and not settings.no_autocast,
             train_sampling_strategy="sequential",
             logging_steps=1,
             save_strategy="no",

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--max_problems", type=int, help="320 on the seed, 32 on a real model")
     settings = parser.parse_args()
     if settings.tiny:
-        settings.max_problems = 64
+        settings.max_problems = settings.max_problems or 64
     given = [settings.model_name_or_path] if settings.model_name_or_path else []
     for model in given if settings.only_given else [SEED, *given]:
         profile(model, settings)
