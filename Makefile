@@ -8,7 +8,7 @@ DEV    := $(VENV)/.installed-dev
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart setup test soak check fix seed wheel clean
+.PHONY: quickstart setup test soak bench check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -31,6 +31,20 @@ soak: $(DEV)  ## the long tests: 200 kills, 10,000 fuzzed files, 10,000 hostile 
 
 test: $(DEV)  ## the tests, in a few minutes
 	$(BIN)/python -m pytest $(ARGS)
+
+# MODEL=folder adds the rows that need a real model of half a billion parameters; THREADS=n measures on n threads.
+BENCH := --num_threads $(or $(THREADS),1)
+REAL  := $(if $(MODEL),--model_name_or_path $(MODEL))
+
+bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: python -m benchmarks.playing)
+	$(BIN)/python -m benchmarks.quickstart $(BENCH)
+	$(BIN)/python -m benchmarks.depth $(BENCH)
+	$(BIN)/python -m benchmarks.playing $(BENCH) $(REAL)
+	$(BIN)/python -m benchmarks.online_dpo $(BENCH) $(REAL)
+	$(BIN)/python -m benchmarks.profile_run $(BENCH) $(REAL)
+	$(BIN)/python -m benchmarks.long_run $(BENCH)
+	$(BIN)/python -m benchmarks.learner_vs_trl $(BENCH) $(REAL)
+	$(BIN)/python -m benchmarks.measuring
 
 check: $(DEV)  ## lint, format and types
 	$(BIN)/ruff check .

@@ -1,0 +1,156 @@
+"""How do the tokens that are computed grow with the depth of a tree, beside computing every sequence alone?
+
+    python -m benchmarks.depth                # writes benchmarks/depth.png
+
+Counts, which no machine changes, on a random model of a few thousand weights; question of 150 tokens, chunks of 160.
+
+- Learning: tokens that go through the model in one update of the two roles' pairs of a tree, as the learner counts
+  them, against those of every completion behind its own prompt. Growth is the exponent of a power law fitted from 2 to
+  16 nodes, with the question's own tokens (which do not grow) taken off ours: 1 is linear, 2 quadratic.
+- Playing: prompt tokens read and tokens sampled on a flow whose Stop always goes on, alternatives at every node played
+  to the end, against reading every prompt whole. What is sampled grows with the square of the depth by itself, so the
+  growth is that of the cost of one sampled token over the last doubling: 1 is linear, 2 quadratic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks import measuring
+from benchmarks.measuring import Figure
+from benchmarks.workloads import Shape, random_model, tree_pairs
+from flow_dpo.engines.local import LocalEngine
+from flow_dpo.explore import Siblings
+from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, AnswerStopState
+from flow_dpo.gradients import RowSettings
+from flow_dpo.learner import Learner, LearnerSettings
+from flow_dpo.objectives import Dpo
+from flow_dpo.policy import Policy
+from flow_dpo.speaker import Speaker
+from flow_dpo.types import Completion, Problem, Request, Turn
+
+MODULE = "benchmarks.depth"
+ROLES = ("answer", "stop")
+PICTURE = Path(__file__).parent / "depth.png"
+Counts = list[tuple[int, int]]
+"""At each depth: tokens computed by ours, and unshared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveryChunk(AnswerStop):
+    """The paper's flow with a Stop whose word is asked for and not heeded: every play has all its chunks."""
+
+    def advance(self, state: AnswerStopState, completion: Completion) -> AnswerStopState:
+        if state.speaker == "stop":
+            return replace(state, speaker="answer")
+        return super().advance(state, completion)
+
+
+class Ids:
+    """A renderer of made-up words: the question is as many tokens as it has letters."""
+
+    def render(self, turn: Turn) -> Request:
+        ids: list[int] = []
+        for piece in [*(p for message in turn.messages for p in message.content), *turn.continuation]:
+            ids += [5 + ord(letter) % 400 for letter in piece] if isinstance(piece, str) else piece
+        return Request(
+            role=turn.role, prompt_ids=tuple(ids), max_tokens=turn.max_tokens, choices=(3, 4) if turn.choices else ()
+        )
+
+
+def main() -> None:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--prompt_tokens", type=int, default=150)
+    parser.add_argument("--chunk_tokens", type=int, default=160)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    settings = parser.parse_args()
+    if settings.tiny:
+        settings.prompt_tokens, settings.chunk_tokens = 12, 6
+    learning = [learned(Shape(settings.prompt_tokens, settings.chunk_tokens, n)) for n in settings.depths]
+    playing = [played(settings, n) for n in settings.depths]
+    draw(settings, learning, [(ours, unshared) for ours, unshared, _ in playing])
+    keep(settings, learning, playing)
+
+
+def learned(shape: Shape) -> tuple[int, int]:
+    """Tokens of one update, ours and unshared."""
+    policy = Policy(random_model("tiny"), ROLES)
+    # One row holds the deepest tree: a tree that is cut computes its trunk once a row.
+    rows = RowSettings(max_tokens=1 << 16)
+    learner = Learner(policy, LearnerSettings(pairs_per_update=0, rows=rows))
+    row = learner.update(Dpo(beta=0.1), tree_pairs(random.Random(0), "p", shape, vocabulary=512))
+    ours, unshared = (int(sum(row[f"learn/{r}/{name}"] for r in ROLES)) for name in ("tokens", "unshared_tokens"))
+    return ours, unshared
+
+
+def played(settings: argparse.Namespace, num_chunks: int) -> tuple[int, int, int]:
+    """Tokens computed by ours and unshared, and tokens sampled, of the plays of one problem."""
+    policy = Policy(random_model("tiny"), ROLES)
+    engine = LocalEngine(policy.model, speaking=policy.speaking, end_ids=(), context_tokens=8192)
+    prompts = AnswerStopPrompts(answer_system="", stop_system="", stop_user="{question}{candidate} right?")
+    flow = EveryChunk(chunk_tokens=settings.chunk_tokens, max_chunks=num_chunks, prompts=prompts)
+    problem = Problem(id="p", question="q" * settings.prompt_tokens, gold="1")
+    Siblings()(flow, Speaker(engine, Ids()), [problem], seed=0)
+    stats = engine.take_stats()
+    ours = stats["prefilled_tokens"] + stats["sampled_tokens"]
+    return int(ours), int(ours + stats["reused_tokens"]), int(stats["sampled_tokens"])
+
+
+def keep(settings: argparse.Namespace, learning: Counts, playing: Sequence[tuple[int, int, int]]) -> None:
+    depths = settings.depths
+    ours, unshared = (learning[-1][side] / learning[-2][side] for side in (0, 1))
+    costs = [(ours / sampled, unshared / sampled) for ours, unshared, sampled in playing]
+    details = {
+        "depths": depths,
+        "learning": learning,
+        "playing": playing,
+        "tokens_computed_a_token_sampled": costs,
+    }
+    last = f"{depths[-2]} to {depths[-1]} nodes"
+    figures = [
+        Figure(name=f"depth, learning: growth of ours, {last}", ratio=ours, reach="<= 2.1", details=details),
+        Figure(name=f"depth, learning: growth of unshared, {last}", ratio=unshared, reach=">= 3", details=details),
+        *(
+            Figure(
+                name=f"depth, playing: growth of {side} a sampled token, {last}",
+                ratio=costs[-1][i] / costs[-2][i],
+                reach=bound,
+                details=details,
+            )
+            for i, (side, bound) in enumerate((("ours", "<= 1.1"), ("unshared", ">= 1.5")))
+        ),
+    ]
+    for depth, (a, b), (c, d, sampled) in zip(depths, learning, playing, strict=True):
+        print(f"{depth} nodes: learning {a} of {b} tokens, playing {c} of {d} tokens for {sampled} sampled")
+    measuring.keep(figures, settings, MODULE)
+
+
+def draw(settings: argparse.Namespace, learning: Counts, playing: Counts) -> None:
+    """Tokens against depth, on plain axes: a straight line is linear."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6))
+    for axis, title, counts in zip(axes, ("learning", "playing"), (learning, playing), strict=True):
+        for name, side, color in (("unshared", 1, "#c4581b"), ("ours", 0, "#1668b8")):
+            axis.plot(settings.depths, [count[side] / 1000 for count in counts], marker="o", label=name, color=color)
+        axis.set_title(f"{title} one tree: question {settings.prompt_tokens}, chunks of {settings.chunk_tokens}")
+        axis.title.set_size(9)
+        axis.set_xlabel("chunks in the trunk")
+        axis.set_ylabel("thousand tokens computed")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(settings.picture, dpi=110, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Does a problem cost more, in time or memory, the longer a run has gone on?
+
+    python -m benchmarks.long_run
+
+One run of 2,000 problems on the embedded seed with the shipped preset. The seconds of a problem are those between rows
+of metrics.jsonl, by an outside clock, so that the record and the checkpoints are in them; memory is what the process
+holds when a row is written. Compared are the problems around the 200th and the last ones, as many of each. Behaviour
+changes as it learns, so the details also say the seconds of a thousand sampled tokens. Reach: at most 1.1 times.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import measuring
+from benchmarks.measuring import Figure
+from benchmarks.watching import Batch, watch
+
+MODULE = "benchmarks.long_run"
+
+
+def main() -> None:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--max_problems", type=int, default=2000)
+    parser.add_argument("--early", type=int, default=200, help="the problem that the last one is compared with")
+    parser.add_argument("--around", type=int, default=192, help="problems on each side of the comparison")
+    settings = parser.parse_args()
+    if settings.tiny:
+        settings.max_problems, settings.early, settings.around = 160, 64, 64
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["train", "--max_problems", str(settings.max_problems)]
+        watched = watch(words, Path(folder) / "run", num_threads=settings.num_threads)
+    early = window(watched.rows, settings.early + settings.around // 2, settings.around)
+    late = window(watched.rows, settings.max_problems, settings.around)
+    details = {"early": early, "late": late, "total_s": watched.total_s}
+    names = f"problem {settings.max_problems:,} against {settings.early:,}"
+    figures = [
+        Figure(name=f"{names}: {what}", ratio=late[key] / early[key], reach="<= 1.1", details=details)
+        for what, key in (("seconds", "s_a_problem"), ("memory", "rss_mib"))
+    ]
+    print(f"early {early}\nlate  {late}")
+    measuring.keep(figures, settings, MODULE)
+
+
+def window(rows: Sequence[Batch], end: int, size: int) -> dict[str, float]:
+    """Means over the batches that end after problem `end - size` and not after `end`."""
+    inside = [i for i, b in enumerate(rows) if i and end - size < b.row["problems_seen"] <= end]
+    assert inside, f"no batch ends within {size} problems before problem {end}"
+    first, last = rows[inside[0] - 1], rows[inside[-1]]
+    tokens = sum(rows[i].row["play/sampled_tokens"] for i in inside)
+    seconds = last.at_s - first.at_s
+    return {
+        "s_a_problem": seconds / (last.row["problems_seen"] - first.row["problems_seen"]),
+        "s_a_thousand_tokens": 1000 * seconds / tokens,
+        "rss_mib": statistics.mean(rows[i].rss_mib for i in inside if rows[i].rss_mib),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""How is a figure measured, and where is it kept?
+
+A figure is a ratio of two sides that do the same work, and what it should reach. Each side runs in a process of its
+own, so that its time and its peak of memory are its own; the sides take turns, A B A B, and medians are compared. Every
+figure lands in `results.json`, merged by name, so that one benchmark can be run again alone:
+
+    {"name": "learner 50m, 150 + 160 x 6: time", "ratio": 4.6, "reach": ">= 4", "met": true,
+     "command": "python -m benchmarks.learner_vs_trl", "machine": "...", "date": "2026-11-24"}
+
+    python -m benchmarks.measuring          # the kept figures as a Markdown table
+
+`details.json` beside it holds, by the same names, what the ratio was made of and which settings of a peer were tried.
+Invariant: a benchmark run with `--tiny` keeps nothing unless it is told where (`--results`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import operator
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results.json"
+_PACKAGES = ("torch", "transformers", "peft", "trl")
+_BOUNDS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
+
+Report = dict[str, Any]
+"""What one side says of its run: "seconds", "peak_mib" and whatever else a benchmark compares."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One measured ratio."""
+
+    name: str
+    ratio: float
+    reach: str
+    """The bound, such as ">= 4" or "<= 0.5"."""
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def met(self) -> bool:
+        """Whether the ratio is within its bound."""
+        sign, _, bound = self.reach.partition(" ")
+        return _BOUNDS[sign](self.ratio, float(bound))
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The flags that every benchmark has."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--num_threads", type=int, default=1, help="CPU threads of each side")
+    made.add_argument("--repeats", type=int, default=2, help="how often the sides take turns")
+    made.add_argument("--tiny", action="store_true", help="sizes that only show that the benchmark works")
+    made.add_argument("--results", type=Path, help=f"where figures are kept; {RESULTS.name} beside the benchmarks")
+    made.add_argument("--side", help=argparse.SUPPRESS)
+    return made
+
+
+def run_side(module: str, side: str, flags: Sequence[str], *, num_threads: int) -> Report:
+    """Run one side of a benchmark in its own process; its report is the last line that it prints."""
+    command = [sys.executable, "-m", module, *flags, "--num_threads", str(num_threads), "--side", side]
+    done = subprocess.run(command, cwd=ROOT, env=environment(num_threads), stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(command)} failed with status {done.returncode}:\n{done.stdout}")
+    report: Report = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"  {side}: {_shown(report)}", file=sys.stderr, flush=True)
+    return report
+
+
+def take_turns(
+    module: str, sides: Mapping[str, Sequence[str]], *, num_threads: int, repeats: int
+) -> dict[str, list[Report]]:
+    """Run the sides A B A B, each with its flags."""
+    reports: dict[str, list[Report]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side, flags in sides.items():
+            reports[side].append(run_side(module, side, flags, num_threads=num_threads))
+    return reports
+
+
+def median(reports: Sequence[Report], name: str) -> float:
+    """The median over a side's runs."""
+    return statistics.median(report[name] for report in reports)
+
+
+def report(values: Mapping[str, Any]) -> None:
+    """What a side says at its end, for `run_side` to read."""
+    print(json.dumps(values), flush=True)
+
+
+class PeakMemory:
+    """Memory of this process beyond what it holds now: begin when the model is loaded."""
+
+    def __init__(self) -> None:
+        # Linux: the kernel forgets the peak so far, such as that of loading.
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = _status("VmRSS")
+
+    def mib(self) -> float:
+        """The peak since the beginning, in MiB."""
+        return (_status("VmHWM") - self._before) / 1024
+
+
+def keep(
+    figures: Sequence[Figure], settings: argparse.Namespace, module: str, flags: Sequence[str] | None = None
+) -> None:
+    """Print the figures and merge them into the results; `flags` as given on the command line unless named."""
+    given = sys.argv[1:] if flags is None else flags
+    command = shlex.join(["python", "-m", module, *given])
+    facts = {"command": command, "machine": machine(settings.num_threads), "date": str(datetime.date.today())}
+    rows = [{"name": f.name, "ratio": round(f.ratio, 4), "reach": f.reach, "met": f.met, **facts} for f in figures]
+    print(table(rows))
+    path = settings.results or (None if settings.tiny else RESULTS)
+    if path is None:
+        return
+    merge(path, rows)
+    merge(path.with_name("details.json"), [{"name": f.name, **f.details} for f in figures])
+
+
+def merge(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put rows into a JSON list: in place of one with the same name, or at the end."""
+    kept = {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+    kept |= {row["name"]: row for row in rows}
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(list(kept.values()), indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Figures as a Markdown table."""
+    lines = ["| what | measured | reach | met |", "|---|---|---|---|"]
+    for row in rows:
+        lines.append(f"| {row['name']} | {row['ratio']:.3g} | {row['reach']} | {'yes' if row['met'] else 'no'} |")
+    return "\n".join(lines)
+
+
+def machine(num_threads: int) -> str:
+    """What a figure depends on besides the code, in words."""
+    cpu = platform.processor() or platform.machine()
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    cores = len(os.sched_getaffinity(0))
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    # Asked by name alone: a side's process imports what it needs, this one nothing heavy.
+    found = [f"{name} {metadata.version(name)}" for name in _PACKAGES if importlib.util.find_spec(name)]
+    words = [cpu, f"{cores} cores usable, {num_threads} used", f"{gib:.0f} GiB", f"load {os.getloadavg()[0]:.1f}"]
+    return "; ".join([*words, f"Python {platform.python_version()}", ", ".join(found)])
+
+
+def environment(num_threads: int) -> dict[str, str]:
+    """Variables of a process that measures: so many threads, which sleep when idle, and nobody is phoned."""
+    fixed = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"OMP_WAIT_POLICY": "passive", "TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    quiet["PYTHONWARNINGS"] = "ignore"
+    threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
+    return {**os.environ, **fixed, **quiet, **threads}
+
+
+def _shown(report: Report) -> str:
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in report.items())
+
+
+def _status(name: str) -> int:
+    """KiB that /proc says of this process."""
+    return next(int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith(f"{name}:"))
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+
+
+if __name__ == "__main__":
+    print(table(json.loads(RESULTS.read_text(encoding="utf-8"))))

@@ -1,0 +1,160 @@
+"""How many tokens a second does a flow write, beside `generate`?
+
+    python -m benchmarks.playing                                   # on the embedded seed
+    python -m benchmarks.playing --model_name_or_path FOLDER       # and on a real model
+
+Three sides, all with the roles' adapters on, sampling at temperature 1 without truncation:
+
+- ours: the flow with the local engine, explored as in training, with an alternative at every node;
+- calls: the same flow, exploration and problems with one `generate` call a chunk (`plain_play`): batched over all that
+  is due, up to the same batch size, keys and values inside a call, none between calls, like lengths together;
+- whole: one uninterrupted batched `generate` on the Answer role's prompts, as long as the flow may write, with no flow,
+  no Stop and no alternatives; the best of several batch sizes.
+
+Counted are the tokens that were sampled, Stop's choices not. The first two draw other tokens, so plays differ a little
+in length; a rate does not depend on that. Reach: 5 times the calls' rate; 1.5 times the whole's on the seed, 0.9 times
+on a model of half a billion parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from benchmarks import measuring
+from benchmarks.measuring import Figure, Report
+
+MODULE = "benchmarks.playing"
+SEED = "seed"
+
+
+def main() -> None:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--model_name_or_path", help="a real model, measured after the seed")
+    parser.add_argument("--only_given", action="store_true", help="leave the seed out")
+    parser.add_argument("--num_problems", type=int, default=32, help="played together, as in training")
+    parser.add_argument("--rounds", type=int, help="how often so many; 8 on the seed, 1 on a real model")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 64, 128], help="of the whole's generate")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    settings = parser.parse_args()
+    if settings.tiny:
+        settings.num_problems, settings.rounds, settings.batch_sizes = 4, 1, [4]
+    if settings.side:
+        side, _, size = settings.side.partition("-")
+        run = {"ours": play, "calls": play, "whole": whole}[side]
+        measuring.report(run(settings, int(size or 0)))
+        return
+    given = [settings.model_name_or_path] if settings.model_name_or_path else []
+    for model in given if settings.only_given else [SEED, *given]:
+        compare(model, settings)
+    if not given:
+        print("playing on a real model: skipped, for --model_name_or_path is not given", flush=True)
+
+
+def compare(model: str, settings: argparse.Namespace) -> None:
+    flags = ["--case", model, "--num_problems", str(settings.num_problems), *(["--tiny"] if settings.tiny else [])]
+    flags += ["--rounds", str(settings.rounds)] if settings.rounds else []
+    wholes = [f"whole-{size}" for size in settings.batch_sizes]
+    sides = dict.fromkeys(["ours", "calls", *wholes], flags)
+    found = measuring.take_turns(MODULE, sides, num_threads=settings.num_threads, repeats=settings.repeats)
+    rates = {side: measuring.median(reports, "tokens_a_second") for side, reports in found.items()}
+    best = max(wholes, key=rates.__getitem__)
+    name = model.rstrip("/").rpartition("/")[2]
+    details = {"tokens_a_second": rates, "runs": found}
+    bound = ">= 1.5" if model == SEED else ">= 0.9"
+    figures = [
+        Figure(
+            name=f"playing {name}: against a call a chunk",
+            ratio=rates["ours"] / rates["calls"],
+            reach=">= 5",
+            details=details,
+        ),
+        Figure(
+            name=f"playing {name}: against an uninterrupted generate",
+            ratio=rates["ours"] / rates[best],
+            reach=bound,
+            details={**details, "best": best},
+        ),
+    ]
+    measuring.keep(figures, settings, MODULE)
+
+
+def _parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
+    """Loaded model, preset, exploration and problems; four problems more for warming up."""
+    import torch
+
+    from flow_dpo.explore import Siblings
+    from flow_dpo.models import ModelSettings, load_model
+    from flow_dpo.problems import load_problems
+    from flow_dpo.recipes import PRESETS
+
+    loaded = load_model(ModelSettings(model_name_or_path=settings.case, num_threads=settings.num_threads))
+    torch.manual_seed(0)
+    preset = PRESETS["seed" if settings.case == SEED else "small"]
+    rounds = settings.rounds or (8 if settings.case == SEED else 1)
+    problems = list(load_problems("seed", max_problems=4 + rounds * settings.num_problems).problems)
+    return loaded, preset, Siblings(), problems
+
+
+def play(settings: argparse.Namespace, _: int) -> Report:
+    """The flow, with either engine."""
+    from flow_dpo.engines.local import LocalEngine, LocalSettings
+    from flow_dpo.policy import Policy
+    from flow_dpo.speaker import Speaker
+
+    loaded, preset, explore, problems = _parts(settings)
+    flow, memory, size = preset.recipe.flow, measuring.PeakMemory(), LocalSettings().max_batch_size
+    if settings.side == "ours":
+        policy = Policy(loaded.model, flow.roles, preset.lora)
+        engine = LocalEngine(
+            policy.model,
+            speaking=policy.speaking,
+            end_ids=loaded.end_ids,
+            context_tokens=loaded.context_tokens,
+        )
+    else:
+        from benchmarks.plain_play import GenerateEngine, peer_model
+
+        model = peer_model(loaded.model, flow.roles, rank=preset.lora.lora_r)
+        engine = GenerateEngine(model, end_ids=loaded.end_ids, max_batch_size=size)
+    speaker = Speaker(engine, loaded.renderer)
+    explore(flow, speaker, problems[:4], seed=1)
+    engine.take_stats()
+    seconds = 0.0
+    for at in range(4, len(problems), settings.num_problems):
+        engine.refresh({})  # as after an update: nothing is known of earlier rounds
+        started = time.perf_counter()
+        explore(flow, speaker, problems[at : at + settings.num_problems], seed=0)
+        seconds += time.perf_counter() - started
+    stats = engine.take_stats()
+    return {"tokens_a_second": stats["sampled_tokens"] / seconds, "seconds": seconds, "peak_mib": memory.mib(), **stats}
+
+
+def whole(settings: argparse.Namespace, batch_size: int) -> Report:
+    """One uninterrupted generate call a batch."""
+    import torch
+
+    from benchmarks.plain_play import generate, left_padded, peer_model
+
+    loaded, preset, _, problems = _parts(settings)
+    flow, memory = preset.recipe.flow, measuring.PeakMemory()
+    model = peer_model(loaded.model, flow.roles, rank=preset.lora.lora_r)
+    turns = [flow.turn(flow.start(problem)) for problem in problems]
+    prompts = [loaded.renderer.render(turn).prompt_ids for turn in turns]
+    max_tokens = 8 if settings.tiny else flow.chunk_tokens * flow.max_chunks
+    tokens, seconds = 0, 0.0
+    with torch.inference_mode():
+        generate(model, *left_padded(prompts[:4]), 4)
+        for at in range(2 if settings.case == SEED else 1):
+            batch = [prompts[(at * batch_size + i) % len(prompts)] for i in range(batch_size)]
+            started = time.perf_counter()
+            written = generate(model, *left_padded(batch), max_tokens)
+            seconds += time.perf_counter() - started
+            tokens += batch_size * max_tokens
+            assert written.shape[1] == max(map(len, batch)) + max_tokens, f"{written.shape} ended early"
+    return {"tokens_a_second": tokens / seconds, "seconds": seconds, "peak_mib": memory.mib(), "tokens": tokens}
+
+
+if __name__ == "__main__":
+    main()

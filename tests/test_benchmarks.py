@@ -1,0 +1,71 @@
+"""Are figures kept as promised, and can every benchmark at least be asked what it does?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import measuring
+from benchmarks.measuring import Figure
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(
+    path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "reach", "met"),
+    [(4.0, ">= 4", True), (3.99, ">= 4", False), (0.5, "<= 0.5", True), (0.51, "<= 0.5", False)],
+)
+def test_a_figure_is_met_at_its_bound_and_not_beyond(ratio: float, reach: str, met: bool) -> None:
+    assert Figure(name="a", ratio=ratio, reach=reach).met is met
+
+
+def test_figures_are_merged_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    settings = measuring.parser("").parse_args(["--tiny", "--results", str(path)])
+    first = [Figure(name="a", ratio=1.0, reach=">= 4"), Figure(name="b", ratio=2.0, reach="<= 3", details={"x": 1})]
+    measuring.keep(first, settings, "benchmarks.none", [])
+    measuring.keep([Figure(name="a", ratio=5.0, reach=">= 4")], settings, "benchmarks.none", ["--repeats", "3"])
+    a, b = json.loads(path.read_text())
+    assert (a["name"], a["ratio"], a["reach"], a["met"]) == ("a", 5.0, ">= 4", True)
+    assert a["command"] == "python -m benchmarks.none --repeats 3"
+    assert (b["name"], b["ratio"], b["met"]) == ("b", 2.0, True)
+    assert set(a) == {"name", "ratio", "reach", "met", "command", "machine", "date"}
+    assert {"name": "b", "x": 1} in json.loads((tmp_path / "details.json").read_text())
+
+
+def test_tiny_sizes_keep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results.json")
+    settings = measuring.parser("").parse_args(["--tiny"])
+    measuring.keep([Figure(name="a", ratio=1.0, reach=">= 4")], settings, "benchmarks.none", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_has_a_line_a_figure() -> None:
+    rows = [{"name": "a", "ratio": 4.567, "reach": ">= 4", "met": True}]
+    assert measuring.table(rows).splitlines()[-1] == "| a | 4.57 | >= 4 | yes |"
+
+
+def test_every_benchmark_runs_in_make_bench() -> None:
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for script in set(SCRIPTS) - {"seed_learning"}:
+        assert f"benchmarks.{script}" in lines
+
+
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s not in ("measuring", "depth", "seed_learning")])
+def test_help_needs_nothing_heavy(script: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['x', '--help']\n"
+        f"from benchmarks.{script} import main\n"
+        "try:\n    main()\n"
+        "finally:\n    assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--tiny" in done.stdout
