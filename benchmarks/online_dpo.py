@@ -94,10 +94,10 @@ def _parts(settings: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
     from flow_dpo.flows.single import Single
     from flow_dpo.models import ModelSettings, load_model
     from flow_dpo.problems import load_problems
-    from flow_dpo.recipes import PRESETS
+    from flow_dpo.recipes import preset
 
     loaded = load_model(ModelSettings(model_name_or_path=settings.case, num_threads=settings.num_threads))
-    trained = PRESETS["seed" if settings.case == SEED else "chat"].recipe.flow
+    trained = preset("flow-dpo", "seed" if settings.case == SEED else "chat").recipe.flow
     assert isinstance(trained, AnswerStop)
     flow = Single(max_tokens=settings.max_tokens, prompts=trained.prompts)
     count = num_updates(settings) * settings.prompts_per_update
@@ -130,10 +130,10 @@ def ours(settings: argparse.Namespace) -> Report:
         def __init__(self) -> None:
             self.times, self.rows, self.pairs = [time.perf_counter()], list[dict[str, Any]](), 0
 
-        def record(self, row: dict[str, Any], trees: Sequence[Any], pairs: Sequence[Any]) -> None:
+        def record(self, row: dict[str, Any], trees: Sequence[Any], examples: Sequence[Any]) -> None:
             self.times.append(time.perf_counter())
             self.rows.append(row)
-            self.pairs += len(pairs)
+            self.pairs += len(examples)
 
     clock = Clock()
     learn(

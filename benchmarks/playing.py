@@ -87,11 +87,11 @@ def _parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
     from flow_dpo.explore import Siblings
     from flow_dpo.models import ModelSettings, load_model
     from flow_dpo.problems import load_problems
-    from flow_dpo.recipes import PRESETS
+    from flow_dpo.recipes import preset as fitted
 
     loaded = load_model(ModelSettings(model_name_or_path=settings.case, num_threads=settings.num_threads))
     torch.manual_seed(0)
-    preset = PRESETS["seed" if settings.case == SEED else "small"]
+    preset = fitted("flow-dpo", "seed" if settings.case == SEED else "small")
     rounds = settings.rounds or (8 if settings.case == SEED else 1)
     problems = list(load_problems("seed", max_problems=4 + rounds * settings.num_problems).problems)
     return loaded, preset, Siblings(), problems

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo import recipes
+from flow_dpo.custom import load_flow
 from flow_dpo.engines.local import LocalEngine, LocalSettings
 from flow_dpo.fit import fitting_problems
 from flow_dpo.flows.base import Flow
@@ -77,11 +78,13 @@ class TrainSettings:
     run: RunSettings
     recipe_name: str
     preset: str
+    flow_source: str = ""
+    """ "path/to/file.py:Name" where the flow is the user's own."""
 
     def sections(self) -> dict[str, Any]:
         """The settings by the names that flags and config.yaml use."""
         recipe = self.recipe
-        names = {"recipe": self.recipe_name, "preset": self.preset}
+        names = {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
         method = {name: getattr(recipe, name) for name in ("flow", "explore", "credit", "objective")}
         return {**names, **method, **self.shop.sections(), "learner": self.learner, "run": self.run}
 
@@ -95,13 +98,18 @@ class TrainSettings:
             run=sections["run"],
             recipe_name=sections["recipe"],
             preset=sections["preset"],
+            flow_source=sections["flow_source"],
         )
 
 
-def default_settings(recipe: str, preset: str) -> TrainSettings:
-    """The settings of a named recipe and preset. Raises `ConfigError` for a name that is none."""
-    values = recipes.preset(recipe, preset)
+def default_settings(recipe: str, preset: str, flow_source: str = "") -> TrainSettings:
+    """The settings of a named recipe and preset, with a flow of the user's own where one is named.
+
+    Raises `ConfigError` for a name that is none.
+    """
+    values = recipes.preset(recipe, preset, flow=load_flow(flow_source) if flow_source else None)
     return TrainSettings(
+        flow_source=flow_source,
         recipe=values.recipe,
         shop=ShopSettings(lora=values.lora),
         learner=values.learner,

@@ -7,7 +7,7 @@ what a person wants to know at the end.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from flow_dpo import config, runs, training
 from flow_dpo.build import RunSettings, ShopSettings, TrainSettings, default_settings, workshop
+from flow_dpo.custom import is_source
 from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.evaluate import EvaluationSettings, write_predictions
 from flow_dpo.evaluate import evaluate as measure
@@ -44,7 +45,7 @@ def quickstart(argv: Sequence[str]) -> int:
     return 0
 
 
-_QUICKSTART_PROBLEMS = 640
+_QUICKSTART_PROBLEMS = 512
 
 
 def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> TrainSettings:
@@ -56,7 +57,8 @@ def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> Tr
     model = config.peek(argv, "model.model_name_or_path", base.get("model", {}).get("model_name_or_path", "seed"))
     recipe = config.peek(argv, "recipe", base.get("recipe", "flow-dpo"))
     preset = config.peek(argv, "preset", base.get("preset", default_preset(model)))
-    defaults = default_settings(recipe, preset)
+    argv, source = _flow_source(argv, base)
+    defaults = default_settings(recipe, preset, source)
     if "max_problems" in overrides:
         data = replace(defaults.shop.data, max_problems=overrides["max_problems"])
         defaults = replace(defaults, shop=replace(defaults.shop, data=data))
@@ -64,6 +66,18 @@ def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> Tr
         prog, "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304).", defaults.sections(), argv, base=base
     )
     return TrainSettings.from_sections(parsed)
+
+
+def _flow_source(argv: Sequence[str], base: Mapping[str, Any]) -> tuple[list[str], str]:
+    """`--flow file.py:Name` as the setting that it is, and its value; "" where the flow is one of ours."""
+    words: list[str] = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        follows = bool(words) and words[-1] == "--flow"
+        if follows and is_source(word):
+            words[-1] = "--flow_source"
+        words.append(f"--flow_source={value}" if name == "--flow" and equals and is_source(value) else word)
+    return words, config.peek(words, "flow_source", str(base.get("flow_source", "")))
 
 
 def _settings_to_resume(argv: Sequence[str]) -> dict[str, Any]:
@@ -79,11 +93,13 @@ def evaluate(argv: Sequence[str]) -> int:
     base = _settings_of_run(Path(run)) if run else {}
     model = config.peek(argv, "model.model_name_or_path", base.get("model", {}).get("model_name_or_path", "seed"))
     recipe = config.peek(argv, "recipe", base.get("recipe", "flow-dpo"))
-    defaults = default_settings(recipe, config.peek(argv, "preset", base.get("preset", default_preset(model))))
+    argv, source = _flow_source(argv, base)
+    defaults = default_settings(recipe, config.peek(argv, "preset", base.get("preset", default_preset(model))), source)
     shop = replace(defaults.shop, data=replace(defaults.shop.data, dataset_split="test"))
     sections = {
         "recipe": recipe,
         "preset": defaults.preset,
+        "flow_source": source,
         "flow": defaults.recipe.flow,
         "explore": defaults.recipe.explore,
         **shop.sections(),
@@ -104,7 +120,7 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
-_OF_A_RUN = ("recipe", "preset", "flow", "explore", "model", "lora", "grading", "engine")
+_OF_A_RUN = ("recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine")
 
 
 def _settings_of_run(run: Path) -> dict[str, Any]:

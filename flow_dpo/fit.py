@@ -66,9 +66,19 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
             turn = flow.turn(state)
             if turn is None:
                 break
+            if turn.role not in flow.roles:
+                raise FlowError(
+                    f"{type(flow).__name__} asked role {turn.role!r} to speak; it declares only {list(flow.roles)}"
+                )
             request = renderer.render(turn)
             yield request
-            state = flow.advance(state, _made_up(request, finish_reason))
+            following = flow.advance(state, _made_up(request, finish_reason))
+            if flow.turn(state) != turn:
+                raise FlowError(
+                    f"{type(flow).__name__}.advance changed the state that it was given, at {turn.role!r} of "
+                    f"{problem.id}; states are immutable: return a new one (dataclasses.replace)"
+                )
+            state = following
         else:
             raise FlowError(f"{type(flow).__name__} asked for {_MOST_TURNS} turns on {problem.id}; every play must end")
 

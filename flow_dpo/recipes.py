@@ -163,13 +163,18 @@ SCALES: dict[str, Scale] = {
 PRESETS = ("paper", *SCALES)
 
 
-def preset(recipe: str, name: str) -> Preset:
-    """A recipe with its paper's numbers, or fitted to a scale. Raises `ConfigError` for a name that is none."""
+def preset(recipe: str, name: str, *, flow: Flow[Any] | None = None) -> Preset:
+    """A recipe with its paper's numbers, or fitted to a scale, and with another flow where one is given.
+
+    Raises `ConfigError` for a name that is none.
+    """
     if recipe not in PAPERS:
         raise ConfigError(f"unknown recipe {recipe!r}; there are {', '.join(PAPERS)}")
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
     paper = PAPERS[recipe]
+    if flow is not None:
+        paper = replace(paper, recipe=replace(paper.recipe, flow=flow))
     if name == "paper":
         return paper
     scale = SCALES[name]

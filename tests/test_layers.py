@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "types", "seeds"},
     {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
-    {"verify", "grade", "fit", "layouts", "speaker", "models"},
+    {"verify", "grade", "fit", "layouts", "speaker", "models", "custom"},
     {"logprobs", "objectives", "explore"},
     {"gradients"},
     {"learner_state"},

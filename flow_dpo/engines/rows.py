@@ -23,7 +23,7 @@ from flow_dpo.engines.prefix import Planes, Segment
 _STEP = 16
 """Capacity is a multiple of this."""
 _ROWS = 8
-"""Rows are reserved in multiples of this."""
+"""Rows are reserved at least so many at once, and then doubled: rows beyond those under way are never read."""
 _SPARE = 64
 """Tokens by which capacity is grown beyond the present need, where rows may still grow as much."""
 
@@ -76,7 +76,8 @@ class Rows:
         if needed <= self.capacity < capacity + _SPARE:
             capacity = self.capacity
         affordable = max_bytes // (capacity * self.shapes.token_bytes)
-        num_rows = max(num_rows, min(max(_multiple(num_rows, _ROWS), self.num_rows), affordable))
+        doubled = max(_ROWS, 1 << (num_rows - 1).bit_length())
+        num_rows = max(num_rows, min(max(doubled, self.num_rows), affordable))
         if (num_rows, capacity) != (self.num_rows, self.capacity):
             self._resize(num_rows, capacity)
 

@@ -1,0 +1,112 @@
+"""Can a flow be written outside the package, and is one that breaks the contract named?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flow_dpo import commands, runs
+from flow_dpo.custom import load_flow
+from flow_dpo.errors import ConfigError, FlowError
+from tests.chat_models import chat_model_folder
+
+CRITIQUE = Path(__file__).parent.parent / "docs" / "critique.py"
+HEAD = CRITIQUE.read_text()
+
+
+def write(folder: Path, old: str, new: str) -> str:
+    assert old in HEAD
+    path = folder / "mine.py"
+    path.write_text(HEAD.replace(old, new))
+    return f"{path}:Critique"
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A tiny random model, and problems that it gets right about as often as wrong: the answer is any number."""
+    model = chat_model_folder("llama", tmp_path / "model")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"question": "What is {i}?", "answer": "{i}"}}\n' for i in range(12)))
+    return ["--model_name_or_path", str(model), "--dataset_name", str(data), "--flow.solution_tokens", "6",
+            "--explore_ahead", "6", "--pairs_per_update", "2"]  # fmt: skip
+
+
+def test_three_roles_train_resume_and_evaluate(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = str(tmp_path / "run")
+    assert (
+        commands.train([*words, "--flow", f"{CRITIQUE}:Critique", "--max_problems", "6", "--output_dir", output]) == 0
+    )
+    assert "running the code of" in caplog.text
+    (row,) = runs.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert (row["nodes/solve"], row["nodes/critique"]) == (6, 6)
+    assert set(runs.latest_adapters(tmp_path / "run")) == {"solve", "critique", "revise"}
+    # The folder knows its flow.
+    more = ["--max_problems", "12", "--allow", "data,data.max_problems", "--resume", "--output_dir", output]
+    assert commands.train(more) == 0
+    assert len(runs.read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 2
+    measured = [
+        "--run",
+        output,
+        "--max_problems",
+        "4",
+        "--output_dir",
+        str(tmp_path / "measured"),
+        "--dataset_split",
+        "train",
+    ]
+    assert commands.evaluate(measured) == 0
+    with pytest.raises(ConfigError, match="--mode single needs a flow with an Answer role, found Critique"):
+        commands.evaluate([*measured[:-3], str(tmp_path / "single"), "--dataset_split", "train", "--mode", "single"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "message"),
+    [
+        ("(frozen=True, kw_only=True)\nclass Critique", "(kw_only=True)\nclass Critique", FlowError, "frozen"),
+        ('("solve", "critique", "revise")', "()", FlowError, "declare its roles"),
+        ("solution_tokens: int = 64", "solution_tokens: int", FlowError, "to have a default"),
+        ("class Critique(Flow[State])", "class Critique", ConfigError, "expected a subclass of"),
+        (
+            "from flow_dpo.flows.base import Flow",
+            "from flow_dpo.flows.base import Flaw",
+            ConfigError,
+            "could not be run",
+        ),
+    ],
+)
+def test_what_is_no_proper_flow_is_refused(
+    tmp_path: Path, old: str, new: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_flow(write(tmp_path, old, new))
+
+
+def test_no_file_no_class(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found no file"):
+        load_flow(str(tmp_path / "nowhere.py:Critique"))
+    with pytest.raises(ConfigError, match=r"found Nothing = None .* which has \['Critique'\]"):
+        load_flow(f"{CRITIQUE}:Nothing")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('return Turn(role="revise", messages', 'return Turn(role="reviser", messages', "asked role 'reviser'"),
+        (
+            '        if state.speaker == "critique":\n            return replace',
+            '        if state.speaker == "solve":\n            object.__setattr__(state, "speaker", "critique")\n'
+            '        if state.speaker == "critique":\n            return replace',
+            "changed the state that it was given, at 'solve'",
+        ),
+        ('"critique" if state.speaker == "solve" else "nobody"', '"critique"', "every play must end"),
+    ],
+)
+def test_a_broken_contract_is_named_before_any_model_speaks(
+    words: list[str], tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(FlowError, match=message):
+        commands.train([*words, "--flow", write(tmp_path, old, new), "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
