@@ -16,15 +16,14 @@ from rich.console import Console
 
 from flow_dpo import config, runs, training
 from flow_dpo.build import RunSettings, ShopSettings, TrainSettings, default_settings, workshop
-from flow_dpo.errors import ConfigError, DataError
+from flow_dpo.errors import ConfigError
 from flow_dpo.evaluate import EvaluationSettings, write_predictions
 from flow_dpo.evaluate import evaluate as measure
 from flow_dpo.explore import Siblings
 from flow_dpo.flows.answer_stop import AnswerStop
-from flow_dpo.flows.single import Single
 from flow_dpo.progress import say
 from flow_dpo.recipes import default_preset
-from flow_dpo.types import Adapter, Role
+from flow_dpo.sources import SpeakingSettings, load_adapters, played, settings_of
 
 
 def train(argv: Sequence[str]) -> int:
@@ -73,9 +72,8 @@ def _settings_to_resume(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """`flow-dpo evaluate`: with `--run`, that run's settings are the defaults."""
-    run = config.peek(argv, "evaluation.run", "")
-    base = _settings_of_run(Path(run)) if run else {}
+    """`flow-dpo evaluate`: with `--run` or `--adapter`, the settings that come with it are the defaults."""
+    base = settings_of({name: config.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
     model = config.peek(argv, "model.model_name_or_path", base.get("model", {}).get("model_name_or_path", "seed"))
     defaults = default_settings("flow-dpo", config.peek(argv, "preset", default_preset(model)))
     shop = replace(defaults.shop, data=replace(defaults.shop.data, dataset_split="test"))
@@ -84,12 +82,13 @@ def evaluate(argv: Sequence[str]) -> int:
         "flow": defaults.recipe.flow,
         "explore": defaults.recipe.explore,
         **shop.sections(),
+        "speaking": SpeakingSettings(),
         "evaluation": EvaluationSettings(),
     }
     parsed = config.parse("flow-dpo evaluate", "Measure a model, or a run's adapters.", sections, argv, base=base)
     shop = ShopSettings(**{name: parsed[name] for name in shop.sections()})
     settings: EvaluationSettings = parsed["evaluation"]
-    result = _evaluate(shop, parsed["flow"], parsed["explore"], settings)
+    result = _evaluate(shop, parsed["flow"], parsed["explore"], parsed["speaking"], settings)
     low, high = result["interval"]
     console = Console()
     accuracy = "nothing could be graded" if result["accuracy"] is None else f"accuracy {result['accuracy']:.1%}"
@@ -101,38 +100,23 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
-def _settings_of_run(run: Path) -> dict[str, Any]:
-    """What an evaluation takes over from a run's config.yaml: all but what belongs to its problems and its learning."""
-    if not (run / "config.yaml").exists():
-        raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
-    found = config.read_settings(run / "config.yaml")
-    kept = {name: found[name] for name in ("flow", "explore", "model", "lora", "grading", "engine") if name in found}
-    data = found.get("data", {})
-    of_set = ("dataset_name", "dataset_config", "question_column", "answer_column")
-    return kept | {"data": {name: data[name] for name in of_set if data.get(name) is not None}}
-
-
 def _evaluate(
-    shop_settings: ShopSettings, flow: AnswerStop, explore: Siblings, settings: EvaluationSettings
+    shop_settings: ShopSettings,
+    flow: AnswerStop,
+    explore: Siblings,
+    speaking: SpeakingSettings,
+    settings: EvaluationSettings,
 ) -> dict[str, Any]:
     folder = Path(settings.output_dir)
     if (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
-    latest = runs.latest_adapters(Path(settings.run)) if settings.run else {}
-    played = flow
-    if settings.mode == "single":
-        played = Single(max_tokens=flow.chunk_tokens * flow.max_chunks, prompts=flow.prompts)
-    with workshop(shop_settings, played, roles=flow.roles, seed=settings.seed) as shop:
-        adapters: dict[Role, Adapter] = {}
-        for role, path in latest.items():
-            if not settings.roles or role in settings.roles:
-                shop.policy.load_adapter(role, path)
-                adapters[role] = Adapter(role=role, version=0, path=str(path))
-        trees, result = measure(played, explore, shop.fitting, shop.players, adapters, settings)
+    with workshop(shop_settings, played(flow, settings.mode), roles=flow.roles, seed=settings.seed) as shop:
+        adapters = load_adapters(shop.policy, speaking)
+        trees, result = measure(played(flow, settings.mode), explore, shop.fitting, shop.players, adapters, settings)
         result |= {
-            "settings": runs.plain(settings),
+            "settings": runs.plain(settings) | runs.plain(speaking),
             "model": shop.loaded.name,
-            "adapters": {role: str(path) for role, path in latest.items()},
+            "adapters": {role: adapter.path for role, adapter in adapters.items()},
             "dataset": f"{shop_settings.data.dataset_name}/{shop_settings.data.dataset_split}",
             "data_fingerprint": shop.problems.fingerprint,
             "temperature": explore.temperature,

@@ -32,10 +32,6 @@ class EvaluationSettings:
     """"single" is one pass of the Answer role."""
     greedy: bool = True
     """Take the likeliest token; otherwise draw with the exploration's temperature and top-p."""
-    run: str | None = None
-    """A run folder whose newest adapters speak; the base model where not given."""
-    roles: tuple[str, ...] = ()
-    """Roles that speak with the run's adapters; all where empty."""
     output_dir: str = "runs/evaluation"
     seed: int = 0
     batch_problems: int = 64

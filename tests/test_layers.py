@@ -20,11 +20,11 @@ LAYERS = [
     {"gradients"},
     {"learner_state"},
     {"learner", "runs", "config"},
-    {"recipes", "checkpoint"},
-    {"online", "progress", "watch"},
-    {"evaluate", "build"},
+    {"recipes", "checkpoint", "traces"},
+    {"online", "progress", "watch", "sources"},
+    {"evaluate", "build", "generate"},
     {"training"},
-    {"commands"},
+    {"commands", "trace_commands"},
     {"cli"},
 ]
 """From left to right: a module imports from layers to its left, and within its own folder."""
