@@ -4,6 +4,7 @@
     flow-dpo train --model_name_or_path ... --dataset_name ...
     flow-dpo evaluate --run runs/train ...
     flow-dpo generate --run runs/train ...  verified traces of the trained flow
+    flow-dpo export --source runs/traces ...
     flow-dpo verify FILE --output OUT
 
 A thin shell: commands are parsed here and done elsewhere. Nothing heavy is imported before a command needs it.
@@ -24,6 +25,7 @@ _COMMANDS = {
     "train": "learn from a stream of problems by Flow-DPO",
     "evaluate": "measure a model, or a run's adapters, on a data set",
     "generate": "write verified traces of a trained flow, an untrained one, or a single model",
+    "export": "write traces, or a run's pairs, for other trainers",
     "verify": "grade a file of answers against their gold",
 }
 
@@ -72,6 +74,7 @@ def _run(command: str, words: list[str]) -> int:
         "train": commands.train,
         "evaluate": commands.evaluate,
         "generate": trace_commands.generate,
+        "export": trace_commands.export,
         "verify": commands.verify,
     }
     return done[command](words)

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from flow_dpo import config, runs
 from flow_dpo.build import ShopSettings, TrainSettings, default_settings, workshop
+from flow_dpo.export import ExportSettings
+from flow_dpo.export import export as write_export
 from flow_dpo.generate import GenerateSettings
 from flow_dpo.generate import generate as play
 from flow_dpo.progress import say
@@ -75,6 +77,19 @@ def generate(argv: Sequence[str]) -> int:
             )
         folder.note({"complete": True})
     say(console, f"Written to {path}")
+    return 0
+
+
+def parse_export(argv: Sequence[str]) -> ExportSettings:
+    """The settings of `flow-dpo export`."""
+    what = "Write traces, or a run's pairs, in the formats that other trainers read."
+    return config.parse("flow-dpo export", what, {"export": ExportSettings()}, argv)["export"]
+
+
+def export(argv: Sequence[str]) -> int:
+    """`flow-dpo export`."""
+    folder, num_rows = write_export(parse_export(argv))
+    say(Console(), f"{num_rows} rows written to {folder}")
     return 0
 
 

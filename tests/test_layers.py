@@ -21,7 +21,7 @@ LAYERS = [
     {"learner_state"},
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces"},
-    {"online", "progress", "watch", "sources"},
+    {"online", "progress", "watch", "sources", "export"},
     {"evaluate", "build", "generate"},
     {"training"},
     {"commands", "trace_commands"},

@@ -49,6 +49,11 @@ def test_generate_commands_parse(line: str) -> None:
     assert trace_commands.parse_generate(words)["generate"].draws > 0
 
 
+@pytest.mark.parametrize("line", printed("flow-dpo export"))
+def test_export_commands_parse(line: str) -> None:
+    assert trace_commands.parse_export(shlex.split(line)[2:]).source
+
+
 @pytest.mark.parametrize("line", printed("make "))
 def test_make_targets_exist(line: str) -> None:
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -69,7 +74,7 @@ def test_every_file_that_the_readme_names_exists() -> None:
 def test_every_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("quickstart", "train", "evaluate", "generate", "verify"))
+    assert all(name in shown for name in ("quickstart", "train", "evaluate", "generate", "export", "verify"))
     assert cli.main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
 
