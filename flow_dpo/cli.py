@@ -5,6 +5,7 @@
     flow-dpo evaluate --run runs/train ...
     flow-dpo generate --run runs/train ...  verified traces of the trained flow
     flow-dpo export --source runs/traces ...
+    flow-dpo sft --traces runs/traces ...   the base, fine-tuned on traces
     flow-dpo verify FILE --output OUT
 
 A thin shell: commands are parsed here and done elsewhere. Nothing heavy is imported before a command needs it.
@@ -26,6 +27,7 @@ _COMMANDS = {
     "evaluate": "measure a model, or a run's adapters, on a data set",
     "generate": "write verified traces of a trained flow, an untrained one, or a single model",
     "export": "write traces, or a run's pairs, for other trainers",
+    "sft": "fine-tune a model on traces",
     "verify": "grade a file of answers against their gold",
 }
 
@@ -75,6 +77,7 @@ def _run(command: str, words: list[str]) -> int:
         "evaluate": commands.evaluate,
         "generate": trace_commands.generate,
         "export": trace_commands.export,
+        "sft": trace_commands.fine_tune,
         "verify": commands.verify,
     }
     return done[command](words)

@@ -138,15 +138,15 @@ _TITLES: Mapping[Format, str] = {
     "preference": "preference pairs of a flow's roles",
 }
 _TRACE_COLUMNS = (
-    "`solution` is the attempt that produced the answer, `token_ids` are the very tokens that were sampled, `verdict` "
-    "is the verifier's on this attempt alone, `draws_used` and `tokens_spent` count all draws on the problem."
+    "`solution` is the attempt that produced the answer, `token_ids` are the very tokens that were sampled, "
+    "`verdict` is the verifier's on this attempt alone, `draws_used` and `tokens_spent` count all draws on the problem."
 )
 _COLUMNS: Mapping[Format, str] = {
     "messages": _TRACE_COLUMNS,
     "prompt_completion": _TRACE_COLUMNS,
     "preference": (
-        "`prompt` is the rendered chat with its special tokens. `role` says who spoke: train one adapter a role, on its "
-        "own rows. `prompt_ids`, `chosen_ids` and `rejected_ids` are the very tokens that were sampled; a trainer "
+        "`prompt` is the rendered chat with its special tokens. `role` says who spoke: train one adapter a role, on "
+        "its own rows. `prompt_ids`, `chosen_ids` and `rejected_ids` are the very tokens that were sampled; a trainer "
         "that encodes the texts again, and closes each with an end token, as TRL's does, trains on slightly others. "
         "`node`, `rejected_node` and `depth` place the pair in its problem's tree (`trees.jsonl` of the run)."
     ),

@@ -6,22 +6,25 @@ to know at the end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from flow_dpo import config, runs
+from flow_dpo import config, runs, sft
 from flow_dpo.build import ShopSettings, TrainSettings, default_settings, workshop
+from flow_dpo.errors import ConfigError
 from flow_dpo.export import ExportSettings
 from flow_dpo.export import export as write_export
 from flow_dpo.generate import GenerateSettings
 from flow_dpo.generate import generate as play
+from flow_dpo.models import ModelSettings, load_model
 from flow_dpo.progress import say
 from flow_dpo.recipes import default_preset
 from flow_dpo.sources import SpeakingSettings, load_adapters, one_pass, played, settings_of
-from flow_dpo.traces import SelectionSettings, TraceFolder, refuse_used
+from flow_dpo.traces import SelectionSettings, TraceFolder, read_traces, refuse_used
 
 
 def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
@@ -90,6 +93,53 @@ def export(argv: Sequence[str]) -> int:
     """`flow-dpo export`."""
     folder, num_rows = write_export(parse_export(argv))
     say(Console(), f"{num_rows} rows written to {folder}")
+    return 0
+
+
+def parse_sft(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of `flow-dpo sft`, and those that only travel on to evaluation; both from the traces' first."""
+    source = config.peek(argv, "sft.traces", "")
+    made = read_traces(Path(source)).header.get("settings", {}) if source else {}
+    base = {name: made[name] for name in ("flow", "model") if name in made}
+    sections = {
+        "preset": "",
+        "flow": _defaults(argv, base).recipe.flow,
+        "model": ModelSettings(),
+        "lora": sft.PAPER_LORA,
+        "training": sft.SftTraining(),
+        "sft": sft.SftSettings(),
+    }
+    parsed = config.parse("flow-dpo sft", "Fine-tune a model on traces.", sections, argv, base=base)
+    return parsed, {name: made[name] for name in ("explore", "data", "grading") if name in made}
+
+
+def fine_tune(argv: Sequence[str]) -> int:
+    """`flow-dpo sft`."""
+    started, console = time.perf_counter(), Console()
+    sft.check_trl()
+    parsed, travelling = parse_sft(argv)
+    settings: sft.SftSettings = parsed["sft"]
+    training: sft.SftTraining = parsed["training"]
+    if not settings.traces:
+        raise ConfigError("expected a folder of traces, found none; name one with --traces (flow-dpo generate)")
+    path, file = Path(settings.output_dir), read_traces(Path(settings.traces))
+    traces = sft.choose(file, settings)
+    runs.refuse_used(path)
+    with runs.locked(path):
+        loaded = load_model(parsed["model"])
+        rows = sft.examples(traces, file.header, one_pass(parsed["flow"]), loaded)
+        say(console, f"{loaded.name}: {len(traces)} traces of {file.path}, writing to {path}")
+        model, log = sft.fine_tune(rows, loaded, parsed["lora"], training, settings)
+        facts = sft.summarise(traces, rows, training, log, started)
+        sft.write(model, loaded, path, chat_template=parsed["model"].chat_template, merge=settings.merge)
+        base = model.peft_config["default"].base_model_name_or_path or loaded.name
+        card = sft.card(base, facts, file.header, path, merged=settings.merge)
+        runs.write_whole(path / "README.md", card)
+        sft.record(path, {**parsed, **travelling}, {**facts, "command": config.command_line()}, log)
+    say(
+        console, f"Loss {facts['first_loss']} to {facts['last_loss']}; {facts['cost']['tokens_learned']} tokens learned"
+    )
+    say(console, f"Next: flow-dpo evaluate --mode single --adapter {path}")
     return 0
 
 

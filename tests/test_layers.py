@@ -22,7 +22,7 @@ LAYERS = [
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces"},
     {"online", "progress", "watch", "sources", "export"},
-    {"evaluate", "build", "generate"},
+    {"evaluate", "build", "generate", "sft"},
     {"training"},
     {"commands", "trace_commands"},
     {"cli"},

@@ -54,6 +54,16 @@ def test_export_commands_parse(line: str) -> None:
     assert trace_commands.parse_export(shlex.split(line)[2:]).source
 
 
+@pytest.mark.parametrize("line", printed("flow-dpo sft"))
+def test_sft_commands_name_settings_that_exist(line: str) -> None:
+    words = shlex.split(line)[2:]
+    traces = words.index("--traces")
+    assert words[traces + 1] in {shlex.split(made)[-1] for made in printed("flow-dpo generate")}
+    del words[traces : traces + 2]
+    parsed, _ = trace_commands.parse_sft(words)
+    assert parsed["training"].num_train_epochs > 0
+
+
 @pytest.mark.parametrize("line", printed("make "))
 def test_make_targets_exist(line: str) -> None:
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -74,7 +84,7 @@ def test_every_file_that_the_readme_names_exists() -> None:
 def test_every_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("quickstart", "train", "evaluate", "generate", "export", "verify"))
+    assert all(name in shown for name in ("quickstart", "train", "evaluate", "generate", "export", "sft", "verify"))
     assert cli.main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
 
