@@ -14,10 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
-from flow_dpo import config, runs, training
+from flow_dpo import config, overlap, runs, training
 from flow_dpo.build import RunSettings, ShopSettings, TrainSettings, default_settings, workshop
 from flow_dpo.errors import ConfigError
-from flow_dpo.evaluate import EvaluationSettings, write_predictions
+from flow_dpo.evaluate import EvaluationSettings, decoding, write_predictions
 from flow_dpo.evaluate import evaluate as measure
 from flow_dpo.explore import Siblings
 from flow_dpo.flows.answer_stop import AnswerStop
@@ -84,17 +84,18 @@ def evaluate(argv: Sequence[str]) -> int:
         **shop.sections(),
         "speaking": SpeakingSettings(),
         "evaluation": EvaluationSettings(),
+        "overlap": overlap.OverlapSettings(),
     }
     parsed = config.parse("flow-dpo evaluate", "Measure a model, or a run's adapters.", sections, argv, base=base)
     shop = ShopSettings(**{name: parsed[name] for name in shop.sections()})
     settings: EvaluationSettings = parsed["evaluation"]
-    result = _evaluate(shop, parsed["flow"], parsed["explore"], parsed["speaking"], settings)
+    result = _evaluate(shop, parsed["flow"], parsed["explore"], parsed["speaking"], settings, parsed["overlap"])
     low, high = result["interval"]
     console = Console()
     accuracy = "nothing could be graded" if result["accuracy"] is None else f"accuracy {result['accuracy']:.1%}"
     say(
         console,
-        f"{accuracy} (95 % interval {low:.1%} to {high:.1%}): {result['num_correct']} of {result['num_problems']} "
+        f"{accuracy} (95 % interval {low:.1%} to {high:.1%}): {result['num_correct']} of {result['num_draws']} "
         f"correct, {result['num_ungraded']} ungraded\nWritten to {settings.output_dir}",
     )
     return 0
@@ -106,21 +107,23 @@ def _evaluate(
     explore: Siblings,
     speaking: SpeakingSettings,
     settings: EvaluationSettings,
+    trained_on: overlap.OverlapSettings,
 ) -> dict[str, Any]:
     folder = Path(settings.output_dir)
     if (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
     with workshop(shop_settings, played(flow, settings.mode), roles=flow.roles, seed=settings.seed) as shop:
         adapters = load_adapters(shop.policy, speaking)
-        trees, result = measure(played(flow, settings.mode), explore, shop.fitting, shop.players, adapters, settings)
+        problems, found = overlap.check(shop.fitting, trained_on)
+        trees, result = measure(played(flow, settings.mode), explore, problems, shop.players, adapters, settings)
         result |= {
             "settings": runs.plain(settings) | runs.plain(speaking),
+            "overlap": found,
             "model": shop.loaded.name,
             "adapters": {role: adapter.path for role, adapter in adapters.items()},
             "dataset": f"{shop_settings.data.dataset_name}/{shop_settings.data.dataset_split}",
             "data_fingerprint": shop.problems.fingerprint,
-            "temperature": explore.temperature,
-            "top_p": explore.top_p,
+            "decoding": decoding(explore, settings),
         }
         write_predictions(folder, trees, result)
     return result

@@ -15,12 +15,12 @@ LAYERS = [
     {"errors", "types", "seeds"},
     {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
-    {"verify", "grade", "fit", "layouts", "speaker", "models"},
+    {"verify", "grade", "fit", "layouts", "speaker", "models", "scores"},
     {"logprobs", "objectives", "explore"},
     {"gradients"},
     {"learner_state"},
     {"learner", "runs", "config"},
-    {"recipes", "checkpoint", "traces"},
+    {"recipes", "checkpoint", "traces", "overlap"},
     {"online", "progress", "watch", "sources", "export"},
     {"evaluate", "build", "generate", "sft"},
     {"training"},
@@ -32,7 +32,7 @@ LAYERS = [
 PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
     "flows.single", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
-    "engines.scripted", "seed", "problems",
+    "engines.scripted", "seed", "problems", "scores", "overlap", "traces",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 

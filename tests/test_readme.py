@@ -12,6 +12,7 @@ import pytest
 from flow_dpo import cli, commands, trace_commands
 from flow_dpo.build import default_settings
 from flow_dpo.evaluate import EvaluationSettings
+from flow_dpo.overlap import OverlapSettings
 from flow_dpo.sources import SpeakingSettings
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +35,7 @@ def test_train_commands_parse(line: str) -> None:
 @pytest.mark.parametrize("line", printed("flow-dpo evaluate"))
 def test_evaluate_commands_name_settings_that_exist(line: str) -> None:
     words = shlex.split(line)[2:]
-    known = {*vars(EvaluationSettings()), *vars(SpeakingSettings()), "preset"}
+    known = {*vars(EvaluationSettings()), *vars(SpeakingSettings()), *vars(OverlapSettings()), "preset"}
     for section in default_settings("flow-dpo", "seed").sections().values():
         known |= set(vars(section)) if is_dataclass(section) else set()
     flags = {word.removeprefix("--").split("=")[0].rpartition(".")[2] for word in words if word.startswith("--")}
