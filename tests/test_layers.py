@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "types", "seeds"},
     {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
-    {"verify", "grade", "fit", "layouts", "speaker", "models", "scores"},
+    {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores"},
     {"logprobs", "objectives", "explore"},
     {"gradients"},
     {"learner_state"},
@@ -32,7 +32,7 @@ LAYERS = [
 PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
     "flows.single", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
-    "engines.scripted", "seed", "problems", "scores", "overlap", "traces",
+    "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
