@@ -12,8 +12,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from flow_dpo import recipes
-from flow_dpo.custom import load_flow
+from flow_dpo import config, recipes
+from flow_dpo.custom import is_source, load_flow
 from flow_dpo.engines.local import LocalEngine, LocalSettings
 from flow_dpo.fit import fitting_problems
 from flow_dpo.flows.base import Flow
@@ -84,9 +84,12 @@ class TrainSettings:
     def sections(self) -> dict[str, Any]:
         """The settings by the names that flags and config.yaml use."""
         recipe = self.recipe
-        names = {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
         method = {name: getattr(recipe, name) for name in ("flow", "explore", "credit", "objective")}
-        return {**names, **method, **self.shop.sections(), "learner": self.learner, "run": self.run}
+        return {**self.names(), **method, **self.shop.sections(), "learner": self.learner, "run": self.run}
+
+    def names(self) -> dict[str, str]:
+        """What the settings were made from: recipe, preset, and the user's own flow."""
+        return {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
 
     @classmethod
     def from_sections(cls, sections: Mapping[str, Any]) -> TrainSettings:
@@ -117,6 +120,25 @@ def default_settings(recipe: str, preset: str, flow_source: str = "") -> TrainSe
         recipe_name=recipe,
         preset=preset,
     )
+
+
+def defaults_of(argv: Sequence[str], base: Mapping[str, Any]) -> tuple[list[str], TrainSettings]:
+    """The defaults of a command by what it names of recipe, preset, model and flow, or else by what `base` does.
+
+    Also returns the words, with `--flow file.py:Name` as the setting that it is.
+    """
+    words: list[str] = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if words and words[-1] == "--flow" and is_source(word):
+            words[-1] = "--flow_source"
+        words.append(f"--flow_source={value}" if name == "--flow" and equals and is_source(value) else word)
+    named = base.get("model", {}).get("model_name_or_path", "seed")
+    model = config.peek(words, "model.model_name_or_path", named)
+    recipe = config.peek(words, "recipe", base.get("recipe", "flow-dpo"))
+    preset = config.peek(words, "preset", base.get("preset", recipes.default_preset(model)))
+    source = config.peek(words, "flow_source", base.get("flow_source", ""))
+    return words, default_settings(recipe, preset, source)
 
 
 @dataclass(kw_only=True)

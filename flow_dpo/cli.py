@@ -3,6 +3,9 @@
     flow-dpo quickstart                     the whole method on the embedded seed, in a minute or two
     flow-dpo train --model_name_or_path ... --dataset_name ...
     flow-dpo evaluate --run runs/train ...
+    flow-dpo generate --run runs/train ...  verified traces of the trained flow
+    flow-dpo export --source runs/traces ...
+    flow-dpo sft --traces runs/traces ...   the base, fine-tuned on traces
     flow-dpo verify FILE --output OUT
 
 A thin shell: commands are parsed here and done elsewhere. Nothing heavy is imported before a command needs it.
@@ -22,6 +25,9 @@ _COMMANDS = {
     "quickstart": "learn on the embedded seed model and show what came of it",
     "train": "learn from a stream of problems by Flow-DPO",
     "evaluate": "measure a model, or a run's adapters, on a data set",
+    "generate": "write verified traces of a trained flow, an untrained one, or a single model",
+    "export": "write traces, or a run's pairs, for other trainers",
+    "sft": "fine-tune a model on traces",
     "verify": "grade a file of answers against their gold",
 }
 
@@ -72,12 +78,15 @@ class _Plain(logging.Formatter):
 
 
 def _run(command: str, words: list[str]) -> int:
-    from flow_dpo import commands
+    from flow_dpo import commands, trace_commands
 
     done = {
         "quickstart": commands.quickstart,
         "train": commands.train,
         "evaluate": commands.evaluate,
+        "generate": trace_commands.generate,
+        "export": trace_commands.export,
+        "sft": trace_commands.fine_tune,
         "verify": commands.verify,
     }
     return done[command](words)

@@ -1,6 +1,7 @@
 """How good is a flow, or one of its roles alone, on problems that it does not learn from?
 
-The flow (or the Answer role in one pass) is played once a problem, without alternatives, and graded. Stop is measured
+The flow (or the Answer role in one pass) is played on each problem, greedily once or drawn several times, without
+alternatives, and graded. Stop is measured
 on the candidates that it met: how often it said Yes to unfinished, wrong and right ones, and how well its log-odds of
 Yes tell right from wrong and finished from unfinished (area under the curve).
 """
@@ -9,16 +10,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flow_dpo import scores
+from flow_dpo.errors import ConfigError
 from flow_dpo.explore import Explore
 from flow_dpo.flows.base import Flow
 from flow_dpo.grade import grade
-from flow_dpo.measures import auc, wilson
-from flow_dpo.online import Players, batched, play_metrics, reward
+from flow_dpo.measures import auc
+from flow_dpo.online import Players, batched, play_metrics
+from flow_dpo.seeds import derive
 from flow_dpo.speaker import Speaker
 from flow_dpo.tree import Tree
 from flow_dpo.types import Adapter, Problem, Role, Verdict
@@ -32,14 +37,18 @@ class EvaluationSettings:
     """"single" is one pass of the Answer role."""
     greedy: bool = True
     """Take the likeliest token; otherwise draw with the exploration's temperature and top-p."""
-    run: str | None = None
-    """A run folder whose newest adapters speak; the base model where not given."""
-    roles: tuple[str, ...] = ()
-    """Roles that speak with the run's adapters; all where empty."""
+    draws: int = 1
+    """How often each problem is played; more than one needs `greedy` to be false."""
     output_dir: str = "runs/evaluation"
     seed: int = 0
     batch_problems: int = 64
     """Problems under way at once. Changes timing only."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ConfigError(f"expected draws of 1 at least, found {self.draws}")
+        if self.greedy and self.draws > 1:
+            raise ConfigError(f"expected one draw where decoding is greedy, found {self.draws}; add --greedy false")
 
 
 def evaluate(
@@ -50,46 +59,47 @@ def evaluate(
     adapters: dict[Role, Adapter],
     settings: EvaluationSettings,
 ) -> tuple[list[Tree], dict[str, Any]]:
-    """Play and grade every problem once; the trees, and the summary that `summary.json` holds."""
+    """Play and grade every problem, `settings.draws` times; the trees draw by draw, and the summary that
+    `summary.json` holds."""
     speaker = Speaker(players.engine, players.renderer)
     speaker.refresh(adapters)
     trunk_only = explore.alone(greedy=settings.greedy)
     trees: list[Tree] = []
     stops: list[_Heard] = []
     work = {"tokens": 0}
-    for batch in batched(problems, settings.batch_problems):
-        played = trunk_only(flow, speaker, batch, seed=settings.seed)
-        grade(played, players.verifier, players.renderer, players.grading)
-        work["tokens"] += int(play_metrics(played, players.engine)["play/tokens"])
-        stops.extend(_heard(flow, played, players))
-        trees.extend(played)
+    for draw in range(settings.draws):
+        # The first draw is the one that an evaluation of a single draw makes.
+        seed = derive(settings.seed, "draw", draw) if draw else settings.seed
+        for batch in batched(problems, settings.batch_problems):
+            played = trunk_only(flow, speaker, batch, seed=seed)
+            grade(played, players.verifier, players.renderer, players.grading)
+            work["tokens"] += int(play_metrics(played, players.engine)["play/tokens"])
+            stops.extend(_heard(flow, played, players))
+            trees.extend(played)
     return trees, summary(trees) | work | {"stop": stop_summary(stops)}
 
 
+def decoding(explore: Explore, settings: EvaluationSettings) -> dict[str, Any]:
+    """How completions were taken: the values that played a part, and no others."""
+    if settings.greedy:
+        return {"greedy": True, "draws": 1}
+    sampling = {name: getattr(explore, name) for name in ("temperature", "top_p", "choice_temperature")}
+    return {"greedy": False, "draws": settings.draws, "seed": settings.seed, **sampling}
+
+
 def summary(trees: Iterable[Tree]) -> dict[str, Any]:
-    """Accuracy over graded problems, its 95 % interval, and the counts behind it; by level where problems have one."""
-    rewards = [(tree.problem, reward(tree)) for tree in trees]
-    overall = _accuracy([value for _, value in rewards])
-    for column in ("level", "subject"):
-        groups: dict[str, list[float | None]] = {}
-        for problem, value in rewards:
-            if getattr(problem, column):
-                groups.setdefault(getattr(problem, column), []).append(value)
-        if len(groups) > 1:
-            overall[f"by_{column}"] = {name: _accuracy(values) for name, values in sorted(groups.items())}
-    return overall
+    """Accuracy over graded draws, its 95 % interval, and the counts behind it (`scores.summary`).
 
-
-def _accuracy(rewards: Sequence[float | None]) -> dict[str, Any]:
-    graded = [value for value in rewards if value is not None]
-    correct = int(sum(graded))
-    return {
-        "accuracy": correct / len(graded) if graded else None,
-        "interval": list(wilson(correct, len(graded))),
-        "num_problems": len(rewards),
-        "num_correct": correct,
-        "num_ungraded": len(rewards) - len(graded),
-    }
+    Several trees of one problem are its draws.
+    """
+    verdicts: dict[str, list[Verdict]] = {}
+    problems: dict[str, Problem] = {}
+    for tree in trees:
+        problems[tree.problem.id] = tree.problem
+        verdicts.setdefault(tree.problem.id, []).append(tree.trunk.verdict or Verdict(status="ungraded"))
+    return scores.summary(
+        [scores.Drawn(problem=problem, verdicts=tuple(verdicts[id])) for id, problem in problems.items()]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +155,15 @@ def stop_summary(heard: Sequence[_Heard]) -> dict[str, Any]:
 
 
 def write_predictions(folder: Path, trees: Sequence[Tree], result: dict[str, Any]) -> None:
-    """predictions.jsonl, one problem a line, and summary.json."""
+    """predictions.jsonl, one draw of one problem a line, and summary.json."""
     folder.mkdir(parents=True, exist_ok=True)
+    seen: Counter[str] = Counter()
     with (folder / "predictions.jsonl").open("w", encoding="utf-8", newline="\n") as file:
         for tree in trees:
+            seen[tree.problem.id] += 1
             row = {
                 "id": tree.problem.id,
+                "draw": seen[tree.problem.id],
                 "question": tree.problem.question,
                 "gold": tree.problem.gold,
                 "solution": tree.trunk.text,

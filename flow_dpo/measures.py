@@ -16,7 +16,7 @@ from flow_dpo.tree import Tree
 from flow_dpo.types import Example, Pair, Scored
 
 
-def wilson(num_correct: int, num_problems: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(num_correct: float, num_problems: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a share, 95 % unless `z` says otherwise; (0, 1) where nothing was counted."""
     if num_problems == 0:
         return (0.0, 1.0)

@@ -78,7 +78,7 @@ class Policy:
         self.settings = settings or LoraSettings()
         self.roles: tuple[Role, ...] = tuple(roles)
         self.seed = seed
-        self._targets = _targets(model, self.settings.lora_target_modules)
+        self._targets = lora_targets(model, self.settings.lora_target_modules)
         _check_names(model, self.roles)
         attention.prepare(model)
         self.model = model
@@ -290,7 +290,7 @@ def _plain(value: object) -> object:
     return sorted(value) if isinstance(value, list | set | tuple) else value
 
 
-def _targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> tuple[str, ...]:
+def lora_targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> tuple[str, ...]:
     """Full or last parts of names of the modules that get an adapter; refuses those that do not exist."""
     head = model.get_output_embeddings()
     linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}

@@ -9,6 +9,8 @@ ever decoded and encoded again:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -80,6 +82,15 @@ class Renderer:
             choices=choices,
         )
 
+    def chat(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        """Messages without spliced ids as the template gets them, for files that others render.
+
+        Raises `ValueError` where sampled ids stand in them: there is no text that would surely encode to these ids.
+        """
+        if any(not isinstance(piece, str) for message in messages for piece in message.content):
+            raise ValueError("expected messages of text alone, found sampled token ids in one")
+        return self._folded([{"role": role, "content": content} for role, content in _masked(messages)])
+
     def to_ids(self, pieces: Sequence[Piece]) -> TokenIds:
         """The ids of text pieces (encoded one by one) and of sampled pieces (as they are)."""
         ids: list[int] = []
@@ -106,6 +117,11 @@ class Renderer:
         after = self.encode(str(text).rpartition(_MARK)[2])
         return after[0] if after and after[0] in self.tokenizer.all_special_ids else None
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary: token ids mean the same to two renderers only where it is equal."""
+        words = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
+        return hashlib.sha256(json.dumps(words).encode("ascii")).hexdigest()
+
     def _encode(self, text: str) -> TokenIds:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False)) if text else ()
 
@@ -128,12 +144,17 @@ class Renderer:
             return True
         return "SYSTEM" not in text
 
+    def _folded(self, chat: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The chat with its system message in front of the first question, where the template has no place for it."""
+        if not (self.folds_system and chat and chat[0]["role"] == "system"):
+            return chat
+        system, *rest = chat
+        if system["content"]:
+            rest[0] = {**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}
+        return rest
+
     def _render_fragments(self, messages: tuple[tuple[str, str], ...]) -> tuple[tuple[str, ...], int]:
-        chat = [{"role": role, "content": content} for role, content in messages]
-        if self.folds_system and chat and chat[0]["role"] == "system":
-            system = chat.pop(0)["content"]
-            if system:
-                chat[0] = {**chat[0], "content": f"{system}\n\n{chat[0]['content']}"}
+        chat = self._folded([{"role": role, "content": content} for role, content in messages])
         # A system message is given even when it is empty: some templates would add one of their own.
         try:
             fragments = self._apply(chat).split(_MARK)

@@ -62,8 +62,8 @@ class RunFolder:
         if not over:
             refuse_used(path)
         path.mkdir(parents=True, exist_ok=True)
-        _write(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
-        _write(path / "run.json", json.dumps({**environment(), **facts}, indent=2) + "\n")
+        write_whole(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        write_whole(path / "run.json", json.dumps({**environment(), **facts}, indent=2) + "\n")
         for name in RECORDS:
             (path / name).write_bytes(b"")
         (path / "scored.jsonl").unlink()  # of few recipes only: made when there is something
@@ -98,7 +98,7 @@ class RunFolder:
     def note(self, facts: Mapping[str, Any]) -> None:
         """Add facts to run.json."""
         known = read_facts(self.path)
-        _write(self.path / "run.json", json.dumps({**known, **facts}, indent=2) + "\n")
+        write_whole(self.path / "run.json", json.dumps({**known, **facts}, indent=2) + "\n")
 
     def record(
         self,
@@ -119,13 +119,7 @@ class RunFolder:
         return latest_adapters(self.path)
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if not rows:
-            return
-        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with (self.path / name).open("a", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        append_jsonl(self.path / name, rows)
 
 
 @contextmanager
@@ -231,6 +225,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to the end of a file, and make sure that they are on the disk."""
+    if not rows:
+        return
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def example_row(example: Example, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
     """One line of pairs.jsonl or scored.jsonl."""
     return _pair_row(example, tree, texts) if isinstance(example, Pair) else _scored_row(example, tree, texts)
@@ -329,7 +334,7 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("w", encoding="utf-8", newline="\n") as file:

@@ -121,6 +121,16 @@ class Solution:
     pieces: tuple[Piece, ...]
     ended: bool
     """The Answer role said its end token last: nothing was cut off."""
+    attempt_start: int = 0
+    """Index of the first piece of the attempt that counts: what stands before was given up, and begun anew."""
+
+    @property
+    def attempt(self) -> tuple[Piece, ...]:
+        """The pieces of the attempt that counts, alone. Fixed words behind its last sampled ids are left out."""
+        pieces = self.pieces[self.attempt_start :]
+        while pieces and isinstance(pieces[-1], str):
+            pieces = pieces[:-1]
+        return pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

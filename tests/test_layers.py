@@ -15,16 +15,16 @@ LAYERS = [
     {"errors", "types", "seeds"},
     {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
-    {"verify", "grade", "fit", "layouts", "speaker", "models", "custom"},
+    {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
     {"logprobs", "objectives", "explore"},
     {"gradients"},
     {"learner_state"},
     {"learner", "runs", "config"},
-    {"recipes", "checkpoint"},
-    {"online", "progress", "watch"},
-    {"evaluate", "build"},
+    {"recipes", "checkpoint", "traces", "overlap"},
+    {"online", "progress", "watch", "sources", "export"},
+    {"evaluate", "build", "generate", "sft"},
     {"training"},
-    {"commands"},
+    {"commands", "trace_commands"},
     {"cli"},
 ]
 """From left to right: a module imports from layers to its left, and within its own folder."""
@@ -32,7 +32,7 @@ LAYERS = [
 PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
     "flows.single", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
-    "engines.scripted", "seed", "problems",
+    "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 

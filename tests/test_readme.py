@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from flow_dpo import cli, commands
+from flow_dpo import cli, commands, trace_commands
 from flow_dpo.build import default_settings
 from flow_dpo.evaluate import EvaluationSettings
+from flow_dpo.overlap import OverlapSettings
+from flow_dpo.sources import SpeakingSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"]
@@ -33,11 +35,34 @@ def test_train_commands_parse(line: str) -> None:
 @pytest.mark.parametrize("line", printed("flow-dpo evaluate"))
 def test_evaluate_commands_name_settings_that_exist(line: str) -> None:
     words = shlex.split(line)[2:]
-    known = {*vars(EvaluationSettings()), "preset"}
+    known = {*vars(EvaluationSettings()), *vars(SpeakingSettings()), *vars(OverlapSettings()), "preset"}
     for section in default_settings("flow-dpo", "seed").sections().values():
         known |= set(vars(section)) if is_dataclass(section) else set()
     flags = {word.removeprefix("--").split("=")[0].rpartition(".")[2] for word in words if word.startswith("--")}
     assert flags <= known
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo generate"))
+def test_generate_commands_parse(line: str) -> None:
+    words = shlex.split(line)[2:]
+    if "--run" in words:  # a folder that the reader has and the test has not
+        del words[words.index("--run") : words.index("--run") + 2]
+    assert trace_commands.parse_generate(words)["generate"].draws > 0
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo export"))
+def test_export_commands_parse(line: str) -> None:
+    assert trace_commands.parse_export(shlex.split(line)[2:]).source
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo sft"))
+def test_sft_commands_name_settings_that_exist(line: str) -> None:
+    words = shlex.split(line)[2:]
+    traces = words.index("--traces")
+    assert words[traces + 1] in {shlex.split(made)[-1] for made in printed("flow-dpo generate")}
+    del words[traces : traces + 2]
+    parsed, _ = trace_commands.parse_sft(words)
+    assert parsed["training"].num_train_epochs > 0
 
 
 @pytest.mark.parametrize("line", printed("make "))
@@ -60,7 +85,7 @@ def test_every_file_that_the_readme_names_exists() -> None:
 def test_every_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("quickstart", "train", "evaluate", "verify"))
+    assert all(name in shown for name in ("quickstart", "train", "evaluate", "generate", "export", "sft", "verify"))
     assert cli.main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
 

@@ -64,6 +64,8 @@ class AnswerStopState:
     problem: Problem
     pieces: tuple[Piece, ...] = ()
     """What Answer has written: sampled ids, and the fixed words that reopened an ended answer."""
+    attempt_start: int = 0
+    """Index of the first piece behind the fixed words that reopened an ended answer last."""
     num_chunks: int = 0
     ended: bool = False
     """Answer's last chunk closed with its end token."""
@@ -107,10 +109,11 @@ class AnswerStop(Flow[AnswerStopState]):
             return replace(state, pieces=(*state.pieces, "\n") if closes else state.pieces, speaker="nobody")
         if not state.ended:
             return replace(state, speaker="answer")
-        return replace(state, pieces=(*state.pieces, self.prompts.reopen), ended=False, speaker="answer")
+        pieces = (*state.pieces, self.prompts.reopen)
+        return replace(state, pieces=pieces, attempt_start=len(pieces), ended=False, speaker="answer")
 
     def solution(self, state: AnswerStopState) -> Solution:
-        return Solution(pieces=state.pieces, ended=state.ended)
+        return Solution(pieces=state.pieces, ended=state.ended, attempt_start=state.attempt_start)
 
     def tags(self, state: AnswerStopState) -> tuple[str, ...]:
         if state.speaker != "stop":
