@@ -68,7 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = runs.RunFolder.create(tmp_path_factory.mktemp("made") / "run", {}, {"model": "tiny"})
     decode = RENDERER.tokenizer.decode
     rows = [
-        runs.pair_row(
+        runs.example_row(
             pair,
             tree,
             {
@@ -80,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for pair in OutcomePairs()([tree])
     ]
     assert len(rows) == 4
-    folder.record({}, [], rows)
+    folder.record({}, [], pairs=rows)
     return folder.path
 
 
