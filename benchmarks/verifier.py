@@ -3,8 +3,8 @@
     python -m benchmarks.verifier --dataset_names GSM8K_FOLDER MATH500_FOLDER
 
 Every gold answer of the data sets is graded twice, in the words of a solution: against itself, and against the gold of
-the next problem. What needs algebra goes to the child processes; pairs are graded once each, so no cache helps. The work
-is that of `flow-dpo verify` without reading and writing files.
+the next problem. What needs algebra goes to the child processes; pairs are graded once each, so no cache helps. The
+work is that of `flow-dpo verify` without reading and writing files.
 """
 
 from __future__ import annotations
