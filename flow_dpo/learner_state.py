@@ -27,6 +27,8 @@ from flow_dpo.policy import Policy
 from flow_dpo.types import Completion, Example, Pair, Request, Role, Scored
 
 TENSORS, FACTS = "learner.safetensors", "learner.json"
+FACT_NAMES = ("version", "role_updates", "packed")
+"""What learner.json holds besides the pool."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What Adam remembers of each parameter."""
 
@@ -52,6 +54,7 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[dict[str
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
         pool = [_example(row) for row in facts.pop("pool")]
+        facts = {name: facts[name] for name in FACT_NAMES}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{folder}: expected a learner's {FACTS} and {TENSORS}, found {error!r}") from error
     stepped = {role for role in policy.roles if any(name.startswith(f"{role}/exp_avg/") for name in tensors)}

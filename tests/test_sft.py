@@ -24,7 +24,7 @@ from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts
 from flow_dpo.grade import GradingSettings
 from flow_dpo.models import ModelSettings, load_model
 from flow_dpo.online import Players
-from flow_dpo.recipes import PRESETS, WORKED_EXAMPLES
+from flow_dpo.recipes import WORKED_EXAMPLES, preset
 from flow_dpo.sources import one_pass
 from flow_dpo.traces import Trace, TraceFile, TraceFolder, read_traces
 from flow_dpo.types import Problem, Request, TokenIds, Verdict
@@ -54,7 +54,7 @@ def test_the_prompt_is_the_one_that_evaluation_asks(kind: str, tmp_path: Path) -
     """The ids that an engine is asked in `evaluate --mode single`, worked examples and all."""
     name = "seed" if kind == "seed" else str(chat_model_folder(kind, tmp_path / "model"))
     loaded = load_model(ModelSettings(model_name_or_path=name))
-    flow = PRESETS["seed"].recipe.flow if kind == "seed" else PRESETS["small"].recipe.flow
+    flow = preset("flow-dpo", "seed" if kind == "seed" else "small").recipe.flow
     assert isinstance(flow, AnswerStop)
     flow = replace(flow, prompts=replace(flow.prompts, examples=WORKED_EXAMPLES))
     asked: list[Request] = []
