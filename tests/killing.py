@@ -168,6 +168,8 @@ def main() -> None:
             folder = Path(place) / "killed"
             num_killed += survive(folder, whole, kills)
             shutil.rmtree(folder)
+            if point % 20 == 19:
+                print(f"{point + 1} points, {num_killed} kills, all resumed to the byte", flush=True)
         num_full = max(2, settings.points // 10)
         for point in range(num_full):
             survive_full_disk(folder, whole, (point + 1) / (num_full + 1))
