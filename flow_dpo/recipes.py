@@ -130,7 +130,10 @@ SCALES: dict[str, Scale] = {
             "temperature": 0.8,
         },
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=2e-4, pairs_per_update=12, schedule=ScheduleSettings(warmup_updates=2)),
+        # At a constant rate Stop swings between its words (docs/log.md).
+        learner=LearnerSettings(
+            learning_rate=2e-4, pairs_per_update=16, schedule=ScheduleSettings(warmup_updates=2, decay_after=8)
+        ),
         explore_ahead=32,
     ),
     # For the embedded seed model. A reference that follows every eight updates lets margins go on growing; against the
