@@ -9,38 +9,51 @@ work is that of `flow-dpo verify` without reading and writing files.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 from benchmarks import measuring
-from flow_dpo.extract import AnswerRule
-from flow_dpo.problems import load_problems
-from flow_dpo.verify import Verifier
+from benchmarks.measuring import Figure
+
+MODULE = "benchmarks.verifier"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measuring.parser(__doc__)
+    parser.set_defaults(num_threads=2)
     parser.add_argument("--dataset_names", nargs="+", default=["seed"])
     parser.add_argument("--dataset_split", default="test")
     settings = parser.parse_args()
-    for name in settings.dataset_names:
-        golds = [problem.gold for problem in load_problems(name, split=settings.dataset_split).problems]
-        pairs = dict.fromkeys(zip(golds, golds, strict=True)) | dict.fromkeys(pairwise(golds))
-        items = [(gold, f"First this, then that.\nAnswer: {answer}", True) for gold, answer in pairs]
-        with Verifier(rule=AnswerRule()) as verifier:
-            verifier.grade("x+1", "\\boxed{1+x}", ended=True)  # the workers are up
-            began = time.perf_counter()
-            verdicts = verifier.grade_many(items)
-            seconds = time.perf_counter() - began
-        algebra = sum(verdict.reason.startswith("algebra") for verdict in verdicts)
-        counts = dict(Counter(verdict.status for verdict in verdicts))
-        print(
-            f"{name}: {len(items) / seconds:.0f} answers a second ({len(items)} in {seconds:.2f} s, {algebra} by "
-            f"algebra): {counts}\n{measuring.machine(2)}",
-            flush=True,
-        )
+    most = 50 if settings.tiny else None
+    figures = [figure(name, settings.dataset_split, most) for name in settings.dataset_names]
+    measuring.keep(figures, settings, MODULE)
+
+
+def figure(name: str, split: str, most: int | None) -> Figure:
+    """Answers a second on one data set."""
+    from flow_dpo.extract import AnswerRule
+    from flow_dpo.problems import load_problems
+    from flow_dpo.verify import Verifier
+
+    golds = [problem.gold for problem in load_problems(name, split=split, max_problems=most).problems]
+    pairs = dict.fromkeys(zip(golds, golds, strict=True)) | dict.fromkeys(pairwise(golds))
+    items = [(gold, f"First this, then that.\nAnswer: {answer}", True) for gold, answer in pairs]
+    with Verifier(rule=AnswerRule()) as verifier:
+        verifier.grade("x+1", "\\boxed{1+x}", ended=True)  # the workers are up
+        began = time.perf_counter()
+        verdicts = verifier.grade_many(items)
+        seconds = time.perf_counter() - began
+    details = {
+        "answers": len(items),
+        "seconds": seconds,
+        "by_algebra": sum(verdict.reason.startswith("algebra") for verdict in verdicts),
+        "verdicts": dict(Counter(verdict.status for verdict in verdicts)),
+    }
+    print(f"{name}: {details}", flush=True)
+    title = f"verifier, answers of {Path(name).name}: a second"
+    return Figure(name=title, ratio=len(items) / seconds, reach=">= 1000", details=details)
 
 
 if __name__ == "__main__":

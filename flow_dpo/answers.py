@@ -275,6 +275,8 @@ def _same_ratio(gold: str, answer: str) -> bool | None:
 
 def _is_something_else(text: str) -> bool:
     """Certainly not one number: a name, something unbounded, a matrix, or a list of several different numbers."""
+    if text.casefold() in ("yes", "no"):
+        return True
     if "\\infty" in text or "\\cup" in text or ("matrix}" in text and ("\\\\" in text or "&" in text)):
         return True
     if _NAME.fullmatch(text) and len(text) > 4 and " " not in text:
