@@ -168,7 +168,9 @@ def _full_names(
         name = short.get(prefix, prefix)
         if name not in names:
             raise ConfigError(f"unknown setting {name} in {path}; {_near(name, [*short, *names]).replace('--', '')}")
-        if isinstance(value, dict) and names[name]:
+        if names[name]:
+            if not isinstance(value, dict):
+                raise ConfigError(f"expected names and values under {name} in {path}, found {value!r:.80}")
             for key, item in value.items():
                 put(f"{name}.{key}", item)
             return

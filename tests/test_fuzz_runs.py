@@ -78,6 +78,13 @@ def test_ten_thousand_settings_files(value: Any, damage: list[tuple[int, int]]) 
     any_settings(value, damage)
 
 
+def test_a_group_that_is_no_mapping_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "given.yaml"
+    path.write_text("engine:\n")
+    with pytest.raises(ConfigError, match="expected names and values under engine"):
+        commands.parse_train("t", ["--config", str(path)], {})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with one checkpoint."""
