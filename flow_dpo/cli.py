@@ -13,6 +13,7 @@ A thin shell: commands are parsed here and done elsewhere. Nothing heavy is impo
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -22,14 +23,18 @@ from collections.abc import Sequence
 from flow_dpo.errors import FlowDpoError, visible
 
 _COMMANDS = {
-    "quickstart": "learn on the embedded seed model and show what came of it",
-    "train": "learn from a stream of problems by Flow-DPO",
-    "evaluate": "measure a model, or a run's adapters, on a data set",
-    "generate": "write verified traces of a trained flow, an untrained one, or a single model",
-    "export": "write traces, or a run's pairs, for other trainers",
-    "sft": "fine-tune a model on traces",
-    "verify": "grade a file of answers against their gold",
+    "quickstart": ("commands:quickstart", "learn on the embedded seed model and show what came of it"),
+    "train": ("commands:train", "learn from a stream of problems by Flow-DPO"),
+    "evaluate": ("commands:evaluate", "measure a model, or a run's adapters, on a data set"),
+    "generate": (
+        "trace_commands:generate",
+        "write verified traces of a trained flow, an untrained one, or a single model",
+    ),
+    "export": ("trace_commands:export", "write traces, or a run's pairs, for other trainers"),
+    "sft": ("trace_commands:fine_tune", "fine-tune a model on traces"),
+    "verify": ("commands:verify", "grade a file of answers against their gold"),
 }
+"""Where each command is done (module and function, imported when it is asked for), and what it does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,18 +83,8 @@ class _Plain(logging.Formatter):
 
 
 def _run(command: str, words: list[str]) -> int:
-    from flow_dpo import commands, trace_commands
-
-    done = {
-        "quickstart": commands.quickstart,
-        "train": commands.train,
-        "evaluate": commands.evaluate,
-        "generate": trace_commands.generate,
-        "export": trace_commands.export,
-        "sft": trace_commands.fine_tune,
-        "verify": commands.verify,
-    }
-    return done[command](words)
+    module, _, function = _COMMANDS[command][0].partition(":")
+    return getattr(importlib.import_module(f"flow_dpo.{module}"), function)(words)
 
 
 def _quiet_threads() -> None:
@@ -104,7 +99,7 @@ def _quiet_threads() -> None:
 
 def _usage() -> str:
     lines = ["usage: flow-dpo COMMAND [SETTINGS]", ""]
-    lines += [f"  {name:<12}{what}" for name, what in _COMMANDS.items()]
+    lines += [f"  {name:<12}{what}" for name, (_, what) in _COMMANDS.items()]
     return "\n".join([*lines, "", "flow-dpo COMMAND --help lists a command's settings."])
 
 

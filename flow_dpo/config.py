@@ -185,6 +185,10 @@ def _full_names(
     return full
 
 
+_OF_VALUES = (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError)
+"""What PyYAML raises besides its own errors for values that it cannot make: a date of month 99, a character too large."""
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The names and values of a YAML file. Raises `ConfigError` where it is none."""
     try:
@@ -193,7 +197,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError(f"could not read the settings file {path}: {error}") from error
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_OF_VALUES) as error:
         raise ConfigError(f"expected YAML in {path}: {error}") from error
     if found is None:
         return {}

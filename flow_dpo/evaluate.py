@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flow_dpo import scores
+from flow_dpo import equations, scores
 from flow_dpo.errors import ConfigError
 from flow_dpo.explore import Explore
 from flow_dpo.flows.base import Flow
 from flow_dpo.grade import grade
 from flow_dpo.measures import auc
-from flow_dpo.online import Players, batched, play_metrics
+from flow_dpo.online import Players, batched, play_metrics, reward
 from flow_dpo.seeds import derive
 from flow_dpo.speaker import Speaker
 from flow_dpo.tree import Tree
@@ -66,6 +66,7 @@ def evaluate(
     trunk_only = explore.alone(greedy=settings.greedy)
     trees: list[Tree] = []
     stops: list[_Heard] = []
+    right: list[tuple[Problem, str]] = []
     work = {"tokens": 0}
     for draw in range(settings.draws):
         # The first draw is the one that an evaluation of a single draw makes.
@@ -75,8 +76,14 @@ def evaluate(
             grade(played, players.verifier, players.renderer, players.grading)
             work["tokens"] += int(play_metrics(played, players.engine)["play/tokens"])
             stops.extend(_heard(flow, played, players))
+            right += [
+                (tree.problem, players.renderer.to_text(tree.trunk.solution.attempt))
+                for tree in played
+                if reward(tree) == 1.0
+            ]
             trees.extend(played)
-    return trees, summary(trees) | work | {"stop": stop_summary(stops)}
+    steps = equations.invalid_rate(right)
+    return trees, summary(trees) | work | {"stop": stop_summary(stops), "steps_of_right_answers": steps}
 
 
 def decoding(explore: Explore, settings: EvaluationSettings) -> dict[str, Any]:

@@ -64,9 +64,10 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         write_whole(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         write_whole(path / "run.json", json.dumps({**environment(), **facts}, indent=2) + "\n")
+        (path / "scored.jsonl").unlink(missing_ok=True)  # of few recipes only: made when there is something
         for name in RECORDS:
-            (path / name).write_bytes(b"")
-        (path / "scored.jsonl").unlink()  # of few recipes only: made when there is something
+            if name != "scored.jsonl":
+                (path / name).write_bytes(b"")
         return cls(path)
 
     @classmethod

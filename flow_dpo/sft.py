@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PrinterCallback
 
@@ -136,6 +135,7 @@ def fine_tune(
     settings: SftSettings,
 ) -> tuple[PeftModel, list[dict[str, Any]]]:
     """The model with its trained adapter, and TRL's log. `rows` are those of `examples`."""
+    from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 

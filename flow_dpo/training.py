@@ -4,7 +4,7 @@
 
 Invariant: a resumed run's records, adapters and optimizers are bit for bit those of an uninterrupted run with the same
 settings on the same machine. Whatever could make them differ (settings, code, versions, device, data) is compared
-before any work, and refused unless the user allows it by name.
+before anything is played or written, all of it at once, and refused unless the user allows it by name.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ log = logging.getLogger("flow_dpo")
 
 _COLLAPSED = 0.04
 """A share of Yes-preferring Stop pairs nearer than this to 0 or 1 means that Stop learns one word for everything."""
+_RECENT = 200
+"""Stop pairs that are looked at."""
 _FALLEN = -1.0
 """Nats that chosen completions may lose against the reference, on average, while the margin grows."""
 _GROWN = 0.5
@@ -35,8 +37,8 @@ class StopWatcher:
         for example in examples:
             if isinstance(example, Pair) and example.request.choices:
                 self._counts.setdefault(example.request.role, []).append(float(example.chosen.choice == 0))
-        for role, prefers_yes in self._counts.items():
-            recent = prefers_yes[-200:]
+        for role, recent in self._counts.items():
+            del recent[:-_RECENT]
             rate = sum(recent) / len(recent)
             if len(recent) >= self._least and not _COLLAPSED < rate < 1 - _COLLAPSED and not self._warned:
                 self._warned = True

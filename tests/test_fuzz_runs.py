@@ -78,6 +78,14 @@ def test_ten_thousand_settings_files(value: Any, damage: list[tuple[int, int]]) 
     any_settings(value, damage)
 
 
+@pytest.mark.parametrize("text", ["beta: 2024-99-99", 'beta: "\\UFFFFFFFF"', "beta: !!int ''", "[" * 5000])
+def test_values_that_yaml_cannot_make_are_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"expected YAML in .*given\.yaml"):
+        commands.parse_train("t", ["--config", str(path)], {})
+
+
 def test_a_group_that_is_no_mapping_is_named(tmp_path: Path) -> None:
     path = tmp_path / "given.yaml"
     path.write_text("engine:\n")

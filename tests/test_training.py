@@ -201,6 +201,9 @@ def test_evaluate_writes_predictions_and_a_summary(seed_runs: tuple[Path, Path],
         summary = json.loads((out / "summary.json").read_text())
         assert summary["num_problems"] == 20
         assert {"accuracy", "interval", "num_correct", "num_ungraded", "tokens"} <= set(summary)
+        steps = summary["steps_of_right_answers"]
+        assert steps["num_solutions"] == steps["num_checked"] == summary["num_correct"]
+        assert 0 <= steps["num_invalid"] < max(steps["num_checked"], 1)
         assert summary["dataset"] == "seed/test"
         rows = runs.read_jsonl(out / "predictions.jsonl")
         assert sum(row["verdict"]["status"] == "correct" for row in rows) == summary["num_correct"]
