@@ -186,7 +186,7 @@ def _full_names(
 
 
 _OF_VALUES = (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError)
-"""What PyYAML raises besides its own errors for values that it cannot make: a date of month 99, a character too large."""
+"""What PyYAML raises besides its own errors where it cannot make a value: a date of month 99, a character too large."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
