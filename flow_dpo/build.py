@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo import config, recipes
+from flow_dpo.budget import BudgetSettings
 from flow_dpo.custom import is_source, load_flow
 from flow_dpo.engines.local import LocalEngine, LocalSettings
 from flow_dpo.fit import fitting_problems
@@ -38,6 +39,7 @@ class RunSettings:
     explore_ahead: int = 16
     """Problems played under one policy version before the learner sees them (not stated in the paper). More of them
     make fuller batches and staler play."""
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     window: int = 250
     """Problems in the windowed accuracy."""
     save_updates: int = 0

@@ -111,6 +111,6 @@ def one_pass(flow: Flow[Any]) -> Single:
     raise ConfigError(f"--mode single needs a flow with an Answer role, found {type(flow).__name__}")
 
 
-def played(flow: Flow[Any], mode: Literal["flow", "single"]) -> Flow[Any]:
-    """The flow itself, or one pass of its Answer role."""
+def played(flow: Flow[Any], mode: Literal["flow", "single", "ground_truth"]) -> Flow[Any]:
+    """The flow itself, or one pass of its Answer role, which is also what a data set's own solutions answer."""
     return flow if mode == "flow" else one_pass(flow)

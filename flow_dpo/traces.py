@@ -23,8 +23,9 @@ from flow_dpo import runs
 from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.types import Status, TokenIds, Verdict
 
-Source = Literal["trained_flow", "untrained_flow", "trained_answer", "self_generated"]
-"""Who wrote a trace: a run's flow, a flow without adapters, a run's Answer role in one pass, the base in one pass."""
+Source = Literal["trained_flow", "untrained_flow", "trained_answer", "self_generated", "ground_truth"]
+"""Who wrote a trace: a run's flow, a flow without adapters, a run's Answer role in one pass, the base in one pass, or
+whoever wrote the data set."""
 
 ROWS = "traces.jsonl"
 HEADER = "traces.json"

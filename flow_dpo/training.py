@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from flow_dpo import config, progress, runs
+from flow_dpo.budget import Purse
 from flow_dpo.build import TrainSettings, Workshop, workshop
 from flow_dpo.checkpoint import Checkpoints
 from flow_dpo.errors import ConfigError, FlowDpoError, StorageError
@@ -48,6 +49,7 @@ def run(settings: TrainSettings, console: Console) -> runs.RunFolder:
         learner = Learner(shop.policy, settings.learner)
         folder, validation = _open(path, settings, shop, learner)
         seen = validation.num_seen
+        purse = Purse(settings.run.budget, runs.read_jsonl(path / "metrics.jsonl"))
         keeper = RunKeeper(folder, shop, learner, validation, settings)
         going_on = f", going on after {seen}" if seen else ""
         say(console, f"{shop.loaded.name}: {len(shop.fitting)} problems{going_on}, writing to {path}")
@@ -55,10 +57,10 @@ def run(settings: TrainSettings, console: Console) -> runs.RunFolder:
             with progress.ProgressBar(console, len(shop.fitting), seen) as bar:
                 learn(
                     recipe,
-                    shop.fitting[seen:],
+                    purse.pay(shop.fitting[seen:]),
                     shop.players,
                     learner,
-                    [keeper, bar, StopWatcher(), LikelihoodWatcher()],
+                    [keeper, purse, bar, StopWatcher(), LikelihoodWatcher()],
                     seed=seed,
                     explore_ahead=settings.run.explore_ahead,
                     progress=validation,

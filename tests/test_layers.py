@@ -21,10 +21,11 @@ LAYERS = [
     {"learner_state"},
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces", "overlap"},
-    {"online", "progress", "watch", "sources", "export"},
+    {"online", "progress", "watch", "sources", "export", "budget"},
     {"evaluate", "build", "generate", "sft"},
     {"training"},
     {"commands", "trace_commands"},
+    {"comparison"},
     {"cli"},
 ]
 """From left to right: a module imports from layers to its left, and within its own folder."""
