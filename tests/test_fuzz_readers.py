@@ -341,7 +341,7 @@ def test_ten_thousand_texts_are_read_for_equations(text: str) -> None:
     ids=range(10),
 )  # fmt: skip
 def test_long_texts_are_read_for_equations_in_one_pass(text: str) -> None:
-    """In seconds a megabyte it was 15; the bound here is loose, for busy machines."""
+    """One of 300,000 signs took 5 seconds; the bound is loose, for busy machines."""
     before = time.process_time()
     any_text(text)
     assert time.process_time() - before < 2
