@@ -134,7 +134,9 @@ def refuse_unknown(given: Sequence[str], sections: Sections, others: Sequence[st
             isinstance(value, Mapping) and name.startswith(f"{setting}.") for setting, value in settings.items()
         )
         if not known and name not in others:
-            near = _near(name, [*settings, *others]).replace("--help", "flow-dpo train --help").replace(" --", " ")
+            of_group = [setting for setting in settings if setting.startswith(f"{name}.")]
+            near = _near(name, [*settings, *others]).replace(" --", " ")
+            near = f"name its settings one by one: {', '.join(of_group)}" if of_group else near
             raise ConfigError(f"expected names of settings in {flag}, or {', '.join(others)}, found {name!r}; {near}")
 
 
