@@ -108,7 +108,7 @@ def test_names_that_nothing_bears_are_refused_before_anything_is_loaded(
             train(tmp_path / "run", "--resume", "--allow", f"data,{name}")
     # So is what differs, all of it at once: settings, code and data.
     monkeypatch.setattr(runs, "_code", lambda: "other")
-    with pytest.raises(ConfigError, match=r"--allow learner\.role_learning_rates\.stop,data\.max_problems,code,data\n"):
+    with pytest.raises(ConfigError, match=r"stop,objective\.beta,data\.max_problems,code,data\n  data\.max"):
         train(tmp_path / "run", "--resume", "--max_problems", "28", "--beta", "0.5",
               "--learner.role_learning_rates", "{stop: 1e-4}",
               "--allow", "learner.role_learning_rates.stop,objective.beta")  # fmt: skip
