@@ -34,7 +34,7 @@ _COMMANDS = {
     "export": ("trace_commands:export", "write traces, or a run's pairs, for other trainers"),
     "sft": ("trace_commands:fine_tune", "fine-tune a model on traces"),
     "compare": ("comparison.command:compare", "compare sources of traces, and what else the same effort could buy"),
-    "verify": ("commands:verify", "grade a file of answers against their gold"),
+    "verify": ("verify_command:verify", "grade a file of answers against their gold"),
 }
 """Where each command is done (module and function, imported when it is asked for), and what it does."""
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 
 LAYERS = [
     {"errors", "types", "seeds"},
-    {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files"},
+    {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files", "strict_json"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
     {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
     {"logprobs", "objectives", "explore"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"online", "progress", "watch", "sources", "export", "budget"},
     {"evaluate", "build", "generate", "sft"},
     {"training"},
-    {"commands", "trace_commands"},
+    {"commands", "trace_commands", "verify_command"},
     {"comparison"},
     {"cli"},
 ]
@@ -34,6 +34,7 @@ PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
     "flows.single", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
     "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
+    "strict_json", "verify_command",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
@@ -92,6 +93,19 @@ def test_pure_core_imports_nothing_heavy(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_verify_starts_without_anything_heavy(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"gold": "5", "model_output": "Answer: 5"}\n')
+    code = (
+        "import sys; from flow_dpo import cli; "
+        "assert cli.main(['verify', sys.argv[1] + '/a.jsonl', '--output', sys.argv[1] + '/out']) == 0; "
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]; "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"num_correct": 1' in done.stdout
 
 
 def test_files_and_functions_are_short() -> None:
