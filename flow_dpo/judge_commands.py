@@ -87,7 +87,7 @@ def judge(argv: Sequence[str]) -> int:
     pairs = pairs_of(*sides, settings)
     path, console = Path(settings.output_dir), Console()
     with runs.locked(path):
-        header = _begin(path, parsed, sides, pairs)
+        header = _header(path, parsed, sides, pairs)
         asked = questions(pairs)
         known = read_judgements(path / ROWS, asked)
         left = [one for one in asked if one.key not in known]
@@ -96,6 +96,7 @@ def judge(argv: Sequence[str]) -> int:
             with judging(parsed) as (name, who):
                 _same_judge(path, header, name)
                 who.hear(left, _Keeper(path / ROWS, known, len(asked), console))
+        _write_header(path / HEADER, header)
         found = summarise(pairs, known)
         runs.write_whole(path / SUMMARY, json.dumps(_described(found, sides, header), indent=2) + "\n")
     say(console, spoken(found))
@@ -150,10 +151,10 @@ def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
         )
 
 
-def _begin(
+def _header(
     path: Path, parsed: Mapping[str, Any], sides: Sequence[TraceFile], pairs: Sequence[TracePair]
 ) -> dict[str, Any]:
-    """The folder's header: a new one, or the one that is there where it asks the same.
+    """The folder's header: a new one, not yet written, or the one that is there where it asks the same.
 
     Raises `ConfigError` where the folder holds something else, `DataError` where its header is broken.
     """
@@ -178,7 +179,7 @@ def _begin(
         return known
     if (path / ROWS).exists():
         raise ConfigError(f"output_dir {path} holds {ROWS} without {HEADER}; name another with --output_dir")
-    header = {
+    return {
         "question": question,
         "traces": [{"path": str(side.path), "source": side.header.get("source")} for side in sides],
         "num_traces": [len(side.traces) for side in sides],
@@ -186,8 +187,6 @@ def _begin(
         "command": config.command_line(),
         **runs.environment(),
     }
-    _write_header(file, header)
-    return header
 
 
 def _same_judge(path: Path, header: dict[str, Any], name: str) -> None:

@@ -36,25 +36,36 @@ def read_judgements(path: Path, asked: Sequence[Asked]) -> dict[Key, dict[str, A
     found: dict[Key, dict[str, Any]] = {}
     for number, row in enumerate(runs.read_jsonl(path), start=1):
         place = f"{path}, line {number}"
-        key = tuple(row.get(name) for name in ("dataset", "problem_id", "first"))
+        key = _key(row, place)
         if key not in known or key in found:
             raise DataError(
                 f"{place}: expected a judgement of one of the pairs and orders that are compared, each once, found "
                 f"{'a second one' if key in found else 'another'} ({key!r:.200}); judge anew in another --output_dir"
             )
-        odds, verdict = row.get("log_odds"), row.get("verdict")
-        sides: dict[Any, Any] = {"A": key[2], "B": "b" if key[2] == "a" else "a", "tie": "tie", None: None}
-        if (
-            verdict not in sides
-            or row.get("preferred") != sides[verdict]
-            or not isinstance(odds, (float, int, type(None)))
-        ):
-            raise DataError(
-                f"{place}: expected a verdict and what it prefers, found {verdict!r:.80} and "
-                f"{row.get('preferred')!r:.80}; judge anew in another --output_dir"
-            )
-        found[key] = row  # pyright: ignore[reportArgumentType]
+        found[key] = row
     return found
+
+
+def _key(row: Mapping[str, Any], place: str) -> Key:
+    """The problem and the order of a row. Raises `DataError` where it is no judgement."""
+    kinds = {
+        "dataset": str, "problem_id": str, "first": str, "reason": str, "words": str, "tokens": int,
+        "verdict": (str, type(None)), "preferred": (str, type(None)), "log_odds": (float, int, type(None)),
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if name not in row or not isinstance(row[name], kind):
+            raise DataError(
+                f"{place}: expected a judgement, found {row.get(name)!r:.80} in {name}; judge anew in another "
+                "--output_dir"
+            )
+    first = row["first"]
+    sides = {"A": first, "B": "b" if first == "a" else "a", "tie": "tie", None: None}
+    if row["verdict"] not in sides or row["preferred"] != sides[row["verdict"]]:
+        raise DataError(
+            f"{place}: expected a verdict and the side that it prefers, found {row['verdict']!r:.80} and "
+            f"{row['preferred']!r:.80}; judge anew in another --output_dir"
+        )
+    return row["dataset"], row["problem_id"], first
 
 
 def _cut_torn(path: Path) -> None:
