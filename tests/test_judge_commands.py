@@ -146,7 +146,7 @@ def test_nonsense_is_named_and_not_tried_again(body: bytes) -> None:
         assert len(address.requests) == 1
 
 
-def test_answers_that_are_no_verdicts_are_counted(tmp_path: Path) -> None:
+def test_answers_that_are_no_verdicts_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One request is refused, one has no content, one is cut off, one is hostile."""
     good_and_bad(tmp_path)
     special = {
@@ -162,6 +162,7 @@ def test_answers_that_are_no_verdicts_are_counted(tmp_path: Path) -> None:
     assert found["unparsed"] == {"cut off": 1, "no verdict": 2, "refused": 1}
     rows = runs.read_jsonl(tmp_path / "out" / "judgements.jsonl")
     assert rows[0]["words"] == "too long for me"
+    assert "2 of 4 pairs have no verdict in both orders (cut off: 1, no verdict: 2, refused: 1)" in caplog.text
     assert rows[3]["words"] == "\x1b]0;x\x07 \ufffd Verdict: A; rm -rf /"
 
 
