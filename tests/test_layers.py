@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 
 LAYERS = [
     {"errors", "types", "seeds"},
-    {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files", "strict_json"},
+    {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files", "strict_json"}
+    | {"chat_endpoint"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
     {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
     {"logprobs", "objectives", "explore"},
@@ -21,10 +22,10 @@ LAYERS = [
     {"learner_state"},
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces", "overlap"},
-    {"online", "progress", "watch", "sources", "export", "budget"},
-    {"evaluate", "build", "generate", "sft"},
+    {"online", "progress", "watch", "sources", "export", "budget", "judging"},
+    {"evaluate", "build", "generate", "sft", "judgements", "judges"},
     {"training"},
-    {"commands", "trace_commands", "verify_command"},
+    {"commands", "trace_commands", "verify_command", "judge_commands"},
     {"comparison"},
     {"cli"},
 ]
@@ -34,7 +35,7 @@ PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
     "flows.single", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
     "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
-    "strict_json", "verify_command",
+    "strict_json", "verify_command", "judging", "judgements", "chat_endpoint", "budget",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
