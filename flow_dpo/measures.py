@@ -105,7 +105,8 @@ class ProgressiveValidation:
 def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequence[str]) -> dict[str, float | int]:
     """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded plays, Stop's choices.
 
-    "tied_trees" are those whose graded plays are all right or all wrong: they teach nothing, whatever the credit.
+    "tied_trees" are those whose graded plays are all right or all wrong: credits that compare plays learn nothing
+    from them, one that keeps what was right learns from those that are all right.
     """
     pairs = [example for example in examples if isinstance(example, Pair)]
     num_scored = Counter(example.request.role for example in examples if isinstance(example, Scored))

@@ -14,10 +14,22 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 LAYERS = [
     {"errors", "types", "seeds"},
     {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files"},
-    {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
+    {
+        "answers",
+        "grading_pool",
+        "render",
+        "problems",
+        "flows",
+        "engines",
+        "credit",
+        "credit_kept",
+        "measures",
+        "policy",
+        "packing",
+    },
     {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
     {"logprobs", "objectives", "explore"},
-    {"gradients"},
+    {"gradients", "likelihood"},
     {"learner_state"},
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces", "overlap"},
@@ -31,8 +43,8 @@ LAYERS = [
 
 PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
-    "flows.single", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
-    "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
+    "flows.single", "deviation", "speaker", "explore", "credit", "credit_kept", "grade", "fit", "measures",
+    "engines.base", "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
