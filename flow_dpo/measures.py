@@ -105,7 +105,8 @@ class ProgressiveValidation:
 def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequence[str]) -> dict[str, float | int]:
     """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded plays, Stop's choices.
 
-    "tied_trees" are those whose graded plays are all right or all wrong: they teach nothing, whatever the credit.
+    "tied_trees" are those whose graded plays are all right or all wrong: credits that compare plays learn nothing
+    from them, one that keeps what was right learns from those that are all right.
     "ties/<role>" are the trunk's nodes that were compared with siblings, of whose plays two or more were graded, and
     all alike; "ungraded/<role>" those of whose plays fewer than two were graded. Both are read off the trees, whatever
     the credit makes of them.

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from flow_dpo.credit import Credit, GroupAdvantages, OutcomePairs
+from flow_dpo.credit_kept import RightOnes
 from flow_dpo.errors import ConfigError
 from flow_dpo.explore import Explore, Group, Siblings
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
 from flow_dpo.flows.single import Single
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
+from flow_dpo.likelihood import Likelihood
 from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective
 from flow_dpo.policy import LoraSettings
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
@@ -109,6 +111,15 @@ PAPERS: dict[str, Preset] = {
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=1024),
         explore_ahead=16,
+    ),
+    # Expert iteration, the plain control: say again what was right. Draws a question: STaR (arXiv 2203.14465, section
+    # 3.1) 1, RFT (2308.01825, section 3.3) 100, ReST-EM (2312.06585) 32; one batch of the stream is one round.
+    # LoRA, its rate and the number of draws here: not stated there.
+    "rejection-sampling": Preset(
+        recipe=Recipe(flow=Single(), explore=Group(num_plays=4), credit=RightOnes(), objective=Likelihood()),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=2e-5, pairs_per_update=32),
+        explore_ahead=32,
     ),
 }
 RECIPES: dict[str, Recipe] = {name: paper.recipe for name, paper in PAPERS.items()}

@@ -15,10 +15,11 @@ LAYERS = [
     {"errors", "types", "seeds"},
     {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files", "strict_json"}
     | {"chat_endpoint"},
-    {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
+    {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"}
+    | {"credit_kept"},
     {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
     {"logprobs", "objectives", "explore"},
-    {"gradients"},
+    {"gradients", "likelihood"},
     {"learner_state"},
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces", "overlap"},
@@ -33,8 +34,8 @@ LAYERS = [
 
 PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
-    "flows.single", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
-    "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
+    "flows.single", "deviation", "speaker", "explore", "credit", "credit_kept", "grade", "fit", "measures",
+    "engines.base", "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
     "strict_json", "verify_command", "judging", "judgements", "chat_endpoint", "budget",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
