@@ -6,6 +6,7 @@
     flow-dpo generate --run runs/train ...  verified traces of the trained flow
     flow-dpo export --source runs/traces ...
     flow-dpo sft --traces runs/traces ...   the base, fine-tuned on traces
+    flow-dpo report runs/train ...          one page on runs, evaluations, traces and comparisons
     flow-dpo verify FILE --output OUT
 
 A thin shell: commands are parsed here and done elsewhere. Nothing heavy is imported before a command needs it.
@@ -32,6 +33,10 @@ _COMMANDS = {
     ),
     "export": ("trace_commands:export", "write traces, or a run's pairs, for other trainers"),
     "sft": ("trace_commands:fine_tune", "fine-tune a model on traces"),
+    "report": (
+        "report.command:report",
+        "write a page, HTML and Markdown, on runs, evaluations, traces and comparisons",
+    ),
     "verify": ("commands:verify", "grade a file of answers against their gold"),
 }
 """Where each command is done (module and function, imported when it is asked for), and what it does."""

@@ -207,11 +207,16 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's file. A last line without its newline was torn off and is left out.
+    """The rows of a run's file, all at once: `iter_jsonl`."""
+    return [row for _, row in iter_jsonl(path)]
 
+
+def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a run's file with the numbers of their lines, from 1.
+
+    A last line without its newline was torn off and is left out.
     Raises `DataError` naming the line that is no JSON object.
     """
-    rows: list[dict[str, Any]] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -222,8 +227,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 raise DataError(f"expected a JSON object in {path}, line {number}: {error}") from error
             if not isinstance(row, dict):
                 raise DataError(f"expected a JSON object in {path}, line {number}, found {type(row).__name__}")
-            rows.append(row)
-    return rows
+            yield number, row
 
 
 def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -22,7 +22,7 @@ LAYERS = [
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces", "overlap"},
     {"online", "progress", "watch", "sources", "export"},
-    {"evaluate", "build", "generate", "sft"},
+    {"evaluate", "build", "generate", "sft", "report"},
     {"training"},
     {"commands", "trace_commands"},
     {"cli"},
@@ -33,6 +33,7 @@ PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
     "flows.single", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
     "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
+    "report.compose", "report.command", "report.page", "report.markdown",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
