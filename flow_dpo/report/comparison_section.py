@@ -32,12 +32,11 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
     primary = found.get("primary") or "the primary test"
     findings = tuple(_finding(arm, baseline) for arm in _by_difference(arms))
     sizes = checks.mapping(found, "test_sets", str(source.path))
-    tests = ", ".join(
-        f"{name} ({wording.count((size or {}).get('num_problems'))} problems)" for name, size in sizes.items()
-    )
+    tests = ", ".join(_test_words(name, size or {}) for name, size in sizes.items())
     seeds = found.get("num_seeds")
     words = (
-        f"Model {found.get('model', 'unnamed')}, trained on {found.get('dataset', 'an unnamed set')}, {wording.count(seeds)} "
+        f"Model {found.get('model', 'unnamed')}, trained on {found.get('dataset', 'an unnamed set')}, "
+        f"{wording.count(seeds)} "
         f"seed{'s' if seeds != 1 else ''}; tests: {tests or 'not named'}. Differences are to {baseline}, on {primary}."
     )
     blocks: list[Block] = [Paragraph(text=words)]
@@ -55,6 +54,11 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
     if makeup.rows:
         blocks.append(Fold(title="Which problems got a trace", blocks=(makeup,)))
     return Section(title=f"Comparison {wording.short(source.name)}", blocks=tuple(blocks)), findings
+
+
+def _test_words(name: str, size: Mapping[str, Any]) -> str:
+    num = checks.number(size, "num_problems", f"test_sets, {name}")
+    return name if num is None else f"{name} ({wording.count(num)} problems)"
 
 
 def _checked(arm: Arm, place: str) -> Arm:
@@ -123,7 +127,8 @@ def _forest(arms: list[Arm], tag: str, baseline: str, primary: str) -> Figure | 
     better = [arm for arm in shown if (_difference(arm).get("low") or 0) > 0]
     worse = [arm for arm in shown if (_difference(arm).get("high") or 0) < 0]
     title = (
-        f"{len(better)} of {len(shown)} arms are better than {baseline} and {len(worse)} worse on {primary}; the others are not "
+        f"{len(better)} of {len(shown)} arms are better than {baseline} and {len(worse)} worse on {primary}; "
+        "the others are not "
         "told apart"
     )
     alt = f"Forest plot of the differences to {baseline}. {title}."
@@ -131,8 +136,9 @@ def _forest(arms: list[Arm], tag: str, baseline: str, primary: str) -> Figure | 
         f"{tag}-forest", effects, x=f"difference to {wording.short(baseline, 20)} (percentage points)", alt=alt
     )
     caption = (
-        "Thick: 95 % paired bootstrap over the test questions. Thin: 95 % t-interval over seeds. Blue circles are better, red "
-        "ones worse, grey diamonds not told apart; intervals are not corrected for the number of arms, Holm's p in the table is."
+        "Thick: 95 % paired bootstrap over the test questions. Thin: 95 % t-interval over seeds. Blue circles are "
+        "better, red ones worse, grey diamonds not told apart; intervals are not corrected for the number of arms, "
+        "Holm's p in the table is."
     )
     return Figure(name=f"{tag}-forest", title=title, alt=alt, svg=svg, caption=caption)
 
@@ -232,7 +238,7 @@ def _makeup(arms: list[Arm]) -> Table:
     rows: list[tuple[str, ...]] = []
     for arm in arms:
         for column, groups in (arm.get("trace_makeup") or {}).items():
-            for name, value in groups.items() if isinstance(groups, dict) else ():
+            for name in groups if isinstance(groups, dict) else ():
                 rows.append(
                     (arm["name"], f"{column} {name}", wording.share(checks.number(groups, name, "trace_makeup")))
                 )

@@ -19,11 +19,11 @@ from typing import Any
 from flow_dpo.errors import visible
 from flow_dpo.report import svg, wording
 
-_WIDTH = 5.6
+_WIDTH = 5.0
 """Inches. Narrow, so that words are still read where the figure fills a phone's width."""
 _STYLE = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.size": 11, "font.family": "DejaVu Sans",
-    "axes.labelsize": 11, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10,
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 12, "font.family": "DejaVu Sans",
+    "axes.labelsize": 12, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11,
     "text.color": svg.INK, "axes.labelcolor": svg.INK, "xtick.color": svg.INK, "ytick.color": svg.INK,
     "axes.edgecolor": svg.GRID, "grid.color": svg.GRID, "axes.grid": True, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "figure.facecolor": "none",
@@ -74,7 +74,7 @@ def draw(name: str, panels: Sequence[Panel], *, x: str, alt: str, height: float 
     """Panels one above the other over the same x, whose name is given with its unit; `whole` keeps x to integers."""
     with _figure(name, len(panels), height) as (figure, axes):
         for panel, axis in zip(panels, axes, strict=True):
-            _draw_panel(axis, panel)
+            _draw_panel(axis, panel, named=axis is axes[-1])
             if whole:
                 axis.xaxis.get_major_locator().set_params(integer=True)
         axes[-1].set_xlabel(x)
@@ -106,7 +106,7 @@ def forest(name: str, effects: Sequence[Effect], *, x: str, alt: str) -> str:
             if effect.low is not None and effect.high is not None:
                 axis.plot([effect.low, effect.high], [row, row], color=colour, linewidth=4, solid_capstyle="butt")
             axis.plot([effect.mean], [row], "o" if apart else "D", color=colour, markersize=7)
-        axis.set_yticks(range(len(effects)), [_label(effect.label, 30) for effect in reversed(effects)])
+        axis.set_yticks(range(len(effects)), [_label(effect.label, 24) for effect in reversed(effects)])
         axis.set_ylim(-0.6, len(effects) - 0.4)
         axis.grid(False, axis="y")
         axis.set_xlabel(x)
@@ -131,7 +131,7 @@ def shape(
 ) -> str:
     """A tree's shape: a play a row, a turn a column; `ends` are the verdicts, right of each play's leaf."""
     rows = 1 + max((dot.y for dot in dots), default=0)
-    with _figure(name, 1, 1.1 + 0.24 * rows) as (figure, axes):
+    with _figure(name, 1, 1.3 + 0.24 * rows) as (figure, axes):
         axis = axes[0]
         for dot in dots:
             if dot.parent is not None:
@@ -147,20 +147,21 @@ def shape(
                     axis.annotate(sign, (dot.x, dot.y), (0, 4), textcoords="offset points", ha="center", fontsize=11)
         for x, y, status in ends:
             colour = {"correct": svg.GREEN, "wrong": svg.RED}.get(status, svg.GREY)
-            axis.annotate(status, (x, y), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9)
+            axis.annotate(status, (x, y), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=10)
         axis.set_ylim(rows - 0.4, -0.7)
         axis.set_xlim(-0.6, max((dot.x for dot in dots), default=0) + 1.6)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_yticks([])
         axis.grid(False, axis="y")
         axis.set_xlabel("depth (turns played before)")
-        axis.set_ylabel("plays, the trunk on top")
+        axis.set_ylabel("plays")
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         drawn = _saved(figure)
     return svg.themed(drawn, visible(alt))
 
 
-def _draw_panel(axis: Any, panel: Panel) -> None:
+def _draw_panel(axis: Any, panel: Panel, *, named: bool) -> None:
+    """`named`: the x axis of this panel bears the name, so that the legend stands further below."""
     if panel.reference is not None:
         axis.axhline(panel.reference, color=svg.GREY, linewidth=1)
     for index, line in enumerate(panel.lines):
@@ -172,7 +173,14 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         }
         axis.plot(line.x, y, label=_label(line.label, 44), **style)
         if line.low:
-            axis.fill_between(line.x, _gaps(line.low), _gaps(line.high), color=colour, alpha=0.18, linewidth=0)
+            axis.fill_between(
+                line.x,
+                _gaps(line.low),
+                _gaps(line.high),
+                color=colour,
+                alpha=0.18 if len(panel.lines) < 3 else 0.1,
+                linewidth=0,
+            )
     for index, level in enumerate(panel.levels, start=len(panel.lines)):
         colour = svg.SERIES[index % 6]
         axis.axhline(level.value, color=colour, linestyle=(0, (1, 1.2)), label=_label(level.label, 44))
@@ -180,10 +188,11 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     axis.set_ylabel(panel.y)
     axis.set_ylim(*panel.bounds)
     if panel.title:
-        axis.set_title(_label(panel.title, 60), fontsize=11, loc="left", pad=8)
+        axis.set_title(_label(panel.title, 60), fontsize=12, loc="left", pad=8)
     shown = len(panel.lines) + len(panel.levels)
     if shown > 1 or (shown == 1 and panel.lines and panel.lines[0].label):
-        axis.legend(loc="upper left", bbox_to_anchor=(0, -0.24), ncols=1 if panel.levels or _wide(panel) else 2)
+        columns = 1 if panel.levels or _wide(panel) else 2
+        axis.legend(loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=3.4 if named else 1.9, ncols=columns)
 
 
 def _wide(panel: Panel) -> bool:
@@ -207,7 +216,8 @@ def _figure(name: str, num_panels: int, height: float) -> Iterator[tuple[Any, li
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+    style: Any = {**_STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         # Only the width of such a letter is guessed: the reader's own fonts draw it.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure, axes = pyplot.subplots(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from flow_dpo.measures import auc, wilson
 from flow_dpo.report.plays import Heard, NodeSeen, Plays
@@ -59,7 +60,7 @@ def parts(num_problems: int, most: int = _MOST_PARTS) -> list[Part]:
         return []
     num = max(1, min(most, num_problems // _LEAST))
     cuts = [round(k * num_problems / num) for k in range(num + 1)]
-    return [Part(start=start, end=end) for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [Part(start=start, end=end) for start, end in pairwise(cuts)]
 
 
 def quarters(num_problems: int) -> list[Part]:

@@ -15,11 +15,23 @@ from collections.abc import Callable, Iterator
 
 from flow_dpo.errors import visible
 from flow_dpo.report.sections import (
-    Block, Bullets, Code, Figure, Fold, Paragraph, Play, Report, Section, SideBySide, Table, Told, TreeDrawing,
+    Block,
+    Bullets,
+    Code,
+    Figure,
+    Fold,
+    Paragraph,
+    Play,
+    Report,
+    Section,
+    SideBySide,
+    Table,
+    Told,
+    TreeDrawing,
 )  # fmt: skip
 
 _SIGNS = re.compile(r"([\\`*_{}\[\]()#!|~$])")
-_FIRST = re.compile(r"^(\s*)([-+=>]|\d+(?=[.)]))")
+_FIRST = re.compile(r"^(\d*)([-+=.)])")
 _ADDRESS = re.compile(r"(?i)\b(https?|ftp|mailto|www)([:.])")
 
 
@@ -27,7 +39,7 @@ def markdown(report: Report, figures: str) -> str:
     """The whole file; `figures` is the folder, from here, in which the figures stand."""
     parts = [f"# {_text(report.title)}"]
     if report.findings:
-        parts += ["## Findings", "\n".join(f"- {_text(item)}" for item in report.findings)]
+        parts += ["## Findings", "\n".join(f"- {_line(item)}" for item in report.findings)]
     for section in report.sections:
         parts += _section(section, 2, figures)
     return "\n\n".join(parts) + "\n"
@@ -36,8 +48,12 @@ def markdown(report: Report, figures: str) -> str:
 def _text(text: str) -> str:
     line = " ".join(visible(text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = _ADDRESS.sub(lambda match: f"{match[1]}\\{match[2]}", _SIGNS.sub(r"\\\1", line))
-    return _FIRST.sub(lambda match: f"{match[1]}\\{match[2]}" if not match[2].isdigit() else match[0], line)
+    return _ADDRESS.sub(lambda match: f"{match[1]}\\{match[2]}", _SIGNS.sub(r"\\\1", line))
+
+
+def _line(text: str) -> str:
+    """The same at the start of a line, where more signs have a meaning."""
+    return _FIRST.sub(r"\1\\\2", _text(text))
 
 
 def _fence(text: str) -> str:
@@ -57,7 +73,7 @@ def _section(section: Section, level: int, figures: str) -> Iterator[str]:
 
 def _block(block: Block, figures: str) -> str:
     if isinstance(block, Figure):
-        caption = f"\n\n{_text(block.caption)}" if block.caption else ""
+        caption = f"\n\n{_line(block.caption)}" if block.caption else ""
         return f"**{_text(block.title)}**\n\n![{_text(block.alt)}]({figures}/{block.name}.svg){caption}"
     if isinstance(block, Fold):
         inner = "\n\n".join(_block(each, figures) for each in block.blocks)
@@ -67,11 +83,11 @@ def _block(block: Block, figures: str) -> str:
 
 
 def _paragraph(block: Paragraph) -> str:
-    return _text(block.text)
+    return _line(block.text)
 
 
 def _bullets(block: Bullets) -> str:
-    return "\n".join(f"- {_text(item)}" for item in block.items)
+    return "\n".join(f"- {_line(item)}" for item in block.items)
 
 
 def _code(block: Code) -> str:

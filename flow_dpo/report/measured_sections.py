@@ -23,8 +23,7 @@ def evaluation_section(evaluations: Sequence[EvaluationSource]) -> Section:
         "who",
         "data set",
         "decoding",
-        "accuracy",
-        "95 % interval",
+        "accuracy (95 % interval)",
         "problems",
         "draws",
         "ungraded",
@@ -90,7 +89,7 @@ def _row(one: EvaluationSource) -> tuple[str, ...]:
     summary = one.summary
     return (
         one.name, who_spoke(one), str(summary.get("dataset", wording.NOTHING)), decoded(summary),
-        wording.share(summary.get("accuracy")), wording.interval(summary["interval"]),
+        f"{wording.share(summary.get('accuracy'))} ({wording.interval(summary['interval'])})",
         wording.count(summary.get("num_problems")), wording.count(summary.get("num_draws")),
         wording.count(summary.get("num_ungraded")),
     )  # fmt: skip

@@ -18,7 +18,20 @@ from collections.abc import Callable, Iterable
 
 from flow_dpo.errors import visible
 from flow_dpo.report.sections import (
-    Block, Bullets, Code, Figure, Fold, Line, Paragraph, Passage, Play, Report, Section, SideBySide, Table, Told,
+    Block,
+    Bullets,
+    Code,
+    Figure,
+    Fold,
+    Line,
+    Paragraph,
+    Passage,
+    Play,
+    Report,
+    Section,
+    SideBySide,
+    Table,
+    Told,
     TreeDrawing,
 )  # fmt: skip
 from flow_dpo.report.style import STYLE
@@ -112,7 +125,8 @@ def _fold(block: Fold) -> str:
 
 
 def _question(question: str, gold: str) -> str:
-    return f'<div class="question"><div class="said">{_text(question)}</div><div class="note">Right answer: {_text(gold)}</div></div>'
+    said, note = f'<div class="said">{_text(question)}</div>', f'<div class="note">Right answer: {_text(gold)}</div>'
+    return f'<div class="question">{said}{note}</div>'
 
 
 def _side_by_side(block: SideBySide) -> str:

@@ -43,7 +43,8 @@ def _what(run: RunSource) -> str:
     updates = run.rows[-1].get("policy_version")
     ungraded = sum(reward is None for reward in run.plays.rewards)
     return (
-        f"{method} on {model}, data {data.get('dataset_name', 'unknown')}/{data.get('dataset_split', 'unknown')}: {seen}, "
+        f"{method} on {model}, data {data.get('dataset_name', 'unknown')}/{data.get('dataset_split', 'unknown')}: "
+        f"{seen}, "
         f"{wording.count(updates)} updates before the last batch, {ungraded} trunk plays that could not be graded."
     )
 
@@ -57,21 +58,21 @@ def _progressive(run: RunSource, tag: str, evaluations: Sequence[EvaluationSourc
     def column(name: str) -> list[float]:
         return [100 * row[f"progressive/{name}"] for row in run.rows]
 
-    lines = (
-        Series(label="last problems (window)", x=seen, y=column("window_accuracy"), low=column("window_low"),
-               high=column("window_high")),
-        Series(label="all problems so far", x=seen, y=column("accuracy"), low=column("low"), high=column("high")),
-    )  # fmt: skip
+    window = run.rows[-1].get("progressive/window_problems")
+    lines = [Series(label="all so far", x=seen, y=column("accuracy"), low=column("low"), high=column("high"))]
+    if window is not None and run.num_seen > 1.2 * window:
+        bands = {"low": column("window_low"), "high": column("window_high")}
+        lines.insert(0, Series(label=f"last {window:.0f} problems", x=seen, y=column("window_accuracy"), **bands))
+    else:  # A window as long as the run shows nothing of its own.
+        over = learning.parts(run.num_seen)
+        each = [learning.accuracy(run.plays, part) for part in over]
+        lines.insert(0, _rate_series(f"each {over[0].end} problems", [part.end for part in over], each))
     beside = [evaluation for evaluation in evaluations if _comparable(run, evaluation)]
     levels = [_level(evaluation) for evaluation in beside if evaluation.summary.get("accuracy") is not None]
     panel = Panel(y="accuracy (%)", lines=lines, levels=levels, bounds=(0, 100), marked=len(seen) < 12)
     alt = f"Accuracy in per cent over problems seen. {finding}"
     svg = draw(f"{tag}-progressive", [panel], x=_SEEN, alt=alt, height=3.6 + 0.2 * len(levels))
-    window = run.rows[-1].get("progressive/window_problems")
-    caption = (
-        "Each problem is played before anything is learned from it. Bands are 95 % Wilson intervals; the window holds "
-        f"{wording.count(window)} problems at the end. "
-    )
+    caption = "Each problem is played before anything is learned from it. Bands are 95 % Wilson intervals. "
     caption += "Dotted: evaluations of the same model without adapters." if levels else (
         "No evaluation of the untrained model was given to stand beside it."
     )  # fmt: skip
@@ -137,7 +138,8 @@ def _yields(run: RunSource, tag: str) -> Section:
     alt = f"{unit} in per cent, by role, over problems seen. {finding}"
     figure = Figure(
         name=f"{tag}-yield", title=finding, alt=alt, svg=draw(f"{tag}-yield", [panel], x=_SEEN, alt=alt, height=3.2),
-        caption="Bands are 95 % Wilson intervals. A turn teaches where its play and the alternative's differ in correctness.",
+        caption="Bands are 95 % Wilson intervals. A turn teaches where its play and the alternative's "
+        "differ in correctness.",
     )  # fmt: skip
     blocks: list[Block] = [figure]
     thirds = learning.parts(run.num_seen, most=3)
@@ -197,7 +199,7 @@ def _likelihoods(run: RunSource, tag: str) -> Section | None:
 
     panels = [
         Panel(y="margin (nats)", lines=[Series(label=role, x=seen, y=column(role, "margin")) for role in roles],
-              title="Margin: beta times (chosen - rejected), against the reference", reference=0.0),
+              title="Margin of chosen over rejected, times beta", reference=0.0),
         *(Panel(y="log-probability (nats)", title=role, lines=[
             Series(label="chosen", x=seen, y=column(role, "chosen_logprobs")),
             Series(label="rejected", x=seen, y=column(role, "rejected_logprobs"))]) for role in roles),
@@ -211,7 +213,8 @@ def _likelihoods(run: RunSource, tag: str) -> Section | None:
     svg = draw(f"{tag}-margins", panels, x=_SEEN, alt=alt, height=3.0)
     figure = Figure(
         name=f"{tag}-margins", title=finding, alt=alt, svg=svg,
-        caption="Means over a batch's pairs; log-probabilities are sums over a completion's tokens. Chosen ones that fall "
+        caption="Means over a batch's pairs; log-probabilities are sums over a completion's tokens. "
+        "Chosen ones that fall "
         "while the margin grows are a warning: the model unlearns both.",
     )  # fmt: skip
     columns = ("role", "margin", "chosen log-probability", "rejected log-probability")
@@ -223,7 +226,7 @@ def _ends(series: Any) -> list[str]:
     told: list[str] = []
     for values in series:
         there = [value for value in values if value is not None]
-        told.append(f"{there[0]:.2f} to {there[-1]:.2f}" if there else wording.NOTHING)
+        told.append(f"{wording.decimal(there[0])} to {wording.decimal(there[-1])}" if there else wording.NOTHING)
     return told
 
 
@@ -238,10 +241,10 @@ def _cost(run: RunSource) -> Section:
     sampled, kept = total("play/sampled_tokens"), total("play/tokens")
     shared, unshared = learned("tokens"), learned("unshared_tokens")
     rows: list[tuple[str, str]] = [
-        ("tokens in the plays", wording.count(kept)),
-        ("of these sampled (the others are words chosen on one forward)", wording.count(sampled)),
+        ("tokens in the plays, shared ones once", wording.count(kept)),
+        ("tokens sampled by the engine", wording.count(sampled)),
         ("plays", wording.count(total("num_rollouts"))),
-        ("examples learned from", wording.count(sum(run.plays.num_examples.values()))),
+        ("examples that the plays gave", wording.count(sum(run.plays.num_examples.values()))),
         ("tokens learned, what examples share counted once", wording.count(shared)),
         ("the same, example by example", wording.count(unshared)),
         ("updates", wording.count(total("learn/updates"))),
@@ -258,7 +261,8 @@ def _tree(run: RunSource, tag: str) -> Section | None:
     tree, taught = run.plays.drawn
     problem: Mapping[str, Any] = tree["problem"]
     words = (
-        f"The problem {problem['id']}. The trunk is told from top to bottom; below a turn stand the plays in which something "
+        f"The problem {problem['id']}. The trunk is told from top to bottom; below a turn stand the plays in which "
+        "something "
         "else was said in its place. Picked because it shows pairs of each role; not a typical tree."
     )
     return Section(

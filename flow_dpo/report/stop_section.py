@@ -37,7 +37,8 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
     )
     alt = f"Area under the curve and share of Yes of the role {role} over problems seen. {finding}"
     panels = [
-        Panel(y="area under the curve", lines=lines, bounds=(None, 1.02), reference=0.5, title="What it tells apart (0.5 is chance)"),
+        Panel(y="area under the curve", lines=lines, bounds=(None, 1.02), reference=0.5,
+              title="What it tells apart (0.5 is chance)"),
         Panel(y="said Yes (%)", lines=shares, bounds=(-2, 102), title="How often it says Yes to what is ..."),
     ]  # fmt: skip
     name = f"{tag}-{'stop' if role == 'stop' else 'choosing'}-{learning.choosing_roles(plays).index(role)}"
@@ -46,7 +47,8 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
         caption="Bands are 95 % intervals (Hanley and McNeil), which take candidates as independent.",
     )  # fmt: skip
     note = (
-        f"Of candidates on the trunk, {len(plays.heard)} have a verdict of their own; at {plays.unheard} Yes was never said, "
+        f"Of candidates on the trunk, {len(plays.heard)} have a verdict of their own; at {plays.unheard} Yes "
+        "was never said, "
         "or its play could not be graded, and they are left out."
     )
     return Section(

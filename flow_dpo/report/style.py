@@ -25,22 +25,24 @@ nav ol{columns:2 16rem;padding-left:1.4rem;margin:.5rem 0 0;font-size:.95rem}
 nav li{break-inside:avoid}
 nav ol ol{columns:auto;font-size:.95em;margin:0;padding-left:1.2rem}
 .findings li{margin:.35rem 0}
-figure{margin:1.25rem 0 1.75rem;max-width:40rem}
+figure{margin:1.25rem 0 1.75rem;max-width:33rem}
 figure svg{display:block;width:100%;height:auto;font-family:inherit}
 figure .title{font-weight:600;margin:0 0 .5rem}
 figcaption{color:var(--grey);font-size:.9rem;margin-top:.5rem}
-.scroll{overflow-x:auto;margin:1.25rem 0;border:1px solid var(--grid);border-radius:6px}
+.scroll{overflow-x:auto;margin:1.25rem 0;border:1px solid var(--grid);border-radius:6px;
+width:fit-content;max-width:100%}
 .scroll:focus-visible{outline:2px solid var(--blue)}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 .caption{font-weight:600;margin:1.25rem 0 -.75rem}
 th,td{padding:.4rem .75rem;text-align:right;vertical-align:top;border-bottom:1px solid var(--grid);max-width:24rem}
-td{overflow-wrap:normal;min-width:4.5rem}
+td{overflow-wrap:normal;white-space:nowrap}
 tr:last-child td{border-bottom:0}
 th{background:var(--soft);font-weight:600;overflow-wrap:normal;vertical-align:bottom}
 .w{text-align:left}
-td.w{min-width:7rem;overflow-wrap:anywhere}
-td.w:first-child{min-width:8rem}
-pre{background:var(--soft);border-radius:6px;padding:.75rem 1rem;overflow-x:auto;font:.85rem/1.5 ui-monospace,monospace;margin:1rem 0}
+td.w{min-width:7rem;overflow-wrap:break-word;white-space:normal}
+td.w:first-child{min-width:8.5rem}
+pre{background:var(--soft);border-radius:6px;padding:.75rem 1rem;overflow-x:auto;
+font:.85rem/1.5 ui-monospace,monospace;margin:1rem 0}
 details{margin:.75rem 0}
 summary{cursor:pointer}
 details.fold>summary{font-weight:600}
@@ -65,7 +67,8 @@ ol.play>li{margin:.5rem 0}
 .instead{margin:.35rem 0 .35rem .25rem}
 .instead>summary{font-size:.88rem}
 .end{font-weight:600;font-size:.88rem;margin:.35rem 0 .5rem}
-@media (max-width:40rem){main{padding:.5rem 1rem 3rem}h1{font-size:1.4rem}h2{font-size:1.22rem}ol.play{padding-left:.5rem}}
+@media (max-width:40rem){main{padding:.5rem 1rem 3rem}h1{font-size:1.4rem}h2{font-size:1.22rem}
+ol.play{padding-left:.5rem}}
 @media print{.scroll{overflow:visible}}
 """
 )

@@ -1,7 +1,7 @@
 """How does a figure of matplotlib become one that a page can hold, in light and in dark?
 
-matplotlib draws with the placeholder colours of `INK`, `GRID` and `SERIES`; here each becomes a name that the page gives
-two values, one for a light and one for a dark background:
+matplotlib draws with the placeholder colours of `INK`, `GRID` and `SERIES`; here each becomes a name that the page
+gives two values, one for a light and one for a dark background:
 
     <path style="fill: none; stroke: #0a0001"/>   ->   <path fill="none" stroke="var(--ink)"/>
 
@@ -63,7 +63,8 @@ def standalone(svg: str) -> str:
     """The same as a file of its own, which knows both sets of colours."""
     light, dark = (_values(side) for side in (0, 1))
     width, height = svg.split('viewBox="', 1)[1].split('"', 1)[0].split()[2:4]
-    style = f"<style>svg{{{light};font-family:system-ui,sans-serif}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    in_dark = f"@media (prefers-color-scheme:dark){{svg{{{dark}}}}}"
+    style = f"<style>svg{{{light};font-family:system-ui,sans-serif}}{in_dark}</style>"
     start, end = svg.split(">", 1)
     named = start.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"', 1)
     return f"{named}>{style}{end}\n"

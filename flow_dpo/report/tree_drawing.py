@@ -115,6 +115,7 @@ def outline(name: str, tree: Mapping[str, Any], taught: Sequence[Taught]) -> Fig
         title=f"One problem, {counted}",
         alt=f"The shape of one tree: {counted}. The same is told in words below.",
         svg=figures.shape(name, dots, roles, ends, f"The shape of one tree: {counted}"),
-        caption="Each row is a play; a line goes to what was said just before. + is the chosen side of a pair, "
+        caption="Each row is a play, the trunk on top; a line goes to what was said just before. + is the "
+        "chosen side of a pair, "
         "\u2212 the rejected one.",
     )

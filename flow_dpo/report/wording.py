@@ -72,7 +72,7 @@ def seconds(value: float | None) -> str:
 
 def decimal(value: float | None, digits: int = 2) -> str:
     """A number that is neither a share nor a count."""
-    return NOTHING if value is None else f"{value:.{digits}f}"
+    return NOTHING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def band(value: float | None, bounds: Sequence[float | None] | None) -> str:
