@@ -180,7 +180,8 @@ def test_the_page_tells_what_was_measured(tmp_path: Path) -> None:
     shown, told = rendered(sources(tmp_path))
     for expected in (
         "interrupted after 2 of 100 problems", "untrained flow, greedy, seed/test", "single model, greedy, seed/test",
-        "1 of 3 arms are better than self_generated and 1 worse", "+11.6 points against self_generated",
+        "On held_out/greedy, 1 of 3 arms better than self_generated, 1 worse, 1 not told apart",
+        "+11.6 points against self_generated",
         "< 0.0001", "1,234,567", "1,000, 1,001, 1,002", "3.3 to 4.8 %", "50.0 % (40.0 to 60.0 %)", "222", "321",
         "What stop can tell apart", "Where pairs come from", "flow-dpo generate --run seed0/flow",
     ):  # fmt: skip

@@ -127,14 +127,11 @@ def _forest(arms: list[Arm], tag: str, baseline: str, primary: str) -> Figure | 
     better = [arm for arm in shown if (_difference(arm).get("low") or 0) > 0]
     worse = [arm for arm in shown if (_difference(arm).get("high") or 0) < 0]
     title = (
-        f"{len(better)} of {len(shown)} arms are better than {baseline} and {len(worse)} worse on {primary}; "
-        "the others are not "
-        "told apart"
+        f"On {primary}, {len(better)} of {len(shown)} arms better than {baseline}, {len(worse)} worse, "
+        f"{len(shown) - len(better) - len(worse)} not told apart"
     )
     alt = f"Forest plot of the differences to {baseline}. {title}."
-    svg = forest(
-        f"{tag}-forest", effects, x=f"difference to {wording.short(baseline, 20)} (percentage points)", alt=alt
-    )
+    svg = forest(f"{tag}-forest", effects, x="difference (percentage points)", alt=alt)
     caption = (
         "Thick: 95 % paired bootstrap over the test questions. Thin: 95 % t-interval over seeds. Blue circles are "
         "better, red ones worse, grey diamonds not told apart; intervals are not corrected for the number of arms, "

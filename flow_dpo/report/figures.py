@@ -196,7 +196,7 @@ def _draw_panel(axis: Any, panel: Panel, *, named: bool) -> None:
 
 
 def _wide(panel: Panel) -> bool:
-    return max((len(line.label) for line in panel.lines), default=0) > 24
+    return max((len(line.label) for line in panel.lines), default=0) > 16
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:

@@ -76,17 +76,19 @@ def _progressive(run: RunSource, tag: str, evaluations: Sequence[EvaluationSourc
     caption += "Dotted: evaluations of the same model without adapters." if levels else (
         "No evaluation of the untrained model was given to stand beside it."
     )  # fmt: skip
-    last = run.rows[-1]
+    last, graded = run.rows[-1], sum(reward is not None for reward in run.plays.rewards)
     rows = [
-        (f"problems {part.name}", wording.count(rate.of), wording.share(rate.value), wording.interval(rate.bounds))
+        (part.name, wording.count(rate.of), wording.share(rate.value), wording.interval(rate.bounds))
         for part, rate in zip(quarters, rates, strict=True)
     ]
-    for words, name, of in (("all, at the end", "", last["problems_seen"]), ("last window", "window_", window)):
+    for words, name, of in (("all", "", graded), ("last window", "window_", window)):
         bounds = (last[f"progressive/{name}low"], last[f"progressive/{name}high"])
         value = wording.share(last[f"progressive/{name}accuracy"])
         rows.append((words, wording.count(of), value, wording.interval(bounds)))
     table = Table(
-        caption="Accuracy before learning", columns=("", "problems", "accuracy", "95 % interval"), rows=tuple(rows)
+        caption="Accuracy before learning",
+        columns=("problems", "graded", "accuracy", "95 % interval"),
+        rows=tuple(rows),
     )
     figure = Figure(name=f"{tag}-progressive", title=finding, alt=alt, svg=svg, caption=caption)
     return Section(title="Progressive validation", blocks=(figure, table)), finding
@@ -115,10 +117,10 @@ def _comparable(run: RunSource, evaluation: EvaluationSource) -> bool:
 
 def _level(evaluation: EvaluationSource) -> Level:
     summary = evaluation.summary
-    greedy = (summary.get("decoding") or {}).get("greedy", True)
     who = "single model" if evaluation.single else "untrained flow"
     low, high = summary["interval"]
-    label = f"{who}, {'greedy' if greedy else 'sampled'}, {summary.get('dataset', evaluation.name)}"
+    how = {True: "greedy", False: "sampled"}.get((summary.get("decoding") or {}).get("greedy"), "decoding unknown")
+    label = f"{who}, {how}, {summary.get('dataset', evaluation.name)}"
     return Level(label=label, value=100 * summary["accuracy"], low=100 * low, high=100 * high)
 
 
@@ -138,8 +140,7 @@ def _yields(run: RunSource, tag: str) -> Section:
     alt = f"{unit} in per cent, by role, over problems seen. {finding}"
     figure = Figure(
         name=f"{tag}-yield", title=finding, alt=alt, svg=draw(f"{tag}-yield", [panel], x=_SEEN, alt=alt, height=3.2),
-        caption="Bands are 95 % Wilson intervals. A turn teaches where its play and the alternative's "
-        "differ in correctness.",
+        caption=f"Bands are 95 % Wilson intervals. {_WHY[plays.singles]}",
     )  # fmt: skip
     blocks: list[Block] = [figure]
     thirds = learning.parts(run.num_seen, most=3)
@@ -157,7 +158,7 @@ def _yields(run: RunSource, tag: str) -> Section:
         for role in roles
         if deep[role]
     ]
-    if panels:
+    if any(len(deep[role]) > 1 for role in roles):
         alt = f"{unit} in per cent, by depth, for each role, early and late in the run."
         svg = draw(f"{tag}-depth", panels, x="depth (turns played before)", alt=alt, height=3.1, whole=True)
         blocks.append(
@@ -178,6 +179,12 @@ def _yields(run: RunSource, tag: str) -> Section:
     return Section(
         title="Where pairs come from" if not plays.singles else "Where examples come from", blocks=tuple(blocks)
     )
+
+
+_WHY = {
+    False: "A turn teaches where its play and the alternative's differ in correctness.",
+    True: "A turn teaches where the plays of its problem differ in correctness.",
+}
 
 
 def _rate_series(label: str, x: Sequence[float], rates: Sequence[learning.Rate]) -> Series:
@@ -262,8 +269,8 @@ def _tree(run: RunSource, tag: str) -> Section | None:
     problem: Mapping[str, Any] = tree["problem"]
     words = (
         f"The problem {problem['id']}. The trunk is told from top to bottom; below a turn stand the plays in which "
-        "something "
-        "else was said in its place. Picked because it shows pairs of each role; not a typical tree."
+        "something else was said in its place. Unless it was asked for by name, it was picked to show what each role "
+        "learns from: not a typical tree."
     )
     return Section(
         title="One tree", blocks=(Paragraph(text=words), outline(f"{tag}-tree", tree, taught), drawing(tree, taught))

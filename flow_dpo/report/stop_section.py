@@ -66,10 +66,10 @@ def _areas(run: RunSource, role: str) -> Table:
         said = [learning.yes_rate(run.plays, part, role, kind) for kind in _KINDS]
         cells = [f"{wording.share(rate.value)} of {rate.of}" for rate in said]
         areas = (wording.band(finished.value, finished.bounds), wording.band(right.value, right.bounds))
-        rows.append((f"problems {part.name}", *areas, *cells))
+        rows.append((part.name, *areas, *cells))
     columns = (
-        "", "finished over unfinished", "right over finished wrong", "Yes to unfinished", "Yes to finished wrong",
-        "Yes to right",
+        "problems", "finished over unfinished", "right over finished wrong", "Yes to unfinished",
+        "Yes to finished wrong", "Yes to right",
     )  # fmt: skip
     return Table(
         caption="Areas under the curve (95 % interval), and how often it says Yes", columns=columns, rows=tuple(rows)
@@ -81,8 +81,8 @@ def _pairs(run: RunSource, role: str) -> Table:
     for part in learning.quarters(run.num_seen):
         rates = [learning.prefers_yes(run.plays, part, role, finished=finished) for finished in (True, False)]
         cells = [cell for rate in rates for cell in (wording.count(rate.of), wording.share(rate.value))]
-        rows.append((f"problems {part.name}", *cells))
-    columns = ("", "pairs at finished", "prefer Yes", "pairs at unfinished", "prefer Yes")
+        rows.append((part.name, *cells))
+    columns = ("problems", "pairs at finished", "prefer Yes", "pairs at unfinished", "prefer Yes")
     return Table(
         caption="What its pairs teach, at finished and at unfinished candidates", columns=columns, rows=tuple(rows)
     )
