@@ -179,7 +179,8 @@ def test_both_say_the_same_numbers(tmp_path: Path) -> None:
 def test_the_page_tells_what_was_measured(tmp_path: Path) -> None:
     shown, told = rendered(sources(tmp_path))
     for expected in (
-        "interrupted after 2 of 100 problems", "untrained flow, greedy, seed/test", "single model, greedy, seed/test",
+        "2 of 100 problems (interrupted, or still running)",
+        "untrained flow, greedy, seed/test", "single model, greedy, seed/test",
         "On held_out/greedy, 1 of 3 arms better than self_generated, 1 worse, 1 not told apart",
         "+11.6 points against self_generated",
         "< 0.0001", "1,234,567", "1,000, 1,001, 1,002", "3.3 to 4.8 %", "50.0 % (40.0 to 60.0 %)", "222", "321",
@@ -200,9 +201,9 @@ def test_one_seed_says_what_it_does_not_know(tmp_path: Path) -> None:
 
 def test_a_run_without_a_batch_is_reported(tmp_path: Path) -> None:
     path = reports.run(tmp_path / "run", [])
-    assert "interrupted before its first batch" in rendered([path])[0]
+    assert "before its first batch" in rendered([path])[0]
     (path / "run.json").unlink()
-    assert "interrupted before its first batch" in rendered([path])[0]
+    assert "before its first batch" in rendered([path])[0]
 
 
 def test_a_comparison_that_knows_nothing_but_names(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def run_section(run: RunSource, number: int, evaluations: Sequence[EvaluationSou
     tag = f"run{number}"
     title = f"Training run {wording.short(run.name)}"
     if not run.rows:
-        words = "The run was interrupted before its first batch was done: there is nothing to show yet."
+        words = "Interrupted, or still running, before its first batch was done: there is nothing to show yet."
         return Section(title=title, blocks=(Paragraph(text=words),)), f"{run.name}: interrupted before its first batch."
     progressive, finding = _progressive(run, tag, evaluations)
     sections = [progressive, _yields(run, tag)]
@@ -39,7 +39,7 @@ def _what(run: RunSource) -> str:
     asked = run.num_problems
     seen = f"{run.num_seen:,} problems"
     if asked is not None and run.num_seen < asked:
-        seen = f"interrupted after {run.num_seen:,} of {asked:,} problems"
+        seen = f"{run.num_seen:,} of {asked:,} problems (interrupted, or still running)"
     updates = run.rows[-1].get("policy_version")
     ungraded = sum(reward is None for reward in run.plays.rewards)
     return (
