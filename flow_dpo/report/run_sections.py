@@ -119,7 +119,8 @@ def _level(evaluation: EvaluationSource) -> Level:
     summary = evaluation.summary
     who = "single model" if evaluation.single else "untrained flow"
     low, high = summary["interval"]
-    how = {True: "greedy", False: "sampled"}.get((summary.get("decoding") or {}).get("greedy"), "decoding unknown")
+    greedy = (summary.get("decoding") or {}).get("greedy")
+    how = "decoding unknown" if greedy is None else "greedy" if greedy else "sampled"
     label = f"{who}, {how}, {summary.get('dataset', evaluation.name)}"
     return Level(label=label, value=100 * summary["accuracy"], low=100 * low, high=100 * high)
 
