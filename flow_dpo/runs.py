@@ -216,21 +216,25 @@ def read_object(path: Path, *, absent: dict[str, Any] | None = None) -> dict[str
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's file. A last line without its newline was torn off; it is left out, and that is said.
+    """The rows of a run's file, all at once: `iter_jsonl`."""
+    return [row for _, row in iter_jsonl(path)]
 
+
+def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a run's file with the numbers of their lines, from 1.
+
+    A last line without its newline was torn off; it is left out, and that is said.
     Raises `DataError` naming the line that is no JSON object (`strict_json`).
     """
-    rows: list[dict[str, Any]] = []
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     _logger.warning("%s, line %d has no end: it was torn off, and is left out", path, number)
-                    break
-                rows.append(strict_json.parse_object(line, f"{path}, line {number}"))
+                    return
+                yield number, strict_json.parse_object(line, f"{path}, line {number}")
     except OSError as error:
         raise DataError(f"expected rows in {path}, found that it cannot be read: {error}") from error
-    return rows
 
 
 def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -24,7 +24,7 @@ LAYERS = [
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces", "overlap"},
     {"online", "progress", "watch", "sources", "export", "budget", "judging"},
-    {"evaluate", "build", "generate", "sft", "judgements", "judges"},
+    {"evaluate", "build", "generate", "sft", "judgements", "judges", "report"},
     {"training"},
     {"commands", "trace_commands", "verify_command", "judge_commands"},
     {"comparison"},
@@ -37,6 +37,7 @@ PURE = [
     "flows.single", "deviation", "speaker", "explore", "credit", "credit_kept", "grade", "fit", "measures",
     "engines.base", "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
     "strict_json", "verify_command", "judging", "judgements", "chat_endpoint", "budget",
+    "report.compose", "report.command", "report.page", "report.markdown",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
