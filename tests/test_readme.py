@@ -109,7 +109,7 @@ def test_every_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
             "judge",
             "report",
             "verify",
-        )  # fmt: skip
+        )
     )
     assert cli.main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
