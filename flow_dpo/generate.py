@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from flow_dpo.errors import ConfigError
 from flow_dpo.explore import Explore
+from flow_dpo.extract import after_answer_is, last_box
 from flow_dpo.flows.base import Flow
 from flow_dpo.grade import grade
 from flow_dpo.online import Players, batched
@@ -196,11 +197,14 @@ def _from_data(
 
 
 def worked_solution(problem: Problem) -> str:
-    """A data set's own solution with its answer on a last line, in the form that the prompts ask for; "" where there is
-    none. GSM8K's calculator notes ("<<3*4=12>>") are left out."""
+    """A data set's own solution; "" where there is none.
+
+    One that states no answer of its own gets the gold one on a last line, in the form that the prompts ask for; GSM8K's
+    calculator notes ("<<3*4=12>>") are left out.
+    """
     text = re.sub(r"<<[^<>]*>>", "", problem.solution).strip()
-    closing = f"Answer: {problem.gold}"
-    return text if not text or text.endswith(closing) else f"{text}\n{closing}"
+    stated = last_box(text) is not None or after_answer_is(text) is not None
+    return text if not text or stated else f"{text}\nAnswer: {problem.gold}"
 
 
 def _of_problem(problem: Problem) -> dict[str, str]:

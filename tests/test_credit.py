@@ -28,6 +28,14 @@ def test_every_node_pairs_where_the_plays_differ() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("roles", "depths"), [(("answer",), [0, 2]), (("stop",), [1, 3]), (("answer", "stop"), [0, 1, 2, 3])]
+)
+def test_only_the_named_roles_learn(roles: tuple[str, ...], depths: list[int]) -> None:
+    tree = two_chunk_tree("correct", "wrong", "wrong", "wrong", "wrong")
+    assert [pair.depth for pair in OutcomePairs(roles=roles)([tree])] == depths
+
+
 def test_the_better_sibling_is_chosen_even_against_the_trunk() -> None:
     tree = two_chunk_tree("wrong", "correct", "wrong", "wrong", "correct")
     pairs = OutcomePairs()([tree])

@@ -140,6 +140,29 @@ def test_selection(selection: SelectionSettings, kept: list[int], draws: int) ->
     assert all(trace.draws_used == draws for trace in found)
 
 
+def test_ground_truth_is_the_data_sets_own_solution_where_it_is_right() -> None:
+    """GSM8K's calculator notes go; a solution that states another answer, or none that is there, gives no trace."""
+    problems = [
+        replace(PROBLEMS[0], solution="0 + 1 = <<0+1=1>>1"),
+        replace(PROBLEMS[1], solution="1 + 1 = 3\nAnswer: 3"),
+        PROBLEMS[2],
+        replace(PROBLEMS[3], solution="3 + 1 = 4\nAnswer: 4"),
+    ]
+    traces, tally = traces_of(script({}, stop=[]), problems, mode="ground_truth")
+    assert [trace.solution for trace in traces] == ["0 + 1 = 1\nAnswer: 1", "3 + 1 = 4\nAnswer: 4"]
+    assert {trace.source for trace in traces} == {"ground_truth"}
+    assert traces[0].token_ids == RENDERER.encode(traces[0].solution)
+    assert (tally.problems_played, tally.problems_solved, tally.draws, tally.tokens_played) == (4, 2, 0, 0)
+    assert tally.verdicts_used == 3
+
+
+def test_enough_is_enough() -> None:
+    engine = script({problem.question[:5]: [f"Answer: {problem.gold}"] for problem in PROBLEMS}, stop=[0] * 4)
+    traces, tally = traces_of(engine, PROBLEMS, max_traces=2, batch_problems=1)
+    assert len(traces) == 2
+    assert tally.problems_played == 2
+
+
 @pytest.fixture(scope="module")
 def seed_traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("traces") / "flow"
