@@ -1,0 +1,7 @@
+"""What does a graded tree teach? One credit a file; a credit is a value, trees in, examples out."""
+
+from flow_dpo.credit.base import Credit
+from flow_dpo.credit.group_advantages import GroupAdvantages
+from flow_dpo.credit.outcome_pairs import OutcomePairs
+
+__all__ = ["Credit", "GroupAdvantages", "OutcomePairs"]

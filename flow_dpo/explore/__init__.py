@@ -1,0 +1,7 @@
+"""Which plays of a flow are made on one problem? One exploration a file; they are values, and know no model."""
+
+from flow_dpo.explore.base import Drawing, Explore
+from flow_dpo.explore.group import Group
+from flow_dpo.explore.siblings import Siblings
+
+__all__ = ["Drawing", "Explore", "Group", "Siblings"]
