@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from flow_dpo.credit import Credit, GroupAdvantages, OutcomePairs
+from flow_dpo.credit import Credit, GroupAdvantages, OutcomePairs, StepAdvantages
 from flow_dpo.errors import ConfigError
-from flow_dpo.explore import Explore, Group, Siblings
+from flow_dpo.explore import Explore, Group, Siblings, Vine
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
 from flow_dpo.flows.single import Single
@@ -59,6 +59,8 @@ class Scale:
     """By the name of a setting, for whichever part of a recipe has one of that name."""
     max_plays: int = 8
     """Independent plays of a problem at most: groups of 64 are for machines that can afford them."""
+    max_completions: int = 4
+    """Completions from one state at most, where a recipe draws such."""
     lora: LoraSettings
     learner: LearnerSettings
     explore_ahead: int
@@ -109,6 +111,21 @@ PAPERS: dict[str, Preset] = {
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=1024),
         explore_ahead=16,
+    ),
+    # VinePPO, arXiv 2410.01679, sections 4 and 5 and the authors' code (McGill-NLP/VinePPO, its configuration for
+    # RhoMath-1.1B): 64 questions with 8 answers each an iteration, 9 completions from a state, temperature 0.6, top-p
+    # 0.9, at most 1,024 tokens; clip 0.2, k3 in the loss with 1e-4 and cut at 10; rate 1e-6 for all weights, gradients
+    # clipped at 1, 2 epochs over mini-batches of 64 answers (about 500 steps). LoRA: not stated.
+    "vineppo": Preset(
+        recipe=Recipe(
+            flow=Single(max_tokens=1024),
+            explore=Vine(num_plays=8, num_completions=9, temperature=0.6, top_p=0.9),
+            credit=StepAdvantages(),
+            objective=ClippedPolicyGradient(clip_range=0.2, kl_coef=1e-4, max_kl=10.0),
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=512, schedule=ScheduleSettings(passes=2)),
+        explore_ahead=64,
     ),
 }
 RECIPES: dict[str, Recipe] = {name: paper.recipe for name, paper in PAPERS.items()}
@@ -194,8 +211,9 @@ def _fitted(recipe: Recipe, scale: Scale) -> Recipe:
 
     def fit(part: Any) -> Any:
         values = {f.name: scale.values[f.name] for f in fields(part) if f.name in scale.values}
-        if hasattr(part, "num_plays"):
-            values["num_plays"] = min(part.num_plays, scale.max_plays)
+        for name, most in (("num_plays", scale.max_plays), ("num_completions", scale.max_completions)):
+            if hasattr(part, name):
+                values[name] = min(getattr(part, name), most)
         return replace(part, **values)
 
     return Recipe(**{f.name: fit(getattr(recipe, f.name)) for f in fields(recipe)})

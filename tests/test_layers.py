@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 
 LAYERS = [
     {"errors", "types", "seeds"},
-    {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files"},
+    {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files", "steps"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
     {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
     {"logprobs", "objectives", "explore"},
@@ -32,7 +32,7 @@ LAYERS = [
 PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
     "flows.single", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
-    "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
+    "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations", "steps",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 

@@ -3,5 +3,6 @@
 from flow_dpo.credit.base import Credit
 from flow_dpo.credit.group_advantages import GroupAdvantages
 from flow_dpo.credit.outcome_pairs import OutcomePairs
+from flow_dpo.credit.step_advantages import StepAdvantages
 
-__all__ = ["Credit", "GroupAdvantages", "OutcomePairs"]
+__all__ = ["Credit", "GroupAdvantages", "OutcomePairs", "StepAdvantages"]

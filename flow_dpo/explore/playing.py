@@ -20,7 +20,7 @@ from flow_dpo.errors import FlowError
 from flow_dpo.explore.base import Drawing, check_turn
 from flow_dpo.flows.base import Flow
 from flow_dpo.seeds import derive
-from flow_dpo.speaker import Ask, Play, Said, Speaker
+from flow_dpo.speaker import Ask, Play, Said, Speaker, say
 from flow_dpo.tree import Tree
 from flow_dpo.types import Completion, Problem, Request, Role, Solution, Turn
 
@@ -85,7 +85,7 @@ class Explored:
         while (turn := self.flow.turn(state)) is not None:
             check_turn(self.flow, turn, len(record.said), self.problem)
             seed = self._seed(record, len(record.said))
-            said = yield Ask(turn=turn, sampling=self.drawing.sampling(turn, trunk=trunk), seed=seed)
+            said = yield from say(Ask(turn=turn, sampling=self.drawing.sampling(turn, trunk=trunk), seed=seed))
             depth = len(record.said)
             record.said.append((said.request, said.completion, self.flow.tags(state)))
             if trunk and self.num_alternatives:
@@ -105,12 +105,14 @@ class Explored:
                 completion = None
                 divergence = draw_divergence(done, rng)
                 if divergence is not None:
-                    said = yield Ask(
-                        turn=turn,
-                        sampling=self.drawing.sampling(turn, trunk=False),
-                        seed=self._seed(record, "completion"),
-                        kept=divergence.of.token_ids[: divergence.kept],
-                        struck=divergence.struck,
+                    said = yield from say(
+                        Ask(
+                            turn=turn,
+                            sampling=self.drawing.sampling(turn, trunk=False),
+                            seed=self._seed(record, "completion"),
+                            kept=divergence.of.token_ids[: divergence.kept],
+                            struck=divergence.struck,
+                        )
                     )
                     completion = splice(divergence, said.completion)
             if completion is None:

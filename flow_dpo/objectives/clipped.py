@@ -36,12 +36,16 @@ class ClippedPolicyGradient:
     """e: beyond it a token that has already moved the right way gives no more."""
     kl_coef: float = 0.04
     """b; 0 leaves the reference out of it."""
+    max_kl: float = 0.0
+    """Most that the divergence of one token counts; beyond it has no gradient. 0 sets no limit; VinePPO's is 10."""
 
     def __post_init__(self) -> None:
         if not 0 < self.clip_range < 1:
             raise ConfigError(f"clip_range must be between 0 and 1, found {self.clip_range}")
         if self.kl_coef < 0:
             raise ConfigError(f"kl_coef must be 0 or more, found {self.kl_coef}")
+        if self.max_kl < 0:
+            raise ConfigError(f"max_kl must be 0 or more, found {self.max_kl}")
 
     @property
     def needs_reference(self) -> bool:
@@ -62,6 +66,8 @@ class ClippedPolicyGradient:
             if self.kl_coef:
                 away = reference[index][0] - logprobs
                 kl = away.exp() - away - 1
+                if self.max_kl:
+                    kl = kl.clamp(max=self.max_kl)
             losses.append(-example.weight * (gain - self.kl_coef * kl).mean())
             clipped = (ratio * example.advantage > kept * example.advantage).float()
             found = (kl.mean(), clipped.mean(), ratio.mean(), logprobs.sum(), torch.tensor(example.advantage))
