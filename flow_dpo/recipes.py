@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from flow_dpo.credit import Credit, GroupAdvantages, OutcomePairs, StepAdvantages
+from flow_dpo.credit import BranchPairs, Credit, GroupAdvantages, OutcomePairs, StepAdvantages
 from flow_dpo.errors import ConfigError
-from flow_dpo.explore import Explore, Group, Siblings, Vine
+from flow_dpo.explore import Explore, Group, ReferencePath, Siblings, Vine
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
 from flow_dpo.flows.single import Single
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
-from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective
+from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective, PathOdds
 from flow_dpo.policy import LoraSettings
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 
@@ -126,6 +126,21 @@ PAPERS: dict[str, Preset] = {
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=512, schedule=ScheduleSettings(passes=2)),
         explore_ahead=64,
+    ),
+    # Reasoning Paths Optimization, arXiv 2410.10858, sections 3 and 4 and the authors' code
+    # (DAMO-NLP-SG/reasoning-paths-optimization): 10 plays, 10 completions from a state, lambda 0.3 of 0.1 to 0.3, up to
+    # 8 pairs of each question, 8 questions an update, rate 5e-5 after 100 updates, answers of at most 1,024 tokens in
+    # all, LoRA on two projections of its library's default rank 8. Temperature: not stated in the script.
+    "rpo": Preset(
+        recipe=Recipe(
+            flow=Single(max_tokens=1024),
+            explore=ReferencePath(num_plays=10, num_completions=10),
+            credit=BranchPairs(max_pairs=8),
+            objective=PathOdds(exploration_weight=0.3),
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=16, lora_target_modules=("q_proj", "v_proj")),
+        learner=LearnerSettings(learning_rate=5e-5, pairs_per_update=0, schedule=ScheduleSettings(warmup_updates=100)),
+        explore_ahead=8,
     ),
 }
 RECIPES: dict[str, Recipe] = {name: paper.recipe for name, paper in PAPERS.items()}

@@ -2,7 +2,8 @@
 
 from flow_dpo.explore.base import Drawing, Explore
 from flow_dpo.explore.group import Group
+from flow_dpo.explore.reference_path import ReferencePath
 from flow_dpo.explore.siblings import Siblings
 from flow_dpo.explore.vine import Vine
 
-__all__ = ["Drawing", "Explore", "Group", "Siblings", "Vine"]
+__all__ = ["Drawing", "Explore", "Group", "ReferencePath", "Siblings", "Vine"]
