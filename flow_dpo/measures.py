@@ -120,7 +120,7 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
     for role in roles:
         nodes = sum(node.role == role for tree in trees for node in tree.trunk_nodes())
         mine = [pair for pair in pairs if pair.request.role == role]
-        paired = len({(pair.problem_id, pair.depth) for pair in mine})
+        paired = _num_paired(trees, mine, role)
         skipped = sum(tree.skipped.get(role, 0) for tree in trees)
         row[f"nodes/{role}"] = nodes
         row[f"pairs/{role}"] = len(mine)
@@ -130,6 +130,14 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
         row[f"ties/{role}"] = nodes - paired - skipped
         row |= _choice_metrics(role, mine, trees)
     return row
+
+
+def _num_paired(trees: Sequence[Tree], pairs: Sequence[Pair], role: str) -> int:
+    """Trunk nodes of a role at which there is a pair."""
+    by_id = {tree.problem.id: tree for tree in trees}
+    places = {(pair.problem_id, by_id[pair.problem_id].nodes[pair.chosen_node].parent) for pair in pairs}
+    nodes = [(tree.problem.id, node) for tree in trees for node in tree.trunk_nodes() if node.role == role]
+    return sum((problem, node.parent) in places for problem, node in nodes)
 
 
 def _rewards(tree: Tree) -> set[float]:

@@ -11,14 +11,15 @@ them by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from flow_dpo.credit import BranchPairs, Credit, GroupAdvantages, OutcomePairs, StepAdvantages
+from flow_dpo.credit import BranchPairs, Credit, GroupAdvantages, OutcomePairs, StepAdvantages, ValuePairs
 from flow_dpo.errors import ConfigError
-from flow_dpo.explore import Explore, Group, ReferencePath, Siblings, Vine
+from flow_dpo.explore import Explore, Group, ReferencePath, Search, Siblings, Vine
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
+from flow_dpo.flows.plan_solve import PlanSolve, PlanSolvePrompts
 from flow_dpo.flows.single import Single
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
 from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective, PathOdds
@@ -56,7 +57,8 @@ class Scale:
     """What a size of model wants of any recipe."""
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """By the name of a setting, for whichever part of a recipe has one of that name."""
+    """By the name of a setting, for whichever part of a recipe has one of that name. Groups of settings, such as
+    prompts, are listed in a tuple: each part takes that of its own kind."""
     max_plays: int = 8
     """Independent plays of a problem at most: groups of 64 are for machines that can afford them."""
     max_completions: int = 4
@@ -142,6 +144,20 @@ PAPERS: dict[str, Preset] = {
         learner=LearnerSettings(learning_rate=5e-5, pairs_per_update=0, schedule=ScheduleSettings(warmup_updates=100)),
         explore_ahead=8,
     ),
+    # Critical Plan Step Learning, arXiv 2409.08642, section 3: 3 completions an expansion, PUCT constant 1.5, at most 6
+    # turns, rewards of 1 and -1, beta 0.3, alpha 1. The number of plays, temperature, learning rate and batch: not
+    # stated in what these values were taken from; the rate is that of "flow-dpo", the batch 32.
+    "cpl": Preset(
+        recipe=Recipe(
+            flow=PlanSolve(),
+            explore=Search(num_children=3, puct=1.5),
+            credit=ValuePairs(),
+            objective=Dpo(beta=0.3, margin_weight=1.0),
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
+        explore_ahead=32,
+    ),
 }
 RECIPES: dict[str, Recipe] = {name: paper.recipe for name, paper in PAPERS.items()}
 
@@ -158,7 +174,8 @@ SCALES: dict[str, Scale] = {
             "chunk_tokens": 32,
             "max_chunks": 5,
             "max_tokens": 160,
-            "prompts": AnswerStopPrompts(examples=WORKED_EXAMPLES),
+            "plan_tokens": 32,
+            "prompts": (AnswerStopPrompts(examples=WORKED_EXAMPLES),),
             "temperature": 0.8,
         },
         lora=LoraSettings(lora_r=8, lora_alpha=8),
@@ -176,11 +193,16 @@ SCALES: dict[str, Scale] = {
             "max_chunks": MAX_CHUNKS,
             "max_tokens": NUM_CHUNK_TOKENS * MAX_CHUNKS,
             "on_early_yes": "close",
-            "prompts": AnswerStopPrompts(
-                answer_system="",
-                stop_system="",
-                stop_user=STOP_PREFIX + "{candidate}" + STOP_SUFFIX,
-                reopen=REOPEN_WORDS,
+            # A line of the seed's solutions; it knows no plans, so its plan is the beginning of its solution.
+            "plan_tokens": 2 * NUM_CHUNK_TOKENS,
+            "prompts": (
+                AnswerStopPrompts(
+                    answer_system="",
+                    stop_system="",
+                    stop_user=STOP_PREFIX + "{candidate}" + STOP_SUFFIX,
+                    reopen=REOPEN_WORDS,
+                ),
+                PlanSolvePrompts(plan_system="", solve_system="", solve_user=""),
             ),
             "temperature": 1.0,
             "top_p": 0.97,
@@ -225,7 +247,14 @@ def _fitted(recipe: Recipe, scale: Scale) -> Recipe:
     """The recipe with the scale's values in whichever of its parts has a setting of that name."""
 
     def fit(part: Any) -> Any:
-        values = {f.name: scale.values[f.name] for f in fields(part) if f.name in scale.values}
+        values: dict[str, Any] = {}
+        for name, value in scale.values.items():
+            if not hasattr(part, name):
+                continue
+            kinds = value if isinstance(value, tuple) else (value,)
+            same = [one for one in kinds if not is_dataclass(one) or type(one) is type(getattr(part, name))]
+            if same:
+                values[name] = same[0]
         for name, most in (("num_plays", scale.max_plays), ("num_completions", scale.max_completions)):
             if hasattr(part, name):
                 values[name] = min(getattr(part, name), most)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from flow_dpo.engines.base import Engine, RendersTurns
 from flow_dpo.errors import EngineError, FlowError
-from flow_dpo.steps import step_ends
+from flow_dpo.steps import line_end, split, step_ends
 from flow_dpo.types import Adapter, Completion, Problem, Request, Role, Sampling, Solution, TokenIds, Turn, Verdict
 
 
@@ -95,7 +95,7 @@ class Speaker:
 
         Raises `EngineError` where a completion comes from another policy version than the one in force.
         """
-        waiting: dict[int, tuple[Play, Request]] = {}
+        waiting: dict[int, tuple[Play, Ask, Request]] = {}
         for play in plays:
             self._go_on(play, None, waiting)
         while waiting or self._checks:
@@ -108,14 +108,23 @@ class Speaker:
                         f"expected a completion of policy version {self._version}, found version "
                         f"{completion.policy_version}: the engine speaks with stale adapters"
                     )
-                play, request = waiting.pop(ticket)
-                self._go_on(play, Said(request=request, completion=completion), waiting)
+                play, asked, request = waiting.pop(ticket)
+                self._go_on(play, Said(request=request, completion=self._cut(asked, completion)), waiting)
 
     def step_ends(self, completion: Completion) -> tuple[int, ...]:
         """How many tokens of the completion have been said at the end of each step but the last (`flow_dpo.steps`)."""
         return step_ends(completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
 
-    def _find(self, waiting: dict[int, tuple[Play, Request]]) -> None:
+    def _cut(self, asked: Ask, completion: Completion) -> Completion:
+        """The completion up to the end of its line, where the turn is of one line."""
+        if not asked.turn.one_line:
+            return completion
+        end = line_end(asked.kept + completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
+        if end is None or end - len(asked.kept) >= len(completion.token_ids):
+            return completion
+        return split(completion, (max(end - len(asked.kept), 1),))[0]
+
+    def _find(self, waiting: dict[int, tuple[Play, Ask, Request]]) -> None:
         """Put all questions to the verifier together, and go on with those who asked."""
         if self._finds is None:
             raise FlowError("this exploration asks what is right while it plays; give the Speaker a verifier (`finds`)")
@@ -124,7 +133,7 @@ class Speaker:
         for (play, _), verdict in zip(asked, verdicts, strict=True):
             self._go_on(play, verdict, waiting)
 
-    def _go_on(self, play: Play, said: Said | Verdict | None, waiting: dict[int, tuple[Play, Request]]) -> None:
+    def _go_on(self, play: Play, said: Said | Verdict | None, waiting: dict[int, tuple[Play, Ask, Request]]) -> None:
         """Send the answer and follow the play up to its next question."""
         todo: list[tuple[Play, Said | Verdict | None]] = [(play, said)]
         while todo:
@@ -136,7 +145,7 @@ class Speaker:
             if isinstance(asked, Ask):
                 request = self.renderer.render(asked.turn)
                 ticket = self._submit(asked, request)
-                waiting[ticket] = (current, request)
+                waiting[ticket] = (current, asked, request)
             elif isinstance(asked, Check):
                 self._checks.append((current, asked))
             else:

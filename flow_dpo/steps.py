@@ -40,13 +40,13 @@ def step_ends(token_ids: TokenIds, decode: Decode) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def line_end(token_ids: TokenIds, decode: Decode) -> int:
-    """How many tokens it takes to the end of the first line that says something; all of them where it does not end.
+def line_end(token_ids: TokenIds, decode: Decode) -> int | None:
+    """How many tokens it takes to the end of the first line that says something; None where it does not end.
 
     The tokens up to there do not depend on what follows, so that a completion cut there is a draw of one line.
     """
     found = _LINE_END.search(decode(token_ids))
-    return len(token_ids) if found is None else _tokens_to(found.end(), token_ids, decode)
+    return None if found is None else _tokens_to(found.end(), token_ids, decode)
 
 
 def split(completion: Completion, ends: Sequence[int]) -> list[Completion]:

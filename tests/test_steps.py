@@ -55,7 +55,7 @@ def test_a_line_ends_where_it_ends_whatever_follows() -> None:
     pieces = ["\n", "add", " 3", "\n", "take", " 2\n"]
     decode = decode_with(pieces)
     ids: TokenIds = (0, 1, 2, 3, 4, 5)
-    assert [line_end(ids[:n], decode) for n in range(1, 7)] == [1, 2, 3, 4, 4, 4]
+    assert [line_end(ids[:n], decode) for n in range(1, 7)] == [None, None, None, 4, 4, 4]
     assert line_end((4, 5), decode) == 2
 
 

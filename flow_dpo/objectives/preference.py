@@ -29,7 +29,9 @@ class Dpo:
         loss = -(1 - e) log sigmoid(h) - e log sigmoid(-h) - sft_weight * mean over tokens of log pi(chosen)
 
     where e is `label_smoothing` (Mitchell's note on cDPO, equation 3). At e = 0, d loss / d h = -sigmoid(-h): log 2 and
-    -1/2 where policy and reference are equal. Implicit rewards are beta times the log-ratios.
+    -1/2 where policy and reference are equal. Implicit rewards are beta times the log-ratios. With a `margin_weight` a
+    the pair's margin m is asked for on top, h - a m in place of h: Step-APO (Critical Plan Step Learning, arXiv
+    2409.08642, section 3), where m is the difference of the two values.
     """
 
     eats: ClassVar[type] = Pair
@@ -41,6 +43,8 @@ class Dpo:
     sft_weight: float = 0.0
     """Weight of the chosen completion's own likelihood (RPO of Pang et al., arXiv 2404.19733). It counters a falling
     likelihood of chosen completions. Not in the paper."""
+    margin_weight: float = 0.0
+    """How far h must exceed 0, in units of the pair's margin; Step-APO's alpha is 1. Not in the paper."""
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -49,6 +53,8 @@ class Dpo:
             raise ConfigError(f"label_smoothing must be in [0, 0.5), found {self.label_smoothing}")
         if self.sft_weight < 0:
             raise ConfigError(f"sft_weight must be 0 or more, found {self.sft_weight}")
+        if self.margin_weight < 0:
+            raise ConfigError(f"margin_weight must be 0 or more, found {self.margin_weight}")
 
     @property
     def needs_reference(self) -> bool:
@@ -59,9 +65,10 @@ class Dpo:
     ) -> Loss:
         ratios = _Ratios(examples, policy, reference)
         h = self.beta * (ratios.chosen - ratios.rejected)
-        losses = -(1 - self.label_smoothing) * logsigmoid(h)
+        wanted = h - self.margin_weight * torch.tensor([e.margin for e in examples], device=h.device)
+        losses = -(1 - self.label_smoothing) * logsigmoid(wanted)
         if self.label_smoothing:
-            losses = losses - self.label_smoothing * logsigmoid(-h)
+            losses = losses - self.label_smoothing * logsigmoid(-wanted)
         if self.sft_weight:
             losses = losses - self.sft_weight * ratios.chosen_logprobs / ratios.chosen_lengths
         return ratios.loss(losses, h)
