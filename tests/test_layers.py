@@ -31,7 +31,7 @@ LAYERS = [
 
 PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
-    "flows.single", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
+    "flows.single", "flows.plan_solve", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
     "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations", "steps",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")

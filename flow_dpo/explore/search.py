@@ -14,8 +14,8 @@ tree: its next turn is the first child of each node on it.
     play 1, 2 the other two children of the root, each played on
     play 3, 4 the other two of the child that scores highest, ...
 
-Invariant: no more than `num_plays` completions are drawn to begin a play; what is exhausted is not visited again, so a
-tree alone, without any counts of visits, holds N and Q.
+Invariant: no more than `num_plays` are played; what is exhausted is not visited again, and a completion that is there
+already begins no play, so a tree alone, without any counts of visits, holds N and Q.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Search(Drawing):
     """A tree search over turns. The first play is the trunk, a plain draw from the flow."""
 
     num_plays: int = 32
-    """Plays of a problem at most (not stated in the paper)."""
+    """Plays of a problem at most (not stated in the paper); a completion that is there already costs none."""
     num_children: int = 3
     """Completions drawn at a node when it is expanded; equal ones are one child. The paper's is 3."""
     puct: float = 1.5
@@ -147,7 +147,8 @@ class _Search:
         """Add the new completions as children, and play each of them to the end."""
         started: list[_Rollout] = []
         for index, said in enumerate(drawn, start=first):
-            if all(said.completion.token_ids != _ids(child) for child in node.children):
+            allowed = len(self.rollouts) + len(started) < self.settings.num_plays
+            if allowed and all(said.completion.token_ids != _ids(child) for child in node.children):
                 child = self._child(node, said)
                 started.append(_Rollout(first=child, leaf=child, index=index))
         self.rollouts += started
@@ -181,10 +182,9 @@ class _Search:
                     node.num_graded += 1
                     node.total += rollout.reward
         self._close()
-        left = self.settings.num_plays - self.num_drawn
-        if left > 0 and not self.root.closed:
+        if len(self.rollouts) < self.settings.num_plays and not self.root.closed:
             node = self._select()
-            yield self.expand(node, min(left, self.settings.num_children - node.num_drawn))
+            yield self.expand(node, self.settings.num_children - node.num_drawn)
 
     def _select(self) -> _Node:
         node = self.root
