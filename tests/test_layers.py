@@ -31,8 +31,8 @@ LAYERS = [
 
 PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
-    "flows.single", "flows.plan_solve", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures", "engines.base",
-    "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations", "steps",
+    "flows.single", "flows.plan_solve", "deviation", "speaker", "explore", "credit", "grade", "fit", "measures",
+    "engines.base", "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations", "steps",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 

@@ -15,7 +15,7 @@ from flow_dpo.credit import ValuePairs
 from flow_dpo.credit.value_pairs import node_values
 from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.errors import ConfigError
-from flow_dpo.explore import Group, Search
+from flow_dpo.explore import Group, Search, Siblings
 from flow_dpo.flows.plan_solve import PlanSolve, PlanSolvePrompts
 from flow_dpo.objectives import Dpo
 from flow_dpo.speaker import Speaker
@@ -85,6 +85,18 @@ def test_plan_steps_end_with_their_line() -> None:
     assert fits(drawn, dict(lines((ANSWER_PROMPT,))))
 
 
+def test_alternatives_to_a_line_are_lines_drawn_to_differ() -> None:
+    one = dict(lines((ANSWER_PROMPT,)))
+    by_trunk: dict[TokenIds, Counter[TokenIds]] = {}
+    for tree in explore(4000, Siblings()):
+        trunk, other = tree.children(None)
+        by_trunk.setdefault(trunk.completion.token_ids, Counter())[other.completion.token_ids] += 1
+    assert set(by_trunk) == set(one)
+    for said_first, others in by_trunk.items():
+        left = 1 - one[said_first]
+        assert fits(others, {ids: p / left for ids, p in one.items() if ids != said_first}), said_first
+
+
 # ---- the search -----------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +110,7 @@ def lines(prefix: TokenIds, left: int = 2) -> Iterator[tuple[TokenIds, float]]:
                 yield (token, *rest), p * q
 
 
-def explore(num: int, settings: Search | Group, first: int = 0) -> list[Tree]:
+def explore(num: int, settings: Search | Group | Siblings, first: int = 0) -> list[Tree]:
     speaker = Speaker(TabularEngine(next_probs, end_ids={END}), Bare(), finds)
     return settings(FLOW, speaker, PROBLEMS[first : first + num], seed=0)
 
