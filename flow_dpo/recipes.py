@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from flow_dpo.credit import BranchPairs, Credit, GroupAdvantages, OutcomePairs, StepAdvantages, ValuePairs
+from flow_dpo.credit_kept import RightOnes
 from flow_dpo.errors import ConfigError
 from flow_dpo.explore import Explore, Group, ReferencePath, Search, Siblings, Vine
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
@@ -22,6 +23,7 @@ from flow_dpo.flows.base import Flow
 from flow_dpo.flows.plan_solve import PlanSolve, PlanSolvePrompts
 from flow_dpo.flows.single import Single
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
+from flow_dpo.likelihood import Likelihood
 from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective, PathOdds
 from flow_dpo.policy import LoraSettings
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
@@ -156,6 +158,15 @@ PAPERS: dict[str, Preset] = {
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
+        explore_ahead=32,
+    ),
+    # Expert iteration, the plain control: say again what was right. Draws a question: STaR (arXiv 2203.14465, section
+    # 3.1) 1, RFT (2308.01825, section 3.3) 100, ReST-EM (2312.06585) 32; one batch of the stream is one round.
+    # LoRA, its rate and the number of draws here: not stated there.
+    "rejection-sampling": Preset(
+        recipe=Recipe(flow=Single(), explore=Group(num_plays=4), credit=RightOnes(), objective=Likelihood()),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=2e-5, pairs_per_update=32),
         explore_ahead=32,
     ),
 }

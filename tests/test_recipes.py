@@ -72,7 +72,7 @@ def test_loop_learner_and_engines_know_no_method_by_name() -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> None:
-    size = "32" if recipes.RECIPES[name].objective.eats is Scored else "2"
+    size = "16" if recipes.RECIPES[name].objective.eats is Scored else "2"
     words = ["--recipe", name, "--max_problems", "24", "--explore_ahead", "8", "--pairs_per_update", size]
     for folder in ("whole", "parts"):
         commands.train([*words, "--output_dir", str(tmp_path / folder)])

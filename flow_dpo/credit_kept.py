@@ -1,0 +1,68 @@
+"""Which plays are worth saying again?
+
+Credits for learning by imitation: they keep completions and give them all the same advantage, 1. `RightOnes` keeps what
+verifiably ended right, the filter of rejection-sampling fine-tuning and expert iteration (STaR, arXiv 2203.14465; RFT,
+arXiv 2308.01825, section 3.3; ReST-EM, arXiv 2312.06585). Of four plays of one problem:
+
+    A0 "3+4=7"  right      kept
+    A1 "3+4=8"  wrong
+    A2 "3+4=7"  right      the same words again: never counted twice
+    A3 "4+3=7"  right      kept where `max_per_problem` allows two
+
+Invariant: what could not be graded is never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from flow_dpo.errors import ConfigError
+from flow_dpo.tree import Rollout, Tree
+from flow_dpo.types import Scored, TokenIds
+
+
+@dataclass(frozen=True, kw_only=True)
+class RightOnes:
+    """Every completion on the way to a right answer, of the first distinct plays that reached one."""
+
+    max_per_problem: int = 1
+    """Plays kept of a problem, in the order of their rollouts; 0 keeps all. Cuts keep easy problems from drowning hard
+    ones: ReST-EM keeps 10, STaR draws but one, RFT keeps every distinct one of 100."""
+
+    def __post_init__(self) -> None:
+        if self.max_per_problem < 0:
+            raise ConfigError(f"max_per_problem must be 0 (all) or more, found {self.max_per_problem}")
+
+    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+        """All examples of the trees, in the order of their plays; a node that two plays share is one example."""
+        return [example for tree in trees for example in self._of_tree(tree)]
+
+    def _of_tree(self, tree: Tree) -> list[Scored]:
+        kept = list(islice(_distinct_right(tree), self.max_per_problem or None))
+        nodes = dict.fromkeys(node.id for rollout in kept for node in tree.path(rollout.leaf))
+        return [
+            Scored(
+                request=node.request,
+                completion=node.completion,
+                advantage=1.0,
+                problem_id=tree.problem.id,
+                node=node.id,
+                depth=node.depth,
+                tags=node.tags,
+            )
+            for node in (tree.nodes[id] for id in nodes)
+        ]
+
+
+def _distinct_right(tree: Tree) -> Iterator[Rollout]:
+    """The rollouts that were found right, without those that say just what an earlier one said."""
+    seen: set[tuple[TokenIds, ...]] = set()
+    for rollout in tree.rollouts:
+        if rollout.verdict is None or rollout.verdict.status != "correct":
+            continue
+        said = tuple(node.completion.token_ids for node in tree.path(rollout.leaf))
+        if said not in seen:
+            seen.add(said)
+            yield rollout
