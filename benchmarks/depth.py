@@ -31,7 +31,7 @@ from flow_dpo.learner import Learner, LearnerSettings
 from flow_dpo.objectives import Dpo
 from flow_dpo.policy import Policy
 from flow_dpo.speaker import Speaker
-from flow_dpo.types import Completion, Problem, Request, Turn
+from flow_dpo.types import Completion, Piece, Problem, Request, Turn
 
 MODULE = "benchmarks.depth"
 ROLES = ("answer", "stop")
@@ -60,6 +60,9 @@ class Ids:
         return Request(
             role=turn.role, prompt_ids=tuple(ids), max_tokens=turn.max_tokens, choices=(3, 4) if turn.choices else ()
         )
+
+    def to_text(self, pieces: Sequence[Piece]) -> str:
+        return " ".join(piece if isinstance(piece, str) else " ".join(map(str, piece)) for piece in pieces)
 
 
 def main() -> None:

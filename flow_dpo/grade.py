@@ -7,13 +7,13 @@ mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from flow_dpo.extract import NO_ANSWER, AnswerRule
 from flow_dpo.tree import Tree
-from flow_dpo.types import Piece, Verdict
+from flow_dpo.types import Piece, Problem, Solution, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +46,28 @@ class Decodes(Protocol):
 
 def grade(trees: Sequence[Tree], verifier: Verifies, renderer: Decodes, settings: GradingSettings) -> None:
     """Put a verdict to every rollout of the trees."""
-    texts = [[renderer.to_text(rollout.solution.pieces) for rollout in tree.rollouts] for tree in trees]
-    asked: dict[tuple[str, str, bool], Verdict] = {}
-    for tree, written in zip(trees, texts, strict=True):
-        for rollout, text in zip(tree.rollouts, written, strict=True):
-            asked[(tree.problem.gold, text, rollout.solution.ended)] = Verdict(status="ungraded")
+    played = [(tree, rollout) for tree in trees for rollout in tree.rollouts]
+    found = _found([(tree.problem, rollout.solution) for tree, rollout in played], verifier, renderer, settings)
+    for (tree, rollout), (text, verdict) in zip(played, found, strict=True):
+        tree.grade(rollout.id, text, verdict)
+
+
+def finder(
+    verifier: Verifies, renderer: Decodes, settings: GradingSettings
+) -> Callable[[Sequence[tuple[Problem, Solution]]], list[Verdict]]:
+    """What a speaker asks on behalf of explorations: the verdicts that `grade` would put to plays with these ends."""
+    return lambda items: [verdict for _, verdict in _found(items, verifier, renderer, settings)]
+
+
+def _found(
+    items: Sequence[tuple[Problem, Solution]], verifier: Verifies, renderer: Decodes, settings: GradingSettings
+) -> list[tuple[str, Verdict]]:
+    """Text and verdict of each solution; equal words are read once."""
+    texts = [renderer.to_text(solution.pieces) for _, solution in items]
+    keys = [(problem.gold, text, end.ended) for (problem, end), text in zip(items, texts, strict=True)]
+    asked = dict.fromkeys(keys, Verdict(status="ungraded"))
     for key, verdict in zip(asked, verifier.grade_many(list(asked)), strict=True):
         if verdict.reason == NO_ANSWER and settings.unfinished == "ungraded":
             verdict = replace(verdict, status="ungraded")
         asked[key] = verdict
-    for tree, written in zip(trees, texts, strict=True):
-        for rollout, text in zip(list(tree.rollouts), written, strict=True):
-            tree.grade(rollout.id, text, asked[(tree.problem.gold, text, rollout.solution.ended)])
+    return [(text, asked[key]) for text, key in zip(texts, keys, strict=True)]

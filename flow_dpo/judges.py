@@ -19,7 +19,7 @@ from flow_dpo.engines.base import Engine
 from flow_dpo.judging import PLACES, Asked, Heard, JudgePrompts, JudgeSettings, Keep, heard_text, storable
 from flow_dpo.render import Renderer
 from flow_dpo.seeds import derive
-from flow_dpo.speaker import Ask, Play, Speaker
+from flow_dpo.speaker import Ask, Play, Speaker, say
 from flow_dpo.types import Completion, Message, Piece, Role, Sampling, Turn
 
 JUDGE: Role = "judge"
@@ -69,7 +69,8 @@ class LocalJudge:
             found = f"{len(request.prompt_ids)} + {request.max_tokens} of {self._context_tokens} tokens"
             keep(asked, Heard(words=found, reason="too long"))
             return
-        said = yield Ask(turn=turn, sampling=Sampling(greedy=True), seed=derive(self._settings.seed, *asked.key))
+        seed = derive(self._settings.seed, *asked.key)
+        said = yield from say(Ask(turn=turn, sampling=Sampling(greedy=True), seed=seed))
         keep(asked, self._heard(said.completion))
 
     def _heard(self, completion: Completion) -> Heard:

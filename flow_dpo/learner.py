@@ -66,6 +66,9 @@ class ScheduleSettings:
     """Updates at the full rate, after which it falls; 0 never lets it fall."""
     decay_power: float = 1.0
     """How fast: 1 falls as 1 / t, which sums to infinity yet settles (Robbins and Monro 1951); 0.5 is slower."""
+    passes: int = 1
+    """Updates on each full batch, one after the other (PPO's epochs): from the second on the policy has moved away from
+    what it said, and a clip has something to do."""
 
     def __post_init__(self) -> None:
         if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
@@ -73,6 +76,8 @@ class ScheduleSettings:
                 f"expected warmup_updates and decay_after of 0 or more and decay_power above 0, found "
                 f"{self.warmup_updates}, {self.decay_after} and {self.decay_power}"
             )
+        if self.passes < 1:
+            raise ConfigError(f"expected passes of 1 or more, found {self.passes}")
 
     def share(self, update: int) -> float:
         """What the rate is multiplied by at an update, counted from 1."""
@@ -156,7 +161,8 @@ class Learner:
         num_skipped = 0
         while self.pool and len(self.pool) >= size:
             try:
-                done.append(self._learn(objective, self.pool[:size]))
+                for _ in range(self.settings.schedule.passes):
+                    done.append(self._learn(objective, self.pool[:size]))
             except NonFinite as error:
                 if not self.settings.checks.skip_nonfinite:
                     raise LearningError(f"{error}; nothing was changed. Lower the learning rate or beta") from error

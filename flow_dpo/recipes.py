@@ -11,19 +11,20 @@ them by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from flow_dpo.credit import Credit, GroupAdvantages, OutcomePairs
+from flow_dpo.credit import BranchPairs, Credit, GroupAdvantages, OutcomePairs, StepAdvantages, ValuePairs
 from flow_dpo.credit_kept import RightOnes
 from flow_dpo.errors import ConfigError
-from flow_dpo.explore import Explore, Group, Siblings
+from flow_dpo.explore import Explore, Group, ReferencePath, Search, Siblings, Vine
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
+from flow_dpo.flows.plan_solve import PlanSolve, PlanSolvePrompts
 from flow_dpo.flows.single import Single
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
 from flow_dpo.likelihood import Likelihood
-from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective
+from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective, PathOdds
 from flow_dpo.policy import LoraSettings
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 
@@ -58,9 +59,12 @@ class Scale:
     """What a size of model wants of any recipe."""
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """By the name of a setting, for whichever part of a recipe has one of that name."""
+    """By the name of a setting, for whichever part of a recipe has one of that name. Groups of settings, such as
+    prompts, are listed in a tuple: each part takes that of its own kind."""
     max_plays: int = 8
     """Independent plays of a problem at most: groups of 64 are for machines that can afford them."""
+    max_completions: int = 4
+    """Completions from one state at most, where a recipe draws such."""
     lora: LoraSettings
     learner: LearnerSettings
     explore_ahead: int
@@ -112,6 +116,50 @@ PAPERS: dict[str, Preset] = {
         learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=1024),
         explore_ahead=16,
     ),
+    # VinePPO, arXiv 2410.01679, sections 4 and 5 and the authors' code (McGill-NLP/VinePPO, its configuration for
+    # RhoMath-1.1B): 64 questions with 8 answers each an iteration, 9 completions from a state, temperature 0.6, top-p
+    # 0.9, at most 1,024 tokens; clip 0.2, k3 in the loss with 1e-4 and cut at 10; rate 1e-6 for all weights, gradients
+    # clipped at 1, 2 epochs over mini-batches of 64 answers (about 500 steps). LoRA: not stated.
+    "vineppo": Preset(
+        recipe=Recipe(
+            flow=Single(max_tokens=1024),
+            explore=Vine(num_plays=8, num_completions=9, temperature=0.6, top_p=0.9),
+            credit=StepAdvantages(),
+            objective=ClippedPolicyGradient(clip_range=0.2, kl_coef=1e-4, max_kl=10.0),
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=512, schedule=ScheduleSettings(passes=2)),
+        explore_ahead=64,
+    ),
+    # Reasoning Paths Optimization, arXiv 2410.10858, sections 3 and 4 and the authors' code
+    # (DAMO-NLP-SG/reasoning-paths-optimization): 10 plays, 10 completions from a state, lambda 0.3 of 0.1 to 0.3, up to
+    # 8 pairs of each question, 8 questions an update, rate 5e-5 after 100 updates, answers of at most 1,024 tokens in
+    # all, LoRA on two projections of its library's default rank 8. Temperature: not stated in the script.
+    "rpo": Preset(
+        recipe=Recipe(
+            flow=Single(max_tokens=1024),
+            explore=ReferencePath(num_plays=10, num_completions=10),
+            credit=BranchPairs(max_pairs=8),
+            objective=PathOdds(exploration_weight=0.3),
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=16, lora_target_modules=("q_proj", "v_proj")),
+        learner=LearnerSettings(learning_rate=5e-5, pairs_per_update=0, schedule=ScheduleSettings(warmup_updates=100)),
+        explore_ahead=8,
+    ),
+    # Critical Plan Step Learning, arXiv 2409.08642, section 3: 3 completions an expansion, PUCT constant 1.5, at most 6
+    # turns, rewards of 1 and -1, beta 0.3, alpha 1. The number of plays, temperature, learning rate and batch: not
+    # stated in what these values were taken from; the rate is that of "flow-dpo", the batch 32.
+    "cpl": Preset(
+        recipe=Recipe(
+            flow=PlanSolve(),
+            explore=Search(num_children=3, puct=1.5),
+            credit=ValuePairs(),
+            objective=Dpo(beta=0.3, margin_weight=1.0),
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
+        explore_ahead=32,
+    ),
     # Expert iteration, the plain control: say again what was right. Draws a question: STaR (arXiv 2203.14465, section
     # 3.1) 1, RFT (2308.01825, section 3.3) 100, ReST-EM (2312.06585) 32; one batch of the stream is one round.
     # LoRA, its rate and the number of draws here: not stated there.
@@ -137,7 +185,8 @@ SCALES: dict[str, Scale] = {
             "chunk_tokens": 32,
             "max_chunks": 5,
             "max_tokens": 160,
-            "prompts": AnswerStopPrompts(examples=WORKED_EXAMPLES),
+            "plan_tokens": 32,
+            "prompts": (AnswerStopPrompts(examples=WORKED_EXAMPLES),),
             "temperature": 0.8,
         },
         lora=LoraSettings(lora_r=8, lora_alpha=8),
@@ -155,11 +204,16 @@ SCALES: dict[str, Scale] = {
             "max_chunks": MAX_CHUNKS,
             "max_tokens": NUM_CHUNK_TOKENS * MAX_CHUNKS,
             "on_early_yes": "close",
-            "prompts": AnswerStopPrompts(
-                answer_system="",
-                stop_system="",
-                stop_user=STOP_PREFIX + "{candidate}" + STOP_SUFFIX,
-                reopen=REOPEN_WORDS,
+            # A line of the seed's solutions; it knows no plans, so its plan is the beginning of its solution.
+            "plan_tokens": 2 * NUM_CHUNK_TOKENS,
+            "prompts": (
+                AnswerStopPrompts(
+                    answer_system="",
+                    stop_system="",
+                    stop_user=STOP_PREFIX + "{candidate}" + STOP_SUFFIX,
+                    reopen=REOPEN_WORDS,
+                ),
+                PlanSolvePrompts(plan_system="", solve_system="", solve_user=""),
             ),
             "temperature": 1.0,
             "top_p": 0.97,
@@ -204,9 +258,17 @@ def _fitted(recipe: Recipe, scale: Scale) -> Recipe:
     """The recipe with the scale's values in whichever of its parts has a setting of that name."""
 
     def fit(part: Any) -> Any:
-        values = {f.name: scale.values[f.name] for f in fields(part) if f.name in scale.values}
-        if hasattr(part, "num_plays"):
-            values["num_plays"] = min(part.num_plays, scale.max_plays)
+        values: dict[str, Any] = {}
+        for name, value in scale.values.items():
+            if not hasattr(part, name):
+                continue
+            kinds = value if isinstance(value, tuple) else (value,)
+            same = [one for one in kinds if not is_dataclass(one) or type(one) is type(getattr(part, name))]
+            if same:
+                values[name] = same[0]
+        for name, most in (("num_plays", scale.max_plays), ("num_completions", scale.max_completions)):
+            if hasattr(part, name):
+                values[name] = min(getattr(part, name), most)
         return replace(part, **values)
 
     return Recipe(**{f.name: fit(getattr(recipe, f.name)) for f in fields(recipe)})

@@ -32,7 +32,7 @@ class Node:
     rollout: int
     """The rollout in which it was said."""
     depth: int
-    """Turns played before it."""
+    """Nodes on the path to it: turns played before it, or their steps where an exploration tells these apart."""
     request: Request
     completion: Completion
     tags: tuple[str, ...] = ()
@@ -54,6 +54,8 @@ class Rollout:
     """The solution decoded, once it was graded."""
     verdict: Verdict | None = None
     """None until it was graded."""
+    probe: bool = False
+    """Played only to estimate how good the state is from which it starts: nothing that was said in it is learned."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,6 +102,8 @@ class Tree:
         parent: int | None,
         said: Sequence[tuple[Request, Completion, tuple[str, ...]]],
         solution: Solution,
+        *,
+        probe: bool = False,
     ) -> int:
         """Append one play below `parent` and return its id. Raises `ValueError` where nothing was said."""
         if not said:
@@ -118,7 +122,8 @@ class Tree:
             )
             self.nodes.append(node)
             parent, depth = node.id, depth + 1
-        self.rollouts.append(Rollout(id=rollout, start=start, leaf=len(self.nodes) - 1, solution=solution))
+        leaf = len(self.nodes) - 1
+        self.rollouts.append(Rollout(id=rollout, start=start, leaf=leaf, solution=solution, probe=probe))
         return rollout
 
     def grade(self, rollout: int, text: str, verdict: Verdict) -> None:
@@ -158,6 +163,7 @@ class Tree:
                     "start": rollout.start,
                     "leaf": rollout.leaf,
                     "ended": rollout.solution.ended,
+                    "probe": rollout.probe,
                     "text": rollout.text,
                     "verdict": None if rollout.verdict is None else asdict(rollout.verdict),
                 }

@@ -67,6 +67,8 @@ class Turn:
     """The longest completion, its end token counted. Ignored where `choices` are given."""
     choices: tuple[str, ...] = ()
     """Where not empty, the completion is one of these words, scored on one forward and drawn among them."""
+    one_line: bool = False
+    """The completion ends with its first line that says something, at the token that holds the line's end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +168,7 @@ class Pair:
     chosen: Completion
     rejected: Completion
     margin: float
-    """Difference of the two rewards (or values), in (0, 1] for a verifier's."""
+    """Difference of the two rewards, 1 for a verifier's, or of two values."""
     weight: float = 1.0
     """Factor of this pair's loss."""
     problem_id: str = ""

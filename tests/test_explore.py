@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -25,7 +25,10 @@ END, YES, NO, ANSWER_PROMPT, STOP_PROMPT, WAIT = 0, 90, 91, 100, 101, 102
 
 
 class Bare:
-    """A renderer for bare ids: fixed words are the token WAIT."""
+    """A renderer for bare ids: fixed words are the token WAIT. In words, token 1 ends a line."""
+
+    def to_text(self, pieces: Sequence[Piece]) -> str:
+        return "".join({1: "one\n", 2: "two "}.get(token, "?") for ids in pieces for token in ids)
 
     def render(self, turn: Turn) -> Request:
         def ids(pieces: tuple[Piece, ...]) -> TokenIds:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 LAYERS = [
     {"errors", "types", "seeds"},
     {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files", "strict_json"}
-    | {"chat_endpoint"},
+    | {"chat_endpoint", "steps"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"}
     | {"credit_kept"},
     {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
@@ -34,7 +34,8 @@ LAYERS = [
 
 PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
-    "flows.single", "deviation", "speaker", "explore", "credit", "credit_kept", "grade", "fit", "measures",
+    "flows.single", "flows.plan_solve", "steps", "deviation",
+    "speaker", "explore", "credit", "credit_kept", "grade", "fit", "measures",
     "engines.base", "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
     "strict_json", "verify_command", "judging", "judgements", "chat_endpoint", "budget",
     "report.compose", "report.command", "report.page", "report.markdown",

@@ -72,7 +72,8 @@ def test_loop_learner_and_engines_know_no_method_by_name() -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> None:
-    words = ["--recipe", name, "--max_problems", "24", "--explore_ahead", "8", "--pairs_per_update", "2"]
+    size = "16" if recipes.RECIPES[name].objective.eats is Scored else "2"
+    words = ["--recipe", name, "--max_problems", "24", "--explore_ahead", "8", "--pairs_per_update", size]
     for folder in ("whole", "parts"):
         commands.train([*words, "--output_dir", str(tmp_path / folder)])
     rows = runs.read_jsonl(tmp_path / "whole" / "metrics.jsonl")
@@ -83,7 +84,7 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
     (last / "loop.json").write_text("{}")
     assert commands.train(["--output_dir", str(tmp_path / "parts"), "--resume"]) == 0
     assert without_seconds(rows) == without_seconds(runs.read_jsonl(tmp_path / "parts" / "metrics.jsonl"))
-    for record in ("pairs.jsonl", "scored.jsonl"):
+    for record in ("trees.jsonl", "pairs.jsonl", "scored.jsonl"):
         files = [tmp_path / folder / record for folder in ("whole", "parts")]
         assert files[0].exists() == files[1].exists()
         assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()

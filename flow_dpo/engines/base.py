@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from flow_dpo.types import Adapter, Completion, Request, Role, Sampling, TokenIds, Turn
+from flow_dpo.types import Adapter, Completion, Piece, Request, Role, Sampling, TokenIds, Turn
 
 
 class RendersTurns(Protocol):
@@ -24,6 +24,10 @@ class RendersTurns(Protocol):
 
     def render(self, turn: Turn) -> Request:
         """The turn in token ids."""
+        ...
+
+    def to_text(self, pieces: Sequence[Piece]) -> str:
+        """The pieces decoded together. Asked only of plays that end steps by their words."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""What does a graded tree teach?
+"""Which of two siblings led to the right answer?
 
-A credit is a value: trees in, examples out. `OutcomePairs` is the paper's (arXiv 2410.22304, section 2): where two
-siblings led to final answers of which one is correct and the other is not, the two completions are a preference pair
-for the role that spoke. Both correct, both wrong or either one ungraded: no pair, so a tie can never be learned from.
+The paper's credit (arXiv 2410.22304, section 2): where two siblings led to final answers of which one is correct and
+the other is not, the two completions are a preference pair for the role that spoke. Both correct, both wrong or either
+one ungraded: no pair, so a tie can never be learned from.
 
     A0 (rollout 0: correct)      Pair(chosen=A0, rejected=A4)
     A4 (rollout 1: wrong)
@@ -15,19 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean, pstdev
-from typing import Protocol
 
 from flow_dpo.tree import Node, Tree
-from flow_dpo.types import Example, Pair, Scored
-
-
-class Credit(Protocol):
-    """A rule that says what is learned from graded trees."""
-
-    def __call__(self, trees: Sequence[Tree]) -> Sequence[Example]:
-        """All examples of the trees, tree by tree."""
-        ...
+from flow_dpo.types import Pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,44 +72,6 @@ class OutcomePairs:
             for chosen in good
             for rejected in bad
             if chosen.completion.token_ids != rejected.completion.token_ids
-        ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupAdvantages:
-    """Every completion of a play is credited with the play's reward against the group's (GRPO, arXiv 2402.03300,
-    section 4.1.2, outcome supervision):
-
-        advantage = (reward - mean of the problem's rewards) / their standard deviation
-
-    Ungraded plays enter neither mean nor examples. A group whose plays are all right or all wrong teaches nothing; the
-    record counts them as "tied_trees".
-    """
-
-    scale: bool = True
-    """Divide by the standard deviation. Without (Dr. GRPO, arXiv 2503.20783), easy and hard questions weigh alike."""
-
-    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
-        """All examples of the trees, in the order of their nodes."""
-        return [example for tree in trees for example in self._of_tree(tree)]
-
-    def _of_tree(self, tree: Tree) -> list[Scored]:
-        rewards = {r.id: r.verdict.reward for r in tree.rollouts if r.verdict and r.verdict.reward is not None}
-        if len(set(rewards.values())) < 2:
-            return []
-        mean, spread = fmean(rewards.values()), pstdev(rewards.values())
-        return [
-            Scored(
-                request=node.request,
-                completion=node.completion,
-                advantage=(rewards[node.rollout] - mean) / (spread if self.scale else 1.0),
-                problem_id=tree.problem.id,
-                node=node.id,
-                depth=node.depth,
-                tags=node.tags,
-            )
-            for node in tree.nodes
-            if node.rollout in rewards
         ]
 
 

@@ -1,15 +1,10 @@
-"""Which plays of a flow are made on one problem?
+"""How are plays, and alternatives to what the first of them says, kept under way together?
 
-`Siblings` is the paper's exploration (arXiv 2410.22304, section 2): play one chain, the trunk; at *every* node of it
-say something else from the same prefix, and let the flow run on from there to a second end. With one alternative a
-node, a trunk of n turns gives n + 1 rollouts; the alternatives start while the trunk is still being played.
+One generator a play; the first play of a problem, its trunk, starts the alternatives of each of its nodes as soon as it
+has spoken there. Nodes are numbered by where they stand and not by when they were done:
 
-    trunk   answer "3+4=7"  stop No   answer "Answer: 7"  stop Yes
-    at 0    answer "3+4=8"  ...                              an Answer chunk drawn to differ (flow_dpo.deviation)
-    at 1                    stop Yes                         the flipped word; ends at once
-    ...
-
-`Group` plays independent chains of one problem, as GRPO does. An exploration is a value; it knows no model.
+    play 0      answer  stop  answer  stop
+    at depth 1          stop                 started beside the third turn of play 0, numbered behind all of it
 """
 
 from __future__ import annotations
@@ -18,86 +13,19 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from flow_dpo.deviation import draw_divergence, splice
 from flow_dpo.errors import FlowError
+from flow_dpo.explore.base import Drawing, check_turn
 from flow_dpo.flows.base import Flow
 from flow_dpo.seeds import derive
-from flow_dpo.speaker import Ask, Play, Said, Speaker
+from flow_dpo.speaker import Ask, Play, Said, Speaker, say
 from flow_dpo.tree import Tree
-from flow_dpo.types import Completion, Problem, Request, Role, Sampling, Solution, Turn
-
-_MOST_TURNS = 10_000
-"""A flow that asks for more turns than this in one play has broken the rule that every play ends."""
+from flow_dpo.types import Completion, Problem, Request, Role, Solution, Turn
 
 
-class Explore(Protocol):
-    """A rule that says which plays are made."""
-
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        """One tree a problem, in their order; its first rollout is what progressive validation reads.
-
-        The same seed gives the same trees, however the problems are batched.
-        """
-        ...
-
-    def alone(self, *, greedy: bool) -> Explore:
-        """The same drawing with one play a problem, for evaluation."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """How the plays of an exploration are drawn."""
-
-    greedy_trunk: bool = False
-    """Whether the trunk takes the likeliest token (not stated in the paper). Alternatives are always drawn."""
-    temperature: float = 1.0
-    """Of the Answer role and any other that writes (not stated in the paper; its ancestor used 0.7)."""
-    top_p: float = 1.0
-    """Nucleus of the same (not stated in the paper; its ancestor used 0.9)."""
-    choice_temperature: float = 1.0
-    """Of turns with declared choices, such as Stop's (not stated in the paper)."""
-
-    def sampling(self, turn: Turn, *, trunk: bool) -> Sampling:
-        """The distribution that a turn's completion is drawn from."""
-        greedy = trunk and self.greedy_trunk
-        if turn.choices:
-            return Sampling(temperature=self.choice_temperature, greedy=greedy)
-        return Sampling(temperature=self.temperature, top_p=self.top_p, greedy=greedy)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Siblings(Drawing):
-    """A trunk, and alternatives at every node of it, each played to the end."""
-
-    num_alternatives: int = 1
-    """Alternatives at a node; they differ from the trunk and from each other. A choice has one fewer than its words.
-    The paper makes one; 0 plays the trunk alone."""
-
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        return _explore(self, flow, speaker, problems, seed, num_plays=1, num_alternatives=self.num_alternatives)
-
-    def alone(self, *, greedy: bool) -> Siblings:
-        return replace(self, num_alternatives=0, greedy_trunk=greedy)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group(Drawing):
-    """Independent plays of one problem from its beginning (GRPO, arXiv 2402.03300). Two may say the same."""
-
-    num_plays: int = 8
-    """Plays of a problem, the first of which is its trunk."""
-
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        return _explore(self, flow, speaker, problems, seed, num_plays=self.num_plays, num_alternatives=0)
-
-    def alone(self, *, greedy: bool) -> Group:
-        return replace(self, num_plays=1, greedy_trunk=greedy)
-
-
-def _explore(
+def explore(
     drawing: Drawing,
     flow: Flow[Any],
     speaker: Speaker,
@@ -107,7 +35,8 @@ def _explore(
     num_plays: int,
     num_alternatives: int,
 ) -> list[Tree]:
-    explored = [_Explored(drawing, flow, problem, seed, num_plays, num_alternatives) for problem in problems]
+    """One tree a problem: `num_plays` plays from the beginning, `num_alternatives` at every node of the first."""
+    explored = [Explored(drawing, flow, problem, seed, num_plays, num_alternatives) for problem in problems]
     speaker.run(
         [
             one.rollout(record, flow.start(problem))
@@ -119,7 +48,7 @@ def _explore(
 
 
 @dataclass(slots=True, kw_only=True)
-class _Record:
+class Record:
     """One rollout as it is being played."""
 
     at: int | None = None
@@ -132,7 +61,7 @@ class _Record:
     solution: Solution | None = None
 
 
-class _Explored:
+class Explored:
     """All plays of one problem while they are under way."""
 
     def __init__(
@@ -146,17 +75,17 @@ class _Explored:
     ) -> None:
         self.drawing, self.flow, self.problem, self.seed = drawing, flow, problem, seed
         self.num_alternatives = num_alternatives
-        self.plays = [_Record(index=index) for index in range(num_plays)]
-        self.alternatives_made: list[_Record] = []
+        self.plays = [Record(index=index) for index in range(num_plays)]
+        self.alternatives_made: list[Record] = []
         self.skipped: dict[Role, int] = {}
 
-    def rollout(self, record: _Record, state: Any) -> Play:
+    def rollout(self, record: Record, state: Any) -> Play:
         """Play from `state` to the end; on the trunk, start the alternatives of every node on the way."""
         trunk = record is self.plays[0]
         while (turn := self.flow.turn(state)) is not None:
-            self._check(turn, len(record.said))
+            check_turn(self.flow, turn, len(record.said), self.problem)
             seed = self._seed(record, len(record.said))
-            said = yield Ask(turn=turn, sampling=self.drawing.sampling(turn, trunk=trunk), seed=seed)
+            said = yield from say(Ask(turn=turn, sampling=self.drawing.sampling(turn, trunk=trunk), seed=seed))
             depth = len(record.said)
             record.said.append((said.request, said.completion, self.flow.tags(state)))
             if trunk and self.num_alternatives:
@@ -168,7 +97,7 @@ class _Explored:
         """Say something else at one node of the trunk, as often as asked, and play each on."""
         done = [trunk.completion]
         for index in range(self.num_alternatives):
-            record = _Record(at=depth, index=index)
+            record = Record(at=depth, index=index)
             rng = random.Random(self._seed(record, "divergence"))
             if turn.choices:
                 completion = self._other_choice(trunk.request, done, rng)
@@ -176,12 +105,14 @@ class _Explored:
                 completion = None
                 divergence = draw_divergence(done, rng)
                 if divergence is not None:
-                    said = yield Ask(
-                        turn=turn,
-                        sampling=self.drawing.sampling(turn, trunk=False),
-                        seed=self._seed(record, "completion"),
-                        kept=divergence.of.token_ids[: divergence.kept],
-                        struck=divergence.struck,
+                    said = yield from say(
+                        Ask(
+                            turn=turn,
+                            sampling=self.drawing.sampling(turn, trunk=False),
+                            seed=self._seed(record, "completion"),
+                            kept=divergence.of.token_ids[: divergence.kept],
+                            struck=divergence.struck,
+                        )
                     )
                     completion = splice(divergence, said.completion)
             if completion is None:
@@ -224,13 +155,6 @@ class _Explored:
             choice=choice,
         )
 
-    def _seed(self, record: _Record, what: int | str) -> int:
+    def _seed(self, record: Record, what: int | str) -> int:
         at = -1 if record.at is None else record.at
         return derive(self.seed, self.problem.id, at, record.index, what)
-
-    def _check(self, turn: Turn, num_turns: int) -> None:
-        name = type(self.flow).__name__
-        if turn.role not in self.flow.roles:
-            raise FlowError(f"{name} asked role {turn.role!r} to speak; it declares only {list(self.flow.roles)}")
-        if num_turns >= _MOST_TURNS:
-            raise FlowError(f"{name} has asked for {num_turns} turns on {self.problem.id}; every play must end")
