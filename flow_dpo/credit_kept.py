@@ -15,7 +15,7 @@ Invariant: what could not be graded is never kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from flow_dpo.errors import ConfigError
@@ -53,6 +53,48 @@ class RightOnes:
                 tags=node.tags,
             )
             for node in (tree.nodes[id] for id in nodes)
+        ]
+
+
+ELSEWHERE = -1
+"""The policy version of a completion that is learned for another request than it was said to: its log-probabilities are
+those of the other request, and are compared with none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RightPaths:
+    """The last completion of right plays, learned for the *trunk's* first request: the plain question (ReGenesis, arXiv
+    2410.02108, section 3). What led to it, guidelines, structures and hints, is not learned.
+
+    Plays with the tag "hinted" count only where no other play of the problem but the trunk is right.
+    """
+
+    max_per_problem: int = 5
+    """Distinct paths of a problem at most, in the order in which they were played; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.max_per_problem < 0:
+            raise ConfigError(f"max_per_problem must be 0 (all) or more, found {self.max_per_problem}")
+
+    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+        """All examples of the trees, tree by tree."""
+        return [example for tree in trees for example in self._of_tree(tree)]
+
+    def _of_tree(self, tree: Tree) -> list[Scored]:
+        ends = [tree.nodes[rollout.leaf] for rollout in _distinct_right(tree) if rollout.id != tree.trunk.id]
+        paths = {node.completion.token_ids: node for node in reversed([n for n in ends if "hinted" not in n.tags])}
+        paths = paths or {node.completion.token_ids: node for node in reversed(ends)}
+        kept = sorted(paths.values(), key=lambda node: node.id)[: self.max_per_problem or None]
+        return [
+            Scored(
+                request=tree.nodes[0].request,
+                completion=replace(node.completion, policy_version=ELSEWHERE),
+                advantage=1.0,
+                problem_id=tree.problem.id,
+                node=node.id,
+                tags=node.tags,
+            )
+            for node in kept
         ]
 
 

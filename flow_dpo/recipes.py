@@ -15,16 +15,18 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from flow_dpo.credit import Credit, GroupAdvantages, OutcomePairs
-from flow_dpo.credit_kept import RightOnes
+from flow_dpo.credit_kept import RightOnes, RightPaths
 from flow_dpo.errors import ConfigError
 from flow_dpo.explore import Explore, Group, Siblings
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
+from flow_dpo.flows.guidelines import GuidedWords
 from flow_dpo.flows.single import Single
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
 from flow_dpo.likelihood import Likelihood
 from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective
 from flow_dpo.policy import LoraSettings
+from flow_dpo.searches.guidelines import FromGuidelines
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 
 
@@ -121,6 +123,17 @@ PAPERS: dict[str, Preset] = {
         learner=LearnerSettings(learning_rate=2e-5, pairs_per_update=32),
         explore_ahead=32,
     ),
+    # ReGenesis, arXiv 2410.02108: 25 guidelines singly and 20 groups, at most 5 paths a question, temperature 0.85 to
+    # 1.2, rate 1e-6 for all weights, 3 epochs over what was collected (here one pass). Batch, group sizes, LoRA, hinted
+    # paths: not stated.
+    "regenesis": Preset(
+        recipe=Recipe(
+            flow=Single(), explore=FromGuidelines(temperature=0.85), credit=RightPaths(), objective=Likelihood()
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=32),
+        explore_ahead=32,
+    ),
 }
 RECIPES: dict[str, Recipe] = {name: paper.recipe for name, paper in PAPERS.items()}
 
@@ -138,6 +151,7 @@ SCALES: dict[str, Scale] = {
             "max_chunks": 5,
             "max_tokens": 160,
             "prompts": AnswerStopPrompts(examples=WORKED_EXAMPLES),
+            "plan_tokens": 96,
             "temperature": 0.8,
         },
         lora=LoraSettings(lora_r=8, lora_alpha=8),
@@ -161,6 +175,9 @@ SCALES: dict[str, Scale] = {
                 stop_user=STOP_PREFIX + "{candidate}" + STOP_SUFFIX,
                 reopen=REOPEN_WORDS,
             ),
+            # The seed knows no words for plans: what it is asked is always the bare question.
+            "words": GuidedWords(adapt="{question}", structure="{question}", path="", hint=""),
+            "plan_tokens": 8,
             "temperature": 1.0,
             "top_p": 0.97,
         },

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 
 LAYERS = [
     {"errors", "types", "seeds"},
-    {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files"},
+    {"closed_form", "extract", "tree", "attention", "deviation", "wording", "seed", "grading_worker", "data_files"},
     {
         "answers",
         "grading_pool",
@@ -29,7 +29,7 @@ LAYERS = [
     },
     {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
     {"logprobs", "objectives", "explore"},
-    {"gradients", "likelihood"},
+    {"gradients", "likelihood", "searches"},
     {"learner_state"},
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces", "overlap"},
@@ -45,6 +45,7 @@ PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
     "flows.single", "deviation", "speaker", "explore", "credit", "credit_kept", "grade", "fit", "measures",
     "engines.base", "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
+    "wording", "flows.guidelines", "searches.played", "searches.guidelines",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
