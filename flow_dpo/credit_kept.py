@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from flow_dpo.errors import ConfigError
-from flow_dpo.tree import Rollout, Tree
-from flow_dpo.types import Scored, TokenIds
+from flow_dpo.tree import Node, Rollout, Tree
+from flow_dpo.types import Request, Scored, TokenIds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,57 @@ class RightPaths:
                 tags=node.tags,
             )
             for node in kept
+        ]
+
+
+TAUGHT = "taught"
+"""Tag of the rollout in which an exploration lays down what a search has found best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestWay:
+    """The way that a search found best, as the planner is to say it: why, and which (DOTS, arXiv 2410.03864, 3.3).
+
+    The "taught" rollout's first completion, an explanation in hindsight, is learned for the trunk's first request, in
+    which the planner is asked; the second, the way's name, for its own. Nothing is learned of a problem whose graded
+    plays are all right or all wrong, or of a best way of which the verifier found no play right.
+    """
+
+    keep_reasoning: bool = False
+    """Also learn the first right play of the best way, turn by turn: the paper's internalised planner. Otherwise the
+    planner alone is learned, and what solves stays as it was."""
+
+    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+        """All examples of the trees, tree by tree."""
+        return [example for tree in trees for example in self._of_tree(tree)]
+
+    def _of_tree(self, tree: Tree) -> list[Scored]:
+        *plays, last = tree.rollouts
+        taught = tree.path(last.leaf)
+        if TAUGHT not in taught[0].tags:
+            return []
+        searched = [rollout for rollout in plays if rollout.id != tree.trunk.id and rollout.verdict is not None]
+        statuses = {r.verdict.status for r in searched if r.verdict is not None} - {"ungraded"}
+        best = [r for r in _distinct_right(tree) if r in searched and taught[0].tags[1] in tree.nodes[r.start].tags]
+        if len(statuses) < 2 or not best:
+            return []
+        why, which = taught
+        said: list[tuple[Node, Request]] = [(why, tree.nodes[0].request), (which, which.request)]
+        if self.keep_reasoning:
+            said += [(node, node.request) for node in tree.path(best[0].leaf)]
+        return [
+            Scored(
+                request=request,
+                completion=node.completion
+                if request is node.request
+                else replace(node.completion, policy_version=ELSEWHERE),
+                advantage=1.0,
+                problem_id=tree.problem.id,
+                node=node.id,
+                depth=node.depth,
+                tags=node.tags,
+            )
+            for node, request in said
         ]
 
 

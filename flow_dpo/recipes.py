@@ -15,18 +15,20 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from flow_dpo.credit import Credit, GroupAdvantages, OutcomePairs
-from flow_dpo.credit_kept import RightOnes, RightPaths
+from flow_dpo.credit_kept import BestWay, RightOnes, RightPaths
 from flow_dpo.errors import ConfigError
 from flow_dpo.explore import Explore, Group, Siblings
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
 from flow_dpo.flows.guidelines import GuidedWords
 from flow_dpo.flows.single import Single
+from flow_dpo.flows.trajectories import ModuleWords, Planned
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
 from flow_dpo.likelihood import Likelihood
 from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective
 from flow_dpo.policy import LoraSettings
 from flow_dpo.searches.guidelines import FromGuidelines
+from flow_dpo.searches.trajectories import FromTrajectories
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 
 
@@ -134,6 +136,16 @@ PAPERS: dict[str, Preset] = {
         learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=32),
         explore_ahead=32,
     ),
+    # DOTS, arXiv 2410.03864: 12 ways (6 where programs are not asked for), each played 4 times at temperature 0.4, 2
+    # rounds, 8 and then 3 kept; cross-entropy. Rates for LoRA, and the batch: not stated here.
+    "dots": Preset(
+        recipe=Recipe(
+            flow=Planned(), explore=FromTrajectories(temperature=0.4), credit=BestWay(), objective=Likelihood()
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=2e-5, pairs_per_update=32),
+        explore_ahead=16,
+    ),
 }
 RECIPES: dict[str, Recipe] = {name: paper.recipe for name, paper in PAPERS.items()}
 
@@ -177,6 +189,18 @@ SCALES: dict[str, Scale] = {
             ),
             # The seed knows no words for plans: what it is asked is always the bare question.
             "words": GuidedWords(adapt="{question}", structure="{question}", path="", hint=""),
+            "module_words": ModuleWords(
+                plan="{question}",
+                choose="{question}",
+                rewrite="{question}",
+                decompose="{question}",
+                rewritten="",
+                parts="",
+                program="{question}",
+                verify="{question}",
+            ),
+            "labels": tuple("123456789"),
+            "num_rounds": 1,
             "plan_tokens": 8,
             "temperature": 1.0,
             "top_p": 0.97,

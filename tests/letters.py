@@ -10,6 +10,9 @@ from flow_dpo.types import Adapter, Piece, Request, TokenIds, Turn
 
 END = 0
 
+Script = Callable[[Request, str, int], str | int]
+"""Given a request, its prompt as text and its seed: a text, or a choice's index."""
+
 
 def ids(text: str) -> TokenIds:
     return tuple(map(ord, text))
@@ -28,9 +31,7 @@ class Letters:
         return "".join(piece if isinstance(piece, str) else "".join(map(chr, piece)) for piece in pieces)
 
 
-def speaker(
-    script: Callable[[Request, str, int], str | int], roles: Sequence[str] = ("answer",), version: int = 0
-) -> Speaker:
+def speaker(script: Script, roles: Sequence[str] = ("answer",), version: int = 0) -> Speaker:
     """The script is given each request, its prompt as text and its seed, and says a text, or a choice's index."""
 
     def speak(request: Request, seed: int, _excluded: TokenIds) -> Said | Sequence[int]:

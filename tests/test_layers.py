@@ -13,20 +13,10 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 
 LAYERS = [
     {"errors", "types", "seeds"},
-    {"closed_form", "extract", "tree", "attention", "deviation", "wording", "seed", "grading_worker", "data_files"},
-    {
-        "answers",
-        "grading_pool",
-        "render",
-        "problems",
-        "flows",
-        "engines",
-        "credit",
-        "credit_kept",
-        "measures",
-        "policy",
-        "packing",
-    },
+    {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files"}
+    | {"wording", "sandbox", "sandbox_worker"},
+    {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"}
+    | {"credit_kept"},
     {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
     {"logprobs", "objectives", "explore"},
     {"gradients", "likelihood", "searches"},
@@ -45,7 +35,8 @@ PURE = [
     "errors", "types", "seeds", "tree", "extract", "answers", "closed_form", "verify", "flows.answer_stop",
     "flows.single", "deviation", "speaker", "explore", "credit", "credit_kept", "grade", "fit", "measures",
     "engines.base", "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
-    "wording", "flows.guidelines", "searches.played", "searches.guidelines",
+    "wording", "flows.guidelines", "searches.played", "searches.guidelines", "flows.trajectories",
+    "searches.trajectories", "sandbox",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
@@ -88,7 +79,7 @@ def test_arrows_point_left(module: str) -> None:
 
 def test_engines_and_flows_import_base_only() -> None:
     for name, path in modules().items():
-        if name in ("engines.local", "flows.single"):
+        if name in ("engines.local", "flows.single", "flows.trajectories"):
             continue
         for other in imported(path):
             if name.startswith("flows.") and other.startswith("flows."):
