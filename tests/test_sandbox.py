@@ -60,6 +60,11 @@ def test_a_program_calculates() -> None:
         ("print('a' * 100000)", "it printed more than"),
         ("while True: print('a')", "it printed more than"),
         ("x = " + "(" * 3000 + ")" * 3000, ""),
+        ("x = 1 << 10 ** 12", "Error"),
+        ("print(f'{1:>100000000000}')", "Error"),
+        ("print('%099999999999d' % 1)", "Error"),
+        ("import math as __builtins__", "the name __builtins__ is not allowed"),
+        ("match 1:\n    case int(real=x): print(x)", "Match is not allowed"),
         ("x = [" + "1," * 6000 + "]", "longer than 5000 nodes"),
     ],
 )
