@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo import config, recipes
+from flow_dpo.budget import BudgetSettings
 from flow_dpo.custom import is_source, load_flow
 from flow_dpo.engines.local import LocalEngine, LocalSettings
+from flow_dpo.errors import ConfigError
 from flow_dpo.fit import fitting_problems
 from flow_dpo.flows.base import Flow
 from flow_dpo.grade import GradingSettings
@@ -38,6 +40,7 @@ class RunSettings:
     explore_ahead: int = 16
     """Problems played under one policy version before the learner sees them (not stated in the paper). More of them
     make fuller batches and staler play."""
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     window: int = 250
     """Problems in the windowed accuracy."""
     save_updates: int = 0
@@ -122,10 +125,13 @@ def default_settings(recipe: str, preset: str, flow_source: str = "") -> TrainSe
     )
 
 
-def defaults_of(argv: Sequence[str], base: Mapping[str, Any]) -> tuple[list[str], TrainSettings]:
+def defaults_of(
+    argv: Sequence[str], base: Mapping[str, Any], *, origin: str = "the run's config.yaml"
+) -> tuple[list[str], TrainSettings]:
     """The defaults of a command by what it names of recipe, preset, model and flow, or else by what `base` does.
 
-    Also returns the words, with `--flow file.py:Name` as the setting that it is.
+    Also returns the words, with `--flow file.py:Name` as the setting that it is. Raises `ConfigError` naming `origin`
+    where `base`, which comes from there, holds something else than a name.
     """
     words: list[str] = []
     for word in argv:
@@ -133,11 +139,20 @@ def defaults_of(argv: Sequence[str], base: Mapping[str, Any]) -> tuple[list[str]
         if words and words[-1] == "--flow" and is_source(word):
             words[-1] = "--flow_source"
         words.append(f"--flow_source={value}" if name == "--flow" and equals and is_source(value) else word)
-    named = base.get("model", {}).get("model_name_or_path", "seed")
-    model = config.peek(words, "model.model_name_or_path", named)
-    recipe = config.peek(words, "recipe", base.get("recipe", "flow-dpo"))
-    preset = config.peek(words, "preset", base.get("preset", recipes.default_preset(model)))
-    source = config.peek(words, "flow_source", base.get("flow_source", ""))
+    group = base.get("model", {})
+    if not isinstance(group, Mapping):
+        raise ConfigError(f"expected names and values under model in {origin}, found {group!r:.80}")
+
+    def named(values: Mapping[str, Any], name: str, default: str) -> str:
+        value = values.get(name, default)
+        if not isinstance(value, str):
+            raise ConfigError(f"expected a text under {name} in {origin}, found {value!r:.80}")
+        return value
+
+    model = config.peek(words, "model.model_name_or_path", named(group, "model_name_or_path", "seed"))
+    recipe = config.peek(words, "recipe", named(base, "recipe", "flow-dpo"))
+    preset = config.peek(words, "preset", named(base, "preset", recipes.default_preset(model)))
+    source = config.peek(words, "flow_source", named(base, "flow_source", ""))
     return words, default_settings(recipe, preset, source)
 
 
@@ -154,9 +169,14 @@ class Workshop:
 
 
 @contextmanager
-def workshop(settings: ShopSettings, flow: Flow[Any], *, roles: Sequence[Role], seed: int) -> Iterator[Workshop]:
-    """Load, check and connect everything that plays `flow`; close it at the end. `roles` get an adapter each."""
-    problems = load(settings.data)
+def workshop(
+    settings: ShopSettings, flow: Flow[Any], *, roles: Sequence[Role], seed: int, problems: ProblemSet | None = None
+) -> Iterator[Workshop]:
+    """Load, check and connect everything that plays `flow`; close it at the end.
+
+    `roles` get an adapter each; `problems` where those of `settings.data` are loaded already.
+    """
+    problems = load(settings.data) if problems is None else problems
     loaded = load_model(settings.model)
     fitting = fitting_problems(flow, loaded.renderer, problems.problems, loaded.context_tokens)
     policy = Policy(loaded.model, roles, settings.lora, seed=seed)

@@ -6,6 +6,9 @@
     flow-dpo generate --run runs/train ...  verified traces of the trained flow
     flow-dpo export --source runs/traces ...
     flow-dpo sft --traces runs/traces ...   the base, fine-tuned on traces
+    flow-dpo compare --config FILE          the paper's table and its controls, over several seeds
+    flow-dpo judge --traces_a A --traces_b B --base_url ...     which of two sets of traces reasons better
+    flow-dpo report runs/train ...          one page on runs, evaluations, traces and comparisons
     flow-dpo verify FILE --output OUT
 
 A thin shell: commands are parsed here and done elsewhere. Nothing heavy is imported before a command needs it.
@@ -32,7 +35,13 @@ _COMMANDS = {
     ),
     "export": ("trace_commands:export", "write traces, or a run's pairs, for other trainers"),
     "sft": ("trace_commands:fine_tune", "fine-tune a model on traces"),
-    "verify": ("commands:verify", "grade a file of answers against their gold"),
+    "compare": ("comparison.command:compare", "compare sources of traces, and what else the same effort could buy"),
+    "judge": ("judge_commands:judge", "compare two sets of traces by a judge that reads them blind, in both orders"),
+    "report": (
+        "report.command:report",
+        "write a page, HTML and Markdown, on runs, evaluations, traces and comparisons",
+    ),
+    "verify": ("verify_command:verify", "grade a file of answers against their gold"),
 }
 """Where each command is done (module and function, imported when it is asked for), and what it does."""
 

@@ -6,7 +6,6 @@ what a person wants to know at the end.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,28 +48,27 @@ def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> Tr
 
     With `--resume` the settings of the run that is resumed come before the flags.
     """
-    base = _settings_to_resume(argv)
-    argv, defaults = defaults_of(argv, base)
+    folder = Path(config.peek(argv, "run.output_dir", RunSettings().output_dir))
+    base, origin = _settings_to_resume(argv, folder), str(folder / "config.yaml")
+    argv, defaults = defaults_of(argv, base, origin=origin)
     if "max_problems" in overrides:
         data = replace(defaults.shop.data, max_problems=overrides["max_problems"])
         defaults = replace(defaults, shop=replace(defaults.shop, data=data))
-    parsed = config.parse(
-        prog, "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304).", defaults.sections(), argv, base=base
-    )
+    what = "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304)."
+    parsed = config.parse(prog, what, defaults.sections(), argv, base=base, origin=origin)
     return TrainSettings.from_sections(parsed)
 
 
-def _settings_to_resume(argv: Sequence[str]) -> dict[str, Any]:
+def _settings_to_resume(argv: Sequence[str], folder: Path) -> dict[str, Any]:
     """What config.yaml of the run to be resumed says; nothing where none is."""
     wanted = any(word in ("--resume", "--run.resume") or word.endswith("resume=true") for word in argv)
-    folder = Path(config.peek(argv, "run.output_dir", RunSettings().output_dir))
     return config.read_settings(folder / "config.yaml") if wanted and (folder / "config.yaml").exists() else {}
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """`flow-dpo evaluate`: with `--run` or `--adapter`, the settings that come with it are the defaults."""
-    base = settings_of({name: config.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
-    argv, defaults = defaults_of(argv, base)
+    base, origin = settings_of({name: config.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
+    argv, defaults = defaults_of(argv, base, origin=origin)
     shop = replace(defaults.shop, data=replace(defaults.shop.data, dataset_split="test"))
     sections = {
         **defaults.names(),
@@ -81,7 +79,9 @@ def evaluate(argv: Sequence[str]) -> int:
         "evaluation": EvaluationSettings(),
         "overlap": overlap.OverlapSettings(),
     }
-    parsed = config.parse("flow-dpo evaluate", "Measure a model, or a run's adapters.", sections, argv, base=base)
+    parsed = config.parse(
+        "flow-dpo evaluate", "Measure a model, or a run's adapters.", sections, argv, base=base, origin=origin
+    )
     shop = ShopSettings(**{name: parsed[name] for name in shop.sections()})
     settings: EvaluationSettings = parsed["evaluation"]
     result = _evaluate(shop, parsed["flow"], parsed["explore"], parsed["speaking"], settings, parsed["overlap"])
@@ -122,17 +122,6 @@ def _evaluate(
         }
         write_predictions(folder, trees, result)
     return result
-
-
-def verify(argv: Sequence[str]) -> int:
-    """`flow-dpo verify FILE --output OUT`."""
-    from flow_dpo.verify import verify_file
-
-    words = list(argv)
-    if len(words) != 3 or words[1] != "--output":
-        raise ConfigError("expected: flow-dpo verify FILE --output OUT")
-    print(json.dumps(verify_file(Path(words[0]), Path(words[2])), indent=2))
-    return 0
 
 
 def _free_folder(name: str) -> str:

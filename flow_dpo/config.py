@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
@@ -30,9 +31,16 @@ Sections = Mapping[str, Any]
 
 
 def parse(
-    prog: str, description: str, sections: Sections, argv: Sequence[str], *, base: Mapping[str, Any] | None = None
+    prog: str,
+    description: str,
+    sections: Sections,
+    argv: Sequence[str],
+    *,
+    base: Mapping[str, Any] | None = None,
+    origin: str = "the run's config.yaml",
 ) -> dict[str, Any]:
-    """The sections with a file's and the flags' values in them. `base` holds settings that come before any file.
+    """The sections with a file's and the flags' values in them. `base` holds settings that come before any file, from
+    a file that errors name as `origin`.
 
     Raises `ConfigError` for a name that does not exist or a value that does not fit.
     """
@@ -48,8 +56,10 @@ def parse(
     names = _names(sections)
     short = _short_names(names)
     words: list[str] = []
+    files: dict[str, str] = {}
     if base:
-        words.append("--config=" + json.dumps(_full_names(base, Path("the run's config.yaml"), names, short)))
+        words.append("--config=" + json.dumps(_full_names(base, Path(origin), names, short)))
+        files[words[-1]] = origin
     switches = {name for name, default in _defaults(sections).items() if isinstance(default, bool)}
     rest = [*argv]
     while rest:
@@ -58,6 +68,7 @@ def parse(
             path = Path(word.partition("=")[2] if "=" in word else rest.pop(0) if rest else "")
             # The parser takes a settings text as well as a path; short names have become full ones in it.
             words.append("--config=" + json.dumps(_full_names(read_settings(path), path, names, short)))
+            files[words[-1]] = str(path)
         else:
             word = _expanded(word, names, short)
             alone = not rest or rest[0].startswith("--")
@@ -66,8 +77,18 @@ def parse(
         parsed = parser.parse_args(words)
         built: Namespace = parser.instantiate(parsed)
     except ArgumentError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(_of_file(parser, files) + str(error)) from error
     return {name: built[name] for name in sections}
+
+
+def _of_file(parser: ArgumentParser, files: Mapping[str, str]) -> str:
+    """Which of the settings files cannot be taken even by itself, for the front of an error; "" where none."""
+    for word, path in files.items():
+        try:
+            parser.instantiate(parser.parse_args([word]))
+        except ArgumentError:
+            return f"{path}: "
+    return ""
 
 
 def peek(argv: Sequence[str], name: str, default: str) -> str:
@@ -102,6 +123,21 @@ def _names(sections: Sections) -> dict[str, bool]:
     for name, value in sections.items():
         walk(name, value)
     return names
+
+
+def refuse_unknown(given: Sequence[str], sections: Sections, others: Sequence[str], *, flag: str) -> None:
+    """Raise `ConfigError` for the first of these words that is neither a setting's full name, nor an entry of a setting
+    that is a mapping ("learner.role_learning_rates.stop"), nor one of `others`."""
+    settings = _defaults(sections)
+    for name in given:
+        known = name in settings or any(
+            isinstance(value, Mapping) and name.startswith(f"{setting}.") for setting, value in settings.items()
+        )
+        if not known and name not in others:
+            of_group = [setting for setting in settings if setting.startswith(f"{name}.")]
+            near = _near(name, [*settings, *others]).replace(" --", " ")
+            near = f"name its settings one by one: {', '.join(of_group)}" if of_group else near
+            raise ConfigError(f"expected names of settings in {flag}, or {', '.join(others)}, found {name!r}; {near}")
 
 
 def _defaults(sections: Sections) -> dict[str, Any]:
@@ -185,6 +221,7 @@ def _full_names(
     return full
 
 
+_MAX_VALUES = 10_000
 _OF_VALUES = (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError)
 """What PyYAML raises besides its own errors where it cannot make a value: a date of month 99, a character too large."""
 
@@ -203,7 +240,38 @@ def read_settings(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         raise ConfigError(f"expected names and values in {path}, found {type(found).__name__}")
+    _refuse_odd(found, path)
     return found
+
+
+def _refuse_odd(settings: dict[Any, Any], path: Path) -> None:
+    """Raise `ConfigError` for what YAML can hold and no setting can be: dates, sets, bytes, keys that are no words,
+    values inside themselves, and aliases of aliases that unfold to millions of values."""
+    waiting: list[tuple[str, Any]] = [("", settings)]
+    left = _MAX_VALUES
+    while waiting:
+        name, value = waiting.pop()
+        left -= 1
+        if left < 0 or len(waiting) > _MAX_VALUES:
+            raise ConfigError(f"expected at most {_MAX_VALUES} values in {path}, found more, or a value inside itself")
+        if isinstance(value, dict):
+            odd = [key for key in value if not isinstance(key, (str, int, float, bool))]
+            if odd:
+                raise ConfigError(f"expected words as names{_under(name)} in {path}, found {odd[0]!r:.80}")
+            waiting += [(f"{name}.{key}".lstrip("."), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(name, item) for item in value]
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"expected a finite number{_under(name)} in {path}, found {value}")
+        elif not (value is None or isinstance(value, (str, int, float, bool))):
+            raise ConfigError(
+                f"expected a text, a number, a list or names and values{_under(name)} in {path}, found "
+                f"{value!r:.80}; quote it if it is a text"
+            )
+
+
+def _under(name: str) -> str:
+    return f" under {name}" if name else ""
 
 
 def command_line() -> str:

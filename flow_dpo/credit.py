@@ -34,6 +34,8 @@ class Credit(Protocol):
 class OutcomePairs:
     """A pair at every node at which siblings differ in the correctness of the plays that they led to."""
 
+    roles: tuple[str, ...] = ()
+    """The roles that learn; all where empty. The others go on speaking as they are."""
     tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
     """Weight of the pairs whose turn bears a tag, such as {"unfinished": 0.5} for Stop's words on candidates that are
     not finished (not stated in the paper; 1 where not given)."""
@@ -48,7 +50,9 @@ class OutcomePairs:
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, tree by tree, trunk's root first."""
-        pairs = [pair for tree in trees for node in tree.trunk_nodes() for pair in self._pairs_at(tree, node)]
+        nodes = [(tree, node) for tree in trees for node in tree.trunk_nodes()]
+        learning = [(tree, node) for tree, node in nodes if not self.roles or node.role in self.roles]
+        pairs = [pair for tree, node in learning for pair in self._pairs_at(tree, node)]
         return _balanced(pairs) if self.balance else pairs
 
     def _pairs_at(self, tree: Tree, trunk_node: Node) -> list[Pair]:

@@ -25,9 +25,12 @@ from flow_dpo.types import Problem
 MAX_CHARS = 200
 """Longer runs of numbers and signs are not read."""
 _MAX_DIGITS = 40
+_MAX_DEPTH = 20
+"""Deeper brackets, or longer runs of minus signs, are not read."""
 _SIGNS = "-+*/\u00d7\u00f7\u00b7\u2212"
 _INSIDE = rf"[{_SIGNS}\d.,()$ \t]"
-_CHAIN = re.compile(rf"{_INSIDE}{{1,{MAX_CHARS}}}(?:={_INSIDE}{{1,{MAX_CHARS}}})+")
+# Only where a run begins: from every place inside it, a million digits would be read two hundred times each.
+_CHAIN = re.compile(rf"(?<!{_INSIDE}){_INSIDE}{{1,{MAX_CHARS}}}(?:={_INSIDE}{{1,{MAX_CHARS}}})+")
 _COMPUTES = re.compile(rf"\d\s*\)*\s*[{_SIGNS}]")
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?)|([-+*/()]))")
 _SPELLINGS = str.maketrans({"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "$": " "})
@@ -58,7 +61,7 @@ def has_invalid_step(problem: Problem, text: str) -> bool | None:
 
     A problem of the seed family is judged by its own solution (`seed.judge_steps`), any other by its equations.
     """
-    if problem.source.startswith("seed/"):
+    if problem.source.startswith("seed/") and problem.solution:
         return not is_sound(problem, text)
     held = all_hold(text)
     return None if held is None else not held
@@ -114,7 +117,9 @@ def _rounded(exact: Fraction, written: str, value: Fraction) -> bool:
 
 
 def value_of(text: str) -> Fraction | None:
-    """The exact value of a sum, product or quotient of numbers; None where the text is no such thing."""
+    """The exact value of a sum, product or quotient of numbers; None where the text is no such thing, or too long."""
+    if len(text) > MAX_CHARS:
+        return None
     joined = _GROUPED.sub(lambda match: match[0].replace(",", ""), text.translate(_SPELLINGS))
     plain = joined.strip().rstrip(".,").strip()
     tokens: list[str] = []
@@ -125,11 +130,23 @@ def value_of(text: str) -> Fraction | None:
             return None
         tokens.append(match[1] or match[2])
         position = match.end()
+    if _depth(tokens) > _MAX_DEPTH:
+        return None
     try:
         value, end = _sum(tokens, 0)
     except (_NoArithmeticError, ZeroDivisionError):
         return None
     return value if end == len(tokens) else None
+
+
+def _depth(tokens: list[str]) -> int:
+    """How deep the reader would descend: brackets that are open, and minus signs in a row."""
+    depth = signs = deepest = 0
+    for token in tokens:
+        depth += (token == "(") - (token == ")")
+        signs = signs + 1 if token == "-" else 0
+        deepest = max(deepest, depth + signs)
+    return deepest
 
 
 class _NoArithmeticError(ValueError):

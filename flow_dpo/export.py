@@ -20,12 +20,23 @@ import yaml
 
 from flow_dpo import runs
 from flow_dpo.errors import ConfigError, DataError
+from flow_dpo.strict_json import COUNT, NUMBER, OBJECT, TEXT, TEXTS, TOKEN_IDS, WORDS, Kind, check, or_null
 from flow_dpo.traces import Trace, TraceFile, read_traces
 
 Format = Literal["messages", "prompt_completion", "preference"]
 ROWS = "train.jsonl"
 CARD = "README.md"
 _PAIR_COLUMNS = ("prompt", "chosen", "rejected", "role", "node", "depth", "chosen_verdict", "rejected_verdict")
+_PAIR_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("prompt", "chosen", "rejected", "problem_id"), TEXT),
+    "role": WORDS,
+    **dict.fromkeys(("node", "rejected_node", "depth", "policy_version"), COUNT),
+    **dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), TOKEN_IDS),
+    **dict.fromkeys(("chosen_verdict", "rejected_verdict"), or_null(OBJECT)),
+    "tags": TEXTS,
+    "margin": Kind("a number above 0", lambda value: NUMBER.holds(value) and value > 0),
+    "weight": Kind("a number from 0", lambda value: NUMBER.holds(value) and value >= 0),
+}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -83,16 +94,23 @@ def trace_rows(traces: Iterable[Trace], format: Format) -> list[dict[str, Any]]:
 
 
 def pair_rows(run: Path) -> list[dict[str, Any]]:
-    """A run's pairs, every column of them. Raises `DataError` where there are none or one lacks a column."""
-    rows = runs.read_jsonl(run / "pairs.jsonl")
+    """A run's pairs, every column of them.
+
+    Raises `DataError` where there are none, and for the first row that lacks a column, has one of another kind, or
+    prefers a completion to itself.
+    """
+    file = run / "pairs.jsonl"
+    rows = runs.read_jsonl(file)
     if not rows:
-        raise DataError(f"expected pairs in {run / 'pairs.jsonl'}, found none: the run has made no pair yet")
+        raise DataError(f"expected pairs in {file}, found none: the run has made no pair yet")
     for number, row in enumerate(rows, start=1):
+        place = f"{file}, line {number}"
         missing = [name for name in _PAIR_COLUMNS if name not in row]
         if missing:
-            raise DataError(
-                f"{run / 'pairs.jsonl'}, line {number}: expected a pair, found a row without {', '.join(missing)}"
-            )
+            raise DataError(f"{place}: expected a pair, found a row without {', '.join(missing)}")
+        check(row, _PAIR_KINDS, place)
+        if "chosen_ids" in row and row["chosen_ids"] == row.get("rejected_ids"):
+            raise DataError(f"{place}: expected two completions, found the same 'chosen_ids' and 'rejected_ids'")
     return rows
 
 

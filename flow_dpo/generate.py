@@ -12,6 +12,7 @@ Invariant: which traces a problem gets depends on the problem, the seed and the 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -33,10 +34,16 @@ from flow_dpo.types import Adapter, Message, Problem, Role, Verdict
 class GenerateSettings:
     """Who writes, and how often."""
 
-    mode: Literal["flow", "single"] = "flow"
-    """"single" is one pass of the Answer role."""
+    mode: Literal["flow", "single", "ground_truth"] = "flow"
+    """"single" is one pass of the Answer role; "ground_truth" plays nothing and takes the data set's own solutions,
+    those that the verifier finds right."""
     draws: int = 8
     """The most draws on one problem; a problem that has its traces is not drawn again (not stated in the paper)."""
+    max_traces: int | None = None
+    """Stop at the end of the batch in which so many were found; all problems are drawn on where not given."""
+    problems_of: str = ""
+    """A folder or file of traces: draw only on the problems that these are of, so that sources can be compared on the
+    same problems."""
     output_dir: str = "runs/traces"
     seed: int = 0
     """Draws and their sampling derive from it."""
@@ -44,12 +51,15 @@ class GenerateSettings:
     """Problems under way at once, and written at once. Changes timing only."""
 
     def __post_init__(self) -> None:
-        for name in ("draws", "batch_problems"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
+        for name in ("draws", "batch_problems", "max_traces"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"expected {name} of 1 at least, found {value}")
 
     def source(self, *, trained: bool) -> Source:
         """What the traces are called, by who writes them."""
+        if self.mode == "ground_truth":
+            return "ground_truth"
         if self.mode == "flow":
             return "trained_flow" if trained else "untrained_flow"
         return "trained_answer" if trained else "self_generated"
@@ -106,10 +116,28 @@ def generate(
     settings: GenerateSettings,
     selection: SelectionSettings,
 ) -> Iterator[tuple[list[Trace], Tally]]:
-    """Batch by batch, the traces of its problems and the counts of all so far.
+    """Batch by batch, the traces of its problems and the counts of all so far, until there are enough.
 
     `flow` is played; the chat of a trace is what `one_pass` asks first.
     """
+    settled = settings.max_traces
+    batches = _from_data if settings.mode == "ground_truth" else _from_plays
+    for traces, tally in batches(flow, one_pass, explore, problems, players, adapters, settings, selection):
+        yield traces, tally
+        if settled is not None and tally.traces >= settled:
+            return
+
+
+def _from_plays(
+    flow: Flow[Any],
+    one_pass: Flow[Any],
+    explore: Explore,
+    problems: Sequence[Problem],
+    players: Players,
+    adapters: Mapping[Role, Adapter],
+    settings: GenerateSettings,
+    selection: SelectionSettings,
+) -> Iterator[tuple[list[Trace], Tally]]:
     speaker = Speaker(players.engine, players.renderer)
     speaker.refresh(adapters)
     trunk_only = explore.alone(greedy=False)
@@ -125,6 +153,66 @@ def generate(
             grade(trees, players.verifier, players.renderer, players.grading)
             _take(left, trees, players, source, tally)
         yield _done(drawn, selection, tally), tally
+
+
+def _from_data(
+    flow: Flow[Any],
+    one_pass: Flow[Any],
+    explore: Explore,
+    problems: Sequence[Problem],
+    players: Players,
+    adapters: Mapping[Role, Adapter],
+    settings: GenerateSettings,
+    selection: SelectionSettings,
+) -> Iterator[tuple[list[Trace], Tally]]:
+    """The data set's own solutions: one a problem, nothing is sampled."""
+    tally = Tally()
+    for batch in batched(problems, settings.batch_problems):
+        texts = [(problem, text) for problem in batch if (text := worked_solution(problem))]
+        verdicts = players.verifier.grade_many([(problem.gold, text, True) for problem, text in texts])
+        traces = [
+            Trace(
+                **_of_problem(problem),
+                messages=_prompt(one_pass, players, problem),
+                solution=text,
+                token_ids=players.renderer.encode(text),
+                ended=True,
+                verdict=verdict,
+                source="ground_truth",
+                draw=1,
+                draws_used=1,
+                tokens_spent=0,
+            )
+            for (problem, text), verdict in zip(texts, verdicts, strict=True)
+            if verdict.status == "correct"
+        ]
+        tally.problems_played += len(batch)
+        tally.problems_solved += len(traces)
+        tally.traces += len(traces)
+        tally.verdicts_used += len(texts)
+        tally.correct_draws += len(traces)
+        tally.ungraded_draws += sum(verdict.status == "ungraded" for verdict in verdicts)
+        yield traces, tally
+
+
+def worked_solution(problem: Problem) -> str:
+    """A data set's own solution with its answer on a last line, in the form that the prompts ask for; "" where there is
+    none. GSM8K's calculator notes ("<<3*4=12>>") are left out."""
+    text = re.sub(r"<<[^<>]*>>", "", problem.solution).strip()
+    closing = f"Answer: {problem.gold}"
+    return text if not text or text.endswith(closing) else f"{text}\n{closing}"
+
+
+def _of_problem(problem: Problem) -> dict[str, str]:
+    """The columns of a trace that are its problem's."""
+    return {
+        "problem_id": problem.id,
+        "question": problem.question,
+        "gold": problem.gold,
+        "dataset": problem.source,
+        "level": problem.level,
+        "subject": problem.subject,
+    }
 
 
 def _take(drawn: Sequence[_Drawn], trees: Sequence[Tree], players: Players, source: Source, tally: Tally) -> None:
@@ -148,12 +236,7 @@ def _take(drawn: Sequence[_Drawn], trees: Sequence[Tree], players: Players, sour
             continue
         one.found.append(
             Trace(
-                problem_id=one.problem.id,
-                question=one.problem.question,
-                gold=one.problem.gold,
-                dataset=one.problem.source,
-                level=one.problem.level,
-                subject=one.problem.subject,
+                **_of_problem(one.problem),
                 messages=one.prompt,
                 solution=text,
                 token_ids=players.renderer.to_ids(solution.attempt),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +107,9 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
 
     "tied_trees" are those whose graded plays are all right or all wrong: credits that compare plays learn nothing
     from them, one that keeps what was right learns from those that are all right.
+    "ties/<role>" are the trunk's nodes that were compared with siblings, of whose plays two or more were graded, and
+    all alike; "ungraded/<role>" those of whose plays fewer than two were graded. Both are read off the trees, whatever
+    the credit makes of them.
     """
     pairs = [example for example in examples if isinstance(example, Pair)]
     num_scored = Counter(example.request.role for example in examples if isinstance(example, Scored))
@@ -119,18 +122,26 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
         "tied_trees": sum(len(_rewards(tree)) < 2 for tree in trees),
     }
     for role in roles:
-        nodes = sum(node.role == role for tree in trees for node in tree.trunk_nodes())
         mine = [pair for pair in pairs if pair.request.role == role]
-        paired = len({(pair.problem_id, pair.depth) for pair in mine})
-        skipped = sum(tree.skipped.get(role, 0) for tree in trees)
-        row[f"nodes/{role}"] = nodes
+        compared = [rewards for tree in trees for rewards in _compared(tree, role)]
+        row[f"nodes/{role}"] = sum(node.role == role for tree in trees for node in tree.trunk_nodes())
         row[f"pairs/{role}"] = len(mine)
         if num_scored[role]:
             row[f"scored/{role}"] = num_scored[role]
-        row[f"skipped/{role}"] = skipped
-        row[f"ties/{role}"] = nodes - paired - skipped
+        row[f"skipped/{role}"] = sum(tree.skipped.get(role, 0) for tree in trees)
+        row[f"ties/{role}"] = sum(len(rewards) > 1 and len(set(rewards)) == 1 for rewards in compared)
+        row[f"ungraded/{role}"] = sum(len(rewards) < 2 for rewards in compared)
         row |= _choice_metrics(role, mine, trees)
     return row
+
+
+def _compared(tree: Tree, role: str) -> Iterator[list[float]]:
+    """The graded rewards at each trunk node of a role that has siblings: of the plays in which these were said."""
+    for node in tree.trunk_nodes():
+        siblings = tree.children(node.parent)
+        if node.role == role and len(siblings) > 1:
+            verdicts = [tree.rollout_of(sibling).verdict for sibling in siblings]
+            yield [v.reward for v in verdicts if v is not None and v.reward is not None]
 
 
 def _rewards(tree: Tree) -> set[float]:

@@ -63,6 +63,7 @@ class LoadedModel:
 
 def load_model(settings: ModelSettings) -> LoadedModel:
     """Load model and tokenizer. Raises `ModelError` for a folder that is none, or a model that cannot chat."""
+    device = device_of(settings)
     name = str(SEED_FOLDER) if settings.model_name_or_path == "seed" else settings.model_name_or_path
     shared: dict[str, Any] = {"revision": settings.model_revision, "trust_remote_code": settings.trust_remote_code}
     if Path(name).exists() and not (Path(name) / "config.json").exists():
@@ -84,7 +85,6 @@ def load_model(settings: ModelSettings) -> LoadedModel:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"could not load the weights of {name} (safetensors only): {error}") from error
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).eval()  # pyright: ignore[reportArgumentType]
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
@@ -97,6 +97,17 @@ def load_model(settings: ModelSettings) -> LoadedModel:
         context_tokens=_context_tokens(config),
         name=settings.model_name_or_path,
     )
+
+
+def device_of(settings: ModelSettings) -> torch.device:
+    """The device that a model is loaded to, known before it is. Raises `ModelError` where there is no such device."""
+    name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device  # "cuda" has a number from here on
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"expected a device that torch can use, found {name!r}: {error}; leave --device out"
+        ) from error
 
 
 def _dtype(settings: ModelSettings) -> Any:

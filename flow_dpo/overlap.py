@@ -39,7 +39,7 @@ def normalised(question: str) -> str:
     """The words and numbers of a question, in one form."""
     # A dot or a comma inside a number belongs to it: 1.5 is not 1 and 5.
     text = re.sub(r"(?<=\d)[.,/](?=\d)", "_", unicodedata.normalize("NFKC", question).casefold())
-    return " ".join(_WORD.findall(text))
+    return " ".join(_WORD.findall(text)) or text.strip()  # of signs alone: "+ ?" and "- ?" are two questions
 
 
 def questions_of(source: Path) -> set[str]:

@@ -50,6 +50,8 @@ class DataConfig:
     """The column of the gold answer; a worked solution there is read to its "####", its last box or "answer is"."""
     max_problems: int | None = None
     """Take only so many, after shuffling. The seed makes so many."""
+    skip_problems: int = 0
+    """Leave out so many at the beginning, after shuffling: those that something else learns from."""
     shuffle_seed: int | None = None
     """Shuffle with this seed; None keeps the data set's order."""
     bad_rows: BadRows = "skip"
@@ -77,6 +79,7 @@ def load(config: DataConfig) -> ProblemSet:
         question_column=config.question_column,
         answer_column=config.answer_column,
         max_problems=config.max_problems,
+        skip_problems=config.skip_problems,
         shuffle_seed=config.shuffle_seed,
         bad_rows=config.bad_rows,
     )
@@ -90,21 +93,26 @@ def load_problems(
     question_column: str | None = None,
     answer_column: str | None = None,
     max_problems: int | None = None,
+    skip_problems: int = 0,
     shuffle_seed: int | None = None,
     bad_rows: BadRows = "skip",
 ) -> ProblemSet:
     """The problems of a data set. Raises `DataError` where it is not what it promised to be, or has none."""
     if max_problems is not None and max_problems < 1:
         raise DataError(f"expected at least one problem, found max_problems={max_problems}; leave it out to take all")
+    if skip_problems < 0:
+        raise DataError(f"expected skip_problems of 0 or more, found {skip_problems}")
+    end = None if max_problems is None else skip_problems + max_problems
     skipped: list[str] = []
     if name == "seed":
         from flow_dpo.seed.family import seed_problems
 
-        problems = list(seed_problems(split, max_problems))
+        # Asked from the start, since shuffling comes before skipping.
+        problems = seed_problems(split, 1000 + skip_problems if end is None else end)
     else:
         source = open_rows(name, config=config, split=split)
         rows = _problems(source.rows, source.stem, split, question_column, answer_column, bad_rows, skipped)
-        early = max_problems if shuffle_seed is None else None
+        early = end if shuffle_seed is None else None
         problems = list(itertools.islice(rows, early))
     if not problems:
         raise DataError(
@@ -114,7 +122,12 @@ def load_problems(
         )
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(problems)
-    chosen = tuple(problems[:max_problems])
+    chosen = tuple(problems[skip_problems:end])
+    if not chosen:
+        raise DataError(
+            f"expected problems in {name} ({split}) behind the first {skip_problems}, found {len(problems)} in all; "
+            "lower --skip_problems"
+        )
     if skipped:
         shown = "; ".join(skipped[:NUM_SHOWN])
         logger.warning("%s (%s): skipped %d rows without a usable gold answer: %s", name, split, len(skipped), shown)

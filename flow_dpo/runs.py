@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -35,10 +36,12 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from flow_dpo import strict_json
 from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.tree import Tree
 from flow_dpo.types import Example, Pair, Role, Scored
 
+_logger = logging.getLogger(__name__)
 _PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
 
 
@@ -195,35 +198,43 @@ def latest_adapters(path: Path) -> dict[Role, Path]:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """What run.json of the run at `path` says; nothing where there is none. Raises `DataError` where it is broken."""
+    return read_object(path / "run.json", absent={})
+
+
+def read_object(path: Path, *, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON object that a file holds; `absent` where there is no file, if that is given.
+
+    Raises `DataError` naming the file.
+    """
     try:
-        found = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"expected a JSON object in {path / 'run.json'}: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"expected a JSON object in {path / 'run.json'}, found {type(found).__name__}")
-    return found
+        text = path.read_bytes()
+    except OSError as error:
+        if absent is not None and isinstance(error, FileNotFoundError):
+            return absent
+        raise DataError(f"expected a JSON object in {path}, found that it cannot be read: {error}") from error
+    return strict_json.parse_object(text, str(path))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's file. A last line without its newline was torn off and is left out.
+    """The rows of a run's file, all at once: `iter_jsonl`."""
+    return [row for _, row in iter_jsonl(path)]
 
-    Raises `DataError` naming the line that is no JSON object.
+
+def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a run's file with the numbers of their lines, from 1.
+
+    A last line without its newline was torn off; it is left out, and that is said.
+    Raises `DataError` naming the line that is no JSON object (`strict_json`).
     """
-    rows: list[dict[str, Any]] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"expected a JSON object in {path}, line {number}: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"expected a JSON object in {path}, line {number}, found {type(row).__name__}")
-            rows.append(row)
-    return rows
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    _logger.warning("%s, line %d has no end: it was torn off, and is left out", path, number)
+                    return
+                yield number, strict_json.parse_object(line, f"{path}, line {number}")
+    except OSError as error:
+        raise DataError(f"expected rows in {path}, found that it cannot be read: {error}") from error
 
 
 def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -113,12 +113,21 @@ def example_ids(
 def examples(
     traces: Sequence[Trace], header: Mapping[str, Any], asks: Flow[Any], loaded: LoadedModel
 ) -> list[dict[str, TokenIds]]:
-    """What is learned from, one row a trace. Raises `DataError` for a trace that exceeds the context window."""
+    """What is learned from, one row a trace.
+
+    Raises `DataError` for a trace that exceeds the context window, or has token ids that the model does not know.
+    """
     sampled = header.get("tokenizer") == loaded.renderer.fingerprint()
     closing = loaded.renderer.closing_id()
     end_id = min(loaded.end_ids) if closing is None else closing
     rows = [example_ids(trace, asks, loaded.renderer, end_id=end_id, sampled=sampled) for trace in traces]
+    known = loaded.model.get_input_embeddings().num_embeddings
     for trace, row in zip(traces, rows, strict=True):
+        if max(row["input_ids"]) >= known:  # pyright: ignore[reportOperatorIssue]
+            raise DataError(
+                f"expected token ids that the model knows (below {known}), found {max(row['input_ids'])} in the trace "
+                f"of {trace.problem_id}; its 'token_ids' were not sampled with this tokenizer: generate the traces anew"
+            )
         if len(row["input_ids"]) > loaded.context_tokens:
             raise DataError(
                 f"expected traces that fit into the context window of {loaded.context_tokens} tokens, found that of "

@@ -9,7 +9,6 @@ Invariant: a setting that a person gives comes before what a run or an adapter b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,18 @@ from flow_dpo.flows.answer_stop import ANSWER, AnswerStop
 from flow_dpo.flows.base import Flow
 from flow_dpo.flows.single import Single
 from flow_dpo.policy import Policy
+from flow_dpo.strict_json import OBJECT, ORDINAL, TEXT, TEXTS, Kind, check, or_null
 from flow_dpo.types import Adapter, Role
 
 _OF_THE_METHOD = ("recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine")
 _OF_THE_DATA = ("dataset_name", "dataset_config", "question_column", "answer_column")
 _ADAPTER_CONFIG = "adapter_config.json"
+_SHAPE_KINDS = {
+    **dict.fromkeys(("r", "lora_alpha"), or_null(ORDINAL)),
+    "target_modules": Kind(
+        "null, a text or a list of texts", lambda value: value is None or TEXT.holds(value) or TEXTS.holds(value)
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +46,8 @@ class SpeakingSettings:
     """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role speaks with it."""
 
 
-def settings_of(speaking_flags: Mapping[str, str]) -> dict[str, Any]:
-    """The settings that `run` or `adapter` bring along; nothing where both are empty.
+def settings_of(speaking_flags: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """The settings that `run` or `adapter` bring along, and the file they come from; nothing where both are empty.
 
     Raises `ConfigError` where both are given, `DataError` where a folder is not what it should be.
     """
@@ -49,8 +55,9 @@ def settings_of(speaking_flags: Mapping[str, str]) -> dict[str, Any]:
     if run and adapter:
         raise ConfigError(f"expected a run or an adapter, found both: {run} and {adapter}; leave one out")
     if adapter:
-        return settings_of_adapter(Path(adapter))
-    return settings_of_run(Path(run)) if run else {}
+        beside = Path(adapter) / "config.yaml"
+        return settings_of_adapter(Path(adapter)), str(beside if beside.exists() else Path(adapter) / _ADAPTER_CONFIG)
+    return (settings_of_run(Path(run)), str(Path(run) / "config.yaml")) if run else ({}, "")
 
 
 def settings_of_run(run: Path) -> dict[str, Any]:
@@ -60,17 +67,16 @@ def settings_of_run(run: Path) -> dict[str, Any]:
     found = config.read_settings(run / "config.yaml")
     kept = {name: found[name] for name in _OF_THE_METHOD if name in found}
     data = found.get("data", {})
+    check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))
     return kept | {"data": {name: data[name] for name in _OF_THE_DATA if data.get(name) is not None}}
 
 
 def settings_of_adapter(folder: Path) -> dict[str, Any]:
     """The shape of an adapter, and what config.yaml beside it says of model, flow and data, where there is one."""
-    try:
-        shape = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"expected an adapter in PEFT's layout in {folder}, found no readable {_ADAPTER_CONFIG}: {error}"
-        ) from error
+    if not (folder / _ADAPTER_CONFIG).exists():
+        raise DataError(f"expected an adapter in PEFT's layout in {folder}, found no {_ADAPTER_CONFIG}")
+    shape = runs.read_object(folder / _ADAPTER_CONFIG)
+    check(shape, _SHAPE_KINDS, str(folder / _ADAPTER_CONFIG))
     beside = settings_of_run(folder) if (folder / "config.yaml").exists() else {}
     targets = shape.get("target_modules")
     lora = {
@@ -111,6 +117,6 @@ def one_pass(flow: Flow[Any]) -> Single:
     raise ConfigError(f"--mode single needs a flow with an Answer role, found {type(flow).__name__}")
 
 
-def played(flow: Flow[Any], mode: Literal["flow", "single"]) -> Flow[Any]:
-    """The flow itself, or one pass of its Answer role."""
+def played(flow: Flow[Any], mode: Literal["flow", "single", "ground_truth"]) -> Flow[Any]:
+    """The flow itself, or one pass of its Answer role, which is also what a data set's own solutions answer."""
     return flow if mode == "flow" else one_pass(flow)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flow_dpo import config, runs, sft
 from flow_dpo.build import ShopSettings, defaults_of, workshop
-from flow_dpo.errors import ConfigError
+from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.export import ExportSettings
 from flow_dpo.export import export as write_export
 from flow_dpo.generate import GenerateSettings
@@ -23,13 +23,14 @@ from flow_dpo.generate import generate as play
 from flow_dpo.models import ModelSettings, load_model
 from flow_dpo.progress import say
 from flow_dpo.sources import SpeakingSettings, load_adapters, one_pass, played, settings_of
-from flow_dpo.traces import SelectionSettings, TraceFolder, read_traces, refuse_used
+from flow_dpo.traces import HEADER, SelectionSettings, TraceFolder, read_traces, refuse_used
+from flow_dpo.types import Problem
 
 
 def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo generate`: with `--run` or `--adapter`, what comes with it comes first."""
-    base = settings_of({name: config.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
-    argv, defaults = defaults_of(argv, base)
+    base, origin = settings_of({name: config.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
+    argv, defaults = defaults_of(argv, base, origin=origin)
     sections = {
         **defaults.names(),
         "flow": defaults.recipe.flow,
@@ -40,7 +41,7 @@ def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
         "selection": SelectionSettings(),
     }
     what = "Write verified traces of a trained flow, an untrained flow, or a single model."
-    return config.parse("flow-dpo generate", what, sections, argv, base=base)
+    return config.parse("flow-dpo generate", what, sections, argv, base=base, origin=origin)
 
 
 def generate(argv: Sequence[str]) -> int:
@@ -64,12 +65,12 @@ def generate(argv: Sequence[str]) -> int:
             "adapters": {role: adapter.path for role, adapter in adapters.items()},
             "dataset": f"{shop_settings.data.dataset_name}/{shop_settings.data.dataset_split}",
             "data_fingerprint": shop.problems.fingerprint,
-            "num_problems": len(shop.fitting),
             **runs.environment(),
         }
-        folder = TraceFolder(path, header)
+        problems = _only_of(shop.fitting, settings.problems_of)
+        folder = TraceFolder(path, header | {"num_problems": len(problems)})
         for traces, tally in play(
-            speaks, one_pass(flow), parsed["explore"], shop.fitting, shop.players, adapters, settings, selection
+            speaks, one_pass(flow), parsed["explore"], problems, shop.players, adapters, settings, selection
         ):
             folder.append(traces, tally.facts())
             say(
@@ -80,6 +81,20 @@ def generate(argv: Sequence[str]) -> int:
         folder.note({"complete": True})
     say(console, f"Written to {path}")
     return 0
+
+
+def _only_of(problems: Sequence[Problem], traces: str) -> list[Problem]:
+    """The problems that these traces are of; all where none are named."""
+    if not traces:
+        return list(problems)
+    ids = {trace.problem_id for trace in read_traces(Path(traces)).traces}
+    kept = [problem for problem in problems if problem.id in ids]
+    if len(kept) < len(ids):
+        raise DataError(
+            f"expected all {len(ids)} problems of {traces} in the data, found {len(kept)}; name the data set, split "
+            "and order that the traces were drawn on"
+        )
+    return kept
 
 
 def parse_export(argv: Sequence[str]) -> ExportSettings:
@@ -98,9 +113,11 @@ def export(argv: Sequence[str]) -> int:
 def parse_sft(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of `flow-dpo sft`, and those that only travel on to evaluation; both from the traces' first."""
     source = config.peek(argv, "sft.traces", "")
-    made = read_traces(Path(source)).header.get("settings", {}) if source else {}
+    file = read_traces(Path(source)) if source else None
+    made: dict[str, Any] = file.header.get("settings", {}) if file else {}
+    origin = f"the settings in {file.path.with_name(HEADER)}" if file else ""
     base = {name: made[name] for name in ("recipe", "preset", "flow_source", "flow", "model") if name in made}
-    argv, defaults = defaults_of(argv, base)
+    argv, defaults = defaults_of(argv, base, origin=origin)
     sections = {
         **defaults.names(),
         "flow": defaults.recipe.flow,
@@ -109,7 +126,7 @@ def parse_sft(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         "training": sft.SftTraining(),
         "sft": sft.SftSettings(),
     }
-    parsed = config.parse("flow-dpo sft", "Fine-tune a model on traces.", sections, argv, base=base)
+    parsed = config.parse("flow-dpo sft", "Fine-tune a model on traces.", sections, argv, base=base, origin=origin)
     return parsed, {name: made[name] for name in ("explore", "data", "grading") if name in made}
 
 

@@ -17,17 +17,55 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flow_dpo import runs
 from flow_dpo.errors import ConfigError, DataError
-from flow_dpo.types import Status, TokenIds, Verdict
+from flow_dpo.strict_json import COUNT, FLAG, OBJECT, ORDINAL, TEXT, TOKEN_IDS, WORDS, Kind, check, one_of, or_null
+from flow_dpo.types import TokenIds, Verdict
 
-Source = Literal["trained_flow", "untrained_flow", "trained_answer", "self_generated"]
-"""Who wrote a trace: a run's flow, a flow without adapters, a run's Answer role in one pass, the base in one pass."""
+Source = Literal["trained_flow", "untrained_flow", "trained_answer", "self_generated", "ground_truth"]
+"""Who wrote a trace: a run's flow, a flow without adapters, a run's Answer role in one pass, the base in one pass, or
+whoever wrote the data set."""
 
 ROWS = "traces.jsonl"
 HEADER = "traces.json"
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, dict)
+        and each.keys() == {"role", "content"}
+        and each["role"] in ("system", "user", "assistant")
+        and isinstance(each["content"], str)
+        for each in value
+    )
+
+
+_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("problem_id", "question", "gold", "solution"), WORDS),
+    **dict.fromkeys(("dataset", "level", "subject"), TEXT),
+    "messages": Kind("a chat, messages of a role and a content each,", _is_chat),
+    "token_ids": Kind(f"{TOKEN_IDS.words}, one at least,", lambda value: TOKEN_IDS.holds(value) and bool(value)),
+    "ended": FLAG,
+    "verdict": Kind(
+        "a verdict, with its status, answer and reason,",
+        lambda value: isinstance(value, dict) and value.keys() == {"status", "answer", "reason"},
+    ),
+    "source": one_of(get_args(Source)),
+    **dict.fromkeys(("draw", "draws_used"), ORDINAL),
+    "tokens_spent": COUNT,
+}
+_VERDICT_KINDS = {
+    "status": one_of(("correct", "wrong", "ungraded")),
+    "answer": or_null(TEXT),
+    "reason": TEXT,
+}
+_HEADER_KINDS = {
+    "complete": FLAG,
+    **dict.fromkeys(("source", "selection", "command", "model", "tokenizer", "dataset"), TEXT),
+    **dict.fromkeys(("settings", "adapters", "counts", "cost"), OBJECT),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +103,22 @@ class Trace:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], place: str) -> Trace:
-        """The inverse. Raises `DataError` naming the place of a row that is no trace."""
+        """The inverse; what else the row holds is not read.
+
+        Raises `DataError` naming the place and the field of a row that is no trace.
+        """
         missing = [field.name for field in fields(cls) if field.name not in row]
         if missing:
             raise DataError(f"{place}: expected a trace, found a row without {', '.join(missing)}")
-        kinds = {"problem_id": str, "question": str, "solution": str, "messages": list, "token_ids": list}
-        for name, kind in kinds.items():
-            if not isinstance(row[name], kind):
-                raise DataError(f"{place}: expected {kind.__name__} in {name}, found {type(row[name]).__name__}")
-        status: Status = row["verdict"]["status"] if isinstance(row["verdict"], dict) else "ungraded"
+        check(row, _KINDS, place)
+        check(row["verdict"], _VERDICT_KINDS, f"{place}, verdict")
+        status = row["verdict"]["status"]
         if status != "correct":
             raise DataError(f"{place}: expected a trace that was verified as correct, found the verdict {status!r}")
+        if row["draw"] > row["draws_used"]:
+            raise DataError(
+                f"{place}: expected a 'draw' of at most 'draws_used', found {row['draw']} of {row['draws_used']}"
+            )
         known = {field.name: row[field.name] for field in fields(cls)}
         return cls(
             **known
@@ -144,9 +187,10 @@ class TraceFile:
 
 
 def read_traces(path: Path) -> TraceFile:
-    """The traces of a file, or of the folder that `flow-dpo generate` wrote. Raises `DataError` where there are none.
+    """The traces of a file, or of the folder that `flow-dpo generate` wrote.
 
-    A last line that was torn off is left out.
+    A last line that was torn off is left out, and that is said. Raises `DataError` where there are none, and for the
+    first row, or field of the header, that is not what it should be.
     """
     file = path / ROWS if path.is_dir() else path
     if not file.is_file():
@@ -155,13 +199,8 @@ def read_traces(path: Path) -> TraceFile:
     traces = tuple(Trace.from_json(row, f"{file}, line {number}") for number, row in enumerate(rows, start=1))
     if not traces:
         raise DataError(f"expected traces in {file}, found none; generate more, with more --draws or --max_problems")
-    beside = file.with_name(HEADER)
-    try:
-        header = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"expected a JSON object in {beside}: {error}") from error
-    if not isinstance(header, dict):
-        raise DataError(f"expected a JSON object in {beside}, found {type(header).__name__}")
+    header = runs.read_object(file.with_name(HEADER), absent={})
+    check(header, _HEADER_KINDS, str(file.with_name(HEADER)))
     return TraceFile(path=file, traces=traces, header=header)
 
 

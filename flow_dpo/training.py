@@ -1,10 +1,11 @@
 """How does one training run go, from its settings to its folder, and on again after an interruption?
 
-    lock the folder   load everything   begin, or go on where the last checkpoint stands   learn   publish adapters
+    lock the folder   compare with what is resumed   load   begin, or go on from the last checkpoint   learn   publish
 
 Invariant: a resumed run's records, adapters and optimizers are bit for bit those of an uninterrupted run with the same
 settings on the same machine. Whatever could make them differ (settings, code, versions, device, data) is compared
-before anything is played or written, all of it at once, and refused unless the user allows it by name.
+before the model is loaded and anything is played or written, all of it at once, and refused unless the user allows it
+by name.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from flow_dpo import config, progress, runs
+from flow_dpo.budget import Purse
 from flow_dpo.build import TrainSettings, Workshop, workshop
 from flow_dpo.checkpoint import Checkpoints
 from flow_dpo.errors import ConfigError, FlowDpoError, StorageError
 from flow_dpo.learner import Learner
 from flow_dpo.measures import ProgressiveValidation
+from flow_dpo.models import device_of
 from flow_dpo.online import Row, learn
+from flow_dpo.problems import load
 from flow_dpo.progress import say
 from flow_dpo.render import Renderer
 from flow_dpo.tree import Tree
@@ -36,18 +40,21 @@ _OF_THE_RUN = frozenset(
 """Settings that change no result."""
 _FACTS = ("code", "versions", "device", "data_fingerprint")
 """What besides the settings a result depends on, as run.json names it."""
+_OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
 
 
 def run(settings: TrainSettings, console: Console) -> runs.RunFolder:
     """Train as told, keep everything in the run folder, and say at the end what came of it."""
     path = Path(settings.run.output_dir)
+    config.refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
     if not settings.run.resume:
         runs.refuse_used(path)
     recipe, seed = settings.recipe, settings.run.seed
-    with runs.locked(path), workshop(settings.shop, recipe.flow, roles=recipe.flow.roles, seed=seed) as shop:
+    with runs.locked(path), _shop(path, settings) as (shop, differences):
         learner = Learner(shop.policy, settings.learner)
-        folder, validation = _open(path, settings, shop, learner)
+        folder, validation = _open(path, settings, shop, learner, differences)
         seen = validation.num_seen
+        purse = Purse(settings.run.budget, runs.read_jsonl(path / "metrics.jsonl"))
         keeper = RunKeeper(folder, shop, learner, validation, settings)
         going_on = f", going on after {seen}" if seen else ""
         say(console, f"{shop.loaded.name}: {len(shop.fitting)} problems{going_on}, writing to {path}")
@@ -55,10 +62,10 @@ def run(settings: TrainSettings, console: Console) -> runs.RunFolder:
             with progress.ProgressBar(console, len(shop.fitting), seen) as bar:
                 learn(
                     recipe,
-                    shop.fitting[seen:],
+                    purse.pay(shop.fitting[seen:]),
                     shop.players,
                     learner,
-                    [keeper, bar, StopWatcher(), LikelihoodWatcher()],
+                    [keeper, purse, bar, StopWatcher(), LikelihoodWatcher()],
                     seed=seed,
                     explore_ahead=settings.run.explore_ahead,
                     progress=validation,
@@ -78,8 +85,23 @@ def run(settings: TrainSettings, console: Console) -> runs.RunFolder:
     return folder
 
 
+@contextmanager
+def _shop(path: Path, settings: TrainSettings) -> Iterator[tuple[Workshop, dict[str, Any]]]:
+    """Everything loaded, and what is allowed to differ from the run that is resumed, if one is.
+
+    The comparison needs the problems and the device's name: it is made before the model is loaded.
+    """
+    problems, differences = load(settings.shop.data), dict[str, Any]()
+    if settings.run.resume and (path / "config.yaml").exists():
+        facts = {"device": str(device_of(settings.shop.model)), "data_fingerprint": problems.fingerprint}
+        differences = _compare(path, settings, facts)
+    flow, seed = settings.recipe.flow, settings.run.seed
+    with workshop(settings.shop, flow, roles=flow.roles, seed=seed, problems=problems) as shop:
+        yield shop, differences
+
+
 def _open(
-    path: Path, settings: TrainSettings, shop: Workshop, learner: Learner
+    path: Path, settings: TrainSettings, shop: Workshop, learner: Learner, differences: Mapping[str, Any]
 ) -> tuple[runs.RunFolder, ProgressiveValidation]:
     """A new folder and empty counts; or those that are resumed, and the learner is as the last checkpoint has it."""
     facts = {
@@ -91,19 +113,15 @@ def _open(
         "data_fingerprint": shop.problems.fingerprint,
     }
     found = Checkpoints(path).newest() if settings.run.resume else None
-    if found is None:
-        if settings.run.resume and (path / "config.yaml").exists():
-            # Begun and interrupted before anything was committed.
-            _compare(path, settings, facts)
+    if found is None:  # not begun, or interrupted before anything was committed
         folder = runs.RunFolder.create(path, settings.sections(), facts, over=settings.run.resume)
         return folder, ProgressiveValidation(window=settings.run.window)
-    allowed = _compare(path, settings, facts)
     checkpoint, loop = found
     folder = runs.RunFolder.reopen(path, loop["sizes"])
     learner.load(checkpoint / "learner")
     validation = ProgressiveValidation.from_state(loop["progressive"])
-    if allowed:
-        folder.note({"resumed_with": {"problems_seen": validation.num_seen, "differences": allowed}})
+    if differences:
+        folder.note({"resumed_with": {"problems_seen": validation.num_seen, "differences": differences}})
     return folder, validation
 
 
@@ -119,7 +137,7 @@ def _compare(path: Path, settings: TrainSettings, facts: Mapping[str, Any]) -> d
     for name in _FACTS if before else ():
         if before.get(name) != present[name]:
             found[name.removesuffix("_fingerprint")] = (before.get(name), present[name])
-    allowed = {name.strip() for name in settings.run.allow.split(",") if name.strip()}
+    allowed = _allowed(settings)
     refused = {name: values for name, values in found.items() if name not in allowed}
     if refused:
         lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in refused.items())
@@ -127,6 +145,11 @@ def _compare(path: Path, settings: TrainSettings, facts: Mapping[str, Any]) -> d
             f"{path} was begun otherwise; to go on all the same, add --allow {','.join([*allowed, *refused])}{lines}"
         )
     return {name: list(values) for name, values in found.items()}
+
+
+def _allowed(settings: TrainSettings) -> list[str]:
+    """The names in `--allow`, each once."""
+    return list(dict.fromkeys(name.strip() for name in settings.run.allow.split(",") if name.strip()))
 
 
 class RunKeeper:

@@ -20,12 +20,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from flow_dpo.answers import MAX_CHARS, for_algebra, same
 from flow_dpo.errors import DataError
 from flow_dpo.extract import NO_ANSWER, AnswerRule, extract_answer, gold_answer
 from flow_dpo.grading_pool import Finding, GradingPool
+from flow_dpo.strict_json import parse_object
 from flow_dpo.types import Verdict
 
 MAX_DEPTH = 60
@@ -181,23 +182,14 @@ def verify_file(
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"expected a JSONL file at {path}, found {error}; give a file of rows to grade") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row: object = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}, row {number}: expected a JSON object, found {error}; repair or drop it"
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f'{path}, row {number}: expected an object with "gold" and "model_output", found {line[:80]}'
-            )
-        fields = cast("dict[str, Any]", row)
+        # Half surrogate pairs are hostile text like any other: graded, and written back in ASCII.
+        fields = parse_object(line, f"{path}, row {number}", any_text=True)
         for name, kinds in (("gold", (str, int, float)), ("model_output", (str,))):
             if not isinstance(fields.get(name), kinds) or isinstance(fields[name], bool):
                 raise DataError(

@@ -119,6 +119,14 @@ def test_groups_without_variance_teach_nothing_and_are_counted() -> None:
     assert len(examples) == 2
     row = tree_metrics(trees, examples, ["answer"])
     assert (row["tied_trees"], row["scored/answer"], row["pairs/answer"]) == (3, 2, 0)
+    # The third has nothing to be compared with.
+    assert (row["nodes/answer"], row["ties/answer"], row["ungraded/answer"]) == (4, 2, 0)
+
+
+def test_ties_are_counted_off_the_trees() -> None:
+    trees = [group("wrong", "ungraded"), group("ungraded", "ungraded"), group("wrong", "wrong"), group("wrong")]
+    row = tree_metrics([*trees, group("wrong", "wrong", "correct")], [], ["answer"])
+    assert (row["nodes/answer"], row["ties/answer"], row["ungraded/answer"]) == (5, 1, 2)
 
 
 def test_ungraded_plays_enter_neither_mean_nor_examples() -> None:

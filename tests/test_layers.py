@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 
 LAYERS = [
     {"errors", "types", "seeds"},
-    {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files"}
-    | {"wording", "sandbox", "sandbox_worker"},
+    {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files", "strict_json"}
+    | {"chat_endpoint", "wording", "sandbox", "sandbox_worker"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"}
     | {"credit_kept"},
     {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
@@ -23,10 +23,11 @@ LAYERS = [
     {"learner_state"},
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces", "overlap"},
-    {"online", "progress", "watch", "sources", "export"},
-    {"evaluate", "build", "generate", "sft"},
+    {"online", "progress", "watch", "sources", "export", "budget", "judging"},
+    {"evaluate", "build", "generate", "sft", "judgements", "judges", "report"},
     {"training"},
-    {"commands", "trace_commands"},
+    {"commands", "trace_commands", "verify_command", "judge_commands"},
+    {"comparison"},
     {"cli"},
 ]
 """From left to right: a module imports from layers to its left, and within its own folder."""
@@ -37,6 +38,8 @@ PURE = [
     "engines.base", "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
     "wording", "flows.guidelines", "searches.played", "searches.guidelines", "flows.trajectories",
     "searches.trajectories", "sandbox",
+    "strict_json", "verify_command", "judging", "judgements", "chat_endpoint", "budget",
+    "report.compose", "report.command", "report.page", "report.markdown",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
@@ -95,6 +98,19 @@ def test_pure_core_imports_nothing_heavy(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_verify_starts_without_anything_heavy(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"gold": "5", "model_output": "Answer: 5"}\n')
+    code = (
+        "import sys; from flow_dpo import cli; "
+        "assert cli.main(['verify', sys.argv[1] + '/a.jsonl', '--output', sys.argv[1] + '/out']) == 0; "
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]; "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"num_correct": 1' in done.stdout
 
 
 def test_files_and_functions_are_short() -> None:

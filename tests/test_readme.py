@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from flow_dpo import cli, commands, trace_commands
+from flow_dpo import cli, commands, judge_commands, trace_commands
 from flow_dpo.build import default_settings
 from flow_dpo.evaluate import EvaluationSettings
 from flow_dpo.overlap import OverlapSettings
+from flow_dpo.report import command as report_command
 from flow_dpo.sources import SpeakingSettings
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "judge.md", ROOT / "benchmarks" / "RESULTS.md"]
 
 
 def printed(start: str) -> list[str]:
@@ -65,6 +66,16 @@ def test_sft_commands_name_settings_that_exist(line: str) -> None:
     assert parsed["training"].num_train_epochs > 0
 
 
+@pytest.mark.parametrize("line", printed("flow-dpo judge"))
+def test_judge_commands_parse(line: str) -> None:
+    assert judge_commands.parse_judge(shlex.split(line)[2:])["judge"].traces_a
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo report"))
+def test_report_commands_parse(line: str) -> None:
+    assert report_command.parse(shlex.split(line)[2:])[0]
+
+
 @pytest.mark.parametrize("line", printed("make "))
 def test_make_targets_exist(line: str) -> None:
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -85,7 +96,21 @@ def test_every_file_that_the_readme_names_exists() -> None:
 def test_every_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("quickstart", "train", "evaluate", "generate", "export", "sft", "verify"))
+    assert all(
+        name in shown
+        for name in (
+            "quickstart",
+            "train",
+            "evaluate",
+            "generate",
+            "export",
+            "sft",
+            "compare",
+            "judge",
+            "report",
+            "verify",
+        )
+    )
     assert cli.main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
 

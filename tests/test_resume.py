@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flow_dpo import commands, runs
+from flow_dpo import build, commands, runs
 from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.learner import Learner
 from tests.same_runs import assert_same_run
@@ -85,6 +86,32 @@ def test_other_settings_are_refused_by_name(whole: Path, tmp_path: Path, monkeyp
     assert commands.train([*more, "--allow", "data.max_problems,data"]) == 0
     assert [row["problems_seen"] for row in runs.read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [8, 16, 20, 28]
     assert runs.read_facts(tmp_path / "run")["resumed_with"]["differences"]["data.max_problems"] == [20, 28]
+
+
+def test_names_that_nothing_bears_are_refused_before_anything_is_loaded(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+
+    def load(*_: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(build, "load_model", load)
+    for name, near in [
+        ("learner.learning_rat", r"learner\.learning_rate"),
+        ("beta", r"objective\.beta"),
+        ("learner", r"one by one: learner\.learning_rate"),
+        ("dta", "data"),
+        ("???", "--help lists all settings"),
+    ]:
+        with pytest.raises(ConfigError, match=f"in --allow, or code, .*, found '{re.escape(name)}'; .*{near}"):
+            train(tmp_path / "run", "--resume", "--allow", f"data,{name}")
+    # So is what differs, all of it at once: settings, code and data.
+    monkeypatch.setattr(runs, "_code", lambda: "other")
+    with pytest.raises(ConfigError, match=r"stop,objective\.beta,data\.max_problems,code,data\n  data\.max"):
+        train(tmp_path / "run", "--resume", "--max_problems", "28", "--beta", "0.5",
+              "--learner.role_learning_rates", "{stop: 1e-4}",
+              "--allow", "learner.role_learning_rates.stop,objective.beta")  # fmt: skip
 
 
 def test_a_flipped_bit_is_found_and_the_one_before_is_taken(

@@ -205,9 +205,9 @@ def test_bad_input_is_refused(tmp_path: Path, seed_traces: Path) -> None:
         read_traces(tmp_path / "nowhere")
     row = runs.read_jsonl(seed_traces / "traces.jsonl")[0]
     for change, message in [
-        ({"verdict": {"status": "wrong"}}, "verdict 'wrong'"),
-        ({"token_ids": "5 6"}, "expected list in token_ids"),
-        ({"verdict": None}, "verdict 'ungraded'"),
+        ({"verdict": {"status": "wrong", "answer": None, "reason": ""}}, "verdict 'wrong'"),
+        ({"token_ids": "5 6"}, "expected a list of token ids .* in 'token_ids', found '5 6'"),
+        ({"verdict": None}, "expected a verdict, .* in 'verdict', found None"),
     ]:
         file = tmp_path / "bad.jsonl"
         file.write_text(json.dumps(row | change) + "\n")

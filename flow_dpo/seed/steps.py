@@ -21,7 +21,9 @@ Fault = Literal["", "form", "foreign", "order", "arithmetic", "operation", "tota
 
 _REOPEN_LINE = "Wait, that is wrong."
 _ANSWER = "Answer: "
-_STEP = re.compile(r"(?P<label>[^:]+): (?P<left>\d+) (?P<operation>[+-]) (?P<right>\d+) = (?P<result>\d+)")
+_STEP = re.compile(
+    r"(?P<label>[^:]+): (?P<left>\d{1,40}) (?P<operation>[+-]) (?P<right>\d{1,40}) = (?P<result>\d{1,40})"
+)
 _TOTALS = re.compile(r"\w+ has \d+, \w+ has \d+")
 """The line of "compare" that puts the two numbers side by side."""
 

@@ -1,0 +1,202 @@
+"""How does one command make the whole comparison?
+
+    flow-dpo compare --config study.yaml          settings of `train`, and those under `compare` and `training`
+
+Everything is written under `output_dir`: settings/, one folder a seed, comparison.json and comparison.md. Interrupted,
+the same command goes on; with other settings it is refused. With several `jobs`, seeds run side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shlex
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from flow_dpo import config, runs, sft
+from flow_dpo.build import ShopSettings, defaults_of
+from flow_dpo.comparison import arms as arms_of
+from flow_dpo.comparison.arms import Outcome, Sizes
+from flow_dpo.comparison.doing import DONE, Doing
+from flow_dpo.comparison.summary import Told, markdown, summarise
+from flow_dpo.errors import ConfigError
+from flow_dpo.progress import say
+
+SUMMARY = "comparison.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """What is compared, and on how much."""
+
+    output_dir: str = "runs/comparison"
+    num_seeds: int = 3
+    """Seeds 0, 1, ...: of the flow's training, the traces' draws, and the fine-tuning."""
+    arms: tuple[str, ...] = ()
+    """Their names (`flow_dpo.comparison.arms`); all where empty. The paper's: zero_shot, ground_truth, self_generated,
+    trained_flow; `self_generated` is what the others are compared with."""
+    num_traces: int = 1000
+    """Traces that every compiled arm is fine-tuned on; those on given problems take all that are found (the paper:
+    1,500)."""
+    pool_problems: int = 4000
+    """Problems that traces may be drawn on: those behind the ones that the flow is trained on."""
+    draws: int = 1
+    """Draws on a problem of the pool. With one, which problems get a trace is up to their difficulty (not stated in the
+    paper)."""
+    matched_draws: int = 16
+    """Draws on a problem where the problems are given."""
+    more_draws: int = 8
+    """Draws of the arm `self_more_draws`."""
+    test_dataset_name: str = ""
+    """What is tested on; the training's own data set where empty."""
+    test_split: str = "test"
+    test_problems: int = 2000
+    harder_split: str = ""
+    """A second, harder split; none where empty."""
+    harder_problems: int = 1000
+    jobs: int = 1
+    """Seeds under way at once, each in a process of its own. Changes timing only."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_seeds", "num_traces", "pool_problems", "draws", "matched_draws", "test_problems", "jobs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
+
+
+def parse(argv: Sequence[str]) -> dict[str, Any]:
+    """The settings of `flow-dpo compare`: those of `train`, `compare` and `training` (of the fine-tuning)."""
+    argv, defaults = defaults_of(argv, {})
+    sections = {name: value for name, value in defaults.sections().items() if name != "run"}
+    sections |= {"compare": CompareSettings(), "training": sft.SftTraining(), "sft_lora": sft.PAPER_LORA}
+    return config.parse("flow-dpo compare", "Compare sources of traces (arXiv 2410.22304, table 1).", sections, argv)
+
+
+def compare(argv: Sequence[str]) -> int:
+    """`flow-dpo compare`."""
+    sft.check_trl()
+    parsed, console = parse(argv), Console()
+    settings: CompareSettings = parsed["compare"]
+    chosen = arms_of.choose(settings.arms)
+    path = Path(settings.output_dir)
+    with runs.locked(path):
+        _begin(path, parsed)
+        _write_configs(path / "settings", parsed)
+        seeds = list(range(settings.num_seeds))
+        sizes = _sizes(parsed)
+        names = [arm.name for arm in chosen]
+        say(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
+        if settings.jobs == 1:
+            outcomes = [_one_seed(path, seed, names, sizes) for seed in seeds]
+        else:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
+                futures = [pool.submit(_one_seed, path, seed, names, sizes) for seed in seeds]
+                outcomes = [future.result() for future in futures]
+        told = Told(seeds=seeds, tests=sizes.tests, facts=_facts(path, parsed, sizes))
+        by_arm = {name: [outcome[name] for outcome in outcomes] for name in names}
+        found = summarise(chosen, by_arm, told, path)
+        runs.write_whole(path / SUMMARY, json.dumps(found, indent=1) + "\n")
+        runs.write_whole(path / "comparison.md", markdown(found))
+    say(console, f"Written to {path / SUMMARY}")
+    return 0
+
+
+def _one_seed(path: Path, seed: int, names: Sequence[str], sizes: Sizes) -> dict[str, Outcome]:
+    """All arms of one seed, one after another."""
+    do = Doing(path / f"seed{seed}", seed, path / "settings")
+    return {name: arms_of.ARMS[name].make(do, sizes) for name in names}
+
+
+def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
+    """Write config.yaml, or make sure that it says the same. Arms, seeds and jobs may be added."""
+    known, now = path / "config.yaml", runs.plain(parsed)
+    if known.exists():
+        free = {"compare.jobs", "compare.arms", "compare.num_seeds"}
+        found = {
+            name: values
+            for name, values in runs.differences(config.read_settings(known), now).items()
+            if name not in free
+        }
+        if found:
+            lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in found.items())
+            raise ConfigError(f"{path} was begun otherwise; name another folder with --compare.output_dir{lines}")
+    runs.write_whole(known, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+
+
+def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
+    """The settings files that the commands name."""
+    settings: CompareSettings = parsed["compare"]
+    folder.mkdir(exist_ok=True)
+    data = parsed["data"]
+    trained = data.max_problems or 0
+    tested = {"dataset_name": settings.test_dataset_name or data.dataset_name, "skip_problems": 0}
+    if settings.test_dataset_name:
+        tested |= {"dataset_config": None, "question_column": None, "answer_column": None}
+    sets = {
+        "pool": replace(data, skip_problems=data.skip_problems + trained, max_problems=settings.pool_problems),
+        "held_out": replace(data, **tested, dataset_split=settings.test_split, max_problems=settings.test_problems),
+    }
+    if settings.harder_split:
+        sets["harder"] = replace(
+            data, **tested, dataset_split=settings.harder_split, max_problems=settings.harder_problems
+        )
+    names = ("recipe", "preset", "flow_source")
+    train = {name: value for name, value in parsed.items() if name not in ("compare", "training", "sft_lora")}
+    played = {name: parsed[name] for name in (*names, "flow", "explore", *ShopSettings().sections())}
+    method = ("recipe", "flow_source", "flow", "explore", "credit", "objective")
+    files: dict[str, Mapping[str, Any]] = {
+        "train": train,
+        "other": {name: value for name, value in train.items() if name not in method},
+        "sft": {"training": parsed["training"], "lora": parsed["sft_lora"]},
+    }
+    for name, problems in sets.items():
+        more = {"generate": {"draws": settings.draws}} if name == "pool" else {}
+        files |= {name: {"data": problems, **more}, f"base-{name}": {**played, "data": problems, **more}}
+    for name, values in files.items():
+        text = yaml.safe_dump(runs.plain(values), sort_keys=False, allow_unicode=True)
+        runs.write_whole(folder / f"{name}.yaml", text)
+
+
+def _sizes(parsed: Mapping[str, Any]) -> Sizes:
+    settings: CompareSettings = parsed["compare"]
+    flow = parsed["flow"]
+    shape = (flow.chunk_tokens, flow.max_chunks) if hasattr(flow, "chunk_tokens") else None
+    harder = ("harder/greedy",) if settings.harder_split else ()
+    return Sizes(
+        num_traces=settings.num_traces,
+        matched_draws=settings.matched_draws,
+        more_draws=settings.more_draws,
+        flow_shape=shape,
+        tests=("held_out/greedy", "held_out/sampled", *harder),
+        max_problems=parsed["data"].max_problems,
+    )
+
+
+def _facts(path: Path, parsed: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
+    settings: CompareSettings = parsed["compare"]
+    tests = {test.partition("/")[0] for test in sizes.tests}
+    commands = [
+        f"flow-dpo {shlex.join(row['words'])}"
+        for done in sorted(path.glob(f"seed*/{DONE}"))
+        for row in runs.read_jsonl(done)
+    ]
+    test_name = settings.test_dataset_name or parsed["data"].dataset_name
+    every = {
+        "held_out": {"dataset": f"{test_name}/{settings.test_split}", "num_problems": settings.test_problems},
+        "harder": {"dataset": f"{test_name}/{settings.harder_split}", "num_problems": settings.harder_problems},
+    }
+    return {
+        "model": parsed["model"].model_name_or_path,
+        "dataset": f"{parsed['data'].dataset_name}/{parsed['data'].dataset_split}",
+        "test_sets": {name: facts for name, facts in every.items() if name in tests},
+        "command": config.command_line(),
+        "commands": commands,
+        **runs.environment(),
+    }

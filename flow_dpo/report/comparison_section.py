@@ -1,0 +1,247 @@
+"""What is told of a comparison?
+
+Which arm is better, by how much and how surely: a table, and the differences to the baseline as a forest plot; then on
+how many traces and at what cost, and how many right answers hide a wrong step. What comparison.json leaves null is
+shown as "-". Invariant: no difference is called one unless its interval leaves out zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flow_dpo.errors import DataError
+from flow_dpo.report import checks, wording
+from flow_dpo.report.figures import Effect, forest
+from flow_dpo.report.measured_sections import steps_cells
+from flow_dpo.report.read import ComparisonSource
+from flow_dpo.report.sections import Block, Figure, Fold, Paragraph, Section, Table
+
+_DIFFERENCE = ("mean", "low", "high", "p", "p_holm", "seed_low", "seed_high")
+Arm = Mapping[str, Any]
+
+
+def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, tuple[str, ...]]:
+    """The section of a comparison, and its findings. Raises `DataError` naming the arm and the field of a bad value."""
+    arms = [
+        _checked(arm, f"{source.path}, arm {index} ({arm['name']!r:.40})")
+        for index, arm in enumerate(source.found["arms"])
+    ]
+    found = source.found
+    baseline = found.get("baseline") or "self_generated"
+    primary = found.get("primary") or "the primary test"
+    findings = tuple(_finding(arm, baseline) for arm in _by_difference(arms))
+    sizes = checks.mapping(found, "test_sets", str(source.path))
+    tests = ", ".join(_test_words(name, size or {}) for name, size in sizes.items())
+    seeds = found.get("num_seeds")
+    words = (
+        f"Model {found.get('model', 'unnamed')}, trained on {found.get('dataset', 'an unnamed set')}, "
+        f"{wording.count(seeds)} "
+        f"seed{'s' if seeds != 1 else ''}; tests: {tests or 'not named'}. Differences are to {baseline}, on {primary}."
+    )
+    blocks: list[Block] = [Paragraph(text=words)]
+    if seeds == 1:
+        blocks.append(
+            Paragraph(
+                text="One seed: how much another seed would change is not known; intervals are over questions alone."
+            )
+        )
+    plot = _forest(arms, f"comparison{number}", str(baseline), str(primary))
+    blocks += [plot] if plot else []
+    blocks += [_difference_table(arms, str(baseline)), _accuracies(arms), _costs(arms), _steps(arms)]
+    blocks += [Fold(title="Every test, and each seed", blocks=_everything(arms)), _what(arms)]
+    makeup = _makeup(arms)
+    if makeup.rows:
+        blocks.append(Fold(title="Which problems got a trace", blocks=(makeup,)))
+    return Section(title=f"Comparison {wording.short(source.name)}", blocks=tuple(blocks)), findings
+
+
+def _test_words(name: str, size: Mapping[str, Any]) -> str:
+    num = checks.number(size, "num_problems", f"test_sets, {name}")
+    return name if num is None else f"{name} ({wording.count(num)} problems)"
+
+
+def _checked(arm: Arm, place: str) -> Arm:
+    for name in ("accuracies", "costs", "step_quality", "trace_makeup", "difference_to_self", "differences_to_self"):
+        checks.mapping(arm, name, place)
+    for name in ("num_traces", "num_problems", "problems_asked"):
+        checks.numbers(arm, name, place)
+    for name in arm.get("costs") or {}:
+        checks.number(arm["costs"], name, f"{place}, costs")
+    for test, group in (arm.get("accuracies") or {}).items():
+        for decoding in checks.mapping(arm["accuracies"], test, f"{place}, accuracies") if group else ():
+            value = checks.mapping(group, decoding, f"{place}, accuracies {test}")
+            _numbers(value, ("mean", "low", "high"), f"{place}, accuracies {test} {decoding}")
+    named = {"difference_to_self": arm.get("difference_to_self"), **(arm.get("differences_to_self") or {})}
+    for name, value in named.items():
+        if value is not None and not isinstance(value, dict):
+            raise DataError(f"{place}: expected names and values in {name}, found {type(value).__name__}")
+        _numbers(value or {}, _DIFFERENCE, f"{place}, {name}")
+    for name in arm.get("step_quality") or {}:
+        value = checks.mapping(arm["step_quality"], name, f"{place}, step_quality")
+        _numbers(value, ("num_checked", "num_invalid", "invalid_rate"), f"{place}, step_quality {name}")
+        checks.interval(value, "interval", f"{place}, step_quality {name}")
+    return arm
+
+
+def _numbers(row: Mapping[str, Any], names: tuple[str, ...], place: str) -> None:
+    for name in names:
+        checks.number(row, name, place)
+    checks.numbers(row, "per_seed", place)
+
+
+def _difference(arm: Arm) -> Mapping[str, Any]:
+    return arm.get("difference_to_self") or {}
+
+
+def _by_difference(arms: list[Arm]) -> list[Arm]:
+    """Arms with a difference, the largest first."""
+    there = [arm for arm in arms if _difference(arm).get("mean") is not None]
+    return sorted(there, key=lambda arm: -_difference(arm)["mean"])
+
+
+def _finding(arm: Arm, baseline: str) -> str:
+    found = _difference(arm)
+    low, high = found.get("low"), found.get("high")
+    how = f"{wording.points(found['mean'])} points against {baseline} ({wording.points_interval(low, high)}"
+    how += f"; Holm's p {wording.p_value(found['p_holm'])})" if found.get("p_holm") is not None else ")"
+    if low is None or high is None:
+        return f"{arm['name']}: {how}, no interval known."
+    if low > 0 or high < 0:
+        return f"{arm['name']}: {how}, {'better' if low > 0 else 'worse'}."
+    return f"{arm['name']}: {how}, not told apart."
+
+
+def _forest(arms: list[Arm], tag: str, baseline: str, primary: str) -> Figure | None:
+    shown = _by_difference(arms)
+    if not shown:
+        return None
+    effects = []
+    for arm in shown:
+        found = _difference(arm)
+        low, high, seed_low, seed_high = (
+            None if found.get(name) is None else 100 * found[name] for name in ("low", "high", "seed_low", "seed_high")
+        )
+        outer = None if seed_low is None or seed_high is None else (seed_low, seed_high)
+        effects.append(Effect(label=arm["name"], mean=100 * found["mean"], low=low, high=high, outer=outer))
+    better = [arm for arm in shown if (_difference(arm).get("low") or 0) > 0]
+    worse = [arm for arm in shown if (_difference(arm).get("high") or 0) < 0]
+    title = (
+        f"On {primary}, {len(better)} of {len(shown)} arms better than {baseline}, {len(worse)} worse, "
+        f"{len(shown) - len(better) - len(worse)} not told apart"
+    )
+    alt = f"Forest plot of the differences to {baseline}. {title}."
+    svg = forest(f"{tag}-forest", effects, x="difference (percentage points)", alt=alt)
+    caption = (
+        "Thick: 95 % paired bootstrap over the test questions. Thin: 95 % t-interval over seeds. Blue circles are "
+        "better, red ones worse, grey diamonds not told apart; intervals are not corrected for the number of arms, "
+        "Holm's p in the table is."
+    )
+    return Figure(name=f"{tag}-forest", title=title, alt=alt, svg=svg, caption=caption)
+
+
+def _difference_table(arms: list[Arm], baseline: str) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for arm in arms:
+        found = _difference(arm)
+        over_seeds = wording.points_interval(found.get("seed_low"), found.get("seed_high"))
+        between = wording.points_interval(found.get("low"), found.get("high"))
+        p = (wording.p_value(found.get("p")), wording.p_value(found.get("p_holm")))
+        rows.append((arm["name"], wording.points(found.get("mean")), between, over_seeds, *p))
+    columns = ("arm", "points", "95 % over questions", "95 % over seeds", "p", "Holm's p")
+    return Table(caption=f"Difference to {baseline}, percentage points", columns=columns, rows=tuple(rows))
+
+
+def _tests(arms: list[Arm]) -> list[tuple[str, str]]:
+    return list(
+        dict.fromkeys(
+            (test, how) for arm in arms for test, group in (arm.get("accuracies") or {}).items() for how in group or {}
+        )
+    )
+
+
+def _accuracy(arm: Arm, test: str, how: str) -> Mapping[str, Any]:
+    return ((arm.get("accuracies") or {}).get(test) or {}).get(how) or {}
+
+
+def _accuracies(arms: list[Arm]) -> Table:
+    tests = _tests(arms)
+    rows = tuple((arm["name"], *(_cell(_accuracy(arm, *test)) for test in tests)) for arm in arms)
+    columns = ("arm", *(f"{test}, {how}" for test, how in tests))
+    return Table(caption="Accuracy, mean over seeds (95 % t-interval over seeds)", columns=columns, rows=rows)
+
+
+def _cell(found: Mapping[str, Any]) -> str:
+    bounds = wording.interval((found.get("low"), found.get("high")))
+    return wording.share(found.get("mean")) + ("" if bounds == wording.NOTHING else f" ({bounds})")
+
+
+def _costs(arms: list[Arm]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for arm in arms:
+        cost = arm.get("costs") or {}
+        traces = [wording.counts(arm.get(name)) for name in ("num_traces", "num_problems", "problems_asked")]
+        spent = [wording.count(cost.get(name)) for name in ("tokens_played", "tokens_learned", "verdicts_used")]
+        rows.append((arm["name"], *traces, *spent, wording.seconds(cost.get("seconds"))))
+    columns = (
+        "arm",
+        "traces",
+        "problems with one",
+        "problems asked",
+        "tokens played",
+        "tokens learned",
+        "verdicts",
+        "time",
+    )
+    return Table(
+        caption="Traces (of each seed) and cost (mean over seeds, the arm's whole chain)",
+        columns=columns,
+        rows=tuple(rows),
+    )
+
+
+def _steps(arms: list[Arm]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for arm in arms:
+        for name, words in (("traces", "its traces"), ("answers", "its right answers")):
+            rows.append((arm["name"], words, *steps_cells((arm.get("step_quality") or {}).get(name))))
+    columns = ("arm", "of", "checked", "with a wrong step", "share", "95 % interval")
+    return Table(caption="Right, but by a wrong step", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
+
+
+def _everything(arms: list[Arm]) -> tuple[Block, ...]:
+    rows: list[tuple[str, ...]] = []
+    for arm in arms:
+        for test, how in _tests(arms):
+            found = _accuracy(arm, test, how)
+            other = (arm.get("differences_to_self") or {}).get(f"{test}/{how}") or {}
+            seeds = ", ".join(wording.share(value) for value in found.get("per_seed") or ()) or wording.NOTHING
+            gap = wording.points_interval(other.get("low"), other.get("high"))
+            cells = (seeds, wording.points(other.get("mean")), gap, wording.p_value(other.get("p_holm")))
+            rows.append((arm["name"], f"{test}, {how}", *cells))
+    columns = ("arm", "test", "accuracy of each seed", "points to baseline", "95 % over questions", "Holm's p")
+    return (Table(caption="All tests", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1})),)
+
+
+def _what(arms: list[Arm]) -> Fold:
+    rows = tuple(
+        (arm["name"], str(arm.get("kind") or wording.NOTHING), str(arm.get("what") or wording.NOTHING)) for arm in arms
+    )
+    table = Table(caption="Arms", columns=("arm", "kind", "what it is"), rows=rows, wordy=frozenset({0, 1, 2}))
+    return Fold(title="What each arm is", blocks=(table,))
+
+
+def _makeup(arms: list[Arm]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for arm in arms:
+        for column, groups in (arm.get("trace_makeup") or {}).items():
+            for name in groups if isinstance(groups, dict) else ():
+                rows.append(
+                    (arm["name"], f"{column} {name}", wording.share(checks.number(groups, name, "trace_makeup")))
+                )
+    return Table(
+        caption="Share of traces, by level and subject",
+        columns=("arm", "group", "share"),
+        rows=tuple(rows),
+        wordy=frozenset({0, 1}),
+    )

@@ -1,0 +1,99 @@
+"""What can a choosing role, such as Stop, tell apart?
+
+Right candidates from finished wrong ones, and finished from unfinished ones, each over time: the area under the curve
+of its log-odds of Yes. Counted on trunk nodes, whatever was said there, with the candidate's own verdict (`plays`), as
+`flow-dpo evaluate` does. Invariant: the two questions are never mixed into one number.
+"""
+
+from __future__ import annotations
+
+from flow_dpo.report import learning, wording
+from flow_dpo.report.figures import Panel, Series, draw
+from flow_dpo.report.read import RunSource
+from flow_dpo.report.sections import Figure, Paragraph, Section, Table
+
+_KINDS = ("unfinished", "wrong", "right")
+_WORDS = {"unfinished": "unfinished", "wrong": "finished, wrong", "right": "right"}
+
+
+def stop_section(run: RunSource, tag: str, role: str) -> Section:
+    """The section of one choosing role."""
+    plays, over = run.plays, learning.parts(run.num_seen)
+    middles = [part.middle for part in over]
+    finished = [learning.finished_over_unfinished(plays, part, role) for part in over]
+    right = [learning.right_over_wrong(plays, part, role) for part in over]
+    lines = [
+        Series(label=label, x=middles, y=[area.value for area in areas],
+               low=[None if area.bounds is None else area.bounds[0] for area in areas],
+               high=[None if area.bounds is None else area.bounds[1] for area in areas])
+        for label, areas in (("finished over unfinished", finished), ("right over finished wrong", right))
+    ]  # fmt: skip
+    shares = [
+        Series(label=_WORDS[kind], x=middles, y=[_percent(learning.yes_rate(plays, part, role, kind)) for part in over])
+        for kind in _KINDS
+    ]
+    finding = (
+        f"{role}, first part to last: {_told('finished from unfinished', finished)}; {_told('right from wrong', right)}"
+    )
+    alt = f"Area under the curve and share of Yes of the role {role} over problems seen. {finding}"
+    panels = [
+        Panel(y="area under the curve", lines=lines, bounds=(None, 1.02), reference=0.5,
+              title="What it tells apart (0.5 is chance)"),
+        Panel(y="said Yes (%)", lines=shares, bounds=(-2, 102), title="How often it says Yes to what is ..."),
+    ]  # fmt: skip
+    name = f"{tag}-{'stop' if role == 'stop' else 'choosing'}-{learning.choosing_roles(plays).index(role)}"
+    figure = Figure(
+        name=name, title=finding, alt=alt, svg=draw(name, panels, x="problems seen", alt=alt, height=3.4),
+        caption="Bands are 95 % intervals (Hanley and McNeil), which take candidates as independent.",
+    )  # fmt: skip
+    note = (
+        f"Of candidates on the trunk, {len(plays.heard)} have a verdict of their own; at {plays.unheard} Yes "
+        "was never said, "
+        "or its play could not be graded, and they are left out."
+    )
+    return Section(
+        title=f"What {wording.short(role, 20)} can tell apart",
+        blocks=(figure, _areas(run, role), _pairs(run, role), Paragraph(text=note)),
+    )
+
+
+def _areas(run: RunSource, role: str) -> Table:
+    rows: list[tuple[str, ...]] = []
+    whole = learning.Part(start=0, end=run.num_seen)
+    for part in (*learning.quarters(run.num_seen), whole):
+        finished = learning.finished_over_unfinished(run.plays, part, role)
+        right = learning.right_over_wrong(run.plays, part, role)
+        said = [learning.yes_rate(run.plays, part, role, kind) for kind in _KINDS]
+        cells = [f"{wording.share(rate.value)} of {rate.of}" for rate in said]
+        areas = (wording.band(finished.value, finished.bounds), wording.band(right.value, right.bounds))
+        rows.append((part.name, *areas, *cells))
+    columns = (
+        "problems", "finished over unfinished", "right over finished wrong", "Yes to unfinished",
+        "Yes to finished wrong", "Yes to right",
+    )  # fmt: skip
+    return Table(
+        caption="Areas under the curve (95 % interval), and how often it says Yes", columns=columns, rows=tuple(rows)
+    )
+
+
+def _pairs(run: RunSource, role: str) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for part in learning.quarters(run.num_seen):
+        rates = [learning.prefers_yes(run.plays, part, role, finished=finished) for finished in (True, False)]
+        cells = [cell for rate in rates for cell in (wording.count(rate.of), wording.share(rate.value))]
+        rows.append((part.name, *cells))
+    columns = ("problems", "pairs at finished", "prefer Yes", "pairs at unfinished", "prefer Yes")
+    return Table(
+        caption="What its pairs teach, at finished and at unfinished candidates", columns=columns, rows=tuple(rows)
+    )
+
+
+def _percent(rate: learning.Rate) -> float | None:
+    return None if rate.value is None else 100 * rate.value
+
+
+def _told(what: str, areas: list[learning.Area]) -> str:
+    there = [area.value for area in areas if area.value is not None]
+    if not there:
+        return f"{what} not measured"
+    return f"{what} {there[0]:.2f} to {there[-1]:.2f}"
