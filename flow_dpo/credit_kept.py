@@ -15,12 +15,12 @@ Invariant: what could not be graded is never kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from flow_dpo.errors import ConfigError
-from flow_dpo.tree import Rollout, Tree
-from flow_dpo.types import Scored, TokenIds
+from flow_dpo.tree import Node, Rollout, Tree
+from flow_dpo.types import Request, Scored, TokenIds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,99 @@ class RightOnes:
                 tags=node.tags,
             )
             for node in (tree.nodes[id] for id in nodes)
+        ]
+
+
+ELSEWHERE = -1
+"""The policy version of a completion that is learned for another request than it was said to: its log-probabilities are
+those of the other request, and are compared with none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RightPaths:
+    """The last completion of right plays, learned for the *trunk's* first request: the plain question (ReGenesis, arXiv
+    2410.02108, section 3). What led to it, guidelines, structures and hints, is not learned.
+
+    Plays with the tag "hinted" count only where no other play of the problem but the trunk is right.
+    """
+
+    max_per_problem: int = 5
+    """Distinct paths of a problem at most, in the order in which they were played; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.max_per_problem < 0:
+            raise ConfigError(f"max_per_problem must be 0 (all) or more, found {self.max_per_problem}")
+
+    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+        """All examples of the trees, tree by tree."""
+        return [example for tree in trees for example in self._of_tree(tree)]
+
+    def _of_tree(self, tree: Tree) -> list[Scored]:
+        ends = [tree.nodes[rollout.leaf] for rollout in _distinct_right(tree) if rollout.id != tree.trunk.id]
+        paths = {node.completion.token_ids: node for node in reversed([n for n in ends if "hinted" not in n.tags])}
+        paths = paths or {node.completion.token_ids: node for node in reversed(ends)}
+        kept = sorted(paths.values(), key=lambda node: node.id)[: self.max_per_problem or None]
+        return [
+            Scored(
+                request=tree.nodes[0].request,
+                completion=replace(node.completion, policy_version=ELSEWHERE),
+                advantage=1.0,
+                problem_id=tree.problem.id,
+                node=node.id,
+                tags=node.tags,
+            )
+            for node in kept
+        ]
+
+
+TAUGHT = "taught"
+"""Tag of the rollout in which an exploration lays down what a search has found best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestWay:
+    """The way that a search found best, as the planner is to say it: why, and which (DOTS, arXiv 2410.03864, 3.3).
+
+    The "taught" rollout's first completion, an explanation in hindsight, is learned for the trunk's first request, in
+    which the planner is asked; the second, the way's name, for its own. Nothing is learned of a problem whose graded
+    plays are all right or all wrong, or of a best way of which the verifier found no play right.
+    """
+
+    keep_reasoning: bool = False
+    """Also learn the first right play of the best way, turn by turn: the paper's internalised planner. Otherwise the
+    planner alone is learned, and what solves stays as it was."""
+
+    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+        """All examples of the trees, tree by tree."""
+        return [example for tree in trees for example in self._of_tree(tree)]
+
+    def _of_tree(self, tree: Tree) -> list[Scored]:
+        *plays, last = tree.rollouts
+        taught = tree.path(last.leaf)
+        if TAUGHT not in taught[0].tags:
+            return []
+        searched = [rollout for rollout in plays if rollout.id != tree.trunk.id and rollout.verdict is not None]
+        statuses = {r.verdict.status for r in searched if r.verdict is not None} - {"ungraded"}
+        best = [r for r in _distinct_right(tree) if r in searched and taught[0].tags[1] in tree.nodes[r.start].tags]
+        if len(statuses) < 2 or not best:
+            return []
+        why, which = taught
+        said: list[tuple[Node, Request]] = [(why, tree.nodes[0].request), (which, which.request)]
+        if self.keep_reasoning:
+            said += [(node, node.request) for node in tree.path(best[0].leaf)]
+        return [
+            Scored(
+                request=request,
+                completion=node.completion
+                if request is node.request
+                else replace(node.completion, policy_version=ELSEWHERE),
+                advantage=1.0,
+                problem_id=tree.problem.id,
+                node=node.id,
+                depth=node.depth,
+                tags=node.tags,
+            )
+            for node, request in said
         ]
 
 

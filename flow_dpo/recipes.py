@@ -15,17 +15,21 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from flow_dpo.credit import BranchPairs, Credit, GroupAdvantages, OutcomePairs, StepAdvantages, ValuePairs
-from flow_dpo.credit_kept import RightOnes
+from flow_dpo.credit_kept import BestWay, RightOnes, RightPaths
 from flow_dpo.errors import ConfigError
 from flow_dpo.explore import Explore, Group, ReferencePath, Search, Siblings, Vine
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
+from flow_dpo.flows.guidelines import GuidedWords
 from flow_dpo.flows.plan_solve import PlanSolve, PlanSolvePrompts
 from flow_dpo.flows.single import Single
+from flow_dpo.flows.trajectories import ModuleWords, Planned
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
 from flow_dpo.likelihood import Likelihood
 from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective, PathOdds
 from flow_dpo.policy import LoraSettings
+from flow_dpo.searches.guidelines import FromGuidelines
+from flow_dpo.searches.trajectories import FromTrajectories
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 
 
@@ -169,6 +173,27 @@ PAPERS: dict[str, Preset] = {
         learner=LearnerSettings(learning_rate=2e-5, pairs_per_update=32),
         explore_ahead=32,
     ),
+    # ReGenesis, arXiv 2410.02108: 25 guidelines singly and 20 groups, at most 5 paths a question, temperature 0.85 to
+    # 1.2, rate 1e-6 for all weights, 3 epochs over what was collected (here one pass). Batch, group sizes, LoRA, hinted
+    # paths: not stated.
+    "regenesis": Preset(
+        recipe=Recipe(
+            flow=Single(), explore=FromGuidelines(temperature=0.85), credit=RightPaths(), objective=Likelihood()
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=32),
+        explore_ahead=32,
+    ),
+    # DOTS, arXiv 2410.03864: 12 ways (6 where programs are not asked for), each played 4 times at temperature 0.4, 2
+    # rounds, 8 and then 3 kept; cross-entropy. Rates for LoRA, and the batch: not stated here.
+    "dots": Preset(
+        recipe=Recipe(
+            flow=Planned(), explore=FromTrajectories(temperature=0.4), credit=BestWay(), objective=Likelihood()
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=2e-5, pairs_per_update=32),
+        explore_ahead=16,
+    ),
 }
 RECIPES: dict[str, Recipe] = {name: paper.recipe for name, paper in PAPERS.items()}
 
@@ -187,6 +212,7 @@ SCALES: dict[str, Scale] = {
             "max_tokens": 160,
             "plan_tokens": 32,
             "prompts": (AnswerStopPrompts(examples=WORKED_EXAMPLES),),
+            "explanation_tokens": 96,
             "temperature": 0.8,
         },
         lora=LoraSettings(lora_r=8, lora_alpha=8),
@@ -215,6 +241,21 @@ SCALES: dict[str, Scale] = {
                 ),
                 PlanSolvePrompts(plan_system="", solve_system="", solve_user=""),
             ),
+            # The seed knows no words for plans: what it is asked is always the bare question.
+            "words": GuidedWords(adapt="{question}", structure="{question}", path="", hint=""),
+            "module_words": ModuleWords(
+                plan="{question}",
+                choose="{question}",
+                rewrite="{question}",
+                decompose="{question}",
+                rewritten="",
+                parts="",
+                program="{question}",
+                verify="{question}",
+            ),
+            "labels": tuple("123456789"),
+            "num_rounds": 1,
+            "explanation_tokens": 8,
             "temperature": 1.0,
             "top_p": 0.97,
         },
@@ -262,7 +303,8 @@ def _fitted(recipe: Recipe, scale: Scale) -> Recipe:
         for name, value in scale.values.items():
             if not hasattr(part, name):
                 continue
-            kinds = value if isinstance(value, tuple) else (value,)
+            several = isinstance(value, tuple) and all(map(is_dataclass, value))
+            kinds = value if several else (value,)
             same = [one for one in kinds if not is_dataclass(one) or type(one) is type(getattr(part, name))]
             if same:
                 values[name] = same[0]

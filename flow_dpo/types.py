@@ -105,6 +105,7 @@ class Completion:
     """The same under the distribution after temperature and top-p, before any token was excluded."""
     finish_reason: FinishReason
     policy_version: int
+    """Of the adapters that said it; -1 where it is learned for another request than it was said to."""
     choice: int | None = None
     """Index of the drawn choice, where the request declared choices."""
     choice_logprobs: tuple[float, ...] = ()
