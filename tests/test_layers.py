@@ -122,6 +122,13 @@ def test_files_and_functions_are_short() -> None:
                 assert length <= 60, f"{name}.{node.name} has {length} lines"
 
 
+def test_files_beside_the_package_are_short() -> None:
+    for folder in ("tests", "benchmarks", "seed"):
+        for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+            num_lines = len(path.read_text(encoding="utf-8").splitlines())
+            assert num_lines <= 400, f"{path} has {num_lines} lines"
+
+
 def test_no_exception_is_swallowed() -> None:
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
