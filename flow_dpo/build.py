@@ -125,13 +125,32 @@ def default_settings(recipe: str, preset: str, flow_source: str = "") -> TrainSe
     )
 
 
+RUNS_CODE = ("flow_source", "flow.programs", "model.trust_remote_code")
+"""Settings that let code run which is not this package's: a person asks for each, no folder does."""
+
+
+def refuse_unasked(base: Mapping[str, Any], words: Sequence[str], origin: str) -> None:
+    """Raise `ConfigError` where `base`, which comes from `origin`, would have code run that no word asks for."""
+    said = {word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")}
+    for name in RUNS_CODE:
+        value: Any = base
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value and not said & {name, name.rpartition(".")[2]}:
+            raise ConfigError(
+                f"{origin} asks for {name} = {value!r:.200}, which runs code that is not this package's; where you "
+                f"trust it, add --{name} {str(value).lower() if value is True else value}"
+            )
+
+
 def defaults_of(
-    argv: Sequence[str], base: Mapping[str, Any], *, origin: str = "the run's config.yaml"
+    argv: Sequence[str], base: Mapping[str, Any], *, origin: str = "the run's config.yaml", trusted: bool = False
 ) -> tuple[list[str], TrainSettings]:
     """The defaults of a command by what it names of recipe, preset, model and flow, or else by what `base` does.
 
     Also returns the words, with `--flow file.py:Name` as the setting that it is. Raises `ConfigError` naming `origin`
-    where `base`, which comes from there, holds something else than a name.
+    where `base`, which comes from there, holds something else than a name, or would have code run without being
+    `trusted` or asked for (`refuse_unasked`).
     """
     words: list[str] = []
     for word in argv:
@@ -139,6 +158,8 @@ def defaults_of(
         if words and words[-1] == "--flow" and is_source(word):
             words[-1] = "--flow_source"
         words.append(f"--flow_source={value}" if name == "--flow" and equals and is_source(value) else word)
+    if not trusted:
+        refuse_unasked(base, words, origin)
     group = base.get("model", {})
     if not isinstance(group, Mapping):
         raise ConfigError(f"expected names and values under model in {origin}, found {group!r:.80}")

@@ -50,7 +50,7 @@ def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> Tr
     """
     folder = Path(config.peek(argv, "run.output_dir", RunSettings().output_dir))
     base, origin = _settings_to_resume(argv, folder), str(folder / "config.yaml")
-    argv, defaults = defaults_of(argv, base, origin=origin)
+    argv, defaults = defaults_of(argv, base, origin=origin, trusted=True)  # one's own run goes on
     if "max_problems" in overrides:
         data = replace(defaults.shop.data, max_problems=overrides["max_problems"])
         defaults = replace(defaults, shop=replace(defaults.shop, data=data))

@@ -57,6 +57,9 @@ def test_three_roles_train_resume_and_evaluate(
         "--dataset_split",
         "train",
     ]
+    with pytest.raises(ConfigError, match=r"config.yaml asks for flow_source = .*trust it, add --flow_source"):
+        commands.evaluate(measured)
+    measured = ["--flow", f"{CRITIQUE}:Critique", *measured]
     assert commands.evaluate(measured) == 0
     with pytest.raises(ConfigError, match="--mode single needs a flow with an Answer role, found Critique"):
         commands.evaluate([*measured[:-3], str(tmp_path / "single"), "--dataset_split", "train", "--mode", "single"])

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
+from flow_dpo import commands, trace_commands
+from flow_dpo.build import refuse_unasked
+from flow_dpo.errors import ConfigError
 from flow_dpo.progress import say
 
 GUARDED = """
@@ -62,6 +67,27 @@ def test_nothing_is_pickled(run: Path) -> None:
 def test_no_secret_is_written(run: Path) -> None:
     for path in files(run):
         assert b"topsecret" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "flag"),
+    [("model", "trust_remote_code", "--trust_remote_code"), ("flow", "programs", "--programs")],
+)
+def test_a_strangers_run_cannot_have_code_run(run: Path, tmp_path: Path, group: str, name: str, flag: str) -> None:
+    """What a person must ask for is not taken from a folder, nor from traces, unless it is asked for again."""
+    base = {group: {name: True}}
+    with pytest.raises(ConfigError, match=f"the folder asks for {group}.{name} = True"):
+        refuse_unasked(base, ["--run", "x"], "the folder")
+    refuse_unasked(base, ["--run", "x", flag], "the folder")
+    refuse_unasked(base, [f"--{group}.{name}=true"], "the folder")
+    refuse_unasked({group: {name: False}}, [], "the folder")
+    shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    config[group][name] = True
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
+    for command in (commands.evaluate, trace_commands.generate):
+        with pytest.raises(ConfigError, match="runs code that is not this package's"):
+            command(["--run", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")])
 
 
 def test_hostile_words_are_shown_as_they_are() -> None:

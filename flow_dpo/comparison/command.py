@@ -90,14 +90,14 @@ def compare(argv: Sequence[str]) -> int:
         _write_configs(path / "settings", parsed)
         seeds = list(range(settings.num_seeds))
         sizes = _sizes(parsed)
-        names = [arm.name for arm in chosen]
+        names, asked = [arm.name for arm in chosen], _asked(parsed)
         say(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
         if settings.jobs == 1:
-            outcomes = [_one_seed(path, seed, names, sizes) for seed in seeds]
+            outcomes = [_one_seed(path, seed, names, sizes, asked) for seed in seeds]
         else:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
-                futures = [pool.submit(_one_seed, path, seed, names, sizes) for seed in seeds]
+                futures = [pool.submit(_one_seed, path, seed, names, sizes, asked) for seed in seeds]
                 outcomes = [future.result() for future in futures]
         told = Told(seeds=seeds, tests=sizes.tests, facts=_facts(path, parsed, sizes))
         by_arm = {name: [outcome[name] for outcome in outcomes] for name in names}
@@ -108,9 +108,16 @@ def compare(argv: Sequence[str]) -> int:
     return 0
 
 
-def _one_seed(path: Path, seed: int, names: Sequence[str], sizes: Sizes) -> dict[str, Outcome]:
+def _asked(parsed: Mapping[str, Any]) -> list[str]:
+    """The flags by which a person asked for code to be run."""
+    values = {"flow_source": parsed["flow_source"], "flow.programs": getattr(parsed["flow"], "programs", False)}
+    values |= {"model.trust_remote_code": parsed["model"].trust_remote_code}
+    return [f"--{name}={str(value).lower() if value is True else value}" for name, value in values.items() if value]
+
+
+def _one_seed(path: Path, seed: int, names: Sequence[str], sizes: Sizes, asked: Sequence[str]) -> dict[str, Outcome]:
     """All arms of one seed, one after another."""
-    do = Doing(path / f"seed{seed}", seed, path / "settings")
+    do = Doing(path / f"seed{seed}", seed, path / "settings", asked=asked)
     return {name: arms_of.ARMS[name].make(do, sizes) for name in names}
 
 

@@ -50,9 +50,19 @@ class Work:
 class Doing:
     """Runs one seed's commands."""
 
-    def __init__(self, folder: Path, seed: int, configs: Path, *, run: Mapping[str, Command] = COMMANDS) -> None:
-        """`configs` holds train.yaml, base.yaml, sft.yaml and one file of data settings each problem set."""
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        configs: Path,
+        *,
+        asked: Sequence[str] = (),
+        run: Mapping[str, Command] = COMMANDS,
+    ) -> None:
+        """`configs` holds the settings files that the commands name; `asked` are flags for code that a person asked to
+        run, without which no run or adapter may bring it along."""
         self.folder, self.seed, self._configs, self._run = folder, seed, configs, run
+        self._asked = tuple(asked)
         self._done: dict[str, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DONE).exists():
@@ -80,7 +90,7 @@ class Doing:
     def sft(self, name: str, traces: Work, *flags: str) -> Work:
         """`flow-dpo sft` on these traces."""
         words = ["--config", str(self._configs / "sft.yaml"), "--traces", str(traces.folder), *flags]
-        folder = self._do("sft", name, [*words, "--seed", str(self.seed)])
+        folder = self._do("sft", name, [*words, *self._asked, "--seed", str(self.seed)])
         cost = runs.read_facts(folder)["cost"]
         costs = {"tokens_learned": cost["tokens_read"], "seconds": cost["seconds"]}
         return Work(name=name, folder=folder, costs={"tokens_played": 0.0, "verdicts_used": 0.0, **costs})
@@ -99,7 +109,7 @@ class Doing:
         if run is None and adapter is None:
             return ["--config", str(self._configs / f"base-{problems}.yaml")]
         speaker = ["--run", str(run.folder)] if run else ["--adapter", str(adapter.folder)] if adapter else []
-        return [*speaker, "--config", str(self._configs / f"{problems}.yaml")]
+        return [*speaker, *self._asked, "--config", str(self._configs / f"{problems}.yaml")]
 
     def _do(self, command: str, name: str, words: Sequence[str]) -> Path:
         folder, words = self.folder / name, [command, *words, "--output_dir", str(self.folder / name)]
