@@ -8,7 +8,7 @@ DEV    := $(VENV)/.installed-dev
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart setup test soak bench check fix seed wheel clean
+.PHONY: quickstart setup test soak bench study check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -46,6 +46,10 @@ bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: pyt
 	$(BIN)/python -m benchmarks.long_run $(BENCH)
 	$(BIN)/python -m benchmarks.learner_vs_trl $(BENCH) $(REAL)
 	$(BIN)/python -m benchmarks.measuring
+
+study: $(DEV)  ## the paper's table and its controls on the seed model, and their report (many hours; goes on if interrupted)
+	$(BIN)/flow-dpo compare --config docs/study/seed.yaml $(ARGS)
+	$(BIN)/flow-dpo report runs/study/comparison.json --output_dir docs/study
 
 check: $(DEV)  ## lint, format and types
 	$(BIN)/ruff check .

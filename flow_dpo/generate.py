@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -122,49 +122,48 @@ def generate(
     `flow` is played; the chat of a trace is what `one_pass` asks first.
     """
     settled = settings.max_traces
-    batches = _from_data if settings.mode == "ground_truth" else _from_plays
-    for traces, tally in batches(flow, one_pass, explore, problems, players, adapters, settings, selection):
+    if settings.mode == "ground_truth":
+        batches = _from_data(one_pass, problems, players, settings)
+    else:
+        speaker, alone = Speaker(players.engine, players.renderer), explore.alone(greedy=False)
+        speaker.refresh(adapters)
+        source = settings.source(trained=bool(adapters))
+
+        def play(left: Sequence[Problem], draw: int) -> list[Tree]:
+            return alone(flow, speaker, left, seed=derive(settings.seed, "trace", draw))
+
+        batches = _from_plays(play, one_pass, problems, players, source, settings, selection)
+    for traces, tally in batches:
         yield traces, tally
         if settled is not None and tally.traces >= settled:
             return
 
 
 def _from_plays(
-    flow: Flow[Any],
+    play: Callable[[Sequence[Problem], int], list[Tree]],
     one_pass: Flow[Any],
-    explore: Explore,
     problems: Sequence[Problem],
     players: Players,
-    adapters: Mapping[Role, Adapter],
+    source: Source,
     settings: GenerateSettings,
     selection: SelectionSettings,
 ) -> Iterator[tuple[list[Trace], Tally]]:
-    speaker = Speaker(players.engine, players.renderer)
-    speaker.refresh(adapters)
-    trunk_only = explore.alone(greedy=False)
-    source, tally = settings.source(trained=bool(adapters)), Tally()
+    """The right plays: `play` gives a tree of each problem for one draw, counted from 0."""
+    tally = Tally()
     for batch in batched(problems, settings.batch_problems):
         drawn = [_Drawn(problem=problem, prompt=_prompt(one_pass, players, problem)) for problem in batch]
         for draw in range(settings.draws):
             left = [one for one in drawn if not selection.enough(one.found)]
             if not left:
                 break
-            seed = derive(settings.seed, "trace", draw)
-            trees = trunk_only(flow, speaker, [one.problem for one in left], seed=seed)
+            trees = play([one.problem for one in left], draw)
             grade(trees, players.verifier, players.renderer, players.grading)
             _take(left, trees, players, source, tally)
         yield _done(drawn, selection, tally), tally
 
 
 def _from_data(
-    flow: Flow[Any],
-    one_pass: Flow[Any],
-    explore: Explore,
-    problems: Sequence[Problem],
-    players: Players,
-    adapters: Mapping[Role, Adapter],
-    settings: GenerateSettings,
-    selection: SelectionSettings,
+    one_pass: Flow[Any], problems: Sequence[Problem], players: Players, settings: GenerateSettings
 ) -> Iterator[tuple[list[Trace], Tally]]:
     """The data set's own solutions: one a problem, nothing is sampled."""
     tally = Tally()

@@ -203,11 +203,8 @@ def _write_header(file: Path, header: Mapping[str, Any]) -> None:
 
 
 def _read_header(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"expected a JSON object in {file}: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("question"), dict):
+    found = runs.read_object(file)
+    if not isinstance(found.get("question"), dict):
         raise DataError(f"expected a JSON object with the question in {file}, found {found!r:.80}")
     return found
 

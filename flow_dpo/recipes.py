@@ -14,10 +14,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from flow_dpo.credit import BranchPairs, Credit, GroupAdvantages, OutcomePairs, StepAdvantages, ValuePairs
-from flow_dpo.credit_kept import BestWay, RightOnes, RightPaths
+from flow_dpo.credit import (
+    BestWay,
+    BranchPairs,
+    Credit,
+    GroupAdvantages,
+    OutcomePairs,
+    RightOnes,
+    RightPaths,
+    StepAdvantages,
+    ValuePairs,
+)
 from flow_dpo.errors import ConfigError
-from flow_dpo.explore import Explore, Group, ReferencePath, Search, Siblings, Vine
+from flow_dpo.explore import (
+    Explore,
+    FromGuidelines,
+    FromTrajectories,
+    Group,
+    ReferencePath,
+    Search,
+    Siblings,
+    Vine,
+)
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
 from flow_dpo.flows.guidelines import GuidedWords
@@ -25,11 +43,8 @@ from flow_dpo.flows.plan_solve import PlanSolve, PlanSolvePrompts
 from flow_dpo.flows.single import Single
 from flow_dpo.flows.trajectories import ModuleWords, Planned
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
-from flow_dpo.likelihood import Likelihood
-from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Objective, PathOdds
+from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Likelihood, Objective, PathOdds
 from flow_dpo.policy import LoraSettings
-from flow_dpo.searches.guidelines import FromGuidelines
-from flow_dpo.searches.trajectories import FromTrajectories
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 
 

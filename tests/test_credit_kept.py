@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flow_dpo.credit_kept import RightOnes
+from flow_dpo.credit import RightOnes
 from flow_dpo.errors import ConfigError
 from flow_dpo.tree import Tree
 from flow_dpo.types import Solution, Status

@@ -12,54 +12,24 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flow_dpo import build, config, runs, sft
+from flow_dpo import build, config, runs
 from flow_dpo.equations import equations, has_invalid_step, value_of
 from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.export import ExportSettings, export
-from flow_dpo.flows.single import Single
-from flow_dpo.models import LoadedModel, ModelSettings, load_model
 from flow_dpo.overlap import normalised, questions_of
 from flow_dpo.sources import settings_of, settings_of_adapter, settings_of_run
-from flow_dpo.strict_json import MAX_DEPTH, parse
 from flow_dpo.traces import Source, Trace, TraceFile, read_traces
 from flow_dpo.types import Problem
 from flow_dpo.verify import verify_file
-
-TRACE: dict[str, Any] = {
-    "problem_id": "apples/1", "question": "Anna has 12 apples. She buys 7.", "gold": "19", "dataset": "apples/train",
-    "level": "", "subject": "", "messages": [{"role": "user", "content": "Anna has 12 apples."}],
-    "solution": "12 + 7 = 19\nAnswer: 19", "token_ids": [5, 6, 7], "ended": True,
-    "verdict": {"status": "correct", "answer": "19", "reason": ""}, "source": "trained_flow", "draw": 1,
-    "draws_used": 2, "tokens_spent": 9,
-}  # fmt: skip
-HEADER: dict[str, Any] = {
-    "complete": True, "source": "trained_flow", "selection": "the first", "model": "seed", "tokenizer": "x",
-    "dataset": "a/b", "settings": {"recipe": "flow-dpo", "model": {"model_name_or_path": "seed"}}, "counts": {},
-    "cost": {"seconds": 1.5},
-}  # fmt: skip
-VERDICT = {"status": "wrong", "answer": None, "reason": ""}
-PAIR: dict[str, Any] = {
-    "prompt": "Q", "chosen": "19", "rejected": "18", "problem_id": "apples/1", "role": "answer", "node": 0,
-    "rejected_node": 1, "depth": 0, "tags": [], "margin": 1.0, "weight": 1.0, "chosen_verdict": TRACE["verdict"],
-    "rejected_verdict": VERDICT, "policy_version": 0, "prompt_ids": [1], "chosen_ids": [5], "rejected_ids": [6],
-}  # fmt: skip
-TREE: dict[str, Any] = {"problem": {"id": "a", "question": "What?", "gold": "1"}, "nodes": [], "rollouts": []}
-FACTS: dict[str, Any] = {"model": "seed", "num_problems": 3, "command": "flow-dpo train", "versions": {"torch": None}}
-SHAPE: dict[str, Any] = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "peft_type": "LORA"}
-SETTINGS: dict[str, Any] = {
-    "recipe": "flow-dpo", "preset": "seed", "flow_source": "", "flow": {"chunk_tokens": 4},
-    "model": {"model_name_or_path": "seed"}, "lora": {"lora_r": 4}, "data": {"dataset_name": "seed"},
-}  # fmt: skip
-ROW: dict[str, Any] = {"gold": "5", "model_output": "so Answer: 5", "is_correct": True, "policy": None}
+from tests.rows import FACTS, HEADER, PAIR, ROW, SETTINGS, SHAPE, TRACE, TREE
 
 LEAVES = (
     st.none()
@@ -345,124 +315,3 @@ def test_long_texts_are_read_for_equations_in_one_pass(text: str) -> None:
     before = time.process_time()
     any_text(text)
     assert time.process_time() - before < 2
-
-
-# ---- what was found, each by itself ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"token_ids": [1, True]}, "'token_ids', found"),
-        ({"token_ids": [1, "2"]}, "'token_ids', found"),
-        ({"token_ids": [-1]}, "'token_ids', found"),
-        ({"token_ids": [2**40]}, "'token_ids', found"),
-        ({"token_ids": []}, "'token_ids', found"),
-        ({"verdict": {"status": "correct", "answer": "1", "reason": "", "sure": 1}}, "expected a verdict"),
-        ({"verdict": {"status": "correct", "answer": 1, "reason": ""}}, "verdict: expected a text or null in 'answer'"),
-        ({"messages": ["hello"]}, "expected a chat"),
-        ({"messages": [{"role": "root", "content": ""}]}, "expected a chat"),
-        ({"level": 5}, "expected a text in 'level', found 5"),
-        ({"ended": 1}, "expected true or false in 'ended'"),
-        ({"source": "me"}, "expected one of 'trained_flow'"),
-        ({"draw": 0}, "expected a whole number from 1 in 'draw'"),
-        ({"draw": 3}, "expected a 'draw' of at most 'draws_used', found 3 of 2"),
-        ({"tokens_spent": 1.5}, "'tokens_spent', found 1.5"),
-        ({"solution": math.nan}, "NaN, which is no JSON"),
-        ({"solution": "\ud800"}, "half a surrogate pair"),
-    ],
-)
-def test_fields_of_a_trace_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text(json.dumps(TRACE) + "\n" + json.dumps(TRACE | change) + "\n")
-    with pytest.raises(DataError, match=rf"t\.jsonl, line 2.*{message}"):
-        read_traces(path)
-
-
-def test_a_byte_order_mark_and_other_line_ends_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(TRACE).encode() + b"\r\n")
-    [trace] = read_traces(path).traces
-    assert asdict(trace) | {"messages": TRACE["messages"], "token_ids": TRACE["token_ids"]} == TRACE
-
-
-def test_a_torn_last_line_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text(json.dumps(TRACE) + "\n" + json.dumps(TRACE))
-    assert len(read_traces(path).traces) == 1
-    assert "t.jsonl, line 2 has no end: it was torn off, and is left out" in caplog.text
-
-
-def test_json_that_says_two_things_or_is_too_deep_is_refused() -> None:
-    for text, message in [
-        ('{"a": 1, "a": 2}', "place: expected JSON, found 'a' twice in one object"),
-        ("1e999", "too large"),
-        ("-Infinity", "-Infinity, which is no JSON"),
-        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"at most {MAX_DEPTH} deep"),
-        (b"\xed\xa0\x80", "place: expected JSON, found 'utf-8' codec"),
-    ]:
-        with pytest.raises(DataError, match=message):
-            parse(text, "place")
-    assert parse("[" * MAX_DEPTH + "]" * MAX_DEPTH, "place")
-    assert parse('{"a": "\\ud83d\\ude00", "b": [{}, {}]}', "place") == {"a": "\U0001f600", "b": [{}, {}]}
-    assert parse('"\\ud800"', "place", any_text=True) == "\ud800"
-
-
-def test_a_pair_of_one_completion_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR | {"rejected_ids": [5]}) + "\n")
-    with pytest.raises(DataError, match=r"pairs\.jsonl, line 1: expected two completions"):
-        export(ExportSettings(source=str(tmp_path), output_dir=str(tmp_path / "out")))
-    assert not (tmp_path / "out").exists()
-
-
-def test_questions_of_signs_alone_are_told_apart() -> None:
-    assert normalised("+ ?") != normalised("- ?")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("beta: 2024-01-01", "expected a text, a number, .* under beta in .*, found datetime.date"),
-        ("beta: !!set {1}", "under beta in"),
-        ("beta: !!binary YQ==", "under beta in"),
-        ("beta: .nan", "expected a finite number under beta"),
-        ("2024-01-01: 3", "expected words as names in"),
-        ("flow: &a [*a]", "or a value inside itself"),
-        ("a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n"
-         for i in range(1, 12)), "expected at most"),
-    ],
-)  # fmt: skip
-def test_what_yaml_can_hold_and_no_setting_can_be_is_named(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "given.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message) as caught:
-        config.read_settings(path)
-    assert "given.yaml" in str(caught.value)
-
-
-def test_values_that_do_not_fit_are_named_with_their_file(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(SETTINGS | {"lora": {"lora_r": "many"}}))
-    found = settings_of({"run": str(tmp_path)})
-    _, defaults = build.defaults_of([], found[0], origin=found[1])
-    with pytest.raises(ConfigError, match=rf"{tmp_path}/config\.yaml: .*lora_r"):
-        config.parse("t", "t", defaults.shop.sections(), [], base={"lora": found[0]["lora"]}, origin=found[1])
-    (tmp_path / "config.yaml").write_text("model:\n")
-    with pytest.raises(ConfigError, match=r"expected names and values under model in .*config\.yaml, found None"):
-        build.defaults_of([], *settings_of({"run": str(tmp_path)})[:1], origin=str(tmp_path / "config.yaml"))
-    (tmp_path / "config.yaml").write_text("data:\n")
-    with pytest.raises(DataError, match=r"config\.yaml: expected an object in 'data', found None"):
-        settings_of_run(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return load_model(ModelSettings())
-
-
-def test_token_ids_that_a_model_does_not_know_are_refused(loaded: LoadedModel) -> None:
-    trace = Trace.from_json(TRACE | {"token_ids": [5, 10**6]}, "here")
-    file = TraceFile(path=Path("t"), traces=(trace,), header={})
-    assert sft.choose(file, sft.SftSettings(num_traces=1)) == (trace,)
-    sft.examples([trace], {}, Single(), loaded)  # its words are encoded
-    with pytest.raises(DataError, match="found 1000000 in the trace of apples/1"):
-        sft.examples([trace], {"tokenizer": loaded.renderer.fingerprint()}, Single(), loaded)

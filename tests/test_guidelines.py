@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 from scipy.stats import chisquare
 
-from flow_dpo.credit_kept import ELSEWHERE, RightPaths
+from flow_dpo.credit.kept import ELSEWHERE, RightPaths
 from flow_dpo.errors import ConfigError, FlowError
+from flow_dpo.explore.guidelines import FromGuidelines, advice
 from flow_dpo.flows.answer_stop import AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.guidelines import GUIDELINES, Guided
 from flow_dpo.flows.single import Single
-from flow_dpo.searches.guidelines import FromGuidelines, advice
 from flow_dpo.tree import Tree
 from flow_dpo.types import Message, Problem, Request, Solution, Status, Turn
 from flow_dpo.wording import filled

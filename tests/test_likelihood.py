@@ -8,8 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from flow_dpo.errors import ObjectiveError
 from flow_dpo.learner import Learner, LearnerSettings, ReferenceSettings
-from flow_dpo.likelihood import Likelihood
-from flow_dpo.objectives import check_food
+from flow_dpo.objectives import Likelihood, check_food
 from flow_dpo.policy import LoraSettings, Policy
 from flow_dpo.types import Scored
 from tests.pair_trees import ROLES, answer_pair

@@ -11,6 +11,7 @@ import pytest
 
 from flow_dpo import cli, commands, judge_commands, trace_commands
 from flow_dpo.build import default_settings
+from flow_dpo.comparison import command as comparison_command
 from flow_dpo.evaluate import EvaluationSettings
 from flow_dpo.overlap import OverlapSettings
 from flow_dpo.report import command as report_command
@@ -64,6 +65,12 @@ def test_sft_commands_name_settings_that_exist(line: str) -> None:
     del words[traces : traces + 2]
     parsed, _ = trace_commands.parse_sft(words)
     assert parsed["training"].num_train_epochs > 0
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo compare"))
+def test_compare_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # the settings files that are printed stand in the repository
+    assert comparison_command.parse(shlex.split(line)[2:])["compare"].num_seeds > 1
 
 
 @pytest.mark.parametrize("line", printed("flow-dpo judge"))

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
-from flow_dpo.credit_kept import ELSEWHERE, TAUGHT, BestWay
+from flow_dpo.credit.kept import ELSEWHERE, TAUGHT, BestWay
 from flow_dpo.errors import ConfigError, FlowError
+from flow_dpo.explore.trajectories import FromTrajectories
 from flow_dpo.flows.single import Single
 from flow_dpo.flows.trajectories import TRAJECTORIES, Planned, PlannedState
-from flow_dpo.searches.trajectories import FromTrajectories
 from flow_dpo.tree import Tree
 from flow_dpo.types import Problem, Request, Solution, Status
 from tests import letters
@@ -90,7 +90,7 @@ def test_programs_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a program was run")
 
-    monkeypatch.setattr("flow_dpo.searches.trajectories.run_program", never)
+    monkeypatch.setattr("flow_dpo.explore.trajectories.run_program", never)
     (tree,) = FromTrajectories(num_plays=1)(FLOW, letters.speaker(script("42"), ROLES), [ASKED], seed=0)
     assert not any("pot" in tag for node in tree.nodes for tag in node.tags)
     with pytest.raises(ConfigError, match="runs programs that the model writes; ask for that with --programs"):

@@ -11,7 +11,6 @@ Invariant: an interrupted training goes on where its checkpoint stands; whatever
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import time
@@ -137,6 +136,6 @@ class Doing:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object that a command left behind."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"expected a JSON object in {path}: {error}; remove the folder to make it anew") from error
+        return runs.read_object(path)
+    except DataError as error:
+        raise DataError(f"{error}; remove the folder to make it anew") from error

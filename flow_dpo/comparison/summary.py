@@ -6,7 +6,6 @@ computed here that is not in a folder: accuracies from predictions, costs from t
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -156,7 +155,7 @@ def _solutions(traces: Sequence[Trace]) -> list[tuple[Problem, str]]:
 
 def _right_answers(outcome: Outcome, test: str) -> list[tuple[Problem, str]]:
     folder = outcome.evaluations[test]
-    source = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["dataset"]
+    source = runs.read_object(folder / "summary.json")["dataset"]
     return [
         (_problem(row["id"], row["question"], row["gold"], source), row["solution"])
         for row in runs.read_jsonl(folder / "predictions.jsonl")

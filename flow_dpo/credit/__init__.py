@@ -3,8 +3,19 @@
 from flow_dpo.credit.base import Credit
 from flow_dpo.credit.branch_pairs import BranchPairs
 from flow_dpo.credit.group_advantages import GroupAdvantages
+from flow_dpo.credit.kept import BestWay, RightOnes, RightPaths
 from flow_dpo.credit.outcome_pairs import OutcomePairs
 from flow_dpo.credit.step_advantages import StepAdvantages
 from flow_dpo.credit.value_pairs import ValuePairs
 
-__all__ = ["BranchPairs", "Credit", "GroupAdvantages", "OutcomePairs", "StepAdvantages", "ValuePairs"]
+__all__ = [
+    "BestWay",
+    "BranchPairs",
+    "Credit",
+    "GroupAdvantages",
+    "OutcomePairs",
+    "RightOnes",
+    "RightPaths",
+    "StepAdvantages",
+    "ValuePairs",
+]

@@ -27,7 +27,7 @@ class RendersTurns(Protocol):
         ...
 
     def to_text(self, pieces: Sequence[Piece]) -> str:
-        """The pieces decoded together. Asked only of plays that end steps by their words."""
+        """The pieces decoded together. Asked only where steps end by their words, and by searches that read answers."""
         ...
 
 

@@ -32,3 +32,14 @@ class Group(Drawing):
 
     def alone(self, *, greedy: bool) -> Group:
         return replace(self, num_plays=1, greedy_trunk=greedy)
+
+
+def one_play(drawing: Drawing, *, greedy: bool) -> Group:
+    """The plain flow, played once as `drawing` draws: what an exploration that plays otherwise is evaluated by."""
+    return Group(
+        num_plays=1,
+        greedy_trunk=greedy,
+        temperature=drawing.temperature,
+        top_p=drawing.top_p,
+        choice_temperature=drawing.choice_temperature,
+    )

@@ -17,7 +17,7 @@ from typing import Any
 
 from flow_dpo.explore.base import Drawing
 from flow_dpo.explore.branching import Branched, Path
-from flow_dpo.explore.group import Group
+from flow_dpo.explore.group import Group, one_play
 from flow_dpo.flows.base import Flow
 from flow_dpo.speaker import Play, Speaker, check
 from flow_dpo.tree import Tree
@@ -39,13 +39,7 @@ class ReferencePath(Drawing):
         return [one.tree() for one in explored]
 
     def alone(self, *, greedy: bool) -> Group:
-        return Group(
-            num_plays=1,
-            greedy_trunk=greedy,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            choice_temperature=self.choice_temperature,
-        )
+        return one_play(self, greedy=greedy)
 
 
 class _Searched(Branched):

@@ -27,7 +27,7 @@ from typing import Any
 
 from flow_dpo.errors import FlowError
 from flow_dpo.explore.base import Drawing, check_turn
-from flow_dpo.explore.group import Group
+from flow_dpo.explore.group import Group, one_play
 from flow_dpo.flows.base import Flow
 from flow_dpo.seeds import derive
 from flow_dpo.speaker import Ask, Check, Play, Said, Speaker, check, say
@@ -52,13 +52,7 @@ class Search(Drawing):
         return [search.tree() for search in searches]
 
     def alone(self, *, greedy: bool) -> Group:
-        return Group(
-            num_plays=1,
-            greedy_trunk=greedy,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            choice_temperature=self.choice_temperature,
-        )
+        return one_play(self, greedy=greedy)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

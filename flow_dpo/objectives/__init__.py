@@ -2,7 +2,18 @@
 
 from flow_dpo.objectives.base import Loss, Objective, TokenLogprobs, check_food
 from flow_dpo.objectives.clipped import ClippedPolicyGradient
+from flow_dpo.objectives.likelihood import Likelihood
 from flow_dpo.objectives.odds import PathOdds
 from flow_dpo.objectives.preference import Dpo, Ipo
 
-__all__ = ["ClippedPolicyGradient", "Dpo", "Ipo", "Loss", "Objective", "PathOdds", "TokenLogprobs", "check_food"]
+__all__ = [
+    "ClippedPolicyGradient",
+    "Dpo",
+    "Ipo",
+    "Likelihood",
+    "Loss",
+    "Objective",
+    "PathOdds",
+    "TokenLogprobs",
+    "check_food",
+]

@@ -8,10 +8,8 @@ Invariant: what is absent or null is None; only what is there and wrong is refus
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flow_dpo.errors import DataError
@@ -97,17 +95,6 @@ def interval(row: Row, name: str, place: str) -> tuple[float, float] | None:
     if low is None or high is None:
         raise _wrong(place, "two numbers", name, row.get(name))
     return low, high
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds names and values."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"expected a JSON object in {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"expected a JSON object in {path}, found {type(found).__name__}")
-    return found
 
 
 def strings(row: Row, name: str, place: str) -> Sequence[str]:

@@ -181,7 +181,7 @@ def _run(path: Path, name: str, tree: str | None) -> RunSource:
 
 
 def _evaluation(path: Path, name: str) -> EvaluationSource:
-    summary, place = checks.json_object(path / "summary.json"), str(path / "summary.json")
+    summary, place = runs.read_object(path / "summary.json"), str(path / "summary.json")
     checks.number(summary, "accuracy", place)
     if checks.interval(summary, "interval", place) is None:
         raise DataError(f"{place}: expected an evaluation's accuracy and interval, found {', '.join(summary)[:80]}")
@@ -235,7 +235,7 @@ def problem_of(id: str, question: str, gold: str) -> Problem:
 
 
 def _comparison(path: Path, name: str) -> ComparisonSource:
-    found, place = checks.json_object(path), str(path)
+    found, place = runs.read_object(path), str(path)
     arms = checks.rows(found, "arms", place)
     if not arms:
         raise DataError(f"{place}: expected a comparison with its arms, found {', '.join(found)[:80] or 'nothing'}")

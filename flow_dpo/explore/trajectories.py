@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flow_dpo.credit_kept import ELSEWHERE, TAUGHT
+from flow_dpo.credit.kept import ELSEWHERE, TAUGHT
 from flow_dpo.errors import ConfigError, FlowError
-from flow_dpo.explore import Drawing
+from flow_dpo.explore.base import Drawing
+from flow_dpo.explore.chain import Chain
 from flow_dpo.flows.base import Flow
 from flow_dpo.flows.trajectories import ANSWER, PLAN, Planned, PlannedState
 from flow_dpo.sandbox import check_platform, code_of, run_program
-from flow_dpo.searches.played import Chain, decoder
 from flow_dpo.seeds import derive
 from flow_dpo.speaker import Ask, Play, Said, Speaker, say
 from flow_dpo.tree import Tree
@@ -169,5 +169,5 @@ class _Search:
         waiting = self.flow.awaiting(state) if self.flow.programs else ()
         if not waiting:
             return state
-        ran = run_program(code_of(decoder(self.speaker).to_text(waiting)))
+        ran = run_program(code_of(self.speaker.renderer.to_text(waiting)))
         return self.flow.told(state, output=ran.output, reason=ran.reason)

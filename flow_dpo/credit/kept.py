@@ -20,7 +20,7 @@ from itertools import islice
 
 from flow_dpo.errors import ConfigError
 from flow_dpo.tree import Node, Rollout, Tree
-from flow_dpo.types import Request, Scored, TokenIds
+from flow_dpo.types import Scored, TokenIds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +42,7 @@ class RightOnes:
     def _of_tree(self, tree: Tree) -> list[Scored]:
         kept = list(islice(_distinct_right(tree), self.max_per_problem or None))
         nodes = dict.fromkeys(node.id for rollout in kept for node in tree.path(rollout.leaf))
-        return [
-            Scored(
-                request=node.request,
-                completion=node.completion,
-                advantage=1.0,
-                problem_id=tree.problem.id,
-                node=node.id,
-                depth=node.depth,
-                tags=node.tags,
-            )
-            for node in (tree.nodes[id] for id in nodes)
-        ]
+        return [_said_again(tree, tree.nodes[id]) for id in nodes]
 
 
 ELSEWHERE = -1
@@ -85,17 +74,7 @@ class RightPaths:
         paths = {node.completion.token_ids: node for node in reversed([n for n in ends if "hinted" not in n.tags])}
         paths = paths or {node.completion.token_ids: node for node in reversed(ends)}
         kept = sorted(paths.values(), key=lambda node: node.id)[: self.max_per_problem or None]
-        return [
-            Scored(
-                request=tree.nodes[0].request,
-                completion=replace(node.completion, policy_version=ELSEWHERE),
-                advantage=1.0,
-                problem_id=tree.problem.id,
-                node=node.id,
-                tags=node.tags,
-            )
-            for node in kept
-        ]
+        return [_said_elsewhere(tree, node, tree.nodes[0]) for node in kept]
 
 
 TAUGHT = "taught"
@@ -130,23 +109,10 @@ class BestWay:
         if len(statuses) < 2 or not best:
             return []
         why, which = taught
-        said: list[tuple[Node, Request]] = [(why, tree.nodes[0].request), (which, which.request)]
+        said = [_said_elsewhere(tree, why, tree.nodes[0]), _said_again(tree, which)]
         if self.keep_reasoning:
-            said += [(node, node.request) for node in tree.path(best[0].leaf)]
-        return [
-            Scored(
-                request=request,
-                completion=node.completion
-                if request is node.request
-                else replace(node.completion, policy_version=ELSEWHERE),
-                advantage=1.0,
-                problem_id=tree.problem.id,
-                node=node.id,
-                depth=node.depth,
-                tags=node.tags,
-            )
-            for node, request in said
-        ]
+            said += [_said_again(tree, node) for node in tree.path(best[0].leaf)]
+        return said
 
 
 def _distinct_right(tree: Tree) -> Iterator[Rollout]:
@@ -159,3 +125,22 @@ def _distinct_right(tree: Tree) -> Iterator[Rollout]:
         if said not in seen:
             seen.add(said)
             yield rollout
+
+
+def _said_again(tree: Tree, node: Node) -> Scored:
+    """What a node says, for the request that it was said to."""
+    return Scored(
+        request=node.request,
+        completion=node.completion,
+        advantage=1.0,
+        problem_id=tree.problem.id,
+        node=node.id,
+        depth=node.depth,
+        tags=node.tags,
+    )
+
+
+def _said_elsewhere(tree: Tree, node: Node, asked: Node) -> Scored:
+    """What a node says, for another node's request, at that node's depth."""
+    elsewhere = replace(node.completion, policy_version=ELSEWHERE)
+    return replace(_said_again(tree, node), request=asked.request, completion=elsewhere, depth=asked.depth)

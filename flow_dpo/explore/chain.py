@@ -12,25 +12,17 @@ Invariant: a match steers the search and nothing else. What is taught is decided
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from flow_dpo.answers import same
 from flow_dpo.errors import FlowError
-from flow_dpo.explore import Drawing
+from flow_dpo.explore.base import Drawing, check_turn
 from flow_dpo.extract import AnswerRule, extract_answer, gold_answer
 from flow_dpo.flows.base import Flow
-from flow_dpo.grade import Decodes
 from flow_dpo.seeds import derive
 from flow_dpo.speaker import Ask, Play, Speaker, say
 from flow_dpo.tree import Tree
 from flow_dpo.types import Completion, Problem, Request, Solution
-
-_MOST_TURNS = 1_000
-
-
-@runtime_checkable
-class _Decodes(Decodes, Protocol):
-    """A renderer that also turns ids into text."""
 
 
 class Chain:
@@ -55,13 +47,10 @@ class Chain:
 
     def play(self) -> Play:
         """Play to the end. Raises `FlowError` for a turn that the flow may not ask for."""
-        name, state = type(self.flow).__name__, self.flow.start(self.problem)
+        state = self.flow.start(self.problem)
         while (turn := self.flow.turn(state)) is not None:
             depth = len(self.said)
-            if turn.role not in self.flow.roles:
-                raise FlowError(f"{name} asked role {turn.role!r} to speak; it declares only {list(self.flow.roles)}")
-            if depth >= _MOST_TURNS:
-                raise FlowError(f"{name} has asked for {depth} turns on {self.problem.id}; every play must end")
+            check_turn(self.flow, turn, depth, self.problem)
             sampling = self.drawing.sampling(turn, trunk=self.trunk)
             said = yield from say(Ask(turn=turn, sampling=sampling, seed=derive(self.seed, depth)))
             self.said.append((said.request, said.completion, (*self.flow.tags(state), *self.tags)))
@@ -72,7 +61,7 @@ class Chain:
 
     def matches(self, speaker: Speaker) -> bool:
         """Whether the solution's final answer is the gold one, by exact comparison of numbers and names."""
-        text = decoder(speaker).to_text(self.solution.pieces)
+        text = speaker.renderer.to_text(self.solution.pieces)
         answer = extract_answer(text, ended=self.solution.ended, rule=AnswerRule())
         return answer is not None and same(gold_answer(self.problem.gold), answer) is True
 
@@ -81,12 +70,3 @@ class Chain:
         if not self.said:
             raise FlowError(f"{type(self.flow).__name__} ended a play of {self.problem.id} before anybody spoke")
         return tree.add_rollout(None, self.said, self.solution)
-
-
-def decoder(speaker: Speaker) -> Decodes:
-    """The speaker's renderer, which must also decode: a search reads what was said. Raises `FlowError`."""
-    if not isinstance(speaker.renderer, _Decodes):
-        raise FlowError(
-            f"this exploration reads answers, so it needs a renderer with to_text, found {type(speaker.renderer)!r}"
-        )
-    return speaker.renderer

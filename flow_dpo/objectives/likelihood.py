@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from flow_dpo.errors import ObjectiveError
-from flow_dpo.objectives import Loss, TokenLogprobs
+from flow_dpo.objectives.base import Loss, TokenLogprobs
 from flow_dpo.types import Scored
 
 

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo.errors import ConfigError, FlowError
-from flow_dpo.explore import Drawing, Group
+from flow_dpo.explore.base import Drawing
+from flow_dpo.explore.chain import Chain
+from flow_dpo.explore.group import Group, one_play
 from flow_dpo.flows.base import Flow
 from flow_dpo.flows.guidelines import GUIDELINES, Guided, GuidedWords
-from flow_dpo.searches.played import Chain
 from flow_dpo.seeds import derive
 from flow_dpo.speaker import Speaker
 from flow_dpo.tree import Tree
@@ -87,10 +88,7 @@ class FromGuidelines(Drawing):
         return trees
 
     def alone(self, *, greedy: bool) -> Group:
-        return Group(
-            num_plays=1, greedy_trunk=greedy, temperature=self.temperature, top_p=self.top_p,
-            choice_temperature=self.choice_temperature,
-        )  # fmt: skip
+        return one_play(self, greedy=greedy)
 
     def _chains(
         self, flow: Flow[Any], problem: Problem, ways: Sequence[tuple[str, ...]], seed: int, *, hinted: bool
