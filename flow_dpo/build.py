@@ -33,6 +33,17 @@ from flow_dpo.verify import Verifier
 
 
 @dataclass(frozen=True, kw_only=True)
+class SavingSettings:
+    """When a run is written down besides its rows."""
+
+    save_updates: int = 0
+    """Adapters are saved whenever this many updates have passed, besides at the end; 0 saves them at the end only."""
+    checkpoint_batches: int = 1
+    """Batches of `explore_ahead` problems between two checkpoints. What was done since the last one is done again
+    after an interruption, with the same result."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Where a run writes, and how its problems stream."""
 
@@ -45,11 +56,7 @@ class RunSettings:
     budget: BudgetSettings = field(default_factory=BudgetSettings)
     window: int = 250
     """Problems in the windowed accuracy."""
-    save_updates: int = 0
-    """Adapters are saved whenever this many updates have passed, besides at the end; 0 saves them at the end only."""
-    checkpoint_batches: int = 1
-    """Batches of `explore_ahead` problems between two checkpoints. What was done since the last one is done again
-    after an interruption, with the same result."""
+    saving: SavingSettings = field(default_factory=SavingSettings)
     resume: bool = False
     """Go on with the run in `output_dir` where its last checkpoint stands, or begin it where there is none. Settings
     that are not given are the run's own."""

@@ -24,7 +24,7 @@ from flow_dpo.strict_json import OBJECT, ORDINAL, TEXT, TEXTS, Kind, check, or_n
 from flow_dpo.types import Adapter, Role
 
 _OF_THE_METHOD = ("recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine")
-_OF_THE_DATA = ("dataset_name", "dataset_config", "question_column", "answer_column")
+_OF_THE_DATA = ("dataset_name", "dataset_config", "columns")
 _ADAPTER_CONFIG = "adapter_config.json"
 _SHAPE_KINDS = {
     **dict.fromkeys(("r", "lora_alpha"), or_null(ORDINAL)),

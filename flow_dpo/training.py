@@ -35,7 +35,7 @@ from flow_dpo.types import Example, Pair
 from flow_dpo.watch import LikelihoodWatcher, StopWatcher
 
 _OF_THE_RUN = frozenset(
-    f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches")
+    f"run.{name}" for name in ("output_dir", "resume", "allow", "saving.save_updates", "saving.checkpoint_batches")
 )
 """Settings that change no result."""
 _FACTS = ("code", "versions", "device", "data_fingerprint")
@@ -164,7 +164,8 @@ class RunKeeper:
         settings: TrainSettings,
     ) -> None:
         self._folder, self._shop, self._learner, self._validation = folder, shop, learner, validation
-        self._every, self._save_updates = settings.run.checkpoint_batches, settings.run.save_updates
+        saving = settings.run.saving
+        self._every, self._save_updates = saving.checkpoint_batches, saving.save_updates
         self._checkpoints = Checkpoints(folder.path)
         self._saved = learner.version
         self._written_at = validation.num_seen or -1

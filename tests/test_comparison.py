@@ -27,11 +27,8 @@ learner: {pairs_per_update: 8}
 training: {num_train_epochs: 1.0}
 compare:
   num_seeds: 1
-  num_traces: 6
-  pool_problems: 40
-  test_problems: 16
-  harder_split: hard
-  harder_problems: 8
+  pool: {num_traces: 6, pool_problems: 40}
+  tests: {test_problems: 16, harder_split: hard, harder_problems: 8}
 """
 
 
@@ -229,8 +226,8 @@ def test_done_work_is_not_done_again_and_other_settings_are_refused(
     words = ["--config", str(made / "settings.yaml"), "--compare.output_dir", str(made / "out")]
     assert command.compare([*words, "--compare.arms", "[zero_shot,self_generated,trained_flow]"]) == 0
     assert (made / "out/seed0" / DONE).read_bytes() == done
-    with pytest.raises(ConfigError, match=r"begun otherwise.*\n  compare.num_traces: 6 then, 7 now"):
-        command.compare([*words, "--compare.num_traces", "7"])
+    with pytest.raises(ConfigError, match=r"begun otherwise.*\n  compare.pool.num_traces: 6 then, 7 now"):
+        command.compare([*words, "--compare.pool.num_traces", "7"])
 
 
 def test_every_command_can_be_run_by_hand(made: Path) -> None:

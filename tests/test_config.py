@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from flow_dpo.build import TrainSettings, default_settings
 from flow_dpo.commands import parse_train
+from flow_dpo.comparison import command
 from flow_dpo.errors import ConfigError
 from flow_dpo.recipes import PRESETS
 from flow_dpo.runs import plain
@@ -126,5 +128,17 @@ def test_the_embedded_model_brings_its_preset() -> None:
 
 
 def test_dataclasses_stay_small() -> None:
-    for name, part in default_settings("flow-dpo", "paper").sections().items():
-        assert not is_dataclass(part) or len(fields(part)) <= 8, f"{name} has more than eight settings"
+    settings = [
+        default_settings("flow-dpo", "paper").sections(),
+        command.sections(default_settings("flow-dpo", "paper")),
+    ]
+
+    def check(name: str, part: Any) -> None:
+        if is_dataclass(part):
+            assert len(fields(part)) <= 8, f"{name} has more than eight settings"
+            for field in fields(part):
+                check(f"{name}.{field.name}", getattr(part, field.name))
+
+    for sections in settings:
+        for name, part in sections.items():
+            check(name, part)

@@ -13,7 +13,7 @@ import multiprocessing
 import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,22 @@ import yaml
 from rich.console import Console
 
 from flow_dpo import config, runs, sft
-from flow_dpo.build import ShopSettings, defaults_of
+from flow_dpo.build import ShopSettings, TrainSettings, defaults_of
 from flow_dpo.comparison import arms as arms_of
 from flow_dpo.comparison.arms import Outcome, Sizes
 from flow_dpo.comparison.doing import DONE, Doing
 from flow_dpo.comparison.summary import Told, markdown, summarise
 from flow_dpo.errors import ConfigError
+from flow_dpo.problems import ColumnSettings
 from flow_dpo.progress import say
 
 SUMMARY = "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings:
-    """What is compared, and on how much."""
+class PoolSettings:
+    """Which traces are drawn, and how often."""
 
-    output_dir: str = "runs/comparison"
-    num_seeds: int = 3
-    """Seeds 0, 1, ...: of the flow's training, the traces' draws, and the fine-tuning."""
-    arms: tuple[str, ...] = ()
-    """Their names (`flow_dpo.comparison.arms`); all where empty. The paper's: zero_shot, ground_truth, self_generated,
-    trained_flow; `self_generated` is what the others are compared with."""
     num_traces: int = 1000
     """Traces that every compiled arm is fine-tuned on; those on given problems take all that are found (the paper:
     1,500)."""
@@ -54,6 +49,19 @@ class CompareSettings:
     """Draws on a problem where the problems are given."""
     more_draws: int = 8
     """Draws of the arm `self_more_draws`."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_traces", "pool_problems", "draws", "matched_draws", "more_draws"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSettings:
+    """What the arms are measured on."""
+
+    __test__ = False  # pytest takes every class of such a name for tests
+
     test_dataset_name: str = ""
     """What is tested on; the training's own data set where empty."""
     test_split: str = "test"
@@ -61,11 +69,30 @@ class CompareSettings:
     harder_split: str = ""
     """A second, harder split; none where empty."""
     harder_problems: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("test_problems", "harder_problems"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """What is compared, and on how much."""
+
+    output_dir: str = "runs/comparison"
+    num_seeds: int = 3
+    """Seeds 0, 1, ...: of the flow's training, the traces' draws, and the fine-tuning."""
+    arms: tuple[str, ...] = ()
+    """Their names (`flow_dpo.comparison.arms`); all where empty. The paper's: zero_shot, ground_truth, self_generated,
+    trained_flow; `self_generated` is what the others are compared with."""
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    tests: TestSettings = field(default_factory=TestSettings)
     jobs: int = 1
     """Seeds under way at once, each in a process of its own. Changes timing only."""
 
     def __post_init__(self) -> None:
-        for name in ("num_seeds", "num_traces", "pool_problems", "draws", "matched_draws", "test_problems", "jobs"):
+        for name in ("num_seeds", "jobs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
 
@@ -73,9 +100,14 @@ class CompareSettings:
 def parse(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo compare`: those of `train`, `compare` and `training` (of the fine-tuning)."""
     argv, defaults = defaults_of(argv, {})
-    sections = {name: value for name, value in defaults.sections().items() if name != "run"}
-    sections |= {"compare": CompareSettings(), "training": sft.SftTraining(), "sft_lora": sft.PAPER_LORA}
-    return config.parse("flow-dpo compare", "Compare sources of traces (arXiv 2410.22304, table 1).", sections, argv)
+    what = "Compare sources of traces (arXiv 2410.22304, table 1)."
+    return config.parse("flow-dpo compare", what, sections(defaults), argv)
+
+
+def sections(defaults: TrainSettings) -> dict[str, Any]:
+    """The groups of settings, with their defaults."""
+    trained = {name: value for name, value in defaults.sections().items() if name != "run"}
+    return trained | {"compare": CompareSettings(), "training": sft.SftTraining(), "sft_lora": sft.PAPER_LORA}
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -139,21 +171,19 @@ def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
 
 def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     """The settings files that the commands name."""
-    settings: CompareSettings = parsed["compare"]
+    pool, tests = parsed["compare"].pool, parsed["compare"].tests
     folder.mkdir(exist_ok=True)
     data = parsed["data"]
     trained = data.max_problems or 0
-    tested = {"dataset_name": settings.test_dataset_name or data.dataset_name, "skip_problems": 0}
-    if settings.test_dataset_name:
-        tested |= {"dataset_config": None, "question_column": None, "answer_column": None}
+    tested = {"dataset_name": tests.test_dataset_name or data.dataset_name, "skip_problems": 0}
+    if tests.test_dataset_name:
+        tested |= {"dataset_config": None, "columns": ColumnSettings()}
     sets = {
-        "pool": replace(data, skip_problems=data.skip_problems + trained, max_problems=settings.pool_problems),
-        "held_out": replace(data, **tested, dataset_split=settings.test_split, max_problems=settings.test_problems),
+        "pool": replace(data, skip_problems=data.skip_problems + trained, max_problems=pool.pool_problems),
+        "held_out": replace(data, **tested, dataset_split=tests.test_split, max_problems=tests.test_problems),
     }
-    if settings.harder_split:
-        sets["harder"] = replace(
-            data, **tested, dataset_split=settings.harder_split, max_problems=settings.harder_problems
-        )
+    if tests.harder_split:
+        sets["harder"] = replace(data, **tested, dataset_split=tests.harder_split, max_problems=tests.harder_problems)
     names = ("recipe", "preset", "flow_source")
     train = {name: value for name, value in parsed.items() if name not in ("compare", "training", "sft_lora")}
     played = {name: parsed[name] for name in (*names, "flow", "explore", *ShopSettings().sections())}
@@ -164,7 +194,7 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
         "sft": {"training": parsed["training"], "lora": parsed["sft_lora"]},
     }
     for name, problems in sets.items():
-        more = {"generate": {"draws": settings.draws}} if name == "pool" else {}
+        more = {"generate": {"draws": pool.draws}} if name == "pool" else {}
         files |= {name: {"data": problems, **more}, f"base-{name}": {**played, "data": problems, **more}}
     for name, values in files.items():
         text = yaml.safe_dump(runs.plain(values), sort_keys=False, allow_unicode=True)
@@ -175,11 +205,11 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
     settings: CompareSettings = parsed["compare"]
     flow = parsed["flow"]
     shape = (flow.chunk_tokens, flow.max_chunks) if hasattr(flow, "chunk_tokens") else None
-    harder = ("harder/greedy",) if settings.harder_split else ()
+    harder = ("harder/greedy",) if settings.tests.harder_split else ()
     return Sizes(
-        num_traces=settings.num_traces,
-        matched_draws=settings.matched_draws,
-        more_draws=settings.more_draws,
+        num_traces=settings.pool.num_traces,
+        matched_draws=settings.pool.matched_draws,
+        more_draws=settings.pool.more_draws,
         flow_shape=shape,
         tests=("held_out/greedy", "held_out/sampled", *harder),
         max_problems=parsed["data"].max_problems,
@@ -187,17 +217,23 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
 
 
 def _facts(path: Path, parsed: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
-    settings: CompareSettings = parsed["compare"]
+    asked: TestSettings = parsed["compare"].tests
     tests = {test.partition("/")[0] for test in sizes.tests}
     commands = [
         f"flow-dpo {shlex.join(row['words'])}"
         for done in sorted(path.glob(f"seed*/{DONE}"))
         for row in runs.read_jsonl(done)
     ]
-    test_name = settings.test_dataset_name or parsed["data"].dataset_name
+    test_name = asked.test_dataset_name or parsed["data"].dataset_name
     every = {
-        "held_out": {"dataset": f"{test_name}/{settings.test_split}", "num_problems": settings.test_problems},
-        "harder": {"dataset": f"{test_name}/{settings.harder_split}", "num_problems": settings.harder_problems},
+        "held_out": {
+            "dataset": f"{test_name}/{asked.test_split}",
+            "num_problems": asked.test_problems,
+        },
+        "harder": {
+            "dataset": f"{test_name}/{asked.harder_split}",
+            "num_problems": asked.harder_problems,
+        },
     }
     return {
         "model": parsed["model"].model_name_or_path,
