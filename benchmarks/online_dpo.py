@@ -107,7 +107,8 @@ def _parts(settings: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
 def ours(settings: argparse.Namespace) -> Report:
     """Our own loop."""
     from benchmarks.preferring import Better, NoVerdicts
-    from flow_dpo.engines.local import LocalEngine
+    from flow_dpo.build import speaking_of
+    from flow_dpo.engines.local import LocalEngine, LocalSettings
     from flow_dpo.explore import Siblings
     from flow_dpo.grade import GradingSettings
     from flow_dpo.learner import Learner, LearnerSettings
@@ -120,7 +121,9 @@ def ours(settings: argparse.Namespace) -> Report:
     loaded, flow, problems = _parts(settings)
     memory, size = measuring.PeakMemory(), settings.prompts_per_update
     policy = Policy(loaded.model, flow.roles, LoraSettings(lora_r=RANK, lora_alpha=RANK))
-    engine = LocalEngine(policy.model, speaking=policy.speaking, end_ids=(), context_tokens=loaded.context_tokens)
+    engine = LocalEngine(
+        policy.model, speaking=speaking_of(policy, LocalSettings()), end_ids=(), context_tokens=loaded.context_tokens
+    )
     players = Players(engine=engine, renderer=loaded.renderer, verifier=NoVerdicts(), grading=GradingSettings())
     learner = Learner(policy, LearnerSettings(learning_rate=RATE, pairs_per_update=size))
 

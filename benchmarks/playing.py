@@ -99,6 +99,7 @@ def _parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
 
 def play(settings: argparse.Namespace, _: int) -> Report:
     """The flow, with either engine."""
+    from flow_dpo.build import speaking_of
     from flow_dpo.engines.local import LocalEngine, LocalSettings
     from flow_dpo.policy import Policy
     from flow_dpo.speaker import Speaker
@@ -109,7 +110,7 @@ def play(settings: argparse.Namespace, _: int) -> Report:
         policy = Policy(loaded.model, flow.roles, preset.lora)
         engine = LocalEngine(
             policy.model,
-            speaking=policy.speaking,
+            speaking=speaking_of(policy, LocalSettings()),
             end_ids=loaded.end_ids,
             context_tokens=loaded.context_tokens,
         )

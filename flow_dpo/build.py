@@ -7,10 +7,12 @@ start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from flow_dpo import config, recipes
 from flow_dpo.budget import BudgetSettings
@@ -203,7 +205,7 @@ def workshop(
     policy = Policy(loaded.model, roles, settings.lora, seed=seed)
     engine = LocalEngine(
         policy.model,
-        speaking=policy.speaking,
+        speaking=speaking_of(policy, settings.engine),
         end_ids=loaded.end_ids,
         context_tokens=loaded.context_tokens,
         settings=settings.engine,
@@ -211,3 +213,10 @@ def workshop(
     with closing(engine), Verifier(rule=settings.grading.rule, timeout_s=settings.grading.timeout_s) as verifier:
         players = Players(engine=engine, renderer=loaded.renderer, verifier=verifier, grading=settings.grading)
         yield Workshop(problems=problems, loaded=loaded, policy=policy, players=players, fitting=fitting)
+
+
+def speaking_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
+    """How roles speak while they play: with merged weights where that is wanted and can be."""
+    if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not policy.can_merge()):
+        return policy.speaking
+    return policy.merged

@@ -52,11 +52,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@contextlib.contextmanager
-def base(_role: str) -> Iterator[None]:
-    yield
-
-
 def _table(_role: str, prefix: TokenIds) -> dict[int, float]:
     rng = random.Random(str(prefix[-3:]))
     return {token: rng.random() ** 3 for token in range(1, VOCAB)}
@@ -90,7 +85,11 @@ def _case(name: str) -> Case:
     def build() -> Engine:
         model = tiny_model(name, vocab_size=VOCAB)
         return LocalEngine(
-            model, speaking=base, end_ids={END}, context_tokens=CONTEXT, settings=LocalSettings(max_batch_size=64)
+            model,
+            speaking=lambda _: contextlib.nullcontext(model),
+            end_ids={END},
+            context_tokens=CONTEXT,
+            settings=LocalSettings(max_batch_size=64),
         )
 
     return Case(build, oracle)

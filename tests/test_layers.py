@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 LAYERS = [
     {"errors", "types", "seeds"},
     {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files", "strict_json"}
-    | {"chat_endpoint", "steps", "wording", "sandbox", "sandbox_worker"},
+    | {"chat_endpoint", "steps", "wording", "sandbox", "sandbox_worker", "voices"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
     {"equations", "verify", "grade", "fit", "layouts", "speaker", "models", "scores", "custom"},
     {"logprobs", "objectives", "explore"},

@@ -44,13 +44,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@contextlib.contextmanager
-def base(_role: str) -> Iterator[None]:
-    yield
-
-
 def build(model: PreTrainedModel, end_ids: Sequence[int] = (2,), **settings: Any) -> LocalEngine:
-    return LocalEngine(model, speaking=base, end_ids=end_ids, context_tokens=400, settings=LocalSettings(**settings))
+    return LocalEngine(
+        model,
+        speaking=lambda _: contextlib.nullcontext(model),
+        end_ids=end_ids,
+        context_tokens=400,
+        settings=LocalSettings(**settings),
+    )
 
 
 def ids(length: int, seed: int) -> TokenIds:
@@ -251,9 +252,9 @@ def test_roles_share_no_keys_and_a_refresh_forgets_them() -> None:
     model, peft = two_adapters("qwen2")
 
     @contextlib.contextmanager
-    def speaking(role: str) -> Iterator[None]:
+    def speaking(role: str) -> Iterator[PreTrainedModel]:
         peft.set_adapter(role)
-        yield
+        yield model
 
     engine = LocalEngine(model, speaking=speaking, end_ids=[2], context_tokens=400)
     prompt = ids(30, 0)

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -55,6 +56,9 @@ class LocalSettings:
     """Memory for keys and values: those of the rows under way, and what is kept of earlier ones."""
     prefill_tokens: int = 4096
     """Prompt tokens that one step admits, unless a single prompt is longer."""
+    merge_adapters: Literal["auto", "never", "always"] = "auto"
+    """Speak with each role's adapter merged into weights of its own: faster, for the memory of the base's linear layers
+    once a role. In float32 only; "auto" where that is 1 GiB in all at most."""
     reuse: bool = True
     """Keep keys and values for later prompts that begin alike. Off is slower, and changes no token."""
 
@@ -77,20 +81,20 @@ class _Work:
 
 
 class LocalEngine(Engine):
-    """transformers in this process. `speaking(role)` makes the role's adapter active, without dropout."""
+    """transformers in this process. `speaking(role)` gives the model as it speaks for the role, without dropout."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
-        speaking: Callable[[Role], AbstractContextManager[None]],
+        speaking: Callable[[Role], AbstractContextManager[PreTrainedModel]],
         end_ids: Collection[int],
         context_tokens: int,
         settings: LocalSettings | None = None,
     ) -> None:
         if model.config._attn_implementation != attention.NAME:
             attention.prepare(model)
-        self._model = model
+        self._inputs_device = model.device
         self._speaking = speaking
         self._end_ids = frozenset(end_ids)
         self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
@@ -153,8 +157,8 @@ class LocalEngine(Engine):
     def _lane(self, role: Role) -> Lane:
         if role not in self._lanes:
             if self._shapes is None:
-                with self._speaking(role):
-                    self._shapes = probe(self._model)
+                with self._speaking(role) as model:
+                    self._shapes = probe(model)
             self._lanes[role] = Lane(role, Rows(self._shapes))
         return self._lanes[role]
 
@@ -183,15 +187,15 @@ class LocalEngine(Engine):
         began = time.perf_counter()
         lane.waited = lane.waited_steps = 0
         num_decoding = len(lane.active)
-        with self._speaking(lane.role), torch.inference_mode():
+        with self._speaking(lane.role) as model, torch.inference_mode():
             fed = [Fed(row.length, row.length + 1) for row in lane.active] + self._admit(lane)
             step = Step(lane.rows, fed)
             ids: list[int] = []
             for row, one in zip(lane.active, fed, strict=True):
                 ids += row.tokens[-1:] or row.request.prompt_ids[one.begin :]
                 row.length = one.end
-            logits_AV = self._model(
-                input_ids=torch.tensor([ids], device=self._model.device),
+            logits_AV = model(
+                input_ids=torch.tensor([ids], device=self._inputs_device),
                 position_ids=step.position_N[None],
                 layout=step,
                 logits_to_keep=0 if len(ids) == len(fed) else step.last_N,
