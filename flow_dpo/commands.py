@@ -119,6 +119,8 @@ def _evaluate(
             "dataset": f"{shop_settings.data.dataset_name}/{shop_settings.data.dataset_split}",
             "data_fingerprint": shop.problems.fingerprint,
             "decoding": decoding(explore, settings),
+            "command": config.command_line(),
+            **runs.environment(),
         }
         write_predictions(folder, trees, result)
     return result

@@ -199,6 +199,8 @@ def test_evaluate_writes_predictions_and_a_summary(seed_runs: tuple[Path, Path],
         words = ["--run", str(seed_runs[0]), "--mode", mode, "--max_problems", "20", "--output_dir", str(out)]
         assert commands.evaluate(words) == 0
         summary = json.loads((out / "summary.json").read_text())
+        assert summary["versions"]["torch"]
+        assert summary["command"]
         assert summary["num_problems"] == 20
         assert {"accuracy", "interval", "num_correct", "num_ungraded", "tokens"} <= set(summary)
         steps = summary["steps_of_right_answers"]
