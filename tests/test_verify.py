@@ -372,14 +372,14 @@ def test_a_file_is_graded_row_by_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"gold": "1", "model_output": "1"}\n{"gold": "1", "mod', "row 2: expected a JSON object"),
+        ('{"gold": "1", "model_output": "1"}\n{"gold": "1", "mod', "row 2: expected JSON, found Unterminated string"),
         (
             '{"gold": "1", "output": "1"}',
             "row 1: expected a text in 'model_output', found None among the fields gold, out",
         ),
         ('{"gold": null, "model_output": "1"}', "expected a text in 'gold'"),
         ('{"gold": true, "model_output": "1"}', "expected a text in 'gold'"),
-        ("[1]", "row 1: expected an object"),
+        ("[1]", "row 1: expected a JSON object, found list"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, content: str, message: str) -> None:
