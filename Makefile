@@ -49,6 +49,7 @@ bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: pyt
 
 study: $(DEV)  ## the paper's table and its controls on the seed model, and their report (many hours; goes on if interrupted)
 	$(BIN)/flow-dpo compare --config docs/study/seed.yaml $(ARGS)
+	cp runs/study/comparison.json runs/study/comparison.md docs/study/
 	$(BIN)/flow-dpo report runs/study/comparison.json --output_dir docs/study
 
 check: $(DEV)  ## lint, format and types
