@@ -16,7 +16,7 @@ import json
 import math
 import sys
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,11 @@ def parse(
         else:
             parser.add_argument(f"--{name}", type=type(default), default=default)
     names = _names(sections)
-    short = _short_names(names)
+    short, empty = _short_names(names), _may_be_empty(sections)
     words: list[str] = []
     files: dict[str, str] = {}
     if base:
-        words.append("--config=" + json.dumps(_full_names(base, Path(origin), names, short)))
+        words.append("--config=" + json.dumps(_full_names(base, Path(origin), names, short, empty)))
         files[words[-1]] = origin
     switches = {name for name, default in _defaults(sections).items() if isinstance(default, bool)}
     rest = [*argv]
@@ -67,7 +67,7 @@ def parse(
         if word == "--config" or word.startswith("--config="):
             path = Path(word.partition("=")[2] if "=" in word else rest.pop(0) if rest else "")
             # The parser takes a settings text as well as a path; short names have become full ones in it.
-            words.append("--config=" + json.dumps(_full_names(read_settings(path), path, names, short)))
+            words.append("--config=" + json.dumps(_full_names(read_settings(path), path, names, short, empty)))
             files[words[-1]] = str(path)
         else:
             word = _expanded(word, names, short)
@@ -194,8 +194,34 @@ def _near(name: str, known: Sequence[str]) -> str:
     return "did you mean " + " or ".join(f"--{near}" for near in unique) + "?"
 
 
+def _may_be_empty(sections: Sections) -> set[str]:
+    """Full names of the settings whose type allows that there is none."""
+    found: set[str] = set()
+
+    def walk(prefix: str, settings: Any) -> None:
+        for field in fields(settings):
+            name, value = f"{prefix}.{field.name}", getattr(settings, field.name)
+            if is_dataclass(value):
+                walk(name, value)
+            elif any(word in str(field.type) for word in ("None", "Optional")):
+                found.add(name)
+
+    for name, value in sections.items():
+        if is_dataclass(value):
+            walk(name, value)
+    return found
+
+
+def _holds_nothing(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_nothing, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_nothing, value))
+    return value is None
+
+
 def _full_names(
-    found: Mapping[str, Any], path: Path, names: Mapping[str, bool], short: Mapping[str, str]
+    found: Mapping[str, Any], path: Path, names: Mapping[str, bool], short: Mapping[str, str], empty: Collection[str]
 ) -> dict[str, Any]:
     """A file's settings under their full names. Raises `ConfigError` for a key that no setting has."""
     full: dict[str, Any] = {}
@@ -210,6 +236,9 @@ def _full_names(
             for key, item in value.items():
                 put(f"{name}.{key}", item)
             return
+        # The parser lets it pass in files, whatever the type.
+        if name not in empty and _holds_nothing(value):
+            raise ConfigError(f"expected a value for {name} in {path}, found null; leave it out to take its default")
         *groups, last = name.split(".")
         place = full
         for group in groups:

@@ -12,6 +12,7 @@ import yaml
 from flow_dpo.build import TrainSettings, default_settings
 from flow_dpo.commands import parse_train
 from flow_dpo.comparison import command
+from flow_dpo.config import _defaults
 from flow_dpo.errors import ConfigError
 from flow_dpo.recipes import PRESETS
 from flow_dpo.runs import plain
@@ -142,3 +143,37 @@ def test_dataclasses_stay_small() -> None:
     for sections in settings:
         for name, part in sections.items():
             check(name, part)
+
+
+def test_null_is_a_value_only_where_there_may_be_none(tmp_path: Path) -> None:
+    """Of every setting there is, by file and by flag: kept where its type says so, refused by name elsewhere."""
+    kept: list[str] = []
+    for name in _defaults(default_settings("flow-dpo", "seed").sections()):
+        if "." not in name:
+            continue
+        file = tmp_path / "given.yaml"
+        *groups, last = name.split(".")
+        given: Any = {last: None}
+        for group in reversed(groups):
+            given = {group: given}
+        file.write_text(yaml.safe_dump(given))
+        if "None" in str(_field_type(name)):
+            parse("--config", str(file))
+            kept.append(name)
+        else:
+            with pytest.raises(ConfigError, match=rf"expected a value for {name} in .*given\.yaml, found null"):
+                parse("--config", str(file))
+    assert "data.max_problems" in kept
+    with pytest.raises(ConfigError, match=r"(?s)learner\.learning_rate.*Expected"):
+        parse("--learning_rate", "null")
+    (tmp_path / "inner.yaml").write_text("learner: {role_learning_rates: {stop: null}}")
+    with pytest.raises(ConfigError, match=r"expected a value for learner\.role_learning_rates"):
+        parse("--config", str(tmp_path / "inner.yaml"))
+
+
+def _field_type(name: str) -> Any:
+    part: Any = default_settings("flow-dpo", "seed").sections()[name.split(".")[0]]
+    *groups, last = name.split(".")[1:]
+    for group in groups:
+        part = getattr(part, group)
+    return {field.name: field.type for field in fields(part)}[last]
