@@ -200,7 +200,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         cells = [f"`{arm['name']}`"]
         cells += [_share(arm["accuracies"][t.split("/")[0]][t.split("/")[1]]) for t in tests]
         gap = arm.get("difference_to_self")
-        cells += [_gap(gap), "" if gap is None else f"{gap['p_holm']:.2g}"]
+        cells += [_gap(gap), "" if gap is None else _p(gap["p_holm"])]
         traces = arm["num_traces"]
         cells.append("" if traces is None else f"{fmean(traces):.0f} on {fmean(arm['num_problems']):.0f}")
         quality = arm["step_quality"]["traces"]
@@ -224,3 +224,8 @@ def _gap(gap: Mapping[str, Any] | None) -> str:
     if gap is None:
         return ""
     return f"{100 * gap['mean']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+
+
+def _p(value: float) -> str:
+    """A p-value; one too small for a float is below the smallest."""
+    return f"{value:.2g}" if value else "< 1e-300"
