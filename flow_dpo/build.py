@@ -226,4 +226,5 @@ def speaking_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], Abs
     """How roles speak while they play: with merged weights where that is wanted and can be."""
     if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not policy.can_merge()):
         return policy.speaking
-    return policy.merged
+    with policy.merged(policy.roles[0]):  # refused now rather than in the midst of play
+        return policy.merged

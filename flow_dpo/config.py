@@ -304,5 +304,6 @@ def _under(name: str) -> str:
 
 
 def command_line() -> str:
-    """The command as it was typed, for the record."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command as it was typed, for the record; `python -m flow_dpo.cli` is the same as `flow-dpo`."""
+    name = Path(sys.argv[0]).name
+    return " ".join(["flow-dpo" if name == "cli.py" else name, *sys.argv[1:]])

@@ -156,7 +156,8 @@ class Policy:
         """
         if self._voices is None or not self.can_merge(within=sys.maxsize):
             raise ModelError(
-                f"adapters are merged in float32 and plain linear layers only, this model is {self.model.dtype}"
+                f"adapters are merged in float32 and plain linear layers only, this model is {self.model.dtype}; play "
+                "with --merge_adapters never"
             )
         yield self._voices.of(role, self._merging)
 

@@ -1,8 +1,8 @@
 """How does a role speak without paying for its adapter at every token?
 
-A LoRA layer computes W x and then B A x beside it: on a small model that is a third of all play. While nothing is
-learned the two can be one matrix. A voice is a twin of the base model that shares every tensor with it but the weights
-that a role's adapter changes, which are its own, W + scaling B A:
+A LoRA layer computes W x and then B A x beside it, at every token (what that costs is in benchmarks/RESULTS.md). While
+nothing is learned the two can be one matrix. A voice is a twin of the base model that shares every tensor with it but
+the weights that a role's adapter changes, which are its own, W + scaling B A:
 
     voices = Voices(model, ("answer", "stop"))      before PEFT wraps the model's layers
     voices.of("answer", layers)                     the twin, merged anew if the adapter has moved since

@@ -158,7 +158,15 @@ def test_unknown_arms_are_refused() -> None:
         arms.choose(("zero_shot", "nobody"))
     assert [arm.name for arm in arms.choose(())] == list(arms.ARMS)
     assert set(arms.PAPER) <= set(arms.ARMS)
+    chosen = [arm.name for arm in arms.choose(("paper", "flow_itself", "zero_shot"))]
+    assert chosen == [*arms.PAPER, "flow_itself"]
     assert arms.BASELINE in arms.ARMS
+
+
+def test_a_pool_needs_to_know_where_the_flows_problems_end(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected data\.max_problems"):
+        command.compare(["--compare.output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 # ---- the whole ------------------------------------------------------------------------------------------------------

@@ -38,6 +38,28 @@ def _samplings(rng: random.Random) -> Sampling:
     )
 
 
+EDGE = 1e-6
+"""How near a cumulative sum in float32 may come to top-p and still fall on either side."""
+
+
+def _edge_distance(logits_V: torch.Tensor, sampling: Sampling) -> float:
+    """How near the likeliest words' summed probability comes to top-p, in double precision."""
+    if sampling.top_p >= 1:
+        return 1.0
+    probs = (logits_V.double() / sampling.temperature).softmax(-1).sort(descending=True).values
+    return float((probs.cumsum(-1) - sampling.top_p).abs().min())
+
+
+def test_few_rows_lie_on_the_edge_of_top_p() -> None:
+    """Or the test below would be empty."""
+    rng = random.Random(0)
+    distances = [
+        _edge_distance(torch.randn(1500, generator=torch.Generator().manual_seed(seed)) * 3, _samplings(rng))
+        for seed in range(200)
+    ]
+    assert sum(distance >= EDGE for distance in distances) > 180
+
+
 @pytest.mark.parametrize("num_words", [2, 81, 1500, 5000])
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16, with many ties"])
 @settings(deadline=None, max_examples=15)
@@ -54,6 +76,8 @@ def test_a_batch_draws_what_the_rule_draws(num_words: int, half: bool, seed: int
     }
     tokens, logprobs, sampled_logprobs = draw_batch(logits, samplings, numbers, excluded)
     for row in range(num_rows):
+        if _edge_distance(logits[row], samplings[row]) < EDGE:
+            continue  # which word is the last of the set is then a matter of rounding
         expected = chance.draw(
             dict(enumerate(logits[row].double().tolist())),
             samplings[row],

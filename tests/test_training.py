@@ -250,3 +250,14 @@ def test_an_interrupted_run_keeps_what_it_learned(tmp_path: Path, monkeypatch: p
     assert len(runs.read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 2
     assert set(runs.latest_adapters(tmp_path / "run")) == {"answer", "stop"}
     assert (tmp_path / "run" / "progressive.png").exists()
+
+
+def test_merging_that_cannot_be_is_refused_before_play() -> None:
+    words = ["--dtype", "bfloat16", "--merge_adapters", "always", "--max_problems", "4"]
+    settings = commands.parse_train("test", words, {})
+    flow = settings.recipe.flow
+    with (
+        pytest.raises(ModelError, match=r"bfloat16; play with --merge_adapters never"),
+        workshop(settings.shop, flow, roles=flow.roles, seed=0),
+    ):
+        pass

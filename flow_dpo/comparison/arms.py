@@ -46,9 +46,9 @@ class Sizes:
     more_draws: int
     flow_shape: tuple[int, int] | None
     """Tokens of a chunk, and chunks; None of a flow without."""
-    tests: tuple[str, ...] = ("held_out/greedy", "held_out/sampled")
+    tests: tuple[str, ...]
     """Problem set and decoding."""
-    max_problems: int | None = None
+    max_problems: int
     """Problems that the flow is trained on."""
 
 
@@ -191,7 +191,7 @@ def _budgeted(recipe: str, by: Literal["tokens", "verdicts"]) -> Make:
         had = spent(runs.read_jsonl(_flow(do).folder / "metrics.jsonl"))[by]
         name = f"{recipe.replace('-', '_')}_same_{by}"
         # Many more problems than the flow had: the budget ends the run.
-        longer = ["--max_problems", str(20 * sizes.max_problems)] if sizes.max_problems else []
+        longer = ["--max_problems", str(20 * sizes.max_problems)]
         work = do.train(name, f"--run.budget.{by}", str(had), *longer, recipe=recipe)
         found = _evaluated(do, sizes, name, "--mode", "single", run=work)
         return Outcome(works=(work,), evaluations=found)
@@ -223,7 +223,7 @@ def _one_role(role: str, *, compiled: bool) -> Make:
 
     def make(do: Doing, sizes: Sizes) -> Outcome:
         had = spent(runs.read_jsonl(_flow(do).folder / "metrics.jsonl"))["updates"]
-        longer = ["--max_problems", str(8 * sizes.max_problems)] if sizes.max_problems else []
+        longer = ["--max_problems", str(8 * sizes.max_problems)]
         flags = ["--credit.roles", f"[{role}]", "--run.budget.updates", str(had), *longer]
         return (_variant if compiled else _variant_itself)(f"{role}_only", *flags)(do, sizes)
 
@@ -292,8 +292,12 @@ BASELINE = "self_generated"
 
 
 def choose(names: tuple[str, ...]) -> list[Arm]:
-    """The arms of these names, all where none is given. Raises `ConfigError` for a name that is none."""
-    unknown = [name for name in names if name not in ARMS]
+    """The arms of these names ("paper" stands for the paper's), all where none is given.
+
+    Raises `ConfigError` for a name that is none.
+    """
+    wanted = [arm for name in names for arm in (PAPER if name == "paper" else (name,))]
+    unknown = [name for name in wanted if name not in ARMS]
     if unknown:
-        raise ConfigError(f"unknown arms {', '.join(unknown)}; there are {', '.join(ARMS)}")
-    return [ARMS[name] for name in names or ARMS]
+        raise ConfigError(f"unknown arms {', '.join(unknown)}; there are {', '.join(ARMS)}, and paper for its own")
+    return [ARMS[name] for name in dict.fromkeys(wanted or ARMS)]

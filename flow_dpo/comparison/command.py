@@ -84,8 +84,8 @@ class CompareSettings:
     num_seeds: int = 3
     """Seeds 0, 1, ...: of the flow's training, the traces' draws, and the fine-tuning."""
     arms: tuple[str, ...] = ()
-    """Their names (`flow_dpo.comparison.arms`); all where empty. The paper's: zero_shot, ground_truth, self_generated,
-    trained_flow; `self_generated` is what the others are compared with."""
+    """Their names (`flow_dpo.comparison.arms`), or "paper" for those of the paper's table; all where empty.
+    `self_generated` is what the others are compared with."""
     pool: PoolSettings = field(default_factory=PoolSettings)
     tests: TestSettings = field(default_factory=TestSettings)
     jobs: int = 1
@@ -116,6 +116,10 @@ def compare(argv: Sequence[str]) -> int:
     parsed, console = parse(argv), Console()
     settings: CompareSettings = parsed["compare"]
     chosen = arms_of.choose(settings.arms)
+    if parsed["data"].max_problems is None:
+        raise ConfigError(
+            "expected data.max_problems, the problems that the flow learns from: traces are drawn on those behind them"
+        )
     path = Path(settings.output_dir)
     with runs.locked(path):
         _begin(path, parsed)
@@ -174,12 +178,11 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     pool, tests = parsed["compare"].pool, parsed["compare"].tests
     folder.mkdir(exist_ok=True)
     data = parsed["data"]
-    trained = data.max_problems or 0
     tested = {"dataset_name": tests.test_dataset_name or data.dataset_name, "skip_problems": 0}
     if tests.test_dataset_name:
         tested |= {"dataset_config": None, "columns": ColumnSettings()}
     sets = {
-        "pool": replace(data, skip_problems=data.skip_problems + trained, max_problems=pool.pool_problems),
+        "pool": replace(data, skip_problems=data.skip_problems + data.max_problems, max_problems=pool.pool_problems),
         "held_out": replace(data, **tested, dataset_split=tests.test_split, max_problems=tests.test_problems),
     }
     if tests.harder_split:
