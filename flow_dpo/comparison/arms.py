@@ -64,12 +64,14 @@ class Arm:
     """"compiled" is fine-tuned on traces; "single" is a trained adapter in one pass, "flow" the flow itself."""
     what: str
     make: Make
+    against: tuple[str, ...] = ()
+    """The arms that this one is to be compared with besides the baseline, where they are made too."""
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------
 
 
-def _evaluated(
+def evaluated(
     do: Doing, sizes: Sizes, name: str, *flags: str, run: Work | None = None, adapter: Work | None = None
 ) -> dict[str, Path]:
     found: dict[str, Path] = {}
@@ -85,7 +87,7 @@ def _compiled(do: Doing, sizes: Sizes, name: str, traces: Work, *before: Work, e
     """Fine-tune on traces and measure in one pass. `exactly` as many traces as every arm, or else all there are."""
     wanted = ["--num_traces", str(sizes.num_traces)] if exactly else []
     model = do.sft(f"sft/{name}", traces, *wanted)
-    found = _evaluated(do, sizes, name, "--mode", "single", adapter=model)
+    found = evaluated(do, sizes, name, "--mode", "single", adapter=model)
     return Outcome(works=(*before, traces, model), evaluations=found, traces=traces, sft=model)
 
 
@@ -109,7 +111,7 @@ def _trained(do: Doing, sizes: Sizes, flow: Work, name: str = "trained_flow") ->
 
 
 def _zero_shot(do: Doing, sizes: Sizes) -> Outcome:
-    return Outcome(works=(), evaluations=_evaluated(do, sizes, "zero_shot", "--mode", "single"))
+    return Outcome(works=(), evaluations=evaluated(do, sizes, "zero_shot", "--mode", "single"))
 
 
 def _ground_truth(do: Doing, sizes: Sizes) -> Outcome:
@@ -168,33 +170,38 @@ def _self_more_draws(do: Doing, sizes: Sizes) -> Outcome:
 
 def _flow_itself(do: Doing, sizes: Sizes) -> Outcome:
     flow = _flow(do)
-    return Outcome(works=(flow,), evaluations=_evaluated(do, sizes, "flow_itself", "--mode", "flow", run=flow))
+    return Outcome(works=(flow,), evaluations=evaluated(do, sizes, "flow_itself", "--mode", "flow", run=flow))
 
 
 def _untrained_flow_itself(do: Doing, sizes: Sizes) -> Outcome:
-    return Outcome(works=(), evaluations=_evaluated(do, sizes, "untrained_flow_itself", "--mode", "flow"))
+    return Outcome(works=(), evaluations=evaluated(do, sizes, "untrained_flow_itself", "--mode", "flow"))
 
 
 def _answer_adapter(do: Doing, sizes: Sizes) -> Outcome:
     flow = _flow(do)
     flags = ("--mode", "single", "--roles", "[answer]")
-    return Outcome(works=(flow,), evaluations=_evaluated(do, sizes, "answer_adapter", *flags, run=flow))
+    return Outcome(works=(flow,), evaluations=evaluated(do, sizes, "answer_adapter", *flags, run=flow))
 
 
 # ---- other ways to spend what the flow had ---------------------------------------------------------------------------
 
 
-def _budgeted(recipe: str, by: Literal["tokens", "verdicts"]) -> Make:
-    """A recipe in one pass, trained until it has had as much as the flow."""
+def budgeted(
+    recipe: str,
+    by: Literal["tokens", "verdicts"],
+    *flags: str,
+    name: str = "",
+    mode: Literal["single", "flow"] = "single",
+) -> Make:
+    """A recipe trained until it has had as much as the flow, and then played in one pass or as its own flow."""
+    name = f"{name or recipe.replace('-', '_')}_same_{by}"
 
     def make(do: Doing, sizes: Sizes) -> Outcome:
         had = spent(runs.read_jsonl(_flow(do).folder / "metrics.jsonl"))[by]
-        name = f"{recipe.replace('-', '_')}_same_{by}"
         # Many more problems than the flow had: the budget ends the run.
         longer = ["--max_problems", str(20 * sizes.max_problems)]
-        work = do.train(name, f"--run.budget.{by}", str(had), *longer, recipe=recipe)
-        found = _evaluated(do, sizes, name, "--mode", "single", run=work)
-        return Outcome(works=(work,), evaluations=found)
+        work = do.train(name, f"--run.budget.{by}", str(had), *longer, *flags, recipe=recipe)
+        return Outcome(works=(work,), evaluations=evaluated(do, sizes, name, "--mode", mode, run=work))
 
     return make
 
@@ -212,7 +219,7 @@ def _variant(name: str, *flags: str) -> Make:
 def _variant_itself(name: str, *flags: str) -> Make:
     def make(do: Doing, sizes: Sizes) -> Outcome:
         work = do.train(name, *flags)
-        found = _evaluated(do, sizes, f"{name}_itself", "--mode", "flow", run=work)
+        found = evaluated(do, sizes, f"{name}_itself", "--mode", "flow", run=work)
         return Outcome(works=(work,), evaluations=found)
 
     return make
@@ -263,13 +270,13 @@ _ROWS: tuple[tuple[str, Kind, str, Make], ...] = (
     ("flow_itself", "flow", "the trained flow, not compiled", _flow_itself),
     ("answer_adapter", "single", "the trained flow's Answer adapter in one pass, not compiled", _answer_adapter),
     ("online_dpo_same_tokens", "single", "whole-answer online DPO until it had the flow's tokens",
-     _budgeted("online-dpo", "tokens")),
+     budgeted("online-dpo", "tokens")),
     ("online_dpo_same_verdicts", "single", "whole-answer online DPO until it had the flow's verdicts",
-     _budgeted("online-dpo", "verdicts")),
+     budgeted("online-dpo", "verdicts")),
     ("rejection_sampling_same_tokens", "single", "iterated rejection-sampling SFT until it had the flow's tokens",
-     _budgeted("rejection-sampling", "tokens")),
+     budgeted("rejection-sampling", "tokens")),
     ("rejection_sampling_same_verdicts", "single", "iterated rejection-sampling SFT until it had the flow's verdicts",
-     _budgeted("rejection-sampling", "verdicts")),
+     budgeted("rejection-sampling", "verdicts")),
     ("answer_only", "compiled", "as trained_flow, only Answer learned, as many updates",
      _one_role("answer", compiled=True)),
     ("answer_only_itself", "flow", "that flow, not compiled", _one_role("answer", compiled=False)),
@@ -289,15 +296,3 @@ ARMS: Mapping[str, Arm] = {name: Arm(name=name, kind=kind, what=what, make=make)
 PAPER = ("zero_shot", "ground_truth", "self_generated", "untrained_flow", "trained_flow")
 """The rows of the paper's table 1, and the untrained flow's."""
 BASELINE = "self_generated"
-
-
-def choose(names: tuple[str, ...]) -> list[Arm]:
-    """The arms of these names ("paper" stands for the paper's), all where none is given.
-
-    Raises `ConfigError` for a name that is none.
-    """
-    wanted = [arm for name in names for arm in (PAPER if name == "paper" else (name,))]
-    unknown = [name for name in wanted if name not in ARMS]
-    if unknown:
-        raise ConfigError(f"unknown arms {', '.join(unknown)}; there are {', '.join(ARMS)}, and paper for its own")
-    return [ARMS[name] for name in dict.fromkeys(wanted or ARMS)]

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from flow_dpo import config, runs, sft
 from flow_dpo.build import ShopSettings, TrainSettings, defaults_of
-from flow_dpo.comparison import arms as arms_of
 from flow_dpo.comparison.arms import Outcome, Sizes
+from flow_dpo.comparison.choosing import EVERY, choose
 from flow_dpo.comparison.doing import DONE, Doing
 from flow_dpo.comparison.summary import Told, markdown, summarise
 from flow_dpo.errors import ConfigError
@@ -84,8 +84,9 @@ class CompareSettings:
     num_seeds: int = 3
     """Seeds 0, 1, ...: of the flow's training, the traces' draws, and the fine-tuning."""
     arms: tuple[str, ...] = ()
-    """Their names (`flow_dpo.comparison.arms`), or "paper" for those of the paper's table; all where empty.
-    `self_generated` is what the others are compared with."""
+    """Their names (`flow_dpo.comparison.arms`, `recipe_arms`), or "paper" for those of the paper's table and "recipes"
+    for the neighbours of Flow-DPO; all sources of traces where empty. `self_generated` is what the others are compared
+    with, and an arm that names others is compared with those too."""
     pool: PoolSettings = field(default_factory=PoolSettings)
     tests: TestSettings = field(default_factory=TestSettings)
     jobs: int = 1
@@ -112,10 +113,11 @@ def sections(defaults: TrainSettings) -> dict[str, Any]:
 
 def compare(argv: Sequence[str]) -> int:
     """`flow-dpo compare`."""
-    sft.check_trl()
     parsed, console = parse(argv), Console()
     settings: CompareSettings = parsed["compare"]
-    chosen = arms_of.choose(settings.arms)
+    chosen = choose(settings.arms)
+    if any(arm.kind == "compiled" for arm in chosen):
+        sft.check_trl()
     if parsed["data"].max_problems is None:
         raise ConfigError(
             "expected data.max_problems, the problems that the flow learns from: traces are drawn on those behind them"
@@ -154,7 +156,7 @@ def _asked(parsed: Mapping[str, Any]) -> list[str]:
 def _one_seed(path: Path, seed: int, names: Sequence[str], sizes: Sizes, asked: Sequence[str]) -> dict[str, Outcome]:
     """All arms of one seed, one after another."""
     do = Doing(path / f"seed{seed}", seed, path / "settings", asked=asked)
-    return {name: arms_of.ARMS[name].make(do, sizes) for name in names}
+    return {name: EVERY[name].make(do, sizes) for name in names}
 
 
 def _begin(path: Path, parsed: Mapping[str, Any]) -> None:

@@ -44,6 +44,7 @@ def summarise(
     rows = [_row(arm, outcomes[arm.name], rewards[arm.name], told, folder) for arm in arms]
     if BASELINE in rewards:
         _compare(rows, rewards, told)
+    _contrast(rows, arms, rewards, told)
     return {
         "num_seeds": len(told.seeds),
         "seeds": list(told.seeds),
@@ -125,6 +126,30 @@ def _compare(
         row["difference_to_self"] = row["differences_to_self"][told.tests[0]]
 
 
+def _contrast(
+    rows: Sequence[dict[str, Any]],
+    arms: Sequence[Arm],
+    rewards: Mapping[str, Mapping[str, Sequence[paired.Rewards]]],
+    told: Told,
+) -> None:
+    """Put each arm's differences to those that it is to be compared with into its row, with Holm's correction over all
+    of these contrasts, test by test."""
+    wanted = [(arm.name, other) for arm in arms for other in arm.against if other in rewards]
+    found: dict[tuple[str, str], dict[str, Any]] = {pair: {} for pair in wanted}
+    for test in told.tests:
+        for arm, other in wanted:
+            found[arm, other][test] = paired.difference(rewards[arm][test], rewards[other][test])
+        corrected = paired.holm({f"{a} {b}": differences[test]["p"] for (a, b), differences in found.items()})
+        for arm, other in wanted:
+            found[arm, other][test]["p_holm"] = corrected[f"{arm} {other}"]
+    for row in rows:
+        row["contrasts"] = [
+            {"against": other, "differences": differences}
+            for (name, other), differences in found.items()
+            if name == row["name"]
+        ]
+
+
 def step_quality(solutions: Sequence[tuple[Problem, str]]) -> dict[str, Any] | None:
     """How many right solutions have an invalid step, of those whose steps can be checked; None where none can."""
     judged = [
@@ -188,7 +213,9 @@ def _folders(outcome: Outcome, folder: Path) -> dict[str, Any]:
 def markdown(found: Mapping[str, Any]) -> str:
     """The table of comparison.json."""
     tests = [f"{problems}/{decoding}" for problems, each in found["arms"][0]["accuracies"].items() for decoding in each]
-    head = ["arm", *tests, f"difference to {found['baseline']} ({found['primary']}), points", "p (Holm)"]
+    baseline = found["baseline"]
+    head = ["arm", *tests]
+    head += [f"difference to {baseline} ({found['primary']}), points", "p (Holm)"] if baseline else []
     head += ["traces on problems", "invalid steps", "tokens played + learned", "verdicts", "seconds"]
     said = (
         f"{found['num_seeds']} seeds; means and 95 % intervals over seeds, in per cent. Differences are paired: the "
@@ -200,7 +227,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         cells = [f"`{arm['name']}`"]
         cells += [_share(arm["accuracies"][t.split("/")[0]][t.split("/")[1]]) for t in tests]
         gap = arm.get("difference_to_self")
-        cells += [_gap(gap), "" if gap is None else _p(gap["p_holm"])]
+        cells += [_gap(gap), "" if gap is None else _p(gap["p_holm"])] if baseline else []
         traces = arm["num_traces"]
         cells.append("" if traces is None else f"{fmean(traces):.0f} on {fmean(arm['num_problems']):.0f}")
         quality = arm["step_quality"]["traces"]
@@ -209,8 +236,26 @@ def markdown(found: Mapping[str, Any]) -> str:
         cells.append(f"{costs['tokens_played'] / 1e3:.0f} k + {costs['tokens_learned'] / 1e3:.0f} k")
         cells += [f"{costs['verdicts_used']:.0f}", f"{costs['seconds']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += _contrast_lines(found["arms"], tests)
     lines += ["", *(f"- `{arm['name']}` ({arm['kind']}): {arm['what']}." for arm in found["arms"]), ""]
     return "\n".join(lines)
+
+
+def _contrast_lines(arms: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> list[str]:
+    """The table of the arms that are compared with others than the baseline; nothing where none is."""
+    rows = [(arm["name"], contrast) for arm in arms for contrast in arm["contrasts"]]
+    if not rows:
+        return []
+    head = ["arm", "against", *(cell for test in tests for cell in (f"{test}, points", "over seeds", "p (Holm)"))]
+    lines = ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, contrast in rows:
+        cells = [f"`{name}`", f"`{contrast['against']}`"]
+        for test in tests:
+            gap = contrast["differences"][test]
+            over_seeds = "" if gap["seed_low"] is None else _points(gap["seed_low"], gap["seed_high"])
+            cells += [_gap(gap), over_seeds, _p(gap["p_holm"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def _share(accuracy: Mapping[str, Any] | None) -> str:
@@ -223,7 +268,11 @@ def _share(accuracy: Mapping[str, Any] | None) -> str:
 def _gap(gap: Mapping[str, Any] | None) -> str:
     if gap is None:
         return ""
-    return f"{100 * gap['mean']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+    return f"{100 * gap['mean']:+.1f} ({_points(gap['low'], gap['high'])})"
+
+
+def _points(low: float, high: float) -> str:
+    return f"{100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def _p(value: float) -> str:

@@ -30,15 +30,19 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
     found = source.found
     baseline = found.get("baseline") or "self_generated"
     primary = found.get("primary") or "the primary test"
-    findings = tuple(_finding(arm, baseline) for arm in _by_difference(arms))
+    findings = [_finding(arm["name"], _difference(arm), baseline) for arm in _by_difference(arms)]
+    for arm, other, test, gap in _contrasted(arms):
+        findings += [_finding(arm, gap, other)] if test == primary and gap.get("mean") is not None else []
     sizes = checks.mapping(found, "test_sets", str(source.path))
     tests = ", ".join(_test_words(name, size or {}) for name, size in sizes.items())
     seeds = found.get("num_seeds")
     words = (
         f"Model {found.get('model', 'unnamed')}, trained on {found.get('dataset', 'an unnamed set')}, "
         f"{wording.count(seeds)} "
-        f"seed{'s' if seeds != 1 else ''}; tests: {tests or 'not named'}. Differences are to {baseline}, on {primary}."
+        f"seed{'s' if seeds != 1 else ''}; tests: {tests or 'not named'}."
     )
+    if _by_difference(arms):
+        words += f" Differences are to {baseline}, on {primary}."
     blocks: list[Block] = [Paragraph(text=words)]
     if seeds == 1:
         blocks.append(
@@ -48,12 +52,15 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
         )
     plot = _forest(arms, f"comparison{number}", str(baseline), str(primary))
     blocks += [plot] if plot else []
-    blocks += [_difference_table(arms, str(baseline)), _accuracies(arms), _costs(arms), _steps(arms)]
+    blocks += [_difference_table(arms, str(baseline))] if plot else []
+    contrasts = _contrasts(arms)
+    blocks += [contrasts] if contrasts.rows else []
+    blocks += [_accuracies(arms), _costs(arms), _steps(arms)]
     blocks += [Fold(title="Every test, and each seed", blocks=_everything(arms)), _what(arms)]
     makeup = _makeup(arms)
     if makeup.rows:
         blocks.append(Fold(title="Which problems got a trace", blocks=(makeup,)))
-    return Section(title=f"Comparison {wording.short(source.name)}", blocks=tuple(blocks)), findings
+    return Section(title=f"Comparison {wording.short(source.name)}", blocks=tuple(blocks)), tuple(findings)
 
 
 def _test_words(name: str, size: Mapping[str, Any]) -> str:
@@ -77,6 +84,11 @@ def _checked(arm: Arm, place: str) -> Arm:
         if value is not None and not isinstance(value, dict):
             raise DataError(f"{place}: expected names and values in {name}, found {type(value).__name__}")
         _numbers(value or {}, _DIFFERENCE, f"{place}, {name}")
+    for contrast in checks.rows(arm, "contrasts", place):
+        differences = checks.mapping(contrast, "differences", f"{place}, contrasts")
+        for test in differences or {}:
+            value = checks.mapping(contrast["differences"], test, f"{place}, contrasts")
+            _numbers(value, _DIFFERENCE, f"{place}, contrasts, {test}")
     for name in arm.get("step_quality") or {}:
         value = checks.mapping(arm["step_quality"], name, f"{place}, step_quality")
         _numbers(value, ("num_checked", "num_invalid", "invalid_rate"), f"{place}, step_quality {name}")
@@ -100,16 +112,15 @@ def _by_difference(arms: list[Arm]) -> list[Arm]:
     return sorted(there, key=lambda arm: -_difference(arm)["mean"])
 
 
-def _finding(arm: Arm, baseline: str) -> str:
-    found = _difference(arm)
+def _finding(name: str, found: Mapping[str, Any], baseline: str) -> str:
     low, high = found.get("low"), found.get("high")
     how = f"{wording.points(found['mean'])} points against {baseline} ({wording.points_interval(low, high)}"
     how += f"; Holm's p {wording.p_value(found['p_holm'])})" if found.get("p_holm") is not None else ")"
     if low is None or high is None:
-        return f"{arm['name']}: {how}, no interval known."
+        return f"{name}: {how}, no interval known."
     if low > 0 or high < 0:
-        return f"{arm['name']}: {how}, {'better' if low > 0 else 'worse'}."
-    return f"{arm['name']}: {how}, not told apart."
+        return f"{name}: {how}, {'better' if low > 0 else 'worse'}."
+    return f"{name}: {how}, not told apart."
 
 
 def _forest(arms: list[Arm], tag: str, baseline: str, primary: str) -> Figure | None:
@@ -150,6 +161,27 @@ def _difference_table(arms: list[Arm], baseline: str) -> Table:
         rows.append((arm["name"], wording.points(found.get("mean")), between, over_seeds, *p))
     columns = ("arm", "points", "95 % over questions", "95 % over seeds", "p", "Holm's p")
     return Table(caption=f"Difference to {baseline}, percentage points", columns=columns, rows=tuple(rows))
+
+
+def _contrasted(arms: list[Arm]) -> list[tuple[str, str, str, Mapping[str, Any]]]:
+    """Arm, what it is against, test and difference, of the arms that are compared with others than the baseline."""
+    return [
+        (arm["name"], str(contrast.get("against")), test, gap)
+        for arm in arms
+        for contrast in arm.get("contrasts") or ()
+        for test, gap in (contrast.get("differences") or {}).items()
+    ]
+
+
+def _contrasts(arms: list[Arm]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for arm, other, test, gap in _contrasted(arms):
+        between = wording.points_interval(gap.get("low"), gap.get("high"))
+        over_seeds = wording.points_interval(gap.get("seed_low"), gap.get("seed_high"))
+        points, p = wording.points(gap.get("mean")), wording.p_value(gap.get("p_holm"))
+        rows.append((arm, other, test, points, between, over_seeds, p))
+    columns = ("arm", "against", "test", "points", "95 % over questions", "95 % over seeds", "Holm's p")
+    return Table(caption="Contrasts, percentage points", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1, 2}))
 
 
 def _tests(arms: list[Arm]) -> list[tuple[str, str]]:

@@ -1,0 +1,84 @@
+"""Does what each neighbour of Flow-DPO claims for itself hold on one footing?
+
+Every arm is a recipe of its own (`flow_dpo.recipes`), fitted by the comparison's preset and trained until it had the
+tokens that the comparison's flow had on its problems; nothing is compiled. An arm names what its paper compares it
+with, and the two differ in that alone:
+
+    vineppo_same_tokens    against    grpo_same_tokens             the same groups, loss and updates; other advantages
+    rpo_same_tokens        against    reference_path_same_tokens   the same search for a right path; no branches
+    cpl_same_tokens        against    cpl_no_margin_same_tokens    the same search and pairs; alpha 0
+
+Invariant: arms that are contrasted are given the same flags but the one that they are about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flow_dpo.comparison.arms import Arm, Kind, Make, budgeted
+
+_AHEAD = ("--explore_ahead", "8")
+"""Problems played under one version: one problem of a search costs as much as a batch of plain plays, and a run ends
+only at the end of a batch, so that small ones end near the budget."""
+_PATHS = (*_AHEAD, "--num_plays", "8")
+"""Plays in search of a right one: as many with branches on it as without."""
+
+
+def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:
+    return Arm(name=name, kind=kind, what=f"{what} until it had the flow's tokens", make=make, against=against)
+
+
+_FLOW = "answer_adapter"
+"""The trained flow's Answer in one pass: Flow-DPO beside recipes that train whole answers."""
+_ARMS = (
+    _arm("grpo_same_tokens", "single", "GRPO", budgeted("grpo", "tokens", *_AHEAD), _FLOW),
+    _arm(
+        "vineppo_same_tokens",
+        "single",
+        "VinePPO",
+        budgeted("vineppo", "tokens", *_AHEAD),
+        "grpo_same_tokens",
+        _FLOW,
+    ),
+    _arm(
+        "reference_path_same_tokens",
+        "single",
+        "fine-tuning on the first right path of eight plays, without branches on it,",
+        budgeted("rejection-sampling", "tokens", *_PATHS, name="reference_path"),
+        _FLOW,
+    ),
+    _arm(
+        "rpo_no_contrast_same_tokens",
+        "single",
+        "Reasoning Paths Optimization with lambda 0, the likelihood of right branches alone,",
+        budgeted("rpo", "tokens", *_PATHS, "--objective.exploration_weight", "0", name="rpo_no_contrast"),
+        _FLOW,
+    ),
+    _arm(
+        "rpo_same_tokens",
+        "single",
+        "Reasoning Paths Optimization",
+        budgeted("rpo", "tokens", *_PATHS),
+        "reference_path_same_tokens",
+        "rpo_no_contrast_same_tokens",
+        _FLOW,
+    ),
+    _arm(
+        "cpl_no_margin_same_tokens",
+        "flow",
+        "Critical Plan Step Learning with alpha 0, played as its own flow,",
+        budgeted("cpl", "tokens", *_AHEAD, "--objective.margin_weight", "0", name="cpl_no_margin", mode="flow"),
+        "flow_itself",
+    ),
+    _arm(
+        "cpl_same_tokens",
+        "flow",
+        "Critical Plan Step Learning, played as its own flow,",
+        budgeted("cpl", "tokens", *_AHEAD, mode="flow"),
+        "cpl_no_margin_same_tokens",
+        "flow_itself",
+    ),
+)
+ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ARMS}
+CONTRASTS = ("zero_shot", "answer_adapter", "flow_itself", *ARMS)
+"""The recipes, and beside them the base and Flow-DPO."""
