@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from flow_dpo import runs
-from flow_dpo.comparison import arms, command, paired
+from flow_dpo.comparison import arms, choosing, command, paired
 from flow_dpo.comparison.doing import DONE, Doing
 from flow_dpo.comparison.summary import rewards_of, step_quality
 from flow_dpo.errors import ConfigError, DataError
@@ -155,10 +155,10 @@ def test_what_failed_is_named_and_begun_anew(tmp_path: Path) -> None:
 
 def test_unknown_arms_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown arms nobody; there are zero_shot"):
-        arms.choose(("zero_shot", "nobody"))
-    assert [arm.name for arm in arms.choose(())] == list(arms.ARMS)
+        choosing.choose(("zero_shot", "nobody"))
+    assert [arm.name for arm in choosing.choose(())] == list(arms.ARMS)
     assert set(arms.PAPER) <= set(arms.ARMS)
-    chosen = [arm.name for arm in arms.choose(("paper", "flow_itself", "zero_shot"))]
+    chosen = [arm.name for arm in choosing.choose(("paper", "flow_itself", "zero_shot"))]
     assert chosen == [*arms.PAPER, "flow_itself"]
     assert arms.BASELINE in arms.ARMS
 

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from flow_dpo.engines.scripted import Said as Line
 from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
 from flow_dpo.errors import EngineError, FlowError
-from flow_dpo.explore import Group, Siblings
+from flow_dpo.explore import Explore, Group, Siblings
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopState
 from flow_dpo.flows.single import Single
 from flow_dpo.speaker import Speaker
@@ -56,7 +56,7 @@ PROBLEMS = [Problem(id=f"p{i}", question="?", gold="1") for i in range(6000)]
 
 
 def explore(
-    flow: AnswerStop | Single = FLOW, settings: Siblings | Group | None = None, num: int = 6000, seed: int = 0
+    flow: AnswerStop | Single = FLOW, settings: Explore | None = None, num: int = 6000, seed: int = 0
 ) -> list[Tree]:
     speaker = Speaker(TabularEngine(next_probs, end_ids={END}), Bare())
     return (settings or Siblings())(flow, speaker, PROBLEMS[:num], seed=seed)

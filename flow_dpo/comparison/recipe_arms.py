@@ -20,7 +20,9 @@ from flow_dpo.comparison.arms import Arm, Kind, Make, budgeted
 _AHEAD = ("--explore_ahead", "8")
 """Problems played under one version: one problem of a search costs as much as a batch of plain plays, and a run ends
 only at the end of a batch, so that small ones end near the budget."""
-_PATHS = (*_AHEAD, "--num_plays", "8")
+_FEW = (*_AHEAD, "--pairs_per_update", "8")
+"""Of recipes that draw much for few examples: with the 32 of a plain flow they would hardly leave the warm-up."""
+_PATHS = (*_FEW, "--num_plays", "8")
 """Plays in search of a right one: as many with branches on it as without."""
 
 
@@ -67,14 +69,14 @@ _ARMS = (
         "cpl_no_margin_same_tokens",
         "flow",
         "Critical Plan Step Learning with alpha 0, played as its own flow,",
-        budgeted("cpl", "tokens", *_AHEAD, "--objective.margin_weight", "0", name="cpl_no_margin", mode="flow"),
+        budgeted("cpl", "tokens", *_FEW, "--objective.margin_weight", "0", name="cpl_no_margin", mode="flow"),
         "flow_itself",
     ),
     _arm(
         "cpl_same_tokens",
         "flow",
         "Critical Plan Step Learning, played as its own flow,",
-        budgeted("cpl", "tokens", *_AHEAD, mode="flow"),
+        budgeted("cpl", "tokens", *_FEW, mode="flow"),
         "cpl_no_margin_same_tokens",
         "flow_itself",
     ),
