@@ -118,6 +118,7 @@ class Trained:
     def train(self, words: Sequence[str]) -> int:
         folder = Path(words[words.index("--output_dir") + 1])
         self.words[folder.name] = list(words)
+        folder.mkdir(parents=True)
         row = {"play/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 5, "learn/updates": 1}
         seconds = dict.fromkeys(("play/seconds", "grade/seconds", "learn/seconds"), 0.5)
         runs.append_jsonl(folder / "metrics.jsonl", [row | seconds])
@@ -131,7 +132,7 @@ class Trained:
 def made(tmp_path: Path) -> dict[str, list[str]]:
     """The words of every training and evaluation of the group."""
     trained = Trained()
-    do = Doing(tmp_path, 0, tmp_path / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
+    do = Doing(tmp_path, 5, tmp_path / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
     sizes = Sizes(num_traces=1, matched_draws=1, more_draws=1, flow_shape=None, tests=TESTS, max_problems=9)
     for name in recipe_arms.ARMS:
         EVERY[name].make(do, sizes)

@@ -45,6 +45,14 @@ def test_a_scale_fits_whatever_part_has_the_setting() -> None:
     assert recipes.preset("online-dpo", "seed").recipe.explore.num_plays == 2  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_flags_of_the_run_mean_the_run_in_every_recipe(name: str) -> None:
+    """No part of a recipe has a setting of the same name, so that a short flag is not refused."""
+    words = ["--recipe", name, "--seed", "3", "--max_problems", "5", "--explore_ahead", "2", "--pairs_per_update", "4"]
+    settings = commands.parse_train("flow-dpo train", words, {})
+    assert (settings.run.seed, settings.run.explore_ahead, settings.learner.pairs_per_update) == (3, 2, 4)
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown recipe 'gpro'; there are flow-dpo"):
         recipes.preset("gpro", "paper")

@@ -126,7 +126,7 @@ def test_problems_weigh_alike_and_keep_so_many() -> None:
     chances = Counter(
         every.index(pair)
         for seed in range(300)
-        for pair in BranchPairs(max_pairs=1, seed=seed, by_problem=False)([one])
+        for pair in BranchPairs(max_pairs=1, pairs_seed=seed, by_problem=False)([one])
     )
     assert all(60 < chances[i] < 140 for i in range(3))
 

@@ -27,7 +27,7 @@ class BranchPairs:
 
     max_pairs: int = 8
     """Pairs of one problem, drawn at random from all of its states; the authors' is 8. 0 keeps all."""
-    seed: int = 0
+    pairs_seed: int = 0
     """Of that draw."""
     by_problem: bool = True
     """Weigh pairs so that each problem with any counts alike, mean 1. The authors draw a problem a step, so that those
@@ -44,7 +44,7 @@ class BranchPairs:
     def _kept(self, tree: Tree, pairs: list[Pair]) -> list[Pair]:
         if not self.max_pairs or len(pairs) <= self.max_pairs:
             return pairs
-        rng = random.Random(derive(self.seed, tree.problem.id, "pairs"))
+        rng = random.Random(derive(self.pairs_seed, tree.problem.id, "pairs"))
         return [pairs[index] for index in sorted(rng.sample(range(len(pairs)), self.max_pairs))]
 
 
