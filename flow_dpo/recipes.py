@@ -80,6 +80,9 @@ class Scale:
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """By the name of a setting, for whichever part of a recipe has one of that name. Groups of settings, such as
     prompts, are listed in a tuple: each part takes that of its own kind."""
+    unstated: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The same, but only for a part that has the setting at its default: where a recipe has a value of its own, which is
+    its paper's, it keeps it."""
     max_plays: int = 8
     """Independent plays of a problem at most: groups of 64 are for machines that can afford them."""
     max_completions: int = 4
@@ -228,8 +231,8 @@ SCALES: dict[str, Scale] = {
             "plan_tokens": 32,
             "prompts": (AnswerStopPrompts(examples=WORKED_EXAMPLES),),
             "explanation_tokens": 96,
-            "temperature": 0.8,
         },
+        unstated={"temperature": 0.8},
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         # At a constant rate Stop swings between its words (docs/log.md).
         learner=LearnerSettings(
@@ -323,6 +326,10 @@ def _fitted(recipe: Recipe, scale: Scale) -> Recipe:
             same = [one for one in kinds if not is_dataclass(one) or type(one) is type(getattr(part, name))]
             if same:
                 values[name] = same[0]
+        defaults = {f.name: f.default for f in fields(part)}
+        for name, value in scale.unstated.items():
+            if hasattr(part, name) and getattr(part, name) == defaults[name]:
+                values[name] = value
         for name, most in (("num_plays", scale.max_plays), ("num_completions", scale.max_completions)):
             if hasattr(part, name):
                 values[name] = min(getattr(part, name), most)

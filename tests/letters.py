@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from flow_dpo.answers import same
 from flow_dpo.engines.scripted import Said, ScriptedEngine
-from flow_dpo.speaker import Speaker
-from flow_dpo.types import Adapter, Piece, Request, TokenIds, Turn
+from flow_dpo.extract import AnswerRule, extract_answer, gold_answer
+from flow_dpo.speaker import Finds, Speaker
+from flow_dpo.types import Adapter, Piece, Problem, Request, Solution, TokenIds, Turn, Verdict
 
 END = 0
 
@@ -31,13 +33,30 @@ class Letters:
         return "".join(piece if isinstance(piece, str) else "".join(map(chr, piece)) for piece in pieces)
 
 
-def speaker(script: Script, roles: Sequence[str] = ("answer",), version: int = 0) -> Speaker:
+def finds(rule: AnswerRule | None = None) -> Finds:
+    """Verdicts by exact comparison of what the rule reads."""
+
+    def find(items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
+        found: list[Verdict] = []
+        for asked, solution in items:
+            text = Letters().to_text(solution.pieces)
+            answer = extract_answer(text, ended=solution.ended, rule=rule or AnswerRule())
+            right = answer is not None and same(gold_answer(asked.gold), answer) is True
+            found.append(Verdict(status="correct" if right else "wrong", answer=answer))
+        return found
+
+    return find
+
+
+def speaker(
+    script: Script, roles: Sequence[str] = ("answer",), version: int = 0, rule: AnswerRule | None = None
+) -> Speaker:
     """The script is given each request, its prompt as text and its seed, and says a text, or a choice's index."""
 
     def speak(request: Request, seed: int, _excluded: TokenIds) -> Said | Sequence[int]:
         words = script(request, Letters().to_text([request.prompt_ids]), seed)
         return Said(choice=words) if isinstance(words, int) else (*ids(words), END)[: request.max_tokens]
 
-    made = Speaker(ScriptedEngine(speak, end_ids={END}), Letters())
+    made = Speaker(ScriptedEngine(speak, end_ids={END}), Letters(), finds(rule))
     made.refresh({role: Adapter(role=role, version=version) for role in roles})
     return made

@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 from flow_dpo.credit.kept import ELSEWHERE, RightPaths
 from flow_dpo.errors import ConfigError, FlowError
 from flow_dpo.explore.guidelines import FromGuidelines, advice
+from flow_dpo.extract import AnswerRule
 from flow_dpo.flows.answer_stop import AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.guidelines import GUIDELINES, Guided
 from flow_dpo.flows.single import Single
@@ -111,6 +112,18 @@ def test_hints_only_where_no_path_was_right() -> None:
     assert hinted == [[False] * 5 + [True] * 3, [False] * 5]
     again = explore(PLAIN, letters.speaker(say), [unsolved], seed=0)
     assert again == trees[:1]  # whatever it is batched with
+
+
+@pytest.mark.parametrize(("rule", "num_hinted"), [(AnswerRule(), 3), (AnswerRule(which="anywhere"), 0)])
+def test_hints_follow_the_rule_that_the_run_is_graded_with(rule: AnswerRule, num_hinted: int) -> None:
+    """The right answer is stated, but not on the last line."""
+
+    def say(_request: Request, _prompt: str, _seed: int) -> str:
+        return "Answer: 2\nThat was easy."
+
+    explore = FromGuidelines(num_plays=4, num_hinted=3)
+    (found,) = explore(PLAIN, letters.speaker(say, rule=rule), [ASKED], seed=0)
+    assert len(found.rollouts) == 1 + 4 + num_hinted
 
 
 def tree(*plays: tuple[str, int, Status]) -> Tree:

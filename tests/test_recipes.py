@@ -45,6 +45,16 @@ def test_a_scale_fits_whatever_part_has_the_setting() -> None:
     assert recipes.preset("online-dpo", "seed").recipe.explore.num_plays == 2  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("name", "small", "seed"),
+    [("flow-dpo", 0.8, 1.0), ("cpl", 0.8, 1.0), ("dots", 0.4, 1.0), ("online-dpo", 0.9, 1.0), ("vineppo", 0.6, 1.0)],
+)
+def test_a_papers_own_temperature_is_kept_on_a_small_model(name: str, small: float, seed: float) -> None:
+    """The seed's is its own: at another its planted errors would have other rates."""
+    found = [recipes.preset(name, scale).recipe.explore.temperature for scale in ("small", "seed")]  # type: ignore[attr-defined]
+    assert found == [small, seed]
+
+
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_flags_of_the_run_mean_the_run_in_every_recipe(name: str) -> None:
     """No part of a recipe has a setting of the same name, so that a short flag is not refused."""

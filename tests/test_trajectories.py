@@ -9,6 +9,7 @@ import pytest
 from flow_dpo.credit.kept import ELSEWHERE, TAUGHT, BestWay
 from flow_dpo.errors import ConfigError, FlowError
 from flow_dpo.explore.trajectories import FromTrajectories
+from flow_dpo.extract import AnswerRule
 from flow_dpo.flows.single import Single
 from flow_dpo.flows.trajectories import TRAJECTORIES, Planned, PlannedState
 from flow_dpo.tree import Tree
@@ -156,6 +157,19 @@ def test_the_best_way_is_that_of_brute_force() -> None:
         assert taught == ([best] if mixed else [])
         found += mixed
     assert found > 30
+
+
+@pytest.mark.parametrize(("rule", "best"), [(AnswerRule(), []), (AnswerRule(which="anywhere"), ["decompose+cot"])])
+def test_the_search_follows_the_rule_that_the_run_is_graded_with(rule: AnswerRule, best: list[str]) -> None:
+    """What is right is never stated on the last line: by the strict rule no way is right, by the loose one some are."""
+
+    def say(request: Request, prompt: str, seed: int) -> str | int:
+        said = script("DECOMPOSE")(request, prompt, seed)
+        return f"{said}\nDone." if isinstance(said, str) and said.startswith("Answer") else said
+
+    speaker = letters.speaker(say, ROLES, rule=rule)
+    (tree,) = FromTrajectories(num_rounds=1)(FLOW, speaker, [ASKED], seed=0)
+    assert [node.tags[1] for node in tree.nodes if TAUGHT in node.tags and node.role == "plan"] == best
 
 
 @pytest.mark.parametrize("right", ["", "never"], ids=["all right", "none right"])

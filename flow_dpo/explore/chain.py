@@ -2,11 +2,12 @@
 
 A search decides by what it has seen, so it runs the speaker several times and looks at the ends in between:
 
-    chains = [Chain(flow, problem, drawing, seed=derive(seed, problem.id, i)) for i in range(4)]
+    chains = [Chain(flow, problem, drawing, seed=derive(seed, problem.id, i), checked=True) for i in range(4)]
     speaker.run([chain.play() for chain in chains])
-    [chain.matches(speaker) for chain in chains]        exact match with the gold answer, to steer the search by
+    [chain.right for chain in chains]                   what the verifier found, to steer the search by
 
-Invariant: a match steers the search and nothing else. What is taught is decided by the verifier's verdicts.
+Invariant: a search is steered by the very verdicts that its tree is graded with (`grading.rule` and all), so that what
+it takes for right is what is taught.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flow_dpo.answers import same
 from flow_dpo.errors import FlowError
 from flow_dpo.explore.base import Drawing, check_turn
-from flow_dpo.extract import AnswerRule, extract_answer, gold_answer
 from flow_dpo.flows.base import Flow
 from flow_dpo.seeds import derive
-from flow_dpo.speaker import Ask, Play, Speaker, say
+from flow_dpo.speaker import Ask, Play, check, say
 from flow_dpo.tree import Tree
 from flow_dpo.types import Completion, Problem, Request, Solution
 
@@ -38,10 +37,15 @@ class Chain:
         trunk: bool = False,
         tags: tuple[str, ...] = (),
         between: Callable[[Any], Any] | None = None,
+        checked: bool = False,
     ) -> None:
-        """`tags` are added to every turn's own; `between` may replace the state between two turns."""
+        """`tags` are added to every turn's own; `between` may replace the state between two turns; what is `checked`
+        asks the verifier at its end."""
         self.flow, self.problem, self.drawing, self.seed = flow, problem, drawing, seed
-        self.trunk, self.tags, self.between = trunk, tags, between
+        self.trunk, self.tags, self.between, self.checked = trunk, tags, between, checked
+        self.right = False
+        """Whether the verifier found the solution right; never of a play that was not checked or could not be
+        graded."""
         self.said: list[tuple[Request, Completion, tuple[str, ...]]] = []
         self.solution = Solution(pieces=(), ended=False)
 
@@ -58,12 +62,9 @@ class Chain:
             if self.between is not None:
                 state = self.between(state)
         self.solution = self.flow.solution(state)
-
-    def matches(self, speaker: Speaker) -> bool:
-        """Whether the solution's final answer is the gold one, by exact comparison of numbers and names."""
-        text = speaker.renderer.to_text(self.solution.pieces)
-        answer = extract_answer(text, ended=self.solution.ended, rule=AnswerRule())
-        return answer is not None and same(gold_answer(self.problem.gold), answer) is True
+        if self.checked:
+            verdict = yield from check(self.problem, self.solution)
+            self.right = verdict.status == "correct"
 
     def add_to(self, tree: Tree) -> int:
         """Hang the play below the root, and return its rollout's id."""

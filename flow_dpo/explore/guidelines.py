@@ -7,7 +7,7 @@ for.
 
     rollout 0        plain question                       "... Answer: 5"
     rollout 1 ...    adapt, structure, path               45 of them, in an order drawn for the problem
-    behind           adapt, structure, path with a hint   only where none of those before matches the gold answer
+    behind           adapt, structure, path with a hint   only where none of those before is right
 
 Invariant: every guideline and every group is tried at most once a problem without a hint, each equally likely where
 `num_plays` is less than 45.
@@ -73,9 +73,7 @@ class FromGuidelines(Drawing):
         free = [self._chains(flow, problem, ways, seed, hinted=False) for problem in problems]
         speaker.run([chain.play() for chain in [*trunks, *(one for chains in free for one in chains)]])
         hinted: list[list[Chain]] = [
-            []
-            if any(chain.matches(speaker) for chain in chains)
-            else self._chains(flow, problem, ways, seed, hinted=True)
+            [] if any(chain.right for chain in chains) else self._chains(flow, problem, ways, seed, hinted=True)
             for problem, chains in zip(problems, free, strict=True)
         ]
         speaker.run([chain.play() for chains in hinted for chain in chains])
@@ -106,6 +104,7 @@ class FromGuidelines(Drawing):
                 self,
                 seed=derive(start, way),
                 tags=(f"way {way}",),
+                checked=not hinted,
             )
             for way in order
         ]

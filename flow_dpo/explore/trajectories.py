@@ -88,7 +88,7 @@ class _Search:
         self.trunk = self._chain(flow, "trunk", trunk=True)
         self.ways = [way.name for way in flow.trajectories] if explore.num_rounds else []
         self.plays: dict[str, list[tuple[Chain, bool]]] = {way: [] for way in self.ways}
-        """Of every way, its plays and whether each matched the gold answer."""
+        """Of every way, its plays and whether each was right."""
         self.running: list[tuple[str, Chain]] = []
         self.hindsight: Said | None = None
 
@@ -109,7 +109,7 @@ class _Search:
     def end_round(self, *, last: bool) -> None:
         """See how the round went, and keep the best ways."""
         for way, chain in self.running:
-            self.plays[way].append((chain, chain.matches(self.speaker)))
+            self.plays[way].append((chain, chain.right))
         order = {way.name: (len(way.modules), index) for index, way in enumerate(self.flow.trajectories)}
         self.ways.sort(key=lambda way: (-self._rate(way), *order[way]))
         self.ways = self.ways[: self.explore.num_kept]
@@ -161,8 +161,14 @@ class _Search:
 
     def _chain(self, flow: Planned, *names: int | str, trunk: bool = False) -> Chain:
         return Chain(
-            flow, self.problem, self.explore, seed=derive(self.seed, *names), trunk=trunk, between=self._run_program
-        )  # fmt: skip
+            flow,
+            self.problem,
+            self.explore,
+            seed=derive(self.seed, *names),
+            trunk=trunk,
+            between=self._run_program,
+            checked=not trunk,
+        )
 
     def _run_program(self, state: PlannedState) -> PlannedState:
         """Run what the state waits for, where the user has asked for programs."""
