@@ -81,8 +81,7 @@ class Scale:
     """By the name of a setting, for whichever part of a recipe has one of that name. Groups of settings, such as
     prompts, are listed in a tuple: each part takes that of its own kind."""
     unstated: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """The same, but only for a part that has the setting at its default: where a recipe has a value of its own, which is
-    its paper's, it keeps it."""
+    """The same, but only for a part that has the setting at its default: a recipe keeps its own value, its paper's."""
     max_plays: int = 8
     """Independent plays of a problem at most: groups of 64 are for machines that can afford them."""
     max_completions: int = 4
