@@ -22,6 +22,7 @@ from flow_dpo.credit import (
     OutcomePairs,
     RightOnes,
     RightPaths,
+    RightThenPairs,
     StepAdvantages,
     ValuePairs,
 )
@@ -43,7 +44,7 @@ from flow_dpo.flows.plan_solve import PlanSolve, PlanSolvePrompts
 from flow_dpo.flows.single import Single
 from flow_dpo.flows.trajectories import ModuleWords, Planned
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
-from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Likelihood, Objective, PathOdds
+from flow_dpo.objectives import ClippedPolicyGradient, Dpo, Likelihood, Objective, PathOdds, SayThenPrefer
 from flow_dpo.policy import LoraSettings
 from flow_dpo.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 
@@ -180,6 +181,19 @@ PAPERS: dict[str, Preset] = {
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
         explore_ahead=32,
+    ),
+    # The same in rounds, each begun by fine-tuning on its right plays (section 3). Problems of a round, plays that are
+    # said again and the reference of a round: not stated in what these values were taken from.
+    "cpl-rounds": Preset(
+        recipe=Recipe(
+            flow=PlanSolve(),
+            explore=Search(num_children=3, puct=1.5),
+            credit=RightThenPairs(),
+            objective=SayThenPrefer(prefer=Dpo(beta=0.3, margin_weight=1.0)),
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
+        explore_ahead=1024,
     ),
     # Expert iteration, the plain control: say again what was right. Draws a question: STaR (arXiv 2203.14465, section
     # 3.1) 1, RFT (2308.01825, section 3.3) 100, ReST-EM (2312.06585) 32; one batch of the stream is one round.

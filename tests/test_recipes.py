@@ -11,7 +11,7 @@ import pytest
 from flow_dpo import commands, recipes, runs
 from flow_dpo.errors import ConfigError
 from flow_dpo.learner import Learner, LearnerSettings
-from flow_dpo.objectives import ClippedPolicyGradient
+from flow_dpo.objectives import ClippedPolicyGradient, food
 from flow_dpo.policy import LoraSettings, Policy
 from flow_dpo.types import Scored
 from tests.pair_trees import ROLES
@@ -32,8 +32,8 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
         assert made.recipe == recipes.RECIPES[name]
     else:
         assert type(made.recipe.objective) is type(recipes.RECIPES[name].objective)
-    kind = made.recipe.objective.eats.__name__
-    assert f"list[{kind}]" in str(type(made.recipe.credit).__call__.__annotations__["return"])
+    kinds = food(made.recipe.objective).replace("Pair or Scored", "Example")
+    assert f"list[{kinds}]" in str(type(made.recipe.credit).__call__.__annotations__["return"])
 
 
 def test_a_scale_fits_whatever_part_has_the_setting() -> None:
@@ -90,7 +90,8 @@ def test_loop_learner_and_engines_know_no_method_by_name() -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> None:
-    size = "16" if recipes.RECIPES[name].objective.eats is Scored else "2"
+    scores, pairs = ("Scored" in food(recipes.RECIPES[name].objective), "Pair" in food(recipes.RECIPES[name].objective))
+    size = "2" if pairs else "16"
     words = ["--recipe", name, "--max_problems", "24", "--explore_ahead", "8", "--pairs_per_update", size]
     for folder in ("whole", "parts"):
         commands.train([*words, "--output_dir", str(tmp_path / folder)])
@@ -106,7 +107,7 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
         files = [tmp_path / folder / record for folder in ("whole", "parts")]
         assert files[0].exists() == files[1].exists()
         assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()
-    assert ((tmp_path / "whole" / "scored.jsonl").exists()) == (recipes.RECIPES[name].objective.eats is Scored)
+    assert (tmp_path / "whole" / "scored.jsonl").exists() == scores
     measured = ["--run", str(tmp_path / "whole"), "--max_problems", "8", "--output_dir", str(tmp_path / "measured")]
     assert commands.evaluate(measured) == 0
 

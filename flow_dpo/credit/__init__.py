@@ -5,6 +5,7 @@ from flow_dpo.credit.branch_pairs import BranchPairs
 from flow_dpo.credit.group_advantages import GroupAdvantages
 from flow_dpo.credit.kept import BestWay, RightOnes, RightPaths
 from flow_dpo.credit.outcome_pairs import OutcomePairs
+from flow_dpo.credit.rounds import RightThenPairs
 from flow_dpo.credit.step_advantages import StepAdvantages
 from flow_dpo.credit.value_pairs import ValuePairs
 
@@ -16,6 +17,7 @@ __all__ = [
     "OutcomePairs",
     "RightOnes",
     "RightPaths",
+    "RightThenPairs",
     "StepAdvantages",
     "ValuePairs",
 ]

@@ -1,10 +1,11 @@
 """What is to be made small? Objectives are values: their fields are hyper-parameters, and they know no model."""
 
-from flow_dpo.objectives.base import Loss, Objective, TokenLogprobs, check_food
+from flow_dpo.objectives.base import Loss, Objective, TokenLogprobs, check_food, food
 from flow_dpo.objectives.clipped import ClippedPolicyGradient
 from flow_dpo.objectives.likelihood import Likelihood
 from flow_dpo.objectives.odds import PathOdds
 from flow_dpo.objectives.preference import Dpo, Ipo
+from flow_dpo.objectives.rounds import SayThenPrefer
 
 __all__ = [
     "ClippedPolicyGradient",
@@ -14,6 +15,8 @@ __all__ = [
     "Loss",
     "Objective",
     "PathOdds",
+    "SayThenPrefer",
     "TokenLogprobs",
     "check_food",
+    "food",
 ]

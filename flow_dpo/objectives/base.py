@@ -38,8 +38,8 @@ class Loss:
 class Objective(Protocol):
     """A rule that says how good the policy's log-probabilities are."""
 
-    eats: ClassVar[type]
-    """The kind of example."""
+    eats: ClassVar[tuple[type, ...]]
+    """The kinds of examples."""
 
     @property
     def needs_reference(self) -> bool:
@@ -53,11 +53,16 @@ class Objective(Protocol):
         ...
 
 
+def food(objective: Objective) -> str:
+    """The kinds of examples that it eats, in words."""
+    return " or ".join(kind.__name__ for kind in objective.eats)
+
+
 def check_food(objective: Objective, examples: Sequence[object]) -> None:
     """Refuse, before any work, examples that the objective does not eat."""
     for example in examples:
         if not isinstance(example, objective.eats):
             raise ObjectiveError(
-                f"{type(objective).__name__} eats {objective.eats.__name__}, found {type(example).__name__}; "
-                f"choose a credit that makes {objective.eats.__name__}"
+                f"{type(objective).__name__} eats {food(objective)}, found {type(example).__name__}; "
+                f"choose a credit that makes {food(objective)}"
             )

@@ -30,7 +30,7 @@ class ClippedPolicyGradient:
     of - A mean log pi. The penalty is the estimator k3, never below 0.
     """
 
-    eats: ClassVar[type] = Scored
+    eats: ClassVar[tuple[type, ...]] = (Scored,)
 
     clip_range: float = 0.2
     """e: beyond it a token that has already moved the right way gives no more."""

@@ -33,7 +33,7 @@ class Likelihood:
     its loss would have no lower bound.
     """
 
-    eats: ClassVar[type] = Scored
+    eats: ClassVar[tuple[type, ...]] = (Scored,)
 
     @property
     def needs_reference(self) -> bool:

@@ -33,7 +33,7 @@ class PathOdds:
     d log odds / d m = 1 / (1 - e^m): a continuation that is nearly certain is pushed hardest.
     """
 
-    eats: ClassVar[type] = Pair
+    eats: ClassVar[tuple[type, ...]] = (Pair,)
 
     exploration_weight: float = 0.3
     """lambda; the authors' are 0.1 to 0.3."""
