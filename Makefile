@@ -8,7 +8,7 @@ DEV    := $(VENV)/.installed-dev
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart setup test soak bench study check fix seed wheel clean
+.PHONY: quickstart setup test soak bench study study-recipes check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -51,6 +51,15 @@ study: $(DEV)  ## the paper's table and its controls on the seed model, and thei
 	$(BIN)/flow-dpo compare --config docs/study/seed.yaml $(ARGS)
 	cp runs/study/comparison.json runs/study/comparison.md docs/study/
 	$(BIN)/flow-dpo report runs/study/comparison.json --output_dir docs/study
+
+study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its tokens, and VinePPO's values (an hour)
+	$(BIN)/flow-dpo compare --config docs/study/recipes.yaml $(ARGS)
+	mkdir -p docs/study/recipes
+	cp runs/study-recipes/comparison.json runs/study-recipes/comparison.md docs/study/recipes/
+	$(BIN)/python -m benchmarks.step_values --num_problems 40 --results docs/study/recipes/step_values.json
+	$(BIN)/python -m benchmarks.step_values --num_problems 40 --results docs/study/recipes/step_values.json \
+		--run runs/study-recipes/seed0/vineppo_same_tokens
+	$(BIN)/flow-dpo report docs/study/recipes/comparison.json --output_dir docs/study/recipes
 
 check: $(DEV)  ## lint, format and types
 	$(BIN)/ruff check .
