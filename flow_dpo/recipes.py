@@ -168,7 +168,7 @@ PAPERS: dict[str, Preset] = {
         learner=LearnerSettings(learning_rate=5e-5, pairs_per_update=0, schedule=ScheduleSettings(warmup_updates=100)),
         explore_ahead=8,
     ),
-    # Critical Plan Step Learning, arXiv 2409.08642, section 3: 3 completions an expansion, PUCT constant 1.5, at most 6
+    # Critical Plan Step Learning, arXiv 2409.08642: 3 completions an expansion, PUCT constant 1.5, at most 6
     # turns, rewards of 1 and -1, beta 0.3, alpha 1. The number of plays, temperature, learning rate and batch: not
     # stated in what these values were taken from; the rate is that of "flow-dpo", the batch 32.
     "cpl": Preset(
@@ -182,7 +182,7 @@ PAPERS: dict[str, Preset] = {
         learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
         explore_ahead=32,
     ),
-    # The same in rounds, each begun by fine-tuning on its right plays (section 3). Problems of a round, plays that are
+    # The same in rounds, each begun by fine-tuning on its right plays. Problems of a round, plays that are
     # said again and the reference of a round: not stated in what these values were taken from.
     "cpl-rounds": Preset(
         recipe=Recipe(
@@ -195,24 +195,28 @@ PAPERS: dict[str, Preset] = {
         learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
         explore_ahead=1024,
     ),
-    # Expert iteration, the plain control: say again what was right. Draws a question: STaR (arXiv 2203.14465, section
-    # 3.1) 1, RFT (2308.01825, section 3.3) 100, ReST-EM (2312.06585) 32; one batch of the stream is one round.
-    # LoRA, its rate and the number of draws here: not stated there.
+    # Expert iteration, the plain control: say again what was right. Draws a question: STaR (arXiv 2203.14465) 1, RFT
+    # (2308.01825) 100, at temperature 0.7 in the authors' code (OFA-Sys/gsm8k-ScRel), ReST-EM (2312.06585) 32; one
+    # batch of the stream is one round. LoRA, its rate and the number of draws here: not stated there.
     "rejection-sampling": Preset(
         recipe=Recipe(flow=Single(), explore=Group(num_plays=4), credit=RightOnes(), objective=Likelihood()),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         learner=LearnerSettings(learning_rate=2e-5, pairs_per_update=32),
         explore_ahead=32,
     ),
-    # ReGenesis, arXiv 2410.02108: 25 guidelines singly and 20 groups, at most 5 paths a question, temperature 0.85 to
-    # 1.2, rate 1e-6 for all weights, 3 epochs over what was collected (here one pass). Batch, group sizes, LoRA, hinted
-    # paths: not stated.
+    # ReGenesis, arXiv 2410.02108, sections 3.1 and 3.2.1, and the authors' code (SalesforceAIResearch/ReGenesis): 25
+    # guidelines singly and 20 groups of two or three, at most 5 paths a question, 20 hinted ones, temperature 0.85 (1.2
+    # for its Llama-3) and top-p 0.9, at most 2,048 tokens a turn; rate 1e-6 for all weights, batches of 64, 3 epochs
+    # over what was collected, with a cosine decay (here one pass). LoRA: not stated.
     "regenesis": Preset(
         recipe=Recipe(
-            flow=Single(), explore=FromGuidelines(temperature=0.85), credit=RightPaths(), objective=Likelihood()
+            flow=Single(max_tokens=2048),
+            explore=FromGuidelines(num_hinted=20, plan_tokens=2048, temperature=0.85, top_p=0.9),
+            credit=RightPaths(),
+            objective=Likelihood(),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=32),
+        learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=64),
         explore_ahead=32,
     ),
     # DOTS, arXiv 2410.03864: 12 ways (6 where programs are not asked for), each played 4 times at temperature 0.4, 2
@@ -343,12 +347,17 @@ def _fitted(recipe: Recipe, scale: Scale) -> Recipe:
         for name, value in scale.unstated.items():
             if hasattr(part, name) and getattr(part, name) == defaults[name]:
                 values[name] = value
-        for name, most in (("num_plays", scale.max_plays), ("num_completions", scale.max_completions)):
+        for name, most in _most(scale).items():
             if hasattr(part, name):
                 values[name] = min(getattr(part, name), most)
         return replace(part, **values)
 
     return Recipe(**{f.name: fit(getattr(recipe, f.name)) for f in fields(recipe)})
+
+
+def _most(scale: Scale) -> dict[str, int]:
+    """The largest values of the settings that make a recipe dear."""
+    return {"num_plays": scale.max_plays, "num_hinted": scale.max_plays, "num_completions": scale.max_completions}
 
 
 def default_preset(model_name_or_path: str) -> str:

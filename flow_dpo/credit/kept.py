@@ -2,7 +2,7 @@
 
 Credits for learning by imitation: they keep completions and give them all the same advantage, 1. `RightOnes` keeps what
 verifiably ended right, the filter of rejection-sampling fine-tuning and expert iteration (STaR, arXiv 2203.14465; RFT,
-arXiv 2308.01825, section 3.3; ReST-EM, arXiv 2312.06585). Of four plays of one problem:
+arXiv 2308.01825; ReST-EM, arXiv 2312.06585). Of four plays of one problem:
 
     A0 "3+4=7"  right      kept
     A1 "3+4=8"  wrong
@@ -53,7 +53,7 @@ those of the other request, and are compared with none."""
 @dataclass(frozen=True, kw_only=True)
 class RightPaths:
     """The last completion of right plays, learned for the *trunk's* first request: the plain question (ReGenesis, arXiv
-    2410.02108, section 3). What led to it, guidelines, structures and hints, is not learned.
+    2410.02108, section 3.2.1). What led to it, guidelines, structures and hints, is not learned.
 
     Plays with the tag "hinted" count only where no other play of the problem but the trunk is right.
     """
@@ -83,7 +83,7 @@ TAUGHT = "taught"
 
 @dataclass(frozen=True, kw_only=True)
 class BestWay:
-    """The way that a search found best, as the planner is to say it: why, and which (DOTS, arXiv 2410.03864, 3.3).
+    """The way that a search found best, as the planner is to say it: why, and which (DOTS, arXiv 2410.03864).
 
     The "taught" rollout's first completion, an explanation in hindsight, is learned for the trunk's first request, in
     which the planner is asked; the second, the way's name, for its own. Nothing is learned of a problem whose graded

@@ -1,6 +1,6 @@
 """What does a round teach that begins with its right plays?
 
-Critical Plan Step Learning goes in rounds (arXiv 2409.08642, section 3): search with the policy as it is, fine-tune on
+Critical Plan Step Learning goes in rounds (arXiv 2409.08642): search with the policy as it is, fine-tune on
 what was right, then learn which steps were better. A round is one call, with the trees of `run.explore_ahead` problems:
 
     trees of 200 problems    ->    all that is said again, problem by problem, and behind it all pairs

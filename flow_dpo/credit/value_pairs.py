@@ -1,6 +1,6 @@
 """Which siblings of a search led to more right than wrong, and which to more wrong than right?
 
-Critical Plan Step Learning's credit (arXiv 2409.08642, section 3): the value Q of a node is the mean reward, 1 or -1,
+Critical Plan Step Learning's credit (arXiv 2409.08642): the value Q of a node is the mean reward, 1 or -1,
 of the plays through it; at every node, each child with a value above 0 against each below 0, with the difference of
 the two as the margin:
 

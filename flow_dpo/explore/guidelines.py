@@ -1,6 +1,6 @@
 """Which ways of reasoning are tried on a problem, from general guidelines?
 
-ReGenesis (arXiv 2410.02108, section 3): 25 guidelines singly and 20 drawn groups of them, each made into a path in
+ReGenesis (arXiv 2410.02108, section 3.1): 25 guidelines singly and 20 drawn groups of them, each made into a path in
 three turns (`flows.guidelines`); where none of a problem's paths is right, some more that are told the answer. The
 trunk is the plain flow, which reads no guideline: progressive validation, and the prompt that right paths are learned
 for.
@@ -32,8 +32,8 @@ from flow_dpo.tree import Tree
 from flow_dpo.types import Problem, Turn
 
 NUM_GROUPS = 20
-GROUP_SIZES = (2, 5)
-"""Smallest and largest group; not stated in the paper."""
+GROUP_SIZES = (2, 3)
+"""Smallest and largest group. In the authors' code the model itself selects two or three for the question at hand."""
 
 
 def advice(seed: int) -> tuple[tuple[str, ...], ...]:
@@ -52,9 +52,9 @@ class FromGuidelines(Drawing):
     num_plays: int = 45
     """Guidelines and groups that are tried on a problem, of the 45 there are."""
     num_hinted: int = 5
-    """Paths with a hint where none without is right; their number is not stated in the paper."""
+    """Paths with a hint where none without is right; the authors' code plays its 20 groups."""
     plan_tokens: int = 256
-    """Longest adapted advice and longest structure, in tokens; not stated in the paper."""
+    """Longest adapted advice and longest structure, in tokens; the authors' code allows 2,048."""
     words: GuidedWords = field(default_factory=GuidedWords)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Where in a tree is it worth looking next?
 
-Monte-Carlo tree search over a flow's turns, as Critical Plan Step Learning has it (arXiv 2409.08642, section 3). From
+Monte-Carlo tree search over a flow's turns, as Critical Plan Step Learning has it (arXiv 2409.08642). From
 the beginning, go down to the child with the highest
 
     Q(child) + puct * P(child) * sqrt(N(node)) / (1 + N(child))

@@ -1,6 +1,6 @@
 """Which way of solving suits a problem best, found out by trying them all?
 
-DOTS (arXiv 2410.03864, section 3.2), one problem at a time: every way is played N times, the ways with the highest
+DOTS (arXiv 2410.03864), one problem at a time: every way is played N times, the ways with the highest
 success rate are kept (the shorter where it is equal), those are played again, a few are kept of these, and the model
 itself explains why the best one suits the problem. With the flow's own plan in front:
 

@@ -1,6 +1,6 @@
 """How does one role go from general advice to a solution, in three turns?
 
-ReGenesis (arXiv 2410.02108, section 3): fit general guidelines to the problem, make a structure of steps out of them,
+ReGenesis (arXiv 2410.02108, section 3.1): fit general guidelines to the problem, make a structure of steps out of them,
 and only then reason along it. With one guideline:
 
     adapt      "Break the problem into parts."  ->  "Find what the apples cost, then what is left of the money."

@@ -1,7 +1,7 @@
 """How does one role plan and another carry the plan out?
 
 Plan writes the steps of a plan, a line a turn, until it says its end token or the cap is reached; then Answer writes
-the whole solution in one turn (Critical Plan Step Learning, arXiv 2409.08642, section 3). A plan step is a decision of
+the whole solution in one turn (Critical Plan Step Learning, arXiv 2409.08642). A plan step is a decision of
 its own, so that an exploration can branch there:
 
     plan "Count the apples.\\n"   plan "Take away those sold." E   answer "12 + 7 = 19 ... Answer: 14" E

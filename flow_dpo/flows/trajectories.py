@@ -1,6 +1,6 @@
 """How does a planner choose a way to solve a problem, and how is the way carried out?
 
-DOTS (arXiv 2410.03864, section 3): a way is an analysis (none, rewrite the question, decompose it), a solution
+DOTS (arXiv 2410.03864): a way is an analysis (none, rewrite the question, decompose it), a solution
 (reasoning in words, CoT, or a program, PoT) and a verification (none, or self-verification): 12 ways. The planner
 explains which way suits the question and then names it, as one of the declared choices:
 

@@ -28,7 +28,7 @@ class Likelihood:
         loss = - weight * advantage * (1 / |y|) * sum over t of log pi(y_t | x, y_<t)
 
     With all advantages 1 this is the cross-entropy of supervised fine-tuning on one's own right answers (STaR, arXiv
-    2203.14465, section 3.1; RFT, arXiv 2308.01825, section 3.3; ReST-EM, arXiv 2312.06585, with its binary
+    2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585, with its binary
     reward), each completion weighing the same however long it is. Raises `ObjectiveError` for an advantage below 0:
     its loss would have no lower bound.
     """

@@ -31,7 +31,7 @@ class Dpo:
     where e is `label_smoothing` (Mitchell's note on cDPO, equation 3). At e = 0, d loss / d h = -sigmoid(-h): log 2 and
     -1/2 where policy and reference are equal. Implicit rewards are beta times the log-ratios. With a `margin_weight` a
     the pair's margin m is asked for on top, h - a m in place of h: Step-APO (Critical Plan Step Learning, arXiv
-    2409.08642, section 3), where m is the difference of the two values.
+    2409.08642), where m is the difference of the two values.
     """
 
     eats: ClassVar[tuple[type, ...]] = (Pair,)

@@ -25,7 +25,7 @@ from flow_dpo.types import Example, Pair, Scored
 @dataclass(frozen=True, kw_only=True)
 class SayThenPrefer:
     """`Likelihood` of what is scored and `Dpo` of what is paired: the two losses of a round that begins by fine-tuning
-    on right plays (Critical Plan Step Learning, arXiv 2409.08642, section 3)."""
+    on right plays (Critical Plan Step Learning, arXiv 2409.08642)."""
 
     eats: ClassVar[tuple[type, ...]] = (Pair, Scored)
 
