@@ -98,6 +98,13 @@ def test_without_contrasts_there_is_no_second_table(tmp_path: Path) -> None:
     assert "against" not in markdown(found)
 
 
+def test_the_published_table_is_that_of_its_figures() -> None:
+    study = Path(__file__).parent.parent / "docs" / "study"
+    table = markdown(json.loads((study / "recipes" / "comparison.json").read_text()))
+    assert (study / "recipes" / "comparison.md").read_text() == table
+    assert table in (study / "recipes.md").read_text()
+
+
 # ---- what the arms are ----------------------------------------------------------------------------------------------
 
 

@@ -217,9 +217,11 @@ def markdown(found: Mapping[str, Any]) -> str:
     head = ["arm", *tests]
     head += [f"difference to {baseline} ({found['primary']}), points", "p (Holm)"] if baseline else []
     head += ["traces on problems", "invalid steps", "tokens played + learned", "verdicts", "seconds"]
+    num = found["num_seeds"]
     said = (
-        f"{found['num_seeds']} seeds; means and 95 % intervals over seeds, in per cent. Differences are paired: the "
-        "interval resamples test questions, p is McNemar's over seeds, corrected by Holm over arms."
+        f"{num} seed{'s' if num != 1 else ''}; means and 95 % intervals over seeds, in per cent. Differences are "
+        "paired: the interval resamples test questions, p is McNemar's over seeds, corrected by Holm over arms, and in "
+        "the table of contrasts over these."
     )
     lines = [said, ""]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -243,7 +245,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def _contrast_lines(arms: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> list[str]:
     """The table of the arms that are compared with others than the baseline; nothing where none is."""
-    rows = [(arm["name"], contrast) for arm in arms for contrast in arm["contrasts"]]
+    rows = [(arm["name"], contrast) for arm in arms for contrast in arm.get("contrasts", ())]
     if not rows:
         return []
     head = ["arm", "against", *(cell for test in tests for cell in (f"{test}, points", "over seeds", "p (Holm)"))]
