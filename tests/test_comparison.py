@@ -250,5 +250,6 @@ def test_the_report_reads_it(made: Path, tmp_path: Path) -> None:
 
 
 def test_drawn_answers_may_be_left_out() -> None:
-    tests = [command._sizes(command.parse(["--max_problems", "8", *more])).tests for more in ([], ["--sampled", "false"])]
+    asked = ([], ["--sampled", "false"])
+    tests = [command._sizes(command.parse(["--max_problems", "8", *more])).tests for more in asked]
     assert tests == [("held_out/greedy", "held_out/sampled"), ("held_out/greedy",)]
