@@ -154,7 +154,8 @@ def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
 def _header(
     path: Path, parsed: Mapping[str, Any], sides: Sequence[TraceFile], pairs: Sequence[TracePair]
 ) -> dict[str, Any]:
-    """The folder's header: a new one, not yet written, or the one that is there where it asks the same.
+    """The folder's header: a new one, not yet written, or the one that is there where it asks the same, of no fewer
+    pairs: a larger draw holds the smaller one.
 
     Raises `ConfigError` where the folder holds something else, `DataError` where its header is broken.
     """
@@ -170,7 +171,10 @@ def _header(
     file = path / HEADER
     if file.exists():
         known = _read_header(file)
-        differing = runs.differences(known.get("question", {}), json.loads(json.dumps(question)))
+        differing = runs.differences(known["question"], json.loads(json.dumps(question)))
+        if "judge.max_pairs" in differing and len(pairs) >= known["num_pairs"]:
+            known |= {"question": question, "num_pairs": len(pairs), "command": config.command_line()}
+            del differing["judge.max_pairs"]
         if differing:
             shown = "; ".join(f"{name} was {old!r:.60}, is {new!r:.60}" for name, (old, new) in differing.items())
             raise ConfigError(
@@ -204,8 +208,8 @@ def _write_header(file: Path, header: Mapping[str, Any]) -> None:
 
 def _read_header(file: Path) -> dict[str, Any]:
     found = runs.read_object(file)
-    if not isinstance(found.get("question"), dict):
-        raise DataError(f"expected a JSON object with the question in {file}, found {found!r:.80}")
+    if not isinstance(found.get("question"), dict) or type(found.get("num_pairs")) is not int:
+        raise DataError(f"expected a JSON object with the question and num_pairs in {file}, found {found!r:.80}")
     return found
 
 

@@ -36,8 +36,10 @@ from flow_dpo.types import Completion, Request, TokenIds
 Spoken = tuple[Request, Completion]
 """What was asked and what was said: the unit whose token log-probabilities are wanted."""
 
-MAX_LOGITS = 1 << 25
-"""Logits held at a time: 128 MiB in float32. More of them repack a half-precision head less often."""
+MAX_LOGITS = 1 << 23
+"""Logits held at a time: 32 MiB in float32."""
+MAX_HALF_LOGITS = 1 << 25
+"""The same of a head in half precision, which is repacked for every product."""
 
 
 class Logprobs(Protocol):
@@ -208,10 +210,12 @@ class Head:
 
     def logprobs(self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
         """log softmax(logits[row_M])[ids_M], float32. Several labels may read one row."""
-        size = max(1, MAX_LOGITS // self._module.weight.shape[0])
+        weight = self._module.weight
+        most = MAX_LOGITS if weight.dtype == torch.float32 else MAX_HALF_LOGITS
+        size = max(1, most // weight.shape[0])
         if self._frozen:
             return _FrozenHead.apply(  # pyright: ignore[reportReturnType]
-                hidden_RC, row_M, ids_M, self._module.weight, self._module.bias, self._scale, size
+                hidden_RC, row_M, ids_M, weight, self._module.bias, self._scale, size
             )
         pieces, order = [], []
         for rows, labels in _chunks(len(hidden_RC), row_M, size):

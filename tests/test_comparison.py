@@ -247,3 +247,9 @@ def test_the_report_reads_it(made: Path, tmp_path: Path) -> None:
     assert report_command.report([str(made / "out"), "--output_dir", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     assert "self_on_trained_problems" in page
+
+
+def test_drawn_answers_may_be_left_out() -> None:
+    asked = ([], ["--sampled", "false"])
+    tests = [command._sizes(command.parse(["--max_problems", "8", *more])).tests for more in asked]
+    assert tests == [("held_out/greedy", "held_out/sampled"), ("held_out/greedy",)]

@@ -220,6 +220,19 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         judge(words(tmp_path, "http://127.0.0.1:1/v1"))
 
 
+def test_more_pairs_are_added_to_what_was_judged(tmp_path: Path) -> None:
+    good_and_bad(tmp_path)
+    with serving(perfect) as address:
+        judge(words(tmp_path, address.url, "--max_pairs", "2"))
+        assert (summary(tmp_path)["num_pairs"], len(address.requests)) == (2, 4)
+        judge(words(tmp_path, address.url, "--max_pairs", "3"))
+        assert (summary(tmp_path)["num_pairs"], len(address.requests)) == (3, 6)
+        with pytest.raises(ConfigError, match=r"judge.max_pairs was 3, is 2"):
+            judge(words(tmp_path, address.url, "--max_pairs", "2"))
+        judge(words(tmp_path, address.url))
+        assert (summary(tmp_path)["num_pairs"], len(address.requests)) == (4, 8)
+
+
 def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     """Five answers come, the sixth question hangs, and then the process is ended."""
     good_and_bad(tmp_path)

@@ -14,6 +14,8 @@ import pytest
 
 from flow_dpo import cli
 from flow_dpo.errors import ConfigError, DataError
+from flow_dpo.judgements import summarise
+from flow_dpo.judging import Heard, TracePair, questions, row
 from flow_dpo.report import command
 from flow_dpo.report.compose import compose
 from flow_dpo.report.markdown import markdown
@@ -22,7 +24,7 @@ from flow_dpo.report.read import read_sources
 from flow_dpo.report.sections import Fold, Section, Table
 from flow_dpo.traces import Trace
 from flow_dpo.types import Status, Verdict
-from tests import reports
+from tests import judged, reports
 from tests.comparisons import comparison
 
 RIGHT: list[Status] = ["correct", "wrong", "wrong", "wrong", "wrong"]
@@ -66,7 +68,31 @@ def sources(
     found["arms"][0]["folders"] = [{"evaluations": {"held_out/greedy": "../single"}}]
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "comparison.json").write_text(json.dumps(found))
-    return [whole, interrupted, untrained, single, traces(tmp_path / "traces", words), tmp_path / "study"]
+    folders = [whole, interrupted, untrained, single, traces(tmp_path / "traces", words), tmp_path / "study"]
+    return [*folders, verdicts(tmp_path / "judged", words)]
+
+
+def verdicts(path: Path, words: str) -> Path:
+    """What `flow-dpo judge` leaves of three pairs: a win of a, a flip, and one cut off."""
+    made = [("q1", "a", "A"), ("q1", "b", "B"), ("q2", "a", "A"), ("q2", "b", "A"), ("q3", "a", None), ("q3", "b", "A")]
+    pairs = [
+        TracePair(a=judged.trace(id, words), b=judged.trace(id, "Answer: 1"))
+        for id in dict.fromkeys(r[0] for r in made)
+    ]
+    asked = {one.key: one for one in questions(pairs)}
+    rows = [
+        row(asked["made/up", id, first], Heard(words=words, verdict=said, reason="" if said else words))
+        for id, first, said in made
+    ]
+    path.mkdir()
+    (path / "judgements.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    sides = {side: {"source": f"{side} {words}", "num_traces": 3} for side in ("a", "b")}
+    found = summarise(
+        pairs, {asked["made/up", id, first].key: one for (id, first, _), one in zip(made, rows, strict=True)}
+    )
+    (path / "summary.json").write_text(json.dumps({"judge": words, "words": "text", **sides, **found}))
+    (path / "judge.json").write_text(json.dumps({"command": f"flow-dpo judge {words}", "question": {"prompts": words}}))
+    return path
 
 
 def traces(path: Path, words: str) -> Path:
@@ -191,6 +217,27 @@ def test_the_page_tells_what_was_measured(tmp_path: Path) -> None:
     assert "| ground\\_truth | - | - | - | - | - |" in told
 
 
+def test_a_judges_verdicts_are_told_with_how_far_it_can_be_trusted(tmp_path: Path) -> None:
+    told = rendered([verdicts(tmp_path / "judged", "6 + 8 = 14")])[1]
+    # One win of a and one tie: three halves of two pairs, and the third enters no rate.
+    assert "a's win rate is 75.0 %" in told
+    assert "neither preferred" in told
+    assert "its two orders agree on 50.0 %" in told
+    assert re.search(r"flipped with the order \| 1 ", told)
+    assert "flow-dpo judge 6 + 8 = 14" in told
+    (tmp_path / "judged" / "summary.json").unlink()
+    with pytest.raises(DataError, match="the judge has not finished"):
+        read_sources([tmp_path / "judged"])
+
+
+def test_a_bad_value_of_a_judge_is_named(tmp_path: Path) -> None:
+    path = verdicts(tmp_path / "judged", "6 + 8 = 14")
+    found = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**found, "win_rate": {"rate": "high"}}))
+    with pytest.raises(DataError, match=r"summary.json, win_rate: expected a number in rate"):
+        rendered([path])
+
+
 def test_one_seed_says_what_it_does_not_know(tmp_path: Path) -> None:
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps(comparison(seeds=False)))
@@ -247,7 +294,7 @@ def test_what_is_no_source_is_refused_with_what_was_found(tmp_path: Path) -> Non
 def test_nothing_is_written_where_a_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, out = reports.run(tmp_path / "run", [RIGHT]), tmp_path / "out"
     assert cli.main(["report", str(good), str(tmp_path / "nowhere"), "--output_dir", str(out)]) == 1
-    assert "expected a run, an evaluation, traces or a comparison" in capsys.readouterr().err
+    assert "expected a run, an evaluation, traces, a comparison or a judge" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -69,6 +69,8 @@ class TestSettings:
     harder_split: str = ""
     """A second, harder split; none where empty."""
     harder_problems: int = 1000
+    sampled: bool = True
+    """Measure drawn answers, too, besides the greedy ones."""
 
     def __post_init__(self) -> None:
         for name in ("test_problems", "harder_problems"):
@@ -210,13 +212,14 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
     settings: CompareSettings = parsed["compare"]
     flow = parsed["flow"]
     shape = (flow.chunk_tokens, flow.max_chunks) if hasattr(flow, "chunk_tokens") else None
+    drawn = ("held_out/sampled",) if settings.tests.sampled else ()
     harder = ("harder/greedy",) if settings.tests.harder_split else ()
     return Sizes(
         num_traces=settings.pool.num_traces,
         matched_draws=settings.pool.matched_draws,
         more_draws=settings.pool.more_draws,
         flow_shape=shape,
-        tests=("held_out/greedy", "held_out/sampled", *harder),
+        tests=("held_out/greedy", *drawn, *harder),
         max_problems=parsed["data"].max_problems,
     )
 

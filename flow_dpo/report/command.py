@@ -59,13 +59,14 @@ def parse(argv: Sequence[str]) -> tuple[list[Path], ReportSettings]:
         if "=" not in word and words and not words[0].startswith("--"):
             flags.append(words.pop(0))
     what = (
-        "Write a report on the runs, evaluations, traces and comparisons that are named: "
+        "Write a report on the runs, evaluations, traces, comparisons and judges' verdicts that are named: "
         "flow-dpo report RUN_OR_COMPARISON... --output_dir OUT"
     )
     settings: ReportSettings = config.parse("flow-dpo report", what, {"report": ReportSettings()}, flags)["report"]
     if not sources:
         raise ConfigError(
-            "expected a run, an evaluation, traces or a comparison to report on, found none: flow-dpo report FOLDER..."
+            "expected a run, an evaluation, traces, a comparison or a judge's verdicts to report on, found none: "
+            "flow-dpo report FOLDER..."
         )
     return sources, settings
 

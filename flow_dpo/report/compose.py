@@ -1,7 +1,7 @@
 """How do the sources become one report?
 
-In reading order: findings, comparisons, runs, evaluations, traces, solutions side by side, and at last the commands and
-versions with which all of it can be made again. Invariant: each source that was named is spoken of.
+In reading order: findings, comparisons, runs, evaluations, traces, judges, solutions side by side, and at last the
+commands and versions with which all of it can be made again. Invariant: each source that was named is spoken of.
 """
 
 from __future__ import annotations
@@ -12,8 +12,17 @@ from typing import Any
 
 from flow_dpo.report import learning, wording
 from flow_dpo.report.comparison_section import comparison_section
+from flow_dpo.report.judge_section import judge_section
 from flow_dpo.report.measured_sections import evaluation_section, finding_of, traces_section
-from flow_dpo.report.read import ComparisonSource, EvaluationSource, RunSource, Source, Spoken, TracesSource
+from flow_dpo.report.read import (
+    ComparisonSource,
+    EvaluationSource,
+    JudgeSource,
+    RunSource,
+    Source,
+    Spoken,
+    TracesSource,
+)  # fmt: skip
 from flow_dpo.report.run_sections import run_section
 from flow_dpo.report.sections import Block, Code, Fold, Paragraph, Report, Section, Table
 from flow_dpo.report.steps import side_by_side
@@ -25,6 +34,7 @@ def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str) -
     traces = [source for source in sources if isinstance(source, TracesSource)]
     runs = [source for source in sources if isinstance(source, RunSource)]
     comparisons = [source for source in sources if isinstance(source, ComparisonSource)]
+    judges = [source for source in sources if isinstance(source, JudgeSource)]
     sections: list[Section] = []
     findings: list[str] = []
     for number, source in enumerate(comparisons, start=1):
@@ -42,6 +52,10 @@ def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str) -
         findings += [finding_of(one) for one in evaluations]
     if traces:
         sections.append(traces_section(traces))
+    if judges:
+        section, found = judge_section(judges)
+        sections.append(section)
+        findings += found
     beside = side_by_side(voices(sources), num_side_by_side)
     if beside:
         words = (
@@ -115,6 +129,8 @@ def _facts(source: Source) -> Mapping[str, Any]:
         return source.facts
     if isinstance(source, TracesSource):
         return source.file.header
+    if isinstance(source, JudgeSource):
+        return source.header
     return source.summary if isinstance(source, EvaluationSource) else source.found
 
 
@@ -129,7 +145,7 @@ def _machine(found: Mapping[str, Any]) -> dict[str, str]:
 def _settings(source: Source) -> list[Fold]:
     if isinstance(source, RunSource):
         return [Fold(title=f"Settings of {source.name} (config.yaml)", blocks=(Code(text=source.settings_text),))]
-    settings = _facts(source).get("settings")
+    settings = _facts(source).get("question" if isinstance(source, JudgeSource) else "settings")
     if not settings:
         return []
     text = json.dumps(settings, indent=2, ensure_ascii=False)

@@ -3,6 +3,7 @@
     a folder with config.yaml and trees.jsonl         a run of `flow-dpo train`, finished or interrupted
     a folder with summary.json                        an evaluation of `flow-dpo evaluate`
     a folder with traces.jsonl                        traces of `flow-dpo generate`
+    a folder with judge.json and summary.json         verdicts of `flow-dpo judge`
     comparison.json, or the folder that holds it      a comparison of `flow-dpo compare`
 
 Invariant: everything is read and checked before anything is written; a row that is broken is named by file and line.
@@ -110,7 +111,25 @@ class ComparisonSource:
     """By arm, what it said on the primary test set with the first seed, where the folder is there."""
 
 
-Source = RunSource | EvaluationSource | TracesSource | ComparisonSource
+@dataclass(frozen=True, kw_only=True)
+class JudgeSource:
+    """A judge's verdicts on two sets of traces."""
+
+    name: str
+    path: Path
+    header: Mapping[str, Any]
+    """judge.json: what was asked of whom, by which command."""
+    summary: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    """judgements.jsonl; empty where it is not there."""
+
+    @property
+    def place(self) -> str:
+        """Where its numbers stand."""
+        return str(self.path / "summary.json")
+
+
+Source = RunSource | EvaluationSource | TracesSource | ComparisonSource | JudgeSource
 
 
 def read_sources(paths: Sequence[Path], *, tree: str | None = None) -> list[Source]:
@@ -127,13 +146,17 @@ def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
         return _comparison(path, name)
     if (path / "comparison.json").is_file():
         return _comparison(path / "comparison.json", name)
+    if (path / "judge.json").is_file():
+        return _judge(path, name)
     if (path / "summary.json").is_file():
         return _evaluation(path, name)
     if (path / ROWS).is_file():
         return _traces(path, name)
     if (path / "config.yaml").is_file() and (path / "trees.jsonl").is_file():
         return _run(path, name, tree)
-    raise DataError(f"expected a run, an evaluation, traces or a comparison, found {_described(path)}")
+    raise DataError(
+        f"expected a run, an evaluation, traces, a comparison or a judge's verdicts, found {_described(path)}"
+    )
 
 
 def _described(path: Path) -> str:
@@ -188,6 +211,22 @@ def _evaluation(path: Path, name: str) -> EvaluationSource:
     for each in ("settings", "decoding", "stop", "steps_of_right_answers", "adapters", "pass_at_k", "majority_at_k"):
         checks.mapping(summary, each, place)
     return EvaluationSource(name=name, path=path, summary=summary, spoken=read_predictions(path))
+
+
+def _judge(path: Path, name: str) -> JudgeSource:
+    if not (path / "summary.json").is_file():
+        raise DataError(
+            f"expected summary.json beside judge.json in {path}, found none: the judge has not finished; give its "
+            "command again to go on"
+        )
+    rows = path / "judgements.jsonl"
+    return JudgeSource(
+        name=name,
+        path=path,
+        header=runs.read_object(path / "judge.json"),
+        summary=runs.read_object(path / "summary.json"),
+        rows=runs.read_jsonl(rows) if rows.exists() else (),
+    )
 
 
 def read_predictions(folder: Path) -> dict[str, Spoken]:

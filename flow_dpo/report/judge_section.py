@@ -1,0 +1,137 @@
+"""What is told of a judge's verdicts on two sets of traces?
+
+Who was preferred, how surely, and how far the judge can be trusted: whether it says the same in both orders, and
+whether it leans to a place or to length. Then a few of its own words. Invariant: a preference is called one only where
+its interval leaves out one half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flow_dpo.report import checks, wording
+from flow_dpo.report.read import JudgeSource
+from flow_dpo.report.sections import Block, Code, Fold, Paragraph, Section, Table
+
+_SHOWN = 6
+"""Judgements whose words are shown."""
+_LONGEST = 1500
+"""Characters of them."""
+_TIES = {
+    "identical": "the same words on both sides",
+    "both_orders": "a tie in both orders",
+    "flipped": "flipped with the order",
+    "one_order": "preferred in one order, a tie in the other",
+}
+
+
+def judge_section(judges: Sequence[JudgeSource]) -> tuple[Section, tuple[str, ...]]:
+    """All judges, and a finding of each. Raises `DataError` naming the file of a value of the wrong kind."""
+    rows, reasons = [_outcomes(one) for one in judges], [row for one in judges for row in _kinds(one)]
+    words = (
+        "A judge reads two traces of one problem blind, once in each order. A pair is a win where both orders prefer "
+        "the same trace, and a tie where they do not; a pair without a verdict enters no rate. A judge is no verifier: "
+        "it may prefer a wrong step."
+    )
+    columns = (
+        "judged",
+        "by",
+        "a wins",
+        "b wins",
+        "ties",
+        "no verdict",
+        "a's win rate (95 % interval)",
+        "sign test's p",
+    )
+    blocks: list[Block] = [
+        Paragraph(text=words),
+        Table(
+            caption="Wins, ties counting half in the rate", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1})
+        ),
+        Table(
+            caption="How far the judge can be trusted",
+            columns=("judged", "orders agree", "Cohen's kappa", "picks the first place", "longer one wins"),
+            rows=tuple(_trust(one) for one in judges),
+        ),
+    ]
+    if reasons:
+        table = Table(
+            caption="Ties and missing verdicts",
+            columns=("judged", "why", "pairs or questions"),
+            rows=tuple(reasons),
+            wordy=frozenset({0, 1}),
+        )
+        blocks.append(table)
+    blocks += [fold for one in judges if (fold := _said(one))]
+    return Section(title="Judge", blocks=tuple(blocks)), tuple(_finding(one) for one in judges)
+
+
+def sides_of(one: JudgeSource) -> str:
+    """What was compared with what."""
+    named = []
+    for side in ("a", "b"):
+        found = checks.mapping(one.summary, side, one.place)
+        named.append(wording.short(str(found.get("source") or found.get("path") or "unnamed traces"), 40))
+    return f"{one.name}: {named[0]} (a) and {named[1]} (b)"
+
+
+def _group(one: JudgeSource, name: str) -> Mapping[str, Any]:
+    return checks.mapping(one.summary, name, one.place)
+
+
+def _number(one: JudgeSource, group: str, name: str) -> float | None:
+    return checks.number(_group(one, group), name, f"{one.place}, {group}")
+
+
+def _win_rate(one: JudgeSource) -> tuple[float | None, tuple[float, float] | None]:
+    return _number(one, "win_rate", "rate"), checks.interval(_group(one, "win_rate"), "interval", one.place)
+
+
+def _judge(one: JudgeSource) -> str:
+    how = checks.words(one.summary, "words", one.place)
+    name = checks.words(one.summary, "judge", one.place) or "a judge without a name"
+    return name + (", choosing between two words" if how == "choices" else "")
+
+
+def _outcomes(one: JudgeSource) -> tuple[str, ...]:
+    pairs = [wording.count(_number(one, "pairs", name)) for name in ("a", "b", "tie", "unparsed")]
+    rate, bounds = _win_rate(one)
+    shown = wording.NOTHING if rate is None else f"{wording.share(rate)} ({wording.interval(bounds)})"
+    return (sides_of(one), _judge(one), *pairs, shown, wording.p_value(_number(one, "decided", "p")))
+
+
+def _trust(one: JudgeSource) -> tuple[str, ...]:
+    shares = [_number(one, *names) for names in (("agreement", "rate"), ("position", "first_rate"), ("longer", "rate"))]
+    kappa = wording.decimal(_number(one, "agreement", "kappa"))
+    return (one.name, wording.share(shares[0]), kappa, wording.share(shares[1]), wording.share(shares[2]))
+
+
+def _kinds(one: JudgeSource) -> list[tuple[str, ...]]:
+    ties = [(words, _number(one, "ties", name)) for name, words in _TIES.items()]
+    missing = [(f"no verdict: {reason}", _number(one, "unparsed", reason)) for reason in _group(one, "unparsed")]
+    return [(one.name, words, wording.count(value)) for words, value in [*ties, *missing] if value]
+
+
+def _finding(one: JudgeSource) -> str:
+    rate, bounds = _win_rate(one)
+    if rate is None or bounds is None:
+        return f"{sides_of(one)}: no pair has a verdict."
+    how = f"a's win rate is {wording.share(rate)} ({wording.interval(bounds)})"
+    better = "a preferred" if bounds[0] > 0.5 else "b preferred" if bounds[1] < 0.5 else "neither preferred"
+    agreed = wording.share(_number(one, "agreement", "rate"))
+    return f"{sides_of(one)}: {how} by {_judge(one)}, {better}; its two orders agree on {agreed}."
+
+
+def _said(one: JudgeSource) -> Fold | None:
+    """The first judgements' own words."""
+    shown: list[Block] = []
+    for number, row in enumerate(one.rows[:_SHOWN], start=1):
+        place = f"{one.place}, judgement {number}"
+        problem, first = (checks.text(row, name, place) for name in ("problem_id", "first"))
+        verdict, words = checks.words(row, "verdict", place) or "no verdict", checks.words(row, "words", place)
+        shown.append(Paragraph(text=f"{problem}, {first} shown as A: {verdict}"))
+        if words:
+            shown.append(Code(text=words[:_LONGEST] + (" [...]" if len(words) > _LONGEST else "")))
+    title = f"The judge's own words in {one.name}, first {len(one.rows[:_SHOWN])}"
+    return Fold(title=title, blocks=tuple(shown)) if shown else None
