@@ -56,8 +56,8 @@ study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its t
 	$(BIN)/flow-dpo compare --config docs/study/recipes.yaml $(ARGS)
 	mkdir -p docs/study/recipes
 	cp runs/study-recipes/comparison.json runs/study-recipes/comparison.md docs/study/recipes/
-	$(BIN)/python -m benchmarks.step_values --num_problems 40 --results docs/study/recipes/step_values.json
-	$(BIN)/python -m benchmarks.step_values --num_problems 40 --results docs/study/recipes/step_values.json \
+	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results docs/study/recipes/step_values.json
+	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results docs/study/recipes/step_values.json \
 		--run runs/study-recipes/seed0/vineppo_same_tokens
 	$(BIN)/flow-dpo report docs/study/recipes/comparison.json --output_dir docs/study/recipes
 
