@@ -7,10 +7,12 @@ next token's log-probabilities are, from a table or from a plain forward of an u
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
 from flow_dpo.errors import EngineError
 from flow_dpo.types import Adapter, Completion, Request, Sampling, TokenIds
 from tests.tiny_models import KINDS, tiny_model
+from tests.vllm_stand_in import StandIn, engine_of
 
 END = 2
 VOCAB = 12
@@ -95,14 +98,40 @@ def _case(name: str) -> Case:
     return Case(build, oracle)
 
 
-@pytest.fixture(scope="module", params=["scripted", "tabular", *KINDS])
-def case(request: pytest.FixtureRequest) -> Case:
-    return _case(request.param)
+@contextlib.contextmanager
+def _served(folder: Path) -> Iterator[Case]:
+    """The engine for a vLLM server, over a stand-in that speaks from the table."""
+
+    @functools.cache
+    def logprobs(prefix: TokenIds) -> list[float]:
+        oracle = _case("tabular").oracle
+        assert oracle is not None
+        return oracle(prefix)
+
+    with StandIn(lambda _, prefix: logprobs(prefix), num_words=VOCAB, max_model_len=CONTEXT) as server:
+        facts = {"root": folder, "num_words": VOCAB, "end_ids": {END}, "context_tokens": CONTEXT, "top_logprobs": 4}
+        yield Case(lambda: engine_of(server.url, server.base, **facts), logprobs)
 
 
-@pytest.fixture(scope="module", params=["tabular", *KINDS])
-def drawing(request: pytest.FixtureRequest) -> Case:
-    return _case(request.param)
+@contextlib.contextmanager
+def _opened(name: str, factory: pytest.TempPathFactory) -> Iterator[Case]:
+    if name == "vllm_server":
+        with _served(factory.mktemp("adapters")) as case:
+            yield case
+    else:
+        yield _case(name)
+
+
+@pytest.fixture(scope="module", params=["scripted", "tabular", "vllm_server", *KINDS])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    with _opened(request.param, tmp_path_factory) as case:
+        yield case
+
+
+@pytest.fixture(scope="module", params=["tabular", "vllm_server", *KINDS])
+def drawing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    with _opened(request.param, tmp_path_factory) as case:
+        yield case
 
 
 def _requests(count: int = 20) -> list[Request]:
