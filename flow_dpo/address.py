@@ -92,6 +92,9 @@ class Address:
                     raise Passing(self._late(late) or self._hidden(f"{type(error).__name__}: {error}")) from error
                 if late.is_set():
                     raise Passing(self._late(late))
+                # With a limit, `read` takes the end of the connection for the end of the answer.
+                if response.length and len(content) <= self._max_bytes:
+                    raise Passing(f"an answer that breaks off {response.length} bytes before its end")
         except (OSError, UnicodeError) as error:
             raise Passing(self._hidden(f"{type(error).__name__}: {error}")) from error
         finally:

@@ -108,7 +108,7 @@ def _served(folder: Path) -> Iterator[Case]:
         assert oracle is not None
         return oracle(prefix)
 
-    with StandIn(lambda _, prefix: logprobs(prefix), num_words=VOCAB, max_model_len=CONTEXT) as server:
+    with StandIn(lambda _, prefix: logprobs(prefix), num_words=VOCAB) as server:
         facts = {"root": folder, "num_words": VOCAB, "end_ids": {END}, "context_tokens": CONTEXT, "top_logprobs": 4}
         yield Case(lambda: engine_of(server.url, server.base, **facts), logprobs)
 

@@ -83,8 +83,8 @@ class StandIn:
         self._server.server_close()
         for connection in [*self._connections]:
             # Reset rather than closed, as the system does it for a process that was killed.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it has just been answered
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
@@ -217,7 +217,7 @@ def engine_of(
 ) -> VllmServerEngine:
     """An engine over a server, which is asked for nothing yet. Adapters without a folder get one under `root`."""
     client = VllmClient(VllmServerSettings(base_url=url, backoff_s=0.01, **settings), api_key="")
-    served = ServedModel(id=base, root="models/base", parent="", max_model_len=context_tokens)
+    served = ServedModel(id=base, root="models/base", parent="", max_model_len=512)
     return VllmServerEngine(
         client,
         Speech(end_ids=frozenset(end_ids), num_words=num_words, top_logprobs=client.settings.top_logprobs),

@@ -172,8 +172,9 @@ class VllmServerEngine(Engine):
             served = self._client.models()
             if self._base not in served:
                 raise EngineError(
-                    f"expected {self._client.url} to serve {self._base.id} from {self._base.root} still, found "
-                    f"{[(one.id, one.root) for one in served if not one.parent]}; start it as it was"
+                    f"expected {self._client.url} to serve {self._base.id} from {self._base.root} with "
+                    f"{self._base.max_model_len} tokens still, found "
+                    f"{[(one.id, one.root, one.max_model_len) for one in served if not one.parent]}; start it as it was"
                 )
             if voice.folder is not None and not any(one.id == voice.name for one in served):
                 self._client.load(voice.name, voice.folder)
