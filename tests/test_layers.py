@@ -23,7 +23,7 @@ LAYERS = [
     {"learner_state"},
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces", "overlap"},
-    {"online", "progress", "watch", "sources", "export", "budget", "judging"},
+    {"online", "progress", "watch", "sources", "export", "budget", "judging", "engine_kinds"},
     {"evaluate", "build", "generate", "sft", "judgements", "judges", "report"},
     {"training"},
     {"commands", "trace_commands", "verify_command", "judge_commands"},
