@@ -26,15 +26,17 @@ from flow_dpo.engines.probe import vocabulary_size
 from flow_dpo.engines.vllm_asking import Speech
 from flow_dpo.engines.vllm_checks import Wanted, connect
 from flow_dpo.engines.vllm_client import VllmClient, VllmServerSettings
+from flow_dpo.engines.vllm_local import VllmEngine, VllmSettings, open_vllm
 from flow_dpo.engines.vllm_server import VllmServerEngine
 from flow_dpo.errors import ConfigError
 from flow_dpo.models import LoadedModel
 from flow_dpo.policy import Policy
 from flow_dpo.types import Adapter, Role, TokenIds
 
-EngineSettings = LocalSettings | VllmServerSettings
-KINDS: dict[str, type[LocalSettings] | type[VllmServerSettings]] = {
+EngineSettings = LocalSettings | VllmSettings | VllmServerSettings
+KINDS: dict[str, type[LocalSettings] | type[VllmSettings] | type[VllmServerSettings]] = {
     "local": LocalSettings,
+    "vllm": VllmSettings,
     "vllm_server": VllmServerSettings,
 }
 """The engines by the word that chooses them: `--engine vllm_server`."""
@@ -121,6 +123,20 @@ def wanted(loaded: LoadedModel, *, num_roles: int) -> Wanted:
             logits = loaded.model(input_ids=torch.tensor([ids], device=loaded.model.device)).logits[0, -1]
             said[ids] = logits.double().log_softmax(-1).tolist()
     return Wanted(name=loaded.name, encoded=encoded, said=said, num_roles=num_roles)
+
+
+def _vllm(settings: VllmSettings, loaded: LoadedModel, speech: Speech, policy: Policy, shelf: Shelf) -> VllmEngine:
+    model = loaded.model
+    opened = open_vllm(
+        settings,
+        model=model.name_or_path,
+        dtype=str(model.dtype).removeprefix("torch."),
+        on_cpu=model.device.type == "cpu",
+        context_tokens=loaded.context_tokens,
+        num_roles=len(policy.roles),
+        rank=policy.settings.lora_r,
+    )
+    return VllmEngine(opened, speech, context_tokens=loaded.context_tokens, folder_of=shelf)
 
 
 def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> LocalEngine:
