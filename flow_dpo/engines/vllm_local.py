@@ -55,8 +55,8 @@ class VllmSettings:
     def __post_init__(self) -> None:
         if not self.kv_budget_gib > 0 or self.max_batch_size < 1 or self.block_tokens < 0 or self.top_logprobs < 1:
             raise ConfigError(
-                "expected kv_budget_gib above 0, max_batch_size and top_logprobs of 1 at least, and block_tokens of 0 or "
-                f"more, found {self.kv_budget_gib}, {self.max_batch_size}, {self.top_logprobs} and {self.block_tokens}"
+                "expected kv_budget_gib above 0, max_batch_size and top_logprobs of 1 at least, block_tokens of 0 at "
+                f"least, found {self.kv_budget_gib}, {self.max_batch_size}, {self.top_logprobs}, {self.block_tokens}"
             )
 
 
