@@ -88,6 +88,8 @@ def open_vllm(
         "max_logprobs": -1, "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
         "max_num_seqs": settings.max_batch_size, "kv_cache_memory_bytes": int(settings.kv_budget_gib * 2**30),
         "enforce_eager": on_cpu or not settings.compiled, "disable_log_stats": True, "seed": 0,
+        # The keys and values have their own bound; this one only asks that so much of a GPU is free beside the learner.
+        "gpu_memory_utilization": 0.1,
     }  # fmt: skip
     if settings.block_tokens:
         wanted["block_size"] = settings.block_tokens
