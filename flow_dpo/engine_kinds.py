@@ -100,8 +100,11 @@ def reached(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) ->
     if isinstance(settings, LocalSettings):
         yield Reach(loaded.context_tokens, lambda policy, _: _local(settings, loaded, policy))
         return
-    client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     speech = Speech(end_ids=loaded.end_ids, num_words=vocabulary_size(loaded.model), top_logprobs=settings.top_logprobs)
+    if isinstance(settings, VllmSettings):
+        yield Reach(loaded.context_tokens, lambda policy, shelf: _vllm(settings, loaded, speech, policy, shelf))
+        return
+    client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
         base = connect(client, wanted(loaded, num_roles=num_roles))
         room = min(loaded.context_tokens, base.max_model_len)
@@ -129,7 +132,7 @@ def _vllm(settings: VllmSettings, loaded: LoadedModel, speech: Speech, policy: P
     model = loaded.model
     opened = open_vllm(
         settings,
-        model=model.name_or_path,
+        model=str(model.name_or_path),
         dtype=str(model.dtype).removeprefix("torch."),
         on_cpu=model.device.type == "cpu",
         context_tokens=loaded.context_tokens,

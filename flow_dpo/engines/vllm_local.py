@@ -73,7 +73,7 @@ def open_vllm(
 ) -> Any:
     """vLLM's engine on this model. Raises `ConfigError` where vLLM is not installed or refuses."""
     try:
-        from vllm import EngineArgs, LLMEngine
+        from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
             f"--engine vllm needs vLLM, which cannot be imported here ({error}); make setup-vllm makes an environment "
@@ -167,7 +167,7 @@ class VllmEngine(Engine):
         self._vllm.engine_core.shutdown()
 
     def _loaded(self, adapter: Adapter) -> Any:
-        from vllm.lora.request import LoRARequest
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
         number, folder = next(_NUMBERS), self._folder_of(adapter).resolve()
         name = f"{adapter.role}-v{adapter.version}-{number}"
@@ -190,8 +190,8 @@ class VllmEngine(Engine):
             self._put(asked, ask)
 
     def _put(self, asked: _Asked, ask: Ask) -> None:
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
+        from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         name = str(next(_NUMBERS))
         self._asked[name] = asked
