@@ -8,7 +8,7 @@ DEV    := $(VENV)/.installed-dev
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart setup test soak bench study study-recipes check fix seed wheel clean
+.PHONY: quickstart setup test soak bench study study-recipes check fix seed wheel clean # vLLM wants another transformers than ours, so it has an environment of its own (vllm_environment.py says how). VLLM_BIN := .venv-vllm/bin VLLM := .venv-vllm/.installed setup-vllm test-vllm
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -24,6 +24,16 @@ $(STAMP): pyproject.toml constraints.txt
 $(DEV): $(STAMP)
 	$(PIP) -e '.[dev]'
 	touch $@
+
+setup-vllm: $(VLLM)  ## vLLM in .venv-vllm: the CPU build where there is no NVIDIA GPU
+
+$(VLLM): pyproject.toml vllm_environment.py
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python vllm_environment.py
+	touch $@
+
+test-vllm: $(VLLM)  ## the tests that need vLLM, over a real server and in process
+	$(VLLM_BIN)/python -m pytest -m vllm $(ARGS)
 
 soak: $(DEV)  ## the long tests: 200 kills, 10,000 fuzzed files, 10,000 hostile answers
 	$(BIN)/python -m tests.killing --points 200

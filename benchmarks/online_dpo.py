@@ -107,7 +107,7 @@ def _parts(settings: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
 def ours(settings: argparse.Namespace) -> Report:
     """Our own loop."""
     from benchmarks.preferring import Better, NoVerdicts
-    from flow_dpo.build import speaking_of
+    from flow_dpo.engine_kinds import speaking_of
     from flow_dpo.engines.local import LocalEngine, LocalSettings
     from flow_dpo.explore import Siblings
     from flow_dpo.grade import GradingSettings

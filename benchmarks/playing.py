@@ -99,7 +99,7 @@ def _parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
 
 def play(settings: argparse.Namespace, _: int) -> Report:
     """The flow, with either engine."""
-    from flow_dpo.build import speaking_of
+    from flow_dpo.engine_kinds import speaking_of
     from flow_dpo.engines.local import LocalEngine, LocalSettings
     from flow_dpo.policy import Policy
     from flow_dpo.speaker import Speaker

@@ -7,17 +7,18 @@ start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from flow_dpo import config, recipes
+from flow_dpo import config, engine_kinds, recipes
 from flow_dpo.budget import BudgetSettings
 from flow_dpo.custom import is_source, load_flow
-from flow_dpo.engines.local import LocalEngine, LocalSettings
+from flow_dpo.engine_kinds import EngineSettings, Shelf
+from flow_dpo.engines.local import LocalSettings
 from flow_dpo.errors import ConfigError
 from flow_dpo.fit import fitting_problems
 from flow_dpo.flows.base import Flow
@@ -73,7 +74,7 @@ class ShopSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     data: DataConfig = field(default_factory=DataConfig)
     grading: GradingSettings = field(default_factory=GradingSettings)
-    engine: LocalSettings = field(default_factory=LocalSettings)
+    engine: EngineSettings = field(default_factory=LocalSettings)
 
     def sections(self) -> dict[str, Any]:
         """The settings by the names that flags and config.yaml use."""
@@ -100,8 +101,9 @@ class TrainSettings:
         return {**self.names(), **method, **self.shop.sections(), "learner": self.learner, "run": self.run}
 
     def names(self) -> dict[str, str]:
-        """What the settings were made from: recipe, preset, and the user's own flow."""
-        return {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
+        """What the settings were made from: recipe, preset, the user's own flow, and the kind of engine."""
+        names = {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
+        return names | {"engine_kind": engine_kinds.kind_of(self.shop.engine)}
 
     @classmethod
     def from_sections(cls, sections: Mapping[str, Any]) -> TrainSettings:
@@ -117,8 +119,8 @@ class TrainSettings:
         )
 
 
-def default_settings(recipe: str, preset: str, flow_source: str = "") -> TrainSettings:
-    """The settings of a named recipe and preset, with a flow of the user's own where one is named.
+def default_settings(recipe: str, preset: str, flow_source: str = "", engine: str = "local") -> TrainSettings:
+    """The settings of a named recipe, preset and engine, with a flow of the user's own where one is named.
 
     Raises `ConfigError` for a name that is none.
     """
@@ -126,7 +128,7 @@ def default_settings(recipe: str, preset: str, flow_source: str = "") -> TrainSe
     return TrainSettings(
         flow_source=flow_source,
         recipe=values.recipe,
-        shop=ShopSettings(lora=values.lora),
+        shop=ShopSettings(lora=values.lora, engine=engine_kinds.default_settings(engine)),
         learner=values.learner,
         run=RunSettings(explore_ahead=values.explore_ahead),
         recipe_name=recipe,
@@ -157,16 +159,20 @@ def defaults_of(
 ) -> tuple[list[str], TrainSettings]:
     """The defaults of a command by what it names of recipe, preset, model and flow, or else by what `base` does.
 
-    Also returns the words, with `--flow file.py:Name` as the setting that it is. Raises `ConfigError` naming `origin`
-    where `base`, which comes from there, holds something else than a name, or would have code run without being
-    `trusted` or asked for (`refuse_unasked`).
+    Also returns the words, with `--flow file.py:Name` and `--engine NAME` as the settings that they are. Raises
+    `ConfigError` naming `origin` where `base`, which comes from there, holds something else than a name, or would have
+    code run without being `trusted` or asked for (`refuse_unasked`).
     """
     words: list[str] = []
     for word in argv:
         name, equals, value = word.partition("=")
         if words and words[-1] == "--flow" and is_source(word):
             words[-1] = "--flow_source"
-        words.append(f"--flow_source={value}" if name == "--flow" and equals and is_source(value) else word)
+        if words and words[-1] == "--engine":
+            words[-1] = "--engine_kind"
+        if name == "--flow" and equals and is_source(value):
+            word = f"--flow_source={value}"
+        words.append(f"--engine_kind={value}" if name == "--engine" and equals else word)
     if not trusted:
         refuse_unasked(base, words, origin)
     group = base.get("model", {})
@@ -183,7 +189,16 @@ def defaults_of(
     recipe = config.peek(words, "recipe", named(base, "recipe", "flow-dpo"))
     preset = config.peek(words, "preset", named(base, "preset", recipes.default_preset(model)))
     source = config.peek(words, "flow_source", named(base, "flow_source", ""))
-    return words, default_settings(recipe, preset, source)
+    engine = config.peek(words, "engine", named(base, "engine_kind", "local"))
+    engine = config.peek(words, "engine_kind", engine)
+    return words, default_settings(recipe, preset, source, engine)
+
+
+def of_its_engine(base: Mapping[str, Any], defaults: TrainSettings) -> dict[str, Any]:
+    """What `base` holds, without settings of another engine than the one that was chosen."""
+    chosen = defaults.names()["engine_kind"]
+    others = base.get("engine_kind", "local") != chosen
+    return {name: value for name, value in base.items() if not (others and name in ("engine", "engine_kind"))}
 
 
 @dataclass(kw_only=True)
@@ -200,31 +215,33 @@ class Workshop:
 
 @contextmanager
 def workshop(
-    settings: ShopSettings, flow: Flow[Any], *, roles: Sequence[Role], seed: int, problems: ProblemSet | None = None
+    settings: ShopSettings,
+    flow: Flow[Any],
+    *,
+    roles: Sequence[Role],
+    seed: int,
+    problems: ProblemSet | None = None,
+    served: Path | None = None,
 ) -> Iterator[Workshop]:
     """Load, check and connect everything that plays `flow`; close it at the end.
 
-    `roles` get an adapter each; `problems` where those of `settings.data` are loaded already.
+    `roles` get an adapter each; `problems` where those of `settings.data` are loaded already. In `served` lie the
+    adapters of an engine that reads files, while they are in force; in a folder of the system's where none is named.
     """
     problems = load(settings.data) if problems is None else problems
     loaded = load_model(settings.model)
-    fitting = fitting_problems(flow, loaded.renderer, problems.problems, loaded.context_tokens)
-    policy = Policy(loaded.model, roles, settings.lora, seed=seed)
-    engine = LocalEngine(
-        policy.model,
-        speaking=speaking_of(policy, settings.engine),
-        end_ids=loaded.end_ids,
-        context_tokens=loaded.context_tokens,
-        settings=settings.engine,
-    )
-    with closing(engine), Verifier(rule=settings.grading.rule, timeout_s=settings.grading.timeout_s) as verifier:
-        players = Players(engine=engine, renderer=loaded.renderer, verifier=verifier, grading=settings.grading)
-        yield Workshop(problems=problems, loaded=loaded, policy=policy, players=players, fitting=fitting)
-
-
-def speaking_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
-    """How roles speak while they play: with merged weights where that is wanted and can be."""
-    if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not policy.can_merge()):
-        return policy.speaking
-    with policy.merged(policy.roles[0]):  # refused now rather than in the midst of play
-        return policy.merged
+    with (
+        engine_kinds.reached(settings.engine, loaded, num_roles=len(roles)) as reach,
+        tempfile.TemporaryDirectory() as elsewhere,
+    ):
+        fitting = fitting_problems(flow, loaded.renderer, problems.problems, reach.context_tokens)
+        policy = Policy(loaded.model, roles, settings.lora, seed=seed)
+        shelf = Shelf(policy, served or Path(elsewhere))
+        grading = settings.grading
+        with (
+            closing(reach.build(policy, shelf)) as engine,
+            Verifier(rule=grading.rule, timeout_s=grading.timeout_s) as verifier,
+        ):
+            players = Players(engine=engine, renderer=loaded.renderer, verifier=verifier, grading=grading)
+            yield Workshop(problems=problems, loaded=loaded, policy=policy, players=players, fitting=fitting)
+        shelf.clear()

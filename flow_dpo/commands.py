@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from flow_dpo import config, overlap, runs, training
-from flow_dpo.build import RunSettings, ShopSettings, TrainSettings, defaults_of, workshop
+from flow_dpo.build import RunSettings, ShopSettings, TrainSettings, defaults_of, of_its_engine, workshop
 from flow_dpo.errors import ConfigError
 from flow_dpo.evaluate import EvaluationSettings, decoding, write_predictions
 from flow_dpo.evaluate import evaluate as measure
@@ -51,6 +51,7 @@ def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> Tr
     folder = Path(config.peek(argv, "run.output_dir", RunSettings().output_dir))
     base, origin = _settings_to_resume(argv, folder), str(folder / "config.yaml")
     argv, defaults = defaults_of(argv, base, origin=origin, trusted=True)  # one's own run goes on
+    base = of_its_engine(base, defaults)
     if "max_problems" in overrides:
         data = replace(defaults.shop.data, max_problems=overrides["max_problems"])
         defaults = replace(defaults, shop=replace(defaults.shop, data=data))
@@ -69,6 +70,7 @@ def evaluate(argv: Sequence[str]) -> int:
     """`flow-dpo evaluate`: with `--run` or `--adapter`, the settings that come with it are the defaults."""
     base, origin = settings_of({name: config.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
     argv, defaults = defaults_of(argv, base, origin=origin)
+    base = of_its_engine(base, defaults)
     shop = replace(defaults.shop, data=replace(defaults.shop.data, dataset_split="test"))
     sections = {
         **defaults.names(),

@@ -228,6 +228,8 @@ def _full_names(
 
     def put(prefix: str, value: Any) -> None:
         name = short.get(prefix, prefix)
+        if isinstance(value, str) and names.get(name) and f"{name}_kind" in names:
+            name = f"{name}_kind"  # engine: vllm_server
         if name not in names:
             raise ConfigError(f"unknown setting {name} in {path}; {_near(name, [*short, *names]).replace('--', '')}")
         if names[name]:

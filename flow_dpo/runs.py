@@ -10,6 +10,7 @@ A folder that can be read while it is written and after anything happened to its
     scored.jsonl     the same of recipes that learn from single completions with an advantage
     checkpoints/     where the run stands (`checkpoint`)
     adapters/<role>/<version>/   in PEFT's layout
+    served/          the adapters in force, for an engine that reads files; gone at the end
     progressive.png  the picture of the run
 
 Invariant: rows are only ever added at the end, and a checkpoint knows how long the files were; what stands behind is

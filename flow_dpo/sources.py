@@ -23,7 +23,9 @@ from flow_dpo.policy import Policy
 from flow_dpo.strict_json import OBJECT, ORDINAL, TEXT, TEXTS, Kind, check, or_null
 from flow_dpo.types import Adapter, Role
 
-_OF_THE_METHOD = ("recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine")
+_OF_THE_METHOD = (
+    "recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine_kind", "engine",
+)  # fmt: skip
 _OF_THE_DATA = ("dataset_name", "dataset_config", "columns")
 _ADAPTER_CONFIG = "adapter_config.json"
 _SHAPE_KINDS = {

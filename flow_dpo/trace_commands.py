@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from flow_dpo import config, runs, sft
-from flow_dpo.build import ShopSettings, defaults_of, workshop
+from flow_dpo.build import ShopSettings, defaults_of, of_its_engine, workshop
 from flow_dpo.errors import ConfigError, DataError
 from flow_dpo.export import ExportSettings
 from flow_dpo.export import export as write_export
@@ -31,6 +31,7 @@ def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo generate`: with `--run` or `--adapter`, what comes with it comes first."""
     base, origin = settings_of({name: config.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
     argv, defaults = defaults_of(argv, base, origin=origin)
+    base = of_its_engine(base, defaults)
     sections = {
         **defaults.names(),
         "flow": defaults.recipe.flow,
@@ -118,6 +119,7 @@ def parse_sft(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     origin = f"the settings in {file.path.with_name(HEADER)}" if file else ""
     base = {name: made[name] for name in ("recipe", "preset", "flow_source", "flow", "model") if name in made}
     argv, defaults = defaults_of(argv, base, origin=origin)
+    base = of_its_engine(base, defaults)
     sections = {
         **defaults.names(),
         "flow": defaults.recipe.flow,

@@ -96,7 +96,7 @@ def _shop(path: Path, settings: TrainSettings) -> Iterator[tuple[Workshop, dict[
         facts = {"device": str(device_of(settings.shop.model)), "data_fingerprint": problems.fingerprint}
         differences = _compare(path, settings, facts)
     flow, seed = settings.recipe.flow, settings.run.seed
-    with workshop(settings.shop, flow, roles=flow.roles, seed=seed, problems=problems) as shop:
+    with workshop(settings.shop, flow, roles=flow.roles, seed=seed, problems=problems, served=path / "served") as shop:
         yield shop, differences
 
 
@@ -130,7 +130,9 @@ def _compare(path: Path, settings: TrainSettings, facts: Mapping[str, Any]) -> d
     now = runs.plain(settings.sections())
     found = {
         name: values
-        for name, values in runs.differences(config.read_settings(path / "config.yaml"), now).items()
+        for name, values in runs.differences(
+            {"engine_kind": "local"} | config.read_settings(path / "config.yaml"), now
+        ).items()
         if name not in _OF_THE_RUN
     }
     before, present = runs.read_facts(path), {**runs.environment(), **facts}

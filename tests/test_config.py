@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from flow_dpo.build import TrainSettings, default_settings
+from flow_dpo.build import TrainSettings, default_settings, defaults_of, of_its_engine
 from flow_dpo.commands import parse_train
 from flow_dpo.comparison import command
 from flow_dpo.config import _defaults
+from flow_dpo.engine_kinds import KINDS
+from flow_dpo.engines.local import LocalSettings
+from flow_dpo.engines.vllm_client import VllmServerSettings
 from flow_dpo.errors import ConfigError
 from flow_dpo.recipes import PRESETS
 from flow_dpo.runs import plain
@@ -128,8 +131,42 @@ def test_the_embedded_model_brings_its_preset() -> None:
     assert parse("--model_name_or_path", "some/model").recipe.flow.chunk_tokens == 160
 
 
+def test_an_engine_is_chosen_by_its_name_and_has_its_own_settings(tmp_path: Path) -> None:
+    assert parse().shop.engine == LocalSettings()
+    given = parse("--engine", "vllm_server", "--base_url", "http://h:8000", "--engine.concurrency", "7")
+    assert given.shop.engine == VllmServerSettings(base_url="http://h:8000", concurrency=7)
+    assert parse("--engine=vllm_server").names()["engine_kind"] == "vllm_server"
+    file = tmp_path / "given.yaml"
+    file.write_text("engine: vllm_server\nbase_url: http://h:8000\n")
+    assert parse("--config", str(file)).shop.engine == VllmServerSettings(base_url="http://h:8000")
+    file.write_text(yaml.safe_dump(plain(given.sections())))
+    assert parse("--config", str(file)) == given
+    with pytest.raises(ConfigError, match=r"unknown engine 'vlm'; there are local, vllm, vllm_server"):
+        parse("--engine", "vlm")
+    with pytest.raises(ConfigError, match="unknown setting --base_url"):
+        parse("--base_url", "http://h:8000")
+    with pytest.raises(ConfigError, match=r"unknown setting --engine\.reuse"):
+        parse("--engine", "vllm_server", "--engine.reuse", "false")
+
+
+def test_another_engine_leaves_the_settings_of_the_first_behind() -> None:
+    """A run that was trained behind a server is evaluated in this process, and the other way round."""
+    trained = plain(parse("--engine", "vllm_server", "--top_logprobs", "9").sections())
+    _, same = defaults_of([], trained)
+    assert of_its_engine(trained, same)["engine"]["top_logprobs"] == 9
+    _, other = defaults_of(["--engine", "local"], trained)
+    assert other.shop.engine == LocalSettings()
+    assert {"engine", "engine_kind"}.isdisjoint(of_its_engine(trained, other))
+    older = {name: value for name, value in plain(parse().sections()).items() if name != "engine_kind"}
+    _, default = defaults_of([], older)
+    assert of_its_engine(older, default) == older
+    _, server = defaults_of(["--engine=vllm_server"], older)
+    assert "engine" not in of_its_engine(older, server)
+
+
 def test_dataclasses_stay_small() -> None:
     settings = [
+        *(default_settings("flow-dpo", "paper", engine=kind).sections() for kind in KINDS),
         default_settings("flow-dpo", "paper").sections(),
         command.sections(default_settings("flow-dpo", "paper")),
     ]

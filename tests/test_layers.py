@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 
 LAYERS = [
     {"errors", "types", "seeds"},
+    {"address"},
     {"closed_form", "extract", "tree", "attention", "deviation", "seed", "grading_worker", "data_files", "strict_json"}
     | {"chat_endpoint", "steps", "wording", "sandbox", "sandbox_worker", "voices"},
     {"answers", "grading_pool", "render", "problems", "flows", "engines", "credit", "measures", "policy", "packing"},
@@ -22,7 +23,7 @@ LAYERS = [
     {"learner_state"},
     {"learner", "runs", "config"},
     {"recipes", "checkpoint", "traces", "overlap"},
-    {"online", "progress", "watch", "sources", "export", "budget", "judging"},
+    {"online", "progress", "watch", "sources", "export", "budget", "judging", "engine_kinds"},
     {"evaluate", "build", "generate", "sft", "judgements", "judges", "report"},
     {"training"},
     {"commands", "trace_commands", "verify_command", "judge_commands"},
@@ -37,7 +38,7 @@ PURE = [
     "speaker", "explore", "credit", "grade", "fit", "measures",
     "engines.base", "engines.scripted", "seed", "problems", "scores", "overlap", "traces", "equations",
     "wording", "flows.guidelines", "flows.trajectories", "sandbox",
-    "strict_json", "verify_command", "judging", "judgements", "chat_endpoint", "budget",
+    "strict_json", "verify_command", "judging", "judgements", "chat_endpoint", "address", "budget",
     "report.compose", "report.command", "report.page", "report.markdown",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")

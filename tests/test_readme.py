@@ -18,7 +18,12 @@ from flow_dpo.report import command as report_command
 from flow_dpo.sources import SpeakingSettings
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "judge.md", ROOT / "benchmarks" / "RESULTS.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "judge.md",
+    ROOT / "docs" / "engines.md",
+    ROOT / "benchmarks" / "RESULTS.md",
+]
 
 
 def printed(start: str) -> list[str]:

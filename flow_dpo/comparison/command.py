@@ -168,7 +168,7 @@ def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
         free = {"compare.jobs", "compare.arms", "compare.num_seeds"}
         found = {
             name: values
-            for name, values in runs.differences(config.read_settings(known), now).items()
+            for name, values in runs.differences({"engine_kind": "local"} | config.read_settings(known), now).items()
             if name not in free
         }
         if found:
@@ -191,7 +191,7 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     }
     if tests.harder_split:
         sets["harder"] = replace(data, **tested, dataset_split=tests.harder_split, max_problems=tests.harder_problems)
-    names = ("recipe", "preset", "flow_source")
+    names = ("recipe", "preset", "flow_source", "engine_kind")
     train = {name: value for name, value in parsed.items() if name not in ("compare", "training", "sft_lora")}
     played = {name: parsed[name] for name in (*names, "flow", "explore", *ShopSettings().sections())}
     method = ("recipe", "flow_source", "flow", "explore", "credit", "objective")

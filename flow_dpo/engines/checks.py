@@ -35,6 +35,13 @@ def check_request(request: Request, sampling: Sampling, *, context_tokens: int) 
         )
 
 
+def check_words(request: Request, excluded: TokenIds, *, num_words: int) -> None:
+    """Raise `EngineError` for token ids that are none of the vocabulary's."""
+    ids = request.prompt_ids + request.choices + excluded
+    if not 0 <= min(ids) <= max(ids) < num_words:
+        raise EngineError(f"expected ids below {num_words}, the size of the vocabulary, found {ids}")
+
+
 def nothing_left(request: Request, sampling: Sampling, excluded: TokenIds) -> EngineError:
     """The error of a draw that found no token with probability."""
     if not excluded:

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from flow_dpo import attention
 from flow_dpo.engines.base import Engine
 from flow_dpo.engines.chance import stream
-from flow_dpo.engines.checks import check_request, nothing_left
+from flow_dpo.engines.checks import check_request, check_words, nothing_left
 from flow_dpo.engines.choosing import choose
 from flow_dpo.engines.drawing import draw_batch, uniforms
 from flow_dpo.engines.lanes import Lane, Row
@@ -113,9 +113,7 @@ class LocalEngine(Engine):
 
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         check_request(request, sampling, context_tokens=self._context_tokens)
-        ids = request.prompt_ids + request.choices + excluded
-        if not 0 <= min(ids) <= max(ids) < self._num_words:
-            raise EngineError(f"expected ids below {self._num_words}, the size of the vocabulary, found {ids}")
+        check_words(request, excluded, num_words=self._num_words)
         self._num_tickets += 1
         row = Row(self._num_tickets, request, sampling, seed, stream(seed), tuple(excluded))
         self._lane(request.role).queue.append(row)
