@@ -8,7 +8,11 @@ DEV    := $(VENV)/.installed-dev
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart setup test soak bench study study-recipes check fix seed wheel clean # vLLM wants another transformers than ours, so it has an environment of its own (vllm_environment.py says how). VLLM_BIN := .venv-vllm/bin VLLM := .venv-vllm/.installed setup-vllm test-vllm
+# vLLM wants another transformers than ours, so it has an environment of its own (vllm_environment.py says how).
+VLLM_BIN := .venv-vllm/bin
+VLLM     := .venv-vllm/.installed
+
+.PHONY: quickstart setup setup-vllm test test-vllm soak bench study study-recipes check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
