@@ -163,6 +163,6 @@ def test_settings_of_updates_reach_every_engine_alike(folder: Path, data: Path) 
         local, _ = _learned(shop)
     with twin_of(folder) as server, shop_of(folder, data, "--engine", "vllm_server", "--base_url", server.url) as shop:
         served, _ = _learned(shop)
-    assert [row["problems"] for row in served.rows] == [row["problems"] for row in local.rows]
+    assert [row["problems_seen"] for row in served.rows] == [row["problems_seen"] for row in local.rows]
     # The trunks of the first batch are drawn by the same rule with the same numbers; the stand-in has our generator.
     assert served.rows[0]["play/trunk_tokens"] == local.rows[0]["play/trunk_tokens"]

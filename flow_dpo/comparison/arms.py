@@ -292,7 +292,18 @@ _ROWS: tuple[tuple[str, Kind, str, Make], ...] = (
      _variant("balanced_stop", *_BALANCED)),
     ("balanced_stop_itself", "flow", "that flow, not compiled", _variant_itself("balanced_stop", *_BALANCED)),
 )  # fmt: skip
-ARMS: Mapping[str, Arm] = {name: Arm(name=name, kind=kind, what=what, make=make) for name, kind, what, make in _ROWS}
+_CHANGED: Mapping[Kind, str] = {"compiled": "trained_flow", "flow": "flow_itself", "single": "answer_adapter"}
+"""What an arm is a change of, and so compared with besides the baseline."""
+
+
+def _against(name: str, kind: Kind) -> tuple[str, ...]:
+    return () if _CHANGED.get(kind, name) == name else (_CHANGED[kind],)
+
+
+ARMS: Mapping[str, Arm] = {
+    name: Arm(name=name, kind=kind, what=what, make=make, against=_against(name, kind))
+    for name, kind, what, make in _ROWS
+}
 PAPER = ("zero_shot", "ground_truth", "self_generated", "untrained_flow", "trained_flow")
 """The rows of the paper's table 1, and the untrained flow's."""
 BASELINE = "self_generated"

@@ -77,7 +77,7 @@ def open_vllm(
     except ImportError as error:
         raise ConfigError(
             f"--engine vllm needs vLLM, which cannot be imported here ({error}); make setup-vllm makes an environment "
-            "with it (.venv-vllm/bin/flow-dpo), or pip install 'flow-dpo[vllm]'"
+            "with it in .venv-vllm, or install this package with its extra [vllm]"
         ) from error
     if rank > RANKS[-1]:
         raise ConfigError(f"expected lora_r of {RANKS[-1]} at most, which is what vLLM serves, found {rank}")
