@@ -18,6 +18,8 @@ from flow_dpo.report.read import ComparisonSource
 from flow_dpo.report.sections import Block, Figure, Fold, Paragraph, Section, Table
 
 _DIFFERENCE = ("mean", "low", "high", "p", "p_holm", "seed_low", "seed_high")
+_FINDINGS = 12
+"""Differences that are told at the top; all of them stand in the tables."""
 Arm = Mapping[str, Any]
 
 
@@ -30,9 +32,7 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
     found = source.found
     baseline = found.get("baseline") or "self_generated"
     primary = found.get("primary") or "the primary test"
-    findings = [_finding(arm["name"], _difference(arm), baseline) for arm in _by_difference(arms)]
-    for arm, other, test, gap in _contrasted(arms):
-        findings += [_finding(arm, gap, other)] if test == primary and gap.get("mean") is not None else []
+    findings = _findings(arms, str(baseline), str(primary))
     sizes = checks.mapping(found, "test_sets", str(source.path))
     tests = ", ".join(_test_words(name, size or {}) for name, size in sizes.items())
     seeds = found.get("num_seeds")
@@ -121,6 +121,18 @@ def _finding(name: str, found: Mapping[str, Any], baseline: str) -> str:
     if low > 0 or high < 0:
         return f"{name}: {how}, {'better' if low > 0 else 'worse'}."
     return f"{name}: {how}, not told apart."
+
+
+def _findings(arms: list[Arm], baseline: str, primary: str) -> list[str]:
+    """A few: differences to the baseline in the order of the arms; or the contrasts, where there is no baseline."""
+    told = [
+        _finding(arm["name"], _difference(arm), baseline) for arm in arms if _difference(arm).get("mean") is not None
+    ]
+    if not told:
+        gaps = [one for one in _contrasted(arms) if one[2] == primary and one[3].get("mean") is not None]
+        told = [_finding(arm, gap, other) for arm, other, _, gap in gaps]
+    more = len(told) - _FINDINGS
+    return told if more <= 0 else [*told[:_FINDINGS], f"{more} more differences: in the comparison's tables."]
 
 
 def _forest(arms: list[Arm], tag: str, baseline: str, primary: str) -> Figure | None:
