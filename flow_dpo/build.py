@@ -239,9 +239,9 @@ def workshop(
         shelf = Shelf(policy, served or Path(elsewhere))
         grading = settings.grading
         with (
+            closing(shelf),
             closing(reach.build(policy, shelf)) as engine,
             Verifier(rule=grading.rule, timeout_s=grading.timeout_s) as verifier,
         ):
             players = Players(engine=engine, renderer=loaded.renderer, verifier=verifier, grading=grading)
             yield Workshop(problems=problems, loaded=loaded, policy=policy, players=players, fitting=fitting)
-        shelf.clear()

@@ -74,7 +74,7 @@ class Shelf:
         beside.replace(done)
         return done
 
-    def clear(self) -> None:
+    def close(self) -> None:
         """Leave nothing behind."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
