@@ -45,8 +45,8 @@ class Decodes(Protocol):
 
 
 def grade(trees: Sequence[Tree], verifier: Verifies, renderer: Decodes, settings: GradingSettings) -> None:
-    """Put a verdict to every rollout of the trees."""
-    played = [(tree, rollout) for tree in trees for rollout in tree.rollouts]
+    """Put a verdict to every rollout of the trees that was played to its end."""
+    played = [(tree, rollout) for tree in trees for rollout in tree.rollouts if rollout.value is None]
     found = _found([(tree.problem, rollout.solution) for tree, rollout in played], verifier, renderer, settings)
     for (tree, rollout), (text, verdict) in zip(played, found, strict=True):
         tree.grade(rollout.id, text, verdict)

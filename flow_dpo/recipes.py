@@ -25,6 +25,7 @@ from flow_dpo.credit import (
     RightThenPairs,
     StepAdvantages,
     ValuePairs,
+    ValuesThenPairs,
 )
 from flow_dpo.errors import ConfigError
 from flow_dpo.explore import (
@@ -40,7 +41,7 @@ from flow_dpo.explore import (
 from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
 from flow_dpo.flows.base import Flow
 from flow_dpo.flows.guidelines import GuidedWords
-from flow_dpo.flows.plan_solve import PlanSolve, PlanSolvePrompts
+from flow_dpo.flows.plan_solve import VALUE, PlanSolve, PlanSolvePrompts, ValuedPlanSolve
 from flow_dpo.flows.single import Single
 from flow_dpo.flows.trajectories import ModuleWords, Planned
 from flow_dpo.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
@@ -182,6 +183,19 @@ PAPERS: dict[str, Preset] = {
         learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
         explore_ahead=32,
     ),
+    # The same with values that a role of its own says, in place of a play to the end from every new state. The paper's
+    # is a head on the policy, and how it is trained is not stated in what these values were taken from.
+    "cpl-value": Preset(
+        recipe=Recipe(
+            flow=ValuedPlanSolve(),
+            explore=Search(num_children=3, puct=1.5, valued_by=VALUE),
+            credit=ValuesThenPairs(),
+            objective=SayThenPrefer(prefer=Dpo(beta=0.3, margin_weight=1.0)),
+        ),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
+        explore_ahead=32,
+    ),
     # The same in rounds, each begun by fine-tuning on its right plays. Problems of a round, plays that are
     # said again and the reference of a round: not stated in what these values were taken from.
     "cpl-rounds": Preset(
@@ -274,7 +288,13 @@ SCALES: dict[str, Scale] = {
                     stop_user=STOP_PREFIX + "{candidate}" + STOP_SUFFIX,
                     reopen=REOPEN_WORDS,
                 ),
-                PlanSolvePrompts(plan_system="", solve_system="", solve_user=""),
+                PlanSolvePrompts(
+                    plan_system="",
+                    solve_system="",
+                    solve_user="",
+                    value_system="",
+                    value_user=STOP_PREFIX + "{plan}" + STOP_SUFFIX,
+                ),
             ),
             # The seed knows no words for plans: what it is asked is always the bare question.
             "words": GuidedWords(adapt="{question}", structure="{question}", path="", hint=""),

@@ -53,9 +53,11 @@ class Rollout:
     text: str = ""
     """The solution decoded, once it was graded."""
     verdict: Verdict | None = None
-    """None until it was graded."""
+    """None until it was graded, and for good where the play stopped before its end."""
     probe: bool = False
     """Played only to estimate how good the state is from which it starts: nothing that was said in it is learned."""
+    value: float | None = None
+    """What its leaf was said to be worth, from -1 to 1, where the play stopped there: it has no end to grade."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +106,7 @@ class Tree:
         solution: Solution,
         *,
         probe: bool = False,
+        value: float | None = None,
     ) -> int:
         """Append one play below `parent` and return its id. Raises `ValueError` where nothing was said."""
         if not said:
@@ -123,7 +126,7 @@ class Tree:
             self.nodes.append(node)
             parent, depth = node.id, depth + 1
         leaf = len(self.nodes) - 1
-        self.rollouts.append(Rollout(id=rollout, start=start, leaf=leaf, solution=solution, probe=probe))
+        self.rollouts.append(Rollout(id=rollout, start=start, leaf=leaf, solution=solution, probe=probe, value=value))
         return rollout
 
     def grade(self, rollout: int, text: str, verdict: Verdict) -> None:
@@ -164,6 +167,7 @@ class Tree:
                     "leaf": rollout.leaf,
                     "ended": rollout.solution.ended,
                     "probe": rollout.probe,
+                    "value": None if rollout.value is None else round(rollout.value, 6),
                     "text": rollout.text,
                     "verdict": None if rollout.verdict is None else asdict(rollout.verdict),
                 }

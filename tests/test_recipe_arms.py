@@ -112,6 +112,9 @@ def test_the_group_holds_what_it_contrasts() -> None:
     names = [arm.name for arm in choose(("recipes",))]
     assert {"vineppo_same_tokens", "rpo_same_tokens", "cpl_same_tokens", "flow_itself"} <= set(names)
     assert {other for name in names for other in EVERY[name].against} <= set(names)
+    names = [arm.name for arm in choose(("instructed",))]
+    assert {"dots_same_tokens", "regenesis_same_tokens", "rejection_sampling_same_tokens"} <= set(names)
+    assert {other for name in names for other in EVERY[name].against} <= set(names)
     # Sources of traces and their controls stay what they were where no arm is named.
     assert [arm.name for arm in choose(())] == list(arms.ARMS)
 
@@ -153,6 +156,7 @@ def made(tmp_path: Path) -> dict[str, list[str]]:
         ("rpo", "reference_path", {"rpo", "rejection-sampling"}),
         ("rpo", "rpo_no_contrast", {"--objective.exploration_weight", "0"}),
         ("cpl", "cpl_no_margin", {"--objective.margin_weight", "0"}),
+        ("cpl_value", "cpl", {"cpl-value", "cpl"}),
     ],
 )
 def test_contrasted_arms_differ_in_what_they_are_about(
@@ -192,7 +196,8 @@ def test_one_command_makes_the_table_and_the_report_reads_it(tmp_path: Path) -> 
     found = json.loads((out / "comparison.json").read_text())
     rows = {row["name"]: row for row in found["arms"]}
     had = sum(rows["flow_itself"]["costs"][name] for name in ("tokens_played", "tokens_learned"))
-    for name in recipe_arms.ARMS:
+    made = [name for name in recipe_arms.CONTRASTS if name in recipe_arms.ARMS]
+    for name in made:
         assert sum(rows[name]["costs"][part] for part in ("tokens_played", "tokens_learned")) >= had
         assert [one["against"] for one in rows[name]["contrasts"]] == list(EVERY[name].against)
     margins = [
@@ -205,6 +210,6 @@ def test_one_command_makes_the_table_and_the_report_reads_it(tmp_path: Path) -> 
     assert set(asked["adapters"]) == {"plan", "answer"}
     assert report_command.report([str(out), "--output_dir", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report/report.md").read_text()
-    pairs = list(itertools.chain.from_iterable((name, *EVERY[name].against) for name in recipe_arms.ARMS))
+    pairs = list(itertools.chain.from_iterable((name, *EVERY[name].against) for name in made))
     assert all(name.replace("_", "\\_") in page or name in page for name in pairs)
     assert "Contrasts, percentage points" in page

@@ -148,6 +148,7 @@ def test_children_are_independent_draws_of_which_equal_ones_count_once() -> None
 def replay(tree: Tree, settings: Search) -> None:
     """Search the finished tree again from its plays alone, counting everything anew."""
     rewards = {r.id: 2 * r.verdict.reward - 1 for r in tree.rollouts if r.verdict}  # type: ignore[operator]
+    rewards |= {r.id: r.value for r in tree.rollouts if r.value is not None}
     paths = {r.id: [node.id for node in tree.path(r.leaf)] for r in tree.rollouts}
     known, expanded = 1, set[int | None]()
 
@@ -155,9 +156,13 @@ def replay(tree: Tree, settings: Search) -> None:
         return sorted({n for i in range(known) for n in paths[i] if tree.nodes[n].parent == node})
 
     def closed(node: int | None) -> bool:
-        if any(paths[i][-1] == node for i in range(known)):
+        if any(paths[i][-1] == node and tree.rollouts[i].value is None for i in range(known)):
             return True
-        return node in expanded and all(closed(child) for child in children(node))
+        return (node in expanded or spoken(node)) and all(closed(child) for child in children(node))
+
+    def spoken(node: int | None) -> bool:
+        """What is said next is a value, of which there is one."""
+        return any(tree.nodes[child].role == settings.valued_by for child in children(node))
 
     def score(node: int | None, child: int) -> float:
         through = [i for i in range(known) if child in paths[i]]
@@ -169,7 +174,7 @@ def replay(tree: Tree, settings: Search) -> None:
 
     while known < settings.num_plays and not closed(None):
         at: int | None = None
-        while at in expanded:
+        while at in expanded or spoken(at):
             best = max((child for child in children(at) if not closed(child)), key=lambda c: score(at, c))
             at = best
         expanded.add(at)

@@ -2,6 +2,7 @@
 
     choose(("paper", "flow_itself"))    the rows of the paper's table, and one more
     choose(("recipes",))                the neighbours of Flow-DPO, and Flow-DPO beside them
+    choose(("instructed",))             those that need a model which follows instructions
     choose(())                          every source of traces and its controls
 
 Invariant: an arm is made once, however often it is named.
@@ -16,7 +17,11 @@ from flow_dpo.comparison.arms import Arm
 from flow_dpo.errors import ConfigError
 
 EVERY: Mapping[str, Arm] = {**arms.ARMS, **recipe_arms.ARMS}
-GROUPS: Mapping[str, tuple[str, ...]] = {"paper": arms.PAPER, "recipes": recipe_arms.CONTRASTS}
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "paper": arms.PAPER,
+    "recipes": recipe_arms.CONTRASTS,
+    "instructed": recipe_arms.INSTRUCTED,
+}
 
 
 def choose(names: Sequence[str]) -> list[Arm]:
@@ -27,8 +32,8 @@ def choose(names: Sequence[str]) -> list[Arm]:
     wanted = [arm for name in names for arm in GROUPS.get(name, (name,))]
     unknown = [name for name in wanted if name not in EVERY]
     if unknown:
-        groups = " and ".join(GROUPS)
         raise ConfigError(
-            f"unknown arms {', '.join(unknown)}; there are {', '.join(EVERY)}, and {groups} for several at once"
+            f"unknown arms {', '.join(unknown)}; there are {', '.join(EVERY)}, and for several at once "
+            f"{', '.join(GROUPS)}"
         )
     return [EVERY[name] for name in dict.fromkeys(wanted or arms.ARMS)]

@@ -7,6 +7,10 @@ with, and the two differ in that alone:
     vineppo_same_tokens    against    grpo_same_tokens             the same groups, loss and updates; other advantages
     rpo_same_tokens        against    reference_path_same_tokens   the same search for a right path; no branches
     cpl_same_tokens        against    cpl_no_margin_same_tokens    the same search and pairs; alpha 0
+    cpl_value_same_tokens  against    cpl_same_tokens              new states asked for instead of played on
+
+DOTS and ReGenesis search with instructions, which only a model that follows them understands; they are a group of their
+own, against plain self-training (`rejection_sampling_same_tokens`).
 
 Invariant: arms that are contrasted are given the same flags but the one that they are about.
 """
@@ -32,7 +36,7 @@ def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:
 
 _FLOW = "answer_adapter"
 """The trained flow's Answer in one pass: Flow-DPO beside recipes that train whole answers."""
-_ARMS = (
+_NEIGHBOURS = (
     _arm("grpo_same_tokens", "single", "GRPO", budgeted("grpo", "tokens", *_AHEAD), _FLOW),
     _arm(
         "vineppo_same_tokens",
@@ -80,7 +84,29 @@ _ARMS = (
         "cpl_no_margin_same_tokens",
         "flow_itself",
     ),
+    _arm(
+        "cpl_value_same_tokens",
+        "flow",
+        "Critical Plan Step Learning with values that a role says, played as its own flow,",
+        budgeted("cpl-value", "tokens", *_FEW, mode="flow"),
+        "cpl_same_tokens",
+        "flow_itself",
+    ),
 )
-ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ARMS}
-CONTRASTS = ("zero_shot", "answer_adapter", "flow_itself", *ARMS)
+_SELF_TRAINED = "rejection_sampling_same_tokens"
+_INSTRUCTED = (
+    _arm(
+        "dots_same_tokens",
+        "flow",
+        "DOTS, played as its own flow,",
+        budgeted("dots", "tokens", *_FEW, mode="flow"),
+        _SELF_TRAINED,
+    ),
+    _arm("regenesis_same_tokens", "single", "ReGenesis", budgeted("regenesis", "tokens", *_FEW), _SELF_TRAINED),
+)
+ARMS: Mapping[str, Arm] = {arm.name: arm for arm in (*_NEIGHBOURS, *_INSTRUCTED)}
+_BESIDE = ("zero_shot", "answer_adapter", "flow_itself")
+CONTRASTS = (*_BESIDE, *(arm.name for arm in _NEIGHBOURS))
 """The recipes, and beside them the base and Flow-DPO."""
+INSTRUCTED = (*_BESIDE, _SELF_TRAINED, *(arm.name for arm in _INSTRUCTED))
+"""The recipes for models that follow instructions, and beside them the base, Flow-DPO and plain self-training."""

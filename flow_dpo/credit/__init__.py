@@ -8,6 +8,7 @@ from flow_dpo.credit.outcome_pairs import OutcomePairs
 from flow_dpo.credit.rounds import RightThenPairs
 from flow_dpo.credit.step_advantages import StepAdvantages
 from flow_dpo.credit.value_pairs import ValuePairs
+from flow_dpo.credit.value_targets import ValuesThenPairs
 
 __all__ = [
     "BestWay",
@@ -20,4 +21,5 @@ __all__ = [
     "RightThenPairs",
     "StepAdvantages",
     "ValuePairs",
+    "ValuesThenPairs",
 ]

@@ -6,6 +6,8 @@ the two as the margin:
 
     children a (plays 1, 1, -1), b (-1), c (1, -1)    Q 1/3, -1, 0    ->    Pair(a, b, margin=4/3)
 
+`ValuesThenPairs` also teaches the role that says what a state is worth, where the flow has one.
+
 Invariant: values are of a tree in which nothing is visited twice, so they are means over its plays. They lean towards
 what the search went on with; only their signs and order at one node are used.
 """
@@ -20,15 +22,20 @@ from flow_dpo.tree import Tree
 from flow_dpo.types import Pair
 
 
-def node_values(tree: Tree) -> dict[int, float]:
-    """Mean reward, 1 or -1, of the graded plays through each node, by its id; none where there is no such play."""
-    rewards: dict[int, list[float]] = {}
+def node_values(tree: Tree, *, ends_only: bool = False) -> dict[int, float]:
+    """Mean value of the plays through each node, by its id; none where there is no such play.
+
+    A play's value is its reward, 1 or -1; of one that stopped before its end, what was said of where it stopped, which
+    is left out with `ends_only`.
+    """
+    found: dict[int, list[float]] = {}
     for rollout in tree.rollouts:
         reward = None if rollout.verdict is None else rollout.verdict.reward
-        if reward is not None and not rollout.probe:
+        value = 2 * reward - 1 if reward is not None else None if ends_only else rollout.value
+        if value is not None and not rollout.probe:
             for node in tree.path(rollout.leaf):
-                rewards.setdefault(node.id, []).append(2 * reward - 1)
-    return {node: fmean(values) for node, values in rewards.items()}
+                found.setdefault(node.id, []).append(value)
+    return {node: fmean(values) for node, values in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,12 @@ the beginning, go down to the child with the highest
 
     Q(child) + puct * P(child) * sqrt(N(node)) / (1 + N(child))
 
-until a node has not yet been expanded; draw what children it lacks, play each to the end, and add its reward, 1 or -1,
-to every node on its path. N counts plays through a node, Q is their mean, P the geometric mean of the probabilities of
-the tokens of what was said (how it is normalised is not stated in the paper). What was said in a play is part of the
-tree: its next turn is the first child of each node on it.
+until a node has not yet been expanded; draw what children it lacks, value each, and add the value to every node on its
+path. The value is the reward, 1 or -1, of a play to the end (Monte-Carlo), or with `valued_by` what a role of the flow
+says of the new state, at twice the likelihood of its first word minus 1 (the paper's value head); an end has its reward
+in both. N counts plays through a node, Q is their mean, P the geometric mean of the probabilities of the tokens of what
+was said (how it is normalised is not stated in the paper). What was said in a play is part of the tree: its next turn
+is the first child of each node on it.
 
     play 0    from the beginning to the end: the trunk, a plain draw from the flow
     play 1, 2 the other two children of the root, each played on
@@ -45,6 +47,9 @@ class Search(Drawing):
     """Completions drawn at a node when it is expanded; equal ones are one child. The paper's is 3."""
     puct: float = 1.5
     """How much is given to what was rarely visited; the paper's is 1.5."""
+    valued_by: str = ""
+    """The role of the flow whose choice, the first word or another, values a new state: a play but the trunk stops with
+    it. Nothing else is ever said in its place. Plays go to the end where empty."""
 
     def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         searches = [_Search(self, flow, problem, seed) for problem in problems]
@@ -67,9 +72,9 @@ class _Node:
     num_drawn: int = 0
     """Completions drawn here, equal ones too."""
     num_plays: int = 0
-    num_graded: int = 0
+    num_valued: int = 0
     total: float = 0.0
-    """Sum of the graded plays' rewards, 1 or -1 each."""
+    """Sum of the values of the plays that have one: a reward, 1 or -1, or what was said of the state they came to."""
     closed: bool = False
     """Nothing new can be found here or below."""
     id: int = -1
@@ -77,7 +82,7 @@ class _Node:
     @property
     def value(self) -> float:
         """Q; 0 where nothing could be graded, which is where right and wrong weigh alike."""
-        return self.total / self.num_graded if self.num_graded else 0.0
+        return self.total / self.num_valued if self.num_valued else 0.0
 
     @property
     def prior(self) -> float:
@@ -88,13 +93,17 @@ class _Node:
 
 @dataclass(slots=True, kw_only=True)
 class _Rollout:
-    """A play from a new child to the end."""
+    """A play from a new child to the end, or to where it was valued."""
 
     first: _Node
     leaf: _Node
     index: int
     solution: Solution | None = None
-    reward: float | None = None
+    value: float | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.leaf.turn is not None
 
 
 class _Search:
@@ -108,6 +117,11 @@ class _Search:
         self.num_drawn = 0
         if self.root.turn is None:
             raise FlowError(f"{type(flow).__name__} ended a play of {problem.id} before anybody spoke")
+        if settings.valued_by and settings.valued_by not in flow.roles:
+            raise FlowError(
+                f"explore.valued_by expects a role of {type(flow).__name__}, one of {list(flow.roles)}, found "
+                f"{settings.valued_by!r}; leave it empty to play every new state to its end"
+            )
 
     def expand(self, node: _Node, num: int) -> Play:
         """Draw this many completions at a node, and play on from those that are new."""
@@ -128,7 +142,8 @@ class _Search:
             said = [node.said for node in path if node.said is not None]
             for id, node in enumerate(path, start=len(tree.nodes)):
                 node.id = id
-            tree.add_rollout(None if above.said is None else above.id, said, rollout.solution)
+            value = rollout.value if rollout.stopped else None
+            tree.add_rollout(None if above.said is None else above.id, said, rollout.solution, value=value)
         return tree
 
     def _draw(self, node: _Node, index: int, drawn: dict[int, Said], num: int) -> Play:
@@ -153,15 +168,19 @@ class _Search:
             yield self._finish(rollout, started, waiting)
 
     def _finish(self, rollout: _Rollout, started: Sequence[_Rollout], waiting: list[int]) -> Play:
-        node = rollout.first
-        while node.turn is not None:
+        node, valued = rollout.first, False
+        while node.turn is not None and not valued:
             check_turn(self.flow, node.turn, sum(1 for _ in _up(node)) - 1, self.problem)
             said = yield from self._say(node, rollout.index)
+            valued = self._is_valued(node) and rollout.index > 0
             node.num_drawn += 1
             node = self._child(node, said)
         rollout.leaf, rollout.solution = node, self.flow.solution(node.state)
-        verdict = yield from check(self.problem, rollout.solution)
-        rollout.reward = None if verdict.reward is None else 2 * verdict.reward - 1
+        if rollout.stopped:
+            rollout.value = _said_value(node)
+        else:
+            verdict = yield from check(self.problem, rollout.solution)
+            rollout.value = None if verdict.reward is None else 2 * verdict.reward - 1
         waiting[0] -= 1
         if not waiting[0]:
             yield from self._next(started)
@@ -169,20 +188,20 @@ class _Search:
     def _next(self, done: Sequence[_Rollout]) -> Play:
         """Back up what was found, and expand the next node, if there is one and the budget allows."""
         for rollout in done:
-            rollout.leaf.closed = True
+            rollout.leaf.closed = not rollout.stopped
             for node in _up(rollout.leaf):
                 node.num_plays += 1
-                if rollout.reward is not None:
-                    node.num_graded += 1
-                    node.total += rollout.reward
+                if rollout.value is not None:
+                    node.num_valued += 1
+                    node.total += rollout.value
         self._close()
         if len(self.rollouts) < self.settings.num_plays and not self.root.closed:
             node = self._select()
-            yield self.expand(node, self.settings.num_children - node.num_drawn)
+            yield self.expand(node, self._num_wanted(node) - node.num_drawn)
 
     def _select(self) -> _Node:
         node = self.root
-        while node.num_drawn >= self.settings.num_children:
+        while node.num_drawn >= self._num_wanted(node):
             visits, puct = math.sqrt(node.num_plays), self.settings.puct
             open_ones = [child for child in node.children if not child.closed]
             node = max(open_ones, key=lambda one: one.value + puct * one.prior * visits / (1 + one.num_plays))
@@ -194,8 +213,16 @@ class _Search:
         for node in order:
             order += node.children
         for node in reversed(order):
-            if node.turn is not None and node.num_drawn >= self.settings.num_children:
+            if node.turn is not None and node.num_drawn >= self._num_wanted(node):
                 node.closed = all(child.closed for child in node.children)
+
+    def _is_valued(self, node: _Node) -> bool:
+        """Whether what is said next is the value of the state."""
+        return bool(self.settings.valued_by) and node.turn is not None and node.turn.role == self.settings.valued_by
+
+    def _num_wanted(self, node: _Node) -> int:
+        """How many completions are drawn at a node that is expanded."""
+        return 1 if self._is_valued(node) else self.settings.num_children
 
     def _say(self, node: _Node, index: int) -> Generator[Ask | Check | Play, Said | Verdict, Said]:
         """Ask what a node's turn asks, on behalf of one play."""
@@ -224,6 +251,12 @@ def _up(node: _Node) -> Iterator[_Node]:
     while at is not None:
         yield at
         at = at.parent
+
+
+def _said_value(node: _Node) -> float:
+    """What was said of the state: 1 where the first word is sure, -1 where it is out of the question."""
+    assert node.said is not None
+    return 2 * math.exp(node.said[1].choice_logprobs[0]) - 1
 
 
 def _ids(node: _Node) -> tuple[int, ...]:

@@ -6,6 +6,9 @@ its own, so that an exploration can branch there:
 
     plan "Count the apples.\\n"   plan "Take away those sold." E   answer "12 + 7 = 19 ... Answer: 14" E
 
+In `ValuedPlanSolve` a third role says after every plan step whether what is planned so far will end right, Yes or No.
+Nobody reads its word; how likely it was is the value of the state, for a search that asks instead of playing on.
+
 Invariant: the solution reads the very ids of the plan; the plan's end token enters nothing.
 """
 
@@ -18,12 +21,13 @@ from flow_dpo.flows.base import Flow
 from flow_dpo.types import Completion, Message, Piece, Problem, Role, Solution, TokenIds, Turn
 
 PLAN: Role = "plan"
+VALUE: Role = "value"
 ANSWER: Role = "answer"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSolvePrompts:
-    """The words of both roles, our own: the paper's are not stated here."""
+    """The words of all roles, our own: the paper's are not stated here."""
 
     plan_system: str = (
         "You plan how to solve math problems. Write a short plan: one step on each line, in words, without calculating "
@@ -38,6 +42,16 @@ class PlanSolvePrompts:
     solve_user: str = "Problem:\n{question}\n\nPlan:\n{plan}\n\nSolve the problem by following this plan."
     """`{plan}` stands for the plan's very ids. Where empty, Answer goes on where Plan stopped: the plan is then the
     beginning of the solution, and one that ends is a whole solution."""
+    value_system: str = (
+        'You can only answer "Yes" or "No". You judge whether the beginning of a plan leads to the answer.'
+    )
+    """Of the role that says how a plan will end, where there is one."""
+    value_user: str = (
+        "Problem:\n{question}\n\nPlan so far:\n{plan}\n\nWill following this plan lead to the correct answer? "
+        "Answer only Yes or No."
+    )
+    yes: str = "Yes"
+    no: str = "No"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +63,9 @@ class PlanSolveState:
     num_steps: int = 0
     solution: TokenIds = ()
     ended: bool = False
-    speaker: Literal["plan", "answer", "nobody"] = "plan"
+    speaker: Literal["plan", "value", "answer", "nobody"] = "plan"
+    behind: Literal["plan", "value", "answer", "nobody"] = "nobody"
+    """Who speaks after the value role."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +99,8 @@ class PlanSolve(Flow[PlanSolveState]):
         if not self.prompts.solve_user:
             messages, continuation = self._plan_messages(state.problem), state.plan
         else:
-            messages, continuation = self._solve_messages(state), ()
+            prompts = self.prompts
+            messages, continuation = self._about_the_plan(prompts.solve_system, prompts.solve_user, state), ()
         return Turn(role=ANSWER, messages=messages, continuation=continuation, max_tokens=self.max_tokens)
 
     def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
@@ -110,15 +127,34 @@ class PlanSolve(Flow[PlanSolveState]):
             Message(role="user", content=(asked,)),
         )
 
-    def _solve_messages(self, state: PlanSolveState) -> tuple[Message, ...]:
+    def _about_the_plan(self, system: str, words: str, state: PlanSolveState) -> tuple[Message, ...]:
         # Split before the question goes in: a question may hold the words "{plan}" itself.
-        before, _, after = self.prompts.solve_user.partition("{plan}")
+        before, _, after = words.partition("{plan}")
         content: tuple[Piece, ...] = (
             before.replace("{question}", state.problem.question),
             *state.plan,
             after.replace("{question}", state.problem.question),
         )
-        return (
-            Message(role="system", content=(self.prompts.solve_system,)),
-            Message(role="user", content=content),
-        )
+        return (Message(role="system", content=(system,)), Message(role="user", content=content))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValuedPlanSolve(PlanSolve):
+    """The same, with a role that says after every plan step whether it will end right. Its word changes nothing."""
+
+    roles: ClassVar[tuple[Role, ...]] = (PLAN, VALUE, ANSWER)
+
+    def turn(self, state: PlanSolveState) -> Turn | None:
+        if state.speaker != "value":
+            return super().turn(state)
+        prompts = self.prompts
+        messages = self._about_the_plan(prompts.value_system, prompts.value_user, state)
+        return Turn(role=VALUE, messages=messages, choices=(prompts.yes, prompts.no))
+
+    def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
+        if state.speaker == "value":
+            return replace(state, speaker=state.behind, behind="nobody")
+        after = super().advance(state, completion)
+        if state.speaker != "plan" or after.speaker == "nobody":
+            return after
+        return replace(after, speaker="value", behind=after.speaker)

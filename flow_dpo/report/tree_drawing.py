@@ -63,7 +63,10 @@ class _Teller:
             told.append(self._node(node, instead))
         verdict = rollout.get("verdict") or {}
         answer = verdict.get("answer")
+        value = rollout.get("value")
         outcome = status_of(rollout) + (f" (answer {answer})" if answer is not None else " (no answer found)")
+        if isinstance(value, int | float):
+            outcome = f"stopped, its value said to be {value:+.2f}"
         return Play(told=tuple(told), status=status_of(rollout), outcome=outcome)
 
     def _node(self, node: Mapping[str, Any], instead: tuple[Play, ...]) -> Told:
