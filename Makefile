@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup setup-vllm test test-vllm soak bench study study-recipes check fix seed wheel clean
+.PHONY: quickstart setup setup-vllm test test-vllm soak bench bench-vllm study study-recipes check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -60,6 +60,9 @@ bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: pyt
 	$(BIN)/python -m benchmarks.long_run $(BENCH)
 	$(BIN)/python -m benchmarks.learner_vs_trl $(BENCH) $(REAL)
 	$(BIN)/python -m benchmarks.measuring
+
+bench-vllm: $(VLLM)  ## the figures of playing through vLLM, in its own environment
+	$(VLLM_BIN)/python -m benchmarks.serving $(BENCH) $(REAL)
 
 study: $(DEV)  ## the paper's table and its controls on the seed model, and their report (many hours; goes on if interrupted)
 	$(BIN)/flow-dpo compare --config docs/study/seed.yaml $(ARGS)

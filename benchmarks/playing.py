@@ -80,7 +80,7 @@ def compare(model: str, settings: argparse.Namespace) -> None:
     measuring.keep(figures, settings, MODULE)
 
 
-def _parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
+def parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
     """Loaded model, preset, exploration and problems; four problems more for warming up."""
     import torch
 
@@ -104,7 +104,7 @@ def play(settings: argparse.Namespace, _: int) -> Report:
     from flow_dpo.policy import Policy
     from flow_dpo.speaker import Speaker
 
-    loaded, preset, explore, problems = _parts(settings)
+    loaded, preset, explore, problems = parts(settings)
     flow, memory, size = preset.recipe.flow, measuring.PeakMemory(), LocalSettings().max_batch_size
     if settings.side == "ours":
         policy = Policy(loaded.model, flow.roles, preset.lora)
@@ -138,7 +138,7 @@ def whole(settings: argparse.Namespace, batch_size: int) -> Report:
 
     from benchmarks.plain_play import generate, left_padded, peer_model
 
-    loaded, preset, _, problems = _parts(settings)
+    loaded, preset, _, problems = parts(settings)
     flow, memory = preset.recipe.flow, measuring.PeakMemory()
     model = peer_model(loaded.model, flow.roles, rank=preset.lora.lora_r)
     turns = [flow.turn(flow.start(problem)) for problem in problems]

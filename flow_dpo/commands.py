@@ -109,10 +109,11 @@ def _evaluate(
     folder = Path(settings.output_dir)
     if (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
-    with workshop(shop_settings, played(flow, settings.mode), roles=flow.roles, seed=settings.seed) as shop:
+    speaks = played(flow, settings.mode)
+    with workshop(shop_settings, speaks, roles=flow.roles, seed=settings.seed) as shop:
         adapters = load_adapters(shop.policy, speaking)
         problems, found = overlap.check(shop.fitting, trained_on)
-        trees, result = measure(played(flow, settings.mode), explore, problems, shop.players, adapters, settings)
+        trees, result = measure(speaks, explore, problems, shop.players, adapters, settings)
         result |= {
             "settings": runs.plain(settings) | runs.plain(speaking),
             "overlap": found,
@@ -121,6 +122,7 @@ def _evaluate(
             "dataset": f"{shop_settings.data.dataset_name}/{shop_settings.data.dataset_split}",
             "data_fingerprint": shop.problems.fingerprint,
             "decoding": decoding(explore, settings),
+            "played": runs.plain({"flow": speaks, "explore": explore, "grading": shop_settings.grading}),
             "command": config.command_line(),
             **runs.environment(),
         }

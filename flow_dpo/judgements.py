@@ -11,7 +11,6 @@ Invariant: every pair is counted once, as a win of a, a win of b, a tie, or unpa
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ def read_judgements(path: Path, asked: Sequence[Asked]) -> dict[Key, dict[str, A
     added. Raises `DataError` for a row that answers none of the questions, or one that was answered before."""
     if not path.exists():
         return {}
-    _cut_torn(path)
+    runs.cut_torn(path)
     known = {one.key for one in asked}
     found: dict[Key, dict[str, Any]] = {}
     for number, row in enumerate(runs.read_jsonl(path), start=1):
@@ -66,17 +65,6 @@ def _key(row: Mapping[str, Any], place: str) -> Key:
             f"{row['preferred']!r:.80}; judge anew in another --output_dir"
         )
     return row["dataset"], row["problem_id"], first
-
-
-def _cut_torn(path: Path) -> None:
-    """Cut away what stands behind the last newline."""
-    with path.open("r+b") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class ColumnSettings:
     question_column: str | None = None
     """The column of the question."""
     answer_column: str | None = None
-    """The column of the gold answer; a worked solution there is read to its "####", its last box or "answer is"."""
+    """The column of the gold answer; a worked solution there is read to its "####", its last box or "answer is".
+    The columns `solution`, `level`, and `subject` or `type` are read where there are such."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,10 +254,21 @@ def _usable(gold: str, column: str) -> str:
     return gold
 
 
+def _subject(row: Row) -> str:
+    return _optional(row, "subject") or _optional(row, "type")
+
+
 def _gsm8k(row: Row) -> Problem:
     solution, marker, _ = _text(row, "answer").rpartition("####")
     gold = _gold(_text(row, "answer"), "answer")
-    return Problem(id="", question=_text(row, "question"), gold=gold, solution=solution.strip() if marker else "")
+    return Problem(
+        id="",
+        question=_text(row, "question"),
+        gold=gold,
+        solution=solution.strip() if marker else "",
+        level=_optional(row, "level"),
+        subject=_subject(row),
+    )
 
 
 def _math(row: Row) -> Problem:
@@ -275,7 +287,7 @@ def _math(row: Row) -> Problem:
         gold=gold,
         solution=solution,
         level=_optional(row, "level"),
-        subject=_optional(row, "subject") or _optional(row, "type"),
+        subject=_subject(row),
     )
 
 
@@ -337,6 +349,16 @@ def _choose(place: str, row: Row, question_column: str | None, answer_column: st
 
     def read(row: Row) -> Problem:
         id = next((text for column in ("unique_id", "ID", "id") if (text := _optional(row, column))), "")
-        return Problem(id=id, question=_text(row, question), gold=_gold(_text(row, answer), answer))
+        text = _text(row, answer)
+        before, marker, _ = text.rpartition("####")
+        worked = before.strip() if marker else _optional(row, "solution") or (text if last_box(text) else "")
+        return Problem(
+            id=id,
+            question=_text(row, question),
+            gold=_gold(text, answer),
+            solution=worked,
+            level=_optional(row, "level"),
+            subject=_subject(row),
+        )
 
     return _Schema(frozenset({question, answer}), read)

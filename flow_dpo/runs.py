@@ -249,6 +249,18 @@ def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
+def cut_torn(path: Path) -> None:
+    """Cut away what stands behind the last newline of a file: a row that was torn off, onto which the next would be
+    written."""
+    with path.open("r+b") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def example_row(example: Example, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
     """One line of pairs.jsonl or scored.jsonl."""
     return _pair_row(example, tree, texts) if isinstance(example, Pair) else _scored_row(example, tree, texts)

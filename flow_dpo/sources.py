@@ -119,6 +119,12 @@ def one_pass(flow: Flow[Any]) -> Single:
     raise ConfigError(f"--mode single needs a flow with an Answer role, found {type(flow).__name__}")
 
 
+def taught(flow: Flow[Any]) -> Single:
+    """The single pass that traces of a flow are written for; of a flow without one the plain pass."""
+    known = isinstance(flow, Single | AnswerStop)
+    return one_pass(flow) if known else Single(max_tokens=getattr(flow, "max_tokens", Single().max_tokens))
+
+
 def played(flow: Flow[Any], mode: Literal["flow", "single", "ground_truth"]) -> Flow[Any]:
     """The flow itself, or one pass of its Answer role, which is also what a data set's own solutions answer."""
     return flow if mode == "flow" else one_pass(flow)

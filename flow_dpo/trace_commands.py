@@ -22,8 +22,8 @@ from flow_dpo.generate import GenerateSettings
 from flow_dpo.generate import generate as play
 from flow_dpo.models import ModelSettings, load_model
 from flow_dpo.progress import say
-from flow_dpo.sources import SpeakingSettings, load_adapters, one_pass, played, settings_of
-from flow_dpo.traces import HEADER, SelectionSettings, TraceFolder, read_traces, refuse_used
+from flow_dpo.sources import SpeakingSettings, load_adapters, played, settings_of, taught
+from flow_dpo.traces import HEADER, OF_THE_DATA, SelectionSettings, TraceFolder, read_traces, refuse_used
 from flow_dpo.types import Problem
 
 
@@ -58,7 +58,7 @@ def generate(argv: Sequence[str]) -> int:
         adapters = load_adapters(shop.policy, parsed["speaking"])
         header = {
             "source": settings.source(trained=bool(adapters)),
-            "selection": selection.rule(),
+            "selection": selection.rule() if settings.mode != "ground_truth" else OF_THE_DATA,
             "settings": runs.plain(parsed),
             "command": config.command_line(),
             "model": shop.loaded.name,
@@ -71,7 +71,7 @@ def generate(argv: Sequence[str]) -> int:
         problems = _only_of(shop.fitting, settings.problems_of)
         folder = TraceFolder(path, header | {"num_problems": len(problems)})
         for traces, tally in play(
-            speaks, one_pass(flow), parsed["explore"], problems, shop.players, adapters, settings, selection
+            speaks, taught(flow), parsed["explore"], problems, shop.players, adapters, settings, selection
         ):
             folder.append(traces, tally.facts())
             say(
@@ -146,7 +146,7 @@ def fine_tune(argv: Sequence[str]) -> int:
     runs.refuse_used(path)
     with runs.locked(path):
         loaded = load_model(parsed["model"])
-        rows = sft.examples(traces, file.header, one_pass(parsed["flow"]), loaded)
+        rows = sft.examples(traces, file.header, taught(parsed["flow"]), loaded)
         say(console, f"{loaded.name}: {len(traces)} traces of {file.path}, writing to {path}")
         model, log = sft.fine_tune(rows, loaded, parsed["lora"], training, settings)
         facts = sft.summarise(traces, rows, training, log, started)

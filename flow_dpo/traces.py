@@ -176,6 +176,10 @@ class SelectionSettings:
         )
 
 
+OF_THE_DATA = "the data set's own solution of each problem, where the verifier finds it right; nothing was drawn"
+"""The rule in words, of traces that nobody played."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TraceFile:
     """Traces that were read back."""

@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks import measuring
 from benchmarks.measuring import Figure
+from benchmarks.serving import reusable
+from tests.trees import completion, request
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(
@@ -69,3 +71,17 @@ def test_help_needs_nothing_heavy(script: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--tiny" in done.stdout
+
+
+def test_what_a_prefix_cache_could_have_held() -> None:
+    """Answer says 7 8 after 1 2 3; an alternative 9 4 to it, whose first token is a question of its own; Stop reads."""
+    asked = [
+        (request("answer", 1, 2, 3), (), completion(7, 8)),
+        (request("answer", 1, 2, 3), (7,), completion(9, 4)),
+        (request("stop", 1, 2, 3), (), completion(90, choice=0)),
+        (request("answer", 1, 2, 3, 7, 8, 5), (), completion(6)),
+    ]
+    # Nothing, 2 of 3 and 3 of 4, nothing (another role), and 1 2 3 7: the last token sampled was never read.
+    assert reusable(asked, 1) == 0 + (2 + 3) + 0 + 4
+    # Whole blocks of two: 1 2 three times, and 1 2 3 7.
+    assert reusable(asked, 2) == 0 + (2 + 2) + 0 + 4

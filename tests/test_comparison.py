@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy import stats
 
 from flow_dpo import runs
 from flow_dpo.comparison import arms, choosing, command, paired
@@ -66,15 +65,23 @@ def test_mcnemar_by_counting_all_outcomes(better: int, worse: int) -> None:
     """Twice the share of coin sequences that are as uneven, by the binomial sum."""
     n, k = better + worse, max(better, worse)
     tail = sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
-    assert paired.mcnemar_p(better, worse) == pytest.approx(min(1.0, 2 * tail))
-    assert math.copysign(1, paired.mcnemar_z(better, worse)) == (1 if better >= worse else -1)
+    assert paired.exchange_p([1] * better + [-1] * worse) == pytest.approx(min(1.0, 2 * tail))
 
 
-def test_stouffer_is_the_p_itself_for_one_seed_and_opposite_seeds_cancel() -> None:
-    assert paired.stouffer([paired.mcnemar_z(12, 3)]) == pytest.approx(paired.mcnemar_p(12, 3))
-    assert paired.stouffer([2.0, -2.0]) == 1.0
-    assert paired.stouffer([1.5, 1.5]) == pytest.approx(2 * stats.norm.sf(3 / math.sqrt(2)))
-    assert paired.stouffer([paired.mcnemar_z(5000, 10)]) < 1e-300
+@pytest.mark.parametrize("gaps", [(2, -1, 0, 3), (1, 1, -2, 2, 3), (-3, -3, -1), (1, -1, 2, -2), (3,)])
+def test_whole_questions_are_exchanged(gaps: tuple[int, ...]) -> None:
+    """Of all signs that the questions could have had, the share with as large a sum; seeds go together."""
+    sums = [
+        sum(s * g for s, g in zip(signs, gaps, strict=True)) for signs in itertools.product((1, -1), repeat=len(gaps))
+    ]
+    assert paired.exchange_p(gaps) == pytest.approx(sum(abs(x) >= abs(sum(gaps)) for x in sums) / len(sums))
+
+
+def test_the_same_answers_under_more_seeds_are_no_more_evidence() -> None:
+    arm, other = verdicts("1111111000"), verdicts("0000100011")
+    one = paired.difference([arm], [other])["p"]
+    assert paired.difference([arm] * 3, [other] * 3)["p"] == pytest.approx(one)
+    assert paired.exchange_p([3] * 3000 + [-1] * 10) < 1e-290
 
 
 def test_holm_by_hand() -> None:

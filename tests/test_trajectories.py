@@ -9,7 +9,7 @@ import pytest
 from flow_dpo.credit.kept import ELSEWHERE, TAUGHT, BestWay
 from flow_dpo.errors import ConfigError, FlowError
 from flow_dpo.explore.trajectories import FromTrajectories
-from flow_dpo.extract import AnswerRule
+from flow_dpo.extract import AnswerRule, extract_answer
 from flow_dpo.flows.single import Single
 from flow_dpo.flows.trajectories import TRAJECTORIES, Planned, PlannedState
 from flow_dpo.tree import Tree
@@ -105,7 +105,10 @@ def test_a_program_without_an_answer_has_none() -> None:
     state = flow.advance(flow.start(ASKED), completion(*letters.ids("print(1)")))
     assert text(flow.awaiting(state)) == "print(1)"
     failed = flow.told(state, output="", reason="ValueError: x")
-    assert text(flow.solution(failed).pieces) == "print(1)\n\nThe program gave no answer: ValueError: x\n"
+    assert text(flow.solution(failed).pieces) == "print(1)\n\nThe program failed."
+    for reason in ("it took more than 2 s", "", "invalid literal for int() with base 10: '3'"):
+        told = text(flow.solution(flow.told(state, output="", reason=reason)).pieces)
+        assert extract_answer(told, ended=True, rule=AnswerRule()) is None
     assert flow.awaiting(failed) == ()
     printed = flow.told(state, output="a\n 7 \n", reason="")
     assert text(flow.solution(printed).pieces).endswith("\nAnswer: 7\n")

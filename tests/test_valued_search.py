@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from flow_dpo import commands, runs
 from flow_dpo.credit import ValuePairs, ValuesThenPairs
@@ -17,7 +16,6 @@ from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.errors import FlowError
 from flow_dpo.explore import Group, Search
 from flow_dpo.flows.plan_solve import PlanSolve, PlanSolvePrompts, ValuedPlanSolve
-from flow_dpo.objectives import SayThenPrefer
 from flow_dpo.speaker import Speaker
 from flow_dpo.tree import Tree
 from flow_dpo.types import Scored, Solution, TokenIds, Verdict
@@ -167,26 +165,26 @@ def test_pairs_weigh_what_was_said_of_a_state_and_targets_ends_alone() -> None:
         (0, 5, pytest.approx(third + 0.4)),
         (0, 7, pytest.approx(third + 0.4)),
     ]
-    # V: two of three plays were right. W: nothing was played from there. U: one play, wrong.
-    assert [(t.node, t.completion.token_ids, t.advantage) for t in targets] == [
-        (1, (YES,), pytest.approx(2 / 3)),
-        (1, (NO,), pytest.approx(1 / 3)),
-        (8, (NO,), 1.0),
+    # Of V alone: the trunk went on from it, and was right. W and U are not on the trunk.
+    assert [(t.node, t.completion, t.advantage) for t in targets] == [(1, tree.nodes[1].completion, 1.0)]
+    assert [p.request.role for p in ValuesThenPairs(valued_by="nobody")([tree])] == [
+        p.request.role for p in ValuePairs()([tree])
     ]
-    said_it, other, _ = [target.completion for target in targets]
-    assert said_it == tree.nodes[1].completion
-    assert (other.choice, other.logprobs) == (1, (-0.9,))
 
 
-def test_the_loss_is_the_cross_entropy_against_the_share() -> None:
-    targets = [t for t in ValuesThenPairs()([valued()]) if isinstance(t, Scored)][:2]
-    logit = torch.tensor(0.4, requires_grad=True)
-    logprobs = [torch.nn.functional.logsigmoid(logit), torch.nn.functional.logsigmoid(-logit)]
-    loss = SayThenPrefer()(targets, [[one.reshape(1)] for one in logprobs], [[torch.zeros(1)]] * 2)
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logit, torch.tensor(2 / 3))
-    assert loss.total.item() == pytest.approx(expected.item())
-    (slope,) = torch.autograd.grad(loss.total, logit)
-    assert slope.item() == pytest.approx(torch.sigmoid(logit).item() - 2 / 3, abs=1e-6)
+def test_a_wrong_trunk_should_have_been_doubted() -> None:
+    tree = valued()
+    tree.grade(0, "", Verdict(status="wrong"))
+    [target] = [t for t in ValuesThenPairs()([tree]) if isinstance(t, Scored)]
+    assert (target.node, target.completion.token_ids, target.completion.choice) == (1, (NO,), 1)
+    assert target.completion.logprobs == (-0.9,)
+    tree.grade(0, "", Verdict(status="ungraded"))
+    assert not any(isinstance(t, Scored) for t in ValuesThenPairs()([tree]))
+
+
+def test_a_role_that_writes_values_nothing() -> None:
+    with pytest.raises(FlowError, match="a role of ValuedPlanSolve that chooses a word, found 'plan', which writes"):
+        explore(1, replace(SETTINGS, valued_by="plan"))
 
 
 def test_values_become_truer_on_the_seed(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ class Doing:
         self._done: dict[str, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DONE).exists():
+            runs.cut_torn(folder / DONE)
             self._done = {row["name"]: row["words"] for row in runs.read_jsonl(folder / DONE)}
 
     def train(self, name: str, *flags: str, recipe: str = "") -> Work:

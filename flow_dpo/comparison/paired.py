@@ -7,13 +7,16 @@ Each question gives, for each seed, a pair of verdicts; what differs is a mean o
     q2         1 1 1    1 1 1       0
 
 The interval resamples questions (paired bootstrap, by scipy), with the seeds as they are; how much seeds vary is a
-t-interval of its own. The p-value is McNemar's exact one of each seed, put together over seeds by Stouffer's signed z.
+t-interval of its own. The p-value is exact, of McNemar's question: had the two names been exchanged on each question
+with the flip of a coin, how often would the difference be as large? All seeds of a question are exchanged together, for
+they answer the same question; of one seed this is McNemar's exact test (1947).
 Invariant: a question that could not be graded on either side enters neither, and is counted.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -48,7 +51,7 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
     One mapping a seed, over the same questions. Raises `DataError` where the questions differ or none is graded.
     """
     per_seed: list[float] = []
-    discordant: list[tuple[int, int]] = []
+    num_better = num_worse = 0
     gaps: dict[str, list[float]] = {}
     for mine, theirs in zip(arm, baseline, strict=True):
         if mine.keys() != theirs.keys():
@@ -60,7 +63,8 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
         if not pairs:
             raise DataError("expected test questions that were graded on both sides, found none")
         per_seed.append(fmean(a - b for _, a, b in pairs))
-        discordant.append((sum(a > b for _, a, b in pairs), sum(a < b for _, a, b in pairs)))
+        num_better += sum(a > b for _, a, b in pairs)
+        num_worse += sum(a < b for _, a, b in pairs)
         for id, a, b in pairs:
             gaps.setdefault(id, []).append(a - b)
     means = [fmean(values) for values in gaps.values()]
@@ -70,13 +74,13 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
         "mean": fmean(means),
         "low": low,
         "high": high,
-        "p": stouffer([mcnemar_z(better, worse) for better, worse in discordant]),
+        "p": exchange_p([round(sum(values)) for values in gaps.values()]),
         "per_seed": per_seed,
         "seed_low": None if seed_interval is None else seed_interval[0],
         "seed_high": None if seed_interval is None else seed_interval[1],
         "num_questions": len(means),
-        "num_better": sum(better for better, _ in discordant),
-        "num_worse": sum(worse for _, worse in discordant),
+        "num_better": num_better,
+        "num_worse": num_worse,
     }
 
 
@@ -94,29 +98,22 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def mcnemar_p(better: int, worse: int) -> float:
-    """Two-sided exact p of `better` against `worse` discordant questions (McNemar 1947, by the binomial)."""
+def exchange_p(gaps: Sequence[int]) -> float:
+    """Two-sided exact p of the sum of whole numbers, one a question, whose signs were as likely the other way.
+
+    With differences of 1, 0 and -1 it is McNemar's. Below about 1e-300 it is 0.
+    """
+    import numpy as np
     from scipy import stats
 
-    return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
-
-
-def mcnemar_z(better: int, worse: int) -> float:
-    """The exact p as a normal deviate, positive where `better` is more."""
-    from scipy import stats
-
-    deviate = float(stats.norm.isf(mcnemar_p(better, worse) / 2))
-    # Too small a p for a float: by the normal approximation.
-    if not math.isfinite(deviate):
-        deviate = abs(better - worse) / math.sqrt(better + worse)
-    return math.copysign(deviate, better - worse) if deviate else 0.0
-
-
-def stouffer(deviates: Sequence[float]) -> float:
-    """Two-sided p of all seeds together: the sum of signed deviates over the root of their number."""
-    from scipy import stats
-
-    return float(min(1.0, 2 * stats.norm.sf(abs(sum(deviates)) / math.sqrt(len(deviates)))))
+    # The sum of n signs of size k is k (2 B - n), with B of Binomial(n, 1/2): their distributions, one after another.
+    chances, most = np.ones(1), 0
+    for size, num in sorted(Counter(abs(gap) for gap in gaps if gap).items()):
+        spread = np.zeros(2 * size * num + 1)
+        spread[:: 2 * size] = stats.binom.pmf(np.arange(num + 1), num, 0.5)
+        chances, most = np.convolve(chances, spread), most + size * num
+    tail = chances[most + abs(sum(gaps)) :].sum()
+    return float(min(1.0, 2 * tail))
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:

@@ -4,13 +4,13 @@ Every arm is a recipe of its own (`flow_dpo.recipes`), fitted by the comparison'
 tokens that the comparison's flow had on its problems; nothing is compiled. An arm names what its paper compares it
 with, and the two differ in that alone:
 
-    vineppo_same_tokens    against    grpo_same_tokens             the same groups, loss and updates; other advantages
+    vineppo_same_tokens    against    grpo_same_tokens             the same plays and loss; other advantages
     rpo_same_tokens        against    reference_path_same_tokens   the same search for a right path; no branches
     cpl_same_tokens        against    cpl_no_margin_same_tokens    the same search and pairs; alpha 0
     cpl_value_same_tokens  against    cpl_same_tokens              new states asked for instead of played on
 
 DOTS and ReGenesis search with instructions, which only a model that follows them understands; they are a group of their
-own, against plain self-training (`rejection_sampling_same_tokens`).
+own, against plain self-training: `self_training_same_tokens`, rejection-sampling fine-tuning with their batches.
 
 Invariant: arms that are contrasted are given the same flags but the one that they are about.
 """
@@ -26,6 +26,10 @@ _AHEAD = ("--explore_ahead", "8")
 only at the end of a batch, so that small ones end near the budget."""
 _FEW = (*_AHEAD, "--pairs_per_update", "8")
 """Of recipes that draw much for few examples: with the 32 of a plain flow they would hardly leave the warm-up."""
+_CLIPPED = ("--objective.kl_coef", "1e-4", "--objective.max_kl", "10")
+"""The loss of VinePPO's paper, for GRPO too: the two are to differ in their advantages."""
+_IN_STEPS = ("--pairs_per_update", "128")
+"""VinePPO's examples are steps, about four to an answer on the seed: those of as many answers as GRPO's 32."""
 _PATHS = (*_FEW, "--num_plays", "8")
 """Plays in search of a right one: as many with branches on it as without."""
 
@@ -37,12 +41,12 @@ def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:
 _FLOW = "answer_adapter"
 """The trained flow's Answer in one pass: Flow-DPO beside recipes that train whole answers."""
 _NEIGHBOURS = (
-    _arm("grpo_same_tokens", "single", "GRPO", budgeted("grpo", "tokens", *_AHEAD), _FLOW),
+    _arm("grpo_same_tokens", "single", "GRPO", budgeted("grpo", "tokens", *_AHEAD, *_CLIPPED), _FLOW),
     _arm(
         "vineppo_same_tokens",
         "single",
         "VinePPO",
-        budgeted("vineppo", "tokens", *_AHEAD),
+        budgeted("vineppo", "tokens", *_AHEAD, *_CLIPPED, *_IN_STEPS),
         "grpo_same_tokens",
         _FLOW,
     ),
@@ -93,8 +97,15 @@ _NEIGHBOURS = (
         "flow_itself",
     ),
 )
-_SELF_TRAINED = "rejection_sampling_same_tokens"
+_SELF_TRAINED = "self_training_same_tokens"
 _INSTRUCTED = (
+    _arm(
+        _SELF_TRAINED,
+        "single",
+        "plain self-training, fine-tuning on the first right one of four plays,",
+        budgeted("rejection-sampling", "tokens", *_FEW, name="self_training"),
+        _FLOW,
+    ),
     _arm(
         "dots_same_tokens",
         "flow",
@@ -108,5 +119,5 @@ ARMS: Mapping[str, Arm] = {arm.name: arm for arm in (*_NEIGHBOURS, *_INSTRUCTED)
 _BESIDE = ("zero_shot", "answer_adapter", "flow_itself")
 CONTRASTS = (*_BESIDE, *(arm.name for arm in _NEIGHBOURS))
 """The recipes, and beside them the base and Flow-DPO."""
-INSTRUCTED = (*_BESIDE, _SELF_TRAINED, *(arm.name for arm in _INSTRUCTED))
+INSTRUCTED = (*_BESIDE, *(arm.name for arm in _INSTRUCTED))
 """The recipes for models that follow instructions, and beside them the base, Flow-DPO and plain self-training."""

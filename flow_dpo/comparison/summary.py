@@ -220,8 +220,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     num = found["num_seeds"]
     said = (
         f"{num} seed{'s' if num != 1 else ''}; means and 95 % intervals over seeds, in per cent. Differences are "
-        "paired: the interval resamples test questions, p is McNemar's over seeds, corrected by Holm over arms, and in "
-        "the table of contrasts over these."
+        "paired: the interval resamples test questions, p is the exact one of exchanging the two on whole "
+        "questions (of one seed McNemar's), corrected by Holm over arms, and in the table of contrasts over these."
     )
     lines = [said, ""]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

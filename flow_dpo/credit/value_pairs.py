@@ -22,16 +22,15 @@ from flow_dpo.tree import Tree
 from flow_dpo.types import Pair
 
 
-def node_values(tree: Tree, *, ends_only: bool = False) -> dict[int, float]:
+def node_values(tree: Tree) -> dict[int, float]:
     """Mean value of the plays through each node, by its id; none where there is no such play.
 
-    A play's value is its reward, 1 or -1; of one that stopped before its end, what was said of where it stopped, which
-    is left out with `ends_only`.
+    A play's value is its reward, 1 or -1; of one that stopped before its end, what was said of where it stopped.
     """
     found: dict[int, list[float]] = {}
     for rollout in tree.rollouts:
         reward = None if rollout.verdict is None else rollout.verdict.reward
-        value = 2 * reward - 1 if reward is not None else None if ends_only else rollout.value
+        value = rollout.value if reward is None else 2 * reward - 1
         if value is not None and not rollout.probe:
             for node in tree.path(rollout.leaf):
                 found.setdefault(node.id, []).append(value)

@@ -1,12 +1,13 @@
 """How does the role that says what a state is worth learn to say it?
 
-From ends alone. At every state of which it spoke and from which a play went on to an end, its first word is to be as
-likely as plays from there were right, and its second as likely as they were wrong:
+From the trunk's end alone: of every state that it spoke of on the trunk, it should have said its first word where the
+trunk was right, and its second where it was wrong:
 
-    Value at a state from which three plays ended, two of them right    ->    Yes with advantage 2/3, No with 1/3
+    plan  Value "Yes"  plan  Value "No"  answer, right    ->    Yes at both states, each with advantage 1
 
-which under `Likelihood` is the cross-entropy against that share. The paper of Critical Plan Step Learning trains a
-value head instead (arXiv 2409.08642).
+which under `Likelihood` is the cross-entropy against how plays from there end, since the trunk is a plain draw from the
+flow. Other plays of a search were chosen by what was said, and most of them stop before their end: those that reach one
+lean to short solutions. The paper of Critical Plan Step Learning trains a value head instead (arXiv 2409.08642).
 
 Invariant: what was said of a state is never a target, so that a value is not learned from itself.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from flow_dpo.credit.value_pairs import ValuePairs, node_values
+from flow_dpo.credit.value_pairs import ValuePairs
 from flow_dpo.flows.plan_solve import VALUE
 from flow_dpo.tree import Node, Tree
 from flow_dpo.types import Completion, Example, Scored
@@ -35,26 +36,22 @@ class ValuesThenPairs:
         return [*(example for tree in trees for example in self._of_tree(tree)), *self.pairs(trees)]
 
     def _of_tree(self, tree: Tree) -> list[Scored]:
-        ends = node_values(tree, ends_only=True)
-        spoke = [node for node in tree.nodes if node.role == self.valued_by and node.id in ends]
-        return [example for node in spoke for example in _words(tree, node, (ends[node.id] + 1) / 2)]
-
-
-def _words(tree: Tree, node: Node, share: float) -> list[Scored]:
-    """Both words, each with the share of plays for which it would have been right; one that never was is left out."""
-    return [
-        Scored(
-            request=node.request,
-            completion=_word(node, choice),
-            advantage=advantage,
-            problem_id=tree.problem.id,
-            node=node.id,
-            depth=node.depth,
-            tags=node.tags,
-        )
-        for choice, advantage in enumerate((share, 1 - share))
-        if advantage > 0
-    ]
+        reward = None if tree.trunk.verdict is None else tree.trunk.verdict.reward
+        if reward is None:
+            return []
+        return [
+            Scored(
+                request=node.request,
+                completion=_word(node, 0 if reward else 1),
+                advantage=1.0,
+                problem_id=tree.problem.id,
+                node=node.id,
+                depth=node.depth,
+                tags=node.tags,
+            )
+            for node in tree.trunk_nodes()
+            if node.role == self.valued_by
+        ]
 
 
 def _word(node: Node, choice: int) -> Completion:

@@ -62,6 +62,9 @@ def check_turn(flow: Flow[Any], turn: Turn, num_turns: int, problem: Problem) ->
     """Raise `FlowError` where a flow asks for somebody undeclared, or without end, after so many turns of a play."""
     name = type(flow).__name__
     if turn.role not in flow.roles:
-        raise FlowError(f"{name} asked role {turn.role!r} to speak; it declares only {list(flow.roles)}")
+        raise FlowError(
+            f"{name} asked role {turn.role!r} to speak, at turn {num_turns} of {problem.id}; it declares only "
+            f"{list(flow.roles)}"
+        )
     if num_turns >= _MOST_TURNS:
         raise FlowError(f"{name} has asked for {num_turns} turns on {problem.id}; every play must end")

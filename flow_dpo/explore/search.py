@@ -147,7 +147,6 @@ class _Search:
         return tree
 
     def _draw(self, node: _Node, index: int, drawn: dict[int, Said], num: int) -> Play:
-        assert node.turn is not None
         drawn[index] = yield from self._say(node, index)
         if len(drawn) == num:
             yield from self._play_on(node, [drawn[i] for i in sorted(drawn)], min(drawn))
@@ -156,8 +155,7 @@ class _Search:
         """Add the new completions as children, and play each of them to the end."""
         started: list[_Rollout] = []
         for index, said in enumerate(drawn, start=first):
-            allowed = len(self.rollouts) + len(started) < self.settings.num_plays
-            if allowed and all(said.completion.token_ids != _ids(child) for child in node.children):
+            if all(said.completion.token_ids != _ids(child) for child in node.children):
                 child = self._child(node, said)
                 started.append(_Rollout(first=child, leaf=child, index=index))
         self.rollouts += started
@@ -170,7 +168,6 @@ class _Search:
     def _finish(self, rollout: _Rollout, started: Sequence[_Rollout], waiting: list[int]) -> Play:
         node, valued = rollout.first, False
         while node.turn is not None and not valued:
-            check_turn(self.flow, node.turn, sum(1 for _ in _up(node)) - 1, self.problem)
             said = yield from self._say(node, rollout.index)
             valued = self._is_valued(node) and rollout.index > 0
             node.num_drawn += 1
@@ -197,7 +194,8 @@ class _Search:
         self._close()
         if len(self.rollouts) < self.settings.num_plays and not self.root.closed:
             node = self._select()
-            yield self.expand(node, self._num_wanted(node) - node.num_drawn)
+            left = self.settings.num_plays - len(self.rollouts)
+            yield self.expand(node, min(left, self._num_wanted(node) - node.num_drawn))
 
     def _select(self) -> _Node:
         node = self.root
@@ -225,9 +223,15 @@ class _Search:
         return 1 if self._is_valued(node) else self.settings.num_children
 
     def _say(self, node: _Node, index: int) -> Generator[Ask | Check | Play, Said | Verdict, Said]:
-        """Ask what a node's turn asks, on behalf of one play."""
+        """Ask what a node's turn asks, on behalf of one play. Raises `FlowError` for a turn that breaks a rule."""
         assert node.turn is not None
         depth = sum(1 for _ in _up(node)) - 1
+        check_turn(self.flow, node.turn, depth, self.problem)
+        if self._is_valued(node) and not node.turn.choices:
+            raise FlowError(
+                f"explore.valued_by expects a role of {type(self.flow).__name__} that chooses a word, found "
+                f"{node.turn.role!r}, which writes"
+            )
         # Play 0 is drawn as any exploration draws its trunk.
         place = (-1, 0, depth) if index == 0 else ("search", index, depth)
         seed = derive(self.seed, self.problem.id, *place)

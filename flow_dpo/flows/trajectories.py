@@ -197,7 +197,8 @@ class Planned(Flow[PlannedState]):
         """The state once the program has run: its last line is the answer, or it has none."""
         lines = output.strip().splitlines()
         if reason or not lines:
-            return replace(state, result=f"\n\nThe program gave no answer: {reason or 'it printed nothing'}\n")
+            # Nothing of the reason, nor a word that an answer stands behind: the verifier reads this.
+            return replace(state, result="\n\nThe program failed.")
         return replace(state, result=f"\n\nThe program prints its answer.\nAnswer: {lines[-1].strip()}\n")
 
     def _ask(self, role: Role, words: str, state: PlannedState, max_tokens: int) -> Turn:

@@ -20,6 +20,8 @@ from flow_dpo.report.sections import Block, Figure, Fold, Paragraph, Section, Ta
 _DIFFERENCE = ("mean", "low", "high", "p", "p_holm", "seed_low", "seed_high")
 _FINDINGS = 12
 """Differences that are told at the top; all of them stand in the tables."""
+_SURE = 0.05
+"""The corrected p below which a difference counts beside all others."""
 Arm = Mapping[str, Any]
 
 
@@ -119,7 +121,8 @@ def _finding(name: str, found: Mapping[str, Any], baseline: str) -> str:
     if low is None or high is None:
         return f"{name}: {how}, no interval known."
     if low > 0 or high < 0:
-        return f"{name}: {how}, {'better' if low > 0 else 'worse'}."
+        lost = found.get("p_holm") is not None and found["p_holm"] >= _SURE
+        return f"{name}: {how}, {'better' if low > 0 else 'worse'}{', but not after the correction' if lost else ''}."
     return f"{name}: {how}, not told apart."
 
 
