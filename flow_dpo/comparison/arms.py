@@ -12,14 +12,16 @@ Invariant: all compiled arms are fine-tuned by the same settings and asked in th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flow_dpo import runs
+from flow_dpo import recipes, runs
 from flow_dpo.budget import spent
 from flow_dpo.comparison.doing import Doing, Work
 from flow_dpo.errors import ConfigError
+from flow_dpo.explore import Drawing, Explore
+from flow_dpo.flows.single import Single
 
 Kind = Literal["base", "compiled", "flow", "single"]
 
@@ -50,6 +52,12 @@ class Sizes:
     """Problem set and decoding."""
     max_problems: int
     """Problems that the flow is trained on."""
+    preset: str = "seed"
+    """The scale that recipes are fitted to."""
+    asks: Single | None = None
+    """What a single pass of the flow asks; None of a flow without."""
+    draws: Drawing = field(default_factory=Drawing)
+    """How completions are drawn where they are tested."""
 
 
 Make = Callable[[Doing, Sizes], Outcome]
@@ -200,10 +208,21 @@ def budgeted(
         had = spent(runs.read_jsonl(_flow(do).folder / "metrics.jsonl"))[by]
         # Many more problems than the flow had: the budget ends the run.
         longer = ["--max_problems", str(20 * sizes.max_problems)]
-        work = do.train(name, f"--run.budget.{by}", str(had), *longer, *flags, recipe=recipe)
-        return Outcome(works=(work,), evaluations=evaluated(do, sizes, name, "--mode", mode, run=work))
+        fitted = recipes.preset(recipe, sizes.preset).recipe
+        config = "single" if isinstance(fitted.flow, Single) and sizes.asks not in (None, fitted.flow) else "other"
+        budget = [f"--run.budget.{by}", str(had), *longer]
+        work = do.train(name, *budget, *flags, recipe=recipe, config=config)
+        drawn = _as_the_others(fitted.explore, sizes.draws)
+        return Outcome(works=(work,), evaluations=evaluated(do, sizes, name, "--mode", mode, *drawn, run=work))
 
     return make
+
+
+def _as_the_others(own: Explore, draws: Drawing) -> list[str]:
+    """Flags by which a recipe that draws otherwise is tested as all arms are."""
+    names = ("temperature", "top_p", "choice_temperature")
+    differing = [name for name in names if getattr(own, name, None) != getattr(draws, name)]
+    return [word for name in differing for word in (f"--explore.{name}", str(getattr(draws, name)))]
 
 
 def _variant(name: str, *flags: str) -> Make:

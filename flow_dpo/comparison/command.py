@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -22,13 +21,18 @@ from rich.console import Console
 
 from flow_dpo import config, runs, sft
 from flow_dpo.build import ShopSettings, TrainSettings, defaults_of
+from flow_dpo.comparison import facts
 from flow_dpo.comparison.arms import Outcome, Sizes
 from flow_dpo.comparison.choosing import EVERY, choose
-from flow_dpo.comparison.doing import DONE, Doing
+from flow_dpo.comparison.doing import Doing
 from flow_dpo.comparison.summary import Told, markdown, summarise
-from flow_dpo.errors import ConfigError
+from flow_dpo.errors import ConfigError, DataError
+from flow_dpo.explore import Drawing
+from flow_dpo.flows.answer_stop import AnswerStop
+from flow_dpo.flows.single import Single
 from flow_dpo.problems import ColumnSettings
 from flow_dpo.progress import say
+from flow_dpo.sources import one_pass
 
 SUMMARY = "comparison.json"
 
@@ -139,9 +143,19 @@ def compare(argv: Sequence[str]) -> int:
             with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
                 futures = [pool.submit(_one_seed, path, seed, names, sizes, asked) for seed in seeds]
                 outcomes = [future.result() for future in futures]
-        told = Told(seeds=seeds, tests=sizes.tests, facts=_facts(path, parsed, sizes))
-        by_arm = {name: [outcome[name] for outcome in outcomes] for name in names}
-        found = summarise(chosen, by_arm, told, path)
+        failed = {name: reason for outcome in outcomes for name, reason in outcome.items() if isinstance(reason, str)}
+        for name, reason in failed.items():
+            say(console, f"{name} could not be made: {reason}")
+        made = [arm for arm in chosen if arm.name not in failed]
+        if not made:
+            raise DataError(f"expected an arm that can be made, found none; of {names[0]}: {failed[names[0]]}")
+        by_arm = {
+            arm.name: [one for outcome in outcomes if isinstance(one := outcome[arm.name], Outcome)] for arm in made
+        }
+        told = Told(
+            seeds=seeds, tests=sizes.tests, facts={**_tested(parsed), **facts.of(path, by_arm), "failed": failed}
+        )
+        found = summarise(made, by_arm, told, path)
         runs.write_whole(path / SUMMARY, json.dumps(found, indent=1) + "\n")
         runs.write_whole(path / "comparison.md", markdown(found))
     say(console, f"Written to {path / SUMMARY}")
@@ -155,10 +169,19 @@ def _asked(parsed: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={str(value).lower() if value is True else value}" for name, value in values.items() if value]
 
 
-def _one_seed(path: Path, seed: int, names: Sequence[str], sizes: Sizes, asked: Sequence[str]) -> dict[str, Outcome]:
-    """All arms of one seed, one after another."""
+def _one_seed(
+    path: Path, seed: int, names: Sequence[str], sizes: Sizes, asked: Sequence[str]
+) -> dict[str, Outcome | str]:
+    """All arms of one seed, one after another; of one for which the data do not suffice, such as traces that are too
+    few, the reason."""
     do = Doing(path / f"seed{seed}", seed, path / "settings", asked=asked)
-    return {name: EVERY[name].make(do, sizes) for name in names}
+    found: dict[str, Outcome | str] = {}
+    for name in names:
+        try:
+            found[name] = EVERY[name].make(do, sizes)
+        except DataError as error:
+            found[name] = str(error)
+    return found
 
 
 def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
@@ -200,6 +223,9 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
         "other": {name: value for name, value in train.items() if name not in method},
         "sft": {"training": parsed["training"], "lora": parsed["sft_lora"]},
     }
+    asks = _asks(parsed)
+    if asks is not None:
+        files["single"] = {**files["other"], "flow": asks}
     for name, problems in sets.items():
         more = {"generate": {"draws": pool.draws}} if name == "pool" else {}
         files |= {name: {"data": problems, **more}, f"base-{name}": {**played, "data": problems, **more}}
@@ -221,33 +247,23 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
         flow_shape=shape,
         tests=("held_out/greedy", *drawn, *harder),
         max_problems=parsed["data"].max_problems,
+        preset=parsed["preset"],
+        asks=_asks(parsed),
+        draws=parsed["explore"] if isinstance(parsed["explore"], Drawing) else Drawing(),
     )
 
 
-def _facts(path: Path, parsed: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
-    asked: TestSettings = parsed["compare"].tests
-    tests = {test.partition("/")[0] for test in sizes.tests}
-    commands = [
-        f"flow-dpo {shlex.join(row['words'])}"
-        for done in sorted(path.glob(f"seed*/{DONE}"))
-        for row in runs.read_jsonl(done)
-    ]
-    test_name = asked.test_dataset_name or parsed["data"].dataset_name
-    every = {
-        "held_out": {
-            "dataset": f"{test_name}/{asked.test_split}",
-            "num_problems": asked.test_problems,
-        },
-        "harder": {
-            "dataset": f"{test_name}/{asked.harder_split}",
-            "num_problems": asked.harder_problems,
-        },
-    }
+def _asks(parsed: Mapping[str, Any]) -> Single | None:
+    """The single pass of the comparison's flow; None of a flow without."""
+    flow = parsed["flow"]
+    return one_pass(flow) if isinstance(flow, AnswerStop | Single) else None
+
+
+def _tested(parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for."""
     return {
         "model": parsed["model"].model_name_or_path,
         "dataset": f"{parsed['data'].dataset_name}/{parsed['data'].dataset_split}",
-        "test_sets": {name: facts for name, facts in every.items() if name in tests},
         "command": config.command_line(),
-        "commands": commands,
-        **runs.environment(),
+        "settings": runs.plain(parsed),
     }

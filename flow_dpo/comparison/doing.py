@@ -68,10 +68,10 @@ class Doing:
             runs.cut_torn(folder / DONE)
             self._done = {row["name"]: row["words"] for row in runs.read_jsonl(folder / DONE)}
 
-    def train(self, name: str, *flags: str, recipe: str = "") -> Work:
+    def train(self, name: str, *flags: str, recipe: str = "", config: str = "other") -> Work:
         """`flow-dpo train` with the comparison's settings and these flags; or of another recipe, fitted by the same
-        preset, with the same model, data and updates."""
-        base = ["--recipe", recipe, "--config", str(self._configs / "other.yaml")] if recipe else []
+        preset, with the same model, data and updates, and with what `config` says of its flow."""
+        base = ["--recipe", recipe, "--config", str(self._configs / f"{config}.yaml")] if recipe else []
         words = [*(base or ["--config", str(self._configs / "train.yaml")]), "--seed", str(self.seed), *flags]
         folder = self._do("train", name, words)
         rows = runs.read_jsonl(folder / "metrics.jsonl")

@@ -52,6 +52,7 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
                 text="One seed: how much another seed would change is not known; intervals are over questions alone."
             )
         )
+    blocks += _caveats(found, str(source.path))
     plot = _forest(arms, f"comparison{number}", str(baseline), str(primary))
     blocks += [plot] if plot else []
     blocks += [_difference_table(arms, str(baseline))] if plot else []
@@ -65,9 +66,25 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
     return Section(title=f"Comparison {wording.short(source.name)}", blocks=tuple(blocks)), tuple(findings)
 
 
+def _caveats(found: Mapping[str, Any], place: str) -> list[Block]:
+    """Arms that could not be made, and work by several versions of the code."""
+    failed = checks.mapping(found, "failed", place)
+    blocks: list[Block] = [Paragraph(text=f"Not made: {name}, for {reason}.") for name, reason in failed.items()]
+    made = checks.rows(found, "made_by", place)
+    if len(made) > 1:
+        counts = [wording.count(checks.number(one, "num_pieces", place)) for one in made]
+        parts = [f"{num} by {one.get('commit')!s:.12}" for num, one in zip(counts, made, strict=True)]
+        blocks.append(Paragraph(text=f"The pieces of work were not all made by the same code: {', '.join(parts)}."))
+    return blocks
+
+
 def _test_words(name: str, size: Mapping[str, Any]) -> str:
     num = checks.number(size, "num_problems", f"test_sets, {name}")
-    return name if num is None else f"{name} ({wording.count(num)} problems)"
+    learned = checks.number(size, "num_learned", f"test_sets, {name}")
+    if num is None:
+        return name
+    seen = "" if learned is None else f", {wording.count(learned) if learned else 'none'} of them learned from"
+    return f"{name} ({wording.count(num)} problems{seen})"
 
 
 def _checked(arm: Arm, place: str) -> Arm:
@@ -116,13 +133,18 @@ def _by_difference(arms: list[Arm]) -> list[Arm]:
 
 def _finding(name: str, found: Mapping[str, Any], baseline: str) -> str:
     low, high = found.get("low"), found.get("high")
+    seed_low, seed_high = found.get("seed_low"), found.get("seed_high")
+    apart = seed_low is None or seed_high is None or seed_low * seed_high > 0
     how = f"{wording.points(found['mean'])} points against {baseline} ({wording.points_interval(low, high)}"
     how += f"; Holm's p {wording.p_value(found['p_holm'])})" if found.get("p_holm") is not None else ")"
     if low is None or high is None:
         return f"{name}: {how}, no interval known."
     if low > 0 or high < 0:
         lost = found.get("p_holm") is not None and found["p_holm"] >= _SURE
-        return f"{name}: {how}, {'better' if low > 0 else 'worse'}{', but not after the correction' if lost else ''}."
+        doubt = (", but not after the correction" if lost else "") + (
+            "" if apart else ", though seeds may differ in sign"
+        )
+        return f"{name}: {how}, {'better' if low > 0 else 'worse'}{doubt}."
     return f"{name}: {how}, not told apart."
 
 

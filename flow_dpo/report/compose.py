@@ -119,7 +119,9 @@ def _making(sources: Sequence[Source], command: str) -> Section:
 def _commands(source: Source) -> list[str]:
     if isinstance(source, ComparisonSource):
         found = source.found.get("commands")
-        return [f"# {source.name}", *(str(line) for line in found)] if isinstance(found, list) else []
+        whole = source.found.get("command")
+        lines = [str(whole), "# which ran, by the settings below:"] if whole else []
+        return [f"# {source.name}", *lines, *map(str, found if isinstance(found, list) else ())]
     command = _facts(source).get("command")
     return [f"# {source.name}", str(command)] if command else [f"# {source.name}: its command was not recorded"]
 

@@ -54,6 +54,11 @@ def _untrue(line: str) -> str:
     return f"not true: {'; '.join(wrong)}" if wrong else ""
 
 
+_MOST_BESIDE = 6
+"""Different solutions of one problem that are shown."""
+_MOST_NAMES = 3
+
+
 def side_by_side(voices: Voices, num: int) -> list[SideBySide]:
     """The `num` problems that show most: spoken of by most, judged differently, right answers with a wrong step."""
     counted: dict[str, int] = {}
@@ -74,11 +79,26 @@ def _tells(spoken: Sequence[Spoken]) -> float:
 def _shown(voices: Voices, id: str) -> SideBySide:
     mine = {name: spoken[id] for name, spoken in voices.items() if id in spoken}
     problem = next(iter(mine.values())).problem
+    alike: dict[str, list[str]] = {}
+    for name, one in mine.items():
+        alike.setdefault(one.text, []).append(name)
+    # Of every outcome one first, then others in their order.
+    telling = {_outcome(mine[names[0]]): names for names in reversed(alike.values())}
+    others = [names for names in alike.values() if names not in telling.values()]
+    room = max(_MOST_BESIDE - len(telling), 0)
+    chosen = [*telling.values(), *others[:room]]
     passages = [
-        Passage(title=short(name, 60), status=one.status, outcome=_outcome(one), lines=marked(one))
-        for name, one in mine.items()
+        Passage(title=_names(names), status=one.status, outcome=_outcome(one), lines=marked(one))
+        for names in sorted(chosen, key=lambda names: list(mine).index(names[0]))[:_MOST_BESIDE]
+        for one in [mine[names[0]]]
     ]
     return SideBySide(question=problem.question, gold=problem.gold, passages=tuple(passages))
+
+
+def _names(names: Sequence[str]) -> str:
+    """Who said the same words."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(short(name, 60) for name in names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _outcome(spoken: Spoken) -> str:
