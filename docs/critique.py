@@ -21,7 +21,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Critique(Flow[State]):
-    """One solution, one verdict, and a second solution where the verdict is Wrong."""
+    """One solution, one verdict, and a second solution where the verdict is No."""
 
     solution_tokens: int = 64
     """Longest solution, in tokens."""
@@ -39,7 +39,7 @@ class Critique(Flow[State]):
         read: tuple[Piece, ...] = (f"{question}\n\n", *state.solution)
         if state.speaker == "critique":
             messages = (Message(role="user", content=(*read, "\n\nIs this solution right?")),)
-            return Turn(role="critique", messages=messages, choices=("Right", "Wrong"))
+            return Turn(role="critique", messages=messages, choices=("Yes", "No"))
         if state.speaker == "revise":
             messages = (Message(role="user", content=(*read, "\n\nThis is wrong. Solve the problem again.")),)
             return Turn(role="revise", messages=messages, max_tokens=self.solution_tokens)

@@ -8,6 +8,7 @@ The file is run as Python: whoever names it has been told so. What comes back is
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import sys
@@ -23,6 +24,11 @@ log = logging.getLogger("flow_dpo")
 def is_source(text: str) -> bool:
     """Whether a value of `--flow` names a file and a class."""
     return ".py:" in text
+
+
+def fingerprint(source: str) -> str | None:
+    """SHA-256 of the file that "path/to/file.py:Name" names; None where no file is named."""
+    return hashlib.sha256(Path(source.rpartition(":")[0]).read_bytes()).hexdigest() if is_source(source) else None
 
 
 def load_flow(source: str) -> Flow[Any]:

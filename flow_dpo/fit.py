@@ -1,24 +1,28 @@
 """Does a flow fit into a model's context window?
 
-Found out before any model speaks: the flow is walked with made-up completions of the longest kind, once with answers
-that are cut and once with answers that end and are refused, and every turn on the way is rendered. That also finds
-choices that are not distinct and templates that refuse a prompt.
+Found out before any model speaks: the flow is walked with made-up completions of the longest kind, with answers that
+are cut and with answers that end, refused and accepted, and every turn on the way is rendered. That also finds choices
+that are not distinct, templates that refuse a prompt, and flows that break their contract.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flow_dpo.engines.base import RendersTurns
 from flow_dpo.errors import ConfigError, DataError, FlowError
+from flow_dpo.explore.base import check_turn
 from flow_dpo.flows.base import Flow
 from flow_dpo.types import Completion, FinishReason, Problem, Request, Turn
 
 log = logging.getLogger("flow_dpo")
 
-_MOST_TURNS = 10_000
+_MOST_TURNS = 1_000
+"""A play of more turns than this ends nowhere, as far as anybody can wait for."""
 _SLACK = 8
 """Tokens by which two questions' prompts of one role may differ from their answers' prompts."""
 
@@ -34,14 +38,14 @@ def fitting_problems(
         raise DataError("expected at least one problem, found none; see --max_problems and --dataset_split")
     prompts = [len(renderer.render(_first_turn(flow, problem)).prompt_ids) for problem in problems]
     shortest = min(prompts)
-    requests = list(longest_requests(flow, renderer, problems[0]))
-    chunk = requests[0].max_tokens
+    lengths = [(len(asked.prompt_ids), asked.max_tokens) for asked in longest_requests(flow, renderer, problems[0])]
+    chunk = lengths[0][1]
     if shortest + chunk > context_tokens:
         raise ConfigError(
             f"expected room for one completion of {chunk} tokens, found a context window of {context_tokens} tokens "
             f"and a shortest prompt of {shortest}; shorten the prompts or the chunk (--flow.chunk_tokens)"
         )
-    behind = max(len(request.prompt_ids) + request.max_tokens for request in requests) - prompts[0]
+    behind = max(prompt + said for prompt, said in lengths) - prompts[0]
     fits = [prompt + behind + _SLACK <= context_tokens for prompt in prompts]
     if not any(fits):
         raise ConfigError(
@@ -58,22 +62,26 @@ def fitting_problems(
 
 
 def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) -> Iterator[Request]:
-    """Every request of two made-up plays in which all is as long as it may be and the last choice is always taken."""
+    """Every request of made-up plays in which all is as long as it may be, is cut or ends, and the first or the last
+    choice is always taken. Raises `FlowError` where a rule of the contract is broken on the way."""
     kinds: tuple[FinishReason, ...] = ("length", "stop")
-    for finish_reason in kinds:
+    for finish_reason, takes_last in itertools.product(kinds, (True, False)):
         state = flow.start(problem)
-        for _ in range(_MOST_TURNS):
+        for num_turns in range(_MOST_TURNS):
             turn = flow.turn(state)
+            if flow.turn(state) != turn:
+                raise FlowError(
+                    f"{type(flow).__name__}.turn asks something else each time, at turn {num_turns} of {problem.id}; a "
+                    "state's turn is always the same: it may not draw, count or read a clock"
+                )
             if turn is None:
                 break
-            if turn.role not in flow.roles:
-                raise FlowError(
-                    f"{type(flow).__name__} asked role {turn.role!r} to speak; it declares only {list(flow.roles)}"
-                )
+            check_turn(flow, turn, num_turns, problem)
             request = renderer.render(turn)
             yield request
-            following = flow.advance(state, _made_up(request, finish_reason))
-            if flow.turn(state) != turn:
+            before = copy.deepcopy(state)
+            following = flow.advance(state, _made_up(request, finish_reason, takes_last=takes_last))
+            if _changed(state, before) or flow.turn(state) != turn or flow.solution(state) != flow.solution(before):
                 raise FlowError(
                     f"{type(flow).__name__}.advance changed the state that it was given, at {turn.role!r} of "
                     f"{problem.id}; states are immutable: return a new one (dataclasses.replace)"
@@ -83,6 +91,11 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
             raise FlowError(f"{type(flow).__name__} asked for {_MOST_TURNS} turns on {problem.id}; every play must end")
 
 
+def _changed(state: Any, before: Any) -> bool:
+    """Whether a state is not what it was, as far as its class can tell."""
+    return type(state).__eq__ is not object.__eq__ and state != before
+
+
 def _first_turn(flow: Flow[Any], problem: Problem) -> Turn:
     turn = flow.turn(flow.start(problem))
     if turn is None:
@@ -90,16 +103,16 @@ def _first_turn(flow: Flow[Any], problem: Problem) -> Turn:
     return turn
 
 
-def _made_up(request: Request, finish_reason: FinishReason) -> Completion:
+def _made_up(request: Request, finish_reason: FinishReason, *, takes_last: bool) -> Completion:
     if request.choices:
-        last = len(request.choices) - 1
+        choice = len(request.choices) - 1 if takes_last else 0
         return Completion(
-            token_ids=(request.choices[last],),
+            token_ids=(request.choices[choice],),
             logprobs=(0.0,),
             sampled_logprobs=(0.0,),
             finish_reason="choice",
             policy_version=0,
-            choice=last,
+            choice=choice,
             choice_logprobs=(0.0,) * len(request.choices),
         )
     zeros = (0.0,) * request.max_tokens

@@ -22,6 +22,7 @@ from flow_dpo import config, progress, runs
 from flow_dpo.budget import Purse
 from flow_dpo.build import TrainSettings, Workshop, workshop
 from flow_dpo.checkpoint import Checkpoints
+from flow_dpo.custom import fingerprint
 from flow_dpo.errors import ConfigError, FlowDpoError, StorageError
 from flow_dpo.learner import Learner
 from flow_dpo.measures import ProgressiveValidation
@@ -38,7 +39,7 @@ _OF_THE_RUN = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "saving.save_updates", "saving.checkpoint_batches")
 )
 """Settings that change no result."""
-_FACTS = ("code", "versions", "device", "data_fingerprint")
+_FACTS = ("code", "flow_file", "versions", "device", "data_fingerprint")
 """What besides the settings a result depends on, as run.json names it."""
 _OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
 
@@ -93,7 +94,11 @@ def _shop(path: Path, settings: TrainSettings) -> Iterator[tuple[Workshop, dict[
     """
     problems, differences = load(settings.shop.data), dict[str, Any]()
     if settings.run.resume and (path / "config.yaml").exists():
-        facts = {"device": str(device_of(settings.shop.model)), "data_fingerprint": problems.fingerprint}
+        facts = {
+            "device": str(device_of(settings.shop.model)),
+            "data_fingerprint": problems.fingerprint,
+            "flow_file": fingerprint(settings.flow_source),
+        }
         differences = _compare(path, settings, facts)
     flow, seed = settings.recipe.flow, settings.run.seed
     with workshop(settings.shop, flow, roles=flow.roles, seed=seed, problems=problems, served=path / "served") as shop:
@@ -111,6 +116,7 @@ def _open(
         "num_problems": len(shop.fitting),
         "num_skipped_rows": shop.problems.skipped,
         "data_fingerprint": shop.problems.fingerprint,
+        "flow_file": fingerprint(settings.flow_source),
     }
     found = Checkpoints(path).newest() if settings.run.resume else None
     if found is None:  # not begun, or interrupted before anything was committed

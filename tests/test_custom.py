@@ -97,7 +97,11 @@ def test_no_file_no_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('return Turn(role="revise", messages', 'return Turn(role="reviser", messages', "asked role 'reviser'"),
+        (
+            'return Turn(role="revise", messages',
+            'return Turn(role="reviser", messages',
+            "asked role 'reviser' to speak, at turn 2 of ",
+        ),
         (
             '        if state.speaker == "critique":\n            return replace',
             '        if state.speaker == "solve":\n            object.__setattr__(state, "speaker", "critique")\n'
@@ -105,6 +109,17 @@ def test_no_file_no_class(tmp_path: Path) -> None:
             "changed the state that it was given, at 'solve'",
         ),
         ('"critique" if state.speaker == "solve" else "nobody"', '"critique"', "every play must end"),
+        (
+            "question = state.problem.question",
+            "import itertools\n        question = str(next(self.__dict__.setdefault('n', itertools.count())))",
+            r"Critique.turn asks something else each time, at turn 0 of ",
+        ),
+        # A play that is accepted is walked too.
+        (
+            '"nobody" if completion.choice == 0 else "revise"',
+            '"solve" if completion.choice == 0 else "revise"',
+            "must end",
+        ),
     ],
 )
 def test_a_broken_contract_is_named_before_any_model_speaks(
@@ -113,3 +128,34 @@ def test_a_broken_contract_is_named_before_any_model_speaks(
     with pytest.raises(FlowError, match=message):
         commands.train([*words, "--flow", write(tmp_path, old, new), "--output_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_list_that_grows_behind_ones_back_is_a_changed_state(words: list[str], tmp_path: Path) -> None:
+    source = HEAD.replace(
+        "ended: bool = False\n", "ended: bool = False\n    log: list[str] = field(default_factory=list)\n"
+    )
+    source = source.replace("import dataclass, replace", "import dataclass, field, replace")
+    source = source.replace("    def advance(self, state: State, completion: Completion) -> State:\n",
+        "    def advance(self, state: State, completion: Completion) -> State:\n        state.log.append('said')\n")  # fmt: skip
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(FlowError, match="changed the state that it was given, at 'solve'"):
+        commands.train([*words, "--flow", f"{tmp_path / 'mine.py'}:Critique", "--output_dir", str(tmp_path / "run")])
+
+
+def test_the_documented_command_trains_on_the_seed(tmp_path: Path) -> None:
+    page = (CRITIQUE.parent / "flows.md").read_text()
+    command = next(line for line in page.splitlines() if line.startswith("flow-dpo train --flow"))
+    flags = command.replace("docs/critique.py", str(CRITIQUE)).split()[2:]
+    flags[flags.index("--output_dir") + 1] = str(tmp_path / "run")
+    assert commands.train([*flags, "--pairs_per_update", "4"]) == 0
+    rows = runs.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    for role in ("solve", "critique", "revise"):
+        assert sum(row[f"pairs/{role}"] for row in rows) > 0, role
+    assert rows[-1]["policy_version"] + rows[-1]["learn/updates"] >= 3
+    # Another version of the file is another method.
+    (tmp_path / "mine.py").write_text(HEAD)
+    run = ["--max_problems", "4", "--output_dir", str(tmp_path / "other")]
+    assert commands.train(["--flow", f"{tmp_path / 'mine.py'}:Critique", *run]) == 0
+    (tmp_path / "mine.py").write_text(HEAD.replace("Is this solution right?", "Is it?"))
+    with pytest.raises(ConfigError, match=r"--allow flow_file\n  flow_file: [0-9a-f]{64} then, [0-9a-f]{64} now"):
+        commands.train(["--resume", *run])
