@@ -43,7 +43,8 @@ def spent(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     for row in rows:
         learned = sum(int(value) for name, value in row.items() if name.startswith("learn/") and _is_tokens(name))
         played = int(row["play/sampled_tokens"])
-        now = {"tokens": played + learned, "verdicts": int(row["num_rollouts"]), "updates": int(row["learn/updates"])}
+        verdicts = int(row.get("num_verdicts", row["num_rollouts"]))  # runs of before plays could stop have one a play
+        now = {"tokens": played + learned, "verdicts": verdicts, "updates": int(row["learn/updates"])}
         for name, value in {**now, "played": played, "learned": learned}.items():
             total[name] += value
     return total

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flow_dpo.tree import Tree
+from flow_dpo.tree import Rollout, Tree
 from flow_dpo.types import Example, Pair, Scored
 
 
@@ -105,8 +105,9 @@ class ProgressiveValidation:
 def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequence[str]) -> dict[str, float | int]:
     """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded plays, Stop's choices.
 
-    "tied_trees" are those whose graded plays are all right or all wrong: credits that compare plays learn nothing
-    from them, one that keeps what was right learns from those that are all right.
+    "num_verdicts" counts the plays that were graded: one that stopped with a value is none. "tied_trees" are those
+    whose graded plays are all right or all wrong, without other values among them: credits that compare plays learn
+    nothing from them, one that keeps what was right learns from those that are all right.
     "ties/<role>" are the trunk's nodes that were compared with siblings, of whose plays two or more were graded, and
     all alike; "ungraded/<role>" those of whose plays fewer than two were graded. Both are read off the trees, whatever
     the credit makes of them.
@@ -117,6 +118,7 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
     row: dict[str, float | int] = {
         "num_trees": len(trees),
         "num_rollouts": sum(len(tree.rollouts) for tree in trees),
+        "num_verdicts": len(verdicts),
         "ungraded_rate": sum(verdict.status == "ungraded" for verdict in verdicts) / max(len(verdicts), 1),
         "no_answer_rate": sum(verdict.answer is None for verdict in verdicts) / max(len(verdicts), 1),
         "tied_trees": sum(len(_rewards(tree)) < 2 for tree in trees),
@@ -140,13 +142,18 @@ def _compared(tree: Tree, role: str) -> Iterator[list[float]]:
     for node in tree.trunk_nodes():
         siblings = tree.children(node.parent)
         if node.role == role and len(siblings) > 1:
-            verdicts = [tree.rollout_of(sibling).verdict for sibling in siblings]
-            yield [v.reward for v in verdicts if v is not None and v.reward is not None]
+            worths = [_worth(tree.rollout_of(sibling)) for sibling in siblings]
+            yield [worth for worth in worths if worth is not None]
 
 
 def _rewards(tree: Tree) -> set[float]:
-    """The different rewards of a tree's graded plays."""
-    return {r.verdict.reward for r in tree.rollouts if r.verdict is not None and r.verdict.reward is not None}
+    """The different rewards of a tree's graded plays, and values of those that stopped."""
+    return {worth for rollout in tree.rollouts if (worth := _worth(rollout)) is not None}
+
+
+def _worth(rollout: Rollout) -> float | None:
+    """A play's reward, or what was said of where it stopped; None where it has neither."""
+    return rollout.value if rollout.verdict is None else rollout.verdict.reward
 
 
 def _choice_metrics(role: str, pairs: Sequence[Pair], trees: Sequence[Tree]) -> dict[str, float | int]:

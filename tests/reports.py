@@ -59,6 +59,7 @@ def run(
             progress.see(Verdict(status=statuses[0]).reward)
         row = {
             **progress.row(), "policy_version": start // batch, "num_rollouts": 5 * len(mine),
+            "num_verdicts": 5 * len(mine),
             "learn/updates": 1, "learn/answer/margin": 0.25 * start, "learn/answer/chosen_logprobs": -1.5,
             "learn/answer/rejected_logprobs": -2.5, "learn/answer/tokens": 70.0, "play/tokens": 111,
             "play/seconds": 1.5, "grade/seconds": 0.25, "learn/seconds": 0.5,

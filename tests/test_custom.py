@@ -131,12 +131,14 @@ def test_a_broken_contract_is_named_before_any_model_speaks(
 
 
 def test_a_list_that_grows_behind_ones_back_is_a_changed_state(words: list[str], tmp_path: Path) -> None:
-    source = HEAD.replace(
-        "ended: bool = False\n", "ended: bool = False\n    log: list[str] = field(default_factory=list)\n"
-    )
-    source = source.replace("import dataclass, replace", "import dataclass, field, replace")
-    source = source.replace("    def advance(self, state: State, completion: Completion) -> State:\n",
-        "    def advance(self, state: State, completion: Completion) -> State:\n        state.log.append('said')\n")  # fmt: skip
+    source = HEAD
+    for old, new in (
+        ("ended: bool = False\n", "ended: bool = False\n    log: list[str] = field(default_factory=list)\n"),
+        ("import dataclass, replace", "import dataclass, field, replace"),
+        ("        written = replace(", '        state.log.append("said")\n        written = replace('),
+    ):
+        assert old in source
+        source = source.replace(old, new)
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(FlowError, match="changed the state that it was given, at 'solve'"):
         commands.train([*words, "--flow", f"{tmp_path / 'mine.py'}:Critique", "--output_dir", str(tmp_path / "run")])

@@ -16,6 +16,8 @@ from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.errors import FlowError
 from flow_dpo.explore import Group, Search
 from flow_dpo.flows.plan_solve import PlanSolve, PlanSolvePrompts, ValuedPlanSolve
+from flow_dpo.measures import tree_metrics
+from flow_dpo.report.tree_drawing import drawing
 from flow_dpo.speaker import Speaker
 from flow_dpo.tree import Tree
 from flow_dpo.types import Scored, Solution, TokenIds, Verdict
@@ -199,3 +201,21 @@ def test_values_become_truer_on_the_seed(tmp_path: Path) -> None:
     assert {play["verdict"] is None for play in plays if play["value"] is not None} == {True}
     assert {play["verdict"] is None for play in plays if play["value"] is None} == {False}
     assert any(play["value"] is not None for play in plays)
+
+
+def test_a_play_that_stopped_is_told_as_such_and_what_went_on_from_it_below() -> None:
+    tree = valued()
+    row = tree.to_json([f"said {node.id}" for node in tree.nodes])
+    [trunk] = drawing(row, []).plays
+    assert (trunk.outcome, trunk.then) == ("correct (no answer found)", ())
+    others = trunk.told[0].instead
+    assert [play.outcome for play in others] == [
+        "stopped, its value said to be -0.40",
+        "stopped, its value said to be +0.20",
+    ]
+    assert [[one.id for one in play.told] for play in others[1].then] == [[9]]
+    assert others[0].then == ()
+    # Both figures of a batch: plays that were graded, and ties among those and the values.
+    metrics = tree_metrics([tree], ValuesThenPairs()([tree]), FLOW.roles)
+    assert (metrics["num_rollouts"], metrics["num_verdicts"], metrics["tied_trees"]) == (6, 4, 0)
+    assert metrics["ungraded/plan"] == 0

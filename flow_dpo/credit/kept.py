@@ -104,9 +104,10 @@ class BestWay:
         if TAUGHT not in taught[0].tags:
             return []
         searched = [rollout for rollout in plays if rollout.id != tree.trunk.id and rollout.verdict is not None]
-        statuses = {r.verdict.status for r in searched if r.verdict is not None} - {"ungraded"}
-        best = [r for r in _distinct_right(tree) if r in searched and taught[0].tags[1] in tree.nodes[r.start].tags]
-        if len(statuses) < 2 or not best:
+        statuses = {rollout.id: rollout.verdict.status for rollout in searched if rollout.verdict is not None}
+        of_the_way = [rollout for rollout in searched if taught[0].tags[1] in tree.nodes[rollout.start].tags]
+        best = [rollout for rollout in of_the_way if statuses[rollout.id] == "correct"]
+        if len(set(statuses.values()) - {"ungraded"}) < 2 or not best:
             return []
         why, which = taught
         said = [_said_elsewhere(tree, why, tree.nodes[0]), _said_again(tree, which)]

@@ -121,6 +121,9 @@ def _play(play: Play, level: int) -> Iterator[str]:
     for told in play.told:
         yield from _told(told, level)
     yield f"{'    ' * level}\u2192 {visible(play.outcome)}"
+    for other in play.then:
+        yield f"{'    ' * level}  then:"
+        yield from _play(other, level + 1)
 
 
 def _told(told: Told, level: int) -> Iterator[str]:

@@ -157,7 +157,8 @@ def _tree(block: TreeDrawing) -> str:
 
 def _play(play: Play) -> str:
     told = "".join(f"<li>{_told(one)}</li>" for one in play.told)
-    return f'<ol class="play">{told}</ol><p class="end {_status(play.status)}">\u2192 {_text(play.outcome)}</p>'
+    end = f'<p class="end {_status(play.status)}">\u2192 {_text(play.outcome)}</p>'
+    return f'<ol class="play">{told}</ol>{end}' + "".join(_instead(other, "Then") for other in play.then)
 
 
 def _told(told: Told) -> str:

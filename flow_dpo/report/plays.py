@@ -182,14 +182,15 @@ def status_of(rollout: Mapping[str, Any], place: str = "trees.jsonl") -> Literal
 def _count(plays: Plays, index: int, tree: Mapping[str, Any], mine: list[Taught], place: str) -> None:
     status = status_of(tree["rollouts"][0], place)
     plays.rewards.append({"correct": 1.0, "wrong": 0.0}.get(status))
-    at_depth = {(one.role, one.depth) for one in mine if one.rejected is not None}
-    alone = {one.node for one in mine if one.rejected is None}
+    sides = {id for one in mine for id in (one.node, one.rejected) if id is not None}
+    # Where a pair was made the trunk spoke too, even where the pair is of two alternatives to it.
+    places = {tree["nodes"][one.node]["parent"] for one in mine if one.rejected is not None}
     plays.num_examples.update(one.role for one in mine)
     for node in tree["nodes"]:
         trunk = node["rollout"] == 0
-        # A pair is of a trunk node and its sibling; a scored completion may stand anywhere.
+        # A scored completion may stand anywhere.
         if trunk or plays.singles:
-            taught = (node["id"] in alone) if plays.singles else (node["role"], node["depth"]) in at_depth
+            taught = node["id"] in sides or (trunk and node["parent"] in places)
             plays.nodes.append(NodeSeen(index=index, role=node["role"], depth=node["depth"], taught=taught))
         if trunk and len(node.get("choice_logprobs") or ()) == 2:
             heard = _heard(index, tree, node)

@@ -121,6 +121,8 @@ class Play:
     told: tuple[Told, ...]
     status: Status | None
     outcome: str
+    then: tuple[Play, ...] = ()
+    """The plays that went on from its leaf, where it stopped before its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,7 +67,12 @@ class _Teller:
         outcome = status_of(rollout) + (f" (answer {answer})" if answer is not None else " (no answer found)")
         if isinstance(value, int | float):
             outcome = f"stopped, its value said to be {value:+.2f}"
-        return Play(told=tuple(told), status=status_of(rollout), outcome=outcome)
+        further = [
+            other for other in self._starts.get(rollout["leaf"], ()) if level < _DEEPEST and other not in self.told
+        ]
+        self.told.update(further)
+        then = tuple(self.play(other, level + 1) for other in further)
+        return Play(told=tuple(told), status=status_of(rollout), outcome=outcome, then=then)
 
     def _node(self, node: Mapping[str, Any], instead: tuple[Play, ...]) -> Told:
         notes: list[str] = [*node.get("tags", ())]
