@@ -262,6 +262,7 @@ SCALES: dict[str, Scale] = {
             "plan_tokens": 32,
             "prompts": (AnswerStopPrompts(examples=WORKED_EXAMPLES),),
             "explanation_tokens": 96,
+            "num_rounds": 1,
         },
         unstated={"temperature": 0.8},
         lora=LoraSettings(lora_r=8, lora_alpha=8),

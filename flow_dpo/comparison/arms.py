@@ -52,6 +52,8 @@ class Sizes:
     """Problem set and decoding."""
     max_problems: int
     """Problems that the flow is trained on."""
+    tokens: int = 0
+    """What the arms of a budget of tokens have; what the flow had where 0."""
     preset: str = "seed"
     """The scale that recipes are fitted to."""
     asks: Single | None = None
@@ -205,7 +207,8 @@ def budgeted(
     name = f"{name or recipe.replace('-', '_')}_same_{by}"
 
     def make(do: Doing, sizes: Sizes) -> Outcome:
-        had = spent(runs.read_jsonl(_flow(do).folder / "metrics.jsonl"))[by]
+        given = sizes.tokens if by == "tokens" else 0
+        had = given or spent(runs.read_jsonl(_flow(do).folder / "metrics.jsonl"))[by]
         # Many more problems than the flow had: the budget ends the run.
         longer = ["--max_problems", str(20 * sizes.max_problems)]
         fitted = recipes.preset(recipe, sizes.preset).recipe

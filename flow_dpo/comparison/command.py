@@ -93,6 +93,8 @@ class CompareSettings:
     """Their names (`flow_dpo.comparison.arms`, `recipe_arms`), or "paper" for those of the paper's table and "recipes"
     for the neighbours of Flow-DPO; all sources of traces where empty. `self_generated` is what the others are compared
     with, and an arm that names others is compared with those too."""
+    tokens: int = 0
+    """Tokens, played and learned, of the arms that are to have as many as the flow; as many as it had where 0."""
     pool: PoolSettings = field(default_factory=PoolSettings)
     tests: TestSettings = field(default_factory=TestSettings)
     jobs: int = 1
@@ -102,6 +104,8 @@ class CompareSettings:
         for name in ("num_seeds", "jobs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
+        if self.tokens < 0:
+            raise ConfigError(f"expected tokens of 0 or more, found {self.tokens}")
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
@@ -247,6 +251,7 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
         flow_shape=shape,
         tests=("held_out/greedy", *drawn, *harder),
         max_problems=parsed["data"].max_problems,
+        tokens=settings.tokens,
         preset=parsed["preset"],
         asks=_asks(parsed),
         draws=parsed["explore"] if isinstance(parsed["explore"], Drawing) else Drawing(),

@@ -119,5 +119,5 @@ ARMS: Mapping[str, Arm] = {arm.name: arm for arm in (*_NEIGHBOURS, *_INSTRUCTED)
 _BESIDE = ("zero_shot", "answer_adapter", "flow_itself")
 CONTRASTS = (*_BESIDE, *(arm.name for arm in _NEIGHBOURS))
 """The recipes, and beside them the base and Flow-DPO."""
-INSTRUCTED = (*_BESIDE, *(arm.name for arm in _INSTRUCTED))
-"""The recipes for models that follow instructions, and beside them the base, Flow-DPO and plain self-training."""
+INSTRUCTED = ("zero_shot", *(arm.name for arm in _INSTRUCTED))
+"""The recipes for models that follow instructions, and beside them the base and plain self-training."""
