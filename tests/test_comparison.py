@@ -160,6 +160,17 @@ def test_what_failed_is_named_and_begun_anew(tmp_path: Path) -> None:
     assert [Path(words[-1]).name for words in commands.called] == ["a", "b", "b"]
 
 
+def test_a_torn_last_row_is_cut_before_the_next_is_written(tmp_path: Path) -> None:
+    commands = Commands()
+    doing(tmp_path, commands).evaluate("a", "held_out")
+    with (tmp_path / "seed0" / DONE).open("a") as file:
+        file.write('{"name": "b", "wor')
+    doing(tmp_path, commands).evaluate("b", "held_out")
+    assert [row["name"] for row in runs.read_jsonl(tmp_path / "seed0" / DONE)] == ["a", "b"]
+    doing(tmp_path, commands).evaluate("b", "held_out")
+    assert len(commands.called) == 2
+
+
 def test_unknown_arms_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown arms nobody; there are zero_shot"):
         choosing.choose(("zero_shot", "nobody"))
@@ -260,3 +271,25 @@ def test_drawn_answers_may_be_left_out() -> None:
     asked = ([], ["--sampled", "false"])
     tests = [command._sizes(command.parse(["--max_problems", "8", *more])).tests for more in asked]
     assert tests == [("held_out/greedy", "held_out/sampled"), ("held_out/greedy",)]
+
+
+def test_an_arm_without_enough_traces_is_told_and_the_others_are_made(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    words = ["--config", str(tmp_path / "settings.yaml"), "--compare.output_dir", str(tmp_path / "out")]
+    words += ["--compare.num_seeds", "2", "--compare.jobs", "2", "--compare.pool.num_traces", "500"]
+    assert command.compare([*words, "--compare.arms", "[zero_shot,self_generated]"]) == 0
+    found: dict[str, Any] = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert [row["name"] for row in found["arms"]] == ["zero_shot"]
+    assert (found["seeds"], len(found["arms"][0]["accuracies"]["held_out"]["greedy"]["per_seed"])) == ([0, 1], 2)
+    assert list(found["failed"]) == ["self_generated"]
+    assert "sft/self_generated: expected 500 traces in" in found["failed"]["self_generated"]
+    # Who made it, by which settings, and that no question of the test was learned from.
+    assert found["settings"]["compare"]["pool"]["num_traces"] == 500
+    assert sum(one["num_pieces"] for one in found["made_by"]) == len(found["commands"])
+    assert {facts["num_learned"] for facts in found["test_sets"].values()} == {0}
+    assert report_command.report([str(tmp_path / "out"), "--output_dir", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report/report.md").read_text()
+    assert "Not made: self\\_generated" in page
+    assert found["command"] in page
+    with pytest.raises(DataError, match="expected an arm that can be made, found none; of self_generated: seed 0"):
+        command.compare([*words, "--compare.arms", "[self_generated]"])

@@ -35,6 +35,10 @@ from flow_dpo.progress import say
 from flow_dpo.sources import one_pass
 
 SUMMARY = "comparison.json"
+_ADVICE = (
+    "\nThe other arms are compared without it. Where traces are too few: more compare.pool.pool_problems or "
+    "compare.pool.draws, or lower compare.pool.num_traces, in another --compare.output_dir"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +151,10 @@ def compare(argv: Sequence[str]) -> int:
             with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
                 futures = [pool.submit(_one_seed, path, seed, names, sizes, asked) for seed in seeds]
                 outcomes = [future.result() for future in futures]
-        failed = {name: reason for outcome in outcomes for name, reason in outcome.items() if isinstance(reason, str)}
-        for name, reason in failed.items():
-            say(console, f"{name} could not be made: {reason}")
+        failed: dict[str, str] = {}
+        for name, reason in (row for outcome in outcomes for row in outcome.items()):
+            if isinstance(reason, str) and failed.setdefault(name, reason) is reason:
+                say(console, f"{name} could not be made: {reason}{_ADVICE}")
         made = [arm for arm in chosen if arm.name not in failed]
         if not made:
             raise DataError(f"expected an arm that can be made, found none; of {names[0]}: {failed[names[0]]}")
