@@ -67,12 +67,16 @@ bench-vllm: $(VLLM)  ## the figures of playing through vLLM, in its own environm
 study: $(DEV)  ## the paper's table and its controls on the seed model, and their report (many hours; goes on if interrupted)
 	$(BIN)/flow-dpo compare --config docs/study/seed.yaml $(ARGS)
 	cp runs/study/comparison.json runs/study/comparison.md docs/study/
-	$(BIN)/flow-dpo report runs/study/comparison.json --output_dir docs/study
+	$(BIN)/flow-dpo report runs/study/comparison.json runs/study/seed0/flow \
+		runs/study/seed0/evaluations/zero_shot/held_out-greedy \
+		runs/study/seed0/evaluations/untrained_flow_itself/held_out-greedy \
+		runs/study/seed0/traces/self_generated runs/study/seed0/traces/trained_flow --output_dir docs/study
 
 study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its tokens, and VinePPO's values (an hour)
 	$(BIN)/flow-dpo compare --config docs/study/recipes.yaml $(ARGS)
 	mkdir -p docs/study/recipes
 	cp runs/study-recipes/comparison.json runs/study-recipes/comparison.md docs/study/recipes/
+	$(BIN)/python docs/study/put_table.py docs/study/recipes.md docs/study/recipes/comparison.md
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results docs/study/recipes/step_values.json
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results docs/study/recipes/step_values.json \
 		--run runs/study-recipes/seed0/vineppo_same_tokens

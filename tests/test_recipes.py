@@ -19,6 +19,7 @@ from tests.same_runs import without_seconds
 from tests.tiny_models import tiny_model
 from tests.trees import completion, request
 
+PARTS = ("flow", "explore", "credit", "objective")
 PACKAGE = Path(recipes.__file__).parent
 OTHERS = [name for name in recipes.RECIPES if name != "flow-dpo"]
 
@@ -72,14 +73,15 @@ def test_unknown_names_are_refused() -> None:
 
 def test_loop_learner_and_engines_know_no_method_by_name() -> None:
     made = recipes.RECIPES.values()
-    parts = {type(getattr(recipe, part)).__name__ for recipe in made for part in ("flow", "explore", "credit")}
+    parts = {type(getattr(recipe, part)).__name__ for recipe in made for part in PARTS}
     words = re.compile(rf"\b({'|'.join([*recipes.RECIPES, *parts])})\b")
-    files = [
-        PACKAGE / f"{name}.py" for name in ("online", "learner", "learner_state", "gradients", "policy", "packing")
-    ]
+    names = ("online", "speaker", "grade", "measures", "budget", "tree", "fit", "checkpoint")
+    names += ("learner", "learner_state", "gradients", "policy", "packing", "logprobs", "layouts", "attention")
+    files = [PACKAGE / f"{name}.py" for name in names]
     for path in [*files, *(PACKAGE / "engines").glob("*.py")]:
         tree = ast.parse(path.read_text())
         names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        names += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
         names += [node.name for node in ast.walk(tree) if isinstance(node, ast.alias)]
         texts = [
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
