@@ -42,6 +42,12 @@ def check_words(request: Request, excluded: TokenIds, *, num_words: int) -> None
         raise EngineError(f"expected ids below {num_words}, the size of the vocabulary, found {ids}")
 
 
+def check_idle(num_requests: int) -> None:
+    """Raise `EngineError` where a refresh comes while requests are under way: they would end with other adapters."""
+    if num_requests:
+        raise EngineError(f"expected nothing under way at a refresh, found {num_requests} requests; poll first")
+
+
 def nothing_left(request: Request, sampling: Sampling, excluded: TokenIds) -> EngineError:
     """The error of a draw that found no token with probability."""
     if not excluded:

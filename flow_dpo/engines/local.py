@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from flow_dpo import attention
 from flow_dpo.engines.base import Engine
 from flow_dpo.engines.chance import stream
-from flow_dpo.engines.checks import check_request, check_words, nothing_left
+from flow_dpo.engines.checks import check_idle, check_request, check_words, nothing_left
 from flow_dpo.engines.choosing import choose
 from flow_dpo.engines.drawing import draw_batch, uniforms
 from flow_dpo.engines.lanes import Lane, Row
@@ -130,9 +130,7 @@ class LocalEngine(Engine):
         return []
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        under_way = sum(len(lane.queue) + len(lane.active) for lane in self._lanes.values()) + len(self._finished)
-        if under_way:
-            raise EngineError(f"expected nothing under way at a refresh, found {under_way} requests; poll first")
+        check_idle(sum(len(lane.queue) + len(lane.active) for lane in self._lanes.values()) + len(self._finished))
         self._versions = {role: adapter.version for role, adapter in adapters.items()}
         # Lanes begin anew as well: their order and the size of their rows would carry rounding from one batch into the
         # next, and a resumed run would not be the uninterrupted one to the bit.

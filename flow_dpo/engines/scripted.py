@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from flow_dpo.engines.base import Engine
 from flow_dpo.engines.chance import Drawn, draw, uniform
-from flow_dpo.engines.checks import check_request, nothing_left
+from flow_dpo.engines.checks import check_idle, check_request, nothing_left
 from flow_dpo.engines.choosing import choose
 from flow_dpo.errors import EngineError
 from flow_dpo.types import Adapter, Completion, Request, Role, Sampling, TokenIds
@@ -89,8 +89,7 @@ class _QueueEngine(Engine):
         return answered
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        if self._queue:
-            raise EngineError(f"expected nothing under way at a refresh, found {len(self._queue)} requests; poll first")
+        check_idle(len(self._queue))
         self._versions = {role: adapter.version for role, adapter in adapters.items()}
 
     def _version(self, role: Role) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.engines.base import Engine
-from flow_dpo.engines.checks import check_request, check_words
+from flow_dpo.engines.checks import check_idle, check_request, check_words
 from flow_dpo.engines.vllm_asking import Answering, Ask, Heard, Speech, answer, check_sampling
 from flow_dpo.errors import ConfigError, EngineError
 from flow_dpo.types import Adapter, Completion, Request, Role, Sampling, TokenIds
@@ -144,9 +144,7 @@ class VllmEngine(Engine):
         return []
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        under_way = len(self._asked) + len(self._finished) + len(self._failures)
-        if under_way:
-            raise EngineError(f"expected nothing under way at a refresh, found {under_way} requests; poll first")
+        check_idle(len(self._asked) + len(self._finished) + len(self._failures))
         if dict(adapters) == self._adapters:
             return
         began = time.perf_counter()

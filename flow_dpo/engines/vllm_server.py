@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flow_dpo.engines.base import Engine
-from flow_dpo.engines.checks import check_request, check_words
+from flow_dpo.engines.checks import check_idle, check_request, check_words
 from flow_dpo.engines.vllm_asking import Answering, Ask, Heard, Speech, answer, check_sampling
 from flow_dpo.engines.vllm_client import Completed, ServedModel, Unknown, VllmClient
 from flow_dpo.errors import EngineError
@@ -109,8 +109,7 @@ class VllmServerEngine(Engine):
         return finished
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        if self._under_way or self._failures:
-            raise EngineError(f"expected nothing under way at a refresh, found {self._under_way} requests; poll first")
+        check_idle(self._under_way or len(self._failures))
         if dict(adapters) == self._adapters:
             return
         began = time.perf_counter()
