@@ -142,7 +142,7 @@ def _finding(name: str, found: Mapping[str, Any], baseline: str) -> str:
     if low > 0 or high < 0:
         lost = found.get("p_holm") is not None and found["p_holm"] >= _SURE
         doubt = (", but not after the correction" if lost else "") + (
-            "" if apart else ", though seeds may differ in sign"
+            "" if apart else ", though the interval over seeds holds 0"
         )
         return f"{name}: {how}, {'better' if low > 0 else 'worse'}{doubt}."
     return f"{name}: {how}, not told apart."

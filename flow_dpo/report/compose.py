@@ -64,7 +64,8 @@ def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str) -
         )
         sections.append(Section(title="Solutions side by side", blocks=(Paragraph(text=words), *beside)))
     sections.append(_making(sources, command))
-    names = ", ".join(wording.short(source.name, 30) for source in sources[:4]) + (", ..." if len(sources) > 4 else "")
+    names, more = ", ".join(wording.short(source.name, 30) for source in sources[:2]), len(sources) - 2
+    names += f" and {more} more" if more > 0 else ""
     return Report(title=f"Report on {names}", findings=tuple(findings), sections=tuple(sections))
 
 

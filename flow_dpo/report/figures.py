@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo.errors import visible
-from flow_dpo.report import svg, wording
+from flow_dpo.report import svg
 
 _WIDTH = 5.0
 """Inches. Narrow, so that words are still read where the figure fills a phone's width."""
@@ -205,7 +205,10 @@ def _gaps(values: Sequence[float | None]) -> list[float]:
 
 def _label(text: str, most: int) -> str:
     """A name that neither leaves the figure nor reorders it; one that begins with "_" would be hidden otherwise."""
-    shown = visible(wording.short(text, most))
+    line = " ".join(text.split())
+    # Names often differ at their ends alone.
+    head = most // 2
+    shown = visible(line if len(line) <= most else f"{line[:head]}\u2026{line[head + 1 - most :]}")
     return f" {shown}" if shown.startswith("_") else shown
 
 
