@@ -11,6 +11,7 @@ Invariant: an interrupted training goes on where its checkpoint stands; whatever
 
 from __future__ import annotations
 
+import gc
 import shlex
 import shutil
 import time
@@ -128,6 +129,8 @@ class Doing:
             self._run[command]([*words[1:], *resume])
         except FlowDpoError as error:
             raise type(error)(f"seed {self.seed}, {name}: {error}") from error
+        finally:
+            gc.collect()  # a trainer holds its model in a circle; the next command loads another
         seconds = round(time.perf_counter() - started, 3)
         runs.append_jsonl(self.folder / DONE, [{"name": name, "words": words, "seconds": seconds}])
         self._done[name] = words
