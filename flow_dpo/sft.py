@@ -15,13 +15,15 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
+from huggingface_hub import constants
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PrinterCallback
 
@@ -155,7 +157,7 @@ def fine_tune(
         target_modules=list(lora_targets(loaded.model, lora.lora_target_modules)),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _nobody_told():
         # PEFT 0.21 and TRL 1.16 know transformers 5's settings by their old names.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
         trainer = SFTTrainer(
@@ -169,6 +171,16 @@ def fine_tune(
         trainer.train()
     assert isinstance(trainer.model, PeftModel)
     return trainer.model, [dict(row) for row in trainer.state.log_history]
+
+
+@contextmanager
+def _nobody_told() -> Iterator[None]:
+    """TRL's trainers report that they were made to the hub; ours do not, whatever the environment says."""
+    before, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
 def _arguments(loaded: LoadedModel, training: SftTraining, settings: SftSettings) -> dict[str, Any]:

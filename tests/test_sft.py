@@ -116,6 +116,24 @@ def test_fine_tuning_learns_the_traces(made: tuple[Path, Path]) -> None:
     assert kept["flow"]["chunk_tokens"] == 16
 
 
+def test_nobody_is_told_of_a_fine_tuning(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+    from trl.trainer import base_trainer
+
+    refused: list[bool] = []
+    monkeypatch.setattr(
+        base_trainer, "send_telemetry", lambda *_, **__: refused.append(constants.HF_HUB_DISABLE_TELEMETRY)
+    )
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    words = ["--traces", str(made[0]), "--output_dir", str(tmp_path / "sft"), "--num_train_epochs", "1"]
+    assert trace_commands.fine_tune(words) == 0
+    assert refused, "TRL tells no longer, or another way: look again"
+    assert all(refused)
+    assert constants.HF_HUB_DISABLE_TELEMETRY is False
+
+
 def test_the_model_card_names_its_base(made: tuple[Path, Path]) -> None:
     _, header, text = (made[1] / "README.md").read_text().split("---\n", 2)
     card = yaml.safe_load(header)

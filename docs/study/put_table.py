@@ -1,6 +1,6 @@
 """Put a comparison's table into a page, between the two lines that mark its place.
 
-    python docs/study/put_table.py docs/study/recipes.md docs/study/recipes/comparison.md
+python docs/study/put_table.py docs/study/recipes.md docs/study/recipes/comparison.md
 """
 
 from __future__ import annotations
