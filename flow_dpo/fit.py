@@ -15,8 +15,7 @@ from typing import Any
 
 from flow_dpo.engines.base import RendersTurns
 from flow_dpo.errors import ConfigError, DataError, FlowError
-from flow_dpo.explore.base import check_turn
-from flow_dpo.flows.base import Flow
+from flow_dpo.flows.base import Flow, check_turn
 from flow_dpo.types import Completion, FinishReason, Problem, Request, Turn
 
 log = logging.getLogger("flow_dpo")

@@ -18,16 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from flow_dpo.credit.value_pairs import ValuePairs
-from flow_dpo.flows.plan_solve import VALUE
 from flow_dpo.tree import Node, Tree
-from flow_dpo.types import Completion, Example, Scored
+from flow_dpo.types import Completion, Example, Role, Scored
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValuesThenPairs:
     """What the values should have been, and behind them pairs of siblings by value."""
 
-    valued_by: str = VALUE
+    valued_by: Role = "value"
     """The role that speaks of states, by a choice of two words."""
     pairs: ValuePairs = field(default_factory=ValuePairs)
 

@@ -12,14 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flow_dpo.errors import FlowError
 from flow_dpo.flows.base import Flow
 from flow_dpo.speaker import Speaker
 from flow_dpo.tree import Tree
 from flow_dpo.types import Problem, Sampling, Turn
-
-_MOST_TURNS = 10_000
-"""A flow that asks for more turns than this in one play has broken the rule that every play ends."""
 
 
 class Explore(Protocol):
@@ -56,15 +52,3 @@ class Drawing:
         if turn.choices:
             return Sampling(temperature=self.choice_temperature, greedy=greedy)
         return Sampling(temperature=self.temperature, top_p=self.top_p, greedy=greedy)
-
-
-def check_turn(flow: Flow[Any], turn: Turn, num_turns: int, problem: Problem) -> None:
-    """Raise `FlowError` where a flow asks for somebody undeclared, or without end, after so many turns of a play."""
-    name = type(flow).__name__
-    if turn.role not in flow.roles:
-        raise FlowError(
-            f"{name} asked role {turn.role!r} to speak, at turn {num_turns} of {problem.id}; it declares only "
-            f"{list(flow.roles)}"
-        )
-    if num_turns >= _MOST_TURNS:
-        raise FlowError(f"{name} has asked for {num_turns} turns on {problem.id}; every play must end")

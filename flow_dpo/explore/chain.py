@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flow_dpo.errors import FlowError
-from flow_dpo.explore.base import Drawing, check_turn
-from flow_dpo.flows.base import Flow
+from flow_dpo.explore.base import Drawing
+from flow_dpo.flows.base import Flow, check_turn
 from flow_dpo.seeds import derive
 from flow_dpo.speaker import Ask, Play, check, say
 from flow_dpo.tree import Tree

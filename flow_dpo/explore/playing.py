@@ -17,8 +17,8 @@ from typing import Any
 
 from flow_dpo.deviation import draw_divergence, splice
 from flow_dpo.errors import FlowError
-from flow_dpo.explore.base import Drawing, check_turn
-from flow_dpo.flows.base import Flow
+from flow_dpo.explore.base import Drawing
+from flow_dpo.flows.base import Flow, check_turn
 from flow_dpo.seeds import derive
 from flow_dpo.speaker import Ask, Play, Said, Speaker, say
 from flow_dpo.tree import Tree

@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo.errors import FlowError
-from flow_dpo.explore.base import Drawing, check_turn
+from flow_dpo.explore.base import Drawing
 from flow_dpo.explore.group import Group, one_play
-from flow_dpo.flows.base import Flow
+from flow_dpo.flows.base import Flow, check_turn
 from flow_dpo.seeds import derive
 from flow_dpo.speaker import Ask, Check, Play, Said, Speaker, check, say
 from flow_dpo.tree import Tree

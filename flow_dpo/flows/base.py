@@ -15,11 +15,14 @@ always the same; a turn speaks for a declared role; sampled token ids are passed
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
+from flow_dpo.errors import FlowError
 from flow_dpo.types import Completion, Problem, Role, Solution, Turn
 
 StateT = TypeVar("StateT")
+_MOST_TURNS = 10_000
+"""A flow that asks for more turns than this in one play has broken the rule that every play ends."""
 
 
 class Flow(ABC, Generic[StateT]):
@@ -47,3 +50,15 @@ class Flow(ABC, Generic[StateT]):
     def tags(self, state: StateT) -> tuple[str, ...]:
         """Words that the record keeps with the turn asked at `state`, such as ("finished",)."""
         return ()
+
+
+def check_turn(flow: Flow[Any], turn: Turn, num_turns: int, problem: Problem) -> None:
+    """Raise `FlowError` where a flow asks for somebody undeclared, or without end, after so many turns of a play."""
+    name = type(flow).__name__
+    if turn.role not in flow.roles:
+        raise FlowError(
+            f"{name} asked role {turn.role!r} to speak, at turn {num_turns} of {problem.id}; it declares only "
+            f"{list(flow.roles)}"
+        )
+    if num_turns >= _MOST_TURNS:
+        raise FlowError(f"{name} has asked for {num_turns} turns on {problem.id}; every play must end")
