@@ -43,8 +43,8 @@ soak: $(DEV)  ## the long tests: 200 kills, 10,000 fuzzed files, 10,000 hostile 
 	$(BIN)/python -m tests.killing --points 200
 	$(BIN)/python -m pytest -m slow -s $(ARGS)
 
-test: $(DEV)  ## the tests, in a few minutes
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV)  ## the tests, in a few minutes: a process a core, up to eight, each on one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
 # MODEL=folder adds the rows that need a real model of half a billion parameters; THREADS=n measures on n threads.
 BENCH := --num_threads $(or $(THREADS),1)

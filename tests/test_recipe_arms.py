@@ -12,7 +12,7 @@ import pytest
 
 from flow_dpo import config, runs
 from flow_dpo.comparison import arms, command, paired, recipe_arms
-from flow_dpo.comparison.arms import Arm, Outcome, Sizes
+from flow_dpo.comparison.arms import SAME_TOKENS, Arm, Outcome, Sizes
 from flow_dpo.comparison.choosing import EVERY, choose
 from flow_dpo.comparison.doing import Doing
 from flow_dpo.comparison.summary import Told, markdown, summarise
@@ -44,10 +44,12 @@ def nothing(do: Doing, sizes: Sizes) -> Outcome:
     raise AssertionError("no arm is made here")
 
 
-def summary(tmp_path: Path, verdicts: dict[str, tuple[str, str]], **against: tuple[str, ...]) -> dict[str, Any]:
+def summary(
+    tmp_path: Path, verdicts: dict[str, tuple[str, str]], *, tokens: int = 0, **against: tuple[str, ...]
+) -> dict[str, Any]:
     """comparison.json of one seed: each arm's verdicts on both tests, and what it is against."""
     chosen = [
-        Arm(name=name, kind="single", what="made by hand", make=nothing, against=against.get(name, ()))
+        Arm(name=name, kind="single", what=f"made by hand {SAME_TOKENS}", make=nothing, against=against.get(name, ()))
         for name in verdicts
     ]
     outcomes = {
@@ -61,7 +63,13 @@ def summary(tmp_path: Path, verdicts: dict[str, tuple[str, str]], **against: tup
         ]
         for name, each in verdicts.items()
     }
-    return summarise(chosen, outcomes, Told(seeds=[0], tests=TESTS, facts={}), tmp_path)
+    return summarise(chosen, outcomes, Told(seeds=[0], tests=TESTS, facts={}, tokens=tokens), tmp_path)
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(0, "the flow's tokens"), (160000, "160,000 tokens")])
+def test_an_arm_says_which_tokens_it_had(tmp_path: Path, tokens: int, said: str) -> None:
+    [row] = summary(tmp_path, {"a": ("11", "1")}, tokens=tokens)["arms"]
+    assert row["what"] == f"made by hand until it had {said}"
 
 
 def test_an_arm_is_compared_with_those_it_names(tmp_path: Path) -> None:

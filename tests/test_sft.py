@@ -127,6 +127,7 @@ def test_nobody_is_told_of_a_fine_tuning(
         base_trainer, "send_telemetry", lambda *_, **__: refused.append(constants.HF_HUB_DISABLE_TELEMETRY)
     )
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    monkeypatch.delenv("CI", raising=False)  # where it is set TRL keeps quiet by itself
     words = ["--traces", str(made[0]), "--output_dir", str(tmp_path / "sft"), "--num_train_epochs", "1"]
     assert trace_commands.fine_tune(words) == 0
     assert refused, "TRL tells no longer, or another way: look again"

@@ -65,6 +65,10 @@ class Sizes:
 Make = Callable[[Doing, Sizes], Outcome]
 
 
+SAME_TOKENS = "until it had the flow's tokens"
+"""How an arm ends that may be given a number of tokens instead (`Sizes.tokens`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """One row of the table."""
@@ -291,11 +295,11 @@ _ROWS: tuple[tuple[str, Kind, str, Make], ...] = (
     ("untrained_flow_itself", "flow", "the flow before learning, not compiled", _untrained_flow_itself),
     ("flow_itself", "flow", "the trained flow, not compiled", _flow_itself),
     ("answer_adapter", "single", "the trained flow's Answer adapter in one pass, not compiled", _answer_adapter),
-    ("online_dpo_same_tokens", "single", "whole-answer online DPO until it had the flow's tokens",
+    ("online_dpo_same_tokens", "single", f"whole-answer online DPO {SAME_TOKENS}",
      budgeted("online-dpo", "tokens")),
     ("online_dpo_same_verdicts", "single", "whole-answer online DPO until it had the flow's verdicts",
      budgeted("online-dpo", "verdicts")),
-    ("rejection_sampling_same_tokens", "single", "iterated rejection-sampling SFT until it had the flow's tokens",
+    ("rejection_sampling_same_tokens", "single", f"iterated rejection-sampling SFT {SAME_TOKENS}",
      budgeted("rejection-sampling", "tokens")),
     ("rejection_sampling_same_verdicts", "single", "iterated rejection-sampling SFT until it had the flow's verdicts",
      budgeted("rejection-sampling", "verdicts")),

@@ -161,9 +161,8 @@ def compare(argv: Sequence[str]) -> int:
         by_arm = {
             arm.name: [one for outcome in outcomes if isinstance(one := outcome[arm.name], Outcome)] for arm in made
         }
-        told = Told(
-            seeds=seeds, tests=sizes.tests, facts={**_tested(parsed), **facts.of(path, by_arm), "failed": failed}
-        )
+        known = {**_tested(parsed), **facts.of(path, by_arm), "failed": failed}
+        told = Told(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
         found = summarise(made, by_arm, told, path)
         runs.write_whole(path / SUMMARY, json.dumps(found, indent=1) + "\n")
         runs.write_whole(path / "comparison.md", markdown(found))

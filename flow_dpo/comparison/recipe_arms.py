@@ -1,8 +1,8 @@
 """Does what each neighbour of Flow-DPO claims for itself hold on one footing?
 
-Every arm is a recipe of its own (`flow_dpo.recipes`), fitted by the comparison's preset and trained until it had the
-tokens that the comparison's flow had on its problems; nothing is compiled. An arm names what its paper compares it
-with, and the two differ in that alone:
+Every arm is a recipe of its own (`flow_dpo.recipes`), fitted by the comparison's preset and trained until it had
+`compare.tokens`, or the tokens that the comparison's flow had on its problems; nothing is compiled. An arm names what
+its paper compares it with, and the two differ in that alone:
 
     vineppo_same_tokens    against    grpo_same_tokens             the same plays and loss; other advantages
     rpo_same_tokens        against    reference_path_same_tokens   the same search for a right path; no branches
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flow_dpo.comparison.arms import Arm, Kind, Make, budgeted
+from flow_dpo.comparison.arms import SAME_TOKENS, Arm, Kind, Make, budgeted
 
 _AHEAD = ("--explore_ahead", "8")
 """Problems played under one version: one problem of a search costs as much as a batch of plain plays, and a run ends
@@ -35,7 +35,7 @@ _PATHS = (*_FEW, "--num_plays", "8")
 
 
 def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:
-    return Arm(name=name, kind=kind, what=f"{what} until it had the flow's tokens", make=make, against=against)
+    return Arm(name=name, kind=kind, what=f"{what} {SAME_TOKENS}", make=make, against=against)
 
 
 _FLOW = "answer_adapter"

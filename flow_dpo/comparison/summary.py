@@ -15,7 +15,7 @@ from typing import Any
 
 from flow_dpo import equations, runs
 from flow_dpo.comparison import paired
-from flow_dpo.comparison.arms import BASELINE, Arm, Outcome
+from flow_dpo.comparison.arms import BASELINE, SAME_TOKENS, Arm, Outcome
 from flow_dpo.comparison.doing import NUMBERS
 from flow_dpo.measures import wilson
 from flow_dpo.seed import iter_seed_problems
@@ -31,6 +31,8 @@ class Told:
     tests: Sequence[str]
     """The first is what `difference_to_self` is about."""
     facts: Mapping[str, Any]
+    tokens: int = 0
+    """What the arms of a budget of tokens were given; what the flow had where 0."""
 
 
 def summarise(
@@ -76,7 +78,7 @@ def _row(
     return {
         "name": arm.name,
         "kind": arm.kind,
-        "what": arm.what,
+        "what": arm.what.replace(SAME_TOKENS, f"until it had {told.tokens:,} tokens") if told.tokens else arm.what,
         "num_traces": [len(traces) for traces in learned] if compiled else None,
         "num_problems": [len({trace.problem_id for trace in traces}) for traces in learned] if compiled else None,
         "problems_asked": [count.get("problems_played") for count in counts] if compiled else None,
