@@ -37,7 +37,7 @@ $(VLLM): pyproject.toml vllm_environment.py
 	touch $@
 
 test-vllm: $(VLLM)  ## the tests that need vLLM, over a real server and in process
-	$(VLLM_BIN)/python -m pytest -m vllm $(ARGS)
+	$(VLLM_BIN)/python -m pytest -m vllm -W default $$(grep -l mark.vllm tests/test_*.py) $(ARGS)
 
 soak: $(DEV)  ## the long tests: 200 kills, 10,000 fuzzed files, 10,000 hostile answers
 	$(BIN)/python -m tests.killing --points 200

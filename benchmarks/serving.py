@@ -12,41 +12,32 @@ Counted are the tokens that were sampled, Stop's choices not. Of the flow's prom
 prefix cache are compared with what the trees allow: every prefix that was prompted or sampled before, in order of
 submission, but for the last token of each prompt, which must be computed; reach 0.95. A cache of whole blocks cannot
 give all of it; what the blocks allow is among the details. Then a run of `flow-dpo train` with an update every 32
-pairs, of which refreshing the adapters should take 5 % at most.
+pairs, of which refreshing the adapters should take 5 % at most; the same run over HTTP whose server is killed and
+started again five times; and, for recipes of one role, what merged weights (`--engine.sync merged`) gain and cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
+import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import measuring
 from benchmarks.measuring import Figure, Report
+from benchmarks.vllm_engines import engine_of, reusable, served_to, versions
+from benchmarks.vllm_server import BLOCK, ENVIRONMENT, Server
 
 MODULE = "benchmarks.serving"
 KINDS = {"process": "in process", "http": "over HTTP"}
-BLOCK = 32
-"""Tokens in a block of the prefix cache: the least that the CPU build takes."""
-STARTED_WITHIN_S = 600.0
-ENVIRONMENT = {
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+NUM_KILLS = 5
+SYNCS = ("adapters", "merged")
 
 
 def main() -> None:
@@ -62,7 +53,8 @@ def main() -> None:
     if settings.side:
         what, _, kind = settings.side.partition("-")
         os.environ |= ENVIRONMENT
-        measuring.report({"flow": play, "plain": plain, "train": train}[what](settings, kind))
+        sides = {"flow": play, "plain": plain, "train": train, "killed": killed, "sync": sync}
+        measuring.report(sides[what](settings, kind))
         return
     compare(settings)
 
@@ -109,7 +101,27 @@ def compare(settings: argparse.Namespace) -> None:
                 details=run,
             )
         )
+    figures += [_survives(side("killed"), name), *_merging([side(f"sync-{what}") for what in SYNCS], name)]
     measuring.keep(figures, settings, MODULE)
+
+
+def _survives(found: Report, name: str) -> Figure:
+    what = f"serving {name} over HTTP, server killed five times: problems played exactly once"
+    return Figure(name=what, ratio=found["once"], reach=">= 1", details=found)
+
+
+def _merging(found: Sequence[Report], name: str) -> list[Figure]:
+    """What merging one role's adapter into vLLM's weights gains and costs; there is nothing to reach."""
+    beside, merged = found
+    return [
+        Figure(
+            name=f"serving {name} in process: merged weights over adapters, {words}",
+            ratio=merged[key] / beside[key],
+            reach="",
+            details={"adapters": beside, "merged": merged},
+        )
+        for key, words in (("tokens_a_second", "tokens/s"), ("refresh_s", "seconds a refresh"))
+    ]
 
 
 # ---- the sides ------------------------------------------------------------------------------------------------------
@@ -174,209 +186,104 @@ def plain(settings: argparse.Namespace, kind: str) -> Report:
 
 def train(settings: argparse.Namespace, kind: str) -> Report:
     """`flow-dpo train` with an update every 32 pairs."""
-    from flow_dpo import commands, runs
-
-    model = model_folder(settings)
-    words = ["--model_name_or_path", model, "--dataset_name", "seed", "--max_problems", str(settings.num_trained)]
-    words += ["--preset", "seed" if settings.model_name_or_path == "seed" else "small", "--pairs_per_update", "32"]
-    words += ["--num_threads", str(settings.num_threads), "--explore_ahead", "16"]
-    with tempfile.TemporaryDirectory() as folder, playing_flags(settings, kind, model) as flags:
-        commands.train([*words, *flags, "--output_dir", f"{folder}/run"])
-        rows = runs.read_jsonl(Path(folder) / "run" / "metrics.jsonl")
+    with tempfile.TemporaryDirectory() as folder:
+        if kind == "process":
+            flags = ["--engine", "vllm", "--engine.block_tokens", str(BLOCK), "--max_batch_size"]
+            rows = _trained(settings, [*flags, str(settings.batch_size)], Path(folder) / "run")
+        else:
+            with served_to(settings) as server:
+                rows = _trained(settings, _over_http(settings, server), Path(folder) / "run")
     seconds = sum(row[f"{part}/seconds"] for row in rows for part in ("play", "grade", "learn"))
     updates = sum(row["learn/updates"] for row in rows)
     return {"refresh_s": sum(row["play/refresh_s"] for row in rows), "seconds": seconds, "updates": updates}
 
 
-# ---- the engines ----------------------------------------------------------------------------------------------------
+def killed(settings: argparse.Namespace, _: str) -> Report:
+    """The same run over HTTP twice: left alone, and with a server that is killed and started again five times."""
+    from flow_dpo import runs
 
-AskAll = Callable[[Any, Sequence[list[int]], int], int]
-
-
-@contextmanager
-def engine_of(settings: argparse.Namespace, kind: str, loaded: Any, preset: Any) -> Iterator[tuple[Any, AskAll]]:
-    """The engine that listens to what it is asked, and a way around it to plain vLLM."""
-    from flow_dpo.engine_kinds import Shelf, reached
-    from flow_dpo.engines.vllm_client import VllmServerSettings
-    from flow_dpo.engines.vllm_local import VllmSettings
-    from flow_dpo.policy import Policy
-
-    roles = preset.recipe.flow.roles
-    with tempfile.TemporaryDirectory() as folder:
-        if kind == "process":
-            played: Any = VllmSettings(max_batch_size=settings.batch_size, block_tokens=BLOCK)
-            served, ask_all = None, _ask_in_process
-        else:
-            served = serve(settings, model_folder(settings))
-            ask_all = _ask_over_http
-        with served or _nothing() as url:
-            if url:
-                played = VllmServerSettings(base_url=url, concurrency=settings.batch_size)
-            with reached(played, loaded, num_roles=len(roles)) as reach:
-                policy = Policy(loaded.model, roles, preset.lora)
-                engine = listening(reach.build(policy, Shelf(policy, Path(folder) / "served")))
-                engine.refresh(versions(roles, 0))
-                engine.url, engine.batch_size = url, settings.batch_size
-                try:
-                    yield engine, ask_all
-                finally:
-                    engine.close()
+    found: list[list[dict[str, Any]]] = []
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, served_to(settings) as server:
+        for name in ("whole", "killed"):
+            path, done = Path(folder) / name, threading.Event()
+            killer = threading.Thread(target=_kill, args=(server, path / "metrics.jsonl", done))
+            if name == "killed":
+                killer.start()
+            try:
+                rows = _trained(settings, _over_http(settings, server), path)
+            finally:
+                done.set()
+            found.append([row["trajectory"] for row in runs.read_jsonl(path / "trees.jsonl")])
+        killer.join()
+    whole, broken = found
+    ids = [[tree["problem"]["id"] for tree in trees] for trees in found]
+    return {
+        "num_problems": len(ids[0]),
+        "once": sum(ids[1].count(one) == 1 for one in ids[0]) / len(ids[0]),
+        "alike": sum(one == other for one, other in zip(whole, broken, strict=True)) / len(ids[0]),
+        "num_kills": NUM_KILLS,
+        "num_retries": sum(row["play/num_retries"] for row in rows),
+    }
 
 
-def versions(roles: Sequence[str], version: int) -> dict[str, Any]:
-    from flow_dpo.types import Adapter
-
-    return {role: Adapter(role=role, version=version) for role in roles}
-
-
-def listening(engine: Any) -> Any:
-    """The engine, and in `asked` what it is asked: request, excluded first tokens, completion."""
-    engine.asked = []
-    pending: dict[int, tuple[Any, Any]] = {}
-    submit, poll = engine.submit, engine.poll
-
-    def submitted(request: Any, sampling: Any, *, seed: int, excluded: Any = ()) -> int:
-        ticket = submit(request, sampling, seed=seed, excluded=excluded)
-        pending[ticket] = (request, excluded)
-        return ticket
-
-    def polled() -> list[tuple[int, Any]]:
-        found = poll()
-        for ticket, completion in found:
-            engine.asked.append((*pending.pop(ticket), completion))
-        return found
-
-    engine.submit, engine.poll = submitted, polled
-    return engine
+def _kill(server: Server, metrics: Path, done: threading.Event) -> None:
+    """Kill the server in the midst of each batch of play, five times."""
+    for number in range(NUM_KILLS):
+        while not done.is_set() and (not metrics.exists() or metrics.read_bytes().count(b"\n") <= number):
+            time.sleep(0.05)
+        done.wait(1.0)
+        if done.is_set():
+            raise SystemExit(f"expected {NUM_KILLS} batches before the end, found {number}: give more --num_trained")
+        server.kill()
+        server.start()
 
 
-def reusable(asked: Sequence[tuple[Any, Any, Any]], block: int) -> int:
-    """Prompt tokens that a cache of such blocks can hold before they are asked for, in the order of the answers."""
-    known: set[int] = set()
-    total = 0
-    for request, excluded, completion in asked:
-        ids = [*request.prompt_ids, *completion.token_ids[:-1]]
-        prefixes, chain = list[int](), hash(request.role)
-        for token in ids:
-            chain = hash((chain, token))
-            prefixes.append(chain)
-        lengths = [len(request.prompt_ids)]
-        if excluded and not request.choices and len(completion.token_ids) > 1:
-            lengths.append(len(request.prompt_ids) + 1)  # the first token is a question of its own
-        for length in lengths:
-            room = (length - 1) // block * block
-            at = block
-            while at <= room and prefixes[at - 1] in known:
-                at += block
-            total += at - block
-            known.update(prefixes[:length])
-        known.update(prefixes)
-    return total
+def sync(settings: argparse.Namespace, what: Any) -> Report:
+    """One role in one-shot requests through our engine in process: its adapter beside the weights, or merged in."""
+    import torch
+
+    from benchmarks.playing import parts
+    from flow_dpo.types import Request, Sampling
+
+    settings.case, settings.rounds = settings.model_name_or_path, 1
+    loaded, preset, _, problems = parts(settings)
+    flow = preset.recipe.flow
+    prompts = [loaded.renderer.render(flow.turn(flow.start(problem))).prompt_ids for problem in problems]
+    max_tokens = flow.chunk_tokens * flow.max_chunks
+    requests = [Request(role="answer", prompt_ids=tuple(ids), max_tokens=max_tokens) for ids in prompts]
+    with engine_of(settings, "process", loaded, preset, sync=what, roles=("answer",)) as (engine, _):
+        engine.sample(requests[:4], Sampling(), seeds=range(4))
+        engine.take_stats()
+        for version in range(1, 4):
+            with torch.no_grad():
+                for weight in engine.policy.weights("answer"):
+                    weight.add_(1e-3)
+            engine.policy.publish("answer")
+            engine.refresh(versions(["answer"], version))
+        refresh_s = engine.take_stats()["refresh_s"] / 3
+        started = time.perf_counter()
+        said = engine.sample(requests, Sampling(), seeds=range(len(requests)))
+        seconds = time.perf_counter() - started
+    tokens = sum(len(one.token_ids) for one in said)
+    return {"refresh_s": refresh_s, "tokens_a_second": tokens / seconds, "tokens": tokens, "seconds": seconds}
 
 
-def _ask_in_process(engine: Any, prompts: Sequence[list[int]], max_tokens: int) -> int:
-    from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
-    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
-
-    vllm, voice = engine._vllm, engine._voices["answer"]
-    for number, prompt in enumerate(prompts):
-        params = SamplingParams(
-            max_tokens=max_tokens, ignore_eos=True, seed=number, detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )  # fmt: skip
-        vllm.add_request(f"plain{number}", TokensPrompt(prompt_token_ids=prompt), params, lora_request=voice)
-    left, tokens = len(prompts), 0
-    while left:
-        for said in vllm.step():
-            left -= said.finished
-            tokens += len(said.outputs[0].token_ids) if said.finished else 0
-    return tokens
+def _over_http(settings: argparse.Namespace, server: Server) -> list[str]:
+    return ["--engine", "vllm_server", "--base_url", server.url, "--concurrency", str(settings.batch_size)]
 
 
-def _ask_over_http(engine: Any, prompts: Sequence[list[int]], max_tokens: int) -> int:
-    import json
+def _trained(settings: argparse.Namespace, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl of a run."""
+    from flow_dpo import commands, runs
 
-    from flow_dpo.address import Address
-
-    address = Address(f"{engine.url}/v1", api_key="", deadline_s=3600.0)
-    name = engine._voices["answer"].name
-
-    def ask(numbered: tuple[int, list[int]]) -> int:
-        body = {"model": name, "prompt": numbered[1], "max_tokens": max_tokens, "ignore_eos": True}
-        body |= {"temperature": 1.0, "seed": numbered[0], "return_token_ids": True}
-        answer = address.exchange("POST", "/completions", json.dumps(body).encode())
-        if answer.status != 200:
-            raise SystemExit(f"expected an answer, found {answer.status}: {answer.text[:500]}")
-        return len(json.loads(answer.text)["choices"][0]["token_ids"])
-
-    with ThreadPoolExecutor(engine.batch_size) as threads:
-        return sum(threads.map(ask, enumerate(prompts)))
-
-
-# ---- the server -----------------------------------------------------------------------------------------------------
-
-
-def model_folder(settings: argparse.Namespace) -> str:
-    """Where vLLM finds the model."""
-    from flow_dpo.models import ModelSettings, load_model
-
-    return str(load_model(ModelSettings(model_name_or_path=settings.model_name_or_path)).model.name_or_path)
-
-
-@contextmanager
-def playing_flags(settings: argparse.Namespace, kind: str, model: str) -> Iterator[list[str]]:
-    """How `flow-dpo train` is told to play through vLLM."""
-    if kind == "process":
-        yield ["--engine", "vllm", "--engine.block_tokens", str(BLOCK), "--max_batch_size", str(settings.batch_size)]
-        return
-    with serve(settings, model) as url:
-        yield ["--engine", "vllm_server", "--base_url", url, "--concurrency", str(settings.batch_size)]
-
-
-@contextmanager
-def _nothing() -> Iterator[str]:
-    yield ""
-
-
-@contextmanager
-def serve(settings: argparse.Namespace, model: str) -> Iterator[str]:
-    """A `vllm serve` of its own: its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        str(Path(sys.executable).with_name("vllm")), "serve", model, "--enable-lora", "--max-loras", "4",
-        "--max-lora-rank", "8", "--max-logprobs", "-1", "--enforce-eager", "--block-size", str(BLOCK),
-        "--enable-prompt-tokens-details", "--max-num-seqs", str(settings.batch_size), "--host", "127.0.0.1",
-        "--port", str(port), "--disable-log-requests" if settings.tiny else "--disable-uvicorn-access-log",
-    ]  # fmt: skip
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(settings), start_new_session=True)
-        try:
-            _await(server, f"http://127.0.0.1:{port}", log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def _environment(settings: argparse.Namespace) -> Mapping[str, str]:
-    return {**measuring.environment(settings.num_threads), **ENVIRONMENT}
-
-
-def _await(server: subprocess.Popen[bytes], url: str, log: Any) -> None:
-    end = time.monotonic() + STARTED_WITHIN_S
-    while True:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass
-        if server.poll() is not None or time.monotonic() > end:
-            log.seek(0)
-            raise SystemExit(f"vllm serve did not start: {log.read()[-3000:].decode(errors='replace')}")
-        time.sleep(0.5)
+    seed = settings.model_name_or_path == "seed"
+    words = ["--model_name_or_path", settings.model_name_or_path, "--dataset_name", "seed"]
+    words += ["--max_problems", str(settings.num_trained), "--preset", "seed" if seed else "small"]
+    words += ["--num_threads", str(settings.num_threads), "--pairs_per_update", "32", "--explore_ahead", "8"]
+    with contextlib.redirect_stdout(sys.stderr):
+        commands.train([*words, *flags, "--output_dir", str(folder)])
+    return runs.read_jsonl(folder / "metrics.jsonl")
 
 
 if __name__ == "__main__":

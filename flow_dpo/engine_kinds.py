@@ -65,12 +65,17 @@ class Shelf:
 
     def __call__(self, adapter: Adapter) -> Path:
         """The adapter's folder; the policy's present weights are written there where it has none."""
-        if adapter.path:
-            return Path(adapter.path)
+        return Path(adapter.path) if adapter.path else self._put(adapter, self._policy.save_adapter)
+
+    def merged(self, adapter: Adapter) -> Path:
+        """The folder of the whole model with the policy's present weights of this role in it."""
+        return self._put(adapter, self._policy.save_merged)
+
+    def _put(self, adapter: Adapter, write: Callable[[Role, Path], object]) -> Path:
         done = self._folder / adapter.role / str(adapter.version)
         beside = done.with_name(f"{adapter.version}.tmp")
         shutil.rmtree(self._folder / adapter.role, ignore_errors=True)
-        self._policy.save_adapter(adapter.role, beside)
+        write(adapter.role, beside)
         beside.replace(done)
         return done
 
@@ -102,6 +107,7 @@ def reached(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) ->
         return
     speech = Speech(end_ids=loaded.end_ids, num_words=vocabulary_size(loaded.model), top_logprobs=settings.top_logprobs)
     if isinstance(settings, VllmSettings):
+        settings.check_roles(num_roles)
         yield Reach(loaded.context_tokens, lambda policy, shelf: _vllm(settings, loaded, speech, policy, shelf))
         return
     client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
@@ -139,7 +145,14 @@ def _vllm(settings: VllmSettings, loaded: LoadedModel, speech: Speech, policy: P
         num_roles=len(policy.roles),
         rank=policy.settings.lora_r,
     )
-    return VllmEngine(opened, speech, context_tokens=loaded.context_tokens, folder_of=shelf)
+    merged = settings.sync == "merged"
+    return VllmEngine(
+        opened,
+        speech,
+        context_tokens=loaded.context_tokens,
+        folder_of=shelf.merged if merged else shelf,
+        merged_into=Path(str(model.name_or_path)) if merged else None,
+    )
 
 
 def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> LocalEngine:

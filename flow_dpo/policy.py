@@ -37,7 +37,7 @@ from flow_dpo import attention
 from flow_dpo.errors import ModelError
 from flow_dpo.seeds import derive
 from flow_dpo.types import Role
-from flow_dpo.voices import MAX_BYTES, Voices, num_bytes
+from flow_dpo.voices import MAX_BYTES, Voices, merged_weight, num_bytes
 
 REFERENCE = "reference_"
 """What the name of a frozen snapshot's adapter begins with."""
@@ -239,6 +239,23 @@ class Policy:
         config.target_modules = sorted(self._targets)  # PEFT made a set of them, and sets have no order
         config.save_pretrained(str(folder))
         return folder
+
+    def save_merged(self, role: Role, folder: str | Path) -> Path:
+        """Write the whole model with the role's adapter in its weights, as transformers and vLLM load it.
+
+        In half precision the sum is rounded: what the role says then differs from `speaking(role)` by as much. Raises
+        `ModelError` where a wrapped layer is not a plain linear one.
+        """
+        self._of(role)
+        if len(self._merging) != len(self._layers):
+            raise ModelError("adapters are merged into plain linear layers only; this model has others")
+        state: dict[str, torch.Tensor] = {}
+        for name, tensor in self.model.state_dict().items():
+            if ".lora_" not in name:
+                state[name.replace(".base_layer.", ".")] = tensor
+        state |= {f"{name}.weight": merged_weight(layer, role) for name, layer in self._merging.items()}
+        self.model.save_pretrained(str(folder), state_dict=state)
+        return Path(folder)
 
     def load_adapter(self, role: str, folder: str | Path) -> None:
         """Take over an adapter that `save_adapter` wrote. Its shape must be this policy's."""

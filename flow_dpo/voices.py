@@ -44,10 +44,17 @@ class Voices:
         now = tuple(p._version for layer in layers.values() for p in _tensors(layer, role))
         if self._merged.get(role) != now:
             for name, layer in layers.items():
-                merged = _base(layer) + layer.get_delta_weight(role)
-                model.get_submodule(name).weight = torch.nn.Parameter(merged, requires_grad=False)
+                model.get_submodule(name).weight = torch.nn.Parameter(merged_weight(layer, role), requires_grad=False)
             self._merged[role] = now
         return model
+
+
+@torch.no_grad()
+def merged_weight(layer: LoraLinear, role: Role) -> torch.Tensor:
+    """W + scaling B A: summed in float32, and rounded once where the base is in another precision."""
+    base, [down], [up] = _base(layer), *(list(pair[role].parameters()) for pair in (layer.lora_A, layer.lora_B))
+    change = up.float() @ down.float() * layer.scaling[role]
+    return (base.float() + (change.T if layer.fan_in_fan_out else change)).to(base.dtype)
 
 
 def num_bytes(layers: Mapping[str, LoraLinear], num_roles: int) -> int:

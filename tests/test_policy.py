@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from flow_dpo.errors import ModelError
 from flow_dpo.policy import LoraSettings, Policy
@@ -250,6 +251,22 @@ def test_a_merged_voice_says_the_same(kind: str) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     with policy.speaking(None), torch.no_grad():
         assert torch.equal(policy.model(input_ids=IDS).logits, base)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-4), (torch.bfloat16, 0.25)])
+def test_a_merged_model_is_anybodys(kind: str, dtype: torch.dtype, within: float, tmp_path: Path) -> None:
+    policy = Policy(tiny_model(kind).to(dtype), ROLES, LoraSettings(lora_r=4, lora_alpha=12), seed=3)
+    for role in ROLES:
+        move(policy, role, 0.1)
+    policy.save_merged("stop", tmp_path / "merged")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=dtype)
+    assert not [name for name, _ in loaded.named_parameters() if "lora" in name or "base_layer" in name]
+    with policy.speaking("stop"), torch.no_grad():
+        expected = policy.model(input_ids=IDS).logits.log_softmax(-1)
+    with torch.no_grad():
+        found = loaded(input_ids=IDS).logits.log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=within)
 
 
 def test_a_voice_is_merged_anew_only_when_its_adapter_moved() -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from benchmarks.vllm_server import Server
 from flow_dpo.engines.base import Engine
 from flow_dpo.engines.vllm_asking import Speech
 from flow_dpo.engines.vllm_checks import Wanted, connect
@@ -26,7 +27,16 @@ from flow_dpo.engines.vllm_server import VllmServerEngine
 from flow_dpo.errors import ConfigError
 from flow_dpo.policy import LoraSettings, Policy
 from flow_dpo.types import Adapter, Request, Sampling, TokenIds
-from tests.vllm_servers import ROLES, VOCAB, Served, real_vllm, save_adapters, save_model, serving, tiny_llama
+from tests.vllm_servers import (
+    ROLES,
+    VOCAB,
+    merging_vllm,
+    real_vllm,
+    save_adapters,
+    save_model,
+    serving,
+    tiny_llama,
+)
 
 pytestmark = pytest.mark.vllm
 PROMPT = tuple(3 + index * index % 9 for index in range(100))
@@ -42,7 +52,10 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Pa
 
 def taught(adapter: Path, prompt: TokenIds) -> list[float]:
     """What PEFT's own model with this adapter says next."""
-    model = PeftModel.from_pretrained(tiny_llama(), str(adapter)).eval()
+    return _spoken(PeftModel.from_pretrained(tiny_llama(), str(adapter)).eval(), prompt)
+
+
+def _spoken(model: Any, prompt: TokenIds) -> list[float]:
     with torch.no_grad():
         return model(input_ids=torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1).tolist()
 
@@ -76,6 +89,27 @@ def test_each_refresh_is_heard_and_nothing_stale_is(
     assert taught(adapters[1]["answer"], PROMPT) != pytest.approx(taught(adapters[2]["answer"], PROMPT), abs=0.1)
 
 
+def test_merged_weights_are_heard_at_each_refresh(
+    adapters: dict[int, dict[str, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Forwards, back, and the base again, with the prompt in the prefix cache."""
+    folder, policy = tmp_path_factory.mktemp("merged"), Policy(tiny_llama(), ("answer",), LoraSettings(lora_r=8))
+    base = save_model(folder / "base")
+    policy.model.name_or_path = str(base)
+
+    def merged(adapter: Adapter) -> Path:
+        policy.load_adapter(adapter.role, adapter.path)
+        return policy.save_merged(adapter.role, folder / str(adapter.version))
+
+    with merging_vllm(base, folder_of=merged) as engine:
+        for seed in (1, 2, 1, 0, 2):
+            engine.refresh({"answer": _version(adapters, seed)["answer"]} if seed else {})
+            expected = taught(adapters[seed]["answer"], PROMPT) if seed else _spoken(tiny_llama(), PROMPT)
+            for _ in range(2):
+                assert _said(engine, "answer") == pytest.approx(expected, abs=2e-4)
+        assert engine.take_stats()["reused_tokens"] > 0
+
+
 def test_what_was_cached_changes_nothing(build: Callable[[], Engine], adapters: dict[int, dict[str, Path]]) -> None:
     engine = build()
     engine.refresh(_version(adapters, 1))
@@ -103,13 +137,13 @@ def test_logprobs_over_a_whole_completion_are_those_of_teacher_forcing(
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     with serving(save_model(folder / "model"), folder / "vllm.log") as server:
         yield server
 
 
-def _post(server: Served, path: str, body: dict[str, Any]) -> Any:
+def _post(server: Server, path: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(
         server.url + path, json.dumps(body).encode(), headers={"Content-Type": "application/json"}
     )
@@ -118,14 +152,14 @@ def _post(server: Served, path: str, body: dict[str, Any]) -> Any:
     return json.loads(text) if text.startswith("{") else text
 
 
-def _choices_of(server: Served, name: str) -> list[float]:
+def _choices_of(server: Server, name: str) -> list[float]:
     asked = {"model": name, "prompt": list(PROMPT), "max_tokens": 1, "temperature": 0, "logprobs": VOCAB}
     told = _post(server, "/v1/completions", asked | {"return_tokens_as_token_ids": True})["choices"][0]["logprobs"]
     return [told["top_logprobs"][0][f"token_id:{token}"] for token in ALL]
 
 
 def test_a_name_that_is_used_again_would_speak_from_the_old_weights(
-    server: Served, adapters: dict[int, dict[str, Path]], tmp_path: Path
+    server: Server, adapters: dict[int, dict[str, Path]], tmp_path: Path
 ) -> None:
     """The trap that names of their own avoid: reloaded in place, the prefix cache still holds the old keys."""
     folder = tmp_path / "adapter"
@@ -143,7 +177,7 @@ def test_a_name_that_is_used_again_would_speak_from_the_old_weights(
         assert _said(engine, "answer") == pytest.approx(fresh, abs=2e-4)
 
 
-def _engine(server: Served) -> VllmServerEngine:
+def _engine(server: Server) -> VllmServerEngine:
     client = VllmClient(VllmServerSettings(base_url=server.url), api_key="")
     base = connect(client, _wanted())
     speech = Speech(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=12)
@@ -166,13 +200,13 @@ def _wanted(seed: int = 0, encoded: TokenIds = (3,), num_roles: int = 2) -> Want
         ({"num_roles": 9}, "--max-loras 9"),
     ],
 )
-def test_a_server_of_something_else_is_refused(server: Served, wanted: dict[str, Any], message: str) -> None:
+def test_a_server_of_something_else_is_refused(server: Server, wanted: dict[str, Any], message: str) -> None:
     client = VllmClient(VllmServerSettings(base_url=server.url), api_key="")
     with pytest.raises(ConfigError, match=message):
         connect(client, _wanted(**wanted))
 
 
-def test_an_adapter_of_too_high_a_rank_is_refused(server: Served, tmp_path: Path) -> None:
+def test_an_adapter_of_too_high_a_rank_is_refused(server: Server, tmp_path: Path) -> None:
     folder = Policy(tiny_llama(), ("answer",), LoraSettings(lora_r=16)).save_adapter("answer", tmp_path / "wide")
     engine = _engine(server)
     with closing(engine), pytest.raises(ConfigError, match="--max-lora-rank"):
@@ -180,7 +214,7 @@ def test_an_adapter_of_too_high_a_rank_is_refused(server: Served, tmp_path: Path
 
 
 def test_a_real_server_that_is_killed_and_started_again_costs_nothing(
-    server: Served, adapters: dict[int, dict[str, Path]]
+    server: Server, adapters: dict[int, dict[str, Path]]
 ) -> None:
     requests = [Request(role=ROLES[n % 2], prompt_ids=PROMPT[: 20 + n], max_tokens=16) for n in range(40)]
     engine = _engine(server)

@@ -9,16 +9,8 @@ is ended here, with all its processes.
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +18,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from benchmarks.vllm_server import BLOCK, ENVIRONMENT, Server
+from benchmarks.vllm_server import serving as serving_any
 from flow_dpo.engines.base import Engine
 from flow_dpo.engines.vllm_asking import Speech
 from flow_dpo.engines.vllm_client import VllmClient, VllmServerSettings
@@ -36,14 +30,6 @@ from flow_dpo.types import Adapter
 
 VOCAB = 12
 ROLES = ("answer", "stop")
-_STARTED_WITHIN_S = 600.0
-ENVIRONMENT = {
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "OMP_NUM_THREADS": "1",
-}
 
 
 def tiny_llama(seed: int = 0) -> PreTrainedModel:
@@ -79,68 +65,9 @@ def save_adapters(folder: Path, seed: int) -> dict[str, Path]:
     return {role: policy.save_adapter(role, folder / str(seed) / role) for role in ROLES}
 
 
-@dataclass
-class Served:
-    """A running `vllm serve`, in a process group of its own."""
-
-    model: Path
-    words: Sequence[str] = ()
-    port: int = 0
-    log: Path = field(default_factory=lambda: Path("vllm.log"))
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Start, and wait until it answers. Raises `RuntimeError` with its last words where it ends before."""
-        if not self.port:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
-        command = [
-            str(Path(sys.executable).with_name("vllm")), "serve", str(self.model), "--served-model-name", "base",
-            "--dtype", "float32", "--enable-lora", "--max-loras", "4", "--max-lora-rank", "8", "--max-logprobs", "-1",
-            "--enforce-eager", "--block-size", "32", "--enable-prompt-tokens-details", "--host", "127.0.0.1",
-            "--port", str(self.port), *self.words,
-        ]  # fmt: skip
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT}, start_new_session=True
-            )
-        end = time.monotonic() + _STARTED_WITHIN_S
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > end:
-                self.kill()
-                raise RuntimeError(f"vllm serve did not start: {self.log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.5)
-
-    def kill(self) -> None:
-        """End it at once, as a machine that loses power does."""
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        finally:
-            self._process.wait()
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
-                return answer.status == 200
-        except (urllib.error.URLError, OSError):
-            return False
-
-
-@contextmanager
-def serving(model: Path, log: Path, *words: str) -> Iterator[Served]:
-    """A server that is ended with the context."""
-    server = Served(model, words, log=log)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
+def serving(model: Path, log: Path, *words: str) -> AbstractContextManager[Server]:
+    """A server of single precision on one thread."""
+    return serving_any(model, log, "--dtype", "float32", *words, OMP_NUM_THREADS="1")
 
 
 class Lent:
@@ -155,6 +82,26 @@ class Lent:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vllm, name)
+
+
+def _opened(settings: VllmSettings, model: Path, *, num_roles: int) -> Any:
+    """vLLM in this process."""
+    os.environ.update(ENVIRONMENT)
+    return open_vllm(
+        settings, model=str(model), dtype="float32", on_cpu=True, context_tokens=512, num_roles=num_roles, rank=8
+    )
+
+
+@contextmanager
+def merging_vllm(model: Path, *, folder_of: Callable[[Adapter], Path]) -> Iterator[Engine]:
+    """An engine of one role over vLLM in process, whose refreshes load all weights anew."""
+    settings = VllmSettings(kv_budget_gib=0.5, block_tokens=BLOCK, sync="merged")
+    vllm, speech = (
+        _opened(settings, model, num_roles=1),
+        Speech(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=4),
+    )
+    with closing(VllmEngine(vllm, speech, context_tokens=512, folder_of=folder_of, merged_into=model)) as engine:
+        yield engine
 
 
 @contextmanager
@@ -172,11 +119,7 @@ def real_vllm(
         return Path(adapter.path or adapters[adapter.role])
 
     if kind == "real_vllm":
-        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name.startswith("VLLM")})
-        settings = VllmSettings(kv_budget_gib=0.5, block_tokens=32)
-        vllm = open_vllm(
-            settings, model=str(model), dtype="float32", on_cpu=True, context_tokens=512, num_roles=2, rank=8
-        )  # fmt: skip
+        vllm = _opened(VllmSettings(kv_budget_gib=0.5, block_tokens=BLOCK), model, num_roles=2)
         lent = Lent(vllm)
         try:
             yield (

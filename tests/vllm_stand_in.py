@@ -139,6 +139,8 @@ class StandIn:
             logprobs = self.next_logprobs(folder, prefix)
             known = {token: value for token, value in enumerate(logprobs) if value > -math.inf}
             number = uniform(asked.get("seed", 0), len(ids))
+            if allowed := asked.get("allowed_token_ids"):
+                known = {token: known[token] for token in allowed}
             drawn = draw(known, sampling, uniform=number)
             assert drawn is not None
             shown = [max(value, -9999.0) for value in logprobs]
@@ -146,7 +148,7 @@ class StandIn:
                 weights = [math.exp(value / sampling.temperature) for value in logprobs]
                 shown = [math.log(weight / sum(weights)) if weight else -9999.0 for weight in weights]
             likeliest = sorted(range(len(shown)), key=lambda token: -shown[token])
-            named = asked.get("logprob_token_ids") or (likeliest if count == -1 else likeliest[:count])
+            named = likeliest if count == -1 else likeliest[:count]
             told.append({f"token_id:{token}": shown[token] for token in dict.fromkeys([drawn.token, *named])})
             ids.append(drawn.token)
             values.append(shown[drawn.token])

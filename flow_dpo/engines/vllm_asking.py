@@ -3,13 +3,16 @@
 The same way whether vLLM runs in this process or behind an address: as a generator that yields what is asked, in the
 words of vLLM's `SamplingParams`, and is sent what was heard. Most requests are one question. The others:
 
-    choices              one token is asked for, with the log-probabilities of the choices; `choose` draws
+    choices              one token is asked for with the likeliest candidates, of whom the choices nearly always are;
+                         one that is not is asked for alone; `choose` draws
     a first token that   one token is asked for with the likeliest candidates; the first token is drawn here, from the
     may not be some      truncated distribution without them, and what follows is a second question
     temperature, top-p   every token is asked for with the likeliest candidates, from which follows what it was drawn
                          with; where they do not tell (`head`), that position is asked for with the whole distribution
 
-vLLM reports the log-probabilities of the unscaled, untruncated distribution (its `raw_logprobs`, the default).
+vLLM reports the log-probabilities of the unscaled, untruncated distribution (its `raw_logprobs`, the default). It can
+also tell those of tokens that are named (`logprob_token_ids`), but then tells no other request of the same batch its
+likeliest candidates (vLLM 0.32), so that is never asked for.
 Invariant: what is drawn depends on the request, its seed and the adapter alone, up to the rounding of sums.
 """
 
@@ -26,8 +29,8 @@ from flow_dpo.engines.head import Kept, draw_told, keep
 from flow_dpo.errors import EngineError
 from flow_dpo.types import Completion, Request, Sampling, TokenIds
 
-MAX_NAMED_IDS = 128
-"""Token ids whose log-probabilities vLLM tells by name in one question."""
+MAX_ASKED_ALONE = 2
+"""Choices that are asked for one by one where they are not among the likeliest; the whole distribution for more."""
 TEMPERATURES = (0.01, 2.0)
 """vLLM takes no other."""
 _SEED_BITS = (1 << 63) - 1
@@ -73,7 +76,7 @@ def answer(
 ) -> Answering:
     """The questions that make one completion. Raises `EngineError` where nothing is left to draw."""
     if request.choices:
-        return (yield from _choice(request, sampling, seed, excluded, policy_version))
+        return (yield from _choice(request, sampling, seed, excluded, speech, policy_version))
     drawn: list[Drawn] = []
     if excluded:
         drawn.append((yield from _first(request, sampling, seed, excluded, speech)))
@@ -98,13 +101,21 @@ def check_sampling(sampling: Sampling) -> None:
         )
 
 
-def _choice(request: Request, sampling: Sampling, seed: int, excluded: TokenIds, policy_version: int) -> Answering:
-    named = request.choices if len(request.choices) <= MAX_NAMED_IDS else None
-    asked = {"logprob_token_ids": list(named)} if named else {"logprobs": -1}
-    heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, **asked))
+def _choice(
+    request: Request, sampling: Sampling, seed: int, excluded: TokenIds, speech: Speech, policy_version: int
+) -> Answering:
+    heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=_widening(speech)[0]))
+    told = dict(heard.told[0])
+    missing = [token for token in request.choices if token not in told]
+    if len(missing) > MAX_ASKED_ALONE:
+        told = (yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=-1))).told[0]
+    else:
+        for token in missing:
+            alone = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=0, allowed_token_ids=[token]))
+            told |= zip(alone.token_ids, alone.logprobs, strict=True)
     try:
-        scores = [heard.told[0][token] for token in request.choices]
-    except LookupError as error:
+        scores = [told[token] for token in request.choices]
+    except KeyError as error:
         raise EngineError(
             f"expected vLLM to tell the log-probabilities of {request.choices} ({request.role!r}), found {error!r}"
         ) from error

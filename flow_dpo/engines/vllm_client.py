@@ -229,7 +229,7 @@ def _heard(choice: Mapping[str, Any], *, wanted: Mapping[str, Any]) -> Heard:
     ids = tuple(int(token) for token in choice["token_ids"])
     values = tuple(float(value) for value in logprobs["token_logprobs"])
     told: tuple[Mapping[int, float], ...] = ({},) * len(ids)
-    if wanted["logprobs"] or "logprob_token_ids" in wanted:
+    if wanted["logprobs"]:
         told = tuple(
             {int(name.removeprefix(_TOKEN_ID)): float(value) for name, value in one.items()}
             for one in logprobs["top_logprobs"]

@@ -3,7 +3,8 @@
 vLLM's own engine, with the same questions as over HTTP (`vllm_asking`) and no server: requests join its running batch
 when they are submitted, and `poll` steps it until one is answered. Every refresh loads the adapters from their folders
 under new names and new ids, and drops the old ones: vLLM's prefix cache goes by an adapter's name and path, so a name
-that is used again would speak from keys and values of the old weights.
+that is used again would speak from keys and values of the old weights. With `sync="merged"` a refresh loads the whole
+model anew, its one role's adapter merged into it, and empties the cache.
 
     engine = VllmEngine(open_vllm(settings, model="Qwen/...", ...), speech, context_tokens=2048, folder_of=shelf)
 
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flow_dpo.engines.base import Engine
 from flow_dpo.engines.checks import check_idle, check_request, check_words
@@ -49,6 +50,9 @@ class VllmSettings:
     """Compile the model and capture its steps: minutes at the start, faster from then on. Never on a CPU."""
     top_logprobs: int = 20
     """Likeliest tokens that are told at each position where temperature or top-p are not 1."""
+    sync: Literal["adapters", "merged"] = "adapters"
+    """What a refresh brings: adapters, or all weights with a role's adapter in them. The latter is for recipes of one
+    role: tokens cost no adapter, a refresh costs the whole model (docs/engines.md)."""
     engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """More of vLLM's `EngineArgs`, such as {"tensor_parallel_size": 2}."""
 
@@ -57,6 +61,16 @@ class VllmSettings:
             raise ConfigError(
                 "expected kv_budget_gib above 0, max_batch_size and top_logprobs of 1 at least, block_tokens of 0 at "
                 f"least, found {self.kv_budget_gib}, {self.max_batch_size}, {self.top_logprobs}, {self.block_tokens}"
+            )
+        if self.sync not in ("adapters", "merged"):
+            raise ConfigError(f"expected sync of adapters or merged, found {self.sync!r}")
+
+    def check_roles(self, num_roles: int) -> None:
+        """Raises `ConfigError` where merged weights would have to speak for several roles."""
+        if self.sync == "merged" and num_roles != 1:
+            raise ConfigError(
+                f"expected one role with --engine.sync merged, found {num_roles}: one vLLM holds one set of weights; "
+                "leave it at adapters"
             )
 
 
@@ -83,14 +97,15 @@ def open_vllm(
         raise ConfigError(f"expected lora_r of {RANKS[-1]} at most, which is what vLLM serves, found {rank}")
     wanted: dict[str, Any] = {
         "model": model, "dtype": dtype, "max_model_len": context_tokens, "skip_tokenizer_init": True,
-        "enable_lora": True, "max_loras": num_roles, "max_cpu_loras": 2 * num_roles,
-        "max_lora_rank": next(one for one in RANKS if one >= rank), "enable_prefix_caching": True,
-        "max_logprobs": -1, "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
+        "enable_prefix_caching": True, "max_logprobs": -1, "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
         "max_num_seqs": settings.max_batch_size, "kv_cache_memory_bytes": int(settings.kv_budget_gib * 2**30),
         "enforce_eager": on_cpu or not settings.compiled, "disable_log_stats": True, "seed": 0,
         # The keys and values have their own bound; this one only asks that so much of a GPU is free beside the learner.
         "gpu_memory_utilization": 0.1,
     }  # fmt: skip
+    if settings.sync == "adapters":
+        wanted |= {"enable_lora": True, "max_loras": num_roles, "max_cpu_loras": 2 * num_roles}
+        wanted["max_lora_rank"] = next(one for one in RANKS if one >= rank)
     if settings.block_tokens:
         wanted["block_size"] = settings.block_tokens
     try:
@@ -102,8 +117,18 @@ def open_vllm(
 class VllmEngine(Engine):
     """vLLM's engine behind the seam."""
 
-    def __init__(self, vllm: Any, speech: Speech, *, context_tokens: int, folder_of: Callable[[Adapter], Path]) -> None:
-        self._vllm, self._speech, self._folder_of = vllm, speech, folder_of
+    def __init__(
+        self,
+        vllm: Any,
+        speech: Speech,
+        *,
+        context_tokens: int,
+        folder_of: Callable[[Adapter], Path],
+        merged_into: Path | None = None,
+    ) -> None:
+        """`folder_of` finds an adapter's folder; with `merged_into`, the base's own, it finds a whole model's that
+        has the adapter in its weights, and these are what a refresh loads."""
+        self._vllm, self._speech, self._folder_of, self._base = vllm, speech, folder_of, merged_into
         self._context_tokens = context_tokens
         self._asked: dict[str, _Asked] = {}
         """What is under way, by the id of the question that vLLM works on."""
@@ -148,11 +173,14 @@ class VllmEngine(Engine):
         if dict(adapters) == self._adapters:
             return
         began = time.perf_counter()
-        old = self._voices
-        self._voices = {role: self._loaded(adapter) for role, adapter in adapters.items()}
+        if self._base is None:
+            old = self._voices
+            self._voices = {role: self._loaded(adapter) for role, adapter in adapters.items()}
+            for voice in old.values():
+                self._vllm.remove_lora(voice.lora_int_id)
+        else:
+            self._reload([self._folder_of(adapter) for adapter in adapters.values()] or [self._base])
         self._adapters = dict(adapters)
-        for voice in old.values():
-            self._vllm.remove_lora(voice.lora_int_id)
         self._count(refresh_s=time.perf_counter() - began)
 
     def take_stats(self) -> dict[str, float]:
@@ -175,6 +203,14 @@ class VllmEngine(Engine):
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"vLLM could not load the adapter {folder}: {error}") from error
         return voice
+
+    def _reload(self, folders: list[Path]) -> None:
+        """Let vLLM speak with the weights of another folder, and forget what was computed with the old ones."""
+        if len(folders) != 1:
+            raise EngineError(f"expected one role's weights, found {len(folders)}")
+        self._vllm.collective_rpc("reload_weights", kwargs={"weights_path": str(folders[0].resolve())})
+        if not self._vllm.reset_prefix_cache():
+            raise EngineError("expected vLLM to forget keys and values of the old weights, and it did not")
 
     def _go_on(self, asked: _Asked, heard: Heard | None) -> None:
         """Put the next question of a completion to vLLM, or take the completion."""
