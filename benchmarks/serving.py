@@ -31,12 +31,12 @@ from typing import Any
 
 from benchmarks import measuring
 from benchmarks.measuring import Figure, Report
-from benchmarks.vllm_engines import engine_of, reusable, served_to, versions
+from benchmarks.vllm_engines import engine_of, forget, reusable, served_to, versions
 from benchmarks.vllm_server import BLOCK, ENVIRONMENT, Server
 
 MODULE = "benchmarks.serving"
 KINDS = {"process": "in process", "http": "over HTTP"}
-NUM_KILLS = 5
+PARTS = ("speed", "refresh", "killed", "merged")
 SYNCS = ("adapters", "merged")
 
 
@@ -46,10 +46,12 @@ def main() -> None:
     parser.add_argument("--num_problems", type=int, default=32, help="played together, as in training")
     parser.add_argument("--batch_size", type=int, default=128, help="requests under way at once, on every side")
     parser.add_argument("--num_trained", type=int, default=64, help="problems of the run that refreshes")
+    parser.add_argument("--num_kills", type=int, default=5, help="of the server in the midst of a run")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all unless named")
     parser.add_argument("--tokens", type=int, default=0, help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.tiny:
-        settings.num_problems, settings.batch_size, settings.num_trained = 4, 8, 8
+        settings.num_problems, settings.batch_size, settings.num_trained, settings.num_kills = 4, 8, 16, 1
     if settings.side:
         what, _, kind = settings.side.partition("-")
         os.environ |= ENVIRONMENT
@@ -62,51 +64,54 @@ def main() -> None:
 def compare(settings: argparse.Namespace) -> None:
     flags = ["--model_name_or_path", settings.model_name_or_path, "--num_problems", str(settings.num_problems)]
     flags += ["--batch_size", str(settings.batch_size), "--num_trained", str(settings.num_trained)]
-    flags += ["--tiny"] if settings.tiny else []
+    flags += ["--num_kills", str(settings.num_kills), *(["--tiny"] if settings.tiny else [])]
 
     def side(name: str, *more: str) -> Report:
         return measuring.run_side(MODULE, name, [*flags, *more], num_threads=settings.num_threads)
 
     name = settings.model_name_or_path.rstrip("/").rpartition("/")[2]
-    figures: list[Figure] = []
     for kind, words in KINDS.items():
-        flows: list[Report] = []
-        plains: list[Report] = []
-        for _ in range(settings.repeats):
-            flows.append(side(f"flow-{kind}"))
-            plains.append(side(f"plain-{kind}", "--tokens", str(int(flows[-1]["tokens"]))))
-        rates = [measuring.median(found, "tokens_a_second") for found in (flows, plains)]
-        figures.append(
-            Figure(
-                name=f"serving {name} {words}: tokens/s against one-shot requests",
-                ratio=rates[0] / rates[1],
-                reach=">= 0.8",
-                details={"flow": flows, "plain": plains},
-            )
-        )
-        figures.append(
-            Figure(
-                name=f"serving {name} {words}: prompt tokens from the cache, of those the trees allow",
-                ratio=measuring.median(flows, "reused_share_of_allowed"),
-                reach=">= 0.95",
-                details={"flow": flows},
-            )
-        )
-        run = side(f"train-{kind}")
-        figures.append(
-            Figure(
-                name=f"serving {name} {words}: adapter refreshes, share of a run's time",
-                ratio=run["refresh_s"] / run["seconds"],
-                reach="<= 0.05",
-                details=run,
-            )
-        )
-    figures += [_survives(side("killed"), name), *_merging([side(f"sync-{what}") for what in SYNCS], name)]
-    measuring.keep(figures, settings, MODULE)
+        if "speed" in settings.parts:
+            flows: list[Report] = []
+            plains: list[Report] = []
+            for _ in range(settings.repeats):
+                flows.append(side(f"flow-{kind}"))
+                plains.append(side(f"plain-{kind}", "--tokens", str(int(flows[-1]["tokens"]))))
+            measuring.keep(_speed(flows, plains, f"serving {name} {words}"), settings, MODULE)
+        if "refresh" in settings.parts:
+            measuring.keep([_refreshing(side(f"train-{kind}"), f"serving {name} {words}")], settings, MODULE)
+    if "killed" in settings.parts:
+        measuring.keep([_survives(side("killed"), f"serving {name} over HTTP")], settings, MODULE)
+    if "merged" in settings.parts:
+        found = [side(f"sync-{what}") for what in SYNCS]
+        measuring.keep(_merging(found, f"serving {name} in process"), settings, MODULE)
+
+
+def _speed(flows: Sequence[Report], plains: Sequence[Report], name: str) -> list[Figure]:
+    rates = [measuring.median(found, "tokens_a_second") for found in (flows, plains)]
+    return [
+        Figure(
+            name=f"{name}: tokens/s against one-shot requests",
+            ratio=rates[0] / rates[1],
+            reach=">= 0.8",
+            details={"flow": flows, "plain": plains},
+        ),
+        Figure(
+            name=f"{name}: prompt tokens from the cache, of those the trees allow",
+            ratio=measuring.median(flows, "reused_share_of_allowed"),
+            reach=">= 0.95",
+            details={"flow": flows},
+        ),
+    ]
+
+
+def _refreshing(run: Report, name: str) -> Figure:
+    what = f"{name}: adapter refreshes, share of a run's time"
+    return Figure(name=what, ratio=run["refresh_s"] / run["seconds"], reach="<= 0.05", details=run)
 
 
 def _survives(found: Report, name: str) -> Figure:
-    what = f"serving {name} over HTTP, server killed five times: problems played exactly once"
+    what = f"{name}, server killed {found['num_kills']} times: problems played exactly once"
     return Figure(name=what, ratio=found["once"], reach=">= 1", details=found)
 
 
@@ -115,7 +120,7 @@ def _merging(found: Sequence[Report], name: str) -> list[Figure]:
     beside, merged = found
     return [
         Figure(
-            name=f"serving {name} in process: merged weights over adapters, {words}",
+            name=f"{name}: merged weights over adapters, {words}",
             ratio=merged[key] / beside[key],
             reach="",
             details={"adapters": beside, "merged": merged},
@@ -138,7 +143,7 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
     with engine_of(settings, kind, loaded, preset) as (engine, _):
         speaker = Speaker(engine, loaded.renderer)
         explore(flow, speaker, problems[:4], seed=1)
-        engine.refresh(versions(flow.roles, 1))  # nothing is known of the warming up
+        forget(engine, flow.roles)
         engine.take_stats()
         engine.asked.clear()
         started = time.perf_counter()
@@ -175,7 +180,7 @@ def plain(settings: argparse.Namespace, kind: str) -> Report:
     prompts = [list(loaded.renderer.render(turn).prompt_ids) for turn in turns]
     with engine_of(settings, kind, loaded, preset) as (engine, ask_all):
         ask_all(engine, prompts[:2], 8)
-        engine.refresh(versions(flow.roles, 1))
+        forget(engine, flow.roles)
         started = time.perf_counter()
         written = ask_all(engine, prompts, max_tokens)
         seconds = time.perf_counter() - started
@@ -207,34 +212,34 @@ def killed(settings: argparse.Namespace, _: str) -> Report:
     with tempfile.TemporaryDirectory() as folder, served_to(settings) as server:
         for name in ("whole", "killed"):
             path, done = Path(folder) / name, threading.Event()
-            killer = threading.Thread(target=_kill, args=(server, path / "metrics.jsonl", done))
+            killer = threading.Thread(target=_kill, args=(server, path / "metrics.jsonl", done, settings.num_kills))
             if name == "killed":
                 killer.start()
             try:
                 rows = _trained(settings, _over_http(settings, server), path)
             finally:
                 done.set()
-            found.append([row["trajectory"] for row in runs.read_jsonl(path / "trees.jsonl")])
+            found.append(runs.read_jsonl(path / "trees.jsonl"))
         killer.join()
-    whole, broken = found
     ids = [[tree["problem"]["id"] for tree in trees] for trees in found]
+    whole, broken = ([[node["token_ids"] for node in tree["nodes"]] for tree in trees] for trees in found)
     return {
         "num_problems": len(ids[0]),
         "once": sum(ids[1].count(one) == 1 for one in ids[0]) / len(ids[0]),
         "alike": sum(one == other for one, other in zip(whole, broken, strict=True)) / len(ids[0]),
-        "num_kills": NUM_KILLS,
+        "num_kills": settings.num_kills,
         "num_retries": sum(row["play/num_retries"] for row in rows),
     }
 
 
-def _kill(server: Server, metrics: Path, done: threading.Event) -> None:
-    """Kill the server in the midst of each batch of play, five times."""
-    for number in range(NUM_KILLS):
+def _kill(server: Server, metrics: Path, done: threading.Event, num_kills: int) -> None:
+    """Kill the server in the midst of one batch of play after the other."""
+    for number in range(num_kills):
         while not done.is_set() and (not metrics.exists() or metrics.read_bytes().count(b"\n") <= number):
             time.sleep(0.05)
         done.wait(1.0)
         if done.is_set():
-            raise SystemExit(f"expected {NUM_KILLS} batches before the end, found {number}: give more --num_trained")
+            raise SystemExit(f"expected {num_kills} batches before the end, found {number}: give more --num_trained")
         server.kill()
         server.start()
 

@@ -66,6 +66,12 @@ def versions(roles: Sequence[str], version: int) -> dict[str, Any]:
     return {role: Adapter(role=role, version=version) for role in roles}
 
 
+def forget(engine: Any, roles: Sequence[str]) -> None:
+    """The same adapters under new names: nothing that was computed so far is known to the prefix cache."""
+    engine.refresh({})
+    engine.refresh(versions(roles, 0))
+
+
 def listening(engine: Any) -> Any:
     """The engine, and in `asked` what it is asked: request, excluded first tokens, completion."""
     engine.asked = []
