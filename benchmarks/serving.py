@@ -4,22 +4,25 @@
 
 Each side in a process of its own, in process and over HTTP with a server started for it:
 
-- flow: the flow explored as in training, an alternative at every node, adapters of both roles loaded;
-- plain: the same vLLM with the same adapter, given as many tokens as one-shot requests on the Answer role's prompts, as
-  many at once, without log-probabilities. Their rate is what the flow's is compared with: reach 0.8.
+- flow: the flow explored as the preset does, an alternative at every node, adapters of both roles loaded;
+- plain: the same vLLM with the same adapter, given as many tokens or a few more as one-shot requests on the Answer
+  role's prompts, whole batches of as many as the flow may have under way, without log-probabilities. Their rate is what
+  the flow's is compared with: reach 0.8.
 
-Counted are the tokens that were sampled, Stop's choices not. Of the flow's prompt tokens, those that came from vLLM's
-prefix cache are compared with what the trees allow: every prefix that was prompted or sampled before, in order of
-submission, but for the last token of each prompt, which must be computed; reach 0.95. A cache of whole blocks cannot
-give all of it; what the blocks allow is among the details. Then a run of `flow-dpo train` with an update every 32
-pairs, of which refreshing the adapters should take 5 % at most; the same run over HTTP whose server is killed and
-started again five times; and, for recipes of one role, what merged weights (`--engine.sync merged`) gain and cost.
+Counted are the tokens that completions hold, Stop's choices not. Of the prompt tokens of all questions to vLLM, those
+that came from its prefix cache are compared with what the trees allow: every prefix that was prompted or sampled
+before, in order of the answers, but for the last token of each prompt, which must be computed; reach 0.95. A cache of
+whole blocks cannot give all of it; what the blocks allow is among the details. Then a run of `flow-dpo train` with an
+update every 32 pairs, of which refreshing the adapters should take 5 % at most; the same run over HTTP whose server is
+killed and started again five times; and, for recipes of one role, what merged weights (`--engine.sync merged`) gain and
+cost.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import tempfile
@@ -31,7 +34,7 @@ from typing import Any
 
 from benchmarks import measuring
 from benchmarks.measuring import Figure, Report
-from benchmarks.vllm_engines import engine_of, forget, reusable, served_to, versions
+from benchmarks.vllm_engines import WINDOW, counted, engine_of, forget, listened_to, reusable, served_to, versions
 from benchmarks.vllm_server import BLOCK, ENVIRONMENT, Server
 
 MODULE = "benchmarks.serving"
@@ -81,7 +84,7 @@ def compare(settings: argparse.Namespace) -> None:
         if "refresh" in settings.parts:
             measuring.keep([_refreshing(side(f"train-{kind}"), f"serving {name} {words}")], settings, MODULE)
     if "killed" in settings.parts:
-        measuring.keep([_survives(side("killed"), f"serving {name} over HTTP")], settings, MODULE)
+        measuring.keep(_survives(side("killed"), f"serving {name} over HTTP"), settings, MODULE)
     if "merged" in settings.parts:
         found = [side(f"sync-{what}") for what in SYNCS]
         measuring.keep(_merging(found, f"serving {name} in process"), settings, MODULE)
@@ -110,9 +113,12 @@ def _refreshing(run: Report, name: str) -> Figure:
     return Figure(name=what, ratio=run["refresh_s"] / run["seconds"], reach="<= 0.05", details=run)
 
 
-def _survives(found: Report, name: str) -> Figure:
-    what = f"{name}, server killed {found['num_kills']} times: problems played exactly once"
-    return Figure(name=what, ratio=found["once"], reach=">= 1", details=found)
+def _survives(found: Report, name: str) -> list[Figure]:
+    name = f"{name}, server killed {found['num_kills']} times"
+    return [
+        Figure(name=f"{name}: problems played exactly once", ratio=found["once"], reach=">= 1", details=found),
+        Figure(name=f"{name}: trees as without", ratio=found["alike"], reach=">= 1", details=found),
+    ]
 
 
 def _merging(found: Sequence[Report], name: str) -> list[Figure]:
@@ -138,27 +144,25 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
     from flow_dpo.speaker import Speaker
 
     settings.case, settings.rounds = settings.model_name_or_path, 1
-    loaded, preset, explore, problems = parts(settings)
-    flow = preset.recipe.flow
-    with engine_of(settings, kind, loaded, preset) as (engine, _):
+    loaded, preset, _, problems = parts(settings)
+    flow, explore = preset.recipe.flow, preset.recipe.explore
+    with listened_to() as asked, engine_of(settings, kind, loaded, preset) as (engine, _):
         speaker = Speaker(engine, loaded.renderer)
         explore(flow, speaker, problems[:4], seed=1)
         forget(engine, flow.roles)
         engine.take_stats()
-        engine.asked.clear()
+        asked.clear()
+        counts = counted(engine)
         started = time.perf_counter()
         trees = explore(flow, speaker, problems[4:], seed=0)
         seconds = time.perf_counter() - started
         stats = engine.take_stats()
-        choices = sum(bool(request.choices) for request, _, _ in engine.asked)
-        prompts = stats["reused_tokens"] + stats["prefilled_tokens"]
-        allowed, in_blocks = (reusable(engine.asked, block) for block in (1, BLOCK))
-    tokens = stats["sampled_tokens"] - choices
+    prompts = stats["reused_tokens"] + stats["prefilled_tokens"]
+    allowed, in_blocks = (reusable(asked, block) for block in (1, BLOCK))
     return {
-        "tokens_a_second": tokens / seconds,
+        "tokens_a_second": counts["tokens"] / seconds,
         "seconds": seconds,
-        "tokens": tokens,
-        "num_choices": choices,
+        **counts,
         "num_trees": len(trees),
         "prompt_tokens": prompts,
         "reused_share_of_allowed": stats["reused_tokens"] / allowed,
@@ -175,7 +179,7 @@ def plain(settings: argparse.Namespace, kind: str) -> Report:
     loaded, preset, _, problems = parts(settings)
     flow = preset.recipe.flow
     max_tokens = flow.chunk_tokens * flow.max_chunks
-    num = max(1, round(settings.tokens / max_tokens))
+    num = math.ceil(settings.tokens / max_tokens / settings.batch_size) * settings.batch_size
     turns = [flow.turn(flow.start(problems[4 + i % (len(problems) - 4)])) for i in range(num)]
     prompts = [list(loaded.renderer.render(turn).prompt_ids) for turn in turns]
     with engine_of(settings, kind, loaded, preset) as (engine, ask_all):
@@ -193,8 +197,14 @@ def train(settings: argparse.Namespace, kind: str) -> Report:
     """`flow-dpo train` with an update every 32 pairs."""
     with tempfile.TemporaryDirectory() as folder:
         if kind == "process":
-            flags = ["--engine", "vllm", "--engine.block_tokens", str(BLOCK), "--max_batch_size"]
-            rows = _trained(settings, [*flags, str(settings.batch_size)], Path(folder) / "run")
+            flags = ["--engine", "vllm", "--engine.block_tokens", str(BLOCK)]
+            flags += [
+                "--engine.engine_args",
+                f"{{max_model_len: {WINDOW}}}",
+                "--max_batch_size",
+                str(settings.batch_size),
+            ]
+            rows = _trained(settings, flags, Path(folder) / "run")
         else:
             with served_to(settings) as server:
                 rows = _trained(settings, _over_http(settings, server), Path(folder) / "run")
@@ -209,10 +219,13 @@ def killed(settings: argparse.Namespace, _: str) -> Report:
 
     found: list[list[dict[str, Any]]] = []
     rows: list[dict[str, Any]] = []
+    kills: list[int] = []
     with tempfile.TemporaryDirectory() as folder, served_to(settings) as server:
         for name in ("whole", "killed"):
             path, done = Path(folder) / name, threading.Event()
-            killer = threading.Thread(target=_kill, args=(server, path / "metrics.jsonl", done, settings.num_kills))
+            killer = threading.Thread(
+                target=_kill, args=(server, path / "metrics.jsonl", done, settings.num_kills, kills)
+            )
             if name == "killed":
                 killer.start()
             try:
@@ -221,27 +234,29 @@ def killed(settings: argparse.Namespace, _: str) -> Report:
                 done.set()
             found.append(runs.read_jsonl(path / "trees.jsonl"))
         killer.join()
+    if len(kills) < settings.num_kills:
+        raise SystemExit(f"expected {settings.num_kills} kills before the end, found {len(kills)}: more --num_trained")
     ids = [[tree["problem"]["id"] for tree in trees] for trees in found]
     whole, broken = ([[node["token_ids"] for node in tree["nodes"]] for tree in trees] for trees in found)
     return {
         "num_problems": len(ids[0]),
         "once": sum(ids[1].count(one) == 1 for one in ids[0]) / len(ids[0]),
         "alike": sum(one == other for one, other in zip(whole, broken, strict=True)) / len(ids[0]),
-        "num_kills": settings.num_kills,
+        "num_kills": len(kills),
         "num_retries": sum(row["play/num_retries"] for row in rows),
     }
 
 
-def _kill(server: Server, metrics: Path, done: threading.Event, num_kills: int) -> None:
+def _kill(server: Server, metrics: Path, done: threading.Event, num_kills: int, kills: list[int]) -> None:
     """Kill the server in the midst of one batch of play after the other."""
     for number in range(num_kills):
         while not done.is_set() and (not metrics.exists() or metrics.read_bytes().count(b"\n") <= number):
             time.sleep(0.05)
-        done.wait(1.0)
-        if done.is_set():
-            raise SystemExit(f"expected {num_kills} batches before the end, found {number}: give more --num_trained")
+        if done.wait(1.0):
+            return
         server.kill()
         server.start()
+        kills.append(number)
 
 
 def sync(settings: argparse.Namespace, what: Any) -> Report:

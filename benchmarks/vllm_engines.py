@@ -2,8 +2,7 @@
 
     with engine_of(settings, "http", loaded, preset) as (engine, ask_all): ...
 
-The engine is the one that commands build; it listens to what it is asked, and `ask_all` goes around
-it to the same vLLM.
+The engine is the one that commands build, and `ask_all` goes around it to the same vLLM.
 """
 
 from __future__ import annotations
@@ -14,10 +13,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 from benchmarks.vllm_server import BLOCK, Server, serving
+from flow_dpo.types import TokenIds
+
+WINDOW = 512
+"""Tokens of the context window that vLLM plays with: the whole of the seed's, and enough for its problems elsewhere."""
 
 AskAll = Callable[[Any, Sequence[list[int]], int], int]
 
@@ -32,7 +37,7 @@ def engine_of(
     sync: Literal["adapters", "merged"] = "adapters",
     roles: Sequence[str] = (),
 ) -> Iterator[tuple[Any, AskAll]]:
-    """The engine that listens to what it is asked, and a way around it to plain vLLM. Its policy is `engine.policy`."""
+    """Our engine, and a way around it to plain vLLM. Its policy is `engine.policy`."""
     from flow_dpo.engine_kinds import Shelf, reached
     from flow_dpo.engines.vllm_client import VllmServerSettings
     from flow_dpo.engines.vllm_local import VllmSettings
@@ -41,7 +46,9 @@ def engine_of(
     roles = roles or preset.recipe.flow.roles
     with tempfile.TemporaryDirectory() as folder:
         if kind == "process":
-            played: Any = VllmSettings(max_batch_size=settings.batch_size, block_tokens=BLOCK, sync=sync)
+            played: Any = VllmSettings(
+                max_batch_size=settings.batch_size, block_tokens=BLOCK, sync=sync, engine_args={"max_model_len": WINDOW}
+            )
             served, ask_all = nullcontext(), _ask_in_process
         else:
             served, ask_all = served_to(settings), _ask_over_http
@@ -51,7 +58,7 @@ def engine_of(
                 played = VllmServerSettings(base_url=url, concurrency=settings.batch_size)
             with reached(played, loaded, num_roles=len(roles)) as reach:
                 policy = Policy(loaded.model, roles, preset.lora)
-                engine = listening(reach.build(policy, Shelf(policy, Path(folder) / "served")))
+                engine: Any = reach.build(policy, Shelf(policy, Path(folder) / "served"))
                 engine.refresh(versions(roles, 0))
                 engine.url, engine.batch_size, engine.policy = url, settings.batch_size, policy
                 try:
@@ -72,47 +79,74 @@ def forget(engine: Any, roles: Sequence[str]) -> None:
     engine.refresh(versions(roles, 0))
 
 
-def listening(engine: Any) -> Any:
-    """The engine, and in `asked` what it is asked: request, excluded first tokens, completion."""
-    engine.asked = []
-    pending: dict[int, tuple[Any, Any]] = {}
-    submit, poll = engine.submit, engine.poll
+@dataclass(frozen=True)
+class Question:
+    """What vLLM was asked, and what it wrote."""
 
-    def submitted(request: Any, sampling: Any, *, seed: int, excluded: Any = ()) -> int:
-        ticket = submit(request, sampling, seed=seed, excluded=excluded)
-        pending[ticket] = (request, excluded)
+    role: str
+    prompt_ids: TokenIds
+    written: TokenIds
+
+
+@contextmanager
+def listened_to() -> Iterator[list[Question]]:
+    """Every question that our engines over vLLM put to it, in the order of the answers."""
+    from flow_dpo.engines import vllm_asking, vllm_local, vllm_server
+
+    heard: list[Question] = []
+
+    def answer(request: Any, *words: Any, **more: Any) -> Any:
+        questions = vllm_asking.answer(request, *words, **more)
+        try:
+            ask = next(questions)
+            while True:
+                said = yield ask
+                heard.append(Question(request.role, ask.prompt_ids, said.token_ids))
+                ask = questions.send(said)
+        except StopIteration as done:
+            return done.value
+
+    with patch.object(vllm_local, "answer", answer), patch.object(vllm_server, "answer", answer):
+        yield heard
+
+
+def counted(engine: Any) -> dict[str, int]:
+    """What the engine's completions come to from now on: tokens that were drawn, and choices."""
+    counts, poll = {"tokens": 0, "choices": 0}, engine.poll
+    asked, submit = dict[int, Any](), engine.submit
+
+    def submitted(request: Any, sampling: Any, **more: Any) -> int:
+        ticket = submit(request, sampling, **more)
+        asked[ticket] = request
         return ticket
 
     def polled() -> list[tuple[int, Any]]:
         found = poll()
         for ticket, completion in found:
-            engine.asked.append((*pending.pop(ticket), completion))
+            is_choice = bool(asked.pop(ticket).choices)
+            counts["choices"] += is_choice
+            counts["tokens"] += 0 if is_choice else len(completion.token_ids)
         return found
 
     engine.submit, engine.poll = submitted, polled
-    return engine
+    return counts
 
 
-def reusable(asked: Sequence[tuple[Any, Any, Any]], block: int) -> int:
+def reusable(asked: Sequence[Question], block: int) -> int:
     """Prompt tokens that a cache of such blocks can hold before they are asked for, in the order of the answers."""
     known: set[int] = set()
     total = 0
-    for request, excluded, completion in asked:
-        ids = [*request.prompt_ids, *completion.token_ids[:-1]]
-        prefixes, chain = list[int](), hash(request.role)
+    for question in asked:
+        ids = [*question.prompt_ids, *question.written[:-1]]
+        prefixes, chain = list[int](), hash(question.role)
         for token in ids:
             chain = hash((chain, token))
             prefixes.append(chain)
-        lengths = [len(request.prompt_ids)]
-        if excluded and not request.choices and len(completion.token_ids) > 1:
-            lengths.append(len(request.prompt_ids) + 1)  # the first token is a question of its own
-        for length in lengths:
-            room = (length - 1) // block * block
-            at = block
-            while at <= room and prefixes[at - 1] in known:
-                at += block
-            total += at - block
-            known.update(prefixes[:length])
+        room = (len(question.prompt_ids) - 1) // block * block
+        at = block
+        while at <= room and prefixes[at - 1] in known:
+            at += block
+        total += at - block
         known.update(prefixes)
     return total
 
@@ -154,18 +188,20 @@ def _ask_over_http(engine: Any, prompts: Sequence[list[int]], max_tokens: int) -
         return sum(threads.map(ask, enumerate(prompts)))
 
 
-def model_folder(settings: argparse.Namespace) -> str:
-    """Where vLLM finds the model."""
+def served_model(settings: argparse.Namespace) -> tuple[str, str]:
+    """Where vLLM finds the model, and the precision that it is trained in."""
     from flow_dpo.models import ModelSettings, load_model
 
-    return str(load_model(ModelSettings(model_name_or_path=settings.model_name_or_path)).model.name_or_path)
+    model = load_model(ModelSettings(model_name_or_path=settings.model_name_or_path)).model
+    return str(model.name_or_path), str(model.dtype).removeprefix("torch.")
 
 
 @contextmanager
 def served_to(settings: argparse.Namespace) -> Iterator[Server]:
     """A server for these settings."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ("--max-num-seqs", str(settings.batch_size))
+        model, dtype = served_model(settings)
+        words = ("--max-num-seqs", str(settings.batch_size), "--dtype", dtype, "--max-model-len", str(WINDOW))
         threads = {"OMP_NUM_THREADS": str(settings.num_threads), "VLLM_CPU_KVCACHE_SPACE": "2"}
-        with serving(Path(model_folder(settings)), Path(folder) / "vllm.log", *words, **threads) as server:
+        with serving(Path(model), Path(folder) / "vllm.log", *words, **threads) as server:
             yield server

@@ -24,7 +24,7 @@ from flow_dpo.engines.base import Engine
 from flow_dpo.engines.local import LocalEngine, LocalSettings
 from flow_dpo.engines.probe import vocabulary_size
 from flow_dpo.engines.vllm_asking import Speech
-from flow_dpo.engines.vllm_checks import Wanted, connect
+from flow_dpo.engines.vllm_checks import Wanted, check_base, connect
 from flow_dpo.engines.vllm_client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm_local import VllmEngine, VllmSettings, open_vllm
 from flow_dpo.engines.vllm_server import VllmServerEngine
@@ -108,7 +108,9 @@ def reached(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) ->
     speech = Speech(end_ids=loaded.end_ids, num_words=vocabulary_size(loaded.model), top_logprobs=settings.top_logprobs)
     if isinstance(settings, VllmSettings):
         settings.check_roles(num_roles)
-        yield Reach(loaded.context_tokens, lambda policy, shelf: _vllm(settings, loaded, speech, policy, shelf))
+        room = min(loaded.context_tokens, int(settings.engine_args.get("max_model_len") or loaded.context_tokens))
+        said = wanted(loaded, num_roles=num_roles)
+        yield Reach(room, lambda policy, shelf: _vllm(settings, loaded, speech, policy, shelf, said, room))
         return
     client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
@@ -134,25 +136,42 @@ def wanted(loaded: LoadedModel, *, num_roles: int) -> Wanted:
     return Wanted(name=loaded.name, encoded=encoded, said=said, num_roles=num_roles)
 
 
-def _vllm(settings: VllmSettings, loaded: LoadedModel, speech: Speech, policy: Policy, shelf: Shelf) -> VllmEngine:
+def _vllm(
+    settings: VllmSettings,
+    loaded: LoadedModel,
+    speech: Speech,
+    policy: Policy,
+    shelf: Shelf,
+    said: Wanted,
+    context_tokens: int,
+) -> VllmEngine:
+    """vLLM in this process. Raises `ConfigError` where it cannot be started, or speaks otherwise than the model."""
     model = loaded.model
     opened = open_vllm(
         settings,
         model=str(model.name_or_path),
         dtype=str(model.dtype).removeprefix("torch."),
         on_cpu=model.device.type == "cpu",
-        context_tokens=loaded.context_tokens,
+        context_tokens=context_tokens,
         num_roles=len(policy.roles),
         rank=policy.settings.lora_r,
+        revision=loaded.revision,
+        trust_remote_code=loaded.trust_remote_code,
     )
     merged = settings.sync == "merged"
-    return VllmEngine(
+    engine = VllmEngine(
         opened,
         speech,
-        context_tokens=loaded.context_tokens,
+        context_tokens=context_tokens,
         folder_of=shelf.merged if merged else shelf,
         merged_into=Path(str(model.name_or_path)) if merged else None,
     )
+    try:
+        check_base(engine.hear, said, where="vLLM in this process")
+    except BaseException:
+        engine.close()
+        raise
+    return engine
 
 
 def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> LocalEngine:

@@ -59,6 +59,9 @@ class LoadedModel:
     context_tokens: int
     """The most tokens that fit into its context window."""
     name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    """Both as asked for, for whoever else loads the model."""
 
 
 def load_model(settings: ModelSettings) -> LoadedModel:
@@ -96,6 +99,8 @@ def load_model(settings: ModelSettings) -> LoadedModel:
         end_ids=_end_ids(model, tokenizer, renderer),
         context_tokens=_context_tokens(config),
         name=settings.model_name_or_path,
+        revision=settings.model_revision,
+        trust_remote_code=settings.trust_remote_code,
     )
 
 

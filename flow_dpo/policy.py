@@ -244,9 +244,11 @@ class Policy:
         """Write the whole model with the role's adapter in its weights, as transformers and vLLM load it.
 
         In half precision the sum is rounded: what the role says then differs from `speaking(role)` by as much. Raises
-        `ModelError` where a wrapped layer is not a plain linear one.
+        `ModelError` where a wrapped layer is not a plain linear one, or is the head that embeddings are tied to.
         """
         self._of(role)
+        if self.model.config.tie_word_embeddings and self.model.get_output_embeddings() in self._layers:
+            raise ModelError("a head that is tied to the embeddings cannot be merged into alone; leave out lm_head")
         if len(self._merging) != len(self._layers):
             raise ModelError("adapters are merged into plain linear layers only; this model has others")
         state: dict[str, torch.Tensor] = {}

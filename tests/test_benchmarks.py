@@ -11,8 +11,7 @@ import pytest
 
 from benchmarks import measuring
 from benchmarks.measuring import Figure
-from benchmarks.vllm_engines import reusable
-from tests.trees import completion, request
+from benchmarks.vllm_engines import Question, reusable
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(
@@ -76,12 +75,13 @@ def test_help_needs_nothing_heavy(script: str) -> None:
 def test_what_a_prefix_cache_could_have_held() -> None:
     """Answer says 7 8 after 1 2 3; an alternative 9 4 to it, whose first token is a question of its own; Stop reads."""
     asked = [
-        (request("answer", 1, 2, 3), (), completion(7, 8)),
-        (request("answer", 1, 2, 3), (7,), completion(9, 4)),
-        (request("stop", 1, 2, 3), (), completion(90, choice=0)),
-        (request("answer", 1, 2, 3, 7, 8, 5), (), completion(6)),
+        Question("answer", (1, 2, 3), (7, 8)),
+        Question("answer", (1, 2, 3), (9,)),
+        Question("answer", (1, 2, 3, 9), (4,)),
+        Question("stop", (1, 2, 3), (90,)),
+        Question("answer", (1, 2, 3, 7, 8, 5), (6,)),
     ]
     # Nothing, 2 of 3 and 3 of 4, nothing (another role), and 1 2 3 7: the last token sampled was never read.
-    assert reusable(asked, 1) == 0 + (2 + 3) + 0 + 4
+    assert reusable(asked, 1) == 0 + 2 + 3 + 0 + 4
     # Whole blocks of two: 1 2 three times, and 1 2 3 7.
-    assert reusable(asked, 2) == 0 + (2 + 2) + 0 + 4
+    assert reusable(asked, 2) == 0 + 2 + 2 + 0 + 4

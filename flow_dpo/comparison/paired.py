@@ -106,6 +106,8 @@ def exchange_p(gaps: Sequence[int]) -> float:
     import numpy as np
     from scipy import stats
 
+    if not sum(gaps):
+        return 1.0
     # The sum of n signs of size k is k (2 B - n), with B of Binomial(n, 1/2): their distributions, one after another.
     chances, most = np.ones(1), 0
     for size, num in sorted(Counter(abs(gap) for gap in gaps if gap).items()):

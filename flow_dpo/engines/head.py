@@ -27,6 +27,8 @@ TOLERANCE = 0.01
 """Nats. Half precision moves a log-probability by 0.01 to 0.03."""
 _ROUNDING = 1e-5
 """Mass below which a tail is the rounding of single-precision sums."""
+_LEAST = -500.0
+"""Log-probabilities below it are taken for it, where powers of them would be too large for a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class Kept:
 
 
 def keep(told: Mapping[int, float], sampling: Sampling, *, num_words: int) -> Kept | None:
-    """What can be drawn, given log-probabilities of the likeliest of `num_words` tokens; None where too few are told.
+    """What can be drawn, given log-probabilities of the likeliest of `num_words` tokens (and of no others); None where
+    too few are told.
 
     Kept is the smallest set of likeliest tokens whose weight reaches `top_p` of all (`chance` has the rule).
     """
@@ -58,6 +61,8 @@ def keep(told: Mapping[int, float], sampling: Sampling, *, num_words: int) -> Ke
     weights = {token: math.exp((told[token] - peak) * power) for token in ranked}
     summed = math.fsum(weights.values())
     least, most = (each * math.exp(-peak * power) for each in _tail(told, power, num_words - len(told)))
+    if least > most:
+        return None  # what was told does not sum up
     if sampling.top_p >= 1:
         if math.log(summed + most) - math.log(summed + least) > 2 * TOLERANCE:
             return None
@@ -101,12 +106,16 @@ def _pick(weights: Mapping[int, float], wanted: float) -> int | None:
 def _tail(told: Mapping[int, float], power: float, num_untold: int) -> tuple[float, float]:
     """The least and the most weight that the tokens have which were not told."""
     missing = 1 - math.fsum(math.exp(value) for value in told.values())
-    if num_untold <= 0 or missing < _ROUNDING:
+    if num_untold <= 0:
         return 0.0, 0.0
-    alike = missing * math.exp(min(told.values()) * (power - 1))
-    if power == 1:
-        return missing, missing
-    return (0.0, alike) if power > 1 else (alike, num_untold ** (1 - power) * missing**power)
+    last = min(told.values())
+    if power < 1:
+        # Spread over many tokens, even the rounding of the sum can weigh much.
+        most = num_untold ** (1 - power) * (max(missing, 0.0) + _ROUNDING) ** power
+        return max(0.0, missing - _ROUNDING) * math.exp(max(last, _LEAST) * (power - 1)), most
+    if missing < _ROUNDING:
+        return 0.0, 0.0
+    return (missing, missing) if power == 1 else (0.0, missing * math.exp(last * (power - 1)))
 
 
 def _reach(weights: Mapping[int, float], ranked: list[int], wanted: float) -> int | None:

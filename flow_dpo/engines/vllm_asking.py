@@ -8,7 +8,7 @@ words of vLLM's `SamplingParams`, and is sent what was heard. Most requests are 
     a first token that   one token is asked for with the likeliest candidates; the first token is drawn here, from the
     may not be some      truncated distribution without them, and what follows is a second question
     temperature, top-p   every token is asked for with the likeliest candidates, from which follows what it was drawn
-                         with; where they do not tell (`head`), that position is asked for with the whole distribution
+                         with; where they do not tell (`head`), that position is asked for with more of them, or all
 
 vLLM reports the log-probabilities of the unscaled, untruncated distribution (its `raw_logprobs`, the default). It can
 also tell those of tokens that are named (`logprob_token_ids`), but then tells no other request of the same batch its
@@ -31,6 +31,8 @@ from flow_dpo.types import Completion, Request, Sampling, TokenIds
 
 MAX_ASKED_ALONE = 2
 """Choices that are asked for one by one where they are not among the likeliest; the whole distribution for more."""
+_MORE = 512
+"""Likeliest tokens that are asked for where the first few do not tell."""
 TEMPERATURES = (0.01, 2.0)
 """vLLM takes no other."""
 _SEED_BITS = (1 << 63) - 1
@@ -128,7 +130,7 @@ def _first(
     """The first token, drawn here."""
     for count in _widening(speech):
         heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=count))
-        told = heard.told[0]
+        told = _likeliest(heard.told[0], count)
         kept = keep(told, sampling, num_words=speech.num_words)
         drawn = kept and draw_told(kept, told, uniform=uniform(seed, 0), greedy=sampling.greedy, excluded=excluded)
         if drawn is not None:
@@ -170,28 +172,41 @@ def _written(
     for at, (token, logprob) in enumerate(zip(ids, heard.logprobs, strict=True)):
         sampled = logprob
         if not plain:
-            kept = keep(heard.told[at], sampling, num_words=speech.num_words)
-            kept = kept or (yield from _whole(prompt_ids + ids[:at], sampling, speech))
+            kept = keep(_likeliest(heard.told[at], _widening(speech)[0]), sampling, num_words=speech.num_words)
+            if kept is None or (sampling.top_p < 1 and token not in kept.weights):
+                kept = yield from _wider(prompt_ids + ids[:at], sampling, speech)
             sampled = kept.sampled_logprob(logprob)
         drawn.append(Drawn(token, min(0.0, logprob), min(0.0, sampled)))
     return drawn
 
 
-def _whole(prompt_ids: TokenIds, sampling: Sampling, speech: Speech) -> Generator[Ask, Heard, Kept]:
-    """What can be drawn behind this prompt, by the whole distribution."""
-    heard = yield Ask(prompt_ids, plain_params(max_tokens=1, logprobs=-1))
-    kept = keep(heard.told[0], sampling, num_words=len(heard.told[0]))
-    if kept is None:
-        raise EngineError(
-            f"expected log-probabilities of all {speech.num_words} tokens from vLLM, found {len(heard.told[0])} that "
-            "do not sum to one; start it with --max-logprobs -1 and --logprobs-mode raw_logprobs"
-        )
-    return kept
+def _wider(prompt_ids: TokenIds, sampling: Sampling, speech: Speech) -> Generator[Ask, Heard, Kept]:
+    """What can be drawn behind this prompt, by more of the distribution, by all of it at last."""
+    told: Mapping[int, float] = {}
+    for count in _widening(speech)[1:]:
+        heard = yield Ask(prompt_ids, plain_params(max_tokens=1, logprobs=count))
+        told = _likeliest(heard.told[0], count)
+        kept = keep(told, sampling, num_words=speech.num_words if count > 0 else len(told))
+        if kept is not None:
+            return kept
+    raise EngineError(
+        f"expected log-probabilities of all {speech.num_words} tokens from vLLM, found {len(told)} that do not sum to "
+        "one; start it with --max-logprobs -1 and --logprobs-mode raw_logprobs"
+    )
 
 
-def _widening(speech: Speech) -> tuple[int, int]:
-    """How many likeliest tokens are asked for, and then, where they do not tell, all."""
-    return min(speech.top_logprobs, speech.num_words), -1
+def _widening(speech: Speech) -> tuple[int, ...]:
+    """How many likeliest tokens are asked for, and then, where they do not tell, more, and at last all: one request
+    that asks for all makes vLLM sort the vocabulary for its whole batch."""
+    few = min(speech.top_logprobs, speech.num_words)
+    return (few, _MORE, -1) if few < _MORE < speech.num_words // 2 else (few, -1)
+
+
+def _likeliest(told: Mapping[int, float], count: int) -> Mapping[int, float]:
+    """So many of what was told: vLLM adds the token that was drawn, which may be far less likely."""
+    if not 0 < count < len(told):
+        return told
+    return dict(sorted(told.items(), key=lambda item: -item[1])[:count])
 
 
 def plain_params(**params: Any) -> dict[str, Any]:

@@ -12,10 +12,10 @@ adapter. What is refused names the flag that changes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flow_dpo.engines.vllm_asking import Ask, plain_params
+from flow_dpo.engines.vllm_asking import Ask, Heard, plain_params
 from flow_dpo.engines.vllm_client import ServedModel, VllmClient, served_models
 from flow_dpo.errors import ConfigError, EngineError
 from flow_dpo.types import TokenIds
@@ -43,8 +43,7 @@ def connect(client: VllmClient, wanted: Wanted) -> ServedModel:
     base = _base(client)
     try:
         _check_tokenizer(client, base, wanted)
-        _check_weights(client, base, wanted)
-        _check_scale(client, base, wanted)
+        check_base(lambda ask: client.complete(base.id, ask).heard, wanted, where=client.url)
     except EngineError as error:
         raise ConfigError(str(error)) from error
     num_loras = client.max_loras()
@@ -87,18 +86,25 @@ def _check_tokenizer(client: VllmClient, base: ServedModel, wanted: Wanted) -> N
             )
 
 
-def _check_weights(client: VllmClient, base: ServedModel, wanted: Wanted) -> None:
+def check_base(hear: Callable[[Ask], Heard], wanted: Wanted, *, where: str) -> None:
+    """Raise `ConfigError` where the base model that answers is another, or tells other log-probabilities than those of
+    the unscaled distribution."""
+    _check_weights(hear, wanted, where)
+    _check_scale(hear, wanted, where)
+
+
+def _check_weights(hear: Callable[[Ask], Heard], wanted: Wanted, where: str) -> None:
     divergences: list[float] = []
     for prompt_ids, logprobs in wanted.said.items():
-        [told] = client.complete(base.id, Ask(prompt_ids, plain_params(max_tokens=1, logprobs=-1))).heard.told
+        [told] = hear(Ask(prompt_ids, plain_params(max_tokens=1, logprobs=-1))).told
         if abs(math.fsum(math.exp(value) for value in told.values()) - 1) > 0.01:
             raise ConfigError(
-                f"expected log-probabilities of every token from {client.url}, found {len(told)} that do not sum to "
+                f"expected log-probabilities of every token from {where}, found {len(told)} that do not sum to "
                 "one; start it with --max-logprobs -1 and --logprobs-mode raw_logprobs"
             )
         if not all(token in told for token in range(len(logprobs))):
             raise ConfigError(
-                f"expected the {len(logprobs)} tokens of {wanted.name} at {client.url}, found a model of {len(told)}; "
+                f"expected the {len(logprobs)} tokens of {wanted.name} at {where}, found a model of {len(told)}; "
                 "serve the same model"
             )
         divergences.append(
@@ -107,22 +113,19 @@ def _check_weights(client: VllmClient, base: ServedModel, wanted: Wanted) -> Non
     mean = math.fsum(divergences) / len(divergences)
     if not mean <= _MOST_DIVERGENCE:
         raise ConfigError(
-            f"expected the weights of {wanted.name} at {client.url}, found a model whose next token is distributed "
+            f"expected the weights of {wanted.name} at {where}, found a model whose next token is distributed "
             f"otherwise (by {mean:.3g} nats, at most {_MOST_DIVERGENCE} is rounding); serve the same model in a "
             "precision near that of training"
         )
 
 
-def _check_scale(client: VllmClient, base: ServedModel, wanted: Wanted) -> None:
+def _check_scale(hear: Callable[[Ask], Heard], wanted: Wanted, where: str) -> None:
     """Whether log-probabilities are those before temperature."""
     asked, prompt_ids = plain_params(max_tokens=1, logprobs=1), next(iter(wanted.said))
-    heard = [
-        client.complete(base.id, Ask(prompt_ids, asked | {"temperature": temperature, "seed": 1})).heard
-        for temperature in (1.0, 2.0)
-    ]
+    heard = [hear(Ask(prompt_ids, asked | {"temperature": temperature, "seed": 1})) for temperature in (1.0, 2.0)]
     values = [max(one.told[0].values()) for one in heard]
     if abs(values[0] - values[1]) > max(_ROUNDING, 0.01 * abs(values[0])):
         raise ConfigError(
-            f"expected log-probabilities before temperature from {client.url}, found {values[0]:.4f} at 1 and "
+            f"expected log-probabilities before temperature from {where}, found {values[0]:.4f} at 1 and "
             f"{values[1]:.4f} at 2; start it with --logprobs-mode raw_logprobs, the default"
         )

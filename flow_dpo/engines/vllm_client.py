@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -30,6 +31,10 @@ _TRIES_OF_500 = 5
 """A server whose engine has died says 500 until it ends; one that says it forever has a fault of its own."""
 _MOST_BYTES = 256 << 20
 """The log-probabilities of 250,000 tokens are some 20 MiB."""
+_ABORT = "abort"
+"""Why a completion ended that the server gave up."""
+_ABOUT_ADAPTERS = re.compile(r"lora.rank|max_lora|target_modules|adapter_config", re.IGNORECASE)
+"""What a refusal of an adapter speaks of, which asking again does not change."""
 _TOKEN_ID = "token_id:"
 _UNREADABLE = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
 
@@ -133,9 +138,7 @@ class VllmClient:
 
     def load(self, name: str, folder: Path) -> None:
         """Load an adapter from a folder in PEFT's layout. One of that name that is there already is left as it is."""
-        answer = self._patiently(
-            "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, tries_of_500=1
-        )
+        answer = self._patiently("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if answer.status != 200 and "already been loaded" not in answer.text:
             raise _load_error(self.url, folder, answer)
 
@@ -179,21 +182,21 @@ class VllmClient:
             raise EngineError(f"expected an answer of the adapter {model} from {self.url}, found one of {said!r:.200}")
         return completed
 
-    def _patiently(
-        self, method: str, path: str, fields: Mapping[str, Any] | None, *, tries_of_500: int = _TRIES_OF_500
-    ) -> Answer:
-        """Ask until there is an answer. Raises `EngineError` when patience is over."""
+    def _patiently(self, method: str, path: str, fields: Mapping[str, Any] | None) -> Answer:
+        """Ask until there is an answer. Raises `EngineError` when patience is over, which begins with what fails."""
         body = None if fields is None else json.dumps(fields).encode("ascii")
-        began, wait_s, left_of_500 = time.monotonic(), self.settings.backoff_s, tries_of_500
+        failing_since, wait_s, left_of_500 = math.inf, self.settings.backoff_s, _TRIES_OF_500
         while True:
             try:
                 answer = self._address.exchange(method, path, body)
                 left_of_500 -= answer.status == 500
-                if answer.status in (429, 502, 503, 504) or (answer.status == 500 and left_of_500):
+                passing = answer.status == 500 and left_of_500 and not _ABOUT_ADAPTERS.search(answer.text)
+                if passing or answer.status in (429, 502, 503, 504) or _aborted(answer):
                     raise Passing(f"the status {answer.status}: {answer.text[:200]!r}", answer.wait_s)
                 return answer
             except Passing as error:
-                waited = time.monotonic() - began
+                failing_since = min(failing_since, time.monotonic())
+                waited = time.monotonic() - failing_since
                 if self._address.stopped.is_set() or waited > self.settings.patience_s:
                     raise EngineError(
                         f"expected an answer from {self.url}, found {error}, for {waited:.0f} s (--patience_s); what "
@@ -222,6 +225,16 @@ def served_models(answer: Answer, url: str) -> list[ServedModel]:
             f"expected a list of models at {url}/v1/models, found the status {answer.status}: {answer.text[:200]!r}; "
             "is a vLLM server there?"
         ) from error
+
+
+def _aborted(answer: Answer) -> bool:
+    """Whether a server that is about to end gave a request up."""
+    if answer.status != 200 or _ABORT not in answer.text:
+        return False
+    try:
+        return any(choice.get("finish_reason") == _ABORT for choice in json.loads(answer.text)["choices"])
+    except _UNREADABLE:
+        return False
 
 
 def _heard(choice: Mapping[str, Any], *, wanted: Mapping[str, Any]) -> Heard:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +84,16 @@ class _Asked:
 
 
 def open_vllm(
-    settings: VllmSettings, *, model: str, dtype: str, on_cpu: bool, context_tokens: int, num_roles: int, rank: int
+    settings: VllmSettings,
+    *,
+    model: str,
+    dtype: str,
+    on_cpu: bool,
+    context_tokens: int,
+    num_roles: int,
+    rank: int,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Any:
     """vLLM's engine on this model. Raises `ConfigError` where vLLM is not installed or refuses."""
     try:
@@ -96,13 +106,17 @@ def open_vllm(
     if rank > RANKS[-1]:
         raise ConfigError(f"expected lora_r of {RANKS[-1]} at most, which is what vLLM serves, found {rank}")
     wanted: dict[str, Any] = {
-        "model": model, "dtype": dtype, "max_model_len": context_tokens, "skip_tokenizer_init": True,
+        "model": model, "revision": revision, "trust_remote_code": trust_remote_code, "dtype": dtype,
+        "max_model_len": context_tokens, "skip_tokenizer_init": True,
         "enable_prefix_caching": True, "max_logprobs": -1, "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
         "max_num_seqs": settings.max_batch_size, "kv_cache_memory_bytes": int(settings.kv_budget_gib * 2**30),
         "enforce_eager": on_cpu or not settings.compiled, "disable_log_stats": True, "seed": 0,
         # The keys and values have their own bound; this one only asks that so much of a GPU is free beside the learner.
         "gpu_memory_utilization": 0.1,
     }  # fmt: skip
+    if on_cpu:
+        # vLLM 0.32 cannot go on drawing by a request's seed on a CPU where it read the prompt in parts.
+        wanted["enable_chunked_prefill"] = False
     if settings.sync == "adapters":
         wanted |= {"enable_lora": True, "max_loras": num_roles, "max_cpu_loras": 2 * num_roles}
         wanted["max_lora_rank"] = next(one for one in RANKS if one >= rank)
@@ -111,7 +125,11 @@ def open_vllm(
     try:
         return LLMEngine.from_engine_args(EngineArgs(**{**wanted, **settings.engine_args}))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"vLLM could not be started with {model}: {error}; its own words are above") from error
+        raise ConfigError(
+            f"vLLM could not be started with {model}: {error}; its own words are above. A context window of "
+            f"{context_tokens} tokens may need more than --engine.kv_budget_gib {settings.kv_budget_gib:g}, or be cut "
+            'by --engine.engine_args {"max_model_len": N}'
+        ) from error
 
 
 class VllmEngine(Engine):
@@ -158,7 +176,9 @@ class VllmEngine(Engine):
 
     def poll(self) -> list[tuple[int, Completion]]:
         while self._asked and not self._finished and not self._failures:
-            for said in self._vllm.step():
+            with _told("step"):
+                answers = self._vllm.step()
+            for said in answers:
                 if said.finished:
                     self._hear(said)
         if self._finished:
@@ -176,12 +196,26 @@ class VllmEngine(Engine):
         if self._base is None:
             old = self._voices
             self._voices = {role: self._loaded(adapter) for role, adapter in adapters.items()}
-            for voice in old.values():
-                self._vllm.remove_lora(voice.lora_int_id)
+            with _told("forget an adapter"):
+                for voice in old.values():
+                    self._vllm.remove_lora(voice.lora_int_id)
         else:
             self._reload([self._folder_of(adapter) for adapter in adapters.values()] or [self._base])
         self._adapters = dict(adapters)
         self._count(refresh_s=time.perf_counter() - began)
+
+    def hear(self, ask: Ask) -> Heard:
+        """What the base model says to one question, while nothing else is under way."""
+        check_idle(len(self._asked) + len(self._finished) + len(self._failures))
+        heard: list[Heard] = []
+
+        def question() -> Answering:
+            heard.append((yield ask))
+            return Completion(token_ids=(), logprobs=(), sampled_logprobs=(), finish_reason="stop", policy_version=0)
+
+        self._go_on(_Asked(0, question(), None), None)
+        self.poll()
+        return heard[0]
 
     def take_stats(self) -> dict[str, float]:
         names = ("num_requests", "sampled_tokens", "prefilled_tokens", "reused_tokens", "refresh_s")
@@ -198,18 +232,18 @@ class VllmEngine(Engine):
         number, folder = next(_NUMBERS), self._folder_of(adapter).resolve()
         name = f"{adapter.role}-v{adapter.version}-{number}"
         voice = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
-        try:
+        with _told(f"load the adapter {folder}"):
             self._vllm.add_lora(voice)
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"vLLM could not load the adapter {folder}: {error}") from error
         return voice
 
     def _reload(self, folders: list[Path]) -> None:
         """Let vLLM speak with the weights of another folder, and forget what was computed with the old ones."""
         if len(folders) != 1:
             raise EngineError(f"expected one role's weights, found {len(folders)}")
-        self._vllm.collective_rpc("reload_weights", kwargs={"weights_path": str(folders[0].resolve())})
-        if not self._vllm.reset_prefix_cache():
+        with _told(f"load the weights in {folders[0]}"):
+            self._vllm.collective_rpc("reload_weights", kwargs={"weights_path": str(folders[0].resolve())})
+            forgotten = self._vllm.reset_prefix_cache()
+        if not forgotten:
             raise EngineError("expected vLLM to forget keys and values of the old weights, and it did not")
 
     def _go_on(self, asked: _Asked, heard: Heard | None) -> None:
@@ -231,7 +265,8 @@ class VllmEngine(Engine):
         self._asked[name] = asked
         params = SamplingParams(**ask.params, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
         prompt = TokensPrompt(prompt_token_ids=list(ask.prompt_ids))
-        self._vllm.add_request(name, prompt, params, lora_request=asked.voice)
+        with _told("take a request"):
+            self._vllm.add_request(name, prompt, params, lora_request=asked.voice)
 
     def _hear(self, said: Any) -> None:
         """Read one of vLLM's answers."""
@@ -254,3 +289,12 @@ class VllmEngine(Engine):
     def _count(self, **work: float) -> None:
         for name, value in work.items():
             self._stats[name] = self._stats.get(name, 0.0) + value
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """vLLM's errors, most of which are plain exceptions of its other process, as ours."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"vLLM could not {what}: {error!r:.500}; its own words are above") from error
