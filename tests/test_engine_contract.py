@@ -37,6 +37,8 @@ SAMPLINGS = [
     Sampling(),
     Sampling(greedy=True),
     Sampling(temperature=0.7, top_p=0.8),
+    Sampling(temperature=1.3),
+    Sampling(temperature=2.0, top_p=0.9),
     Sampling(temperature=1.5, top_p=0.5, greedy=True),
 ]
 

@@ -73,6 +73,15 @@ def test_with_everything_told_the_draw_is_the_rules(seed: int, sampling: Samplin
         assert found.sampled_logprob == pytest.approx(expected.sampled_logprob, abs=1e-9)
 
 
+@pytest.mark.parametrize("temperature", [1.5, 2.0])
+def test_a_tail_as_small_as_rounding_may_still_weigh_much(temperature: float) -> None:
+    """Mass of 8e-6 over 150,000 tokens: at a temperature of 2 it weighs as much as the likeliest token."""
+    tail = 8e-6
+    told = {0: math.log(1 - tail - 19e-7), **{token: math.log(1e-7) for token in range(1, 20)}}
+    assert keep(told, Sampling(temperature=temperature), num_words=150_000) is None
+    assert keep(told, Sampling(temperature=0.8), num_words=150_000) is not None
+
+
 def test_a_draw_is_exact_whatever_is_told() -> None:
     """Over all numbers, each told token comes up as often as it should, and the rest of the time more is asked for."""
     logprobs = distribution(5, 40)

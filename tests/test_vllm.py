@@ -123,6 +123,17 @@ def test_what_was_cached_changes_nothing(build: Callable[[], Engine], adapters: 
         assert one.logprobs == pytest.approx(other.logprobs, abs=2e-4)
 
 
+def test_more_prompts_than_fit_into_a_step(build: Callable[[], Engine]) -> None:
+    """Each is drawn by its own seed, also where vLLM would read some prompt in two parts."""
+    engine = build()
+    prompts = [(3 + number % 9, 3 + number // 9, *PROMPT[:78]) for number in range(80)]
+    requests = [Request(role="answer", prompt_ids=prompt, max_tokens=2) for prompt in prompts]
+    first = engine.sample(requests, Sampling(), seeds=range(80))
+    assert [one.token_ids for one in first] == [
+        engine.sample([request], Sampling(), seeds=[seed])[0].token_ids for seed, request in enumerate(requests)
+    ]
+
+
 def test_logprobs_over_a_whole_completion_are_those_of_teacher_forcing(
     build: Callable[[], Engine], adapters: dict[int, dict[str, Path]]
 ) -> None:

@@ -176,6 +176,31 @@ def test_an_answer_that_never_comes_is_asked_for_again(server: StandIn, build: C
     assert engine.take_stats()["num_retries"] == 1
 
 
+_ABORTED = (200, {"model": "base", "choices": [{"finish_reason": "abort", "token_ids": [], "logprobs": None}]})
+
+
+@pytest.mark.parametrize("passing", [(503, "draining"), (500, {"error": "EngineCore died"}), _ABORTED], ids=str)
+def test_a_server_that_ends_politely_costs_nothing(
+    server: StandIn, build: Callable[..., VllmServerEngine], passing: tuple[int, Any]
+) -> None:
+    """Patience begins with what fails, not with an answer that was long under way; loads are asked again, too."""
+    engine, answer, paths = build(patience_s=0.3), server.answer, list[str]()
+    expected = engine.sample(_requests(1), Sampling(), seeds=[5])
+
+    def ending(method: str, path: str, asked: dict[str, Any]) -> tuple[int, Any]:
+        paths.append(path)
+        if paths.count(path) > 1:
+            return answer(method, path, asked)
+        time.sleep(0.4)
+        return passing
+
+    server.answer = ending
+    assert engine.sample(_requests(1), Sampling(), seeds=[5]) == expected
+    if passing is not _ABORTED:
+        engine.refresh({"answer": Adapter(role="answer", version=1)})
+        assert paths.count("/v1/load_lora_adapter") == 2
+
+
 def test_what_is_refused_is_not_asked_again(server: StandIn, build: Callable[..., VllmServerEngine]) -> None:
     server.max_logprobs = 2
     engine = build(top_logprobs=5)

@@ -197,7 +197,7 @@ class VllmClient:
             except Passing as error:
                 failing_since = min(failing_since, time.monotonic())
                 waited = time.monotonic() - failing_since
-                if self._address.stopped.is_set() or waited > self.settings.patience_s:
+                if self._address.stopped.is_set() or waited >= self.settings.patience_s:
                     raise EngineError(
                         f"expected an answer from {self.url}, found {error}, for {waited:.0f} s (--patience_s); what "
                         "was learned so far is kept: look after the server, and resume"
