@@ -217,6 +217,22 @@ def test_splitting_a_batch_changes_nothing(case: Case, sampling: Sampling) -> No
     assert_same(whole[:6], alone, case.looseness)
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=str)
+def test_what_is_known_already_changes_nothing(case: Case, sampling: Sampling) -> None:
+    """Asked again, every prompt is in the cache of an engine that has one; after a refresh none may be."""
+    engine, requests = case.build(), _requests()
+    engine.refresh(_version(1))
+    first, second = (engine.sample(requests, sampling, seeds=range(20)) for _ in range(2))
+    engine.refresh(_version(2))
+    third = engine.sample(requests, sampling, seeds=range(20))
+    assert_same(first, second, case.looseness)
+    assert_same(first, third, case.looseness)
+
+
+def _version(version: int) -> dict[str, Adapter]:
+    return {role: Adapter(role=role, version=version) for role in ("answer", "stop")}
+
+
 def assert_same(some: Sequence[Completion], others: Sequence[Completion], looseness: float = 1.0) -> None:
     """The same tokens, and log-probabilities up to rounding."""
     assert len(some) == len(others)

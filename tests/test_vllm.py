@@ -89,6 +89,18 @@ def test_each_refresh_is_heard_and_nothing_stale_is(
     assert taught(adapters[1]["answer"], PROMPT) != pytest.approx(taught(adapters[2]["answer"], PROMPT), abs=0.1)
 
 
+def test_old_adapters_are_forgotten(build: Callable[[], Engine], adapters: dict[int, dict[str, Path]]) -> None:
+    engine: Any = build()
+    for seed in (1, 2, 1):
+        engine.refresh(_version(adapters, seed))
+        _said(engine, "answer")
+        if isinstance(engine, VllmServerEngine):
+            assert len([one for one in engine._client.models() if one.parent]) == len(ROLES)
+        else:
+            assert len(engine._vllm.list_loras()) == len(ROLES)
+    engine.close()
+
+
 def test_merged_weights_are_heard_at_each_refresh(
     adapters: dict[int, dict[str, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
