@@ -9,12 +9,14 @@ is ended here, with all its processes.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -26,7 +28,7 @@ from flow_dpo.engines.vllm_client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm_local import VllmEngine, VllmSettings, open_vllm
 from flow_dpo.engines.vllm_server import VllmServerEngine
 from flow_dpo.policy import LoraSettings, Policy
-from flow_dpo.types import Adapter
+from flow_dpo.types import Adapter, TokenIds
 
 VOCAB = 12
 ROLES = ("answer", "stop")
@@ -63,6 +65,21 @@ def save_adapters(folder: Path, seed: int) -> dict[str, Path]:
                 weight.normal_(0, 0.3)
             policy.publish(role)
     return {role: policy.save_adapter(role, folder / str(seed) / role) for role in ROLES}
+
+
+def taught(adapter: Path, prompt: TokenIds) -> list[float]:
+    """What PEFT's own model with this adapter says next."""
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5 a question by its old name.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        model = PeftModel.from_pretrained(tiny_llama(), str(adapter))
+    return spoken(model.eval(), prompt)
+
+
+def spoken(model: Any, prompt: TokenIds) -> list[float]:
+    """What the model says next."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1).tolist()
 
 
 def serving(model: Path, log: Path, *words: str) -> AbstractContextManager[Server]:
