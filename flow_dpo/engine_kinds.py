@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,11 +166,10 @@ def _vllm(
         folder_of=shelf.merged if merged else shelf,
         merged_into=Path(str(model.name_or_path)) if merged else None,
     )
-    try:
+    with ExitStack() as stack:
+        stack.callback(engine.close)
         check_base(engine.hear, said, where="vLLM in this process")
-    except BaseException:
-        engine.close()
-        raise
+        stack.pop_all()
     return engine
 
 

@@ -91,7 +91,7 @@ def test_an_address_that_goes_on_failing_loses_nothing(tmp_path: Path) -> None:
         assert asked in (6, 7), "three, then three tries; the next question may be on its way when the last one fails"
         broken[0] = False
         assert judge(words(tmp_path, address.url)) == 0
-        assert len(address.requests) == asked + 5
+        assert len(address.requests) in (asked + 5, asked + 6), "five are left; one of before may have come late"
     assert summary(tmp_path)["pairs"]["a"] == 4
 
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -176,7 +175,7 @@ class VllmEngine(Engine):
 
     def poll(self) -> list[tuple[int, Completion]]:
         while self._asked and not self._finished and not self._failures:
-            with _told("step"):
+            with _Told("step"):
                 answers = self._vllm.step()
             for said in answers:
                 if said.finished:
@@ -196,7 +195,7 @@ class VllmEngine(Engine):
         if self._base is None:
             old = self._voices
             self._voices = {role: self._loaded(adapter) for role, adapter in adapters.items()}
-            with _told("forget an adapter"):
+            with _Told("forget an adapter"):
                 for voice in old.values():
                     self._vllm.remove_lora(voice.lora_int_id)
         else:
@@ -232,7 +231,7 @@ class VllmEngine(Engine):
         number, folder = next(_NUMBERS), self._folder_of(adapter).resolve()
         name = f"{adapter.role}-v{adapter.version}-{number}"
         voice = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
-        with _told(f"load the adapter {folder}"):
+        with _Told(f"load the adapter {folder}"):
             self._vllm.add_lora(voice)
         return voice
 
@@ -240,7 +239,7 @@ class VllmEngine(Engine):
         """Let vLLM speak with the weights of another folder, and forget what was computed with the old ones."""
         if len(folders) != 1:
             raise EngineError(f"expected one role's weights, found {len(folders)}")
-        with _told(f"load the weights in {folders[0]}"):
+        with _Told(f"load the weights in {folders[0]}"):
             self._vllm.collective_rpc("reload_weights", kwargs={"weights_path": str(folders[0].resolve())})
             forgotten = self._vllm.reset_prefix_cache()
         if not forgotten:
@@ -265,7 +264,7 @@ class VllmEngine(Engine):
         self._asked[name] = asked
         params = SamplingParams(**ask.params, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
         prompt = TokensPrompt(prompt_token_ids=list(ask.prompt_ids))
-        with _told("take a request"):
+        with _Told("take a request"):
             self._vllm.add_request(name, prompt, params, lora_request=asked.voice)
 
     def _hear(self, said: Any) -> None:
@@ -291,10 +290,14 @@ class VllmEngine(Engine):
             self._stats[name] = self._stats.get(name, 0.0) + value
 
 
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """vLLM's errors, most of which are plain exceptions of its other process, as ours."""
-    try:
-        yield
-    except Exception as error:
-        raise EngineError(f"vLLM could not {what}: {error!r:.500}; its own words are above") from error
+class _Told:
+    """vLLM's errors, most of which are plain exceptions of its other process, told as ours."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            raise EngineError(f"vLLM could not {self._what}: {error!r:.500}; its own words are above") from error
