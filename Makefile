@@ -80,8 +80,6 @@ study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its t
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results docs/study/recipes/step_values.json
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results docs/study/recipes/step_values.json \
 		--run runs/study-recipes/seed0/vineppo_same_tokens
-	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results docs/study/recipes/step_values.json \
-		--run runs/study-recipes/seed0/vineppo_same_tokens
 	$(BIN)/flow-dpo report docs/study/recipes/comparison.json --output_dir docs/study/recipes
 
 check: $(DEV)  ## lint, format and types

@@ -169,6 +169,7 @@ def _vllm(
     with ExitStack() as stack:
         stack.callback(engine.close)
         check_base(engine.hear, said, where="vLLM in this process")
+        engine.take_stats()  # the checks are no play
         stack.pop_all()
     return engine
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from flow_dpo.engines.chance import draw
 from flow_dpo.engines.head import TOLERANCE, draw_told, keep
-from flow_dpo.types import Sampling
+from flow_dpo.engines.vllm_asking import Heard, Speech, answer
+from flow_dpo.types import Request, Sampling
 
 SAMPLINGS = st.builds(
     Sampling,
@@ -80,6 +81,32 @@ def test_a_tail_as_small_as_rounding_may_still_weigh_much(temperature: float) ->
     told = {0: math.log(1 - tail - 19e-7), **{token: math.log(1e-7) for token in range(1, 20)}}
     assert keep(told, Sampling(temperature=temperature), num_words=150_000) is None
     assert keep(told, Sampling(temperature=0.8), num_words=150_000) is not None
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=t, top_p=p) for t in (0.8, 1.3) for p in (1.0, 0.95)], ids=str
+)
+def test_more_is_asked_for_where_the_likeliest_do_not_tell(sampling: Sampling) -> None:
+    """Of 2,000 words 20 are told, and the one that was drawn, as vLLM does; then 512, and all at last."""
+    counts: list[int] = []
+    for seed in range(40):
+        logprobs, rng = distribution(seed, 2000), random.Random(seed)
+        drawn = draw(logprobs, sampling, uniform=rng.random())
+        assert drawn is not None
+        request = Request(role="answer", prompt_ids=(1,), max_tokens=1)
+        speech = Speech(end_ids=frozenset(), num_words=2000, top_logprobs=20)
+        questions = answer(request, sampling, seed=seed, excluded=(), speech=speech, policy_version=0)
+        try:
+            ask = next(questions)
+            while True:
+                count = ask.params["logprobs"]
+                counts.append(count)
+                told = likeliest(logprobs, count if count > 0 else 2000) | {drawn.token: logprobs[drawn.token]}
+                ask = questions.send(Heard((drawn.token,), (logprobs[drawn.token],), (told,)))
+        except StopIteration as done:
+            [found] = done.value.sampled_logprobs
+        assert found == pytest.approx(drawn.sampled_logprob, abs=TOLERANCE)
+    assert {20, 512} <= set(counts) <= {20, 512, -1}
 
 
 def test_a_draw_is_exact_whatever_is_told() -> None:

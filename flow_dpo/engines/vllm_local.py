@@ -62,8 +62,6 @@ class VllmSettings:
                 "expected kv_budget_gib above 0, max_batch_size and top_logprobs of 1 at least, block_tokens of 0 at "
                 f"least, found {self.kv_budget_gib}, {self.max_batch_size}, {self.top_logprobs}, {self.block_tokens}"
             )
-        if self.sync not in ("adapters", "merged"):
-            raise ConfigError(f"expected sync of adapters or merged, found {self.sync!r}")
 
     def check_roles(self, num_roles: int) -> None:
         """Raises `ConfigError` where merged weights would have to speak for several roles."""
@@ -261,11 +259,11 @@ class VllmEngine(Engine):
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         name = str(next(_NUMBERS))
-        self._asked[name] = asked
         params = SamplingParams(**ask.params, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
         prompt = TokensPrompt(prompt_token_ids=list(ask.prompt_ids))
         with _Told("take a request"):
             self._vllm.add_request(name, prompt, params, lora_request=asked.voice)
+        self._asked[name] = asked
 
     def _hear(self, said: Any) -> None:
         """Read one of vLLM's answers."""
