@@ -17,7 +17,6 @@ Half-precision models have half-precision adapters, so that playing and learning
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -154,7 +153,7 @@ class Policy:
         The same distribution as that of `speaking(role)` up to rounding, for less time and more memory. Raises
         `ModelError` where the model is not float32.
         """
-        if self._voices is None or not self.can_merge(within=sys.maxsize):
+        if self._voices is None or len(self._merging) != len(self._layers):
             raise ModelError(
                 f"adapters are merged in float32 and plain linear layers only, this model is {self.model.dtype}; play "
                 "with --merge_adapters never"

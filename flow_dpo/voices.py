@@ -33,15 +33,19 @@ class Voices:
     def __init__(self, model: PreTrainedModel, roles: Sequence[Role]) -> None:
         shared = {id(each): each for each in chain(model.parameters(), model.buffers(), (model.config,))}
         self._models: dict[Role, PreTrainedModel] = {role: copy.deepcopy(model, dict(shared)) for role in roles}
-        self._merged: dict[Role, tuple[int, ...]] = {}
+        self._adapters: dict[Role, list[torch.Tensor]] = {}
+        """Kept once: of() is asked before every forward."""
+        self._merged: dict[Role, list[int]] = {}
         """What the adapter's tensors counted of changes when they were merged."""
 
     @torch.no_grad()
     def of(self, role: Role, layers: Mapping[str, LoraLinear]) -> PreTrainedModel:
         """The role's twin. `layers` are the wrapped layers by the names that they have in the model."""
         model = self._models[role]
+        if role not in self._adapters:
+            self._adapters[role] = [tensor for layer in layers.values() for tensor in _tensors(layer, role)]
         # Torch counts the changes of a tensor in place: an optimizer's step, a loaded adapter.
-        now = tuple(p._version for layer in layers.values() for p in _tensors(layer, role))
+        now = [tensor._version for tensor in self._adapters[role]]
         if self._merged.get(role) != now:
             for name, layer in layers.items():
                 model.get_submodule(name).weight = torch.nn.Parameter(merged_weight(layer, role), requires_grad=False)

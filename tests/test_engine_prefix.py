@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +54,25 @@ def test_the_longest_known_prefix_is_found_with_its_own_values(stored: list[Toke
     assert store.num_bytes == len(distinct) * planes_of((1,), 0, 1)[0].nbytes * 7
     store.clear()
     assert (store.num_bytes, store.find("answer", asked[0])) == (0, [])
+
+
+def test_what_is_cleared_or_evicted_is_freed_at_once() -> None:
+    """Not when the garbage collector next happens by: a node and its parent refer to each other."""
+    store = PrefixStore(1 << 30)
+    gc.collect()
+    gc.disable()
+    try:
+        for tokens in ((1, 5, 6), (1, 5, 7, 8), (1, 9), (2,)):
+            insert(store, tokens)
+        held = [weakref.ref(one.planes[0]) for one in store.find("answer", (1, 5, 6))]
+        assert held
+        assert all(held)
+        store.set_budget(2 * 28)
+        assert sum(ref() is not None for ref in held) <= 2
+        store.clear()
+        assert not any(ref() is not None for ref in held)
+    finally:
+        gc.enable()
 
 
 @settings(deadline=None)

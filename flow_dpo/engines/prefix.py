@@ -111,7 +111,13 @@ class PrefixStore:
         self._evict()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, and give its memory back at once: parents and children refer to each other."""
+        nodes = list(self._roots.values())
+        while nodes:
+            node = nodes.pop()
+            nodes += node.children.values()
+            node.children.clear()
+            node.parent = None
         self._roots.clear()
         self._heap.clear()
         self.num_bytes = 0
