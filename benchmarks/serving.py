@@ -5,9 +5,12 @@
 Each side in a process of its own, in process and over HTTP with a server started for it:
 
 - flow: the flow explored as the preset does, an alternative at every node, adapters of both roles loaded;
-- plain: the same vLLM with the same adapter, given as many tokens or a few more as one-shot requests on the Answer
-  role's prompts, whole batches of as many as the flow may have under way, without log-probabilities. Their rate is what
-  the flow's is compared with: reach 0.8.
+- same: the same vLLM with the same adapters, given the very questions that the flow put to it as plain one-shot
+  requests, as many at once as the flow may have under way: the same prompts, as many tokens behind each, the same
+  prefix cache, but no answer waits for another, and no log-probabilities. The same work; the flow's rate is compared
+  with theirs: reach 0.8.
+- answers: as many tokens or a few more in one-shot answers on the Answer role's prompts, whole batches of them: what
+  vLLM writes where nobody reads what was written. Told beside it, for a flow must read and this need not.
 
 Counted are the tokens that completions hold, Stop's choices not. Of the prompt tokens of all questions to vLLM, those
 that came from its prefix cache are compared with what the trees allow: every prefix that was prompted or sampled
@@ -22,19 +25,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import json
 import math
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import measuring
 from benchmarks.measuring import Figure, Report
-from benchmarks.vllm_engines import WINDOW, counted, engine_of, forget, listened_to, reusable, served_to, versions
+from benchmarks.vllm_engines import (
+    WINDOW,
+    OneShot,
+    counted,
+    engine_of,
+    forget,
+    listened_to,
+    reusable,
+    served_to,
+    versions,
+)
 from benchmarks.vllm_server import BLOCK, ENVIRONMENT, Server
 
 MODULE = "benchmarks.serving"
@@ -52,13 +67,14 @@ def main() -> None:
     parser.add_argument("--num_kills", type=int, default=5, help="of the server in the midst of a run")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all unless named")
     parser.add_argument("--tokens", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--questions", type=Path, help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.tiny:
         settings.num_problems, settings.batch_size, settings.num_trained, settings.num_kills = 4, 8, 16, 1
     if settings.side:
         what, _, kind = settings.side.partition("-")
         os.environ |= ENVIRONMENT
-        sides = {"flow": play, "plain": plain, "train": train, "killed": killed, "sync": sync}
+        sides = {"flow": play, "same": same, "answers": answers, "train": train, "killed": killed, "sync": sync}
         measuring.report(sides[what](settings, kind))
         return
     compare(settings)
@@ -75,12 +91,15 @@ def compare(settings: argparse.Namespace) -> None:
     name = settings.model_name_or_path.rstrip("/").rpartition("/")[2]
     for kind, words in KINDS.items():
         if "speed" in settings.parts:
-            flows: list[Report] = []
-            plains: list[Report] = []
+            found: dict[str, list[Report]] = {"flow": [], "same": [], "answers": []}
             for _ in range(settings.repeats):
-                flows.append(side(f"flow-{kind}"))
-                plains.append(side(f"plain-{kind}", "--tokens", str(int(flows[-1]["tokens"]))))
-            measuring.keep(_speed(flows, plains, f"serving {name} {words}"), settings, MODULE)
+                with tempfile.TemporaryDirectory() as folder:
+                    questions = ["--questions", str(Path(folder) / "questions.json")]
+                    found["flow"].append(side(f"flow-{kind}", *questions))
+                    tokens = ["--tokens", str(int(found["flow"][-1]["tokens"]))]
+                    found["same"].append(side(f"same-{kind}", *questions, *tokens))
+                    found["answers"].append(side(f"answers-{kind}", *tokens))
+            measuring.keep(_speed(found, f"serving {name} {words}"), settings, MODULE)
         if "refresh" in settings.parts:
             measuring.keep([_refreshing(side(f"train-{kind}"), f"serving {name} {words}")], settings, MODULE)
     if "killed" in settings.parts:
@@ -90,20 +109,26 @@ def compare(settings: argparse.Namespace) -> None:
         measuring.keep(_merging(found, f"serving {name} in process"), settings, MODULE)
 
 
-def _speed(flows: Sequence[Report], plains: Sequence[Report], name: str) -> list[Figure]:
-    rates = [measuring.median(found, "tokens_a_second") for found in (flows, plains)]
+def _speed(found: Mapping[str, Sequence[Report]], name: str) -> list[Figure]:
+    rates = {side: measuring.median(reports, "tokens_a_second") for side, reports in found.items()}
     return [
         Figure(
-            name=f"{name}: tokens/s against one-shot requests",
-            ratio=rates[0] / rates[1],
+            name=f"{name}: tokens/s against the same questions as one-shot requests",
+            ratio=rates["flow"] / rates["same"],
             reach=">= 0.8",
-            details={"flow": flows, "plain": plains},
+            details=found,
+        ),
+        Figure(
+            name=f"{name}: tokens/s against one-shot answers",
+            ratio=rates["flow"] / rates["answers"],
+            reach="",
+            details={"tokens_a_second": rates},
         ),
         Figure(
             name=f"{name}: prompt tokens from the cache, of those the trees allow",
-            ratio=measuring.median(flows, "reused_share_of_allowed"),
+            ratio=measuring.median(found["flow"], "reused_share_of_allowed"),
             reach=">= 0.95",
-            details={"flow": flows},
+            details={"flow": found["flow"]},
         ),
     ]
 
@@ -157,6 +182,9 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
         trees = explore(flow, speaker, problems[4:], seed=0)
         seconds = time.perf_counter() - started
         stats = engine.take_stats()
+    if settings.questions:
+        rows = [[one.role, one.prompt_ids, len(one.written)] for one in asked]
+        settings.questions.write_text(json.dumps(rows), encoding="utf-8")
     prompts = stats["reused_tokens"] + stats["prefilled_tokens"]
     allowed, in_blocks = (reusable(asked, block) for block in (1, BLOCK))
     return {
@@ -171,8 +199,19 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
     }
 
 
-def plain(settings: argparse.Namespace, kind: str) -> Report:
-    """As many tokens in one-shot requests."""
+def same(settings: argparse.Namespace, kind: str) -> Report:
+    """The flow's own questions, none of which waits for another."""
+    from benchmarks.playing import parts
+
+    settings.case, settings.rounds = settings.model_name_or_path, 1
+    loaded, preset, _, _ = parts(settings)
+    rows = json.loads(settings.questions.read_text(encoding="utf-8"))
+    requests = [OneShot(role, tuple(ids), num) for role, ids, num in rows]
+    return _one_shot(settings, kind, loaded, preset, requests, settings.tokens)
+
+
+def answers(settings: argparse.Namespace, kind: str) -> Report:
+    """As many tokens in one-shot answers."""
     from benchmarks.playing import parts
 
     settings.case, settings.rounds = settings.model_name_or_path, 1
@@ -181,16 +220,23 @@ def plain(settings: argparse.Namespace, kind: str) -> Report:
     max_tokens = flow.chunk_tokens * flow.max_chunks
     num = math.ceil(settings.tokens / max_tokens / settings.batch_size) * settings.batch_size
     turns = [flow.turn(flow.start(problems[4 + i % (len(problems) - 4)])) for i in range(num)]
-    prompts = [list(loaded.renderer.render(turn).prompt_ids) for turn in turns]
+    requests = [OneShot("answer", loaded.renderer.render(turn).prompt_ids, max_tokens) for turn in turns]
+    return _one_shot(settings, kind, loaded, preset, requests, num * max_tokens)
+
+
+def _one_shot(
+    settings: argparse.Namespace, kind: str, loaded: Any, preset: Any, requests: Sequence[OneShot], num_counted: int
+) -> Report:
+    """Plain requests to vLLM, around our engine. Of the tokens that they write so many are what the flow counts."""
     with engine_of(settings, kind, loaded, preset) as (engine, ask_all):
-        ask_all(engine, prompts[:2], 8)
-        forget(engine, flow.roles)
+        ask_all(engine, [dataclasses.replace(one, num_tokens=1) for one in requests[:2]])
+        forget(engine, preset.recipe.flow.roles)
         started = time.perf_counter()
-        written = ask_all(engine, prompts, max_tokens)
+        written = ask_all(engine, requests)
         seconds = time.perf_counter() - started
-    if written != num * max_tokens:
-        raise SystemExit(f"expected {num} answers of {max_tokens} tokens, found {written} tokens in all")
-    return {"tokens_a_second": written / seconds, "seconds": seconds, "tokens": written}
+    if written != sum(one.num_tokens for one in requests):
+        raise SystemExit(f"expected {sum(one.num_tokens for one in requests)} tokens, found {written}")
+    return {"tokens_a_second": num_counted / seconds, "seconds": seconds, "tokens": num_counted, "written": written}
 
 
 def train(settings: argparse.Namespace, kind: str) -> Report:

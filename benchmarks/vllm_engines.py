@@ -24,7 +24,18 @@ from flow_dpo.types import TokenIds
 WINDOW = 512
 """Tokens of the context window that vLLM plays with: the whole of the seed's, and enough for its problems elsewhere."""
 
-AskAll = Callable[[Any, Sequence[list[int]], int], int]
+
+@dataclass(frozen=True)
+class OneShot:
+    """A plain request to vLLM: so many tokens behind this prompt, whatever they are."""
+
+    role: str
+    prompt_ids: TokenIds
+    num_tokens: int
+
+
+AskAll = Callable[[Any, Sequence[OneShot]], int]
+"""Puts all of them to the engine's vLLM and says how many tokens came."""
 
 
 @contextmanager
@@ -151,18 +162,19 @@ def reusable(asked: Sequence[Question], block: int) -> int:
     return total
 
 
-def _ask_in_process(engine: Any, prompts: Sequence[list[int]], max_tokens: int) -> int:
+def _ask_in_process(engine: Any, requests: Sequence[OneShot]) -> int:
     from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
     from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
-    vllm, voice = engine._vllm, engine._voices.get("answer")
-    for number, prompt in enumerate(prompts):
+    vllm, voices = engine._vllm, engine._voices
+    for number, request in enumerate(requests):
         params = SamplingParams(
-            max_tokens=max_tokens, ignore_eos=True, seed=number, detokenize=False,
+            max_tokens=request.num_tokens, ignore_eos=True, seed=number, detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
-        vllm.add_request(f"plain{number}", TokensPrompt(prompt_token_ids=prompt), params, lora_request=voice)
-    left, tokens = len(prompts), 0
+        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+        vllm.add_request(f"plain{number}", prompt, params, lora_request=voices.get(request.role))
+    left, tokens = len(requests), 0
     while left:
         for said in vllm.step():
             left -= said.finished
@@ -170,22 +182,23 @@ def _ask_in_process(engine: Any, prompts: Sequence[list[int]], max_tokens: int) 
     return tokens
 
 
-def _ask_over_http(engine: Any, prompts: Sequence[list[int]], max_tokens: int) -> int:
+def _ask_over_http(engine: Any, requests: Sequence[OneShot]) -> int:
     from flow_dpo.address import Address
 
     address = Address(f"{engine.url}/v1", api_key="", deadline_s=3600.0)
-    name = engine._voices["answer"].name
 
-    def ask(numbered: tuple[int, list[int]]) -> int:
-        body = {"model": name, "prompt": numbered[1], "max_tokens": max_tokens, "ignore_eos": True}
-        body |= {"temperature": 1.0, "seed": numbered[0], "return_token_ids": True}
+    def ask(numbered: tuple[int, OneShot]) -> int:
+        number, request = numbered
+        body = {"model": engine._voices[request.role].name, "prompt": list(request.prompt_ids)}
+        body |= {"max_tokens": request.num_tokens, "ignore_eos": True}
+        body |= {"temperature": 1.0, "seed": number, "return_token_ids": True}
         answer = address.exchange("POST", "/completions", json.dumps(body).encode())
         if answer.status != 200:
             raise SystemExit(f"expected an answer, found {answer.status}: {answer.text[:500]}")
         return len(json.loads(answer.text)["choices"][0]["token_ids"])
 
     with ThreadPoolExecutor(engine.batch_size) as threads:
-        return sum(threads.map(ask, enumerate(prompts)))
+        return sum(threads.map(ask, enumerate(requests)))
 
 
 def served_model(settings: argparse.Namespace) -> tuple[str, str]:

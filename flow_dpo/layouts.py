@@ -17,10 +17,11 @@ X heads and size in one, M padded queries.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -46,7 +47,28 @@ class _Group:
     """Positions from key to query; negative where the query must not see it."""
 
 
-def row_layout(row: Row, device: torch.device) -> Layout:
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """How a tensor of keys or values was made."""
+
+    source_NX: torch.Tensor
+    index_PL: torch.Tensor
+    heads: int
+
+
+def _unpack(saved: torch.Tensor | _Gathered) -> torch.Tensor:
+    return saved if isinstance(saved, torch.Tensor) else _gather(saved.source_NX, saved.index_PL, saved.heads)
+
+
+class RowLayout(Layout, Protocol):
+    """The attention of a packed row."""
+
+    def saving(self) -> AbstractContextManager[Any]:
+        """Autograd keeps little of what attention reads, for forwards within this context."""
+        ...
+
+
+def row_layout(row: Row, device: torch.device) -> RowLayout:
     """The quickest layout that this device has."""
     return FlexLayout(row, device) if device.type == "cuda" else PathLayout(row, device)
 
@@ -57,6 +79,23 @@ class PathLayout:
     def __init__(self, row: Row, device: torch.device | str = "cpu") -> None:
         self._groups, self._order_N = _group_pieces(row, torch.device(device))
         self._masks: dict[tuple[int, int, int | None, torch.dtype], torch.Tensor] = {}
+        self._reading: list[tuple[torch.Tensor, _Gathered]] = []
+        """The keys and the values that attention reads at the moment."""
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Within it, autograd keeps no gathered keys and values: the backward pass gathers them once more.
+
+        They are several times as many as the row's tokens, so this is a quarter of what a layer with as many key heads
+        as query heads keeps. Checkpointed layers keep nothing anyway.
+        """
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor | _Gathered:
+        for read, how in self._reading:
+            same = tensor.data_ptr() == read.data_ptr() and tensor.shape == read.shape
+            if same and tensor.stride() == read.stride():
+                return how
+        return tensor
 
     def attend(
         self,
@@ -77,14 +116,20 @@ class PathLayout:
         for i, group in enumerate(self._groups):
             pieces, queries = group.queries_PQ.shape
             query = query_NX.index_select(0, group.queries_PQ.flatten()).view(pieces, queries, kv_heads, repeats, -1)
+            key, value = (_gather(x, group.keys_PL, kv_heads) for x in (key_NX, value_NX))
+            self._reading = [
+                (gathered, _Gathered(source.detach(), group.keys_PL, kv_heads))
+                for gathered, source in ((key, key_NX), (value, value_NX))
+            ]
             # Query heads that share a key head become further queries of it: keys and values are never repeated.
             out = torch.nn.functional.scaled_dot_product_attention(
                 query.permute(0, 2, 3, 1, 4).flatten(2, 3),
-                _gather(key_NX, group.keys_PL, kv_heads),
-                _gather(value_NX, group.keys_PL, kv_heads),
+                key,
+                value,
                 attn_mask=self._mask(i, repeats, window, query.dtype),
                 scale=scaling,
             )
+            self._reading = []
             outs_MX.append(out.unflatten(2, (repeats, queries)).permute(0, 3, 1, 2, 4).reshape(pieces * queries, -1))
         out_NX = torch.cat(outs_MX).index_select(0, self._order_N)
         return out_NX.unflatten(1, (kv_heads * repeats, -1)).transpose(0, 1)[None]
@@ -184,6 +229,9 @@ class FlexLayout:
             scale=scaling,
             enable_gqa=query_1HND.shape[1] != key_1KND.shape[1],
         )
+
+    def saving(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def visible(self, window: int | None) -> Callable[..., torch.Tensor]:
         """FlexAttention's mask function of (batch, head, query, key)."""

@@ -94,17 +94,19 @@ class PackedLogprobs:
         self.num_tokens = row.num_tokens
         device = model.device
         self._model = model
+        self._layout = row_layout(row, device)
         self._arguments: dict[str, Any] = {
             "input_ids": torch.from_numpy(row.token_ids_N)[None].to(device),
             "position_ids": torch.from_numpy(row.positions_N)[None].to(device),
-            "layout": row_layout(row, device),
+            "layout": self._layout,
             **layout_inputs(device),
         }
         at = [path[len(s[0].prompt_ids) - 1 :] for s, path in zip(spoken, row.paths, strict=True)]
         self._labels = _Labels(spoken, at, device)
 
     def __call__(self) -> list[torch.Tensor]:
-        hidden_1NC = _decoder(self._model)(**self._arguments).last_hidden_state
+        with self._layout.saving():
+            hidden_1NC = _decoder(self._model)(**self._arguments).last_hidden_state
         return self._labels.logprobs(hidden_1NC[0], Head(self._model))
 
 

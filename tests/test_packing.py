@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -91,6 +92,33 @@ def test_long_stretches_are_cut_into_pieces(length: int) -> None:
     wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=visible(row), scale=1.0)
     found = PathLayout(row).attend(0, query, key, value, scaling=1.0, window=None)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_backward_pass_gathers_again_what_was_not_kept(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the gradients of the way that keeps everything, to the bit."""
+    rng = random.Random(3)
+    trunk = tuple(rng.randrange(9) for _ in range(30))
+    row = merge([trunk + tuple(rng.randrange(9) for _ in range(20)) for _ in range(4)])
+    gathers: list[int] = []
+    gather = layouts._gather
+    monkeypatch.setattr(layouts, "_gather", lambda *words: gathers.append(1) or gather(*words))
+
+    def gradients(*, saving: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        # Behind a projection, as in a model: what is gathered from is no leaf.
+        leaves = [torch.randn(1, num, row.num_tokens, 8, requires_grad=True) for num in (4, heads, heads)]
+        layout = PathLayout(row)
+        with layout.saving() if saving else nullcontext():
+            out = layout.attend(0, *(2 * leaf for leaf in leaves), scaling=0.3, window=None)
+        before = len(gathers)
+        found = list(torch.autograd.grad(out.square().sum(), leaves))
+        assert len(gathers) - before == (before if saving else 0)
+        gathers.clear()
+        return found
+
+    for kept, again in zip(gradients(saving=False), gradients(saving=True), strict=True):
+        assert torch.equal(kept, again)
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile")
