@@ -1,7 +1,7 @@
 """Which of two completions is better, where only the speed of learning from them matters?
 
-A credit and a verifier for benchmarks: every pair of siblings is a preference, whatever was written, so that both sides
-of a comparison learn from as many pairs.
+A credit and a verifier for benchmarks: every two siblings that differ are a preference, whatever was written, so that
+both sides of a comparison learn from as many pairs.
 
     Better(score=len)(trees)      # of each two siblings the longer is chosen
 """
@@ -23,11 +23,13 @@ class Better(OutcomePairs):
     score: Callable[[TokenIds], float]
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
-        """A pair at every node of every trunk."""
+        """A pair at every node of every trunk whose two siblings differ."""
         pairs: list[Pair] = []
         for tree in trees:
             for node in tree.trunk_nodes():
                 trunk, other = tree.children(node.parent)
+                if trunk.completion.token_ids == other.completion.token_ids:
+                    continue
                 worse, better = sorted((other, trunk), key=lambda node: self.score(node.completion.token_ids))
                 pairs.append(
                     Pair(
