@@ -5,8 +5,8 @@
 
 Two completions a prompt, the better by a cheap deterministic rule (`score`) is preferred, DPO with beta 0.1, LoRA of
 rank 8. Ours is the recipe `online-dpo` but for that rule: our loop, engine and learner on the flow `Single`, played
-twice (`Group`). TRL's is `OnlineDPOTrainer`, first with its defaults (gradient checkpointing, which switches the cache of
-keys and values off), then with the cache on. The work is the same: same model, prompts in the same token ids
+twice (`Group`). TRL's is `OnlineDPOTrainer`, first with its defaults (gradient checkpointing, which switches the cache
+of keys and values off), then with the cache on. The work is the same: same model, prompts in the same token ids
 (asserted), every answer exactly as long (the end token is not allowed), as many prompts an update, a pair from every
 prompt (of two equal answers TRL makes one too, we do not: there must be next to none).
 
