@@ -7,12 +7,12 @@ The run is started as a user starts it. What the engine and the learner took is 
 written is seen from outside, and what lies between the rows and is in none of the metrics is the record: text, JSON,
 disk, checkpoints, progress bar. The lines add up to the whole by construction, those called "other" being what is left
 of a measured part: Python of flows, rendering and speaker in playing; packing, the optimizer, checks and the engine's
-refresh in learning. Drawing tokens is within "decode".
+refresh in learning. Forwards are shared out by tokens: decoding, prompts, and Stop's.
 
-Arithmetic on tokens is decode, prefill, Stop's scoring, reference, policy forward and backward. Reach, on a real model:
-at most 0.15 of the time from the first batch's beginning to the last row is anything else. Starting up (imports,
-loading) and finishing (last checkpoint, adapters, picture) happen once a run, have lines of their own and are left out
-of that share.
+Arithmetic on tokens is decode, prefill, Stop's scoring, drawing tokens, reference, policy forward and backward. Reach,
+on a real model: at most 0.15 of the time from the first batch's beginning to the last row is anything else. Starting
+up (imports, loading) and finishing (last checkpoint, adapters, picture) happen once a run, have lines of their own and
+are left out of that share.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.watching import Batch, Watched, watch
 
 MODULE = "benchmarks.profile_run"
 SEED = "seed"
-ARITHMETIC = ("decode", "prefill", "stop scoring", "reference", "policy forward", "backward")
+ARITHMETIC = ("decode", "prefill", "stop scoring", "drawing", "reference", "policy forward", "backward")
 ONCE = ("starting up", "finishing")
 
 
@@ -81,8 +81,9 @@ def account(watched: Watched) -> dict[str, float]:
         "decode": total(rows, ["play/decode_s"]),
         "prefill": total(rows, ["play/prefill_s"]),
         "stop scoring": total(rows, ["play/choice_s"]),
+        "drawing": total(rows, ["play/draw_s"]),
     }
-    parts["playing, other"] = playing - sum(parts[part] for part in ("decode", "prefill", "stop scoring"))
+    parts["playing, other"] = playing - sum(parts[part] for part in ("decode", "prefill", "stop scoring", "drawing"))
     parts["verification"] = grading
     for part, name in (("reference", "reference_s"), ("policy forward", "forward_s"), ("backward", "backward_s")):
         parts[part] = total(rows, [f"learn/answer/{name}", f"learn/stop/{name}"])

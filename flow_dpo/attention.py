@@ -89,20 +89,3 @@ def prepare(model: PreTrainedModel) -> None:
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
-
-
-def grouped_sdpa(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, *, scaling: float
-) -> torch.Tensor:
-    """SDPA of B H T D queries against B K L D keys with fewer heads; `mask` is boolean, B 1 T L, True = sees.
-
-    Query heads that share a key head are folded into the query axis, so keys and values are never copied.
-    """
-    batch, heads, num_queries, size = query.shape
-    kv_heads = key.shape[1]
-    group = heads // kv_heads
-    folded = query.reshape(batch, kv_heads, group * num_queries, size)
-    if mask is not None and group > 1 and mask.shape[2] > 1:
-        mask = mask.repeat(1, 1, group, 1)
-    out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
-    return out.reshape(batch, heads, num_queries, value.shape[-1])

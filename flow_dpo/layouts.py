@@ -95,7 +95,7 @@ class PathLayout:
             same = tensor.data_ptr() == read.data_ptr() and tensor.shape == read.shape
             if same and tensor.stride() == read.stride():
                 return how
-        return tensor
+        return tensor.detach()  # itself, what an operation says would be held by that operation: a circle
 
     def attend(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -326,9 +327,13 @@ def deaf_to_layouts() -> Any:
     return model
 
 
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("make", [gemma2, deaf_to_layouts, refusing_layouts])
-def test_a_model_that_cannot_share_prefixes_is_found_out(make: Any) -> None:
-    student = Learner(Policy(make(), ROLES), LearnerSettings(pairs_per_update=0))
+def test_a_model_that_cannot_share_prefixes_is_found_out(make: Any, dtype: torch.dtype) -> None:
+    student = Learner(Policy(make().to(dtype), ROLES), LearnerSettings(pairs_per_update=0))
     with pytest.warns(UserWarning, match="prefixes are not shared in learning") as caught:
         row = student.update(Dpo(), pairs())
     assert student.packed is False
@@ -338,9 +343,13 @@ def test_a_model_that_cannot_share_prefixes_is_found_out(make: Any) -> None:
     assert len([w for w in caught if "prefixes" in str(w.message)]) == 1, "said once"
 
 
-def test_a_model_that_can_is_left_in_peace() -> None:
-    student = learner("gemma3")
-    student.update(Dpo(), pairs())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_can_is_left_in_peace(kind: str, dtype: torch.dtype) -> None:
+    student = Learner(Policy(tiny_model(kind).to(dtype), ROLES), LearnerSettings(pairs_per_update=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        student.update(Dpo(), pairs())
     assert student.packed is True
 
 

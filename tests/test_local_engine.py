@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from flow_dpo.engines.local import LocalEngine, LocalSettings
-from flow_dpo.errors import EngineError, ModelError
+from flow_dpo.errors import ConfigError, EngineError, ModelError
 from flow_dpo.types import Adapter, Completion, Request, Sampling, TokenIds
 from tests.tiny_models import KINDS, tiny_model
 
@@ -300,6 +300,36 @@ def test_a_tree_beyond_the_budget_plays_the_same_and_says_so_once(caplog: pytest
     assert stats[0]["evicted_tokens"] == 0 < stats[1]["evicted_tokens"]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "kv_budget_gib" in caplog.text
+
+
+def test_roles_that_write_side_by_side_keep_the_budget_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one may still grow to is not given to the other."""
+    budget = 1600 * 256  # bytes of so many tokens of this model; the rows at their longest would take 2,048
+    engine = build(tiny_model("qwen2"), end_ids=(), kv_budget_gib=budget / 2**30)
+    held: list[int] = []
+    step = LocalEngine._step
+    monkeypatch.setattr(LocalEngine, "_step", lambda self, lane: (step(self, lane), held.append(self.kv_bytes)))
+    requests = [Request(role=role, prompt_ids=ids(8, i), max_tokens=120) for role in ("one", "other") for i in range(8)]
+    together = engine.sample(requests, Sampling(), seeds=range(16))
+    assert budget / 2 < max(held) <= budget
+    alone = [
+        build(tiny_model("qwen2"), end_ids=()).sample([r], Sampling(), seeds=[i])[0] for i, r in enumerate(requests)
+    ]
+    assert said(together) == said(alone)
+
+
+def test_a_budget_for_less_than_a_single_prompt_still_plays() -> None:
+    tight, roomy = (build(tiny_model("qwen2"), end_ids=(), kv_budget_gib=gib) for gib in (1e-6, 1.0))
+    requests = [answer(ids(30, i), max_tokens=5) for i in range(3)]
+    assert said(tight.sample(requests, Sampling(), seeds=range(3))) == said(
+        roomy.sample(requests, Sampling(), seeds=range(3))
+    )
+
+
+@pytest.mark.parametrize("settings", [{"max_batch_size": 0}, {"kv_budget_gib": 0.0}, {"prefill_tokens": -1}])
+def test_settings_that_let_nothing_in_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"engine.{next(iter(settings))} above 0"):
+        LocalSettings(**settings)
 
 
 def test_an_evicted_play_that_nobody_needs_again_is_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:

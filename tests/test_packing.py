@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from contextlib import nullcontext
 
 import numpy as np
@@ -58,6 +59,16 @@ def test_a_row_is_the_trie(sequences: list[TokenIds]) -> None:
     ends = [int(torch.nonzero(seen[:, k]).max()) + 1 for k in range(row.num_tokens)]
     assert row.subtree_end_N.tolist() == ends
     assert all(int(seen[:, k].sum()) == end - k for k, end in enumerate(ends)), "descendants follow without a gap"
+
+
+def test_a_graph_that_nobody_goes_back_through_is_freed() -> None:
+    """Operations that keep their own output would hold it for ever, were it handed back as it is."""
+    layout = PathLayout(merge([(1, 2, 3)]))
+    with layout.saving():
+        out = torch.ones(3, requires_grad=True).exp()
+    held = weakref.ref(out)
+    del out
+    assert held() is None
 
 
 @given(SEQUENCES, st.sampled_from((None, 1, 3)))

@@ -4,9 +4,8 @@ A lane is a role's queue and its rows. Rows under way lie without gaps at the fi
 step reads them as they lie: a row that finishes is overwritten by the last one. Invariant: `active[i]` lies at place i,
 and the keys and values of its first `length` tokens are there.
 
-    fed = lane.admit(store, max_rows=64, max_tokens=4096, max_bytes=1 << 30)     # the newly admitted lie behind the
-    rest lane.leave({0, 5})                                                           # the last two rows move to 0
-    and 5
+    fed = lane.admit(store, max_rows=64, max_tokens=4096, max_bytes=1 << 30)    # the admitted lie behind the rest
+    lane.leave({0, 5})                                                          # the last two rows move to 0 and 5
 """
 
 from __future__ import annotations
@@ -55,6 +54,12 @@ class Lane:
     waited: int = 0
     """Steps that other roles made while requests waited here and nothing was under way, times the requests."""
     waited_steps: int = 0
+
+    @property
+    def most_bytes(self) -> int:
+        """What the rows take, or may come to take before those under way are finished."""
+        most = max((row.most for row in self.active), default=0)
+        return max(self.rows.num_bytes, Rows.num_bytes_of(self.rows.shapes, len(self.active), most))
 
     def admit(self, store: PrefixStore | None, *, max_rows: int, max_tokens: int, max_bytes: int) -> list[Fed]:
         """Take requests from the queue, as many as fit; write what is known of their prompts into their places.

@@ -36,7 +36,7 @@ from flow_dpo.engines.prefix import PrefixStore
 from flow_dpo.engines.probe import probe, steady_tokens, vocabulary_size
 from flow_dpo.engines.rows import Rows, Shapes
 from flow_dpo.engines.stepping import Fed, Step
-from flow_dpo.errors import EngineError
+from flow_dpo.errors import ConfigError, EngineError
 from flow_dpo.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 
 _FIXED_COST = 0.4
@@ -62,6 +62,11 @@ class LocalSettings:
     reuse: bool = True
     """Keep keys and values for later prompts that begin alike. Off is slower, and changes no token."""
 
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "kv_budget_gib", "prefill_tokens"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"expected engine.{name} above 0, found {getattr(self, name)}")
+
 
 @dataclass(slots=True)
 class _Work:
@@ -76,8 +81,12 @@ class _Work:
     num_choices: int = 0
     num_forwards: int = 0
     decode_s: float = 0.0
+    """Of forwards alone, which are shared out by tokens. A GPU works on while this counts on: there a forward's time
+    shows where its result is first needed, in `draw_s`."""
     prefill_s: float = 0.0
     choice_s: float = 0.0
+    draw_s: float = 0.0
+    """Of drawing tokens from logits."""
 
 
 class LocalEngine(Engine):
@@ -180,7 +189,6 @@ class LocalEngine(Engine):
 
     def _step(self, lane: Lane) -> None:
         """One forward of one role."""
-        began = time.perf_counter()
         lane.waited = lane.waited_steps = 0
         num_decoding = len(lane.active)
         with self._speaking(lane.role) as model, torch.inference_mode():
@@ -190,6 +198,7 @@ class LocalEngine(Engine):
             for row, one in zip(lane.active, fed, strict=True):
                 ids += row.tokens[-1:] or row.request.prompt_ids[one.begin :]
                 row.length = one.end
+            began = time.perf_counter()
             logits_AV = model(
                 input_ids=torch.tensor([ids], device=self._inputs_device),
                 position_ids=step.position_N[None],
@@ -197,14 +206,13 @@ class LocalEngine(Engine):
                 logits_to_keep=0 if len(ids) == len(fed) else step.last_N,
                 **self._inputs,
             ).logits[0]
+            self._count(lane, fed, num_decoding, time.perf_counter() - began)
             if self._settings.reuse:
                 # A prompt of which all but the last token was known adds nothing worth keeping before it finishes.
                 for place in range(num_decoding, len(fed)):
                     if fed[place].begin + 1 < fed[place].end:
                         self._keep(lane, place)
-            done = self._answer(lane, logits_AV)
-            self._count(lane, fed, num_decoding, time.perf_counter() - began)
-            lane.leave(done)
+            lane.leave(self._answer(lane, logits_AV))
 
     def _admit(self, lane: Lane) -> list[Fed]:
         """Let waiting requests in, as far as rows, tokens and memory last."""
@@ -215,7 +223,7 @@ class LocalEngine(Engine):
             for other in others:
                 if not other.active:
                     other.rows.release()
-        held = sum(other.rows.num_bytes for other in others)
+        held = sum(other.most_bytes for other in others)
         fed = lane.admit(
             self._store if self._settings.reuse else None,
             max_rows=self._settings.max_batch_size,
@@ -234,12 +242,14 @@ class LocalEngine(Engine):
             self._choose([lane.active[place] for place in choosing], logits_AV, choosing)
         if writing:
             rows = [lane.active[place] for place in writing]
+            began = time.perf_counter()
             drawn = draw_batch(
                 logits_AV[writing] if choosing else logits_AV,
                 [row.sampling for row in rows],
                 uniforms([row.stream for row in rows], [len(row.tokens) for row in rows]),
                 {index: row.excluded for index, row in enumerate(rows) if row.excluded and not row.tokens},
             )
+            self._work.draw_s += time.perf_counter() - began
             for place, row, token, logprob, sampled_logprob in zip(writing, rows, *drawn, strict=True):
                 if self._take(row, token, logprob, sampled_logprob):
                     done.add(place)

@@ -70,7 +70,8 @@ class Rows:
     def reserve(self, num_rows: int, needed: int, at_most: int, max_bytes: int) -> None:
         """Make room for so many rows of `needed` tokens, which may yet grow to `at_most`; give back what is too much.
 
-        Rows keep what they hold of the first `needed` tokens. `max_bytes` is exceeded only where they need more.
+        Rows keep what they hold of the first `needed` tokens. `max_bytes` is exceeded only where so many rows of
+        `at_most` tokens would exceed it.
         """
         capacity = _multiple(min(needed + _SPARE, at_most), _STEP)
         if needed <= self.capacity < capacity + _SPARE:
