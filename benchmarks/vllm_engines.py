@@ -34,8 +34,8 @@ class OneShot:
     num_tokens: int
 
 
-AskAll = Callable[[Any, Sequence[OneShot]], int]
-"""Puts all of them to the engine's vLLM and says how many tokens came."""
+AskAll = Callable[[Any, Sequence[OneShot]], tuple[int, int]]
+"""Puts all of them to the engine's vLLM; says how many tokens came, and how many prompt tokens no cache held."""
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def reusable(asked: Sequence[Question], block: int) -> int:
     return total
 
 
-def _ask_in_process(engine: Any, requests: Sequence[OneShot]) -> int:
+def _ask_in_process(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]:
     from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
     from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
@@ -174,31 +174,36 @@ def _ask_in_process(engine: Any, requests: Sequence[OneShot]) -> int:
         )  # fmt: skip
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
         vllm.add_request(f"plain{number}", prompt, params, lora_request=voices.get(request.role))
-    left, tokens = len(requests), 0
+    left, tokens, read = len(requests), 0, 0
     while left:
         for said in vllm.step():
-            left -= said.finished
-            tokens += len(said.outputs[0].token_ids) if said.finished else 0
-    return tokens
+            if said.finished:
+                left -= 1
+                tokens += len(said.outputs[0].token_ids)
+                read += len(said.prompt_token_ids) - (said.num_cached_tokens or 0)
+    return tokens, read
 
 
-def _ask_over_http(engine: Any, requests: Sequence[OneShot]) -> int:
+def _ask_over_http(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]:
     from flow_dpo.address import Address
+    from flow_dpo.engines.vllm_asking import plain_params
 
     address = Address(f"{engine.url}/v1", api_key="", deadline_s=3600.0)
 
-    def ask(numbered: tuple[int, OneShot]) -> int:
+    def ask(numbered: tuple[int, OneShot]) -> tuple[int, int]:
         number, request = numbered
-        body = {"model": engine._voices[request.role].name, "prompt": list(request.prompt_ids)}
-        body |= {"max_tokens": request.num_tokens, "ignore_eos": True}
-        body |= {"temperature": 1.0, "seed": number, "return_token_ids": True}
+        body: dict[str, Any] = {"model": engine._voices[request.role].name, "prompt": list(request.prompt_ids)}
+        body |= plain_params(max_tokens=request.num_tokens, temperature=1.0, seed=number) | {"return_token_ids": True}
         answer = address.exchange("POST", "/completions", json.dumps(body).encode())
         if answer.status != 200:
             raise SystemExit(f"expected an answer, found {answer.status}: {answer.text[:500]}")
-        return len(json.loads(answer.text)["choices"][0]["token_ids"])
+        found = json.loads(answer.text)
+        cached = (found["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        return len(found["choices"][0]["token_ids"]), found["usage"]["prompt_tokens"] - cached
 
     with ThreadPoolExecutor(engine.batch_size) as threads:
-        return sum(threads.map(ask, enumerate(requests)))
+        tokens, read = zip(*threads.map(ask, enumerate(requests)), strict=True)
+    return sum(tokens), sum(read)
 
 
 def served_model(settings: argparse.Namespace) -> tuple[str, str]:

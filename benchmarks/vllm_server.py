@@ -40,6 +40,7 @@ class Server:
     words: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     port: int = 0
+    _process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -71,6 +72,8 @@ class Server:
 
     def kill(self) -> None:
         """End it at once, as a machine that loses power does."""
+        if self._process is None:
+            return
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -90,8 +93,8 @@ class Server:
 def serving(model: Path, log: Path, *words: str, **environment: str) -> Iterator[Server]:
     """A server that is ended with the context."""
     server = Server(model, log, words, environment)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.kill()

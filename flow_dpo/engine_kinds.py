@@ -26,7 +26,7 @@ from flow_dpo.engines.probe import vocabulary_size
 from flow_dpo.engines.vllm_asking import Speech
 from flow_dpo.engines.vllm_checks import Wanted, check_base, connect
 from flow_dpo.engines.vllm_client import VllmClient, VllmServerSettings
-from flow_dpo.engines.vllm_local import VllmEngine, VllmSettings, open_vllm
+from flow_dpo.engines.vllm_local import VllmEngine, VllmSettings, check_installed, open_vllm
 from flow_dpo.engines.vllm_server import VllmServerEngine
 from flow_dpo.errors import ConfigError
 from flow_dpo.models import LoadedModel
@@ -100,11 +100,13 @@ def default_settings(kind: str) -> EngineSettings:
 def reached(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[Reach]:
     """Make sure that the engine can play this model. The model must not have been given adapters yet.
 
-    Raises `ConfigError` for a server that is not there, or that serves something else.
+    Raises `ConfigError` for a server that is not there or serves something else, and where vLLM is not installed.
     """
     if isinstance(settings, LocalSettings):
         yield Reach(loaded.context_tokens, lambda policy, _: _local(settings, loaded, policy))
         return
+    if isinstance(settings, VllmSettings):
+        check_installed()
     speech = Speech(end_ids=loaded.end_ids, num_words=vocabulary_size(loaded.model), top_logprobs=settings.top_logprobs)
     if isinstance(settings, VllmSettings):
         settings.check_roles(num_roles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import threading
 import time
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from flow_dpo.engine_kinds import reached
 from flow_dpo.engines.vllm_asking import Ask, plain_params
 from flow_dpo.engines.vllm_checks import Wanted, connect
 from flow_dpo.engines.vllm_client import VllmClient, VllmServerSettings
+from flow_dpo.engines.vllm_local import VllmSettings
 from flow_dpo.engines.vllm_server import VllmServerEngine
 from flow_dpo.errors import ConfigError, EngineError
 from flow_dpo.types import Adapter, Completion, Request, Sampling
@@ -233,6 +236,47 @@ def test_every_refresh_speaks_under_a_name_of_its_own(server: StandIn, build: Ca
     assert server.adapters == {}
 
 
+def test_what_could_not_be_loaded_leaves_nothing_behind(server: StandIn, tmp_path: Path) -> None:
+    fine, broken = adapter_folder(tmp_path / "fine", rank=8), tmp_path / "broken"
+    engine = engine_of(server.url, "base", root=tmp_path, **FACTS, patience_s=0)
+    folders = {"answer": str(fine), "stop": str(broken)}
+    with closing(engine), pytest.raises(ConfigError, match="same path"):
+        engine.refresh({role: Adapter(role=role, version=1, path=path) for role, path in folders.items()})
+    assert server.adapters == {}
+
+
+def test_whoever_leaves_in_the_midst_of_play_leaves_nothing_behind(
+    server: StandIn, build: Callable[..., VllmServerEngine], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, asked = build(), threading.Event()
+    engine.refresh(_adapters(1))
+    assert len(server.adapters) == 2
+
+    def hang(path: str) -> None:
+        if path == "/v1/completions":
+            asked.set()
+            time.sleep(0.5)
+
+    server.before = hang
+    engine.submit(_requests(1)[0], Sampling(), seed=0)
+    assert asked.wait(5)
+    engine.close()
+    assert server.adapters == {}
+    assert not caplog.records
+
+
+def test_an_adapter_that_stays_is_told_of(
+    server: StandIn, build: Callable[..., VllmServerEngine], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = build()
+    engine.refresh(_adapters(1))
+    answer = server.answer
+    server.answer = lambda method, path, asked: (500, "broken") if "unload" in path else answer(method, path, asked)
+    engine.refresh(_adapters(2))
+    assert [record.getMessage().split(": ")[-1] for record in caplog.records] == ["status 500, 'broken'"] * 2
+    server.answer = answer
+
+
 def test_an_answer_of_another_adapter_stops_the_run(server: StandIn, build: Callable[..., VllmServerEngine]) -> None:
     engine = build()
     engine.refresh(_adapters(3))
@@ -316,6 +360,39 @@ def test_a_server_that_cannot_play_is_refused(server: StandIn, fault: dict[str, 
         _connect(server)
 
 
+def test_a_server_that_completes_nothing_is_refused(server: StandIn) -> None:
+    answer = server.answer
+    server.answer = lambda method, path, asked: (
+        (404, {"detail": "Not Found"}) if path == "/v1/completions" else answer(method, path, asked)
+    )
+    with pytest.raises(ConfigError, match="serve a model that generates"):
+        _connect(server)
+
+
+def test_numbers_that_are_none_make_no_choice(server: StandIn, build: Callable[..., VllmServerEngine]) -> None:
+    server.next_logprobs = lambda *_: [-math.inf] * WORDS
+    server.answer = lambda *_: (
+        200,
+        {
+            "model": server.base,
+            "choices": [{"token_ids": [4], "logprobs": {"token_logprobs": [-9999.0], "top_logprobs": [
+                {f"token_id:{token}": -9999.0 for token in range(WORDS)}]}}],
+            "usage": {"prompt_tokens": 2},
+        },
+    )  # fmt: skip
+    engine = build()
+    engine.submit(Request(role="stop", prompt_ids=(1, 2), choices=(7, 4)), Sampling(), seed=0)
+    with pytest.raises(EngineError, match="no numbers"):
+        engine.poll()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_that_is_not_installed_is_refused_before_anything_is_made() -> None:
+    nothing: Any = None
+    with pytest.raises(ConfigError, match="make setup-vllm"), reached(VllmSettings(), nothing, num_roles=1):
+        pass
+
+
 def test_a_server_that_is_not_there_or_is_none_is_refused(server: StandIn) -> None:
     with pytest.raises(ConfigError, match=r"one base model|the model other.*--served_model"):
         _connect(server, served_model="other")
@@ -333,6 +410,7 @@ def test_a_server_that_is_not_there_or_is_none_is_refused(server: StandIn) -> No
     [
         ({}, 32, "--max-lora-rank"),
         ({"runtime_lora": False}, 8, "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"),
+        ({"_load": lambda _: (500, "LoRA is not enabled. Use --enable-lora to enable LoRA.")}, 8, "--enable-lora"),
         ({}, None, "same path"),
     ],
 )

@@ -121,6 +121,10 @@ def _choice(
         raise EngineError(
             f"expected vLLM to tell the log-probabilities of {request.choices} ({request.role!r}), found {error!r}"
         ) from error
+    if not max(scores) > _NOT_A_NUMBER:
+        raise EngineError(
+            f"expected log-probabilities of {request.choices} ({request.role!r}) from vLLM, found {scores}: no numbers"
+        )
     return choose(scores, request, sampling, seed=seed, excluded=excluded, policy_version=policy_version)
 
 

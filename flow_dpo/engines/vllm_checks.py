@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flow_dpo.engines.vllm_asking import Ask, Heard, plain_params
-from flow_dpo.engines.vllm_client import ServedModel, VllmClient, served_models
+from flow_dpo.engines.vllm_client import ServedModel, Unknown, VllmClient, served_models
 from flow_dpo.errors import ConfigError, EngineError
 from flow_dpo.types import TokenIds
 
@@ -46,6 +46,11 @@ def connect(client: VllmClient, wanted: Wanted) -> ServedModel:
         check_base(lambda ask: client.complete(base.id, ask).heard, wanted, where=client.url)
     except EngineError as error:
         raise ConfigError(str(error)) from error
+    except Unknown as error:
+        raise ConfigError(
+            f"expected completions of {base.id} from {client.url}, which lists it, found that it completes nothing of "
+            "that name; serve a model that generates, with vLLM's own server at this address"
+        ) from error
     num_loras = client.max_loras()
     if num_loras is not None and num_loras < wanted.num_roles:
         raise ConfigError(

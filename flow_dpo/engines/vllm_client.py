@@ -33,8 +33,10 @@ _MOST_BYTES = 256 << 20
 """The log-probabilities of 250,000 tokens are some 20 MiB."""
 _ABORT = "abort"
 """Why a completion ended that the server gave up."""
-_ABOUT_ADAPTERS = re.compile(r"lora.rank|max_lora|target_modules|adapter_config", re.IGNORECASE)
+_ABOUT_ADAPTERS = re.compile(r"lora.rank|max_lora|lora is not enabled|target_modules|adapter_config", re.IGNORECASE)
 """What a refusal of an adapter speaks of, which asking again does not change."""
+_PARTING_S = 10.0
+"""Seconds that a server has to unload an adapter: nobody waits for it."""
 _TOKEN_ID = "token_id:"
 _UNREADABLE = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
 
@@ -103,6 +105,7 @@ class VllmClient:
         self.settings = settings
         root = settings.base_url.rstrip("/").removesuffix("/v1")
         self._address = Address(root, api_key=api_key, deadline_s=settings.deadline_s, max_bytes=_MOST_BYTES)
+        self._parting = Address(root, api_key=api_key, deadline_s=_PARTING_S)
         self.num_retries = 0
 
     @property
@@ -111,7 +114,7 @@ class VllmClient:
         return self._address.base_url
 
     def stop(self) -> None:
-        """Give up whatever is under way."""
+        """Give up whatever is under way. Adapters can still be unloaded."""
         self._address.stop()
 
     def answers(self) -> Answer:
@@ -143,11 +146,15 @@ class VllmClient:
             raise _load_error(self.url, folder, answer)
 
     def unload(self, name: str) -> None:
-        """Let the server forget an adapter. One that does not answer forgets it when it ends."""
+        """Let the server forget an adapter; says so where it does not. One that has ended has forgotten it."""
+        body = json.dumps({"lora_name": name}).encode("ascii")
         try:
-            self._address.exchange("POST", "/v1/unload_lora_adapter", json.dumps({"lora_name": name}).encode("ascii"))
+            answer = self._parting.exchange("POST", "/v1/unload_lora_adapter", body)
         except Passing as error:
             _logger.warning("%s did not unload %s: %s", self.url, name, error)
+            return
+        if answer.status not in (200, 404):
+            _logger.warning("%s did not unload %s: status %d, %.200r", self.url, name, answer.status, answer.text)
 
     def max_loras(self) -> int | None:
         """How many adapters it speaks with in one batch, as its metrics say; None where they do not."""
@@ -264,7 +271,7 @@ def _load_error(url: str, folder: Path, answer: Answer) -> ConfigError:
     text = answer.text[:300]
     if answer.status in (404, 405) and "adapter" not in text.lower():
         advice = "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment"
-    elif "max_lora_rank" in text or "rank" in text.lower():
+    elif re.search(r"lora.rank", text, re.IGNORECASE):
         advice = "start it with --max-lora-rank of lora_r at least"
     elif "no adapter found" in text.lower():
         advice = "it must see this folder under the same path: run it on this machine, or share the file system"

@@ -13,6 +13,7 @@ Invariant: a completion is spoken by the adapter in force when it was submitted.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from flow_dpo.engines.vllm_asking import Answering, Ask, Heard, Speech, answer, 
 from flow_dpo.errors import ConfigError, EngineError
 from flow_dpo.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 
+_INSTALL = "make setup-vllm makes an environment with it in .venv-vllm, or install this package with its extra [vllm]"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks for which vLLM makes room."""
 
@@ -80,6 +82,12 @@ class _Asked:
     """vLLM's `LoRARequest`; None for the base model."""
 
 
+def check_installed() -> None:
+    """Raise `ConfigError` where there is no vLLM, without importing it."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(f"--engine vllm needs vLLM, which is not installed here; {_INSTALL}")
+
+
 def open_vllm(
     settings: VllmSettings,
     *,
@@ -93,13 +101,11 @@ def open_vllm(
     trust_remote_code: bool = False,
 ) -> Any:
     """vLLM's engine on this model. Raises `ConfigError` where vLLM is not installed or refuses."""
+    check_installed()
     try:
         from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ConfigError(
-            f"--engine vllm needs vLLM, which cannot be imported here ({error}); make setup-vllm makes an environment "
-            "with it in .venv-vllm, or install this package with its extra [vllm]"
-        ) from error
+        raise ConfigError(f"--engine vllm needs vLLM, which cannot be imported here ({error}); {_INSTALL}") from error
     if rank > RANKS[-1]:
         raise ConfigError(f"expected lora_r of {RANKS[-1]} at most, which is what vLLM serves, found {rank}")
     wanted: dict[str, Any] = {

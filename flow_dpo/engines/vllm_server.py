@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,11 +119,13 @@ class VllmServerEngine(Engine):
         for role, adapter in adapters.items():
             name = f"{role}-v{adapter.version}-{self._names}-{self._num_refreshes}"
             folder = self._folder_of(adapter).resolve()
-            self._client.load(name, folder)
+            with ExitStack() as undone:
+                undone.callback(self._forget, voices)
+                self._client.load(name, folder)
+                undone.pop_all()
             voices[role] = Voice(name, adapter.version, folder)
         old, self._voices, self._adapters = self._voices, voices, dict(adapters)
-        for voice in old.values():
-            self._client.unload(voice.name)
+        self._forget(old)
         self._work.refresh_s += time.perf_counter() - began
 
     def take_stats(self) -> dict[str, float]:
@@ -136,11 +139,14 @@ class VllmServerEngine(Engine):
 
     def close(self) -> None:
         """Give up what is under way, and leave the server as it was found."""
-        if not self._under_way:
-            for voice in self._voices.values():
-                self._client.unload(voice.name)
         self._client.stop()
         self._threads.shutdown(cancel_futures=True)
+        self._forget(self._voices)
+        self._voices = {}
+
+    def _forget(self, voices: Mapping[Role, Voice]) -> None:
+        for voice in voices.values():
+            self._client.unload(voice.name)
 
     def _play(self, questions: Answering, voice: Voice) -> Completion:
         """Ask all questions of one completion, one after the other."""
