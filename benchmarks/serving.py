@@ -9,8 +9,8 @@ Each side in a process of its own, in process and over HTTP with a server starte
   role's prompts, whole batches of as many as the flow may have under way, without log-probabilities. Their rate is what
   the flow's is compared with: reach 0.8.
 - same: the very questions that the flow put to vLLM as plain one-shot requests, none of which waits for another, and
-  without log-probabilities: what the flow's order and our side of it cost. It writes other text, so that a chunk that is
-  read later on is no chunk that was written: a few more tokens are computed than in the flow. There is nothing to reach.
+  without log-probabilities: what the flow's order and our side of it cost. Other text is written, so that a chunk that
+  is read later on is no chunk that was written: some more tokens are computed than in the flow. Nothing to reach.
 
 Each side also says how many tokens a second go through the model, prompt tokens that no cache held included: a flow
 reads what it wrote (Stop each chunk, in its own words) where one-shot answers only write.
@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import math
 import os
