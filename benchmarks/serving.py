@@ -93,15 +93,15 @@ def compare(settings: argparse.Namespace) -> None:
     name = settings.model_name_or_path.rstrip("/").rpartition("/")[2]
     for kind, words in KINDS.items():
         if "speed" in settings.parts:
-            found: dict[str, list[Report]] = {"flow": [], "same": [], "answers": []}
+            sides: dict[str, list[Report]] = {"flow": [], "same": [], "answers": []}
             for _ in range(settings.repeats):
                 with tempfile.TemporaryDirectory() as folder:
                     questions = ["--questions", str(Path(folder) / "questions.json")]
-                    found["flow"].append(side(f"flow-{kind}", *questions))
-                    tokens = ["--tokens", str(int(found["flow"][-1]["tokens"]))]
-                    found["same"].append(side(f"same-{kind}", *questions, *tokens))
-                    found["answers"].append(side(f"answers-{kind}", *tokens))
-            measuring.keep(_speed(found, f"serving {name} {words}"), settings, MODULE)
+                    sides["flow"].append(side(f"flow-{kind}", *questions))
+                    tokens = ["--tokens", str(int(sides["flow"][-1]["tokens"]))]
+                    sides["same"].append(side(f"same-{kind}", *questions, *tokens))
+                    sides["answers"].append(side(f"answers-{kind}", *tokens))
+            measuring.keep(_speed(sides, f"serving {name} {words}"), settings, MODULE)
         if "refresh" in settings.parts:
             measuring.keep([_refreshing(side(f"train-{kind}"), f"serving {name} {words}")], settings, MODULE)
     if "killed" in settings.parts:

@@ -20,7 +20,7 @@ from flow_dpo import equations, scores
 from flow_dpo.errors import ConfigError
 from flow_dpo.explore import Explore
 from flow_dpo.flows.base import Flow
-from flow_dpo.grade import grade
+from flow_dpo.grade import grade, starter
 from flow_dpo.measures import auc
 from flow_dpo.online import Players, batched, play_metrics, reward
 from flow_dpo.seeds import derive
@@ -61,7 +61,7 @@ def evaluate(
 ) -> tuple[list[Tree], dict[str, Any]]:
     """Play and grade every problem, `settings.draws` times; the trees draw by draw, and the summary that
     `summary.json` holds."""
-    speaker = Speaker(players.engine, players.renderer)
+    speaker = Speaker(players.engine, players.renderer, begins=starter(players.verifier, players.renderer))
     speaker.refresh(adapters)
     trunk_only = explore.alone(greedy=settings.greedy)
     trees: list[Tree] = []

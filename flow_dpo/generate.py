@@ -22,7 +22,7 @@ from flow_dpo.errors import ConfigError
 from flow_dpo.explore import Explore
 from flow_dpo.extract import after_answer_is, last_box
 from flow_dpo.flows.base import Flow
-from flow_dpo.grade import grade
+from flow_dpo.grade import grade, starter
 from flow_dpo.online import Players, batched
 from flow_dpo.seeds import derive
 from flow_dpo.speaker import Speaker
@@ -125,7 +125,8 @@ def generate(
     if settings.mode == "ground_truth":
         batches = _from_data(one_pass, problems, players, settings)
     else:
-        speaker, alone = Speaker(players.engine, players.renderer), explore.alone(greedy=False)
+        begins, alone = starter(players.verifier, players.renderer), explore.alone(greedy=False)
+        speaker = Speaker(players.engine, players.renderer, begins=begins)
         speaker.refresh(adapters)
         source = settings.source(trained=bool(adapters))
 

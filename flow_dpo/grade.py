@@ -31,6 +31,10 @@ class GradingSettings:
 class Verifies(Protocol):
     """The verifier, as far as grading needs it."""
 
+    def begin(self, items: Sequence[tuple[str, str, bool]]) -> None:
+        """Begin with what takes long of these triples, which `grade_many` will be asked about, and return at once."""
+        ...
+
     def grade_many(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict]:
         """Verdicts of (gold, text, ended) triples, in their order."""
         ...
@@ -57,6 +61,11 @@ def finder(
 ) -> Callable[[Sequence[tuple[Problem, Solution]]], list[Verdict]]:
     """What a speaker asks on behalf of explorations: the verdicts that `grade` would put to plays with these ends."""
     return lambda items: [verdict for _, verdict in _found(items, verifier, renderer, settings)]
+
+
+def starter(verifier: Verifies, renderer: Decodes) -> Callable[[Problem, Solution], None]:
+    """What a speaker is to do with plays that have ended: the verifier begins with them while others are under way."""
+    return lambda problem, end: verifier.begin([(problem.gold, renderer.to_text(end.pieces), end.ended)])
 
 
 def _found(

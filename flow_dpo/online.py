@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flow_dpo.engines.base import Engine
-from flow_dpo.grade import GradingSettings, Verifies, finder, grade
+from flow_dpo.grade import GradingSettings, Verifies, finder, grade, starter
 from flow_dpo.learner import Learner
 from flow_dpo.measures import ProgressiveValidation, tree_metrics
 from flow_dpo.recipes import Recipe
@@ -56,7 +56,8 @@ def learn(
 ) -> None:
     """Play, grade, learn and record, `explore_ahead` problems at a time, until the problems end."""
     finds = finder(players.verifier, players.renderer, players.grading)
-    speaker = Speaker(players.engine, players.renderer, finds)
+    begins = starter(players.verifier, players.renderer)
+    speaker = Speaker(players.engine, players.renderer, finds, begins=begins)
     speaker.refresh(learner.adapters)
     for batch in batched(problems, explore_ahead):
         started = time.perf_counter()

@@ -78,9 +78,20 @@ def check(problem: Problem, solution: Solution) -> Generator[Ask | Check | Play,
 class Speaker:
     """An engine with a renderer in front, and a verifier beside it for explorations that ask while they play."""
 
-    def __init__(self, engine: Engine, renderer: RendersTurns, finds: Finds | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        renderer: RendersTurns,
+        finds: Finds | None = None,
+        *,
+        begins: Callable[[Problem, Solution], None] | None = None,
+    ) -> None:
+        """`finds` answers explorations that ask while they play. `begins` is told of every play that has ended, so that
+        a verifier may look at it while others are played; it must return at once."""
         self.engine = engine
         self.renderer = renderer
+        self.ended: Callable[[Problem, Solution], None] = begins or (lambda problem, solution: None)
+        """To be told of a play that has ended."""
         self._finds = finds
         self._version = 0
         self._checks: list[tuple[Play, Check]] = []

@@ -16,8 +16,10 @@ The conventions (units, percent signs, rounding, lists) and the figures are in d
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,6 +48,10 @@ class Verifier:
         self.rule = rule or AnswerRule()
         self._pool = GradingPool(num_workers=num_workers, timeout_s=timeout_s)
         self._cache: OrderedDict[tuple[str, str], Finding] = OrderedDict()
+        self._lock = threading.Lock()
+        self._begun: dict[tuple[str, str], Future[list[Finding]]] = {}
+        """Pairs that the pool was asked about ahead."""
+        self._ahead: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Verifier:
         return self
@@ -56,7 +62,11 @@ class Verifier:
         self.close()
 
     def close(self) -> None:
-        """End the child processes."""
+        """End the child processes, and what was begun."""
+        if self._ahead is not None:
+            self._ahead.shutdown(cancel_futures=True)
+            self._ahead = None
+        self._begun.clear()
         self._pool.close()
 
     @property
@@ -67,6 +77,22 @@ class Verifier:
     def grade(self, gold: str, text: str, *, ended: bool) -> Verdict:
         """The verdict on one solution; `ended` says that its end token was said, so that nothing was cut off."""
         return self.grade_many([(gold, text, ended)])[0]
+
+    def begin(self, items: Iterable[tuple[str, str, bool]]) -> None:
+        """Have algebra look, beside whatever goes on here, at those of these (gold, text, ended) triples that need it.
+
+        Returns at once; `grade_many` then finds done what was begun, or waits for it.
+        """
+        for gold, text, ended in items:
+            accepted, answer = gold_answer(gold), extract_answer(text, ended=ended, rule=self.rule)
+            if answer is None or _without_algebra(accepted, answer) is not None:
+                continue
+            pair = (accepted, answer)
+            if pair in self._cache or pair in self._begun:
+                continue
+            if self._ahead is None:
+                self._ahead = ThreadPoolExecutor(1, thread_name_prefix="verifier")
+            self._begun[pair] = self._ahead.submit(self._ask, [pair])
 
     def grade_many(self, items: Iterable[tuple[str, str, bool]]) -> list[Verdict]:
         """The verdicts on (gold, text, ended) triples, in their order."""
@@ -79,6 +105,8 @@ class Verifier:
             if verdict is None and answer is not None:
                 asked.setdefault((accepted, answer), []).append(len(verdicts))
             verdicts.append(verdict)
+        for begun in [self._begun.pop(pair) for pair in asked if pair in self._begun]:
+            begun.result()
         for (gold, answer), finding in zip(asked, self._ask(list(asked)), strict=True):
             for position in asked[gold, answer]:
                 verdicts[position] = _from_algebra(answer, finding)
@@ -86,6 +114,10 @@ class Verifier:
 
     def _ask(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
         """The pool's findings, each pair's once."""
+        with self._lock:
+            return self._asked(pairs)
+
+    def _asked(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
         fresh = [pair for pair in pairs if pair not in self._cache]
         known = {pair: self._cache[pair] for pair in pairs if pair in self._cache}
         for pair, finding in zip(

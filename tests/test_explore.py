@@ -19,7 +19,7 @@ from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopState
 from flow_dpo.flows.single import Single
 from flow_dpo.speaker import Speaker
 from flow_dpo.tree import Tree
-from flow_dpo.types import Adapter, Completion, Piece, Problem, Request, TokenIds, Turn
+from flow_dpo.types import Adapter, Completion, Piece, Problem, Request, Solution, TokenIds, Turn
 
 END, YES, NO, ANSWER_PROMPT, STOP_PROMPT, WAIT = 0, 90, 91, 100, 101, 102
 
@@ -226,6 +226,25 @@ def test_alternatives_start_before_the_trunk_is_done() -> None:
     assert sizes[0] == 50
     assert sizes[1] == 100
     assert len(sizes) <= 7
+
+
+def test_a_play_that_has_ended_is_told_of_while_others_are_under_way() -> None:
+    """So that a verifier begins with it at once."""
+    told: list[tuple[str, Solution]] = []
+    under_way: list[int] = []
+
+    class Counting(TabularEngine):
+        def poll(self):  # type: ignore[no-untyped-def]
+            under_way.append(len(told))
+            return super().poll()
+
+    speaker = Speaker(
+        Counting(next_probs, end_ids={END}), Bare(), begins=lambda problem, end: told.append((problem.id, end))
+    )
+    trees = Siblings()(FLOW, speaker, PROBLEMS[:20], seed=0)
+    ends = [(tree.problem.id, rollout.solution) for tree in trees for rollout in tree.rollouts]
+    assert Counter(told) == Counter(ends)
+    assert any(0 < count < len(told) for count in under_way)
 
 
 def test_stale_speech_stops_the_run() -> None:

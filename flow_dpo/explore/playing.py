@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,7 +36,9 @@ def explore(
     num_alternatives: int,
 ) -> list[Tree]:
     """One tree a problem: `num_plays` plays from the beginning, `num_alternatives` at every node of the first."""
-    explored = [Explored(drawing, flow, problem, seed, num_plays, num_alternatives) for problem in problems]
+    explored = [
+        Explored(drawing, flow, problem, seed, num_plays, num_alternatives, speaker.ended) for problem in problems
+    ]
     speaker.run(
         [
             one.rollout(record, flow.start(problem))
@@ -72,7 +74,9 @@ class Explored:
         seed: int,
         num_plays: int,
         num_alternatives: int,
+        ended: Callable[[Problem, Solution], None],
     ) -> None:
+        self.ended = ended
         self.drawing, self.flow, self.problem, self.seed = drawing, flow, problem, seed
         self.num_alternatives = num_alternatives
         self.plays = [Record(index=index) for index in range(num_plays)]
@@ -92,6 +96,7 @@ class Explored:
                 yield self.alternatives(turn, state, said, depth)
             state = self.flow.advance(state, said.completion)
         record.solution = self.flow.solution(state)
+        self.ended(self.problem, record.solution)
 
     def alternatives(self, turn: Turn, state: Any, trunk: Said, depth: int) -> Play:
         """Say something else at one node of the trunk, as often as asked, and play each on."""
