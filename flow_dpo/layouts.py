@@ -219,7 +219,7 @@ class FlexLayout:
 
             size = query_1HND.shape[2]
             self._masks[window] = create_block_mask(
-                self.visible(window), None, None, size, size, device=query_1HND.device.type
+                self.visible(window), None, None, size, size, device=str(query_1HND.device)
             )
         return _flex_attention()(
             query_1HND,
