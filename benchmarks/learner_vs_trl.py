@@ -55,10 +55,11 @@ def main() -> None:
     parser.add_argument(
         "--batch_sizes", type=int, nargs="+", help="of TRL to try; all that divide the pairs unless named"
     )
+    parser.add_argument("--row_tokens", type=int, default=4096, help="of ours: tokens of one forward")
     parser.add_argument("--case", nargs=2, metavar=("MODEL", "SHAPE"), help=argparse.SUPPRESS)
     parser.add_argument("--batch_size", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--precompute", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--no_autocast", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no_autocast", action="store_true", help="of TRL, in bf16: do not try autocast")
     settings = parser.parse_args()
     if settings.side:
         measuring.report(ours(settings) if settings.side == "ours" else trl(settings))
@@ -75,6 +76,7 @@ def main() -> None:
 def compare(model: str, shape: str, settings: argparse.Namespace, tried: dict[str, list[list[str]]]) -> None:
     """Find TRL's best settings, and let it take turns with ours."""
     flags = ["--case", model, shape, "--updates", str(settings.updates), *(["--tiny"] if settings.tiny else [])]
+    flags += ["--row_tokens", str(settings.row_tokens)]
     num_pairs = sizes(settings)[shape][2]
     candidates = tried.get(shape, [])[: settings.shortlist] or [
         ["--batch_size", str(size), *precompute]
@@ -83,7 +85,8 @@ def compare(model: str, shape: str, settings: argparse.Namespace, tried: dict[st
         for precompute in ([], ["--precompute"])
     ]
     if model not in FLOAT32:
-        candidates = [[*c, *cast] for c in candidates for cast in ([], ["--no_autocast"])]
+        casts = [["--no_autocast"]] if settings.no_autocast else [[], ["--no_autocast"]]
+        candidates = [[*c, *cast] for c in candidates for cast in casts]
     print(f"{model}, {shape}: looking for TRL's best settings", flush=True)
     found = [measuring.run_side(MODULE, "trl", [*flags, *c], num_threads=settings.num_threads) for c in candidates]
     order = sorted(range(len(candidates)), key=lambda i: found[i]["seconds"])
@@ -149,7 +152,7 @@ def adapter_weights(name: str, like: Any) -> Any:
 
     words = [word for word in name.removeprefix("base_model.model.").split(".") if word not in (*ROLES, "default")]
     generator = torch.Generator().manual_seed(zlib.crc32(".".join(words).encode()))
-    return (0.05 * torch.randn(like.shape, generator=generator)).to(like.dtype)
+    return (0.02 * torch.randn(like.shape, generator=generator)).to(like.dtype)
 
 
 def ours(settings: argparse.Namespace) -> Report:
@@ -157,6 +160,7 @@ def ours(settings: argparse.Namespace) -> Report:
     import torch
 
     from benchmarks.workloads import random_model
+    from flow_dpo.gradients import RowSettings
     from flow_dpo.learner import Learner, LearnerSettings
     from flow_dpo.objectives import Dpo
     from flow_dpo.policy import LoraSettings, Policy
@@ -172,7 +176,8 @@ def ours(settings: argparse.Namespace) -> Report:
             with torch.no_grad():
                 weight.copy_(adapter_weights(names[id(parameter)], weight))
         policy.publish(role)
-    learner = Learner(policy, LearnerSettings(learning_rate=RATE, pairs_per_update=0))
+    rows = RowSettings(max_tokens=settings.row_tokens)
+    learner = Learner(policy, LearnerSettings(learning_rate=RATE, pairs_per_update=0, rows=rows))
     losses: dict[str, list[float]] = {role: [] for role in ROLES}
     seconds: list[float] = []
     row: dict[str, float] = {}

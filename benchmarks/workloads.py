@@ -39,7 +39,11 @@ class Shape:
 def random_model(size: str, seed: int = 0) -> PreTrainedModel:
     """An untrained model in eval mode; or the one in the folder of that name."""
     if size not in MODELS:
-        return AutoModelForCausalLM.from_pretrained(size, dtype="auto").eval()
+        model = AutoModelForCausalLM.from_pretrained(size, dtype="auto").eval()
+        for parameter in model.parameters():
+            # Loaded weights lie in the file until they are touched: they would be counted as memory of an update.
+            parameter.data = parameter.data.clone()
+        return model
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         dtype = torch.bfloat16 if size == "0.5b" else torch.float32

@@ -30,8 +30,8 @@ from flow_dpo.types import Example, Role
 FULL_TOLERANCE = 1e-3
 """Of the largest difference between log-probabilities and the model's own, in nats, when a model is first used."""
 HALF_TOLERANCE = 0.5
-"""Of the mean difference in half precision with separate forwards: logits above 16 are an eighth apart there. It is 0.01
-to 0.03 on text that the model would write, 0.3 on tokens that it finds absurd."""
+"""Of the mean difference in half precision with separate forwards: logits above 16 are an eighth apart there. It is
+0.01 to 0.03 on text that the model would write, 0.3 on tokens that it finds absurd."""
 HALF_SLACK = 0.05
 """With shared prefixes it may be three times that of separate ones, and so much more. Tokens that see what they should
 not are off by more."""
