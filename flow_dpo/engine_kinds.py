@@ -116,11 +116,18 @@ def reached(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) ->
         return
     client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
-        base = connect(client, wanted(loaded, num_roles=num_roles))
+        said = wanted(loaded, num_roles=num_roles)
+        base = connect(client, said)
         room = min(loaded.context_tokens, base.max_model_len)
+
+        def check() -> None:
+            check_base(lambda ask: client.complete(base.id, ask).heard, said, where=client.url)
+
         yield Reach(
             room,
-            lambda _, shelf: VllmServerEngine(client, speech, base=base, context_tokens=room, folder_of=shelf),
+            lambda _, shelf: VllmServerEngine(
+                client, speech, base=base, context_tokens=room, folder_of=shelf, check=check
+            ),
         )
     finally:
         client.stop()

@@ -5,6 +5,7 @@ The server is a stand-in that speaks as a twin of the model, with the adapters t
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,15 +16,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from flow_dpo import commands
+from flow_dpo import build, commands, runs
 from flow_dpo.build import Workshop, workshop
-from flow_dpo.errors import ConfigError
+from flow_dpo.errors import ConfigError, EngineError
 from flow_dpo.learner import Learner
 from flow_dpo.models import ModelSettings, load_model
 from flow_dpo.policy import LoraSettings, Policy
 from tests.chat_models import chat_model_folder
-from tests.same_runs import without_seconds
-from tests.test_training import FLOW, Keeper, data, learn_with  # noqa: F401 (a fixture)
+from tests.same_runs import assert_same_run, without_seconds
+from tests.test_training import FLOW, Keeper, Parity, data, learn_with  # noqa: F401 (a fixture)
 from tests.vllm_stand_in import StandIn
 
 
@@ -128,6 +129,67 @@ def test_a_run_over_a_server_that_is_killed_five_times_is_the_run(
     assert _comparable(killed) == _comparable(quiet)
     assert killed.pairs == quiet.pairs
     assert sum(row["play/num_retries"] for row in killed.rows) >= 5
+
+
+class Closing(Parity):
+    """What a workshop opens in the verifier's place."""
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def __enter__(self) -> Closing:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_a_run_whose_server_stayed_away_is_resumed_to_the_same(
+    folder: Path,
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build, "Verifier", Closing)
+    with twin_of(folder) as server:
+        words = ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--lora_r", "2"]
+        words += ["--chunk_tokens", "5", "--max_chunks", "3", "--max_problems", "12", "--explore_ahead", "4"]
+        words += ["--pairs_per_update", "8", "--engine", "vllm_server", "--base_url", server.url, "--patience_s", "0"]
+        assert commands.train([*words, "--output_dir", str(tmp_path / "whole")]) == 0
+        num_asked = len(server.asked)
+
+        def before(_: str) -> None:
+            if len(server.asked) == num_asked + num_asked // 2:
+                server.before = lambda _: None
+                server.kill()
+
+        server.before = before
+        with pytest.raises(EngineError, match="what was learned so far is kept: look after the server, and resume"):
+            commands.train([*words, "--output_dir", str(tmp_path / "broken")])
+        assert not (tmp_path / "broken" / "served").exists()
+        server.start()
+        assert commands.train(["--output_dir", str(tmp_path / "broken"), "--resume"]) == 0
+        assert server.adapters == {}
+    rows = runs.read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    assert sum(row["learn/updates"] for row in rows) > 1
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_other_weights_in_the_servers_place_stop_the_run(folder: Path, data: Path) -> None:  # noqa: F811
+    """Under the same name and path: they are heard."""
+    with twin_of(folder) as server:
+        num_words = server.num_words
+
+        def before(_: str) -> None:
+            if len(server.asked) == 40:
+                server.before = lambda _: None
+                server.kill()
+                server.next_logprobs = lambda *_: [-math.log(num_words)] * num_words
+                server.start()
+
+        words = ("--engine", "vllm_server", "--base_url", server.url, "--backoff_s", "0.01")
+        with shop_of(folder, data, *words) as shop:
+            server.before = before
+            with pytest.raises(ConfigError, match="expected the weights of"):
+                _learned(shop)
 
 
 def test_a_server_of_another_model_is_refused_before_anything_is_played(

@@ -64,9 +64,17 @@ class VllmServerEngine(Engine):
     """vLLM behind an address."""
 
     def __init__(
-        self, client: VllmClient, speech: Speech, *, base: ServedModel, context_tokens: int, folder_of: FolderOf
+        self,
+        client: VllmClient,
+        speech: Speech,
+        *,
+        base: ServedModel,
+        context_tokens: int,
+        folder_of: FolderOf,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._client, self._speech, self._base, self._folder_of = client, speech, base, folder_of
+        """`check` raises where a server that was started anew speaks otherwise than the first did."""
+        self._client, self._speech, self._base, self._folder_of, self._check = client, speech, base, folder_of, check
         self._context_tokens = context_tokens
         self._threads = ThreadPoolExecutor(client.settings.concurrency, thread_name_prefix="vllm")
         self._done: queue.SimpleQueue[tuple[int, Future[Completion]]] = queue.SimpleQueue()
@@ -172,7 +180,8 @@ class VllmServerEngine(Engine):
         )
 
     def _revive(self, voice: Voice) -> None:
-        """Load the adapter again into a server that was started anew. Raises `EngineError` where it is another one."""
+        """Load the adapter again into a server that was started anew. Raises `EngineError` or `ConfigError` where it is
+        another one."""
         with self._reviving:
             served = self._client.models()
             if self._base not in served:
@@ -182,6 +191,7 @@ class VllmServerEngine(Engine):
                     f"{[(one.id, one.root, one.max_model_len) for one in served if not one.parent]}; start it as it was"
                 )
             if voice.folder is not None and not any(one.id == voice.name for one in served):
+                self._check()
                 self._client.load(voice.name, voice.folder)
 
     def _count(self, completed: Completed) -> None:
