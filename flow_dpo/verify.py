@@ -106,7 +106,8 @@ class Verifier:
                 asked.setdefault((accepted, answer), []).append(len(verdicts))
             verdicts.append(verdict)
         for begun in [self._begun.pop(pair) for pair in asked if pair in self._begun]:
-            begun.result()
+            if not begun.cancel():  # what is not under way yet is asked with the rest, of all workers at once
+                begun.result()
         for (gold, answer), finding in zip(asked, self._ask(list(asked)), strict=True):
             for position in asked[gold, answer]:
                 verdicts[position] = _from_algebra(answer, finding)
