@@ -40,8 +40,9 @@ def playing_with(kind: str, tmp_path: Path) -> Iterator[tuple[str, ...]]:
         assert [one.id for one in client.models()] == ["base"], "adapters are unloaded at the end"
 
 
-def _trained(folder: Path, *words: str) -> list[dict[str, Any]]:
-    fixed = ["--max_problems", "8", "--explore_ahead", "4", "--pairs_per_update", "8", "--output_dir", str(folder)]
+def _trained(folder: Path, *words: str, pairs_per_update: int = 8) -> list[dict[str, Any]]:
+    fixed = ["--max_problems", "8", "--explore_ahead", "4", "--pairs_per_update", str(pairs_per_update)]
+    fixed += ["--output_dir", str(folder)]
     assert commands.train([*fixed, *words]) == 0
     assert not (folder / "served").exists()
     return runs.read_jsonl(folder / "metrics.jsonl")
@@ -63,6 +64,6 @@ def test_a_run_learns_from_what_the_adapters_in_force_have_said(kind: str, tmp_p
 
 def test_one_role_speaks_with_merged_weights(tmp_path: Path) -> None:
     words = ("--recipe", "online-dpo", "--preset", "seed", "--learner.learning_rate", "1e-3")
-    rows = _trained(tmp_path / "run", *words, *IN_PROCESS, "--engine.sync", "merged")
+    rows = _trained(tmp_path / "run", *words, *IN_PROCESS, "--engine.sync", "merged", pairs_per_update=1)
     assert sum(row["learn/updates"] for row in rows[:-1]) > 0
     assert _most_drift(rows) < 1e-3
