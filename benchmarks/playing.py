@@ -93,7 +93,8 @@ def parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
     torch.manual_seed(0)
     preset = fitted("flow-dpo", "seed" if settings.case == SEED else "small")
     rounds = settings.rounds or (8 if settings.case == SEED else 1)
-    problems = list(load_problems("seed", max_problems=4 + rounds * settings.num_problems).problems)
+    dataset: str = getattr(settings, "dataset_name", "seed")
+    problems = list(load_problems(dataset, max_problems=4 + rounds * settings.num_problems).problems)
     return loaded, preset, Siblings(), problems
 
 

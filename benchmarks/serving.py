@@ -42,7 +42,6 @@ from typing import Any
 from benchmarks import measuring
 from benchmarks.measuring import Figure, Report
 from benchmarks.vllm_engines import (
-    WINDOW,
     OneShot,
     counted,
     engine_of,
@@ -51,6 +50,7 @@ from benchmarks.vllm_engines import (
     reusable,
     served_to,
     versions,
+    window,
 )
 from benchmarks.vllm_server import BLOCK, ENVIRONMENT, Server
 
@@ -63,6 +63,7 @@ SYNCS = ("adapters", "merged")
 def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", default="seed", help="a folder, or the embedded seed")
+    parser.add_argument("--dataset_name", default="seed", help="whose problems are played for speed")
     parser.add_argument("--num_problems", type=int, default=32, help="played together, as in training")
     parser.add_argument("--batch_size", type=int, default=128, help="requests under way at once, on every side")
     parser.add_argument("--num_trained", type=int, default=64, help="problems of the run that refreshes")
@@ -84,6 +85,7 @@ def main() -> None:
 
 def compare(settings: argparse.Namespace) -> None:
     flags = ["--model_name_or_path", settings.model_name_or_path, "--num_problems", str(settings.num_problems)]
+    flags += ["--dataset_name", settings.dataset_name]
     flags += ["--batch_size", str(settings.batch_size), "--num_trained", str(settings.num_trained)]
     flags += ["--num_kills", str(settings.num_kills), *(["--tiny"] if settings.tiny else [])]
 
@@ -91,6 +93,7 @@ def compare(settings: argparse.Namespace) -> None:
         return measuring.run_side(MODULE, name, [*flags, *more], num_threads=settings.num_threads)
 
     name = settings.model_name_or_path.rstrip("/").rpartition("/")[2]
+    on = "" if settings.dataset_name == "seed" else f", {settings.dataset_name.rstrip('/').rpartition('/')[2]},"
     for kind, words in KINDS.items():
         if "speed" in settings.parts:
             sides: dict[str, list[Report]] = {"flow": [], "same": [], "answers": []}
@@ -101,7 +104,7 @@ def compare(settings: argparse.Namespace) -> None:
                     tokens = ["--tokens", str(int(sides["flow"][-1]["tokens"]))]
                     sides["same"].append(side(f"same-{kind}", *questions, *tokens))
                     sides["answers"].append(side(f"answers-{kind}", *tokens))
-            measuring.keep(_speed(sides, f"serving {name} {words}"), settings, MODULE)
+            measuring.keep(_speed(sides, f"serving {name}{on} {words}"), settings, MODULE)
         if "refresh" in settings.parts:
             measuring.keep([_refreshing(side(f"train-{kind}"), f"serving {name} {words}")], settings, MODULE)
     if "killed" in settings.parts:
@@ -266,7 +269,7 @@ def train(settings: argparse.Namespace, kind: str) -> Report:
             flags = ["--engine", "vllm", "--engine.block_tokens", str(BLOCK)]
             flags += [
                 "--engine.engine_args",
-                f"{{max_model_len: {WINDOW}}}",
+                f"{{max_model_len: {window(settings)}}}",
                 "--max_batch_size",
                 str(settings.batch_size),
             ]

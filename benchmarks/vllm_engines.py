@@ -21,8 +21,10 @@ from unittest.mock import patch
 from benchmarks.vllm_server import BLOCK, Server, serving
 from flow_dpo.types import TokenIds
 
-WINDOW = 512
-"""Tokens of the context window that vLLM plays with: the whole of the seed's, and enough for its problems elsewhere."""
+
+def window(settings: argparse.Namespace) -> int:
+    """Tokens of the context window that vLLM plays with: the whole of the seed's, and enough for a model's problems."""
+    return 512 if settings.model_name_or_path == "seed" else 1024
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ def engine_of(
     with tempfile.TemporaryDirectory() as folder:
         if kind == "process":
             played: Any = VllmSettings(
-                max_batch_size=settings.batch_size, block_tokens=BLOCK, sync=sync, engine_args={"max_model_len": WINDOW}
+                max_batch_size=settings.batch_size,
+                block_tokens=BLOCK,
+                sync=sync,
+                engine_args={"max_model_len": window(settings)},
             )
             served, ask_all = nullcontext(), _ask_in_process
         else:
@@ -219,7 +224,7 @@ def served_to(settings: argparse.Namespace) -> Iterator[Server]:
     """A server for these settings."""
     with tempfile.TemporaryDirectory() as folder:
         model, dtype = served_model(settings)
-        words = ("--max-num-seqs", str(settings.batch_size), "--dtype", dtype, "--max-model-len", str(WINDOW))
+        words = ("--max-num-seqs", str(settings.batch_size), "--dtype", dtype, "--max-model-len", str(window(settings)))
         threads = {"OMP_NUM_THREADS": str(settings.num_threads), "VLLM_CPU_KVCACHE_SPACE": "2"}
         with serving(Path(model), Path(folder) / "vllm.log", *words, **threads) as server:
             yield server
