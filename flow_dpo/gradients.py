@@ -159,15 +159,15 @@ def _sample(examples: Sequence[Example]) -> list[Spoken]:
 
 def can_pack(policy: Policy, spoken: Sequence[Spoken]) -> bool:
     """Try both ways against the model's own logits; warns where only the slow one agrees. The adapter on stays on."""
-    allowed = FULL_TOLERANCE
-    if policy.model.dtype != torch.float32:
-        separate = _off(policy, PlainLogprobs, spoken)
-        allowed = HALF_SLACK + 3 * separate if isinstance(separate, float) else HALF_TOLERANCE
-    shared = _fault(policy, PackedLogprobs, spoken, allowed)
+    half = policy.model.dtype != torch.float32
+    separate = _off(policy, PlainLogprobs, spoken) if half else None
+    allowed = HALF_SLACK + 3 * separate if isinstance(separate, float) else HALF_TOLERANCE if half else FULL_TOLERANCE
+    shared = _fault(_off(policy, PackedLogprobs, spoken), allowed)
     if not shared:
         return True
-    allowed = FULL_TOLERANCE if policy.model.dtype == torch.float32 else HALF_TOLERANCE
-    if fault := _fault(policy, PlainLogprobs, spoken, allowed):
+    if separate is None:
+        separate = _off(policy, PlainLogprobs, spoken)
+    if fault := _fault(separate, HALF_TOLERANCE if half else FULL_TOLERANCE):
         raise ModelError(
             f"{type(policy.model).__name__}'s log-probabilities cannot be computed: with shared prefixes {shared}, "
             f"with separate ones {fault}"
@@ -180,11 +180,8 @@ def can_pack(policy: Policy, spoken: Sequence[Spoken]) -> bool:
     return False
 
 
-def _fault(
-    policy: Policy, way: type[PackedLogprobs] | type[PlainLogprobs], spoken: Sequence[Spoken], allowed: float
-) -> str:
-    """What is wrong with this way; "" where nothing is."""
-    off = _off(policy, way, spoken)
+def _fault(off: float | str, allowed: float) -> str:
+    """What is wrong with a way that is so far off; "" where nothing is."""
     if isinstance(off, str):
         return off
     return f"{off:.2g} nats off the model's own logits, {allowed:.2g} allowed" if off > allowed else ""

@@ -85,8 +85,8 @@ class PathLayout:
     def saving(self) -> AbstractContextManager[None]:
         """Within it, autograd keeps no gathered keys and values: the backward pass gathers them once more.
 
-        They are several times as many as the row's tokens, so this is a quarter of what a layer with as many key heads
-        as query heads keeps. Checkpointed layers keep nothing anyway.
+        They are several times as many as the row's tokens, and where every query head has a key head of its own,
+        by count, a quarter of what a layer keeps. Checkpointed layers keep nothing anyway.
         """
         return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 

@@ -83,9 +83,9 @@ class Verifier:
 
         Returns at once; `grade_many` then finds done what was begun, or waits for it.
         """
-        for gold, text, ended in items:
-            accepted, answer = gold_answer(gold), extract_answer(text, ended=ended, rule=self.rule)
-            if answer is None or _without_algebra(accepted, answer) is not None:
+        for item in items:
+            accepted, answer, verdict = self._read(*item)
+            if verdict is not None or answer is None:
                 continue
             pair = (accepted, answer)
             if pair in self._cache or pair in self._begun:
@@ -98,10 +98,8 @@ class Verifier:
         """The verdicts on (gold, text, ended) triples, in their order."""
         verdicts: list[Verdict | None] = []
         asked: dict[tuple[str, str], list[int]] = {}
-        for gold, text, ended in items:
-            accepted = gold_answer(gold)
-            answer = extract_answer(text, ended=ended, rule=self.rule)
-            verdict = _without_algebra(accepted, answer)
+        for item in items:
+            accepted, answer, verdict = self._read(*item)
             if verdict is None and answer is not None:
                 asked.setdefault((accepted, answer), []).append(len(verdicts))
             verdicts.append(verdict)
@@ -112,6 +110,11 @@ class Verifier:
             for position in asked[gold, answer]:
                 verdicts[position] = _from_algebra(answer, finding)
         return [verdict for verdict in verdicts if verdict is not None]
+
+    def _read(self, gold: str, text: str, ended: bool) -> tuple[str, str | None, Verdict | None]:
+        """The gold answer, the one that was given, and the verdict where it needs no algebra."""
+        accepted, answer = gold_answer(gold), extract_answer(text, ended=ended, rule=self.rule)
+        return accepted, answer, _without_algebra(accepted, answer)
 
     def _ask(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
         """The pool's findings, each pair's once."""

@@ -324,7 +324,6 @@ def test_a_temperature_that_vllm_would_change_is_refused(build: Callable[..., Vl
 
 
 def test_numbers_that_are_none_make_no_choice(server: StandIn, build: Callable[..., VllmServerEngine]) -> None:
-    server.next_logprobs = lambda *_: [-math.inf] * WORDS
     server.answer = lambda *_: (
         200,
         {
