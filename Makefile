@@ -8,7 +8,7 @@ DEV    := $(VENV)/.installed-dev
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# vLLM wants another transformers than ours, so it has an environment of its own (vllm_environment.py says how).
+# vLLM wants another transformers than ours, so it has an environment of its own (tools/vllm_environment.py says how).
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
@@ -31,16 +31,16 @@ $(DEV): $(STAMP)
 
 setup-vllm: $(VLLM)  ## vLLM in .venv-vllm: the CPU build where there is no NVIDIA GPU
 
-$(VLLM): pyproject.toml vllm_environment.py
+$(VLLM): pyproject.toml tools/vllm_environment.py
 	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
-	$(VLLM_BIN)/python vllm_environment.py
+	$(VLLM_BIN)/python tools/vllm_environment.py
 	touch $@
 
 test-vllm: $(VLLM)  ## the tests that need vLLM, over a real server and in process
-	$(VLLM_BIN)/python -m pytest -m vllm -W default $$(grep -l mark.vllm tests/test_*.py) $(ARGS)
+	$(VLLM_BIN)/python -m pytest -m vllm -W default $$(grep -rl mark.vllm tests --include=test_*.py) $(ARGS)
 
 soak: $(DEV)  ## the long tests: 200 kills, 10,000 fuzzed files, 10,000 hostile answers
-	$(BIN)/python -m tests.killing --points 200
+	$(BIN)/python -m tests.support.kill_runs --points 200
 	$(BIN)/python -m pytest -m slow -s $(ARGS)
 
 test: $(DEV)  ## the tests, in a few minutes: a process a core, up to eight, each on one thread
@@ -65,22 +65,22 @@ bench-vllm: $(VLLM)  ## the figures of playing through vLLM, in its own environm
 	$(VLLM_BIN)/python -m benchmarks.serving $(BENCH) $(REAL)
 
 study: $(DEV)  ## the paper's table and its controls on the seed model, and their report (many hours; goes on if interrupted)
-	$(BIN)/flow-dpo compare --config docs/study/seed.yaml $(ARGS)
-	cp runs/study/comparison.json runs/study/comparison.md docs/study/
+	$(BIN)/flow-dpo compare --config studies/seed.yaml $(ARGS)
+	cp runs/study/comparison.json runs/study/comparison.md studies/
 	$(BIN)/flow-dpo report runs/study/comparison.json runs/study/seed0/flow \
 		runs/study/seed0/evaluations/zero_shot/held_out-greedy \
 		runs/study/seed0/evaluations/untrained_flow_itself/held_out-greedy \
-		runs/study/seed0/traces/self_generated runs/study/seed0/traces/trained_flow --output_dir docs/study
+		runs/study/seed0/traces/self_generated runs/study/seed0/traces/trained_flow --output_dir studies
 
 study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its tokens, and VinePPO's values (an hour)
-	$(BIN)/flow-dpo compare --config docs/study/recipes.yaml $(ARGS)
-	mkdir -p docs/study/recipes
-	cp runs/study-recipes/comparison.json runs/study-recipes/comparison.md docs/study/recipes/
-	$(BIN)/python docs/study/put_table.py docs/study/recipes.md docs/study/recipes/comparison.md
-	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results docs/study/recipes/step_values.json
-	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results docs/study/recipes/step_values.json \
+	$(BIN)/flow-dpo compare --config studies/recipes.yaml $(ARGS)
+	mkdir -p studies/recipes
+	cp runs/study-recipes/comparison.json runs/study-recipes/comparison.md studies/recipes/
+	$(BIN)/python studies/put_table.py studies/recipes.md studies/recipes/comparison.md
+	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json
+	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json \
 		--run runs/study-recipes/seed0/vineppo_same_tokens
-	$(BIN)/flow-dpo report docs/study/recipes/comparison.json --output_dir docs/study/recipes
+	$(BIN)/flow-dpo report studies/recipes/comparison.json --output_dir studies/recipes
 
 check: $(DEV)  ## lint, format and types
 	$(BIN)/ruff check .
@@ -92,7 +92,7 @@ fix: $(DEV)
 	$(BIN)/ruff format .
 
 seed: setup  ## remake the embedded seed model (10 to 30 minutes)
-	$(BIN)/python seed/pretrain.py --output_dir flow_dpo/seed/model
+	$(BIN)/python -m tools.seed_model.pretrain --output_dir flow_dpo/data/seed/model
 
 wheel: $(DEV)
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -23,15 +23,15 @@ from pathlib import Path
 from benchmarks import measuring
 from benchmarks.measuring import Figure
 from benchmarks.workloads import Shape, random_model, tree_pairs
-from flow_dpo.engines.local import LocalEngine
-from flow_dpo.explore import Siblings
-from flow_dpo.flows.answer_stop import AnswerStop, AnswerStopPrompts, AnswerStopState
-from flow_dpo.gradients import RowSettings
-from flow_dpo.learner import Learner, LearnerSettings
-from flow_dpo.objectives import Dpo
-from flow_dpo.policy import Policy
-from flow_dpo.speaker import Speaker
-from flow_dpo.types import Completion, Piece, Problem, Request, Turn
+from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts, AnswerStopState
+from flow_dpo.core.dpo import Dpo
+from flow_dpo.core.explore import Siblings
+from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.types import Completion, Piece, Problem, Request, Turn
+from flow_dpo.engines.local.engine import LocalEngine
+from flow_dpo.learner.gradients import RowSettings
+from flow_dpo.learner.learner import Learner, LearnerSettings
+from flow_dpo.learner.policy import Policy
 
 MODULE = "benchmarks.depth"
 ROLES = ("answer", "stop")

@@ -160,10 +160,10 @@ def ours(settings: argparse.Namespace) -> Report:
     import torch
 
     from benchmarks.workloads import random_model
-    from flow_dpo.gradients import RowSettings
-    from flow_dpo.learner import Learner, LearnerSettings
-    from flow_dpo.objectives import Dpo
-    from flow_dpo.policy import LoraSettings, Policy
+    from flow_dpo.core.dpo import Dpo
+    from flow_dpo.learner.gradients import RowSettings
+    from flow_dpo.learner.learner import Learner, LearnerSettings
+    from flow_dpo.learner.policy import LoraSettings, Policy
 
     torch.set_num_threads(settings.num_threads)
     model = random_model(settings.case[0])

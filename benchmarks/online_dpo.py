@@ -95,11 +95,11 @@ def num_updates(settings: argparse.Namespace) -> int:
 
 def _parts(settings: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
     """Loaded model, flow and problems."""
-    from flow_dpo.flows.answer_stop import AnswerStop
-    from flow_dpo.flows.single import Single
-    from flow_dpo.models import ModelSettings, load_model
-    from flow_dpo.problems import load_problems
-    from flow_dpo.recipes import preset
+    from flow_dpo.core.answer_stop import AnswerStop
+    from flow_dpo.core.single import Single
+    from flow_dpo.data.problems import load_problems
+    from flow_dpo.models.load import ModelSettings, load_model
+    from flow_dpo.recipes.presets import preset
 
     loaded = load_model(ModelSettings(model_name_or_path=settings.case, num_threads=settings.num_threads))
     trained = preset("flow-dpo", "seed" if settings.case == SEED else "chat").recipe.flow
@@ -112,16 +112,16 @@ def _parts(settings: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
 def ours(settings: argparse.Namespace) -> Report:
     """Our own loop."""
     from benchmarks.preferring import Better, NoVerdicts
-    from flow_dpo.engine_kinds import speaking_of
-    from flow_dpo.engines.local import LocalEngine, LocalSettings
-    from flow_dpo.explore import Group
-    from flow_dpo.grade import GradingSettings
-    from flow_dpo.learner import Learner, LearnerSettings
-    from flow_dpo.measures import ProgressiveValidation
-    from flow_dpo.objectives import Dpo
-    from flow_dpo.online import Players, learn
-    from flow_dpo.policy import LoraSettings, Policy
-    from flow_dpo.recipes import Recipe
+    from flow_dpo.core.dpo import Dpo
+    from flow_dpo.core.explore import Group
+    from flow_dpo.core.loop import Players, learn
+    from flow_dpo.core.metrics import ProgressiveValidation
+    from flow_dpo.core.recipe import Recipe
+    from flow_dpo.engines.factory import speaking_of
+    from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+    from flow_dpo.learner.learner import Learner, LearnerSettings
+    from flow_dpo.learner.policy import LoraSettings, Policy
+    from flow_dpo.verify.grader import GradingSettings
 
     loaded, flow, problems = _parts(settings)
     memory, size = measuring.PeakMemory(), settings.prompts_per_update

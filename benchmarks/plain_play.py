@@ -19,9 +19,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from flow_dpo.engines.base import Engine
-from flow_dpo.engines.choosing import choose
-from flow_dpo.types import Adapter, Completion, Request, Role, Sampling, TokenIds
+from flow_dpo.core.engine import Engine
+from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
+from flow_dpo.engines.choices import choose
 
 
 def peer_model(model: PreTrainedModel, roles: Sequence[Role], *, rank: int) -> PeftModel:

@@ -84,10 +84,10 @@ def parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
     """Loaded model, preset, exploration and problems; four problems more for warming up."""
     import torch
 
-    from flow_dpo.explore import Siblings
-    from flow_dpo.models import ModelSettings, load_model
-    from flow_dpo.problems import load_problems
-    from flow_dpo.recipes import preset as fitted
+    from flow_dpo.core.explore import Siblings
+    from flow_dpo.data.problems import load_problems
+    from flow_dpo.models.load import ModelSettings, load_model
+    from flow_dpo.recipes.presets import preset as fitted
 
     loaded = load_model(ModelSettings(model_name_or_path=settings.case, num_threads=settings.num_threads))
     torch.manual_seed(0)
@@ -100,10 +100,10 @@ def parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
 
 def play(settings: argparse.Namespace, _: int) -> Report:
     """The flow, with either engine."""
-    from flow_dpo.engine_kinds import speaking_of
-    from flow_dpo.engines.local import LocalEngine, LocalSettings
-    from flow_dpo.policy import Policy
-    from flow_dpo.speaker import Speaker
+    from flow_dpo.core.rollouts import Speaker
+    from flow_dpo.engines.factory import speaking_of
+    from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+    from flow_dpo.learner.policy import Policy
 
     loaded, preset, explore, problems = parts(settings)
     flow, memory, size = preset.recipe.flow, measuring.PeakMemory(), LocalSettings().max_batch_size

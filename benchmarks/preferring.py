@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flow_dpo.credit import OutcomePairs
-from flow_dpo.tree import Tree
-from flow_dpo.types import Pair, TokenIds, Verdict
+from flow_dpo.core.credit import OutcomePairs
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Pair, TokenIds, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

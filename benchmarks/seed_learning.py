@@ -53,7 +53,7 @@ def main() -> None:
 def flow_dpo(command: str, *words: str, done: Path) -> None:
     """Run one command unless what it leaves behind is there."""
     if not done.exists():
-        subprocess.run([sys.executable, "-m", "flow_dpo.cli", command, *words], check=True)
+        subprocess.run([sys.executable, "-m", "flow_dpo", command, *words], check=True)
 
 
 def evaluated(folder: Path, words: list[str]) -> dict[str, Any]:

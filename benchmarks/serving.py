@@ -180,7 +180,7 @@ def _merging(found: Sequence[Report], name: str) -> list[Figure]:
 def play(settings: argparse.Namespace, kind: str) -> Report:
     """The flow."""
     from benchmarks.playing import parts
-    from flow_dpo.speaker import Speaker
+    from flow_dpo.core.rollouts import Speaker
 
     settings.case, settings.rounds = settings.model_name_or_path, 1
     loaded, preset, _, problems = parts(settings)
@@ -284,7 +284,7 @@ def train(settings: argparse.Namespace, kind: str) -> Report:
 
 def killed(settings: argparse.Namespace, _: str) -> Report:
     """The same run over HTTP twice: left alone, and with a server that is killed and started again five times."""
-    from flow_dpo import runs
+    from flow_dpo.runs import run_folder
 
     found: list[list[dict[str, Any]]] = []
     rows: list[dict[str, Any]] = []
@@ -303,7 +303,7 @@ def killed(settings: argparse.Namespace, _: str) -> Report:
                 done.set()
                 if name == "killed":
                     killer.join()
-            found.append(runs.read_jsonl(path / "trees.jsonl"))
+            found.append(run_folder.read_jsonl(path / "trees.jsonl"))
     if len(kills) < settings.num_kills:
         raise SystemExit(f"expected {settings.num_kills} kills before the end, found {len(kills)}: more --num_trained")
     ids = [[tree["problem"]["id"] for tree in trees] for trees in found]
@@ -334,7 +334,7 @@ def sync(settings: argparse.Namespace, what: Any) -> Report:
     import torch
 
     from benchmarks.playing import parts
-    from flow_dpo.types import Request, Sampling
+    from flow_dpo.core.types import Request, Sampling
 
     settings.case, settings.rounds = settings.model_name_or_path, 1
     loaded, preset, _, problems = parts(settings)
@@ -365,7 +365,8 @@ def _over_http(settings: argparse.Namespace, server: Server) -> list[str]:
 
 def _trained(settings: argparse.Namespace, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl of a run."""
-    from flow_dpo import commands, runs
+    from flow_dpo.cli import train as commands
+    from flow_dpo.runs import run_folder
 
     seed = settings.model_name_or_path == "seed"
     words = ["--model_name_or_path", settings.model_name_or_path, "--dataset_name", "seed"]
@@ -373,7 +374,7 @@ def _trained(settings: argparse.Namespace, flags: Sequence[str], folder: Path) -
     words += ["--num_threads", str(settings.num_threads), "--pairs_per_update", "32", "--explore_ahead", "8"]
     with contextlib.redirect_stdout(sys.stderr):
         commands.train([*words, *flags, "--output_dir", str(folder)])
-    return runs.read_jsonl(folder / "metrics.jsonl")
+    return run_folder.read_jsonl(folder / "metrics.jsonl")
 
 
 if __name__ == "__main__":

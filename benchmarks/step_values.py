@@ -26,8 +26,8 @@ from statistics import StatisticsError, correlation, fmean
 from typing import Any
 
 from benchmarks import measuring
-from flow_dpo.tree import Tree
-from flow_dpo.types import Request
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Request
 
 MODULE = "benchmarks.step_values"
 
@@ -69,12 +69,12 @@ def main() -> None:
 
 def measured(settings: argparse.Namespace) -> dict[int, list[State]]:
     """The states by K, in the same order."""
-    from flow_dpo.build import default_settings, workshop
-    from flow_dpo.credit.step_advantages import state_values
-    from flow_dpo.explore import Vine
-    from flow_dpo.grade import grade
-    from flow_dpo.sources import SpeakingSettings, load_adapters
-    from flow_dpo.speaker import Speaker
+    from flow_dpo.core.rollouts import Speaker
+    from flow_dpo.recipes.vineppo.credit import state_values
+    from flow_dpo.recipes.vineppo.explore import Vine
+    from flow_dpo.runs.adapters import SpeakingSettings, load_adapters
+    from flow_dpo.runs.build import default_settings, workshop
+    from flow_dpo.verify.grader import grade
 
     default = default_settings("vineppo", "seed")
     flow, explore = default.recipe.flow, default.recipe.explore

@@ -33,9 +33,9 @@ def main() -> None:
 
 def figure(name: str, split: str, most: int | None) -> Figure:
     """Answers a second on one data set."""
-    from flow_dpo.extract import AnswerRule
-    from flow_dpo.problems import load_problems
-    from flow_dpo.verify import Verifier
+    from flow_dpo.data.problems import load_problems
+    from flow_dpo.verify.extract import AnswerRule
+    from flow_dpo.verify.verifier import Verifier
 
     golds = [problem.gold for problem in load_problems(name, split=split, max_problems=most).problems]
     pairs = dict.fromkeys(zip(golds, golds, strict=True)) | dict.fromkeys(pairwise(golds))

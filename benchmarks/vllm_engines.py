@@ -19,7 +19,7 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 from benchmarks.vllm_server import BLOCK, Server, serving
-from flow_dpo.types import TokenIds
+from flow_dpo.core.types import TokenIds
 
 
 def window(settings: argparse.Namespace) -> int:
@@ -51,10 +51,10 @@ def engine_of(
     roles: Sequence[str] = (),
 ) -> Iterator[tuple[Any, AskAll]]:
     """Our engine, and a way around it to plain vLLM. Its policy is `engine.policy`."""
-    from flow_dpo.engine_kinds import Shelf, reached
-    from flow_dpo.engines.vllm_client import VllmServerSettings
-    from flow_dpo.engines.vllm_local import VllmSettings
-    from flow_dpo.policy import Policy
+    from flow_dpo.engines.factory import Shelf, reached
+    from flow_dpo.engines.vllm.client import VllmServerSettings
+    from flow_dpo.engines.vllm.in_process import VllmSettings
+    from flow_dpo.learner.policy import Policy
 
     roles = roles or preset.recipe.flow.roles
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def engine_of(
 
 
 def versions(roles: Sequence[str], version: int) -> dict[str, Any]:
-    from flow_dpo.types import Adapter
+    from flow_dpo.core.types import Adapter
 
     return {role: Adapter(role=role, version=version) for role in roles}
 
@@ -107,7 +107,9 @@ class Question:
 @contextmanager
 def listened_to() -> Iterator[list[Question]]:
     """Every question that our engines over vLLM put to it, in the order of the answers."""
-    from flow_dpo.engines import vllm_asking, vllm_local, vllm_server
+    from flow_dpo.engines.vllm import in_process
+    from flow_dpo.engines.vllm import requests as vllm_asking
+    from flow_dpo.engines.vllm import server as vllm_server
 
     heard: list[Question] = []
 
@@ -122,7 +124,7 @@ def listened_to() -> Iterator[list[Question]]:
         except StopIteration as done:
             return done.value
 
-    with patch.object(vllm_local, "answer", answer), patch.object(vllm_server, "answer", answer):
+    with patch.object(in_process, "answer", answer), patch.object(vllm_server, "answer", answer):
         yield heard
 
 
@@ -190,8 +192,8 @@ def _ask_in_process(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]
 
 
 def _ask_over_http(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]:
-    from flow_dpo.address import Address
-    from flow_dpo.engines.vllm_asking import plain_params
+    from flow_dpo.engines.http_client import Address
+    from flow_dpo.engines.vllm.requests import plain_params
 
     address = Address(f"{engine.url}/v1", api_key="", deadline_s=3600.0)
 
@@ -213,7 +215,7 @@ def _ask_over_http(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]:
 
 def served_model(settings: argparse.Namespace) -> tuple[str, str]:
     """Where vLLM finds the model, and the precision that it is trained in."""
-    from flow_dpo.models import ModelSettings, load_model
+    from flow_dpo.models.load import ModelSettings, load_model
 
     model = load_model(ModelSettings(model_name_or_path=settings.model_name_or_path)).model
     return str(model.name_or_path), str(model.dtype).removeprefix("torch.")

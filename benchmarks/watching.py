@@ -48,7 +48,7 @@ def watch(words: Sequence[str], folder: Path, *, num_threads: int) -> Watched:
     """Run `flow-dpo` with these words and this output_dir to its end. Exits where it fails."""
     log = folder.with_name(folder.name + ".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "flow_dpo.cli", *words, "--output_dir", str(folder)]
+    command = [sys.executable, "-m", "flow_dpo", *words, "--output_dir", str(folder)]
     started = time.perf_counter()
     rows: list[Batch] = []
     with log.open("w") as out:

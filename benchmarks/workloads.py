@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
-from flow_dpo.types import Completion, Pair, Request, TokenIds
+from flow_dpo.core.types import Completion, Pair, Request, TokenIds
 
 YES, NO, FIRST = 3, 4, 5
 """Two words of Stop's, and the first id that chunks are made of."""

@@ -9,57 +9,58 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flow_dpo.credit import OutcomePairs
-    from flow_dpo.engines.base import Engine
-    from flow_dpo.engines.local import LocalEngine
+    from flow_dpo.core.answer_stop import AnswerStop
+    from flow_dpo.core.credit import OutcomePairs
+    from flow_dpo.core.dpo import Dpo, Ipo
+    from flow_dpo.core.engine import Engine
+    from flow_dpo.core.errors import FlowDpoError
+    from flow_dpo.core.explore import Siblings
+    from flow_dpo.core.flow import Flow
+    from flow_dpo.core.loop import learn
+    from flow_dpo.core.recipe import Recipe
+    from flow_dpo.core.rollouts import Speaker
+    from flow_dpo.core.single import Single
+    from flow_dpo.core.tree import Tree
+    from flow_dpo.core.types import Completion, Pair, Problem, Request, Turn, Verdict
+    from flow_dpo.data.problems import load_problems
+    from flow_dpo.engines.local.engine import LocalEngine
     from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
-    from flow_dpo.errors import FlowDpoError
-    from flow_dpo.explore import Siblings
-    from flow_dpo.flows.answer_stop import AnswerStop
-    from flow_dpo.flows.base import Flow
-    from flow_dpo.flows.single import Single
-    from flow_dpo.learner import Learner
-    from flow_dpo.objectives import Dpo, Ipo
-    from flow_dpo.online import learn
-    from flow_dpo.policy import Policy
-    from flow_dpo.problems import load_problems
-    from flow_dpo.recipes import PRESETS, RECIPES, Recipe
-    from flow_dpo.render import Renderer
-    from flow_dpo.speaker import Speaker
-    from flow_dpo.tree import Tree
-    from flow_dpo.types import Completion, Pair, Problem, Request, Turn, Verdict
-    from flow_dpo.verify import Verifier
+    from flow_dpo.learner.learner import Learner
+    from flow_dpo.learner.policy import Policy
+    from flow_dpo.models.render import Renderer
+    from flow_dpo.recipes.presets import PRESETS, RECIPES
+    from flow_dpo.verify.verifier import Verifier
 
 _HOMES = {
-    "AnswerStop": "flows.answer_stop",
-    "Completion": "types",
-    "Dpo": "objectives",
-    "Engine": "engines.base",
-    "Flow": "flows.base",
-    "FlowDpoError": "errors",
-    "Ipo": "objectives",
-    "Learner": "learner",
-    "LocalEngine": "engines.local",
-    "OutcomePairs": "credit",
-    "PRESETS": "recipes",
-    "Pair": "types",
-    "Policy": "policy",
-    "Problem": "types",
-    "RECIPES": "recipes",
-    "Recipe": "recipes",
-    "Renderer": "render",
-    "Request": "types",
+    "AnswerStop": "core.answer_stop",
+    "Completion": "core.types",
+    "Dpo": "core.dpo",
+    "Engine": "core.engine",
+    "Flow": "core.flow",
+    "FlowDpoError": "core.errors",
+    "Ipo": "core.dpo",
+    "Learner": "learner.learner",
+    "LocalEngine": "engines.local.engine",
+    "OutcomePairs": "core.credit",
+    "PRESETS": "recipes.presets",
+    "Pair": "core.types",
+    "Policy": "learner.policy",
+    "Problem": "core.types",
+    "RECIPES": "recipes.presets",
+    "Recipe": "recipes.presets",
+    "Renderer": "models.render",
+    "Request": "core.types",
     "ScriptedEngine": "engines.scripted",
-    "Siblings": "explore",
-    "Single": "flows.single",
-    "Speaker": "speaker",
+    "Siblings": "core.explore",
+    "Single": "core.single",
+    "Speaker": "core.rollouts",
     "TabularEngine": "engines.scripted",
-    "Tree": "tree",
-    "Turn": "types",
-    "Verdict": "types",
-    "Verifier": "verify",
-    "learn": "online",
-    "load_problems": "problems",
+    "Tree": "core.tree",
+    "Turn": "core.types",
+    "Verdict": "core.types",
+    "Verifier": "verify.verifier",
+    "learn": "core.loop",
+    "load_problems": "data.problems",
 }
 
 __all__ = [

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from flow_dpo import cli, commands, judge_commands, trace_commands
-from flow_dpo.build import default_settings
-from flow_dpo.comparison import command as comparison_command
-from flow_dpo.evaluate import EvaluationSettings
-from flow_dpo.overlap import OverlapSettings
-from flow_dpo.report import command as report_command
-from flow_dpo.sources import SpeakingSettings
+from flow_dpo.cli import compare as comparison_command
+from flow_dpo.cli import generate, judge, main, train
+from flow_dpo.cli import report as report_command
+from flow_dpo.cli.export import parse_export
+from flow_dpo.cli.sft import parse_sft
+from flow_dpo.evaluate.contamination import OverlapSettings
+from flow_dpo.evaluate.evaluate import EvaluationSettings
+from flow_dpo.runs.adapters import SpeakingSettings
+from flow_dpo.runs.build import default_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -35,7 +37,7 @@ def printed(start: str) -> list[str]:
 
 @pytest.mark.parametrize("line", printed("flow-dpo train"))
 def test_train_commands_parse(line: str) -> None:
-    settings = commands.parse_train("flow-dpo train", shlex.split(line)[2:], {})
+    settings = train.parse_train("flow-dpo train", shlex.split(line)[2:], {})
     assert settings.recipe.flow.chunk_tokens > 0
 
 
@@ -54,12 +56,12 @@ def test_generate_commands_parse(line: str) -> None:
     words = shlex.split(line)[2:]
     if "--run" in words:  # a folder that the reader has and the test has not
         del words[words.index("--run") : words.index("--run") + 2]
-    assert trace_commands.parse_generate(words)["generate"].draws > 0
+    assert generate.parse_generate(words)["generate"].draws > 0
 
 
 @pytest.mark.parametrize("line", printed("flow-dpo export"))
 def test_export_commands_parse(line: str) -> None:
-    assert trace_commands.parse_export(shlex.split(line)[2:]).source
+    assert parse_export(shlex.split(line)[2:]).source
 
 
 @pytest.mark.parametrize("line", printed("flow-dpo sft"))
@@ -68,7 +70,7 @@ def test_sft_commands_name_settings_that_exist(line: str) -> None:
     traces = words.index("--traces")
     assert words[traces + 1] in {shlex.split(made)[-1] for made in printed("flow-dpo generate")}
     del words[traces : traces + 2]
-    parsed, _ = trace_commands.parse_sft(words)
+    parsed, _ = parse_sft(words)
     assert parsed["training"].num_train_epochs > 0
 
 
@@ -80,7 +82,7 @@ def test_compare_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("line", printed("flow-dpo judge"))
 def test_judge_commands_parse(line: str) -> None:
-    assert judge_commands.parse_judge(shlex.split(line)[2:])["judge"].traces_a
+    assert judge.parse_judge(shlex.split(line)[2:])["judge"].traces_a
 
 
 @pytest.mark.parametrize("line", printed("flow-dpo report"))
@@ -106,7 +108,7 @@ def test_every_file_that_the_readme_names_exists() -> None:
 
 
 def test_every_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--help"]) == 0
+    assert main.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(
         name in shown
@@ -123,18 +125,18 @@ def test_every_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
             "verify",
         )
     )
-    assert cli.main(["trian"]) == 2
+    assert main.main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
 
 
 def test_refusals_are_one_line_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "--betta", "1"]) == 1
+    assert main.main(["train", "--betta", "1"]) == 1
     assert capsys.readouterr().err == "flow-dpo: unknown setting --betta; did you mean --beta or --objective.beta?\n"
 
 
 def test_verify_grades_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "answers.jsonl"
     source.write_text('{"gold": "14", "model_output": "Answer: 14"}\n{"gold": "3", "model_output": "none"}\n')
-    assert cli.main(["verify", str(source), "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert main.main(["verify", str(source), "--output", str(tmp_path / "out.jsonl")]) == 0
     assert '"correct"' in (tmp_path / "out.jsonl").read_text()
     assert "wrong" in capsys.readouterr().out

@@ -13,10 +13,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flow_dpo import commands, trace_commands
-from flow_dpo.build import refuse_unasked
-from flow_dpo.errors import ConfigError
-from flow_dpo.progress import say
+from flow_dpo.cli import generate
+from flow_dpo.cli.evaluate import evaluate as cli_evaluate
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.runs.build import refuse_unasked
+from flow_dpo.runs.callbacks.progress import say
 
 GUARDED = """
 import socket, sys
@@ -29,7 +30,7 @@ class Guarded(socket.socket):
         refused() if self.family != socket.AF_UNIX else super().connect(address)
 
 socket.socket, socket.create_connection, socket.getaddrinfo = Guarded, refused, refused
-from flow_dpo.cli import main
+from flow_dpo.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -85,7 +86,7 @@ def test_a_strangers_run_cannot_have_code_run(run: Path, tmp_path: Path, group: 
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     config[group][name] = True
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
-    for command in (commands.evaluate, trace_commands.generate):
+    for command in (cli_evaluate, generate.generate):
         with pytest.raises(ConfigError, match="runs code that is not this package's"):
             command(["--run", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")])
 

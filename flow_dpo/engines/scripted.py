@@ -19,12 +19,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from flow_dpo.engines.base import Engine
-from flow_dpo.engines.chance import Drawn, draw, uniform
-from flow_dpo.engines.checks import check_idle, check_request, nothing_left
-from flow_dpo.engines.choosing import choose
-from flow_dpo.errors import EngineError
-from flow_dpo.types import Adapter, Completion, Request, Role, Sampling, TokenIds
+from flow_dpo.core.engine import Engine
+from flow_dpo.core.errors import EngineError
+from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
+from flow_dpo.engines.choices import choose
+from flow_dpo.engines.request_checks import check_idle, check_request, nothing_left
+from flow_dpo.engines.sampling_rule import Drawn, draw, uniform
 
 EVEN = math.log(0.5)
 """What a script's token is worth where the script does not say: as likely as not, so that alternatives to it exist."""

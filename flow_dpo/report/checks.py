@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flow_dpo.errors import DataError
+from flow_dpo.core.errors import DataError
 
 Row = Mapping[str, Any]
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flow_dpo.errors import DataError
-from flow_dpo.report import checks, wording
+from flow_dpo.core.errors import DataError
+from flow_dpo.report import checks, formatting
+from flow_dpo.report.document import Block, Figure, Fold, Paragraph, Section, Table
+from flow_dpo.report.evaluation_section import steps_cells
 from flow_dpo.report.figures import Effect, forest
-from flow_dpo.report.measured_sections import steps_cells
-from flow_dpo.report.read import ComparisonSource
-from flow_dpo.report.sections import Block, Figure, Fold, Paragraph, Section, Table
+from flow_dpo.report.sources import ComparisonSource
 
 _DIFFERENCE = ("mean", "low", "high", "p", "p_holm", "seed_low", "seed_high")
 _FINDINGS = 12
@@ -40,7 +40,7 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
     seeds = found.get("num_seeds")
     words = (
         f"Model {found.get('model', 'unnamed')}, trained on {found.get('dataset', 'an unnamed set')}, "
-        f"{wording.count(seeds)} "
+        f"{formatting.count(seeds)} "
         f"seed{'s' if seeds != 1 else ''}; tests: {tests or 'not named'}."
     )
     if _by_difference(arms):
@@ -63,7 +63,7 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
     makeup = _makeup(arms)
     if makeup.rows:
         blocks.append(Fold(title="Which problems got a trace", blocks=(makeup,)))
-    return Section(title=f"Comparison {wording.short(source.name)}", blocks=tuple(blocks)), tuple(findings)
+    return Section(title=f"Comparison {formatting.short(source.name)}", blocks=tuple(blocks)), tuple(findings)
 
 
 def _caveats(found: Mapping[str, Any], place: str) -> list[Block]:
@@ -72,7 +72,7 @@ def _caveats(found: Mapping[str, Any], place: str) -> list[Block]:
     blocks: list[Block] = [Paragraph(text=f"Not made: {name}, for {reason}.") for name, reason in failed.items()]
     made = checks.rows(found, "made_by", place)
     if len(made) > 1:
-        counts = [wording.count(checks.number(one, "num_pieces", place)) for one in made]
+        counts = [formatting.count(checks.number(one, "num_pieces", place)) for one in made]
         parts = [f"{num} by {one.get('commit')!s:.12}" for num, one in zip(counts, made, strict=True)]
         blocks.append(Paragraph(text=f"The pieces of work were not all made by the same code: {', '.join(parts)}."))
     return blocks
@@ -83,8 +83,8 @@ def _test_words(name: str, size: Mapping[str, Any]) -> str:
     learned = checks.number(size, "num_learned", f"test_sets, {name}")
     if num is None:
         return name
-    seen = "" if learned is None else f", {wording.count(learned) if learned else 'none'} of them learned from"
-    return f"{name} ({wording.count(num)} problems{seen})"
+    seen = "" if learned is None else f", {formatting.count(learned) if learned else 'none'} of them learned from"
+    return f"{name} ({formatting.count(num)} problems{seen})"
 
 
 def _checked(arm: Arm, place: str) -> Arm:
@@ -135,8 +135,8 @@ def _finding(name: str, found: Mapping[str, Any], baseline: str) -> str:
     low, high = found.get("low"), found.get("high")
     seed_low, seed_high = found.get("seed_low"), found.get("seed_high")
     apart = seed_low is None or seed_high is None or seed_low * seed_high > 0
-    how = f"{wording.points(found['mean'])} points against {baseline} ({wording.points_interval(low, high)}"
-    how += f"; Holm's p {wording.p_value(found['p_holm'])})" if found.get("p_holm") is not None else ")"
+    how = f"{formatting.points(found['mean'])} points against {baseline} ({formatting.points_interval(low, high)}"
+    how += f"; Holm's p {formatting.p_value(found['p_holm'])})" if found.get("p_holm") is not None else ")"
     if low is None or high is None:
         return f"{name}: {how}, no interval known."
     if low > 0 or high < 0:
@@ -192,10 +192,10 @@ def _difference_table(arms: list[Arm], baseline: str) -> Table:
     rows: list[tuple[str, ...]] = []
     for arm in arms:
         found = _difference(arm)
-        over_seeds = wording.points_interval(found.get("seed_low"), found.get("seed_high"))
-        between = wording.points_interval(found.get("low"), found.get("high"))
-        p = (wording.p_value(found.get("p")), wording.p_value(found.get("p_holm")))
-        rows.append((arm["name"], wording.points(found.get("mean")), between, over_seeds, *p))
+        over_seeds = formatting.points_interval(found.get("seed_low"), found.get("seed_high"))
+        between = formatting.points_interval(found.get("low"), found.get("high"))
+        p = (formatting.p_value(found.get("p")), formatting.p_value(found.get("p_holm")))
+        rows.append((arm["name"], formatting.points(found.get("mean")), between, over_seeds, *p))
     columns = ("arm", "points", "95 % over questions", "95 % over seeds", "p", "Holm's p")
     return Table(caption=f"Difference to {baseline}, percentage points", columns=columns, rows=tuple(rows))
 
@@ -213,9 +213,9 @@ def _contrasted(arms: list[Arm]) -> list[tuple[str, str, str, Mapping[str, Any]]
 def _contrasts(arms: list[Arm]) -> Table:
     rows: list[tuple[str, ...]] = []
     for arm, other, test, gap in _contrasted(arms):
-        between = wording.points_interval(gap.get("low"), gap.get("high"))
-        over_seeds = wording.points_interval(gap.get("seed_low"), gap.get("seed_high"))
-        points, p = wording.points(gap.get("mean")), wording.p_value(gap.get("p_holm"))
+        between = formatting.points_interval(gap.get("low"), gap.get("high"))
+        over_seeds = formatting.points_interval(gap.get("seed_low"), gap.get("seed_high"))
+        points, p = formatting.points(gap.get("mean")), formatting.p_value(gap.get("p_holm"))
         rows.append((arm, other, test, points, between, over_seeds, p))
     columns = ("arm", "against", "test", "points", "95 % over questions", "95 % over seeds", "Holm's p")
     return Table(caption="Contrasts, percentage points", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1, 2}))
@@ -241,17 +241,17 @@ def _accuracies(arms: list[Arm]) -> Table:
 
 
 def _cell(found: Mapping[str, Any]) -> str:
-    bounds = wording.interval((found.get("low"), found.get("high")))
-    return wording.share(found.get("mean")) + ("" if bounds == wording.NOTHING else f" ({bounds})")
+    bounds = formatting.interval((found.get("low"), found.get("high")))
+    return formatting.share(found.get("mean")) + ("" if bounds == formatting.NOTHING else f" ({bounds})")
 
 
 def _costs(arms: list[Arm]) -> Table:
     rows: list[tuple[str, ...]] = []
     for arm in arms:
         cost = arm.get("costs") or {}
-        traces = [wording.counts(arm.get(name)) for name in ("num_traces", "num_problems", "problems_asked")]
-        spent = [wording.count(cost.get(name)) for name in ("tokens_played", "tokens_learned", "verdicts_used")]
-        rows.append((arm["name"], *traces, *spent, wording.seconds(cost.get("seconds"))))
+        traces = [formatting.counts(arm.get(name)) for name in ("num_traces", "num_problems", "problems_asked")]
+        spent = [formatting.count(cost.get(name)) for name in ("tokens_played", "tokens_learned", "verdicts_used")]
+        rows.append((arm["name"], *traces, *spent, formatting.seconds(cost.get("seconds"))))
     columns = (
         "arm",
         "traces",
@@ -284,9 +284,9 @@ def _everything(arms: list[Arm]) -> tuple[Block, ...]:
         for test, how in _tests(arms):
             found = _accuracy(arm, test, how)
             other = (arm.get("differences_to_self") or {}).get(f"{test}/{how}") or {}
-            seeds = ", ".join(wording.share(value) for value in found.get("per_seed") or ()) or wording.NOTHING
-            gap = wording.points_interval(other.get("low"), other.get("high"))
-            cells = (seeds, wording.points(other.get("mean")), gap, wording.p_value(other.get("p_holm")))
+            seeds = ", ".join(formatting.share(value) for value in found.get("per_seed") or ()) or formatting.NOTHING
+            gap = formatting.points_interval(other.get("low"), other.get("high"))
+            cells = (seeds, formatting.points(other.get("mean")), gap, formatting.p_value(other.get("p_holm")))
             rows.append((arm["name"], f"{test}, {how}", *cells))
     columns = ("arm", "test", "accuracy of each seed", "points to baseline", "95 % over questions", "Holm's p")
     return (Table(caption="All tests", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1})),)
@@ -294,7 +294,8 @@ def _everything(arms: list[Arm]) -> tuple[Block, ...]:
 
 def _what(arms: list[Arm]) -> Fold:
     rows = tuple(
-        (arm["name"], str(arm.get("kind") or wording.NOTHING), str(arm.get("what") or wording.NOTHING)) for arm in arms
+        (arm["name"], str(arm.get("kind") or formatting.NOTHING), str(arm.get("what") or formatting.NOTHING))
+        for arm in arms
     )
     table = Table(caption="Arms", columns=("arm", "kind", "what it is"), rows=rows, wordy=frozenset({0, 1, 2}))
     return Fold(title="What each arm is", blocks=(table,))
@@ -306,7 +307,7 @@ def _makeup(arms: list[Arm]) -> Table:
         for column, groups in (arm.get("trace_makeup") or {}).items():
             for name in groups if isinstance(groups, dict) else ():
                 rows.append(
-                    (arm["name"], f"{column} {name}", wording.share(checks.number(groups, name, "trace_makeup")))
+                    (arm["name"], f"{column} {name}", formatting.share(checks.number(groups, name, "trace_makeup")))
                 )
     return Table(
         caption="Share of traces, by level and subject",

@@ -10,11 +10,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flow_dpo.report import learning, wording
+from flow_dpo.report import formatting
+from flow_dpo.report import rates as learning
 from flow_dpo.report.comparison_section import comparison_section
+from flow_dpo.report.document import Block, Code, Fold, Paragraph, Report, Section, Table
+from flow_dpo.report.evaluation_section import evaluation_section, finding_of, traces_section
 from flow_dpo.report.judge_section import judge_section
-from flow_dpo.report.measured_sections import evaluation_section, finding_of, traces_section
-from flow_dpo.report.read import (
+from flow_dpo.report.side_by_side import side_by_side
+from flow_dpo.report.sources import (  # fmt: skip
     ComparisonSource,
     EvaluationSource,
     JudgeSource,
@@ -22,10 +25,8 @@ from flow_dpo.report.read import (
     Source,
     Spoken,
     TracesSource,
-)  # fmt: skip
-from flow_dpo.report.run_sections import run_section
-from flow_dpo.report.sections import Block, Code, Fold, Paragraph, Report, Section, Table
-from flow_dpo.report.steps import side_by_side
+)
+from flow_dpo.report.training_section import run_section
 
 
 def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str) -> Report:
@@ -64,7 +65,7 @@ def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str) -
         )
         sections.append(Section(title="Solutions side by side", blocks=(Paragraph(text=words), *beside)))
     sections.append(_making(sources, command))
-    names, more = ", ".join(wording.short(source.name, 30) for source in sources[:2]), len(sources) - 2
+    names, more = ", ".join(formatting.short(source.name, 30) for source in sources[:2]), len(sources) - 2
     names += f" and {more} more" if more > 0 else ""
     return Report(title=f"Report on {names}", findings=tuple(findings), sections=tuple(sections))
 
@@ -87,9 +88,9 @@ def _at_a_glance(runs: Sequence[RunSource]) -> Section:
     for run in runs:
         quarters = learning.quarters(run.num_seen)
         rates = [learning.accuracy(run.plays, part) for part in (quarters[:1] + quarters[-1:])]
-        told = [f"{wording.share(rate.value)} ({wording.interval(rate.bounds)})" for rate in rates]
-        asked = wording.count(run.num_problems)
-        rows.append((run.name, f"{wording.count(run.num_seen)} of {asked}", *(told or [wording.NOTHING] * 2)))
+        told = [f"{formatting.share(rate.value)} ({formatting.interval(rate.bounds)})" for rate in rates]
+        asked = formatting.count(run.num_problems)
+        rows.append((run.name, f"{formatting.count(run.num_seen)} of {asked}", *(told or [formatting.NOTHING] * 2)))
     columns = ("run", "problems", "first quarter right", "last quarter right")
     table = Table(caption="Accuracy before learning (95 % interval)", columns=columns, rows=tuple(rows))
     return Section(title="All runs at a glance", blocks=(table,))
@@ -107,7 +108,7 @@ def _making(sources: Sequence[Source], command: str) -> Section:
     columns = [name for name, found in named.items() if found]
     packages = list(dict.fromkeys(package for name in columns for package in named[name]))
     rows = tuple(
-        (package, *(str(named[name].get(package) or wording.NOTHING) for name in columns)) for package in packages
+        (package, *(str(named[name].get(package) or formatting.NOTHING) for name in columns)) for package in packages
     )
     if rows:
         wordy = frozenset(range(len(columns) + 1))

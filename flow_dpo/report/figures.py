@@ -16,16 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from flow_dpo.errors import visible
-from flow_dpo.report import svg
+from flow_dpo.core.errors import visible
+from flow_dpo.report import svg_theme
 
 _WIDTH = 5.0
 """Inches. Narrow, so that words are still read where the figure fills a phone's width."""
 _STYLE = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 12, "font.family": "DejaVu Sans",
     "axes.labelsize": 12, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11,
-    "text.color": svg.INK, "axes.labelcolor": svg.INK, "xtick.color": svg.INK, "ytick.color": svg.INK,
-    "axes.edgecolor": svg.GRID, "grid.color": svg.GRID, "axes.grid": True, "axes.axisbelow": True,
+    "text.color": svg_theme.INK, "axes.labelcolor": svg_theme.INK,
+    "xtick.color": svg_theme.INK, "ytick.color": svg_theme.INK,
+    "axes.edgecolor": svg_theme.GRID, "grid.color": svg_theme.GRID, "axes.grid": True, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "figure.facecolor": "none",
     "savefig.facecolor": "none", "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 5,
 }  # fmt: skip
@@ -79,7 +80,7 @@ def draw(name: str, panels: Sequence[Panel], *, x: str, alt: str, height: float 
                 axis.xaxis.get_major_locator().set_params(integer=True)
         axes[-1].set_xlabel(x)
         drawn = _saved(figure)
-    return svg.themed(drawn, visible(alt))
+    return svg_theme.themed(drawn, visible(alt))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +98,10 @@ def forest(name: str, effects: Sequence[Effect], *, x: str, alt: str) -> str:
     """A forest plot: an arm a row, the first on top, a line at no difference."""
     with _figure(name, 1, 0.9 + 0.42 * len(effects)) as (figure, axes):
         axis = axes[0]
-        axis.axvline(0, color=svg.INK, linewidth=1)
+        axis.axvline(0, color=svg_theme.INK, linewidth=1)
         for row, effect in enumerate(reversed(effects)):
             apart = effect.low is not None and effect.high is not None and (effect.low > 0 or effect.high < 0)
-            colour = svg.BLUE if apart and effect.mean > 0 else svg.RED if apart else svg.GREY
+            colour = svg_theme.BLUE if apart and effect.mean > 0 else svg_theme.RED if apart else svg_theme.GREY
             if effect.outer is not None:
                 axis.plot(effect.outer, [row, row], color=colour, linewidth=1)
             if effect.low is not None and effect.high is not None:
@@ -111,7 +112,7 @@ def forest(name: str, effects: Sequence[Effect], *, x: str, alt: str) -> str:
         axis.grid(False, axis="y")
         axis.set_xlabel(x)
         drawn = _saved(figure)
-    return svg.themed(drawn, visible(alt))
+    return svg_theme.themed(drawn, visible(alt))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,17 +137,22 @@ def shape(
         for dot in dots:
             if dot.parent is not None:
                 (px, py), bend = dot.parent, dot.x - 0.5
-                axis.plot([px, bend, dot.x], [py, dot.y, dot.y], color=svg.GREY, linewidth=1, zorder=1)
+                axis.plot([px, bend, dot.x], [py, dot.y, dot.y], color=svg_theme.GREY, linewidth=1, zorder=1)
         for index, role in enumerate(roles):
             mine = [dot for dot in dots if dot.role == index]
-            style = {"marker": _MARKERS[index % 6], "color": svg.SERIES[index % 6], "linestyle": "none", "zorder": 2}
+            style = {
+                "marker": _MARKERS[index % 6],
+                "color": svg_theme.SERIES[index % 6],
+                "linestyle": "none",
+                "zorder": 2,
+            }
             axis.plot([d.x for d in mine], [d.y for d in mine], label=_label(role, 20), markersize=6, **style)
         for side, sign in (("chosen", "+"), ("rejected", "\u2212")):
             for dot in dots:
                 if dot.preferred == side:
                     axis.annotate(sign, (dot.x, dot.y), (0, 4), textcoords="offset points", ha="center", fontsize=11)
         for x, y, status in ends:
-            colour = {"correct": svg.GREEN, "wrong": svg.RED}.get(status, svg.GREY)
+            colour = {"correct": svg_theme.GREEN, "wrong": svg_theme.RED}.get(status, svg_theme.GREY)
             axis.annotate(status, (x, y), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=10)
         axis.set_ylim(rows - 0.4, -0.7)
         axis.set_xlim(-0.6, max((dot.x for dot in dots), default=0) + 1.6)
@@ -157,15 +163,15 @@ def shape(
         axis.set_ylabel("plays")
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         drawn = _saved(figure)
-    return svg.themed(drawn, visible(alt))
+    return svg_theme.themed(drawn, visible(alt))
 
 
 def _draw_panel(axis: Any, panel: Panel, *, named: bool) -> None:
     """`named`: the x axis of this panel bears the name, so that the legend stands further below."""
     if panel.reference is not None:
-        axis.axhline(panel.reference, color=svg.GREY, linewidth=1)
+        axis.axhline(panel.reference, color=svg_theme.GREY, linewidth=1)
     for index, line in enumerate(panel.lines):
-        colour, y = svg.SERIES[index % 6], _gaps(line.y)
+        colour, y = svg_theme.SERIES[index % 6], _gaps(line.y)
         style = {
             "color": colour,
             "linestyle": _DASHES[index % 6],
@@ -182,7 +188,7 @@ def _draw_panel(axis: Any, panel: Panel, *, named: bool) -> None:
                 linewidth=0,
             )
     for index, level in enumerate(panel.levels, start=len(panel.lines)):
-        colour = svg.SERIES[index % 6]
+        colour = svg_theme.SERIES[index % 6]
         axis.axhline(level.value, color=colour, linestyle=(0, (1, 1.2)), label=_label(level.label, 44))
         axis.axhspan(level.low, level.high, color=colour, alpha=0.12, linewidth=0)
     axis.set_ylabel(panel.y)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flow_dpo.report import checks, wording
-from flow_dpo.report.read import JudgeSource
-from flow_dpo.report.sections import Block, Code, Fold, Paragraph, Section, Table
+from flow_dpo.report import checks, formatting
+from flow_dpo.report.document import Block, Code, Fold, Paragraph, Section, Table
+from flow_dpo.report.sources import JudgeSource
 
 _SHOWN = 6
 """Judgements whose words are shown."""
@@ -72,7 +72,7 @@ def sides_of(one: JudgeSource) -> str:
     named = []
     for side in ("a", "b"):
         found = checks.mapping(one.summary, side, one.place)
-        named.append(wording.short(str(found.get("source") or found.get("path") or "unnamed traces"), 40))
+        named.append(formatting.short(str(found.get("source") or found.get("path") or "unnamed traces"), 40))
     return f"{one.name}: {named[0]} (a) and {named[1]} (b)"
 
 
@@ -95,31 +95,31 @@ def _judge(one: JudgeSource) -> str:
 
 
 def _outcomes(one: JudgeSource) -> tuple[str, ...]:
-    pairs = [wording.count(_number(one, "pairs", name)) for name in ("a", "b", "tie", "unparsed")]
+    pairs = [formatting.count(_number(one, "pairs", name)) for name in ("a", "b", "tie", "unparsed")]
     rate, bounds = _win_rate(one)
-    shown = wording.NOTHING if rate is None else f"{wording.share(rate)} ({wording.interval(bounds)})"
-    return (sides_of(one), _judge(one), *pairs, shown, wording.p_value(_number(one, "decided", "p")))
+    shown = formatting.NOTHING if rate is None else f"{formatting.share(rate)} ({formatting.interval(bounds)})"
+    return (sides_of(one), _judge(one), *pairs, shown, formatting.p_value(_number(one, "decided", "p")))
 
 
 def _trust(one: JudgeSource) -> tuple[str, ...]:
     shares = [_number(one, *names) for names in (("agreement", "rate"), ("position", "first_rate"), ("longer", "rate"))]
-    kappa = wording.decimal(_number(one, "agreement", "kappa"))
-    return (one.name, wording.share(shares[0]), kappa, wording.share(shares[1]), wording.share(shares[2]))
+    kappa = formatting.decimal(_number(one, "agreement", "kappa"))
+    return (one.name, formatting.share(shares[0]), kappa, formatting.share(shares[1]), formatting.share(shares[2]))
 
 
 def _kinds(one: JudgeSource) -> list[tuple[str, ...]]:
     ties = [(words, _number(one, "ties", name)) for name, words in _TIES.items()]
     missing = [(f"no verdict: {reason}", _number(one, "unparsed", reason)) for reason in _group(one, "unparsed")]
-    return [(one.name, words, wording.count(value)) for words, value in [*ties, *missing] if value]
+    return [(one.name, words, formatting.count(value)) for words, value in [*ties, *missing] if value]
 
 
 def _finding(one: JudgeSource) -> str:
     rate, bounds = _win_rate(one)
     if rate is None or bounds is None:
         return f"{sides_of(one)}: no pair has a verdict."
-    how = f"a's win rate is {wording.share(rate)} ({wording.interval(bounds)})"
+    how = f"a's win rate is {formatting.share(rate)} ({formatting.interval(bounds)})"
     better = "a preferred" if bounds[0] > 0.5 else "b preferred" if bounds[1] < 0.5 else "neither preferred"
-    agreed = wording.share(_number(one, "agreement", "rate"))
+    agreed = formatting.share(_number(one, "agreement", "rate"))
     return f"{sides_of(one)}: {how} by {_judge(one)}, {better}; its two orders agree on {agreed}."
 
 

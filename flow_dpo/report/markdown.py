@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from flow_dpo.errors import visible
-from flow_dpo.report.sections import (
+from flow_dpo.core.errors import visible
+from flow_dpo.report.document import (  # fmt: skip
     Block,
     Bullets,
     Code,
@@ -28,7 +28,7 @@ from flow_dpo.report.sections import (
     Table,
     Told,
     TreeDrawing,
-)  # fmt: skip
+)
 
 _SIGNS = re.compile(r"([\\`*_{}\[\]()#!|~$])")
 _FIRST = re.compile(r"^(\d*)([-+=.)])")

@@ -7,10 +7,22 @@ of its log-odds of Yes. Counted on trunk nodes, whatever was said there, with th
 
 from __future__ import annotations
 
-from flow_dpo.report import learning, wording
+from flow_dpo.report import formatting
+from flow_dpo.report.document import Figure, Paragraph, Section, Table
 from flow_dpo.report.figures import Panel, Series, draw
-from flow_dpo.report.read import RunSource
-from flow_dpo.report.sections import Figure, Paragraph, Section, Table
+from flow_dpo.report.rates import (
+    Area,
+    Part,
+    Rate,
+    choosing_roles,
+    finished_over_unfinished,
+    parts,
+    prefers_yes,
+    quarters,
+    right_over_wrong,
+    yes_rate,
+)
+from flow_dpo.report.sources import RunSource
 
 _KINDS = ("unfinished", "wrong", "right")
 _WORDS = {"unfinished": "unfinished", "wrong": "finished, wrong", "right": "right"}
@@ -18,10 +30,10 @@ _WORDS = {"unfinished": "unfinished", "wrong": "finished, wrong", "right": "righ
 
 def stop_section(run: RunSource, tag: str, role: str) -> Section:
     """The section of one choosing role."""
-    plays, over = run.plays, learning.parts(run.num_seen)
+    plays, over = run.plays, parts(run.num_seen)
     middles = [part.middle for part in over]
-    finished = [learning.finished_over_unfinished(plays, part, role) for part in over]
-    right = [learning.right_over_wrong(plays, part, role) for part in over]
+    finished = [finished_over_unfinished(plays, part, role) for part in over]
+    right = [right_over_wrong(plays, part, role) for part in over]
     lines = [
         Series(label=label, x=middles, y=[area.value for area in areas],
                low=[None if area.bounds is None else area.bounds[0] for area in areas],
@@ -29,7 +41,7 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
         for label, areas in (("finished over unfinished", finished), ("right over finished wrong", right))
     ]  # fmt: skip
     shares = [
-        Series(label=_WORDS[kind], x=middles, y=[_percent(learning.yes_rate(plays, part, role, kind)) for part in over])
+        Series(label=_WORDS[kind], x=middles, y=[_percent(yes_rate(plays, part, role, kind)) for part in over])
         for kind in _KINDS
     ]
     finding = (
@@ -41,7 +53,7 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
               title="What it tells apart (0.5 is chance)"),
         Panel(y="said Yes (%)", lines=shares, bounds=(-2, 102), title="How often it says Yes to what is ..."),
     ]  # fmt: skip
-    name = f"{tag}-{'stop' if role == 'stop' else 'choosing'}-{learning.choosing_roles(plays).index(role)}"
+    name = f"{tag}-{'stop' if role == 'stop' else 'choosing'}-{choosing_roles(plays).index(role)}"
     figure = Figure(
         name=name, title=finding, alt=alt, svg=draw(name, panels, x="problems seen", alt=alt, height=3.4),
         caption="Bands are 95 % intervals (Hanley and McNeil), which take candidates as independent.",
@@ -52,20 +64,20 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
         "or its play could not be graded, and they are left out."
     )
     return Section(
-        title=f"What {wording.short(role, 20)} can tell apart",
+        title=f"What {formatting.short(role, 20)} can tell apart",
         blocks=(figure, _areas(run, role), _pairs(run, role), Paragraph(text=note)),
     )
 
 
 def _areas(run: RunSource, role: str) -> Table:
     rows: list[tuple[str, ...]] = []
-    whole = learning.Part(start=0, end=run.num_seen)
-    for part in (*learning.quarters(run.num_seen), whole):
-        finished = learning.finished_over_unfinished(run.plays, part, role)
-        right = learning.right_over_wrong(run.plays, part, role)
-        said = [learning.yes_rate(run.plays, part, role, kind) for kind in _KINDS]
-        cells = [f"{wording.share(rate.value)} of {rate.of}" for rate in said]
-        areas = (wording.band(finished.value, finished.bounds), wording.band(right.value, right.bounds))
+    whole = Part(start=0, end=run.num_seen)
+    for part in (*quarters(run.num_seen), whole):
+        finished = finished_over_unfinished(run.plays, part, role)
+        right = right_over_wrong(run.plays, part, role)
+        said = [yes_rate(run.plays, part, role, kind) for kind in _KINDS]
+        cells = [f"{formatting.share(rate.value)} of {rate.of}" for rate in said]
+        areas = (formatting.band(finished.value, finished.bounds), formatting.band(right.value, right.bounds))
         rows.append((part.name, *areas, *cells))
     columns = (
         "problems", "finished over unfinished", "right over finished wrong", "Yes to unfinished",
@@ -78,9 +90,9 @@ def _areas(run: RunSource, role: str) -> Table:
 
 def _pairs(run: RunSource, role: str) -> Table:
     rows: list[tuple[str, ...]] = []
-    for part in learning.quarters(run.num_seen):
-        rates = [learning.prefers_yes(run.plays, part, role, finished=finished) for finished in (True, False)]
-        cells = [cell for rate in rates for cell in (wording.count(rate.of), wording.share(rate.value))]
+    for part in quarters(run.num_seen):
+        rates = [prefers_yes(run.plays, part, role, finished=finished) for finished in (True, False)]
+        cells = [cell for rate in rates for cell in (formatting.count(rate.of), formatting.share(rate.value))]
         rows.append((part.name, *cells))
     columns = ("problems", "pairs at finished", "prefer Yes", "pairs at unfinished", "prefer Yes")
     return Table(
@@ -88,11 +100,11 @@ def _pairs(run: RunSource, role: str) -> Table:
     )
 
 
-def _percent(rate: learning.Rate) -> float | None:
+def _percent(rate: Rate) -> float | None:
     return None if rate.value is None else 100 * rate.value
 
 
-def _told(what: str, areas: list[learning.Area]) -> str:
+def _told(what: str, areas: list[Area]) -> str:
     there = [area.value for area in areas if area.value is not None]
     if not there:
         return f"{what} not measured"

@@ -1,0 +1,289 @@
+"""How does one command make the whole comparison?
+
+    flow-dpo compare --config study.yaml          settings of `train`, and those under `compare` and `training`
+
+Everything is written under `output_dir`: settings/, one folder a seed, comparison.json and comparison.md. Interrupted,
+the same command goes on; with other settings it is refused. With several `jobs`, seeds run side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from flow_dpo.cli.evaluate import evaluate
+from flow_dpo.cli.generate import generate
+from flow_dpo.cli.sft import fine_tune
+from flow_dpo.cli.train import train
+from flow_dpo.core.answer_stop import AnswerStop
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.explore import Drawing
+from flow_dpo.core.single import Single
+from flow_dpo.data.problems import ColumnSettings
+from flow_dpo.evaluate.compare import provenance
+from flow_dpo.evaluate.compare.arms import Outcome, Sizes
+from flow_dpo.evaluate.compare.choose import EVERY, choose
+from flow_dpo.evaluate.compare.jobs import Command, Doing
+from flow_dpo.evaluate.compare.summary import Told, markdown, summarise
+from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs.adapters import one_pass
+from flow_dpo.runs.build import ShopSettings, TrainSettings, defaults_of
+from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.traces import sft
+
+SUMMARY = "comparison.json"
+_ADVICE = (
+    "\nThe other arms are compared without it. Where traces are too few: more compare.pool.pool_problems or "
+    "compare.pool.draws, or lower compare.pool.num_traces, in another --compare.output_dir"
+)
+
+
+COMMANDS: Mapping[str, Command] = {"train": train, "generate": generate, "sft": fine_tune, "evaluate": evaluate}
+"""What the arms of a comparison are made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """Which traces are drawn, and how often."""
+
+    num_traces: int = 1000
+    """Traces that every compiled arm is fine-tuned on; those on given problems take all that are found (the paper:
+    1,500)."""
+    pool_problems: int = 4000
+    """Problems that traces may be drawn on: those behind the ones that the flow is trained on."""
+    draws: int = 1
+    """Draws on a problem of the pool. With one, which problems get a trace is up to their difficulty (not stated in the
+    paper)."""
+    matched_draws: int = 16
+    """Draws on a problem where the problems are given."""
+    more_draws: int = 8
+    """Draws of the arm `self_more_draws`."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_traces", "pool_problems", "draws", "matched_draws", "more_draws"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSettings:
+    """What the arms are measured on."""
+
+    __test__ = False  # pytest takes every class of such a name for tests
+
+    test_dataset_name: str = ""
+    """What is tested on; the training's own data set where empty."""
+    test_split: str = "test"
+    test_problems: int = 2000
+    harder_split: str = ""
+    """A second, harder split; none where empty."""
+    harder_problems: int = 1000
+    sampled: bool = True
+    """Measure drawn answers, too, besides the greedy ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("test_problems", "harder_problems"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """What is compared, and on how much."""
+
+    output_dir: str = "runs/comparison"
+    num_seeds: int = 3
+    """Seeds 0, 1, ...: of the flow's training, the traces' draws, and the fine-tuning."""
+    arms: tuple[str, ...] = ()
+    """Their names (`evaluate.compare.arms`, `recipe_arms`), or "paper" for those of the paper's table and "recipes"
+    for the neighbours of Flow-DPO; all sources of traces where empty. `self_generated` is what the others are compared
+    with, and an arm that names others is compared with those too."""
+    tokens: int = 0
+    """Tokens, played and learned, of the arms that are to have as many as the flow; as many as it had where 0."""
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    tests: TestSettings = field(default_factory=TestSettings)
+    jobs: int = 1
+    """Seeds under way at once, each in a process of its own. Changes timing only."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
+        if self.tokens < 0:
+            raise ConfigError(f"expected tokens of 0 or more, found {self.tokens}")
+
+
+def parse(argv: Sequence[str]) -> dict[str, Any]:
+    """The settings of `flow-dpo compare`: those of `train`, `compare` and `training` (of the fine-tuning)."""
+    argv, defaults = defaults_of(argv, {})
+    what = "Compare sources of traces (arXiv 2410.22304, table 1)."
+    return resolve.parse("flow-dpo compare", what, sections(defaults), argv)
+
+
+def sections(defaults: TrainSettings) -> dict[str, Any]:
+    """The groups of settings, with their defaults."""
+    trained = {name: value for name, value in defaults.sections().items() if name != "run"}
+    return trained | {"compare": CompareSettings(), "training": sft.SftTraining(), "sft_lora": sft.PAPER_LORA}
+
+
+def compare(argv: Sequence[str]) -> int:
+    """`flow-dpo compare`."""
+    parsed, console = parse(argv), Console()
+    settings: CompareSettings = parsed["compare"]
+    chosen = choose(settings.arms)
+    if any(arm.kind == "compiled" for arm in chosen):
+        sft.check_trl()
+    if parsed["data"].max_problems is None:
+        raise ConfigError(
+            "expected data.max_problems, the problems that the flow learns from: traces are drawn on those behind them"
+        )
+    path = Path(settings.output_dir)
+    with run_folder.locked(path):
+        _begin(path, parsed)
+        _write_configs(path / "settings", parsed)
+        seeds = list(range(settings.num_seeds))
+        sizes = _sizes(parsed)
+        names, asked = [arm.name for arm in chosen], _asked(parsed)
+        say(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
+        if settings.jobs == 1:
+            outcomes = [_one_seed(path, seed, names, sizes, asked) for seed in seeds]
+        else:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
+                futures = [pool.submit(_one_seed, path, seed, names, sizes, asked) for seed in seeds]
+                outcomes = [future.result() for future in futures]
+        failed: dict[str, str] = {}
+        for name, reason in (row for outcome in outcomes for row in outcome.items()):
+            if isinstance(reason, str) and failed.setdefault(name, reason) is reason:
+                say(console, f"{name} could not be made: {reason}{_ADVICE}")
+        made = [arm for arm in chosen if arm.name not in failed]
+        if not made:
+            raise DataError(f"expected an arm that can be made, found none; of {names[0]}: {failed[names[0]]}")
+        by_arm = {
+            arm.name: [one for outcome in outcomes if isinstance(one := outcome[arm.name], Outcome)] for arm in made
+        }
+        known = {**_tested(parsed), **provenance.of(path, by_arm), "failed": failed}
+        told = Told(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
+        found = summarise(made, by_arm, told, path)
+        run_folder.write_whole(path / SUMMARY, json.dumps(found, indent=1) + "\n")
+        run_folder.write_whole(path / "comparison.md", markdown(found))
+    say(console, f"Written to {path / SUMMARY}")
+    return 0
+
+
+def _asked(parsed: Mapping[str, Any]) -> list[str]:
+    """The flags by which a person asked for code to be run."""
+    values = {"flow_source": parsed["flow_source"], "flow.programs": getattr(parsed["flow"], "programs", False)}
+    values |= {"model.trust_remote_code": parsed["model"].trust_remote_code}
+    return [f"--{name}={str(value).lower() if value is True else value}" for name, value in values.items() if value]
+
+
+def _one_seed(
+    path: Path, seed: int, names: Sequence[str], sizes: Sizes, asked: Sequence[str]
+) -> dict[str, Outcome | str]:
+    """All arms of one seed, one after another; of one for which the data do not suffice, such as traces that are too
+    few, the reason."""
+    do = Doing(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, asked=asked)
+    found: dict[str, Outcome | str] = {}
+    for name in names:
+        try:
+            found[name] = EVERY[name].make(do, sizes)
+        except DataError as error:
+            found[name] = str(error)
+    return found
+
+
+def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
+    """Write config.yaml, or make sure that it says the same. Arms, seeds and jobs may be added."""
+    known, now = path / "config.yaml", run_folder.plain(parsed)
+    if known.exists():
+        free = {"compare.jobs", "compare.arms", "compare.num_seeds"}
+        found = {
+            name: values
+            for name, values in run_folder.differences(
+                {"engine_kind": "local"} | resolve.read_settings(known), now
+            ).items()
+            if name not in free
+        }
+        if found:
+            lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in found.items())
+            raise ConfigError(f"{path} was begun otherwise; name another folder with --compare.output_dir{lines}")
+    run_folder.write_whole(known, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+
+
+def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
+    """The settings files that the commands name."""
+    pool, tests = parsed["compare"].pool, parsed["compare"].tests
+    folder.mkdir(exist_ok=True)
+    data = parsed["data"]
+    tested = {"dataset_name": tests.test_dataset_name or data.dataset_name, "skip_problems": 0}
+    if tests.test_dataset_name:
+        tested |= {"dataset_config": None, "columns": ColumnSettings()}
+    sets = {
+        "pool": replace(data, skip_problems=data.skip_problems + data.max_problems, max_problems=pool.pool_problems),
+        "held_out": replace(data, **tested, dataset_split=tests.test_split, max_problems=tests.test_problems),
+    }
+    if tests.harder_split:
+        sets["harder"] = replace(data, **tested, dataset_split=tests.harder_split, max_problems=tests.harder_problems)
+    names = ("recipe", "preset", "flow_source", "engine_kind")
+    train = {name: value for name, value in parsed.items() if name not in ("compare", "training", "sft_lora")}
+    played = {name: parsed[name] for name in (*names, "flow", "explore", *ShopSettings().sections())}
+    method = ("recipe", "flow_source", "flow", "explore", "credit", "objective")
+    files: dict[str, Mapping[str, Any]] = {
+        "train": train,
+        "other": {name: value for name, value in train.items() if name not in method},
+        "sft": {"training": parsed["training"], "lora": parsed["sft_lora"]},
+    }
+    asks = _asks(parsed)
+    if asks is not None:
+        files["single"] = {**files["other"], "flow": asks}
+    for name, problems in sets.items():
+        more = {"generate": {"draws": pool.draws}} if name == "pool" else {}
+        files |= {name: {"data": problems, **more}, f"base-{name}": {**played, "data": problems, **more}}
+    for name, values in files.items():
+        text = yaml.safe_dump(run_folder.plain(values), sort_keys=False, allow_unicode=True)
+        run_folder.write_whole(folder / f"{name}.yaml", text)
+
+
+def _sizes(parsed: Mapping[str, Any]) -> Sizes:
+    settings: CompareSettings = parsed["compare"]
+    flow = parsed["flow"]
+    shape = (flow.chunk_tokens, flow.max_chunks) if hasattr(flow, "chunk_tokens") else None
+    drawn = ("held_out/sampled",) if settings.tests.sampled else ()
+    harder = ("harder/greedy",) if settings.tests.harder_split else ()
+    return Sizes(
+        num_traces=settings.pool.num_traces,
+        matched_draws=settings.pool.matched_draws,
+        more_draws=settings.pool.more_draws,
+        flow_shape=shape,
+        tests=("held_out/greedy", *drawn, *harder),
+        max_problems=parsed["data"].max_problems,
+        tokens=settings.tokens,
+        preset=parsed["preset"],
+        asks=_asks(parsed),
+        draws=parsed["explore"] if isinstance(parsed["explore"], Drawing) else Drawing(),
+    )
+
+
+def _asks(parsed: Mapping[str, Any]) -> Single | None:
+    """The single pass of the comparison's flow; None of a flow without."""
+    flow = parsed["flow"]
+    return one_pass(flow) if isinstance(flow, AnswerStop | Single) else None
+
+
+def _tested(parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for."""
+    return {
+        "model": parsed["model"].model_name_or_path,
+        "dataset": f"{parsed['data'].dataset_name}/{parsed['data'].dataset_split}",
+        "command": resolve.command_line(),
+        "settings": run_folder.plain(parsed),
+    }

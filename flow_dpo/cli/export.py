@@ -1,0 +1,25 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from flow_dpo.runs import resolve
+from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.traces.export import ExportSettings
+from flow_dpo.traces.export import export as write_export
+
+
+def parse_export(argv: Sequence[str]) -> ExportSettings:
+    """The settings of `flow-dpo export`."""
+    what = "Write traces, or a run's pairs, in the formats that other trainers read."
+    return resolve.parse("flow-dpo export", what, {"export": ExportSettings()}, argv)["export"]
+
+
+def export(argv: Sequence[str]) -> int:
+    """`flow-dpo export`."""
+    folder, num_rows = write_export(parse_export(argv))
+    say(Console(), f"{num_rows} rows written to {folder}")
+    return 0

@@ -1,0 +1,98 @@
+"""What do the commands do that carry a trained flow on: to traces, to files for others, to a fine-tuned model?
+
+Like `commands`: every function takes the words behind its command, settings first, then work, then what a person wants
+to know at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flow_dpo.core.errors import DataError
+from flow_dpo.core.types import Problem
+from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs.adapters import SpeakingSettings, load_adapters, played, settings_of, taught
+from flow_dpo.runs.build import ShopSettings, defaults_of, of_its_engine, workshop
+from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.traces.generate import GenerateSettings
+from flow_dpo.traces.generate import generate as play
+from flow_dpo.traces.trace import OF_THE_DATA, SelectionSettings, TraceFolder, read_traces, refuse_used
+
+
+def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
+    """The settings of `flow-dpo generate`: with `--run` or `--adapter`, what comes with it comes first."""
+    base, origin = settings_of({name: resolve.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
+    argv, defaults = defaults_of(argv, base, origin=origin)
+    base = of_its_engine(base, defaults)
+    sections = {
+        **defaults.names(),
+        "flow": defaults.recipe.flow,
+        "explore": defaults.recipe.explore,
+        **defaults.shop.sections(),
+        "speaking": SpeakingSettings(),
+        "generate": GenerateSettings(),
+        "selection": SelectionSettings(),
+    }
+    what = "Write verified traces of a trained flow, an untrained flow, or a single model."
+    return resolve.parse("flow-dpo generate", what, sections, argv, base=base, origin=origin)
+
+
+def generate(argv: Sequence[str]) -> int:
+    """`flow-dpo generate`."""
+    parsed = parse_generate(argv)
+    settings: GenerateSettings = parsed["generate"]
+    selection: SelectionSettings = parsed["selection"]
+    flow, path, console = parsed["flow"], Path(settings.output_dir), Console()
+    shop_settings = _shop(parsed)
+    refuse_used(path)
+    speaks = played(flow, settings.mode)
+    with run_folder.locked(path), workshop(shop_settings, speaks, roles=flow.roles, seed=settings.seed) as shop:
+        adapters = load_adapters(shop.policy, parsed["speaking"])
+        header = {
+            "source": settings.source(trained=bool(adapters)),
+            "selection": selection.rule() if settings.mode != "ground_truth" else OF_THE_DATA,
+            "settings": run_folder.plain(parsed),
+            "command": resolve.command_line(),
+            "model": shop.loaded.name,
+            "tokenizer": shop.loaded.renderer.fingerprint(),
+            "adapters": {role: adapter.path for role, adapter in adapters.items()},
+            "dataset": f"{shop_settings.data.dataset_name}/{shop_settings.data.dataset_split}",
+            "data_fingerprint": shop.problems.fingerprint,
+            **run_folder.environment(),
+        }
+        problems = _only_of(shop.fitting, settings.problems_of)
+        folder = TraceFolder(path, header | {"num_problems": len(problems)})
+        for traces, tally in play(
+            speaks, taught(flow), parsed["explore"], problems, shop.players, adapters, settings, selection
+        ):
+            folder.append(traces, tally.facts())
+            say(
+                console,
+                f"{tally.problems_played} problems: {tally.traces} traces on {tally.problems_solved}, from "
+                f"{tally.draws} draws, {tally.tokens_played} tokens and {tally.verdicts_used} verdicts",
+            )
+        folder.note({"complete": True})
+    say(console, f"Written to {path}")
+    return 0
+
+
+def _only_of(problems: Sequence[Problem], traces: str) -> list[Problem]:
+    """The problems that these traces are of; all where none are named."""
+    if not traces:
+        return list(problems)
+    ids = {trace.problem_id for trace in read_traces(Path(traces)).traces}
+    kept = [problem for problem in problems if problem.id in ids]
+    if len(kept) < len(ids):
+        raise DataError(
+            f"expected all {len(ids)} problems of {traces} in the data, found {len(kept)}; name the data set, split "
+            "and order that the traces were drawn on"
+        )
+    return kept
+
+
+def _shop(parsed: Mapping[str, Any]) -> ShopSettings:
+    return ShopSettings(**{name: parsed[name] for name in ShopSettings().sections()})

@@ -1,0 +1,273 @@
+"""What does `flow-dpo judge` do?
+
+    flow-dpo judge --traces_a runs/flow --traces_b runs/self --model_name_or_path Qwen/Qwen2.5-7B-Instruct
+    flow-dpo judge --traces_a runs/flow --traces_b runs/self --base_url http://127.0.0.1:8000/v1 --served_model NAME
+
+writes a folder: judgements.jsonl (a row a problem and order, with the judge's own words), judge.json (what was asked of
+whom) and summary.json. Invariant: what stands in judgements.jsonl is never asked again, and a folder holds the
+judgements of one question: other traces, prompts or another judge are refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flow_dpo.core.errors import ConfigError, DataError, EngineError
+from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+from flow_dpo.evaluate.judge.backends import EndpointJudge, LocalJudge
+from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, EndpointSettings
+from flow_dpo.evaluate.judge.protocol import (
+    Asked,
+    Heard,
+    Judge,
+    JudgePrompts,
+    JudgeSettings,
+    TracePair,
+    pairs_of,
+    questions,
+    row,
+)
+from flow_dpo.evaluate.judge.results import ROWS, Key, read_judgements, summarise
+from flow_dpo.models.load import ModelSettings, load_model
+from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.traces.trace import TraceFile, read_traces
+
+log = logging.getLogger("flow_dpo")
+
+HEADER = "judge.json"
+SUMMARY = "summary.json"
+_OFTEN = 0.2
+"""From this share of unparsed pairs on a person is warned."""
+_OF_THE_QUESTION = ("judge", "prompts")
+"""Sections whose settings decide what is asked, whoever is asked."""
+_OF_THE_MODEL = ("model_name_or_path", "model_revision", "dtype", "chat_template", "template_kwargs")
+"""Settings of the model that may change its words; device and threads change its speed."""
+
+
+def parse_judge(argv: Sequence[str]) -> dict[str, Any]:
+    """The settings of `flow-dpo judge`. Raises `ConfigError` where they do not go together."""
+    sections = {
+        "judge": JudgeSettings(),
+        "prompts": JudgePrompts(),
+        "endpoint": EndpointSettings(),
+        "model": ModelSettings(),
+        "engine": LocalSettings(),
+    }
+    what = "Compare two sets of traces, problem by problem, by a judge that reads them blind and in both orders."
+    parsed = resolve.parse("flow-dpo judge", what, sections, argv)
+    settings: JudgeSettings = parsed["judge"]
+    endpoint: EndpointSettings = parsed["endpoint"]
+    for name in ("traces_a", "traces_b"):
+        if not getattr(settings, name):
+            raise ConfigError(f"expected two folders of traces, found no --{name}; make them with flow-dpo generate")
+    if not endpoint.base_url:
+        if endpoint.served_model:
+            raise ConfigError(f"expected --base_url with --served_model {endpoint.served_model}, found none")
+        if parsed["model"].model_name_or_path == "seed":
+            raise ConfigError(
+                "expected a judge, found none: name a model with --model_name_or_path, or an OpenAI-compatible address "
+                "with --base_url (the embedded seed model reads nothing but its own problems)"
+            )
+    elif parsed["model"] != ModelSettings():
+        raise ConfigError("expected one judge, found settings of a model in this process and a --base_url; choose one")
+    elif settings.words == "choices":
+        raise ConfigError(
+            "--words choices reads log-odds and needs a model in this process (--model_name_or_path); leave it out "
+            "with --base_url"
+        )
+    return parsed
+
+
+def judge(argv: Sequence[str]) -> int:
+    """`flow-dpo judge`."""
+    parsed = parse_judge(argv)
+    settings: JudgeSettings = parsed["judge"]
+    sides = (read_traces(Path(settings.traces_a)), read_traces(Path(settings.traces_b)))
+    pairs = pairs_of(*sides, settings)
+    path, console = Path(settings.output_dir), Console()
+    with run_folder.locked(path):
+        header = _header(path, parsed, sides, pairs)
+        asked = questions(pairs)
+        known = read_judgements(path / ROWS, asked)
+        left = [one for one in asked if one.key not in known]
+        say(console, f"{len(pairs)} pairs, {len(asked)} questions, {len(left)} of them not answered yet; to {path}")
+        if left:
+            with judging(parsed) as (name, who):
+                _same_judge(path, header, name)
+                who.hear(left, _Keeper(path / ROWS, known, len(asked), console))
+        _write_header(path / HEADER, header)
+        found = summarise(pairs, known)
+        run_folder.write_whole(path / SUMMARY, json.dumps(_described(found, sides, header), indent=2) + "\n")
+    say(console, spoken(found))
+    say(console, f"Written to {path}")
+    check_parsed(found, settings)
+    return 0
+
+
+class _Keeper:
+    """Writes each answer down as it comes."""
+
+    def __init__(self, file: Path, known: dict[Key, dict[str, Any]], total: int, console: Console) -> None:
+        self._file, self._known, self._total, self._console = file, known, total, console
+        self._said = time.monotonic()
+
+    def __call__(self, asked: Asked, heard: Heard, /) -> None:
+        made = row(asked, heard)
+        run_folder.append_jsonl(self._file, [made])
+        self._known[asked.key] = made
+        if time.monotonic() - self._said > 10:
+            self._said = time.monotonic()
+            say(self._console, f"{len(self._known)} of {self._total} answered")
+
+
+@contextmanager
+def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
+    """The judge that the settings name, and its name; refused here where it cannot be reached or loaded."""
+    settings, prompts = parsed["judge"], parsed["prompts"]
+    endpoint: EndpointSettings = parsed["endpoint"]
+    if endpoint.base_url:
+        address = ChatEndpoint(endpoint, api_key=os.environ.get("OPENAI_API_KEY", ""))
+        address.check()
+        yield (
+            f"{address.model} at {endpoint.base_url}",
+            EndpointJudge(address, prompts=prompts, settings=settings, concurrency=endpoint.concurrency),
+        )
+        return
+    loaded = load_model(parsed["model"])
+    engine = LocalEngine(
+        loaded.model,
+        speaking=lambda role: nullcontext(loaded.model),  # the base model's own voice
+        end_ids=loaded.end_ids,
+        context_tokens=loaded.context_tokens,
+        settings=parsed["engine"],
+    )
+    with closing(engine):
+        yield (
+            loaded.name,
+            LocalJudge(
+                engine, loaded.renderer, prompts=prompts, settings=settings, context_tokens=loaded.context_tokens
+            ),
+        )
+
+
+def _header(
+    path: Path, parsed: Mapping[str, Any], sides: Sequence[TraceFile], pairs: Sequence[TracePair]
+) -> dict[str, Any]:
+    """The folder's header: a new one, not yet written, or the one that is there where it asks the same, of no fewer
+    pairs: a larger draw holds the smaller one.
+
+    Raises `ConfigError` where the folder holds something else, `DataError` where its header is broken.
+    """
+    endpoint: EndpointSettings = parsed["endpoint"]
+    of_judge = {"base_url": endpoint.base_url, "served_model": endpoint.served_model, "body": endpoint.body}
+    question = {name: run_folder.plain(parsed[name]) for name in _OF_THE_QUESTION}
+    for name in ("output_dir", "traces_a", "traces_b"):
+        del question["judge"][name]  # the traces count, not where they lie
+    of_model = {name: getattr(parsed["model"], name) for name in _OF_THE_MODEL}
+    question |= {"endpoint": of_judge} if endpoint.base_url else {"model": run_folder.plain(of_model)}
+    for name, side in zip(("traces_a", "traces_b"), sides, strict=True):
+        question[name] = hashlib.sha256(side.path.read_bytes()).hexdigest()
+    file = path / HEADER
+    if file.exists():
+        known = _read_header(file)
+        differing = run_folder.differences(known["question"], json.loads(json.dumps(question)))
+        if "judge.max_pairs" in differing and len(pairs) >= known["num_pairs"]:
+            known |= {"question": question, "num_pairs": len(pairs), "command": resolve.command_line()}
+            del differing["judge.max_pairs"]
+        if differing:
+            shown = "; ".join(f"{name} was {old!r:.60}, is {new!r:.60}" for name, (old, new) in differing.items())
+            raise ConfigError(
+                f"output_dir {path} holds judgements of other settings ({shown}); name another with --output_dir"
+            )
+        return known
+    if (path / ROWS).exists():
+        raise ConfigError(f"output_dir {path} holds {ROWS} without {HEADER}; name another with --output_dir")
+    return {
+        "question": question,
+        "traces": [{"path": str(side.path), "source": side.header.get("source")} for side in sides],
+        "num_traces": [len(side.traces) for side in sides],
+        "num_pairs": len(pairs),
+        "command": resolve.command_line(),
+        **run_folder.environment(),
+    }
+
+
+def _same_judge(path: Path, header: dict[str, Any], name: str) -> None:
+    """Note who answers. Raises `ConfigError` where it was somebody else."""
+    if header.setdefault("judge", name) != name:
+        raise ConfigError(
+            f"output_dir {path} holds judgements of {header['judge']}, found {name}; name another with --output_dir"
+        )
+    _write_header(path / HEADER, header)
+
+
+def _write_header(file: Path, header: Mapping[str, Any]) -> None:
+    run_folder.write_whole(file, json.dumps(header, indent=2) + "\n")
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    found = run_folder.read_object(file)
+    if not isinstance(found.get("question"), dict) or type(found.get("num_pairs")) is not int:
+        raise DataError(f"expected a JSON object with the question and num_pairs in {file}, found {found!r:.80}")
+    return found
+
+
+def _described(found: Mapping[str, Any], sides: Sequence[TraceFile], header: Mapping[str, Any]) -> dict[str, Any]:
+    """What summary.json holds: who was compared by whom, then the numbers."""
+    named = zip(("a", "b"), sides, strict=True)
+    compared = {
+        name: {"path": str(side.path), "source": side.header.get("source"), "num_traces": len(side.traces)}
+        for name, side in named
+    }
+    return {"judge": header.get("judge"), "words": header["question"]["judge"]["words"], **compared, **found}
+
+
+def spoken(found: Mapping[str, Any]) -> str:
+    """The findings in two or three lines."""
+    pairs, win, decided = found["pairs"], found["win_rate"], found["decided"]
+    lines = [f"a wins {pairs['a']}, b wins {pairs['b']}, ties {pairs['tie']}, unparsed {pairs['unparsed']}"]
+    if win["rate"] is not None:
+        low, high = win["interval"]
+        lines[0] += f": a's win rate {100 * win['rate']:.1f} % ({100 * low:.1f} to {100 * high:.1f}), ties as half"
+        if decided["p"] is not None:
+            share = f"{100 * decided['rate']:.1f} %, sign test p {decided['p']:.3g}"
+            lines.append(f"Of {decided['num']} decided pairs a wins {share}")
+    agreed, place = found["agreement"], found["position"]
+    if agreed["num"]:
+        kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.2f}"
+        line = f"The two orders agree on {100 * agreed['rate']:.1f} % (kappa {kappa})"
+        if place["first_rate"] is not None:
+            line += f"; the first place is picked in {100 * place['first_rate']:.1f} % of {place['num_picks']} picks"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def check_parsed(found: Mapping[str, Any], settings: JudgeSettings) -> None:
+    """Raise `EngineError` where no pair that was asked about has a verdict in both orders; warn where many lack one."""
+    num_unparsed = found["pairs"]["unparsed"]
+    num_asked = found["num_pairs"] - found["ties"]["identical"]
+    if not num_unparsed:
+        return
+    reasons = ", ".join(f"{name}: {count}" for name, count in found["unparsed"].items())
+    todo = (
+        "--words choices for a small model, a longer --max_tokens where it was cut off, a shorter --prompts.user or a "
+        "model with a larger window where a pair was too long, or another judge; in another --output_dir"
+    )
+    what = f"{num_unparsed} of {num_asked} pairs have no verdict in both orders ({reasons})"
+    if num_unparsed == num_asked:
+        raise EngineError(
+            f"expected verdicts, found that {what}; its words are in {settings.output_dir}/{ROWS}. {todo}"
+        )
+    if num_unparsed >= _OFTEN * num_asked:
+        log.warning("%s and enter no rate; %s", what, todo)

@@ -1,0 +1,112 @@
+"""What can be typed?
+
+    flow-dpo quickstart                     the whole method on the embedded seed, in a minute or two
+    flow-dpo train --model_name_or_path ... --dataset_name ...
+    flow-dpo evaluate --run runs/train ...
+    flow-dpo generate --run runs/train ...  verified traces of the trained flow
+    flow-dpo export --source runs/traces ...
+    flow-dpo sft --traces runs/traces ...   the base, fine-tuned on traces
+    flow-dpo compare --config FILE          the paper's table and its controls, over several seeds
+    flow-dpo judge --traces_a A --traces_b B --base_url ...     which of two sets of traces reasons better
+    flow-dpo report runs/train ...          one page on runs, evaluations, traces and comparisons
+    flow-dpo verify FILE --output OUT
+
+A thin shell: commands are parsed here and done elsewhere. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from flow_dpo.core.errors import FlowDpoError, visible
+
+_COMMANDS = {
+    "quickstart": ("train:quickstart", "learn on the embedded seed model and show what came of it"),
+    "train": ("train:train", "learn from a stream of problems by Flow-DPO"),
+    "evaluate": ("evaluate:evaluate", "measure a model, or a run's adapters, on a data set"),
+    "generate": (
+        "generate:generate",
+        "write verified traces of a trained flow, an untrained one, or a single model",
+    ),
+    "export": ("export:export", "write traces, or a run's pairs, for other trainers"),
+    "sft": ("sft:fine_tune", "fine-tune a model on traces"),
+    "compare": ("compare:compare", "compare sources of traces, and what else the same effort could buy"),
+    "judge": ("judge:judge", "compare two sets of traces by a judge that reads them blind, in both orders"),
+    "report": (
+        "report:report",
+        "write a page, HTML and Markdown, on runs, evaluations, traces and comparisons",
+    ),
+    "verify": ("verify:verify", "grade a file of answers against their gold"),
+}
+"""Where each command is done (module and function, imported when it is asked for), and what it does."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0 done, 1 refused or failed, 2 not understood, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("flow-dpo"))
+        return 0
+    if words[0] not in _COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(words[0], _COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "flow-dpo --help lists the commands"
+        print(f"flow-dpo: unknown command {words[0]!r}; {hint}", file=sys.stderr)
+        return 2
+    _quiet_threads()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for noisy in ("httpx", "datasets", "filelock", "matplotlib", "fsspec", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # A shell that starts a command in the background lets it ignore Ctrl-C; a scheduler ends it with SIGTERM. Both mean
+    # the same here: stop, and keep what was done.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _run(words[0], words[1:])
+    except FlowDpoError as error:
+        print(f"flow-dpo: {visible(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("flow-dpo: interrupted", file=sys.stderr)
+        return 130
+
+
+class _Plain(logging.Formatter):
+    """Messages quote data sets and models, whose text may be hostile."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def _run(command: str, words: list[str]) -> int:
+    module, _, function = _COMMANDS[command][0].partition(":")
+    return getattr(importlib.import_module(f"flow_dpo.cli.{module}"), function)(words)
+
+
+def _quiet_threads() -> None:
+    """Let idle worker threads sleep instead of spin: spinning makes a busy machine ten times slower.
+
+    Must happen before torch is imported; what the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _usage() -> str:
+    lines = ["usage: flow-dpo COMMAND [SETTINGS]", ""]
+    lines += [f"  {name:<12}{what}" for name, (_, what) in _COMMANDS.items()]
+    return "\n".join([*lines, "", "flow-dpo COMMAND --help lists a command's settings."])

@@ -1,0 +1,103 @@
+"""What does `flow-dpo report` do?
+
+    flow-dpo report runs/train runs/untrained runs/single --output_dir runs/report
+    flow-dpo report studies/comparison.json --output_dir studies
+
+reads everything that is named, and writes `report.html` (one file, nothing else needed), `report.md` and its figures
+beside it. Invariant: a source that is none, or broken, is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flow_dpo.core.errors import ConfigError, StorageError
+from flow_dpo.report.compose import compose
+from flow_dpo.report.document import Report
+from flow_dpo.report.html import page
+from flow_dpo.report.markdown import markdown
+from flow_dpo.report.sources import read_sources
+from flow_dpo.report.svg_theme import standalone
+from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs.callbacks.progress import say
+
+FIGURES = "figures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """Where a report goes, and what it shows."""
+
+    output_dir: str = "runs/report"
+    """Its folder. A report that is there is written anew."""
+    num_side_by_side: int = 4
+    """Problems whose solutions stand side by side; 0 shows none."""
+    tree: str | None = None
+    """Id of the problem whose tree is drawn; a telling one where it is not given."""
+
+    def __post_init__(self) -> None:
+        if self.num_side_by_side < 0:
+            raise ConfigError(f"expected num_side_by_side of 0 at least, found {self.num_side_by_side}")
+
+
+def parse(argv: Sequence[str]) -> tuple[list[Path], ReportSettings]:
+    """The sources and the settings. Raises `ConfigError` where no source is named."""
+    sources: list[Path] = []
+    flags: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            sources.append(Path(word))
+            continue
+        flags.append(word)
+        if "=" not in word and words and not words[0].startswith("--"):
+            flags.append(words.pop(0))
+    what = (
+        "Write a report on the runs, evaluations, traces, comparisons and judges' verdicts that are named: "
+        "flow-dpo report RUN_OR_COMPARISON... --output_dir OUT"
+    )
+    settings: ReportSettings = resolve.parse("flow-dpo report", what, {"report": ReportSettings()}, flags)["report"]
+    if not sources:
+        raise ConfigError(
+            "expected a run, an evaluation, traces, a comparison or a judge's verdicts to report on, found none: "
+            "flow-dpo report FOLDER..."
+        )
+    return sources, settings
+
+
+def report(argv: Sequence[str]) -> int:
+    """`flow-dpo report`."""
+    paths, settings = parse(argv)
+    folder = Path(settings.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(
+            f"expected output_dir to be a folder, found the file {folder}; name another with --output_dir"
+        )
+    sources = read_sources(paths, tree=settings.tree)
+    made = compose(sources, num_side_by_side=settings.num_side_by_side, command=resolve.command_line())
+    write(made, folder)
+    console: Any = Console()
+    for finding in made.findings:
+        say(console, finding)
+    say(console, f"Written to {folder / 'report.html'} and {folder / 'report.md'}")
+    return 0
+
+
+def write(made: Report, folder: Path) -> None:
+    """The report's files. Raises `StorageError` where they cannot be written."""
+    try:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        for figure in made.figures():
+            run_folder.write_whole(folder / FIGURES / f"{figure.name}.svg", standalone(figure.svg))
+        run_folder.write_whole(folder / "report.html", page(made))
+        run_folder.write_whole(folder / "report.md", markdown(made, FIGURES))
+    except OSError as error:
+        raise StorageError(
+            f"could not write the report to {folder}: {error}; make room, or name another --output_dir"
+        ) from error

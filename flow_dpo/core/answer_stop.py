@@ -1,0 +1,168 @@
+"""How do an Answer role and a Stop role write a solution together?
+
+Answer continues the solution by one chunk; Stop says Yes or No to what stands; on Yes the play ends, on No Answer goes
+on (Flow-DPO, arXiv 2410.22304, section 2). With chunks of 3 tokens and E the end token:
+
+    answer [5 6 7]   stop No   answer [8 9 E]   stop Yes            solution 5 6 7 8 9, ended
+    answer [5 6 7]   stop No   answer [8 9 E]   stop No  "Wait, ..."  answer [4 4 1]   ...
+
+The end token never enters later context. At the cap of chunks Stop is not asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
+
+ANSWER: Role = "answer"
+STOP: Role = "stop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkedExample:
+    """One solved question, shown to Answer as two chat turns before the question."""
+
+    question: str
+    solution: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerStopPrompts:
+    """The words of both roles. Defaults follow the meaning of the paper's prompts; their exact English is not
+    stated."""
+
+    answer_system: str = (
+        "You are a helpful math assistant. Explain your reasoning step by step, then solve the problem. "
+        'End with a last line of the form "Answer: " followed by the final answer alone.'
+    )
+    answer_user: str = "{question}"
+    """`{question}` stands for the problem."""
+    stop_system: str = (
+        'You can only answer "Yes" or "No". You are given a problem and a candidate solution. '
+        "Decide whether the candidate solution is correct."
+    )
+    stop_user: str = (
+        "Problem:\n{question}\n\nCandidate solution:\n{candidate}\n\n"
+        "Is the candidate solution correct? Answer only Yes or No."
+    )
+    """`{candidate}` stands for the solution so far, spliced in as the very tokens that were sampled."""
+    yes: str = "Yes"
+    no: str = "No"
+    reopen: str = "\nWait, this is wrong. Let me solve it again in a different way.\n"
+    """Fixed words, never scored nor learned, that follow an ended answer which Stop refused."""
+    examples: tuple[WorkedExample, ...] = ()
+    """Worked examples, as chat turns before the question. Small models need two to end their solutions at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerStopState:
+    """Where a play stands."""
+
+    problem: Problem
+    pieces: tuple[Piece, ...] = ()
+    """What Answer has written: sampled ids, and the fixed words that reopened an ended answer."""
+    attempt_start: int = 0
+    """Index of the first piece behind the fixed words that reopened an ended answer last."""
+    num_chunks: int = 0
+    ended: bool = False
+    """Answer's last chunk closed with its end token."""
+    speaker: Literal["answer", "stop", "nobody"] = "answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerStop(Flow[AnswerStopState]):
+    """The paper's flow. Chunk and cap are the paper's (section 3.1)."""
+
+    chunk_tokens: int = 160
+    """Longest chunk of the Answer role, in tokens."""
+    max_chunks: int = 6
+    on_refused_end: Literal["reopen", "accept"] = "reopen"
+    """What Stop's No does to an answer that has ended (not stated in the paper): "reopen" drops the end token, adds
+    the prompts' `reopen` words and lets Answer go on; "accept" takes an ended answer as it is, without asking Stop."""
+    on_early_yes: Literal["cut", "close"] = "cut"
+    """What Stop's Yes does to an answer that has not ended (not stated in the paper): "cut" leaves its last line open,
+    so that an answer there does not count; "close" ends that line. A chunk may be full right before the end token,
+    and Stop does not see end tokens: "cut" then calls a whole answer cut. What is really cut, "Answer: 1" of 15, is
+    wrong either way."""
+    prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
+
+    roles: ClassVar[tuple[Role, ...]] = (ANSWER, STOP)
+
+    def start(self, problem: Problem) -> AnswerStopState:
+        return AnswerStopState(problem=problem)
+
+    def turn(self, state: AnswerStopState) -> Turn | None:
+        if state.speaker == "answer":
+            return self._answer_turn(state)
+        if state.speaker == "stop":
+            return self._stop_turn(state)
+        return None
+
+    def advance(self, state: AnswerStopState, completion: Completion) -> AnswerStopState:
+        if state.speaker == "answer":
+            return self._after_answer(state, completion)
+        if completion.choice == 0:
+            closes = self.on_early_yes == "close" and not state.ended
+            return replace(state, pieces=(*state.pieces, "\n") if closes else state.pieces, speaker="nobody")
+        if not state.ended:
+            return replace(state, speaker="answer")
+        pieces = (*state.pieces, self.prompts.reopen)
+        return replace(state, pieces=pieces, attempt_start=len(pieces), ended=False, speaker="answer")
+
+    def solution(self, state: AnswerStopState) -> Solution:
+        return Solution(pieces=state.pieces, ended=state.ended, attempt_start=state.attempt_start)
+
+    def tags(self, state: AnswerStopState) -> tuple[str, ...]:
+        if state.speaker != "stop":
+            return ()
+        return ("finished",) if state.ended else ("unfinished",)
+
+    def _after_answer(self, state: AnswerStopState, completion: Completion) -> AnswerStopState:
+        ended = completion.finish_reason == "stop"
+        num_chunks = state.num_chunks + 1
+        stops = num_chunks >= self.max_chunks or (ended and self.on_refused_end == "accept")
+        content = completion.content_ids
+        return replace(
+            state,
+            pieces=(*state.pieces, content) if content else state.pieces,
+            num_chunks=num_chunks,
+            ended=ended,
+            speaker="nobody" if stops else "stop",
+        )
+
+    def _answer_turn(self, state: AnswerStopState) -> Turn:
+        return Turn(
+            role=ANSWER,
+            messages=answer_messages(self.prompts, state.problem),
+            continuation=state.pieces,
+            max_tokens=self.chunk_tokens,
+        )
+
+    def _stop_turn(self, state: AnswerStopState) -> Turn:
+        prompts = self.prompts
+        # Split before the question goes in: a question may hold the words "{candidate}" itself.
+        before, _, after = prompts.stop_user.partition("{candidate}")
+        content = (
+            before.replace("{question}", state.problem.question),
+            *state.pieces,
+            after.replace("{question}", state.problem.question),
+        )
+        messages = (
+            Message(role="system", content=(prompts.stop_system,)),
+            Message(role="user", content=content),
+        )
+        return Turn(role=STOP, messages=messages, choices=(prompts.yes, prompts.no))
+
+
+def answer_messages(prompts: AnswerStopPrompts, problem: Problem) -> tuple[Message, ...]:
+    """The chat before Answer's open turn: system, worked examples, the question."""
+    messages = [Message(role="system", content=(prompts.answer_system,))]
+    for example in prompts.examples:
+        asked = prompts.answer_user.replace("{question}", example.question)
+        messages.append(Message(role="user", content=(asked,)))
+        messages.append(Message(role="assistant", content=(example.solution,)))
+    messages.append(Message(role="user", content=(prompts.answer_user.replace("{question}", problem.question),)))
+    return tuple(messages)

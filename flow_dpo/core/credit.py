@@ -1,0 +1,130 @@
+"""What is a credit?
+
+A value: graded trees in, examples out, such as `OutcomePairs()(trees) -> [Pair, Pair]`. Invariant: what can teach
+nothing, a tie or a play that could not be graded, makes no example.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from flow_dpo.core.tree import Node, Rollout, Tree
+from flow_dpo.core.types import Example, Pair, Scored, TokenIds
+
+
+class Credit(Protocol):
+    """A rule that says what is learned from graded trees."""
+
+    def __call__(self, trees: Sequence[Tree]) -> Sequence[Example]:
+        """All examples of the trees, tree by tree."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomePairs:
+    """A pair at every node at which siblings differ in the correctness of the plays that they led to."""
+
+    roles: tuple[str, ...] = ()
+    """The roles that learn; all where empty. The others go on speaking as they are."""
+    tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Weight of the pairs whose turn bears a tag, such as {"unfinished": 0.5} for Stop's words on candidates that are
+    not finished (not stated in the paper; 1 where not given)."""
+    weigh_by_chance: bool = False
+    """Weigh a pair of written completions by the probability that a second, independent draw would have differed from
+    the trunk's (not stated in the paper). An alternative is drawn to differ, however sure the policy was: at 1 in 50 it
+    is something that is hardly ever said, and at equal weight such pairs drown those in which the policy is undecided.
+    With this weight the mean loss is that of independent second draws, without their waste."""
+    balance: bool = False
+    """Scale weights so that, in one batch of trees, each tag of a role weighs as much as its others in all (not stated
+    in the paper). Most Stop pairs are at unfinished candidates and say little but "go on"."""
+
+    def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
+        """All pairs of the trees, tree by tree, trunk's root first."""
+        nodes = [(tree, node) for tree in trees for node in tree.trunk_nodes()]
+        learning = [(tree, node) for tree, node in nodes if not self.roles or node.role in self.roles]
+        pairs = [pair for tree, node in learning for pair in self._pairs_at(tree, node)]
+        return _balanced(pairs) if self.balance else pairs
+
+    def _pairs_at(self, tree: Tree, trunk_node: Node) -> list[Pair]:
+        """Every correct sibling against every wrong one."""
+        siblings = tree.children(trunk_node.parent)
+        graded = [(node, verdict.reward) for node in siblings if (verdict := tree.rollout_of(node).verdict) is not None]
+        good = [node for node, reward in graded if reward == 1.0]
+        bad = [node for node, reward in graded if reward == 0.0]
+        weight = 1.0
+        for tag in trunk_node.tags:
+            weight *= self.tag_weights.get(tag, 1.0)
+        if self.weigh_by_chance and not trunk_node.request.choices:
+            weight *= -math.expm1(math.fsum(trunk_node.completion.sampled_logprobs))
+        return [
+            Pair(
+                request=trunk_node.request,
+                chosen=chosen.completion,
+                rejected=rejected.completion,
+                margin=1.0,
+                weight=weight,
+                problem_id=tree.problem.id,
+                chosen_node=chosen.id,
+                rejected_node=rejected.id,
+                depth=trunk_node.depth,
+                tags=trunk_node.tags,
+            )
+            for chosen in good
+            for rejected in bad
+            if chosen.completion.token_ids != rejected.completion.token_ids
+        ]
+
+
+def _balanced(pairs: Sequence[Pair]) -> list[Pair]:
+    """Weights scaled so that the tags of one role have equal sums, and the role's sum stays what it was."""
+    sums: dict[str, dict[tuple[str, ...], float]] = {}
+    for pair in pairs:
+        role = sums.setdefault(pair.request.role, {})
+        role[pair.tags] = role.get(pair.tags, 0.0) + pair.weight
+
+    def scale(pair: Pair) -> float:
+        role = {tags: total for tags, total in sums[pair.request.role].items() if total > 0}
+        if len(role) < 2 or pair.tags not in role:
+            return 1.0
+        return sum(role.values()) / (len(role) * role[pair.tags])
+
+    return [replace(pair, weight=pair.weight * scale(pair)) for pair in pairs]
+
+
+ELSEWHERE = -1
+"""The policy version of a completion that is learned for another request than it was said to: its log-probabilities are
+those of the other request, and are compared with none."""
+
+
+def distinct_correct(tree: Tree) -> Iterator[Rollout]:
+    """The rollouts that were found right, without those that say just what an earlier one said."""
+    seen: set[tuple[TokenIds, ...]] = set()
+    for rollout in tree.rollouts:
+        if rollout.verdict is None or rollout.verdict.status != "correct":
+            continue
+        said = tuple(node.completion.token_ids for node in tree.path(rollout.leaf))
+        if said not in seen:
+            seen.add(said)
+            yield rollout
+
+
+def scored_as_sampled(tree: Tree, node: Node) -> Scored:
+    """What a node says, for the request that it was said to."""
+    return Scored(
+        request=node.request,
+        completion=node.completion,
+        advantage=1.0,
+        problem_id=tree.problem.id,
+        node=node.id,
+        depth=node.depth,
+        tags=node.tags,
+    )
+
+
+def scored_for(tree: Tree, node: Node, asked: Node) -> Scored:
+    """What a node says, for another node's request, at that node's depth."""
+    elsewhere = replace(node.completion, policy_version=ELSEWHERE)
+    return replace(scored_as_sampled(tree, node), request=asked.request, completion=elsewhere, depth=asked.depth)

@@ -1,0 +1,135 @@
+"""How is the better of two completions made likelier than the worse?
+
+Invariant: both objectives compare log-ratios of policy and reference, so that at the start every pair weighs alike. One
+pair's log-ratios, sums over tokens:
+
+    chosen 0.2    rejected -0.1    ->    h = beta * 0.3, loss -log sigmoid(h)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.objective import Loss, TokenLogprobs
+from flow_dpo.core.types import Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dpo:
+    """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, equation 7), and conservative DPO.
+
+    With log-ratios r_w = log pi(chosen)/ref(chosen) and r_l of the rejected, sums over tokens, h = beta (r_w - r_l):
+
+        loss = -(1 - e) log sigmoid(h) - e log sigmoid(-h) - sft_weight * mean over tokens of log pi(chosen)
+
+    where e is `label_smoothing` (Mitchell's note on cDPO, equation 3). At e = 0, d loss / d h = -sigmoid(-h): log 2 and
+    -1/2 where policy and reference are equal. Implicit rewards are beta times the log-ratios. With a `margin_weight` a
+    the pair's margin m is asked for on top, h - a m in place of h: Step-APO (Critical Plan Step Learning, arXiv
+    2409.08642), where m is the difference of the two values.
+    """
+
+    eats: ClassVar[tuple[type, ...]] = (Pair,)
+
+    beta: float = 1.0
+    """Strength of the pull towards the reference; the paper's is 1."""
+    label_smoothing: float = 0.0
+    """Share of pairs supposed to be the wrong way round, below 1/2."""
+    sft_weight: float = 0.0
+    """Weight of the chosen completion's own likelihood (RPO of Pang et al., arXiv 2404.19733). It counters a falling
+    likelihood of chosen completions. Not in the paper."""
+    margin_weight: float = 0.0
+    """How far h must exceed 0, in units of the pair's margin; Step-APO's alpha is 1. Not in the paper."""
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ConfigError(f"beta must be above 0, found {self.beta}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(f"label_smoothing must be in [0, 0.5), found {self.label_smoothing}")
+        if self.sft_weight < 0:
+            raise ConfigError(f"sft_weight must be 0 or more, found {self.sft_weight}")
+        if self.margin_weight < 0:
+            raise ConfigError(f"margin_weight must be 0 or more, found {self.margin_weight}")
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def __call__(
+        self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+    ) -> Loss:
+        ratios = _Ratios(examples, policy, reference)
+        h = self.beta * (ratios.chosen - ratios.rejected)
+        wanted = h - self.margin_weight * torch.tensor([e.margin for e in examples], device=h.device)
+        losses = -(1 - self.label_smoothing) * logsigmoid(wanted)
+        if self.label_smoothing:
+            losses = losses - self.label_smoothing * logsigmoid(-wanted)
+        if self.sft_weight:
+            losses = losses - self.sft_weight * ratios.chosen_logprobs / ratios.chosen_lengths
+        return ratios.loss(losses, h)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ipo:
+    """Identity preference optimisation (Azar et al., arXiv 2310.12036, equation 17).
+
+        loss = (r_w / |chosen| - r_l / |rejected| - 1 / (2 beta))^2
+
+    The log-ratios are means over tokens, as the authors advise: sums would make the target depend on length.
+    """
+
+    eats: ClassVar[tuple[type, ...]] = (Pair,)
+
+    beta: float = 1.0
+    """tau in that paper: the mean log-ratios are pulled to a distance of 1 / (2 beta)."""
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ConfigError(f"beta must be above 0, found {self.beta}")
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def __call__(
+        self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+    ) -> Loss:
+        ratios = _Ratios(examples, policy, reference)
+        distance = ratios.chosen / ratios.chosen_lengths - ratios.rejected / ratios.rejected_lengths
+        return ratios.loss((distance - 1 / (2 * self.beta)).square(), self.beta * distance)
+
+
+class _Ratios:
+    """Sums over tokens that every objective on pairs begins with; one value a pair."""
+
+    def __init__(
+        self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+    ) -> None:
+        self.chosen_logprobs, self.rejected_logprobs = (_sums(policy, side) for side in (0, 1))
+        self.chosen = self.chosen_logprobs - _sums(reference, 0)
+        self.rejected = self.rejected_logprobs - _sums(reference, 1)
+        device = self.chosen.device
+        self.weights = torch.tensor([e.weight for e in examples], device=device)
+        self.chosen_lengths = torch.tensor([float(len(e.chosen.token_ids)) for e in examples], device=device)
+        self.rejected_lengths = torch.tensor([float(len(e.rejected.token_ids)) for e in examples], device=device)
+
+    def loss(self, losses: torch.Tensor, margins: torch.Tensor) -> Loss:
+        weighted = self.weights * losses
+        measures = {
+            "loss": weighted,
+            "margin": margins,
+            "accuracy": (margins > 0).float(),
+            "chosen_ratio": self.chosen,
+            "chosen_logprobs": self.chosen_logprobs,
+            "rejected_logprobs": self.rejected_logprobs,
+        }
+        return Loss(weighted.sum(), {name: value.detach().sum() for name, value in measures.items()})
+
+
+def _sums(logprobs: Sequence[TokenLogprobs], side: int) -> torch.Tensor:
+    return torch.stack([pieces[side].sum() for pieces in logprobs])

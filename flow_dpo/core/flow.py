@@ -1,0 +1,64 @@
+"""What is a flow?
+
+The protocol by which roles take turns on one problem: a pure state machine over immutable states. It needs no engine,
+no tokenizer, no clock and no randomness, so branching at a state is free and its tests need no model:
+
+    state = flow.start(problem)
+    while (turn := flow.turn(state)) is not None:
+        state = flow.advance(state, somebody_says(turn))
+    flow.solution(state)
+
+The five rules, which `core.tree` and `flow_dpo.explore` rely on: states are immutable; `turn` of a state is
+always the same; a turn speaks for a declared role; sampled token ids are passed on as they are; every play ends.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic, TypeVar
+
+from flow_dpo.core.errors import FlowError
+from flow_dpo.core.types import Completion, Problem, Role, Solution, Turn
+
+StateT = TypeVar("StateT")
+_MOST_TURNS = 10_000
+"""A flow that asks for more turns than this in one play has broken the rule that every play ends."""
+
+
+class Flow(ABC, Generic[StateT]):
+    """Roles taking turns on one problem. A subclass is a frozen dataclass whose fields are its settings."""
+
+    roles: ClassVar[tuple[Role, ...]]
+    """Every role that may speak; each gets an adapter of its own."""
+
+    @abstractmethod
+    def start(self, problem: Problem) -> StateT:
+        """The state before anything was said."""
+
+    @abstractmethod
+    def turn(self, state: StateT) -> Turn | None:
+        """What is asked next, or None where the play has ended."""
+
+    @abstractmethod
+    def advance(self, state: StateT, completion: Completion) -> StateT:
+        """The state after the turn's role has said `completion`."""
+
+    @abstractmethod
+    def solution(self, state: StateT) -> Solution:
+        """What has been written so far."""
+
+    def tags(self, state: StateT) -> tuple[str, ...]:
+        """Words that the record keeps with the turn asked at `state`, such as ("finished",)."""
+        return ()
+
+
+def check_turn(flow: Flow[Any], turn: Turn, num_turns: int, problem: Problem) -> None:
+    """Raise `FlowError` where a flow asks for somebody undeclared, or without end, after so many turns of a play."""
+    name = type(flow).__name__
+    if turn.role not in flow.roles:
+        raise FlowError(
+            f"{name} asked role {turn.role!r} to speak, at turn {num_turns} of {problem.id}; it declares only "
+            f"{list(flow.roles)}"
+        )
+    if num_turns >= _MOST_TURNS:
+        raise FlowError(f"{name} has asked for {num_turns} turns on {problem.id}; every play must end")

@@ -1,0 +1,149 @@
+"""What do the numbers of a run mean, and how sure are they?
+
+Progressive validation (arXiv 2410.22304, section 2.3): the share of problems that the flow solved *before* it learned
+from them, cumulative and over the last window. Ungraded plays are counted apart and enter no mean.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flow_dpo.core.stats import wilson
+from flow_dpo.core.tree import Rollout, Tree
+from flow_dpo.core.types import Example, Pair, Scored
+
+
+@dataclass(kw_only=True)
+class ProgressiveValidation:
+    """Counts of the trunk's verdicts, each taken before the flow learned from its problem."""
+
+    window: int = 250
+    num_seen: int = 0
+    num_graded: int = 0
+    num_correct: int = 0
+    recent: deque[float] = field(default_factory=deque[float])
+    """Rewards of the last `window` graded problems."""
+    first: tuple[int, int] = (0, 0)
+    """Correct and graded problems of the first window."""
+
+    def see(self, reward: float | None) -> None:
+        """Count one problem; None where it could not be graded."""
+        self.num_seen += 1
+        if reward is None:
+            return
+        self.num_graded += 1
+        self.num_correct += int(reward)
+        self.recent.append(reward)
+        if len(self.recent) > self.window:
+            self.recent.popleft()
+        if self.num_graded <= self.window:
+            self.first = (self.num_correct, self.num_graded)
+
+    def row(self) -> dict[str, float | int]:
+        """The progressive part of a metrics row."""
+        low, high = wilson(self.num_correct, self.num_graded)
+        window_low, window_high = wilson(int(sum(self.recent)), len(self.recent))
+        return {
+            "problems_seen": self.num_seen,
+            "progressive/accuracy": self.num_correct / max(self.num_graded, 1),
+            "progressive/low": low,
+            "progressive/high": high,
+            "progressive/window_accuracy": sum(self.recent) / max(len(self.recent), 1),
+            "progressive/window_low": window_low,
+            "progressive/window_high": window_high,
+            "progressive/window_problems": len(self.recent),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return {
+            "window": self.window,
+            "num_seen": self.num_seen,
+            "num_graded": self.num_graded,
+            "num_correct": self.num_correct,
+            "recent": list(self.recent),
+            "first": list(self.first),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> ProgressiveValidation:
+        """The counts that `state` returned."""
+        values: dict[str, Any] = {**state, "recent": deque(state["recent"]), "first": tuple(state["first"])}
+        return cls(**values)
+
+
+def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequence[str]) -> dict[str, float | int]:
+    """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded plays, Stop's choices.
+
+    "num_verdicts" counts the plays that were graded: one that stopped with a value is none. "tied_trees" are those
+    whose graded plays are all right or all wrong, without other values among them: credits that compare plays learn
+    nothing from them, one that keeps what was right learns from those that are all right.
+    "ties/<role>" are the trunk's nodes that were compared with siblings, of whose plays two or more were graded, and
+    all alike; "ungraded/<role>" those of whose plays fewer than two were graded. Both are read off the trees, whatever
+    the credit makes of them.
+    """
+    pairs = [example for example in examples if isinstance(example, Pair)]
+    num_scored = Counter(example.request.role for example in examples if isinstance(example, Scored))
+    verdicts = [rollout.verdict for tree in trees for rollout in tree.rollouts if rollout.verdict is not None]
+    row: dict[str, float | int] = {
+        "num_trees": len(trees),
+        "num_rollouts": sum(len(tree.rollouts) for tree in trees),
+        "num_verdicts": len(verdicts),
+        "ungraded_rate": sum(verdict.status == "ungraded" for verdict in verdicts) / max(len(verdicts), 1),
+        "no_answer_rate": sum(verdict.answer is None for verdict in verdicts) / max(len(verdicts), 1),
+        "tied_trees": sum(len(_rewards(tree)) < 2 for tree in trees),
+    }
+    for role in roles:
+        mine = [pair for pair in pairs if pair.request.role == role]
+        compared = [rewards for tree in trees for rewards in _compared(tree, role)]
+        row[f"nodes/{role}"] = sum(node.role == role for tree in trees for node in tree.trunk_nodes())
+        row[f"pairs/{role}"] = len(mine)
+        if num_scored[role]:
+            row[f"scored/{role}"] = num_scored[role]
+        row[f"skipped/{role}"] = sum(tree.skipped.get(role, 0) for tree in trees)
+        row[f"ties/{role}"] = sum(len(rewards) > 1 and len(set(rewards)) == 1 for rewards in compared)
+        row[f"ungraded/{role}"] = sum(len(rewards) < 2 for rewards in compared)
+        row |= _choice_metrics(role, mine, trees)
+    return row
+
+
+def _compared(tree: Tree, role: str) -> Iterator[list[float]]:
+    """The graded rewards at each trunk node of a role that has siblings: of the plays in which these were said."""
+    for node in tree.trunk_nodes():
+        siblings = tree.children(node.parent)
+        if node.role == role and len(siblings) > 1:
+            worths = [_worth(tree.rollout_of(sibling)) for sibling in siblings]
+            yield [worth for worth in worths if worth is not None]
+
+
+def _rewards(tree: Tree) -> set[float]:
+    """The different rewards of a tree's graded plays, and values of those that stopped."""
+    return {worth for rollout in tree.rollouts if (worth := _worth(rollout)) is not None}
+
+
+def _worth(rollout: Rollout) -> float | None:
+    """A play's reward, or what was said of where it stopped; None where it has neither."""
+    return rollout.value if rollout.verdict is None else rollout.verdict.reward
+
+
+def _choice_metrics(role: str, pairs: Sequence[Pair], trees: Sequence[Tree]) -> dict[str, float | int]:
+    """How often a choosing role says its first word, and how often its pairs prefer that word."""
+    choosing = [pair for pair in pairs if pair.request.choices]
+    said = [
+        node
+        for tree in trees
+        for node in tree.trunk_nodes()
+        if node.role == role and node.completion.choice is not None
+    ]
+    row: dict[str, float | int] = {}
+    if said:
+        row[f"{role}/yes_rate"] = sum(node.completion.choice == 0 for node in said) / len(said)
+    if choosing:
+        row[f"{role}/prefer_yes_rate"] = sum(pair.chosen.choice == 0 for pair in choosing) / len(choosing)
+        finished = sum("finished" in pair.tags for pair in choosing)
+        row[f"pairs/{role}_finished"] = finished
+        row[f"pairs/{role}_unfinished"] = len(choosing) - finished
+    return row

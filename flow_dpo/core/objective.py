@@ -1,0 +1,68 @@
+"""What is an objective?
+
+An objective is a value: its fields are its hyper-parameters, and calling it turns examples and the log-probabilities of
+their completions into a loss and some measures. It knows no model, no adapter and no batch. One pair with its tokens'
+log-probabilities under policy and reference:
+
+    policy      chosen -0.2 -0.1    rejected -0.3 -1.0
+    reference   chosen -0.3 -0.2    rejected -0.3 -0.9
+    log-ratios  chosen  0.2         rejected -0.1         margin beta * 0.3, loss -log sigmoid(beta * 0.3)
+
+Invariant: loss and measures are *sums* over the examples, so that a batch may be split over any number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from flow_dpo.core.errors import ObjectiveError
+
+TokenLogprobs = Sequence[torch.Tensor]
+"""Of an example's completions, in their order: one value a token, float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Of some examples."""
+
+    total: torch.Tensor
+    """Sum over the examples of weight times loss; carries the gradient."""
+    measures: Mapping[str, torch.Tensor]
+    """Sums over the examples, for the record."""
+
+
+class Objective(Protocol):
+    """A rule that says how good the policy's log-probabilities are."""
+
+    eats: ClassVar[tuple[type, ...]]
+    """The kinds of examples."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it reads the reference's log-probabilities; where not, they are not computed and it gets none."""
+        ...
+
+    def __call__(
+        self, examples: Sequence[Any], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+    ) -> Loss:
+        """`policy` and `reference` hold the log-probabilities of each example's `completions`."""
+        ...
+
+
+def food(objective: Objective) -> str:
+    """The kinds of examples that it eats, in words."""
+    return " or ".join(kind.__name__ for kind in objective.eats)
+
+
+def check_food(objective: Objective, examples: Sequence[object]) -> None:
+    """Refuse, before any work, examples that the objective does not eat."""
+    for example in examples:
+        if not isinstance(example, objective.eats):
+            raise ObjectiveError(
+                f"{type(objective).__name__} eats {food(objective)}, found {type(example).__name__}; "
+                f"choose a credit that makes {food(objective)}"
+            )

@@ -1,0 +1,50 @@
+"""How does one role answer in one go?
+
+One turn, one completion, as long as it may be: plain inference, the yardstick beside every flow.
+
+    answer [5 6 7 8 9 E]     solution 5 6 7 8 9, ended
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from flow_dpo.core.answer_stop import ANSWER, AnswerStopPrompts, answer_messages
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.types import Completion, Problem, Role, Solution, Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SingleState:
+    """A problem, and the completion once there is one."""
+
+    problem: Problem
+    completion: Completion | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single(Flow[SingleState]):
+    """One Answer role, one turn."""
+
+    max_tokens: int = 960
+    """Longest answer, in tokens; the default is what the paper's flow may write in all."""
+    prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
+
+    roles: ClassVar[tuple[Role, ...]] = (ANSWER,)
+
+    def start(self, problem: Problem) -> SingleState:
+        return SingleState(problem=problem)
+
+    def turn(self, state: SingleState) -> Turn | None:
+        if state.completion is not None:
+            return None
+        return Turn(role=ANSWER, messages=answer_messages(self.prompts, state.problem), max_tokens=self.max_tokens)
+
+    def advance(self, state: SingleState, completion: Completion) -> SingleState:
+        return SingleState(problem=state.problem, completion=completion)
+
+    def solution(self, state: SingleState) -> Solution:
+        if state.completion is None:
+            return Solution(pieces=(), ended=False)
+        return Solution(pieces=(state.completion.content_ids,), ended=state.completion.finish_reason == "stop")

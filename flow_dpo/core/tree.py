@@ -1,0 +1,177 @@
+"""What is known after one problem was explored?
+
+A tree of what was said. A node stores only the tokens that it adds, who said them and in which rollout; a rollout is
+one play from a node to a leaf, and the reward belongs to it, never to a node. With A an Answer chunk and S a word of
+Stop:
+
+    A0 -- S1 -- A2 -- S3          rollout 0, the trunk
+     \\     \\     \\
+      \\     \\     A7 -- S8       rollout 3 starts at A7, an alternative to A2
+       \\     S6                  rollout 2 starts at S6, the flip of S1
+        A4' ...
+
+Nodes are numbered trunk first, then rollout by rollout, whatever order an engine answered in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from flow_dpo.core.types import Completion, Problem, Request, Role, Solution, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One completion in the tree."""
+
+    id: int
+    parent: int | None
+    """The node said just before, None at the root."""
+    rollout: int
+    """The rollout in which it was said."""
+    depth: int
+    """Nodes on the path to it: turns played before it, or their steps where an exploration tells these apart."""
+    request: Request
+    completion: Completion
+    tags: tuple[str, ...] = ()
+
+    @property
+    def role(self) -> Role:
+        return self.request.role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One play from `start` to `leaf`. The trunk starts at the root."""
+
+    id: int
+    start: int
+    leaf: int
+    solution: Solution
+    text: str = ""
+    """The solution decoded, once it was graded."""
+    verdict: Verdict | None = None
+    """None until it was graded, and for good where the play stopped before its end."""
+    probe: bool = False
+    """Played only to estimate how good the state is from which it starts: nothing that was said in it is learned."""
+    value: float | None = None
+    """What its leaf was said to be worth, from -1 to 1, where the play stopped there: it has no end to grade."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tree:
+    """All play on one problem."""
+
+    problem: Problem
+    nodes: list[Node] = field(default_factory=list[Node])
+    rollouts: list[Rollout] = field(default_factory=list[Rollout])
+    skipped: dict[Role, int] = field(default_factory=dict[Role, int])
+    """Trunk nodes, by role, at which nothing else had any probability, so that no alternative was played."""
+
+    @property
+    def trunk(self) -> Rollout:
+        return self.rollouts[0]
+
+    def trunk_nodes(self) -> list[Node]:
+        """The nodes of the first rollout, root first."""
+        return [node for node in self.nodes if node.rollout == 0]
+
+    def children(self, parent: int | None) -> list[Node]:
+        """What was said after `parent`: siblings of each other, in the order of their rollouts."""
+        return [node for node in self.nodes if node.parent == parent]
+
+    def path(self, node: int) -> list[Node]:
+        """From the root to `node`, both included."""
+        walk: list[Node] = []
+        at: int | None = node
+        while at is not None:
+            walk.append(self.nodes[at])
+            at = self.nodes[at].parent
+        return walk[::-1]
+
+    def rollouts_from(self, node: int) -> list[Rollout]:
+        """The rollouts that *start* at `node`. The trunk starts at the root only."""
+        return [rollout for rollout in self.rollouts if rollout.start == node]
+
+    def rollout_of(self, node: Node) -> Rollout:
+        """The rollout in which `node` was said: the play that it led to."""
+        return self.rollouts[node.rollout]
+
+    def add_rollout(
+        self,
+        parent: int | None,
+        said: Sequence[tuple[Request, Completion, tuple[str, ...]]],
+        solution: Solution,
+        *,
+        probe: bool = False,
+        value: float | None = None,
+    ) -> int:
+        """Append one play below `parent` and return its id. Raises `ValueError` where nothing was said."""
+        if not said:
+            raise ValueError("a rollout needs at least one completion, found none")
+        rollout, start = len(self.rollouts), len(self.nodes)
+        depth = 0 if parent is None else self.nodes[parent].depth + 1
+        for request, completion, tags in said:
+            node = Node(
+                id=len(self.nodes),
+                parent=parent,
+                rollout=rollout,
+                depth=depth,
+                request=request,
+                completion=completion,
+                tags=tags,
+            )
+            self.nodes.append(node)
+            parent, depth = node.id, depth + 1
+        leaf = len(self.nodes) - 1
+        self.rollouts.append(Rollout(id=rollout, start=start, leaf=leaf, solution=solution, probe=probe, value=value))
+        return rollout
+
+    def grade(self, rollout: int, text: str, verdict: Verdict) -> None:
+        """Put the verifier's finding to one rollout."""
+        self.rollouts[rollout] = replace(self.rollouts[rollout], text=text, verdict=verdict)
+
+    def to_json(self, texts: Sequence[str]) -> dict[str, Any]:
+        """One JSON object. `texts` holds each node's words, for people; the token ids are the truth.
+
+        Prompts are not repeated node by node: an Answer node's prompt is its root's prompt and the tokens on its path.
+        """
+        first_prompts = {node.role: list(node.request.prompt_ids) for node in reversed(self.nodes)}
+        return {
+            "problem": asdict(self.problem),
+            "first_prompt_ids": first_prompts,
+            "nodes": [
+                {
+                    "id": node.id,
+                    "parent": node.parent,
+                    "rollout": node.rollout,
+                    "depth": node.depth,
+                    "role": node.role,
+                    "policy_version": node.completion.policy_version,
+                    "token_ids": list(node.completion.token_ids),
+                    "text": text,
+                    "logprobs": [round(value, 6) for value in node.completion.logprobs],
+                    "finish_reason": node.completion.finish_reason,
+                    "choice": node.completion.choice,
+                    "choice_logprobs": [round(value, 6) for value in node.completion.choice_logprobs],
+                    "tags": list(node.tags),
+                }
+                for node, text in zip(self.nodes, texts, strict=True)
+            ],
+            "rollouts": [
+                {
+                    "id": rollout.id,
+                    "start": rollout.start,
+                    "leaf": rollout.leaf,
+                    "ended": rollout.solution.ended,
+                    "probe": rollout.probe,
+                    "value": None if rollout.value is None else round(rollout.value, 6),
+                    "text": rollout.text,
+                    "verdict": None if rollout.verdict is None else asdict(rollout.verdict),
+                }
+                for rollout in self.rollouts
+            ],
+            "skipped": dict(self.skipped),
+        }

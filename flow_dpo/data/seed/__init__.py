@@ -1,0 +1,51 @@
+"""What is the embedded seed, and which words play its flow?
+
+A problem family of endless arithmetic stories and a 0.9M-parameter language model that was pretrained on flawed
+solutions of them, so that two roles can visibly learn on a laptop. Everything but the model file is standard library.
+Invariant: the words below are the very ones that the model was pretrained on. Its tokenizer is word level, so any
+other wording works but starts untrained (or meets `<unk>`). One Stop prompt, with the candidate between the constants:
+
+    Problem: Anna has 12 apples. She buys 7 apples. How many apples does Anna have now?
+    Solution:
+    She buys 7: 12 + 7 = 19
+    Answer: 19
+    Is it correct? Say Yes or No.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flow_dpo.data.seed.family import SEED_SPLITS, iter_seed_problems, seed_problems
+from flow_dpo.data.seed.step_checker import StepVerdict, is_sound, judge_steps
+
+__all__ = [
+    "MAX_CHUNKS",
+    "MODEL_FOLDER",
+    "NUM_CHUNK_TOKENS",
+    "REOPEN_WORDS",
+    "SEED_SPLITS",
+    "STOP_CHOICES",
+    "STOP_PREFIX",
+    "STOP_SUFFIX",
+    "StepVerdict",
+    "is_sound",
+    "iter_seed_problems",
+    "judge_steps",
+    "seed_problems",
+]
+
+MODEL_FOLDER = Path(__file__).parent / "model"
+"""The embedded model in transformers' layout, with its tokenizer and its model card."""
+
+STOP_PREFIX = "Problem: {question}\nSolution:\n"
+"""What the Stop role reads before the candidate (`str.format` with `question`)."""
+STOP_SUFFIX = "\nIs it correct? Say Yes or No."
+"""What the Stop role reads after the candidate. It begins with the newline that closes the candidate's last line."""
+STOP_CHOICES = ("Yes", "No")
+REOPEN_WORDS = "\nWait, that is wrong.\n"
+"""What reopens an ended answer after a No: appended in place of the end token; the next attempt starts afresh."""
+
+NUM_CHUNK_TOKENS = 16
+MAX_CHUNKS = 8
+"""128 tokens: an ordinary solution (at most about 57 tokens) and one redo."""

@@ -1,0 +1,94 @@
+"""Is every step of a trace right, or did it reach its answer by luck?
+
+A trace's lines are compared with the problem's own solution and with exact arithmetic. Invariant: all verdicts are
+valid and the last is the answer's (`is_sound`) only where every step of the problem was taken, in order and rightly. A
+right answer by two wrong steps, for 12 apples, "She buys 7", "She lends 5", "more than 50?":
+
+    She buys 7: 12 + 7 = 18      arithmetic
+    She lends 5: 18 - 5 = 13     total        (carries a wrong total on: true on its own, false of the problem)
+    Answer: no                   missing      (right, but not all right steps came before it)
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from flow_dpo.core.types import Problem
+
+Fault = Literal["", "form", "foreign", "order", "arithmetic", "operation", "total", "amount", "missing", "answer"]
+
+_REOPEN_LINE = "Wait, that is wrong."
+_ANSWER = "Answer: "
+_STEP = re.compile(
+    r"(?P<label>[^:]+): (?P<left>\d{1,40}) (?P<operation>[+-]) (?P<right>\d{1,40}) = (?P<result>\d{1,40})"
+)
+_TOTALS = re.compile(r"\w+ has \d+, \w+ has \d+")
+"""The line of "compare" that puts the two numbers side by side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepVerdict:
+    """The finding on one line."""
+
+    line: str
+    fault: Fault
+    """"" for a valid line. "form": not a step; "foreign": not an event of this problem (a distractor used); "order":
+    told again or too late; "arithmetic": left and right do not make the result; "operation": added where the event
+    takes away; "total": starts from a wrong total; "amount": not the event's number; for the answer "missing": a right
+    step is absent, "answer": the answer does not follow."""
+
+    @property
+    def valid(self) -> bool:
+        return not self.fault
+
+
+def judge_steps(problem: Problem, solution_text: str) -> list[StepVerdict]:
+    """One verdict a line of the trace's last attempt (after "Wait, that is wrong." nothing before it counts)."""
+    *steps, _ = problem.solution.splitlines()
+    expected = [match for step in steps if (match := _STEP.fullmatch(step))]
+    labels = [match["label"] for match in expected]
+    lines = solution_text.strip("\n").split("\n")
+    if _REOPEN_LINE in lines:
+        lines = lines[len(lines) - lines[::-1].index(_REOPEN_LINE) :]
+    verdicts, next_index = [], 0
+    for line in lines:
+        if line.startswith(_ANSWER):
+            num_right = len({verdict.line for verdict in verdicts if verdict.valid})
+            fault: Fault = "answer" if line.removeprefix(_ANSWER) != problem.gold else ""
+            if not fault and num_right < len(steps):
+                fault = "missing"
+            verdicts.append(StepVerdict(line=line, fault=fault))
+            continue
+        match = _STEP.fullmatch(line)
+        if _TOTALS.fullmatch(line):
+            verdicts.append(StepVerdict(line=line, fault="" if line in steps else "total"))
+        elif match is None:
+            verdicts.append(StepVerdict(line=line, fault="form"))
+        elif match["label"] not in labels:
+            verdicts.append(StepVerdict(line=line, fault="foreign"))
+        elif (index := labels.index(match["label"])) < next_index:
+            verdicts.append(StepVerdict(line=line, fault="order"))
+        else:
+            verdicts.append(StepVerdict(line=line, fault=_find_fault(expected[index], match)))
+            next_index = index + 1
+    return verdicts
+
+
+def is_sound(problem: Problem, solution_text: str) -> bool:
+    """Whether the trace reaches the right answer by right steps alone, all of them."""
+    verdicts = judge_steps(problem, solution_text)
+    return bool(verdicts) and verdicts[-1].line.startswith(_ANSWER) and all(verdict.valid for verdict in verdicts)
+
+
+def _find_fault(expected: re.Match[str], found: re.Match[str]) -> Fault:
+    left, right, result = (int(found[name]) for name in ("left", "right", "result"))
+    if result != (left + right if found["operation"] == "+" else left - right):
+        return "arithmetic"
+    if found["operation"] != expected["operation"]:
+        return "operation"
+    wanted = int(expected["left"]), int(expected["right"])
+    if (left, right) == wanted or (found["operation"] == "+" and (right, left) == wanted):
+        return ""
+    return "total" if left != wanted[0] else "amount"

@@ -1,0 +1,49 @@
+"""Which of a request's declared choices is drawn?
+
+Scored on one forward: the choices' scores at the end of the prompt, renormalised over the choices, then drawn with the
+request's temperature. `top_p` is not applied: every declared choice is meant, and a rare one is not noise. Invariant:
+the completion is one of the choices, and `choice_logprobs` sum to one.
+
+    choose([2.0, 2.0], Request(role="stop", prompt_ids=(1,), choices=(8, 9)), Sampling(), seed=7)   # logprobs=(-0.693,)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from flow_dpo.core.errors import EngineError
+from flow_dpo.core.types import Completion, Request, Sampling, TokenIds
+from flow_dpo.engines.request_checks import nothing_left
+from flow_dpo.engines.sampling_rule import draw, uniform
+
+
+def choose(
+    scores: Sequence[float],
+    request: Request,
+    sampling: Sampling,
+    *,
+    seed: int,
+    excluded: TokenIds = (),
+    policy_version: int = 0,
+) -> Completion:
+    """Draw a choice, given the logits (or log-probabilities) of the choices' ids."""
+    peak = max(scores)
+    if peak == -math.inf:
+        raise EngineError(f"expected a choice of {request.choices} with probability, found none ({request.role!r})")
+    total = peak + math.log(math.fsum(math.exp(score - peak) for score in scores))
+    logprobs = tuple(score - total for score in scores)
+    left_out = {index for index, token in enumerate(request.choices) if token in excluded}
+    drawn = draw(dict(enumerate(logprobs)), replace(sampling, top_p=1.0), uniform=uniform(seed, 0), excluded=left_out)
+    if drawn is None:
+        raise nothing_left(request, sampling, excluded)
+    return Completion(
+        token_ids=(request.choices[drawn.token],),
+        logprobs=(logprobs[drawn.token],),
+        sampled_logprobs=(drawn.sampled_logprob,),
+        finish_reason="choice",
+        policy_version=policy_version,
+        choice=drawn.token,
+        choice_logprobs=logprobs,
+    )

@@ -1,0 +1,148 @@
+"""How is something asked of a server over HTTP, so that it ends in an answer or a failure within a deadline?
+
+    address = Address("http://127.0.0.1:8000", api_key="", deadline_s=60.0)
+    answer = address.exchange("POST", "/v1/completions", b'{"prompt": [1, 5, 6]}')      # Answer(status=200, text=...)
+
+The standard library alone; no redirect is followed and no proxy used. An address may be asked from several threads;
+`stop` ends whatever is under way. Invariants: the deadline is for the whole of an exchange, however slowly bytes come;
+the API key is sent to this address alone and is found in no answer and no error.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from flow_dpo.core.errors import ConfigError, EngineError
+
+
+class Passing(Exception):
+    """A failure that may pass. `wait_s` is what the server asks for."""
+
+    def __init__(self, what: str, wait_s: float = 0.0) -> None:
+        super().__init__(what)
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said."""
+
+    status: int
+    text: str
+    wait_s: float = 0.0
+    """Seconds to wait before the next try, where the server names them (Retry-After)."""
+
+
+def check_base_url(base_url: str) -> None:
+    """Raise `ConfigError` where this is no plain http or https address, or has a secret in it."""
+    try:
+        url = urlsplit(base_url)
+        known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        url, known = urlsplit(""), False
+    if not known or url.query or url.fragment or not base_url.isascii() or not base_url.isprintable():
+        raise ConfigError(f"expected base_url such as http://127.0.0.1:8000/v1, found {base_url!r:.200}")
+    if url.username is not None or url.password is not None:
+        raise ConfigError("expected base_url without a name or password in it; give a key by OPENAI_API_KEY")
+
+
+class Address:
+    """One server."""
+
+    def __init__(self, base_url: str, *, api_key: str, deadline_s: float, max_bytes: int = 8 << 20) -> None:
+        self.base_url = base_url
+        self._url = urlsplit(base_url)
+        self._key = api_key.strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ConfigError("expected one line of printable ASCII in OPENAI_API_KEY, found something else in it")
+        self._deadline_s, self._max_bytes = deadline_s, max_bytes
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self.stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Give up whatever is under way."""
+        self.stopped.set()
+        with self._lock:
+            for opened in self._open:
+                _shut(opened)
+
+    def exchange(self, method: str, path: str, body: bytes | None = None) -> Answer:
+        """Ask once. Raises `Passing` where there is no whole answer within the deadline, `EngineError` for one that is
+        too long to be meant."""
+        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self._url.hostname or "", self._url.port, timeout=self._deadline_s)
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        try:
+            connection.connect()
+            with self._watched(connection.sock) as late:
+                try:
+                    connection.request(method, self._url.path.rstrip("/") + path, body=body, headers=headers)
+                    response = connection.getresponse()
+                    content = response.read(self._max_bytes + 1)
+                except (OSError, http.client.HTTPException) as error:
+                    raise Passing(self._late(late) or self._hidden(f"{type(error).__name__}: {error}")) from error
+                if late.is_set():
+                    raise Passing(self._late(late))
+                # With a limit, `read` takes the end of the connection for the end of the answer.
+                if response.length and len(content) <= self._max_bytes:
+                    raise Passing(f"an answer that breaks off {response.length} bytes before its end")
+        except (OSError, UnicodeError) as error:
+            raise Passing(self._hidden(f"{type(error).__name__}: {error}")) from error
+        finally:
+            connection.close()
+        if len(content) > self._max_bytes:
+            raise EngineError(f"expected an answer from {self.base_url}, found over {self._max_bytes} bytes")
+        text = self._hidden(content.decode("utf-8", "replace"))
+        return Answer(response.status, text, _seconds(response.getheader("Retry-After")))
+
+    @contextmanager
+    def _watched(self, opened: socket.socket) -> Iterator[threading.Event]:
+        """Shut the connection when its time is over, however slowly bytes may come, or when all is given up."""
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            _shut(opened)
+
+        timer = threading.Timer(self._deadline_s, end)
+        timer.daemon = True
+        with self._lock:
+            self._open.add(opened)
+        timer.start()
+        if self.stopped.is_set():
+            _shut(opened)
+        try:
+            yield late
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._open.discard(opened)
+
+    def _late(self, late: threading.Event) -> str:
+        return f"no whole answer within {self._deadline_s:g} s" if late.is_set() else ""
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def _shut(opened: socket.socket) -> None:
+    """End a connection from another thread: the plain socket's own way, which TLS's state does not notice."""
+    try:
+        socket.socket.shutdown(opened, socket.SHUT_RDWR)
+    except OSError:
+        return  # it is closed already
+
+
+def _seconds(header: str | None) -> float:
+    """Retry-After in seconds; its other form, a date, is left to the growing wait."""
+    text = (header or "").strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0.0

@@ -1,0 +1,174 @@
+"""Which keys and values are known already for the beginning of a prompt?
+
+A radix tree for each role. A node holds the keys and values of the tokens that it adds to its parent's, so whatever two
+prompts share is stored once: the worked examples of all problems, chunks 1..k of a trunk, an alternative up to its
+diverging token. Invariant: a stored key depends on its role and the tokens up to it alone, so whatever is found is
+what a forward would compute; the bytes stay within the budget, the least recently used leaves going first.
+
+    store.insert("answer", (1, 5, 6, 7), copy)      # root -(1 5 6 7)
+    store.insert("answer", (1, 5, 9), copy)         # root -(1 5)-+-(6 7)
+                                                    #             +-(9)
+    store.find("answer", (1, 5, 6, 8))              # [Segment(0, 2, ...), Segment(2, 3, ...)]: three tokens are known
+
+The tensors of a node, one a group of alike planes (see `rows`), hold its tokens on their last axis but one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from flow_dpo.core.types import Role, TokenIds
+
+_logger = logging.getLogger(__name__)
+
+Planes = tuple[torch.Tensor, ...]
+"""Keys and values of some consecutive tokens, all layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Known keys and values of the tokens [begin, end) of a prompt."""
+
+    begin: int
+    end: int
+    planes: Planes
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    tokens: TokenIds
+    planes: Planes
+    parent: _Node | None
+    used: int
+    children: dict[int, _Node] = field(default_factory=dict["int", "_Node"])
+    """By their first token."""
+    evicted: dict[int, TokenIds] = field(default_factory=dict[int, TokenIds])
+    """The tokens of children that were evicted, by the first: to notice that they are computed again."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(plane.nbytes for plane in self.planes)
+
+
+class PrefixStore:
+    """Keys and values by role and prefix, within a budget."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.num_bytes = 0
+        self.evicted_tokens = 0
+        self._budget_bytes = budget_bytes
+        self._roots: dict[Role, _Node] = {}
+        self._clock = itertools.count()
+        self._serial = itertools.count()
+        self._heap: list[tuple[int, int, _Node]] = []
+        """Leaves by when they were used, as far as known: an entry is looked at again before its node is evicted."""
+        self._warned = False
+
+    def find(self, role: Role, tokens: TokenIds) -> list[Segment]:
+        """What is known of this prefix, from its beginning on, without a gap."""
+        segments: list[Segment] = []
+        begin, now = 0, next(self._clock)
+        node = self._roots.get(role)
+        while node is not None and begin < len(tokens):
+            node = node.children.get(tokens[begin])
+            if node is None:
+                break
+            node.used = now
+            shared = common_prefix(node.tokens, tokens, begin)
+            if shared < len(node.tokens):
+                segments.append(Segment(begin, begin + shared, tuple(p[..., :shared, :] for p in node.planes)))
+                break
+            segments.append(Segment(begin, begin + shared, node.planes))
+            begin += shared
+        return segments
+
+    def insert(self, role: Role, tokens: TokenIds, copy: Callable[[int, int], Planes]) -> None:
+        """Remember this prefix. `copy(begin, end)` is asked for the tensors of what is not known yet."""
+        now = next(self._clock)
+        node = self._roots.setdefault(role, _Node((), (), None, now))
+        begin = 0
+        while begin < len(tokens):
+            node.used = now
+            child = node.children.get(tokens[begin])
+            if child is None:
+                self._add(node, tokens[begin:], copy(begin, len(tokens)), now)
+                break
+            shared = common_prefix(child.tokens, tokens, begin)
+            begin += shared
+            node = child if shared == len(child.tokens) else self._split(child, shared)
+        node.used = now
+        self._evict()
+
+    def set_budget(self, budget_bytes: int) -> None:
+        """Hold at most this many bytes from now on."""
+        self._budget_bytes = budget_bytes
+        self._evict()
+
+    def clear(self) -> None:
+        """Forget everything, and give its memory back at once: parents and children refer to each other."""
+        nodes = list(self._roots.values())
+        while nodes:
+            node = nodes.pop()
+            nodes += node.children.values()
+            node.children.clear()
+            node.parent = None
+        self._roots.clear()
+        self._heap.clear()
+        self.num_bytes = 0
+
+    def _add(self, parent: _Node, tokens: TokenIds, planes: Planes, now: int) -> None:
+        gone = parent.evicted.pop(tokens[0], ())
+        if gone and not self._warned and common_prefix(gone, tokens, 0) == min(len(gone), len(tokens)):
+            self._warned = True
+            _logger.warning(
+                "kv_budget_gib is too small for the plays under way: some keys and values were evicted before they "
+                "were needed again and are computed anew, which is slower and changes no token"
+            )
+        child = _Node(tokens, planes, parent, now)
+        parent.children[tokens[0]] = child
+        self.num_bytes += child.num_bytes
+        self._push(child)
+
+    def _split(self, node: _Node, at: int) -> _Node:
+        """Cut a node in two; return the upper part. Both parts are copied, so that evicting one frees its memory."""
+        assert node.parent is not None
+        upper = _Node(node.tokens[:at], tuple(p[..., :at, :].clone() for p in node.planes), node.parent, node.used)
+        node.parent.children[upper.tokens[0]] = upper
+        node.tokens, node.planes = node.tokens[at:], tuple(p[..., at:, :].clone() for p in node.planes)
+        node.parent = upper
+        upper.children[node.tokens[0]] = node
+        return upper
+
+    def _push(self, node: _Node) -> None:
+        heapq.heappush(self._heap, (node.used, next(self._serial), node))
+
+    def _evict(self) -> None:
+        while self.num_bytes > self._budget_bytes and self._heap:
+            used, _, node = heapq.heappop(self._heap)
+            parent = node.parent
+            if parent is None or node.children:
+                continue
+            if node.used > used:
+                self._push(node)
+                continue
+            del parent.children[node.tokens[0]]
+            parent.evicted[node.tokens[0]] = node.tokens
+            node.parent = None
+            self.num_bytes -= node.num_bytes
+            self.evicted_tokens += len(node.tokens)
+            if parent.parent is not None and not parent.children:
+                self._push(parent)
+
+
+def common_prefix(known: TokenIds, tokens: TokenIds, begin: int) -> int:
+    """How many tokens `known` shares with what follows `begin` in `tokens`."""
+    longest = min(len(known), len(tokens) - begin)
+    if known[:longest] == tokens[begin : begin + longest]:
+        return longest
+    return next(index for index in range(longest) if known[index] != tokens[begin + index])

@@ -1,0 +1,61 @@
+"""Which requests does every engine refuse?
+
+Those that no engine could answer as the contract says, refused when they are submitted, before any work:
+
+    check_request(Request(role="answer", prompt_ids=(), max_tokens=8), Sampling(), context_tokens=512)   # EngineError
+
+Invariant: what passes here can be answered, unless `excluded` leaves nothing to draw (`nothing_left`).
+"""
+
+from __future__ import annotations
+
+from flow_dpo.core.errors import EngineError
+from flow_dpo.core.types import Request, Sampling, TokenIds
+
+
+def check_request(request: Request, sampling: Sampling, *, context_tokens: int) -> None:
+    """Raise `EngineError` where this request cannot be answered inside the context window."""
+    asked = f"role {request.role!r}, a prompt of {len(request.prompt_ids)} tokens"
+    if not request.prompt_ids:
+        raise EngineError(f"expected a prompt of at least one token, found {asked}; render the prompt first")
+    if len(set(request.choices)) < len(request.choices):
+        raise EngineError(f"expected a distinct token id for each choice, found {request.choices} ({asked})")
+    if not request.choices and request.max_tokens < 1:
+        raise EngineError(f"expected max_tokens of at least 1, found {request.max_tokens} ({asked})")
+    if not sampling.temperature > 0:
+        raise EngineError(f"expected a temperature above 0, found {sampling.temperature}; use Sampling(greedy=True)")
+    if not 0 < sampling.top_p <= 1:
+        raise EngineError(f"expected top_p above 0 and at most 1, found {sampling.top_p}")
+    room = 1 if request.choices else request.max_tokens
+    if len(request.prompt_ids) + room > context_tokens:
+        raise EngineError(
+            f"expected prompt and completion to fit the context window of {context_tokens} tokens, found "
+            f"{len(request.prompt_ids)} + {room} tokens for role {request.role!r}; shorten the prompt, or lower "
+            "the chunk length or the number of chunks"
+        )
+
+
+def check_words(request: Request, excluded: TokenIds, *, num_words: int) -> None:
+    """Raise `EngineError` for token ids that are none of the vocabulary's."""
+    ids = request.prompt_ids + request.choices + excluded
+    if not 0 <= min(ids) <= max(ids) < num_words:
+        raise EngineError(f"expected ids below {num_words}, the size of the vocabulary, found {ids}")
+
+
+def check_idle(num_requests: int) -> None:
+    """Raise `EngineError` where a refresh comes while requests are under way: they would end with other adapters."""
+    if num_requests:
+        raise EngineError(f"expected nothing under way at a refresh, found {num_requests} requests; poll first")
+
+
+def nothing_left(request: Request, sampling: Sampling, excluded: TokenIds) -> EngineError:
+    """The error of a draw that found no token with probability."""
+    if not excluded:
+        return EngineError(
+            f"expected probabilities of the next token for role {request.role!r}, found none: the model's logits are "
+            "not finite. Its weights have diverged; lower the learning rate"
+        )
+    return EngineError(
+        f"expected a first token other than {excluded} for role {request.role!r}, found none that has probability "
+        f"under {sampling}; ask only where something else can be said"
+    )

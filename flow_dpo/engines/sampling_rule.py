@@ -1,0 +1,96 @@
+"""Which token does one request's seed pick?
+
+The rule that every engine of ours follows, in plain Python: the specification that `drawing` repeats for a whole batch
+of tensors, and what the scripted engines draw with. Two invariants:
+
+- The number behind a request's token at a position depends on its seed and that position alone (`uniform`), so neither
+  the batch nor the engine changes it.
+- The token is the first, in ascending order of ids, at which the kept probability summed so far exceeds `uniform` times
+  all the kept probability. Kept is the smallest set of likeliest tokens (the lower id first where two are equally
+  likely) whose mass reaches `top_p`, without what is excluded.
+
+    uniform(seed=7, position=0)                                   # 0.7215081806049702, on any machine
+    draw({4: -0.7, 9: -0.7}, Sampling(), uniform=0.6)             # Drawn(token=9, ...)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from flow_dpo.core.types import Sampling
+
+WORD = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+"""Odd, and near 2**64 divided by the golden ratio: the stride of SplitMix64."""
+MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One drawn token: its log-probability as the model says it, and as it was drawn, before anything was excluded."""
+
+    token: int
+    logprob: float
+    sampled_logprob: float
+
+
+def _mixed(z: int) -> int:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every bit of `z` reaches every bit of the result."""
+    z = ((z ^ (z >> 30)) * MIX_1) & WORD
+    z = ((z ^ (z >> 27)) * MIX_2) & WORD
+    return z ^ (z >> 31)
+
+
+def stream(seed: int) -> int:
+    """Where the numbers of this seed begin. Mixed, so that the streams of neighbouring seeds do not overlap."""
+    return _mixed((seed + GOLDEN) & WORD)
+
+
+def uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) behind the token at this position of a completion (0 is its first)."""
+    return (_mixed((stream(seed) + (position + 1) * GOLDEN) & WORD) >> 11) * 2.0**-53
+
+
+def draw(
+    logprobs: Mapping[int, float], sampling: Sampling, *, uniform: float, excluded: Collection[int] = ()
+) -> Drawn | None:
+    """Draw among tokens of these (perhaps unnormalised) log-probabilities; None where nothing is left to draw."""
+    peak = max(logprobs.values())
+    total = math.fsum(math.exp(value - peak) for value in logprobs.values())
+    scaled = {token: math.exp((value - peak) / sampling.temperature) for token, value in logprobs.items()}
+    ranked = sorted(scaled, key=lambda token: (-scaled[token], token))
+    kept, mass = _nucleus(scaled, ranked, sampling.top_p)
+    left = [token for token in kept if token not in excluded and scaled[token] > 0]
+    if not left:
+        return None
+    token = left[0] if sampling.greedy else _pick({t: scaled[t] for t in sorted(left)}, uniform)
+    return Drawn(
+        token,
+        logprob=min(0.0, logprobs[token] - peak - math.log(total)),
+        sampled_logprob=min(0.0, (logprobs[token] - peak) / sampling.temperature - math.log(mass)),
+    )
+
+
+def _nucleus(weights: Mapping[int, float], ranked: list[int], top_p: float) -> tuple[list[int], float]:
+    """The kept tokens, likeliest first, and their summed weight."""
+    total = math.fsum(weights.values())
+    if top_p >= 1:
+        return ranked, total
+    mass = 0.0
+    for count, token in enumerate(ranked, start=1):
+        mass += weights[token]
+        if mass >= top_p * total:
+            return ranked[:count], mass
+    return ranked, total
+
+
+def _pick(weights: Mapping[int, float], uniform: float) -> int:
+    """The inverse of the cumulative sum, over tokens in ascending order of ids."""
+    wanted, reached = uniform * math.fsum(weights.values()), 0.0
+    for token, weight in weights.items():
+        reached += weight
+        if reached > wanted:
+            return token
+    return max(weights)

@@ -1,0 +1,221 @@
+"""How is one request put to vLLM, and how is what it says read as a completion?
+
+The same way whether vLLM runs in this process or behind an address: as a generator that yields what is asked, in the
+words of vLLM's `SamplingParams`, and is sent what was heard. Most requests are one question. The others:
+
+    choices              one token is asked for with the likeliest candidates, of whom the choices nearly always are;
+                         one that is not is asked for alone; `choose` draws
+    a first token that   one token is asked for with the likeliest candidates; the first token is drawn here, from the
+    may not be some      truncated distribution without them, and what follows is a second question
+    temperature, top-p   every token is asked for with the likeliest candidates, from which follows what it was drawn
+                         with; where they do not tell (`head`), that position is asked for with more of them, or all
+
+vLLM reports the log-probabilities of the unscaled, untruncated distribution (its `raw_logprobs`, the default). It can
+also tell those of tokens that are named (`logprob_token_ids`), but then tells no other request of the same batch its
+likeliest candidates (vLLM 0.32), so that is never asked for.
+Invariant: what is drawn depends on the request, its seed and the adapter alone, up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flow_dpo.core.errors import EngineError
+from flow_dpo.core.types import Completion, Request, Sampling, TokenIds
+from flow_dpo.engines.choices import choose
+from flow_dpo.engines.request_checks import nothing_left
+from flow_dpo.engines.sampling_rule import Drawn, stream, uniform
+from flow_dpo.engines.vllm.topk_logprobs import Kept, draw_told, keep
+
+MAX_ASKED_ALONE = 2
+"""Choices that are asked for one by one where they are not among the likeliest; the whole distribution for more."""
+_MORE = 512
+"""Likeliest tokens that are asked for where the first few do not tell."""
+TEMPERATURES = (0.01, 2.0)
+"""vLLM takes no other."""
+_SEED_BITS = (1 << 63) - 1
+_NOT_A_NUMBER = -9000.0
+"""vLLM writes -9999 where a log-probability is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question to vLLM."""
+
+    prompt_ids: TokenIds
+    params: Mapping[str, Any]
+    """Named as in vLLM's `SamplingParams`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What vLLM said to it."""
+
+    token_ids: TokenIds
+    logprobs: tuple[float, ...]
+    told: tuple[Mapping[int, float], ...]
+    """At each position, the log-probabilities of the tokens that were asked for, by id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speech:
+    """What an engine knows of the model that it asks."""
+
+    end_ids: frozenset[int]
+    num_words: int
+    """Size of the vocabulary."""
+    top_logprobs: int
+    """How many of the likeliest tokens are told where they are needed."""
+
+
+Answering = Generator[Ask, Heard, Completion]
+
+
+def answer(
+    request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds, speech: Speech, policy_version: int
+) -> Answering:
+    """The questions that make one completion. Raises `EngineError` where nothing is left to draw."""
+    if request.choices:
+        return (yield from _choice(request, sampling, seed, excluded, speech, policy_version))
+    drawn: list[Drawn] = []
+    if excluded:
+        drawn.append((yield from _first(request, sampling, seed, excluded, speech)))
+    if not drawn or (drawn[0].token not in speech.end_ids and request.max_tokens > 1):
+        drawn += yield from _written(request, sampling, seed, tuple(d.token for d in drawn), speech)
+    return Completion(
+        token_ids=tuple(d.token for d in drawn),
+        logprobs=tuple(d.logprob for d in drawn),
+        sampled_logprobs=tuple(d.sampled_logprob for d in drawn),
+        finish_reason="stop" if drawn[-1].token in speech.end_ids else "length",
+        policy_version=policy_version,
+    )
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise `EngineError` for a temperature that vLLM would change or refuse."""
+    least, most = TEMPERATURES
+    if not (sampling.greedy or least <= sampling.temperature <= most):
+        raise EngineError(
+            f"expected a temperature from {least} to {most}, which is what vLLM can draw with, found "
+            f"{sampling.temperature}; change --temperature, or play with --engine local"
+        )
+
+
+def _choice(
+    request: Request, sampling: Sampling, seed: int, excluded: TokenIds, speech: Speech, policy_version: int
+) -> Answering:
+    heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=_widening(speech)[0]))
+    told = dict(heard.told[0])
+    missing = [token for token in request.choices if token not in told]
+    if len(missing) > MAX_ASKED_ALONE:
+        told = (yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=-1))).told[0]
+    else:
+        for token in missing:
+            alone = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=0, allowed_token_ids=[token]))
+            told |= zip(alone.token_ids, alone.logprobs, strict=True)
+    try:
+        scores = [told[token] for token in request.choices]
+    except KeyError as error:
+        raise EngineError(
+            f"expected vLLM to tell the log-probabilities of {request.choices} ({request.role!r}), found {error!r}"
+        ) from error
+    if not max(scores) > _NOT_A_NUMBER:
+        raise EngineError(
+            f"expected log-probabilities of {request.choices} ({request.role!r}) from vLLM, found {scores}: no numbers"
+        )
+    return choose(scores, request, sampling, seed=seed, excluded=excluded, policy_version=policy_version)
+
+
+def _first(
+    request: Request, sampling: Sampling, seed: int, excluded: Collection[int], speech: Speech
+) -> Generator[Ask, Heard, Drawn]:
+    """The first token, drawn here."""
+    for count in _widening(speech):
+        heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=count))
+        told = _likeliest(heard.told[0], count)
+        kept = keep(told, sampling, num_words=speech.num_words)
+        drawn = kept and draw_told(kept, told, uniform=uniform(seed, 0), greedy=sampling.greedy, excluded=excluded)
+        if drawn is not None:
+            return drawn
+        if kept is not None and not kept.tail:
+            break
+    raise nothing_left(request, sampling, tuple(excluded))
+
+
+def _written(
+    request: Request, sampling: Sampling, seed: int, begun: TokenIds, speech: Speech
+) -> Generator[Ask, Heard, list[Drawn]]:
+    """What follows the tokens that were drawn here already."""
+    prompt_ids, room = request.prompt_ids + begun, request.max_tokens - len(begun)
+    plain = sampling.temperature == 1 and sampling.top_p == 1
+    temperature, top_p = (0.0, 1.0) if sampling.greedy else (sampling.temperature, sampling.top_p)
+    heard = yield Ask(
+        prompt_ids,
+        plain_params(
+            max_tokens=room,
+            temperature=temperature,
+            top_p=top_p,
+            # The number behind a first token that was drawn here must not come again.
+            seed=(stream(seed) if begun else seed) & _SEED_BITS,
+            logprobs=0 if plain else _widening(speech)[0],
+            stop_token_ids=sorted(speech.end_ids),
+        ),
+    )
+    ids = heard.token_ids
+    ended = bool(ids) and ids[-1] in speech.end_ids
+    if not speech.end_ids.isdisjoint(ids[:-1]) or not (ended or len(ids) == room):
+        raise EngineError(
+            f"expected {room} tokens, or fewer up to an end token {sorted(speech.end_ids)}, from vLLM for role "
+            f"{request.role!r}, found {ids}"
+        )
+    if not all(_NOT_A_NUMBER < value <= 1e-3 for value in heard.logprobs):
+        raise nothing_left(request, sampling, ())
+    drawn: list[Drawn] = []
+    for at, (token, logprob) in enumerate(zip(ids, heard.logprobs, strict=True)):
+        sampled = logprob
+        if not plain:
+            kept = keep(_likeliest(heard.told[at], _widening(speech)[0]), sampling, num_words=speech.num_words)
+            if kept is None or (sampling.top_p < 1 and token not in kept.weights):
+                kept = yield from _wider(prompt_ids + ids[:at], sampling, speech)
+            sampled = kept.sampled_logprob(logprob)
+        drawn.append(Drawn(token, min(0.0, logprob), min(0.0, sampled)))
+    return drawn
+
+
+def _wider(prompt_ids: TokenIds, sampling: Sampling, speech: Speech) -> Generator[Ask, Heard, Kept]:
+    """What can be drawn behind this prompt, by more of the distribution, by all of it at last."""
+    told: Mapping[int, float] = {}
+    for count in _widening(speech)[1:]:
+        heard = yield Ask(prompt_ids, plain_params(max_tokens=1, logprobs=count))
+        told = _likeliest(heard.told[0], count)
+        kept = keep(told, sampling, num_words=speech.num_words if count > 0 else len(told))
+        if kept is not None:
+            return kept
+    raise EngineError(
+        f"expected log-probabilities of all {speech.num_words} tokens from vLLM, found {len(told)} that do not sum to "
+        "one; start it with --max-logprobs -1 and --logprobs-mode raw_logprobs"
+    )
+
+
+def _widening(speech: Speech) -> tuple[int, ...]:
+    """How many likeliest tokens are asked for, and then, where they do not tell, more, and at last all: one request
+    that asks for all makes vLLM sort the vocabulary for its whole batch."""
+    few = min(speech.top_logprobs, speech.num_words)
+    return (few, _MORE, -1) if few < _MORE < speech.num_words // 2 else (few, -1)
+
+
+def _likeliest(told: Mapping[int, float], count: int) -> Mapping[int, float]:
+    """So many of what was told: vLLM adds the token that was drawn, which may be far less likely."""
+    if not 0 < count < len(told):
+        return told
+    return dict(sorted(told.items(), key=lambda item: -item[1])[:count])
+
+
+def plain_params(**params: Any) -> dict[str, Any]:
+    """Everything that vLLM would otherwise take from the model's generation config is named. Greedy by default."""
+    return {
+        "n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+        "presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True, "skip_special_tokens": False,
+    } | params  # fmt: skip

@@ -1,0 +1,336 @@
+"""What is compared with what?
+
+An arm is a function from one seed's `Doing` to an `Outcome`: the pieces of work that it took, and the evaluations of
+what came out. Arms share work by its name:
+
+    trained_flow     train "flow" -> generate "traces/trained_flow" -> sft "sft/trained_flow" -> evaluations
+    answer_adapter   train "flow" (the same one)                                              -> evaluations
+
+Invariant: all compiled arms are fine-tuned by the same settings and asked in the same single pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.explore import Drawing, Explore
+from flow_dpo.core.single import Single
+from flow_dpo.evaluate.compare.jobs import Doing, Work
+from flow_dpo.recipes import presets
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.callbacks.budget import spent
+
+Kind = Literal["base", "compiled", "flow", "single"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one arm gave under one seed."""
+
+    works: tuple[Work, ...]
+    """All that it took, from the beginning."""
+    evaluations: Mapping[str, Path]
+    """Folders by test: "held_out/greedy"."""
+    traces: Work | None = None
+    """What it was fine-tuned on."""
+    sft: Work | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What the arms need to know of the comparison's settings."""
+
+    num_traces: int
+    matched_draws: int
+    more_draws: int
+    flow_shape: tuple[int, int] | None
+    """Tokens of a chunk, and chunks; None of a flow without."""
+    tests: tuple[str, ...]
+    """Problem set and decoding."""
+    max_problems: int
+    """Problems that the flow is trained on."""
+    tokens: int = 0
+    """What the arms of a budget of tokens have; what the flow had where 0."""
+    preset: str = "seed"
+    """The scale that recipes are fitted to."""
+    asks: Single | None = None
+    """What a single pass of the flow asks; None of a flow without."""
+    draws: Drawing = field(default_factory=Drawing)
+    """How completions are drawn where they are tested."""
+
+
+Make = Callable[[Doing, Sizes], Outcome]
+
+
+SAME_TOKENS = "until it had the flow's tokens"
+"""How an arm ends that may be given a number of tokens instead (`Sizes.tokens`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One row of the table."""
+
+    name: str
+    kind: Kind
+    """"compiled" is fine-tuned on traces; "single" is a trained adapter in one pass, "flow" the flow itself."""
+    what: str
+    make: Make
+    against: tuple[str, ...] = ()
+    """The arms that this one is to be compared with besides the baseline, where they are made too."""
+
+
+# ---- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def evaluated(
+    do: Doing, sizes: Sizes, name: str, *flags: str, run: Work | None = None, adapter: Work | None = None
+) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for test in sizes.tests:
+        problems, _, decoding = test.partition("/")
+        drawn = [] if decoding == "greedy" else ["--greedy", "false"]
+        where = f"evaluations/{name}/{problems}-{decoding}"
+        found[test] = do.evaluate(where, problems, *flags, *drawn, run=run, adapter=adapter)
+    return found
+
+
+def _compiled(do: Doing, sizes: Sizes, name: str, traces: Work, *before: Work, exactly: bool = True) -> Outcome:
+    """Fine-tune on traces and measure in one pass. `exactly` as many traces as every arm, or else all there are."""
+    wanted = ["--num_traces", str(sizes.num_traces)] if exactly else []
+    model = do.sft(f"sft/{name}", traces, *wanted)
+    found = evaluated(do, sizes, name, "--mode", "single", adapter=model)
+    return Outcome(works=(*before, traces, model), evaluations=found, traces=traces, sft=model)
+
+
+def _enough(sizes: Sizes) -> list[str]:
+    return ["--max_traces", str(sizes.num_traces)]
+
+
+def _flow(do: Doing) -> Work:
+    return do.train("flow")
+
+
+def _self(do: Doing, sizes: Sizes) -> Work:
+    return do.traces("traces/self_generated", "--mode", "single", *_enough(sizes))
+
+
+def _trained(do: Doing, sizes: Sizes, flow: Work, name: str = "trained_flow") -> Work:
+    return do.traces(f"traces/{name}", "--mode", "flow", *_enough(sizes), run=flow)
+
+
+# ---- the paper's arms ------------------------------------------------------------------------------------------------
+
+
+def _zero_shot(do: Doing, sizes: Sizes) -> Outcome:
+    return Outcome(works=(), evaluations=evaluated(do, sizes, "zero_shot", "--mode", "single"))
+
+
+def _ground_truth(do: Doing, sizes: Sizes) -> Outcome:
+    traces = do.traces("traces/ground_truth", "--mode", "ground_truth", *_enough(sizes))
+    return _compiled(do, sizes, "ground_truth", traces)
+
+
+def _self_generated(do: Doing, sizes: Sizes) -> Outcome:
+    return _compiled(do, sizes, "self_generated", _self(do, sizes))
+
+
+def _untrained_flow(do: Doing, sizes: Sizes) -> Outcome:
+    traces = do.traces("traces/untrained_flow", "--mode", "flow", *_enough(sizes))
+    return _compiled(do, sizes, "untrained_flow", traces)
+
+
+def _trained_flow(do: Doing, sizes: Sizes) -> Outcome:
+    flow = _flow(do)
+    return _compiled(do, sizes, "trained_flow", _trained(do, sizes, flow), flow)
+
+
+# ---- which problems have a trace? ------------------------------------------------------------------------------------
+
+
+def _self_on_trained(do: Doing, sizes: Sizes) -> Outcome:
+    flow = _flow(do)
+    trained = _trained(do, sizes, flow)
+    name = "self_on_trained_problems"
+    flags = ("--mode", "single", "--problems_of", str(trained.folder), "--draws", str(sizes.matched_draws))
+    return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags), flow, trained, exactly=False)
+
+
+def _truth_on_trained(do: Doing, sizes: Sizes) -> Outcome:
+    flow = _flow(do)
+    trained = _trained(do, sizes, flow)
+    name = "ground_truth_on_trained_problems"
+    flags = ("--mode", "ground_truth", "--problems_of", str(trained.folder))
+    return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags), flow, trained)
+
+
+def _trained_on_self(do: Doing, sizes: Sizes) -> Outcome:
+    flow, own = _flow(do), _self(do, sizes)
+    name = "trained_on_self_problems"
+    flags = ("--mode", "flow", "--problems_of", str(own.folder), "--draws", str(sizes.matched_draws))
+    return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags, run=flow), flow, own, exactly=False)
+
+
+def _self_more_draws(do: Doing, sizes: Sizes) -> Outcome:
+    name = "self_more_draws"
+    flags = ("--mode", "single", "--draws", str(sizes.more_draws), *_enough(sizes))
+    return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags))
+
+
+# ---- not compiled ----------------------------------------------------------------------------------------------------
+
+
+def _flow_itself(do: Doing, sizes: Sizes) -> Outcome:
+    flow = _flow(do)
+    return Outcome(works=(flow,), evaluations=evaluated(do, sizes, "flow_itself", "--mode", "flow", run=flow))
+
+
+def _untrained_flow_itself(do: Doing, sizes: Sizes) -> Outcome:
+    return Outcome(works=(), evaluations=evaluated(do, sizes, "untrained_flow_itself", "--mode", "flow"))
+
+
+def _answer_adapter(do: Doing, sizes: Sizes) -> Outcome:
+    flow = _flow(do)
+    flags = ("--mode", "single", "--roles", "[answer]")
+    return Outcome(works=(flow,), evaluations=evaluated(do, sizes, "answer_adapter", *flags, run=flow))
+
+
+# ---- other ways to spend what the flow had ---------------------------------------------------------------------------
+
+
+def budgeted(
+    recipe: str,
+    by: Literal["tokens", "verdicts"],
+    *flags: str,
+    name: str = "",
+    mode: Literal["single", "flow"] = "single",
+) -> Make:
+    """A recipe trained until it has had as much as the flow, and then played in one pass or as its own flow."""
+    name = f"{name or recipe.replace('-', '_')}_same_{by}"
+
+    def make(do: Doing, sizes: Sizes) -> Outcome:
+        given = sizes.tokens if by == "tokens" else 0
+        had = given or spent(run_folder.read_jsonl(_flow(do).folder / "metrics.jsonl"))[by]
+        # Many more problems than the flow had: the budget ends the run.
+        longer = ["--max_problems", str(20 * sizes.max_problems)]
+        fitted = presets.preset(recipe, sizes.preset).recipe
+        config = "single" if isinstance(fitted.flow, Single) and sizes.asks not in (None, fitted.flow) else "other"
+        budget = [f"--run.budget.{by}", str(had), *longer]
+        work = do.train(name, *budget, *flags, recipe=recipe, config=config)
+        drawn = _as_the_others(fitted.explore, sizes.draws)
+        return Outcome(works=(work,), evaluations=evaluated(do, sizes, name, "--mode", mode, *drawn, run=work))
+
+    return make
+
+
+def _as_the_others(own: Explore, draws: Drawing) -> list[str]:
+    """Flags by which a recipe that draws otherwise is tested as all arms are."""
+    names = ("temperature", "top_p", "choice_temperature")
+    differing = [name for name in names if getattr(own, name, None) != getattr(draws, name)]
+    return [word for name in differing for word in (f"--explore.{name}", str(getattr(draws, name)))]
+
+
+def _variant(name: str, *flags: str) -> Make:
+    """The flow trained otherwise, its traces compiled."""
+
+    def make(do: Doing, sizes: Sizes) -> Outcome:
+        work = do.train(name, *flags)
+        return _compiled(do, sizes, name, _trained(do, sizes, work, name), work)
+
+    return make
+
+
+def _variant_itself(name: str, *flags: str) -> Make:
+    def make(do: Doing, sizes: Sizes) -> Outcome:
+        work = do.train(name, *flags)
+        found = evaluated(do, sizes, f"{name}_itself", "--mode", "flow", run=work)
+        return Outcome(works=(work,), evaluations=found)
+
+    return make
+
+
+def _one_role(role: str, *, compiled: bool) -> Make:
+    """One role learns, for as many updates as the two together had."""
+
+    def make(do: Doing, sizes: Sizes) -> Outcome:
+        had = spent(run_folder.read_jsonl(_flow(do).folder / "metrics.jsonl"))["updates"]
+        longer = ["--max_problems", str(8 * sizes.max_problems)]
+        flags = ["--credit.roles", f"[{role}]", "--run.budget.updates", str(had), *longer]
+        return (_variant if compiled else _variant_itself)(f"{role}_only", *flags)(do, sizes)
+
+    return make
+
+
+def _chunks(factor: float, *, compiled: bool) -> Make:
+    """Chunks of another size, as many tokens in all."""
+
+    def make(do: Doing, sizes: Sizes) -> Outcome:
+        if sizes.flow_shape is None:
+            raise ConfigError("chunks of another size need a flow with chunk_tokens and max_chunks; leave the arm out")
+        tokens, chunks = sizes.flow_shape
+        flags = ["--chunk_tokens", str(int(tokens * factor)), "--max_chunks", str(max(1, int(chunks / factor)))]
+        name = "chunks_half" if factor < 1 else "chunks_double"
+        return (_variant if compiled else _variant_itself)(name, *flags)(do, sizes)
+
+    return make
+
+
+_TWO = ("--num_alternatives", "2")
+_BALANCED = ("--balance",)
+_ROWS: tuple[tuple[str, Kind, str, Make], ...] = (
+    ("zero_shot", "base", "the base in one pass", _zero_shot),
+    ("ground_truth", "compiled", "SFT on the data set's own solutions", _ground_truth),
+    ("self_generated", "compiled", "SFT on the base's own right solutions", _self_generated),
+    ("untrained_flow", "compiled", "SFT on right solutions of the flow before learning", _untrained_flow),
+    ("trained_flow", "compiled", "SFT on right solutions of the trained flow", _trained_flow),
+    ("self_on_trained_problems", "compiled", "the base's solutions of the problems that the trained flow solved, by "
+     "many draws", _self_on_trained),
+    ("ground_truth_on_trained_problems", "compiled", "the data set's solutions of the problems that the trained flow "
+     "solved", _truth_on_trained),
+    ("trained_on_self_problems", "compiled", "the trained flow's solutions of the problems that the base solved",
+     _trained_on_self),
+    ("self_more_draws", "compiled", "the base's right solutions, several draws a problem", _self_more_draws),
+    ("untrained_flow_itself", "flow", "the flow before learning, not compiled", _untrained_flow_itself),
+    ("flow_itself", "flow", "the trained flow, not compiled", _flow_itself),
+    ("answer_adapter", "single", "the trained flow's Answer adapter in one pass, not compiled", _answer_adapter),
+    ("online_dpo_same_tokens", "single", f"whole-answer online DPO {SAME_TOKENS}",
+     budgeted("online-dpo", "tokens")),
+    ("online_dpo_same_verdicts", "single", "whole-answer online DPO until it had the flow's verdicts",
+     budgeted("online-dpo", "verdicts")),
+    ("rejection_sampling_same_tokens", "single", f"iterated rejection-sampling SFT {SAME_TOKENS}",
+     budgeted("rejection-sampling", "tokens")),
+    ("rejection_sampling_same_verdicts", "single", "iterated rejection-sampling SFT until it had the flow's verdicts",
+     budgeted("rejection-sampling", "verdicts")),
+    ("answer_only", "compiled", "as trained_flow, only Answer learned, as many updates",
+     _one_role("answer", compiled=True)),
+    ("answer_only_itself", "flow", "that flow, not compiled", _one_role("answer", compiled=False)),
+    ("stop_only", "compiled", "as trained_flow, only Stop learned, as many updates", _one_role("stop", compiled=True)),
+    ("stop_only_itself", "flow", "that flow, not compiled", _one_role("stop", compiled=False)),
+    ("alternatives_2", "compiled", "as trained_flow, two alternatives a node", _variant("alternatives_2", *_TWO)),
+    ("alternatives_2_itself", "flow", "that flow, not compiled", _variant_itself("alternatives_2", *_TWO)),
+    ("chunks_half", "compiled", "as trained_flow, chunks of half the size", _chunks(0.5, compiled=True)),
+    ("chunks_half_itself", "flow", "that flow, not compiled", _chunks(0.5, compiled=False)),
+    ("chunks_double", "compiled", "as trained_flow, chunks of twice the size", _chunks(2, compiled=True)),
+    ("chunks_double_itself", "flow", "that flow, not compiled", _chunks(2, compiled=False)),
+    ("balanced_stop", "compiled", "as trained_flow, Stop's finished and unfinished pairs weigh alike",
+     _variant("balanced_stop", *_BALANCED)),
+    ("balanced_stop_itself", "flow", "that flow, not compiled", _variant_itself("balanced_stop", *_BALANCED)),
+)  # fmt: skip
+_CHANGED: Mapping[Kind, str] = {"compiled": "trained_flow", "flow": "flow_itself", "single": "answer_adapter"}
+"""What an arm is a change of, and so compared with besides the baseline."""
+
+
+def _against(name: str, kind: Kind) -> tuple[str, ...]:
+    return () if _CHANGED.get(kind, name) == name else (_CHANGED[kind],)
+
+
+ARMS: Mapping[str, Arm] = {
+    name: Arm(name=name, kind=kind, what=what, make=make, against=_against(name, kind))
+    for name, kind, what, make in _ROWS
+}
+PAPER = ("zero_shot", "ground_truth", "self_generated", "untrained_flow", "trained_flow")
+"""The rows of the paper's table 1, and the untrained flow's."""
+BASELINE = "self_generated"

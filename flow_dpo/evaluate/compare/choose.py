@@ -1,0 +1,39 @@
+"""Which arms does a name stand for?
+
+    choose(("paper", "flow_itself"))    the rows of the paper's table, and one more
+    choose(("recipes",))                the neighbours of Flow-DPO, and Flow-DPO beside them
+    choose(("instructed",))             those that need a model which follows instructions
+    choose(())                          every source of traces and its controls
+
+Invariant: an arm is made once, however often it is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.evaluate.compare import arms, recipe_arms
+from flow_dpo.evaluate.compare.arms import Arm
+
+EVERY: Mapping[str, Arm] = {**arms.ARMS, **recipe_arms.ARMS}
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "paper": arms.PAPER,
+    "recipes": recipe_arms.CONTRASTS,
+    "instructed": recipe_arms.INSTRUCTED,
+}
+
+
+def choose(names: Sequence[str]) -> list[Arm]:
+    """The arms of these names, or of the groups that they stand for; where none is given, all sources of traces.
+
+    Raises `ConfigError` for a name that is none.
+    """
+    wanted = [arm for name in names for arm in GROUPS.get(name, (name,))]
+    unknown = [name for name in wanted if name not in EVERY]
+    if unknown:
+        raise ConfigError(
+            f"unknown arms {', '.join(unknown)}; there are {', '.join(EVERY)}, and for several at once "
+            f"{', '.join(GROUPS)}"
+        )
+    return [EVERY[name] for name in dict.fromkeys(wanted or arms.ARMS)]

@@ -1,0 +1,140 @@
+"""How are the commands of a comparison run, each of them once?
+
+Every piece of work is a `flow-dpo` command with a folder of its own. What is done is written down with the words of its
+command, beside the folders; asked for again, it is only looked up:
+
+    do.train("flow", "--max_problems", "1000")     runs   flow-dpo train ... --output_dir OUT/seed0/flow
+    do.train("flow", "--max_problems", "1000")     done already: nothing runs
+
+Invariant: an interrupted training goes on where its checkpoint stands; whatever else was interrupted is begun anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import ConfigError, DataError, FlowDpoError
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.callbacks.budget import spent
+
+Command = Callable[[Sequence[str]], int]
+
+DONE = "done.jsonl"
+NUMBERS = ("tokens_played", "tokens_learned", "verdicts_used", "seconds")
+"""What a piece of work costs. Tokens played are sampled ones; tokens learned are those that a learner reads, prompts
+included; seconds are those of the work, without loading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A command that is done."""
+
+    name: str
+    folder: Path
+    costs: Mapping[str, float]
+
+
+class Doing:
+    """Runs one seed's commands."""
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        configs: Path,
+        *,
+        run: Mapping[str, Command],
+        asked: Sequence[str] = (),
+    ) -> None:
+        """`configs` holds the settings files that the commands name; `run` has the commands "train", "generate", "sft"
+        and "evaluate"; `asked` are flags for code that a person asked to run, without which no run or adapter may bring
+        it along."""
+        self.folder, self.seed, self._configs, self._run = folder, seed, configs, run
+        self._asked = tuple(asked)
+        self._done: dict[str, list[str]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / DONE).exists():
+            run_folder.cut_torn(folder / DONE)
+            self._done = {row["name"]: row["words"] for row in run_folder.read_jsonl(folder / DONE)}
+
+    def train(self, name: str, *flags: str, recipe: str = "", config: str = "other") -> Work:
+        """`flow-dpo train` with the comparison's settings and these flags; or of another recipe, fitted by the same
+        preset, with the same model, data and updates, and with what `config` says of its flow."""
+        base = ["--recipe", recipe, "--config", str(self._configs / f"{config}.yaml")] if recipe else []
+        words = [*(base or ["--config", str(self._configs / "train.yaml")]), "--seed", str(self.seed), *flags]
+        folder = self._do("train", name, words)
+        rows = run_folder.read_jsonl(folder / "metrics.jsonl")
+        total = spent(rows)
+        seconds = sum(row[f"{part}/seconds"] for row in rows for part in ("play", "grade", "learn"))
+        costs = (total["played"], total["learned"], total["verdicts"], seconds)
+        return Work(name=name, folder=folder, costs=dict(zip(NUMBERS, costs, strict=True)))
+
+    def traces(self, name: str, *flags: str, run: Work | None = None) -> Work:
+        """`flow-dpo generate` on the pool of problems, with a run's adapters or none."""
+        folder = self._do("generate", name, [*self._who("pool", run), "--seed", str(self.seed), *flags])
+        cost = _read(folder / "traces.json")["cost"]
+        numbers = {"tokens_played": cost["tokens_played"], "verdicts_used": cost["verdicts_used"]}
+        return Work(name=name, folder=folder, costs={**numbers, "tokens_learned": 0.0, "seconds": cost["seconds"]})
+
+    def sft(self, name: str, traces: Work, *flags: str) -> Work:
+        """`flow-dpo sft` on these traces."""
+        words = ["--config", str(self._configs / "sft.yaml"), "--traces", str(traces.folder), *flags]
+        folder = self._do("sft", name, [*words, *self._asked, "--seed", str(self.seed)])
+        cost = run_folder.read_facts(folder)["cost"]
+        costs = {"tokens_learned": cost["tokens_read"], "seconds": cost["seconds"]}
+        return Work(name=name, folder=folder, costs={"tokens_played": 0.0, "verdicts_used": 0.0, **costs})
+
+    def evaluate(
+        self, name: str, problems: str, *flags: str, run: Work | None = None, adapter: Work | None = None
+    ) -> Path:
+        """`flow-dpo evaluate` on a set of problems, with a run's adapters, a fine-tuned one, or none.
+
+        The folder with its predictions.
+        """
+        return self._do("evaluate", name, [*self._who(problems, run, adapter), "--seed", str(self.seed), *flags])
+
+    def _who(self, problems: str, run: Work | None, adapter: Work | None = None) -> list[str]:
+        """A run or an adapter brings its method along and needs its problems; the base needs both."""
+        if run is None and adapter is None:
+            return ["--config", str(self._configs / f"base-{problems}.yaml")]
+        speaker = ["--run", str(run.folder)] if run else ["--adapter", str(adapter.folder)] if adapter else []
+        return [*speaker, *self._asked, "--config", str(self._configs / f"{problems}.yaml")]
+
+    def _do(self, command: str, name: str, words: Sequence[str]) -> Path:
+        folder, words = self.folder / name, [command, *words, "--output_dir", str(self.folder / name)]
+        if name in self._done:
+            if self._done[name] != words:
+                raise ConfigError(
+                    f"{folder} was made by another command; name another folder with --output_dir\n"
+                    f"  then: {shlex.join(self._done[name])}\n  now:  {shlex.join(words)}"
+                )
+            return folder
+        if folder.exists() and command != "train":
+            shutil.rmtree(folder)  # begun and interrupted
+        resume = ["--resume"] if command == "train" and (folder / "config.yaml").exists() else []
+        started = time.perf_counter()
+        try:
+            self._run[command]([*words[1:], *resume])
+        except FlowDpoError as error:
+            raise type(error)(f"seed {self.seed}, {name}: {error}") from error
+        finally:
+            gc.collect()  # a trainer holds its model in a circle; the next command loads another
+        seconds = round(time.perf_counter() - started, 3)
+        run_folder.append_jsonl(self.folder / DONE, [{"name": name, "words": words, "seconds": seconds}])
+        self._done[name] = words
+        return folder
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object that a command left behind."""
+    try:
+        return run_folder.read_object(path)
+    except DataError as error:
+        raise DataError(f"{error}; remove the folder to make it anew") from error

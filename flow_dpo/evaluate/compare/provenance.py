@@ -1,0 +1,65 @@
+"""What do the folders of a comparison say besides their accuracies?
+
+By which commands and by which code they were made, how large the tests are, and whether a question of a test was
+learned from. Invariant: all of it is read from what the pieces of work left behind; work that was done by other code
+than the rest is told and not smoothed over.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.evaluate import contamination
+from flow_dpo.evaluate.compare.arms import Outcome
+from flow_dpo.evaluate.compare.jobs import DONE
+from flow_dpo.runs import run_folder
+
+_RECORDS = ("run.json", "traces.json", "summary.json")
+"""What trainings, traces and evaluations say of themselves."""
+_LEARNED = ("trees.jsonl", "traces.jsonl")
+_CODE = ("commit", "code", "versions", "python", "platform")
+
+
+def of(path: Path, made: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+    """The facts of the comparison at `path`; `made` holds what each arm gave, one a seed."""
+    evaluations = next(iter(made.values()))[0].evaluations
+    folders = {test.partition("/")[0]: folder for test, folder in evaluations.items()}
+    files = [file for name in _LEARNED for file in path.glob(f"seed*/**/{name}") if file.stat().st_size]
+    learned = set[str]().union(*(contamination.questions_of(file) for file in files))
+    return {
+        "test_sets": {name: _test_set(folder, learned) for name, folder in folders.items()},
+        "commands": [
+            f"flow-dpo {shlex.join(row['words'])}"
+            for done in sorted(path.glob(f"seed*/{DONE}"))
+            for row in run_folder.read_jsonl(done)
+        ],
+        "made_by": made_by(path),
+        **run_folder.environment(),
+    }
+
+
+def made_by(path: Path) -> list[dict[str, Any]]:
+    """The code and versions of the pieces of work, each once, with how many it made."""
+    counts: Counter[str] = Counter()
+    for name in _RECORDS:
+        for file in path.glob(f"seed*/**/{name}"):
+            found = run_folder.read_object(file)
+            counts[json.dumps({key: found.get(key) for key in _CODE}, sort_keys=True)] += 1
+    return [{"num_pieces": num, **json.loads(text)} for text, num in counts.most_common()]
+
+
+def _test_set(folder: Path, learned: set[str]) -> dict[str, Any]:
+    """A problem set that the arms were tested on, and how many of its questions, by their words, some arm learned
+    from (`evaluate.contamination`)."""
+    summary = run_folder.read_object(folder / "summary.json")
+    questions = {row["question"] for row in run_folder.read_jsonl(folder / "predictions.jsonl")}
+    return {
+        "dataset": summary["dataset"],
+        "num_problems": summary["num_problems"],
+        "num_learned": sum(contamination.normalised(question) in learned for question in questions),
+    }

@@ -1,0 +1,92 @@
+"""Was a model trained on the very problems that it is tested on?
+
+Questions are compared as normalised text: Unicode forms joined, case, punctuation and spaces dropped, numbers kept.
+
+    "Anna has 12 apples.\\n"  ==  "anna has 12 apples"  !=  "Anna has 13 apples."
+
+Invariant: a training source that cannot be read is an error, never an overlap of nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import DataError
+from flow_dpo.core.types import Problem
+from flow_dpo.runs import run_folder
+
+_WORD = re.compile(r"\w+")
+_NUM_SHOWN = 5
+_FILES = ("trees.jsonl", "traces.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapSettings:
+    """What the measured model was trained on."""
+
+    trained_on: str = ""
+    """Run folders and traces, separated by commas: their problems are compared with those of the test."""
+    exclude_overlap: bool = False
+    """Leave out test problems that are among them; otherwise they are only counted."""
+
+
+def normalised(question: str) -> str:
+    """The words and numbers of a question, in one form."""
+    # A dot or a comma inside a number belongs to it: 1.5 is not 1 and 5.
+    text = re.sub(r"(?<=\d)[.,/](?=\d)", "_", unicodedata.normalize("NFKC", question).casefold())
+    return " ".join(_WORD.findall(text)) or text.strip()  # of signs alone: "+ ?" and "- ?" are two questions
+
+
+def questions_of(source: Path) -> set[str]:
+    """The normalised questions of a run folder (trees.jsonl), or of traces (a folder or a file)."""
+    found = [source / name for name in _FILES if (source / name).is_file()] if source.is_dir() else [source]
+    if not found or not found[0].is_file():
+        raise DataError(f"expected a run folder or traces in {source}, found neither {' nor '.join(_FILES)}")
+    questions: set[str] = set()
+    for file in found:
+        for number, row in enumerate(run_folder.read_jsonl(file), start=1):
+            problem = row.get("problem", row)
+            question = problem.get("question") if isinstance(problem, dict) else None
+            if not isinstance(question, str):
+                raise DataError(f"{file}, line {number}: expected a tree or a trace, found a row without a question")
+            questions.add(normalised(question))
+    if not questions:
+        raise DataError(f"expected problems in {source}, found none: nothing was trained on yet")
+    return questions
+
+
+def overlapping(problems: Iterable[Problem], trained: set[str]) -> list[Problem]:
+    """The problems whose questions were trained on."""
+    return [problem for problem in problems if normalised(problem.question) in trained]
+
+
+def check(problems: Sequence[Problem], settings: OverlapSettings) -> tuple[list[Problem], dict[str, Any] | None]:
+    """The problems to measure on, and what summary.json says of the overlap; None where no source is named.
+
+    Raises `DataError` where every problem would be left out.
+    """
+    sources = [name.strip() for name in settings.trained_on.split(",") if name.strip()]
+    if not sources:
+        return list(problems), None
+    trained = set[str]().union(*(questions_of(Path(name)) for name in sources))
+    found = overlapping(problems, trained)
+    ids = {problem.id for problem in found}
+    kept = [problem for problem in problems if problem.id not in ids] if settings.exclude_overlap else list(problems)
+    if not kept:
+        raise DataError(
+            f"expected test problems that were not trained on, found that all {len(problems)} were; name another "
+            "split, or leave --exclude_overlap out"
+        )
+    return kept, {
+        "trained_on": sources,
+        "num_training_problems": len(trained),
+        "num_overlapping": len(found),
+        "overlap_rate": len(found) / len(problems),
+        "examples": [problem.id for problem in found[:_NUM_SHOWN]],
+        "excluded": settings.exclude_overlap,
+    }

@@ -1,0 +1,181 @@
+"""How good is a flow, or one of its roles alone, on problems that it does not learn from?
+
+The flow (or the Answer role in one pass) is played on each problem, greedily once or drawn several times, without
+alternatives, and graded. Stop is measured
+on the candidates that it met: how often it said Yes to unfinished, wrong and right ones, and how well its log-odds of
+Yes tell right from wrong and finished from unfinished (area under the curve).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.explore import Explore
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.loop import Players, batched, play_metrics, reward
+from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.stats import auc
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Adapter, Problem, Role, Verdict
+from flow_dpo.evaluate import pass_at_k, step_validity
+from flow_dpo.verify.grader import grade, starter
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is measured, and how it is decoded."""
+
+    mode: Literal["flow", "single"] = "flow"
+    """"single" is one pass of the Answer role."""
+    greedy: bool = True
+    """Take the likeliest token; otherwise draw with the exploration's temperature and top-p."""
+    draws: int = 1
+    """How often each problem is played; more than one needs `greedy` to be false."""
+    output_dir: str = "runs/evaluation"
+    seed: int = 0
+    batch_problems: int = 64
+    """Problems under way at once. Changes timing only."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ConfigError(f"expected draws of 1 at least, found {self.draws}")
+        if self.greedy and self.draws > 1:
+            raise ConfigError(f"expected one draw where decoding is greedy, found {self.draws}; add --greedy false")
+
+
+def evaluate(
+    flow: Flow[Any],
+    explore: Explore,
+    problems: Sequence[Problem],
+    players: Players,
+    adapters: dict[Role, Adapter],
+    settings: EvaluationSettings,
+) -> tuple[list[Tree], dict[str, Any]]:
+    """Play and grade every problem, `settings.draws` times; the trees draw by draw, and the summary that
+    `summary.json` holds."""
+    speaker = Speaker(players.engine, players.renderer, begins=starter(players.verifier, players.renderer))
+    speaker.refresh(adapters)
+    trunk_only = explore.alone(greedy=settings.greedy)
+    trees: list[Tree] = []
+    stops: list[_Heard] = []
+    right: list[tuple[Problem, str]] = []
+    work = {"tokens": 0}
+    for draw in range(settings.draws):
+        # The first draw is the one that an evaluation of a single draw makes.
+        seed = derive(settings.seed, "draw", draw) if draw else settings.seed
+        for batch in batched(problems, settings.batch_problems):
+            played = trunk_only(flow, speaker, batch, seed=seed)
+            grade(played, players.verifier, players.renderer, players.grading)
+            work["tokens"] += int(play_metrics(played, players.engine)["play/tokens"])
+            stops.extend(_heard(flow, played, players))
+            right += [
+                (tree.problem, players.renderer.to_text(tree.trunk.solution.attempt))
+                for tree in played
+                if reward(tree) == 1.0
+            ]
+            trees.extend(played)
+    steps = step_validity.invalid_rate(right)
+    return trees, summary(trees) | work | {"stop": stop_summary(stops), "steps_of_right_answers": steps}
+
+
+def decoding(explore: Explore, settings: EvaluationSettings) -> dict[str, Any]:
+    """How completions were taken: the values that played a part, and no others."""
+    if settings.greedy:
+        return {"greedy": True, "draws": 1}
+    sampling = {name: getattr(explore, name) for name in ("temperature", "top_p", "choice_temperature")}
+    return {"greedy": False, "draws": settings.draws, "seed": settings.seed, **sampling}
+
+
+def summary(trees: Iterable[Tree]) -> dict[str, Any]:
+    """Accuracy over graded draws, its 95 % interval, and the counts behind it (`scores.summary`).
+
+    Several trees of one problem are its draws.
+    """
+    verdicts: dict[str, list[Verdict]] = {}
+    problems: dict[str, Problem] = {}
+    for tree in trees:
+        problems[tree.problem.id] = tree.problem
+        verdicts.setdefault(tree.problem.id, []).append(tree.trunk.verdict or Verdict(status="ungraded"))
+    return pass_at_k.summary(
+        [pass_at_k.Drawn(problem=problem, verdicts=tuple(verdicts[id])) for id, problem in problems.items()]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heard:
+    """One word of a choosing role, and what stood before it."""
+
+    said_yes: bool
+    log_odds: float
+    kind: Literal["unfinished", "wrong", "right"]
+
+
+def _heard(flow: Flow[Any], trees: Sequence[Tree], players: Players) -> list[_Heard]:
+    """What was chosen at every candidate on the trunks, with the candidate's own verdict."""
+    asked: list[tuple[tuple[str, str, bool], bool, float]] = []
+    for tree in trees:
+        state = flow.start(tree.problem)
+        for node in tree.trunk_nodes():
+            if len(node.completion.choice_logprobs) == 2:
+                solution = flow.solution(state)
+                text = players.renderer.to_text(solution.pieces)
+                yes, no = node.completion.choice_logprobs
+                asked.append(((tree.problem.gold, text, solution.ended), node.completion.choice == 0, yes - no))
+            state = flow.advance(state, node.completion)
+    verdicts = players.verifier.grade_many([item for item, _, _ in asked])
+    return [
+        _Heard(said_yes=yes, log_odds=odds, kind=_kind(ended, verdict))
+        for ((_, _, ended), yes, odds), verdict in zip(asked, verdicts, strict=True)
+        if verdict.status != "ungraded"
+    ]
+
+
+def _kind(ended: bool, verdict: Verdict) -> Literal["unfinished", "wrong", "right"]:
+    if verdict.status == "correct":
+        return "right"
+    return "wrong" if ended else "unfinished"
+
+
+def stop_summary(heard: Sequence[_Heard]) -> dict[str, Any]:
+    """Yes-rates and mean probability of Yes by kind of candidate, and the two areas under the curve."""
+    kinds = {kind: [one for one in heard if one.kind == kind] for kind in ("unfinished", "wrong", "right")}
+    odds = {kind: [one.log_odds for one in ones] for kind, ones in kinds.items()}
+    return {
+        "num_candidates": {kind: len(ones) for kind, ones in kinds.items()},
+        "yes_rate": {kind: sum(one.said_yes for one in ones) / len(ones) for kind, ones in kinds.items() if ones},
+        "mean_yes_probability": {
+            kind: sum(1 / (1 + math.exp(-min(max(value, -50), 50))) for value in values) / len(values)
+            for kind, values in odds.items()
+            if values
+        },
+        "auc_right_over_wrong": auc(odds["right"], odds["wrong"]),
+        "auc_finished_over_unfinished": auc(odds["right"] + odds["wrong"], odds["unfinished"]),
+    }
+
+
+def write_predictions(folder: Path, trees: Sequence[Tree], result: dict[str, Any]) -> None:
+    """predictions.jsonl, one draw of one problem a line, and summary.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seen: Counter[str] = Counter()
+    with (folder / "predictions.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+        for tree in trees:
+            seen[tree.problem.id] += 1
+            row = {
+                "id": tree.problem.id,
+                "draw": seen[tree.problem.id],
+                "question": tree.problem.question,
+                "gold": tree.problem.gold,
+                "solution": tree.trunk.text,
+                "verdict": None if tree.trunk.verdict is None else asdict(tree.trunk.verdict),
+                "tokens": sum(len(node.completion.token_ids) for node in tree.trunk_nodes()),
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    (folder / "summary.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,93 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import DataError
+from flow_dpo.core.types import Verdict
+from flow_dpo.data.strict_json import parse_object
+from flow_dpo.verify.extract import AnswerRule
+from flow_dpo.verify.verifier import STANDALONE, Verifier
+
+
+def verify_file(
+    path: str | Path, output: str | Path, *, rule: AnswerRule = STANDALONE, timeout_s: float = 5.0, num_workers: int = 2
+) -> dict[str, Any]:
+    """Grade a JSONL file of `{"gold", "model_output"}` rows; write each with what was found added.
+
+    Added are "status", "reason" and "extracted_answer". `output` is a folder, which gets `verdicts.jsonl` and
+    `summary.json`, or a file such as `graded.jsonl`, with `graded.summary.json` beside it. The summary counts statuses;
+    where rows carry an `is_correct` of their own it counts agreement, with rows that name a `policy` or are `disputed`
+    apart.
+    """
+    source, target = Path(path), Path(output)
+    if target.is_dir() or not target.suffix:
+        table, summary_file = target / "verdicts.jsonl", target / "summary.json"
+    else:
+        table, summary_file = target, target.with_suffix(".summary.json")
+    if table.exists() and table.samefile(source):
+        raise DataError(f"expected another file than the input for the output, found {table} for both; name another")
+    rows = list(_rows(source))
+    items = [(str(row["gold"]), row["model_output"], True) for row in rows]
+    with Verifier(rule=rule, timeout_s=timeout_s, num_workers=num_workers) as verifier:
+        verdicts = verifier.grade_many(items)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with open(table, "w", encoding="utf-8") as file:
+        for row, verdict in zip(rows, verdicts, strict=True):
+            found = {"status": verdict.status, "reason": verdict.reason, "extracted_answer": verdict.answer}
+            file.write(json.dumps({**row, **found}) + "\n")  # ASCII: a lone surrogate is no UTF-8
+    summary = _summary(source, rows, verdicts)
+    summary_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"expected a JSONL file at {path}, found {error}; give a file of rows to grade") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        # Half surrogate pairs are hostile text like any other: graded, and written back in ASCII.
+        fields = parse_object(line, f"{path}, row {number}", any_text=True)
+        for name, kinds in (("gold", (str, int, float)), ("model_output", (str,))):
+            if not isinstance(fields.get(name), kinds) or isinstance(fields[name], bool):
+                raise DataError(
+                    f"{path}, row {number}: expected a text in {name!r}, found {fields.get(name)!r:.80} among the "
+                    f"fields {', '.join(sorted(fields))}; name the columns gold and model_output"
+                )
+        yield fields
+
+
+def _summary(source: Path, rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    counts = Counter(verdict.status for verdict in verdicts)
+    graded = counts["correct"] + counts["wrong"]
+    summary: dict[str, Any] = {
+        "file": str(source),
+        "num_rows": len(rows),
+        **{f"num_{status}": counts[status] for status in ("correct", "wrong", "ungraded")},
+        "accuracy": counts["correct"] / graded if graded else None,
+        "ungraded_reasons": dict(Counter(each.reason.split(":")[0] for each in verdicts if each.status == "ungraded")),
+    }
+    if any(isinstance(row.get("is_correct"), bool) for row in rows):
+        groups: dict[str, Counter[str]] = {}
+        for row, verdict in zip(rows, verdicts, strict=True):
+            if isinstance(row.get("is_correct"), bool):
+                said = "ungraded" if verdict.reward is None else str(verdict.reward == float(row["is_correct"]))
+                name = {"True": "num_agree", "False": "num_disagree"}.get(said, "num_ungraded")
+                groups.setdefault(_group(row), Counter()).update([name])
+        summary["against_labels"] = {name: dict(sorted(groups[name].items())) for name in sorted(groups)}
+    return summary
+
+
+def _group(row: dict[str, Any]) -> str:
+    """Labels that are one grader's convention, or in dispute, are counted apart."""
+    if row.get("disputed"):
+        return "disputed"
+    return f"policy: {row['policy']}" if row.get("policy") else "agreed"

@@ -1,0 +1,136 @@
+"""Who judges?
+
+A model behind the engine seam, or one behind an OpenAI-compatible address. Both answer the same questions
+(`evaluate.judge.protocol`) and hand each answer over as it comes, so that a caller can write it down at once:
+
+    LocalJudge(engine, renderer, prompts=JudgePrompts(), settings=JudgeSettings(words="choices"), context_tokens=4096)
+    EndpointJudge(ChatEndpoint(settings, api_key=...), prompts=JudgePrompts(), settings=JudgeSettings())
+
+Invariant: a trace's text becomes ordinary tokens. Where it spells a chat template's special token, it is these letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from flow_dpo.core.engine import Engine
+from flow_dpo.core.rollouts import Ask, Play, Speaker, say
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.types import Completion, Message, Piece, Role, Sampling, Turn
+from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, Reply
+from flow_dpo.evaluate.judge.protocol import (
+    PLACES,
+    Asked,
+    Heard,
+    JudgePrompts,
+    JudgeSettings,
+    Keep,
+    heard_text,
+    storable,
+)
+from flow_dpo.models.render import Renderer
+
+JUDGE: Role = "judge"
+
+
+class LocalJudge:
+    """A model behind an engine, greedy. Its chat template is the renderer's."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        renderer: Renderer,
+        *,
+        prompts: JudgePrompts,
+        settings: JudgeSettings,
+        context_tokens: int,
+    ) -> None:
+        self._speaker = Speaker(engine, renderer)
+        self._renderer = renderer
+        self._prompts, self._settings = prompts, settings
+        self._context_tokens = context_tokens
+
+    def hear(self, asked: Sequence[Asked], keep: Keep) -> None:
+        """See `flow_dpo.judging.Judge`. A question that does not fit the context window is not asked: "too long"."""
+        self._speaker.run(self._play(one, keep) for one in asked)
+
+    def turn(self, asked: Asked) -> Turn:
+        """The question as the judge's turn."""
+        content: list[Piece] = []
+        for text, foreign in asked.parts(self._prompts, self._settings.words):
+            content.append(self._letters(text) if foreign else text)
+        messages = (
+            Message(role="system", content=(self._prompts.system,)),
+            Message(role="user", content=tuple(content)),
+        )
+        if self._settings.words == "choices":
+            return Turn(role=JUDGE, messages=messages, choices=PLACES)
+        return Turn(role=JUDGE, messages=messages, max_tokens=self._settings.max_tokens)
+
+    def _letters(self, text: str) -> tuple[int, ...]:
+        return tuple(self._renderer.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def _play(self, asked: Asked, keep: Keep) -> Play:
+        turn = self.turn(asked)
+        request = self._renderer.render(turn)
+        if len(request.prompt_ids) + request.max_tokens > self._context_tokens:
+            found = f"{len(request.prompt_ids)} + {request.max_tokens} of {self._context_tokens} tokens"
+            keep(asked, Heard(words=found, reason="too long"))
+            return
+        seed = derive(self._settings.seed, *asked.key)
+        said = yield from say(Ask(turn=turn, sampling=Sampling(greedy=True), seed=seed))
+        keep(asked, self._heard(said.completion))
+
+    def _heard(self, completion: Completion) -> Heard:
+        if completion.choice is not None:
+            one, other = completion.choice_logprobs
+            # Log-odds of a word without probability have no number; they are as sure as one can say.
+            odds = max(min(one - other, 1e3), -1e3)
+            letter = "A" if odds > 0 else "B" if odds < 0 else "tie"
+            return Heard(words=letter, tokens=1, verdict=letter, log_odds=odds)
+        words = self._renderer.to_text([completion.content_ids])
+        return heard_text(words, finished=completion.finish_reason == "stop", tokens=len(completion.token_ids))
+
+
+class EndpointJudge:
+    """A model behind an address, several requests at a time."""
+
+    def __init__(
+        self, endpoint: ChatEndpoint, *, prompts: JudgePrompts, settings: JudgeSettings, concurrency: int
+    ) -> None:
+        self._endpoint = endpoint
+        self._prompts, self._settings = prompts, settings
+        self._concurrency = concurrency
+
+    def hear(self, asked: Sequence[Asked], keep: Keep) -> None:
+        """See `flow_dpo.judging.Judge`."""
+        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="judge")
+        left = {pool.submit(self._ask, one): one for one in asked}
+        try:
+            for future in as_completed([*left]):
+                heard = future.result()
+                keep(left.pop(future), heard)
+        finally:
+            # An error, or Ctrl-C: nothing that is still under way is waited for, and nothing that was answered is lost.
+            if left:
+                self._endpoint.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+            for future, one in left.items():
+                if not future.cancelled() and future.exception() is None:
+                    keep(one, future.result())
+
+    def messages(self, asked: Asked) -> list[dict[str, str]]:
+        """The question as a chat."""
+        user = "".join(text for text, _ in asked.parts(self._prompts, self._settings.words))
+        system = [{"role": "system", "content": self._prompts.system}] if self._prompts.system else []
+        return [*system, {"role": "user", "content": user}]
+
+    def _ask(self, asked: Asked) -> Heard:
+        return _heard(self._endpoint.ask(self.messages(asked), max_tokens=self._settings.max_tokens))
+
+
+def _heard(reply: Reply) -> Heard:
+    if reply.refused:
+        return Heard(words=storable(reply.words), tokens=reply.tokens, reason="refused")
+    return heard_text(reply.words, finished=reply.finished, tokens=reply.tokens)

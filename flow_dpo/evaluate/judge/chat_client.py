@@ -1,0 +1,162 @@
+"""How is a model behind an OpenAI-compatible address asked?
+
+    endpoint = ChatEndpoint(EndpointSettings(base_url="http://127.0.0.1:8000/v1"), api_key="")
+    endpoint.check()                                                     # refuses at once where nobody answers
+    reply = endpoint.ask([{"role": "user", "content": "..."}], max_tokens=64)
+
+What may pass is tried again after a growing wait: a connection that fails, 429 and 5xx; nothing else is. Invariant: a
+request ends in a reply or an error, each within its deadline and its tries (`engines.http_client` keeps the deadline).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flow_dpo.core.errors import ConfigError, EngineError
+from flow_dpo.engines.http_client import Address, Passing, check_base_url
+
+_LONGEST_WAIT_S = 60.0
+_UNREADABLE = (ValueError, RecursionError)
+"""What `json.loads` raises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """An address that speaks the chat completions format. Its API key is read from OPENAI_API_KEY and nowhere else."""
+
+    base_url: str = ""
+    """Such as http://127.0.0.1:8000/v1; the model in this process is the judge where it is empty."""
+    served_model: str = ""
+    """The model's name there; may be left out where it serves one only."""
+    concurrency: int = 8
+    """Requests under way at once."""
+    deadline_s: float = 120.0
+    """Seconds that one request may take in all."""
+    retries: int = 5
+    """Further tries of a request that failed for a reason that may pass."""
+    backoff_s: float = 1.0
+    """Seconds before the first further try; twice as many before each that follows, a minute at most."""
+    body: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Put into every request, such as {"reasoning_effort": "low"}; null takes a field out.
+    It is recorded: no place for a secret."""
+
+    def __post_init__(self) -> None:
+        if not self.base_url:
+            return
+        check_base_url(self.base_url)
+        if self.concurrency < 1 or self.retries < 0 or not 0 < self.deadline_s < 1e6 or not 0 <= self.backoff_s < 1e6:
+            raise ConfigError(
+                "expected concurrency of 1 at least, deadline_s above 0, retries and backoff_s of 0 or more, found "
+                f"{self.concurrency}, {self.deadline_s}, {self.retries} and {self.backoff_s}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What the model at the address said."""
+
+    words: str
+    finished: bool
+    """It ended by itself and was not cut off."""
+    tokens: int
+    refused: bool = False
+    """The address refused this one request (400, 413, 422); `words` are its reason."""
+
+
+class ChatEndpoint:
+    """One address. `ask` may be called from several threads; after `stop` it raises."""
+
+    def __init__(self, settings: EndpointSettings, *, api_key: str) -> None:
+        self._settings = settings
+        self._address = Address(settings.base_url, api_key=api_key, deadline_s=settings.deadline_s)
+        self.model = settings.served_model
+
+    def check(self) -> None:
+        """Raise `ConfigError` where the address does not answer, refuses the key, or the model is not named and is not
+        the only one there."""
+        base = self._settings.base_url
+        try:
+            answer = self._address.exchange("GET", "/models")
+        except Passing as error:
+            raise ConfigError(
+                f"expected an answer from {base}, found {error}; start the server there, or give another --base_url"
+            ) from error
+        if answer.status in (401, 403):
+            raise ConfigError(
+                f"{base} refused the API key ({answer.status}); set the environment variable OPENAI_API_KEY"
+            )
+        if not self.model:
+            names = _names(answer.text) if answer.status == 200 else []
+            if len(names) != 1:
+                raise ConfigError(
+                    f"expected the name of a model at {base}, found none; give one with --served_model"
+                    + (f", such as {', '.join(names[:5])}" if names else "")
+                )
+            self.model = names[0]
+
+    def ask(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> Reply:
+        """Greedy words to a chat. Raises `EngineError` where the address goes on failing, or speaks another format."""
+        fields: dict[str, Any] = {
+            "model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0,
+        } | self._settings.body  # fmt: skip
+        body = json.dumps({name: value for name, value in fields.items() if value is not None}).encode("ascii")
+        failed = ""
+        for attempt in range(self._settings.retries + 1):
+            try:
+                answer = self._address.exchange("POST", "/chat/completions", body)
+                if answer.status == 429 or answer.status >= 500:
+                    raise Passing(f"the status {answer.status}: {answer.text[:200]!r}", answer.wait_s)
+                return self._reply(answer.status, answer.text)
+            except Passing as error:
+                failed = str(error)
+                wait_s = max(error.wait_s, self._settings.backoff_s * 2.0 ** min(attempt, 20))
+            if self._address.stopped.is_set():
+                break
+            if attempt < self._settings.retries:
+                self._address.stopped.wait(min(wait_s, _LONGEST_WAIT_S))
+        raise EngineError(
+            f"expected an answer from {self._settings.base_url}, found {failed} after {self._settings.retries + 1} "
+            "tries; what was answered so far is kept: look after the server and give the same command again "
+            "(--deadline_s, --retries)"
+        )
+
+    def stop(self) -> None:
+        """Give up whatever is under way."""
+        self._address.stop()
+
+    def _reply(self, status: int, text: str) -> Reply:
+        base = self._settings.base_url
+        if status in (400, 413, 422):
+            return Reply(words=text[:2000], finished=False, tokens=0, refused=True)
+        if status != 200:
+            raise EngineError(
+                f"expected a chat completion of {self.model} from {base}, found the status {status}: {text[:200]!r}; "
+                "check --base_url, --served_model and OPENAI_API_KEY"
+            )
+        try:
+            found = json.loads(text)
+            choice = found["choices"][0]
+            words, reason = choice["message"].get("content"), choice.get("finish_reason")
+            if not (words is None or isinstance(words, str)):
+                raise TypeError(f"content of type {type(words).__name__}")
+            usage = found.get("usage")
+            tokens = usage.get("completion_tokens") if isinstance(usage, dict) else 0
+        except (*_UNREADABLE, LookupError, TypeError, AttributeError) as error:
+            raise EngineError(
+                f"expected a chat completion in JSON from {base}, found {text[:200]!r} ({error!r:.100}); is this an "
+                "OpenAI-compatible address? It usually ends in /v1"
+            ) from error
+        known = tokens if isinstance(tokens, int) and 0 <= tokens < 1 << 40 else 0
+        return Reply(words=words or "", finished=reason == "stop", tokens=known)
+
+
+def _names(text: str) -> list[str]:
+    """The models that GET /models lists; none where the reply is something else."""
+    try:
+        found = json.loads(text)["data"]
+        return [one["id"] for one in found if isinstance(one["id"], str)]
+    except (*_UNREADABLE, LookupError, TypeError):
+        return []

@@ -1,0 +1,184 @@
+"""What do a judge's verdicts say about two sets of traces, and how surely?
+
+Each pair was judged in both orders. With a > b for "trace a is preferred":
+
+    a > b, a > b   a wins                 a > b, b > a   flipped with the order: a tie
+    tie,   tie     a tie                  a > b, tie     preferred in one order only: a tie
+    a > b, (no verdict)   unparsed: the pair enters no rate, and is counted
+
+Invariant: every pair is counted once, as a win of a, a win of b, a tie, or unparsed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import DataError
+from flow_dpo.core.stats import wilson
+from flow_dpo.evaluate.judge.protocol import Asked, TracePair
+from flow_dpo.runs import run_folder
+
+ROWS = "judgements.jsonl"
+Key = tuple[str, str, str]
+
+
+def read_judgements(path: Path, asked: Sequence[Asked]) -> dict[Key, dict[str, Any]]:
+    """The judgements of a file by problem and order; a last line that was torn off is cut away, so that rows can be
+    added. Raises `DataError` for a row that answers none of the questions, or one that was answered before."""
+    if not path.exists():
+        return {}
+    run_folder.cut_torn(path)
+    known = {one.key for one in asked}
+    found: dict[Key, dict[str, Any]] = {}
+    for number, row in enumerate(run_folder.read_jsonl(path), start=1):
+        place = f"{path}, line {number}"
+        key = _key(row, place)
+        if key not in known or key in found:
+            raise DataError(
+                f"{place}: expected a judgement of one of the pairs and orders that are compared, each once, found "
+                f"{'a second one' if key in found else 'another'} ({key!r:.200}); judge anew in another --output_dir"
+            )
+        found[key] = row
+    return found
+
+
+def _key(row: Mapping[str, Any], place: str) -> Key:
+    """The problem and the order of a row. Raises `DataError` where it is no judgement."""
+    kinds = {
+        "dataset": str, "problem_id": str, "first": str, "reason": str, "words": str, "tokens": int,
+        "verdict": (str, type(None)), "preferred": (str, type(None)), "log_odds": (float, int, type(None)),
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if name not in row or not isinstance(row[name], kind):
+            raise DataError(
+                f"{place}: expected a judgement, found {row.get(name)!r:.80} in {name}; judge anew in another "
+                "--output_dir"
+            )
+    first = row["first"]
+    sides = {"A": first, "B": "b" if first == "a" else "a", "tie": "tie", None: None}
+    if row["verdict"] not in sides or row["preferred"] != sides[row["verdict"]]:
+        raise DataError(
+            f"{place}: expected a verdict and the side that it prefers, found {row['verdict']!r:.80} and "
+            f"{row['preferred']!r:.80}; judge anew in another --output_dir"
+        )
+    return row["dataset"], row["problem_id"], first
+
+
+def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:
+    """All counts, the win rate of side a and its intervals, how far the two orders agree, and the lean to a place.
+
+    Intervals are Wilson's, 95 %; ties count as half a win in `win_rate`, and not at all in `decided`, whose `p` is the
+    two-sided sign test's. `kappa` is Cohen's, between the two orders as raters of a, b and tie.
+    """
+    outcomes: Counter[str] = Counter()
+    ties: Counter[str] = Counter()
+    both: list[tuple[str, str]] = []
+    decided: list[tuple[TracePair, str]] = []
+    for pair in pairs:
+        said = [rows[(*pair.key, first)]["preferred"] for first in ("a", "b")] if not pair.identical else []
+        outcome, kind = _outcome(said)
+        outcomes[outcome] += 1
+        if kind:
+            ties[kind] += 1
+        if said and None not in said:
+            both.append((said[0], said[1]))
+        if outcome in ("a", "b"):
+            decided.append((pair, outcome))
+    return {
+        "num_pairs": len(pairs),
+        "num_judgements": len(rows),
+        "pairs": {name: outcomes[name] for name in ("a", "b", "tie", "unparsed")},
+        "ties": {name: ties[name] for name in ("identical", "both_orders", "flipped", "one_order")},
+        "unparsed": dict(sorted(Counter(row["reason"] for row in rows.values() if row["preferred"] is None).items())),
+        "win_rate": _share(outcomes["a"] + outcomes["tie"] / 2, outcomes["a"] + outcomes["b"] + outcomes["tie"]),
+        "decided": _tested(outcomes["a"], outcomes["b"]),
+        "agreement": agreement(both),
+        "position": _position(rows.values(), both),
+        "log_odds": _log_odds(pairs, rows),
+        "longer": _longer(decided),
+        "tokens": sum(row["tokens"] for row in rows.values()),
+    }
+
+
+def _outcome(said: Sequence[str | None]) -> tuple[str, str]:
+    """What a pair counts as, and which kind of tie; `said` is empty where the traces are the same."""
+    if not said:
+        return "tie", "identical"
+    if None in said:
+        return "unparsed", ""
+    one, other = said
+    if one == other:
+        return ("tie", "both_orders") if one == "tie" else (str(one), "")
+    return "tie", "one_order" if "tie" in said else "flipped"
+
+
+def _share(count: float, total: int) -> dict[str, Any]:
+    return {
+        "rate": count / total if total else None,
+        "interval": list(wilson(count, total)) if total else None,
+        "num": total,
+    }
+
+
+def _tested(one: int, other: int) -> dict[str, Any]:
+    """The share of `one`, and the two-sided p of the sign test that both are as likely."""
+    from scipy.stats import binomtest
+
+    p = float(binomtest(one, one + other, 0.5).pvalue) if one + other else None
+    return _share(one, one + other) | {"p": p}
+
+
+def agreement(both: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """How often the two orders prefer the same (a, b or tie), and Cohen's kappa: (p - e) / (1 - e), with e the
+    agreement of independent orders with these margins. None where that is 1: both say only one thing."""
+    num = len(both)
+    if not num:
+        return {"rate": None, "kappa": None, "num": 0}
+    same = sum(one == other for one, other in both)
+    margins = [Counter(pair[index] for pair in both) for index in (0, 1)]
+    # In whole numbers, so that 1 is found exactly: same / num and chance / num^2.
+    chance = sum(margins[0][name] * margins[1][name] for name in margins[0])
+    kappa = None if chance == num * num else (same * num - chance) / (num * num - chance)
+    return {"rate": same / num, "kappa": kappa, "num": num}
+
+
+def _position(rows: Any, both: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The share of picks that took the solution shown first; an unbiased judge takes half. A pair whose verdict does
+    not flip has one pick of each place, so only flips tell, and `p` is the sign test's on them."""
+    picks = [row["verdict"] for row in rows if row["verdict"] in ("A", "B")]
+    first, second = both.count(("a", "b")), both.count(("b", "a"))
+    tested = _tested(first, second)
+    return {
+        "first_rate": picks.count("A") / len(picks) if picks else None,
+        "num_picks": len(picks),
+        "flipped_to_first": first,
+        "flipped_to_second": second,
+        "p": tested["p"],
+    }
+
+
+def _log_odds(pairs: Sequence[TracePair], rows: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Where the judge chose between two words: its log-odds for a over b in nats, the mean of the two orders, in which
+    a lean to a place cancels. `rate` is the share of pairs in which they favour a; None where it wrote text."""
+    for_a: list[float] = []
+    places: list[float] = []
+    for pair in pairs:
+        odds = [rows[(*pair.key, first)].get("log_odds") if not pair.identical else None for first in ("a", "b")]
+        if odds[0] is not None and odds[1] is not None:
+            for_a.append((odds[0] - odds[1]) / 2)
+            places.append((odds[0] + odds[1]) / 2)
+    if not for_a:
+        return None
+    favoured = sum(value > 0 for value in for_a) + sum(value == 0 for value in for_a) / 2
+    means = {"mean_for_a": sum(for_a) / len(for_a), "mean_for_first": sum(places) / len(places)}
+    return means | _share(favoured, len(for_a))
+
+
+def _longer(decided: Sequence[tuple[TracePair, str]]) -> dict[str, Any]:
+    """Of the decided pairs with traces of different lengths (characters), how often the longer one won."""
+    lengths = [(len(p.a.solution.strip()), len(p.b.solution.strip()), name) for p, name in decided]
+    won = [(a > b) == (name == "a") for a, b, name in lengths if a != b]
+    return _share(sum(won), len(won))

@@ -1,0 +1,126 @@
+"""What do several draws a problem say about a model, and how surely?
+
+    p1   right wrong right right      mean 0.75    pass@2 = 1 - C(1,2)/C(4,2) = 1
+    p2   wrong wrong right wrong      mean 0.25    pass@2 = 1 - C(3,2)/C(4,2) = 0.5
+
+`pass@k` is the unbiased estimate (arXiv 2107.03374): the probability that k draws, taken of those made without putting
+back, hold a right one. `majority@k` takes the draws k at a time and lets their answers vote; equal votes share.
+Invariant: an ungraded draw enters no mean, and the interval knows that draws of one problem are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flow_dpo.core.stats import wilson
+from flow_dpo.core.types import Problem, Verdict
+from flow_dpo.verify.equivalence import same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """One problem and the verdicts on its draws."""
+
+    problem: Problem
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """Of the draws that could be graded."""
+        return tuple(verdict.reward for verdict in self.verdicts if verdict.reward is not None)
+
+
+def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
+    """Accuracy (mean over draws), its 95 % interval, and the counts behind it; by level and subject where problems have
+    them; `pass_at_k` and `majority_at_k` where there are several draws."""
+    overall = _accuracy(drawn)
+    for column in ("level", "subject"):
+        groups: dict[str, list[Drawn]] = {}
+        for one in drawn:
+            if getattr(one.problem, column):
+                groups.setdefault(getattr(one.problem, column), []).append(one)
+        if len(groups) > 1:
+            overall[f"by_{column}"] = {name: _accuracy(group) for name, group in sorted(groups.items())}
+    most = max((len(one.verdicts) for one in drawn), default=0)
+    if most > 1:
+        overall["pass_at_k"] = {str(k): mean([pass_at_k(one.rewards, k) for one in drawn]) for k in _ks(most)}
+        overall["majority_at_k"] = {str(k): mean([majority_at_k(one.verdicts, k) for one in drawn]) for k in _ks(most)}
+    return overall
+
+
+def pass_at_k(rewards: Sequence[float], k: int) -> float | None:
+    """1 - C(n - c, k) / C(n, k) of n graded draws with c right ones; None where there are fewer than k."""
+    n, c = len(rewards), int(sum(rewards))
+    return None if n < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority_at_k(verdicts: Sequence[Verdict], k: int) -> float | None:
+    """How often the most frequent answer of k draws is right, over the draws taken k at a time.
+
+    None where none could be graded. Answers are the same where they are the same number or name; no answer is no vote.
+    """
+    groups = [verdicts[start : start + k] for start in range(0, len(verdicts) - k + 1, k)]
+    return mean([_vote(group) for group in groups])
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of those that are there; None where none is."""
+    there = [value for value in values if value is not None]
+    return math.fsum(there) / len(there) if there else None
+
+
+def interval(means: Sequence[float], num_draws: int) -> tuple[float, float]:
+    """95 % Wilson interval of a share that is a mean over problems of means over draws, `num_draws` in all.
+
+    With one draw a problem it is Wilson's own. With more, the number of observations is the one that would give the
+    variance found between problems: the draws at most; the problems where all draws were right, or all wrong.
+    """
+    n = len(means)
+    if n == 0:
+        return (0.0, 1.0)
+    p = math.fsum(means) / n
+    between = math.fsum((value - p) ** 2 for value in means) / n
+    effective = float(n) if p in (0.0, 1.0) else num_draws if between == 0 else n * p * (1 - p) / between
+    effective = min(effective, float(num_draws))
+    return wilson(p * effective, effective)
+
+
+def _accuracy(drawn: Sequence[Drawn]) -> dict[str, Any]:
+    graded = [one.rewards for one in drawn if one.rewards]
+    means = [sum(rewards) / len(rewards) for rewards in graded]
+    return {
+        "accuracy": mean(means),
+        "interval": list(interval(means, sum(len(rewards) for rewards in graded))),
+        "num_problems": len(drawn),
+        "num_draws": sum(len(one.verdicts) for one in drawn),
+        "num_correct": int(sum(sum(rewards) for rewards in graded)),
+        "num_ungraded": sum(len(one.verdicts) - len(one.rewards) for one in drawn),
+    }
+
+
+def _ks(most: int) -> list[int]:
+    """1, 2, 4, ... and all draws."""
+    return sorted({1 << power for power in range(most.bit_length())} | {most})
+
+
+def _vote(verdicts: Sequence[Verdict]) -> float | None:
+    """The share of right ones among the most frequent answers; None where one of these could not be graded."""
+    clusters: list[list[Verdict]] = []
+    for verdict in verdicts:
+        if verdict.answer is None:
+            continue
+        for cluster in clusters:
+            first = cluster[0].answer or ""
+            if first.strip() == verdict.answer.strip() or same(first, verdict.answer):
+                cluster.append(verdict)
+                break
+        else:
+            clusters.append([verdict])
+    if not clusters:
+        return 0.0 if any(verdict.reward is not None for verdict in verdicts) else None
+    most = max(len(cluster) for cluster in clusters)
+    rewards = [cluster[0].reward for cluster in clusters if len(cluster) == most]
+    return None if None in rewards else mean(rewards)

@@ -1,0 +1,186 @@
+r"""Is every step of a solution true?
+
+A right answer may be reached by a wrong step. Each equation that a text states, "a + b = c" with + - * / and brackets,
+is computed exactly, in fractions; nothing is ever evaluated as code.
+
+    "She pays 3 * 1.5 = 4.5, and 10 - 4.5 = 6 are left.\nAnswer: 6"
+    ->  Equation("3 * 1.5 = 4.5", holds=True)   Equation("10 - 4.5 = 6", holds=False)
+
+Invariant: what cannot be read as arithmetic (letters, units inside, a division by zero) is no equation and is not
+judged; a text without equations is neither valid nor invalid. A rounded result ("10 / 3 = 3.33") holds where it is the
+exact one rounded to the digits that are written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from flow_dpo.core.types import Problem
+from flow_dpo.data.seed import is_sound
+
+MAX_CHARS = 200
+"""Longer runs of numbers and signs are not read."""
+_MAX_DIGITS = 40
+_MAX_DEPTH = 20
+"""Deeper brackets, or longer runs of minus signs, are not read."""
+_SIGNS = "-+*/\u00d7\u00f7\u00b7\u2212"
+_INSIDE = rf"[{_SIGNS}\d.,()$ \t]"
+# Only where a run begins: from every place inside it, a million digits would be read two hundred times each.
+_CHAIN = re.compile(rf"(?<!{_INSIDE}){_INSIDE}{{1,{MAX_CHARS}}}(?:={_INSIDE}{{1,{MAX_CHARS}}})+")
+_COMPUTES = re.compile(rf"\d\s*\)*\s*[{_SIGNS}]")
+_TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?)|([-+*/()]))")
+_SPELLINGS = str.maketrans({"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "$": " "})
+_GROUPED = re.compile(r"(?<![\d.])(\d{1,3})((?:,\d{3})+)(?!\d)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equation:
+    """One statement of equality, as it stands in a text."""
+
+    text: str
+    holds: bool
+
+
+def equations(text: str) -> list[Equation]:
+    """The equations of a text, in their order. A chain, "2 * 3 + 1 = 6 + 1 = 7", gives one for each sign."""
+    return [found for line in text.splitlines() for chain in _chains(line) for found in _of_chain(chain)]
+
+
+def all_hold(text: str) -> bool | None:
+    """Whether every equation of a text is true; None where it states none."""
+    found = equations(text)
+    return all(equation.holds for equation in found) if found else None
+
+
+def has_invalid_step(problem: Problem, text: str) -> bool | None:
+    """Whether a solution has a wrong step; None where it states none that could be checked.
+
+    A problem of the seed family is judged by its own solution (`seed.judge_steps`), any other by its equations.
+    """
+    if problem.source.startswith("seed/") and problem.solution:
+        return not is_sound(problem, text)
+    held = all_hold(text)
+    return None if held is None else not held
+
+
+def invalid_rate(solutions: Iterable[tuple[Problem, str]]) -> dict[str, float | int | None]:
+    """The share of solutions with a wrong step among those that could be checked, and the counts behind it."""
+    found = [has_invalid_step(problem, text) for problem, text in solutions]
+    checked = [invalid for invalid in found if invalid is not None]
+    return {
+        "num_solutions": len(found),
+        "num_checked": len(checked),
+        "num_invalid": sum(checked),
+        "invalid_rate": sum(checked) / len(checked) if checked else None,
+    }
+
+
+def _chains(line: str) -> Iterator[str]:
+    if "=" not in line:
+        return
+    for match in _CHAIN.finditer(line):
+        if match.end() - match.start() > MAX_CHARS:
+            continue
+        before, after = line[: match.start()][-1:], line[match.end() :][:1]
+        # Something beside it says that these numbers are not all there is: a letter, a power, a share, a cut-off run.
+        if after in ("^", "%", "=") or re.match(_INSIDE, before) or re.match(_INSIDE, after):
+            continue
+        if before in ("^", "%", "=") or (before.isalpha() and not match[0][0].isspace()):
+            continue
+        # "2x - 3 + 1 = 7": what the run begins with belongs to the letter.
+        if match[0].strip()[0] in _SIGNS and line[: match.start()].rstrip()[-1:].isalnum():
+            continue
+        yield match[0]
+
+
+def _of_chain(chain: str) -> Iterator[Equation]:
+    sides = [side.strip() for side in chain.split("=")]
+    values = [value_of(side) for side in sides]
+    for (left, one), (right, other) in pairwise(zip(sides, values, strict=True)):
+        # A statement needs something to compute: "x = 5" and "5 = 5" state no step.
+        if one is None or other is None or not (_COMPUTES.search(left) or _COMPUTES.search(right)):
+            continue
+        yield Equation(text=f"{left} = {right.rstrip(' .,')}", holds=one == other or _rounded(one, right, other))
+
+
+def _rounded(exact: Fraction, written: str, value: Fraction) -> bool:
+    """Whether a decimal is the exact value to the digits that are written: 3.33 of 10 / 3, and not 3.34."""
+    plain = written.strip().rstrip(".,").replace("$", "").strip()
+    if not re.fullmatch(r"-?\d+\.\d+", plain):
+        return False
+    unit = Fraction(1, 10 ** len(plain.partition(".")[2]))
+    return abs(exact - value) <= unit / 2
+
+
+def value_of(text: str) -> Fraction | None:
+    """The exact value of a sum, product or quotient of numbers; None where the text is no such thing, or too long."""
+    if len(text) > MAX_CHARS:
+        return None
+    joined = _GROUPED.sub(lambda match: match[0].replace(",", ""), text.translate(_SPELLINGS))
+    plain = joined.strip().rstrip(".,").strip()
+    tokens: list[str] = []
+    position = 0
+    while position < len(plain):
+        match = _TOKEN.match(plain, position)
+        if match is None or len(match[0]) > _MAX_DIGITS:
+            return None
+        tokens.append(match[1] or match[2])
+        position = match.end()
+    if _depth(tokens) > _MAX_DEPTH:
+        return None
+    try:
+        value, end = _sum(tokens, 0)
+    except (_NoArithmeticError, ZeroDivisionError):
+        return None
+    return value if end == len(tokens) else None
+
+
+def _depth(tokens: list[str]) -> int:
+    """How deep the reader would descend: brackets that are open, and minus signs in a row."""
+    depth = signs = deepest = 0
+    for token in tokens:
+        depth += (token == "(") - (token == ")")
+        signs = signs + 1 if token == "-" else 0
+        deepest = max(deepest, depth + signs)
+    return deepest
+
+
+class _NoArithmeticError(ValueError):
+    """The tokens are no arithmetic."""
+
+
+def _sum(tokens: list[str], at: int) -> tuple[Fraction, int]:
+    value, at = _product(tokens, at)
+    while at < len(tokens) and tokens[at] in "+-":
+        other, end = _product(tokens, at + 1)
+        value, at = (value + other if tokens[at] == "+" else value - other), end
+    return value, at
+
+
+def _product(tokens: list[str], at: int) -> tuple[Fraction, int]:
+    value, at = _factor(tokens, at)
+    while at < len(tokens) and tokens[at] in "*/":
+        other, end = _factor(tokens, at + 1)
+        value, at = (value * other if tokens[at] == "*" else value / other), end
+    return value, at
+
+
+def _factor(tokens: list[str], at: int) -> tuple[Fraction, int]:
+    if at >= len(tokens):
+        raise _NoArithmeticError("expected a number, found the end")
+    token = tokens[at]
+    if token == "-":
+        value, at = _factor(tokens, at + 1)
+        return -value, at
+    if token == "(":
+        value, at = _sum(tokens, at + 1)
+        if at >= len(tokens) or tokens[at] != ")":
+            raise _NoArithmeticError("expected a closing bracket")
+        return value, at + 1
+    if not token[0].isdigit():
+        raise _NoArithmeticError(f"expected a number, found {token!r}")
+    return Fraction(token), at + 1

@@ -1,0 +1,76 @@
+"""How does a role speak without paying for its adapter at every token?
+
+A LoRA layer computes W x and then B A x beside it, at every token (what that costs is in benchmarks/RESULTS.md). While
+nothing is learned the two can be one matrix. A voice is a twin of the base model that shares every tensor with it but
+the weights that a role's adapter changes, which are its own, W + scaling B A:
+
+    voices = Voices(model, ("answer", "stop"))      before PEFT wraps the model's layers
+    voices.of("answer", layers)                     the twin, merged anew if the adapter has moved since
+
+Invariant: a voice is a function of base and adapter alone (merged from them each time, never from itself), so that a
+resumed run speaks as an uninterrupted one. Only for float32: in half precision the sum would round the adapter away.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from transformers import PreTrainedModel
+
+from flow_dpo.core.types import Role
+
+MAX_BYTES = 2**30
+"""Weights of all voices together above which the adapters are not merged unless it is asked for."""
+
+
+class Voices:
+    """A merged twin for each role."""
+
+    def __init__(self, model: PreTrainedModel, roles: Sequence[Role]) -> None:
+        shared = {id(each): each for each in chain(model.parameters(), model.buffers(), (model.config,))}
+        self._models: dict[Role, PreTrainedModel] = {role: copy.deepcopy(model, dict(shared)) for role in roles}
+        self._adapters: dict[Role, list[torch.Tensor]] = {}
+        """Kept once: of() is asked before every forward."""
+        self._merged: dict[Role, list[int]] = {}
+        """What the adapter's tensors counted of changes when they were merged."""
+
+    @torch.no_grad()
+    def of(self, role: Role, layers: Mapping[str, LoraLinear]) -> PreTrainedModel:
+        """The role's twin. `layers` are the wrapped layers by the names that they have in the model."""
+        model = self._models[role]
+        if role not in self._adapters:
+            self._adapters[role] = [tensor for layer in layers.values() for tensor in _tensors(layer, role)]
+        # Torch counts the changes of a tensor in place: an optimizer's step, a loaded adapter.
+        now = [tensor._version for tensor in self._adapters[role]]
+        if self._merged.get(role) != now:
+            for name, layer in layers.items():
+                model.get_submodule(name).weight = torch.nn.Parameter(merged_weight(layer, role), requires_grad=False)
+            self._merged[role] = now
+        return model
+
+
+@torch.no_grad()
+def merged_weight(layer: LoraLinear, role: Role) -> torch.Tensor:
+    """W + scaling B A: summed in float32, and rounded once where the base is in another precision."""
+    base, [down], [up] = _base(layer), *(list(pair[role].parameters()) for pair in (layer.lora_A, layer.lora_B))
+    change = up.float() @ down.float() * layer.scaling[role]
+    return (base.float() + (change.T if layer.fan_in_fan_out else change)).to(base.dtype)
+
+
+def num_bytes(layers: Mapping[str, LoraLinear], num_roles: int) -> int:
+    """What the weights of so many voices take."""
+    return num_roles * sum(_base(layer).nbytes for layer in layers.values())
+
+
+def _base(layer: LoraLinear) -> torch.Tensor:
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _tensors(layer: LoraLinear, role: Role) -> list[torch.Tensor]:
+    return [*layer.lora_A[role].parameters(), *layer.lora_B[role].parameters()]

@@ -1,0 +1,132 @@
+"""How is everything that shares a beginning computed once?
+
+Token sequences are merged into a trie, and the trie is laid out in one flat row: each token stands once, at the
+position of its depth, and sees its ancestors and itself. Two siblings behind a trunk, and the trunk once more:
+
+    sequences   a b c d e      a b c x y      a b c d
+    row         a b c d e x y                 7 tokens instead of 14
+    positions   0 1 2 3 4 3 4
+    x sees      a b c x
+
+Invariant: for every sequence, the row's tokens along its path are the sequence, at positions 0, 1, 2, ...; they see one
+another as they would alone, and nothing else. So packed results are those of separate forwards, in every layer, for
+any decoder whose attention goes through `models.attention`. Sliding windows count positions, which are depths.
+
+Sequences in sorted order visit the trie depth first, so that all that is needed is how much each has in common with the
+one before. The descendants of a token are then the tokens that follow it up to its `subtree_end`.
+
+Legend: N tokens in the row.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flow_dpo.core.types import TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Sequences merged into one flat row."""
+
+    token_ids_N: np.ndarray
+    positions_N: np.ndarray
+    subtree_end_N: np.ndarray
+    """One past the last descendant of each token."""
+    paths: tuple[np.ndarray, ...]
+    """Of each sequence, in the order given: where in the row its tokens stand."""
+    segments: tuple[tuple[int, np.ndarray], ...]
+    """(first token, path to its last token) of each unbranched stretch that a sequence added."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids_N)
+
+
+def merge(sequences: Sequence[TokenIds]) -> Row:
+    """Lay the trie of these sequences out in one row."""
+    order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
+    total = sum(len(s) for s in sequences)
+    token_ids_N, positions_N = np.empty(total, np.int64), np.empty(total, np.int64)
+    subtree_end_N = np.empty(total, np.int64)
+    segments: list[tuple[int, np.ndarray]] = []
+    size, path, ids = 0, np.empty(0, np.int64), np.empty(0, np.int64)
+    for index in order:
+        next_ids = np.asarray(sequences[index], np.int64)
+        shared = _num_shared(ids, next_ids)
+        subtree_end_N[path[shared:]] = size  # whatever branches off here comes after these
+        end = size + len(next_ids) - shared
+        path = np.concatenate([path[:shared], np.arange(size, end)])
+        if end > size:
+            token_ids_N[size:end] = next_ids[shared:]
+            positions_N[size:end] = np.arange(shared, len(next_ids))
+            segments.append((size, path))
+        paths[index], ids, size = path, next_ids, end
+    subtree_end_N[path] = size
+    return Row(token_ids_N[:size], positions_N[:size], subtree_end_N[:size], tuple(paths), tuple(segments))
+
+
+def _num_shared(left: np.ndarray, right: np.ndarray) -> int:
+    size = min(len(left), len(right))
+    differ = np.flatnonzero(left[:size] != right[:size])
+    return int(differ[0]) if len(differ) else size
+
+
+def fill_rows(groups: Sequence[Sequence[Sequence[TokenIds]]], max_tokens: int) -> list[list[tuple[int, int]]]:
+    """Share items out over rows of at most `max_tokens` merged tokens; items are listed as (group, item).
+
+    An item is the sequences that must lie in one row (a pair's two), a group the items that had better (a tree's).
+    Groups with a common beginning become neighbours; one too large for any row is cut between items, and an item that
+    is too large alone has a row of its own.
+    """
+    rows: list[list[tuple[int, int]]] = []
+    row = _Filling()
+    by_beginning = sorted(range(len(groups)), key=lambda g: min(s for item in groups[g] for s in item))
+    for g in by_beginning:
+        group = groups[g]
+        # Neighbours in sorted order share most: a cut then repeats one path only.
+        items = sorted(range(len(group)), key=lambda i: group[i][0])
+        whole = [s for i in items for s in group[i]]
+        if rows and row.cost(whole) + row.num_tokens > max_tokens and _Filling().cost(whole) <= max_tokens:
+            rows.append([])
+            row = _Filling()
+        for i in items:
+            if not rows or (row.num_tokens and row.cost(group[i]) + row.num_tokens > max_tokens):
+                rows.append([])
+                row = _Filling()
+            row.add(group[i])
+            rows[-1].append((g, i))
+    return rows
+
+
+class _Filling:
+    """The sequences of a row under way, and how many tokens they merge to."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self._arrays: dict[TokenIds, np.ndarray] = {}
+        self._sorted: list[TokenIds] = []
+
+    def cost(self, sequences: Sequence[TokenIds]) -> int:
+        """Tokens that these would add."""
+        trial = _Filling()
+        trial.num_tokens, trial._arrays, trial._sorted = self.num_tokens, dict(self._arrays), list(self._sorted)
+        trial.add(sequences)
+        return trial.num_tokens - self.num_tokens
+
+    def add(self, sequences: Sequence[TokenIds]) -> None:
+        for ids in sequences:
+            if ids in self._arrays:
+                continue
+            at = bisect_left(self._sorted, ids)
+            array = np.asarray(ids, np.int64)
+            beside = self._sorted[max(at - 1, 0) : at + 1]
+            shared = max((_num_shared(self._arrays[other], array) for other in beside), default=0)
+            self.num_tokens += len(ids) - shared
+            self._sorted.insert(at, ids)
+            self._arrays[ids] = array

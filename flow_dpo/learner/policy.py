@@ -1,0 +1,364 @@
+"""How do several roles share one base model?
+
+Each role has a LoRA adapter of its own over the same frozen base, in PEFT. One adapter speaks at a time, or none:
+
+    policy = Policy(model, ("answer", "stop"), LoraSettings(lora_r=8), seed=7)
+    with policy.speaking("answer"): ...                  # the Answer role's distribution
+    with policy.speaking("answer", training=True): ...   # the same, and gradients reach its parameters
+    with policy.speaking(None): ...                      # the base alone: the reference of DPO
+
+Invariants: a parameter requires a gradient only while its own role speaks with `training=True`; the parameter list of a
+role is taken once, by name, and never found again by `requires_grad`, which PEFT flips at every switch; building a
+policy leaves the process's random state as it was.
+
+Half-precision models have half-precision adapters, so that playing and learning run the same kernels. Their float32
+`weights` are what an optimizer moves and what `publish` rounds into the adapter; for a float32 model both are one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
+
+from flow_dpo.core.errors import ModelError
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.types import Role
+from flow_dpo.learner.merged_lora import MAX_BYTES, Voices, merged_weight, num_bytes
+from flow_dpo.models import attention
+
+REFERENCE = "reference_"
+"""What the name of a frozen snapshot's adapter begins with."""
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The shape of every role's adapter. The paper: r 8, alpha 8, dropout 0.05, all linear layers."""
+
+    lora_r: int = 8
+    lora_alpha: int = 8
+    lora_dropout: float = 0.0
+    """Drawn anew at every update. At 0 the policy starts exactly at its reference in the loss, too."""
+    lora_target_modules: str | tuple[str, ...] = ALL_LINEAR
+    """"all-linear" (the vocabulary's head left out), or the last parts of module names: ("q_proj", "v_proj")."""
+
+
+@dataclass(slots=True)
+class _Weights:
+    """The tensors of one adapter."""
+
+    names: list[str]
+    """Of the parameters, in PEFT's layout and without the adapter's name."""
+    parameters: list[torch.nn.Parameter]
+    weights: list[torch.Tensor] = field(init=False)
+    """Float32; the parameters themselves where these are float32."""
+
+    def __post_init__(self) -> None:
+        self.weights = [
+            p if p.dtype == torch.float32 else p.detach().to(torch.float32, copy=True) for p in self.parameters
+        ]
+
+
+class Policy:
+    """One base model and an adapter for each role."""
+
+    def __init__(
+        self, model: PreTrainedModel, roles: Sequence[Role], settings: LoraSettings | None = None, *, seed: int = 0
+    ) -> None:
+        self.settings = settings or LoraSettings()
+        self.roles: tuple[Role, ...] = tuple(roles)
+        self.seed = seed
+        self._targets = lora_targets(model, self.settings.lora_target_modules)
+        _check_names(model, self.roles)
+        attention.prepare(model)
+        self._voices = Voices(model, self.roles) if model.dtype == torch.float32 else None
+        self.model = model
+        """The transformers model itself, its linear layers wrapped by PEFT. Speaks as `speaking` says."""
+        self._adapters: dict[str, _Weights] = {}
+        with _own_randomness(derive(seed, "adapter", self.roles[0])), warnings.catch_warnings():
+            # PEFT 0.21 asks transformers 5 a question by its old name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            try:
+                self._peft = get_peft_model(
+                    model, self._lora_config(), adapter_name=self.roles[0], autocast_adapter_dtype=False
+                )
+            except ValueError as error:
+                raise ModelError(f"PEFT cannot put an adapter on {type(model).__name__}: {error}") from error
+        self._adapters[self.roles[0]] = self._collect(self.roles[0])
+        for role in self.roles[1:]:
+            self._add(role, derive(seed, "adapter", role))
+        # Kept once: a walk over all modules at every switch costs more than the switch.
+        self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        self._merging = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+        self._training_modules = [module for name, module in model.named_modules() if "lora_dropout" in name]
+        self._state: tuple[str | None, bool] | None = None
+        self._depth = 0
+        model.eval()
+        self._switch(None, training=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of all that can speak: the roles and the snapshots."""
+        return tuple(self._adapters)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of one role's adapter."""
+        return sum(p.numel() for p in self._adapters[self.roles[0]].parameters)
+
+    @contextmanager
+    def speaking(self, adapter: str | None, *, training: bool = False) -> Iterator[PreTrainedModel]:
+        """Let this role speak, or a snapshot, or the base alone (None), through `model`. Contexts nest.
+
+        `training` lets gradients reach the adapter and turns on its dropout and gradient checkpointing; the base's own
+        dropout never is. The backward pass belongs inside the context. The outermost context leaves its adapter on, for
+        the next one may want the same: outside of all, which adapter speaks is not defined.
+        """
+        before = self._state
+        self._switch(adapter, training=training)
+        self._depth += 1
+        try:
+            yield self.model
+        finally:
+            self._depth -= 1
+            if before is not None and (self._depth > 0 or training):
+                # Never left behind: requires_grad, dropout and checkpointing.
+                self._switch(before[0], training=before[1])
+
+    def can_merge(self, *, within: int = MAX_BYTES) -> bool:
+        """Whether roles can speak with merged weights: in float32, and where these take so many bytes at most."""
+        plain = self._voices is not None and len(self._merging) == len(self._layers)
+        return plain and num_bytes(self._merging, len(self.roles)) <= within
+
+    @contextmanager
+    def merged(self, role: Role) -> Iterator[PreTrainedModel]:
+        """A twin of the model that speaks as this role, its adapter merged into its weights (`voices`).
+
+        The same distribution as that of `speaking(role)` up to rounding, for less time and more memory. Raises
+        `ModelError` where the model is not float32.
+        """
+        if self._voices is None or len(self._merging) != len(self._layers):
+            raise ModelError(
+                f"adapters are merged in float32 and plain linear layers only, this model is {self.model.dtype}; play "
+                "with --merge_adapters never"
+            )
+        yield self._voices.of(role, self._merging)
+
+    def parameters(self, adapter: str) -> list[torch.nn.Parameter]:
+        """Of this role (or snapshot) and no other, always in the same order."""
+        return list(self._of(adapter).parameters)
+
+    def weights(self, adapter: str) -> list[torch.Tensor]:
+        """The float32 values behind `parameters`, for an optimizer to move in place; then `publish` them."""
+        return list(self._of(adapter).weights)
+
+    def names(self, adapter: str) -> list[str]:
+        """Of the parameters, as `save_adapter` writes them."""
+        return list(self._of(adapter).names)
+
+    @torch.no_grad()
+    def publish(self, adapter: str) -> None:
+        """Let the model speak with the adapter's present weights."""
+        entry = self._of(adapter)
+        for parameter, weight in zip(entry.parameters, entry.weights, strict=True):
+            if parameter is not weight:
+                parameter.copy_(weight)
+
+    def checkpoint_activations(self) -> None:
+        """From now on, compute layers again in the backward pass rather than keep what they computed."""
+        try:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise ModelError(f"gradient_checkpointing: {error}") from error
+        # Only reentrant checkpoints need inputs with a gradient, and the hook for it breaks inference mode.
+        self.model.disable_input_require_grads()
+        # They do so only in training mode.
+        self._training_modules += [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    @contextmanager
+    def dropout_from(self, seed: int) -> Iterator[None]:
+        """Seed the generators that dropout draws from, and put them back; does nothing where there is no dropout."""
+        if not self.settings.lora_dropout:
+            yield
+            return
+        with _own_randomness(seed):
+            yield
+
+    def snapshot(self, role: Role) -> str:
+        """Freeze a copy of this role's adapter as a reference, and return the name under which it speaks."""
+        name = REFERENCE + role
+        if name not in self._adapters:
+            self._add(name, seed=0)
+            state, self._state = self._state, None  # PEFT made the new adapter trainable
+            name_before, training = state or (None, False)
+            self._switch(name_before, training=training)
+        self.move_snapshot(role, 1.0)
+        return name
+
+    @torch.no_grad()
+    def move_snapshot(self, role: Role, lerp: float) -> None:
+        """Move the role's snapshot this share of the way to the role's present weights."""
+        own, frozen = self._of(role), self._of(REFERENCE + role)
+        for target, weight in zip(frozen.weights, own.weights, strict=True):
+            if lerp == 1.0:
+                target.copy_(weight)
+            else:
+                target.lerp_(weight, lerp)
+        self.publish(REFERENCE + role)
+
+    def save_adapter(self, role: str, folder: str | Path) -> Path:
+        """Write the adapter in PEFT's own layout, which peft, transformers and vLLM load as it is."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        entry = self._of(role)
+        state = get_peft_model_state_dict(self._peft, adapter_name=role, save_embedding_layers=False)
+        if sorted(state) != sorted(entry.names):
+            raise ModelError(f"PEFT saves {sorted(state)[:3]}... where {sorted(entry.names)[:3]}... were expected")
+        tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = self._lora_config()
+        config.base_model_name_or_path = self.model.name_or_path
+        config.inference_mode = True
+        config.target_modules = sorted(self._targets)  # PEFT made a set of them, and sets have no order
+        config.save_pretrained(str(folder))
+        return folder
+
+    def save_merged(self, role: Role, folder: str | Path) -> Path:
+        """Write the whole model with the role's adapter in its weights, as transformers and vLLM load it.
+
+        In half precision the sum is rounded: what the role says then differs from `speaking(role)` by as much. Raises
+        `ModelError` where a wrapped layer is not a plain linear one, or is the head that embeddings are tied to.
+        """
+        self._of(role)
+        if self.model.config.tie_word_embeddings and self.model.get_output_embeddings() in self._layers:
+            raise ModelError("a head that is tied to the embeddings cannot be merged into alone; leave out lm_head")
+        if len(self._merging) != len(self._layers):
+            raise ModelError("adapters are merged into plain linear layers only; this model has others")
+        state: dict[str, torch.Tensor] = {}
+        for name, tensor in self.model.state_dict().items():
+            if ".lora_" not in name:
+                state[name.replace(".base_layer.", ".")] = tensor
+        state |= {f"{name}.weight": merged_weight(layer, role) for name, layer in self._merging.items()}
+        self.model.save_pretrained(str(folder), state_dict=state)
+        return Path(folder)
+
+    def load_adapter(self, role: str, folder: str | Path) -> None:
+        """Take over an adapter that `save_adapter` wrote. Its shape must be this policy's."""
+        config = PeftConfig.from_pretrained(str(folder))
+        wanted = self._lora_config()
+        for key in ("r", "lora_alpha", "target_modules"):
+            found, expected = (_plain(getattr(c, key, None)) for c in (config, wanted))
+            if found != expected:
+                raise ModelError(
+                    f"{folder}: the adapter was made with {key} = {found}, this policy has {expected}; "
+                    f"use the settings that it was made with"
+                )
+        state = load_peft_weights(str(folder), device="cpu")
+        entry = self._of(role)
+        if sorted(state) != sorted(entry.names):
+            odd = sorted(set(state) ^ set(entry.names))
+            raise ModelError(f"{folder}: the adapter is of another model: {len(odd)} names differ, such as {odd[0]}")
+        with torch.no_grad():
+            for name, weight in zip(entry.names, entry.weights, strict=True):
+                weight.copy_(state[name])
+        self.publish(role)
+
+    def _of(self, adapter: str) -> _Weights:
+        if adapter not in self._adapters:
+            raise ModelError(f"no adapter {adapter!r}; this policy has {sorted(self._adapters)}")
+        return self._adapters[adapter]
+
+    def _lora_config(self) -> LoraConfig:
+        return LoraConfig(
+            r=self.settings.lora_r,
+            lora_alpha=self.settings.lora_alpha,
+            lora_dropout=self.settings.lora_dropout,
+            target_modules=list(self._targets),
+            task_type="CAUSAL_LM",
+        )
+
+    def _add(self, name: str, seed: int) -> None:
+        with _own_randomness(seed):
+            self._peft.add_adapter(name, self._lora_config(), autocast_adapter_dtype=False)
+        self._adapters[name] = self._collect(name)
+
+    def _collect(self, name: str) -> _Weights:
+        part = f".{name}."
+        found = [(n, p) for n, p in self._peft.named_parameters() if part in n and ".lora_" in n]
+        return _Weights([n.replace(part, ".") for n, _ in found], [p for _, p in found])
+
+    def _switch(self, adapter: str | None, *, training: bool) -> None:
+        """PEFT's public switch of each layer: 0.5 ms for 28 layers, where that of the model walks all modules."""
+        if self._state == (adapter, training):
+            return
+        if adapter is not None:
+            self._of(adapter)
+        names = [] if adapter is None else [adapter]
+        for layer in self._layers:
+            layer.set_adapter(names, inference_mode=not training)
+        if self._state is None or self._state[1] != training:
+            for module in self._training_modules:
+                # Not `train()`, which would also turn on the base's own dropout below.
+                module.training = training
+        self._state = (adapter, training)
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """PEFT draws first weights from the global generators: lend it seeded ones and put the old ones back."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def _plain(value: object) -> object:
+    """PEFT turns lists of targets into sets here and there."""
+    return sorted(value) if isinstance(value, list | set | tuple) else value
+
+
+def lora_targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> tuple[str, ...]:
+    """Full or last parts of names of the modules that get an adapter; refuses those that do not exist."""
+    head = model.get_output_embeddings()
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
+    suffixes = {name.rsplit(".", 1)[-1] for name, m in linear.items() if m is not head}
+    if wanted == ALL_LINEAR:
+        # A model's own subclass of a linear layer, a router of experts say, answers with something else than a product.
+        own = {n.rsplit(".", 1)[-1] for n, m in linear.items() if type(m).__module__.startswith("transformers.models.")}
+        return tuple(sorted(suffixes - own))
+    wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    missing = [w for w in wanted if not any(n == w or n.endswith("." + w) for n in linear)]
+    if missing or not wanted:
+        raise ModelError(
+            f"lora_target_modules: this model has no linear layer {', '.join(missing) or '()'}; "
+            f"its linear layers are {', '.join(sorted(suffixes))} (or say {ALL_LINEAR!r})"
+        )
+    return wanted
+
+
+def _check_names(model: PreTrainedModel, roles: Sequence[Role]) -> None:
+    """A role's name becomes a part of parameter names, and must be told from all others in there."""
+    parts = {part for name, _ in model.named_modules() for part in name.split(".")}
+    if not roles or len(set(roles)) != len(roles):
+        raise ModelError(f"a policy needs one or more distinct roles, found {list(roles)}")
+    for role in roles:
+        if not role.isidentifier() or role.startswith((REFERENCE, "lora_")) or role in parts:
+            raise ModelError(
+                f"a role cannot be called {role!r}: expected a plain word that names no part of the model "
+                f"and begins with neither {REFERENCE!r} nor 'lora_'"
+            )

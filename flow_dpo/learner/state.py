@@ -1,0 +1,114 @@
+"""How is a learner written down, so that it goes on exactly where it stopped?
+
+In a folder of safetensors and JSON, never a pickle:
+
+    adapters/answer/adapter_model.safetensors, adapter_config.json    PEFT's layout, what the model spoke with
+    learner.safetensors    "answer/weights/<name>", "answer/exp_avg/<name>", "reference_answer/weights/<name>", ...
+    learner.json           the version, updates by role, and the pool's examples
+
+Invariant: what is read back is bit for bit what was written. Adapters in half precision are read from their float32
+weights in learner.safetensors; their own files are for everybody else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from flow_dpo.core.errors import DataError
+from flow_dpo.core.types import Completion, Example, Pair, Request, Role, Scored
+from flow_dpo.learner.policy import Policy
+
+TENSORS, FACTS = "learner.safetensors", "learner.json"
+FACT_NAMES = ("version", "role_updates", "packed")
+"""What learner.json holds besides the pool."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam remembers of each parameter."""
+
+Optimizers = Mapping[Role, torch.optim.Adam]
+
+
+def write(
+    folder: Path, policy: Policy, optimizers: Optimizers, facts: Mapping[str, Any], pool: Sequence[Example]
+) -> None:
+    """Write everything. `facts` is plain JSON of the learner's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for role in policy.roles:
+        policy.save_adapter(role, folder / "adapters" / role)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(policy, optimizers).items()}
+    save_file(tensors, folder / TENSORS)
+    text = json.dumps({**facts, "pool": [_row(example) for example in pool]}, allow_nan=False)
+    (folder / FACTS).write_text(text, encoding="utf-8")
+
+
+def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[dict[str, Any], list[Example]]:
+    """Take everything over into policy and optimizers; facts and pool are returned. Raises `DataError`."""
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS)
+        pool = [_example(row) for row in facts.pop("pool")]
+        facts = {name: facts[name] for name in FACT_NAMES}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(f"{folder}: expected a learner's {FACTS} and {TENSORS}, found {error!r}") from error
+    stepped = {role for role in policy.roles if any(name.startswith(f"{role}/exp_avg/") for name in tensors)}
+    for role, optimizer in optimizers.items():
+        optimizer.state.clear()
+        if role in stepped:
+            for weight in policy.weights(role):
+                optimizer.state[weight] = {
+                    m: torch.zeros(()) if m == "step" else torch.zeros_like(weight) for m in MOMENTS
+                }
+    expected = _tensors(policy, optimizers)
+    if odd := sorted(set(expected) ^ set(tensors)):
+        raise DataError(f"{folder / TENSORS}: made by other settings: {len(odd)} names differ, such as {odd[0]!r}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            if tensor.shape != tensors[name].shape:
+                raise DataError(
+                    f"{folder / TENSORS}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+                )
+            tensor.copy_(tensors[name])
+    for adapter in policy.adapters:
+        policy.publish(adapter)
+    return facts, pool
+
+
+def _tensors(policy: Policy, optimizers: Optimizers) -> dict[str, torch.Tensor]:
+    """Everything that an update reads or writes, by name; the live tensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    for adapter in policy.adapters:
+        for name, weight in zip(policy.names(adapter), policy.weights(adapter), strict=True):
+            tensors[f"{adapter}/weights/{name}"] = weight
+            state = optimizers[adapter].state.get(weight) if adapter in optimizers else None
+            if state:
+                tensors |= {f"{adapter}/{moment}/{name}": state[moment] for moment in MOMENTS}
+    return tensors
+
+
+_KINDS: dict[str, type[Pair] | type[Scored]] = {"pair": Pair, "scored": Scored}
+_SIDES = {"pair": ("chosen", "rejected"), "scored": ("completion",)}
+"""Which fields of an example are completions."""
+
+
+def _row(example: Example) -> dict[str, Any]:
+    kind = next(name for name, made in _KINDS.items() if isinstance(example, made))
+    return {"kind": kind, **asdict(example)}
+
+
+def _example(row: dict[str, Any]) -> Example:
+    """The inverse of `_row`, with tuples in place of JSON's lists."""
+    kind = row.pop("kind")
+    parts: dict[str, Any] = {side: Completion(**_tuples(row.pop(side))) for side in _SIDES[kind]}
+    parts["request"] = Request(**_tuples(row.pop("request")))
+    return _KINDS[kind](**parts, **_tuples(row))
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}

@@ -1,0 +1,253 @@
+"""How do the tokens of a packed row attend?
+
+Each sees its ancestors in the trie and itself, which every layout here says in its own way:
+
+    PathLayout   gathers the keys along a path for each piece of the row, and pads similar pieces to one batch (CPU)
+    FlexLayout   a block mask: k is an ancestor of q, or q itself, where k <= q < subtree_end[k] (CUDA)
+
+Invariant: both give what a dense mask over the whole row gives. That one would cost N squared: in a row of 4,096 tokens
+that holds sixteen trees, sixteen times more than is visible.
+
+    row a b c d e x y, x after c        pieces [a b c d e] and [x y], the second with the keys a b c x y
+
+Legend: N tokens in the row, P pieces in a group, Q queries and L keys of a piece, H query heads, K key heads, D size,
+X heads and size in one, M padded queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from flow_dpo.learner.packing import Row
+from flow_dpo.models.attention import Layout
+
+MAX_QUERIES = 256
+"""Longest piece of queries: a longer one wastes more of its square mask, a shorter one copies more keys."""
+MAX_WASTE = 1.15
+"""How much larger a group of pieces may be made by padding them to one size."""
+SMALL_WASTE = 1 << 12
+"""Query-key products that are cheaper to compute for nothing than to spare by another call."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Pieces of similar size, padded to one."""
+
+    queries_PQ: torch.Tensor
+    keys_PL: torch.Tensor
+    distance_PQL: torch.Tensor
+    """Positions from key to query; negative where the query must not see it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """How a tensor of keys or values was made."""
+
+    source_NX: torch.Tensor
+    index_PL: torch.Tensor
+    heads: int
+
+
+def _unpack(saved: torch.Tensor | _Gathered) -> torch.Tensor:
+    return saved if isinstance(saved, torch.Tensor) else _gather(saved.source_NX, saved.index_PL, saved.heads)
+
+
+class RowLayout(Layout, Protocol):
+    """The attention of a packed row."""
+
+    def saving(self) -> AbstractContextManager[Any]:
+        """Autograd keeps little of what attention reads, for forwards within this context."""
+        ...
+
+
+def row_layout(row: Row, device: torch.device) -> RowLayout:
+    """The quickest layout that this device has."""
+    return FlexLayout(row, device) if device.type == "cuda" else PathLayout(row, device)
+
+
+class PathLayout:
+    """Attention in which each piece of the row attends to the keys of its path. A `flow_dpo.attention.Layout`."""
+
+    def __init__(self, row: Row, device: torch.device | str = "cpu") -> None:
+        self._groups, self._order_N = _group_pieces(row, torch.device(device))
+        self._masks: dict[tuple[int, int, int | None, torch.dtype], torch.Tensor] = {}
+        self._reading: list[tuple[torch.Tensor, _Gathered]] = []
+        """The keys and the values that attention reads at the moment."""
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Within it, autograd keeps no gathered keys and values: the backward pass gathers them once more.
+
+        They are several times as many as the row's tokens, and where every query head has a key head of its own,
+        by count, a quarter of what a layer keeps. Checkpointed layers keep nothing anyway.
+        """
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor | _Gathered:
+        for read, how in self._reading:
+            same = tensor.data_ptr() == read.data_ptr() and tensor.shape == read.shape
+            if same and tensor.stride() == read.stride():
+                return how
+        return tensor.detach()  # itself, what an operation says would be held by that operation: a circle
+
+    def attend(
+        self,
+        layer: int,
+        query_1HND: torch.Tensor,
+        key_1KND: torch.Tensor,
+        value_1KND: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        del layer
+        # Rows of a matrix are gathered much faster than columns; behind rotary embeddings this transpose is free.
+        query_NX, key_NX, value_NX = (x[0].transpose(0, 1).flatten(1) for x in (query_1HND, key_1KND, value_1KND))
+        kv_heads = key_1KND.shape[1]
+        repeats = query_1HND.shape[1] // kv_heads
+        outs_MX: list[torch.Tensor] = []
+        for i, group in enumerate(self._groups):
+            pieces, queries = group.queries_PQ.shape
+            query = query_NX.index_select(0, group.queries_PQ.flatten()).view(pieces, queries, kv_heads, repeats, -1)
+            key, value = (_gather(x, group.keys_PL, kv_heads) for x in (key_NX, value_NX))
+            self._reading = [
+                (gathered, _Gathered(source.detach(), group.keys_PL, kv_heads))
+                for gathered, source in ((key, key_NX), (value, value_NX))
+            ]
+            # Query heads that share a key head become further queries of it: keys and values are never repeated.
+            out = torch.nn.functional.scaled_dot_product_attention(
+                query.permute(0, 2, 3, 1, 4).flatten(2, 3),
+                key,
+                value,
+                attn_mask=self._mask(i, repeats, window, query.dtype),
+                scale=scaling,
+            )
+            self._reading = []
+            outs_MX.append(out.unflatten(2, (repeats, queries)).permute(0, 3, 1, 2, 4).reshape(pieces * queries, -1))
+        out_NX = torch.cat(outs_MX).index_select(0, self._order_N)
+        return out_NX.unflatten(1, (kv_heads * repeats, -1)).transpose(0, 1)[None]
+
+    def _mask(self, group: int, repeats: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """Added to the scores. Made once for all layers: SDPA would make it of a boolean one in each."""
+        mask = self._masks.get((group, repeats, window, dtype))
+        if mask is None:
+            distance = self._groups[group].distance_PQL
+            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+            mask_PQL = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+            mask = self._masks[group, repeats, window, dtype] = mask_PQL.repeat(1, repeats, 1)[:, None]
+        return mask
+
+
+def _gather(x_NX: torch.Tensor, index_PL: torch.Tensor, heads: int) -> torch.Tensor:
+    """P heads L D."""
+    return x_NX.index_select(0, index_PL.flatten()).view(*index_PL.shape, heads, -1).transpose(1, 2)
+
+
+def _group_pieces(row: Row, device: torch.device) -> tuple[list[_Group], torch.Tensor]:
+    """Cut the row's segments into pieces, pad similar ones together; and where each token's output then stands."""
+    pieces: list[tuple[np.ndarray, np.ndarray]] = []
+    for start, path in row.segments:
+        first = int(row.positions_N[start])
+        cuts = np.linspace(first, len(path), 1 + -(-(len(path) - first) // MAX_QUERIES)).astype(int)
+        pieces += [(path[low:high], path[:high]) for low, high in pairwise(cuts)]
+    pieces.sort(key=lambda piece: (_bucket(len(piece[0])), len(piece[1])), reverse=True)
+    groups, order_N, offset = [], np.empty(row.num_tokens, np.int64), 0
+    while pieces:
+        size = _group_size(pieces)
+        members, pieces = pieces[:size], pieces[size:]
+        num_queries, num_keys = (max(len(m[k]) for m in members) for k in (0, 1))
+        queries_PQ = np.zeros((size, num_queries), np.int64)
+        keys_PL = np.zeros((size, num_keys), np.int64)
+        distance_PQL = np.full((size, num_queries, num_keys), -1, np.int64)
+        for p, (query, key) in enumerate(members):
+            queries_PQ[p, : len(query)], keys_PL[p, : len(key)] = query, key
+            order_N[query] = offset + p * num_queries + np.arange(len(query))
+            at = np.arange(len(key) - len(query), len(key))
+            distance_PQL[p, : len(query), : len(key)] = at[:, None] - np.arange(len(key))
+        # A row of a mask in which nothing is visible has no softmax: padding queries look at the first key.
+        distance_PQL[:, :, 0] = np.where(distance_PQL.max(axis=2) < 0, 0, distance_PQL[:, :, 0])
+        groups.append(_Group(*(torch.from_numpy(a).to(device) for a in (queries_PQ, keys_PL, distance_PQL))))
+        offset += size * num_queries
+    return groups, torch.from_numpy(order_N).to(device)
+
+
+def _bucket(num_queries: int) -> int:
+    return (num_queries - 1).bit_length()
+
+
+def _group_size(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
+    """How many of the first pieces to pad together."""
+    area = most_queries = most_keys = 0
+    for count, (query, key) in enumerate(pieces):
+        area += len(query) * len(key)
+        most_queries, most_keys = max(most_queries, len(query)), max(most_keys, len(key))
+        padded = (count + 1) * most_queries * most_keys
+        if padded > MAX_WASTE * area and padded - area > SMALL_WASTE:
+            return count
+    return len(pieces)
+
+
+class FlexLayout:
+    """Attention under a block mask, which skips the blocks in which nothing is visible."""
+
+    def __init__(self, row: Row, device: torch.device | str) -> None:
+        self._positions_N, self._subtree_end_N = (
+            torch.from_numpy(a).to(device) for a in (row.positions_N, row.subtree_end_N)
+        )
+        self._masks: dict[int | None, Any] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query_1HND: torch.Tensor,
+        key_1KND: torch.Tensor,
+        value_1KND: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        del layer
+        if window not in self._masks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            size = query_1HND.shape[2]
+            self._masks[window] = create_block_mask(
+                self.visible(window), None, None, size, size, device=str(query_1HND.device)
+            )
+        return _flex_attention()(
+            query_1HND,
+            key_1KND,
+            value_1KND,
+            block_mask=self._masks[window],
+            scale=scaling,
+            enable_gqa=query_1HND.shape[1] != key_1KND.shape[1],
+        )
+
+    def saving(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def visible(self, window: int | None) -> Callable[..., torch.Tensor]:
+        """FlexAttention's mask function of (batch, head, query, key)."""
+        positions, subtree_end = self._positions_N, self._subtree_end_N
+
+        def mask(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            del batch, head
+            ancestor = (key <= query) & (query < subtree_end[key])
+            return ancestor if window is None else ancestor & (positions[query] - positions[key] < window)
+
+        return mask
+
+
+@cache
+def _flex_attention() -> Callable[..., torch.Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Rows differ in length: without `dynamic` each length is compiled anew, for seconds.
+    return torch.compile(flex_attention, dynamic=True)

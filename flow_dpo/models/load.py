@@ -1,0 +1,140 @@
+"""How is a model that somebody named loaded?
+
+`model_name_or_path` is a folder, a hub id, or the word "seed" for the model that ships in this package. Safetensors
+only; code that comes with a model runs only where the user says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    utils,
+)
+
+from flow_dpo.core.errors import ModelError
+from flow_dpo.models.render import Renderer
+
+SEED_FOLDER = Path(__file__).parent.parent / "data" / "seed" / "model"
+_TINY_PARAMETERS = 20_000_000
+"""Below this a second thread costs more in waiting than it brings, most of all on a busy machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, and how it is loaded."""
+
+    model_name_or_path: str = "seed"
+    """A folder, a hub id, or "seed" for the embedded model."""
+    model_revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """"auto" is the checkpoint's own; float32 for the embedded seed."""
+    device: str = "auto"
+    """"auto" takes a CUDA device where there is one."""
+    chat_template: str | None = None
+    """Replaces the tokenizer's template: a Jinja text, or "plain" for a base model that has none."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Handed to the chat template, such as {"enable_thinking": false}."""
+    trust_remote_code: bool = False
+    num_threads: int = 0
+    """CPU threads; 0 takes one for tiny models and torch's own choice for others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A base model with what is needed to speak with it."""
+
+    model: PreTrainedModel
+    renderer: Renderer
+    end_ids: frozenset[int]
+    context_tokens: int
+    """The most tokens that fit into its context window."""
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    """Both as asked for, for whoever else loads the model."""
+
+
+def load_model(settings: ModelSettings) -> LoadedModel:
+    """Load model and tokenizer. Raises `ModelError` for a folder that is none, or a model that cannot chat."""
+    device = device_of(settings)
+    name = str(SEED_FOLDER) if settings.model_name_or_path == "seed" else settings.model_name_or_path
+    shared: dict[str, Any] = {"revision": settings.model_revision, "trust_remote_code": settings.trust_remote_code}
+    if Path(name).exists() and not (Path(name) / "config.json").exists():
+        raise ModelError(
+            f"expected a model folder with a config.json, found {name} without one; "
+            "give a folder that transformers can load, or a hub id"
+        )
+    utils.logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(name, **shared)
+        tokenizer = AutoTokenizer.from_pretrained(name, **shared)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    renderer = Renderer(tokenizer, chat_template=settings.chat_template, template_kwargs=settings.template_kwargs)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=_dtype(settings), use_safetensors=True, **shared
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"could not load the weights of {name} (safetensors only): {error}") from error
+    model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    elif model.num_parameters() < _TINY_PARAMETERS:
+        torch.set_num_threads(1)
+    return LoadedModel(
+        model=model,
+        renderer=renderer,
+        end_ids=_end_ids(model, tokenizer, renderer),
+        context_tokens=_context_tokens(config),
+        name=settings.model_name_or_path,
+        revision=settings.model_revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def device_of(settings: ModelSettings) -> torch.device:
+    """The device that a model is loaded to, known before it is. Raises `ModelError` where there is no such device."""
+    name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device  # "cuda" has a number from here on
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"expected a device that torch can use, found {name!r}: {error}; leave --device out"
+        ) from error
+
+
+def _dtype(settings: ModelSettings) -> Any:
+    if settings.dtype == "auto":
+        return torch.float32 if settings.model_name_or_path == "seed" else "auto"
+    return getattr(torch, settings.dtype)
+
+
+def _context_tokens(config: Any) -> int:
+    text = config.get_text_config()
+    tokens = getattr(text, "max_position_embeddings", None)
+    if not isinstance(tokens, int) or tokens <= 0:
+        raise ModelError(f"expected a model that states max_position_embeddings, found {tokens!r} in its config")
+    return tokens
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> frozenset[int]:
+    """Every id that ends a turn: the tokenizer's, the generation config's, and the template's behind an assistant."""
+    generation = model.generation_config.eos_token_id if model.generation_config is not None else None
+    found = [tokenizer.eos_token_id, renderer.closing_id()]
+    found += generation if isinstance(generation, list) else [generation]
+    ids = frozenset(int(i) for i in found if isinstance(i, int))
+    if not ids:
+        raise ModelError("expected a tokenizer or generation config that names an end token, found none")
+    return ids

@@ -1,0 +1,160 @@
+"""How does one role plan and another carry the plan out?
+
+Plan writes the steps of a plan, a line a turn, until it says its end token or the cap is reached; then Answer writes
+the whole solution in one turn (Critical Plan Step Learning, arXiv 2409.08642). A plan step is a decision of
+its own, so that an exploration can branch there:
+
+    plan "Count the apples.\\n"   plan "Take away those sold." E   answer "12 + 7 = 19 ... Answer: 14" E
+
+In `ValuedPlanSolve` a third role says after every plan step whether what is planned so far will end right, Yes or No.
+Nobody reads its word; how likely it was is the value of the state, for a search that asks instead of playing on.
+
+Invariant: the solution reads the very ids of the plan; the plan's end token enters nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, TokenIds, Turn
+
+PLAN: Role = "plan"
+VALUE: Role = "value"
+ANSWER: Role = "answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSolvePrompts:
+    """The words of all roles, our own: the paper's are not stated here."""
+
+    plan_system: str = (
+        "You plan how to solve math problems. Write a short plan: one step on each line, in words, without calculating "
+        "anything. Stop after the last step."
+    )
+    plan_user: str = "{question}"
+    """`{question}` stands for the problem."""
+    solve_system: str = (
+        "You are a helpful math assistant. Solve the problem by following the plan step by step. "
+        'End with a last line of the form "Answer: " followed by the final answer alone.'
+    )
+    solve_user: str = "Problem:\n{question}\n\nPlan:\n{plan}\n\nSolve the problem by following this plan."
+    """`{plan}` stands for the plan's very ids. Where empty, Answer goes on where Plan stopped: the plan is then the
+    beginning of the solution, and one that ends is a whole solution."""
+    value_system: str = (
+        'You can only answer "Yes" or "No". You judge whether the beginning of a plan leads to the answer.'
+    )
+    """Of the role that says how a plan will end, where there is one."""
+    value_user: str = (
+        "Problem:\n{question}\n\nPlan so far:\n{plan}\n\nWill following this plan lead to the correct answer? "
+        "Answer only Yes or No."
+    )
+    yes: str = "Yes"
+    no: str = "No"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSolveState:
+    """Where a play stands."""
+
+    problem: Problem
+    plan: tuple[TokenIds, ...] = ()
+    num_steps: int = 0
+    solution: TokenIds = ()
+    ended: bool = False
+    speaker: Literal["plan", "value", "answer", "nobody"] = "plan"
+    behind: Literal["plan", "value", "answer", "nobody"] = "nobody"
+    """Who speaks after the value role."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSolve(Flow[PlanSolveState]):
+    """A plan, line by line, and then a solution. A path is at most six turns long, as in the paper."""
+
+    plan_tokens: int = 64
+    """Longest plan step, in tokens; it ends with its line before that (not stated in the paper)."""
+    max_plan_steps: int = 5
+    """Plan steps before the solution must follow; with it, the paper's depth of 6."""
+    max_tokens: int = 960
+    """Longest solution, in tokens (not stated in the paper)."""
+    prompts: PlanSolvePrompts = field(default_factory=PlanSolvePrompts)
+
+    roles: ClassVar[tuple[Role, ...]] = (PLAN, ANSWER)
+
+    def start(self, problem: Problem) -> PlanSolveState:
+        return PlanSolveState(problem=problem)
+
+    def turn(self, state: PlanSolveState) -> Turn | None:
+        if state.speaker == "plan":
+            return Turn(
+                role=PLAN,
+                messages=self._plan_messages(state.problem),
+                continuation=state.plan,
+                max_tokens=self.plan_tokens,
+                one_line=True,
+            )
+        if state.speaker == "nobody":
+            return None
+        if not self.prompts.solve_user:
+            messages, continuation = self._plan_messages(state.problem), state.plan
+        else:
+            prompts = self.prompts
+            messages, continuation = self._about_the_plan(prompts.solve_system, prompts.solve_user, state), ()
+        return Turn(role=ANSWER, messages=messages, continuation=continuation, max_tokens=self.max_tokens)
+
+    def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
+        ended = completion.finish_reason == "stop"
+        content = completion.content_ids
+        if state.speaker == "answer":
+            return replace(state, solution=content, ended=ended, speaker="nobody")
+        plan = (*state.plan, content) if content else state.plan
+        num_steps = state.num_steps + 1
+        if ended and not self.prompts.solve_user:
+            return replace(state, plan=plan, num_steps=num_steps, ended=True, speaker="nobody")
+        solves = ended or num_steps >= self.max_plan_steps
+        return replace(state, plan=plan, num_steps=num_steps, speaker="answer" if solves else "plan")
+
+    def solution(self, state: PlanSolveState) -> Solution:
+        before: tuple[Piece, ...] = () if self.prompts.solve_user else state.plan
+        own: tuple[Piece, ...] = (state.solution,) if state.solution else ()
+        return Solution(pieces=before + own, ended=state.ended)
+
+    def _plan_messages(self, problem: Problem) -> tuple[Message, ...]:
+        asked = self.prompts.plan_user.replace("{question}", problem.question)
+        return (
+            Message(role="system", content=(self.prompts.plan_system,)),
+            Message(role="user", content=(asked,)),
+        )
+
+    def _about_the_plan(self, system: str, words: str, state: PlanSolveState) -> tuple[Message, ...]:
+        # Split before the question goes in: a question may hold the words "{plan}" itself.
+        before, _, after = words.partition("{plan}")
+        content: tuple[Piece, ...] = (
+            before.replace("{question}", state.problem.question),
+            *state.plan,
+            after.replace("{question}", state.problem.question),
+        )
+        return (Message(role="system", content=(system,)), Message(role="user", content=content))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValuedPlanSolve(PlanSolve):
+    """The same, with a role that says after every plan step whether it will end right. Its word changes nothing."""
+
+    roles: ClassVar[tuple[Role, ...]] = (PLAN, VALUE, ANSWER)
+
+    def turn(self, state: PlanSolveState) -> Turn | None:
+        if state.speaker != "value":
+            return super().turn(state)
+        prompts = self.prompts
+        messages = self._about_the_plan(prompts.value_system, prompts.value_user, state)
+        return Turn(role=VALUE, messages=messages, choices=(prompts.yes, prompts.no))
+
+    def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
+        if state.speaker == "value":
+            return replace(state, speaker=state.behind, behind="nobody")
+        after = super().advance(state, completion)
+        if state.speaker != "plan" or after.speaker == "nobody":
+            return after
+        return replace(after, speaker="value", behind=after.speaker)

@@ -1,0 +1,267 @@
+"""Where in a tree is it worth looking next?
+
+Monte-Carlo tree search over a flow's turns, as Critical Plan Step Learning has it (arXiv 2409.08642). From
+the beginning, go down to the child with the highest
+
+    Q(child) + puct * P(child) * sqrt(N(node)) / (1 + N(child))
+
+until a node has not yet been expanded; draw what children it lacks, value each, and add the value to every node on its
+path. The value is the reward, 1 or -1, of a play to the end (Monte-Carlo), or with `valued_by` what a role of the flow
+says of the new state, at twice the likelihood of its first word minus 1 (the paper's value head); an end has its reward
+in both. N counts plays through a node, Q is their mean, P the geometric mean of the probabilities of the tokens of what
+was said (how it is normalised is not stated in the paper). What was said in a play is part of the tree: its next turn
+is the first child of each node on it.
+
+    play 0    from the beginning to the end: the trunk, a plain draw from the flow
+    play 1, 2 the other two children of the root, each played on
+    play 3, 4 the other two of the child that scores highest, ...
+
+Invariant: no more than `num_plays` are played; what is exhausted is not visited again, and a completion that is there
+already begins no play, so a tree alone, without any counts of visits, holds N and Q.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flow_dpo.core.errors import FlowError
+from flow_dpo.core.explore import Drawing, Group, one_play
+from flow_dpo.core.flow import Flow, check_turn
+from flow_dpo.core.rollouts import Ask, Check, Play, Said, Speaker, check, say
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Completion, Problem, Request, Solution, Turn, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Drawing):
+    """A tree search over turns. The first play is the trunk, a plain draw from the flow."""
+
+    num_plays: int = 32
+    """Plays of a problem at most (not stated in the paper); a completion that is there already costs none."""
+    num_children: int = 3
+    """Completions drawn at a node when it is expanded; equal ones are one child. The paper's is 3."""
+    puct: float = 1.5
+    """How much is given to what was rarely visited; the paper's is 1.5."""
+    valued_by: str = ""
+    """The role of the flow whose choice, the first word or another, values a new state: a play but the trunk stops with
+    it. Nothing else is ever said in its place. Plays go to the end where empty."""
+
+    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        searches = [_Search(self, flow, problem, seed) for problem in problems]
+        speaker.run([search.expand(search.root, 1) for search in searches])
+        return [search.tree() for search in searches]
+
+    def alone(self, *, greedy: bool) -> Group:
+        return one_play(self, greedy=greedy)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Node:
+    """What was said at one place, and the state after it. The root is the beginning, where nothing was said."""
+
+    parent: _Node | None
+    state: Any
+    turn: Turn | None
+    said: tuple[Request, Completion, tuple[str, ...]] | None = None
+    children: list[_Node] = field(default_factory=list["_Node"])
+    num_drawn: int = 0
+    """Completions drawn here, equal ones too."""
+    num_plays: int = 0
+    num_valued: int = 0
+    total: float = 0.0
+    """Sum of the values of the plays that have one: a reward, 1 or -1, or what was said of the state they came to."""
+    closed: bool = False
+    """Nothing new can be found here or below."""
+    id: int = -1
+
+    @property
+    def value(self) -> float:
+        """Q; 0 where nothing could be graded, which is where right and wrong weigh alike."""
+        return self.total / self.num_valued if self.num_valued else 0.0
+
+    @property
+    def prior(self) -> float:
+        assert self.said is not None
+        logprobs = self.said[1].logprobs
+        return math.exp(math.fsum(logprobs) / len(logprobs))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Rollout:
+    """A play from a new child to the end, or to where it was valued."""
+
+    first: _Node
+    leaf: _Node
+    index: int
+    solution: Solution | None = None
+    value: float | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.leaf.turn is not None
+
+
+class _Search:
+    """The search on one problem. Plays of one expansion run side by side; whoever ends last goes on."""
+
+    def __init__(self, settings: Search, flow: Flow[Any], problem: Problem, seed: int) -> None:
+        self.settings, self.flow, self.problem, self.seed = settings, flow, problem, seed
+        start = flow.start(problem)
+        self.root = _Node(parent=None, state=start, turn=flow.turn(start))
+        self.rollouts: list[_Rollout] = []
+        self.num_drawn = 0
+        if self.root.turn is None:
+            raise FlowError(f"{type(flow).__name__} ended a play of {problem.id} before anybody spoke")
+        if settings.valued_by and settings.valued_by not in flow.roles:
+            raise FlowError(
+                f"explore.valued_by expects a role of {type(flow).__name__}, one of {list(flow.roles)}, found "
+                f"{settings.valued_by!r}; leave it empty to play every new state to its end"
+            )
+
+    def expand(self, node: _Node, num: int) -> Play:
+        """Draw this many completions at a node, and play on from those that are new."""
+        drawn: dict[int, Said] = {}
+        first, self.num_drawn = self.num_drawn, self.num_drawn + num
+        node.num_drawn += num
+        for index in range(first, first + num):
+            yield self._draw(node, index, drawn, num)
+
+    def tree(self) -> Tree:
+        """The finished tree, play by play."""
+        tree = Tree(problem=self.problem)
+        for rollout in self.rollouts:
+            path = [node for node in _up(rollout.leaf) if node.id < 0 and node.said is not None][::-1]
+            above = rollout.first.parent
+            assert above is not None
+            assert rollout.solution is not None
+            said = [node.said for node in path if node.said is not None]
+            for id, node in enumerate(path, start=len(tree.nodes)):
+                node.id = id
+            value = rollout.value if rollout.stopped else None
+            tree.add_rollout(None if above.said is None else above.id, said, rollout.solution, value=value)
+        return tree
+
+    def _draw(self, node: _Node, index: int, drawn: dict[int, Said], num: int) -> Play:
+        drawn[index] = yield from self._say(node, index)
+        if len(drawn) == num:
+            yield from self._play_on(node, [drawn[i] for i in sorted(drawn)], min(drawn))
+
+    def _play_on(self, node: _Node, drawn: Sequence[Said], first: int) -> Play:
+        """Add the new completions as children, and play each of them to the end."""
+        started: list[_Rollout] = []
+        for index, said in enumerate(drawn, start=first):
+            if all(said.completion.token_ids != _ids(child) for child in node.children):
+                child = self._child(node, said)
+                started.append(_Rollout(first=child, leaf=child, index=index))
+        self.rollouts += started
+        if not started:
+            yield from self._next([])
+        waiting = [len(started)]
+        for rollout in started:
+            yield self._finish(rollout, started, waiting)
+
+    def _finish(self, rollout: _Rollout, started: Sequence[_Rollout], waiting: list[int]) -> Play:
+        node, valued = rollout.first, False
+        while node.turn is not None and not valued:
+            said = yield from self._say(node, rollout.index)
+            valued = self._is_valued(node) and rollout.index > 0
+            node.num_drawn += 1
+            node = self._child(node, said)
+        rollout.leaf, rollout.solution = node, self.flow.solution(node.state)
+        if rollout.stopped:
+            rollout.value = _said_value(node)
+        else:
+            verdict = yield from check(self.problem, rollout.solution)
+            rollout.value = None if verdict.reward is None else 2 * verdict.reward - 1
+        waiting[0] -= 1
+        if not waiting[0]:
+            yield from self._next(started)
+
+    def _next(self, done: Sequence[_Rollout]) -> Play:
+        """Back up what was found, and expand the next node, if there is one and the budget allows."""
+        for rollout in done:
+            rollout.leaf.closed = not rollout.stopped
+            for node in _up(rollout.leaf):
+                node.num_plays += 1
+                if rollout.value is not None:
+                    node.num_valued += 1
+                    node.total += rollout.value
+        self._close()
+        if len(self.rollouts) < self.settings.num_plays and not self.root.closed:
+            node = self._select()
+            left = self.settings.num_plays - len(self.rollouts)
+            yield self.expand(node, min(left, self._num_wanted(node) - node.num_drawn))
+
+    def _select(self) -> _Node:
+        node = self.root
+        while node.num_drawn >= self._num_wanted(node):
+            visits, puct = math.sqrt(node.num_plays), self.settings.puct
+            open_ones = [child for child in node.children if not child.closed]
+            node = max(open_ones, key=lambda one: one.value + puct * one.prior * visits / (1 + one.num_plays))
+        return node
+
+    def _close(self) -> None:
+        """Close what has all its children and only closed ones, from the leaves of the last plays upwards."""
+        order = [self.root]
+        for node in order:
+            order += node.children
+        for node in reversed(order):
+            if node.turn is not None and node.num_drawn >= self._num_wanted(node):
+                node.closed = all(child.closed for child in node.children)
+
+    def _is_valued(self, node: _Node) -> bool:
+        """Whether what is said next is the value of the state."""
+        return bool(self.settings.valued_by) and node.turn is not None and node.turn.role == self.settings.valued_by
+
+    def _num_wanted(self, node: _Node) -> int:
+        """How many completions are drawn at a node that is expanded."""
+        return 1 if self._is_valued(node) else self.settings.num_children
+
+    def _say(self, node: _Node, index: int) -> Generator[Ask | Check | Play, Said | Verdict, Said]:
+        """Ask what a node's turn asks, on behalf of one play. Raises `FlowError` for a turn that breaks a rule."""
+        assert node.turn is not None
+        depth = sum(1 for _ in _up(node)) - 1
+        check_turn(self.flow, node.turn, depth, self.problem)
+        if self._is_valued(node) and not node.turn.choices:
+            raise FlowError(
+                f"explore.valued_by expects a role of {type(self.flow).__name__} that chooses a word, found "
+                f"{node.turn.role!r}, which writes"
+            )
+        # Play 0 is drawn as any exploration draws its trunk.
+        place = (-1, 0, depth) if index == 0 else ("search", index, depth)
+        seed = derive(self.seed, self.problem.id, *place)
+        return say(Ask(turn=node.turn, sampling=self.settings.sampling(node.turn, trunk=index == 0), seed=seed))
+
+    def _child(self, node: _Node, said: Said) -> _Node:
+        state = self.flow.advance(node.state, said.completion)
+        child = _Node(
+            parent=node,
+            state=state,
+            turn=self.flow.turn(state),
+            said=(said.request, said.completion, self.flow.tags(node.state)),
+        )
+        node.children.append(child)
+        return child
+
+
+def _up(node: _Node) -> Iterator[_Node]:
+    """The node and all above it, the root last."""
+    at: _Node | None = node
+    while at is not None:
+        yield at
+        at = at.parent
+
+
+def _said_value(node: _Node) -> float:
+    """What was said of the state: 1 where the first word is sure, -1 where it is out of the question."""
+    assert node.said is not None
+    return 2 * math.exp(node.said[1].choice_logprobs[0]) - 1
+
+
+def _ids(node: _Node) -> tuple[int, ...]:
+    assert node.said is not None
+    return node.said[1].token_ids

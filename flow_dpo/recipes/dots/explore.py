@@ -1,0 +1,180 @@
+"""Which way of solving suits a problem best, found out by trying them all?
+
+DOTS (arXiv 2410.03864), one problem at a time: every way is played N times, the ways with the highest
+success rate are kept (the shorter where it is equal), those are played again, a few are kept of these, and the model
+itself explains why the best one suits the problem. With the flow's own plan in front:
+
+    rollout 0         the planner's own explanation, choice and solution: progressive validation
+    rollouts 1 ...    each way, N times; the kept ways again in every further round
+    the last          "taught": an explanation made in hindsight, and the best way's name
+
+Invariants: a way's rate is over all of its plays; a problem with only right or only wrong plays is explained to nobody;
+programs are run in the sandbox, and only where the flow's `programs` is set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flow_dpo.core.credit import ELSEWHERE
+from flow_dpo.core.errors import ConfigError, FlowError
+from flow_dpo.core.explore import Drawing
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.rollouts import Ask, Play, Said, Speaker, say
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Completion, Message, Problem, Turn
+from flow_dpo.recipes.dots.credit import TAUGHT
+from flow_dpo.recipes.dots.flow import ANSWER, PLAN, Planned, PlannedState
+from flow_dpo.recipes.dots.sandbox import check_platform, code_of, run_program
+from flow_dpo.recipes.single_rollout import Chain
+
+log = logging.getLogger("flow_dpo")
+
+HINDSIGHT = (
+    "\n\nOf all the ways to solve this problem, this one did best: {way}. Explain in two sentences why it suits the "
+    "problem. Do not solve it."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromTrajectories(Drawing):
+    """The planner's own play, then a search over all ways."""
+
+    num_plays: int = 4
+    """Plays of a way in a round."""
+    num_rounds: int = 2
+    """After the first, only kept ways are played. 0 searches nothing: the planner's own play is all there is."""
+    num_kept: int = 8
+    """Ways that are kept for a further round."""
+    num_best: int = 3
+    """Ways that are left in the end, best first; the first is taught."""
+
+    def __post_init__(self) -> None:
+        if self.num_plays < 1 or self.num_rounds < 0 or not 0 < self.num_best <= self.num_kept:
+            raise ConfigError(
+                f"expected num_plays of 1 or more, num_rounds of 0 or more and 0 < num_best <= num_kept, found "
+                f"{self.num_plays}, {self.num_rounds}, {self.num_best} and {self.num_kept}"
+            )
+
+    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        if not isinstance(flow, Planned):
+            raise FlowError(f"a search over ways needs the flow Planned, found {type(flow).__name__}")
+        if flow.programs:
+            check_platform()
+            log.warning("running programs that the model writes, in a sandbox (--flow.programs)")
+        searches = [_Search(self, flow, problem, speaker, seed) for problem in problems]
+        speaker.run([search.trunk.play() for search in searches])
+        for number in range(self.num_rounds):
+            chains = [chain for search in searches for chain in search.begin_round(number)]
+            speaker.run([chain.play() for chain in chains])
+            for search in searches:
+                search.end_round(last=number == self.num_rounds - 1)
+        speaker.run([search.explain() for search in searches if search.decides])
+        return [search.tree() for search in searches]
+
+    def alone(self, *, greedy: bool) -> FromTrajectories:
+        return replace(self, num_rounds=0, greedy_trunk=greedy)
+
+
+class _Search:
+    """The ways of one problem while they are being tried."""
+
+    def __init__(self, explore: FromTrajectories, flow: Planned, problem: Problem, speaker: Speaker, seed: int) -> None:
+        self.explore, self.flow, self.problem, self.speaker = explore, flow, problem, speaker
+        self.seed = derive(seed, problem.id, "trajectories")
+        self.trunk = self._chain(flow, "trunk", trunk=True)
+        self.ways = [way.name for way in flow.trajectories] if explore.num_rounds else []
+        self.plays: dict[str, list[tuple[Chain, bool]]] = {way: [] for way in self.ways}
+        """Of every way, its plays and whether each was right."""
+        self.running: list[tuple[str, Chain]] = []
+        self.hindsight: Said | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether some plays were right and some were not."""
+        return len({right for plays in self.plays.values() for _, right in plays}) == 2
+
+    def begin_round(self, number: int) -> list[Chain]:
+        """The plays of one round."""
+        self.running = [
+            (way, self._chain(replace(self.flow, fixed=way), way, number, index))
+            for way in self.ways
+            for index in range(self.explore.num_plays)
+        ]
+        return [chain for _, chain in self.running]
+
+    def end_round(self, *, last: bool) -> None:
+        """See how the round went, and keep the best ways."""
+        for way, chain in self.running:
+            self.plays[way].append((chain, chain.right))
+        order = {way.name: (len(way.modules), index) for index, way in enumerate(self.flow.trajectories)}
+        self.ways.sort(key=lambda way: (-self._rate(way), *order[way]))
+        self.ways = self.ways[: self.explore.num_kept]
+        if last:
+            self.ways = self.ways[: self.explore.num_best]
+
+    def explain(self) -> Play:
+        """Ask the model why the best way suits the problem."""
+        words = self.problem.question + HINDSIGHT.replace("{way}", self.ways[0].replace("+", ", then "))
+        turn = Turn(
+            role=ANSWER, messages=(Message(role="user", content=(words,)),), max_tokens=self.flow.explanation_tokens
+        )  # fmt: skip
+        sampling = self.explore.sampling(turn, trunk=False)
+        self.hindsight = yield from say(Ask(turn=turn, sampling=sampling, seed=derive(self.seed, "hindsight")))
+
+    def tree(self) -> Tree:
+        """All plays, and behind them what is taught."""
+        tree = Tree(problem=self.problem)
+        self.trunk.add_to(tree)
+        for plays in self.plays.values():
+            for chain, _ in plays:
+                chain.add_to(tree)
+        if self.hindsight is not None:
+            tags = (TAUGHT, self.ways[0])
+            best = next(chain for chain, right in self.plays[self.ways[0]] if right)
+            explained = (self.hindsight.request, self.hindsight.completion, tags)
+            tree.add_rollout(None, [explained, (*self._choice(self.hindsight.completion), tags)], best.solution)
+        return tree
+
+    def _choice(self, explanation: Completion) -> tuple[Any, Completion]:
+        """The best way's name as the planner would say it behind this explanation."""
+        turn = self.flow.turn(self.flow.advance(PlannedState(problem=self.problem), explanation))
+        assert turn is not None
+        assert turn.role == PLAN
+        request = self.speaker.renderer.render(turn)
+        choice = [way.name for way in self.flow.trajectories].index(self.ways[0])
+        return request, Completion(
+            token_ids=(request.choices[choice],),
+            logprobs=(0.0,),
+            sampled_logprobs=(0.0,),
+            finish_reason="choice",
+            policy_version=ELSEWHERE,
+            choice=choice,
+        )
+
+    def _rate(self, way: str) -> float:
+        plays = self.plays[way]
+        return sum(right for _, right in plays) / len(plays)
+
+    def _chain(self, flow: Planned, *names: int | str, trunk: bool = False) -> Chain:
+        return Chain(
+            flow,
+            self.problem,
+            self.explore,
+            seed=derive(self.seed, *names),
+            trunk=trunk,
+            between=self._run_program,
+            checked=not trunk,
+        )
+
+    def _run_program(self, state: PlannedState) -> PlannedState:
+        """Run what the state waits for, where the user has asked for programs."""
+        waiting = self.flow.awaiting(state) if self.flow.programs else ()
+        if not waiting:
+            return state
+        ran = run_program(code_of(self.speaker.renderer.to_text(waiting)))
+        return self.flow.told(state, output=ran.output, reason=ran.reason)

@@ -1,0 +1,234 @@
+"""How does a planner choose a way to solve a problem, and how is the way carried out?
+
+DOTS (arXiv 2410.03864): a way is an analysis (none, rewrite the question, decompose it), a solution
+(reasoning in words, CoT, or a program, PoT) and a verification (none, or self-verification): 12 ways. The planner
+explains which way suits the question and then names it, as one of the declared choices:
+
+    plan     "There are two quantities, so ..."     plan   C, which is rewrite+cot
+    answer   the question in other words            answer "... Answer: 14"
+
+A program is not run here, a flow evaluates nothing: `awaiting` says what is to be run, and whoever plays and was asked
+to run programs hands the result to `told`. Without that a program's solution has no answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from flow_dpo.core.answer_stop import ANSWER, AnswerStopPrompts, answer_messages
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.prompts import filled
+from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
+
+PLAN: Role = "plan"
+Analysis = Literal["none", "rewrite", "decompose"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One way to solve a problem."""
+
+    analysis: Analysis = "none"
+    program: bool = False
+    verify: bool = False
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Its modules by name, in their order."""
+        analysis = () if self.analysis == "none" else (self.analysis,)
+        return (*analysis, "pot" if self.program else "cot", *(("verify",) if self.verify else ()))
+
+    @property
+    def name(self) -> str:
+        """Such as "decompose+cot+verify"."""
+        return "+".join(self.modules)
+
+
+_ANALYSES: tuple[Analysis, ...] = ("none", "rewrite", "decompose")
+TRAJECTORIES = tuple(
+    Trajectory(analysis=analysis, program=program, verify=verify)
+    for program in (False, True)
+    for analysis in _ANALYSES
+    for verify in (False, True)
+)
+"""All 12; the first six need no program."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleWords:
+    """What is said in the modules (the paper's exact English is not followed). `{question}` is the problem,
+    `{analysis}`, `{draft}` and `{explanation}` what was written before, `{ways}` the list of choices."""
+
+    plan: str = (
+        "Problem:\n{question}\n\nThese ways to solve it can be taken:\n{ways}\n\n"
+        "Explain in two sentences which of them suits this problem. Do not solve it."
+    )
+    choose: str = (
+        "Problem:\n{question}\n\nThese ways to solve it can be taken:\n{ways}\n\n{explanation}\n\n"
+        "Which way is taken? Answer with its letter alone."
+    )
+    rewrite: str = (
+        "{question}\n\nWrite this problem again, clearer and shorter, with nothing left out. Do not solve it."
+    )
+    decompose: str = "{question}\n\nList the smaller questions that have to be answered first. Do not answer them."
+    rewritten: str = "\n\nIn other words:\n{analysis}"
+    """Stands behind the question in the plain prompt of a solution."""
+    parts: str = "\n\nAnswer these questions first:\n{analysis}"
+    """The same after a decomposition."""
+    program: str = (
+        "{question}{analysed}\n\nWrite a short Python program that calculates and prints the answer alone. Only the "
+        "modules math, fractions, itertools and statistics can be imported."
+    )
+    """`{analysed}` is `rewritten` or `parts`, or nothing."""
+    verify: str = (
+        "Problem:\n{question}\n\nProposed solution:\n{draft}\n\nCheck this solution step by step, and write the right "
+        'one. End with a last line of the form "Answer: " followed by the final answer alone.'
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedState:
+    """What has been planned, analysed, solved, run and verified so far."""
+
+    problem: Problem
+    explanation: tuple[Piece, ...] | None = None
+    trajectory: Trajectory | None = None
+    analysis: tuple[Piece, ...] | None = None
+    draft: Completion | None = None
+    result: str = ""
+    """What the draft's program printed, as a closed last line."""
+    verified: Completion | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Flow[PlannedState]):
+    """A planner, and the way that it chooses."""
+
+    max_tokens: int = 960
+    """Longest solution, program or verification, in tokens."""
+    explanation_tokens: int = 256
+    """Longest explanation and longest analysis, in tokens."""
+    programs: bool = False
+    """Whether the six ways with a program are among the choices. Their programs, which the model wrote, are RUN, in a
+    child process without files, network or other processes. Off unless it is asked for."""
+    fixed: str = ""
+    """A way that is taken without a planner, by its name, such as "decompose+cot+verify"."""
+    labels: tuple[str, ...] = tuple("ABCDEFGHIJKL")
+    """Words that name the ways; each begins with a token of its own."""
+    prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
+    """Of plain solutions."""
+    module_words: ModuleWords = field(default_factory=ModuleWords)
+
+    roles: ClassVar[tuple[Role, ...]] = (PLAN, ANSWER)
+
+    def __post_init__(self) -> None:
+        num = len(self.trajectories)
+        if len(set(self.labels)) < max(num, len(self.labels)):
+            raise ConfigError(f"expected {num} different labels, one for each way, found {list(self.labels)}")
+        if self.fixed and self.fixed not in [t.name for t in TRAJECTORIES]:
+            raise ConfigError(
+                f"expected fixed to name a way, found {self.fixed!r}; there are {[t.name for t in TRAJECTORIES]}"
+            )
+        if self.fixed and "pot" in self.fixed.split("+") and not self.programs:
+            raise ConfigError(f"the way {self.fixed} runs programs that the model writes; ask for that with --programs")
+
+    @property
+    def trajectories(self) -> tuple[Trajectory, ...]:
+        """The ways that can be taken, in the order of their labels."""
+        return tuple(t for t in TRAJECTORIES if self.programs or not t.program)
+
+    def start(self, problem: Problem) -> PlannedState:
+        fixed = next((t for t in TRAJECTORIES if t.name == self.fixed), None)
+        return PlannedState(problem=problem, trajectory=fixed)
+
+    def turn(self, state: PlannedState) -> Turn | None:
+        way, words = state.trajectory, self.module_words
+        if way is None:
+            if state.explanation is None:
+                return self._ask(PLAN, words.plan, state, self.explanation_tokens)
+            return replace(self._ask(PLAN, words.choose, state, 1), choices=self.labels[: len(self.trajectories)])
+        if way.analysis != "none" and state.analysis is None:
+            asked = words.rewrite if way.analysis == "rewrite" else words.decompose
+            return self._ask(ANSWER, asked, state, self.explanation_tokens)
+        if state.draft is None:
+            if way.program:
+                return self._ask(ANSWER, words.program, state, self.max_tokens)
+            *before, asked = answer_messages(self.prompts, state.problem)
+            behind = replace(asked, content=(*asked.content, *self._analysed(state)))
+            return Turn(role=ANSWER, messages=(*before, behind), max_tokens=self.max_tokens)
+        if way.verify and state.verified is None:
+            return self._ask(ANSWER, words.verify, state, self.max_tokens)
+        return None
+
+    def advance(self, state: PlannedState, completion: Completion) -> PlannedState:
+        if state.trajectory is None:
+            if state.explanation is None:
+                return replace(state, explanation=(completion.content_ids,))
+            return replace(state, trajectory=self.trajectories[completion.choice or 0])
+        if state.trajectory.analysis != "none" and state.analysis is None:
+            return replace(state, analysis=(completion.content_ids,))
+        if state.draft is None:
+            return replace(state, draft=completion)
+        return replace(state, verified=completion)
+
+    def solution(self, state: PlannedState) -> Solution:
+        pieces = self._draft(state)
+        last = state.verified or state.draft
+        # A program is finished by what it prints, not by its own end.
+        ended = last is not None and last.finish_reason == "stop"
+        if state.verified is None:
+            run = state.trajectory is not None and state.trajectory.program
+            return Solution(pieces=pieces, ended=ended and not run)
+        return Solution(
+            pieces=(*pieces, "\n\n", state.verified.content_ids), ended=ended, attempt_start=len(pieces) + 1
+        )
+
+    def tags(self, state: PlannedState) -> tuple[str, ...]:
+        return () if state.trajectory is None else (state.trajectory.name,)
+
+    def awaiting(self, state: PlannedState) -> tuple[Piece, ...]:
+        """The text with a program that is to be run before the play goes on; empty where there is none."""
+        waits = state.trajectory is not None and state.trajectory.program and state.draft is not None
+        return (state.draft.content_ids,) if waits and state.draft and not state.result else ()
+
+    def told(self, state: PlannedState, *, output: str, reason: str) -> PlannedState:
+        """The state once the program has run: its last line is the answer, or it has none."""
+        lines = output.strip().splitlines()
+        if reason or not lines:
+            # Nothing of the reason, nor a word that an answer stands behind: the verifier reads this.
+            return replace(state, result="\n\nThe program failed.")
+        return replace(state, result=f"\n\nThe program prints its answer.\nAnswer: {lines[-1].strip()}\n")
+
+    def _ask(self, role: Role, words: str, state: PlannedState, max_tokens: int) -> Turn:
+        ways = zip(self.labels, self.trajectories, strict=False)
+        values: dict[str, tuple[Piece, ...]] = {
+            "question": (state.problem.question,),
+            "ways": ("\n".join(f"{label}: {', then '.join(_MEANINGS[m] for m in t.modules)}" for label, t in ways),),
+            "explanation": state.explanation or (),
+            "analysis": state.analysis or (),
+            "analysed": self._analysed(state),
+            "draft": self._draft(state),
+        }
+        return Turn(role=role, messages=(Message(role="user", content=filled(words, values)),), max_tokens=max_tokens)
+
+    def _analysed(self, state: PlannedState) -> tuple[Piece, ...]:
+        if state.analysis is None or state.trajectory is None:
+            return ()
+        words = self.module_words.rewritten if state.trajectory.analysis == "rewrite" else self.module_words.parts
+        return filled(words, {"analysis": state.analysis})
+
+    def _draft(self, state: PlannedState) -> tuple[Piece, ...]:
+        if state.draft is None:
+            return ()
+        return (state.draft.content_ids, state.result) if state.result else (state.draft.content_ids,)
+
+
+_MEANINGS = {
+    "rewrite": "say the problem in other words",
+    "decompose": "split the problem into smaller questions",
+    "cot": "reason step by step",
+    "pot": "write a program",
+    "verify": "check the solution",
+}

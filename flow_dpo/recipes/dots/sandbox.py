@@ -1,0 +1,110 @@
+"""How is a program that a model wrote run without harm?
+
+In a child process that holds nothing: no environment, no package, no file, no network, a second or two of processor
+time and a quarter of a gigabyte (`sandbox_worker` has the walls). Nothing is run here unless the user has asked for it.
+
+    run_program("print(6 * 7)")             Ran(output="42\\n", reason="")
+    run_program("import os")                Ran(output="", reason="the module os is not allowed")
+    run_program("while True: pass")         Ran(output="", reason="it took more than 2 s")
+
+Invariant: whatever the program is, this returns within `wall_s`, and the child is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from flow_dpo.core.errors import ConfigError
+
+WORKER = Path(__file__).with_name("sandbox_worker.py")
+_MAX_BYTES = 100_000
+_MAX_PROGRAM = 20_000
+_FENCE = re.compile(r"```[a-zA-Z]{0,20}[ \t]{0,20}\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a program printed."""
+
+    output: str
+    reason: str = ""
+    """Why it did not run to its end; "" where it did."""
+
+
+def check_platform() -> None:
+    """Raise `ConfigError` where programs cannot be run with limits."""
+    if sys.platform not in ("linux", "darwin"):
+        raise ConfigError(f"programs are run on Linux and macOS alone, found {sys.platform}; leave programs off")
+
+
+def code_of(text: str) -> str:
+    """The last fenced block of a text, or the whole text where there is none."""
+    blocks = _FENCE.findall(text)
+    return blocks[-1] if blocks else text
+
+
+def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_bytes: int = 1 << 28) -> Ran:
+    """Run a program in a child process of its own. Never raises for what the program does."""
+    check_platform()
+    if len(program) > _MAX_PROGRAM:
+        return Ran(output="", reason=f"longer than {_MAX_PROGRAM:,} characters")
+    asked = json.dumps({"cpu_s": cpu_s, "memory_bytes": memory_bytes, "program": program})
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-B", str(WORKER)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={}, cwd="/", close_fds=True, start_new_session=True,
+    )  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        with child.stdin as pipe:
+            pipe.write(asked.encode("ascii"))
+        said, whole = _read(child.stdout.fileno(), time.monotonic() + wall_s)
+    except BrokenPipeError:
+        said, whole = b"", True
+    finally:
+        _end(child)
+        child.stdout.close()
+    if not whole:
+        return Ran(output="", reason=f"it took more than {wall_s:g} s or said too much")
+    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL) and not said:
+        return Ran(output="", reason=f"it took more than {cpu_s} s")
+    try:
+        found = json.loads(said)
+        return Ran(output=str(found["output"]), reason=str(found["reason"]))
+    except (ValueError, KeyError, TypeError):
+        return Ran(output="", reason=f"it died (exit status {child.returncode})")
+
+
+def _read(pipe: int, deadline: float) -> tuple[bytes, bool]:
+    """What comes until the end, and whether the end was reached in time and within bounds."""
+    said = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while len(said) <= _MAX_BYTES:
+            if not selector.select(max(deadline - time.monotonic(), 0)):
+                return said, False
+            piece = os.read(pipe, 65_536)
+            if not piece:
+                return said, True
+            said += piece
+    return said, False
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill whatever is left of the child's session, and take its exit status."""
+    if child.poll() is None:
+        try:
+            child.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

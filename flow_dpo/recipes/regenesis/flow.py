@@ -1,0 +1,133 @@
+"""How does one role go from general advice to a solution, in three turns?
+
+ReGenesis (arXiv 2410.02108, section 3.1): fit general guidelines to the problem, make a structure of steps out of them,
+and only then reason along it. With one guideline:
+
+    adapt      "Break the problem into parts."  ->  "Find what the apples cost, then what is left of the money."
+    structure  ->  "1. Multiply apples and price. 2. Subtract from the money."
+    path       the problem's own prompt and the structure  ->  "3 * 2 = 6 ... Answer: 4"
+
+The path's prompt is that of the plain turn it will be learned for, with `words.path` behind it, so that system text and
+worked examples are the same. Each turn's sampled ids are spliced into the next as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.prompts import filled
+from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
+
+GUIDELINES = (
+    "Say in your own words what is asked for before you begin.",
+    "List every given quantity with its unit, and leave out what does not matter.",
+    "Break the problem into smaller parts that can be solved one after another.",
+    "Work backwards from what is asked to what is known.",
+    "Give names to the unknown quantities and write down how they are related.",
+    "Solve an easier version first, and see what changes in the full problem.",
+    "Try small or extreme cases to see how the quantities behave.",
+    "Look for a pattern, a symmetry or something that stays the same.",
+    "Go through the events in the order in which they happen and keep track of every change.",
+    "Draw a table or a picture of the situation in words.",
+    "Estimate the answer roughly, so that a wrong result will stand out.",
+    "Write every calculation on a line of its own, and finish it before you go on.",
+    "Keep units through the whole calculation and check that they fit.",
+    "Check every step as soon as it is written, before you build on it.",
+    "Put the result back into the problem and see whether all conditions hold.",
+    "Solve the problem a second way and compare the two results.",
+    "Ask which assumptions you are making, and whether the text supports them.",
+    "Tell apart what is known for certain and what has to be found out.",
+    "Recall a similar problem, and use what worked there.",
+    "Consider several approaches briefly and take the simplest that is sure to work.",
+    "Rule out what is impossible until one possibility is left.",
+    "Separate the general rule from the particular numbers, and apply the rule last.",
+    "Watch for words that change a meaning, such as each, more than, left, or at least.",
+    "Think of the mistake that is most easily made here, and avoid it.",
+    "Sum up what each part has shown, and draw the conclusion from that alone.",
+)
+"""25 general guidelines, in our own words; the paper has as many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedWords:
+    """What is said in the three turns (the paper's exact English is not followed). `{question}` is the problem,
+    `{guidelines}`, `{adapted}` and `{structure}` what the turn before has made, `{gold}` the accepted answer."""
+
+    adapt: str = (
+        "Problem:\n{question}\n\nGeneral advice:\n{guidelines}\n\n"
+        "Rewrite the advice so that it fits this very problem, in a few sentences. Do not solve the problem yet."
+    )
+    structure: str = (
+        "Problem:\n{question}\n\nAdvice:\n{adapted}\n\n"
+        "Turn the advice into a short numbered list of the steps that solve this problem. Do not calculate yet."
+    )
+    path: str = "\n\nFollow these steps, and do not mention them:\n{structure}"
+    """Stands behind the question in the plain prompt."""
+    hint: str = "\n\nThe final answer is {gold}. Give the reasoning that leads to it, as if nobody had told you."
+    """Stands behind that, in the pass of hints."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidedState:
+    """A problem, and what was made of the guidelines so far."""
+
+    problem: Problem
+    adapted: tuple[Piece, ...] | None = None
+    structure: tuple[Piece, ...] | None = None
+    path: Completion | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided(Flow[GuidedState]):
+    """Adapt, structure, path: one role, three turns."""
+
+    plain: Turn
+    """What the problem's question is asked in plainly, text alone: the path's prompt begins with it."""
+    guidelines: tuple[str, ...] = GUIDELINES[:1]
+    """One, or a group."""
+    hinted: bool = False
+    """Whether the path's prompt tells the accepted answer."""
+    plan_tokens: int = 256
+    """Longest adapted advice and longest structure, in tokens; not stated in the paper."""
+    words: GuidedWords = field(default_factory=GuidedWords)
+
+    roles: ClassVar[tuple[Role, ...]] = ("answer",)
+
+    def start(self, problem: Problem) -> GuidedState:
+        return GuidedState(problem=problem)
+
+    def turn(self, state: GuidedState) -> Turn | None:
+        if state.path is not None:
+            return None
+        values: dict[str, tuple[Piece, ...]] = {
+            "question": (state.problem.question,),
+            "guidelines": ("\n".join(self.guidelines),),
+            "adapted": state.adapted or (),
+            "structure": state.structure or (),
+            "gold": (state.problem.gold,),
+        }
+        if state.adapted is None or state.structure is None:
+            words = self.words.adapt if state.adapted is None else self.words.structure
+            messages = (Message(role="user", content=filled(words, values)),)
+            return Turn(role=self.plain.role, messages=messages, max_tokens=self.plan_tokens)
+        *before, asked = self.plain.messages
+        behind = filled(self.words.path + (self.words.hint if self.hinted else ""), values)
+        return replace(self.plain, messages=(*before, replace(asked, content=(*asked.content, *behind))))
+
+    def advance(self, state: GuidedState, completion: Completion) -> GuidedState:
+        if state.adapted is None:
+            return replace(state, adapted=(completion.content_ids,))
+        if state.structure is None:
+            return replace(state, structure=(completion.content_ids,))
+        return replace(state, path=completion)
+
+    def solution(self, state: GuidedState) -> Solution:
+        if state.path is None:
+            return Solution(pieces=(), ended=False)
+        return Solution(pieces=(state.path.content_ids,), ended=state.path.finish_reason == "stop")
+
+    def tags(self, state: GuidedState) -> tuple[str, ...]:
+        stage = "adapt" if state.adapted is None else "structure" if state.structure is None else "path"
+        return (stage, "hinted") if self.hinted else (stage,)

@@ -1,0 +1,95 @@
+"""Which ways to go on from a state were favourable, and which not?
+
+Reasoning Paths Optimization's credit (arXiv 2410.10858, section 3): at every state on the reference path, every
+different right completion against every different wrong one. Chosen and rejected are whole turns, the common path and
+what was said behind it, so that an objective sees the path too:
+
+    path a b, probes behind it: c (right), d (wrong), e (wrong)    ->    (a b c, a b d) and (a b c, a b e)
+
+Invariant: within a pair the two begin alike, up to the state at least, and differ behind it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.steps import joined
+from flow_dpo.core.tree import Node, Tree
+from flow_dpo.core.types import Completion, Pair, Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchPairs:
+    """All combinations of a right and a wrong probe at a state, of which each problem keeps some."""
+
+    max_pairs: int = 8
+    """Pairs of one problem, drawn at random from all of its states; the authors' is 8. 0 keeps all."""
+    pairs_seed: int = 0
+    """Of that draw."""
+    by_problem: bool = True
+    """Weigh pairs so that each problem with any counts alike, mean 1. The authors draw a problem a step, so that those
+    with many pairs are not preferred."""
+
+    def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
+        """All pairs of the trees, tree by tree, state by state."""
+        found = [self._kept(tree, pairs) for tree in trees if (pairs := _pairs(tree))]
+        mean = sum(map(len, found)) / max(len(found), 1)
+        return [
+            replace(pair, weight=mean / len(pairs)) if self.by_problem else pair for pairs in found for pair in pairs
+        ]
+
+    def _kept(self, tree: Tree, pairs: list[Pair]) -> list[Pair]:
+        if not self.max_pairs or len(pairs) <= self.max_pairs:
+            return pairs
+        rng = random.Random(derive(self.pairs_seed, tree.problem.id, "pairs"))
+        return [pairs[index] for index in sorted(rng.sample(range(len(pairs)), self.max_pairs))]
+
+
+def _pairs(tree: Tree) -> list[Pair]:
+    """Every combination at every state, equal completions once."""
+    states: dict[Request, dict[float, dict[tuple[int, ...], Node]]] = {}
+    for rollout in tree.rollouts:
+        reward = None if rollout.verdict is None else rollout.verdict.reward
+        if rollout.probe and reward is not None:
+            node = tree.nodes[rollout.start]
+            by_reward = states.setdefault(node.request, {0.0: {}, 1.0: {}})
+            by_reward[reward].setdefault(node.completion.token_ids, node)
+    return [
+        _pair(tree, good, bad)
+        for by_reward in states.values()
+        for good in by_reward[1.0].values()
+        for bad in by_reward[0.0].values()
+        if good.completion.token_ids != bad.completion.token_ids
+    ]
+
+
+def _pair(tree: Tree, good: Node, bad: Node) -> Pair:
+    request, chosen = _turn(tree, good)
+    return Pair(
+        request=request,
+        chosen=chosen,
+        rejected=_turn(tree, bad)[1],
+        margin=1.0,
+        problem_id=tree.problem.id,
+        chosen_node=good.id,
+        rejected_node=bad.id,
+        depth=good.depth,
+        tags=good.tags,
+    )
+
+
+def _turn(tree: Tree, node: Node) -> tuple[Request, Completion]:
+    """The turn that a node ends: its request, and what was said to it, in one piece."""
+    request, completion = node.request, node.completion
+    for before in reversed(tree.path(node.id)[:-1]):
+        so_far = before.request.prompt_ids + before.completion.token_ids
+        if before.role != request.role or request.choices or so_far != request.prompt_ids:
+            break
+        # A turn that goes on where one of the same role ended has its own count of tokens.
+        if before.request.max_tokens - len(before.completion.token_ids) != request.max_tokens:
+            break
+        request, completion = before.request, joined(before.completion, completion)
+    return request, completion

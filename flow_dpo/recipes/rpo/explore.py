@@ -1,0 +1,61 @@
+"""What else could have been said at each step of a path that is right?
+
+Reasoning Paths Optimization's exploration (arXiv 2410.10858, section 3, and the authors' code,
+DAMO-NLP-SG/reasoning-paths-optimization): several plays, the first right one of which is the reference path; from the
+question and from behind every step of it but the last, fresh completions, which are played to the end:
+
+    plays 0 wrong, 1 right, 2 right    ->    play 1 is the reference; 3 steps: completions from 3 states
+
+Invariant: where no play is right, nothing is branched; which play is the reference does not depend on who ended first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flow_dpo.core.explore import Drawing, Group, one_play
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.rollouts import Play, Speaker, check
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Problem, Status
+from flow_dpo.recipes.step_rollouts import Branched, Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferencePath(Drawing):
+    """Plays of a problem, and completions from every state on the first right one. The first play is the trunk."""
+
+    num_plays: int = 10
+    """Plays in search of a right one; the authors' is 10."""
+    num_completions: int = 10
+    """Completions from a state; the authors' is 10."""
+
+    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        explored = [_Searched(self, flow, problem, speaker, seed, self.num_completions) for problem in problems]
+        speaker.run([one.search(one.new_path()) for one in explored for _ in range(self.num_plays)])
+        return [one.tree() for one in explored]
+
+    def alone(self, *, greedy: bool) -> Group:
+        return one_play(self, greedy=greedy)
+
+
+class _Searched(Branched):
+    """Plays of one problem; whoever ends last goes on with the reference path."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._found: dict[int, Status] = {}
+
+    def search(self, path: Path) -> Play:
+        """Play one path to its end; if it is the last, branch the first right one of all."""
+        yield from self.play(path, probing=False)
+        assert path.solution is not None
+        verdict = yield from check(self.problem, path.solution)
+        self._found[path.index] = verdict.status
+        if len(self._found) < len(self.paths):
+            return
+        right = [one for one in self.paths if self._found[one.index] == "correct"]
+        for step in right[0].steps if right else ():
+            yield from self.probe(step)

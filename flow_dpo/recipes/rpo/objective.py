@@ -1,0 +1,90 @@
+"""How is a right path made likely, and its continuation likelier than a wrong one?
+
+Invariant: no reference policy is needed; the contrast reads only what chosen and rejected do not share. A pair with one
+token in common and log-probabilities
+
+    chosen a -0.2  b -0.1  c -0.3    rejected a -0.2  d -1.0    ->    path 0.2, contrast of means -0.2 and -1.0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.objective import Loss, TokenLogprobs
+from flow_dpo.core.types import Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathOdds:
+    """Likelihood of the chosen path and an odds ratio behind the common prefix (Reasoning Paths Optimization, Chia et
+    al., arXiv 2410.10858, section 3; the ratio is that of ORPO, Hong et al., arXiv 2403.07691, equation 7).
+
+    With m the mean log-probability of a completion's tokens behind the common prefix, M that of all tokens of the
+    chosen one, and log odds(m) = m - log(1 - e^m):
+
+        loss = - M_chosen - exploration_weight * log sigmoid(log odds(m_chosen) - log odds(m_rejected))
+
+    d log odds / d m = 1 / (1 - e^m): a continuation that is nearly certain is pushed hardest.
+    """
+
+    eats: ClassVar[tuple[type, ...]] = (Pair,)
+
+    exploration_weight: float = 0.3
+    """lambda; the authors' are 0.1 to 0.3."""
+
+    def __post_init__(self) -> None:
+        if self.exploration_weight < 0:
+            raise ConfigError(f"exploration_weight must be 0 or more, found {self.exploration_weight}")
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+    def __call__(
+        self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+    ) -> Loss:
+        shared = [num_shared(pair.chosen.token_ids, pair.rejected.token_ids) for pair in examples]
+        path = torch.stack([chosen.mean() for chosen, _ in policy])
+        odds = [
+            torch.stack([_log_odds(_behind(pieces[side], n).mean()) for pieces, n in zip(policy, shared, strict=True)])
+            for side in (0, 1)
+        ]
+        margins = odds[0] - odds[1]
+        weights = torch.tensor([pair.weight for pair in examples], device=path.device)
+        losses = weights * (-path - self.exploration_weight * logsigmoid(margins))
+        sums = [torch.stack([pieces[side].sum() for pieces in policy]) for side in (0, 1)]
+        measures = {
+            "loss": losses,
+            "margin": margins,
+            "accuracy": (margins > 0).float(),
+            "path_loss": -path,
+            "chosen_logprobs": sums[0],
+            "rejected_logprobs": sums[1],
+        }
+        return Loss(losses.sum(), {name: value.detach().sum() for name, value in measures.items()})
+
+
+def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    same = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        same += 1
+    return same
+
+
+def _behind(logprobs: torch.Tensor, shared: int) -> torch.Tensor:
+    """The tokens behind the common prefix; the last one where there are none, for one may be the other's beginning."""
+    return logprobs[min(shared, len(logprobs) - 1) :]
+
+
+def _log_odds(mean: torch.Tensor) -> torch.Tensor:
+    """log(p / (1 - p)) of p = exp(mean); a certainty is kept a hair below 1, where the odds have no end."""
+    return mean - torch.log(-torch.expm1(mean.clamp(max=-1e-6)))

@@ -1,0 +1,155 @@
+r"""How are completions drawn from the states that a path goes through?
+
+A path is a play from the beginning. What it says is cut into steps (`core.steps`), and before each of them lies a
+state: a turn, and how much of it has been said. From a state any number of fresh completions, the probes, are played
+to the end, whatever the path did next:
+
+    path 0    [q] "12 + 7 = 19\n" [q + 1 step] "Answer: 19"         two states
+    probes    from [q]: 9 plays; from [q + 1 step]: 9 plays
+    path 1    [q] "12 + 7 = 18\n" [...] "Answer: 18"                its first state is known: no probes
+
+Invariant: states in which the same role is asked the same tokens are one state, and its probes depend on it, the seed
+and the problem, not on which path came there first. Paths come first in a tree, then the probes, state by state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flow_dpo.core.errors import FlowError
+from flow_dpo.core.explore import Drawing
+from flow_dpo.core.flow import Flow, check_turn
+from flow_dpo.core.rollouts import Ask, Play, Said, Speaker, say
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.steps import joined, split
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Completion, Problem, Request, Solution, Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of a path, and the state before it."""
+
+    turn: Turn
+    state: Any
+    """The flow's, at the turn's beginning."""
+    kept: Completion | None
+    """What had been said of the turn."""
+    request: Request
+    """The turn's request with `kept` behind its prompt: it names the state."""
+    completion: Completion
+    tags: tuple[str, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Path:
+    """One play from the beginning, while it is under way and after."""
+
+    index: int
+    steps: list[Step] = field(default_factory=list[Step])
+    solution: Solution | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Probe:
+    said: list[tuple[Request, Completion, tuple[str, ...]]] = field(
+        default_factory=list[tuple[Request, Completion, tuple[str, ...]]]
+    )
+    solution: Solution | None = None
+
+
+class Branched:
+    """Paths and probes of one problem."""
+
+    def __init__(
+        self, drawing: Drawing, flow: Flow[Any], problem: Problem, speaker: Speaker, seed: int, num_completions: int
+    ) -> None:
+        self.drawing, self.flow, self.problem, self.speaker, self.seed = drawing, flow, problem, speaker, seed
+        self.num_completions = num_completions
+        self.paths: list[Path] = []
+        self._probes: dict[Request, list[_Probe]] = {}
+
+    def new_path(self) -> Path:
+        """A path that has not begun."""
+        self.paths.append(Path(index=len(self.paths)))
+        return self.paths[-1]
+
+    def play(self, path: Path, *, probing: bool) -> Play:
+        """Play a path to its end; if `probing`, start the probes of every new state on the way."""
+        state, num_turns = self.flow.start(self.problem), 0
+        while (turn := self.flow.turn(state)) is not None:
+            check_turn(self.flow, turn, num_turns, self.problem)
+            seed = derive(self.seed, self.problem.id, -1, path.index, num_turns)
+            sampling = self.drawing.sampling(turn, trunk=path.index == 0)
+            said = yield from say(Ask(turn=turn, sampling=sampling, seed=seed))
+            for step in self._steps(turn, state, said):
+                path.steps.append(step)
+                if probing:
+                    yield from self.probe(step)
+            state, num_turns = self.flow.advance(state, said.completion), num_turns + 1
+        path.solution = self.flow.solution(state)
+
+    def probe(self, step: Step) -> Play:
+        """Start the probes of the state before `step`, unless there are some already."""
+        if step.request in self._probes:
+            return
+        probes = self._probes[step.request] = [_Probe() for _ in range(self.num_completions)]
+        for index, probe in enumerate(probes):
+            yield self._play_on(probe, step, index)
+
+    def tree(self) -> Tree:
+        """The finished tree."""
+        tree, done = Tree(problem=self.problem), set[Request]()
+        for path in self.paths:
+            if path.solution is None or not path.steps:
+                raise FlowError(
+                    f"{type(self.flow).__name__} ended a play of {self.problem.id} before anybody spoke; a play needs "
+                    f"one turn at least"
+                )
+            tree.add_rollout(None, [(s.request, s.completion, s.tags) for s in path.steps], path.solution)
+        for path in self.paths:
+            for node, step in enumerate(path.steps, start=tree.rollouts[path.index].start):
+                if step.request in done:
+                    continue
+                done.add(step.request)
+                for probe in self._probes.get(step.request, ()):
+                    assert probe.solution is not None
+                    tree.add_rollout(tree.nodes[node].parent, probe.said, probe.solution, probe=True)
+        return tree
+
+    def _steps(self, turn: Turn, state: Any, said: Said) -> Iterator[Step]:
+        """What was said to one turn, step by step. A choice is one step."""
+        ends = () if turn.choices else self.speaker.step_ends(said.completion)
+        kept: Completion | None = None
+        for piece in split(said.completion, ends):
+            request = said.request if kept is None else _behind(said.request, kept)
+            yield Step(turn=turn, state=state, kept=kept, request=request, completion=piece, tags=self.flow.tags(state))
+            kept = piece if kept is None else joined(kept, piece)
+
+    def _play_on(self, probe: _Probe, step: Step, index: int) -> Play:
+        """Play from the state before `step` to the end."""
+        turn, state, kept, num_turns = step.turn, step.state, step.kept, 0
+        # Of the state alone: several paths may come here, in any order.
+        place = f"{step.request.role} {step.request.max_tokens} {step.request.prompt_ids}"
+        while turn is not None:
+            check_turn(self.flow, turn, num_turns, self.problem)
+            seed = derive(self.seed, self.problem.id, "probe", place, index, num_turns)
+            sampling = self.drawing.sampling(turn, trunk=False)
+            ids = () if kept is None else kept.token_ids
+            said = yield from say(Ask(turn=turn, sampling=sampling, seed=seed, kept=ids))
+            request = said.request if kept is None else _behind(said.request, kept)
+            probe.said.append((request, said.completion, self.flow.tags(state)))
+            state = self.flow.advance(state, said.completion if kept is None else joined(kept, said.completion))
+            turn, kept, num_turns = self.flow.turn(state), None, num_turns + 1
+        probe.solution = self.flow.solution(state)
+
+
+def _behind(request: Request, kept: Completion) -> Request:
+    """What is asked once `kept` has been said."""
+    return replace(
+        request,
+        prompt_ids=request.prompt_ids + kept.token_ids,
+        max_tokens=request.max_tokens - len(kept.token_ids),
+    )

@@ -1,0 +1,98 @@
+"""How much better did a step make things?
+
+VinePPO's credit (arXiv 2410.01679, section 4). The value of a state is the mean reward of the probes from it; a step is
+credited with the value after it less the value before. After the last step nothing can be done any more, so the value
+there is 0 and the reward itself takes its place:
+
+    values 0.5 -> 0.75 -> (end, reward 1)    advantages 0.25, 0.25
+
+Invariant: the advantages of a path, before they are whitened, add up to its reward less the value of the question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from flow_dpo.core.tree import Node, Rollout, Tree
+from flow_dpo.core.types import Request, Scored
+
+
+def state_values(tree: Tree) -> dict[Request, float]:
+    """The mean reward of the graded probes that start in each state. A state is what was asked there."""
+    rewards: dict[Request, list[float]] = {}
+    for rollout in tree.rollouts:
+        if rollout.probe and rollout.verdict is not None and rollout.verdict.reward is not None:
+            rewards.setdefault(tree.nodes[rollout.start].request, []).append(rollout.verdict.reward)
+    return {request: fmean(values) for request, values in rewards.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepAdvantages:
+    """Every step of every path with the difference of the values around it. What was said in probes is not learned.
+
+    A step next to a state without a graded probe, and the last step of an ungraded path, make no example.
+    """
+
+    whiten: bool = True
+    """Subtract the mean and divide by the standard deviation of the advantages of all trees handed over together, each
+    step counted by its tokens. Whitened, a step that changed nothing moves too: by the mean's opposite."""
+    by_tokens: bool = True
+    """Weigh steps by their tokens, mean 1, so that the mean loss is that over all tokens, as PPO has it. Without, a
+    step weighs as much as any other."""
+
+    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+        """All examples of the trees, path by path."""
+        known = [(tree, state_values(tree)) for tree in trees]
+        found = [
+            (tree, node, advantage)
+            for tree, values in known
+            for path in tree.rollouts
+            if not path.probe
+            for node, advantage in _of_path(tree, path, values)
+        ]
+        lengths = [float(len(node.completion.token_ids)) for _, node, _ in found]
+        advantages = [advantage for _, _, advantage in found]
+        if self.whiten:
+            advantages = _whitened(advantages, lengths)
+        mean_length = math.fsum(lengths) / max(len(lengths), 1)
+        return [
+            Scored(
+                request=node.request,
+                completion=node.completion,
+                advantage=advantage,
+                weight=length / mean_length if self.by_tokens else 1.0,
+                problem_id=tree.problem.id,
+                node=node.id,
+                depth=node.depth,
+                tags=node.tags,
+            )
+            for (tree, node, _), advantage, length in zip(found, advantages, lengths, strict=True)
+            if advantage != 0
+        ]
+
+
+def _of_path(tree: Tree, path: Rollout, values: Mapping[Request, float]) -> list[tuple[Node, float]]:
+    """The nodes of a path whose advantage is known, with it."""
+    nodes = tree.nodes[path.start : path.leaf + 1]
+    reward = None if path.verdict is None else path.verdict.reward
+    after = [*(values.get(node.request) for node in nodes[1:]), reward]
+    return [
+        (node, later - values[node.request])
+        for node, later in zip(nodes, after, strict=True)
+        if later is not None and node.request in values
+    ]
+
+
+def _whitened(advantages: Sequence[float], lengths: Sequence[float]) -> list[float]:
+    """Standard scores, counted by lengths; zeros where nothing varies."""
+    total = math.fsum(lengths)
+    if not total:
+        return []
+    mean = math.fsum(a * n for a, n in zip(advantages, lengths, strict=True)) / total
+    variance = math.fsum(n * (a - mean) ** 2 for a, n in zip(advantages, lengths, strict=True)) / total
+    if variance < 1e-12:
+        return [0.0] * len(advantages)
+    return [(a - mean) / math.sqrt(variance) for a in advantages]

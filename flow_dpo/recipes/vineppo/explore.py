@@ -1,0 +1,41 @@
+"""How good is the state before each step of a path? As good as fresh completions from it turn out.
+
+VinePPO's exploration (arXiv 2410.01679, section 4): several paths a problem, and from every distinct state on them a
+few completions that are played to the end for their reward alone.
+
+    8 paths of 3 steps, all states distinct but the question    ->    8 paths, and 9 probes from each of 17 states
+
+Invariant: probes are independent of what the paths said next, so the mean of their rewards is an unbiased estimate of
+the state's value under the policy that drew them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flow_dpo.core.explore import Drawing, Group, one_play
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Problem
+from flow_dpo.recipes.step_rollouts import Branched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vine(Drawing):
+    """Paths of a problem, and completions from every distinct state on them. The paths' first is its trunk."""
+
+    num_plays: int = 8
+    """Paths of a problem; VinePPO's is 8."""
+    num_completions: int = 9
+    """Completions from a state; VinePPO's K is 9."""
+
+    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        explored = [Branched(self, flow, problem, speaker, seed, self.num_completions) for problem in problems]
+        speaker.run([one.play(one.new_path(), probing=True) for one in explored for _ in range(self.num_plays)])
+        return [one.tree() for one in explored]
+
+    def alone(self, *, greedy: bool) -> Group:
+        return one_play(self, greedy=greedy)

@@ -1,0 +1,156 @@
+"""How do a run's counts become rates with intervals, over time?
+
+The stream is cut into equal parts, in the order in which problems were played; each rate is a share of one part with
+its Wilson interval. Of 256 problems, `parts(256)` is 8 parts of 32.
+
+Invariant: parts cover every problem once. What was never counted in a part is None, not zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from flow_dpo.core.stats import auc, wilson
+from flow_dpo.report.run_data import Heard, NodeSeen, Plays
+
+_LEAST = 32
+"""Problems a part, where there are enough of them."""
+_MOST_PARTS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Problems `start` to `end` - 1 of the stream."""
+
+    start: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.start + 1} to {self.end}"
+
+    @property
+    def middle(self) -> float:
+        return (self.start + self.end) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A share, and the counts behind it."""
+
+    hits: int
+    of: int
+
+    @property
+    def value(self) -> float | None:
+        return self.hits / self.of if self.of else None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """95 % Wilson interval."""
+        return wilson(self.hits, self.of) if self.of else None
+
+
+def parts(num_problems: int, most: int = _MOST_PARTS) -> list[Part]:
+    """At most `most` equal parts, of 32 problems at least where there are so many; none of nothing."""
+    if num_problems == 0:
+        return []
+    num = max(1, min(most, num_problems // _LEAST))
+    cuts = [round(k * num_problems / num) for k in range(num + 1)]
+    return [Part(start=start, end=end) for start, end in pairwise(cuts)]
+
+
+def quarters(num_problems: int) -> list[Part]:
+    """The four quarters of a stream; fewer of a short one."""
+    return parts(num_problems, most=4)
+
+
+def accuracy(plays: Plays, part: Part) -> Rate:
+    """Problems that the trunk solved, of those that could be graded."""
+    graded = [reward for reward in plays.rewards[part.start : part.end] if reward is not None]
+    return Rate(hits=int(sum(graded)), of=len(graded))
+
+
+def taught(plays: Plays, part: Part, role: str, depth: int | None = None) -> Rate:
+    """Nodes that gave a pair at least, of all that a role spoke (at one depth)."""
+
+    def fits(node: NodeSeen) -> bool:
+        inside = part.start <= node.index < part.end and node.role == role
+        return inside and (depth is None or node.depth == depth)
+
+    mine = [node for node in plays.nodes if fits(node)]
+    return Rate(hits=sum(node.taught for node in mine), of=len(mine))
+
+
+def yes_rate(plays: Plays, part: Part, role: str, kind: str) -> Rate:
+    """How often a choosing role said Yes to candidates of one kind."""
+    mine = [one for one in _heard(plays, part, role) if one.kind == kind]
+    return Rate(hits=sum(one.said_yes for one in mine), of=len(mine))
+
+
+def prefers_yes(plays: Plays, part: Part, role: str, *, finished: bool) -> Rate:
+    """How often a choosing role's pairs preferred Yes, by whether the candidate was finished."""
+    mine = [one for one in plays.choice_pairs if one.role == role and one.finished == finished]
+    mine = [one for one in mine if part.start <= one.index < part.end]
+    return Rate(hits=sum(one.prefers_yes for one in mine), of=len(mine))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Area:
+    """An area under the curve, and its 95 % interval; None where a side is empty."""
+
+    value: float | None
+    bounds: tuple[float, float] | None = None
+
+
+def right_over_wrong(plays: Plays, part: Part, role: str) -> Area:
+    """How well the log-odds of Yes tell right candidates from finished wrong ones."""
+    return _area(plays, part, role, lambda one: one.kind == "right", lambda one: one.kind == "wrong")
+
+
+def finished_over_unfinished(plays: Plays, part: Part, role: str) -> Area:
+    """How well they tell candidates that are right, or at least finished, from unfinished ones."""
+    return _area(plays, part, role, lambda one: one.kind != "unfinished", lambda one: one.kind == "unfinished")
+
+
+def area(above: Sequence[float], below: Sequence[float]) -> Area:
+    """The area with the interval of Hanley and McNeil (1982, Radiology 143, equation 2).
+
+    Candidates are taken as independent, though those of one problem are alike: the interval is rather too narrow.
+    """
+    value = auc(above, below)
+    if value is None:
+        return Area(value=None)
+    m, n = len(above), len(below)
+    q1, q2 = value / (2 - value), 2 * value * value / (1 + value)
+    variance = (value * (1 - value) + (m - 1) * (q1 - value * value) + (n - 1) * (q2 - value * value)) / (m * n)
+    half = 1.959964 * math.sqrt(max(variance, 0.0))
+    return Area(value=value, bounds=(max(0.0, value - half), min(1.0, value + half)))
+
+
+def choosing_roles(plays: Plays) -> list[str]:
+    """Roles whose candidates have verdicts."""
+    return list(dict.fromkeys(one.role for one in plays.heard))
+
+
+def roles(plays: Plays) -> list[str]:
+    """All roles that spoke."""
+    return list(dict.fromkeys(node.role for node in plays.nodes))
+
+
+def depths(plays: Plays, role: str, least: int = 8) -> list[int]:
+    """Depths at which a role spoke often enough to say something."""
+    found = [node.depth for node in plays.nodes if node.role == role]
+    return [depth for depth in sorted(set(found)) if found.count(depth) >= least]
+
+
+def _heard(plays: Plays, part: Part, role: str) -> list[Heard]:
+    return [one for one in plays.heard if one.role == role and part.start <= one.index < part.end]
+
+
+def _area(plays: Plays, part: Part, role: str, above: Callable[[Heard], bool], below: Callable[[Heard], bool]) -> Area:
+    mine = _heard(plays, part, role)
+    return area([one.log_odds for one in mine if above(one)], [one.log_odds for one in mine if below(one)])

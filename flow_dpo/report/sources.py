@@ -1,0 +1,290 @@
+"""What was a report asked to speak of, and is it what it should be?
+
+    a folder with config.yaml and trees.jsonl         a run of `flow-dpo train`, finished or interrupted
+    a folder with summary.json                        an evaluation of `flow-dpo evaluate`
+    a folder with traces.jsonl                        traces of `flow-dpo generate`
+    a folder with judge.json and summary.json         verdicts of `flow-dpo judge`
+    comparison.json, or the folder that holds it      a comparison of `flow-dpo compare`
+
+Invariant: everything is read and checked before anything is written; a row that is broken is named by file and line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import DataError
+from flow_dpo.core.types import Problem, Status
+from flow_dpo.data.seed import SEED_SPLITS, iter_seed_problems
+from flow_dpo.report import checks
+from flow_dpo.report.run_data import Plays, read_plays, status_of
+from flow_dpo.runs import resolve, run_folder
+from flow_dpo.traces.trace import ROWS, TraceFile, read_traces
+
+_SEED_ID = re.compile(r"seed/([a-z]+)/(\d{1,9})")
+_NEEDED = (
+    "problems_seen", "progressive/accuracy", "progressive/low", "progressive/high",
+    "progressive/window_accuracy", "progressive/window_low", "progressive/window_high",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSource:
+    """A training run."""
+
+    name: str
+    path: Path
+    settings_text: str
+    """config.yaml as it stands."""
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    """run.json; empty where there is none."""
+    rows: Sequence[Mapping[str, Any]]
+    """metrics.jsonl; empty where the run was interrupted before its first batch was done."""
+    plays: Plays
+
+    @property
+    def num_seen(self) -> int:
+        """Problems that were learned from."""
+        return int(self.rows[-1]["problems_seen"]) if self.rows else 0
+
+    @property
+    def num_problems(self) -> int | None:
+        """Problems that the run was given."""
+        value = self.facts.get("num_problems")
+        return value if isinstance(value, int) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoken:
+    """A solution of one problem by one speaker."""
+
+    problem: Problem
+    text: str
+    status: Status
+    answer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSource:
+    """An evaluation."""
+
+    name: str
+    path: Path
+    summary: Mapping[str, Any]
+    spoken: Mapping[str, Spoken]
+    """The first draw on each problem, by its id; empty where predictions.jsonl is not there."""
+
+    @property
+    def untrained(self) -> bool:
+        """No adapter spoke."""
+        return not self.summary.get("adapters")
+
+    @property
+    def single(self) -> bool:
+        """One pass of the Answer role."""
+        return (self.summary.get("settings") or {}).get("mode") == "single"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracesSource:
+    """A folder of traces."""
+
+    name: str
+    path: Path
+    file: TraceFile
+    spoken: Mapping[str, Spoken]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSource:
+    """A comparison. Its folders may be gone; its numbers are in the file."""
+
+    name: str
+    path: Path
+    found: Mapping[str, Any]
+    spoken: Mapping[str, Mapping[str, Spoken]]
+    """By arm, what it said on the primary test set with the first seed, where the folder is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSource:
+    """A judge's verdicts on two sets of traces."""
+
+    name: str
+    path: Path
+    header: Mapping[str, Any]
+    """judge.json: what was asked of whom, by which command."""
+    summary: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    """judgements.jsonl; empty where it is not there."""
+
+    @property
+    def place(self) -> str:
+        """Where its numbers stand."""
+        return str(self.path / "summary.json")
+
+
+Source = RunSource | EvaluationSource | TracesSource | ComparisonSource | JudgeSource
+
+
+def read_sources(paths: Sequence[Path], *, tree: str | None = None) -> list[Source]:
+    """All of them, each under a name of its own. Raises `DataError` for the first that is none of these."""
+    names = [path.resolve().parent.name if path.name == "comparison.json" else path.resolve().name for path in paths]
+    longer = [f"{path.resolve().parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
+    named = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
+    return [read_source(path, name, tree=tree) for path, name in zip(paths, named, strict=True)]
+
+
+def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
+    """One of them. Raises `DataError` where it is none."""
+    if path.is_file() and path.suffix == ".json" and path.name not in ("summary.json", "run.json", "traces.json"):
+        return _comparison(path, name)
+    if (path / "comparison.json").is_file():
+        return _comparison(path / "comparison.json", name)
+    if (path / "judge.json").is_file():
+        return _judge(path, name)
+    if (path / "summary.json").is_file():
+        return _evaluation(path, name)
+    if (path / ROWS).is_file():
+        return _traces(path, name)
+    if (path / "config.yaml").is_file() and (path / "trees.jsonl").is_file():
+        return _run(path, name, tree)
+    raise DataError(
+        f"expected a run, an evaluation, traces, a comparison or a judge's verdicts, found {_described(path)}"
+    )
+
+
+def _described(path: Path) -> str:
+    """What stands at a path instead, and what could be named."""
+    if not path.exists():
+        return f"nothing at {path}"
+    if path.is_file():
+        return f"the file {path}; name its folder, or a comparison.json"
+    entries = sorted(entry.name for entry in path.iterdir())
+    if "adapter_config.json" in entries:
+        return f"an adapter in {path}; measure it (flow-dpo evaluate --mode single --adapter {path}) and name that"
+    marks = ("trees.jsonl", "summary.json", ROWS, "comparison.json")
+    inside = [entry for entry in entries if any((path / entry / mark).is_file() for mark in marks)]
+    if inside:
+        return f"none of these in {path} itself, but in {', '.join(inside[:5])} below it; name those"
+    return f"{path} with {', '.join(entries[:8]) or 'nothing in it'}"
+
+
+def _run(path: Path, name: str, tree: str | None) -> RunSource:
+    settings = resolve.read_settings(path / "config.yaml")
+    rows: list[dict[str, Any]] = []
+    for line, row in run_folder.iter_jsonl(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else ():
+        place = f"{path / 'metrics.jsonl'}, line {line}"
+        for needed in _NEEDED:
+            checks.needed_number(row, needed, place)
+        for each in row:
+            if not isinstance(row[each], (dict, list)):
+                checks.number(row, each, place)
+        rows.append(row)
+    plays = read_plays(path, int(rows[-1]["problems_seen"]) if rows else 0, tree)
+    if rows and len(plays.rewards) < rows[-1]["problems_seen"]:
+        raise DataError(
+            f"expected the {rows[-1]['problems_seen']} trees in {path / 'trees.jsonl'} that metrics.jsonl knows of, "
+            f"found {len(plays.rewards)}: something has changed the files"
+        )
+    return RunSource(
+        name=name,
+        path=path,
+        settings_text=(path / "config.yaml").read_text(encoding="utf-8"),
+        settings=settings,
+        facts=run_folder.read_facts(path),
+        rows=rows,
+        plays=plays,
+    )
+
+
+def _evaluation(path: Path, name: str) -> EvaluationSource:
+    summary, place = run_folder.read_object(path / "summary.json"), str(path / "summary.json")
+    checks.number(summary, "accuracy", place)
+    if checks.interval(summary, "interval", place) is None:
+        raise DataError(f"{place}: expected an evaluation's accuracy and interval, found {', '.join(summary)[:80]}")
+    for each in ("settings", "decoding", "stop", "steps_of_right_answers", "adapters", "pass_at_k", "majority_at_k"):
+        checks.mapping(summary, each, place)
+    return EvaluationSource(name=name, path=path, summary=summary, spoken=read_predictions(path))
+
+
+def _judge(path: Path, name: str) -> JudgeSource:
+    if not (path / "summary.json").is_file():
+        raise DataError(
+            f"expected summary.json beside judge.json in {path}, found none: the judge has not finished; give its "
+            "command again to go on"
+        )
+    rows = path / "judgements.jsonl"
+    return JudgeSource(
+        name=name,
+        path=path,
+        header=run_folder.read_object(path / "judge.json"),
+        summary=run_folder.read_object(path / "summary.json"),
+        rows=run_folder.read_jsonl(rows) if rows.exists() else (),
+    )
+
+
+def read_predictions(folder: Path) -> dict[str, Spoken]:
+    """The first draw on each problem of an evaluation; nothing where predictions.jsonl is not there."""
+    file = folder / "predictions.jsonl"
+    spoken: dict[str, Spoken] = {}
+    for line, row in run_folder.iter_jsonl(file) if file.exists() else ():
+        place = f"{file}, line {line}"
+        id, question, gold = (checks.text(row, name, place) for name in ("id", "question", "gold"))
+        answer = checks.words(checks.mapping(row, "verdict", place), "answer", place) or None
+        one = Spoken(
+            problem=problem_of(id, question, gold),
+            text=checks.text(row, "solution", place),
+            status=status_of(row, place),
+            answer=answer,
+        )
+        spoken.setdefault(id, one)
+    return spoken
+
+
+def _traces(path: Path, name: str) -> TracesSource:
+    file = read_traces(path)
+    spoken: dict[str, Spoken] = {}
+    for trace in file.traces:
+        one = Spoken(
+            problem=problem_of(trace.problem_id, trace.question, trace.gold),
+            text=trace.solution,
+            status=trace.verdict.status,
+            answer=trace.verdict.answer,
+        )
+        spoken.setdefault(trace.problem_id, one)
+    for each in ("counts", "cost", "versions"):
+        checks.mapping(file.header, each, str(path / "traces.json"))
+    return TracesSource(name=name, path=path, file=file, spoken=spoken)
+
+
+def problem_of(id: str, question: str, gold: str) -> Problem:
+    """The problem behind a solution; one of the seed family with its own solution, by which steps are judged."""
+    match = _SEED_ID.fullmatch(id)
+    if match and match[1] in SEED_SPLITS:
+        known = next(iter_seed_problems(match[1], int(match[2])))
+        if known.question == question and known.gold == gold:
+            return known
+    return Problem(id=id, question=question, gold=gold)
+
+
+def _comparison(path: Path, name: str) -> ComparisonSource:
+    found, place = run_folder.read_object(path), str(path)
+    arms = checks.rows(found, "arms", place)
+    if not arms:
+        raise DataError(f"{place}: expected a comparison with its arms, found {', '.join(found)[:80] or 'nothing'}")
+    primary = checks.words(found, "primary", place)
+    spoken: dict[str, Mapping[str, Spoken]] = {}
+    for number, arm in enumerate(arms):
+        where = f"{place}, arm {number}"
+        label = checks.text(arm, "name", where)
+        folders = checks.rows(arm, "folders", where)
+        evaluations = checks.mapping(folders[0], "evaluations", where) if folders else {}
+        if primary in evaluations:
+            spoken[label] = read_predictions(path.parent / checks.text(evaluations, primary, where))
+    return ComparisonSource(name=name, path=path, found=found, spoken={k: v for k, v in spoken.items() if v})

@@ -1,0 +1,285 @@
+"""What is told of one training run?
+
+How accuracy went, where pairs came from, what Stop can tell apart, how the log-probabilities moved, what it cost, and
+one tree. Invariant: each title states what the numbers below it say; where intervals overlap, it says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flow_dpo.report import formatting
+from flow_dpo.report import rates as learning
+from flow_dpo.report.document import Block, Figure, Fold, Paragraph, Section, Table
+from flow_dpo.report.figures import Level, Panel, Series, draw
+from flow_dpo.report.sources import EvaluationSource, RunSource
+from flow_dpo.report.stop_section import stop_section
+from flow_dpo.report.tree_section import drawing, outline
+
+_SEEN = "problems seen"
+
+
+def run_section(run: RunSource, number: int, evaluations: Sequence[EvaluationSource]) -> tuple[Section, str]:
+    """The section of a run, and its finding in one line. `number` tells runs' figures apart."""
+    tag = f"run{number}"
+    title = f"Training run {formatting.short(run.name)}"
+    if not run.rows:
+        words = "Interrupted, or still running, before its first batch was done: there is nothing to show yet."
+        return Section(title=title, blocks=(Paragraph(text=words),)), f"{run.name}: interrupted before its first batch."
+    progressive, finding = _progressive(run, tag, evaluations)
+    sections = [progressive, _yields(run, tag)]
+    sections += [stop_section(run, tag, role) for role in learning.choosing_roles(run.plays)]
+    sections += [section for section in (_likelihoods(run, tag), _cost(run), _tree(run, tag)) if section is not None]
+    return Section(title=title, blocks=(Paragraph(text=_what(run)),), sections=tuple(sections)), finding
+
+
+def _what(run: RunSource) -> str:
+    data, method = (run.settings.get("data") or {}), run.settings.get("recipe", "flow-dpo")
+    model = run.facts.get("model") or (run.settings.get("model") or {}).get("model_name_or_path", "an unnamed model")
+    asked = run.num_problems
+    seen = f"{run.num_seen:,} problems"
+    if asked is not None and run.num_seen < asked:
+        seen = f"{run.num_seen:,} of {asked:,} problems (interrupted, or still running)"
+    updates = run.rows[-1].get("policy_version")
+    ungraded = sum(reward is None for reward in run.plays.rewards)
+    return (
+        f"{method} on {model}, data {data.get('dataset_name', 'unknown')}/{data.get('dataset_split', 'unknown')}: "
+        f"{seen}, "
+        f"{formatting.count(updates)} updates before the last batch, {ungraded} trunk plays that could not be graded."
+    )
+
+
+def _progressive(run: RunSource, tag: str, evaluations: Sequence[EvaluationSource]) -> tuple[Section, str]:
+    quarters = learning.quarters(run.num_seen)
+    rates = [learning.accuracy(run.plays, part) for part in quarters]
+    finding = _rise(run.name, rates, len(quarters))
+    seen = [row["problems_seen"] for row in run.rows]
+
+    def column(name: str) -> list[float]:
+        return [100 * row[f"progressive/{name}"] for row in run.rows]
+
+    window = run.rows[-1].get("progressive/window_problems")
+    lines = [Series(label="all so far", x=seen, y=column("accuracy"), low=column("low"), high=column("high"))]
+    if window is not None and run.num_seen > 1.2 * window:
+        bands = {"low": column("window_low"), "high": column("window_high")}
+        lines.insert(0, Series(label=f"last {window:.0f} problems", x=seen, y=column("window_accuracy"), **bands))
+    else:  # A window as long as the run shows nothing of its own.
+        over = learning.parts(run.num_seen)
+        each = [learning.accuracy(run.plays, part) for part in over]
+        lines.insert(0, _rate_series(f"each {over[0].end} problems", [part.end for part in over], each))
+    beside = [evaluation for evaluation in evaluations if _comparable(run, evaluation)]
+    levels = [_level(evaluation) for evaluation in beside if evaluation.summary.get("accuracy") is not None]
+    panel = Panel(y="accuracy (%)", lines=lines, levels=levels, bounds=(0, 100), marked=len(seen) < 12)
+    alt = f"Accuracy in per cent over problems seen. {finding}"
+    svg = draw(f"{tag}-progressive", [panel], x=_SEEN, alt=alt, height=3.6 + 0.2 * len(levels))
+    caption = "Each problem is played before anything is learned from it. Bands are 95 % Wilson intervals. "
+    caption += "Dotted: evaluations of the same model without adapters." if levels else (
+        "No evaluation of the untrained model was given to stand beside it."
+    )  # fmt: skip
+    last, graded = run.rows[-1], sum(reward is not None for reward in run.plays.rewards)
+    rows = [
+        (part.name, formatting.count(rate.of), formatting.share(rate.value), formatting.interval(rate.bounds))
+        for part, rate in zip(quarters, rates, strict=True)
+    ]
+    for words, name, of in (("all", "", graded), ("last window", "window_", window)):
+        bounds = (last[f"progressive/{name}low"], last[f"progressive/{name}high"])
+        value = formatting.share(last[f"progressive/{name}accuracy"])
+        rows.append((words, formatting.count(of), value, formatting.interval(bounds)))
+    table = Table(
+        caption="Accuracy before learning",
+        columns=("problems", "graded", "accuracy", "95 % interval"),
+        rows=tuple(rows),
+    )
+    figure = Figure(name=f"{tag}-progressive", title=finding, alt=alt, svg=svg, caption=caption)
+    return Section(title="Progressive validation", blocks=(figure, table)), finding
+
+
+def _rise(name: str, rates: Sequence[learning.Rate], num: int) -> str:
+    first, last = rates[0], rates[-1]
+    part = {1: "over all problems", 2: "half", 3: "third", 4: "quarter"}[num]
+    if num == 1 or first.bounds is None or last.bounds is None:
+        return f"{name}: accuracy is {formatting.share(first.value)} over {first.of} problems, too few for a trend."
+    told = (
+        f"from {formatting.share(first.value)} ({formatting.interval(first.bounds)}) in the first {part} of the "
+        "problems to "
+        f"{formatting.share(last.value)} ({formatting.interval(last.bounds)}) in the last"
+    )
+    if last.bounds[0] > first.bounds[1]:
+        return f"{name}: accuracy rises {told}."
+    if last.bounds[1] < first.bounds[0]:
+        return f"{name}: accuracy falls {told}."
+    return f"{name}: accuracy goes {told}; the intervals overlap, so no change is proved."
+
+
+def _comparable(run: RunSource, evaluation: EvaluationSource) -> bool:
+    model = run.facts.get("model")
+    return evaluation.untrained and (model is None or evaluation.summary.get("model") in (None, model))
+
+
+def _level(evaluation: EvaluationSource) -> Level:
+    summary = evaluation.summary
+    who = "single model" if evaluation.single else "untrained flow"
+    low, high = summary["interval"]
+    greedy = (summary.get("decoding") or {}).get("greedy")
+    how = "decoding unknown" if greedy is None else "greedy" if greedy else "sampled"
+    label = f"{who}, {how}, {summary.get('dataset', evaluation.name)}"
+    return Level(label=label, value=100 * summary["accuracy"], low=100 * low, high=100 * high)
+
+
+def _yields(run: RunSource, tag: str) -> Section:
+    plays, roles = run.plays, learning.roles(run.plays)
+    unit, what = ("scored turns", "turns of all plays") if plays.singles else ("trunk turns with a pair", "trunk turns")
+    over = learning.parts(run.num_seen)
+    lines = [
+        _rate_series(role, [part.middle for part in over], [learning.taught(plays, part, role) for part in over])
+        for role in roles
+    ]
+    whole = learning.Part(start=0, end=run.num_seen)
+    overall = {role: learning.taught(plays, whole, role) for role in roles}
+    said = "; ".join(f"{role} {formatting.share(rate.value)} of {rate.of:,}" for role, rate in overall.items())
+    finding = f"Share of {what} that taught something: {said}"
+    panel = Panel(y=f"{unit} (%)", lines=lines, bounds=(0, None))
+    alt = f"{unit} in per cent, by role, over problems seen. {finding}"
+    figure = Figure(
+        name=f"{tag}-yield", title=finding, alt=alt, svg=draw(f"{tag}-yield", [panel], x=_SEEN, alt=alt, height=3.2),
+        caption=f"Bands are 95 % Wilson intervals. {_WHY[plays.singles]}",
+    )  # fmt: skip
+    blocks: list[Block] = [figure]
+    thirds = learning.parts(run.num_seen, most=3)
+    deep = {role: learning.depths(plays, role) for role in roles}
+    panels = [
+        Panel(
+            y=f"{unit} (%)",
+            title=role,
+            bounds=(0, None),
+            lines=[
+                _rate_series(f"problems {p.name}", deep[role], [learning.taught(plays, p, role, d) for d in deep[role]])
+                for p in thirds
+            ],
+        )
+        for role in roles
+        if deep[role]
+    ]
+    if any(len(deep[role]) > 1 for role in roles):
+        alt = f"{unit} in per cent, by depth, for each role, early and late in the run."
+        svg = draw(f"{tag}-depth", panels, x="depth (turns played before)", alt=alt, height=3.1, whole=True)
+        blocks.append(
+            Figure(name=f"{tag}-depth", title="The same by depth, early and late in the run", alt=alt, svg=svg)
+        )
+    rows = [
+        (
+            role,
+            str(depth),
+            *(
+                f"{formatting.share(r.value)} of {r.of}"
+                for r in (learning.taught(plays, p, role, depth) for p in thirds)
+            ),
+        )
+        for role in roles
+        for depth in sorted({node.depth for node in plays.nodes if node.role == role})
+    ]
+    columns = ("role", "depth", *(f"problems {part.name}" for part in thirds))
+    table = Table(caption=f"{unit}, by role and depth", columns=columns, rows=tuple(rows))
+    blocks.append(Fold(title="All depths, as a table", blocks=(table,)))
+    return Section(
+        title="Where pairs come from" if not plays.singles else "Where examples come from", blocks=tuple(blocks)
+    )
+
+
+_WHY = {
+    False: "A turn teaches where its play and the alternative's differ in correctness.",
+    True: "A turn teaches where the plays of its problem differ in correctness.",
+}
+
+
+def _rate_series(label: str, x: Sequence[float], rates: Sequence[learning.Rate]) -> Series:
+    def percent(side: int | None) -> list[float | None]:
+        values = [rate.value if side is None else None if rate.bounds is None else rate.bounds[side] for rate in rates]
+        return [None if value is None else 100 * value for value in values]
+
+    return Series(label=label, x=list(x), y=percent(None), low=percent(0), high=percent(1))
+
+
+def _likelihoods(run: RunSource, tag: str) -> Section | None:
+    roles = [role for role in learning.roles(run.plays) if any(f"learn/{role}/margin" in row for row in run.rows)]
+    if not roles:
+        return None
+    seen = [row["problems_seen"] for row in run.rows]
+
+    def column(role: str, name: str) -> list[float | None]:
+        return [row.get(f"learn/{role}/{name}") for row in run.rows]
+
+    panels = [
+        Panel(y="margin (nats)", lines=[Series(label=role, x=seen, y=column(role, "margin")) for role in roles],
+              title="Margin of chosen over rejected, times beta", reference=0.0),
+        *(Panel(y="log-probability (nats)", title=role, lines=[
+            Series(label="chosen", x=seen, y=column(role, "chosen_logprobs")),
+            Series(label="rejected", x=seen, y=column(role, "rejected_logprobs"))]) for role in roles),
+    ]  # fmt: skip
+    told = [
+        (role, *_ends(column(role, name) for name in ("margin", "chosen_logprobs", "rejected_logprobs")))
+        for role in roles
+    ]
+    finding = "Margin from the first batch to the last: " + "; ".join(f"{role} {margin}" for role, margin, _, _ in told)
+    alt = f"Margins, and log-probabilities of chosen and rejected completions, by role. {finding}"
+    svg = draw(f"{tag}-margins", panels, x=_SEEN, alt=alt, height=3.0)
+    figure = Figure(
+        name=f"{tag}-margins", title=finding, alt=alt, svg=svg,
+        caption="Means over a batch's pairs; log-probabilities are sums over a completion's tokens. "
+        "Chosen ones that fall "
+        "while the margin grows are a warning: the model unlearns both.",
+    )  # fmt: skip
+    columns = ("role", "margin", "chosen log-probability", "rejected log-probability")
+    table = Table(caption="First batch to last, nats", columns=columns, rows=tuple(told))
+    return Section(title="Margins and log-probabilities", blocks=(figure, table))
+
+
+def _ends(series: Any) -> list[str]:
+    told: list[str] = []
+    for values in series:
+        there = [value for value in values if value is not None]
+        told.append(
+            f"{formatting.decimal(there[0])} to {formatting.decimal(there[-1])}" if there else formatting.NOTHING
+        )
+    return told
+
+
+def _cost(run: RunSource) -> Section:
+    def total(*names: str) -> float | None:
+        found = [row[name] for row in run.rows for name in names if row.get(name) is not None]
+        return sum(found) if found else None
+
+    def learned(name: str) -> float | None:
+        return total(*(f"learn/{role}/{name}" for role in learning.roles(run.plays)))
+
+    sampled, kept = total("play/sampled_tokens"), total("play/tokens")
+    shared, unshared = learned("tokens"), learned("unshared_tokens")
+    rows: list[tuple[str, str]] = [
+        ("tokens in the plays, shared ones once", formatting.count(kept)),
+        ("tokens sampled by the engine", formatting.count(sampled)),
+        ("plays", formatting.count(total("num_rollouts"))),
+        ("examples that the plays gave", formatting.count(sum(run.plays.num_examples.values()))),
+        ("tokens learned, what examples share counted once", formatting.count(shared)),
+        ("the same, example by example", formatting.count(unshared)),
+        ("updates", formatting.count(total("learn/updates"))),
+    ]
+    rows += [(f"{name} time", formatting.seconds(total(f"{key}/seconds"))) for name, key in
+             (("playing", "play"), ("grading", "grade"), ("learning", "learn"))]  # fmt: skip
+    table = Table(caption="Cost of the whole run", columns=("", "sum"), rows=tuple(rows))
+    return Section(title="Cost", blocks=(table,))
+
+
+def _tree(run: RunSource, tag: str) -> Section | None:
+    if run.plays.drawn is None:
+        return None
+    tree, taught = run.plays.drawn
+    problem: Mapping[str, Any] = tree["problem"]
+    words = (
+        f"The problem {problem['id']}. The trunk is told from top to bottom; below a turn stand the plays in which "
+        "something else was said in its place. Unless it was asked for by name, it was picked to show what each role "
+        "learns from: not a typical tree."
+    )
+    return Section(
+        title="One tree", blocks=(Paragraph(text=words), outline(f"{tag}-tree", tree, taught), drawing(tree, taught))
+    )

@@ -1,0 +1,130 @@
+"""Who speaks when a command names a run or an adapter, and which settings come with them?
+
+    --run runs/train                    the run's newest adapters; its flow, model and data columns are the defaults
+    --run runs/train --roles [answer]   Answer's adapter alone; the base speaks for the others
+    --adapter runs/sft                  one adapter in PEFT's layout, for the Answer role
+
+Invariant: a setting that a person gives comes before what a run or an adapter brings along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flow_dpo.core.answer_stop import ANSWER, AnswerStop
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.single import Single
+from flow_dpo.core.types import Adapter, Role
+from flow_dpo.data.strict_json import OBJECT, ORDINAL, TEXT, TEXTS, Kind, check, or_null
+from flow_dpo.learner.policy import Policy
+from flow_dpo.runs import resolve, run_folder
+
+_OF_THE_METHOD = (
+    "recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine_kind", "engine",
+)  # fmt: skip
+_OF_THE_DATA = ("dataset_name", "dataset_config", "columns")
+_ADAPTER_CONFIG = "adapter_config.json"
+_SHAPE_KINDS = {
+    **dict.fromkeys(("r", "lora_alpha"), or_null(ORDINAL)),
+    "target_modules": Kind(
+        "null, a text or a list of texts", lambda value: value is None or TEXT.holds(value) or TEXTS.holds(value)
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakingSettings:
+    """Whose adapters speak; the base model's own voice where neither is given."""
+
+    run: str | None = None
+    """A run folder whose newest adapters speak."""
+    roles: tuple[str, ...] = ()
+    """Roles that speak with the run's adapters; all where empty."""
+    adapter: str | None = None
+    """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role speaks with it."""
+
+
+def settings_of(speaking_flags: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """The settings that `run` or `adapter` bring along, and the file they come from; nothing where both are empty.
+
+    Raises `ConfigError` where both are given, `DataError` where a folder is not what it should be.
+    """
+    run, adapter = speaking_flags.get("run", ""), speaking_flags.get("adapter", "")
+    if run and adapter:
+        raise ConfigError(f"expected a run or an adapter, found both: {run} and {adapter}; leave one out")
+    if adapter:
+        beside = Path(adapter) / "config.yaml"
+        return settings_of_adapter(Path(adapter)), str(beside if beside.exists() else Path(adapter) / _ADAPTER_CONFIG)
+    return (settings_of_run(Path(run)), str(Path(run) / "config.yaml")) if run else ({}, "")
+
+
+def settings_of_run(run: Path) -> dict[str, Any]:
+    """What is taken over from a run's config.yaml: all but what belongs to its problems and its learning."""
+    if not (run / "config.yaml").exists():
+        raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
+    found = resolve.read_settings(run / "config.yaml")
+    kept = {name: found[name] for name in _OF_THE_METHOD if name in found}
+    data = found.get("data", {})
+    check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))
+    return kept | {"data": {name: data[name] for name in _OF_THE_DATA if data.get(name) is not None}}
+
+
+def settings_of_adapter(folder: Path) -> dict[str, Any]:
+    """The shape of an adapter, and what config.yaml beside it says of model, flow and data, where there is one."""
+    if not (folder / _ADAPTER_CONFIG).exists():
+        raise DataError(f"expected an adapter in PEFT's layout in {folder}, found no {_ADAPTER_CONFIG}")
+    shape = run_folder.read_object(folder / _ADAPTER_CONFIG)
+    check(shape, _SHAPE_KINDS, str(folder / _ADAPTER_CONFIG))
+    beside = settings_of_run(folder) if (folder / "config.yaml").exists() else {}
+    targets = shape.get("target_modules")
+    lora = {
+        "lora_r": shape.get("r"),
+        "lora_alpha": shape.get("lora_alpha"),
+        "lora_target_modules": sorted(targets) if isinstance(targets, list) else targets,
+    }
+    return beside | {"lora": {name: value for name, value in lora.items() if value is not None}}
+
+
+def load_adapters(policy: Policy, settings: SpeakingSettings) -> dict[Role, Adapter]:
+    """Put the named adapters into the policy, and say which roles speak with them."""
+    folders: dict[Role, Path] = {}
+    if settings.run:
+        latest = run_folder.latest_adapters(Path(settings.run))
+        folders = {role: path for role, path in latest.items() if not settings.roles or role in settings.roles}
+        unknown = sorted(set(settings.roles) - set(latest))
+        if unknown:
+            raise ConfigError(
+                f"expected roles that {settings.run} has adapters for ({', '.join(latest)}), found {', '.join(unknown)}"
+            )
+    elif settings.adapter:
+        folders = {ANSWER: Path(settings.adapter)}
+    for role, folder in folders.items():
+        policy.load_adapter(role, folder)
+    return {role: Adapter(role=role, version=0, path=str(folder)) for role, folder in folders.items()}
+
+
+def one_pass(flow: Flow[Any]) -> Single:
+    """Inference in one pass of Answer, with the flow's own words and as many tokens as the flow may write.
+
+    Raises `ConfigError` for a flow that has no such pass.
+    """
+    if isinstance(flow, Single):
+        return flow
+    if isinstance(flow, AnswerStop):
+        return Single(max_tokens=flow.chunk_tokens * flow.max_chunks, prompts=flow.prompts)
+    raise ConfigError(f"--mode single needs a flow with an Answer role, found {type(flow).__name__}")
+
+
+def taught(flow: Flow[Any]) -> Single:
+    """The single pass that traces of a flow are written for; of a flow without one the plain pass."""
+    known = isinstance(flow, Single | AnswerStop)
+    return one_pass(flow) if known else Single(max_tokens=getattr(flow, "max_tokens", Single().max_tokens))
+
+
+def played(flow: Flow[Any], mode: Literal["flow", "single", "ground_truth"]) -> Flow[Any]:
+    """The flow itself, or one pass of its Answer role, which is also what a data set's own solutions answer."""
+    return flow if mode == "flow" else one_pass(flow)

@@ -1,0 +1,81 @@
+"""When has a run had as much as another?
+
+Two methods are compared fairly where both were given the same: tokens, verdicts or updates. A run with a budget ends
+when all that it names is spent, at the end of a batch of problems:
+
+    tokens=1000            batch: 600 tokens   batch: 500 tokens   ends, with 1,100 spent
+    tokens=1000 verdicts=9        5 verdicts          3 verdicts   goes on: the verdicts are not spent yet
+
+Invariant: what is spent is read from the rows of metrics.jsonl alone, so that a resumed run ends where it would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Example, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings:
+    """After how much a run ends, though problems are left. Where several are given, when all of them are spent."""
+
+    tokens: int = 0
+    """Tokens sampled in play and tokens that the learner reads (prompts included, shared ones once); 0 sets none."""
+    verdicts: int = 0
+    """Plays that were graded; 0 sets none."""
+    updates: int = 0
+    """Updates of the adapters; 0 sets none."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 0:
+                raise ConfigError(f"expected a budget of 0 or more {field.name}, found {getattr(self, field.name)}")
+
+
+def spent(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """What the rows of metrics.jsonl used, by the names of a budget; "played" and "learned" are the parts of tokens."""
+    total = {"tokens": 0, "verdicts": 0, "updates": 0, "played": 0, "learned": 0}
+    for row in rows:
+        learned = sum(int(value) for name, value in row.items() if name.startswith("learn/") and _is_tokens(name))
+        played = int(row["play/sampled_tokens"])
+        verdicts = int(row.get("num_verdicts", row["num_rollouts"]))  # runs of before plays could stop have one a play
+        now = {"tokens": played + learned, "verdicts": verdicts, "updates": int(row["learn/updates"])}
+        for name, value in {**now, "played": played, "learned": learned}.items():
+            total[name] += value
+    return total
+
+
+def _is_tokens(name: str) -> bool:
+    """Whether a measure is "learn/<role>/tokens"."""
+    return name.count("/") == 2 and name.endswith("/tokens")
+
+
+class Purse:
+    """A recorder that counts what a run spends, and lets problems through until it is enough."""
+
+    def __init__(self, settings: BudgetSettings, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        """`rows` are those of the run so far, where it is resumed."""
+        self._limits = {f.name: value for f in fields(settings) if (value := getattr(settings, f.name))}
+        self._spent = spent(rows)
+
+    @property
+    def empty(self) -> bool:
+        """Whether all that the budget names is spent; never where it names nothing."""
+        return bool(self._limits) and all(self._spent[name] >= limit for name, limit in self._limits.items())
+
+    def record(self, row: Mapping[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+        """Count one batch."""
+        for name, value in spent([row]).items():
+            self._spent[name] += value
+
+    def pay(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+        """The problems, until the purse is empty."""
+        for problem in problems:
+            if self.empty:
+                return
+            yield problem

@@ -1,0 +1,82 @@
+"""What should a person be told while a run learns?
+
+Recorders that say something once, with the settings that help: learning may be going wrong although nothing is broken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Example, Pair
+
+log = logging.getLogger("flow_dpo")
+
+_COLLAPSED = 0.04
+"""A share of Yes-preferring Stop pairs nearer than this to 0 or 1 means that Stop learns one word for everything."""
+_RECENT = 200
+"""Stop pairs that are looked at."""
+_FALLEN = -1.0
+"""Nats that chosen completions may lose against the reference, on average, while the margin grows."""
+_GROWN = 0.5
+"""Margin beyond which it has grown."""
+
+
+class StopWatcher:
+    """A recorder that warns once when Stop's pairs nearly all prefer one word: Stop is collapsing."""
+
+    def __init__(self, least_pairs: int = 40) -> None:
+        self._counts: dict[str, list[float]] = {}
+        self._least = least_pairs
+        self._warned = False
+
+    def record(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+        """Count one batch's pairs of choosing roles."""
+        for example in examples:
+            if isinstance(example, Pair) and example.request.choices:
+                self._counts.setdefault(example.request.role, []).append(float(example.chosen.choice == 0))
+        for role, recent in self._counts.items():
+            del recent[:-_RECENT]
+            rate = sum(recent) / len(recent)
+            if len(recent) >= self._least and not _COLLAPSED < rate < 1 - _COLLAPSED and not self._warned:
+                self._warned = True
+                log.warning(
+                    "%.0f %% of the last %d %s pairs prefer the first choice, which pulls the role towards one word "
+                    "for everything; it now says the first in %.0f %% of its turns. Should that near 0 or 100, see "
+                    "--credit.balance, --credit.tag_weights and --flow.on_refused_end",
+                    100 * rate, len(recent), role, 100 * row.get(f"{role}/yes_rate", rate),
+                )  # fmt: skip
+
+
+class LikelihoodWatcher:
+    """A recorder that warns once when a role's chosen completions become less likely though its margin grows.
+
+    DPO asks for a difference alone, and may get it by pushing both sides down (Pal et al., arXiv 2402.13228).
+    """
+
+    def __init__(self, num_rows: int = 4) -> None:
+        """Look at means over a role's last `num_rows` rows."""
+        self._num_rows = num_rows
+        self._rows: dict[str, list[tuple[float, float]]] = {}
+        self._warned = False
+
+    def record(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+        """Look at one batch's updates."""
+        for name, ratio in row.items():
+            if not (name.startswith("learn/") and name.endswith("/chosen_ratio")):
+                continue
+            role = name.split("/")[1]
+            recent = self._rows.setdefault(role, [])
+            recent.append((ratio, row[f"learn/{role}/margin"]))
+            del recent[: -self._num_rows]
+            ratios, margins = (sum(values) / len(recent) for values in zip(*recent, strict=True))
+            if len(recent) == self._num_rows and ratios < _FALLEN and margins > _GROWN and not self._warned:
+                self._warned = True
+                log.warning(
+                    "%s: chosen completions have become less likely than under the reference (by %.1f nats) while the "
+                    "margin grew to %.1f; --objective.sft_weight holds them up, and --learner.reference.kind snapshot "
+                    "with --learner.reference.every moves the reference along",
+                    role, -ratios, margins,
+                )  # fmt: skip

@@ -1,0 +1,122 @@
+"""What does a person see while a run learns?
+
+A bar with windowed accuracy, pairs, problems a minute and time left; plain lines where there is no terminal; at the
+end a table from the first window to the last, where the files are and what to type next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from flow_dpo.core.errors import visible
+from flow_dpo.core.metrics import ProgressiveValidation
+from flow_dpo.core.stats import wilson
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Example, Pair
+
+
+class ProgressBar:
+    """A recorder that shows each batch. A context manager: the bar is removed at the end."""
+
+    def __init__(self, console: Console, num_problems: int, seen: int = 0) -> None:
+        """`seen` problems were played before a resume."""
+        self._console = console
+        self._seen_before = seen
+        self._started = time.monotonic()
+        self._examples, self._unit = 0, "examples"
+        self._bar = Progress(
+            TextColumn("learning"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("learn", total=num_problems, completed=seen, state="")
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def record(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+        """Show one batch."""
+        self._examples += len(examples)
+        self._unit = "pairs" if any(isinstance(example, Pair) for example in examples) else self._unit
+        seen = row["problems_seen"]
+        rate = 60 * (seen - self._seen_before) / max(time.monotonic() - self._started, 1e-9)
+        state = (
+            f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
+            f"{self._examples} {self._unit}  {rate:.0f} problems/min"
+        )
+        self._bar.update(self._task, completed=seen, state=state)
+        if not self._console.is_terminal:
+            self._console.print(Text(f"{seen} problems  {state}"))
+
+
+def say(console: Console, text: str) -> None:
+    """Print text that may hold anything: no markup and no control sequence in it has an effect."""
+    console.print(Text(visible(text)), highlight=False, soft_wrap=True)
+
+
+def summary_table(progress: ProgressiveValidation) -> Table:
+    """First window against last, with 95 % intervals."""
+    table = Table(title="Accuracy on each problem before learning from it", title_justify="left")
+    for name in ("window", "problems", "accuracy", "95 % interval"):
+        table.add_column(name, justify="right" if name != "window" else "left")
+    last = (int(sum(progress.recent)), len(progress.recent))
+    for name, (correct, graded) in (("first", progress.first), ("last", last)):
+        low, high = wilson(correct, graded)
+        table.add_row(name, str(graded), f"{correct / max(graded, 1):.1%}", f"{low:.1%} to {high:.1%}")
+    return table
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """progressive.png: cumulative and windowed accuracy with its interval, and pairs by role below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    if not rows:
+        return
+    seen = [row["problems_seen"] for row in rows]
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=[2, 1])
+    above.plot(seen, [row["progressive/window_accuracy"] for row in rows], label="windowed", color="#1668b8")
+    above.fill_between(
+        seen,
+        [row["progressive/window_low"] for row in rows],
+        [row["progressive/window_high"] for row in rows],
+        alpha=0.2,
+        color="#1668b8",
+        linewidth=0,
+    )
+    above.plot(seen, [row["progressive/accuracy"] for row in rows], label="cumulative", color="#555555", ls="--")
+    above.set_ylim(0, 1)
+    above.set_ylabel("accuracy before learning")
+    above.set_title("Progressive validation")
+    above.legend(loc="lower right")
+    above.grid(alpha=0.3)
+    roles = [key.removeprefix("nodes/") for key in rows[0] if key.startswith("nodes/")]
+    for role, color in zip(roles, ("#1668b8", "#c4581b", "#3b8f3b", "#7a4fb0"), strict=False):
+        yields = [row[f"pairs/{role}"] / max(row[f"nodes/{role}"], 1) for row in rows]
+        below.plot(seen, yields, label=role, color=color)
+    below.set_ylim(bottom=0)
+    below.set_ylabel("pairs a trunk node")
+    below.set_xlabel("problems seen")
+    below.legend(loc="upper right")
+    below.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)

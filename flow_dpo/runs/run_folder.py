@@ -1,0 +1,379 @@
+"""What does a run leave behind, and where?
+
+A folder that can be read while it is written and after anything happened to its process:
+
+    config.yaml      every setting as it was resolved
+    run.json         versions, commit, device, data set and its fingerprint
+    metrics.jsonl    one row a batch of problems
+    trees.jsonl      one tree a problem: nodes, token ids, words, verdicts
+    pairs.jsonl      one pair a line: prompt, chosen, rejected, in text and token ids, with role, node, depth, verdicts
+    scored.jsonl     the same of recipes that learn from single completions with an advantage
+    checkpoints/     where the run stands (`checkpoint`)
+    adapters/<role>/<version>/   in PEFT's layout
+    served/          the adapters in force, for an engine that reads files; gone at the end
+    progressive.png  the picture of the run
+
+Invariant: rows are only ever added at the end, and a checkpoint knows how long the files were; what stands behind is
+cut off when the run is resumed, torn or whole. One process at a time writes to a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Example, Pair, Role, Scored
+from flow_dpo.data import strict_json
+
+_logger = logging.getLogger(__name__)
+_PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
+
+
+RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl")
+
+
+class RunFolder:
+    """An open run folder. `create` makes one and refuses a folder that holds a run; `reopen` goes on with one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(
+        cls, path: Path, config: Mapping[str, Any], facts: Mapping[str, Any], *, over: bool = False
+    ) -> RunFolder:
+        """Make the folder with its config and its facts.
+
+        Raises `ConfigError` where a run is there already, unless this one is to be begun `over` it.
+        """
+        if not over:
+            refuse_used(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_whole(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        write_whole(path / "run.json", json.dumps({**environment(), **facts}, indent=2) + "\n")
+        (path / "scored.jsonl").unlink(missing_ok=True)  # of few recipes only: made when there is something
+        for name in RECORDS:
+            if name != "scored.jsonl":
+                (path / name).write_bytes(b"")
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path, sizes: Mapping[str, int]) -> RunFolder:
+        """Go on with a run whose records had these sizes in bytes; what stands behind is cut off.
+
+        Raises `DataError` where a file is shorter than it was.
+        """
+        for name in RECORDS:
+            found = (path / name).stat().st_size if (path / name).exists() else 0
+            if found < sizes[name]:
+                raise DataError(
+                    f"expected at least the {sizes[name]} bytes in {path / name} that its checkpoint knows of, found "
+                    f"{found}: something else has changed the file; restore it, or begin anew elsewhere"
+                )
+        for name in RECORDS:
+            if not (path / name).exists():
+                continue
+            with (path / name).open("ab") as file:
+                file.truncate(sizes[name])
+                os.fsync(file.fileno())
+        return cls(path)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the record files."""
+        paths = {name: self.path / name for name in RECORDS}
+        return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Add facts to run.json."""
+        known = read_facts(self.path)
+        write_whole(self.path / "run.json", json.dumps({**known, **facts}, indent=2) + "\n")
+
+    def record(
+        self,
+        row: Mapping[str, Any],
+        trees: Sequence[Mapping[str, Any]],
+        *,
+        pairs: Sequence[Mapping[str, Any]] = (),
+        scored: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Append one batch: its trees, what they taught, and last its row of metrics."""
+        self._append("trees.jsonl", trees)
+        self._append("pairs.jsonl", pairs)
+        self._append("scored.jsonl", scored)
+        self._append("metrics.jsonl", [row])
+
+    def latest_adapters(self) -> dict[Role, Path]:
+        """The newest adapter of each role. Raises `DataError` where the run has none."""
+        return latest_adapters(self.path)
+
+    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        append_jsonl(self.path / name, rows)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a run's folder for this process. The lock ends with the process, however it ends.
+
+    A folder in which nothing was written is gone afterwards.
+    Raises `ConfigError` where another process holds it.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"another process writes to {path}; wait for it, or name another folder with --output_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if [entry.name for entry in path.iterdir()] == [".lock"]:
+            (path / ".lock").unlink()
+            path.rmdir()
+
+
+def differences(known: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted names of all values that differ, with both; None stands for what is not there."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in dict.fromkeys([*known, *now]):
+        old, new = known.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found[prefix + name] = (old, new)
+    return found
+
+
+def publish_adapters(checkpoint: Path, run: Path, version: int) -> None:
+    """Copy a checkpoint's adapters to `adapters/<role>/<version>/`, each whole or not at all."""
+    for source in sorted((checkpoint / "learner" / "adapters").iterdir()):
+        done = run / "adapters" / source.name / str(version)
+        beside = done.with_name(f"{version}.tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(source, beside)
+        shutil.rmtree(done, ignore_errors=True)
+        beside.replace(done)
+
+
+def refuse_used(path: Path) -> None:
+    """Raise `ConfigError` where `path` cannot become a new run's folder."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
+    if (path / "config.yaml").exists() or (path / "metrics.jsonl").exists():
+        raise ConfigError(f"output_dir {path} already holds a run; name another with --output_dir, or move it away")
+
+
+def latest_adapters(path: Path) -> dict[Role, Path]:
+    """The adapter folder of each role, of the newest version that all roles of the run at `path` have.
+
+    Raises `DataError` where there is none.
+    """
+    roles = [role for role in sorted((path / "adapters").glob("*")) if role.is_dir()]
+    versions = [{int(folder.name) for folder in role.iterdir() if folder.name.isdigit()} for role in roles]
+    common = set[int].intersection(*versions) if versions else set[int]()
+    if not common:
+        raise DataError(f"expected a run folder with adapters/<role>/<version>/, found none in {path}")
+    return {role.name: role / str(max(common)) for role in roles}
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What run.json of the run at `path` says; nothing where there is none. Raises `DataError` where it is broken."""
+    return read_object(path / "run.json", absent={})
+
+
+def read_object(path: Path, *, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON object that a file holds; `absent` where there is no file, if that is given.
+
+    Raises `DataError` naming the file.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        if absent is not None and isinstance(error, FileNotFoundError):
+            return absent
+        raise DataError(f"expected a JSON object in {path}, found that it cannot be read: {error}") from error
+    return strict_json.parse_object(text, str(path))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's file, all at once: `iter_jsonl`."""
+    return [row for _, row in iter_jsonl(path)]
+
+
+def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a run's file with the numbers of their lines, from 1.
+
+    A last line without its newline was torn off; it is left out, and that is said.
+    Raises `DataError` naming the line that is no JSON object (`strict_json`).
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    _logger.warning("%s, line %d has no end: it was torn off, and is left out", path, number)
+                    return
+                yield number, strict_json.parse_object(line, f"{path}, line {number}")
+    except OSError as error:
+        raise DataError(f"expected rows in {path}, found that it cannot be read: {error}") from error
+
+
+def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to the end of a file, and make sure that they are on the disk."""
+    if not rows:
+        return
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def cut_torn(path: Path) -> None:
+    """Cut away what stands behind the last newline of a file: a row that was torn off, onto which the next would be
+    written."""
+    with path.open("r+b") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def example_row(example: Example, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
+    """One line of pairs.jsonl or scored.jsonl."""
+    return _pair_row(example, tree, texts) if isinstance(example, Pair) else _scored_row(example, tree, texts)
+
+
+def _scored_row(scored: Scored, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
+    verdict = tree.rollout_of(tree.nodes[scored.node]).verdict
+    return {
+        **texts,
+        "problem_id": scored.problem_id,
+        "role": scored.request.role,
+        "node": scored.node,
+        "depth": scored.depth,
+        "tags": list(scored.tags),
+        "advantage": scored.advantage,
+        "weight": scored.weight,
+        "verdict": None if verdict is None else asdict(verdict),
+        "policy_version": scored.completion.policy_version,
+        "prompt_ids": list(scored.request.prompt_ids),
+        "completion_ids": list(scored.completion.token_ids),
+    }
+
+
+def _pair_row(pair: Pair, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
+    """TRL reads `prompt`, `chosen`, `rejected` and ignores the rest."""
+    verdicts = {
+        name: asdict(verdict) if (verdict := tree.rollouts[tree.nodes[node].rollout].verdict) else None
+        for name, node in (("chosen", pair.chosen_node), ("rejected", pair.rejected_node))
+    }
+    return {
+        **texts,
+        "problem_id": pair.problem_id,
+        "role": pair.request.role,
+        "node": pair.chosen_node,
+        "rejected_node": pair.rejected_node,
+        "depth": pair.depth,
+        "tags": list(pair.tags),
+        "margin": pair.margin,
+        "weight": pair.weight,
+        "chosen_verdict": verdicts["chosen"],
+        "rejected_verdict": verdicts["rejected"],
+        "policy_version": pair.chosen.policy_version,
+        "prompt_ids": list(pair.request.prompt_ids),
+        "chosen_ids": list(pair.chosen.token_ids),
+        "rejected_ids": list(pair.rejected.token_ids),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What a number of this run depends on besides its settings. Names no environment variable and no secret."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "versions": versions,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "commit": _commit(),
+        "code": _code(),
+    }
+
+
+def plain(value: Any) -> Any:
+    """Nested settings as dicts and lists that YAML and JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
+def _commit() -> str | None:
+    folder = Path(__file__).resolve().parent.parent.parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _code() -> str:
+    """SHA-256 over this package's modules: equal where two runs did the same."""
+    folder, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Make sure that a file's content, or a folder's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

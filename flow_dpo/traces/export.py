@@ -1,0 +1,197 @@
+"""How do traces and pairs become files that other trainers read as they are?
+
+    messages            {"messages": [..., {"role": "assistant", ...}], ...}                  TRL's SFTTrainer
+    prompt_completion   {"prompt": [...], "completion": [{"role": "assistant", ...}], ...}    TRL's SFTTrainer
+    preference          {"prompt": "...", "chosen": "...", "rejected": "...", ...}            TRL's DPOTrainer
+
+One row a line in `train.jsonl`, with the data set's card, `README.md`. Invariant: columns that a trainer does not read
+are kept, so that nothing that is known of a row is lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.data.strict_json import COUNT, NUMBER, OBJECT, TEXT, TEXTS, TOKEN_IDS, WORDS, Kind, check, or_null
+from flow_dpo.runs import run_folder
+from flow_dpo.traces.trace import Trace, TraceFile, read_traces
+
+Format = Literal["messages", "prompt_completion", "preference"]
+ROWS = "train.jsonl"
+CARD = "README.md"
+_PAIR_COLUMNS = ("prompt", "chosen", "rejected", "role", "node", "depth", "chosen_verdict", "rejected_verdict")
+_PAIR_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("prompt", "chosen", "rejected", "problem_id"), TEXT),
+    "role": WORDS,
+    **dict.fromkeys(("node", "rejected_node", "depth", "policy_version"), COUNT),
+    **dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), TOKEN_IDS),
+    **dict.fromkeys(("chosen_verdict", "rejected_verdict"), or_null(OBJECT)),
+    "tags": TEXTS,
+    "margin": Kind("a number above 0", lambda value: NUMBER.holds(value) and value > 0),
+    "weight": Kind("a number from 0", lambda value: NUMBER.holds(value) and value >= 0),
+}
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What is written for others, and where."""
+
+    source: str = ""
+    """A folder or file of traces (`flow-dpo generate`), or a run folder, whose pairs are taken."""
+    format: Literal["auto", "messages", "prompt_completion", "preference"] = "auto"
+    """"auto" is "prompt_completion" for traces and "preference" for a run."""
+    output_dir: str = "runs/export"
+
+
+def export(settings: ExportSettings) -> tuple[Path, int]:
+    """Write the folder; its path, and the number of rows. Raises `ConfigError` or `DataError` before it writes."""
+    source, folder = Path(settings.source), Path(settings.output_dir)
+    if not settings.source or not source.exists():
+        raise DataError(
+            f"expected a folder of traces or a run folder, found {settings.source!r}; name one with --source"
+        )
+    if (folder / ROWS).exists() or (folder / CARD).exists():
+        raise ConfigError(f"output_dir {folder} already holds an export; name another with --output_dir")
+    is_run = (source / "pairs.jsonl").exists()
+    asked: Format = ("preference" if is_run else "prompt_completion") if settings.format == "auto" else settings.format
+    if is_run != (asked == "preference"):
+        what = "a run folder, which holds pairs" if is_run else "traces"
+        others = "preference" if is_run else "messages or prompt_completion"
+        raise ConfigError(f"expected --format {others} for {source} ({what}), found {asked}")
+    if is_run:
+        rows, facts = pair_rows(source), _run_facts(source)
+    else:
+        file = read_traces(source)
+        rows, facts = trace_rows(file.traces, asked), _trace_facts(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ROWS).write_bytes(b"")
+    run_folder.append_jsonl(folder / ROWS, rows)
+    run_folder.write_whole(folder / CARD, card(asked, rows, facts))
+    return folder, len(rows)
+
+
+def trace_rows(traces: Iterable[Trace], format: Format) -> list[dict[str, Any]]:
+    """The traces as conversations: whole, or as a prompt and what follows it."""
+    rows: list[dict[str, Any]] = []
+    for trace in traces:
+        prompt = [dict(message) for message in trace.messages]
+        answer = [{"role": "assistant", "content": trace.solution}]
+        row = trace.to_json()
+        del row["messages"]
+        if format == "messages":
+            rows.append({"messages": prompt + answer, **row})
+        else:
+            rows.append({"prompt": prompt, "completion": answer, **row})
+    return rows
+
+
+def pair_rows(run: Path) -> list[dict[str, Any]]:
+    """A run's pairs, every column of them.
+
+    Raises `DataError` where there are none, and for the first row that lacks a column, has one of another kind, or
+    prefers a completion to itself.
+    """
+    file = run / "pairs.jsonl"
+    rows = run_folder.read_jsonl(file)
+    if not rows:
+        raise DataError(f"expected pairs in {file}, found none: the run has made no pair yet")
+    for number, row in enumerate(rows, start=1):
+        place = f"{file}, line {number}"
+        missing = [name for name in _PAIR_COLUMNS if name not in row]
+        if missing:
+            raise DataError(f"{place}: expected a pair, found a row without {', '.join(missing)}")
+        check(row, _PAIR_KINDS, place)
+        if "chosen_ids" in row and row["chosen_ids"] == row.get("rejected_ids"):
+            raise DataError(f"{place}: expected two completions, found the same 'chosen_ids' and 'rejected_ids'")
+    return rows
+
+
+def card(format: Format, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
+    """The data set's card: a YAML header that the hub reads, and how the rows were made."""
+    header = {
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": ROWS}]}],
+        "task_categories": ["text-generation"],
+        "tags": ["flow-dpo", "reasoning", "trl", "preference" if format == "preference" else "sft"],
+        "size_categories": [next((name for limit, name in _SIZES if len(rows) < limit), "n>1M")],
+    }
+    columns = ", ".join(f"`{name}`" for name in rows[0])
+    lines = [f"- {name}: {value}" for name, value in facts.items() if value not in (None, "", {})]
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(header, sort_keys=False).rstrip(),
+            "---",
+            "",
+            f"# {len(rows)} {_TITLES[format]}",
+            "",
+            "Made by flow-dpo (online DPO for flows, arXiv 2410.22304).",
+            "",
+            *lines,
+            "",
+            "## Use",
+            "",
+            _USE[format],
+            "",
+            "## Columns",
+            "",
+            f"{columns}.",
+            "",
+            _COLUMNS[format],
+            "",
+        ]
+    )
+
+
+_TITLES: Mapping[Format, str] = {
+    "messages": "verified solutions, as conversations",
+    "prompt_completion": "verified solutions, as prompt and completion",
+    "preference": "preference pairs of a flow's roles",
+}
+_TRACE_COLUMNS = (
+    "`solution` is the attempt that produced the answer, `token_ids` are the very tokens that were sampled, "
+    "`verdict` is the verifier's on this attempt alone, `draws_used` and `tokens_spent` count all draws on the problem."
+)
+_COLUMNS: Mapping[Format, str] = {
+    "messages": _TRACE_COLUMNS,
+    "prompt_completion": _TRACE_COLUMNS,
+    "preference": (
+        "`prompt` is the rendered chat with its special tokens. `role` says who spoke: train one adapter a role, on "
+        "its own rows. `prompt_ids`, `chosen_ids` and `rejected_ids` are the very tokens that were sampled; a trainer "
+        "that encodes the texts again, and closes each with an end token, as TRL's does, trains on slightly others. "
+        "`node`, `rejected_node` and `depth` place the pair in its problem's tree (`trees.jsonl` of the run)."
+    ),
+}
+_LOAD = 'rows = load_dataset("json", data_files="train.jsonl", split="train")\n'
+_USE: Mapping[Format, str] = {
+    "messages": f"```python\n{_LOAD}SFTTrainer(model, train_dataset=rows)\n```\n\nThe loss is on the whole "
+    "conversation; the prompt and completion format has it on the solution only.",
+    "prompt_completion": f"```python\n{_LOAD}SFTTrainer(model, train_dataset=rows)  # loss on the completion\n```",
+    "preference": f'```python\n{_LOAD}rows = rows.filter(lambda row: row["role"] == "answer")\n'
+    "DPOTrainer(model, train_dataset=rows)\n```",
+}
+
+
+def _trace_facts(file: TraceFile) -> dict[str, Any]:
+    header, cost, counts = file.header, file.header.get("cost", {}), file.header.get("counts", {})
+    return {
+        "written by": ", ".join(sorted({trace.source for trace in file.traces})),
+        "model": header.get("model"),
+        "problems": header.get("dataset"),
+        "problems played": counts.get("problems_played"),
+        "problems solved": len({trace.problem_id for trace in file.traces}),
+        "selection": header.get("selection"),
+        "cost": json.dumps(cost) if cost else None,
+    }
+
+
+def _run_facts(run: Path) -> dict[str, Any]:
+    facts = run_folder.read_facts(run)
+    return {"model": facts.get("model"), "problems": facts.get("num_problems"), "command": facts.get("command")}

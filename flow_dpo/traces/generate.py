@@ -1,0 +1,283 @@
+"""How do plays become traces, within a budget of draws a problem?
+
+Problems are taken a batch at a time. Those of a batch that still need a trace are drawn once more, together, until the
+budget is used or none is left; then the batch's traces are handed over, so that a caller can write them down:
+
+    draw 1   p1 p2 p3    p2 right: done
+    draw 2   p1    p3    p1 right: done
+    draw 3         p3    wrong: the budget of 3 is used, and p3 has no trace
+
+Invariant: which traces a problem gets depends on the problem, the seed and the adapters alone, not on its batch.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.explore import Explore
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.loop import Players, batched
+from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Adapter, Message, Problem, Role, Verdict
+from flow_dpo.traces.trace import SelectionSettings, Source, Trace
+from flow_dpo.verify.extract import after_answer_is, last_box
+from flow_dpo.verify.grader import grade, starter
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """Who writes, and how often."""
+
+    mode: Literal["flow", "single", "ground_truth"] = "flow"
+    """"single" is one pass of the Answer role; "ground_truth" plays nothing and takes the data set's own solutions,
+    those that the verifier finds right."""
+    draws: int = 8
+    """The most draws on one problem; a problem that has its traces is not drawn again (not stated in the paper)."""
+    max_traces: int | None = None
+    """Stop at the end of the batch in which so many were found; all problems are drawn on where not given."""
+    problems_of: str = ""
+    """A folder or file of traces: draw only on the problems that these are of, so that sources can be compared on the
+    same problems."""
+    output_dir: str = "runs/traces"
+    seed: int = 0
+    """Draws and their sampling derive from it."""
+    batch_problems: int = 64
+    """Problems under way at once, and written at once. Changes timing only."""
+
+    def __post_init__(self) -> None:
+        for name in ("draws", "batch_problems", "max_traces"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"expected {name} of 1 at least, found {value}")
+
+    def source(self, *, trained: bool) -> Source:
+        """What the traces are called, by who writes them."""
+        if self.mode == "ground_truth":
+            return "ground_truth"
+        if self.mode == "flow":
+            return "trained_flow" if trained else "untrained_flow"
+        return "trained_answer" if trained else "self_generated"
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What was played and found so far, over all problems."""
+
+    problems_played: int = 0
+    problems_solved: int = 0
+    """Problems with a trace at least."""
+    traces: int = 0
+    draws: int = 0
+    correct_draws: int = 0
+    """Plays whose final answer was right."""
+    ungraded_draws: int = 0
+    unsound_attempts: int = 0
+    """Right plays that gave no trace: the attempt that counts was not right by itself."""
+    tokens_played: int = 0
+    """Sampled tokens of all roles, failed draws counted."""
+    verdicts_used: int = 0
+    """Times that a solution was compared with the gold answer: once a play, and once more for an attempt that is not
+    the whole play."""
+    started: float = field(default_factory=time.perf_counter)
+
+    def facts(self) -> dict[str, Any]:
+        """The header's counts and cost."""
+        numbers = asdict(self)
+        started = numbers.pop("started")
+        cost = {name: numbers.pop(name) for name in ("tokens_played", "verdicts_used")}
+        return {"counts": numbers, "cost": cost | {"seconds": round(time.perf_counter() - started, 3)}}
+
+
+@dataclass(kw_only=True)
+class _Drawn:
+    """One problem while it is drawn."""
+
+    problem: Problem
+    prompt: tuple[Mapping[str, str], ...]
+    """Its chat in one pass."""
+    draws: int = 0
+    tokens: int = 0
+    found: list[Trace] = field(default_factory=list[Trace])
+
+
+def generate(
+    flow: Flow[Any],
+    one_pass: Flow[Any],
+    explore: Explore,
+    problems: Sequence[Problem],
+    players: Players,
+    adapters: Mapping[Role, Adapter],
+    settings: GenerateSettings,
+    selection: SelectionSettings,
+) -> Iterator[tuple[list[Trace], Tally]]:
+    """Batch by batch, the traces of its problems and the counts of all so far, until there are enough.
+
+    `flow` is played; the chat of a trace is what `one_pass` asks first.
+    """
+    settled = settings.max_traces
+    if settings.mode == "ground_truth":
+        batches = _from_data(one_pass, problems, players, settings)
+    else:
+        begins, alone = starter(players.verifier, players.renderer), explore.alone(greedy=False)
+        speaker = Speaker(players.engine, players.renderer, begins=begins)
+        speaker.refresh(adapters)
+        source = settings.source(trained=bool(adapters))
+
+        def play(left: Sequence[Problem], draw: int) -> list[Tree]:
+            return alone(flow, speaker, left, seed=derive(settings.seed, "trace", draw))
+
+        batches = _from_plays(play, one_pass, problems, players, source, settings, selection)
+    for traces, tally in batches:
+        yield traces, tally
+        if settled is not None and tally.traces >= settled:
+            return
+
+
+def _from_plays(
+    play: Callable[[Sequence[Problem], int], list[Tree]],
+    one_pass: Flow[Any],
+    problems: Sequence[Problem],
+    players: Players,
+    source: Source,
+    settings: GenerateSettings,
+    selection: SelectionSettings,
+) -> Iterator[tuple[list[Trace], Tally]]:
+    """The right plays: `play` gives a tree of each problem for one draw, counted from 0."""
+    tally = Tally()
+    for batch in batched(problems, settings.batch_problems):
+        drawn = [_Drawn(problem=problem, prompt=_prompt(one_pass, players, problem)) for problem in batch]
+        for draw in range(settings.draws):
+            left = [one for one in drawn if not selection.enough(one.found)]
+            if not left:
+                break
+            trees = play([one.problem for one in left], draw)
+            grade(trees, players.verifier, players.renderer, players.grading)
+            _take(left, trees, players, source, tally)
+        yield _done(drawn, selection, tally), tally
+
+
+def _from_data(
+    one_pass: Flow[Any], problems: Sequence[Problem], players: Players, settings: GenerateSettings
+) -> Iterator[tuple[list[Trace], Tally]]:
+    """The data set's own solutions: one a problem, nothing is sampled."""
+    tally = Tally()
+    for batch in batched(problems, settings.batch_problems):
+        texts = [(problem, text) for problem in batch if (text := worked_solution(problem))]
+        verdicts = players.verifier.grade_many([(problem.gold, text, True) for problem, text in texts])
+        traces = [
+            Trace(
+                **_of_problem(problem),
+                messages=_prompt(one_pass, players, problem),
+                solution=text,
+                token_ids=players.renderer.encode(text),
+                ended=True,
+                verdict=verdict,
+                source="ground_truth",
+                draw=1,
+                draws_used=1,
+                tokens_spent=0,
+            )
+            for (problem, text), verdict in zip(texts, verdicts, strict=True)
+            if verdict.status == "correct"
+        ]
+        tally.problems_played += len(batch)
+        tally.problems_solved += len(traces)
+        tally.traces += len(traces)
+        tally.verdicts_used += len(texts)
+        tally.correct_draws += len(traces)
+        tally.ungraded_draws += sum(verdict.status == "ungraded" for verdict in verdicts)
+        yield traces, tally
+
+
+def worked_solution(problem: Problem) -> str:
+    """A data set's own solution; "" where there is none.
+
+    One that states no answer of its own gets the gold one on a last line, in the form that the prompts ask for; GSM8K's
+    calculator notes ("<<3*4=12>>") are left out.
+    """
+    text = re.sub(r"<<[^<>]*>>", "", problem.solution).strip()
+    stated = last_box(text) is not None or after_answer_is(text) is not None
+    return text if not text or stated else f"{text}\nAnswer: {problem.gold}"
+
+
+def _of_problem(problem: Problem) -> dict[str, str]:
+    """The columns of a trace that are its problem's."""
+    return {
+        "problem_id": problem.id,
+        "question": problem.question,
+        "gold": problem.gold,
+        "dataset": problem.source,
+        "level": problem.level,
+        "subject": problem.subject,
+    }
+
+
+def _take(drawn: Sequence[_Drawn], trees: Sequence[Tree], players: Players, source: Source, tally: Tally) -> None:
+    """Count one draw of each problem, and keep the right attempts."""
+    right: list[tuple[_Drawn, Tree]] = []
+    for one, tree in zip(drawn, trees, strict=True):
+        one.draws += 1
+        one.tokens += sum(len(node.completion.token_ids) for node in tree.nodes)
+        status = "ungraded" if tree.trunk.verdict is None else tree.trunk.verdict.status
+        tally.draws += 1
+        tally.correct_draws += status == "correct"
+        tally.ungraded_draws += status == "ungraded"
+        if status == "correct":
+            right.append((one, tree))
+    tally.tokens_played += sum(len(node.completion.token_ids) for tree in trees for node in tree.nodes)
+    for (one, tree), (text, verdict) in zip(right, verify_attempts([tree for _, tree in right], players), strict=True):
+        solution = tree.trunk.solution
+        tally.verdicts_used += solution.attempt != solution.pieces
+        if verdict.status != "correct":
+            tally.unsound_attempts += 1
+            continue
+        one.found.append(
+            Trace(
+                **_of_problem(one.problem),
+                messages=one.prompt,
+                solution=text,
+                token_ids=players.renderer.to_ids(solution.attempt),
+                ended=solution.ended,
+                verdict=verdict,
+                source=source,
+                draw=one.draws,
+                draws_used=one.draws,
+                tokens_spent=one.tokens,
+            )
+        )
+    tally.verdicts_used += len(trees)
+
+
+def verify_attempts(trees: Sequence[Tree], players: Players) -> list[tuple[str, Verdict]]:
+    """The attempt that counts of each trunk, as text, and the verdict on it alone.
+
+    It is read as a finished solution: that is how it is learned, with the end token behind it.
+    """
+    texts = [players.renderer.to_text(tree.trunk.solution.attempt) for tree in trees]
+    asked = [(tree.problem.gold, text, True) for tree, text in zip(trees, texts, strict=True)]
+    return list(zip(texts, players.verifier.grade_many(asked), strict=True))
+
+
+def _done(drawn: Sequence[_Drawn], selection: SelectionSettings, tally: Tally) -> list[Trace]:
+    """The traces of problems that will not be drawn again, with what they cost in all."""
+    chosen: list[Trace] = []
+    for one in drawn:
+        kept = selection.choose(one.found)
+        tally.problems_played += 1
+        tally.problems_solved += bool(kept)
+        chosen += [replace(trace, draws_used=one.draws, tokens_spent=one.tokens) for trace in kept]
+    tally.traces += len(chosen)
+    return chosen
+
+
+def _prompt(one_pass: Flow[Any], players: Players, problem: Problem) -> tuple[Mapping[str, str], ...]:
+    turn = one_pass.turn(one_pass.start(problem))
+    messages: Sequence[Message] = () if turn is None else turn.messages
+    return tuple(players.renderer.chat(messages))

@@ -1,0 +1,288 @@
+"""How is a model fine-tuned on traces?
+
+By TRL's stable `SFTTrainer` with LoRA, on token ids made here, with the loss on the solution and its end token:
+
+    input_ids   <chat as `evaluate --mode single` asks it> 4 5 6 E
+    labels      -100 ...                              -100 4 5 6 E
+
+Invariant: the prompt's ids are those that evaluation asks with, and the solution's are those that were sampled. Only
+where the traces come from another vocabulary are their words encoded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from huggingface_hub import constants
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PrinterCallback
+
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.types import Problem, TokenIds
+from flow_dpo.learner.policy import LoraSettings, lora_targets
+from flow_dpo.models.load import LoadedModel
+from flow_dpo.models.render import PLAIN_TEMPLATE, Renderer
+from flow_dpo.runs import run_folder
+from flow_dpo.traces.trace import Trace, TraceFile
+
+IGNORED = -100
+"""The label of a token that is not learned."""
+PAPER_LORA = LoraSettings(lora_r=16, lora_alpha=16, lora_dropout=0.05)
+"""arXiv 2410.22304, the table of hyper-parameters, "Compile": r, alpha, dropout, all linear layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftSettings:
+    """Which traces, and where the result goes."""
+
+    traces: str = ""
+    """A folder or file of traces (`flow-dpo generate`)."""
+    num_traces: int | None = None
+    """Take exactly so many, the first ones, so that models can be compared; all where not given. The paper: 1,500."""
+    output_dir: str = "runs/sft"
+    seed: int = 0
+    """Of the adapter's first weights, the order of the traces, and dropout."""
+    merge: bool = False
+    """Write the base with the adapter merged into it, too, to `merged/`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftTraining:
+    """Values of the updates. Defaults are the paper's (arXiv 2410.22304, "Compile"), by TRL's names."""
+
+    learning_rate: float = 2e-4
+    num_train_epochs: float = 3.0
+    per_device_train_batch_size: int = 8
+    """Traces at once; with `gradient_accumulation_steps` the paper's batch of 16."""
+    gradient_accumulation_steps: int = 2
+    warmup_ratio: float = 0.1
+    """Share of the updates in which the rate rises."""
+    max_grad_norm: float = 1.0
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """What the rate does after the warm-up (not stated in the paper)."""
+    gradient_checkpointing: bool = False
+    """Less memory for more time."""
+
+
+def check_trl() -> None:
+    """Raise `ConfigError` where TRL is not installed."""
+    try:
+        import trl.trainer.sft_trainer  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"flow-dpo sft needs TRL, found that it cannot be imported ({error}); install it with "
+            f"pip install 'flow-dpo[trl]'"
+        ) from error
+
+
+def choose(file: TraceFile, settings: SftSettings) -> tuple[Trace, ...]:
+    """The traces to learn from. Raises `DataError` where there are fewer than are wanted."""
+    wanted = settings.num_traces
+    if wanted is None:
+        return file.traces
+    if not 0 < wanted <= len(file.traces):
+        raise DataError(
+            f"expected {wanted} traces in {file.path}, found {len(file.traces)}; generate more, with more --draws or "
+            f"--max_problems, or lower --num_traces"
+        )
+    return file.traces[:wanted]
+
+
+def example_ids(
+    trace: Trace, asks: Flow[Any], renderer: Renderer, *, end_id: int, sampled: bool
+) -> dict[str, TokenIds]:
+    """One trace as `input_ids` and `labels`. `asks` poses the question; `sampled`: its ids are this vocabulary's."""
+    problem = Problem(id=trace.problem_id, question=trace.question, gold=trace.gold)
+    turn = asks.turn(asks.start(problem))
+    assert turn is not None, "a flow asks at least once"
+    prompt = renderer.render(turn).prompt_ids
+    solution = trace.token_ids if sampled else renderer.encode(trace.solution)
+    learned = (*solution, end_id)
+    return {"input_ids": (*prompt, *learned), "labels": (*(IGNORED,) * len(prompt), *learned)}
+
+
+def examples(
+    traces: Sequence[Trace], header: Mapping[str, Any], asks: Flow[Any], loaded: LoadedModel
+) -> list[dict[str, TokenIds]]:
+    """What is learned from, one row a trace.
+
+    Raises `DataError` for a trace that exceeds the context window, or has token ids that the model does not know.
+    """
+    sampled = header.get("tokenizer") == loaded.renderer.fingerprint()
+    closing = loaded.renderer.closing_id()
+    end_id = min(loaded.end_ids) if closing is None else closing
+    rows = [example_ids(trace, asks, loaded.renderer, end_id=end_id, sampled=sampled) for trace in traces]
+    known = loaded.model.get_input_embeddings().num_embeddings
+    for trace, row in zip(traces, rows, strict=True):
+        if max(row["input_ids"]) >= known:  # pyright: ignore[reportOperatorIssue]
+            raise DataError(
+                f"expected token ids that the model knows (below {known}), found {max(row['input_ids'])} in the trace "
+                f"of {trace.problem_id}; its 'token_ids' were not sampled with this tokenizer: generate the traces anew"
+            )
+        if len(row["input_ids"]) > loaded.context_tokens:
+            raise DataError(
+                f"expected traces that fit into the context window of {loaded.context_tokens} tokens, found that of "
+                f"{trace.problem_id} with {len(row['input_ids'])}; leave it out, or take a model with a longer window"
+            )
+    return rows
+
+
+def fine_tune(
+    rows: Sequence[Mapping[str, TokenIds]],
+    loaded: LoadedModel,
+    lora: LoraSettings,
+    training: SftTraining,
+    settings: SftSettings,
+) -> tuple[PeftModel, list[dict[str, Any]]]:
+    """The model with its trained adapter, and TRL's log. `rows` are those of `examples`."""
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    config = LoraConfig(
+        r=lora.lora_r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(lora_targets(loaded.model, lora.lora_target_modules)),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings(), _nobody_told():
+        # PEFT 0.21 and TRL 1.16 know transformers 5's settings by their old names.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+        trainer = SFTTrainer(
+            model=loaded.model,
+            args=SFTConfig(**_arguments(loaded, training, settings)),
+            train_dataset=Dataset.from_list([{name: list(ids) for name, ids in row.items()} for row in rows]),
+            processing_class=loaded.renderer.tokenizer,
+            peft_config=config,
+        )
+        trainer.remove_callback(PrinterCallback)  # every update's row goes to metrics.jsonl instead
+        trainer.train()
+    assert isinstance(trainer.model, PeftModel)
+    return trainer.model, [dict(row) for row in trainer.state.log_history]
+
+
+@contextmanager
+def _nobody_told() -> Iterator[None]:
+    """TRL's trainers report that they were made to the hub; ours do not, whatever the environment says."""
+    before, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
+
+
+def _arguments(loaded: LoadedModel, training: SftTraining, settings: SftSettings) -> dict[str, Any]:
+    """TRL's settings: the values of the updates, and that nothing is cut, saved or reported on the way."""
+    values = {field.name: getattr(training, field.name) for field in fields(training)}
+    values["warmup_steps"] = values.pop("warmup_ratio")  # transformers 5 takes a share below 1 there
+    return values | {
+        "output_dir": settings.output_dir,
+        "seed": settings.seed,
+        "max_length": None,
+        "bf16": loaded.model.dtype == torch.bfloat16,
+        "fp16": loaded.model.dtype == torch.float16,
+        "use_cpu": loaded.model.device.type == "cpu",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
+
+
+def write(model: PeftModel, loaded: LoadedModel, folder: Path, *, chat_template: str | None, merge: bool) -> None:
+    """The adapter in PEFT's layout and the tokenizer, and the merged model in `merged/` where it is wanted."""
+    tokenizer = loaded.renderer.tokenizer
+    if chat_template is not None:
+        tokenizer.chat_template = PLAIN_TEMPLATE if chat_template == "plain" else chat_template
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    tokenizer.save_pretrained(folder)
+    if merge:
+        merged = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+        assert isinstance(merged, PreTrainedModel)
+        merged.save_pretrained(folder / "merged")
+        tokenizer.save_pretrained(folder / "merged")
+
+
+def summarise(
+    traces: Sequence[Trace],
+    rows: Sequence[Mapping[str, TokenIds]],
+    training: SftTraining,
+    log: Sequence[Mapping[str, Any]],
+    started: float,
+) -> dict[str, Any]:
+    """What was learned from, and what it cost."""
+    learned = sum(label != IGNORED for row in rows for label in row["labels"])
+    losses = [round(row["loss"], 6) for row in log if "loss" in row]
+    return {
+        "num_traces": len(traces),
+        "num_problems": len({trace.problem_id for trace in traces}),
+        "sources": sorted({trace.source for trace in traces}),
+        "cost": {
+            "tokens_learned": int(learned * training.num_train_epochs),
+            "tokens_read": int(sum(len(row["input_ids"]) for row in rows) * training.num_train_epochs),
+            "seconds": round(time.perf_counter() - started, 3),
+        },
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+    }
+
+
+def card(base: str, facts: Mapping[str, Any], header: Mapping[str, Any], folder: Path, *, merged: bool) -> str:
+    """The model's card: a YAML header that the hub reads, and how the model was made."""
+    top = {
+        "base_model": base,
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["flow-dpo", "lora", "sft", "trl", "reasoning"],
+    }
+    cost = facts["cost"]
+    lines = [
+        f"- traces: {facts['num_traces']} on {facts['num_problems']} problems, by {', '.join(facts['sources'])}",
+        f"- selection: {header.get('selection', 'not known')}",
+        f"- problems: {header.get('dataset', 'not known')}",
+        f"- loss: {facts['first_loss']} at first, {facts['last_loss']} at last, on the solutions' tokens only",
+        f"- cost: {cost['tokens_learned']} tokens learned, {cost['seconds']} seconds",
+    ]
+    use = f"flow-dpo evaluate --mode single --adapter {folder}"
+    if merged:
+        use += f"\n# merged into its base: {folder / 'merged'}"
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(top, sort_keys=False).rstrip(),
+            "---",
+            "",
+            "# A model fine-tuned on verified traces",
+            "",
+            "Made by flow-dpo (online DPO for flows, arXiv 2410.22304); every setting is in `config.yaml`.",
+            "",
+            *lines,
+            "",
+            "```",
+            use,
+            "```",
+            "",
+        ]
+    )
+
+
+def record(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:
+    """config.yaml, run.json and metrics.jsonl of a fine-tuning."""
+    run_folder.write_whole(
+        folder / "config.yaml", yaml.safe_dump(run_folder.plain(config), sort_keys=False, allow_unicode=True)
+    )
+    run_folder.write_whole(folder / "run.json", json.dumps({**run_folder.environment(), **facts}, indent=2) + "\n")
+    (folder / "metrics.jsonl").write_bytes(b"")
+    run_folder.append_jsonl(folder / "metrics.jsonl", log)

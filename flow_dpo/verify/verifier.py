@@ -1,0 +1,180 @@
+r"""Is a solution's final answer the gold one?
+
+Three-valued, in three steps, each of which may end it: find the answer (`extract`), compare it as numbers and names
+(`answers`), ask computer algebra in a process that can be killed (`grading_pool`). What could not be decided is
+`ungraded` with its reason, never a silent zero.
+
+    with Verifier() as verifier:
+        verifier.grade("14", "2 + 3 * 4 = 14\nAnswer: 14\n", ended=False)   Verdict("correct", "14")
+        verifier.grade("14", "2 + 3 * 4 = 14\nAnswer: 1", ended=False)      Verdict("wrong", None, "no answer")
+        verifier.grade("x+1", "\\boxed{1+x}", ended=True)                   Verdict("correct", "1+x", "algebra")
+        verifier.grade("1", "\\boxed{9^{9^{9^9}}}", ended=True)             Verdict("ungraded", ..., "timeout: ...")
+
+The conventions (units, percent signs, rounding, lists) and the figures are in docs/verifier.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from flow_dpo.core.types import Verdict
+from flow_dpo.verify.equivalence import MAX_CHARS, for_algebra, same
+from flow_dpo.verify.extract import NO_ANSWER, AnswerRule, extract_answer, gold_answer
+from flow_dpo.verify.worker_pool import Finding, GradingPool
+
+MAX_DEPTH = 60
+"""Deeper brackets are not handed to the parser."""
+MAX_DIGITS = 400
+"""Nor longer runs of digits."""
+CACHED_PAIRS = 20_000
+
+STANDALONE = AnswerRule(which="anywhere")
+"""The rule for texts that are graded by themselves: they are whole, and need not end with their answer."""
+
+
+class Verifier:
+    """Grades solutions. Holds up to `num_workers` child processes, started on first need, until it is closed."""
+
+    def __init__(self, *, rule: AnswerRule | None = None, timeout_s: float = 5.0, num_workers: int = 2) -> None:
+        self.rule = rule or AnswerRule()
+        self._pool = GradingPool(num_workers=num_workers, timeout_s=timeout_s)
+        self._cache: OrderedDict[tuple[str, str], Finding] = OrderedDict()
+        self._lock = threading.Lock()
+        self._begun: dict[tuple[str, str], Future[list[Finding]]] = {}
+        """Pairs that the pool was asked about ahead."""
+        self._ahead: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child processes, and what was begun."""
+        if self._ahead is not None:
+            self._ahead.shutdown(cancel_futures=True)
+            self._ahead = None
+        self._begun.clear()
+        self._pool.close()
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The child processes that run now."""
+        return self._pool.pids
+
+    def grade(self, gold: str, text: str, *, ended: bool) -> Verdict:
+        """The verdict on one solution; `ended` says that its end token was said, so that nothing was cut off."""
+        return self.grade_many([(gold, text, ended)])[0]
+
+    def begin(self, items: Iterable[tuple[str, str, bool]]) -> None:
+        """Have algebra look, beside whatever goes on here, at those of these (gold, text, ended) triples that need it.
+
+        Returns at once; `grade_many` then finds done what was begun, or waits for it.
+        """
+        for item in items:
+            accepted, answer, verdict = self._read(*item)
+            if verdict is not None or answer is None:
+                continue
+            pair = (accepted, answer)
+            if pair in self._cache or pair in self._begun:
+                continue
+            if self._ahead is None:
+                self._ahead = ThreadPoolExecutor(1, thread_name_prefix="verifier")
+            self._begun[pair] = self._ahead.submit(self._ask, [pair])
+
+    def grade_many(self, items: Iterable[tuple[str, str, bool]]) -> list[Verdict]:
+        """The verdicts on (gold, text, ended) triples, in their order."""
+        verdicts: list[Verdict | None] = []
+        asked: dict[tuple[str, str], list[int]] = {}
+        for item in items:
+            accepted, answer, verdict = self._read(*item)
+            if verdict is None and answer is not None:
+                asked.setdefault((accepted, answer), []).append(len(verdicts))
+            verdicts.append(verdict)
+        for begun in [self._begun.pop(pair) for pair in asked if pair in self._begun]:
+            if not begun.cancel():  # what is not under way yet is asked with the rest, of all workers at once
+                begun.result()
+        for (gold, answer), finding in zip(asked, self._ask(list(asked)), strict=True):
+            for position in asked[gold, answer]:
+                verdicts[position] = _from_algebra(answer, finding)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _read(self, gold: str, text: str, ended: bool) -> tuple[str, str | None, Verdict | None]:
+        """The gold answer, the one that was given, and the verdict where it needs no algebra."""
+        accepted, answer = gold_answer(gold), extract_answer(text, ended=ended, rule=self.rule)
+        return accepted, answer, _without_algebra(accepted, answer)
+
+    def _ask(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
+        """The pool's findings, each pair's once."""
+        with self._lock:
+            return self._asked(pairs)
+
+    def _asked(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
+        fresh = [pair for pair in pairs if pair not in self._cache]
+        known = {pair: self._cache[pair] for pair in pairs if pair in self._cache}
+        for pair, finding in zip(
+            fresh, self._pool.compare_many([(for_algebra(a), for_algebra(b)) for a, b in fresh]), strict=True
+        ):
+            known[pair] = finding
+            if finding.found != "died":  # that may have been somebody's kill
+                self._cache[pair] = finding
+        while len(self._cache) > CACHED_PAIRS:
+            self._cache.popitem(last=False)
+        return [known[pair] for pair in pairs]
+
+
+def _without_algebra(gold: str, answer: str | None) -> Verdict | None:
+    """What can be said without a child process; None where algebra has to look."""
+    if not gold:
+        return Verdict(status="ungraded", answer=answer, reason="the gold answer is empty")
+    if answer is None:
+        return Verdict(status="wrong", reason=NO_ANSWER)
+    equal = same(gold, answer)
+    if equal is not None:
+        return Verdict(status="correct" if equal else "wrong", answer=answer[:MAX_CHARS])
+    for name, text in (("gold", gold), ("answer", answer)):
+        excess = _excess(text)
+        if excess:
+            # A model that writes this has not answered; a gold like it is the data's fault, not the model's.
+            return Verdict(
+                status="wrong" if name == "answer" else "ungraded", answer=answer, reason=f"{name}: {excess}"
+            )
+    return None
+
+
+def _excess(text: str) -> str:
+    """Why a text is not handed to the parser, "" where it is."""
+    if len(text) > MAX_CHARS:
+        return f"{len(text):,} characters, at most {MAX_CHARS:,} are read"
+    depth = deepest = digits = longest = 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        deepest = max(deepest, depth)
+        digits = digits + 1 if char.isdigit() else 0
+        longest = max(longest, digits)
+    if deepest > MAX_DEPTH:
+        return f"brackets {deepest} deep, at most {MAX_DEPTH} are read"
+    return f"a number of {longest:,} digits, at most {MAX_DIGITS} are read" if longest > MAX_DIGITS else ""
+
+
+def _from_algebra(answer: str, finding: Finding) -> Verdict:
+    if finding.found in ("equal", "different"):
+        status = "correct" if finding.found == "equal" else "wrong"
+        return Verdict(status=status, answer=answer, reason=finding.reason or "algebra")
+    said = {
+        "gold": "the gold answer cannot be parsed",
+        "error": "the comparison failed",
+        "timeout": "timeout",
+        "died": "the grading process died",
+    }[finding.found]
+    return Verdict(status="ungraded", answer=answer, reason=f"{said}: {finding.reason}")
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------

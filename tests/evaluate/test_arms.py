@@ -1,0 +1,155 @@
+"""What does every arm of a comparison ask for? With commands that only write their words down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from flow_dpo.core.explore import Drawing
+from flow_dpo.evaluate.compare import arms, choose
+from flow_dpo.evaluate.compare.arms import Sizes
+from flow_dpo.evaluate.compare.jobs import DONE, Doing
+from flow_dpo.recipes import presets
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.adapters import one_pass
+
+TESTS = ("held_out/greedy", "held_out/sampled")
+SIZES = Sizes(
+    num_traces=6,
+    matched_draws=16,
+    more_draws=8,
+    flow_shape=(24, 8),
+    tests=TESTS,
+    max_problems=9,
+    asks=one_pass(presets.preset("flow-dpo", "seed").recipe.flow),
+    draws=Drawing(temperature=1.0, top_p=0.97),
+)
+
+
+class Commands:
+    """Stand-ins: what was asked, by the folder that it was to be written to."""
+
+    def __init__(self) -> None:
+        self.words: dict[str, list[str]] = {}
+
+    def folder(self, words: Sequence[str]) -> Path:
+        folder = Path(words[words.index("--output_dir") + 1])
+        folder.mkdir(parents=True)
+        self.words["/".join(folder.parts[folder.parts.index("seed5") + 1 :])] = list(words)
+        return folder
+
+    def train(self, words: Sequence[str]) -> int:
+        row = {"play/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 50, "learn/updates": 4}
+        seconds = dict.fromkeys(("play/seconds", "grade/seconds", "learn/seconds"), 0.5)
+        run_folder.append_jsonl(self.folder(words) / "metrics.jsonl", [row | seconds])
+        return 0
+
+    def generate(self, words: Sequence[str]) -> int:
+        cost = {"tokens_played": 10, "verdicts_used": 2, "seconds": 1.0}
+        (self.folder(words) / "traces.json").write_text(json.dumps({"cost": cost}))
+        return 0
+
+    def sft(self, words: Sequence[str]) -> int:
+        (self.folder(words) / "run.json").write_text(json.dumps({"cost": {"tokens_read": 5, "seconds": 1.0}}))
+        return 0
+
+    def evaluate(self, words: Sequence[str]) -> int:
+        self.folder(words)
+        return 0
+
+
+def asked(tmp_path: Path, *names: str, sizes: Sizes = SIZES) -> dict[str, list[str]]:
+    """The words of all commands of these arms."""
+    commands = Commands()
+    run = {name: getattr(commands, name) for name in ("train", "generate", "sft", "evaluate")}
+    do = Doing(tmp_path / "seed5", 5, tmp_path / "settings", run=run)
+    for name in names:
+        outcome = choose.EVERY[name].make(do, sizes)
+        assert set(outcome.evaluations) == set(TESTS)
+    return commands.words
+
+
+def value(words: Sequence[str], flag: str) -> str:
+    return words[words.index(flag) + 1]
+
+
+@pytest.mark.parametrize("name", choose.EVERY)
+def test_every_arm_is_made_and_measured_on_every_test(name: str, tmp_path: Path) -> None:
+    words = asked(tmp_path, name)
+    measured = [folder for folder in words if folder.startswith("evaluations/")]
+    assert measured == [f"evaluations/{name}/{test.replace('/', '-')}" for test in TESTS]
+    assert value(words[measured[1]], "--greedy") == "false"
+    kind = choose.EVERY[name].kind
+    assert {value(words[folder], "--mode") for folder in measured} == {"flow" if kind == "flow" else "single"}
+    assert all(value(each, "--seed") == "5" for each in words.values())
+    # A compiled arm is measured by its own adapter, another trained one by its run, the base by neither.
+    speaker = {"compiled": "--adapter", "base": "--config"}.get(kind, "--run")
+    if name != "untrained_flow_itself":
+        assert words[measured[0]][0] == speaker
+    if kind == "compiled":
+        assert value(words[measured[0]], "--adapter").endswith(f"seed5/sft/{name}")
+        assert value(words[f"sft/{name}"], "--traces").endswith(f"seed5/traces/{name}")
+
+
+def test_compiled_arms_have_as_many_traces_but_for_those_on_given_problems(tmp_path: Path) -> None:
+    compiled = [name for name, arm in arms.ARMS.items() if arm.kind == "compiled"]
+    words = asked(tmp_path, *compiled)
+    free = {name for name in compiled if "--num_traces" not in words[f"sft/{name}"]}
+    assert free == {"self_on_trained_problems", "trained_on_self_problems"}
+    for name, of in (
+        ("self_on_trained_problems", "trained_flow"),
+        ("ground_truth_on_trained_problems", "trained_flow"),
+        ("trained_on_self_problems", "self_generated"),
+    ):
+        assert value(words[f"traces/{name}"], "--problems_of").endswith(f"traces/{of}")
+    assert value(words["traces/self_on_trained_problems"], "--draws") == "16"
+    assert value(words["traces/self_more_draws"], "--draws") == "8"
+    assert value(words["traces/trained_on_self_problems"], "--run").endswith("seed5/flow")
+
+
+def test_variants_of_the_flow_differ_from_it_in_what_they_are_named_after(tmp_path: Path) -> None:
+    words = asked(tmp_path, *arms.ARMS)
+    flow = words["flow"][:-1]
+
+    def more(name: str) -> list[str]:
+        assert words[name][: len(flow) - 1] == flow[:-1]
+        return [word for word in words[name][len(flow) - 1 : -1] if word != "--output_dir"]
+
+    assert more("alternatives_2") == ["--num_alternatives", "2"]
+    assert more("balanced_stop") == ["--balance"]
+    assert more("chunks_half") == ["--chunk_tokens", "12", "--max_chunks", "16"]
+    assert more("chunks_double") == ["--chunk_tokens", "48", "--max_chunks", "4"]
+    for role in ("answer", "stop"):
+        matched = ["--credit.roles", f"[{role}]", "--run.budget.updates", "4", "--max_problems", "72"]
+        assert more(f"{role}_only") == matched
+    # The flow itself, not compiled, is the same training: every piece of work is done once.
+    done = [row["name"] for row in run_folder.read_jsonl(tmp_path / "seed5" / DONE)]
+    assert len(done) == len(set(done))
+
+
+def test_other_methods_have_the_flows_tokens_or_verdicts(tmp_path: Path) -> None:
+    words = asked(tmp_path, *arms.ARMS)
+    for method in ("online_dpo", "rejection_sampling"):
+        assert value(words[f"{method}_same_tokens"], "--run.budget.tokens") == "777"
+        assert value(words[f"{method}_same_verdicts"], "--run.budget.verdicts") == "50"
+        assert value(words[f"{method}_same_tokens"], "--recipe") == method.replace("_", "-")
+        assert value(words[f"{method}_same_tokens"], "--config").endswith("settings/other.yaml")
+        assert "--explore.temperature" not in words[f"evaluations/{method}_same_tokens/held_out-sampled"]
+
+
+def test_other_methods_are_asked_and_drawn_as_the_flow_is(tmp_path: Path) -> None:
+    """With prompts, lengths and a temperature that are not the preset's."""
+    sizes = Sizes(
+        num_traces=6, matched_draws=1, more_draws=1, flow_shape=None, tests=TESTS, max_problems=9,
+        preset="small", asks=SIZES.asks, draws=Drawing(temperature=0.6),
+    )  # fmt: skip
+    words = asked(tmp_path, "online_dpo_same_tokens", "dots_same_tokens", sizes=sizes)
+    assert value(words["online_dpo_same_tokens"], "--config").endswith("settings/single.yaml")
+    assert value(words["dots_same_tokens"], "--config").endswith("settings/other.yaml")
+    for name in ("online_dpo_same_tokens", "dots_same_tokens"):
+        drawn = words[f"evaluations/{name}/held_out-sampled"]
+        assert value(drawn, "--explore.temperature") == "0.6"
+        assert "--explore.top_p" not in drawn

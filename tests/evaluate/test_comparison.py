@@ -1,0 +1,297 @@
+"""Are arms compared on the same questions, with the right statistics, and is nothing done twice?"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_dpo.cli import compare
+from flow_dpo.cli import report as report_command
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.data.seed import seed_problems
+from flow_dpo.evaluate import paired_tests
+from flow_dpo.evaluate.compare import arms, choose
+from flow_dpo.evaluate.compare.jobs import DONE, Doing
+from flow_dpo.evaluate.compare.summary import rewards_of, step_quality
+from flow_dpo.runs import run_folder
+
+SETTINGS = """
+data: {dataset_name: seed, dataset_split: train, max_problems: 24}
+model: {num_threads: 1}
+learner: {pairs_per_update: 8}
+training: {num_train_epochs: 1.0}
+compare:
+  num_seeds: 1
+  pool: {num_traces: 6, pool_problems: 40}
+  tests: {test_problems: 16, harder_split: hard, harder_problems: 8}
+"""
+
+
+def verdicts(text: str) -> dict[str, float | None]:
+    return {f"q{i}": {"1": 1.0, "0": 0.0, "?": None}[char] for i, char in enumerate(text)}
+
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_a_mean_over_seeds_and_questions() -> None:
+    found = paired_tests.difference([verdicts("1101"), verdicts("1001")], [verdicts("0101"), verdicts("0011")])
+    # By question: (1 + 1) / 2, (0 + 0) / 2, (0 - 1) / 2, (0 + 0) / 2.
+    assert found["mean"] == pytest.approx((1 + 0 - 0.5 + 0) / 4)
+    assert found["per_seed"] == [0.25, 0.0]
+    assert (found["num_questions"], found["num_better"], found["num_worse"]) == (4, 2, 1)
+    assert found["low"] <= found["mean"] <= found["high"]
+    assert found["seed_low"] == pytest.approx(0.125 - 12.7062 * math.sqrt(0.03125) / math.sqrt(2), rel=1e-3)
+
+
+def test_what_could_not_be_graded_enters_neither_side() -> None:
+    found = paired_tests.difference([verdicts("1?10")], [verdicts("01?0")])
+    assert (found["num_questions"], found["mean"]) == (2, 0.5)
+    with pytest.raises(DataError, match="graded on both sides"):
+        paired_tests.difference([verdicts("?1")], [verdicts("1?")])
+
+
+def test_other_questions_are_refused() -> None:
+    with pytest.raises(DataError, match="same test questions, found 1 "):
+        paired_tests.difference([verdicts("11")], [verdicts("111")])
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (5, 1), (1, 5), (7, 7), (30, 12)])
+def test_mcnemar_by_counting_all_outcomes(better: int, worse: int) -> None:
+    """Twice the share of coin sequences that are as uneven, by the binomial sum."""
+    n, k = better + worse, max(better, worse)
+    tail = sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
+    assert paired_tests.exchange_p([1] * better + [-1] * worse) == pytest.approx(min(1.0, 2 * tail))
+
+
+@pytest.mark.parametrize("gaps", [(2, -1, 0, 3), (1, 1, -2, 2, 3), (-3, -3, -1), (1, -1, 2, -2), (3,)])
+def test_whole_questions_are_exchanged(gaps: tuple[int, ...]) -> None:
+    """Of all signs that the questions could have had, the share with as large a sum; seeds go together."""
+    sums = [
+        sum(s * g for s, g in zip(signs, gaps, strict=True)) for signs in itertools.product((1, -1), repeat=len(gaps))
+    ]
+    assert paired_tests.exchange_p(gaps) == pytest.approx(sum(abs(x) >= abs(sum(gaps)) for x in sums) / len(sums))
+
+
+def test_the_same_answers_under_more_seeds_are_no_more_evidence() -> None:
+    arm, other = verdicts("1111111000"), verdicts("0000100011")
+    one = paired_tests.difference([arm], [other])["p"]
+    assert paired_tests.difference([arm] * 3, [other] * 3)["p"] == pytest.approx(one)
+    assert paired_tests.exchange_p([3] * 3000 + [-1] * 10) < 1e-290
+
+
+def test_holm_by_hand() -> None:
+    found = paired_tests.holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert paired_tests.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_the_bootstrap_agrees_with_all_resamples() -> None:
+    """Of four values there are 256 resamples; the percentiles of their means are the interval."""
+    values = [1.0, 0.0, 0.0, -1.0]
+    means = sorted(sum(chosen) / 4 for chosen in itertools.product(values, repeat=4))
+    low, high = paired_tests.bootstrap(values)
+    assert low == pytest.approx(means[round(0.025 * 255)], abs=0.25)
+    assert high == pytest.approx(means[round(0.975 * 255)], abs=0.25)
+    assert paired_tests.bootstrap([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_steps_of_the_seed_are_judged_by_its_own_solution() -> None:
+    problem = seed_problems("train", 1)[0]
+    first = problem.solution.splitlines()[0]
+    wrong = problem.solution.replace(first, first[:-2] + "99")
+    assert step_quality([(problem, problem.solution), (problem, wrong)]) is not None
+    assert step_quality([(problem, problem.solution), (problem, wrong)])["num_invalid"] == 1  # type: ignore[index]
+    assert step_quality([]) is None
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+class Commands:
+    """Stand-ins that write what the real ones leave behind, and may fail."""
+
+    def __init__(self) -> None:
+        self.called: list[list[str]] = []
+        self.failing = ""
+
+    def evaluate(self, words: Sequence[str]) -> int:
+        self.called.append(list(words))
+        folder = Path(words[words.index("--output_dir") + 1])
+        if self.failing and self.failing in str(folder):
+            folder.mkdir(parents=True)
+            (folder / "half").touch()
+            raise DataError("expected more, found less")
+        assert not folder.exists(), "what was begun is begun anew"
+        folder.mkdir(parents=True)
+        return 0
+
+
+def doing(folder: Path, commands: Commands) -> Doing:
+    return Doing(folder / "seed0", 0, folder / "settings", run={"evaluate": commands.evaluate})
+
+
+def test_a_command_is_run_once(tmp_path: Path) -> None:
+    commands = Commands()
+    first = doing(tmp_path, commands).evaluate("a", "held_out", "--mode", "single")
+    again = doing(tmp_path, commands).evaluate("a", "held_out", "--mode", "single")
+    assert first == again == tmp_path / "seed0/a"
+    assert len(commands.called) == 1
+    assert commands.called[0][:2] == ["--config", str(tmp_path / "settings/base-held_out.yaml")]
+    with pytest.raises(ConfigError, match="made by another command"):
+        doing(tmp_path, commands).evaluate("a", "held_out", "--mode", "flow")
+
+
+def test_what_failed_is_named_and_begun_anew(tmp_path: Path) -> None:
+    commands = Commands()
+    commands.failing = "seed0/b"
+    do = doing(tmp_path, commands)
+    do.evaluate("a", "held_out")
+    with pytest.raises(DataError, match="seed 0, b: expected more"):
+        do.evaluate("b", "held_out")
+    commands.failing = ""
+    do = doing(tmp_path, commands)
+    do.evaluate("a", "held_out")
+    do.evaluate("b", "held_out")
+    assert [Path(words[-1]).name for words in commands.called] == ["a", "b", "b"]
+
+
+def test_a_torn_last_row_is_cut_before_the_next_is_written(tmp_path: Path) -> None:
+    commands = Commands()
+    doing(tmp_path, commands).evaluate("a", "held_out")
+    with (tmp_path / "seed0" / DONE).open("a") as file:
+        file.write('{"name": "b", "wor')
+    doing(tmp_path, commands).evaluate("b", "held_out")
+    assert [row["name"] for row in run_folder.read_jsonl(tmp_path / "seed0" / DONE)] == ["a", "b"]
+    doing(tmp_path, commands).evaluate("b", "held_out")
+    assert len(commands.called) == 2
+
+
+def test_unknown_arms_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown arms nobody; there are zero_shot"):
+        choose.choose(("zero_shot", "nobody"))
+    assert [arm.name for arm in choose.choose(())] == list(arms.ARMS)
+    assert set(arms.PAPER) <= set(arms.ARMS)
+    chosen = [arm.name for arm in choose.choose(("paper", "flow_itself", "zero_shot"))]
+    assert chosen == [*arms.PAPER, "flow_itself"]
+    assert arms.BASELINE in arms.ARMS
+
+
+def test_a_pool_needs_to_know_where_the_flows_problems_end(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected data\.max_problems"):
+        compare.compare(["--compare.output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the whole ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("comparison")
+    (folder / "settings.yaml").write_text(SETTINGS)
+    names = "[zero_shot,self_generated,trained_flow,self_on_trained_problems,answer_adapter,online_dpo_same_tokens]"
+    words = ["--config", str(folder / "settings.yaml"), "--compare.output_dir", str(folder / "out")]
+    assert compare.compare([*words, "--compare.arms", names]) == 0
+    return folder
+
+
+def test_the_comparison_says_what_was_done(made: Path) -> None:
+    found: dict[str, Any] = json.loads((made / "out/comparison.json").read_text())
+    rows = {row["name"]: row for row in found["arms"]}
+    assert (found["num_seeds"], found["baseline"], found["primary"]) == (1, "self_generated", "held_out/greedy")
+    assert rows["self_generated"]["difference_to_self"] is None
+    assert rows["trained_flow"]["num_traces"] == [6]
+    assert rows["zero_shot"]["num_traces"] is None
+    assert rows["zero_shot"]["costs"]["tokens_learned"] == 0
+    assert rows["self_on_trained_problems"]["num_problems"][0] <= rows["trained_flow"]["problems_asked"][0]
+    for name in ("mean", "low", "high", "p", "p_holm"):
+        assert isinstance(rows["trained_flow"]["difference_to_self"][name], float)
+    # Costs and accuracies are those of the folders.
+    seed0 = made / "out/seed0"
+    flow = run_folder.read_jsonl(seed0 / "flow/metrics.jsonl")
+    traces = json.loads((seed0 / "traces/trained_flow/traces.json").read_text())["cost"]
+    played = sum(row["play/sampled_tokens"] for row in flow) + traces["tokens_played"]
+    assert rows["trained_flow"]["costs"]["tokens_played"] == played
+    right = rewards_of(seed0 / "evaluations/trained_flow/held_out-greedy")
+    accuracy = sum(value or 0.0 for value in right.values()) / 16
+    assert rows["trained_flow"]["accuracies"]["held_out"]["greedy"]["mean"] == accuracy
+    assert rows["trained_flow"]["accuracies"]["harder"]["greedy"]["per_seed"] == [pytest.approx(accuracy, abs=1)]
+    # Held-out problems are other problems than those that traces were drawn on and the flow learned from.
+    learned = {row["problem"]["id"] for row in run_folder.read_jsonl(seed0 / "flow/trees.jsonl")}
+    pool = {row["problem_id"] for row in run_folder.read_jsonl(seed0 / "traces/trained_flow/traces.jsonl")}
+    assert not learned & pool
+    table = (made / "out/comparison.md").read_text()
+    assert "`trained_flow`" in table
+    assert "difference to self_generated" in table
+
+
+def test_matched_arms_stay_on_the_given_problems(made: Path) -> None:
+    seed0 = made / "out/seed0/traces"
+    given = {row["problem_id"] for row in run_folder.read_jsonl(seed0 / "trained_flow/traces.jsonl")}
+    drawn = {row["problem_id"] for row in run_folder.read_jsonl(seed0 / "self_on_trained_problems/traces.jsonl")}
+    assert drawn <= given
+
+
+def test_a_budgeted_arm_had_as_much_as_the_flow(made: Path) -> None:
+    rows = {row["name"]: row["costs"] for row in json.loads((made / "out/comparison.json").read_text())["arms"]}
+    flow, other = rows["answer_adapter"], rows["online_dpo_same_tokens"]
+    assert sum(other[name] for name in ("tokens_played", "tokens_learned")) >= sum(
+        flow[name] for name in ("tokens_played", "tokens_learned")
+    )
+
+
+def test_done_work_is_not_done_again_and_other_settings_are_refused(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = (made / "out/seed0" / DONE).read_bytes()
+    words = ["--config", str(made / "settings.yaml"), "--compare.output_dir", str(made / "out")]
+    assert compare.compare([*words, "--compare.arms", "[zero_shot,self_generated,trained_flow]"]) == 0
+    assert (made / "out/seed0" / DONE).read_bytes() == done
+    with pytest.raises(ConfigError, match=r"begun otherwise.*\n  compare.pool.num_traces: 6 then, 7 now"):
+        compare.compare([*words, "--compare.pool.num_traces", "7"])
+
+
+def test_every_command_can_be_run_by_hand(made: Path) -> None:
+    for words in json.loads((made / "out/comparison.json").read_text())["commands"]:
+        assert words.split()[:2] in [["flow-dpo", name] for name in ("train", "generate", "sft", "evaluate")]
+
+
+def test_the_report_reads_it(made: Path, tmp_path: Path) -> None:
+    assert report_command.report([str(made / "out"), "--output_dir", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "self_on_trained_problems" in page
+
+
+def test_drawn_answers_may_be_left_out() -> None:
+    asked = ([], ["--sampled", "false"])
+    tests = [compare._sizes(compare.parse(["--max_problems", "8", *more])).tests for more in asked]
+    assert tests == [("held_out/greedy", "held_out/sampled"), ("held_out/greedy",)]
+
+
+def test_an_arm_without_enough_traces_is_told_and_the_others_are_made(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    words = ["--config", str(tmp_path / "settings.yaml"), "--compare.output_dir", str(tmp_path / "out")]
+    words += ["--compare.num_seeds", "2", "--compare.jobs", "2", "--compare.pool.num_traces", "500"]
+    assert compare.compare([*words, "--compare.arms", "[zero_shot,self_generated]"]) == 0
+    found: dict[str, Any] = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert [row["name"] for row in found["arms"]] == ["zero_shot"]
+    assert (found["seeds"], len(found["arms"][0]["accuracies"]["held_out"]["greedy"]["per_seed"])) == ([0, 1], 2)
+    assert list(found["failed"]) == ["self_generated"]
+    assert "sft/self_generated: expected 500 traces in" in found["failed"]["self_generated"]
+    # Who made it, by which settings, and that no question of the test was learned from.
+    assert found["settings"]["compare"]["pool"]["num_traces"] == 500
+    assert sum(one["num_pieces"] for one in found["made_by"]) == len(found["commands"])
+    assert {facts["num_learned"] for facts in found["test_sets"].values()} == {0}
+    assert report_command.report([str(tmp_path / "out"), "--output_dir", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report/report.md").read_text()
+    assert "Not made: self\\_generated" in page
+    assert found["command"] in page
+    with pytest.raises(DataError, match="expected an arm that can be made, found none; of self_generated: seed 0"):
+        compare.compare([*words, "--compare.arms", "[self_generated]"])

@@ -1,0 +1,237 @@
+"""Are the neighbours of Flow-DPO contrasted on what their papers claim, and on nothing else?"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_dpo.cli import compare
+from flow_dpo.cli import report as report_command
+from flow_dpo.core.types import Status
+from flow_dpo.evaluate import paired_tests
+from flow_dpo.evaluate.compare import arms, recipe_arms
+from flow_dpo.evaluate.compare.arms import SAME_TOKENS, Arm, Outcome, Sizes
+from flow_dpo.evaluate.compare.choose import EVERY, choose
+from flow_dpo.evaluate.compare.jobs import Doing
+from flow_dpo.evaluate.compare.summary import Told, markdown, summarise
+from flow_dpo.runs import resolve, run_folder
+
+TESTS = ("held_out/greedy", "harder/greedy")
+
+
+# ---- differences to others than the baseline ------------------------------------------------------------------------
+
+
+def evaluation(folder: Path, statuses: str) -> Path:
+    """An evaluation with these verdicts: 1 right, 0 wrong."""
+    names: dict[str, Status] = {"1": "correct", "0": "wrong"}
+    folder.mkdir(parents=True)
+    run_folder.append_jsonl(
+        folder / "predictions.jsonl",
+        [
+            {"id": f"q{i}", "question": "?", "gold": "1", "solution": "", "verdict": {"status": names[one]}}
+            for i, one in enumerate(statuses)
+        ],
+    )
+    run_folder.write_whole(folder / "summary.json", json.dumps({"dataset": "made/up"}))
+    return folder
+
+
+def nothing(do: Doing, sizes: Sizes) -> Outcome:
+    raise AssertionError("no arm is made here")
+
+
+def summary(
+    tmp_path: Path, verdicts: dict[str, tuple[str, str]], *, tokens: int = 0, **against: tuple[str, ...]
+) -> dict[str, Any]:
+    """comparison.json of one seed: each arm's verdicts on both tests, and what it is against."""
+    chosen = [
+        Arm(name=name, kind="single", what=f"made by hand {SAME_TOKENS}", make=nothing, against=against.get(name, ()))
+        for name in verdicts
+    ]
+    outcomes = {
+        name: [
+            Outcome(
+                works=(),
+                evaluations={
+                    test: evaluation(tmp_path / name / test, said) for test, said in zip(TESTS, each, strict=True)
+                },
+            )
+        ]
+        for name, each in verdicts.items()
+    }
+    return summarise(chosen, outcomes, Told(seeds=[0], tests=TESTS, facts={}, tokens=tokens), tmp_path)
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(0, "the flow's tokens"), (160000, "160,000 tokens")])
+def test_an_arm_says_which_tokens_it_had(tmp_path: Path, tokens: int, said: str) -> None:
+    [row] = summary(tmp_path, {"a": ("11", "1")}, tokens=tokens)["arms"]
+    assert row["what"] == f"made by hand until it had {said}"
+
+
+def test_an_arm_is_compared_with_those_it_names(tmp_path: Path) -> None:
+    found = summary(
+        tmp_path,
+        {"a": ("1111110011", "10"), "b": ("0000001111", "11"), "c": ("0100110011", "11")},
+        a=("b", "absent"),
+        c=("a", "b"),
+    )
+    rows = {row["name"]: row for row in found["arms"]}
+    assert found["baseline"] is None
+    assert [one["against"] for one in rows["a"]["contrasts"]] == ["b"]
+    assert rows["b"]["contrasts"] == []
+    gap = rows["a"]["contrasts"][0]["differences"]["held_out/greedy"]
+    # Six questions better, two worse, of ten.
+    assert (gap["mean"], gap["num_better"], gap["num_worse"]) == (pytest.approx(0.4), 6, 2)
+    assert gap["p"] == pytest.approx(paired_tests.exchange_p([1] * 6 + [-1] * 2))
+    assert rows["a"]["contrasts"][0]["differences"]["harder/greedy"]["mean"] == -0.5
+    # Holm over the three contrasts of a test: a - b, c - a and c - b have 6:2, 0:3 and 3:2 questions.
+    ps = [paired_tests.exchange_p([1] * better + [-1] * worse) for better, worse in ((6, 2), (0, 3), (3, 2))]
+    contrasts = [*rows["a"]["contrasts"], *rows["c"]["contrasts"]]
+    corrected = [one["differences"]["held_out/greedy"]["p_holm"] for one in contrasts]
+    assert corrected == pytest.approx(list(paired_tests.holm(dict(zip("xyz", ps, strict=True))).values()))
+    assert corrected[0] > gap["p"]
+    table = markdown(found)
+    assert "difference to" not in table, "there is no baseline to be different from"
+    assert "| `a` | `b` | +40.0 (" in table
+
+
+def test_without_contrasts_there_is_no_second_table(tmp_path: Path) -> None:
+    found = summary(tmp_path, {"a": ("11", "10"), "self_generated": ("10", "11")})
+    assert all(row["contrasts"] == [] for row in found["arms"])
+    assert found["arms"][0]["difference_to_self"]["mean"] == 0.5
+    assert "against" not in markdown(found)
+
+
+def test_the_published_table_is_that_of_its_figures() -> None:
+    study = Path(__file__).parent.parent.parent / "studies"
+    table = markdown(json.loads((study / "recipes" / "comparison.json").read_text()))
+    assert (study / "recipes" / "comparison.md").read_text() == table
+    assert table in (study / "recipes.md").read_text()
+
+
+# ---- what the arms are ----------------------------------------------------------------------------------------------
+
+
+def test_the_group_holds_what_it_contrasts() -> None:
+    names = [arm.name for arm in choose(("recipes",))]
+    assert {"vineppo_same_tokens", "rpo_same_tokens", "cpl_same_tokens", "flow_itself"} <= set(names)
+    assert {other for name in names for other in EVERY[name].against} <= set(names)
+    names = [arm.name for arm in choose(("instructed",))]
+    assert names == ["zero_shot", "self_training_same_tokens", "dots_same_tokens", "regenesis_same_tokens"]
+    assert all("self_training_same_tokens" in EVERY[name].against for name in names[2:])
+    # Sources of traces and their controls stay what they were where no arm is named.
+    assert [arm.name for arm in choose(())] == list(arms.ARMS)
+
+
+class Trained:
+    """Stands in for `flow-dpo train` and `evaluate`: keeps the words, and leaves behind what they do."""
+
+    def __init__(self) -> None:
+        self.words: dict[str, list[str]] = {}
+
+    def train(self, words: Sequence[str]) -> int:
+        folder = Path(words[words.index("--output_dir") + 1])
+        self.words[folder.name] = list(words)
+        folder.mkdir(parents=True)
+        row = {"play/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 5, "learn/updates": 1}
+        seconds = dict.fromkeys(("play/seconds", "grade/seconds", "learn/seconds"), 0.5)
+        run_folder.append_jsonl(folder / "metrics.jsonl", [row | seconds])
+        return 0
+
+    def evaluate(self, words: Sequence[str]) -> int:
+        self.words[Path(words[words.index("--output_dir") + 1]).parent.name + " asked"] = list(words)
+        return 0
+
+
+def made(tmp_path: Path) -> dict[str, list[str]]:
+    """The words of every training and evaluation of the group."""
+    trained = Trained()
+    do = Doing(tmp_path, 5, tmp_path / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
+    sizes = Sizes(num_traces=1, matched_draws=1, more_draws=1, flow_shape=None, tests=TESTS, max_problems=9)
+    for name in recipe_arms.ARMS:
+        EVERY[name].make(do, sizes)
+    return trained.words
+
+
+@pytest.mark.parametrize(
+    ("arm", "other", "differing"),
+    [
+        ("vineppo", "grpo", {"vineppo", "grpo", "--pairs_per_update", "128"}),
+        ("dots", "self_training", {"dots", "rejection-sampling"}),
+        ("regenesis", "self_training", {"regenesis", "rejection-sampling"}),
+        ("rpo", "reference_path", {"rpo", "rejection-sampling"}),
+        ("rpo", "rpo_no_contrast", {"--objective.exploration_weight", "0"}),
+        ("cpl", "cpl_no_margin", {"--objective.margin_weight", "0"}),
+        ("cpl_value", "cpl", {"cpl-value", "cpl"}),
+    ],
+)
+def test_contrasted_arms_differ_in_what_they_are_about(
+    tmp_path: Path, arm: str, other: str, differing: set[str]
+) -> None:
+    words = made(tmp_path)
+    one, two = (set(words[f"{name}_same_tokens"][:-1]) for name in (arm, other))
+    assert one ^ two == differing
+    assert f"{other}_same_tokens" in EVERY[f"{arm}_same_tokens"].against
+
+
+def test_every_recipe_has_the_flows_tokens_and_is_played_as_it_is_meant(tmp_path: Path) -> None:
+    words = made(tmp_path)
+    for name, arm in recipe_arms.ARMS.items():
+        budget = words[name].index("--run.budget.tokens")
+        assert words[name][budget + 1] == "777"
+        asked = words[f"{name} asked"]
+        assert asked[asked.index("--mode") + 1] == arm.kind
+
+
+def test_a_budget_may_be_given_instead(tmp_path: Path) -> None:
+    trained = Trained()
+    do = Doing(tmp_path, 5, tmp_path / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
+    sizes = Sizes(num_traces=1, matched_draws=1, more_draws=1, flow_shape=None, tests=TESTS, max_problems=9, tokens=12)
+    EVERY["dots_same_tokens"].make(do, sizes)
+    assert list(trained.words) == ["dots_same_tokens", "dots_same_tokens asked"], "no flow is trained for its tokens"
+    words = trained.words["dots_same_tokens"]
+    assert words[words.index("--run.budget.tokens") + 1] == "12"
+
+
+# ---- the whole ------------------------------------------------------------------------------------------------------
+
+SETTINGS = """
+data: {dataset_name: seed, dataset_split: train, max_problems: 8}
+model: {num_threads: 1}
+compare:
+  arms: [recipes]
+  num_seeds: 1
+  tests: {test_problems: 6}
+"""
+
+
+def test_one_command_makes_the_table_and_the_report_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    out = tmp_path / "out"
+    assert compare.compare(["--config", str(tmp_path / "settings.yaml"), "--compare.output_dir", str(out)]) == 0
+    found = json.loads((out / "comparison.json").read_text())
+    rows = {row["name"]: row for row in found["arms"]}
+    had = sum(rows["flow_itself"]["costs"][name] for name in ("tokens_played", "tokens_learned"))
+    made = [name for name in recipe_arms.CONTRASTS if name in recipe_arms.ARMS]
+    for name in made:
+        assert sum(rows[name]["costs"][part] for part in ("tokens_played", "tokens_learned")) >= had
+        assert [one["against"] for one in rows[name]["contrasts"]] == list(EVERY[name].against)
+    margins = [
+        resolve.read_settings(out / f"seed0/{name}_same_tokens/config.yaml")["objective"]["margin_weight"]
+        for name in ("cpl_no_margin", "cpl")
+    ]
+    assert margins == [0.0, 1.0]
+    # CPL's evaluation is of its own flow, with both of its roles.
+    asked = json.loads((out / "seed0/evaluations/cpl_same_tokens/held_out-greedy/summary.json").read_text())
+    assert set(asked["adapters"]) == {"plan", "answer"}
+    assert report_command.report([str(out), "--output_dir", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report/report.md").read_text()
+    pairs = list(itertools.chain.from_iterable((name, *EVERY[name].against) for name in made))
+    assert all(name.replace("_", "\\_") in page or name in page for name in pairs)
+    assert "Contrasts, percentage points" in page

@@ -1,0 +1,109 @@
+"""Rounds of Critical Plan Step Learning: right plays first, then pairs, on the loop and the learner as they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from flow_dpo.cli import train
+from flow_dpo.core.dpo import Dpo
+from flow_dpo.core.errors import ObjectiveError
+from flow_dpo.core.objective import check_food
+from flow_dpo.core.types import Pair, Scored
+from flow_dpo.learner.learner import Learner, LearnerSettings
+from flow_dpo.learner.policy import LoraSettings, Policy
+from flow_dpo.recipes.cpl.rounds import RightThenPairs
+from flow_dpo.recipes.cpl.sft_then_dpo import SayThenPrefer
+from flow_dpo.recipes.cpl.value_pairs import ValuePairs
+from flow_dpo.recipes.rejection_sampling.credit import RightOnes
+from flow_dpo.recipes.rejection_sampling.objective import Likelihood
+from flow_dpo.runs import run_folder
+from tests.recipes.test_cpl import drawn
+from tests.support.packed_builders import ROLES, answer_pair
+from tests.support.tiny_models import tiny_model
+from tests.support.tree_builders import completion, request
+
+PAIR = replace(answer_pair((5, 6), (7, 8), (9, 10)), margin=2.0)
+SAID = Scored(request=request("answer", 5, 6), completion=completion(7, 8, version=-1), advantage=1.0, problem_id="p")
+
+
+def test_all_that_is_said_again_comes_before_the_first_pair() -> None:
+    trees = [drawn(), drawn()]
+    examples = RightThenPairs()(trees)
+    kinds = [type(example) for example in examples]
+    assert kinds == [Scored] * 4 + [Pair] * 8  # of each tree: one right play of two turns, and four pairs
+    assert examples == [*RightOnes()(trees), *ValuePairs()(trees)]
+    # The right plays of the drawn tree are 0, 2 and 3, which shares its first turn with play 0.
+    assert len(RightThenPairs(right=RightOnes(max_per_problem=0))(trees[:1])) == 2 + 2 + 1 + 4
+
+
+def test_both_losses_by_hand() -> None:
+    policy = [
+        [torch.tensor([-0.2, -0.6], requires_grad=True)],
+        [torch.tensor([-0.2, -0.1], requires_grad=True), torch.tensor([-0.3, -1.0], requires_grad=True)],
+    ]
+    reference = [[torch.tensor([-9.0, -9.0])], [torch.tensor([-0.3, -0.2]), torch.tensor([-0.3, -0.9])]]
+    objective = SayThenPrefer(prefer=Dpo(beta=0.3, margin_weight=1.0))
+    loss = objective([SAID, PAIR], policy, reference)
+    h = 0.3 * 0.3 - 2.0
+    below = 1 / (1 + math.exp(h))
+    assert loss.total.item() == pytest.approx(0.4 - math.log(1 - below), rel=1e-6)
+    found = {name: value.item() for name, value in loss.measures.items()}
+    assert found == pytest.approx(
+        {"loss": 0.4 - math.log(1 - below), "likelihood_loss": 0.4, "preference_loss": -math.log(1 - below),
+         "said_rate": 1.0}
+    )  # fmt: skip
+    said, chosen, rejected = torch.autograd.grad(loss.total, [policy[0][0], *policy[1]])
+    assert said.tolist() == pytest.approx([-0.5, -0.5])
+    assert chosen.tolist() == pytest.approx([-0.3 * below] * 2)
+    assert rejected.tolist() == pytest.approx([0.3 * below] * 2)
+
+
+def test_one_kind_alone_is_its_own_objective() -> None:
+    policy, reference = [[torch.tensor([-0.2, -0.6])]], [[torch.tensor([0.0, 0.0])]]
+    assert SayThenPrefer()([SAID], policy, reference).total == Likelihood()([SAID], policy, []).total
+    both = [[torch.tensor([-0.2]), torch.tensor([-0.3])]]
+    assert SayThenPrefer()([PAIR], both, both).total == Dpo()([PAIR], both, both).total
+    with pytest.raises(ObjectiveError, match="SayThenPrefer eats Pair or Scored, found str"):
+        check_food(SayThenPrefer(), ["text"])
+
+
+def test_a_round_is_fine_tuning_and_then_preferences() -> None:
+    """The learner as it is, with a batch of each kind, against two calls with the two objectives."""
+
+    def learner() -> Learner:
+        policy = Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)
+        return Learner(policy, LearnerSettings(learning_rate=1e-2, pairs_per_update=2))
+
+    other = replace(SAID, completion=completion(8, 11, version=-1))
+    said, pairs = [SAID, other], [PAIR, replace(PAIR, margin=0.5)]
+    dpo = Dpo(beta=0.3, margin_weight=1.0)
+    one, by_hand = learner(), learner()
+    row = one.update(SayThenPrefer(prefer=dpo), [*said, *pairs])
+    by_hand.update(Likelihood(), said)
+    by_hand.update(dpo, pairs)
+    assert (one.version, by_hand.version) == (2, 2)
+    for a, b in zip(one.policy.weights("answer"), by_hand.policy.weights("answer"), strict=True):
+        assert torch.equal(a, b)
+    assert row["learn/answer/said_rate"] == 0.5
+    assert row["learn/answer/loss"] == pytest.approx(
+        row["learn/answer/likelihood_loss"] + row["learn/answer/preference_loss"]
+    )
+
+
+def test_a_round_is_as_many_problems_as_are_played_ahead(tmp_path: Path) -> None:
+    words = ["--recipe", "cpl-rounds", "--max_problems", "32", "--explore_ahead", "16", "--pairs_per_update", "4"]
+    assert train.train([*words, "--output_dir", str(tmp_path / "run")]) == 0
+    rows = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [row["problems_seen"] for row in rows] == [16, 32]
+    trees = run_folder.read_jsonl(tmp_path / "run" / "trees.jsonl")
+    versions = [{node["policy_version"] for node in tree["nodes"]} for tree in trees]
+    # The whole second round is searched with what the first one taught.
+    assert versions[:16] == [{0}] * 16
+    assert versions[16:] == [{rows[1]["policy_version"]}] * 16
+    assert rows[1]["policy_version"] == rows[0]["learn/updates"] > 0
+    assert rows[0]["learn/plan/said_rate"] > 0

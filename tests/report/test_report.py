@@ -1,0 +1,329 @@
+"""Is the page whole, safe and the same as the Markdown?"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from flow_dpo.cli import main, report
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.types import Status, Verdict
+from flow_dpo.evaluate.judge.protocol import Heard, TracePair, questions, row
+from flow_dpo.evaluate.judge.results import summarise
+from flow_dpo.report.compose import compose
+from flow_dpo.report.document import Fold, Section, Table
+from flow_dpo.report.html import page
+from flow_dpo.report.markdown import markdown
+from flow_dpo.report.sources import read_sources
+from flow_dpo.traces.trace import Trace
+from tests.support import judge_server, report_sources
+from tests.support.comparison_runs import comparison
+
+RIGHT: list[Status] = ["correct", "wrong", "wrong", "wrong", "wrong"]
+WRONG: list[Status] = ["wrong", "correct", "wrong", "wrong", "wrong"]
+_ALLOWED = {
+    "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "h4", "nav", "ol", "ul", "li", "a",
+    "section", "p", "figure", "figcaption", "div", "table", "thead", "tbody", "tr", "th", "td", "details", "summary",
+    "span", "pre", "svg", "g", "path", "use", "defs", "text", "clippath", "rect", "tspan",
+}  # fmt: skip
+
+
+class _Reader(HTMLParser):
+    """Every tag and attribute that a browser would see, and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def sources(
+    tmp_path: Path, words: str = "6 + 8 = 14", question: str = "How many?", *, seeds: bool = True
+) -> list[Path]:
+    """One of each kind, and a run that was interrupted after a batch."""
+    whole = report_sources.run(
+        tmp_path / "whole", [RIGHT, WRONG] * 4, words=words, question=question,
+        facts={"command": f"flow-dpo train {words}", "model": words}, config={"note": words},
+    )  # fmt: skip
+    interrupted = report_sources.run(tmp_path / "short", [RIGHT, WRONG], facts={"num_problems": 100})
+    untrained = report_sources.evaluation(tmp_path / "untrained", words=words)
+    single = report_sources.evaluation(tmp_path / "single", accuracy=0.6, mode="single", words=words)
+    found = comparison(seeds=seeds)
+    found["arms"][0]["name"] = words
+    found["arms"][0]["folders"] = [{"evaluations": {"held_out/greedy": "../single"}}]
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "comparison.json").write_text(json.dumps(found))
+    folders = [whole, interrupted, untrained, single, traces(tmp_path / "traces", words), tmp_path / "study"]
+    return [*folders, verdicts(tmp_path / "judged", words)]
+
+
+def verdicts(path: Path, words: str) -> Path:
+    """What `flow-dpo judge` leaves of three pairs: a win of a, a flip, and one cut off."""
+    made = [("q1", "a", "A"), ("q1", "b", "B"), ("q2", "a", "A"), ("q2", "b", "A"), ("q3", "a", None), ("q3", "b", "A")]
+    pairs = [
+        TracePair(a=judge_server.trace(id, words), b=judge_server.trace(id, "Answer: 1"))
+        for id in dict.fromkeys(r[0] for r in made)
+    ]
+    asked = {one.key: one for one in questions(pairs)}
+    rows = [
+        row(asked["made/up", id, first], Heard(words=words, verdict=said, reason="" if said else words))
+        for id, first, said in made
+    ]
+    path.mkdir()
+    (path / "judgements.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    sides = {side: {"source": f"{side} {words}", "num_traces": 3} for side in ("a", "b")}
+    found = summarise(
+        pairs, {asked["made/up", id, first].key: one for (id, first, _), one in zip(made, rows, strict=True)}
+    )
+    (path / "summary.json").write_text(json.dumps({"judge": words, "words": "text", **sides, **found}))
+    (path / "judge.json").write_text(json.dumps({"command": f"flow-dpo judge {words}", "question": {"prompts": words}}))
+    return path
+
+
+def traces(path: Path, words: str) -> Path:
+    path.mkdir()
+    trace = Trace(
+        problem_id="q1", question="How many?", gold="14", dataset="d", level="", subject="", messages=(),
+        solution=words, token_ids=(1, 2), ended=True, verdict=Verdict(status="correct"), source="trained_flow",
+        draw=1, draws_used=1, tokens_spent=2,
+    )  # fmt: skip
+    (path / "traces.jsonl").write_text(json.dumps(trace.to_json()) + "\n")
+    (path / "traces.json").write_text(
+        json.dumps({"source": words, "counts": {"draws": 321}, "versions": {"torch": words}})
+    )
+    return path
+
+
+def rendered(paths: list[Path]) -> tuple[str, str]:
+    made = compose(read_sources(paths), num_side_by_side=4, command="flow-dpo report")
+    return page(made), markdown(made, "figures")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return rendered(sources(tmp_path_factory.mktemp("hostile"), report_sources.HOSTILE, report_sources.HOSTILE))
+
+
+def test_hostile_text_becomes_no_markup(hostile: tuple[str, str]) -> None:
+    read = _Reader(hostile[0])
+    assert {tag for tag, _ in read.tags} <= _ALLOWED
+    for tag, attributes in read.tags:
+        strange = {name for name in attributes if name.startswith("on") or name in ("src", "style", "srcset", "action")}
+        assert not strange, (tag, strange)
+    assert "<script" not in hostile[0]
+    assert html.escape("<script>alert('x')</script>") in hostile[0]
+
+
+def test_control_and_direction_characters_are_shown_not_sent(hostile: tuple[str, str]) -> None:
+    for text in hostile:
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]", text)
+        assert "\\u202egnp.exe" in text or "\\\\u202egnp.exe" in text
+
+
+def test_the_page_refers_to_nothing_but_itself(hostile: tuple[str, str]) -> None:
+    for tag, attributes in _Reader(hostile[0]).tags:
+        for name in ("href", "xlink:href", "src", "data", "poster"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+        assert "xmlns" not in attributes
+    style = hostile[0].split("<style>")[1].split("</style>")[0]
+    assert hostile[0].count("<style") == 1
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_the_policy_forbids_everything_but_the_pages_own_style(hostile: tuple[str, str]) -> None:
+    read = _Reader(hostile[0])
+    policy = next(a["content"] for t, a in read.tags if a.get("http-equiv") == "Content-Security-Policy") or ""
+    style = hostile[0].split("<style>")[1].split("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def test_every_anchor_and_reference_has_one_place(hostile: tuple[str, str]) -> None:
+    tags = _Reader(hostile[0]).tags
+    ids = [attributes["id"] for _, attributes in tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    wanted = {(a.get("href") or "#")[1:] for _, a in tags if a.get("href")}
+    wanted |= set(re.findall(r'clip-path="url\(#([\w-]+)\)"', hostile[0]))
+    assert wanted <= set(ids)
+
+
+def test_hostile_text_is_no_markdown(hostile: tuple[str, str]) -> None:
+    outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", hostile[1], flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in outside
+    assert "<img" not in outside
+    assert set(re.findall(r"<[^>]*>", outside)) <= {"<details>", "</details>", "<summary>", "</summary>"}
+    assert not re.search(r"https?:", outside)
+    links = re.findall(r"(?<!\\)\]\(([^)]*)\)", outside)
+    assert links
+    assert all(re.fullmatch(r"figures/[\w-]+\.svg", link) for link in links)
+    for line in outside.splitlines():
+        if line.startswith("|"):
+            assert re.search(r"(?<!\\)\|$", line)
+
+
+def _tables(sections: tuple[Section, ...]) -> list[Table]:
+    found: list[Table] = []
+    for section in sections:
+        for block in section.blocks:
+            found += [block] if isinstance(block, Table) else []
+            found += [b for b in block.blocks if isinstance(b, Table)] if isinstance(block, Fold) else []
+        found += _tables(section.sections)
+    return found
+
+
+def test_both_say_the_same_numbers(tmp_path: Path) -> None:
+    made = compose(read_sources(sources(tmp_path)), num_side_by_side=4, command="flow-dpo report")
+    shown, told = page(made), markdown(made, "figures")
+    cells = re.findall(r"<t[dh](?: [^>]*)?>(.*?)</t[dh]>", shown)
+    lines = [line for line in told.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
+    plain = [re.sub(r"\\(.)", r"\1", html.unescape(c)) for line in lines for c in line[2:-2].split(" | ")]
+    assert [html.unescape(cell) for cell in cells] == plain
+    assert plain == [cell for table in _tables(made.sections) for row in (table.columns, *table.rows) for cell in row]
+    words = " ".join(_Reader(shown).words)
+    assert sorted(re.findall(r"\d+\.\d+", " ".join(made.findings))) == sorted(
+        re.findall(r"\d+\.\d+", " ".join(line for line in told.splitlines() if line.startswith("- ")))
+    )
+    assert all(finding in words for finding in made.findings)
+
+
+def test_the_page_tells_what_was_measured(tmp_path: Path) -> None:
+    shown, told = rendered(sources(tmp_path))
+    for expected in (
+        "2 of 100 problems (interrupted, or still running)",
+        "untrained flow, greedy, seed/test", "single model, greedy, seed/test",
+        "On held_out/greedy, 1 of 3 arms better than self_generated, 1 worse, 1 not told apart",
+        "+11.6 points against self_generated",
+        "< 0.0001", "1,234,567", "1,000, 1,001, 1,002", "3.3 to 4.8 %", "50.0 % (40.0 to 60.0 %)", "222", "321",
+        "What stop can tell apart", "Where pairs come from", "flow-dpo generate --run seed0/flow",
+    ):  # fmt: skip
+        assert html.escape(expected) in shown, expected
+    assert "| trained\\_flow | +11.6 | +9.2 to +14.0 | +6.8 to +16.4 | &lt; 0.0001 | &lt; 0.0001 |" in told
+    assert "| ground\\_truth | - | - | - | - | - |" in told
+
+
+def test_a_judges_verdicts_are_told_with_how_far_it_can_be_trusted(tmp_path: Path) -> None:
+    told = rendered([verdicts(tmp_path / "judged", "6 + 8 = 14")])[1]
+    # One win of a and one tie: three halves of two pairs, and the third enters no rate.
+    assert "a's win rate is 75.0 %" in told
+    assert "neither preferred" in told
+    assert "its two orders agree on 50.0 %" in told
+    assert re.search(r"flipped with the order \| 1 ", told)
+    assert "flow-dpo judge 6 + 8 = 14" in told
+    (tmp_path / "judged" / "summary.json").unlink()
+    with pytest.raises(DataError, match="the judge has not finished"):
+        read_sources([tmp_path / "judged"])
+
+
+def test_a_bad_value_of_a_judge_is_named(tmp_path: Path) -> None:
+    path = verdicts(tmp_path / "judged", "6 + 8 = 14")
+    found = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**found, "win_rate": {"rate": "high"}}))
+    with pytest.raises(DataError, match=r"summary.json, win_rate: expected a number in rate"):
+        rendered([path])
+
+
+def test_one_seed_says_what_it_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps(comparison(seeds=False)))
+    shown, told = rendered([path])
+    assert "One seed: how much another seed would change is not known" in shown
+    assert "| trained\\_flow | 88.6 % | - | 58.6 % |" in told
+
+
+def test_a_run_without_a_batch_is_reported(tmp_path: Path) -> None:
+    path = report_sources.run(tmp_path / "run", [])
+    assert "before its first batch" in rendered([path])[0]
+    (path / "run.json").unlink()
+    assert "before its first batch" in rendered([path])[0]
+
+
+def test_a_comparison_that_knows_nothing_but_names(tmp_path: Path) -> None:
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps({"arms": [{"name": "a"}, {"name": "b", "difference_to_self": None}]}))
+    assert "Comparison" in rendered([path])[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"costs": {"seconds": "long"}}, r"arm 1 \('self_generated'\), costs: expected a number in seconds"),
+        ({"difference_to_self": {"mean": [1]}}, r"arm 1 .*difference_to_self: expected a number in mean"),
+        ({"step_quality": {"traces": {"interval": [0.1]}}}, r"step_quality traces: expected two numbers in interval"),
+        ({"accuracies": {"held_out": 3}}, r"accuracies: expected names and values in held_out"),
+        ({"name": None}, r"arm 1: expected text in name, found none"),
+    ],
+)
+def test_a_bad_value_of_a_comparison_is_named(tmp_path: Path, change: dict[str, object], expected: str) -> None:
+    found = comparison()
+    found["arms"][1] |= change
+    (tmp_path / "comparison.json").write_text(json.dumps(found))
+    with pytest.raises(DataError, match=expected):
+        rendered([tmp_path])
+
+
+def test_what_is_no_source_is_refused_with_what_was_found(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "file.txt").write_text("x")
+    report_sources.run(tmp_path / "below" / "seed0", [RIGHT])
+    for name, expected in (
+        ("nowhere", "found nothing at"), ("empty", "nothing in it"), ("adapter", "flow-dpo evaluate --mode single"),
+        ("file.txt", "found the file"), ("below", "but in seed0 below it"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=expected):
+            read_sources([tmp_path / name])
+
+
+def test_nothing_is_written_where_a_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, out = report_sources.run(tmp_path / "run", [RIGHT]), tmp_path / "out"
+    assert main.main(["report", str(good), str(tmp_path / "nowhere"), "--output_dir", str(out)]) == 1
+    assert "expected a run, an evaluation, traces, a comparison or a judge" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_command_writes_page_markdown_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = report_sources.run(tmp_path / "run", [RIGHT, WRONG]), tmp_path / "out"
+    for _ in range(2):  # a report is written anew over its older self
+        assert main.main(["report", str(run), "--output_dir", str(out), "--tree", "p1"]) == 0
+    assert "Written to" in capsys.readouterr().out
+    told = (out / "report.md").read_text()
+    links = re.findall(r"\((figures/[\w-]+\.svg)\)", told)
+    assert {path.name for path in (out / "figures").iterdir()} == {Path(link).name for link in links}
+    drawn = (out / links[0]).read_text()
+    assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert "prefers-color-scheme" in drawn
+    assert "The problem p1." in (out / "report.html").read_text()
+    with pytest.raises(DataError, match="expected a tree of the problem 'p9'"):
+        report.report([str(run), "--output_dir", str(out), "--tree", "p9"])
+
+
+def test_flags_and_sources_may_stand_in_any_order() -> None:
+    paths, settings = report.parse(["--output_dir=o", "a", "--num_side_by_side", "2", "b"])
+    assert (paths, settings.output_dir, settings.num_side_by_side) == ([Path("a"), Path("b")], "o", 2)
+    with pytest.raises(ConfigError, match="found none: flow-dpo report"):
+        report.parse(["--output_dir", "o"])
+    with pytest.raises(ConfigError, match="unknown setting --outputdir"):
+        report.parse(["a", "--outputdir", "o"])
+    with pytest.raises(ConfigError, match="num_side_by_side of 0 at least"):
+        report.parse(["a", "--num_side_by_side", "-1"])
+
+
+def test_figures_are_the_same_bytes_again(tmp_path: Path) -> None:
+    paths = [report_sources.run(tmp_path / "run", [RIGHT, WRONG])]
+    assert rendered(paths) == rendered(paths)

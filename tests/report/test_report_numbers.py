@@ -1,0 +1,178 @@
+"""Are a report's numbers those of the run?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flow_dpo.core.errors import DataError
+from flow_dpo.core.stats import auc, wilson
+from flow_dpo.core.types import Status
+from flow_dpo.data.seed import seed_problems
+from flow_dpo.report import formatting, rates
+from flow_dpo.report.document import Told
+from flow_dpo.report.run_data import read_plays
+from flow_dpo.report.side_by_side import marked, side_by_side
+from flow_dpo.report.sources import read_source
+from flow_dpo.report.tree_section import drawing
+from tests.support import report_sources
+
+RIGHT: list[Status] = ["correct", "wrong", "wrong", "wrong", "wrong"]
+"""The trunk is right, every alternative wrong: all four trunk nodes give a pair."""
+WRONG: list[Status] = ["wrong", "correct", "wrong", "wrong", "wrong"]
+"""The alternative to the first Answer is right: one pair, of Answer at depth 0."""
+
+
+def test_nodes_and_pairs_are_counted_by_hand(tmp_path: Path) -> None:
+    plays = read_plays(report_sources.run(tmp_path / "run", [RIGHT, WRONG]), 2)
+    whole = rates.Part(start=0, end=2)
+    counts = {
+        (role, depth): (rate.hits, rate.of)
+        for role, depth in (("answer", 0), ("stop", 1), ("answer", 2), ("stop", 3))
+        for rate in [rates.taught(plays, whole, role, depth)]
+    }
+    assert counts == {("answer", 0): (2, 2), ("stop", 1): (1, 2), ("answer", 2): (1, 2), ("stop", 3): (1, 2)}
+    assert plays.rewards == [1.0, 0.0]
+    assert plays.num_examples == {"answer": 3, "stop": 2}
+
+
+def test_each_candidate_has_the_verdict_of_the_play_that_ended_there(tmp_path: Path) -> None:
+    # At node 1 Stop said No; the alternative, play 2, said Yes there. At node 3 the trunk said Yes: its own verdict.
+    plays = read_plays(
+        report_sources.run(tmp_path / "run", [RIGHT, ["wrong", "wrong", "correct", "wrong", "wrong"]]), 2
+    )
+    found = [(one.index, one.kind, one.said_yes, round(one.log_odds, 6)) for one in plays.heard]
+    assert found == [
+        (0, "wrong", False, 0.4),
+        (0, "right", True, 0.4),
+        (1, "right", False, 0.4),
+        (1, "wrong", True, 0.4),
+    ]
+    assert plays.unheard == 0
+
+
+def test_ungraded_candidates_and_plays_enter_no_rate(tmp_path: Path) -> None:
+    plays = read_plays(report_sources.run(tmp_path / "run", [["ungraded"] * 5, RIGHT]), 2)
+    assert plays.rewards == [None, 1.0]
+    assert rates.accuracy(plays, rates.Part(start=0, end=2)) == rates.Rate(hits=1, of=1)
+    assert (len(plays.heard), plays.unheard) == (2, 2)
+
+
+def test_choice_pairs_are_told_apart_by_what_was_finished(tmp_path: Path) -> None:
+    plays = read_plays(report_sources.run(tmp_path / "run", [RIGHT]), 1)
+    whole = rates.Part(start=0, end=1)
+    # The trunk's No at node 1 is preferred to Yes; its Yes at node 3 to No.
+    assert rates.prefers_yes(plays, whole, "stop", finished=False) == rates.Rate(hits=0, of=1)
+    assert rates.prefers_yes(plays, whole, "stop", finished=True) == rates.Rate(hits=1, of=1)
+
+
+def test_an_area_agrees_with_auc_and_the_formula_by_hand() -> None:
+    above, below = [0.9, 0.8, 0.4], [0.5, 0.3]
+    found = rates.area(above, below)
+    assert found.value == auc(above, below) == pytest.approx(5 / 6)
+    # Hanley and McNeil by hand: A = 5/6, Q1 = 5/7, Q2 = 25/33, A^2 = 25/36.
+    variance = (5 / 36 + 2 * (5 / 7 - 25 / 36) + 1 * (25 / 33 - 25 / 36)) / 6
+    assert found.bounds is not None
+    assert found.bounds[0] == pytest.approx(5 / 6 - 1.959964 * variance**0.5)
+    assert found.bounds[1] == 1.0
+    assert rates.area([], below) == rates.Area(value=None)
+
+
+@pytest.mark.parametrize("num", [0, 1, 31, 64, 100, 256, 1001])
+def test_parts_cover_every_problem_once(num: int) -> None:
+    over = rates.parts(num)
+    assert [at for part in over for at in range(part.start, part.end)] == list(range(num))
+    assert len(over) <= 8
+    assert rates.Rate(hits=3, of=8).bounds == wilson(3, 8)
+    assert rates.Rate(hits=0, of=0).value is None
+
+
+def test_what_an_interrupted_batch_left_behind_is_not_counted(tmp_path: Path) -> None:
+    path = report_sources.run(tmp_path / "run", [RIGHT, WRONG])
+    with (path / "trees.jsonl").open("a") as file:
+        file.write(json.dumps(report_sources.tree(2, *RIGHT)) + "\n" + '{"problem": {"id"')
+    with (path / "pairs.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in report_sources.pairs(2, *RIGHT))
+    found = read_source(path, "run")
+    assert len(found.plays.rewards) == 2
+    assert found.plays.num_examples.total() == 5
+
+
+def test_a_tree_is_told_whole(tmp_path: Path) -> None:
+    plays = read_plays(report_sources.run(tmp_path / "run", [RIGHT]), 1)
+    assert plays.drawn is not None
+    made = drawing(*plays.drawn)
+    seen: list[int] = []
+
+    def walk(told: Told) -> None:
+        seen.append(told.id)
+        for play in told.instead:
+            for inner in play.told:
+                walk(inner)
+
+    for play in made.plays:
+        for told in play.told:
+            walk(told)
+    assert sorted(seen) == list(range(11))
+    trunk = made.plays[0].told
+    assert [(told.id, told.preferred, [play.told[0].id for play in told.instead]) for told in trunk] == [
+        (0, "chosen", [4]), (1, "chosen", [6]), (2, "chosen", [7]), (3, "chosen", [9]),
+    ]  # fmt: skip
+    assert trunk[0].instead[0].told[0].preferred == "rejected"
+    assert "wrong" in trunk[0].instead[0].outcome
+
+
+def test_wrong_steps_are_marked_line_by_line(tmp_path: Path) -> None:
+    words = "First 6 + 8 = 14.\nThen 14 - 4 = 9.\nAnswer: 14"
+    found = read_source(report_sources.evaluation(tmp_path / "e", words=words), "e")
+    assert [line.fault for line in marked(found.spoken["q1"])] == ["", "not true: 14 - 4 = 9", ""]
+
+
+def test_a_seed_problem_is_judged_by_its_own_solution(tmp_path: Path) -> None:
+    problem = seed_problems("test", 1)[0]
+    steps = problem.solution.splitlines()
+    tried = ["Answer: 1", "Wait, that is wrong.", *steps[1:]]
+    path = report_sources.evaluation(tmp_path / "e")
+    verdict = {"status": "correct", "answer": problem.gold}
+    row = {"id": problem.id, "question": problem.question, "gold": problem.gold, "solution": "\n".join(tried)}
+    (path / "predictions.jsonl").write_text(json.dumps({**row, "verdict": verdict}) + "\n")
+    shown = side_by_side({"e": read_source(path, "e").spoken}, 1)[0].passages[0]
+    assert shown.outcome == "correct, with a wrong step"
+    assert [line.given_up for line in shown.lines][:3] == [True, True, False]
+    assert shown.lines[-1].fault == "right, but not all right steps came before it"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "expected"),
+    [
+        ("trees.jsonl", '"parent": 0,', '"parent": 99,', "line 1, node 1: expected a whole number from 0 to 0"),
+        ("trees.jsonl", '"role": "stop"', '"role": 7', r"trees.jsonl, line 1, node 1: expected text in role"),
+        ("trees.jsonl", '"status": "wrong"', '"status": "maybe"', "rollout 1: expected correct, wrong or ungraded"),
+        ("metrics.jsonl", '"problems_seen": 1', '"problems_seen": "x"', r"line 1: expected a number in problems_seen"),
+        ("metrics.jsonl", '"problems_seen": 1', '"problems_seen": 9', r"expected the 9 trees .* found 1"),
+        ("pairs.jsonl", '"role": "answer"', '"role": null', r"pairs.jsonl, line 1: expected text in role, found none"),
+        ("pairs.jsonl", '"node": 0', '"node": 77', r"name a node that the tree has not"),
+        ("pairs.jsonl", '{"prompt"', '[{"prompt"', r"pairs.jsonl, line 1"),
+    ],
+)  # fmt: skip
+def test_broken_rows_name_file_and_line(tmp_path: Path, name: str, old: str, new: str, expected: str) -> None:
+    path = report_sources.run(tmp_path / "run", [RIGHT])
+    text = (path / name).read_text()
+    assert old in text
+    (path / name).write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError, match=expected):
+        read_source(path, "run")
+
+
+def test_numbers_are_written_one_way() -> None:
+    assert formatting.share(0.40625) == "40.6 %"
+    assert formatting.interval((0.2551, 0.5774)) == "25.5 to 57.7 %"
+    assert (formatting.points(0.116), formatting.points(-0.006), formatting.points(None)) == ("+11.6", "-0.6", "-")
+    assert [formatting.p_value(p) for p in (None, 1e-9, 0.0312, 0.42)] == ["-", "< 0.0001", "0.031", "0.42"]
+    assert formatting.counts([1000, 1000]) == "1,000"
+    assert formatting.counts([1000, None]) == "1,000"
+    assert formatting.counts([1000, 1001]) == "1,000, 1,001"
+    assert formatting.decimal(-0.001) == "0.00"
+    assert [formatting.seconds(s) for s in (5.04, 300, 8000)] == ["5.0 s", "5.0 min", "2.2 h"]

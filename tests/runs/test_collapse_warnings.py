@@ -1,0 +1,51 @@
+"""Is a person told, once, when learning goes a wrong way?"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from flow_dpo.core.types import Pair
+from flow_dpo.runs.callbacks.collapse_warnings import LikelihoodWatcher, StopWatcher
+from tests.support.packed_builders import pairs_of_tree
+
+
+def stop_pairs(prefer_yes: int, prefer_no: int) -> list[Pair]:
+    rng = random.Random(0)
+    pair = next(p for p in pairs_of_tree(rng, "p", num_nodes=3) if p.request.role == "stop")
+    yes, no = (replace(pair.chosen, token_ids=(token,), choice=choice) for choice, token in enumerate((3, 4)))
+    request = replace(pair.request, choices=(3, 4))
+    made = replace(pair, request=request, chosen=yes, rejected=no)
+    turned = replace(made, chosen=no, rejected=yes)
+    return [made] * prefer_yes + [turned] * prefer_no
+
+
+@pytest.mark.parametrize(("prefer_yes", "prefer_no", "warned"), [(0, 50, True), (50, 1, True), (10, 40, False)])
+def test_a_stop_that_collapses(prefer_yes: int, prefer_no: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    watcher = StopWatcher()
+    for _ in range(2):
+        watcher.record({}, [], stop_pairs(prefer_yes, prefer_no))
+    assert len(caplog.records) == warned
+    assert ("--credit.balance" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(("ratio", "margin", "warned"), [(-2.0, 1.5, True), (-2.0, 0.1, False), (0.5, 3.0, False)])
+def test_chosen_completions_that_become_unlikely(
+    ratio: float, margin: float, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    watcher = LikelihoodWatcher()
+    row = {"learn/answer/chosen_ratio": ratio, "learn/answer/margin": margin, "learn/updates": 1}
+    for count in range(1, 9):
+        watcher.record(row, [], [])
+        assert len(caplog.records) == (warned and count >= 4)
+    assert ("--objective.sft_weight" in caplog.text) == warned
+
+
+def test_roles_are_watched_apart(caplog: pytest.LogCaptureFixture) -> None:
+    watcher = LikelihoodWatcher(num_rows=2)
+    for _ in range(2):
+        watcher.record({"learn/answer/chosen_ratio": 1.0, "learn/answer/margin": 1.0}, [], [])
+        watcher.record({"learn/stop/chosen_ratio": -3.0, "learn/stop/margin": 1.0}, [], [])
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["stop"]

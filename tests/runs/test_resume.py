@@ -1,0 +1,189 @@
+"""Is a resumed run, bit for bit, the run that was never interrupted?"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_dpo.cli import train as commands
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.learner.learner import Learner
+from flow_dpo.runs import build, run_folder
+from tests.support.run_equality import assert_same_run
+
+WORDS = ("--max_problems", "20", "--explore_ahead", "8", "--pairs_per_update", "12")
+
+
+def train(folder: Path, *more: str) -> int:
+    return commands.train([*WORDS, "--output_dir", str(folder), *more])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(folder)
+    return folder
+
+
+def interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: int, more: Sequence[str] = ()) -> None:
+    """Train until Ctrl-C comes inside batch `after` + 1, when it is learned from."""
+    update, calls = Learner.update, iter(range(100))
+
+    def interrupted(self: Learner, *words: Any) -> Any:
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return update(self, *words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, *more)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_resumed_after_ctrl_c(after: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(tmp_path / "run", monkeypatch, after=after)
+    # Only the folder need be named: the settings are the run's own.
+    assert commands.train(["--output_dir", str(tmp_path / "run"), "--resume"]) == 0
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_rare_checkpoints_change_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(tmp_path / "run", monkeypatch, after=2, more=["--checkpoint_batches", "2"])
+    with (tmp_path / "run" / "trees.jsonl").open("a") as file:
+        file.write('{"torn": ')
+    assert train(tmp_path / "run", "--resume", "--checkpoint_batches", "5") == 0
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_resume_begins_what_is_not_there(whole: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "--resume") == 0
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_finished_run_resumed_stays_as_it_is(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    assert train(tmp_path / "run", "--resume") == 0
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_other_settings_are_refused_by_name(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"--allow objective\.beta\n  objective\.beta: 1\.0 then, 0\.5 now"):
+        train(tmp_path / "run", "--resume", "--beta", "0.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "_code", lambda: "other")
+        with pytest.raises(ConfigError, match=r"--allow code\n"):
+            train(tmp_path / "run", "--resume")
+    # More problems are other data, and a reasonable wish.
+    more = ["--resume", "--max_problems", "28", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(ConfigError, match=r"--allow data\.max_problems,data\n"):
+        commands.train(more)
+    assert commands.train([*more, "--allow", "data.max_problems,data"]) == 0
+    assert [row["problems_seen"] for row in run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [
+        8,
+        16,
+        20,
+        28,
+    ]
+    assert run_folder.read_facts(tmp_path / "run")["resumed_with"]["differences"]["data.max_problems"] == [20, 28]
+
+
+def test_names_that_nothing_bears_are_refused_before_anything_is_loaded(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+
+    def load(*_: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(build, "load_model", load)
+    for name, near in [
+        ("learner.learning_rat", r"learner\.learning_rate"),
+        ("beta", r"objective\.beta"),
+        ("learner", r"one by one: learner\.learning_rate"),
+        ("dta", "data"),
+        ("???", "--help lists all settings"),
+    ]:
+        with pytest.raises(ConfigError, match=f"in --allow, or code, .*, found '{re.escape(name)}'; .*{near}"):
+            train(tmp_path / "run", "--resume", "--allow", f"data,{name}")
+    # So is what differs, all of it at once: settings, code and data.
+    monkeypatch.setattr(run_folder, "_code", lambda: "other")
+    with pytest.raises(ConfigError, match=r"stop,objective\.beta,data\.max_problems,code,data\n  data\.max"):
+        train(tmp_path / "run", "--resume", "--max_problems", "28", "--beta", "0.5",
+              "--learner.role_learning_rates", "{stop: 1e-4}",
+              "--allow", "learner.role_learning_rates.stop,objective.beta")  # fmt: skip
+
+
+def test_a_flipped_bit_is_found_and_the_one_before_is_taken(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    flip(newest / "learner" / "learner.safetensors")
+    assert train(tmp_path / "run", "--resume") == 0
+    assert "00000020 is damaged (learner/learner.safetensors not as written)" in caplog.text
+    assert_same_run(whole, tmp_path / "run")
+    for folder in (older, newest):
+        flip(folder / "loop.json")
+    with pytest.raises(DataError, match="found 2, all damaged"):
+        train(tmp_path / "run", "--resume")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_records_that_lost_what_was_committed_are_refused(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    content = (whole / "pairs.jsonl").read_bytes()
+    (tmp_path / "run" / "pairs.jsonl").write_bytes(content[:-10])
+    with pytest.raises(DataError, match=rf"expected at least the {len(content)} bytes"):
+        train(tmp_path / "run", "--resume")
+
+
+def test_two_processes_on_one_folder_are_refused(tmp_path: Path) -> None:
+    with run_folder.locked(tmp_path / "run"), pytest.raises(ConfigError, match="another process writes to"):
+        train(tmp_path / "run")
+
+
+def test_adapters_of_an_interrupted_run_are_those_of_its_last_checkpoint(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(self: Learner, *_: Any) -> float:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    interrupt(folder, monkeypatch, after=1)
+    rows = run_folder.read_jsonl(folder / "metrics.jsonl")
+    assert [path.name for path in run_folder.latest_adapters(folder).values()] == [str(rows[0]["learn/updates"])] * 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "_step", half)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, "--resume")
+    train(folder, "--resume")
+    assert_same_run(whole, folder)
+
+
+def test_a_run_of_true_or_false_needs_no_value() -> None:
+    settings = commands.parse_train("t", ["--resume", "--greedy_trunk", "--beta", "0.5"], {})
+    assert settings.run.resume
+    assert settings.recipe.explore.greedy_trunk
+    assert not commands.parse_train("t", ["--greedy_trunk", "false"], {}).recipe.explore.greedy_trunk
+
+
+def test_facts_that_are_no_json_are_named(tmp_path: Path) -> None:
+    assert run_folder.read_facts(tmp_path) == {}
+    (tmp_path / "run.json").write_text("[1]")
+    with pytest.raises(DataError, match="found list"):
+        run_folder.read_facts(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"run\.json"):
+        run_folder.read_facts(tmp_path)

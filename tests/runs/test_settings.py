@@ -1,0 +1,216 @@
+"""Are settings given as people expect, and is every other name refused before anything loads?"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flow_dpo.cli import compare
+from flow_dpo.cli.train import parse_train
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.engines.factory import KINDS
+from flow_dpo.engines.local.engine import LocalSettings
+from flow_dpo.engines.vllm.client import VllmServerSettings
+from flow_dpo.recipes.presets import PRESETS
+from flow_dpo.runs.build import TrainSettings, default_settings, defaults_of, of_its_engine
+from flow_dpo.runs.resolve import _defaults
+from flow_dpo.runs.run_folder import plain
+
+
+def parse(*argv: str) -> TrainSettings:
+    return parse_train("flow-dpo train", argv, {})
+
+
+def test_short_names_reach_nested_fields() -> None:
+    settings = parse("--beta", "0.5", "--max_problems=7", "--temperature", "0.7", "--lora_r", "4", "--seed", "3",
+                     "--dataset_split", "hard", "--output_dir", "x", "--explore.num_alternatives", "2")  # fmt: skip
+    assert settings.recipe.objective.beta == 0.5
+    assert settings.shop.data.max_problems == 7
+    assert settings.shop.data.dataset_split == "hard"
+    assert settings.recipe.explore.temperature == 0.7
+    assert settings.recipe.explore.num_alternatives == 2
+    assert settings.shop.lora.lora_r == 4
+    assert settings.run.seed == 3
+    assert settings.run.output_dir == "x"
+
+
+def test_nested_names_and_prompts() -> None:
+    settings = parse("--flow.prompts.yes", "Right", "--flow.prompts.examples", '[{"question": "q", "solution": "s"}]')
+    assert settings.recipe.flow.prompts.yes == "Right"
+    assert settings.recipe.flow.prompts.examples[0].solution == "s"
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["--betta", "1"], "--beta"),
+        (["--explore.num_alternative", "2"], "--explore.num_alternatives"),
+        (["--explore.alternatives", "2"], "--explore"),
+        (["--model_name", "x"], "--model_name_or_path"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(words: list[str], near: str) -> None:
+    with pytest.raises(ConfigError, match="unknown setting") as caught:
+        parse(*words)
+    assert near in str(caught.value)
+
+
+def test_values_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="on_refused_end"):
+        parse("--on_refused_end", "maybe")
+    with pytest.raises(ConfigError, match="chunk_tokens"):
+        parse("--chunk_tokens", "many")
+
+
+def test_a_file_overrides_the_preset_and_flags_override_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("objective: {beta: 0.2}\nflow: {chunk_tokens: 9}\nmax_problems: 5\nlora_r: 2\n")
+    settings = parse("--config", str(file), "--chunk_tokens", "11")
+    assert settings.recipe.objective.beta == 0.2
+    assert settings.recipe.flow.chunk_tokens == 11
+    assert settings.shop.data.max_problems == 5
+    assert settings.shop.lora.lora_r == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flow: {chunk_token: 9}\n", "flow.chunk_token.*flow.chunk_tokens"),
+        ("bogus: 1\n", "unknown setting bogus"),
+        ("- 1\n", "names and values"),
+        ("a: [\n", "expected YAML"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse("--config", str(file))
+    with pytest.raises(ConfigError, match="could not read"):
+        parse("--config", str(tmp_path / "missing.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_round_trips_through_its_file(tmp_path: Path, preset: str) -> None:
+    settings = default_settings("flow-dpo", preset)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(plain(settings.sections())))
+    assert parse("--config", str(file), "--preset", preset) == settings
+    # And over another preset, so that the file is seen to carry every value.
+    other = "paper" if preset != "paper" else "seed"
+    assert parse("--config", str(file), "--preset", other) == replace(settings, preset=other)
+
+
+def test_the_paper_preset_has_the_papers_values() -> None:
+    """arXiv 2410.22304, table of hyper-parameters and section 3.1."""
+    settings = parse("--preset", "paper")
+    assert settings.recipe.flow.chunk_tokens == 160
+    assert settings.recipe.flow.max_chunks == 6
+    assert settings.recipe.explore.num_alternatives == 1
+    assert settings.recipe.objective.beta == 1.0
+    assert settings.learner.learning_rate == 5e-6
+    assert settings.learner.pairs_per_update == 32
+    assert settings.learner.max_grad_norm == 1.0
+    assert (settings.shop.lora.lora_r, settings.shop.lora.lora_alpha, settings.shop.lora.lora_dropout) == (8, 8, 0.05)
+    assert settings.shop.lora.lora_target_modules == "all-linear"
+
+
+def test_unknown_presets_and_recipes_are_named() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'papper'"):
+        parse("--preset", "papper")
+    with pytest.raises(ConfigError, match="unknown recipe"):
+        parse("--recipe", "grpoo")
+
+
+def test_the_embedded_model_brings_its_preset() -> None:
+    assert parse().recipe.flow.chunk_tokens == 16
+    assert parse("--model_name_or_path", "some/model").recipe.flow.chunk_tokens == 160
+
+
+def test_an_engine_is_chosen_by_its_name_and_has_its_own_settings(tmp_path: Path) -> None:
+    assert parse().shop.engine == LocalSettings()
+    given = parse("--engine", "vllm_server", "--base_url", "http://h:8000", "--engine.concurrency", "7")
+    assert given.shop.engine == VllmServerSettings(base_url="http://h:8000", concurrency=7)
+    assert parse("--engine=vllm_server").names()["engine_kind"] == "vllm_server"
+    file = tmp_path / "given.yaml"
+    file.write_text("engine: vllm_server\nbase_url: http://h:8000\n")
+    assert parse("--config", str(file)).shop.engine == VllmServerSettings(base_url="http://h:8000")
+    file.write_text(yaml.safe_dump(plain(given.sections())))
+    assert parse("--config", str(file)) == given
+    with pytest.raises(ConfigError, match=r"unknown engine 'vlm'; there are local, vllm, vllm_server"):
+        parse("--engine", "vlm")
+    with pytest.raises(ConfigError, match="unknown setting --base_url"):
+        parse("--base_url", "http://h:8000")
+    with pytest.raises(ConfigError, match=r"unknown setting --engine\.reuse"):
+        parse("--engine", "vllm_server", "--engine.reuse", "false")
+
+
+def test_another_engine_leaves_the_settings_of_the_first_behind() -> None:
+    """A run that was trained behind a server is evaluated in this process, and the other way round."""
+    trained = plain(parse("--engine", "vllm_server", "--top_logprobs", "9").sections())
+    _, same = defaults_of([], trained)
+    assert of_its_engine(trained, same)["engine"]["top_logprobs"] == 9
+    _, other = defaults_of(["--engine", "local"], trained)
+    assert other.shop.engine == LocalSettings()
+    assert {"engine", "engine_kind"}.isdisjoint(of_its_engine(trained, other))
+    older = {name: value for name, value in plain(parse().sections()).items() if name != "engine_kind"}
+    _, default = defaults_of([], older)
+    assert of_its_engine(older, default) == older
+    _, server = defaults_of(["--engine=vllm_server"], older)
+    assert "engine" not in of_its_engine(older, server)
+
+
+def test_dataclasses_stay_small() -> None:
+    settings = [
+        *(default_settings("flow-dpo", "paper", engine=kind).sections() for kind in KINDS),
+        default_settings("flow-dpo", "paper").sections(),
+        compare.sections(default_settings("flow-dpo", "paper")),
+    ]
+
+    def check(name: str, part: Any) -> None:
+        if is_dataclass(part):
+            assert len(fields(part)) <= 8, f"{name} has more than eight settings"
+            for field in fields(part):
+                check(f"{name}.{field.name}", getattr(part, field.name))
+
+    for sections in settings:
+        for name, part in sections.items():
+            check(name, part)
+
+
+def test_null_is_a_value_only_where_there_may_be_none(tmp_path: Path) -> None:
+    """Of every setting there is, by file and by flag: kept where its type says so, refused by name elsewhere."""
+    kept: list[str] = []
+    for name in _defaults(default_settings("flow-dpo", "seed").sections()):
+        if "." not in name:
+            continue
+        file = tmp_path / "given.yaml"
+        *groups, last = name.split(".")
+        given: Any = {last: None}
+        for group in reversed(groups):
+            given = {group: given}
+        file.write_text(yaml.safe_dump(given))
+        if "None" in str(_field_type(name)):
+            parse("--config", str(file))
+            kept.append(name)
+        else:
+            with pytest.raises(ConfigError, match=rf"expected a value for {name} in .*given\.yaml, found null"):
+                parse("--config", str(file))
+    assert "data.max_problems" in kept
+    with pytest.raises(ConfigError, match=r"(?s)learner\.learning_rate.*Expected"):
+        parse("--learning_rate", "null")
+    (tmp_path / "inner.yaml").write_text("learner: {role_learning_rates: {stop: null}}")
+    with pytest.raises(ConfigError, match=r"expected a value for learner\.role_learning_rates"):
+        parse("--config", str(tmp_path / "inner.yaml"))
+
+
+def _field_type(name: str) -> Any:
+    part: Any = default_settings("flow-dpo", "seed").sections()[name.split(".")[0]]
+    *groups, last = name.split(".")[1:]
+    for group in groups:
+        part = getattr(part, group)
+    return {field.name: field.type for field in fields(part)}[last]

@@ -1,0 +1,268 @@
+"""Does the whole loop do what it says, on tiny chat models of every family and on the embedded seed?"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from flow_dpo.cli import train
+from flow_dpo.cli.evaluate import evaluate as cli_evaluate
+from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts
+from flow_dpo.core.errors import ConfigError, DataError, ModelError
+from flow_dpo.core.loop import Players, learn
+from flow_dpo.core.metrics import ProgressiveValidation
+from flow_dpo.core.types import Pair, Verdict
+from flow_dpo.learner.learner import Learner, LearnerSettings
+from flow_dpo.models.load import load_model
+from flow_dpo.recipes.presets import preset
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.build import Workshop, default_settings, workshop
+from flow_dpo.verify.grader import GradingSettings
+from tests.support.chat_models import TEMPLATES, chat_model_folder
+from tests.support.run_equality import assert_same_run
+
+KINDS = sorted(TEMPLATES)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "apples.jsonl"
+    rows = [
+        {"question": f"Anna has {i} apples. She buys 7 more. How many?", "answer": f"#### {i + 7}"} for i in range(12)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+class Parity:
+    """A verifier for random models: right is what holds an even number of words' letters."""
+
+    def begin(self, items: Sequence[tuple[str, str, bool]]) -> None:
+        """Nothing takes long."""
+
+    def grade_many(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict]:
+        return [Verdict(status="correct" if len(text) % 2 else "wrong", answer="x") for _, text, _ in items]
+
+
+class Keeper:
+    """A recorder that keeps everything."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.pairs: list[Pair] = []
+
+    def record(self, row: dict[str, Any], trees: Any, pairs: Sequence[Pair]) -> None:
+        self.rows.append(row)
+        self.pairs.extend(pairs)
+
+
+FLOW = AnswerStop(
+    chunk_tokens=5, max_chunks=3, prompts=AnswerStopPrompts(answer_system="Be brief.", stop_system="Judge.")
+)
+RECIPE = replace(preset("flow-dpo", "chat").recipe, flow=FLOW)
+
+
+def tiny_workshop(folder: Path, data: Path, *, seed: int = 0) -> Any:
+    settings = train.parse_train(
+        "t", ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--lora_r", "2"], {}
+    )
+    return workshop(settings.shop, FLOW, roles=FLOW.roles, seed=seed)
+
+
+def learn_with(shop: Workshop, *, learning_rate: float = 1e-2, pairs_per_update: int = 8) -> tuple[Keeper, Learner]:
+    settings = LearnerSettings(learning_rate=learning_rate, pairs_per_update=pairs_per_update)
+    learner, keeper = Learner(shop.policy, settings), Keeper()
+    players = Players(
+        engine=shop.players.engine, renderer=shop.loaded.renderer, verifier=Parity(), grading=GradingSettings()
+    )
+    learn(RECIPE, shop.fitting, players, learner, [keeper], seed=3, explore_ahead=6, progress=ProgressiveValidation())
+    return keeper, learner
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_learns_from_exactly_what_it_sampled(kind: str, tmp_path: Path, data: Path) -> None:
+    """The learner's own log-probabilities of the prompt ids and sampled ids are those recorded while sampling."""
+    with tiny_workshop(chat_model_folder(kind, tmp_path / "model"), data) as shop:
+        keeper, learner = learn_with(shop)
+    assert learner.version > 0
+    assert {pair.request.role for pair in keeper.pairs} == {"answer", "stop"}
+    drifts = [value for row in keeper.rows for key, value in row.items() if key.endswith("/max_logprob_drift")]
+    assert drifts
+    assert max(drifts) < 1e-4
+    ends = shop.loaded.end_ids
+    for pair in keeper.pairs:
+        for completion in (pair.chosen, pair.rejected):
+            # An end token is a label only where it was sampled, and enters no later prompt of the same solution.
+            assert not ends & set(completion.content_ids)
+            assert (completion.finish_reason == "stop") == bool(ends & set(completion.token_ids))
+
+
+def test_updates_raise_the_chosen_against_the_rejected(tmp_path: Path, data: Path) -> None:
+    with tiny_workshop(chat_model_folder("llama", tmp_path / "model"), data) as shop:
+        shop.fitting = shop.fitting[:6]
+        keeper, learner = learn_with(shop, learning_rate=3e-3, pairs_per_update=0)
+        again = learner.update(RECIPE.objective, keeper.pairs)
+    assert keeper.rows[0]["learn/answer/margin"] == pytest.approx(0.0, abs=1e-6)
+    for role in ("answer", "stop"):
+        assert again[f"learn/{role}/margin"] > 0
+        assert again[f"learn/{role}/loss"] < keeper.rows[0][f"learn/{role}/loss"]
+
+
+@pytest.fixture(scope="module")
+def seed_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs of the same command on the embedded seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("one", "two"):
+        assert train.train(["--max_problems", "24", "--explore_ahead", "12", "--pairs_per_update", "16",
+                               "--output_dir", str(folder / name)]) == 0  # fmt: skip
+    return folder / "one", folder / "two"
+
+
+def test_two_runs_of_one_seed_are_equal(seed_runs: tuple[Path, Path]) -> None:
+    assert_same_run(*seed_runs)
+
+
+def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> None:
+    folder = seed_runs[0]
+    rows = run_folder.read_jsonl(folder / "metrics.jsonl")
+    wanted = [
+        "problems_seen",
+        "progressive/accuracy",
+        "progressive/window_accuracy",
+        "pairs/answer",
+        "pairs/stop",
+        "skipped/answer",
+        "skipped/stop",
+        "ungraded_rate",
+        "learn/answer/loss",
+        "learn/stop/loss",
+        "learn/answer/margin",
+        "learn/answer/chosen_logprobs",
+        "play/tokens",
+        "play/seconds",
+        "learn/seconds",
+        "policy_version",
+    ]
+    assert len(rows) == 2
+    assert [key for key in wanted if any(key not in row for row in rows)] == []
+    trees, pairs = run_folder.read_jsonl(folder / "trees.jsonl"), run_folder.read_jsonl(folder / "pairs.jsonl")
+    assert len(trees) == 24
+    assert len(pairs) == sum(row["pairs/answer"] + row["pairs/stop"] for row in rows)
+    for pair in pairs:
+        assert pair["chosen_verdict"]["status"] == "correct"
+        assert pair["rejected_verdict"]["status"] == "wrong"
+        assert pair["prompt"].endswith("<assistant>") or pair["role"] == "answer"
+        assert pair["chosen"] != pair["rejected"]
+    facts = json.loads((folder / "run.json").read_text())
+    assert (
+        facts["versions"]["torch"] == torch.__version__.split("+")[0] or facts["versions"]["torch"] == torch.__version__
+    )
+    assert len(facts["data_fingerprint"]) == 64
+    assert (folder / "progressive.png").stat().st_size > 10_000
+    assert "chunk_tokens: 16" in (folder / "config.yaml").read_text()
+
+
+def test_pairs_and_trees_tell_the_same_story(seed_runs: tuple[Path, Path]) -> None:
+    """A pair's words are the words of the two nodes that it names, and its prompt is what the tree says was before."""
+    trees = {tree["problem"]["id"]: tree for tree in run_folder.read_jsonl(seed_runs[0] / "trees.jsonl")}
+    for pair in run_folder.read_jsonl(seed_runs[0] / "pairs.jsonl"):
+        tree = trees[pair["problem_id"]]
+        chosen, rejected = tree["nodes"][pair["node"]], tree["nodes"][pair["rejected_node"]]
+        assert pair["chosen_ids"] == chosen["token_ids"]
+        assert pair["rejected_ids"] == rejected["token_ids"]
+        assert chosen["parent"] == rejected["parent"]
+        assert tree["rollouts"][chosen["rollout"]]["verdict"]["status"] == "correct"
+        assert tree["rollouts"][rejected["rollout"]]["verdict"]["status"] == "wrong"
+
+
+def test_adapters_are_peft_folders(seed_runs: tuple[Path, Path]) -> None:
+    for path in run_folder.latest_adapters(seed_runs[0]).values():
+        loaded = load_model(default_settings("flow-dpo", "seed").shop.model)
+        base = AutoModelForCausalLM.from_pretrained(loaded.model.name_or_path, dtype=torch.float32)
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks transformers 5 a question by its old name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            model = PeftModel.from_pretrained(base, str(path))
+        ids = torch.tensor([[5, 6, 7, 8]])
+        with torch.no_grad():
+            adapted, plain = model(input_ids=ids).logits, loaded.model(input_ids=ids).logits
+        assert not torch.equal(adapted, plain)
+
+
+def test_evaluate_writes_predictions_and_a_summary(seed_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    for mode in ("flow", "single"):
+        out = tmp_path / mode
+        words = ["--run", str(seed_runs[0]), "--mode", mode, "--max_problems", "20", "--output_dir", str(out)]
+        assert cli_evaluate(words) == 0
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["versions"]["torch"]
+        assert summary["command"]
+        assert summary["num_problems"] == 20
+        assert {"accuracy", "interval", "num_correct", "num_ungraded", "tokens"} <= set(summary)
+        steps = summary["steps_of_right_answers"]
+        assert steps["num_solutions"] == steps["num_checked"] == summary["num_correct"]
+        assert 0 <= steps["num_invalid"] < max(steps["num_checked"], 1)
+        assert summary["dataset"] == "seed/test"
+        rows = run_folder.read_jsonl(out / "predictions.jsonl")
+        assert sum(row["verdict"]["status"] == "correct" for row in rows) == summary["num_correct"]
+        with pytest.raises(ConfigError, match="already holds an evaluation"):
+            cli_evaluate(words)
+
+
+def test_bad_input_is_refused_before_work(tmp_path: Path, data: Path, seed_runs: tuple[Path, Path]) -> None:
+    model = chat_model_folder("llama", tmp_path / "model")
+    bare = chat_model_folder("llama", tmp_path / "bare", template=False)
+    (tmp_path / "empty").mkdir()
+    ours = ["--model_name_or_path", str(model), "--dataset_name", str(data)]
+    cases: list[tuple[list[str], type[Exception], str]] = [
+        (["--model_name_or_path", str(tmp_path / "empty")], ModelError, r"config\.json"),
+        (["--model_name_or_path", str(bare), "--dataset_name", str(data)], ModelError, "chat_template"),
+        ([*ours, "--question_column", "text", "--answer_column", "answer"], DataError, "text.*question"),
+        (["--dataset_name", str(tmp_path / "nowhere.jsonl")], DataError, "nowhere"),
+        (["--output_dir", str(seed_runs[0])], ConfigError, "already holds a run"),
+        ([*ours, "--chunk_tokens", "600"], ConfigError, "room for one completion"),
+        ([*ours, "--chunk_tokens", "100", "--max_chunks", "9"], ConfigError, "longest play"),
+        ([*ours, "--flow.prompts.no", "Yes"], ModelError, "different tokens"),
+        ([*ours, "--chunk_tokens", "5", "--lora_target_modules", "[nonesuch]"], ModelError, "nonesuch"),
+        (["--dataset_split", "nonesuch"], DataError, "nonesuch"),
+    ]
+    for index, (words, error, message) in enumerate(cases):
+        output = [] if "--output_dir" in words else ["--output_dir", str(tmp_path / f"out{index}")]
+        with pytest.raises(error, match=message):
+            train.train([*words, *output])
+        assert not (tmp_path / f"out{index}").exists(), f"case {index} began to write"
+
+
+def test_an_interrupted_run_keeps_what_it_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flow_dpo.runs.callbacks import progress
+
+    def interrupt(self: Any, row: dict[str, Any], trees: Any, pairs: Any) -> None:
+        if row["problems_seen"] >= 16:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.ProgressBar, "record", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(["--max_problems", "32", "--explore_ahead", "8", "--output_dir", str(tmp_path / "run")])
+    assert len(run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert set(run_folder.latest_adapters(tmp_path / "run")) == {"answer", "stop"}
+    assert (tmp_path / "run" / "progressive.png").exists()
+
+
+def test_merging_that_cannot_be_is_refused_before_play() -> None:
+    words = ["--dtype", "bfloat16", "--merge_adapters", "always", "--max_problems", "4"]
+    settings = train.parse_train("test", words, {})
+    flow = settings.recipe.flow
+    with (
+        pytest.raises(ModelError, match=r"bfloat16; play with --merge_adapters never"),
+        workshop(settings.shop, flow, roles=flow.roles, seed=0),
+    ):
+        pass

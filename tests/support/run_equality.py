@@ -1,0 +1,32 @@
+"""When are two runs the same, to the bit?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.runs import run_folder
+
+
+def without_seconds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics without what depends on the clock."""
+    return [{key: value for key, value in row.items() if not key.endswith(("seconds", "_s"))} for row in rows]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Records, last checkpoint and last adapters are equal. `two` may have published older adapters besides."""
+    for name in ("trees.jsonl", "pairs.jsonl"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    rows = [without_seconds(run_folder.read_jsonl(folder / "metrics.jsonl")) for folder in (one, two)]
+    assert rows[0] == rows[1]
+    last = [max((folder / "checkpoints").iterdir()) for folder in (one, two)]
+    assert last[0].name == last[1].name
+    learned = [path.relative_to(last[0]) for path in sorted((last[0] / "learner").rglob("*")) if path.is_file()]
+    assert len(learned) == 6
+    latest = [run_folder.latest_adapters(folder) for folder in (one, two)]
+    assert {role: path.name for role, path in latest[0].items()} == {r: path.name for r, path in latest[1].items()}
+    adapters = [(path, latest[1][role] / path.name) for role in latest[0] for path in latest[0][role].iterdir()]
+    assert len(adapters) == 4
+    for a, b in [*((last[0] / name, last[1] / name) for name in learned), *adapters]:
+        assert a.read_bytes() == b.read_bytes(), a

