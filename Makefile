@@ -82,9 +82,10 @@ study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its t
 		--run runs/study-recipes/seed0/vineppo_same_tokens
 	$(BIN)/flow-dpo report studies/recipes/comparison.json --output_dir studies/recipes
 
-check: $(DEV)  ## lint, format and types
+check: $(DEV)  ## lint, format, types, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/pyright
 
 fix: $(DEV)

@@ -26,7 +26,7 @@ from benchmarks.workloads import Shape, random_model, tree_pairs
 from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts, AnswerStopState
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.explore import Siblings
-from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.types import Completion, Piece, Problem, Request, Turn
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.learner.gradients import RowSettings
@@ -45,8 +45,8 @@ class EveryChunk(AnswerStop):
     """The paper's flow with a Stop whose word is asked for and not heeded: every play has all its chunks."""
 
     def advance(self, state: AnswerStopState, completion: Completion) -> AnswerStopState:
-        if state.speaker == "stop":
-            return replace(state, speaker="answer")
+        if state.next_role == "stop":
+            return replace(state, runner="answer")
         return super().advance(state, completion)
 
 
@@ -85,7 +85,7 @@ def learned(shape: Shape) -> tuple[int, int]:
     policy = Policy(random_model("tiny"), ROLES)
     # One row holds the deepest tree: a tree that is cut computes its trunk once a row.
     rows = RowSettings(max_tokens=1 << 16)
-    learner = Learner(policy, LearnerSettings(pairs_per_update=0, rows=rows))
+    learner = Learner(policy, LearnerSettings(examples_per_update=0, rows=rows))
     row = learner.update(Dpo(beta=0.1), tree_pairs(random.Random(0), "p", shape, vocabulary=512))
     ours, unshared = (int(sum(row[f"learn/{r}/{name}"] for r in ROLES)) for name in ("tokens", "unshared_tokens"))
     return ours, unshared
@@ -98,7 +98,7 @@ def played(settings: argparse.Namespace, num_chunks: int) -> tuple[int, int, int
     prompts = AnswerStopPrompts(answer_system="", stop_system="", stop_user="{question}{candidate} right?")
     flow = EveryChunk(chunk_tokens=settings.chunk_tokens, max_chunks=num_chunks, prompts=prompts)
     problem = Problem(id="p", question="q" * settings.prompt_tokens, gold="1")
-    Siblings()(flow, Speaker(engine, Ids()), [problem], seed=0)
+    Siblings()(flow, RolloutRunner(engine, Ids()), [problem], seed=0)
     stats = engine.take_stats()
     ours = stats["prefilled_tokens"] + stats["sampled_tokens"]
     return int(ours), int(ours + stats["reused_tokens"]), int(stats["sampled_tokens"])

@@ -177,7 +177,7 @@ def ours(settings: argparse.Namespace) -> Report:
                 weight.copy_(adapter_weights(names[id(parameter)], weight))
         policy.publish(role)
     rows = RowSettings(max_tokens=settings.row_tokens)
-    learner = Learner(policy, LearnerSettings(learning_rate=RATE, pairs_per_update=0, rows=rows))
+    learner = Learner(policy, LearnerSettings(learning_rate=RATE, examples_per_update=0, rows=rows))
     losses: dict[str, list[float]] = {role: [] for role in ROLES}
     seconds: list[float] = []
     row: dict[str, float] = {}

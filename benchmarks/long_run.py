@@ -50,7 +50,7 @@ def window(rows: Sequence[Batch], end: int, size: int) -> dict[str, float]:
     inside = [i for i, b in enumerate(rows) if i and end - size < b.row["problems_seen"] <= end]
     assert inside, f"no batch ends within {size} problems before problem {end}"
     first, last = rows[inside[0] - 1], rows[inside[-1]]
-    tokens = sum(rows[i].row["play/sampled_tokens"] for i in inside)
+    tokens = sum(rows[i].row["rollout/sampled_tokens"] for i in inside)
     seconds = last.at_s - first.at_s
     return {
         "s_a_problem": seconds / (last.row["problems_seen"] - first.row["problems_seen"]),

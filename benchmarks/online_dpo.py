@@ -114,14 +114,15 @@ def ours(settings: argparse.Namespace) -> Report:
     from benchmarks.preferring import Better, NoVerdicts
     from flow_dpo.core.dpo import Dpo
     from flow_dpo.core.explore import Group
-    from flow_dpo.core.loop import Players, learn
-    from flow_dpo.core.metrics import ProgressiveValidation
+    from flow_dpo.core.loop import learn
+    from flow_dpo.core.protocols import Backends
     from flow_dpo.core.recipe import Recipe
     from flow_dpo.engines.factory import speaking_of
     from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
     from flow_dpo.learner.learner import Learner, LearnerSettings
     from flow_dpo.learner.policy import LoraSettings, Policy
-    from flow_dpo.verify.grader import GradingSettings
+    from flow_dpo.verify.grader import AnswerGrader
+    from flow_dpo.workers.in_process import InProcessWorkers
 
     loaded, flow, problems = _parts(settings)
     memory, size = measuring.PeakMemory(), settings.prompts_per_update
@@ -129,8 +130,9 @@ def ours(settings: argparse.Namespace) -> Report:
     engine = LocalEngine(
         policy.model, speaking=speaking_of(policy, LocalSettings()), end_ids=(), context_tokens=loaded.context_tokens
     )
-    players = Players(engine=engine, renderer=loaded.renderer, verifier=NoVerdicts(), grading=GradingSettings())
-    learner = Learner(policy, LearnerSettings(learning_rate=RATE, pairs_per_update=size))
+    grader = AnswerGrader(NoVerdicts(), loaded.renderer)
+    workers = InProcessWorkers(Backends(engine=engine, renderer=loaded.renderer, grader=grader))
+    learner = Learner(policy, LearnerSettings(learning_rate=RATE, examples_per_update=size))
 
     class Clock:
         """A recorder that keeps each update's row and the time at its end."""
@@ -138,7 +140,7 @@ def ours(settings: argparse.Namespace) -> Report:
         def __init__(self) -> None:
             self.times, self.rows, self.pairs = [time.perf_counter()], list[dict[str, Any]](), 0
 
-        def record(self, row: dict[str, Any], trees: Sequence[Any], examples: Sequence[Any]) -> None:
+        def on_batch(self, row: dict[str, Any], trees: Sequence[Any], examples: Sequence[Any]) -> None:
             self.times.append(time.perf_counter())
             self.rows.append(row)
             self.pairs += len(examples)
@@ -147,21 +149,19 @@ def ours(settings: argparse.Namespace) -> Report:
     learn(
         Recipe(
             flow=flow,
-            explore=Group(num_plays=2, temperature=temperature(settings)),
+            explore=Group(num_rollouts=2, temperature=temperature(settings)),
             credit=Better(score=score),
             objective=Dpo(beta=BETA),
         ),
         problems,
-        players,
+        workers,
         learner,
-        [clock],
-        seed=0,
-        explore_ahead=size,
-        progress=ProgressiveValidation(),
+        callbacks=[clock],
+        problems_per_batch=size,
     )
     assert settings.tiny or clock.pairs >= 0.97 * len(problems), f"{clock.pairs} pairs of {len(problems)} prompts"
     seconds = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)][1:]
-    parts = ("play/seconds", "learn/seconds", "play/sampled_tokens")
+    parts = ("rollout/seconds", "learn/seconds", "rollout/sampled_tokens")
     return {
         "prompts_a_second": size / statistics.mean(seconds),
         "peak_mib": memory.mib(),

@@ -187,7 +187,7 @@ class _FirstTokens(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if input_ids.shape[1] > self._num_prompt_tokens or not any(self._excluded):
             return scores
-        struck = scores.clone()
+        excluded_ids = scores.clone()
         for row, tokens in enumerate(self._excluded):
-            struck[row, list(tokens)] = -torch.inf
-        return struck  # pyright: ignore[reportReturnType]
+            excluded_ids[row, list(tokens)] = -torch.inf
+        return excluded_ids  # pyright: ignore[reportReturnType]

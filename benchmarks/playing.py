@@ -100,7 +100,7 @@ def parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
 
 def play(settings: argparse.Namespace, _: int) -> Report:
     """The flow, with either engine."""
-    from flow_dpo.core.rollouts import Speaker
+    from flow_dpo.core.rollouts import RolloutRunner
     from flow_dpo.engines.factory import speaking_of
     from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
     from flow_dpo.learner.policy import Policy
@@ -120,14 +120,14 @@ def play(settings: argparse.Namespace, _: int) -> Report:
 
         model = peer_model(loaded.model, flow.roles, rank=preset.lora.lora_r)
         engine = GenerateEngine(model, end_ids=loaded.end_ids, max_batch_size=size)
-    speaker = Speaker(engine, loaded.renderer)
-    explore(flow, speaker, problems[:4], seed=1)
+    runner = RolloutRunner(engine, loaded.renderer)
+    explore(flow, runner, problems[:4], seed=1)
     engine.take_stats()
     seconds = 0.0
     for at in range(4, len(problems), settings.num_problems):
         engine.refresh({})  # as after an update: nothing is known of earlier rounds
         started = time.perf_counter()
-        explore(flow, speaker, problems[at : at + settings.num_problems], seed=0)
+        explore(flow, runner, problems[at : at + settings.num_problems], seed=0)
         seconds += time.perf_counter() - started
     stats = engine.take_stats()
     return {"tokens_a_second": stats["sampled_tokens"] / seconds, "seconds": seconds, "peak_mib": memory.mib(), **stats}

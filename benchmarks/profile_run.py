@@ -6,7 +6,7 @@
 The run is started as a user starts it. What the engine and the learner took is in its metrics.jsonl; when each row was
 written is seen from outside, and what lies between the rows and is in none of the metrics is the record: text, JSON,
 disk, checkpoints, progress bar. The lines add up to the whole by construction, those called "other" being what is left
-of a measured part: Python of flows, rendering and speaker in playing; packing, the optimizer, checks and the engine's
+of a measured part: Python of flows, rendering and runner in playing; packing, the optimizer, checks and the engine's
 refresh in learning. Forwards are shared out by tokens: decoding, prompts, and Stop's.
 
 Arithmetic on tokens is decode, prefill, Stop's scoring, drawing tokens, reference, policy forward and backward. Reach,
@@ -52,8 +52,8 @@ def profile(model: str, settings: argparse.Namespace) -> None:
     words = ["train", "--max_problems", str(problems), "--num_threads", str(settings.num_threads)]
     if model != SEED:
         # Updates of what there is: a short run on a weak model finds few pairs.
-        words += ["--model_name_or_path", model, "--preset", "small", "--explore_ahead", "16"]
-        words += ["--dataset_name", "seed", "--pairs_per_update", "0"]
+        words += ["--model_name_or_path", model, "--preset", "small", "--problems_per_batch", "16"]
+        words += ["--dataset_name", "seed", "--examples_per_update", "0"]
     with tempfile.TemporaryDirectory() as folder:
         watched = watch(words, Path(folder) / "run", num_threads=settings.num_threads)
     parts = account(watched)
@@ -72,16 +72,16 @@ def profile(model: str, settings: argparse.Namespace) -> None:
 def account(watched: Watched) -> dict[str, float]:
     """Seconds by what they were spent on; they add up to the run's."""
     rows = watched.rows
-    playing, learning = total(rows, ["play/seconds"]), total(rows, ["learn/seconds"])
+    playing, learning = total(rows, ["rollout/seconds"]), total(rows, ["learn/seconds"])
     grading = total(rows, ["grade/seconds"])
-    first = sum(rows[0].row[name] for name in ("play/seconds", "grade/seconds", "learn/seconds"))
+    first = sum(rows[0].row[name] for name in ("rollout/seconds", "grade/seconds", "learn/seconds"))
     starting = max(0.0, rows[0].at_s - first)
     parts = {
         "starting up": starting,
-        "decode": total(rows, ["play/decode_s"]),
-        "prefill": total(rows, ["play/prefill_s"]),
-        "stop scoring": total(rows, ["play/choice_s"]),
-        "drawing": total(rows, ["play/draw_s"]),
+        "decode": total(rows, ["rollout/decode_s"]),
+        "prefill": total(rows, ["rollout/prefill_s"]),
+        "stop scoring": total(rows, ["rollout/choice_s"]),
+        "drawing": total(rows, ["rollout/draw_s"]),
     }
     parts["playing, other"] = playing - sum(parts[part] for part in ("decode", "prefill", "stop scoring", "drawing"))
     parts["verification"] = grading

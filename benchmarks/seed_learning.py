@@ -67,7 +67,7 @@ def progressive(run: Path) -> tuple[float, float, float]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trees = [json.loads(line) for line in (run / "trees.jsonl").read_text().splitlines()]
     right = [tree["rollouts"][0]["verdict"]["status"] == "correct" for tree in trees]
-    seconds = sum(row["play/seconds"] + row["grade/seconds"] + row["learn/seconds"] for row in rows)
+    seconds = sum(row["rollout/seconds"] + row["grade/seconds"] + row["learn/seconds"] for row in rows)
     return sum(right[:250]) / 250, sum(right[-250:]) / 250, seconds
 
 

@@ -180,20 +180,20 @@ def _merging(found: Sequence[Report], name: str) -> list[Figure]:
 def play(settings: argparse.Namespace, kind: str) -> Report:
     """The flow."""
     from benchmarks.playing import parts
-    from flow_dpo.core.rollouts import Speaker
+    from flow_dpo.core.rollouts import RolloutRunner
 
     settings.case, settings.rounds = settings.model_name_or_path, 1
     loaded, preset, _, problems = parts(settings)
     flow, explore = preset.recipe.flow, preset.recipe.explore
     with listened_to() as asked, engine_of(settings, kind, loaded, preset) as (engine, _):
-        speaker = Speaker(engine, loaded.renderer)
-        explore(flow, speaker, problems[:4], seed=1)
+        runner = RolloutRunner(engine, loaded.renderer)
+        explore(flow, runner, problems[:4], seed=1)
         forget(engine, flow.roles)
         engine.take_stats()
         asked.clear()
         counts = counted(engine)
         started = time.perf_counter()
-        trees = explore(flow, speaker, problems[4:], seed=0)
+        trees = explore(flow, runner, problems[4:], seed=0)
         seconds = time.perf_counter() - started
         stats = engine.take_stats()
     if settings.questions:
@@ -277,9 +277,9 @@ def train(settings: argparse.Namespace, kind: str) -> Report:
         else:
             with served_to(settings) as server:
                 rows = _trained(settings, _over_http(settings, server), Path(folder) / "run")
-    seconds = sum(row[f"{part}/seconds"] for row in rows for part in ("play", "grade", "learn"))
+    seconds = sum(row[f"{part}/seconds"] for row in rows for part in ("rollout", "grade", "learn"))
     updates = sum(row["learn/updates"] for row in rows)
-    return {"refresh_s": sum(row["play/refresh_s"] for row in rows), "seconds": seconds, "updates": updates}
+    return {"refresh_s": sum(row["rollout/refresh_s"] for row in rows), "seconds": seconds, "updates": updates}
 
 
 def killed(settings: argparse.Namespace, _: str) -> Report:
@@ -313,7 +313,7 @@ def killed(settings: argparse.Namespace, _: str) -> Report:
         "once": sum(ids[1].count(one) == 1 for one in ids[0]) / len(ids[0]),
         "alike": sum(one == other for one, other in zip(whole, broken, strict=True)) / len(ids[0]),
         "num_kills": len(kills),
-        "num_retries": sum(row["play/num_retries"] for row in rows),
+        "num_retries": sum(row["rollout/num_retries"] for row in rows),
     }
 
 
@@ -371,7 +371,7 @@ def _trained(settings: argparse.Namespace, flags: Sequence[str], folder: Path) -
     seed = settings.model_name_or_path == "seed"
     words = ["--model_name_or_path", settings.model_name_or_path, "--dataset_name", "seed"]
     words += ["--max_problems", str(settings.num_trained), "--preset", "seed" if seed else "small"]
-    words += ["--num_threads", str(settings.num_threads), "--pairs_per_update", "32", "--explore_ahead", "8"]
+    words += ["--num_threads", str(settings.num_threads), "--examples_per_update", "32", "--problems_per_batch", "8"]
     with contextlib.redirect_stdout(sys.stderr):
         commands.train([*words, *flags, "--output_dir", str(folder)])
     return run_folder.read_jsonl(folder / "metrics.jsonl")

@@ -69,29 +69,27 @@ def main() -> None:
 
 def measured(settings: argparse.Namespace) -> dict[int, list[State]]:
     """The states by K, in the same order."""
-    from flow_dpo.core.rollouts import Speaker
     from flow_dpo.recipes.vineppo.credit import state_values
-    from flow_dpo.recipes.vineppo.explore import Vine
+    from flow_dpo.recipes.vineppo.explore import StepRollouts
     from flow_dpo.runs.adapters import SpeakingSettings, load_adapters
-    from flow_dpo.runs.build import default_settings, workshop
-    from flow_dpo.verify.grader import grade
+    from flow_dpo.runs.build import default_settings, open_runtime
 
     default = default_settings("vineppo", "seed")
     flow, explore = default.recipe.flow, default.recipe.explore
-    assert isinstance(explore, Vine)
-    data = replace(default.shop.data, dataset_name="seed", dataset_split="test", max_problems=settings.num_problems)
-    model = replace(default.shop.model, num_threads=settings.num_threads)
+    assert isinstance(explore, StepRollouts)
+    data = replace(default.runtime.data, dataset_name="seed", dataset_split="test", max_problems=settings.num_problems)
+    model = replace(default.runtime.model, num_threads=settings.num_threads)
     most = max(settings.completions)
-    with workshop(replace(default.shop, data=data, model=model), flow, roles=flow.roles, seed=settings.seed) as shop:
-        speaker = Speaker(shop.players.engine, shop.players.renderer)
-        speaker.refresh(load_adapters(shop.policy, SpeakingSettings(run=settings.run, roles=flow.roles)))
+    with open_runtime(
+        replace(default.runtime, data=data, model=model), flow, roles=flow.roles, seed=settings.seed
+    ) as runtime:
+        runtime.workers.refresh(load_adapters(runtime.policy, SpeakingSettings(run=settings.run, roles=flow.roles)))
 
         def played(num_completions: int) -> list[Tree]:
-            one_path = replace(explore, num_plays=1, num_completions=num_completions)
+            one_path = replace(explore, num_rollouts=1, num_completions=num_completions)
             trees: list[Tree] = []
-            for problem in shop.fitting:
-                trees += one_path(flow, speaker, [problem], seed=settings.seed)
-            grade(trees, shop.players.verifier, shop.players.renderer, shop.players.grading)
+            for problem in runtime.fitting:
+                trees += runtime.workers.rollout(one_path, flow, [problem], seed=settings.seed)
             return trees
 
         # A state's completions are drawn one by one, so those behind the first K are independent of them.
@@ -101,7 +99,7 @@ def measured(settings: argparse.Namespace) -> dict[int, list[State]]:
             estimates: list[Mapping[Request, float]] = [state_values(tree) for tree in played(k)]
             found[k] = [
                 State(problem=problem.id, estimate=estimate[request], truth=truth)
-                for problem, estimate, truths_of in zip(shop.fitting, estimates, truths, strict=True)
+                for problem, estimate, truths_of in zip(runtime.fitting, estimates, truths, strict=True)
                 for request, truth in truths_of.items()
                 if request in estimate
             ]

@@ -51,7 +51,7 @@ def engine_of(
     roles: Sequence[str] = (),
 ) -> Iterator[tuple[Any, AskAll]]:
     """Our engine, and a way around it to plain vLLM. Its policy is `engine.policy`."""
-    from flow_dpo.engines.factory import Shelf, reached
+    from flow_dpo.engines.factory import AdapterStore, open_engine
     from flow_dpo.engines.vllm.client import VllmServerSettings
     from flow_dpo.engines.vllm.in_process import VllmSettings
     from flow_dpo.learner.policy import Policy
@@ -72,9 +72,9 @@ def engine_of(
             url = server.url if server else ""
             if url:
                 played = VllmServerSettings(base_url=url, concurrency=settings.batch_size)
-            with reached(played, loaded, num_roles=len(roles)) as reach:
+            with open_engine(played, loaded, num_roles=len(roles)) as reach:
                 policy = Policy(loaded.model, roles, preset.lora)
-                engine: Any = reach.build(policy, Shelf(policy, Path(folder) / "served"))
+                engine: Any = reach.build(policy, AdapterStore(policy, Path(folder) / "served"))
                 engine.refresh(versions(roles, 0))
                 engine.url, engine.batch_size, engine.policy = url, settings.batch_size, policy
                 try:

@@ -16,7 +16,7 @@ class State:
     problem: Problem
     solution: tuple[Piece, ...] = ()
     ended: bool = False
-    speaker: Literal["solve", "critique", "revise", "nobody"] = "solve"
+    next_role: Literal["solve", "critique", "revise"] | None = "solve"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +33,23 @@ class Critique(Flow[State]):
 
     def turn(self, state: State) -> Turn | None:
         question = state.problem.question
-        if state.speaker == "solve":
+        if state.next_role == "solve":
             messages = (Message(role="user", content=(question,)),)
             return Turn(role="solve", messages=messages, max_tokens=self.solution_tokens)
         read: tuple[Piece, ...] = (f"{question}\n\n", *state.solution)
-        if state.speaker == "critique":
+        if state.next_role == "critique":
             messages = (Message(role="user", content=(*read, "\n\nIs this solution right?")),)
             return Turn(role="critique", messages=messages, choices=("Yes", "No"))
-        if state.speaker == "revise":
+        if state.next_role == "revise":
             messages = (Message(role="user", content=(*read, "\n\nThis is wrong. Solve the problem again.")),)
             return Turn(role="revise", messages=messages, max_tokens=self.solution_tokens)
         return None
 
     def advance(self, state: State, completion: Completion) -> State:
-        if state.speaker == "critique":
-            return replace(state, speaker="nobody" if completion.choice == 0 else "revise")
+        if state.next_role == "critique":
+            return replace(state, next_role=None if completion.choice == 0 else "revise")
         written = replace(state, solution=(completion.content_ids,), ended=completion.finish_reason == "stop")
-        return replace(written, speaker="critique" if state.speaker == "solve" else "nobody")
+        return replace(written, next_role="critique" if state.next_role == "solve" else None)
 
     def solution(self, state: State) -> Solution:
         return Solution(pieces=state.solution, ended=state.ended)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flow_dpo.core.flow import Flow
     from flow_dpo.core.loop import learn
     from flow_dpo.core.recipe import Recipe
-    from flow_dpo.core.rollouts import Speaker
+    from flow_dpo.core.rollouts import RolloutRunner
     from flow_dpo.core.single import Single
     from flow_dpo.core.tree import Tree
     from flow_dpo.core.types import Completion, Pair, Problem, Request, Turn, Verdict
@@ -53,7 +53,7 @@ _HOMES = {
     "ScriptedEngine": "engines.scripted",
     "Siblings": "core.explore",
     "Single": "core.single",
-    "Speaker": "core.rollouts",
+    "RolloutRunner": "core.rollouts",
     "TabularEngine": "engines.scripted",
     "Tree": "core.tree",
     "Turn": "core.types",
@@ -82,10 +82,10 @@ __all__ = [
     "Recipe",
     "Renderer",
     "Request",
+    "RolloutRunner",
     "ScriptedEngine",
     "Siblings",
     "Single",
-    "Speaker",
     "TabularEngine",
     "Tree",
     "Turn",

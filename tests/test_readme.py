@@ -56,7 +56,7 @@ def test_generate_commands_parse(line: str) -> None:
     words = shlex.split(line)[2:]
     if "--run" in words:  # a folder that the reader has and the test has not
         del words[words.index("--run") : words.index("--run") + 2]
-    assert generate.parse_generate(words)["generate"].draws > 0
+    assert generate.parse_generate(words)["generate"].num_samples > 0
 
 
 @pytest.mark.parametrize("line", printed("flow-dpo export"))

@@ -17,7 +17,7 @@ from flow_dpo.cli import generate
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.runs.build import refuse_unasked
-from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.runs.callbacks.progress import print_safe
 
 GUARDED = """
 import socket, sys
@@ -41,7 +41,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home, here = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("here")
     secrets = {"HF_TOKEN": "hf_topsecret", "WANDB_API_KEY": "topsecret", "AWS_SECRET_ACCESS_KEY": "topsecret"}
     paths = {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
-    words = ["train", "--max_problems", "12", "--explore_ahead", "6", "--pairs_per_update", "8", "--output_dir", "run"]
+    words = [
+        "train",
+        "--max_problems",
+        "12",
+        "--problems_per_batch",
+        "6",
+        "--examples_per_update",
+        "8",
+        "--output_dir",
+        "run",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", GUARDED, *words],
         cwd=here, env={**os.environ, **secrets, **paths}, capture_output=True, text=True, timeout=300, check=False,
@@ -94,7 +104,7 @@ def test_a_strangers_run_cannot_have_code_run(run: Path, tmp_path: Path, group: 
 def test_hostile_words_are_shown_as_they_are() -> None:
     heard = io.StringIO()
     console = Console(file=heard, force_terminal=True, width=200)
-    say(console, "[bold red]x[/] [link=http://example.org]y[/link] \x1b]0;title\x07")
+    print_safe(console, "[bold red]x[/] [link=http://example.org]y[/link] \x1b]0;title\x07")
     shown = heard.getvalue()
     assert "[bold red]x[/]" in shown
     assert "[link=http://example.org]" in shown

@@ -25,24 +25,24 @@ from flow_dpo.cli.sft import fine_tune
 from flow_dpo.cli.train import train
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.errors import ConfigError, DataError
-from flow_dpo.core.explore import Drawing
+from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.single import Single
 from flow_dpo.data.problems import ColumnSettings
 from flow_dpo.evaluate.compare import provenance
 from flow_dpo.evaluate.compare.arms import Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
-from flow_dpo.evaluate.compare.jobs import Command, Doing
+from flow_dpo.evaluate.compare.jobs import Command, JobRunner
 from flow_dpo.evaluate.compare.summary import Told, markdown, summarise
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import one_pass
-from flow_dpo.runs.build import ShopSettings, TrainSettings, defaults_of
-from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.runs.build import RuntimeSettings, TrainSettings, defaults_of
+from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.traces import sft
 
 SUMMARY = "comparison.json"
 _ADVICE = (
     "\nThe other arms are compared without it. Where traces are too few: more compare.pool.pool_problems or "
-    "compare.pool.draws, or lower compare.pool.num_traces, in another --compare.output_dir"
+    "compare.pool.num_samples, or lower compare.pool.num_traces, in another --compare.output_dir"
 )
 
 
@@ -59,7 +59,7 @@ class PoolSettings:
     1,500)."""
     pool_problems: int = 4000
     """Problems that traces may be drawn on: those behind the ones that the flow is trained on."""
-    draws: int = 1
+    num_samples: int = 1
     """Draws on a problem of the pool. With one, which problems get a trace is up to their difficulty (not stated in the
     paper)."""
     matched_draws: int = 16
@@ -68,7 +68,7 @@ class PoolSettings:
     """Draws of the arm `self_more_draws`."""
 
     def __post_init__(self) -> None:
-        for name in ("num_traces", "pool_problems", "draws", "matched_draws", "more_draws"):
+        for name in ("num_traces", "pool_problems", "num_samples", "matched_draws", "more_draws"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
 
@@ -131,7 +131,7 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
 def sections(defaults: TrainSettings) -> dict[str, Any]:
     """The groups of settings, with their defaults."""
     trained = {name: value for name, value in defaults.sections().items() if name != "run"}
-    return trained | {"compare": CompareSettings(), "training": sft.SftTraining(), "sft_lora": sft.PAPER_LORA}
+    return trained | {"compare": CompareSettings(), "training": sft.SftTrainingSettings(), "sft_lora": sft.PAPER_LORA}
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -152,7 +152,7 @@ def compare(argv: Sequence[str]) -> int:
         seeds = list(range(settings.num_seeds))
         sizes = _sizes(parsed)
         names, asked = [arm.name for arm in chosen], _asked(parsed)
-        say(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
+        print_safe(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
         if settings.jobs == 1:
             outcomes = [_one_seed(path, seed, names, sizes, asked) for seed in seeds]
         else:
@@ -163,7 +163,7 @@ def compare(argv: Sequence[str]) -> int:
         failed: dict[str, str] = {}
         for name, reason in (row for outcome in outcomes for row in outcome.items()):
             if isinstance(reason, str) and failed.setdefault(name, reason) is reason:
-                say(console, f"{name} could not be made: {reason}{_ADVICE}")
+                print_safe(console, f"{name} could not be made: {reason}{_ADVICE}")
         made = [arm for arm in chosen if arm.name not in failed]
         if not made:
             raise DataError(f"expected an arm that can be made, found none; of {names[0]}: {failed[names[0]]}")
@@ -175,7 +175,7 @@ def compare(argv: Sequence[str]) -> int:
         found = summarise(made, by_arm, told, path)
         run_folder.write_whole(path / SUMMARY, json.dumps(found, indent=1) + "\n")
         run_folder.write_whole(path / "comparison.md", markdown(found))
-    say(console, f"Written to {path / SUMMARY}")
+    print_safe(console, f"Written to {path / SUMMARY}")
     return 0
 
 
@@ -191,7 +191,7 @@ def _one_seed(
 ) -> dict[str, Outcome | str]:
     """All arms of one seed, one after another; of one for which the data do not suffice, such as traces that are too
     few, the reason."""
-    do = Doing(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, asked=asked)
+    do = JobRunner(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, asked=asked)
     found: dict[str, Outcome | str] = {}
     for name in names:
         try:
@@ -235,7 +235,7 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
         sets["harder"] = replace(data, **tested, dataset_split=tests.harder_split, max_problems=tests.harder_problems)
     names = ("recipe", "preset", "flow_source", "engine_kind")
     train = {name: value for name, value in parsed.items() if name not in ("compare", "training", "sft_lora")}
-    played = {name: parsed[name] for name in (*names, "flow", "explore", *ShopSettings().sections())}
+    played = {name: parsed[name] for name in (*names, "flow", "explore", *RuntimeSettings().sections())}
     method = ("recipe", "flow_source", "flow", "explore", "credit", "objective")
     files: dict[str, Mapping[str, Any]] = {
         "train": train,
@@ -246,7 +246,7 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     if asks is not None:
         files["single"] = {**files["other"], "flow": asks}
     for name, problems in sets.items():
-        more = {"generate": {"draws": pool.draws}} if name == "pool" else {}
+        more = {"generate": {"num_samples": pool.num_samples}} if name == "pool" else {}
         files |= {name: {"data": problems, **more}, f"base-{name}": {**played, "data": problems, **more}}
     for name, values in files.items():
         text = yaml.safe_dump(run_folder.plain(values), sort_keys=False, allow_unicode=True)
@@ -269,7 +269,7 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
         tokens=settings.tokens,
         preset=parsed["preset"],
         asks=_asks(parsed),
-        draws=parsed["explore"] if isinstance(parsed["explore"], Drawing) else Drawing(),
+        draws=parsed["explore"] if isinstance(parsed["explore"], TurnSampling) else TurnSampling(),
     )
 
 

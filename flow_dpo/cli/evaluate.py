@@ -17,8 +17,8 @@ from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, write_predi
 from flow_dpo.evaluate.evaluate import evaluate as measure
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import SpeakingSettings, load_adapters, played, settings_of
-from flow_dpo.runs.build import ShopSettings, defaults_of, of_its_engine, workshop
-from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.runs.build import RuntimeSettings, defaults_of, of_its_engine, open_runtime
+from flow_dpo.runs.callbacks.progress import print_safe
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -26,12 +26,12 @@ def evaluate(argv: Sequence[str]) -> int:
     base, origin = settings_of({name: resolve.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
     argv, defaults = defaults_of(argv, base, origin=origin)
     base = of_its_engine(base, defaults)
-    shop = replace(defaults.shop, data=replace(defaults.shop.data, dataset_split="test"))
+    runtime = replace(defaults.runtime, data=replace(defaults.runtime.data, dataset_split="test"))
     sections = {
         **defaults.names(),
         "flow": defaults.recipe.flow,
         "explore": defaults.recipe.explore,
-        **shop.sections(),
+        **runtime.sections(),
         "speaking": SpeakingSettings(),
         "evaluation": EvaluationSettings(),
         "overlap": contamination.OverlapSettings(),
@@ -39,13 +39,13 @@ def evaluate(argv: Sequence[str]) -> int:
     parsed = resolve.parse(
         "flow-dpo evaluate", "Measure a model, or a run's adapters.", sections, argv, base=base, origin=origin
     )
-    shop = ShopSettings(**{name: parsed[name] for name in shop.sections()})
+    runtime = RuntimeSettings(**{name: parsed[name] for name in runtime.sections()})
     settings: EvaluationSettings = parsed["evaluation"]
-    result = _evaluate(shop, parsed["flow"], parsed["explore"], parsed["speaking"], settings, parsed["overlap"])
+    result = _evaluate(runtime, parsed["flow"], parsed["explore"], parsed["speaking"], settings, parsed["overlap"])
     low, high = result["interval"]
     console = Console()
     accuracy = "nothing could be graded" if result["accuracy"] is None else f"accuracy {result['accuracy']:.1%}"
-    say(
+    print_safe(
         console,
         f"{accuracy} (95 % interval {low:.1%} to {high:.1%}): {result['num_correct']} of {result['num_draws']} "
         f"correct, {result['num_ungraded']} ungraded\nWritten to {settings.output_dir}",
@@ -54,7 +54,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def _evaluate(
-    shop_settings: ShopSettings,
+    shop_settings: RuntimeSettings,
     flow: Flow[Any],
     explore: Explore,
     speaking: SpeakingSettings,
@@ -65,17 +65,26 @@ def _evaluate(
     if (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
     speaks = played(flow, settings.mode)
-    with workshop(shop_settings, speaks, roles=flow.roles, seed=settings.seed) as shop:
-        adapters = load_adapters(shop.policy, speaking)
-        problems, found = contamination.check(shop.fitting, trained_on)
-        trees, result = measure(speaks, explore, problems, shop.players, adapters, settings)
+    with open_runtime(shop_settings, speaks, roles=flow.roles, seed=settings.seed) as runtime:
+        adapters = load_adapters(runtime.policy, speaking)
+        problems, found = contamination.check(runtime.fitting, trained_on)
+        trees, result = measure(
+            speaks,
+            explore,
+            problems,
+            runtime.workers,
+            runtime.loaded.renderer,
+            runtime.backends.grader,
+            adapters,
+            settings,
+        )
         result |= {
             "settings": run_folder.plain(settings) | run_folder.plain(speaking),
             "overlap": found,
-            "model": shop.loaded.name,
+            "model": runtime.loaded.name,
             "adapters": {role: adapter.path for role, adapter in adapters.items()},
             "dataset": f"{shop_settings.data.dataset_name}/{shop_settings.data.dataset_split}",
-            "data_fingerprint": shop.problems.fingerprint,
+            "data_fingerprint": runtime.problems.fingerprint,
             "decoding": decoding(explore, settings),
             "played": run_folder.plain({"flow": speaks, "explore": explore, "grading": shop_settings.grading}),
             "command": resolve.command_line(),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from flow_dpo.runs import resolve
-from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.traces.export import ExportSettings
 from flow_dpo.traces.export import export as write_export
 
@@ -21,5 +21,5 @@ def parse_export(argv: Sequence[str]) -> ExportSettings:
 def export(argv: Sequence[str]) -> int:
     """`flow-dpo export`."""
     folder, num_rows = write_export(parse_export(argv))
-    say(Console(), f"{num_rows} rows written to {folder}")
+    print_safe(Console(), f"{num_rows} rows written to {folder}")
     return 0

@@ -16,8 +16,8 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import SpeakingSettings, load_adapters, played, settings_of, taught
-from flow_dpo.runs.build import ShopSettings, defaults_of, of_its_engine, workshop
-from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.runs.build import RuntimeSettings, defaults_of, of_its_engine, open_runtime
+from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.traces.generate import GenerateSettings
 from flow_dpo.traces.generate import generate as play
 from flow_dpo.traces.trace import OF_THE_DATA, SelectionSettings, TraceFolder, read_traces, refuse_used
@@ -32,7 +32,7 @@ def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
         **defaults.names(),
         "flow": defaults.recipe.flow,
         "explore": defaults.recipe.explore,
-        **defaults.shop.sections(),
+        **defaults.runtime.sections(),
         "speaking": SpeakingSettings(),
         "generate": GenerateSettings(),
         "selection": SelectionSettings(),
@@ -50,33 +50,42 @@ def generate(argv: Sequence[str]) -> int:
     shop_settings = _shop(parsed)
     refuse_used(path)
     speaks = played(flow, settings.mode)
-    with run_folder.locked(path), workshop(shop_settings, speaks, roles=flow.roles, seed=settings.seed) as shop:
-        adapters = load_adapters(shop.policy, parsed["speaking"])
+    with run_folder.locked(path), open_runtime(shop_settings, speaks, roles=flow.roles, seed=settings.seed) as runtime:
+        adapters = load_adapters(runtime.policy, parsed["speaking"])
         header = {
             "source": settings.source(trained=bool(adapters)),
             "selection": selection.rule() if settings.mode != "ground_truth" else OF_THE_DATA,
             "settings": run_folder.plain(parsed),
             "command": resolve.command_line(),
-            "model": shop.loaded.name,
-            "tokenizer": shop.loaded.renderer.fingerprint(),
+            "model": runtime.loaded.name,
+            "tokenizer": runtime.loaded.renderer.fingerprint(),
             "adapters": {role: adapter.path for role, adapter in adapters.items()},
             "dataset": f"{shop_settings.data.dataset_name}/{shop_settings.data.dataset_split}",
-            "data_fingerprint": shop.problems.fingerprint,
+            "data_fingerprint": runtime.problems.fingerprint,
             **run_folder.environment(),
         }
-        problems = _only_of(shop.fitting, settings.problems_of)
+        problems = _only_of(runtime.fitting, settings.problems_of)
         folder = TraceFolder(path, header | {"num_problems": len(problems)})
         for traces, tally in play(
-            speaks, taught(flow), parsed["explore"], problems, shop.players, adapters, settings, selection
+            speaks,
+            taught(flow),
+            parsed["explore"],
+            problems,
+            runtime.workers,
+            runtime.loaded.renderer,
+            runtime.backends.grader,
+            adapters,
+            settings,
+            selection,
         ):
             folder.append(traces, tally.facts())
-            say(
+            print_safe(
                 console,
-                f"{tally.problems_played} problems: {tally.traces} traces on {tally.problems_solved}, from "
-                f"{tally.draws} draws, {tally.tokens_played} tokens and {tally.verdicts_used} verdicts",
+                f"{tally.num_problems_sampled} problems: {tally.traces} traces on {tally.problems_solved}, from "
+                f"{tally.draws} draws, {tally.tokens_sampled} tokens and {tally.verdicts_used} verdicts",
             )
         folder.note({"complete": True})
-    say(console, f"Written to {path}")
+    print_safe(console, f"Written to {path}")
     return 0
 
 
@@ -94,5 +103,5 @@ def _only_of(problems: Sequence[Problem], traces: str) -> list[Problem]:
     return kept
 
 
-def _shop(parsed: Mapping[str, Any]) -> ShopSettings:
-    return ShopSettings(**{name: parsed[name] for name in ShopSettings().sections()})
+def _shop(parsed: Mapping[str, Any]) -> RuntimeSettings:
+    return RuntimeSettings(**{name: parsed[name] for name in RuntimeSettings().sections()})

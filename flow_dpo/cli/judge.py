@@ -40,7 +40,7 @@ from flow_dpo.evaluate.judge.protocol import (
 from flow_dpo.evaluate.judge.results import ROWS, Key, read_judgements, summarise
 from flow_dpo.models.load import ModelSettings, load_model
 from flow_dpo.runs import resolve, run_folder
-from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.traces.trace import TraceFile, read_traces
 
 log = logging.getLogger("flow_dpo")
@@ -101,7 +101,9 @@ def judge(argv: Sequence[str]) -> int:
         asked = questions(pairs)
         known = read_judgements(path / ROWS, asked)
         left = [one for one in asked if one.key not in known]
-        say(console, f"{len(pairs)} pairs, {len(asked)} questions, {len(left)} of them not answered yet; to {path}")
+        print_safe(
+            console, f"{len(pairs)} pairs, {len(asked)} questions, {len(left)} of them not answered yet; to {path}"
+        )
         if left:
             with judging(parsed) as (name, who):
                 _same_judge(path, header, name)
@@ -109,8 +111,8 @@ def judge(argv: Sequence[str]) -> int:
         _write_header(path / HEADER, header)
         found = summarise(pairs, known)
         run_folder.write_whole(path / SUMMARY, json.dumps(_described(found, sides, header), indent=2) + "\n")
-    say(console, spoken(found))
-    say(console, f"Written to {path}")
+    print_safe(console, spoken(found))
+    print_safe(console, f"Written to {path}")
     check_parsed(found, settings)
     return 0
 
@@ -128,7 +130,7 @@ class _Keeper:
         self._known[asked.key] = made
         if time.monotonic() - self._said > 10:
             self._said = time.monotonic()
-            say(self._console, f"{len(self._known)} of {self._total} answered")
+            print_safe(self._console, f"{len(self._known)} of {self._total} answered")
 
 
 @contextmanager

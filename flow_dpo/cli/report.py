@@ -24,7 +24,7 @@ from flow_dpo.report.markdown import markdown
 from flow_dpo.report.sources import read_sources
 from flow_dpo.report.svg_theme import standalone
 from flow_dpo.runs import resolve, run_folder
-from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.runs.callbacks.progress import print_safe
 
 FIGURES = "figures"
 
@@ -84,8 +84,8 @@ def report(argv: Sequence[str]) -> int:
     write(made, folder)
     console: Any = Console()
     for finding in made.findings:
-        say(console, finding)
-    say(console, f"Written to {folder / 'report.html'} and {folder / 'report.md'}")
+        print_safe(console, finding)
+    print_safe(console, f"Written to {folder / 'report.html'} and {folder / 'report.md'}")
     return 0
 
 

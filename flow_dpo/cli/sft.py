@@ -14,7 +14,7 @@ from flow_dpo.models.load import ModelSettings, load_model
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import taught
 from flow_dpo.runs.build import defaults_of, of_its_engine
-from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.traces import sft
 from flow_dpo.traces.trace import HEADER, read_traces
 
@@ -33,7 +33,7 @@ def parse_sft(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         "flow": defaults.recipe.flow,
         "model": ModelSettings(),
         "lora": sft.PAPER_LORA,
-        "training": sft.SftTraining(),
+        "training": sft.SftTrainingSettings(),
         "sft": sft.SftSettings(),
     }
     parsed = resolve.parse("flow-dpo sft", "Fine-tune a model on traces.", sections, argv, base=base, origin=origin)
@@ -46,7 +46,7 @@ def fine_tune(argv: Sequence[str]) -> int:
     sft.check_trl()
     parsed, travelling = parse_sft(argv)
     settings: sft.SftSettings = parsed["sft"]
-    training: sft.SftTraining = parsed["training"]
+    training: sft.SftTrainingSettings = parsed["training"]
     if not settings.traces:
         raise ConfigError("expected a folder of traces, found none; name one with --traces (flow-dpo generate)")
     path, file = Path(settings.output_dir), read_traces(Path(settings.traces))
@@ -55,7 +55,7 @@ def fine_tune(argv: Sequence[str]) -> int:
     with run_folder.locked(path):
         loaded = load_model(parsed["model"])
         rows = sft.examples(traces, file.header, taught(parsed["flow"]), loaded)
-        say(console, f"{loaded.name}: {len(traces)} traces of {file.path}, writing to {path}")
+        print_safe(console, f"{loaded.name}: {len(traces)} traces of {file.path}, writing to {path}")
         model, log = sft.fine_tune(rows, loaded, parsed["lora"], training, settings)
         facts = sft.summarise(traces, rows, training, log, started)
         sft.write(model, loaded, path, chat_template=parsed["model"].chat_template, merge=settings.merge)
@@ -63,8 +63,8 @@ def fine_tune(argv: Sequence[str]) -> int:
         card = sft.card(base, facts, file.header, path, merged=settings.merge)
         run_folder.write_whole(path / "README.md", card)
         sft.record(path, {**parsed, **travelling}, {**facts, "command": resolve.command_line()}, log)
-    say(
+    print_safe(
         console, f"Loss {facts['first_loss']} to {facts['last_loss']}; {facts['cost']['tokens_learned']} tokens learned"
     )
-    say(console, f"Next: flow-dpo evaluate --mode single --adapter {path}")
+    print_safe(console, f"Next: flow-dpo evaluate --mode single --adapter {path}")
     return 0

@@ -46,8 +46,8 @@ def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> Tr
     argv, defaults = defaults_of(argv, base, origin=origin, trusted=True)  # one's own run goes on
     base = of_its_engine(base, defaults)
     if "max_problems" in overrides:
-        data = replace(defaults.shop.data, max_problems=overrides["max_problems"])
-        defaults = replace(defaults, shop=replace(defaults.shop, data=data))
+        data = replace(defaults.runtime.data, max_problems=overrides["max_problems"])
+        defaults = replace(defaults, runtime=replace(defaults.runtime, data=data))
     what = "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304)."
     parsed = resolve.parse(prog, what, defaults.sections(), argv, base=base, origin=origin)
     return TrainSettings.from_sections(parsed)

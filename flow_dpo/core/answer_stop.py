@@ -69,7 +69,7 @@ class AnswerStopState:
     num_chunks: int = 0
     ended: bool = False
     """Answer's last chunk closed with its end token."""
-    speaker: Literal["answer", "stop", "nobody"] = "answer"
+    next_role: Literal["answer", "stop"] | None = "answer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,28 +95,28 @@ class AnswerStop(Flow[AnswerStopState]):
         return AnswerStopState(problem=problem)
 
     def turn(self, state: AnswerStopState) -> Turn | None:
-        if state.speaker == "answer":
+        if state.next_role == "answer":
             return self._answer_turn(state)
-        if state.speaker == "stop":
+        if state.next_role == "stop":
             return self._stop_turn(state)
         return None
 
     def advance(self, state: AnswerStopState, completion: Completion) -> AnswerStopState:
-        if state.speaker == "answer":
+        if state.next_role == "answer":
             return self._after_answer(state, completion)
         if completion.choice == 0:
             closes = self.on_early_yes == "close" and not state.ended
-            return replace(state, pieces=(*state.pieces, "\n") if closes else state.pieces, speaker="nobody")
+            return replace(state, pieces=(*state.pieces, "\n") if closes else state.pieces, next_role=None)
         if not state.ended:
-            return replace(state, speaker="answer")
+            return replace(state, next_role="answer")
         pieces = (*state.pieces, self.prompts.reopen)
-        return replace(state, pieces=pieces, attempt_start=len(pieces), ended=False, speaker="answer")
+        return replace(state, pieces=pieces, attempt_start=len(pieces), ended=False, next_role="answer")
 
     def solution(self, state: AnswerStopState) -> Solution:
         return Solution(pieces=state.pieces, ended=state.ended, attempt_start=state.attempt_start)
 
     def tags(self, state: AnswerStopState) -> tuple[str, ...]:
-        if state.speaker != "stop":
+        if state.next_role != "stop":
             return ()
         return ("finished",) if state.ended else ("unfinished",)
 
@@ -130,7 +130,7 @@ class AnswerStop(Flow[AnswerStopState]):
             pieces=(*state.pieces, content) if content else state.pieces,
             num_chunks=num_chunks,
             ended=ended,
-            speaker="nobody" if stops else "stop",
+            next_role=None if stops else "stop",
         )
 
     def _answer_turn(self, state: AnswerStopState) -> Turn:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from flow_dpo.core.tree import Node, Rollout, Tree
-from flow_dpo.core.types import Example, Pair, Scored, TokenIds
+from flow_dpo.core.types import Example, Pair, ScoredCompletion, TokenIds
 
 
 class Credit(Protocol):
@@ -32,7 +32,7 @@ class OutcomePairs:
     tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
     """Weight of the pairs whose turn bears a tag, such as {"unfinished": 0.5} for Stop's words on candidates that are
     not finished (not stated in the paper; 1 where not given)."""
-    weigh_by_chance: bool = False
+    weight_by_divergence: bool = False
     """Weigh a pair of written completions by the probability that a second, independent draw would have differed from
     the trunk's (not stated in the paper). An alternative is drawn to differ, however sure the policy was: at 1 in 50 it
     is something that is hardly ever said, and at equal weight such pairs drown those in which the policy is undecided.
@@ -57,7 +57,7 @@ class OutcomePairs:
         weight = 1.0
         for tag in trunk_node.tags:
             weight *= self.tag_weights.get(tag, 1.0)
-        if self.weigh_by_chance and not trunk_node.request.choices:
+        if self.weight_by_divergence and not trunk_node.request.choices:
             weight *= -math.expm1(math.fsum(trunk_node.completion.sampled_logprobs))
         return [
             Pair(
@@ -111,9 +111,9 @@ def distinct_correct(tree: Tree) -> Iterator[Rollout]:
             yield rollout
 
 
-def scored_as_sampled(tree: Tree, node: Node) -> Scored:
+def scored_as_sampled(tree: Tree, node: Node) -> ScoredCompletion:
     """What a node says, for the request that it was said to."""
-    return Scored(
+    return ScoredCompletion(
         request=node.request,
         completion=node.completion,
         advantage=1.0,
@@ -124,7 +124,7 @@ def scored_as_sampled(tree: Tree, node: Node) -> Scored:
     )
 
 
-def scored_for(tree: Tree, node: Node, asked: Node) -> Scored:
+def scored_for(tree: Tree, node: Node, asked: Node) -> ScoredCompletion:
     """What a node says, for another node's request, at that node's depth."""
     elsewhere = replace(node.completion, policy_version=ELSEWHERE)
     return replace(scored_as_sampled(tree, node), request=asked.request, completion=elsewhere, depth=asked.depth)

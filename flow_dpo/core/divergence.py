@@ -6,7 +6,7 @@ one to differ from. The first position t at which a differing completion z leave
 
     P(t | z != y)  =  q(y_1 | x) ... q(y_{t-1} | x y_{<t-1}) * (1 - q(y_t | x y_<t))  /  (1 - q(y | x))
 
-after which z_t is drawn from q with y_t struck out and renormalised, and all that follows is free. With several
+after which z_t is drawn from q with y_t excluded_ids out and renormalised, and all that follows is free. With several
 completions to differ from, their common prefixes form a trie, and the walk down it generalises the line above: at a
 node reached with excluded mass e, leave with probability (1 - sum_c q(c)) / (1 - e), or go on to child c with
 probability q(c) (1 - e_c) / (1 - e).
@@ -35,7 +35,7 @@ class Divergence:
     """Number of first tokens that it shares with `of`."""
     of: Completion
     """An excluded completion that begins with the kept tokens, and has their log-probabilities."""
-    struck: TokenIds
+    excluded_ids: TokenIds
     """What the next token may not be."""
 
 
@@ -55,7 +55,7 @@ def draw_divergence(excluded: Sequence[Completion], rng: random.Random) -> Diver
         total = leave + math.fsum(weights)
         at = rng.random() * total
         if at < leave or not any(weights):
-            return Divergence(kept=depth, of=alive[0], struck=tuple(sorted(children)))
+            return Divergence(kept=depth, of=alive[0], excluded_ids=tuple(sorted(children)))
         at -= leave
         # The last group with weight takes what rounding leaves over.
         chosen = max(index for index, weight in enumerate(weights) if weight > 0)

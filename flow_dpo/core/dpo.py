@@ -34,7 +34,7 @@ class Dpo:
     2409.08642), where m is the difference of the two values.
     """
 
-    eats: ClassVar[tuple[type, ...]] = (Pair,)
+    accepts: ClassVar[tuple[type, ...]] = (Pair,)
 
     beta: float = 1.0
     """Strength of the pull towards the reference; the paper's is 1."""
@@ -83,7 +83,7 @@ class Ipo:
     The log-ratios are means over tokens, as the authors advise: sums would make the target depend on length.
     """
 
-    eats: ClassVar[tuple[type, ...]] = (Pair,)
+    accepts: ClassVar[tuple[type, ...]] = (Pair,)
 
     beta: float = 1.0
     """tau in that paper: the mean log-ratios are pulled to a distance of 1 / (2 beta)."""

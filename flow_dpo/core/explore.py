@@ -3,21 +3,21 @@
 A value that says which plays of a flow are made on a problem, and how their completions are drawn. It knows no model,
 and what it draws for a problem depends on the seed and the problem alone:
 
-    Drawing(temperature=0.7).sampling(turn, trunk=False)    ->  Sampling(temperature=0.7, top_p=1.0)
+    TurnSampling(temperature=0.7).for_turn(turn, trunk=False)    ->  Sampling(temperature=0.7, top_p=1.0)
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from flow_dpo.core.divergence import draw_divergence, splice
 from flow_dpo.core.errors import FlowError
 from flow_dpo.core.flow import Flow, check_turn
-from flow_dpo.core.rollouts import Ask, Play, Said, Speaker, say
+from flow_dpo.core.rollouts import Finished, RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Problem, Request, Role, Sampling, Solution, Turn
@@ -26,7 +26,7 @@ from flow_dpo.core.types import Completion, Problem, Request, Role, Sampling, So
 class Explore(Protocol):
     """A rule that says which plays are made."""
 
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+    def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         """One tree a problem, in their order; its first rollout is what progressive validation reads.
 
         The same seed gives the same trees, however the problems are batched.
@@ -34,12 +34,12 @@ class Explore(Protocol):
         ...
 
     def alone(self, *, greedy: bool) -> Explore:
-        """The same drawing with one play a problem, for evaluation."""
+        """The same turn_sampling with one play a problem, for evaluation."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class TurnSampling:
     """How the plays of an exploration are drawn."""
 
     greedy_trunk: bool = False
@@ -51,7 +51,7 @@ class Drawing:
     choice_temperature: float = 1.0
     """Of turns with declared choices, such as Stop's (not stated in the paper)."""
 
-    def sampling(self, turn: Turn, *, trunk: bool) -> Sampling:
+    def for_turn(self, turn: Turn, *, trunk: bool) -> Sampling:
         """The distribution that a turn's completion is drawn from."""
         greedy = trunk and self.greedy_trunk
         if turn.choices:
@@ -59,21 +59,21 @@ class Drawing:
         return Sampling(temperature=self.temperature, top_p=self.top_p, greedy=greedy)
 
 
-def explore(
-    drawing: Drawing,
+def explore_problems(
+    turn_sampling: TurnSampling,
     flow: Flow[Any],
-    speaker: Speaker,
+    runner: RolloutRunner,
     problems: Sequence[Problem],
     seed: int,
     *,
-    num_plays: int,
+    num_rollouts: int,
     num_alternatives: int,
 ) -> list[Tree]:
-    """One tree a problem: `num_plays` plays from the beginning, `num_alternatives` at every node of the first."""
+    """One tree a problem: `num_rollouts` plays from the beginning, `num_alternatives` at every node of the first."""
     explored = [
-        Explored(drawing, flow, problem, seed, num_plays, num_alternatives, speaker.ended) for problem in problems
+        ProblemRollouts(turn_sampling, flow, problem, seed, num_rollouts, num_alternatives) for problem in problems
     ]
-    speaker.run(
+    runner.run(
         [
             one.rollout(record, flow.start(problem))
             for one, problem in zip(explored, problems, strict=True)
@@ -84,7 +84,7 @@ def explore(
 
 
 @dataclass(slots=True, kw_only=True)
-class Record:
+class RolloutRecord:
     """One rollout as it is being played."""
 
     at: int | None = None
@@ -97,46 +97,46 @@ class Record:
     solution: Solution | None = None
 
 
-class Explored:
+class ProblemRollouts:
     """All plays of one problem while they are under way."""
 
     def __init__(
         self,
-        drawing: Drawing,
+        turn_sampling: TurnSampling,
         flow: Flow[Any],
         problem: Problem,
         seed: int,
-        num_plays: int,
+        num_rollouts: int,
         num_alternatives: int,
-        ended: Callable[[Problem, Solution], None],
     ) -> None:
-        self.ended = ended
-        self.drawing, self.flow, self.problem, self.seed = drawing, flow, problem, seed
+        self.turn_sampling, self.flow, self.problem, self.seed = turn_sampling, flow, problem, seed
         self.num_alternatives = num_alternatives
-        self.plays = [Record(index=index) for index in range(num_plays)]
-        self.alternatives_made: list[Record] = []
+        self.plays = [RolloutRecord(index=index) for index in range(num_rollouts)]
+        self.alternative_records: list[RolloutRecord] = []
         self.skipped: dict[Role, int] = {}
 
-    def rollout(self, record: Record, state: Any) -> Play:
+    def rollout(self, record: RolloutRecord, state: Any) -> RolloutSteps:
         """Play from `state` to the end; on the trunk, start the alternatives of every node on the way."""
         trunk = record is self.plays[0]
         while (turn := self.flow.turn(state)) is not None:
             check_turn(self.flow, turn, len(record.said), self.problem)
             seed = self._seed(record, len(record.said))
-            said = yield from say(Ask(turn=turn, sampling=self.drawing.sampling(turn, trunk=trunk), seed=seed))
+            said = yield from sample(
+                SampleRequest(turn=turn, sampling=self.turn_sampling.for_turn(turn, trunk=trunk), seed=seed)
+            )
             depth = len(record.said)
             record.said.append((said.request, said.completion, self.flow.tags(state)))
             if trunk and self.num_alternatives:
                 yield self.alternatives(turn, state, said, depth)
             state = self.flow.advance(state, said.completion)
         record.solution = self.flow.solution(state)
-        self.ended(self.problem, record.solution)
+        yield Finished(problem=self.problem, solution=record.solution)
 
-    def alternatives(self, turn: Turn, state: Any, trunk: Said, depth: int) -> Play:
+    def alternatives(self, turn: Turn, state: Any, trunk: Sampled, depth: int) -> RolloutSteps:
         """Say something else at one node of the trunk, as often as asked, and play each on."""
         done = [trunk.completion]
         for index in range(self.num_alternatives):
-            record = Record(at=depth, index=index)
+            record = RolloutRecord(at=depth, index=index)
             rng = random.Random(self._seed(record, "divergence"))
             if turn.choices:
                 completion = self._other_choice(trunk.request, done, rng)
@@ -144,13 +144,13 @@ class Explored:
                 completion = None
                 divergence = draw_divergence(done, rng)
                 if divergence is not None:
-                    said = yield from say(
-                        Ask(
+                    said = yield from sample(
+                        SampleRequest(
                             turn=turn,
-                            sampling=self.drawing.sampling(turn, trunk=False),
+                            sampling=self.turn_sampling.for_turn(turn, trunk=False),
                             seed=self._seed(record, "completion"),
-                            kept=divergence.of.token_ids[: divergence.kept],
-                            struck=divergence.struck,
+                            prefix_ids=divergence.of.token_ids[: divergence.kept],
+                            excluded_ids=divergence.excluded_ids,
                         )
                     )
                     completion = splice(divergence, said.completion)
@@ -160,13 +160,13 @@ class Explored:
                 return
             done.append(completion)
             record.said.append((trunk.request, completion, self.flow.tags(state)))
-            self.alternatives_made.append(record)
+            self.alternative_records.append(record)
             yield self.rollout(record, self.flow.advance(state, completion))
 
     def tree(self) -> Tree:
         """The finished tree, numbered by where alternatives stand and not by when they were done."""
         tree = Tree(problem=self.problem, skipped=dict(sorted(self.skipped.items())))
-        alternatives = sorted(self.alternatives_made, key=lambda record: (record.at or 0, record.index))
+        alternatives = sorted(self.alternative_records, key=lambda record: (record.at or 0, record.index))
         for record in [*self.plays, *alternatives]:
             if record.solution is None or not record.said:
                 raise FlowError(f"{type(self.flow).__name__} ended a play of {self.problem.id} before anybody spoke")
@@ -182,7 +182,7 @@ class Explored:
         left = [index for index in range(len(request.choices)) if index not in taken]
         if not left:
             return None
-        scaled = [value / self.drawing.choice_temperature for value in like.choice_logprobs]
+        scaled = [value / self.turn_sampling.choice_temperature for value in like.choice_logprobs]
         highest = max(scaled[index] for index in left)
         choice = rng.choices(left, [math.exp(scaled[index] - highest) for index in left])[0] if left[1:] else left[0]
         total = max(scaled) + math.log(math.fsum(math.exp(value - max(scaled)) for value in scaled))
@@ -194,46 +194,49 @@ class Explored:
             choice=choice,
         )
 
-    def _seed(self, record: Record, what: int | str) -> int:
+    def _seed(self, record: RolloutRecord, what: int | str) -> int:
         at = -1 if record.at is None else record.at
         return derive(self.seed, self.problem.id, at, record.index, what)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Siblings(Drawing):
+class Siblings(TurnSampling):
     """A trunk, and alternatives at every node of it, each played to the end."""
 
     num_alternatives: int = 1
     """Alternatives at a node; they differ from the trunk and from each other. A choice has one fewer than its words.
     The paper makes one; 0 plays the trunk alone."""
 
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        return explore(self, flow, speaker, problems, seed, num_plays=1, num_alternatives=self.num_alternatives)
+    def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        return explore_problems(
+            self, flow, runner, problems, seed, num_rollouts=1, num_alternatives=self.num_alternatives
+        )
 
     def alone(self, *, greedy: bool) -> Siblings:
         return replace(self, num_alternatives=0, greedy_trunk=greedy)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group(Drawing):
+class Group(TurnSampling):
     """Independent plays of one problem from its beginning (GRPO, arXiv 2402.03300). Two may say the same."""
 
-    num_plays: int = 8
+    num_rollouts: int = 8
     """Plays of a problem, the first of which is its trunk."""
 
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        return explore(self, flow, speaker, problems, seed, num_plays=self.num_plays, num_alternatives=0)
+    def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        return explore_problems(self, flow, runner, problems, seed, num_rollouts=self.num_rollouts, num_alternatives=0)
 
     def alone(self, *, greedy: bool) -> Group:
-        return replace(self, num_plays=1, greedy_trunk=greedy)
+        return replace(self, num_rollouts=1, greedy_trunk=greedy)
 
 
-def one_play(drawing: Drawing, *, greedy: bool) -> Group:
-    """The plain flow, played once as `drawing` draws: what an exploration that plays otherwise is evaluated by."""
+def single_rollout(turn_sampling: TurnSampling, *, greedy: bool) -> Group:
+    """The plain flow, played once as `turn_sampling` draws: what an exploration that plays otherwise is evaluated
+    by."""
     return Group(
-        num_plays=1,
+        num_rollouts=1,
         greedy_trunk=greedy,
-        temperature=drawing.temperature,
-        top_p=drawing.top_p,
-        choice_temperature=drawing.choice_temperature,
+        temperature=turn_sampling.temperature,
+        top_p=turn_sampling.top_p,
+        choice_temperature=turn_sampling.choice_temperature,
     )

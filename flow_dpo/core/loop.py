@@ -1,81 +1,60 @@
-"""How does a flow learn from problems that stream past?
+"""The loop of Flow-DPO (arXiv 2410.22304, section 2) on one screen.
 
-The loop of Flow-DPO (arXiv 2410.22304, section 2) on one screen. A batch of problems is played with the current
-adapters and graded; the trunks' verdicts are progressive validation, since nothing was learned from these problems
-yet; what they teach goes to the learner, and the engine speaks with the new adapters from then on.
+A batch of problems is sampled with the adapters in force and graded; the trunks' verdicts are progressive validation,
+since nothing was learned from these problems yet; what their trees teach goes to the learner, and the workers sample
+with the new adapters from then on.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
 
-from flow_dpo.core.engine import Engine
 from flow_dpo.core.metrics import ProgressiveValidation, tree_metrics
+from flow_dpo.core.protocols import Callback, Learns, RolloutWorkers, Row
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.rollouts import Speaker
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Example, Problem
-from flow_dpo.learner.learner import Learner
-from flow_dpo.models.render import Renderer
-from flow_dpo.verify.grader import GradingSettings, Verifies, finder, grade, starter
-
-Row = dict[str, Any]
-
-
-class Recorder(Protocol):
-    """Whoever keeps what a run did: the run folder, a progress bar, a test's list."""
-
-    def record(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
-        """Keep one batch."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Players:
-    """The running parts that a loop plays and grades with."""
-
-    engine: Engine
-    renderer: Renderer
-    verifier: Verifies
-    grading: GradingSettings
+from flow_dpo.core.types import Problem
 
 
 def learn(
     recipe: Recipe,
     problems: Iterable[Problem],
-    players: Players,
-    learner: Learner,
-    recorders: Sequence[Recorder],
+    workers: RolloutWorkers,
+    learner: Learns,
     *,
-    seed: int,
-    explore_ahead: int,
-    progress: ProgressiveValidation,
-) -> None:
-    """Play, grade, learn and record, `explore_ahead` problems at a time, until the problems end."""
-    finds = finder(players.verifier, players.renderer, players.grading)
-    begins = starter(players.verifier, players.renderer)
-    speaker = Speaker(players.engine, players.renderer, finds, begins=begins)
-    speaker.refresh(learner.adapters)
-    for batch in batched(problems, explore_ahead):
-        started = time.perf_counter()
-        trees = recipe.explore(recipe.flow, speaker, batch, seed=seed)
-        played = time.perf_counter()
-        grade(trees, players.verifier, players.renderer, players.grading)
+    callbacks: Sequence[Callback] = (),
+    seed: int = 0,
+    problems_per_batch: int = 16,
+    progress: ProgressiveValidation | None = None,
+) -> ProgressiveValidation:
+    """Sample, grade, learn and report, `problems_per_batch` problems at a time, until the problems end.
+
+    Every problem of a batch is sampled under one version of the adapters. Returns the progressive validation, which
+    goes on counting in `progress` where that is given.
+    """
+    progress = ProgressiveValidation() if progress is None else progress
+    workers.refresh(learner.adapters)
+    for batch in batched(problems, problems_per_batch):
+        # 1. sample: a tree a problem, each rollout of it graded
+        trees = workers.rollout(recipe.explore, recipe.flow, batch, seed=seed)
+        # 2. validate: accuracy on each problem before anything was learned from it
         for tree in trees:
             progress.see(reward(tree))
+        row: Row = progress.row() | {"policy_version": learner.version}
+        # 3. credit: what the graded trees teach
         examples = recipe.credit(trees)
-        graded = time.perf_counter()
-        row = progress.row() | {"policy_version": learner.version} | tree_metrics(trees, examples, recipe.flow.roles)
+        row |= tree_metrics(trees, examples, recipe.flow.roles)
+        # 4. learn, and sample with what was learned
+        started = time.perf_counter()
         row |= learner.update(recipe.objective, examples)
-        speaker.refresh(learner.adapters)
-        row |= play_metrics(trees, players.engine)
-        row |= {"play/seconds": played - started, "grade/seconds": graded - played}
-        row |= {"learn/seconds": time.perf_counter() - graded}
-        for recorder in recorders:
-            recorder.record(row, trees, examples)
+        workers.refresh(learner.adapters)
+        row |= {"learn/seconds": time.perf_counter() - started}
+        # 5. report
+        row |= rollout_metrics(trees, workers)
+        for callback in callbacks:
+            callback.on_batch(row, trees, examples)
+    return progress
 
 
 def reward(tree: Tree) -> float | None:
@@ -95,9 +74,10 @@ def batched(problems: Iterable[Problem], size: int) -> Iterator[list[Problem]]:
         yield batch
 
 
-def play_metrics(trees: Sequence[Tree], engine: Engine) -> Row:
-    """Tokens that the plays hold, shared ones counted once, and what the engine says of its work since last asked."""
+def rollout_metrics(trees: Sequence[Tree], workers: RolloutWorkers) -> Row:
+    """Tokens that the rollouts hold, shared ones counted once, and what the workers say of their work since last
+    asked."""
     trunks = [sum(len(node.completion.token_ids) for node in tree.trunk_nodes()) for tree in trees]
     tokens = sum(len(node.completion.token_ids) for tree in trees for node in tree.nodes)
-    row: Row = {"play/tokens": tokens, "play/trunk_tokens": sum(trunks) / max(len(trunks), 1)}
-    return row | {f"play/{name}": value for name, value in engine.take_stats().items()}
+    row: Row = {"rollout/tokens": tokens, "rollout/trunk_tokens": sum(trunks) / max(len(trunks), 1)}
+    return row | dict(workers.take_stats())

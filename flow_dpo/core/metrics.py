@@ -13,7 +13,7 @@ from typing import Any
 
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.tree import Rollout, Tree
-from flow_dpo.core.types import Example, Pair, Scored
+from flow_dpo.core.types import Example, Pair, ScoredCompletion
 
 
 @dataclass(kw_only=True)
@@ -86,7 +86,7 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
     the credit makes of them.
     """
     pairs = [example for example in examples if isinstance(example, Pair)]
-    num_scored = Counter(example.request.role for example in examples if isinstance(example, Scored))
+    num_scored = Counter(example.request.role for example in examples if isinstance(example, ScoredCompletion))
     verdicts = [rollout.verdict for tree in trees for rollout in tree.rollouts if rollout.verdict is not None]
     row: dict[str, float | int] = {
         "num_trees": len(trees),

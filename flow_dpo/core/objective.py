@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from flow_dpo.core.errors import ObjectiveError
 
-TokenLogprobs = Sequence[torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+TokenLogprobs: TypeAlias = "Sequence[torch.Tensor]"
 """Of an example's completions, in their order: one value a token, float32."""
 
 
@@ -38,7 +39,7 @@ class Loss:
 class Objective(Protocol):
     """A rule that says how good the policy's log-probabilities are."""
 
-    eats: ClassVar[tuple[type, ...]]
+    accepts: ClassVar[tuple[type, ...]]
     """The kinds of examples."""
 
     @property
@@ -53,16 +54,16 @@ class Objective(Protocol):
         ...
 
 
-def food(objective: Objective) -> str:
-    """The kinds of examples that it eats, in words."""
-    return " or ".join(kind.__name__ for kind in objective.eats)
+def accepted_names(objective: Objective) -> str:
+    """The kinds of examples that it accepts, in words."""
+    return " or ".join(kind.__name__ for kind in objective.accepts)
 
 
-def check_food(objective: Objective, examples: Sequence[object]) -> None:
+def check_examples(objective: Objective, examples: Sequence[object]) -> None:
     """Refuse, before any work, examples that the objective does not eat."""
     for example in examples:
-        if not isinstance(example, objective.eats):
+        if not isinstance(example, objective.accepts):
             raise ObjectiveError(
-                f"{type(objective).__name__} eats {food(objective)}, found {type(example).__name__}; "
-                f"choose a credit that makes {food(objective)}"
+                f"{type(objective).__name__} accepts {accepted_names(objective)}, found {type(example).__name__}; "
+                f"choose a credit that makes {accepted_names(objective)}"
             )

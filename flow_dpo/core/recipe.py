@@ -1,4 +1,9 @@
-"""TODO docstring."""
+"""A recipe: a method as four values.
+
+    Recipe(flow=AnswerStop(), explore=Siblings(), credit=OutcomePairs(), objective=Dpo(beta=1.0))    Flow-DPO
+
+No loop, learner, engine or worker knows a recipe by name.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,10 @@ class Recipe:
     """A method, as the four choices that make it."""
 
     flow: Flow[Any]
-    """Who speaks when."""
+    """Which role takes which turn."""
     explore: Explore
-    """Which plays are made on a problem."""
+    """Which rollouts of the flow are sampled on a problem."""
     credit: Credit
-    """What the graded plays teach."""
+    """What the graded rollouts teach: pairs, or scored completions."""
     objective: Objective
     """The loss of what they teach."""

@@ -194,7 +194,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class ScoredCompletion:
     """One completion, and how much better its play did than was expected of its request."""
 
     request: Request
@@ -220,10 +220,10 @@ class Scored:
         return (self.completion,)
 
 
-Example = Pair | Scored
+Example = Pair | ScoredCompletion
 """What credit hands to an objective."""
 
-ExampleT = TypeVar("ExampleT", Pair, Scored, Example)
+ExampleT = TypeVar("ExampleT", Pair, ScoredCompletion, Example)
 
 
 def by_role(examples: Sequence[ExampleT]) -> dict[Role, list[ExampleT]]:

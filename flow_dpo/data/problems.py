@@ -47,7 +47,7 @@ class ColumnSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataSettings:
     """Which problems to stream, and in which order."""
 
     dataset_name: str = "seed"
@@ -78,7 +78,7 @@ class ProblemSet:
     """The first few rows that were skipped, and why."""
 
 
-def load(config: DataConfig) -> ProblemSet:
+def load(config: DataSettings) -> ProblemSet:
     """The problems that a configuration names."""
     return load_problems(
         config.dataset_name,

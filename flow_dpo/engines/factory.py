@@ -4,8 +4,8 @@
     with reached(settings, loaded, num_roles=2) as reach:
         engine = reach.build(policy, Shelf(policy, Path("runs/x/served")))
 
-`local` shares the learner's memory. The others read adapters from files, in PEFT's layout, that a `Shelf` writes for
-them. Invariant: what an engine cannot play is refused by `reached`, before anything is played.
+`local` shares the learner's memory. The others read adapters from files, in PEFT's layout, that a `AdapterStore`
+writes for them. Invariant: what an engine cannot play is refused by `open_engine`, before anything is played.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
 from flow_dpo.engines.vllm.checks import Wanted, check_base, connect
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm.in_process import VllmEngine, VllmSettings, check_installed, open_vllm
-from flow_dpo.engines.vllm.requests import Speech
+from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel
@@ -49,15 +49,15 @@ PROBES = (
 
 
 @dataclass(frozen=True)
-class Reach:
+class EngineAccess:
     """An engine that can be had."""
 
     context_tokens: int
     """The most tokens that it takes in one request."""
-    build: Callable[[Policy, Shelf], Engine]
+    build: Callable[[Policy, AdapterStore], Engine]
 
 
-class Shelf:
+class AdapterStore:
     """Where the policy's adapters lie for an engine that reads files. The newest version of each role is kept."""
 
     def __init__(self, policy: Policy, folder: Path) -> None:
@@ -97,22 +97,24 @@ def default_settings(kind: str) -> EngineSettings:
 
 
 @contextmanager
-def reached(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[Reach]:
+def open_engine(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
     """Make sure that the engine can play this model. The model must not have been given adapters yet.
 
     Raises `ConfigError` for a server that is not there or serves something else, and where vLLM is not installed.
     """
     if isinstance(settings, LocalSettings):
-        yield Reach(loaded.context_tokens, lambda policy, _: _local(settings, loaded, policy))
+        yield EngineAccess(loaded.context_tokens, lambda policy, _: _local(settings, loaded, policy))
         return
     if isinstance(settings, VllmSettings):
         check_installed()
-    speech = Speech(end_ids=loaded.end_ids, num_words=vocabulary_size(loaded.model), top_logprobs=settings.top_logprobs)
+    speech = ModelFacts(
+        end_ids=loaded.end_ids, num_words=vocabulary_size(loaded.model), top_logprobs=settings.top_logprobs
+    )
     if isinstance(settings, VllmSettings):
         settings.check_roles(num_roles)
         room = min(loaded.context_tokens, int(settings.engine_args.get("max_model_len") or loaded.context_tokens))
         said = wanted(loaded, num_roles=num_roles)
-        yield Reach(room, lambda policy, shelf: _vllm(settings, loaded, speech, policy, shelf, said, room))
+        yield EngineAccess(room, lambda policy, store: _vllm(settings, loaded, speech, policy, store, said, room))
         return
     client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
@@ -123,10 +125,10 @@ def reached(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) ->
         def check() -> None:
             check_base(lambda ask: client.complete(base.id, ask).heard, said, where=client.url)
 
-        yield Reach(
+        yield EngineAccess(
             room,
-            lambda _, shelf: VllmServerEngine(
-                client, speech, base=base, context_tokens=room, folder_of=shelf, check=check
+            lambda _, store: VllmServerEngine(
+                client, speech, base=base, context_tokens=room, folder_of=store, check=check
             ),
         )
     finally:
@@ -148,9 +150,9 @@ def wanted(loaded: LoadedModel, *, num_roles: int) -> Wanted:
 def _vllm(
     settings: VllmSettings,
     loaded: LoadedModel,
-    speech: Speech,
+    speech: ModelFacts,
     policy: Policy,
-    shelf: Shelf,
+    store: AdapterStore,
     said: Wanted,
     context_tokens: int,
 ) -> VllmEngine:
@@ -172,7 +174,7 @@ def _vllm(
         opened,
         speech,
         context_tokens=context_tokens,
-        folder_of=shelf.merged if merged else shelf,
+        folder_of=store.merged if merged else store,
         merged_into=Path(str(model.name_or_path)) if merged else None,
     )
     with ExitStack() as stack:

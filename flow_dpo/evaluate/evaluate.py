@@ -11,22 +11,22 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flow_dpo.core.engine import RendersTurns
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.loop import Players, batched, play_metrics, reward
-from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.loop import batched, reward, rollout_metrics
+from flow_dpo.core.protocols import Grader, RolloutWorkers
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.stats import auc
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Problem, Role, Verdict
 from flow_dpo.evaluate import pass_at_k, step_validity
-from flow_dpo.verify.grader import grade, starter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class EvaluationSettings:
     """"single" is one pass of the Answer role."""
     greedy: bool = True
     """Take the likeliest token; otherwise draw with the exploration's temperature and top-p."""
-    draws: int = 1
+    num_samples: int = 1
     """How often each problem is played; more than one needs `greedy` to be false."""
     output_dir: str = "runs/evaluation"
     seed: int = 0
@@ -45,43 +45,45 @@ class EvaluationSettings:
     """Problems under way at once. Changes timing only."""
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ConfigError(f"expected draws of 1 at least, found {self.draws}")
-        if self.greedy and self.draws > 1:
-            raise ConfigError(f"expected one draw where decoding is greedy, found {self.draws}; add --greedy false")
+        if self.num_samples < 1:
+            raise ConfigError(f"expected num_samples of 1 at least, found {self.num_samples}")
+        if self.greedy and self.num_samples > 1:
+            raise ConfigError(
+                f"expected one sample where decoding is greedy, found {self.num_samples}; add --greedy false"
+            )
 
 
 def evaluate(
     flow: Flow[Any],
     explore: Explore,
     problems: Sequence[Problem],
-    players: Players,
-    adapters: dict[Role, Adapter],
+    workers: RolloutWorkers,
+    renderer: RendersTurns,
+    grader: Grader,
+    adapters: Mapping[Role, Adapter],
     settings: EvaluationSettings,
 ) -> tuple[list[Tree], dict[str, Any]]:
-    """Play and grade every problem, `settings.draws` times; the trees draw by draw, and the summary that
+    """Play and grade every problem, `settings.num_samples` times; the trees draw by draw, and the summary that
     `summary.json` holds."""
-    speaker = Speaker(players.engine, players.renderer, begins=starter(players.verifier, players.renderer))
-    speaker.refresh(adapters)
+    workers.refresh(adapters)
     trunk_only = explore.alone(greedy=settings.greedy)
     trees: list[Tree] = []
     stops: list[_Heard] = []
     right: list[tuple[Problem, str]] = []
     work = {"tokens": 0}
-    for draw in range(settings.draws):
+    for draw in range(settings.num_samples):
         # The first draw is the one that an evaluation of a single draw makes.
         seed = derive(settings.seed, "draw", draw) if draw else settings.seed
         for batch in batched(problems, settings.batch_problems):
-            played = trunk_only(flow, speaker, batch, seed=seed)
-            grade(played, players.verifier, players.renderer, players.grading)
-            work["tokens"] += int(play_metrics(played, players.engine)["play/tokens"])
-            stops.extend(_heard(flow, played, players))
+            batch_trees = workers.rollout(trunk_only, flow, batch, seed=seed)
+            work["tokens"] += int(rollout_metrics(batch_trees, workers)["rollout/tokens"])
+            stops.extend(_heard(flow, batch_trees, renderer, grader))
             right += [
-                (tree.problem, players.renderer.to_text(tree.trunk.solution.attempt))
-                for tree in played
+                (tree.problem, renderer.to_text(tree.trunk.solution.attempt))
+                for tree in batch_trees
                 if reward(tree) == 1.0
             ]
-            trees.extend(played)
+            trees.extend(batch_trees)
     steps = step_validity.invalid_rate(right)
     return trees, summary(trees) | work | {"stop": stop_summary(stops), "steps_of_right_answers": steps}
 
@@ -89,9 +91,9 @@ def evaluate(
 def decoding(explore: Explore, settings: EvaluationSettings) -> dict[str, Any]:
     """How completions were taken: the values that played a part, and no others."""
     if settings.greedy:
-        return {"greedy": True, "draws": 1}
+        return {"greedy": True, "num_samples": 1}
     sampling = {name: getattr(explore, name) for name in ("temperature", "top_p", "choice_temperature")}
-    return {"greedy": False, "draws": settings.draws, "seed": settings.seed, **sampling}
+    return {"greedy": False, "num_samples": settings.num_samples, "seed": settings.seed, **sampling}
 
 
 def summary(trees: Iterable[Tree]) -> dict[str, Any]:
@@ -118,19 +120,19 @@ class _Heard:
     kind: Literal["unfinished", "wrong", "right"]
 
 
-def _heard(flow: Flow[Any], trees: Sequence[Tree], players: Players) -> list[_Heard]:
+def _heard(flow: Flow[Any], trees: Sequence[Tree], renderer: RendersTurns, grader: Grader) -> list[_Heard]:
     """What was chosen at every candidate on the trunks, with the candidate's own verdict."""
-    asked: list[tuple[tuple[str, str, bool], bool, float]] = []
+    asked: list[tuple[tuple[Problem, str, bool], bool, float]] = []
     for tree in trees:
         state = flow.start(tree.problem)
         for node in tree.trunk_nodes():
             if len(node.completion.choice_logprobs) == 2:
                 solution = flow.solution(state)
-                text = players.renderer.to_text(solution.pieces)
+                text = renderer.to_text(solution.pieces)
                 yes, no = node.completion.choice_logprobs
-                asked.append(((tree.problem.gold, text, solution.ended), node.completion.choice == 0, yes - no))
+                asked.append(((tree.problem, text, solution.ended), node.completion.choice == 0, yes - no))
             state = flow.advance(state, node.completion)
-    verdicts = players.verifier.grade_many([item for item, _, _ in asked])
+    verdicts = grader.check_texts([item for item, _, _ in asked])
     return [
         _Heard(said_yes=yes, log_odds=odds, kind=_kind(ended, verdict))
         for ((_, _, ended), yes, odds), verdict in zip(asked, verdicts, strict=True)

@@ -1,7 +1,7 @@
 """How do examples become an update of the adapters?
 
-They wait in a pool, in order. Every `pairs_per_update` of them make one update: each role that they concern takes one
-step of its own optimizer over its own parameters, on the mean loss of its own pairs. What fills no update waits:
+They wait in a pool, in order. Every `examples_per_update` of them make one update: each role that they concern takes
+one step of its own optimizer over its own parameters, on the mean loss of its own pairs. What fills no update waits:
 
     learner.update(dpo, 40 pairs)   one update on the first 32, version 0 -> 1, 8 wait
     learner.update(dpo, 10 pairs)   18 wait: no update, and the measures say so
@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 
 from flow_dpo.core.errors import ConfigError, LearningError
-from flow_dpo.core.objective import Objective, check_food
+from flow_dpo.core.objective import Objective, check_examples
 from flow_dpo.core.types import Adapter, Example, Role, by_role
 from flow_dpo.learner import state
 from flow_dpo.learner.gradients import SUMS, Gradients, NonFinite, RowSettings
@@ -108,7 +108,7 @@ class LearnerSettings:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     max_grad_norm: float = 1.0
     """Of a role's gradient; 0 clips nothing."""
-    pairs_per_update: int = 32
+    examples_per_update: int = 32
     """Of all roles together; 0 makes one update of whatever is handed over in a call.
     How problems pool to the paper's 32 pairs is not stated in the paper."""
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
@@ -156,7 +156,7 @@ class Learner:
         started = time.perf_counter()
         self._check_examples(objective, examples)
         self.pool.extend(examples)
-        size = self.settings.pairs_per_update or len(self.pool)
+        size = self.settings.examples_per_update or len(self.pool)
         done: list[dict[Role, Row]] = []
         num_skipped = 0
         while self.pool and len(self.pool) >= size:
@@ -222,7 +222,7 @@ class Learner:
         return optimizer.param_groups[0]["lr"]
 
     def _check_examples(self, objective: Objective, examples: Sequence[Example]) -> None:
-        check_food(objective, examples)
+        check_examples(objective, examples)
         strange = {e.request.role for e in examples} - set(self.policy.roles)
         if strange:
             raise LearningError(f"examples of {sorted(strange)}, but the policy's roles are {self.policy.roles}")

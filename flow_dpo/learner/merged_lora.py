@@ -4,7 +4,7 @@ A LoRA layer computes W x and then B A x beside it, at every token (what that co
 nothing is learned the two can be one matrix. A voice is a twin of the base model that shares every tensor with it but
 the weights that a role's adapter changes, which are its own, W + scaling B A:
 
-    voices = Voices(model, ("answer", "stop"))      before PEFT wraps the model's layers
+    voices = MergedModels(model, ("answer", "stop"))      before PEFT wraps the model's layers
     voices.of("answer", layers)                     the twin, merged anew if the adapter has moved since
 
 Invariant: a voice is a function of base and adapter alone (merged from them each time, never from itself), so that a
@@ -27,7 +27,7 @@ MAX_BYTES = 2**30
 """Weights of all voices together above which the adapters are not merged unless it is asked for."""
 
 
-class Voices:
+class MergedModels:
     """A merged twin for each role."""
 
     def __init__(self, model: PreTrainedModel, roles: Sequence[Role]) -> None:

@@ -35,7 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Role
-from flow_dpo.learner.merged_lora import MAX_BYTES, Voices, merged_weight, num_bytes
+from flow_dpo.learner.merged_lora import MAX_BYTES, MergedModels, merged_weight, num_bytes
 from flow_dpo.models import attention
 
 REFERENCE = "reference_"
@@ -83,7 +83,7 @@ class Policy:
         self._targets = lora_targets(model, self.settings.lora_target_modules)
         _check_names(model, self.roles)
         attention.prepare(model)
-        self._voices = Voices(model, self.roles) if model.dtype == torch.float32 else None
+        self._voices = MergedModels(model, self.roles) if model.dtype == torch.float32 else None
         self.model = model
         """The transformers model itself, its linear layers wrapped by PEFT. Speaks as `speaking` says."""
         self._adapters: dict[str, _Weights] = {}

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flow_dpo.core.errors import DataError
-from flow_dpo.core.types import Completion, Example, Pair, Request, Role, Scored
+from flow_dpo.core.types import Completion, Example, Pair, Request, Role, ScoredCompletion
 from flow_dpo.learner.policy import Policy
 
 TENSORS, FACTS = "learner.safetensors", "learner.json"
@@ -92,7 +92,7 @@ def _tensors(policy: Policy, optimizers: Optimizers) -> dict[str, torch.Tensor]:
     return tensors
 
 
-_KINDS: dict[str, type[Pair] | type[Scored]] = {"pair": Pair, "scored": Scored}
+_KINDS: dict[str, type[Pair] | type[ScoredCompletion]] = {"pair": Pair, "scored": ScoredCompletion}
 _SIDES = {"pair": ("chosen", "rejected"), "scored": ("completion",)}
 """Which fields of an example are completions."""
 

@@ -26,26 +26,26 @@ from flow_dpo.data.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_
 from flow_dpo.learner.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
 from flow_dpo.learner.policy import LoraSettings
 from flow_dpo.recipes.cpl.flow import VALUE, PlanSolve, PlanSolvePrompts, ValuedPlanSolve
-from flow_dpo.recipes.cpl.mcts import Search
-from flow_dpo.recipes.cpl.rounds import RightThenPairs
-from flow_dpo.recipes.cpl.sft_then_dpo import SayThenPrefer
+from flow_dpo.recipes.cpl.mcts import Mcts
+from flow_dpo.recipes.cpl.rounds import SftThenPairs
+from flow_dpo.recipes.cpl.sft_then_dpo import SftThenDpo
 from flow_dpo.recipes.cpl.value_pairs import ValuePairs
 from flow_dpo.recipes.cpl.value_targets import ValuesThenPairs
-from flow_dpo.recipes.dots.credit import BestWay
-from flow_dpo.recipes.dots.explore import FromTrajectories
+from flow_dpo.recipes.dots.credit import BestTrajectory
+from flow_dpo.recipes.dots.explore import TrajectorySearch
 from flow_dpo.recipes.dots.flow import ModuleWords, Planned
 from flow_dpo.recipes.grpo.advantages import GroupAdvantages
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
-from flow_dpo.recipes.regenesis.credit import RightPaths
-from flow_dpo.recipes.regenesis.explore import FromGuidelines
+from flow_dpo.recipes.regenesis.credit import CorrectFinals
+from flow_dpo.recipes.regenesis.explore import GuidelineRollouts
 from flow_dpo.recipes.regenesis.flow import GuidedWords
-from flow_dpo.recipes.rejection_sampling.credit import RightOnes
-from flow_dpo.recipes.rejection_sampling.objective import Likelihood
+from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
+from flow_dpo.recipes.rejection_sampling.objective import Nll
 from flow_dpo.recipes.rpo.credit import BranchPairs
 from flow_dpo.recipes.rpo.explore import ReferencePath
-from flow_dpo.recipes.rpo.objective import PathOdds
+from flow_dpo.recipes.rpo.objective import OddsRatio
 from flow_dpo.recipes.vineppo.credit import StepAdvantages
-from flow_dpo.recipes.vineppo.explore import Vine
+from flow_dpo.recipes.vineppo.explore import StepRollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Preset:
     recipe: Recipe
     lora: LoraSettings
     learner: LearnerSettings
-    explore_ahead: int
+    problems_per_batch: int
     """Problems played under one policy version."""
 
 
@@ -68,13 +68,13 @@ class Scale:
     prompts, are listed in a tuple: each part takes that of its own kind."""
     unstated: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The same, but only for a part that has the setting at its default: a recipe keeps its own value, its paper's."""
-    max_plays: int = 8
+    max_rollouts: int = 8
     """Independent plays of a problem at most: groups of 64 are for machines that can afford them."""
     max_completions: int = 4
     """Completions from one state at most, where a recipe draws such."""
     lora: LoraSettings
     learner: LearnerSettings
-    explore_ahead: int
+    problems_per_batch: int
 
 
 WORKED_EXAMPLES = (
@@ -97,31 +97,34 @@ PAPERS: dict[str, Preset] = {
     "flow-dpo": Preset(
         recipe=Recipe(flow=AnswerStop(), explore=Siblings(), credit=OutcomePairs(), objective=Dpo(beta=1.0)),
         lora=LoraSettings(lora_r=8, lora_alpha=8, lora_dropout=0.05),
-        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32, max_grad_norm=1.0),
-        explore_ahead=1,
+        learner=LearnerSettings(learning_rate=5e-6, examples_per_update=32, max_grad_norm=1.0),
+        problems_per_batch=1,
     ),
     # Whole-answer online DPO, the single-model control: two answers a question (OAIF, arXiv 2402.04792, section 3: beta
     # 0.1, temperature 0.9, rate 5e-7 for all weights), judged by the verifier. LoRA and its rate: not stated there.
     "online-dpo": Preset(
         recipe=Recipe(
-            flow=Single(), explore=Group(num_plays=2, temperature=0.9), credit=OutcomePairs(), objective=Dpo(beta=0.1)
+            flow=Single(),
+            explore=Group(num_rollouts=2, temperature=0.9),
+            credit=OutcomePairs(),
+            objective=Dpo(beta=0.1),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
-        explore_ahead=32,
+        learner=LearnerSettings(learning_rate=5e-6, examples_per_update=32),
+        problems_per_batch=32,
     ),
     # DeepSeekMath, arXiv 2402.03300, section 4.2: 64 answers a question of at most 1,024 tokens, KL coefficient 0.04,
     # rate 1e-6 for all weights, a batch of 1,024 answers, one update a batch. Clip range: not stated (PPO's 0.2).
     "grpo": Preset(
         recipe=Recipe(
             flow=Single(max_tokens=1024),
-            explore=Group(num_plays=64),
+            explore=Group(num_rollouts=64),
             credit=GroupAdvantages(),
             objective=ClippedPolicyGradient(clip_range=0.2, kl_coef=0.04),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=1024),
-        explore_ahead=16,
+        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=1024),
+        problems_per_batch=16,
     ),
     # VinePPO, arXiv 2410.01679, sections 4 and 5 and the authors' code (McGill-NLP/VinePPO, its configuration for
     # RhoMath-1.1B): 64 questions with 8 answers each an iteration, 9 completions from a state, temperature 0.6, top-p
@@ -130,13 +133,13 @@ PAPERS: dict[str, Preset] = {
     "vineppo": Preset(
         recipe=Recipe(
             flow=Single(max_tokens=1024),
-            explore=Vine(num_plays=8, num_completions=9, temperature=0.6, top_p=0.9),
+            explore=StepRollouts(num_rollouts=8, num_completions=9, temperature=0.6, top_p=0.9),
             credit=StepAdvantages(),
             objective=ClippedPolicyGradient(clip_range=0.2, kl_coef=1e-4, max_kl=10.0),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=512, schedule=ScheduleSettings(passes=2)),
-        explore_ahead=64,
+        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=512, schedule=ScheduleSettings(passes=2)),
+        problems_per_batch=64,
     ),
     # Reasoning Paths Optimization, arXiv 2410.10858, sections 3 and 4 and the authors' code
     # (DAMO-NLP-SG/reasoning-paths-optimization): 10 plays, 10 completions from a state, lambda 0.3 of 0.1 to 0.3, up to
@@ -145,13 +148,15 @@ PAPERS: dict[str, Preset] = {
     "rpo": Preset(
         recipe=Recipe(
             flow=Single(max_tokens=1024),
-            explore=ReferencePath(num_plays=10, num_completions=10),
+            explore=ReferencePath(num_rollouts=10, num_completions=10),
             credit=BranchPairs(max_pairs=8),
-            objective=PathOdds(exploration_weight=0.3),
+            objective=OddsRatio(exploration_weight=0.3),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=16, lora_target_modules=("q_proj", "v_proj")),
-        learner=LearnerSettings(learning_rate=5e-5, pairs_per_update=0, schedule=ScheduleSettings(warmup_updates=100)),
-        explore_ahead=8,
+        learner=LearnerSettings(
+            learning_rate=5e-5, examples_per_update=0, schedule=ScheduleSettings(warmup_updates=100)
+        ),
+        problems_per_batch=8,
     ),
     # Critical Plan Step Learning, arXiv 2409.08642: 3 completions an expansion, PUCT constant 1.5, at most 6
     # turns, rewards of 1 and -1, beta 0.3, alpha 1. The number of plays, temperature, learning rate and batch: not
@@ -159,48 +164,48 @@ PAPERS: dict[str, Preset] = {
     "cpl": Preset(
         recipe=Recipe(
             flow=PlanSolve(),
-            explore=Search(num_children=3, puct=1.5),
+            explore=Mcts(num_children=3, puct=1.5),
             credit=ValuePairs(),
             objective=Dpo(beta=0.3, margin_weight=1.0),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
-        explore_ahead=32,
+        learner=LearnerSettings(learning_rate=5e-6, examples_per_update=32),
+        problems_per_batch=32,
     ),
     # The same with values that a role of its own says, in place of a play to the end from every new state. The paper's
     # is a head on the policy, and how it is trained is not stated in what these values were taken from.
     "cpl-value": Preset(
         recipe=Recipe(
             flow=ValuedPlanSolve(),
-            explore=Search(num_children=3, puct=1.5, valued_by=VALUE),
+            explore=Mcts(num_children=3, puct=1.5, valued_by=VALUE),
             credit=ValuesThenPairs(),
-            objective=SayThenPrefer(prefer=Dpo(beta=0.3, margin_weight=1.0)),
+            objective=SftThenDpo(prefer=Dpo(beta=0.3, margin_weight=1.0)),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
-        explore_ahead=32,
+        learner=LearnerSettings(learning_rate=5e-6, examples_per_update=32),
+        problems_per_batch=32,
     ),
     # The same in rounds, each begun by fine-tuning on its right plays. Problems of a round, plays that are
     # said again and the reference of a round: not stated in what these values were taken from.
     "cpl-rounds": Preset(
         recipe=Recipe(
             flow=PlanSolve(),
-            explore=Search(num_children=3, puct=1.5),
-            credit=RightThenPairs(),
-            objective=SayThenPrefer(prefer=Dpo(beta=0.3, margin_weight=1.0)),
+            explore=Mcts(num_children=3, puct=1.5),
+            credit=SftThenPairs(),
+            objective=SftThenDpo(prefer=Dpo(beta=0.3, margin_weight=1.0)),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=5e-6, pairs_per_update=32),
-        explore_ahead=1024,
+        learner=LearnerSettings(learning_rate=5e-6, examples_per_update=32),
+        problems_per_batch=1024,
     ),
     # Expert iteration, the plain control: say again what was right. Draws a question: STaR (arXiv 2203.14465) 1, RFT
     # (2308.01825) 100, at temperature 0.7 in the authors' code (OFA-Sys/gsm8k-ScRel), ReST-EM (2312.06585) 32; one
     # batch of the stream is one round. LoRA, its rate and the number of draws here: not stated there.
     "rejection-sampling": Preset(
-        recipe=Recipe(flow=Single(), explore=Group(num_plays=4), credit=RightOnes(), objective=Likelihood()),
+        recipe=Recipe(flow=Single(), explore=Group(num_rollouts=4), credit=CorrectRollouts(), objective=Nll()),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=2e-5, pairs_per_update=32),
-        explore_ahead=32,
+        learner=LearnerSettings(learning_rate=2e-5, examples_per_update=32),
+        problems_per_batch=32,
     ),
     # ReGenesis, arXiv 2410.02108, sections 3.1 and 3.2.1, and the authors' code (SalesforceAIResearch/ReGenesis): 25
     # guidelines singly and 20 groups of two or three, at most 5 paths a question, 20 hinted ones, temperature 0.85 (1.2
@@ -209,23 +214,23 @@ PAPERS: dict[str, Preset] = {
     "regenesis": Preset(
         recipe=Recipe(
             flow=Single(max_tokens=2048),
-            explore=FromGuidelines(num_hinted=20, plan_tokens=2048, temperature=0.85, top_p=0.9),
-            credit=RightPaths(),
-            objective=Likelihood(),
+            explore=GuidelineRollouts(num_hinted=20, plan_tokens=2048, temperature=0.85, top_p=0.9),
+            credit=CorrectFinals(),
+            objective=Nll(),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=1e-6, pairs_per_update=64),
-        explore_ahead=32,
+        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=64),
+        problems_per_batch=32,
     ),
     # DOTS, arXiv 2410.03864: 12 ways (6 where programs are not asked for), each played 4 times at temperature 0.4, 2
     # rounds, 8 and then 3 kept; cross-entropy. Rates for LoRA, and the batch: not stated here.
     "dots": Preset(
         recipe=Recipe(
-            flow=Planned(), explore=FromTrajectories(temperature=0.4), credit=BestWay(), objective=Likelihood()
+            flow=Planned(), explore=TrajectorySearch(temperature=0.4), credit=BestTrajectory(), objective=Nll()
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=2e-5, pairs_per_update=32),
-        explore_ahead=16,
+        learner=LearnerSettings(learning_rate=2e-5, examples_per_update=32),
+        problems_per_batch=16,
     ),
 }
 RECIPES: dict[str, Recipe] = {name: paper.recipe for name, paper in PAPERS.items()}
@@ -234,8 +239,10 @@ SCALES: dict[str, Scale] = {
     # For runs of hundreds of problems rather than many thousands: the papers' rates move nothing in a few updates.
     "chat": Scale(
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=2e-4, pairs_per_update=16, schedule=ScheduleSettings(warmup_updates=2)),
-        explore_ahead=16,
+        learner=LearnerSettings(
+            learning_rate=2e-4, examples_per_update=16, schedule=ScheduleSettings(warmup_updates=2)
+        ),
+        problems_per_batch=16,
     ),
     # For chat models of about half a billion parameters on a CPU.
     "small": Scale(
@@ -252,9 +259,9 @@ SCALES: dict[str, Scale] = {
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         # At a constant rate Stop swings between its words (docs/log.md).
         learner=LearnerSettings(
-            learning_rate=2e-4, pairs_per_update=16, schedule=ScheduleSettings(warmup_updates=2, decay_after=8)
+            learning_rate=2e-4, examples_per_update=16, schedule=ScheduleSettings(warmup_updates=2, decay_after=8)
         ),
-        explore_ahead=32,
+        problems_per_batch=32,
     ),
     # For the embedded seed model. A reference that follows every eight updates lets margins go on growing; against the
     # base they stand still where a misconception has become a coin toss (docs/log.md).
@@ -302,11 +309,11 @@ SCALES: dict[str, Scale] = {
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         learner=LearnerSettings(
             learning_rate=3e-3,
-            pairs_per_update=32,
+            examples_per_update=32,
             schedule=ScheduleSettings(warmup_updates=8, decay_after=30),
             reference=ReferenceSettings(kind="snapshot", every=8),
         ),
-        explore_ahead=32,
+        problems_per_batch=32,
     ),
 }
 PRESETS = ("paper", *SCALES)
@@ -331,7 +338,7 @@ def preset(recipe: str, name: str, *, flow: Flow[Any] | None = None) -> Preset:
         recipe=_fitted(paper.recipe, scale),
         lora=scale.lora,
         learner=scale.learner,
-        explore_ahead=scale.explore_ahead,
+        problems_per_batch=scale.problems_per_batch,
     )
 
 
@@ -362,7 +369,11 @@ def _fitted(recipe: Recipe, scale: Scale) -> Recipe:
 
 def _most(scale: Scale) -> dict[str, int]:
     """The largest values of the settings that make a recipe dear."""
-    return {"num_plays": scale.max_plays, "num_hinted": scale.max_plays, "num_completions": scale.max_completions}
+    return {
+        "num_rollouts": scale.max_rollouts,
+        "num_hinted": scale.max_rollouts,
+        "num_completions": scale.max_completions,
+    }
 
 
 def default_preset(model_name_or_path: str) -> str:

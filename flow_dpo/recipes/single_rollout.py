@@ -1,9 +1,9 @@
 """How does an exploration play one chain to its end and see how it went?
 
-A search decides by what it has seen, so it runs the speaker several times and looks at the ends in between:
+A search decides by what it has seen, so it runs the runner several times and looks at the ends in between:
 
-    chains = [Chain(flow, problem, drawing, seed=derive(seed, problem.id, i), checked=True) for i in range(4)]
-    speaker.run([chain.play() for chain in chains])
+    chains = [Chain(flow, problem, turn_sampling, seed=derive(seed, problem.id, i), checked=True) for i in range(4)]
+    runner.run([chain.play() for chain in chains])
     [chain.right for chain in chains]                   what the verifier found, to steer the search by
 
 Invariant: a search is steered by the very verdicts that its tree is graded with (`grading.rule` and all), so that what
@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from flow_dpo.core.errors import FlowError
-from flow_dpo.core.explore import Drawing
+from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow, check_turn
-from flow_dpo.core.rollouts import Ask, Play, check, say
+from flow_dpo.core.rollouts import RolloutSteps, SampleRequest, sample, verify
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Problem, Request, Solution
@@ -31,7 +31,7 @@ class Chain:
         self,
         flow: Flow[Any],
         problem: Problem,
-        drawing: Drawing,
+        turn_sampling: TurnSampling,
         *,
         seed: int,
         trunk: bool = False,
@@ -41,7 +41,7 @@ class Chain:
     ) -> None:
         """`tags` are added to every turn's own; `between` may replace the state between two turns; what is `checked`
         asks the verifier at its end."""
-        self.flow, self.problem, self.drawing, self.seed = flow, problem, drawing, seed
+        self.flow, self.problem, self.turn_sampling, self.seed = flow, problem, turn_sampling, seed
         self.trunk, self.tags, self.between, self.checked = trunk, tags, between, checked
         self.right = False
         """Whether the verifier found the solution right; never of a play that was not checked or could not be
@@ -49,21 +49,21 @@ class Chain:
         self.said: list[tuple[Request, Completion, tuple[str, ...]]] = []
         self.solution = Solution(pieces=(), ended=False)
 
-    def play(self) -> Play:
+    def play(self) -> RolloutSteps:
         """Play to the end. Raises `FlowError` for a turn that the flow may not ask for."""
         state = self.flow.start(self.problem)
         while (turn := self.flow.turn(state)) is not None:
             depth = len(self.said)
             check_turn(self.flow, turn, depth, self.problem)
-            sampling = self.drawing.sampling(turn, trunk=self.trunk)
-            said = yield from say(Ask(turn=turn, sampling=sampling, seed=derive(self.seed, depth)))
+            sampling = self.turn_sampling.for_turn(turn, trunk=self.trunk)
+            said = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=derive(self.seed, depth)))
             self.said.append((said.request, said.completion, (*self.flow.tags(state), *self.tags)))
             state = self.flow.advance(state, said.completion)
             if self.between is not None:
                 state = self.between(state)
         self.solution = self.flow.solution(state)
         if self.checked:
-            verdict = yield from check(self.problem, self.solution)
+            verdict = yield from verify(self.problem, self.solution)
             self.right = verdict.status == "correct"
 
     def add_to(self, tree: Tree) -> int:

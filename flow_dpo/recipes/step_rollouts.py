@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flow_dpo.core.errors import FlowError
-from flow_dpo.core.explore import Drawing
+from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow, check_turn
-from flow_dpo.core.rollouts import Ask, Play, Said, Speaker, say
+from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.steps import joined, split
 from flow_dpo.core.tree import Tree
@@ -64,9 +64,15 @@ class Branched:
     """Paths and probes of one problem."""
 
     def __init__(
-        self, drawing: Drawing, flow: Flow[Any], problem: Problem, speaker: Speaker, seed: int, num_completions: int
+        self,
+        turn_sampling: TurnSampling,
+        flow: Flow[Any],
+        problem: Problem,
+        runner: RolloutRunner,
+        seed: int,
+        num_completions: int,
     ) -> None:
-        self.drawing, self.flow, self.problem, self.speaker, self.seed = drawing, flow, problem, speaker, seed
+        self.turn_sampling, self.flow, self.problem, self.runner, self.seed = turn_sampling, flow, problem, runner, seed
         self.num_completions = num_completions
         self.paths: list[Path] = []
         self._probes: dict[Request, list[_Probe]] = {}
@@ -76,14 +82,14 @@ class Branched:
         self.paths.append(Path(index=len(self.paths)))
         return self.paths[-1]
 
-    def play(self, path: Path, *, probing: bool) -> Play:
+    def play(self, path: Path, *, probing: bool) -> RolloutSteps:
         """Play a path to its end; if `probing`, start the probes of every new state on the way."""
         state, num_turns = self.flow.start(self.problem), 0
         while (turn := self.flow.turn(state)) is not None:
             check_turn(self.flow, turn, num_turns, self.problem)
             seed = derive(self.seed, self.problem.id, -1, path.index, num_turns)
-            sampling = self.drawing.sampling(turn, trunk=path.index == 0)
-            said = yield from say(Ask(turn=turn, sampling=sampling, seed=seed))
+            sampling = self.turn_sampling.for_turn(turn, trunk=path.index == 0)
+            said = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=seed))
             for step in self._steps(turn, state, said):
                 path.steps.append(step)
                 if probing:
@@ -91,7 +97,7 @@ class Branched:
             state, num_turns = self.flow.advance(state, said.completion), num_turns + 1
         path.solution = self.flow.solution(state)
 
-    def probe(self, step: Step) -> Play:
+    def probe(self, step: Step) -> RolloutSteps:
         """Start the probes of the state before `step`, unless there are some already."""
         if step.request in self._probes:
             return
@@ -119,16 +125,16 @@ class Branched:
                     tree.add_rollout(tree.nodes[node].parent, probe.said, probe.solution, probe=True)
         return tree
 
-    def _steps(self, turn: Turn, state: Any, said: Said) -> Iterator[Step]:
+    def _steps(self, turn: Turn, state: Any, said: Sampled) -> Iterator[Step]:
         """What was said to one turn, step by step. A choice is one step."""
-        ends = () if turn.choices else self.speaker.step_ends(said.completion)
+        ends = () if turn.choices else self.runner.step_ends(said.completion)
         kept: Completion | None = None
         for piece in split(said.completion, ends):
             request = said.request if kept is None else _behind(said.request, kept)
             yield Step(turn=turn, state=state, kept=kept, request=request, completion=piece, tags=self.flow.tags(state))
             kept = piece if kept is None else joined(kept, piece)
 
-    def _play_on(self, probe: _Probe, step: Step, index: int) -> Play:
+    def _play_on(self, probe: _Probe, step: Step, index: int) -> RolloutSteps:
         """Play from the state before `step` to the end."""
         turn, state, kept, num_turns = step.turn, step.state, step.kept, 0
         # Of the state alone: several paths may come here, in any order.
@@ -136,9 +142,9 @@ class Branched:
         while turn is not None:
             check_turn(self.flow, turn, num_turns, self.problem)
             seed = derive(self.seed, self.problem.id, "probe", place, index, num_turns)
-            sampling = self.drawing.sampling(turn, trunk=False)
+            sampling = self.turn_sampling.for_turn(turn, trunk=False)
             ids = () if kept is None else kept.token_ids
-            said = yield from say(Ask(turn=turn, sampling=sampling, seed=seed, kept=ids))
+            said = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=seed, prefix_ids=ids))
             request = said.request if kept is None else _behind(said.request, kept)
             probe.said.append((request, said.completion, self.flow.tags(state)))
             state = self.flow.advance(state, said.completion if kept is None else joined(kept, said.completion))

@@ -250,7 +250,7 @@ def _costs(arms: list[Arm]) -> Table:
     for arm in arms:
         cost = arm.get("costs") or {}
         traces = [formatting.counts(arm.get(name)) for name in ("num_traces", "num_problems", "problems_asked")]
-        spent = [formatting.count(cost.get(name)) for name in ("tokens_played", "tokens_learned", "verdicts_used")]
+        spent = [formatting.count(cost.get(name)) for name in ("tokens_sampled", "tokens_learned", "verdicts_used")]
         rows.append((arm["name"], *traces, *spent, formatting.seconds(cost.get("seconds"))))
     columns = (
         "arm",

@@ -162,8 +162,8 @@ def traces_section(traces: Sequence[TracesSource]) -> Section:
         )
         rows.append((
             one.name, source, formatting.count(len(one.file.traces)), formatting.count(on),
-            formatting.count(counts.get("problems_played")), formatting.count(counts.get("draws")),
-            formatting.count(cost.get("tokens_played")), formatting.count(cost.get("verdicts_used")),
+            formatting.count(counts.get("num_problems_sampled")), formatting.count(counts.get("draws")),
+            formatting.count(cost.get("tokens_sampled")), formatting.count(cost.get("verdicts_used")),
             formatting.seconds(cost.get("seconds")),
         ))  # fmt: skip
         found = invalid_rate((spoken.problem, spoken.text) for spoken in one.spoken.values())

@@ -29,7 +29,7 @@ _MOST_LINES, _MOST_CHARS = 80, 4000
 _LOOKED_AT = 400
 """Problems among which those to show are picked."""
 
-Voices = Mapping[str, Mapping[str, Spoken]]
+MergedModels = Mapping[str, Mapping[str, Spoken]]
 """By who speaks: the solutions, by the problem's id."""
 
 
@@ -59,7 +59,7 @@ _MOST_BESIDE = 6
 _MOST_NAMES = 3
 
 
-def side_by_side(voices: Voices, num: int) -> list[SideBySide]:
+def side_by_side(voices: MergedModels, num: int) -> list[SideBySide]:
     """The `num` problems that show most: spoken of by most, judged differently, right answers with a wrong step."""
     counted: dict[str, int] = {}
     for spoken in voices.values():
@@ -76,7 +76,7 @@ def _tells(spoken: Sequence[Spoken]) -> float:
     return len(spoken) + (True in sound) + (sound >= {True, False}) + len({one.status for one in spoken})
 
 
-def _shown(voices: Voices, id: str) -> SideBySide:
+def _shown(voices: MergedModels, id: str) -> SideBySide:
     mine = {name: spoken[id] for name, spoken in voices.items() if id in spoken}
     problem = next(iter(mine.values())).problem
     alike: dict[str, list[str]] = {}

@@ -253,7 +253,7 @@ def _cost(run: RunSource) -> Section:
     def learned(name: str) -> float | None:
         return total(*(f"learn/{role}/{name}" for role in learning.roles(run.plays)))
 
-    sampled, kept = total("play/sampled_tokens"), total("play/tokens")
+    sampled, kept = total("rollout/sampled_tokens"), total("rollout/tokens")
     shared, unshared = learned("tokens"), learned("unshared_tokens")
     rows: list[tuple[str, str]] = [
         ("tokens in the plays, shared ones once", formatting.count(kept)),
@@ -265,7 +265,7 @@ def _cost(run: RunSource) -> Section:
         ("updates", formatting.count(total("learn/updates"))),
     ]
     rows += [(f"{name} time", formatting.seconds(total(f"{key}/seconds"))) for name, key in
-             (("playing", "play"), ("grading", "grade"), ("learning", "learn"))]  # fmt: skip
+             (("playing", "rollout"), ("grading", "grade"), ("learning", "learn"))]  # fmt: skip
     table = Table(caption="Cost of the whole run", columns=("", "sum"), rows=tuple(rows))
     return Section(title="Cost", blocks=(table,))
 
@@ -281,5 +281,6 @@ def _tree(run: RunSource, tag: str) -> Section | None:
         "learns from: not a typical tree."
     )
     return Section(
-        title="One tree", blocks=(Paragraph(text=words), outline(f"{tag}-tree", tree, taught), drawing(tree, taught))
+        title="One tree",
+        blocks=(Paragraph(text=words), outline(f"{tag}-tree", tree, taught), drawing(tree, taught)),
     )

@@ -16,13 +16,13 @@ from typing import Any
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.loop import Players
 from flow_dpo.core.plugins import is_source, load_flow
+from flow_dpo.core.protocols import Backends, RolloutWorkers
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Problem, Role
-from flow_dpo.data.problems import DataConfig, ProblemSet, load
+from flow_dpo.data.problems import DataSettings, ProblemSet, load
 from flow_dpo.engines import factory
-from flow_dpo.engines.factory import EngineSettings, Shelf
+from flow_dpo.engines.factory import AdapterStore, EngineSettings
 from flow_dpo.engines.local.engine import LocalSettings
 from flow_dpo.learner.learner import LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
@@ -31,8 +31,9 @@ from flow_dpo.models.load import LoadedModel, ModelSettings, load_model
 from flow_dpo.recipes import presets
 from flow_dpo.runs import resolve
 from flow_dpo.runs.callbacks.budget import BudgetSettings
-from flow_dpo.verify.grader import GradingSettings
+from flow_dpo.verify.grader import AnswerGrader, GradingSettings
 from flow_dpo.verify.verifier import Verifier
+from flow_dpo.workers.in_process import InProcessWorkers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class SavingSettings:
     save_updates: int = 0
     """Adapters are saved whenever this many updates have passed, besides at the end; 0 saves them at the end only."""
     checkpoint_batches: int = 1
-    """Batches of `explore_ahead` problems between two checkpoints. What was done since the last one is done again
+    """Batches of `problems_per_batch` problems between two checkpoints. What was done since the last one is done again
     after an interruption, with the same result."""
 
 
@@ -53,7 +54,7 @@ class RunSettings:
     output_dir: str = "runs/train"
     seed: int = 0
     """Every random number of the run derives from it."""
-    explore_ahead: int = 16
+    problems_per_batch: int = 16
     """Problems played under one policy version before the learner sees them (not stated in the paper). More of them
     make fuller batches and staler play."""
     budget: BudgetSettings = field(default_factory=BudgetSettings)
@@ -69,12 +70,12 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShopSettings:
+class RuntimeSettings:
     """What every command that plays needs to know besides the flow."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataSettings = field(default_factory=DataSettings)
     grading: GradingSettings = field(default_factory=GradingSettings)
     engine: EngineSettings = field(default_factory=LocalSettings)
 
@@ -88,7 +89,7 @@ class TrainSettings:
     """All settings of `flow-dpo train`."""
 
     recipe: Recipe
-    shop: ShopSettings
+    runtime: RuntimeSettings
     learner: LearnerSettings
     run: RunSettings
     recipe_name: str
@@ -100,19 +101,19 @@ class TrainSettings:
         """The settings by the names that flags and config.yaml use."""
         recipe = self.recipe
         method = {name: getattr(recipe, name) for name in ("flow", "explore", "credit", "objective")}
-        return {**self.names(), **method, **self.shop.sections(), "learner": self.learner, "run": self.run}
+        return {**self.names(), **method, **self.runtime.sections(), "learner": self.learner, "run": self.run}
 
     def names(self) -> dict[str, str]:
         """What the settings were made from: recipe, preset, the user's own flow, and the kind of engine."""
         names = {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
-        return names | {"engine_kind": factory.kind_of(self.shop.engine)}
+        return names | {"engine_kind": factory.kind_of(self.runtime.engine)}
 
     @classmethod
     def from_sections(cls, sections: Mapping[str, Any]) -> TrainSettings:
         """The inverse of `sections`."""
         return cls(
             recipe=Recipe(**{name: sections[name] for name in ("flow", "explore", "credit", "objective")}),
-            shop=ShopSettings(**{name: sections[name] for name in ShopSettings().sections()}),
+            runtime=RuntimeSettings(**{name: sections[name] for name in RuntimeSettings().sections()}),
             learner=sections["learner"],
             run=sections["run"],
             recipe_name=sections["recipe"],
@@ -130,9 +131,9 @@ def default_settings(recipe: str, preset: str, flow_source: str = "", engine: st
     return TrainSettings(
         flow_source=flow_source,
         recipe=values.recipe,
-        shop=ShopSettings(lora=values.lora, engine=factory.default_settings(engine)),
+        runtime=RuntimeSettings(lora=values.lora, engine=factory.default_settings(engine)),
         learner=values.learner,
-        run=RunSettings(explore_ahead=values.explore_ahead),
+        run=RunSettings(problems_per_batch=values.problems_per_batch),
         recipe_name=recipe,
         preset=preset,
     )
@@ -204,27 +205,28 @@ def of_its_engine(base: Mapping[str, Any], defaults: TrainSettings) -> dict[str,
 
 
 @dataclass(kw_only=True)
-class Workshop:
+class Runtime:
     """Everything that a command works with."""
 
     problems: ProblemSet
     loaded: LoadedModel
     policy: Policy
-    players: Players
+    backends: Backends
+    workers: RolloutWorkers
     fitting: list[Problem] = field(default_factory=list[Problem])
     """The problems whose longest play fits into the context window."""
 
 
 @contextmanager
-def workshop(
-    settings: ShopSettings,
+def open_runtime(
+    settings: RuntimeSettings,
     flow: Flow[Any],
     *,
     roles: Sequence[Role],
     seed: int,
     problems: ProblemSet | None = None,
     served: Path | None = None,
-) -> Iterator[Workshop]:
+) -> Iterator[Runtime]:
     """Load, check and connect everything that plays `flow`; close it at the end.
 
     `roles` get an adapter each; `problems` where those of `settings.data` are loaded already. In `served` lie the
@@ -233,17 +235,25 @@ def workshop(
     problems = load(settings.data) if problems is None else problems
     loaded = load_model(settings.model)
     with (
-        factory.reached(settings.engine, loaded, num_roles=len(roles)) as reach,
+        factory.open_engine(settings.engine, loaded, num_roles=len(roles)) as reach,
         tempfile.TemporaryDirectory() as elsewhere,
     ):
         fitting = fitting_problems(flow, loaded.renderer, problems.problems, reach.context_tokens)
         policy = Policy(loaded.model, roles, settings.lora, seed=seed)
-        shelf = Shelf(policy, served or Path(elsewhere))
+        store = AdapterStore(policy, served or Path(elsewhere))
         grading = settings.grading
         with (
-            closing(shelf),
-            closing(reach.build(policy, shelf)) as engine,
+            closing(store),
+            closing(reach.build(policy, store)) as engine,
             Verifier(rule=grading.rule, timeout_s=grading.timeout_s) as verifier,
         ):
-            players = Players(engine=engine, renderer=loaded.renderer, verifier=verifier, grading=grading)
-            yield Workshop(problems=problems, loaded=loaded, policy=policy, players=players, fitting=fitting)
+            grader = AnswerGrader(verifier, loaded.renderer, settings.grading)
+            backends = Backends(engine=engine, renderer=loaded.renderer, grader=grader)
+            yield Runtime(
+                problems=problems,
+                loaded=loaded,
+                policy=policy,
+                backends=backends,
+                workers=InProcessWorkers(backends),
+                fitting=fitting,
+            )

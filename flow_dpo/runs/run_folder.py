@@ -39,7 +39,7 @@ from filelock import FileLock, Timeout
 
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Example, Pair, Role, Scored
+from flow_dpo.core.types import Example, Pair, Role, ScoredCompletion
 from flow_dpo.data import strict_json
 
 _logger = logging.getLogger(__name__)
@@ -266,7 +266,7 @@ def example_row(example: Example, tree: Tree, texts: Mapping[str, str]) -> dict[
     return _pair_row(example, tree, texts) if isinstance(example, Pair) else _scored_row(example, tree, texts)
 
 
-def _scored_row(scored: Scored, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
+def _scored_row(scored: ScoredCompletion, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
     verdict = tree.rollout_of(tree.nodes[scored.node]).verdict
     return {
         **texts,

@@ -19,9 +19,10 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from flow_dpo.core.errors import ConfigError, FlowDpoError, StorageError
-from flow_dpo.core.loop import Row, learn
+from flow_dpo.core.loop import learn
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.plugins import fingerprint
+from flow_dpo.core.protocols import Row
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Pair
 from flow_dpo.data.problems import load
@@ -29,11 +30,11 @@ from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of
 from flow_dpo.models.render import Renderer
 from flow_dpo.runs import resolve, run_folder
-from flow_dpo.runs.build import TrainSettings, Workshop, workshop
+from flow_dpo.runs.build import Runtime, TrainSettings, open_runtime
 from flow_dpo.runs.callbacks import progress
-from flow_dpo.runs.callbacks.budget import Purse
-from flow_dpo.runs.callbacks.collapse_warnings import LikelihoodWatcher, StopWatcher
-from flow_dpo.runs.callbacks.progress import say
+from flow_dpo.runs.callbacks.budget import BudgetCallback
+from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
+from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.checkpoint import Checkpoints
 
 _OF_THE_RUN = frozenset(
@@ -52,24 +53,24 @@ def run(settings: TrainSettings, console: Console) -> run_folder.RunFolder:
     if not settings.run.resume:
         run_folder.refuse_used(path)
     recipe, seed = settings.recipe, settings.run.seed
-    with run_folder.locked(path), _shop(path, settings) as (shop, differences):
-        learner = Learner(shop.policy, settings.learner)
-        folder, validation = _open(path, settings, shop, learner, differences)
+    with run_folder.locked(path), _shop(path, settings) as (runtime, differences):
+        learner = Learner(runtime.policy, settings.learner)
+        folder, validation = _open(path, settings, runtime, learner, differences)
         seen = validation.num_seen
-        purse = Purse(settings.run.budget, run_folder.read_jsonl(path / "metrics.jsonl"))
-        keeper = RunKeeper(folder, shop, learner, validation, settings)
+        budget = BudgetCallback(settings.run.budget, run_folder.read_jsonl(path / "metrics.jsonl"))
+        keeper = RunKeeper(folder, runtime, learner, validation, settings)
         going_on = f", going on after {seen}" if seen else ""
-        say(console, f"{shop.loaded.name}: {len(shop.fitting)} problems{going_on}, writing to {path}")
+        print_safe(console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}")
         try:
-            with progress.ProgressBar(console, len(shop.fitting), seen) as bar:
+            with progress.ProgressBar(console, len(runtime.fitting), seen) as bar:
                 learn(
                     recipe,
-                    purse.pay(shop.fitting[seen:]),
-                    shop.players,
+                    budget.until_spent(runtime.fitting[seen:]),
+                    runtime.workers,
                     learner,
-                    [keeper, purse, bar, StopWatcher(), LikelihoodWatcher()],
+                    callbacks=[keeper, budget, bar, StopCollapseWarning(), ChosenLikelihoodWarning()],
                     seed=seed,
-                    explore_ahead=settings.run.explore_ahead,
+                    problems_per_batch=settings.run.problems_per_batch,
                     progress=validation,
                 )
             keeper.checkpoint()
@@ -77,46 +78,48 @@ def run(settings: TrainSettings, console: Console) -> run_folder.RunFolder:
             # What was learned is kept and can be used, unless it is the disk that fails.
             if not isinstance(error, StorageError):
                 keeper.finish()
-            say(console, f"Go on with: flow-dpo train --output_dir {path} --resume")
+            print_safe(console, f"Go on with: flow-dpo train --output_dir {path} --resume")
             raise
         keeper.finish()
     console.print(progress.summary_table(validation))
-    say(console, f"\nPicture:  {path / 'progressive.png'}")
-    say(console, f"Adapters: {', '.join(str(adapter) for adapter in folder.latest_adapters().values())}")
-    say(console, f"Next:     flow-dpo evaluate --run {path} --dataset_split test --max_problems 500")
+    print_safe(console, f"\nPicture:  {path / 'progressive.png'}")
+    print_safe(console, f"Adapters: {', '.join(str(adapter) for adapter in folder.latest_adapters().values())}")
+    print_safe(console, f"Next:     flow-dpo evaluate --run {path} --dataset_split test --max_problems 500")
     return folder
 
 
 @contextmanager
-def _shop(path: Path, settings: TrainSettings) -> Iterator[tuple[Workshop, dict[str, Any]]]:
+def _shop(path: Path, settings: TrainSettings) -> Iterator[tuple[Runtime, dict[str, Any]]]:
     """Everything loaded, and what is allowed to differ from the run that is resumed, if one is.
 
     The comparison needs the problems and the device's name: it is made before the model is loaded.
     """
-    problems, differences = load(settings.shop.data), dict[str, Any]()
+    problems, differences = load(settings.runtime.data), dict[str, Any]()
     if settings.run.resume and (path / "config.yaml").exists():
         facts = {
-            "device": str(device_of(settings.shop.model)),
+            "device": str(device_of(settings.runtime.model)),
             "data_fingerprint": problems.fingerprint,
             "flow_file": fingerprint(settings.flow_source),
         }
         differences = _compare(path, settings, facts)
     flow, seed = settings.recipe.flow, settings.run.seed
-    with workshop(settings.shop, flow, roles=flow.roles, seed=seed, problems=problems, served=path / "served") as shop:
-        yield shop, differences
+    with open_runtime(
+        settings.runtime, flow, roles=flow.roles, seed=seed, problems=problems, served=path / "served"
+    ) as runtime:
+        yield runtime, differences
 
 
 def _open(
-    path: Path, settings: TrainSettings, shop: Workshop, learner: Learner, differences: Mapping[str, Any]
+    path: Path, settings: TrainSettings, runtime: Runtime, learner: Learner, differences: Mapping[str, Any]
 ) -> tuple[run_folder.RunFolder, ProgressiveValidation]:
     """A new folder and empty counts; or those that are resumed, and the learner is as the last checkpoint has it."""
     facts = {
         "command": resolve.command_line(),
-        "model": shop.loaded.name,
-        "device": str(shop.policy.device),
-        "num_problems": len(shop.fitting),
-        "num_skipped_rows": shop.problems.skipped,
-        "data_fingerprint": shop.problems.fingerprint,
+        "model": runtime.loaded.name,
+        "device": str(runtime.policy.device),
+        "num_problems": len(runtime.fitting),
+        "num_skipped_rows": runtime.problems.skipped,
+        "data_fingerprint": runtime.problems.fingerprint,
         "flow_file": fingerprint(settings.flow_source),
     }
     found = Checkpoints(path).newest() if settings.run.resume else None
@@ -167,12 +170,12 @@ class RunKeeper:
     def __init__(
         self,
         folder: run_folder.RunFolder,
-        shop: Workshop,
+        runtime: Runtime,
         learner: Learner,
         validation: ProgressiveValidation,
         settings: TrainSettings,
     ) -> None:
-        self._folder, self._shop, self._learner, self._validation = folder, shop, learner, validation
+        self._folder, self._shop, self._learner, self._validation = folder, runtime, learner, validation
         saving = settings.run.saving
         self._every, self._save_updates = saving.checkpoint_batches, saving.save_updates
         self._checkpoints = Checkpoints(folder.path)
@@ -180,7 +183,7 @@ class RunKeeper:
         self._written_at = validation.num_seen or -1
         self._batches = 0
 
-    def record(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+    def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Write one batch, and a checkpoint where one is due."""
         renderer = self._shop.loaded.renderer
         by_id = {tree.problem.id: tree for tree in trees}

@@ -21,14 +21,14 @@ from typing import Any, Literal
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.loop import Players, batched
-from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.loop import batched
+from flow_dpo.core.protocols import Grader, RolloutWorkers
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Message, Problem, Role, Verdict
+from flow_dpo.models.render import Renderer
 from flow_dpo.traces.trace import SelectionSettings, Source, Trace
 from flow_dpo.verify.extract import after_answer_is, last_box
-from flow_dpo.verify.grader import grade, starter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class GenerateSettings:
     mode: Literal["flow", "single", "ground_truth"] = "flow"
     """"single" is one pass of the Answer role; "ground_truth" plays nothing and takes the data set's own solutions,
     those that the verifier finds right."""
-    draws: int = 8
+    num_samples: int = 8
     """The most draws on one problem; a problem that has its traces is not drawn again (not stated in the paper)."""
     max_traces: int | None = None
     """Stop at the end of the batch in which so many were found; all problems are drawn on where not given."""
@@ -52,7 +52,7 @@ class GenerateSettings:
     """Problems under way at once, and written at once. Changes timing only."""
 
     def __post_init__(self) -> None:
-        for name in ("draws", "batch_problems", "max_traces"):
+        for name in ("num_samples", "batch_problems", "max_traces"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"expected {name} of 1 at least, found {value}")
@@ -70,7 +70,7 @@ class GenerateSettings:
 class Tally:
     """What was played and found so far, over all problems."""
 
-    problems_played: int = 0
+    num_problems_sampled: int = 0
     problems_solved: int = 0
     """Problems with a trace at least."""
     traces: int = 0
@@ -80,7 +80,7 @@ class Tally:
     ungraded_draws: int = 0
     unsound_attempts: int = 0
     """Right plays that gave no trace: the attempt that counts was not right by itself."""
-    tokens_played: int = 0
+    tokens_sampled: int = 0
     """Sampled tokens of all roles, failed draws counted."""
     verdicts_used: int = 0
     """Times that a solution was compared with the gold answer: once a play, and once more for an attempt that is not
@@ -91,7 +91,7 @@ class Tally:
         """The header's counts and cost."""
         numbers = asdict(self)
         started = numbers.pop("started")
-        cost = {name: numbers.pop(name) for name in ("tokens_played", "verdicts_used")}
+        cost = {name: numbers.pop(name) for name in ("tokens_sampled", "verdicts_used")}
         return {"counts": numbers, "cost": cost | {"seconds": round(time.perf_counter() - started, 3)}}
 
 
@@ -112,7 +112,9 @@ def generate(
     one_pass: Flow[Any],
     explore: Explore,
     problems: Sequence[Problem],
-    players: Players,
+    workers: RolloutWorkers,
+    renderer: Renderer,
+    grader: Grader,
     adapters: Mapping[Role, Adapter],
     settings: GenerateSettings,
     selection: SelectionSettings,
@@ -123,60 +125,59 @@ def generate(
     """
     settled = settings.max_traces
     if settings.mode == "ground_truth":
-        batches = _from_data(one_pass, problems, players, settings)
+        batches = _from_data(one_pass, problems, renderer, grader, settings)
     else:
-        begins, alone = starter(players.verifier, players.renderer), explore.alone(greedy=False)
-        speaker = Speaker(players.engine, players.renderer, begins=begins)
-        speaker.refresh(adapters)
+        alone = explore.alone(greedy=False)
+        workers.refresh(adapters)
         source = settings.source(trained=bool(adapters))
 
-        def play(left: Sequence[Problem], draw: int) -> list[Tree]:
-            return alone(flow, speaker, left, seed=derive(settings.seed, "trace", draw))
+        def sample(left: Sequence[Problem], draw: int) -> list[Tree]:
+            return workers.rollout(alone, flow, left, seed=derive(settings.seed, "trace", draw))
 
-        batches = _from_plays(play, one_pass, problems, players, source, settings, selection)
+        batches = _from_rollouts(sample, one_pass, problems, renderer, grader, source, settings, selection)
     for traces, tally in batches:
         yield traces, tally
         if settled is not None and tally.traces >= settled:
             return
 
 
-def _from_plays(
-    play: Callable[[Sequence[Problem], int], list[Tree]],
+def _from_rollouts(
+    sample: Callable[[Sequence[Problem], int], list[Tree]],
     one_pass: Flow[Any],
     problems: Sequence[Problem],
-    players: Players,
+    renderer: Renderer,
+    grader: Grader,
     source: Source,
     settings: GenerateSettings,
     selection: SelectionSettings,
 ) -> Iterator[tuple[list[Trace], Tally]]:
-    """The right plays: `play` gives a tree of each problem for one draw, counted from 0."""
+    """The right plays: `sample` gives a graded tree of each problem for one draw, counted from 0."""
     tally = Tally()
     for batch in batched(problems, settings.batch_problems):
-        drawn = [_Drawn(problem=problem, prompt=_prompt(one_pass, players, problem)) for problem in batch]
-        for draw in range(settings.draws):
+        drawn = [_Drawn(problem=problem, prompt=_prompt(one_pass, renderer, problem)) for problem in batch]
+        for draw in range(settings.num_samples):
             left = [one for one in drawn if not selection.enough(one.found)]
             if not left:
                 break
-            trees = play([one.problem for one in left], draw)
-            grade(trees, players.verifier, players.renderer, players.grading)
-            _take(left, trees, players, source, tally)
+            trees = sample([one.problem for one in left], draw)
+            _take(left, trees, renderer, grader, source, tally)
         yield _done(drawn, selection, tally), tally
 
 
 def _from_data(
-    one_pass: Flow[Any], problems: Sequence[Problem], players: Players, settings: GenerateSettings
+    one_pass: Flow[Any], problems: Sequence[Problem], renderer: Renderer, grader: Grader, settings: GenerateSettings
 ) -> Iterator[tuple[list[Trace], Tally]]:
     """The data set's own solutions: one a problem, nothing is sampled."""
     tally = Tally()
     for batch in batched(problems, settings.batch_problems):
         texts = [(problem, text) for problem in batch if (text := worked_solution(problem))]
-        verdicts = players.verifier.grade_many([(problem.gold, text, True) for problem, text in texts])
+        verdicts = grader.check_texts([(problem, text, True) for problem, text in texts])
         traces = [
             Trace(
                 **_of_problem(problem),
-                messages=_prompt(one_pass, players, problem),
+                messages=_prompt(one_pass, renderer, problem),
                 solution=text,
-                token_ids=players.renderer.encode(text),
+                token_ids=renderer.encode(text),
                 ended=True,
                 verdict=verdict,
                 source="ground_truth",
@@ -187,7 +188,7 @@ def _from_data(
             for (problem, text), verdict in zip(texts, verdicts, strict=True)
             if verdict.status == "correct"
         ]
-        tally.problems_played += len(batch)
+        tally.num_problems_sampled += len(batch)
         tally.problems_solved += len(traces)
         tally.traces += len(traces)
         tally.verdicts_used += len(texts)
@@ -219,7 +220,14 @@ def _of_problem(problem: Problem) -> dict[str, str]:
     }
 
 
-def _take(drawn: Sequence[_Drawn], trees: Sequence[Tree], players: Players, source: Source, tally: Tally) -> None:
+def _take(
+    drawn: Sequence[_Drawn],
+    trees: Sequence[Tree],
+    renderer: Renderer,
+    grader: Grader,
+    source: Source,
+    tally: Tally,
+) -> None:
     """Count one draw of each problem, and keep the right attempts."""
     right: list[tuple[_Drawn, Tree]] = []
     for one, tree in zip(drawn, trees, strict=True):
@@ -231,8 +239,10 @@ def _take(drawn: Sequence[_Drawn], trees: Sequence[Tree], players: Players, sour
         tally.ungraded_draws += status == "ungraded"
         if status == "correct":
             right.append((one, tree))
-    tally.tokens_played += sum(len(node.completion.token_ids) for tree in trees for node in tree.nodes)
-    for (one, tree), (text, verdict) in zip(right, verify_attempts([tree for _, tree in right], players), strict=True):
+    tally.tokens_sampled += sum(len(node.completion.token_ids) for tree in trees for node in tree.nodes)
+    for (one, tree), (text, verdict) in zip(
+        right, verify_attempts([tree for _, tree in right], renderer, grader), strict=True
+    ):
         solution = tree.trunk.solution
         tally.verdicts_used += solution.attempt != solution.pieces
         if verdict.status != "correct":
@@ -243,7 +253,7 @@ def _take(drawn: Sequence[_Drawn], trees: Sequence[Tree], players: Players, sour
                 **_of_problem(one.problem),
                 messages=one.prompt,
                 solution=text,
-                token_ids=players.renderer.to_ids(solution.attempt),
+                token_ids=renderer.to_ids(solution.attempt),
                 ended=solution.ended,
                 verdict=verdict,
                 source=source,
@@ -255,14 +265,14 @@ def _take(drawn: Sequence[_Drawn], trees: Sequence[Tree], players: Players, sour
     tally.verdicts_used += len(trees)
 
 
-def verify_attempts(trees: Sequence[Tree], players: Players) -> list[tuple[str, Verdict]]:
+def verify_attempts(trees: Sequence[Tree], renderer: Renderer, grader: Grader) -> list[tuple[str, Verdict]]:
     """The attempt that counts of each trunk, as text, and the verdict on it alone.
 
     It is read as a finished solution: that is how it is learned, with the end token behind it.
     """
-    texts = [players.renderer.to_text(tree.trunk.solution.attempt) for tree in trees]
-    asked = [(tree.problem.gold, text, True) for tree, text in zip(trees, texts, strict=True)]
-    return list(zip(texts, players.verifier.grade_many(asked), strict=True))
+    texts = [renderer.to_text(tree.trunk.solution.attempt) for tree in trees]
+    asked = [(tree.problem, text, True) for tree, text in zip(trees, texts, strict=True)]
+    return list(zip(texts, grader.check_texts(asked), strict=True))
 
 
 def _done(drawn: Sequence[_Drawn], selection: SelectionSettings, tally: Tally) -> list[Trace]:
@@ -270,14 +280,14 @@ def _done(drawn: Sequence[_Drawn], selection: SelectionSettings, tally: Tally) -
     chosen: list[Trace] = []
     for one in drawn:
         kept = selection.choose(one.found)
-        tally.problems_played += 1
+        tally.num_problems_sampled += 1
         tally.problems_solved += bool(kept)
         chosen += [replace(trace, draws_used=one.draws, tokens_spent=one.tokens) for trace in kept]
     tally.traces += len(chosen)
     return chosen
 
 
-def _prompt(one_pass: Flow[Any], players: Players, problem: Problem) -> tuple[Mapping[str, str], ...]:
+def _prompt(one_pass: Flow[Any], renderer: Renderer, problem: Problem) -> tuple[Mapping[str, str], ...]:
     turn = one_pass.turn(one_pass.start(problem))
     messages: Sequence[Message] = () if turn is None else turn.messages
-    return tuple(players.renderer.chat(messages))
+    return tuple(renderer.chat(messages))

@@ -58,7 +58,7 @@ class SftSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftTraining:
+class SftTrainingSettings:
     """Values of the updates. Defaults are the paper's (arXiv 2410.22304, "Compile"), by TRL's names."""
 
     learning_rate: float = 2e-4
@@ -93,8 +93,8 @@ def choose(file: TraceFile, settings: SftSettings) -> tuple[Trace, ...]:
         return file.traces
     if not 0 < wanted <= len(file.traces):
         raise DataError(
-            f"expected {wanted} traces in {file.path}, found {len(file.traces)}; generate more, with more --draws or "
-            f"--max_problems, or lower --num_traces"
+            f"expected {wanted} traces in {file.path}, found {len(file.traces)}; generate more, with more "
+            f"--num_samples or --max_problems, or lower --num_traces"
         )
     return file.traces[:wanted]
 
@@ -142,7 +142,7 @@ def fine_tune(
     rows: Sequence[Mapping[str, TokenIds]],
     loaded: LoadedModel,
     lora: LoraSettings,
-    training: SftTraining,
+    training: SftTrainingSettings,
     settings: SftSettings,
 ) -> tuple[PeftModel, list[dict[str, Any]]]:
     """The model with its trained adapter, and TRL's log. `rows` are those of `examples`."""
@@ -183,7 +183,7 @@ def _nobody_told() -> Iterator[None]:
         constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
-def _arguments(loaded: LoadedModel, training: SftTraining, settings: SftSettings) -> dict[str, Any]:
+def _arguments(loaded: LoadedModel, training: SftTrainingSettings, settings: SftSettings) -> dict[str, Any]:
     """TRL's settings: the values of the updates, and that nothing is cut, saved or reported on the way."""
     values = {field.name: getattr(training, field.name) for field in fields(training)}
     values["warmup_steps"] = values.pop("warmup_ratio")  # transformers 5 takes a share below 1 there
@@ -218,7 +218,7 @@ def write(model: PeftModel, loaded: LoadedModel, folder: Path, *, chat_template:
 def summarise(
     traces: Sequence[Trace],
     rows: Sequence[Mapping[str, TokenIds]],
-    training: SftTraining,
+    training: SftTrainingSettings,
     log: Sequence[Mapping[str, Any]],
     started: float,
 ) -> dict[str, Any]:

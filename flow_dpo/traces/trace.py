@@ -202,7 +202,9 @@ def read_traces(path: Path) -> TraceFile:
     rows = run_folder.read_jsonl(file)
     traces = tuple(Trace.from_json(row, f"{file}, line {number}") for number, row in enumerate(rows, start=1))
     if not traces:
-        raise DataError(f"expected traces in {file}, found none; generate more, with more --draws or --max_problems")
+        raise DataError(
+            f"expected traces in {file}, found none; generate more, with more --num_samples or --max_problems"
+        )
     header = run_folder.read_object(file.with_name(HEADER), absent={})
     check(header, _HEADER_KINDS, str(file.with_name(HEADER)))
     return TraceFile(path=file, traces=traces, header=header)

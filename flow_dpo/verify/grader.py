@@ -1,13 +1,17 @@
-"""Which plays were right?
+"""From trees to verdicts: every rollout's solution is read by the verifier, and the verdict is put to the rollout.
 
-The verifier reads every rollout's solution and its finding is put to the rollout, never to a node. Plays that ended in
-the same words are read once. A play whose answer cannot be graded stays `ungraded`: it makes no pair and enters no
-mean.
+    grader = AnswerGrader(verifier, renderer, GradingSettings())
+    grader.begin(problem, solution)                  it may start, while others are sampled
+    grader.check([(problem, solution)])              [Verdict(status="correct", answer="14")]
+    grader.grade(trees)                              the same, for every rollout of the trees
+
+Invariant: one object and one rule answer the loop, an exploration that goes on by what was right, and the evaluation.
+Equal texts are read once. What cannot be graded stays `ungraded`: it makes no pair and enters no mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -22,14 +26,14 @@ class GradingSettings:
 
     rule: AnswerRule = field(default_factory=AnswerRule)
     unfinished: Literal["wrong", "ungraded"] = "wrong"
-    """The score of a play without an answer, such as one cut at the cap of chunks (not stated in the paper)."""
+    """The score of a rollout without an answer, such as one cut at the cap of chunks (not stated in the paper)."""
     timeout_s: float = 20.0
     """Seconds after which the verifier gives an answer up as ungraded. By the wall, and generous: a busy machine does
     not change verdicts."""
 
 
 class Verifies(Protocol):
-    """The verifier, as far as grading needs it."""
+    """A verifier of texts (`verify.verifier.Verifier`)."""
 
     def begin(self, items: Sequence[tuple[str, str, bool]]) -> None:
         """Begin with what takes long of these triples, which `grade_many` will be asked about, and return at once."""
@@ -41,42 +45,45 @@ class Verifies(Protocol):
 
 
 class Decodes(Protocol):
-    """The renderer, as far as grading needs it."""
+    """A renderer, as far as grading needs it."""
 
     def to_text(self, pieces: Sequence[Piece]) -> str:
         """The pieces decoded together."""
         ...
 
 
-def grade(trees: Sequence[Tree], verifier: Verifies, renderer: Decodes, settings: GradingSettings) -> None:
-    """Put a verdict to every rollout of the trees that was played to its end."""
-    played = [(tree, rollout) for tree in trees for rollout in tree.rollouts if rollout.value is None]
-    found = _found([(tree.problem, rollout.solution) for tree, rollout in played], verifier, renderer, settings)
-    for (tree, rollout), (text, verdict) in zip(played, found, strict=True):
-        tree.grade(rollout.id, text, verdict)
+class AnswerGrader:
+    """Grades solutions by their final answer (`core.protocols.Grader`)."""
 
+    def __init__(self, verifier: Verifies, renderer: Decodes, settings: GradingSettings | None = None) -> None:
+        self._verifier, self._renderer = verifier, renderer
+        self._settings = GradingSettings() if settings is None else settings
 
-def finder(
-    verifier: Verifies, renderer: Decodes, settings: GradingSettings
-) -> Callable[[Sequence[tuple[Problem, Solution]]], list[Verdict]]:
-    """What a speaker asks on behalf of explorations: the verdicts that `grade` would put to plays with these ends."""
-    return lambda items: [verdict for _, verdict in _found(items, verifier, renderer, settings)]
+    def begin(self, problem: Problem, solution: Solution) -> None:
+        """Let the verifier begin with a solution that will be asked about, and return at once."""
+        self._verifier.begin([self._item(problem, solution)])
 
+    def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
+        """The verdict on each solution, in their order."""
+        return self._verdicts([self._item(problem, solution) for problem, solution in items])
 
-def starter(verifier: Verifies, renderer: Decodes) -> Callable[[Problem, Solution], None]:
-    """What a speaker is to do with plays that have ended: the verifier begins with them while others are under way."""
-    return lambda problem, end: verifier.begin([(problem.gold, renderer.to_text(end.pieces), end.ended)])
+    def grade(self, trees: Sequence[Tree]) -> None:
+        """Put text and verdict to every rollout of the trees that was sampled to its end."""
+        finished = [(tree, rollout) for tree in trees for rollout in tree.rollouts if rollout.value is None]
+        items = [self._item(tree.problem, rollout.solution) for tree, rollout in finished]
+        for (tree, rollout), (_, text, _), verdict in zip(finished, items, self._verdicts(items), strict=True):
+            tree.grade(rollout.id, text, verdict)
 
+    def check_texts(self, items: Sequence[tuple[Problem, str, bool]]) -> list[Verdict]:
+        """The verdict on each text by itself, in their order; the flag says whether it ended or was cut off."""
+        return self._verifier.grade_many([(problem.gold, text, ended) for problem, text, ended in items])
 
-def _found(
-    items: Sequence[tuple[Problem, Solution]], verifier: Verifies, renderer: Decodes, settings: GradingSettings
-) -> list[tuple[str, Verdict]]:
-    """Text and verdict of each solution; equal words are read once."""
-    texts = [renderer.to_text(solution.pieces) for _, solution in items]
-    keys = [(problem.gold, text, end.ended) for (problem, end), text in zip(items, texts, strict=True)]
-    asked = dict.fromkeys(keys, Verdict(status="ungraded"))
-    for key, verdict in zip(asked, verifier.grade_many(list(asked)), strict=True):
-        if verdict.reason == NO_ANSWER and settings.unfinished == "ungraded":
-            verdict = replace(verdict, status="ungraded")
-        asked[key] = verdict
-    return [(text, asked[key]) for text, key in zip(texts, keys, strict=True)]
+    def _item(self, problem: Problem, solution: Solution) -> tuple[str, str, bool]:
+        return (problem.gold, self._renderer.to_text(solution.pieces), solution.ended)
+
+    def _verdicts(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict]:
+        found = dict.fromkeys(items, Verdict(status="ungraded"))
+        for item, verdict in zip(found, self._verifier.grade_many(list(found)), strict=True):
+            no_answer = verdict.reason == NO_ANSWER and self._settings.unfinished == "ungraded"
+            found[item] = replace(verdict, status="ungraded") if no_answer else verdict
+        return [found[item] for item in items]

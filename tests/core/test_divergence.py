@@ -52,12 +52,12 @@ def everything() -> dict[tuple[int, ...], float]:
     return found
 
 
-def draw_rest(prefix: tuple[int, ...], struck: tuple[int, ...], rng: random.Random) -> Completion:
-    """What an engine does: the first token without `struck`, the others freely."""
+def draw_rest(prefix: tuple[int, ...], excluded_ids: tuple[int, ...], rng: random.Random) -> Completion:
+    """What an engine does: the first token without `excluded_ids`, the others freely."""
     said: tuple[int, ...] = ()
     while len(prefix) + len(said) < LENGTH and END not in said:
         probs = next_probs(prefix + said)
-        weights = [0.0 if not said and token in struck else p for token, p in enumerate(probs)]
+        weights = [0.0 if not said and token in excluded_ids else p for token, p in enumerate(probs)]
         said += (rng.choices(range(3), weights)[0],)
     whole = completion(prefix + said)
     return Completion(
@@ -89,7 +89,7 @@ def test_draws_follow_the_conditional_distribution(excluded: list[tuple[int, ...
     for _ in range(num_draws):
         divergence = draw_divergence(done, rng)
         assert divergence is not None
-        rest = draw_rest(divergence.of.token_ids[: divergence.kept], divergence.struck, rng)
+        rest = draw_rest(divergence.of.token_ids[: divergence.kept], divergence.excluded_ids, rng)
         whole = splice(divergence, rest)
         assert whole == completion(whole.token_ids)
         drawn[whole.token_ids] += 1
@@ -130,4 +130,4 @@ def test_a_sure_token_is_always_kept() -> None:
     )
     rng = random.Random(3)
     found = [draw_divergence([y], rng) for _ in range(200)]
-    assert {(d.kept, d.struck) for d in found if d} == {(1, (1,))}
+    assert {(d.kept, d.excluded_ids) for d in found if d} == {(1, (1,))}

@@ -14,12 +14,13 @@ from scipy.stats import chisquare
 from flow_dpo.core.answer_stop import AnswerStop, AnswerStopState
 from flow_dpo.core.errors import EngineError, FlowError
 from flow_dpo.core.explore import Explore, Group, Siblings
-from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Completion, Piece, Problem, Request, Solution, TokenIds, Turn
 from flow_dpo.engines.scripted import Said as Line
 from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
+from tests.support.graders import FunctionGrader
 
 END, YES, NO, ANSWER_PROMPT, STOP_PROMPT, WAIT = 0, 90, 91, 100, 101, 102
 
@@ -58,8 +59,8 @@ PROBLEMS = [Problem(id=f"p{i}", question="?", gold="1") for i in range(6000)]
 def explore(
     flow: AnswerStop | Single = FLOW, settings: Explore | None = None, num: int = 6000, seed: int = 0
 ) -> list[Tree]:
-    speaker = Speaker(TabularEngine(next_probs, end_ids={END}), Bare())
-    return (settings or Siblings())(flow, speaker, PROBLEMS[:num], seed=seed)
+    runner = RolloutRunner(TabularEngine(next_probs, end_ids={END}), Bare())
+    return (settings or Siblings())(flow, runner, PROBLEMS[:num], seed=seed)
 
 
 # Brute force: every play from a state, with its probability.
@@ -181,8 +182,8 @@ def test_several_alternatives_all_differ() -> None:
 
 def test_the_same_seed_gives_the_same_trees_however_they_are_batched() -> None:
     together = explore(num=40)
-    speaker = Speaker(TabularEngine(next_probs, end_ids={END}), Bare())
-    alone = [Siblings()(FLOW, speaker, [problem], seed=0)[0] for problem in PROBLEMS[:40]]
+    runner = RolloutRunner(TabularEngine(next_probs, end_ids={END}), Bare())
+    alone = [Siblings()(FLOW, runner, [problem], seed=0)[0] for problem in PROBLEMS[:40]]
     assert together == alone
     assert explore(num=40, seed=1) != together
 
@@ -222,7 +223,7 @@ def test_alternatives_start_before_the_trunk_is_done() -> None:
             sizes.append(len(answered))
             return answered
 
-    Siblings()(FLOW, Speaker(Counting(next_probs, end_ids={END}), Bare()), PROBLEMS[:50], seed=0)
+    Siblings()(FLOW, RolloutRunner(Counting(next_probs, end_ids={END}), Bare()), PROBLEMS[:50], seed=0)
     assert sizes[0] == 50
     assert sizes[1] == 100
     assert len(sizes) <= 7
@@ -238,10 +239,12 @@ def test_a_play_that_has_ended_is_told_of_while_others_are_under_way() -> None:
             under_way.append(len(told))
             return super().poll()
 
-    speaker = Speaker(
-        Counting(next_probs, end_ids={END}), Bare(), begins=lambda problem, end: told.append((problem.id, end))
-    )
-    trees = Siblings()(FLOW, speaker, PROBLEMS[:20], seed=0)
+    class Told(FunctionGrader):
+        def begin(self, problem: Problem, solution: Solution) -> None:
+            told.append((problem.id, solution))
+
+    runner = RolloutRunner(Counting(next_probs, end_ids={END}), Bare(), Told(lambda items: []))
+    trees = Siblings()(FLOW, runner, PROBLEMS[:20], seed=0)
     ends = [(tree.problem.id, rollout.solution) for tree in trees for rollout in tree.rollouts]
     assert Counter(told) == Counter(ends)
     assert any(0 < count < len(told) for count in under_way)
@@ -251,10 +254,10 @@ def test_stale_speech_stops_the_run() -> None:
     engine = ScriptedEngine(
         lambda request, seed, excluded: Line(choice=0) if request.choices else (1, 2), end_ids={END}
     )
-    speaker = Speaker(engine, Bare())
+    runner = RolloutRunner(engine, Bare())
     engine.refresh({"answer": Adapter(role="answer", version=3), "stop": Adapter(role="stop", version=3)})
     with pytest.raises(EngineError, match="stale adapters"):
-        Siblings()(FLOW, speaker, PROBLEMS[:1], seed=0)
+        Siblings()(FLOW, runner, PROBLEMS[:1], seed=0)
 
 
 def test_flows_that_break_their_contract_are_named() -> None:
@@ -277,13 +280,13 @@ def test_refused_ends_are_reopened_by_fixed_words() -> None:
     """Stop refuses everything; each chunk ends at once: the words come in, the end tokens never."""
     lines = ScriptedEngine(lambda request, seed, excluded: 1 if request.choices else (1, END), end_ids={END})
     flow = replace(FLOW, chunk_tokens=4, max_chunks=3)
-    tree = Siblings(num_alternatives=0)(flow, Speaker(lines, Bare()), PROBLEMS[:1], seed=0)[0]
+    tree = Siblings(num_alternatives=0)(flow, RolloutRunner(lines, Bare()), PROBLEMS[:1], seed=0)[0]
     prompts = [node.request.prompt_ids for node in tree.trunk_nodes() if node.role == "answer"]
     assert prompts == [(ANSWER_PROMPT,), (ANSWER_PROMPT, 1, WAIT), (ANSWER_PROMPT, 1, WAIT, 1, WAIT)]
 
 
 def test_plays_of_a_group_are_independent_and_follow_the_flow() -> None:
-    trees = explore(settings=Group(num_plays=2), num=6000)
+    trees = explore(settings=Group(num_rollouts=2), num=6000)
     assert {len(tree.rollouts) for tree in trees} == {2}
     said = [
         tuple(tuple(n.completion.token_ids for n in tree.nodes if n.rollout == which) for which in (0, 1))
@@ -299,13 +302,13 @@ def test_plays_of_a_group_are_independent_and_follow_the_flow() -> None:
 
 
 def test_the_first_play_of_a_group_is_the_trunk_of_siblings() -> None:
-    group, siblings = (explore(settings=s, num=30) for s in (Group(num_plays=3), Siblings(num_alternatives=0)))
+    group, siblings = (explore(settings=s, num=30) for s in (Group(num_rollouts=3), Siblings(num_alternatives=0)))
     for a, b in zip(group, siblings, strict=True):
         assert a.trunk_nodes() == b.trunk_nodes()
 
 
 def test_alone_is_one_play_a_problem() -> None:
-    for settings in (Group(num_plays=5, temperature=0.5), Siblings(num_alternatives=2, top_p=0.9)):
+    for settings in (Group(num_rollouts=5, temperature=0.5), Siblings(num_alternatives=2, top_p=0.9)):
         alone = settings.alone(greedy=True)
         assert (alone.temperature, alone.top_p, alone.greedy_trunk) == (settings.temperature, settings.top_p, True)
         assert {len(tree.rollouts) for tree in explore(settings=alone, num=20)} == {1}

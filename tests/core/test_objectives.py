@@ -11,8 +11,8 @@ import torch
 
 from flow_dpo.core.dpo import Dpo, Ipo
 from flow_dpo.core.errors import ConfigError, ObjectiveError
-from flow_dpo.core.objective import TokenLogprobs, check_food
-from flow_dpo.core.types import Pair, Scored
+from flow_dpo.core.objective import TokenLogprobs, check_examples
+from flow_dpo.core.types import Pair, ScoredCompletion
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from tests.support.packed_builders import answer_pair
 from tests.support.tree_builders import completion, request
@@ -93,9 +93,9 @@ def test_settings_that_make_no_sense(settings: dict[str, float]) -> None:
 
 
 def test_an_objective_refuses_what_it_does_not_eat() -> None:
-    check_food(Dpo(), [PAIR])
-    with pytest.raises(ObjectiveError, match="Dpo eats Pair, found str"):
-        check_food(Dpo(), [PAIR, "advantage"])
+    check_examples(Dpo(), [PAIR])
+    with pytest.raises(ObjectiveError, match="Dpo accepts Pair, found str"):
+        check_examples(Dpo(), [PAIR, "advantage"])
 
 
 def test_a_pair_of_equals_cannot_be_made() -> None:
@@ -192,9 +192,11 @@ def test_loss_and_gradient_are_those_of_trl(objective: Any, settings: dict[str, 
 # ---- single completions with an advantage ---------------------------------------------------------------------------
 
 
-def scored(advantage: float, weight: float = 1.0) -> Scored:
+def scored(advantage: float, weight: float = 1.0) -> ScoredCompletion:
     """Two tokens, each recorded at -0.5 when it was sampled."""
-    return Scored(request=request("answer", 1), completion=completion(5, 6), advantage=advantage, weight=weight)
+    return ScoredCompletion(
+        request=request("answer", 1), completion=completion(5, 6), advantage=advantage, weight=weight
+    )
 
 
 def test_on_policy_it_is_the_policy_gradient() -> None:
@@ -242,8 +244,8 @@ def test_losses_of_scored_completions_are_sums_with_weights() -> None:
     apart = [objective([scored(1.0)], policy[:1], []), objective([scored(-0.5)], policy[1:], [])]
     assert both.total.item() == pytest.approx(apart[0].total.item() + 3 * apart[1].total.item())
     assert not ClippedPolicyGradient(kl_coef=0.0).needs_reference
-    with pytest.raises(ObjectiveError, match="eats Scored, found Pair"):
-        check_food(objective, [PAIR])
+    with pytest.raises(ObjectiveError, match="accepts ScoredCompletion, found Pair"):
+        check_examples(objective, [PAIR])
     with pytest.raises(ConfigError, match="clip_range"):
         ClippedPolicyGradient(clip_range=1.0)
 

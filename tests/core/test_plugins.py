@@ -31,7 +31,7 @@ def words(tmp_path: Path) -> list[str]:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(f'{{"question": "What is {i}?", "answer": "{i}"}}\n' for i in range(12)))
     return ["--model_name_or_path", str(model), "--dataset_name", str(data), "--flow.solution_tokens", "6",
-            "--explore_ahead", "6", "--pairs_per_update", "2"]  # fmt: skip
+            "--problems_per_batch", "6", "--examples_per_update", "2"]  # fmt: skip
 
 
 def test_three_roles_train_resume_and_evaluate(
@@ -103,12 +103,12 @@ def test_no_file_no_class(tmp_path: Path) -> None:
             "asked role 'reviser' to speak, at turn 2 of ",
         ),
         (
-            '        if state.speaker == "critique":\n            return replace',
-            '        if state.speaker == "solve":\n            object.__setattr__(state, "speaker", "critique")\n'
-            '        if state.speaker == "critique":\n            return replace',
+            '        if state.next_role == "critique":\n            return replace',
+            '        if state.next_role == "solve":\n            object.__setattr__(state, "next_role", "critique")\n'
+            '        if state.next_role == "critique":\n            return replace',
             "changed the state that it was given, at 'solve'",
         ),
-        ('"critique" if state.speaker == "solve" else "nobody"', '"critique"', "every play must end"),
+        ('"critique" if state.next_role == "solve" else None', '"critique"', "every play must end"),
         (
             "question = state.problem.question",
             "import itertools\n        question = str(next(self.__dict__.setdefault('n', itertools.count())))",
@@ -116,7 +116,7 @@ def test_no_file_no_class(tmp_path: Path) -> None:
         ),
         # A play that is accepted is walked too.
         (
-            '"nobody" if completion.choice == 0 else "revise"',
+            'None if completion.choice == 0 else "revise"',
             '"solve" if completion.choice == 0 else "revise"',
             "must end",
         ),
@@ -149,7 +149,7 @@ def test_the_documented_command_trains_on_the_seed(tmp_path: Path) -> None:
     command = next(line for line in page.splitlines() if line.startswith("flow-dpo train --flow"))
     flags = command.replace("examples/custom_flow.py", str(CRITIQUE)).split()[2:]
     flags[flags.index("--output_dir") + 1] = str(tmp_path / "run")
-    assert train.train([*flags, "--pairs_per_update", "4"]) == 0
+    assert train.train([*flags, "--examples_per_update", "4"]) == 0
     rows = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     for role in ("solve", "critique", "revise"):
         assert sum(row[f"pairs/{role}"] for row in rows) > 0, role

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
-from flow_dpo.data.problems import DataConfig, fingerprint, load, load_problems
+from flow_dpo.data.problems import DataSettings, fingerprint, load, load_problems
 
 DATA = Path(os.environ.get("FLOW_DPO_SAMPLE_DATA", Path(__file__).parent.parent.parent.parent / "shared" / "data"))
 needs_data = pytest.mark.skipif(
@@ -79,7 +79,7 @@ def test_golds_of_the_public_data_sets() -> None:
 
 
 def test_the_embedded_seed() -> None:
-    found = load(DataConfig(max_problems=20))
+    found = load(DataSettings(max_problems=20))
     assert len(found.problems) == 20
     assert found.fingerprint == load_problems("seed", max_problems=20).fingerprint
     assert found.fingerprint != load_problems("seed", split="test", max_problems=20).fingerprint

@@ -122,7 +122,7 @@ def test_values_that_do_not_fit_are_named_with_their_file(tmp_path: Path) -> Non
     found = settings_of({"run": str(tmp_path)})
     _, defaults = build.defaults_of([], found[0], origin=found[1])
     with pytest.raises(ConfigError, match=rf"{tmp_path}/config\.yaml: .*lora_r"):
-        resolve.parse("t", "t", defaults.shop.sections(), [], base={"lora": found[0]["lora"]}, origin=found[1])
+        resolve.parse("t", "t", defaults.runtime.sections(), [], base={"lora": found[0]["lora"]}, origin=found[1])
     (tmp_path / "config.yaml").write_text("model:\n")
     with pytest.raises(ConfigError, match=r"expected names and values under model in .*config\.yaml, found None"):
         build.defaults_of([], *settings_of({"run": str(tmp_path)})[:1], origin=str(tmp_path / "config.yaml"))

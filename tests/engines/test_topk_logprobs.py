@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flow_dpo.core.types import Request, Sampling
 from flow_dpo.engines.sampling_rule import draw
-from flow_dpo.engines.vllm.requests import Heard, Speech, answer
+from flow_dpo.engines.vllm.requests import ModelFacts, Reply, answer
 from flow_dpo.engines.vllm.topk_logprobs import TOLERANCE, draw_told, keep
 
 SAMPLINGS = st.builds(
@@ -94,7 +94,7 @@ def test_more_is_asked_for_where_the_likeliest_do_not_tell(sampling: Sampling) -
         drawn = draw(logprobs, sampling, uniform=rng.random())
         assert drawn is not None
         request = Request(role="answer", prompt_ids=(1,), max_tokens=1)
-        speech = Speech(end_ids=frozenset(), num_words=2000, top_logprobs=20)
+        speech = ModelFacts(end_ids=frozenset(), num_words=2000, top_logprobs=20)
         questions = answer(request, sampling, seed=seed, excluded=(), speech=speech, policy_version=0)
         try:
             ask = next(questions)
@@ -102,7 +102,7 @@ def test_more_is_asked_for_where_the_likeliest_do_not_tell(sampling: Sampling) -
                 count = ask.params["logprobs"]
                 counts.append(count)
                 told = likeliest(logprobs, count if count > 0 else 2000) | {drawn.token: logprobs[drawn.token]}
-                ask = questions.send(Heard((drawn.token,), (logprobs[drawn.token],), (told,)))
+                ask = questions.send(Reply((drawn.token,), (logprobs[drawn.token],), (told,)))
         except StopIteration as done:
             [found] = done.value.sampled_logprobs
         assert found == pytest.approx(drawn.sampled_logprob, abs=TOLERANCE)

@@ -23,7 +23,7 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Request, Sampling, TokenIds
 from flow_dpo.engines.vllm.checks import Wanted, connect
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
-from flow_dpo.engines.vllm.requests import Speech
+from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import LoraSettings, Policy
 from tests.support.vllm_servers import (
@@ -183,7 +183,7 @@ def test_a_name_that_is_used_again_would_speak_from_the_old_weights(
 def _engine(server: Server) -> VllmServerEngine:
     client = VllmClient(VllmServerSettings(base_url=server.url), api_key="")
     base = connect(client, _wanted())
-    speech = Speech(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=12)
+    speech = ModelFacts(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=12)
     return VllmServerEngine(client, speech, base=base, context_tokens=512, folder_of=lambda adapter: Path(adapter.path))
 
 

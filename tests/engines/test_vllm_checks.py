@@ -13,7 +13,7 @@ import pytest
 
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import Adapter
-from flow_dpo.engines.factory import reached
+from flow_dpo.engines.factory import open_engine
 from flow_dpo.engines.vllm.checks import Wanted, connect
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm.in_process import VllmSettings
@@ -85,7 +85,7 @@ def test_a_server_that_completes_nothing_is_refused(server: StandIn) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_not_installed_is_refused_before_anything_is_made() -> None:
     nothing: Any = None
-    with pytest.raises(ConfigError, match="make setup-vllm"), reached(VllmSettings(), nothing, num_roles=1):
+    with pytest.raises(ConfigError, match="make setup-vllm"), open_engine(VllmSettings(), nothing, num_roles=1):
         pass
 
 

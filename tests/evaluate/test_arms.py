@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flow_dpo.core.explore import Drawing
+from flow_dpo.core.explore import TurnSampling
 from flow_dpo.evaluate.compare import arms, choose
 from flow_dpo.evaluate.compare.arms import Sizes
-from flow_dpo.evaluate.compare.jobs import DONE, Doing
+from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.recipes import presets
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass
@@ -25,7 +25,7 @@ SIZES = Sizes(
     tests=TESTS,
     max_problems=9,
     asks=one_pass(presets.preset("flow-dpo", "seed").recipe.flow),
-    draws=Drawing(temperature=1.0, top_p=0.97),
+    draws=TurnSampling(temperature=1.0, top_p=0.97),
 )
 
 
@@ -42,13 +42,13 @@ class Commands:
         return folder
 
     def train(self, words: Sequence[str]) -> int:
-        row = {"play/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 50, "learn/updates": 4}
-        seconds = dict.fromkeys(("play/seconds", "grade/seconds", "learn/seconds"), 0.5)
+        row = {"rollout/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 50, "learn/updates": 4}
+        seconds = dict.fromkeys(("rollout/seconds", "grade/seconds", "learn/seconds"), 0.5)
         run_folder.append_jsonl(self.folder(words) / "metrics.jsonl", [row | seconds])
         return 0
 
     def generate(self, words: Sequence[str]) -> int:
-        cost = {"tokens_played": 10, "verdicts_used": 2, "seconds": 1.0}
+        cost = {"tokens_sampled": 10, "verdicts_used": 2, "seconds": 1.0}
         (self.folder(words) / "traces.json").write_text(json.dumps({"cost": cost}))
         return 0
 
@@ -65,7 +65,7 @@ def asked(tmp_path: Path, *names: str, sizes: Sizes = SIZES) -> dict[str, list[s
     """The words of all commands of these arms."""
     commands = Commands()
     run = {name: getattr(commands, name) for name in ("train", "generate", "sft", "evaluate")}
-    do = Doing(tmp_path / "seed5", 5, tmp_path / "settings", run=run)
+    do = JobRunner(tmp_path / "seed5", 5, tmp_path / "settings", run=run)
     for name in names:
         outcome = choose.EVERY[name].make(do, sizes)
         assert set(outcome.evaluations) == set(TESTS)
@@ -86,9 +86,9 @@ def test_every_arm_is_made_and_measured_on_every_test(name: str, tmp_path: Path)
     assert {value(words[folder], "--mode") for folder in measured} == {"flow" if kind == "flow" else "single"}
     assert all(value(each, "--seed") == "5" for each in words.values())
     # A compiled arm is measured by its own adapter, another trained one by its run, the base by neither.
-    speaker = {"compiled": "--adapter", "base": "--config"}.get(kind, "--run")
+    runner = {"compiled": "--adapter", "base": "--config"}.get(kind, "--run")
     if name != "untrained_flow_itself":
-        assert words[measured[0]][0] == speaker
+        assert words[measured[0]][0] == runner
     if kind == "compiled":
         assert value(words[measured[0]], "--adapter").endswith(f"seed5/sft/{name}")
         assert value(words[f"sft/{name}"], "--traces").endswith(f"seed5/traces/{name}")
@@ -105,8 +105,8 @@ def test_compiled_arms_have_as_many_traces_but_for_those_on_given_problems(tmp_p
         ("trained_on_self_problems", "self_generated"),
     ):
         assert value(words[f"traces/{name}"], "--problems_of").endswith(f"traces/{of}")
-    assert value(words["traces/self_on_trained_problems"], "--draws") == "16"
-    assert value(words["traces/self_more_draws"], "--draws") == "8"
+    assert value(words["traces/self_on_trained_problems"], "--num_samples") == "16"
+    assert value(words["traces/self_more_draws"], "--num_samples") == "8"
     assert value(words["traces/trained_on_self_problems"], "--run").endswith("seed5/flow")
 
 
@@ -144,7 +144,7 @@ def test_other_methods_are_asked_and_drawn_as_the_flow_is(tmp_path: Path) -> Non
     """With prompts, lengths and a temperature that are not the preset's."""
     sizes = Sizes(
         num_traces=6, matched_draws=1, more_draws=1, flow_shape=None, tests=TESTS, max_problems=9,
-        preset="small", asks=SIZES.asks, draws=Drawing(temperature=0.6),
+        preset="small", asks=SIZES.asks, draws=TurnSampling(temperature=0.6),
     )  # fmt: skip
     words = asked(tmp_path, "online_dpo_same_tokens", "dots_same_tokens", sizes=sizes)
     assert value(words["online_dpo_same_tokens"], "--config").endswith("settings/single.yaml")

@@ -17,14 +17,14 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.data.seed import seed_problems
 from flow_dpo.evaluate import paired_tests
 from flow_dpo.evaluate.compare import arms, choose
-from flow_dpo.evaluate.compare.jobs import DONE, Doing
+from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.evaluate.compare.summary import rewards_of, step_quality
 from flow_dpo.runs import run_folder
 
 SETTINGS = """
 data: {dataset_name: seed, dataset_split: train, max_problems: 24}
 model: {num_threads: 1}
-learner: {pairs_per_update: 8}
+learner: {examples_per_update: 8}
 training: {num_train_epochs: 1.0}
 compare:
   num_seeds: 1
@@ -133,8 +133,8 @@ class Commands:
         return 0
 
 
-def doing(folder: Path, commands: Commands) -> Doing:
-    return Doing(folder / "seed0", 0, folder / "settings", run={"evaluate": commands.evaluate})
+def doing(folder: Path, commands: Commands) -> JobRunner:
+    return JobRunner(folder / "seed0", 0, folder / "settings", run={"evaluate": commands.evaluate})
 
 
 def test_a_command_is_run_once(tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_the_comparison_says_what_was_done(made: Path) -> None:
     seed0 = made / "out/seed0"
     flow = run_folder.read_jsonl(seed0 / "flow/metrics.jsonl")
     traces = json.loads((seed0 / "traces/trained_flow/traces.json").read_text())["cost"]
-    played = sum(row["play/sampled_tokens"] for row in flow) + traces["tokens_played"]
-    assert rows["trained_flow"]["costs"]["tokens_played"] == played
+    played = sum(row["rollout/sampled_tokens"] for row in flow) + traces["tokens_sampled"]
+    assert rows["trained_flow"]["costs"]["tokens_sampled"] == played
     right = rewards_of(seed0 / "evaluations/trained_flow/held_out-greedy")
     accuracy = sum(value or 0.0 for value in right.values()) / 16
     assert rows["trained_flow"]["accuracies"]["held_out"]["greedy"]["mean"] == accuracy
@@ -242,8 +242,8 @@ def test_matched_arms_stay_on_the_given_problems(made: Path) -> None:
 def test_a_budgeted_arm_had_as_much_as_the_flow(made: Path) -> None:
     rows = {row["name"]: row["costs"] for row in json.loads((made / "out/comparison.json").read_text())["arms"]}
     flow, other = rows["answer_adapter"], rows["online_dpo_same_tokens"]
-    assert sum(other[name] for name in ("tokens_played", "tokens_learned")) >= sum(
-        flow[name] for name in ("tokens_played", "tokens_learned")
+    assert sum(other[name] for name in ("tokens_sampled", "tokens_learned")) >= sum(
+        flow[name] for name in ("tokens_sampled", "tokens_learned")
     )
 
 

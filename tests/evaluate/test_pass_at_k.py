@@ -126,14 +126,14 @@ def test_overlap_is_counted_or_excluded(tmp_path: Path) -> None:
 
 def test_several_draws_need_sampling() -> None:
     with pytest.raises(ConfigError, match="--greedy false"):
-        EvaluationSettings(draws=2)
+        EvaluationSettings(num_samples=2)
     with pytest.raises(ConfigError, match="1 at least"):
-        cli_evaluate(["--draws", "0"])
+        cli_evaluate(["--num_samples", "0"])
 
 
 def test_a_sampled_evaluation_of_the_seed(tmp_path: Path) -> None:
     words = ["--max_problems", "10", "--mode", "single", "--greedy", "false"]
-    assert cli_evaluate([*words, "--draws", "3", "--output_dir", str(tmp_path / "three")]) == 0
+    assert cli_evaluate([*words, "--num_samples", "3", "--output_dir", str(tmp_path / "three")]) == 0
     assert cli_evaluate([*words, "--output_dir", str(tmp_path / "one")]) == 0
     summary = json.loads((tmp_path / "three" / "summary.json").read_text())
     rows = run_folder.read_jsonl(tmp_path / "three" / "predictions.jsonl")
@@ -143,7 +143,7 @@ def test_a_sampled_evaluation_of_the_seed(tmp_path: Path) -> None:
     assert summary["pass_at_k"]["1"] == pytest.approx(summary["accuracy"])
     assert summary["pass_at_k"]["1"] < summary["pass_at_k"]["2"] < summary["pass_at_k"]["3"]
     assert summary["decoding"] == {
-        "greedy": False, "draws": 3, "seed": 0, "temperature": 1.0, "top_p": 0.97, "choice_temperature": 1.0,
+        "greedy": False, "num_samples": 3, "seed": 0, "temperature": 1.0, "top_p": 0.97, "choice_temperature": 1.0,
     }  # fmt: skip
     # The first draw is that of an evaluation with one, and the others are others.
     assert run_folder.read_jsonl(tmp_path / "one" / "predictions.jsonl") == rows[:10]

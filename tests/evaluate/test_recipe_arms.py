@@ -17,7 +17,7 @@ from flow_dpo.evaluate import paired_tests
 from flow_dpo.evaluate.compare import arms, recipe_arms
 from flow_dpo.evaluate.compare.arms import SAME_TOKENS, Arm, Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
-from flow_dpo.evaluate.compare.jobs import Doing
+from flow_dpo.evaluate.compare.jobs import JobRunner
 from flow_dpo.evaluate.compare.summary import Told, markdown, summarise
 from flow_dpo.runs import resolve, run_folder
 
@@ -42,7 +42,7 @@ def evaluation(folder: Path, statuses: str) -> Path:
     return folder
 
 
-def nothing(do: Doing, sizes: Sizes) -> Outcome:
+def nothing(do: JobRunner, sizes: Sizes) -> Outcome:
     raise AssertionError("no arm is made here")
 
 
@@ -139,8 +139,8 @@ class Trained:
         folder = Path(words[words.index("--output_dir") + 1])
         self.words[folder.name] = list(words)
         folder.mkdir(parents=True)
-        row = {"play/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 5, "learn/updates": 1}
-        seconds = dict.fromkeys(("play/seconds", "grade/seconds", "learn/seconds"), 0.5)
+        row = {"rollout/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 5, "learn/updates": 1}
+        seconds = dict.fromkeys(("rollout/seconds", "grade/seconds", "learn/seconds"), 0.5)
         run_folder.append_jsonl(folder / "metrics.jsonl", [row | seconds])
         return 0
 
@@ -152,7 +152,7 @@ class Trained:
 def made(tmp_path: Path) -> dict[str, list[str]]:
     """The words of every training and evaluation of the group."""
     trained = Trained()
-    do = Doing(tmp_path, 5, tmp_path / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
+    do = JobRunner(tmp_path, 5, tmp_path / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
     sizes = Sizes(num_traces=1, matched_draws=1, more_draws=1, flow_shape=None, tests=TESTS, max_problems=9)
     for name in recipe_arms.ARMS:
         EVERY[name].make(do, sizes)
@@ -162,7 +162,7 @@ def made(tmp_path: Path) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("arm", "other", "differing"),
     [
-        ("vineppo", "grpo", {"vineppo", "grpo", "--pairs_per_update", "128"}),
+        ("vineppo", "grpo", {"vineppo", "grpo", "--examples_per_update", "128"}),
         ("dots", "self_training", {"dots", "rejection-sampling"}),
         ("regenesis", "self_training", {"regenesis", "rejection-sampling"}),
         ("rpo", "reference_path", {"rpo", "rejection-sampling"}),
@@ -191,7 +191,7 @@ def test_every_recipe_has_the_flows_tokens_and_is_played_as_it_is_meant(tmp_path
 
 def test_a_budget_may_be_given_instead(tmp_path: Path) -> None:
     trained = Trained()
-    do = Doing(tmp_path, 5, tmp_path / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
+    do = JobRunner(tmp_path, 5, tmp_path / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
     sizes = Sizes(num_traces=1, matched_draws=1, more_draws=1, flow_shape=None, tests=TESTS, max_problems=9, tokens=12)
     EVERY["dots_same_tokens"].make(do, sizes)
     assert list(trained.words) == ["dots_same_tokens", "dots_same_tokens asked"], "no flow is trained for its tokens"
@@ -217,10 +217,10 @@ def test_one_command_makes_the_table_and_the_report_reads_it(tmp_path: Path) -> 
     assert compare.compare(["--config", str(tmp_path / "settings.yaml"), "--compare.output_dir", str(out)]) == 0
     found = json.loads((out / "comparison.json").read_text())
     rows = {row["name"]: row for row in found["arms"]}
-    had = sum(rows["flow_itself"]["costs"][name] for name in ("tokens_played", "tokens_learned"))
+    had = sum(rows["flow_itself"]["costs"][name] for name in ("tokens_sampled", "tokens_learned"))
     made = [name for name in recipe_arms.CONTRASTS if name in recipe_arms.ARMS]
     for name in made:
-        assert sum(rows[name]["costs"][part] for part in ("tokens_played", "tokens_learned")) >= had
+        assert sum(rows[name]["costs"][part] for part in ("tokens_sampled", "tokens_learned")) >= had
         assert [one["against"] for one in rows[name]["contrasts"]] == list(EVERY[name].against)
     margins = [
         resolve.read_settings(out / f"seed0/{name}_same_tokens/config.yaml")["objective"]["margin_weight"]

@@ -10,7 +10,7 @@ from benchmarks.step_values import State, compared, others, table
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Request, Verdict
 from flow_dpo.recipes.vineppo.credit import state_values
-from flow_dpo.recipes.vineppo.explore import Vine
+from flow_dpo.recipes.vineppo.explore import StepRollouts
 from tests.core.test_explore import explore
 from tests.recipes.test_vineppo import ONE_PASS, graded_trees
 
@@ -26,14 +26,14 @@ def probes(tree: Tree) -> dict[Request, list[tuple[int, ...]]]:
 
 
 def test_more_completions_leave_the_first_ones_as_they_are() -> None:
-    few = explore(flow=ONE_PASS, settings=Vine(num_plays=1, num_completions=3), num=100)
-    many = explore(flow=ONE_PASS, settings=Vine(num_plays=1, num_completions=8), num=100)
+    few = explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=1, num_completions=3), num=100)
+    many = explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=1, num_completions=8), num=100)
     for one, other in zip(few, many, strict=True):
         assert probes(one) == {request: said[:3] for request, said in probes(other).items()}
 
 
 def test_the_truth_is_of_the_completions_behind_the_first() -> None:
-    tree = graded_trees(explore(flow=ONE_PASS, settings=Vine(num_plays=1, num_completions=6), num=1))[0]
+    tree = graded_trees(explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=1, num_completions=6), num=1))[0]
     by_state: dict[Request, list[int]] = {}
     for rollout in tree.rollouts:
         if rollout.probe:
@@ -75,8 +75,8 @@ def test_estimates_that_are_all_alike_have_no_correlation() -> None:
 
 def test_unbiased_estimates_err_as_chance_has_them_err() -> None:
     """Of a small world: the root mean squared error of 3,000 problems' states is chance's own, within 5 %."""
-    few = graded_trees(explore(flow=ONE_PASS, settings=Vine(num_plays=1, num_completions=4), num=3000))
-    many = graded_trees(explore(flow=ONE_PASS, settings=Vine(num_plays=1, num_completions=20), num=3000))
+    few = graded_trees(explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=1, num_completions=4), num=3000))
+    many = graded_trees(explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=1, num_completions=20), num=3000))
     states = [
         State(problem=tree.problem.id, estimate=state_values(tree)[request], truth=truth)
         for tree, other in zip(few, many, strict=True)

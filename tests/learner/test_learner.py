@@ -29,7 +29,7 @@ from tests.support.tiny_models import KINDS, tiny_model
 
 def learner(kind: str = "llama", *, lora: LoraSettings | None = None, **values: Any) -> Learner:
     policy = Policy(tiny_model(kind), ROLES, lora or LoraSettings(lora_r=4), seed=5)
-    return Learner(policy, LearnerSettings(**{"learning_rate": 1e-3, "pairs_per_update": 0, **values}))
+    return Learner(policy, LearnerSettings(**{"learning_rate": 1e-3, "examples_per_update": 0, **values}))
 
 
 def pairs(seed: int = 0, num_trees: int = 2) -> list[Pair]:
@@ -113,7 +113,7 @@ def test_the_step_is_adam_on_the_clipped_gradient() -> None:
 
 
 def test_what_fills_no_update_waits_in_order() -> None:
-    student = learner(pairs_per_update=5)
+    student = learner(examples_per_update=5)
     made = pairs()
     row = student.update(Dpo(), made[:4])
     assert (row["learn/updates"], row["learn/waiting"], student.version) == (0, 4, 0)
@@ -128,7 +128,7 @@ def test_what_fills_no_update_waits_in_order() -> None:
 
 def test_pooling_over_calls_is_pooling_in_one() -> None:
     made = pairs()
-    whole, pieces = learner(pairs_per_update=6), learner(pairs_per_update=6)
+    whole, pieces = learner(examples_per_update=6), learner(examples_per_update=6)
     whole.update(Dpo(), made)
     for pair in made:
         pieces.update(Dpo(), [pair])
@@ -275,7 +275,7 @@ def test_an_update_that_moves_nothing_is_found() -> None:
 
 def test_foreign_examples_are_refused_before_any_work() -> None:
     student = learner()
-    with pytest.raises(ObjectiveError, match="eats Pair"):
+    with pytest.raises(ObjectiveError, match="accepts Pair"):
         student.update(Dpo(), ["no pair"])  # pyright: ignore[reportArgumentType]
     foreign = replace(pairs()[0], request=replace(pairs()[0].request, role="planner"))
     with pytest.raises(LearningError, match="planner"):
@@ -334,7 +334,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("make", [gemma2, deaf_to_layouts, refusing_layouts])
 def test_a_model_that_cannot_share_prefixes_is_found_out(make: Any, dtype: torch.dtype) -> None:
-    student = Learner(Policy(make().to(dtype), ROLES), LearnerSettings(pairs_per_update=0))
+    student = Learner(Policy(make().to(dtype), ROLES), LearnerSettings(examples_per_update=0))
     with pytest.warns(UserWarning, match="prefixes are not shared in learning") as caught:
         row = student.update(Dpo(), pairs())
     assert student.packed is False
@@ -347,7 +347,7 @@ def test_a_model_that_cannot_share_prefixes_is_found_out(make: Any, dtype: torch
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_can_is_left_in_peace(kind: str, dtype: torch.dtype) -> None:
-    student = Learner(Policy(tiny_model(kind).to(dtype), ROLES), LearnerSettings(pairs_per_update=0))
+    student = Learner(Policy(tiny_model(kind).to(dtype), ROLES), LearnerSettings(examples_per_update=0))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         student.update(Dpo(), pairs())

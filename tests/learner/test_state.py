@@ -43,7 +43,7 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(values: dict[str, Any], dtype: 
         policy = Policy(tiny_model("llama").to(dtype), ROLES, rest.pop("lora", LoraSettings(lora_r=4)), seed=5)
         if seed:  # whatever is in memory must not matter
             stir(policy, seed)
-        return Learner(policy, LearnerSettings(learning_rate=1e-3, pairs_per_update=5, **rest))
+        return Learner(policy, LearnerSettings(learning_rate=1e-3, examples_per_update=5, **rest))
 
     made = pairs(num_trees=4)
     whole, first = fresh(0), fresh(0)

@@ -14,16 +14,17 @@ import torch
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Group, Siblings
-from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, FinishReason, Solution, TokenIds, Verdict
 from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts
-from flow_dpo.recipes.cpl.mcts import Search
+from flow_dpo.recipes.cpl.mcts import Mcts
 from flow_dpo.recipes.cpl.value_pairs import ValuePairs, node_values
 from tests.core.test_explore import ANSWER_PROMPT, END, PROBLEMS, Bare, fits, next_probs
 from tests.recipes.test_rpo import finds
 from tests.recipes.test_vineppo import graded_trees
+from tests.support.graders import FunctionGrader
 from tests.support.packed_builders import answer_pair
 from tests.support.tree_builders import completion, graded, problem, request
 
@@ -76,12 +77,12 @@ def test_a_plan_that_begins_the_solution() -> None:
 
 def test_plan_steps_end_with_their_line() -> None:
     """Token 1 is a line's end: nothing follows it in a plan step, and in a solution anything may."""
-    trees = explore(300, Group(num_plays=1))
+    trees = explore(300, Group(num_rollouts=1))
     steps = [node.completion for tree in trees for node in tree.nodes if node.role == "plan"]
     assert all(1 not in step.token_ids[:-1] for step in steps)
     assert any(step.token_ids == (1,) for step in steps)
     assert any(node.completion.token_ids[0] == 1 != len(node.completion.token_ids) for t in trees for node in t.nodes)
-    drawn = Counter(tree.nodes[0].completion.token_ids for tree in explore(4000, Group(num_plays=1)))
+    drawn = Counter(tree.nodes[0].completion.token_ids for tree in explore(4000, Group(num_rollouts=1)))
     assert fits(drawn, dict(lines((ANSWER_PROMPT,))))
 
 
@@ -110,17 +111,17 @@ def lines(prefix: TokenIds, left: int = 2) -> Iterator[tuple[TokenIds, float]]:
                 yield (token, *rest), p * q
 
 
-def explore(num: int, settings: Search | Group | Siblings, first: int = 0) -> list[Tree]:
-    speaker = Speaker(TabularEngine(next_probs, end_ids={END}), Bare(), finds)
-    return settings(FLOW, speaker, PROBLEMS[first : first + num], seed=0)
+def explore(num: int, settings: Mcts | Group | Siblings, first: int = 0) -> list[Tree]:
+    runner = RolloutRunner(TabularEngine(next_probs, end_ids={END}), Bare(), FunctionGrader(finds))
+    return settings(FLOW, runner, PROBLEMS[first : first + num], seed=0)
 
 
-SETTINGS = Search(num_plays=12)
+SETTINGS = Mcts(num_rollouts=12)
 
 
 def test_the_first_play_is_a_plain_draw_and_the_budget_is_kept() -> None:
     trees = explore(200, SETTINGS)
-    for tree, group in zip(trees, explore(200, Group(num_plays=1)), strict=True):
+    for tree, group in zip(trees, explore(200, Group(num_rollouts=1)), strict=True):
         assert tree.trunk_nodes() == group.trunk_nodes()
         assert len(tree.rollouts) <= 12
         for node in tree.nodes:
@@ -135,7 +136,7 @@ def test_the_first_play_is_a_plain_draw_and_the_budget_is_kept() -> None:
 
 def test_children_are_independent_draws_of_which_equal_ones_count_once() -> None:
     drawn = Counter(
-        tuple(node.completion.token_ids for node in tree.children(None)) for tree in explore(3000, Search(num_plays=3))
+        tuple(node.completion.token_ids for node in tree.children(None)) for tree in explore(3000, Mcts(num_rollouts=3))
     )
     one = dict(lines((ANSWER_PROMPT,)))
     expected: Counter[tuple[TokenIds, ...]] = Counter()
@@ -145,7 +146,7 @@ def test_children_are_independent_draws_of_which_equal_ones_count_once() -> None
     assert fits(drawn, dict(expected))  # type: ignore[arg-type]
 
 
-def replay(tree: Tree, settings: Search) -> None:
+def replay(tree: Tree, settings: Mcts) -> None:
     """Search the finished tree again from its plays alone, counting everything anew."""
     rewards = {r.id: 2 * r.verdict.reward - 1 for r in tree.rollouts if r.verdict}  # type: ignore[operator]
     rewards |= {r.id: r.value for r in tree.rollouts if r.value is not None}
@@ -172,7 +173,7 @@ def replay(tree: Tree, settings: Search) -> None:
         value = sum(rewards[i] for i in through) / len(through)
         return value + settings.puct * prior * math.sqrt(above) / (1 + len(through))
 
-    while known < settings.num_plays and not closed(None):
+    while known < settings.num_rollouts and not closed(None):
         at: int | None = None
         while at in expanded or spoken(at):
             best = max((child for child in children(at) if not closed(child)), key=lambda c: score(at, c))
@@ -183,11 +184,11 @@ def replay(tree: Tree, settings: Search) -> None:
     assert known == len(tree.rollouts), "a play that this search would not have made"
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, Search(num_plays=25, puct=0.2), Search(num_plays=9, num_children=2)])
-def test_every_play_begins_where_brute_force_says(settings: Search) -> None:
+@pytest.mark.parametrize("settings", [SETTINGS, Mcts(num_rollouts=25, puct=0.2), Mcts(num_rollouts=9, num_children=2)])
+def test_every_play_begins_where_brute_force_says(settings: Mcts) -> None:
     trees = graded_trees(explore(80, settings))
     for tree in trees:
-        assert len(tree.rollouts) <= settings.num_plays
+        assert len(tree.rollouts) <= settings.num_rollouts
         replay(tree, settings)
     assert len({len(tree.rollouts) for tree in trees}) > 1
 
@@ -198,7 +199,7 @@ def test_the_same_seed_gives_the_same_trees_however_they_are_batched() -> None:
 
 
 def test_alone_is_one_play() -> None:
-    assert Search(top_p=0.9).alone(greedy=True) == Group(num_plays=1, top_p=0.9, greedy_trunk=True)
+    assert Mcts(top_p=0.9).alone(greedy=True) == Group(num_rollouts=1, top_p=0.9, greedy_trunk=True)
 
 
 # ---- credit and objective -------------------------------------------------------------------------------------------

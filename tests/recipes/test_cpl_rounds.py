@@ -12,15 +12,15 @@ import torch
 from flow_dpo.cli import train
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import ObjectiveError
-from flow_dpo.core.objective import check_food
-from flow_dpo.core.types import Pair, Scored
+from flow_dpo.core.objective import check_examples
+from flow_dpo.core.types import Pair, ScoredCompletion
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.recipes.cpl.rounds import RightThenPairs
-from flow_dpo.recipes.cpl.sft_then_dpo import SayThenPrefer
+from flow_dpo.recipes.cpl.rounds import SftThenPairs
+from flow_dpo.recipes.cpl.sft_then_dpo import SftThenDpo
 from flow_dpo.recipes.cpl.value_pairs import ValuePairs
-from flow_dpo.recipes.rejection_sampling.credit import RightOnes
-from flow_dpo.recipes.rejection_sampling.objective import Likelihood
+from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
+from flow_dpo.recipes.rejection_sampling.objective import Nll
 from flow_dpo.runs import run_folder
 from tests.recipes.test_cpl import drawn
 from tests.support.packed_builders import ROLES, answer_pair
@@ -28,17 +28,19 @@ from tests.support.tiny_models import tiny_model
 from tests.support.tree_builders import completion, request
 
 PAIR = replace(answer_pair((5, 6), (7, 8), (9, 10)), margin=2.0)
-SAID = Scored(request=request("answer", 5, 6), completion=completion(7, 8, version=-1), advantage=1.0, problem_id="p")
+SAID = ScoredCompletion(
+    request=request("answer", 5, 6), completion=completion(7, 8, version=-1), advantage=1.0, problem_id="p"
+)
 
 
 def test_all_that_is_said_again_comes_before_the_first_pair() -> None:
     trees = [drawn(), drawn()]
-    examples = RightThenPairs()(trees)
+    examples = SftThenPairs()(trees)
     kinds = [type(example) for example in examples]
-    assert kinds == [Scored] * 4 + [Pair] * 8  # of each tree: one right play of two turns, and four pairs
-    assert examples == [*RightOnes()(trees), *ValuePairs()(trees)]
+    assert kinds == [ScoredCompletion] * 4 + [Pair] * 8  # of each tree: one right play of two turns, and four pairs
+    assert examples == [*CorrectRollouts()(trees), *ValuePairs()(trees)]
     # The right plays of the drawn tree are 0, 2 and 3, which shares its first turn with play 0.
-    assert len(RightThenPairs(right=RightOnes(max_per_problem=0))(trees[:1])) == 2 + 2 + 1 + 4
+    assert len(SftThenPairs(right=CorrectRollouts(max_per_problem=0))(trees[:1])) == 2 + 2 + 1 + 4
 
 
 def test_both_losses_by_hand() -> None:
@@ -47,7 +49,7 @@ def test_both_losses_by_hand() -> None:
         [torch.tensor([-0.2, -0.1], requires_grad=True), torch.tensor([-0.3, -1.0], requires_grad=True)],
     ]
     reference = [[torch.tensor([-9.0, -9.0])], [torch.tensor([-0.3, -0.2]), torch.tensor([-0.3, -0.9])]]
-    objective = SayThenPrefer(prefer=Dpo(beta=0.3, margin_weight=1.0))
+    objective = SftThenDpo(prefer=Dpo(beta=0.3, margin_weight=1.0))
     loss = objective([SAID, PAIR], policy, reference)
     h = 0.3 * 0.3 - 2.0
     below = 1 / (1 + math.exp(h))
@@ -65,11 +67,11 @@ def test_both_losses_by_hand() -> None:
 
 def test_one_kind_alone_is_its_own_objective() -> None:
     policy, reference = [[torch.tensor([-0.2, -0.6])]], [[torch.tensor([0.0, 0.0])]]
-    assert SayThenPrefer()([SAID], policy, reference).total == Likelihood()([SAID], policy, []).total
+    assert SftThenDpo()([SAID], policy, reference).total == Nll()([SAID], policy, []).total
     both = [[torch.tensor([-0.2]), torch.tensor([-0.3])]]
-    assert SayThenPrefer()([PAIR], both, both).total == Dpo()([PAIR], both, both).total
-    with pytest.raises(ObjectiveError, match="SayThenPrefer eats Pair or Scored, found str"):
-        check_food(SayThenPrefer(), ["text"])
+    assert SftThenDpo()([PAIR], both, both).total == Dpo()([PAIR], both, both).total
+    with pytest.raises(ObjectiveError, match="SftThenDpo accepts Pair or ScoredCompletion, found str"):
+        check_examples(SftThenDpo(), ["text"])
 
 
 def test_a_round_is_fine_tuning_and_then_preferences() -> None:
@@ -77,14 +79,14 @@ def test_a_round_is_fine_tuning_and_then_preferences() -> None:
 
     def learner() -> Learner:
         policy = Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)
-        return Learner(policy, LearnerSettings(learning_rate=1e-2, pairs_per_update=2))
+        return Learner(policy, LearnerSettings(learning_rate=1e-2, examples_per_update=2))
 
     other = replace(SAID, completion=completion(8, 11, version=-1))
     said, pairs = [SAID, other], [PAIR, replace(PAIR, margin=0.5)]
     dpo = Dpo(beta=0.3, margin_weight=1.0)
     one, by_hand = learner(), learner()
-    row = one.update(SayThenPrefer(prefer=dpo), [*said, *pairs])
-    by_hand.update(Likelihood(), said)
+    row = one.update(SftThenDpo(prefer=dpo), [*said, *pairs])
+    by_hand.update(Nll(), said)
     by_hand.update(dpo, pairs)
     assert (one.version, by_hand.version) == (2, 2)
     for a, b in zip(one.policy.weights("answer"), by_hand.policy.weights("answer"), strict=True):
@@ -96,7 +98,16 @@ def test_a_round_is_fine_tuning_and_then_preferences() -> None:
 
 
 def test_a_round_is_as_many_problems_as_are_played_ahead(tmp_path: Path) -> None:
-    words = ["--recipe", "cpl-rounds", "--max_problems", "32", "--explore_ahead", "16", "--pairs_per_update", "4"]
+    words = [
+        "--recipe",
+        "cpl-rounds",
+        "--max_problems",
+        "32",
+        "--problems_per_batch",
+        "16",
+        "--examples_per_update",
+        "4",
+    ]
     assert train.train([*words, "--output_dir", str(tmp_path / "run")]) == 0
     rows = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [row["problems_seen"] for row in rows] == [16, 32]

@@ -13,12 +13,12 @@ from flow_dpo.cli import train
 from flow_dpo.core.errors import FlowError
 from flow_dpo.core.explore import Group
 from flow_dpo.core.metrics import tree_metrics
-from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Scored, Solution, TokenIds, Verdict
+from flow_dpo.core.types import ScoredCompletion, Solution, TokenIds, Verdict
 from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts, ValuedPlanSolve
-from flow_dpo.recipes.cpl.mcts import Search
+from flow_dpo.recipes.cpl.mcts import Mcts
 from flow_dpo.recipes.cpl.value_pairs import ValuePairs, node_values
 from flow_dpo.recipes.cpl.value_targets import ValuesThenPairs
 from flow_dpo.report.tree_section import drawing
@@ -27,11 +27,12 @@ from tests.core.test_explore import END, NO, PROBLEMS, YES, Bare, fits, next_pro
 from tests.recipes.test_cpl import replay, said
 from tests.recipes.test_rpo import finds
 from tests.recipes.test_vineppo import graded_trees
+from tests.support.graders import FunctionGrader
 from tests.support.tree_builders import completion, problem, request
 
 PROMPTS = PlanSolvePrompts(solve_user="", value_user="{plan}")
 FLOW = ValuedPlanSolve(plan_tokens=2, max_plan_steps=3, max_tokens=2, prompts=PROMPTS)
-SETTINGS = Search(num_plays=12, valued_by="value")
+SETTINGS = Mcts(num_rollouts=12, valued_by="value")
 
 
 def words(role: str, prefix: TokenIds) -> dict[int, float]:
@@ -40,9 +41,9 @@ def words(role: str, prefix: TokenIds) -> dict[int, float]:
     return next_probs(role, prefix)
 
 
-def explore(num: int, settings: Search | Group = SETTINGS, flow: PlanSolve = FLOW) -> list[Tree]:
-    speaker = Speaker(TabularEngine(words, end_ids={END}), Bare(), finds)
-    return settings(flow, speaker, PROBLEMS[:num], seed=0)
+def explore(num: int, settings: Mcts | Group = SETTINGS, flow: PlanSolve = FLOW) -> list[Tree]:
+    runner = RolloutRunner(TabularEngine(words, end_ids={END}), Bare(), FunctionGrader(finds))
+    return settings(flow, runner, PROBLEMS[:num], seed=0)
 
 
 # ---- the flow -------------------------------------------------------------------------------------------------------
@@ -83,18 +84,18 @@ def test_a_plan_that_is_the_whole_solution_is_not_valued() -> None:
 # ---- the search -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, num_plays=40, puct=0.3)])
-def test_every_play_begins_where_brute_force_says(settings: Search) -> None:
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, num_rollouts=40, puct=0.3)])
+def test_every_play_begins_where_brute_force_says(settings: Mcts) -> None:
     trees = graded_trees(explore(120, settings))
     for tree in trees:
-        assert len(tree.rollouts) <= settings.num_plays
+        assert len(tree.rollouts) <= settings.num_rollouts
         replay(tree, settings)
     assert len({len(tree.rollouts) for tree in trees}) > 1
 
 
 def test_plays_but_the_trunk_stop_with_a_value_and_hold_what_was_said() -> None:
     stopped = 0
-    for tree, plain in zip(explore(200), explore(200, Group(num_plays=1)), strict=True):
+    for tree, plain in zip(explore(200), explore(200, Group(num_rollouts=1)), strict=True):
         assert tree.trunk_nodes() == plain.trunk_nodes()
         assert tree.trunk.value is None
         for rollout in tree.rollouts[1:]:
@@ -116,10 +117,10 @@ def test_plays_but_the_trunk_stop_with_a_value_and_hold_what_was_said() -> None:
 
 def test_what_was_drawn_does_not_lean_on_the_values() -> None:
     """The second and third child of the root are plain draws of the plan's first step."""
-    first = Counter(tree.nodes[0].completion.token_ids for tree in explore(3000, Group(num_plays=1)))
+    first = Counter(tree.nodes[0].completion.token_ids for tree in explore(3000, Group(num_rollouts=1)))
     drawn = Counter(
         tree.children(None)[1].completion.token_ids
-        for tree in explore(3000, Search(num_plays=2, num_children=2, valued_by="value"))
+        for tree in explore(3000, Mcts(num_rollouts=2, num_children=2, valued_by="value"))
         if len(tree.children(None)) > 1
     )
     total = sum(first.values())
@@ -163,7 +164,7 @@ def test_pairs_weigh_what_was_said_of_a_state_and_targets_ends_alone() -> None:
         {0: third, 1: third, 2: 1, 3: -1, 4: 1, 5: -0.4, 6: -0.4, 7: -0.4, 8: -0.4, 9: -1}
     )
     examples = ValuesThenPairs()([tree])
-    targets = [example for example in examples if isinstance(example, Scored)]
+    targets = [example for example in examples if isinstance(example, ScoredCompletion)]
     assert examples[len(targets) :] == ValuePairs()([tree])
     assert [(p.chosen_node, p.rejected_node, p.margin) for p in ValuePairs()([tree])][:2] == [
         (0, 5, pytest.approx(third + 0.4)),
@@ -179,11 +180,11 @@ def test_pairs_weigh_what_was_said_of_a_state_and_targets_ends_alone() -> None:
 def test_a_wrong_trunk_should_have_been_doubted() -> None:
     tree = valued()
     tree.grade(0, "", Verdict(status="wrong"))
-    [target] = [t for t in ValuesThenPairs()([tree]) if isinstance(t, Scored)]
+    [target] = [t for t in ValuesThenPairs()([tree]) if isinstance(t, ScoredCompletion)]
     assert (target.node, target.completion.token_ids, target.completion.choice) == (1, (NO,), 1)
     assert target.completion.logprobs == (-0.9,)
     tree.grade(0, "", Verdict(status="ungraded"))
-    assert not any(isinstance(t, Scored) for t in ValuesThenPairs()([tree]))
+    assert not any(isinstance(t, ScoredCompletion) for t in ValuesThenPairs()([tree]))
 
 
 def test_a_role_that_writes_values_nothing() -> None:
@@ -193,7 +194,16 @@ def test_a_role_that_writes_values_nothing() -> None:
 
 def test_values_become_truer_on_the_seed(tmp_path: Path) -> None:
     """After some updates, what is said of states from which plays ended is nearer to how they ended."""
-    flags = ["--recipe", "cpl-value", "--max_problems", "96", "--explore_ahead", "32", "--pairs_per_update", "16"]
+    flags = [
+        "--recipe",
+        "cpl-value",
+        "--max_problems",
+        "96",
+        "--problems_per_batch",
+        "32",
+        "--examples_per_update",
+        "16",
+    ]
     assert train.train([*flags, "--output_dir", str(tmp_path / "run")]) == 0
     rows = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     losses = [row["learn/value/likelihood_loss"] for row in rows]

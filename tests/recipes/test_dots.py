@@ -11,8 +11,8 @@ from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Request, Solution, Status
-from flow_dpo.recipes.dots.credit import TAUGHT, BestWay
-from flow_dpo.recipes.dots.explore import FromTrajectories
+from flow_dpo.recipes.dots.credit import TAUGHT, BestTrajectory
+from flow_dpo.recipes.dots.explore import TrajectorySearch
 from flow_dpo.recipes.dots.flow import TRAJECTORIES, Planned, PlannedState
 from flow_dpo.verify.extract import AnswerRule, extract_answer
 from tests.support import char_renderer
@@ -69,8 +69,8 @@ def test_twelve_ways_of_which_six_need_no_program() -> None:
 @pytest.mark.parametrize("index", range(12))
 def test_a_way_is_carried_out_module_by_module(index: int) -> None:
     flow = Planned(programs=True, max_tokens=400, explanation_tokens=200)
-    explore = FromTrajectories(num_rounds=0)
-    (tree,) = explore(flow, char_renderer.speaker(script("42", index), ROLES), [ASKED], seed=0)
+    explore = TrajectorySearch(num_rounds=0)
+    (tree,) = explore(flow, char_renderer.runner(script("42", index), ROLES), [ASKED], seed=0)
     way = TRAJECTORIES[index]
     assert prompts(tree, 0) == ["plan", "choose", *way.modules]
     assert [node.role for node in tree.nodes] == ["plan", "plan", *["answer"] * len(way.modules)]
@@ -93,12 +93,12 @@ def test_programs_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
         raise AssertionError("a program was run")
 
     monkeypatch.setattr("flow_dpo.recipes.dots.explore.run_program", never)
-    (tree,) = FromTrajectories(num_plays=1)(FLOW, char_renderer.speaker(script("42"), ROLES), [ASKED], seed=0)
+    (tree,) = TrajectorySearch(num_rollouts=1)(FLOW, char_renderer.runner(script("42"), ROLES), [ASKED], seed=0)
     assert not any("pot" in tag for node in tree.nodes for tag in node.tags)
     with pytest.raises(ConfigError, match="runs programs that the model writes; ask for that with --programs"):
         Planned(fixed="pot")
     with pytest.raises(AssertionError, match="a program was run"):
-        FromTrajectories()(Planned(programs=True), char_renderer.speaker(script("42"), ROLES), [ASKED], seed=0)
+        TrajectorySearch()(Planned(programs=True), char_renderer.runner(script("42"), ROLES), [ASKED], seed=0)
 
 
 def test_a_program_without_an_answer_has_none() -> None:
@@ -117,8 +117,8 @@ def test_a_program_without_an_answer_has_none() -> None:
 
 def test_every_way_is_played_and_the_kept_ones_again() -> None:
     # Right where the problem was decomposed; verification repeats what the draft's prompt cannot see, so it is wrong.
-    explore = FromTrajectories(num_plays=3, num_rounds=3, num_kept=2, num_best=1)
-    trees = explore(FLOW, char_renderer.speaker(script("DECOMPOSE"), ROLES), [ASKED], seed=0)
+    explore = TrajectorySearch(num_rollouts=3, num_rounds=3, num_kept=2, num_best=1)
+    trees = explore(FLOW, char_renderer.runner(script("DECOMPOSE"), ROLES), [ASKED], seed=0)
     (tree,) = trees
     taught = tree.rollouts[-1]
     plays = Counter(tree.nodes[rollout.start].tags[0] for rollout in tree.rollouts[1:-1])
@@ -134,7 +134,7 @@ def test_every_way_is_played_and_the_kept_ones_again() -> None:
     assert (which.completion.choice, which.completion.token_ids) == (4, (ord("E"),))
     assert len(which.request.choices) == 6
     again = explore(
-        FLOW, char_renderer.speaker(script("DECOMPOSE"), ROLES),
+        FLOW, char_renderer.runner(script("DECOMPOSE"), ROLES),
         [Problem(id="q", question="?", gold="1"), ASKED], seed=0
     )  # fmt: skip
     assert again[1] == tree
@@ -149,7 +149,7 @@ def test_the_best_way_is_that_of_brute_force() -> None:
         return 0 if name == "choose" else name.upper()
 
     problems = [Problem(id=f"p{i}", question="?", gold="42") for i in range(40)]
-    trees = FromTrajectories(num_rounds=1)(FLOW, char_renderer.speaker(say, ROLES), problems, seed=0)
+    trees = TrajectorySearch(num_rounds=1)(FLOW, char_renderer.runner(say, ROLES), problems, seed=0)
     found = 0
     for tree in trees:
         plays = [r for r in tree.rollouts[1:] if TAUGHT not in tree.nodes[r.start].tags]
@@ -172,20 +172,20 @@ def test_the_search_follows_the_rule_that_the_run_is_graded_with(rule: AnswerRul
         said = script("DECOMPOSE")(request, prompt, seed)
         return f"{said}\nDone." if isinstance(said, str) and said.startswith("Answer") else said
 
-    speaker = char_renderer.speaker(say, ROLES, rule=rule)
-    (tree,) = FromTrajectories(num_rounds=1)(FLOW, speaker, [ASKED], seed=0)
+    runner = char_renderer.runner(say, ROLES, rule=rule)
+    (tree,) = TrajectorySearch(num_rounds=1)(FLOW, runner, [ASKED], seed=0)
     assert [node.tags[1] for node in tree.nodes if TAUGHT in node.tags and node.role == "plan"] == best
 
 
 @pytest.mark.parametrize("right", ["", "never"], ids=["all right", "none right"])
 def test_a_problem_that_all_or_no_ways_solve_is_explained_to_nobody(right: str) -> None:
-    (tree,) = FromTrajectories()(FLOW, char_renderer.speaker(script(right), ROLES), [ASKED], seed=0)
+    (tree,) = TrajectorySearch()(FLOW, char_renderer.runner(script(right), ROLES), [ASKED], seed=0)
     assert len(tree.rollouts) == 1 + 6 * 4 * 2
     assert not any(TAUGHT in node.tags for node in tree.nodes)
 
 
 def test_evaluation_plays_the_planner_alone() -> None:
-    (tree,) = FromTrajectories().alone(greedy=True)(FLOW, char_renderer.speaker(script("", 3), ROLES), [ASKED], seed=0)
+    (tree,) = TrajectorySearch().alone(greedy=True)(FLOW, char_renderer.runner(script("", 3), ROLES), [ASKED], seed=0)
     assert [prompts(tree, rollout.id) for rollout in tree.rollouts] == [["plan", "choose", "rewrite", "cot", "verify"]]
 
 
@@ -202,7 +202,7 @@ def drawn(*statuses: Status) -> Tree:
 
 
 def test_the_planner_learns_why_and_which() -> None:
-    why, which = BestWay()([drawn("wrong", "wrong", "wrong", "correct")])
+    why, which = BestTrajectory()([drawn("wrong", "wrong", "wrong", "correct")])
     # The explanation answers the planner's own question, not the one asked in hindsight.
     assert (why.request.role, why.request.prompt_ids, why.completion.token_ids) == ("plan", (5,), (20,))
     assert why.completion.policy_version == ELSEWHERE
@@ -211,7 +211,7 @@ def test_the_planner_learns_why_and_which() -> None:
 
 
 def test_the_reasoning_is_learned_where_asked_for() -> None:
-    examples = BestWay(keep_reasoning=True)([drawn("wrong", "correct", "wrong", "correct")])
+    examples = BestTrajectory(keep_reasoning=True)([drawn("wrong", "correct", "wrong", "correct")])
     assert [(e.request.role, e.completion.token_ids, e.completion.policy_version) for e in examples[2:]] == [
         ("answer", (10,), 0), ("answer", (11,), 0),
     ]  # fmt: skip
@@ -228,13 +228,13 @@ def test_the_reasoning_is_learned_where_asked_for() -> None:
     ids=["all right", "none right", "all graded right", "best never right"],
 )
 def test_nothing_is_learned_where_nothing_is_decided(statuses: tuple[Status, ...]) -> None:
-    assert BestWay()([drawn(*statuses)]) == []
+    assert BestTrajectory()([drawn(*statuses)]) == []
 
 
 def test_a_tree_without_a_search_teaches_nothing() -> None:
     tree = Tree(problem=problem())
     tree.add_rollout(None, [(request("plan", 5), completion(1), ())], Solution(pieces=(), ended=True))
-    assert BestWay()([graded(tree, "correct")]) == []
+    assert BestTrajectory()([graded(tree, "correct")]) == []
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -245,7 +245,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="fixed to name a way"):
         Planned(fixed="guess")
     with pytest.raises(ConfigError, match="num_best <= num_kept"):
-        FromTrajectories(num_kept=2)
+        TrajectorySearch(num_kept=2)
     with pytest.raises(FlowError, match="needs the flow Planned"):
-        FromTrajectories()(Single(), char_renderer.speaker(script("")), [ASKED], seed=0)
+        TrajectorySearch()(Single(), char_renderer.runner(script("")), [ASKED], seed=0)
     assert Planned().turn(PlannedState(problem=ASKED)) is not None

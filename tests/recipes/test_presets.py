@@ -11,8 +11,8 @@ import pytest
 from flow_dpo.cli import train
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.core.objective import food
-from flow_dpo.core.types import Scored
+from flow_dpo.core.objective import accepted_names
+from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.recipes import presets
@@ -37,7 +37,7 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
         assert made.recipe == presets.RECIPES[name]
     else:
         assert type(made.recipe.objective) is type(presets.RECIPES[name].objective)
-    kinds = food(made.recipe.objective).replace("Pair or Scored", "Example")
+    kinds = accepted_names(made.recipe.objective).replace("Pair or ScoredCompletion", "Example")
     assert f"list[{kinds}]" in str(type(made.recipe.credit).__call__.__annotations__["return"])
 
 
@@ -46,8 +46,8 @@ def test_a_scale_fits_whatever_part_has_the_setting() -> None:
     flow = presets.preset("flow-dpo", "seed").recipe.flow
     assert grpo.flow.max_tokens == flow.chunk_tokens * flow.max_chunks  # type: ignore[attr-defined]
     assert grpo.flow.prompts == flow.prompts  # type: ignore[attr-defined]
-    assert (grpo.explore.num_plays, grpo.explore.top_p) == (8, 0.97)  # type: ignore[attr-defined]
-    assert presets.preset("online-dpo", "seed").recipe.explore.num_plays == 2  # type: ignore[attr-defined]
+    assert (grpo.explore.num_rollouts, grpo.explore.top_p) == (8, 0.97)  # type: ignore[attr-defined]
+    assert presets.preset("online-dpo", "seed").recipe.explore.num_rollouts == 2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,20 @@ def test_a_papers_own_temperature_is_kept_on_a_small_model(name: str, small: flo
 @pytest.mark.parametrize("name", presets.RECIPES)
 def test_flags_of_the_run_mean_the_run_in_every_recipe(name: str) -> None:
     """No part of a recipe has a setting of the same name, so that a short flag is not refused."""
-    words = ["--recipe", name, "--seed", "3", "--max_problems", "5", "--explore_ahead", "2", "--pairs_per_update", "4"]
+    words = [
+        "--recipe",
+        name,
+        "--seed",
+        "3",
+        "--max_problems",
+        "5",
+        "--problems_per_batch",
+        "2",
+        "--examples_per_update",
+        "4",
+    ]
     settings = train.parse_train("flow-dpo train", words, {})
-    assert (settings.run.seed, settings.run.explore_ahead, settings.learner.pairs_per_update) == (3, 2, 4)
+    assert (settings.run.seed, settings.run.problems_per_batch, settings.learner.examples_per_update) == (3, 2, 4)
 
 
 def test_unknown_names_are_refused() -> None:
@@ -96,9 +107,12 @@ def test_loop_learner_and_engines_know_no_method_by_name() -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> None:
-    scores, pairs = ("Scored" in food(presets.RECIPES[name].objective), "Pair" in food(presets.RECIPES[name].objective))
+    scores, pairs = (
+        "ScoredCompletion" in accepted_names(presets.RECIPES[name].objective),
+        "Pair" in accepted_names(presets.RECIPES[name].objective),
+    )
     size = "2" if pairs else "16"
-    words = ["--recipe", name, "--max_problems", "24", "--explore_ahead", "8", "--pairs_per_update", size]
+    words = ["--recipe", name, "--max_problems", "24", "--problems_per_batch", "8", "--examples_per_update", size]
     for folder in ("whole", "parts"):
         train.train([*words, "--output_dir", str(tmp_path / folder)])
     rows = run_folder.read_jsonl(tmp_path / "whole" / "metrics.jsonl")
@@ -124,7 +138,7 @@ def test_what_did_better_than_expected_becomes_likelier() -> None:
     )
     asked = request("answer", 5, 6, 7)
     examples = [
-        Scored(request=asked, completion=completion(*ids, version=-1), advantage=advantage, problem_id="p")
+        ScoredCompletion(request=asked, completion=completion(*ids, version=-1), advantage=advantage, problem_id="p")
         for ids, advantage in (((8, 9), 1.0), ((8, 11), -1.0))
     ]
     objective = ClippedPolicyGradient(clip_range=0.9, kl_coef=0.04)
@@ -139,7 +153,7 @@ def test_scored_examples_wait_in_the_pool_and_are_saved(tmp_path: Path) -> None:
         policy = Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)
         return Learner(policy, LearnerSettings(learning_rate=1e-3))
 
-    example = Scored(
+    example = ScoredCompletion(
         request=request("stop", 5, 6), completion=completion(90, choice=0), advantage=-0.5, tags=("finished",)
     )
     learner = fresh()

@@ -16,8 +16,8 @@ from flow_dpo.core.prompts import filled
 from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Message, Problem, Request, Solution, Status, Turn
-from flow_dpo.recipes.regenesis.credit import RightPaths
-from flow_dpo.recipes.regenesis.explore import FromGuidelines, advice
+from flow_dpo.recipes.regenesis.credit import CorrectFinals
+from flow_dpo.recipes.regenesis.explore import GuidelineRollouts, advice
 from flow_dpo.recipes.regenesis.flow import GUIDELINES, Guided
 from flow_dpo.verify.extract import AnswerRule
 from tests.support import char_renderer
@@ -79,7 +79,7 @@ def test_25_guidelines_and_20_groups_the_same_for_all_problems() -> None:
 
 
 def test_each_way_is_tried_once_and_the_trunk_is_plain() -> None:
-    (tree,) = FromGuidelines(plan_tokens=4096)(PLAIN, char_renderer.speaker(script("B:")), [ASKED], seed=0)
+    (tree,) = GuidelineRollouts(plan_tokens=4096)(PLAIN, char_renderer.runner(script("B:")), [ASKED], seed=0)
     assert (
         char_renderer.Letters().to_text([tree.nodes[0].request.prompt_ids]).endswith("<user>1 + {gold} = ?<assistant>")
     )
@@ -96,7 +96,7 @@ def test_each_way_is_tried_once_and_the_trunk_is_plain() -> None:
 
 def test_fewer_plays_try_every_way_equally_often() -> None:
     problems = [Problem(id=f"p{i}", question="?", gold="2") for i in range(600)]
-    trees = FromGuidelines(num_plays=3)(PLAIN, char_renderer.speaker(script("B:")), problems, seed=1)
+    trees = GuidelineRollouts(num_rollouts=3)(PLAIN, char_renderer.runner(script("B:")), problems, seed=1)
     tried = [[tree.nodes[rollout.start].tags[-1] for rollout in tree.rollouts[1:]] for tree in trees]
     assert all(len(set(ways)) == 3 for ways in tried)
     for place in (0, 2):  # whichever are kept first prefer none
@@ -107,13 +107,13 @@ def test_fewer_plays_try_every_way_equally_often() -> None:
 def test_hints_only_where_no_path_was_right() -> None:
     unsolved = Problem(id="u", question="hard", gold="2")
     say = script(r"easy[\s\S]*B:|final answer is 2")
-    explore = FromGuidelines(num_plays=4, num_hinted=3)
+    explore = GuidelineRollouts(num_rollouts=4, num_hinted=3)
     trees = explore(
-        PLAIN, char_renderer.speaker(say), [unsolved, Problem(id="e", question="easy", gold="2")], seed=0
+        PLAIN, char_renderer.runner(say), [unsolved, Problem(id="e", question="easy", gold="2")], seed=0
     )  # fmt: skip
     hinted = [["hinted" in tree.nodes[rollout.leaf].tags for rollout in tree.rollouts] for tree in trees]
     assert hinted == [[False] * 5 + [True] * 3, [False] * 5]
-    again = explore(PLAIN, char_renderer.speaker(say), [unsolved], seed=0)
+    again = explore(PLAIN, char_renderer.runner(say), [unsolved], seed=0)
     assert again == trees[:1]  # whatever it is batched with
 
 
@@ -124,8 +124,8 @@ def test_hints_follow_the_rule_that_the_run_is_graded_with(rule: AnswerRule, num
     def say(_request: Request, _prompt: str, _seed: int) -> str:
         return "Answer: 2\nThat was easy."
 
-    explore = FromGuidelines(num_plays=4, num_hinted=3)
-    (found,) = explore(PLAIN, char_renderer.speaker(say, rule=rule), [ASKED], seed=0)
+    explore = GuidelineRollouts(num_rollouts=4, num_hinted=3)
+    (found,) = explore(PLAIN, char_renderer.runner(say, rule=rule), [ASKED], seed=0)
     assert len(found.rollouts) == 1 + 4 + num_hinted
 
 
@@ -143,7 +143,7 @@ def tree(*plays: tuple[str, int, Status]) -> Tree:
 
 def test_right_paths_are_learned_for_the_plain_question() -> None:
     drawn = tree(("a", 2, "wrong"), ("b", 3, "correct"), ("c", 3, "correct"), ("hinted", 4, "correct"))
-    (kept,) = RightPaths()([drawn])
+    (kept,) = CorrectFinals()([drawn])
     assert (kept.request.prompt_ids, kept.completion.token_ids, kept.node) == ((5,), (3,), 4)
     # Said to another request: its log-probabilities are compared with none.
     assert (kept.completion.policy_version, kept.advantage, kept.depth) == (ELSEWHERE, 1.0, 0)
@@ -151,26 +151,26 @@ def test_right_paths_are_learned_for_the_plain_question() -> None:
 
 def test_hinted_paths_count_where_no_other_is_right_and_the_trunk_never_does() -> None:
     drawn = tree(("a", 2, "wrong"), ("b", 3, "ungraded"), ("hinted", 4, "correct"), ("hinted", 5, "wrong"))
-    assert [e.completion.token_ids for e in RightPaths()([drawn])] == [(4,)]
-    assert RightPaths()([tree(("a", 2, "wrong"))]) == []
+    assert [e.completion.token_ids for e in CorrectFinals()([drawn])] == [(4,)]
+    assert CorrectFinals()([tree(("a", 2, "wrong"))]) == []
 
 
 def test_at_most_five_paths_a_question() -> None:
     plays: list[tuple[str, int, Status]] = [(str(i), i, "correct") for i in (9, 8, 7, 6, 5, 4, 9)]
     drawn = tree(*plays)
-    assert [e.completion.token_ids[0] for e in RightPaths()([drawn])] == [9, 8, 7, 6, 5]
-    assert len(RightPaths(max_per_problem=0)([drawn])) == 6
+    assert [e.completion.token_ids[0] for e in CorrectFinals()([drawn])] == [9, 8, 7, 6, 5]
+    assert len(CorrectFinals(max_per_problem=0)([drawn])) == 6
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match="num_plays from 1"):
-        FromGuidelines(num_plays=46)
+    with pytest.raises(ConfigError, match="num_rollouts from 1"):
+        GuidelineRollouts(num_rollouts=46)
     with pytest.raises(ConfigError, match="max_per_problem"):
-        RightPaths(max_per_problem=-1)
+        CorrectFinals(max_per_problem=-1)
 
     class Choosing(Single):
         def turn(self, state: object) -> Turn | None:
             return Turn(role="answer", messages=(Message(role="user", content=("?",)),), choices=("Y", "N"))
 
     with pytest.raises(FlowError, match="first turn is Answer's own"):
-        FromGuidelines()(Choosing(), char_renderer.speaker(script("")), [ASKED], seed=0)
+        GuidelineRollouts()(Choosing(), char_renderer.runner(script("")), [ASKED], seed=0)

@@ -11,16 +11,17 @@ import torch
 
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.explore import Group
-from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Solution, TokenIds, Verdict
 from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.recipes.rpo.credit import BranchPairs
 from flow_dpo.recipes.rpo.explore import ReferencePath
-from flow_dpo.recipes.rpo.objective import PathOdds
+from flow_dpo.recipes.rpo.objective import OddsRatio
 from tests.core.test_explore import ANSWER_PROMPT, END, PROBLEMS, Bare, chunks, fits, next_probs
 from tests.recipes.test_vineppo import LENGTH, ONE_PASS, boundaries, graded_trees, right, said
+from tests.support.graders import FunctionGrader
 from tests.support.packed_builders import answer_pair
 from tests.support.tree_builders import completion, graded, problem, request
 
@@ -34,11 +35,11 @@ def finds(items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
 
 
 def explore(num: int, settings: ReferencePath | Group, flow: Single = ONE_PASS, first: int = 0) -> list[Tree]:
-    speaker = Speaker(TabularEngine(next_probs, end_ids={END}), Bare(), finds)
-    return settings(flow, speaker, PROBLEMS[first : first + num], seed=0)
+    runner = RolloutRunner(TabularEngine(next_probs, end_ids={END}), Bare(), FunctionGrader(finds))
+    return settings(flow, runner, PROBLEMS[first : first + num], seed=0)
 
 
-SETTINGS = ReferencePath(num_plays=4, num_completions=3)
+SETTINGS = ReferencePath(num_rollouts=4, num_completions=3)
 
 
 def test_the_first_right_play_is_branched_at_every_state_and_no_other() -> None:
@@ -70,18 +71,18 @@ def test_completions_follow_the_flow_from_their_prefix() -> None:
 
 def test_plays_are_those_of_a_group_and_batches_change_nothing() -> None:
     together = explore(30, SETTINGS)
-    for tree, group in zip(together, explore(30, Group(num_plays=4)), strict=True):
+    for tree, group in zip(together, explore(30, Group(num_rollouts=4)), strict=True):
         assert [said(tree, i) for i in range(4)] == [said(group, i) for i in range(4)]
     assert together == [explore(1, SETTINGS, first=i)[0] for i in range(30)]
 
 
 def test_a_speaker_without_a_verifier_is_refused() -> None:
-    with pytest.raises(FlowError, match="give the Speaker a verifier"):
-        SETTINGS(ONE_PASS, Speaker(TabularEngine(next_probs, end_ids={END}), Bare()), PROBLEMS[:1], seed=0)
+    with pytest.raises(FlowError, match="give the RolloutRunner a grader"):
+        SETTINGS(ONE_PASS, RolloutRunner(TabularEngine(next_probs, end_ids={END}), Bare()), PROBLEMS[:1], seed=0)
 
 
 def test_alone_is_one_play() -> None:
-    assert ReferencePath(top_p=0.9).alone(greedy=False) == Group(num_plays=1, top_p=0.9)
+    assert ReferencePath(top_p=0.9).alone(greedy=False) == Group(num_rollouts=1, top_p=0.9)
 
 
 # ---- credit ---------------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def test_pairs_of_real_exploration_share_the_prefix_and_differ_behind_it() -> No
 def test_the_loss_by_hand() -> None:
     pair = answer_pair((5,), (6, 7, 8), (6, 9), weight=2.0)
     policy = [[torch.tensor([-0.2, -0.1, -0.3], requires_grad=True), torch.tensor([-0.2, -1.0], requires_grad=True)]]
-    loss = PathOdds(exploration_weight=0.3)([pair], policy, [])
+    loss = OddsRatio(exploration_weight=0.3)([pair], policy, [])
     # Behind the common 6: means -0.2 and -1.0.
     odds = [m - math.log(1 - math.exp(m)) for m in (-0.2, -1.0)]
     margin = odds[0] - odds[1]
@@ -172,9 +173,9 @@ def test_the_loss_by_hand() -> None:
 
 def test_certainties_and_settings() -> None:
     sure = [[torch.zeros(2, requires_grad=True), torch.full((2,), -3.0)]]
-    loss = PathOdds()([answer_pair((5,), (6, 7), (8, 9))], sure, [])
+    loss = OddsRatio()([answer_pair((5,), (6, 7), (8, 9))], sure, [])
     assert math.isfinite(loss.total.item())
     assert torch.isfinite(torch.autograd.grad(loss.total, sure[0][0])[0]).all()
-    assert not PathOdds().needs_reference
+    assert not OddsRatio().needs_reference
     with pytest.raises(ConfigError, match="exploration_weight"):
-        PathOdds(exploration_weight=-0.1)
+        OddsRatio(exploration_weight=-0.1)

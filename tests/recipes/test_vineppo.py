@@ -14,12 +14,12 @@ from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.explore import Group
 from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Scored, Solution, TokenIds, Verdict
+from flow_dpo.core.types import ScoredCompletion, Solution, TokenIds, Verdict
 from flow_dpo.learner.learner import Learner, LearnerSettings, ScheduleSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.vineppo.credit import StepAdvantages, state_values
-from flow_dpo.recipes.vineppo.explore import Vine
+from flow_dpo.recipes.vineppo.explore import StepRollouts
 from tests.core.test_explore import ANSWER_PROMPT, END, FLOW, chunks, explore, fits
 from tests.support.packed_builders import ROLES
 from tests.support.tiny_models import tiny_model
@@ -62,7 +62,7 @@ def boundaries(ids: TokenIds) -> list[int]:
 
 
 def test_every_state_on_a_path_is_probed_once_and_nothing_else() -> None:
-    for tree in explore(flow=ONE_PASS, settings=Vine(num_plays=3, num_completions=2), num=200):
+    for tree in explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=3, num_completions=2), num=200):
         paths = [r for r in tree.rollouts if not r.probe]
         assert [r.id for r in paths] == [0, 1, 2]
         states = {said(tree, r.id)[:at] for r in paths for at in boundaries(said(tree, r.id))}
@@ -77,14 +77,14 @@ def test_every_state_on_a_path_is_probed_once_and_nothing_else() -> None:
 
 
 def test_paths_are_those_of_a_group() -> None:
-    vine = explore(flow=ONE_PASS, settings=Vine(num_plays=3, num_completions=1), num=100)
-    group = explore(flow=ONE_PASS, settings=Group(num_plays=3), num=100)
+    vine = explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=3, num_completions=1), num=100)
+    group = explore(flow=ONE_PASS, settings=Group(num_rollouts=3), num=100)
     for one, other in zip(vine, group, strict=True):
         assert [said(one, i) for i in range(3)] == [said(other, i) for i in range(3)]
 
 
 def test_probes_follow_the_flow_from_their_state() -> None:
-    trees = explore(flow=ONE_PASS, settings=Vine(num_plays=2, num_completions=2), num=3000)
+    trees = explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=2, num_completions=2), num=3000)
     drawn: dict[TokenIds, Counter[TokenIds]] = {}
     for tree in trees:
         for rollout in tree.rollouts:
@@ -98,7 +98,7 @@ def test_probes_follow_the_flow_from_their_state() -> None:
 
 def test_values_are_unbiased() -> None:
     """The mean estimate at every state, over trees that came there, against enumeration; 5 standard errors."""
-    trees = graded_trees(explore(flow=ONE_PASS, settings=Vine(num_plays=2, num_completions=3), num=4000))
+    trees = graded_trees(explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=2, num_completions=3), num=4000))
     found: dict[TokenIds, list[float]] = {}
     for tree in trees:
         for state, estimate in state_values(tree).items():
@@ -112,7 +112,7 @@ def test_values_are_unbiased() -> None:
 
 def test_advantages_are_unbiased() -> None:
     """The mean advantage of every step that was often said against that of exact values; 5 standard errors."""
-    trees = graded_trees(explore(flow=ONE_PASS, settings=Vine(num_plays=2, num_completions=3), num=3000))
+    trees = graded_trees(explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=2, num_completions=3), num=3000))
     came = Counter(
         (node.request.prompt_ids[1:], node.completion.token_ids)
         for tree in trees
@@ -133,7 +133,7 @@ def test_advantages_are_unbiased() -> None:
 
 
 def test_the_same_seed_gives_the_same_trees_however_they_are_batched() -> None:
-    settings = Vine(num_plays=3, num_completions=2)
+    settings = StepRollouts(num_rollouts=3, num_completions=2)
     together = explore(flow=FLOW, settings=settings, num=30)
     assert together == [explore(flow=FLOW, settings=settings, num=n)[-1] for n in range(1, 31)]
     assert explore(flow=FLOW, settings=settings, num=30, seed=1) != together
@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_trees_however_they_are_batched() -> None:
 
 def test_flows_of_several_turns_have_states_at_every_turn() -> None:
     flow = AnswerStop(chunk_tokens=2, max_chunks=2)
-    for tree in explore(flow=flow, settings=Vine(num_plays=2, num_completions=2), num=100):
+    for tree in explore(flow=flow, settings=StepRollouts(num_rollouts=2, num_completions=2), num=100):
         states = {node.request for node in tree.nodes if not tree.rollout_of(node).probe}
         probed = Counter(tree.nodes[r.start].request for r in tree.rollouts if r.probe)
         assert probed == dict.fromkeys(states, 2)
@@ -149,8 +149,8 @@ def test_flows_of_several_turns_have_states_at_every_turn() -> None:
 
 
 def test_alone_is_one_path_without_probes() -> None:
-    alone = Vine(temperature=0.6, top_p=0.9).alone(greedy=True)
-    assert alone == Group(num_plays=1, greedy_trunk=True, temperature=0.6, top_p=0.9)
+    alone = StepRollouts(temperature=0.6, top_p=0.9).alone(greedy=True)
+    assert alone == Group(num_rollouts=1, greedy_trunk=True, temperature=0.6, top_p=0.9)
 
 
 # ---- by hand --------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_what_is_not_known_makes_no_example() -> None:
 
 
 def test_probes_are_never_learned() -> None:
-    for tree in graded_trees(explore(flow=ONE_PASS, settings=Vine(num_plays=2, num_completions=2), num=50)):
+    for tree in graded_trees(explore(flow=ONE_PASS, settings=StepRollouts(num_rollouts=2, num_completions=2), num=50)):
         assert not any(tree.rollout_of(tree.nodes[e.node]).probe for e in StepAdvantages()([tree]))
 
 
@@ -222,7 +222,7 @@ def test_the_divergence_is_cut() -> None:
     """k3 of 20 nats is cut at 10, and has no gradient there; that of 0.2 counts whole."""
     policy = [[torch.tensor([-20.0, -0.5], requires_grad=True)]]
     reference = [[torch.tensor([0.0, -0.3])]]
-    example = Scored(
+    example = ScoredCompletion(
         request=request("answer", 1), completion=replace(completion(5, 6), logprobs=(-20.0, -0.5)), advantage=1.0
     )
     loss = ClippedPolicyGradient(kl_coef=0.1, max_kl=10.0)([example], policy, reference)
@@ -236,10 +236,12 @@ def test_two_passes_are_two_updates_on_the_same_batch() -> None:
     def learner(passes: int) -> Learner:
         policy = Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)
         schedule = ScheduleSettings(passes=passes)
-        return Learner(policy, LearnerSettings(learning_rate=1e-2, pairs_per_update=2, schedule=schedule))
+        return Learner(policy, LearnerSettings(learning_rate=1e-2, examples_per_update=2, schedule=schedule))
 
     examples = [
-        Scored(request=request("answer", 5, 6, 7), completion=completion(*ids, version=-1), advantage=a, problem_id="p")
+        ScoredCompletion(
+            request=request("answer", 5, 6, 7), completion=completion(*ids, version=-1), advantage=a, problem_id="p"
+        )
         for ids, a in (((8, 9), 1.0), ((8, 11), -1.0))
     ]
     twice, by_hand = learner(2), learner(1)

@@ -11,7 +11,7 @@ from flow_dpo.cli import train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Problem
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.callbacks.budget import BudgetSettings, Purse, spent
+from flow_dpo.runs.callbacks.budget import BudgetCallback, BudgetSettings, spent
 from tests.support.run_equality import assert_same_run
 
 PROBLEMS = [Problem(id=str(i), question="?", gold="1") for i in range(5)]
@@ -19,8 +19,8 @@ PROBLEMS = [Problem(id=str(i), question="?", gold="1") for i in range(5)]
 
 def row(played: int, learned: dict[str, int], verdicts: int, updates: int) -> dict[str, Any]:
     tokens = {f"learn/{role}/tokens": float(value) for role, value in learned.items()}
-    more = {"learn/answer/unshared_tokens": 9e9, "play/tokens": 9e9}
-    return {"play/sampled_tokens": played, "num_rollouts": verdicts, "learn/updates": updates, **tokens, **more}
+    more = {"learn/answer/unshared_tokens": 9e9, "rollout/tokens": 9e9}
+    return {"rollout/sampled_tokens": played, "num_rollouts": verdicts, "learn/updates": updates, **tokens, **more}
 
 
 def test_what_is_spent_is_read_from_rows() -> None:
@@ -35,16 +35,16 @@ def test_what_is_spent_is_read_from_rows() -> None:
 )
 def test_problems_pass_until_all_that_is_named_is_spent(budget: dict[str, int], passed: int) -> None:
     """Each problem here is a batch of 100 tokens and 3 verdicts."""
-    purse, seen = Purse(BudgetSettings(**budget)), []
-    for problem in purse.pay(PROBLEMS):
+    budget, seen = BudgetCallback(BudgetSettings(**budget)), []
+    for problem in budget.until_spent(PROBLEMS):
         seen.append(problem)
-        purse.record(row(100, {}, 3, 1), [], [])
+        budget.on_batch(row(100, {}, 3, 1), [], [])
     assert len(seen) == passed
 
 
 def test_a_resumed_run_knows_what_it_spent() -> None:
-    assert Purse(BudgetSettings(tokens=100), [row(100, {}, 3, 1)]).empty
-    assert not Purse(BudgetSettings(tokens=100), [row(99, {}, 3, 1)]).empty
+    assert BudgetCallback(BudgetSettings(tokens=100), [row(100, {}, 3, 1)]).empty
+    assert not BudgetCallback(BudgetSettings(tokens=100), [row(99, {}, 3, 1)]).empty
 
 
 def test_a_negative_budget_is_refused() -> None:
@@ -54,7 +54,7 @@ def test_a_negative_budget_is_refused() -> None:
 
 def test_a_run_ends_at_its_budget_and_resumes_to_the_same(tmp_path: Path) -> None:
     """Two batches, whether at once or with an interruption behind the first."""
-    flags = ["--max_problems", "64", "--explore_ahead", "8", "--pairs_per_update", "8", "--num_threads", "1"]
+    flags = ["--max_problems", "64", "--problems_per_batch", "8", "--examples_per_update", "8", "--num_threads", "1"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     budget = ["--run.budget.verdicts", "60"]
     train.train([*flags, *budget, "--output_dir", str(whole)])

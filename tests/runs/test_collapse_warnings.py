@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from flow_dpo.core.types import Pair
-from flow_dpo.runs.callbacks.collapse_warnings import LikelihoodWatcher, StopWatcher
+from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
 from tests.support.packed_builders import pairs_of_tree
 
 
@@ -24,9 +24,9 @@ def stop_pairs(prefer_yes: int, prefer_no: int) -> list[Pair]:
 
 @pytest.mark.parametrize(("prefer_yes", "prefer_no", "warned"), [(0, 50, True), (50, 1, True), (10, 40, False)])
 def test_a_stop_that_collapses(prefer_yes: int, prefer_no: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
-    watcher = StopWatcher()
+    watcher = StopCollapseWarning()
     for _ in range(2):
-        watcher.record({}, [], stop_pairs(prefer_yes, prefer_no))
+        watcher.on_batch({}, [], stop_pairs(prefer_yes, prefer_no))
     assert len(caplog.records) == warned
     assert ("--credit.balance" in caplog.text) == warned
 
@@ -35,17 +35,17 @@ def test_a_stop_that_collapses(prefer_yes: int, prefer_no: int, warned: bool, ca
 def test_chosen_completions_that_become_unlikely(
     ratio: float, margin: float, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watcher = LikelihoodWatcher()
+    watcher = ChosenLikelihoodWarning()
     row = {"learn/answer/chosen_ratio": ratio, "learn/answer/margin": margin, "learn/updates": 1}
     for count in range(1, 9):
-        watcher.record(row, [], [])
+        watcher.on_batch(row, [], [])
         assert len(caplog.records) == (warned and count >= 4)
     assert ("--objective.sft_weight" in caplog.text) == warned
 
 
 def test_roles_are_watched_apart(caplog: pytest.LogCaptureFixture) -> None:
-    watcher = LikelihoodWatcher(num_rows=2)
+    watcher = ChosenLikelihoodWarning(num_rows=2)
     for _ in range(2):
-        watcher.record({"learn/answer/chosen_ratio": 1.0, "learn/answer/margin": 1.0}, [], [])
-        watcher.record({"learn/stop/chosen_ratio": -3.0, "learn/stop/margin": 1.0}, [], [])
+        watcher.on_batch({"learn/answer/chosen_ratio": 1.0, "learn/answer/margin": 1.0}, [], [])
+        watcher.on_batch({"learn/stop/chosen_ratio": -3.0, "learn/stop/margin": 1.0}, [], [])
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["stop"]

@@ -207,7 +207,7 @@ def trees_case(*case: Any) -> None:
 def with_settings(found: tuple[dict[str, Any], str]) -> None:
     """What comes with a run or an adapter is either taken or refused by the name of its file."""
     _, defaults = build.defaults_of([], found[0], origin=found[1])
-    sections = {**defaults.names(), "flow": defaults.recipe.flow, **defaults.shop.sections()}
+    sections = {**defaults.names(), "flow": defaults.recipe.flow, **defaults.runtime.sections()}
     resolve.parse("t", "t", sections, [], base=found[0], origin=found[1])
 
 

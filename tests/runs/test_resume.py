@@ -16,7 +16,7 @@ from flow_dpo.learner.learner import Learner
 from flow_dpo.runs import build, run_folder
 from tests.support.run_equality import assert_same_run
 
-WORDS = ("--max_problems", "20", "--explore_ahead", "8", "--pairs_per_update", "12")
+WORDS = ("--max_problems", "20", "--problems_per_batch", "8", "--examples_per_update", "12")
 
 
 def train(folder: Path, *more: str) -> int:

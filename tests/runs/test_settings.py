@@ -29,11 +29,11 @@ def test_short_names_reach_nested_fields() -> None:
     settings = parse("--beta", "0.5", "--max_problems=7", "--temperature", "0.7", "--lora_r", "4", "--seed", "3",
                      "--dataset_split", "hard", "--output_dir", "x", "--explore.num_alternatives", "2")  # fmt: skip
     assert settings.recipe.objective.beta == 0.5
-    assert settings.shop.data.max_problems == 7
-    assert settings.shop.data.dataset_split == "hard"
+    assert settings.runtime.data.max_problems == 7
+    assert settings.runtime.data.dataset_split == "hard"
     assert settings.recipe.explore.temperature == 0.7
     assert settings.recipe.explore.num_alternatives == 2
-    assert settings.shop.lora.lora_r == 4
+    assert settings.runtime.lora.lora_r == 4
     assert settings.run.seed == 3
     assert settings.run.output_dir == "x"
 
@@ -72,8 +72,8 @@ def test_a_file_overrides_the_preset_and_flags_override_the_file(tmp_path: Path)
     settings = parse("--config", str(file), "--chunk_tokens", "11")
     assert settings.recipe.objective.beta == 0.2
     assert settings.recipe.flow.chunk_tokens == 11
-    assert settings.shop.data.max_problems == 5
-    assert settings.shop.lora.lora_r == 2
+    assert settings.runtime.data.max_problems == 5
+    assert settings.runtime.lora.lora_r == 2
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,14 @@ def test_the_paper_preset_has_the_papers_values() -> None:
     assert settings.recipe.explore.num_alternatives == 1
     assert settings.recipe.objective.beta == 1.0
     assert settings.learner.learning_rate == 5e-6
-    assert settings.learner.pairs_per_update == 32
+    assert settings.learner.examples_per_update == 32
     assert settings.learner.max_grad_norm == 1.0
-    assert (settings.shop.lora.lora_r, settings.shop.lora.lora_alpha, settings.shop.lora.lora_dropout) == (8, 8, 0.05)
-    assert settings.shop.lora.lora_target_modules == "all-linear"
+    assert (settings.runtime.lora.lora_r, settings.runtime.lora.lora_alpha, settings.runtime.lora.lora_dropout) == (
+        8,
+        8,
+        0.05,
+    )
+    assert settings.runtime.lora.lora_target_modules == "all-linear"
 
 
 def test_unknown_presets_and_recipes_are_named() -> None:
@@ -132,13 +136,13 @@ def test_the_embedded_model_brings_its_preset() -> None:
 
 
 def test_an_engine_is_chosen_by_its_name_and_has_its_own_settings(tmp_path: Path) -> None:
-    assert parse().shop.engine == LocalSettings()
+    assert parse().runtime.engine == LocalSettings()
     given = parse("--engine", "vllm_server", "--base_url", "http://h:8000", "--engine.concurrency", "7")
-    assert given.shop.engine == VllmServerSettings(base_url="http://h:8000", concurrency=7)
+    assert given.runtime.engine == VllmServerSettings(base_url="http://h:8000", concurrency=7)
     assert parse("--engine=vllm_server").names()["engine_kind"] == "vllm_server"
     file = tmp_path / "given.yaml"
     file.write_text("engine: vllm_server\nbase_url: http://h:8000\n")
-    assert parse("--config", str(file)).shop.engine == VllmServerSettings(base_url="http://h:8000")
+    assert parse("--config", str(file)).runtime.engine == VllmServerSettings(base_url="http://h:8000")
     file.write_text(yaml.safe_dump(plain(given.sections())))
     assert parse("--config", str(file)) == given
     with pytest.raises(ConfigError, match=r"unknown engine 'vlm'; there are local, vllm, vllm_server"):
@@ -155,7 +159,7 @@ def test_another_engine_leaves_the_settings_of_the_first_behind() -> None:
     _, same = defaults_of([], trained)
     assert of_its_engine(trained, same)["engine"]["top_logprobs"] == 9
     _, other = defaults_of(["--engine", "local"], trained)
-    assert other.shop.engine == LocalSettings()
+    assert other.runtime.engine == LocalSettings()
     assert {"engine", "engine_kind"}.isdisjoint(of_its_engine(trained, other))
     older = {name: value for name, value in plain(parse().sections()).items() if name != "engine_kind"}
     _, default = defaults_of([], older)

@@ -18,15 +18,16 @@ from flow_dpo.cli import train
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts
 from flow_dpo.core.errors import ConfigError, DataError, ModelError
-from flow_dpo.core.loop import Players, learn
-from flow_dpo.core.metrics import ProgressiveValidation
+from flow_dpo.core.loop import learn
+from flow_dpo.core.protocols import Backends
 from flow_dpo.core.types import Pair, Verdict
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.models.load import load_model
 from flow_dpo.recipes.presets import preset
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.build import Workshop, default_settings, workshop
-from flow_dpo.verify.grader import GradingSettings
+from flow_dpo.runs.build import Runtime, default_settings, open_runtime
+from flow_dpo.verify.grader import AnswerGrader
+from flow_dpo.workers.in_process import InProcessWorkers
 from tests.support.chat_models import TEMPLATES, chat_model_folder
 from tests.support.run_equality import assert_same_run
 
@@ -60,7 +61,7 @@ class Keeper:
         self.rows: list[dict[str, Any]] = []
         self.pairs: list[Pair] = []
 
-    def record(self, row: dict[str, Any], trees: Any, pairs: Sequence[Pair]) -> None:
+    def on_batch(self, row: dict[str, Any], trees: Any, pairs: Sequence[Pair]) -> None:
         self.rows.append(row)
         self.pairs.extend(pairs)
 
@@ -75,30 +76,39 @@ def tiny_workshop(folder: Path, data: Path, *, seed: int = 0) -> Any:
     settings = train.parse_train(
         "t", ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--lora_r", "2"], {}
     )
-    return workshop(settings.shop, FLOW, roles=FLOW.roles, seed=seed)
+    return open_runtime(settings.runtime, FLOW, roles=FLOW.roles, seed=seed)
 
 
-def learn_with(shop: Workshop, *, learning_rate: float = 1e-2, pairs_per_update: int = 8) -> tuple[Keeper, Learner]:
-    settings = LearnerSettings(learning_rate=learning_rate, pairs_per_update=pairs_per_update)
-    learner, keeper = Learner(shop.policy, settings), Keeper()
-    players = Players(
-        engine=shop.players.engine, renderer=shop.loaded.renderer, verifier=Parity(), grading=GradingSettings()
+def learn_with(
+    runtime: Runtime, *, learning_rate: float = 1e-2, examples_per_update: int = 8
+) -> tuple[Keeper, Learner]:
+    settings = LearnerSettings(learning_rate=learning_rate, examples_per_update=examples_per_update)
+    learner, keeper = Learner(runtime.policy, settings), Keeper()
+    grader = AnswerGrader(Parity(), runtime.loaded.renderer)
+    backends = Backends(engine=runtime.backends.engine, renderer=runtime.loaded.renderer, grader=grader)
+    learn(
+        RECIPE,
+        runtime.fitting,
+        InProcessWorkers(backends),
+        learner,
+        callbacks=[keeper],
+        seed=3,
+        problems_per_batch=6,
     )
-    learn(RECIPE, shop.fitting, players, learner, [keeper], seed=3, explore_ahead=6, progress=ProgressiveValidation())
     return keeper, learner
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_family_learns_from_exactly_what_it_sampled(kind: str, tmp_path: Path, data: Path) -> None:
     """The learner's own log-probabilities of the prompt ids and sampled ids are those recorded while sampling."""
-    with tiny_workshop(chat_model_folder(kind, tmp_path / "model"), data) as shop:
-        keeper, learner = learn_with(shop)
+    with tiny_workshop(chat_model_folder(kind, tmp_path / "model"), data) as runtime:
+        keeper, learner = learn_with(runtime)
     assert learner.version > 0
     assert {pair.request.role for pair in keeper.pairs} == {"answer", "stop"}
     drifts = [value for row in keeper.rows for key, value in row.items() if key.endswith("/max_logprob_drift")]
     assert drifts
     assert max(drifts) < 1e-4
-    ends = shop.loaded.end_ids
+    ends = runtime.loaded.end_ids
     for pair in keeper.pairs:
         for completion in (pair.chosen, pair.rejected):
             # An end token is a label only where it was sampled, and enters no later prompt of the same solution.
@@ -107,9 +117,9 @@ def test_every_family_learns_from_exactly_what_it_sampled(kind: str, tmp_path: P
 
 
 def test_updates_raise_the_chosen_against_the_rejected(tmp_path: Path, data: Path) -> None:
-    with tiny_workshop(chat_model_folder("llama", tmp_path / "model"), data) as shop:
-        shop.fitting = shop.fitting[:6]
-        keeper, learner = learn_with(shop, learning_rate=3e-3, pairs_per_update=0)
+    with tiny_workshop(chat_model_folder("llama", tmp_path / "model"), data) as runtime:
+        runtime.fitting = runtime.fitting[:6]
+        keeper, learner = learn_with(runtime, learning_rate=3e-3, examples_per_update=0)
         again = learner.update(RECIPE.objective, keeper.pairs)
     assert keeper.rows[0]["learn/answer/margin"] == pytest.approx(0.0, abs=1e-6)
     for role in ("answer", "stop"):
@@ -122,7 +132,7 @@ def seed_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two runs of the same command on the embedded seed."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("one", "two"):
-        assert train.train(["--max_problems", "24", "--explore_ahead", "12", "--pairs_per_update", "16",
+        assert train.train(["--max_problems", "24", "--problems_per_batch", "12", "--examples_per_update", "16",
                                "--output_dir", str(folder / name)]) == 0  # fmt: skip
     return folder / "one", folder / "two"
 
@@ -147,8 +157,8 @@ def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> N
         "learn/stop/loss",
         "learn/answer/margin",
         "learn/answer/chosen_logprobs",
-        "play/tokens",
-        "play/seconds",
+        "rollout/tokens",
+        "rollout/seconds",
         "learn/seconds",
         "policy_version",
     ]
@@ -186,7 +196,7 @@ def test_pairs_and_trees_tell_the_same_story(seed_runs: tuple[Path, Path]) -> No
 
 def test_adapters_are_peft_folders(seed_runs: tuple[Path, Path]) -> None:
     for path in run_folder.latest_adapters(seed_runs[0]).values():
-        loaded = load_model(default_settings("flow-dpo", "seed").shop.model)
+        loaded = load_model(default_settings("flow-dpo", "seed").runtime.model)
         base = AutoModelForCausalLM.from_pretrained(loaded.model.name_or_path, dtype=torch.float32)
         with warnings.catch_warnings():
             # PEFT 0.21 asks transformers 5 a question by its old name.
@@ -249,9 +259,9 @@ def test_an_interrupted_run_keeps_what_it_learned(tmp_path: Path, monkeypatch: p
         if row["problems_seen"] >= 16:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(progress.ProgressBar, "record", interrupt)
+    monkeypatch.setattr(progress.ProgressBar, "on_batch", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(["--max_problems", "32", "--explore_ahead", "8", "--output_dir", str(tmp_path / "run")])
+        train.train(["--max_problems", "32", "--problems_per_batch", "8", "--output_dir", str(tmp_path / "run")])
     assert len(run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 2
     assert set(run_folder.latest_adapters(tmp_path / "run")) == {"answer", "stop"}
     assert (tmp_path / "run" / "progressive.png").exists()
@@ -263,6 +273,6 @@ def test_merging_that_cannot_be_is_refused_before_play() -> None:
     flow = settings.recipe.flow
     with (
         pytest.raises(ModelError, match=r"bfloat16; play with --merge_adapters never"),
-        workshop(settings.shop, flow, roles=flow.roles, seed=0),
+        open_runtime(settings.runtime, flow, roles=flow.roles, seed=0),
     ):
         pass

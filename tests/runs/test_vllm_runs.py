@@ -41,8 +41,8 @@ def playing_with(kind: str, tmp_path: Path) -> Iterator[tuple[str, ...]]:
         assert [one.id for one in client.models()] == ["base"], "adapters are unloaded at the end"
 
 
-def _trained(folder: Path, *words: str, pairs_per_update: int = 8) -> list[dict[str, Any]]:
-    fixed = ["--max_problems", "8", "--explore_ahead", "4", "--pairs_per_update", str(pairs_per_update)]
+def _trained(folder: Path, *words: str, examples_per_update: int = 8) -> list[dict[str, Any]]:
+    fixed = ["--max_problems", "8", "--problems_per_batch", "4", "--examples_per_update", str(examples_per_update)]
     fixed += ["--output_dir", str(folder)]
     assert train.train([*fixed, *words]) == 0
     assert not (folder / "served").exists()
@@ -60,11 +60,11 @@ def test_a_run_learns_from_what_the_adapters_in_force_have_said(kind: str, tmp_p
         rows = _trained(tmp_path / "run", *words)
     assert sum(row["learn/updates"] for row in rows[:-1]) > 0, "the last batch is played by adapters that have learned"
     assert _most_drift(rows) < 1e-3
-    assert all(row["play/refresh_s"] > 0 for row in rows if row["learn/updates"])
+    assert all(row["rollout/refresh_s"] > 0 for row in rows if row["learn/updates"])
 
 
 def test_one_role_speaks_with_merged_weights(tmp_path: Path) -> None:
     words = ("--recipe", "online-dpo", "--preset", "seed", "--learner.learning_rate", "1e-3")
-    rows = _trained(tmp_path / "run", *words, *IN_PROCESS, "--engine.sync", "merged", pairs_per_update=1)
+    rows = _trained(tmp_path / "run", *words, *IN_PROCESS, "--engine.sync", "merged", examples_per_update=1)
     assert sum(row["learn/updates"] for row in rows[:-1]) > 0
     assert _most_drift(rows) < 1e-3

@@ -22,7 +22,7 @@ from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.models.load import ModelSettings, load_model
 from flow_dpo.runs import build, run_folder
-from flow_dpo.runs.build import Workshop, workshop
+from flow_dpo.runs.build import Runtime, open_runtime
 from tests.runs.test_training import FLOW, Keeper, Parity, data, learn_with  # noqa: F401 (a fixture)
 from tests.support.chat_models import chat_model_folder
 from tests.support.run_equality import assert_same_run, without_seconds
@@ -59,7 +59,7 @@ def shop_of(folder: Path, data: Path, *words: str, served: Path | None = None) -
     settings = train.parse_train(
         "t", ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--lora_r", "2", *words], {}
     )
-    return workshop(settings.shop, FLOW, roles=FLOW.roles, seed=0, served=served)
+    return open_runtime(settings.runtime, FLOW, roles=FLOW.roles, seed=0, served=served)
 
 
 @pytest.fixture
@@ -67,22 +67,22 @@ def folder(tmp_path: Path) -> Path:
     return chat_model_folder("llama", tmp_path / "model")
 
 
-def _learned(shop: Workshop) -> tuple[Keeper, Learner]:
-    shop.fitting = shop.fitting[:6]
-    return learn_with(shop, pairs_per_update=0)
+def _learned(runtime: Runtime) -> tuple[Keeper, Learner]:
+    runtime.fitting = runtime.fitting[:6]
+    return learn_with(runtime, examples_per_update=0)
 
 
 def _comparable(keeper: Keeper) -> list[dict[str, Any]]:
     rows = without_seconds(keeper.rows)
-    return [{name: value for name, value in row.items() if not name.startswith("play/num_re")} for row in rows]
+    return [{name: value for name, value in row.items() if not name.startswith("rollout/num_re")} for row in rows]
 
 
 def test_what_is_learned_was_said_by_the_adapters_in_force(folder: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
     """The learner's log-probabilities under each version are those that came over HTTP, of that very version."""
     with twin_of(folder) as server:
         words = ("--engine", "vllm_server", "--base_url", server.url)
-        with shop_of(folder, data, *words, served=tmp_path / "served") as shop:
-            keeper, learner = learn_with(shop)
+        with shop_of(folder, data, *words, served=tmp_path / "served") as runtime:
+            keeper, learner = learn_with(runtime)
             at_work = sorted(path.name for path in (tmp_path / "served").glob("*/*"))
             asked = {one["model"].split("-v")[1].split("-")[0] for one in server.asked[-20:]}
         assert server.adapters == {}
@@ -94,7 +94,7 @@ def test_what_is_learned_was_said_by_the_adapters_in_force(folder: Path, data: P
     assert drifts
     assert max(drifts) < 1e-4
     assert {pair.request.role for pair in keeper.pairs} == {"answer", "stop"}
-    assert all(row["play/refresh_s"] > 0 for row in keeper.rows if row["learn/updates"])
+    assert all(row["rollout/refresh_s"] > 0 for row in keeper.rows if row["learn/updates"])
 
 
 def test_a_run_over_a_server_that_is_killed_five_times_is_the_run(
@@ -105,8 +105,8 @@ def test_a_run_over_a_server_that_is_killed_five_times_is_the_run(
         with twin_of(folder) as server:
             before(server)
             words = ("--engine", "vllm_server", "--base_url", server.url, "--backoff_s", "0.01")
-            with shop_of(folder, data, *words) as shop:
-                keeper, _ = _learned(shop)
+            with shop_of(folder, data, *words) as runtime:
+                keeper, _ = _learned(runtime)
             return keeper, len(server.asked)
 
     quiet, num_asked = run(lambda server: None)
@@ -129,7 +129,7 @@ def test_a_run_over_a_server_that_is_killed_five_times_is_the_run(
     assert len(kills) == 5
     assert _comparable(killed) == _comparable(quiet)
     assert killed.pairs == quiet.pairs
-    assert sum(row["play/num_retries"] for row in killed.rows) >= 5
+    assert sum(row["rollout/num_retries"] for row in killed.rows) >= 5
 
 
 class Closing(Parity):
@@ -152,8 +152,17 @@ def test_a_run_whose_server_stayed_away_is_resumed_to_the_same(
     monkeypatch.setattr(build, "Verifier", Closing)
     with twin_of(folder) as server:
         words = ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--lora_r", "2"]
-        words += ["--chunk_tokens", "5", "--max_chunks", "3", "--max_problems", "12", "--explore_ahead", "4"]
-        words += ["--pairs_per_update", "8", "--engine", "vllm_server", "--base_url", server.url, "--patience_s", "0"]
+        words += ["--chunk_tokens", "5", "--max_chunks", "3", "--max_problems", "12", "--problems_per_batch", "4"]
+        words += [
+            "--examples_per_update",
+            "8",
+            "--engine",
+            "vllm_server",
+            "--base_url",
+            server.url,
+            "--patience_s",
+            "0",
+        ]
         assert train.train([*words, "--output_dir", str(tmp_path / "whole")]) == 0
         num_asked = len(server.asked)
 
@@ -187,10 +196,10 @@ def test_other_weights_in_the_servers_place_stop_the_run(folder: Path, data: Pat
                 server.start()
 
         words = ("--engine", "vllm_server", "--base_url", server.url, "--backoff_s", "0.01")
-        with shop_of(folder, data, *words) as shop:
+        with shop_of(folder, data, *words) as runtime:
             server.before = before
             with pytest.raises(ConfigError, match="expected the weights of"):
-                _learned(shop)
+                _learned(runtime)
 
 
 def test_a_server_of_another_model_is_refused_before_anything_is_played(
@@ -222,10 +231,13 @@ def test_a_shorter_window_of_the_server_is_respected(folder: Path, data: Path) -
 
 def test_settings_of_updates_reach_every_engine_alike(folder: Path, data: Path) -> None:  # noqa: F811
     """As many problems, pairs and updates of the same kinds as through the engine in this process."""
-    with shop_of(folder, data) as shop:
-        local, _ = _learned(shop)
-    with twin_of(folder) as server, shop_of(folder, data, "--engine", "vllm_server", "--base_url", server.url) as shop:
-        served, _ = _learned(shop)
+    with shop_of(folder, data) as runtime:
+        local, _ = _learned(runtime)
+    with (
+        twin_of(folder) as server,
+        shop_of(folder, data, "--engine", "vllm_server", "--base_url", server.url) as runtime,
+    ):
+        served, _ = _learned(runtime)
     assert [row["problems_seen"] for row in served.rows] == [row["problems_seen"] for row in local.rows]
     # The trunks of the first batch are drawn by the same rule with the same numbers; the stand-in has our generator.
-    assert served.rows[0]["play/trunk_tokens"] == local.rows[0]["play/trunk_tokens"]
+    assert served.rows[0]["rollout/trunk_tokens"] == local.rows[0]["rollout/trunk_tokens"]

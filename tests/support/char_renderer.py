@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flow_dpo.core.rollouts import Finds, Speaker
+from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.types import Adapter, Piece, Problem, Request, Solution, TokenIds, Turn, Verdict
 from flow_dpo.engines.scripted import Said, ScriptedEngine
 from flow_dpo.verify.equivalence import same
 from flow_dpo.verify.extract import AnswerRule, extract_answer, gold_answer
+from tests.support.graders import Find, FunctionGrader
 
 END = 0
 
@@ -33,7 +34,7 @@ class Letters:
         return "".join(piece if isinstance(piece, str) else "".join(map(chr, piece)) for piece in pieces)
 
 
-def finds(rule: AnswerRule | None = None) -> Finds:
+def finds(rule: AnswerRule | None = None) -> Find:
     """Verdicts by exact comparison of what the rule reads."""
 
     def find(items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
@@ -48,15 +49,15 @@ def finds(rule: AnswerRule | None = None) -> Finds:
     return find
 
 
-def speaker(
+def runner(
     script: Script, roles: Sequence[str] = ("answer",), version: int = 0, rule: AnswerRule | None = None
-) -> Speaker:
+) -> RolloutRunner:
     """The script is given each request, its prompt as text and its seed, and says a text, or a choice's index."""
 
     def speak(request: Request, seed: int, _excluded: TokenIds) -> Said | Sequence[int]:
         words = script(request, Letters().to_text([request.prompt_ids]), seed)
         return Said(choice=words) if isinstance(words, int) else (*ids(words), END)[: request.max_tokens]
 
-    made = Speaker(ScriptedEngine(speak, end_ids={END}), Letters(), finds(rule))
+    made = RolloutRunner(ScriptedEngine(speak, end_ids={END}), Letters(), FunctionGrader(finds(rule)))
     made.refresh({role: Adapter(role=role, version=version) for role in roles})
     return made

@@ -36,7 +36,7 @@ def arm(
             "held_out": {"greedy": accuracy(mean, seeds=seeds), "sampled": accuracy(None, seeds=seeds)},
             "hard": {"greedy": accuracy(None if mean is None else mean - 0.3, seeds=seeds)},
         },
-        "costs": {"tokens_played": 1234567.0, "tokens_learned": None, "verdicts_used": 40321, "seconds": 211.5},
+        "costs": {"tokens_sampled": 1234567.0, "tokens_learned": None, "verdicts_used": 40321, "seconds": 211.5},
         "step_quality": {
             "traces": None
             if traces is None

@@ -30,7 +30,7 @@ from flow_dpo.learner.learner import Learner
 from flow_dpo.runs import run_folder
 from tests.support.run_equality import assert_same_run
 
-WORDS = ("--max_problems", "15", "--explore_ahead", "6", "--pairs_per_update", "10", "--num_threads", "1")
+WORDS = ("--max_problems", "15", "--problems_per_batch", "6", "--examples_per_update", "10", "--num_threads", "1")
 POLLS = 10
 """One poll of the engine in so many is an event."""
 

@@ -61,8 +61,8 @@ def run(
             **progress.row(), "policy_version": start // batch, "num_rollouts": 5 * len(mine),
             "num_verdicts": 5 * len(mine),
             "learn/updates": 1, "learn/answer/margin": 0.25 * start, "learn/answer/chosen_logprobs": -1.5,
-            "learn/answer/rejected_logprobs": -2.5, "learn/answer/tokens": 70.0, "play/tokens": 111,
-            "play/seconds": 1.5, "grade/seconds": 0.25, "learn/seconds": 0.5,
+            "learn/answer/rejected_logprobs": -2.5, "learn/answer/tokens": 70.0, "rollout/tokens": 111,
+            "rollout/seconds": 1.5, "grade/seconds": 0.25, "learn/seconds": 0.5,
         }  # fmt: skip
         folder.record(
             row,
@@ -80,7 +80,7 @@ def evaluation(
     summary = {
         "accuracy": accuracy, "interval": [0.4, 0.6], "num_problems": 100, "num_draws": 100, "num_correct": 50,
         "num_ungraded": 0, "settings": {"mode": mode, "run": run}, "model": "seed", "dataset": "seed/test",
-        "adapters": {"answer": run} if run else {}, "decoding": {"greedy": True, "draws": 1},
+        "adapters": {"answer": run} if run else {}, "decoding": {"greedy": True, "num_samples": 1},
         "stop": {"num_candidates": {"right": 3}, "yes_rate": {"right": 0.5}, "auc_right_over_wrong": None},
         "steps_of_right_answers": {"num_checked": 10, "num_invalid": 3, "invalid_rate": 0.3},
     }  # fmt: skip

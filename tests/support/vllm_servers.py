@@ -26,7 +26,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.types import Adapter, TokenIds
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm.in_process import VllmEngine, VllmSettings, open_vllm
-from flow_dpo.engines.vllm.requests import Speech
+from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import LoraSettings, Policy
 
@@ -115,7 +115,7 @@ def merging_vllm(model: Path, *, folder_of: Callable[[Adapter], Path]) -> Iterat
     settings = VllmSettings(kv_budget_gib=0.5, block_tokens=BLOCK, sync="merged")
     vllm, speech = (
         _opened(settings, model, num_roles=1),
-        Speech(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=4),
+        ModelFacts(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=4),
     )
     with closing(VllmEngine(vllm, speech, context_tokens=512, folder_of=folder_of, merged_into=model)) as engine:
         yield engine
@@ -130,7 +130,7 @@ def real_vllm(
     Every adapter without a path is all zero: it speaks as the base does.
     """
     model, adapters = save_model(folder / "model"), save_adapters(folder / "adapters", seed=0)
-    speech = Speech(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=4)
+    speech = ModelFacts(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=4)
 
     def folder_of(adapter: Adapter) -> Path:
         return Path(adapter.path or adapters[adapter.role])

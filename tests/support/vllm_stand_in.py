@@ -25,7 +25,7 @@ from typing import Any
 from flow_dpo.core.types import Sampling
 from flow_dpo.engines.sampling_rule import draw, uniform
 from flow_dpo.engines.vllm.client import ServedModel, VllmClient, VllmServerSettings
-from flow_dpo.engines.vllm.requests import Speech
+from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
 
 NextLogprobs = Callable[[str, tuple[int, ...]], Sequence[float]]
@@ -222,7 +222,7 @@ def engine_of(
     served = ServedModel(id=base, root="models/base", parent="", max_model_len=512)
     return VllmServerEngine(
         client,
-        Speech(end_ids=frozenset(end_ids), num_words=num_words, top_logprobs=client.settings.top_logprobs),
+        ModelFacts(end_ids=frozenset(end_ids), num_words=num_words, top_logprobs=client.settings.top_logprobs),
         base=served,
         context_tokens=context_tokens,
         folder_of=lambda adapter: Path(adapter.path or adapter_folder(root / adapter.role / str(adapter.version))),

@@ -58,7 +58,7 @@ def trace(number: int) -> Trace:
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = TraceFolder(tmp_path_factory.mktemp("made") / "traces", {"model": "tiny", "selection": "the first"})
-    folder.append([trace(number) for number in range(4)], {"cost": {"tokens_played": 120}})
+    folder.append([trace(number) for number in range(4)], {"cost": {"tokens_sampled": 120}})
     return folder.path
 
 

@@ -20,7 +20,7 @@ from flow_dpo.cli.sft import fine_tune, parse_sft
 from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import Siblings
-from flow_dpo.core.loop import Players
+from flow_dpo.core.protocols import Backends
 from flow_dpo.core.types import Problem, Request, TokenIds, Verdict
 from flow_dpo.engines.scripted import ScriptedEngine
 from flow_dpo.evaluate.evaluate import EvaluationSettings, evaluate
@@ -31,7 +31,8 @@ from flow_dpo.runs.adapters import one_pass
 from flow_dpo.runs.build import default_settings
 from flow_dpo.traces import sft
 from flow_dpo.traces.trace import Trace, TraceFile, TraceFolder, read_traces
-from flow_dpo.verify.grader import GradingSettings
+from flow_dpo.verify.grader import AnswerGrader
+from flow_dpo.workers.in_process import InProcessWorkers
 from tests.support.chat_models import TEMPLATES, chat_model_folder
 
 QUESTION = "Anna has 12 apples. She buys 7 apples. How many apples does Anna have now?"
@@ -70,14 +71,12 @@ def test_the_prompt_is_the_one_that_evaluation_asks(kind: str, tmp_path: Path) -
         asked.append(request)
         return (min(loaded.end_ids),)
 
-    players = Players(
-        engine=ScriptedEngine(speak, end_ids=loaded.end_ids),
-        renderer=loaded.renderer,
-        verifier=Right(),
-        grading=GradingSettings(),
-    )
+    grader = AnswerGrader(Right(), loaded.renderer)
+    engine = ScriptedEngine(speak, end_ids=loaded.end_ids)
+    workers = InProcessWorkers(Backends(engine=engine, renderer=loaded.renderer, grader=grader))
     problem = Problem(id="p", question=QUESTION, gold="19")
-    evaluate(one_pass(flow), Siblings(), [problem], players, {}, EvaluationSettings(mode="single"))
+    settings = EvaluationSettings(mode="single")
+    evaluate(one_pass(flow), Siblings(), [problem], workers, loaded.renderer, grader, {}, settings)
     # Ids that no text encodes to, so that a second encoding would show.
     ids = (*loaded.renderer.encode(SOLUTION), *loaded.renderer.encode("a"), *loaded.renderer.encode("b"))
     header = {"tokenizer": loaded.renderer.fingerprint()}
@@ -98,7 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Traces of the seed, and the seed fine-tuned on them."""
     folder = tmp_path_factory.mktemp("made")
     assert generate.generate(
-        ["--max_problems", "12", "--draws", "2", "--mode", "single", "--output_dir", str(folder / "traces")]
+        ["--max_problems", "12", "--num_samples", "2", "--mode", "single", "--output_dir", str(folder / "traces")]
     ) == 0  # fmt: skip
     words = ["--traces", str(folder / "traces"), "--output_dir", str(folder / "sft"), "--learning_rate", "2e-3",
              "--num_train_epochs", "4", "--per_device_train_batch_size", "2", "--merge"]  # fmt: skip

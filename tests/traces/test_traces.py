@@ -15,7 +15,7 @@ from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import Siblings
-from flow_dpo.core.loop import Players
+from flow_dpo.core.protocols import Backends
 from flow_dpo.core.types import Problem, Request, Solution, TokenIds
 from flow_dpo.engines.scripted import Said, ScriptedEngine
 from flow_dpo.models.render import Renderer
@@ -24,8 +24,9 @@ from flow_dpo.runs.adapters import one_pass
 from flow_dpo.traces.generate import GenerateSettings, Tally, generate
 from flow_dpo.traces.trace import SelectionSettings, Trace, read_traces
 from flow_dpo.verify.extract import AnswerRule
-from flow_dpo.verify.grader import GradingSettings
+from flow_dpo.verify.grader import AnswerGrader, GradingSettings
 from flow_dpo.verify.verifier import Verifier
+from flow_dpo.workers.in_process import InProcessWorkers
 from tests.support.chat_models import chat_tokenizer
 
 RENDERER = Renderer(chat_tokenizer("llama"))
@@ -61,9 +62,10 @@ def traces_of(
 ) -> tuple[list[Trace], Tally]:
     rule = rule or AnswerRule()
     with Verifier(rule=rule) as verifier:
-        players = Players(engine=engine, renderer=RENDERER, verifier=verifier, grading=GradingSettings(rule=rule))
+        grader = AnswerGrader(verifier, RENDERER, GradingSettings(rule=rule))
+        workers = InProcessWorkers(Backends(engine=engine, renderer=RENDERER, grader=grader))
         batches = generate(
-            flow, one_pass(flow), Siblings(), problems, players, {}, GenerateSettings(**settings),
+            flow, one_pass(flow), Siblings(), problems, workers, RENDERER, grader, {}, GenerateSettings(**settings),
             selection or SelectionSettings(),
         )  # fmt: skip
         done = list(batches)
@@ -74,7 +76,7 @@ def test_only_the_attempt_that_produced_the_answer_is_a_trace() -> None:
     """Stop refuses the first attempt; the reopening words in the model's own mouth are no cut."""
     own = "Wait, this is wrong. Let me solve it again in a different way.\nso 2\nAnswer: 2"
     engine = script({"1 + 1": ["I say 3\nAnswer: 3", own]}, stop=[1, 0])
-    [trace], tally = traces_of(engine, PROBLEMS[1:2], draws=1)
+    [trace], tally = traces_of(engine, PROBLEMS[1:2], num_samples=1)
     assert trace.solution == own
     assert trace.token_ids == RENDERER.encode(own)
     assert trace.verdict.status == "correct"
@@ -83,13 +85,13 @@ def test_only_the_attempt_that_produced_the_answer_is_a_trace() -> None:
     assert trace.messages[0]["role"] == "system"
     # The play, and the attempt by itself.
     assert tally.verdicts_used == 2
-    assert tally.tokens_played == trace.tokens_spent == len(RENDERER.encode("I say 3\nAnswer: 3" + own)) + 2 + 2
+    assert tally.tokens_sampled == trace.tokens_spent == len(RENDERER.encode("I say 3\nAnswer: 3" + own)) + 2 + 2
 
 
 def test_a_right_play_whose_last_attempt_is_not_right_by_itself_is_no_trace() -> None:
     """Read anywhere, the play's answer stands in the attempt that was given up."""
     engine = script({"1 + 1": ["Answer: 2", "I give up"]}, stop=[1, 0])
-    found, tally = traces_of(engine, PROBLEMS[1:2], draws=1, rule=AnswerRule(which="anywhere"))
+    found, tally = traces_of(engine, PROBLEMS[1:2], num_samples=1, rule=AnswerRule(which="anywhere"))
     assert found == []
     assert (tally.correct_draws, tally.unsound_attempts, tally.problems_solved) == (1, 1, 0)
 
@@ -102,7 +104,7 @@ def test_words_that_close_a_line_are_nobodys() -> None:
 
 def test_an_accepted_cut_answer_is_a_trace_of_its_sampled_ids() -> None:
     flow = AnswerStop(chunk_tokens=len(RENDERER.encode("Answer: 2")), max_chunks=3, on_early_yes="close")
-    [trace], _ = traces_of(script({"1 + 1": ["Answer: 2 and more"]}, stop=[0]), PROBLEMS[1:2], flow=flow, draws=1)
+    [trace], _ = traces_of(script({"1 + 1": ["Answer: 2 and more"]}, stop=[0]), PROBLEMS[1:2], flow=flow, num_samples=1)
     assert trace.token_ids == RENDERER.encode("Answer: 2")
     assert not trace.ended
 
@@ -110,12 +112,12 @@ def test_an_accepted_cut_answer_is_a_trace_of_its_sampled_ids() -> None:
 def test_a_budget_is_a_maximum() -> None:
     """Each problem is drawn until it is solved: p0 once, p1 twice, p2 in vain."""
     attempts = {"0 + 1": ["Answer: 1"], "1 + 1": ["Answer: 7", "Answer: 2"], "2 + 1": ["Answer: 8"] * 3}
-    found, tally = traces_of(script(attempts, stop=[0] * 6), PROBLEMS[:3], draws=3)
+    found, tally = traces_of(script(attempts, stop=[0] * 6), PROBLEMS[:3], num_samples=3)
     assert [(t.problem_id, t.draw, t.draws_used) for t in found] == [("p0", 1, 1), ("p1", 2, 2)]
-    assert (tally.draws, tally.problems_played, tally.problems_solved, tally.traces) == (6, 3, 2, 2)
+    assert (tally.draws, tally.num_problems_sampled, tally.problems_solved, tally.traces) == (6, 3, 2, 2)
     # Each draw is an answer, its end token, and Stop's word.
     assert found[1].tokens_spent == sum(len(RENDERER.encode(words)) + 2 for words in attempts["1 + 1"])
-    assert tally.tokens_played == sum(len(RENDERER.encode(w)) + 2 for words in attempts.values() for w in words)
+    assert tally.tokens_sampled == sum(len(RENDERER.encode(w)) + 2 for words in attempts.values() for w in words)
 
 
 WORDS = ["a long way to it\nAnswer: 2", "Answer: 2", "a way to it\nAnswer: 2", "Answer: 2", "Answer: 3"]
@@ -135,7 +137,7 @@ WORDS = ["a long way to it\nAnswer: 2", "Answer: 2", "a way to it\nAnswer: 2", "
 )
 def test_selection(selection: SelectionSettings, kept: list[int], draws: int) -> None:
     engine = script({"1 + 1": WORDS}, stop=[0] * 5)
-    found, tally = traces_of(engine, PROBLEMS[1:2], draws=5, selection=selection)
+    found, tally = traces_of(engine, PROBLEMS[1:2], num_samples=5, selection=selection)
     assert [trace.solution for trace in found] == [WORDS[index] for index in kept]
     assert tally.draws == draws
     assert all(trace.draws_used == draws for trace in found)
@@ -153,7 +155,7 @@ def test_ground_truth_is_the_data_sets_own_solution_where_it_is_right() -> None:
     assert [trace.solution for trace in traces] == ["0 + 1 = 1\nAnswer: 1", "3 + 1 = 4\nAnswer: 4"]
     assert {trace.source for trace in traces} == {"ground_truth"}
     assert traces[0].token_ids == RENDERER.encode(traces[0].solution)
-    assert (tally.problems_played, tally.problems_solved, tally.draws, tally.tokens_played) == (4, 2, 0, 0)
+    assert (tally.num_problems_sampled, tally.problems_solved, tally.draws, tally.tokens_sampled) == (4, 2, 0, 0)
     assert tally.verdicts_used == 3
 
 
@@ -161,13 +163,13 @@ def test_enough_is_enough() -> None:
     engine = script({problem.question[:5]: [f"Answer: {problem.gold}"] for problem in PROBLEMS}, stop=[0] * 4)
     traces, tally = traces_of(engine, PROBLEMS, max_traces=2, batch_problems=1)
     assert len(traces) == 2
-    assert tally.problems_played == 2
+    assert tally.num_problems_sampled == 2
 
 
 @pytest.fixture(scope="module")
 def seed_traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("traces") / "flow"
-    words = ["--max_problems", "12", "--draws", "3", "--batch_problems", "5", "--output_dir", str(folder)]
+    words = ["--max_problems", "12", "--num_samples", "3", "--batch_problems", "5", "--output_dir", str(folder)]
     assert trace_commands.generate(words) == 0
     return folder
 
@@ -177,11 +179,11 @@ def test_a_folder_of_traces_says_how_it_was_made(seed_traces: Path) -> None:
     header = file.header
     assert header["complete"]
     assert header["selection"].startswith("the first correct, at most 1 a problem")
-    assert header["settings"]["generate"]["draws"] == 3
+    assert header["settings"]["generate"]["num_samples"] == 3
     assert header["settings"]["flow"]["chunk_tokens"] == 16
     assert header["counts"]["traces"] == len(file.traces) > 3
-    assert header["counts"]["problems_played"] == 12
-    assert header["cost"]["tokens_played"] > sum(trace.tokens_spent for trace in file.traces)
+    assert header["counts"]["num_problems_sampled"] == 12
+    assert header["cost"]["tokens_sampled"] > sum(trace.tokens_spent for trace in file.traces)
     assert header["cost"]["seconds"] > 0
     with Verifier() as verifier:
         for trace in file.traces:
@@ -192,35 +194,44 @@ def test_a_folder_of_traces_says_how_it_was_made(seed_traces: Path) -> None:
 
 
 def test_batches_change_nothing(seed_traces: Path, tmp_path: Path) -> None:
-    words = ["--max_problems", "12", "--draws", "3", "--batch_problems", "64", "--output_dir", str(tmp_path / "t")]
+    words = [
+        "--max_problems",
+        "12",
+        "--num_samples",
+        "3",
+        "--batch_problems",
+        "64",
+        "--output_dir",
+        str(tmp_path / "t"),
+    ]
     assert trace_commands.generate(words) == 0
     assert read_traces(tmp_path / "t").traces == read_traces(seed_traces).traces
 
 
 def test_what_was_written_outlives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, calls = trace_commands.say, iter(range(9))
+    whole, calls = trace_commands.print_safe, iter(range(9))
 
     def interrupt(*words: Any) -> None:
         whole(*words)
         if next(calls) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trace_commands, "say", interrupt)
+    monkeypatch.setattr(trace_commands, "print_safe", interrupt)
     with pytest.raises(KeyboardInterrupt):
         trace_commands.generate(
-            ["--max_problems", "12", "--draws", "2", "--batch_problems", "4", "--mode", "single",
+            ["--max_problems", "12", "--num_samples", "2", "--batch_problems", "4", "--mode", "single",
              "--output_dir", str(tmp_path / "t")]
         )  # fmt: skip
     file = read_traces(tmp_path / "t")
     assert not file.header["complete"]
     assert file.header["source"] == "self_generated"
-    assert file.header["counts"]["problems_played"] == 8
+    assert file.header["counts"]["num_problems_sampled"] == 8
     assert file.header["counts"]["traces"] == len(file.traces)
 
 
 def test_bad_input_is_refused(tmp_path: Path, seed_traces: Path) -> None:
-    with pytest.raises(ConfigError, match="draws of 1 at least"):
-        trace_commands.generate(["--draws", "0", "--output_dir", str(tmp_path / "no")])
+    with pytest.raises(ConfigError, match="num_samples of 1 at least"):
+        trace_commands.generate(["--num_samples", "0", "--output_dir", str(tmp_path / "no")])
     with pytest.raises(DataError, match="expected a run folder"):
         trace_commands.generate(["--run", str(tmp_path / "nowhere")])
     with pytest.raises(ConfigError, match="a run or an adapter"):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import TokenIds
 from flow_dpo.engines.vllm.client import ServedModel, Unknown, VllmClient, served_models
-from flow_dpo.engines.vllm.requests import Ask, Heard, plain_params
+from flow_dpo.engines.vllm.requests import Ask, Reply, plain_params
 
 _MOST_DIVERGENCE = 0.05
 """Nats. Half precision, and other kernels, make less than 0.01; an 8-bit model some hundredths."""
@@ -91,14 +91,14 @@ def _check_tokenizer(client: VllmClient, base: ServedModel, wanted: Wanted) -> N
             )
 
 
-def check_base(hear: Callable[[Ask], Heard], wanted: Wanted, *, where: str) -> None:
+def check_base(hear: Callable[[Ask], Reply], wanted: Wanted, *, where: str) -> None:
     """Raise `ConfigError` where the base model that answers is another, or tells other log-probabilities than those of
     the unscaled distribution."""
     _check_weights(hear, wanted, where)
     _check_scale(hear, wanted, where)
 
 
-def _check_weights(hear: Callable[[Ask], Heard], wanted: Wanted, where: str) -> None:
+def _check_weights(hear: Callable[[Ask], Reply], wanted: Wanted, where: str) -> None:
     divergences: list[float] = []
     for prompt_ids, logprobs in wanted.said.items():
         [told] = hear(Ask(prompt_ids, plain_params(max_tokens=1, logprobs=-1))).told
@@ -124,7 +124,7 @@ def _check_weights(hear: Callable[[Ask], Heard], wanted: Wanted, where: str) -> 
         )
 
 
-def _check_scale(hear: Callable[[Ask], Heard], wanted: Wanted, where: str) -> None:
+def _check_scale(hear: Callable[[Ask], Reply], wanted: Wanted, where: str) -> None:
     """Whether log-probabilities are those before temperature."""
     asked, prompt_ids = plain_params(max_tokens=1, logprobs=1), next(iter(wanted.said))
     heard = [hear(Ask(prompt_ids, asked | {"temperature": temperature, "seed": 1})) for temperature in (1.0, 2.0)]

@@ -23,7 +23,7 @@ from typing import Any
 
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.engines.http_client import Address, Answer, Passing, check_base_url
-from flow_dpo.engines.vllm.requests import Ask, Heard
+from flow_dpo.engines.vllm.requests import Ask, Reply
 
 _logger = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 5.0
@@ -88,7 +88,7 @@ class ServedModel:
 class Completed:
     """An answer, and what it cost."""
 
-    heard: Heard
+    heard: Reply
     prompt_tokens: int
     cached_tokens: int | None
     """Of the prompt, those that the prefix cache held; None where the server does not tell."""
@@ -244,7 +244,7 @@ def _aborted(answer: Answer) -> bool:
         return False
 
 
-def _heard(choice: Mapping[str, Any], *, wanted: Mapping[str, Any]) -> Heard:
+def _heard(choice: Mapping[str, Any], *, wanted: Mapping[str, Any]) -> Reply:
     logprobs = choice["logprobs"]
     ids = tuple(int(token) for token in choice["token_ids"])
     values = tuple(float(value) for value in logprobs["token_logprobs"])
@@ -256,7 +256,7 @@ def _heard(choice: Mapping[str, Any], *, wanted: Mapping[str, Any]) -> Heard:
         )
     if not ids or not len(ids) == len(values) == len(told):
         raise ValueError(f"{len(ids)} token ids, {len(values)} log-probabilities, {len(told)} lists of likeliest")
-    return Heard(ids, values, told)
+    return Reply(ids, values, told)
 
 
 def _advice(text: str) -> str:

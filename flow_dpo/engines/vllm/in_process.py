@@ -6,7 +6,7 @@ under new names and new ids, and drops the old ones: vLLM's prefix cache goes by
 that is used again would speak from keys and values of the old weights. With `sync="merged"` a refresh loads the whole
 model anew, its one role's adapter merged into it, and empties the cache.
 
-    engine = VllmEngine(open_vllm(settings, model="Qwen/...", ...), speech, context_tokens=2048, folder_of=shelf)
+    engine = VllmEngine(open_vllm(settings, model="Qwen/...", ...), speech, context_tokens=2048, folder_of=store)
 
 Invariant: a completion is spoken by the adapter in force when it was submitted. vllm is imported by `open_vllm` alone.
 """
@@ -26,7 +26,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.request_checks import check_idle, check_request, check_words
-from flow_dpo.engines.vllm.requests import Answering, Ask, Heard, Speech, answer, check_sampling
+from flow_dpo.engines.vllm.requests import Answering, Ask, ModelFacts, Reply, answer, check_sampling
 
 _INSTALL = "make setup-vllm makes an environment with it in .venv-vllm, or install this package with its extra [vllm]"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -141,7 +141,7 @@ class VllmEngine(Engine):
     def __init__(
         self,
         vllm: Any,
-        speech: Speech,
+        speech: ModelFacts,
         *,
         context_tokens: int,
         folder_of: Callable[[Adapter], Path],
@@ -207,10 +207,10 @@ class VllmEngine(Engine):
         self._adapters = dict(adapters)
         self._count(refresh_s=time.perf_counter() - began)
 
-    def hear(self, ask: Ask) -> Heard:
+    def hear(self, ask: Ask) -> Reply:
         """What the base model says to one question, while nothing else is under way."""
         check_idle(len(self._asked) + len(self._finished) + len(self._failures))
-        heard: list[Heard] = []
+        heard: list[Reply] = []
 
         def question() -> Answering:
             heard.append((yield ask))
@@ -249,7 +249,7 @@ class VllmEngine(Engine):
         if not forgotten:
             raise EngineError("expected vLLM to forget keys and values of the old weights, and it did not")
 
-    def _go_on(self, asked: _Asked, heard: Heard | None) -> None:
+    def _go_on(self, asked: _Asked, heard: Reply | None) -> None:
         """Put the next question of a completion to vLLM, or take the completion."""
         try:
             ask = next(asked.questions) if heard is None else asked.questions.send(heard)
@@ -287,7 +287,7 @@ class VllmEngine(Engine):
             prefilled_tokens=len(said.prompt_token_ids) - cached,
             reused_tokens=cached,
         )
-        self._go_on(asked, Heard(ids, values, told))
+        self._go_on(asked, Reply(ids, values, told))
 
     def _count(self, **work: float) -> None:
         for name, value in work.items():

@@ -50,7 +50,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Reply:
     """What vLLM said to it."""
 
     token_ids: TokenIds
@@ -60,7 +60,7 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speech:
+class ModelFacts:
     """What an engine knows of the model that it asks."""
 
     end_ids: frozenset[int]
@@ -70,11 +70,11 @@ class Speech:
     """How many of the likeliest tokens are told where they are needed."""
 
 
-Answering = Generator[Ask, Heard, Completion]
+Answering = Generator[Ask, Reply, Completion]
 
 
 def answer(
-    request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds, speech: Speech, policy_version: int
+    request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds, speech: ModelFacts, policy_version: int
 ) -> Answering:
     """The questions that make one completion. Raises `EngineError` where nothing is left to draw."""
     if request.choices:
@@ -104,7 +104,7 @@ def check_sampling(sampling: Sampling) -> None:
 
 
 def _choice(
-    request: Request, sampling: Sampling, seed: int, excluded: TokenIds, speech: Speech, policy_version: int
+    request: Request, sampling: Sampling, seed: int, excluded: TokenIds, speech: ModelFacts, policy_version: int
 ) -> Answering:
     heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=_widening(speech)[0]))
     told = dict(heard.told[0])
@@ -129,8 +129,8 @@ def _choice(
 
 
 def _first(
-    request: Request, sampling: Sampling, seed: int, excluded: Collection[int], speech: Speech
-) -> Generator[Ask, Heard, Drawn]:
+    request: Request, sampling: Sampling, seed: int, excluded: Collection[int], speech: ModelFacts
+) -> Generator[Ask, Reply, Drawn]:
     """The first token, drawn here."""
     for count in _widening(speech):
         heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=count))
@@ -145,8 +145,8 @@ def _first(
 
 
 def _written(
-    request: Request, sampling: Sampling, seed: int, begun: TokenIds, speech: Speech
-) -> Generator[Ask, Heard, list[Drawn]]:
+    request: Request, sampling: Sampling, seed: int, begun: TokenIds, speech: ModelFacts
+) -> Generator[Ask, Reply, list[Drawn]]:
     """What follows the tokens that were drawn here already."""
     prompt_ids, room = request.prompt_ids + begun, request.max_tokens - len(begun)
     plain = sampling.temperature == 1 and sampling.top_p == 1
@@ -184,7 +184,7 @@ def _written(
     return drawn
 
 
-def _wider(prompt_ids: TokenIds, sampling: Sampling, speech: Speech) -> Generator[Ask, Heard, Kept]:
+def _wider(prompt_ids: TokenIds, sampling: Sampling, speech: ModelFacts) -> Generator[Ask, Reply, Kept]:
     """What can be drawn behind this prompt, by more of the distribution, by all of it at last."""
     told: Mapping[int, float] = {}
     for count in _widening(speech)[1:]:
@@ -199,7 +199,7 @@ def _wider(prompt_ids: TokenIds, sampling: Sampling, speech: Speech) -> Generato
     )
 
 
-def _widening(speech: Speech) -> tuple[int, ...]:
+def _widening(speech: ModelFacts) -> tuple[int, ...]:
     """How many likeliest tokens are asked for, and then, where they do not tell, more, and at last all: one request
     that asks for all makes vLLM sort the vocabulary for its whole batch."""
     few = min(speech.top_logprobs, speech.num_words)

@@ -30,7 +30,7 @@ from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.request_checks import check_idle, check_request, check_words
 from flow_dpo.engines.vllm.client import Completed, ServedModel, Unknown, VllmClient
-from flow_dpo.engines.vllm.requests import Answering, Ask, Heard, Speech, answer, check_sampling
+from flow_dpo.engines.vllm.requests import Answering, Ask, ModelFacts, Reply, answer, check_sampling
 
 FolderOf = Callable[[Adapter], Path]
 """Where an adapter lies in PEFT's layout, written there if it is not yet."""
@@ -66,7 +66,7 @@ class VllmServerEngine(Engine):
     def __init__(
         self,
         client: VllmClient,
-        speech: Speech,
+        speech: ModelFacts,
         *,
         base: ServedModel,
         context_tokens: int,
@@ -165,7 +165,7 @@ class VllmServerEngine(Engine):
         except StopIteration as done:
             return done.value
 
-    def _hear(self, ask: Ask, voice: Voice) -> Heard:
+    def _hear(self, ask: Ask, voice: Voice) -> Reply:
         for _ in range(_MOST_REVIVALS):
             try:
                 completed = self._client.complete(voice.name, ask)

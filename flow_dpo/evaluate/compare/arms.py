@@ -1,7 +1,7 @@
 """What is compared with what?
 
-An arm is a function from one seed's `Doing` to an `Outcome`: the pieces of work that it took, and the evaluations of
-what came out. Arms share work by its name:
+An arm is a function from one seed's `JobRunner` to an `Outcome`: the pieces of work that it took, and the evaluations
+of what came out. Arms share work by its name:
 
     trained_flow     train "flow" -> generate "traces/trained_flow" -> sft "sft/trained_flow" -> evaluations
     answer_adapter   train "flow" (the same one)                                              -> evaluations
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.core.explore import Drawing, Explore
+from flow_dpo.core.explore import Explore, TurnSampling
 from flow_dpo.core.single import Single
-from flow_dpo.evaluate.compare.jobs import Doing, Work
+from flow_dpo.evaluate.compare.jobs import JobRunner, Work
 from flow_dpo.recipes import presets
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.budget import spent
@@ -59,11 +59,11 @@ class Sizes:
     """The scale that recipes are fitted to."""
     asks: Single | None = None
     """What a single pass of the flow asks; None of a flow without."""
-    draws: Drawing = field(default_factory=Drawing)
+    draws: TurnSampling = field(default_factory=TurnSampling)
     """How completions are drawn where they are tested."""
 
 
-Make = Callable[[Doing, Sizes], Outcome]
+Make = Callable[[JobRunner, Sizes], Outcome]
 
 
 SAME_TOKENS = "until it had the flow's tokens"
@@ -87,7 +87,7 @@ class Arm:
 
 
 def evaluated(
-    do: Doing, sizes: Sizes, name: str, *flags: str, run: Work | None = None, adapter: Work | None = None
+    do: JobRunner, sizes: Sizes, name: str, *flags: str, run: Work | None = None, adapter: Work | None = None
 ) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for test in sizes.tests:
@@ -98,7 +98,7 @@ def evaluated(
     return found
 
 
-def _compiled(do: Doing, sizes: Sizes, name: str, traces: Work, *before: Work, exactly: bool = True) -> Outcome:
+def _compiled(do: JobRunner, sizes: Sizes, name: str, traces: Work, *before: Work, exactly: bool = True) -> Outcome:
     """Fine-tune on traces and measure in one pass. `exactly` as many traces as every arm, or else all there are."""
     wanted = ["--num_traces", str(sizes.num_traces)] if exactly else []
     model = do.sft(f"sft/{name}", traces, *wanted)
@@ -110,40 +110,40 @@ def _enough(sizes: Sizes) -> list[str]:
     return ["--max_traces", str(sizes.num_traces)]
 
 
-def _flow(do: Doing) -> Work:
+def _flow(do: JobRunner) -> Work:
     return do.train("flow")
 
 
-def _self(do: Doing, sizes: Sizes) -> Work:
+def _self(do: JobRunner, sizes: Sizes) -> Work:
     return do.traces("traces/self_generated", "--mode", "single", *_enough(sizes))
 
 
-def _trained(do: Doing, sizes: Sizes, flow: Work, name: str = "trained_flow") -> Work:
+def _trained(do: JobRunner, sizes: Sizes, flow: Work, name: str = "trained_flow") -> Work:
     return do.traces(f"traces/{name}", "--mode", "flow", *_enough(sizes), run=flow)
 
 
 # ---- the paper's arms ------------------------------------------------------------------------------------------------
 
 
-def _zero_shot(do: Doing, sizes: Sizes) -> Outcome:
+def _zero_shot(do: JobRunner, sizes: Sizes) -> Outcome:
     return Outcome(works=(), evaluations=evaluated(do, sizes, "zero_shot", "--mode", "single"))
 
 
-def _ground_truth(do: Doing, sizes: Sizes) -> Outcome:
+def _ground_truth(do: JobRunner, sizes: Sizes) -> Outcome:
     traces = do.traces("traces/ground_truth", "--mode", "ground_truth", *_enough(sizes))
     return _compiled(do, sizes, "ground_truth", traces)
 
 
-def _self_generated(do: Doing, sizes: Sizes) -> Outcome:
+def _self_generated(do: JobRunner, sizes: Sizes) -> Outcome:
     return _compiled(do, sizes, "self_generated", _self(do, sizes))
 
 
-def _untrained_flow(do: Doing, sizes: Sizes) -> Outcome:
+def _untrained_flow(do: JobRunner, sizes: Sizes) -> Outcome:
     traces = do.traces("traces/untrained_flow", "--mode", "flow", *_enough(sizes))
     return _compiled(do, sizes, "untrained_flow", traces)
 
 
-def _trained_flow(do: Doing, sizes: Sizes) -> Outcome:
+def _trained_flow(do: JobRunner, sizes: Sizes) -> Outcome:
     flow = _flow(do)
     return _compiled(do, sizes, "trained_flow", _trained(do, sizes, flow), flow)
 
@@ -151,15 +151,15 @@ def _trained_flow(do: Doing, sizes: Sizes) -> Outcome:
 # ---- which problems have a trace? ------------------------------------------------------------------------------------
 
 
-def _self_on_trained(do: Doing, sizes: Sizes) -> Outcome:
+def _self_on_trained(do: JobRunner, sizes: Sizes) -> Outcome:
     flow = _flow(do)
     trained = _trained(do, sizes, flow)
     name = "self_on_trained_problems"
-    flags = ("--mode", "single", "--problems_of", str(trained.folder), "--draws", str(sizes.matched_draws))
+    flags = ("--mode", "single", "--problems_of", str(trained.folder), "--num_samples", str(sizes.matched_draws))
     return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags), flow, trained, exactly=False)
 
 
-def _truth_on_trained(do: Doing, sizes: Sizes) -> Outcome:
+def _truth_on_trained(do: JobRunner, sizes: Sizes) -> Outcome:
     flow = _flow(do)
     trained = _trained(do, sizes, flow)
     name = "ground_truth_on_trained_problems"
@@ -167,32 +167,32 @@ def _truth_on_trained(do: Doing, sizes: Sizes) -> Outcome:
     return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags), flow, trained)
 
 
-def _trained_on_self(do: Doing, sizes: Sizes) -> Outcome:
+def _trained_on_self(do: JobRunner, sizes: Sizes) -> Outcome:
     flow, own = _flow(do), _self(do, sizes)
     name = "trained_on_self_problems"
-    flags = ("--mode", "flow", "--problems_of", str(own.folder), "--draws", str(sizes.matched_draws))
+    flags = ("--mode", "flow", "--problems_of", str(own.folder), "--num_samples", str(sizes.matched_draws))
     return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags, run=flow), flow, own, exactly=False)
 
 
-def _self_more_draws(do: Doing, sizes: Sizes) -> Outcome:
+def _self_more_draws(do: JobRunner, sizes: Sizes) -> Outcome:
     name = "self_more_draws"
-    flags = ("--mode", "single", "--draws", str(sizes.more_draws), *_enough(sizes))
+    flags = ("--mode", "single", "--num_samples", str(sizes.more_draws), *_enough(sizes))
     return _compiled(do, sizes, name, do.traces(f"traces/{name}", *flags))
 
 
 # ---- not compiled ----------------------------------------------------------------------------------------------------
 
 
-def _flow_itself(do: Doing, sizes: Sizes) -> Outcome:
+def _flow_itself(do: JobRunner, sizes: Sizes) -> Outcome:
     flow = _flow(do)
     return Outcome(works=(flow,), evaluations=evaluated(do, sizes, "flow_itself", "--mode", "flow", run=flow))
 
 
-def _untrained_flow_itself(do: Doing, sizes: Sizes) -> Outcome:
+def _untrained_flow_itself(do: JobRunner, sizes: Sizes) -> Outcome:
     return Outcome(works=(), evaluations=evaluated(do, sizes, "untrained_flow_itself", "--mode", "flow"))
 
 
-def _answer_adapter(do: Doing, sizes: Sizes) -> Outcome:
+def _answer_adapter(do: JobRunner, sizes: Sizes) -> Outcome:
     flow = _flow(do)
     flags = ("--mode", "single", "--roles", "[answer]")
     return Outcome(works=(flow,), evaluations=evaluated(do, sizes, "answer_adapter", *flags, run=flow))
@@ -211,7 +211,7 @@ def budgeted(
     """A recipe trained until it has had as much as the flow, and then played in one pass or as its own flow."""
     name = f"{name or recipe.replace('-', '_')}_same_{by}"
 
-    def make(do: Doing, sizes: Sizes) -> Outcome:
+    def make(do: JobRunner, sizes: Sizes) -> Outcome:
         given = sizes.tokens if by == "tokens" else 0
         had = given or spent(run_folder.read_jsonl(_flow(do).folder / "metrics.jsonl"))[by]
         # Many more problems than the flow had: the budget ends the run.
@@ -226,7 +226,7 @@ def budgeted(
     return make
 
 
-def _as_the_others(own: Explore, draws: Drawing) -> list[str]:
+def _as_the_others(own: Explore, draws: TurnSampling) -> list[str]:
     """Flags by which a recipe that draws otherwise is tested as all arms are."""
     names = ("temperature", "top_p", "choice_temperature")
     differing = [name for name in names if getattr(own, name, None) != getattr(draws, name)]
@@ -236,7 +236,7 @@ def _as_the_others(own: Explore, draws: Drawing) -> list[str]:
 def _variant(name: str, *flags: str) -> Make:
     """The flow trained otherwise, its traces compiled."""
 
-    def make(do: Doing, sizes: Sizes) -> Outcome:
+    def make(do: JobRunner, sizes: Sizes) -> Outcome:
         work = do.train(name, *flags)
         return _compiled(do, sizes, name, _trained(do, sizes, work, name), work)
 
@@ -244,7 +244,7 @@ def _variant(name: str, *flags: str) -> Make:
 
 
 def _variant_itself(name: str, *flags: str) -> Make:
-    def make(do: Doing, sizes: Sizes) -> Outcome:
+    def make(do: JobRunner, sizes: Sizes) -> Outcome:
         work = do.train(name, *flags)
         found = evaluated(do, sizes, f"{name}_itself", "--mode", "flow", run=work)
         return Outcome(works=(work,), evaluations=found)
@@ -255,7 +255,7 @@ def _variant_itself(name: str, *flags: str) -> Make:
 def _one_role(role: str, *, compiled: bool) -> Make:
     """One role learns, for as many updates as the two together had."""
 
-    def make(do: Doing, sizes: Sizes) -> Outcome:
+    def make(do: JobRunner, sizes: Sizes) -> Outcome:
         had = spent(run_folder.read_jsonl(_flow(do).folder / "metrics.jsonl"))["updates"]
         longer = ["--max_problems", str(8 * sizes.max_problems)]
         flags = ["--credit.roles", f"[{role}]", "--run.budget.updates", str(had), *longer]
@@ -267,7 +267,7 @@ def _one_role(role: str, *, compiled: bool) -> Make:
 def _chunks(factor: float, *, compiled: bool) -> Make:
     """Chunks of another size, as many tokens in all."""
 
-    def make(do: Doing, sizes: Sizes) -> Outcome:
+    def make(do: JobRunner, sizes: Sizes) -> Outcome:
         if sizes.flow_shape is None:
             raise ConfigError("chunks of another size need a flow with chunk_tokens and max_chunks; leave the arm out")
         tokens, chunks = sizes.flow_shape

@@ -27,7 +27,7 @@ from flow_dpo.runs.callbacks.budget import spent
 Command = Callable[[Sequence[str]], int]
 
 DONE = "done.jsonl"
-NUMBERS = ("tokens_played", "tokens_learned", "verdicts_used", "seconds")
+NUMBERS = ("tokens_sampled", "tokens_learned", "verdicts_used", "seconds")
 """What a piece of work costs. Tokens played are sampled ones; tokens learned are those that a learner reads, prompts
 included; seconds are those of the work, without loading."""
 
@@ -41,7 +41,7 @@ class Work:
     costs: Mapping[str, float]
 
 
-class Doing:
+class JobRunner:
     """Runs one seed's commands."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Doing:
         folder = self._do("train", name, words)
         rows = run_folder.read_jsonl(folder / "metrics.jsonl")
         total = spent(rows)
-        seconds = sum(row[f"{part}/seconds"] for row in rows for part in ("play", "grade", "learn"))
+        seconds = sum(row[f"{part}/seconds"] for row in rows for part in ("rollout", "grade", "learn"))
         costs = (total["played"], total["learned"], total["verdicts"], seconds)
         return Work(name=name, folder=folder, costs=dict(zip(NUMBERS, costs, strict=True)))
 
@@ -80,7 +80,7 @@ class Doing:
         """`flow-dpo generate` on the pool of problems, with a run's adapters or none."""
         folder = self._do("generate", name, [*self._who("pool", run), "--seed", str(self.seed), *flags])
         cost = _read(folder / "traces.json")["cost"]
-        numbers = {"tokens_played": cost["tokens_played"], "verdicts_used": cost["verdicts_used"]}
+        numbers = {"tokens_sampled": cost["tokens_sampled"], "verdicts_used": cost["verdicts_used"]}
         return Work(name=name, folder=folder, costs={**numbers, "tokens_learned": 0.0, "seconds": cost["seconds"]})
 
     def sft(self, name: str, traces: Work, *flags: str) -> Work:
@@ -89,7 +89,7 @@ class Doing:
         folder = self._do("sft", name, [*words, *self._asked, "--seed", str(self.seed)])
         cost = run_folder.read_facts(folder)["cost"]
         costs = {"tokens_learned": cost["tokens_read"], "seconds": cost["seconds"]}
-        return Work(name=name, folder=folder, costs={"tokens_played": 0.0, "verdicts_used": 0.0, **costs})
+        return Work(name=name, folder=folder, costs={"tokens_sampled": 0.0, "verdicts_used": 0.0, **costs})
 
     def evaluate(
         self, name: str, problems: str, *flags: str, run: Work | None = None, adapter: Work | None = None

@@ -21,16 +21,16 @@ from collections.abc import Mapping
 
 from flow_dpo.evaluate.compare.arms import SAME_TOKENS, Arm, Kind, Make, budgeted
 
-_AHEAD = ("--explore_ahead", "8")
+_AHEAD = ("--problems_per_batch", "8")
 """Problems played under one version: one problem of a search costs as much as a batch of plain plays, and a run ends
 only at the end of a batch, so that small ones end near the budget."""
-_FEW = (*_AHEAD, "--pairs_per_update", "8")
+_FEW = (*_AHEAD, "--examples_per_update", "8")
 """Of recipes that draw much for few examples: with the 32 of a plain flow they would hardly leave the warm-up."""
 _CLIPPED = ("--objective.kl_coef", "1e-4", "--objective.max_kl", "10")
 """The loss of VinePPO's paper, for GRPO too: the two are to differ in their advantages."""
-_IN_STEPS = ("--pairs_per_update", "128")
+_IN_STEPS = ("--examples_per_update", "128")
 """VinePPO's examples are steps, about four to an answer on the seed: those of as many answers as GRPO's 32."""
-_PATHS = (*_FEW, "--num_plays", "8")
+_PATHS = (*_FEW, "--num_rollouts", "8")
 """Plays in search of a right one: as many with branches on it as without."""
 
 

@@ -81,7 +81,7 @@ def _row(
         "what": arm.what.replace(SAME_TOKENS, f"until it had {told.tokens:,} tokens") if told.tokens else arm.what,
         "num_traces": [len(traces) for traces in learned] if compiled else None,
         "num_problems": [len({trace.problem_id for trace in traces}) for traces in learned] if compiled else None,
-        "problems_asked": [count.get("problems_played") for count in counts] if compiled else None,
+        "problems_asked": [count.get("num_problems_sampled") for count in counts] if compiled else None,
         "accuracies": _accuracies(rewards),
         "costs": {name: fmean(total[name] for total in totals) for name in NUMBERS},
         "step_quality": {
@@ -237,7 +237,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         quality = arm["step_quality"]["traces"]
         cells.append("" if quality is None else f"{100 * quality['invalid_rate']:.1f} %")
         costs = arm["costs"]
-        cells.append(f"{costs['tokens_played'] / 1e3:.0f} k + {costs['tokens_learned'] / 1e3:.0f} k")
+        cells.append(f"{costs['tokens_sampled'] / 1e3:.0f} k + {costs['tokens_learned'] / 1e3:.0f} k")
         cells += [f"{costs['verdicts_used']:.0f}", f"{costs['seconds']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += _contrast_lines(found["arms"], tests)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from flow_dpo.core.engine import Engine
-from flow_dpo.core.rollouts import Ask, Play, Speaker, say
+from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Completion, Message, Piece, Role, Sampling, Turn
 from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, Reply
@@ -46,7 +46,7 @@ class LocalJudge:
         settings: JudgeSettings,
         context_tokens: int,
     ) -> None:
-        self._speaker = Speaker(engine, renderer)
+        self._speaker = RolloutRunner(engine, renderer)
         self._renderer = renderer
         self._prompts, self._settings = prompts, settings
         self._context_tokens = context_tokens
@@ -71,7 +71,7 @@ class LocalJudge:
     def _letters(self, text: str) -> tuple[int, ...]:
         return tuple(self._renderer.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
-    def _play(self, asked: Asked, keep: Keep) -> Play:
+    def _play(self, asked: Asked, keep: Keep) -> RolloutSteps:
         turn = self.turn(asked)
         request = self._renderer.render(turn)
         if len(request.prompt_ids) + request.max_tokens > self._context_tokens:
@@ -79,7 +79,7 @@ class LocalJudge:
             keep(asked, Heard(words=found, reason="too long"))
             return
         seed = derive(self._settings.seed, *asked.key)
-        said = yield from say(Ask(turn=turn, sampling=Sampling(greedy=True), seed=seed))
+        said = yield from sample(SampleRequest(turn=turn, sampling=Sampling(greedy=True), seed=seed))
         keep(asked, self._heard(said.completion))
 
     def _heard(self, completion: Completion) -> Heard:

@@ -63,8 +63,8 @@ class PlanSolveState:
     num_steps: int = 0
     solution: TokenIds = ()
     ended: bool = False
-    speaker: Literal["plan", "value", "answer", "nobody"] = "plan"
-    behind: Literal["plan", "value", "answer", "nobody"] = "nobody"
+    next_role: Literal["plan", "value", "answer"] | None = "plan"
+    behind: Literal["plan", "value", "answer"] | None = None
     """Who speaks after the value role."""
 
 
@@ -86,7 +86,7 @@ class PlanSolve(Flow[PlanSolveState]):
         return PlanSolveState(problem=problem)
 
     def turn(self, state: PlanSolveState) -> Turn | None:
-        if state.speaker == "plan":
+        if state.next_role == "plan":
             return Turn(
                 role=PLAN,
                 messages=self._plan_messages(state.problem),
@@ -94,7 +94,7 @@ class PlanSolve(Flow[PlanSolveState]):
                 max_tokens=self.plan_tokens,
                 one_line=True,
             )
-        if state.speaker == "nobody":
+        if state.next_role is None:
             return None
         if not self.prompts.solve_user:
             messages, continuation = self._plan_messages(state.problem), state.plan
@@ -106,14 +106,14 @@ class PlanSolve(Flow[PlanSolveState]):
     def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
         ended = completion.finish_reason == "stop"
         content = completion.content_ids
-        if state.speaker == "answer":
-            return replace(state, solution=content, ended=ended, speaker="nobody")
+        if state.next_role == "answer":
+            return replace(state, solution=content, ended=ended, next_role=None)
         plan = (*state.plan, content) if content else state.plan
         num_steps = state.num_steps + 1
         if ended and not self.prompts.solve_user:
-            return replace(state, plan=plan, num_steps=num_steps, ended=True, speaker="nobody")
+            return replace(state, plan=plan, num_steps=num_steps, ended=True, next_role=None)
         solves = ended or num_steps >= self.max_plan_steps
-        return replace(state, plan=plan, num_steps=num_steps, speaker="answer" if solves else "plan")
+        return replace(state, plan=plan, num_steps=num_steps, next_role="answer" if solves else "plan")
 
     def solution(self, state: PlanSolveState) -> Solution:
         before: tuple[Piece, ...] = () if self.prompts.solve_user else state.plan
@@ -145,16 +145,16 @@ class ValuedPlanSolve(PlanSolve):
     roles: ClassVar[tuple[Role, ...]] = (PLAN, VALUE, ANSWER)
 
     def turn(self, state: PlanSolveState) -> Turn | None:
-        if state.speaker != "value":
+        if state.next_role != "value":
             return super().turn(state)
         prompts = self.prompts
         messages = self._about_the_plan(prompts.value_system, prompts.value_user, state)
         return Turn(role=VALUE, messages=messages, choices=(prompts.yes, prompts.no))
 
     def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
-        if state.speaker == "value":
-            return replace(state, speaker=state.behind, behind="nobody")
+        if state.next_role == "value":
+            return replace(state, next_role=state.behind, behind=None)
         after = super().advance(state, completion)
-        if state.speaker != "plan" or after.speaker == "nobody":
+        if state.next_role != "plan" or after.next_role is None:
             return after
-        return replace(after, speaker="value", behind=after.speaker)
+        return replace(after, next_role="value", behind=after.next_role)

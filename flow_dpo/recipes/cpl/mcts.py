@@ -16,8 +16,8 @@ is the first child of each node on it.
     play 1, 2 the other two children of the root, each played on
     play 3, 4 the other two of the child that scores highest, ...
 
-Invariant: no more than `num_plays` are played; what is exhausted is not visited again, and a completion that is there
-already begins no play, so a tree alone, without any counts of visits, holds N and Q.
+Invariant: no more than `num_rollouts` are played; what is exhausted is not visited again, and a completion that is
+there already begins no play, so a tree alone, without any counts of visits, holds N and Q.
 """
 
 from __future__ import annotations
@@ -28,19 +28,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo.core.errors import FlowError
-from flow_dpo.core.explore import Drawing, Group, one_play
+from flow_dpo.core.explore import Group, TurnSampling, single_rollout
 from flow_dpo.core.flow import Flow, check_turn
-from flow_dpo.core.rollouts import Ask, Check, Play, Said, Speaker, check, say
+from flow_dpo.core.rollouts import (
+    RolloutRunner,
+    RolloutSteps,
+    Sampled,
+    SampleRequest,
+    Yields,
+    sample,
+    verify,
+)
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Problem, Request, Solution, Turn, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(Drawing):
+class Mcts(TurnSampling):
     """A tree search over turns. The first play is the trunk, a plain draw from the flow."""
 
-    num_plays: int = 32
+    num_rollouts: int = 32
     """Plays of a problem at most (not stated in the paper); a completion that is there already costs none."""
     num_children: int = 3
     """Completions drawn at a node when it is expanded; equal ones are one child. The paper's is 3."""
@@ -50,13 +58,13 @@ class Search(Drawing):
     """The role of the flow whose choice, the first word or another, values a new state: a play but the trunk stops with
     it. Nothing else is ever said in its place. Plays go to the end where empty."""
 
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+    def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         searches = [_Search(self, flow, problem, seed) for problem in problems]
-        speaker.run([search.expand(search.root, 1) for search in searches])
+        runner.run([search.expand(search.root, 1) for search in searches])
         return [search.tree() for search in searches]
 
     def alone(self, *, greedy: bool) -> Group:
-        return one_play(self, greedy=greedy)
+        return single_rollout(self, greedy=greedy)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -70,7 +78,7 @@ class _Node:
     children: list[_Node] = field(default_factory=list["_Node"])
     num_drawn: int = 0
     """Completions drawn here, equal ones too."""
-    num_plays: int = 0
+    num_rollouts: int = 0
     num_valued: int = 0
     total: float = 0.0
     """Sum of the values of the plays that have one: a reward, 1 or -1, or what was said of the state they came to."""
@@ -108,7 +116,7 @@ class _Rollout:
 class _Search:
     """The search on one problem. Plays of one expansion run side by side; whoever ends last goes on."""
 
-    def __init__(self, settings: Search, flow: Flow[Any], problem: Problem, seed: int) -> None:
+    def __init__(self, settings: Mcts, flow: Flow[Any], problem: Problem, seed: int) -> None:
         self.settings, self.flow, self.problem, self.seed = settings, flow, problem, seed
         start = flow.start(problem)
         self.root = _Node(parent=None, state=start, turn=flow.turn(start))
@@ -122,9 +130,9 @@ class _Search:
                 f"{settings.valued_by!r}; leave it empty to play every new state to its end"
             )
 
-    def expand(self, node: _Node, num: int) -> Play:
+    def expand(self, node: _Node, num: int) -> RolloutSteps:
         """Draw this many completions at a node, and play on from those that are new."""
-        drawn: dict[int, Said] = {}
+        drawn: dict[int, Sampled] = {}
         first, self.num_drawn = self.num_drawn, self.num_drawn + num
         node.num_drawn += num
         for index in range(first, first + num):
@@ -145,12 +153,12 @@ class _Search:
             tree.add_rollout(None if above.said is None else above.id, said, rollout.solution, value=value)
         return tree
 
-    def _draw(self, node: _Node, index: int, drawn: dict[int, Said], num: int) -> Play:
+    def _draw(self, node: _Node, index: int, drawn: dict[int, Sampled], num: int) -> RolloutSteps:
         drawn[index] = yield from self._say(node, index)
         if len(drawn) == num:
             yield from self._play_on(node, [drawn[i] for i in sorted(drawn)], min(drawn))
 
-    def _play_on(self, node: _Node, drawn: Sequence[Said], first: int) -> Play:
+    def _play_on(self, node: _Node, drawn: Sequence[Sampled], first: int) -> RolloutSteps:
         """Add the new completions as children, and play each of them to the end."""
         started: list[_Rollout] = []
         for index, said in enumerate(drawn, start=first):
@@ -164,7 +172,7 @@ class _Search:
         for rollout in started:
             yield self._finish(rollout, started, waiting)
 
-    def _finish(self, rollout: _Rollout, started: Sequence[_Rollout], waiting: list[int]) -> Play:
+    def _finish(self, rollout: _Rollout, started: Sequence[_Rollout], waiting: list[int]) -> RolloutSteps:
         node, valued = rollout.first, False
         while node.turn is not None and not valued:
             said = yield from self._say(node, rollout.index)
@@ -175,33 +183,33 @@ class _Search:
         if rollout.stopped:
             rollout.value = _said_value(node)
         else:
-            verdict = yield from check(self.problem, rollout.solution)
+            verdict = yield from verify(self.problem, rollout.solution)
             rollout.value = None if verdict.reward is None else 2 * verdict.reward - 1
         waiting[0] -= 1
         if not waiting[0]:
             yield from self._next(started)
 
-    def _next(self, done: Sequence[_Rollout]) -> Play:
+    def _next(self, done: Sequence[_Rollout]) -> RolloutSteps:
         """Back up what was found, and expand the next node, if there is one and the budget allows."""
         for rollout in done:
             rollout.leaf.closed = not rollout.stopped
             for node in _up(rollout.leaf):
-                node.num_plays += 1
+                node.num_rollouts += 1
                 if rollout.value is not None:
                     node.num_valued += 1
                     node.total += rollout.value
         self._close()
-        if len(self.rollouts) < self.settings.num_plays and not self.root.closed:
+        if len(self.rollouts) < self.settings.num_rollouts and not self.root.closed:
             node = self._select()
-            left = self.settings.num_plays - len(self.rollouts)
+            left = self.settings.num_rollouts - len(self.rollouts)
             yield self.expand(node, min(left, self._num_wanted(node) - node.num_drawn))
 
     def _select(self) -> _Node:
         node = self.root
         while node.num_drawn >= self._num_wanted(node):
-            visits, puct = math.sqrt(node.num_plays), self.settings.puct
+            visits, puct = math.sqrt(node.num_rollouts), self.settings.puct
             open_ones = [child for child in node.children if not child.closed]
-            node = max(open_ones, key=lambda one: one.value + puct * one.prior * visits / (1 + one.num_plays))
+            node = max(open_ones, key=lambda one: one.value + puct * one.prior * visits / (1 + one.num_rollouts))
         return node
 
     def _close(self) -> None:
@@ -221,7 +229,7 @@ class _Search:
         """How many completions are drawn at a node that is expanded."""
         return 1 if self._is_valued(node) else self.settings.num_children
 
-    def _say(self, node: _Node, index: int) -> Generator[Ask | Check | Play, Said | Verdict, Said]:
+    def _say(self, node: _Node, index: int) -> Generator[Yields, Sampled | Verdict, Sampled]:
         """Ask what a node's turn asks, on behalf of one play. Raises `FlowError` for a turn that breaks a rule."""
         assert node.turn is not None
         depth = sum(1 for _ in _up(node)) - 1
@@ -234,9 +242,11 @@ class _Search:
         # Play 0 is drawn as any exploration draws its trunk.
         place = (-1, 0, depth) if index == 0 else ("search", index, depth)
         seed = derive(self.seed, self.problem.id, *place)
-        return say(Ask(turn=node.turn, sampling=self.settings.sampling(node.turn, trunk=index == 0), seed=seed))
+        return sample(
+            SampleRequest(turn=node.turn, sampling=self.settings.for_turn(node.turn, trunk=index == 0), seed=seed)
+        )
 
-    def _child(self, node: _Node, said: Said) -> _Node:
+    def _child(self, node: _Node, said: Sampled) -> _Node:
         state = self.flow.advance(node.state, said.completion)
         child = _Node(
             parent=node,

@@ -1,7 +1,7 @@
 """What does a round teach that begins with its right plays?
 
-Critical Plan Step Learning goes in rounds (arXiv 2409.08642): search with the policy as it is, fine-tune on
-what was right, then learn which steps were better. A round is one call, with the trees of `run.explore_ahead` problems:
+Critical Plan Step Learning goes in rounds (arXiv 2409.08642): search with the policy as it is, fine-tune on what was
+right, then learn which steps were better. A round is one call, with the trees of `run.problems_per_batch` problems:
 
     trees of 200 problems    ->    all that is said again, problem by problem, and behind it all pairs
 
@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example
 from flow_dpo.recipes.cpl.value_pairs import ValuePairs
-from flow_dpo.recipes.rejection_sampling.credit import RightOnes
+from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
 
 
 @dataclass(frozen=True, kw_only=True)
-class RightThenPairs:
+class SftThenPairs:
     """Right plays, and behind them pairs of siblings by value."""
 
-    right: RightOnes = field(default_factory=RightOnes)
+    right: CorrectRollouts = field(default_factory=CorrectRollouts)
     """Which plays are said again (their number is not stated in what the recipe was made from)."""
     pairs: ValuePairs = field(default_factory=ValuePairs)
 

@@ -18,18 +18,18 @@ import torch
 
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.objective import Loss, TokenLogprobs
-from flow_dpo.core.types import Example, Pair, Scored
-from flow_dpo.recipes.rejection_sampling.objective import Likelihood
+from flow_dpo.core.types import Example, Pair, ScoredCompletion
+from flow_dpo.recipes.rejection_sampling.objective import Nll
 
 
 @dataclass(frozen=True, kw_only=True)
-class SayThenPrefer:
-    """`Likelihood` of what is scored and `Dpo` of what is paired: the two losses of a round that begins by fine-tuning
+class SftThenDpo:
+    """`Nll` of what is scored and `Dpo` of what is paired: the two losses of a round that begins by fine-tuning
     on right plays (Critical Plan Step Learning, arXiv 2409.08642)."""
 
-    eats: ClassVar[tuple[type, ...]] = (Pair, Scored)
+    accepts: ClassVar[tuple[type, ...]] = (Pair, ScoredCompletion)
 
-    say: Likelihood = field(default_factory=Likelihood)
+    say: Nll = field(default_factory=Nll)
     prefer: Dpo = field(default_factory=Dpo)
 
     @property
@@ -39,7 +39,11 @@ class SayThenPrefer:
     def __call__(
         self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
-        said = [(example, mine) for example, mine in zip(examples, policy, strict=True) if isinstance(example, Scored)]
+        said = [
+            (example, mine)
+            for example, mine in zip(examples, policy, strict=True)
+            if isinstance(example, ScoredCompletion)
+        ]
         pairs = [
             (example, mine, theirs)
             for example, mine, theirs in zip(examples, policy, reference, strict=True)

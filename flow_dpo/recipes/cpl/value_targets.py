@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from flow_dpo.core.tree import Node, Tree
-from flow_dpo.core.types import Completion, Example, Role, Scored
+from flow_dpo.core.types import Completion, Example, Role, ScoredCompletion
 from flow_dpo.recipes.cpl.value_pairs import ValuePairs
 
 
@@ -34,12 +34,12 @@ class ValuesThenPairs:
         """All that the role should have said, then all pairs."""
         return [*(example for tree in trees for example in self._of_tree(tree)), *self.pairs(trees)]
 
-    def _of_tree(self, tree: Tree) -> list[Scored]:
+    def _of_tree(self, tree: Tree) -> list[ScoredCompletion]:
         reward = None if tree.trunk.verdict is None else tree.trunk.verdict.reward
         if reward is None:
             return []
         return [
-            Scored(
+            ScoredCompletion(
                 request=node.request,
                 completion=_word(node, 0 if reward else 1),
                 advantage=1.0,

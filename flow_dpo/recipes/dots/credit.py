@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from flow_dpo.core.credit import scored_as_sampled, scored_for
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Scored
+from flow_dpo.core.types import ScoredCompletion
 
 TAUGHT = "taught"
 """Tag of the rollout in which an exploration lays down what a search has found best."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestWay:
+class BestTrajectory:
     """The way that a search found best, as the planner is to say it: why, and which (DOTS, arXiv 2410.03864).
 
     The "taught" rollout's first completion, an explanation in hindsight, is learned for the trunk's first request, in
@@ -26,11 +26,11 @@ class BestWay:
     """Also learn the first right play of the best way, turn by turn: the paper's internalised planner. Otherwise the
     planner alone is learned, and what solves stays as it was."""
 
-    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+    def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, tree by tree."""
         return [example for tree in trees for example in self._of_tree(tree)]
 
-    def _of_tree(self, tree: Tree) -> list[Scored]:
+    def _of_tree(self, tree: Tree) -> list[ScoredCompletion]:
         *plays, last = tree.rollouts
         taught = tree.path(last.leaf)
         if TAUGHT not in taught[0].tags:

@@ -21,9 +21,9 @@ from typing import Any
 
 from flow_dpo.core.credit import ELSEWHERE
 from flow_dpo.core.errors import ConfigError, FlowError
-from flow_dpo.core.explore import Drawing
+from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.rollouts import Ask, Play, Said, Speaker, say
+from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Message, Problem, Turn
@@ -41,10 +41,10 @@ HINDSIGHT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromTrajectories(Drawing):
+class TrajectorySearch(TurnSampling):
     """The planner's own play, then a search over all ways."""
 
-    num_plays: int = 4
+    num_rollouts: int = 4
     """Plays of a way in a round."""
     num_rounds: int = 2
     """After the first, only kept ways are played. 0 searches nothing: the planner's own play is all there is."""
@@ -54,44 +54,46 @@ class FromTrajectories(Drawing):
     """Ways that are left in the end, best first; the first is taught."""
 
     def __post_init__(self) -> None:
-        if self.num_plays < 1 or self.num_rounds < 0 or not 0 < self.num_best <= self.num_kept:
+        if self.num_rollouts < 1 or self.num_rounds < 0 or not 0 < self.num_best <= self.num_kept:
             raise ConfigError(
-                f"expected num_plays of 1 or more, num_rounds of 0 or more and 0 < num_best <= num_kept, found "
-                f"{self.num_plays}, {self.num_rounds}, {self.num_best} and {self.num_kept}"
+                f"expected num_rollouts of 1 or more, num_rounds of 0 or more and 0 < num_best <= num_kept, found "
+                f"{self.num_rollouts}, {self.num_rounds}, {self.num_best} and {self.num_kept}"
             )
 
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+    def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         if not isinstance(flow, Planned):
             raise FlowError(f"a search over ways needs the flow Planned, found {type(flow).__name__}")
         if flow.programs:
             check_platform()
             log.warning("running programs that the model writes, in a sandbox (--flow.programs)")
-        searches = [_Search(self, flow, problem, speaker, seed) for problem in problems]
-        speaker.run([search.trunk.play() for search in searches])
+        searches = [_Search(self, flow, problem, runner, seed) for problem in problems]
+        runner.run([search.trunk.play() for search in searches])
         for number in range(self.num_rounds):
             chains = [chain for search in searches for chain in search.begin_round(number)]
-            speaker.run([chain.play() for chain in chains])
+            runner.run([chain.play() for chain in chains])
             for search in searches:
                 search.end_round(last=number == self.num_rounds - 1)
-        speaker.run([search.explain() for search in searches if search.decides])
+        runner.run([search.explain() for search in searches if search.decides])
         return [search.tree() for search in searches]
 
-    def alone(self, *, greedy: bool) -> FromTrajectories:
+    def alone(self, *, greedy: bool) -> TrajectorySearch:
         return replace(self, num_rounds=0, greedy_trunk=greedy)
 
 
 class _Search:
     """The ways of one problem while they are being tried."""
 
-    def __init__(self, explore: FromTrajectories, flow: Planned, problem: Problem, speaker: Speaker, seed: int) -> None:
-        self.explore, self.flow, self.problem, self.speaker = explore, flow, problem, speaker
+    def __init__(
+        self, explore: TrajectorySearch, flow: Planned, problem: Problem, runner: RolloutRunner, seed: int
+    ) -> None:
+        self.explore, self.flow, self.problem, self.runner = explore, flow, problem, runner
         self.seed = derive(seed, problem.id, "trajectories")
         self.trunk = self._chain(flow, "trunk", trunk=True)
         self.ways = [way.name for way in flow.trajectories] if explore.num_rounds else []
         self.plays: dict[str, list[tuple[Chain, bool]]] = {way: [] for way in self.ways}
         """Of every way, its plays and whether each was right."""
         self.running: list[tuple[str, Chain]] = []
-        self.hindsight: Said | None = None
+        self.hindsight: Sampled | None = None
 
     @property
     def decides(self) -> bool:
@@ -103,7 +105,7 @@ class _Search:
         self.running = [
             (way, self._chain(replace(self.flow, fixed=way), way, number, index))
             for way in self.ways
-            for index in range(self.explore.num_plays)
+            for index in range(self.explore.num_rollouts)
         ]
         return [chain for _, chain in self.running]
 
@@ -117,14 +119,16 @@ class _Search:
         if last:
             self.ways = self.ways[: self.explore.num_best]
 
-    def explain(self) -> Play:
+    def explain(self) -> RolloutSteps:
         """Ask the model why the best way suits the problem."""
         words = self.problem.question + HINDSIGHT.replace("{way}", self.ways[0].replace("+", ", then "))
         turn = Turn(
             role=ANSWER, messages=(Message(role="user", content=(words,)),), max_tokens=self.flow.explanation_tokens
         )  # fmt: skip
-        sampling = self.explore.sampling(turn, trunk=False)
-        self.hindsight = yield from say(Ask(turn=turn, sampling=sampling, seed=derive(self.seed, "hindsight")))
+        sampling = self.explore.for_turn(turn, trunk=False)
+        self.hindsight = yield from sample(
+            SampleRequest(turn=turn, sampling=sampling, seed=derive(self.seed, "hindsight"))
+        )
 
     def tree(self) -> Tree:
         """All plays, and behind them what is taught."""
@@ -145,7 +149,7 @@ class _Search:
         turn = self.flow.turn(self.flow.advance(PlannedState(problem=self.problem), explanation))
         assert turn is not None
         assert turn.role == PLAN
-        request = self.speaker.renderer.render(turn)
+        request = self.runner.renderer.render(turn)
         choice = [way.name for way in self.flow.trajectories].index(self.ways[0])
         return request, Completion(
             token_ids=(request.choices[choice],),
@@ -176,5 +180,5 @@ class _Search:
         waiting = self.flow.awaiting(state) if self.flow.programs else ()
         if not waiting:
             return state
-        ran = run_program(code_of(self.speaker.renderer.to_text(waiting)))
+        ran = run_program(code_of(self.runner.renderer.to_text(waiting)))
         return self.flow.told(state, output=ran.output, reason=ran.reason)

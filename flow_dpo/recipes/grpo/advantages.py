@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Scored
+from flow_dpo.core.types import ScoredCompletion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +29,17 @@ class GroupAdvantages:
     scale: bool = True
     """Divide by the standard deviation. Without (Dr. GRPO, arXiv 2503.20783), easy and hard questions weigh alike."""
 
-    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+    def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, in the order of their nodes."""
         return [example for tree in trees for example in self._of_tree(tree)]
 
-    def _of_tree(self, tree: Tree) -> list[Scored]:
+    def _of_tree(self, tree: Tree) -> list[ScoredCompletion]:
         rewards = {r.id: r.verdict.reward for r in tree.rollouts if r.verdict and r.verdict.reward is not None}
         if len(set(rewards.values())) < 2:
             return []
         mean, spread = fmean(rewards.values()), pstdev(rewards.values())
         return [
-            Scored(
+            ScoredCompletion(
                 request=node.request,
                 completion=node.completion,
                 advantage=(rewards[node.rollout] - mean) / (spread if self.scale else 1.0),

@@ -14,7 +14,7 @@ import torch
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.objective import Loss, TokenLogprobs
-from flow_dpo.core.types import Scored
+from flow_dpo.core.types import ScoredCompletion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class ClippedPolicyGradient:
     of - A mean log pi. The penalty is the estimator k3, never below 0.
     """
 
-    eats: ClassVar[tuple[type, ...]] = (Scored,)
+    accepts: ClassVar[tuple[type, ...]] = (ScoredCompletion,)
 
     clip_range: float = 0.2
     """e: beyond it a token that has already moved the right way gives no more."""
@@ -52,7 +52,7 @@ class ClippedPolicyGradient:
         return self.kl_coef > 0
 
     def __call__(
-        self, examples: Sequence[Scored], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+        self, examples: Sequence[ScoredCompletion], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
         losses: list[torch.Tensor] = []
         names = ("kl", "clipped", "ratio", "completion_logprobs", "advantage")

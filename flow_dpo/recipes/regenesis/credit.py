@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from flow_dpo.core.credit import distinct_correct, scored_for
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Scored
+from flow_dpo.core.types import ScoredCompletion
 
 
 @dataclass(frozen=True, kw_only=True)
-class RightPaths:
+class CorrectFinals:
     """The last completion of right plays, learned for the *trunk's* first request: the plain question (ReGenesis, arXiv
     2410.02108, section 3.2.1). What led to it, guidelines, structures and hints, is not learned.
 
@@ -26,11 +26,11 @@ class RightPaths:
         if self.max_per_problem < 0:
             raise ConfigError(f"max_per_problem must be 0 (all) or more, found {self.max_per_problem}")
 
-    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+    def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, tree by tree."""
         return [example for tree in trees for example in self._of_tree(tree)]
 
-    def _of_tree(self, tree: Tree) -> list[Scored]:
+    def _of_tree(self, tree: Tree) -> list[ScoredCompletion]:
         ends = [tree.nodes[rollout.leaf] for rollout in distinct_correct(tree) if rollout.id != tree.trunk.id]
         paths = {node.completion.token_ids: node for node in reversed([n for n in ends if "hinted" not in n.tags])}
         paths = paths or {node.completion.token_ids: node for node in reversed(ends)}

@@ -10,7 +10,7 @@ for.
     behind           adapt, structure, path with a hint   only where none of those before is right
 
 Invariant: every guideline and every group is tried at most once a problem without a hint, each equally likely where
-`num_plays` is less than 45.
+`num_rollouts` is less than 45.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo.core.errors import ConfigError, FlowError
-from flow_dpo.core.explore import Drawing, Group, one_play
+from flow_dpo.core.explore import Group, TurnSampling, single_rollout
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Turn
@@ -45,10 +45,10 @@ def advice(seed: int) -> tuple[tuple[str, ...], ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromGuidelines(Drawing):
+class GuidelineRollouts(TurnSampling):
     """The plain flow once, then paths from guidelines, then hinted ones where nothing was right."""
 
-    num_plays: int = 45
+    num_rollouts: int = 45
     """Guidelines and groups that are tried on a problem, of the 45 there are."""
     num_hinted: int = 5
     """Paths with a hint where none without is right; the authors' code plays its 20 groups."""
@@ -58,24 +58,24 @@ class FromGuidelines(Drawing):
 
     def __post_init__(self) -> None:
         most = len(GUIDELINES) + NUM_GROUPS
-        if not 0 < self.num_plays <= most or not 0 <= self.num_hinted <= most:
+        if not 0 < self.num_rollouts <= most or not 0 <= self.num_hinted <= most:
             raise ConfigError(
-                f"expected num_plays from 1 and num_hinted from 0, each to {most}, found {self.num_plays} and "
+                f"expected num_rollouts from 1 and num_hinted from 0, each to {most}, found {self.num_rollouts} and "
                 f"{self.num_hinted}"
             )
 
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+    def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         ways = advice(seed)
         trunks = [
             Chain(flow, problem, self, seed=derive(seed, problem.id, "trunk"), trunk=True) for problem in problems
         ]
         free = [self._chains(flow, problem, ways, seed, hinted=False) for problem in problems]
-        speaker.run([chain.play() for chain in [*trunks, *(one for chains in free for one in chains)]])
+        runner.run([chain.play() for chain in [*trunks, *(one for chains in free for one in chains)]])
         hinted: list[list[Chain]] = [
             [] if any(chain.right for chain in chains) else self._chains(flow, problem, ways, seed, hinted=True)
             for problem, chains in zip(problems, free, strict=True)
         ]
-        speaker.run([chain.play() for chains in hinted for chain in chains])
+        runner.run([chain.play() for chains in hinted for chain in chains])
         trees: list[Tree] = []
         for trunk, one, other in zip(trunks, free, hinted, strict=True):
             tree = Tree(problem=trunk.problem)
@@ -85,14 +85,14 @@ class FromGuidelines(Drawing):
         return trees
 
     def alone(self, *, greedy: bool) -> Group:
-        return one_play(self, greedy=greedy)
+        return single_rollout(self, greedy=greedy)
 
     def _chains(
         self, flow: Flow[Any], problem: Problem, ways: Sequence[tuple[str, ...]], seed: int, *, hinted: bool
     ) -> list[Chain]:
         """Plays in an order drawn for the problem, so that keeping the first few prefers no guideline."""
         start = derive(seed, problem.id, "hinted" if hinted else "guided")
-        order = random.Random(start).sample(range(len(ways)), self.num_hinted if hinted else self.num_plays)
+        order = random.Random(start).sample(range(len(ways)), self.num_hinted if hinted else self.num_rollouts)
         plain = _plain_turn(flow, problem)
         return [
             Chain(

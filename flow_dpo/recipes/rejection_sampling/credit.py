@@ -1,8 +1,8 @@
 """Which plays are worth saying again?
 
-Credits for learning by imitation: they keep completions and give them all the same advantage, 1. `RightOnes` keeps what
-verifiably ended right, the filter of rejection-sampling fine-tuning and expert iteration (STaR, arXiv 2203.14465; RFT,
-arXiv 2308.01825; ReST-EM, arXiv 2312.06585). Of four plays of one problem:
+Credits for learning by imitation: they keep completions and give them all the same advantage, 1. `CorrectRollouts`
+keeps what verifiably ended right, the filter of rejection-sampling fine-tuning and expert iteration (STaR, arXiv
+2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585). Of four plays of one problem:
 
     A0 "3+4=7"  right      kept
     A1 "3+4=8"  wrong
@@ -21,11 +21,11 @@ from itertools import islice
 from flow_dpo.core.credit import distinct_correct, scored_as_sampled
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Scored
+from flow_dpo.core.types import ScoredCompletion
 
 
 @dataclass(frozen=True, kw_only=True)
-class RightOnes:
+class CorrectRollouts:
     """Every completion on the way to a right answer, of the first distinct plays that reached one."""
 
     max_per_problem: int = 1
@@ -36,11 +36,11 @@ class RightOnes:
         if self.max_per_problem < 0:
             raise ConfigError(f"max_per_problem must be 0 (all) or more, found {self.max_per_problem}")
 
-    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+    def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, in the order of their plays; a node that two plays share is one example."""
         return [example for tree in trees for example in self._of_tree(tree)]
 
-    def _of_tree(self, tree: Tree) -> list[Scored]:
+    def _of_tree(self, tree: Tree) -> list[ScoredCompletion]:
         kept = list(islice(distinct_correct(tree), self.max_per_problem or None))
         nodes = dict.fromkeys(node.id for rollout in kept for node in tree.path(rollout.leaf))
         return [scored_as_sampled(tree, tree.nodes[id]) for id in nodes]

@@ -1,6 +1,6 @@
 """How is what was kept made likelier?
 
-`Likelihood` is the objective of imitation: fine-tuning on what a credit kept, without a reference and without what was
+`Nll` is the objective of imitation: fine-tuning on what a credit kept, without a reference and without what was
 rejected. One completion of two tokens, kept with advantage 1:
 
     policy   -0.2 -0.6      loss 0.4, and -1/2 its derivative by each token's log-probability
@@ -18,11 +18,11 @@ import torch
 
 from flow_dpo.core.errors import ObjectiveError
 from flow_dpo.core.objective import Loss, TokenLogprobs
-from flow_dpo.core.types import Scored
+from flow_dpo.core.types import ScoredCompletion
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likelihood:
+class Nll:
     """Advantage-weighted negative log-likelihood, a mean over each completion's tokens:
 
         loss = - weight * advantage * (1 / |y|) * sum over t of log pi(y_t | x, y_<t)
@@ -33,14 +33,14 @@ class Likelihood:
     its loss would have no lower bound.
     """
 
-    eats: ClassVar[tuple[type, ...]] = (Scored,)
+    accepts: ClassVar[tuple[type, ...]] = (ScoredCompletion,)
 
     @property
     def needs_reference(self) -> bool:
         return False
 
     def __call__(
-        self, examples: Sequence[Scored], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+        self, examples: Sequence[ScoredCompletion], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
         worst = min((example.advantage for example in examples), default=1.0)
         if worst < 0:

@@ -15,30 +15,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flow_dpo.core.explore import Drawing, Group, one_play
+from flow_dpo.core.explore import Group, TurnSampling, single_rollout
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.rollouts import Play, Speaker, check
+from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, verify
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Status
 from flow_dpo.recipes.step_rollouts import Branched, Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferencePath(Drawing):
+class ReferencePath(TurnSampling):
     """Plays of a problem, and completions from every state on the first right one. The first play is the trunk."""
 
-    num_plays: int = 10
+    num_rollouts: int = 10
     """Plays in search of a right one; the authors' is 10."""
     num_completions: int = 10
     """Completions from a state; the authors' is 10."""
 
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        explored = [_Searched(self, flow, problem, speaker, seed, self.num_completions) for problem in problems]
-        speaker.run([one.search(one.new_path()) for one in explored for _ in range(self.num_plays)])
+    def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        explored = [_Searched(self, flow, problem, runner, seed, self.num_completions) for problem in problems]
+        runner.run([one.search(one.new_path()) for one in explored for _ in range(self.num_rollouts)])
         return [one.tree() for one in explored]
 
     def alone(self, *, greedy: bool) -> Group:
-        return one_play(self, greedy=greedy)
+        return single_rollout(self, greedy=greedy)
 
 
 class _Searched(Branched):
@@ -48,11 +48,11 @@ class _Searched(Branched):
         super().__init__(*args)
         self._found: dict[int, Status] = {}
 
-    def search(self, path: Path) -> Play:
+    def search(self, path: Path) -> RolloutSteps:
         """Play one path to its end; if it is the last, branch the first right one of all."""
         yield from self.play(path, probing=False)
         assert path.solution is not None
-        verdict = yield from check(self.problem, path.solution)
+        verdict = yield from verify(self.problem, path.solution)
         self._found[path.index] = verdict.status
         if len(self._found) < len(self.paths):
             return

@@ -21,7 +21,7 @@ from flow_dpo.core.types import Pair
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathOdds:
+class OddsRatio:
     """Likelihood of the chosen path and an odds ratio behind the common prefix (Reasoning Paths Optimization, Chia et
     al., arXiv 2410.10858, section 3; the ratio is that of ORPO, Hong et al., arXiv 2403.07691, equation 7).
 
@@ -33,7 +33,7 @@ class PathOdds:
     d log odds / d m = 1 / (1 - e^m): a continuation that is nearly certain is pushed hardest.
     """
 
-    eats: ClassVar[tuple[type, ...]] = (Pair,)
+    accepts: ClassVar[tuple[type, ...]] = (Pair,)
 
     exploration_weight: float = 0.3
     """lambda; the authors' are 0.1 to 0.3."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from flow_dpo.core.tree import Node, Rollout, Tree
-from flow_dpo.core.types import Request, Scored
+from flow_dpo.core.types import Request, ScoredCompletion
 
 
 def state_values(tree: Tree) -> dict[Request, float]:
@@ -43,7 +43,7 @@ class StepAdvantages:
     """Weigh steps by their tokens, mean 1, so that the mean loss is that over all tokens, as PPO has it. Without, a
     step weighs as much as any other."""
 
-    def __call__(self, trees: Sequence[Tree]) -> list[Scored]:
+    def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, path by path."""
         known = [(tree, state_values(tree)) for tree in trees]
         found = [
@@ -59,7 +59,7 @@ class StepAdvantages:
             advantages = _whitened(advantages, lengths)
         mean_length = math.fsum(lengths) / max(len(lengths), 1)
         return [
-            Scored(
+            ScoredCompletion(
                 request=node.request,
                 completion=node.completion,
                 advantage=advantage,

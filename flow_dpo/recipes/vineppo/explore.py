@@ -15,27 +15,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flow_dpo.core.explore import Drawing, Group, one_play
+from flow_dpo.core.explore import Group, TurnSampling, single_rollout
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.rollouts import Speaker
+from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem
 from flow_dpo.recipes.step_rollouts import Branched
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vine(Drawing):
+class StepRollouts(TurnSampling):
     """Paths of a problem, and completions from every distinct state on them. The paths' first is its trunk."""
 
-    num_plays: int = 8
+    num_rollouts: int = 8
     """Paths of a problem; VinePPO's is 8."""
     num_completions: int = 9
     """Completions from a state; VinePPO's K is 9."""
 
-    def __call__(self, flow: Flow[Any], speaker: Speaker, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        explored = [Branched(self, flow, problem, speaker, seed, self.num_completions) for problem in problems]
-        speaker.run([one.play(one.new_path(), probing=True) for one in explored for _ in range(self.num_plays)])
+    def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        explored = [Branched(self, flow, problem, runner, seed, self.num_completions) for problem in problems]
+        runner.run([one.play(one.new_path(), probing=True) for one in explored for _ in range(self.num_rollouts)])
         return [one.tree() for one in explored]
 
     def alone(self, *, greedy: bool) -> Group:
-        return one_play(self, greedy=greedy)
+        return single_rollout(self, greedy=greedy)

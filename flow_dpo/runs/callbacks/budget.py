@@ -42,7 +42,7 @@ def spent(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     total = {"tokens": 0, "verdicts": 0, "updates": 0, "played": 0, "learned": 0}
     for row in rows:
         learned = sum(int(value) for name, value in row.items() if name.startswith("learn/") and _is_tokens(name))
-        played = int(row["play/sampled_tokens"])
+        played = int(row["rollout/sampled_tokens"])
         verdicts = int(row.get("num_verdicts", row["num_rollouts"]))  # runs of before plays could stop have one a play
         now = {"tokens": played + learned, "verdicts": verdicts, "updates": int(row["learn/updates"])}
         for name, value in {**now, "played": played, "learned": learned}.items():
@@ -55,7 +55,7 @@ def _is_tokens(name: str) -> bool:
     return name.count("/") == 2 and name.endswith("/tokens")
 
 
-class Purse:
+class BudgetCallback:
     """A recorder that counts what a run spends, and lets problems through until it is enough."""
 
     def __init__(self, settings: BudgetSettings, rows: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -68,13 +68,13 @@ class Purse:
         """Whether all that the budget names is spent; never where it names nothing."""
         return bool(self._limits) and all(self._spent[name] >= limit for name, limit in self._limits.items())
 
-    def record(self, row: Mapping[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+    def on_batch(self, row: Mapping[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Count one batch."""
         for name, value in spent([row]).items():
             self._spent[name] += value
 
-    def pay(self, problems: Iterable[Problem]) -> Iterator[Problem]:
-        """The problems, until the purse is empty."""
+    def until_spent(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+        """The problems, until the budget is empty."""
         for problem in problems:
             if self.empty:
                 return

@@ -24,7 +24,7 @@ _GROWN = 0.5
 """Margin beyond which it has grown."""
 
 
-class StopWatcher:
+class StopCollapseWarning:
     """A recorder that warns once when Stop's pairs nearly all prefer one word: Stop is collapsing."""
 
     def __init__(self, least_pairs: int = 40) -> None:
@@ -32,7 +32,7 @@ class StopWatcher:
         self._least = least_pairs
         self._warned = False
 
-    def record(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+    def on_batch(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Count one batch's pairs of choosing roles."""
         for example in examples:
             if isinstance(example, Pair) and example.request.choices:
@@ -50,7 +50,7 @@ class StopWatcher:
                 )  # fmt: skip
 
 
-class LikelihoodWatcher:
+class ChosenLikelihoodWarning:
     """A recorder that warns once when a role's chosen completions become less likely though its margin grows.
 
     DPO asks for a difference alone, and may get it by pushing both sides down (Pal et al., arXiv 2402.13228).
@@ -62,7 +62,7 @@ class LikelihoodWatcher:
         self._rows: dict[str, list[tuple[float, float]]] = {}
         self._warned = False
 
-    def record(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+    def on_batch(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Look at one batch's updates."""
         for name, ratio in row.items():
             if not (name.startswith("learn/") and name.endswith("/chosen_ratio")):

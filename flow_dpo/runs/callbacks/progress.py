@@ -50,7 +50,7 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def record(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+    def on_batch(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Show one batch."""
         self._examples += len(examples)
         self._unit = "pairs" if any(isinstance(example, Pair) for example in examples) else self._unit
@@ -65,7 +65,7 @@ class ProgressBar:
             self._console.print(Text(f"{seen} problems  {state}"))
 
 
-def say(console: Console, text: str) -> None:
+def print_safe(console: Console, text: str) -> None:
     """Print text that may hold anything: no markup and no control sequence in it has an effect."""
     console.print(Text(visible(text)), highlight=False, soft_wrap=True)
 

@@ -1,0 +1,100 @@
+"""The parts that the loop is handed, as far as it needs them.
+
+Whoever has these methods fits: a learner over several processes is a `Learns`, a reward function behind an object is a
+`Grader`, a fleet of machines is a `RolloutWorkers`. Invariant: nothing in this room knows a concrete one.
+
+    workers = InProcessWorkers(Backends(engine=engine, renderer=renderer, grader=grader))
+    learn(recipe, problems, workers, learner, callbacks=[lambda row, trees, examples: print(row)])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flow_dpo.core.engine import Engine, RendersTurns
+from flow_dpo.core.types import Adapter, Example, Problem, Role, Solution, Verdict
+
+if TYPE_CHECKING:
+    from flow_dpo.core.explore import Explore
+    from flow_dpo.core.flow import Flow
+    from flow_dpo.core.objective import Objective
+    from flow_dpo.core.tree import Tree
+
+Row = dict[str, Any]
+"""One batch's metrics, by their names."""
+
+
+class Grader(Protocol):
+    """Says which solutions are right. One object answers the loop, the explorations and the evaluation alike."""
+
+    def begin(self, problem: Problem, solution: Solution) -> None:
+        """Start looking at a finished solution that will be asked about, and return at once. May do nothing."""
+        ...
+
+    def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
+        """The verdict on each solution, in their order."""
+        ...
+
+    def grade(self, trees: Sequence[Tree]) -> None:
+        """Put text and verdict to every rollout of the trees that was sampled to its end (`Tree.grade`)."""
+        ...
+
+    def check_texts(self, items: Sequence[tuple[Problem, str, bool]]) -> list[Verdict]:
+        """The verdict on each text, in their order; the flag says whether it ended by itself or was cut off."""
+        ...
+
+
+class Learns(Protocol):
+    """Turns examples into the next version of the adapters."""
+
+    @property
+    def adapters(self) -> Mapping[Role, Adapter]:
+        """The adapters in force, one a role."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Updates made so far."""
+        ...
+
+    def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
+        """Take the examples in, learn from as many as make an update, and return metrics."""
+        ...
+
+
+class RolloutWorkers(Protocol):
+    """Sample and grade whole problems: in this process, on several servers, or on a cluster.
+
+    A problem's tree depends on the problem, the seed and the adapters in force, and on nothing beside it.
+    """
+
+    def rollout(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        """One graded tree a problem, in their order."""
+        ...
+
+    def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
+        """Sample with these adapters from now on."""
+        ...
+
+    def take_stats(self) -> dict[str, float]:
+        """Counts and seconds of the work done since last asked."""
+        ...
+
+
+class Callback(Protocol):
+    """Hears of every batch: the run folder, a progress bar, a tracker, a test's list."""
+
+    def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+        """One batch was sampled, graded and learned from. `row` is complete and must not be changed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backends:
+    """What rollouts are sampled and graded with."""
+
+    engine: Engine
+    renderer: RendersTurns
+    grader: Grader
