@@ -72,7 +72,8 @@ def measured(settings: argparse.Namespace) -> dict[int, list[State]]:
     from flow_dpo.recipes.vineppo.credit import state_values
     from flow_dpo.recipes.vineppo.explore import StepRollouts
     from flow_dpo.runs.adapters import SpeakingSettings, load_adapters
-    from flow_dpo.runs.build import default_settings, open_runtime
+    from flow_dpo.runs.runtime import open_runtime
+    from flow_dpo.runs.settings import default_settings
 
     default = default_settings("vineppo", "seed")
     flow, explore = default.recipe.flow, default.recipe.explore

@@ -17,7 +17,7 @@ from flow_dpo.cli.sft import parse_sft
 from flow_dpo.evaluate.contamination import OverlapSettings
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.runs.adapters import SpeakingSettings
-from flow_dpo.runs.build import default_settings
+from flow_dpo.runs.settings import default_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

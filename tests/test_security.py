@@ -16,8 +16,8 @@ from rich.console import Console
 from flow_dpo.cli import generate
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.runs.build import refuse_unasked
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.settings import refuse_unasked
 
 GUARDED = """
 import socket, sys

@@ -35,8 +35,8 @@ from flow_dpo.evaluate.compare.jobs import Command, JobRunner
 from flow_dpo.evaluate.compare.summary import Told, markdown, summarise
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import one_pass
-from flow_dpo.runs.build import RuntimeSettings, TrainSettings, defaults_of
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, defaults_of
 from flow_dpo.traces import sft
 
 SUMMARY = "comparison.json"

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""`flow-dpo evaluate`: measure a model, or a run's adapters, on a data set."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, write_predi
 from flow_dpo.evaluate.evaluate import evaluate as measure
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import SpeakingSettings, load_adapters, played, settings_of
-from flow_dpo.runs.build import RuntimeSettings, defaults_of, of_its_engine, open_runtime
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.runtime import open_runtime
+from flow_dpo.runs.settings import RuntimeSettings, defaults_of, of_its_engine
 
 
 def evaluate(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""`flow-dpo export`: traces, or a run's pairs, for other trainers."""
 
 from __future__ import annotations
 

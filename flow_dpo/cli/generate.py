@@ -16,8 +16,9 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import SpeakingSettings, load_adapters, played, settings_of, taught
-from flow_dpo.runs.build import RuntimeSettings, defaults_of, of_its_engine, open_runtime
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.runtime import open_runtime
+from flow_dpo.runs.settings import RuntimeSettings, defaults_of, of_its_engine
 from flow_dpo.traces.generate import GenerateSettings
 from flow_dpo.traces.generate import generate as play
 from flow_dpo.traces.trace import OF_THE_DATA, SelectionSettings, TraceFolder, read_traces, refuse_used

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""`flow-dpo sft`: fine-tune a model on traces."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.models.load import ModelSettings, load_model
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import taught
-from flow_dpo.runs.build import defaults_of, of_its_engine
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.settings import defaults_of, of_its_engine
 from flow_dpo.traces import sft
 from flow_dpo.traces.trace import HEADER, read_traces
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from flow_dpo.runs import resolve, training
-from flow_dpo.runs.build import RunSettings, TrainSettings, defaults_of, of_its_engine
+from flow_dpo.runs.settings import RunSettings, TrainSettings, defaults_of, of_its_engine
 
 
 def train(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Statistics of shares and rankings: Wilson's interval, the area under the curve."""
 
 from __future__ import annotations
 

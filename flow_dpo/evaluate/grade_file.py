@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""A file of answers and golds, graded row by row: `flow-dpo verify`."""
 
 from __future__ import annotations
 

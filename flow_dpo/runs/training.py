@@ -30,12 +30,13 @@ from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of
 from flow_dpo.models.render import Renderer
 from flow_dpo.runs import resolve, run_folder
-from flow_dpo.runs.build import Runtime, TrainSettings, open_runtime
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.checkpoint import Checkpoints
+from flow_dpo.runs.runtime import Runtime, open_runtime
+from flow_dpo.runs.settings import TrainSettings
 
 _OF_THE_RUN = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "saving.save_updates", "saving.checkpoint_batches")

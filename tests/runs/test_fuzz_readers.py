@@ -25,8 +25,9 @@ from flow_dpo.core.types import Problem
 from flow_dpo.evaluate.contamination import normalised, questions_of
 from flow_dpo.evaluate.grade_file import verify_file
 from flow_dpo.evaluate.step_validity import equations, has_invalid_step, value_of
-from flow_dpo.runs import build, resolve, run_folder
+from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import settings_of, settings_of_adapter, settings_of_run
+from flow_dpo.runs.settings import defaults_of
 from flow_dpo.traces.export import ExportSettings, export
 from flow_dpo.traces.trace import Source, Trace, TraceFile, read_traces
 from tests.support.record_examples import FACTS, HEADER, PAIR, ROW, SETTINGS, SHAPE, TRACE, TREE
@@ -171,7 +172,7 @@ def header_case(*case: Any) -> None:
         (folder / "traces.jsonl").write_bytes(rows)
         file = read_traces(folder)
         export(ExportSettings(source=str(folder), output_dir=str(folder / "out")))
-        by_itself(lambda: build.defaults_of([], file.header.get("settings", {}), origin="traces.json"), "traces.json")
+        by_itself(lambda: defaults_of([], file.header.get("settings", {}), origin="traces.json"), "traces.json")
 
     read(broken(HEADER, *case, lines=False), "traces.json", reader)
 
@@ -206,7 +207,7 @@ def trees_case(*case: Any) -> None:
 
 def with_settings(found: tuple[dict[str, Any], str]) -> None:
     """What comes with a run or an adapter is either taken or refused by the name of its file."""
-    _, defaults = build.defaults_of([], found[0], origin=found[1])
+    _, defaults = defaults_of([], found[0], origin=found[1])
     sections = {**defaults.names(), "flow": defaults.recipe.flow, **defaults.runtime.sections()}
     resolve.parse("t", "t", sections, [], base=found[0], origin=found[1])
 

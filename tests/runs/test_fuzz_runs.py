@@ -19,8 +19,8 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.build import TrainSettings, default_settings
 from flow_dpo.runs.checkpoint import Checkpoints
+from flow_dpo.runs.settings import TrainSettings, default_settings
 from tests.support.packed_builders import ROLES
 from tests.support.tiny_models import tiny_model
 

@@ -13,7 +13,7 @@ import pytest
 from flow_dpo.cli import train as commands
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.learner.learner import Learner
-from flow_dpo.runs import build, run_folder
+from flow_dpo.runs import run_folder, runtime
 from tests.support.run_equality import assert_same_run
 
 WORDS = ("--max_problems", "20", "--problems_per_batch", "8", "--examples_per_update", "12")
@@ -102,7 +102,7 @@ def test_names_that_nothing_bears_are_refused_before_anything_is_loaded(
     def load(*_: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(build, "load_model", load)
+    monkeypatch.setattr(runtime, "load_model", load)
     for name, near in [
         ("learner.learning_rat", r"learner\.learning_rate"),
         ("beta", r"objective\.beta"),

@@ -16,9 +16,9 @@ from flow_dpo.engines.factory import KINDS
 from flow_dpo.engines.local.engine import LocalSettings
 from flow_dpo.engines.vllm.client import VllmServerSettings
 from flow_dpo.recipes.presets import PRESETS
-from flow_dpo.runs.build import TrainSettings, default_settings, defaults_of, of_its_engine
 from flow_dpo.runs.resolve import _defaults
 from flow_dpo.runs.run_folder import plain
+from flow_dpo.runs.settings import TrainSettings, default_settings, defaults_of, of_its_engine
 
 
 def parse(*argv: str) -> TrainSettings:

@@ -25,7 +25,8 @@ from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.models.load import load_model
 from flow_dpo.recipes.presets import preset
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.build import Runtime, default_settings, open_runtime
+from flow_dpo.runs.runtime import Runtime, open_runtime
+from flow_dpo.runs.settings import default_settings
 from flow_dpo.verify.grader import AnswerGrader
 from flow_dpo.workers.in_process import InProcessWorkers
 from tests.support.chat_models import TEMPLATES, chat_model_folder

@@ -21,8 +21,8 @@ from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.models.load import ModelSettings, load_model
-from flow_dpo.runs import build, run_folder
-from flow_dpo.runs.build import Runtime, open_runtime
+from flow_dpo.runs import run_folder, runtime
+from flow_dpo.runs.runtime import Runtime, open_runtime
 from tests.runs.test_training import FLOW, Keeper, Parity, data, learn_with  # noqa: F401 (a fixture)
 from tests.support.chat_models import chat_model_folder
 from tests.support.run_equality import assert_same_run, without_seconds
@@ -149,7 +149,7 @@ def test_a_run_whose_server_stayed_away_is_resumed_to_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(build, "Verifier", Closing)
+    monkeypatch.setattr(runtime, "Verifier", Closing)
     with twin_of(folder) as server:
         words = ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--lora_r", "2"]
         words += ["--chunk_tokens", "5", "--max_chunks", "3", "--max_problems", "12", "--problems_per_batch", "4"]

@@ -28,7 +28,7 @@ from flow_dpo.models.load import ModelSettings, load_model
 from flow_dpo.recipes.presets import WORKED_EXAMPLES, preset
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import one_pass
-from flow_dpo.runs.build import default_settings
+from flow_dpo.runs.settings import default_settings
 from flow_dpo.traces import sft
 from flow_dpo.traces.trace import Trace, TraceFile, TraceFolder, read_traces
 from flow_dpo.verify.grader import AnswerGrader

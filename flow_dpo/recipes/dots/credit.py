@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""DOTS' credit: the trajectory that a search found best, as the planner is to choose it (arXiv 2410.03864)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""ReGenesis' credit: paths that end right, learned for the plain question (arXiv 2410.02108, section 3.2.1)."""
 
 from __future__ import annotations
 
