@@ -25,7 +25,7 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines.local.compatibility import vocabulary_size
 from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
-from flow_dpo.engines.vllm.checks import Wanted, check_base, connect
+from flow_dpo.engines.vllm.checks import ExpectedModel, check_base, connect
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm.in_process import VllmEngine, VllmSettings, check_installed, open_vllm
 from flow_dpo.engines.vllm.requests import ModelFacts
@@ -107,53 +107,53 @@ def open_engine(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int
         return
     if isinstance(settings, VllmSettings):
         check_installed()
-    speech = ModelFacts(
-        end_ids=loaded.end_ids, num_words=vocabulary_size(loaded.model), top_logprobs=settings.top_logprobs
+    facts = ModelFacts(
+        end_ids=loaded.end_ids, vocab_size=vocabulary_size(loaded.model), num_top_logprobs=settings.top_logprobs
     )
     if isinstance(settings, VllmSettings):
         settings.check_roles(num_roles)
         room = min(loaded.context_tokens, int(settings.engine_args.get("max_model_len") or loaded.context_tokens))
-        said = wanted(loaded, num_roles=num_roles)
-        yield EngineAccess(room, lambda policy, store: _vllm(settings, loaded, speech, policy, store, said, room))
+        expected = expected_model(loaded, num_roles=num_roles)
+        yield EngineAccess(room, lambda policy, store: _vllm(settings, loaded, facts, policy, store, expected, room))
         return
     client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
-        said = wanted(loaded, num_roles=num_roles)
-        base = connect(client, said)
+        expected = expected_model(loaded, num_roles=num_roles)
+        base = connect(client, expected)
         room = min(loaded.context_tokens, base.max_model_len)
 
         def check() -> None:
-            check_base(lambda ask: client.complete(base.id, ask).heard, said, where=client.url)
+            check_base(lambda request: client.complete(base.id, request).reply, expected, where=client.url)
 
         yield EngineAccess(
             room,
             lambda _, store: VllmServerEngine(
-                client, speech, base=base, context_tokens=room, folder_of=store, check=check
+                client, facts, base=base, context_tokens=room, folder_of=store, check=check
             ),
         )
     finally:
         client.stop()
 
 
-def wanted(loaded: LoadedModel, *, num_roles: int) -> Wanted:
+def expected_model(loaded: LoadedModel, *, num_roles: int) -> ExpectedModel:
     """What the model in this process says where a server is compared with it."""
     encoded = {text: loaded.renderer.encode(text) for text in PROBES}
     prompts = [ids[:room] for ids in encoded.values() if (room := min(len(ids), loaded.context_tokens - 1))]
-    said: dict[TokenIds, list[float]] = {}
+    expected: dict[TokenIds, list[float]] = {}
     with torch.inference_mode():
         for ids in prompts:
             logits = loaded.model(input_ids=torch.tensor([ids], device=loaded.model.device)).logits[0, -1]
-            said[ids] = logits.double().log_softmax(-1).tolist()
-    return Wanted(name=loaded.name, encoded=encoded, said=said, num_roles=num_roles)
+            expected[ids] = logits.double().log_softmax(-1).tolist()
+    return ExpectedModel(name=loaded.name, encoded=encoded, logprobs=expected, num_roles=num_roles)
 
 
 def _vllm(
     settings: VllmSettings,
     loaded: LoadedModel,
-    speech: ModelFacts,
+    facts: ModelFacts,
     policy: Policy,
     store: AdapterStore,
-    said: Wanted,
+    expected: ExpectedModel,
     context_tokens: int,
 ) -> VllmEngine:
     """vLLM in this process. Raises `ConfigError` where it cannot be started, or speaks otherwise than the model."""
@@ -172,14 +172,14 @@ def _vllm(
     merged = settings.sync == "merged"
     engine = VllmEngine(
         opened,
-        speech,
+        facts,
         context_tokens=context_tokens,
         folder_of=store.merged if merged else store,
         merged_into=Path(str(model.name_or_path)) if merged else None,
     )
     with ExitStack() as stack:
         stack.callback(engine.close)
-        check_base(engine.hear, said, where="vLLM in this process")
+        check_base(engine.sample_base, expected, where="vLLM in this process")
         engine.take_stats()  # the checks are no play
         stack.pop_all()
     return engine
@@ -188,16 +188,16 @@ def _vllm(
 def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> LocalEngine:
     return LocalEngine(
         policy.model,
-        speaking=speaking_of(policy, settings),
+        role_model=role_model_of(policy, settings),
         end_ids=loaded.end_ids,
         context_tokens=loaded.context_tokens,
         settings=settings,
     )
 
 
-def speaking_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
+def role_model_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
     """How roles speak while they play: with merged weights where that is wanted and can be."""
     if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not policy.can_merge()):
-        return policy.speaking
-    with policy.merged(policy.roles[0]):  # refused now rather than in the midst of play
-        return policy.merged
+        return policy.using
+    with policy.using_merged(policy.roles[0]):  # refused now rather than in the midst of play
+        return policy.using_merged

@@ -23,7 +23,7 @@ from flow_dpo.core.errors import ConfigError, LearningError, ModelError
 from flow_dpo.core.objective import Objective, TokenLogprobs
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role
-from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, Spoken, disagreement, inputs
+from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion, disagreement, inputs
 from flow_dpo.learner.packing import fill_rows
 from flow_dpo.learner.policy import Policy
 
@@ -76,34 +76,34 @@ class Gradients:
         self.packed: bool | None = None if rows.packed else False
         """Whether prefixes are shared; None until the model was tried."""
 
-    def of(self, objective: Objective, role: Role, examples: Sequence[Example], version: int) -> Gradient:
+    def compute(self, objective: Objective, role: Role, examples: Sequence[Example], version: int) -> Gradient:
         """`version` is the policy's. Raises `NonFinite`, and `LearningError` where no gradient can be had."""
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
         for row in self._fill(role, examples):
-            for into, piece in zip(total, self._of_row(objective, role, row, account), strict=True):
+            for into, piece in zip(total, self._row_gradient(objective, role, row, account), strict=True):
                 into += piece
         norm = float(torch.nn.utils.get_total_norm(total))
         if not math.isfinite(norm):
             raise NonFinite(f"the gradient of role {role!r} is {norm} at version {version}")
         return Gradient(total, norm, account.measures())
 
-    def _of_row(
+    def _row_gradient(
         self, objective: Objective, role: Role, row: Sequence[Example], account: Account
     ) -> Sequence[torch.Tensor]:
         policy = self._policy
-        spoken = [(e.request, c) for e in row for c in e.completions]
+        completions = [(e.request, c) for e in row for c in e.completions]
         counts = [len(e.completions) for e in row]
-        logprobs = self._way()(policy.model, spoken)
+        logprobs = self._logprobs_class()(policy.model, completions)
         marks = [time.perf_counter()]
         reference: list[TokenLogprobs] = []
         if objective.needs_reference:
-            with torch.no_grad(), policy.speaking(self._references[role]):
+            with torch.no_grad(), policy.using(self._references[role]):
                 reference = _by_example(logprobs(), counts)
         marks.append(time.perf_counter())
         # Dropout is all that is random here; its seed makes a resumed run go on as the interrupted one would have.
         seed = derive(policy.seed, "dropout", account.version, role)
-        with policy.dropout_from(seed), policy.speaking(role, training=True):
+        with policy.dropout_from(seed), policy.using(role, training=True):
             found = logprobs()
             loss = objective(row, _by_example(found, counts), reference)
             marks.append(time.perf_counter())
@@ -114,17 +114,17 @@ class Gradients:
                 raise LearningError(f"the loss of role {role!r} does not depend on its adapter: no target was reached")
             gradient = torch.autograd.grad(mean, policy.parameters(role), materialize_grads=True)
         marks.append(time.perf_counter())
-        account.add(loss.measures, spoken, logprobs.num_tokens, marks)
-        account.add_drift(spoken, [f.detach() for f in found])
+        account.add(loss.measures, completions, logprobs.num_tokens, marks)
+        account.add_drift(completions, [f.detach() for f in found])
         return gradient
 
-    def _way(self) -> type[PackedLogprobs] | type[PlainLogprobs]:
+    def _logprobs_class(self) -> type[PackedLogprobs] | type[PlainLogprobs]:
         return PackedLogprobs if self.packed else PlainLogprobs
 
     def _fill(self, role: Role, examples: Sequence[Example]) -> list[list[Example]]:
         """The examples, in rows of at most the settings' tokens."""
         if self.packed is None:
-            with self._policy.speaking(role):
+            with self._policy.using(role):
                 self.packed = can_pack(self._policy, _sample(examples))
         sequences = [[inputs((e.request, c)) for c in e.completions] for e in examples]
         if not self.packed:
@@ -151,23 +151,23 @@ def _padded_rows(sequences: Sequence[Sequence[Sequence[int]]], max_tokens: int) 
     return rows
 
 
-def _sample(examples: Sequence[Example]) -> list[Spoken]:
+def _sample(examples: Sequence[Example]) -> list[PromptedCompletion]:
     """Two examples, of the longest prompt and of the one next to it: they share most, and a window shows."""
     longest = sorted(examples, key=lambda e: (len(e.request.prompt_ids), e.request.prompt_ids))[-2:]
     return [(e.request, c) for e in longest for c in e.completions]
 
 
-def can_pack(policy: Policy, spoken: Sequence[Spoken]) -> bool:
+def can_pack(policy: Policy, completions: Sequence[PromptedCompletion]) -> bool:
     """Try both ways against the model's own logits; warns where only the slow one agrees. The adapter on stays on."""
     half = policy.model.dtype != torch.float32
-    separate = _off(policy, PlainLogprobs, spoken) if half else None
+    separate = _logprob_error(policy, PlainLogprobs, completions) if half else None
     allowed = HALF_SLACK + 3 * separate if isinstance(separate, float) else HALF_TOLERANCE if half else FULL_TOLERANCE
-    shared = _fault(_off(policy, PackedLogprobs, spoken), allowed)
+    shared = _complaint(_logprob_error(policy, PackedLogprobs, completions), allowed)
     if not shared:
         return True
     if separate is None:
-        separate = _off(policy, PlainLogprobs, spoken)
-    if fault := _fault(separate, HALF_TOLERANCE if half else FULL_TOLERANCE):
+        separate = _logprob_error(policy, PlainLogprobs, completions)
+    if fault := _complaint(separate, HALF_TOLERANCE if half else FULL_TOLERANCE):
         raise ModelError(
             f"{type(policy.model).__name__}'s log-probabilities cannot be computed: with shared prefixes {shared}, "
             f"with separate ones {fault}"
@@ -180,18 +180,22 @@ def can_pack(policy: Policy, spoken: Sequence[Spoken]) -> bool:
     return False
 
 
-def _fault(off: float | str, allowed: float) -> str:
+def _complaint(error: float | str, allowed: float) -> str:
     """What is wrong with a way that is so far off; "" where nothing is."""
-    if isinstance(off, str):
-        return off
-    return f"{off:.2g} nats off the model's own logits, {allowed:.2g} allowed" if off > allowed else ""
+    if isinstance(error, str):
+        return error
+    return f"{error:.2g} nats off the model's own logits, {allowed:.2g} allowed" if error > allowed else ""
 
 
-def _off(policy: Policy, way: type[PackedLogprobs] | type[PlainLogprobs], spoken: Sequence[Spoken]) -> float | str:
+def _logprob_error(
+    policy: Policy,
+    logprobs_class: type[PackedLogprobs] | type[PlainLogprobs],
+    completions: Sequence[PromptedCompletion],
+) -> float | str:
     """Nats from the model's own log-probabilities: the most, in half precision the mean; or why there are none."""
     model = policy.model
     try:
-        differences = disagreement(model, spoken, way(model, spoken))
+        differences = disagreement(model, completions, logprobs_class(model, completions))
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError) as error:
         # A model that knows no layouts may refuse the argument, or trip over it anywhere inside.
         return f"{type(error).__name__}: {error}"
@@ -211,22 +215,26 @@ class Account:
         self._drift: list[torch.Tensor] = []
 
     def add(
-        self, measures: Mapping[str, torch.Tensor], spoken: Sequence[Spoken], num_tokens: int, marks: Sequence[float]
+        self,
+        measures: Mapping[str, torch.Tensor],
+        completions: Sequence[PromptedCompletion],
+        num_tokens: int,
+        marks: Sequence[float],
     ) -> None:
         """`marks` are the times before the reference, after it, after the forward and after the backward."""
         for name, value in measures.items():
             self._means[name] = self._means.get(name, 0.0) + float(value) / self.num_examples
         self._sums["rows"] += 1
         self._sums["tokens"] += num_tokens
-        self._sums["unshared_tokens"] += sum(len(inputs(s)) for s in spoken)
+        self._sums["unshared_tokens"] += sum(len(inputs(s)) for s in completions)
         for name, start, end in zip(("reference_s", "forward_s", "backward_s"), marks, marks[1:], strict=False):
             self._sums[name] += end - start
 
-    def add_drift(self, spoken: Sequence[Spoken], found: Sequence[torch.Tensor]) -> None:
+    def add_drift(self, completions: Sequence[PromptedCompletion], found: Sequence[torch.Tensor]) -> None:
         """Compare with what the engine said while sampling, where it spoke with the present version."""
-        same = [i for i, (_, c) in enumerate(spoken) if c.policy_version == self.version]
+        same = [i for i, (_, c) in enumerate(completions) if c.policy_version == self.version]
         if same:
-            recorded = torch.tensor([x for i in same for x in spoken[i][1].logprobs])
+            recorded = torch.tensor([x for i in same for x in completions[i][1].logprobs])
             self._drift.append((torch.cat([found[i] for i in same]).cpu() - recorded).abs())
 
     def measures(self) -> dict[str, float]:

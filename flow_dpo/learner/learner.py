@@ -121,9 +121,9 @@ class Learner:
 
     def __init__(self, policy: Policy, settings: LearnerSettings | None = None) -> None:
         self.policy, self.settings = policy, settings or LearnerSettings()
-        strange = set(self.settings.role_learning_rates) - set(policy.roles)
-        if strange:
-            raise ConfigError(f"role_learning_rates names {sorted(strange)}, the policy's roles are {policy.roles}")
+        unknown = set(self.settings.role_learning_rates) - set(policy.roles)
+        if unknown:
+            raise ConfigError(f"role_learning_rates names {sorted(unknown)}, the policy's roles are {policy.roles}")
         self.version = 0
         """Updates so far; one counter for all roles."""
         self.pool: list[Example] = []
@@ -170,7 +170,7 @@ class Learner:
             del self.pool[:size]
         row: Row = {"updates": len(done), "skipped": num_skipped, "waiting": len(self.pool)}
         row |= {"seconds": time.perf_counter() - started}
-        for role, measures in _together(done).items():
+        for role, measures in _summarise(done).items():
             row |= {f"{role}/{name}": value for name, value in measures.items()}
         return {f"learn/{name}": value for name, value in row.items()}
 
@@ -188,7 +188,7 @@ class Learner:
     def _learn(self, objective: Objective, batch: Sequence[Example]) -> dict[Role, Row]:
         """One update: first all gradients, then all steps."""
         gradients = {
-            role: self._gradients.of(objective, role, examples, self.version)
+            role: self._gradients.compute(objective, role, examples, self.version)
             for role, examples in by_role(batch).items()
         }
         for role, gradient in gradients.items():
@@ -223,9 +223,9 @@ class Learner:
 
     def _check_examples(self, objective: Objective, examples: Sequence[Example]) -> None:
         check_examples(objective, examples)
-        strange = {e.request.role for e in examples} - set(self.policy.roles)
-        if strange:
-            raise LearningError(f"examples of {sorted(strange)}, but the policy's roles are {self.policy.roles}")
+        unknown = {e.request.role for e in examples} - set(self.policy.roles)
+        if unknown:
+            raise LearningError(f"examples of {sorted(unknown)}, but the policy's roles are {self.policy.roles}")
 
     def _check_moves(self, before: Mapping[str, Sequence[torch.Tensor]], norms: Mapping[Role, float]) -> None:
         """An update moves the adapters that learned and no others. Copying and comparing them costs next to nothing."""
@@ -250,7 +250,7 @@ class Learner:
             )
 
 
-def _together(updates: Sequence[Mapping[Role, Row]]) -> dict[Role, Row]:
+def _summarise(updates: Sequence[Mapping[Role, Row]]) -> dict[Role, Row]:
     """Of the updates of one call, by role: sums, the latest learning rate, the largest maxima, and means over pairs."""
     out: dict[Role, Row] = {}
     for role in dict.fromkeys(role for update in updates for role in update):

@@ -29,11 +29,11 @@ from transformers import PreTrainedModel
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import Completion, Request, TokenIds
-from flow_dpo.learner.packing import Row, merge
+from flow_dpo.learner.packing import PackedRow, merge
 from flow_dpo.learner.tree_attention import row_layout
 from flow_dpo.models.attention import layout_inputs
 
-Spoken = tuple[Request, Completion]
+PromptedCompletion = tuple[Request, Completion]
 """What was asked and what was said: the unit whose token log-probabilities are wanted."""
 
 MAX_LOGITS = 1 << 23
@@ -53,17 +53,17 @@ class Logprobs(Protocol):
         ...
 
 
-def inputs(spoken: Spoken) -> TokenIds:
+def inputs(completions: PromptedCompletion) -> TokenIds:
     """The token ids whose hidden states the completion's log-probabilities are read from."""
-    request, completion = spoken
+    request, completion = completions
     return request.prompt_ids + completion.token_ids[:-1]
 
 
 @torch.no_grad()
-def disagreement(model: PreTrainedModel, spoken: Sequence[Spoken], way: Logprobs) -> torch.Tensor:
+def disagreement(model: PreTrainedModel, completions: Sequence[PromptedCompletion], logprobs: Logprobs) -> torch.Tensor:
     """How far each log-probability is from the model's own logits, computed for one completion at a time."""
     differences: list[torch.Tensor] = []
-    for s, found in zip(spoken, way(), strict=True):
+    for s, found in zip(completions, logprobs(), strict=True):
         request, completion = s
         logits_TV = _own_logits(model, inputs(s), len(request.prompt_ids) - 1)
         if request.choices:
@@ -89,8 +89,10 @@ def _own_logits(model: PreTrainedModel, token_ids: TokenIds, start: int) -> torc
 class PackedLogprobs:
     """One forward over the trie of all completions' inputs."""
 
-    def __init__(self, model: PreTrainedModel, spoken: Sequence[Spoken], row: Row | None = None) -> None:
-        row = row or merge([inputs(s) for s in spoken])
+    def __init__(
+        self, model: PreTrainedModel, completions: Sequence[PromptedCompletion], row: PackedRow | None = None
+    ) -> None:
+        row = row or merge([inputs(s) for s in completions])
         self.num_tokens = row.num_tokens
         device = model.device
         self._model = model
@@ -101,8 +103,8 @@ class PackedLogprobs:
             "layout": self._layout,
             **layout_inputs(device),
         }
-        at = [path[len(s[0].prompt_ids) - 1 :] for s, path in zip(spoken, row.paths, strict=True)]
-        self._labels = _Labels(spoken, at, device)
+        at = [path[len(s[0].prompt_ids) - 1 :] for s, path in zip(completions, row.paths, strict=True)]
+        self._labels = _Labels(completions, at, device)
 
     def __call__(self) -> list[torch.Tensor]:
         with self._layout.saving():
@@ -113,10 +115,10 @@ class PackedLogprobs:
 class PlainLogprobs:
     """Each completion behind its own prompt, padded on the right to a batch: the unshared computation."""
 
-    def __init__(self, model: PreTrainedModel, spoken: Sequence[Spoken]) -> None:
+    def __init__(self, model: PreTrainedModel, completions: Sequence[PromptedCompletion]) -> None:
         self._model = model
         device = model.device
-        rows = [inputs(s) for s in spoken]
+        rows = [inputs(s) for s in completions]
         width = max(len(r) for r in rows)
         self.num_tokens = len(rows) * width
         ids_BT = np.zeros((len(rows), width), np.int64)
@@ -126,9 +128,9 @@ class PlainLogprobs:
         self._arguments = {"input_ids": torch.from_numpy(ids_BT).to(device), "use_cache": False}
         at = [
             i * width + np.arange(len(s[0].prompt_ids) - 1, len(row))
-            for i, (s, row) in enumerate(zip(spoken, rows, strict=True))
+            for i, (s, row) in enumerate(zip(completions, rows, strict=True))
         ]
-        self._labels = _Labels(spoken, at, device)
+        self._labels = _Labels(completions, at, device)
 
     def __call__(self) -> list[torch.Tensor]:
         hidden_BTC = _decoder(self._model)(**self._arguments).last_hidden_state
@@ -149,23 +151,25 @@ def _decoder(model: PreTrainedModel) -> torch.nn.Module:
 class _Labels:
     """Which hidden states predict which tokens."""
 
-    def __init__(self, spoken: Sequence[Spoken], at: Sequence[np.ndarray], device: torch.device) -> None:
+    def __init__(
+        self, completions: Sequence[PromptedCompletion], at: Sequence[np.ndarray], device: torch.device
+    ) -> None:
         self._device = device
-        self._lengths = [len(c.token_ids) for _, c in spoken]
+        self._lengths = [len(c.token_ids) for _, c in completions]
         self._choices: dict[TokenIds, list[int]] = {}
         free: list[int] = []
-        for i, (request, _) in enumerate(spoken):
+        for i, (request, _) in enumerate(completions):
             (self._choices.setdefault(request.choices, []) if request.choices else free).append(i)
         self._free = free
         if free:
             where_M = np.concatenate([at[i] for i in free])
-            ids_M = np.concatenate([np.asarray(spoken[i][1].token_ids, np.int64) for i in free])
+            ids_M = np.concatenate([np.asarray(completions[i][1].token_ids, np.int64) for i in free])
             rows_R, row_M = np.unique(where_M, return_inverse=True)
             self._rows_R, self._row_M, self._ids_M = (self._tensor(a) for a in (rows_R, row_M, ids_M))
         self._chosen = {
             choices: (
                 self._tensor(np.array([at[i][0] for i in members])),
-                self._tensor(np.array([choices.index(spoken[i][1].token_ids[0]) for i in members])),
+                self._tensor(np.array([choices.index(completions[i][1].token_ids[0]) for i in members])),
             )
             for choices, members in self._choices.items()
         }

@@ -39,17 +39,17 @@ class MergedModels:
         """What the adapter's tensors counted of changes when they were merged."""
 
     @torch.no_grad()
-    def of(self, role: Role, layers: Mapping[str, LoraLinear]) -> PreTrainedModel:
+    def merge(self, role: Role, layers: Mapping[str, LoraLinear]) -> PreTrainedModel:
         """The role's twin. `layers` are the wrapped layers by the names that they have in the model."""
         model = self._models[role]
         if role not in self._adapters:
             self._adapters[role] = [tensor for layer in layers.values() for tensor in _tensors(layer, role)]
         # Torch counts the changes of a tensor in place: an optimizer's step, a loaded adapter.
-        now = [tensor._version for tensor in self._adapters[role]]
-        if self._merged.get(role) != now:
+        versions = [tensor._version for tensor in self._adapters[role]]
+        if self._merged.get(role) != versions:
             for name, layer in layers.items():
                 model.get_submodule(name).weight = torch.nn.Parameter(merged_weight(layer, role), requires_grad=False)
-            self._merged[role] = now
+            self._merged[role] = versions
         return model
 
 

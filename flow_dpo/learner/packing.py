@@ -30,7 +30,7 @@ from flow_dpo.core.types import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PackedRow:
     """Sequences merged into one flat row."""
 
     token_ids_N: np.ndarray
@@ -47,7 +47,7 @@ class Row:
         return len(self.token_ids_N)
 
 
-def merge(sequences: Sequence[TokenIds]) -> Row:
+def merge(sequences: Sequence[TokenIds]) -> PackedRow:
     """Lay the trie of these sequences out in one row."""
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
     paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
@@ -68,7 +68,7 @@ def merge(sequences: Sequence[TokenIds]) -> Row:
             segments.append((size, path))
         paths[index], ids, size = path, next_ids, end
     subtree_end_N[path] = size
-    return Row(token_ids_N[:size], positions_N[:size], subtree_end_N[:size], tuple(paths), tuple(segments))
+    return PackedRow(token_ids_N[:size], positions_N[:size], subtree_end_N[:size], tuple(paths), tuple(segments))
 
 
 def _num_shared(left: np.ndarray, right: np.ndarray) -> int:
@@ -86,8 +86,8 @@ def fill_rows(groups: Sequence[Sequence[Sequence[TokenIds]]], max_tokens: int) -
     """
     rows: list[list[tuple[int, int]]] = []
     row = _Filling()
-    by_beginning = sorted(range(len(groups)), key=lambda g: min(s for item in groups[g] for s in item))
-    for g in by_beginning:
+    sorted_groups = sorted(range(len(groups)), key=lambda g: min(s for item in groups[g] for s in item))
+    for g in sorted_groups:
         group = groups[g]
         # Neighbours in sorted order share most: a cut then repeats one path only.
         items = sorted(range(len(group)), key=lambda i: group[i][0])
@@ -123,10 +123,10 @@ class _Filling:
         for ids in sequences:
             if ids in self._arrays:
                 continue
-            at = bisect_left(self._sorted, ids)
+            index = bisect_left(self._sorted, ids)
             array = np.asarray(ids, np.int64)
-            beside = self._sorted[max(at - 1, 0) : at + 1]
-            shared = max((_num_shared(self._arrays[other], array) for other in beside), default=0)
+            neighbours = self._sorted[max(index - 1, 0) : index + 1]
+            shared = max((_num_shared(self._arrays[other], array) for other in neighbours), default=0)
             self.num_tokens += len(ids) - shared
-            self._sorted.insert(at, ids)
+            self._sorted.insert(index, ids)
             self._arrays[ids] = array

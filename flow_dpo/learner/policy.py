@@ -83,7 +83,7 @@ class Policy:
         self._targets = lora_targets(model, self.settings.lora_target_modules)
         _check_names(model, self.roles)
         attention.prepare(model)
-        self._voices = MergedModels(model, self.roles) if model.dtype == torch.float32 else None
+        self._merged_models = MergedModels(model, self.roles) if model.dtype == torch.float32 else None
         self.model = model
         """The transformers model itself, its linear layers wrapped by PEFT. Speaks as `speaking` says."""
         self._adapters: dict[str, _Weights] = {}
@@ -100,8 +100,8 @@ class Policy:
         for role in self.roles[1:]:
             self._add(role, derive(seed, "adapter", role))
         # Kept once: a walk over all modules at every switch costs more than the switch.
-        self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-        self._merging = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+        self._tuner_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        self._lora_layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
         self._training_modules = [module for name, module in model.named_modules() if "lora_dropout" in name]
         self._state: tuple[str | None, bool] | None = None
         self._depth = 0
@@ -123,59 +123,59 @@ class Policy:
         return sum(p.numel() for p in self._adapters[self.roles[0]].parameters)
 
     @contextmanager
-    def speaking(self, adapter: str | None, *, training: bool = False) -> Iterator[PreTrainedModel]:
+    def using(self, adapter: str | None, *, training: bool = False) -> Iterator[PreTrainedModel]:
         """Let this role speak, or a snapshot, or the base alone (None), through `model`. Contexts nest.
 
         `training` lets gradients reach the adapter and turns on its dropout and gradient checkpointing; the base's own
         dropout never is. The backward pass belongs inside the context. The outermost context leaves its adapter on, for
         the next one may want the same: outside of all, which adapter speaks is not defined.
         """
-        before = self._state
+        previous = self._state
         self._switch(adapter, training=training)
         self._depth += 1
         try:
             yield self.model
         finally:
             self._depth -= 1
-            if before is not None and (self._depth > 0 or training):
+            if previous is not None and (self._depth > 0 or training):
                 # Never left behind: requires_grad, dropout and checkpointing.
-                self._switch(before[0], training=before[1])
+                self._switch(previous[0], training=previous[1])
 
     def can_merge(self, *, within: int = MAX_BYTES) -> bool:
         """Whether roles can speak with merged weights: in float32, and where these take so many bytes at most."""
-        plain = self._voices is not None and len(self._merging) == len(self._layers)
-        return plain and num_bytes(self._merging, len(self.roles)) <= within
+        plain = self._merged_models is not None and len(self._lora_layers) == len(self._tuner_layers)
+        return plain and num_bytes(self._lora_layers, len(self.roles)) <= within
 
     @contextmanager
-    def merged(self, role: Role) -> Iterator[PreTrainedModel]:
+    def using_merged(self, role: Role) -> Iterator[PreTrainedModel]:
         """A twin of the model that speaks as this role, its adapter merged into its weights (`voices`).
 
         The same distribution as that of `speaking(role)` up to rounding, for less time and more memory. Raises
         `ModelError` where the model is not float32.
         """
-        if self._voices is None or len(self._merging) != len(self._layers):
+        if self._merged_models is None or len(self._lora_layers) != len(self._tuner_layers):
             raise ModelError(
                 f"adapters are merged in float32 and plain linear layers only, this model is {self.model.dtype}; play "
                 "with --merge_adapters never"
             )
-        yield self._voices.of(role, self._merging)
+        yield self._merged_models.merge(role, self._lora_layers)
 
     def parameters(self, adapter: str) -> list[torch.nn.Parameter]:
         """Of this role (or snapshot) and no other, always in the same order."""
-        return list(self._of(adapter).parameters)
+        return list(self._entry(adapter).parameters)
 
     def weights(self, adapter: str) -> list[torch.Tensor]:
         """The float32 values behind `parameters`, for an optimizer to move in place; then `publish` them."""
-        return list(self._of(adapter).weights)
+        return list(self._entry(adapter).weights)
 
     def names(self, adapter: str) -> list[str]:
         """Of the parameters, as `save_adapter` writes them."""
-        return list(self._of(adapter).names)
+        return list(self._entry(adapter).names)
 
     @torch.no_grad()
     def publish(self, adapter: str) -> None:
         """Let the model speak with the adapter's present weights."""
-        entry = self._of(adapter)
+        entry = self._entry(adapter)
         for parameter, weight in zip(entry.parameters, entry.weights, strict=True):
             if parameter is not weight:
                 parameter.copy_(weight)
@@ -214,7 +214,7 @@ class Policy:
     @torch.no_grad()
     def move_snapshot(self, role: Role, lerp: float) -> None:
         """Move the role's snapshot this share of the way to the role's present weights."""
-        own, frozen = self._of(role), self._of(REFERENCE + role)
+        own, frozen = self._entry(role), self._entry(REFERENCE + role)
         for target, weight in zip(frozen.weights, own.weights, strict=True):
             if lerp == 1.0:
                 target.copy_(weight)
@@ -226,7 +226,7 @@ class Policy:
         """Write the adapter in PEFT's own layout, which peft, transformers and vLLM load as it is."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        entry = self._of(role)
+        entry = self._entry(role)
         state = get_peft_model_state_dict(self._peft, adapter_name=role, save_embedding_layers=False)
         if sorted(state) != sorted(entry.names):
             raise ModelError(f"PEFT saves {sorted(state)[:3]}... where {sorted(entry.names)[:3]}... were expected")
@@ -245,16 +245,16 @@ class Policy:
         In half precision the sum is rounded: what the role says then differs from `speaking(role)` by as much. Raises
         `ModelError` where a wrapped layer is not a plain linear one, or is the head that embeddings are tied to.
         """
-        self._of(role)
-        if self.model.config.tie_word_embeddings and self.model.get_output_embeddings() in self._layers:
+        self._entry(role)
+        if self.model.config.tie_word_embeddings and self.model.get_output_embeddings() in self._tuner_layers:
             raise ModelError("a head that is tied to the embeddings cannot be merged into alone; leave out lm_head")
-        if len(self._merging) != len(self._layers):
+        if len(self._lora_layers) != len(self._tuner_layers):
             raise ModelError("adapters are merged into plain linear layers only; this model has others")
         state: dict[str, torch.Tensor] = {}
         for name, tensor in self.model.state_dict().items():
             if ".lora_" not in name:
                 state[name.replace(".base_layer.", ".")] = tensor
-        state |= {f"{name}.weight": merged_weight(layer, role) for name, layer in self._merging.items()}
+        state |= {f"{name}.weight": merged_weight(layer, role) for name, layer in self._lora_layers.items()}
         self.model.save_pretrained(str(folder), state_dict=state)
         return Path(folder)
 
@@ -270,7 +270,7 @@ class Policy:
                     f"use the settings that it was made with"
                 )
         state = load_peft_weights(str(folder), device="cpu")
-        entry = self._of(role)
+        entry = self._entry(role)
         if sorted(state) != sorted(entry.names):
             odd = sorted(set(state) ^ set(entry.names))
             raise ModelError(f"{folder}: the adapter is of another model: {len(odd)} names differ, such as {odd[0]}")
@@ -279,7 +279,7 @@ class Policy:
                 weight.copy_(state[name])
         self.publish(role)
 
-    def _of(self, adapter: str) -> _Weights:
+    def _entry(self, adapter: str) -> _Weights:
         if adapter not in self._adapters:
             raise ModelError(f"no adapter {adapter!r}; this policy has {sorted(self._adapters)}")
         return self._adapters[adapter]
@@ -308,9 +308,9 @@ class Policy:
         if self._state == (adapter, training):
             return
         if adapter is not None:
-            self._of(adapter)
+            self._entry(adapter)
         names = [] if adapter is None else [adapter]
-        for layer in self._layers:
+        for layer in self._tuner_layers:
             layer.set_adapter(names, inference_mode=not training)
         if self._state is None or self._state[1] != training:
             for module in self._training_modules:

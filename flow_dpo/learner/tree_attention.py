@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from flow_dpo.learner.packing import Row
+from flow_dpo.learner.packing import PackedRow
 from flow_dpo.models.attention import Layout
 
 MAX_QUERIES = 256
@@ -68,7 +68,7 @@ class RowLayout(Layout, Protocol):
         ...
 
 
-def row_layout(row: Row, device: torch.device) -> RowLayout:
+def row_layout(row: PackedRow, device: torch.device) -> RowLayout:
     """The quickest layout that this device has."""
     return FlexLayout(row, device) if device.type == "cuda" else PathLayout(row, device)
 
@@ -76,7 +76,7 @@ def row_layout(row: Row, device: torch.device) -> RowLayout:
 class PathLayout:
     """Attention in which each piece of the row attends to the keys of its path. A `flow_dpo.attention.Layout`."""
 
-    def __init__(self, row: Row, device: torch.device | str = "cpu") -> None:
+    def __init__(self, row: PackedRow, device: torch.device | str = "cpu") -> None:
         self._groups, self._order_N = _group_pieces(row, torch.device(device))
         self._masks: dict[tuple[int, int, int | None, torch.dtype], torch.Tensor] = {}
         self._reading: list[tuple[torch.Tensor, _Gathered]] = []
@@ -150,7 +150,7 @@ def _gather(x_NX: torch.Tensor, index_PL: torch.Tensor, heads: int) -> torch.Ten
     return x_NX.index_select(0, index_PL.flatten()).view(*index_PL.shape, heads, -1).transpose(1, 2)
 
 
-def _group_pieces(row: Row, device: torch.device) -> tuple[list[_Group], torch.Tensor]:
+def _group_pieces(row: PackedRow, device: torch.device) -> tuple[list[_Group], torch.Tensor]:
     """Cut the row's segments into pieces, pad similar ones together; and where each token's output then stands."""
     pieces: list[tuple[np.ndarray, np.ndarray]] = []
     for start, path in row.segments:
@@ -197,7 +197,7 @@ def _group_size(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
 class FlexLayout:
     """Attention under a block mask, which skips the blocks in which nothing is visible."""
 
-    def __init__(self, row: Row, device: torch.device | str) -> None:
+    def __init__(self, row: PackedRow, device: torch.device | str) -> None:
         self._positions_N, self._subtree_end_N = (
             torch.from_numpy(a).to(device) for a in (row.positions_N, row.subtree_end_N)
         )

@@ -92,7 +92,7 @@ def _case(name: str) -> Case:
         model = tiny_model(name, vocab_size=VOCAB)
         return LocalEngine(
             model,
-            speaking=lambda _: contextlib.nullcontext(model),
+            role_model=lambda _: contextlib.nullcontext(model),
             end_ids={END},
             context_tokens=CONTEXT,
             settings=LocalSettings(max_batch_size=64),

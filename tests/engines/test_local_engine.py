@@ -47,7 +47,7 @@ def _one_thread() -> Iterator[None]:
 def build(model: PreTrainedModel, end_ids: Sequence[int] = (2,), **settings: Any) -> LocalEngine:
     return LocalEngine(
         model,
-        speaking=lambda _: contextlib.nullcontext(model),
+        role_model=lambda _: contextlib.nullcontext(model),
         end_ids=end_ids,
         context_tokens=400,
         settings=LocalSettings(**settings),
@@ -256,7 +256,7 @@ def test_roles_share_no_keys_and_a_refresh_forgets_them() -> None:
         peft.set_adapter(role)
         yield model
 
-    engine = LocalEngine(model, speaking=speaking, end_ids=[2], context_tokens=400)
+    engine = LocalEngine(model, role_model=speaking, end_ids=[2], context_tokens=400)
     prompt = ids(30, 0)
     requests = [Request(role=role, prompt_ids=prompt, max_tokens=8) for role in ("answer", "stop")]
     engine.refresh({role: Adapter(role=role, version=1) for role in ("answer", "stop")})

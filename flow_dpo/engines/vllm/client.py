@@ -23,7 +23,7 @@ from typing import Any
 
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.engines.http_client import Address, Answer, Passing, check_base_url
-from flow_dpo.engines.vllm.requests import Ask, Reply
+from flow_dpo.engines.vllm.requests import Reply, VllmRequest
 
 _logger = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 5.0
@@ -88,7 +88,7 @@ class ServedModel:
 class Completed:
     """An answer, and what it cost."""
 
-    heard: Reply
+    reply: Reply
     prompt_tokens: int
     cached_tokens: int | None
     """Of the prompt, those that the prefix cache held; None where the server does not tell."""
@@ -162,13 +162,13 @@ class VllmClient:
         found = re.search(r'vllm:lora_requests_info\{[^}]*max_lora="(\d+)"', answer.text)
         return int(found[1]) if found else None
 
-    def complete(self, model: str, ask: Ask) -> Completed:
+    def complete(self, model: str, request: VllmRequest) -> Completed:
         """One completion. Raises `Unknown` for an adapter that is not there, `EngineError` for what is refused or
         cannot be read."""
         asked: dict[str, Any] = {
-            "model": model, "prompt": list(ask.prompt_ids), "return_token_ids": True,
+            "model": model, "prompt": list(request.prompt_ids), "return_token_ids": True,
             "return_tokens_as_token_ids": True, "logprobs": 0,
-        } | dict(ask.params)  # fmt: skip
+        } | dict(request.params)  # fmt: skip
         answer = self._patiently("POST", "/v1/completions", asked)
         if answer.status == 404:
             raise Unknown(model)
@@ -178,8 +178,8 @@ class VllmClient:
             found = json.loads(answer.text)
             choice, usage = found["choices"][0], found["usage"]
             details = usage.get("prompt_tokens_details") or {}
-            said, heard = found["model"], _heard(choice, wanted=asked)
-            completed = Completed(heard, int(usage["prompt_tokens"]), details.get("cached_tokens"))
+            said, reply = found["model"], _reply(choice, params=asked)
+            completed = Completed(reply, int(usage["prompt_tokens"]), details.get("cached_tokens"))
         except _UNREADABLE as error:
             raise self._strange(
                 "/v1/completions", answer,
@@ -244,12 +244,12 @@ def _aborted(answer: Answer) -> bool:
         return False
 
 
-def _heard(choice: Mapping[str, Any], *, wanted: Mapping[str, Any]) -> Reply:
+def _reply(choice: Mapping[str, Any], *, params: Mapping[str, Any]) -> Reply:
     logprobs = choice["logprobs"]
     ids = tuple(int(token) for token in choice["token_ids"])
     values = tuple(float(value) for value in logprobs["token_logprobs"])
     told: tuple[Mapping[int, float], ...] = ({},) * len(ids)
-    if wanted["logprobs"]:
+    if params["logprobs"]:
         told = tuple(
             {int(name.removeprefix(_TOKEN_ID)): float(value) for name, value in one.items()}
             for one in logprobs["top_logprobs"]

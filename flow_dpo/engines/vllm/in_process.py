@@ -25,8 +25,15 @@ from typing import Any, Literal
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
-from flow_dpo.engines.request_checks import check_idle, check_request, check_words
-from flow_dpo.engines.vllm.requests import Answering, Ask, ModelFacts, Reply, answer, check_sampling
+from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary
+from flow_dpo.engines.vllm.requests import (
+    CompletionSteps,
+    ModelFacts,
+    Reply,
+    VllmRequest,
+    check_sampling,
+    completion_steps,
+)
 
 _INSTALL = "make setup-vllm makes an environment with it in .venv-vllm, or install this package with its extra [vllm]"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -75,10 +82,10 @@ class VllmSettings:
 
 
 @dataclass(slots=True)
-class _Asked:
+class _Pending:
     ticket: int
-    questions: Answering
-    voice: Any
+    steps: CompletionSteps
+    adapter_request: Any
     """vLLM's `LoRARequest`; None for the base model."""
 
 
@@ -108,7 +115,7 @@ def open_vllm(
         raise ConfigError(f"--engine vllm needs vLLM, which cannot be imported here ({error}); {_INSTALL}") from error
     if rank > RANKS[-1]:
         raise ConfigError(f"expected lora_r of {RANKS[-1]} at most, which is what vLLM serves, found {rank}")
-    wanted: dict[str, Any] = {
+    engine_args: dict[str, Any] = {
         "model": model, "revision": revision, "trust_remote_code": trust_remote_code, "dtype": dtype,
         "max_model_len": context_tokens, "skip_tokenizer_init": True,
         "enable_prefix_caching": True, "max_logprobs": -1, "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
@@ -119,14 +126,14 @@ def open_vllm(
     }  # fmt: skip
     if on_cpu:
         # vLLM 0.32 cannot go on drawing by a request's seed on a CPU where it read the prompt in parts.
-        wanted["enable_chunked_prefill"] = False
+        engine_args["enable_chunked_prefill"] = False
     if settings.sync == "adapters":
-        wanted |= {"enable_lora": True, "max_loras": num_roles, "max_cpu_loras": 2 * num_roles}
-        wanted["max_lora_rank"] = next(one for one in RANKS if one >= rank)
+        engine_args |= {"enable_lora": True, "max_loras": num_roles, "max_cpu_loras": 2 * num_roles}
+        engine_args["max_lora_rank"] = next(one for one in RANKS if one >= rank)
     if settings.block_tokens:
-        wanted["block_size"] = settings.block_tokens
+        engine_args["block_size"] = settings.block_tokens
     try:
-        return LLMEngine.from_engine_args(EngineArgs(**{**wanted, **settings.engine_args}))
+        return LLMEngine.from_engine_args(EngineArgs(**{**engine_args, **settings.engine_args}))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"vLLM could not be started with {model}: {error}; its own words are above. A context window of "
@@ -141,7 +148,7 @@ class VllmEngine(Engine):
     def __init__(
         self,
         vllm: Any,
-        speech: ModelFacts,
+        facts: ModelFacts,
         *,
         context_tokens: int,
         folder_of: Callable[[Adapter], Path],
@@ -149,13 +156,13 @@ class VllmEngine(Engine):
     ) -> None:
         """`folder_of` finds an adapter's folder; with `merged_into`, the base's own, it finds a whole model's that
         has the adapter in its weights, and these are what a refresh loads."""
-        self._vllm, self._speech, self._folder_of, self._base = vllm, speech, folder_of, merged_into
+        self._vllm, self._facts, self._folder_of, self._base = vllm, facts, folder_of, merged_into
         self._context_tokens = context_tokens
-        self._asked: dict[str, _Asked] = {}
+        self._pending: dict[str, _Pending] = {}
         """What is under way, by the id of the question that vLLM works on."""
         self._finished: list[tuple[int, Completion]] = []
         self._failures: deque[EngineError] = deque()
-        self._voices: dict[Role, Any] = {}
+        self._lora_requests: dict[Role, Any] = {}
         self._adapters: dict[Role, Adapter] = {}
         self._num_tickets = 0
         self._stats: dict[str, float] = {}
@@ -163,27 +170,27 @@ class VllmEngine(Engine):
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         check_request(request, sampling, context_tokens=self._context_tokens)
         check_sampling(sampling)
-        check_words(request, excluded, num_words=self._speech.num_words)
+        check_vocabulary(request, excluded, vocab_size=self._facts.vocab_size)
         adapter = self._adapters.get(request.role)
-        questions = answer(
+        steps = completion_steps(
             request,
             sampling,
             seed=seed,
             excluded=tuple(excluded),
-            speech=self._speech,
+            facts=self._facts,
             policy_version=adapter.version if adapter else 0,
         )
         self._num_tickets += 1
-        self._go_on(_Asked(self._num_tickets, questions, self._voices.get(request.role)), None)
+        self._advance(_Pending(self._num_tickets, steps, self._lora_requests.get(request.role)), None)
         return self._num_tickets
 
     def poll(self) -> list[tuple[int, Completion]]:
-        while self._asked and not self._finished and not self._failures:
-            with _Told("step"):
-                answers = self._vllm.step()
-            for said in answers:
-                if said.finished:
-                    self._hear(said)
+        while self._pending and not self._finished and not self._failures:
+            with _VllmErrors("step"):
+                outputs = self._vllm.step()
+            for output in outputs:
+                if output.finished:
+                    self._read_output(output)
         if self._finished:
             finished, self._finished = self._finished, []
             return finished
@@ -192,33 +199,33 @@ class VllmEngine(Engine):
         return []
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        check_idle(len(self._asked) + len(self._finished) + len(self._failures))
+        check_idle(len(self._pending) + len(self._finished) + len(self._failures))
         if dict(adapters) == self._adapters:
             return
-        began = time.perf_counter()
+        started = time.perf_counter()
         if self._base is None:
-            old = self._voices
-            self._voices = {role: self._loaded(adapter) for role, adapter in adapters.items()}
-            with _Told("forget an adapter"):
-                for voice in old.values():
-                    self._vllm.remove_lora(voice.lora_int_id)
+            previous = self._lora_requests
+            self._lora_requests = {role: self._load_lora(adapter) for role, adapter in adapters.items()}
+            with _VllmErrors("forget an adapter"):
+                for adapter_request in previous.values():
+                    self._vllm.remove_lora(adapter_request.lora_int_id)
         else:
             self._reload([self._folder_of(adapter) for adapter in adapters.values()] or [self._base])
         self._adapters = dict(adapters)
-        self._count(refresh_s=time.perf_counter() - began)
+        self._count(refresh_s=time.perf_counter() - started)
 
-    def hear(self, ask: Ask) -> Reply:
+    def sample_base(self, vllm_request: VllmRequest) -> Reply:
         """What the base model says to one question, while nothing else is under way."""
-        check_idle(len(self._asked) + len(self._finished) + len(self._failures))
-        heard: list[Reply] = []
+        check_idle(len(self._pending) + len(self._finished) + len(self._failures))
+        replies: list[Reply] = []
 
-        def question() -> Answering:
-            heard.append((yield ask))
+        def single_step() -> CompletionSteps:
+            replies.append((yield vllm_request))
             return Completion(token_ids=(), logprobs=(), sampled_logprobs=(), finish_reason="stop", policy_version=0)
 
-        self._go_on(_Asked(0, question(), None), None)
+        self._advance(_Pending(0, single_step(), None), None)
         self.poll()
-        return heard[0]
+        return replies[0]
 
     def take_stats(self) -> dict[str, float]:
         names = ("num_requests", "sampled_tokens", "prefilled_tokens", "reused_tokens", "refresh_s")
@@ -229,72 +236,74 @@ class VllmEngine(Engine):
         """End vLLM's own processes and free its memory."""
         self._vllm.engine_core.shutdown()
 
-    def _loaded(self, adapter: Adapter) -> Any:
+    def _load_lora(self, adapter: Adapter) -> Any:
         from vllm.lora.request import LoRARequest  # pyright: ignore
 
         number, folder = next(_NUMBERS), self._folder_of(adapter).resolve()
         name = f"{adapter.role}-v{adapter.version}-{number}"
-        voice = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
-        with _Told(f"load the adapter {folder}"):
-            self._vllm.add_lora(voice)
-        return voice
+        adapter_request = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
+        with _VllmErrors(f"load the adapter {folder}"):
+            self._vllm.add_lora(adapter_request)
+        return adapter_request
 
     def _reload(self, folders: list[Path]) -> None:
         """Let vLLM speak with the weights of another folder, and forget what was computed with the old ones."""
         if len(folders) != 1:
             raise EngineError(f"expected one role's weights, found {len(folders)}")
-        with _Told(f"load the weights in {folders[0]}"):
+        with _VllmErrors(f"load the weights in {folders[0]}"):
             self._vllm.collective_rpc("reload_weights", kwargs={"weights_path": str(folders[0].resolve())})
-            forgotten = self._vllm.reset_prefix_cache()
-        if not forgotten:
+            was_reset = self._vllm.reset_prefix_cache()
+        if not was_reset:
             raise EngineError("expected vLLM to forget keys and values of the old weights, and it did not")
 
-    def _go_on(self, asked: _Asked, heard: Reply | None) -> None:
+    def _advance(self, pending: _Pending, reply: Reply | None) -> None:
         """Put the next question of a completion to vLLM, or take the completion."""
         try:
-            ask = next(asked.questions) if heard is None else asked.questions.send(heard)
-        except StopIteration as done:
-            self._finished.append((asked.ticket, done.value))
+            vllm_request = next(pending.steps) if reply is None else pending.steps.send(reply)
+        except StopIteration as stop:
+            self._finished.append((pending.ticket, stop.value))
         except EngineError as error:
             self._failures.append(error)
         else:
-            self._put(asked, ask)
+            self._send(pending, vllm_request)
 
-    def _put(self, asked: _Asked, ask: Ask) -> None:
+    def _send(self, pending: _Pending, vllm_request: VllmRequest) -> None:
         from vllm import SamplingParams, TokensPrompt  # pyright: ignore
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore
 
         name = str(next(_NUMBERS))
-        params = SamplingParams(**ask.params, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
-        prompt = TokensPrompt(prompt_token_ids=list(ask.prompt_ids))
-        with _Told("take a request"):
-            self._vllm.add_request(name, prompt, params, lora_request=asked.voice)
-        self._asked[name] = asked
+        params = SamplingParams(**vllm_request.params, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+        prompt = TokensPrompt(prompt_token_ids=list(vllm_request.prompt_ids))
+        with _VllmErrors("take a request"):
+            self._vllm.add_request(name, prompt, params, lora_request=pending.adapter_request)
+        self._pending[name] = pending
 
-    def _hear(self, said: Any) -> None:
+    def _read_output(self, output: Any) -> None:
         """Read one of vLLM's answers."""
-        asked = self._asked.pop(said.request_id)
-        [out] = said.outputs
+        pending = self._pending.pop(output.request_id)
+        [out] = output.outputs
         ids = tuple(out.token_ids)
-        told = tuple({token: one.logprob for token, one in position.items()} for position in out.logprobs or ())
-        if len(told) != len(ids) or not ids:
-            raise EngineError(f"expected log-probabilities of every token from vLLM, found {len(told)} of {len(ids)}")
-        values = tuple(position[token] for position, token in zip(told, ids, strict=True))
-        cached = said.num_cached_tokens or 0
+        top_logprobs = tuple({token: one.logprob for token, one in position.items()} for position in out.logprobs or ())
+        if len(top_logprobs) != len(ids) or not ids:
+            raise EngineError(
+                f"expected log-probabilities of every token from vLLM, found {len(top_logprobs)} of {len(ids)}"
+            )
+        values = tuple(position[token] for position, token in zip(top_logprobs, ids, strict=True))
+        cached = output.num_cached_tokens or 0
         self._count(
             num_requests=1,
             sampled_tokens=len(ids),
-            prefilled_tokens=len(said.prompt_token_ids) - cached,
+            prefilled_tokens=len(output.prompt_token_ids) - cached,
             reused_tokens=cached,
         )
-        self._go_on(asked, Reply(ids, values, told))
+        self._advance(pending, Reply(ids, values, top_logprobs))
 
     def _count(self, **work: float) -> None:
         for name, value in work.items():
             self._stats[name] = self._stats.get(name, 0.0) + value
 
 
-class _Told:
+class _VllmErrors:
     """vLLM's errors, most of which are plain exceptions of its other process, told as ours."""
 
     def __init__(self, what: str) -> None:

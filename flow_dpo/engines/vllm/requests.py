@@ -27,11 +27,11 @@ from flow_dpo.core.types import Completion, Request, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
 from flow_dpo.engines.request_checks import nothing_left
 from flow_dpo.engines.sampling_rule import Drawn, stream, uniform
-from flow_dpo.engines.vllm.topk_logprobs import Kept, draw_told, keep
+from flow_dpo.engines.vllm.topk_logprobs import Candidates, draw_candidate, find_candidates
 
 MAX_ASKED_ALONE = 2
 """Choices that are asked for one by one where they are not among the likeliest; the whole distribution for more."""
-_MORE = 512
+_MORE_LOGPROBS = 512
 """Likeliest tokens that are asked for where the first few do not tell."""
 TEMPERATURES = (0.01, 2.0)
 """vLLM takes no other."""
@@ -41,7 +41,7 @@ _NOT_A_NUMBER = -9000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class VllmRequest:
     """One question to vLLM."""
 
     prompt_ids: TokenIds
@@ -55,7 +55,7 @@ class Reply:
 
     token_ids: TokenIds
     logprobs: tuple[float, ...]
-    told: tuple[Mapping[int, float], ...]
+    top_logprobs: tuple[Mapping[int, float], ...]
     """At each position, the log-probabilities of the tokens that were asked for, by id."""
 
 
@@ -64,31 +64,31 @@ class ModelFacts:
     """What an engine knows of the model that it asks."""
 
     end_ids: frozenset[int]
-    num_words: int
+    vocab_size: int
     """Size of the vocabulary."""
-    top_logprobs: int
+    num_top_logprobs: int
     """How many of the likeliest tokens are told where they are needed."""
 
 
-Answering = Generator[Ask, Reply, Completion]
+CompletionSteps = Generator[VllmRequest, Reply, Completion]
 
 
-def answer(
-    request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds, speech: ModelFacts, policy_version: int
-) -> Answering:
+def completion_steps(
+    request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds, facts: ModelFacts, policy_version: int
+) -> CompletionSteps:
     """The questions that make one completion. Raises `EngineError` where nothing is left to draw."""
     if request.choices:
-        return (yield from _choice(request, sampling, seed, excluded, speech, policy_version))
+        return (yield from _choice_steps(request, sampling, seed, excluded, facts, policy_version))
     drawn: list[Drawn] = []
     if excluded:
-        drawn.append((yield from _first(request, sampling, seed, excluded, speech)))
-    if not drawn or (drawn[0].token not in speech.end_ids and request.max_tokens > 1):
-        drawn += yield from _written(request, sampling, seed, tuple(d.token for d in drawn), speech)
+        drawn.append((yield from _first_token_steps(request, sampling, seed, excluded, facts)))
+    if not drawn or (drawn[0].token not in facts.end_ids and request.max_tokens > 1):
+        drawn += yield from _text_steps(request, sampling, seed, tuple(d.token for d in drawn), facts)
     return Completion(
         token_ids=tuple(d.token for d in drawn),
         logprobs=tuple(d.logprob for d in drawn),
         sampled_logprobs=tuple(d.sampled_logprob for d in drawn),
-        finish_reason="stop" if drawn[-1].token in speech.end_ids else "length",
+        finish_reason="stop" if drawn[-1].token in facts.end_ids else "length",
         policy_version=policy_version,
     )
 
@@ -103,20 +103,22 @@ def check_sampling(sampling: Sampling) -> None:
         )
 
 
-def _choice(
-    request: Request, sampling: Sampling, seed: int, excluded: TokenIds, speech: ModelFacts, policy_version: int
-) -> Answering:
-    heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=_widening(speech)[0]))
-    told = dict(heard.told[0])
-    missing = [token for token in request.choices if token not in told]
+def _choice_steps(
+    request: Request, sampling: Sampling, seed: int, excluded: TokenIds, facts: ModelFacts, policy_version: int
+) -> CompletionSteps:
+    reply = yield VllmRequest(request.prompt_ids, plain_params(max_tokens=1, logprobs=_top_logprob_counts(facts)[0]))
+    top_logprobs = dict(reply.top_logprobs[0])
+    missing = [token for token in request.choices if token not in top_logprobs]
     if len(missing) > MAX_ASKED_ALONE:
-        told = (yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=-1))).told[0]
+        top_logprobs = (yield VllmRequest(request.prompt_ids, plain_params(max_tokens=1, logprobs=-1))).top_logprobs[0]
     else:
         for token in missing:
-            alone = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=0, allowed_token_ids=[token]))
-            told |= zip(alone.token_ids, alone.logprobs, strict=True)
+            single = yield VllmRequest(
+                request.prompt_ids, plain_params(max_tokens=1, logprobs=0, allowed_token_ids=[token])
+            )
+            top_logprobs |= zip(single.token_ids, single.logprobs, strict=True)
     try:
-        scores = [told[token] for token in request.choices]
+        scores = [top_logprobs[token] for token in request.choices]
     except KeyError as error:
         raise EngineError(
             f"expected vLLM to tell the log-probabilities of {request.choices} ({request.role!r}), found {error!r}"
@@ -128,89 +130,97 @@ def _choice(
     return choose(scores, request, sampling, seed=seed, excluded=excluded, policy_version=policy_version)
 
 
-def _first(
-    request: Request, sampling: Sampling, seed: int, excluded: Collection[int], speech: ModelFacts
-) -> Generator[Ask, Reply, Drawn]:
+def _first_token_steps(
+    request: Request, sampling: Sampling, seed: int, excluded: Collection[int], facts: ModelFacts
+) -> Generator[VllmRequest, Reply, Drawn]:
     """The first token, drawn here."""
-    for count in _widening(speech):
-        heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=count))
-        told = _likeliest(heard.told[0], count)
-        kept = keep(told, sampling, num_words=speech.num_words)
-        drawn = kept and draw_told(kept, told, uniform=uniform(seed, 0), greedy=sampling.greedy, excluded=excluded)
+    for count in _top_logprob_counts(facts):
+        reply = yield VllmRequest(request.prompt_ids, plain_params(max_tokens=1, logprobs=count))
+        top_logprobs = _top(reply.top_logprobs[0], count)
+        candidates = find_candidates(top_logprobs, sampling, vocab_size=facts.vocab_size)
+        drawn = candidates and draw_candidate(
+            candidates, top_logprobs, uniform=uniform(seed, 0), greedy=sampling.greedy, excluded=excluded
+        )
         if drawn is not None:
             return drawn
-        if kept is not None and not kept.tail:
+        if candidates is not None and not candidates.tail:
             break
     raise nothing_left(request, sampling, tuple(excluded))
 
 
-def _written(
-    request: Request, sampling: Sampling, seed: int, begun: TokenIds, speech: ModelFacts
-) -> Generator[Ask, Reply, list[Drawn]]:
+def _text_steps(
+    request: Request, sampling: Sampling, seed: int, first_ids: TokenIds, facts: ModelFacts
+) -> Generator[VllmRequest, Reply, list[Drawn]]:
     """What follows the tokens that were drawn here already."""
-    prompt_ids, room = request.prompt_ids + begun, request.max_tokens - len(begun)
+    prompt_ids, room = request.prompt_ids + first_ids, request.max_tokens - len(first_ids)
     plain = sampling.temperature == 1 and sampling.top_p == 1
     temperature, top_p = (0.0, 1.0) if sampling.greedy else (sampling.temperature, sampling.top_p)
-    heard = yield Ask(
+    reply = yield VllmRequest(
         prompt_ids,
         plain_params(
             max_tokens=room,
             temperature=temperature,
             top_p=top_p,
             # The number behind a first token that was drawn here must not come again.
-            seed=(stream(seed) if begun else seed) & _SEED_BITS,
-            logprobs=0 if plain else _widening(speech)[0],
-            stop_token_ids=sorted(speech.end_ids),
+            seed=(stream(seed) if first_ids else seed) & _SEED_BITS,
+            logprobs=0 if plain else _top_logprob_counts(facts)[0],
+            stop_token_ids=sorted(facts.end_ids),
         ),
     )
-    ids = heard.token_ids
-    ended = bool(ids) and ids[-1] in speech.end_ids
-    if not speech.end_ids.isdisjoint(ids[:-1]) or not (ended or len(ids) == room):
+    ids = reply.token_ids
+    ended = bool(ids) and ids[-1] in facts.end_ids
+    if not facts.end_ids.isdisjoint(ids[:-1]) or not (ended or len(ids) == room):
         raise EngineError(
-            f"expected {room} tokens, or fewer up to an end token {sorted(speech.end_ids)}, from vLLM for role "
+            f"expected {room} tokens, or fewer up to an end token {sorted(facts.end_ids)}, from vLLM for role "
             f"{request.role!r}, found {ids}"
         )
-    if not all(_NOT_A_NUMBER < value <= 1e-3 for value in heard.logprobs):
+    if not all(_NOT_A_NUMBER < value <= 1e-3 for value in reply.logprobs):
         raise nothing_left(request, sampling, ())
     drawn: list[Drawn] = []
-    for at, (token, logprob) in enumerate(zip(ids, heard.logprobs, strict=True)):
+    for at, (token, logprob) in enumerate(zip(ids, reply.logprobs, strict=True)):
         sampled = logprob
         if not plain:
-            kept = keep(_likeliest(heard.told[at], _widening(speech)[0]), sampling, num_words=speech.num_words)
-            if kept is None or (sampling.top_p < 1 and token not in kept.weights):
-                kept = yield from _wider(prompt_ids + ids[:at], sampling, speech)
-            sampled = kept.sampled_logprob(logprob)
+            candidates = find_candidates(
+                _top(reply.top_logprobs[at], _top_logprob_counts(facts)[0]), sampling, vocab_size=facts.vocab_size
+            )
+            if candidates is None or (sampling.top_p < 1 and token not in candidates.weights):
+                candidates = yield from _request_more(prompt_ids + ids[:at], sampling, facts)
+            sampled = candidates.sampled_logprob(logprob)
         drawn.append(Drawn(token, min(0.0, logprob), min(0.0, sampled)))
     return drawn
 
 
-def _wider(prompt_ids: TokenIds, sampling: Sampling, speech: ModelFacts) -> Generator[Ask, Reply, Kept]:
+def _request_more(
+    prompt_ids: TokenIds, sampling: Sampling, facts: ModelFacts
+) -> Generator[VllmRequest, Reply, Candidates]:
     """What can be drawn behind this prompt, by more of the distribution, by all of it at last."""
-    told: Mapping[int, float] = {}
-    for count in _widening(speech)[1:]:
-        heard = yield Ask(prompt_ids, plain_params(max_tokens=1, logprobs=count))
-        told = _likeliest(heard.told[0], count)
-        kept = keep(told, sampling, num_words=speech.num_words if count > 0 else len(told))
-        if kept is not None:
-            return kept
+    top_logprobs: Mapping[int, float] = {}
+    for count in _top_logprob_counts(facts)[1:]:
+        reply = yield VllmRequest(prompt_ids, plain_params(max_tokens=1, logprobs=count))
+        top_logprobs = _top(reply.top_logprobs[0], count)
+        candidates = find_candidates(
+            top_logprobs, sampling, vocab_size=facts.vocab_size if count > 0 else len(top_logprobs)
+        )
+        if candidates is not None:
+            return candidates
     raise EngineError(
-        f"expected log-probabilities of all {speech.num_words} tokens from vLLM, found {len(told)} that do not sum to "
-        "one; start it with --max-logprobs -1 and --logprobs-mode raw_logprobs"
+        f"expected log-probabilities of all {facts.vocab_size} tokens from vLLM, found {len(top_logprobs)} that do not "
+        "sum to one; start it with --max-logprobs -1 and --logprobs-mode raw_logprobs"
     )
 
 
-def _widening(speech: ModelFacts) -> tuple[int, ...]:
+def _top_logprob_counts(facts: ModelFacts) -> tuple[int, ...]:
     """How many likeliest tokens are asked for, and then, where they do not tell, more, and at last all: one request
     that asks for all makes vLLM sort the vocabulary for its whole batch."""
-    few = min(speech.top_logprobs, speech.num_words)
-    return (few, _MORE, -1) if few < _MORE < speech.num_words // 2 else (few, -1)
+    few = min(facts.num_top_logprobs, facts.vocab_size)
+    return (few, _MORE_LOGPROBS, -1) if few < _MORE_LOGPROBS < facts.vocab_size // 2 else (few, -1)
 
 
-def _likeliest(told: Mapping[int, float], count: int) -> Mapping[int, float]:
+def _top(top_logprobs: Mapping[int, float], count: int) -> Mapping[int, float]:
     """So many of what was told: vLLM adds the token that was drawn, which may be far less likely."""
-    if not 0 < count < len(told):
-        return told
-    return dict(sorted(told.items(), key=lambda item: -item[1])[:count])
+    if not 0 < count < len(top_logprobs):
+        return top_logprobs
+    return dict(sorted(top_logprobs.items(), key=lambda item: -item[1])[:count])
 
 
 def plain_params(**params: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _LEAST = -500.0
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Candidates:
     """The tokens that can be drawn, those that were told: unnormalised weights after temperature and top-p."""
 
     weights: Mapping[int, float]
@@ -49,80 +49,89 @@ class Kept:
         return min(0.0, (logprob - self.peak) / self.temperature - math.log(self.mass))
 
 
-def keep(told: Mapping[int, float], sampling: Sampling, *, num_words: int) -> Kept | None:
+def find_candidates(top_logprobs: Mapping[int, float], sampling: Sampling, *, vocab_size: int) -> Candidates | None:
     """What can be drawn, given log-probabilities of the likeliest of `num_words` tokens (and of no others); None where
     too few are told.
 
     Kept is the smallest set of likeliest tokens whose weight reaches `top_p` of all (`chance` has the rule).
     """
     power = 1 / sampling.temperature
-    ranked = sorted(told, key=lambda token: (-told[token], token))
-    peak = told[ranked[0]]
-    weights = {token: math.exp((told[token] - peak) * power) for token in ranked}
+    ranked = sorted(top_logprobs, key=lambda token: (-top_logprobs[token], token))
+    peak = top_logprobs[ranked[0]]
+    weights = {token: math.exp((top_logprobs[token] - peak) * power) for token in ranked}
     summed = math.fsum(weights.values())
-    least, most = (each * math.exp(-peak * power) for each in _tail(told, power, num_words - len(told)))
+    least, most = (
+        each * math.exp(-peak * power) for each in _tail_bounds(top_logprobs, power, vocab_size - len(top_logprobs))
+    )
     if least > most:
         return None  # what was told does not sum up
     if sampling.top_p >= 1:
         if math.log(summed + most) - math.log(summed + least) > 2 * TOLERANCE:
             return None
         tail = (least + most) / 2
-        return Kept(weights, summed + tail, tail, sampling.temperature, peak)
-    first, last = (_reach(weights, ranked, sampling.top_p * (summed + tail)) for tail in (least, most))
+        return Candidates(weights, summed + tail, tail, sampling.temperature, peak)
+    first, last = (_count_to_mass(weights, ranked, sampling.top_p * (summed + tail)) for tail in (least, most))
     if first is None or first != last:
         return None
-    kept = {token: weights[token] for token in ranked[:first]}
-    return Kept(kept, math.fsum(kept.values()), 0.0, sampling.temperature, peak)
+    candidates = {token: weights[token] for token in ranked[:first]}
+    return Candidates(candidates, math.fsum(candidates.values()), 0.0, sampling.temperature, peak)
 
 
-def draw_told(
-    kept: Kept, told: Mapping[int, float], *, uniform: float, greedy: bool, excluded: Collection[int]
+def draw_candidate(
+    candidates: Candidates,
+    top_logprobs: Mapping[int, float],
+    *,
+    uniform: float,
+    greedy: bool,
+    excluded: Collection[int],
 ) -> Drawn | None:
     """Draw a token other than `excluded`; None where it may be one that was not told, or where nothing is left."""
-    left = {token: weight for token, weight in kept.weights.items() if token not in excluded and weight > 0}
+    left = {token: weight for token, weight in candidates.weights.items() if token not in excluded and weight > 0}
     if greedy:
         token = min(left, key=lambda token: (-left[token], token), default=None)
-    elif kept.tail > 0 and not all(token in told for token in excluded):
+    elif candidates.tail > 0 and not all(token in top_logprobs for token in excluded):
         return None  # how much of the tail they take away is not known
     else:
-        token = _pick(left, uniform * (math.fsum(left.values()) + kept.tail))
-        if token is None and not kept.tail and left:
+        token = _pick(left, uniform * (math.fsum(left.values()) + candidates.tail))
+        if token is None and not candidates.tail and left:
             token = max(left)  # the rounding of the sums
     if token is None:
         return None
-    return Drawn(token, logprob=min(0.0, told[token]), sampled_logprob=kept.sampled_logprob(told[token]))
+    return Drawn(
+        token, logprob=min(0.0, top_logprobs[token]), sampled_logprob=candidates.sampled_logprob(top_logprobs[token])
+    )
 
 
-def _pick(weights: Mapping[int, float], wanted: float) -> int | None:
+def _pick(weights: Mapping[int, float], target: float) -> int | None:
     """The inverse of the cumulative sum, over tokens in ascending order of ids."""
-    reached = 0.0
+    cumulative = 0.0
     for token in sorted(weights):
-        reached += weights[token]
-        if reached > wanted:
+        cumulative += weights[token]
+        if cumulative > target:
             return token
     return None
 
 
-def _tail(told: Mapping[int, float], power: float, num_untold: int) -> tuple[float, float]:
+def _tail_bounds(top_logprobs: Mapping[int, float], power: float, num_others: int) -> tuple[float, float]:
     """The least and the most weight that the tokens have which were not told."""
-    missing = 1 - math.fsum(math.exp(value) for value in told.values())
-    if num_untold <= 0:
+    missing = 1 - math.fsum(math.exp(value) for value in top_logprobs.values())
+    if num_others <= 0:
         return 0.0, 0.0
-    last = min(told.values())
+    last = min(top_logprobs.values())
     if power < 1:
         # Spread over many tokens, even the rounding of the sum can weigh much.
-        most = num_untold ** (1 - power) * (max(missing, 0.0) + _ROUNDING) ** power
+        most = num_others ** (1 - power) * (max(missing, 0.0) + _ROUNDING) ** power
         return max(0.0, missing - _ROUNDING) * math.exp(max(last, _LEAST) * (power - 1)), most
     if missing < _ROUNDING:
         return 0.0, 0.0
     return (missing, missing) if power == 1 else (0.0, missing * math.exp(last * (power - 1)))
 
 
-def _reach(weights: Mapping[int, float], ranked: list[int], wanted: float) -> int | None:
+def _count_to_mass(weights: Mapping[int, float], ranked: list[int], target: float) -> int | None:
     """How many of the likeliest tokens it takes to reach this weight; None where all that are told do not."""
-    reached = 0.0
+    cumulative = 0.0
     for count, token in enumerate(ranked, start=1):
-        reached += weights[token]
-        if reached >= wanted:
+        cumulative += weights[token]
+        if cumulative >= target:
             return count
     return None
