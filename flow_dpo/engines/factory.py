@@ -1,11 +1,11 @@
-"""Which engine plays, and what does it need of the model and the adapters in this process?
+"""Engine factory: which engine samples, and what it needs of the model and the adapters in this process.
 
     kind_of(LocalSettings())                      # "local"
-    with reached(settings, loaded, num_roles=2) as reach:
-        engine = reach.build(policy, Shelf(policy, Path("runs/x/served")))
+    with open_engine(settings, loaded, num_roles=2) as access:
+        engine = access.build(policy, AdapterStore(policy, Path("runs/x/served")))
 
-`local` shares the learner's memory. The others read adapters from files, in PEFT's layout, that a `AdapterStore`
-writes for them. Invariant: what an engine cannot play is refused by `open_engine`, before anything is played.
+`local` shares the learner's memory. The others read adapters from files, in PEFT's layout, that an `AdapterStore`
+writes for them. Invariant: what an engine cannot sample is refused by `open_engine`, before any rollout.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ KINDS: dict[str, type[LocalSettings] | type[VllmSettings] | type[VllmServerSetti
     "vllm": VllmSettings,
     "vllm_server": VllmServerSettings,
 }
-"""The engines by the word that chooses them: `--engine vllm_server`."""
+"""The engines by name: `--engine vllm_server`."""
 PROBES = (
     "Anna has 12 apples and buys 7 more. How many does she have now?",
     "Let x^2 + 3x - 4 = 0.\nThen (x - 1)(x + 4) = 0.",
     "Answer: 42",
 )
-"""Texts that a server must encode, and go on from, as the model in this process does."""
+"""Texts that a server must tokenize, and continue, as the model in this process does."""
 
 
 @dataclass(frozen=True)
 class EngineAccess:
-    """An engine that can be had."""
+    """An engine that is available, before it is built."""
 
     context_tokens: int
-    """The most tokens that it takes in one request."""
+    """Tokens of its context window: prompt and completion of one request together."""
     build: Callable[[Policy, AdapterStore], Engine]
 
 
 class AdapterStore:
-    """Where the policy's adapters lie for an engine that reads files. The newest version of each role is kept."""
+    """The folder with the policy's adapters for an engine that reads files: the newest version of each role."""
 
     def __init__(self, policy: Policy, folder: Path) -> None:
         self._policy, self._folder = policy, folder
@@ -68,7 +68,7 @@ class AdapterStore:
         return Path(adapter.path) if adapter.path else self._put(adapter, self._policy.save_adapter)
 
     def merged(self, adapter: Adapter) -> Path:
-        """The folder of the whole model with the policy's present weights of this role in it."""
+        """The folder of the whole model with the policy's present weights of this role merged in."""
         return self._put(adapter, self._policy.save_merged)
 
     def _put(self, adapter: Adapter, write: Callable[[Role, Path], object]) -> Path:
@@ -80,17 +80,17 @@ class AdapterStore:
         return done
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Delete the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def kind_of(settings: EngineSettings) -> str:
-    """The word that chooses this engine."""
+    """The name of this engine in `KINDS`."""
     return next(kind for kind, settings_of in KINDS.items() if type(settings) is settings_of)
 
 
 def default_settings(kind: str) -> EngineSettings:
-    """What an engine does where nothing is said. Raises `ConfigError` for a word that names none."""
+    """An engine's default settings. Raises `ConfigError` for an unknown name."""
     if kind not in KINDS:
         raise ConfigError(f"unknown engine {kind!r}; there are {', '.join(KINDS)}")
     return KINDS[kind]()
@@ -98,7 +98,7 @@ def default_settings(kind: str) -> EngineSettings:
 
 @contextmanager
 def open_engine(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
-    """Make sure that the engine can play this model. The model must not have been given adapters yet.
+    """Check that the engine can sample from this model. The model must not have been given adapters yet.
 
     Raises `ConfigError` for a server that is not there or serves something else, and where vLLM is not installed.
     """
@@ -136,7 +136,7 @@ def open_engine(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int
 
 
 def expected_model(loaded: LoadedModel, *, num_roles: int) -> ExpectedModel:
-    """What the model in this process says where a server is compared with it."""
+    """What a server must reproduce, computed by the model in this process."""
     encoded = {text: loaded.renderer.encode(text) for text in PROBES}
     prompts = [ids[:room] for ids in encoded.values() if (room := min(len(ids), loaded.context_tokens - 1))]
     expected: dict[TokenIds, list[float]] = {}
@@ -156,7 +156,7 @@ def _vllm(
     expected: ExpectedModel,
     context_tokens: int,
 ) -> VllmEngine:
-    """vLLM in this process. Raises `ConfigError` where it cannot be started, or speaks otherwise than the model."""
+    """vLLM in this process. Raises `ConfigError` where it cannot be started, or gives other log-probabilities."""
     model = loaded.model
     opened = open_vllm(
         settings,
@@ -180,7 +180,7 @@ def _vllm(
     with ExitStack() as stack:
         stack.callback(engine.close)
         check_base(engine.sample_base, expected, where="vLLM in this process")
-        engine.take_stats()  # the checks are no play
+        engine.take_stats()  # the checks are not counted
         stack.pop_all()
     return engine
 
@@ -196,8 +196,8 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Loca
 
 
 def role_model_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
-    """How roles speak while they play: with merged weights where that is wanted and can be."""
+    """The context manager that yields a role's model for sampling: with merged weights where set and possible."""
     if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not policy.can_merge()):
         return policy.using
-    with policy.using_merged(policy.roles[0]):  # refused now rather than in the midst of play
+    with policy.using_merged(policy.roles[0]):  # refused now rather than amid rollouts
         return policy.using_merged

@@ -1,12 +1,12 @@
-"""Is the server at this address the one that can play what is trained?
+"""Checks of a vLLM server: whether it serves the model that is trained, with room for every role's adapter.
 
-Asked once, before anything is played, by comparing what it says with what the model in this process says:
+Done once, before anything is sampled, by comparing its replies with the model in this process:
 
-    base = connect(client, wanted)      # ServedModel(id="seed", root="...", max_model_len=512)
+    base = connect(client, expected)      # ServedModel(id="seed", root="...", max_model_len=512)
 
-Invariant: a server that passes takes and tells token ids, encodes text as we do, has the same base weights, tells the
-log-probabilities of the unscaled distribution for as many tokens as are asked for, and has room for every role's
-adapter. What is refused names the flag that changes it.
+Invariant: a server that passes takes and returns token ids, tokenizes as we do, has the same base weights, reports the
+log-probabilities of the unscaled distribution for as many tokens as are requested, and can load an adapter for every
+role. Each error names the flag that repairs it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from flow_dpo.engines.vllm.client import ServedModel, Unknown, VllmClient, serve
 from flow_dpo.engines.vllm.requests import Reply, VllmRequest, plain_params
 
 _MOST_DIVERGENCE = 0.05
-"""Nats. Half precision, and other kernels, make less than 0.01; an 8-bit model some hundredths."""
+"""Nats. Half precision and other kernels cause less than 0.01; an 8-bit model some hundredths."""
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedModel:
-    """What the model in this process says, for a server to repeat."""
+    """What a server must reproduce: tokenization and next-token log-probabilities of the model in this process."""
 
     name: str
-    """How the model is called in messages."""
+    """The model's name in messages."""
     encoded: Mapping[str, TokenIds]
     """Texts in token ids, without special ones at their ends."""
     logprobs: Mapping[TokenIds, Sequence[float]]
-    """Log-probabilities of every token behind some prompts, by the base model."""
+    """Log-probabilities of every next token after some prompts, by the base model."""
     num_roles: int
 
 
 def connect(client: VllmClient, expected: ExpectedModel) -> ServedModel:
-    """The server's base model. Raises `ConfigError` where it cannot play what is wanted."""
+    """The server's base model. Raises `ConfigError` where it is not the expected one, or lacks a feature."""
     base = _base(client)
     try:
         _check_tokenizer(client, base, expected)
@@ -54,14 +54,14 @@ def connect(client: VllmClient, expected: ExpectedModel) -> ServedModel:
     num_loras = client.max_loras()
     if num_loras is not None and num_loras < expected.num_roles:
         raise ConfigError(
-            f"expected {client.url} to speak with the adapters of {expected.num_roles} roles together, found max_loras "
+            f"expected {client.url} to serve the adapters of {expected.num_roles} roles together, found max_loras "
             f"{num_loras}; start it with --max-loras {expected.num_roles} or more"
         )
     return base
 
 
 def _base(client: VllmClient) -> ServedModel:
-    """The base model that is asked for by name, or the only one."""
+    """The base model of the configured name, or the only one."""
     answer = client.answers()
     if answer.status in (401, 403):
         raise ConfigError(
@@ -92,8 +92,8 @@ def _check_tokenizer(client: VllmClient, base: ServedModel, expected: ExpectedMo
 
 
 def check_base(send: Callable[[VllmRequest], Reply], expected: ExpectedModel, *, where: str) -> None:
-    """Raise `ConfigError` where the base model that answers is another, or tells other log-probabilities than those of
-    the unscaled distribution."""
+    """Raise `ConfigError` where the base model is not the expected one, or does not report the log-probabilities of the
+    unscaled distribution. `send` sends one request to it."""
     _check_weights(send, expected, where)
     _check_scale(send, expected, where)
 
@@ -127,7 +127,7 @@ def _check_weights(send: Callable[[VllmRequest], Reply], expected: ExpectedModel
 
 
 def _check_scale(send: Callable[[VllmRequest], Reply], expected: ExpectedModel, where: str) -> None:
-    """Whether log-probabilities are those before temperature."""
+    """Raise `ConfigError` where log-probabilities change with temperature."""
     params, prompt_ids = plain_params(max_tokens=1, logprobs=1), next(iter(expected.logprobs))
     replies = [
         send(VllmRequest(prompt_ids, params | {"temperature": temperature, "seed": 1})) for temperature in (1.0, 2.0)

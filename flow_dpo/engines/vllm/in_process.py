@@ -1,14 +1,14 @@
-"""How does vLLM play in this process?
+"""vLLM in this process: vLLM's own engine with LoRA adapters that change at every refresh.
 
-vLLM's own engine, with the same questions as over HTTP (`vllm_asking`) and no server: requests join its running batch
-when they are submitted, and `poll` steps it until one is answered. Every refresh loads the adapters from their folders
-under new names and new ids, and drops the old ones: vLLM's prefix cache goes by an adapter's name and path, so a name
-that is used again would speak from keys and values of the old weights. With `sync="merged"` a refresh loads the whole
-model anew, its one role's adapter merged into it, and empties the cache.
+The same requests as over HTTP (`requests`) without a server: they join vLLM's running batch when they are submitted,
+and `poll` steps it until one is finished. Every refresh loads the adapters from their folders under new names and new
+ids, and drops the old ones: vLLM's prefix cache goes by an adapter's name and path, so a name that is used again would
+sample from keys and values of the old weights. With `sync="merged"` a refresh loads the whole model, its one role's
+adapter merged into it, and empties the cache.
 
-    engine = VllmEngine(open_vllm(settings, model="Qwen/...", ...), speech, context_tokens=2048, folder_of=store)
+    engine = VllmEngine(open_vllm(settings, model="Qwen/...", ...), facts, context_tokens=2048, folder_of=store)
 
-Invariant: a completion is spoken by the adapter in force when it was submitted. vllm is imported by `open_vllm` alone.
+Invariant: a completion is sampled with the adapter in force when it was submitted. Only `open_vllm` imports vllm.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from flow_dpo.engines.vllm.requests import (
 
 _INSTALL = "make setup-vllm makes an environment with it in .venv-vllm, or install this package with its extra [vllm]"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks for which vLLM makes room."""
+"""The LoRA ranks that vLLM supports."""
 
 
 _NUMBERS = itertools.count(1)
-"""Of adapters and questions: never used twice in this process, whichever engine asks."""
+"""Ids of adapters and vLLM requests: never used twice in this process, by whichever engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +49,18 @@ class VllmSettings:
     """vLLM in this process."""
 
     kv_budget_gib: float = 2.0
-    """Memory for keys and values. The learner needs the rest."""
+    """Memory for the KV cache in GiB. The learner needs the rest."""
     max_batch_size: int = 256
     """Requests that are decoded together."""
     block_tokens: int = 0
     """Tokens in a block of the prefix cache: what two prompts share is reused in whole blocks. 0 is vLLM's own choice,
-    16 on most GPUs; on a CPU 128, and 32 serves better."""
+    16 on most GPUs; on a CPU 128, where 32 is better."""
     compiled: bool = True
     """Compile the model and capture its steps: minutes at the start, faster from then on. Never on a CPU."""
     top_logprobs: int = 20
-    """Likeliest tokens that are told at each position where temperature or top-p are not 1."""
+    """Top log-probabilities reported at each position where temperature or top-p are not 1."""
     sync: Literal["adapters", "merged"] = "adapters"
-    """What a refresh brings: adapters, or all weights with a role's adapter in them. The latter is for recipes of one
+    """What a refresh loads: adapters, or all weights with a role's adapter merged in. The latter is for recipes of one
     role: tokens cost no adapter, a refresh costs the whole model (docs/engines.md)."""
     engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """More of vLLM's `EngineArgs`, such as {"tensor_parallel_size": 2}."""
@@ -73,7 +73,7 @@ class VllmSettings:
             )
 
     def check_roles(self, num_roles: int) -> None:
-        """Raises `ConfigError` where merged weights would have to speak for several roles."""
+        """Raise `ConfigError` where merged weights would have to serve several roles."""
         if self.sync == "merged" and num_roles != 1:
             raise ConfigError(
                 f"expected one role with --engine.sync merged, found {num_roles}: one vLLM holds one set of weights; "
@@ -83,6 +83,8 @@ class VllmSettings:
 
 @dataclass(slots=True)
 class _Pending:
+    """A completion under way."""
+
     ticket: int
     steps: CompletionSteps
     adapter_request: Any
@@ -107,7 +109,7 @@ def open_vllm(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """vLLM's engine on this model. Raises `ConfigError` where vLLM is not installed or refuses."""
+    """Start vLLM's engine on this model. Raises `ConfigError` where vLLM is not installed or refuses."""
     check_installed()
     try:
         from vllm import EngineArgs, LLMEngine  # pyright: ignore
@@ -121,11 +123,11 @@ def open_vllm(
         "enable_prefix_caching": True, "max_logprobs": -1, "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
         "max_num_seqs": settings.max_batch_size, "kv_cache_memory_bytes": int(settings.kv_budget_gib * 2**30),
         "enforce_eager": on_cpu or not settings.compiled, "disable_log_stats": True, "seed": 0,
-        # The keys and values have their own bound; this one only asks that so much of a GPU is free beside the learner.
+        # The KV cache has its own bound; this one only demands that much free GPU memory beside the learner's.
         "gpu_memory_utilization": 0.1,
     }  # fmt: skip
     if on_cpu:
-        # vLLM 0.32 cannot go on drawing by a request's seed on a CPU where it read the prompt in parts.
+        # On a CPU, vLLM 0.32 loses a request's seed when it prefills the prompt in chunks.
         engine_args["enable_chunked_prefill"] = False
     if settings.sync == "adapters":
         engine_args |= {"enable_lora": True, "max_loras": num_roles, "max_cpu_loras": 2 * num_roles}
@@ -136,14 +138,14 @@ def open_vllm(
         return LLMEngine.from_engine_args(EngineArgs(**{**engine_args, **settings.engine_args}))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"vLLM could not be started with {model}: {error}; its own words are above. A context window of "
+            f"vLLM could not be started with {model}: {error}; its own log is above. A context window of "
             f"{context_tokens} tokens may need more than --engine.kv_budget_gib {settings.kv_budget_gib:g}, or be cut "
             'by --engine.engine_args {"max_model_len": N}'
         ) from error
 
 
 class VllmEngine(Engine):
-    """vLLM's engine behind the seam."""
+    """vLLM's engine as an `Engine`."""
 
     def __init__(
         self,
@@ -154,12 +156,12 @@ class VllmEngine(Engine):
         folder_of: Callable[[Adapter], Path],
         merged_into: Path | None = None,
     ) -> None:
-        """`folder_of` finds an adapter's folder; with `merged_into`, the base's own, it finds a whole model's that
-        has the adapter in its weights, and these are what a refresh loads."""
+        """`folder_of` finds an adapter's folder. With `merged_into`, the base model's own folder, it finds the folder of
+        a whole model with the adapter merged into its weights, which is what a refresh loads."""
         self._vllm, self._facts, self._folder_of, self._base = vllm, facts, folder_of, merged_into
         self._context_tokens = context_tokens
         self._pending: dict[str, _Pending] = {}
-        """What is under way, by the id of the question that vLLM works on."""
+        """Completions under way, by the id of the vLLM request that each waits for."""
         self._finished: list[tuple[int, Completion]] = []
         self._failures: deque[EngineError] = deque()
         self._lora_requests: dict[Role, Any] = {}
@@ -206,7 +208,7 @@ class VllmEngine(Engine):
         if self._base is None:
             previous = self._lora_requests
             self._lora_requests = {role: self._load_lora(adapter) for role, adapter in adapters.items()}
-            with _VllmErrors("forget an adapter"):
+            with _VllmErrors("drop an adapter"):
                 for adapter_request in previous.values():
                     self._vllm.remove_lora(adapter_request.lora_int_id)
         else:
@@ -215,7 +217,7 @@ class VllmEngine(Engine):
         self._count(refresh_s=time.perf_counter() - started)
 
     def sample_base(self, vllm_request: VllmRequest) -> Reply:
-        """What the base model says to one question, while nothing else is under way."""
+        """The base model's reply to one request, while nothing else is under way."""
         check_idle(len(self._pending) + len(self._finished) + len(self._failures))
         replies: list[Reply] = []
 
@@ -247,17 +249,17 @@ class VllmEngine(Engine):
         return adapter_request
 
     def _reload(self, folders: list[Path]) -> None:
-        """Let vLLM speak with the weights of another folder, and forget what was computed with the old ones."""
+        """Load the weights of another folder into vLLM, and empty the prefix cache."""
         if len(folders) != 1:
             raise EngineError(f"expected one role's weights, found {len(folders)}")
         with _VllmErrors(f"load the weights in {folders[0]}"):
             self._vllm.collective_rpc("reload_weights", kwargs={"weights_path": str(folders[0].resolve())})
             was_reset = self._vllm.reset_prefix_cache()
         if not was_reset:
-            raise EngineError("expected vLLM to forget keys and values of the old weights, and it did not")
+            raise EngineError("expected vLLM to empty its prefix cache after new weights, and it did not")
 
     def _advance(self, pending: _Pending, reply: Reply | None) -> None:
-        """Put the next question of a completion to vLLM, or take the completion."""
+        """Send the next vLLM request of a completion, or collect the completion."""
         try:
             vllm_request = next(pending.steps) if reply is None else pending.steps.send(reply)
         except StopIteration as stop:
@@ -279,7 +281,7 @@ class VllmEngine(Engine):
         self._pending[name] = pending
 
     def _read_output(self, output: Any) -> None:
-        """Read one of vLLM's answers."""
+        """Read one finished output of vLLM, and go on with its completion."""
         pending = self._pending.pop(output.request_id)
         [out] = output.outputs
         ids = tuple(out.token_ids)
@@ -304,7 +306,7 @@ class VllmEngine(Engine):
 
 
 class _VllmErrors:
-    """vLLM's errors, most of which are plain exceptions of its other process, told as ours."""
+    """Turns vLLM's errors, most of which are plain exceptions of its other process, into `EngineError`."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -313,4 +315,4 @@ class _VllmErrors:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
-            raise EngineError(f"vLLM could not {self._what}: {error!r:.500}; its own words are above") from error
+            raise EngineError(f"vLLM could not {self._what}: {error!r:.500}; its own log is above") from error

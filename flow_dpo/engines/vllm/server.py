@@ -1,15 +1,16 @@
-"""How does a running `vllm serve` play, with adapters that change while it runs?
+"""vLLM server engine: a running `vllm serve` over HTTP, with LoRA adapters that change while it runs.
 
 Requests are sent as soon as they are submitted, `concurrency` of them at once, each by a thread of its own, and `poll`
-hands over whichever is answered first. At a refresh every role's adapter is loaded under a name that was never used
-before, and the old ones are unloaded: vLLM's prefix cache goes by an adapter's name, so a name that is used again would
-speak from keys and values of the old weights.
+returns those that are finished. At a refresh every role's adapter is loaded under a name that was never used before,
+and the old ones are unloaded: vLLM's prefix cache goes by an adapter's name, so a name that is used again would sample
+from keys and values of the old weights.
 
-    engine = VllmServerEngine(client, speech, context_tokens=512, folder_of=lambda adapter: Path(adapter.path))
+    engine = VllmServerEngine(client, facts, base=base, context_tokens=512, folder_of=store)
     engine.refresh({"answer": Adapter(role="answer", version=3, path="runs/x/served/answer/3")})
 
-Invariants: a completion is answered by the adapter in force when it was submitted, or the run stops; a server that ends
-and is started again costs no request and answers none twice, since each has one thread that asks until it is answered.
+Invariants: a completion is sampled with the adapter in force when it was submitted, or the run stops; a server that
+ends and is restarted loses no request and answers none twice, since each has one thread that retries until it has a
+reply.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from flow_dpo.engines.vllm.requests import (
 )
 
 FolderOf = Callable[[Adapter], Path]
-"""Where an adapter lies in PEFT's layout, written there if it is not yet."""
+"""Finds an adapter's folder in PEFT's layout, and writes the adapter there if it is not there yet."""
 _MAX_RELOADS = 20
-"""Times that one request finds its adapter gone before that is called a fault."""
+"""Times that one request may find its adapter gone before it is an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedAdapter:
-    """What the server is to speak with for a role."""
+    """The name under which the server has a role's adapter loaded."""
 
     name: str
     version: int
@@ -57,7 +58,7 @@ class ServedAdapter:
 
 @dataclass(slots=True)
 class _Stats:
-    """What was done since last asked."""
+    """Counts and seconds since `take_stats` was last called."""
 
     num_requests: int = 0
     sampled_tokens: int = 0
@@ -68,7 +69,7 @@ class _Stats:
 
 
 class VllmServerEngine(Engine):
-    """vLLM behind an address."""
+    """A vLLM server as an `Engine`."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class VllmServerEngine(Engine):
         folder_of: FolderOf,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`check` raises where a server that was started anew speaks otherwise than the first did."""
+        """`check` raises where a restarted server does not give the log-probabilities of the first one."""
         self._client, self._facts, self._base, self._folder_of, self._check = client, facts, base, folder_of, check
         self._context_tokens = context_tokens
         self._threads = ThreadPoolExecutor(client.settings.concurrency, thread_name_prefix="vllm")
@@ -153,7 +154,7 @@ class VllmServerEngine(Engine):
         }  # fmt: skip
 
     def close(self) -> None:
-        """Give up what is under way, and leave the server as it was found."""
+        """Give up what is under way, and unload the adapters."""
         self._client.stop()
         self._threads.shutdown(cancel_futures=True)
         self._unload(self._served)
@@ -164,7 +165,7 @@ class VllmServerEngine(Engine):
             self._client.unload(adapter.name)
 
     def _complete(self, steps: CompletionSteps, adapter: ServedAdapter) -> Completion:
-        """Ask all questions of one completion, one after the other."""
+        """Send all vLLM requests of one completion, one after the other."""
         try:
             vllm_request = next(steps)
             while True:
@@ -173,6 +174,7 @@ class VllmServerEngine(Engine):
             return done.value
 
     def _send(self, vllm_request: VllmRequest, adapter: ServedAdapter) -> Reply:
+        """Send one request; where the server has lost the adapter, load it again first."""
         for _ in range(_MAX_RELOADS):
             try:
                 completed = self._client.complete(adapter.name, vllm_request)
@@ -183,12 +185,12 @@ class VllmServerEngine(Engine):
             return completed.reply
         raise EngineError(
             f"expected {self._client.url} to keep the adapter {adapter.name}, found it gone {_MAX_RELOADS} times; does "
-            "somebody else unload adapters there?"
+            "another program unload adapters there?"
         )
 
     def _load_again(self, adapter: ServedAdapter) -> None:
-        """Load the adapter again into a server that was started anew. Raises `EngineError` or `ConfigError` where it is
-        another one."""
+        """Load the adapter into a restarted server. Raises `EngineError` or `ConfigError` where it serves another
+        model."""
         with self._loading:
             served = self._client.models()
             if self._base not in served:
