@@ -361,7 +361,7 @@ MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_stat
         (GptOssForCausalLM, GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1), "found 0"),
         (Gemma2ForCausalLM, Gemma2Config(**SMALL, attn_logit_softcapping=5.0), "found 0"),
         (Lfm2ForCausalLM, Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]), "found 1"),
-        (FalconH1ForCausalLM, FalconH1Config(**SMALL, **MAMBA, initializer_range=0.3), "something else"),
+        (FalconH1ForCausalLM, FalconH1Config(**SMALL, **MAMBA, initializer_range=0.3), "other logits"),
     ],
     ids=["attention sinks", "capped scores", "convolutions", "a recurrent state beside attention"],
 )

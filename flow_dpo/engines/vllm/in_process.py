@@ -156,8 +156,8 @@ class VllmEngine(Engine):
         folder_of: Callable[[Adapter], Path],
         merged_into: Path | None = None,
     ) -> None:
-        """`folder_of` finds an adapter's folder. With `merged_into`, the base model's own folder, it finds the folder of
-        a whole model with the adapter merged into its weights, which is what a refresh loads."""
+        """`folder_of` finds an adapter's folder. With `merged_into`, the base model's own folder, it finds that of a
+        whole model with the adapter merged into its weights, which is what a refresh loads."""
         self._vllm, self._facts, self._folder_of, self._base = vllm, facts, folder_of, merged_into
         self._context_tokens = context_tokens
         self._pending: dict[str, _Pending] = {}
