@@ -75,8 +75,8 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
             turn = flow.turn(state)
             if flow.turn(state) != turn:
                 raise FlowError(
-                    f"{type(flow).__name__}.turn returns another turn each time, at turn {num_turns} of {problem.id}; a "
-                    "state's turn is always the same: it may not draw, count or read a clock"
+                    f"{type(flow).__name__}.turn returns another turn each time, at turn {num_turns} of {problem.id}; "
+                    "a state's turn is always the same: it may not draw, count or read a clock"
                 )
             if turn is None:
                 break

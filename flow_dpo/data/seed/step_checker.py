@@ -36,8 +36,8 @@ class StepVerdict:
     fault: Fault
     """"" for a valid line. "form": not a step; "foreign": not an event of this problem (a distractor used); "order":
     repeated or too late; "arithmetic": left and right do not make the result; "operation": added where the event
-    """"" for a valid line. "form": not a step; "foreign": not an event of this problem (a distractor used); "order":
-    step is absent, "answer": the answer does not follow."""
+    takes away; "total": starts from a wrong total; "amount": not the event's number; for the answer "missing": a
+    correct step is absent, "answer": the answer does not follow."""
 
     @property
     def valid(self) -> bool:
