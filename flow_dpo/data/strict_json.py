@@ -31,13 +31,13 @@ def parse(text: str | bytes, place: str, *, any_text: bool = False) -> Any:
     `any_text` allows half surrogate pairs, for texts that are never written as UTF-8. Raises `DataError`.
     """
     try:
-        words = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        value: object = json.loads(words, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value: object = json.loads(decoded, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: expected JSON, found {error}; repair or drop it") from error
-    if words.count("[") + words.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+    if decoded.count("[") + decoded.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise DataError(f"{place}: expected JSON at most {MAX_DEPTH} deep, found a deeper one; repair or drop it")
-    if not any_text and _HALF.search(words):
+    if not any_text and _HALF.search(decoded):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
@@ -65,14 +65,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _constant(word: str) -> NoReturn:
-    raise ValueError(f"{word}, which is not JSON")
+def _constant(literal: str) -> NoReturn:
+    raise ValueError(f"{literal}, which is not JSON")
 
 
-def _finite(word: str) -> float:
-    value = float(word)
+def _finite(literal: str) -> float:
+    value = float(literal)
     if not math.isfinite(value):
-        raise ValueError(f"the number {word[:40]}, which is too large")
+        raise ValueError(f"the number {literal[:40]}, which is too large")
     return value
 
 

@@ -68,8 +68,8 @@ class ScheduleSettings:
     decay_power: float = 1.0
     """1 decays as 1 / t, whose sum diverges and whose squares converge (Robbins and Monro 1951); 0.5 is slower."""
     passes: int = 1
-    """Updates on each full batch, one after the other (PPO's epochs): from the second on the policy has moved away from
-    what it said, and a clip has something to do."""
+    """Updates on each full batch, one after the other (PPO's epochs): from the second on the policy differs from the
+    one that sampled, and clipping has an effect."""
 
     def __post_init__(self) -> None:
         if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:

@@ -235,9 +235,11 @@ class Head:
         return torch.cat(pieces)[torch.cat(order).argsort()]
 
     def _general(self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+        """The same for any head, with autograd through the full logits of a chunk."""
         return self._shape(self._module(hidden_RC)).log_softmax(-1)[row_M, ids_M]
 
     def _shape(self, logits: torch.Tensor) -> torch.Tensor:
+        """Cap and scale logits as the model's own forward does, in float32."""
         if self._cap is not None:
             logits = torch.tanh(logits / self._cap) * self._cap
         return logits.float() * self._scale if self._scale != 1.0 else logits.float()

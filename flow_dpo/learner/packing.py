@@ -58,7 +58,7 @@ def merge(sequences: Sequence[TokenIds]) -> PackedRow:
     subtree_end_N = np.empty(total, np.int64)
     segments: list[tuple[int, np.ndarray]] = []
     size, path, ids = 0, np.empty(0, np.int64), np.empty(0, np.int64)
-    # 2. Each sequence adds the tokens after what it shares with the previous one; path_T holds its tokens' indices.
+    # 2. Each sequence adds the tokens after what it shares with the previous one; `path` holds its tokens' indices in the row.
     for index in order:
         next_ids = np.asarray(sequences[index], np.int64)
         shared = _num_shared(ids, next_ids)
@@ -75,6 +75,7 @@ def merge(sequences: Sequence[TokenIds]) -> PackedRow:
 
 
 def _num_shared(left: np.ndarray, right: np.ndarray) -> int:
+    """The length of the common prefix of two sequences."""
     size = min(len(left), len(right))
     differ = np.flatnonzero(left[:size] != right[:size])
     return int(differ[0]) if len(differ) else size
