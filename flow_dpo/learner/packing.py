@@ -58,7 +58,7 @@ def merge(sequences: Sequence[TokenIds]) -> PackedRow:
     subtree_end_N = np.empty(total, np.int64)
     segments: list[tuple[int, np.ndarray]] = []
     size, path, ids = 0, np.empty(0, np.int64), np.empty(0, np.int64)
-    # 2. Each sequence adds the tokens after what it shares with the previous one; `path` holds its tokens' indices in the row.
+    # 2. Each sequence adds the tokens after what it shares with the previous one; `path` holds its indices in the row.
     for index in order:
         next_ids = np.asarray(sequences[index], np.int64)
         shared = _num_shared(ids, next_ids)
