@@ -203,7 +203,7 @@ def test_drift_from_what_was_sampled_is_measured_and_stops() -> None:
     )
     false = [replace(p, chosen=replace(p.chosen, policy_version=2)) for p in pairs()]
     before = copies(student.policy)
-    with pytest.raises(LearningError, match="spoke with another adapter"):
+    with pytest.raises(LearningError, match="sampled with another adapter"):
         student.update(Dpo(), false)
     assert same(before["answer"], student.policy.weights("answer"))
     assert student.version == 2
