@@ -94,7 +94,7 @@ def learned(shape: Shape) -> tuple[int, int]:
 def played(settings: argparse.Namespace, num_chunks: int) -> tuple[int, int, int]:
     """Tokens computed by ours and unshared, and tokens sampled, of the plays of one problem."""
     policy = Policy(random_model("tiny"), ROLES)
-    engine = LocalEngine(policy.model, speaking=policy.speaking, end_ids=(), context_tokens=8192)
+    engine = LocalEngine(policy.model, role_model=policy.using, end_ids=(), context_tokens=8192)
     prompts = AnswerStopPrompts(answer_system="", stop_system="", stop_user="{question}{candidate} right?")
     flow = EveryChunk(chunk_tokens=settings.chunk_tokens, max_chunks=num_chunks, prompts=prompts)
     problem = Problem(id="p", question="q" * settings.prompt_tokens, gold="1")

@@ -117,7 +117,7 @@ def ours(settings: argparse.Namespace) -> Report:
     from flow_dpo.core.loop import learn
     from flow_dpo.core.protocols import Backends
     from flow_dpo.core.recipe import Recipe
-    from flow_dpo.engines.factory import speaking_of
+    from flow_dpo.engines.factory import role_model_of
     from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
     from flow_dpo.learner.learner import Learner, LearnerSettings
     from flow_dpo.learner.policy import LoraSettings, Policy
@@ -128,7 +128,10 @@ def ours(settings: argparse.Namespace) -> Report:
     memory, size = measuring.PeakMemory(), settings.prompts_per_update
     policy = Policy(loaded.model, flow.roles, LoraSettings(lora_r=RANK, lora_alpha=RANK))
     engine = LocalEngine(
-        policy.model, speaking=speaking_of(policy, LocalSettings()), end_ids=(), context_tokens=loaded.context_tokens
+        policy.model,
+        role_model=role_model_of(policy, LocalSettings()),
+        end_ids=(),
+        context_tokens=loaded.context_tokens,
     )
     grader = AnswerGrader(NoVerdicts(), loaded.renderer)
     workers = InProcessWorkers(Backends(engine=engine, renderer=loaded.renderer, grader=grader))

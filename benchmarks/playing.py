@@ -101,7 +101,7 @@ def parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
 def play(settings: argparse.Namespace, _: int) -> Report:
     """The flow, with either engine."""
     from flow_dpo.core.rollouts import RolloutRunner
-    from flow_dpo.engines.factory import speaking_of
+    from flow_dpo.engines.factory import role_model_of
     from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
     from flow_dpo.learner.policy import Policy
 
@@ -111,7 +111,7 @@ def play(settings: argparse.Namespace, _: int) -> Report:
         policy = Policy(loaded.model, flow.roles, preset.lora)
         engine = LocalEngine(
             policy.model,
-            speaking=speaking_of(policy, LocalSettings()),
+            role_model=role_model_of(policy, LocalSettings()),
             end_ids=loaded.end_ids,
             context_tokens=loaded.context_tokens,
         )

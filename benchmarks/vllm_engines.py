@@ -108,13 +108,13 @@ class Question:
 def listened_to() -> Iterator[list[Question]]:
     """Every question that our engines over vLLM put to it, in the order of the answers."""
     from flow_dpo.engines.vllm import in_process
-    from flow_dpo.engines.vllm import requests as vllm_asking
+    from flow_dpo.engines.vllm import requests as vllm_requests
     from flow_dpo.engines.vllm import server as vllm_server
 
     heard: list[Question] = []
 
     def answer(request: Any, *words: Any, **more: Any) -> Any:
-        questions = vllm_asking.answer(request, *words, **more)
+        questions = vllm_requests.completion_steps(request, *words, **more)
         try:
             ask = next(questions)
             while True:
@@ -124,7 +124,7 @@ def listened_to() -> Iterator[list[Question]]:
         except StopIteration as done:
             return done.value
 
-    with patch.object(in_process, "answer", answer), patch.object(vllm_server, "answer", answer):
+    with patch.object(in_process, "completion_steps", answer), patch.object(vllm_server, "completion_steps", answer):
         yield heard
 
 
@@ -173,7 +173,7 @@ def _ask_in_process(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]
     from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
     from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
-    vllm, voices = engine._vllm, engine._voices
+    vllm, voices = engine._vllm, engine._lora_requests
     for number, request in enumerate(requests):
         params = SamplingParams(
             max_tokens=request.num_tokens, ignore_eos=True, seed=number, detokenize=False,
@@ -199,7 +199,7 @@ def _ask_over_http(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]:
 
     def ask(numbered: tuple[int, OneShot]) -> tuple[int, int]:
         number, request = numbered
-        body: dict[str, Any] = {"model": engine._voices[request.role].name, "prompt": list(request.prompt_ids)}
+        body: dict[str, Any] = {"model": engine._served[request.role].name, "prompt": list(request.prompt_ids)}
         body |= plain_params(max_tokens=request.num_tokens, temperature=1.0, seed=number) | {"return_token_ids": True}
         answer = address.exchange("POST", "/completions", json.dumps(body).encode())
         if answer.status != 200:

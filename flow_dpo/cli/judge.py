@@ -149,7 +149,7 @@ def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
     loaded = load_model(parsed["model"])
     engine = LocalEngine(
         loaded.model,
-        speaking=lambda role: nullcontext(loaded.model),  # the base model's own voice
+        role_model=lambda role: nullcontext(loaded.model),  # the base model, without adapters
         end_ids=loaded.end_ids,
         context_tokens=loaded.context_tokens,
         settings=parsed["engine"],

@@ -1,4 +1,4 @@
-"""Which rows does a data set's file, folder or hub id hold?
+"""Data files: rows of JSONL, JSON and Parquet files, local folders and hub data sets.
 
 Reads JSONL (plain or gzip), JSON (a list of objects, or one object a line) and Parquet into plain dictionaries, each
 with the place it came from. Local files are read without the `datasets` library; a hub id goes through it.

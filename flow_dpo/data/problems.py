@@ -1,4 +1,4 @@
-r"""Which problems does a data set hold?
+"""Problem data sets: questions with gold answers from the seed, local files or the hub.
 
 `load_problems` takes "seed", a local file or folder, or a hub id, and knows the columns of GSM8K, MATH, MATH-500, SVAMP
 and MetaMathQA; any other data set names its question and answer columns.
@@ -8,7 +8,7 @@ and MetaMathQA; any other data set names its question and answer columns.
 
 Invariant: every problem has a question, a gold answer that is not empty, and an id of its own. A row without a usable
 gold answer is skipped with a count or refused, as `bad_rows` says; what is wrong with the data set as a whole (a
-missing column, a torn row, two rows of one id) is a `DataError` that names the place.
+missing column, a truncated row, two rows of one id) is a `DataError` that names the place.
 """
 
 from __future__ import annotations

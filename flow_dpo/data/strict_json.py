@@ -1,10 +1,10 @@
-"""Which value does a JSON text hold, and has each of its fields the kind that it should have?
+r"""Strict JSON: a parser that refuses what is not portable JSON, and checks of the kinds of an object's fields.
 
-Python's parser lets pass what is no JSON, or says two things at once. Here that is an error with its place:
+Python's own parser accepts texts that are not JSON, or that are ambiguous. Here those are errors with their place:
 
-    {"a": NaN}   {"a": 1e999}   {"a": 1, "a": 2}   {"a": "\\ud800"}   [[[[ ... fifty deep   {"a": <half of UTF-8>}
+    {"a": NaN}   {"a": 1e999}   {"a": 1, "a": 2}   {"a": "\ud800"}   [[[[ ... fifty deep   {"a": <half of UTF-8>}
 
-Invariant: what comes back can be written again as UTF-8 JSON, and nothing of the text was dropped on the way. Every
+Invariant: what is returned can be written again as UTF-8 JSON, and nothing of the text was dropped on the way. Every
 error is a `DataError` that begins with the place ("runs/traces/traces.jsonl, line 3") and names the field.
 """
 
@@ -20,24 +20,24 @@ from typing import Any, NoReturn, cast
 from flow_dpo.core.errors import DataError
 
 MAX_DEPTH = 50
-"""Deeper values are refused: what reads them later counts on Python's recursion limit."""
+"""Deeper values are refused: later readers of them recurse, within Python's limit."""
 _MAX_TOKEN_ID = 2**31
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse(text: str | bytes, place: str, *, any_text: bool = False) -> Any:
-    """The value of a JSON text, UTF-8 where it is in bytes, behind a byte order mark or not.
+    """The value of a JSON text; bytes are UTF-8, with or without a byte order mark.
 
-    `any_text` lets half surrogate pairs pass, for texts that are never written as UTF-8. Raises `DataError`.
+    `any_text` allows half surrogate pairs, for texts that are never written as UTF-8. Raises `DataError`.
     """
     try:
-        words = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        value: object = json.loads(words, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value: object = json.loads(decoded, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: expected JSON, found {error}; repair or drop it") from error
-    if words.count("[") + words.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+    if decoded.count("[") + decoded.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise DataError(f"{place}: expected JSON at most {MAX_DEPTH} deep, found a deeper one; repair or drop it")
-    if not any_text and _HALF.search(words):
+    if not any_text and _HALF.search(decoded):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
@@ -49,7 +49,7 @@ def parse(text: str | bytes, place: str, *, any_text: bool = False) -> Any:
 
 
 def parse_object(text: str | bytes, place: str, *, any_text: bool = False) -> dict[str, Any]:
-    """The same of a text that holds an object. Raises `DataError` where it holds something else."""
+    """The object of a JSON text. Raises `DataError` where it is another value."""
     value = parse(text, place, any_text=any_text)
     if not isinstance(value, dict):
         raise DataError(f"{place}: expected a JSON object, found {type(value).__name__}; repair or drop it")
@@ -65,14 +65,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _constant(word: str) -> NoReturn:
-    raise ValueError(f"{word}, which is no JSON")
+def _constant(literal: str) -> NoReturn:
+    raise ValueError(f"{literal}, which is not JSON")
 
 
-def _finite(word: str) -> float:
-    value = float(word)
+def _finite(literal: str) -> float:
+    value = float(literal)
     if not math.isfinite(value):
-        raise ValueError(f"the number {word[:40]}, which is too large")
+        raise ValueError(f"the number {literal[:40]}, which is too large")
     return value
 
 
@@ -89,7 +89,7 @@ def _depth(value: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a field should hold, in words and as a test."""
+    """A kind of field value: its description for messages, and its test."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -119,12 +119,12 @@ def one_of(words: Sequence[str]) -> Kind:
 
 
 def or_null(kind: Kind) -> Kind:
-    """A kind, or nothing."""
+    """A kind, or null."""
     return Kind(f"{kind.words} or null", lambda value: value is None or kind.holds(value))
 
 
 def check(row: Mapping[str, Any], kinds: Mapping[str, Kind], place: str) -> None:
-    """Raise `DataError` for the first field of `row` that has another kind than it should; absent ones are let pass."""
+    """Raise `DataError` for the first field of `row` that is not of its kind; absent fields are accepted."""
     for name, kind in kinds.items():
         if name in row and not kind.holds(row[name]):
             raise DataError(f"{place}: expected {kind.words} in {name!r}, found {row[name]!r:.80}; repair or drop it")

@@ -1,8 +1,8 @@
-"""Which of a request's declared choices is drawn?
+"""Choice requests: sample one of a request's declared choices from their logits.
 
-Scored on one forward: the choices' scores at the end of the prompt, renormalised over the choices, then drawn with the
-request's temperature. `top_p` is not applied: every declared choice is meant, and a rare one is not noise. Invariant:
-the completion is one of the choices, and `choice_logprobs` sum to one.
+Scored by one forward: the logits of the choices at the end of the prompt, renormalised over the choices, then sampled
+with the request's temperature. `top_p` is not applied: every declared choice is intended, and an improbable one is not
+noise. Invariant: the completion is one of the choices, and the probabilities of `choice_logprobs` sum to one.
 
     choose([2.0, 2.0], Request(role="stop", prompt_ids=(1,), choices=(8, 9)), Sampling(), seed=7)   # logprobs=(-0.693,)
 """
@@ -28,7 +28,10 @@ def choose(
     excluded: TokenIds = (),
     policy_version: int = 0,
 ) -> Completion:
-    """Draw a choice, given the logits (or log-probabilities) of the choices' ids."""
+    """Sample a choice, given the logits (or log-probabilities) of the choices' token ids, in their order.
+
+    Raises `EngineError` where no choice has probability, or `excluded` leaves none.
+    """
     peak = max(scores)
     if peak == -math.inf:
         raise EngineError(f"expected a choice of {request.choices} with probability, found none ({request.role!r})")

@@ -1,11 +1,11 @@
-"""Which engine plays, and what does it need of the model and the adapters in this process?
+"""Engine factory: which engine samples, and what it needs of the model and the adapters in this process.
 
     kind_of(LocalSettings())                      # "local"
-    with reached(settings, loaded, num_roles=2) as reach:
-        engine = reach.build(policy, Shelf(policy, Path("runs/x/served")))
+    with open_engine(settings, loaded, num_roles=2) as access:
+        engine = access.build(policy, AdapterStore(policy, Path("runs/x/served")))
 
-`local` shares the learner's memory. The others read adapters from files, in PEFT's layout, that a `AdapterStore`
-writes for them. Invariant: what an engine cannot play is refused by `open_engine`, before anything is played.
+`local` shares the learner's memory. The others read adapters from files, in PEFT's layout, that an `AdapterStore`
+writes for them. Invariant: what an engine cannot sample is refused by `open_engine`, before any rollout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines.local.compatibility import vocabulary_size
 from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
-from flow_dpo.engines.vllm.checks import Wanted, check_base, connect
+from flow_dpo.engines.vllm.checks import ExpectedModel, check_base, connect
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm.in_process import VllmEngine, VllmSettings, check_installed, open_vllm
 from flow_dpo.engines.vllm.requests import ModelFacts
@@ -39,26 +39,26 @@ KINDS: dict[str, type[LocalSettings] | type[VllmSettings] | type[VllmServerSetti
     "vllm": VllmSettings,
     "vllm_server": VllmServerSettings,
 }
-"""The engines by the word that chooses them: `--engine vllm_server`."""
+"""The engines by name: `--engine vllm_server`."""
 PROBES = (
     "Anna has 12 apples and buys 7 more. How many does she have now?",
     "Let x^2 + 3x - 4 = 0.\nThen (x - 1)(x + 4) = 0.",
     "Answer: 42",
 )
-"""Texts that a server must encode, and go on from, as the model in this process does."""
+"""Texts that a server must tokenize, and continue, as the model in this process does."""
 
 
 @dataclass(frozen=True)
 class EngineAccess:
-    """An engine that can be had."""
+    """An engine that is available, before it is built."""
 
     context_tokens: int
-    """The most tokens that it takes in one request."""
+    """Tokens of its context window: prompt and completion of one request together."""
     build: Callable[[Policy, AdapterStore], Engine]
 
 
 class AdapterStore:
-    """Where the policy's adapters lie for an engine that reads files. The newest version of each role is kept."""
+    """The folder with the policy's adapters for an engine that reads files: the newest version of each role."""
 
     def __init__(self, policy: Policy, folder: Path) -> None:
         self._policy, self._folder = policy, folder
@@ -68,7 +68,7 @@ class AdapterStore:
         return Path(adapter.path) if adapter.path else self._put(adapter, self._policy.save_adapter)
 
     def merged(self, adapter: Adapter) -> Path:
-        """The folder of the whole model with the policy's present weights of this role in it."""
+        """The folder of the whole model with the policy's present weights of this role merged in."""
         return self._put(adapter, self._policy.save_merged)
 
     def _put(self, adapter: Adapter, write: Callable[[Role, Path], object]) -> Path:
@@ -80,17 +80,17 @@ class AdapterStore:
         return done
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Delete the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def kind_of(settings: EngineSettings) -> str:
-    """The word that chooses this engine."""
+    """The name of this engine in `KINDS`."""
     return next(kind for kind, settings_of in KINDS.items() if type(settings) is settings_of)
 
 
 def default_settings(kind: str) -> EngineSettings:
-    """What an engine does where nothing is said. Raises `ConfigError` for a word that names none."""
+    """An engine's default settings. Raises `ConfigError` for an unknown name."""
     if kind not in KINDS:
         raise ConfigError(f"unknown engine {kind!r}; there are {', '.join(KINDS)}")
     return KINDS[kind]()
@@ -98,7 +98,7 @@ def default_settings(kind: str) -> EngineSettings:
 
 @contextmanager
 def open_engine(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
-    """Make sure that the engine can play this model. The model must not have been given adapters yet.
+    """Check that the engine can sample from this model. The model must not have been given adapters yet.
 
     Raises `ConfigError` for a server that is not there or serves something else, and where vLLM is not installed.
     """
@@ -107,56 +107,56 @@ def open_engine(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int
         return
     if isinstance(settings, VllmSettings):
         check_installed()
-    speech = ModelFacts(
-        end_ids=loaded.end_ids, num_words=vocabulary_size(loaded.model), top_logprobs=settings.top_logprobs
+    facts = ModelFacts(
+        end_ids=loaded.end_ids, vocab_size=vocabulary_size(loaded.model), num_top_logprobs=settings.top_logprobs
     )
     if isinstance(settings, VllmSettings):
         settings.check_roles(num_roles)
         room = min(loaded.context_tokens, int(settings.engine_args.get("max_model_len") or loaded.context_tokens))
-        said = wanted(loaded, num_roles=num_roles)
-        yield EngineAccess(room, lambda policy, store: _vllm(settings, loaded, speech, policy, store, said, room))
+        expected = expected_model(loaded, num_roles=num_roles)
+        yield EngineAccess(room, lambda policy, store: _vllm(settings, loaded, facts, policy, store, expected, room))
         return
     client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
-        said = wanted(loaded, num_roles=num_roles)
-        base = connect(client, said)
+        expected = expected_model(loaded, num_roles=num_roles)
+        base = connect(client, expected)
         room = min(loaded.context_tokens, base.max_model_len)
 
         def check() -> None:
-            check_base(lambda ask: client.complete(base.id, ask).heard, said, where=client.url)
+            check_base(lambda request: client.complete(base.id, request).reply, expected, where=client.url)
 
         yield EngineAccess(
             room,
             lambda _, store: VllmServerEngine(
-                client, speech, base=base, context_tokens=room, folder_of=store, check=check
+                client, facts, base=base, context_tokens=room, folder_of=store, check=check
             ),
         )
     finally:
         client.stop()
 
 
-def wanted(loaded: LoadedModel, *, num_roles: int) -> Wanted:
-    """What the model in this process says where a server is compared with it."""
+def expected_model(loaded: LoadedModel, *, num_roles: int) -> ExpectedModel:
+    """What a server must reproduce, computed by the model in this process."""
     encoded = {text: loaded.renderer.encode(text) for text in PROBES}
     prompts = [ids[:room] for ids in encoded.values() if (room := min(len(ids), loaded.context_tokens - 1))]
-    said: dict[TokenIds, list[float]] = {}
+    expected: dict[TokenIds, list[float]] = {}
     with torch.inference_mode():
         for ids in prompts:
             logits = loaded.model(input_ids=torch.tensor([ids], device=loaded.model.device)).logits[0, -1]
-            said[ids] = logits.double().log_softmax(-1).tolist()
-    return Wanted(name=loaded.name, encoded=encoded, said=said, num_roles=num_roles)
+            expected[ids] = logits.double().log_softmax(-1).tolist()
+    return ExpectedModel(name=loaded.name, encoded=encoded, logprobs=expected, num_roles=num_roles)
 
 
 def _vllm(
     settings: VllmSettings,
     loaded: LoadedModel,
-    speech: ModelFacts,
+    facts: ModelFacts,
     policy: Policy,
     store: AdapterStore,
-    said: Wanted,
+    expected: ExpectedModel,
     context_tokens: int,
 ) -> VllmEngine:
-    """vLLM in this process. Raises `ConfigError` where it cannot be started, or speaks otherwise than the model."""
+    """vLLM in this process. Raises `ConfigError` where it cannot be started, or gives other log-probabilities."""
     model = loaded.model
     opened = open_vllm(
         settings,
@@ -172,15 +172,15 @@ def _vllm(
     merged = settings.sync == "merged"
     engine = VllmEngine(
         opened,
-        speech,
+        facts,
         context_tokens=context_tokens,
         folder_of=store.merged if merged else store,
         merged_into=Path(str(model.name_or_path)) if merged else None,
     )
     with ExitStack() as stack:
         stack.callback(engine.close)
-        check_base(engine.hear, said, where="vLLM in this process")
-        engine.take_stats()  # the checks are no play
+        check_base(engine.sample_base, expected, where="vLLM in this process")
+        engine.take_stats()  # the checks are not counted
         stack.pop_all()
     return engine
 
@@ -188,16 +188,16 @@ def _vllm(
 def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> LocalEngine:
     return LocalEngine(
         policy.model,
-        speaking=speaking_of(policy, settings),
+        role_model=role_model_of(policy, settings),
         end_ids=loaded.end_ids,
         context_tokens=loaded.context_tokens,
         settings=settings,
     )
 
 
-def speaking_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
-    """How roles speak while they play: with merged weights where that is wanted and can be."""
+def role_model_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
+    """The context manager that yields a role's model for sampling: with merged weights where set and possible."""
     if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not policy.can_merge()):
-        return policy.speaking
-    with policy.merged(policy.roles[0]):  # refused now rather than in the midst of play
-        return policy.merged
+        return policy.using
+    with policy.using_merged(policy.roles[0]):  # refused now rather than amid rollouts
+        return policy.using_merged

@@ -1,11 +1,11 @@
-"""How is something asked of a server over HTTP, so that it ends in an answer or a failure within a deadline?
+"""HTTP client: one request to a server with a deadline for the whole exchange, on the standard library.
 
     address = Address("http://127.0.0.1:8000", api_key="", deadline_s=60.0)
     answer = address.exchange("POST", "/v1/completions", b'{"prompt": [1, 5, 6]}')      # Answer(status=200, text=...)
 
-The standard library alone; no redirect is followed and no proxy used. An address may be asked from several threads;
-`stop` ends whatever is under way. Invariants: the deadline is for the whole of an exchange, however slowly bytes come;
-the API key is sent to this address alone and is found in no answer and no error.
+No redirect is followed and no proxy used. An address may be used from several threads; `stop` ends whatever is under
+way. Invariants: the deadline is for the whole of an exchange, however slowly bytes come; the API key is sent to this
+address alone and is found in no answer and no error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flow_dpo.core.errors import ConfigError, EngineError
 
 
 class Passing(Exception):
-    """A failure that may pass. `wait_s` is what the server asks for."""
+    """A transient failure, worth a retry. `wait_s` is the wait in seconds that the server asks for."""
 
     def __init__(self, what: str, wait_s: float = 0.0) -> None:
         super().__init__(what)
@@ -31,7 +31,7 @@ class Passing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server said."""
+    """The server's response."""
 
     status: int
     text: str
@@ -40,7 +40,7 @@ class Answer:
 
 
 def check_base_url(base_url: str) -> None:
-    """Raise `ConfigError` where this is no plain http or https address, or has a secret in it."""
+    """Raise `ConfigError` where this is not a plain http or https address, or has a secret in it."""
     try:
         url = urlsplit(base_url)
         known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
@@ -53,7 +53,7 @@ def check_base_url(base_url: str) -> None:
 
 
 class Address:
-    """One server."""
+    """One server's address, with its API key and deadline."""
 
     def __init__(self, base_url: str, *, api_key: str, deadline_s: float, max_bytes: int = 8 << 20) -> None:
         self.base_url = base_url
@@ -74,8 +74,8 @@ class Address:
                 _shut(opened)
 
     def exchange(self, method: str, path: str, body: bytes | None = None) -> Answer:
-        """Ask once. Raises `Passing` where there is no whole answer within the deadline, `EngineError` for one that is
-        too long to be meant."""
+        """Send one request. Raises `Passing` where there is no complete answer within the deadline, `EngineError` for
+        one of more than `max_bytes`."""
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._url.hostname or "", self._url.port, timeout=self._deadline_s)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}

@@ -1,10 +1,10 @@
-"""Which requests does every engine refuse?
+"""Request checks: the requests that every engine refuses, and the errors that all engines share.
 
-Those that no engine could answer as the contract says, refused when they are submitted, before any work:
+A request that no engine could answer as the contract says is refused when it is submitted, before any work:
 
     check_request(Request(role="answer", prompt_ids=(), max_tokens=8), Sampling(), context_tokens=512)   # EngineError
 
-Invariant: what passes here can be answered, unless `excluded` leaves nothing to draw (`nothing_left`).
+Invariant: what passes here can be answered, unless `excluded` leaves no token to sample (`nothing_left`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from flow_dpo.core.types import Request, Sampling, TokenIds
 
 
 def check_request(request: Request, sampling: Sampling, *, context_tokens: int) -> None:
-    """Raise `EngineError` where this request cannot be answered inside the context window."""
-    asked = f"role {request.role!r}, a prompt of {len(request.prompt_ids)} tokens"
+    """Raise `EngineError` where this request is malformed or does not fit the context window (in tokens)."""
+    found = f"role {request.role!r}, a prompt of {len(request.prompt_ids)} tokens"
     if not request.prompt_ids:
-        raise EngineError(f"expected a prompt of at least one token, found {asked}; render the prompt first")
+        raise EngineError(f"expected a prompt of at least one token, found {found}; render the prompt first")
     if len(set(request.choices)) < len(request.choices):
-        raise EngineError(f"expected a distinct token id for each choice, found {request.choices} ({asked})")
+        raise EngineError(f"expected a distinct token id for each choice, found {request.choices} ({found})")
     if not request.choices and request.max_tokens < 1:
-        raise EngineError(f"expected max_tokens of at least 1, found {request.max_tokens} ({asked})")
+        raise EngineError(f"expected max_tokens of at least 1, found {request.max_tokens} ({found})")
     if not sampling.temperature > 0:
         raise EngineError(f"expected a temperature above 0, found {sampling.temperature}; use Sampling(greedy=True)")
     if not 0 < sampling.top_p <= 1:
@@ -35,21 +35,21 @@ def check_request(request: Request, sampling: Sampling, *, context_tokens: int) 
         )
 
 
-def check_words(request: Request, excluded: TokenIds, *, num_words: int) -> None:
-    """Raise `EngineError` for token ids that are none of the vocabulary's."""
+def check_vocabulary(request: Request, excluded: TokenIds, *, vocab_size: int) -> None:
+    """Raise `EngineError` for token ids outside the vocabulary."""
     ids = request.prompt_ids + request.choices + excluded
-    if not 0 <= min(ids) <= max(ids) < num_words:
-        raise EngineError(f"expected ids below {num_words}, the size of the vocabulary, found {ids}")
+    if not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise EngineError(f"expected ids below {vocab_size}, the size of the vocabulary, found {ids}")
 
 
 def check_idle(num_requests: int) -> None:
-    """Raise `EngineError` where a refresh comes while requests are under way: they would end with other adapters."""
+    """Raise `EngineError` for a refresh while requests are under way: their adapters would change midway."""
     if num_requests:
         raise EngineError(f"expected nothing under way at a refresh, found {num_requests} requests; poll first")
 
 
 def nothing_left(request: Request, sampling: Sampling, excluded: TokenIds) -> EngineError:
-    """The error of a draw that found no token with probability."""
+    """The error for a request of which no token with probability is left to sample."""
     if not excluded:
         return EngineError(
             f"expected probabilities of the next token for role {request.role!r}, found none: the model's logits are "
@@ -57,5 +57,5 @@ def nothing_left(request: Request, sampling: Sampling, excluded: TokenIds) -> En
         )
     return EngineError(
         f"expected a first token other than {excluded} for role {request.role!r}, found none that has probability "
-        f"under {sampling}; ask only where something else can be said"
+        f"under {sampling}; exclude fewer tokens"
     )

@@ -1,13 +1,13 @@
-"""Which token does one request's seed pick?
+"""Sampling rule: which token a request's seed picks, by temperature and nucleus sampling (top-p), in plain Python.
 
-The rule that every engine of ours follows, in plain Python: the specification that `drawing` repeats for a whole batch
-of tensors, and what the scripted engines draw with. Two invariants:
+Every engine of this package follows it: `local.sampling` is the same rule for a whole batch of tensors, and the
+scripted engines sample with it directly. Two invariants:
 
-- The number behind a request's token at a position depends on its seed and that position alone (`uniform`), so neither
-  the batch nor the engine changes it.
-- The token is the first, in ascending order of ids, at which the kept probability summed so far exceeds `uniform` times
-  all the kept probability. Kept is the smallest set of likeliest tokens (the lower id first where two are equally
-  likely) whose mass reaches `top_p`, without what is excluded.
+- The uniform number for a request's token at a position depends on its seed and that position alone (`uniform`), so
+  neither the batch nor the engine changes it.
+- The token is the first, in ascending order of ids, at which the cumulative probability of the nucleus exceeds
+  `uniform` times all of it. The nucleus is the smallest set of most probable tokens (the lower id first where two are
+  equally probable) whose mass reaches `top_p` (Holtzman et al. 2020), without what is excluded.
 
     uniform(seed=7, position=0)                                   # 0.7215081806049702, on any machine
     draw({4: -0.7, 9: -0.7}, Sampling(), uniform=0.6)             # Drawn(token=9, ...)
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from flow_dpo.core.types import Sampling
 
-WORD = (1 << 64) - 1
+_MASK_64 = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
 """Odd, and near 2**64 divided by the golden ratio: the stride of SplitMix64."""
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -29,34 +29,37 @@ MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One drawn token: its log-probability as the model says it, and as it was drawn, before anything was excluded."""
+    """A sampled token: its log-probability under the model, and after temperature and top-p, before any exclusion."""
 
     token: int
     logprob: float
     sampled_logprob: float
 
 
-def _mixed(z: int) -> int:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every bit of `z` reaches every bit of the result."""
-    z = ((z ^ (z >> 30)) * MIX_1) & WORD
-    z = ((z ^ (z >> 27)) * MIX_2) & WORD
+def _mix(z: int) -> int:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every bit of `z` affects every bit of the result."""
+    z = ((z ^ (z >> 30)) * MIX_1) & _MASK_64
+    z = ((z ^ (z >> 27)) * MIX_2) & _MASK_64
     return z ^ (z >> 31)
 
 
 def stream(seed: int) -> int:
-    """Where the numbers of this seed begin. Mixed, so that the streams of neighbouring seeds do not overlap."""
-    return _mixed((seed + GOLDEN) & WORD)
+    """The first state of this seed's random numbers. Mixed, so that streams of neighbouring seeds do not overlap."""
+    return _mix((seed + GOLDEN) & _MASK_64)
 
 
 def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) behind the token at this position of a completion (0 is its first)."""
-    return (_mixed((stream(seed) + (position + 1) * GOLDEN) & WORD) >> 11) * 2.0**-53
+    """The number in [0, 1) that decides the token at this position of a completion (0 is the first)."""
+    return (_mix((stream(seed) + (position + 1) * GOLDEN) & _MASK_64) >> 11) * 2.0**-53
 
 
 def draw(
     logprobs: Mapping[int, float], sampling: Sampling, *, uniform: float, excluded: Collection[int] = ()
 ) -> Drawn | None:
-    """Draw among tokens of these (perhaps unnormalised) log-probabilities; None where nothing is left to draw."""
+    """Sample a token by its (perhaps unnormalised) log-probability; None where no token is left.
+
+    Log-probabilities of the result are normalised.
+    """
     peak = max(logprobs.values())
     total = math.fsum(math.exp(value - peak) for value in logprobs.values())
     scaled = {token: math.exp((value - peak) / sampling.temperature) for token, value in logprobs.items()}
@@ -74,7 +77,7 @@ def draw(
 
 
 def _nucleus(weights: Mapping[int, float], ranked: list[int], top_p: float) -> tuple[list[int], float]:
-    """The kept tokens, likeliest first, and their summed weight."""
+    """The tokens of the nucleus, most probable first, and their summed weight."""
     total = math.fsum(weights.values())
     if top_p >= 1:
         return ranked, total
@@ -88,9 +91,9 @@ def _nucleus(weights: Mapping[int, float], ranked: list[int], top_p: float) -> t
 
 def _pick(weights: Mapping[int, float], uniform: float) -> int:
     """The inverse of the cumulative sum, over tokens in ascending order of ids."""
-    wanted, reached = uniform * math.fsum(weights.values()), 0.0
+    target, cumulative = uniform * math.fsum(weights.values()), 0.0
     for token, weight in weights.items():
-        reached += weight
-        if reached > wanted:
+        cumulative += weight
+        if cumulative > target:
             return token
     return max(weights)

@@ -1,8 +1,8 @@
-"""How does a flow run without a model?
+"""Scripted and tabular engines: engines without a model, for tests, demonstrations and experiments.
 
-Two engines in plain Python, for tests, demonstrations and users' own experiments. `ScriptedEngine` lets a function
-speak, `TabularEngine` draws from a function that names the next token's probabilities. Both keep the contract of every
-engine to the letter, so what passes here fails on a real model only for the model's reasons.
+`ScriptedEngine` takes completions from a function, `TabularEngine` samples from a function that returns the next
+token's probabilities. Both keep the contract of every engine exactly, so a flow that works here and fails on a real
+model fails for reasons of the model.
 
     engine = ScriptedEngine(lambda request, seed, excluded: (5, 6, 2), end_ids={2})
     engine = TabularEngine(lambda role, prefix: {5: 0.75, 2: 0.25}, end_ids={2})
@@ -26,31 +26,31 @@ from flow_dpo.engines.choices import choose
 from flow_dpo.engines.request_checks import check_idle, check_request, nothing_left
 from flow_dpo.engines.sampling_rule import Drawn, draw, uniform
 
-EVEN = math.log(0.5)
-"""What a script's token is worth where the script does not say: as likely as not, so that alternatives to it exist."""
+EVEN_LOGPROB = math.log(0.5)
+"""Log-probability of a scripted token where the script names none: one half, so that alternatives to it exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """What a script says to one request: token ids, or the index of a choice."""
+class ScriptedReply:
+    """A script's reply to one request: token ids, or the index of a choice."""
 
     token_ids: Sequence[int] = ()
     logprobs: Sequence[float] = ()
-    """One a token; `EVEN` each where empty. Taken for the sampled log-probabilities as well."""
+    """One a token; `EVEN_LOGPROB` each where empty. Taken for the sampled log-probabilities as well."""
     choice: int | None = None
     choice_logprobs: Sequence[float] = ()
     """One a declared choice; all equally likely where empty."""
 
 
-Speak = Callable[[Request, int, TokenIds], Said | Sequence[int] | int]
-"""Given a request, its seed and what its first token may not be: what is said. Token ids or an index alone will do."""
+Script = Callable[[Request, int, TokenIds], ScriptedReply | Sequence[int] | int]
+"""From a request, its seed and the excluded first tokens to a reply. Token ids or an index alone will do."""
 
 NextProbs = Callable[[Role, TokenIds], Mapping[int, float]]
-"""Given a role and all ids so far: the probability of each next token (those not named have none)."""
+"""From a role and all ids so far to the probability of each next token (0 for those that are not named)."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Pending:
     ticket: int
     request: Request
     sampling: Sampling
@@ -59,34 +59,34 @@ class _Asked:
 
 
 class _QueueEngine(Engine):
-    """Answers everything that is queued, in order, whenever it is polled."""
+    """Completes all queued requests, in order, whenever it is polled."""
 
     def __init__(self, *, end_ids: Collection[int] = (), context_tokens: int = 1 << 20) -> None:
         self._end_ids = frozenset(end_ids)
         self._context_tokens = context_tokens
         self._versions: dict[Role, int] = {}
-        self._queue: deque[_Asked] = deque()
+        self._queue: deque[_Pending] = deque()
         self._num_tickets = 0
 
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         check_request(request, sampling, context_tokens=self._context_tokens)
         self._num_tickets += 1
-        self._queue.append(_Asked(self._num_tickets, request, sampling, seed, tuple(excluded)))
+        self._queue.append(_Pending(self._num_tickets, request, sampling, seed, tuple(excluded)))
         return self._num_tickets
 
     def poll(self) -> list[tuple[int, Completion]]:
-        answered: list[tuple[int, Completion]] = []
+        finished: list[tuple[int, Completion]] = []
         while self._queue:
-            asked = self._queue.popleft()
+            pending = self._queue.popleft()
             try:
-                answered.append((asked.ticket, self._answer(asked)))
+                finished.append((pending.ticket, self._complete(pending)))
             except EngineError:
-                if not answered:
+                if not finished:
                     raise
-                # Hand over what is answered; the next poll meets this request first, and raises.
-                self._queue.appendleft(asked)
+                # Return what is finished; the next poll meets this request first, and raises.
+                self._queue.appendleft(pending)
                 break
-        return answered
+        return finished
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
         check_idle(len(self._queue))
@@ -96,99 +96,105 @@ class _QueueEngine(Engine):
         return self._versions.get(role, 0)
 
     @abstractmethod
-    def _answer(self, asked: _Asked) -> Completion: ...
+    def _complete(self, pending: _Pending) -> Completion: ...
 
 
 class ScriptedEngine(_QueueEngine):
-    """A function speaks. What it says beyond `max_tokens` is cut off, so it may say a whole solution to every chunk."""
+    """Replies by a function. Tokens beyond `max_tokens` are cut off, so a script may return whole solutions."""
 
-    def __init__(self, speak: Speak, *, end_ids: Collection[int] = (), context_tokens: int = 1 << 20) -> None:
+    def __init__(self, script: Script, *, end_ids: Collection[int] = (), context_tokens: int = 1 << 20) -> None:
         super().__init__(end_ids=end_ids, context_tokens=context_tokens)
-        self._speak = speak
+        self._script = script
 
-    def _answer(self, asked: _Asked) -> Completion:
-        said = self._speak(asked.request, asked.seed, asked.excluded)
-        if isinstance(said, int):
-            said = Said(choice=said)
-        elif not isinstance(said, Said):
-            said = Said(token_ids=said)
-        return self._chosen(asked, said) if asked.request.choices else self._written(asked, said)
+    def _complete(self, pending: _Pending) -> Completion:
+        reply = self._script(pending.request, pending.seed, pending.excluded)
+        if isinstance(reply, int):
+            reply = ScriptedReply(choice=reply)
+        elif not isinstance(reply, ScriptedReply):
+            reply = ScriptedReply(token_ids=reply)
+        return (
+            self._choice_completion(pending, reply)
+            if pending.request.choices
+            else self._text_completion(pending, reply)
+        )
 
-    def _chosen(self, asked: _Asked, said: Said) -> Completion:
-        choices = asked.request.choices
-        if said.choice is None or not 0 <= said.choice < len(choices) or choices[said.choice] in asked.excluded:
-            raise EngineError(f"expected an allowed index into the choices {choices}, found a script that says {said}")
-        logprobs = tuple(said.choice_logprobs) or (-math.log(len(choices)),) * len(choices)
+    def _choice_completion(self, pending: _Pending, reply: ScriptedReply) -> Completion:
+        choices = pending.request.choices
+        if reply.choice is None or not 0 <= reply.choice < len(choices) or choices[reply.choice] in pending.excluded:
+            raise EngineError(
+                f"expected an allowed index into the choices {choices}, found a script that returns {reply}"
+            )
+        logprobs = tuple(reply.choice_logprobs) or (-math.log(len(choices)),) * len(choices)
         if len(logprobs) != len(choices):
-            raise EngineError(f"expected {len(choices)} choice_logprobs, found a script that says {said}")
+            raise EngineError(f"expected {len(choices)} choice_logprobs, found a script that returns {reply}")
         return Completion(
-            token_ids=(choices[said.choice],),
-            logprobs=(logprobs[said.choice],),
-            sampled_logprobs=(logprobs[said.choice],),
+            token_ids=(choices[reply.choice],),
+            logprobs=(logprobs[reply.choice],),
+            sampled_logprobs=(logprobs[reply.choice],),
             finish_reason="choice",
-            policy_version=self._version(asked.request.role),
-            choice=said.choice,
+            policy_version=self._version(pending.request.role),
+            choice=reply.choice,
             choice_logprobs=logprobs,
         )
 
-    def _written(self, asked: _Asked, said: Said) -> Completion:
-        limit = asked.request.max_tokens
-        ids = tuple(said.token_ids[:limit])
-        logprobs = tuple(said.logprobs[:limit]) or (EVEN,) * len(ids)
-        if not ids or ids[0] in asked.excluded or len(logprobs) != len(ids):
+    def _text_completion(self, pending: _Pending, reply: ScriptedReply) -> Completion:
+        limit = pending.request.max_tokens
+        ids = tuple(reply.token_ids[:limit])
+        logprobs = tuple(reply.logprobs[:limit]) or (EVEN_LOGPROB,) * len(ids)
+        if not ids or ids[0] in pending.excluded or len(logprobs) != len(ids):
             raise EngineError(
-                f"expected tokens that do not begin with one of {asked.excluded}, and as many logprobs or none, found "
-                f"a script that says {said}"
+                f"expected tokens that do not begin with one of {pending.excluded}, and as many logprobs or none, "
+                f"found a script that returns {reply}"
             )
         ended = ids[-1] in self._end_ids
         if not self._end_ids.isdisjoint(ids[:-1]) or not (ended or len(ids) == limit):
             raise EngineError(
                 f"expected one end token ({sorted(self._end_ids)}), as the last, or at least {limit} tokens, found a "
-                f"script that says {ids}"
+                f"script that returns {ids}"
             )
         return Completion(
             token_ids=ids,
             logprobs=logprobs,
             sampled_logprobs=logprobs,
             finish_reason="stop" if ended else "length",
-            policy_version=self._version(asked.request.role),
+            policy_version=self._version(pending.request.role),
         )
 
 
 class TabularEngine(_QueueEngine):
-    """Draws from a table of probabilities, exactly as an engine draws from a model's."""
+    """Samples from a function's probabilities by the rule with which other engines sample from a model's."""
 
     def __init__(self, next_probs: NextProbs, *, end_ids: Collection[int] = (), context_tokens: int = 1 << 20) -> None:
         super().__init__(end_ids=end_ids, context_tokens=context_tokens)
         self._next_probs = next_probs
 
-    def _answer(self, asked: _Asked) -> Completion:
-        return self._chosen(asked) if asked.request.choices else self._written(asked)
+    def _complete(self, pending: _Pending) -> Completion:
+        return self._choice_completion(pending) if pending.request.choices else self._text_completion(pending)
 
-    def _chosen(self, asked: _Asked) -> Completion:
-        request = asked.request
+    def _choice_completion(self, pending: _Pending) -> Completion:
+        request = pending.request
         scores = self._logprobs(request.role, request.prompt_ids)
         return choose(
             [scores.get(token, -math.inf) for token in request.choices],
             request,
-            asked.sampling,
-            seed=asked.seed,
-            excluded=asked.excluded,
+            pending.sampling,
+            seed=pending.seed,
+            excluded=pending.excluded,
             policy_version=self._version(request.role),
         )
 
-    def _written(self, asked: _Asked) -> Completion:
-        request, drawn = asked.request, list[Drawn]()
+    def _text_completion(self, pending: _Pending) -> Completion:
+        request, drawn = pending.request, list[Drawn]()
         prefix = request.prompt_ids
         while len(drawn) < request.max_tokens and not (drawn and drawn[-1].token in self._end_ids):
             token = draw(
                 self._logprobs(request.role, prefix),
-                asked.sampling,
-                uniform=uniform(asked.seed, len(drawn)),
-                excluded=() if drawn else asked.excluded,
+                pending.sampling,
+                uniform=uniform(pending.seed, len(drawn)),
+                excluded=() if drawn else pending.excluded,
             )
             if token is None:
-                raise nothing_left(request, asked.sampling, asked.excluded)
+                raise nothing_left(request, pending.sampling, pending.excluded)
             drawn.append(token)
             prefix += (token.token,)
         return Completion(

@@ -1,12 +1,13 @@
-"""How do examples become an update of the adapters?
+"""Learner: pools examples, computes gradients, and updates each role's adapter with its own optimizer.
 
-They wait in a pool, in order. Every `examples_per_update` of them make one update: each role that they concern takes
-one step of its own optimizer over its own parameters, on the mean loss of its own pairs. What fills no update waits:
+Examples wait in a pool, in order. Every `examples_per_update` of them make one update: each role among them takes one
+step of its own optimizer (Adam) over its own parameters, on the mean loss of its own examples. What fills no update
+waits:
 
     learner.update(dpo, 40 pairs)   one update on the first 32, version 0 -> 1, 8 wait
     learner.update(dpo, 10 pairs)   18 wait: no update, and the measures say so
 
-Invariants: the gradients of all roles are computed and checked before anything moves, so that an update that goes wrong
+Invariants: the gradients of all roles are computed and checked before any weight changes, so that a failed update
 changes nothing and its examples stay in the pool; saved and loaded, a learner goes on bit for bit.
 """
 
@@ -33,14 +34,14 @@ Row = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSettings:
-    """What the policy is compared with. Not stated in the paper."""
+    """The reference policy of DPO and its relatives. Not stated in the paper."""
 
     kind: Literal["base", "snapshot"] = "base"
-    """The base with all adapters off, or a frozen copy of each role's adapter as the learner found it."""
+    """The base with all adapters off, or a frozen copy of each role's adapter as it was when the learner was made."""
     every: int = 0
-    """Updates after which a snapshot is moved; 0 leaves it for good."""
+    """Updates after which a snapshot is moved; 0 never moves it."""
     lerp: float = 1.0
-    """How far it is moved to the present weights: 1 is all the way."""
+    """Fraction of the way to the present weights by which it is moved: 1 is all the way."""
 
     def __post_init__(self) -> None:
         if not 0 < self.lerp <= 1:
@@ -61,14 +62,14 @@ class ScheduleSettings:
     """
 
     warmup_updates: int = 0
-    """First updates, over which the rate rises in equal steps; 0 begins with all of it."""
+    """Updates over which the rate rises linearly; 0 begins at the full rate."""
     decay_after: int = 0
-    """Updates at the full rate, after which it falls; 0 never lets it fall."""
+    """Updates after which the rate decays; 0 never decays it."""
     decay_power: float = 1.0
-    """How fast: 1 falls as 1 / t, which sums to infinity yet settles (Robbins and Monro 1951); 0.5 is slower."""
+    """1 decays as 1 / t, whose sum diverges and whose squares converge (Robbins and Monro 1951); 0.5 is slower."""
     passes: int = 1
-    """Updates on each full batch, one after the other (PPO's epochs): from the second on the policy has moved away from
-    what it said, and a clip has something to do."""
+    """Updates on each full batch, one after the other (PPO's epochs): from the second on the policy differs from the
+    one that sampled, and clipping has an effect."""
 
     def __post_init__(self) -> None:
         if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
@@ -80,7 +81,7 @@ class ScheduleSettings:
             raise ConfigError(f"expected passes of 1 or more, found {self.passes}")
 
     def share(self, update: int) -> float:
-        """What the rate is multiplied by at an update, counted from 1."""
+        """The factor of the learning rate at an update, counted from 1."""
         rise = min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
         fall = min(1.0, self.decay_after / update) ** self.decay_power if self.decay_after else 1.0
         return rise * fall
@@ -88,10 +89,10 @@ class ScheduleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckSettings:
-    """What stops a run that learns something wrong."""
+    """Checks that stop a run whose learning is broken."""
 
     skip_nonfinite: bool = False
-    """Drop and count a batch with a loss or gradient that is no number, instead of stopping."""
+    """Drop and count a batch with a loss or gradient that is not finite, instead of stopping."""
     max_logprob_drift: float = 0.2
     """Mean difference, in nats a token, between log-probabilities at sampling and at learning under one version.
     Half precision drifts by 0.01 to 0.03; a wrong prompt or adapter by far more. 0 never stops."""
@@ -99,17 +100,17 @@ class CheckSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerSettings:
-    """How the adapters are moved. The paper: Adam, 5e-6, batches of 32 pairs, gradients clipped at 1."""
+    """How the adapters are updated. The paper: Adam, 5e-6, batches of 32 pairs, gradients clipped at 1."""
 
     learning_rate: float = 2e-4
-    """The paper's 5e-6 moves nothing within a few dozen updates."""
+    """The paper's 5e-6 changes next to nothing within a few dozen updates."""
     role_learning_rates: Mapping[Role, float] = field(default_factory=dict)
-    """Of the roles that have one of their own. Not stated in the paper."""
+    """Learning rates of single roles, in place of `learning_rate`. Not stated in the paper."""
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     max_grad_norm: float = 1.0
-    """Of a role's gradient; 0 clips nothing."""
+    """Norm to which a role's gradient is clipped; 0 clips nothing."""
     examples_per_update: int = 32
-    """Of all roles together; 0 makes one update of whatever is handed over in a call.
+    """Examples of all roles together; 0 makes one update of each call's examples.
     How problems pool to the paper's 32 pairs is not stated in the paper."""
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     rows: RowSettings = field(default_factory=RowSettings)
@@ -121,9 +122,9 @@ class Learner:
 
     def __init__(self, policy: Policy, settings: LearnerSettings | None = None) -> None:
         self.policy, self.settings = policy, settings or LearnerSettings()
-        strange = set(self.settings.role_learning_rates) - set(policy.roles)
-        if strange:
-            raise ConfigError(f"role_learning_rates names {sorted(strange)}, the policy's roles are {policy.roles}")
+        unknown = set(self.settings.role_learning_rates) - set(policy.roles)
+        if unknown:
+            raise ConfigError(f"role_learning_rates names {sorted(unknown)}, the policy's roles are {policy.roles}")
         self.version = 0
         """Updates so far; one counter for all roles."""
         self.pool: list[Example] = []
@@ -137,16 +138,16 @@ class Learner:
 
     @property
     def adapters(self) -> dict[Role, Adapter]:
-        """What an engine in this process is to speak with."""
+        """The adapters in force, for an engine in this process."""
         return {role: Adapter(role=role, version=self.version) for role in self.policy.roles}
 
     @property
     def packed(self) -> bool | None:
-        """Whether shared prefixes are computed once; None until the model was tried."""
+        """Whether shared prefixes are computed once; None until the first update."""
         return self._gradients.packed
 
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
-        """Take these into the pool, learn from every batch that it now holds, and say what was done.
+        """Add examples to the pool, make an update of every full batch in it, and return metrics.
 
         "learn/updates" counts updates, "learn/skipped" batches dropped by `skip_nonfinite`, "learn/waiting" examples
         left in the pool. "learn/<role>/..." are means over the role's pairs, and sums for "pairs", "tokens" and so on.
@@ -170,7 +171,7 @@ class Learner:
             del self.pool[:size]
         row: Row = {"updates": len(done), "skipped": num_skipped, "waiting": len(self.pool)}
         row |= {"seconds": time.perf_counter() - started}
-        for role, measures in _together(done).items():
+        for role, measures in _summarise(done).items():
             row |= {f"{role}/{name}": value for name, value in measures.items()}
         return {f"learn/{name}": value for name, value in row.items()}
 
@@ -180,15 +181,15 @@ class Learner:
         state.write(Path(folder), self.policy, self._optimizers, facts, self.pool)
 
     def load(self, folder: str | Path) -> None:
-        """Take over what `save` wrote for a learner of the same model and settings. Raises `DataError`."""
+        """Restore what `save` wrote for a learner of the same model and settings. Raises `DataError`."""
         facts, self.pool = state.read(Path(folder), self.policy, self._optimizers)
         self.version, self._role_updates = facts["version"], facts["role_updates"]
         self._gradients.packed = facts["packed"]
 
     def _learn(self, objective: Objective, batch: Sequence[Example]) -> dict[Role, Row]:
-        """One update: first all gradients, then all steps."""
+        """One update: first all roles' gradients, then all optimizer steps."""
         gradients = {
-            role: self._gradients.of(objective, role, examples, self.version)
+            role: self._gradients.compute(objective, role, examples, self.version)
             for role, examples in by_role(batch).items()
         }
         for role, gradient in gradients.items():
@@ -207,7 +208,7 @@ class Learner:
         }
 
     def _step(self, role: Role, gradient: Sequence[torch.Tensor]) -> float:
-        """Move the role's weights and return the learning rate that the optimizer had."""
+        """Take one optimizer step over the role's weights; return its learning rate."""
         settings, optimizer, weights = self.settings, self._optimizers[role], self.policy.weights(role)
         for weight, piece in zip(weights, gradient, strict=True):
             weight.grad = piece
@@ -223,12 +224,15 @@ class Learner:
 
     def _check_examples(self, objective: Objective, examples: Sequence[Example]) -> None:
         check_examples(objective, examples)
-        strange = {e.request.role for e in examples} - set(self.policy.roles)
-        if strange:
-            raise LearningError(f"examples of {sorted(strange)}, but the policy's roles are {self.policy.roles}")
+        unknown = {e.request.role for e in examples} - set(self.policy.roles)
+        if unknown:
+            raise LearningError(f"examples of {sorted(unknown)}, but the policy's roles are {self.policy.roles}")
 
     def _check_moves(self, before: Mapping[str, Sequence[torch.Tensor]], norms: Mapping[Role, float]) -> None:
-        """An update moves the adapters that learned and no others. Copying and comparing them costs next to nothing."""
+        """Raise `LearningError` where an update changed an adapter that did not learn, or none of one that did.
+
+        Copying and comparing the weights costs next to nothing.
+        """
         for adapter, old in before.items():
             moved = any(not torch.equal(a, b) for a, b in zip(old, self.policy.weights(adapter), strict=True))
             if moved and adapter not in norms:
@@ -245,13 +249,13 @@ class Learner:
         if limit and drift > limit and not self.policy.settings.lora_dropout:
             raise LearningError(
                 f"role {role!r}: log-probabilities at sampling and at learning differ by {drift:.3f} nats a token on "
-                f"average under version {self.version}, at most {limit} expected: the engine spoke with another "
-                f"adapter or prompt than is learned from; nothing was changed"
+                f"average under version {self.version}, at most {limit} expected: the engine sampled with another "
+                f"adapter or prompt than the learner has; nothing was changed"
             )
 
 
-def _together(updates: Sequence[Mapping[Role, Row]]) -> dict[Role, Row]:
-    """Of the updates of one call, by role: sums, the latest learning rate, the largest maxima, and means over pairs."""
+def _summarise(updates: Sequence[Mapping[Role, Row]]) -> dict[Role, Row]:
+    """Measures of one call's updates by role: sums, the last learning rate, maxima, and means over examples."""
     out: dict[Role, Row] = {}
     for role in dict.fromkeys(role for update in updates for role in update):
         parts = [update[role] for update in updates if role in update]

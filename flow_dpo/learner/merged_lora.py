@@ -1,14 +1,14 @@
-"""How does a role speak without paying for its adapter at every token?
+"""LoRA merging: for each role a twin of the base model with the role's adapter merged into its weights.
 
-A LoRA layer computes W x and then B A x beside it, at every token (what that costs is in benchmarks/RESULTS.md). While
-nothing is learned the two can be one matrix. A voice is a twin of the base model that shares every tensor with it but
-the weights that a role's adapter changes, which are its own, W + scaling B A:
+A LoRA layer computes W x and then B A x beside it, at every token (benchmarks/RESULTS.md has the cost). During rollouts
+the two can be one matrix. A twin shares every tensor with the base model but the weights that a role's adapter changes,
+which are its own, W + scaling B A (Hu et al. 2021, section 4.1):
 
-    voices = MergedModels(model, ("answer", "stop"))      before PEFT wraps the model's layers
-    voices.of("answer", layers)                     the twin, merged anew if the adapter has moved since
+    merged_models = MergedModels(model, ("answer", "stop"))      before PEFT wraps the model's layers
+    merged_models.merge("answer", layers)           the twin, merged again if the adapter has changed since
 
-Invariant: a voice is a function of base and adapter alone (merged from them each time, never from itself), so that a
-resumed run speaks as an uninterrupted one. Only for float32: in half precision the sum would round the adapter away.
+Invariant: a twin is a function of base and adapter alone (merged from them each time, never from itself), so that a
+resumed run samples as an uninterrupted one. Only for float32: in half precision the sum would round the adapter away.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from transformers import PreTrainedModel
 from flow_dpo.core.types import Role
 
 MAX_BYTES = 2**30
-"""Weights of all voices together above which the adapters are not merged unless it is asked for."""
+"""Bytes of all twins' own weights up to which adapters are merged by default."""
 
 
 class MergedModels:
-    """A merged twin for each role."""
+    """A twin of the model for each role, with the role's adapter merged."""
 
     def __init__(self, model: PreTrainedModel, roles: Sequence[Role]) -> None:
         shared = {id(each): each for each in chain(model.parameters(), model.buffers(), (model.config,))}
         self._models: dict[Role, PreTrainedModel] = {role: copy.deepcopy(model, dict(shared)) for role in roles}
         self._adapters: dict[Role, list[torch.Tensor]] = {}
-        """Kept once: of() is asked before every forward."""
+        """Collected once: `merge` is called before every forward."""
         self._merged: dict[Role, list[int]] = {}
-        """What the adapter's tensors counted of changes when they were merged."""
+        """Version counters of the adapter's tensors when they were merged."""
 
     @torch.no_grad()
-    def of(self, role: Role, layers: Mapping[str, LoraLinear]) -> PreTrainedModel:
-        """The role's twin. `layers` are the wrapped layers by the names that they have in the model."""
+    def merge(self, role: Role, layers: Mapping[str, LoraLinear]) -> PreTrainedModel:
+        """The role's twin, merged now if its adapter has changed. `layers` are the LoRA layers by module name."""
         model = self._models[role]
         if role not in self._adapters:
             self._adapters[role] = [tensor for layer in layers.values() for tensor in _tensors(layer, role)]
-        # Torch counts the changes of a tensor in place: an optimizer's step, a loaded adapter.
-        now = [tensor._version for tensor in self._adapters[role]]
-        if self._merged.get(role) != now:
+        # Torch counts in-place changes of a tensor: an optimizer's step, a loaded adapter.
+        versions = [tensor._version for tensor in self._adapters[role]]
+        if self._merged.get(role) != versions:
             for name, layer in layers.items():
                 model.get_submodule(name).weight = torch.nn.Parameter(merged_weight(layer, role), requires_grad=False)
-            self._merged[role] = now
+            self._merged[role] = versions
         return model
 
 
@@ -62,7 +62,7 @@ def merged_weight(layer: LoraLinear, role: Role) -> torch.Tensor:
 
 
 def num_bytes(layers: Mapping[str, LoraLinear], num_roles: int) -> int:
-    """What the weights of so many voices take."""
+    """Bytes of the own weights of the twins of `num_roles` roles."""
     return num_roles * sum(_base(layer).nbytes for layer in layers.values())
 
 

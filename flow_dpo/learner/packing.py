@@ -1,21 +1,22 @@
-"""How is everything that shares a beginning computed once?
+"""Packed training rows: one trie a tree, so that a shared prefix is computed once.
 
 Token sequences are merged into a trie, and the trie is laid out in one flat row: each token stands once, at the
-position of its depth, and sees its ancestors and itself. Two siblings behind a trunk, and the trunk once more:
+position of its depth, and attends to its ancestors and itself. Two siblings after a trunk, and the trunk once more:
 
     sequences   a b c d e      a b c x y      a b c d
     row         a b c d e x y                 7 tokens instead of 14
     positions   0 1 2 3 4 3 4
     x sees      a b c x
 
-Invariant: for every sequence, the row's tokens along its path are the sequence, at positions 0, 1, 2, ...; they see one
-another as they would alone, and nothing else. So packed results are those of separate forwards, in every layer, for
-any decoder whose attention goes through `models.attention`. Sliding windows count positions, which are depths.
+Invariant: for every sequence, the row's tokens along its path are the sequence, at positions 0, 1, 2, ...; they attend
+to one another as they would alone, and to nothing else. So packed results are those of separate forwards, in every
+layer, for any decoder whose attention goes through `models.attention`. Sliding windows count positions, which are
+depths.
 
 Sequences in sorted order visit the trie depth first, so that all that is needed is how much each has in common with the
-one before. The descendants of a token are then the tokens that follow it up to its `subtree_end`.
+previous one. The descendants of a token are then the tokens that follow it up to its `subtree_end`.
 
-Legend: N tokens in the row.
+Shapes: N tokens in the row.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from flow_dpo.core.types import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Sequences merged into one flat row."""
+class PackedRow:
+    """Token sequences merged into one flat row."""
 
     token_ids_N: np.ndarray
     positions_N: np.ndarray
     subtree_end_N: np.ndarray
     """One past the last descendant of each token."""
     paths: tuple[np.ndarray, ...]
-    """Of each sequence, in the order given: where in the row its tokens stand."""
+    """For each sequence, in the order given, the indices of its tokens in the row."""
     segments: tuple[tuple[int, np.ndarray], ...]
     """(first token, path to its last token) of each unbranched stretch that a sequence added."""
 
@@ -47,8 +48,9 @@ class Row:
         return len(self.token_ids_N)
 
 
-def merge(sequences: Sequence[TokenIds]) -> Row:
+def merge(sequences: Sequence[TokenIds]) -> PackedRow:
     """Lay the trie of these sequences out in one row."""
+    # 1. Sorted order is depth-first order of the trie.
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
     paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)
     total = sum(len(s) for s in sequences)
@@ -56,10 +58,11 @@ def merge(sequences: Sequence[TokenIds]) -> Row:
     subtree_end_N = np.empty(total, np.int64)
     segments: list[tuple[int, np.ndarray]] = []
     size, path, ids = 0, np.empty(0, np.int64), np.empty(0, np.int64)
+    # 2. Each sequence adds the tokens after what it shares with the previous one; `path` holds its indices in the row.
     for index in order:
         next_ids = np.asarray(sequences[index], np.int64)
         shared = _num_shared(ids, next_ids)
-        subtree_end_N[path[shared:]] = size  # whatever branches off here comes after these
+        subtree_end_N[path[shared:]] = size  # the subtrees of what is left end here
         end = size + len(next_ids) - shared
         path = np.concatenate([path[:shared], np.arange(size, end)])
         if end > size:
@@ -68,33 +71,36 @@ def merge(sequences: Sequence[TokenIds]) -> Row:
             segments.append((size, path))
         paths[index], ids, size = path, next_ids, end
     subtree_end_N[path] = size
-    return Row(token_ids_N[:size], positions_N[:size], subtree_end_N[:size], tuple(paths), tuple(segments))
+    return PackedRow(token_ids_N[:size], positions_N[:size], subtree_end_N[:size], tuple(paths), tuple(segments))
 
 
 def _num_shared(left: np.ndarray, right: np.ndarray) -> int:
+    """The length of the common prefix of two sequences."""
     size = min(len(left), len(right))
     differ = np.flatnonzero(left[:size] != right[:size])
     return int(differ[0]) if len(differ) else size
 
 
 def fill_rows(groups: Sequence[Sequence[Sequence[TokenIds]]], max_tokens: int) -> list[list[tuple[int, int]]]:
-    """Share items out over rows of at most `max_tokens` merged tokens; items are listed as (group, item).
+    """Distribute items over rows of at most `max_tokens` merged tokens; each row lists its items as (group, item).
 
-    An item is the sequences that must lie in one row (a pair's two), a group the items that had better (a tree's).
-    Groups with a common beginning become neighbours; one too large for any row is cut between items, and an item that
-    is too large alone has a row of its own.
+    An item is the sequences that must be in one row (a pair's two), a group the items that should be (a tree's).
+    Groups with a common prefix become neighbours; one too large for any row is cut between items, and an item that
+    is too large alone gets a row of its own.
     """
     rows: list[list[tuple[int, int]]] = []
     row = _Filling()
-    by_beginning = sorted(range(len(groups)), key=lambda g: min(s for item in groups[g] for s in item))
-    for g in by_beginning:
+    sorted_groups = sorted(range(len(groups)), key=lambda g: min(s for item in groups[g] for s in item))
+    for g in sorted_groups:
         group = groups[g]
-        # Neighbours in sorted order share most: a cut then repeats one path only.
+        # 1. Neighbours in sorted order share most: a cut then repeats one path only.
         items = sorted(range(len(group)), key=lambda i: group[i][0])
         whole = [s for i in items for s in group[i]]
+        # 2. A group that fits a row of its own, and not what is left of this one, starts a new row.
         if rows and row.cost(whole) + row.num_tokens > max_tokens and _Filling().cost(whole) <= max_tokens:
             rows.append([])
             row = _Filling()
+        # 3. Items go into the row under way while they fit.
         for i in items:
             if not rows or (row.num_tokens and row.cost(group[i]) + row.num_tokens > max_tokens):
                 rows.append([])
@@ -105,7 +111,7 @@ def fill_rows(groups: Sequence[Sequence[Sequence[TokenIds]]], max_tokens: int) -
 
 
 class _Filling:
-    """The sequences of a row under way, and how many tokens they merge to."""
+    """The sequences of a row that is being filled, and the number of tokens that they merge to."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
@@ -113,7 +119,7 @@ class _Filling:
         self._sorted: list[TokenIds] = []
 
     def cost(self, sequences: Sequence[TokenIds]) -> int:
-        """Tokens that these would add."""
+        """The number of tokens that these sequences would add."""
         trial = _Filling()
         trial.num_tokens, trial._arrays, trial._sorted = self.num_tokens, dict(self._arrays), list(self._sorted)
         trial.add(sequences)
@@ -123,10 +129,10 @@ class _Filling:
         for ids in sequences:
             if ids in self._arrays:
                 continue
-            at = bisect_left(self._sorted, ids)
+            index = bisect_left(self._sorted, ids)
             array = np.asarray(ids, np.int64)
-            beside = self._sorted[max(at - 1, 0) : at + 1]
-            shared = max((_num_shared(self._arrays[other], array) for other in beside), default=0)
+            neighbours = self._sorted[max(index - 1, 0) : index + 1]
+            shared = max((_num_shared(self._arrays[other], array) for other in neighbours), default=0)
             self.num_tokens += len(ids) - shared
-            self._sorted.insert(at, ids)
+            self._sorted.insert(index, ids)
             self._arrays[ids] = array

@@ -1,18 +1,18 @@
-"""How do several roles share one base model?
+"""Policy: one frozen base model with a LoRA adapter for each role, in PEFT, and frozen snapshots as reference policies.
 
-Each role has a LoRA adapter of its own over the same frozen base, in PEFT. One adapter speaks at a time, or none:
+One adapter is on at a time, or none:
 
     policy = Policy(model, ("answer", "stop"), LoraSettings(lora_r=8), seed=7)
-    with policy.speaking("answer"): ...                  # the Answer role's distribution
-    with policy.speaking("answer", training=True): ...   # the same, and gradients reach its parameters
-    with policy.speaking(None): ...                      # the base alone: the reference of DPO
+    with policy.using("answer"): ...                     # the Answer role's distribution
+    with policy.using("answer", training=True): ...      # the same, and gradients reach its parameters
+    with policy.using(None): ...                         # the base alone: the reference policy of DPO
 
-Invariants: a parameter requires a gradient only while its own role speaks with `training=True`; the parameter list of a
-role is taken once, by name, and never found again by `requires_grad`, which PEFT flips at every switch; building a
+Invariants: a parameter requires a gradient only while its own role is in use with `training=True`; the parameter list
+of a role is taken once, by name, and never found again by `requires_grad`, which PEFT flips at every switch; building a
 policy leaves the process's random state as it was.
 
-Half-precision models have half-precision adapters, so that playing and learning run the same kernels. Their float32
-`weights` are what an optimizer moves and what `publish` rounds into the adapter; for a float32 model both are one.
+Half-precision models have half-precision adapters, so that sampling and learning run the same kernels. Their float32
+`weights` are what an optimizer updates and what `publish` rounds into the adapter; for a float32 model both are one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from flow_dpo.learner.merged_lora import MAX_BYTES, MergedModels, merged_weight,
 from flow_dpo.models import attention
 
 REFERENCE = "reference_"
-"""What the name of a frozen snapshot's adapter begins with."""
+"""Prefix of the adapter names of frozen snapshots."""
 ALL_LINEAR = "all-linear"
 
 
@@ -50,7 +50,7 @@ class LoraSettings:
     lora_r: int = 8
     lora_alpha: int = 8
     lora_dropout: float = 0.0
-    """Drawn anew at every update. At 0 the policy starts exactly at its reference in the loss, too."""
+    """Probability; a new mask at every update. At 0 the loss too starts with policy and reference policy equal."""
     lora_target_modules: str | tuple[str, ...] = ALL_LINEAR
     """"all-linear" (the vocabulary's head left out), or the last parts of module names: ("q_proj", "v_proj")."""
 
@@ -60,10 +60,10 @@ class _Weights:
     """The tensors of one adapter."""
 
     names: list[str]
-    """Of the parameters, in PEFT's layout and without the adapter's name."""
+    """Names of the parameters in PEFT's layout, without the adapter's name."""
     parameters: list[torch.nn.Parameter]
     weights: list[torch.Tensor] = field(init=False)
-    """Float32; the parameters themselves where these are float32."""
+    """Float32 copies; the parameters themselves where these are float32."""
 
     def __post_init__(self) -> None:
         self.weights = [
@@ -83,12 +83,12 @@ class Policy:
         self._targets = lora_targets(model, self.settings.lora_target_modules)
         _check_names(model, self.roles)
         attention.prepare(model)
-        self._voices = MergedModels(model, self.roles) if model.dtype == torch.float32 else None
+        self._merged_models = MergedModels(model, self.roles) if model.dtype == torch.float32 else None
         self.model = model
-        """The transformers model itself, its linear layers wrapped by PEFT. Speaks as `speaking` says."""
+        """The transformers model itself, its linear layers wrapped by PEFT. `using` chooses its adapter."""
         self._adapters: dict[str, _Weights] = {}
         with _own_randomness(derive(seed, "adapter", self.roles[0])), warnings.catch_warnings():
-            # PEFT 0.21 asks transformers 5 a question by its old name.
+            # PEFT 0.21 reads an attribute of transformers 5 by its old name.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             try:
                 self._peft = get_peft_model(
@@ -99,9 +99,9 @@ class Policy:
         self._adapters[self.roles[0]] = self._collect(self.roles[0])
         for role in self.roles[1:]:
             self._add(role, derive(seed, "adapter", role))
-        # Kept once: a walk over all modules at every switch costs more than the switch.
-        self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-        self._merging = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+        # Collected once: a walk over all modules at every switch costs more than the switch.
+        self._tuner_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        self._lora_layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
         self._training_modules = [module for name, module in model.named_modules() if "lora_dropout" in name]
         self._state: tuple[str | None, bool] | None = None
         self._depth = 0
@@ -114,86 +114,87 @@ class Policy:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Names of all that can speak: the roles and the snapshots."""
+        """Names of all adapters: the roles and the snapshots."""
         return tuple(self._adapters)
 
     @property
     def num_parameters(self) -> int:
-        """Of one role's adapter."""
+        """Number of parameters of one role's adapter."""
         return sum(p.numel() for p in self._adapters[self.roles[0]].parameters)
 
     @contextmanager
-    def speaking(self, adapter: str | None, *, training: bool = False) -> Iterator[PreTrainedModel]:
-        """Let this role speak, or a snapshot, or the base alone (None), through `model`. Contexts nest.
+    def using(self, adapter: str | None, *, training: bool = False) -> Iterator[PreTrainedModel]:
+        """A context in which `model` has this role's adapter on, or a snapshot's, or none (None). Contexts nest.
 
         `training` lets gradients reach the adapter and turns on its dropout and gradient checkpointing; the base's own
-        dropout never is. The backward pass belongs inside the context. The outermost context leaves its adapter on, for
-        the next one may want the same: outside of all, which adapter speaks is not defined.
+        dropout stays off. The backward pass belongs inside the context. The outermost context leaves its adapter on,
+        since the next one often needs the same: outside of all contexts it is not defined which adapter is on.
+        Raises `ModelError` for an unknown adapter.
         """
-        before = self._state
+        previous = self._state
         self._switch(adapter, training=training)
         self._depth += 1
         try:
             yield self.model
         finally:
             self._depth -= 1
-            if before is not None and (self._depth > 0 or training):
-                # Never left behind: requires_grad, dropout and checkpointing.
-                self._switch(before[0], training=before[1])
+            if previous is not None and (self._depth > 0 or training):
+                # requires_grad, dropout and checkpointing never stay on.
+                self._switch(previous[0], training=previous[1])
 
     def can_merge(self, *, within: int = MAX_BYTES) -> bool:
-        """Whether roles can speak with merged weights: in float32, and where these take so many bytes at most."""
-        plain = self._voices is not None and len(self._merging) == len(self._layers)
-        return plain and num_bytes(self._merging, len(self.roles)) <= within
+        """Whether adapters can be merged: in float32, and where the merged weights take at most `within` bytes."""
+        plain = self._merged_models is not None and len(self._lora_layers) == len(self._tuner_layers)
+        return plain and num_bytes(self._lora_layers, len(self.roles)) <= within
 
     @contextmanager
-    def merged(self, role: Role) -> Iterator[PreTrainedModel]:
-        """A twin of the model that speaks as this role, its adapter merged into its weights (`voices`).
+    def using_merged(self, role: Role) -> Iterator[PreTrainedModel]:
+        """A context that yields a twin of the model with this role's adapter merged into its weights (`merged_lora`).
 
-        The same distribution as that of `speaking(role)` up to rounding, for less time and more memory. Raises
-        `ModelError` where the model is not float32.
+        The same distribution as under `using(role)` up to rounding, in less time and more memory. Raises `ModelError`
+        where the model is not float32.
         """
-        if self._voices is None or len(self._merging) != len(self._layers):
+        if self._merged_models is None or len(self._lora_layers) != len(self._tuner_layers):
             raise ModelError(
-                f"adapters are merged in float32 and plain linear layers only, this model is {self.model.dtype}; play "
-                "with --merge_adapters never"
+                f"adapters are merged in float32 and plain linear layers only, this model is {self.model.dtype}; use "
+                "--merge_adapters never"
             )
-        yield self._voices.of(role, self._merging)
+        yield self._merged_models.merge(role, self._lora_layers)
 
     def parameters(self, adapter: str) -> list[torch.nn.Parameter]:
-        """Of this role (or snapshot) and no other, always in the same order."""
-        return list(self._of(adapter).parameters)
+        """The parameters of this role (or snapshot) and no other, always in the same order."""
+        return list(self._entry(adapter).parameters)
 
     def weights(self, adapter: str) -> list[torch.Tensor]:
-        """The float32 values behind `parameters`, for an optimizer to move in place; then `publish` them."""
-        return list(self._of(adapter).weights)
+        """The float32 master copies of `parameters`, for an optimizer to update in place; then `publish` them."""
+        return list(self._entry(adapter).weights)
 
     def names(self, adapter: str) -> list[str]:
-        """Of the parameters, as `save_adapter` writes them."""
-        return list(self._of(adapter).names)
+        """The parameters' names, as `save_adapter` writes them."""
+        return list(self._entry(adapter).names)
 
     @torch.no_grad()
     def publish(self, adapter: str) -> None:
-        """Let the model speak with the adapter's present weights."""
-        entry = self._of(adapter)
+        """Copy the adapter's float32 weights into the model's parameters."""
+        entry = self._entry(adapter)
         for parameter, weight in zip(entry.parameters, entry.weights, strict=True):
             if parameter is not weight:
                 parameter.copy_(weight)
 
     def checkpoint_activations(self) -> None:
-        """From now on, compute layers again in the backward pass rather than keep what they computed."""
+        """Turn on gradient checkpointing: layers are recomputed in the backward pass instead of kept."""
         try:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         except ValueError as error:
             raise ModelError(f"gradient_checkpointing: {error}") from error
         # Only reentrant checkpoints need inputs with a gradient, and the hook for it breaks inference mode.
         self.model.disable_input_require_grads()
-        # They do so only in training mode.
+        # Layers are checkpointed only in training mode.
         self._training_modules += [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
     @contextmanager
     def dropout_from(self, seed: int) -> Iterator[None]:
-        """Seed the generators that dropout draws from, and put them back; does nothing where there is no dropout."""
+        """A context in which dropout draws from this seed; restores the generators. Does nothing without dropout."""
         if not self.settings.lora_dropout:
             yield
             return
@@ -201,7 +202,7 @@ class Policy:
             yield
 
     def snapshot(self, role: Role) -> str:
-        """Freeze a copy of this role's adapter as a reference, and return the name under which it speaks."""
+        """Freeze a copy of this role's adapter as its reference policy, and return the copy's adapter name."""
         name = REFERENCE + role
         if name not in self._adapters:
             self._add(name, seed=0)
@@ -213,8 +214,8 @@ class Policy:
 
     @torch.no_grad()
     def move_snapshot(self, role: Role, lerp: float) -> None:
-        """Move the role's snapshot this share of the way to the role's present weights."""
-        own, frozen = self._of(role), self._of(REFERENCE + role)
+        """Move the role's snapshot by the fraction `lerp` of the way to the role's present weights."""
+        own, frozen = self._entry(role), self._entry(REFERENCE + role)
         for target, weight in zip(frozen.weights, own.weights, strict=True):
             if lerp == 1.0:
                 target.copy_(weight)
@@ -226,7 +227,7 @@ class Policy:
         """Write the adapter in PEFT's own layout, which peft, transformers and vLLM load as it is."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        entry = self._of(role)
+        entry = self._entry(role)
         state = get_peft_model_state_dict(self._peft, adapter_name=role, save_embedding_layers=False)
         if sorted(state) != sorted(entry.names):
             raise ModelError(f"PEFT saves {sorted(state)[:3]}... where {sorted(entry.names)[:3]}... were expected")
@@ -242,24 +243,24 @@ class Policy:
     def save_merged(self, role: Role, folder: str | Path) -> Path:
         """Write the whole model with the role's adapter in its weights, as transformers and vLLM load it.
 
-        In half precision the sum is rounded: what the role says then differs from `speaking(role)` by as much. Raises
-        `ModelError` where a wrapped layer is not a plain linear one, or is the head that embeddings are tied to.
+        In half precision the sum is rounded, and the distribution differs from that of `using(role)` accordingly.
+        Raises `ModelError` where a wrapped layer is not a plain linear one, or is a head tied to the embeddings.
         """
-        self._of(role)
-        if self.model.config.tie_word_embeddings and self.model.get_output_embeddings() in self._layers:
+        self._entry(role)
+        if self.model.config.tie_word_embeddings and self.model.get_output_embeddings() in self._tuner_layers:
             raise ModelError("a head that is tied to the embeddings cannot be merged into alone; leave out lm_head")
-        if len(self._merging) != len(self._layers):
+        if len(self._lora_layers) != len(self._tuner_layers):
             raise ModelError("adapters are merged into plain linear layers only; this model has others")
         state: dict[str, torch.Tensor] = {}
         for name, tensor in self.model.state_dict().items():
             if ".lora_" not in name:
                 state[name.replace(".base_layer.", ".")] = tensor
-        state |= {f"{name}.weight": merged_weight(layer, role) for name, layer in self._merging.items()}
+        state |= {f"{name}.weight": merged_weight(layer, role) for name, layer in self._lora_layers.items()}
         self.model.save_pretrained(str(folder), state_dict=state)
         return Path(folder)
 
     def load_adapter(self, role: str, folder: str | Path) -> None:
-        """Take over an adapter that `save_adapter` wrote. Its shape must be this policy's."""
+        """Load an adapter that `save_adapter` wrote. Raises `ModelError` where its shape is not this policy's."""
         config = PeftConfig.from_pretrained(str(folder))
         wanted = self._lora_config()
         for key in ("r", "lora_alpha", "target_modules"):
@@ -270,7 +271,7 @@ class Policy:
                     f"use the settings that it was made with"
                 )
         state = load_peft_weights(str(folder), device="cpu")
-        entry = self._of(role)
+        entry = self._entry(role)
         if sorted(state) != sorted(entry.names):
             odd = sorted(set(state) ^ set(entry.names))
             raise ModelError(f"{folder}: the adapter is of another model: {len(odd)} names differ, such as {odd[0]}")
@@ -279,7 +280,7 @@ class Policy:
                 weight.copy_(state[name])
         self.publish(role)
 
-    def _of(self, adapter: str) -> _Weights:
+    def _entry(self, adapter: str) -> _Weights:
         if adapter not in self._adapters:
             raise ModelError(f"no adapter {adapter!r}; this policy has {sorted(self._adapters)}")
         return self._adapters[adapter]
@@ -304,13 +305,13 @@ class Policy:
         return _Weights([n.replace(part, ".") for n, _ in found], [p for _, p in found])
 
     def _switch(self, adapter: str | None, *, training: bool) -> None:
-        """PEFT's public switch of each layer: 0.5 ms for 28 layers, where that of the model walks all modules."""
+        """Switch by PEFT's method of each layer: 0.5 ms for 28 layers, where that of the model walks all modules."""
         if self._state == (adapter, training):
             return
         if adapter is not None:
-            self._of(adapter)
+            self._entry(adapter)
         names = [] if adapter is None else [adapter]
-        for layer in self._layers:
+        for layer in self._tuner_layers:
             layer.set_adapter(names, inference_mode=not training)
         if self._state is None or self._state[1] != training:
             for module in self._training_modules:
@@ -321,7 +322,7 @@ class Policy:
 
 @contextmanager
 def _own_randomness(seed: int) -> Iterator[None]:
-    """PEFT draws first weights from the global generators: lend it seeded ones and put the old ones back."""
+    """A context with seeded global generators, from which PEFT draws initial weights; restores the old ones."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -333,12 +334,12 @@ def _plain(value: object) -> object:
 
 
 def lora_targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> tuple[str, ...]:
-    """Full or last parts of names of the modules that get an adapter; refuses those that do not exist."""
+    """Names (full, or their last parts) of the modules that get an adapter. Raises `ModelError` for unknown ones."""
     head = model.get_output_embeddings()
     linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
     suffixes = {name.rsplit(".", 1)[-1] for name, m in linear.items() if m is not head}
     if wanted == ALL_LINEAR:
-        # A model's own subclass of a linear layer, a router of experts say, answers with something else than a product.
+        # A model's own subclass of a linear layer, such as a router of experts, may return more than a product.
         own = {n.rsplit(".", 1)[-1] for n, m in linear.items() if type(m).__module__.startswith("transformers.models.")}
         return tuple(sorted(suffixes - own))
     wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
@@ -346,13 +347,13 @@ def lora_targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> tuple[s
     if missing or not wanted:
         raise ModelError(
             f"lora_target_modules: this model has no linear layer {', '.join(missing) or '()'}; "
-            f"its linear layers are {', '.join(sorted(suffixes))} (or say {ALL_LINEAR!r})"
+            f"its linear layers are {', '.join(sorted(suffixes))} (or {ALL_LINEAR!r})"
         )
     return wanted
 
 
 def _check_names(model: PreTrainedModel, roles: Sequence[Role]) -> None:
-    """A role's name becomes a part of parameter names, and must be told from all others in there."""
+    """Raise `ModelError` for roles that could not be told apart in parameter names, of which they become a part."""
     parts = {part for name, _ in model.named_modules() for part in name.split(".")}
     if not roles or len(set(roles)) != len(roles):
         raise ModelError(f"a policy needs one or more distinct roles, found {list(roles)}")

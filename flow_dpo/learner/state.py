@@ -1,13 +1,13 @@
-"""How is a learner written down, so that it goes on exactly where it stopped?
+"""Learner checkpoints: adapters, optimizer states and the pool of examples, so that a run resumes exactly.
 
-In a folder of safetensors and JSON, never a pickle:
+Written to a folder of safetensors and JSON, never a pickle:
 
-    adapters/answer/adapter_model.safetensors, adapter_config.json    PEFT's layout, what the model spoke with
+    adapters/answer/adapter_model.safetensors, adapter_config.json    PEFT's layout, what the model sampled with
     learner.safetensors    "answer/weights/<name>", "answer/exp_avg/<name>", "reference_answer/weights/<name>", ...
     learner.json           the version, updates by role, and the pool's examples
 
 Invariant: what is read back is bit for bit what was written. Adapters in half precision are read from their float32
-weights in learner.safetensors; their own files are for everybody else.
+weights in learner.safetensors; their own files are for other programs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TENSORS, FACTS = "learner.safetensors", "learner.json"
 FACT_NAMES = ("version", "role_updates", "packed")
 """What learner.json holds besides the pool."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam remembers of each parameter."""
+"""Adam's state of each parameter."""
 
 Optimizers = Mapping[Role, torch.optim.Adam]
 
@@ -38,7 +38,7 @@ Optimizers = Mapping[Role, torch.optim.Adam]
 def write(
     folder: Path, policy: Policy, optimizers: Optimizers, facts: Mapping[str, Any], pool: Sequence[Example]
 ) -> None:
-    """Write everything. `facts` is plain JSON of the learner's own."""
+    """Write a learner's state. `facts` are the learner's own counters, plain JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     for role in policy.roles:
         policy.save_adapter(role, folder / "adapters" / role)
@@ -49,7 +49,7 @@ def write(
 
 
 def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[dict[str, Any], list[Example]]:
-    """Take everything over into policy and optimizers; facts and pool are returned. Raises `DataError`."""
+    """Load a learner's state into policy and optimizers; return facts and pool. Raises `DataError`."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)

@@ -1,17 +1,17 @@
-"""How do the tokens of a packed row attend?
+"""Tree attention: masks and positions of packed rows, in which each token attends to its ancestors and itself.
 
-Each sees its ancestors in the trie and itself, which every layout here says in its own way:
+Two layouts of the same attention:
 
     PathLayout   gathers the keys along a path for each piece of the row, and pads similar pieces to one batch (CPU)
-    FlexLayout   a block mask: k is an ancestor of q, or q itself, where k <= q < subtree_end[k] (CUDA)
+    FlexLayout   a block mask: k is an ancestor of q, or q itself, where k <= q < subtree_end[k] (CUDA, FlexAttention)
 
 Invariant: both give what a dense mask over the whole row gives. That one would cost N squared: in a row of 4,096 tokens
 that holds sixteen trees, sixteen times more than is visible.
 
     row a b c d e x y, x after c        pieces [a b c d e] and [x y], the second with the keys a b c x y
 
-Legend: N tokens in the row, P pieces in a group, Q queries and L keys of a piece, H query heads, K key heads, D size,
-X heads and size in one, M padded queries.
+Shapes: N tokens in the row, P pieces in a group, Q queries and L keys of a piece, H query heads, K key heads, D head
+size, X heads and head size in one, M padded queries.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from flow_dpo.learner.packing import Row
+from flow_dpo.learner.packing import PackedRow
 from flow_dpo.models.attention import Layout
 
 MAX_QUERIES = 256
-"""Longest piece of queries: a longer one wastes more of its square mask, a shorter one copies more keys."""
+"""Queries of a piece at most: more would waste more of the square mask, fewer would copy more keys."""
 MAX_WASTE = 1.15
-"""How much larger a group of pieces may be made by padding them to one size."""
+"""Factor by which padding to one size may enlarge a group of pieces."""
 SMALL_WASTE = 1 << 12
-"""Query-key products that are cheaper to compute for nothing than to spare by another call."""
+"""Query-key products up to which padding is cheaper than another call."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Pieces of similar size, padded to one."""
+    """Pieces of similar size, padded to one size."""
 
     queries_PQ: torch.Tensor
     keys_PL: torch.Tensor
     distance_PQL: torch.Tensor
-    """Positions from key to query; negative where the query must not see it."""
+    """Positions from key to query; negative where the query must not see the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Gathered:
-    """How a tensor of keys or values was made."""
+    """How a tensor of keys or values was gathered, to gather it again in the backward pass."""
 
     source_NX: torch.Tensor
     index_PL: torch.Tensor
@@ -64,29 +64,29 @@ class RowLayout(Layout, Protocol):
     """The attention of a packed row."""
 
     def saving(self) -> AbstractContextManager[Any]:
-        """Autograd keeps little of what attention reads, for forwards within this context."""
+        """A context for forwards in which autograd keeps few of the tensors that attention reads."""
         ...
 
 
-def row_layout(row: Row, device: torch.device) -> RowLayout:
-    """The quickest layout that this device has."""
+def row_layout(row: PackedRow, device: torch.device) -> RowLayout:
+    """The fastest layout on this device."""
     return FlexLayout(row, device) if device.type == "cuda" else PathLayout(row, device)
 
 
 class PathLayout:
-    """Attention in which each piece of the row attends to the keys of its path. A `flow_dpo.attention.Layout`."""
+    """Attention in which each piece of the row attends to the keys of its path. A `models.attention.Layout`."""
 
-    def __init__(self, row: Row, device: torch.device | str = "cpu") -> None:
+    def __init__(self, row: PackedRow, device: torch.device | str = "cpu") -> None:
         self._groups, self._order_N = _group_pieces(row, torch.device(device))
         self._masks: dict[tuple[int, int, int | None, torch.dtype], torch.Tensor] = {}
         self._reading: list[tuple[torch.Tensor, _Gathered]] = []
-        """The keys and the values that attention reads at the moment."""
+        """The gathered keys and values of the attention call under way, and how each was made."""
 
     def saving(self) -> AbstractContextManager[None]:
-        """Within it, autograd keeps no gathered keys and values: the backward pass gathers them once more.
+        """A context in which autograd keeps no gathered keys and values: the backward pass gathers them again.
 
-        They are several times as many as the row's tokens, and where every query head has a key head of its own,
-        by count, a quarter of what a layer keeps. Checkpointed layers keep nothing anyway.
+        They are several times as many as the row's tokens, and where every query head has a key head of its own, a
+        quarter of the numbers that a layer keeps. Checkpointed layers keep nothing anyway.
         """
         return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
@@ -95,7 +95,7 @@ class PathLayout:
             same = tensor.data_ptr() == read.data_ptr() and tensor.shape == read.shape
             if same and tensor.stride() == read.stride():
                 return how
-        return tensor.detach()  # itself, what an operation says would be held by that operation: a circle
+        return tensor.detach()  # detached: an output kept by its own operation would be a reference cycle
 
     def attend(
         self,
@@ -108,12 +108,14 @@ class PathLayout:
         window: int | None,
     ) -> torch.Tensor:
         del layer
-        # Rows of a matrix are gathered much faster than columns; behind rotary embeddings this transpose is free.
+        # 1. One row of X numbers a token: rows are gathered much faster than columns, and after rotary embeddings this
+        #    transpose is free.
         query_NX, key_NX, value_NX = (x[0].transpose(0, 1).flatten(1) for x in (query_1HND, key_1KND, value_1KND))
         kv_heads = key_1KND.shape[1]
         repeats = query_1HND.shape[1] // kv_heads
         outs_MX: list[torch.Tensor] = []
         for i, group in enumerate(self._groups):
+            # 2. The queries and keys of this group's pieces: PQKGD, PKLD, PKLD.
             pieces, queries = group.queries_PQ.shape
             query = query_NX.index_select(0, group.queries_PQ.flatten()).view(pieces, queries, kv_heads, repeats, -1)
             key, value = (_gather(x, group.keys_PL, kv_heads) for x in (key_NX, value_NX))
@@ -121,7 +123,7 @@ class PathLayout:
                 (gathered, _Gathered(source.detach(), group.keys_PL, kv_heads))
                 for gathered, source in ((key, key_NX), (value, value_NX))
             ]
-            # Query heads that share a key head become further queries of it: keys and values are never repeated.
+            # 3. Query heads that share a key head become further queries of it, PK(GQ)D: keys are never repeated.
             out = torch.nn.functional.scaled_dot_product_attention(
                 query.permute(0, 2, 3, 1, 4).flatten(2, 3),
                 key,
@@ -131,11 +133,12 @@ class PathLayout:
             )
             self._reading = []
             outs_MX.append(out.unflatten(2, (repeats, queries)).permute(0, 3, 1, 2, 4).reshape(pieces * queries, -1))
+        # 4. Back to the order of the row, padding left out.
         out_NX = torch.cat(outs_MX).index_select(0, self._order_N)
         return out_NX.unflatten(1, (kv_heads * repeats, -1)).transpose(0, 1)[None]
 
     def _mask(self, group: int, repeats: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Added to the scores. Made once for all layers: SDPA would make it of a boolean one in each."""
+        """Additive mask, P1(GQ)L. Made once for all layers: SDPA would convert a boolean one in each."""
         mask = self._masks.get((group, repeats, window, dtype))
         if mask is None:
             distance = self._groups[group].distance_PQL
@@ -146,23 +149,27 @@ class PathLayout:
 
 
 def _gather(x_NX: torch.Tensor, index_PL: torch.Tensor, heads: int) -> torch.Tensor:
-    """P heads L D."""
+    """The gathered keys or values, [P, heads, L, D]."""
     return x_NX.index_select(0, index_PL.flatten()).view(*index_PL.shape, heads, -1).transpose(1, 2)
 
 
-def _group_pieces(row: Row, device: torch.device) -> tuple[list[_Group], torch.Tensor]:
-    """Cut the row's segments into pieces, pad similar ones together; and where each token's output then stands."""
+def _group_pieces(row: PackedRow, device: torch.device) -> tuple[list[_Group], torch.Tensor]:
+    """The row's segments as groups of padded pieces, and each token's index in their concatenated outputs, N."""
+    # 1. Cut each segment into pieces of at most MAX_QUERIES: (the queries' indices, the indices of all keys they see).
     pieces: list[tuple[np.ndarray, np.ndarray]] = []
     for start, path in row.segments:
         first = int(row.positions_N[start])
         cuts = np.linspace(first, len(path), 1 + -(-(len(path) - first) // MAX_QUERIES)).astype(int)
         pieces += [(path[low:high], path[:high]) for low, high in pairwise(cuts)]
     pieces.sort(key=lambda piece: (_bucket(len(piece[0])), len(piece[1])), reverse=True)
+    # 2. Pad pieces of similar size together.
     groups, order_N, offset = [], np.empty(row.num_tokens, np.int64), 0
     while pieces:
         size = _group_size(pieces)
         members, pieces = pieces[:size], pieces[size:]
         num_queries, num_keys = (max(len(m[k]) for m in members) for k in (0, 1))
+        # 3. Indices of queries and keys, and the distance from each key to each query: the query at path index i and
+        #    the key at path index j are i - j positions apart.
         queries_PQ = np.zeros((size, num_queries), np.int64)
         keys_PL = np.zeros((size, num_keys), np.int64)
         distance_PQL = np.full((size, num_queries, num_keys), -1, np.int64)
@@ -171,7 +178,7 @@ def _group_pieces(row: Row, device: torch.device) -> tuple[list[_Group], torch.T
             order_N[query] = offset + p * num_queries + np.arange(len(query))
             at = np.arange(len(key) - len(query), len(key))
             distance_PQL[p, : len(query), : len(key)] = at[:, None] - np.arange(len(key))
-        # A row of a mask in which nothing is visible has no softmax: padding queries look at the first key.
+        # 4. A mask row in which nothing is visible has no softmax: padding queries see the first key.
         distance_PQL[:, :, 0] = np.where(distance_PQL.max(axis=2) < 0, 0, distance_PQL[:, :, 0])
         groups.append(_Group(*(torch.from_numpy(a).to(device) for a in (queries_PQ, keys_PL, distance_PQL))))
         offset += size * num_queries
@@ -183,7 +190,7 @@ def _bucket(num_queries: int) -> int:
 
 
 def _group_size(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
-    """How many of the first pieces to pad together."""
+    """How many of the first pieces to pad together: as many as waste little."""
     area = most_queries = most_keys = 0
     for count, (query, key) in enumerate(pieces):
         area += len(query) * len(key)
@@ -195,9 +202,9 @@ def _group_size(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
 
 
 class FlexLayout:
-    """Attention under a block mask, which skips the blocks in which nothing is visible."""
+    """Attention by FlexAttention with a block mask, which skips the blocks in which nothing is visible (CUDA)."""
 
-    def __init__(self, row: Row, device: torch.device | str) -> None:
+    def __init__(self, row: PackedRow, device: torch.device | str) -> None:
         self._positions_N, self._subtree_end_N = (
             torch.from_numpy(a).to(device) for a in (row.positions_N, row.subtree_end_N)
         )
@@ -249,5 +256,5 @@ class FlexLayout:
 def _flex_attention() -> Callable[..., torch.Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Rows differ in length: without `dynamic` each length is compiled anew, for seconds.
+    # Rows differ in length: without `dynamic` each length would be compiled, for seconds.
     return torch.compile(flex_attention, dynamic=True)

@@ -1,14 +1,14 @@
-"""How do packed rows and cached rows get their attention into any transformers model?
+"""Attention backend: how packed rows and the KV cache get their own attention into any transformers model.
 
-Through transformers' own registry of attention functions, and nothing is patched. A model prepared here runs every
-plain forward exactly as under SDPA. Handed a `layout`, its attention layers ask that layout instead:
+Through transformers' registry of attention functions; nothing is patched. A model prepared here runs every plain
+forward exactly as under SDPA. Given a `layout`, its attention layers call that layout instead:
 
     prepare(model)
-    model(input_ids=flat_1N, position_ids=flat_1N, layout=layout, **LAYOUT_INPUTS)
+    model(input_ids=flat_1N, position_ids=positions_1N, layout=layout, **layout_inputs(model.device))
 
-The tokens lie in one flat row; the layout knows which of them may see which, and keeps whatever keys and values it
-wants to remember. `model` hands unknown keyword arguments down to its attention layers: that is transformers' contract
-for attention backends (`_supports_attention_backend`).
+The tokens are one flat row; the layout knows which of them attend to which, and keeps the keys and values that it needs
+later. `model` passes unknown keyword arguments down to its attention layers: that is transformers' contract for
+attention backends (`_supports_attention_backend`). Invariant: without a layout nothing changes.
 
 Shapes: B = 1 row, H query heads, K key-value heads, N tokens, D head size.
 """
@@ -27,7 +27,7 @@ NAME = "flow_dpo"
 
 
 class Layout(Protocol):
-    """Decides which of the flat tokens see which, layer by layer."""
+    """The attention of one flat row of tokens: decides, layer by layer, which tokens attend to which."""
 
     def attend(
         self,
@@ -39,14 +39,14 @@ class Layout(Protocol):
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Attention output, 1HND. `window` is the number of latest positions a token sees, itself counted."""
+        """Attention output, 1HND. `window` is the size of a sliding window in positions, the token itself counted."""
         ...
 
 
 def layout_inputs(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Arguments of a forward under a layout: no cache of transformers' own, and no mask built for nothing.
+    """Arguments of a forward with a layout: without transformers' own KV cache, and without a mask that nobody reads.
 
-    A ready-made four-dimensional mask is passed on by transformers as it is; this one is never read.
+    transformers passes a four-dimensional mask on as it is, and builds none; this one is never read.
     """
     return {"attention_mask": torch.zeros(1, 1, 1, 1, device=device), "use_cache": False}
 
@@ -61,8 +61,11 @@ def _attention(
     layout: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
+    """The registered attention function: SDPA without a layout. query BHND, key and value BKND; returns BNHD."""
+    # 1. A plain forward.
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    # 2. A forward with a layout, which knows its own mask and its own keys and values.
     scaling = kwargs.get("scaling")
     out = layout.attend(
         int(module.layer_idx),  # pyright: ignore[reportArgumentType]
@@ -72,15 +75,16 @@ def _attention(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=kwargs.get("sliding_window"),
     )
+    # 3. Heads last, as transformers expects: 1HND -> 1NHD.
     return out.transpose(1, 2).contiguous(), None
 
 
 def prepare(model: PreTrainedModel) -> None:
-    """Let `model` accept a `layout`. Plain forwards stay those of SDPA.
+    """Register the attention function, so that `model` accepts a `layout`. Plain forwards stay those of SDPA.
 
-    A model that caps its attention scores (Gemma 2) or gives them sinks (GPT-OSS) can have neither: it gets
-    transformers' eager attention, which ignores layouts. Whoever means to use one compares it with plain forwards
-    first, and finds that it is ignored.
+    A model that caps its attention scores (Gemma 2) or has attention sinks (GPT-OSS) supports neither: it gets
+    transformers' eager attention, which ignores layouts. Every user of a layout compares it with plain forwards first,
+    and so detects that it is ignored.
     """
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
     if capped or not model._supports_sdpa:

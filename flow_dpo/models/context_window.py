@@ -1,8 +1,11 @@
-"""Does a flow fit into a model's context window?
+"""Context window check: leave out problems whose longest rollout does not fit, before any model samples.
 
-Found out before any model speaks: the flow is walked with made-up completions of the longest kind, with answers that
-are cut and with answers that end, refused and accepted, and every turn on the way is rendered. That also finds choices
-that are not distinct, templates that refuse a prompt, and flows that break their contract.
+The flow is walked with made-up completions of maximal length, with answers that are cut and with answers that end,
+refused and accepted, and every turn on the way is rendered. That also detects choices that are not distinct, templates
+that refuse a prompt, and flows that break their contract. Invariant: a problem that is returned fits, however a model
+answers.
+
+    fitting_problems(flow, renderer, problems, context_tokens=2048)      # the problems, and a warning about the others
 """
 
 from __future__ import annotations
@@ -21,48 +24,50 @@ from flow_dpo.core.types import Completion, FinishReason, Problem, Request, Turn
 log = logging.getLogger("flow_dpo")
 
 _MOST_TURNS = 1_000
-"""A play of more turns than this ends nowhere, as far as anybody can wait for."""
+"""A rollout with more turns than this is taken to be endless."""
 _SLACK = 8
-"""Tokens by which two questions' prompts of one role may differ from their answers' prompts."""
+"""Tokens of reserve: how much later prompts grow may differ between questions by how they are tokenized."""
 
 
 def fitting_problems(
     flow: Flow[Any], renderer: RendersTurns, problems: Sequence[Problem], context_tokens: int
 ) -> list[Problem]:
-    """The problems whose longest play fits into `context_tokens`; others are left out with a warning that names them.
+    """The problems whose longest rollout fits `context_tokens`; others are left out with a warning that names them.
 
-    Raises `ConfigError` where one chunk has no room behind the shortest prompt, or no problem's longest play fits.
+    Raises `ConfigError` where one chunk has no room after the shortest prompt, or no problem's longest rollout fits.
     """
     if not problems:
         raise DataError("expected at least one problem, found none; see --max_problems and --dataset_split")
     prompts = [len(renderer.render(_first_turn(flow, problem)).prompt_ids) for problem in problems]
     shortest = min(prompts)
-    lengths = [(len(asked.prompt_ids), asked.max_tokens) for asked in longest_requests(flow, renderer, problems[0])]
+    lengths = [
+        (len(request.prompt_ids), request.max_tokens) for request in longest_requests(flow, renderer, problems[0])
+    ]
     chunk = lengths[0][1]
     if shortest + chunk > context_tokens:
         raise ConfigError(
             f"expected room for one completion of {chunk} tokens, found a context window of {context_tokens} tokens "
             f"and a shortest prompt of {shortest}; shorten the prompts or the chunk (--flow.chunk_tokens)"
         )
-    behind = max(prompt + said for prompt, said in lengths) - prompts[0]
-    fits = [prompt + behind + _SLACK <= context_tokens for prompt in prompts]
+    growth = max(prompt + completion for prompt, completion in lengths) - prompts[0]
+    fits = [prompt + growth + _SLACK <= context_tokens for prompt in prompts]
     if not any(fits):
         raise ConfigError(
-            f"expected the longest play to fit into the context window of {context_tokens} tokens, found that it takes "
-            f"{shortest + behind + _SLACK} at least; lower --flow.max_chunks or --flow.chunk_tokens"
+            f"expected the longest rollout to fit the context window of {context_tokens} tokens, found that it takes "
+            f"{shortest + growth + _SLACK} at least; lower --flow.max_chunks or --flow.chunk_tokens"
         )
     left_out = [problem.id for problem, fit in zip(problems, fits, strict=True) if not fit]
     if left_out:
         log.warning(
-            "left out %d of %d problems whose longest play exceeds the context window of %d tokens: %s",
+            "left out %d of %d problems whose longest rollout exceeds the context window of %d tokens: %s",
             len(left_out), len(problems), context_tokens, ", ".join(left_out[:3]),
         )  # fmt: skip
     return [problem for problem, fit in zip(problems, fits, strict=True) if fit]
 
 
 def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) -> Iterator[Request]:
-    """Every request of made-up plays in which all is as long as it may be, is cut or ends, and the first or the last
-    choice is always taken. Raises `FlowError` where a rule of the contract is broken on the way."""
+    """Every request of made-up rollouts in which all completions have maximal length, all are cut or all end, and the
+    first or the last choice is always taken. Raises `FlowError` where the flow breaks its contract on the way."""
     kinds: tuple[FinishReason, ...] = ("length", "stop")
     for finish_reason, takes_last in itertools.product(kinds, (True, False)):
         state = flow.start(problem)
@@ -70,8 +75,8 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
             turn = flow.turn(state)
             if flow.turn(state) != turn:
                 raise FlowError(
-                    f"{type(flow).__name__}.turn asks something else each time, at turn {num_turns} of {problem.id}; a "
-                    "state's turn is always the same: it may not draw, count or read a clock"
+                    f"{type(flow).__name__}.turn returns another turn each time, at turn {num_turns} of {problem.id}; "
+                    "a state's turn is always the same: it may not draw, count or read a clock"
                 )
             if turn is None:
                 break
@@ -87,22 +92,25 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
                 )
             state = following
         else:
-            raise FlowError(f"{type(flow).__name__} asked for {_MOST_TURNS} turns on {problem.id}; every play must end")
+            raise FlowError(
+                f"{type(flow).__name__} asked for {_MOST_TURNS} turns on {problem.id}; every rollout must end"
+            )
 
 
 def _changed(state: Any, before: Any) -> bool:
-    """Whether a state is not what it was, as far as its class can tell."""
+    """Whether a state has changed, as far as its class defines equality."""
     return type(state).__eq__ is not object.__eq__ and state != before
 
 
 def _first_turn(flow: Flow[Any], problem: Problem) -> Turn:
     turn = flow.turn(flow.start(problem))
     if turn is None:
-        raise FlowError(f"{type(flow).__name__} asks nobody about {problem.id}; a play needs one turn at least")
+        raise FlowError(f"{type(flow).__name__} has no turn for {problem.id}; a rollout needs at least one turn")
     return turn
 
 
 def _made_up(request: Request, finish_reason: FinishReason, *, takes_last: bool) -> Completion:
+    """A completion of maximal length with this finish reason, or a choice."""
     if request.choices:
         choice = len(request.choices) - 1 if takes_last else 0
         return Completion(

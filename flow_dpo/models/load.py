@@ -1,7 +1,10 @@
-"""How is a model that somebody named loaded?
+"""Model loading: base model, tokenizer and chat template, from a folder or the hub.
 
-`model_name_or_path` is a folder, a hub id, or the word "seed" for the model that ships in this package. Safetensors
-only; code that comes with a model runs only where the user says so.
+`model_name_or_path` is a folder, a hub id, or the word "seed" for the model that ships in this package. Invariant:
+weights are read from safetensors only, and code that comes with a model runs only with `trust_remote_code`.
+
+    loaded = load_model(ModelSettings(model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct", dtype="bfloat16"))
+    loaded.context_tokens, loaded.end_ids       # 32768, frozenset({151643, 151645})
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from flow_dpo.models.render import Renderer
 
 SEED_FOLDER = Path(__file__).parent.parent / "data" / "seed" / "model"
 _TINY_PARAMETERS = 20_000_000
-"""Below this a second thread costs more in waiting than it brings, most of all on a busy machine."""
+"""Parameters below which a second CPU thread costs more in waiting than it saves, above all on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +46,29 @@ class ModelSettings:
     chat_template: str | None = None
     """Replaces the tokenizer's template: a Jinja text, or "plain" for a base model that has none."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Handed to the chat template, such as {"enable_thinking": false}."""
+    """Variables of the chat template, such as {"enable_thinking": false}."""
     trust_remote_code: bool = False
     num_threads: int = 0
-    """CPU threads; 0 takes one for tiny models and torch's own choice for others."""
+    """CPU threads; 0 means one for tiny models and torch's own choice for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A base model with what is needed to speak with it."""
+    """A base model with its renderer, end tokens and context window."""
 
     model: PreTrainedModel
     renderer: Renderer
     end_ids: frozenset[int]
     context_tokens: int
-    """The most tokens that fit into its context window."""
+    """Size of its context window in tokens: prompt and completion together."""
     name: str
     revision: str | None = None
     trust_remote_code: bool = False
-    """Both as asked for, for whoever else loads the model."""
+    """Both as in the settings, for other programs that load the model."""
 
 
 def load_model(settings: ModelSettings) -> LoadedModel:
-    """Load model and tokenizer. Raises `ModelError` for a folder that is none, or a model that cannot chat."""
+    """Load model and tokenizer. Raises `ModelError` for a folder without a model, or one without a chat template."""
     device = device_of(settings)
     name = str(SEED_FOLDER) if settings.model_name_or_path == "seed" else settings.model_name_or_path
     shared: dict[str, Any] = {"revision": settings.model_revision, "trust_remote_code": settings.trust_remote_code}
@@ -105,10 +108,10 @@ def load_model(settings: ModelSettings) -> LoadedModel:
 
 
 def device_of(settings: ModelSettings) -> torch.device:
-    """The device that a model is loaded to, known before it is. Raises `ModelError` where there is no such device."""
+    """The device to which a model will be loaded. Raises `ModelError` where there is no such device."""
     name = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device  # "cuda" has a number from here on
+        return torch.empty(0, device=name).device  # "cuda" becomes "cuda:0"
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
             f"expected a device that torch can use, found {name!r}: {error}; leave --device out"
@@ -130,7 +133,7 @@ def _context_tokens(config: Any) -> int:
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> frozenset[int]:
-    """Every id that ends a turn: the tokenizer's, the generation config's, and the template's behind an assistant."""
+    """Every id that ends a turn: the tokenizer's, the generation config's, and the template's after an assistant."""
     generation = model.generation_config.eos_token_id if model.generation_config is not None else None
     found = [tokenizer.eos_token_id, renderer.closing_id()]
     found += generation if isinstance(generation, list) else [generation]

@@ -1,8 +1,8 @@
-"""How does a turn become token ids, and how do token ids become text?
+"""Renderer: turns to token ids by the model's chat template, and token ids to text.
 
-The one place that holds a tokenizer. A chat is rendered once by the model's own template, with a mark wherever sampled
-ids stand; the text between the marks is encoded, and the ids are spliced in as they are. Nothing that was sampled is
-ever decoded and encoded again:
+The one place that holds a tokenizer. A chat is rendered once by the model's own chat template, with a mark in place of
+sampled ids; the text between the marks is encoded, and the ids are spliced in as they are. Invariant: nothing that was
+sampled is ever decoded and encoded again:
 
     user: "Solution:", (71, 9, 5), "Correct?"  ->  ids("<|user|>Solution:") 71 9 5 ids("Correct?<|assistant|>")
 """
@@ -28,14 +28,14 @@ PLAIN_TEMPLATE = (
     "{% else %}{{ message.content }}{{ eos_token }}\n\n{% endif %}"
     "{% endfor %}"
 )
-"""For base models without a chat template: system, question and solution as plain paragraphs."""
+"""Chat template for base models without one: system, question and solution as plain paragraphs."""
 
 _MARK = "\ue0f1"
-"""A private-use character that stands for spliced ids while a template is rendered."""
+"""A private-use character in place of spliced ids while a template is rendered."""
 
 
 class Renderer:
-    """Turns into requests, ids into text. Raises `ModelError` for a tokenizer without a chat template."""
+    """Renders turns as requests and ids as text. Raises `ModelError` for a tokenizer without a chat template."""
 
     def __init__(
         self,
@@ -61,14 +61,17 @@ class Renderer:
 
     def render(self, turn: Turn) -> Request:
         """The turn in token ids. Raises `ModelError` where two choices begin with the same token."""
+        # 1. Fragments of text between the marks, from a cache.
         fragments, slots = self._fragments(_masked(turn.messages))
         spliced = [piece for message in turn.messages for piece in message.content if not isinstance(piece, str)]
         assert len(spliced) == slots, f"{len(spliced)} spliced pieces for {slots} places"
+        # 2. Prompt: fragments encoded one by one, with the sampled ids between them as they are.
         prompt: list[int] = list(self.encode(fragments[0]))
         for ids, fragment in zip(spliced, fragments[1:], strict=True):
             prompt.extend(ids)
             prompt.extend(self.encode(fragment))
         prompt.extend(self.to_ids(turn.continuation))
+        # 3. Choices: the first token of each where it would be sampled.
         choices = tuple(self._choice(fragments[-1], word) for word in turn.choices)
         if len(set(choices)) < len(choices):
             raise ModelError(
@@ -83,9 +86,9 @@ class Renderer:
         )
 
     def chat(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """Messages without spliced ids as the template gets them, for files that others render.
+        """Messages without spliced ids as the chat template gets them, for files that other programs render.
 
-        Raises `ValueError` where sampled ids stand in them: there is no text that would surely encode to these ids.
+        Raises `ValueError` for sampled ids: no text is certain to encode to these ids.
         """
         if any(not isinstance(piece, str) for message in messages for piece in message.content):
             raise ValueError("expected messages of text alone, found sampled token ids in one")
@@ -106,7 +109,7 @@ class Renderer:
         return text if isinstance(text, str) else "".join(text)
 
     def closing_id(self) -> int | None:
-        """The special token that the template puts behind an assistant's words, or None where it puts none there."""
+        """The special token that the chat template puts after an assistant's message; None where it puts none."""
         chat = [{"role": "user", "content": "USER"}, {"role": "assistant", "content": _MARK}]
         text = self.tokenizer.apply_chat_template(
             chat,
@@ -137,7 +140,7 @@ class Renderer:
         return text
 
     def _must_fold_system(self) -> bool:
-        """Whether the template has no place for a system message, so that it goes in front of the first question."""
+        """Whether the template ignores or refuses a system message, which then goes in front of the first question."""
         try:
             text = self._apply([{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "USER"}])
         except TemplateError:
@@ -145,7 +148,7 @@ class Renderer:
         return "SYSTEM" not in text
 
     def _folded(self, chat: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The chat with its system message in front of the first question, where the template has no place for it."""
+        """The chat with its system message merged into the first question, where the template has no place for it."""
         if not (self.folds_system and chat and chat[0]["role"] == "system"):
             return chat
         system, *rest = chat
@@ -154,6 +157,7 @@ class Renderer:
         return rest
 
     def _render_fragments(self, messages: tuple[tuple[str, str], ...]) -> tuple[tuple[str, ...], int]:
+        """The rendered chat, split at the marks, and the number of marks. Raises `ModelError` where one is lost."""
         chat = self._folded([{"role": role, "content": content} for role, content in messages])
         # A system message is given even when it is empty: some templates would add one of their own.
         try:
@@ -169,11 +173,11 @@ class Renderer:
         return tuple(fragments), expected
 
     def _choice_id(self, before: str, word: str) -> int:
-        """The first token of `word` as it stands right behind `before`."""
+        """The first token of `word` right after `before`."""
         context, joined = self.encode(before), self.encode(before + word)
         ids = joined[len(context) :] if joined[: len(context)] == context else self.encode(word)
         if not ids or ids[0] == self.tokenizer.unk_token_id:
-            raise ModelError(f"expected a choice that this tokenizer can say, found {word!r}; choose another word")
+            raise ModelError(f"expected a choice that this tokenizer can encode, found {word!r}; choose another word")
         return ids[0]
 
 

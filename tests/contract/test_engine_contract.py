@@ -52,7 +52,7 @@ class Case:
     looseness: float = 1.0
     """How many times the rounding of PyTorch's own kernels its log-probabilities may be off."""
     our_rule: bool = True
-    """A seed gives the token that `chance` says; not of vLLM, which has a generator of its own."""
+    """A seed gives the token that `sampling_rule` picks; not of vLLM, which has a generator of its own."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -92,7 +92,7 @@ def _case(name: str) -> Case:
         model = tiny_model(name, vocab_size=VOCAB)
         return LocalEngine(
             model,
-            speaking=lambda _: contextlib.nullcontext(model),
+            role_model=lambda _: contextlib.nullcontext(model),
             end_ids={END},
             context_tokens=CONTEXT,
             settings=LocalSettings(max_batch_size=64),

@@ -35,9 +35,9 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Pa
 def _local(merge: str) -> Iterator[tuple[Engine, Refresh]]:
     """The policy's own weights speak, so that they are changed before the engine is told."""
     policy = Policy(tiny_llama(), ROLES, LoraSettings(lora_r=8, lora_alpha=8))
-    speaking = policy.merged if merge == "merged" else policy.speaking
+    role_model = policy.using_merged if merge == "merged" else policy.using
     engine = LocalEngine(
-        policy.model, speaking=speaking, end_ids={2}, context_tokens=512, settings=LocalSettings(max_batch_size=4)
+        policy.model, role_model=role_model, end_ids={2}, context_tokens=512, settings=LocalSettings(max_batch_size=4)
     )
 
     def refresh(engine: Engine, adapters: dict[str, Adapter]) -> None:

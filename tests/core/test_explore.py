@@ -18,8 +18,8 @@ from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Completion, Piece, Problem, Request, Solution, TokenIds, Turn
-from flow_dpo.engines.scripted import Said as Line
 from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
+from flow_dpo.engines.scripted import ScriptedReply as Line
 from tests.support.graders import FunctionGrader
 
 END, YES, NO, ANSWER_PROMPT, STOP_PROMPT, WAIT = 0, 90, 91, 100, 101, 102

@@ -108,11 +108,11 @@ def test_no_file_no_class(tmp_path: Path) -> None:
             '        if state.next_role == "critique":\n            return replace',
             "changed the state that it was given, at 'solve'",
         ),
-        ('"critique" if state.next_role == "solve" else None', '"critique"', "every play must end"),
+        ('"critique" if state.next_role == "solve" else None', '"critique"', "every rollout must end"),
         (
             "question = state.problem.question",
             "import itertools\n        question = str(next(self.__dict__.setdefault('n', itertools.count())))",
-            r"Critique.turn asks something else each time, at turn 0 of ",
+            r"Critique.turn returns another turn each time, at turn 0 of ",
         ),
         # A play that is accepted is walked too.
         (

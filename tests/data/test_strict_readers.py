@@ -45,7 +45,7 @@ from tests.support.record_examples import PAIR, SETTINGS, TRACE
         ({"draw": 0}, "expected a whole number from 1 in 'draw'"),
         ({"draw": 3}, "expected a 'draw' of at most 'draws_used', found 3 of 2"),
         ({"tokens_spent": 1.5}, "'tokens_spent', found 1.5"),
-        ({"solution": math.nan}, "NaN, which is no JSON"),
+        ({"solution": math.nan}, "NaN, which is not JSON"),
         ({"solution": "\ud800"}, "half a surrogate pair"),
     ],
 )
@@ -74,7 +74,7 @@ def test_json_that_says_two_things_or_is_too_deep_is_refused() -> None:
     for text, message in [
         ('{"a": 1, "a": 2}', "place: expected JSON, found 'a' twice in one object"),
         ("1e999", "too large"),
-        ("-Infinity", "-Infinity, which is no JSON"),
+        ("-Infinity", "-Infinity, which is not JSON"),
         ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"at most {MAX_DEPTH} deep"),
         (b"\xed\xa0\x80", "place: expected JSON, found 'utf-8' codec"),
     ]:

@@ -47,7 +47,7 @@ def _one_thread() -> Iterator[None]:
 def build(model: PreTrainedModel, end_ids: Sequence[int] = (2,), **settings: Any) -> LocalEngine:
     return LocalEngine(
         model,
-        speaking=lambda _: contextlib.nullcontext(model),
+        role_model=lambda _: contextlib.nullcontext(model),
         end_ids=end_ids,
         context_tokens=400,
         settings=LocalSettings(**settings),
@@ -256,7 +256,7 @@ def test_roles_share_no_keys_and_a_refresh_forgets_them() -> None:
         peft.set_adapter(role)
         yield model
 
-    engine = LocalEngine(model, speaking=speaking, end_ids=[2], context_tokens=400)
+    engine = LocalEngine(model, role_model=speaking, end_ids=[2], context_tokens=400)
     prompt = ids(30, 0)
     requests = [Request(role=role, prompt_ids=prompt, max_tokens=8) for role in ("answer", "stop")]
     engine.refresh({role: Adapter(role=role, version=1) for role in ("answer", "stop")})
@@ -361,7 +361,7 @@ MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_stat
         (GptOssForCausalLM, GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1), "found 0"),
         (Gemma2ForCausalLM, Gemma2Config(**SMALL, attn_logit_softcapping=5.0), "found 0"),
         (Lfm2ForCausalLM, Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]), "found 1"),
-        (FalconH1ForCausalLM, FalconH1Config(**SMALL, **MAMBA, initializer_range=0.3), "something else"),
+        (FalconH1ForCausalLM, FalconH1Config(**SMALL, **MAMBA, initializer_range=0.3), "other logits"),
     ],
     ids=["attention sinks", "capped scores", "convolutions", "a recurrent state beside attention"],
 )

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_dpo.core.types import TokenIds
-from flow_dpo.engines.local.kv_rows import Rows, Shapes
-from flow_dpo.engines.local.prefill_sharing import share
-from flow_dpo.engines.local.prefix_cache import Planes, PrefixStore, Segment
+from flow_dpo.engines.local.kv_rows import KvRows, Shapes
+from flow_dpo.engines.local.prefill_sharing import plan_prefill
+from flow_dpo.engines.local.prefix_cache import Planes, PrefixCache, Segment
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=12)
 """Three words only, so that prompts share much."""
@@ -24,7 +24,7 @@ def planes_of(tokens: TokenIds, begin: int, end: int) -> Planes:
     return (torch.tensor(values)[None, None, :, None], -torch.tensor(values)[None, None, :, None].repeat(2, 1, 1, 3))
 
 
-def insert(store: PrefixStore, tokens: TokenIds, role: str = "answer") -> None:
+def insert(store: PrefixCache, tokens: TokenIds, role: str = "answer") -> None:
     store.insert(role, tokens, lambda begin, end: planes_of(tokens, begin, end))
 
 
@@ -40,7 +40,7 @@ def shared(one: TokenIds, other: TokenIds) -> int:
 @settings(deadline=None)
 @given(stored=PROMPTS, asked=PROMPTS)
 def test_the_longest_known_prefix_is_found_with_its_own_values(stored: list[TokenIds], asked: list[TokenIds]) -> None:
-    store = PrefixStore(1 << 30)
+    store = PrefixCache(1 << 30)
     for tokens in stored:
         insert(store, tokens)
     for tokens in asked:
@@ -58,7 +58,7 @@ def test_the_longest_known_prefix_is_found_with_its_own_values(stored: list[Toke
 
 def test_what_is_cleared_or_evicted_is_freed_at_once() -> None:
     """Not when the garbage collector next happens by: a node and its parent refer to each other."""
-    store = PrefixStore(1 << 30)
+    store = PrefixCache(1 << 30)
     gc.collect()
     gc.disable()
     try:
@@ -79,7 +79,7 @@ def test_what_is_cleared_or_evicted_is_freed_at_once() -> None:
 @given(stored=PROMPTS, budget=st.integers(0, 40))
 def test_the_budget_is_kept_and_what_remains_is_right(stored: list[TokenIds], budget: int) -> None:
     token_bytes = 4 * 7
-    store = PrefixStore(budget * token_bytes)
+    store = PrefixCache(budget * token_bytes)
     for tokens in stored:
         insert(store, tokens)
         assert store.num_bytes <= budget * token_bytes
@@ -92,7 +92,7 @@ def test_the_budget_is_kept_and_what_remains_is_right(stored: list[TokenIds], bu
 
 
 def test_the_least_recently_used_leaf_goes_first() -> None:
-    store = PrefixStore(6 * 28)
+    store = PrefixCache(6 * 28)
     insert(store, (1, 5, 6))
     insert(store, (1, 7))
     insert(store, (2, 8))
@@ -106,7 +106,7 @@ def test_the_least_recently_used_leaf_goes_first() -> None:
 
 def test_a_node_that_was_a_leaf_twice_is_evicted_once() -> None:
     """Its stale place in the queue of leaves must neither collide with the new one nor count its bytes twice."""
-    store = PrefixStore(2 * 28)
+    store = PrefixCache(2 * 28)
     for last in range(5, 30):
         insert(store, (1,))
         insert(store, (1, last))
@@ -121,7 +121,7 @@ def test_a_node_that_was_a_leaf_twice_is_evicted_once() -> None:
 @given(prompts=PROMPTS, stored=PROMPTS)
 def test_a_wave_covers_every_token_and_computes_none_twice(prompts: list[TokenIds], stored: list[TokenIds]) -> None:
     known_tokens = [max(min(shared(prompt, other), len(prompt) - 1) for other in stored) for prompt in prompts]
-    readings = share(prompts, known_tokens)
+    readings = plan_prefill(prompts, known_tokens)
     computed: dict[TokenIds, int] = {}
     for index, (prompt, reading) in enumerate(zip(prompts, readings, strict=True)):
         for at in range(reading.start, len(prompt)):
@@ -135,7 +135,7 @@ def test_a_wave_covers_every_token_and_computes_none_twice(prompts: list[TokenId
 
 
 def test_rows_keep_what_they_hold_while_they_grow_and_shrink() -> None:
-    rows = Rows(Shapes({0: (2, 3, 3), 1: (2, 3, 5)}, torch.float32, torch.device("cpu")))
+    rows = KvRows(Shapes({0: (2, 3, 3), 1: (2, 3, 5)}, torch.float32, torch.device("cpu")))
     rows.reserve(2, 10, 10, 1 << 30)
     for layer in (0, 1):
         rows.keys[layer][:] = torch.randn_like(rows.keys[layer])

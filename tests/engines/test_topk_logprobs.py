@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from flow_dpo.core.types import Request, Sampling
 from flow_dpo.engines.sampling_rule import draw
-from flow_dpo.engines.vllm.requests import ModelFacts, Reply, answer
-from flow_dpo.engines.vllm.topk_logprobs import TOLERANCE, draw_told, keep
+from flow_dpo.engines.vllm.requests import ModelFacts, Reply, completion_steps
+from flow_dpo.engines.vllm.topk_logprobs import TOLERANCE, draw_candidate, find_candidates
 
 SAMPLINGS = st.builds(
     Sampling,
@@ -36,18 +36,21 @@ def likeliest(logprobs: dict[int, float], count: int) -> dict[int, float]:
 def test_what_is_told_is_enough_or_more_is_asked_for(seed: int, count: int, sampling: Sampling) -> None:
     logprobs = distribution(seed, 60)
     told = likeliest(logprobs, count)
-    kept, whole = keep(told, sampling, num_words=60), keep(logprobs, sampling, num_words=60)
+    candidates, whole = (
+        find_candidates(told, sampling, vocab_size=60),
+        find_candidates(logprobs, sampling, vocab_size=60),
+    )
     assert whole is not None
     assert whole.tail == 0
-    if kept is None:
+    if candidates is None:
         assert count < 60
         return
     for token in told:
         expected = draw({**logprobs}, sampling, uniform=0.5, excluded=set(logprobs) - {token})
         if expected is None:
-            assert token not in kept.weights
+            assert token not in candidates.weights
         else:
-            assert kept.sampled_logprob(logprobs[token]) == pytest.approx(expected.sampled_logprob, abs=TOLERANCE)
+            assert candidates.sampled_logprob(logprobs[token]) == pytest.approx(expected.sampled_logprob, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,10 @@ def test_what_is_told_is_enough_or_more_is_asked_for(seed: int, count: int, samp
 )
 def test_enough_is_told_most_of_the_time(sampling: Sampling) -> None:
     """Or the test above would be empty: 20 of 60 tokens at the settings of our presets."""
-    known = [keep(likeliest(distribution(seed, 60), 20), sampling, num_words=60) is not None for seed in range(100)]
+    known = [
+        find_candidates(likeliest(distribution(seed, 60), 20), sampling, vocab_size=60) is not None
+        for seed in range(100)
+    ]
     assert sum(known) > 60
 
 
@@ -64,9 +70,9 @@ def test_with_everything_told_the_draw_is_the_rules(seed: int, sampling: Samplin
     logprobs = distribution(seed, 12)
     sampling = Sampling(temperature=sampling.temperature, top_p=sampling.top_p, greedy=greedy)
     excluded = {max(logprobs, key=lambda token: logprobs[token]), 3}
-    kept = keep(logprobs, sampling, num_words=12)
-    assert kept is not None
-    found = draw_told(kept, logprobs, uniform=number, greedy=greedy, excluded=excluded)
+    candidates = find_candidates(logprobs, sampling, vocab_size=12)
+    assert candidates is not None
+    found = draw_candidate(candidates, logprobs, uniform=number, greedy=greedy, excluded=excluded)
     expected = draw(logprobs, sampling, uniform=number, excluded=excluded)
     assert (found and found.token) == (expected and expected.token)
     if found is not None and expected is not None:
@@ -79,8 +85,8 @@ def test_a_tail_as_small_as_rounding_may_still_weigh_much(temperature: float) ->
     """Mass of 8e-6 over 150,000 tokens: at a temperature of 2 it weighs as much as the likeliest token."""
     tail = 8e-6
     told = {0: math.log(1 - tail - 19e-7), **{token: math.log(1e-7) for token in range(1, 20)}}
-    assert keep(told, Sampling(temperature=temperature), num_words=150_000) is None
-    assert keep(told, Sampling(temperature=0.8), num_words=150_000) is not None
+    assert find_candidates(told, Sampling(temperature=temperature), vocab_size=150_000) is None
+    assert find_candidates(told, Sampling(temperature=0.8), vocab_size=150_000) is not None
 
 
 @pytest.mark.parametrize(
@@ -94,15 +100,15 @@ def test_more_is_asked_for_where_the_likeliest_do_not_tell(sampling: Sampling) -
         drawn = draw(logprobs, sampling, uniform=rng.random())
         assert drawn is not None
         request = Request(role="answer", prompt_ids=(1,), max_tokens=1)
-        speech = ModelFacts(end_ids=frozenset(), num_words=2000, top_logprobs=20)
-        questions = answer(request, sampling, seed=seed, excluded=(), speech=speech, policy_version=0)
+        facts = ModelFacts(end_ids=frozenset(), vocab_size=2000, num_top_logprobs=20)
+        steps = completion_steps(request, sampling, seed=seed, excluded=(), facts=facts, policy_version=0)
         try:
-            ask = next(questions)
+            vllm_request = next(steps)
             while True:
-                count = ask.params["logprobs"]
+                count = vllm_request.params["logprobs"]
                 counts.append(count)
                 told = likeliest(logprobs, count if count > 0 else 2000) | {drawn.token: logprobs[drawn.token]}
-                ask = questions.send(Reply((drawn.token,), (logprobs[drawn.token],), (told,)))
+                vllm_request = steps.send(Reply((drawn.token,), (logprobs[drawn.token],), (told,)))
         except StopIteration as done:
             [found] = done.value.sampled_logprobs
         assert found == pytest.approx(drawn.sampled_logprob, abs=TOLERANCE)
@@ -114,13 +120,16 @@ def test_a_draw_is_exact_whatever_is_told() -> None:
     logprobs = distribution(5, 40)
     told = likeliest(logprobs, 6)
     first = next(iter(told))
-    kept = keep(told, Sampling(), num_words=40)
-    assert kept is not None
+    candidates = find_candidates(told, Sampling(), vocab_size=40)
+    assert candidates is not None
     steps = 20_000
-    drawn = [draw_told(kept, told, uniform=(i + 0.5) / steps, greedy=False, excluded={first}) for i in range(steps)]
+    drawn = [
+        draw_candidate(candidates, told, uniform=(i + 0.5) / steps, greedy=False, excluded={first})
+        for i in range(steps)
+    ]
     left = 1 - math.exp(logprobs[first])
     for token in told:
         share = sum(one is not None and one.token == token for one in drawn) / steps
         assert share == pytest.approx(0 if token == first else math.exp(logprobs[token]) / left, abs=2 / steps)
     untold = next(token for token in logprobs if token not in told)
-    assert draw_told(kept, told, uniform=0.0, greedy=False, excluded={untold}) is None
+    assert draw_candidate(candidates, told, uniform=0.0, greedy=False, excluded={untold}) is None

@@ -21,7 +21,7 @@ from benchmarks.vllm_server import Server
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Request, Sampling, TokenIds
-from flow_dpo.engines.vllm.checks import Wanted, connect
+from flow_dpo.engines.vllm.checks import ExpectedModel, connect
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
@@ -182,17 +182,17 @@ def test_a_name_that_is_used_again_would_speak_from_the_old_weights(
 
 def _engine(server: Server) -> VllmServerEngine:
     client = VllmClient(VllmServerSettings(base_url=server.url), api_key="")
-    base = connect(client, _wanted())
-    speech = ModelFacts(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=12)
-    return VllmServerEngine(client, speech, base=base, context_tokens=512, folder_of=lambda adapter: Path(adapter.path))
+    base = connect(client, _expected())
+    facts = ModelFacts(end_ids=frozenset({2}), vocab_size=VOCAB, num_top_logprobs=12)
+    return VllmServerEngine(client, facts, base=base, context_tokens=512, folder_of=lambda adapter: Path(adapter.path))
 
 
-def _wanted(seed: int = 0, encoded: TokenIds = (3,), num_roles: int = 2) -> Wanted:
+def _expected(seed: int = 0, encoded: TokenIds = (3,), num_roles: int = 2) -> ExpectedModel:
     model, said = tiny_llama(seed), dict[TokenIds, Sequence[float]]()
     for prompt in ((3, 4, 5), (7, 3)):
         with torch.no_grad():
             said[prompt] = model(input_ids=torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1).tolist()
-    return Wanted(name="tiny", encoded={"w3": encoded}, said=said, num_roles=num_roles)
+    return ExpectedModel(name="tiny", encoded={"w3": encoded}, logprobs=said, num_roles=num_roles)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def _wanted(seed: int = 0, encoded: TokenIds = (3,), num_roles: int = 2) -> Want
 def test_a_server_of_something_else_is_refused(server: Server, wanted: dict[str, Any], message: str) -> None:
     client = VllmClient(VllmServerSettings(base_url=server.url), api_key="")
     with pytest.raises(ConfigError, match=message):
-        connect(client, _wanted(**wanted))
+        connect(client, _expected(**wanted))
 
 
 def test_an_adapter_of_too_high_a_rank_is_refused(server: Server, tmp_path: Path) -> None:

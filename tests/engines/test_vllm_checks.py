@@ -14,10 +14,10 @@ import pytest
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import Adapter
 from flow_dpo.engines.factory import open_engine
-from flow_dpo.engines.vllm.checks import Wanted, connect
+from flow_dpo.engines.vllm.checks import ExpectedModel, connect
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm.in_process import VllmSettings
-from flow_dpo.engines.vllm.requests import Ask, plain_params
+from flow_dpo.engines.vllm.requests import VllmRequest, plain_params
 from tests.support.vllm_stand_in import StandIn, adapter_folder, engine_of
 
 WORDS = 12
@@ -37,14 +37,14 @@ def server() -> Iterator[StandIn]:
         yield server
 
 
-def _wanted(num_roles: int = 2) -> Wanted:
+def _expected(num_roles: int = 2) -> ExpectedModel:
     said = {ids: _logprobs("", ids) for ids in ((1, 5, 6), (1, 5))}
-    return Wanted(name="ours", encoded=ENCODED, said=said, num_roles=num_roles)
+    return ExpectedModel(name="ours", encoded=ENCODED, logprobs=said, num_roles=num_roles)
 
 
 def _connect(server: StandIn, **settings: Any) -> None:
     connect(
-        VllmClient(VllmServerSettings(base_url=f"{server.url}/v1", patience_s=0, **settings), api_key=""), _wanted()
+        VllmClient(VllmServerSettings(base_url=f"{server.url}/v1", patience_s=0, **settings), api_key=""), _expected()
     )
 
 
@@ -125,7 +125,7 @@ def test_a_server_whose_fault_is_its_own_is_not_asked_for_ever(server: StandIn) 
     client = VllmClient(VllmServerSettings(base_url=server.url, backoff_s=0.001), api_key="")
     server.answer = lambda *_: (500, {"error": "broken"})
     with pytest.raises(EngineError, match="status 500"):
-        client.complete("base", Ask((1,), plain_params(max_tokens=1)))
+        client.complete("base", VllmRequest((1,), plain_params(max_tokens=1)))
     assert client.num_retries == 4
 
 

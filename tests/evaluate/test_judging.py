@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Request, TokenIds
-from flow_dpo.engines.scripted import Said, ScriptedEngine
+from flow_dpo.engines.scripted import ScriptedEngine, ScriptedReply
 from flow_dpo.evaluate.judge.backends import LocalJudge
 from flow_dpo.evaluate.judge.protocol import (
     Asked,
@@ -142,9 +142,9 @@ def judged(
     """The summary and rows of a judge that `says` words (or an index, or `Said`) to what it reads."""
     asked_before = iter(range(1000))
 
-    def speak(request: Request, seed: int, excluded: TokenIds) -> Said | Sequence[int]:
+    def speak(request: Request, seed: int, excluded: TokenIds) -> ScriptedReply | Sequence[int]:
         said = says(RENDERER.to_text([request.prompt_ids]), next(asked_before))
-        return said if isinstance(said, Said) else (*RENDERER.encode(said), END or 0)
+        return said if isinstance(said, ScriptedReply) else (*RENDERER.encode(said), END or 0)
 
     judge = LocalJudge(
         ScriptedEngine(speak, end_ids={END or 0}), RENDERER, prompts=JudgePrompts(),
@@ -216,10 +216,10 @@ def test_the_sign_test_is_scipys_and_identical_traces_are_ties_that_nobody_reads
 def test_log_odds_of_two_words() -> None:
     """The judge leans to the first by 1 nat and to the good one by 0.5: every pair flips, and the mean still tells."""
 
-    def says(text: str, number: int) -> Said:
+    def says(text: str, number: int) -> ScriptedReply:
         odds = 1.0 + (0.5 if place_of(text, "good") == "A" else -0.5)
         first = -math.log1p(math.exp(-odds))
-        return Said(choice=0, choice_logprobs=(first, first - odds))
+        return ScriptedReply(choice=0, choice_logprobs=(first, first - odds))
 
     found, rows = judged(says, words="choices")
     assert found["ties"]["flipped"] == 6
@@ -228,9 +228,9 @@ def test_log_odds_of_two_words() -> None:
         "interval": list(wilson(6, 6)), "num": 6,
     }  # fmt: skip
     assert {r["words"] for r in rows.values()} == {"A"}
-    even, _ = judged(lambda text, _: Said(choice=0), words="choices")
+    even, _ = judged(lambda text, _: ScriptedReply(choice=0), words="choices")
     assert even["ties"]["both_orders"] == 6
-    sure, rows = judged(lambda text, _: Said(choice=0, choice_logprobs=(0.0, -math.inf)), words="choices")
+    sure, rows = judged(lambda text, _: ScriptedReply(choice=0, choice_logprobs=(0.0, -math.inf)), words="choices")
     assert sure["ties"]["flipped"] == 6
     json.dumps(list(rows.values()), allow_nan=False)
 

@@ -52,7 +52,7 @@ def test_loss_and_gradient_do_not_depend_on_the_rows(made: list[Pair]) -> None:
         results = []
         for rows in (RowSettings(), RowSettings(max_tokens=30), RowSettings(packed=False, max_tokens=50)):
             gradients = Gradients(policy_of("qwen2"), rows, dict.fromkeys(ROLES))
-            results.append(gradients.of(Dpo(beta=0.5), role, examples, version=0))
+            results.append(gradients.compute(Dpo(beta=0.5), role, examples, version=0))
         for other in results[1:]:
             assert_same_gradient(other.pieces, results[0].pieces)
             for name in ("loss", "margin", "chosen_logprobs", "rejected_logprobs", "chosen_ratio"):
@@ -77,7 +77,7 @@ def test_chosen_rises_against_rejected_and_the_other_role_stays(kind: str, role:
     base = [p.clone() for n, p in student.policy.model.named_parameters() if ".lora_" not in n]
 
     def margins() -> torch.Tensor:
-        with torch.no_grad(), student.policy.speaking(role):
+        with torch.no_grad(), student.policy.using(role):
             sums = torch.stack([x.sum() for x in PackedLogprobs(student.policy.model, spoken_of(mine))()])
         return sums[0::2] - sums[1::2]
 
@@ -101,7 +101,7 @@ def test_the_step_is_adam_on_the_clipped_gradient() -> None:
     student = learner(max_grad_norm=0.5)
     stir(student.policy)
     mine = by_role(pairs())["answer"]
-    gradient = Gradients(student.policy, RowSettings(), dict.fromkeys(ROLES)).of(Dpo(), "answer", mine, 0)
+    gradient = Gradients(student.policy, RowSettings(), dict.fromkeys(ROLES)).compute(Dpo(), "answer", mine, 0)
     assert gradient.norm > 0.5
     before = copies(student.policy)["answer"]
     row = student.update(Dpo(), mine)
@@ -183,7 +183,7 @@ def spoken_by(policy: Policy, made: list[Pair], version: int) -> list[Pair]:
     """The pairs as an engine would have recorded them under this version."""
     out: list[Pair] = []
     for pair in made:
-        with torch.no_grad(), policy.speaking(pair.request.role):
+        with torch.no_grad(), policy.using(pair.request.role):
             sides = PackedLogprobs(policy.model, spoken_of([pair]))()
         recorded = [
             replace(c, logprobs=tuple(s.tolist()), policy_version=version)
@@ -203,7 +203,7 @@ def test_drift_from_what_was_sampled_is_measured_and_stops() -> None:
     )
     false = [replace(p, chosen=replace(p.chosen, policy_version=2)) for p in pairs()]
     before = copies(student.policy)
-    with pytest.raises(LearningError, match="spoke with another adapter"):
+    with pytest.raises(LearningError, match="sampled with another adapter"):
         student.update(Dpo(), false)
     assert same(before["answer"], student.policy.weights("answer"))
     assert student.version == 2
@@ -358,5 +358,5 @@ def test_checkpointed_layers_learn_the_same() -> None:
     plain, saving = learner(), learner(rows=RowSettings(gradient_checkpointing=True))
     rows = [s.update(Dpo(), pairs()) for s in (plain, saving)]
     assert rows[0]["learn/answer/grad_norm"] == pytest.approx(rows[1]["learn/answer/grad_norm"], rel=1e-5)
-    with torch.inference_mode(), saving.policy.speaking("answer"):
+    with torch.inference_mode(), saving.policy.using("answer"):
         saving.policy.model(input_ids=torch.tensor([[5, 6]]))  # an engine's way, which a checkpoint's hook would break

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flow_dpo.core.types import Pair
 from flow_dpo.learner import logprobs, tree_attention
-from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, Spoken, disagreement
+from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion, disagreement
 from flow_dpo.learner.policy import LoraSettings, Policy
 from tests.support.packed_builders import ROLES, answer_pair, pair_lists, pairs_of_tree, stop_pair
 from tests.support.tiny_models import KINDS, tiny_model
@@ -35,15 +35,15 @@ def policy_of(kind: str) -> Policy:
     return stir(Policy(tiny_model(kind), ROLES, LoraSettings(lora_r=4)))
 
 
-def spoken_of(pairs: list[Pair]) -> list[Spoken]:
+def spoken_of(pairs: list[Pair]) -> list[PromptedCompletion]:
     return [(p.request, c) for p in pairs for c in p.completions]
 
 
 def with_gradient(
-    policy: Policy, way: type[PackedLogprobs | PlainLogprobs], spoken: list[Spoken]
+    policy: Policy, way: type[PackedLogprobs | PlainLogprobs], spoken: list[PromptedCompletion]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """All log-probabilities in one, and the gradient of a random mixture of them."""
-    with policy.speaking("answer", training=True):
+    with policy.using("answer", training=True):
         found = torch.cat(way(policy.model, spoken)())
         mixture = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
         gradient = torch.autograd.grad((found * mixture).sum(), policy.parameters("answer"))
@@ -70,7 +70,7 @@ def test_shared_prefixes_change_nothing(pairs: list[Pair], kind: str) -> None:
 @settings(max_examples=60, deadline=None)
 def test_both_ways_are_the_models_own_logits(pairs: list[Pair], kind: str, adapter: str | None) -> None:
     policy, spoken = policy_of(kind), spoken_of(pairs)
-    with torch.no_grad(), policy.speaking(adapter):
+    with torch.no_grad(), policy.using(adapter):
         for way in (PackedLogprobs, PlainLogprobs):
             assert disagreement(policy.model, spoken, way(policy.model, spoken)).max() < 2e-5
 
@@ -80,7 +80,7 @@ def test_windows_are_tested_beyond_their_reach() -> None:
     pairs = pairs_of_tree(random.Random(0), "p", num_nodes=6, prompt_tokens=20)
     for kind in ("phi3", "gemma3"):
         policy, spoken = policy_of(kind), spoken_of(pairs)
-        with torch.no_grad(), policy.speaking(None):
+        with torch.no_grad(), policy.using(None):
             assert disagreement(policy.model, spoken, PackedLogprobs(policy.model, spoken)).max() < 2e-5
 
 
@@ -110,7 +110,7 @@ def test_no_gathered_keys_are_kept_for_the_backward_pass(kind: str, monkeypatch:
     policy, spoken = policy_of(kind), spoken_of(pairs_of_tree(random.Random(1), "p"))
     gathers, gather = list[int](), tree_attention._gather
     monkeypatch.setattr(tree_attention, "_gather", lambda *words: gathers.append(1) or gather(*words))
-    with policy.speaking("answer", training=True):
+    with policy.using("answer", training=True):
         found = torch.cat(PackedLogprobs(policy.model, spoken)())
         forward = len(gathers)
         torch.autograd.grad(found.sum(), policy.parameters("answer"))
@@ -153,7 +153,7 @@ def test_an_adapter_in_the_head(kind: str) -> None:
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         policy = stir(Policy(tiny_model(kind), ("answer",), LoraSettings(lora_target_modules=("lm_head", "q_proj"))))
     spoken = spoken_of(pairs_of_tree(random.Random(1), "p"))
-    with torch.no_grad(), policy.speaking("answer"):
+    with torch.no_grad(), policy.using("answer"):
         assert disagreement(policy.model, spoken, PackedLogprobs(policy.model, spoken)).max() < 2e-5
     found, wanted = (with_gradient(policy, way, spoken)[1] for way in (PackedLogprobs, PlainLogprobs))
     assert_same_gradient(found, wanted)
@@ -163,7 +163,7 @@ def test_labels_one_by_one() -> None:
     """The cases of the docstring, against numbers read off the logits by hand."""
     policy = policy_of("llama")
     pairs = [answer_pair((5, 6), (7, 8), (7, 9)), stop_pair((5, 6), yes=True), answer_pair((5,), (6,), (2,))]
-    with torch.no_grad(), policy.speaking("answer"):
+    with torch.no_grad(), policy.using("answer"):
         way = PackedLogprobs(policy.model, spoken_of(pairs))
         chosen, rejected, yes, no, short, end = way()
         logits = policy.model(input_ids=torch.tensor([[5, 6, 7]])).logits[0]

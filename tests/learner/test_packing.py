@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from flow_dpo.core.types import Pair, TokenIds
 from flow_dpo.learner import tree_attention
 from flow_dpo.learner.logprobs import inputs
-from flow_dpo.learner.packing import Row, fill_rows, merge
+from flow_dpo.learner.packing import PackedRow, fill_rows, merge
 from flow_dpo.learner.tree_attention import FlexLayout, PathLayout
 from tests.support.packed_builders import answer_pair, pairs_of_tree
 
@@ -28,7 +28,7 @@ def prefixes(sequences: list[TokenIds]) -> set[TokenIds]:
     return {s[: i + 1] for s in sequences for i in range(len(s))}
 
 
-def visible(row: Row, window: int | None = None) -> torch.Tensor:
+def visible(row: PackedRow, window: int | None = None) -> torch.Tensor:
     """By brute force: which tokens lie on the path of which."""
     seen = torch.zeros(row.num_tokens, row.num_tokens, dtype=torch.bool)
     for path in row.paths:

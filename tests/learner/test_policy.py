@@ -22,7 +22,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]])
 
 @torch.no_grad()
 def logits(policy: Policy, adapter: str | None) -> torch.Tensor:
-    with policy.speaking(adapter):
+    with policy.using(adapter):
         return policy.model(input_ids=IDS).logits
 
 
@@ -51,15 +51,15 @@ def test_gradients_are_asked_for_by_the_training_role_alone() -> None:
     policy = Policy(tiny_model("llama"), ROLES)
     assert requiring(policy) == set()
     for role in ROLES:
-        with policy.speaking(role):
+        with policy.using(role):
             assert requiring(policy) == set()
-            with policy.speaking(role, training=True):
+            with policy.using(role, training=True):
                 assert requiring(policy) == {role}
-                with policy.speaking(None):
+                with policy.using(None):
                     assert requiring(policy) == set()
                 assert requiring(policy) == {role}
         assert requiring(policy) == set()
-    with policy.speaking("stop", training=True):
+    with policy.using("stop", training=True):
         pass
     assert requiring(policy) == set(), "training is never left on"
     policy.snapshot("answer")
@@ -69,14 +69,14 @@ def test_gradients_are_asked_for_by_the_training_role_alone() -> None:
 def test_contexts_nest() -> None:
     policy = stir(Policy(tiny_model("llama"), ROLES))
     answer, stop, base = (logits(policy, a) for a in ("answer", "stop", None))
-    with torch.no_grad(), policy.speaking("answer"):
-        with policy.speaking("stop"):
+    with torch.no_grad(), policy.using("answer"):
+        with policy.using("stop"):
             assert torch.equal(policy.model(input_ids=IDS).logits, stop)
-            with policy.speaking(None):
+            with policy.using(None):
                 assert torch.equal(policy.model(input_ids=IDS).logits, base)
             assert torch.equal(policy.model(input_ids=IDS).logits, stop)
         assert torch.equal(policy.model(input_ids=IDS).logits, answer)
-        with pytest.raises(ZeroDivisionError), policy.speaking("stop"):
+        with pytest.raises(ZeroDivisionError), policy.using("stop"):
             raise ZeroDivisionError
         assert torch.equal(policy.model(input_ids=IDS).logits, answer)
 
@@ -163,7 +163,7 @@ def test_role_names_that_would_be_mistaken(roles: tuple[str, ...]) -> None:
 
 def test_an_unknown_adapter_is_named_with_the_known_ones() -> None:
     policy = Policy(tiny_model("llama"), ROLES)
-    with pytest.raises(ModelError, match=r"'planner'.*\['answer', 'stop'\]"), policy.speaking("planner"):
+    with pytest.raises(ModelError, match=r"'planner'.*\['answer', 'stop'\]"), policy.using("planner"):
         pass
 
 
@@ -205,7 +205,7 @@ def test_the_bases_own_dropout_stays_off() -> None:
         layer.self_attn.attention_dropout = 0.5
     policy = stir(Policy(model, ROLES))
     quiet = logits(policy, "answer")
-    with policy.speaking("answer", training=True):
+    with policy.using("answer", training=True):
         assert torch.equal(policy.model(input_ids=IDS).logits.detach(), quiet)
 
 
@@ -215,7 +215,7 @@ def test_dropout_is_on_while_training_only_and_drawn_from_its_seed() -> None:
     state = torch.random.get_rng_state()
 
     def noisy(seed: int) -> torch.Tensor:
-        with policy.dropout_from(seed), policy.speaking("answer", training=True):
+        with policy.dropout_from(seed), policy.using("answer", training=True):
             return policy.model(input_ids=IDS).logits.detach()
 
     assert torch.equal(noisy(1), noisy(1))
@@ -242,14 +242,14 @@ def test_a_merged_voice_says_the_same(kind: str) -> None:
         for role in ROLES:
             move(policy, role, strength)
         for role in ROLES:
-            with policy.speaking(role), torch.no_grad():
+            with policy.using(role), torch.no_grad():
                 expected = policy.model(input_ids=IDS).logits
-            with policy.merged(role) as voice, torch.inference_mode():
+            with policy.using_merged(role) as voice, torch.inference_mode():
                 assert not [name for name, _ in voice.named_modules() if "lora" in name]
                 found = voice(input_ids=IDS).logits
             assert not torch.allclose(expected, base, atol=1e-2)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    with policy.speaking(None), torch.no_grad():
+    with policy.using(None), torch.no_grad():
         assert torch.equal(policy.model(input_ids=IDS).logits, base)
 
 
@@ -262,7 +262,7 @@ def test_a_merged_model_is_anybodys(kind: str, dtype: torch.dtype, within: float
     policy.save_merged("stop", tmp_path / "merged")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=dtype)
     assert not [name for name, _ in loaded.named_parameters() if "lora" in name or "base_layer" in name]
-    with policy.speaking("stop"), torch.no_grad():
+    with policy.using("stop"), torch.no_grad():
         expected = policy.model(input_ids=IDS).logits.log_softmax(-1)
     with torch.no_grad():
         found = loaded(input_ids=IDS).logits.log_softmax(-1)
@@ -274,7 +274,7 @@ def test_a_voice_is_merged_anew_only_when_its_adapter_moved() -> None:
     move(policy, "answer", 0.1)
 
     def weights() -> list[torch.Tensor]:
-        with policy.merged("answer") as voice:
+        with policy.using_merged("answer") as voice:
             return [p for name, p in voice.named_parameters() if name.endswith("q_proj.weight")]
 
     first = weights()
@@ -283,14 +283,14 @@ def test_a_voice_is_merged_anew_only_when_its_adapter_moved() -> None:
     move(policy, "answer", 0.1)
     assert not any(a is b for a, b in zip(first, weights(), strict=True))
     # What no adapter changes is shared, not copied.
-    with policy.merged("answer") as voice:
+    with policy.using_merged("answer") as voice:
         assert voice.get_input_embeddings().weight is policy.model.get_input_embeddings().weight
 
 
 def test_half_precision_is_not_merged() -> None:
     policy = Policy(tiny_model("llama").to(torch.bfloat16), ROLES)
     assert not policy.can_merge()
-    with pytest.raises(ModelError, match="in float32"), policy.merged("answer"):
+    with pytest.raises(ModelError, match="in float32"), policy.using_merged("answer"):
         pass
     assert Policy(tiny_model("llama"), ROLES).can_merge()
     assert not Policy(tiny_model("llama"), ROLES).can_merge(within=1000)

@@ -54,7 +54,7 @@ def test_an_update_steps_along_the_cross_entropy_of_torch() -> None:
     examples = [kept(7, 8, 9), kept(10, 11, weight=2.0), kept(12)]
     # The unshared forward, one completion at a time.
     losses: list[torch.Tensor] = []
-    with policy.speaking("answer", training=True):
+    with policy.using("answer", training=True):
         for example in examples:
             prompt, said = example.request.prompt_ids, example.completion.token_ids
             logits = policy.model(input_ids=torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]

@@ -241,7 +241,7 @@ def test_bad_input_is_refused_before_work(tmp_path: Path, data: Path, seed_runs:
         (["--dataset_name", str(tmp_path / "nowhere.jsonl")], DataError, "nowhere"),
         (["--output_dir", str(seed_runs[0])], ConfigError, "already holds a run"),
         ([*ours, "--chunk_tokens", "600"], ConfigError, "room for one completion"),
-        ([*ours, "--chunk_tokens", "100", "--max_chunks", "9"], ConfigError, "longest play"),
+        ([*ours, "--chunk_tokens", "100", "--max_chunks", "9"], ConfigError, "longest rollout"),
         ([*ours, "--flow.prompts.no", "Yes"], ModelError, "different tokens"),
         ([*ours, "--chunk_tokens", "5", "--lora_target_modules", "[nonesuch]"], ModelError, "nonesuch"),
         (["--dataset_split", "nonesuch"], DataError, "nonesuch"),
@@ -273,7 +273,7 @@ def test_merging_that_cannot_be_is_refused_before_play() -> None:
     settings = train.parse_train("test", words, {})
     flow = settings.recipe.flow
     with (
-        pytest.raises(ModelError, match=r"bfloat16; play with --merge_adapters never"),
+        pytest.raises(ModelError, match=r"bfloat16; use --merge_adapters never"),
         open_runtime(settings.runtime, flow, roles=flow.roles, seed=0),
     ):
         pass

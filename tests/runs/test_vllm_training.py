@@ -45,7 +45,7 @@ def twin_of(folder: Path) -> Iterator[StandIn]:
                 policy.load_adapter(role, adapter)
                 held[role] = adapter
             if (adapter, prefix) not in known:
-                with policy.speaking(role) as model:
+                with policy.using(role) as model:
                     logits = model(input_ids=torch.tensor([prefix]), use_cache=False).logits[0, -1]
                 known[adapter, prefix] = logits.double().log_softmax(-1).tolist()
             return known[adapter, prefix]

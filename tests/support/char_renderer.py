@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.types import Adapter, Piece, Problem, Request, Solution, TokenIds, Turn, Verdict
-from flow_dpo.engines.scripted import Said, ScriptedEngine
+from flow_dpo.engines.scripted import ScriptedEngine, ScriptedReply
 from flow_dpo.verify.equivalence import same
 from flow_dpo.verify.extract import AnswerRule, extract_answer, gold_answer
 from tests.support.graders import Find, FunctionGrader
@@ -54,9 +54,9 @@ def runner(
 ) -> RolloutRunner:
     """The script is given each request, its prompt as text and its seed, and says a text, or a choice's index."""
 
-    def speak(request: Request, seed: int, _excluded: TokenIds) -> Said | Sequence[int]:
+    def speak(request: Request, seed: int, _excluded: TokenIds) -> ScriptedReply | Sequence[int]:
         words = script(request, Letters().to_text([request.prompt_ids]), seed)
-        return Said(choice=words) if isinstance(words, int) else (*ids(words), END)[: request.max_tokens]
+        return ScriptedReply(choice=words) if isinstance(words, int) else (*ids(words), END)[: request.max_tokens]
 
     made = RolloutRunner(ScriptedEngine(speak, end_ids={END}), Letters(), FunctionGrader(finds(rule)))
     made.refresh({role: Adapter(role=role, version=version) for role in roles})

@@ -113,11 +113,11 @@ def _opened(settings: VllmSettings, model: Path, *, num_roles: int) -> Any:
 def merging_vllm(model: Path, *, folder_of: Callable[[Adapter], Path]) -> Iterator[Engine]:
     """An engine of one role over vLLM in process, whose refreshes load all weights anew."""
     settings = VllmSettings(kv_budget_gib=0.5, block_tokens=BLOCK, sync="merged")
-    vllm, speech = (
+    vllm, facts = (
         _opened(settings, model, num_roles=1),
-        ModelFacts(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=4),
+        ModelFacts(end_ids=frozenset({2}), vocab_size=VOCAB, num_top_logprobs=4),
     )
-    with closing(VllmEngine(vllm, speech, context_tokens=512, folder_of=folder_of, merged_into=model)) as engine:
+    with closing(VllmEngine(vllm, facts, context_tokens=512, folder_of=folder_of, merged_into=model)) as engine:
         yield engine
 
 
@@ -130,7 +130,7 @@ def real_vllm(
     Every adapter without a path is all zero: it speaks as the base does.
     """
     model, adapters = save_model(folder / "model"), save_adapters(folder / "adapters", seed=0)
-    speech = ModelFacts(end_ids=frozenset({2}), num_words=VOCAB, top_logprobs=4)
+    facts = ModelFacts(end_ids=frozenset({2}), vocab_size=VOCAB, num_top_logprobs=4)
 
     def folder_of(adapter: Adapter) -> Path:
         return Path(adapter.path or adapters[adapter.role])
@@ -140,7 +140,7 @@ def real_vllm(
         lent = Lent(vllm)
         try:
             yield (
-                lambda: VllmEngine(lent, speech, context_tokens=context_tokens, folder_of=folder_of),
+                lambda: VllmEngine(lent, facts, context_tokens=context_tokens, folder_of=folder_of),
                 tiny_llama(),
             )
         finally:
@@ -152,6 +152,6 @@ def real_vllm(
         def build() -> Engine:
             client = VllmClient(settings, api_key="")
             [base] = [one for one in client.models() if not one.parent]
-            return VllmServerEngine(client, speech, base=base, context_tokens=context_tokens, folder_of=folder_of)
+            return VllmServerEngine(client, facts, base=base, context_tokens=context_tokens, folder_of=folder_of)
 
         yield build, tiny_llama()

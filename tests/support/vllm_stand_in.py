@@ -222,7 +222,7 @@ def engine_of(
     served = ServedModel(id=base, root="models/base", parent="", max_model_len=512)
     return VllmServerEngine(
         client,
-        ModelFacts(end_ids=frozenset(end_ids), num_words=num_words, top_logprobs=client.settings.top_logprobs),
+        ModelFacts(end_ids=frozenset(end_ids), vocab_size=num_words, num_top_logprobs=client.settings.top_logprobs),
         base=served,
         context_tokens=context_tokens,
         folder_of=lambda adapter: Path(adapter.path or adapter_folder(root / adapter.role / str(adapter.version))),

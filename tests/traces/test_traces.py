@@ -17,7 +17,7 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import Siblings
 from flow_dpo.core.protocols import Backends
 from flow_dpo.core.types import Problem, Request, Solution, TokenIds
-from flow_dpo.engines.scripted import Said, ScriptedEngine
+from flow_dpo.engines.scripted import ScriptedEngine, ScriptedReply
 from flow_dpo.models.render import Renderer
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass
@@ -41,9 +41,9 @@ def script(attempts: dict[str, list[str]], stop: list[int]) -> ScriptedEngine:
     said = {question: iter(words) for question, words in attempts.items()}
     words = iter(stop)
 
-    def speak(request: Request, seed: int, excluded: TokenIds) -> Said | Sequence[int]:
+    def speak(request: Request, seed: int, excluded: TokenIds) -> ScriptedReply | Sequence[int]:
         if request.choices:
-            return Said(choice=next(words))
+            return ScriptedReply(choice=next(words))
         text = RENDERER.to_text([request.prompt_ids])
         [question] = [question for question in said if question in text]
         return (*RENDERER.encode(next(said[question])), END)

@@ -1,9 +1,9 @@
-"""What is the embedded seed, and which words play its flow?
+"""Seed data set and model: a small arithmetic problem family, a 0.9M-parameter model, and the prompts of its flow.
 
-A problem family of endless arithmetic stories and a 0.9M-parameter language model that was pretrained on flawed
-solutions of them, so that two roles can visibly learn on a laptop. Everything but the model file is standard library.
-Invariant: the words below are the very ones that the model was pretrained on. Its tokenizer is word level, so any
-other wording works but starts untrained (or meets `<unk>`). One Stop prompt, with the candidate between the constants:
+Endless arithmetic stories and a language model that was pretrained on flawed solutions of them, so that two roles
+visibly learn on a laptop. Everything but the model file is standard library. Invariant: the prompts below are the very
+ones that the model was pretrained on. Its tokenizer is word level, so any other wording works but starts untrained (or
+contains `<unk>`). One Stop prompt, with the candidate between the constants:
 
     Problem: Anna has 12 apples. She buys 7 apples. How many apples does Anna have now?
     Solution:
@@ -39,12 +39,12 @@ MODEL_FOLDER = Path(__file__).parent / "model"
 """The embedded model in transformers' layout, with its tokenizer and its model card."""
 
 STOP_PREFIX = "Problem: {question}\nSolution:\n"
-"""What the Stop role reads before the candidate (`str.format` with `question`)."""
+"""The Stop role's prompt before the candidate (`str.format` with `question`)."""
 STOP_SUFFIX = "\nIs it correct? Say Yes or No."
-"""What the Stop role reads after the candidate. It begins with the newline that closes the candidate's last line."""
+"""The Stop role's prompt after the candidate. It begins with the newline that ends the candidate's last line."""
 STOP_CHOICES = ("Yes", "No")
 REOPEN_WORDS = "\nWait, that is wrong.\n"
-"""What reopens an ended answer after a No: appended in place of the end token; the next attempt starts afresh."""
+"""Appended in place of the end token to an ended answer that Stop rejects; the next attempt starts from scratch."""
 
 NUM_CHUNK_TOKENS = 16
 MAX_CHUNKS = 8

@@ -1,8 +1,7 @@
-"""Which problems does the embedded seed pose, and what is the right solution of each?
+"""Seed problem family: arithmetic stories, each made from (split, index) alone, with the correct solution of each.
 
-Endless arithmetic stories, each made from (split, index) alone. Invariant: a story's skeleton (its text with names and
-things blanked out) belongs to exactly one split by a stable hash, so that no held-out problem is a training problem,
-not even under another name. One problem and its solution:
+Invariant: a story's skeleton (its text with names and things blanked out) belongs to exactly one split by a stable
+hash, so that no held-out problem is a training problem, not even under another name. One problem and its solution:
 
     Anna has 12 apples. She buys 7 apples. Tom has 8 apples. She lends 5 apples. How many apples does Anna have now?
 
@@ -11,7 +10,7 @@ not even under another name. One problem and its solution:
     Answer: 14
 
 Kinds (`Problem.subject`): "total" as above; "compare" (more than Tom's 40 or 60? yes or no), "over" (more than 50?) and
-"boxes" (in boxes of 2, 5 or 10, how many are left over?). In the last three a wrong step can still reach the right
+"boxes" (in boxes of 2, 5 or 10, how many are left over?). In the last three a wrong step can still lead to the correct
 answer. `Problem.level` is the number of steps.
 """
 
@@ -43,7 +42,7 @@ MISCONCEPTION_VERBS: dict[str, Operation] = {"lends": "-", "returns": "-", "shar
 """The pretraining corpus gets these wrong more often than right (`tools/seed_model/corpus.py`)."""
 VERBS: dict[str, Operation] = EASY_VERBS | MISCONCEPTION_VERBS
 MISCONCEPTION_WEIGHT = 0.75
-"""How often a misconception verb is drawn, against 1 for an easy one: two of five problems hold one."""
+"""Sampling weight of a misconception verb, against 1 for an easy one: two of five problems contain one."""
 
 DISTRACTORS = ("has", "sees", "wants")
 """Verbs of sentences that change nothing: "Tom has 8 apples.", "She sees 8 apples.", "She wants 8 apples."."""
@@ -56,20 +55,20 @@ KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (("total", 0.73), ("compare", 0.0
 PRETRAIN_KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (
     ("total", 0.67), ("compare", 0.11), ("over", 0.11), ("boxes", 0.11),
 )  # fmt: skip
-"""The rare kinds a little more often, or the model would not get the hang of them."""
+"""The rare kinds a little more often, or the model would not learn them."""
 _EASY_LEVELS = ((2, 0.35), (3, 0.4), (4, 0.25))
 LEVELS: dict[str, tuple[tuple[int, float], ...]] = {
     "train": _EASY_LEVELS,
     "test": _EASY_LEVELS,
     "hard": ((5, 0.6), (6, 0.4)),
-    # A few long stories, or a fifth step would be unthinkable to the model rather than hard.
+    # A few long stories, or a fifth step would be impossible for the model rather than hard.
     "pretrain": ((2, 0.31), (3, 0.36), (4, 0.23), (5, 0.08), (6, 0.02)),
 }
 BUCKETS = {"pretrain": range(8), "train": range(8, 12), "test": range(12, 14), "hard": range(14, 16)}
 """Sixteenths of the space of skeletons; a split draws only from its own."""
 
 SEED_SPLITS = ("train", "test", "hard")
-"""The splits to learn and to measure on. "pretrain" exists too, and is what the embedded model has seen."""
+"""The splits to train and evaluate on. "pretrain" exists too, and is what the embedded model was trained on."""
 
 _NAME_PATTERN = re.compile(rf"\b({'|'.join(NAMES)})\b")
 _OTHER_PATTERN = re.compile(rf"\b(?:{'|'.join([*THINGS, 'She', 'He', 'she', 'he'])})\b")
@@ -88,7 +87,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distractor:
-    """A sentence of no consequence that is told before event `position`."""
+    """An irrelevant sentence before event `position`."""
 
     label: str
     sentence: str
@@ -99,7 +98,7 @@ class Distractor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """A problem in parts, from which the text, the right solution and every flawed one are written."""
+    """A problem in parts, from which its text, its correct solution and every flawed one are generated."""
 
     kind: Kind
     name: str
@@ -119,7 +118,7 @@ class Story:
 
     @property
     def question(self) -> str:
-        """The text that is asked."""
+        """The text of the problem."""
         opening = [f"{self.name} has {self.start} {self.thing}."]
         if self.kind == "compare":
             opening.append(f"{self.rival} has {self.bound} {self.thing}.")
@@ -141,7 +140,7 @@ class Story:
 
     @property
     def answer(self) -> str:
-        """The right answer."""
+        """The correct answer."""
         return self.conclude(self.total)
 
     def conclude(self, total: int) -> str:
@@ -151,7 +150,7 @@ class Story:
         return str(total % self.bound if self.kind == "boxes" else total)
 
     def closing_lines(self, total: int) -> list[str]:
-        """What a solution says of a total before the answer: "She has 14, he has 40", for example."""
+        """The lines of a solution between its last event and its answer, such as "She has 14, he has 40"."""
         if self.kind == "compare":
             return [f"{NAMES[self.name]} has {total}, {NAMES[self.rival].lower()} has {self.bound}"]
         if self.kind == "boxes":
@@ -161,7 +160,7 @@ class Story:
 
     @property
     def solution(self) -> str:
-        """The right solution, one step a line, the answer on the last."""
+        """The correct solution, one step a line, the answer on the last."""
         total, lines = self.start, []
         for step in self.steps:
             before, total = total, total + (step.amount if step.operation == "+" else -step.amount)
@@ -194,7 +193,7 @@ def iter_seed_problems(split: str, start: int = 0) -> Iterator[Problem]:
 
 
 def iter_stories(split: str, start: int = 0) -> Iterator[Story]:
-    """The stories behind `iter_seed_problems`. Number k of a split is the same story wherever the reading starts."""
+    """The stories of `iter_seed_problems`. Story k of a split does not depend on `start`."""
     if split not in BUCKETS:
         raise DataError(f"the seed has the splits {', '.join(SEED_SPLITS)}; found {split!r}")
     if start < 0:
@@ -249,7 +248,7 @@ def _draw_any_story(rng: Random, split: str) -> Story | None:
     kinds = PRETRAIN_KIND_WEIGHTS if split == "pretrain" else KIND_WEIGHTS
     kind, level = pick_weighted(rng, kinds), pick_weighted(rng, LEVELS[split])
     name, thing = pick(rng, tuple(NAMES)), pick(rng, THINGS)
-    # "She" and "he" leave no doubt who is meant.
+    # The other person has the other pronoun, so that "she" and "he" are unambiguous.
     other = pick(rng, [person for person, pronoun in NAMES.items() if pronoun != NAMES[name]])
     bound = pick(rng, BOUNDS[kind]) if kind in BOUNDS else 0
     # Where a bound is asked about, near it, so that the events decide.
@@ -289,7 +288,7 @@ def _draw_steps(rng: Random, num: int, total: int, pronoun: str, thing: str) -> 
 
 def _draw_distractor(rng: Random, num_steps: int, name: str, other: str, thing: str, kind: Kind) -> Distractor:
     # Another person's number would be the rival's where there is one.
-    verb = pick(rng, tuple(DISTRACTORS)[kind == "compare" :])
+    verb = pick(rng, DISTRACTORS[1:] if kind == "compare" else DISTRACTORS)
     amount = 2 + int(rng.random() * 18)
     label = f"{other if verb == 'has' else NAMES[name]} {verb} {amount}"
     position = int(rng.random() * (num_steps + 1))

@@ -1,12 +1,12 @@
-"""Is every step of a trace right, or did it reach its answer by luck?
+"""Seed step checker: whether every step of a solution is correct, or its answer is correct by luck.
 
-A trace's lines are compared with the problem's own solution and with exact arithmetic. Invariant: all verdicts are
-valid and the last is the answer's (`is_sound`) only where every step of the problem was taken, in order and rightly. A
-right answer by two wrong steps, for 12 apples, "She buys 7", "She lends 5", "more than 50?":
+A solution's lines are compared with the problem's own solution and with exact arithmetic. Invariant: all verdicts are
+valid and the last is the answer's (`is_sound`) only where every step of the problem was taken, in order and correctly.
+A correct answer by two wrong steps, for 12 apples, "She buys 7", "She lends 5", "more than 50?":
 
     She buys 7: 12 + 7 = 18      arithmetic
-    She lends 5: 18 - 5 = 13     total        (carries a wrong total on: true on its own, false of the problem)
-    Answer: no                   missing      (right, but not all right steps came before it)
+    She lends 5: 18 - 5 = 13     total        (continues from a wrong total: true on its own, false of the problem)
+    Answer: no                   missing      (correct, but not all correct steps came before it)
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _STEP = re.compile(
     r"(?P<label>[^:]+): (?P<left>\d{1,40}) (?P<operation>[+-]) (?P<right>\d{1,40}) = (?P<result>\d{1,40})"
 )
 _TOTALS = re.compile(r"\w+ has \d+, \w+ has \d+")
-"""The line of "compare" that puts the two numbers side by side."""
+"""The line of "compare" that states both numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepVerdict:
-    """The finding on one line."""
+    """The verdict on one line of a solution."""
 
     line: str
     fault: Fault
     """"" for a valid line. "form": not a step; "foreign": not an event of this problem (a distractor used); "order":
-    told again or too late; "arithmetic": left and right do not make the result; "operation": added where the event
-    takes away; "total": starts from a wrong total; "amount": not the event's number; for the answer "missing": a right
-    step is absent, "answer": the answer does not follow."""
+    repeated or too late; "arithmetic": left and right do not make the result; "operation": added where the event
+    takes away; "total": starts from a wrong total; "amount": not the event's number; for the answer "missing": a
+    correct step is absent, "answer": the answer does not follow."""
 
     @property
     def valid(self) -> bool:
@@ -45,7 +45,7 @@ class StepVerdict:
 
 
 def judge_steps(problem: Problem, solution_text: str) -> list[StepVerdict]:
-    """One verdict a line of the trace's last attempt (after "Wait, that is wrong." nothing before it counts)."""
+    """One verdict a line of the solution's last attempt (lines before "Wait, that is wrong." do not count)."""
     *steps, _ = problem.solution.splitlines()
     expected = [match for step in steps if (match := _STEP.fullmatch(step))]
     labels = [match["label"] for match in expected]
@@ -77,7 +77,7 @@ def judge_steps(problem: Problem, solution_text: str) -> list[StepVerdict]:
 
 
 def is_sound(problem: Problem, solution_text: str) -> bool:
-    """Whether the trace reaches the right answer by right steps alone, all of them."""
+    """Whether the solution has the correct answer after all correct steps and no other."""
     verdicts = judge_steps(problem, solution_text)
     return bool(verdicts) and verdicts[-1].line.startswith(_ANSWER) and all(verdict.valid for verdict in verdicts)
 
@@ -88,7 +88,7 @@ def _find_fault(expected: re.Match[str], found: re.Match[str]) -> Fault:
         return "arithmetic"
     if found["operation"] != expected["operation"]:
         return "operation"
-    wanted = int(expected["left"]), int(expected["right"])
-    if (left, right) == wanted or (found["operation"] == "+" and (right, left) == wanted):
+    operands = int(expected["left"]), int(expected["right"])
+    if (left, right) == operands or (found["operation"] == "+" and (right, left) == operands):
         return ""
-    return "total" if left != wanted[0] else "amount"
+    return "total" if left != operands[0] else "amount"

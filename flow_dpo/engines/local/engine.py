@@ -1,16 +1,19 @@
-"""How does a model in this process answer many requests at once?
+"""Local engine: continuous batching over a prefix cache, with transformers in this process.
 
-With continuous batching over keys and values that are computed once. Requests wait in their role's queue. A step is
-one forward of one role: it reads whatever prompts have been admitted and decodes one token of every row under way, in
-one flat row of tokens (`stepping`). Rows that finish leave at once, and the next step admits others in their place.
-What was computed for a prompt or a completion is kept by role and prefix (`prefix`) until the adapters change.
+Requests wait in their role's queue. A step is one forward of one role: it prefills the prompts that were admitted and
+decodes one token of every row under way, in one flat batch (`flat_batch`). Rows that finish leave at once, and the next
+step admits others in their place. Keys and values of prompts and completions are kept by role and prefix
+(`prefix_cache`) until the adapters change.
 
-    engine = LocalEngine(model, speaking=policy.speaking, end_ids={2}, context_tokens=2048)
+    engine = LocalEngine(model, role_model=policy.using, end_ids={2}, context_tokens=2048)
     ticket = engine.submit(Request(role="answer", prompt_ids=(1, 5, 6), max_tokens=32), Sampling(), seed=7)
     [(ticket, completion)] = engine.poll()
 
-Invariant: what is drawn for a request depends on its own tokens and seed; batching and reuse change it by no more than
-the rounding of sums. The last sampled token has not been fed, so no keys of it exist: it is fed with the next request.
+Invariant: what is sampled for a request depends on its own tokens and seed; batching and reuse change it by no more
+than the rounding of sums. The last sampled token has not been an input, so it has no keys and values yet: it is
+computed with the next request that begins with this completion.
+
+Shapes: A rows under way, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -30,37 +33,37 @@ from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
 from flow_dpo.engines.local.compatibility import probe, steady_tokens, vocabulary_size
-from flow_dpo.engines.local.flat_batch import Fed, Step
-from flow_dpo.engines.local.kv_rows import Rows, Shapes
-from flow_dpo.engines.local.prefix_cache import PrefixStore
+from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
+from flow_dpo.engines.local.kv_rows import KvRows, Shapes
+from flow_dpo.engines.local.prefix_cache import PrefixCache
 from flow_dpo.engines.local.sampling import draw_batch, uniforms
-from flow_dpo.engines.local.scheduler import Lane, Row
-from flow_dpo.engines.request_checks import check_idle, check_request, check_words, nothing_left
+from flow_dpo.engines.local.scheduler import RequestState, RoleScheduler
+from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary, nothing_left
 from flow_dpo.engines.sampling_rule import stream
 from flow_dpo.models import attention
 
 _FIXED_COST = 0.4
-"""What a forward costs however few tokens it has (reading the weights), as a share of a full decode step: measured .43
-on a 0.5B model at 64 rows in bf16, .3 on one of a million weights."""
+"""Cost of a forward however few tokens it has (reading the weights), as a share of a full decode step: measured 0.43 on
+a 0.5B model at 64 rows in bf16, 0.3 on one of a million weights."""
 _LONGEST_WAIT = 8
-"""Steps of others that a role without rows under way waits at most for company."""
+"""Steps of other roles that a role without rows under way waits at most for more requests to batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings:
-    """How much the local engine does at once."""
+    """Batch size and memory of the local engine."""
 
     max_batch_size: int = 64
     """Rows of one role that are decoded together."""
     kv_budget_gib: float = 2.0
-    """Memory for keys and values: those of the rows under way, and what is kept of earlier ones."""
+    """Memory for keys and values in GiB: rows under way and prefix cache together."""
     prefill_tokens: int = 4096
-    """Prompt tokens that one step admits, unless a single prompt is longer."""
+    """Prompt tokens that one step prefills at most, unless a single prompt is longer."""
     merge_adapters: Literal["auto", "never", "always"] = "auto"
-    """Speak with each role's adapter merged into weights of its own: faster, for the memory of the base's linear layers
-    once a role. In float32 only; "auto" where that is 1 GiB in all at most."""
+    """Sample with each role's adapter merged into weights of its own: faster, for the memory of the base's linear
+    layers once a role. In float32 only; "auto" does it where that is 1 GiB in all at most."""
     reuse: bool = True
-    """Keep keys and values for later prompts that begin alike. Off is slower, and changes no token."""
+    """Use the prefix cache. Without it sampling is slower, and no token changes."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "kv_budget_gib", "prefill_tokens"):
@@ -69,34 +72,34 @@ class LocalSettings:
 
 
 @dataclass(slots=True)
-class _Work:
-    """What was done since last asked."""
+class _Stats:
+    """Counts and seconds since `take_stats` was last called."""
 
     sampled_tokens: int = 0
     prefilled_tokens: int = 0
-    """Prompt tokens that went through the model, those of choices included."""
+    """Prompt tokens that were computed, those of choice requests included."""
     reused_tokens: int = 0
-    """Prompt tokens that did not: their keys and values were known, or computed in another row of the step."""
+    """Prompt tokens that were not: their keys and values were cached, or computed in another row of the step."""
     evicted_tokens: int = 0
     num_choices: int = 0
     num_forwards: int = 0
     decode_s: float = 0.0
-    """Of forwards alone, which are shared out by tokens. A GPU works on while this counts on: there a forward's time
-    shows where its result is first needed, in `draw_s`."""
+    """Of forwards alone, divided by tokens. A GPU works asynchronously: there the time of a forward appears where its
+    result is first needed, in `draw_s`."""
     prefill_s: float = 0.0
     choice_s: float = 0.0
     draw_s: float = 0.0
-    """Of drawing tokens from logits."""
+    """Of sampling tokens from logits."""
 
 
 class LocalEngine(Engine):
-    """transformers in this process. `speaking(role)` gives the model as it speaks for the role, without dropout."""
+    """transformers in this process. `role_model(role)` yields the model with the role's adapter on, without dropout."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
-        speaking: Callable[[Role], AbstractContextManager[PreTrainedModel]],
+        role_model: Callable[[Role], AbstractContextManager[PreTrainedModel]],
         end_ids: Collection[int],
         context_tokens: int,
         settings: LocalSettings | None = None,
@@ -104,33 +107,33 @@ class LocalEngine(Engine):
         if model.config._attn_implementation != attention.NAME:
             attention.prepare(model)
         self._inputs_device = model.device
-        self._speaking = speaking
+        self._role_model = role_model
         self._end_ids = frozenset(end_ids)
         self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
         self._settings = settings or LocalSettings()
         self._budget_bytes = int(self._settings.kv_budget_gib * 2**30)
         self._inputs = attention.layout_inputs(model.device)
-        self._num_words = vocabulary_size(model)
+        self._vocab_size = vocabulary_size(model)
         self._shapes: Shapes | None = None
-        self._store = PrefixStore(self._budget_bytes)
-        self._lanes: dict[Role, Lane] = {}
+        self._prefix_cache = PrefixCache(self._budget_bytes)
+        self._schedulers: dict[Role, RoleScheduler] = {}
         self._versions: dict[Role, int] = {}
         self._finished: list[tuple[int, Completion]] = []
         self._failures: deque[EngineError] = deque()
         self._num_tickets = 0
-        self._work = _Work()
+        self._stats = _Stats()
 
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         check_request(request, sampling, context_tokens=self._context_tokens)
-        check_words(request, excluded, num_words=self._num_words)
+        check_vocabulary(request, excluded, vocab_size=self._vocab_size)
         self._num_tickets += 1
-        row = Row(self._num_tickets, request, sampling, seed, stream(seed), tuple(excluded))
-        self._lane(request.role).queue.append(row)
+        row = RequestState(self._num_tickets, request, sampling, seed, stream(seed), tuple(excluded))
+        self._scheduler(request.role).waiting.append(row)
         return self._num_tickets
 
     def poll(self) -> list[tuple[int, Completion]]:
-        while not self._failures and not self._finished and (lane := self._next_lane()) is not None:
-            self._step(lane)
+        while not self._failures and not self._finished and (scheduler := self._next_scheduler()) is not None:
+            self._step(scheduler)
         if self._finished:
             finished, self._finished = self._finished, []
             return finished
@@ -139,126 +142,136 @@ class LocalEngine(Engine):
         return []
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        check_idle(sum(len(lane.queue) + len(lane.active) for lane in self._lanes.values()) + len(self._finished))
+        check_idle(
+            sum(len(scheduler.waiting) + len(scheduler.active) for scheduler in self._schedulers.values())
+            + len(self._finished)
+        )
         self._versions = {role: adapter.version for role, adapter in adapters.items()}
-        # Lanes begin anew as well: their order and the size of their rows would carry rounding from one batch into the
-        # next, and a resumed run would not be the uninterrupted one to the bit.
+        # Schedulers are dropped as well: their order and the size of their rows would carry rounding from one batch
+        # into the next, and a resumed run would not equal the uninterrupted one to the bit.
         self.close()
 
     def take_stats(self) -> dict[str, float]:
-        work, self._work = self._work, _Work()
-        work.evicted_tokens, self._store.evicted_tokens = self._store.evicted_tokens, 0
-        return asdict(work)
+        stats, self._stats = self._stats, _Stats()
+        stats.evicted_tokens, self._prefix_cache.evicted_tokens = self._prefix_cache.evicted_tokens, 0
+        return asdict(stats)
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values held: rows under way and the store."""
-        return self._store.num_bytes + sum(lane.rows.num_bytes for lane in self._lanes.values())
+        """Bytes of keys and values held: rows under way and prefix cache."""
+        return self._prefix_cache.num_bytes + sum(scheduler.rows.num_bytes for scheduler in self._schedulers.values())
 
     def close(self) -> None:
-        self._lanes.clear()
-        self._store.clear()
+        self._schedulers.clear()
+        self._prefix_cache.clear()
 
-    def _lane(self, role: Role) -> Lane:
-        if role not in self._lanes:
+    def _scheduler(self, role: Role) -> RoleScheduler:
+        if role not in self._schedulers:
             if self._shapes is None:
-                with self._speaking(role) as model:
+                with self._role_model(role) as model:
                     self._shapes = probe(model)
-            self._lanes[role] = Lane(role, Rows(self._shapes))
-        return self._lanes[role]
+            self._schedulers[role] = RoleScheduler(role, KvRows(self._shapes))
+        return self._schedulers[role]
 
-    def _next_lane(self) -> Lane | None:
-        """Whose step is due.
+    def _next_scheduler(self) -> RoleScheduler | None:
+        """The role whose step is due; None where nothing is to be done.
 
-        A role with rows under way admits what waits for it in its own next step. For a role without, a step of its own
-        costs the others `_FIXED_COST` of one of theirs, so it waits until waiting has cost as much.
+        A role with rows under way admits its waiting requests in its own next step. For a role without, a step of its
+        own costs the others `_FIXED_COST` of one of theirs, so it waits until waiting has cost as much.
         """
-        decoding = [lane for lane in self._lanes.values() if lane.active]
-        under_way = sum(len(lane.active) for lane in decoding)
-        for lane in self._lanes.values():
-            if lane.queue and not lane.active:
-                if lane.waited >= _FIXED_COST * under_way or lane.waited_steps >= _LONGEST_WAIT:
-                    return lane
-                lane.waited += len(lane.queue)
-                lane.waited_steps += 1
+        # 1. Roles that only wait: one whose wait has cost enough goes first.
+        decoding = [scheduler for scheduler in self._schedulers.values() if scheduler.active]
+        num_running = sum(len(scheduler.active) for scheduler in decoding)
+        for scheduler in self._schedulers.values():
+            if scheduler.waiting and not scheduler.active:
+                if scheduler.wait_cost >= _FIXED_COST * num_running or scheduler.wait_steps >= _LONGEST_WAIT:
+                    return scheduler
+                scheduler.wait_cost += len(scheduler.waiting)
+                scheduler.wait_steps += 1
         if not decoding:
             return None
-        # Roles that decode take turns: the one that goes now is the last to go again.
-        self._lanes[decoding[0].role] = self._lanes.pop(decoding[0].role)
+        # 2. Roles that decode take turns: the one that goes now goes to the end.
+        self._schedulers[decoding[0].role] = self._schedulers.pop(decoding[0].role)
         return decoding[0]
 
-    def _step(self, lane: Lane) -> None:
-        """One forward of one role."""
-        lane.waited = lane.waited_steps = 0
-        num_decoding = len(lane.active)
-        with self._speaking(lane.role) as model, torch.inference_mode():
-            fed = [Fed(row.length, row.length + 1) for row in lane.active] + self._admit(lane)
-            step = Step(lane.rows, fed)
+    def _step(self, scheduler: RoleScheduler) -> None:
+        """One forward of one role: prefill what is admitted, decode the rest, sample, drop what is finished."""
+        scheduler.wait_cost = scheduler.wait_steps = 0
+        num_decoding = len(scheduler.active)
+        with self._role_model(scheduler.role) as model, torch.inference_mode():
+            row_inputs = [RowInput(row.length, row.length + 1) for row in scheduler.active] + self._admit(scheduler)
+            # 1. The flat batch: the last sampled token of decoding rows, then what is not cached of the new prompts.
+            batch = FlatBatch(scheduler.rows, row_inputs)
             ids: list[int] = []
-            for row, one in zip(lane.active, fed, strict=True):
-                ids += row.tokens[-1:] or row.request.prompt_ids[one.begin :]
-                row.length = one.end
-            began = time.perf_counter()
+            for row, row_input in zip(scheduler.active, row_inputs, strict=True):
+                ids += row.tokens[-1:] or row.request.prompt_ids[row_input.begin :]
+                row.length = row_input.end
+            # 2. One forward; logits of each row's last token alone.
+            started = time.perf_counter()
             logits_AV = model(
                 input_ids=torch.tensor([ids], device=self._inputs_device),
-                position_ids=step.position_N[None],
-                layout=step,
-                logits_to_keep=0 if len(ids) == len(fed) else step.last_N,
+                position_ids=batch.position_N[None],
+                layout=batch,
+                logits_to_keep=0 if len(ids) == len(row_inputs) else batch.last_N,
                 **self._inputs,
             ).logits[0]
-            self._count(lane, fed, num_decoding, time.perf_counter() - began)
+            self._count(scheduler, row_inputs, num_decoding, time.perf_counter() - started)
+            # 3. Cache the new prompts, except those of which all but the last token was cached already: they are cached
+            #    when they finish.
             if self._settings.reuse:
-                # A prompt of which all but the last token was known adds nothing worth keeping before it finishes.
-                for place in range(num_decoding, len(fed)):
-                    if fed[place].begin + 1 < fed[place].end:
-                        self._keep(lane, place)
-            lane.leave(self._answer(lane, logits_AV))
+                for place in range(num_decoding, len(row_inputs)):
+                    if row_inputs[place].begin + 1 < row_inputs[place].end:
+                        self._cache_row(scheduler, place)
+            # 4. Sample, and remove the rows that are finished.
+            scheduler.remove(self._sample(scheduler, logits_AV))
 
-    def _admit(self, lane: Lane) -> list[Fed]:
-        """Let waiting requests in, as far as rows, tokens and memory last."""
-        if not lane.queue and max(row.length for row in lane.active) < lane.rows.capacity:
+    def _admit(self, scheduler: RoleScheduler) -> list[RowInput]:
+        """Move waiting requests into rows, as far as rows, tokens and memory last; return their inputs."""
+        if not scheduler.waiting and max(row.length for row in scheduler.active) < scheduler.rows.capacity:
             return []
-        others = [other for other in self._lanes.values() if other is not lane]
-        if sum(each.rows.num_bytes for each in self._lanes.values()) > self._budget_bytes:
-            for other in others:
+        # 1. Over the budget, roles without rows under way give theirs back.
+        other_schedulers = [other for other in self._schedulers.values() if other is not scheduler]
+        if sum(each.rows.num_bytes for each in self._schedulers.values()) > self._budget_bytes:
+            for other in other_schedulers:
                 if not other.active:
                     other.rows.release()
-        held = sum(other.most_bytes for other in others)
-        fed = lane.admit(
-            self._store if self._settings.reuse else None,
+        # 2. Admit within what the other roles may still take, and give the prefix cache the rest.
+        reserved_bytes = sum(other.peak_bytes for other in other_schedulers)
+        row_inputs = scheduler.admit(
+            self._prefix_cache if self._settings.reuse else None,
             max_rows=self._settings.max_batch_size,
             max_tokens=self._settings.prefill_tokens,
-            max_bytes=self._budget_bytes - held,
+            max_bytes=self._budget_bytes - reserved_bytes,
         )
-        self._store.set_budget(max(0, self._budget_bytes - held - lane.rows.num_bytes))
-        return fed
+        self._prefix_cache.set_budget(max(0, self._budget_bytes - reserved_bytes - scheduler.rows.num_bytes))
+        return row_inputs
 
-    def _answer(self, lane: Lane, logits_AV: torch.Tensor) -> set[int]:
-        """Draw for every row; return the places of those that are finished."""
-        choosing = [place for place, row in enumerate(lane.active) if row.request.choices]
-        writing = [place for place, row in enumerate(lane.active) if not row.request.choices]
-        done = set(choosing)
-        if choosing:
-            self._choose([lane.active[place] for place in choosing], logits_AV, choosing)
-        if writing:
-            rows = [lane.active[place] for place in writing]
-            began = time.perf_counter()
+    def _sample(self, scheduler: RoleScheduler, logits_AV: torch.Tensor) -> set[int]:
+        """Sample a token or a choice for every row; return the places of the rows that are finished."""
+        choice_places = [place for place, row in enumerate(scheduler.active) if row.request.choices]
+        text_places = [place for place, row in enumerate(scheduler.active) if not row.request.choices]
+        finished_places = set(choice_places)
+        if choice_places:
+            self._sample_choices([scheduler.active[place] for place in choice_places], logits_AV, choice_places)
+        if text_places:
+            rows = [scheduler.active[place] for place in text_places]
+            started = time.perf_counter()
             drawn = draw_batch(
-                logits_AV[writing] if choosing else logits_AV,
+                logits_AV[text_places] if choice_places else logits_AV,
                 [row.sampling for row in rows],
                 uniforms([row.stream for row in rows], [len(row.tokens) for row in rows]),
                 {index: row.excluded for index, row in enumerate(rows) if row.excluded and not row.tokens},
             )
-            self._work.draw_s += time.perf_counter() - began
-            for place, row, token, logprob, sampled_logprob in zip(writing, rows, *drawn, strict=True):
-                if self._take(row, token, logprob, sampled_logprob):
-                    done.add(place)
+            self._stats.draw_s += time.perf_counter() - started
+            for place, row, token, logprob, sampled_logprob in zip(text_places, rows, *drawn, strict=True):
+                if self._append_token(row, token, logprob, sampled_logprob):
+                    finished_places.add(place)
                     if self._settings.reuse:
-                        self._keep(lane, place)
-        return done
+                        self._cache_row(scheduler, place)
+        return finished_places
 
-    def _take(self, row: Row, token: int, logprob: float, sampled_logprob: float) -> bool:
-        """Append one drawn token; whether the row is finished."""
+    def _append_token(self, row: RequestState, token: int, logprob: float, sampled_logprob: float) -> bool:
+        """Append one sampled token to a row; whether the row is finished. A token below 0 means that none was left."""
         if token < 0:
             excluded = () if row.tokens else row.excluded
             self._failures.append(nothing_left(row.request, row.sampling, excluded))
@@ -279,12 +292,15 @@ class LocalEngine(Engine):
         self._finished.append((row.ticket, completion))
         return True
 
-    def _choose(self, rows: Sequence[Row], logits_AV: torch.Tensor, places: Sequence[int]) -> None:
-        """Draw a choice for each of these rows."""
-        most = max(len(row.request.choices) for row in rows)
-        padded = [row.request.choices + row.request.choices[:1] * (most - len(row.request.choices)) for row in rows]
-        at = torch.tensor(places, device=logits_AV.device)[:, None]
-        scores = logits_AV[at, torch.tensor(padded, device=logits_AV.device)].double().tolist()
+    def _sample_choices(self, rows: Sequence[RequestState], logits_AV: torch.Tensor, places: Sequence[int]) -> None:
+        """Sample a choice for each of these rows from the logits of its choices."""
+        # [rows, most choices]: shorter lists of choices are padded with their first.
+        max_choices = max(len(row.request.choices) for row in rows)
+        padded = [
+            row.request.choices + row.request.choices[:1] * (max_choices - len(row.request.choices)) for row in rows
+        ]
+        place_R1 = torch.tensor(places, device=logits_AV.device)[:, None]
+        scores = logits_AV[place_R1, torch.tensor(padded, device=logits_AV.device)].double().tolist()
         for row, row_scores in zip(rows, scores, strict=True):
             try:
                 completion = choose(
@@ -300,25 +316,29 @@ class LocalEngine(Engine):
             else:
                 self._finished.append((row.ticket, completion))
 
-    def _keep(self, lane: Lane, place: int) -> None:
-        """Remember the keys and values of a row's tokens so far."""
-        row = lane.active[place]
+    def _cache_row(self, scheduler: RoleScheduler, place: int) -> None:
+        """Put the keys and values of a row's tokens so far into the prefix cache."""
+        row = scheduler.active[place]
         tokens = row.request.prompt_ids + tuple(row.tokens)
-        self._store.insert(lane.role, tokens[: row.length], lambda begin, end: lane.rows.copy(place, begin, end))
+        self._prefix_cache.insert(
+            scheduler.role, tokens[: row.length], lambda begin, end: scheduler.rows.copy(place, begin, end)
+        )
 
-    def _count(self, lane: Lane, fed: Sequence[Fed], num_decoding: int, seconds: float) -> None:
-        """Add a step to the record; its time is shared out by tokens."""
-        work = self._work
-        rows = lane.active[num_decoding:]
-        num_tokens = [one.end - one.begin for one in fed[num_decoding:]]
+    def _count(
+        self, scheduler: RoleScheduler, row_inputs: Sequence[RowInput], num_decoding: int, seconds: float
+    ) -> None:
+        """Add a step to the stats; its time is divided by tokens."""
+        stats = self._stats
+        rows = scheduler.active[num_decoding:]
+        num_tokens = [row_input.end - row_input.begin for row_input in row_inputs[num_decoding:]]
         choice_tokens = sum(count for row, count in zip(rows, num_tokens, strict=True) if row.request.choices)
         num_choices = sum(1 for row in rows if row.request.choices)
         token_s = seconds / (num_decoding + sum(num_tokens))
-        work.num_forwards += 1
-        work.num_choices += num_choices
-        work.sampled_tokens += len(fed) - num_choices
-        work.prefilled_tokens += sum(num_tokens)
-        work.reused_tokens += sum(one.begin for one in fed[num_decoding:])
-        work.decode_s += token_s * num_decoding
-        work.choice_s += token_s * choice_tokens
-        work.prefill_s += token_s * (sum(num_tokens) - choice_tokens)
+        stats.num_forwards += 1
+        stats.num_choices += num_choices
+        stats.sampled_tokens += len(row_inputs) - num_choices
+        stats.prefilled_tokens += sum(num_tokens)
+        stats.reused_tokens += sum(row_input.begin for row_input in row_inputs[num_decoding:])
+        stats.decode_s += token_s * num_decoding
+        stats.choice_s += token_s * choice_tokens
+        stats.prefill_s += token_s * (sum(num_tokens) - choice_tokens)

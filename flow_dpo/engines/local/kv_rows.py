@@ -1,12 +1,12 @@
-"""Where do the keys and values of the rows under way lie?
+"""KV cache rows: the keys and values of the requests under way, one row a request.
 
-In a few large tensors, [planes, rows, K, C, D]: a plane is one layer's keys or one layer's values, planes of one shape
-lie together, and a row holds one prompt and its completion, token after token. Attention reads all capacity C of the
-first rows as it lies, without gathering: on a CPU, streaming through memory in order is three times as fast as reading
-slices of it, so the capacity is kept tight and grown in small steps. Invariant: whatever lies in a row is finite, so
-that what a mask hides is hidden.
+They lie in a few large tensors, [planes, rows, K, C, D]: a plane is one layer's keys or one layer's values, planes of
+one shape share a tensor, and a row holds one prompt and its completion, token after token. Attention reads all capacity
+C of the first rows in memory order, without gathering: on a CPU, streaming through memory is three times as fast as
+reading slices of it, so the capacity is kept tight and grown in small steps. Invariant: every value in a row is finite,
+so that a masked key adds exactly nothing.
 
-    rows.reserve(64, 128); rows.load(3, segments); rows.copy(3, 10, 20); rows.move([3], [63])
+    rows.reserve(64, needed=128, at_most=160, max_bytes=1 << 30); rows.load(3, segments, end=40); rows.move([3], [63])
 
 Shapes: K key-value heads, C capacity in tokens, D head size, R rows.
 """
@@ -23,14 +23,14 @@ from flow_dpo.engines.local.prefix_cache import Planes, Segment
 _STEP = 16
 """Capacity is a multiple of this."""
 _ROWS = 8
-"""Rows are reserved at least so many at once, and then doubled: rows beyond those under way are never read."""
+"""The least number of rows to reserve; more come by doubling. Rows beyond those under way are never read."""
 _SPARE = 64
-"""Tokens by which capacity is grown beyond the present need, where rows may still grow as much."""
+"""Tokens of capacity added beyond the present need, where rows may still grow as much."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What one layer's keys and values look like: (heads, key size, value size) by layer."""
+    """Shapes of a model's keys and values: (key-value heads, key size, value size) by layer."""
 
     layers: Mapping[int, tuple[int, int, int]]
     dtype: torch.dtype
@@ -42,7 +42,7 @@ class Shapes:
         return sum(heads * (key + value) for heads, key, value in self.layers.values()) * self.dtype.itemsize
 
     def groups(self) -> dict[tuple[int, int], list[tuple[int, str]]]:
-        """Planes of one shape (heads, size): which layer, and "key" or "value"."""
+        """The planes of each shape (heads, size), each as its layer and "key" or "value"."""
         groups: dict[tuple[int, int], list[tuple[int, str]]] = {}
         for kind, index in (("key", 1), ("value", 2)):
             for layer, sizes in self.layers.items():
@@ -50,15 +50,15 @@ class Shapes:
         return groups
 
 
-class Rows:
-    """The keys and values of up to `num_rows` rows of up to `capacity` tokens."""
+class KvRows:
+    """KV cache of `num_rows` rows of `capacity` tokens each."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes
         self.num_rows = 0
         self.capacity = 0
         self.keys: dict[int, torch.Tensor] = {}
-        """RKCD by layer."""
+        """RKCD by layer; views into the tensors below."""
         self.values: dict[int, torch.Tensor] = {}
         self._groups = shapes.groups()
         self._tensors: list[torch.Tensor] = []
@@ -68,14 +68,16 @@ class Rows:
         return self.num_rows * self.capacity * self.shapes.token_bytes
 
     def reserve(self, num_rows: int, needed: int, at_most: int, max_bytes: int) -> None:
-        """Make room for so many rows of `needed` tokens, which may yet grow to `at_most`; give back what is too much.
+        """Resize for `num_rows` rows of `needed` tokens, which may yet grow to `at_most`; frees what is too much.
 
-        Rows keep what they hold of the first `needed` tokens. `max_bytes` is exceeded only where so many rows of
+        Rows keep what they hold of the first `needed` tokens. `max_bytes` is exceeded only where that many rows of
         `at_most` tokens would exceed it.
         """
+        # 1. Capacity: the need plus a reserve, unless the present one is already about that.
         capacity = _multiple(min(needed + _SPARE, at_most), _STEP)
         if needed <= self.capacity < capacity + _SPARE:
             capacity = self.capacity
+        # 2. Rows: the next power of two, as far as the budget allows, and never fewer than are needed.
         affordable = max_bytes // (capacity * self.shapes.token_bytes)
         doubled = max(_ROWS, 1 << (num_rows - 1).bit_length())
         num_rows = max(num_rows, min(max(doubled, self.num_rows), affordable))
@@ -83,22 +85,22 @@ class Rows:
             self._resize(num_rows, capacity)
 
     def release(self) -> None:
-        """Give all memory back."""
+        """Free all memory."""
         self._resize(0, 0)
 
     def load(self, row: int, segments: Sequence[Segment], end: int) -> None:
-        """Write known keys and values of the first `end` tokens into a row."""
+        """Write cached keys and values of the first `end` tokens into a row."""
         for segment in segments:
             stop = min(segment.end, end)
             for tensor, plane in zip(self._tensors, segment.planes, strict=True):
                 tensor[:, row, :, segment.begin : stop] = plane[..., : stop - segment.begin, :]
 
     def copy(self, row: int, begin: int, end: int) -> Planes:
-        """Copies of the tokens [begin, end) of a row."""
+        """Copies of the keys and values of a row's tokens [begin, end), one tensor a group: [planes, K, tokens, D]."""
         return tuple(tensor[:, row, :, begin:end].clone() for tensor in self._tensors)
 
     def move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
-        """Copy whole rows over others."""
+        """Copy each source row over its target row."""
         for tensor in self._tensors:
             for target, source in zip(targets, sources, strict=True):
                 tensor[:, target] = tensor[:, source]
@@ -111,7 +113,7 @@ class Rows:
             new = torch.zeros(shape, dtype=self.shapes.dtype, device=self.shapes.device)
             if rows and tokens:
                 new[:, :rows, :, :tokens] = old[index][:, :rows, :, :tokens]
-                old[index] = new[:0]
+                old[index] = new[:0]  # frees the old tensor before the next one is made
             self._tensors.append(new)
             for plane, (layer, kind) in zip(new, planes, strict=True):
                 (self.keys if kind == "key" else self.values)[layer] = plane
@@ -119,7 +121,7 @@ class Rows:
 
     @staticmethod
     def num_bytes_of(shapes: Shapes, num_rows: int, tokens: int) -> int:
-        """Bytes of so many rows that may grow to so many tokens."""
+        """Bytes of `num_rows` rows that may grow to `tokens` tokens."""
         return num_rows * _multiple(tokens, _STEP) * shapes.token_bytes
 
 

@@ -1,13 +1,13 @@
-"""What must be computed when several prompts are read together?
+"""Prefill sharing: compute what the prompts of one batch have in common once.
 
-Each prompt's beginning may be known already; and prompts that are new may begin alike, with worked examples that
-nobody has read yet. What is shared is computed in one row of the wave and copied to the others, layer by layer, inside
-the same forward. Invariant: every token of every prompt is known, copied or computed, and the last one is computed,
-because its logits are wanted.
+The beginning of a prompt may be cached already; and new prompts may begin alike, with worked examples that are not
+cached yet. A shared stretch is computed in one row of the batch and copied to the others, layer by layer, inside the
+same forward. Invariant: every token of every prompt is cached, copied or computed, and the last one is computed,
+because its logits are needed.
 
-    share([(1, 5, 6, 7), (1, 5, 6, 9)], known=[1, 1])
-    # Reading(start=1)                                    computes 5 6 7
-    # Reading(start=3, copies=(Copied(0, 1, 3),))         copies 5 6 from row 0, computes 9
+    plan_prefill([(1, 5, 6, 7), (1, 5, 6, 9)], known=[1, 1])
+    # PrefillPlan(start=1)                                      computes 5 6 7
+    # PrefillPlan(start=3, copies=(CopiedSpan(0, 1, 3),))       copies 5 6 from row 0, computes 9
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from flow_dpo.engines.local.prefix_cache import common_prefix
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
-    """The tokens [begin, end) are computed in another row of the wave."""
+class CopiedSpan:
+    """The tokens [begin, end) are computed in row `source` of the same batch."""
 
     source: int
     begin: int
@@ -29,32 +29,35 @@ class Copied:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """How one prompt is read: what lies before `start` is known or copied, the rest computed."""
+class PrefillPlan:
+    """How one prompt is prefilled: the tokens before `start` are cached or copied, the rest is computed."""
 
     start: int
-    copies: tuple[Copied, ...] = ()
+    copies: tuple[CopiedSpan, ...] = ()
 
 
-def share(prompts: Sequence[TokenIds], known: Sequence[int]) -> list[Reading]:
-    """How each prompt is read, where `known` tokens of it are known (at most all but the last)."""
-    readings = [Reading(count) for count in known]
-    owners: tuple[Copied, ...] = ()
-    """Which row computes what, of the prompt before."""
-    before: TokenIds = ()
-    # In the order of their tokens, whatever a prompt shares with any earlier one it shares with the one just before.
+def plan_prefill(prompts: Sequence[TokenIds], known: Sequence[int]) -> list[PrefillPlan]:
+    """A plan for each prompt, given the number of its first tokens that are cached (at most all but the last)."""
+    plans = [PrefillPlan(count) for count in known]
+    owners: tuple[CopiedSpan, ...] = ()
+    """Which row computes which tokens of the previous prompt."""
+    previous: TokenIds = ()
+    # In sorted order, whatever a prompt shares with any earlier one it shares with the one just before it.
     for index in sorted(range(len(prompts)), key=lambda i: prompts[i]):
         prompt, start = prompts[index], known[index]
-        shared = min(common_prefix(before, prompt, 0), len(prompt) - 1)
-        copies: tuple[Copied, ...] = ()
+        # 1. The last token is never shared: its logits are needed.
+        shared = min(common_prefix(previous, prompt, 0), len(prompt) - 1)
+        # 2. Copy [start, shared) from the rows that compute it, which for a copied stretch are its first owners.
+        copies: tuple[CopiedSpan, ...] = ()
         if shared > start:
             copies = tuple(
-                Copied(owner.source, max(owner.begin, start), min(owner.end, shared))
+                CopiedSpan(owner.source, max(owner.begin, start), min(owner.end, shared))
                 for owner in owners
                 if owner.begin < shared and owner.end > start
             )
             start = shared
-        readings[index] = Reading(start, copies)
-        owners = (*(Copied(c.source, c.begin, c.end) for c in copies), Copied(index, start, len(prompt)))
-        before = prompt
-    return readings
+        # 3. Compute the rest, and own it for the prompts that follow.
+        plans[index] = PrefillPlan(start, copies)
+        owners = (*(CopiedSpan(c.source, c.begin, c.end) for c in copies), CopiedSpan(index, start, len(prompt)))
+        previous = prompt
+    return plans

@@ -1,16 +1,17 @@
-"""Which keys and values are known already for the beginning of a prompt?
+"""Prefix cache: a radix tree of keys and values, by role.
 
-A radix tree for each role. A node holds the keys and values of the tokens that it adds to its parent's, so whatever two
-prompts share is stored once: the worked examples of all problems, chunks 1..k of a trunk, an alternative up to its
-diverging token. Invariant: a stored key depends on its role and the tokens up to it alone, so whatever is found is
-what a forward would compute; the bytes stay within the budget, the least recently used leaves going first.
+A node holds the keys and values of the tokens that it adds to its parent's, so whatever two prompts share is stored
+once: the worked examples of all problems, chunks 1..k of a trunk, an alternative up to its diverging token (the same
+structure as SGLang's RadixAttention; Zheng et al. 2024). Invariant: a stored key depends on its role and the tokens up
+to it alone, so whatever is found is what a forward would compute; the bytes stay within the budget, the least recently
+used leaves being evicted first.
 
-    store.insert("answer", (1, 5, 6, 7), copy)      # root -(1 5 6 7)
-    store.insert("answer", (1, 5, 9), copy)         # root -(1 5)-+-(6 7)
+    cache.insert("answer", (1, 5, 6, 7), copy)      # root -(1 5 6 7)
+    cache.insert("answer", (1, 5, 9), copy)         # root -(1 5)-+-(6 7)
                                                     #             +-(9)
-    store.find("answer", (1, 5, 6, 8))              # [Segment(0, 2, ...), Segment(2, 3, ...)]: three tokens are known
+    cache.find("answer", (1, 5, 6, 8))              # [Segment(0, 2, ...), Segment(2, 3, ...)]: three tokens are cached
 
-The tensors of a node, one a group of alike planes (see `rows`), hold its tokens on their last axis but one.
+The tensors of a node, one a group of planes of equal shape (see `kv_rows`), hold its tokens on the second-to-last axis.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Planes = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Known keys and values of the tokens [begin, end) of a prompt."""
+    """Cached keys and values of the tokens [begin, end) of a prompt."""
 
     begin: int
     end: int
@@ -49,15 +50,15 @@ class _Node:
     children: dict[int, _Node] = field(default_factory=dict["int", "_Node"])
     """By their first token."""
     evicted: dict[int, TokenIds] = field(default_factory=dict[int, TokenIds])
-    """The tokens of children that were evicted, by the first: to notice that they are computed again."""
+    """The tokens of evicted children, by their first: to notice that they are computed again."""
 
     @property
     def num_bytes(self) -> int:
         return sum(plane.nbytes for plane in self.planes)
 
 
-class PrefixStore:
-    """Keys and values by role and prefix, within a budget."""
+class PrefixCache:
+    """Keys and values by role and prefix, within a budget of bytes, with least-recently-used eviction."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.num_bytes = 0
@@ -67,11 +68,11 @@ class PrefixStore:
         self._clock = itertools.count()
         self._serial = itertools.count()
         self._heap: list[tuple[int, int, _Node]] = []
-        """Leaves by when they were used, as far as known: an entry is looked at again before its node is evicted."""
+        """Leaves by their last use. An entry may be out of date: it is compared with its node before an eviction."""
         self._warned = False
 
     def find(self, role: Role, tokens: TokenIds) -> list[Segment]:
-        """What is known of this prefix, from its beginning on, without a gap."""
+        """The cached segments of this prefix, from its beginning on, without a gap; marks them as used now."""
         segments: list[Segment] = []
         begin, now = 0, next(self._clock)
         node = self._roots.get(role)
@@ -81,6 +82,7 @@ class PrefixStore:
                 break
             node.used = now
             shared = common_prefix(node.tokens, tokens, begin)
+            # The prompt leaves the tree inside this node: only its first tokens are of use.
             if shared < len(node.tokens):
                 segments.append(Segment(begin, begin + shared, tuple(p[..., :shared, :] for p in node.planes)))
                 break
@@ -89,29 +91,32 @@ class PrefixStore:
         return segments
 
     def insert(self, role: Role, tokens: TokenIds, copy: Callable[[int, int], Planes]) -> None:
-        """Remember this prefix. `copy(begin, end)` is asked for the tensors of what is not known yet."""
+        """Store this prefix. `copy(begin, end)` makes the tensors of the tokens that are not cached yet."""
         now = next(self._clock)
+        # 1. Walk down the tree along the tokens; where they part inside a node, split it.
         node = self._roots.setdefault(role, _Node((), (), None, now))
         begin = 0
         while begin < len(tokens):
             node.used = now
             child = node.children.get(tokens[begin])
             if child is None:
+                # 2. All that follows is new: one leaf for it.
                 self._add(node, tokens[begin:], copy(begin, len(tokens)), now)
                 break
             shared = common_prefix(child.tokens, tokens, begin)
             begin += shared
             node = child if shared == len(child.tokens) else self._split(child, shared)
         node.used = now
+        # 3. Drop leaves until the budget holds again.
         self._evict()
 
     def set_budget(self, budget_bytes: int) -> None:
-        """Hold at most this many bytes from now on."""
+        """Hold at most this many bytes from now on; evicts at once."""
         self._budget_bytes = budget_bytes
         self._evict()
 
     def clear(self) -> None:
-        """Forget everything, and give its memory back at once: parents and children refer to each other."""
+        """Drop everything and free its memory at once, which takes cutting the cycles of parents and children."""
         nodes = list(self._roots.values())
         while nodes:
             node = nodes.pop()
@@ -123,12 +128,12 @@ class PrefixStore:
         self.num_bytes = 0
 
     def _add(self, parent: _Node, tokens: TokenIds, planes: Planes, now: int) -> None:
-        gone = parent.evicted.pop(tokens[0], ())
-        if gone and not self._warned and common_prefix(gone, tokens, 0) == min(len(gone), len(tokens)):
+        evicted = parent.evicted.pop(tokens[0], ())
+        if evicted and not self._warned and common_prefix(evicted, tokens, 0) == min(len(evicted), len(tokens)):
             self._warned = True
             _logger.warning(
-                "kv_budget_gib is too small for the plays under way: some keys and values were evicted before they "
-                "were needed again and are computed anew, which is slower and changes no token"
+                "kv_budget_gib is too small for the rollouts under way: some keys and values were evicted before they "
+                "were needed again and are computed a second time, which is slower and changes no token"
             )
         child = _Node(tokens, planes, parent, now)
         parent.children[tokens[0]] = child
@@ -155,7 +160,7 @@ class PrefixStore:
             if parent is None or node.children:
                 continue
             if node.used > used:
-                self._push(node)
+                self._push(node)  # it was used since: queue it again under its present time
                 continue
             del parent.children[node.tokens[0]]
             parent.evicted[node.tokens[0]] = node.tokens
@@ -167,7 +172,7 @@ class PrefixStore:
 
 
 def common_prefix(known: TokenIds, tokens: TokenIds, begin: int) -> int:
-    """How many tokens `known` shares with what follows `begin` in `tokens`."""
+    """The length of the common prefix of `known` and `tokens[begin:]`."""
     longest = min(len(known), len(tokens) - begin)
     if known[:longest] == tokens[begin : begin + longest]:
         return longest

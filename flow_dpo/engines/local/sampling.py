@@ -1,13 +1,13 @@
-"""How are the next tokens of a whole batch drawn?
+"""Sampling the next tokens of a whole batch: temperature, nucleus sampling (top-p), excluded tokens.
 
-`chance.draw` for every row at once: temperature, then top-p, then the excluded tokens, then the inverse of the
-cumulative sum at each row's own number. A vocabulary may have 80 words or 152,000, so no row is sorted unless top-p
-needs it, the cumulative sum has two levels, and a large batch is worked off in blocks of rows that fit the processor's
-cache. Invariant: what a row draws does not depend on the other rows.
+The batched form of `sampling_rule.draw`: temperature, then top-p, then the excluded tokens, then the inverse of the
+cumulative sum at each row's own uniform number. A vocabulary may have 80 tokens or 152,000, so no row is sorted unless
+top-p needs it, the cumulative sum has two levels, and a large batch is processed in blocks of rows that fit the
+processor's cache. Invariant: what a row draws does not depend on the other rows.
 
     tokens, logprobs, sampled_logprobs = draw_batch(logits_AV, samplings, uniforms, excluded={3: (17,)})
 
-Shapes: A rows, R rows of one block, V words of the vocabulary, K likeliest words, W words of one segment.
+Shapes: A rows, R rows of one block, V tokens of the vocabulary, K most probable tokens, W tokens of one segment.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from flow_dpo.core.types import Sampling, TokenIds
 from flow_dpo.engines.sampling_rule import GOLDEN, MIX_1, MIX_2
 
 _BLOCK_ELEMENTS = 1 << 18
-"""Logits that are worked on together on a CPU: one mebibyte of float32, about a core's second-level cache."""
+"""Logits of one block on a CPU: one mebibyte of float32, about a core's second-level cache."""
 _SEGMENT = 1024
-"""Words of one segment of the two-level cumulative sum; a vocabulary up to this size is sorted whole for top-p."""
+"""Tokens of one segment of the two-level cumulative sum; a vocabulary up to this size is sorted whole for top-p."""
 _LIKELIEST = (128, 4096)
-"""Words among which top-p's set is looked for, before a whole row is sorted."""
+"""Numbers of most probable tokens among which the nucleus is searched, before a whole row is sorted."""
 
 Draws = tuple[list[int], list[float], list[float]]
-"""Tokens (-1 where nothing was left to draw), their log-probabilities, and those under temperature and top-p."""
+"""Tokens (-1 where none was left to draw), their log-probabilities, and those after temperature and top-p."""
 
 
 def uniforms(streams: Sequence[int], positions: Sequence[int]) -> list[float]:
-    """`chance.uniform` for each of these streams (`chance.stream` of a seed) at its position."""
+    """`sampling_rule.uniform` for each of these streams (`sampling_rule.stream` of a seed) at its position."""
     z = np.array(positions, dtype=np.uint64) + np.uint64(1)
     z = np.array(streams, dtype=np.uint64) + z * np.uint64(GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
@@ -47,17 +47,19 @@ def draw_batch(
     uniforms: Sequence[float],
     excluded: Mapping[int, TokenIds] | None = None,
 ) -> Draws:
-    """Draw one token for each row. `excluded` names the rows that exclude something."""
-    num_rows, num_words = logits_AV.shape
-    size = max(1, _BLOCK_ELEMENTS // num_words) if logits_AV.device.type == "cpu" else num_rows
+    """Draw one token for each row of logits. `excluded` maps the rows that exclude tokens to those tokens."""
+    num_rows, vocab_size = logits_AV.shape
+    # 1. Rows with and without top-p go into different blocks; on a CPU a block has at most `size` rows.
+    size = max(1, _BLOCK_ELEMENTS // vocab_size) if logits_AV.device.type == "cpu" else num_rows
     truncated = [row for row, sampling in enumerate(samplings) if sampling.top_p < 1]
     if num_rows <= size and len(truncated) in (0, num_rows):
         return _lists(_Block(logits_AV, samplings, uniforms, excluded or {}).draw())
     if 0 < len(truncated) < num_rows:
         order = [row for row, sampling in enumerate(samplings) if sampling.top_p >= 1]
-        blocks = [group[at : at + size] for group in (order, truncated) for at in range(0, len(group), size)]
+        blocks = [group[low : low + size] for group in (order, truncated) for low in range(0, len(group), size)]
     else:
-        blocks = [range(at, min(at + size, num_rows)) for at in range(0, num_rows, size)]
+        blocks = [range(low, min(low + size, num_rows)) for low in range(0, num_rows, size)]
+    # 2. Draw block by block into one result.
     drawn_3A = torch.empty(3, num_rows, dtype=torch.float64, device=logits_AV.device)
     for rows in blocks:
         at = slice(rows[0], rows[-1] + 1) if isinstance(rows, range) else torch.tensor(rows, device=logits_AV.device)
@@ -77,7 +79,7 @@ def _lists(drawn_3A: torch.Tensor) -> Draws:
 
 
 class _Block:
-    """Rows that are drawn together: either all of them with top-p, or none."""
+    """Rows that are sampled together: either all of them with top-p, or none."""
 
     def __init__(
         self,
@@ -99,13 +101,15 @@ class _Block:
             self.probs_RV = (logits_RV.float() / temperature).softmax(-1)
 
     def draw(self) -> torch.Tensor:
-        """Token, log-probability and sampled log-probability of each row: 3R."""
+        """Token, log-probability and sampled log-probability of each row, 3R."""
         return self._from_nucleus() if self.samplings[0].top_p < 1 else self._from_all()
 
     def _from_all(self) -> torch.Tensor:
-        # The excluded words themselves are never asked for again, so this may write into `raw_RV` too.
+        """Without top-p: no sorting."""
+        # 1. Excluded tokens lose their probability. They are never read again, so this may write into `raw_RV` too.
         for row, tokens in self.excluded.items():
             self.probs_RV[row, list(tokens)] = 0
+        # 2. The most probable token of greedy rows, the inverse of the cumulative sum of the others.
         if all(sampling.greedy for sampling in self.samplings):
             token_R1 = self._likeliest()
         else:
@@ -115,49 +119,56 @@ class _Block:
         return self._result(token_R1, self.probs_RV.gather(1, token_R1), None, None)
 
     def _from_nucleus(self) -> torch.Tensor:
-        """Rows whose set may go beyond the likeliest few words are tried with more of them."""
-        num_words = self.logits_RV.shape[1]
-        short = list(range(len(self.samplings)))
-        drawn_3R = torch.empty(3, len(short), dtype=torch.float64, device=self.device)
-        for num_ranked in (*_LIKELIEST, num_words) if num_words > _SEGMENT else (num_words,):
-            logits_RV = self.logits_RV if len(short) == len(self.samplings) else self.logits_RV[short]
-            logits_RK, ids_RK = _ranked(logits_RV, min(num_ranked, num_words))
-            drawn_3R[:, short], still_short = self._from_ranked(logits_RK, ids_RK, short)
-            short = [short[index] for index in still_short]
-            if not short:
+        """With top-p: search the nucleus among the K most probable tokens, then with a larger K where it needs more."""
+        vocab_size = self.logits_RV.shape[1]
+        unsettled = list(range(len(self.samplings)))
+        drawn_3R = torch.empty(3, len(unsettled), dtype=torch.float64, device=self.device)
+        for num_ranked in (*_LIKELIEST, vocab_size) if vocab_size > _SEGMENT else (vocab_size,):
+            logits_RV = self.logits_RV if len(unsettled) == len(self.samplings) else self.logits_RV[unsettled]
+            logits_RK, ids_RK = _ranked(logits_RV, min(num_ranked, vocab_size))
+            drawn_3R[:, unsettled], still_unsettled = self._from_ranked(logits_RK, ids_RK, unsettled)
+            unsettled = [unsettled[index] for index in still_unsettled]
+            if not unsettled:
                 break
         return drawn_3R
 
     def _from_ranked(
-        self, logits_RK: torch.Tensor, ids_RK: torch.Tensor, at: list[int]
+        self, logits_RK: torch.Tensor, ids_RK: torch.Tensor, rows: list[int]
     ) -> tuple[torch.Tensor, list[int]]:
-        """Draw for the rows `at` from their likeliest words, in falling order; also name the rows that need more."""
+        """Draw for these rows among their K most probable tokens, ranked; also return the rows that need a larger K."""
+        # 1. Cumulative probability by rank: logits_RK, descending, with their token ids ids_RK.
         num_ranked = logits_RK.shape[1]
-        row_R1 = torch.tensor(at, device=self.device)[:, None]
+        row_R1 = torch.tensor(rows, device=self.device)[:, None]
         probs_RK = self.probs_RV[row_R1, ids_RK]
-        reached_RK = probs_RK.cumsum(-1, dtype=torch.float64)
-        wanted_R1 = self._column([self.samplings[row].top_p for row in at])
-        last_R1 = (reached_RK < wanted_R1).sum(-1, keepdim=True).clamp_(max=num_ranked - 1)
-        mass_R1 = reached_RK.gather(1, last_R1)
+        cumulative_RK = probs_RK.cumsum(-1, dtype=torch.float64)
+        # 2. The nucleus ends at the first rank whose cumulative probability reaches top-p: last_R1 is that rank,
+        #    mass_R1 the nucleus' probability.
+        top_p_R1 = self._column([self.samplings[row].top_p for row in rows])
+        last_R1 = (cumulative_RK < top_p_R1).sum(-1, keepdim=True).clamp_(max=num_ranked - 1)
+        mass_R1 = cumulative_RK.gather(1, last_R1)
         probs_RK = probs_RK.where(torch.arange(num_ranked, device=self.device) <= last_R1, 0)
-        for index, row in enumerate(at):
+        # 3. Excluded tokens lose their probability; the mass of the nucleus stays that from before.
+        for index, row in enumerate(rows):
             if row in self.excluded:
-                gone = torch.tensor(self.excluded[row], device=self.device)
-                probs_RK[index, torch.isin(ids_RK[index], gone)] = 0
+                excluded_ids = torch.tensor(self.excluded[row], device=self.device)
+                probs_RK[index, torch.isin(ids_RK[index], excluded_ids)] = 0
+        # 4. Inverse of the cumulative sum in ascending order of ids, as the rule has it, mapped back to ranks.
         order_RK = ids_RK.argsort(-1)
-        reached_sorted_RK = probs_RK.gather(1, order_RK).cumsum(-1, dtype=torch.float64)
-        rank_R1 = order_RK.gather(1, _first_above(reached_sorted_RK, self.uniform_R1[at]))
-        rank_R1 = torch.where(self._greedy()[at], probs_RK.argmax(-1, keepdim=True), rank_R1)
+        cumulative_by_id_RK = probs_RK.gather(1, order_RK).cumsum(-1, dtype=torch.float64)
+        rank_R1 = order_RK.gather(1, _first_above(cumulative_by_id_RK, self.uniform_R1[rows]))
+        # 5. Greedy rows take the first of the most probable tokens.
+        rank_R1 = torch.where(self._greedy()[rows], probs_RK.argmax(-1, keepdim=True), rank_R1)
         drawn_3R = self._result(ids_RK.gather(1, rank_R1), probs_RK.gather(1, rank_R1), mass_R1, row_R1)
+        # 6. Unsettled: K tokens do not reach top-p, or its last token ties with the K-th, so that others may tie too.
         if num_ranked == self.logits_RV.shape[1]:
             return drawn_3R, []
-        short_R1 = (mass_R1 < wanted_R1) | (logits_RK.gather(1, last_R1) == logits_RK[:, -1:])
-        return drawn_3R, short_R1[:, 0].nonzero()[:, 0].tolist()
+        unsettled_R1 = (mass_R1 < top_p_R1) | (logits_RK.gather(1, last_R1) == logits_RK[:, -1:])
+        return drawn_3R, unsettled_R1[:, 0].nonzero()[:, 0].tolist()
 
     def _result(
         self, token_R1: torch.Tensor, prob_R1: torch.Tensor, mass_R1: torch.Tensor | None, row_R1: torch.Tensor | None
     ) -> torch.Tensor:
-        """What was drawn (in these rows), with what probability, of the `mass` that top-p kept."""
+        """Token and log-probabilities before and after sampling parameters, 3R; `mass_R1` is that of the nucleus."""
         sampled_R1 = prob_R1.double().log()
         if self.probs_RV is self.raw_RV:
             raw_R1 = sampled_R1
@@ -172,11 +183,11 @@ class _Block:
         return drawn_3R1[..., 0]
 
     def _likeliest(self) -> torch.Tensor:
-        """The likeliest word, the first of equal ones. Three times as fast as `argmax` over a large vocabulary."""
+        """The most probable token, the first of equal ones: R1. Three times as fast as `argmax` over 150,000 tokens."""
         is_peak_RV = self.probs_RV == self.probs_RV.amax(-1, keepdim=True)
-        num_words = self.probs_RV.shape[1]
-        ids_V = torch.arange(num_words, dtype=torch.int32, device=self.device)
-        return torch.where(is_peak_RV, ids_V, num_words - 1).amin(-1, keepdim=True).long()
+        vocab_size = self.probs_RV.shape[1]
+        ids_V = torch.arange(vocab_size, dtype=torch.int32, device=self.device)
+        return torch.where(is_peak_RV, ids_V, vocab_size - 1).amin(-1, keepdim=True).long()
 
     def _greedy(self) -> torch.Tensor:
         return torch.tensor([[sampling.greedy] for sampling in self.samplings], device=self.device)
@@ -186,7 +197,7 @@ class _Block:
 
 
 def _ranked(values_RV: torch.Tensor, num_ranked: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest values in falling order and where they stand; of equal ones, the first first."""
+    """The largest values, descending, and their indices: RK. Of equal values the lower index comes first."""
     if num_ranked == values_RV.shape[1]:
         return torch.sort(values_RV, dim=-1, descending=True, stable=True)
     values_RK, ids_RK = values_RV.topk(num_ranked, -1)
@@ -197,29 +208,32 @@ def _ranked(values_RV: torch.Tensor, num_ranked: int) -> tuple[torch.Tensor, tor
 
 
 def _locate(weights_RV: torch.Tensor, uniform_R1: torch.Tensor) -> torch.Tensor:
-    """The first word at which the summed weight exceeds `uniform` times all weight: R1."""
-    num_words = weights_RV.shape[1]
-    if num_words <= _SEGMENT:
+    """The first token at which the cumulative weight exceeds `uniform` times all weight: R1."""
+    vocab_size = weights_RV.shape[1]
+    if vocab_size <= _SEGMENT:
         return _first_above(weights_RV.cumsum(-1, dtype=torch.float64), uniform_R1)
-    whole = num_words // _SEGMENT * _SEGMENT
+    # 1. Weight of each segment of W tokens, the last one shorter.
+    whole = vocab_size // _SEGMENT * _SEGMENT
     segments = [weights_RV[:, :whole].unflatten(1, (-1, _SEGMENT)).sum(-1)]
-    if whole < num_words:
+    if whole < vocab_size:
         segments.append(weights_RV[:, whole:].sum(-1, keepdim=True))
     sums = torch.cat(segments, 1).double()
-    reached = sums.cumsum(-1)
-    segment_R1 = _first_above(reached, uniform_R1)
-    before_R1 = reached.gather(1, segment_R1) - sums.gather(1, segment_R1)
+    cumulative = sums.cumsum(-1)
+    # 2. The segment in which the cumulative weight passes the target.
+    segment_R1 = _first_above(cumulative, uniform_R1)
+    before_R1 = cumulative.gather(1, segment_R1) - sums.gather(1, segment_R1)
+    # 3. The token inside that segment: RW.
     ids_RW = segment_R1 * _SEGMENT + torch.arange(_SEGMENT, device=weights_RV.device)
-    inside_RW = weights_RV.gather(1, ids_RW.clamp(max=num_words - 1)) * (ids_RW < num_words)
-    reached_RW = inside_RW.cumsum(-1, dtype=torch.float64)
-    # The segment's own sum was rounded otherwise: take the share of it, so that the last word is not overrun.
-    share_R1 = (uniform_R1 * reached[:, -1:] - before_R1) / sums.gather(1, segment_R1)
-    return segment_R1 * _SEGMENT + _first_above(reached_RW, share_R1.clamp(0, 1 - 2.0**-53))
+    inside_RW = weights_RV.gather(1, ids_RW.clamp(max=vocab_size - 1)) * (ids_RW < vocab_size)
+    cumulative_RW = inside_RW.cumsum(-1, dtype=torch.float64)
+    # The segment's own sum was rounded differently: use the share of it, so that the last token is never overrun.
+    share_R1 = (uniform_R1 * cumulative[:, -1:] - before_R1) / sums.gather(1, segment_R1)
+    return segment_R1 * _SEGMENT + _first_above(cumulative_RW, share_R1.clamp(0, 1 - 2.0**-53))
 
 
-def _first_above(reached: torch.Tensor, share_R1: torch.Tensor) -> torch.Tensor:
-    """The first index whose cumulative weight exceeds this share, in [0, 1), of the last.
+def _first_above(cumulative: torch.Tensor, share_R1: torch.Tensor) -> torch.Tensor:
+    """The first index whose cumulative weight exceeds this share, in [0, 1), of the last: R1.
 
-    Words without weight are never found: `share * last` rounds to less than `last`, so some word exceeds it first.
+    Tokens without weight are never found: `share * last` rounds to less than `last`, so an earlier token exceeds it.
     """
-    return torch.searchsorted(reached, share_R1 * reached[:, -1:], right=True).clamp_(max=reached.shape[1] - 1)
+    return torch.searchsorted(cumulative, share_R1 * cumulative[:, -1:], right=True).clamp_(max=cumulative.shape[1] - 1)

@@ -1,11 +1,11 @@
-"""Which requests of one role are under way, and where do they lie?
+"""Scheduler of one role's rows: the requests that wait, and the rows of those under way.
 
-A lane is a role's queue and its rows. Rows under way lie without gaps at the first places of the tensors, so a decode
-step reads them as they lie: a row that finishes is overwritten by the last one. Invariant: `active[i]` lies at place i,
-and the keys and values of its first `length` tokens are there.
+The rows under way occupy the first places of the KV cache without gaps, so a decode step reads them in memory order: a
+row that finishes is overwritten by the last one. Invariant: `active[i]` lies at place i, and the keys and values of its
+first `length` tokens are there.
 
-    fed = lane.admit(store, max_rows=64, max_tokens=4096, max_bytes=1 << 30)    # the admitted lie behind the rest
-    lane.leave({0, 5})                                                          # the last two rows move to 0 and 5
+    row_inputs = scheduler.admit(cache, max_rows=64, max_tokens=4096, max_bytes=1 << 30)    # admitted after the rest
+    scheduler.remove({0, 5})                                        # the last two rows move to places 0 and 5
 """
 
 from __future__ import annotations
@@ -15,78 +15,84 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from flow_dpo.core.types import Request, Role, Sampling, TokenIds
-from flow_dpo.engines.local.flat_batch import Fed
-from flow_dpo.engines.local.kv_rows import Rows
-from flow_dpo.engines.local.prefill_sharing import Copied, Reading, share
-from flow_dpo.engines.local.prefix_cache import PrefixStore, Segment
+from flow_dpo.engines.local.flat_batch import RowInput
+from flow_dpo.engines.local.kv_rows import KvRows
+from flow_dpo.engines.local.prefill_sharing import CopiedSpan, PrefillPlan, plan_prefill
+from flow_dpo.engines.local.prefix_cache import PrefixCache, Segment
 
 
 @dataclass(slots=True, eq=False)
-class Row:
-    """One request, waiting or under way."""
+class RequestState:
+    """One request, waiting or under way, and what has been sampled for it."""
 
     ticket: int
     request: Request
     sampling: Sampling
     seed: int
     stream: int
+    """Of random numbers, made from the seed (`sampling_rule.stream`)."""
     excluded: TokenIds
+    """Token ids that the first sampled token may not be."""
     length: int = 0
-    """Tokens whose keys and values lie in the row."""
+    """Tokens whose keys and values are in the row."""
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     sampled_logprobs: list[float] = field(default_factory=list[float])
 
     @property
-    def most(self) -> int:
-        """Tokens that the row will hold at most: all but the last sampled one, which is never fed."""
+    def max_length(self) -> int:
+        """Tokens that the row will hold at most: all but the last sampled one, which is never an input."""
         return len(self.request.prompt_ids) + (0 if self.request.choices else self.request.max_tokens - 1)
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
-    """All that one role has to do."""
+class RoleScheduler:
+    """One role's queue of requests and its rows of the KV cache."""
 
     role: Role
-    rows: Rows
-    queue: deque[Row] = field(default_factory=deque[Row])
-    active: list[Row] = field(default_factory=list[Row])
-    waited: int = 0
-    """Steps that other roles made while requests waited here and nothing was under way, times the requests."""
-    waited_steps: int = 0
+    rows: KvRows
+    waiting: deque[RequestState] = field(default_factory=deque[RequestState])
+    active: list[RequestState] = field(default_factory=list[RequestState])
+    wait_cost: int = 0
+    """Steps of other roles while requests waited here and none was under way, times the number of requests."""
+    wait_steps: int = 0
 
     @property
-    def most_bytes(self) -> int:
-        """What the rows take, or may come to take before those under way are finished."""
-        most = max((row.most for row in self.active), default=0)
-        return max(self.rows.num_bytes, Rows.num_bytes_of(self.rows.shapes, len(self.active), most))
+    def peak_bytes(self) -> int:
+        """Bytes that the rows take now, or may take before those under way are finished, whichever is more."""
+        max_length = max((row.max_length for row in self.active), default=0)
+        return max(self.rows.num_bytes, KvRows.num_bytes_of(self.rows.shapes, len(self.active), max_length))
 
-    def admit(self, store: PrefixStore | None, *, max_rows: int, max_tokens: int, max_bytes: int) -> list[Fed]:
-        """Take requests from the queue, as many as fit; write what is known of their prompts into their places.
+    def admit(self, cache: PrefixCache | None, *, max_rows: int, max_tokens: int, max_bytes: int) -> list[RowInput]:
+        """Move requests from the queue into rows, as many as fit, and load what is cached of their prompts.
 
-        Returns what is to be fed of each: single tokens first, then in the order of their number, as `Step` wants it.
-        Afterwards every row has room for what it is fed in this step.
+        Returns the input tokens of each: single tokens first, then by ascending number, as `FlatBatch` needs them.
+        Afterwards every row has room for its inputs of this step.
         """
-        picked = self._pick(store, max_rows, max_tokens, max_bytes)
+        # 1. Choose requests, and find how many tokens of each prompt are cached (never the last).
+        picked = self._pick(cache, max_rows, max_tokens, max_bytes)
         known = [min(found[-1].end, len(row.request.prompt_ids) - 1) if found else 0 for row, found in picked]
         prompts = [row.request.prompt_ids for row, _ in picked]
-        readings = [Reading(0)] * len(picked) if store is None else share(prompts, known)
-        order = sorted(range(len(picked)), key=lambda index: len(prompts[index]) - readings[index].start)
+        # 2. Share prefill between the prompts that begin alike.
+        plans = [PrefillPlan(0)] * len(picked) if cache is None else plan_prefill(prompts, known)
+        # 3. Give them places after the rows under way, fewest tokens to compute first.
+        order = sorted(range(len(picked)), key=lambda index: len(prompts[index]) - plans[index].start)
         place_of = {index: len(self.active) + at for at, index in enumerate(order)}
+        # 4. Make room, then load the cached keys and values.
         rows = [*self.active, *(row for row, _ in picked)]
         needed = max([*(row.length + 1 for row in self.active), *map(len, prompts)])
-        self.rows.reserve(len(rows), needed, max(row.most for row in rows), max_bytes)
-        fed: list[Fed] = []
+        self.rows.reserve(len(rows), needed, max(row.max_length for row in rows), max_bytes)
+        row_inputs: list[RowInput] = []
         for index in order:
             row, found = picked[index]
             self.rows.load(place_of[index], found, known[index])
-            copies = tuple(Copied(place_of[copy.source], copy.begin, copy.end) for copy in readings[index].copies)
-            fed.append(Fed(readings[index].start, len(prompts[index]), copies))
+            copies = tuple(CopiedSpan(place_of[copy.source], copy.begin, copy.end) for copy in plans[index].copies)
+            row_inputs.append(RowInput(plans[index].start, len(prompts[index]), copies))
             self.active.append(row)
-        return fed
+        return row_inputs
 
-    def leave(self, places: Collection[int]) -> None:
-        """Forget the rows at these places and close the gaps."""
+    def remove(self, places: Collection[int]) -> None:
+        """Drop the rows at these places and close the gaps by moving the last rows into them."""
         targets: list[int] = []
         sources: list[int] = []
         for place in sorted(places):
@@ -102,21 +108,21 @@ class Lane:
         self.rows.move(targets, sources)
 
     def _pick(
-        self, store: PrefixStore | None, max_rows: int, max_tokens: int, max_bytes: int
-    ) -> list[tuple[Row, list[Segment]]]:
-        """Requests in their order, while rows, tokens and memory last; one at least where nothing is under way."""
-        picked: list[tuple[Row, list[Segment]]] = []
-        most = max((row.most for row in self.active), default=0)
+        self, cache: PrefixCache | None, max_rows: int, max_tokens: int, max_bytes: int
+    ) -> list[tuple[RequestState, list[Segment]]]:
+        """Requests in arrival order, while rows, tokens and memory last; at least one where nothing is under way."""
+        picked: list[tuple[RequestState, list[Segment]]] = []
+        max_length = max((row.max_length for row in self.active), default=0)
         num_tokens = 0
-        while self.queue and len(self.active) + len(picked) < max_rows:
-            row = self.queue[0]
-            found = store.find(self.role, row.request.prompt_ids) if store is not None else []
-            most = max(most, row.most)
+        while self.waiting and len(self.active) + len(picked) < max_rows:
+            row = self.waiting[0]
+            found = cache.find(self.role, row.request.prompt_ids) if cache is not None else []
+            max_length = max(max_length, row.max_length)
             num_tokens += len(row.request.prompt_ids) - (found[-1].end if found else 0)
             num_rows = len(self.active) + len(picked) + 1
-            if num_rows > 1 and Rows.num_bytes_of(self.rows.shapes, num_rows, most) > max_bytes:
+            if num_rows > 1 and KvRows.num_bytes_of(self.rows.shapes, num_rows, max_length) > max_bytes:
                 break
             if picked and num_tokens > max_tokens:
                 break
-            picked.append((self.queue.popleft(), found))
+            picked.append((self.waiting.popleft(), found))
         return picked

@@ -1,12 +1,12 @@
-"""Is the server at this address the one that can play what is trained?
+"""Checks of a vLLM server: whether it serves the model that is trained, with room for every role's adapter.
 
-Asked once, before anything is played, by comparing what it says with what the model in this process says:
+Done once, before anything is sampled, by comparing its replies with the model in this process:
 
-    base = connect(client, wanted)      # ServedModel(id="seed", root="...", max_model_len=512)
+    base = connect(client, expected)      # ServedModel(id="seed", root="...", max_model_len=512)
 
-Invariant: a server that passes takes and tells token ids, encodes text as we do, has the same base weights, tells the
-log-probabilities of the unscaled distribution for as many tokens as are asked for, and has room for every role's
-adapter. What is refused names the flag that changes it.
+Invariant: a server that passes takes and returns token ids, tokenizes as we do, has the same base weights, reports the
+log-probabilities of the unscaled distribution for as many tokens as are requested, and can load an adapter for every
+role. Each error names the flag that repairs it.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from dataclasses import dataclass
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import TokenIds
 from flow_dpo.engines.vllm.client import ServedModel, Unknown, VllmClient, served_models
-from flow_dpo.engines.vllm.requests import Ask, Reply, plain_params
+from flow_dpo.engines.vllm.requests import Reply, VllmRequest, plain_params
 
 _MOST_DIVERGENCE = 0.05
-"""Nats. Half precision, and other kernels, make less than 0.01; an 8-bit model some hundredths."""
+"""Nats. Half precision and other kernels cause less than 0.01; an 8-bit model some hundredths."""
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What the model in this process says, for a server to repeat."""
+class ExpectedModel:
+    """What a server must reproduce: tokenization and next-token log-probabilities of the model in this process."""
 
     name: str
-    """How the model is called in messages."""
+    """The model's name in messages."""
     encoded: Mapping[str, TokenIds]
     """Texts in token ids, without special ones at their ends."""
-    said: Mapping[TokenIds, Sequence[float]]
-    """Log-probabilities of every token behind some prompts, by the base model."""
+    logprobs: Mapping[TokenIds, Sequence[float]]
+    """Log-probabilities of every next token after some prompts, by the base model."""
     num_roles: int
 
 
-def connect(client: VllmClient, wanted: Wanted) -> ServedModel:
-    """The server's base model. Raises `ConfigError` where it cannot play what is wanted."""
+def connect(client: VllmClient, expected: ExpectedModel) -> ServedModel:
+    """The server's base model. Raises `ConfigError` where it is not the expected one, or lacks a feature."""
     base = _base(client)
     try:
-        _check_tokenizer(client, base, wanted)
-        check_base(lambda ask: client.complete(base.id, ask).heard, wanted, where=client.url)
+        _check_tokenizer(client, base, expected)
+        check_base(lambda request: client.complete(base.id, request).reply, expected, where=client.url)
     except EngineError as error:
         raise ConfigError(str(error)) from error
     except Unknown as error:
@@ -52,16 +52,16 @@ def connect(client: VllmClient, wanted: Wanted) -> ServedModel:
             "that name; serve a model that generates, with vLLM's own server at this address"
         ) from error
     num_loras = client.max_loras()
-    if num_loras is not None and num_loras < wanted.num_roles:
+    if num_loras is not None and num_loras < expected.num_roles:
         raise ConfigError(
-            f"expected {client.url} to speak with the adapters of {wanted.num_roles} roles together, found max_loras "
-            f"{num_loras}; start it with --max-loras {wanted.num_roles} or more"
+            f"expected {client.url} to serve the adapters of {expected.num_roles} roles together, found max_loras "
+            f"{num_loras}; start it with --max-loras {expected.num_roles} or more"
         )
     return base
 
 
 def _base(client: VllmClient) -> ServedModel:
-    """The base model that is asked for by name, or the only one."""
+    """The base model of the configured name, or the only one."""
     answer = client.answers()
     if answer.status in (401, 403):
         raise ConfigError(
@@ -81,54 +81,58 @@ def _base(client: VllmClient) -> ServedModel:
     return found[0]
 
 
-def _check_tokenizer(client: VllmClient, base: ServedModel, wanted: Wanted) -> None:
-    for text, ids in wanted.encoded.items():
+def _check_tokenizer(client: VllmClient, base: ServedModel, expected: ExpectedModel) -> None:
+    for text, ids in expected.encoded.items():
         found = client.tokenize(base.id, text)
         if found != ids:
             raise ConfigError(
-                f"expected the tokenizer of {wanted.name} at {client.url}, found one that encodes {text!r:.60} as "
+                f"expected the tokenizer of {expected.name} at {client.url}, found one that encodes {text!r:.60} as "
                 f"{found[:12]}, not as {ids[:12]}; serve the same model, or train the one that is served"
             )
 
 
-def check_base(hear: Callable[[Ask], Reply], wanted: Wanted, *, where: str) -> None:
-    """Raise `ConfigError` where the base model that answers is another, or tells other log-probabilities than those of
-    the unscaled distribution."""
-    _check_weights(hear, wanted, where)
-    _check_scale(hear, wanted, where)
+def check_base(send: Callable[[VllmRequest], Reply], expected: ExpectedModel, *, where: str) -> None:
+    """Raise `ConfigError` where the base model is not the expected one, or does not report the log-probabilities of the
+    unscaled distribution. `send` sends one request to it."""
+    _check_weights(send, expected, where)
+    _check_scale(send, expected, where)
 
 
-def _check_weights(hear: Callable[[Ask], Reply], wanted: Wanted, where: str) -> None:
+def _check_weights(send: Callable[[VllmRequest], Reply], expected: ExpectedModel, where: str) -> None:
     divergences: list[float] = []
-    for prompt_ids, logprobs in wanted.said.items():
-        [told] = hear(Ask(prompt_ids, plain_params(max_tokens=1, logprobs=-1))).told
-        if abs(math.fsum(math.exp(value) for value in told.values()) - 1) > 0.01:
+    for prompt_ids, logprobs in expected.logprobs.items():
+        [top_logprobs] = send(VllmRequest(prompt_ids, plain_params(max_tokens=1, logprobs=-1))).top_logprobs
+        if abs(math.fsum(math.exp(value) for value in top_logprobs.values()) - 1) > 0.01:
             raise ConfigError(
-                f"expected log-probabilities of every token from {where}, found {len(told)} that do not sum to "
+                f"expected log-probabilities of every token from {where}, found {len(top_logprobs)} that do not sum to "
                 "one; start it with --max-logprobs -1 and --logprobs-mode raw_logprobs"
             )
-        if not all(token in told for token in range(len(logprobs))):
+        if not all(token in top_logprobs for token in range(len(logprobs))):
             raise ConfigError(
-                f"expected the {len(logprobs)} tokens of {wanted.name} at {where}, found a model of {len(told)}; "
-                "serve the same model"
+                f"expected the {len(logprobs)} tokens of {expected.name} at {where}, found a model of "
+                f"{len(top_logprobs)}; serve the same model"
             )
         divergences.append(
-            math.fsum(math.exp(value) * (value - told[token]) for token, value in enumerate(logprobs) if value > -700)
+            math.fsum(
+                math.exp(value) * (value - top_logprobs[token]) for token, value in enumerate(logprobs) if value > -700
+            )
         )
     mean = math.fsum(divergences) / len(divergences)
     if not mean <= _MOST_DIVERGENCE:
         raise ConfigError(
-            f"expected the weights of {wanted.name} at {where}, found a model whose next token is distributed "
+            f"expected the weights of {expected.name} at {where}, found a model whose next token is distributed "
             f"otherwise (by {mean:.3g} nats, at most {_MOST_DIVERGENCE} is rounding); serve the same model in a "
             "precision near that of training"
         )
 
 
-def _check_scale(hear: Callable[[Ask], Reply], wanted: Wanted, where: str) -> None:
-    """Whether log-probabilities are those before temperature."""
-    asked, prompt_ids = plain_params(max_tokens=1, logprobs=1), next(iter(wanted.said))
-    heard = [hear(Ask(prompt_ids, asked | {"temperature": temperature, "seed": 1})) for temperature in (1.0, 2.0)]
-    values = [max(one.told[0].values()) for one in heard]
+def _check_scale(send: Callable[[VllmRequest], Reply], expected: ExpectedModel, where: str) -> None:
+    """Raise `ConfigError` where log-probabilities change with temperature."""
+    params, prompt_ids = plain_params(max_tokens=1, logprobs=1), next(iter(expected.logprobs))
+    replies = [
+        send(VllmRequest(prompt_ids, params | {"temperature": temperature, "seed": 1})) for temperature in (1.0, 2.0)
+    ]
+    values = [max(one.top_logprobs[0].values()) for one in replies]
     if abs(values[0] - values[1]) > max(_ROUNDING, 0.01 * abs(values[0])):
         raise ConfigError(
             f"expected log-probabilities before temperature from {where}, found {values[0]:.4f} at 1 and "

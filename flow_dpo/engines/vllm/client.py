@@ -1,12 +1,12 @@
-"""What is asked of a running `vllm serve`, and what is done while it does not answer?
+"""vLLM HTTP client: completions, adapters and models of a running `vllm serve`, with retries.
 
     client = VllmClient(VllmServerSettings(base_url="http://127.0.0.1:8000"), api_key="")
     client.load("answer-v3-5f2c", Path("runs/x/served/answer/3"))
-    said = client.complete("answer-v3-5f2c", Ask((1, 5, 6), {"max_tokens": 8, ...}))
+    completed = client.complete("answer-v3-5f2c", VllmRequest((1, 5, 6), {"max_tokens": 8, ...}))
 
-Prompts go as token ids, token ids and log-probabilities come back. What fails on the way (a connection, a deadline, a
-server that is going down or coming up) is asked again after a growing wait, until `patience_s` is over; what the server
-refuses is not. Invariant: the adapter that an answer names is the one that was asked.
+Prompts are sent as token ids; token ids and log-probabilities come back. What fails on the way (a connection, a
+deadline, a server that is going down or coming up) is retried after a growing wait, until `patience_s` is over; what
+the server refuses is not. Invariant: the adapter that a reply names is the one that was requested.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from typing import Any
 
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.engines.http_client import Address, Answer, Passing, check_base_url
-from flow_dpo.engines.vllm.requests import Ask, Reply
+from flow_dpo.engines.vllm.requests import Reply, VllmRequest
 
 _logger = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 5.0
 _TRIES_OF_500 = 5
-"""A server whose engine has died says 500 until it ends; one that says it forever has a fault of its own."""
+"""A server whose engine has died replies 500 until it ends; one that goes on doing so has a fault of its own."""
 _MOST_BYTES = 256 << 20
 """The log-probabilities of 250,000 tokens are some 20 MiB."""
 _ABORT = "abort"
-"""Why a completion ended that the server gave up."""
+"""Finish reason of a completion that the server gave up."""
 _ABOUT_ADAPTERS = re.compile(r"lora.rank|max_lora|lora is not enabled|target_modules|adapter_config", re.IGNORECASE)
-"""What a refusal of an adapter speaks of, which asking again does not change."""
+"""Words in the refusal of an adapter, which a retry does not change."""
 _PARTING_S = 10.0
-"""Seconds that a server has to unload an adapter: nobody waits for it."""
+"""Deadline in seconds for unloading an adapter, on which nothing depends."""
 _TOKEN_ID = "token_id:"
 _UNREADABLE = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VllmServerSettings:
-    """A running `vllm serve` that plays. Its API key, where it wants one, is read from OPENAI_API_KEY."""
+    """A running `vllm serve` that samples. Its API key, where it needs one, is read from OPENAI_API_KEY."""
 
     base_url: str = "http://127.0.0.1:8000"
     """Where it listens; with or without /v1."""
@@ -52,13 +52,13 @@ class VllmServerSettings:
     concurrency: int = 128
     """Requests under way at once."""
     deadline_s: float = 600.0
-    """Seconds that one request may take in all before it is given up and asked again."""
+    """Seconds that one request may take in all before it is given up and retried."""
     patience_s: float = 900.0
-    """Seconds for which a request that fails on the way is asked again: as long as the server takes to start anew."""
+    """Seconds for which a request that fails on the way is retried: as long as the server takes to restart."""
     backoff_s: float = 0.25
     """Seconds before the second try; twice as many before each that follows, five at most."""
     top_logprobs: int = 20
-    """Likeliest tokens that are told at each position where temperature or top-p are not 1."""
+    """Top log-probabilities reported at each position where temperature or top-p are not 1."""
 
     def __post_init__(self) -> None:
         check_base_url(self.base_url)
@@ -86,20 +86,20 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """An answer, and what it cost."""
+    """A reply, and its token counts."""
 
-    heard: Reply
+    reply: Reply
     prompt_tokens: int
     cached_tokens: int | None
-    """Of the prompt, those that the prefix cache held; None where the server does not tell."""
+    """Prompt tokens that were in the server's prefix cache; None where it does not report them."""
 
 
 class Unknown(Exception):
-    """The server does not know the adapter: it was started anew, or somebody has unloaded it."""
+    """The server does not have the adapter: it was restarted, or another program has unloaded it."""
 
 
 class VllmClient:
-    """May be asked from several threads. After `stop` every request ends in an error."""
+    """Client of one server; thread-safe. After `stop` every request ends in an error."""
 
     def __init__(self, settings: VllmServerSettings, *, api_key: str) -> None:
         self.settings = settings
@@ -118,7 +118,7 @@ class VllmClient:
         self._address.stop()
 
     def answers(self) -> Answer:
-        """What it says when it is asked for its models, without patience. Raises `ConfigError` where nobody answers."""
+        """The response to a request for its models, without retries. Raises `ConfigError` where there is none."""
         try:
             return self._address.exchange("GET", "/v1/models")
         except Passing as error:
@@ -140,13 +140,13 @@ class VllmClient:
             raise self._strange("/tokenize", answer, "start it with its tokenizer") from error
 
     def load(self, name: str, folder: Path) -> None:
-        """Load an adapter from a folder in PEFT's layout. One of that name that is there already is left as it is."""
+        """Load an adapter from a folder in PEFT's layout. One of that name that is loaded already stays as it is."""
         answer = self._patiently("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if answer.status != 200 and "already been loaded" not in answer.text:
             raise _load_error(self.url, folder, answer)
 
     def unload(self, name: str) -> None:
-        """Let the server forget an adapter; says so where it does not. One that has ended has forgotten it."""
+        """Unload an adapter; warns where the server does not. One that has ended holds none."""
         body = json.dumps({"lora_name": name}).encode("ascii")
         try:
             answer = self._parting.exchange("POST", "/v1/unload_lora_adapter", body)
@@ -157,18 +157,18 @@ class VllmClient:
             _logger.warning("%s did not unload %s: status %d, %.200r", self.url, name, answer.status, answer.text)
 
     def max_loras(self) -> int | None:
-        """How many adapters it speaks with in one batch, as its metrics say; None where they do not."""
+        """How many adapters it serves in one batch, by its metrics; None where they do not say."""
         answer = self._patiently("GET", "/metrics", None)
         found = re.search(r'vllm:lora_requests_info\{[^}]*max_lora="(\d+)"', answer.text)
         return int(found[1]) if found else None
 
-    def complete(self, model: str, ask: Ask) -> Completed:
+    def complete(self, model: str, request: VllmRequest) -> Completed:
         """One completion. Raises `Unknown` for an adapter that is not there, `EngineError` for what is refused or
         cannot be read."""
         asked: dict[str, Any] = {
-            "model": model, "prompt": list(ask.prompt_ids), "return_token_ids": True,
+            "model": model, "prompt": list(request.prompt_ids), "return_token_ids": True,
             "return_tokens_as_token_ids": True, "logprobs": 0,
-        } | dict(ask.params)  # fmt: skip
+        } | dict(request.params)  # fmt: skip
         answer = self._patiently("POST", "/v1/completions", asked)
         if answer.status == 404:
             raise Unknown(model)
@@ -178,8 +178,8 @@ class VllmClient:
             found = json.loads(answer.text)
             choice, usage = found["choices"][0], found["usage"]
             details = usage.get("prompt_tokens_details") or {}
-            said, heard = found["model"], _heard(choice, wanted=asked)
-            completed = Completed(heard, int(usage["prompt_tokens"]), details.get("cached_tokens"))
+            said, reply = found["model"], _reply(choice, params=asked)
+            completed = Completed(reply, int(usage["prompt_tokens"]), details.get("cached_tokens"))
         except _UNREADABLE as error:
             raise self._strange(
                 "/v1/completions", answer,
@@ -190,7 +190,7 @@ class VllmClient:
         return completed
 
     def _patiently(self, method: str, path: str, fields: Mapping[str, Any] | None) -> Answer:
-        """Ask until there is an answer. Raises `EngineError` when patience is over, which begins with what fails."""
+        """Retry until there is a response. Raises `EngineError` `patience_s` after the first failure."""
         body = None if fields is None else json.dumps(fields).encode("ascii")
         failing_since, wait_s, left_of_500 = math.inf, self.settings.backoff_s, _TRIES_OF_500
         while True:
@@ -244,12 +244,12 @@ def _aborted(answer: Answer) -> bool:
         return False
 
 
-def _heard(choice: Mapping[str, Any], *, wanted: Mapping[str, Any]) -> Reply:
+def _reply(choice: Mapping[str, Any], *, params: Mapping[str, Any]) -> Reply:
     logprobs = choice["logprobs"]
     ids = tuple(int(token) for token in choice["token_ids"])
     values = tuple(float(value) for value in logprobs["token_logprobs"])
     told: tuple[Mapping[int, float], ...] = ({},) * len(ids)
-    if wanted["logprobs"]:
+    if params["logprobs"]:
         told = tuple(
             {int(name.removeprefix(_TOKEN_ID)): float(value) for name, value in one.items()}
             for one in logprobs["top_logprobs"]
@@ -267,7 +267,7 @@ def _advice(text: str) -> str:
 
 
 def _load_error(url: str, folder: Path, answer: Answer) -> ConfigError:
-    """vLLM's words for an adapter that it cannot load, with what to change."""
+    """The error for an adapter that vLLM cannot load, with what to change."""
     text = answer.text[:300]
     if answer.status in (404, 405) and "adapter" not in text.lower():
         advice = "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment"

@@ -1,14 +1,14 @@
-"""How does vLLM play in this process?
+"""vLLM in this process: vLLM's own engine with LoRA adapters that change at every refresh.
 
-vLLM's own engine, with the same questions as over HTTP (`vllm_asking`) and no server: requests join its running batch
-when they are submitted, and `poll` steps it until one is answered. Every refresh loads the adapters from their folders
-under new names and new ids, and drops the old ones: vLLM's prefix cache goes by an adapter's name and path, so a name
-that is used again would speak from keys and values of the old weights. With `sync="merged"` a refresh loads the whole
-model anew, its one role's adapter merged into it, and empties the cache.
+The same requests as over HTTP (`requests`) without a server: they join vLLM's running batch when they are submitted,
+and `poll` steps it until one is finished. Every refresh loads the adapters from their folders under new names and new
+ids, and drops the old ones: vLLM's prefix cache goes by an adapter's name and path, so a name that is used again would
+sample from keys and values of the old weights. With `sync="merged"` a refresh loads the whole model, its one role's
+adapter merged into it, and empties the cache.
 
-    engine = VllmEngine(open_vllm(settings, model="Qwen/...", ...), speech, context_tokens=2048, folder_of=store)
+    engine = VllmEngine(open_vllm(settings, model="Qwen/...", ...), facts, context_tokens=2048, folder_of=store)
 
-Invariant: a completion is spoken by the adapter in force when it was submitted. vllm is imported by `open_vllm` alone.
+Invariant: a completion is sampled with the adapter in force when it was submitted. Only `open_vllm` imports vllm.
 """
 
 from __future__ import annotations
@@ -25,16 +25,23 @@ from typing import Any, Literal
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
-from flow_dpo.engines.request_checks import check_idle, check_request, check_words
-from flow_dpo.engines.vllm.requests import Answering, Ask, ModelFacts, Reply, answer, check_sampling
+from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary
+from flow_dpo.engines.vllm.requests import (
+    CompletionSteps,
+    ModelFacts,
+    Reply,
+    VllmRequest,
+    check_sampling,
+    completion_steps,
+)
 
 _INSTALL = "make setup-vllm makes an environment with it in .venv-vllm, or install this package with its extra [vllm]"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks for which vLLM makes room."""
+"""The LoRA ranks that vLLM supports."""
 
 
 _NUMBERS = itertools.count(1)
-"""Of adapters and questions: never used twice in this process, whichever engine asks."""
+"""Ids of adapters and vLLM requests: never used twice in this process, by whichever engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +49,18 @@ class VllmSettings:
     """vLLM in this process."""
 
     kv_budget_gib: float = 2.0
-    """Memory for keys and values. The learner needs the rest."""
+    """Memory for the KV cache in GiB. The learner needs the rest."""
     max_batch_size: int = 256
     """Requests that are decoded together."""
     block_tokens: int = 0
     """Tokens in a block of the prefix cache: what two prompts share is reused in whole blocks. 0 is vLLM's own choice,
-    16 on most GPUs; on a CPU 128, and 32 serves better."""
+    16 on most GPUs; on a CPU 128, where 32 is better."""
     compiled: bool = True
     """Compile the model and capture its steps: minutes at the start, faster from then on. Never on a CPU."""
     top_logprobs: int = 20
-    """Likeliest tokens that are told at each position where temperature or top-p are not 1."""
+    """Top log-probabilities reported at each position where temperature or top-p are not 1."""
     sync: Literal["adapters", "merged"] = "adapters"
-    """What a refresh brings: adapters, or all weights with a role's adapter in them. The latter is for recipes of one
+    """What a refresh loads: adapters, or all weights with a role's adapter merged in. The latter is for recipes of one
     role: tokens cost no adapter, a refresh costs the whole model (docs/engines.md)."""
     engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """More of vLLM's `EngineArgs`, such as {"tensor_parallel_size": 2}."""
@@ -66,7 +73,7 @@ class VllmSettings:
             )
 
     def check_roles(self, num_roles: int) -> None:
-        """Raises `ConfigError` where merged weights would have to speak for several roles."""
+        """Raise `ConfigError` where merged weights would have to serve several roles."""
         if self.sync == "merged" and num_roles != 1:
             raise ConfigError(
                 f"expected one role with --engine.sync merged, found {num_roles}: one vLLM holds one set of weights; "
@@ -75,10 +82,12 @@ class VllmSettings:
 
 
 @dataclass(slots=True)
-class _Asked:
+class _Pending:
+    """A completion under way."""
+
     ticket: int
-    questions: Answering
-    voice: Any
+    steps: CompletionSteps
+    adapter_request: Any
     """vLLM's `LoRARequest`; None for the base model."""
 
 
@@ -100,7 +109,7 @@ def open_vllm(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """vLLM's engine on this model. Raises `ConfigError` where vLLM is not installed or refuses."""
+    """Start vLLM's engine on this model. Raises `ConfigError` where vLLM is not installed or refuses."""
     check_installed()
     try:
         from vllm import EngineArgs, LLMEngine  # pyright: ignore
@@ -108,54 +117,54 @@ def open_vllm(
         raise ConfigError(f"--engine vllm needs vLLM, which cannot be imported here ({error}); {_INSTALL}") from error
     if rank > RANKS[-1]:
         raise ConfigError(f"expected lora_r of {RANKS[-1]} at most, which is what vLLM serves, found {rank}")
-    wanted: dict[str, Any] = {
+    engine_args: dict[str, Any] = {
         "model": model, "revision": revision, "trust_remote_code": trust_remote_code, "dtype": dtype,
         "max_model_len": context_tokens, "skip_tokenizer_init": True,
         "enable_prefix_caching": True, "max_logprobs": -1, "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
         "max_num_seqs": settings.max_batch_size, "kv_cache_memory_bytes": int(settings.kv_budget_gib * 2**30),
         "enforce_eager": on_cpu or not settings.compiled, "disable_log_stats": True, "seed": 0,
-        # The keys and values have their own bound; this one only asks that so much of a GPU is free beside the learner.
+        # The KV cache has its own bound; this one only demands that much free GPU memory beside the learner's.
         "gpu_memory_utilization": 0.1,
     }  # fmt: skip
     if on_cpu:
-        # vLLM 0.32 cannot go on drawing by a request's seed on a CPU where it read the prompt in parts.
-        wanted["enable_chunked_prefill"] = False
+        # On a CPU, vLLM 0.32 loses a request's seed when it prefills the prompt in chunks.
+        engine_args["enable_chunked_prefill"] = False
     if settings.sync == "adapters":
-        wanted |= {"enable_lora": True, "max_loras": num_roles, "max_cpu_loras": 2 * num_roles}
-        wanted["max_lora_rank"] = next(one for one in RANKS if one >= rank)
+        engine_args |= {"enable_lora": True, "max_loras": num_roles, "max_cpu_loras": 2 * num_roles}
+        engine_args["max_lora_rank"] = next(one for one in RANKS if one >= rank)
     if settings.block_tokens:
-        wanted["block_size"] = settings.block_tokens
+        engine_args["block_size"] = settings.block_tokens
     try:
-        return LLMEngine.from_engine_args(EngineArgs(**{**wanted, **settings.engine_args}))
+        return LLMEngine.from_engine_args(EngineArgs(**{**engine_args, **settings.engine_args}))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"vLLM could not be started with {model}: {error}; its own words are above. A context window of "
+            f"vLLM could not be started with {model}: {error}; its own log is above. A context window of "
             f"{context_tokens} tokens may need more than --engine.kv_budget_gib {settings.kv_budget_gib:g}, or be cut "
             'by --engine.engine_args {"max_model_len": N}'
         ) from error
 
 
 class VllmEngine(Engine):
-    """vLLM's engine behind the seam."""
+    """vLLM's engine as an `Engine`."""
 
     def __init__(
         self,
         vllm: Any,
-        speech: ModelFacts,
+        facts: ModelFacts,
         *,
         context_tokens: int,
         folder_of: Callable[[Adapter], Path],
         merged_into: Path | None = None,
     ) -> None:
-        """`folder_of` finds an adapter's folder; with `merged_into`, the base's own, it finds a whole model's that
-        has the adapter in its weights, and these are what a refresh loads."""
-        self._vllm, self._speech, self._folder_of, self._base = vllm, speech, folder_of, merged_into
+        """`folder_of` finds an adapter's folder. With `merged_into`, the base model's own folder, it finds that of a
+        whole model with the adapter merged into its weights, which is what a refresh loads."""
+        self._vllm, self._facts, self._folder_of, self._base = vllm, facts, folder_of, merged_into
         self._context_tokens = context_tokens
-        self._asked: dict[str, _Asked] = {}
-        """What is under way, by the id of the question that vLLM works on."""
+        self._pending: dict[str, _Pending] = {}
+        """Completions under way, by the id of the vLLM request that each waits for."""
         self._finished: list[tuple[int, Completion]] = []
         self._failures: deque[EngineError] = deque()
-        self._voices: dict[Role, Any] = {}
+        self._lora_requests: dict[Role, Any] = {}
         self._adapters: dict[Role, Adapter] = {}
         self._num_tickets = 0
         self._stats: dict[str, float] = {}
@@ -163,27 +172,27 @@ class VllmEngine(Engine):
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         check_request(request, sampling, context_tokens=self._context_tokens)
         check_sampling(sampling)
-        check_words(request, excluded, num_words=self._speech.num_words)
+        check_vocabulary(request, excluded, vocab_size=self._facts.vocab_size)
         adapter = self._adapters.get(request.role)
-        questions = answer(
+        steps = completion_steps(
             request,
             sampling,
             seed=seed,
             excluded=tuple(excluded),
-            speech=self._speech,
+            facts=self._facts,
             policy_version=adapter.version if adapter else 0,
         )
         self._num_tickets += 1
-        self._go_on(_Asked(self._num_tickets, questions, self._voices.get(request.role)), None)
+        self._advance(_Pending(self._num_tickets, steps, self._lora_requests.get(request.role)), None)
         return self._num_tickets
 
     def poll(self) -> list[tuple[int, Completion]]:
-        while self._asked and not self._finished and not self._failures:
-            with _Told("step"):
-                answers = self._vllm.step()
-            for said in answers:
-                if said.finished:
-                    self._hear(said)
+        while self._pending and not self._finished and not self._failures:
+            with _VllmErrors("step"):
+                outputs = self._vllm.step()
+            for output in outputs:
+                if output.finished:
+                    self._read_output(output)
         if self._finished:
             finished, self._finished = self._finished, []
             return finished
@@ -192,33 +201,33 @@ class VllmEngine(Engine):
         return []
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        check_idle(len(self._asked) + len(self._finished) + len(self._failures))
+        check_idle(len(self._pending) + len(self._finished) + len(self._failures))
         if dict(adapters) == self._adapters:
             return
-        began = time.perf_counter()
+        started = time.perf_counter()
         if self._base is None:
-            old = self._voices
-            self._voices = {role: self._loaded(adapter) for role, adapter in adapters.items()}
-            with _Told("forget an adapter"):
-                for voice in old.values():
-                    self._vllm.remove_lora(voice.lora_int_id)
+            previous = self._lora_requests
+            self._lora_requests = {role: self._load_lora(adapter) for role, adapter in adapters.items()}
+            with _VllmErrors("drop an adapter"):
+                for adapter_request in previous.values():
+                    self._vllm.remove_lora(adapter_request.lora_int_id)
         else:
             self._reload([self._folder_of(adapter) for adapter in adapters.values()] or [self._base])
         self._adapters = dict(adapters)
-        self._count(refresh_s=time.perf_counter() - began)
+        self._count(refresh_s=time.perf_counter() - started)
 
-    def hear(self, ask: Ask) -> Reply:
-        """What the base model says to one question, while nothing else is under way."""
-        check_idle(len(self._asked) + len(self._finished) + len(self._failures))
-        heard: list[Reply] = []
+    def sample_base(self, vllm_request: VllmRequest) -> Reply:
+        """The base model's reply to one request, while nothing else is under way."""
+        check_idle(len(self._pending) + len(self._finished) + len(self._failures))
+        replies: list[Reply] = []
 
-        def question() -> Answering:
-            heard.append((yield ask))
+        def single_step() -> CompletionSteps:
+            replies.append((yield vllm_request))
             return Completion(token_ids=(), logprobs=(), sampled_logprobs=(), finish_reason="stop", policy_version=0)
 
-        self._go_on(_Asked(0, question(), None), None)
+        self._advance(_Pending(0, single_step(), None), None)
         self.poll()
-        return heard[0]
+        return replies[0]
 
     def take_stats(self) -> dict[str, float]:
         names = ("num_requests", "sampled_tokens", "prefilled_tokens", "reused_tokens", "refresh_s")
@@ -229,73 +238,75 @@ class VllmEngine(Engine):
         """End vLLM's own processes and free its memory."""
         self._vllm.engine_core.shutdown()
 
-    def _loaded(self, adapter: Adapter) -> Any:
+    def _load_lora(self, adapter: Adapter) -> Any:
         from vllm.lora.request import LoRARequest  # pyright: ignore
 
         number, folder = next(_NUMBERS), self._folder_of(adapter).resolve()
         name = f"{adapter.role}-v{adapter.version}-{number}"
-        voice = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
-        with _Told(f"load the adapter {folder}"):
-            self._vllm.add_lora(voice)
-        return voice
+        adapter_request = LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))
+        with _VllmErrors(f"load the adapter {folder}"):
+            self._vllm.add_lora(adapter_request)
+        return adapter_request
 
     def _reload(self, folders: list[Path]) -> None:
-        """Let vLLM speak with the weights of another folder, and forget what was computed with the old ones."""
+        """Load the weights of another folder into vLLM, and empty the prefix cache."""
         if len(folders) != 1:
             raise EngineError(f"expected one role's weights, found {len(folders)}")
-        with _Told(f"load the weights in {folders[0]}"):
+        with _VllmErrors(f"load the weights in {folders[0]}"):
             self._vllm.collective_rpc("reload_weights", kwargs={"weights_path": str(folders[0].resolve())})
-            forgotten = self._vllm.reset_prefix_cache()
-        if not forgotten:
-            raise EngineError("expected vLLM to forget keys and values of the old weights, and it did not")
+            was_reset = self._vllm.reset_prefix_cache()
+        if not was_reset:
+            raise EngineError("expected vLLM to empty its prefix cache after new weights, and it did not")
 
-    def _go_on(self, asked: _Asked, heard: Reply | None) -> None:
-        """Put the next question of a completion to vLLM, or take the completion."""
+    def _advance(self, pending: _Pending, reply: Reply | None) -> None:
+        """Send the next vLLM request of a completion, or collect the completion."""
         try:
-            ask = next(asked.questions) if heard is None else asked.questions.send(heard)
-        except StopIteration as done:
-            self._finished.append((asked.ticket, done.value))
+            vllm_request = next(pending.steps) if reply is None else pending.steps.send(reply)
+        except StopIteration as stop:
+            self._finished.append((pending.ticket, stop.value))
         except EngineError as error:
             self._failures.append(error)
         else:
-            self._put(asked, ask)
+            self._send(pending, vllm_request)
 
-    def _put(self, asked: _Asked, ask: Ask) -> None:
+    def _send(self, pending: _Pending, vllm_request: VllmRequest) -> None:
         from vllm import SamplingParams, TokensPrompt  # pyright: ignore
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore
 
         name = str(next(_NUMBERS))
-        params = SamplingParams(**ask.params, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
-        prompt = TokensPrompt(prompt_token_ids=list(ask.prompt_ids))
-        with _Told("take a request"):
-            self._vllm.add_request(name, prompt, params, lora_request=asked.voice)
-        self._asked[name] = asked
+        params = SamplingParams(**vllm_request.params, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+        prompt = TokensPrompt(prompt_token_ids=list(vllm_request.prompt_ids))
+        with _VllmErrors("take a request"):
+            self._vllm.add_request(name, prompt, params, lora_request=pending.adapter_request)
+        self._pending[name] = pending
 
-    def _hear(self, said: Any) -> None:
-        """Read one of vLLM's answers."""
-        asked = self._asked.pop(said.request_id)
-        [out] = said.outputs
+    def _read_output(self, output: Any) -> None:
+        """Read one finished output of vLLM, and go on with its completion."""
+        pending = self._pending.pop(output.request_id)
+        [out] = output.outputs
         ids = tuple(out.token_ids)
-        told = tuple({token: one.logprob for token, one in position.items()} for position in out.logprobs or ())
-        if len(told) != len(ids) or not ids:
-            raise EngineError(f"expected log-probabilities of every token from vLLM, found {len(told)} of {len(ids)}")
-        values = tuple(position[token] for position, token in zip(told, ids, strict=True))
-        cached = said.num_cached_tokens or 0
+        top_logprobs = tuple({token: one.logprob for token, one in position.items()} for position in out.logprobs or ())
+        if len(top_logprobs) != len(ids) or not ids:
+            raise EngineError(
+                f"expected log-probabilities of every token from vLLM, found {len(top_logprobs)} of {len(ids)}"
+            )
+        values = tuple(position[token] for position, token in zip(top_logprobs, ids, strict=True))
+        cached = output.num_cached_tokens or 0
         self._count(
             num_requests=1,
             sampled_tokens=len(ids),
-            prefilled_tokens=len(said.prompt_token_ids) - cached,
+            prefilled_tokens=len(output.prompt_token_ids) - cached,
             reused_tokens=cached,
         )
-        self._go_on(asked, Reply(ids, values, told))
+        self._advance(pending, Reply(ids, values, top_logprobs))
 
     def _count(self, **work: float) -> None:
         for name, value in work.items():
             self._stats[name] = self._stats.get(name, 0.0) + value
 
 
-class _Told:
-    """vLLM's errors, most of which are plain exceptions of its other process, told as ours."""
+class _VllmErrors:
+    """Turns vLLM's errors, most of which are plain exceptions of its other process, into `EngineError`."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -304,4 +315,4 @@ class _Told:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
-            raise EngineError(f"vLLM could not {self._what}: {error!r:.500}; its own words are above") from error
+            raise EngineError(f"vLLM could not {self._what}: {error!r:.500}; its own log is above") from error

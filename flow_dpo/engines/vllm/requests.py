@@ -1,19 +1,23 @@
-"""How is one request put to vLLM, and how is what it says read as a completion?
+"""vLLM requests: one completion as a sequence of vLLM requests and replies, in process and over HTTP alike.
 
-The same way whether vLLM runs in this process or behind an address: as a generator that yields what is asked, in the
-words of vLLM's `SamplingParams`, and is sent what was heard. Most requests are one question. The others:
+A generator that yields requests, in the terms of vLLM's `SamplingParams`, and is sent the replies. Most completions
+take one request. The others:
 
-    choices              one token is asked for with the likeliest candidates, of whom the choices nearly always are;
-                         one that is not is asked for alone; `choose` draws
-    a first token that   one token is asked for with the likeliest candidates; the first token is drawn here, from the
-    may not be some      truncated distribution without them, and what follows is a second question
-    temperature, top-p   every token is asked for with the likeliest candidates, from which follows what it was drawn
-                         with; where they do not tell (`head`), that position is asked for with more of them, or all
+    choices              one token with its top log-probabilities, among which the choices nearly always are; one that
+                         is not is requested alone; `choose` samples
+    excluded first       one token with its top log-probabilities; the first token is sampled here, from the truncated
+    tokens               distribution without them, and what follows is a second request
+    temperature, top-p   every token with its top log-probabilities, from which follow the sampled log-probabilities;
+                         where they do not suffice (`topk_logprobs`), that position is requested with more, or all
+
+    steps = completion_steps(request, sampling, seed=7, excluded=(), facts=facts, policy_version=3)
+    vllm_request = next(steps)                     # VllmRequest((1, 5, 6), {"max_tokens": 8, "seed": 7, ...})
+    steps.send(Reply((5, 2), (-0.1, -0.3), ({}, {})))      # StopIteration with the completion
 
 vLLM reports the log-probabilities of the unscaled, untruncated distribution (its `raw_logprobs`, the default). It can
-also tell those of tokens that are named (`logprob_token_ids`), but then tells no other request of the same batch its
-likeliest candidates (vLLM 0.32), so that is never asked for.
-Invariant: what is drawn depends on the request, its seed and the adapter alone, up to the rounding of sums.
+also report those of named tokens (`logprob_token_ids`), but then reports no top log-probabilities to any other request
+of the same batch (vLLM 0.32), so that is never used.
+Invariant: what is sampled depends on the request, its seed and the adapter alone, up to the rounding of sums.
 """
 
 from __future__ import annotations
@@ -27,22 +31,22 @@ from flow_dpo.core.types import Completion, Request, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
 from flow_dpo.engines.request_checks import nothing_left
 from flow_dpo.engines.sampling_rule import Drawn, stream, uniform
-from flow_dpo.engines.vllm.topk_logprobs import Kept, draw_told, keep
+from flow_dpo.engines.vllm.topk_logprobs import Candidates, draw_candidate, find_candidates
 
 MAX_ASKED_ALONE = 2
-"""Choices that are asked for one by one where they are not among the likeliest; the whole distribution for more."""
-_MORE = 512
-"""Likeliest tokens that are asked for where the first few do not tell."""
+"""Choices that are requested one by one where they are not among the top tokens; for more, all log-probabilities."""
+_MORE_LOGPROBS = 512
+"""Top log-probabilities that are requested where the first few do not suffice."""
 TEMPERATURES = (0.01, 2.0)
-"""vLLM takes no other."""
+"""The range that vLLM accepts."""
 _SEED_BITS = (1 << 63) - 1
 _NOT_A_NUMBER = -9000.0
-"""vLLM writes -9999 where a log-probability is none."""
+"""vLLM writes -9999 where a log-probability is not a number."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One question to vLLM."""
+class VllmRequest:
+    """One request to vLLM."""
 
     prompt_ids: TokenIds
     params: Mapping[str, Any]
@@ -51,44 +55,44 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What vLLM said to it."""
+    """vLLM's reply to one request."""
 
     token_ids: TokenIds
     logprobs: tuple[float, ...]
-    told: tuple[Mapping[int, float], ...]
-    """At each position, the log-probabilities of the tokens that were asked for, by id."""
+    top_logprobs: tuple[Mapping[int, float], ...]
+    """At each position, the log-probabilities of the requested number of most probable tokens, by id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What an engine knows of the model that it asks."""
+    """What an engine knows of the served model."""
 
     end_ids: frozenset[int]
-    num_words: int
+    vocab_size: int
     """Size of the vocabulary."""
-    top_logprobs: int
-    """How many of the likeliest tokens are told where they are needed."""
+    num_top_logprobs: int
+    """Top log-probabilities that are requested first, where they are needed."""
 
 
-Answering = Generator[Ask, Reply, Completion]
+CompletionSteps = Generator[VllmRequest, Reply, Completion]
 
 
-def answer(
-    request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds, speech: ModelFacts, policy_version: int
-) -> Answering:
-    """The questions that make one completion. Raises `EngineError` where nothing is left to draw."""
+def completion_steps(
+    request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds, facts: ModelFacts, policy_version: int
+) -> CompletionSteps:
+    """The requests that make one completion. Raises `EngineError` where no token is left to sample."""
     if request.choices:
-        return (yield from _choice(request, sampling, seed, excluded, speech, policy_version))
+        return (yield from _choice_steps(request, sampling, seed, excluded, facts, policy_version))
     drawn: list[Drawn] = []
     if excluded:
-        drawn.append((yield from _first(request, sampling, seed, excluded, speech)))
-    if not drawn or (drawn[0].token not in speech.end_ids and request.max_tokens > 1):
-        drawn += yield from _written(request, sampling, seed, tuple(d.token for d in drawn), speech)
+        drawn.append((yield from _first_token_steps(request, sampling, seed, excluded, facts)))
+    if not drawn or (drawn[0].token not in facts.end_ids and request.max_tokens > 1):
+        drawn += yield from _text_steps(request, sampling, seed, tuple(d.token for d in drawn), facts)
     return Completion(
         token_ids=tuple(d.token for d in drawn),
         logprobs=tuple(d.logprob for d in drawn),
         sampled_logprobs=tuple(d.sampled_logprob for d in drawn),
-        finish_reason="stop" if drawn[-1].token in speech.end_ids else "length",
+        finish_reason="stop" if drawn[-1].token in facts.end_ids else "length",
         policy_version=policy_version,
     )
 
@@ -98,28 +102,33 @@ def check_sampling(sampling: Sampling) -> None:
     least, most = TEMPERATURES
     if not (sampling.greedy or least <= sampling.temperature <= most):
         raise EngineError(
-            f"expected a temperature from {least} to {most}, which is what vLLM can draw with, found "
-            f"{sampling.temperature}; change --temperature, or play with --engine local"
+            f"expected a temperature from {least} to {most}, which is what vLLM accepts, found "
+            f"{sampling.temperature}; change --temperature, or use --engine local"
         )
 
 
-def _choice(
-    request: Request, sampling: Sampling, seed: int, excluded: TokenIds, speech: ModelFacts, policy_version: int
-) -> Answering:
-    heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=_widening(speech)[0]))
-    told = dict(heard.told[0])
-    missing = [token for token in request.choices if token not in told]
+def _choice_steps(
+    request: Request, sampling: Sampling, seed: int, excluded: TokenIds, facts: ModelFacts, policy_version: int
+) -> CompletionSteps:
+    # 1. The choices are nearly always among the most probable tokens.
+    reply = yield VllmRequest(request.prompt_ids, plain_params(max_tokens=1, logprobs=_top_logprob_counts(facts)[0]))
+    top_logprobs = dict(reply.top_logprobs[0])
+    # 2. The others: one request each, or one for the whole distribution.
+    missing = [token for token in request.choices if token not in top_logprobs]
     if len(missing) > MAX_ASKED_ALONE:
-        told = (yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=-1))).told[0]
+        top_logprobs = (yield VllmRequest(request.prompt_ids, plain_params(max_tokens=1, logprobs=-1))).top_logprobs[0]
     else:
         for token in missing:
-            alone = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=0, allowed_token_ids=[token]))
-            told |= zip(alone.token_ids, alone.logprobs, strict=True)
+            single = yield VllmRequest(
+                request.prompt_ids, plain_params(max_tokens=1, logprobs=0, allowed_token_ids=[token])
+            )
+            top_logprobs |= zip(single.token_ids, single.logprobs, strict=True)
+    # 3. Sample by our rule.
     try:
-        scores = [told[token] for token in request.choices]
+        scores = [top_logprobs[token] for token in request.choices]
     except KeyError as error:
         raise EngineError(
-            f"expected vLLM to tell the log-probabilities of {request.choices} ({request.role!r}), found {error!r}"
+            f"expected vLLM to report the log-probabilities of {request.choices} ({request.role!r}), found {error!r}"
         ) from error
     if not max(scores) > _NOT_A_NUMBER:
         raise EngineError(
@@ -128,93 +137,106 @@ def _choice(
     return choose(scores, request, sampling, seed=seed, excluded=excluded, policy_version=policy_version)
 
 
-def _first(
-    request: Request, sampling: Sampling, seed: int, excluded: Collection[int], speech: ModelFacts
-) -> Generator[Ask, Reply, Drawn]:
-    """The first token, drawn here."""
-    for count in _widening(speech):
-        heard = yield Ask(request.prompt_ids, plain_params(max_tokens=1, logprobs=count))
-        told = _likeliest(heard.told[0], count)
-        kept = keep(told, sampling, num_words=speech.num_words)
-        drawn = kept and draw_told(kept, told, uniform=uniform(seed, 0), greedy=sampling.greedy, excluded=excluded)
+def _first_token_steps(
+    request: Request, sampling: Sampling, seed: int, excluded: Collection[int], facts: ModelFacts
+) -> Generator[VllmRequest, Reply, Drawn]:
+    """The first token, sampled here because some are excluded."""
+    for count in _top_logprob_counts(facts):
+        reply = yield VllmRequest(request.prompt_ids, plain_params(max_tokens=1, logprobs=count))
+        top_logprobs = _top(reply.top_logprobs[0], count)
+        candidates = find_candidates(top_logprobs, sampling, vocab_size=facts.vocab_size)
+        drawn = candidates and draw_candidate(
+            candidates, top_logprobs, uniform=uniform(seed, 0), greedy=sampling.greedy, excluded=excluded
+        )
         if drawn is not None:
             return drawn
-        if kept is not None and not kept.tail:
+        if candidates is not None and not candidates.tail:
             break
     raise nothing_left(request, sampling, tuple(excluded))
 
 
-def _written(
-    request: Request, sampling: Sampling, seed: int, begun: TokenIds, speech: ModelFacts
-) -> Generator[Ask, Reply, list[Drawn]]:
-    """What follows the tokens that were drawn here already."""
-    prompt_ids, room = request.prompt_ids + begun, request.max_tokens - len(begun)
+def _text_steps(
+    request: Request, sampling: Sampling, seed: int, first_ids: TokenIds, facts: ModelFacts
+) -> Generator[VllmRequest, Reply, list[Drawn]]:
+    """The tokens after `first_ids`, which were sampled here already."""
+    # 1. One request for all of them.
+    prompt_ids, room = request.prompt_ids + first_ids, request.max_tokens - len(first_ids)
     plain = sampling.temperature == 1 and sampling.top_p == 1
     temperature, top_p = (0.0, 1.0) if sampling.greedy else (sampling.temperature, sampling.top_p)
-    heard = yield Ask(
+    reply = yield VllmRequest(
         prompt_ids,
         plain_params(
             max_tokens=room,
             temperature=temperature,
             top_p=top_p,
-            # The number behind a first token that was drawn here must not come again.
-            seed=(stream(seed) if begun else seed) & _SEED_BITS,
-            logprobs=0 if plain else _widening(speech)[0],
-            stop_token_ids=sorted(speech.end_ids),
+            # The random number that decided a first token must not be used again.
+            seed=(stream(seed) if first_ids else seed) & _SEED_BITS,
+            logprobs=0 if plain else _top_logprob_counts(facts)[0],
+            stop_token_ids=sorted(facts.end_ids),
         ),
     )
-    ids = heard.token_ids
-    ended = bool(ids) and ids[-1] in speech.end_ids
-    if not speech.end_ids.isdisjoint(ids[:-1]) or not (ended or len(ids) == room):
+    # 2. Check what came back.
+    ids = reply.token_ids
+    ended = bool(ids) and ids[-1] in facts.end_ids
+    if not facts.end_ids.isdisjoint(ids[:-1]) or not (ended or len(ids) == room):
         raise EngineError(
-            f"expected {room} tokens, or fewer up to an end token {sorted(speech.end_ids)}, from vLLM for role "
+            f"expected {room} tokens, or fewer up to an end token {sorted(facts.end_ids)}, from vLLM for role "
             f"{request.role!r}, found {ids}"
         )
-    if not all(_NOT_A_NUMBER < value <= 1e-3 for value in heard.logprobs):
+    if not all(_NOT_A_NUMBER < value <= 1e-3 for value in reply.logprobs):
         raise nothing_left(request, sampling, ())
+    # 3. Sampled log-probabilities, position by position, with more requests where the top ones do not suffice.
     drawn: list[Drawn] = []
-    for at, (token, logprob) in enumerate(zip(ids, heard.logprobs, strict=True)):
+    for at, (token, logprob) in enumerate(zip(ids, reply.logprobs, strict=True)):
         sampled = logprob
         if not plain:
-            kept = keep(_likeliest(heard.told[at], _widening(speech)[0]), sampling, num_words=speech.num_words)
-            if kept is None or (sampling.top_p < 1 and token not in kept.weights):
-                kept = yield from _wider(prompt_ids + ids[:at], sampling, speech)
-            sampled = kept.sampled_logprob(logprob)
+            candidates = find_candidates(
+                _top(reply.top_logprobs[at], _top_logprob_counts(facts)[0]), sampling, vocab_size=facts.vocab_size
+            )
+            if candidates is None or (sampling.top_p < 1 and token not in candidates.weights):
+                candidates = yield from _request_more(prompt_ids + ids[:at], sampling, facts)
+            sampled = candidates.sampled_logprob(logprob)
         drawn.append(Drawn(token, min(0.0, logprob), min(0.0, sampled)))
     return drawn
 
 
-def _wider(prompt_ids: TokenIds, sampling: Sampling, speech: ModelFacts) -> Generator[Ask, Reply, Kept]:
-    """What can be drawn behind this prompt, by more of the distribution, by all of it at last."""
-    told: Mapping[int, float] = {}
-    for count in _widening(speech)[1:]:
-        heard = yield Ask(prompt_ids, plain_params(max_tokens=1, logprobs=count))
-        told = _likeliest(heard.told[0], count)
-        kept = keep(told, sampling, num_words=speech.num_words if count > 0 else len(told))
-        if kept is not None:
-            return kept
+def _request_more(
+    prompt_ids: TokenIds, sampling: Sampling, facts: ModelFacts
+) -> Generator[VllmRequest, Reply, Candidates]:
+    """The candidates after this prompt from more top log-probabilities, and at last from those of all tokens."""
+    top_logprobs: Mapping[int, float] = {}
+    for count in _top_logprob_counts(facts)[1:]:
+        reply = yield VllmRequest(prompt_ids, plain_params(max_tokens=1, logprobs=count))
+        top_logprobs = _top(reply.top_logprobs[0], count)
+        candidates = find_candidates(
+            top_logprobs, sampling, vocab_size=facts.vocab_size if count > 0 else len(top_logprobs)
+        )
+        if candidates is not None:
+            return candidates
     raise EngineError(
-        f"expected log-probabilities of all {speech.num_words} tokens from vLLM, found {len(told)} that do not sum to "
-        "one; start it with --max-logprobs -1 and --logprobs-mode raw_logprobs"
+        f"expected log-probabilities of all {facts.vocab_size} tokens from vLLM, found {len(top_logprobs)} that do not "
+        "sum to one; start it with --max-logprobs -1 and --logprobs-mode raw_logprobs"
     )
 
 
-def _widening(speech: ModelFacts) -> tuple[int, ...]:
-    """How many likeliest tokens are asked for, and then, where they do not tell, more, and at last all: one request
-    that asks for all makes vLLM sort the vocabulary for its whole batch."""
-    few = min(speech.top_logprobs, speech.num_words)
-    return (few, _MORE, -1) if few < _MORE < speech.num_words // 2 else (few, -1)
+def _top_logprob_counts(facts: ModelFacts) -> tuple[int, ...]:
+    """How many top log-probabilities are requested first, then, where they do not suffice, and at last: all (-1).
+
+    All come last, because one such request makes vLLM sort the vocabulary for its whole batch.
+    """
+    few = min(facts.num_top_logprobs, facts.vocab_size)
+    return (few, _MORE_LOGPROBS, -1) if few < _MORE_LOGPROBS < facts.vocab_size // 2 else (few, -1)
 
 
-def _likeliest(told: Mapping[int, float], count: int) -> Mapping[int, float]:
-    """So many of what was told: vLLM adds the token that was drawn, which may be far less likely."""
-    if not 0 < count < len(told):
-        return told
-    return dict(sorted(told.items(), key=lambda item: -item[1])[:count])
+def _top(top_logprobs: Mapping[int, float], count: int) -> Mapping[int, float]:
+    """The `count` most probable ones: vLLM adds the sampled token, which may be far less probable."""
+    if not 0 < count < len(top_logprobs):
+        return top_logprobs
+    return dict(sorted(top_logprobs.items(), key=lambda item: -item[1])[:count])
 
 
 def plain_params(**params: Any) -> dict[str, Any]:
-    """Everything that vLLM would otherwise take from the model's generation config is named. Greedy by default."""
+    """Sampling parameters with every one that vLLM would take from the generation config set. Greedy by default."""
     return {
         "n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": True, "skip_special_tokens": False,

@@ -1,15 +1,16 @@
-"""How does a running `vllm serve` play, with adapters that change while it runs?
+"""vLLM server engine: a running `vllm serve` over HTTP, with LoRA adapters that change while it runs.
 
 Requests are sent as soon as they are submitted, `concurrency` of them at once, each by a thread of its own, and `poll`
-hands over whichever is answered first. At a refresh every role's adapter is loaded under a name that was never used
-before, and the old ones are unloaded: vLLM's prefix cache goes by an adapter's name, so a name that is used again would
-speak from keys and values of the old weights.
+returns those that are finished. At a refresh every role's adapter is loaded under a name that was never used before,
+and the old ones are unloaded: vLLM's prefix cache goes by an adapter's name, so a name that is used again would sample
+from keys and values of the old weights.
 
-    engine = VllmServerEngine(client, speech, context_tokens=512, folder_of=lambda adapter: Path(adapter.path))
+    engine = VllmServerEngine(client, facts, base=base, context_tokens=512, folder_of=store)
     engine.refresh({"answer": Adapter(role="answer", version=3, path="runs/x/served/answer/3")})
 
-Invariants: a completion is answered by the adapter in force when it was submitted, or the run stops; a server that ends
-and is started again costs no request and answers none twice, since each has one thread that asks until it is answered.
+Invariants: a completion is sampled with the adapter in force when it was submitted, or the run stops; a server that
+ends and is restarted loses no request and answers none twice, since each has one thread that retries until it has a
+reply.
 """
 
 from __future__ import annotations
@@ -28,19 +29,26 @@ from pathlib import Path
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
-from flow_dpo.engines.request_checks import check_idle, check_request, check_words
+from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary
 from flow_dpo.engines.vllm.client import Completed, ServedModel, Unknown, VllmClient
-from flow_dpo.engines.vllm.requests import Answering, Ask, ModelFacts, Reply, answer, check_sampling
+from flow_dpo.engines.vllm.requests import (
+    CompletionSteps,
+    ModelFacts,
+    Reply,
+    VllmRequest,
+    check_sampling,
+    completion_steps,
+)
 
 FolderOf = Callable[[Adapter], Path]
-"""Where an adapter lies in PEFT's layout, written there if it is not yet."""
-_MOST_REVIVALS = 20
-"""Times that one request finds its adapter gone before that is called a fault."""
+"""Finds an adapter's folder in PEFT's layout, and writes the adapter there if it is not there yet."""
+_MAX_RELOADS = 20
+"""Times that one request may find its adapter gone before it is an error."""
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
-    """What the server is to speak with for a role."""
+class ServedAdapter:
+    """The name under which the server has a role's adapter loaded."""
 
     name: str
     version: int
@@ -49,8 +57,8 @@ class Voice:
 
 
 @dataclass(slots=True)
-class _Work:
-    """What was done since last asked."""
+class _Stats:
+    """Counts and seconds since `take_stats` was last called."""
 
     num_requests: int = 0
     sampled_tokens: int = 0
@@ -61,45 +69,45 @@ class _Work:
 
 
 class VllmServerEngine(Engine):
-    """vLLM behind an address."""
+    """A vLLM server as an `Engine`."""
 
     def __init__(
         self,
         client: VllmClient,
-        speech: ModelFacts,
+        facts: ModelFacts,
         *,
         base: ServedModel,
         context_tokens: int,
         folder_of: FolderOf,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`check` raises where a server that was started anew speaks otherwise than the first did."""
-        self._client, self._speech, self._base, self._folder_of, self._check = client, speech, base, folder_of, check
+        """`check` raises where a restarted server does not give the log-probabilities of the first one."""
+        self._client, self._facts, self._base, self._folder_of, self._check = client, facts, base, folder_of, check
         self._context_tokens = context_tokens
         self._threads = ThreadPoolExecutor(client.settings.concurrency, thread_name_prefix="vllm")
         self._done: queue.SimpleQueue[tuple[int, Future[Completion]]] = queue.SimpleQueue()
         self._failures: deque[EngineError] = deque()
         self._under_way = 0
         self._num_tickets = 0
-        self._voices: dict[Role, Voice] = {}
+        self._served: dict[Role, ServedAdapter] = {}
         self._adapters: dict[Role, Adapter] = {}
-        self._reviving = threading.Lock()
-        self._names = f"{os.getpid():x}{time.time_ns():x}"
+        self._loading = threading.Lock()
+        self._name_suffix = f"{os.getpid():x}{time.time_ns():x}"
         self._num_refreshes = 0
-        self._work = _Work()
+        self._stats = _Stats()
 
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         check_request(request, sampling, context_tokens=self._context_tokens)
         check_sampling(sampling)
-        check_words(request, excluded, num_words=self._speech.num_words)
-        voice = self._voices.get(request.role) or Voice(self._base.id, 0, None)
-        questions = answer(
-            request, sampling, seed=seed, excluded=tuple(excluded), speech=self._speech, policy_version=voice.version
+        check_vocabulary(request, excluded, vocab_size=self._facts.vocab_size)
+        adapter = self._served.get(request.role) or ServedAdapter(self._base.id, 0, None)
+        steps = completion_steps(
+            request, sampling, seed=seed, excluded=tuple(excluded), facts=self._facts, policy_version=adapter.version
         )
         self._num_tickets += 1
         self._under_way += 1
         ticket = self._num_tickets
-        future = self._threads.submit(self._play, questions, voice)
+        future = self._threads.submit(self._complete, steps, adapter)
         future.add_done_callback(lambda done: self._done.put((ticket, done)))
         return ticket
 
@@ -121,68 +129,69 @@ class VllmServerEngine(Engine):
         check_idle(self._under_way or len(self._failures))
         if dict(adapters) == self._adapters:
             return
-        began = time.perf_counter()
+        started = time.perf_counter()
         self._num_refreshes += 1
-        voices: dict[Role, Voice] = {}
+        served: dict[Role, ServedAdapter] = {}
         for role, adapter in adapters.items():
-            name = f"{role}-v{adapter.version}-{self._names}-{self._num_refreshes}"
+            name = f"{role}-v{adapter.version}-{self._name_suffix}-{self._num_refreshes}"
             folder = self._folder_of(adapter).resolve()
-            with ExitStack() as undone:
-                undone.callback(self._forget, voices)
+            with ExitStack() as on_error:
+                on_error.callback(self._unload, served)
                 self._client.load(name, folder)
-                undone.pop_all()
-            voices[role] = Voice(name, adapter.version, folder)
-        old, self._voices, self._adapters = self._voices, voices, dict(adapters)
-        self._forget(old)
-        self._work.refresh_s += time.perf_counter() - began
+                on_error.pop_all()
+            served[role] = ServedAdapter(name, adapter.version, folder)
+        previous, self._served, self._adapters = self._served, served, dict(adapters)
+        self._unload(previous)
+        self._stats.refresh_s += time.perf_counter() - started
 
     def take_stats(self) -> dict[str, float]:
-        work, self._work = self._work, _Work()
+        stats, self._stats = self._stats, _Stats()
         retries, self._client.num_retries = self._client.num_retries, 0
         return {
-            "num_requests": work.num_requests, "sampled_tokens": work.sampled_tokens,
-            "prefilled_tokens": work.prefilled_tokens, "reused_tokens": work.reused_tokens,
-            "refresh_s": work.refresh_s, "num_retries": retries,
+            "num_requests": stats.num_requests, "sampled_tokens": stats.sampled_tokens,
+            "prefilled_tokens": stats.prefilled_tokens, "reused_tokens": stats.reused_tokens,
+            "refresh_s": stats.refresh_s, "num_retries": retries,
         }  # fmt: skip
 
     def close(self) -> None:
-        """Give up what is under way, and leave the server as it was found."""
+        """Give up what is under way, and unload the adapters."""
         self._client.stop()
         self._threads.shutdown(cancel_futures=True)
-        self._forget(self._voices)
-        self._voices = {}
+        self._unload(self._served)
+        self._served = {}
 
-    def _forget(self, voices: Mapping[Role, Voice]) -> None:
-        for voice in voices.values():
-            self._client.unload(voice.name)
+    def _unload(self, served: Mapping[Role, ServedAdapter]) -> None:
+        for adapter in served.values():
+            self._client.unload(adapter.name)
 
-    def _play(self, questions: Answering, voice: Voice) -> Completion:
-        """Ask all questions of one completion, one after the other."""
+    def _complete(self, steps: CompletionSteps, adapter: ServedAdapter) -> Completion:
+        """Send all vLLM requests of one completion, one after the other."""
         try:
-            ask = next(questions)
+            vllm_request = next(steps)
             while True:
-                ask = questions.send(self._hear(ask, voice))
+                vllm_request = steps.send(self._send(vllm_request, adapter))
         except StopIteration as done:
             return done.value
 
-    def _hear(self, ask: Ask, voice: Voice) -> Reply:
-        for _ in range(_MOST_REVIVALS):
+    def _send(self, vllm_request: VllmRequest, adapter: ServedAdapter) -> Reply:
+        """Send one request; where the server has lost the adapter, load it again first."""
+        for _ in range(_MAX_RELOADS):
             try:
-                completed = self._client.complete(voice.name, ask)
+                completed = self._client.complete(adapter.name, vllm_request)
             except Unknown:
-                self._revive(voice)
+                self._load_again(adapter)
                 continue
             self._count(completed)
-            return completed.heard
+            return completed.reply
         raise EngineError(
-            f"expected {self._client.url} to keep the adapter {voice.name}, found it gone {_MOST_REVIVALS} times; does "
-            "somebody else unload adapters there?"
+            f"expected {self._client.url} to keep the adapter {adapter.name}, found it gone {_MAX_RELOADS} times; does "
+            "another program unload adapters there?"
         )
 
-    def _revive(self, voice: Voice) -> None:
-        """Load the adapter again into a server that was started anew. Raises `EngineError` or `ConfigError` where it is
-        another one."""
-        with self._reviving:
+    def _load_again(self, adapter: ServedAdapter) -> None:
+        """Load the adapter into a restarted server. Raises `EngineError` or `ConfigError` where it serves another
+        model."""
+        with self._loading:
             served = self._client.models()
             if self._base not in served:
                 raise EngineError(
@@ -190,14 +199,14 @@ class VllmServerEngine(Engine):
                     f"{self._base.max_model_len} tokens still, found "
                     f"{[(one.id, one.root, one.max_model_len) for one in served if not one.parent]}; start it as it was"
                 )
-            if voice.folder is not None and not any(one.id == voice.name for one in served):
+            if adapter.folder is not None and not any(one.id == adapter.name for one in served):
                 self._check()
-                self._client.load(voice.name, voice.folder)
+                self._client.load(adapter.name, adapter.folder)
 
     def _count(self, completed: Completed) -> None:
         cached = completed.cached_tokens or 0
-        with self._work.lock:
-            self._work.num_requests += 1
-            self._work.sampled_tokens += len(completed.heard.token_ids)
-            self._work.prefilled_tokens += completed.prompt_tokens - cached
-            self._work.reused_tokens += cached
+        with self._stats.lock:
+            self._stats.num_requests += 1
+            self._stats.sampled_tokens += len(completed.reply.token_ids)
+            self._stats.prefilled_tokens += completed.prompt_tokens - cached
+            self._stats.reused_tokens += cached

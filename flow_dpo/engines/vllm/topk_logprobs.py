@@ -1,17 +1,17 @@
-"""What is known of the next token when only its likeliest candidates were told?
+"""Top-k log-probabilities: temperature and nucleus sampling (top-p) from the k most probable tokens alone.
 
-A server tells the log-probabilities of the K likeliest tokens, not of all 150,000. What is missing is the tail's mass,
-1 minus the sum of the told ones, and that no token in it is likelier than the last one told. From this follows, with
-p the told probabilities, a = 1 / temperature and n the number of tokens not told:
+A server reports the log-probabilities of the k most probable tokens, not of all 150,000. What is missing is the tail:
+its mass is 1 minus the sum of the reported ones, and no token in it is more probable than the last one reported. With p
+the reported probabilities, m the tail's mass, a = 1 / temperature and n the number of tokens in the tail:
 
     temperature 1    the tail has weight m, exactly
-    below (a > 1)    its weight is at most m * p_K**(a - 1), as if all of it were tokens as likely as the last told
-    above (a < 1)    at least that, and at most n**(1 - a) * m**a, as if it were spread evenly
+    below (a > 1)    its weight is at most m * p_k**(a - 1), as if all its tokens were as probable as the last reported
+    above (a < 1)    at least that, and at most n**(1 - a) * m**a, as if the mass were spread evenly
 
-    keep({4: -0.2, 9: -2.0}, Sampling(top_p=0.8), num_words=12)      # Kept(weights={4: 1.0}, mass=1.0, tail=0.0, ...)
-    keep({4: -0.2, 9: -2.0}, Sampling(temperature=1.5), num_words=12)     # None: the whole distribution is needed
+    find_candidates({4: -0.2, 9: -2.0}, Sampling(top_p=0.8), vocab_size=12)          # Candidates(weights={4: 1.0}, ...)
+    find_candidates({4: -0.2, 9: -2.0}, Sampling(temperature=1.5), vocab_size=12)    # None: more tokens are needed
 
-Invariant: what is returned is right to `TOLERANCE` in nats, or nothing is. With all tokens told nothing is bounded.
+Invariant: what is returned is right to `TOLERANCE` in nats, or nothing is. With all tokens reported it is exact.
 """
 
 from __future__ import annotations
@@ -28,101 +28,114 @@ TOLERANCE = 0.01
 _ROUNDING = 1e-5
 """Mass below which a tail is the rounding of single-precision sums."""
 _LEAST = -500.0
-"""Log-probabilities below it are taken for it, where powers of them would be too large for a number."""
+"""Lower bound on log-probabilities, where powers of smaller ones would overflow."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """The tokens that can be drawn, those that were told: unnormalised weights after temperature and top-p."""
+class Candidates:
+    """The reported tokens that can be sampled: unnormalised weights after temperature and top-p."""
 
     weights: Mapping[int, float]
     mass: float
-    """Of everything that can be drawn, told or not."""
+    """Total weight of all tokens that can be sampled, reported or not."""
     tail: float
-    """The part of it that was not told; 0 where top-p ends before it."""
+    """The part of it that was not reported; 0 where the nucleus ends before the tail."""
     temperature: float
     peak: float
-    """Log-probability of the likeliest token, whose weight is 1."""
+    """Log-probability of the most probable token, whose weight is 1."""
 
     def sampled_logprob(self, logprob: float) -> float:
-        """Of a kept token that has this log-probability before temperature and top-p."""
+        """Log-probability after temperature and top-p of a candidate that has this one before."""
         return min(0.0, (logprob - self.peak) / self.temperature - math.log(self.mass))
 
 
-def keep(told: Mapping[int, float], sampling: Sampling, *, num_words: int) -> Kept | None:
-    """What can be drawn, given log-probabilities of the likeliest of `num_words` tokens (and of no others); None where
-    too few are told.
+def find_candidates(top_logprobs: Mapping[int, float], sampling: Sampling, *, vocab_size: int) -> Candidates | None:
+    """The tokens that can be sampled, by the top log-probabilities of a vocabulary; None where too few are reported.
 
-    Kept is the smallest set of likeliest tokens whose weight reaches `top_p` of all (`chance` has the rule).
+    With top-p they are the nucleus: the smallest set of most probable tokens whose weight reaches `top_p` of all
+    (`sampling_rule`).
     """
+    # 1. Weights of the reported tokens after temperature, relative to the most probable one's.
     power = 1 / sampling.temperature
-    ranked = sorted(told, key=lambda token: (-told[token], token))
-    peak = told[ranked[0]]
-    weights = {token: math.exp((told[token] - peak) * power) for token in ranked}
+    ranked = sorted(top_logprobs, key=lambda token: (-top_logprobs[token], token))
+    peak = top_logprobs[ranked[0]]
+    weights = {token: math.exp((top_logprobs[token] - peak) * power) for token in ranked}
     summed = math.fsum(weights.values())
-    least, most = (each * math.exp(-peak * power) for each in _tail(told, power, num_words - len(told)))
+    # 2. Bounds of the tail's weight, on the same scale.
+    least, most = (
+        each * math.exp(-peak * power) for each in _tail_bounds(top_logprobs, power, vocab_size - len(top_logprobs))
+    )
     if least > most:
-        return None  # what was told does not sum up
+        return None  # the reported probabilities do not sum up
+    # 3. Without top-p all reported tokens are candidates, and the middle of the bounds must be within the tolerance.
     if sampling.top_p >= 1:
         if math.log(summed + most) - math.log(summed + least) > 2 * TOLERANCE:
             return None
         tail = (least + most) / 2
-        return Kept(weights, summed + tail, tail, sampling.temperature, peak)
-    first, last = (_reach(weights, ranked, sampling.top_p * (summed + tail)) for tail in (least, most))
+        return Candidates(weights, summed + tail, tail, sampling.temperature, peak)
+    # 4. With top-p the nucleus must be the same whatever the tail's weight is within its bounds.
+    first, last = (_count_to_mass(weights, ranked, sampling.top_p * (summed + tail)) for tail in (least, most))
     if first is None or first != last:
         return None
-    kept = {token: weights[token] for token in ranked[:first]}
-    return Kept(kept, math.fsum(kept.values()), 0.0, sampling.temperature, peak)
+    nucleus = {token: weights[token] for token in ranked[:first]}
+    return Candidates(nucleus, math.fsum(nucleus.values()), 0.0, sampling.temperature, peak)
 
 
-def draw_told(
-    kept: Kept, told: Mapping[int, float], *, uniform: float, greedy: bool, excluded: Collection[int]
+def draw_candidate(
+    candidates: Candidates,
+    top_logprobs: Mapping[int, float],
+    *,
+    uniform: float,
+    greedy: bool,
+    excluded: Collection[int],
 ) -> Drawn | None:
-    """Draw a token other than `excluded`; None where it may be one that was not told, or where nothing is left."""
-    left = {token: weight for token, weight in kept.weights.items() if token not in excluded and weight > 0}
+    """Sample a token other than `excluded`; None where it may be an unreported one, or where no token is left."""
+    left = {token: weight for token, weight in candidates.weights.items() if token not in excluded and weight > 0}
     if greedy:
         token = min(left, key=lambda token: (-left[token], token), default=None)
-    elif kept.tail > 0 and not all(token in told for token in excluded):
-        return None  # how much of the tail they take away is not known
+    elif candidates.tail > 0 and not all(token in top_logprobs for token in excluded):
+        return None  # how much of the tail the excluded tokens are is not known
     else:
-        token = _pick(left, uniform * (math.fsum(left.values()) + kept.tail))
-        if token is None and not kept.tail and left:
-            token = max(left)  # the rounding of the sums
+        token = _pick(left, uniform * (math.fsum(left.values()) + candidates.tail))
+        if token is None and not candidates.tail and left:
+            token = max(left)  # the sums were rounded below the target
     if token is None:
         return None
-    return Drawn(token, logprob=min(0.0, told[token]), sampled_logprob=kept.sampled_logprob(told[token]))
+    return Drawn(
+        token, logprob=min(0.0, top_logprobs[token]), sampled_logprob=candidates.sampled_logprob(top_logprobs[token])
+    )
 
 
-def _pick(weights: Mapping[int, float], wanted: float) -> int | None:
+def _pick(weights: Mapping[int, float], target: float) -> int | None:
     """The inverse of the cumulative sum, over tokens in ascending order of ids."""
-    reached = 0.0
+    cumulative = 0.0
     for token in sorted(weights):
-        reached += weights[token]
-        if reached > wanted:
+        cumulative += weights[token]
+        if cumulative > target:
             return token
     return None
 
 
-def _tail(told: Mapping[int, float], power: float, num_untold: int) -> tuple[float, float]:
-    """The least and the most weight that the tokens have which were not told."""
-    missing = 1 - math.fsum(math.exp(value) for value in told.values())
-    if num_untold <= 0:
+def _tail_bounds(top_logprobs: Mapping[int, float], power: float, num_others: int) -> tuple[float, float]:
+    """Lower and upper bound of the weight of the tokens that were not reported (the formulas above)."""
+    missing = 1 - math.fsum(math.exp(value) for value in top_logprobs.values())
+    if num_others <= 0:
         return 0.0, 0.0
-    last = min(told.values())
+    last = min(top_logprobs.values())
     if power < 1:
-        # Spread over many tokens, even the rounding of the sum can weigh much.
-        most = num_untold ** (1 - power) * (max(missing, 0.0) + _ROUNDING) ** power
+        # Spread over many tokens, even the rounding error of the sum can weigh much.
+        most = num_others ** (1 - power) * (max(missing, 0.0) + _ROUNDING) ** power
         return max(0.0, missing - _ROUNDING) * math.exp(max(last, _LEAST) * (power - 1)), most
     if missing < _ROUNDING:
         return 0.0, 0.0
     return (missing, missing) if power == 1 else (0.0, missing * math.exp(last * (power - 1)))
 
 
-def _reach(weights: Mapping[int, float], ranked: list[int], wanted: float) -> int | None:
-    """How many of the likeliest tokens it takes to reach this weight; None where all that are told do not."""
-    reached = 0.0
+def _count_to_mass(weights: Mapping[int, float], ranked: list[int], target: float) -> int | None:
+    """How many of the ranked tokens it takes to reach this weight; None where all reported ones do not."""
+    cumulative = 0.0
     for count, token in enumerate(ranked, start=1):
-        reached += weights[token]
-        if reached >= wanted:
+        cumulative += weights[token]
+        if cumulative >= target:
             return count
     return None
