@@ -1,10 +1,12 @@
-"""Do arrows point one way, and is the core pure?"""
+"""Are the rooms what they say, is what is pure pure, and is everything short? The arrows are held by `make check`."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,12 +68,17 @@ def modules() -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_pure_core_imports_nothing_heavy(module: str) -> None:
+def test_pure_modules_import_nothing_heavy() -> None:
+    """Each is loaded as the first of the package, one after another in one process: the first that brings in something
+    heavy is named."""
     code = (
-        f"import sys, flow_dpo.{module}; "
-        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]; "
-        "assert not heavy, heavy"
+        "import importlib, sys\n"
+        f"for module in {PURE!r}:\n"
+        "    for name in [name for name in sys.modules if name.startswith('flow_dpo')]:\n"
+        "        del sys.modules[name]\n"
+        "    importlib.import_module('flow_dpo.' + module)\n"
+        f"    heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    assert not heavy, f'{module} imports {heavy}'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -119,3 +126,55 @@ def test_no_exception_is_swallowed() -> None:
 def test_importing_the_package_does_nothing() -> None:
     code = "import sys, flow_dpo; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- rooms ----------------------------------------------------------------------------------------------------------
+
+
+def layers() -> list[set[str]]:
+    """The rooms by layer, the lowest first, as import-linter holds them."""
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    [contract] = [one for one in settings["tool"]["importlinter"]["contracts"] if one["type"] == "layers"]
+    return [set(layer.split(" | ")) for layer in reversed(contract["layers"])]
+
+
+ROOMS = sorted(set[str]().union(*layers()))
+
+
+def permission(folder: Path) -> tuple[str, str]:
+    """The docstring of a package's `__init__`: its question, and what stands behind "May import"."""
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    said = re.search(r"^May import ([^.]+)\.$", text, flags=re.MULTILINE)
+    assert said, f"expected a line 'May import ....' in the docstring of {folder}/__init__.py, found {text!r}"
+    return text.splitlines()[0], said[1]
+
+
+def test_nothing_but_rooms_is_at_the_top() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert modules - {"trainer"} == {"__init__", "__main__"}
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_its_question_and_what_it_imports(room: str) -> None:
+    question, said = permission(PACKAGE / room)
+    assert "?" in question, question
+    below = set[str]()
+    for layer in layers():
+        if room in layer:
+            break
+        below |= layer
+    named = set(ROOMS) - {room} if "every other room" in said else set(ROOMS) & set(re.findall(r"\w+", said))
+    assert named == below, f"{room} says that it may import {sorted(named)}, the layers say {sorted(below)}"
+
+
+def test_folders_of_a_room_say_their_question() -> None:
+    for path in PACKAGE.glob("*/**/__init__.py"):
+        question, _ = permission(path.parent)
+        assert "?" in question, path
+
+
+def test_tests_mirror_the_rooms() -> None:
+    folders = {path.parent.name for path in (PACKAGE.parent / "tests").glob("*/__init__.py")}
+    assert folders <= {*ROOMS, "contract", "support"}
+    assert set(ROOMS) - folders <= {"workers"}, "workers is tested by what runs in it"

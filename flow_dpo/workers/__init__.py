@@ -1,3 +1,4 @@
-"""Who samples the rollouts, and where: in this process today, the seam for servers and a cluster.
+"""Who samples the rollouts, and where? In this process today; the seam for servers and a cluster.
 
-May import core."""
+May import recipes, engines, learner, models, data, verify and core.
+"""

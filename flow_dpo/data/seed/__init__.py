@@ -10,6 +10,8 @@ contains `<unk>`). One Stop prompt, with the candidate between the constants:
     She buys 7: 12 + 7 = 19
     Answer: 19
     Is it correct? Say Yes or No.
+
+May import what data may.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Does one source of traces teach better than another, and why?
 
 The paper's table 1 (arXiv 2410.22304) and the controls that it lacks, over several seeds. An arm is a function that
-says which commands make it (`arms`); a seed's commands run one by one and never twice (`doing`); verdicts on the same
-test questions are compared (`paired`); and everything is written down (`summary`).
+says which commands make it (`arms`); a seed's commands run one by one and never twice (`jobs`); verdicts on the same
+test questions are compared (`paired_tests`); and everything is written down (`summary`).
 
 Invariant: whatever an arm is made of can be made by hand with the commands that comparison.json lists.
+
+May import what evaluate may.
 """

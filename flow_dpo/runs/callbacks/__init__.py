@@ -1,0 +1,4 @@
+"""What happens after every batch besides learning? Budget, progress, warnings of collapse.
+
+May import what runs may.
+"""
