@@ -2,18 +2,22 @@
 
     address = Address("http://127.0.0.1:8000", api_key="", deadline_s=60.0)
     answer = address.exchange("POST", "/v1/completions", b'{"prompt": [1, 5, 6]}')      # Answer(status=200, text=...)
+    answer = address.retry("GET", "/v1/models", policy=RetryPolicy(backoff_s=1.0, max_tries=5), may_pass=busy)
 
-The standard library alone; no redirect is followed and no proxy used. An address may be asked from several threads;
-`stop` ends whatever is under way. Invariants: the deadline is for the whole of an exchange, however slowly bytes come;
-the API key is sent to this address alone and is found in no answer and no error.
+`retry` exchanges again, after a wait that doubles, while a failure may pass. The standard library alone; no redirect is
+followed and no proxy used. An address may be asked from several threads; `stop` ends whatever is under way. Invariants:
+the deadline is for the whole of an exchange, however slowly bytes come; the API key is sent to this address alone and
+is found in no answer and no error.
 """
 
 from __future__ import annotations
 
 import http.client
+import math
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -27,6 +31,28 @@ class Passing(Exception):
     def __init__(self, what: str, wait_s: float = 0.0) -> None:
         super().__init__(what)
         self.wait_s = wait_s
+
+
+class GaveUp(Exception):
+    """Every try failed, `tries` in all within `seconds`; the words are those of the last failure."""
+
+    def __init__(self, what: str, *, tries: int, seconds: float) -> None:
+        super().__init__(what)
+        self.tries, self.seconds = tries, seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often, and for how long, a failure that may pass is tried again. The first limit that is reached ends it."""
+
+    backoff_s: float
+    """Seconds before the second try; twice as many before each that follows."""
+    longest_wait_s: float
+    """Seconds that one wait takes at most, whatever the server asks for."""
+    max_tries: float = math.inf
+    """Tries in all."""
+    patience_s: float = math.inf
+    """Seconds since the first failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +91,8 @@ class Address:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self.stopped = threading.Event()
+        self.num_retries = 0
+        """Further tries that `retry` has made."""
 
     def stop(self) -> None:
         """Give up whatever is under way."""
@@ -103,6 +131,34 @@ class Address:
             raise EngineError(f"expected an answer from {self.base_url}, found over {self._max_bytes} bytes")
         text = self._hidden(content.decode("utf-8", "replace"))
         return Answer(response.status, text, _seconds(response.getheader("Retry-After")))
+
+    def retry(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        policy: RetryPolicy,
+        may_pass: Callable[[Answer], bool],
+    ) -> Answer:
+        """Exchange until there is an answer that `may_pass` does not name as a failure that may pass. Raises `GaveUp`
+        where the policy's limit is reached, or all was stopped, before there is one."""
+        since, tries = math.inf, 0
+        while True:
+            try:
+                answer = self.exchange(method, path, body)
+                if not may_pass(answer):
+                    return answer
+                failure = Passing(f"the status {answer.status}: {answer.text[:200]!r}", answer.wait_s)
+            except Passing as error:
+                failure = error
+            since, tries = min(since, time.monotonic()), tries + 1
+            waited = time.monotonic() - since
+            if self.stopped.is_set() or tries >= policy.max_tries or waited >= policy.patience_s:
+                raise GaveUp(str(failure), tries=tries, seconds=waited) from failure
+            self.num_retries += 1
+            growing_s = policy.backoff_s * 2.0 ** min(tries - 1, 20)
+            self.stopped.wait(min(max(failure.wait_s, growing_s), policy.longest_wait_s))
 
     @contextmanager
     def _watched(self, opened: socket.socket) -> Iterator[threading.Event]:

@@ -138,7 +138,7 @@ class VllmServerEngine(Engine):
 
     def take_stats(self) -> dict[str, float]:
         work, self._work = self._work, _Work()
-        retries, self._client.num_retries = self._client.num_retries, 0
+        retries = self._client.take_num_retries()
         return {
             "num_requests": work.num_requests, "sampled_tokens": work.sampled_tokens,
             "prefilled_tokens": work.prefilled_tokens, "reused_tokens": work.reused_tokens,

@@ -18,14 +18,14 @@ from typing import Any
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.stats import wilson
-from flow_dpo.evaluate.judge.protocol import Asked, TracePair
+from flow_dpo.evaluate.judge.protocol import JudgeQuestion, TracePair
 from flow_dpo.runs import run_folder
 
 ROWS = "judgements.jsonl"
 Key = tuple[str, str, str]
 
 
-def read_judgements(path: Path, asked: Sequence[Asked]) -> dict[Key, dict[str, Any]]:
+def read_judgements(path: Path, asked: Sequence[JudgeQuestion]) -> dict[Key, dict[str, Any]]:
     """The judgements of a file by problem and order; a last line that was torn off is cut away, so that rows can be
     added. Raises `DataError` for a row that answers none of the questions, or one that was answered before."""
     if not path.exists():
