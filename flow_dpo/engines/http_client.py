@@ -2,7 +2,7 @@
 
     address = Address("http://127.0.0.1:8000", api_key="", deadline_s=60.0)
     answer = address.exchange("POST", "/v1/completions", b'{"prompt": [1, 5, 6]}')      # Answer(status=200, text=...)
-    answer = address.retry("GET", "/v1/models", policy=RetryPolicy(backoff_s=1.0, max_tries=5), may_pass=busy)
+    answer = address.retry("GET", "/v1/models", may_pass=busy, backoff_s=1.0, longest_wait_s=60.0, max_tries=5)
 
 `retry` exchanges again, after a wait that doubles, while a failure may pass. The standard library alone; no redirect is
 followed and no proxy used. An address may be asked from several threads; `stop` ends whatever is under way. Invariants:
@@ -26,33 +26,11 @@ from flow_dpo.core.errors import ConfigError, EngineError
 
 
 class Passing(Exception):
-    """A failure that may pass. `wait_s` is what the server asks for."""
+    """A failure that may pass. `wait_s` is what the server asks for; `tries` and `seconds` are what `retry` spent."""
 
-    def __init__(self, what: str, wait_s: float = 0.0) -> None:
+    def __init__(self, what: str, *, wait_s: float = 0.0, tries: int = 1, seconds: float = 0.0) -> None:
         super().__init__(what)
-        self.wait_s = wait_s
-
-
-class GaveUp(Exception):
-    """Every try failed, `tries` in all within `seconds`; the words are those of the last failure."""
-
-    def __init__(self, what: str, *, tries: int, seconds: float) -> None:
-        super().__init__(what)
-        self.tries, self.seconds = tries, seconds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """How often, and for how long, a failure that may pass is tried again. The first limit that is reached ends it."""
-
-    backoff_s: float
-    """Seconds before the second try; twice as many before each that follows."""
-    longest_wait_s: float
-    """Seconds that one wait takes at most, whatever the server asks for."""
-    max_tries: float = math.inf
-    """Tries in all."""
-    patience_s: float = math.inf
-    """Seconds since the first failure."""
+        self.wait_s, self.tries, self.seconds = wait_s, tries, seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,32 +111,30 @@ class Address:
         return Answer(response.status, text, _seconds(response.getheader("Retry-After")))
 
     def retry(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        *,
-        policy: RetryPolicy,
-        may_pass: Callable[[Answer], bool],
-    ) -> Answer:
-        """Exchange until there is an answer that `may_pass` does not name as a failure that may pass. Raises `GaveUp`
-        where the policy's limit is reached, or all was stopped, before there is one."""
+        self, method: str, path: str, body: bytes | None = None, *, may_pass: Callable[[Answer], bool],
+        backoff_s: float, longest_wait_s: float, max_tries: float = math.inf, patience_s: float = math.inf,
+    ) -> Answer:  # fmt: skip
+        """Exchange until there is an answer of which `may_pass` is false.
+
+        Between tries are `backoff_s`, then twice as many, and so on, or what the server asks for, `longest_wait_s` at
+        most. Raises `Passing` after `max_tries`, `patience_s` after the first failure, or once all was stopped.
+        """
         since, tries = math.inf, 0
         while True:
             try:
                 answer = self.exchange(method, path, body)
                 if not may_pass(answer):
                     return answer
-                failure = Passing(f"the status {answer.status}: {answer.text[:200]!r}", answer.wait_s)
+                failure = Passing(f"the status {answer.status}: {answer.text[:200]!r}", wait_s=answer.wait_s)
             except Passing as error:
                 failure = error
             since, tries = min(since, time.monotonic()), tries + 1
-            waited = time.monotonic() - since
-            if self.stopped.is_set() or tries >= policy.max_tries or waited >= policy.patience_s:
-                raise GaveUp(str(failure), tries=tries, seconds=waited) from failure
+            seconds = time.monotonic() - since
+            if self.stopped.is_set() or tries >= max_tries or seconds >= patience_s:
+                raise Passing(str(failure), tries=tries, seconds=seconds) from failure
             self.num_retries += 1
-            growing_s = policy.backoff_s * 2.0 ** min(tries - 1, 20)
-            self.stopped.wait(min(max(failure.wait_s, growing_s), policy.longest_wait_s))
+            growing_s = backoff_s * 2.0 ** min(tries - 1, 20)
+            self.stopped.wait(min(max(failure.wait_s, growing_s), longest_wait_s))
 
     @contextmanager
     def _watched(self, opened: socket.socket) -> Iterator[threading.Event]:

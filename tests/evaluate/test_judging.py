@@ -30,7 +30,8 @@ from flow_dpo.evaluate.judge.protocol import (
     reply_from_text,
     row,
 )
-from flow_dpo.evaluate.judge.results import agreement, read_judgements, summarise
+from flow_dpo.evaluate.judge.results import read_judgements, summarise
+from flow_dpo.evaluate.statistics import agreement
 from flow_dpo.models.render import Renderer
 from flow_dpo.traces.trace import TraceFile
 from tests.support.chat_models import SPECIAL, chat_tokenizer

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.errors import ConfigError, EngineError
-from flow_dpo.engines.http_client import Address, Answer, GaveUp, Passing, RetryPolicy, check_base_url
+from flow_dpo.engines.http_client import Address, Answer, Passing, check_base_url
 from flow_dpo.engines.vllm.requests import Ask, Reply
 
 _logger = logging.getLogger(__name__)
@@ -104,9 +104,6 @@ class VllmClient:
         root = settings.base_url.rstrip("/").removesuffix("/v1")
         self._address = Address(root, api_key=api_key, deadline_s=settings.deadline_s, max_bytes=_MOST_BYTES)
         self._parting = Address(root, api_key=api_key, deadline_s=_PARTING_S)
-        self._policy = RetryPolicy(
-            patience_s=settings.patience_s, backoff_s=settings.backoff_s, longest_wait_s=_LONGEST_WAIT_S
-        )
 
     @property
     def num_retries(self) -> int:
@@ -207,12 +204,15 @@ class VllmClient:
         def may_pass(answer: Answer) -> bool:
             nonlocal left_of_500
             left_of_500 -= answer.status == 500
-            going = answer.status == 500 and left_of_500 > 0 and not _ABOUT_ADAPTERS.search(answer.text)
-            return going or answer.status in (429, 502, 503, 504) or _aborted(answer)
+            restarting = answer.status == 500 and left_of_500 > 0 and not _ABOUT_ADAPTERS.search(answer.text)
+            return restarting or answer.status in (429, 502, 503, 504) or _aborted(answer)
 
         try:
-            return self._address.retry(method, path, body, policy=self._policy, may_pass=may_pass)
-        except GaveUp as error:
+            return self._address.retry(
+                method, path, body, may_pass=may_pass, backoff_s=self.settings.backoff_s,
+                longest_wait_s=_LONGEST_WAIT_S, patience_s=self.settings.patience_s,
+            )  # fmt: skip
+        except Passing as error:
             raise EngineError(
                 f"expected an answer from {self.url}, found {error}, for {error.seconds:.0f} s (--patience_s); what "
                 "was learned so far is kept: look after the server, and resume"

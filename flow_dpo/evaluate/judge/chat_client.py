@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo.core.errors import ConfigError, EngineError
-from flow_dpo.engines.http_client import Address, Answer, GaveUp, Passing, RetryPolicy, check_base_url
+from flow_dpo.engines.http_client import Address, Passing, check_base_url
 
 _LONGEST_WAIT_S = 60.0
 _UNREADABLE = (ValueError, RecursionError)
@@ -104,12 +104,12 @@ class ChatEndpoint:
         } | self._settings.body  # fmt: skip
         body = json.dumps({name: value for name, value in fields.items() if value is not None}).encode("ascii")
         settings = self._settings
-        policy = RetryPolicy(
-            max_tries=settings.retries + 1, backoff_s=settings.backoff_s, longest_wait_s=_LONGEST_WAIT_S
-        )
         try:
-            answer = self._address.retry("POST", "/chat/completions", body, policy=policy, may_pass=_may_pass)
-        except GaveUp as error:
+            answer = self._address.retry(
+                "POST", "/chat/completions", body, may_pass=lambda found: found.status == 429 or found.status >= 500,
+                backoff_s=settings.backoff_s, longest_wait_s=_LONGEST_WAIT_S, max_tries=settings.retries + 1,
+            )  # fmt: skip
+        except Passing as error:
             raise EngineError(
                 f"expected an answer from {settings.base_url}, found {error} after {error.tries} tries; what was "
                 "answered so far is kept: look after the server and give the same command again (--deadline_s, "
@@ -145,11 +145,6 @@ class ChatEndpoint:
             ) from error
         known = tokens if isinstance(tokens, int) and 0 <= tokens < 1 << 40 else 0
         return ChatReply(words=words or "", finished=reason == "stop", tokens=known)
-
-
-def _may_pass(answer: Answer) -> bool:
-    """Whether the server is busy, or going down or coming up."""
-    return answer.status == 429 or answer.status >= 500
 
 
 def _names(text: str) -> list[str]:
