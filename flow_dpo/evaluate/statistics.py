@@ -1,7 +1,7 @@
-"""Statistics of evaluations: shares and their intervals, agreement of two raters, AUC, paired differences and their tests.
+"""Statistics of evaluations: shares with intervals, rater agreement, AUC, paired differences and their tests.
 
-Scipy has the distributions; Wilson's interval is the core's, since progressive validation needs it. A difference between
-two models that answered the same questions, under several seeds, is a mean over seeds and questions:
+Scipy has the distributions; Wilson's interval is the core's, since progressive validation needs it. A difference
+between two models that answered the same questions, under several seeds, is a mean over seeds and questions:
 
     question   arm      baseline    difference
     q1         1 1 0    0 1 0       (1 + 0 + 0) / 3
