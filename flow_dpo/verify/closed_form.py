@@ -28,6 +28,7 @@ MAX_BITS = 1_500
 _VARIABLES = frozenset("abcdfghjklmnopqrstuvwxyzABCDFGHJKLMNOPQRSTUVWXYZ")
 """e and i may be the constants."""
 _TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|.)", re.DOTALL | re.ASCII)
+_DIGITS = frozenset("0123456789.")
 _CLOSING = {"(": ")", "{": "}"}
 
 
@@ -105,7 +106,7 @@ class _Reader:
 
     def atom(self) -> Value:
         token = self.tokens.pop() if self.tokens else ""
-        if token[:1] in tuple("0123456789.") and token != ".":
+        if token[:1] in _DIGITS and token != ".":
             return Fraction(token)
         if token in _CLOSING:
             value = self.sum()
