@@ -27,10 +27,10 @@ from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
 from flow_dpo.evaluate.judge.backends import EndpointJudge, LocalJudge
 from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, EndpointSettings
 from flow_dpo.evaluate.judge.protocol import (
-    Asked,
-    Heard,
     Judge,
     JudgePrompts,
+    JudgeQuestion,
+    JudgeReply,
     JudgeSettings,
     TracePair,
     pairs_of,
@@ -107,7 +107,7 @@ def judge(argv: Sequence[str]) -> int:
         if left:
             with judging(parsed) as (name, who):
                 _same_judge(path, header, name)
-                who.hear(left, _Keeper(path / ROWS, known, len(asked), console))
+                who.ask_all(left, _Keeper(path / ROWS, known, len(asked), console))
         _write_header(path / HEADER, header)
         found = summarise(pairs, known)
         run_folder.write_whole(path / SUMMARY, json.dumps(_described(found, sides, header), indent=2) + "\n")
@@ -124,10 +124,10 @@ class _Keeper:
         self._file, self._known, self._total, self._console = file, known, total, console
         self._said = time.monotonic()
 
-    def __call__(self, asked: Asked, heard: Heard, /) -> None:
-        made = row(asked, heard)
+    def __call__(self, question: JudgeQuestion, reply: JudgeReply, /) -> None:
+        made = row(question, reply)
         run_folder.append_jsonl(self._file, [made])
-        self._known[asked.key] = made
+        self._known[question.key] = made
         if time.monotonic() - self._said > 10:
             self._said = time.monotonic()
             print_safe(self._console, f"{len(self._known)} of {self._total} answered")

@@ -1,7 +1,7 @@
-"""Data files: rows of JSONL, JSON and Parquet files, local folders and hub data sets.
+"""Rows of a data set's file, folder or hub id, as plain dictionaries, each with the place it came from.
 
-Reads JSONL (plain or gzip), JSON (a list of objects, or one object a line) and Parquet into plain dictionaries, each
-with the place it came from. Local files are read without the `datasets` library; a hub id goes through it.
+JSONL (plain or gzip) and JSON (a list of objects, or one object a line) are read here, since the `datasets` library
+cannot say which row is broken; Parquet files and hub ids go through `datasets`.
 
     open_rows("data/gsm8k", config=None, split="train")
     -> RowSource("gsm8k", [("data/gsm8k/train.jsonl.gz, row 0", {"question": ..., "answer": ...}), ...])
@@ -12,7 +12,6 @@ Invariant: a row comes back as it was written, or `DataError` names file and row
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flow_dpo.core.errors import DataError
+from flow_dpo.data.strict_json import parse
 
 Row = dict[str, Any]
 
@@ -45,7 +45,9 @@ def open_rows(name: str, *, config: str | None, split: str) -> RowSource:
         return RowSource(_stem(path), _read(path))
     if _looks_local(name):
         raise DataError(_missing(path))
-    return RowSource(name.rpartition("/")[2], _from_hub(name, config, split))
+    wanted = f"a local path or a data set {name!r} on the hub with configuration {config!r} and split {split!r}"
+    rows = _table(name, f"{name} ({split})", wanted, name=config, split=split)
+    return RowSource(name.rpartition("/")[2], rows)
 
 
 def _looks_local(name: str) -> bool:
@@ -67,17 +69,13 @@ def _stem(path: Path) -> str:
 
 def _file_of_split(folder: Path, config: str | None, split: str) -> Path:
     """`<split>.jsonl.gz` and its like in the folder, in its folder of the configuration, or in `data`."""
-    places = [folder / part for part in ([config] if config else []) + [".", "data"]]
     if config and Path(config).name != config:
         raise DataError(f"expected a name of a configuration, found {config!r}; give the name of a folder in {folder}")
-    found: list[Path] = []
-    for place in places:
-        files = [each for each in sorted(place.iterdir()) if each.is_file()] if place.is_dir() else []
-        tables = [each for each in files if each.name.endswith(SUFFIXES)]
+    stems: set[str] = set()
+    for place in (folder / part for part in ([config] if config else []) + [".", "data"]):
+        tables = sorted(each for each in place.glob("*") if each.name.endswith(SUFFIXES) and each.is_file())
         named = [each for each in tables if _stem(each) == split]
-        named = named or [
-            each for each in tables if each.name.startswith(f"{split}-")
-        ]  # the hub's train-00000-of-00001
+        named = named or [each for each in tables if each.name.startswith(f"{split}-")]  # train-00000-of-00001
         if len(named) == 1:
             return named[0]
         if named:
@@ -85,19 +83,20 @@ def _file_of_split(folder: Path, config: str | None, split: str) -> Path:
                 f"expected one file of split {split!r} in {place}, found {', '.join(each.name for each in named)}; "
                 f"name the file itself"
             )
-        found += tables
-    listed = ", ".join(sorted({_stem(each) for each in found})) or "no data files"
-    near = get_close_matches(split, [_stem(each) for each in found], n=1)
+        stems.update(map(_stem, tables))
+    near = get_close_matches(split, sorted(stems), n=1)
     raise DataError(
-        f"expected a file {split}.jsonl, .jsonl.gz, .json or .parquet in {folder}, found {listed}; "
+        f"expected a file {split}.jsonl, .jsonl.gz, .json or .parquet in {folder}, found "
+        f"{', '.join(sorted(stems)) or 'no data files'}; "
         + (f"did you mean --dataset_split {near[0]}?" if near else "choose a split that is there, or name the file")
     )
 
 
 def _read(path: Path) -> Iterator[tuple[str, Row]]:
     if path.name.endswith(".parquet"):
-        return _read_parquet(path)
-    if path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
+        wanted = f"a Parquet file at {path}"
+        return _table("parquet", str(path), wanted, data_files=str(path), split="train", streaming=True)
+    if path.name.endswith(SUFFIXES):
         return _read_json(path)
     raise DataError(
         f"expected a data set in one of {', '.join(SUFFIXES)}, found {path}; convert it or name another file"
@@ -115,63 +114,33 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
             f"expected UTF-8 text in {path}, found byte 0x{error.object[error.start]:02x} "
             f"at {error.start}; save it as UTF-8"
         ) from error
-    is_list = path.name.removesuffix(".gz").endswith(".json") and text.lstrip().startswith("[")
-    if is_list:
-        values = _decode(text, str(path))
-        if not isinstance(values, list):
-            raise DataError(f"expected a list of objects in {path}, found {type(values).__name__}; save it as JSONL")
-        for index, value in enumerate(cast("list[object]", values)):
-            yield _placed(path, index, value)
-        return
-    index = 0
-    for line in text.split("\n"):
-        if line.strip():
-            yield _placed(path, index, _decode(line, f"{path}, row {index}"))
-            index += 1
+    # Half a surrogate pair or NaN in one field is that row's fault, which `problems` skips or refuses.
+    if path.name.removesuffix(".gz").endswith(".json") and text.lstrip().startswith("["):
+        values = parse(text, str(path), any_text=True, any_number=True)
+    else:
+        lines = (line for line in text.split("\n") if line.strip())
+        values = (parse(line, f"{path}, row {i}", any_text=True, any_number=True) for i, line in enumerate(lines))
+    for index, value in enumerate(values):
+        place = f"{path}, row {index}"
+        if not isinstance(value, dict):
+            raise DataError(f"{place}: expected an object of columns, found {value!r:.80}; repair or drop the row")
+        yield place, cast(Row, value)
 
 
-def _decode(text: str, place: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{place}: expected JSON, found {error} in {text[:60]!r}{'...' if len(text) > 60 else ''}; the file may be "
-            f"torn: repair or drop the row"
-        ) from error
-
-
-def _placed(path: Path, index: int, value: object) -> tuple[str, Row]:
-    place = f"{path}, row {index}"
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: expected an object of columns, found {value!r:.80}; repair or drop the row")
-    return place, cast(Row, value)
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            index = 0
-            for batch in file.iter_batches(batch_size=1_000):
-                for row in batch.to_pylist():
-                    yield f"{path}, row {index}", row
-                    index += 1
-    except (OSError, arrow.ArrowException, ValueError, ArithmeticError) as error:
-        raise DataError(f"expected a Parquet file at {path}, found {error}; fetch or write it again") from error
-
-
-def _from_hub(name: str, config: str | None, split: str) -> Iterator[tuple[str, Row]]:
+def _table(path: str, place: str, wanted: str, **options: Any) -> Iterator[tuple[str, Row]]:
+    """The rows of what `datasets.load_dataset` opens; `wanted` says in the error what was expected."""
     import datasets
     from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
 
     try:
-        table = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        table = datasets.load_dataset(path, **options)
+        if isinstance(table, datasets.IterableDataset):
+            table = table.decode(False)  # images and sounds stay as they are stored
+        for index, row in enumerate(table):
+            yield f"{place}, row {index}", cast(Row, row)
+    except (OSError, ValueError, RuntimeError, ArithmeticError, ArrowException, DatasetsError) as error:
         raise DataError(
-            f"expected a local path or a data set on the hub named {name!r} with configuration {config!r} and split "
-            f"{split!r}, found {type(error).__name__}: {str(error)[:300]}; check the name, or give a file or folder"
+            f"expected {wanted}, found {type(error).__name__}: {str(error)[:300]}; check the name, or give another "
+            "file, folder or hub id"
         ) from error
-    for index, row in enumerate(table):
-        yield f"{name} ({split}), row {index}", cast(Row, row)

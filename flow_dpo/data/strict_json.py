@@ -25,14 +25,16 @@ _MAX_TOKEN_ID = 2**31
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse(text: str | bytes, place: str, *, any_text: bool = False) -> Any:
-    """The value of a JSON text; bytes are UTF-8, with or without a byte order mark.
+def parse(text: str | bytes, place: str, *, any_text: bool = False, any_number: bool = False) -> Any:
+    """The value of a JSON text, UTF-8 where it is in bytes, behind a byte order mark or not.
 
-    `any_text` allows half surrogate pairs, for texts that are never written as UTF-8. Raises `DataError`.
+    `any_text` lets half surrogate pairs pass, for texts that are never written as UTF-8; `any_number` lets NaN and
+    infinities pass, for rows of others that are judged field by field. Raises `DataError`.
     """
+    numbers = {} if any_number else {"parse_constant": _constant, "parse_float": _finite}
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        value: object = json.loads(decoded, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
+        value: object = json.loads(decoded, object_pairs_hook=_object, **numbers)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: expected JSON, found {error}; repair or drop it") from error
     if decoded.count("[") + decoded.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:

@@ -2,18 +2,22 @@
 
     address = Address("http://127.0.0.1:8000", api_key="", deadline_s=60.0)
     answer = address.exchange("POST", "/v1/completions", b'{"prompt": [1, 5, 6]}')      # Answer(status=200, text=...)
+    answer = address.retry("GET", "/v1/models", may_pass=busy, backoff_s=1.0, longest_wait_s=60.0, max_tries=5)
 
-No redirect is followed and no proxy used. An address may be used from several threads; `stop` ends whatever is under
-way. Invariants: the deadline is for the whole of an exchange, however slowly bytes come; the API key is sent to this
-address alone and is found in no answer and no error.
+`retry` exchanges again, after a wait that doubles, while a failure may pass. The standard library alone; no redirect is
+followed and no proxy used. An address may be asked from several threads; `stop` ends whatever is under way. Invariants:
+the deadline is for the whole of an exchange, however slowly bytes come; the API key is sent to this address alone and
+is found in no answer and no error.
 """
 
 from __future__ import annotations
 
 import http.client
+import math
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -22,11 +26,11 @@ from flow_dpo.core.errors import ConfigError, EngineError
 
 
 class Passing(Exception):
-    """A transient failure, worth a retry. `wait_s` is the wait in seconds that the server asks for."""
+    """A failure that may pass. `wait_s` is what the server asks for; `tries` and `seconds` are what `retry` spent."""
 
-    def __init__(self, what: str, wait_s: float = 0.0) -> None:
+    def __init__(self, what: str, *, wait_s: float = 0.0, tries: int = 1, seconds: float = 0.0) -> None:
         super().__init__(what)
-        self.wait_s = wait_s
+        self.wait_s, self.tries, self.seconds = wait_s, tries, seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class Address:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self.stopped = threading.Event()
+        self.num_retries = 0
+        """Further tries that `retry` has made."""
 
     def stop(self) -> None:
         """Give up whatever is under way."""
@@ -103,6 +109,32 @@ class Address:
             raise EngineError(f"expected an answer from {self.base_url}, found over {self._max_bytes} bytes")
         text = self._hidden(content.decode("utf-8", "replace"))
         return Answer(response.status, text, _seconds(response.getheader("Retry-After")))
+
+    def retry(
+        self, method: str, path: str, body: bytes | None = None, *, may_pass: Callable[[Answer], bool],
+        backoff_s: float, longest_wait_s: float, max_tries: float = math.inf, patience_s: float = math.inf,
+    ) -> Answer:  # fmt: skip
+        """Exchange until there is an answer of which `may_pass` is false.
+
+        Between tries are `backoff_s`, then twice as many, and so on, or what the server asks for, `longest_wait_s` at
+        most. Raises `Passing` after `max_tries`, `patience_s` after the first failure, or once all was stopped.
+        """
+        since, tries = math.inf, 0
+        while True:
+            try:
+                answer = self.exchange(method, path, body)
+                if not may_pass(answer):
+                    return answer
+                failure = Passing(f"the status {answer.status}: {answer.text[:200]!r}", wait_s=answer.wait_s)
+            except Passing as error:
+                failure = error
+            since, tries = min(since, time.monotonic()), tries + 1
+            seconds = time.monotonic() - since
+            if self.stopped.is_set() or tries >= max_tries or seconds >= patience_s:
+                raise Passing(str(failure), tries=tries, seconds=seconds) from failure
+            self.num_retries += 1
+            growing_s = backoff_s * 2.0 ** min(tries - 1, 20)
+            self.stopped.wait(min(max(failure.wait_s, growing_s), longest_wait_s))
 
     @contextmanager
     def _watched(self, opened: socket.socket) -> Iterator[threading.Event]:

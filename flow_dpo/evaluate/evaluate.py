@@ -23,10 +23,10 @@ from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import batched, reward, rollout_metrics
 from flow_dpo.core.protocols import Grader, RolloutWorkers
 from flow_dpo.core.seeds import derive
-from flow_dpo.core.stats import auc
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Problem, Role, Verdict
 from flow_dpo.evaluate import pass_at_k, step_validity
+from flow_dpo.evaluate.statistics import auc
 
 
 @dataclass(frozen=True, kw_only=True)

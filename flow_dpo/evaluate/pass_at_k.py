@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Problem, Verdict
+from flow_dpo.evaluate.statistics import interval
 from flow_dpo.verify.equivalence import same
 
 
@@ -70,22 +70,6 @@ def mean(values: Sequence[float | None]) -> float | None:
     """The mean of those that are there; None where none is."""
     there = [value for value in values if value is not None]
     return math.fsum(there) / len(there) if there else None
-
-
-def interval(means: Sequence[float], num_draws: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share that is a mean over problems of means over draws, `num_draws` in all.
-
-    With one draw a problem it is Wilson's own. With more, the number of observations is the one that would give the
-    variance found between problems: the draws at most; the problems where all draws were right, or all wrong.
-    """
-    n = len(means)
-    if n == 0:
-        return (0.0, 1.0)
-    p = math.fsum(means) / n
-    between = math.fsum((value - p) ** 2 for value in means) / n
-    effective = float(n) if p in (0.0, 1.0) else num_draws if between == 0 else n * p * (1 - p) / between
-    effective = min(effective, float(num_draws))
-    return wilson(p * effective, effective)
 
 
 def _accuracy(drawn: Sequence[Drawn]) -> dict[str, Any]:

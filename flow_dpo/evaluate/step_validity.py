@@ -21,18 +21,18 @@ from itertools import pairwise
 
 from flow_dpo.core.types import Problem
 from flow_dpo.data.seed import is_sound
+from flow_dpo.verify.closed_form import closed_form
 
 MAX_CHARS = 200
 """Longer runs of numbers and signs are not read."""
-_MAX_DIGITS = 40
-_MAX_DEPTH = 20
-"""Deeper brackets, or longer runs of minus signs, are not read."""
 _SIGNS = "-+*/\u00d7\u00f7\u00b7\u2212"
 _INSIDE = rf"[{_SIGNS}\d.,()$ \t]"
 # Only where a run begins: from every place inside it, a million digits would be read two hundred times each.
 _CHAIN = re.compile(rf"(?<!{_INSIDE}){_INSIDE}{{1,{MAX_CHARS}}}(?:={_INSIDE}{{1,{MAX_CHARS}}})+")
 _COMPUTES = re.compile(rf"\d\s*\)*\s*[{_SIGNS}]")
-_TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?)|([-+*/()]))")
+_PLAIN = re.compile(r"[-+*/()\d.\s]+")
+_NO_STEP = re.compile(r"(?:^|[-+*/(])\s*\+|[\d)]\s*\(|(?<!\d)\.|[\d.]{41}")
+"""What `closed_form` would read and no step is written with: "+3", "2(3)", ".5", and numbers of over 40 digits."""
 _SPELLINGS = str.maketrans({"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "$": " "})
 _GROUPED = re.compile(r"(?<![\d.])(\d{1,3})((?:,\d{3})+)(?!\d)")
 
@@ -118,69 +118,9 @@ def _rounded(exact: Fraction, written: str, value: Fraction) -> bool:
 
 def value_of(text: str) -> Fraction | None:
     """The exact value of a sum, product or quotient of numbers; None where the text is no such thing, or too long."""
-    if len(text) > MAX_CHARS:
-        return None
     joined = _GROUPED.sub(lambda match: match[0].replace(",", ""), text.translate(_SPELLINGS))
     plain = joined.strip().rstrip(".,").strip()
-    tokens: list[str] = []
-    position = 0
-    while position < len(plain):
-        match = _TOKEN.match(plain, position)
-        if match is None or len(match[0]) > _MAX_DIGITS:
-            return None
-        tokens.append(match[1] or match[2])
-        position = match.end()
-    if _depth(tokens) > _MAX_DEPTH:
+    if len(text) > MAX_CHARS or not _PLAIN.fullmatch(plain) or _NO_STEP.search(plain):
         return None
-    try:
-        value, end = _sum(tokens, 0)
-    except (_NoArithmeticError, ZeroDivisionError):
-        return None
-    return value if end == len(tokens) else None
-
-
-def _depth(tokens: list[str]) -> int:
-    """How deep the reader would descend: brackets that are open, and minus signs in a row."""
-    depth = signs = deepest = 0
-    for token in tokens:
-        depth += (token == "(") - (token == ")")
-        signs = signs + 1 if token == "-" else 0
-        deepest = max(deepest, depth + signs)
-    return deepest
-
-
-class _NoArithmeticError(ValueError):
-    """The tokens are no arithmetic."""
-
-
-def _sum(tokens: list[str], at: int) -> tuple[Fraction, int]:
-    value, at = _product(tokens, at)
-    while at < len(tokens) and tokens[at] in "+-":
-        other, end = _product(tokens, at + 1)
-        value, at = (value + other if tokens[at] == "+" else value - other), end
-    return value, at
-
-
-def _product(tokens: list[str], at: int) -> tuple[Fraction, int]:
-    value, at = _factor(tokens, at)
-    while at < len(tokens) and tokens[at] in "*/":
-        other, end = _factor(tokens, at + 1)
-        value, at = (value * other if tokens[at] == "*" else value / other), end
-    return value, at
-
-
-def _factor(tokens: list[str], at: int) -> tuple[Fraction, int]:
-    if at >= len(tokens):
-        raise _NoArithmeticError("expected a number, found the end")
-    token = tokens[at]
-    if token == "-":
-        value, at = _factor(tokens, at + 1)
-        return -value, at
-    if token == "(":
-        value, at = _sum(tokens, at + 1)
-        if at >= len(tokens) or tokens[at] != ")":
-            raise _NoArithmeticError("expected a closing bracket")
-        return value, at + 1
-    if not token[0].isdigit():
-        raise _NoArithmeticError(f"expected a number, found {token!r}")
-    return Fraction(token), at + 1
+    value = closed_form(plain)
+    return value if isinstance(value, Fraction) else None

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from flow_dpo.core.stats import auc, wilson
+from flow_dpo.core.stats import wilson
+from flow_dpo.evaluate.statistics import auc
 from flow_dpo.report.run_data import Heard, NodeSeen, Plays
 
 _LEAST = 32

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.data.strict_json import COUNT, NUMBER, OBJECT, TEXT, TEXTS, TOKEN_IDS, WORDS, Kind, check, or_null
@@ -116,40 +116,43 @@ def pair_rows(run: Path) -> list[dict[str, Any]]:
 
 def card(format: Format, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
     """The data set's card: a YAML header that the hub reads, and how the rows were made."""
-    header = {
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": ROWS}]}],
-        "task_categories": ["text-generation"],
-        "tags": ["flow-dpo", "reasoning", "trl", "preference" if format == "preference" else "sft"],
-        "size_categories": [next((name for limit, name in _SIZES if len(rows) < limit), "n>1M")],
-    }
-    columns = ", ".join(f"`{name}`" for name in rows[0])
-    lines = [f"- {name}: {value}" for name, value in facts.items() if value not in (None, "", {})]
-    return "\n".join(
-        [
-            "---",
-            yaml.safe_dump(header, sort_keys=False).rstrip(),
-            "---",
-            "",
-            f"# {len(rows)} {_TITLES[format]}",
-            "",
-            "Made by flow-dpo (online DPO for flows, arXiv 2410.22304).",
-            "",
-            *lines,
-            "",
-            "## Use",
-            "",
-            _USE[format],
-            "",
-            "## Columns",
-            "",
-            f"{columns}.",
-            "",
-            _COLUMNS[format],
-            "",
-        ]
+    header = DatasetCardData(
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": ROWS}]}],
+        task_categories=["text-generation"],
+        tags=["flow-dpo", "reasoning", "trl", "preference" if format == "preference" else "sft"],
+        size_categories=[next((name for limit, name in _SIZES if len(rows) < limit), "n>1M")],
     )
+    known = {name: value for name, value in facts.items() if value not in (None, "", {})}
+    columns = ", ".join(f"`{name}`" for name in rows[0])
+    made = DatasetCard.from_template(
+        header, template_str=_CARD, title=f"{len(rows)} {_TITLES[format]}", facts=known, use=_USE[format],
+        columns=columns, meaning=_COLUMNS[format],
+    )  # fmt: skip
+    return str(made)
 
 
+_CARD = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+Made by flow-dpo (online DPO for flows, arXiv 2410.22304).
+{% for name, value in facts.items() %}
+- {{ name }}: {{ value | string | replace("\n", " ") }}
+{%- endfor %}
+
+## Use
+
+{{ use }}
+
+## Columns
+
+{{ columns }}.
+
+{{ meaning }}
+
+"""
 _TITLES: Mapping[Format, str] = {
     "messages": "verified solutions, as conversations",
     "prompt_completion": "verified solutions, as prompt and completion",

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, ModelCardData, constants
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PrinterCallback
 
@@ -241,41 +241,41 @@ def summarise(
 
 def card(base: str, facts: Mapping[str, Any], header: Mapping[str, Any], folder: Path, *, merged: bool) -> str:
     """The model's card: a YAML header that the hub reads, and how the model was made."""
-    top = {
-        "base_model": base,
-        "library_name": "peft",
-        "pipeline_tag": "text-generation",
-        "tags": ["flow-dpo", "lora", "sft", "trl", "reasoning"],
-    }
-    cost = facts["cost"]
-    lines = [
-        f"- traces: {facts['num_traces']} on {facts['num_problems']} problems, by {', '.join(facts['sources'])}",
-        f"- selection: {header.get('selection', 'not known')}",
-        f"- problems: {header.get('dataset', 'not known')}",
-        f"- loss: {facts['first_loss']} at first, {facts['last_loss']} at last, on the solutions' tokens only",
-        f"- cost: {cost['tokens_learned']} tokens learned, {cost['seconds']} seconds",
-    ]
-    use = f"flow-dpo evaluate --mode single --adapter {folder}"
-    if merged:
-        use += f"\n# merged into its base: {folder / 'merged'}"
-    return "\n".join(
-        [
-            "---",
-            yaml.safe_dump(top, sort_keys=False).rstrip(),
-            "---",
-            "",
-            "# A model fine-tuned on verified traces",
-            "",
-            "Made by flow-dpo (online DPO for flows, arXiv 2410.22304); every setting is in `config.yaml`.",
-            "",
-            *lines,
-            "",
-            "```",
-            use,
-            "```",
-            "",
-        ]
+    data = ModelCardData(
+        base_model=base,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["flow-dpo", "lora", "sft", "trl", "reasoning"],
     )
+    made = ModelCard.from_template(
+        data, template_str=_CARD, facts=facts, sources=", ".join(facts["sources"]), folder=folder, merged=merged,
+        selection=header.get("selection", "not known"), dataset=header.get("dataset", "not known"),
+    )  # fmt: skip
+    return str(made)
+
+
+_CARD = """---
+{{ card_data }}
+---
+
+# A model fine-tuned on verified traces
+
+Made by flow-dpo (online DPO for flows, arXiv 2410.22304); every setting is in `config.yaml`.
+
+- traces: {{ facts.num_traces }} on {{ facts.num_problems }} problems, by {{ sources }}
+- selection: {{ selection | string | replace("\n", " ") }}
+- problems: {{ dataset | string | replace("\n", " ") }}
+- loss: {{ facts.first_loss }} at first, {{ facts.last_loss }} at last, on the solutions' tokens only
+- cost: {{ facts.cost.tokens_learned }} tokens learned, {{ facts.cost.seconds }} seconds
+
+```
+flow-dpo evaluate --mode single --adapter {{ folder }}
+{%- if merged %}
+# merged into its base: {{ folder }}/merged
+{%- endif %}
+```
+
+"""
 
 
 def record(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:

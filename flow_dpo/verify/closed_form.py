@@ -1,7 +1,7 @@
-r"""What number does a formula without variables stand for?
+r"""Exact value of a formula: sums, products, fractions, powers, roots, pi and small factorials.
 
-`closed_form` reads sums, products, fractions, powers, roots, pi and small factorials. The value is an exact `Fraction`
-where it is rational and a float where a root or pi makes it irrational.
+The one arithmetic reader: `equivalence` compares answers by it, `evaluate.step_validity` checks equations with it. The
+value is an exact `Fraction` where it is rational and a float where a root or pi makes it irrational.
 
     closed_form("\\frac{1}{2}+1")    Fraction(3, 2)
     closed_form("2\\sqrt{3}")         3.4641016151377544
@@ -26,7 +26,10 @@ MAX_DEPTH = 40
 MAX_BITS = 1_500
 
 _VARIABLES = frozenset("abcdfghjklmnopqrstuvwxyzABCDFGHJKLMNOPQRSTUVWXYZ")
+"""e and i may be the constants."""
 _TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|.)", re.DOTALL | re.ASCII)
+_DIGITS = frozenset("0123456789.")
+_CLOSING = {"(": ")", "{": "}"}
 
 
 def closed_form(text: str, *, at_point: bool = False) -> Value | None:
@@ -37,10 +40,12 @@ def closed_form(text: str, *, at_point: bool = False) -> Value | None:
     """
     if len(text) > MAX_CHARS:
         return None
+    reader = _Reader(text, at_point)
     try:
-        return _Reader(text, at_point).whole()
+        value = reader.sum()
     except (_NotClosedForm, OverflowError):
         return None
+    return None if reader.tokens else value
 
 
 class _NotClosedForm(ValueError):
@@ -51,106 +56,88 @@ class _Reader:
     """A recursive descent over one canonical string. Numbers are bounded before they are computed."""
 
     def __init__(self, text: str, at_point: bool) -> None:
+        self.tokens = _TOKEN.findall(text)[::-1]
+        """What is left to read, the next one last."""
         self.at_point = at_point
-        self.tokens = [match[1] for match in _TOKEN.finditer(text)]
-        self.at = 0
         self.depth = 0
 
-    def peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
-
-    def take(self, wanted: str = "") -> str:
-        token = self.peek()
-        if not token or (wanted and token != wanted):
-            raise _NotClosedForm
-        self.at += 1
-        return token
-
-    def whole(self) -> Value:
-        value = self.sum()
-        if self.peek():
-            raise _NotClosedForm
-        return value
+    def take(self, *wanted: str) -> str:
+        """The next token where it is one of these; "" where it is another."""
+        return self.tokens.pop() if self.tokens and self.tokens[-1] in wanted else ""
 
     def sum(self) -> Value:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise _NotClosedForm
         value = self.product()
-        while self.peek() in ("+", "-"):
-            sign = 1 if self.take() == "+" else -1
-            value = _bounded(value + sign * self.product())
+        while sign := self.take("+", "-"):
+            value = _bounded(value + self.product() if sign == "+" else value - self.product())
         self.depth -= 1
         return value
 
     def product(self) -> Value:
-        sign = 1
-        while self.peek() in ("+", "-"):
-            sign = -sign if self.take() == "-" else sign
-        value = self.power()
-        while True:
-            token = self.peek()
-            if token in ("*", "/"):
-                self.take()
-                factor = -self.power() if self.peek() == "-" and self.take() else self.power()
-                value = _divide(value, factor) if token == "/" else _bounded(value * factor)
+        value = self.signed()
+        while self.tokens:
+            token = self.tokens[-1]
+            if self.take("*", "/"):
+                value = _bounded(value * self.signed()) if token == "*" else _divide(value, self.signed())
             elif token in ("\\sqrt", "\\pi", "(") or self.is_variable(token):
-                # "2\sqrt{3}", "2x". Two numerals side by side are not a product.
-                value = _bounded(value * self.power())
+                value = _bounded(value * self.power())  # "2\sqrt{3}", "2x"; two numerals are not a product
             else:
-                return _bounded(sign * value)
+                break
+        return value
+
+    def signed(self) -> Value:
+        sign = 1
+        while token := self.take("+", "-"):
+            sign = -sign if token == "-" else sign
+        return sign * self.power()
 
     def power(self) -> Value:
         base = self.atom()
-        if self.peek() == "!":
-            self.take()
+        if self.take("!"):
             if not isinstance(base, Fraction) or base.denominator != 1 or not 0 <= base <= 20:
                 raise _NotClosedForm
             base = Fraction(math.factorial(int(base)))
-        if self.peek() != "^":
+        if not self.take("^"):
             return base
-        self.take()
-        sign = -1 if self.peek() == "-" and self.take() else 1
+        sign = -1 if self.take("-") else 1
         return _power(base, sign * self.atom())
 
     def atom(self) -> Value:
-        token = self.take()
-        if token[0] in "0123456789." and token != ".":
+        token = self.tokens.pop() if self.tokens else ""
+        if token[:1] in _DIGITS and token != ".":
             return Fraction(token)
-        if token in ("(", "{"):
+        if token in _CLOSING:
             value = self.sum()
-            self.take(")" if token == "(" else "}")
+            if not self.take(_CLOSING[token]):
+                raise _NotClosedForm
             return value
         if token == "\\frac":
-            self.take("{")
-            top = self.sum()
-            self.take("}")
-            self.take("{")
-            bottom = self.sum()
-            self.take("}")
-            return _divide(top, bottom)
+            return _divide(self.braced(), self.braced())
         if token == "\\sqrt":
-            self.take("{")
-            value = self.sum()
-            self.take("}")
-            return _power(value, Fraction(1, 2))
+            return _power(self.braced(), Fraction(1, 2))
         if token == "\\pi":
             return math.pi
         if self.is_variable(token):
             return 1 + Fraction(ord(token.lower()) * 37 % 101, 101)  # upper and lower case alike: algebra decides
         raise _NotClosedForm
 
+    def braced(self) -> Value:
+        if not self.tokens or self.tokens[-1] != "{":
+            raise _NotClosedForm
+        return self.atom()
+
     def is_variable(self, token: str) -> bool:
-        """e and i may be the constants."""
-        return self.at_point and len(token) == 1 and token in _VARIABLES
+        return self.at_point and token in _VARIABLES
 
 
 def _bounded(value: Value) -> Value:
     if isinstance(value, Fraction):
-        if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-            raise _NotClosedForm
-        return value
-    if not math.isfinite(value) or abs(value) > 1e15:
+        too_large = max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS
+    else:
+        too_large = not math.isfinite(value) or abs(value) > 1e15
+    if too_large:
         raise _NotClosedForm
     return value
 

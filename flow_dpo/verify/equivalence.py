@@ -1,4 +1,4 @@
-r"""Are two final answers the same, as far as it can be told without algebra?
+r"""Equivalence of two final answers, as far as it can be told without computer algebra.
 
 `same(gold, answer)` says True or False where it is certain and None where computer algebra has to look. Certain are
 equal canonical strings, numbers in closed form (exact rationals; roots and pi in floating point), tuples and lists of
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
 from flow_dpo.verify.closed_form import Value, closed_form
 
@@ -65,9 +66,7 @@ def tidy(text: str) -> str:
 
 def for_algebra(text: str) -> str:
     r"""What algebra is handed: tidy, and without the unit that follows a formula, "2x\text{ cm}^2"."""
-    text = _WRAPPED_UNIT.sub(r"\1", tidy(text))
-    bare = _BARE_UNIT.sub(r"\1", text)
-    return bare.strip()
+    return _BARE_UNIT.sub(r"\1", _WRAPPED_UNIT.sub(r"\1", tidy(text))).strip()
 
 
 def canonical(text: str) -> str:
@@ -113,13 +112,13 @@ _NOT_UNITS = re.compile(
 _PLAIN = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?", re.ASCII)
 
 
-class Number:
+class Number(NamedTuple):
     """A number in closed form, how many decimals it was written with, whether as a percentage, and its unit."""
 
-    __slots__ = ("decimals", "percent", "unit", "value")
-
-    def __init__(self, value: Value, decimals: int, percent: bool, unit: str) -> None:
-        self.value, self.decimals, self.percent, self.unit = value, decimals, percent, unit
+    value: Value
+    decimals: int
+    percent: bool
+    unit: str
 
 
 def number(text: str) -> Number | None:
@@ -152,27 +151,25 @@ def number(text: str) -> Number | None:
     return None if value is None else Number(value, 0, percent, unit)
 
 
-_MEASURES = {
-    "time": {"s sec second": 1, "min minute": 60, "h hr hour": 3_600, "day": 86_400, "week": 604_800},
-    "length": {"mm millimeter": 1, "cm centimeter": 10, "dm": 100, "m meter metre": 1_000, "km kilometer": 1_000_000},
-    "imperial length": {"in inch": 1, "ft foot": 12, "yd yard": 36, "mi mile": 63_360},
-    "mass": {"mg": 1, "g gm gram": 1_000, "kg kilogram": 1_000_000},
-    "volume": {"ml milliliter": 1, "l liter litre": 1_000},
-    "money": {"cent": 1, "dollar usd": 100},
-    "count of years": {"month": 1, "year yr": 12},
-}
-_KNOWN = {
+_MEASURES: dict[str, tuple[str, Fraction]] = {
     name: (dimension, Fraction(size))
-    for dimension, sizes in _MEASURES.items()
+    for dimension, sizes in {
+        "time": {"s sec second": 1, "min minute": 60, "h hr hour": 3_600, "day": 86_400, "week": 604_800},
+        "length": {"mm millimeter": 1, "cm centimeter": 10, "dm": 100, "m meter metre": 1_000, "km kilometer": 10**6},
+        "imperial length": {"in inch inche": 1, "ft foot feet": 12, "yd yard": 36, "mi mile": 63_360},
+        "mass": {"mg": 1, "g gm gram": 1_000, "kg kilogram": 1_000_000},
+        "volume": {"ml milliliter": 1, "l liter litre": 1_000},
+        "money": {"cent": 1, "dollar usd": 100},
+        "count of years": {"month": 1, "year yr": 12},
+    }.items()
     for names, size in sizes.items()
     for name in names.split()
 }
+"""The dimension and size of each unit that is measured, in the singular; "apples" are not."""
 
 
 def _measure(unit: str) -> tuple[str, Fraction] | None:
-    """The dimension and size of a unit; None for one that is not measured, such as "apples"."""
-    plural = {"feet": "foot", "inches": "inch"}.get(unit, unit)
-    return _KNOWN.get(plural) or _KNOWN.get(plural.removesuffix("s"))
+    return _MEASURES.get(unit) or _MEASURES.get(unit.removesuffix("s"))
 
 
 def _close(gold: Number, answer: Number, scale: Fraction | int = 1) -> bool | None:
@@ -233,17 +230,15 @@ def _same_elements(gold: str, answer: str) -> bool | None:
     golds, answers = [number(part) for part in ours[1]], [number(part) for part in theirs[1]]
     if None in golds or None in answers:
         return None
-    pairs = [each for each in golds if each], [each for each in answers if each]
+    sides = [each for each in golds if each], [each for each in answers if each]
     if not ours[0]:  # a bare list, or a set: the order says nothing, nor does a repetition
-        pairs = tuple(list({each.value: each for each in sorted(part, key=_order)}.values()) for part in pairs)
-    if len(pairs[0]) != len(pairs[1]):
+        sides = tuple(
+            list({each.value: each for each in sorted(side, key=lambda n: n.value)}.values()) for side in sides
+        )
+    if len(sides[0]) != len(sides[1]):
         return False
-    found = [same_number(a, b) for a, b in zip(pairs[0], pairs[1], strict=True)]
+    found = [same_number(a, b) for a, b in zip(*sides, strict=True)]
     return False if False in found else None if None in found else True
-
-
-def _order(each: Number) -> Value:
-    return each.value
 
 
 _NUMERAL = re.compile(r"([0-9A-Za-z]{1,50})_\{?(\d{1,2})\}?", re.ASCII)
@@ -296,6 +291,7 @@ def _after_equals(text: str, other: str) -> str:
 
 def same(gold: str, answer: str) -> bool | None:
     """True or False where certain, None where algebra has to look."""
+    # 1. Equal as they stand, or in one spelling.
     if gold.strip() == answer.strip():
         return True if gold.strip() else None
     if max(len(gold), len(answer)) > MAX_CHARS:
@@ -309,26 +305,35 @@ def same(gold: str, answer: str) -> bool | None:
     theirs = _after_equals(theirs, ours)
     if ours and ours == theirs:
         return True
+    # 2. Numbers, numerals in a base, ratios; and a number beside what cannot be one.
     a, b = number(ours), number(theirs)
     if a and b:
         return same_number(a, b)
-    for kind in (_same_numeral, _same_ratio):
-        found = kind(ours, theirs)
+    for compare in (_same_numeral, _same_ratio):
+        found = compare(ours, theirs)
         if found is not None:
             return found
     if (a and _is_something_else(theirs)) or (b and _is_something_else(ours)):
         return False
-    if _NAME.fullmatch(ours.strip("()")) and _NAME.fullmatch(theirs.strip("()")):
-        left, right = ours.strip("()").casefold(), theirs.strip("()").casefold()
-        if left == right and len(left) > 1:
-            return True
-        if sorted(left) != sorted(right) and (max(len(left), len(right)) > 3 or {left, right} == {"yes", "no"}):
-            return False  # two names; letters in another order might be a product of variables
-        return True if ours.strip("()") == theirs.strip("()") else None
+    # 3. Names.
+    left, right = ours.strip("()"), theirs.strip("()")
+    if _NAME.fullmatch(left) and _NAME.fullmatch(right):
+        return _same_name(left, right)
+    # 4. Expressions that differ at one point, and lists of numbers.
     here, there = (closed_form(canonical(for_algebra(each)), at_point=True) for each in (gold, answer))
     if here is not None and there is not None and _differ(here, there):
         return False
     return _same_elements(ours, theirs)
+
+
+def _same_name(gold: str, answer: str) -> bool | None:
+    """Names are equal without case; letters in another order might be a product of variables."""
+    left, right = gold.casefold(), answer.casefold()
+    if left == right and len(left) > 1:
+        return True
+    if sorted(left) != sorted(right) and (max(len(left), len(right)) > 3 or {left, right} == {"yes", "no"}):
+        return False
+    return True if gold == answer else None
 
 
 def _differ(here: Value, there: Value) -> bool:

@@ -106,15 +106,15 @@ def _last_line(text: str) -> str:
 
 def _opener(body: str, start: int) -> int:
     """Where the earliest display, environment or brace opens that is closed at or after `start`; `start` if none."""
-    line, opener = body[start:], start
+    line, openers = body[start:], [start]
     close = line.find("\\]")
     if close >= 0 and "\\[" not in line[:close]:
-        opener = min(opener, body.rfind("\\[", 0, start) % (start + 1))
+        openers.append(body.rfind("\\[", 0, start))
     if line.count("$$") % 2:
-        opener = min(opener, body.rfind("$$", 0, start) % (start + 1))
+        openers.append(body.rfind("$$", 0, start))
     end = re.search(r"\\end\{(\w{1,20}\*?)\}", line)
     if end and f"\\begin{{{end[1]}}}" not in line[: end.start()]:
-        opener = min(opener, body.rfind(f"\\begin{{{end[1]}}}", 0, start) % (start + 1))
+        openers.append(body.rfind(f"\\begin{{{end[1]}}}", 0, start))
     stack: list[int] = []
     if "}" in line:
         for brace in _BRACES.finditer(body):
@@ -123,8 +123,8 @@ def _opener(body: str, start: int) -> int:
             elif brace[0] == "}" and stack:
                 opened = stack.pop()
                 if brace.start() >= start:
-                    opener = min(opener, opened)
-    return opener
+                    openers.append(opened)
+    return min(opener for opener in openers if opener >= 0)  # -1 where nothing opens it
 
 
 # ---- the last box ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 r"""Is a solution's final answer the gold one?
 
 Three-valued, in three steps, each of which may end it: find the answer (`extract`), compare it as numbers and names
-(`answers`), ask computer algebra in a process that can be killed (`grading_pool`). What could not be decided is
+(`equivalence`), ask computer algebra in a process that can be killed (`worker_pool`). What could not be decided is
 `ungraded` with its reason, never a silent zero.
 
     with Verifier() as verifier:
@@ -175,6 +175,3 @@ def _from_algebra(answer: str, finding: Finding) -> Verdict:
         "died": "the grading process died",
     }[finding.found]
     return Verdict(status="ungraded", answer=answer, reason=f"{said}: {finding.reason}")
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from flow_dpo.cli.judge import judge, parse_judge
 from flow_dpo.core.errors import ConfigError, DataError, EngineError
 from flow_dpo.evaluate.judge.backends import EndpointJudge
 from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, EndpointSettings
-from flow_dpo.evaluate.judge.protocol import Asked, Heard, JudgePrompts, JudgeSettings, pairs_of, questions
+from flow_dpo.evaluate.judge.protocol import JudgePrompts, JudgeQuestion, JudgeReply, JudgeSettings, pairs_of, questions
 from flow_dpo.runs import run_folder
 from flow_dpo.traces.trace import read_traces
 from tests.support.chat_models import chat_model_folder
@@ -261,7 +261,7 @@ def test_an_interruption_waits_for_nobody(tmp_path: Path) -> None:
     pairs = pairs_of(read_traces(tmp_path / "a"), read_traces(tmp_path / "b"), JudgeSettings())
     heard: list[tuple[str, str, str]] = []
 
-    def keep(asked: Asked, said: Heard) -> None:
+    def keep(asked: JudgeQuestion, said: JudgeReply) -> None:
         heard.append(asked.key)
         if len(heard) == 1:
             raise KeyboardInterrupt
@@ -271,7 +271,7 @@ def test_an_interruption_waits_for_nobody(tmp_path: Path) -> None:
         who = EndpointJudge(endpoint, prompts=JudgePrompts(), settings=JudgeSettings(), concurrency=2)
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            who.hear(questions(pairs), keep)
+            who.ask_all(questions(pairs), keep)
         assert time.monotonic() - started < 10
         assert len(set(heard)) == len(heard) < 8
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from flow_dpo.cli import compare
 from flow_dpo.cli import report as report_command
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.data.seed import seed_problems
-from flow_dpo.evaluate import paired_tests
 from flow_dpo.evaluate.compare import arms, choose
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.evaluate.compare.summary import rewards_of, step_quality
@@ -31,75 +28,6 @@ compare:
   pool: {num_traces: 6, pool_problems: 40}
   tests: {test_problems: 16, harder_split: hard, harder_problems: 8}
 """
-
-
-def verdicts(text: str) -> dict[str, float | None]:
-    return {f"q{i}": {"1": 1.0, "0": 0.0, "?": None}[char] for i, char in enumerate(text)}
-
-
-# ---- statistics ------------------------------------------------------------------------------------------------------
-
-
-def test_a_difference_is_a_mean_over_seeds_and_questions() -> None:
-    found = paired_tests.difference([verdicts("1101"), verdicts("1001")], [verdicts("0101"), verdicts("0011")])
-    # By question: (1 + 1) / 2, (0 + 0) / 2, (0 - 1) / 2, (0 + 0) / 2.
-    assert found["mean"] == pytest.approx((1 + 0 - 0.5 + 0) / 4)
-    assert found["per_seed"] == [0.25, 0.0]
-    assert (found["num_questions"], found["num_better"], found["num_worse"]) == (4, 2, 1)
-    assert found["low"] <= found["mean"] <= found["high"]
-    assert found["seed_low"] == pytest.approx(0.125 - 12.7062 * math.sqrt(0.03125) / math.sqrt(2), rel=1e-3)
-
-
-def test_what_could_not_be_graded_enters_neither_side() -> None:
-    found = paired_tests.difference([verdicts("1?10")], [verdicts("01?0")])
-    assert (found["num_questions"], found["mean"]) == (2, 0.5)
-    with pytest.raises(DataError, match="graded on both sides"):
-        paired_tests.difference([verdicts("?1")], [verdicts("1?")])
-
-
-def test_other_questions_are_refused() -> None:
-    with pytest.raises(DataError, match="same test questions, found 1 "):
-        paired_tests.difference([verdicts("11")], [verdicts("111")])
-
-
-@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (5, 1), (1, 5), (7, 7), (30, 12)])
-def test_mcnemar_by_counting_all_outcomes(better: int, worse: int) -> None:
-    """Twice the share of coin sequences that are as uneven, by the binomial sum."""
-    n, k = better + worse, max(better, worse)
-    tail = sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
-    assert paired_tests.exchange_p([1] * better + [-1] * worse) == pytest.approx(min(1.0, 2 * tail))
-
-
-@pytest.mark.parametrize("gaps", [(2, -1, 0, 3), (1, 1, -2, 2, 3), (-3, -3, -1), (1, -1, 2, -2), (3,)])
-def test_whole_questions_are_exchanged(gaps: tuple[int, ...]) -> None:
-    """Of all signs that the questions could have had, the share with as large a sum; seeds go together."""
-    sums = [
-        sum(s * g for s, g in zip(signs, gaps, strict=True)) for signs in itertools.product((1, -1), repeat=len(gaps))
-    ]
-    assert paired_tests.exchange_p(gaps) == pytest.approx(sum(abs(x) >= abs(sum(gaps)) for x in sums) / len(sums))
-
-
-def test_the_same_answers_under_more_seeds_are_no_more_evidence() -> None:
-    arm, other = verdicts("1111111000"), verdicts("0000100011")
-    one = paired_tests.difference([arm], [other])["p"]
-    assert paired_tests.difference([arm] * 3, [other] * 3)["p"] == pytest.approx(one)
-    assert paired_tests.exchange_p([3] * 3000 + [-1] * 10) < 1e-290
-
-
-def test_holm_by_hand() -> None:
-    found = paired_tests.holm({"a": 0.01, "b": 0.04, "c": 0.03})
-    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
-    assert paired_tests.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
-
-
-def test_the_bootstrap_agrees_with_all_resamples() -> None:
-    """Of four values there are 256 resamples; the percentiles of their means are the interval."""
-    values = [1.0, 0.0, 0.0, -1.0]
-    means = sorted(sum(chosen) / 4 for chosen in itertools.product(values, repeat=4))
-    low, high = paired_tests.bootstrap(values)
-    assert low == pytest.approx(means[round(0.025 * 255)], abs=0.25)
-    assert high == pytest.approx(means[round(0.975 * 255)], abs=0.25)
-    assert paired_tests.bootstrap([0.5, 0.5]) == (0.5, 0.5)
 
 
 def test_steps_of_the_seed_are_judged_by_its_own_solution() -> None:

@@ -17,20 +17,21 @@ from flow_dpo.core.types import Request, TokenIds
 from flow_dpo.engines.scripted import ScriptedEngine, ScriptedReply
 from flow_dpo.evaluate.judge.backends import LocalJudge
 from flow_dpo.evaluate.judge.protocol import (
-    Asked,
-    Heard,
     JudgePrompts,
+    JudgeQuestion,
+    JudgeReply,
     JudgeSettings,
     Place,
     TracePair,
-    heard_text,
     pairs_of,
     preferred,
     questions,
     read_verdict,
+    reply_from_text,
     row,
 )
-from flow_dpo.evaluate.judge.results import agreement, read_judgements, summarise
+from flow_dpo.evaluate.judge.results import read_judgements, summarise
+from flow_dpo.evaluate.statistics import agreement
 from flow_dpo.models.render import Renderer
 from flow_dpo.traces.trace import TraceFile
 from tests.support.chat_models import SPECIAL, chat_tokenizer
@@ -72,14 +73,14 @@ Says = Callable[[str, int], Any]
 )
 def test_a_verdict_is_the_last_line_and_nothing_else(words: str, verdict: Place | None) -> None:
     assert read_verdict(words) == verdict
-    heard = heard_text(words, finished=True)
+    heard = reply_from_text(words, finished=True)
     assert heard.verdict == verdict
     assert bool(heard.reason) == (verdict is None)
     heard.words.encode()
 
 
 def test_a_text_that_was_cut_off_has_no_verdict() -> None:
-    assert heard_text("Verdict: A", finished=False) == Heard(words="Verdict: A", reason="cut off")
+    assert reply_from_text("Verdict: A", finished=False) == JudgeReply(words="Verdict: A", reason="cut off")
 
 
 def test_verdicts_map_back_to_sides() -> None:
@@ -99,7 +100,7 @@ def test_questions_are_blind_and_in_both_orders() -> None:
 
 def test_a_text_with_placeholders_is_not_filled_in_again() -> None:
     pair = TracePair(a=trace("p", "one {b} {question}", question="{a}?"), b=trace("p", "two {a}", question="{a}?"))
-    parts = Asked(pair=pair, first="b").parts(JudgePrompts(user="{question}|{a}|{b}"), "choices")
+    parts = JudgeQuestion(pair=pair, first="b").parts(JudgePrompts(user="{question}|{a}|{b}"), "choices")
     assert parts[:-1] == [
         ("", False), ("{a}?", True), ("|", False), ("two {a}", True), ("|", False), ("one {b} {question}", True),
         ("", False),
@@ -151,7 +152,7 @@ def judged(
         settings=JudgeSettings(**settings), context_tokens=context_tokens,
     )  # fmt: skip
     rows: dict[Any, dict[str, Any]] = {}
-    judge.hear(questions(pairs), lambda asked, heard: rows.update({asked.key: row(asked, heard)}))
+    judge.ask_all(questions(pairs), lambda asked, heard: rows.update({asked.key: row(asked, heard)}))
     return summarise(pairs, rows), rows
 
 
@@ -255,16 +256,16 @@ def test_a_trace_that_spells_special_tokens_stays_inside_its_place() -> None:
     plain = TracePair(a=trace("p", "x"), b=trace("p", "y"))
     special = set(RENDERER.tokenizer.convert_tokens_to_ids(SPECIAL))
     hard, easy = (
-        [i for i in RENDERER.render(judge.turn(Asked(pair=one, first="a"))).prompt_ids if i in special]
+        [i for i in RENDERER.render(judge.turn(JudgeQuestion(pair=one, first="a"))).prompt_ids if i in special]
         for one in (pair, plain)
     )
     assert hard == easy
-    assert hostile in RENDERER.to_text([RENDERER.render(judge.turn(Asked(pair=pair, first="a"))).prompt_ids])
+    assert hostile in RENDERER.to_text([RENDERER.render(judge.turn(JudgeQuestion(pair=pair, first="a"))).prompt_ids])
 
 
 def test_a_file_of_judgements_is_checked_and_a_torn_line_cut_away(tmp_path: Path) -> None:
     file = tmp_path / "judgements.jsonl"
-    rows = [row(asked, Heard(words="x", verdict="A")) for asked in ASKED[:2]]
+    rows = [row(asked, JudgeReply(words="x", verdict="A")) for asked in ASKED[:2]]
     text = "".join(json.dumps(one) + "\n" for one in rows)
     file.write_text(text + '{"problem_id": "p1", "da')
     assert list(read_judgements(file, ASKED).values()) == rows
@@ -273,11 +274,11 @@ def test_a_file_of_judgements_is_checked_and_a_torn_line_cut_away(tmp_path: Path
         (rows[0], "found a second one"),
         (rows[0] | {"problem_id": "p9"}, "found another"),
         (rows[0] | {"problem_id": ["x"]}, "in problem_id"),
-        (row(ASKED[2], Heard(words="", verdict="A")) | {"preferred": "b"}, "side that it prefers"),
-        (row(ASKED[2], Heard(words="")) | {"verdict": "C"}, "side that it prefers"),
-        (row(ASKED[2], Heard(words="")) | {"verdict": {"A": 1}}, "in verdict"),
-        (row(ASKED[2], Heard(words="")) | {"log_odds": "much"}, "in log_odds"),
-        (row(ASKED[2], Heard(words="")) | {"tokens": None}, "in tokens"),
+        (row(ASKED[2], JudgeReply(words="", verdict="A")) | {"preferred": "b"}, "side that it prefers"),
+        (row(ASKED[2], JudgeReply(words="")) | {"verdict": "C"}, "side that it prefers"),
+        (row(ASKED[2], JudgeReply(words="")) | {"verdict": {"A": 1}}, "in verdict"),
+        (row(ASKED[2], JudgeReply(words="")) | {"log_odds": "much"}, "in log_odds"),
+        (row(ASKED[2], JudgeReply(words="")) | {"tokens": None}, "in tokens"),
     ]:
         file.write_text(text + json.dumps(bad) + "\n")
         with pytest.raises(DataError, match=message):

@@ -14,7 +14,8 @@ from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Problem, Verdict
 from flow_dpo.evaluate.contamination import OverlapSettings, check, normalised, questions_of
 from flow_dpo.evaluate.evaluate import EvaluationSettings
-from flow_dpo.evaluate.pass_at_k import Drawn, interval, majority_at_k, pass_at_k, summary
+from flow_dpo.evaluate.pass_at_k import Drawn, majority_at_k, pass_at_k, summary
+from flow_dpo.evaluate.statistics import interval
 from flow_dpo.runs import run_folder
 
 

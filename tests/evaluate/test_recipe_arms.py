@@ -13,7 +13,7 @@ import pytest
 from flow_dpo.cli import compare
 from flow_dpo.cli import report as report_command
 from flow_dpo.core.types import Status
-from flow_dpo.evaluate import paired_tests
+from flow_dpo.evaluate import statistics
 from flow_dpo.evaluate.compare import arms, recipe_arms
 from flow_dpo.evaluate.compare.arms import SAME_TOKENS, Arm, Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
@@ -88,13 +88,13 @@ def test_an_arm_is_compared_with_those_it_names(tmp_path: Path) -> None:
     gap = rows["a"]["contrasts"][0]["differences"]["held_out/greedy"]
     # Six questions better, two worse, of ten.
     assert (gap["mean"], gap["num_better"], gap["num_worse"]) == (pytest.approx(0.4), 6, 2)
-    assert gap["p"] == pytest.approx(paired_tests.exchange_p([1] * 6 + [-1] * 2))
+    assert gap["p"] == pytest.approx(statistics.exchange_p([1] * 6 + [-1] * 2))
     assert rows["a"]["contrasts"][0]["differences"]["harder/greedy"]["mean"] == -0.5
     # Holm over the three contrasts of a test: a - b, c - a and c - b have 6:2, 0:3 and 3:2 questions.
-    ps = [paired_tests.exchange_p([1] * better + [-1] * worse) for better, worse in ((6, 2), (0, 3), (3, 2))]
+    ps = [statistics.exchange_p([1] * better + [-1] * worse) for better, worse in ((6, 2), (0, 3), (3, 2))]
     contrasts = [*rows["a"]["contrasts"], *rows["c"]["contrasts"]]
     corrected = [one["differences"]["held_out/greedy"]["p_holm"] for one in contrasts]
-    assert corrected == pytest.approx(list(paired_tests.holm(dict(zip("xyz", ps, strict=True))).values()))
+    assert corrected == pytest.approx(list(statistics.holm(dict(zip("xyz", ps, strict=True))).values()))
     assert corrected[0] > gap["p"]
     table = markdown(found)
     assert "difference to" not in table, "there is no baseline to be different from"

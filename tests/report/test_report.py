@@ -15,7 +15,7 @@ import pytest
 from flow_dpo.cli import main, report
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Status, Verdict
-from flow_dpo.evaluate.judge.protocol import Heard, TracePair, questions, row
+from flow_dpo.evaluate.judge.protocol import JudgeReply, TracePair, questions, row
 from flow_dpo.evaluate.judge.results import summarise
 from flow_dpo.report.compose import compose
 from flow_dpo.report.document import Fold, Section, Table
@@ -80,7 +80,7 @@ def verdicts(path: Path, words: str) -> Path:
     ]
     asked = {one.key: one for one in questions(pairs)}
     rows = [
-        row(asked["made/up", id, first], Heard(words=words, verdict=said, reason="" if said else words))
+        row(asked["made/up", id, first], JudgeReply(words=words, verdict=said, reason="" if said else words))
         for id, first, said in made
     ]
     path.mkdir()

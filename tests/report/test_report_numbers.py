@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from flow_dpo.core.errors import DataError
-from flow_dpo.core.stats import auc, wilson
+from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Status
 from flow_dpo.data.seed import seed_problems
+from flow_dpo.evaluate.statistics import auc
 from flow_dpo.report import formatting, rates
 from flow_dpo.report.document import Told
 from flow_dpo.report.run_data import read_plays

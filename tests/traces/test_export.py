@@ -24,6 +24,8 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Verdict
 from flow_dpo.models.render import Renderer
 from flow_dpo.runs import run_folder
+from flow_dpo.traces import sft
+from flow_dpo.traces.export import card
 from flow_dpo.traces.trace import Trace, TraceFolder
 from tests.support.chat_models import chat_model_folder, chat_tokenizer
 from tests.support.tree_builders import two_chunk_tree
@@ -175,3 +177,20 @@ def test_bad_input_is_refused(traces: Path, run: Path, tmp_path: Path) -> None:
         with pytest.raises(error, match=message):
             cli_export([*words, *([] if "--output_dir" in words else ["--output_dir", str(tmp_path / "o")])])
     assert not (tmp_path / "o").exists()
+
+
+def test_what_stands_in_a_card_is_text() -> None:
+    """No template, line or header of its own, whatever a model or a data set is called."""
+    hostile = "x\n---\n{{ 7 * 7 }}: [a"
+    text = card("messages", [{"messages": []}], {"model": hostile, "problems": None})
+    assert "\n- model: x --- {{ 7 * 7 }}: [a\n" in text
+    assert "problems:" not in text
+    facts: dict[str, Any] = {
+        "num_traces": 1, "num_problems": 1, "sources": ["made"], "cost": {"tokens_learned": 1, "seconds": 1.0},
+        "first_loss": 0.5, "last_loss": 0.25,
+    }  # fmt: skip
+    header = {"selection": hostile, "dataset": hostile}
+    made = sft.card(hostile, facts, header, Path("runs/sft"), merged=True)
+    assert yaml.safe_load(made.split("\n---\n", 1)[0].removeprefix("---\n"))["base_model"] == hostile
+    assert made.count("x --- {{ 7 * 7 }}: [a") == 2
+    assert "runs/sft/merged" in made

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +104,16 @@ class VllmClient:
         root = settings.base_url.rstrip("/").removesuffix("/v1")
         self._address = Address(root, api_key=api_key, deadline_s=settings.deadline_s, max_bytes=_MOST_BYTES)
         self._parting = Address(root, api_key=api_key, deadline_s=_PARTING_S)
-        self.num_retries = 0
+
+    @property
+    def num_retries(self) -> int:
+        """Requests that were asked again, since this was last read by `take_num_retries`."""
+        return self._address.num_retries
+
+    def take_num_retries(self) -> int:
+        """The same, counted anew from here on."""
+        taken, self._address.num_retries = self._address.num_retries, 0
+        return taken
 
     @property
     def url(self) -> str:
@@ -192,26 +199,24 @@ class VllmClient:
     def _patiently(self, method: str, path: str, fields: Mapping[str, Any] | None) -> Answer:
         """Retry until there is a response. Raises `EngineError` `patience_s` after the first failure."""
         body = None if fields is None else json.dumps(fields).encode("ascii")
-        failing_since, wait_s, left_of_500 = math.inf, self.settings.backoff_s, _TRIES_OF_500
-        while True:
-            try:
-                answer = self._address.exchange(method, path, body)
-                left_of_500 -= answer.status == 500
-                passing = answer.status == 500 and left_of_500 and not _ABOUT_ADAPTERS.search(answer.text)
-                if passing or answer.status in (429, 502, 503, 504) or _aborted(answer):
-                    raise Passing(f"the status {answer.status}: {answer.text[:200]!r}", answer.wait_s)
-                return answer
-            except Passing as error:
-                failing_since = min(failing_since, time.monotonic())
-                waited = time.monotonic() - failing_since
-                if self._address.stopped.is_set() or waited >= self.settings.patience_s:
-                    raise EngineError(
-                        f"expected an answer from {self.url}, found {error}, for {waited:.0f} s (--patience_s); what "
-                        "was learned so far is kept: look after the server, and resume"
-                    ) from error
-                self.num_retries += 1
-                self._address.stopped.wait(min(max(error.wait_s, wait_s), _LONGEST_WAIT_S))
-                wait_s *= 2
+        left_of_500 = _TRIES_OF_500
+
+        def may_pass(answer: Answer) -> bool:
+            nonlocal left_of_500
+            left_of_500 -= answer.status == 500
+            restarting = answer.status == 500 and left_of_500 > 0 and not _ABOUT_ADAPTERS.search(answer.text)
+            return restarting or answer.status in (429, 502, 503, 504) or _aborted(answer)
+
+        try:
+            return self._address.retry(
+                method, path, body, may_pass=may_pass, backoff_s=self.settings.backoff_s,
+                longest_wait_s=_LONGEST_WAIT_S, patience_s=self.settings.patience_s,
+            )  # fmt: skip
+        except Passing as error:
+            raise EngineError(
+                f"expected an answer from {self.url}, found {error}, for {error.seconds:.0f} s (--patience_s); what "
+                "was learned so far is kept: look after the server, and resume"
+            ) from error
 
     def _strange(self, path: str, answer: Answer, advice: str) -> EngineError:
         return EngineError(

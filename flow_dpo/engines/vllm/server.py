@@ -146,7 +146,7 @@ class VllmServerEngine(Engine):
 
     def take_stats(self) -> dict[str, float]:
         stats, self._stats = self._stats, _Stats()
-        retries, self._client.num_retries = self._client.num_retries, 0
+        retries = self._client.take_num_retries()
         return {
             "num_requests": stats.num_requests, "sampled_tokens": stats.sampled_tokens,
             "prefilled_tokens": stats.prefilled_tokens, "reused_tokens": stats.reused_tokens,

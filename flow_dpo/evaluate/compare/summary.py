@@ -16,7 +16,8 @@ from typing import Any
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Problem
 from flow_dpo.data.seed import iter_seed_problems
-from flow_dpo.evaluate import paired_tests, step_validity
+from flow_dpo.evaluate import statistics as paired_tests
+from flow_dpo.evaluate import step_validity
 from flow_dpo.evaluate.compare.arms import BASELINE, SAME_TOKENS, Arm, Outcome
 from flow_dpo.evaluate.compare.jobs import NUMBERS
 from flow_dpo.runs import run_folder

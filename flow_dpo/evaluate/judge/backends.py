@@ -18,15 +18,15 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Completion, Message, Piece, Role, Sampling, Turn
-from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, Reply
+from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, ChatReply
 from flow_dpo.evaluate.judge.protocol import (
     PLACES,
-    Asked,
-    Heard,
     JudgePrompts,
+    JudgeQuestion,
+    JudgeReply,
     JudgeSettings,
     Keep,
-    heard_text,
+    reply_from_text,
     storable,
 )
 from flow_dpo.models.render import Renderer
@@ -46,19 +46,19 @@ class LocalJudge:
         settings: JudgeSettings,
         context_tokens: int,
     ) -> None:
-        self._speaker = RolloutRunner(engine, renderer)
+        self._runner = RolloutRunner(engine, renderer)
         self._renderer = renderer
         self._prompts, self._settings = prompts, settings
         self._context_tokens = context_tokens
 
-    def hear(self, asked: Sequence[Asked], keep: Keep) -> None:
-        """See `flow_dpo.judging.Judge`. A question that does not fit the context window is not asked: "too long"."""
-        self._speaker.run(self._play(one, keep) for one in asked)
+    def ask_all(self, questions: Sequence[JudgeQuestion], keep: Keep) -> None:
+        """See `judge.protocol.Judge`. A question that does not fit the context window is not asked: "too long"."""
+        self._runner.run(self._play(one, keep) for one in questions)
 
-    def turn(self, asked: Asked) -> Turn:
+    def turn(self, question: JudgeQuestion) -> Turn:
         """The question as the judge's turn."""
         content: list[Piece] = []
-        for text, foreign in asked.parts(self._prompts, self._settings.words):
+        for text, foreign in question.parts(self._prompts, self._settings.words):
             content.append(self._letters(text) if foreign else text)
         messages = (
             Message(role="system", content=(self._prompts.system,)),
@@ -71,26 +71,26 @@ class LocalJudge:
     def _letters(self, text: str) -> tuple[int, ...]:
         return tuple(self._renderer.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
-    def _play(self, asked: Asked, keep: Keep) -> RolloutSteps:
-        turn = self.turn(asked)
+    def _play(self, question: JudgeQuestion, keep: Keep) -> RolloutSteps:
+        turn = self.turn(question)
         request = self._renderer.render(turn)
         if len(request.prompt_ids) + request.max_tokens > self._context_tokens:
             found = f"{len(request.prompt_ids)} + {request.max_tokens} of {self._context_tokens} tokens"
-            keep(asked, Heard(words=found, reason="too long"))
+            keep(question, JudgeReply(words=found, reason="too long"))
             return
-        seed = derive(self._settings.seed, *asked.key)
-        said = yield from sample(SampleRequest(turn=turn, sampling=Sampling(greedy=True), seed=seed))
-        keep(asked, self._heard(said.completion))
+        seed = derive(self._settings.seed, *question.key)
+        sampled = yield from sample(SampleRequest(turn=turn, sampling=Sampling(greedy=True), seed=seed))
+        keep(question, self._reply(sampled.completion))
 
-    def _heard(self, completion: Completion) -> Heard:
+    def _reply(self, completion: Completion) -> JudgeReply:
         if completion.choice is not None:
             one, other = completion.choice_logprobs
             # Log-odds of a word without probability have no number; they are as sure as one can say.
             odds = max(min(one - other, 1e3), -1e3)
             letter = "A" if odds > 0 else "B" if odds < 0 else "tie"
-            return Heard(words=letter, tokens=1, verdict=letter, log_odds=odds)
+            return JudgeReply(words=letter, tokens=1, verdict=letter, log_odds=odds)
         words = self._renderer.to_text([completion.content_ids])
-        return heard_text(words, finished=completion.finish_reason == "stop", tokens=len(completion.token_ids))
+        return reply_from_text(words, finished=completion.finish_reason == "stop", tokens=len(completion.token_ids))
 
 
 class EndpointJudge:
@@ -103,14 +103,14 @@ class EndpointJudge:
         self._prompts, self._settings = prompts, settings
         self._concurrency = concurrency
 
-    def hear(self, asked: Sequence[Asked], keep: Keep) -> None:
-        """See `flow_dpo.judging.Judge`."""
+    def ask_all(self, questions: Sequence[JudgeQuestion], keep: Keep) -> None:
+        """See `judge.protocol.Judge`."""
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="judge")
-        left = {pool.submit(self._ask, one): one for one in asked}
+        left = {pool.submit(self._ask, one): one for one in questions}
         try:
             for future in as_completed([*left]):
-                heard = future.result()
-                keep(left.pop(future), heard)
+                reply = future.result()
+                keep(left.pop(future), reply)
         finally:
             # An error, or Ctrl-C: nothing that is still under way is waited for, and nothing that was answered is lost.
             if left:
@@ -120,17 +120,17 @@ class EndpointJudge:
                 if not future.cancelled() and future.exception() is None:
                     keep(one, future.result())
 
-    def messages(self, asked: Asked) -> list[dict[str, str]]:
+    def messages(self, question: JudgeQuestion) -> list[dict[str, str]]:
         """The question as a chat."""
-        user = "".join(text for text, _ in asked.parts(self._prompts, self._settings.words))
+        user = "".join(text for text, _ in question.parts(self._prompts, self._settings.words))
         system = [{"role": "system", "content": self._prompts.system}] if self._prompts.system else []
         return [*system, {"role": "user", "content": user}]
 
-    def _ask(self, asked: Asked) -> Heard:
-        return _heard(self._endpoint.ask(self.messages(asked), max_tokens=self._settings.max_tokens))
+    def _ask(self, question: JudgeQuestion) -> JudgeReply:
+        return _reply(self._endpoint.ask(self.messages(question), max_tokens=self._settings.max_tokens))
 
 
-def _heard(reply: Reply) -> Heard:
+def _reply(reply: ChatReply) -> JudgeReply:
     if reply.refused:
-        return Heard(words=storable(reply.words), tokens=reply.tokens, reason="refused")
-    return heard_text(reply.words, finished=reply.finished, tokens=reply.tokens)
+        return JudgeReply(words=storable(reply.words), tokens=reply.tokens, reason="refused")
+    return reply_from_text(reply.words, finished=reply.finished, tokens=reply.tokens)

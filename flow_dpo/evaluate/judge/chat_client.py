@@ -55,7 +55,7 @@ class EndpointSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class ChatReply:
     """What the model at the address said."""
 
     words: str
@@ -97,40 +97,34 @@ class ChatEndpoint:
                 )
             self.model = names[0]
 
-    def ask(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> Reply:
+    def ask(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> ChatReply:
         """Greedy words to a chat. Raises `EngineError` where the address goes on failing, or speaks another format."""
         fields: dict[str, Any] = {
             "model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0,
         } | self._settings.body  # fmt: skip
         body = json.dumps({name: value for name, value in fields.items() if value is not None}).encode("ascii")
-        failed = ""
-        for attempt in range(self._settings.retries + 1):
-            try:
-                answer = self._address.exchange("POST", "/chat/completions", body)
-                if answer.status == 429 or answer.status >= 500:
-                    raise Passing(f"the status {answer.status}: {answer.text[:200]!r}", answer.wait_s)
-                return self._reply(answer.status, answer.text)
-            except Passing as error:
-                failed = str(error)
-                wait_s = max(error.wait_s, self._settings.backoff_s * 2.0 ** min(attempt, 20))
-            if self._address.stopped.is_set():
-                break
-            if attempt < self._settings.retries:
-                self._address.stopped.wait(min(wait_s, _LONGEST_WAIT_S))
-        raise EngineError(
-            f"expected an answer from {self._settings.base_url}, found {failed} after {self._settings.retries + 1} "
-            "tries; what was answered so far is kept: look after the server and give the same command again "
-            "(--deadline_s, --retries)"
-        )
+        settings = self._settings
+        try:
+            answer = self._address.retry(
+                "POST", "/chat/completions", body, may_pass=lambda found: found.status == 429 or found.status >= 500,
+                backoff_s=settings.backoff_s, longest_wait_s=_LONGEST_WAIT_S, max_tries=settings.retries + 1,
+            )  # fmt: skip
+        except Passing as error:
+            raise EngineError(
+                f"expected an answer from {settings.base_url}, found {error} after {error.tries} tries; what was "
+                "answered so far is kept: look after the server and give the same command again (--deadline_s, "
+                "--retries)"
+            ) from error
+        return self._reply(answer.status, answer.text)
 
     def stop(self) -> None:
         """Give up whatever is under way."""
         self._address.stop()
 
-    def _reply(self, status: int, text: str) -> Reply:
+    def _reply(self, status: int, text: str) -> ChatReply:
         base = self._settings.base_url
         if status in (400, 413, 422):
-            return Reply(words=text[:2000], finished=False, tokens=0, refused=True)
+            return ChatReply(words=text[:2000], finished=False, tokens=0, refused=True)
         if status != 200:
             raise EngineError(
                 f"expected a chat completion of {self.model} from {base}, found the status {status}: {text[:200]!r}; "
@@ -150,7 +144,7 @@ class ChatEndpoint:
                 "OpenAI-compatible address? It usually ends in /v1"
             ) from error
         known = tokens if isinstance(tokens, int) and 0 <= tokens < 1 << 40 else 0
-        return Reply(words=words or "", finished=reason == "stop", tokens=known)
+        return ChatReply(words=words or "", finished=reason == "stop", tokens=known)
 
 
 def _names(text: str) -> list[str]:

@@ -108,7 +108,7 @@ class TracePair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class JudgeQuestion:
     """One question to a judge: a pair in one of its two orders."""
 
     pair: TracePair
@@ -135,7 +135,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class JudgeReply:
     """What a judge said to one question."""
 
     words: str
@@ -152,7 +152,7 @@ class Heard:
 class Judge(Protocol):
     """Whoever is asked. Answers are handed over one by one as they come, in any order."""
 
-    def hear(self, asked: Sequence[Asked], keep: Keep) -> None:
+    def ask_all(self, questions: Sequence[JudgeQuestion], keep: Keep) -> None:
         """Ask all, and hand each answer to `keep` in the caller's thread. Raises `EngineError` where it cannot go on;
         what was kept until then stays."""
         ...
@@ -161,14 +161,14 @@ class Judge(Protocol):
 class Keep(Protocol):
     """What is done with an answer."""
 
-    def __call__(self, asked: Asked, heard: Heard, /) -> None: ...
+    def __call__(self, question: JudgeQuestion, reply: JudgeReply, /) -> None: ...
 
 
-def heard_text(words: str, *, finished: bool, tokens: int = 0) -> Heard:
+def reply_from_text(words: str, *, finished: bool, tokens: int = 0) -> JudgeReply:
     """What a judge that writes has said. Only a text that it finished itself has a verdict."""
     verdict = read_verdict(words) if finished else None
     reason = "" if verdict else "no verdict" if finished else "cut off"
-    return Heard(words=storable(words), tokens=tokens, verdict=verdict, reason=reason)
+    return JudgeReply(words=storable(words), tokens=tokens, verdict=verdict, reason=reason)
 
 
 def read_verdict(words: str) -> Place | None:
@@ -216,10 +216,10 @@ def _first(file: TraceFile) -> dict[tuple[str, str], Trace]:
     return found
 
 
-def questions(pairs: Sequence[TracePair]) -> list[Asked]:
+def questions(pairs: Sequence[TracePair]) -> list[JudgeQuestion]:
     """Both orders of every pair whose traces differ."""
     sides: tuple[Side, Side] = ("a", "b")
-    return [Asked(pair=pair, first=first) for pair in pairs if not pair.identical for first in sides]
+    return [JudgeQuestion(pair=pair, first=first) for pair in pairs if not pair.identical for first in sides]
 
 
 def preferred(verdict: Place | None, first: Side) -> Side | Literal["tie"] | None:
@@ -234,17 +234,17 @@ def storable(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def row(asked: Asked, heard: Heard) -> dict[str, Any]:
+def row(question: JudgeQuestion, reply: JudgeReply) -> dict[str, Any]:
     """One line of judgements.jsonl."""
-    dataset, problem_id, first = asked.key
+    dataset, problem_id, first = question.key
     return {
         "problem_id": problem_id,
         "dataset": dataset,
         "first": first,
-        "verdict": heard.verdict,
-        "preferred": preferred(heard.verdict, asked.first),
-        "reason": heard.reason,
-        "log_odds": heard.log_odds,
-        "tokens": heard.tokens,
-        "words": heard.words,
+        "verdict": reply.verdict,
+        "preferred": preferred(reply.verdict, question.first),
+        "reason": reply.reason,
+        "log_odds": reply.log_odds,
+        "tokens": reply.tokens,
+        "words": reply.words,
     }

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.errors import DataError
-from flow_dpo.core.stats import wilson
-from flow_dpo.evaluate.judge.protocol import Asked, TracePair
+from flow_dpo.evaluate.judge.protocol import JudgeQuestion, TracePair
+from flow_dpo.evaluate.statistics import agreement, share, sign_test
 from flow_dpo.runs import run_folder
 
 ROWS = "judgements.jsonl"
 Key = tuple[str, str, str]
 
 
-def read_judgements(path: Path, asked: Sequence[Asked]) -> dict[Key, dict[str, Any]]:
+def read_judgements(path: Path, asked: Sequence[JudgeQuestion]) -> dict[Key, dict[str, Any]]:
     """The judgements of a file by problem and order; a last line that was torn off is cut away, so that rows can be
     added. Raises `DataError` for a row that answers none of the questions, or one that was answered before."""
     if not path.exists():
@@ -93,8 +93,8 @@ def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Mapping[str, Any]])
         "pairs": {name: outcomes[name] for name in ("a", "b", "tie", "unparsed")},
         "ties": {name: ties[name] for name in ("identical", "both_orders", "flipped", "one_order")},
         "unparsed": dict(sorted(Counter(row["reason"] for row in rows.values() if row["preferred"] is None).items())),
-        "win_rate": _share(outcomes["a"] + outcomes["tie"] / 2, outcomes["a"] + outcomes["b"] + outcomes["tie"]),
-        "decided": _tested(outcomes["a"], outcomes["b"]),
+        "win_rate": share(outcomes["a"] + outcomes["tie"] / 2, outcomes["a"] + outcomes["b"] + outcomes["tie"]),
+        "decided": sign_test(outcomes["a"], outcomes["b"]),
         "agreement": agreement(both),
         "position": _position(rows.values(), both),
         "log_odds": _log_odds(pairs, rows),
@@ -115,42 +115,12 @@ def _outcome(said: Sequence[str | None]) -> tuple[str, str]:
     return "tie", "one_order" if "tie" in said else "flipped"
 
 
-def _share(count: float, total: int) -> dict[str, Any]:
-    return {
-        "rate": count / total if total else None,
-        "interval": list(wilson(count, total)) if total else None,
-        "num": total,
-    }
-
-
-def _tested(one: int, other: int) -> dict[str, Any]:
-    """The share of `one`, and the two-sided p of the sign test that both are as likely."""
-    from scipy.stats import binomtest
-
-    p = float(binomtest(one, one + other, 0.5).pvalue) if one + other else None
-    return _share(one, one + other) | {"p": p}
-
-
-def agreement(both: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """How often the two orders prefer the same (a, b or tie), and Cohen's kappa: (p - e) / (1 - e), with e the
-    agreement of independent orders with these margins. None where that is 1: both say only one thing."""
-    num = len(both)
-    if not num:
-        return {"rate": None, "kappa": None, "num": 0}
-    same = sum(one == other for one, other in both)
-    margins = [Counter(pair[index] for pair in both) for index in (0, 1)]
-    # In whole numbers, so that 1 is found exactly: same / num and chance / num^2.
-    chance = sum(margins[0][name] * margins[1][name] for name in margins[0])
-    kappa = None if chance == num * num else (same * num - chance) / (num * num - chance)
-    return {"rate": same / num, "kappa": kappa, "num": num}
-
-
 def _position(rows: Any, both: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The share of picks that took the solution shown first; an unbiased judge takes half. A pair whose verdict does
     not flip has one pick of each place, so only flips tell, and `p` is the sign test's on them."""
     picks = [row["verdict"] for row in rows if row["verdict"] in ("A", "B")]
     first, second = both.count(("a", "b")), both.count(("b", "a"))
-    tested = _tested(first, second)
+    tested = sign_test(first, second)
     return {
         "first_rate": picks.count("A") / len(picks) if picks else None,
         "num_picks": len(picks),
@@ -174,11 +144,11 @@ def _log_odds(pairs: Sequence[TracePair], rows: Mapping[Key, Mapping[str, Any]])
         return None
     favoured = sum(value > 0 for value in for_a) + sum(value == 0 for value in for_a) / 2
     means = {"mean_for_a": sum(for_a) / len(for_a), "mean_for_first": sum(places) / len(places)}
-    return means | _share(favoured, len(for_a))
+    return means | share(favoured, len(for_a))
 
 
 def _longer(decided: Sequence[tuple[TracePair, str]]) -> dict[str, Any]:
     """Of the decided pairs with traces of different lengths (characters), how often the longer one won."""
     lengths = [(len(p.a.solution.strip()), len(p.b.solution.strip()), name) for p, name in decided]
     won = [(a > b) == (name == "a") for a, b, name in lengths if a != b]
-    return _share(sum(won), len(won))
+    return share(sum(won), len(won))

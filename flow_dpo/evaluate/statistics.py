@@ -1,15 +1,16 @@
-"""How sure is a difference between two models that answered the same questions, under several seeds?
+"""Statistics of evaluations: shares with intervals, rater agreement, AUC, paired differences and their tests.
 
-Each question gives, for each seed, a pair of verdicts; what differs is a mean over seeds and questions:
+Scipy has the distributions; Wilson's interval is the core's, since progressive validation needs it. A difference
+between two models that answered the same questions, under several seeds, is a mean over seeds and questions:
 
     question   arm      baseline    difference
     q1         1 1 0    0 1 0       (1 + 0 + 0) / 3
     q2         1 1 1    1 1 1       0
 
-The interval resamples questions (paired bootstrap, by scipy), with the seeds as they are; how much seeds vary is a
-t-interval of its own. The p-value is exact, of McNemar's question: had the two names been exchanged on each question
-with the flip of a coin, how often would the difference be as large? All seeds of a question are exchanged together, for
-they answer the same question; of one seed this is McNemar's exact test (1947).
+Its interval resamples questions (paired bootstrap), with the seeds as they are; how much seeds vary is a t-interval of
+its own. The p-value is exact, of McNemar's question: had the two names been exchanged on each question with the flip of
+a coin, how often would the difference be as large? All seeds of a question are exchanged together, for they answer the
+same question; of one seed this is McNemar's exact test (1947).
 Invariant: a question that could not be graded on either side enters neither, and is counted.
 """
 
@@ -22,10 +23,77 @@ from statistics import fmean, stdev
 from typing import Any
 
 from flow_dpo.core.errors import DataError
+from flow_dpo.core.stats import wilson
 
 Rewards = Mapping[str, float | None]
 """By a question's id; None where it could not be graded."""
 RESAMPLES = 10_000
+
+
+# ---- shares, raters, rankings ----------------------------------------------------------------------------------------
+
+
+def share(count: float, total: int) -> dict[str, Any]:
+    """A share, its 95 % Wilson interval and the number that it is of; None where that is 0."""
+    return {
+        "rate": count / total if total else None,
+        "interval": list(wilson(count, total)) if total else None,
+        "num": total,
+    }
+
+
+def sign_test(one: int, other: int) -> dict[str, Any]:
+    """The share of `one`, and the two-sided p of the sign test that both are as likely."""
+    from scipy.stats import binomtest
+
+    p = float(binomtest(one, one + other, 0.5).pvalue) if one + other else None
+    return share(one, one + other) | {"p": p}
+
+
+def agreement(both: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """How often the two orders prefer the same (a, b or tie), and Cohen's kappa: (p - e) / (1 - e), with e the
+    agreement of independent orders with these margins. None where that is 1: both say only one thing."""
+    num = len(both)
+    if not num:
+        return {"rate": None, "kappa": None, "num": 0}
+    same = sum(one == other for one, other in both)
+    margins = [Counter(pair[index] for pair in both) for index in (0, 1)]
+    # In whole numbers, so that 1 is found exactly: same / num and chance / num^2.
+    chance = sum(margins[0][name] * margins[1][name] for name in margins[0])
+    kappa = None if chance == num * num else (same * num - chance) / (num * num - chance)
+    return {"rate": same / num, "kappa": kappa, "num": num}
+
+
+def auc(above: Sequence[float], below: Sequence[float]) -> float | None:
+    """Area under the ROC curve: the probability that a value of `above` exceeds one of `below`, ties as half.
+
+    None where either is empty.
+    """
+    from scipy import stats
+
+    if not above or not below:
+        return None
+    rank_sum = float(stats.rankdata([*above, *below])[: len(above)].sum())
+    return (rank_sum - len(above) * (len(above) + 1) / 2) / (len(above) * len(below))
+
+
+def interval(means: Sequence[float], num_draws: int) -> tuple[float, float]:
+    """95 % Wilson interval of a share that is a mean over problems of means over draws, `num_draws` in all.
+
+    With one draw a problem it is Wilson's own. With more, the number of observations is the one that would give the
+    variance found between problems: the draws at most; the problems where all draws were right, or all wrong.
+    """
+    n = len(means)
+    if n == 0:
+        return (0.0, 1.0)
+    p = math.fsum(means) / n
+    between = math.fsum((value - p) ** 2 for value in means) / n
+    effective = float(n) if p in (0.0, 1.0) else num_draws if between == 0 else n * p * (1 - p) / between
+    effective = min(effective, float(num_draws))
+    return wilson(p * effective, effective)
+
+
+# ---- paired differences ----------------------------------------------------------------------------------------------
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
