@@ -16,7 +16,10 @@ Invariant: the solution reads the very ids of the plan; the plan's end token ent
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import (
+    ClassVar,  # noqa: F401  (the parser of settings resolves the annotations of Flow by this module's names)
+    Literal,
+)
 
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, TokenIds, Turn
