@@ -92,7 +92,9 @@ def test_what_is_no_proper_flow_is_refused(
 def test_no_file_no_class(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="found no file"):
         load_flow(str(tmp_path / "nowhere.py:Critique"))
-    with pytest.raises(ConfigError, match=r"expected Nothing in .* found no such name; it has \['State', 'Critique'\]"):
+    with pytest.raises(
+        ConfigError, match=r"expected Nothing in .* found no such name; it has \[.*'State', 'Critique'\]"
+    ):
         load_flow(f"{CRITIQUE}:Nothing")
     with pytest.raises(ConfigError, match=r"or an installed flow for --flow, found 'critique'; installed: none"):
         load_flow("critique")
@@ -124,9 +126,7 @@ def test_any_kind_of_object_is_loaded_from_a_file_a_module_or_a_plug_in(
     assert fingerprint("mine") is None
     with pytest.raises(ConfigError, match="an installed grader for --grader, found 'mine'; installed: none"):
         load_object("mine", kind="grader")
-    with pytest.raises(
-        ConfigError, match="expected a subclass of flow_dpo.core.flow.Flow in lab_of_things:THING, found"
-    ):
+    with pytest.raises(ConfigError, match=r"expected a subclass of flow_dpo\.core\.flow\.Flow in lab_of_things:THING"):
         load_flow(module)
 
 

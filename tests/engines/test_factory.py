@@ -89,5 +89,5 @@ def test_an_installed_engine_joins_when_it_is_named(monkeypatch: pytest.MonkeyPa
     assert parsed.names()["engine_kind"] == "mirror"
     with pytest.raises(ConfigError, match="expected an EngineKind from the plug-in of engine 'broken', found"):
         default_settings("broken")
-    with pytest.raises(ConfigError, match="unknown engine 'mirrored'; there are local, .*, broken, mirror"):
+    with pytest.raises(ConfigError, match=r"unknown engine 'mirrored'; there are local, .*, broken, mirror"):
         default_settings("mirrored")

@@ -43,7 +43,7 @@ def test_the_shortest_right_one_is_preferred_to_the_longest_wrong_one() -> None:
     # Of equally long ones the first: rollout 1 of the two tokens, rollout 3 of the four.
     assert (pair.chosen_node, pair.rejected_node) == (1, 3)
     assert (pair.chosen.token_ids, pair.rejected.token_ids) == ((4, 5), (8, 8, 8, 8))
-    assert (pair.request, pair.margin, pair.problem_id) == (request("answer", 5), 1.0, "p")
+    assert (pair.request, pair.margin, pair.problem_id) == (request("answer", 5), 1.0, "p1")
     assert replace(credit, min_difference=2)([drawn()]) == [pair]
     assert replace(credit, min_difference=3)([drawn()]) == []
     for statuses in (["correct"] * 6, ["wrong"] * 6, ["ungraded"] * 6):
@@ -135,7 +135,11 @@ def test_a_bare_recipe_takes_the_scales_and_one_preset_every_name(tmp_path: Path
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("R = Recipe(", "S = Recipe(", r"expected R in .* for --recipe, found no such name; it has \['S', 'ONE'\]"),
+        (
+            "R = Recipe(",
+            "S = Recipe(",
+            r"expected R in .* for --recipe, found no such name; it has \['CHAT', 'S', 'ONE'\]",
+        ),
         ("num_rollouts=2", "num_rolouts=2", "could not be run: TypeError: .*num_rolouts"),
         ("import Ipo", "import Ipoo", "could not be run: ImportError"),
         ("R = Recipe(", "R = dict(", "expected a Preset under each name of .*, found 'flow'"),
