@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flow_dpo.learner.learner import Learner
     from flow_dpo.learner.policy import Policy
     from flow_dpo.models.render import Renderer
-    from flow_dpo.recipes.presets import PRESETS, RECIPES
+    from flow_dpo.recipes.presets import PRESET_NAMES, RECIPES, load_recipe
     from flow_dpo.verify.verifier import Verifier
 
 _HOMES = {
@@ -42,12 +42,12 @@ _HOMES = {
     "Learner": "learner.learner",
     "LocalEngine": "engines.local.engine",
     "OutcomePairs": "core.credit",
-    "PRESETS": "recipes.presets",
+    "PRESET_NAMES": "recipes.presets",
     "Pair": "core.types",
     "Policy": "learner.policy",
     "Problem": "core.types",
     "RECIPES": "recipes.presets",
-    "Recipe": "recipes.presets",
+    "Recipe": "core.recipe",
     "Renderer": "models.render",
     "Request": "core.types",
     "ScriptedEngine": "engines.scripted",
@@ -61,10 +61,11 @@ _HOMES = {
     "Verifier": "verify.verifier",
     "learn": "core.loop",
     "load_problems": "data.problems",
+    "load_recipe": "recipes.presets",
 }
 
 __all__ = [
-    "PRESETS",
+    "PRESET_NAMES",
     "RECIPES",
     "AnswerStop",
     "Completion",
@@ -93,6 +94,7 @@ __all__ = [
     "Verifier",
     "learn",
     "load_problems",
+    "load_recipe",
 ]
 
 

@@ -1,9 +1,13 @@
-"""How is a flow of the user's own, in a file outside the package, found?
+"""Objects from outside the package: by file, by module, or by the entry point of an installed plug-in.
 
-    load_flow("critique.py:Critique")       the class Critique of that file, with its defaults
+    load_object("mine.py:ShortestRight", kind="recipe")       of a file, which is run as Python
+    load_object("lab.recipes:ShortestRight", kind="recipe")   of a module that can be imported
+    load_object("shortest", kind="recipe")                    of the entry point "shortest" in flow_dpo.recipes
+    load_flow("critique.py:Critique")                         the class Critique, checked, with its defaults
 
-The file is run as Python: whoever names it has been told so. What comes back is checked against the contract of
-`flows.base` as far as a class can be; the rest is found out by walking it, before any model speaks (`fit`).
+Invariant: code is run only where a person named it, and a line of the log says so; what is installed was asked for by
+installing it. A flow is checked as far as a class can be; the rest is found out by walking it
+(`models.context_window`).
 """
 
 from __future__ import annotations
@@ -11,57 +15,86 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import re
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.flow import Flow
 
 log = logging.getLogger("flow_dpo")
+Kind = Literal["flow", "recipe", "engine", "grader", "dataset", "callback"]
+"""What is loaded; the entry points of a kind are those of the group "flow_dpo.<kind>s"."""
+_SOURCE = re.compile(r".*\.py:.*|[\w.]+:[^\W\d]\w*", re.DOTALL)
 
 
 def is_source(text: str) -> bool:
-    """Whether a value of `--flow` names a file and a class."""
-    return ".py:" in text
+    """Whether a text names a place in a file or module: "path/to/file.py:Name" or "package.module:Name"."""
+    return _SOURCE.fullmatch(text) is not None
 
 
 def fingerprint(source: str) -> str | None:
-    """SHA-256 of the file that "path/to/file.py:Name" names; None where no file is named."""
-    return hashlib.sha256(Path(source.rpartition(":")[0]).read_bytes()).hexdigest() if is_source(source) else None
+    """SHA-256 of the file that a source names; None where it names none."""
+    place = source.rpartition(":")[0] if is_source(source) else ""
+    file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+
+
+def installed(kind: Kind) -> list[str]:
+    """The names under which installed plug-ins offer objects of a kind."""
+    return sorted(entry_points(group=f"flow_dpo.{kind}s").names)
+
+
+def load_object(source: str, *, kind: Kind) -> Any:
+    """The object that a source or an installed plug-in's name stands for. Raises `ConfigError` where there is none."""
+    place, _, name = source.rpartition(":")
+    if not is_source(source):
+        found = [*entry_points(group=f"flow_dpo.{kind}s", name=source)]
+        if not found:
+            raise ConfigError(
+                f"expected path/to/file.py:Name, package.module:Name or an installed {kind} for --{kind}, found "
+                f"{source!r}; installed: {', '.join(installed(kind)) or 'none'}"
+            )
+        place, name = found[0].module, found[0].attr
+    elif place.endswith(".py") and not Path(place).is_file():
+        raise ConfigError(f"expected path/to/file.py:Name for --{kind}, found no file {place!r}")
+    else:
+        log.warning("running the code of %s for its %s %s", place, kind, name)
+    try:
+        module = _run(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (ImportError, SyntaxError, OSError, TypeError) as error:  # a misspelled setting is a TypeError
+        raise ConfigError(f"{place} could not be run: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        known = [n for n, v in vars(module).items() if not callable(v) or v.__module__ == module.__name__]
+        public = [n for n in known if n[0] != "_" and n != "annotations" and n not in sys.modules]
+        raise ConfigError(f"expected {name} in {place} for --{kind}, found no such name; it has {public}")
+    return getattr(module, name)
+
+
+def _run(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"flow_dpo_custom_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    # Dataclasses look their own module up by its name.
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def load_flow(source: str) -> Flow[Any]:
-    """The flow that "path/to/file.py:Name" names. Raises `ConfigError` or, where it is no proper flow, `FlowError`."""
-    place, _, name = source.rpartition(":")
-    path = Path(place)
-    if not path.is_file():
-        raise ConfigError(f"expected path/to/file.py:Name for --flow, found no file {place!r}")
-    log.warning("running the code of %s for its flow %s", path, name)
-    spec = importlib.util.spec_from_file_location(f"flow_dpo_custom_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"expected a Python file for --flow, found {place!r}")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their own module up by its name.
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, OSError) as error:
-        raise ConfigError(f"{path} could not be run: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
+    """The flow that a source names. Raises `ConfigError` or, where it is no proper flow, `FlowError`."""
+    found = load_object(source, kind="flow")
     if not (isinstance(found, type) and issubclass(found, Flow)):
-        flows = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Flow) and v is not Flow]
-        raise ConfigError(
-            f"expected a subclass of flow_dpo.core.flow.Flow, found {name} = {found!r} in {path}, which has {flows}"
-        )
+        raise ConfigError(f"expected a subclass of flow_dpo.core.flow.Flow in {source}, found {found!r}")
     settings: Any = getattr(found, "__dataclass_params__", None)
     if settings is None or not settings.frozen:
-        raise FlowError(
-            f"expected {name} of {path} to be a frozen dataclass: its fields are settings, and it holds no state"
-        )
+        raise FlowError(f"expected {source} to be a frozen dataclass: its fields are settings, and it holds no state")
     if not getattr(found, "roles", None):
-        raise FlowError(f"expected {name} of {path} to declare its roles, found none")
+        raise FlowError(f"expected {source} to declare its roles, found none")
     try:
         return found()
     except TypeError as error:
-        raise FlowError(f"expected every field of {name} in {path} to have a default: {error}") from error
+        raise FlowError(f"expected every field of {source} to have a default: {error}") from error

@@ -1,8 +1,11 @@
-"""Engine factory: which engine samples, and what it needs of the model and the adapters in this process.
+"""The registry of engines: a name to the settings that choose an engine, and to how it is opened.
 
     kind_of(LocalSettings())                      # "local"
     with open_engine(settings, loaded, num_roles=2) as access:
         engine = access.build(policy, AdapterStore(policy, Path("runs/x/served")))
+
+Another engine joins by `register_engine`, or as an installed plug-in: an `EngineKind` under an entry point of the group
+"flow_dpo.engines", found when `--engine` names it.
 
 `local` shares the learner's memory. The others read adapters from files, in PEFT's layout, that an `AdapterStore`
 writes for them. Invariant: what an engine cannot sample is refused by `open_engine`, before any rollout.
@@ -16,12 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.plugins import installed, load_object
 from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines.local.compatibility import vocabulary_size
 from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
@@ -33,13 +38,13 @@ from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel
 
-EngineSettings = LocalSettings | VllmSettings | VllmServerSettings
-KINDS: dict[str, type[LocalSettings] | type[VllmSettings] | type[VllmServerSettings]] = {
-    "local": LocalSettings,
-    "vllm": VllmSettings,
-    "vllm_server": VllmServerSettings,
-}
-"""The engines by name: `--engine vllm_server`."""
+
+class EngineSettings(Protocol):
+    """The settings of an engine: an instance of a dataclass, whose type tells which engine is meant."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
 PROBES = (
     "Anna has 12 apples and buys 7 more. How many does she have now?",
     "Let x^2 + 3x - 4 = 0.\nThen (x - 1)(x + 4) = 0.",
@@ -84,38 +89,91 @@ class AdapterStore:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+class OpensEngine(Protocol):
+    """How an engine is opened: what cannot sample from this model is refused with `ConfigError` on entering."""
+
+    def __call__(
+        self, settings: Any, loaded: LoadedModel, *, num_roles: int
+    ) -> AbstractContextManager[EngineAccess]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKind:
+    """What `--engine NAME` stands for."""
+
+    settings: type[Any]
+    """A frozen dataclass; every field has a default. No other engine has the same."""
+    open: OpensEngine
+
+
+KINDS: dict[str, EngineKind] = {}
+"""The engines by the word that chooses them: `--engine vllm_server`. Installed plug-ins join when they are named."""
+
+
+def register_engine(name: str, settings: type[Any], open: OpensEngine) -> None:
+    """Let `--engine name` choose an engine. Raises `ConfigError` where the name or the settings are another's."""
+    kind = EngineKind(settings=settings, open=open)
+    for known, other in KINDS.items():
+        if other != kind and (known == name or other.settings is settings):
+            raise ConfigError(
+                f"expected a new name and settings for the engine {name!r}, found those of {known!r}; choose others"
+            )
+    KINDS[name] = kind
+
+
 def kind_of(settings: EngineSettings) -> str:
-    """The name of this engine in `KINDS`."""
-    return next(kind for kind, settings_of in KINDS.items() if type(settings) is settings_of)
+    """The word that chooses this engine. Raises `ConfigError` for settings of no registered engine."""
+    for name, kind in KINDS.items():
+        if type(settings) is kind.settings:
+            return name
+    raise ConfigError(
+        f"expected settings of one of the engines {', '.join(KINDS)}, found {type(settings).__name__}; call "
+        f"register_engine first"
+    )
 
 
 def default_settings(kind: str) -> EngineSettings:
     """An engine's default settings. Raises `ConfigError` for an unknown name."""
     if kind not in KINDS:
-        raise ConfigError(f"unknown engine {kind!r}; there are {', '.join(KINDS)}")
-    return KINDS[kind]()
+        plugins = installed("engine")
+        if kind not in plugins:
+            raise ConfigError(f"unknown engine {kind!r}; there are {', '.join([*KINDS, *plugins])}")
+        found = load_object(kind, kind="engine")
+        if not isinstance(found, EngineKind):
+            raise ConfigError(f"expected an EngineKind from the plug-in of engine {kind!r}, found {found!r:.200}")
+        register_engine(kind, found.settings, found.open)
+    return KINDS[kind].settings()
+
+
+def open_engine(
+    settings: EngineSettings, loaded: LoadedModel, *, num_roles: int
+) -> AbstractContextManager[EngineAccess]:
+    """Make sure that the engine can sample from this model. The model must not have been given adapters yet.
+
+    Raises `ConfigError`, on entering, for a server that is not there or serves something else, and where vLLM is not
+    installed.
+    """
+    return KINDS[kind_of(settings)].open(settings, loaded, num_roles=num_roles)
 
 
 @contextmanager
-def open_engine(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
-    """Check that the engine can sample from this model. The model must not have been given adapters yet.
+def _open_local(settings: LocalSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
+    yield EngineAccess(loaded.context_tokens, lambda policy, _: _local(settings, loaded, policy))
 
-    Raises `ConfigError` for a server that is not there or serves something else, and where vLLM is not installed.
-    """
-    if isinstance(settings, LocalSettings):
-        yield EngineAccess(loaded.context_tokens, lambda policy, _: _local(settings, loaded, policy))
-        return
-    if isinstance(settings, VllmSettings):
-        check_installed()
-    facts = ModelFacts(
-        end_ids=loaded.end_ids, vocab_size=vocabulary_size(loaded.model), num_top_logprobs=settings.top_logprobs
-    )
-    if isinstance(settings, VllmSettings):
-        settings.check_roles(num_roles)
-        room = min(loaded.context_tokens, int(settings.engine_args.get("max_model_len") or loaded.context_tokens))
-        expected = expected_model(loaded, num_roles=num_roles)
-        yield EngineAccess(room, lambda policy, store: _vllm(settings, loaded, facts, policy, store, expected, room))
-        return
+
+@contextmanager
+def _open_vllm(settings: VllmSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
+    check_installed()
+    facts = _facts(loaded, settings.top_logprobs)
+    settings.check_roles(num_roles)
+    room = min(loaded.context_tokens, int(settings.engine_args.get("max_model_len") or loaded.context_tokens))
+    expected = expected_model(loaded, num_roles=num_roles)
+    yield EngineAccess(room, lambda policy, store: _vllm(settings, loaded, facts, policy, store, expected, room))
+
+
+@contextmanager
+def _open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
+    facts = _facts(loaded, settings.top_logprobs)
     client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
         expected = expected_model(loaded, num_roles=num_roles)
@@ -135,8 +193,19 @@ def open_engine(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int
         client.stop()
 
 
+register_engine("local", LocalSettings, _open_local)
+register_engine("vllm", VllmSettings, _open_vllm)
+register_engine("vllm_server", VllmServerSettings, _open_vllm_server)
+
+
+def _facts(loaded: LoadedModel, top_logprobs: int) -> ModelFacts:
+    return ModelFacts(
+        end_ids=loaded.end_ids, vocab_size=vocabulary_size(loaded.model), num_top_logprobs=top_logprobs
+    )  # fmt: skip
+
+
 def expected_model(loaded: LoadedModel, *, num_roles: int) -> ExpectedModel:
-    """What a server must reproduce, computed by the model in this process."""
+    """What the model in this process says where a server is compared with it."""
     encoded = {text: loaded.renderer.encode(text) for text in PROBES}
     prompts = [ids[:room] for ids in encoded.values() if (room := min(len(ids), loaded.context_tokens - 1))]
     expected: dict[TokenIds, list[float]] = {}

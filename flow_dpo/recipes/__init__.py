@@ -1,4 +1,4 @@
-"""Which methods are there, and with which values? A folder a method, and the presets that fit them to a model.
+"""Which methods, with which values? One folder or file a recipe; `presets` finds them by name.
 
 May import learner, models, data, verify and core.
 """

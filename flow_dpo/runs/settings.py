@@ -130,7 +130,7 @@ def default_settings(recipe: str, preset: str, flow_source: str = "", engine: st
     )
 
 
-RUNS_CODE = ("flow_source", "flow.programs", "model.trust_remote_code")
+RUNS_CODE = ("recipe", "flow_source", "flow.programs", "model.trust_remote_code")
 """Settings that let code run which is not this package's: a person asks for each, no folder does."""
 
 
@@ -141,6 +141,8 @@ def refuse_unasked(base: Mapping[str, Any], words: Sequence[str], origin: str) -
         value: Any = base
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
+        if name == "recipe" and not is_source(str(value)):
+            continue  # one of the package's own, or of an installed plug-in
         if value and not said & {name, name.rpartition(".")[2]}:
             raise ConfigError(
                 f"{origin} asks for {name} = {value!r:.200}, which runs code that is not this package's; where you "

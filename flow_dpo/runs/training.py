@@ -42,7 +42,7 @@ _OF_THE_RUN = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "saving.save_updates", "saving.checkpoint_batches")
 )
 """Settings that change no result."""
-_FACTS = ("code", "flow_file", "versions", "device", "data_fingerprint")
+_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint")
 """What besides the settings a result depends on, as run.json names it."""
 _OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
 
@@ -100,6 +100,7 @@ def _shop(path: Path, settings: TrainSettings) -> Iterator[tuple[Runtime, dict[s
         facts = {
             "device": str(device_of(settings.runtime.model)),
             "data_fingerprint": problems.fingerprint,
+            "recipe_file": fingerprint(settings.recipe_name),
             "flow_file": fingerprint(settings.flow_source),
         }
         differences = _compare(path, settings, facts)
@@ -121,6 +122,7 @@ def _open(
         "num_problems": len(runtime.fitting),
         "num_skipped_rows": runtime.problems.skipped,
         "data_fingerprint": runtime.problems.fingerprint,
+        "recipe_file": fingerprint(settings.recipe_name),
         "flow_file": fingerprint(settings.flow_source),
     }
     found = Checkpoints(path).newest() if settings.run.resume else None

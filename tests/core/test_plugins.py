@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from flow_dpo.cli import train
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError, FlowError
-from flow_dpo.core.plugins import load_flow
+from flow_dpo.core.plugins import fingerprint, installed, is_source, load_flow, load_object
 from flow_dpo.runs import run_folder
 from tests.support.chat_models import chat_model_folder
 
@@ -90,8 +92,42 @@ def test_what_is_no_proper_flow_is_refused(
 def test_no_file_no_class(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="found no file"):
         load_flow(str(tmp_path / "nowhere.py:Critique"))
-    with pytest.raises(ConfigError, match=r"found Nothing = None .* which has \['Critique'\]"):
+    with pytest.raises(
+        ConfigError, match=r"expected Nothing in .* found no such name; it has \[.*'State', 'Critique'\]"
+    ):
         load_flow(f"{CRITIQUE}:Nothing")
+    with pytest.raises(ConfigError, match=r"or an installed flow for --flow, found 'critique'; installed: none"):
+        load_flow("critique")
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [("a/b c.py:Name", True), ("C:\\mine.py:Name", True), ("lab.flows:Name", True), ("lab:Name", True), ("a.py:", True),
+     ("grpo", False), ("rejection-sampling", False), ('{"max_tokens": 5}', False), ("max_tokens: 5", False),
+     ("lab.flows:", False), ("http://x:80", False)],
+)  # fmt: skip
+def test_what_names_a_place(text: str, source: bool) -> None:
+    assert is_source(text) is source
+
+
+def test_any_kind_of_object_is_loaded_from_a_file_a_module_or_a_plug_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lab_of_things.py").write_text("THING = [1, 2]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file, module = f"{tmp_path / 'lab_of_things.py'}:THING", "lab_of_things:THING"
+    assert fingerprint(module) is None, "what was never imported has no file yet"
+    assert load_object(file, kind="grader") == load_object(module, kind="dataset") == [1, 2]
+    assert fingerprint(file) == fingerprint(module) == hashlib.sha256(b"THING = [1, 2]\n").hexdigest()
+    points = EntryPoints([EntryPoint(name="mine", value=module, group="flow_dpo.callbacks")])
+    monkeypatch.setattr("flow_dpo.core.plugins.entry_points", lambda **words: points.select(**words))
+    assert load_object("mine", kind="callback") == [1, 2]
+    assert (installed("callback"), installed("grader")) == (["mine"], [])
+    assert fingerprint("mine") is None
+    with pytest.raises(ConfigError, match="an installed grader for --grader, found 'mine'; installed: none"):
+        load_object("mine", kind="grader")
+    with pytest.raises(ConfigError, match=r"expected a subclass of flow_dpo\.core\.flow\.Flow in lab_of_things:THING"):
+        load_flow(module)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,11 @@ def made(tmp_path: Path) -> dict[str, list[str]]:
         ("rpo", "reference_path", {"rpo", "rejection-sampling"}),
         ("rpo", "rpo_no_contrast", {"--objective.exploration_weight", "0"}),
         ("cpl", "cpl_no_margin", {"--objective.margin_weight", "0"}),
-        ("cpl_value", "cpl", {"cpl-value", "cpl"}),
+        (
+            "cpl_value",
+            "cpl",
+            {"--flow.value_role", "--explore.valued_by", "--credit.valued_by", "value", "--objective.sft"},
+        ),
     ],
 )
 def test_contrasted_arms_differ_in_what_they_are_about(

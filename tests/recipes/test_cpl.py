@@ -18,9 +18,9 @@ from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, FinishReason, Solution, TokenIds, Verdict
 from flow_dpo.engines.scripted import TabularEngine
+from flow_dpo.recipes.cpl.credit import ValuePairs, node_values
 from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts
 from flow_dpo.recipes.cpl.mcts import Mcts
-from flow_dpo.recipes.cpl.value_pairs import ValuePairs, node_values
 from tests.core.test_explore import ANSWER_PROMPT, END, PROBLEMS, Bare, fits, next_probs
 from tests.recipes.test_rpo import finds
 from tests.recipes.test_vineppo import graded_trees

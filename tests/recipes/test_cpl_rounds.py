@@ -11,14 +11,13 @@ import torch
 
 from flow_dpo.cli import train
 from flow_dpo.core.dpo import Dpo
-from flow_dpo.core.errors import ObjectiveError
+from flow_dpo.core.errors import ConfigError, ObjectiveError
 from flow_dpo.core.objective import check_examples
 from flow_dpo.core.types import Pair, ScoredCompletion
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.recipes.cpl.rounds import SftThenPairs
-from flow_dpo.recipes.cpl.sft_then_dpo import SftThenDpo
-from flow_dpo.recipes.cpl.value_pairs import ValuePairs
+from flow_dpo.recipes.cpl.credit import ValuePairs
+from flow_dpo.recipes.cpl.objective import StepApo
 from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
 from flow_dpo.recipes.rejection_sampling.objective import Nll
 from flow_dpo.runs import run_folder
@@ -35,12 +34,12 @@ SAID = ScoredCompletion(
 
 def test_all_that_is_said_again_comes_before_the_first_pair() -> None:
     trees = [drawn(), drawn()]
-    examples = SftThenPairs()(trees)
+    examples = ValuePairs(fine_tune=True)(trees)
     kinds = [type(example) for example in examples]
     assert kinds == [ScoredCompletion] * 4 + [Pair] * 8  # of each tree: one right play of two turns, and four pairs
     assert examples == [*CorrectRollouts()(trees), *ValuePairs()(trees)]
     # The right plays of the drawn tree are 0, 2 and 3, which shares its first turn with play 0.
-    assert len(SftThenPairs(right=CorrectRollouts(max_per_problem=0))(trees[:1])) == 2 + 2 + 1 + 4
+    assert len(ValuePairs(fine_tune=True, max_per_problem=0)(trees[:1])) == 2 + 2 + 1 + 4
 
 
 def test_both_losses_by_hand() -> None:
@@ -49,7 +48,7 @@ def test_both_losses_by_hand() -> None:
         [torch.tensor([-0.2, -0.1], requires_grad=True), torch.tensor([-0.3, -1.0], requires_grad=True)],
     ]
     reference = [[torch.tensor([-9.0, -9.0])], [torch.tensor([-0.3, -0.2]), torch.tensor([-0.3, -0.9])]]
-    objective = SftThenDpo(prefer=Dpo(beta=0.3, margin_weight=1.0))
+    objective = StepApo(beta=0.3, margin_weight=1.0, sft=True)
     loss = objective([SAID, PAIR], policy, reference)
     h = 0.3 * 0.3 - 2.0
     below = 1 / (1 + math.exp(h))
@@ -67,11 +66,25 @@ def test_both_losses_by_hand() -> None:
 
 def test_one_kind_alone_is_its_own_objective() -> None:
     policy, reference = [[torch.tensor([-0.2, -0.6])]], [[torch.tensor([0.0, 0.0])]]
-    assert SftThenDpo()([SAID], policy, reference).total == Nll()([SAID], policy, []).total
+    assert StepApo(sft=True)([SAID], policy, reference).total == Nll()([SAID], policy, []).total
     both = [[torch.tensor([-0.2]), torch.tensor([-0.3])]]
-    assert SftThenDpo()([PAIR], both, both).total == Dpo()([PAIR], both, both).total
-    with pytest.raises(ObjectiveError, match="SftThenDpo accepts Pair or ScoredCompletion, found str"):
-        check_examples(SftThenDpo(), ["text"])
+    plain = StepApo(beta=1.0, margin_weight=0.0, sft=True)
+    assert plain([PAIR], both, both).total == Dpo()([PAIR], both, both).total
+    with pytest.raises(ObjectiveError, match="StepApo accepts Pair or ScoredCompletion, found str"):
+        check_examples(StepApo(sft=True), ["text"])
+
+
+def test_without_fine_tuning_it_is_dpo_and_its_measures() -> None:
+    policy = [[torch.tensor([-0.2, -0.1]), torch.tensor([-0.3, -1.0])]]
+    reference = [[torch.tensor([-0.3, -0.2]), torch.tensor([-0.3, -0.9])]]
+    found = StepApo(beta=0.3, margin_weight=1.0)([PAIR], policy, reference)
+    expected = Dpo(beta=0.3, margin_weight=1.0)([PAIR], policy, reference)
+    assert (found.total, found.measures) == (expected.total, expected.measures)
+    assert found.measures["margin"].item() == pytest.approx(0.3 * 0.3)
+    with pytest.raises(ObjectiveError, match=r"asked for --objective\.sft, found 1 scored completions in 2 examples"):
+        StepApo()([SAID, PAIR], [[torch.tensor([-0.2, -0.6])], *policy], [[torch.tensor([0.0, 0.0])], *reference])
+    with pytest.raises(ConfigError, match="beta must be above 0, found 0"):
+        StepApo(beta=0.0)
 
 
 def test_a_round_is_fine_tuning_and_then_preferences() -> None:
@@ -85,7 +98,7 @@ def test_a_round_is_fine_tuning_and_then_preferences() -> None:
     said, pairs = [SAID, other], [PAIR, replace(PAIR, margin=0.5)]
     dpo = Dpo(beta=0.3, margin_weight=1.0)
     one, by_hand = learner(), learner()
-    row = one.update(SftThenDpo(prefer=dpo), [*said, *pairs])
+    row = one.update(StepApo(beta=0.3, margin_weight=1.0, sft=True), [*said, *pairs])
     by_hand.update(Nll(), said)
     by_hand.update(dpo, pairs)
     assert (one.version, by_hand.version) == (2, 2)
@@ -98,16 +111,8 @@ def test_a_round_is_fine_tuning_and_then_preferences() -> None:
 
 
 def test_a_round_is_as_many_problems_as_are_played_ahead(tmp_path: Path) -> None:
-    words = [
-        "--recipe",
-        "cpl-rounds",
-        "--max_problems",
-        "32",
-        "--problems_per_batch",
-        "16",
-        "--examples_per_update",
-        "4",
-    ]
+    words = ["--recipe", "cpl", "--credit.fine_tune", "--objective.sft", "--max_problems", "32",
+             "--problems_per_batch", "16", "--examples_per_update", "4"]  # fmt: skip
     assert train.train([*words, "--output_dir", str(tmp_path / "run")]) == 0
     rows = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [row["problems_seen"] for row in rows] == [16, 32]

@@ -17,10 +17,9 @@ from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion, Solution, TokenIds, Verdict
 from flow_dpo.engines.scripted import TabularEngine
-from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts, ValuedPlanSolve
+from flow_dpo.recipes.cpl.credit import ValuePairs, node_values
+from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts
 from flow_dpo.recipes.cpl.mcts import Mcts
-from flow_dpo.recipes.cpl.value_pairs import ValuePairs, node_values
-from flow_dpo.recipes.cpl.value_targets import ValuesThenPairs
 from flow_dpo.report.tree_section import drawing
 from flow_dpo.runs import run_folder
 from tests.core.test_explore import END, NO, PROBLEMS, YES, Bare, fits, next_probs
@@ -31,7 +30,8 @@ from tests.support.graders import FunctionGrader
 from tests.support.tree_builders import completion, problem, request
 
 PROMPTS = PlanSolvePrompts(solve_user="", value_user="{plan}")
-FLOW = ValuedPlanSolve(plan_tokens=2, max_plan_steps=3, max_tokens=2, prompts=PROMPTS)
+FLOW = PlanSolve(value_role=True, plan_tokens=2, max_plan_steps=3, max_tokens=2, prompts=PROMPTS)
+VALUED = ("--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft")
 SETTINGS = Mcts(num_rollouts=12, valued_by="value")
 
 
@@ -50,7 +50,7 @@ def explore(num: int, settings: Mcts | Group = SETTINGS, flow: PlanSolve = FLOW)
 
 
 def test_a_value_is_said_after_every_plan_step_and_changes_nothing() -> None:
-    flow = ValuedPlanSolve(max_plan_steps=2, prompts=PlanSolvePrompts(value_user="{question}|{plan}|"))
+    flow = PlanSolve(value_role=True, max_plan_steps=2, prompts=PlanSolvePrompts(value_user="{question}|{plan}|"))
     yes = replace(said(90, finish="choice"), choice=0)
     roles: list[str] = []
     state = flow.start(replace(PROBLEMS[0], question="{plan}?"))
@@ -163,7 +163,7 @@ def test_pairs_weigh_what_was_said_of_a_state_and_targets_ends_alone() -> None:
     assert node_values(tree) == pytest.approx(
         {0: third, 1: third, 2: 1, 3: -1, 4: 1, 5: -0.4, 6: -0.4, 7: -0.4, 8: -0.4, 9: -1}
     )
-    examples = ValuesThenPairs()([tree])
+    examples = ValuePairs(valued_by="value")([tree])
     targets = [example for example in examples if isinstance(example, ScoredCompletion)]
     assert examples[len(targets) :] == ValuePairs()([tree])
     assert [(p.chosen_node, p.rejected_node, p.margin) for p in ValuePairs()([tree])][:2] == [
@@ -172,7 +172,7 @@ def test_pairs_weigh_what_was_said_of_a_state_and_targets_ends_alone() -> None:
     ]
     # Of V alone: the trunk went on from it, and was right. W and U are not on the trunk.
     assert [(t.node, t.completion, t.advantage) for t in targets] == [(1, tree.nodes[1].completion, 1.0)]
-    assert [p.request.role for p in ValuesThenPairs(valued_by="nobody")([tree])] == [
+    assert [p.request.role for p in ValuePairs(valued_by="nobody")([tree])] == [
         p.request.role for p in ValuePairs()([tree])
     ]
 
@@ -180,30 +180,22 @@ def test_pairs_weigh_what_was_said_of_a_state_and_targets_ends_alone() -> None:
 def test_a_wrong_trunk_should_have_been_doubted() -> None:
     tree = valued()
     tree.grade(0, "", Verdict(status="wrong"))
-    [target] = [t for t in ValuesThenPairs()([tree]) if isinstance(t, ScoredCompletion)]
+    [target] = [t for t in ValuePairs(valued_by="value")([tree]) if isinstance(t, ScoredCompletion)]
     assert (target.node, target.completion.token_ids, target.completion.choice) == (1, (NO,), 1)
     assert target.completion.logprobs == (-0.9,)
     tree.grade(0, "", Verdict(status="ungraded"))
-    assert not any(isinstance(t, ScoredCompletion) for t in ValuesThenPairs()([tree]))
+    assert not any(isinstance(t, ScoredCompletion) for t in ValuePairs(valued_by="value")([tree]))
 
 
 def test_a_role_that_writes_values_nothing() -> None:
-    with pytest.raises(FlowError, match="a role of ValuedPlanSolve that chooses a word, found 'plan', which writes"):
+    with pytest.raises(FlowError, match="a role of PlanSolve that chooses a word, found 'plan', which writes"):
         explore(1, replace(SETTINGS, valued_by="plan"))
 
 
 def test_values_become_truer_on_the_seed(tmp_path: Path) -> None:
     """After some updates, what is said of states from which plays ended is nearer to how they ended."""
-    flags = [
-        "--recipe",
-        "cpl-value",
-        "--max_problems",
-        "96",
-        "--problems_per_batch",
-        "32",
-        "--examples_per_update",
-        "16",
-    ]
+    flags = ["--recipe", "cpl", *VALUED, "--max_problems", "96", "--problems_per_batch", "32",
+             "--examples_per_update", "16"]  # fmt: skip
     assert train.train([*flags, "--output_dir", str(tmp_path / "run")]) == 0
     rows = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     losses = [row["learn/value/likelihood_loss"] for row in rows]
@@ -228,6 +220,6 @@ def test_a_play_that_stopped_is_told_as_such_and_what_went_on_from_it_below() ->
     assert [[one.id for one in play.told] for play in others[1].then] == [[9]]
     assert others[0].then == ()
     # Both figures of a batch: plays that were graded, and ties among those and the values.
-    metrics = tree_metrics([tree], ValuesThenPairs()([tree]), FLOW.roles)
+    metrics = tree_metrics([tree], ValuePairs(valued_by="value")([tree]), FLOW.roles)
     assert (metrics["num_rollouts"], metrics["num_verdicts"], metrics["tied_trees"]) == (6, 4, 0)
     assert metrics["ungraded/plan"] == 0

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,10 +16,11 @@ from flow_dpo.cli import train
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.objective import accepted_names
-from flow_dpo.core.types import ScoredCompletion
-from flow_dpo.learner.learner import Learner, LearnerSettings
+from flow_dpo.core.single import Single
+from flow_dpo.core.types import Pair, ScoredCompletion
+from flow_dpo.learner.learner import Learner, LearnerSettings, ReferenceSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.recipes import presets
+from flow_dpo.recipes import presets, scales
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.runs import run_folder
 from tests.support.packed_builders import ROLES
@@ -25,23 +30,117 @@ from tests.support.tree_builders import completion, request
 
 PARTS = ("flow", "explore", "credit", "objective")
 PACKAGE = Path(presets.__file__).parent.parent
-OTHERS = [name for name in presets.RECIPES if name != "flow-dpo"]
+OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
+    "cpl with a value role": (
+        "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft",
+    ),
+    "cpl in rounds": ("--credit.fine_tune", "--objective.sft"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", presets.RECIPES)
-@pytest.mark.parametrize("scale", presets.PRESETS)
+@pytest.mark.parametrize("scale", presets.PRESET_NAMES)
 def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
     made = presets.preset(name, scale)
     assert made.recipe.flow.roles
+    paper = presets.RECIPES[name]["paper"]
     if scale == "paper":
-        assert made.recipe == presets.RECIPES[name]
+        assert made == paper
     else:
-        assert type(made.recipe.objective) is type(presets.RECIPES[name].objective)
+        assert made.recipe.objective == paper.recipe.objective
+        assert made.recipe.credit == paper.recipe.credit
+        assert type(made.recipe.flow) is type(paper.recipe.flow)
+        assert type(made.recipe.explore) is type(paper.recipe.explore)
+        scaled = scales.SCALES[scale]
+        assert (made.lora, made.learner, made.problems_per_batch) == (
+            scaled.lora, scaled.learner, scaled.problems_per_batch,
+        )  # fmt: skip
     kinds = accepted_names(made.recipe.objective).replace("Pair or ScoredCompletion", "Example")
     assert f"list[{kinds}]" in str(type(made.recipe.credit).__call__.__annotations__["return"])
 
 
-def test_a_scale_fits_whatever_part_has_the_setting() -> None:
+# Of each recipe: exploration at its paper's, chat, small and seed preset, (rollouts, completions, temperature, top-p).
+EXPLORED = {
+    "flow-dpo": [(1, 1, 1.0, 1.0), (1, 1, 1.0, 1.0), (1, 1, 0.8, 1.0), (1, 1, 1.0, 0.97)],
+    "online-dpo": [(2, 0, 0.9, 1.0), (2, 0, 0.9, 1.0), (2, 0, 0.9, 1.0), (2, 0, 1.0, 0.97)],
+    "grpo": [(64, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
+    "vineppo": [(8, 9, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 1.0, 0.97)],
+    "rpo": [(10, 10, 1.0, 1.0), (8, 4, 1.0, 1.0), (8, 4, 0.8, 1.0), (8, 4, 1.0, 0.97)],
+    "cpl": [(32, 3, 1.0, 1.0), (8, 3, 1.0, 1.0), (8, 3, 0.8, 1.0), (8, 3, 1.0, 0.97)],
+    "rejection-sampling": [(4, 0, 1.0, 1.0), (4, 0, 1.0, 1.0), (4, 0, 0.8, 1.0), (4, 0, 1.0, 0.97)],
+    "regenesis": [(45, 20, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 1.0, 0.97)],
+    "dots": [(4, 2, 0.4, 1.0), (4, 2, 0.4, 1.0), (4, 1, 0.4, 1.0), (4, 1, 1.0, 0.97)],
+}
+# Completions beside the rollouts, by the name that the exploration has for them: hinted paths and rounds are such too.
+BESIDE = ("num_completions", "num_alternatives", "num_children", "num_hinted", "num_rounds")
+# Longest solution, in tokens, at the same presets.
+LENGTHS = {
+    "flow-dpo": [960, 960, 160, 128], "online-dpo": [960, 960, 160, 128], "grpo": [1024, 1024, 160, 128],
+    "vineppo": [1024, 1024, 160, 128], "rpo": [1024, 1024, 160, 128], "cpl": [960, 960, 160, 128],
+    "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", presets.RECIPES)
+def test_what_a_preset_explores_is_what_its_table_says(name: str) -> None:
+    for scale, expected, length in zip(presets.PRESET_NAMES, EXPLORED[name], LENGTHS[name], strict=True):
+        recipe = presets.load_recipe(name, scale)
+        explore: Any = recipe.explore
+        [beside] = [getattr(explore, field) for field in BESIDE if hasattr(explore, field)] or [0]
+        found = (getattr(explore, "num_rollouts", 1), beside, explore.temperature, explore.top_p)
+        assert found == expected, scale
+        flow: Any = recipe.flow
+        assert (flow.chunk_tokens * flow.max_chunks if name == "flow-dpo" else flow.max_tokens) == length, scale
+
+
+def test_the_papers_learners() -> None:
+    found = {
+        name: (
+            made.learner.learning_rate,
+            made.learner.examples_per_update,
+            made.problems_per_batch,
+            made.lora.lora_alpha,
+        )
+        for name, made in ((name, presets.preset(name, "paper")) for name in presets.RECIPES)
+    }
+    assert found == {
+        "flow-dpo": (5e-6, 32, 1, 8), "online-dpo": (5e-6, 32, 32, 8), "grpo": (1e-6, 1024, 16, 8),
+        "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
+        "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
+    }  # fmt: skip
+    assert presets.preset("vineppo", "paper").learner.schedule.passes == 2
+    assert presets.preset("rpo", "paper").learner.schedule.warmup_updates == 100
+    assert presets.preset("flow-dpo", "paper").lora.lora_dropout == 0.05
+
+
+def test_the_scales_learners() -> None:
+    found = [(s.learner.learning_rate, s.learner.examples_per_update, s.learner.schedule.warmup_updates,
+              s.learner.schedule.decay_after, s.problems_per_batch) for s in scales.SCALES.values()]  # fmt: skip
+    assert found == [(2e-4, 16, 2, 0, 16), (2e-4, 16, 2, 8, 32), (3e-3, 32, 8, 30, 32)]
+    assert scales.SEED.learner.reference == ReferenceSettings(kind="snapshot", every=8)
+    assert scales.CHAT.learner.reference == scales.SMALL.learner.reference == ReferenceSettings(kind="base")
+    assert tuple(scales.SCALES) == presets.PRESET_NAMES[1:]
+
+
+def test_one_recipe_does_not_import_another() -> None:
+    code = (
+        "import sys; from flow_dpo.recipes import presets; assert 'torch' not in sys.modules; "
+        "presets.preset('grpo', 'seed'); "
+        "rooms = {name.split('.')[2] for name in sys.modules if name.startswith('flow_dpo.recipes.')}; "
+        "assert rooms == {'presets', 'scales', 'grpo'}, rooms"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_flow_of_ones_own_stays_as_it_is() -> None:
+    """The values of a scale are the recipe's own flow's; nothing is fitted onto another by the names of its fields."""
+    given = Single(max_tokens=7)
+    for scale in presets.PRESET_NAMES:
+        own = presets.preset("flow-dpo", scale)
+        assert presets.preset("flow-dpo", scale, flow=given) == replace(own, recipe=replace(own.recipe, flow=given))
+
+
+def test_a_scale_is_the_same_in_every_recipe() -> None:
     grpo = presets.preset("grpo", "seed").recipe
     flow = presets.preset("flow-dpo", "seed").recipe.flow
     assert grpo.flow.max_tokens == flow.chunk_tokens * flow.max_chunks  # type: ignore[attr-defined]
@@ -82,12 +181,16 @@ def test_flags_of_the_run_mean_the_run_in_every_recipe(name: str) -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown recipe 'gpro'; there are flow-dpo"):
         presets.preset("gpro", "paper")
+    with pytest.raises(ConfigError, match=r"dots: did you mean 'grpo'\? A recipe of your own is named by its place"):
+        presets.preset("gpro", "paper")
     with pytest.raises(ConfigError, match="unknown preset 'big'; there are paper"):
         presets.preset("grpo", "big")
+    with pytest.raises(ConfigError, match=r"unknown preset 'sede'; .* did you mean 'seed'\?"):
+        presets.preset("grpo", "sede")
 
 
 def test_loop_learner_and_engines_know_no_method_by_name() -> None:
-    made = presets.RECIPES.values()
+    made = [presets.load_recipe(name, "paper") for name in presets.RECIPES]
     parts = {type(getattr(recipe, part)).__name__ for recipe in made for part in PARTS}
     words = re.compile(rf"\b({'|'.join([*presets.RECIPES, *parts])})\b")
     names = ("loop", "rollouts", "metrics", "tree", "engine")
@@ -107,12 +210,22 @@ def test_loop_learner_and_engines_know_no_method_by_name() -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> None:
-    scores, pairs = (
-        "ScoredCompletion" in accepted_names(presets.RECIPES[name].objective),
-        "Pair" in accepted_names(presets.RECIPES[name].objective),
-    )
+    recipe = name.split()[0]
+    kinds = presets.load_recipe(recipe, "seed").objective.accepts
+    # What accepts both is handed pairs alone, unless it is asked for more.
+    scores, pairs = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name], Pair in kinds
     size = "2" if pairs else "16"
-    words = ["--recipe", name, "--max_problems", "24", "--problems_per_batch", "8", "--examples_per_update", size]
+    words = [
+        "--recipe",
+        recipe,
+        *OTHERS[name],
+        "--max_problems",
+        "24",
+        "--problems_per_batch",
+        "8",
+        "--examples_per_update",
+        size,
+    ]
     for folder in ("whole", "parts"):
         train.train([*words, "--output_dir", str(tmp_path / folder)])
     rows = run_folder.read_jsonl(tmp_path / "whole" / "metrics.jsonl")

@@ -15,7 +15,7 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.engines.factory import KINDS
 from flow_dpo.engines.local.engine import LocalSettings
 from flow_dpo.engines.vllm.client import VllmServerSettings
-from flow_dpo.recipes.presets import PRESETS
+from flow_dpo.recipes.presets import PRESET_NAMES
 from flow_dpo.runs.resolve import _defaults
 from flow_dpo.runs.run_folder import plain
 from flow_dpo.runs.settings import TrainSettings, default_settings, defaults_of, of_its_engine
@@ -94,7 +94,7 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
         parse("--config", str(tmp_path / "missing.yaml"))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PRESET_NAMES)
 def test_every_preset_round_trips_through_its_file(tmp_path: Path, preset: str) -> None:
     settings = default_settings("flow-dpo", preset)
     file = tmp_path / "config.yaml"

@@ -25,7 +25,8 @@ from flow_dpo.core.types import Problem, Request, TokenIds, Verdict
 from flow_dpo.engines.scripted import ScriptedEngine
 from flow_dpo.evaluate.evaluate import EvaluationSettings, evaluate
 from flow_dpo.models.load import ModelSettings, load_model
-from flow_dpo.recipes.presets import WORKED_EXAMPLES, preset
+from flow_dpo.recipes.presets import preset
+from flow_dpo.recipes.scales import WORKED_EXAMPLES
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import one_pass
 from flow_dpo.runs.settings import default_settings

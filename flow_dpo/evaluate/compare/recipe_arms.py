@@ -33,6 +33,9 @@ _IN_STEPS = ("--examples_per_update", "128")
 _PATHS = (*_FEW, "--num_rollouts", "8")
 """Plays in search of a right one: as many with branches on it as without."""
 
+_VALUED = ("--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft")
+"""CPL with a role that says what a new state is worth, and learns to."""
+
 
 def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:
     return Arm(name=name, kind=kind, what=f"{what} {SAME_TOKENS}", make=make, against=against)
@@ -92,7 +95,7 @@ _NEIGHBOURS = (
         "cpl_value_same_tokens",
         "flow",
         "Critical Plan Step Learning with values that a role says, played as its own flow,",
-        budgeted("cpl-value", "tokens", *_FEW, mode="flow"),
+        budgeted("cpl", "tokens", *_FEW, *_VALUED, name="cpl_value", mode="flow"),
         "cpl_same_tokens",
         "flow_itself",
     ),

@@ -6,8 +6,9 @@ its own, so that an exploration can branch there:
 
     plan "Count the apples.\\n"   plan "Take away those sold." E   answer "12 + 7 = 19 ... Answer: 14" E
 
-In `ValuedPlanSolve` a third role says after every plan step whether what is planned so far will end right, Yes or No.
-Nobody reads its word; how likely it was is the value of the state, for a search that asks instead of playing on.
+With `value_role` a third role says after every plan step whether what is planned so far will end right, Yes or No.
+Nobody reads its word; how likely it was is the value of the state, for a search that asks instead of going on to the
+end (`explore.valued_by`).
 
 Invariant: the solution reads the very ids of the plan; the plan's end token enters nothing.
 """
@@ -15,7 +16,10 @@ Invariant: the solution reads the very ids of the plan; the plan's end token ent
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import (
+    ClassVar,  # noqa: F401  (the parser of settings resolves the annotations of Flow by this module's names)
+    Literal,
+)
 
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, TokenIds, Turn
@@ -78,9 +82,13 @@ class PlanSolve(Flow[PlanSolveState]):
     """Plan steps before the solution must follow; with it, the paper's depth of 6."""
     max_tokens: int = 960
     """Longest solution, in tokens (not stated in the paper)."""
+    value_role: bool = False
+    """Whether a role says after every plan step if it will end right. Its word changes nothing."""
     prompts: PlanSolvePrompts = field(default_factory=PlanSolvePrompts)
 
-    roles: ClassVar[tuple[Role, ...]] = (PLAN, ANSWER)
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return (PLAN, VALUE, ANSWER) if self.value_role else (PLAN, ANSWER)
 
     def start(self, problem: Problem) -> PlanSolveState:
         return PlanSolveState(problem=problem)
@@ -96,14 +104,19 @@ class PlanSolve(Flow[PlanSolveState]):
             )
         if state.next_role is None:
             return None
-        if not self.prompts.solve_user:
+        prompts = self.prompts
+        if state.next_role == "value":
+            messages = self._about_the_plan(prompts.value_system, prompts.value_user, state)
+            return Turn(role=VALUE, messages=messages, choices=(prompts.yes, prompts.no))
+        if not prompts.solve_user:
             messages, continuation = self._plan_messages(state.problem), state.plan
         else:
-            prompts = self.prompts
             messages, continuation = self._about_the_plan(prompts.solve_system, prompts.solve_user, state), ()
         return Turn(role=ANSWER, messages=messages, continuation=continuation, max_tokens=self.max_tokens)
 
     def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
+        if state.next_role == "value":
+            return replace(state, next_role=state.behind, behind=None)
         ended = completion.finish_reason == "stop"
         content = completion.content_ids
         if state.next_role == "answer":
@@ -112,8 +125,10 @@ class PlanSolve(Flow[PlanSolveState]):
         num_steps = state.num_steps + 1
         if ended and not self.prompts.solve_user:
             return replace(state, plan=plan, num_steps=num_steps, ended=True, next_role=None)
-        solves = ended or num_steps >= self.max_plan_steps
-        return replace(state, plan=plan, num_steps=num_steps, next_role="answer" if solves else "plan")
+        behind = "answer" if ended or num_steps >= self.max_plan_steps else "plan"
+        if self.value_role:
+            return replace(state, plan=plan, num_steps=num_steps, next_role="value", behind=behind)
+        return replace(state, plan=plan, num_steps=num_steps, next_role=behind)
 
     def solution(self, state: PlanSolveState) -> Solution:
         before: tuple[Piece, ...] = () if self.prompts.solve_user else state.plan
@@ -136,25 +151,3 @@ class PlanSolve(Flow[PlanSolveState]):
             after.replace("{question}", state.problem.question),
         )
         return (Message(role="system", content=(system,)), Message(role="user", content=content))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValuedPlanSolve(PlanSolve):
-    """The same, with a role that says after every plan step whether it will end right. Its word changes nothing."""
-
-    roles: ClassVar[tuple[Role, ...]] = (PLAN, VALUE, ANSWER)
-
-    def turn(self, state: PlanSolveState) -> Turn | None:
-        if state.next_role != "value":
-            return super().turn(state)
-        prompts = self.prompts
-        messages = self._about_the_plan(prompts.value_system, prompts.value_user, state)
-        return Turn(role=VALUE, messages=messages, choices=(prompts.yes, prompts.no))
-
-    def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
-        if state.next_role == "value":
-            return replace(state, next_role=state.behind, behind=None)
-        after = super().advance(state, completion)
-        if state.next_role != "plan" or after.next_role is None:
-            return after
-        return replace(after, next_role="value", behind=after.next_role)

@@ -6,7 +6,7 @@ itself explains why the best one suits the problem. With the flow's own plan in 
 
     rollout 0         the planner's own explanation, choice and solution: progressive validation
     rollouts 1 ...    each way, N times; the kept ways again in every further round
-    the last          "taught": an explanation made in hindsight, and the best way's name
+    the last          the lesson: an explanation made in hindsight, and the best way's name
 
 Invariants: a way's rate is over all of its plays; a problem with only right or only wrong plays is explained to nobody;
 programs are run in the sandbox, and only where the flow's `programs` is set.
@@ -26,9 +26,9 @@ from flow_dpo.core.flow import Flow
 from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Completion, Message, Problem, Turn
-from flow_dpo.recipes.dots.credit import TAUGHT
+from flow_dpo.core.types import Completion, Message, Problem, Request, Turn
 from flow_dpo.recipes.dots.flow import ANSWER, PLAN, Planned, PlannedState
+from flow_dpo.recipes.dots.lesson import add_lesson
 from flow_dpo.recipes.dots.sandbox import check_platform, code_of, run_program
 from flow_dpo.recipes.single_rollout import Chain
 
@@ -138,13 +138,17 @@ class _Search:
             for chain, _ in plays:
                 chain.add_to(tree)
         if self.hindsight is not None:
-            tags = (TAUGHT, self.ways[0])
             best = next(chain for chain, right in self.plays[self.ways[0]] if right)
-            explained = (self.hindsight.request, self.hindsight.completion, tags)
-            tree.add_rollout(None, [explained, (*self._choice(self.hindsight.completion), tags)], best.solution)
+            add_lesson(
+                tree,
+                self.ways[0],
+                why=(self.hindsight.request, self.hindsight.completion),
+                which=self._choice(self.hindsight.completion),
+                solution=best.solution,
+            )
         return tree
 
-    def _choice(self, explanation: Completion) -> tuple[Any, Completion]:
+    def _choice(self, explanation: Completion) -> tuple[Request, Completion]:
         """The best way's name as the planner would say it behind this explanation."""
         turn = self.flow.turn(self.flow.advance(PlannedState(problem=self.problem), explanation))
         assert turn is not None

@@ -9,6 +9,7 @@ from flow_dpo.core.credit import distinct_correct, scored_for
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion
+from flow_dpo.recipes.regenesis.flow import HINTED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class CorrectFinals:
     """The last completion of right plays, learned for the *trunk's* first request: the plain question (ReGenesis, arXiv
     2410.02108, section 3.2.1). What led to it, guidelines, structures and hints, is not learned.
 
-    Plays with the tag "hinted" count only where no other play of the problem but the trunk is right.
+    Rollouts that were told the answer (`HINTED`) count only where no other play of the problem but the trunk is right.
     """
 
     max_per_problem: int = 5
@@ -32,7 +33,7 @@ class CorrectFinals:
 
     def _of_tree(self, tree: Tree) -> list[ScoredCompletion]:
         ends = [tree.nodes[rollout.leaf] for rollout in distinct_correct(tree) if rollout.id != tree.trunk.id]
-        paths = {node.completion.token_ids: node for node in reversed([n for n in ends if "hinted" not in n.tags])}
+        paths = {node.completion.token_ids: node for node in reversed([n for n in ends if HINTED not in n.tags])}
         paths = paths or {node.completion.token_ids: node for node in reversed(ends)}
         kept = sorted(paths.values(), key=lambda node: node.id)[: self.max_per_problem or None]
         return [scored_for(tree, node, tree.nodes[0]) for node in kept]

@@ -20,6 +20,8 @@ from flow_dpo.core.flow import Flow
 from flow_dpo.core.prompts import filled
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
+HINTED = "hinted"
+"""Tag of turns in a rollout that is told the accepted answer; the credit keeps one only in want of others."""
 GUIDELINES = (
     "Say in your own words what is asked for before you begin.",
     "List every given quantity with its unit, and leave out what does not matter.",
@@ -130,4 +132,4 @@ class Guided(Flow[GuidedState]):
 
     def tags(self, state: GuidedState) -> tuple[str, ...]:
         stage = "adapt" if state.adapted is None else "structure" if state.structure is None else "path"
-        return (stage, "hinted") if self.hinted else (stage,)
+        return (stage, HINTED) if self.hinted else (stage,)

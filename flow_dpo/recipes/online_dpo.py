@@ -1,0 +1,44 @@
+"""Whole-answer online DPO, the single-model control: two answers a question (OAIF, arXiv 2402.04792), judged by the
+verifier.
+
+All four parts are the core's own; here are their values. Invariant: two independent rollouts a problem at every scale;
+a tie makes no pair.
+"""
+
+from __future__ import annotations
+
+from flow_dpo.core.credit import OutcomePairs
+from flow_dpo.core.dpo import Dpo
+from flow_dpo.core.explore import Group
+from flow_dpo.core.recipe import Recipe
+from flow_dpo.core.single import Single
+from flow_dpo.learner.learner import LearnerSettings
+from flow_dpo.learner.policy import LoraSettings
+from flow_dpo.recipes.scales import (
+    CHAT,
+    SEED,
+    SEED_SINGLE,
+    SEED_TEMPERATURE,
+    SEED_TOP_P,
+    SMALL,
+    SMALL_SINGLE,
+    Preset,
+)
+
+
+def _recipe(flow: Single, explore: Group) -> Recipe:
+    return Recipe(flow=flow, explore=explore, credit=OutcomePairs(), objective=Dpo(beta=0.1))
+
+
+PRESETS: dict[str, Preset] = {
+    # OAIF, section 3: beta 0.1, temperature 0.9, rate 5e-7 for all weights. LoRA and its rate: not stated there.
+    "paper": Preset(
+        recipe=_recipe(Single(), Group(num_rollouts=2, temperature=0.9)),
+        lora=LoraSettings(lora_r=8, lora_alpha=8),
+        learner=LearnerSettings(learning_rate=5e-6, examples_per_update=32),
+        problems_per_batch=32,
+    ),
+    "chat": CHAT.preset(_recipe(Single(), Group(num_rollouts=2, temperature=0.9))),
+    "small": SMALL.preset(_recipe(SMALL_SINGLE, Group(num_rollouts=2, temperature=0.9))),
+    "seed": SEED.preset(_recipe(SEED_SINGLE, Group(num_rollouts=2, temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P))),
+}
