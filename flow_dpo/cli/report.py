@@ -1,4 +1,4 @@
-"""What does `flow-dpo report` do?
+"""`flow-dpo report`: one page on runs, evaluations, traces, comparisons and judges' verdicts.
 
     flow-dpo report runs/train runs/untrained runs/single --output_dir runs/report
     flow-dpo report studies/comparison.json --output_dir studies
@@ -23,10 +23,15 @@ from flow_dpo.report.html import page
 from flow_dpo.report.markdown import markdown
 from flow_dpo.report.sources import read_sources
 from flow_dpo.report.svg_theme import standalone
-from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.resolve import command_line, resolve
 
 FIGURES = "figures"
+_WHAT = (
+    "Write a report on the runs, evaluations, traces, comparisons and judges' verdicts that are named: "
+    "flow-dpo report RUN_OR_COMPARISON... --output_dir OUT"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,42 +50,22 @@ class ReportSettings:
             raise ConfigError(f"expected num_side_by_side of 0 at least, found {self.num_side_by_side}")
 
 
-def parse(argv: Sequence[str]) -> tuple[list[Path], ReportSettings]:
-    """The sources and the settings. Raises `ConfigError` where no source is named."""
-    sources: list[Path] = []
-    flags: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            sources.append(Path(word))
-            continue
-        flags.append(word)
-        if "=" not in word and words and not words[0].startswith("--"):
-            flags.append(words.pop(0))
-    what = (
-        "Write a report on the runs, evaluations, traces, comparisons and judges' verdicts that are named: "
-        "flow-dpo report RUN_OR_COMPARISON... --output_dir OUT"
-    )
-    settings: ReportSettings = resolve.parse("flow-dpo report", what, {"report": ReportSettings()}, flags)["report"]
-    if not sources:
+def report(argv: Sequence[str]) -> int:
+    """`flow-dpo report`."""
+    parsed = resolve("flow-dpo report", _WHAT, argv, {"report": ReportSettings()}, others="sources")
+    settings: ReportSettings = parsed["report"]
+    if not parsed["sources"]:
         raise ConfigError(
             "expected a run, an evaluation, traces, a comparison or a judge's verdicts to report on, found none: "
             "flow-dpo report FOLDER..."
         )
-    return sources, settings
-
-
-def report(argv: Sequence[str]) -> int:
-    """`flow-dpo report`."""
-    paths, settings = parse(argv)
     folder = Path(settings.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(
             f"expected output_dir to be a folder, found the file {folder}; name another with --output_dir"
         )
-    sources = read_sources(paths, tree=settings.tree)
-    made = compose(sources, num_side_by_side=settings.num_side_by_side, command=resolve.command_line())
+    sources = read_sources([*map(Path, parsed["sources"])], tree=settings.tree)
+    made = compose(sources, num_side_by_side=settings.num_side_by_side, command=command_line())
     write(made, folder)
     console: Any = Console()
     for finding in made.findings:

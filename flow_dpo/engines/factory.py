@@ -1,8 +1,7 @@
 """Which engine plays, and what does it need of the model and the adapters in this process?
 
-    kind_of(LocalSettings())                      # "local"
-    with reached(settings, loaded, num_roles=2) as reach:
-        engine = reach.build(policy, Shelf(policy, Path("runs/x/served")))
+    with open_engine(settings, loaded, num_roles=2) as access:
+        engine = access.build(policy, AdapterStore(policy, Path("runs/x/served")))
 
 `local` shares the learner's memory. The others read adapters from files, in PEFT's layout, that a `AdapterStore`
 writes for them. Invariant: what an engine cannot play is refused by `open_engine`, before anything is played.
@@ -21,25 +20,18 @@ import torch
 from transformers import PreTrainedModel
 
 from flow_dpo.core.engine import Engine
-from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines.local.compatibility import vocabulary_size
-from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+from flow_dpo.engines.local.engine import LocalEngine
+from flow_dpo.engines.settings import EngineSettings, LocalSettings, VllmSettings
 from flow_dpo.engines.vllm.checks import Wanted, check_base, connect
-from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
-from flow_dpo.engines.vllm.in_process import VllmEngine, VllmSettings, check_installed, open_vllm
+from flow_dpo.engines.vllm.client import VllmClient
+from flow_dpo.engines.vllm.in_process import VllmEngine, check_installed, open_vllm
 from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel
 
-EngineSettings = LocalSettings | VllmSettings | VllmServerSettings
-KINDS: dict[str, type[LocalSettings] | type[VllmSettings] | type[VllmServerSettings]] = {
-    "local": LocalSettings,
-    "vllm": VllmSettings,
-    "vllm_server": VllmServerSettings,
-}
-"""The engines by the word that chooses them: `--engine vllm_server`."""
 PROBES = (
     "Anna has 12 apples and buys 7 more. How many does she have now?",
     "Let x^2 + 3x - 4 = 0.\nThen (x - 1)(x + 4) = 0.",
@@ -82,18 +74,6 @@ class AdapterStore:
     def close(self) -> None:
         """Leave nothing behind."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def kind_of(settings: EngineSettings) -> str:
-    """The word that chooses this engine."""
-    return next(kind for kind, settings_of in KINDS.items() if type(settings) is settings_of)
-
-
-def default_settings(kind: str) -> EngineSettings:
-    """What an engine does where nothing is said. Raises `ConfigError` for a word that names none."""
-    if kind not in KINDS:
-        raise ConfigError(f"unknown engine {kind!r}; there are {', '.join(KINDS)}")
-    return KINDS[kind]()
 
 
 @contextmanager

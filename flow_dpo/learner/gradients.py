@@ -19,13 +19,14 @@ from dataclasses import dataclass
 
 import torch
 
-from flow_dpo.core.errors import ConfigError, LearningError, ModelError
+from flow_dpo.core.errors import LearningError, ModelError
 from flow_dpo.core.objective import Objective, TokenLogprobs
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role
 from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, Spoken, disagreement, inputs
 from flow_dpo.learner.packing import fill_rows
 from flow_dpo.learner.policy import Policy
+from flow_dpo.learner.settings import RowSettings
 
 FULL_TOLERANCE = 1e-3
 """Of the largest difference between log-probabilities and the model's own, in nats, when a model is first used."""
@@ -35,22 +36,6 @@ HALF_TOLERANCE = 0.5
 HALF_SLACK = 0.05
 """With shared prefixes it may be three times that of separate ones, and so much more. Tokens that see what they should
 not are off by more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowSettings:
-    """How a batch is laid out for the model. Changes time and memory, and results only by rounding."""
-
-    packed: bool = True
-    """Compute shared prefixes once. A model that cannot be packed is found out when first used."""
-    max_tokens: int = 4096
-    """Tokens of one forward. A tree larger than this is cut; a pair never is, however large."""
-    gradient_checkpointing: bool = False
-    """Compute each layer again in the backward rather than keep its activations."""
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens must be above 0, found {self.max_tokens}")
 
 
 @dataclass(frozen=True, slots=True)

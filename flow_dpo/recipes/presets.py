@@ -23,8 +23,7 @@ from flow_dpo.core.flow import Flow
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.single import Single
 from flow_dpo.data.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
-from flow_dpo.learner.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
-from flow_dpo.learner.policy import LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings, ReferenceSettings
 from flow_dpo.recipes.cpl.flow import VALUE, PlanSolve, PlanSolvePrompts, ValuedPlanSolve
 from flow_dpo.recipes.cpl.mcts import Mcts
 from flow_dpo.recipes.cpl.rounds import SftThenPairs
@@ -138,7 +137,7 @@ PAPERS: dict[str, Preset] = {
             objective=ClippedPolicyGradient(clip_range=0.2, kl_coef=1e-4, max_kl=10.0),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=512, schedule=ScheduleSettings(passes=2)),
+        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=512, epochs_per_batch=2),
         problems_per_batch=64,
     ),
     # Reasoning Paths Optimization, arXiv 2410.10858, sections 3 and 4 and the authors' code
@@ -153,9 +152,7 @@ PAPERS: dict[str, Preset] = {
             objective=OddsRatio(exploration_weight=0.3),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=16, lora_target_modules=("q_proj", "v_proj")),
-        learner=LearnerSettings(
-            learning_rate=5e-5, examples_per_update=0, schedule=ScheduleSettings(warmup_updates=100)
-        ),
+        learner=LearnerSettings(learning_rate=5e-5, examples_per_update=0, warmup_updates=100),
         problems_per_batch=8,
     ),
     # Critical Plan Step Learning, arXiv 2409.08642: 3 completions an expansion, PUCT constant 1.5, at most 6
@@ -239,9 +236,7 @@ SCALES: dict[str, Scale] = {
     # For runs of hundreds of problems rather than many thousands: the papers' rates move nothing in a few updates.
     "chat": Scale(
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(
-            learning_rate=2e-4, examples_per_update=16, schedule=ScheduleSettings(warmup_updates=2)
-        ),
+        learner=LearnerSettings(learning_rate=2e-4, examples_per_update=16, warmup_updates=2),
         problems_per_batch=16,
     ),
     # For chat models of about half a billion parameters on a CPU.
@@ -258,9 +253,7 @@ SCALES: dict[str, Scale] = {
         unstated={"temperature": 0.8},
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         # At a constant rate Stop swings between its words (docs/log.md).
-        learner=LearnerSettings(
-            learning_rate=2e-4, examples_per_update=16, schedule=ScheduleSettings(warmup_updates=2, decay_after=8)
-        ),
+        learner=LearnerSettings(learning_rate=2e-4, examples_per_update=16, warmup_updates=2, decay_after=8),
         problems_per_batch=32,
     ),
     # For the embedded seed model. A reference that follows every eight updates lets margins go on growing; against the
@@ -310,7 +303,8 @@ SCALES: dict[str, Scale] = {
         learner=LearnerSettings(
             learning_rate=3e-3,
             examples_per_update=32,
-            schedule=ScheduleSettings(warmup_updates=8, decay_after=30),
+            warmup_updates=8,
+            decay_after=30,
             reference=ReferenceSettings(kind="snapshot", every=8),
         ),
         problems_per_batch=32,
