@@ -19,10 +19,10 @@ from flow_dpo.evaluate import contamination
 from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, write_predictions
 from flow_dpo.evaluate.evaluate import evaluate as measure
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import SpeakingSettings, load_adapters, played, settings_of
+from flow_dpo.runs.adapters import load_adapters, played, settings_of
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
-from flow_dpo.runs.settings import RuntimeSettings, named_settings
+from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings, named_settings
 
 
 def evaluate(argv: Sequence[str]) -> int:

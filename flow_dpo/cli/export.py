@@ -17,9 +17,13 @@ from flow_dpo.traces.export import export as write_export
 _WHAT = "Write traces, or a run's pairs, in the formats that other trainers read."
 
 
+def parse_export(argv: Sequence[str]) -> ExportSettings:
+    """The settings of `flow-dpo export`."""
+    return resolve("flow-dpo export", _WHAT, argv, {"export": ExportSettings()})["export"]
+
+
 def export(argv: Sequence[str]) -> int:
     """`flow-dpo export`."""
-    parsed = resolve("flow-dpo export", _WHAT, argv, {"export": ExportSettings()})
-    folder, num_rows = write_export(parsed["export"])
+    folder, num_rows = write_export(parse_export(argv))
     print_safe(Console(), f"{num_rows} rows written to {folder}")
     return 0

@@ -14,10 +14,10 @@ from rich.console import Console
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import SpeakingSettings, load_adapters, played, settings_of, taught
+from flow_dpo.runs.adapters import load_adapters, played, settings_of, taught
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
-from flow_dpo.runs.settings import RuntimeSettings, named_settings
+from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings, named_settings
 from flow_dpo.traces.settings import GenerateSettings
 from flow_dpo.traces.trace import OF_THE_DATA, SelectionSettings, TraceFolder, read_traces, refuse_used
 
@@ -43,10 +43,10 @@ def _sections(given: Given) -> Sections:
 
 def generate(argv: Sequence[str]) -> int:
     """`flow-dpo generate`."""
+    parsed = parse_generate(argv)
     from flow_dpo.runs.runtime import open_runtime  # loads torch, once the words are understood
     from flow_dpo.traces.generate import generate as play
 
-    parsed = parse_generate(argv)
     settings: GenerateSettings = parsed["generate"]
     selection: SelectionSettings = parsed["selection"]
     flow, path, console = parsed["flow"], Path(settings.output_dir), Console()

@@ -83,8 +83,8 @@ def parse_judge(argv: Sequence[str]) -> dict[str, Any]:
         raise ConfigError("expected one judge, found settings of a model in this process and a --base_url; choose one")
     elif settings.verdict_format == "choices":
         raise ConfigError(
-            "--verdict_format choices reads log-odds and needs a model in this process (--model_name_or_path); leave it out "
-            "with --base_url"
+            "--verdict_format choices reads log-odds and needs a model in this process (--model_name_or_path); leave "
+            "it out with --base_url"
         )
     return parsed
 
@@ -272,8 +272,9 @@ def check_parsed(found: Mapping[str, Any], settings: JudgeSettings) -> None:
         return
     reasons = ", ".join(f"{name}: {count}" for name, count in found["unparsed"].items())
     todo = (
-        "--verdict_format choices for a small model, a longer --max_tokens where it was cut off, a shorter --prompts.user or a "
-        "model with a larger window where a pair was too long, or another judge; in another --output_dir"
+        "--verdict_format choices for a small model, a longer --max_tokens where it was cut off, a shorter "
+        "--prompts.user or a model with a larger window where a pair was too long, or another judge; in another "
+        "--output_dir"
     )
     what = f"{num_unparsed} of {num_asked} pairs have no verdict in both orders ({reasons})"
     if num_unparsed == num_asked:

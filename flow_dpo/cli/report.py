@@ -50,21 +50,26 @@ class ReportSettings:
             raise ConfigError(f"expected num_side_by_side of 0 at least, found {self.num_side_by_side}")
 
 
-def report(argv: Sequence[str]) -> int:
-    """`flow-dpo report`."""
+def parse(argv: Sequence[str]) -> tuple[list[Path], ReportSettings]:
+    """The sources and the settings. Raises `ConfigError` where no source is named."""
     parsed = resolve("flow-dpo report", _WHAT, argv, {"report": ReportSettings()}, others="sources")
-    settings: ReportSettings = parsed["report"]
     if not parsed["sources"]:
         raise ConfigError(
             "expected a run, an evaluation, traces, a comparison or a judge's verdicts to report on, found none: "
             "flow-dpo report FOLDER..."
         )
+    return [Path(source) for source in parsed["sources"]], parsed["report"]
+
+
+def report(argv: Sequence[str]) -> int:
+    """`flow-dpo report`."""
+    paths, settings = parse(argv)
     folder = Path(settings.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(
             f"expected output_dir to be a folder, found the file {folder}; name another with --output_dir"
         )
-    sources = read_sources([*map(Path, parsed["sources"])], tree=settings.tree)
+    sources = read_sources(paths, tree=settings.tree)
     made = compose(sources, num_side_by_side=settings.num_side_by_side, command=command_line())
     write(made, folder)
     console: Any = Console()

@@ -6,7 +6,7 @@ flow-dpo quickstart                             the embedded seed, fewer problem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ _QUICKSTART_PROBLEMS = 512
 
 def train(argv: Sequence[str]) -> int:
     """`flow-dpo train`."""
-    return _run(parse_train("flow-dpo train", argv))
+    return _run(parse_train("flow-dpo train", argv, {}))
 
 
 def quickstart(argv: Sequence[str]) -> int:
     """`flow-dpo quickstart`."""
-    given = parse_train("flow-dpo quickstart", argv, max_problems=_QUICKSTART_PROBLEMS)
+    given = parse_train("flow-dpo quickstart", argv, {"max_problems": _QUICKSTART_PROBLEMS})
     if given.run.output_dir == RunSettings().output_dir:
         given = replace(given, run=replace(given.run, output_dir=_free_folder("runs/quickstart")))
     return _run(given)
@@ -39,8 +39,8 @@ def _run(settings: TrainSettings) -> int:
     return 0
 
 
-def parse_train(prog: str, argv: Sequence[str], *, max_problems: int | None = None) -> TrainSettings:
-    """The settings of a training command, which may have a default of its own.
+def parse_train(prog: str, argv: Sequence[str], data: Mapping[str, Any]) -> TrainSettings:
+    """The settings of a training command; `data` holds its own defaults of the data settings.
 
     With `--resume` the settings of the run that is resumed come before the flags: one's own run goes on, its code is
     trusted.
@@ -48,7 +48,7 @@ def parse_train(prog: str, argv: Sequence[str], *, max_problems: int | None = No
 
     def sections(given: Given) -> Sections:
         found = named_settings(given).sections()
-        return found | {"data": replace(found["data"], max_problems=max_problems)}
+        return found | {"data": replace(found["data"], **data)}
 
     what = "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304)."
     return TrainSettings.from_sections(resolve(prog, what, argv, sections, brings=_resumed, trusted=True))

@@ -9,7 +9,6 @@ Invariant: a setting that a person gives comes before what a run or an adapter b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +20,7 @@ from flow_dpo.core.types import Adapter, Role
 from flow_dpo.data.strict_json import OBJECT, ORDINAL, TEXT, TEXTS, Kind, check, or_null
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.resolve import Given, read_settings
+from flow_dpo.runs.settings import SpeakingSettings
 
 if TYPE_CHECKING:
     from flow_dpo.learner.policy import Policy
@@ -36,18 +36,6 @@ _SHAPE_KINDS = {
         "null, a text or a list of texts", lambda value: value is None or TEXT.holds(value) or TEXTS.holds(value)
     ),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeakingSettings:
-    """Whose adapters speak; the base model's own voice where neither is given."""
-
-    run: str | None = None
-    """A run folder whose newest adapters speak."""
-    roles: tuple[str, ...] = ()
-    """Roles that speak with the run's adapters; all where empty."""
-    adapter: str | None = None
-    """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role speaks with it."""
 
 
 def settings_of(given: Given) -> tuple[dict[str, Any], str]:

@@ -251,7 +251,8 @@ class _Names:
                 waiting[:0] = [(f"{name}.{key}", item) for key, item in value.items()]
                 continue
             if name not in self.defaults:
-                raise ConfigError(f"unknown setting {name} in {path}; {self.near(name).replace('--', '')}")
+                inner = next((inner for inner, _ in _leaves({name: value})), name)
+                raise ConfigError(f"unknown setting {name} in {path}; {self.near(inner).replace('--', '')}")
             # The parser lets it pass in files, whatever the type.
             if name not in self.may_be_none and _holds_nothing(value):
                 raise ConfigError(

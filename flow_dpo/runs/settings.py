@@ -82,6 +82,18 @@ class RuntimeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeakingSettings:
+    """Whose adapters speak; the base model's own voice where neither is given."""
+
+    run: str | None = None
+    """A run folder whose newest adapters speak."""
+    roles: tuple[str, ...] = ()
+    """Roles that speak with the run's adapters; all where empty."""
+    adapter: str | None = None
+    """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role speaks with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """All settings of `flow-dpo train`."""
 

@@ -1,0 +1,78 @@
+"""Does every command answer --help and refuse typos, whatever is installed and before anything heavy is loaded?"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flow_dpo.cli.main import _COMMANDS, main
+
+# `import trl` fails in the first process, as where it was not installed.
+HELP = """
+import sys
+sys.modules["trl"] = None
+from flow_dpo.cli.main import main
+try:
+    sys.exit(main([sys.argv[1], "--help"]))
+finally:
+    print([name for name in ("transformers", "peft", "datasets", "vllm", "matplotlib") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_help_answers_whatever_is_installed(command: str) -> None:
+    done = subprocess.run([sys.executable, "-c", HELP, command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: flow-dpo {command}" in done.stdout
+    assert done.stdout.endswith("[]\n"), done.stdout[-200:]
+
+
+def test_sft_without_trl_says_so_once_it_is_to_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl.trainer.sft_trainer", None)
+    assert main(["sft", "--output_dir", str(tmp_path / "out")]) == 1
+    assert "flow-dpo sft needs TRL" in capsys.readouterr().err
+    assert main(["sft", "--num_tracs", "3"]) == 1
+    assert "did you mean --num_traces" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["verify", "a.jsonl", "--outputs", "x"], "--output"),
+        (["export", "--sorce", "x"], "--source"),
+        (["judge", "--verdict_formt", "text"], "--verdict_format"),
+        (["report", "x", "--num_side_by_sid", "1"], "--num_side_by_side"),
+        (["compare", "--num_seed", "1"], "--num_seeds"),
+        (["train", "--preset", "papper"], "paper"),
+        (["train", "--recipe", "vinepo"], "vineppo"),
+        (["evaluate", "--engine", "vlm"], "vllm"),
+        (["quickstart", "--engine_kind", "vllm_serve"], "vllm_server"),
+        (["trian"], "train"),
+    ],
+)
+def test_a_misspelled_name_is_refused_with_the_nearest(
+    words: list[str], near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) in (1, 2)
+    assert f"did you mean {near}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "somewhere"], "expected --name value, found 'somewhere'"),
+        (["verify"], "expected: flow-dpo verify FILE --output OUT"),
+        (["verify", "a", "b", "--output", "x"], "expected: flow-dpo verify FILE --output OUT"),
+        (["verify", "a"], "expected: flow-dpo verify FILE --output OUT"),
+    ],
+)
+def test_words_that_belong_nowhere_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 1
+    assert message in capsys.readouterr().err
