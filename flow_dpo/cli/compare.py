@@ -26,6 +26,7 @@ from flow_dpo.cli.train import train
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import TurnSampling
+from flow_dpo.core.plugins import is_source
 from flow_dpo.core.single import Single
 from flow_dpo.evaluate.compare import provenance
 from flow_dpo.evaluate.compare.arms import Outcome, Sizes
@@ -183,6 +184,7 @@ def compare(argv: Sequence[str]) -> int:
 def _asked(parsed: Mapping[str, Any]) -> list[str]:
     """The flags by which a person asked for code to be run."""
     values = {"flow_source": parsed["flow_source"], "flow.programs": getattr(parsed["flow"], "programs", False)}
+    values |= {"recipe": is_source(parsed["recipe"]) and parsed["recipe"]}
     values |= {"model.trust_remote_code": parsed["model"].trust_remote_code}
     return [f"--{name}={str(value).lower() if value is True else value}" for name, value in values.items() if value]
 

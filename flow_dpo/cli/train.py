@@ -57,7 +57,8 @@ def parse_train(prog: str, argv: Sequence[str], data: Mapping[str, Any]) -> Trai
 def _resumed(given: Given) -> tuple[dict[str, Any], str]:
     """What config.yaml of the run to be resumed says; nothing where none is."""
     file = Path(given.text("run.output_dir", RunSettings().output_dir)) / "config.yaml"
-    return (read_settings(file), str(file)) if given.is_on("run.resume") and file.exists() else ({}, "")
+    wanted = str(given.find("run.resume")[0]).lower() == "true"
+    return (read_settings(file), str(file)) if wanted and file.exists() else ({}, "")
 
 
 def _free_folder(name: str) -> str:

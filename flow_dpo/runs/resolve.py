@@ -21,7 +21,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -42,7 +42,7 @@ class Given:
 
     layers: tuple[tuple[str, Mapping[str, Any]], ...]
     """Values by their names, and the file that they come from; later ones count. Flags are the last, of no file ("")
-    and with texts for values, None for a flag that stands alone."""
+    and with texts for values, True for a flag that stands alone."""
     others: tuple[str, ...] = ()
     """Words that belong to no flag."""
 
@@ -59,9 +59,9 @@ class Given:
                 continue
             name, equals, value = word.removeprefix("--").partition("=")
             if not equals:
-                value = words.pop(0) if words and not words[0].startswith("--") else None
+                value = words.pop(0) if words and not words[0].startswith("--") else True
             if name == "config":
-                files.append((value or "", _named(read_settings(Path(value or "")))))
+                files.append((str(value), _named(read_settings(Path(str(value))))))
             else:
                 flags.pop(name, None)
                 flags |= _named({name: value})
@@ -88,14 +88,8 @@ class Given:
         """The value of a setting that is a text."""
         value, origin = self.find(name)
         if not (value is None or isinstance(value, str)):
-            raise ConfigError(f"expected a text under {name} in {origin}, found {value!r:.80}")
+            raise ConfigError(f"expected a text under {name}{f' in {origin}' if origin else ''}, found {value!r:.80}")
         return default if value is None else value
-
-    def is_on(self, name: str) -> bool:
-        """Whether a setting that is true or false was given as true."""
-        names = (name, name.rpartition(".")[2])
-        alone = any(flag in names and value is None for flag, value in self.layers[-1][1].items())
-        return alone or str(self.find(name)[0]).lower() == "true"
 
     def choice(self, name: str, known: Sequence[str], default: str, *, source: bool = False) -> str:
         """The value of a setting that is one of the known words or, with `source`, names a file and what is in it."""
@@ -224,45 +218,32 @@ class _Names:
         if "None" in type_ or "Optional" in type_:
             self.may_be_none.add(name)
 
-    def near(self, name: str) -> str:
-        """A sentence with the nearest names."""
-        return nearest(name, [*self.short, *self.defaults, *self.groups])
-
-    def flag(self, given: str, value: str | None) -> str:
+    def flag(self, given: str, value: str | Literal[True]) -> str:
         """A flag under its full name. Raises `ConfigError` for a name that no setting has."""
         name = self.short.get(given, given)
-        of_parser = name in ("help", "print_config") or name.endswith(".help")
-        if not (name in self.defaults or name in self.groups or of_parser):
-            raise ConfigError(f"unknown setting --{name}; {self.near(name)}")
-        if value is None:
-            value = "true" if isinstance(self.defaults.get(name), bool) else None
-        return f"--{name}" if value is None else f"--{name}={value}"
+        if not (name in self.defaults or name in self.groups or name in ("help", "print_config")):
+            raise ConfigError(f"unknown setting --{name}; {nearest(name, [*self.short, *self.defaults, *self.groups])}")
+        if value is True:
+            return f"--{name}=true" if isinstance(self.defaults.get(name), bool) else f"--{name}"
+        return f"--{name}={value}"
 
     def in_full(self, values: Mapping[str, Any], path: str) -> dict[str, Any]:
         """A file's settings under their full names. Raises `ConfigError` for a key that no setting has."""
         full: dict[str, Any] = {}
-        waiting = [*values.items()]
-        while waiting:
-            given, value = waiting.pop(0)
+        for given, value in values.items():
             name = self.short.get(given, given)
+            if name in self.groups and not isinstance(value, Mapping):
+                raise ConfigError(f"expected names and values under {name} in {path}, found {value!r:.80}")
             if name in self.groups:
-                if not isinstance(value, Mapping):
-                    raise ConfigError(f"expected names and values under {name} in {path}, found {value!r:.80}")
-                waiting[:0] = [(f"{name}.{key}", item) for key, item in value.items()]
-                continue
-            if name not in self.defaults:
-                inner = next((inner for inner, _ in _leaves({name: value})), name)
-                raise ConfigError(f"unknown setting {name} in {path}; {self.near(inner).replace('--', '')}")
-            # The parser lets it pass in files, whatever the type.
-            if name not in self.may_be_none and _holds_nothing(value):
-                raise ConfigError(
-                    f"expected a value for {name} in {path}, found null; leave it out to take its default"
-                )
-            *groups, last = name.split(".")
-            place = full
-            for group in groups:
-                place = place.setdefault(group, {})
-            place[last] = value
+                full |= self.in_full({f"{name}.{key}": item for key, item in value.items()}, path)
+            elif name not in self.defaults:
+                deepest = next((leaf for leaf, _ in _leaves({name: value})), name)
+                near = nearest(deepest, [*self.short, *self.defaults, *self.groups]).replace("--", "")
+                raise ConfigError(f"unknown setting {name} in {path}; {near}")
+            elif name not in self.may_be_none and _holds_nothing(value):  # the parser lets it pass, whatever the type
+                raise ConfigError(f"expected a value for {name} in {path}, found null; leave it out for its default")
+            else:
+                full[name] = value
         return full
 
 
@@ -323,33 +304,28 @@ def _refuse_odd(settings: dict[Any, Any], path: Path) -> None:
     """Raise `ConfigError` for what YAML can hold and no setting can be: dates, sets, bytes, keys that are no words,
     values inside themselves, and aliases of aliases that unfold to millions of values."""
     waiting: list[tuple[str, Any]] = [("", settings)]
-    left = _MAX_VALUES
+    num_values = 0
     while waiting:
         name, value = waiting.pop()
-        left -= 1
-        if left < 0 or len(waiting) > _MAX_VALUES:
+        num_values += 1
+        expected, found, under = "", value, f" under {name}" if name else ""
+        if num_values > _MAX_VALUES or len(waiting) > _MAX_VALUES:
             raise ConfigError(f"expected at most {_MAX_VALUES} values in {path}, found more, or a value inside itself")
         if isinstance(value, dict):
-            odd = [key for key in value if not isinstance(key, (str, int, float, bool))]
-            if odd:
-                raise ConfigError(f"expected words as names{_under(name)} in {path}, found {odd[0]!r:.80}")
+            found = next((key for key in value if not isinstance(key, (str, int, float, bool))), None)
+            expected = "" if found is None and None not in value else f"words as names{under} in {path}"
             waiting += [(f"{name}.{key}".lstrip("."), item) for key, item in value.items()]
         elif isinstance(value, list):
             waiting += [(name, item) for item in value]
         elif isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"expected a finite number{_under(name)} in {path}, found {value}")
+            expected = f"a finite number{under} in {path}"
         elif not (value is None or isinstance(value, (str, int, float, bool))):
-            raise ConfigError(
-                f"expected a text, a number, a list or names and values{_under(name)} in {path}, found "
-                f"{value!r:.80}; quote it if it is a text"
-            )
-
-
-def _under(name: str) -> str:
-    return f" under {name}" if name else ""
+            expected = f"a text (in quotes), a number, a list or names and values{under} in {path}"
+        if expected:
+            raise ConfigError(f"expected {expected}, found {found!r:.80}")
 
 
 def command_line() -> str:
-    """The command as it was typed, for the record; `python -m flow_dpo.cli` is the same as `flow-dpo`."""
+    """The command as it was typed, for the record; `python -m flow_dpo` is the same as `flow-dpo`."""
     name = Path(sys.argv[0]).name
-    return " ".join(["flow-dpo" if name == "cli.py" else name, *sys.argv[1:]])
+    return " ".join(["flow-dpo" if name == "__main__.py" else name, *sys.argv[1:]])

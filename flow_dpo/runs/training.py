@@ -42,7 +42,7 @@ _OF_THE_RUN = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches")
 )
 """Settings that change no result."""
-_FACTS = ("code", "flow_file", "versions", "device", "data_fingerprint")
+_FACTS = ("code", "flow_file", "recipe_file", "versions", "device", "data_fingerprint")
 """What besides the settings a result depends on, as run.json names it."""
 _OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
 
@@ -106,6 +106,7 @@ def _shop(path: Path, settings: TrainSettings) -> Iterator[tuple[Runtime, dict[s
             "device": str(device_of(settings.runtime.model)),
             "data_fingerprint": problems.fingerprint,
             "flow_file": fingerprint(settings.flow_source),
+            "recipe_file": fingerprint(settings.recipe_name),
         }
         differences = _compare(path, settings, facts)
     flow, seed = settings.recipe.flow, settings.run.seed
@@ -127,6 +128,7 @@ def _open(
         "num_skipped_rows": runtime.problems.skipped,
         "data_fingerprint": runtime.problems.fingerprint,
         "flow_file": fingerprint(settings.flow_source),
+        "recipe_file": fingerprint(settings.recipe_name),
     }
     found = Checkpoints(path).newest() if settings.run.resume else None
     if found is None:  # not begun, or interrupted before anything was committed

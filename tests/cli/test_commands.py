@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from flow_dpo.cli.main import _COMMANDS, main
+from flow_dpo.core.errors import DataError
+from flow_dpo.evaluate.compare.jobs import JobRunner, Work
 
 # `import trl` fails in the first process, as where it was not installed.
 HELP = """
@@ -76,3 +80,30 @@ def test_words_that_belong_nowhere_are_refused(
 ) -> None:
     assert main(words) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_comparison_asks_for_a_recipes_file_only_of_what_it_made(tmp_path: Path) -> None:
+    """Runs of other recipes bring their own names along, which a flag would override."""
+    said: dict[str, list[str]] = {}
+
+    def command(words: Sequence[str]) -> int:
+        said[Path(words[words.index("--output_dir") + 1]).name] = list(words)
+        return 0
+
+    commands = dict.fromkeys(("train", "generate", "sft", "evaluate"), command)
+    asked = ["--recipe=mine.py:MINE", "--model.trust_remote_code=true"]
+    do = JobRunner(tmp_path / "seed0", 0, tmp_path / "settings", run=commands, asked=asked)
+    for name, recipe in (("mine", "mine.py:MINE"), ("other", "grpo")):
+        for kind, file, settings in (("run", "config.yaml", {"recipe": recipe}),
+                                     ("traces", "traces.json", {"settings": {"recipe": recipe}})):  # fmt: skip
+            (tmp_path / f"{name}-{kind}").mkdir()
+            (tmp_path / f"{name}-{kind}" / file).write_text(json.dumps(settings))
+        run = Work(name=name, folder=tmp_path / f"{name}-run", costs={})
+        do.evaluate(f"{name}-evaluated", "held_out", run=run)
+        # What was fine-tuned leaves facts of its cost behind, which the stand-in does not.
+        with pytest.raises((DataError, KeyError)):
+            do.sft(f"{name}-tuned", Work(name=name, folder=tmp_path / f"{name}-traces", costs={}))
+    for name, has in (("mine", True), ("other", False)):
+        for words in (said[f"{name}-evaluated"], said[f"{name}-tuned"]):
+            assert ("--recipe=mine.py:MINE" in words) is has
+            assert "--model.trust_remote_code=true" in words
