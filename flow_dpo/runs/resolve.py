@@ -59,7 +59,8 @@ class Given:
                 continue
             name, equals, value = word.removeprefix("--").partition("=")
             if not equals:
-                value = words.pop(0) if words and not words[0].startswith("--") else True
+                alone = name == "help" or not words or words[0].startswith("--")
+                value = True if alone else words.pop(0)
             if name == "config":
                 files.append((str(value), _named(read_settings(Path(str(value))))))
             else:
@@ -172,18 +173,18 @@ def _parse(prog: str, description: str, sections: Sections, given: Given) -> dic
             parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.set_defaults({name: value for name, value in names.defaults.items() if "." in name})
     # The parser takes a settings text as well as a path; short names have become full ones in it.
-    files = {f"--config={json.dumps(names.in_full(values, path))}": path for path, values in given.layers[:-1]}
+    files = [(f"--config={json.dumps(names.in_full(values, path))}", path) for path, values in given.layers[:-1]]
     try:
         flags = [names.flag(name, value) for name, value in given.layers[-1][1].items()]
-        parsed = parser.instantiate(parser.parse_args([*files, *flags]))
+        parsed = parser.instantiate(parser.parse_args([*(word for word, _ in files), *flags]))
     except ArgumentError as error:
         raise ConfigError(_of_file(parser, files) + str(error)) from error
     return {name: parsed[name] for name in sections}
 
 
-def _of_file(parser: ArgumentParser, files: Mapping[str, str]) -> str:
+def _of_file(parser: ArgumentParser, files: Sequence[tuple[str, str]]) -> str:
     """Which of the settings files cannot be taken even by itself, for the front of an error; "" where none."""
-    for word, path in files.items():
+    for word, path in files:
         try:
             parser.instantiate(parser.parse_args([word]))
         except ArgumentError:
