@@ -118,7 +118,8 @@ def ours(settings: argparse.Namespace) -> Report:
     from flow_dpo.core.protocols import Backends
     from flow_dpo.core.recipe import Recipe
     from flow_dpo.engines.factory import role_model_of
-    from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+    from flow_dpo.engines.local.engine import LocalEngine
+    from flow_dpo.engines.settings import LocalSettings
     from flow_dpo.learner.learner import Learner, LearnerSettings
     from flow_dpo.learner.policy import LoraSettings, Policy
     from flow_dpo.verify.grader import AnswerGrader

@@ -102,7 +102,8 @@ def play(settings: argparse.Namespace, _: int) -> Report:
     """The flow, with either engine."""
     from flow_dpo.core.rollouts import RolloutRunner
     from flow_dpo.engines.factory import role_model_of
-    from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+    from flow_dpo.engines.local.engine import LocalEngine
+    from flow_dpo.engines.settings import LocalSettings
     from flow_dpo.learner.policy import Policy
 
     loaded, preset, explore, problems = parts(settings)

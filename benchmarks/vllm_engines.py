@@ -52,7 +52,7 @@ def engine_of(
 ) -> Iterator[tuple[Any, AskAll]]:
     """Our engine, and a way around it to plain vLLM. Its policy is `engine.policy`."""
     from flow_dpo.engines.factory import AdapterStore, open_engine
-    from flow_dpo.engines.vllm.client import VllmServerSettings
+    from flow_dpo.engines.settings import VllmServerSettings
     from flow_dpo.engines.vllm.in_process import VllmSettings
     from flow_dpo.learner.policy import Policy
 

@@ -14,7 +14,6 @@ from flow_dpo.cli import generate, judge, main, train
 from flow_dpo.cli import report as report_command
 from flow_dpo.cli.export import parse_export
 from flow_dpo.cli.sft import parse_sft
-from flow_dpo.evaluate.contamination import OverlapSettings
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.runs.adapters import SpeakingSettings
 from flow_dpo.runs.settings import default_settings
@@ -44,7 +43,7 @@ def test_train_commands_parse(line: str) -> None:
 @pytest.mark.parametrize("line", printed("flow-dpo evaluate"))
 def test_evaluate_commands_name_settings_that_exist(line: str) -> None:
     words = shlex.split(line)[2:]
-    known = {*vars(EvaluationSettings()), *vars(SpeakingSettings()), *vars(OverlapSettings()), "preset"}
+    known = {*vars(EvaluationSettings()), *vars(SpeakingSettings()), "preset"}
     for section in default_settings("flow-dpo", "seed").sections().values():
         known |= set(vars(section)) if is_dataclass(section) else set()
     flags = {word.removeprefix("--").split("=")[0].rpartition(".")[2] for word in words if word.startswith("--")}

@@ -17,7 +17,7 @@ from flow_dpo.cli import generate
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.runs.callbacks.progress import print_safe
-from flow_dpo.runs.settings import refuse_unasked
+from flow_dpo.runs.resolve import Given
 
 GUARDED = """
 import socket, sys
@@ -88,10 +88,10 @@ def test_a_strangers_run_cannot_have_code_run(run: Path, tmp_path: Path, group: 
     """What a person must ask for is not taken from a folder, nor from traces, unless it is asked for again."""
     base = {group: {name: True}}
     with pytest.raises(ConfigError, match=f"the folder asks for {group}.{name} = True"):
-        refuse_unasked(base, ["--run", "x"], "the folder")
-    refuse_unasked(base, ["--run", "x", flag], "the folder")
-    refuse_unasked(base, [f"--{group}.{name}=true"], "the folder")
-    refuse_unasked({group: {name: False}}, [], "the folder")
+        Given.read(["--run", "x"]).over(base, "the folder").refuse_unasked()
+    Given.read(["--run", "x", flag]).over(base, "the folder").refuse_unasked()
+    Given.read([f"--{group}.{name}=true"]).over(base, "the folder").refuse_unasked()
+    Given.read([]).over({group: {name: False}}, "the folder").refuse_unasked()
     shutil.copytree(run, tmp_path / "run")
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     config[group][name] = True

@@ -1,4 +1,4 @@
-"""How does one command make the whole comparison?
+"""`flow-dpo compare`: the whole comparison of sources of traces, over several seeds.
 
     flow-dpo compare --config study.yaml          settings of `train`, and those under `compare` and `training`
 
@@ -26,18 +26,19 @@ from flow_dpo.cli.train import train
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import TurnSampling
+from flow_dpo.core.plugins import is_source
 from flow_dpo.core.single import Single
-from flow_dpo.data.problems import ColumnSettings
 from flow_dpo.evaluate.compare import provenance
 from flow_dpo.evaluate.compare.arms import Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import Command, JobRunner
 from flow_dpo.evaluate.compare.summary import Told, markdown, summarise
-from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass
 from flow_dpo.runs.callbacks.progress import print_safe
-from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, defaults_of
-from flow_dpo.traces import sft
+from flow_dpo.runs.resolve import command_line, read_settings, resolve
+from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, named_settings
+from flow_dpo.traces.settings import PAPER_LORA, SftTrainingSettings
 
 SUMMARY = "comparison.json"
 _ADVICE = (
@@ -123,15 +124,14 @@ class CompareSettings:
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo compare`: those of `train`, `compare` and `training` (of the fine-tuning)."""
-    argv, defaults = defaults_of(argv, {})
     what = "Compare sources of traces (arXiv 2410.22304, table 1)."
-    return resolve.parse("flow-dpo compare", what, sections(defaults), argv)
+    return resolve("flow-dpo compare", what, argv, lambda given: sections(named_settings(given)))
 
 
 def sections(defaults: TrainSettings) -> dict[str, Any]:
     """The groups of settings, with their defaults."""
     trained = {name: value for name, value in defaults.sections().items() if name != "run"}
-    return trained | {"compare": CompareSettings(), "training": sft.SftTrainingSettings(), "sft_lora": sft.PAPER_LORA}
+    return trained | {"compare": CompareSettings(), "training": SftTrainingSettings(), "sft_lora": PAPER_LORA}
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -140,7 +140,9 @@ def compare(argv: Sequence[str]) -> int:
     settings: CompareSettings = parsed["compare"]
     chosen = choose(settings.arms)
     if any(arm.kind == "compiled" for arm in chosen):
-        sft.check_trl()
+        from flow_dpo.traces.sft import check_trl  # loads torch, once the words are understood
+
+        check_trl()
     if parsed["data"].max_problems is None:
         raise ConfigError(
             "expected data.max_problems, the problems that the flow learns from: traces are drawn on those behind them"
@@ -182,6 +184,7 @@ def compare(argv: Sequence[str]) -> int:
 def _asked(parsed: Mapping[str, Any]) -> list[str]:
     """The flags by which a person asked for code to be run."""
     values = {"flow_source": parsed["flow_source"], "flow.programs": getattr(parsed["flow"], "programs", False)}
+    values |= {"recipe": is_source(parsed["recipe"]) and parsed["recipe"]}
     values |= {"model.trust_remote_code": parsed["model"].trust_remote_code}
     return [f"--{name}={str(value).lower() if value is True else value}" for name, value in values.items() if value]
 
@@ -208,9 +211,7 @@ def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
         free = {"compare.jobs", "compare.arms", "compare.num_seeds"}
         found = {
             name: values
-            for name, values in run_folder.differences(
-                {"engine_kind": "local"} | resolve.read_settings(known), now
-            ).items()
+            for name, values in run_folder.differences({"engine_kind": "local"} | read_settings(known), now).items()
             if name not in free
         }
         if found:
@@ -226,7 +227,7 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     data = parsed["data"]
     tested = {"dataset_name": tests.test_dataset_name or data.dataset_name, "skip_problems": 0}
     if tests.test_dataset_name:
-        tested |= {"dataset_config": None, "columns": ColumnSettings()}
+        tested |= {"dataset_config": None, "question_column": None, "answer_column": None}
     sets = {
         "pool": replace(data, skip_problems=data.skip_problems + data.max_problems, max_problems=pool.pool_problems),
         "held_out": replace(data, **tested, dataset_split=tests.test_split, max_problems=tests.test_problems),
@@ -284,6 +285,6 @@ def _tested(parsed: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": parsed["model"].model_name_or_path,
         "dataset": f"{parsed['data'].dataset_name}/{parsed['data'].dataset_split}",
-        "command": resolve.command_line(),
+        "command": command_line(),
         "settings": run_folder.plain(parsed),
     }

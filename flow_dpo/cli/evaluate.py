@@ -1,4 +1,7 @@
-"""`flow-dpo evaluate`: measure a model, or a run's adapters, on a data set."""
+"""`flow-dpo evaluate`: measure a model, or a run's adapters, on a data set.
+
+flow-dpo evaluate --run runs/train --dataset_split test --max_problems 500
+"""
 
 from __future__ import annotations
 
@@ -15,34 +18,21 @@ from flow_dpo.core.flow import Flow
 from flow_dpo.evaluate import contamination
 from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, write_predictions
 from flow_dpo.evaluate.evaluate import evaluate as measure
-from flow_dpo.runs import resolve, run_folder
-from flow_dpo.runs.adapters import SpeakingSettings, load_adapters, played, settings_of
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.adapters import load_adapters, played, settings_of
 from flow_dpo.runs.callbacks.progress import print_safe
-from flow_dpo.runs.runtime import open_runtime
-from flow_dpo.runs.settings import RuntimeSettings, defaults_of, of_its_engine
+from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
+from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings, named_settings
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """`flow-dpo evaluate`: with `--run` or `--adapter`, the settings that come with it are the defaults."""
-    base, origin = settings_of({name: resolve.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
-    argv, defaults = defaults_of(argv, base, origin=origin)
-    base = of_its_engine(base, defaults)
-    runtime = replace(defaults.runtime, data=replace(defaults.runtime.data, dataset_split="test"))
-    sections = {
-        **defaults.names(),
-        "flow": defaults.recipe.flow,
-        "explore": defaults.recipe.explore,
-        **runtime.sections(),
-        "speaking": SpeakingSettings(),
-        "evaluation": EvaluationSettings(),
-        "overlap": contamination.OverlapSettings(),
-    }
-    parsed = resolve.parse(
-        "flow-dpo evaluate", "Measure a model, or a run's adapters.", sections, argv, base=base, origin=origin
-    )
-    runtime = RuntimeSettings(**{name: parsed[name] for name in runtime.sections()})
+    what = "Measure a model, or a run's adapters."
+    parsed = resolve("flow-dpo evaluate", what, argv, _sections, brings=settings_of)
     settings: EvaluationSettings = parsed["evaluation"]
-    result = _evaluate(runtime, parsed["flow"], parsed["explore"], parsed["speaking"], settings, parsed["overlap"])
+    result = _evaluate(
+        RuntimeSettings.from_sections(parsed), parsed["flow"], parsed["explore"], parsed["speaking"], settings
+    )
     low, high = result["interval"]
     console = Console()
     accuracy = "nothing could be graded" if result["accuracy"] is None else f"accuracy {result['accuracy']:.1%}"
@@ -54,21 +44,35 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
+def _sections(given: Given) -> Sections:
+    defaults = named_settings(given)
+    runtime = replace(defaults.runtime, data=replace(defaults.runtime.data, dataset_split="test"))
+    return {
+        **defaults.names(),
+        "flow": defaults.recipe.flow,
+        "explore": defaults.recipe.explore,
+        **runtime.sections(),
+        "speaking": SpeakingSettings(),
+        "evaluation": EvaluationSettings(),
+    }
+
+
 def _evaluate(
     shop_settings: RuntimeSettings,
     flow: Flow[Any],
     explore: Explore,
     speaking: SpeakingSettings,
     settings: EvaluationSettings,
-    trained_on: contamination.OverlapSettings,
 ) -> dict[str, Any]:
+    from flow_dpo.runs.runtime import open_runtime  # loads torch, once the words are understood
+
     folder = Path(settings.output_dir)
     if (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
     speaks = played(flow, settings.mode)
     with open_runtime(shop_settings, speaks, roles=flow.roles, seed=settings.seed) as runtime:
         adapters = load_adapters(runtime.policy, speaking)
-        problems, found = contamination.check(runtime.fitting, trained_on)
+        problems, found = contamination.check(runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap)
         trees, result = measure(
             speaks,
             explore,
@@ -88,7 +92,7 @@ def _evaluate(
             "data_fingerprint": runtime.problems.fingerprint,
             "decoding": decoding(explore, settings),
             "played": run_folder.plain({"flow": speaks, "explore": explore, "grading": shop_settings.grading}),
-            "command": resolve.command_line(),
+            "command": command_line(),
             **run_folder.environment(),
         }
         write_predictions(folder, trees, result)

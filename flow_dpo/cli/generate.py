@@ -1,12 +1,11 @@
-"""What do the commands do that carry a trained flow on: to traces, to files for others, to a fine-tuned model?
+"""`flow-dpo generate`: verified traces of a trained flow, of an untrained one, or of a single model.
 
-Like `commands`: every function takes the words behind its command, settings first, then work, then what a person wants
-to know at the end.
+flow-dpo generate --run runs/train --output_dir runs/traces
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,24 @@ from rich.console import Console
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
-from flow_dpo.runs import resolve, run_folder
-from flow_dpo.runs.adapters import SpeakingSettings, load_adapters, played, settings_of, taught
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.adapters import load_adapters, played, settings_of, taught
 from flow_dpo.runs.callbacks.progress import print_safe
-from flow_dpo.runs.runtime import open_runtime
-from flow_dpo.runs.settings import RuntimeSettings, defaults_of, of_its_engine
-from flow_dpo.traces.generate import GenerateSettings
-from flow_dpo.traces.generate import generate as play
+from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
+from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings, named_settings
+from flow_dpo.traces.settings import GenerateSettings
 from flow_dpo.traces.trace import OF_THE_DATA, SelectionSettings, TraceFolder, read_traces, refuse_used
 
 
 def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo generate`: with `--run` or `--adapter`, what comes with it comes first."""
-    base, origin = settings_of({name: resolve.peek(argv, f"speaking.{name}", "") for name in ("run", "adapter")})
-    argv, defaults = defaults_of(argv, base, origin=origin)
-    base = of_its_engine(base, defaults)
-    sections = {
+    what = "Write verified traces of a trained flow, an untrained flow, or a single model."
+    return resolve("flow-dpo generate", what, argv, _sections, brings=settings_of)
+
+
+def _sections(given: Given) -> Sections:
+    defaults = named_settings(given)
+    return {
         **defaults.names(),
         "flow": defaults.recipe.flow,
         "explore": defaults.recipe.explore,
@@ -38,17 +39,18 @@ def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
         "generate": GenerateSettings(),
         "selection": SelectionSettings(),
     }
-    what = "Write verified traces of a trained flow, an untrained flow, or a single model."
-    return resolve.parse("flow-dpo generate", what, sections, argv, base=base, origin=origin)
 
 
 def generate(argv: Sequence[str]) -> int:
     """`flow-dpo generate`."""
     parsed = parse_generate(argv)
+    from flow_dpo.runs.runtime import open_runtime  # loads torch, once the words are understood
+    from flow_dpo.traces.generate import generate as play
+
     settings: GenerateSettings = parsed["generate"]
     selection: SelectionSettings = parsed["selection"]
     flow, path, console = parsed["flow"], Path(settings.output_dir), Console()
-    shop_settings = _shop(parsed)
+    shop_settings = RuntimeSettings.from_sections(parsed)
     refuse_used(path)
     speaks = played(flow, settings.mode)
     with run_folder.locked(path), open_runtime(shop_settings, speaks, roles=flow.roles, seed=settings.seed) as runtime:
@@ -57,7 +59,7 @@ def generate(argv: Sequence[str]) -> int:
             "source": settings.source(trained=bool(adapters)),
             "selection": selection.rule() if settings.mode != "ground_truth" else OF_THE_DATA,
             "settings": run_folder.plain(parsed),
-            "command": resolve.command_line(),
+            "command": command_line(),
             "model": runtime.loaded.name,
             "tokenizer": runtime.loaded.renderer.fingerprint(),
             "adapters": {role: adapter.path for role, adapter in adapters.items()},
@@ -102,7 +104,3 @@ def _only_of(problems: Sequence[Problem], traces: str) -> list[Problem]:
             "and order that the traces were drawn on"
         )
     return kept
-
-
-def _shop(parsed: Mapping[str, Any]) -> RuntimeSettings:
-    return RuntimeSettings(**{name: parsed[name] for name in RuntimeSettings().sections()})

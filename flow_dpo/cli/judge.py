@@ -1,4 +1,4 @@
-"""What does `flow-dpo judge` do?
+"""`flow-dpo judge`: which of two sets of traces reasons better, as a judge sees it that reads them blind.
 
     flow-dpo judge --traces_a runs/flow --traces_b runs/self --model_name_or_path Qwen/Qwen2.5-7B-Instruct
     flow-dpo judge --traces_a runs/flow --traces_b runs/self --base_url http://127.0.0.1:8000/v1 --served_model NAME
@@ -23,8 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from flow_dpo.core.errors import ConfigError, DataError, EngineError
-from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
-from flow_dpo.evaluate.judge.backends import EndpointJudge, LocalJudge
+from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, EndpointSettings
 from flow_dpo.evaluate.judge.protocol import (
     Judge,
@@ -38,9 +37,10 @@ from flow_dpo.evaluate.judge.protocol import (
     row,
 )
 from flow_dpo.evaluate.judge.results import ROWS, Key, read_judgements, summarise
-from flow_dpo.models.load import ModelSettings, load_model
-from flow_dpo.runs import resolve, run_folder
+from flow_dpo.models.settings import ModelSettings
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.resolve import command_line, resolve
 from flow_dpo.traces.trace import TraceFile, read_traces
 
 log = logging.getLogger("flow_dpo")
@@ -65,7 +65,7 @@ def parse_judge(argv: Sequence[str]) -> dict[str, Any]:
         "engine": LocalSettings(),
     }
     what = "Compare two sets of traces, problem by problem, by a judge that reads them blind and in both orders."
-    parsed = resolve.parse("flow-dpo judge", what, sections, argv)
+    parsed = resolve("flow-dpo judge", what, argv, sections)
     settings: JudgeSettings = parsed["judge"]
     endpoint: EndpointSettings = parsed["endpoint"]
     for name in ("traces_a", "traces_b"):
@@ -81,10 +81,10 @@ def parse_judge(argv: Sequence[str]) -> dict[str, Any]:
             )
     elif parsed["model"] != ModelSettings():
         raise ConfigError("expected one judge, found settings of a model in this process and a --base_url; choose one")
-    elif settings.words == "choices":
+    elif settings.verdict_format == "choices":
         raise ConfigError(
-            "--words choices reads log-odds and needs a model in this process (--model_name_or_path); leave it out "
-            "with --base_url"
+            "--verdict_format choices reads log-odds and needs a model in this process (--model_name_or_path); leave "
+            "it out with --base_url"
         )
     return parsed
 
@@ -136,6 +136,10 @@ class _Keeper:
 @contextmanager
 def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
     """The judge that the settings name, and its name; refused here where it cannot be reached or loaded."""
+    from flow_dpo.engines.local.engine import LocalEngine  # loads torch, once the words are understood
+    from flow_dpo.evaluate.judge.backends import EndpointJudge, LocalJudge
+    from flow_dpo.models.load import load_model
+
     settings, prompts = parsed["judge"], parsed["prompts"]
     endpoint: EndpointSettings = parsed["endpoint"]
     if endpoint.base_url:
@@ -185,7 +189,7 @@ def _header(
         known = _read_header(file)
         differing = run_folder.differences(known["question"], json.loads(json.dumps(question)))
         if "judge.max_pairs" in differing and len(pairs) >= known["num_pairs"]:
-            known |= {"question": question, "num_pairs": len(pairs), "command": resolve.command_line()}
+            known |= {"question": question, "num_pairs": len(pairs), "command": command_line()}
             del differing["judge.max_pairs"]
         if differing:
             shown = "; ".join(f"{name} was {old!r:.60}, is {new!r:.60}" for name, (old, new) in differing.items())
@@ -200,7 +204,7 @@ def _header(
         "traces": [{"path": str(side.path), "source": side.header.get("source")} for side in sides],
         "num_traces": [len(side.traces) for side in sides],
         "num_pairs": len(pairs),
-        "command": resolve.command_line(),
+        "command": command_line(),
         **run_folder.environment(),
     }
 
@@ -232,7 +236,12 @@ def _described(found: Mapping[str, Any], sides: Sequence[TraceFile], header: Map
         name: {"path": str(side.path), "source": side.header.get("source"), "num_traces": len(side.traces)}
         for name, side in named
     }
-    return {"judge": header.get("judge"), "words": header["question"]["judge"]["words"], **compared, **found}
+    return {
+        "judge": header.get("judge"),
+        "verdict_format": header["question"]["judge"]["verdict_format"],
+        **compared,
+        **found,
+    }
 
 
 def spoken(found: Mapping[str, Any]) -> str:
@@ -263,8 +272,9 @@ def check_parsed(found: Mapping[str, Any], settings: JudgeSettings) -> None:
         return
     reasons = ", ".join(f"{name}: {count}" for name, count in found["unparsed"].items())
     todo = (
-        "--words choices for a small model, a longer --max_tokens where it was cut off, a shorter --prompts.user or a "
-        "model with a larger window where a pair was too long, or another judge; in another --output_dir"
+        "--verdict_format choices for a small model, a longer --max_tokens where it was cut off, a shorter "
+        "--prompts.user or a model with a larger window where a pair was too long, or another judge; in another "
+        "--output_dir"
     )
     what = f"{num_unparsed} of {num_asked} pairs have no verdict in both orders ({reasons})"
     if num_unparsed == num_asked:

@@ -1,4 +1,4 @@
-"""What does `flow-dpo report` do?
+"""`flow-dpo report`: one page on runs, evaluations, traces, comparisons and judges' verdicts.
 
     flow-dpo report runs/train runs/untrained runs/single --output_dir runs/report
     flow-dpo report studies/comparison.json --output_dir studies
@@ -23,10 +23,15 @@ from flow_dpo.report.html import page
 from flow_dpo.report.markdown import markdown
 from flow_dpo.report.sources import read_sources
 from flow_dpo.report.svg_theme import standalone
-from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.resolve import command_line, resolve
 
 FIGURES = "figures"
+_WHAT = (
+    "Write a report on the runs, evaluations, traces, comparisons and judges' verdicts that are named: "
+    "flow-dpo report RUN_OR_COMPARISON... --output_dir OUT"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,28 +52,13 @@ class ReportSettings:
 
 def parse(argv: Sequence[str]) -> tuple[list[Path], ReportSettings]:
     """The sources and the settings. Raises `ConfigError` where no source is named."""
-    sources: list[Path] = []
-    flags: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            sources.append(Path(word))
-            continue
-        flags.append(word)
-        if "=" not in word and words and not words[0].startswith("--"):
-            flags.append(words.pop(0))
-    what = (
-        "Write a report on the runs, evaluations, traces, comparisons and judges' verdicts that are named: "
-        "flow-dpo report RUN_OR_COMPARISON... --output_dir OUT"
-    )
-    settings: ReportSettings = resolve.parse("flow-dpo report", what, {"report": ReportSettings()}, flags)["report"]
-    if not sources:
+    parsed = resolve("flow-dpo report", _WHAT, argv, {"report": ReportSettings()}, others="sources")
+    if not parsed["sources"]:
         raise ConfigError(
             "expected a run, an evaluation, traces, a comparison or a judge's verdicts to report on, found none: "
             "flow-dpo report FOLDER..."
         )
-    return sources, settings
+    return [Path(source) for source in parsed["sources"]], parsed["report"]
 
 
 def report(argv: Sequence[str]) -> int:
@@ -80,7 +70,7 @@ def report(argv: Sequence[str]) -> int:
             f"expected output_dir to be a folder, found the file {folder}; name another with --output_dir"
         )
     sources = read_sources(paths, tree=settings.tree)
-    made = compose(sources, num_side_by_side=settings.num_side_by_side, command=resolve.command_line())
+    made = compose(sources, num_side_by_side=settings.num_side_by_side, command=command_line())
     write(made, folder)
     console: Any = Console()
     for finding in made.findings:

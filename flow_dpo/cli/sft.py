@@ -1,4 +1,7 @@
-"""`flow-dpo sft`: fine-tune a model on traces."""
+"""`flow-dpo sft`: fine-tune a model on traces, by TRL.
+
+flow-dpo sft --traces runs/traces --output_dir runs/sft
+"""
 
 from __future__ import annotations
 
@@ -10,43 +13,59 @@ from typing import Any
 from rich.console import Console
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.models.load import ModelSettings, load_model
-from flow_dpo.runs import resolve, run_folder
+from flow_dpo.models.settings import ModelSettings
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import taught
 from flow_dpo.runs.callbacks.progress import print_safe
-from flow_dpo.runs.settings import defaults_of, of_its_engine
-from flow_dpo.traces import sft
+from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
+from flow_dpo.runs.settings import named_settings
+from flow_dpo.traces.settings import PAPER_LORA, SftSettings, SftTrainingSettings
 from flow_dpo.traces.trace import HEADER, read_traces
 
 
 def parse_sft(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of `flow-dpo sft`, and those that only travel on to evaluation; both from the traces' first."""
-    source = resolve.peek(argv, "sft.traces", "")
-    file = read_traces(Path(source)) if source else None
-    made: dict[str, Any] = file.header.get("settings", {}) if file else {}
-    origin = f"the settings in {file.path.with_name(HEADER)}" if file else ""
-    base = {name: made[name] for name in ("recipe", "preset", "flow_source", "flow", "model") if name in made}
-    argv, defaults = defaults_of(argv, base, origin=origin)
-    base = of_its_engine(base, defaults)
-    sections = {
+    made: dict[str, Any] = {}
+
+    def of_traces(given: Given) -> tuple[dict[str, Any], str]:
+        source = given.text("sft.traces")
+        if not source:
+            return {}, ""
+        file = read_traces(Path(source))
+        made.update(file.header.get("settings", {}))
+        names = ("recipe", "preset", "flow_source", "flow", "model")
+        return _among(made, names), f"the settings in {file.path.with_name(HEADER)}"
+
+    parsed = resolve("flow-dpo sft", "Fine-tune a model on traces.", argv, _sections, brings=of_traces)
+    return parsed, _among(made, ("explore", "data", "grading"))
+
+
+def _among(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
+
+
+def _sections(given: Given) -> Sections:
+    defaults = named_settings(given)
+    return {
         **defaults.names(),
         "flow": defaults.recipe.flow,
         "model": ModelSettings(),
-        "lora": sft.PAPER_LORA,
-        "training": sft.SftTrainingSettings(),
-        "sft": sft.SftSettings(),
+        "lora": PAPER_LORA,
+        "training": SftTrainingSettings(),
+        "sft": SftSettings(),
     }
-    parsed = resolve.parse("flow-dpo sft", "Fine-tune a model on traces.", sections, argv, base=base, origin=origin)
-    return parsed, {name: made[name] for name in ("explore", "data", "grading") if name in made}
 
 
 def fine_tune(argv: Sequence[str]) -> int:
     """`flow-dpo sft`."""
     started, console = time.perf_counter(), Console()
-    sft.check_trl()
     parsed, travelling = parse_sft(argv)
-    settings: sft.SftSettings = parsed["sft"]
-    training: sft.SftTrainingSettings = parsed["training"]
+    from flow_dpo.models.load import load_model  # loads torch, once the words are understood
+    from flow_dpo.traces import sft
+
+    sft.check_trl()
+    settings: SftSettings = parsed["sft"]
+    training: SftTrainingSettings = parsed["training"]
     if not settings.traces:
         raise ConfigError("expected a folder of traces, found none; name one with --traces (flow-dpo generate)")
     path, file = Path(settings.output_dir), read_traces(Path(settings.traces))
@@ -62,7 +81,7 @@ def fine_tune(argv: Sequence[str]) -> int:
         base = model.peft_config["default"].base_model_name_or_path or loaded.name
         card = sft.card(base, facts, file.header, path, merged=settings.merge)
         run_folder.write_whole(path / "README.md", card)
-        sft.record(path, {**parsed, **travelling}, {**facts, "command": resolve.command_line()}, log)
+        sft.record(path, {**parsed, **travelling}, {**facts, "command": command_line()}, log)
     print_safe(
         console, f"Loss {facts['first_loss']} to {facts['last_loss']}; {facts['cost']['tokens_learned']} tokens learned"
     )

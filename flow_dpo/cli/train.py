@@ -1,62 +1,64 @@
-"""What does each command do?
+"""`flow-dpo train` and `flow-dpo quickstart`: learn from a stream of problems.
 
-Every function takes the words behind its command, and composes what `build` makes: settings first, then work, then
-what a person wants to know at the end.
+flow-dpo train --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name openai/gsm8k --dataset_config main
+flow-dpo quickstart                             the embedded seed, fewer problems, in a folder that is free
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from flow_dpo.runs import resolve, training
-from flow_dpo.runs.settings import RunSettings, TrainSettings, defaults_of, of_its_engine
-
-
-def train(argv: Sequence[str]) -> int:
-    """`flow-dpo train`."""
-    settings = parse_train("flow-dpo train", argv, {})
-    training.run(settings, Console())
-    return 0
-
-
-def quickstart(argv: Sequence[str]) -> int:
-    """`flow-dpo quickstart`: training on the embedded seed with fewer problems, in a folder that is free."""
-    given = parse_train("flow-dpo quickstart", argv, {"max_problems": _QUICKSTART_PROBLEMS})
-    if given.run.output_dir == RunSettings().output_dir:
-        given = replace(given, run=replace(given.run, output_dir=_free_folder("runs/quickstart")))
-    training.run(given, Console())
-    return 0
-
+from flow_dpo.runs.resolve import Given, Sections, read_settings, resolve
+from flow_dpo.runs.settings import RunSettings, TrainSettings, named_settings
 
 _QUICKSTART_PROBLEMS = 512
 
 
-def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> TrainSettings:
-    """The settings of a training command, the preset's and the command's own defaults first.
+def train(argv: Sequence[str]) -> int:
+    """`flow-dpo train`."""
+    return _run(parse_train("flow-dpo train", argv, {}))
 
-    With `--resume` the settings of the run that is resumed come before the flags.
+
+def quickstart(argv: Sequence[str]) -> int:
+    """`flow-dpo quickstart`."""
+    given = parse_train("flow-dpo quickstart", argv, {"max_problems": _QUICKSTART_PROBLEMS})
+    if given.run.output_dir == RunSettings().output_dir:
+        given = replace(given, run=replace(given.run, output_dir=_free_folder("runs/quickstart")))
+    return _run(given)
+
+
+def _run(settings: TrainSettings) -> int:
+    from flow_dpo.runs import training  # loads torch, once the words are understood
+
+    training.run(settings, Console())
+    return 0
+
+
+def parse_train(prog: str, argv: Sequence[str], data: Mapping[str, Any]) -> TrainSettings:
+    """The settings of a training command; `data` holds its own defaults of the data settings.
+
+    With `--resume` the settings of the run that is resumed come before the flags: one's own run goes on, its code is
+    trusted.
     """
-    folder = Path(resolve.peek(argv, "run.output_dir", RunSettings().output_dir))
-    base, origin = _settings_to_resume(argv, folder), str(folder / "config.yaml")
-    argv, defaults = defaults_of(argv, base, origin=origin, trusted=True)  # one's own run goes on
-    base = of_its_engine(base, defaults)
-    if "max_problems" in overrides:
-        data = replace(defaults.runtime.data, max_problems=overrides["max_problems"])
-        defaults = replace(defaults, runtime=replace(defaults.runtime, data=data))
+
+    def sections(given: Given) -> Sections:
+        found = named_settings(given).sections()
+        return found | {"data": replace(found["data"], **data)}
+
     what = "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304)."
-    parsed = resolve.parse(prog, what, defaults.sections(), argv, base=base, origin=origin)
-    return TrainSettings.from_sections(parsed)
+    return TrainSettings.from_sections(resolve(prog, what, argv, sections, brings=_resumed, trusted=True))
 
 
-def _settings_to_resume(argv: Sequence[str], folder: Path) -> dict[str, Any]:
+def _resumed(given: Given) -> tuple[dict[str, Any], str]:
     """What config.yaml of the run to be resumed says; nothing where none is."""
-    wanted = any(word in ("--resume", "--run.resume") or word.endswith("resume=true") for word in argv)
-    return resolve.read_settings(folder / "config.yaml") if wanted and (folder / "config.yaml").exists() else {}
+    file = Path(given.text("run.output_dir", RunSettings().output_dir)) / "config.yaml"
+    wanted = str(given.find("run.resume")[0]).lower() == "true"
+    return (read_settings(file), str(file)) if wanted and file.exists() else ({}, "")
 
 
 def _free_folder(name: str) -> str:

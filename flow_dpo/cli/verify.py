@@ -1,11 +1,9 @@
-"""What does `flow-dpo verify` do?
-
-It grades a file and prints the summary. It stands by itself because the other commands load torch, which grading does
-not need:
+"""`flow-dpo verify`: grade a file of answers against their gold, and print the summary.
 
     flow-dpo verify answers.jsonl --output graded       graded/verdicts.jsonl, graded/summary.json
 
-Invariant: nothing heavy is imported, here or below.
+It stands by itself because the other commands load torch, which grading does not need. Invariant: nothing heavy is
+imported, here or below.
 """
 
 from __future__ import annotations
@@ -16,12 +14,14 @@ from pathlib import Path
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.evaluate.grade_file import verify_file
+from flow_dpo.runs.resolve import resolve
 
 
 def verify(argv: Sequence[str]) -> int:
     """`flow-dpo verify FILE --output OUT`."""
-    words = list(argv)
-    if len(words) != 3 or words[1] != "--output":
+    what = "Grade a file of answers against their gold, and print the summary: flow-dpo verify FILE --output OUT"
+    parsed = resolve("flow-dpo verify", what, argv, {"output": ""}, others="files")
+    if len(parsed["files"]) != 1 or not parsed["output"]:
         raise ConfigError("expected: flow-dpo verify FILE --output OUT")
-    print(json.dumps(verify_file(Path(words[0]), Path(words[2])), indent=2))
+    print(json.dumps(verify_file(Path(parsed["files"][0]), Path(parsed["output"])), indent=2))
     return 0

@@ -20,7 +20,7 @@ import logging
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
@@ -36,17 +36,6 @@ NUM_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColumnSettings:
-    """Where question and answer stand, of a data set that is not one of those known by their columns."""
-
-    question_column: str | None = None
-    """The column of the question."""
-    answer_column: str | None = None
-    """The column of the gold answer; a worked solution there is read to its "####", its last box or "answer is".
-    The columns `solution`, `level`, and `subject` or `type` are read where there are such."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Which problems to stream, and in which order."""
 
@@ -55,7 +44,11 @@ class DataSettings:
     dataset_config: str | None = None
     """The configuration of a hub data set, such as "main" of openai/gsm8k; a subfolder of a local one."""
     dataset_split: str = "train"
-    columns: ColumnSettings = field(default_factory=ColumnSettings)
+    question_column: str | None = None
+    """The column of the question, of a data set that is not one of those known by their columns."""
+    answer_column: str | None = None
+    """The column of the gold answer; a worked solution there is read to its "####", its last box or "answer is".
+    The columns `solution`, `level`, and `subject` or `type` are read where there are such."""
     max_problems: int | None = None
     """Take only so many, after shuffling. The seed makes so many."""
     skip_problems: int = 0
@@ -84,8 +77,8 @@ def load(config: DataSettings) -> ProblemSet:
         config.dataset_name,
         config=config.dataset_config,
         split=config.dataset_split,
-        question_column=config.columns.question_column,
-        answer_column=config.columns.answer_column,
+        question_column=config.question_column,
+        answer_column=config.answer_column,
         max_problems=config.max_problems,
         skip_problems=config.skip_problems,
         shuffle_seed=config.shuffle_seed,

@@ -1,11 +1,7 @@
-"""The registry of engines: a name to the settings that choose an engine, and to how it is opened.
+"""How engines are opened: what each needs of the model and the adapters in this process.
 
-    kind_of(LocalSettings())                      # "local"
     with open_engine(settings, loaded, num_roles=2) as access:
         engine = access.build(policy, AdapterStore(policy, Path("runs/x/served")))
-
-Another engine joins by `register_engine`, or as an installed plug-in: an `EngineKind` under an entry point of the group
-"flow_dpo.engines", found when `--engine` names it.
 
 `local` shares the learner's memory. The others read adapters from files, in PEFT's layout, that an `AdapterStore`
 writes for them. Invariant: what an engine cannot sample is refused by `open_engine`, before any rollout.
@@ -18,32 +14,24 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from flow_dpo.core.engine import Engine
-from flow_dpo.core.errors import ConfigError
-from flow_dpo.core.plugins import installed, load_object
 from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines.local.compatibility import vocabulary_size
-from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+from flow_dpo.engines.local.engine import LocalEngine
+from flow_dpo.engines.settings import KINDS, EngineSettings, LocalSettings, VllmServerSettings, VllmSettings, kind_of
 from flow_dpo.engines.vllm.checks import ExpectedModel, check_base, connect
-from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
-from flow_dpo.engines.vllm.in_process import VllmEngine, VllmSettings, check_installed, open_vllm
+from flow_dpo.engines.vllm.client import VllmClient
+from flow_dpo.engines.vllm.in_process import VllmEngine, check_installed, open_vllm
 from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel
-
-
-class EngineSettings(Protocol):
-    """The settings of an engine: an instance of a dataclass, whose type tells which engine is meant."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
 
 PROBES = (
     "Anna has 12 apples and buys 7 more. How many does she have now?",
@@ -89,80 +77,28 @@ class AdapterStore:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class OpensEngine(Protocol):
-    """How an engine is opened: what cannot sample from this model is refused with `ConfigError` on entering."""
-
-    def __call__(
-        self, settings: Any, loaded: LoadedModel, *, num_roles: int
-    ) -> AbstractContextManager[EngineAccess]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineKind:
-    """What `--engine NAME` stands for."""
-
-    settings: type[Any]
-    """A frozen dataclass; every field has a default. No other engine has the same."""
-    open: OpensEngine
-
-
-KINDS: dict[str, EngineKind] = {}
-"""The engines by the word that chooses them: `--engine vllm_server`. Installed plug-ins join when they are named."""
-
-
-def register_engine(name: str, settings: type[Any], open: OpensEngine) -> None:
-    """Let `--engine name` choose an engine. Raises `ConfigError` where the name or the settings are another's."""
-    kind = EngineKind(settings=settings, open=open)
-    for known, other in KINDS.items():
-        if other != kind and (known == name or other.settings is settings):
-            raise ConfigError(
-                f"expected a new name and settings for the engine {name!r}, found those of {known!r}; choose others"
-            )
-    KINDS[name] = kind
-
-
-def kind_of(settings: EngineSettings) -> str:
-    """The word that chooses this engine. Raises `ConfigError` for settings of no registered engine."""
-    for name, kind in KINDS.items():
-        if type(settings) is kind.settings:
-            return name
-    raise ConfigError(
-        f"expected settings of one of the engines {', '.join(KINDS)}, found {type(settings).__name__}; call "
-        f"register_engine first"
-    )
-
-
-def default_settings(kind: str) -> EngineSettings:
-    """An engine's default settings. Raises `ConfigError` for an unknown name."""
-    if kind not in KINDS:
-        plugins = installed("engine")
-        if kind not in plugins:
-            raise ConfigError(f"unknown engine {kind!r}; there are {', '.join([*KINDS, *plugins])}")
-        found = load_object(kind, kind="engine")
-        if not isinstance(found, EngineKind):
-            raise ConfigError(f"expected an EngineKind from the plug-in of engine {kind!r}, found {found!r:.200}")
-        register_engine(kind, found.settings, found.open)
-    return KINDS[kind].settings()
-
-
 def open_engine(
     settings: EngineSettings, loaded: LoadedModel, *, num_roles: int
 ) -> AbstractContextManager[EngineAccess]:
-    """Make sure that the engine can sample from this model. The model must not have been given adapters yet.
+    """Check that the engine can sample from this model. The model must not have been given adapters yet.
 
     Raises `ConfigError`, on entering, for a server that is not there or serves something else, and where vLLM is not
     installed.
     """
-    return KINDS[kind_of(settings)].open(settings, loaded, num_roles=num_roles)
+    opens = KINDS[kind_of(settings)].open
+    if isinstance(opens, str):
+        place, _, name = opens.partition(":")
+        opens = getattr(import_module(place), name)
+    return opens(settings, loaded, num_roles=num_roles)
 
 
 @contextmanager
-def _open_local(settings: LocalSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
+def open_local(settings: LocalSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
     yield EngineAccess(loaded.context_tokens, lambda policy, _: _local(settings, loaded, policy))
 
 
 @contextmanager
-def _open_vllm(settings: VllmSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
+def open_vllm_here(settings: VllmSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
     check_installed()
     facts = _facts(loaded, settings.top_logprobs)
     settings.check_roles(num_roles)
@@ -172,7 +108,7 @@ def _open_vllm(settings: VllmSettings, loaded: LoadedModel, *, num_roles: int) -
 
 
 @contextmanager
-def _open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
+def open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
     facts = _facts(loaded, settings.top_logprobs)
     client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
@@ -191,11 +127,6 @@ def _open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_
         )
     finally:
         client.stop()
-
-
-register_engine("local", LocalSettings, _open_local)
-register_engine("vllm", VllmSettings, _open_vllm)
-register_engine("vllm_server", VllmServerSettings, _open_vllm_server)
 
 
 def _facts(loaded: LoadedModel, top_logprobs: int) -> ModelFacts:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,6 @@ from flow_dpo.runs import run_folder
 _WORD = re.compile(r"\w+")
 _NUM_SHOWN = 5
 _FILES = ("trees.jsonl", "traces.jsonl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverlapSettings:
-    """What the measured model was trained on."""
-
-    trained_on: str = ""
-    """Run folders and traces, separated by commas: their problems are compared with those of the test."""
-    exclude_overlap: bool = False
-    """Leave out test problems that are among them; otherwise they are only counted."""
 
 
 def normalised(question: str) -> str:
@@ -65,18 +54,21 @@ def overlapping(problems: Iterable[Problem], trained: set[str]) -> list[Problem]
     return [problem for problem in problems if normalised(problem.question) in trained]
 
 
-def check(problems: Sequence[Problem], settings: OverlapSettings) -> tuple[list[Problem], dict[str, Any] | None]:
+def check(
+    problems: Sequence[Problem], trained_on: str, *, exclude: bool
+) -> tuple[list[Problem], dict[str, Any] | None]:
     """The problems to measure on, and what summary.json says of the overlap; None where no source is named.
 
+    `trained_on` names run folders and traces, separated by commas. With `exclude` what was trained on is left out.
     Raises `DataError` where every problem would be left out.
     """
-    sources = [name.strip() for name in settings.trained_on.split(",") if name.strip()]
+    sources = [name.strip() for name in trained_on.split(",") if name.strip()]
     if not sources:
         return list(problems), None
     trained = set[str]().union(*(questions_of(Path(name)) for name in sources))
     found = overlapping(problems, trained)
     ids = {problem.id for problem in found}
-    kept = [problem for problem in problems if problem.id not in ids] if settings.exclude_overlap else list(problems)
+    kept = [problem for problem in problems if problem.id not in ids] if exclude else list(problems)
     if not kept:
         raise DataError(
             f"expected test problems that were not trained on, found that all {len(problems)} were; name another "
@@ -88,5 +80,5 @@ def check(problems: Sequence[Problem], settings: OverlapSettings) -> tuple[list[
         "num_overlapping": len(found),
         "overlap_rate": len(found) / len(problems),
         "examples": [problem.id for problem in found[:_NUM_SHOWN]],
-        "excluded": settings.exclude_overlap,
+        "excluded": exclude,
     }

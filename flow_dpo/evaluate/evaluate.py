@@ -43,6 +43,10 @@ class EvaluationSettings:
     seed: int = 0
     batch_problems: int = 64
     """Problems under way at once. Changes timing only."""
+    trained_on: str = ""
+    """Run folders and traces, separated by commas: their problems are compared with those of the test."""
+    exclude_overlap: bool = False
+    """Leave out test problems that are among them; otherwise they are only counted."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:

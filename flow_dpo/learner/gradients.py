@@ -19,13 +19,14 @@ from dataclasses import dataclass
 
 import torch
 
-from flow_dpo.core.errors import ConfigError, LearningError, ModelError
+from flow_dpo.core.errors import LearningError, ModelError
 from flow_dpo.core.objective import Objective, TokenLogprobs
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role
 from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion, disagreement, inputs
 from flow_dpo.learner.packing import fill_rows
 from flow_dpo.learner.policy import Policy
+from flow_dpo.learner.settings import RowSettings
 
 FULL_TOLERANCE = 1e-3
 """Nats that the largest difference from the model's own log-probabilities may have, when a model is first used."""
@@ -34,22 +35,6 @@ HALF_TOLERANCE = 0.5
 there. It is 0.01 to 0.03 on text that the model would generate, 0.3 on very improbable tokens."""
 HALF_SLACK = 0.05
 """With shared prefixes it may be three times that of separate ones, plus this much. A wrong mask causes more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowSettings:
-    """How a batch is laid out for the model. Affects time and memory, and results only by rounding."""
-
-    packed: bool = True
-    """Compute shared prefixes once. A model that cannot be packed is detected when first used."""
-    max_tokens: int = 4096
-    """Tokens of one forward at most. A larger tree is cut; a pair never is."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens must be above 0, found {self.max_tokens}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -25,96 +23,12 @@ from flow_dpo.core.errors import ConfigError, LearningError
 from flow_dpo.core.objective import Objective, check_examples
 from flow_dpo.core.types import Adapter, Example, Role, by_role
 from flow_dpo.learner import state
-from flow_dpo.learner.gradients import SUMS, Gradients, NonFinite, RowSettings
+from flow_dpo.learner.gradients import SUMS, Gradients, NonFinite
 from flow_dpo.learner.policy import Policy
+from flow_dpo.learner.settings import LearnerSettings
 
 Row = dict[str, float]
 """Measures by name, as a run records them: "learn/answer/loss"."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceSettings:
-    """The reference policy of DPO and its relatives. Not stated in the paper."""
-
-    kind: Literal["base", "snapshot"] = "base"
-    """The base with all adapters off, or a frozen copy of each role's adapter as it was when the learner was made."""
-    every: int = 0
-    """Updates after which a snapshot is moved; 0 never moves it."""
-    lerp: float = 1.0
-    """Fraction of the way to the present weights by which it is moved: 1 is all the way."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lerp <= 1:
-            raise ConfigError(f"lerp must be above 0 and at most 1, found {self.lerp}")
-        if self.every < 0 or (self.every and self.kind == "base"):
-            raise ConfigError(
-                f"only a 'snapshot' moves every so many updates, found every={self.every} of {self.kind!r}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleSettings:
-    """How a role's learning rate changes over the role's own updates. Not stated in the paper.
-
-    A stream has no known end, so the decay needs none: with t the update, counted from 1, the rate is multiplied by
-
-        min(1, t / warmup_updates) * min(1, decay_after / t) ** decay_power
-    """
-
-    warmup_updates: int = 0
-    """Updates over which the rate rises linearly; 0 begins at the full rate."""
-    decay_after: int = 0
-    """Updates after which the rate decays; 0 never decays it."""
-    decay_power: float = 1.0
-    """1 decays as 1 / t, whose sum diverges and whose squares converge (Robbins and Monro 1951); 0.5 is slower."""
-    passes: int = 1
-    """Updates on each full batch, one after the other (PPO's epochs): from the second on the policy differs from the
-    one that sampled, and clipping has an effect."""
-
-    def __post_init__(self) -> None:
-        if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
-            raise ConfigError(
-                f"expected warmup_updates and decay_after of 0 or more and decay_power above 0, found "
-                f"{self.warmup_updates}, {self.decay_after} and {self.decay_power}"
-            )
-        if self.passes < 1:
-            raise ConfigError(f"expected passes of 1 or more, found {self.passes}")
-
-    def share(self, update: int) -> float:
-        """The factor of the learning rate at an update, counted from 1."""
-        rise = min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
-        fall = min(1.0, self.decay_after / update) ** self.decay_power if self.decay_after else 1.0
-        return rise * fall
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckSettings:
-    """Checks that stop a run whose learning is broken."""
-
-    skip_nonfinite: bool = False
-    """Drop and count a batch with a loss or gradient that is not finite, instead of stopping."""
-    max_logprob_drift: float = 0.2
-    """Mean difference, in nats a token, between log-probabilities at sampling and at learning under one version.
-    Half precision drifts by 0.01 to 0.03; a wrong prompt or adapter by far more. 0 never stops."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnerSettings:
-    """How the adapters are updated. The paper: Adam, 5e-6, batches of 32 pairs, gradients clipped at 1."""
-
-    learning_rate: float = 2e-4
-    """The paper's 5e-6 changes next to nothing within a few dozen updates."""
-    role_learning_rates: Mapping[Role, float] = field(default_factory=dict)
-    """Learning rates of single roles, in place of `learning_rate`. Not stated in the paper."""
-    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    max_grad_norm: float = 1.0
-    """Norm to which a role's gradient is clipped; 0 clips nothing."""
-    examples_per_update: int = 32
-    """Examples of all roles together; 0 makes one update of each call's examples.
-    How problems pool to the paper's 32 pairs is not stated in the paper."""
-    reference: ReferenceSettings = field(default_factory=ReferenceSettings)
-    rows: RowSettings = field(default_factory=RowSettings)
-    checks: CheckSettings = field(default_factory=CheckSettings)
 
 
 class Learner:
@@ -162,10 +76,10 @@ class Learner:
         num_skipped = 0
         while self.pool and len(self.pool) >= size:
             try:
-                for _ in range(self.settings.schedule.passes):
+                for _ in range(self.settings.epochs_per_batch):
                     done.append(self._learn(objective, self.pool[:size]))
             except NonFinite as error:
-                if not self.settings.checks.skip_nonfinite:
+                if not self.settings.skip_nonfinite:
                     raise LearningError(f"{error}; nothing was changed. Lower the learning rate or beta") from error
                 num_skipped += 1
             del self.pool[:size]
@@ -216,7 +130,7 @@ class Learner:
             torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         self._role_updates[role] += 1
         rate = settings.role_learning_rates.get(role, settings.learning_rate)
-        optimizer.param_groups[0]["lr"] = rate * settings.schedule.share(self._role_updates[role])
+        optimizer.param_groups[0]["lr"] = rate * settings.rate_share(self._role_updates[role])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.policy.publish(role)
@@ -245,7 +159,7 @@ class Learner:
                 )
 
     def _check_drift(self, role: Role, measures: Row) -> None:
-        limit, drift = self.settings.checks.max_logprob_drift, measures.get("logprob_drift", 0.0)
+        limit, drift = self.settings.max_logprob_drift, measures.get("logprob_drift", 0.0)
         if limit and drift > limit and not self.policy.settings.lora_dropout:
             raise LearningError(
                 f"role {role!r}: log-probabilities at sampling and at learning differ by {drift:.3f} nats a token on "

@@ -36,23 +36,11 @@ from flow_dpo.core.errors import ModelError
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Role
 from flow_dpo.learner.merged_lora import MAX_BYTES, MergedModels, merged_weight, num_bytes
+from flow_dpo.learner.settings import ALL_LINEAR, LoraSettings
 from flow_dpo.models import attention
 
 REFERENCE = "reference_"
 """Prefix of the adapter names of frozen snapshots."""
-ALL_LINEAR = "all-linear"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """The shape of every role's adapter. The paper: r 8, alpha 8, dropout 0.05, all linear layers."""
-
-    lora_r: int = 8
-    lora_alpha: int = 8
-    lora_dropout: float = 0.0
-    """Probability; a new mask at every update. At 0 the loss too starts with policy and reference policy equal."""
-    lora_target_modules: str | tuple[str, ...] = ALL_LINEAR
-    """"all-linear" (the vocabulary's head left out), or the last parts of module names: ("q_proj", "v_proj")."""
 
 
 @dataclass(slots=True)

@@ -9,10 +9,9 @@ weights are read from safetensors only, and code that comes with a model runs on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -26,30 +25,11 @@ from transformers import (
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.models.render import Renderer
+from flow_dpo.models.settings import ModelSettings
 
 SEED_FOLDER = Path(__file__).parent.parent / "data" / "seed" / "model"
 _TINY_PARAMETERS = 20_000_000
 """Parameters below which a second CPU thread costs more in waiting than it saves, above all on a busy machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Which model, and how it is loaded."""
-
-    model_name_or_path: str = "seed"
-    """A folder, a hub id, or "seed" for the embedded model."""
-    model_revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """"auto" is the checkpoint's own; float32 for the embedded seed."""
-    device: str = "auto"
-    """"auto" takes a CUDA device where there is one."""
-    chat_template: str | None = None
-    """Replaces the tokenizer's template: a Jinja text, or "plain" for a base model that has none."""
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Variables of the chat template, such as {"enable_thinking": false}."""
-    trust_remote_code: bool = False
-    num_threads: int = 0
-    """CPU threads; 0 means one for tiny models and torch's own choice for others."""
 
 
 @dataclass(frozen=True, kw_only=True)

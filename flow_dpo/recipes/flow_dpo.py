@@ -11,8 +11,7 @@ from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.explore import Siblings
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.learner.learner import LearnerSettings
-from flow_dpo.learner.policy import LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.scales import (
     CHAT,
     SEED,

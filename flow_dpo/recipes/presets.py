@@ -76,6 +76,16 @@ def load_recipe(recipe: str, preset_name: str = "chat", *, flow: Flow[Any] | Non
     return preset(recipe, preset_name, flow=flow).recipe
 
 
+def recipe_names() -> list[str]:
+    """The recipes of the package and of installed plug-ins."""
+    return list(dict.fromkeys([*RECIPES, *installed("recipe")]))
+
+
+def preset_names(recipe: str) -> list[str]:
+    """The presets that a recipe states. Runs its code where `recipe` names a file or a module."""
+    return [*_presets_of(recipe)]
+
+
 def default_preset(model_name_or_path: str) -> str:
     """The preset taken where none is named: "seed" for the embedded model, "chat" for any other."""
     return "seed" if model_name_or_path == "seed" else "chat"
@@ -87,7 +97,7 @@ def _presets_of(recipe: str) -> Mapping[str, Preset]:
     plugins = installed("recipe")
     if is_source(recipe) or recipe in plugins:
         return _checked(load_object(recipe, kind="recipe"), recipe)
-    known = [*RECIPES, *plugins]
+    known = recipe_names()
     raise ConfigError(
         f"unknown recipe {recipe!r}; there are {', '.join(known)}{_nearest(recipe, known)} A recipe of your own is "
         f"named by its place, path/to/file.py:Name"

@@ -17,8 +17,7 @@ from flow_dpo.core.answer_stop import AnswerStopPrompts, WorkedExample
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.single import Single
 from flow_dpo.data.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
-from flow_dpo.learner.learner import LearnerSettings, ReferenceSettings, ScheduleSettings
-from flow_dpo.learner.policy import LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings, ReferenceSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class Scale:
 
 CHAT = Scale(
     lora=LoraSettings(lora_r=8, lora_alpha=8),
-    learner=LearnerSettings(learning_rate=2e-4, examples_per_update=16, schedule=ScheduleSettings(warmup_updates=2)),
+    learner=LearnerSettings(learning_rate=2e-4, examples_per_update=16, warmup_updates=2),
     problems_per_batch=16,
 )
 
@@ -61,9 +60,7 @@ CHAT = Scale(
 SMALL = Scale(
     lora=LoraSettings(lora_r=8, lora_alpha=8),
     # At a constant rate Stop swings between its words (docs/log.md).
-    learner=LearnerSettings(
-        learning_rate=2e-4, examples_per_update=16, schedule=ScheduleSettings(warmup_updates=2, decay_after=8)
-    ),
+    learner=LearnerSettings(learning_rate=2e-4, examples_per_update=16, warmup_updates=2, decay_after=8),
     problems_per_batch=32,
 )
 WORKED_EXAMPLES = (
@@ -97,7 +94,8 @@ SEED = Scale(
     learner=LearnerSettings(
         learning_rate=3e-3,
         examples_per_update=32,
-        schedule=ScheduleSettings(warmup_updates=8, decay_after=30),
+        warmup_updates=8,
+        decay_after=30,
         reference=ReferenceSettings(kind="snapshot", every=8),
     ),
     problems_per_batch=32,

@@ -89,7 +89,7 @@ def _win_rate(one: JudgeSource) -> tuple[float | None, tuple[float, float] | Non
 
 
 def _judge(one: JudgeSource) -> str:
-    how = checks.words(one.summary, "words", one.place)
+    how = checks.words(one.summary, "verdict_format", one.place)
     name = checks.words(one.summary, "judge", one.place) or "a judge without a name"
     return name + (", choosing between two words" if how == "choices" else "")
 

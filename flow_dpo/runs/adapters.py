@@ -9,10 +9,8 @@ Invariant: a setting that a person gives comes before what a run or an adapter b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flow_dpo.core.answer_stop import ANSWER, AnswerStop
 from flow_dpo.core.errors import ConfigError, DataError
@@ -20,13 +18,17 @@ from flow_dpo.core.flow import Flow
 from flow_dpo.core.single import Single
 from flow_dpo.core.types import Adapter, Role
 from flow_dpo.data.strict_json import OBJECT, ORDINAL, TEXT, TEXTS, Kind, check, or_null
-from flow_dpo.learner.policy import Policy
-from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.resolve import Given, read_settings
+from flow_dpo.runs.settings import SpeakingSettings
+
+if TYPE_CHECKING:
+    from flow_dpo.learner.policy import Policy
 
 _OF_THE_METHOD = (
     "recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine_kind", "engine",
 )  # fmt: skip
-_OF_THE_DATA = ("dataset_name", "dataset_config", "columns")
+_OF_THE_DATA = ("dataset_name", "dataset_config", "question_column", "answer_column")
 _ADAPTER_CONFIG = "adapter_config.json"
 _SHAPE_KINDS = {
     **dict.fromkeys(("r", "lora_alpha"), or_null(ORDINAL)),
@@ -36,24 +38,13 @@ _SHAPE_KINDS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpeakingSettings:
-    """Whose adapters speak; the base model's own voice where neither is given."""
-
-    run: str | None = None
-    """A run folder whose newest adapters speak."""
-    roles: tuple[str, ...] = ()
-    """Roles that speak with the run's adapters; all where empty."""
-    adapter: str | None = None
-    """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role speaks with it."""
-
-
-def settings_of(speaking_flags: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """The settings that `run` or `adapter` bring along, and the file they come from; nothing where both are empty.
+def settings_of(given: Given) -> tuple[dict[str, Any], str]:
+    """The settings that the run or adapter that was given brings along, and the file they come from; nothing where
+    there is neither.
 
     Raises `ConfigError` where both are given, `DataError` where a folder is not what it should be.
     """
-    run, adapter = speaking_flags.get("run", ""), speaking_flags.get("adapter", "")
+    run, adapter = given.text("speaking.run"), given.text("speaking.adapter")
     if run and adapter:
         raise ConfigError(f"expected a run or an adapter, found both: {run} and {adapter}; leave one out")
     if adapter:
@@ -66,7 +57,7 @@ def settings_of_run(run: Path) -> dict[str, Any]:
     """What is taken over from a run's config.yaml: all but what belongs to its problems and its learning."""
     if not (run / "config.yaml").exists():
         raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
-    found = resolve.read_settings(run / "config.yaml")
+    found = read_settings(run / "config.yaml")
     kept = {name: found[name] for name in _OF_THE_METHOD if name in found}
     data = found.get("data", {})
     check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))

@@ -1,12 +1,14 @@
-"""Which settings does a command have, and how are they given?
+"""Settings of a command: its flags, settings files and what a run brings along, resolved once over presets.
 
-Settings are nested frozen dataclasses. Defaults come from a preset; a YAML file (`--config`) overrides them, and flags
-override the file. Every nested field is a flag, and where a field's own name is enough it is a flag too; what is true
-or false needs no value to be true:
+Settings are nested frozen dataclasses. A YAML file (`--config`) overrides what a named run or adapter brings along, and
+flags override files. Every nested field is a flag, and where a field's own name is enough it is a flag too; what is
+true or false needs no value to be true:
 
     flow-dpo train --explore.num_alternatives 2 --beta 0.5          (--beta is --objective.beta)
 
-The parser is jsonargparse's. What it does not know is refused before anything is loaded, with the nearest name.
+All of it is read into one table (`Given`), in which whatever chooses defaults is looked up (recipe, preset, model,
+engine); then one parser, jsonargparse's, fits types. Invariant: a name that no setting has is refused with the nearest
+one and its file, before anything is loaded; and no folder has code run that nobody typed.
 """
 
 from __future__ import annotations
@@ -16,74 +18,173 @@ import json
 import math
 import sys
 from argparse import ArgumentError
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.plugins import is_source
 
 Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
+RUNS_CODE = ("flow_source", "recipe", "flow.programs", "model.trust_remote_code")
+"""Settings that let code run which is not this package's (a recipe only where it names a file): a person asks for each,
+no folder does."""
 
 
-def parse(
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """All that was given to a command."""
+
+    layers: tuple[tuple[str, Mapping[str, Any]], ...]
+    """Values by their names, and the file that they come from; later ones count. Flags are the last, of no file ("")
+    and with texts for values, True for a flag that stands alone."""
+    others: tuple[str, ...] = ()
+    """Words that belong to no flag."""
+
+    @classmethod
+    def read(cls, argv: Sequence[str]) -> Given:
+        """The words behind a command, and the files that they name. Raises `ConfigError` for a file that is none."""
+        words, others = [*argv], list[str]()
+        flags, files = dict[str, Any](), list[tuple[str, Mapping[str, Any]]]()
+        while words:
+            word = "--help" if words[0] == "-h" else words[0]
+            del words[0]
+            if not word.startswith("--"):
+                others.append(word)
+                continue
+            name, equals, value = word.removeprefix("--").partition("=")
+            if not equals:
+                alone = name == "help" or not words or words[0].startswith("--")
+                value = True if alone else words.pop(0)
+            if name == "config":
+                files.append((str(value), _named(read_settings(Path(str(value))))))
+            else:
+                flags.pop(name, None)
+                flags |= _named({name: value})
+        return cls(layers=(*files, ("", flags)), others=tuple(others))
+
+    def over(self, base: Mapping[str, Any], origin: str) -> Given:
+        """The same over `base`, which comes from the file `origin`. What that says of another engine than the one that
+        is chosen is left out."""
+        base = _named(base)
+        chosen = self.find("engine_kind")[0]
+        if chosen and chosen != base.get("engine_kind", "local"):
+            base = {name: value for name, value in base.items() if name not in ("engine", "engine_kind")}
+        return replace(self, layers=((origin, base), *self.layers))
+
+    def find(self, name: str) -> tuple[Any, str]:
+        """The value of a setting and the file that says so; None and "" where it was not given."""
+        for origin, values in reversed(self.layers):
+            for found, value in reversed([*_leaves(values)]):
+                if value is not None and found in (name, name.rpartition(".")[2]):
+                    return value, origin
+        return None, ""
+
+    def text(self, name: str, default: str = "") -> str:
+        """The value of a setting that is a text."""
+        value, origin = self.find(name)
+        if not (value is None or isinstance(value, str)):
+            raise ConfigError(f"expected a text under {name}{f' in {origin}' if origin else ''}, found {value!r:.80}")
+        return default if value is None else value
+
+    def choice(self, name: str, known: Sequence[str], default: str, *, source: bool = False) -> str:
+        """The value of a setting that is one of the known words or, with `source`, names a file and what is in it."""
+        chosen = self.text(name, default)
+        if chosen in known or (source and is_source(chosen)):
+            return chosen
+        near, origin = difflib.get_close_matches(chosen, known, n=1), self.find(name)[1]
+        where, hint = f" in {origin}" if origin else "", f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"unknown {name.removesuffix('_kind')} {chosen!r}{where}; there are {', '.join(known)}{hint}")
+
+    def refuse_unasked(self) -> None:
+        """Raise `ConfigError` where what comes along would have code run that no flag asks for."""
+        (origin, base), (_, flags) = self.layers[0], self.layers[-1]
+        for name in RUNS_CODE:
+            names = {name, name.rpartition(".")[2]}
+            for found, value in _leaves(base):
+                runs = is_source(str(value)) if name == "recipe" else bool(value)
+                if found in names and runs and not names & set(flags):
+                    raise ConfigError(
+                        f"{origin} asks for {name} = {value!r:.200}, which runs code that is not this package's; where "
+                        f"you trust it, add --{name} {str(value).lower() if value is True else value}"
+                    )
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with `engine: NAME` and `flow: FILE.py:NAME` under the names of the settings that they stand for."""
+    names = {name: name for name in values}
+    if isinstance(values.get("engine"), str):
+        names["engine"] = "engine_kind"
+    if isinstance(values.get("flow"), str) and is_source(values["flow"]):
+        names["flow"] = "flow_source"
+    return {str(names[name]): value for name, value in values.items()}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping, by its dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def resolve(
     prog: str,
     description: str,
-    sections: Sections,
     argv: Sequence[str],
+    sections: Sections | Callable[[Given], Sections],
     *,
-    base: Mapping[str, Any] | None = None,
-    origin: str = "the run's config.yaml",
+    brings: Callable[[Given], tuple[Mapping[str, Any], str]] | None = None,
+    trusted: bool = False,
+    others: str = "",
 ) -> dict[str, Any]:
-    """The sections with a file's and the flags' values in them. `base` holds settings that come before any file, from
-    a file that errors name as `origin`.
+    """The sections with what was given in them.
 
-    Raises `ConfigError` for a name that does not exist or a value that does not fit.
+    `sections` may depend on what was given. `brings` says what a folder that was given brings along, and from which
+    file; unless it is `trusted`, code that it asks for is not run. Words that are no flags come back under the name
+    `others`. Raises `ConfigError` for a name that does not exist or a value that does not fit.
     """
+    given = Given.read(argv)
+    if given.others and not others:
+        raise ConfigError(f"expected --name value, found {given.others[0]!r}; {prog} --help lists all settings")
+    if brings is not None:
+        given = given.over(*brings(given))
+        if not trusted:
+            given.refuse_unasked()
+    parsed = _parse(prog, description, sections(given) if callable(sections) else sections, given)
+    return parsed | ({others: given.others} if others else {})
+
+
+def _parse(prog: str, description: str, sections: Sections, given: Given) -> dict[str, Any]:
+    """Let jsonargparse fit the types of what was given."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser, names = ArgumentParser(prog=prog, description=description, exit_on_error=False), _Names(sections)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     for name, default in sections.items():
         if is_dataclass(default):
             parser.add_class_arguments(type(default), name)
-            parser.set_defaults(_leaves(name, default))
         else:
             parser.add_argument(f"--{name}", type=type(default), default=default)
-    names = _names(sections)
-    short, empty = _short_names(names), _may_be_empty(sections)
-    words: list[str] = []
-    files: dict[str, str] = {}
-    if base:
-        words.append("--config=" + json.dumps(_full_names(base, Path(origin), names, short, empty)))
-        files[words[-1]] = origin
-    switches = {name for name, default in _defaults(sections).items() if isinstance(default, bool)}
-    rest = [*argv]
-    while rest:
-        word = rest.pop(0)
-        if word == "--config" or word.startswith("--config="):
-            path = Path(word.partition("=")[2] if "=" in word else rest.pop(0) if rest else "")
-            # The parser takes a settings text as well as a path; short names have become full ones in it.
-            words.append("--config=" + json.dumps(_full_names(read_settings(path), path, names, short, empty)))
-            files[words[-1]] = str(path)
-        else:
-            word = _expanded(word, names, short)
-            alone = not rest or rest[0].startswith("--")
-            words.append(f"{word}=true" if word.removeprefix("--") in switches and alone else word)
+    parser.set_defaults({name: value for name, value in names.defaults.items() if "." in name})
+    # The parser takes a settings text as well as a path; short names have become full ones in it.
+    files = [(f"--config={json.dumps(names.in_full(values, path))}", path) for path, values in given.layers[:-1]]
     try:
-        parsed = parser.parse_args(words)
-        built: Namespace = parser.instantiate(parsed)
+        flags = [names.flag(name, value) for name, value in given.layers[-1][1].items()]
+        parsed = parser.instantiate(parser.parse_args([*(word for word, _ in files), *flags]))
     except ArgumentError as error:
         raise ConfigError(_of_file(parser, files) + str(error)) from error
-    return {name: built[name] for name in sections}
+    return {name: parsed[name] for name in sections}
 
 
-def _of_file(parser: ArgumentParser, files: Mapping[str, str]) -> str:
+def _of_file(parser: ArgumentParser, files: Sequence[tuple[str, str]]) -> str:
     """Which of the settings files cannot be taken even by itself, for the front of an error; "" where none."""
-    for word, path in files.items():
+    for word, path in files:
         try:
             parser.instantiate(parser.parse_args([word]))
         except ArgumentError:
@@ -91,165 +192,90 @@ def _of_file(parser: ArgumentParser, files: Mapping[str, str]) -> str:
     return ""
 
 
-def peek(argv: Sequence[str], name: str, default: str) -> str:
-    """The value of `--name` before anything is parsed, from the flags or else from the file; `default` otherwise."""
-    keys = (name, name.rpartition(".")[2])
-    value, config = None, None
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):
-        flag, equals, given = word.removeprefix("--").partition("=")
-        if not word.startswith("--"):
-            continue
-        if flag in keys:
-            value = given if equals else following
-        if flag == "config":
-            config = Path(given if equals else following)
-    if value is None and config is not None:
-        found: Any = read_settings(config)
-        for part in name.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        value = found if isinstance(found, str) else None
-    return default if value is None else value
+class _Names:
+    """Every name that a setting of these sections has."""
+
+    def __init__(self, sections: Sections) -> None:
+        self.defaults: dict[str, Any] = {}
+        """Of every setting that is no group, by its dotted name."""
+        self.groups, self.may_be_none = set[str](), set[str]()
+        for name, value in sections.items():
+            self._walk(name, value)
+        lasts = [name.rpartition(".")[2] for name in self.defaults]
+        self.short = {
+            last: name
+            for last, name in zip(lasts, self.defaults, strict=True)
+            if lasts.count(last) == 1 and last not in sections
+        }
+        """A field's own name, where exactly one setting bears it and no section does."""
+
+    def _walk(self, name: str, value: Any, type_: str = "") -> None:
+        if is_dataclass(value):
+            self.groups.add(name)
+            for field in fields(value):
+                self._walk(f"{name}.{field.name}", getattr(value, field.name), str(field.type))
+            return
+        self.defaults[name] = value
+        if "None" in type_ or "Optional" in type_:
+            self.may_be_none.add(name)
+
+    def flag(self, given: str, value: str | Literal[True]) -> str:
+        """A flag under its full name. Raises `ConfigError` for a name that no setting has."""
+        name = self.short.get(given, given)
+        if not (name in self.defaults or name in self.groups or name in ("help", "print_config")):
+            raise ConfigError(f"unknown setting --{name}; {nearest(name, [*self.short, *self.defaults, *self.groups])}")
+        if value is True:
+            return f"--{name}=true" if isinstance(self.defaults.get(name), bool) else f"--{name}"
+        return f"--{name}={value}"
+
+    def in_full(self, values: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """A file's settings under their full names. Raises `ConfigError` for a key that no setting has."""
+        full: dict[str, Any] = {}
+        for given, value in values.items():
+            name = self.short.get(given, given)
+            if name in self.groups and not isinstance(value, Mapping):
+                raise ConfigError(f"expected names and values under {name} in {path}, found {value!r:.80}")
+            if name in self.groups:
+                full |= self.in_full({f"{name}.{key}": item for key, item in value.items()}, path)
+            elif name not in self.defaults:
+                deepest = next((leaf for leaf, _ in _leaves({name: value})), name)
+                near = nearest(deepest, [*self.short, *self.defaults, *self.groups]).replace("--", "")
+                raise ConfigError(f"unknown setting {name} in {path}; {near}")
+            elif name not in self.may_be_none and _holds_nothing(value):  # the parser lets it pass, whatever the type
+                raise ConfigError(f"expected a value for {name} in {path}, found null; leave it out for its default")
+            else:
+                full[name] = value
+        return full
 
 
-def _names(sections: Sections) -> dict[str, bool]:
-    """Every dotted name of a setting, and whether it is a group of settings."""
-    names: dict[str, bool] = {}
+def _holds_nothing(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return value is None or any(map(_holds_nothing, inner))
 
-    def walk(prefix: str, value: Any) -> None:
-        names[prefix] = is_dataclass(value)
-        for field in fields(value) if is_dataclass(value) else ():
-            walk(f"{prefix}.{field.name}", getattr(value, field.name))
 
-    for name, value in sections.items():
-        walk(name, value)
-    return names
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A sentence with the nearest names: by the whole name, or by its last part."""
+    last = name.rpartition(".")[2]
+    lasts = difflib.get_close_matches(last, [last, *(each.rpartition(".")[2] for each in known)], n=3, cutoff=0.75)
+    found = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    found += [each for each in known if each.rpartition(".")[2] in lasts]
+    unique = list(dict.fromkeys(found))[:3]
+    return f"did you mean {' or '.join(f'--{near}' for near in unique)}?" if unique else "--help lists all settings"
 
 
 def refuse_unknown(given: Sequence[str], sections: Sections, others: Sequence[str], *, flag: str) -> None:
     """Raise `ConfigError` for the first of these words that is neither a setting's full name, nor an entry of a setting
     that is a mapping ("learner.role_learning_rates.stop"), nor one of `others`."""
-    settings = _defaults(sections)
+    settings = _Names(sections).defaults
     for name in given:
         known = name in settings or any(
             isinstance(value, Mapping) and name.startswith(f"{setting}.") for setting, value in settings.items()
         )
         if not known and name not in others:
             of_group = [setting for setting in settings if setting.startswith(f"{name}.")]
-            near = _near(name, [*settings, *others]).replace(" --", " ")
+            near = nearest(name, [*settings, *others]).replace(" --", " ")
             near = f"name its settings one by one: {', '.join(of_group)}" if of_group else near
             raise ConfigError(f"expected names of settings in {flag}, or {', '.join(others)}, found {name!r}; {near}")
-
-
-def _defaults(sections: Sections) -> dict[str, Any]:
-    """Every setting that is not a group, by its dotted name, with its default."""
-    found: dict[str, Any] = {}
-    for name, value in sections.items():
-        found |= _leaves(name, value) if is_dataclass(value) else {name: value}
-    return found
-
-
-def _leaves(prefix: str, settings: Any) -> dict[str, Any]:
-    """Every value that is not itself a group of settings, by its dotted name."""
-    found: dict[str, Any] = {}
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        name = f"{prefix}.{field.name}"
-        found |= _leaves(name, value) if is_dataclass(value) else {name: value}
-    return found
-
-
-def _short_names(names: Mapping[str, bool]) -> dict[str, str]:
-    """A field's own name, where exactly one setting bears it and no section does."""
-    by_last: dict[str, list[str]] = {}
-    for name, group in names.items():
-        if "." in name and not group:
-            by_last.setdefault(name.rpartition(".")[2], []).append(name)
-    return {last: full[0] for last, full in by_last.items() if len(full) == 1 and last not in names}
-
-
-def _expanded(word: str, names: Mapping[str, bool], short: Mapping[str, str]) -> str:
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.removeprefix("--").partition("=")
-    if flag in names or flag.split(".")[0] in ("config", "help", "print_config") or flag.endswith(".help"):
-        return word
-    if flag in short:
-        return f"--{short[flag]}{equals}{value}"
-    raise ConfigError(f"unknown setting --{flag}; {_near(flag, [*short, *names])}")
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    """A sentence with the nearest names: by the whole name, or by its last part."""
-    last = name.rpartition(".")[2]
-    found = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
-    found += [
-        k
-        for k in known
-        if k.rpartition(".")[2]
-        in difflib.get_close_matches(last, [last, *(k.rpartition(".")[2] for k in known)], n=3, cutoff=0.75)
-    ]
-    unique = list(dict.fromkeys(found))[:3]
-    if not unique:
-        return "--help lists all settings"
-    return "did you mean " + " or ".join(f"--{near}" for near in unique) + "?"
-
-
-def _may_be_empty(sections: Sections) -> set[str]:
-    """Full names of the settings whose type allows that there is none."""
-    found: set[str] = set()
-
-    def walk(prefix: str, settings: Any) -> None:
-        for field in fields(settings):
-            name, value = f"{prefix}.{field.name}", getattr(settings, field.name)
-            if is_dataclass(value):
-                walk(name, value)
-            elif any(word in str(field.type) for word in ("None", "Optional")):
-                found.add(name)
-
-    for name, value in sections.items():
-        if is_dataclass(value):
-            walk(name, value)
-    return found
-
-
-def _holds_nothing(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_nothing, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(_holds_nothing, value))
-    return value is None
-
-
-def _full_names(
-    found: Mapping[str, Any], path: Path, names: Mapping[str, bool], short: Mapping[str, str], empty: Collection[str]
-) -> dict[str, Any]:
-    """A file's settings under their full names. Raises `ConfigError` for a key that no setting has."""
-    full: dict[str, Any] = {}
-
-    def put(prefix: str, value: Any) -> None:
-        name = short.get(prefix, prefix)
-        if isinstance(value, str) and names.get(name) and f"{name}_kind" in names:
-            name = f"{name}_kind"  # engine: vllm_server
-        if name not in names:
-            raise ConfigError(f"unknown setting {name} in {path}; {_near(name, [*short, *names]).replace('--', '')}")
-        if names[name]:
-            if not isinstance(value, dict):
-                raise ConfigError(f"expected names and values under {name} in {path}, found {value!r:.80}")
-            for key, item in value.items():
-                put(f"{name}.{key}", item)
-            return
-        # The parser lets it pass in files, whatever the type.
-        if name not in empty and _holds_nothing(value):
-            raise ConfigError(f"expected a value for {name} in {path}, found null; leave it out to take its default")
-        *groups, last = name.split(".")
-        place = full
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = value
-
-    for key, value in found.items():
-        put(str(key), value)
-    return full
 
 
 _MAX_VALUES = 10_000
@@ -279,33 +305,28 @@ def _refuse_odd(settings: dict[Any, Any], path: Path) -> None:
     """Raise `ConfigError` for what YAML can hold and no setting can be: dates, sets, bytes, keys that are no words,
     values inside themselves, and aliases of aliases that unfold to millions of values."""
     waiting: list[tuple[str, Any]] = [("", settings)]
-    left = _MAX_VALUES
+    num_values = 0
     while waiting:
         name, value = waiting.pop()
-        left -= 1
-        if left < 0 or len(waiting) > _MAX_VALUES:
+        num_values += 1
+        expected, found, under = "", value, f" under {name}" if name else ""
+        if num_values > _MAX_VALUES or len(waiting) > _MAX_VALUES:
             raise ConfigError(f"expected at most {_MAX_VALUES} values in {path}, found more, or a value inside itself")
         if isinstance(value, dict):
-            odd = [key for key in value if not isinstance(key, (str, int, float, bool))]
-            if odd:
-                raise ConfigError(f"expected words as names{_under(name)} in {path}, found {odd[0]!r:.80}")
+            found = next((key for key in value if not isinstance(key, (str, int, float, bool))), None)
+            expected = "" if found is None and None not in value else f"words as names{under} in {path}"
             waiting += [(f"{name}.{key}".lstrip("."), item) for key, item in value.items()]
         elif isinstance(value, list):
             waiting += [(name, item) for item in value]
         elif isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"expected a finite number{_under(name)} in {path}, found {value}")
+            expected = f"a finite number{under} in {path}"
         elif not (value is None or isinstance(value, (str, int, float, bool))):
-            raise ConfigError(
-                f"expected a text, a number, a list or names and values{_under(name)} in {path}, found "
-                f"{value!r:.80}; quote it if it is a text"
-            )
-
-
-def _under(name: str) -> str:
-    return f" under {name}" if name else ""
+            expected = f"a text (in quotes), a number, a list or names and values{under} in {path}"
+        if expected:
+            raise ConfigError(f"expected {expected}, found {found!r:.80}")
 
 
 def command_line() -> str:
-    """The command as it was typed, for the record; `python -m flow_dpo.cli` is the same as `flow-dpo`."""
+    """The command as it was typed, for the record; `python -m flow_dpo` is the same as `flow-dpo`."""
     name = Path(sys.argv[0]).name
-    return " ".join(["flow-dpo" if name == "cli.py" else name, *sys.argv[1:]])
+    return " ".join(["flow-dpo" if name == "__main__.py" else name, *sys.argv[1:]])

@@ -39,7 +39,7 @@ from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 
 _OF_THE_RUN = frozenset(
-    f"run.{name}" for name in ("output_dir", "resume", "allow", "saving.save_updates", "saving.checkpoint_batches")
+    f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches")
 )
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint")
@@ -58,7 +58,12 @@ def run(settings: TrainSettings, console: Console) -> run_folder.RunFolder:
         learner = Learner(runtime.policy, settings.learner)
         folder, validation = _open(path, settings, runtime, learner, differences)
         seen = validation.num_seen
-        budget = BudgetCallback(settings.run.budget, run_folder.read_jsonl(path / "metrics.jsonl"))
+        budget = BudgetCallback(
+            tokens=settings.run.budget_tokens,
+            verdicts=settings.run.budget_verdicts,
+            updates=settings.run.budget_updates,
+            rows=run_folder.read_jsonl(path / "metrics.jsonl"),
+        )
         keeper = RunKeeper(folder, runtime, learner, validation, settings)
         going_on = f", going on after {seen}" if seen else ""
         print_safe(console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}")
@@ -179,8 +184,7 @@ class RunKeeper:
         settings: TrainSettings,
     ) -> None:
         self._folder, self._shop, self._learner, self._validation = folder, runtime, learner, validation
-        saving = settings.run.saving
-        self._every, self._save_updates = saving.checkpoint_batches, saving.save_updates
+        self._every, self._save_updates = settings.run.checkpoint_batches, settings.run.save_updates
         self._checkpoints = Checkpoints(folder.path)
         self._saved = learner.version
         self._written_at = validation.num_seen or -1

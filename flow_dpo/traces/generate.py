@@ -16,9 +16,8 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import batched
@@ -27,43 +26,9 @@ from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Message, Problem, Role, Verdict
 from flow_dpo.models.render import Renderer
+from flow_dpo.traces.settings import GenerateSettings
 from flow_dpo.traces.trace import SelectionSettings, Source, Trace
 from flow_dpo.verify.extract import after_answer_is, last_box
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateSettings:
-    """Who writes, and how often."""
-
-    mode: Literal["flow", "single", "ground_truth"] = "flow"
-    """"single" is one pass of the Answer role; "ground_truth" plays nothing and takes the data set's own solutions,
-    those that the verifier finds right."""
-    num_samples: int = 8
-    """The most draws on one problem; a problem that has its traces is not drawn again (not stated in the paper)."""
-    max_traces: int | None = None
-    """Stop at the end of the batch in which so many were found; all problems are drawn on where not given."""
-    problems_of: str = ""
-    """A folder or file of traces: draw only on the problems that these are of, so that sources can be compared on the
-    same problems."""
-    output_dir: str = "runs/traces"
-    seed: int = 0
-    """Draws and their sampling derive from it."""
-    batch_problems: int = 64
-    """Problems under way at once, and written at once. Changes timing only."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_samples", "batch_problems", "max_traces"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"expected {name} of 1 at least, found {value}")
-
-    def source(self, *, trained: bool) -> Source:
-        """What the traces are called, by who writes them."""
-        if self.mode == "ground_truth":
-            return "ground_truth"
-        if self.mode == "flow":
-            return "trained_flow" if trained else "untrained_flow"
-        return "trained_answer" if trained else "self_generated"
 
 
 @dataclass(kw_only=True)

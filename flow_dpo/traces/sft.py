@@ -17,9 +17,9 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -30,49 +30,16 @@ from transformers import PreTrainedModel, PrinterCallback
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Problem, TokenIds
-from flow_dpo.learner.policy import LoraSettings, lora_targets
+from flow_dpo.learner.policy import lora_targets
+from flow_dpo.learner.settings import LoraSettings
 from flow_dpo.models.load import LoadedModel
 from flow_dpo.models.render import PLAIN_TEMPLATE, Renderer
 from flow_dpo.runs import run_folder
+from flow_dpo.traces.settings import SftSettings, SftTrainingSettings
 from flow_dpo.traces.trace import Trace, TraceFile
 
 IGNORED = -100
 """The label of a token that is not learned."""
-PAPER_LORA = LoraSettings(lora_r=16, lora_alpha=16, lora_dropout=0.05)
-"""arXiv 2410.22304, the table of hyper-parameters, "Compile": r, alpha, dropout, all linear layers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftSettings:
-    """Which traces, and where the result goes."""
-
-    traces: str = ""
-    """A folder or file of traces (`flow-dpo generate`)."""
-    num_traces: int | None = None
-    """Take exactly so many, the first ones, so that models can be compared; all where not given. The paper: 1,500."""
-    output_dir: str = "runs/sft"
-    seed: int = 0
-    """Of the adapter's first weights, the order of the traces, and dropout."""
-    merge: bool = False
-    """Write the base with the adapter merged into it, too, to `merged/`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftTrainingSettings:
-    """Values of the updates. Defaults are the paper's (arXiv 2410.22304, "Compile"), by TRL's names."""
-
-    learning_rate: float = 2e-4
-    num_train_epochs: float = 3.0
-    per_device_train_batch_size: int = 8
-    """Traces at once; with `gradient_accumulation_steps` the paper's batch of 16."""
-    gradient_accumulation_steps: int = 2
-    warmup_ratio: float = 0.1
-    """Share of the updates in which the rate rises."""
-    max_grad_norm: float = 1.0
-    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """What the rate does after the warm-up (not stated in the paper)."""
-    gradient_checkpointing: bool = False
-    """Less memory for more time."""
 
 
 def check_trl() -> None:

@@ -172,7 +172,9 @@ def test_a_judge_that_answers_neither_is_an_error_with_its_words_kept(tmp_path: 
     good_and_bad(tmp_path, 2)
     with serving(lambda text, number: "Both are fine.") as address:
         for _ in range(2):  # asked again it says the same, and nobody is asked
-            with pytest.raises(EngineError, match=r"2 of 2 pairs have no verdict.*no verdict: 4.*--words choices"):
+            with pytest.raises(
+                EngineError, match=r"2 of 2 pairs have no verdict.*no verdict: 4.*--verdict_format choices"
+            ):
                 judge(words(tmp_path, address.url))
         assert len(address.requests) == 4
     assert summary(tmp_path)["win_rate"]["rate"] is None
@@ -282,7 +284,7 @@ def test_a_model_in_this_process_judges(tmp_path: Path, said: str, capsys: pytes
     good_and_bad(tmp_path, 3)
     model = chat_model_folder("llama", tmp_path / "model")
     line = [
-        "judge", "--traces_a", str(tmp_path / "a"), "--traces_b", str(tmp_path / "b"), "--words", said,
+        "judge", "--traces_a", str(tmp_path / "a"), "--traces_b", str(tmp_path / "b"), "--verdict_format", said,
         "--output_dir", str(tmp_path / "out"), "--model_name_or_path", str(model), "--max_tokens", "6",
         "--prompts.user", "{question}{a}{b}", "--prompts.ask_text", "A or B?", "--prompts.system", "Judge.",
     ]  # fmt: skip
@@ -314,7 +316,7 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         (sides, "expected a judge, found none"),
         ([*sides, "--served_model", "x"], "expected --base_url"),
         ([*sides, "--base_url", "http://x", "--model_name_or_path", "y"], "expected one judge"),
-        ([*sides, "--base_url", "http://x", "--words", "choices"], "needs a model in this process"),
+        ([*sides, "--base_url", "http://x", "--verdict_format", "choices"], "needs a model in this process"),
         ([*sides, "--base_url", "ftp://x"], "such as http"),
         ([*sides, "--base_url", "http://x:99999"], "such as http"),
         ([*sides, "--base_url", "http://me:pw@x/v1"], "without a name or password"),

@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Sampling, TokenIds
-from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.sampling_rule import uniform
 from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
+from flow_dpo.engines.settings import LocalSettings
 from tests.support.tiny_models import KINDS, tiny_model
 from tests.support.vllm_servers import real_vllm
 from tests.support.vllm_stand_in import StandIn, engine_of

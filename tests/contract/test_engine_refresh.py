@@ -14,7 +14,8 @@ import pytest
 
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.types import Adapter, Request, Sampling
-from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+from flow_dpo.engines.local.engine import LocalEngine
+from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from tests.support.vllm_servers import ROLES, VOCAB, real_vllm, save_adapters, taught, tiny_llama
 from tests.support.vllm_stand_in import StandIn, engine_of

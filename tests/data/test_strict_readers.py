@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
+from flow_dpo.cli.generate import parse_generate
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.single import Single
 from flow_dpo.data.strict_json import MAX_DEPTH, parse
 from flow_dpo.evaluate.contamination import normalised
 from flow_dpo.models.load import LoadedModel, ModelSettings, load_model
-from flow_dpo.runs import resolve, settings
-from flow_dpo.runs.adapters import settings_of, settings_of_run
+from flow_dpo.runs import resolve
+from flow_dpo.runs.adapters import settings_of_run
 from flow_dpo.traces import sft
 from flow_dpo.traces.export import ExportSettings, export
 from flow_dpo.traces.trace import Trace, TraceFile, read_traces
@@ -119,13 +120,12 @@ def test_what_yaml_can_hold_and_no_setting_can_be_is_named(text: str, message: s
 
 def test_values_that_do_not_fit_are_named_with_their_file(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(SETTINGS | {"lora": {"lora_r": "many"}}))
-    found = settings_of({"run": str(tmp_path)})
-    _, defaults = settings.defaults_of([], found[0], origin=found[1])
+    words = ["--run", str(tmp_path)]
     with pytest.raises(ConfigError, match=rf"{tmp_path}/config\.yaml: .*lora_r"):
-        resolve.parse("t", "t", defaults.runtime.sections(), [], base={"lora": found[0]["lora"]}, origin=found[1])
+        parse_generate(words)
     (tmp_path / "config.yaml").write_text("model:\n")
     with pytest.raises(ConfigError, match=r"expected names and values under model in .*config\.yaml, found None"):
-        settings.defaults_of([], *settings_of({"run": str(tmp_path)})[:1], origin=str(tmp_path / "config.yaml"))
+        parse_generate(words)
     (tmp_path / "config.yaml").write_text("data:\n")
     with pytest.raises(DataError, match=r"config\.yaml: expected an object in 'data', found None"):
         settings_of_run(tmp_path)

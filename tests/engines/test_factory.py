@@ -11,14 +11,12 @@ from typing import Any, cast
 
 import pytest
 
+from flow_dpo.cli.train import parse_train
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.engines import factory
-from flow_dpo.engines.factory import EngineAccess, EngineKind, default_settings, kind_of, open_engine, register_engine
-from flow_dpo.engines.local.engine import LocalSettings
+from flow_dpo.engines import factory, settings
+from flow_dpo.engines.factory import EngineAccess, open_engine
+from flow_dpo.engines.settings import EngineKind, LocalSettings, default_settings, kind_of, register_engine
 from flow_dpo.models.load import LoadedModel
-from flow_dpo.runs import resolve
-from flow_dpo.runs.settings import TrainSettings
-from flow_dpo.runs.settings import default_settings as train_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,8 @@ LOADED = cast(LoadedModel, SimpleNamespace(context_tokens=64))
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engines as they are, for one test."""
-    monkeypatch.setattr(factory, "KINDS", dict(factory.KINDS))
+    monkeypatch.setattr(settings, "KINDS", known := dict(settings.KINDS))
+    monkeypatch.setattr(factory, "KINDS", known)
 
 
 def test_a_registered_engine_is_chosen_by_its_name_and_opened() -> None:
@@ -80,11 +79,9 @@ def test_an_installed_engine_joins_when_it_is_named(monkeypatch: pytest.MonkeyPa
         ]
     )
     monkeypatch.setattr("flow_dpo.core.plugins.entry_points", lambda **words: points.select(**words))
-    assert "mirror" not in factory.KINDS
+    assert "mirror" not in settings.KINDS
     # As a command does: its settings are flags like any other engine's.
-    defaults = train_settings("flow-dpo", "seed", engine="mirror")
-    words = ["--engine.context_tokens", "11"]
-    parsed = TrainSettings.from_sections(resolve.parse("flow-dpo train", "", defaults.sections(), words))
+    parsed = parse_train("flow-dpo train", ["--engine", "mirror", "--engine.context_tokens", "11"])
     assert parsed.runtime.engine == MirrorSettings(context_tokens=11)
     assert parsed.names()["engine_kind"] == "mirror"
     with pytest.raises(ConfigError, match="expected an EngineKind from the plug-in of engine 'broken', found"):

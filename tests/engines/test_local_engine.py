@@ -29,7 +29,8 @@ from transformers import (
 
 from flow_dpo.core.errors import ConfigError, EngineError, ModelError
 from flow_dpo.core.types import Adapter, Completion, Request, Sampling, TokenIds
-from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+from flow_dpo.engines.local.engine import LocalEngine
+from flow_dpo.engines.settings import LocalSettings
 from tests.support.tiny_models import KINDS, tiny_model
 
 SAMPLINGS = [Sampling(), Sampling(greedy=True), Sampling(temperature=0.7, top_p=0.9)]

@@ -123,7 +123,7 @@ def test_variants_of_the_flow_differ_from_it_in_what_they_are_named_after(tmp_pa
     assert more("chunks_half") == ["--chunk_tokens", "12", "--max_chunks", "16"]
     assert more("chunks_double") == ["--chunk_tokens", "48", "--max_chunks", "4"]
     for role in ("answer", "stop"):
-        matched = ["--credit.roles", f"[{role}]", "--run.budget.updates", "4", "--max_problems", "72"]
+        matched = ["--credit.roles", f"[{role}]", "--budget_updates", "4", "--max_problems", "72"]
         assert more(f"{role}_only") == matched
     # The flow itself, not compiled, is the same training: every piece of work is done once.
     done = [row["name"] for row in run_folder.read_jsonl(tmp_path / "seed5" / DONE)]
@@ -133,8 +133,8 @@ def test_variants_of_the_flow_differ_from_it_in_what_they_are_named_after(tmp_pa
 def test_other_methods_have_the_flows_tokens_or_verdicts(tmp_path: Path) -> None:
     words = asked(tmp_path, *arms.ARMS)
     for method in ("online_dpo", "rejection_sampling"):
-        assert value(words[f"{method}_same_tokens"], "--run.budget.tokens") == "777"
-        assert value(words[f"{method}_same_verdicts"], "--run.budget.verdicts") == "50"
+        assert value(words[f"{method}_same_tokens"], "--budget_tokens") == "777"
+        assert value(words[f"{method}_same_verdicts"], "--budget_verdicts") == "50"
         assert value(words[f"{method}_same_tokens"], "--recipe") == method.replace("_", "-")
         assert value(words[f"{method}_same_tokens"], "--config").endswith("settings/other.yaml")
         assert "--explore.temperature" not in words[f"evaluations/{method}_same_tokens/held_out-sampled"]

@@ -222,16 +222,18 @@ def test_log_odds_of_two_words() -> None:
         first = -math.log1p(math.exp(-odds))
         return ScriptedReply(choice=0, choice_logprobs=(first, first - odds))
 
-    found, rows = judged(says, words="choices")
+    found, rows = judged(says, verdict_format="choices")
     assert found["ties"]["flipped"] == 6
     assert found["log_odds"] == {
         "mean_for_a": pytest.approx(0.5), "mean_for_first": pytest.approx(1.0), "rate": 1.0,
         "interval": list(wilson(6, 6)), "num": 6,
     }  # fmt: skip
     assert {r["words"] for r in rows.values()} == {"A"}
-    even, _ = judged(lambda text, _: ScriptedReply(choice=0), words="choices")
+    even, _ = judged(lambda text, _: ScriptedReply(choice=0), verdict_format="choices")
     assert even["ties"]["both_orders"] == 6
-    sure, rows = judged(lambda text, _: ScriptedReply(choice=0, choice_logprobs=(0.0, -math.inf)), words="choices")
+    sure, rows = judged(
+        lambda text, _: ScriptedReply(choice=0, choice_logprobs=(0.0, -math.inf)), verdict_format="choices"
+    )
     assert sure["ties"]["flipped"] == 6
     json.dumps(list(rows.values()), allow_nan=False)
 

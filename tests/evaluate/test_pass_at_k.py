@@ -12,7 +12,7 @@ from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Problem, Verdict
-from flow_dpo.evaluate.contamination import OverlapSettings, check, normalised, questions_of
+from flow_dpo.evaluate.contamination import check, normalised, questions_of
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.evaluate.pass_at_k import Drawn, majority_at_k, pass_at_k, summary
 from flow_dpo.evaluate.statistics import interval
@@ -105,16 +105,16 @@ def test_overlap_is_counted_or_excluded(tmp_path: Path) -> None:
     traces = tmp_path / "traces.jsonl"
     traces.write_text(json.dumps({"question": "What is 3 + 1?"}) + "\n" + json.dumps({"question": "other"}) + "\n")
     both = f"{run}, {traces}"
-    kept, found = check(problems, OverlapSettings(trained_on=both))
+    kept, found = check(problems, both, exclude=False)
     assert kept == problems
     assert found is not None
     assert (found["num_training_problems"], found["num_overlapping"], found["overlap_rate"]) == (3, 2, 0.5)
     assert found["examples"] == ["p2", "p3"]
-    kept, _ = check(problems, OverlapSettings(trained_on=both, exclude_overlap=True))
+    kept, _ = check(problems, both, exclude=True)
     assert [problem.id for problem in kept] == ["p0", "p1"]
-    assert check(problems, OverlapSettings()) == (problems, None)
+    assert check(problems, "", exclude=False) == (problems, None)
     with pytest.raises(DataError, match="all 1 were"):
-        check(problems[2:3], OverlapSettings(trained_on=both, exclude_overlap=True))
+        check(problems[2:3], both, exclude=True)
     with pytest.raises(DataError, match="neither trees"):
         questions_of(tmp_path / "nowhere")
     traces.write_text('{"pairs": 1}\n')

@@ -187,7 +187,7 @@ def test_contrasted_arms_differ_in_what_they_are_about(
 def test_every_recipe_has_the_flows_tokens_and_is_played_as_it_is_meant(tmp_path: Path) -> None:
     words = made(tmp_path)
     for name, arm in recipe_arms.ARMS.items():
-        budget = words[name].index("--run.budget.tokens")
+        budget = words[name].index("--budget_tokens")
         assert words[name][budget + 1] == "777"
         asked = words[f"{name} asked"]
         assert asked[asked.index("--mode") + 1] == arm.kind
@@ -200,7 +200,7 @@ def test_a_budget_may_be_given_instead(tmp_path: Path) -> None:
     EVERY["dots_same_tokens"].make(do, sizes)
     assert list(trained.words) == ["dots_same_tokens", "dots_same_tokens asked"], "no flow is trained for its tokens"
     words = trained.words["dots_same_tokens"]
-    assert words[words.index("--run.budget.tokens") + 1] == "12"
+    assert words[words.index("--budget_tokens") + 1] == "12"
 
 
 # ---- the whole ------------------------------------------------------------------------------------------------------

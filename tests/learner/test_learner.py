@@ -19,9 +19,10 @@ from flow_dpo.core.errors import ConfigError, LearningError, ObjectiveError
 from flow_dpo.core.objective import Loss
 from flow_dpo.core.types import Pair, by_role
 from flow_dpo.learner.gradients import Gradients, RowSettings
-from flow_dpo.learner.learner import CheckSettings, Learner, LearnerSettings, ReferenceSettings, ScheduleSettings
+from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.logprobs import PackedLogprobs
 from flow_dpo.learner.policy import LoraSettings, Policy
+from flow_dpo.learner.settings import ReferenceSettings
 from tests.learner.test_logprobs import assert_same_gradient, policy_of, spoken_of, stir
 from tests.support.packed_builders import ROLES, answer_pair, pair_lists, pairs_of_tree
 from tests.support.tiny_models import KINDS, tiny_model
@@ -136,7 +137,7 @@ def test_pooling_over_calls_is_pooling_in_one() -> None:
 
 
 def test_rates_of_roles_and_warm_up() -> None:
-    student = learner(role_learning_rates={"stop": 1e-4}, schedule=ScheduleSettings(warmup_updates=4))
+    student = learner(role_learning_rates={"stop": 1e-4}, warmup_updates=4)
     mine = by_role(pairs())
     rows = [student.update(Dpo(), mine["answer"] + (mine["stop"] if i >= 2 else [])) for i in range(6)]
     # A role's own updates count: Stop warms up later.
@@ -147,13 +148,13 @@ def test_rates_of_roles_and_warm_up() -> None:
 
 
 def test_rates_fall_without_a_known_end() -> None:
-    student = learner(schedule=ScheduleSettings(warmup_updates=2, decay_after=3))
+    student = learner(warmup_updates=2, decay_after=3)
     rates = [student.update(Dpo(), by_role(pairs())["answer"])["learn/answer/learning_rate"] for _ in range(6)]
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 3e-3 / 4, 3e-3 / 5, 3e-3 / 6])
-    slower = ScheduleSettings(decay_after=4, decay_power=0.5)
-    assert [slower.share(update) for update in (1, 4, 16, 64)] == pytest.approx([1, 1, 0.5, 0.25])
+    slower = LearnerSettings(decay_after=4, decay_power=0.5)
+    assert [slower.rate_share(update) for update in (1, 4, 16, 64)] == pytest.approx([1, 1, 0.5, 0.25])
     with pytest.raises(ConfigError, match="decay_power above 0, found 0, 0 and 0"):
-        ScheduleSettings(decay_power=0)
+        LearnerSettings(decay_power=0)
 
 
 def test_a_snapshot_reference_follows_when_told() -> None:
@@ -208,7 +209,7 @@ def test_drift_from_what_was_sampled_is_measured_and_stops() -> None:
     assert same(before["answer"], student.policy.weights("answer"))
     assert student.version == 2
     assert len(student.pool) == len(false), "the examples are kept for whoever looks into it"
-    tolerant = learner(checks=CheckSettings(max_logprob_drift=0))
+    tolerant = learner(max_logprob_drift=0)
     assert tolerant.update(Dpo(), [replace(p, chosen=replace(p.chosen, policy_version=0)) for p in pairs()])
 
 
@@ -228,7 +229,7 @@ def test_a_loss_that_is_no_number_changes_nothing() -> None:
         student.update(Broken(), mine)
     assert all(same(before[r], student.policy.weights(r)) for r in ROLES), "not even the role that was all right"
     assert (student.version, student.pool) == (0, mine)
-    lenient = learner(checks=CheckSettings(skip_nonfinite=True))
+    lenient = learner(skip_nonfinite=True)
     row = lenient.update(Broken(), mine)
     assert (row["learn/skipped"], row["learn/updates"], lenient.version, lenient.pool) == (1, 0, 0, [])
 

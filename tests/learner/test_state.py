@@ -11,8 +11,9 @@ import torch
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Pair, by_role
-from flow_dpo.learner.learner import Learner, LearnerSettings, ReferenceSettings, ScheduleSettings
+from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
+from flow_dpo.learner.settings import ReferenceSettings
 from tests.learner.test_learner import learner, pairs, same
 from tests.learner.test_logprobs import stir
 from tests.support.packed_builders import ROLES
@@ -30,7 +31,7 @@ def going_on(student: Learner, made: list[Pair]) -> list[dict[str, float]]:
         {},
         {
             "reference": ReferenceSettings(kind="snapshot", every=2, lerp=0.3),
-            "schedule": ScheduleSettings(warmup_updates=5),
+            "warmup_updates": 5,
         },
         {"lora": LoraSettings(lora_r=4, lora_dropout=0.3)},
     ],

@@ -9,8 +9,9 @@ from torch.nn.functional import cross_entropy
 from flow_dpo.core.errors import ObjectiveError
 from flow_dpo.core.objective import check_examples
 from flow_dpo.core.types import ScoredCompletion
-from flow_dpo.learner.learner import Learner, LearnerSettings, ReferenceSettings
+from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
+from flow_dpo.learner.settings import ReferenceSettings
 from flow_dpo.recipes.rejection_sampling.objective import Nll
 from tests.support.packed_builders import ROLES, answer_pair
 from tests.support.tiny_models import tiny_model

@@ -18,8 +18,9 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.objective import accepted_names
 from flow_dpo.core.single import Single
 from flow_dpo.core.types import Pair, ScoredCompletion
-from flow_dpo.learner.learner import Learner, LearnerSettings, ReferenceSettings
+from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
+from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings
 from flow_dpo.recipes import presets, scales
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.runs import run_folder
@@ -108,14 +109,14 @@ def test_the_papers_learners() -> None:
         "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
         "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
     }  # fmt: skip
-    assert presets.preset("vineppo", "paper").learner.schedule.passes == 2
-    assert presets.preset("rpo", "paper").learner.schedule.warmup_updates == 100
+    assert presets.preset("vineppo", "paper").learner.epochs_per_batch == 2
+    assert presets.preset("rpo", "paper").learner.warmup_updates == 100
     assert presets.preset("flow-dpo", "paper").lora.lora_dropout == 0.05
 
 
 def test_the_scales_learners() -> None:
-    found = [(s.learner.learning_rate, s.learner.examples_per_update, s.learner.schedule.warmup_updates,
-              s.learner.schedule.decay_after, s.problems_per_batch) for s in scales.SCALES.values()]  # fmt: skip
+    found = [(s.learner.learning_rate, s.learner.examples_per_update, s.learner.warmup_updates,
+              s.learner.decay_after, s.problems_per_batch) for s in scales.SCALES.values()]  # fmt: skip
     assert found == [(2e-4, 16, 2, 0, 16), (2e-4, 16, 2, 8, 32), (3e-3, 32, 8, 30, 32)]
     assert scales.SEED.learner.reference == ReferenceSettings(kind="snapshot", every=8)
     assert scales.CHAT.learner.reference == scales.SMALL.learner.reference == ReferenceSettings(kind="base")

@@ -15,7 +15,7 @@ from flow_dpo.core.explore import Group
 from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion, Solution, TokenIds, Verdict
-from flow_dpo.learner.learner import Learner, LearnerSettings, ScheduleSettings
+from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.vineppo.credit import StepAdvantages, state_values
@@ -235,8 +235,7 @@ def test_the_divergence_is_cut() -> None:
 def test_two_passes_are_two_updates_on_the_same_batch() -> None:
     def learner(passes: int) -> Learner:
         policy = Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)
-        schedule = ScheduleSettings(passes=passes)
-        return Learner(policy, LearnerSettings(learning_rate=1e-2, examples_per_update=2, schedule=schedule))
+        return Learner(policy, LearnerSettings(learning_rate=1e-2, examples_per_update=2, epochs_per_batch=passes))
 
     examples = [
         ScoredCompletion(

@@ -89,7 +89,7 @@ def verdicts(path: Path, words: str) -> Path:
     found = summarise(
         pairs, {asked["made/up", id, first].key: one for (id, first, _), one in zip(made, rows, strict=True)}
     )
-    (path / "summary.json").write_text(json.dumps({"judge": words, "words": "text", **sides, **found}))
+    (path / "summary.json").write_text(json.dumps({"judge": words, "verdict_format": "text", **sides, **found}))
     (path / "judge.json").write_text(json.dumps({"command": f"flow-dpo judge {words}", "question": {"prompts": words}}))
     return path
 

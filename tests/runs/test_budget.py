@@ -11,7 +11,8 @@ from flow_dpo.cli import train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Problem
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.callbacks.budget import BudgetCallback, BudgetSettings, spent
+from flow_dpo.runs.callbacks.budget import BudgetCallback, spent
+from flow_dpo.runs.settings import RunSettings
 from tests.support.run_equality import assert_same_run
 
 PROBLEMS = [Problem(id=str(i), question="?", gold="1") for i in range(5)]
@@ -35,7 +36,7 @@ def test_what_is_spent_is_read_from_rows() -> None:
 )
 def test_problems_pass_until_all_that_is_named_is_spent(budget: dict[str, int], passed: int) -> None:
     """Each problem here is a batch of 100 tokens and 3 verdicts."""
-    budget, seen = BudgetCallback(BudgetSettings(**budget)), []
+    budget, seen = BudgetCallback(**budget), []
     for problem in budget.until_spent(PROBLEMS):
         seen.append(problem)
         budget.on_batch(row(100, {}, 3, 1), [], [])
@@ -43,26 +44,26 @@ def test_problems_pass_until_all_that_is_named_is_spent(budget: dict[str, int], 
 
 
 def test_a_resumed_run_knows_what_it_spent() -> None:
-    assert BudgetCallback(BudgetSettings(tokens=100), [row(100, {}, 3, 1)]).empty
-    assert not BudgetCallback(BudgetSettings(tokens=100), [row(99, {}, 3, 1)]).empty
+    assert BudgetCallback(tokens=100, rows=[row(100, {}, 3, 1)]).empty
+    assert not BudgetCallback(tokens=100, rows=[row(99, {}, 3, 1)]).empty
 
 
 def test_a_negative_budget_is_refused() -> None:
-    with pytest.raises(ConfigError, match="0 or more verdicts, found -1"):
-        BudgetSettings(verdicts=-1)
+    with pytest.raises(ConfigError, match="budget_verdicts of 0 or more, found -1"):
+        RunSettings(budget_verdicts=-1)
 
 
 def test_a_run_ends_at_its_budget_and_resumes_to_the_same(tmp_path: Path) -> None:
     """Two batches, whether at once or with an interruption behind the first."""
     flags = ["--max_problems", "64", "--problems_per_batch", "8", "--examples_per_update", "8", "--num_threads", "1"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    budget = ["--run.budget.verdicts", "60"]
+    budget = ["--budget_verdicts", "60"]
     train.train([*flags, *budget, "--output_dir", str(whole)])
     rows = run_folder.read_jsonl(whole / "metrics.jsonl")
     assert len(rows) < 8
     assert spent(rows)["verdicts"] >= 60 > spent(rows[:-1])["verdicts"]
     first = rows[0]["num_rollouts"]
-    train.train([*flags, "--run.budget.verdicts", str(first), "--output_dir", str(parts)])
+    train.train([*flags, "--budget_verdicts", str(first), "--output_dir", str(parts)])
     assert len(run_folder.read_jsonl(parts / "metrics.jsonl")) == 1
-    train.train([*flags, *budget, "--output_dir", str(parts), "--resume", "--allow", "run.budget.verdicts"])
+    train.train([*flags, *budget, "--output_dir", str(parts), "--resume", "--allow", "run.budget_verdicts"])
     assert_same_run(whole, parts)

@@ -27,7 +27,8 @@ from flow_dpo.evaluate.grade_file import verify_file
 from flow_dpo.evaluate.step_validity import equations, has_invalid_step, value_of
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import settings_of, settings_of_adapter, settings_of_run
-from flow_dpo.runs.settings import defaults_of
+from flow_dpo.runs.resolve import Given
+from flow_dpo.runs.settings import named_settings
 from flow_dpo.traces.export import ExportSettings, export
 from flow_dpo.traces.trace import Source, Trace, TraceFile, read_traces
 from tests.support.record_examples import FACTS, HEADER, PAIR, ROW, SETTINGS, SHAPE, TRACE, TREE
@@ -172,7 +173,7 @@ def header_case(*case: Any) -> None:
         (folder / "traces.jsonl").write_bytes(rows)
         file = read_traces(folder)
         export(ExportSettings(source=str(folder), output_dir=str(folder / "out")))
-        by_itself(lambda: defaults_of([], file.header.get("settings", {}), origin="traces.json"), "traces.json")
+        by_itself(lambda: brought((file.header.get("settings", {}), "traces.json")), "traces.json")
 
     read(broken(HEADER, *case, lines=False), "traces.json", reader)
 
@@ -205,11 +206,18 @@ def trees_case(*case: Any) -> None:
 # ---- settings, shapes of adapters, rows to grade ---------------------------------------------------------------------
 
 
-def with_settings(found: tuple[dict[str, Any], str]) -> None:
+def brought(found: tuple[dict[str, Any], str]) -> dict[str, Any]:
+    """The defaults that these settings, from a file, choose; refused where they choose what is none."""
+    given = Given.read([]).over(*found)
+    given.refuse_unasked()
+    defaults = named_settings(given)
+    return {**defaults.names(), "flow": defaults.recipe.flow, **defaults.runtime.sections()}
+
+
+def with_settings(*words: str) -> None:
     """What comes with a run or an adapter is either taken or refused by the name of its file."""
-    _, defaults = defaults_of([], found[0], origin=found[1])
-    sections = {**defaults.names(), "flow": defaults.recipe.flow, **defaults.runtime.sections()}
-    resolve.parse("t", "t", sections, [], base=found[0], origin=found[1])
+    found = settings_of(Given.read(words))
+    resolve.resolve("t", "t", [], lambda _: brought(found), brings=lambda _: found)
 
 
 def settings_case(*case: Any) -> None:
@@ -217,7 +225,7 @@ def settings_case(*case: Any) -> None:
 
     def reader(folder: Path) -> None:
         assert set(settings_of_run(folder)) <= {*SETTINGS, "data"}
-        by_itself(lambda: with_settings(settings_of({"run": str(folder)})), "config.yaml")
+        by_itself(lambda: with_settings("--run", str(folder)), "config.yaml")
 
     read(content, "config.yaml", reader)
 
@@ -226,7 +234,7 @@ def shape_case(*case: Any) -> None:
     def reader(folder: Path) -> None:
         lora = settings_of_adapter(folder)["lora"]
         assert all(type(lora[name]) is int for name in ("lora_r", "lora_alpha") if name in lora)
-        with_settings(settings_of({"adapter": str(folder)}))
+        with_settings("--adapter", str(folder))
 
     read(broken(SHAPE, *case, lines=False), "adapter_config.json", reader)
 

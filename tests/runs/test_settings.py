@@ -12,13 +12,11 @@ import yaml
 from flow_dpo.cli import compare
 from flow_dpo.cli.train import parse_train
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.engines.factory import KINDS
-from flow_dpo.engines.local.engine import LocalSettings
-from flow_dpo.engines.vllm.client import VllmServerSettings
+from flow_dpo.engines.settings import KINDS, LocalSettings, VllmServerSettings
 from flow_dpo.recipes.presets import PRESET_NAMES
-from flow_dpo.runs.resolve import _defaults
+from flow_dpo.runs.resolve import Given, resolve
 from flow_dpo.runs.run_folder import plain
-from flow_dpo.runs.settings import TrainSettings, default_settings, defaults_of, of_its_engine
+from flow_dpo.runs.settings import TrainSettings, default_settings, named_settings
 
 
 def parse(*argv: str) -> TrainSettings:
@@ -156,16 +154,67 @@ def test_an_engine_is_chosen_by_its_name_and_has_its_own_settings(tmp_path: Path
 def test_another_engine_leaves_the_settings_of_the_first_behind() -> None:
     """A run that was trained behind a server is evaluated in this process, and the other way round."""
     trained = plain(parse("--engine", "vllm_server", "--top_logprobs", "9").sections())
-    _, same = defaults_of([], trained)
-    assert of_its_engine(trained, same)["engine"]["top_logprobs"] == 9
-    _, other = defaults_of(["--engine", "local"], trained)
-    assert other.runtime.engine == LocalSettings()
-    assert {"engine", "engine_kind"}.isdisjoint(of_its_engine(trained, other))
-    older = {name: value for name, value in plain(parse().sections()).items() if name != "engine_kind"}
-    _, default = defaults_of([], older)
-    assert of_its_engine(older, default) == older
-    _, server = defaults_of(["--engine=vllm_server"], older)
-    assert "engine" not in of_its_engine(older, server)
+
+    def over(base: dict[str, Any], *argv: str) -> TrainSettings:
+        sections = resolve("t", "t", argv, lambda given: named_settings(given).sections(), brings=lambda _: (base, "x"))
+        return TrainSettings.from_sections(sections)
+
+    assert over(trained).runtime.engine == VllmServerSettings(top_logprobs=9)
+    assert over(trained, "--engine", "local").runtime.engine == LocalSettings()
+    assert over(trained, "--engine", "local").names()["engine_kind"] == "local"
+    older = {
+        name: value for name, value in plain(parse("--reuse", "false").sections()).items() if name != "engine_kind"
+    }
+    assert over(older).runtime.engine == LocalSettings(reuse=False)
+    assert over(older, "--engine=vllm_server").runtime.engine == VllmServerSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("flw: {chunk_tokens: 9}", "flow"),
+        ("flow: {prompts: {anwser_user: x}}", "flow.prompts.answer_user"),
+        ("learner: {reference: {kid: base}}", "learner.reference.kind"),
+        ("learner: {schedule: {warmup_updates: 3}}", "learner.warmup_updates"),
+        ("grading: {rule: {wich: anywhere}}", "grading.rule.which"),
+        ("run.window_: 3", "run.window"),
+        ("presett: paper", "preset"),
+        ("preset: papper", "paper"),
+        ("recipe: grpoo", "grpo"),
+        ("engine: vllm_serve", "vllm_server"),
+    ],
+)
+def test_a_misspelled_name_in_a_file_is_refused_with_the_nearest(tmp_path: Path, text: str, near: str) -> None:
+    file = tmp_path / "given.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"given\.yaml") as caught:
+        parse("--config", str(file))
+    assert near in str(caught.value)
+
+
+def test_whatever_chooses_defaults_is_found_wherever_it_is_said(tmp_path: Path) -> None:
+    """In full or by its last part, in a file or by a flag: the preset goes by the model, and flags by no place."""
+    file = tmp_path / "given.yaml"
+    for text in ("model_name_or_path: some/model", "model: {model_name_or_path: some/model}",
+                 "model.model_name_or_path: some/model"):  # fmt: skip
+        file.write_text(text)
+        assert parse("--config", str(file)).preset == "chat"
+        assert parse("--model_name_or_path", "seed", "--config", str(file)).preset == "seed"
+    file.write_text("preset: paper\nbeta: 0.2\n")
+    found = parse("--beta", "0.7", "--preset=small", "--config", str(file))
+    assert (found.preset, found.recipe.objective.beta) == ("small", 0.7)
+    (tmp_path / "more.yaml").write_text("preset: chat\n")
+    assert parse("--config", str(file), "--config", str(tmp_path / "more.yaml")).preset == "chat"
+
+
+def test_a_recipe_of_a_file_is_asked_for_and_never_brought_along() -> None:
+    brought = {"recipe": "mine.py:MINE"}
+    with pytest.raises(ConfigError, match=r"x/config.yaml asks for recipe = 'mine.py:MINE', which runs code"):
+        Given.read([]).over(brought, "x/config.yaml").refuse_unasked()
+    with pytest.raises(ConfigError, match="asks for flow_source"):
+        Given.read(["--recipe", "grpo"]).over({"flow": "mine.py:Mine"}, "x/config.yaml").refuse_unasked()
+    Given.read(["--recipe", "mine.py:MINE"]).over(brought, "x/config.yaml").refuse_unasked()
+    Given.read([]).over({"recipe": "grpo"}, "x/config.yaml").refuse_unasked()
 
 
 def test_dataclasses_stay_small() -> None:
@@ -177,7 +226,7 @@ def test_dataclasses_stay_small() -> None:
 
     def check(name: str, part: Any) -> None:
         if is_dataclass(part):
-            assert len(fields(part)) <= 8, f"{name} has more than eight settings"
+            assert len(fields(part)) <= 12, f"{name} has more than twelve settings"
             for field in fields(part):
                 check(f"{name}.{field.name}", getattr(part, field.name))
 
@@ -189,9 +238,7 @@ def test_dataclasses_stay_small() -> None:
 def test_null_is_a_value_only_where_there_may_be_none(tmp_path: Path) -> None:
     """Of every setting there is, by file and by flag: kept where its type says so, refused by name elsewhere."""
     kept: list[str] = []
-    for name in _defaults(default_settings("flow-dpo", "seed").sections()):
-        if "." not in name:
-            continue
+    for name in leaves(default_settings("flow-dpo", "seed").sections()):
         file = tmp_path / "given.yaml"
         *groups, last = name.split(".")
         given: Any = {last: None}
@@ -210,6 +257,16 @@ def test_null_is_a_value_only_where_there_may_be_none(tmp_path: Path) -> None:
     (tmp_path / "inner.yaml").write_text("learner: {role_learning_rates: {stop: null}}")
     with pytest.raises(ConfigError, match=r"expected a value for learner\.role_learning_rates"):
         parse("--config", str(tmp_path / "inner.yaml"))
+
+
+def leaves(sections: dict[str, Any]) -> list[str]:
+    """The dotted names of all settings below the sections."""
+    found: list[str] = []
+    for name, value in sections.items():
+        if is_dataclass(value):
+            inner = {f"{name}.{field.name}": getattr(value, field.name) for field in fields(value)}
+            found += [each for each, item in inner.items() if not is_dataclass(item)] + leaves(inner)
+    return found
 
 
 def _field_type(name: str) -> Any:

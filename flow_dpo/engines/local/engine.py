@@ -23,13 +23,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from flow_dpo.core.engine import Engine
-from flow_dpo.core.errors import ConfigError, EngineError
+from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
 from flow_dpo.engines.local.compatibility import probe, steady_tokens, vocabulary_size
@@ -40,6 +39,7 @@ from flow_dpo.engines.local.sampling import draw_batch, uniforms
 from flow_dpo.engines.local.scheduler import RequestState, RoleScheduler
 from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary, nothing_left
 from flow_dpo.engines.sampling_rule import stream
+from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.models import attention
 
 _FIXED_COST = 0.4
@@ -47,28 +47,6 @@ _FIXED_COST = 0.4
 a 0.5B model at 64 rows in bf16, 0.3 on one of a million weights."""
 _LONGEST_WAIT = 8
 """Steps of other roles that a role without rows under way waits at most for more requests to batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalSettings:
-    """Batch size and memory of the local engine."""
-
-    max_batch_size: int = 64
-    """Rows of one role that are decoded together."""
-    kv_budget_gib: float = 2.0
-    """Memory for keys and values in GiB: rows under way and prefix cache together."""
-    prefill_tokens: int = 4096
-    """Prompt tokens that one step prefills at most, unless a single prompt is longer."""
-    merge_adapters: Literal["auto", "never", "always"] = "auto"
-    """Sample with each role's adapter merged into weights of its own: faster, for the memory of the base's linear
-    layers once a role. In float32 only; "auto" does it where that is 1 GiB in all at most."""
-    reuse: bool = True
-    """Use the prefix cache. Without it sampling is slower, and no token changes."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch_size", "kv_budget_gib", "prefill_tokens"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"expected engine.{name} above 0, found {getattr(self, name)}")
 
 
 @dataclass(slots=True)

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.errors import ConfigError, EngineError
-from flow_dpo.engines.http_client import Address, Answer, Passing, check_base_url
+from flow_dpo.engines.http_client import Address, Answer, Passing
+from flow_dpo.engines.settings import VllmServerSettings
 from flow_dpo.engines.vllm.requests import Reply, VllmRequest
 
 _logger = logging.getLogger(__name__)
@@ -37,38 +38,6 @@ _PARTING_S = 10.0
 """Deadline in seconds for unloading an adapter, on which nothing depends."""
 _TOKEN_ID = "token_id:"
 _UNREADABLE = (ValueError, RecursionError, LookupError, TypeError, AttributeError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VllmServerSettings:
-    """A running `vllm serve` that samples. Its API key, where it needs one, is read from OPENAI_API_KEY."""
-
-    base_url: str = "http://127.0.0.1:8000"
-    """Where it listens; with or without /v1."""
-    served_model: str = ""
-    """The base model's name there; may be left out where it serves one only."""
-    concurrency: int = 128
-    """Requests under way at once."""
-    deadline_s: float = 600.0
-    """Seconds that one request may take in all before it is given up and retried."""
-    patience_s: float = 900.0
-    """Seconds for which a request that fails on the way is retried: as long as the server takes to restart."""
-    backoff_s: float = 0.25
-    """Seconds before the second try; twice as many before each that follows, five at most."""
-    top_logprobs: int = 20
-    """Top log-probabilities reported at each position where temperature or top-p are not 1."""
-
-    def __post_init__(self) -> None:
-        check_base_url(self.base_url)
-        if self.concurrency < 1 or self.top_logprobs < 1:
-            raise ConfigError(
-                f"expected concurrency and top_logprobs of 1 at least, found {self.concurrency} and {self.top_logprobs}"
-            )
-        if not 0 < self.deadline_s < 1e6 or not 0 <= self.patience_s < 1e6 or not 0 < self.backoff_s < 1e6:
-            raise ConfigError(
-                "expected deadline_s and backoff_s above 0 and patience_s of 0 or more, found "
-                f"{self.deadline_s}, {self.backoff_s} and {self.patience_s}"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,15 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary
+from flow_dpo.engines.settings import VllmSettings
 from flow_dpo.engines.vllm.requests import (
     CompletionSteps,
     ModelFacts,
@@ -42,43 +43,6 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 _NUMBERS = itertools.count(1)
 """Ids of adapters and vLLM requests: never used twice in this process, by whichever engine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VllmSettings:
-    """vLLM in this process."""
-
-    kv_budget_gib: float = 2.0
-    """Memory for the KV cache in GiB. The learner needs the rest."""
-    max_batch_size: int = 256
-    """Requests that are decoded together."""
-    block_tokens: int = 0
-    """Tokens in a block of the prefix cache: what two prompts share is reused in whole blocks. 0 is vLLM's own choice,
-    16 on most GPUs; on a CPU 128, where 32 is better."""
-    compiled: bool = True
-    """Compile the model and capture its steps: minutes at the start, faster from then on. Never on a CPU."""
-    top_logprobs: int = 20
-    """Top log-probabilities reported at each position where temperature or top-p are not 1."""
-    sync: Literal["adapters", "merged"] = "adapters"
-    """What a refresh loads: adapters, or all weights with a role's adapter merged in. The latter is for recipes of one
-    role: tokens cost no adapter, a refresh costs the whole model (docs/engines.md)."""
-    engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """More of vLLM's `EngineArgs`, such as {"tensor_parallel_size": 2}."""
-
-    def __post_init__(self) -> None:
-        if not self.kv_budget_gib > 0 or self.max_batch_size < 1 or self.block_tokens < 0 or self.top_logprobs < 1:
-            raise ConfigError(
-                "expected kv_budget_gib above 0, max_batch_size and top_logprobs of 1 at least, block_tokens of 0 at "
-                f"least, found {self.kv_budget_gib}, {self.max_batch_size}, {self.top_logprobs}, {self.block_tokens}"
-            )
-
-    def check_roles(self, num_roles: int) -> None:
-        """Raise `ConfigError` where merged weights would have to serve several roles."""
-        if self.sync == "merged" and num_roles != 1:
-            raise ConfigError(
-                f"expected one role with --engine.sync merged, found {num_roles}: one vLLM holds one set of weights; "
-                "leave it at adapters"
-            )
 
 
 @dataclass(slots=True)

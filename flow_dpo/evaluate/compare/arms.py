@@ -218,7 +218,7 @@ def budgeted(
         longer = ["--max_problems", str(20 * sizes.max_problems)]
         fitted = presets.preset(recipe, sizes.preset).recipe
         config = "single" if isinstance(fitted.flow, Single) and sizes.asks not in (None, fitted.flow) else "other"
-        budget = [f"--run.budget.{by}", str(had), *longer]
+        budget = [f"--budget_{by}", str(had), *longer]
         work = do.train(name, *budget, *flags, recipe=recipe, config=config)
         drawn = _as_the_others(fitted.explore, sizes.draws)
         return Outcome(works=(work,), evaluations=evaluated(do, sizes, name, "--mode", mode, *drawn, run=work))
@@ -258,7 +258,7 @@ def _one_role(role: str, *, compiled: bool) -> Make:
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         had = spent(run_folder.read_jsonl(_flow(do).folder / "metrics.jsonl"))["updates"]
         longer = ["--max_problems", str(8 * sizes.max_problems)]
-        flags = ["--credit.roles", f"[{role}]", "--run.budget.updates", str(had), *longer]
+        flags = ["--credit.roles", f"[{role}]", "--budget_updates", str(had), *longer]
         return (_variant if compiled else _variant_itself)(f"{role}_only", *flags)(do, sizes)
 
     return make

@@ -23,6 +23,7 @@ from typing import Any
 from flow_dpo.core.errors import ConfigError, DataError, FlowDpoError
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.budget import spent
+from flow_dpo.runs.resolve import read_settings
 
 Command = Callable[[Sequence[str]], int]
 
@@ -86,7 +87,7 @@ class JobRunner:
     def sft(self, name: str, traces: Work, *flags: str) -> Work:
         """`flow-dpo sft` on these traces."""
         words = ["--config", str(self._configs / "sft.yaml"), "--traces", str(traces.folder), *flags]
-        folder = self._do("sft", name, [*words, *self._asked, "--seed", str(self.seed)])
+        folder = self._do("sft", name, [*words, *self._asked_of(traces.folder), "--seed", str(self.seed)])
         cost = run_folder.read_facts(folder)["cost"]
         costs = {"tokens_learned": cost["tokens_read"], "seconds": cost["seconds"]}
         return Work(name=name, folder=folder, costs={"tokens_sampled": 0.0, "verdicts_used": 0.0, **costs})
@@ -104,8 +105,16 @@ class JobRunner:
         """A run or an adapter brings its method along and needs its problems; the base needs both."""
         if run is None and adapter is None:
             return ["--config", str(self._configs / f"base-{problems}.yaml")]
-        speaker = ["--run", str(run.folder)] if run else ["--adapter", str(adapter.folder)] if adapter else []
-        return [*speaker, *self._asked, "--config", str(self._configs / f"{problems}.yaml")]
+        flag, made = ("--run", run) if run else ("--adapter", adapter)
+        assert made is not None
+        asked = self._asked_of(made.folder)
+        return [flag, str(made.folder), *asked, "--config", str(self._configs / f"{problems}.yaml")]
+
+    def _asked_of(self, folder: Path) -> list[str]:
+        """The flags for code that a person asked to run; a recipe's file only where the folder was made by it."""
+        recipes = [flag for flag in self._asked if flag.startswith("--recipe=")]
+        made_by = f"--recipe={_recipe_of(folder)}" if recipes else ""
+        return [flag for flag in self._asked if flag not in recipes or flag == made_by]
 
     def _do(self, command: str, name: str, words: Sequence[str]) -> Path:
         folder, words = self.folder / name, [command, *words, "--output_dir", str(self.folder / name)]
@@ -130,6 +139,13 @@ class JobRunner:
         run_folder.append_jsonl(self.folder / DONE, [{"name": name, "words": words, "seconds": seconds}])
         self._done[name] = words
         return folder
+
+
+def _recipe_of(folder: Path) -> object:
+    """The recipe that a run, a fine-tuned model or traces come from."""
+    if (folder / "config.yaml").exists():
+        return read_settings(folder / "config.yaml").get("recipe")
+    return _read(folder / "traces.json")["settings"].get("recipe")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A model behind the engine seam, or one behind an OpenAI-compatible address. Both answer the same questions
 (`evaluate.judge.protocol`) and hand each answer over as it comes, so that a caller can write it down at once:
 
-    LocalJudge(engine, renderer, prompts=JudgePrompts(), settings=JudgeSettings(words="choices"), context_tokens=4096)
+    choices = JudgeSettings(verdict_format="choices")
+    LocalJudge(engine, renderer, prompts=JudgePrompts(), settings=choices, context_tokens=4096)
     EndpointJudge(ChatEndpoint(settings, api_key=...), prompts=JudgePrompts(), settings=JudgeSettings())
 
 Invariant: a trace's text becomes ordinary tokens. Where it spells a chat template's special token, it is these letters.
@@ -58,13 +59,13 @@ class LocalJudge:
     def turn(self, question: JudgeQuestion) -> Turn:
         """The question as the judge's turn."""
         content: list[Piece] = []
-        for text, foreign in question.parts(self._prompts, self._settings.words):
+        for text, foreign in question.parts(self._prompts, self._settings.verdict_format):
             content.append(self._letters(text) if foreign else text)
         messages = (
             Message(role="system", content=(self._prompts.system,)),
             Message(role="user", content=tuple(content)),
         )
-        if self._settings.words == "choices":
+        if self._settings.verdict_format == "choices":
             return Turn(role=JUDGE, messages=messages, choices=PLACES)
         return Turn(role=JUDGE, messages=messages, max_tokens=self._settings.max_tokens)
 
@@ -122,7 +123,7 @@ class EndpointJudge:
 
     def messages(self, question: JudgeQuestion) -> list[dict[str, str]]:
         """The question as a chat."""
-        user = "".join(text for text, _ in question.parts(self._prompts, self._settings.words))
+        user = "".join(text for text, _ in question.parts(self._prompts, self._settings.verdict_format))
         system = [{"role": "system", "content": self._prompts.system}] if self._prompts.system else []
         return [*system, {"role": "user", "content": user}]
 

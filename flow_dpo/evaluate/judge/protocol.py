@@ -43,7 +43,7 @@ class JudgeSettings:
     max_pairs: int = 0
     """Problems to compare, drawn by `seed` among those of which both sides have a trace; 0 compares all."""
     seed: int = 0
-    words: Literal["text", "choices"] = "text"
+    verdict_format: Literal["text", "choices"] = "text"
     """"text" lets the judge reason and reads its last line; "choices" reads which of the words A and B it would rather
     say next, on one forward: for models too small to keep to a form, and only for a model in this process."""
     max_tokens: int = 512
@@ -76,9 +76,9 @@ class JudgePrompts:
         'First compare the two briefly. Then end with a last line that is exactly "Verdict: A", "Verdict: B" or '
         '"Verdict: tie".'
     )
-    """Follows `user` with --words text; the verdict is read from a last line of this form."""
+    """Follows `user` with --verdict_format text; the verdict is read from a last line of this form."""
     ask_choices: str = "Answer with one letter only, A or B."
-    """Follows `user` with --words choices."""
+    """Follows `user` with --verdict_format choices."""
 
     def __post_init__(self) -> None:
         found = [match.group(1) for match in _SLOT.finditer(self.user)]
@@ -120,7 +120,7 @@ class JudgeQuestion:
         """The problem and the order."""
         return (*self.pair.key, self.first)
 
-    def parts(self, prompts: JudgePrompts, words: Literal["text", "choices"]) -> list[tuple[str, bool]]:
+    def parts(self, prompts: JudgePrompts, verdict_format: Literal["text", "choices"]) -> list[tuple[str, bool]]:
         """The user's message in stretches of text, and of each whether it comes from the data and not from the prompt.
 
         A text that holds "{b}" or the like is not filled in again.
@@ -130,7 +130,7 @@ class JudgeQuestion:
         found: list[tuple[str, bool]] = []
         for index, piece in enumerate(_SLOT.split(prompts.user)):
             found.append((storable(values[piece]), True) if index % 2 else (piece, False))
-        ask = prompts.ask_text if words == "text" else prompts.ask_choices
+        ask = prompts.ask_text if verdict_format == "text" else prompts.ask_choices
         return [*found, (f"\n\n{ask}" if ask else "", False)]
 
 

@@ -16,8 +16,7 @@ that of Flow-DPO, the batch 32. Off unless asked for, each by flags:
 from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.learner.learner import LearnerSettings
-from flow_dpo.learner.policy import LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.cpl.credit import ValuePairs
 from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts
 from flow_dpo.recipes.cpl.mcts import Mcts

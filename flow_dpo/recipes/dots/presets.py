@@ -7,8 +7,7 @@ The paper's: 12 ways (6 where programs are not asked for), each sampled 4 times 
 from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.learner.learner import LearnerSettings
-from flow_dpo.learner.policy import LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.dots.credit import BestTrajectory
 from flow_dpo.recipes.dots.explore import TrajectorySearch
 from flow_dpo.recipes.dots.flow import ModuleWords, Planned

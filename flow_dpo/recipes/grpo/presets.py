@@ -10,8 +10,7 @@ from __future__ import annotations
 from flow_dpo.core.explore import Group
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.single import Single
-from flow_dpo.learner.learner import LearnerSettings
-from flow_dpo.learner.policy import LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.grpo.advantages import GroupAdvantages
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.scales import (

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.single import Single
-from flow_dpo.learner.learner import LearnerSettings, ScheduleSettings
-from flow_dpo.learner.policy import LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.rpo.credit import BranchPairs
 from flow_dpo.recipes.rpo.explore import ReferencePath
 from flow_dpo.recipes.rpo.objective import OddsRatio
@@ -38,9 +37,7 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=_recipe(Single(max_tokens=1024), ReferencePath(num_rollouts=10, num_completions=10)),
         lora=LoraSettings(lora_r=8, lora_alpha=16, lora_target_modules=("q_proj", "v_proj")),
-        learner=LearnerSettings(
-            learning_rate=5e-5, examples_per_update=0, schedule=ScheduleSettings(warmup_updates=100)
-        ),
+        learner=LearnerSettings(learning_rate=5e-5, examples_per_update=0, warmup_updates=100),
         problems_per_batch=8,
     ),
     "chat": CHAT.preset(_recipe(Single(max_tokens=1024), ReferencePath(num_rollouts=8, num_completions=4))),

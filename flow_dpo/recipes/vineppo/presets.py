@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.single import Single
-from flow_dpo.learner.learner import LearnerSettings, ScheduleSettings
-from flow_dpo.learner.policy import LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.scales import (
     CHAT,
@@ -42,7 +41,7 @@ PRESETS: dict[str, Preset] = {
             Single(max_tokens=1024), StepRollouts(num_rollouts=8, num_completions=9, temperature=0.6, top_p=0.9)
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=512, schedule=ScheduleSettings(passes=2)),
+        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=512, epochs_per_batch=2),
         problems_per_batch=64,
     ),
     "chat": CHAT.preset(

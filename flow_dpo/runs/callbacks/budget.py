@@ -12,29 +12,10 @@ Invariant: what is spent is read from the rows of metrics.jsonl alone, so that a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
-from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Problem
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetSettings:
-    """After how much a run ends, though problems are left. Where several are given, when all of them are spent."""
-
-    tokens: int = 0
-    """Tokens sampled in play and tokens that the learner reads (prompts included, shared ones once); 0 sets none."""
-    verdicts: int = 0
-    """Plays that were graded; 0 sets none."""
-    updates: int = 0
-    """Updates of the adapters; 0 sets none."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 0:
-                raise ConfigError(f"expected a budget of 0 or more {field.name}, found {getattr(self, field.name)}")
 
 
 def spent(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -58,9 +39,12 @@ def _is_tokens(name: str) -> bool:
 class BudgetCallback:
     """A recorder that counts what a run spends, and lets problems through until it is enough."""
 
-    def __init__(self, settings: BudgetSettings, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        """`rows` are those of the run so far, where it is resumed."""
-        self._limits = {f.name: value for f in fields(settings) if (value := getattr(settings, f.name))}
+    def __init__(
+        self, *, tokens: int = 0, verdicts: int = 0, updates: int = 0, rows: Iterable[Mapping[str, Any]] = ()
+    ) -> None:
+        """A limit of 0 sets none. `rows` are those of the run so far, where it is resumed."""
+        limits = {"tokens": tokens, "verdicts": verdicts, "updates": updates}
+        self._limits = {name: limit for name, limit in limits.items() if limit}
         self._spent = spent(rows)
 
     @property

@@ -1,0 +1,181 @@
+"""The registry of engines: a name to the settings that choose an engine, and to how it is opened.
+
+    default_settings("vllm_server")     # VllmServerSettings(base_url="http://127.0.0.1:8000", ...)
+    kind_of(LocalSettings())            # "local"
+
+Another engine joins by `register_engine`, or as an installed plug-in: an `EngineKind` under an entry point of the group
+"flow_dpo.engines", found when `--engine` names it.
+
+Invariant: nothing heavy is imported, so that a command line is read before torch is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.plugins import installed, load_object
+from flow_dpo.engines.http_client import check_base_url
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """Batch size and memory of the local engine."""
+
+    max_batch_size: int = 64
+    """Rows of one role that are decoded together."""
+    kv_budget_gib: float = 2.0
+    """Memory for keys and values in GiB: rows under way and prefix cache together."""
+    prefill_tokens: int = 4096
+    """Prompt tokens that one step prefills at most, unless a single prompt is longer."""
+    merge_adapters: Literal["auto", "never", "always"] = "auto"
+    """Sample with each role's adapter merged into weights of its own: faster, for the memory of the base's linear
+    layers once a role. In float32 only; "auto" does it where that is 1 GiB in all at most."""
+    reuse: bool = True
+    """Use the prefix cache. Without it sampling is slower, and no token changes."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "kv_budget_gib", "prefill_tokens"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"expected engine.{name} above 0, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmSettings:
+    """vLLM in this process."""
+
+    kv_budget_gib: float = 2.0
+    """Memory for the KV cache in GiB. The learner needs the rest."""
+    max_batch_size: int = 256
+    """Requests that are decoded together."""
+    block_tokens: int = 0
+    """Tokens in a block of the prefix cache: what two prompts share is reused in whole blocks. 0 is vLLM's own choice,
+    16 on most GPUs; on a CPU 128, where 32 is better."""
+    compiled: bool = True
+    """Compile the model and capture its steps: minutes at the start, faster from then on. Never on a CPU."""
+    top_logprobs: int = 20
+    """Top log-probabilities reported at each position where temperature or top-p are not 1."""
+    sync: Literal["adapters", "merged"] = "adapters"
+    """What a refresh loads: adapters, or all weights with a role's adapter merged in. The latter is for recipes of one
+    role: tokens cost no adapter, a refresh costs the whole model (docs/engines.md)."""
+    engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """More of vLLM's `EngineArgs`, such as {"tensor_parallel_size": 2}."""
+
+    def __post_init__(self) -> None:
+        if not self.kv_budget_gib > 0 or self.max_batch_size < 1 or self.block_tokens < 0 or self.top_logprobs < 1:
+            raise ConfigError(
+                "expected kv_budget_gib above 0, max_batch_size and top_logprobs of 1 at least, block_tokens of 0 at "
+                f"least, found {self.kv_budget_gib}, {self.max_batch_size}, {self.top_logprobs}, {self.block_tokens}"
+            )
+
+    def check_roles(self, num_roles: int) -> None:
+        """Raise `ConfigError` where merged weights would have to serve several roles."""
+        if self.sync == "merged" and num_roles != 1:
+            raise ConfigError(
+                f"expected one role with --engine.sync merged, found {num_roles}: one vLLM holds one set of weights; "
+                "leave it at adapters"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmServerSettings:
+    """A running `vllm serve` that samples. Its API key, where it needs one, is read from OPENAI_API_KEY."""
+
+    base_url: str = "http://127.0.0.1:8000"
+    """Where it listens; with or without /v1."""
+    served_model: str = ""
+    """The base model's name there; may be left out where it serves one only."""
+    concurrency: int = 128
+    """Requests under way at once."""
+    deadline_s: float = 600.0
+    """Seconds that one request may take in all before it is given up and retried."""
+    patience_s: float = 900.0
+    """Seconds for which a request that fails on the way is retried: as long as the server takes to restart."""
+    backoff_s: float = 0.25
+    """Seconds before the second try; twice as many before each that follows, five at most."""
+    top_logprobs: int = 20
+    """Top log-probabilities reported at each position where temperature or top-p are not 1."""
+
+    def __post_init__(self) -> None:
+        check_base_url(self.base_url)
+        if self.concurrency < 1 or self.top_logprobs < 1:
+            raise ConfigError(
+                f"expected concurrency and top_logprobs of 1 at least, found {self.concurrency} and {self.top_logprobs}"
+            )
+        if not 0 < self.deadline_s < 1e6 or not 0 <= self.patience_s < 1e6 or not 0 < self.backoff_s < 1e6:
+            raise ConfigError(
+                "expected deadline_s and backoff_s above 0 and patience_s of 0 or more, found "
+                f"{self.deadline_s}, {self.backoff_s} and {self.patience_s}"
+            )
+
+
+class EngineSettings(Protocol):
+    """The settings of an engine: an instance of a dataclass, whose type tells which engine is meant."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+OpensEngine = Callable[..., AbstractContextManager[Any]]
+"""`(settings, loaded, *, num_roles)` to a context with an `engines.factory.EngineAccess`. What cannot sample from this
+model is refused with `ConfigError` on entering."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKind:
+    """What `--engine NAME` stands for."""
+
+    settings: type[Any]
+    """A frozen dataclass; every field has a default. No other engine has the same."""
+    open: OpensEngine | str
+    """Or "package.module:function", imported when the engine is opened."""
+
+
+_FACTORY = "flow_dpo.engines.factory"
+KINDS: dict[str, EngineKind] = {
+    "local": EngineKind(settings=LocalSettings, open=f"{_FACTORY}:open_local"),
+    "vllm": EngineKind(settings=VllmSettings, open=f"{_FACTORY}:open_vllm_here"),
+    "vllm_server": EngineKind(settings=VllmServerSettings, open=f"{_FACTORY}:open_vllm_server"),
+}
+"""The engines by name: `--engine vllm_server`. Installed plug-ins join when they are named."""
+
+
+def register_engine(name: str, settings: type[Any], open: OpensEngine | str) -> None:
+    """Let `--engine name` choose an engine. Raises `ConfigError` where the name or the settings are another's."""
+    kind = EngineKind(settings=settings, open=open)
+    for known, other in KINDS.items():
+        if other != kind and (known == name or other.settings is settings):
+            raise ConfigError(
+                f"expected a new name and settings for the engine {name!r}, found those of {known!r}; choose others"
+            )
+    KINDS[name] = kind
+
+
+def engine_names() -> list[str]:
+    """All names that `--engine` may have, those of installed plug-ins included."""
+    return list(dict.fromkeys([*KINDS, *installed("engine")]))
+
+
+def kind_of(settings: EngineSettings) -> str:
+    """The name of this engine. Raises `ConfigError` for settings of no registered engine."""
+    for name, kind in KINDS.items():
+        if type(settings) is kind.settings:
+            return name
+    raise ConfigError(
+        f"expected settings of one of the engines {', '.join(KINDS)}, found {type(settings).__name__}; call "
+        f"register_engine first"
+    )
+
+
+def default_settings(name: str) -> EngineSettings:
+    """An engine's default settings. Raises `ConfigError` for an unknown name."""
+    if name not in KINDS:
+        if name not in installed("engine"):
+            raise ConfigError(f"unknown engine {name!r}; there are {', '.join(engine_names())}")
+        found = load_object(name, kind="engine")
+        if not isinstance(found, EngineKind):
+            raise ConfigError(f"expected an EngineKind from the plug-in of engine {name!r}, found {found!r:.200}")
+        register_engine(name, found.settings, found.open)
+    return KINDS[name].settings()

@@ -1,0 +1,113 @@
+"""Settings of the adapters and of their updates.
+
+    LearnerSettings(learning_rate=3e-3, warmup_updates=8).rate_share(4)     # 0.5: half of the warm-up
+
+Invariant: nothing heavy is imported, so that a command line is read before torch is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.types import Role
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The shape of every role's adapter. The paper: r 8, alpha 8, dropout 0.05, all linear layers."""
+
+    lora_r: int = 8
+    lora_alpha: int = 8
+    lora_dropout: float = 0.0
+    """Probability; a new mask at every update. At 0 the loss too starts with policy and reference policy equal."""
+    lora_target_modules: str | tuple[str, ...] = ALL_LINEAR
+    """"all-linear" (the vocabulary's head left out), or the last parts of module names: ("q_proj", "v_proj")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSettings:
+    """The reference policy of DPO and its relatives. Not stated in the paper."""
+
+    kind: Literal["base", "snapshot"] = "base"
+    """The base with all adapters off, or a frozen copy of each role's adapter as it was when the learner was made."""
+    every: int = 0
+    """Updates after which a snapshot is moved; 0 never moves it."""
+    lerp: float = 1.0
+    """Fraction of the way to the present weights by which it is moved: 1 is all the way."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lerp <= 1:
+            raise ConfigError(f"lerp must be above 0 and at most 1, found {self.lerp}")
+        if self.every < 0 or (self.every and self.kind == "base"):
+            raise ConfigError(
+                f"only a 'snapshot' moves every so many updates, found every={self.every} of {self.kind!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSettings:
+    """How a batch is laid out for the model. Affects time and memory, and results only by rounding."""
+
+    packed: bool = True
+    """Compute shared prefixes once. A model that cannot be packed is detected when first used."""
+    max_tokens: int = 4096
+    """Tokens of one forward at most. A larger tree is cut; a pair never is."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens must be above 0, found {self.max_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSettings:
+    """How the adapters are updated. The paper: Adam, 5e-6, batches of 32 pairs, gradients clipped at 1."""
+
+    learning_rate: float = 2e-4
+    """The paper's 5e-6 changes next to nothing within a few dozen updates."""
+    role_learning_rates: Mapping[Role, float] = field(default_factory=dict)
+    """Learning rates of single roles, in place of `learning_rate`. Not stated in the paper."""
+    warmup_updates: int = 0
+    """First updates, over which the rate rises in equal steps; 0 begins with all of it."""
+    decay_after: int = 0
+    """Updates at the full rate, after which it falls; 0 never lets it fall."""
+    decay_power: float = 1.0
+    """How fast it falls: 1 falls as 1 / t, which sums to infinity yet settles (Robbins and Monro 1951); 0.5 is
+    slower."""
+    max_grad_norm: float = 1.0
+    """Norm to which a role's gradient is clipped; 0 clips nothing."""
+    examples_per_update: int = 32
+    """Examples of all roles together; 0 makes one update of each call's examples.
+    How problems pool to the paper's 32 pairs is not stated in the paper."""
+    epochs_per_batch: int = 1
+    """Updates on each full batch, one after the other (PPO's epochs): from the second on the policy has moved away from
+    what was sampled, and a clip has something to do."""
+    reference: ReferenceSettings = field(default_factory=ReferenceSettings)
+    rows: RowSettings = field(default_factory=RowSettings)
+    skip_nonfinite: bool = False
+    """Drop and count a batch with a loss or gradient that is no number, instead of stopping."""
+    max_logprob_drift: float = 0.2
+    """Mean difference, in nats a token, between log-probabilities at sampling and at learning under one version, above
+    which a run is stopped. Half precision drifts by 0.01 to 0.03; a wrong prompt or adapter by far more. 0 never
+    stops."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
+            raise ConfigError(
+                f"expected warmup_updates and decay_after of 0 or more and decay_power above 0, found "
+                f"{self.warmup_updates}, {self.decay_after} and {self.decay_power}"
+            )
+        if self.epochs_per_batch < 1:
+            raise ConfigError(f"expected epochs_per_batch of 1 or more, found {self.epochs_per_batch}")
+
+    def rate_share(self, update: int) -> float:
+        """What the rate is multiplied by at a role's update, counted from 1."""
+        rise = min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
+        fall = min(1.0, self.decay_after / update) ** self.decay_power if self.decay_after else 1.0
+        return rise * fall

@@ -1,0 +1,30 @@
+"""Settings of a model: which one, and how it is loaded.
+
+ModelSettings(model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct", dtype="bfloat16")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, and how it is loaded."""
+
+    model_name_or_path: str = "seed"
+    """A folder, a hub id, or "seed" for the embedded model."""
+    model_revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """"auto" is the checkpoint's own; float32 for the embedded seed."""
+    device: str = "auto"
+    """"auto" takes a CUDA device where there is one."""
+    chat_template: str | None = None
+    """Replaces the tokenizer's template: a Jinja text, or "plain" for a base model that has none."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Variables of the chat template, such as {"enable_thinking": false}."""
+    trust_remote_code: bool = False
+    num_threads: int = 0
+    """CPU threads; 0 means one for tiny models and torch's own choice for others."""

@@ -1,0 +1,86 @@
+"""Settings of traces that are drawn, and of a model that is fine-tuned on them.
+
+    GenerateSettings(mode="single").source(trained=False)       # "self_generated"
+
+Invariant: nothing heavy is imported, so that a command line is read before torch is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.learner.settings import LoraSettings
+from flow_dpo.traces.trace import Source
+
+PAPER_LORA = LoraSettings(lora_r=16, lora_alpha=16, lora_dropout=0.05)
+"""arXiv 2410.22304, the table of hyper-parameters, "Compile": r, alpha, dropout, all linear layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftSettings:
+    """Which traces, and where the result goes."""
+
+    traces: str = ""
+    """A folder or file of traces (`flow-dpo generate`)."""
+    num_traces: int | None = None
+    """Take exactly so many, the first ones, so that models can be compared; all where not given. The paper: 1,500."""
+    output_dir: str = "runs/sft"
+    seed: int = 0
+    """Of the adapter's first weights, the order of the traces, and dropout."""
+    merge: bool = False
+    """Write the base with the adapter merged into it, too, to `merged/`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftTrainingSettings:
+    """Values of the updates. Defaults are the paper's (arXiv 2410.22304, "Compile"), by TRL's names."""
+
+    learning_rate: float = 2e-4
+    num_train_epochs: float = 3.0
+    per_device_train_batch_size: int = 8
+    """Traces at once; with `gradient_accumulation_steps` the paper's batch of 16."""
+    gradient_accumulation_steps: int = 2
+    warmup_ratio: float = 0.1
+    """Share of the updates in which the rate rises."""
+    max_grad_norm: float = 1.0
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """What the rate does after the warm-up (not stated in the paper)."""
+    gradient_checkpointing: bool = False
+    """Less memory for more time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """Who writes, and how often."""
+
+    mode: Literal["flow", "single", "ground_truth"] = "flow"
+    """"single" is one pass of the Answer role; "ground_truth" plays nothing and takes the data set's own solutions,
+    those that the verifier finds right."""
+    num_samples: int = 8
+    """The most draws on one problem; a problem that has its traces is not drawn again (not stated in the paper)."""
+    max_traces: int | None = None
+    """Stop at the end of the batch in which so many were found; all problems are drawn on where not given."""
+    problems_of: str = ""
+    """A folder or file of traces: draw only on the problems that these are of, so that sources can be compared on the
+    same problems."""
+    output_dir: str = "runs/traces"
+    seed: int = 0
+    """Draws and their sampling derive from it."""
+    batch_problems: int = 64
+    """Problems under way at once, and written at once. Changes timing only."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "batch_problems", "max_traces"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"expected {name} of 1 at least, found {value}")
+
+    def source(self, *, trained: bool) -> Source:
+        """What the traces are called, by who writes them."""
+        if self.mode == "ground_truth":
+            return "ground_truth"
+        if self.mode == "flow":
+            return "trained_flow" if trained else "untrained_flow"
+        return "trained_answer" if trained else "self_generated"
