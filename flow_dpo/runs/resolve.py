@@ -321,9 +321,9 @@ def _refuse_odd(settings: dict[Any, Any], path: Path) -> None:
         elif isinstance(value, float) and not math.isfinite(value):
             expected = f"a finite number{under} in {path}"
         elif not (value is None or isinstance(value, (str, int, float, bool))):
-            expected = f"a text (in quotes), a number, a list or names and values{under} in {path}"
+            expected = f"a text, a number, a list or names and values{under} in {path}"
         if expected:
-            raise ConfigError(f"expected {expected}, found {found!r:.80}")
+            raise ConfigError(f"expected {expected}, found {found!r:.80}; quote it if it is a text")
 
 
 def command_line() -> str:
