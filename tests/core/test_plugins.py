@@ -92,9 +92,7 @@ def test_what_is_no_proper_flow_is_refused(
 def test_no_file_no_class(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="found no file"):
         load_flow(str(tmp_path / "nowhere.py:Critique"))
-    with pytest.raises(
-        ConfigError, match=r"expected Nothing in .* found no such name; it has \[.*'State', 'Critique'\]"
-    ):
+    with pytest.raises(ConfigError, match=r"expected Nothing in .* no such name; it has \[.*'State', 'Critique'\]"):
         load_flow(f"{CRITIQUE}:Nothing")
     with pytest.raises(ConfigError, match=r"or an installed flow for --flow, found 'critique'; installed: none"):
         load_flow("critique")

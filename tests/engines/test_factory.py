@@ -81,7 +81,7 @@ def test_an_installed_engine_joins_when_it_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("flow_dpo.core.plugins.entry_points", lambda **words: points.select(**words))
     assert "mirror" not in settings.KINDS
     # As a command does: its settings are flags like any other engine's.
-    parsed = parse_train("flow-dpo train", ["--engine", "mirror", "--engine.context_tokens", "11"])
+    parsed = parse_train("flow-dpo train", ["--engine", "mirror", "--engine.context_tokens", "11"], {})
     assert parsed.runtime.engine == MirrorSettings(context_tokens=11)
     assert parsed.names()["engine_kind"] == "mirror"
     with pytest.raises(ConfigError, match="expected an EngineKind from the plug-in of engine 'broken', found"):

@@ -138,7 +138,7 @@ def test_a_bare_recipe_takes_the_scales_and_one_preset_every_name(tmp_path: Path
         (
             "R = Recipe(",
             "S = Recipe(",
-            r"expected R in .* for --recipe, found no such name; it has \['CHAT', 'S', 'ONE'\]",
+            r"expected R in .* --recipe, found no such name; it has \['CHAT', 'S', 'ONE'\]",
         ),
         ("num_rollouts=2", "num_rolouts=2", "could not be run: TypeError: .*num_rolouts"),
         ("import Ipo", "import Ipoo", "could not be run: ImportError"),

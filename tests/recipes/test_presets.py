@@ -60,7 +60,7 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
     assert f"list[{kinds}]" in str(type(made.recipe.credit).__call__.__annotations__["return"])
 
 
-# Of each recipe: exploration at its paper's, chat, small and seed preset, (rollouts, completions, temperature, top-p).
+# What each recipe explores at its paper's, chat, small and seed preset: (rollouts, completions, temperature, top-p).
 EXPLORED = {
     "flow-dpo": [(1, 1, 1.0, 1.0), (1, 1, 1.0, 1.0), (1, 1, 0.8, 1.0), (1, 1, 1.0, 0.97)],
     "online-dpo": [(2, 0, 0.9, 1.0), (2, 0, 0.9, 1.0), (2, 0, 0.9, 1.0), (2, 0, 1.0, 0.97)],
