@@ -205,6 +205,7 @@ def test_folders(tmp_path: Path) -> None:
         ("a.jsonl", b'{"question": "\\ud800", "answer": "1"}\n', "half a surrogate pair"),
         ("a.jsonl", b'{"problem": "Q", "solution": "\\\\boxed{}"}\n', "expected a gold answer in 'solution'"),
         ("a.jsonl", b'{"question": "Q", "answer": NaN}\n', "expected a text in 'answer', found nan"),
+        ("a.jsonl", b'{"question": "Q", "answer": "1", "answer": "2"}\n', r"row 0: .*'answer' twice in one object"),
         ("a.jsonl", b'{"question": "Q", "answer": ' + b"9" * 5000 + b"}\n", "row 0: expected JSON"),
         ("a.jsonl", b"[" * 100_000, "row 0: expected JSON"),
         ("a.jsonl.gz", b"not gzip", "expected a readable data set"),
