@@ -1,6 +1,4 @@
-"""How do runs, evaluations, traces and comparisons become one page for people?
+"""What are people told? Runs, evaluations, traces, judges and comparisons as one HTML page.
 
-    read -> learning -> *_sections -> sections.Report -> page (HTML) and markdown
-
-Invariant: what is said is said once, in a `sections.Report`; the two renderers add nothing and leave nothing out.
+May import every room but `cli`: sources -> rates -> *_section -> document.Report -> html.
 """
