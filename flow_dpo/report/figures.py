@@ -35,7 +35,7 @@ def draw_forest(name: str, effects: Sequence[Effect], *, x: str, alt: str) -> st
             if effect.low is not None and effect.high is not None:
                 axis.plot([effect.low, effect.high], [row, row], color=colour, linewidth=4, solid_capstyle="butt")
             axis.plot([effect.mean], [row], "o" if apart else "D", color=colour, markersize=7)
-        axis.set_yticks(range(len(effects)), [label(effect.label, 28) for effect in reversed(effects)])
+        axis.set_yticks(range(len(effects)), [label(effect.label, 32) for effect in reversed(effects)])
         axis.set_ylim(-0.6, len(effects) - 0.4)
         axis.grid(False, axis="y")
         axis.set_xlabel(x)

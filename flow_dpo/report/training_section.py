@@ -157,7 +157,7 @@ def _yields(run: RunSource, tag: str) -> Section:
     ]
     if any(len(deep[role]) > 1 for role in roles):
         alt = f"{unit} in per cent, by depth, for each role, early and late in the run."
-        svg = draw(f"{tag}-depth", panels, x="depth (turns before)", alt=alt, height=3.1, whole=True)
+        svg = draw(f"{tag}-depth", panels, x="depth (turns before)", alt=alt, height=3.1)
         blocks.append(Figure(title="The same by depth, early and late in the run", svg=svg))
     rows = [
         (

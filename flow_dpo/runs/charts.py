@@ -36,7 +36,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":", "-", "--")
 _NAMES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 
-_WIDTH = 6.0
+_WIDTH = 6.4
 """Inches. Narrow, so that words can still be read where the figure fills a phone's width."""
 _STYLE = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 12, "font.family": "DejaVu Sans",
@@ -85,11 +85,11 @@ class Panel:
     """Points have markers."""
 
 
-def draw(name: str, panels: Sequence[Panel], *, x: str, alt: str, height: float = 2.7, whole: bool = False) -> str:
-    """An `<svg>` of panels one above the other over the same x, whose name is given with its unit; `whole` keeps x to
-    integers. `alt` is what a reader who cannot see it is told."""
+def draw(name: str, panels: Sequence[Panel], *, x: str, alt: str, height: float = 2.7) -> str:
+    """An `<svg>` of panels one above the other over the same x, a whole number whose name is given with its unit.
+    `alt` is what a reader who cannot see it is told."""
     with open_figure(name, len(panels), height) as (figure, axes):
-        _draw_panels(axes, panels, x, whole=whole)
+        _draw_panels(axes, panels, x)
         return to_svg(figure, alt)
 
 
@@ -118,11 +118,10 @@ def accuracy_series(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
     return series
 
 
-def _draw_panels(axes: Sequence[Any], panels: Sequence[Panel], x: str, *, whole: bool = False) -> None:
+def _draw_panels(axes: Sequence[Any], panels: Sequence[Panel], x: str) -> None:
     for panel, axis in zip(panels, axes, strict=True):
         _draw_panel(axis, panel, named=axis is axes[-1])
-        if whole:
-            axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[-1].set_xlabel(x)
 
 
@@ -149,9 +148,9 @@ def _draw_panel(axis: Any, panel: Panel, *, named: bool) -> None:
         axis.set_title(label(panel.title, 60), fontsize=12, loc="left", pad=8)
     # 3. The legend below the axes, where it covers nothing.
     if len(panel.lines) + len(panel.levels) > 1 or any(line.label for line in panel.lines):
-        long = bool(panel.levels) or max((len(line.label) for line in panel.lines), default=0) > 20
-        pad = 3.4 if named else 1.9
-        axis.legend(loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=pad, ncols=1 if long else 3)
+        longest = max(len(label(one.label, 44)) for one in (*panel.lines, *panel.levels))
+        columns = max(1, min(3, int(400 / (45 + 6.2 * longest))))  # points: the axes' width, a marker, a letter
+        axis.legend(loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=3.4 if named else 1.9, ncols=columns)
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
