@@ -227,9 +227,9 @@ def test_the_comparison_says_what_was_done(made: Path) -> None:
     learned = {row["problem"]["id"] for row in run_folder.read_jsonl(seed0 / "flow/trees.jsonl")}
     pool = {row["problem_id"] for row in run_folder.read_jsonl(seed0 / "traces/trained_flow/traces.jsonl")}
     assert not learned & pool
-    table = (made / "out/comparison.md").read_text()
-    assert "`trained_flow`" in table
-    assert "difference to self_generated" in table
+    tables = {table.caption: table.rows for table in summary_tables(found)}
+    assert "trained_flow" in [row[0] for row in tables["Difference to self_generated, percentage points"]]
+    assert not (made / "out/comparison.md").exists()
 
 
 def test_matched_arms_stay_on_the_given_problems(made: Path) -> None:
@@ -290,8 +290,8 @@ def test_an_arm_without_enough_traces_is_told_and_the_others_are_made(tmp_path: 
     assert sum(one["num_pieces"] for one in found["made_by"]) == len(found["commands"])
     assert {facts["num_learned"] for facts in found["test_sets"].values()} == {0}
     assert report_command.report([str(tmp_path / "out"), "--output_dir", str(tmp_path / "report")]) == 0
-    page = (tmp_path / "report/report.md").read_text()
-    assert "Not made: self\\_generated" in page
-    assert found["command"] in page
+    page = (tmp_path / "report/report.html").read_text()
+    assert "Not made: self_generated" in page
+    assert html.escape(found["command"]) in page
     with pytest.raises(DataError, match="expected an arm that can be made, found none; of self_generated: seed 0"):
         compare.compare([*words, "--compare.arms", "[self_generated]"])
