@@ -46,7 +46,6 @@ PURE = [
     "recipes.regenesis.flow",
     "report.compose",
     "report.html",
-    "report.markdown",
     "runs.callbacks.budget",
     "traces.trace",
     "verify.closed_form",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from flow_dpo.cli import compare
 from flow_dpo.cli import report as report_command
@@ -19,6 +20,7 @@ from flow_dpo.evaluate import paired_tests
 from flow_dpo.evaluate.compare import arms, choose
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.evaluate.compare.summary import rewards_of, step_quality
+from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs import run_folder
 
 SETTINGS = """
@@ -292,6 +294,6 @@ def test_an_arm_without_enough_traces_is_told_and_the_others_are_made(tmp_path: 
     assert report_command.report([str(tmp_path / "out"), "--output_dir", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report/report.html").read_text()
     assert "Not made: self_generated" in page
-    assert html.escape(found["command"]) in page
+    assert str(escape(found["command"])) in page
     with pytest.raises(DataError, match="expected an arm that can be made, found none; of self_generated: seed 0"):
         compare.compare([*words, "--compare.arms", "[self_generated]"])
