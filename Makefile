@@ -65,18 +65,17 @@ bench-vllm: $(VLLM)  ## the figures of playing through vLLM, in its own environm
 	$(VLLM_BIN)/python -m benchmarks.serving $(BENCH) $(REAL)
 
 study: $(DEV)  ## the paper's table and its controls on the seed model, and their report (many hours; goes on if interrupted)
-	$(BIN)/flow-dpo compare --config studies/seed.yaml $(ARGS)
-	cp runs/study/comparison.json runs/study/comparison.md studies/
+	$(BIN)/flow-dpo compare --config studies/seed/settings.yaml $(ARGS)
+	cp runs/study/comparison.json studies/seed/
 	$(BIN)/flow-dpo report runs/study/comparison.json runs/study/seed0/flow \
 		runs/study/seed0/evaluations/zero_shot/held_out-greedy \
 		runs/study/seed0/evaluations/untrained_flow_itself/held_out-greedy \
-		runs/study/seed0/traces/self_generated runs/study/seed0/traces/trained_flow --output_dir studies
+		runs/study/seed0/traces/self_generated runs/study/seed0/traces/trained_flow --output_dir studies/seed
 
 study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its tokens, and VinePPO's values (an hour)
-	$(BIN)/flow-dpo compare --config studies/recipes.yaml $(ARGS)
-	mkdir -p studies/recipes
-	cp runs/study-recipes/comparison.json runs/study-recipes/comparison.md studies/recipes/
-	$(BIN)/python studies/put_table.py studies/recipes.md studies/recipes/comparison.md
+	$(BIN)/flow-dpo compare --config studies/recipes/settings.yaml $(ARGS)
+	cp runs/study-recipes/comparison.json studies/recipes/
+	$(BIN)/python -m tools.study_tables studies/recipes
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json \
 		--run runs/study-recipes/seed0/vineppo_same_tokens

@@ -56,7 +56,6 @@ PURE = [
     "recipes.regenesis.flow",
     "report.compose",
     "report.html",
-    "report.markdown",
     "runs.callbacks.budget",
     "runs.resolve",
     "traces.settings",

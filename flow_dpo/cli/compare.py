@@ -2,7 +2,7 @@
 
     flow-dpo compare --config study.yaml          settings of `train`, and those under `compare` and `training`
 
-Everything is written under `output_dir`: settings/, one folder a seed, comparison.json and comparison.md. Interrupted,
+Everything is written under `output_dir`: settings/, one folder a seed, comparison.json. Interrupted,
 the same command goes on; with other settings it is refused. With several `jobs`, seeds run side by side.
 """
 
@@ -32,7 +32,7 @@ from flow_dpo.evaluate.compare import provenance
 from flow_dpo.evaluate.compare.arms import Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import Command, JobRunner
-from flow_dpo.evaluate.compare.summary import Told, markdown, summarise
+from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass
 from flow_dpo.runs.callbacks.progress import print_safe
@@ -173,11 +173,10 @@ def compare(argv: Sequence[str]) -> int:
             arm.name: [one for outcome in outcomes if isinstance(one := outcome[arm.name], Outcome)] for arm in made
         }
         known = {**_tested(parsed), **provenance.of(path, by_arm), "failed": failed}
-        told = Told(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
-        found = summarise(made, by_arm, told, path)
+        context = ComparisonContext(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
+        found = summarise(made, by_arm, context, path)
         run_folder.write_whole(path / SUMMARY, json.dumps(found, indent=1) + "\n")
-        run_folder.write_whole(path / "comparison.md", markdown(found))
-    print_safe(console, f"Written to {path / SUMMARY}")
+    print_safe(console, f"Written to {path / SUMMARY}; as a page: flow-dpo report {path}")
     return 0
 
 

@@ -1,10 +1,10 @@
 """`flow-dpo report`: one page on runs, evaluations, traces, comparisons and judges' verdicts.
 
     flow-dpo report runs/train runs/untrained runs/single --output_dir runs/report
-    flow-dpo report studies/comparison.json --output_dir studies
+    flow-dpo report studies/recipes/comparison.json --output_dir studies/recipes
 
-reads everything that is named, and writes `report.html` (one file, nothing else needed), `report.md` and its figures
-beside it. Invariant: a source that is none, or broken, is refused before anything is written.
+reads everything that is named, and writes `report.html`: one file, nothing else needed.
+Invariant: a source that is none, or broken, is refused before anything is written.
 """
 
 from __future__ import annotations
@@ -19,15 +19,12 @@ from rich.console import Console
 from flow_dpo.core.errors import ConfigError, StorageError
 from flow_dpo.report.compose import compose
 from flow_dpo.report.document import Report
-from flow_dpo.report.html import page
-from flow_dpo.report.markdown import markdown
+from flow_dpo.report.html import render_page
 from flow_dpo.report.sources import read_sources
-from flow_dpo.report.svg_theme import standalone
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import command_line, resolve
 
-FIGURES = "figures"
 _WHAT = (
     "Write a report on the runs, evaluations, traces, comparisons and judges' verdicts that are named: "
     "flow-dpo report RUN_OR_COMPARISON... --output_dir OUT"
@@ -75,18 +72,15 @@ def report(argv: Sequence[str]) -> int:
     console: Any = Console()
     for finding in made.findings:
         print_safe(console, finding)
-    print_safe(console, f"Written to {folder / 'report.html'} and {folder / 'report.md'}")
+    print_safe(console, f"Written to {folder / 'report.html'}")
     return 0
 
 
 def write(made: Report, folder: Path) -> None:
-    """The report's files. Raises `StorageError` where they cannot be written."""
+    """report.html. Raises `StorageError` where it cannot be written."""
     try:
-        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-        for figure in made.figures():
-            run_folder.write_whole(folder / FIGURES / f"{figure.name}.svg", standalone(figure.svg))
-        run_folder.write_whole(folder / "report.html", page(made))
-        run_folder.write_whole(folder / "report.md", markdown(made, FIGURES))
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write_whole(folder / "report.html", render_page(made))
     except OSError as error:
         raise StorageError(
             f"could not write the report to {folder}: {error}; make room, or name another --output_dir"

@@ -1,8 +1,6 @@
-"""How do runs, evaluations, traces and comparisons become one page for people?
+"""What does a person read? Runs, evaluations, traces, judges and comparisons as one HTML page.
 
-    sources -> run_data -> *_section -> document.Report -> html and markdown
-
-Invariant: what is said is said once, in a `document.Report`; the two renderers add nothing and leave nothing out.
+    sources -> run_data -> *_section -> document.Report -> html
 
 May import evaluate, traces, runs, workers, recipes, engines, learner, models, data, verify and core.
 """

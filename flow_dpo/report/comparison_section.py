@@ -1,4 +1,4 @@
-"""What is told of a comparison?
+"""The section of a comparison, and its tables as a published study has them.
 
 Which arm is better, by how much and how surely: a table, and the differences to the baseline as a forest plot; then on
 how many traces and at what cost, and how many right answers hide a wrong step. What comparison.json leaves null is
@@ -14,12 +14,12 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.report import checks, formatting
 from flow_dpo.report.document import Block, Figure, Fold, Paragraph, Section, Table
 from flow_dpo.report.evaluation_section import steps_cells
-from flow_dpo.report.figures import Effect, forest
+from flow_dpo.report.figures import Effect, draw_forest
 from flow_dpo.report.sources import ComparisonSource
 
 _DIFFERENCE = ("mean", "low", "high", "p", "p_holm", "seed_low", "seed_high")
 _FINDINGS = 12
-"""Differences that are told at the top; all of them stand in the tables."""
+"""Differences that stand at the top; all of them stand in the tables."""
 _SURE = 0.05
 """The corrected p below which a difference counts beside all others."""
 Arm = Mapping[str, Any]
@@ -40,11 +40,15 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
     seeds = found.get("num_seeds")
     words = (
         f"Model {found.get('model', 'unnamed')}, trained on {found.get('dataset', 'an unnamed set')}, "
-        f"{formatting.count(seeds)} "
-        f"seed{'s' if seeds != 1 else ''}; tests: {tests or 'not named'}."
+        f"{formatting.count(seeds)} seed{'s' if seeds != 1 else ''}; tests: {tests or 'not named'}."
     )
     if _by_difference(arms):
         words += f" Differences are to {baseline}, on {primary}."
+    if _by_difference(arms) or _contrasted(arms):
+        words += (
+            " Differences are paired: the interval resamples test questions; p is the exact one of exchanging the two "
+            "arms on whole questions, all seeds of a question together (of one seed McNemar's)."
+        )
     blocks: list[Block] = [Paragraph(text=words)]
     if seeds == 1:
         blocks.append(
@@ -55,15 +59,26 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
     blocks += _caveats(found, str(source.path))
     plot = _forest(arms, f"comparison{number}", str(baseline), str(primary))
     blocks += [plot] if plot else []
-    blocks += [_difference_table(arms, str(baseline))] if plot else []
-    contrasts = _contrasts(arms)
-    blocks += [contrasts] if contrasts.rows else []
-    blocks += [_accuracies(arms), _costs(arms), _steps(arms)]
-    blocks += [Fold(title="Every test, and each seed", blocks=_everything(arms)), _what(arms)]
+    blocks += _tables(arms, str(baseline))
+    blocks.append(Fold(title="Every test, and each seed", blocks=(_every_test(arms),)))
+    blocks.append(Fold(title="What each arm is", blocks=(_descriptions(arms),)))
     makeup = _makeup(arms)
     if makeup.rows:
         blocks.append(Fold(title="Which problems got a trace", blocks=(makeup,)))
     return Section(title=f"Comparison {formatting.short(source.name)}", blocks=tuple(blocks)), tuple(findings)
+
+
+def summary_tables(found: Mapping[str, Any]) -> list[Table]:
+    """The tables of a comparison.json whose values are of the right kinds, and what each arm is."""
+    arms: list[Arm] = list(found["arms"])
+    return [*_tables(arms, str(found.get("baseline") or "self_generated")), _descriptions(arms)]
+
+
+def _tables(arms: list[Arm], baseline: str) -> list[Table]:
+    """Differences where there are any, then what every comparison has."""
+    tables = [_differences(arms, baseline)] if _by_difference(arms) else []
+    tables += [contrasts] if (contrasts := _contrasts(arms)).rows else []
+    return [*tables, _accuracies(arms), _costs(arms), _steps(arms)]
 
 
 def _caveats(found: Mapping[str, Any], place: str) -> list[Block]:
@@ -150,14 +165,12 @@ def _finding(name: str, found: Mapping[str, Any], baseline: str) -> str:
 
 def _findings(arms: list[Arm], baseline: str, primary: str) -> list[str]:
     """A few: differences to the baseline in the order of the arms; or the contrasts, where there is no baseline."""
-    told = [
-        _finding(arm["name"], _difference(arm), baseline) for arm in arms if _difference(arm).get("mean") is not None
-    ]
-    if not told:
-        gaps = [one for one in _contrasted(arms) if one[2] == primary and one[3].get("mean") is not None]
-        told = [_finding(arm, gap, other) for arm, other, _, gap in gaps]
-    more = len(told) - _FINDINGS
-    return told if more <= 0 else [*told[:_FINDINGS], f"{more} more differences: in the comparison's tables."]
+    gaps = [(arm["name"], _difference(arm), baseline) for arm in arms]
+    if not _by_difference(arms):
+        gaps = [(arm, gap, other) for arm, other, test, gap in _contrasted(arms) if test == primary]
+    found = [_finding(*gap) for gap in gaps if gap[1].get("mean") is not None]
+    more = len(found) - _FINDINGS
+    return found if more <= 0 else [*found[:_FINDINGS], f"{more} more differences: in the comparison's tables."]
 
 
 def _forest(arms: list[Arm], tag: str, baseline: str, primary: str) -> Figure | None:
@@ -179,16 +192,16 @@ def _forest(arms: list[Arm], tag: str, baseline: str, primary: str) -> Figure | 
         f"{len(shown) - len(better) - len(worse)} not told apart"
     )
     alt = f"Forest plot of the differences to {baseline}. {title}."
-    svg = forest(f"{tag}-forest", effects, x="difference (percentage points)", alt=alt)
+    svg = draw_forest(f"{tag}-forest", effects, x="difference (percentage points)", alt=alt)
     caption = (
         "Thick: 95 % paired bootstrap over the test questions. Thin: 95 % t-interval over seeds. Blue circles are "
         "better, red ones worse, grey diamonds not told apart; intervals are not corrected for the number of arms, "
         "Holm's p in the table is."
     )
-    return Figure(name=f"{tag}-forest", title=title, alt=alt, svg=svg, caption=caption)
+    return Figure(title=title, svg=svg, caption=caption)
 
 
-def _difference_table(arms: list[Arm], baseline: str) -> Table:
+def _differences(arms: list[Arm], baseline: str) -> Table:
     rows: list[tuple[str, ...]] = []
     for arm in arms:
         found = _difference(arm)
@@ -257,7 +270,7 @@ def _costs(arms: list[Arm]) -> Table:
         "traces",
         "problems with one",
         "problems asked",
-        "tokens played",
+        "tokens sampled",
         "tokens learned",
         "verdicts",
         "time",
@@ -278,7 +291,7 @@ def _steps(arms: list[Arm]) -> Table:
     return Table(caption="Right, but by a wrong step", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
 
 
-def _everything(arms: list[Arm]) -> tuple[Block, ...]:
+def _every_test(arms: list[Arm]) -> Table:
     rows: list[tuple[str, ...]] = []
     for arm in arms:
         for test, how in _tests(arms):
@@ -289,16 +302,14 @@ def _everything(arms: list[Arm]) -> tuple[Block, ...]:
             cells = (seeds, formatting.points(other.get("mean")), gap, formatting.p_value(other.get("p_holm")))
             rows.append((arm["name"], f"{test}, {how}", *cells))
     columns = ("arm", "test", "accuracy of each seed", "points to baseline", "95 % over questions", "Holm's p")
-    return (Table(caption="All tests", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1})),)
+    return Table(caption="All tests", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
 
 
-def _what(arms: list[Arm]) -> Fold:
+def _descriptions(arms: list[Arm]) -> Table:
     rows = tuple(
-        (arm["name"], str(arm.get("kind") or formatting.NOTHING), str(arm.get("what") or formatting.NOTHING))
-        for arm in arms
+        (arm["name"], *(str(arm.get(name) or formatting.NOTHING) for name in ("kind", "what"))) for arm in arms
     )
-    table = Table(caption="Arms", columns=("arm", "kind", "what it is"), rows=rows, wordy=frozenset({0, 1, 2}))
-    return Fold(title="What each arm is", blocks=(table,))
+    return Table(caption="Arms", columns=("arm", "kind", "what it is"), rows=rows, wordy=frozenset({0, 1, 2}))
 
 
 def _makeup(arms: list[Arm]) -> Table:

@@ -1,7 +1,7 @@
-"""How do the sources become one report?
+"""One report of all sources.
 
 In reading order: findings, comparisons, runs, evaluations, traces, judges, solutions side by side, and at last the
-commands and versions with which all of it can be made again. Invariant: each source that was named is spoken of.
+commands and versions with which all of it can be made again. Invariant: each source that was named is in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flow_dpo.report import formatting
 from flow_dpo.report import rates as learning
 from flow_dpo.report.comparison_section import comparison_section
 from flow_dpo.report.document import Block, Code, Fold, Paragraph, Report, Section, Table
-from flow_dpo.report.evaluation_section import evaluation_section, finding_of, traces_section
+from flow_dpo.report.evaluation_section import evaluation_section, summarise_evaluation, traces_section
 from flow_dpo.report.judge_section import judge_section
 from flow_dpo.report.side_by_side import side_by_side
 from flow_dpo.report.sources import (  # fmt: skip
@@ -43,34 +43,34 @@ def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str) -
         sections.append(section)
         findings += found
     if len(runs) > 1:
-        sections.append(_at_a_glance(runs))
+        sections.append(_glance(runs))
     for number, source in enumerate(runs, start=1):
         section, finding = run_section(source, number, evaluations)
         sections.append(section)
         findings.append(finding)
     if evaluations:
         sections.append(evaluation_section(evaluations))
-        findings += [finding_of(one) for one in evaluations]
+        findings += [summarise_evaluation(one) for one in evaluations]
     if traces:
         sections.append(traces_section(traces))
     if judges:
         section, found = judge_section(judges)
         sections.append(section)
         findings += found
-    beside = side_by_side(voices(sources), num_side_by_side)
+    beside = side_by_side(solutions_by_name(sources), num_side_by_side)
     if beside:
         words = (
-            "The same problem, solved by different speakers; lines with a fault are marked. Picked to show differences "
-            "(speakers that disagree, right answers by a wrong step), not at random: counts are in the tables."
+            "The same problem, solved by different models; lines with a fault are marked. Picked to show differences "
+            "(models that disagree, right answers by a wrong step), not at random: counts are in the tables."
         )
         sections.append(Section(title="Solutions side by side", blocks=(Paragraph(text=words), *beside)))
-    sections.append(_making(sources, command))
+    sections.append(_reproduction(sources, command))
     names, more = ", ".join(formatting.short(source.name, 30) for source in sources[:2]), len(sources) - 2
     names += f" and {more} more" if more > 0 else ""
     return Report(title=f"Report on {names}", findings=tuple(findings), sections=tuple(sections))
 
 
-def voices(sources: Sequence[Source]) -> dict[str, Mapping[str, Spoken]]:
+def solutions_by_name(sources: Sequence[Source]) -> dict[str, Mapping[str, Spoken]]:
     """Everyone who solved problems, by a name of their own."""
     found: dict[str, Mapping[str, Spoken]] = {}
     for source in sources:
@@ -83,7 +83,7 @@ def voices(sources: Sequence[Source]) -> dict[str, Mapping[str, Spoken]]:
     return found
 
 
-def _at_a_glance(runs: Sequence[RunSource]) -> Section:
+def _glance(runs: Sequence[RunSource]) -> Section:
     rows: list[tuple[str, ...]] = []
     for run in runs:
         quarters = learning.quarters(run.num_seen)
@@ -96,7 +96,7 @@ def _at_a_glance(runs: Sequence[RunSource]) -> Section:
     return Section(title="All runs at a glance", blocks=(table,))
 
 
-def _making(sources: Sequence[Source], command: str) -> Section:
+def _reproduction(sources: Sequence[Source], command: str) -> Section:
     """The commands as they were typed, settings, and versions."""
     commands = [line for source in sources for line in _commands(source)]
     blocks: list[Block] = [

@@ -1,16 +1,16 @@
-"""What is a report made of, before it is HTML or Markdown?
+"""The document tree of a report, before it is HTML: sections with a title, holding blocks of a few kinds.
 
-Sections with a title, holding blocks of a few kinds. Text in a block is plain: whoever renders it escapes it, always,
-since it may come from a model, a data set or a settings file. Example:
+Text in a block is plain: whoever renders it escapes it, always, since it may come from a model, a data set or a
+settings file. Example:
 
-    Section(title="Cost", blocks=(Table(caption="Tokens", columns=("", "tokens"), rows=(("played", "8,230"),)),))
+    Section(title="Cost", blocks=(Table(caption="Tokens", columns=("", "tokens"), rows=(("sampled", "8,230"),)),))
 
-Invariant: every number that a reader sees is text in a block, so that both renderings say the same.
+Invariant: every number that a reader sees is text in a block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from flow_dpo.core.types import Status
@@ -21,13 +21,6 @@ class Paragraph:
     """Running text."""
 
     text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bullets:
-    """A short list."""
-
-    items: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +50,9 @@ class Table:
 class Figure:
     """A picture. Its title says what is seen."""
 
-    name: str
-    """Of its file, without the ending."""
     title: str
-    alt: str
-    """What a reader who cannot see it is told."""
     svg: str
-    """An `<svg>` element without a namespace, its colours named by the page (`svg.PALETTE`)."""
+    """An `<svg>` element without a namespace, its colours named by the page (`runs.charts.to_svg`)."""
     caption: str = ""
 
 
@@ -100,8 +89,8 @@ class SideBySide:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """One node of a tree: what a role said."""
+class TreeNode:
+    """One node of a tree: the completion of one turn."""
 
     id: int
     role: str
@@ -110,29 +99,29 @@ class Told:
     """What is known of it: its probability, its tags, whether a pair chose it."""
     preferred: Literal["", "chosen", "rejected", "both"] = ""
     """Which side of a pair it is."""
-    instead: tuple[Play, ...] = ()
-    """The plays in which something else was said here."""
+    alternatives: tuple[Branch, ...] = ()
+    """The rollouts that have another completion in this node's place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Play:
-    """One rollout: what was said from its start to its leaf, and what came of it."""
+class Branch:
+    """One rollout: its nodes from its start to its leaf, and its verdict."""
 
-    told: tuple[Told, ...]
+    nodes: tuple[TreeNode, ...]
     status: Status | None
     outcome: str
-    then: tuple[Play, ...] = ()
-    """The plays that went on from its leaf, where it stopped before its end."""
+    continuations: tuple[Branch, ...] = ()
+    """The rollouts that go on from its leaf, where it stopped before its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeDrawing:
-    """All play on one problem, the trunk first."""
+    """All rollouts of one problem, the trunk first."""
 
     question: str
     gold: str
-    plays: tuple[Play, ...]
-    """The trunk; and more where several plays begin at the root."""
+    branches: tuple[Branch, ...]
+    """The trunk; and more where several rollouts begin at the root."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +132,7 @@ class Fold:
     blocks: tuple[Block, ...]
 
 
-Block = Paragraph | Bullets | Code | Table | Figure | SideBySide | TreeDrawing | Fold
+Block = Paragraph | Code | Table | Figure | SideBySide | TreeDrawing | Fold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,24 +151,4 @@ class Report:
     title: str
     findings: tuple[str, ...]
     """What came of it, in one line each."""
-    sections: tuple[Section, ...] = field(default=())
-
-    def figures(self) -> list[Figure]:
-        """All figures, in reading order."""
-        found: list[Figure] = []
-
-        def walk(blocks: tuple[Block, ...]) -> None:
-            for block in blocks:
-                if isinstance(block, Figure):
-                    found.append(block)
-                elif isinstance(block, Fold):
-                    walk(block.blocks)
-
-        def into(section: Section) -> None:
-            walk(section.blocks)
-            for inner in section.sections:
-                into(inner)
-
-        for section in self.sections:
-            into(section)
-        return found
+    sections: tuple[Section, ...] = ()

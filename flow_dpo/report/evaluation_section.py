@@ -1,6 +1,6 @@
-"""What is told of evaluations and of traces?
+"""The sections of evaluations and of traces: one row each, in tables.
 
-One row each, in tables. Invariant: a number stands beside how it was decoded and on how many problems.
+Invariant: a number stands beside how it was decoded and on how many problems.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ def evaluation_section(evaluations: Sequence[EvaluationSource]) -> Section:
     return Section(title="Evaluations", blocks=tuple(blocks))
 
 
-def finding_of(one: EvaluationSource) -> str:
+def summarise_evaluation(one: EvaluationSource) -> str:
     """An evaluation in one line."""
     summary = one.summary
     return (
         f"{one.name}: {formatting.share(summary.get('accuracy'))} ({formatting.interval(summary['interval'])}) of "
         f"{formatting.count(summary.get('num_problems'))} problems of "
         f"{summary.get('dataset', 'an unnamed set')} right, "
-        f"{who_spoke(one)}, {decoded(summary)}."
+        f"{describe_model(one)}, {describe_decoding(summary)}."
     )
 
 
-def who_spoke(one: EvaluationSource) -> str:
+def describe_model(one: EvaluationSource) -> str:
     """Flow or single pass, trained or not."""
     settings = one.summary.get("settings") or {}
     who = "single model" if one.single else "flow"
@@ -74,7 +74,7 @@ def who_spoke(one: EvaluationSource) -> str:
     return f"{who}, adapters of {settings.get('run') or settings.get('adapter') or 'an unnamed run'}"
 
 
-def decoded(summary: Mapping[str, Any]) -> str:
+def describe_decoding(summary: Mapping[str, Any]) -> str:
     """How completions were taken."""
     decoding = summary.get("decoding") or {}
     if not decoding:
@@ -89,7 +89,7 @@ def decoded(summary: Mapping[str, Any]) -> str:
 def _row(one: EvaluationSource) -> tuple[str, ...]:
     summary = one.summary
     return (
-        one.name, who_spoke(one), str(summary.get("dataset", formatting.NOTHING)), decoded(summary),
+        one.name, describe_model(one), str(summary.get("dataset", formatting.NOTHING)), describe_decoding(summary),
         f"{formatting.share(summary.get('accuracy'))} ({formatting.interval(summary['interval'])})",
         formatting.count(summary.get("num_problems")), formatting.count(summary.get("num_draws")),
         formatting.count(summary.get("num_ungraded")),
@@ -173,9 +173,9 @@ def traces_section(traces: Sequence[TracesSource]) -> Section:
         "source",
         "traces",
         "problems with one",
-        "problems played",
+        "problems tried",
         "draws",
-        "tokens played",
+        "tokens sampled",
         "verdicts",
         "time",
     )

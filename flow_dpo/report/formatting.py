@@ -1,4 +1,4 @@
-"""How is a number written for a person?
+"""Numbers as a person reads them.
 
     0.4063           ->  "40.6 %"              a share
     (0.255, 0.577)   ->  "25.5 to 57.7 %"      its interval

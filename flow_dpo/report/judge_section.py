@@ -1,4 +1,4 @@
-"""What is told of a judge's verdicts on two sets of traces?
+"""The section of a judge's verdicts on two sets of traces.
 
 Who was preferred, how surely, and how far the judge can be trusted: whether it says the same in both orders, and
 whether it leans to a place or to length. Then a few of its own words. Invariant: a preference is called one only where
@@ -63,11 +63,11 @@ def judge_section(judges: Sequence[JudgeSource]) -> tuple[Section, tuple[str, ..
             wordy=frozenset({0, 1}),
         )
         blocks.append(table)
-    blocks += [fold for one in judges if (fold := _said(one))]
+    blocks += [fold for one in judges if (fold := _quote(one))]
     return Section(title="Judge", blocks=tuple(blocks)), tuple(_finding(one) for one in judges)
 
 
-def sides_of(one: JudgeSource) -> str:
+def name_sides(one: JudgeSource) -> str:
     """What was compared with what."""
     named = []
     for side in ("a", "b"):
@@ -98,7 +98,7 @@ def _outcomes(one: JudgeSource) -> tuple[str, ...]:
     pairs = [formatting.count(_number(one, "pairs", name)) for name in ("a", "b", "tie", "unparsed")]
     rate, bounds = _win_rate(one)
     shown = formatting.NOTHING if rate is None else f"{formatting.share(rate)} ({formatting.interval(bounds)})"
-    return (sides_of(one), _judge(one), *pairs, shown, formatting.p_value(_number(one, "decided", "p")))
+    return (name_sides(one), _judge(one), *pairs, shown, formatting.p_value(_number(one, "decided", "p")))
 
 
 def _trust(one: JudgeSource) -> tuple[str, ...]:
@@ -116,14 +116,14 @@ def _kinds(one: JudgeSource) -> list[tuple[str, ...]]:
 def _finding(one: JudgeSource) -> str:
     rate, bounds = _win_rate(one)
     if rate is None or bounds is None:
-        return f"{sides_of(one)}: no pair has a verdict."
+        return f"{name_sides(one)}: no pair has a verdict."
     how = f"a's win rate is {formatting.share(rate)} ({formatting.interval(bounds)})"
     better = "a preferred" if bounds[0] > 0.5 else "b preferred" if bounds[1] < 0.5 else "neither preferred"
     agreed = formatting.share(_number(one, "agreement", "rate"))
-    return f"{sides_of(one)}: {how} by {_judge(one)}, {better}; its two orders agree on {agreed}."
+    return f"{name_sides(one)}: {how} by {_judge(one)}, {better}; its two orders agree on {agreed}."
 
 
-def _said(one: JudgeSource) -> Fold | None:
+def _quote(one: JudgeSource) -> Fold | None:
     """The first judgements' own words."""
     shown: list[Block] = []
     for number, row in enumerate(one.rows[:_SHOWN], start=1):

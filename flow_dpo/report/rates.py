@@ -1,7 +1,7 @@
-"""How do a run's counts become rates with intervals, over time?
+"""Rates with intervals over time, from a run's counts.
 
-The stream is cut into equal parts, in the order in which problems were played; each rate is a share of one part with
-its Wilson interval. Of 256 problems, `parts(256)` is 8 parts of 32.
+The stream is cut into equal parts, in the order of its problems; each rate is a share of one part with its Wilson
+interval. Of 256 problems, `parts(256)` is 8 parts of 32.
 
 Invariant: parts cover every problem once. What was never counted in a part is None, not zero.
 """
@@ -16,6 +16,7 @@ from itertools import pairwise
 from flow_dpo.core.stats import wilson
 from flow_dpo.evaluate.statistics import auc
 from flow_dpo.report.run_data import Heard, NodeSeen, Plays
+from flow_dpo.runs.charts import Series
 
 _LEAST = 32
 """Problems a part, where there are enough of them."""
@@ -105,6 +106,16 @@ class Area:
 
     value: float | None
     bounds: tuple[float, float] | None = None
+
+
+def to_series(label: str, x: Sequence[float], rates: Sequence[Rate | Area], scale: float = 100) -> Series:
+    """A line of a chart: rates, in per cent unless `scale` says otherwise, with their intervals."""
+    bounds = [rate.bounds or (None, None) for rate in rates]
+    y, low, high = (
+        [None if value is None else scale * value for value in values]
+        for values in ([rate.value for rate in rates], [low for low, _ in bounds], [high for _, high in bounds])
+    )
+    return Series(label=label, x=list(x), y=y, low=low, high=high)
 
 
 def right_over_wrong(plays: Plays, part: Part, role: str) -> Area:

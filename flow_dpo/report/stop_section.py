@@ -1,28 +1,30 @@
-"""What can a choosing role, such as Stop, tell apart?
+"""The section of a choosing role, such as Stop: what can it tell apart?
 
 Right candidates from finished wrong ones, and finished from unfinished ones, each over time: the area under the curve
-of its log-odds of Yes. Counted on trunk nodes, whatever was said there, with the candidate's own verdict (`plays`), as
-`flow-dpo evaluate` does. Invariant: the two questions are never mixed into one number.
+of its log-odds of Yes. Counted on trunk nodes, whatever was chosen there, with the candidate's own verdict
+(`run_data`), as `flow-dpo evaluate` does. Invariant: the two questions are never mixed into one number.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flow_dpo.report import formatting
 from flow_dpo.report.document import Figure, Paragraph, Section, Table
-from flow_dpo.report.figures import Panel, Series, draw
 from flow_dpo.report.rates import (
     Area,
     Part,
-    Rate,
     choosing_roles,
     finished_over_unfinished,
     parts,
     prefers_yes,
     quarters,
     right_over_wrong,
+    to_series,
     yes_rate,
 )
 from flow_dpo.report.sources import RunSource
+from flow_dpo.runs.charts import Panel, draw
 
 _KINDS = ("unfinished", "wrong", "right")
 _WORDS = {"unfinished": "unfinished", "wrong": "finished, wrong", "right": "right"}
@@ -35,18 +37,15 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
     finished = [finished_over_unfinished(plays, part, role) for part in over]
     right = [right_over_wrong(plays, part, role) for part in over]
     lines = [
-        Series(label=label, x=middles, y=[area.value for area in areas],
-               low=[None if area.bounds is None else area.bounds[0] for area in areas],
-               high=[None if area.bounds is None else area.bounds[1] for area in areas])
-        for label, areas in (("finished over unfinished", finished), ("right over finished wrong", right))
-    ]  # fmt: skip
-    shares = [
-        Series(label=_WORDS[kind], x=middles, y=[_percent(yes_rate(plays, part, role, kind)) for part in over])
-        for kind in _KINDS
+        to_series("finished over unfinished", middles, finished, scale=1),
+        to_series("right over finished wrong", middles, right, scale=1),
     ]
-    finding = (
-        f"{role}, first part to last: {_told('finished from unfinished', finished)}; {_told('right from wrong', right)}"
-    )
+    shares = []
+    for kind in _KINDS:
+        rates = [yes_rate(plays, part, role, kind) for part in over]
+        shares.append(replace(to_series(_WORDS[kind], middles, rates), low=(), high=()))
+    changes = (_change("finished from unfinished", finished), _change("right from wrong", right))
+    finding = f"{role}, first part to last: {'; '.join(changes)}"
     alt = f"Area under the curve and share of Yes of the role {role} over problems seen. {finding}"
     panels = [
         Panel(y="area under the curve", lines=lines, bounds=(None, 1.02), reference=0.5,
@@ -55,13 +54,12 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
     ]  # fmt: skip
     name = f"{tag}-{'stop' if role == 'stop' else 'choosing'}-{choosing_roles(plays).index(role)}"
     figure = Figure(
-        name=name, title=finding, alt=alt, svg=draw(name, panels, x="problems seen", alt=alt, height=3.4),
+        title=finding, svg=draw(name, panels, x="problems seen", alt=alt, height=3.4),
         caption="Bands are 95 % intervals (Hanley and McNeil), which take candidates as independent.",
     )  # fmt: skip
     note = (
-        f"Of candidates on the trunk, {len(plays.heard)} have a verdict of their own; at {plays.unheard} Yes "
-        "was never said, "
-        "or its play could not be graded, and they are left out."
+        f"Of candidates on the trunk, {len(plays.heard)} have a verdict of their own; at {plays.unheard} "
+        "Yes was never chosen, or its rollout could not be graded, and they are left out."
     )
     return Section(
         title=f"What {formatting.short(role, 20)} can tell apart",
@@ -100,11 +98,7 @@ def _pairs(run: RunSource, role: str) -> Table:
     )
 
 
-def _percent(rate: Rate) -> float | None:
-    return None if rate.value is None else 100 * rate.value
-
-
-def _told(what: str, areas: list[Area]) -> str:
+def _change(what: str, areas: list[Area]) -> str:
     there = [area.value for area in areas if area.value is not None]
     if not there:
         return f"{what} not measured"

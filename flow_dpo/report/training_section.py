@@ -1,4 +1,4 @@
-"""What is told of one training run?
+"""The section of one training run.
 
 How accuracy went, where pairs came from, what Stop can tell apart, how the log-probabilities moved, what it cost, and
 one tree. Invariant: each title states what the numbers below it say; where intervals overlap, it says so.
@@ -12,10 +12,11 @@ from typing import Any
 from flow_dpo.report import formatting
 from flow_dpo.report import rates as learning
 from flow_dpo.report.document import Block, Figure, Fold, Paragraph, Section, Table
-from flow_dpo.report.figures import Level, Panel, Series, draw
+from flow_dpo.report.rates import to_series
 from flow_dpo.report.sources import EvaluationSource, RunSource
 from flow_dpo.report.stop_section import stop_section
-from flow_dpo.report.tree_section import drawing, outline
+from flow_dpo.report.tree_section import draw_outline, draw_tree
+from flow_dpo.runs.charts import Level, Panel, Series, accuracy_series, draw
 
 _SEEN = "problems seen"
 
@@ -31,10 +32,10 @@ def run_section(run: RunSource, number: int, evaluations: Sequence[EvaluationSou
     sections = [progressive, _yields(run, tag)]
     sections += [stop_section(run, tag, role) for role in learning.choosing_roles(run.plays)]
     sections += [section for section in (_likelihoods(run, tag), _cost(run), _tree(run, tag)) if section is not None]
-    return Section(title=title, blocks=(Paragraph(text=_what(run)),), sections=tuple(sections)), finding
+    return Section(title=title, blocks=(Paragraph(text=_describe(run)),), sections=tuple(sections)), finding
 
 
-def _what(run: RunSource) -> str:
+def _describe(run: RunSource) -> str:
     data, method = (run.settings.get("data") or {}), run.settings.get("recipe", "flow-dpo")
     model = run.facts.get("model") or (run.settings.get("model") or {}).get("model_name_or_path", "an unnamed model")
     asked = run.num_problems
@@ -45,8 +46,8 @@ def _what(run: RunSource) -> str:
     ungraded = sum(reward is None for reward in run.plays.rewards)
     return (
         f"{method} on {model}, data {data.get('dataset_name', 'unknown')}/{data.get('dataset_split', 'unknown')}: "
-        f"{seen}, "
-        f"{formatting.count(updates)} updates before the last batch, {ungraded} trunk plays that could not be graded."
+        f"{seen}, {formatting.count(updates)} updates before the last batch, {ungraded} trunk rollouts that could not "
+        "be graded."
     )
 
 
@@ -54,26 +55,18 @@ def _progressive(run: RunSource, tag: str, evaluations: Sequence[EvaluationSourc
     quarters = learning.quarters(run.num_seen)
     rates = [learning.accuracy(run.plays, part) for part in quarters]
     finding = _rise(run.name, rates, len(quarters))
-    seen = [row["problems_seen"] for row in run.rows]
-
-    def column(name: str) -> list[float]:
-        return [100 * row[f"progressive/{name}"] for row in run.rows]
-
     window = run.rows[-1].get("progressive/window_problems")
-    lines = [Series(label="all so far", x=seen, y=column("accuracy"), low=column("low"), high=column("high"))]
-    if window is not None and run.num_seen > 1.2 * window:
-        bands = {"low": column("window_low"), "high": column("window_high")}
-        lines.insert(0, Series(label=f"last {window:.0f} problems", x=seen, y=column("window_accuracy"), **bands))
-    else:  # A window as long as the run shows nothing of its own.
+    lines = accuracy_series(run.rows)
+    if len(lines) == 1:
         over = learning.parts(run.num_seen)
         each = [learning.accuracy(run.plays, part) for part in over]
-        lines.insert(0, _rate_series(f"each {over[0].end} problems", [part.end for part in over], each))
+        lines.insert(0, to_series(f"each {over[0].end} problems", [part.end for part in over], each))
     beside = [evaluation for evaluation in evaluations if _comparable(run, evaluation)]
     levels = [_level(evaluation) for evaluation in beside if evaluation.summary.get("accuracy") is not None]
-    panel = Panel(y="accuracy (%)", lines=lines, levels=levels, bounds=(0, 100), marked=len(seen) < 12)
+    panel = Panel(y="accuracy (%)", lines=lines, levels=levels, bounds=(0, 100), marked=len(run.rows) < 12)
     alt = f"Accuracy in per cent over problems seen. {finding}"
     svg = draw(f"{tag}-progressive", [panel], x=_SEEN, alt=alt, height=3.6 + 0.2 * len(levels))
-    caption = "Each problem is played before anything is learned from it. Bands are 95 % Wilson intervals. "
+    caption = "Each problem is tried before anything is learned from it. Bands are 95 % Wilson intervals. "
     caption += "Dotted: evaluations of the same model without adapters." if levels else (
         "No evaluation of the untrained model was given to stand beside it."
     )  # fmt: skip
@@ -91,7 +84,7 @@ def _progressive(run: RunSource, tag: str, evaluations: Sequence[EvaluationSourc
         columns=("problems", "graded", "accuracy", "95 % interval"),
         rows=tuple(rows),
     )
-    figure = Figure(name=f"{tag}-progressive", title=finding, alt=alt, svg=svg, caption=caption)
+    figure = Figure(title=finding, svg=svg, caption=caption)
     return Section(title="Progressive validation", blocks=(figure, table)), finding
 
 
@@ -102,8 +95,7 @@ def _rise(name: str, rates: Sequence[learning.Rate], num: int) -> str:
         return f"{name}: accuracy is {formatting.share(first.value)} over {first.of} problems, too few for a trend."
     told = (
         f"from {formatting.share(first.value)} ({formatting.interval(first.bounds)}) in the first {part} of the "
-        "problems to "
-        f"{formatting.share(last.value)} ({formatting.interval(last.bounds)}) in the last"
+        f"problems to {formatting.share(last.value)} ({formatting.interval(last.bounds)}) in the last"
     )
     if last.bounds[0] > first.bounds[1]:
         return f"{name}: accuracy rises {told}."
@@ -129,10 +121,12 @@ def _level(evaluation: EvaluationSource) -> Level:
 
 def _yields(run: RunSource, tag: str) -> Section:
     plays, roles = run.plays, learning.roles(run.plays)
-    unit, what = ("scored turns", "turns of all plays") if plays.singles else ("trunk turns with a pair", "trunk turns")
+    unit, what = (
+        ("scored turns", "turns of all rollouts") if plays.singles else ("trunk turns with a pair", "trunk turns")
+    )
     over = learning.parts(run.num_seen)
     lines = [
-        _rate_series(role, [part.middle for part in over], [learning.taught(plays, part, role) for part in over])
+        to_series(role, [part.middle for part in over], [learning.taught(plays, part, role) for part in over])
         for role in roles
     ]
     whole = learning.Part(start=0, end=run.num_seen)
@@ -142,7 +136,7 @@ def _yields(run: RunSource, tag: str) -> Section:
     panel = Panel(y=f"{unit} (%)", lines=lines, bounds=(0, None))
     alt = f"{unit} in per cent, by role, over problems seen. {finding}"
     figure = Figure(
-        name=f"{tag}-yield", title=finding, alt=alt, svg=draw(f"{tag}-yield", [panel], x=_SEEN, alt=alt, height=3.2),
+        title=finding, svg=draw(f"{tag}-yield", [panel], x=_SEEN, alt=alt, height=3.2),
         caption=f"Bands are 95 % Wilson intervals. {_WHY[plays.singles]}",
     )  # fmt: skip
     blocks: list[Block] = [figure]
@@ -154,7 +148,7 @@ def _yields(run: RunSource, tag: str) -> Section:
             title=role,
             bounds=(0, None),
             lines=[
-                _rate_series(f"problems {p.name}", deep[role], [learning.taught(plays, p, role, d) for d in deep[role]])
+                to_series(f"problems {p.name}", deep[role], [learning.taught(plays, p, role, d) for d in deep[role]])
                 for p in thirds
             ],
         )
@@ -163,10 +157,8 @@ def _yields(run: RunSource, tag: str) -> Section:
     ]
     if any(len(deep[role]) > 1 for role in roles):
         alt = f"{unit} in per cent, by depth, for each role, early and late in the run."
-        svg = draw(f"{tag}-depth", panels, x="depth (turns played before)", alt=alt, height=3.1, whole=True)
-        blocks.append(
-            Figure(name=f"{tag}-depth", title="The same by depth, early and late in the run", alt=alt, svg=svg)
-        )
+        svg = draw(f"{tag}-depth", panels, x="depth (turns before)", alt=alt, height=3.1)
+        blocks.append(Figure(title="The same by depth, early and late in the run", svg=svg))
     rows = [
         (
             role,
@@ -188,17 +180,9 @@ def _yields(run: RunSource, tag: str) -> Section:
 
 
 _WHY = {
-    False: "A turn teaches where its play and the alternative's differ in correctness.",
-    True: "A turn teaches where the plays of its problem differ in correctness.",
+    False: "A turn teaches where its rollout and the alternative's differ in correctness.",
+    True: "A turn teaches where the rollouts of its problem differ in correctness.",
 }
-
-
-def _rate_series(label: str, x: Sequence[float], rates: Sequence[learning.Rate]) -> Series:
-    def percent(side: int | None) -> list[float | None]:
-        values = [rate.value if side is None else None if rate.bounds is None else rate.bounds[side] for rate in rates]
-        return [None if value is None else 100 * value for value in values]
-
-    return Series(label=label, x=list(x), y=percent(None), low=percent(0), high=percent(1))
 
 
 def _likelihoods(run: RunSource, tag: str) -> Section | None:
@@ -225,10 +209,9 @@ def _likelihoods(run: RunSource, tag: str) -> Section | None:
     alt = f"Margins, and log-probabilities of chosen and rejected completions, by role. {finding}"
     svg = draw(f"{tag}-margins", panels, x=_SEEN, alt=alt, height=3.0)
     figure = Figure(
-        name=f"{tag}-margins", title=finding, alt=alt, svg=svg,
-        caption="Means over a batch's pairs; log-probabilities are sums over a completion's tokens. "
-        "Chosen ones that fall "
-        "while the margin grows are a warning: the model unlearns both.",
+        title=finding, svg=svg,
+        caption="Means over a batch's pairs; log-probabilities are sums over a completion's tokens. Chosen ones that "
+        "fall while the margin grows are a warning: the model unlearns both.",
     )  # fmt: skip
     columns = ("role", "margin", "chosen log-probability", "rejected log-probability")
     table = Table(caption="First batch to last, nats", columns=columns, rows=tuple(told))
@@ -256,16 +239,16 @@ def _cost(run: RunSource) -> Section:
     sampled, kept = total("rollout/sampled_tokens"), total("rollout/tokens")
     shared, unshared = learned("tokens"), learned("unshared_tokens")
     rows: list[tuple[str, str]] = [
-        ("tokens in the plays, shared ones once", formatting.count(kept)),
+        ("tokens in the rollouts, shared ones once", formatting.count(kept)),
         ("tokens sampled by the engine", formatting.count(sampled)),
-        ("plays", formatting.count(total("num_rollouts"))),
-        ("examples that the plays gave", formatting.count(sum(run.plays.num_examples.values()))),
+        ("rollouts", formatting.count(total("num_rollouts"))),
+        ("examples that the rollouts gave", formatting.count(sum(run.plays.num_examples.values()))),
         ("tokens learned, what examples share counted once", formatting.count(shared)),
         ("the same, example by example", formatting.count(unshared)),
         ("updates", formatting.count(total("learn/updates"))),
     ]
     rows += [(f"{name} time", formatting.seconds(total(f"{key}/seconds"))) for name, key in
-             (("playing", "rollout"), ("grading", "grade"), ("learning", "learn"))]  # fmt: skip
+             (("rollout", "rollout"), ("grading", "grade"), ("learning", "learn"))]  # fmt: skip
     table = Table(caption="Cost of the whole run", columns=("", "sum"), rows=tuple(rows))
     return Section(title="Cost", blocks=(table,))
 
@@ -276,11 +259,11 @@ def _tree(run: RunSource, tag: str) -> Section | None:
     tree, taught = run.plays.drawn
     problem: Mapping[str, Any] = tree["problem"]
     words = (
-        f"The problem {problem['id']}. The trunk is told from top to bottom; below a turn stand the plays in which "
-        "something else was said in its place. Unless it was asked for by name, it was picked to show what each role "
-        "learns from: not a typical tree."
+        f"The problem {problem['id']}. The trunk stands from top to bottom; below a turn stand the rollouts with "
+        "another completion in its place. Unless it was asked for by name, it was picked to show what each role learns "
+        "from: not a typical tree."
     )
     return Section(
         title="One tree",
-        blocks=(Paragraph(text=words), outline(f"{tag}-tree", tree, taught), drawing(tree, taught)),
+        blocks=(Paragraph(text=words), draw_outline(f"{tag}-tree", tree, taught), draw_tree(tree, taught)),
     )

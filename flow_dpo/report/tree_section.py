@@ -1,7 +1,7 @@
-"""How is one tree told, node by node?
+"""One tree, node by node: its drawing in words, and the figure of its shape.
 
-The trunk is told from its root to its leaf. Below each node stand the plays in which something else was said in its
-place, told likewise; so each node is told once, and each play with what came of it:
+The trunk stands from its root to its leaf. Below each node stand the rollouts with another completion in its place,
+drawn likewise; so each node is drawn once, and each rollout with its verdict:
 
     0 answer "She loses 17: ..."   chosen
         instead: 6 answer "She loses 17: 46 - 17 = 39"   rejected ... -> wrong (yes)
@@ -16,65 +16,59 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from flow_dpo.report import figures
-from flow_dpo.report.document import Figure, Play, Told, TreeDrawing
+from flow_dpo.report.document import Branch, Figure, TreeDrawing, TreeNode
+from flow_dpo.report.figures import Dot, draw_shape
 from flow_dpo.report.run_data import Taught, status_of
 
 _DEEPEST = 40
-"""Nested plays that are told inside each other; a hostile file could nest them without end."""
+"""Rollouts that are drawn inside each other; a hostile file could nest them without end."""
 
 
-def drawing(tree: Mapping[str, Any], taught: Sequence[Taught]) -> TreeDrawing:
-    """One row of trees.jsonl (checked by `plays.check_tree`) as plays within plays."""
+def draw_tree(tree: Mapping[str, Any], taught: Sequence[Taught]) -> TreeDrawing:
+    """One row of trees.jsonl (checked by `run_data.check_tree`) as rollouts within rollouts."""
     starts: dict[int | None, list[int]] = {}
     for rollout in tree["rollouts"][1:]:
         starts.setdefault(tree["nodes"][rollout["start"]]["parent"], []).append(rollout["id"])
-    teller = _Teller(tree, taught, starts)
-    plays = [teller.play(0, 0)]
-    # What hangs nowhere the trunk comes by: told beside it.
-    plays += [teller.play(rollout["id"], 0) for rollout in tree["rollouts"] if rollout["id"] not in teller.told]
+    drawer = _TreeDrawer(tree, taught, starts)
+    branches = [drawer.branch(0, 0)]
+    # What hangs nowhere the trunk comes by: drawn beside it.
+    branches += [drawer.branch(rollout["id"], 0) for rollout in tree["rollouts"] if rollout["id"] not in drawer.drawn]
     problem = tree["problem"]
-    return TreeDrawing(question=problem["question"], gold=problem["gold"], plays=tuple(plays))
+    return TreeDrawing(question=problem["question"], gold=problem["gold"], branches=tuple(branches))
 
 
-class _Teller:
-    """Tells each rollout once."""
+class _TreeDrawer:
+    """Draws each rollout once."""
 
     def __init__(
         self, tree: Mapping[str, Any], taught: Sequence[Taught], starts: Mapping[int | None, Sequence[int]]
     ) -> None:
         self._tree, self._starts = tree, starts
-        self.told: set[int] = set()
+        self.drawn: set[int] = set()
         self._chosen = {one.node for one in taught if one.rejected is not None}
         self._rejected = {one.rejected for one in taught if one.rejected is not None}
         self._advantage = {one.node: one.advantage for one in taught if one.advantage is not None}
 
-    def play(self, id: int, level: int) -> Play:
-        """One rollout with the plays that leave it."""
-        self.told.add(id)
+    def branch(self, id: int, level: int) -> Branch:
+        """One rollout with the rollouts that leave it."""
+        self.drawn.add(id)
         rollout = self._tree["rollouts"][id]
         mine = [node for node in self._tree["nodes"] if node["rollout"] == id]
-        told: list[Told] = []
-        for node in mine:
-            others = self._starts.get(node["parent"], ()) if level < _DEEPEST else ()
-            here = [other for other in others if other not in self.told]
-            self.told.update(here)
-            instead = tuple(self.play(other, level + 1) for other in here)
-            told.append(self._node(node, instead))
-        verdict = rollout.get("verdict") or {}
-        answer = verdict.get("answer")
-        value = rollout.get("value")
-        outcome = status_of(rollout) + (f" (answer {answer})" if answer is not None else " (no answer found)")
+        nodes = tuple(self._node(node, self._branches_at(node["parent"], level)) for node in mine)
+        status, answer, value = status_of(rollout), (rollout.get("verdict") or {}).get("answer"), rollout.get("value")
+        outcome = status + (f" (answer {answer})" if answer is not None else " (no answer found)")
         if isinstance(value, int | float):
             outcome = f"stopped, its value said to be {value:+.2f}"
-        further = [
-            other for other in self._starts.get(rollout["leaf"], ()) if level < _DEEPEST and other not in self.told
-        ]
-        self.told.update(further)
-        then = tuple(self.play(other, level + 1) for other in further)
-        return Play(told=tuple(told), status=status_of(rollout), outcome=outcome, then=then)
+        continuations = self._branches_at(rollout["leaf"], level)
+        return Branch(nodes=nodes, status=status, outcome=outcome, continuations=continuations)
 
-    def _node(self, node: Mapping[str, Any], instead: tuple[Play, ...]) -> Told:
+    def _branches_at(self, parent: int | None, level: int) -> tuple[Branch, ...]:
+        """The rollouts that start below a node and are not drawn yet."""
+        here = [other for other in self._starts.get(parent, ()) if level < _DEEPEST and other not in self.drawn]
+        self.drawn.update(here)
+        return tuple(self.branch(other, level + 1) for other in here)
+
+    def _node(self, node: Mapping[str, Any], alternatives: tuple[Branch, ...]) -> TreeNode:
         notes: list[str] = [*node.get("tags", ())]
         choices = node.get("choice_logprobs") or ()
         if len(choices) == 2:
@@ -83,14 +77,13 @@ class _Teller:
             notes.append(f"{len(node['logprobs'])} tokens, log-probability {sum(node['logprobs']):.2f}")
         if node["id"] in self._advantage:
             notes.append(f"advantage {self._advantage[node['id']]:+.2f}")
-        sides = (node["id"] in self._chosen, node["id"] in self._rejected)
-        return Told(
+        return TreeNode(
             id=node["id"],
             role=node["role"],
             text=node["text"],
             notes=tuple(notes),
-            preferred=_SIDES[sides],
-            instead=instead,
+            preferred=_SIDES[node["id"] in self._chosen, node["id"] in self._rejected],
+            alternatives=alternatives,
         )
 
 
@@ -99,15 +92,15 @@ _SIDES: dict[tuple[bool, bool], Literal["", "chosen", "rejected", "both"]] = {
 }  # fmt: skip
 
 
-def outline(name: str, tree: Mapping[str, Any], taught: Sequence[Taught]) -> Figure:
-    """The tree's shape: plays as rows, turns as columns."""
+def draw_outline(name: str, tree: Mapping[str, Any], taught: Sequence[Taught]) -> Figure:
+    """The tree's shape: rollouts as rows, turns as columns."""
     nodes = tree["nodes"]
     roles = list(dict.fromkeys(node["role"] for node in nodes))
     chosen = {one.node for one in taught if one.rejected is not None}
     rejected = {one.rejected for one in taught}
     at = {node["id"]: (float(node["depth"]), float(node["rollout"])) for node in nodes}
     dots = [
-        figures.Dot(
+        Dot(
             x=at[node["id"]][0],
             y=at[node["id"]][1],
             role=roles.index(node["role"]),
@@ -117,13 +110,10 @@ def outline(name: str, tree: Mapping[str, Any], taught: Sequence[Taught]) -> Fig
         for node in nodes
     ]
     ends = [(*at[rollout["leaf"]], status_of(rollout)) for rollout in tree["rollouts"]]
-    counted = f"{len(tree['rollouts'])} plays, {len(nodes)} turns and {len(taught)} examples to learn from"
+    counted = f"{len(tree['rollouts'])} rollouts, {len(nodes)} turns and {len(taught)} examples to learn from"
     return Figure(
-        name=name,
         title=f"One problem, {counted}",
-        alt=f"The shape of one tree: {counted}. The same is told in words below.",
-        svg=figures.shape(name, dots, roles, ends, f"The shape of one tree: {counted}"),
-        caption="Each row is a play, the trunk on top; a line goes to what was said just before. + is the "
-        "chosen side of a pair, "
-        "\u2212 the rejected one.",
+        svg=draw_shape(name, dots, roles, ends, alt=f"The shape of one tree: {counted}. Its words stand below."),
+        caption="Each row is a rollout, the trunk on top; a line goes to the turn before. + is the chosen side of a "
+        "pair, \u2212 the rejected one.",
     )

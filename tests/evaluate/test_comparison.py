@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from flow_dpo.cli import compare
 from flow_dpo.cli import report as report_command
@@ -16,6 +17,7 @@ from flow_dpo.data.seed import seed_problems
 from flow_dpo.evaluate.compare import arms, choose
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.evaluate.compare.summary import rewards_of, step_quality
+from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs import run_folder
 
 SETTINGS = """
@@ -155,9 +157,9 @@ def test_the_comparison_says_what_was_done(made: Path) -> None:
     learned = {row["problem"]["id"] for row in run_folder.read_jsonl(seed0 / "flow/trees.jsonl")}
     pool = {row["problem_id"] for row in run_folder.read_jsonl(seed0 / "traces/trained_flow/traces.jsonl")}
     assert not learned & pool
-    table = (made / "out/comparison.md").read_text()
-    assert "`trained_flow`" in table
-    assert "difference to self_generated" in table
+    tables = {table.caption: table.rows for table in summary_tables(found)}
+    assert "trained_flow" in [row[0] for row in tables["Difference to self_generated, percentage points"]]
+    assert not (made / "out/comparison.md").exists()
 
 
 def test_matched_arms_stay_on_the_given_problems(made: Path) -> None:
@@ -218,9 +220,9 @@ def test_an_arm_without_enough_traces_is_told_and_the_others_are_made(tmp_path: 
     assert sum(one["num_pieces"] for one in found["made_by"]) == len(found["commands"])
     assert {facts["num_learned"] for facts in found["test_sets"].values()} == {0}
     assert report_command.report([str(tmp_path / "out"), "--output_dir", str(tmp_path / "report")]) == 0
-    page = (tmp_path / "report/report.md").read_text()
-    assert "Not made: self\\_generated" in page
-    assert found["command"] in page
+    page = (tmp_path / "report/report.html").read_text()
+    assert "Not made: self_generated" in page
+    assert str(escape(found["command"])) in page
     # In this process, which has the libraries loaded already.
     alone = [*words, "--compare.jobs", "1", "--compare.arms", "[self_generated]"]
     with pytest.raises(DataError, match="expected an arm that can be made, found none; of self_generated: seed 0"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from flow_dpo.evaluate.compare import arms, recipe_arms
 from flow_dpo.evaluate.compare.arms import SAME_TOKENS, Arm, Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import JobRunner
-from flow_dpo.evaluate.compare.summary import Told, markdown, summarise
+from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
+from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs import resolve, run_folder
+from tools.study_tables import insert_tables
 
 TESTS = ("held_out/greedy", "harder/greedy")
 
@@ -65,7 +68,7 @@ def summary(
         ]
         for name, each in verdicts.items()
     }
-    return summarise(chosen, outcomes, Told(seeds=[0], tests=TESTS, facts={}, tokens=tokens), tmp_path)
+    return summarise(chosen, outcomes, ComparisonContext(seeds=[0], tests=TESTS, facts={}, tokens=tokens), tmp_path)
 
 
 @pytest.mark.parametrize(("tokens", "said"), [(0, "the flow's tokens"), (160000, "160,000 tokens")])
@@ -96,23 +99,26 @@ def test_an_arm_is_compared_with_those_it_names(tmp_path: Path) -> None:
     corrected = [one["differences"]["held_out/greedy"]["p_holm"] for one in contrasts]
     assert corrected == pytest.approx(list(statistics.holm(dict(zip("xyz", ps, strict=True))).values()))
     assert corrected[0] > gap["p"]
-    table = markdown(found)
-    assert "difference to" not in table, "there is no baseline to be different from"
-    assert "| `a` | `b` | +40.0 (" in table
+    tables = {table.caption: table.rows for table in summary_tables(found)}
+    assert not any("Difference" in caption for caption in tables), "there is no baseline to be different from"
+    assert tables["Contrasts, percentage points"][0][:4] == ("a", "b", "held_out/greedy", "+40.0")
 
 
 def test_without_contrasts_there_is_no_second_table(tmp_path: Path) -> None:
     found = summary(tmp_path, {"a": ("11", "10"), "self_generated": ("10", "11")})
     assert all(row["contrasts"] == [] for row in found["arms"])
     assert found["arms"][0]["difference_to_self"]["mean"] == 0.5
-    assert "against" not in markdown(found)
+    assert not any("against" in table.columns for table in summary_tables(found))
 
 
-def test_the_published_table_is_that_of_its_figures() -> None:
-    study = Path(__file__).parent.parent.parent / "studies"
-    table = markdown(json.loads((study / "recipes" / "comparison.json").read_text()))
-    assert (study / "recipes" / "comparison.md").read_text() == table
-    assert table in (study / "recipes.md").read_text()
+@pytest.mark.parametrize("name", ["recipes", "instructed", "svamp"])
+def test_the_published_tables_are_those_of_its_figures(name: str) -> None:
+    study = Path(__file__).parent.parent.parent / "studies" / name
+    page = (study / "README.md").read_text()
+    assert insert_tables(page, study) == page
+    for arm in json.loads((study / "comparison.json").read_text())["arms"]:
+        greedy = arm["accuracies"]["held_out"]["greedy"]["mean"]
+        assert re.search(rf"^\| {arm['name']} \| {100 * greedy:.1f} %", page, re.MULTILINE)
 
 
 # ---- what the arms are ----------------------------------------------------------------------------------------------
@@ -235,7 +241,7 @@ def test_one_command_makes_the_table_and_the_report_reads_it(tmp_path: Path) -> 
     asked = json.loads((out / "seed0/evaluations/cpl_same_tokens/held_out-greedy/summary.json").read_text())
     assert set(asked["adapters"]) == {"plan", "answer"}
     assert report_command.report([str(out), "--output_dir", str(tmp_path / "report")]) == 0
-    page = (tmp_path / "report/report.md").read_text()
+    page = (tmp_path / "report/report.html").read_text()
     pairs = list(itertools.chain.from_iterable((name, *EVERY[name].against) for name in made))
-    assert all(name.replace("_", "\\_") in page or name in page for name in pairs)
+    assert all(name in page for name in pairs)
     assert "Contrasts, percentage points" in page

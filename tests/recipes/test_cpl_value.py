@@ -20,7 +20,7 @@ from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.recipes.cpl.credit import ValuePairs, node_values
 from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts
 from flow_dpo.recipes.cpl.mcts import Mcts
-from flow_dpo.report.tree_section import drawing
+from flow_dpo.report.tree_section import draw_tree
 from flow_dpo.runs import run_folder
 from tests.core.test_explore import END, NO, PROBLEMS, YES, Bare, fits, next_probs
 from tests.recipes.test_cpl import replay, said
@@ -210,15 +210,15 @@ def test_values_become_truer_on_the_seed(tmp_path: Path) -> None:
 def test_a_play_that_stopped_is_told_as_such_and_what_went_on_from_it_below() -> None:
     tree = valued()
     row = tree.to_json([f"said {node.id}" for node in tree.nodes])
-    [trunk] = drawing(row, []).plays
-    assert (trunk.outcome, trunk.then) == ("correct (no answer found)", ())
-    others = trunk.told[0].instead
+    [trunk] = draw_tree(row, []).branches
+    assert (trunk.outcome, trunk.continuations) == ("correct (no answer found)", ())
+    others = trunk.nodes[0].alternatives
     assert [play.outcome for play in others] == [
         "stopped, its value said to be -0.40",
         "stopped, its value said to be +0.20",
     ]
-    assert [[one.id for one in play.told] for play in others[1].then] == [[9]]
-    assert others[0].then == ()
+    assert [[one.id for one in branch.nodes] for branch in others[1].continuations] == [[9]]
+    assert others[0].continuations == ()
     # Both figures of a batch: plays that were graded, and ties among those and the values.
     metrics = tree_metrics([tree], ValuePairs(valued_by="value")([tree]), FLOW.roles)
     assert (metrics["num_rollouts"], metrics["num_verdicts"], metrics["tied_trees"]) == (6, 4, 0)

@@ -1,4 +1,4 @@
-"""Is the page whole, safe and the same as the Markdown?"""
+"""Is the page whole and safe?"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from flow_dpo.cli import main, report
 from flow_dpo.core.errors import ConfigError, DataError
@@ -19,9 +20,9 @@ from flow_dpo.evaluate.judge.protocol import JudgeReply, TracePair, questions, r
 from flow_dpo.evaluate.judge.results import summarise
 from flow_dpo.report.compose import compose
 from flow_dpo.report.document import Fold, Section, Table
-from flow_dpo.report.html import page
-from flow_dpo.report.markdown import markdown
+from flow_dpo.report.html import render_page
 from flow_dpo.report.sources import read_sources
+from flow_dpo.runs.charts import COLOURS
 from flow_dpo.traces.trace import Trace
 from tests.support import judge_server, report_sources
 from tests.support.comparison_runs import comparison
@@ -108,72 +109,61 @@ def traces(path: Path, words: str) -> Path:
     return path
 
 
-def rendered(paths: list[Path]) -> tuple[str, str]:
-    made = compose(read_sources(paths), num_side_by_side=4, command="flow-dpo report")
-    return page(made), markdown(made, "figures")
+def rendered(paths: list[Path]) -> str:
+    return render_page(compose(read_sources(paths), num_side_by_side=4, command="flow-dpo report"))
+
+
+def words(page: str) -> str:
+    """What a reader sees, with single spaces."""
+    return " ".join(" ".join(_Reader(page).words).split())
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
     return rendered(sources(tmp_path_factory.mktemp("hostile"), report_sources.HOSTILE, report_sources.HOSTILE))
 
 
-def test_hostile_text_becomes_no_markup(hostile: tuple[str, str]) -> None:
-    read = _Reader(hostile[0])
+def test_hostile_text_becomes_no_markup(hostile: str) -> None:
+    read = _Reader(hostile)
     assert {tag for tag, _ in read.tags} <= _ALLOWED
     for tag, attributes in read.tags:
         strange = {name for name in attributes if name.startswith("on") or name in ("src", "style", "srcset", "action")}
         assert not strange, (tag, strange)
-    assert "<script" not in hostile[0]
-    assert html.escape("<script>alert('x')</script>") in hostile[0]
+    assert "<script" not in hostile
+    assert str(escape("<script>alert('x')</script>")) in hostile
 
 
-def test_control_and_direction_characters_are_shown_not_sent(hostile: tuple[str, str]) -> None:
-    for text in hostile:
-        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]", text)
-        assert "\\u202egnp.exe" in text or "\\\\u202egnp.exe" in text
+def test_control_and_direction_characters_are_shown_not_sent(hostile: str) -> None:
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]", hostile)
+    assert "\\u202egnp.exe" in hostile
 
 
-def test_the_page_refers_to_nothing_but_itself(hostile: tuple[str, str]) -> None:
-    for tag, attributes in _Reader(hostile[0]).tags:
+def test_the_page_refers_to_nothing_but_itself(hostile: str) -> None:
+    for tag, attributes in _Reader(hostile).tags:
         for name in ("href", "xlink:href", "src", "data", "poster"):
             assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
         assert "xmlns" not in attributes
-    style = hostile[0].split("<style>")[1].split("</style>")[0]
-    assert hostile[0].count("<style") == 1
+    style = hostile.split("<style>")[1].split("</style>")[0]
+    assert hostile.count("<style") == 1
     assert "url(" not in style
     assert "@import" not in style
 
 
-def test_the_policy_forbids_everything_but_the_pages_own_style(hostile: tuple[str, str]) -> None:
-    read = _Reader(hostile[0])
+def test_the_policy_forbids_everything_but_the_pages_own_style(hostile: str) -> None:
+    read = _Reader(hostile)
     policy = next(a["content"] for t, a in read.tags if a.get("http-equiv") == "Content-Security-Policy") or ""
-    style = hostile[0].split("<style>")[1].split("</style>")[0]
+    style = hostile.split("<style>")[1].split("</style>")[0]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
-def test_every_anchor_and_reference_has_one_place(hostile: tuple[str, str]) -> None:
-    tags = _Reader(hostile[0]).tags
+def test_every_anchor_and_reference_has_one_place(hostile: str) -> None:
+    tags = _Reader(hostile).tags
     ids = [attributes["id"] for _, attributes in tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
     wanted = {(a.get("href") or "#")[1:] for _, a in tags if a.get("href")}
-    wanted |= set(re.findall(r'clip-path="url\(#([\w-]+)\)"', hostile[0]))
+    wanted |= set(re.findall(r'clip-path="url\(#([\w-]+)\)"', hostile))
     assert wanted <= set(ids)
-
-
-def test_hostile_text_is_no_markdown(hostile: tuple[str, str]) -> None:
-    outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", hostile[1], flags=re.DOTALL | re.MULTILINE)
-    assert "<script" not in outside
-    assert "<img" not in outside
-    assert set(re.findall(r"<[^>]*>", outside)) <= {"<details>", "</details>", "<summary>", "</summary>"}
-    assert not re.search(r"https?:", outside)
-    links = re.findall(r"(?<!\\)\]\(([^)]*)\)", outside)
-    assert links
-    assert all(re.fullmatch(r"figures/[\w-]+\.svg", link) for link in links)
-    for line in outside.splitlines():
-        if line.startswith("|"):
-            assert re.search(r"(?<!\\)\|$", line)
 
 
 def _tables(sections: tuple[Section, ...]) -> list[Table]:
@@ -186,23 +176,41 @@ def _tables(sections: tuple[Section, ...]) -> list[Table]:
     return found
 
 
-def test_both_say_the_same_numbers(tmp_path: Path) -> None:
+def test_the_page_leaves_no_number_out(tmp_path: Path) -> None:
     made = compose(read_sources(sources(tmp_path)), num_side_by_side=4, command="flow-dpo report")
-    shown, told = page(made), markdown(made, "figures")
+    shown = render_page(made)
     cells = re.findall(r"<t[dh](?: [^>]*)?>(.*?)</t[dh]>", shown)
-    lines = [line for line in told.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
-    plain = [re.sub(r"\\(.)", r"\1", html.unescape(c)) for line in lines for c in line[2:-2].split(" | ")]
-    assert [html.unescape(cell) for cell in cells] == plain
-    assert plain == [cell for table in _tables(made.sections) for row in (table.columns, *table.rows) for cell in row]
-    words = " ".join(_Reader(shown).words)
-    assert sorted(re.findall(r"\d+\.\d+", " ".join(made.findings))) == sorted(
-        re.findall(r"\d+\.\d+", " ".join(line for line in told.splitlines() if line.startswith("- ")))
-    )
-    assert all(finding in words for finding in made.findings)
+    tables = _tables(made.sections)
+    assert [html.unescape(cell) for cell in cells] == [
+        cell for table in tables for row in (table.columns, *table.rows) for cell in row
+    ]
+    assert made.findings
+    assert all(text in words(shown) for text in (*made.findings, *(table.caption for table in tables)))
+
+
+def test_white_space_of_solutions_and_commands_stays(tmp_path: Path) -> None:
+    said, command = "  6 + 8 = 14\n\n\tAnswer: 14", "flow-dpo \\\n    train"
+    shown = rendered([report_sources.run(tmp_path / "run", [RIGHT], words=said, facts={"command": command})])
+    assert f'<div class="said">{said}</div>' in shown
+    assert f"\n{command}\nflow-dpo report</pre>" in shown
+
+
+def test_plays_nested_without_end_are_drawn(tmp_path: Path) -> None:
+    path = report_sources.run(tmp_path / "run", [RIGHT])
+    tree = json.loads((path / "trees.jsonl").read_text())
+    node, rollout = tree["nodes"][-1], tree["rollouts"][-1]
+    for at in range(len(tree["nodes"]), len(tree["nodes"]) + 49):
+        # Each begins below the leaf of the one before.
+        id = len(tree["rollouts"])
+        tree["nodes"].append({**node, "id": at, "parent": at - 1, "rollout": id, "depth": 5, "text": f"deep {at}"})
+        tree["rollouts"].append({**rollout, "id": id, "start": at, "leaf": at})
+    (path / "trees.jsonl").write_text(json.dumps(tree) + "\n")
+    shown = rendered([path])
+    assert all(f"deep {at}<" in shown for at in range(11, 60))
 
 
 def test_the_page_tells_what_was_measured(tmp_path: Path) -> None:
-    shown, told = rendered(sources(tmp_path))
+    shown = rendered(sources(tmp_path))
     for expected in (
         "2 of 100 problems (interrupted, or still running)",
         "untrained flow, greedy, seed/test", "single model, greedy, seed/test",
@@ -212,17 +220,17 @@ def test_the_page_tells_what_was_measured(tmp_path: Path) -> None:
         "What stop can tell apart", "Where pairs come from", "flow-dpo generate --run seed0/flow",
     ):  # fmt: skip
         assert html.escape(expected) in shown, expected
-    assert "| trained\\_flow | +11.6 | +9.2 to +14.0 | +6.8 to +16.4 | &lt; 0.0001 | &lt; 0.0001 |" in told
-    assert "| ground\\_truth | - | - | - | - | - |" in told
+    assert "trained_flow +11.6 +9.2 to +14.0 +6.8 to +16.4 < 0.0001 < 0.0001" in words(shown)
+    assert "ground_truth - - - - -" in words(shown)
 
 
 def test_a_judges_verdicts_are_told_with_how_far_it_can_be_trusted(tmp_path: Path) -> None:
-    told = rendered([verdicts(tmp_path / "judged", "6 + 8 = 14")])[1]
+    told = words(rendered([verdicts(tmp_path / "judged", "6 + 8 = 14")]))
     # One win of a and one tie: three halves of two pairs, and the third enters no rate.
     assert "a's win rate is 75.0 %" in told
     assert "neither preferred" in told
     assert "its two orders agree on 50.0 %" in told
-    assert re.search(r"flipped with the order \| 1 ", told)
+    assert "flipped with the order 1 " in told
     assert "flow-dpo judge 6 + 8 = 14" in told
     (tmp_path / "judged" / "summary.json").unlink()
     with pytest.raises(DataError, match="the judge has not finished"):
@@ -240,22 +248,22 @@ def test_a_bad_value_of_a_judge_is_named(tmp_path: Path) -> None:
 def test_one_seed_says_what_it_does_not_know(tmp_path: Path) -> None:
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps(comparison(seeds=False)))
-    shown, told = rendered([path])
+    shown = rendered([path])
     assert "One seed: how much another seed would change is not known" in shown
-    assert "| trained\\_flow | 88.6 % | - | 58.6 % |" in told
+    assert "trained_flow 88.6 % - 58.6 %" in words(shown)
 
 
 def test_a_run_without_a_batch_is_reported(tmp_path: Path) -> None:
     path = report_sources.run(tmp_path / "run", [])
-    assert "before its first batch" in rendered([path])[0]
+    assert "before its first batch" in rendered([path])
     (path / "run.json").unlink()
-    assert "before its first batch" in rendered([path])[0]
+    assert "before its first batch" in rendered([path])
 
 
 def test_a_comparison_that_knows_nothing_but_names(tmp_path: Path) -> None:
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps({"arms": [{"name": "a"}, {"name": "b", "difference_to_self": None}]}))
-    assert "Comparison" in rendered([path])[0]
+    assert "Comparison" in rendered([path])
 
 
 @pytest.mark.parametrize(
@@ -297,20 +305,28 @@ def test_nothing_is_written_where_a_source_is_refused(tmp_path: Path, capsys: py
     assert not out.exists()
 
 
-def test_the_command_writes_page_markdown_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = report_sources.run(tmp_path / "run", [RIGHT, WRONG]), tmp_path / "out"
     for _ in range(2):  # a report is written anew over its older self
         assert main.main(["report", str(run), "--output_dir", str(out), "--tree", "p1"]) == 0
     assert "Written to" in capsys.readouterr().out
-    told = (out / "report.md").read_text()
-    links = re.findall(r"\((figures/[\w-]+\.svg)\)", told)
-    assert {path.name for path in (out / "figures").iterdir()} == {Path(link).name for link in links}
-    drawn = (out / links[0]).read_text()
-    assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
-    assert "prefers-color-scheme" in drawn
+    assert [path.name for path in out.iterdir()] == ["report.html"]
     assert "The problem p1." in (out / "report.html").read_text()
     with pytest.raises(DataError, match="expected a tree of the problem 'p9'"):
         report.report([str(run), "--output_dir", str(out), "--tree", "p9"])
+
+
+def test_figures_know_light_and_dark(tmp_path: Path) -> None:
+    shown = rendered([report_sources.run(tmp_path / "run", [RIGHT, WRONG])])
+    assert shown.count("<svg ") > 3
+    drawn = "".join(re.findall(r"<svg .*?</svg>", shown, re.DOTALL))
+    style = shown.split("<style>")[1].split("</style>")[0]
+    light, dark = style.split("@media (prefers-color-scheme:dark)")[:2]
+    for name, colour in COLOURS.items():
+        assert colour not in drawn, "no colour is left that a dark page could not change"
+        assert f"--{name}:{colour}" in light
+        assert f"--{name}:" in dark
+    assert set(re.findall(r"var\(--(\w+)\)", drawn)) <= set(COLOURS)
 
 
 def test_flags_and_sources_may_stand_in_any_order() -> None:

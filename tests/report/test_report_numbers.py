@@ -13,11 +13,11 @@ from flow_dpo.core.types import Status
 from flow_dpo.data.seed import seed_problems
 from flow_dpo.evaluate.statistics import auc
 from flow_dpo.report import formatting, rates
-from flow_dpo.report.document import Told
+from flow_dpo.report.document import TreeNode
 from flow_dpo.report.run_data import read_plays
 from flow_dpo.report.side_by_side import marked, side_by_side
 from flow_dpo.report.sources import read_source
-from flow_dpo.report.tree_section import drawing
+from flow_dpo.report.tree_section import draw_tree
 from tests.support import report_sources
 
 RIGHT: list[Status] = ["correct", "wrong", "wrong", "wrong", "wrong"]
@@ -104,25 +104,25 @@ def test_what_an_interrupted_batch_left_behind_is_not_counted(tmp_path: Path) ->
 def test_a_tree_is_told_whole(tmp_path: Path) -> None:
     plays = read_plays(report_sources.run(tmp_path / "run", [RIGHT]), 1)
     assert plays.drawn is not None
-    made = drawing(*plays.drawn)
+    made = draw_tree(*plays.drawn)
     seen: list[int] = []
 
-    def walk(told: Told) -> None:
-        seen.append(told.id)
-        for play in told.instead:
-            for inner in play.told:
+    def walk(node: TreeNode) -> None:
+        seen.append(node.id)
+        for branch in node.alternatives:
+            for inner in branch.nodes:
                 walk(inner)
 
-    for play in made.plays:
-        for told in play.told:
-            walk(told)
+    for branch in made.branches:
+        for node in branch.nodes:
+            walk(node)
     assert sorted(seen) == list(range(11))
-    trunk = made.plays[0].told
-    assert [(told.id, told.preferred, [play.told[0].id for play in told.instead]) for told in trunk] == [
+    trunk = made.branches[0].nodes
+    assert [(node.id, node.preferred, [other.nodes[0].id for other in node.alternatives]) for node in trunk] == [
         (0, "chosen", [4]), (1, "chosen", [6]), (2, "chosen", [7]), (3, "chosen", [9]),
     ]  # fmt: skip
-    assert trunk[0].instead[0].told[0].preferred == "rejected"
-    assert "wrong" in trunk[0].instead[0].outcome
+    assert trunk[0].alternatives[0].nodes[0].preferred == "rejected"
+    assert "wrong" in trunk[0].alternatives[0].outcome
 
 
 def test_wrong_steps_are_marked_line_by_line(tmp_path: Path) -> None:

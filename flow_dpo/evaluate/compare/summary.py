@@ -1,6 +1,6 @@
-"""What came out of a comparison?
+"""The results of a comparison: `comparison.json`, read from the folders that the arms left behind.
 
-`comparison.json` and the same as Markdown, read from the folders that the arms left behind. Invariant: nothing is
+Invariant: nothing is
 computed here that is not in a folder: accuracies from predictions, costs from the records of the work.
 """
 
@@ -25,7 +25,7 @@ from flow_dpo.traces.trace import Trace, read_traces
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class ComparisonContext:
     """What is known of a comparison besides its arms."""
 
     seeds: Sequence[int]
@@ -37,23 +37,23 @@ class Told:
 
 
 def summarise(
-    arms: Sequence[Arm], outcomes: Mapping[str, Sequence[Outcome]], told: Told, folder: Path
+    arms: Sequence[Arm], outcomes: Mapping[str, Sequence[Outcome]], context: ComparisonContext, folder: Path
 ) -> dict[str, Any]:
     """comparison.json: `outcomes` by arm, one a seed; `folder` is what paths are relative to."""
     rewards = {
-        name: {test: [rewards_of(outcome.evaluations[test]) for outcome in each] for test in told.tests}
+        name: {test: [rewards_of(outcome.evaluations[test]) for outcome in each] for test in context.tests}
         for name, each in outcomes.items()
     }
-    rows = [_row(arm, outcomes[arm.name], rewards[arm.name], told, folder) for arm in arms]
+    rows = [_row(arm, outcomes[arm.name], rewards[arm.name], context, folder) for arm in arms]
     if BASELINE in rewards:
-        _compare(rows, rewards, told)
-    _contrast(rows, arms, rewards, told)
+        _compare(rows, rewards, context)
+    _contrast(rows, arms, rewards, context)
     return {
-        "num_seeds": len(told.seeds),
-        "seeds": list(told.seeds),
+        "num_seeds": len(context.seeds),
+        "seeds": list(context.seeds),
         "baseline": BASELINE if BASELINE in rewards else None,
-        "primary": told.tests[0],
-        **told.facts,
+        "primary": context.tests[0],
+        **context.facts,
         "arms": rows,
     }
 
@@ -68,18 +68,22 @@ def rewards_of(evaluation: Path) -> dict[str, float | None]:
 
 
 def _row(
-    arm: Arm, each: Sequence[Outcome], rewards: Mapping[str, Sequence[paired_tests.Rewards]], told: Told, folder: Path
+    arm: Arm,
+    each: Sequence[Outcome],
+    rewards: Mapping[str, Sequence[paired_tests.Rewards]],
+    context: ComparisonContext,
+    folder: Path,
 ) -> dict[str, Any]:
     files = [read_traces(outcome.traces.folder) if outcome.traces else None for outcome in each]
     facts = [run_folder.read_facts(outcome.sft.folder) if outcome.sft else {} for outcome in each]
     learned = [file.traces[: fact["num_traces"]] if file else () for file, fact in zip(files, facts, strict=True)]
     counts = [file.header["counts"] if file else {} for file in files]
     totals = [_costs(outcome) for outcome in each]
-    compiled = any(learned)
+    compiled, budget = any(learned), f"until it had {context.tokens:,} tokens" if context.tokens else SAME_TOKENS
     return {
         "name": arm.name,
         "kind": arm.kind,
-        "what": arm.what.replace(SAME_TOKENS, f"until it had {told.tokens:,} tokens") if told.tokens else arm.what,
+        "what": arm.what.replace(SAME_TOKENS, budget),
         "num_traces": [len(traces) for traces in learned] if compiled else None,
         "num_problems": [len({trace.problem_id for trace in traces}) for traces in learned] if compiled else None,
         "problems_asked": [count.get("num_problems_sampled") for count in counts] if compiled else None,
@@ -87,7 +91,7 @@ def _row(
         "costs": {name: fmean(total[name] for total in totals) for name in NUMBERS},
         "step_quality": {
             "traces": step_quality([pair for traces in learned for pair in _solutions(traces)]),
-            "answers": step_quality([pair for outcome in each for pair in _right_answers(outcome, told.tests[0])]),
+            "answers": step_quality([pair for outcome in each for pair in _right_answers(outcome, context.tests[0])]),
         },
         "trace_makeup": _makeup([trace for traces in learned for trace in traces]) if compiled else None,
         "folders": [_folders(outcome, folder) for outcome in each],
@@ -111,10 +115,12 @@ def _costs(outcome: Outcome) -> dict[str, float]:
 
 
 def _compare(
-    rows: Sequence[dict[str, Any]], rewards: Mapping[str, Mapping[str, Sequence[paired_tests.Rewards]]], told: Told
+    rows: Sequence[dict[str, Any]],
+    rewards: Mapping[str, Mapping[str, Sequence[paired_tests.Rewards]]],
+    context: ComparisonContext,
 ) -> None:
     """Put the differences to the baseline into the rows, with Holm's correction over arms."""
-    for test in told.tests:
+    for test in context.tests:
         found = {
             row["name"]: paired_tests.difference(rewards[row["name"]][test], rewards[BASELINE][test])
             for row in rows
@@ -126,20 +132,20 @@ def _compare(
             whole = None if difference is None else difference | {"p_holm": corrected[row["name"]]}
             row.setdefault("differences_to_self", {})[test] = whole
     for row in rows:
-        row["difference_to_self"] = row["differences_to_self"][told.tests[0]]
+        row["difference_to_self"] = row["differences_to_self"][context.tests[0]]
 
 
 def _contrast(
     rows: Sequence[dict[str, Any]],
     arms: Sequence[Arm],
     rewards: Mapping[str, Mapping[str, Sequence[paired_tests.Rewards]]],
-    told: Told,
+    context: ComparisonContext,
 ) -> None:
     """Put each arm's differences to those that it is to be compared with into its row, with Holm's correction over all
     of these contrasts, test by test."""
     wanted = [(arm.name, other) for arm in arms for other in arm.against if other in rewards]
     found: dict[tuple[str, str], dict[str, Any]] = {pair: {} for pair in wanted}
-    for test in told.tests:
+    for test in context.tests:
         for arm, other in wanted:
             found[arm, other][test] = paired_tests.difference(rewards[arm][test], rewards[other][test])
         corrected = paired_tests.holm({f"{a} {b}": differences[test]["p"] for (a, b), differences in found.items()})
@@ -211,75 +217,3 @@ def _folders(outcome: Outcome, folder: Path) -> dict[str, Any]:
         "sft": of(outcome.sft.folder if outcome.sft else None),
         "evaluations": {test: of(path) for test, path in outcome.evaluations.items()},
     }
-
-
-def markdown(found: Mapping[str, Any]) -> str:
-    """The table of comparison.json."""
-    tests = [f"{problems}/{decoding}" for problems, each in found["arms"][0]["accuracies"].items() for decoding in each]
-    baseline = found["baseline"]
-    head = ["arm", *tests]
-    head += [f"difference to {baseline} ({found['primary']}), points", "p (Holm)"] if baseline else []
-    head += ["traces on problems", "invalid steps", "tokens played + learned", "verdicts", "seconds"]
-    num = found["num_seeds"]
-    said = (
-        f"{num} seed{'s' if num != 1 else ''}; means and 95 % intervals over seeds, in per cent. Differences are "
-        "paired: the interval resamples test questions, p is the exact one of exchanging the two on whole "
-        "questions (of one seed McNemar's), corrected by Holm over arms, and in the table of contrasts over these."
-    )
-    lines = [said, ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for arm in found["arms"]:
-        cells = [f"`{arm['name']}`"]
-        cells += [_share(arm["accuracies"][t.split("/")[0]][t.split("/")[1]]) for t in tests]
-        gap = arm.get("difference_to_self")
-        cells += [_gap(gap), "" if gap is None else _p(gap["p_holm"])] if baseline else []
-        traces = arm["num_traces"]
-        cells.append("" if traces is None else f"{fmean(traces):.0f} on {fmean(arm['num_problems']):.0f}")
-        quality = arm["step_quality"]["traces"]
-        cells.append("" if quality is None else f"{100 * quality['invalid_rate']:.1f} %")
-        costs = arm["costs"]
-        cells.append(f"{costs['tokens_sampled'] / 1e3:.0f} k + {costs['tokens_learned'] / 1e3:.0f} k")
-        cells += [f"{costs['verdicts_used']:.0f}", f"{costs['seconds']:.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += _contrast_lines(found["arms"], tests)
-    lines += ["", *(f"- `{arm['name']}` ({arm['kind']}): {arm['what']}." for arm in found["arms"]), ""]
-    return "\n".join(lines)
-
-
-def _contrast_lines(arms: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> list[str]:
-    """The table of the arms that are compared with others than the baseline; nothing where none is."""
-    rows = [(arm["name"], contrast) for arm in arms for contrast in arm.get("contrasts", ())]
-    if not rows:
-        return []
-    head = ["arm", "against", *(cell for test in tests for cell in (f"{test}, points", "over seeds", "p (Holm)"))]
-    lines = ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, contrast in rows:
-        cells = [f"`{name}`", f"`{contrast['against']}`"]
-        for test in tests:
-            gap = contrast["differences"][test]
-            over_seeds = "" if gap["seed_low"] is None else _points(gap["seed_low"], gap["seed_high"])
-            cells += [_gap(gap), over_seeds, _p(gap["p_holm"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def _share(accuracy: Mapping[str, Any] | None) -> str:
-    if accuracy is None:
-        return "ungraded"
-    half = "" if accuracy["low"] is None else f" ± {100 * (accuracy['high'] - accuracy['mean']):.1f}"
-    return f"{100 * accuracy['mean']:.1f}{half}"
-
-
-def _gap(gap: Mapping[str, Any] | None) -> str:
-    if gap is None:
-        return ""
-    return f"{100 * gap['mean']:+.1f} ({_points(gap['low'], gap['high'])})"
-
-
-def _points(low: float, high: float) -> str:
-    return f"{100 * low:+.1f} to {100 * high:+.1f}"
-
-
-def _p(value: float) -> str:
-    """A p-value; one too small for a float is below the smallest."""
-    return f"{value:.2g}" if value else "< 1e-300"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Pair
+from flow_dpo.runs.charts import Panel, Series, accuracy_series, save_png
 
 
 class ProgressBar:
@@ -83,40 +85,16 @@ def summary_table(progress: ProgressiveValidation) -> Table:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """progressive.png: cumulative and windowed accuracy with its interval, and pairs by role below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """progressive.png: windowed and cumulative accuracy with their intervals, and pairs by role below."""
     if not rows:
         return
     seen = [row["problems_seen"] for row in rows]
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=[2, 1])
-    above.plot(seen, [row["progressive/window_accuracy"] for row in rows], label="windowed", color="#1668b8")
-    above.fill_between(
-        seen,
-        [row["progressive/window_low"] for row in rows],
-        [row["progressive/window_high"] for row in rows],
-        alpha=0.2,
-        color="#1668b8",
-        linewidth=0,
-    )
-    above.plot(seen, [row["progressive/accuracy"] for row in rows], label="cumulative", color="#555555", ls="--")
-    above.set_ylim(0, 1)
-    above.set_ylabel("accuracy before learning")
-    above.set_title("Progressive validation")
-    above.legend(loc="lower right")
-    above.grid(alpha=0.3)
-    roles = [key.removeprefix("nodes/") for key in rows[0] if key.startswith("nodes/")]
-    for role, color in zip(roles, ("#1668b8", "#c4581b", "#3b8f3b", "#7a4fb0"), strict=False):
-        yields = [row[f"pairs/{role}"] / max(row[f"nodes/{role}"], 1) for row in rows]
-        below.plot(seen, yields, label=role, color=color)
-    below.set_ylim(bottom=0)
-    below.set_ylabel("pairs a trunk node")
-    below.set_xlabel("problems seen")
-    below.legend(loc="upper right")
-    below.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
+    yields = [
+        Series(label=role, x=seen, y=[row[f"pairs/{role}"] / max(row[f"nodes/{role}"], 1) for row in rows])
+        for role in (key.removeprefix("nodes/") for key in rows[0] if key.startswith("nodes/"))
+    ]
+    panels = [
+        Panel(y="accuracy (%)", lines=accuracy_series(rows), bounds=(0, 100), title="Accuracy before learning"),
+        *([Panel(y="pairs a trunk node", lines=yields, bounds=(0, None))] if yields else []),
+    ]
+    save_png(path, [replace(panel, marked=len(rows) < 12) for panel in panels], x="problems seen", height=3.2)
