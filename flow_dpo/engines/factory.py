@@ -25,6 +25,7 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines.local.compatibility import vocabulary_size
 from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
 from flow_dpo.engines.vllm.checks import Wanted, check_base, connect
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm.in_process import VllmEngine, VllmSettings, check_installed, open_vllm
@@ -69,7 +70,7 @@ class AdapterStore:
 
     def merged(self, adapter: Adapter) -> Path:
         """The folder of the whole model with the policy's present weights of this role in it."""
-        return self._put(adapter, self._policy.save_merged)
+        return self._put(adapter, lambda role, folder: save_merged(self._policy, role, folder))
 
     def _put(self, adapter: Adapter, write: Callable[[Role, Path], object]) -> Path:
         done = self._folder / adapter.role / str(adapter.version)
@@ -197,7 +198,6 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Loca
 
 def speaking_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
     """How roles speak while they play: with merged weights where that is wanted and can be."""
-    if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not policy.can_merge()):
+    if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not can_merge(policy)):
         return policy.speaking
-    with policy.merged(policy.roles[0]):  # refused now rather than in the midst of play
-        return policy.merged
+    return MergedModels(policy).speaking  # refused now rather than in the midst of sampling

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights
-from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -35,7 +34,6 @@ from transformers.pytorch_utils import Conv1D
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Role
-from flow_dpo.learner.merged_lora import MAX_BYTES, MergedModels, merged_weight, num_bytes
 from flow_dpo.models import attention
 
 REFERENCE = "reference_"
@@ -83,7 +81,6 @@ class Policy:
         self._targets = lora_targets(model, self.settings.lora_target_modules)
         _check_names(model, self.roles)
         attention.prepare(model)
-        self._voices = MergedModels(model, self.roles) if model.dtype == torch.float32 else None
         self.model = model
         """The transformers model itself, its linear layers wrapped by PEFT. Speaks as `speaking` says."""
         self._adapters: dict[str, _Weights] = {}
@@ -101,7 +98,6 @@ class Policy:
             self._add(role, derive(seed, "adapter", role))
         # Kept once: a walk over all modules at every switch costs more than the switch.
         self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-        self._merging = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
         self._training_modules = [module for name, module in model.named_modules() if "lora_dropout" in name]
         self._state: tuple[str | None, bool] | None = None
         self._depth = 0
@@ -140,25 +136,6 @@ class Policy:
             if before is not None and (self._depth > 0 or training):
                 # Never left behind: requires_grad, dropout and checkpointing.
                 self._switch(before[0], training=before[1])
-
-    def can_merge(self, *, within: int = MAX_BYTES) -> bool:
-        """Whether roles can speak with merged weights: in float32, and where these take so many bytes at most."""
-        plain = self._voices is not None and len(self._merging) == len(self._layers)
-        return plain and num_bytes(self._merging, len(self.roles)) <= within
-
-    @contextmanager
-    def merged(self, role: Role) -> Iterator[PreTrainedModel]:
-        """A twin of the model that speaks as this role, its adapter merged into its weights (`voices`).
-
-        The same distribution as that of `speaking(role)` up to rounding, for less time and more memory. Raises
-        `ModelError` where the model is not float32.
-        """
-        if self._voices is None or len(self._merging) != len(self._layers):
-            raise ModelError(
-                f"adapters are merged in float32 and plain linear layers only, this model is {self.model.dtype}; play "
-                "with --merge_adapters never"
-            )
-        yield self._voices.of(role, self._merging)
 
     def parameters(self, adapter: str) -> list[torch.nn.Parameter]:
         """Of this role (or snapshot) and no other, always in the same order."""
@@ -238,25 +215,6 @@ class Policy:
         config.target_modules = sorted(self._targets)  # PEFT made a set of them, and sets have no order
         config.save_pretrained(str(folder))
         return folder
-
-    def save_merged(self, role: Role, folder: str | Path) -> Path:
-        """Write the whole model with the role's adapter in its weights, as transformers and vLLM load it.
-
-        In half precision the sum is rounded: what the role says then differs from `speaking(role)` by as much. Raises
-        `ModelError` where a wrapped layer is not a plain linear one, or is the head that embeddings are tied to.
-        """
-        self._of(role)
-        if self.model.config.tie_word_embeddings and self.model.get_output_embeddings() in self._layers:
-            raise ModelError("a head that is tied to the embeddings cannot be merged into alone; leave out lm_head")
-        if len(self._merging) != len(self._layers):
-            raise ModelError("adapters are merged into plain linear layers only; this model has others")
-        state: dict[str, torch.Tensor] = {}
-        for name, tensor in self.model.state_dict().items():
-            if ".lora_" not in name:
-                state[name.replace(".base_layer.", ".")] = tensor
-        state |= {f"{name}.weight": merged_weight(layer, role) for name, layer in self._merging.items()}
-        self.model.save_pretrained(str(folder), state_dict=state)
-        return Path(folder)
 
     def load_adapter(self, role: str, folder: str | Path) -> None:
         """Take over an adapter that `save_adapter` wrote. Its shape must be this policy's."""

@@ -15,6 +15,7 @@ import pytest
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.types import Adapter, Request, Sampling
 from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+from flow_dpo.engines.merged_lora import MergedModels
 from flow_dpo.learner.policy import LoraSettings, Policy
 from tests.support.vllm_servers import ROLES, VOCAB, real_vllm, save_adapters, taught, tiny_llama
 from tests.support.vllm_stand_in import StandIn, engine_of
@@ -35,7 +36,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Pa
 def _local(merge: str) -> Iterator[tuple[Engine, Refresh]]:
     """The policy's own weights speak, so that they are changed before the engine is told."""
     policy = Policy(tiny_llama(), ROLES, LoraSettings(lora_r=8, lora_alpha=8))
-    speaking = policy.merged if merge == "merged" else policy.speaking
+    speaking = MergedModels(policy).speaking if merge == "merged" else policy.speaking
     engine = LocalEngine(
         policy.model, speaking=speaking, end_ids={2}, context_tokens=512, settings=LocalSettings(max_batch_size=4)
     )
