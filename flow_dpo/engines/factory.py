@@ -26,6 +26,7 @@ from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines.local.compatibility import vocabulary_size
 from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
 from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
+from flow_dpo.engines.plain import PlainEngine, PlainSettings
 from flow_dpo.engines.vllm.checks import Wanted, check_base, connect
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm.in_process import VllmEngine, VllmSettings, check_installed, open_vllm
@@ -34,9 +35,10 @@ from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel
 
-EngineSettings = LocalSettings | VllmSettings | VllmServerSettings
-KINDS: dict[str, type[LocalSettings] | type[VllmSettings] | type[VllmServerSettings]] = {
+EngineSettings = LocalSettings | PlainSettings | VllmSettings | VllmServerSettings
+KINDS: dict[str, type[LocalSettings] | type[PlainSettings] | type[VllmSettings] | type[VllmServerSettings]] = {
     "local": LocalSettings,
+    "plain": PlainSettings,
     "vllm": VllmSettings,
     "vllm_server": VllmServerSettings,
 }
@@ -105,6 +107,9 @@ def open_engine(settings: EngineSettings, loaded: LoadedModel, *, num_roles: int
     """
     if isinstance(settings, LocalSettings):
         yield EngineAccess(loaded.context_tokens, lambda policy, _: _local(settings, loaded, policy))
+        return
+    if isinstance(settings, PlainSettings):
+        yield EngineAccess(loaded.context_tokens, lambda policy, _: _plain(loaded, policy))
         return
     if isinstance(settings, VllmSettings):
         check_installed()
@@ -193,6 +198,12 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Loca
         end_ids=loaded.end_ids,
         context_tokens=loaded.context_tokens,
         settings=settings,
+    )
+
+
+def _plain(loaded: LoadedModel, policy: Policy) -> PlainEngine:
+    return PlainEngine(
+        policy.model, speaking=policy.speaking, end_ids=loaded.end_ids, context_tokens=loaded.context_tokens
     )
 
 

@@ -23,6 +23,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Sampling, TokenIds
 from flow_dpo.engines.local.engine import LocalEngine, LocalSettings
+from flow_dpo.engines.plain import PlainEngine
 from flow_dpo.engines.sampling_rule import uniform
 from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
 from tests.support.tiny_models import KINDS, tiny_model
@@ -88,8 +89,12 @@ def _case(name: str) -> Case:
             lambda prefix: [math.log(p / sum(probs(prefix))) if p else -math.inf for p in probs(prefix)],
         )
 
+    plain, kind = name.startswith("plain_"), name.removeprefix("plain_")
+
     def build() -> Engine:
-        model = tiny_model(name, vocab_size=VOCAB)
+        model = tiny_model(kind, vocab_size=VOCAB)
+        if plain:
+            return PlainEngine(model, end_ids={END}, context_tokens=CONTEXT)
         return LocalEngine(
             model,
             speaking=lambda _: contextlib.nullcontext(model),
@@ -98,7 +103,7 @@ def _case(name: str) -> Case:
             settings=LocalSettings(max_batch_size=64),
         )
 
-    return Case(build, _oracle_of(tiny_model(name, vocab_size=VOCAB)))
+    return Case(build, _oracle_of(tiny_model(kind, vocab_size=VOCAB)))
 
 
 def _oracle_of(plain: PreTrainedModel) -> Callable[[TokenIds], list[float]]:
@@ -137,16 +142,17 @@ def _opened(name: str, factory: pytest.TempPathFactory) -> Iterator[Case]:
         yield _case(name)
 
 
+PLAIN = [f"plain_{kind}" for kind in KINDS]
 REAL = [pytest.param(name, marks=pytest.mark.vllm) for name in ("real_vllm", "real_vllm_server")]
 
 
-@pytest.fixture(scope="module", params=["scripted", "tabular", "vllm_server", *KINDS, *REAL])
+@pytest.fixture(scope="module", params=["scripted", "tabular", "vllm_server", *KINDS, *PLAIN, *REAL])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     with _opened(request.param, tmp_path_factory) as case:
         yield case
 
 
-@pytest.fixture(scope="module", params=["tabular", "vllm_server", *KINDS, *REAL])
+@pytest.fixture(scope="module", params=["tabular", "vllm_server", *KINDS, *PLAIN, *REAL])
 def drawing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     with _opened(request.param, tmp_path_factory) as case:
         yield case
@@ -227,6 +233,21 @@ def test_what_is_known_already_changes_nothing(case: Case, sampling: Sampling) -
     third = engine.sample(requests, sampling, seeds=range(20))
     assert_same(first, second, case.looseness)
     assert_same(first, third, case.looseness)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_the_local_engine_says_what_the_plain_one_says(kind: str, sampling: Sampling) -> None:
+    """Batches, shared prefixes and kept keys against one forward a token: the same tokens for the same seeds."""
+    plain, local = _case(f"plain_{kind}").build(), _case(kind).build()
+    requests, seeds = _requests(40), range(40)
+    assert_same(plain.sample(requests, sampling, seeds=seeds), local.sample(requests, sampling, seeds=seeds))
+    first = {token: plain.submit(requests[0], sampling, seed=9, excluded=(token,)) for token in (4, 7)}
+    said = dict(plain.poll() + plain.poll())
+    for token, ticket in first.items():
+        local.submit(requests[0], sampling, seed=9, excluded=(token,))
+        [(_, other)] = local.poll()
+        assert_same([said[ticket]], [other])
 
 
 def _version(version: int) -> dict[str, Adapter]:
