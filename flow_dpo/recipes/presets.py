@@ -342,6 +342,12 @@ def preset(recipe: str, name: str, *, flow: Flow[Any] | None = None) -> Preset:
     )
 
 
+def load_recipe(recipe: str = "flow-dpo", preset: str = "paper", flow: Flow[Any] | None = None) -> Recipe:
+    """A recipe by its name and preset, with another flow where one is given. Raises `ConfigError` for other names."""
+    found = _preset(recipe, preset).recipe
+    return found if flow is None else replace(found, flow=flow)
+
+
 def _fitted(recipe: Recipe, scale: Scale) -> Recipe:
     """The recipe with the scale's values in whichever of its parts has a setting of that name."""
 
@@ -374,6 +380,9 @@ def _most(scale: Scale) -> dict[str, int]:
         "num_hinted": scale.max_rollouts,
         "num_completions": scale.max_completions,
     }
+
+
+_preset = preset  # load_recipe has an argument of that name
 
 
 def default_preset(model_name_or_path: str) -> str:
