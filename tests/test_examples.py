@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,31 +55,37 @@ def key(pair: Any) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def test_the_loop_in_one_file_is_the_products_loop() -> None:
-    """Batch by batch the same pairs in token ids, and the same losses: also after updates, so that these were equal."""
-    loop = example("flow_dpo_loop")
-    mine = list(loop.run(max_problems=15, problems_per_batch=5))
+def test_the_loop_in_one_file_is_the_products_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch by batch the same pairs in token ids and the same losses; those after an update show that it was equal."""
+    loop, per_update = example("flow_dpo_loop"), 6
+    monkeypatch.setattr(loop, "PAIRS_PER_UPDATE", per_update)
+    mine = list(loop.run(max_problems=8, problems_per_batch=2))
     keeper = Keeper()
     with flow_dpo.open_runtime("seed") as runtime:
         flow_dpo.learn(
             flow_dpo.load_recipe("flow-dpo", "seed"),
-            flow_dpo.load_problems("seed", max_problems=15),
+            flow_dpo.load_problems("seed", max_problems=8),
             runtime.workers,
-            runtime.learner(),
+            runtime.learner(replace(runtime.learner_settings, examples_per_update=per_update)),
             callbacks=[keeper],
-            problems_per_batch=5,
+            problems_per_batch=2,
         )
-    assert len(mine) == len(keeper.rows) == 3
-    num_updates = 0
+    assert len(mine) == len(keeper.rows) == 4
+    pool, every_loss = [], []
     for (pairs, losses), row, expected in zip(mine, keeper.rows, keeper.pairs, strict=True):
         assert [key(pair) for pair in pairs] == [key(pair) for pair in expected]
-        # One update a batch at most, so that the row's losses are that update's and no mean over several.
-        assert len(losses) == row["learn/updates"] <= 1
-        num_updates += len(losses)
-        for role in ("answer", "stop") if losses else ():
-            assert losses[0][role] == pytest.approx(row[f"learn/{role}/loss"], abs=1e-5)
-    assert num_updates >= 1
-    assert mine[-1][0], "the last batch has pairs, sampled after an update"
+        assert len(losses) == row["learn/updates"]
+        pool += pairs
+        sums: dict[str, list[float]] = {}
+        for each in losses:  # the row has the mean over the pairs of all updates of its batch
+            batch, pool = pool[:per_update], pool[per_update:]
+            for role, loss in each.items():
+                sums.setdefault(role, []).extend([loss] * sum(pair.request.role == role for pair in batch))
+        for role, values in sums.items():
+            assert sum(values) / len(values) == pytest.approx(row[f"learn/{role}/loss"], abs=1e-5)
+        every_loss += [loss for each in losses for loss in each.values()]
+    assert len(every_loss) >= 4
+    assert any(abs(loss - math.log(2)) > 1e-3 for loss in every_loss), "no loss after a first update was seen"
 
 
 def test_train_evaluate_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

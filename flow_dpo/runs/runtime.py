@@ -103,6 +103,7 @@ def open_runtime(
     if named:
         settings = replace(settings, model=ModelSettings(model_name_or_path=model))
         problems = ProblemSet(problems=(), fingerprint=fingerprint(())) if problems is None else problems
+    without_problems = named and not len(problems or ())
     if isinstance(engine, str):
         settings = replace(settings, engine=factory.default_settings(engine))
     elif engine is not None and not callable(engine):
@@ -112,7 +113,8 @@ def open_runtime(
     problems = load(settings.data) if problems is None else problems
     loaded = load_model(settings.model)
     with _access(settings, engine, loaded, len(roles)) as access, tempfile.TemporaryDirectory() as elsewhere:
-        fitting = fitting_problems(flow, loaded.renderer, problems.problems, access.context_tokens)
+        room = access.context_tokens
+        fitting = [] if without_problems else fitting_problems(flow, loaded.renderer, problems.problems, room)
         policy = Policy(loaded.model, roles, settings.lora, seed=seed)
         store = AdapterStore(policy, served or Path(elsewhere))
         with (
