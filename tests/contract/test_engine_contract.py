@@ -235,21 +235,6 @@ def test_what_is_known_already_changes_nothing(case: Case, sampling: Sampling) -
     assert_same(first, third, case.looseness)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-def test_the_local_engine_says_what_the_plain_one_says(kind: str, sampling: Sampling) -> None:
-    """Batches, shared prefixes and kept keys against one forward a token: the same tokens for the same seeds."""
-    plain, local = _case(f"plain_{kind}").build(), _case(kind).build()
-    requests, seeds = _requests(40), range(40)
-    assert_same(plain.sample(requests, sampling, seeds=seeds), local.sample(requests, sampling, seeds=seeds))
-    first = {token: plain.submit(requests[0], sampling, seed=9, excluded=(token,)) for token in (4, 7)}
-    said = dict(plain.poll() + plain.poll())
-    for token, ticket in first.items():
-        local.submit(requests[0], sampling, seed=9, excluded=(token,))
-        [(_, other)] = local.poll()
-        assert_same([said[ticket]], [other])
-
-
 def _version(version: int) -> dict[str, Adapter]:
     return {role: Adapter(role=role, version=version) for role in ("answer", "stop")}
 
