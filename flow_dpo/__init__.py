@@ -1,104 +1,96 @@
 """Online DPO for flows: teams of language models that learn to write solutions together (arXiv 2410.22304).
 
-Importing this package imports nothing heavy; each name below is loaded when it is first used.
+    import flow_dpo
+    run = flow_dpo.train("seed", max_problems=64, output_dir="runs/seed")
+    flow_dpo.evaluate_flow(run.path, max_problems=100)["accuracy"]
+
+These names are the public interface. Importing the package imports nothing heavy: a name is loaded from its module when
+it is first used.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from flow_dpo.core.answer_stop import AnswerStop
-    from flow_dpo.core.credit import OutcomePairs
-    from flow_dpo.core.dpo import Dpo, Ipo
-    from flow_dpo.core.engine import Engine
-    from flow_dpo.core.errors import FlowDpoError
-    from flow_dpo.core.explore import Siblings
-    from flow_dpo.core.flow import Flow
-    from flow_dpo.core.loop import learn
-    from flow_dpo.core.recipe import Recipe
-    from flow_dpo.core.rollouts import RolloutRunner
-    from flow_dpo.core.single import Single
-    from flow_dpo.core.tree import Tree
-    from flow_dpo.core.types import Completion, Pair, Problem, Request, Turn, Verdict
-    from flow_dpo.data.problems import load_problems
-    from flow_dpo.engines.local.engine import LocalEngine
-    from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
-    from flow_dpo.learner.learner import Learner
-    from flow_dpo.learner.policy import Policy
-    from flow_dpo.models.render import Renderer
-    from flow_dpo.recipes.presets import PRESET_NAMES, RECIPES, load_recipe
-    from flow_dpo.verify.verifier import Verifier
+from typing import Any
 
 _HOMES = {
-    "AnswerStop": "core.answer_stop",
-    "Completion": "core.types",
-    "Dpo": "core.dpo",
-    "Engine": "core.engine",
-    "Flow": "core.flow",
-    "FlowDpoError": "core.errors",
-    "Ipo": "core.dpo",
-    "Learner": "learner.learner",
-    "LocalEngine": "engines.local.engine",
-    "OutcomePairs": "core.credit",
-    "PRESET_NAMES": "recipes.presets",
-    "Pair": "core.types",
-    "Policy": "learner.policy",
-    "Problem": "core.types",
-    "RECIPES": "recipes.presets",
-    "Recipe": "core.recipe",
-    "Renderer": "models.render",
-    "Request": "core.types",
-    "ScriptedEngine": "engines.scripted",
-    "Siblings": "core.explore",
-    "Single": "core.single",
-    "RolloutRunner": "core.rollouts",
-    "TabularEngine": "engines.scripted",
-    "Tree": "core.tree",
-    "Turn": "core.types",
-    "Verdict": "core.types",
-    "Verifier": "verify.verifier",
+    # run it
+    "train": "runs.training",
+    "TrainResult": "runs.training",
+    "evaluate_flow": "evaluate.run",
+    "generate_traces": "traces.run",
+    "open_runtime": "runs.runtime",
+    "Runtime": "runs.runtime",
     "learn": "core.loop",
-    "load_problems": "data.problems",
+    # a method, as a value of four parts
+    "Recipe": "core.recipe",
     "load_recipe": "recipes.presets",
+    "RECIPES": "recipes.presets",
+    "PRESET_NAMES": "recipes.presets",
+    "preset": "recipes.presets",
+    "Flow": "core.flow",
+    "AnswerStop": "core.answer_stop",
+    "Single": "core.single",
+    "Explore": "core.explore",
+    "TurnSampling": "core.explore",
+    "Siblings": "core.explore",
+    "Group": "core.explore",
+    "Credit": "core.credit",
+    "OutcomePairs": "core.credit",
+    "Objective": "core.objective",
+    "Dpo": "core.dpo",
+    "Ipo": "core.dpo",
+    # the values that travel between the parts
+    "Problem": "core.types",
+    "Message": "core.types",
+    "Turn": "core.types",
+    "Request": "core.types",
+    "Sampling": "core.types",
+    "Completion": "core.types",
+    "Solution": "core.types",
+    "Verdict": "core.types",
+    "Pair": "core.types",
+    "ScoredCompletion": "core.types",
+    "Tree": "core.tree",
+    # what samples
+    "Engine": "core.engine",
+    "PlainEngine": "engines.plain",
+    "LocalEngine": "engines.local.engine",
+    "VllmEngine": "engines.vllm.in_process",
+    "VllmServerEngine": "engines.vllm.server",
+    "ScriptedEngine": "engines.scripted",
+    "TabularEngine": "engines.scripted",
+    "RolloutRunner": "core.rollouts",
+    "InProcessWorkers": "workers.in_process",
+    "Backends": "core.protocols",
+    # what learns
+    "Policy": "learner.policy",
+    "LoraSettings": "learner.settings",
+    "Learner": "learner.learner",
+    "LearnerSettings": "learner.settings",
+    # models, data, verdicts
+    "load_model": "models.load",
+    "Renderer": "models.render",
+    "load_problems": "data.problems",
+    "Verifier": "verify.verifier",
+    "Grader": "core.protocols",
+    "AnswerGrader": "verify.grader",
+    # what watches
+    "Callback": "core.protocols",
+    "ProgressiveValidation": "core.metrics",
+    "FlowDpoError": "core.errors",
 }
+"""Where each public name is defined. The one list: `__init__.pyi` is what a type checker reads of it, and a test holds
+the two together."""
 
-__all__ = [
-    "PRESET_NAMES",
-    "RECIPES",
-    "AnswerStop",
-    "Completion",
-    "Dpo",
-    "Engine",
-    "Flow",
-    "FlowDpoError",
-    "Ipo",
-    "Learner",
-    "LocalEngine",
-    "OutcomePairs",
-    "Pair",
-    "Policy",
-    "Problem",
-    "Recipe",
-    "Renderer",
-    "Request",
-    "RolloutRunner",
-    "ScriptedEngine",
-    "Siblings",
-    "Single",
-    "TabularEngine",
-    "Tree",
-    "Turn",
-    "Verdict",
-    "Verifier",
-    "learn",
-    "load_problems",
-    "load_recipe",
-]
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"flow_dpo has no name {name!r}")
+        raise AttributeError(f"flow_dpo has no name {name!r}; its public names are {', '.join(_HOMES)}")
     return getattr(import_module(f"flow_dpo.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -70,6 +70,12 @@ class ProblemSet:
     skipped_examples: tuple[str, ...] = ()
     """The first few rows that were skipped, and why."""
 
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self.problems)
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
 
 def load(config: DataSettings) -> ProblemSet:
     """The problems that a configuration names."""

@@ -24,7 +24,17 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines.local.compatibility import vocabulary_size
 from flow_dpo.engines.local.engine import LocalEngine
-from flow_dpo.engines.settings import KINDS, EngineSettings, LocalSettings, VllmServerSettings, VllmSettings, kind_of
+from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
+from flow_dpo.engines.plain import PlainEngine
+from flow_dpo.engines.settings import (
+    KINDS,
+    EngineSettings,
+    LocalSettings,
+    PlainSettings,
+    VllmServerSettings,
+    VllmSettings,
+    kind_of,
+)
 from flow_dpo.engines.vllm.checks import ExpectedModel, check_base, connect
 from flow_dpo.engines.vllm.client import VllmClient
 from flow_dpo.engines.vllm.in_process import VllmEngine, check_installed, open_vllm
@@ -62,7 +72,7 @@ class AdapterStore:
 
     def merged(self, adapter: Adapter) -> Path:
         """The folder of the whole model with the policy's present weights of this role merged in."""
-        return self._put(adapter, self._policy.save_merged)
+        return self._put(adapter, lambda role, folder: save_merged(self._policy, role, folder))
 
     def _put(self, adapter: Adapter, write: Callable[[Role, Path], object]) -> Path:
         done = self._folder / adapter.role / str(adapter.version)
@@ -95,6 +105,11 @@ def open_engine(
 @contextmanager
 def open_local(settings: LocalSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
     yield EngineAccess(loaded.context_tokens, lambda policy, _: _local(settings, loaded, policy))
+
+
+@contextmanager
+def open_plain(settings: PlainSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
+    yield EngineAccess(loaded.context_tokens, lambda policy, _: _plain(loaded, policy))
 
 
 @contextmanager
@@ -197,7 +212,12 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Loca
 
 def role_model_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], AbstractContextManager[PreTrainedModel]]:
     """The context manager that yields a role's model for sampling: with merged weights where set and possible."""
-    if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not policy.can_merge()):
+    if settings.merge_adapters == "never" or (settings.merge_adapters == "auto" and not can_merge(policy)):
         return policy.using
-    with policy.using_merged(policy.roles[0]):  # refused now rather than amid rollouts
-        return policy.using_merged
+    return MergedModels(policy).using  # refused now rather than amid rollouts
+
+
+def _plain(loaded: LoadedModel, policy: Policy) -> PlainEngine:
+    return PlainEngine(
+        policy.model, role_model=policy.using, end_ids=loaded.end_ids, context_tokens=loaded.context_tokens
+    )

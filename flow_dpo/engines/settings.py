@@ -44,6 +44,11 @@ class LocalSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlainSettings:
+    """The plain engine has nothing to set."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VllmSettings:
     """vLLM in this process."""
 
@@ -136,6 +141,7 @@ class EngineKind:
 _FACTORY = "flow_dpo.engines.factory"
 KINDS: dict[str, EngineKind] = {
     "local": EngineKind(settings=LocalSettings, open=f"{_FACTORY}:open_local"),
+    "plain": EngineKind(settings=PlainSettings, open=f"{_FACTORY}:open_plain"),
     "vllm": EngineKind(settings=VllmSettings, open=f"{_FACTORY}:open_vllm_here"),
     "vllm_server": EngineKind(settings=VllmServerSettings, open=f"{_FACTORY}:open_vllm_server"),
 }

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights
-from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -35,7 +34,6 @@ from transformers.pytorch_utils import Conv1D
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Role
-from flow_dpo.learner.merged_lora import MAX_BYTES, MergedModels, merged_weight, num_bytes
 from flow_dpo.learner.settings import ALL_LINEAR, LoraSettings
 from flow_dpo.models import attention
 
@@ -71,7 +69,6 @@ class Policy:
         self._targets = lora_targets(model, self.settings.lora_target_modules)
         _check_names(model, self.roles)
         attention.prepare(model)
-        self._merged_models = MergedModels(model, self.roles) if model.dtype == torch.float32 else None
         self.model = model
         """The transformers model itself, its linear layers wrapped by PEFT. `using` chooses its adapter."""
         self._adapters: dict[str, _Weights] = {}
@@ -89,7 +86,6 @@ class Policy:
             self._add(role, derive(seed, "adapter", role))
         # Collected once: a walk over all modules at every switch costs more than the switch.
         self._tuner_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-        self._lora_layers = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
         self._training_modules = [module for name, module in model.named_modules() if "lora_dropout" in name]
         self._state: tuple[str | None, bool] | None = None
         self._depth = 0
@@ -129,25 +125,6 @@ class Policy:
             if previous is not None and (self._depth > 0 or training):
                 # requires_grad, dropout and checkpointing never stay on.
                 self._switch(previous[0], training=previous[1])
-
-    def can_merge(self, *, within: int = MAX_BYTES) -> bool:
-        """Whether adapters can be merged: in float32, and where the merged weights take at most `within` bytes."""
-        plain = self._merged_models is not None and len(self._lora_layers) == len(self._tuner_layers)
-        return plain and num_bytes(self._lora_layers, len(self.roles)) <= within
-
-    @contextmanager
-    def using_merged(self, role: Role) -> Iterator[PreTrainedModel]:
-        """A context that yields a twin of the model with this role's adapter merged into its weights (`merged_lora`).
-
-        The same distribution as under `using(role)` up to rounding, in less time and more memory. Raises `ModelError`
-        where the model is not float32.
-        """
-        if self._merged_models is None or len(self._lora_layers) != len(self._tuner_layers):
-            raise ModelError(
-                f"adapters are merged in float32 and plain linear layers only, this model is {self.model.dtype}; use "
-                "--merge_adapters never"
-            )
-        yield self._merged_models.merge(role, self._lora_layers)
 
     def parameters(self, adapter: str) -> list[torch.nn.Parameter]:
         """The parameters of this role (or snapshot) and no other, always in the same order."""
@@ -227,25 +204,6 @@ class Policy:
         config.target_modules = sorted(self._targets)  # PEFT made a set of them, and sets have no order
         config.save_pretrained(str(folder))
         return folder
-
-    def save_merged(self, role: Role, folder: str | Path) -> Path:
-        """Write the whole model with the role's adapter in its weights, as transformers and vLLM load it.
-
-        In half precision the sum is rounded, and the distribution differs from that of `using(role)` accordingly.
-        Raises `ModelError` where a wrapped layer is not a plain linear one, or is a head tied to the embeddings.
-        """
-        self._entry(role)
-        if self.model.config.tie_word_embeddings and self.model.get_output_embeddings() in self._tuner_layers:
-            raise ModelError("a head that is tied to the embeddings cannot be merged into alone; leave out lm_head")
-        if len(self._lora_layers) != len(self._tuner_layers):
-            raise ModelError("adapters are merged into plain linear layers only; this model has others")
-        state: dict[str, torch.Tensor] = {}
-        for name, tensor in self.model.state_dict().items():
-            if ".lora_" not in name:
-                state[name.replace(".base_layer.", ".")] = tensor
-        state |= {f"{name}.weight": merged_weight(layer, role) for name, layer in self._lora_layers.items()}
-        self.model.save_pretrained(str(folder), state_dict=state)
-        return Path(folder)
 
     def load_adapter(self, role: str, folder: str | Path) -> None:
         """Load an adapter that `save_adapter` wrote. Raises `ModelError` where its shape is not this policy's."""

@@ -47,8 +47,10 @@ class LoadedModel:
     """Both as in the settings, for other programs that load the model."""
 
 
-def load_model(settings: ModelSettings) -> LoadedModel:
-    """Load model and tokenizer. Raises `ModelError` for a folder without a model, or one without a chat template."""
+def load_model(settings: ModelSettings | str) -> LoadedModel:
+    """Load model and tokenizer. Raises `ModelError` for a folder that is none, or a model that cannot chat."""
+    if isinstance(settings, str):
+        settings = ModelSettings(model_name_or_path=settings)
     device = device_of(settings)
     name = str(SEED_FOLDER) if settings.model_name_or_path == "seed" else settings.model_name_or_path
     shared: dict[str, Any] = {"revision": settings.model_revision, "trust_remote_code": settings.trust_remote_code}

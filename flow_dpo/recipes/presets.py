@@ -86,6 +86,9 @@ def preset_names(recipe: str) -> list[str]:
     return [*_presets_of(recipe)]
 
 
+_preset = preset  # load_recipe has an argument of that name
+
+
 def default_preset(model_name_or_path: str) -> str:
     """The preset taken where none is named: "seed" for the embedded model, "chat" for any other."""
     return "seed" if model_name_or_path == "seed" else "chat"

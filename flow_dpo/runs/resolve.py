@@ -143,16 +143,21 @@ def resolve(
     brings: Callable[[Given], tuple[Mapping[str, Any], str]] | None = None,
     trusted: bool = False,
     others: str = "",
+    values: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The sections with what was given in them.
 
     `sections` may depend on what was given. `brings` says what a folder that was given brings along, and from which
     file; unless it is `trusted`, code that it asks for is not run. Words that are no flags come back under the name
-    `others`. Raises `ConfigError` for a name that does not exist or a value that does not fit.
+    `others`. `values` are settings by name from Python; flags override them. Raises `ConfigError` for a name that does
+    not exist or a value that does not fit.
     """
     given = Given.read(argv)
     if given.others and not others:
         raise ConfigError(f"expected --name value, found {given.others[0]!r}; {prog} --help lists all settings")
+    if values is not None:
+        *files, flags = given.layers
+        given = replace(given, layers=(*files, ("the settings given", _named(values)), flags))
     if brings is not None:
         given = given.over(*brings(given))
         if not trusted:

@@ -1,83 +1,161 @@
-"""From settings to running parts: the composition root, the one place that knows every concrete class.
+"""The composition root: settings become a model, its adapters, an engine, a grader and rollout workers.
 
-What can be refused is refused here, in the order of its cost: names and folders, then data, then the model, then
-whether the prompts fit it, and only then does work start.
+The one place that connects concrete classes. What can be refused is refused here, in the order of its cost: names and
+folders, then data, then the model, then whether the prompts fit it, and only then does work start.
+
+    with open_runtime("seed") as runtime:
+        learn(load_recipe("flow-dpo", "seed"), load_problems("seed"), runtime.workers, runtime.learner())
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flow_dpo.core.engine import Engine
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.protocols import Backends, RolloutWorkers
-from flow_dpo.core.types import Problem, Role
-from flow_dpo.data.problems import ProblemSet, load
+from flow_dpo.core.protocols import Backends, Grader, RolloutWorkers
+from flow_dpo.core.recipe import Recipe
+from flow_dpo.core.types import Adapter, Problem, Role
+from flow_dpo.data.problems import ProblemSet, fingerprint, load
 from flow_dpo.engines import factory
-from flow_dpo.engines.factory import AdapterStore
+from flow_dpo.engines.factory import AdapterStore, EngineAccess
+from flow_dpo.engines.settings import EngineSettings
+from flow_dpo.engines.settings import default_settings as default_engine
+from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.context_window import fitting_problems
-from flow_dpo.models.load import LoadedModel, load_model
-from flow_dpo.runs.settings import RuntimeSettings
+from flow_dpo.models.load import LoadedModel, ModelSettings, load_model
+from flow_dpo.models.render import Renderer
+from flow_dpo.recipes.presets import default_preset
+from flow_dpo.runs.settings import RuntimeSettings, default_settings
 from flow_dpo.verify.grader import AnswerGrader
 from flow_dpo.verify.verifier import Verifier
 from flow_dpo.workers.in_process import InProcessWorkers
 
+EngineOpener = Callable[[LoadedModel, Policy], Engine]
+"""Makes an engine of one's own for a loaded model and the adapters over it."""
+GraderSource = Grader | Callable[[Renderer], Grader]
+"""A grader, or what makes one from the renderer that turns sampled ids into text: its class, say."""
+
 
 @dataclass(kw_only=True)
 class Runtime:
-    """Everything that a command works with."""
+    """Everything that sampling, grading and learning need, loaded and connected."""
 
     problems: ProblemSet
     loaded: LoadedModel
     policy: Policy
     backends: Backends
     workers: RolloutWorkers
+    recipe: Recipe | None = None
+    """What it was opened for, where that is known."""
+    learner_settings: LearnerSettings = field(default_factory=LearnerSettings)
+    """Of the preset that it was opened with; `learner` takes them where it is given none."""
     fitting: list[Problem] = field(default_factory=list[Problem])
     """The problems whose longest play fits into the context window."""
+    adapters: Mapping[Role, Adapter] = field(default_factory=dict[Role, Adapter])
+    """Those that were loaded; a learner's own are ahead of them."""
+    _learner: Learner | None = None
+
+    @property
+    def renderer(self) -> Renderer:
+        """Turns to token ids, token ids to text."""
+        return self.loaded.renderer
+
+    def learner(self, settings: LearnerSettings | None = None) -> Learner:
+        """A learner of this policy's adapters, with the preset's settings where none are given."""
+        self._learner = Learner(self.policy, self.learner_settings if settings is None else settings)
+        return self._learner
+
+    @property
+    def adapters_in_force(self) -> Mapping[Role, Adapter]:
+        """The learner's adapters where there is one, otherwise those that were loaded."""
+        return self.adapters if self._learner is None else self._learner.adapters
 
 
 @contextmanager
 def open_runtime(
-    settings: RuntimeSettings,
-    flow: Flow[Any],
+    model: str | RuntimeSettings = "seed",
+    flow: Flow[Any] | None = None,
     *,
-    roles: Sequence[Role],
-    seed: int,
+    recipe: str = "flow-dpo",
+    preset: str | None = None,
+    roles: Sequence[Role] | None = None,
+    seed: int = 0,
+    engine: str | EngineSettings | EngineOpener | None = None,
+    grader: GraderSource | None = None,
     problems: ProblemSet | None = None,
     served: Path | None = None,
 ) -> Iterator[Runtime]:
     """Load, check and connect everything that plays `flow`; close it at the end.
 
-    `roles` get an adapter each; `problems` where those of `settings.data` are loaded already. In `served` lie the
-    adapters of an engine that reads files, while they are in force; in a folder of the system's where none is named.
+    `model` is a folder, a hub id or "seed", and then adapters and learner are those of `recipe` and `preset`, and its
+    flow where none is given; or it is all settings. `roles`, the flow's where not given, get an adapter each;
+    `problems` where those of the settings' data are loaded already (none are loaded where a model is named). In
+    `served` lie the adapters of an engine that reads files; in a folder of the system's where none is named.
     """
+    named = isinstance(model, str)
+    defaults = default_settings(recipe, preset or default_preset(model if named else ""))
+    settings = model if isinstance(model, RuntimeSettings) else defaults.runtime
+    if named:
+        settings = replace(settings, model=ModelSettings(model_name_or_path=model))
+        problems = ProblemSet(problems=(), fingerprint=fingerprint(())) if problems is None else problems
+    without_problems = named and not len(problems or ())
+    if isinstance(engine, str):
+        settings = replace(settings, engine=default_engine(engine))
+    elif engine is not None and not callable(engine):
+        settings = replace(settings, engine=engine)
+    flow = defaults.recipe.flow if flow is None else flow
+    roles = flow.roles if roles is None else roles
     problems = load(settings.data) if problems is None else problems
     loaded = load_model(settings.model)
-    with (
-        factory.open_engine(settings.engine, loaded, num_roles=len(roles)) as reach,
-        tempfile.TemporaryDirectory() as elsewhere,
-    ):
-        fitting = fitting_problems(flow, loaded.renderer, problems.problems, reach.context_tokens)
+    with _access(settings, engine, loaded, len(roles)) as access, tempfile.TemporaryDirectory() as elsewhere:
+        room = access.context_tokens
+        fitting = [] if without_problems else fitting_problems(flow, loaded.renderer, problems.problems, room)
         policy = Policy(loaded.model, roles, settings.lora, seed=seed)
         store = AdapterStore(policy, served or Path(elsewhere))
-        grading = settings.grading
         with (
             closing(store),
-            closing(reach.build(policy, store)) as engine,
-            Verifier(rule=grading.rule, timeout_s=grading.timeout_s) as verifier,
+            closing(access.build(policy, store)) as opened,
+            _grader(settings, grader, loaded.renderer) as graded,
         ):
-            grader = AnswerGrader(verifier, loaded.renderer, settings.grading)
-            backends = Backends(engine=engine, renderer=loaded.renderer, grader=grader)
+            backends = Backends(engine=opened, renderer=loaded.renderer, grader=graded)
             yield Runtime(
                 problems=problems,
                 loaded=loaded,
                 policy=policy,
                 backends=backends,
                 workers=InProcessWorkers(backends),
+                recipe=replace(defaults.recipe, flow=flow),
+                learner_settings=defaults.learner,
                 fitting=fitting,
             )
+
+
+@contextmanager
+def _access(
+    settings: RuntimeSettings, engine: str | EngineSettings | EngineOpener | None, loaded: LoadedModel, num_roles: int
+) -> Iterator[EngineAccess]:
+    """The engine that the settings name, or one of the caller's own."""
+    if callable(engine):
+        yield EngineAccess(loaded.context_tokens, lambda policy, _: engine(loaded, policy))
+        return
+    with factory.open_engine(settings.engine, loaded, num_roles=num_roles) as access:
+        yield access
+
+
+@contextmanager
+def _grader(settings: RuntimeSettings, grader: GraderSource | None, renderer: Renderer) -> Iterator[Grader]:
+    """The grader by final answers, or one of the caller's own."""
+    if grader is None:
+        with Verifier(rule=settings.grading.rule, timeout_s=settings.grading.timeout_s) as verifier:
+            yield AnswerGrader(verifier, renderer, settings.grading)
+    elif isinstance(grader, type) or not hasattr(grader, "check_texts"):
+        yield grader(renderer)  # pyright: ignore[reportCallIssue]
+    else:
+        yield grader  # pyright: ignore[reportReturnType]

@@ -1,6 +1,8 @@
-"""How does one training run go, from its settings to its folder, and on again after an interruption?
+"""One training run, from its settings to its folder, and on again after an interruption.
 
     lock the folder   compare with what is resumed   load   begin, or go on from the last checkpoint   learn   publish
+
+    result = train("seed", max_problems=64, output_dir="runs/seed", callbacks=[my_callback])
 
 Invariant: a resumed run's records, adapters and optimizers are bit for bit those of an uninterrupted run with the same
 settings on the same machine. Whatever could make them differ (settings, code, versions, device, data) is compared
@@ -12,51 +14,114 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors import SafetensorError
 
 from flow_dpo.core.errors import ConfigError, FlowDpoError, StorageError
+from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import learn
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.plugins import fingerprint
-from flow_dpo.core.protocols import Row
-from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Example, Pair
-from flow_dpo.data.problems import load
+from flow_dpo.core.protocols import Callback
+from flow_dpo.core.recipe import Recipe
+from flow_dpo.core.types import Problem, Role
+from flow_dpo.data.problems import ProblemSet, load
+from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of
-from flow_dpo.models.render import Renderer
-from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.callbacks.run_keeper import RunKeeper
 from flow_dpo.runs.checkpoint import Checkpoints
-from flow_dpo.runs.runtime import Runtime, open_runtime
+from flow_dpo.runs.given_objects import OBJECT, GivenObjects, problem_set, train_settings
+from flow_dpo.runs.resolve import command_line, read_settings, refuse_unknown
+from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 
 _OF_THE_RUN = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches")
 )
 """Settings that change no result."""
-_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint")
+_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint", "given")
 """What besides the settings a result depends on, as run.json names it."""
 _OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
 
 
-def run(settings: TrainSettings, console: Console) -> run_folder.RunFolder:
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training run left."""
+
+    path: Path
+    """The run folder."""
+    adapters: Mapping[Role, Path]
+    """Each role's newest adapter, a folder in PEFT's layout."""
+    progressive: ProgressiveValidation
+    """Accuracy on each problem before it was learned from."""
+
+
+def train(
+    model: str = "seed",
+    dataset: str | Sequence[Problem] | ProblemSet = "seed",
+    *,
+    recipe: str | Recipe = "flow-dpo",
+    preset: str | None = None,
+    output_dir: str | Path = "runs/train",
+    flow: Flow[Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    grader: GraderSource | None = None,
+    engine: str | EngineSettings | EngineOpener | None = None,
+    max_problems: int | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> TrainResult:
+    """Train a model's adapters on a stream of problems, as `flow-dpo train` does, into the same run folder.
+
+    `model` and `dataset` are folders, hub ids or "seed"; a data set may also be a list of problems. `recipe` and
+    `engine` are names or objects, `flow`, `callbacks` and `grader` (or its class, which is handed the renderer) objects
+    that are used as they are. `settings` holds any other setting by its name on the command line, such as
+    {"learner.learning_rate": 1e-3}; a short name is a keyword as well: `train(beta=0.5)`. Raises `ConfigError` for a
+    name that does not exist.
+    """
+    given = GivenObjects(
+        callbacks=callbacks,
+        grader=grader,
+        engine=engine,
+        problems=problem_set(dataset, max_problems),
+        recipe=recipe if isinstance(recipe, Recipe) else None,
+        flow=flow,
+    )
+    told = {
+        "model.model_name_or_path": model,
+        "data.dataset_name": dataset if isinstance(dataset, str) else OBJECT,
+        "data.max_problems": max_problems,
+        "run.output_dir": str(output_dir),
+        "run.resume": resume,
+        **(settings or {}),
+        **more,
+    }
+    name = recipe if isinstance(recipe, str) else ""
+    resolved = train_settings(model, recipe=name, preset=preset, settings=told, given=given)
+    return run(resolved, Console(quiet=quiet), given)
+
+
+def run(settings: TrainSettings, console: Console, given: GivenObjects | None = None) -> TrainResult:
     """Train as told, keep everything in the run folder, and say at the end what came of it."""
+    given = GivenObjects() if given is None else given
     path = Path(settings.run.output_dir)
-    resolve.refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
+    refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
     if not settings.run.resume:
         run_folder.refuse_used(path)
-    recipe, seed = settings.recipe, settings.run.seed
-    with run_folder.locked(path), _shop(path, settings) as (runtime, differences):
-        learner = Learner(runtime.policy, settings.learner)
-        folder, validation = _open(path, settings, runtime, learner, differences)
+    with run_folder.locked(path), _opened(path, settings, given) as (runtime, differences):
+        learner = runtime.learner(settings.learner)
+        folder, validation = _open(path, settings, given, runtime, learner, differences)
         seen = validation.num_seen
         budget = BudgetCallback(
             tokens=settings.run.budget_tokens,
@@ -64,18 +129,18 @@ def run(settings: TrainSettings, console: Console) -> run_folder.RunFolder:
             updates=settings.run.budget_updates,
             rows=run_folder.read_jsonl(path / "metrics.jsonl"),
         )
-        keeper = RunKeeper(folder, runtime, learner, validation, settings)
+        keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run)
         going_on = f", going on after {seen}" if seen else ""
         print_safe(console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}")
         try:
             with progress.ProgressBar(console, len(runtime.fitting), seen) as bar:
                 learn(
-                    recipe,
+                    settings.recipe,
                     budget.until_spent(runtime.fitting[seen:]),
                     runtime.workers,
                     learner,
-                    callbacks=[keeper, budget, bar, StopCollapseWarning(), ChosenLikelihoodWarning()],
-                    seed=seed,
+                    callbacks=[keeper, budget, bar, *_default_callbacks(), *given.callbacks],
+                    seed=settings.run.seed,
                     problems_per_batch=settings.run.problems_per_batch,
                     progress=validation,
                 )
@@ -87,41 +152,59 @@ def run(settings: TrainSettings, console: Console) -> run_folder.RunFolder:
             print_safe(console, f"Go on with: flow-dpo train --output_dir {path} --resume")
             raise
         keeper.finish()
+    adapters = folder.latest_adapters()
     console.print(progress.summary_table(validation))
     print_safe(console, f"\nPicture:  {path / 'progressive.png'}")
-    print_safe(console, f"Adapters: {', '.join(str(adapter) for adapter in folder.latest_adapters().values())}")
+    print_safe(console, f"Adapters: {', '.join(str(adapter) for adapter in adapters.values())}")
     print_safe(console, f"Next:     flow-dpo evaluate --run {path} --dataset_split test --max_problems 500")
-    return folder
+    return TrainResult(path=path, adapters=adapters, progressive=validation)
+
+
+def _default_callbacks() -> list[Callback]:
+    """What watches every run, besides the run folder, the budget and the progress bar."""
+    return [StopCollapseWarning(), ChosenLikelihoodWarning()]
 
 
 @contextmanager
-def _shop(path: Path, settings: TrainSettings) -> Iterator[tuple[Runtime, dict[str, Any]]]:
+def _opened(path: Path, settings: TrainSettings, given: GivenObjects) -> Iterator[tuple[Runtime, dict[str, Any]]]:
     """Everything loaded, and what is allowed to differ from the run that is resumed, if one is.
 
     The comparison needs the problems and the device's name: it is made before the model is loaded.
     """
-    problems, differences = load(settings.runtime.data), dict[str, Any]()
+    problems = load(settings.runtime.data) if given.problems is None else given.problems
+    differences = dict[str, Any]()
     if settings.run.resume and (path / "config.yaml").exists():
         facts = {
             "device": str(device_of(settings.runtime.model)),
             "data_fingerprint": problems.fingerprint,
             "recipe_file": fingerprint(settings.recipe_name),
             "flow_file": fingerprint(settings.flow_source),
+            "given": given.record() or None,
         }
-        differences = _compare(path, settings, facts)
-    flow, seed = settings.recipe.flow, settings.run.seed
+        differences = _compare(path, settings, given, facts)
     with open_runtime(
-        settings.runtime, flow, roles=flow.roles, seed=seed, problems=problems, served=path / "served"
+        settings.runtime,
+        settings.recipe.flow,
+        seed=settings.run.seed,
+        engine=given.engine if callable(given.engine) else None,
+        grader=given.grader,
+        problems=problems,
+        served=path / "served",
     ) as runtime:
         yield runtime, differences
 
 
 def _open(
-    path: Path, settings: TrainSettings, runtime: Runtime, learner: Learner, differences: Mapping[str, Any]
+    path: Path,
+    settings: TrainSettings,
+    given: GivenObjects,
+    runtime: Runtime,
+    learner: Learner,
+    differences: Mapping[str, Any],
 ) -> tuple[run_folder.RunFolder, ProgressiveValidation]:
     """A new folder and empty counts; or those that are resumed, and the learner is as the last checkpoint has it."""
     facts = {
-        "command": resolve.command_line(),
+        "command": command_line(),
         "model": runtime.loaded.name,
         "device": str(runtime.policy.device),
         "num_problems": len(runtime.fitting),
@@ -130,9 +213,10 @@ def _open(
         "recipe_file": fingerprint(settings.recipe_name),
         "flow_file": fingerprint(settings.flow_source),
     }
+    facts |= {"given": given.record()} if given.record() else {}
     found = Checkpoints(path).newest() if settings.run.resume else None
     if found is None:  # not begun, or interrupted before anything was committed
-        folder = run_folder.RunFolder.create(path, settings.sections(), facts, over=settings.run.resume)
+        folder = run_folder.RunFolder.create(path, given.sections(settings), facts, over=settings.run.resume)
         return folder, ProgressiveValidation(window=settings.run.window)
     checkpoint, loop = found
     folder = run_folder.RunFolder.reopen(path, loop["sizes"])
@@ -143,13 +227,13 @@ def _open(
     return folder, validation
 
 
-def _compare(path: Path, settings: TrainSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What differs from the run at `path` and is allowed to. Raises `ConfigError` for what is not."""
-    now = run_folder.plain(settings.sections())
+    now = given.sections(settings)
     found = {
         name: values
         for name, values in run_folder.differences(
-            {"engine_kind": "local"} | resolve.read_settings(path / "config.yaml"), now
+            {"engine_kind": "local"} | read_settings(path / "config.yaml"), now
         ).items()
         if name not in _OF_THE_RUN
     }
@@ -170,86 +254,3 @@ def _compare(path: Path, settings: TrainSettings, facts: Mapping[str, Any]) -> d
 def _allowed(settings: TrainSettings) -> list[str]:
     """The names in `--allow`, each once."""
     return list(dict.fromkeys(name.strip() for name in settings.run.allow.split(",") if name.strip()))
-
-
-class RunKeeper:
-    """A recorder that writes the run folder."""
-
-    def __init__(
-        self,
-        folder: run_folder.RunFolder,
-        runtime: Runtime,
-        learner: Learner,
-        validation: ProgressiveValidation,
-        settings: TrainSettings,
-    ) -> None:
-        self._folder, self._shop, self._learner, self._validation = folder, runtime, learner, validation
-        self._every, self._save_updates = settings.run.checkpoint_batches, settings.run.save_updates
-        self._checkpoints = Checkpoints(folder.path)
-        self._saved = learner.version
-        self._written_at = validation.num_seen or -1
-        self._batches = 0
-
-    def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
-        """Write one batch, and a checkpoint where one is due."""
-        renderer = self._shop.loaded.renderer
-        by_id = {tree.problem.id: tree for tree in trees}
-        tree_rows = [
-            tree.to_json([renderer.to_text([node.completion.token_ids]) for node in tree.nodes]) for tree in trees
-        ]
-        rows = [run_folder.example_row(e, by_id[e.problem_id], _example_texts(renderer, e)) for e in examples]
-        pairs = [isinstance(example, Pair) for example in examples]
-        with self._writing():
-            self._folder.record(
-                row,
-                tree_rows,
-                pairs=[each for each, pair in zip(rows, pairs, strict=True) if pair],
-                scored=[each for each, pair in zip(rows, pairs, strict=True) if not pair],
-            )
-        self._batches += 1
-        due = self._save_updates and self._learner.version - self._saved >= self._save_updates
-        if due or self._batches % self._every == 0:
-            self.checkpoint()
-        if due:
-            self._publish()
-
-    def checkpoint(self) -> None:
-        """Keep the present state, unless it is kept already."""
-        seen = self._validation.num_seen
-        if seen != self._written_at:
-            facts = {"policy_version": self._learner.version, "progressive": self._validation.state()}
-            with self._writing():
-                self._checkpoints.write(self._learner, seen, {**facts, "sizes": self._folder.sizes()})
-            self._written_at = seen
-
-    def finish(self) -> None:
-        """Publish the adapters of the last checkpoint, and draw the picture: also of a run that was interrupted."""
-        self._publish()
-        rows = run_folder.read_jsonl(self._folder.path / "metrics.jsonl")
-        progress.plot(rows, self._folder.path / "progressive.png")
-
-    def _publish(self) -> None:
-        found = self._checkpoints.newest()
-        if found is not None:
-            checkpoint, loop = found
-            self._saved = loop["policy_version"]
-            with self._writing():
-                run_folder.publish_adapters(checkpoint, self._folder.path, self._saved)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            raise StorageError(
-                f"could not write to {self._folder.path}: {error}; everything up to the last checkpoint is whole: make "
-                f"room, and resume"
-            ) from error
-
-
-def _example_texts(renderer: Renderer, example: Example) -> dict[str, str]:
-    names = ("chosen", "rejected") if isinstance(example, Pair) else ("completion",)
-    ids = {"prompt": example.request.prompt_ids}
-    ids |= {name: completion.token_ids for name, completion in zip(names, example.completions, strict=True)}
-    decode = renderer.tokenizer.decode
-    return {name: str(decode(list(each), skip_special_tokens=False)) for name, each in ids.items()}

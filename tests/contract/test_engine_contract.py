@@ -23,6 +23,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Sampling, TokenIds
 from flow_dpo.engines.local.engine import LocalEngine
+from flow_dpo.engines.plain import PlainEngine
 from flow_dpo.engines.sampling_rule import uniform
 from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
 from flow_dpo.engines.settings import LocalSettings
@@ -89,8 +90,12 @@ def _case(name: str) -> Case:
             lambda prefix: [math.log(p / sum(probs(prefix))) if p else -math.inf for p in probs(prefix)],
         )
 
+    plain, kind = name.startswith("plain_"), name.removeprefix("plain_")
+
     def build() -> Engine:
-        model = tiny_model(name, vocab_size=VOCAB)
+        model = tiny_model(kind, vocab_size=VOCAB)
+        if plain:
+            return PlainEngine(model, end_ids={END}, context_tokens=CONTEXT)
         return LocalEngine(
             model,
             role_model=lambda _: contextlib.nullcontext(model),
@@ -99,7 +104,7 @@ def _case(name: str) -> Case:
             settings=LocalSettings(max_batch_size=64),
         )
 
-    return Case(build, _oracle_of(tiny_model(name, vocab_size=VOCAB)))
+    return Case(build, _oracle_of(tiny_model(kind, vocab_size=VOCAB)))
 
 
 def _oracle_of(plain: PreTrainedModel) -> Callable[[TokenIds], list[float]]:
@@ -138,16 +143,17 @@ def _opened(name: str, factory: pytest.TempPathFactory) -> Iterator[Case]:
         yield _case(name)
 
 
+PLAIN = [f"plain_{kind}" for kind in KINDS]
 REAL = [pytest.param(name, marks=pytest.mark.vllm) for name in ("real_vllm", "real_vllm_server")]
 
 
-@pytest.fixture(scope="module", params=["scripted", "tabular", "vllm_server", *KINDS, *REAL])
+@pytest.fixture(scope="module", params=["scripted", "tabular", "vllm_server", *KINDS, *PLAIN, *REAL])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     with _opened(request.param, tmp_path_factory) as case:
         yield case
 
 
-@pytest.fixture(scope="module", params=["tabular", "vllm_server", *KINDS, *REAL])
+@pytest.fixture(scope="module", params=["tabular", "vllm_server", *KINDS, *PLAIN, *REAL])
 def drawing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     with _opened(request.param, tmp_path_factory) as case:
         yield case

@@ -15,6 +15,8 @@ import pytest
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.types import Adapter, Request, Sampling
 from flow_dpo.engines.local.engine import LocalEngine
+from flow_dpo.engines.merged_lora import MergedModels
+from flow_dpo.engines.plain import PlainEngine
 from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from tests.support.vllm_servers import ROLES, VOCAB, real_vllm, save_adapters, taught, tiny_llama
@@ -33,13 +35,21 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Pa
 
 
 @contextmanager
-def _local(merge: str) -> Iterator[tuple[Engine, Refresh]]:
+def _in_process(name: str) -> Iterator[tuple[Engine, Refresh]]:
     """The policy's own weights speak, so that they are changed before the engine is told."""
     policy = Policy(tiny_llama(), ROLES, LoraSettings(lora_r=8, lora_alpha=8))
-    role_model = policy.using_merged if merge == "merged" else policy.using
-    engine = LocalEngine(
-        policy.model, role_model=role_model, end_ids={2}, context_tokens=512, settings=LocalSettings(max_batch_size=4)
-    )
+    role_model = MergedModels(policy).using if name == "local_merged" else policy.using
+    engine: Engine
+    if name == "plain":
+        engine = PlainEngine(policy.model, role_model=role_model, end_ids={2}, context_tokens=512)
+    else:
+        engine = LocalEngine(
+            policy.model,
+            role_model=role_model,
+            end_ids={2},
+            context_tokens=512,
+            settings=LocalSettings(max_batch_size=4),
+        )
 
     def refresh(engine: Engine, adapters: dict[str, Adapter]) -> None:
         for role, adapter in adapters.items():
@@ -52,8 +62,8 @@ def _local(merge: str) -> Iterator[tuple[Engine, Refresh]]:
 
 @contextmanager
 def _opened(name: str, folder: Path) -> Iterator[tuple[Engine, Refresh]]:
-    if name.startswith("local"):
-        with _local(name.removeprefix("local_")) as found:
+    if name in ("plain", "local_adapters", "local_merged"):
+        with _in_process(name) as found:
             yield found
         return
     with ExitStack() as stack:
@@ -73,7 +83,7 @@ def _opened(name: str, folder: Path) -> Iterator[tuple[Engine, Refresh]]:
 REAL = [pytest.param(name, marks=pytest.mark.vllm) for name in ("real_vllm", "real_vllm_server")]
 
 
-@pytest.mark.parametrize("name", ["local_adapters", "local_merged", "vllm_server", *REAL])
+@pytest.mark.parametrize("name", ["plain", "local_adapters", "local_merged", "vllm_server", *REAL])
 def test_each_refresh_is_heard_and_nothing_stale_is(
     name: str, adapters: dict[int, dict[str, Path]], tmp_path: Path
 ) -> None:

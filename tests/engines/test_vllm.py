@@ -21,6 +21,7 @@ from benchmarks.vllm_server import Server
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Request, Sampling, TokenIds
+from flow_dpo.engines.merged_lora import save_merged
 from flow_dpo.engines.vllm.checks import ExpectedModel, connect
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.engines.vllm.requests import ModelFacts
@@ -91,7 +92,7 @@ def test_merged_weights_are_heard_at_each_refresh(
 
     def merged(adapter: Adapter) -> Path:
         policy.load_adapter(adapter.role, adapter.path)
-        return policy.save_merged(adapter.role, folder / str(adapter.version))
+        return save_merged(policy, adapter.role, folder / str(adapter.version))
 
     with merging_vllm(base, folder_of=merged) as engine:
         for seed in (1, 2, 1, 0, 2):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.learner.policy import LoraSettings, Policy
@@ -222,75 +221,3 @@ def test_dropout_is_on_while_training_only_and_drawn_from_its_seed() -> None:
     assert not torch.equal(noisy(1), noisy(2))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(logits(policy, "answer"), quiet)
-
-
-def move(policy: Policy, role: str, strength: float) -> None:
-    with torch.no_grad():
-        for weight in policy.weights(role):
-            weight.add_(torch.randn_like(weight) * strength)
-    policy.publish(role)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_merged_voice_says_the_same(kind: str) -> None:
-    """Every role's, after every change of its adapter, and the model itself stays as it was."""
-    model = tiny_model(kind)
-    with torch.no_grad():
-        base = model(input_ids=IDS).logits
-    policy = Policy(model, ROLES, LoraSettings(lora_r=4, lora_alpha=12), seed=3)
-    for strength in (0.3, 0.1):
-        for role in ROLES:
-            move(policy, role, strength)
-        for role in ROLES:
-            with policy.using(role), torch.no_grad():
-                expected = policy.model(input_ids=IDS).logits
-            with policy.using_merged(role) as voice, torch.inference_mode():
-                assert not [name for name, _ in voice.named_modules() if "lora" in name]
-                found = voice(input_ids=IDS).logits
-            assert not torch.allclose(expected, base, atol=1e-2)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    with policy.using(None), torch.no_grad():
-        assert torch.equal(policy.model(input_ids=IDS).logits, base)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-4), (torch.bfloat16, 0.25)])
-def test_a_merged_model_is_anybodys(kind: str, dtype: torch.dtype, within: float, tmp_path: Path) -> None:
-    policy = Policy(tiny_model(kind).to(dtype), ROLES, LoraSettings(lora_r=4, lora_alpha=12), seed=3)
-    for role in ROLES:
-        move(policy, role, 0.1)
-    policy.save_merged("stop", tmp_path / "merged")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=dtype)
-    assert not [name for name, _ in loaded.named_parameters() if "lora" in name or "base_layer" in name]
-    with policy.using("stop"), torch.no_grad():
-        expected = policy.model(input_ids=IDS).logits.log_softmax(-1)
-    with torch.no_grad():
-        found = loaded(input_ids=IDS).logits.log_softmax(-1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=within)
-
-
-def test_a_voice_is_merged_anew_only_when_its_adapter_moved() -> None:
-    policy = Policy(tiny_model("llama"), ROLES)
-    move(policy, "answer", 0.1)
-
-    def weights() -> list[torch.Tensor]:
-        with policy.using_merged("answer") as voice:
-            return [p for name, p in voice.named_parameters() if name.endswith("q_proj.weight")]
-
-    first = weights()
-    move(policy, "stop", 0.1)
-    assert all(a is b for a, b in zip(first, weights(), strict=True))
-    move(policy, "answer", 0.1)
-    assert not any(a is b for a, b in zip(first, weights(), strict=True))
-    # What no adapter changes is shared, not copied.
-    with policy.using_merged("answer") as voice:
-        assert voice.get_input_embeddings().weight is policy.model.get_input_embeddings().weight
-
-
-def test_half_precision_is_not_merged() -> None:
-    policy = Policy(tiny_model("llama").to(torch.bfloat16), ROLES)
-    assert not policy.can_merge()
-    with pytest.raises(ModelError, match="in float32"), policy.using_merged("answer"):
-        pass
-    assert Policy(tiny_model("llama"), ROLES).can_merge()
-    assert not Policy(tiny_model("llama"), ROLES).can_merge(within=1000)

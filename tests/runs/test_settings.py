@@ -143,7 +143,7 @@ def test_an_engine_is_chosen_by_its_name_and_has_its_own_settings(tmp_path: Path
     assert parse("--config", str(file)).runtime.engine == VllmServerSettings(base_url="http://h:8000")
     file.write_text(yaml.safe_dump(plain(given.sections())))
     assert parse("--config", str(file)) == given
-    with pytest.raises(ConfigError, match=r"unknown engine 'vlm'; there are local, vllm, vllm_server"):
+    with pytest.raises(ConfigError, match=r"unknown engine 'vlm'; there are local, plain, vllm, vllm_server"):
         parse("--engine", "vlm")
     with pytest.raises(ConfigError, match="unknown setting --base_url"):
         parse("--base_url", "http://h:8000")

@@ -1,0 +1,130 @@
+"""LoRA adapters merged into weights: sampling without the adapter's cost at every token.
+
+A LoRA layer computes W x and then B A x beside it, at every token (what that costs is in benchmarks/RESULTS.md). While
+nothing is learned the two can be one matrix. A merged model is a twin of the policy's that shares every tensor with it
+but the weights that a role's adapter changes, which are its own, W + scaling B A:
+
+    merged = MergedModels(policy)
+    with merged.using("answer") as model: ...    the twin, merged anew if the adapter has moved since
+    save_merged(policy, "answer", folder)           the same as a whole model on disk
+
+Invariant: a twin is a function of base and adapter alone (merged from them each time, never from itself), so that a
+resumed run samples as an uninterrupted one. Twins only in float32: in half precision the sum would round the adapter
+away.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+
+from flow_dpo.core.errors import ModelError
+from flow_dpo.core.types import Role
+from flow_dpo.learner.policy import Policy
+
+MAX_BYTES = 2**30
+"""Weights of all twins together above which the adapters are not merged unless it is asked for."""
+
+
+def can_merge(policy: Policy, *, within: int = MAX_BYTES) -> bool:
+    """Whether roles can be sampled with merged weights: in float32, and where these take so many bytes at most."""
+    layers = _lora_layers(policy)
+    if policy.model.dtype != torch.float32 or layers is None:
+        return False
+    return len(policy.roles) * sum(_base(layer).nbytes for layer in layers.values()) <= within
+
+
+class MergedModels:
+    """A merged twin for each role. Raises `ModelError` where the policy's adapters cannot be merged."""
+
+    def __init__(self, policy: Policy) -> None:
+        layers = _lora_layers(policy)
+        if policy.model.dtype != torch.float32 or layers is None:
+            raise ModelError(
+                f"adapters are merged in float32 and plain linear layers only, this model is {policy.model.dtype}; "
+                "use --merge_adapters never"
+            )
+        self._layers = layers
+        self._models = {role: _twin(policy.model, layers) for role in policy.roles}
+        self._adapters = {role: _tensors(layers, role) for role in policy.roles}
+        """Collected once: `using` is called before every forward."""
+        self._merged: dict[Role, list[int]] = {}
+        """The version counters of the adapter's tensors when they were merged."""
+
+    @contextmanager
+    def using(self, role: Role) -> Iterator[PreTrainedModel]:
+        """The role's twin: the same distribution as `Policy.using(role)` up to rounding."""
+        yield self._merge(role)
+
+    @torch.no_grad()
+    def _merge(self, role: Role) -> PreTrainedModel:
+        model = self._models[role]
+        # Torch counts the changes of a tensor in place: an optimizer's step, a loaded adapter.
+        now = [tensor._version for tensor in self._adapters[role]]
+        if self._merged.get(role) != now:
+            for name, layer in self._layers.items():
+                model.get_submodule(name).weight = torch.nn.Parameter(_merged_weight(layer, role), requires_grad=False)
+            self._merged[role] = now
+        return model
+
+
+def save_merged(policy: Policy, role: Role, folder: str | Path) -> Path:
+    """Write the whole model with the role's adapter in its weights, as transformers and vLLM load it.
+
+    In half precision the sum is rounded: the distribution then differs from that of `Policy.using(role)`. Raises
+    `ModelError` where a wrapped layer is not a plain linear one, or is the head that embeddings are tied to.
+    """
+    policy.names(role)  # raises where there is no such role
+    model, layers = policy.model, _lora_layers(policy)
+    if model.config.tie_word_embeddings and isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise ModelError("a head that is tied to the embeddings cannot be merged into alone; leave out lm_head")
+    if layers is None:
+        raise ModelError("adapters are merged into plain linear layers only; this model has others")
+    state = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
+    }
+    state |= {f"{name}.weight": _merged_weight(layer, role) for name, layer in layers.items()}
+    model.save_pretrained(str(folder), state_dict=state)
+    return Path(folder)
+
+
+def _lora_layers(policy: Policy) -> dict[str, LoraLinear] | None:
+    """The wrapped layers by their names in the model; None where one is something else than a plain linear one."""
+    wrapped = {name: m for name, m in policy.model.named_modules() if isinstance(m, BaseTunerLayer)}
+    plain = {name: m for name, m in wrapped.items() if isinstance(m, LoraLinear)}
+    return plain if len(plain) == len(wrapped) else None
+
+
+def _twin(model: PreTrainedModel, layers: Mapping[str, LoraLinear]) -> PreTrainedModel:
+    """The model as it was before PEFT wrapped its layers, every tensor shared."""
+    # deepcopy takes what its memo holds in place of a copy: the tensors as they are, bare layers for wrapped ones.
+    memo = {id(each): each for each in chain(model.parameters(), model.buffers(), (model.config,))}
+    bare = {id(layer): copy.deepcopy(layer.get_base_layer(), dict(memo)) for layer in layers.values()}
+    return copy.deepcopy(model, {**memo, **bare})
+
+
+@torch.no_grad()
+def _merged_weight(layer: LoraLinear, role: Role) -> torch.Tensor:
+    """W + scaling B A: summed in float32, and rounded once where the base is in another precision."""
+    base, [down], [up] = _base(layer), *(list(pair[role].parameters()) for pair in (layer.lora_A, layer.lora_B))
+    change = up.float() @ down.float() * layer.scaling[role]
+    return (base.float() + (change.T if layer.fan_in_fan_out else change)).to(base.dtype)
+
+
+def _base(layer: LoraLinear) -> torch.Tensor:
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _tensors(layers: Mapping[str, LoraLinear], role: Role) -> list[torch.Tensor]:
+    pairs = [(layer.lora_A[role], layer.lora_B[role]) for layer in layers.values()]
+    return [tensor for pair in pairs for module in pair for tensor in module.parameters()]

@@ -1,0 +1,137 @@
+"""The plain engine: one request at a time, one forward per token, through transformers' own KV cache.
+
+No batching, no prefix cache, no kernels of our own: what every other engine may be compared with, and what to read
+first. A request goes through in two steps, with 5 6 the prompt and 7 8 what is drawn:
+
+    forward 5 6 -> draw 7      the prompt is read, excluded first tokens are left out
+    forward 7   -> draw 8      keys and values of 5 6 come from the cache
+    ...                        until an end token, or `max_tokens`
+
+A request with declared choices is the first forward alone: the choices' scores, renormalised over them.
+
+    engine = PlainEngine(policy.model, role_model=policy.using, end_ids={2}, context_tokens=2048)
+    [completion] = engine.sample([Request(role="answer", prompt_ids=(5, 6), max_tokens=32)], Sampling(), seeds=[7])
+
+Invariant: tokens are drawn by `engines.sampling_rule`, so that a seed gives the token here that it gives in the local
+engine, up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from flow_dpo.core.engine import Engine
+from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
+from flow_dpo.engines.choices import choose
+from flow_dpo.engines.local.compatibility import steady_tokens, vocabulary_size
+from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary, nothing_left
+from flow_dpo.engines.sampling_rule import Drawn, draw, uniform
+
+
+class _Queued(NamedTuple):
+    ticket: int
+    request: Request
+    sampling: Sampling
+    seed: int
+    excluded: TokenIds
+
+
+class PlainEngine(Engine):
+    """transformers in this process, a request at a time.
+
+    `role_model(role)` gives the model with the role's adapter on, without dropout; the model as it is where not given.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        role_model: Callable[[Role], AbstractContextManager[PreTrainedModel]] | None = None,
+        end_ids: Collection[int],
+        context_tokens: int,
+    ) -> None:
+        self._role_model = role_model or (lambda _: nullcontext(model))
+        self._end_ids = frozenset(end_ids)
+        # Some models rotate every key otherwise past a length, the cached ones too: no request goes that far.
+        self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
+        self._vocab_size = vocabulary_size(model)
+        self._queue: deque[_Queued] = deque()
+        self._versions: dict[Role, int] = {}
+        self._num_tickets = 0
+        self._stats = {"sampled_tokens": 0.0, "prefilled_tokens": 0.0, "num_choices": 0.0, "num_forwards": 0.0}
+
+    def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
+        check_request(request, sampling, context_tokens=self._context_tokens)
+        check_vocabulary(request, excluded, vocab_size=self._vocab_size)
+        self._num_tickets += 1
+        self._queue.append(_Queued(self._num_tickets, request, sampling, seed, tuple(excluded)))
+        return self._num_tickets
+
+    def poll(self) -> list[tuple[int, Completion]]:
+        """The oldest request's completion."""
+        if not self._queue:
+            return []
+        queued = self._queue.popleft()
+        with self._role_model(queued.request.role) as model, torch.inference_mode():
+            answer = self._choose if queued.request.choices else self._write
+            return [(queued.ticket, answer(model, queued))]
+
+    def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
+        check_idle(len(self._queue))
+        self._versions = {role: adapter.version for role, adapter in adapters.items()}
+
+    def take_stats(self) -> dict[str, float]:
+        stats, self._stats = self._stats, dict.fromkeys(self._stats, 0.0)
+        return stats
+
+    def _write(self, model: PreTrainedModel, queued: _Queued) -> Completion:
+        """Draw token after token."""
+        request, sampling = queued.request, queued.sampling
+        cache = DynamicCache(config=model.config)
+        unread, drawn = request.prompt_ids, list[Drawn]()
+        while len(drawn) < request.max_tokens and not (drawn and drawn[-1].token in self._end_ids):
+            # 1. read what is new; the cache has the keys and values of the rest
+            scores = self._forward(model, unread, cache)
+            # 2. draw by the number that belongs to this seed and position
+            excluded = () if drawn else queued.excluded
+            token = draw(scores, sampling, uniform=uniform(queued.seed, len(drawn)), excluded=excluded)
+            if token is None:
+                raise nothing_left(request, sampling, excluded)
+            drawn.append(token)
+            unread = (token.token,)
+        self._stats["sampled_tokens"] += len(drawn)
+        return Completion(
+            token_ids=tuple(each.token for each in drawn),
+            logprobs=tuple(each.logprob for each in drawn),
+            sampled_logprobs=tuple(each.sampled_logprob for each in drawn),
+            finish_reason="stop" if drawn[-1].token in self._end_ids else "length",
+            policy_version=self._versions.get(request.role, 0),
+        )
+
+    def _choose(self, model: PreTrainedModel, queued: _Queued) -> Completion:
+        """Score the declared choices on one forward, and draw one of them."""
+        request = queued.request
+        scores = self._forward(model, request.prompt_ids, None)
+        self._stats["num_choices"] += 1
+        return choose(
+            [scores[token] for token in request.choices],
+            request,
+            queued.sampling,
+            seed=queued.seed,
+            excluded=queued.excluded,
+            policy_version=self._versions.get(request.role, 0),
+        )
+
+    def _forward(self, model: PreTrainedModel, token_ids: TokenIds, cache: DynamicCache | None) -> dict[int, float]:
+        """The next token's logits, by token id."""
+        ids_1T = torch.tensor([token_ids], device=model.device)
+        found = model(input_ids=ids_1T, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
+        self._stats["num_forwards"] += 1
+        self._stats["prefilled_tokens"] += len(token_ids) if len(token_ids) > 1 else 0
+        return dict(enumerate(found.logits[0, -1].double().tolist()))

@@ -1,0 +1,146 @@
+"""An evaluation from a run folder, a model's name or an open runtime: load, play, grade, count, write.
+
+    evaluate_flow("runs/seed", max_problems=200)["accuracy"]          the run's newest adapters
+    evaluate_flow("Qwen/Qwen2.5-0.5B-Instruct", "openai/gsm8k", dataset_config="main")      the base, untrained
+    evaluate_flow(runtime, load_problems("seed", split="test"))       the adapters in memory
+
+The command line's `flow-dpo evaluate` is `measure_run` behind its flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.explore import Explore, Siblings
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.types import Problem
+from flow_dpo.data.problems import ProblemSet
+from flow_dpo.engines.settings import EngineSettings
+from flow_dpo.evaluate import contamination
+from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, evaluate, write_predictions
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.adapters import load_adapters, played
+from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
+from flow_dpo.runs.resolve import command_line
+from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
+from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
+
+
+def evaluate_flow(
+    source: str | Path | Runtime,
+    dataset: str | Sequence[Problem] | ProblemSet | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    flow: Flow[Any] | None = None,
+    grader: GraderSource | None = None,
+    engine: str | EngineSettings | EngineOpener | None = None,
+    max_problems: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Play and grade problems without learning from them; the summary, as `flow-dpo evaluate` writes it.
+
+    `source` is a run folder, a model's name, or a runtime in which something may have been learned. Of a run, `dataset`
+    is by default the one that it was trained on; its test split is taken. Any setting of the command may be given by
+    its name: `evaluate_flow(run, greedy=False, num_samples=8)`. Only with an `output_dir` is anything written.
+    """
+    told = {**(settings or {}), **more}
+    given = GivenObjects(grader=grader, engine=engine, flow=flow, problems=problem_set(dataset or "", max_problems))
+    if isinstance(source, Runtime):
+        return _measure_open(source, given, told)
+    data = dataset if isinstance(dataset, str) else None
+    told = {"data.dataset_split": "test", "data.dataset_name": data, "data.max_problems": max_problems, **told}
+    sections = {"evaluation": EvaluationSettings()}
+    found = sampling_settings("flow_dpo.evaluate_flow", str(source), sections, told, given)
+    chosen = found["evaluation"] if output_dir is None else replace(found["evaluation"], output_dir=str(output_dir))
+    run = str(source) if (Path(source) / "config.yaml").exists() else None
+    return measure_run(
+        RuntimeSettings.from_sections(found),
+        found["flow"],
+        found["explore"],
+        SpeakingSettings(run=run),
+        chosen,
+        given,
+        write=output_dir is not None,
+    )
+
+
+def measure_run(
+    runtime_settings: RuntimeSettings,
+    flow: Flow[Any],
+    explore: Explore,
+    speaking: SpeakingSettings,
+    settings: EvaluationSettings,
+    given: GivenObjects | None = None,
+    *,
+    write: bool = True,
+) -> dict[str, Any]:
+    """Load everything, evaluate, and write predictions and summary. Raises `ConfigError` for a folder in use."""
+    given = GivenObjects() if given is None else given
+    folder = Path(settings.output_dir)
+    if write and (folder / "summary.json").exists():
+        raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
+    speaks = played(flow, settings.mode)
+    with open_runtime(
+        runtime_settings,
+        speaks,
+        roles=flow.roles,
+        seed=settings.seed,
+        engine=given.engine,
+        grader=given.grader,
+        problems=given.problems,
+    ) as runtime:
+        adapters = load_adapters(runtime.policy, speaking)
+        problems, found = contamination.check(runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap)
+        trees, result = evaluate(
+            speaks,
+            explore,
+            problems,
+            runtime.workers,
+            runtime.renderer,
+            runtime.backends.grader,
+            adapters,
+            settings,
+        )
+        result |= {
+            "settings": run_folder.plain(settings) | run_folder.plain(speaking),
+            "overlap": found,
+            "model": runtime.loaded.name,
+            "adapters": {role: adapter.path for role, adapter in adapters.items()},
+            "dataset": f"{runtime_settings.data.dataset_name}/{runtime_settings.data.dataset_split}",
+            "data_fingerprint": runtime.problems.fingerprint,
+            "decoding": decoding(explore, settings),
+            "played": recordable({"flow": speaks, "explore": explore, "grading": runtime_settings.grading}),
+            "command": command_line(),
+            **run_folder.environment(),
+        }
+        result |= {"given": given.record()} if given.record() else {}
+        if write:
+            write_predictions(folder, trees, result)
+    return result
+
+
+def _measure_open(runtime: Runtime, given: GivenObjects, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with what is loaded already."""
+    if given.grader is not None or given.engine is not None:
+        raise ConfigError("an open runtime has its engine and its grader; give them to open_runtime")
+    recipe = runtime.recipe
+    flow = given.flow or (recipe.flow if recipe is not None else None)
+    if flow is None:
+        raise ConfigError("expected a flow, for the runtime was opened without one; add flow=...")
+    settings = EvaluationSettings(**told)
+    _, result = evaluate(
+        played(flow, settings.mode),
+        recipe.explore if recipe is not None else Siblings(),
+        list(runtime.fitting if given.problems is None else given.problems),
+        runtime.workers,
+        runtime.renderer,
+        runtime.backends.grader,
+        runtime.adapters_in_force,
+        settings,
+    )
+    return result

@@ -1,0 +1,110 @@
+"""The callback that writes the run folder: a row, trees and examples a batch, checkpoints, adapters, the picture.
+
+    keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run.saving)
+    learn(..., callbacks=[keeper, ...])
+
+Invariant: what a checkpoint says of the files' sizes is what they hold of whole batches; whatever stands behind is cut
+off when the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
+
+from flow_dpo.core.errors import StorageError
+from flow_dpo.core.metrics import ProgressiveValidation
+from flow_dpo.core.protocols import Row
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Example, Pair
+from flow_dpo.learner.learner import Learner
+from flow_dpo.models.render import Renderer
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.callbacks import progress
+from flow_dpo.runs.checkpoint import Checkpoints
+from flow_dpo.runs.settings import RunSettings
+
+
+class RunKeeper:
+    """The callback that writes the run folder."""
+
+    def __init__(
+        self,
+        folder: run_folder.RunFolder,
+        renderer: Renderer,
+        learner: Learner,
+        validation: ProgressiveValidation,
+        saving: RunSettings,
+    ) -> None:
+        self._folder, self._renderer, self._learner, self._validation = folder, renderer, learner, validation
+        self._every, self._save_updates = saving.checkpoint_batches, saving.save_updates
+        self._checkpoints = Checkpoints(folder.path)
+        self._saved = learner.version
+        self._written_at = validation.num_seen or -1
+        self._batches = 0
+
+    def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+        """Write one batch, and a checkpoint where one is due."""
+        renderer = self._renderer
+        by_id = {tree.problem.id: tree for tree in trees}
+        tree_rows = [
+            tree.to_json([renderer.to_text([node.completion.token_ids]) for node in tree.nodes]) for tree in trees
+        ]
+        rows = [run_folder.example_row(e, by_id[e.problem_id], _example_texts(renderer, e)) for e in examples]
+        pairs = [isinstance(example, Pair) for example in examples]
+        with self._writing():
+            self._folder.record(
+                row,
+                tree_rows,
+                pairs=[each for each, pair in zip(rows, pairs, strict=True) if pair],
+                scored=[each for each, pair in zip(rows, pairs, strict=True) if not pair],
+            )
+        self._batches += 1
+        due = self._save_updates and self._learner.version - self._saved >= self._save_updates
+        if due or self._batches % self._every == 0:
+            self.checkpoint()
+        if due:
+            self._publish()
+
+    def checkpoint(self) -> None:
+        """Keep the present state, unless it is kept already."""
+        seen = self._validation.num_seen
+        if seen != self._written_at:
+            facts = {"policy_version": self._learner.version, "progressive": self._validation.state()}
+            with self._writing():
+                self._checkpoints.write(self._learner, seen, {**facts, "sizes": self._folder.sizes()})
+            self._written_at = seen
+
+    def finish(self) -> None:
+        """Publish the adapters of the last checkpoint, and draw the picture: also of a run that was interrupted."""
+        self._publish()
+        rows = run_folder.read_jsonl(self._folder.path / "metrics.jsonl")
+        progress.plot(rows, self._folder.path / "progressive.png")
+
+    def _publish(self) -> None:
+        found = self._checkpoints.newest()
+        if found is not None:
+            checkpoint, loop = found
+            self._saved = loop["policy_version"]
+            with self._writing():
+                run_folder.publish_adapters(checkpoint, self._folder.path, self._saved)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"could not write to {self._folder.path}: {error}; everything up to the last checkpoint is whole: make "
+                f"room, and resume"
+            ) from error
+
+
+def _example_texts(renderer: Renderer, example: Example) -> dict[str, str]:
+    names = ("chosen", "rejected") if isinstance(example, Pair) else ("completion",)
+    ids = {"prompt": example.request.prompt_ids}
+    ids |= {name: completion.token_ids for name, completion in zip(names, example.completions, strict=True)}
+    decode = renderer.tokenizer.decode
+    return {name: str(decode(list(each), skip_special_tokens=False)) for name, each in ids.items()}

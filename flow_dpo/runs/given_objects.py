@@ -1,0 +1,149 @@
+"""Python arguments as settings: names and values go through the command line's resolver, objects stay as they are.
+
+    given = GivenObjects(grader=PatternGrader, problems=my_problems)
+    train_settings("seed", recipe="flow-dpo", settings={"learner.learning_rate": 1e-3, "beta": 0.5}, given=given)
+
+Invariant: a name that does not exist is refused with the nearest one, here as on the command line; what settings cannot
+say (an object) is named in the record, so that a run is never taken for one that it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.protocols import Callback
+from flow_dpo.core.recipe import Recipe
+from flow_dpo.core.types import Problem
+from flow_dpo.data.problems import ProblemSet, fingerprint
+from flow_dpo.engines.settings import EngineSettings
+from flow_dpo.recipes.presets import RECIPES, default_preset
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.adapters import settings_of_run
+from flow_dpo.runs.resolve import Given, Sections, resolve
+from flow_dpo.runs.runtime import EngineOpener, GraderSource
+from flow_dpo.runs.settings import TrainSettings, default_settings, named_settings
+
+OBJECT = "given"
+"""What the record calls something that was handed over as an object and that no name stands for."""
+_PARTS = ("flow", "explore", "credit", "objective")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenObjects:
+    """Objects that a caller hands over in place of what settings would make."""
+
+    callbacks: Sequence[Callback] = ()
+    """Besides the run's own."""
+    grader: GraderSource | None = None
+    engine: str | EngineSettings | EngineOpener | None = None
+    problems: ProblemSet | None = None
+    recipe: Recipe | None = None
+    flow: Flow[Any] | None = None
+
+    def record(self) -> dict[str, str]:
+        """The objects that no setting describes, by their kind: "grader": "__main__:PatternGrader"."""
+        found = {"grader": self.grader, "engine": self.engine if callable(self.engine) else None}
+        return {name: _described(value) for name, value in found.items() if value is not None}
+
+    def as_they_are(self) -> Collection[str]:
+        """The parts of the recipe that settings do not touch."""
+        return _PARTS if self.recipe is not None else ("flow",) if self.flow is not None else ()
+
+    def sections(self, settings: TrainSettings) -> dict[str, Any]:
+        """What config.yaml holds: the settings, with objects by where they are defined."""
+        found = {name: recordable(value) for name, value in settings.sections().items()}
+        return found | {"engine_kind": OBJECT, "engine": {}} if callable(self.engine) else found
+
+
+def problem_set(problems: str | Sequence[Problem] | ProblemSet, max_problems: int | None = None) -> ProblemSet | None:
+    """The problems where they are objects; None where a data set is named."""
+    if isinstance(problems, str):
+        return None
+    chosen = tuple(problems)[:max_problems]
+    return ProblemSet(problems=chosen, fingerprint=fingerprint(chosen))
+
+
+def train_settings(
+    model: str,
+    *,
+    recipe: str = "flow-dpo",
+    preset: str | None = None,
+    settings: Mapping[str, Any],
+    given: GivenObjects,
+) -> TrainSettings:
+    """The settings of a training run. Raises `ConfigError` for a name that is none or a value that does not fit."""
+    name = recipe if given.recipe is None else _name_of(given.recipe)
+    engine = given.engine if isinstance(given.engine, str) else "local"
+    defaults = default_settings("flow-dpo" if name == OBJECT else name, preset or default_preset(model), engine=engine)
+    whole = defaults.recipe if given.recipe is None else given.recipe
+    if given.flow is not None:
+        whole = replace(whole, flow=given.flow)
+        name = name if type(given.flow) is type(defaults.recipe.flow) else OBJECT
+    runtime = defaults.runtime
+    if given.engine is not None and not isinstance(given.engine, str) and not callable(given.engine):
+        runtime = replace(runtime, engine=given.engine)
+    defaults = replace(defaults, recipe=whole, runtime=runtime, recipe_name=name)
+    every = defaults.sections()
+    parts = {name: value for name, value in every.items() if name not in given.as_they_are()}
+    found = resolve("flow_dpo.train", "", (), parts, values=_given_values(settings))
+    return TrainSettings.from_sections({**every, **found})
+
+
+def sampling_settings(
+    command: str, source: str, sections: Mapping[str, Any], settings: Mapping[str, Any], given: GivenObjects
+) -> dict[str, Any]:
+    """The settings of a command that samples and does not train: those of the run folder that `source` is, or the
+    defaults of the model that it names. `sections` are the command's own groups; "data" may be among them."""
+    run = Path(source) if (Path(source) / "config.yaml").exists() else None
+    base = {} if run is None else settings_of_run(run)
+    if given.recipe is not None or given.flow is not None:
+        base = {name: value for name, value in base.items() if name not in ("recipe", *_PARTS)}
+    values = {"model.model_name_or_path": source} if run is None else {}
+    values |= {"engine_kind": given.engine} if isinstance(given.engine, str) else {}
+    every: dict[str, Any] = {}
+
+    def parts(words: Given) -> Sections:
+        defaults = named_settings(words)
+        recipe = defaults.recipe if given.recipe is None else given.recipe
+        recipe = recipe if given.flow is None else replace(recipe, flow=given.flow)
+        method = {"flow": recipe.flow, "explore": recipe.explore}
+        every.update({**defaults.names(), **method, **defaults.runtime.sections(), **sections})
+        return {name: value for name, value in every.items() if name not in given.as_they_are()}
+
+    origin = "" if run is None else str(run / "config.yaml")
+    values |= _given_values(settings)
+    found = resolve(command, "", (), parts, values=values, brings=lambda _: (base, origin), trusted=True)
+    return {**every, **found}
+
+
+def _given_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: run_folder.plain(value) for name, value in settings.items() if value is not None}
+
+
+def _name_of(recipe: Recipe) -> str:
+    """The named recipe whose parts are of the same kinds, which its name and settings describe; otherwise "given"."""
+    kinds = [type(getattr(recipe, part)) for part in _PARTS]
+    for name, presets in RECIPES.items():
+        if [type(getattr(presets["paper"].recipe, part)) for part in _PARTS] == kinds:
+            return name
+    return OBJECT
+
+
+def recordable(value: Any) -> Any:
+    """Settings and objects as YAML and JSON can hold them: what they cannot is named by where it is defined."""
+    if isinstance(value, Mapping):
+        return {str(key): recordable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [recordable(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return recordable(run_folder.plain(value))
+    return value if value is None or isinstance(value, str | int | float | bool) else _described(value)
+
+
+def _described(value: Any) -> str:
+    kind = value if isinstance(value, type) or hasattr(value, "__qualname__") else type(value)
+    return f"{kind.__module__}:{kind.__qualname__}"

@@ -1,0 +1,127 @@
+"""Traces from a run folder or a model's name: load, sample, verify, write.
+
+    generate_traces("runs/seed", output_dir="runs/traces", max_problems=200).traces[0].solution
+
+The command line's `flow-dpo generate` is `generate_run` behind its flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import DataError
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.types import Problem
+from flow_dpo.data.problems import ProblemSet
+from flow_dpo.engines.settings import EngineSettings
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.adapters import load_adapters, played, taught
+from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
+from flow_dpo.runs.resolve import command_line
+from flow_dpo.runs.runtime import EngineOpener, GraderSource, open_runtime
+from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
+from flow_dpo.traces.generate import generate
+from flow_dpo.traces.settings import GenerateSettings
+from flow_dpo.traces.trace import OF_THE_DATA, SelectionSettings, TraceFile, TraceFolder, read_traces, refuse_used
+
+
+def generate_traces(
+    source: str | Path,
+    dataset: str | Sequence[Problem] | ProblemSet | None = None,
+    *,
+    output_dir: str | Path = "runs/traces",
+    flow: Flow[Any] | None = None,
+    grader: GraderSource | None = None,
+    engine: str | EngineSettings | EngineOpener | None = None,
+    max_problems: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> TraceFile:
+    """Sample verified solutions into `output_dir`, as `flow-dpo generate` does, and read them back.
+
+    `source` is a run folder, whose newest adapters are sampled on the data set that they were trained on unless another
+    is given, or a model's name. Any setting of the command may be given by its name: `num_samples=4`.
+    """
+    given = GivenObjects(grader=grader, engine=engine, flow=flow, problems=problem_set(dataset or "", max_problems))
+    data = dataset if isinstance(dataset, str) else None
+    told = {"data.dataset_name": data, "data.max_problems": max_problems, **(settings or {}), **more}
+    sections = {"generate": GenerateSettings(), "selection": SelectionSettings()}
+    found = sampling_settings("flow_dpo.generate_traces", str(source), sections, told, given)
+    run = str(source) if (Path(source) / "config.yaml").exists() else None
+    generate = replace(found["generate"], output_dir=str(output_dir))
+    path = generate_run({**found, "speaking": SpeakingSettings(run=run), "generate": generate}, given)
+    return read_traces(path)
+
+
+def generate_run(
+    parsed: Mapping[str, Any], given: GivenObjects | None = None, *, report: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Load everything, sample, and write a folder of traces. `parsed` holds the command's groups of settings."""
+    given = GivenObjects() if given is None else given
+    settings: GenerateSettings = parsed["generate"]
+    selection: SelectionSettings = parsed["selection"]
+    flow, path = parsed["flow"], Path(settings.output_dir)
+    runtime_settings = RuntimeSettings.from_sections(parsed)
+    refuse_used(path)
+    speaks = played(flow, settings.mode)
+    opened = open_runtime(
+        runtime_settings,
+        speaks,
+        roles=flow.roles,
+        seed=settings.seed,
+        engine=given.engine,
+        grader=given.grader,
+        problems=given.problems,
+    )
+    with run_folder.locked(path), opened as runtime:
+        adapters = load_adapters(runtime.policy, parsed["speaking"])
+        header = {
+            "source": settings.source(trained=bool(adapters)),
+            "selection": selection.rule() if settings.mode != "ground_truth" else OF_THE_DATA,
+            "settings": recordable(parsed),
+            "command": command_line(),
+            "model": runtime.loaded.name,
+            "tokenizer": runtime.renderer.fingerprint(),
+            "adapters": {role: adapter.path for role, adapter in adapters.items()},
+            "dataset": f"{runtime_settings.data.dataset_name}/{runtime_settings.data.dataset_split}",
+            "data_fingerprint": runtime.problems.fingerprint,
+            **run_folder.environment(),
+        }
+        problems = _only_of(runtime.fitting, settings.problems_of)
+        folder = TraceFolder(path, header | {"num_problems": len(problems)})
+        for traces, tally in generate(
+            speaks,
+            taught(flow),
+            parsed["explore"],
+            problems,
+            runtime.workers,
+            runtime.renderer,
+            runtime.backends.grader,
+            adapters,
+            settings,
+            selection,
+        ):
+            folder.append(traces, tally.facts())
+            report(
+                f"{tally.num_problems_sampled} problems: {tally.traces} traces on {tally.problems_solved}, from "
+                f"{tally.draws} draws, {tally.tokens_sampled} tokens and {tally.verdicts_used} verdicts"
+            )
+        folder.note({"complete": True})
+    return path
+
+
+def _only_of(problems: Sequence[Problem], traces: str) -> list[Problem]:
+    """The problems that these traces are of; all where none are named."""
+    if not traces:
+        return list(problems)
+    ids = {trace.problem_id for trace in read_traces(Path(traces)).traces}
+    kept = [problem for problem in problems if problem.id in ids]
+    if len(kept) < len(ids):
+        raise DataError(
+            f"expected all {len(ids)} problems of {traces} in the data, found {len(kept)}; name the data set, split "
+            "and order that the traces were drawn on"
+        )
+    return kept
