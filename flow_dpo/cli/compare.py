@@ -8,7 +8,6 @@ the same command goes on; with other settings it is refused. With several `jobs`
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,9 +32,11 @@ from flow_dpo.evaluate.compare.arms import Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import Command, JobRunner
 from flow_dpo.evaluate.compare.summary import Told, markdown, summarise
+from flow_dpo.evaluate.headers import Comparison
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import one_pass
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.headers import write_header
 from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, defaults_of
 from flow_dpo.traces import sft
 
@@ -173,7 +174,7 @@ def compare(argv: Sequence[str]) -> int:
         known = {**_tested(parsed), **provenance.of(path, by_arm), "failed": failed}
         told = Told(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
         found = summarise(made, by_arm, told, path)
-        run_folder.write_whole(path / SUMMARY, json.dumps(found, indent=1) + "\n")
+        write_header(path / SUMMARY, Comparison, found)
         run_folder.write_whole(path / "comparison.md", markdown(found))
     print_safe(console, f"Written to {path / SUMMARY}")
     return 0

@@ -12,7 +12,6 @@ Invariant: a row comes back as it was written, or `DataError` names file and row
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flow_dpo.core.errors import DataError
+from flow_dpo.data import strict_json
 
 Row = dict[str, Any]
 
@@ -117,7 +117,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
         ) from error
     is_list = path.name.removesuffix(".gz").endswith(".json") and text.lstrip().startswith("[")
     if is_list:
-        values = _decode(text, str(path))
+        values: object = strict_json.parse(text, str(path), foreign=True)
         if not isinstance(values, list):
             raise DataError(f"expected a list of objects in {path}, found {type(values).__name__}; save it as JSONL")
         for index, value in enumerate(cast("list[object]", values)):
@@ -126,18 +126,8 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
     index = 0
     for line in text.split("\n"):
         if line.strip():
-            yield _placed(path, index, _decode(line, f"{path}, row {index}"))
+            yield _placed(path, index, strict_json.parse(line, f"{path}, row {index}", foreign=True))
             index += 1
-
-
-def _decode(text: str, place: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{place}: expected JSON, found {error} in {text[:60]!r}{'...' if len(text) > 60 else ''}; the file may be "
-            f"torn: repair or drop the row"
-        ) from error
 
 
 def _placed(path: Path, index: int, value: object) -> tuple[str, Row]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
@@ -25,13 +26,16 @@ _MAX_TOKEN_ID = 2**31
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse(text: str | bytes, place: str, *, any_text: bool = False) -> Any:
+def parse(text: str | bytes, place: str, *, any_text: bool = False, foreign: bool = False) -> Any:
     """The value of a JSON text, UTF-8 where it is in bytes, behind a byte order mark or not.
 
-    `any_text` lets half surrogate pairs pass, for texts that are never written as UTF-8. Raises `DataError`.
+    `any_text` lets half surrogate pairs pass, for texts that are never written as UTF-8; `foreign`, for the columns of
+    data sets, also NaN, infinities and any depth that can be parsed. Raises `DataError`.
     """
     try:
         words = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        if foreign:
+            return json.loads(words)
         value: object = json.loads(words, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: expected JSON, found {error}; repair or drop it") from error
@@ -95,6 +99,10 @@ class Kind:
     holds: Callable[[Any], bool]
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _is_int(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -104,7 +112,7 @@ WORDS = Kind("a text that is not blank", lambda value: isinstance(value, str) an
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number from 0", lambda value: _is_int(value, 0))
 ORDINAL = Kind("a whole number from 1", lambda value: _is_int(value, 1))
-NUMBER = Kind("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool))
+NUMBER = Kind("a number", lambda value: _is_number(value) and abs(value) <= sys.float_info.max)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value))
 TOKEN_IDS = Kind(

@@ -29,12 +29,13 @@ from flow_dpo.data.problems import load
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of
 from flow_dpo.models.render import Renderer
-from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs import resolve, run_folder, tree_records
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.checkpoint import Checkpoints
+from flow_dpo.runs.records import Metrics, PairRow, ScoredRow, read_metrics
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 
@@ -58,7 +59,7 @@ def run(settings: TrainSettings, console: Console) -> run_folder.RunFolder:
         learner = Learner(runtime.policy, settings.learner)
         folder, validation = _open(path, settings, runtime, learner, differences)
         seen = validation.num_seen
-        budget = BudgetCallback(settings.run.budget, run_folder.read_jsonl(path / "metrics.jsonl"))
+        budget = BudgetCallback(settings.run.budget, read_metrics(path / "metrics.jsonl"))
         keeper = RunKeeper(folder, runtime, learner, validation, settings)
         going_on = f", going on after {seen}" if seen else ""
         print_safe(console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}")
@@ -189,16 +190,16 @@ class RunKeeper:
         renderer = self._shop.loaded.renderer
         by_id = {tree.problem.id: tree for tree in trees}
         tree_rows = [
-            tree.to_json([renderer.to_text([node.completion.token_ids]) for node in tree.nodes]) for tree in trees
+            tree_records.tree_row(tree, [renderer.to_text([node.completion.token_ids]) for node in tree.nodes])
+            for tree in trees
         ]
-        rows = [run_folder.example_row(e, by_id[e.problem_id], _example_texts(renderer, e)) for e in examples]
-        pairs = [isinstance(example, Pair) for example in examples]
+        rows = [tree_records.example_row(e, by_id[e.problem_id], _example_texts(renderer, e)) for e in examples]
         with self._writing():
             self._folder.record(
-                row,
+                Metrics.of(row),
                 tree_rows,
-                pairs=[each for each, pair in zip(rows, pairs, strict=True) if pair],
-                scored=[each for each, pair in zip(rows, pairs, strict=True) if not pair],
+                pairs=[each for each in rows if isinstance(each, PairRow)],
+                scored=[each for each in rows if isinstance(each, ScoredRow)],
             )
         self._batches += 1
         due = self._save_updates and self._learner.version - self._saved >= self._save_updates
@@ -219,7 +220,7 @@ class RunKeeper:
     def finish(self) -> None:
         """Publish the adapters of the last checkpoint, and draw the picture: also of a run that was interrupted."""
         self._publish()
-        rows = run_folder.read_jsonl(self._folder.path / "metrics.jsonl")
+        rows = read_metrics(self._folder.path / "metrics.jsonl")
         progress.plot(rows, self._folder.path / "progressive.png")
 
     def _publish(self) -> None:

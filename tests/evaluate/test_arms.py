@@ -44,16 +44,17 @@ class Commands:
     def train(self, words: Sequence[str]) -> int:
         row = {"rollout/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 50, "learn/updates": 4}
         seconds = dict.fromkeys(("rollout/seconds", "grade/seconds", "learn/seconds"), 0.5)
-        run_folder.append_jsonl(self.folder(words) / "metrics.jsonl", [row | seconds])
+        append_rows(self.folder(words) / "metrics.jsonl", [Metrics.of(METRICS | row | seconds)])
         return 0
 
     def generate(self, words: Sequence[str]) -> int:
         cost = {"tokens_sampled": 10, "verdicts_used": 2, "seconds": 1.0}
-        (self.folder(words) / "traces.json").write_text(json.dumps({"cost": cost}))
+        (self.folder(words) / "traces.json").write_text(json.dumps({"schema": "traces/1", "cost": cost}))
         return 0
 
     def sft(self, words: Sequence[str]) -> int:
-        (self.folder(words) / "run.json").write_text(json.dumps({"cost": {"tokens_read": 5, "seconds": 1.0}}))
+        facts = {"schema": "run/1", "cost": {"tokens_read": 5, "seconds": 1.0}}
+        (self.folder(words) / "run.json").write_text(json.dumps(facts))
         return 0
 
     def evaluate(self, words: Sequence[str]) -> int:

@@ -232,7 +232,7 @@ def test_log_odds_of_two_words() -> None:
     assert even["ties"]["both_orders"] == 6
     sure, rows = judged(lambda text, _: Said(choice=0, choice_logprobs=(0.0, -math.inf)), words="choices")
     assert sure["ties"]["flipped"] == 6
-    json.dumps(list(rows.values()), allow_nan=False)
+    json.dumps([to_json(one) for one in rows.values()], allow_nan=False)
 
 
 def test_a_pair_that_does_not_fit_is_counted_and_not_asked() -> None:
@@ -265,19 +265,21 @@ def test_a_trace_that_spells_special_tokens_stays_inside_its_place() -> None:
 def test_a_file_of_judgements_is_checked_and_a_torn_line_cut_away(tmp_path: Path) -> None:
     file = tmp_path / "judgements.jsonl"
     rows = [row(asked, Heard(words="x", verdict="A")) for asked in ASKED[:2]]
-    text = "".join(json.dumps(one) + "\n" for one in rows)
+    text = "".join(json.dumps(to_json(one)) + "\n" for one in rows)
     file.write_text(text + '{"problem_id": "p1", "da')
     assert list(read_judgements(file, ASKED).values()) == rows
     assert file.read_text() == text
+    first, silent = to_json(rows[0]), to_json(row(ASKED[2], Heard(words="")))
     for bad, message in [
-        (rows[0], "found a second one"),
-        (rows[0] | {"problem_id": "p9"}, "found another"),
-        (rows[0] | {"problem_id": ["x"]}, "in problem_id"),
-        (row(ASKED[2], Heard(words="", verdict="A")) | {"preferred": "b"}, "side that it prefers"),
-        (row(ASKED[2], Heard(words="")) | {"verdict": "C"}, "side that it prefers"),
-        (row(ASKED[2], Heard(words="")) | {"verdict": {"A": 1}}, "in verdict"),
-        (row(ASKED[2], Heard(words="")) | {"log_odds": "much"}, "in log_odds"),
-        (row(ASKED[2], Heard(words="")) | {"tokens": None}, "in tokens"),
+        (first, "found a second one"),
+        (first | {"problem_id": "p9"}, "found another"),
+        (first | {"problem_id": ["x"]}, "in 'problem_id'"),
+        (to_json(row(ASKED[2], Heard(words="", verdict="A"))) | {"preferred": "b"}, "side that it prefers"),
+        (silent | {"verdict": "C"}, "in 'verdict'"),
+        (silent | {"verdict": {"A": 1}}, "in 'verdict'"),
+        (silent | {"log_odds": "much"}, "in 'log_odds'"),
+        (silent | {"tokens": None}, "in 'tokens'"),
+        ({name: value for name, value in silent.items() if name != "schema"}, "expected the schema 'judgement/1'"),
     ]:
         file.write_text(text + json.dumps(bad) + "\n")
         with pytest.raises(DataError, match=message):

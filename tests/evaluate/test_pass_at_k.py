@@ -100,9 +100,9 @@ def test_overlap_is_counted_or_excluded(tmp_path: Path) -> None:
     problems = [Problem(id=f"p{i}", question=f"What is {i} + 1?", gold="x") for i in range(4)]
     run = tmp_path / "run"
     run.mkdir()
-    (run / "trees.jsonl").write_text(json.dumps({"problem": {"question": "what is 2 + 1"}}) + "\n")
+    (run / "trees.jsonl").write_text(json.dumps(TREE | {"problem": {**TREE["problem"], "question": "what is 2 + 1"}}) + "\n")
     traces = tmp_path / "traces.jsonl"
-    traces.write_text(json.dumps({"question": "What is 3 + 1?"}) + "\n" + json.dumps({"question": "other"}) + "\n")
+    traces.write_text("".join(json.dumps(TRACE | {"question": question}) + "\n" for question in ("What is 3 + 1?", "other")))
     both = f"{run}, {traces}"
     kept, found = check(problems, OverlapSettings(trained_on=both))
     assert kept == problems

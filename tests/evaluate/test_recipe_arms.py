@@ -34,11 +34,11 @@ def evaluation(folder: Path, statuses: str) -> Path:
     run_folder.append_jsonl(
         folder / "predictions.jsonl",
         [
-            {"id": f"q{i}", "question": "?", "gold": "1", "solution": "", "verdict": {"status": names[one]}}
+            PREDICTION | {"id": f"q{i}", "question": "?", "gold": "1", "verdict": {"status": names[one]}}
             for i, one in enumerate(statuses)
         ],
     )
-    run_folder.write_whole(folder / "summary.json", json.dumps({"dataset": "made/up"}))
+    run_folder.write_whole(folder / "summary.json", json.dumps({"schema": "evaluation/1", "dataset": "made/up"}))
     return folder
 
 
@@ -141,7 +141,7 @@ class Trained:
         folder.mkdir(parents=True)
         row = {"rollout/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 5, "learn/updates": 1}
         seconds = dict.fromkeys(("rollout/seconds", "grade/seconds", "learn/seconds"), 0.5)
-        run_folder.append_jsonl(folder / "metrics.jsonl", [row | seconds])
+        append_rows(folder / "metrics.jsonl", [Metrics.of(METRICS | row | seconds)])
         return 0
 
     def evaluate(self, words: Sequence[str]) -> int:

@@ -15,11 +15,11 @@ from typing import Any
 
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Problem
-from flow_dpo.data.seed import iter_seed_problems
 from flow_dpo.evaluate import paired_tests, step_validity
 from flow_dpo.evaluate.compare.arms import BASELINE, SAME_TOKENS, Arm, Outcome
 from flow_dpo.evaluate.compare.jobs import NUMBERS
 from flow_dpo.runs import run_folder
+from flow_dpo.runs.records import Prediction, read_rows
 from flow_dpo.traces.trace import Trace, read_traces
 
 
@@ -60,9 +60,8 @@ def summarise(
 def rewards_of(evaluation: Path) -> dict[str, float | None]:
     """The reward of each question of an evaluation; None where it could not be graded."""
     found: dict[str, float | None] = {}
-    for row in run_folder.read_jsonl(evaluation / "predictions.jsonl"):
-        status = row["verdict"]["status"] if row["verdict"] else "ungraded"
-        found[row["id"]] = None if status == "ungraded" else float(status == "correct")
+    for row in read_rows(evaluation / "predictions.jsonl", Prediction):
+        found[row.id] = None if row.verdict is None else row.verdict.reward
     return found
 
 
@@ -168,26 +167,13 @@ def step_quality(solutions: Sequence[tuple[Problem, str]]) -> dict[str, Any] | N
     }
 
 
-def _problem(id: str, question: str, gold: str, source: str) -> Problem:
-    """The problem that a row tells of; the seed's with its own solution, which steps are judged by."""
-    if source.startswith("seed/"):
-        split, _, number = id.removeprefix("seed/").partition("/")
-        return next(iter_seed_problems(split, int(number)))
-    return Problem(id=id, question=question, gold=gold, source=source)
-
-
 def _solutions(traces: Sequence[Trace]) -> list[tuple[Problem, str]]:
-    return [(_problem(t.problem_id, t.question, t.gold, t.dataset), t.solution) for t in traces]
+    return [(trace.problem, trace.solution) for trace in traces]
 
 
 def _right_answers(outcome: Outcome, test: str) -> list[tuple[Problem, str]]:
-    folder = outcome.evaluations[test]
-    source = run_folder.read_object(folder / "summary.json")["dataset"]
-    return [
-        (_problem(row["id"], row["question"], row["gold"], source), row["solution"])
-        for row in run_folder.read_jsonl(folder / "predictions.jsonl")
-        if row["verdict"] and row["verdict"]["status"] == "correct"
-    ]
+    rows = read_rows(outcome.evaluations[test] / "predictions.jsonl", Prediction)
+    return [(row.problem, row.solution) for row in rows if row.verdict and row.verdict.status == "correct"]
 
 
 def _makeup(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:

@@ -16,10 +16,11 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.seeds import derive
+from flow_dpo.runs.records import Judgement
 from flow_dpo.traces.trace import Trace, TraceFile
 
 Side = Literal["a", "b"]
@@ -234,17 +235,17 @@ def storable(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def row(asked: Asked, heard: Heard) -> dict[str, Any]:
+def row(asked: Asked, heard: Heard) -> Judgement:
     """One line of judgements.jsonl."""
-    dataset, problem_id, first = asked.key
-    return {
-        "problem_id": problem_id,
-        "dataset": dataset,
-        "first": first,
-        "verdict": heard.verdict,
-        "preferred": preferred(heard.verdict, asked.first),
-        "reason": heard.reason,
-        "log_odds": heard.log_odds,
-        "tokens": heard.tokens,
-        "words": heard.words,
-    }
+    dataset, problem_id, _ = asked.key
+    return Judgement(
+        problem_id=problem_id,
+        dataset=dataset,
+        first=asked.first,
+        verdict=heard.verdict,
+        preferred=preferred(heard.verdict, asked.first),
+        reason=heard.reason,
+        log_odds=heard.log_odds,
+        tokens=heard.tokens,
+        words=heard.words,
+    )
