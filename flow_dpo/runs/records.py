@@ -140,6 +140,10 @@ def _below(place: str, **values: tuple[int, int]) -> None:
             raise ValueError(f"{place}: expected a whole number from 0 to {limit - 1} in {name!r}, found {value}")
 
 
+_ABOVE_0 = Kind("a number above 0", lambda value: NUMBER.holds(value) and value > 0)
+_FROM_0 = Kind("a number from 0", lambda value: NUMBER.holds(value) and value >= 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
     """A preference: a row of pairs.jsonl. TRL reads `prompt`, `chosen` and `rejected`, and ignores the rest."""
@@ -156,8 +160,8 @@ class PairRow:
     rejected_node: Count
     depth: Count
     tags: tuple[str, ...]
-    margin: Annotated[float, Kind("a number above 0", lambda value: NUMBER.holds(value) and value > 0)]
-    weight: Annotated[float, Kind("a number from 0", lambda value: NUMBER.holds(value) and value >= 0)]
+    margin: Annotated[float, _ABOVE_0]
+    weight: Annotated[float, _FROM_0]
     chosen_verdict: Verdict | None
     rejected_verdict: Verdict | None
     policy_version: int

@@ -15,6 +15,8 @@ from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.recipes import presets
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass
+from flow_dpo.runs.records import Metrics, append_rows, from_json
+from tests.support.record_examples import METRICS
 
 TESTS = ("held_out/greedy", "held_out/sampled")
 SIZES = Sizes(
@@ -44,7 +46,7 @@ class Commands:
     def train(self, words: Sequence[str]) -> int:
         row = {"rollout/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 50, "learn/updates": 4}
         seconds = dict.fromkeys(("rollout/seconds", "grade/seconds", "learn/seconds"), 0.5)
-        append_rows(self.folder(words) / "metrics.jsonl", [Metrics.of(METRICS | row | seconds)])
+        append_rows(self.folder(words) / "metrics.jsonl", [from_json(Metrics, METRICS | row | seconds, "here")])
         return 0
 
     def generate(self, words: Sequence[str]) -> int:

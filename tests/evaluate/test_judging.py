@@ -32,6 +32,7 @@ from flow_dpo.evaluate.judge.protocol import (
 )
 from flow_dpo.evaluate.judge.results import agreement, read_judgements, summarise
 from flow_dpo.models.render import Renderer
+from flow_dpo.runs.records import Judgement, to_json
 from flow_dpo.traces.trace import TraceFile
 from tests.support.chat_models import SPECIAL, chat_tokenizer
 from tests.support.judge_server import place_of, trace
@@ -138,7 +139,7 @@ def test_more_pairs_of_one_seed_hold_fewer() -> None:
 
 def judged(
     says: Says, pairs: Sequence[TracePair] = PAIRS, *, context_tokens: int = 1 << 20, **settings: Any
-) -> tuple[dict[str, Any], dict[Any, dict[str, Any]]]:
+) -> tuple[dict[str, Any], dict[Any, Judgement]]:
     """The summary and rows of a judge that `says` words (or an index, or `Said`) to what it reads."""
     asked_before = iter(range(1000))
 
@@ -150,7 +151,7 @@ def judged(
         ScriptedEngine(speak, end_ids={END or 0}), RENDERER, prompts=JudgePrompts(),
         settings=JudgeSettings(**settings), context_tokens=context_tokens,
     )  # fmt: skip
-    rows: dict[Any, dict[str, Any]] = {}
+    rows: dict[Any, Judgement] = {}
     judge.hear(questions(pairs), lambda asked, heard: rows.update({asked.key: row(asked, heard)}))
     return summarise(pairs, rows), rows
 
@@ -165,8 +166,8 @@ def test_a_perfect_judge() -> None:
     assert found["position"]["first_rate"] == 0.5
     assert found["position"]["p"] is None
     assert found["longer"] == {"rate": 1.0, "interval": list(wilson(6, 6)), "num": 6}
-    assert {r["words"][:6] for r in rows.values()} == {"Clear."}
-    assert {(r["first"], r["verdict"], r["preferred"]) for r in rows.values()} == {("a", "A", "a"), ("b", "B", "a")}
+    assert {r.words[:6] for r in rows.values()} == {"Clear."}
+    assert {(r.first, r.verdict, r.preferred) for r in rows.values()} == {("a", "A", "a"), ("b", "B", "a")}
 
 
 def test_a_judge_that_always_takes_the_first_has_said_nothing() -> None:
@@ -227,7 +228,7 @@ def test_log_odds_of_two_words() -> None:
         "mean_for_a": pytest.approx(0.5), "mean_for_first": pytest.approx(1.0), "rate": 1.0,
         "interval": list(wilson(6, 6)), "num": 6,
     }  # fmt: skip
-    assert {r["words"] for r in rows.values()} == {"A"}
+    assert {r.words for r in rows.values()} == {"A"}
     even, _ = judged(lambda text, _: Said(choice=0), words="choices")
     assert even["ties"]["both_orders"] == 6
     sure, rows = judged(lambda text, _: Said(choice=0, choice_logprobs=(0.0, -math.inf)), words="choices")
@@ -240,7 +241,7 @@ def test_a_pair_that_does_not_fit_is_counted_and_not_asked() -> None:
     found, rows = judged(lambda text, _: "Verdict: A", pairs, context_tokens=2000, max_tokens=40)
     assert found["pairs"]["unparsed"] == 1
     assert found["unparsed"] == {"too long": 2}
-    assert "of 2000 tokens" in rows[("made/up", "long", "a")]["words"]
+    assert "of 2000 tokens" in rows[("made/up", "long", "a")].words
     cut, _ = judged(lambda text, _: "so " * 100 + "\nVerdict: A", max_tokens=8)
     assert cut["unparsed"] == {"cut off": 12}
 

@@ -16,6 +16,7 @@ from flow_dpo.evaluate.contamination import OverlapSettings, check, normalised, 
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.evaluate.pass_at_k import Drawn, interval, majority_at_k, pass_at_k, summary
 from flow_dpo.runs import run_folder
+from tests.support.record_examples import TRACE, TREE
 
 
 def verdict(answer: str | None, gold: str = "5") -> Verdict:
@@ -100,9 +101,13 @@ def test_overlap_is_counted_or_excluded(tmp_path: Path) -> None:
     problems = [Problem(id=f"p{i}", question=f"What is {i} + 1?", gold="x") for i in range(4)]
     run = tmp_path / "run"
     run.mkdir()
-    (run / "trees.jsonl").write_text(json.dumps(TREE | {"problem": {**TREE["problem"], "question": "what is 2 + 1"}}) + "\n")
+    (run / "trees.jsonl").write_text(
+        json.dumps(TREE | {"problem": {**TREE["problem"], "question": "what is 2 + 1"}}) + "\n"
+    )
     traces = tmp_path / "traces.jsonl"
-    traces.write_text("".join(json.dumps(TRACE | {"question": question}) + "\n" for question in ("What is 3 + 1?", "other")))
+    traces.write_text(
+        "".join(json.dumps(TRACE | {"question": question}) + "\n" for question in ("What is 3 + 1?", "other"))
+    )
     both = f"{run}, {traces}"
     kept, found = check(problems, OverlapSettings(trained_on=both))
     assert kept == problems

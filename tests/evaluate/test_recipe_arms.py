@@ -20,6 +20,8 @@ from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import JobRunner
 from flow_dpo.evaluate.compare.summary import Told, markdown, summarise
 from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs.records import Metrics, append_rows, from_json
+from tests.support.record_examples import METRICS, PREDICTION
 
 TESTS = ("held_out/greedy", "harder/greedy")
 
@@ -141,7 +143,7 @@ class Trained:
         folder.mkdir(parents=True)
         row = {"rollout/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 5, "learn/updates": 1}
         seconds = dict.fromkeys(("rollout/seconds", "grade/seconds", "learn/seconds"), 0.5)
-        append_rows(folder / "metrics.jsonl", [Metrics.of(METRICS | row | seconds)])
+        append_rows(folder / "metrics.jsonl", [from_json(Metrics, METRICS | row | seconds, "here")])
         return 0
 
     def evaluate(self, words: Sequence[str]) -> int:

@@ -27,6 +27,7 @@ from flow_dpo.evaluate.grade_file import verify_file
 from flow_dpo.evaluate.step_validity import equations, has_invalid_step, value_of
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import settings_of, settings_of_adapter, settings_of_run
+from flow_dpo.runs.records import to_json
 from flow_dpo.runs.settings import defaults_of
 from flow_dpo.traces.export import ExportSettings, export
 from flow_dpo.traces.trace import Source, Trace, TraceFile, read_traces
@@ -148,7 +149,7 @@ def a_whole_trace(trace: Trace) -> None:
     assert type(trace.ended) is bool
     assert 1 <= trace.draw <= trace.draws_used
     assert trace.source in get_args(Source)
-    assert trace.to_json().keys() == {field.name for field in fields(Trace)}
+    assert to_json(trace).keys() == {"schema", *(field.name for field in fields(Trace))}
 
 
 def traces_case(*case: Any) -> None:

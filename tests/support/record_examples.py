@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 METRICS: dict[str, Any] = {
+    "schema": "metrics/1",
     "problems_seen": 8, "progressive/accuracy": 0.5, "progressive/low": 0.4, "progressive/high": 0.6,
     "progressive/window_accuracy": 0.5, "progressive/window_low": 0.4, "progressive/window_high": 0.6,
 }  # fmt: skip
