@@ -164,6 +164,7 @@ def _described(path: Path) -> str:
 
 
 def _run(path: Path, name: str, tree: str | None) -> RunSource:
+    facts = run_folder.read_facts(path)
     settings = resolve.read_settings(path / "config.yaml")
     metrics = path / "metrics.jsonl"
     rows = read_metrics(metrics) if metrics.exists() else []
@@ -178,7 +179,7 @@ def _run(path: Path, name: str, tree: str | None) -> RunSource:
         path=path,
         settings_text=(path / "config.yaml").read_text(encoding="utf-8"),
         settings=settings,
-        facts=run_folder.read_facts(path),
+        facts=facts,
         rows=rows,
         plays=plays,
     )
