@@ -2,8 +2,8 @@
 
 Right candidates from finished wrong ones, and finished from unfinished ones, each over time: the area under the curve
 of its log-odds of Yes. Counted on trunk nodes, whatever was said there, with the verdict of the play that Yes ended at
-the candidate (`run_data`); `flow-dpo evaluate` grades every candidate, also those to which Yes was never said. Invariant:
-the two questions are never mixed into one number.
+the candidate (`run_data`); `flow-dpo evaluate` grades every candidate, also those to which Yes was never said.
+Invariant: the two questions are never mixed into one number.
 """
 
 from __future__ import annotations
