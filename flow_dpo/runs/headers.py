@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,10 +46,10 @@ class TracesHeader:
     model: str = ""
     tokenizer: str = ""
     dataset: str = ""
-    settings: Mapping[str, Any] | None = None
-    adapters: Mapping[Role, Any] | None = None
-    counts: Mapping[str, float | None] | None = None
-    cost: Mapping[str, float | None] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Mapping[Role, Any] = field(default_factory=dict)
+    counts: Mapping[str, float | None] = field(default_factory=dict)
+    cost: Mapping[str, float | None] = field(default_factory=dict)
     versions: Mapping[str, str | None] | None = None
     more: Mapping[str, Any] = others()
 

@@ -171,7 +171,7 @@ def test_bad_input_is_refused(traces: Path, run: Path, tmp_path: Path) -> None:
         (["--source", str(run), "--format", "messages"], ConfigError, "--format preference"),
         (["--source", str(traces), "--format", "preference"], ConfigError, "--format messages or prompt_completion"),
         (["--source", str(tmp_path / "empty")], DataError, "no pair yet"),
-        (["--source", str(tmp_path / "bare")], DataError, "line 1.*rejected, role"),
+        (["--source", str(tmp_path / "bare")], DataError, "line 1.*without rejected, .*role"),
         (["--source", str(traces), "--output_dir", str(tmp_path / "used")], ConfigError, "already holds an export"),
         (["--source", str(traces), "--format", "parquet"], ConfigError, "format"),
     ]
