@@ -33,19 +33,10 @@ from flow_dpo.runs.records import (
     to_json,
 )
 from flow_dpo.runs.tree_records import example_row, tree_row
-from tests.support.record_examples import METRICS, PAIR, PREDICTION, TRACE, TREE, VERDICT
+from tests.support.record_examples import JUDGEMENT, METRICS, PAIR, PREDICTION, SCORED, TRACE, TREE
 from tests.support.tree_builders import two_chunk_tree
 
 STUDIES = Path(__file__).parent.parent.parent / "studies"
-SCORED: dict[str, Any] = {
-    "schema": "scored/1", "prompt": "Q", "completion": "19", "problem_id": "apples/1", "role": "answer", "node": 0,
-    "depth": 0, "tags": [], "advantage": -0.5, "weight": 1.0, "verdict": VERDICT, "policy_version": 0,
-    "prompt_ids": [1], "completion_ids": [5],
-}  # fmt: skip
-JUDGEMENT: dict[str, Any] = {
-    "schema": "judgement/1", "problem_id": "p", "dataset": "d", "first": "b", "verdict": "A", "preferred": "b",
-    "reason": "", "log_odds": None, "tokens": 7, "words": "Verdict: A",
-}  # fmt: skip
 JOB: dict[str, Any] = {"schema": "job/1", "name": "flow", "words": ["train"], "seconds": 1.5}
 ROWS: list[tuple[type[Any], dict[str, Any]]] = [
     (Metrics, METRICS), (TreeRow, TREE), (PairRow, PAIR), (ScoredRow, SCORED), (Trace, TRACE),

@@ -49,6 +49,15 @@ PREDICTION: dict[str, Any] = {
     "worked_solution": "", "solution": "6 + 8 = 14", "verdict": {"status": "correct", "answer": "14", "reason": ""},
     "tokens": 5,
 }  # fmt: skip
+SCORED: dict[str, Any] = {
+    "schema": "scored/1", "prompt": "Q", "completion": "19", "problem_id": "apples/1", "role": "answer", "node": 0,
+    "depth": 0, "tags": [], "advantage": -0.5, "weight": 1.0, "verdict": VERDICT, "policy_version": 0,
+    "prompt_ids": [1], "completion_ids": [5],
+}  # fmt: skip
+JUDGEMENT: dict[str, Any] = {
+    "schema": "judgement/1", "problem_id": "p", "dataset": "d", "first": "b", "verdict": "A", "preferred": "b",
+    "reason": "", "log_odds": None, "tokens": 7, "words": "Verdict: A",
+}  # fmt: skip
 FACTS: dict[str, Any] = {
     "schema": "run/1", "model": "seed", "num_problems": 3, "command": "flow-dpo train", "versions": {"torch": None},
 }  # fmt: skip
