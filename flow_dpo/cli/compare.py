@@ -8,7 +8,6 @@ the same command goes on; with other settings it is refused. With several `jobs`
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,9 +32,11 @@ from flow_dpo.evaluate.compare.arms import Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import Command, JobRunner
 from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
+from flow_dpo.evaluate.headers import Comparison
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.headers import write_header
 from flow_dpo.runs.resolve import command_line, read_settings, resolve
 from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, named_settings
 from flow_dpo.traces.settings import PAPER_LORA, SftTrainingSettings
@@ -175,7 +176,7 @@ def compare(argv: Sequence[str]) -> int:
         known = {**_tested(parsed), **provenance.of(path, by_arm), "failed": failed}
         context = ComparisonContext(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
         found = summarise(made, by_arm, context, path)
-        run_folder.write_whole(path / SUMMARY, json.dumps(found, indent=1) + "\n")
+        write_header(path / SUMMARY, Comparison, found)
     print_safe(console, f"Written to {path / SUMMARY}; as a page: flow-dpo report {path}")
     return 0
 

@@ -22,8 +22,9 @@ from typing import Any
 
 from rich.console import Console
 
-from flow_dpo.core.errors import ConfigError, DataError, EngineError
+from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.engines.settings import LocalSettings
+from flow_dpo.evaluate.headers import JudgeHeader, JudgeSummary
 from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, EndpointSettings
 from flow_dpo.evaluate.judge.protocol import (
     Judge,
@@ -38,8 +39,9 @@ from flow_dpo.evaluate.judge.protocol import (
 )
 from flow_dpo.evaluate.judge.results import ROWS, Key, read_judgements, summarise
 from flow_dpo.models.settings import ModelSettings
-from flow_dpo.runs import run_folder
+from flow_dpo.runs import headers, run_folder
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.records import Judgement, append_rows
 from flow_dpo.runs.resolve import command_line, resolve
 from flow_dpo.traces.trace import TraceFile, read_traces
 
@@ -110,7 +112,7 @@ def judge(argv: Sequence[str]) -> int:
                 who.ask_all(left, _Keeper(path / ROWS, known, len(asked), console))
         _write_header(path / HEADER, header)
         found = summarise(pairs, known)
-        run_folder.write_whole(path / SUMMARY, json.dumps(_described(found, sides, header), indent=2) + "\n")
+        headers.write_header(path / SUMMARY, JudgeSummary, _described(found, sides, header))
     print_safe(console, spoken(found))
     print_safe(console, f"Written to {path}")
     check_parsed(found, settings)
@@ -120,13 +122,13 @@ def judge(argv: Sequence[str]) -> int:
 class _Keeper:
     """Writes each answer down as it comes."""
 
-    def __init__(self, file: Path, known: dict[Key, dict[str, Any]], total: int, console: Console) -> None:
+    def __init__(self, file: Path, known: dict[Key, Judgement], total: int, console: Console) -> None:
         self._file, self._known, self._total, self._console = file, known, total, console
         self._said = time.monotonic()
 
     def __call__(self, question: JudgeQuestion, reply: JudgeReply, /) -> None:
         made = row(question, reply)
-        run_folder.append_jsonl(self._file, [made])
+        append_rows(self._file, [made])
         self._known[question.key] = made
         if time.monotonic() - self._said > 10:
             self._said = time.monotonic()
@@ -186,7 +188,7 @@ def _header(
         question[name] = hashlib.sha256(side.path.read_bytes()).hexdigest()
     file = path / HEADER
     if file.exists():
-        known = _read_header(file)
+        known = headers.read_header(file, JudgeHeader)
         differing = run_folder.differences(known["question"], json.loads(json.dumps(question)))
         if "judge.max_pairs" in differing and len(pairs) >= known["num_pairs"]:
             known |= {"question": question, "num_pairs": len(pairs), "command": command_line()}
@@ -219,14 +221,7 @@ def _same_judge(path: Path, header: dict[str, Any], name: str) -> None:
 
 
 def _write_header(file: Path, header: Mapping[str, Any]) -> None:
-    run_folder.write_whole(file, json.dumps(header, indent=2) + "\n")
-
-
-def _read_header(file: Path) -> dict[str, Any]:
-    found = run_folder.read_object(file)
-    if not isinstance(found.get("question"), dict) or type(found.get("num_pairs")) is not int:
-        raise DataError(f"expected a JSON object with the question and num_pairs in {file}, found {found!r:.80}")
-    return found
+    headers.write_header(file, JudgeHeader, header)
 
 
 def _described(found: Mapping[str, Any], sides: Sequence[TraceFile], header: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,7 @@ Nodes are numbered trunk first, then rollout by rollout, whatever order an engin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from flow_dpo.core.types import Completion, Problem, Request, Role, Solution, Verdict
 
@@ -132,46 +131,3 @@ class Tree:
     def grade(self, rollout: int, text: str, verdict: Verdict) -> None:
         """Put the verifier's finding to one rollout."""
         self.rollouts[rollout] = replace(self.rollouts[rollout], text=text, verdict=verdict)
-
-    def to_json(self, texts: Sequence[str]) -> dict[str, Any]:
-        """One JSON object. `texts` holds each node's words, for people; the token ids are the truth.
-
-        Prompts are not repeated node by node: an Answer node's prompt is its root's prompt and the tokens on its path.
-        """
-        first_prompts = {node.role: list(node.request.prompt_ids) for node in reversed(self.nodes)}
-        return {
-            "problem": asdict(self.problem),
-            "first_prompt_ids": first_prompts,
-            "nodes": [
-                {
-                    "id": node.id,
-                    "parent": node.parent,
-                    "rollout": node.rollout,
-                    "depth": node.depth,
-                    "role": node.role,
-                    "policy_version": node.completion.policy_version,
-                    "token_ids": list(node.completion.token_ids),
-                    "text": text,
-                    "logprobs": [round(value, 6) for value in node.completion.logprobs],
-                    "finish_reason": node.completion.finish_reason,
-                    "choice": node.completion.choice,
-                    "choice_logprobs": [round(value, 6) for value in node.completion.choice_logprobs],
-                    "tags": list(node.tags),
-                }
-                for node, text in zip(self.nodes, texts, strict=True)
-            ],
-            "rollouts": [
-                {
-                    "id": rollout.id,
-                    "start": rollout.start,
-                    "leaf": rollout.leaf,
-                    "ended": rollout.solution.ended,
-                    "probe": rollout.probe,
-                    "value": None if rollout.value is None else round(rollout.value, 6),
-                    "text": rollout.text,
-                    "verdict": None if rollout.verdict is None else asdict(rollout.verdict),
-                }
-                for rollout in self.rollouts
-            ],
-            "skipped": dict(self.skipped),
-        }

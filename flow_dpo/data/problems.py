@@ -19,13 +19,14 @@ import json
 import logging
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
+from flow_dpo.data.datasets import DataSet, dataset
 from flow_dpo.data.files import Row, open_rows
 from flow_dpo.verify.extract import after_answer_is, last_box
 
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 BadRows = Literal["skip", "refuse"]
 NUM_SHOWN = 3
+ENDLESS = 1000
+"""Problems that are taken of a data set without end where no number is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ def load(config: DataSettings) -> ProblemSet:
 
 
 def load_problems(
-    name: str,
+    name: str | Iterable[Problem],
     *,
     config: str | None = None,
     split: str = "train",
@@ -104,22 +107,27 @@ def load_problems(
     shuffle_seed: int | None = None,
     bad_rows: BadRows = "skip",
 ) -> ProblemSet:
-    """The problems of a data set. Raises `DataError` where it is not what it promised to be, or has none."""
+    """The problems of a data set, or these problems. Raises `DataError` where it is not what it promised to be, or has
+    none."""
     if max_problems is not None and max_problems < 1:
         raise DataError(f"expected at least one problem, found max_problems={max_problems}; leave it out to take all")
     if skip_problems < 0:
         raise DataError(f"expected skip_problems of 0 or more, found {skip_problems}")
     end = None if max_problems is None else skip_problems + max_problems
     skipped: list[str] = []
-    if name == "seed":
-        from flow_dpo.data.seed.family import seed_problems
-
-        # Asked from the start, since shuffling comes before skipping.
-        problems = seed_problems(split, 1000 + skip_problems if end is None else end)
+    early = end if shuffle_seed is None else None
+    if isinstance(name, str):
+        known = dataset(name)
+    else:
+        given, name = name, "the given problems"
+        known = DataSet(load=lambda _: given)
+    if known is not None and known.load is not None:
+        # Of an endless split so many are shuffled as are taken.
+        most = (ENDLESS + skip_problems if end is None else end) if known.endless else early
+        problems = _unlike(itertools.islice(known.load(split), most))
     else:
         source = open_rows(name, config=config, split=split)
         rows = _problems(source.rows, source.stem, split, question_column, answer_column, bad_rows, skipped)
-        early = end if shuffle_seed is None else None
         problems = list(itertools.islice(rows, early))
     if not problems:
         raise DataError(
@@ -152,6 +160,18 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     for problem in problems:
         digest.update(json.dumps([problem.id, problem.question, problem.gold]).encode("ascii") + b"\n")
     return digest.hexdigest()
+
+
+def _unlike(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems, where each is one and has an id of its own. Raises `DataError` otherwise."""
+    found: dict[str, Problem] = {}
+    for problem in problems:
+        if problem.id in found or not (problem.id and problem.question.strip() and problem.gold.strip()):
+            raise DataError(
+                f"expected problems with a question, a gold answer and an id of their own, found {problem!r:.200}"
+            )
+        found[problem.id] = problem
+    return list(found.values())
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
@@ -97,6 +98,10 @@ class Kind:
     holds: Callable[[Any], bool]
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _is_int(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -106,7 +111,7 @@ WORDS = Kind("a text that is not blank", lambda value: isinstance(value, str) an
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number from 0", lambda value: _is_int(value, 0))
 ORDINAL = Kind("a whole number from 1", lambda value: _is_int(value, 1))
-NUMBER = Kind("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool))
+NUMBER = Kind("a number", lambda value: _is_number(value) and abs(value) <= sys.float_info.max)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value))
 TOKEN_IDS = Kind(

@@ -17,7 +17,7 @@ from typing import Any
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
-from flow_dpo.runs import run_folder
+from flow_dpo.runs.records import Trace, TreeRow, iter_rows
 
 _WORD = re.compile(r"\w+")
 _NUM_SHOWN = 5
@@ -38,12 +38,8 @@ def questions_of(source: Path) -> set[str]:
         raise DataError(f"expected a run folder or traces in {source}, found neither {' nor '.join(_FILES)}")
     questions: set[str] = set()
     for file in found:
-        for number, row in enumerate(run_folder.read_jsonl(file), start=1):
-            problem = row.get("problem", row)
-            question = problem.get("question") if isinstance(problem, dict) else None
-            if not isinstance(question, str):
-                raise DataError(f"{file}, line {number}: expected a tree or a trace, found a row without a question")
-            questions.add(normalised(question))
+        rows = iter_rows(file, (TreeRow, Trace))
+        questions.update(normalised(row.problem.question) for _, row in rows)
     if not questions:
         raise DataError(f"expected problems in {source}, found none: nothing was trained on yet")
     return questions

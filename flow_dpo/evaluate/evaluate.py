@@ -8,11 +8,10 @@ Yes tell right from wrong and finished from unfinished (area under the curve).
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +23,12 @@ from flow_dpo.core.loop import batched, reward, rollout_metrics
 from flow_dpo.core.protocols import Grader, RolloutWorkers
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Adapter, Problem, Role, Verdict
+from flow_dpo.core.types import Adapter, Problem, Role, Status, Verdict
 from flow_dpo.evaluate import pass_at_k, step_validity
+from flow_dpo.evaluate.headers import EvaluationSummary
 from flow_dpo.evaluate.statistics import auc
+from flow_dpo.runs.headers import write_header
+from flow_dpo.runs.records import Prediction, append_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +117,16 @@ def summary(trees: Iterable[Tree]) -> dict[str, Any]:
     )
 
 
+CandidateKind = Literal["unfinished", "wrong", "right"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Heard:
     """One word of a choosing role, and what stood before it."""
 
     said_yes: bool
     log_odds: float
-    kind: Literal["unfinished", "wrong", "right"]
+    kind: CandidateKind
 
 
 def _heard(flow: Flow[Any], trees: Sequence[Tree], renderer: RendersTurns, grader: Grader) -> list[_Heard]:
@@ -138,16 +143,21 @@ def _heard(flow: Flow[Any], trees: Sequence[Tree], renderer: RendersTurns, grade
             state = flow.advance(state, node.completion)
     verdicts = grader.check_texts([item for item, _, _ in asked])
     return [
-        _Heard(said_yes=yes, log_odds=odds, kind=_kind(ended, verdict))
+        _Heard(said_yes=yes, log_odds=odds, kind=kind)
         for ((_, _, ended), yes, odds), verdict in zip(asked, verdicts, strict=True)
-        if verdict.status != "ungraded"
+        if (kind := candidate_kind(verdict.status, ended=ended)) is not None
     ]
 
 
-def _kind(ended: bool, verdict: Verdict) -> Literal["unfinished", "wrong", "right"]:
-    if verdict.status == "correct":
+def candidate_kind(status: Status, *, ended: bool) -> CandidateKind | None:
+    """What a candidate is that a choosing role was asked about; None where it could not be graded.
+
+    The same of the report's figures of a run, which take the verdict from the play that Yes ended there (`report.
+    run_data`) in place of grading every candidate, and so leave out those to which Yes was never said.
+    """
+    if status == "correct":
         return "right"
-    return "wrong" if ended else "unfinished"
+    return None if status == "ungraded" else "wrong" if ended else "unfinished"
 
 
 def stop_summary(heard: Sequence[_Heard]) -> dict[str, Any]:
@@ -171,17 +181,22 @@ def write_predictions(folder: Path, trees: Sequence[Tree], result: dict[str, Any
     """predictions.jsonl, one draw of one problem a line, and summary.json."""
     folder.mkdir(parents=True, exist_ok=True)
     seen: Counter[str] = Counter()
-    with (folder / "predictions.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-        for tree in trees:
-            seen[tree.problem.id] += 1
-            row = {
-                "id": tree.problem.id,
-                "draw": seen[tree.problem.id],
-                "question": tree.problem.question,
-                "gold": tree.problem.gold,
-                "solution": tree.trunk.text,
-                "verdict": None if tree.trunk.verdict is None else asdict(tree.trunk.verdict),
-                "tokens": sum(len(node.completion.token_ids) for node in tree.trunk_nodes()),
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    (folder / "summary.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    rows: list[Prediction] = []
+    for tree in trees:
+        seen[tree.problem.id] += 1
+        rows.append(
+            Prediction(
+                id=tree.problem.id,
+                draw=seen[tree.problem.id],
+                question=tree.problem.question,
+                gold=tree.problem.gold,
+                dataset=tree.problem.source,
+                worked_solution=tree.problem.solution,
+                solution=tree.trunk.text,
+                verdict=tree.trunk.verdict,
+                tokens=sum(len(node.completion.token_ids) for node in tree.trunk_nodes()),
+            )
+        )
+    (folder / "predictions.jsonl").write_bytes(b"")
+    append_rows(folder / "predictions.jsonl", rows)
+    write_header(folder / "summary.json", EvaluationSummary, result)

@@ -20,7 +20,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from flow_dpo.core.types import Problem
-from flow_dpo.data.seed import is_sound
+from flow_dpo.data.datasets import CheckedLine, CheckedSolution, checked_by_data_set
 from flow_dpo.verify.closed_form import closed_form
 
 MAX_CHARS = 200
@@ -50,21 +50,25 @@ def equations(text: str) -> list[Equation]:
     return [found for line in text.splitlines() for chain in _chains(line) for found in _of_chain(chain)]
 
 
-def all_hold(text: str) -> bool | None:
-    """Whether every equation of a text is true; None where it states none."""
-    found = equations(text)
-    return all(equation.holds for equation in found) if found else None
+def checked_steps(problem: Problem, text: str) -> CheckedSolution:
+    """A solution line by line: by the step checker of the problem's data set, or else by the equations it states."""
+    found = checked_by_data_set(problem, text)
+    if found is not None:
+        return found
+    lines: list[CheckedLine] = []
+    held: list[bool] = []
+    for line in text.splitlines():
+        stated = equations(line)
+        held += [equation.holds for equation in stated]
+        untrue = "; ".join(equation.text for equation in stated if not equation.holds)
+        lines.append(CheckedLine(text=line, fault=f"not true: {untrue}" if untrue else ""))
+    return CheckedSolution(lines=tuple(lines), sound=all(held) if held else None)
 
 
 def has_invalid_step(problem: Problem, text: str) -> bool | None:
-    """Whether a solution has a wrong step; None where it states none that could be checked.
-
-    A problem of the seed family is judged by its own solution (`seed.judge_steps`), any other by its equations.
-    """
-    if problem.source.startswith("seed/") and problem.solution:
-        return not is_sound(problem, text)
-    held = all_hold(text)
-    return None if held is None else not held
+    """Whether a solution has a wrong step; None where it states none that could be checked."""
+    sound = checked_steps(problem, text).sound
+    return None if sound is None else not sound
 
 
 def invalid_rate(solutions: Iterable[tuple[Problem, str]]) -> dict[str, float | int | None]:

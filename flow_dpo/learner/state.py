@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flow_dpo.core.errors import DataError
-from flow_dpo.core.types import Completion, Example, Pair, Request, Role, ScoredCompletion
+from flow_dpo.core.types import Example, Pair, Role, ScoredCompletion
+from flow_dpo.data import strict_json, typed_json
+from flow_dpo.data.typed_json import Count, others
 from flow_dpo.learner.policy import Policy
 
 TENSORS, FACTS = "learner.safetensors", "learner.json"
@@ -31,6 +33,22 @@ FACT_NAMES = ("version", "role_updates", "packed")
 """What learner.json holds besides the pool."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Adam's state of each parameter."""
+
+SCHEMA = "learner/1"
+"""Of learner.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """learner.json."""
+
+    schema: str
+    version: Count
+    role_updates: Mapping[Role, Count]
+    packed: bool | None
+    pool: tuple[Mapping[str, Any], ...]
+    more: Mapping[str, Any] = others()
+
 
 Optimizers = Mapping[Role, torch.optim.Adam]
 
@@ -44,19 +62,19 @@ def write(
         policy.save_adapter(role, folder / "adapters" / role)
     tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(policy, optimizers).items()}
     save_file(tensors, folder / TENSORS)
-    text = json.dumps({**facts, "pool": [_row(example) for example in pool]}, allow_nan=False)
+    rows = [{"kind": _KIND_OF[type(example)], **typed_json.write(example)} for example in pool]
+    text = json.dumps({"schema": SCHEMA, **facts, "pool": rows}, allow_nan=False)
     (folder / FACTS).write_text(text, encoding="utf-8")
 
 
 def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[dict[str, Any], list[Example]]:
     """Load a learner's state into policy and optimizers; return facts and pool. Raises `DataError`."""
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        found = strict_json.parse_object((folder / FACTS).read_bytes(), str(folder / FACTS))
         tensors = load_file(folder / TENSORS)
-        pool = [_example(row) for row in facts.pop("pool")]
-        facts = {name: facts[name] for name in FACT_NAMES}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(f"{folder}: expected a learner's {FACTS} and {TENSORS}, found {error!r}") from error
+    facts, pool = _facts(found, str(folder / FACTS))
     stepped = {role for role in policy.roles if any(name.startswith(f"{role}/exp_avg/") for name in tensors)}
     for role, optimizer in optimizers.items():
         optimizer.state.clear()
@@ -93,22 +111,22 @@ def _tensors(policy: Policy, optimizers: Optimizers) -> dict[str, torch.Tensor]:
 
 
 _KINDS: dict[str, type[Pair] | type[ScoredCompletion]] = {"pair": Pair, "scored": ScoredCompletion}
-_SIDES = {"pair": ("chosen", "rejected"), "scored": ("completion",)}
-"""Which fields of an example are completions."""
+_KIND_OF = {kind: name for name, kind in _KINDS.items()}
 
 
-def _row(example: Example) -> dict[str, Any]:
-    kind = next(name for name, made in _KINDS.items() if isinstance(example, made))
-    return {"kind": kind, **asdict(example)}
-
-
-def _example(row: dict[str, Any]) -> Example:
-    """The inverse of `_row`, with tuples in place of JSON's lists."""
-    kind = row.pop("kind")
-    parts: dict[str, Any] = {side: Completion(**_tuples(row.pop(side))) for side in _SIDES[kind]}
-    parts["request"] = Request(**_tuples(row.pop("request")))
-    return _KINDS[kind](**parts, **_tuples(row))
-
-
-def _tuples(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+def _facts(found: dict[str, Any], place: str) -> tuple[dict[str, Any], list[Example]]:
+    """The learner's own facts, and the pool. Raises `DataError` where they are not those of a learner."""
+    if found.get("schema") != SCHEMA:
+        raise DataError(
+            f"{place}: expected the schema {SCHEMA!r}, found {found.get('schema')!r:.80}: another version of flow-dpo "
+            "wrote it; begin anew, or use the version that wrote it"
+        )
+    known = typed_json.read(_Facts, found, place)
+    pool: list[Example] = []
+    for number, row in enumerate(known.pool):
+        where = f"{place}, pool {number}"
+        if row.get("kind") not in _KINDS:
+            raise DataError(f"{where}: expected one of {', '.join(_KINDS)} in 'kind', found {row.get('kind')!r:.80}")
+        example = {name: value for name, value in row.items() if name != "kind"}
+        pool.append(typed_json.read(_KINDS[row["kind"]], example, where))
+    return {name: found[name] for name in FACT_NAMES}, pool

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flow_dpo.core.errors import DataError
-from flow_dpo.report import checks, formatting
+from flow_dpo.report import formatting
 from flow_dpo.report.document import Block, Figure, Fold, Paragraph, Section, Table
 from flow_dpo.report.evaluation_section import steps_cells
 from flow_dpo.report.figures import Effect, draw_forest
 from flow_dpo.report.sources import ComparisonSource
 
-_DIFFERENCE = ("mean", "low", "high", "p", "p_holm", "seed_low", "seed_high")
 _FINDINGS = 12
 """Differences that stand at the top; all of them stand in the tables."""
 _SURE = 0.05
@@ -26,16 +24,13 @@ Arm = Mapping[str, Any]
 
 
 def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, tuple[str, ...]]:
-    """The section of a comparison, and its findings. Raises `DataError` naming the arm and the field of a bad value."""
-    arms = [
-        _checked(arm, f"{source.path}, arm {index} ({arm['name']!r:.40})")
-        for index, arm in enumerate(source.found["arms"])
-    ]
+    """The section of a comparison, and its findings."""
     found = source.found
+    arms = found["arms"]
     baseline = found.get("baseline") or "self_generated"
     primary = found.get("primary") or "the primary test"
     findings = _findings(arms, str(baseline), str(primary))
-    sizes = checks.mapping(found, "test_sets", str(source.path))
+    sizes = found.get("test_sets") or {}
     tests = ", ".join(_test_words(name, size or {}) for name, size in sizes.items())
     seeds = found.get("num_seeds")
     words = (
@@ -56,7 +51,7 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
                 text="One seed: how much another seed would change is not known; intervals are over questions alone."
             )
         )
-    blocks += _caveats(found, str(source.path))
+    blocks += _caveats(found)
     plot = _forest(arms, f"comparison{number}", str(baseline), str(primary))
     blocks += [plot] if plot else []
     blocks += _tables(arms, str(baseline))
@@ -81,59 +76,24 @@ def _tables(arms: list[Arm], baseline: str) -> list[Table]:
     return [*tables, _accuracies(arms), _costs(arms), _steps(arms)]
 
 
-def _caveats(found: Mapping[str, Any], place: str) -> list[Block]:
+def _caveats(found: Mapping[str, Any]) -> list[Block]:
     """Arms that could not be made, and work by several versions of the code."""
-    failed = checks.mapping(found, "failed", place)
+    failed = found.get("failed") or {}
     blocks: list[Block] = [Paragraph(text=f"Not made: {name}, for {reason}.") for name, reason in failed.items()]
-    made = checks.rows(found, "made_by", place)
+    made = found.get("made_by") or ()
     if len(made) > 1:
-        counts = [formatting.count(checks.number(one, "num_pieces", place)) for one in made]
+        counts = [formatting.count(one.get("num_pieces")) for one in made]
         parts = [f"{num} by {one.get('commit')!s:.12}" for num, one in zip(counts, made, strict=True)]
         blocks.append(Paragraph(text=f"The pieces of work were not all made by the same code: {', '.join(parts)}."))
     return blocks
 
 
 def _test_words(name: str, size: Mapping[str, Any]) -> str:
-    num = checks.number(size, "num_problems", f"test_sets, {name}")
-    learned = checks.number(size, "num_learned", f"test_sets, {name}")
+    num, learned = size.get("num_problems"), size.get("num_learned")
     if num is None:
         return name
     seen = "" if learned is None else f", {formatting.count(learned) if learned else 'none'} of them learned from"
     return f"{name} ({formatting.count(num)} problems{seen})"
-
-
-def _checked(arm: Arm, place: str) -> Arm:
-    for name in ("accuracies", "costs", "step_quality", "trace_makeup", "difference_to_self", "differences_to_self"):
-        checks.mapping(arm, name, place)
-    for name in ("num_traces", "num_problems", "problems_asked"):
-        checks.numbers(arm, name, place)
-    for name in arm.get("costs") or {}:
-        checks.number(arm["costs"], name, f"{place}, costs")
-    for test, group in (arm.get("accuracies") or {}).items():
-        for decoding in checks.mapping(arm["accuracies"], test, f"{place}, accuracies") if group else ():
-            value = checks.mapping(group, decoding, f"{place}, accuracies {test}")
-            _numbers(value, ("mean", "low", "high"), f"{place}, accuracies {test} {decoding}")
-    named = {"difference_to_self": arm.get("difference_to_self"), **(arm.get("differences_to_self") or {})}
-    for name, value in named.items():
-        if value is not None and not isinstance(value, dict):
-            raise DataError(f"{place}: expected names and values in {name}, found {type(value).__name__}")
-        _numbers(value or {}, _DIFFERENCE, f"{place}, {name}")
-    for contrast in checks.rows(arm, "contrasts", place):
-        differences = checks.mapping(contrast, "differences", f"{place}, contrasts")
-        for test in differences or {}:
-            value = checks.mapping(contrast["differences"], test, f"{place}, contrasts")
-            _numbers(value, _DIFFERENCE, f"{place}, contrasts, {test}")
-    for name in arm.get("step_quality") or {}:
-        value = checks.mapping(arm["step_quality"], name, f"{place}, step_quality")
-        _numbers(value, ("num_checked", "num_invalid", "invalid_rate"), f"{place}, step_quality {name}")
-        checks.interval(value, "interval", f"{place}, step_quality {name}")
-    return arm
-
-
-def _numbers(row: Mapping[str, Any], names: tuple[str, ...], place: str) -> None:
-    for name in names:
-        checks.number(row, name, place)
-    checks.numbers(row, "per_seed", place)
 
 
 def _difference(arm: Arm) -> Mapping[str, Any]:
@@ -316,10 +276,8 @@ def _makeup(arms: list[Arm]) -> Table:
     rows: list[tuple[str, ...]] = []
     for arm in arms:
         for column, groups in (arm.get("trace_makeup") or {}).items():
-            for name in groups if isinstance(groups, dict) else ():
-                rows.append(
-                    (arm["name"], f"{column} {name}", formatting.share(checks.number(groups, name, "trace_makeup")))
-                )
+            for name in groups or ():
+                rows.append((arm["name"], f"{column} {name}", formatting.share(groups[name])))
     return Table(
         caption="Share of traces, by level and subject",
         columns=("arm", "group", "share"),

@@ -40,7 +40,11 @@ def evaluation_section(evaluations: Sequence[EvaluationSource]) -> Section:
             "Yes to finished wrong", "Yes to right",
         )  # fmt: skip
         blocks.append(
-            Table(caption="Stop: areas under the curve, and how often it says Yes", columns=columns, rows=tuple(stops))
+            Table(
+                caption="Stop: areas under the curve of all graded candidates, and how often it says Yes",
+                columns=columns,
+                rows=tuple(stops),
+            )
         )
     draws = [row for one in evaluations for row in _draws_rows(one)]
     if draws:

@@ -7,10 +7,9 @@ its interval leaves out one half.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from flow_dpo.report import checks, formatting
+from flow_dpo.report import formatting
 from flow_dpo.report.document import Block, Code, Fold, Paragraph, Section, Table
 from flow_dpo.report.sources import JudgeSource
 
@@ -27,7 +26,7 @@ _TIES = {
 
 
 def judge_section(judges: Sequence[JudgeSource]) -> tuple[Section, tuple[str, ...]]:
-    """All judges, and a finding of each. Raises `DataError` naming the file of a value of the wrong kind."""
+    """All judges, and a finding of each."""
     rows, reasons = [_outcomes(one) for one in judges], [row for one in judges for row in _kinds(one)]
     words = (
         "A judge reads two traces of one problem blind, once in each order. A pair is a win where both orders prefer "
@@ -71,26 +70,23 @@ def name_sides(one: JudgeSource) -> str:
     """What was compared with what."""
     named = []
     for side in ("a", "b"):
-        found = checks.mapping(one.summary, side, one.place)
+        found = one.summary[side]
         named.append(formatting.short(str(found.get("source") or found.get("path") or "unnamed traces"), 40))
     return f"{one.name}: {named[0]} (a) and {named[1]} (b)"
 
 
-def _group(one: JudgeSource, name: str) -> Mapping[str, Any]:
-    return checks.mapping(one.summary, name, one.place)
-
-
 def _number(one: JudgeSource, group: str, name: str) -> float | None:
-    return checks.number(_group(one, group), name, f"{one.place}, {group}")
+    return one.summary[group].get(name)
 
 
 def _win_rate(one: JudgeSource) -> tuple[float | None, tuple[float, float] | None]:
-    return _number(one, "win_rate", "rate"), checks.interval(_group(one, "win_rate"), "interval", one.place)
+    bounds = one.summary["win_rate"].get("interval")
+    return _number(one, "win_rate", "rate"), None if bounds is None else (bounds[0], bounds[1])
 
 
 def _judge(one: JudgeSource) -> str:
-    how = checks.words(one.summary, "verdict_format", one.place)
-    name = checks.words(one.summary, "judge", one.place) or "a judge without a name"
+    how = one.summary.get("verdict_format")
+    name = one.summary.get("judge") or "a judge without a name"
     return name + (", choosing between two words" if how == "choices" else "")
 
 
@@ -109,7 +105,7 @@ def _trust(one: JudgeSource) -> tuple[str, ...]:
 
 def _kinds(one: JudgeSource) -> list[tuple[str, ...]]:
     ties = [(words, _number(one, "ties", name)) for name, words in _TIES.items()]
-    missing = [(f"no verdict: {reason}", _number(one, "unparsed", reason)) for reason in _group(one, "unparsed")]
+    missing = [(f"no verdict: {reason}", _number(one, "unparsed", reason)) for reason in one.summary["unparsed"]]
     return [(one.name, words, formatting.count(value)) for words, value in [*ties, *missing] if value]
 
 
@@ -126,12 +122,9 @@ def _finding(one: JudgeSource) -> str:
 def _quote(one: JudgeSource) -> Fold | None:
     """The first judgements' own words."""
     shown: list[Block] = []
-    for number, row in enumerate(one.rows[:_SHOWN], start=1):
-        place = f"{one.place}, judgement {number}"
-        problem, first = (checks.text(row, name, place) for name in ("problem_id", "first"))
-        verdict, words = checks.words(row, "verdict", place) or "no verdict", checks.words(row, "words", place)
-        shown.append(Paragraph(text=f"{problem}, {first} shown as A: {verdict}"))
-        if words:
-            shown.append(Code(text=words[:_LONGEST] + (" [...]" if len(words) > _LONGEST else "")))
+    for row in one.rows[:_SHOWN]:
+        shown.append(Paragraph(text=f"{row.problem_id}, {row.first} shown as A: {row.verdict or 'no verdict'}"))
+        if row.words:
+            shown.append(Code(text=row.words[:_LONGEST] + (" [...]" if len(row.words) > _LONGEST else "")))
     title = f"The judge's own words in {one.name}, first {len(one.rows[:_SHOWN])}"
     return Fold(title=title, blocks=tuple(shown)) if shown else None

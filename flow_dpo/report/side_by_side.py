@@ -4,8 +4,8 @@
     She lends 5: 18 - 5 = 13       carries a wrong total on
     Answer: no                     right, but not all right steps came before it
 
-A problem of the seed family is judged line by line against its own solution (`seed.judge_steps`), any other by the
-equations that a line states (`equations`). Invariant: a line without a fault is not claimed to be right; a line that
+Lines are judged by the step checker of the problem's data set, or else by the equations that they state
+(`step_validity.checked_steps`). Invariant: a line without a fault is not claimed to be right; a line that
 states nothing that can be checked is just not marked.
 """
 
@@ -13,18 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from flow_dpo.data.seed import judge_steps
-from flow_dpo.evaluate.step_validity import equations, has_invalid_step
+from flow_dpo.evaluate.step_validity import checked_steps, has_invalid_step
 from flow_dpo.report.document import Line, Passage, SideBySide
 from flow_dpo.report.formatting import short
 from flow_dpo.report.sources import Spoken
 
-_FAULTS = {
-    "form": "not a step", "foreign": "not of this problem", "order": "told again, or too late",
-    "arithmetic": "the result does not follow", "operation": "adds where it should take away, or the reverse",
-    "total": "carries a wrong total on", "amount": "not the number of the story",
-    "missing": "right, but not all right steps came before it", "answer": "not the right answer",
-}  # fmt: skip
 _MOST_LINES, _MOST_CHARS = 80, 4000
 _LOOKED_AT = 400
 """Problems among which those to show are picked."""
@@ -36,22 +29,11 @@ MergedModels = Mapping[str, Mapping[str, Spoken]]
 def marked(spoken: Spoken) -> tuple[Line, ...]:
     """The lines of a solution, each with what is wrong with it."""
     text = spoken.text[:_MOST_CHARS]
-    if spoken.problem.source.startswith("seed/"):
-        lines = text.strip("\n").split("\n")
-        verdicts = judge_steps(spoken.problem, text)
-        before = lines[: len(lines) - len(verdicts)]
-        found = [Line(text=line, given_up=True) for line in before]
-        found += [Line(text=one.line, fault=_FAULTS.get(one.fault, one.fault)) for one in verdicts]
-    else:
-        found = [Line(text=line, fault=_untrue(line)) for line in text.splitlines()]
+    checked = checked_steps(spoken.problem, text).lines
+    found = [Line(text=line.text, fault=line.fault, given_up=line.given_up) for line in checked]
     if len(found) > _MOST_LINES or len(text) < len(spoken.text):
         found = [*found[:_MOST_LINES], Line(text="[cut here: the rest is in the source's own file]")]
     return tuple(found)
-
-
-def _untrue(line: str) -> str:
-    wrong = [one.text for one in equations(line) if not one.holds]
-    return f"not true: {'; '.join(wrong)}" if wrong else ""
 
 
 _MOST_BESIDE = 6

@@ -11,25 +11,18 @@ Invariant: everything is read and checked before anything is written; a row that
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.errors import DataError
-from flow_dpo.core.types import Problem, Status
-from flow_dpo.data.seed import SEED_SPLITS, iter_seed_problems
-from flow_dpo.report import checks
-from flow_dpo.report.run_data import Plays, read_plays, status_of
-from flow_dpo.runs import resolve, run_folder
+from flow_dpo.core.types import Problem, Status, Verdict
+from flow_dpo.evaluate.headers import Comparison, EvaluationSummary, JudgeHeader, JudgeSummary
+from flow_dpo.report.run_data import Plays, read_plays
+from flow_dpo.runs import headers, resolve, run_folder
+from flow_dpo.runs.records import Judgement, Prediction, iter_rows, read_metrics, read_rows
 from flow_dpo.traces.trace import ROWS, TraceFile, read_traces
-
-_SEED_ID = re.compile(r"seed/([a-z]+)/(\d{1,9})")
-_NEEDED = (
-    "problems_seen", "progressive/accuracy", "progressive/low", "progressive/high",
-    "progressive/window_accuracy", "progressive/window_low", "progressive/window_high",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +113,8 @@ class JudgeSource:
     header: Mapping[str, Any]
     """judge.json: what was asked of whom, by which command."""
     summary: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Judgement]
     """judgements.jsonl; empty where it is not there."""
-
-    @property
-    def place(self) -> str:
-        """Where its numbers stand."""
-        return str(self.path / "summary.json")
 
 
 Source = RunSource | EvaluationSource | TracesSource | ComparisonSource | JudgeSource
@@ -176,16 +164,10 @@ def _described(path: Path) -> str:
 
 
 def _run(path: Path, name: str, tree: str | None) -> RunSource:
+    facts = run_folder.read_facts(path)
     settings = resolve.read_settings(path / "config.yaml")
-    rows: list[dict[str, Any]] = []
-    for line, row in run_folder.iter_jsonl(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else ():
-        place = f"{path / 'metrics.jsonl'}, line {line}"
-        for needed in _NEEDED:
-            checks.needed_number(row, needed, place)
-        for each in row:
-            if not isinstance(row[each], (dict, list)):
-                checks.number(row, each, place)
-        rows.append(row)
+    metrics = path / "metrics.jsonl"
+    rows = read_metrics(metrics) if metrics.exists() else []
     plays = read_plays(path, int(rows[-1]["problems_seen"]) if rows else 0, tree)
     if rows and len(plays.rewards) < rows[-1]["problems_seen"]:
         raise DataError(
@@ -197,19 +179,14 @@ def _run(path: Path, name: str, tree: str | None) -> RunSource:
         path=path,
         settings_text=(path / "config.yaml").read_text(encoding="utf-8"),
         settings=settings,
-        facts=run_folder.read_facts(path),
+        facts=facts,
         rows=rows,
         plays=plays,
     )
 
 
 def _evaluation(path: Path, name: str) -> EvaluationSource:
-    summary, place = run_folder.read_object(path / "summary.json"), str(path / "summary.json")
-    checks.number(summary, "accuracy", place)
-    if checks.interval(summary, "interval", place) is None:
-        raise DataError(f"{place}: expected an evaluation's accuracy and interval, found {', '.join(summary)[:80]}")
-    for each in ("settings", "decoding", "stop", "steps_of_right_answers", "adapters", "pass_at_k", "majority_at_k"):
-        checks.mapping(summary, each, place)
+    summary = headers.read_header(path / "summary.json", EvaluationSummary)
     return EvaluationSource(name=name, path=path, summary=summary, spoken=read_predictions(path))
 
 
@@ -223,9 +200,9 @@ def _judge(path: Path, name: str) -> JudgeSource:
     return JudgeSource(
         name=name,
         path=path,
-        header=run_folder.read_object(path / "judge.json"),
-        summary=run_folder.read_object(path / "summary.json"),
-        rows=run_folder.read_jsonl(rows) if rows.exists() else (),
+        header=headers.read_header(path / "judge.json", JudgeHeader),
+        summary=headers.read_header(path / "summary.json", JudgeSummary),
+        rows=read_rows(rows, Judgement) if rows.exists() else (),
     )
 
 
@@ -233,17 +210,9 @@ def read_predictions(folder: Path) -> dict[str, Spoken]:
     """The first draw on each problem of an evaluation; nothing where predictions.jsonl is not there."""
     file = folder / "predictions.jsonl"
     spoken: dict[str, Spoken] = {}
-    for line, row in run_folder.iter_jsonl(file) if file.exists() else ():
-        place = f"{file}, line {line}"
-        id, question, gold = (checks.text(row, name, place) for name in ("id", "question", "gold"))
-        answer = checks.words(checks.mapping(row, "verdict", place), "answer", place) or None
-        one = Spoken(
-            problem=problem_of(id, question, gold),
-            text=checks.text(row, "solution", place),
-            status=status_of(row, place),
-            answer=answer,
-        )
-        spoken.setdefault(id, one)
+    for _, row in iter_rows(file, Prediction) if file.exists() else ():
+        one = Spoken(problem=row.problem, text=row.solution, **_outcome(row.verdict))
+        spoken.setdefault(row.id, one)
     return spoken
 
 
@@ -251,40 +220,23 @@ def _traces(path: Path, name: str) -> TracesSource:
     file = read_traces(path)
     spoken: dict[str, Spoken] = {}
     for trace in file.traces:
-        one = Spoken(
-            problem=problem_of(trace.problem_id, trace.question, trace.gold),
-            text=trace.solution,
-            status=trace.verdict.status,
-            answer=trace.verdict.answer,
-        )
+        one = Spoken(problem=trace.problem, text=trace.solution, **_outcome(trace.verdict))
         spoken.setdefault(trace.problem_id, one)
-    for each in ("counts", "cost", "versions"):
-        checks.mapping(file.header, each, str(path / "traces.json"))
     return TracesSource(name=name, path=path, file=file, spoken=spoken)
 
 
-def problem_of(id: str, question: str, gold: str) -> Problem:
-    """The problem behind a solution; one of the seed family with its own solution, by which steps are judged."""
-    match = _SEED_ID.fullmatch(id)
-    if match and match[1] in SEED_SPLITS:
-        known = next(iter_seed_problems(match[1], int(match[2])))
-        if known.question == question and known.gold == gold:
-            return known
-    return Problem(id=id, question=question, gold=gold)
+def _outcome(verdict: Verdict | None) -> dict[str, Any]:
+    known = verdict or Verdict(status="ungraded")
+    return {"status": known.status, "answer": known.answer}
 
 
 def _comparison(path: Path, name: str) -> ComparisonSource:
-    found, place = run_folder.read_object(path), str(path)
-    arms = checks.rows(found, "arms", place)
-    if not arms:
-        raise DataError(f"{place}: expected a comparison with its arms, found {', '.join(found)[:80] or 'nothing'}")
-    primary = checks.words(found, "primary", place)
+    found = headers.read_header(path, Comparison)
+    primary = found.get("primary")
     spoken: dict[str, Mapping[str, Spoken]] = {}
-    for number, arm in enumerate(arms):
-        where = f"{place}, arm {number}"
-        label = checks.text(arm, "name", where)
-        folders = checks.rows(arm, "folders", where)
-        evaluations = checks.mapping(folders[0], "evaluations", where) if folders else {}
+    for arm in found["arms"]:
+        folders = arm.get("folders") or [{}]
+        evaluations = folders[0].get("evaluations") or {}
         if primary in evaluations:
-            spoken[label] = read_predictions(path.parent / checks.text(evaluations, primary, where))
+            spoken[arm["name"]] = read_predictions(path.parent / evaluations[primary])
     return ComparisonSource(name=name, path=path, found=found, spoken={k: v for k, v in spoken.items() if v})

@@ -1,8 +1,9 @@
 """The section of a choosing role, such as Stop: what can it tell apart?
 
 Right candidates from finished wrong ones, and finished from unfinished ones, each over time: the area under the curve
-of its log-odds of Yes. Counted on trunk nodes, whatever was chosen there, with the candidate's own verdict
-(`run_data`), as `flow-dpo evaluate` does. Invariant: the two questions are never mixed into one number.
+of its log-odds of Yes. Counted on trunk nodes, whatever was chosen there, with the verdict of the rollout that Yes
+ended at the candidate (`run_data`); `flow-dpo evaluate` grades every candidate, also those that were never accepted.
+Invariant: the two questions are never mixed into one number.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def _areas(run: RunSource, role: str) -> Table:
         "Yes to finished wrong", "Yes to right",
     )  # fmt: skip
     return Table(
-        caption="Areas under the curve (95 % interval), and how often it says Yes", columns=columns, rows=tuple(rows)
+        caption="Areas under the curve of candidates whose play tells (95 % interval), and how often it says Yes",
+        columns=columns,
+        rows=tuple(rows),
     )
 
 

@@ -6,7 +6,7 @@ one tree. Invariant: each title states what the numbers below it say; where inte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flow_dpo.report import formatting
@@ -257,9 +257,9 @@ def _tree(run: RunSource, tag: str) -> Section | None:
     if run.plays.drawn is None:
         return None
     tree, taught = run.plays.drawn
-    problem: Mapping[str, Any] = tree["problem"]
+    problem = tree.problem
     words = (
-        f"The problem {problem['id']}. The trunk stands from top to bottom; below a turn stand the rollouts with "
+        f"The problem {problem.id}. The trunk stands from top to bottom; below a turn stand the rollouts with "
         "another completion in its place. Unless it was asked for by name, it was picked to show what each role learns "
         "from: not a typical tree."
     )

@@ -57,6 +57,7 @@ def settings_of_run(run: Path) -> dict[str, Any]:
     """What is taken over from a run's config.yaml: all but what belongs to its problems and its learning."""
     if not (run / "config.yaml").exists():
         raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
+    run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
     found = read_settings(run / "config.yaml")
     kept = {name: found[name] for name in _OF_THE_METHOD if name in found}
     data = found.get("data", {})

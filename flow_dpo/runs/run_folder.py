@@ -20,8 +20,6 @@ cut off when the run is resumed, torn or whole. One process at a time writes to 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import os
 import platform
 import shutil
@@ -29,7 +27,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,11 +36,19 @@ import yaml
 from filelock import FileLock, Timeout
 
 from flow_dpo.core.errors import ConfigError, DataError
-from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Example, Pair, Role, ScoredCompletion
-from flow_dpo.data import strict_json
+from flow_dpo.core.types import Role
+from flow_dpo.runs import headers
 
-_logger = logging.getLogger(__name__)
+# The rows of files as they stand are read by `run_folder.read_jsonl` in programs that look at a run from outside.
+from flow_dpo.runs.files import append_jsonl as append_jsonl
+from flow_dpo.runs.files import cut_torn as cut_torn
+from flow_dpo.runs.files import flush as flush
+from flow_dpo.runs.files import iter_jsonl as iter_jsonl
+from flow_dpo.runs.files import read_jsonl as read_jsonl
+from flow_dpo.runs.files import read_object as read_object
+from flow_dpo.runs.files import write_whole as write_whole
+from flow_dpo.runs.records import Metrics, PairRow, Record, ScoredRow, TreeRow, append_rows
+
 _PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
 
 
@@ -67,7 +73,7 @@ class RunFolder:
             refuse_used(path)
         path.mkdir(parents=True, exist_ok=True)
         write_whole(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
-        write_whole(path / "run.json", json.dumps({**environment(), **facts}, indent=2) + "\n")
+        headers.write_header(path / "run.json", headers.RunFacts, {**environment(), **facts})
         (path / "scored.jsonl").unlink(missing_ok=True)  # of few recipes only: made when there is something
         for name in RECORDS:
             if name != "scored.jsonl":
@@ -103,15 +109,15 @@ class RunFolder:
     def note(self, facts: Mapping[str, Any]) -> None:
         """Add facts to run.json."""
         known = read_facts(self.path)
-        write_whole(self.path / "run.json", json.dumps({**known, **facts}, indent=2) + "\n")
+        headers.write_header(self.path / "run.json", headers.RunFacts, {**known, **facts})
 
     def record(
         self,
-        row: Mapping[str, Any],
-        trees: Sequence[Mapping[str, Any]],
+        row: Metrics,
+        trees: Sequence[TreeRow],
         *,
-        pairs: Sequence[Mapping[str, Any]] = (),
-        scored: Sequence[Mapping[str, Any]] = (),
+        pairs: Sequence[PairRow] = (),
+        scored: Sequence[ScoredRow] = (),
     ) -> None:
         """Append one batch: its trees, what they taught, and last its row of metrics."""
         self._append("trees.jsonl", trees)
@@ -123,8 +129,8 @@ class RunFolder:
         """The newest adapter of each role. Raises `DataError` where the run has none."""
         return latest_adapters(self.path)
 
-    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        append_jsonl(self.path / name, rows)
+    def _append(self, name: str, rows: Sequence[Record]) -> None:
+        append_rows(self.path / name, rows)
 
 
 @contextmanager
@@ -198,115 +204,11 @@ def latest_adapters(path: Path) -> dict[Role, Path]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What run.json of the run at `path` says; nothing where there is none. Raises `DataError` where it is broken."""
-    return read_object(path / "run.json", absent={})
+    """What run.json of the run at `path` says; nothing where there is none.
 
-
-def read_object(path: Path, *, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON object that a file holds; `absent` where there is no file, if that is given.
-
-    Raises `DataError` naming the file.
+    Raises `DataError` where it is broken, or of another version.
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        if absent is not None and isinstance(error, FileNotFoundError):
-            return absent
-        raise DataError(f"expected a JSON object in {path}, found that it cannot be read: {error}") from error
-    return strict_json.parse_object(text, str(path))
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's file, all at once: `iter_jsonl`."""
-    return [row for _, row in iter_jsonl(path)]
-
-
-def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a run's file with the numbers of their lines, from 1.
-
-    A last line without its newline was torn off; it is left out, and that is said.
-    Raises `DataError` naming the line that is no JSON object (`strict_json`).
-    """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    _logger.warning("%s, line %d has no end: it was torn off, and is left out", path, number)
-                    return
-                yield number, strict_json.parse_object(line, f"{path}, line {number}")
-    except OSError as error:
-        raise DataError(f"expected rows in {path}, found that it cannot be read: {error}") from error
-
-
-def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows to the end of a file, and make sure that they are on the disk."""
-    if not rows:
-        return
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def cut_torn(path: Path) -> None:
-    """Cut away what stands behind the last newline of a file: a row that was torn off, onto which the next would be
-    written."""
-    with path.open("r+b") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def example_row(example: Example, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
-    """One line of pairs.jsonl or scored.jsonl."""
-    return _pair_row(example, tree, texts) if isinstance(example, Pair) else _scored_row(example, tree, texts)
-
-
-def _scored_row(scored: ScoredCompletion, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
-    verdict = tree.rollout_of(tree.nodes[scored.node]).verdict
-    return {
-        **texts,
-        "problem_id": scored.problem_id,
-        "role": scored.request.role,
-        "node": scored.node,
-        "depth": scored.depth,
-        "tags": list(scored.tags),
-        "advantage": scored.advantage,
-        "weight": scored.weight,
-        "verdict": None if verdict is None else asdict(verdict),
-        "policy_version": scored.completion.policy_version,
-        "prompt_ids": list(scored.request.prompt_ids),
-        "completion_ids": list(scored.completion.token_ids),
-    }
-
-
-def _pair_row(pair: Pair, tree: Tree, texts: Mapping[str, str]) -> dict[str, Any]:
-    """TRL reads `prompt`, `chosen`, `rejected` and ignores the rest."""
-    verdicts = {
-        name: asdict(verdict) if (verdict := tree.rollouts[tree.nodes[node].rollout].verdict) else None
-        for name, node in (("chosen", pair.chosen_node), ("rejected", pair.rejected_node))
-    }
-    return {
-        **texts,
-        "problem_id": pair.problem_id,
-        "role": pair.request.role,
-        "node": pair.chosen_node,
-        "rejected_node": pair.rejected_node,
-        "depth": pair.depth,
-        "tags": list(pair.tags),
-        "margin": pair.margin,
-        "weight": pair.weight,
-        "chosen_verdict": verdicts["chosen"],
-        "rejected_verdict": verdicts["rejected"],
-        "policy_version": pair.chosen.policy_version,
-        "prompt_ids": list(pair.request.prompt_ids),
-        "chosen_ids": list(pair.chosen.token_ids),
-        "rejected_ids": list(pair.rejected.token_ids),
-    }
+    return headers.read_header(path / "run.json", headers.RunFacts, absent={})
 
 
 def environment() -> dict[str, Any]:
@@ -357,23 +259,3 @@ def _code() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Make sure that a file's content, or a folder's entries, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -40,6 +40,7 @@ from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.callbacks.run_keeper import RunKeeper
 from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.given_objects import OBJECT, GivenObjects, problem_set, train_settings
+from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import command_line, read_settings, refuse_unknown
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
@@ -127,7 +128,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             tokens=settings.run.budget_tokens,
             verdicts=settings.run.budget_verdicts,
             updates=settings.run.budget_updates,
-            rows=run_folder.read_jsonl(path / "metrics.jsonl"),
+            rows=read_metrics(path / "metrics.jsonl"),
         )
         keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run)
         going_on = f", going on after {seen}" if seen else ""

@@ -19,24 +19,14 @@ from typing import Any, Literal
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from flow_dpo.core.errors import ConfigError, DataError
-from flow_dpo.data.strict_json import COUNT, NUMBER, OBJECT, TEXT, TEXTS, TOKEN_IDS, WORDS, Kind, check, or_null
-from flow_dpo.runs import run_folder
+from flow_dpo.data import typed_json
+from flow_dpo.runs import files, run_folder
+from flow_dpo.runs.records import PairRow, read_rows
 from flow_dpo.traces.trace import Trace, TraceFile, read_traces
 
 Format = Literal["messages", "prompt_completion", "preference"]
 ROWS = "train.jsonl"
 CARD = "README.md"
-_PAIR_COLUMNS = ("prompt", "chosen", "rejected", "role", "node", "depth", "chosen_verdict", "rejected_verdict")
-_PAIR_KINDS: Mapping[str, Kind] = {
-    **dict.fromkeys(("prompt", "chosen", "rejected", "problem_id"), TEXT),
-    "role": WORDS,
-    **dict.fromkeys(("node", "rejected_node", "depth", "policy_version"), COUNT),
-    **dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), TOKEN_IDS),
-    **dict.fromkeys(("chosen_verdict", "rejected_verdict"), or_null(OBJECT)),
-    "tags": TEXTS,
-    "margin": Kind("a number above 0", lambda value: NUMBER.holds(value) and value > 0),
-    "weight": Kind("a number from 0", lambda value: NUMBER.holds(value) and value >= 0),
-}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -73,8 +63,8 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
         rows, facts = trace_rows(file.traces, asked), _trace_facts(file)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ROWS).write_bytes(b"")
-    run_folder.append_jsonl(folder / ROWS, rows)
-    run_folder.write_whole(folder / CARD, card(asked, rows, facts))
+    files.append_jsonl(folder / ROWS, rows)
+    files.write_whole(folder / CARD, card(asked, rows, facts))
     return folder, len(rows)
 
 
@@ -84,7 +74,7 @@ def trace_rows(traces: Iterable[Trace], format: Format) -> list[dict[str, Any]]:
     for trace in traces:
         prompt = [dict(message) for message in trace.messages]
         answer = [{"role": "assistant", "content": trace.solution}]
-        row = trace.to_json()
+        row = typed_json.write(trace)
         del row["messages"]
         if format == "messages":
             rows.append({"messages": prompt + answer, **row})
@@ -96,21 +86,12 @@ def trace_rows(traces: Iterable[Trace], format: Format) -> list[dict[str, Any]]:
 def pair_rows(run: Path) -> list[dict[str, Any]]:
     """A run's pairs, every column of them.
 
-    Raises `DataError` where there are none, and for the first row that lacks a column, has one of another kind, or
-    prefers a completion to itself.
+    Raises `DataError` where there are none, and for the first row that is no pair.
     """
     file = run / "pairs.jsonl"
-    rows = run_folder.read_jsonl(file)
+    rows = [typed_json.write(row) for row in read_rows(file, PairRow)]
     if not rows:
         raise DataError(f"expected pairs in {file}, found none: the run has made no pair yet")
-    for number, row in enumerate(rows, start=1):
-        place = f"{file}, line {number}"
-        missing = [name for name in _PAIR_COLUMNS if name not in row]
-        if missing:
-            raise DataError(f"{place}: expected a pair, found a row without {', '.join(missing)}")
-        check(row, _PAIR_KINDS, place)
-        if "chosen_ids" in row and row["chosen_ids"] == row.get("rejected_ids"):
-            raise DataError(f"{place}: expected two completions, found the same 'chosen_ids' and 'rejected_ids'")
     return rows
 
 

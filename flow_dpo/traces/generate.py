@@ -180,6 +180,7 @@ def _of_problem(problem: Problem) -> dict[str, str]:
         "question": problem.question,
         "gold": problem.gold,
         "dataset": problem.source,
+        "worked_solution": problem.solution,
         "level": problem.level,
         "subject": problem.subject,
     }

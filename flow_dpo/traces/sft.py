@@ -11,7 +11,6 @@ where the traces come from another vocabulary are their words encoded.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import warnings
@@ -34,7 +33,8 @@ from flow_dpo.learner.policy import lora_targets
 from flow_dpo.learner.settings import LoraSettings
 from flow_dpo.models.load import LoadedModel
 from flow_dpo.models.render import PLAIN_TEMPLATE, Renderer
-from flow_dpo.runs import run_folder
+from flow_dpo.runs import headers, run_folder
+from flow_dpo.runs.records import FineTuningLog, append_rows
 from flow_dpo.traces.settings import SftSettings, SftTrainingSettings
 from flow_dpo.traces.trace import Trace, TraceFile
 
@@ -250,6 +250,6 @@ def record(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any], lo
     run_folder.write_whole(
         folder / "config.yaml", yaml.safe_dump(run_folder.plain(config), sort_keys=False, allow_unicode=True)
     )
-    run_folder.write_whole(folder / "run.json", json.dumps({**run_folder.environment(), **facts}, indent=2) + "\n")
+    headers.write_header(folder / "run.json", headers.RunFacts, {**run_folder.environment(), **facts})
     (folder / "metrics.jsonl").write_bytes(b"")
-    run_folder.append_jsonl(folder / "metrics.jsonl", log)
+    append_rows(folder / "metrics.jsonl", [FineTuningLog(numbers=row) for row in log])

@@ -13,121 +13,22 @@ Invariant: each trace in a file is right by itself, as a finished solution.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from flow_dpo.core.errors import ConfigError, DataError
-from flow_dpo.core.types import TokenIds, Verdict
-from flow_dpo.data.strict_json import COUNT, FLAG, OBJECT, ORDINAL, TEXT, TOKEN_IDS, WORDS, Kind, check, one_of, or_null
-from flow_dpo.runs import run_folder
+from flow_dpo.runs import headers
+from flow_dpo.runs.records import Source, Trace, append_rows, read_rows
 
-Source = Literal["trained_flow", "untrained_flow", "trained_answer", "self_generated", "ground_truth"]
-"""Who wrote a trace: a run's flow, a flow without adapters, a run's Answer role in one pass, the base in one pass, or
-whoever wrote the data set."""
+__all__ = [
+    "HEADER", "OF_THE_DATA", "ROWS", "SelectionSettings", "Source", "Trace", "TraceFile", "TraceFolder", "read_traces",
+    "refuse_used",
+]  # fmt: skip
 
 ROWS = "traces.jsonl"
 HEADER = "traces.json"
-
-
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(each, dict)
-        and each.keys() == {"role", "content"}
-        and each["role"] in ("system", "user", "assistant")
-        and isinstance(each["content"], str)
-        for each in value
-    )
-
-
-_KINDS: Mapping[str, Kind] = {
-    **dict.fromkeys(("problem_id", "question", "gold", "solution"), WORDS),
-    **dict.fromkeys(("dataset", "level", "subject"), TEXT),
-    "messages": Kind("a chat, messages of a role and a content each,", _is_chat),
-    "token_ids": Kind(f"{TOKEN_IDS.words}, one at least,", lambda value: TOKEN_IDS.holds(value) and bool(value)),
-    "ended": FLAG,
-    "verdict": Kind(
-        "a verdict, with its status, answer and reason,",
-        lambda value: isinstance(value, dict) and value.keys() == {"status", "answer", "reason"},
-    ),
-    "source": one_of(get_args(Source)),
-    **dict.fromkeys(("draw", "draws_used"), ORDINAL),
-    "tokens_spent": COUNT,
-}
-_VERDICT_KINDS = {
-    "status": one_of(("correct", "wrong", "ungraded")),
-    "answer": or_null(TEXT),
-    "reason": TEXT,
-}
-_HEADER_KINDS = {
-    "complete": FLAG,
-    **dict.fromkeys(("source", "selection", "command", "model", "tokenizer", "dataset"), TEXT),
-    **dict.fromkeys(("settings", "adapters", "counts", "cost"), OBJECT),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
-    """One right solution of one problem, and what it took."""
-
-    problem_id: str
-    question: str
-    gold: str
-    dataset: str
-    """The problem's own source: "gsm8k/train"."""
-    level: str
-    subject: str
-    messages: tuple[Mapping[str, str], ...]
-    """The chat before the solution as the template gets it: what Answer is asked in one pass."""
-    solution: str
-    """`token_ids` decoded, for people and for other tokenizers."""
-    token_ids: TokenIds
-    """The sampled tokens of the attempt, without the end token."""
-    ended: bool
-    """Answer said its end token; otherwise Stop's Yes closed the solution."""
-    verdict: Verdict
-    """Of the attempt alone."""
-    source: Source
-    draw: int
-    """Which draw on its problem it is, from 1."""
-    draws_used: int
-    """Draws made on its problem in all."""
-    tokens_spent: int
-    """Tokens sampled on its problem in all, by every role and in the draws that failed."""
-
-    def to_json(self) -> dict[str, Any]:
-        """One line of traces.jsonl."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any], place: str) -> Trace:
-        """The inverse; what else the row holds is not read.
-
-        Raises `DataError` naming the place and the field of a row that is no trace.
-        """
-        missing = [field.name for field in fields(cls) if field.name not in row]
-        if missing:
-            raise DataError(f"{place}: expected a trace, found a row without {', '.join(missing)}")
-        check(row, _KINDS, place)
-        check(row["verdict"], _VERDICT_KINDS, f"{place}, verdict")
-        status = row["verdict"]["status"]
-        if status != "correct":
-            raise DataError(f"{place}: expected a trace that was verified as correct, found the verdict {status!r}")
-        if row["draw"] > row["draws_used"]:
-            raise DataError(
-                f"{place}: expected a 'draw' of at most 'draws_used', found {row['draw']} of {row['draws_used']}"
-            )
-        known = {field.name: row[field.name] for field in fields(cls)}
-        return cls(
-            **known
-            | {
-                "messages": tuple(row["messages"]),
-                "token_ids": tuple(row["token_ids"]),
-                "verdict": Verdict(**row["verdict"]),
-            }
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,14 +100,12 @@ def read_traces(path: Path) -> TraceFile:
     file = path / ROWS if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"expected traces in {file}, found no such file; make them with flow-dpo generate")
-    rows = run_folder.read_jsonl(file)
-    traces = tuple(Trace.from_json(row, f"{file}, line {number}") for number, row in enumerate(rows, start=1))
+    traces = tuple(read_rows(file, Trace))
     if not traces:
         raise DataError(
             f"expected traces in {file}, found none; generate more, with more --num_samples or --max_problems"
         )
-    header = run_folder.read_object(file.with_name(HEADER), absent={})
-    check(header, _HEADER_KINDS, str(file.with_name(HEADER)))
+    header = headers.read_header(file.with_name(HEADER), headers.TracesHeader, absent={})
     return TraceFile(path=file, traces=traces, header=header)
 
 
@@ -224,13 +123,13 @@ class TraceFolder:
 
     def append(self, traces: Sequence[Trace], facts: Mapping[str, Any]) -> None:
         """Add one batch's traces, and what the header now says of all."""
-        run_folder.append_jsonl(self.path / ROWS, [trace.to_json() for trace in traces])
+        append_rows(self.path / ROWS, traces)
         self.note(facts)
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Put facts into the header."""
         self._header.update(facts)
-        run_folder.write_whole(self.path / HEADER, json.dumps(self._header, indent=2, ensure_ascii=False) + "\n")
+        headers.write_header(self.path / HEADER, headers.TracesHeader, self._header)
 
 
 def refuse_used(path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from flow_dpo.core.tree import Tree
@@ -47,22 +45,6 @@ def test_paths_repeat_the_prompts_tokens() -> None:
         if node.role == "answer":
             said = [t for n in tree.path(node.id)[:-1] if n.role == "answer" for t in n.completion.content_ids]
             assert node.request.prompt_ids == (1, *said)
-
-
-def test_json_holds_every_node_and_verdict() -> None:
-    tree = two_chunk_tree("correct", "wrong", "ungraded")
-    row = json.loads(json.dumps(tree.to_json([f"n{node.id}" for node in tree.nodes])))
-    assert [node["text"] for node in row["nodes"]] == [f"n{i}" for i in range(11)]
-    assert [node["token_ids"] for node in row["nodes"]][:3] == [[5, 6], [91], [7]]
-    assert row["first_prompt_ids"] == {"answer": [1], "stop": [2, 5, 6]}
-    assert [r["verdict"] and r["verdict"]["status"] for r in row["rollouts"]] == [
-        "correct",
-        "wrong",
-        "ungraded",
-        None,
-        None,
-    ]
-    assert row["problem"]["gold"] == "2"
 
 
 def test_an_empty_rollout_is_refused() -> None:

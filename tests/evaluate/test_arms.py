@@ -15,6 +15,8 @@ from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.recipes import presets
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass
+from flow_dpo.runs.records import Metrics, append_rows, from_json
+from tests.support.record_examples import METRICS
 
 TESTS = ("held_out/greedy", "held_out/sampled")
 SIZES = Sizes(
@@ -44,16 +46,17 @@ class Commands:
     def train(self, words: Sequence[str]) -> int:
         row = {"rollout/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 50, "learn/updates": 4}
         seconds = dict.fromkeys(("rollout/seconds", "grade/seconds", "learn/seconds"), 0.5)
-        run_folder.append_jsonl(self.folder(words) / "metrics.jsonl", [row | seconds])
+        append_rows(self.folder(words) / "metrics.jsonl", [from_json(Metrics, METRICS | row | seconds, "here")])
         return 0
 
     def generate(self, words: Sequence[str]) -> int:
         cost = {"tokens_sampled": 10, "verdicts_used": 2, "seconds": 1.0}
-        (self.folder(words) / "traces.json").write_text(json.dumps({"cost": cost}))
+        (self.folder(words) / "traces.json").write_text(json.dumps({"schema": "traces/1", "cost": cost}))
         return 0
 
     def sft(self, words: Sequence[str]) -> int:
-        (self.folder(words) / "run.json").write_text(json.dumps({"cost": {"tokens_read": 5, "seconds": 1.0}}))
+        facts = {"schema": "run/1", "cost": {"tokens_read": 5, "seconds": 1.0}}
+        (self.folder(words) / "run.json").write_text(json.dumps(facts))
         return 0
 
     def evaluate(self, words: Sequence[str]) -> int:

@@ -33,6 +33,7 @@ from flow_dpo.evaluate.judge.protocol import (
 from flow_dpo.evaluate.judge.results import read_judgements, summarise
 from flow_dpo.evaluate.statistics import agreement
 from flow_dpo.models.render import Renderer
+from flow_dpo.runs.records import Judgement, to_json
 from flow_dpo.traces.trace import TraceFile
 from tests.support.chat_models import SPECIAL, chat_tokenizer
 from tests.support.judge_server import place_of, trace
@@ -139,7 +140,7 @@ def test_more_pairs_of_one_seed_hold_fewer() -> None:
 
 def judged(
     says: Says, pairs: Sequence[TracePair] = PAIRS, *, context_tokens: int = 1 << 20, **settings: Any
-) -> tuple[dict[str, Any], dict[Any, dict[str, Any]]]:
+) -> tuple[dict[str, Any], dict[Any, Judgement]]:
     """The summary and rows of a judge that `says` words (or an index, or `Said`) to what it reads."""
     asked_before = iter(range(1000))
 
@@ -151,7 +152,7 @@ def judged(
         ScriptedEngine(speak, end_ids={END or 0}), RENDERER, prompts=JudgePrompts(),
         settings=JudgeSettings(**settings), context_tokens=context_tokens,
     )  # fmt: skip
-    rows: dict[Any, dict[str, Any]] = {}
+    rows: dict[Any, Judgement] = {}
     judge.ask_all(questions(pairs), lambda asked, heard: rows.update({asked.key: row(asked, heard)}))
     return summarise(pairs, rows), rows
 
@@ -166,8 +167,8 @@ def test_a_perfect_judge() -> None:
     assert found["position"]["first_rate"] == 0.5
     assert found["position"]["p"] is None
     assert found["longer"] == {"rate": 1.0, "interval": list(wilson(6, 6)), "num": 6}
-    assert {r["words"][:6] for r in rows.values()} == {"Clear."}
-    assert {(r["first"], r["verdict"], r["preferred"]) for r in rows.values()} == {("a", "A", "a"), ("b", "B", "a")}
+    assert {r.words[:6] for r in rows.values()} == {"Clear."}
+    assert {(r.first, r.verdict, r.preferred) for r in rows.values()} == {("a", "A", "a"), ("b", "B", "a")}
 
 
 def test_a_judge_that_always_takes_the_first_has_said_nothing() -> None:
@@ -228,14 +229,14 @@ def test_log_odds_of_two_words() -> None:
         "mean_for_a": pytest.approx(0.5), "mean_for_first": pytest.approx(1.0), "rate": 1.0,
         "interval": list(wilson(6, 6)), "num": 6,
     }  # fmt: skip
-    assert {r["words"] for r in rows.values()} == {"A"}
+    assert {r.words for r in rows.values()} == {"A"}
     even, _ = judged(lambda text, _: ScriptedReply(choice=0), verdict_format="choices")
     assert even["ties"]["both_orders"] == 6
     sure, rows = judged(
         lambda text, _: ScriptedReply(choice=0, choice_logprobs=(0.0, -math.inf)), verdict_format="choices"
     )
     assert sure["ties"]["flipped"] == 6
-    json.dumps(list(rows.values()), allow_nan=False)
+    json.dumps([to_json(one) for one in rows.values()], allow_nan=False)
 
 
 def test_a_pair_that_does_not_fit_is_counted_and_not_asked() -> None:
@@ -243,7 +244,7 @@ def test_a_pair_that_does_not_fit_is_counted_and_not_asked() -> None:
     found, rows = judged(lambda text, _: "Verdict: A", pairs, context_tokens=2000, max_tokens=40)
     assert found["pairs"]["unparsed"] == 1
     assert found["unparsed"] == {"too long": 2}
-    assert "of 2000 tokens" in rows[("made/up", "long", "a")]["words"]
+    assert "of 2000 tokens" in rows[("made/up", "long", "a")].words
     cut, _ = judged(lambda text, _: "so " * 100 + "\nVerdict: A", max_tokens=8)
     assert cut["unparsed"] == {"cut off": 12}
 
@@ -268,19 +269,21 @@ def test_a_trace_that_spells_special_tokens_stays_inside_its_place() -> None:
 def test_a_file_of_judgements_is_checked_and_a_torn_line_cut_away(tmp_path: Path) -> None:
     file = tmp_path / "judgements.jsonl"
     rows = [row(asked, JudgeReply(words="x", verdict="A")) for asked in ASKED[:2]]
-    text = "".join(json.dumps(one) + "\n" for one in rows)
+    text = "".join(json.dumps(to_json(one)) + "\n" for one in rows)
     file.write_text(text + '{"problem_id": "p1", "da')
     assert list(read_judgements(file, ASKED).values()) == rows
     assert file.read_text() == text
+    first, silent = to_json(rows[0]), to_json(row(ASKED[2], JudgeReply(words="")))
     for bad, message in [
-        (rows[0], "found a second one"),
-        (rows[0] | {"problem_id": "p9"}, "found another"),
-        (rows[0] | {"problem_id": ["x"]}, "in problem_id"),
-        (row(ASKED[2], JudgeReply(words="", verdict="A")) | {"preferred": "b"}, "side that it prefers"),
-        (row(ASKED[2], JudgeReply(words="")) | {"verdict": "C"}, "side that it prefers"),
-        (row(ASKED[2], JudgeReply(words="")) | {"verdict": {"A": 1}}, "in verdict"),
-        (row(ASKED[2], JudgeReply(words="")) | {"log_odds": "much"}, "in log_odds"),
-        (row(ASKED[2], JudgeReply(words="")) | {"tokens": None}, "in tokens"),
+        (first, "found a second one"),
+        (first | {"problem_id": "p9"}, "found another"),
+        (first | {"problem_id": ["x"]}, "in 'problem_id'"),
+        (to_json(row(ASKED[2], JudgeReply(words="", verdict="A"))) | {"preferred": "b"}, "side that it prefers"),
+        (silent | {"verdict": "C"}, "in 'verdict'"),
+        (silent | {"verdict": {"A": 1}}, "in 'verdict'"),
+        (silent | {"log_odds": "much"}, "in 'log_odds'"),
+        (silent | {"tokens": None}, "in 'tokens'"),
+        ({name: value for name, value in silent.items() if name != "schema"}, "expected the schema 'judgement/1'"),
     ]:
         file.write_text(text + json.dumps(bad) + "\n")
         with pytest.raises(DataError, match=message):

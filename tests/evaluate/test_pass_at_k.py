@@ -17,6 +17,7 @@ from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.evaluate.pass_at_k import Drawn, majority_at_k, pass_at_k, summary
 from flow_dpo.evaluate.statistics import interval
 from flow_dpo.runs import run_folder
+from tests.support.record_examples import TRACE, TREE
 
 
 def verdict(answer: str | None, gold: str = "5") -> Verdict:
@@ -101,9 +102,13 @@ def test_overlap_is_counted_or_excluded(tmp_path: Path) -> None:
     problems = [Problem(id=f"p{i}", question=f"What is {i} + 1?", gold="x") for i in range(4)]
     run = tmp_path / "run"
     run.mkdir()
-    (run / "trees.jsonl").write_text(json.dumps({"problem": {"question": "what is 2 + 1"}}) + "\n")
+    (run / "trees.jsonl").write_text(
+        json.dumps(TREE | {"problem": {**TREE["problem"], "question": "what is 2 + 1"}}) + "\n"
+    )
     traces = tmp_path / "traces.jsonl"
-    traces.write_text(json.dumps({"question": "What is 3 + 1?"}) + "\n" + json.dumps({"question": "other"}) + "\n")
+    traces.write_text(
+        "".join(json.dumps(TRACE | {"question": question}) + "\n" for question in ("What is 3 + 1?", "other"))
+    )
     both = f"{run}, {traces}"
     kept, found = check(problems, both, exclude=False)
     assert kept == problems

@@ -22,6 +22,8 @@ from flow_dpo.evaluate.compare.jobs import JobRunner
 from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
 from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs.records import Metrics, append_rows, from_json
+from tests.support.record_examples import METRICS, PREDICTION
 from tools.study_tables import insert_tables
 
 TESTS = ("held_out/greedy", "harder/greedy")
@@ -37,11 +39,11 @@ def evaluation(folder: Path, statuses: str) -> Path:
     run_folder.append_jsonl(
         folder / "predictions.jsonl",
         [
-            {"id": f"q{i}", "question": "?", "gold": "1", "solution": "", "verdict": {"status": names[one]}}
+            PREDICTION | {"id": f"q{i}", "question": "?", "gold": "1", "verdict": {"status": names[one]}}
             for i, one in enumerate(statuses)
         ],
     )
-    run_folder.write_whole(folder / "summary.json", json.dumps({"dataset": "made/up"}))
+    run_folder.write_whole(folder / "summary.json", json.dumps({"schema": "evaluation/1", "dataset": "made/up"}))
     return folder
 
 
@@ -147,7 +149,7 @@ class Trained:
         folder.mkdir(parents=True)
         row = {"rollout/sampled_tokens": 700, "learn/answer/tokens": 77, "num_rollouts": 5, "learn/updates": 1}
         seconds = dict.fromkeys(("rollout/seconds", "grade/seconds", "learn/seconds"), 0.5)
-        run_folder.append_jsonl(folder / "metrics.jsonl", [row | seconds])
+        append_rows(folder / "metrics.jsonl", [from_json(Metrics, METRICS | row | seconds, "here")])
         return 0
 
     def evaluate(self, words: Sequence[str]) -> int:

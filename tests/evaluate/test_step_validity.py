@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flow_dpo.core.types import Problem
 from flow_dpo.data.seed import seed_problems
-from flow_dpo.evaluate.step_validity import all_hold, equations, has_invalid_step, invalid_rate, value_of
+from flow_dpo.evaluate.step_validity import checked_steps, equations, has_invalid_step, invalid_rate, value_of
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ from flow_dpo.evaluate.step_validity import all_hold, equations, has_invalid_ste
 )
 def test_equations(text: str, holds: list[bool]) -> None:
     assert [equation.holds for equation in equations(text)] == holds
-    assert all_hold(text) == (all(holds) if holds else None)
+    assert checked_steps(Problem(id="p", question="Q", gold="1"), text).sound == (all(holds) if holds else None)
 
 
 @settings(deadline=None)

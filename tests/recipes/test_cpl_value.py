@@ -22,6 +22,7 @@ from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts
 from flow_dpo.recipes.cpl.mcts import Mcts
 from flow_dpo.report.tree_section import draw_tree
 from flow_dpo.runs import run_folder
+from flow_dpo.runs.tree_records import tree_row
 from tests.core.test_explore import END, NO, PROBLEMS, YES, Bare, fits, next_probs
 from tests.recipes.test_cpl import replay, said
 from tests.recipes.test_rpo import finds
@@ -209,7 +210,7 @@ def test_values_become_truer_on_the_seed(tmp_path: Path) -> None:
 
 def test_a_play_that_stopped_is_told_as_such_and_what_went_on_from_it_below() -> None:
     tree = valued()
-    row = tree.to_json([f"said {node.id}" for node in tree.nodes])
+    row = tree_row(tree, [f"said {node.id}" for node in tree.nodes])
     [trunk] = draw_tree(row, []).branches
     assert (trunk.outcome, trunk.continuations) == ("correct (no answer found)", ())
     others = trunk.nodes[0].alternatives

@@ -23,6 +23,7 @@ from flow_dpo.report.document import Fold, Section, Table
 from flow_dpo.report.html import render_page
 from flow_dpo.report.sources import read_sources
 from flow_dpo.runs.charts import COLOURS
+from flow_dpo.runs.records import to_json
 from flow_dpo.traces.trace import Trace
 from tests.support import judge_server, report_sources
 from tests.support.comparison_runs import comparison
@@ -85,13 +86,19 @@ def verdicts(path: Path, words: str) -> Path:
         for id, first, said in made
     ]
     path.mkdir()
-    (path / "judgements.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (path / "judgements.jsonl").write_text("".join(json.dumps(to_json(one)) + "\n" for one in rows))
     sides = {side: {"source": f"{side} {words}", "num_traces": 3} for side in ("a", "b")}
     found = summarise(
         pairs, {asked["made/up", id, first].key: one for (id, first, _), one in zip(made, rows, strict=True)}
     )
-    (path / "summary.json").write_text(json.dumps({"judge": words, "verdict_format": "text", **sides, **found}))
-    (path / "judge.json").write_text(json.dumps({"command": f"flow-dpo judge {words}", "question": {"prompts": words}}))
+    (path / "summary.json").write_text(
+        json.dumps({"schema": "judge_summary/1", "judge": words, "verdict_format": "text", **sides, **found})
+    )
+    (path / "judge.json").write_text(
+        json.dumps(
+            {"schema": "judge/1", "command": f"flow-dpo judge {words}", "num_pairs": 3, "question": {"prompts": words}}
+        )
+    )
     return path
 
 
@@ -102,9 +109,9 @@ def traces(path: Path, words: str) -> Path:
         solution=words, token_ids=(1, 2), ended=True, verdict=Verdict(status="correct"), source="trained_flow",
         draw=1, draws_used=1, tokens_spent=2,
     )  # fmt: skip
-    (path / "traces.jsonl").write_text(json.dumps(trace.to_json()) + "\n")
+    (path / "traces.jsonl").write_text(json.dumps(to_json(trace)) + "\n")
     (path / "traces.json").write_text(
-        json.dumps({"source": words, "counts": {"draws": 321}, "versions": {"torch": words}})
+        json.dumps({"schema": "traces/1", "source": words, "counts": {"draws": 321}, "versions": {"torch": words}})
     )
     return path
 
@@ -241,7 +248,7 @@ def test_a_bad_value_of_a_judge_is_named(tmp_path: Path) -> None:
     path = verdicts(tmp_path / "judged", "6 + 8 = 14")
     found = json.loads((path / "summary.json").read_text())
     (path / "summary.json").write_text(json.dumps({**found, "win_rate": {"rate": "high"}}))
-    with pytest.raises(DataError, match=r"summary.json, win_rate: expected a number in rate"):
+    with pytest.raises(DataError, match=r"summary.json, win_rate: expected a number or null in 'rate'"):
         rendered([path])
 
 
@@ -262,18 +269,23 @@ def test_a_run_without_a_batch_is_reported(tmp_path: Path) -> None:
 
 def test_a_comparison_that_knows_nothing_but_names(tmp_path: Path) -> None:
     path = tmp_path / "comparison.json"
-    path.write_text(json.dumps({"arms": [{"name": "a"}, {"name": "b", "difference_to_self": None}]}))
+    path.write_text(
+        json.dumps({"schema": "comparison/1", "arms": [{"name": "a"}, {"name": "b", "difference_to_self": None}]})
+    )
     assert "Comparison" in rendered([path])
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"costs": {"seconds": "long"}}, r"arm 1 \('self_generated'\), costs: expected a number in seconds"),
-        ({"difference_to_self": {"mean": [1]}}, r"arm 1 .*difference_to_self: expected a number in mean"),
-        ({"step_quality": {"traces": {"interval": [0.1]}}}, r"step_quality traces: expected two numbers in interval"),
-        ({"accuracies": {"held_out": 3}}, r"accuracies: expected names and values in held_out"),
-        ({"name": None}, r"arm 1: expected text in name, found none"),
+        ({"costs": {"seconds": "long"}}, r"arms 1, costs: expected a number or null in 'seconds'"),
+        ({"difference_to_self": {"mean": [1]}}, r"arms 1, difference_to_self: expected a number or null in 'mean'"),
+        (
+            {"step_quality": {"traces": {"interval": [0.1]}}},
+            r"step_quality, traces: expected a list of 2: a number, a number or null in 'interval'",
+        ),
+        ({"accuracies": {"held_out": 3}}, r"accuracies: expected an object or null in 'held_out'"),
+        ({"name": None}, r"arms 1: expected a text in 'name', found None"),
     ],
 )
 def test_a_bad_value_of_a_comparison_is_named(tmp_path: Path, change: dict[str, object], expected: str) -> None:

@@ -18,7 +18,9 @@ from flow_dpo.report.run_data import read_plays
 from flow_dpo.report.side_by_side import marked, side_by_side
 from flow_dpo.report.sources import read_source
 from flow_dpo.report.tree_section import draw_tree
+from flow_dpo.runs.records import to_json
 from tests.support import report_sources
+from tests.support.record_examples import PREDICTION
 
 RIGHT: list[Status] = ["correct", "wrong", "wrong", "wrong", "wrong"]
 """The trunk is right, every alternative wrong: all four trunk nodes give a pair."""
@@ -93,9 +95,9 @@ def test_parts_cover_every_problem_once(num: int) -> None:
 def test_what_an_interrupted_batch_left_behind_is_not_counted(tmp_path: Path) -> None:
     path = report_sources.run(tmp_path / "run", [RIGHT, WRONG])
     with (path / "trees.jsonl").open("a") as file:
-        file.write(json.dumps(report_sources.tree(2, *RIGHT)) + "\n" + '{"problem": {"id"')
+        file.write(json.dumps(to_json(report_sources.tree(2, *RIGHT))) + "\n" + '{"problem": {"id"')
     with (path / "pairs.jsonl").open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in report_sources.pairs(2, *RIGHT))
+        file.writelines(json.dumps(to_json(row)) + "\n" for row in report_sources.pairs(2, *RIGHT))
     found = read_source(path, "run")
     assert len(found.plays.rewards) == 2
     assert found.plays.num_examples.total() == 5
@@ -138,7 +140,8 @@ def test_a_seed_problem_is_judged_by_its_own_solution(tmp_path: Path) -> None:
     path = report_sources.evaluation(tmp_path / "e")
     verdict = {"status": "correct", "answer": problem.gold}
     row = {"id": problem.id, "question": problem.question, "gold": problem.gold, "solution": "\n".join(tried)}
-    (path / "predictions.jsonl").write_text(json.dumps({**row, "verdict": verdict}) + "\n")
+    row |= {"dataset": problem.source, "worked_solution": problem.solution, "verdict": verdict}
+    (path / "predictions.jsonl").write_text(json.dumps(PREDICTION | row) + "\n")
     shown = side_by_side({"e": read_source(path, "e").spoken}, 1)[0].passages[0]
     assert shown.outcome == "correct, with a wrong step"
     assert [line.given_up for line in shown.lines][:3] == [True, True, False]
@@ -148,14 +151,14 @@ def test_a_seed_problem_is_judged_by_its_own_solution(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "expected"),
     [
-        ("trees.jsonl", '"parent": 0,', '"parent": 99,', "line 1, node 1: expected a whole number from 0 to 0"),
-        ("trees.jsonl", '"role": "stop"', '"role": 7', r"trees.jsonl, line 1, node 1: expected text in role"),
-        ("trees.jsonl", '"status": "wrong"', '"status": "maybe"', "rollout 1: expected correct, wrong or ungraded"),
-        ("metrics.jsonl", '"problems_seen": 1', '"problems_seen": "x"', r"line 1: expected a number in problems_seen"),
+        ("trees.jsonl", '"parent": 0,', '"parent": 99,', "line 1: nodes 1: expected a whole number from 0 to 0"),
+        ("trees.jsonl", '"role": "stop"', '"role": 7', r"trees.jsonl, line 1, nodes 1: expected a text in 'role'"),
+        ("trees.jsonl", '"status": "wrong"', '"status": "maybe"', "rollouts 1, verdict: expected one of 'correct'"),
+        ("metrics.jsonl", '"problems_seen": 1', '"problems_seen": "x"', r"line 1: expected a whole number from 0 in"),
         ("metrics.jsonl", '"problems_seen": 1', '"problems_seen": 9', r"expected the 9 trees .* found 1"),
-        ("pairs.jsonl", '"role": "answer"', '"role": null', r"pairs.jsonl, line 1: expected text in role, found none"),
+        ("pairs.jsonl", '"role": "answer"', '"role": null', r"pairs.jsonl, line 1: expected a text .*'role', f"),
         ("pairs.jsonl", '"node": 0', '"node": 77', r"name a node that the tree has not"),
-        ("pairs.jsonl", '{"prompt"', '[{"prompt"', r"pairs.jsonl, line 1"),
+        ("pairs.jsonl", '{"schema"', '[{"schema"', r"pairs.jsonl, line 1"),
     ],
 )  # fmt: skip
 def test_broken_rows_name_file_and_line(tmp_path: Path, name: str, old: str, new: str, expected: str) -> None:

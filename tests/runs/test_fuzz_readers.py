@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,11 +28,34 @@ from flow_dpo.evaluate.grade_file import verify_file
 from flow_dpo.evaluate.step_validity import equations, has_invalid_step, value_of
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import settings_of, settings_of_adapter, settings_of_run
+from flow_dpo.runs.records import (
+    Judgement,
+    Metrics,
+    Prediction,
+    ScoredRow,
+    TreeRow,
+    append_rows,
+    read_rows,
+    to_json,
+)
 from flow_dpo.runs.resolve import Given
 from flow_dpo.runs.settings import named_settings
 from flow_dpo.traces.export import ExportSettings, export
 from flow_dpo.traces.trace import Source, Trace, TraceFile, read_traces
-from tests.support.record_examples import FACTS, HEADER, PAIR, ROW, SETTINGS, SHAPE, TRACE, TREE
+from tests.support.record_examples import (
+    FACTS,
+    HEADER,
+    JUDGEMENT,
+    METRICS,
+    PAIR,
+    PREDICTION,
+    ROW,
+    SCORED,
+    SETTINGS,
+    SHAPE,
+    TRACE,
+    TREE,
+)
 
 LEAVES = (
     st.none()
@@ -149,7 +173,7 @@ def a_whole_trace(trace: Trace) -> None:
     assert type(trace.ended) is bool
     assert 1 <= trace.draw <= trace.draws_used
     assert trace.source in get_args(Source)
-    assert trace.to_json().keys() == {field.name for field in fields(Trace)}
+    assert to_json(trace).keys() == {"schema", *(field.name for field in fields(Trace))}
 
 
 def traces_case(*case: Any) -> None:
@@ -201,6 +225,24 @@ def facts_case(*case: Any) -> None:
 def trees_case(*case: Any) -> None:
     found = read(broken(TREE, *case, lines=True), "trees.jsonl", questions_of)
     assert found is None or (found and all(isinstance(each, str) for each in found))
+
+
+ROWS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "metrics": (Metrics, METRICS), "whole_trees": (TreeRow, TREE), "scored": (ScoredRow, SCORED),
+    "predictions": (Prediction, PREDICTION), "judgements": (Judgement, JUDGEMENT),
+}  # fmt: skip
+
+
+def rows_case(name: str, *case: Any) -> None:
+    """What is read of a file of rows is written again, and read back equal."""
+    kind, row = ROWS[name]
+
+    def reader(folder: Path) -> None:
+        rows = read_rows(folder / f"{name}.jsonl", kind)
+        append_rows(folder / "again.jsonl", rows)
+        assert not rows or read_rows(folder / "again.jsonl", kind) == rows
+
+    read(broken(row, *case, lines=True), f"{name}.jsonl", reader)
 
 
 # ---- settings, shapes of adapters, rows to grade ---------------------------------------------------------------------
@@ -255,7 +297,7 @@ CASES = {
     for case in (
         traces_case, header_case, pairs_case, facts_case, trees_case, settings_case, shape_case, verify_case
     )
-}  # fmt: skip
+} | {name: partial(rows_case, name) for name in ROWS}  # fmt: skip
 SLOW_KINDS = ("settings", "shape")
 """Parsing settings takes some 50 ms."""
 

@@ -20,8 +20,10 @@ from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.checkpoint import Checkpoints
+from flow_dpo.runs.records import Metrics, TreeRow, from_json
 from flow_dpo.runs.settings import TrainSettings, default_settings
 from tests.support.packed_builders import ROLES
+from tests.support.record_examples import METRICS, TREE
 from tests.support.tiny_models import tiny_model
 
 SECTIONS = default_settings("flow-dpo", "seed").sections()
@@ -99,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with one checkpoint."""
     path = tmp_path_factory.mktemp("runs") / "run"
     run = run_folder.RunFolder.create(path, {"flow": {"chunk_tokens": 4}}, {"device": "cpu"})
-    run.record({"problems_seen": 1}, [{"problem": {"id": "a"}}])
+    run.record(from_json(Metrics, METRICS, "here"), [from_json(TreeRow, TREE, "here")])
     Checkpoints(path).write(small_learner(), 1, {"sizes": run.sizes(), "progressive": {}, "policy_version": 0})
     return path
 

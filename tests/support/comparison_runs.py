@@ -53,6 +53,7 @@ def arm(
 def comparison(*, seeds: bool = True) -> dict[str, Any]:
     """Five arms: one better, one worse, one not told apart, the baseline, and one of which nothing is known."""
     return {
+        "schema": "comparison/1",
         "num_seeds": 3 if seeds else 1,
         "seeds": [0, 1, 2] if seeds else [0],
         "model": "seed",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.types import Verdict
+from flow_dpo.runs.records import to_json
 from flow_dpo.traces.trace import Trace
 
 
@@ -26,8 +27,8 @@ def trace(problem_id: str, solution: str, *, question: str = "", dataset: str = 
 def folder(path: Path, traces: list[Trace]) -> Path:
     """A folder of traces, written as ASCII so that it may hold anything."""
     path.mkdir(parents=True)
-    (path / "traces.jsonl").write_text("".join(json.dumps(one.to_json()) + "\n" for one in traces))
-    (path / "traces.json").write_text(json.dumps({"source": path.name}))
+    (path / "traces.jsonl").write_text("".join(json.dumps(to_json(one)) + "\n" for one in traces))
+    (path / "traces.json").write_text(json.dumps({"schema": "traces/1", "source": path.name}))
     return path
 
 

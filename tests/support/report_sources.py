@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Pair, Problem, Status, Verdict
-from flow_dpo.runs import run_folder
+from flow_dpo.core.types import Problem, Status, Verdict
+from flow_dpo.evaluate.headers import EvaluationSummary
+from flow_dpo.runs import run_folder, tree_records
+from flow_dpo.runs.headers import write_header
+from flow_dpo.runs.records import Metrics, PairRow, TreeRow
 from tests.support import tree_builders
+from tests.support.record_examples import PREDICTION
 
 HOSTILE = (
     "<script>alert('x')</script>\"><img src=http://e.org/x onerror=y> \x1b[31mred\x1b]0;t\x07 \u202egnp.exe |`$a_1$`"
@@ -21,21 +24,22 @@ HOSTILE = (
 """Markup, quotes, an address, terminal sequences, a direction override, and signs of Markdown and mathematics."""
 
 
-def tree(index: int, *statuses: Status, words: str = "6 + 8 = 14", question: str = "How many?") -> dict[str, Any]:
+def tree(index: int, *statuses: Status, words: str = "6 + 8 = 14", question: str = "How many?") -> TreeRow:
     """`trees.two_chunk_tree` as trees.jsonl has it, with these verdicts of its five plays."""
     made = tree_builders.two_chunk_tree(*statuses)
     made.problem = Problem(id=f"p{index}", question=question, gold="14")
     for rollout in range(len(statuses)):
         made.grade(rollout, words, Verdict(status=statuses[rollout], answer="14"))
-    return made.to_json([words if node.role == "answer" else "Yes" for node in made.nodes])
+    return tree_records.tree_row(made, [words if node.role == "answer" else "Yes" for node in made.nodes])
 
 
-def pairs(index: int, *statuses: Status) -> list[dict[str, Any]]:
+def pairs(index: int, *statuses: Status) -> list[PairRow]:
     """What the tree of these verdicts teaches, as pairs.jsonl has it."""
     made: Tree = tree_builders.two_chunk_tree(*statuses)
     made.problem = Problem(id=f"p{index}", question="", gold="")
     texts = {"prompt": "", "chosen": "", "rejected": ""}
-    return [run_folder.example_row(pair, made, texts) for pair in OutcomePairs()([made]) if isinstance(pair, Pair)]
+    rows = [tree_records.example_row(pair, made, texts) for pair in OutcomePairs()([made])]
+    return [row for row in rows if isinstance(row, PairRow)]
 
 
 def run(
@@ -65,7 +69,7 @@ def run(
             "rollout/seconds": 1.5, "grade/seconds": 0.25, "learn/seconds": 0.5,
         }  # fmt: skip
         folder.record(
-            row,
+            Metrics.of(row),
             [tree(index, *statuses, words=words, question=question) for index, statuses in mine],
             pairs=[pair for index, statuses in mine for pair in pairs(index, *statuses)],
         )
@@ -84,10 +88,6 @@ def evaluation(
         "stop": {"num_candidates": {"right": 3}, "yes_rate": {"right": 0.5}, "auc_right_over_wrong": None},
         "steps_of_right_answers": {"num_checked": 10, "num_invalid": 3, "invalid_rate": 0.3},
     }  # fmt: skip
-    (path / "summary.json").write_text(json.dumps(summary))
-    row = {
-        "id": "q1", "draw": 1, "question": "How many?", "gold": "14", "solution": words,
-        "verdict": asdict(Verdict(status="correct", answer="14")), "tokens": 5,
-    }  # fmt: skip
-    (path / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+    write_header(path / "summary.json", EvaluationSummary, summary)
+    (path / "predictions.jsonl").write_text(json.dumps(PREDICTION | {"solution": words}) + "\n")
     return path

@@ -24,10 +24,13 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Verdict
 from flow_dpo.models.render import Renderer
 from flow_dpo.runs import run_folder
+from flow_dpo.runs.records import Metrics, PairRow, from_json
+from flow_dpo.runs.tree_records import example_row
 from flow_dpo.traces import sft
 from flow_dpo.traces.export import card
 from flow_dpo.traces.trace import Trace, TraceFolder
 from tests.support.chat_models import chat_model_folder, chat_tokenizer
+from tests.support.record_examples import METRICS
 from tests.support.tree_builders import two_chunk_tree
 
 RENDERER = Renderer(chat_tokenizer("qwen2"))
@@ -71,7 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = run_folder.RunFolder.create(tmp_path_factory.mktemp("made") / "run", {}, {"model": "tiny"})
     decode = RENDERER.tokenizer.decode
     rows = [
-        run_folder.example_row(
+        example_row(
             pair,
             tree,
             {
@@ -83,7 +86,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for pair in OutcomePairs()([tree])
     ]
     assert len(rows) == 4
-    folder.record({}, [], pairs=rows)
+    folder.record(from_json(Metrics, METRICS, "here"), [], pairs=[row for row in rows if isinstance(row, PairRow)])
     return folder.path
 
 
@@ -162,14 +165,15 @@ def test_bad_input_is_refused(traces: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "pairs.jsonl").touch()
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "pairs.jsonl").write_text(json.dumps({"prompt": "x", "chosen": "y"}) + "\n")
+    bare = {"schema": "pair/1", "prompt": "x", "chosen": "y"}
+    (tmp_path / "bare" / "pairs.jsonl").write_text(json.dumps(bare) + "\n")
     cases: list[tuple[list[str], type[Exception], str]] = [
         ([], DataError, "name one with --source"),
         (["--source", str(tmp_path / "nowhere")], DataError, "nowhere"),
         (["--source", str(run), "--format", "messages"], ConfigError, "--format preference"),
         (["--source", str(traces), "--format", "preference"], ConfigError, "--format messages or prompt_completion"),
         (["--source", str(tmp_path / "empty")], DataError, "no pair yet"),
-        (["--source", str(tmp_path / "bare")], DataError, "line 1.*rejected, role"),
+        (["--source", str(tmp_path / "bare")], DataError, "line 1.*without rejected, .*role"),
         (["--source", str(traces), "--output_dir", str(tmp_path / "used")], ConfigError, "already holds an export"),
         (["--source", str(traces), "--format", "parquet"], ConfigError, "format"),
     ]

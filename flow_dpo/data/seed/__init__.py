@@ -19,7 +19,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flow_dpo.data.seed.family import SEED_SPLITS, iter_seed_problems, seed_problems
-from flow_dpo.data.seed.step_checker import StepVerdict, is_sound, judge_steps
+from flow_dpo.data.seed.step_checker import StepVerdict, check_steps, is_sound, judge_steps
 
 __all__ = [
     "MAX_CHUNKS",
@@ -31,6 +31,7 @@ __all__ = [
     "STOP_PREFIX",
     "STOP_SUFFIX",
     "StepVerdict",
+    "check_steps",
     "is_sound",
     "iter_seed_problems",
     "judge_steps",

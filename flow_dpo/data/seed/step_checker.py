@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flow_dpo.core.types import Problem
+from flow_dpo.data.datasets import CheckedLine, CheckedSolution
 
 Fault = Literal["", "form", "foreign", "order", "arithmetic", "operation", "total", "amount", "missing", "answer"]
 
@@ -74,6 +75,27 @@ def judge_steps(problem: Problem, solution_text: str) -> list[StepVerdict]:
             verdicts.append(StepVerdict(line=line, fault=_find_fault(expected[index], match)))
             next_index = index + 1
     return verdicts
+
+
+_WORDS: dict[Fault, str] = {
+    "": "", "form": "not a step", "foreign": "not of this problem", "order": "told again, or too late",
+    "arithmetic": "the result does not follow", "operation": "adds where it should take away, or the reverse",
+    "total": "carries a wrong total on", "amount": "not the number of the story",
+    "missing": "right, but not all right steps came before it", "answer": "not the right answer",
+}  # fmt: skip
+
+
+def check_steps(problem: Problem, text: str) -> CheckedSolution | None:
+    """The family's step checker (`data.datasets`); None of a problem without a solution in the family's form."""
+    steps = problem.solution.splitlines()
+    known = steps and steps[-1].startswith(_ANSWER)
+    if not known or not all(_STEP.fullmatch(step) or _TOTALS.fullmatch(step) for step in steps[:-1]):
+        return None
+    verdicts = judge_steps(problem, text)
+    lines = text.strip("\n").split("\n")
+    given_up = [CheckedLine(text=line, given_up=True) for line in lines[: len(lines) - len(verdicts)]]
+    judged = [CheckedLine(text=one.line, fault=_WORDS[one.fault]) for one in verdicts]
+    return CheckedSolution(lines=(*given_up, *judged), sound=is_sound(problem, text))
 
 
 def is_sound(problem: Problem, solution_text: str) -> bool:

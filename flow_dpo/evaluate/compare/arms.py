@@ -21,8 +21,8 @@ from flow_dpo.core.explore import Explore, TurnSampling
 from flow_dpo.core.single import Single
 from flow_dpo.evaluate.compare.jobs import JobRunner, Work
 from flow_dpo.recipes import presets
-from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.budget import spent
+from flow_dpo.runs.records import read_metrics
 
 Kind = Literal["base", "compiled", "flow", "single"]
 
@@ -213,7 +213,7 @@ def budgeted(
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         given = sizes.tokens if by == "tokens" else 0
-        had = given or spent(run_folder.read_jsonl(_flow(do).folder / "metrics.jsonl"))[by]
+        had = given or spent(read_metrics(_flow(do).folder / "metrics.jsonl"))[by]
         # Many more problems than the flow had: the budget ends the run.
         longer = ["--max_problems", str(20 * sizes.max_problems)]
         fitted = presets.preset(recipe, sizes.preset).recipe
@@ -256,7 +256,7 @@ def _one_role(role: str, *, compiled: bool) -> Make:
     """One role learns, for as many updates as the two together had."""
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
-        had = spent(run_folder.read_jsonl(_flow(do).folder / "metrics.jsonl"))["updates"]
+        had = spent(read_metrics(_flow(do).folder / "metrics.jsonl"))["updates"]
         longer = ["--max_problems", str(8 * sizes.max_problems)]
         flags = ["--credit.roles", f"[{role}]", "--budget_updates", str(had), *longer]
         return (_variant if compiled else _variant_itself)(f"{role}_only", *flags)(do, sizes)

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.errors import ConfigError, DataError, FlowDpoError
-from flow_dpo.runs import run_folder
+from flow_dpo.runs import files, headers, run_folder
 from flow_dpo.runs.callbacks.budget import spent
+from flow_dpo.runs.records import DoneJob, append_rows, read_metrics, read_rows
 from flow_dpo.runs.resolve import read_settings
 
 Command = Callable[[Sequence[str]], int]
@@ -62,8 +63,8 @@ class JobRunner:
         self._done: dict[str, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DONE).exists():
-            run_folder.cut_torn(folder / DONE)
-            self._done = {row["name"]: row["words"] for row in run_folder.read_jsonl(folder / DONE)}
+            files.cut_torn(folder / DONE)
+            self._done = {row.name: list(row.words) for row in read_rows(folder / DONE, DoneJob)}
 
     def train(self, name: str, *flags: str, recipe: str = "", config: str = "other") -> Work:
         """`flow-dpo train` with the comparison's settings and these flags; or of another recipe, fitted by the same
@@ -71,7 +72,7 @@ class JobRunner:
         base = ["--recipe", recipe, "--config", str(self._configs / f"{config}.yaml")] if recipe else []
         words = [*(base or ["--config", str(self._configs / "train.yaml")]), "--seed", str(self.seed), *flags]
         folder = self._do("train", name, words)
-        rows = run_folder.read_jsonl(folder / "metrics.jsonl")
+        rows = read_metrics(folder / "metrics.jsonl")
         total = spent(rows)
         seconds = sum(row[f"{part}/seconds"] for row in rows for part in ("rollout", "grade", "learn"))
         costs = (total["played"], total["learned"], total["verdicts"], seconds)
@@ -80,7 +81,7 @@ class JobRunner:
     def traces(self, name: str, *flags: str, run: Work | None = None) -> Work:
         """`flow-dpo generate` on the pool of problems, with a run's adapters or none."""
         folder = self._do("generate", name, [*self._who("pool", run), "--seed", str(self.seed), *flags])
-        cost = _read(folder / "traces.json")["cost"]
+        cost = _read(folder)["cost"]
         numbers = {"tokens_sampled": cost["tokens_sampled"], "verdicts_used": cost["verdicts_used"]}
         return Work(name=name, folder=folder, costs={**numbers, "tokens_learned": 0.0, "seconds": cost["seconds"]})
 
@@ -136,7 +137,7 @@ class JobRunner:
         finally:
             gc.collect()  # a trainer holds its model in a circle; the next command loads another
         seconds = round(time.perf_counter() - started, 3)
-        run_folder.append_jsonl(self.folder / DONE, [{"name": name, "words": words, "seconds": seconds}])
+        append_rows(self.folder / DONE, [DoneJob(name=name, words=tuple(words), seconds=seconds)])
         self._done[name] = words
         return folder
 
@@ -145,12 +146,12 @@ def _recipe_of(folder: Path) -> object:
     """The recipe that a run, a fine-tuned model or traces come from."""
     if (folder / "config.yaml").exists():
         return read_settings(folder / "config.yaml").get("recipe")
-    return _read(folder / "traces.json")["settings"].get("recipe")
+    return _read(folder)["settings"].get("recipe")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object that a command left behind."""
+def _read(folder: Path) -> dict[str, Any]:
+    """How traces were made."""
     try:
-        return run_folder.read_object(path)
+        return headers.read_header(folder / "traces.json", headers.TracesHeader)
     except DataError as error:
         raise DataError(f"{error}; remove the folder to make it anew") from error

@@ -17,9 +17,11 @@ from typing import Any
 from flow_dpo.evaluate import contamination
 from flow_dpo.evaluate.compare.arms import Outcome
 from flow_dpo.evaluate.compare.jobs import DONE
-from flow_dpo.runs import run_folder
+from flow_dpo.evaluate.headers import EvaluationSummary
+from flow_dpo.runs import headers, run_folder
+from flow_dpo.runs.records import DoneJob, Prediction, read_rows
 
-_RECORDS = ("run.json", "traces.json", "summary.json")
+_RECORDS = {"run.json": headers.RunFacts, "traces.json": headers.TracesHeader, "summary.json": EvaluationSummary}
 """What trainings, traces and evaluations say of themselves."""
 _LEARNED = ("trees.jsonl", "traces.jsonl")
 _CODE = ("commit", "code", "versions", "python", "platform")
@@ -34,9 +36,9 @@ def of(path: Path, made: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
     return {
         "test_sets": {name: _test_set(folder, learned) for name, folder in folders.items()},
         "commands": [
-            f"flow-dpo {shlex.join(row['words'])}"
+            f"flow-dpo {shlex.join(row.words)}"
             for done in sorted(path.glob(f"seed*/{DONE}"))
-            for row in run_folder.read_jsonl(done)
+            for row in read_rows(done, DoneJob)
         ],
         "made_by": made_by(path),
         **run_folder.environment(),
@@ -46,9 +48,9 @@ def of(path: Path, made: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
 def made_by(path: Path) -> list[dict[str, Any]]:
     """The code and versions of the pieces of work, each once, with how many it made."""
     counts: Counter[str] = Counter()
-    for name in _RECORDS:
+    for name, kind in _RECORDS.items():
         for file in path.glob(f"seed*/**/{name}"):
-            found = run_folder.read_object(file)
+            found = headers.read_header(file, kind)
             counts[json.dumps({key: found.get(key) for key in _CODE}, sort_keys=True)] += 1
     return [{"num_pieces": num, **json.loads(text)} for text, num in counts.most_common()]
 
@@ -56,8 +58,8 @@ def made_by(path: Path) -> list[dict[str, Any]]:
 def _test_set(folder: Path, learned: set[str]) -> dict[str, Any]:
     """A problem set that the arms were tested on, and how many of its questions, by their words, some arm learned
     from (`evaluate.contamination`)."""
-    summary = run_folder.read_object(folder / "summary.json")
-    questions = {row["question"] for row in run_folder.read_jsonl(folder / "predictions.jsonl")}
+    summary = headers.read_header(folder / "summary.json", EvaluationSummary)
+    questions = {row.question for row in read_rows(folder / "predictions.jsonl", Prediction)}
     return {
         "dataset": summary["dataset"],
         "num_problems": summary["num_problems"],

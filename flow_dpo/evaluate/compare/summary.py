@@ -15,12 +15,11 @@ from typing import Any
 
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Problem
-from flow_dpo.data.seed import iter_seed_problems
-from flow_dpo.evaluate import statistics as paired_tests
-from flow_dpo.evaluate import step_validity
+from flow_dpo.evaluate import statistics, step_validity
 from flow_dpo.evaluate.compare.arms import BASELINE, SAME_TOKENS, Arm, Outcome
 from flow_dpo.evaluate.compare.jobs import NUMBERS
 from flow_dpo.runs import run_folder
+from flow_dpo.runs.records import Prediction, read_rows
 from flow_dpo.traces.trace import Trace, read_traces
 
 
@@ -61,16 +60,15 @@ def summarise(
 def rewards_of(evaluation: Path) -> dict[str, float | None]:
     """The reward of each question of an evaluation; None where it could not be graded."""
     found: dict[str, float | None] = {}
-    for row in run_folder.read_jsonl(evaluation / "predictions.jsonl"):
-        status = row["verdict"]["status"] if row["verdict"] else "ungraded"
-        found[row["id"]] = None if status == "ungraded" else float(status == "correct")
+    for row in read_rows(evaluation / "predictions.jsonl", Prediction):
+        found[row.id] = None if row.verdict is None else row.verdict.reward
     return found
 
 
 def _row(
     arm: Arm,
     each: Sequence[Outcome],
-    rewards: Mapping[str, Sequence[paired_tests.Rewards]],
+    rewards: Mapping[str, Sequence[statistics.Rewards]],
     context: ComparisonContext,
     folder: Path,
 ) -> dict[str, Any]:
@@ -98,13 +96,13 @@ def _row(
     }
 
 
-def _accuracies(rewards: Mapping[str, Sequence[paired_tests.Rewards]]) -> dict[str, dict[str, Any]]:
+def _accuracies(rewards: Mapping[str, Sequence[statistics.Rewards]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for test, each in rewards.items():
         problems, _, decoding = test.partition("/")
         graded = [[value for value in seed.values() if value is not None] for seed in each]
         values = [fmean(seed) for seed in graded if seed]
-        found.setdefault(problems, {})[decoding] = paired_tests.mean_of(values) if values else None
+        found.setdefault(problems, {})[decoding] = statistics.mean_of(values) if values else None
     return found
 
 
@@ -116,17 +114,17 @@ def _costs(outcome: Outcome) -> dict[str, float]:
 
 def _compare(
     rows: Sequence[dict[str, Any]],
-    rewards: Mapping[str, Mapping[str, Sequence[paired_tests.Rewards]]],
+    rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]],
     context: ComparisonContext,
 ) -> None:
     """Put the differences to the baseline into the rows, with Holm's correction over arms."""
     for test in context.tests:
         found = {
-            row["name"]: paired_tests.difference(rewards[row["name"]][test], rewards[BASELINE][test])
+            row["name"]: statistics.difference(rewards[row["name"]][test], rewards[BASELINE][test])
             for row in rows
             if row["name"] != BASELINE
         }
-        corrected = paired_tests.holm({name: difference["p"] for name, difference in found.items()})
+        corrected = statistics.holm({name: difference["p"] for name, difference in found.items()})
         for row in rows:
             difference = found.get(row["name"])
             whole = None if difference is None else difference | {"p_holm": corrected[row["name"]]}
@@ -138,7 +136,7 @@ def _compare(
 def _contrast(
     rows: Sequence[dict[str, Any]],
     arms: Sequence[Arm],
-    rewards: Mapping[str, Mapping[str, Sequence[paired_tests.Rewards]]],
+    rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]],
     context: ComparisonContext,
 ) -> None:
     """Put each arm's differences to those that it is to be compared with into its row, with Holm's correction over all
@@ -147,8 +145,8 @@ def _contrast(
     found: dict[tuple[str, str], dict[str, Any]] = {pair: {} for pair in wanted}
     for test in context.tests:
         for arm, other in wanted:
-            found[arm, other][test] = paired_tests.difference(rewards[arm][test], rewards[other][test])
-        corrected = paired_tests.holm({f"{a} {b}": differences[test]["p"] for (a, b), differences in found.items()})
+            found[arm, other][test] = statistics.difference(rewards[arm][test], rewards[other][test])
+        corrected = statistics.holm({f"{a} {b}": differences[test]["p"] for (a, b), differences in found.items()})
         for arm, other in wanted:
             found[arm, other][test]["p_holm"] = corrected[f"{arm} {other}"]
     for row in rows:
@@ -175,26 +173,13 @@ def step_quality(solutions: Sequence[tuple[Problem, str]]) -> dict[str, Any] | N
     }
 
 
-def _problem(id: str, question: str, gold: str, source: str) -> Problem:
-    """The problem that a row tells of; the seed's with its own solution, which steps are judged by."""
-    if source.startswith("seed/"):
-        split, _, number = id.removeprefix("seed/").partition("/")
-        return next(iter_seed_problems(split, int(number)))
-    return Problem(id=id, question=question, gold=gold, source=source)
-
-
 def _solutions(traces: Sequence[Trace]) -> list[tuple[Problem, str]]:
-    return [(_problem(t.problem_id, t.question, t.gold, t.dataset), t.solution) for t in traces]
+    return [(trace.problem, trace.solution) for trace in traces]
 
 
 def _right_answers(outcome: Outcome, test: str) -> list[tuple[Problem, str]]:
-    folder = outcome.evaluations[test]
-    source = run_folder.read_object(folder / "summary.json")["dataset"]
-    return [
-        (_problem(row["id"], row["question"], row["gold"], source), row["solution"])
-        for row in run_folder.read_jsonl(folder / "predictions.jsonl")
-        if row["verdict"] and row["verdict"]["status"] == "correct"
-    ]
+    rows = read_rows(outcome.evaluations[test] / "predictions.jsonl", Prediction)
+    return [(row.problem, row.solution) for row in rows if row.verdict and row.verdict.status == "correct"]
 
 
 def _makeup(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:

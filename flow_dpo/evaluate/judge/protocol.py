@@ -16,10 +16,11 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.seeds import derive
+from flow_dpo.runs.records import Judgement
 from flow_dpo.traces.trace import Trace, TraceFile
 
 Side = Literal["a", "b"]
@@ -234,17 +235,17 @@ def storable(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def row(question: JudgeQuestion, reply: JudgeReply) -> dict[str, Any]:
+def row(question: JudgeQuestion, reply: JudgeReply) -> Judgement:
     """One line of judgements.jsonl."""
-    dataset, problem_id, first = question.key
-    return {
-        "problem_id": problem_id,
-        "dataset": dataset,
-        "first": first,
-        "verdict": reply.verdict,
-        "preferred": preferred(reply.verdict, question.first),
-        "reason": reply.reason,
-        "log_odds": reply.log_odds,
-        "tokens": reply.tokens,
-        "words": reply.words,
-    }
+    dataset, problem_id, _ = question.key
+    return Judgement(
+        problem_id=problem_id,
+        dataset=dataset,
+        first=question.first,
+        verdict=reply.verdict,
+        preferred=preferred(reply.verdict, question.first),
+        reason=reply.reason,
+        log_odds=reply.log_odds,
+        tokens=reply.tokens,
+        words=reply.words,
+    )

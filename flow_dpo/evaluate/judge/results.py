@@ -12,62 +12,41 @@ Invariant: every pair is counted once, as a win of a, a win of b, a tie, or unpa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.evaluate.judge.protocol import JudgeQuestion, TracePair
 from flow_dpo.evaluate.statistics import agreement, share, sign_test
-from flow_dpo.runs import run_folder
+from flow_dpo.runs import files
+from flow_dpo.runs.records import Judgement, iter_rows
 
 ROWS = "judgements.jsonl"
 Key = tuple[str, str, str]
 
 
-def read_judgements(path: Path, asked: Sequence[JudgeQuestion]) -> dict[Key, dict[str, Any]]:
+def read_judgements(path: Path, asked: Sequence[JudgeQuestion]) -> dict[Key, Judgement]:
     """The judgements of a file by problem and order; a last line that was torn off is cut away, so that rows can be
     added. Raises `DataError` for a row that answers none of the questions, or one that was answered before."""
     if not path.exists():
         return {}
-    run_folder.cut_torn(path)
+    files.cut_torn(path)
     known = {one.key for one in asked}
-    found: dict[Key, dict[str, Any]] = {}
-    for number, row in enumerate(run_folder.read_jsonl(path), start=1):
-        place = f"{path}, line {number}"
-        key = _key(row, place)
+    found: dict[Key, Judgement] = {}
+    for number, row in iter_rows(path, Judgement):
+        key = (row.dataset, row.problem_id, row.first)
         if key not in known or key in found:
             raise DataError(
-                f"{place}: expected a judgement of one of the pairs and orders that are compared, each once, found "
-                f"{'a second one' if key in found else 'another'} ({key!r:.200}); judge anew in another --output_dir"
+                f"{path}, line {number}: expected a judgement of one of the pairs and orders that are compared, each "
+                f"once, found {'a second one' if key in found else 'another'} ({key!r:.200}); judge anew in another "
+                "--output_dir"
             )
         found[key] = row
     return found
 
 
-def _key(row: Mapping[str, Any], place: str) -> Key:
-    """The problem and the order of a row. Raises `DataError` where it is no judgement."""
-    kinds = {
-        "dataset": str, "problem_id": str, "first": str, "reason": str, "words": str, "tokens": int,
-        "verdict": (str, type(None)), "preferred": (str, type(None)), "log_odds": (float, int, type(None)),
-    }  # fmt: skip
-    for name, kind in kinds.items():
-        if name not in row or not isinstance(row[name], kind):
-            raise DataError(
-                f"{place}: expected a judgement, found {row.get(name)!r:.80} in {name}; judge anew in another "
-                "--output_dir"
-            )
-    first = row["first"]
-    sides = {"A": first, "B": "b" if first == "a" else "a", "tie": "tie", None: None}
-    if row["verdict"] not in sides or row["preferred"] != sides[row["verdict"]]:
-        raise DataError(
-            f"{place}: expected a verdict and the side that it prefers, found {row['verdict']!r:.80} and "
-            f"{row['preferred']!r:.80}; judge anew in another --output_dir"
-        )
-    return row["dataset"], row["problem_id"], first
-
-
-def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Judgement]) -> dict[str, Any]:
     """All counts, the win rate of side a and its intervals, how far the two orders agree, and the lean to a place.
 
     Intervals are Wilson's, 95 %; ties count as half a win in `win_rate`, and not at all in `decided`, whose `p` is the
@@ -78,12 +57,12 @@ def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Mapping[str, Any]])
     both: list[tuple[str, str]] = []
     decided: list[tuple[TracePair, str]] = []
     for pair in pairs:
-        said = [rows[(*pair.key, first)]["preferred"] for first in ("a", "b")] if not pair.identical else []
+        said = [rows[(*pair.key, first)].preferred for first in ("a", "b")] if not pair.identical else []
         outcome, kind = _outcome(said)
         outcomes[outcome] += 1
         if kind:
             ties[kind] += 1
-        if said and None not in said:
+        if said and said[0] is not None and said[1] is not None:
             both.append((said[0], said[1]))
         if outcome in ("a", "b"):
             decided.append((pair, outcome))
@@ -92,14 +71,14 @@ def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Mapping[str, Any]])
         "num_judgements": len(rows),
         "pairs": {name: outcomes[name] for name in ("a", "b", "tie", "unparsed")},
         "ties": {name: ties[name] for name in ("identical", "both_orders", "flipped", "one_order")},
-        "unparsed": dict(sorted(Counter(row["reason"] for row in rows.values() if row["preferred"] is None).items())),
+        "unparsed": dict(sorted(Counter(row.reason for row in rows.values() if row.preferred is None).items())),
         "win_rate": share(outcomes["a"] + outcomes["tie"] / 2, outcomes["a"] + outcomes["b"] + outcomes["tie"]),
         "decided": sign_test(outcomes["a"], outcomes["b"]),
         "agreement": agreement(both),
         "position": _position(rows.values(), both),
         "log_odds": _log_odds(pairs, rows),
         "longer": _longer(decided),
-        "tokens": sum(row["tokens"] for row in rows.values()),
+        "tokens": sum(row.tokens for row in rows.values()),
     }
 
 
@@ -115,10 +94,10 @@ def _outcome(said: Sequence[str | None]) -> tuple[str, str]:
     return "tie", "one_order" if "tie" in said else "flipped"
 
 
-def _position(rows: Any, both: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _position(rows: Iterable[Judgement], both: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The share of picks that took the solution shown first; an unbiased judge takes half. A pair whose verdict does
     not flip has one pick of each place, so only flips tell, and `p` is the sign test's on them."""
-    picks = [row["verdict"] for row in rows if row["verdict"] in ("A", "B")]
+    picks = [row.verdict for row in rows if row.verdict in ("A", "B")]
     first, second = both.count(("a", "b")), both.count(("b", "a"))
     tested = sign_test(first, second)
     return {
@@ -130,13 +109,13 @@ def _position(rows: Any, both: Sequence[tuple[str, str]]) -> dict[str, Any]:
     }
 
 
-def _log_odds(pairs: Sequence[TracePair], rows: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any] | None:
+def _log_odds(pairs: Sequence[TracePair], rows: Mapping[Key, Judgement]) -> dict[str, Any] | None:
     """Where the judge chose between two words: its log-odds for a over b in nats, the mean of the two orders, in which
     a lean to a place cancels. `rate` is the share of pairs in which they favour a; None where it wrote text."""
     for_a: list[float] = []
     places: list[float] = []
     for pair in pairs:
-        odds = [rows[(*pair.key, first)].get("log_odds") if not pair.identical else None for first in ("a", "b")]
+        odds = [rows[(*pair.key, first)].log_odds if not pair.identical else None for first in ("a", "b")]
         if odds[0] is not None and odds[1] is not None:
             for_a.append((odds[0] - odds[1]) / 2)
             places.append((odds[0] + odds[1]) / 2)

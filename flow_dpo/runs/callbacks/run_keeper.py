@@ -1,6 +1,6 @@
 """The callback that writes the run folder: a row, trees and examples a batch, checkpoints, adapters, the picture.
 
-    keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run.saving)
+    keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run)
     learn(..., callbacks=[keeper, ...])
 
 Invariant: what a checkpoint says of the files' sizes is what they hold of whole batches; whatever stands behind is cut
@@ -21,9 +21,10 @@ from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Pair
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.render import Renderer
-from flow_dpo.runs import run_folder
+from flow_dpo.runs import run_folder, tree_records
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.checkpoint import Checkpoints
+from flow_dpo.runs.records import Metrics, PairRow, ScoredRow, read_metrics
 from flow_dpo.runs.settings import RunSettings
 
 
@@ -50,16 +51,16 @@ class RunKeeper:
         renderer = self._renderer
         by_id = {tree.problem.id: tree for tree in trees}
         tree_rows = [
-            tree.to_json([renderer.to_text([node.completion.token_ids]) for node in tree.nodes]) for tree in trees
+            tree_records.tree_row(tree, [renderer.to_text([node.completion.token_ids]) for node in tree.nodes])
+            for tree in trees
         ]
-        rows = [run_folder.example_row(e, by_id[e.problem_id], _example_texts(renderer, e)) for e in examples]
-        pairs = [isinstance(example, Pair) for example in examples]
+        rows = [tree_records.example_row(e, by_id[e.problem_id], _example_texts(renderer, e)) for e in examples]
         with self._writing():
             self._folder.record(
-                row,
+                Metrics.of(row),
                 tree_rows,
-                pairs=[each for each, pair in zip(rows, pairs, strict=True) if pair],
-                scored=[each for each, pair in zip(rows, pairs, strict=True) if not pair],
+                pairs=[each for each in rows if isinstance(each, PairRow)],
+                scored=[each for each in rows if isinstance(each, ScoredRow)],
             )
         self._batches += 1
         due = self._save_updates and self._learner.version - self._saved >= self._save_updates
@@ -80,7 +81,7 @@ class RunKeeper:
     def finish(self) -> None:
         """Publish the adapters of the last checkpoint, and draw the picture: also of a run that was interrupted."""
         self._publish()
-        rows = run_folder.read_jsonl(self._folder.path / "metrics.jsonl")
+        rows = read_metrics(self._folder.path / "metrics.jsonl")
         progress.plot(rows, self._folder.path / "progressive.png")
 
     def _publish(self) -> None:

@@ -1,0 +1,240 @@
+"""JSON files of what was measured: summary.json of an evaluation and of a judge, judge.json and comparison.json.
+
+Each kind names what readers rely on, and keeps what else the file says (`runs.headers`). Invariant: a number is a
+number or null wherever a table shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from flow_dpo.data.typed_json import Count, others
+
+Interval = tuple[float, float]
+Numbers = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopSummary:
+    """What Stop can tell apart, on candidates that were graded one by one."""
+
+    num_candidates: Numbers | None = None
+    yes_rate: Numbers | None = None
+    auc_right_over_wrong: float | None = None
+    auc_finished_over_unfinished: float | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepQuality:
+    """How many right solutions have a wrong step."""
+
+    num_checked: float | None = None
+    num_invalid: float | None = None
+    invalid_rate: float | None = None
+    interval: Interval | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Accuracy on the problems of one level or subject."""
+
+    accuracy: float | None = None
+    interval: Interval | None = None
+    num_problems: float | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSummary:
+    """summary.json of `flow-dpo evaluate`."""
+
+    SCHEMA: ClassVar[str] = "evaluation/1"
+    accuracy: float | None
+    interval: Interval
+    num_problems: float | None = None
+    num_draws: float | None = None
+    num_correct: float | None = None
+    num_ungraded: float | None = None
+    dataset: str | None = None
+    model: str | None = None
+    command: str | None = None
+    settings: Mapping[str, Any] | None = None
+    decoding: Mapping[str, Any] | None = None
+    adapters: Mapping[str, Any] | None = None
+    pass_at_k: Numbers | None = None
+    majority_at_k: Numbers | None = None
+    by_level: Mapping[str, Group] | None = None
+    by_subject: Mapping[str, Group] | None = None
+    stop: StopSummary | None = None
+    steps_of_right_answers: StepQuality | None = None
+    more: Mapping[str, Any] = others()
+
+
+# ---- a judge ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeHeader:
+    """judge.json: what was asked of whom."""
+
+    SCHEMA: ClassVar[str] = "judge/1"
+    question: Mapping[str, Any]
+    """Everything that decides what is asked."""
+    num_pairs: Count
+    judge: str | None = None
+    command: str | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two sets of traces."""
+
+    source: str | None = None
+    path: str | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A share with its interval, or a kappa, or a p."""
+
+    rate: float | None = None
+    interval: Interval | None = None
+    p: float | None = None
+    kappa: float | None = None
+    first_rate: float | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSummary:
+    """summary.json of `flow-dpo judge`."""
+
+    SCHEMA: ClassVar[str] = "judge_summary/1"
+    judge: str | None = None
+    words: str | None = None
+    a: Side
+    b: Side
+    pairs: Numbers
+    ties: Numbers
+    unparsed: Numbers
+    win_rate: Rate
+    decided: Rate
+    agreement: Rate
+    position: Rate
+    longer: Rate
+    more: Mapping[str, Any] = others()
+
+
+# ---- a comparison ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A mean over seeds."""
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    per_seed: tuple[float | None, ...] | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A paired difference of two arms."""
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    seed_low: float | None = None
+    seed_high: float | None = None
+    per_seed: tuple[float | None, ...] | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """An arm's differences to another than the baseline, by test."""
+
+    against: str
+    differences: Mapping[str, Difference | None] | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmFolders:
+    """Where one seed's work of an arm lies, relative to the comparison."""
+
+    evaluations: Mapping[str, str] | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmRow:
+    """All of one arm."""
+
+    name: str
+    kind: str | None = None
+    what: str | None = None
+    num_traces: tuple[float | None, ...] | None = None
+    num_problems: tuple[float | None, ...] | None = None
+    problems_asked: tuple[float | None, ...] | None = None
+    accuracies: Mapping[str, Mapping[str, Accuracy | None] | None] | None = None
+    costs: Numbers | None = None
+    step_quality: Mapping[str, StepQuality | None] | None = None
+    trace_makeup: Mapping[str, Numbers | None] | None = None
+    difference_to_self: Difference | None = None
+    differences_to_self: Mapping[str, Difference | None] | None = None
+    contrasts: tuple[Contrast, ...] | None = None
+    folders: tuple[ArmFolders, ...] | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """A set of problems that arms were tested on."""
+
+    num_problems: float | None = None
+    num_learned: float | None = None
+    """Of its questions, those that some arm learned from."""
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeBy:
+    """The code that made some of the pieces of work."""
+
+    num_pieces: float | None = None
+    commit: str | None = None
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """comparison.json of `flow-dpo compare`."""
+
+    SCHEMA: ClassVar[str] = "comparison/1"
+    arms: tuple[ArmRow, ...]
+    num_seeds: Count | None = None
+    model: str | None = None
+    dataset: str | None = None
+    baseline: str | None = None
+    primary: str | None = None
+    command: str | None = None
+    commands: tuple[str, ...] | None = None
+    test_sets: Mapping[str, TestSet | None] | None = None
+    failed: Mapping[str, str] | None = None
+    made_by: tuple[MadeBy, ...] | None = None
+    more: Mapping[str, Any] = others()
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ValueError("expected a comparison with its arms, found none")
