@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flow_dpo.runs import resolve, training
+from flow_dpo.runs import resolve, run_folder, training
 from flow_dpo.runs.settings import RunSettings, TrainSettings, defaults_of, of_its_engine
 
 
@@ -56,7 +56,10 @@ def parse_train(prog: str, argv: Sequence[str], overrides: dict[str, Any]) -> Tr
 def _settings_to_resume(argv: Sequence[str], folder: Path) -> dict[str, Any]:
     """What config.yaml of the run to be resumed says; nothing where none is."""
     wanted = any(word in ("--resume", "--run.resume") or word.endswith("resume=true") for word in argv)
-    return resolve.read_settings(folder / "config.yaml") if wanted and (folder / "config.yaml").exists() else {}
+    if not wanted or not (folder / "config.yaml").exists():
+        return {}
+    run_folder.read_facts(folder)  # refuses a run of another version, whose settings may have other names
+    return resolve.read_settings(folder / "config.yaml")
 
 
 def _free_folder(name: str) -> str:
