@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.resolve import Given, Sections, read_settings, resolve
 from flow_dpo.runs.settings import RunSettings, TrainSettings, named_settings
 
@@ -58,7 +59,10 @@ def _resumed(given: Given) -> tuple[dict[str, Any], str]:
     """What config.yaml of the run to be resumed says; nothing where none is."""
     file = Path(given.text("run.output_dir", RunSettings().output_dir)) / "config.yaml"
     wanted = str(given.find("run.resume")[0]).lower() == "true"
-    return (read_settings(file), str(file)) if wanted and file.exists() else ({}, "")
+    if not wanted or not file.exists():
+        return {}, ""
+    run_folder.read_facts(file.parent)  # refuses a run of another version, whose settings may have other names
+    return read_settings(file), str(file)
 
 
 def _free_folder(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flow_dpo.cli.train import parse_train
 from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Completion, Pair, Request, ScoredCompletion
@@ -188,7 +189,13 @@ def test_a_run_of_another_version_is_refused_wherever_it_is_read(tmp_path: Path)
     (tmp_path / "config.yaml").write_text("run:\n  explore_ahead: 4\n")
     (tmp_path / "trees.jsonl").write_text("")
     (tmp_path / "run.json").write_text(json.dumps({"versions": {"flow-dpo": "0.1.0"}, "model": "seed"}))
-    for reader in (run_folder.read_facts, settings_of_run, lambda path: read_source(path, "run")):
+    readers = (
+        run_folder.read_facts,
+        settings_of_run,
+        lambda path: read_source(path, "run"),
+        lambda path: parse_train("t", ["--output_dir", str(path), "--resume"], {}),
+    )
+    for reader in readers:
         with pytest.raises(DataError, match=r"run\.json: expected the schema 'run/1', found none: .*; make it anew"):
             reader(tmp_path)
 
