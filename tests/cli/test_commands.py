@@ -94,8 +94,8 @@ def test_a_comparison_asks_for_a_recipes_file_only_of_what_it_made(tmp_path: Pat
     asked = ["--recipe=mine.py:MINE", "--model.trust_remote_code=true"]
     do = JobRunner(tmp_path / "seed0", 0, tmp_path / "settings", run=commands, asked=asked)
     for name, recipe in (("mine", "mine.py:MINE"), ("other", "grpo")):
-        for kind, file, settings in (("run", "config.yaml", {"recipe": recipe}),
-                                     ("traces", "traces.json", {"settings": {"recipe": recipe}})):  # fmt: skip
+        header = {"schema": "traces/1", "settings": {"recipe": recipe}}
+        for kind, file, settings in (("run", "config.yaml", {"recipe": recipe}), ("traces", "traces.json", header)):
             (tmp_path / f"{name}-{kind}").mkdir()
             (tmp_path / f"{name}-{kind}" / file).write_text(json.dumps(settings))
         run = Work(name=name, folder=tmp_path / f"{name}-run", costs={})

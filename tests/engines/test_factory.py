@@ -47,7 +47,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_registered_engine_is_chosen_by_its_name_and_opened() -> None:
-    with pytest.raises(ConfigError, match="unknown engine 'mirror'; there are local, vllm, vllm_server"):
+    with pytest.raises(ConfigError, match="unknown engine 'mirror'; there are local, plain, vllm, vllm_server"):
         default_settings("mirror")
     with pytest.raises(ConfigError, match=r"one of the engines local, .*, found MirrorSettings; call register_engine"):
         kind_of(MirrorSettings())
@@ -86,5 +86,5 @@ def test_an_installed_engine_joins_when_it_is_named(monkeypatch: pytest.MonkeyPa
     assert parsed.names()["engine_kind"] == "mirror"
     with pytest.raises(ConfigError, match="expected an EngineKind from the plug-in of engine 'broken', found"):
         default_settings("broken")
-    with pytest.raises(ConfigError, match=r"unknown engine 'mirrored'; there are local, .*, broken, mirror"):
+    with pytest.raises(ConfigError, match=r"unknown engine 'mirrored'; there are local, .*, mirror, broken"):
         default_settings("mirrored")
