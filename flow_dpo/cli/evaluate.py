@@ -22,7 +22,7 @@ def evaluate(argv: Sequence[str]) -> int:
     what = "Measure a model, or a run's adapters."
     parsed = resolve("flow-dpo evaluate", what, argv, _sections, brings=settings_of)
     settings: EvaluationSettings = parsed["evaluation"]
-    from flow_dpo.evaluate.run import measure_run  # loads torch, once the words are understood
+    from flow_dpo.evaluate.run import measure_run  # loads torch, once the arguments are parsed
 
     runtime = RuntimeSettings.from_sections(parsed)
     result = measure_run(runtime, parsed["flow"], parsed["explore"], parsed["speaking"], settings)

@@ -40,7 +40,7 @@ def _sections(given: Given) -> Sections:
 def generate(argv: Sequence[str]) -> int:
     """`flow-dpo generate`."""
     parsed, console = parse_generate(argv), Console()
-    from flow_dpo.traces.run import generate_run  # loads torch, once the words are understood
+    from flow_dpo.traces.run import generate_run  # loads torch, once the arguments are parsed
 
     written = generate_run(parsed, report=lambda text: print_safe(console, text))
     print_safe(console, f"Written to {written}")

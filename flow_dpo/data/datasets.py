@@ -4,7 +4,7 @@
     register_dataset("gsm8k", check_steps=my_checker)      problems from a file or the hub, steps by this checker
 
 The embedded seed is one of them. A data set without a checker has its steps checked by the equations that they state
-(`evaluate.step_validity`). Invariant: a name is registered once, and a checker is asked of its own data set alone; the
+(`evaluate.step_validity`). Invariant: a name is registered once, and a checker is used on its own data set alone; the
 name of a data set is what stands before the last "/" of a problem's `source`.
 """
 
@@ -23,9 +23,9 @@ class CheckedLine:
 
     text: str
     fault: str = ""
-    """What is wrong with it, in words; "" where nothing is, or where nothing could be checked."""
+    """What is wrong with it; "" where nothing is, or where nothing could be checked."""
     given_up: bool = False
-    """It belongs to an attempt that was begun anew."""
+    """It belongs to an attempt that was given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

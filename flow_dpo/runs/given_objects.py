@@ -4,7 +4,7 @@
     train_settings("seed", recipe="flow-dpo", settings={"learner.learning_rate": 1e-3, "beta": 0.5}, given=given)
 
 Invariant: a name that does not exist is refused with the nearest one, here as on the command line; what settings cannot
-say (an object) is named in the record, so that a run is never taken for one that it is not.
+express (an object) is named in the record, so that a run is never taken for one that it is not.
 """
 
 from __future__ import annotations

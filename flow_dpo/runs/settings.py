@@ -63,7 +63,7 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSettings:
-    """What every command that plays needs to know besides the flow."""
+    """Settings of every command that samples, besides those of the flow."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -83,14 +83,14 @@ class RuntimeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeakingSettings:
-    """Whose adapters speak; the base model's own voice where neither is given."""
+    """Adapters that the roles use; the base model without adapters where neither is given."""
 
     run: str | None = None
-    """A run folder whose newest adapters speak."""
+    """A run folder whose newest adapters are used."""
     roles: tuple[str, ...] = ()
-    """Roles that speak with the run's adapters; all where empty."""
+    """Roles that use the run's adapters; all where empty."""
     adapter: str | None = None
-    """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role speaks with it."""
+    """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role uses it."""
 
 
 @dataclass(frozen=True, kw_only=True)

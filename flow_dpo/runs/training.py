@@ -6,7 +6,7 @@
 
 Invariant: a resumed run's records, adapters and optimizers are bit for bit those of an uninterrupted run with the same
 settings on the same machine. Whatever could make them differ (settings, code, versions, device, data) is compared
-before the model is loaded and anything is played or written, all of it at once, and refused unless the user allows it
+before the model is loaded and anything is sampled or written, all of it at once, and refused unless the user allows it
 by name.
 """
 
@@ -99,7 +99,7 @@ def train(
         recipe=recipe if isinstance(recipe, Recipe) else None,
         flow=flow,
     )
-    told = {
+    values = {
         "model.model_name_or_path": model,
         "data.dataset_name": dataset if isinstance(dataset, str) else OBJECT,
         "data.max_problems": max_problems,
@@ -109,12 +109,12 @@ def train(
         **more,
     }
     name = recipe if isinstance(recipe, str) else ""
-    resolved = train_settings(model, recipe=name, preset=preset, settings=told, given=given)
+    resolved = train_settings(model, recipe=name, preset=preset, settings=values, given=given)
     return run(resolved, Console(quiet=quiet), given)
 
 
 def run(settings: TrainSettings, console: Console, given: GivenObjects | None = None) -> TrainResult:
-    """Train as told, keep everything in the run folder, and say at the end what came of it."""
+    """Train with these settings, write the run folder, and print a summary at the end."""
     given = GivenObjects() if given is None else given
     path = Path(settings.run.output_dir)
     refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
@@ -216,7 +216,7 @@ def _open(
     }
     facts |= {"given": given.record()} if given.record() else {}
     found = Checkpoints(path).newest() if settings.run.resume else None
-    if found is None:  # not begun, or interrupted before anything was committed
+    if found is None:  # not started, or interrupted before anything was committed
         folder = run_folder.RunFolder.create(path, given.sections(settings), facts, over=settings.run.resume)
         return folder, ProgressiveValidation(window=settings.run.window)
     checkpoint, loop = found
@@ -247,7 +247,8 @@ def _compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Ma
     if refused:
         lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in refused.items())
         raise ConfigError(
-            f"{path} was begun otherwise; to go on all the same, add --allow {','.join([*allowed, *refused])}{lines}"
+            f"{path} was started with other settings; to go on all the same, add "
+            f"--allow {','.join([*allowed, *refused])}{lines}"
         )
     return {name: list(values) for name, values in found.items()}
 

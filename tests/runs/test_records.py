@@ -85,7 +85,7 @@ def test_other_kinds_and_versions_are_refused_in_one_sentence(
             read_rows(path, kind)
         assert str(caught.value) == (
             f"{path}, line 2: expected the schema {kind.SCHEMA!r}, found {found}: another kind of file, or one that "
-            "another version of flow-dpo wrote; make it anew, or use the version that wrote it"
+            "another version of flow-dpo wrote; make it again, or use the version that wrote it"
         )
 
 
@@ -196,7 +196,7 @@ def test_a_run_of_another_version_is_refused_wherever_it_is_read(tmp_path: Path)
         lambda path: parse_train("t", ["--output_dir", str(path), "--resume"], {}),
     )
     for reader in readers:
-        with pytest.raises(DataError, match=r"run\.json: expected the schema 'run/1', found none: .*; make it anew"):
+        with pytest.raises(DataError, match=r"run\.json: expected the schema 'run/1', found none: .*; make it again"):
             reader(tmp_path)
 
 

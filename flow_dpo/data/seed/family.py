@@ -109,7 +109,7 @@ class Story:
     rival: str = ""
     """The other person in "compare"."""
     bound: int = 0
-    """What the rival has in "compare", the number asked about in "over", the size of a box in "boxes"."""
+    """What the rival has in "compare", the bound in "over", the size of a box in "boxes"."""
 
     @property
     def level(self) -> int:
@@ -251,7 +251,7 @@ def _draw_any_story(rng: Random, split: str) -> Story | None:
     # The other person has the other pronoun, so that "she" and "he" are unambiguous.
     other = pick(rng, [person for person, pronoun in NAMES.items() if pronoun != NAMES[name]])
     bound = pick(rng, BOUNDS[kind]) if kind in BOUNDS else 0
-    # Where a bound is asked about, near it, so that the events decide.
+    # Where the question has a bound, near it, so that the events decide.
     near = kind in ("compare", "over")
     start = bound - 15 + int(rng.random() * 31) if near else 15 + int(rng.random() * 56)
     steps = _draw_steps(rng, level - (kind == "boxes"), start, NAMES[name], thing)
