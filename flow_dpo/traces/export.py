@@ -149,8 +149,8 @@ _COLUMNS: Mapping[Format, str] = {
     "preference": (
         "`prompt` is the rendered chat with its special tokens. `role` sampled the completions: train one adapter a "
         "role, on its own rows. `prompt_ids`, `chosen_ids` and `rejected_ids` are the very tokens that were sampled; a "
-        "trainer that encodes the texts again, and closes each with an end token, as TRL's does, trains on slightly others. "
-        "`node`, `rejected_node` and `depth` place the pair in its problem's tree (`trees.jsonl` of the run)."
+        "trainer that encodes the texts again, and closes each with an end token, as TRL's does, trains on slightly "
+        "others. `node`, `rejected_node` and `depth` place the pair in its problem's tree (`trees.jsonl` of the run)."
     ),
 }
 _LOAD = 'rows = load_dataset("json", data_files="train.jsonl", split="train")\n'
