@@ -54,7 +54,7 @@ COMMANDS: Mapping[str, Command] = {"train": train, "generate": generate, "sft": 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
-    """Which traces are drawn, and how often."""
+    """Pool of traces: the problems that are drawn on, and the draws."""
 
     num_traces: int = 1000
     """Traces that every compiled arm is fine-tuned on; those on given problems take all that are found (the paper:
@@ -77,7 +77,7 @@ class PoolSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TestSettings:
-    """What the arms are measured on."""
+    """Test sets that the arms are measured on."""
 
     __test__ = False  # pytest takes every class of such a name for tests
 
@@ -99,7 +99,7 @@ class TestSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings:
-    """What is compared, and on how much."""
+    """Settings of a comparison: its arms, seeds, pool, tests and budget."""
 
     output_dir: str = "runs/comparison"
     num_seeds: int = 3

@@ -225,7 +225,7 @@ def _write_header(file: Path, header: Mapping[str, Any]) -> None:
 
 
 def _described(found: Mapping[str, Any], sides: Sequence[TraceFile], header: Mapping[str, Any]) -> dict[str, Any]:
-    """What summary.json holds: who was compared by whom, then the numbers."""
+    """Content of summary.json: the sides and the judge, then the numbers."""
     named = zip(("a", "b"), sides, strict=True)
     compared = {
         name: {"path": str(side.path), "source": side.header.get("source"), "num_traces": len(side.traces)}

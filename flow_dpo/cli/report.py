@@ -33,7 +33,7 @@ _WHAT = (
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """Where a report goes, and what it shows."""
+    """Settings of a report: its folder and its content."""
 
     output_dir: str = "runs/report"
     """Its folder. A report that is there is overwritten."""

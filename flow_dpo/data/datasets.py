@@ -30,7 +30,7 @@ class CheckedLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedSolution:
-    """What a step checker found."""
+    """Result of a step checker on one solution."""
 
     lines: tuple[CheckedLine, ...]
     sound: bool | None
@@ -46,7 +46,7 @@ StepChecker = Callable[[Problem, str], CheckedSolution | None]
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """What is known of a data set by its name."""
+    """A registered data set: its problems and its step checker."""
 
     load: Loader | None = None
     """None where the name is a file, a folder or a hub id."""
@@ -75,6 +75,6 @@ def dataset(name: str) -> DataSet | None:
 
 
 def checked_by_data_set(problem: Problem, text: str) -> CheckedSolution | None:
-    """What the step checker of a problem's own data set finds; None where it has none, or does not know the problem."""
+    """Result of the step checker of a problem's own data set; None where it has none, or does not know the problem."""
     known = dataset(problem.source.rpartition("/")[0])
     return None if known is None or known.check_steps is None else known.check_steps(problem, text)

@@ -40,7 +40,7 @@ ENDLESS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which problems to stream, and in which order."""
+    """Settings of the problem stream: data set, split, columns, selection and order."""
 
     dataset_name: str = "seed"
     """"seed", a local file or folder (JSONL, gzip, JSON, Parquet), or a data set on the hub."""
@@ -346,7 +346,7 @@ KNOWN = (
 
 
 def _choose(place: str, row: Row, question_column: str | None, answer_column: str | None) -> _Schema:
-    """How the rows are read, decided once by the columns of the first."""
+    """The reader of the rows, chosen once by the columns of the first."""
     columns = sorted(str(column) for column in row)
     if question_column is None and answer_column is None:
         for schema in KNOWN:

@@ -99,7 +99,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How a dataclass is read."""
+    """Plan by which a dataclass is read."""
 
     parts: Mapping[str, _Part]
     needed: tuple[str, ...]

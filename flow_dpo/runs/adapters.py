@@ -38,7 +38,7 @@ _SHAPE_KINDS = {
 }
 
 
-def settings_of(given: Given) -> tuple[dict[str, Any], str]:
+def source_settings(given: Given) -> tuple[dict[str, Any], str]:
     """The settings that the run or adapter that was given brings along, and the file they come from; nothing where
     there is neither.
 
@@ -49,11 +49,11 @@ def settings_of(given: Given) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"expected a run or an adapter, found both: {run} and {adapter}; leave one out")
     if adapter:
         beside = Path(adapter) / "config.yaml"
-        return settings_of_adapter(Path(adapter)), str(beside if beside.exists() else Path(adapter) / _ADAPTER_CONFIG)
-    return (settings_of_run(Path(run)), str(Path(run) / "config.yaml")) if run else ({}, "")
+        return adapter_settings(Path(adapter)), str(beside if beside.exists() else Path(adapter) / _ADAPTER_CONFIG)
+    return (run_settings(Path(run)), str(Path(run) / "config.yaml")) if run else ({}, "")
 
 
-def settings_of_run(run: Path) -> dict[str, Any]:
+def run_settings(run: Path) -> dict[str, Any]:
     """Settings taken over from a run's config.yaml: all but those of its problems and its learning."""
     if not (run / "config.yaml").exists():
         raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
@@ -65,13 +65,13 @@ def settings_of_run(run: Path) -> dict[str, Any]:
     return kept | {"data": {name: data[name] for name in _DATA_SETTINGS if data.get(name) is not None}}
 
 
-def settings_of_adapter(folder: Path) -> dict[str, Any]:
+def adapter_settings(folder: Path) -> dict[str, Any]:
     """The shape of an adapter, and the model, flow and data of the config.yaml beside it, where there is one."""
     if not (folder / _ADAPTER_CONFIG).exists():
         raise DataError(f"expected an adapter in PEFT's layout in {folder}, found no {_ADAPTER_CONFIG}")
     shape = run_folder.read_object(folder / _ADAPTER_CONFIG)
     check(shape, _SHAPE_KINDS, str(folder / _ADAPTER_CONFIG))
-    beside = settings_of_run(folder) if (folder / "config.yaml").exists() else {}
+    beside = run_settings(folder) if (folder / "config.yaml").exists() else {}
     targets = shape.get("target_modules")
     lora = {
         "lora_r": shape.get("r"),

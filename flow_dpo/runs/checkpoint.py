@@ -85,7 +85,7 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _fault(folder: Path) -> str:
-    """What is wrong with a checkpoint; "" where nothing is."""
+    """The fault of a checkpoint; "" where there is none."""
     try:
         wanted: dict[str, str] = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
         found = _sums(folder)

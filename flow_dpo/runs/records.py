@@ -321,7 +321,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTuningLog:
-    """What a trainer of TRL logged: a row of a fine-tuning's metrics.jsonl."""
+    """Log entry of a TRL trainer: a row of a fine-tuning's metrics.jsonl."""
 
     SCHEMA: ClassVar[str] = "fine_tuning/1"
     numbers: Mapping[str, Any] = others()
@@ -376,7 +376,7 @@ def iter_rows(path: Path, kind: type[K] | tuple[type[K], ...]) -> Iterator[tuple
 
 
 def read_rows(path: Path, kind: type[K]) -> list[K]:
-    """All of them at once."""
+    """The rows of a file, all at once: `iter_rows`."""
     return [row for _, row in iter_rows(path, kind)]
 
 

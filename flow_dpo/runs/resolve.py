@@ -186,12 +186,12 @@ def _parse(prog: str, description: str, sections: Sections, given: Given) -> dic
         flags = [names.flag(name, value) for name, value in given.layers[-1][1].items()]
         parsed = parser.instantiate(parser.parse_args([*(word for word, _ in files), *flags]))
     except ArgumentError as error:
-        raise ConfigError(_of_file(parser, files) + str(error)) from error
+        raise ConfigError(_refused_file(parser, files) + str(error)) from error
     return {name: parsed[name] for name in sections}
 
 
-def _of_file(parser: ArgumentParser, files: Sequence[tuple[str, str]]) -> str:
-    """Which of the settings files cannot be taken even by itself, for the front of an error; "" where none."""
+def _refused_file(parser: ArgumentParser, files: Sequence[tuple[str, str]]) -> str:
+    """The settings file that is refused even by itself, for the front of an error; "" where none."""
     for word, path in files:
         try:
             parser.instantiate(parser.parse_args([word]))

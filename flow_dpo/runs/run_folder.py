@@ -212,7 +212,10 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What a number of this run depends on besides its settings. Names no environment variable and no secret."""
+    """Facts that a run's numbers depend on besides its settings: versions, commit, platform.
+
+    Names no environment variable and no secret.
+    """
     versions = {}
     for name in _PACKAGES:
         try:

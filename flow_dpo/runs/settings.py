@@ -26,7 +26,7 @@ from flow_dpo.verify.grader import GradingSettings
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Where a run writes, how its problems stream, and when it ends."""
+    """Settings of a run's folder, batches, checkpoints, budget and resumption."""
 
     output_dir: str = "runs/train"
     seed: int = 0
@@ -113,7 +113,7 @@ class TrainSettings:
         return {**self.names(), **method, **self.runtime.sections(), "learner": self.learner, "run": self.run}
 
     def names(self) -> dict[str, str]:
-        """What the settings were made from: recipe, preset, the user's own flow, and the kind of engine."""
+        """Names that the settings were made from: recipe, preset, the user's own flow, and the kind of engine."""
         names = {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
         return names | {"engine_kind": engines.kind_of(self.runtime.engine)}
 

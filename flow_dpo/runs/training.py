@@ -45,9 +45,7 @@ from flow_dpo.runs.resolve import command_line, read_settings, refuse_unknown
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 
-_OF_THE_RUN = frozenset(
-    f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches")
-)
+_RUN_ONLY = frozenset(f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches"))
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint", "given")
 """What besides the settings a result depends on, as run.json names it."""
@@ -56,7 +54,7 @@ _OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a training run left."""
+    """Result of a training run."""
 
     path: Path
     """The run folder."""
@@ -162,7 +160,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
 
 
 def _default_callbacks() -> list[Callback]:
-    """What watches every run, besides the run folder, the budget and the progress bar."""
+    """Callbacks of every run, besides the run folder, the budget and the progress bar."""
     return [StopCollapseWarning(), ChosenLikelihoodWarning()]
 
 
@@ -229,14 +227,14 @@ def _open(
 
 
 def _compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs from the run at `path` and is allowed to. Raises `ConfigError` for what is not."""
+    """Allowed differences from the run at `path`. Raises `ConfigError` for any other."""
     now = given.sections(settings)
     found = {
         name: values
         for name, values in run_folder.differences(
             {"engine_kind": "local"} | read_settings(path / "config.yaml"), now
         ).items()
-        if name not in _OF_THE_RUN
+        if name not in _RUN_ONLY
     }
     before, present = run_folder.read_facts(path), {**run_folder.environment(), **facts}
     for name in _FACTS if before else ():

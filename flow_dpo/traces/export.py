@@ -32,7 +32,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """What is written for others, and where."""
+    """Settings of an export: its source, format and folder."""
 
     source: str = ""
     """A folder or file of traces (`flow-dpo generate`), or a run folder, whose pairs are taken."""

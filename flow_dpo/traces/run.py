@@ -2,7 +2,7 @@
 
     generate_traces("runs/seed", output_dir="runs/traces", max_problems=200).traces[0].solution
 
-The command line's `flow-dpo generate` is `generate_run` behind its flags.
+The command `flow-dpo generate` parses its flags and calls `generate_run`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ PAPER_LORA = LoraSettings(lora_r=16, lora_alpha=16, lora_dropout=0.05)
 
 @dataclass(frozen=True, kw_only=True)
 class SftSettings:
-    """Which traces, and where the result goes."""
+    """Settings of a fine-tuning: its traces, seed and folder."""
 
     traces: str = ""
     """A folder or file of traces (`flow-dpo generate`)."""

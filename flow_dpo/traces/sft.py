@@ -189,7 +189,7 @@ def summarise(
     log: Sequence[Mapping[str, Any]],
     started: float,
 ) -> dict[str, Any]:
-    """What was learned from, and what it cost."""
+    """Facts of a fine-tuning: its examples, cost and losses."""
     learned = sum(label != IGNORED for row in rows for label in row["labels"])
     losses = [round(row["loss"], 6) for row in log if "loss" in row]
     return {

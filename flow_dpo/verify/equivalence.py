@@ -65,7 +65,7 @@ def tidy(text: str) -> str:
 
 
 def for_algebra(text: str) -> str:
-    r"""What algebra is handed: tidy, and without the unit that follows a formula, "2x\text{ cm}^2"."""
+    r"""A text as computer algebra gets it: tidy, and without the unit that follows a formula, "2x\text{ cm}^2"."""
     return _BARE_UNIT.sub(r"\1", _WRAPPED_UNIT.sub(r"\1", tidy(text))).strip()
 
 

@@ -25,7 +25,7 @@ Extractor = Literal["box", "answer_is", "number"]
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRule:
-    """Which answer of a solution counts."""
+    """Rule for the answer of a solution that counts."""
 
     which: Literal["closed_last_line", "last_line", "anywhere"] = "closed_last_line"
     """`closed_last_line`: only an answer on the last line that is not blank, and only when that line is finished.
@@ -105,7 +105,7 @@ def _last_line(text: str) -> str:
 
 
 def _opener(body: str, start: int) -> int:
-    """Where the earliest display, environment or brace opens that is closed at or after `start`; `start` if none."""
+    """Position of the earliest opening of a display, environment or brace closed at or after `start`; else `start`."""
     line, openers = body[start:], [start]
     close = line.find("\\]")
     if close >= 0 and "\\[" not in line[:close]:
@@ -208,7 +208,7 @@ _PERCENT = re.compile(r"\s*(?:\\?%|percent\b|pct\b)", re.IGNORECASE)
 
 
 def after_answer_is(text: str) -> str | None:
-    """What the last "answer is", "Answer:", "####" or "A:" introduces, up to the end of its sentence."""
+    """The text that the last "answer is", "Answer:", "####" or "A:" introduces, up to the end of its sentence."""
     found = None
     for marker in _MARKER.finditer(text):
         found = marker

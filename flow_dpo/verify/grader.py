@@ -22,7 +22,7 @@ from flow_dpo.verify.extract import NO_ANSWER, AnswerRule
 
 @dataclass(frozen=True, kw_only=True)
 class GradingSettings:
-    """How a solution becomes a verdict."""
+    """Settings by which a solution becomes a verdict."""
 
     rule: AnswerRule = field(default_factory=AnswerRule)
     unfinished: Literal["wrong", "ungraded"] = "wrong"

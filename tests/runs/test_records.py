@@ -17,7 +17,7 @@ from flow_dpo.core.types import Completion, Pair, Request, ScoredCompletion
 from flow_dpo.data import typed_json
 from flow_dpo.report.sources import ComparisonSource, read_source
 from flow_dpo.runs import records, run_folder
-from flow_dpo.runs.adapters import settings_of_run
+from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.headers import RunFacts, read_header
 from flow_dpo.runs.records import (
     DoneJob,
@@ -191,7 +191,7 @@ def test_a_run_of_another_version_is_refused_wherever_it_is_read(tmp_path: Path)
     (tmp_path / "run.json").write_text(json.dumps({"versions": {"flow-dpo": "0.1.0"}, "model": "seed"}))
     readers = (
         run_folder.read_facts,
-        settings_of_run,
+        run_settings,
         lambda path: read_source(path, "run"),
         lambda path: parse_train("t", ["--output_dir", str(path), "--resume"], {}),
     )

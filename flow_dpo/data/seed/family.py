@@ -50,7 +50,7 @@ DISTRACTOR_RATE = 0.5
 
 MAX_TOTAL = 99
 BOUNDS = {"compare": (40, 60), "over": (50,), "boxes": (2, 5, 10)}
-"""What a kind asks about: few round numbers, so that the steps are what is hard. See `Story.bound`."""
+"""Bounds in the questions of a kind: few round numbers, so that the steps are what is hard. See `Story.bound`."""
 KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (("total", 0.73), ("compare", 0.09), ("over", 0.09), ("boxes", 0.09))
 PRETRAIN_KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (
     ("total", 0.67), ("compare", 0.11), ("over", 0.11), ("boxes", 0.11),
@@ -217,7 +217,7 @@ def skeleton(question: str) -> str:
 
 
 def bucket(question: str) -> int:
-    """Which sixteenth of the space of problems this question lies in."""
+    """The sixteenth of the space of problems that this question lies in."""
     return hashlib.blake2b(skeleton(question).encode(), digest_size=1).digest()[0] % 16
 
 
