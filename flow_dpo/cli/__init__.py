@@ -1,4 +1,4 @@
-"""Command line: one module for each command of `flow-dpo`.
+"""What can be typed? One module a command of `flow-dpo`.
 
 May import every other room.
 """

@@ -1,4 +1,4 @@
-"""Problem data: data sets and files read into problems, strict JSON, and the embedded seed.
+"""Which problems are there? Data sets and files read into problems, strict JSON, and the embedded seed.
 
 May import verify and core.
 """

@@ -1,4 +1,4 @@
-"""Training runs: their settings, run folder, records, checkpoints, callbacks and resumption.
+"""What does a training run leave behind, and how does it go on? Settings, run folder, checkpoints, callbacks.
 
 May import workers, recipes, engines, learner, models, data, verify and core.
 """

@@ -1,4 +1,4 @@
-"""Traces, verified solutions of a flow: generated, exported, and fine-tuned on to make a single model.
+"""How does a trained flow make a better single model? Traces are generated, exported and fine-tuned on.
 
 May import runs, workers, recipes, engines, learner, models, data, verify and core.
 """
