@@ -1,4 +1,4 @@
-"""Callbacks of a training run: the run folder's writer, budget, progress and warnings of collapse.
+"""What happens after every batch besides learning? Budget, progress, warnings of collapse.
 
 May import what runs may.
 """
