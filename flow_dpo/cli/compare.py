@@ -54,13 +54,13 @@ COMMANDS: Mapping[str, Command] = {"train": train, "generate": generate, "sft": 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
-    """Which traces are drawn, and how often."""
+    """Pool of traces: the problems that are drawn on, and the draws."""
 
     num_traces: int = 1000
     """Traces that every compiled arm is fine-tuned on; those on given problems take all that are found (the paper:
     1,500)."""
     pool_problems: int = 4000
-    """Problems that traces may be drawn on: those behind the ones that the flow is trained on."""
+    """Problems that traces may be drawn on: those after the ones that the flow is trained on."""
     num_samples: int = 1
     """Draws on a problem of the pool. With one, which problems get a trace is up to their difficulty (not stated in the
     paper)."""
@@ -77,7 +77,7 @@ class PoolSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TestSettings:
-    """What the arms are measured on."""
+    """Test sets that the arms are measured on."""
 
     __test__ = False  # pytest takes every class of such a name for tests
 
@@ -99,7 +99,7 @@ class TestSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings:
-    """What is compared, and on how much."""
+    """Settings of a comparison: its arms, seeds, pool, tests and budget."""
 
     output_dir: str = "runs/comparison"
     num_seeds: int = 3
@@ -109,7 +109,7 @@ class CompareSettings:
     for the neighbours of Flow-DPO; all sources of traces where empty. `self_generated` is what the others are compared
     with, and an arm that names others is compared with those too."""
     tokens: int = 0
-    """Tokens, played and learned, of the arms that are to have as many as the flow; as many as it had where 0."""
+    """Tokens, sampled and learned, of the arms that are to have as many as the flow; as many as it had where 0."""
     pool: PoolSettings = field(default_factory=PoolSettings)
     tests: TestSettings = field(default_factory=TestSettings)
     jobs: int = 1
@@ -141,12 +141,12 @@ def compare(argv: Sequence[str]) -> int:
     settings: CompareSettings = parsed["compare"]
     chosen = choose(settings.arms)
     if any(arm.kind == "compiled" for arm in chosen):
-        from flow_dpo.traces.sft import check_trl  # loads torch, once the words are understood
+        from flow_dpo.traces.sft import check_trl  # loads torch, once the arguments are parsed
 
         check_trl()
     if parsed["data"].max_problems is None:
         raise ConfigError(
-            "expected data.max_problems, the problems that the flow learns from: traces are drawn on those behind them"
+            "expected data.max_problems, the problems that the flow learns from: traces are drawn on those after them"
         )
     path = Path(settings.output_dir)
     with run_folder.locked(path):
@@ -154,14 +154,14 @@ def compare(argv: Sequence[str]) -> int:
         _write_configs(path / "settings", parsed)
         seeds = list(range(settings.num_seeds))
         sizes = _sizes(parsed)
-        names, asked = [arm.name for arm in chosen], _asked(parsed)
+        names, flags = [arm.name for arm in chosen], _code_flags(parsed)
         print_safe(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
         if settings.jobs == 1:
-            outcomes = [_one_seed(path, seed, names, sizes, asked) for seed in seeds]
+            outcomes = [_one_seed(path, seed, names, sizes, flags) for seed in seeds]
         else:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
-                futures = [pool.submit(_one_seed, path, seed, names, sizes, asked) for seed in seeds]
+                futures = [pool.submit(_one_seed, path, seed, names, sizes, flags) for seed in seeds]
                 outcomes = [future.result() for future in futures]
         failed: dict[str, str] = {}
         for name, reason in (row for outcome in outcomes for row in outcome.items()):
@@ -181,8 +181,8 @@ def compare(argv: Sequence[str]) -> int:
     return 0
 
 
-def _asked(parsed: Mapping[str, Any]) -> list[str]:
-    """The flags by which a person asked for code to be run."""
+def _code_flags(parsed: Mapping[str, Any]) -> list[str]:
+    """The flags by which the user allowed code to be run."""
     values = {"flow_source": parsed["flow_source"], "flow.programs": getattr(parsed["flow"], "programs", False)}
     values |= {"recipe": is_source(parsed["recipe"]) and parsed["recipe"]}
     values |= {"model.trust_remote_code": parsed["model"].trust_remote_code}
@@ -190,11 +190,11 @@ def _asked(parsed: Mapping[str, Any]) -> list[str]:
 
 
 def _one_seed(
-    path: Path, seed: int, names: Sequence[str], sizes: Sizes, asked: Sequence[str]
+    path: Path, seed: int, names: Sequence[str], sizes: Sizes, flags: Sequence[str]
 ) -> dict[str, Outcome | str]:
     """All arms of one seed, one after another; of one for which the data do not suffice, such as traces that are too
     few, the reason."""
-    do = JobRunner(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, asked=asked)
+    do = JobRunner(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, asked=flags)
     found: dict[str, Outcome | str] = {}
     for name in names:
         try:
@@ -205,7 +205,7 @@ def _one_seed(
 
 
 def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
-    """Write config.yaml, or make sure that it says the same. Arms, seeds and jobs may be added."""
+    """Write config.yaml, or make sure that it holds the same. Arms, seeds and jobs may be added."""
     known, now = path / "config.yaml", run_folder.plain(parsed)
     if known.exists():
         free = {"compare.jobs", "compare.arms", "compare.num_seeds"}
@@ -216,7 +216,9 @@ def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
         }
         if found:
             lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in found.items())
-            raise ConfigError(f"{path} was begun otherwise; name another folder with --compare.output_dir{lines}")
+            raise ConfigError(
+                f"{path} was started with other settings; name another folder with --compare.output_dir{lines}"
+            )
     run_folder.write_whole(known, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
 
 
@@ -236,19 +238,19 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
         sets["harder"] = replace(data, **tested, dataset_split=tests.harder_split, max_problems=tests.harder_problems)
     names = ("recipe", "preset", "flow_source", "engine_kind")
     train = {name: value for name, value in parsed.items() if name not in ("compare", "training", "sft_lora")}
-    played = {name: parsed[name] for name in (*names, "flow", "explore", *RuntimeSettings().sections())}
+    sampled = {name: parsed[name] for name in (*names, "flow", "explore", *RuntimeSettings().sections())}
     method = ("recipe", "flow_source", "flow", "explore", "credit", "objective")
     files: dict[str, Mapping[str, Any]] = {
         "train": train,
         "other": {name: value for name, value in train.items() if name not in method},
         "sft": {"training": parsed["training"], "lora": parsed["sft_lora"]},
     }
-    asks = _asks(parsed)
-    if asks is not None:
-        files["single"] = {**files["other"], "flow": asks}
+    single = _single_pass(parsed)
+    if single is not None:
+        files["single"] = {**files["other"], "flow": single}
     for name, problems in sets.items():
         more = {"generate": {"num_samples": pool.num_samples}} if name == "pool" else {}
-        files |= {name: {"data": problems, **more}, f"base-{name}": {**played, "data": problems, **more}}
+        files |= {name: {"data": problems, **more}, f"base-{name}": {**sampled, "data": problems, **more}}
     for name, values in files.items():
         text = yaml.safe_dump(run_folder.plain(values), sort_keys=False, allow_unicode=True)
         run_folder.write_whole(folder / f"{name}.yaml", text)
@@ -269,19 +271,19 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
         max_problems=parsed["data"].max_problems,
         tokens=settings.tokens,
         preset=parsed["preset"],
-        asks=_asks(parsed),
+        asks=_single_pass(parsed),
         draws=parsed["explore"] if isinstance(parsed["explore"], TurnSampling) else TurnSampling(),
     )
 
 
-def _asks(parsed: Mapping[str, Any]) -> Single | None:
+def _single_pass(parsed: Mapping[str, Any]) -> Single | None:
     """The single pass of the comparison's flow; None of a flow without."""
     flow = parsed["flow"]
     return one_pass(flow) if isinstance(flow, AnswerStop | Single) else None
 
 
 def _tested(parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for."""
+    """The header's facts: model, data set, command and settings."""
     return {
         "model": parsed["model"].model_name_or_path,
         "dataset": f"{parsed['data'].dataset_name}/{parsed['data'].dataset_split}",

@@ -11,7 +11,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from flow_dpo.evaluate.evaluate import EvaluationSettings
-from flow_dpo.runs.adapters import settings_of
+from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings, named_settings
@@ -20,9 +20,9 @@ from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings, named_sett
 def evaluate(argv: Sequence[str]) -> int:
     """`flow-dpo evaluate`: with `--run` or `--adapter`, the settings that come with it are the defaults."""
     what = "Measure a model, or a run's adapters."
-    parsed = resolve("flow-dpo evaluate", what, argv, _sections, brings=settings_of)
+    parsed = resolve("flow-dpo evaluate", what, argv, _sections, brings=source_settings)
     settings: EvaluationSettings = parsed["evaluation"]
-    from flow_dpo.evaluate.run import measure_run  # loads torch, once the words are understood
+    from flow_dpo.evaluate.run import measure_run  # loads torch, once the arguments are parsed
 
     runtime = RuntimeSettings.from_sections(parsed)
     result = measure_run(runtime, parsed["flow"], parsed["explore"], parsed["speaking"], settings)

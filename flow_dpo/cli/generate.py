@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flow_dpo.runs.adapters import settings_of
+from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.settings import SpeakingSettings, named_settings
@@ -21,7 +21,7 @@ from flow_dpo.traces.trace import SelectionSettings
 def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo generate`: with `--run` or `--adapter`, what comes with it comes first."""
     what = "Write verified traces of a trained flow, an untrained flow, or a single model."
-    return resolve("flow-dpo generate", what, argv, _sections, brings=settings_of)
+    return resolve("flow-dpo generate", what, argv, _sections, brings=source_settings)
 
 
 def _sections(given: Given) -> Sections:
@@ -40,7 +40,7 @@ def _sections(given: Given) -> Sections:
 def generate(argv: Sequence[str]) -> int:
     """`flow-dpo generate`."""
     parsed, console = parse_generate(argv), Console()
-    from flow_dpo.traces.run import generate_run  # loads torch, once the words are understood
+    from flow_dpo.traces.run import generate_run  # loads torch, once the arguments are parsed
 
     written = generate_run(parsed, report=lambda text: print_safe(console, text))
     print_safe(console, f"Written to {written}")

@@ -1,10 +1,10 @@
-"""`flow-dpo judge`: which of two sets of traces reasons better, as a judge sees it that reads them blind.
+"""`flow-dpo judge`: which of two sets of traces reasons better, decided by a judge that reads them blind.
 
     flow-dpo judge --traces_a runs/flow --traces_b runs/self --model_name_or_path Qwen/Qwen2.5-7B-Instruct
     flow-dpo judge --traces_a runs/flow --traces_b runs/self --base_url http://127.0.0.1:8000/v1 --served_model NAME
 
-writes a folder: judgements.jsonl (a row a problem and order, with the judge's own words), judge.json (what was asked of
-whom) and summary.json. Invariant: what stands in judgements.jsonl is never asked again, and a folder holds the
+writes a folder: judgements.jsonl (a row a problem and order, with the judge's own text), judge.json (the question and
+the judge) and summary.json. Invariant: what is in judgements.jsonl is never requested again, and a folder holds the
 judgements of one question: other traces, prompts or another judge are refused by name.
 """
 
@@ -51,10 +51,10 @@ HEADER = "judge.json"
 SUMMARY = "summary.json"
 _OFTEN = 0.2
 """From this share of unparsed pairs on a person is warned."""
-_OF_THE_QUESTION = ("judge", "prompts")
-"""Sections whose settings decide what is asked, whoever is asked."""
-_OF_THE_MODEL = ("model_name_or_path", "model_revision", "dtype", "chat_template", "template_kwargs")
-"""Settings of the model that may change its words; device and threads change its speed."""
+_QUESTION_SECTIONS = ("judge", "prompts")
+"""Sections whose settings decide the prompts, whichever the judge."""
+_MODEL_SETTINGS = ("model_name_or_path", "model_revision", "dtype", "chat_template", "template_kwargs")
+"""Settings of the model that may change its text; device and threads change its speed."""
 
 
 def parse_judge(argv: Sequence[str]) -> dict[str, Any]:
@@ -100,20 +100,20 @@ def judge(argv: Sequence[str]) -> int:
     path, console = Path(settings.output_dir), Console()
     with run_folder.locked(path):
         header = _header(path, parsed, sides, pairs)
-        asked = questions(pairs)
-        known = read_judgements(path / ROWS, asked)
-        left = [one for one in asked if one.key not in known]
+        requests = questions(pairs)
+        known = read_judgements(path / ROWS, requests)
+        left = [one for one in requests if one.key not in known]
         print_safe(
-            console, f"{len(pairs)} pairs, {len(asked)} questions, {len(left)} of them not answered yet; to {path}"
+            console, f"{len(pairs)} pairs, {len(requests)} questions, {len(left)} of them not answered yet; to {path}"
         )
         if left:
             with judging(parsed) as (name, who):
                 _same_judge(path, header, name)
-                who.ask_all(left, _Keeper(path / ROWS, known, len(asked), console))
+                who.ask_all(left, _Keeper(path / ROWS, known, len(requests), console))
         _write_header(path / HEADER, header)
         found = summarise(pairs, known)
         headers.write_header(path / SUMMARY, JudgeSummary, _described(found, sides, header))
-    print_safe(console, spoken(found))
+    print_safe(console, summary_text(found))
     print_safe(console, f"Written to {path}")
     check_parsed(found, settings)
     return 0
@@ -124,21 +124,21 @@ class _Keeper:
 
     def __init__(self, file: Path, known: dict[Key, Judgement], total: int, console: Console) -> None:
         self._file, self._known, self._total, self._console = file, known, total, console
-        self._said = time.monotonic()
+        self._reported = time.monotonic()
 
     def __call__(self, question: JudgeQuestion, reply: JudgeReply, /) -> None:
         made = row(question, reply)
         append_rows(self._file, [made])
         self._known[question.key] = made
-        if time.monotonic() - self._said > 10:
-            self._said = time.monotonic()
+        if time.monotonic() - self._reported > 10:
+            self._reported = time.monotonic()
             print_safe(self._console, f"{len(self._known)} of {self._total} answered")
 
 
 @contextmanager
 def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
     """The judge that the settings name, and its name; refused here where it cannot be reached or loaded."""
-    from flow_dpo.engines.local.engine import LocalEngine  # loads torch, once the words are understood
+    from flow_dpo.engines.local.engine import LocalEngine  # loads torch, once the arguments are parsed
     from flow_dpo.evaluate.judge.backends import EndpointJudge, LocalJudge
     from flow_dpo.models.load import load_model
 
@@ -172,17 +172,17 @@ def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
 def _header(
     path: Path, parsed: Mapping[str, Any], sides: Sequence[TraceFile], pairs: Sequence[TracePair]
 ) -> dict[str, Any]:
-    """The folder's header: a new one, not yet written, or the one that is there where it asks the same, of no fewer
-    pairs: a larger draw holds the smaller one.
+    """The folder's header: a new one, not yet written, or the one that is there where its question is the same, of no
+    fewer pairs: a larger draw holds the smaller one.
 
     Raises `ConfigError` where the folder holds something else, `DataError` where its header is broken.
     """
     endpoint: EndpointSettings = parsed["endpoint"]
     of_judge = {"base_url": endpoint.base_url, "served_model": endpoint.served_model, "body": endpoint.body}
-    question = {name: run_folder.plain(parsed[name]) for name in _OF_THE_QUESTION}
+    question = {name: run_folder.plain(parsed[name]) for name in _QUESTION_SECTIONS}
     for name in ("output_dir", "traces_a", "traces_b"):
         del question["judge"][name]  # the traces count, not where they lie
-    of_model = {name: getattr(parsed["model"], name) for name in _OF_THE_MODEL}
+    of_model = {name: getattr(parsed["model"], name) for name in _MODEL_SETTINGS}
     question |= {"endpoint": of_judge} if endpoint.base_url else {"model": run_folder.plain(of_model)}
     for name, side in zip(("traces_a", "traces_b"), sides, strict=True):
         question[name] = hashlib.sha256(side.path.read_bytes()).hexdigest()
@@ -225,7 +225,7 @@ def _write_header(file: Path, header: Mapping[str, Any]) -> None:
 
 
 def _described(found: Mapping[str, Any], sides: Sequence[TraceFile], header: Mapping[str, Any]) -> dict[str, Any]:
-    """What summary.json holds: who was compared by whom, then the numbers."""
+    """Content of summary.json: the sides and the judge, then the numbers."""
     named = zip(("a", "b"), sides, strict=True)
     compared = {
         name: {"path": str(side.path), "source": side.header.get("source"), "num_traces": len(side.traces)}
@@ -239,7 +239,7 @@ def _described(found: Mapping[str, Any], sides: Sequence[TraceFile], header: Map
     }
 
 
-def spoken(found: Mapping[str, Any]) -> str:
+def summary_text(found: Mapping[str, Any]) -> str:
     """The findings in two or three lines."""
     pairs, win, decided = found["pairs"], found["win_rate"], found["decided"]
     lines = [f"a wins {pairs['a']}, b wins {pairs['b']}, ties {pairs['tie']}, unparsed {pairs['unparsed']}"]
@@ -260,9 +260,9 @@ def spoken(found: Mapping[str, Any]) -> str:
 
 
 def check_parsed(found: Mapping[str, Any], settings: JudgeSettings) -> None:
-    """Raise `EngineError` where no pair that was asked about has a verdict in both orders; warn where many lack one."""
+    """Raise `EngineError` where no pair put to the judge has a verdict in both orders; warn where many lack one."""
     num_unparsed = found["pairs"]["unparsed"]
-    num_asked = found["num_pairs"] - found["ties"]["identical"]
+    num_judged = found["num_pairs"] - found["ties"]["identical"]
     if not num_unparsed:
         return
     reasons = ", ".join(f"{name}: {count}" for name, count in found["unparsed"].items())
@@ -271,10 +271,8 @@ def check_parsed(found: Mapping[str, Any], settings: JudgeSettings) -> None:
         "--prompts.user or a model with a larger window where a pair was too long, or another judge; in another "
         "--output_dir"
     )
-    what = f"{num_unparsed} of {num_asked} pairs have no verdict in both orders ({reasons})"
-    if num_unparsed == num_asked:
-        raise EngineError(
-            f"expected verdicts, found that {what}; its words are in {settings.output_dir}/{ROWS}. {todo}"
-        )
-    if num_unparsed >= _OFTEN * num_asked:
+    what = f"{num_unparsed} of {num_judged} pairs have no verdict in both orders ({reasons})"
+    if num_unparsed == num_judged:
+        raise EngineError(f"expected verdicts, found that {what}; its text is in {settings.output_dir}/{ROWS}. {todo}")
+    if num_unparsed >= _OFTEN * num_judged:
         log.warning("%s and enter no rate; %s", what, todo)

@@ -1,4 +1,4 @@
-"""What can be typed?
+"""Entry point of the command line: parses the command's name and hands its arguments to the command's module.
 
     flow-dpo quickstart                     the whole method on the embedded seed, in a minute or two
     flow-dpo train --model_name_or_path ... --dataset_name ...
@@ -11,7 +11,7 @@
     flow-dpo report runs/train ...          one page on runs, evaluations, traces and comparisons
     flow-dpo verify FILE --output OUT
 
-A thin shell: commands are parsed here and done elsewhere. Nothing heavy is imported before a command needs it.
+Invariant: the work is done elsewhere, and nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _COMMANDS = {
     ),
     "verify": ("verify:verify", "grade a file of answers against their gold"),
 }
-"""Where each command is done (module and function, imported when it is asked for), and what it does."""
+"""Module and function of each command, imported when the command is run, and what it does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,10 +33,10 @@ _WHAT = (
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """Where a report goes, and what it shows."""
+    """Settings of a report: its folder and its content."""
 
     output_dir: str = "runs/report"
-    """Its folder. A report that is there is written anew."""
+    """Its folder. A report that is there is overwritten."""
     num_side_by_side: int = 4
     """Problems whose solutions stand side by side; 0 shows none."""
     tree: str | None = None

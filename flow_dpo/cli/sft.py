@@ -15,7 +15,7 @@ from rich.console import Console
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.models.settings import ModelSettings
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import taught
+from flow_dpo.runs.adapters import trace_pass
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
 from flow_dpo.runs.settings import named_settings
@@ -60,7 +60,7 @@ def fine_tune(argv: Sequence[str]) -> int:
     """`flow-dpo sft`."""
     started, console = time.perf_counter(), Console()
     parsed, travelling = parse_sft(argv)
-    from flow_dpo.models.load import load_model  # loads torch, once the words are understood
+    from flow_dpo.models.load import load_model  # loads torch, once the arguments are parsed
     from flow_dpo.traces import sft
 
     sft.check_trl()
@@ -73,7 +73,7 @@ def fine_tune(argv: Sequence[str]) -> int:
     run_folder.refuse_used(path)
     with run_folder.locked(path):
         loaded = load_model(parsed["model"])
-        rows = sft.examples(traces, file.header, taught(parsed["flow"]), loaded)
+        rows = sft.examples(traces, file.header, trace_pass(parsed["flow"]), loaded)
         print_safe(console, f"{loaded.name}: {len(traces)} traces of {file.path}, writing to {path}")
         model, log = sft.fine_tune(rows, loaded, parsed["lora"], training, settings)
         facts = sft.summarise(traces, rows, training, log, started)

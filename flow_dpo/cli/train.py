@@ -34,7 +34,7 @@ def quickstart(argv: Sequence[str]) -> int:
 
 
 def _run(settings: TrainSettings) -> int:
-    from flow_dpo.runs import training  # loads torch, once the words are understood
+    from flow_dpo.runs import training  # loads torch, once the arguments are parsed
 
     training.run(settings, Console())
     return 0
@@ -56,7 +56,7 @@ def parse_train(prog: str, argv: Sequence[str], data: Mapping[str, Any]) -> Trai
 
 
 def _resumed(given: Given) -> tuple[dict[str, Any], str]:
-    """What config.yaml of the run to be resumed says; nothing where none is."""
+    """The config.yaml of the run to be resumed; empty where none is."""
     file = Path(given.text("run.output_dir", RunSettings().output_dir)) / "config.yaml"
     wanted = str(given.find("run.resume")[0]).lower() == "true"
     if not wanted or not file.exists():

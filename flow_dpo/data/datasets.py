@@ -4,7 +4,7 @@
     register_dataset("gsm8k", check_steps=my_checker)      problems from a file or the hub, steps by this checker
 
 The embedded seed is one of them. A data set without a checker has its steps checked by the equations that they state
-(`evaluate.step_validity`). Invariant: a name is registered once, and a checker is asked of its own data set alone; the
+(`evaluate.step_validity`). Invariant: a name is registered once, and a checker is used on its own data set alone; the
 name of a data set is what stands before the last "/" of a problem's `source`.
 """
 
@@ -23,14 +23,14 @@ class CheckedLine:
 
     text: str
     fault: str = ""
-    """What is wrong with it, in words; "" where nothing is, or where nothing could be checked."""
+    """What is wrong with it; "" where nothing is, or where nothing could be checked."""
     given_up: bool = False
-    """It belongs to an attempt that was begun anew."""
+    """It belongs to an attempt that was given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedSolution:
-    """What a step checker found."""
+    """Result of a step checker on one solution."""
 
     lines: tuple[CheckedLine, ...]
     sound: bool | None
@@ -46,7 +46,7 @@ StepChecker = Callable[[Problem, str], CheckedSolution | None]
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """What is known of a data set by its name."""
+    """A registered data set: its problems and its step checker."""
 
     load: Loader | None = None
     """None where the name is a file, a folder or a hub id."""
@@ -75,6 +75,6 @@ def dataset(name: str) -> DataSet | None:
 
 
 def checked_by_data_set(problem: Problem, text: str) -> CheckedSolution | None:
-    """What the step checker of a problem's own data set finds; None where it has none, or does not know the problem."""
+    """Result of the step checker of a problem's own data set; None where it has none, or does not know the problem."""
     known = dataset(problem.source.rpartition("/")[0])
     return None if known is None or known.check_steps is None else known.check_steps(problem, text)

@@ -128,7 +128,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _table(path: str, place: str, wanted: str, **options: Any) -> Iterator[tuple[str, Row]]:
-    """The rows of what `datasets.load_dataset` opens; `wanted` says in the error what was expected."""
+    """The rows of what `datasets.load_dataset` opens; `wanted` names in the error what was expected."""
     import datasets
     from datasets.exceptions import DatasetsError
     from pyarrow import ArrowException

@@ -7,7 +7,7 @@ and MetaMathQA; any other data set names its question and answer columns.
     -> Problem(id="gsm8k/test/0", question="Janet's ducks lay 16 eggs ...", gold="18", source="gsm8k/test", ...)
 
 Invariant: every problem has a question, a gold answer that is not empty, and an id of its own. A row without a usable
-gold answer is skipped with a count or refused, as `bad_rows` says; what is wrong with the data set as a whole (a
+gold answer is skipped with a count or refused, by `bad_rows`; what is wrong with the data set as a whole (a
 missing column, a truncated row, two rows of one id) is a `DataError` that names the place.
 """
 
@@ -40,7 +40,7 @@ ENDLESS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which problems to stream, and in which order."""
+    """Settings of the problem stream: data set, split, columns, selection and order."""
 
     dataset_name: str = "seed"
     """"seed", a local file or folder (JSONL, gzip, JSON, Parquet), or a data set on the hub."""
@@ -64,7 +64,7 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemSet:
-    """Problems in the order in which they are played."""
+    """Problems in the order in which they are sampled."""
 
     problems: tuple[Problem, ...]
     fingerprint: str
@@ -140,7 +140,7 @@ def load_problems(
     chosen = tuple(problems[skip_problems:end])
     if not chosen:
         raise DataError(
-            f"expected problems in {name} ({split}) behind the first {skip_problems}, found {len(problems)} in all; "
+            f"expected problems in {name} ({split}) after the first {skip_problems}, found {len(problems)} in all; "
             "lower --skip_problems"
         )
     if skipped:
@@ -346,7 +346,7 @@ KNOWN = (
 
 
 def _choose(place: str, row: Row, question_column: str | None, answer_column: str | None) -> _Schema:
-    """How the rows are read, decided once by the columns of the first."""
+    """The reader of the rows, chosen once by the columns of the first."""
     columns = sorted(str(column) for column in row)
     if question_column is None and answer_column is None:
         for schema in KNOWN:

@@ -27,7 +27,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse(text: str | bytes, place: str, *, any_text: bool = False, any_number: bool = False) -> Any:
-    """The value of a JSON text, UTF-8 where it is in bytes, behind a byte order mark or not.
+    """The value of a JSON text, UTF-8 where it is in bytes, after a byte order mark or not.
 
     `any_text` lets half surrogate pairs pass, for texts that are never written as UTF-8; `any_number` lets NaN and
     infinities pass, for rows of others that are judged field by field. Raises `DataError`.

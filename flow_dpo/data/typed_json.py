@@ -1,16 +1,16 @@
 """JSON objects as frozen dataclasses, read strictly by their type hints and written back.
 
     @dataclass(frozen=True, kw_only=True)
-    class Play:
+    class Rollout:
         role: str
         tags: tuple[str, ...]
         value: float | None
 
-    read(Play, {"role": "answer", "tags": [], "value": "high"}, "trees.jsonl, line 3")
+    read(Rollout, {"role": "answer", "tags": [], "value": "high"}, "trees.jsonl, line 3")
     -> DataError: trees.jsonl, line 3: expected a number or null in 'value', found 'high'; repair or drop it
 
 Hints may be str, int, float, bool, Any, Literal of texts, tuples, mappings by text, other dataclasses, unions of
-these, and `Annotated[hint, Kind]` where a `strict_json.Kind` says more than the hint. What relates two fields is
+these, and `Annotated[hint, Kind]` where a `strict_json.Kind` is narrower than the hint. What relates two fields is
 checked in `__post_init__`, whose `ValueError` becomes a `DataError` with its place.
 
 Invariant: every field without a default has to be there, and no other may be, unless a field made by `others()` takes
@@ -89,7 +89,8 @@ def write(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What a hint asks for: the words and the test of its outermost layer, and how the layers below are made."""
+    """The check that a hint stands for: description and test of its outermost layer, and how the layers below are
+    made."""
 
     kind: Kind
     make: _Make | None = None
@@ -98,7 +99,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How a dataclass is read."""
+    """Plan by which a dataclass is read."""
 
     parts: Mapping[str, _Part]
     needed: tuple[str, ...]

@@ -23,7 +23,7 @@ from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.evaluate import contamination
 from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, evaluate, write_predictions
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import load_adapters, played
+from flow_dpo.runs.adapters import load_adapters, sampled_flow
 from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
@@ -84,7 +84,7 @@ def measure_run(
     folder = Path(settings.output_dir)
     if write and (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
-    speaks = played(flow, settings.mode)
+    speaks = sampled_flow(flow, settings.mode)
     with open_runtime(
         runtime_settings,
         speaks,
@@ -134,7 +134,7 @@ def _measure_open(runtime: Runtime, given: GivenObjects, told: Mapping[str, Any]
         raise ConfigError("expected a flow, for the runtime was opened without one; add flow=...")
     settings = EvaluationSettings(**told)
     _, result = evaluate(
-        played(flow, settings.mode),
+        sampled_flow(flow, settings.mode),
         recipe.explore if recipe is not None else Siblings(),
         list(runtime.fitting if given.problems is None else given.problems),
         runtime.workers,

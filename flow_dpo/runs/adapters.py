@@ -1,7 +1,7 @@
-"""Who speaks when a command names a run or an adapter, and which settings come with them?
+"""Adapters of a run or a folder, loaded into the policy by role, and the settings that they bring along.
 
     --run runs/train                    the run's newest adapters; its flow, model and data columns are the defaults
-    --run runs/train --roles [answer]   Answer's adapter alone; the base speaks for the others
+    --run runs/train --roles [answer]   Answer's adapter alone; the other roles use the base model
     --adapter runs/sft                  one adapter in PEFT's layout, for the Answer role
 
 Invariant: a setting that a person gives comes before what a run or an adapter brings along.
@@ -25,10 +25,10 @@ from flow_dpo.runs.settings import SpeakingSettings
 if TYPE_CHECKING:
     from flow_dpo.learner.policy import Policy
 
-_OF_THE_METHOD = (
+_METHOD_SETTINGS = (
     "recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine_kind", "engine",
 )  # fmt: skip
-_OF_THE_DATA = ("dataset_name", "dataset_config", "question_column", "answer_column")
+_DATA_SETTINGS = ("dataset_name", "dataset_config", "question_column", "answer_column")
 _ADAPTER_CONFIG = "adapter_config.json"
 _SHAPE_KINDS = {
     **dict.fromkeys(("r", "lora_alpha"), or_null(ORDINAL)),
@@ -38,7 +38,7 @@ _SHAPE_KINDS = {
 }
 
 
-def settings_of(given: Given) -> tuple[dict[str, Any], str]:
+def source_settings(given: Given) -> tuple[dict[str, Any], str]:
     """The settings that the run or adapter that was given brings along, and the file they come from; nothing where
     there is neither.
 
@@ -49,29 +49,29 @@ def settings_of(given: Given) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"expected a run or an adapter, found both: {run} and {adapter}; leave one out")
     if adapter:
         beside = Path(adapter) / "config.yaml"
-        return settings_of_adapter(Path(adapter)), str(beside if beside.exists() else Path(adapter) / _ADAPTER_CONFIG)
-    return (settings_of_run(Path(run)), str(Path(run) / "config.yaml")) if run else ({}, "")
+        return adapter_settings(Path(adapter)), str(beside if beside.exists() else Path(adapter) / _ADAPTER_CONFIG)
+    return (run_settings(Path(run)), str(Path(run) / "config.yaml")) if run else ({}, "")
 
 
-def settings_of_run(run: Path) -> dict[str, Any]:
-    """What is taken over from a run's config.yaml: all but what belongs to its problems and its learning."""
+def run_settings(run: Path) -> dict[str, Any]:
+    """Settings taken over from a run's config.yaml: all but those of its problems and its learning."""
     if not (run / "config.yaml").exists():
         raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
     run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
     found = read_settings(run / "config.yaml")
-    kept = {name: found[name] for name in _OF_THE_METHOD if name in found}
+    kept = {name: found[name] for name in _METHOD_SETTINGS if name in found}
     data = found.get("data", {})
     check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))
-    return kept | {"data": {name: data[name] for name in _OF_THE_DATA if data.get(name) is not None}}
+    return kept | {"data": {name: data[name] for name in _DATA_SETTINGS if data.get(name) is not None}}
 
 
-def settings_of_adapter(folder: Path) -> dict[str, Any]:
-    """The shape of an adapter, and what config.yaml beside it says of model, flow and data, where there is one."""
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """The shape of an adapter, and the model, flow and data of the config.yaml beside it, where there is one."""
     if not (folder / _ADAPTER_CONFIG).exists():
         raise DataError(f"expected an adapter in PEFT's layout in {folder}, found no {_ADAPTER_CONFIG}")
     shape = run_folder.read_object(folder / _ADAPTER_CONFIG)
     check(shape, _SHAPE_KINDS, str(folder / _ADAPTER_CONFIG))
-    beside = settings_of_run(folder) if (folder / "config.yaml").exists() else {}
+    beside = run_settings(folder) if (folder / "config.yaml").exists() else {}
     targets = shape.get("target_modules")
     lora = {
         "lora_r": shape.get("r"),
@@ -82,7 +82,7 @@ def settings_of_adapter(folder: Path) -> dict[str, Any]:
 
 
 def load_adapters(policy: Policy, settings: SpeakingSettings) -> dict[Role, Adapter]:
-    """Put the named adapters into the policy, and say which roles speak with them."""
+    """Load the named adapters into the policy, and return them by role."""
     folders: dict[Role, Path] = {}
     if settings.run:
         latest = run_folder.latest_adapters(Path(settings.run))
@@ -100,7 +100,7 @@ def load_adapters(policy: Policy, settings: SpeakingSettings) -> dict[Role, Adap
 
 
 def one_pass(flow: Flow[Any]) -> Single:
-    """Inference in one pass of Answer, with the flow's own words and as many tokens as the flow may write.
+    """Inference in one pass of Answer, with the flow's own prompts and as many tokens as the flow may write.
 
     Raises `ConfigError` for a flow that has no such pass.
     """
@@ -111,12 +111,12 @@ def one_pass(flow: Flow[Any]) -> Single:
     raise ConfigError(f"--mode single needs a flow with an Answer role, found {type(flow).__name__}")
 
 
-def taught(flow: Flow[Any]) -> Single:
-    """The single pass that traces of a flow are written for; of a flow without one the plain pass."""
+def trace_pass(flow: Flow[Any]) -> Single:
+    """The single pass whose chat a flow's traces are written for; the plain pass for a flow without one."""
     known = isinstance(flow, Single | AnswerStop)
     return one_pass(flow) if known else Single(max_tokens=getattr(flow, "max_tokens", Single().max_tokens))
 
 
-def played(flow: Flow[Any], mode: Literal["flow", "single", "ground_truth"]) -> Flow[Any]:
+def sampled_flow(flow: Flow[Any], mode: Literal["flow", "single", "ground_truth"]) -> Flow[Any]:
     """The flow itself, or one pass of its Answer role, which is also what a data set's own solutions answer."""
     return flow if mode == "flow" else one_pass(flow)

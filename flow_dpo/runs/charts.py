@@ -8,7 +8,7 @@ so that a page shows the same drawing in light and in dark:
     <path style="fill: none; stroke: #1c2024"/>   ->   <path fill="none" stroke="var(--ink)"/>
 
 Invariant: text is never read as markup or mathematics, missing values leave a gap, and an SVG holds no style sheet, no
-`style` attribute and no address, so that a page may forbid all of them; its words stay words, which can be searched.
+`style` attribute and no address, so that a page may forbid all of them; its text stays text, which can be searched.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DASHES = ("-", "--", "-.", ":", "-", "--")
 _NAMES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 
 _WIDTH = 6.4
-"""Inches. Narrow, so that words can still be read where the figure fills a phone's width."""
+"""Inches. Narrow, so that text can still be read where the figure fills a phone's width."""
 _STYLE = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 12, "font.family": "DejaVu Sans",
     "axes.labelsize": 12, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11,
@@ -87,7 +87,7 @@ class Panel:
 
 def draw(name: str, panels: Sequence[Panel], *, x: str, alt: str, height: float = 2.7) -> str:
     """An `<svg>` of panels one above the other over the same x, a whole number whose name is given with its unit.
-    `alt` is what a reader who cannot see it is told."""
+    `alt` is the text for a reader who cannot see it."""
     with open_figure(name, len(panels), height) as (figure, axes):
         _draw_panels(axes, panels, x)
         return to_svg(figure, alt)

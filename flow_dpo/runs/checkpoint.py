@@ -1,4 +1,4 @@
-"""Where does a run stand, so that it can go on as if nothing had happened?
+"""Checkpoints of a run: its whole state on disk, from which it is resumed bit for bit.
 
 After every batch (or every few) the whole state is written beside the older ones, flushed to disk and renamed:
 
@@ -8,7 +8,7 @@ After every batch (or every few) the whole state is written beside the older one
         checksums.json             SHA-256 of every other file
 
 Invariant: a folder with a number for a name was whole when it got it. The last two are kept: should a bit of the newest
-have flipped on disk, the one before is taken, and that is said aloud. All random numbers derive from the run's seed and
+have flipped on disk, the one before is taken, with a warning. All random numbers derive from the run's seed and
 what they are for (`seeds.derive`), so there is no other random state.
 """
 
@@ -38,7 +38,7 @@ class Checkpoints:
         self._folder = run / "checkpoints"
 
     def write(self, learner: Learner, num_problems: int, loop: Mapping[str, Any]) -> Path:
-        """Keep the learner and these facts of the loop, as they are after `num_problems`."""
+        """Write the learner and these facts of the loop, as they are after `num_problems`."""
         writing = self._folder / _WRITING
         shutil.rmtree(writing, ignore_errors=True)
         learner.save(writing / "learner")
@@ -69,7 +69,7 @@ class Checkpoints:
         if found:
             raise DataError(
                 f"expected a whole checkpoint in {self._folder}, found {len(found)}, all damaged; "
-                f"restore the folder from a copy, or begin anew under another --output_dir"
+                f"restore the folder from a copy, or start a new run under another --output_dir"
             )
         return None
 
@@ -85,7 +85,7 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _fault(folder: Path) -> str:
-    """What is wrong with a checkpoint; "" where nothing is."""
+    """The fault of a checkpoint; "" where there is none."""
     try:
         wanted: dict[str, str] = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
         found = _sums(folder)

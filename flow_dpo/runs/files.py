@@ -43,7 +43,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a JSONL file as they stand, with the numbers of their lines, from 1.
 
-    A last line without its newline was torn off; it is left out, and that is said.
+    A last line without its newline was torn off; it is left out, with a warning.
     Raises `DataError` naming the line that is no JSON object (`strict_json`).
     """
     try:
@@ -69,7 +69,7 @@ def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def cut_torn(path: Path) -> None:
-    """Cut away what stands behind the last newline of a file: a row that was torn off, onto which the next would be
+    """Cut away what follows the last newline of a file: a row that was torn off, onto which the next would be
     written."""
     with path.open("r+b") as file:
         content = file.read()

@@ -4,7 +4,7 @@
     train_settings("seed", recipe="flow-dpo", settings={"learner.learning_rate": 1e-3, "beta": 0.5}, given=given)
 
 Invariant: a name that does not exist is refused with the nearest one, here as on the command line; what settings cannot
-say (an object) is named in the record, so that a run is never taken for one that it is not.
+express (an object) is named in the record, so that a run is never taken for one that it is not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flow_dpo.data.problems import ProblemSet, fingerprint
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.recipes.presets import RECIPES, default_preset
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import settings_of_run
+from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.runtime import EngineOpener, GraderSource
 from flow_dpo.runs.settings import TrainSettings, default_settings, named_settings
@@ -54,7 +54,7 @@ class GivenObjects:
         return _PARTS if self.recipe is not None else ("flow",) if self.flow is not None else ()
 
     def sections(self, settings: TrainSettings) -> dict[str, Any]:
-        """What config.yaml holds: the settings, with objects by where they are defined."""
+        """Content of config.yaml: the settings, with objects by where they are defined."""
         found = {name: recordable(value) for name, value in settings.sections().items()}
         return found | {"engine_kind": OBJECT, "engine": {}} if callable(self.engine) else found
 
@@ -99,7 +99,7 @@ def sampling_settings(
     """The settings of a command that samples and does not train: those of the run folder that `source` is, or the
     defaults of the model that it names. `sections` are the command's own groups; "data" may be among them."""
     run = Path(source) if (Path(source) / "config.yaml").exists() else None
-    base = {} if run is None else settings_of_run(run)
+    base = {} if run is None else run_settings(run)
     if given.recipe is not None or given.flow is not None:
         base = {name: value for name, value in base.items() if name not in ("recipe", *_PARTS)}
     values = {"model.model_name_or_path": source} if run is None else {}

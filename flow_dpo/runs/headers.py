@@ -1,8 +1,8 @@
-"""JSON files that say how the rows beside them were made, run.json and traces.json: kinds, writer and reader.
+"""JSON headers that record how the rows beside them were made, run.json and traces.json: kinds, writer and reader.
 
     {"schema": "run/1", "versions": {"torch": "2.13.0"}, "model": "seed", "num_problems": 192, ...}
 
-A kind names what readers rely on; what else a file says is kept as it is. Those of evaluations, judges and comparisons
+A kind names what readers rely on; what else a file holds is kept as it is. Those of evaluations, judges and comparisons
 are in `evaluate.headers`. Invariant: a file of another kind or version is refused in one sentence.
 """
 
@@ -61,7 +61,7 @@ def write_header(path: Path, kind: type[Record], facts: Mapping[str, Any]) -> No
 
 
 def read_header(path: Path, kind: type[Record], *, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What a JSON file of this kind says, as it stands, where its kind allows it; `absent` where there is no file.
+    """The content of a JSON file of this kind, as it stands, where its kind allows it; `absent` where there is no file.
 
     Raises `DataError` naming the file and the field.
     """

@@ -3,9 +3,9 @@
     metrics.jsonl  Metrics     trees.jsonl   TreeRow    pairs.jsonl        PairRow       scored.jsonl      ScoredRow
                                traces.jsonl  Trace      predictions.jsonl  Prediction    judgements.jsonl  Judgement
 
-Every row says what it is and in which version of its columns, `{"schema": "pair/1", "prompt": ...}`, so that files stay
+Every row names its kind and the version of its columns, `{"schema": "pair/1", "prompt": ...}`, so that files stay
 plain JSONL: they are appended to, cut off at a checkpoint and loaded by other libraries row by row. A row of another
-kind or version is refused in one sentence. JSON headers say the same once (`headers`).
+kind or version is refused in one sentence. JSON headers name theirs once (`headers`).
 
 Invariant: a row that was written by this version is read back equal; any other is a `DataError` that names file, line
 and field. Whoever changes the columns of a kind raises the number in its `SCHEMA`.
@@ -40,7 +40,7 @@ class Metrics:
 
     SCHEMA: ClassVar[str] = "metrics/1"
     problems_seen: Count
-    """Problems that were played so far, this batch included."""
+    """Problems of the stream so far, this batch included."""
     numbers: Mapping[str, float | None] = others()
     """All else that was measured, by its name: "progressive/accuracy", "learn/answer/margin"."""
 
@@ -87,7 +87,7 @@ class NodeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRow:
-    """One play of a tree; the columns of `core.tree.Rollout`."""
+    """One rollout of a tree; the columns of `core.tree.Rollout`."""
 
     id: Count
     start: Count
@@ -107,7 +107,7 @@ class RolloutRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeRow:
-    """All play on one problem: a row of trees.jsonl.
+    """All rollouts on one problem: a row of trees.jsonl.
 
     Prompts are not repeated node by node: an Answer node's prompt is its root's prompt and the tokens on its path.
     """
@@ -189,7 +189,7 @@ class ScoredRow:
     advantage: float
     weight: float
     verdict: Verdict | None
-    """Of the play in which it was sampled."""
+    """Of the rollout in which it was sampled."""
     policy_version: int
     prompt_ids: TokenIdList
     completion_ids: TokenIdList
@@ -224,7 +224,7 @@ class Trace:
     worked_solution: str = ""
     """The data set's own solution, by which steps may be checked; "" where it has none."""
     messages: Annotated[tuple[Mapping[str, str], ...], _CHAT]
-    """The chat before the solution as the template gets it: what Answer is asked in one pass."""
+    """The chat before the solution as the template gets it: Answer's prompt in one pass."""
     solution: Words
     """`token_ids` decoded, for people and for other tokenizers."""
     token_ids: Annotated[tuple[int, ...], _SOME_IDS]
@@ -250,7 +250,7 @@ class Trace:
 
     @property
     def problem(self) -> Problem:
-        """What was solved."""
+        """The problem that was solved."""
         return Problem(
             id=self.problem_id,
             question=self.question,
@@ -284,7 +284,7 @@ class Prediction:
 
     @property
     def problem(self) -> Problem:
-        """What was asked."""
+        """The problem that was put."""
         return Problem(
             id=self.id, question=self.question, gold=self.gold, source=self.dataset, solution=self.worked_solution
         )
@@ -321,7 +321,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTuningLog:
-    """What a trainer of TRL logged: a row of a fine-tuning's metrics.jsonl."""
+    """Log entry of a TRL trainer: a row of a fine-tuning's metrics.jsonl."""
 
     SCHEMA: ClassVar[str] = "fine_tuning/1"
     numbers: Mapping[str, Any] = others()
@@ -367,7 +367,7 @@ def append_rows(path: Path, rows: Sequence[Record]) -> None:
 
 
 def iter_rows(path: Path, kind: type[K] | tuple[type[K], ...]) -> Iterator[tuple[int, K]]:
-    """The rows of a file with the numbers of their lines, from 1; a torn last line is left out, and that is said.
+    """The rows of a file with the numbers of their lines, from 1; a torn last line is left out, with a warning.
 
     Raises `DataError` naming file, line and field of the first row that is not of this kind, or of one of these.
     """
@@ -376,7 +376,7 @@ def iter_rows(path: Path, kind: type[K] | tuple[type[K], ...]) -> Iterator[tuple
 
 
 def read_rows(path: Path, kind: type[K]) -> list[K]:
-    """All of them at once."""
+    """The rows of a file, all at once: `iter_rows`."""
     return [row for _, row in iter_rows(path, kind)]
 
 
@@ -393,5 +393,5 @@ def _kind_of(row: Mapping[str, Any], kinds: Sequence[type[K]], place: str) -> ty
     expected = " or ".join(repr(kind.SCHEMA) for kind in kinds)
     raise DataError(
         f"{place}: expected the schema {expected}, found {'none' if found is None else f'{found!r:.80}'}: another kind "
-        "of file, or one that another version of flow-dpo wrote; make it anew, or use the version that wrote it"
+        "of file, or one that another version of flow-dpo wrote; make it again, or use the version that wrote it"
     )

@@ -32,8 +32,8 @@ from flow_dpo.core.plugins import is_source
 Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
 RUNS_CODE = ("flow_source", "recipe", "flow.programs", "model.trust_remote_code")
-"""Settings that let code run which is not this package's (a recipe only where it names a file): a person asks for each,
-no folder does."""
+"""Settings that let code run which is not this package's (a recipe only where it names a file): each needs a flag of
+the user's; no folder may set it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,14 @@ class Given:
     """Values by their names, and the file that they come from; later ones count. Flags are the last, of no file ("")
     and with texts for values, True for a flag that stands alone."""
     others: tuple[str, ...] = ()
-    """Words that belong to no flag."""
+    """Arguments that belong to no flag."""
 
     @classmethod
     def read(cls, argv: Sequence[str]) -> Given:
-        """The words behind a command, and the files that they name. Raises `ConfigError` for a file that is none."""
+        """The arguments after a command, and the settings files that they name.
+
+        Raises `ConfigError` for a file that is none.
+        """
         words, others = [*argv], list[str]()
         flags, files = dict[str, Any](), list[tuple[str, Mapping[str, Any]]]()
         while words:
@@ -69,8 +72,8 @@ class Given:
         return cls(layers=(*files, ("", flags)), others=tuple(others))
 
     def over(self, base: Mapping[str, Any], origin: str) -> Given:
-        """The same over `base`, which comes from the file `origin`. What that says of another engine than the one that
-        is chosen is left out."""
+        """The same over `base`, which comes from the file `origin`. Its settings of another engine than the
+        one that is chosen are left out."""
         base = _named(base)
         chosen = self.find("engine_kind")[0]
         if chosen and chosen != base.get("engine_kind", "local"):
@@ -78,7 +81,7 @@ class Given:
         return replace(self, layers=((origin, base), *self.layers))
 
     def find(self, name: str) -> tuple[Any, str]:
-        """The value of a setting and the file that says so; None and "" where it was not given."""
+        """The value of a setting and the file that sets it; None and "" where it was not given."""
         for origin, values in reversed(self.layers):
             for found, value in reversed([*_leaves(values)]):
                 if value is not None and found in (name, name.rpartition(".")[2]):
@@ -93,7 +96,7 @@ class Given:
         return default if value is None else value
 
     def choice(self, name: str, known: Sequence[str], default: str, *, source: bool = False) -> str:
-        """The value of a setting that is one of the known words or, with `source`, names a file and what is in it."""
+        """The value of a setting that is one of the known names or, with `source`, names a file and what is in it."""
         chosen = self.text(name, default)
         if chosen in known or (source and is_source(chosen)):
             return chosen
@@ -102,7 +105,7 @@ class Given:
         raise ConfigError(f"unknown {name.removesuffix('_kind')} {chosen!r}{where}; there are {', '.join(known)}{hint}")
 
     def refuse_unasked(self) -> None:
-        """Raise `ConfigError` where what comes along would have code run that no flag asks for."""
+        """Raise `ConfigError` where what comes along would run code that no flag allows."""
         (origin, base), (_, flags) = self.layers[0], self.layers[-1]
         for name in RUNS_CODE:
             names = {name, name.rpartition(".")[2]}
@@ -147,8 +150,8 @@ def resolve(
 ) -> dict[str, Any]:
     """The sections with what was given in them.
 
-    `sections` may depend on what was given. `brings` says what a folder that was given brings along, and from which
-    file; unless it is `trusted`, code that it asks for is not run. Words that are no flags come back under the name
+    `sections` may depend on what was given. `brings` returns the settings that a given folder brings along, and their
+    file; unless it is `trusted`, code that it names is not run. Arguments that are no flags come back under the name
     `others`. `values` are settings by name from Python; flags override them. Raises `ConfigError` for a name that does
     not exist or a value that does not fit.
     """
@@ -183,12 +186,12 @@ def _parse(prog: str, description: str, sections: Sections, given: Given) -> dic
         flags = [names.flag(name, value) for name, value in given.layers[-1][1].items()]
         parsed = parser.instantiate(parser.parse_args([*(word for word, _ in files), *flags]))
     except ArgumentError as error:
-        raise ConfigError(_of_file(parser, files) + str(error)) from error
+        raise ConfigError(_refused_file(parser, files) + str(error)) from error
     return {name: parsed[name] for name in sections}
 
 
-def _of_file(parser: ArgumentParser, files: Sequence[tuple[str, str]]) -> str:
-    """Which of the settings files cannot be taken even by itself, for the front of an error; "" where none."""
+def _refused_file(parser: ArgumentParser, files: Sequence[tuple[str, str]]) -> str:
+    """The settings file that is refused even by itself, for the front of an error; "" where none."""
     for word, path in files:
         try:
             parser.instantiate(parser.parse_args([word]))
@@ -269,8 +272,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def refuse_unknown(given: Sequence[str], sections: Sections, others: Sequence[str], *, flag: str) -> None:
-    """Raise `ConfigError` for the first of these words that is neither a setting's full name, nor an entry of a setting
-    that is a mapping ("learner.role_learning_rates.stop"), nor one of `others`."""
+    """Raise `ConfigError` for the first of these arguments that is neither a setting's full name, nor an entry of a
+    setting that is a mapping ("learner.role_learning_rates.stop"), nor one of `others`."""
     settings = _Names(sections).defaults
     for name in given:
         known = name in settings or any(

@@ -1,11 +1,11 @@
-"""What does a run leave behind, and where?
+"""Run folder: the files that a run writes, their layout, and how it is reopened and read.
 
 A folder that can be read while it is written and after anything happened to its process:
 
     config.yaml      every setting as it was resolved
     run.json         versions, commit, device, data set and its fingerprint
     metrics.jsonl    one row a batch of problems
-    trees.jsonl      one tree a problem: nodes, token ids, words, verdicts
+    trees.jsonl      one tree a problem: nodes, token ids, text, verdicts
     pairs.jsonl      one pair a line: prompt, chosen, rejected, in text and token ids, with role, node, depth, verdicts
     scored.jsonl     the same of recipes that learn from single completions with an advantage
     checkpoints/     where the run stands (`checkpoint`)
@@ -13,7 +13,7 @@ A folder that can be read while it is written and after anything happened to its
     served/          the adapters in force, for an engine that reads files; gone at the end
     progressive.png  the picture of the run
 
-Invariant: rows are only ever added at the end, and a checkpoint knows how long the files were; what stands behind is
+Invariant: rows are only ever added at the end, and a checkpoint knows how long the files were; what follows is
 cut off when the run is resumed, torn or whole. One process at a time writes to a folder.
 """
 
@@ -67,7 +67,7 @@ class RunFolder:
     ) -> RunFolder:
         """Make the folder with its config and its facts.
 
-        Raises `ConfigError` where a run is there already, unless this one is to be begun `over` it.
+        Raises `ConfigError` where a run is there already, unless this one is to replace it (`over`).
         """
         if not over:
             refuse_used(path)
@@ -82,7 +82,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, sizes: Mapping[str, int]) -> RunFolder:
-        """Go on with a run whose records had these sizes in bytes; what stands behind is cut off.
+        """Go on with a run whose records had these sizes in bytes; what was written after is cut off.
 
         Raises `DataError` where a file is shorter than it was.
         """
@@ -91,7 +91,7 @@ class RunFolder:
             if found < sizes[name]:
                 raise DataError(
                     f"expected at least the {sizes[name]} bytes in {path / name} that its checkpoint knows of, found "
-                    f"{found}: something else has changed the file; restore it, or begin anew elsewhere"
+                    f"{found}: something else has changed the file; restore it, or start a new run in another folder"
                 )
         for name in RECORDS:
             if not (path / name).exists():
@@ -119,7 +119,7 @@ class RunFolder:
         pairs: Sequence[PairRow] = (),
         scored: Sequence[ScoredRow] = (),
     ) -> None:
-        """Append one batch: its trees, what they taught, and last its row of metrics."""
+        """Append one batch: its trees, the examples made of them, and last its row of metrics."""
         self._append("trees.jsonl", trees)
         self._append("pairs.jsonl", pairs)
         self._append("scored.jsonl", scored)
@@ -204,7 +204,7 @@ def latest_adapters(path: Path) -> dict[Role, Path]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What run.json of the run at `path` says; nothing where there is none.
+    """The facts in run.json of the run at `path`; empty where there is none.
 
     Raises `DataError` where it is broken, or of another version.
     """
@@ -212,7 +212,10 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What a number of this run depends on besides its settings. Names no environment variable and no secret."""
+    """Facts that a run's numbers depend on besides its settings: versions, commit, platform.
+
+    Names no environment variable and no secret.
+    """
     versions = {}
     for name in _PACKAGES:
         try:

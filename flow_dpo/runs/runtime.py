@@ -40,7 +40,7 @@ from flow_dpo.workers.in_process import InProcessWorkers
 EngineOpener = Callable[[LoadedModel, Policy], Engine]
 """Makes an engine of one's own for a loaded model and the adapters over it."""
 GraderSource = Grader | Callable[[Renderer], Grader]
-"""A grader, or what makes one from the renderer that turns sampled ids into text: its class, say."""
+"""A grader, or what makes one from the renderer that turns sampled ids into text, such as its class."""
 
 
 @dataclass(kw_only=True)
@@ -57,7 +57,7 @@ class Runtime:
     learner_settings: LearnerSettings = field(default_factory=LearnerSettings)
     """Of the preset that it was opened with; `learner` takes them where it is given none."""
     fitting: list[Problem] = field(default_factory=list[Problem])
-    """The problems whose longest play fits into the context window."""
+    """The problems whose longest rollout fits into the context window."""
     adapters: Mapping[Role, Adapter] = field(default_factory=dict[Role, Adapter])
     """Those that were loaded; a learner's own are ahead of them."""
     _learner: Learner | None = None
@@ -92,7 +92,7 @@ def open_runtime(
     problems: ProblemSet | None = None,
     served: Path | None = None,
 ) -> Iterator[Runtime]:
-    """Load, check and connect everything that plays `flow`; close it at the end.
+    """Load, check and connect everything that samples `flow`; close it at the end.
 
     `model` is a folder, a hub id or "seed", and then adapters and learner are those of `recipe` and `preset`, and its
     flow where none is given; or it is all settings. `roles`, the flow's where not given, get an adapter each;

@@ -26,7 +26,7 @@ from flow_dpo.verify.grader import GradingSettings
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Where a run writes, how its problems stream, and when it ends."""
+    """Settings of a run's folder, batches, checkpoints, budget and resumption."""
 
     output_dir: str = "runs/train"
     seed: int = 0
@@ -63,7 +63,7 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSettings:
-    """What every command that plays needs to know besides the flow."""
+    """Settings of every command that samples, besides those of the flow."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -83,14 +83,14 @@ class RuntimeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeakingSettings:
-    """Whose adapters speak; the base model's own voice where neither is given."""
+    """Adapters that the roles use; the base model without adapters where neither is given."""
 
     run: str | None = None
-    """A run folder whose newest adapters speak."""
+    """A run folder whose newest adapters are used."""
     roles: tuple[str, ...] = ()
-    """Roles that speak with the run's adapters; all where empty."""
+    """Roles that use the run's adapters; all where empty."""
     adapter: str | None = None
-    """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role speaks with it."""
+    """A folder with one adapter in PEFT's layout, such as `flow-dpo sft` writes: the Answer role uses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class TrainSettings:
         return {**self.names(), **method, **self.runtime.sections(), "learner": self.learner, "run": self.run}
 
     def names(self) -> dict[str, str]:
-        """What the settings were made from: recipe, preset, the user's own flow, and the kind of engine."""
+        """Names that the settings were made from: recipe, preset, the user's own flow, and the kind of engine."""
         names = {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
         return names | {"engine_kind": engines.kind_of(self.runtime.engine)}
 

@@ -6,7 +6,7 @@
 
 Invariant: a resumed run's records, adapters and optimizers are bit for bit those of an uninterrupted run with the same
 settings on the same machine. Whatever could make them differ (settings, code, versions, device, data) is compared
-before the model is loaded and anything is played or written, all of it at once, and refused unless the user allows it
+before the model is loaded and anything is sampled or written, all of it at once, and refused unless the user allows it
 by name.
 """
 
@@ -45,9 +45,7 @@ from flow_dpo.runs.resolve import command_line, read_settings, refuse_unknown
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 
-_OF_THE_RUN = frozenset(
-    f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches")
-)
+_RUN_ONLY = frozenset(f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches"))
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint", "given")
 """What besides the settings a result depends on, as run.json names it."""
@@ -56,7 +54,7 @@ _OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a training run left."""
+    """Result of a training run."""
 
     path: Path
     """The run folder."""
@@ -99,7 +97,7 @@ def train(
         recipe=recipe if isinstance(recipe, Recipe) else None,
         flow=flow,
     )
-    told = {
+    values = {
         "model.model_name_or_path": model,
         "data.dataset_name": dataset if isinstance(dataset, str) else OBJECT,
         "data.max_problems": max_problems,
@@ -109,12 +107,12 @@ def train(
         **more,
     }
     name = recipe if isinstance(recipe, str) else ""
-    resolved = train_settings(model, recipe=name, preset=preset, settings=told, given=given)
+    resolved = train_settings(model, recipe=name, preset=preset, settings=values, given=given)
     return run(resolved, Console(quiet=quiet), given)
 
 
 def run(settings: TrainSettings, console: Console, given: GivenObjects | None = None) -> TrainResult:
-    """Train as told, keep everything in the run folder, and say at the end what came of it."""
+    """Train with these settings, write the run folder, and print a summary at the end."""
     given = GivenObjects() if given is None else given
     path = Path(settings.run.output_dir)
     refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
@@ -162,7 +160,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
 
 
 def _default_callbacks() -> list[Callback]:
-    """What watches every run, besides the run folder, the budget and the progress bar."""
+    """Callbacks of every run, besides the run folder, the budget and the progress bar."""
     return [StopCollapseWarning(), ChosenLikelihoodWarning()]
 
 
@@ -216,7 +214,7 @@ def _open(
     }
     facts |= {"given": given.record()} if given.record() else {}
     found = Checkpoints(path).newest() if settings.run.resume else None
-    if found is None:  # not begun, or interrupted before anything was committed
+    if found is None:  # not started, or interrupted before anything was committed
         folder = run_folder.RunFolder.create(path, given.sections(settings), facts, over=settings.run.resume)
         return folder, ProgressiveValidation(window=settings.run.window)
     checkpoint, loop = found
@@ -229,14 +227,14 @@ def _open(
 
 
 def _compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs from the run at `path` and is allowed to. Raises `ConfigError` for what is not."""
+    """Allowed differences from the run at `path`. Raises `ConfigError` for any other."""
     now = given.sections(settings)
     found = {
         name: values
         for name, values in run_folder.differences(
             {"engine_kind": "local"} | read_settings(path / "config.yaml"), now
         ).items()
-        if name not in _OF_THE_RUN
+        if name not in _RUN_ONLY
     }
     before, present = run_folder.read_facts(path), {**run_folder.environment(), **facts}
     for name in _FACTS if before else ():
@@ -247,7 +245,8 @@ def _compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Ma
     if refused:
         lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in refused.items())
         raise ConfigError(
-            f"{path} was begun otherwise; to go on all the same, add --allow {','.join([*allowed, *refused])}{lines}"
+            f"{path} was started with other settings; to go on all the same, add "
+            f"--allow {','.join([*allowed, *refused])}{lines}"
         )
     return {name: list(values) for name, values in found.items()}
 

@@ -14,7 +14,7 @@ from flow_dpo.runs.records import NodeRow, PairRow, RolloutRow, ScoredRow, TreeR
 
 
 def tree_row(tree: Tree, texts: Sequence[str]) -> TreeRow:
-    """One line of trees.jsonl. `texts` holds each node's words, for people; the token ids are the truth."""
+    """One line of trees.jsonl. `texts` holds each node's text, for people; the token ids are the truth."""
     nodes = [
         NodeRow(
             id=node.id,
@@ -56,7 +56,7 @@ def tree_row(tree: Tree, texts: Sequence[str]) -> TreeRow:
 
 
 def example_row(example: Example, tree: Tree, texts: Mapping[str, str]) -> PairRow | ScoredRow:
-    """One line of pairs.jsonl or scored.jsonl. `texts` holds the prompt and each completion in words."""
+    """One line of pairs.jsonl or scored.jsonl. `texts` holds the prompt and each completion, decoded."""
     return _pair_row(example, tree, texts) if isinstance(example, Pair) else _scored_row(example, tree, texts)
 
 

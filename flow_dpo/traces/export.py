@@ -1,4 +1,4 @@
-"""How do traces and pairs become files that other trainers read as they are?
+"""Export of traces and pairs to JSONL files that other trainers read as they are.
 
     messages            {"messages": [..., {"role": "assistant", ...}], ...}                  TRL's SFTTrainer
     prompt_completion   {"prompt": [...], "completion": [{"role": "assistant", ...}], ...}    TRL's SFTTrainer
@@ -32,7 +32,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """What is written for others, and where."""
+    """Settings of an export: its source, format and folder."""
 
     source: str = ""
     """A folder or file of traces (`flow-dpo generate`), or a run folder, whose pairs are taken."""
@@ -51,20 +51,20 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
     if (folder / ROWS).exists() or (folder / CARD).exists():
         raise ConfigError(f"output_dir {folder} already holds an export; name another with --output_dir")
     is_run = (source / "pairs.jsonl").exists()
-    asked: Format = ("preference" if is_run else "prompt_completion") if settings.format == "auto" else settings.format
-    if is_run != (asked == "preference"):
+    wanted: Format = ("preference" if is_run else "prompt_completion") if settings.format == "auto" else settings.format
+    if is_run != (wanted == "preference"):
         what = "a run folder, which holds pairs" if is_run else "traces"
         others = "preference" if is_run else "messages or prompt_completion"
-        raise ConfigError(f"expected --format {others} for {source} ({what}), found {asked}")
+        raise ConfigError(f"expected --format {others} for {source} ({what}), found {wanted}")
     if is_run:
         rows, facts = pair_rows(source), _run_facts(source)
     else:
         file = read_traces(source)
-        rows, facts = trace_rows(file.traces, asked), _trace_facts(file)
+        rows, facts = trace_rows(file.traces, wanted), _trace_facts(file)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ROWS).write_bytes(b"")
     files.append_jsonl(folder / ROWS, rows)
-    files.write_whole(folder / CARD, card(asked, rows, facts))
+    files.write_whole(folder / CARD, card(wanted, rows, facts))
     return folder, len(rows)
 
 
@@ -147,10 +147,10 @@ _COLUMNS: Mapping[Format, str] = {
     "messages": _TRACE_COLUMNS,
     "prompt_completion": _TRACE_COLUMNS,
     "preference": (
-        "`prompt` is the rendered chat with its special tokens. `role` says who spoke: train one adapter a role, on "
-        "its own rows. `prompt_ids`, `chosen_ids` and `rejected_ids` are the very tokens that were sampled; a trainer "
-        "that encodes the texts again, and closes each with an end token, as TRL's does, trains on slightly others. "
-        "`node`, `rejected_node` and `depth` place the pair in its problem's tree (`trees.jsonl` of the run)."
+        "`prompt` is the rendered chat with its special tokens. `role` sampled the completions: train one adapter a "
+        "role, on its own rows. `prompt_ids`, `chosen_ids` and `rejected_ids` are the very tokens that were sampled; a "
+        "trainer that encodes the texts again, and closes each with an end token, as TRL's does, trains on slightly "
+        "others. `node`, `rejected_node` and `depth` place the pair in its problem's tree (`trees.jsonl` of the run)."
     ),
 }
 _LOAD = 'rows = load_dataset("json", data_files="train.jsonl", split="train")\n'

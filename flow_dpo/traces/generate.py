@@ -1,4 +1,4 @@
-"""How do plays become traces, within a budget of draws a problem?
+"""Generation of traces: correct rollouts, sampled within a budget of draws a problem and verified again.
 
 Problems are taken a batch at a time. Those of a batch that still need a trace are drawn once more, together, until the
 budget is used or none is left; then the batch's traces are handed over, so that a caller can write them down:
@@ -33,7 +33,7 @@ from flow_dpo.verify.extract import after_answer_is, last_box
 
 @dataclass(kw_only=True)
 class Tally:
-    """What was played and found so far, over all problems."""
+    """Counts of what was sampled and found so far, over all problems."""
 
     num_problems_sampled: int = 0
     problems_solved: int = 0
@@ -41,15 +41,15 @@ class Tally:
     traces: int = 0
     draws: int = 0
     correct_draws: int = 0
-    """Plays whose final answer was right."""
+    """Rollouts whose final answer was right."""
     ungraded_draws: int = 0
     unsound_attempts: int = 0
-    """Right plays that gave no trace: the attempt that counts was not right by itself."""
+    """Right rollouts that gave no trace: the attempt that counts was not right by itself."""
     tokens_sampled: int = 0
     """Sampled tokens of all roles, failed draws counted."""
     verdicts_used: int = 0
-    """Times that a solution was compared with the gold answer: once a play, and once more for an attempt that is not
-    the whole play."""
+    """Times that a solution was compared with the gold answer: once a rollout, and once more for an attempt that is
+    not the whole rollout."""
     started: float = field(default_factory=time.perf_counter)
 
     def facts(self) -> dict[str, Any]:
@@ -86,9 +86,9 @@ def generate(
 ) -> Iterator[tuple[list[Trace], Tally]]:
     """Batch by batch, the traces of its problems and the counts of all so far, until there are enough.
 
-    `flow` is played; the chat of a trace is what `one_pass` asks first.
+    `flow` is sampled; the chat of a trace is the first prompt of `one_pass`.
     """
-    settled = settings.max_traces
+    most = settings.max_traces
     if settings.mode == "ground_truth":
         batches = _from_data(one_pass, problems, renderer, grader, settings)
     else:
@@ -102,7 +102,7 @@ def generate(
         batches = _from_rollouts(sample, one_pass, problems, renderer, grader, source, settings, selection)
     for traces, tally in batches:
         yield traces, tally
-        if settled is not None and tally.traces >= settled:
+        if most is not None and tally.traces >= most:
             return
 
 
@@ -116,7 +116,7 @@ def _from_rollouts(
     settings: GenerateSettings,
     selection: SelectionSettings,
 ) -> Iterator[tuple[list[Trace], Tally]]:
-    """The right plays: `sample` gives a graded tree of each problem for one draw, counted from 0."""
+    """Traces of the right rollouts: `sample` returns a graded tree of each problem for one draw, counted from 0."""
     tally = Tally()
     for batch in batched(problems, settings.batch_problems):
         drawn = [_Drawn(problem=problem, prompt=_prompt(one_pass, renderer, problem)) for problem in batch]
@@ -139,7 +139,7 @@ def _from_data(
         verdicts = grader.check_texts([(problem, text, True) for problem, text in texts])
         traces = [
             Trace(
-                **_of_problem(problem),
+                **_problem_columns(problem),
                 messages=_prompt(one_pass, renderer, problem),
                 solution=text,
                 token_ids=renderer.encode(text),
@@ -173,7 +173,7 @@ def worked_solution(problem: Problem) -> str:
     return text if not text or stated else f"{text}\nAnswer: {problem.gold}"
 
 
-def _of_problem(problem: Problem) -> dict[str, str]:
+def _problem_columns(problem: Problem) -> dict[str, str]:
     """The columns of a trace that are its problem's."""
     return {
         "problem_id": problem.id,
@@ -216,7 +216,7 @@ def _take(
             continue
         one.found.append(
             Trace(
-                **_of_problem(one.problem),
+                **_problem_columns(one.problem),
                 messages=one.prompt,
                 solution=text,
                 token_ids=renderer.to_ids(solution.attempt),
@@ -234,11 +234,11 @@ def _take(
 def verify_attempts(trees: Sequence[Tree], renderer: Renderer, grader: Grader) -> list[tuple[str, Verdict]]:
     """The attempt that counts of each trunk, as text, and the verdict on it alone.
 
-    It is read as a finished solution: that is how it is learned, with the end token behind it.
+    It is read as a finished solution: that is how it is learned, with the end token after it.
     """
     texts = [renderer.to_text(tree.trunk.solution.attempt) for tree in trees]
-    asked = [(tree.problem, text, True) for tree, text in zip(trees, texts, strict=True)]
-    return list(zip(texts, grader.check_texts(asked), strict=True))
+    items = [(tree.problem, text, True) for tree, text in zip(trees, texts, strict=True)]
+    return list(zip(texts, grader.check_texts(items), strict=True))
 
 
 def _done(drawn: Sequence[_Drawn], selection: SelectionSettings, tally: Tally) -> list[Trace]:

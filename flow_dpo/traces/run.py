@@ -2,7 +2,7 @@
 
     generate_traces("runs/seed", output_dir="runs/traces", max_problems=200).traces[0].solution
 
-The command line's `flow-dpo generate` is `generate_run` behind its flags.
+The command `flow-dpo generate` parses its flags and calls `generate_run`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from flow_dpo.core.types import Problem
 from flow_dpo.data.problems import ProblemSet
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import load_adapters, played, taught
+from flow_dpo.runs.adapters import load_adapters, sampled_flow, trace_pass
 from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
 from flow_dpo.traces.generate import generate
 from flow_dpo.traces.settings import GenerateSettings
-from flow_dpo.traces.trace import OF_THE_DATA, SelectionSettings, TraceFile, TraceFolder, read_traces, refuse_used
+from flow_dpo.traces.trace import GROUND_TRUTH_RULE, SelectionSettings, TraceFile, TraceFolder, read_traces, refuse_used
 
 
 def generate_traces(
@@ -47,9 +47,9 @@ def generate_traces(
     """
     given = GivenObjects(grader=grader, engine=engine, flow=flow, problems=problem_set(dataset or "", max_problems))
     data = dataset if isinstance(dataset, str) else None
-    told = {"data.dataset_name": data, "data.max_problems": max_problems, **(settings or {}), **more}
+    values = {"data.dataset_name": data, "data.max_problems": max_problems, **(settings or {}), **more}
     sections = {"generate": GenerateSettings(), "selection": SelectionSettings()}
-    found = sampling_settings("flow_dpo.generate_traces", str(source), sections, told, given)
+    found = sampling_settings("flow_dpo.generate_traces", str(source), sections, values, given)
     run = str(source) if (Path(source) / "config.yaml").exists() else None
     generate = replace(found["generate"], output_dir=str(output_dir))
     path = generate_run({**found, "speaking": SpeakingSettings(run=run), "generate": generate}, given)
@@ -66,10 +66,10 @@ def generate_run(
     flow, path = parsed["flow"], Path(settings.output_dir)
     runtime_settings = RuntimeSettings.from_sections(parsed)
     refuse_used(path)
-    speaks = played(flow, settings.mode)
+    sampled = sampled_flow(flow, settings.mode)
     opened = open_runtime(
         runtime_settings,
-        speaks,
+        sampled,
         roles=flow.roles,
         seed=settings.seed,
         engine=given.engine,
@@ -80,7 +80,7 @@ def generate_run(
         adapters = load_adapters(runtime.policy, parsed["speaking"])
         header = {
             "source": settings.source(trained=bool(adapters)),
-            "selection": selection.rule() if settings.mode != "ground_truth" else OF_THE_DATA,
+            "selection": selection.rule() if settings.mode != "ground_truth" else GROUND_TRUTH_RULE,
             "settings": recordable(parsed),
             "command": command_line(),
             "model": runtime.loaded.name,
@@ -93,8 +93,8 @@ def generate_run(
         problems = _only_of(runtime.fitting, settings.problems_of)
         folder = TraceFolder(path, header | {"num_problems": len(problems)})
         for traces, tally in generate(
-            speaks,
-            taught(flow),
+            sampled,
+            trace_pass(flow),
             parsed["explore"],
             problems,
             runtime.workers,

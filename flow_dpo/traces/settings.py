@@ -20,7 +20,7 @@ PAPER_LORA = LoraSettings(lora_r=16, lora_alpha=16, lora_dropout=0.05)
 
 @dataclass(frozen=True, kw_only=True)
 class SftSettings:
-    """Which traces, and where the result goes."""
+    """Settings of a fine-tuning: its traces, seed and folder."""
 
     traces: str = ""
     """A folder or file of traces (`flow-dpo generate`)."""
@@ -53,10 +53,10 @@ class SftTrainingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings:
-    """Who writes, and how often."""
+    """Source of the traces, and how many draws are made."""
 
     mode: Literal["flow", "single", "ground_truth"] = "flow"
-    """"single" is one pass of the Answer role; "ground_truth" plays nothing and takes the data set's own solutions,
+    """"single" is one pass of the Answer role; "ground_truth" samples nothing and takes the data set's own solutions,
     those that the verifier finds right."""
     num_samples: int = 8
     """The most draws on one problem; a problem that has its traces is not drawn again (not stated in the paper)."""
@@ -78,7 +78,7 @@ class GenerateSettings:
                 raise ConfigError(f"expected {name} of 1 at least, found {value}")
 
     def source(self, *, trained: bool) -> Source:
-        """What the traces are called, by who writes them."""
+        """The name of the traces' source."""
         if self.mode == "ground_truth":
             return "ground_truth"
         if self.mode == "flow":

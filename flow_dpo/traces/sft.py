@@ -1,12 +1,12 @@
-"""How is a model fine-tuned on traces?
+"""Supervised fine-tuning of a model on traces, by TRL's stable `SFTTrainer` with LoRA.
 
-By TRL's stable `SFTTrainer` with LoRA, on token ids made here, with the loss on the solution and its end token:
+The token ids are made here, and the loss is on the solution and its end token:
 
-    input_ids   <chat as `evaluate --mode single` asks it> 4 5 6 E
-    labels      -100 ...                              -100 4 5 6 E
+    input_ids   <chat of `evaluate --mode single`> 4 5 6 E
+    labels      -100 ...                      -100 4 5 6 E
 
-Invariant: the prompt's ids are those that evaluation asks with, and the solution's are those that were sampled. Only
-where the traces come from another vocabulary are their words encoded.
+Invariant: the prompt's ids are those of the evaluation's request, and the solution's are those that were sampled. Only
+where the traces come from another vocabulary is their text encoded.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def choose(file: TraceFile, settings: SftSettings) -> tuple[Trace, ...]:
 
 
 def example_ids(
-    trace: Trace, asks: Flow[Any], renderer: Renderer, *, end_id: int, sampled: bool
+    trace: Trace, flow: Flow[Any], renderer: Renderer, *, end_id: int, sampled: bool
 ) -> dict[str, TokenIds]:
-    """One trace as `input_ids` and `labels`. `asks` poses the question; `sampled`: its ids are this vocabulary's."""
+    """One trace as `input_ids` and `labels`. `flow` makes the prompt; `sampled`: its ids are this vocabulary's."""
     problem = Problem(id=trace.problem_id, question=trace.question, gold=trace.gold)
-    turn = asks.turn(asks.start(problem))
-    assert turn is not None, "a flow asks at least once"
+    turn = flow.turn(flow.start(problem))
+    assert turn is not None, "a flow has a turn at least"
     prompt = renderer.render(turn).prompt_ids
     solution = trace.token_ids if sampled else renderer.encode(trace.solution)
     learned = (*solution, end_id)
@@ -80,22 +80,22 @@ def example_ids(
 
 
 def examples(
-    traces: Sequence[Trace], header: Mapping[str, Any], asks: Flow[Any], loaded: LoadedModel
+    traces: Sequence[Trace], header: Mapping[str, Any], flow: Flow[Any], loaded: LoadedModel
 ) -> list[dict[str, TokenIds]]:
-    """What is learned from, one row a trace.
+    """Training examples, one row a trace.
 
     Raises `DataError` for a trace that exceeds the context window, or has token ids that the model does not know.
     """
     sampled = header.get("tokenizer") == loaded.renderer.fingerprint()
     closing = loaded.renderer.closing_id()
     end_id = min(loaded.end_ids) if closing is None else closing
-    rows = [example_ids(trace, asks, loaded.renderer, end_id=end_id, sampled=sampled) for trace in traces]
+    rows = [example_ids(trace, flow, loaded.renderer, end_id=end_id, sampled=sampled) for trace in traces]
     known = loaded.model.get_input_embeddings().num_embeddings
     for trace, row in zip(traces, rows, strict=True):
         if max(row["input_ids"]) >= known:  # pyright: ignore[reportOperatorIssue]
             raise DataError(
                 f"expected token ids that the model knows (below {known}), found {max(row['input_ids'])} in the trace "
-                f"of {trace.problem_id}; its 'token_ids' were not sampled with this tokenizer: generate the traces anew"
+                f"of {trace.problem_id}; its 'token_ids' were not sampled with this tokenizer: generate them again"
             )
         if len(row["input_ids"]) > loaded.context_tokens:
             raise DataError(
@@ -124,7 +124,7 @@ def fine_tune(
         target_modules=list(lora_targets(loaded.model, lora.lora_target_modules)),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings(), _nobody_told():
+    with warnings.catch_warnings(), _no_telemetry():
         # PEFT 0.21 and TRL 1.16 know transformers 5's settings by their old names.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
         trainer = SFTTrainer(
@@ -141,8 +141,8 @@ def fine_tune(
 
 
 @contextmanager
-def _nobody_told() -> Iterator[None]:
-    """TRL's trainers report that they were made to the hub; ours do not, whatever the environment says."""
+def _no_telemetry() -> Iterator[None]:
+    """TRL's trainers report that they were made to the hub; ours do not, whatever the environment sets."""
     before, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
     try:
         yield
@@ -189,7 +189,7 @@ def summarise(
     log: Sequence[Mapping[str, Any]],
     started: float,
 ) -> dict[str, Any]:
-    """What was learned from, and what it cost."""
+    """Facts of a fine-tuning: its examples, cost and losses."""
     learned = sum(label != IGNORED for row in rows for label in row["labels"])
     losses = [round(row["loss"], 6) for row in log if "loss" in row]
     return {

@@ -1,10 +1,10 @@
-"""What is a trace, and which of the right plays become one?
+"""Traces: their files, and which of a problem's correct rollouts become one.
 
-A trace is the attempt that produced a right answer, and nothing else: what a play gave up and began anew is cut off at
-the piece where the flow said so, never by searching the text, and the attempt is verified again by itself. With E the
-end token and "..." sampled ids:
+A trace is the attempt that produced a right answer, and nothing else: what a rollout gave up and started again is cut
+off at the piece that the flow marked, never by searching the text, and the attempt is verified again by itself. With E
+the end token and "..." sampled ids:
 
-    pieces      (7 8 9)  "Wait, that is wrong."  (4 5)  (6)  "\\n"        Stop said No once, then Yes
+    pieces      (7 8 9)  "Wait, that is wrong."  (4 5)  (6)  "\\n"        Stop answered No once, then Yes
     trace                                         4 5    6                its ids; text and verdict are of these alone
 
 A file of traces is `traces.jsonl`, one trace a line, with `traces.json` beside it: how they were made and what it cost.
@@ -23,7 +23,15 @@ from flow_dpo.runs import headers
 from flow_dpo.runs.records import Source, Trace, append_rows, read_rows
 
 __all__ = [
-    "HEADER", "OF_THE_DATA", "ROWS", "SelectionSettings", "Source", "Trace", "TraceFile", "TraceFolder", "read_traces",
+    "GROUND_TRUTH_RULE",
+    "HEADER",
+    "ROWS",
+    "SelectionSettings",
+    "Source",
+    "Trace",
+    "TraceFile",
+    "TraceFolder",
+    "read_traces",
     "refuse_used",
 ]  # fmt: skip
 
@@ -33,7 +41,7 @@ HEADER = "traces.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionSettings:
-    """Which of a problem's right plays become traces."""
+    """Selection of the traces among a problem's right rollouts."""
 
     take: Literal["first", "shortest"] = "first"
     """"first" stops drawing as soon as a problem has its traces; "shortest" uses the whole budget and takes those of
@@ -41,7 +49,7 @@ class SelectionSettings:
     traces_per_problem: int = 1
     """At most so many of one problem."""
     deduplicate: bool = True
-    """Count traces of the same words once."""
+    """Count traces of the same text once."""
 
     def __post_init__(self) -> None:
         if self.traces_per_problem < 1:
@@ -61,14 +69,14 @@ class SelectionSettings:
         return self.take == "first" and len(self.distinct(found)) >= self.traces_per_problem
 
     def choose(self, found: Sequence[Trace]) -> list[Trace]:
-        """The traces to keep of one problem's right plays, given in the order in which they were drawn."""
+        """The traces to keep of one problem's right rollouts, given in the order in which they were drawn."""
         distinct = self.distinct(found)
         if self.take == "shortest":
             distinct = sorted(distinct, key=lambda trace: (len(trace.token_ids), trace.draw))
         return distinct[: self.traces_per_problem]
 
     def rule(self) -> str:
-        """The rule in words, for the header."""
+        """The rule as a sentence, for the header."""
         which = "the first correct" if self.take == "first" else "the shortest correct of all draws"
         return (
             f"{which}, at most {self.traces_per_problem} a problem, "
@@ -77,8 +85,8 @@ class SelectionSettings:
         )
 
 
-OF_THE_DATA = "the data set's own solution of each problem, where the verifier finds it right; nothing was drawn"
-"""The rule in words, of traces that nobody played."""
+GROUND_TRUTH_RULE = "the data set's own solution of each problem, where the verifier finds it right; nothing was drawn"
+"""The selection rule of traces that were not sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +96,13 @@ class TraceFile:
     path: Path
     traces: tuple[Trace, ...]
     header: Mapping[str, Any]
-    """What traces.json says; empty where there is none."""
+    """The content of traces.json; empty where there is none."""
 
 
 def read_traces(path: Path) -> TraceFile:
     """The traces of a file, or of the folder that `flow-dpo generate` wrote.
 
-    A last line that was torn off is left out, and that is said. Raises `DataError` where there are none, and for the
+    A last line that was torn off is left out, with a warning. Raises `DataError` where there are none, and for the
     first row, or field of the header, that is not what it should be.
     """
     file = path / ROWS if path.is_dir() else path
@@ -113,7 +121,7 @@ class TraceFolder:
     """An open folder of traces. Rows are only added at the end; the header follows them batch by batch."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Begin the folder. Raises `ConfigError` where it holds traces already."""
+        """Start the folder. Raises `ConfigError` where it holds traces already."""
         refuse_used(path)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -122,7 +130,7 @@ class TraceFolder:
         self.note({"complete": False})
 
     def append(self, traces: Sequence[Trace], facts: Mapping[str, Any]) -> None:
-        """Add one batch's traces, and what the header now says of all."""
+        """Add one batch's traces, and the header's facts on all so far."""
         append_rows(self.path / ROWS, traces)
         self.note(facts)
 

@@ -1,6 +1,6 @@
-r"""Equivalence of two final answers, as far as it can be told without computer algebra.
+r"""Equivalence of two final answers, as far as it can be decided without computer algebra.
 
-`same(gold, answer)` says True or False where it is certain and None where computer algebra has to look. Certain are
+`same(gold, answer)` is True or False where it is certain and None where computer algebra has to look. Certain are
 equal canonical strings, numbers in closed form (exact rationals; roots and pi in floating point), tuples and lists of
 such numbers, and names. The conventions (units, percent signs, rounding) are in the table of docs/verifier.md.
 
@@ -65,7 +65,7 @@ def tidy(text: str) -> str:
 
 
 def for_algebra(text: str) -> str:
-    r"""What algebra is handed: tidy, and without the unit that follows a formula, "2x\text{ cm}^2"."""
+    r"""A text as computer algebra gets it: tidy, and without the unit that follows a formula, "2x\text{ cm}^2"."""
     return _BARE_UNIT.sub(r"\1", _WRAPPED_UNIT.sub(r"\1", tidy(text))).strip()
 
 
@@ -231,7 +231,7 @@ def _same_elements(gold: str, answer: str) -> bool | None:
     if None in golds or None in answers:
         return None
     sides = [each for each in golds if each], [each for each in answers if each]
-    if not ours[0]:  # a bare list, or a set: the order says nothing, nor does a repetition
+    if not ours[0]:  # a bare list, or a set: neither order nor repetition counts
         sides = tuple(
             list({each.value: each for each in sorted(side, key=lambda n: n.value)}.values()) for side in sides
         )
@@ -246,7 +246,7 @@ _RATIO = re.compile(r"(\d{1,9}):(\d{1,9})", re.ASCII)
 
 
 def _same_numeral(gold: str, answer: str) -> bool | None:
-    """Numerals with a base, "204_5": digit for digit, in the base that was asked for. A base may be left out."""
+    """Numerals with a base, "204_5": digit for digit, in the base of the question. A base may be left out."""
     ours, theirs = _NUMERAL.fullmatch(gold), _NUMERAL.fullmatch(answer)
     if any(each and not any(char.isdigit() for char in each[1]) for each in (ours, theirs)):
         return None  # a variable with an index, "x_1"
@@ -282,7 +282,7 @@ def _is_something_else(text: str) -> bool:
 
 
 def _after_equals(text: str, other: str) -> str:
-    r"""The last side of "x = 3" or "1 + 2 = 3" where the other answer has no "=": what is asked is the value."""
+    r"""The last side of "x = 3" or "1 + 2 = 3" where the other answer has no "=": the value is what counts."""
     other_relation = re.search(r",|<|>|\\(?:ne|le|ge|approx)\b", text)
     if "=" in other or "=" not in text or other_relation:
         return text

@@ -1,4 +1,4 @@
-r"""Which words of a solution are its final answer?
+r"""Extraction of a solution's final answer from its text.
 
 Two decisions, each a setting of `AnswerRule`. *Where* an answer may stand: by default only on the last line, and only
 where that line is closed (a newline follows it, or the solution ended with its end token), so that an answer that was
@@ -25,7 +25,7 @@ Extractor = Literal["box", "answer_is", "number"]
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRule:
-    """Which answer of a solution counts."""
+    """Rule for the answer of a solution that counts."""
 
     which: Literal["closed_last_line", "last_line", "anywhere"] = "closed_last_line"
     """`closed_last_line`: only an answer on the last line that is not blank, and only when that line is finished.
@@ -87,7 +87,7 @@ def _is_closed(text: str) -> bool:
 
 
 def _last_line(text: str) -> str:
-    r"""The last line that says something; where it closes a display or a brace, from the line that opened it.
+    r"""The last line with content; where it closes a display or a brace, from the line that opened it.
 
     "Hence\n\[\n x = 14\n\]\n" gives "\[\n x = 14\n\]", not "\]".
     """
@@ -105,7 +105,7 @@ def _last_line(text: str) -> str:
 
 
 def _opener(body: str, start: int) -> int:
-    """Where the earliest display, environment or brace opens that is closed at or after `start`; `start` if none."""
+    """Position of the earliest opening of a display, environment or brace closed at or after `start`; else `start`."""
     line, openers = body[start:], [start]
     close = line.find("\\]")
     if close >= 0 and "\\[" not in line[:close]:
@@ -163,7 +163,7 @@ def last_box(text: str, *, joined: bool = True) -> str | None:
     r"""Contents of the last \boxed or \fbox; "" where it is empty or unclosed, None where there is no box.
 
     Boxes that one sentence joins are one answer, "\boxed{6} and \boxed{8}" is "6, 8": a model that boxes two numbers
-    has not said the second. Not so with `joined` off, which is how MATH defines its gold answers.
+    has not chosen the second. Not so with `joined` off, which is how MATH defines its gold answers.
     """
     start = _find_box(text, len(text))
     if start < 0:
@@ -208,7 +208,7 @@ _PERCENT = re.compile(r"\s*(?:\\?%|percent\b|pct\b)", re.IGNORECASE)
 
 
 def after_answer_is(text: str) -> str | None:
-    """What the last "answer is", "Answer:", "####" or "A:" introduces, up to the end of its sentence."""
+    """The text that the last "answer is", "Answer:", "####" or "A:" introduces, up to the end of its sentence."""
     found = None
     for marker in _MARKER.finditer(text):
         found = marker
@@ -220,11 +220,11 @@ def after_answer_is(text: str) -> str | None:
         return _formulas(text, formula)
     rest = text[start : start + 2000]
     end = _SENTENCE_END.search(rest)
-    said = rest[: end.start() if end else len(rest)].strip(' \t\r*_`"$')
-    if said[:1] in "+-.$£€¥([{\\√π∞\u2212" or said[:1].isdigit() or "=" in said.split(",")[0]:
-        return said
+    claim = rest[: end.start() if end else len(rest)].strip(' \t\r*_`"$')
+    if claim[:1] in "+-.$£€¥([{\\√π∞\u2212" or claim[:1].isdigit() or "=" in claim.split(",")[0]:
+        return claim
     # A sentence: "The largest $n$ is 34". Without any number it may be a name: "Evelyn".
-    return last_number(said) or said
+    return last_number(claim) or claim
 
 
 def _formulas(text: str, formula: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""From trees to verdicts: every rollout's solution is read by the verifier, and the verdict is put to the rollout.
+"""Grader of trees: the verifier reads every rollout's solution, and its verdict is stored with the rollout.
 
     grader = AnswerGrader(verifier, renderer, GradingSettings())
     grader.begin(problem, solution)                  it may start, while others are sampled
@@ -22,7 +22,7 @@ from flow_dpo.verify.extract import NO_ANSWER, AnswerRule
 
 @dataclass(frozen=True, kw_only=True)
 class GradingSettings:
-    """How a solution becomes a verdict."""
+    """Settings by which a solution becomes a verdict."""
 
     rule: AnswerRule = field(default_factory=AnswerRule)
     unfinished: Literal["wrong", "ungraded"] = "wrong"
@@ -36,7 +36,7 @@ class Verifies(Protocol):
     """A verifier of texts (`verify.verifier.Verifier`)."""
 
     def begin(self, items: Sequence[tuple[str, str, bool]]) -> None:
-        """Begin with what takes long of these triples, which `grade_many` will be asked about, and return at once."""
+        """Start the slow part of grading these triples, which `grade_many` will be called with, and return at once."""
         ...
 
     def grade_many(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict]:
@@ -60,7 +60,7 @@ class AnswerGrader:
         self._settings = GradingSettings() if settings is None else settings
 
     def begin(self, problem: Problem, solution: Solution) -> None:
-        """Let the verifier begin with a solution that will be asked about, and return at once."""
+        """Let the verifier start on a solution that will be graded, and return at once."""
         self._verifier.begin([self._item(problem, solution)])
 
     def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
@@ -75,7 +75,7 @@ class AnswerGrader:
             tree.grade(rollout.id, text, verdict)
 
     def check_texts(self, items: Sequence[tuple[Problem, str, bool]]) -> list[Verdict]:
-        """The verdict on each text by itself, in their order; the flag says whether it ended or was cut off."""
+        """The verdict on each text by itself, in their order; the flag: whether it ended or was cut off."""
         return self._verifier.grade_many([(problem.gold, text, ended) for problem, text, ended in items])
 
     def _item(self, problem: Problem, solution: Solution) -> tuple[str, str, bool]:

@@ -1,4 +1,4 @@
-r"""What does computer algebra say of two answers, in a process that may hang, crash or be killed?
+r"""Worker process that compares two answers by computer algebra; it may hang, crash or be killed.
 
 A child process of `verify.worker_pool`, run by path as a script of its own: it imports math-verify and nothing of
 this package, so it starts in under half a second and holds no model. One JSON line in, one JSON line out:
@@ -7,7 +7,7 @@ this package, so it starts in under half a second and holds no model. One JSON l
 
 `found` is "equal", "different", "gold" (the gold cannot be parsed) or "error". It lives as long as its standard input
 is open, so it ends with its parent however that ends; a computation that would outlive it is ended by the CPU limit
-that each line sets anew. Its memory is limited, it writes no files, and no text is evaluated: only math-verify's LaTeX
+that each line renews. Its memory is limited, it writes no files, and no text is evaluated: only math-verify's LaTeX
 grammar is used, never its plain expressions, which go through `eval`.
 """
 

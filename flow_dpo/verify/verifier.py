@@ -1,4 +1,4 @@
-r"""Is a solution's final answer the gold one?
+r"""Verifier: grades whether a solution's final answer equals the gold one.
 
 Three-valued, in three steps, each of which may end it: find the answer (`extract`), compare it as numbers and names
 (`equivalence`), ask computer algebra in a process that can be killed (`worker_pool`). What could not be decided is
@@ -44,8 +44,8 @@ class Verifier:
         self._pool = GradingPool(num_workers=num_workers, timeout_s=timeout_s)
         self._cache: OrderedDict[tuple[str, str], Finding] = OrderedDict()
         self._lock = threading.Lock()
-        self._begun: dict[tuple[str, str], Future[list[Finding]]] = {}
-        """Pairs that the pool was asked about ahead."""
+        self._started: dict[tuple[str, str], Future[list[Finding]]] = {}
+        """Pairs that the pool compares ahead of `grade_many`."""
         self._ahead: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Verifier:
@@ -57,11 +57,11 @@ class Verifier:
         self.close()
 
     def close(self) -> None:
-        """End the child processes, and what was begun."""
+        """End the child processes, and the comparisons under way."""
         if self._ahead is not None:
             self._ahead.shutdown(cancel_futures=True)
             self._ahead = None
-        self._begun.clear()
+        self._started.clear()
         self._pool.close()
 
     @property
@@ -70,39 +70,39 @@ class Verifier:
         return self._pool.pids
 
     def grade(self, gold: str, text: str, *, ended: bool) -> Verdict:
-        """The verdict on one solution; `ended` says that its end token was said, so that nothing was cut off."""
+        """The verdict on one solution; `ended`: its end token was sampled, so that nothing was cut off."""
         return self.grade_many([(gold, text, ended)])[0]
 
     def begin(self, items: Iterable[tuple[str, str, bool]]) -> None:
         """Have algebra look, beside whatever goes on here, at those of these (gold, text, ended) triples that need it.
 
-        Returns at once; `grade_many` then finds done what was begun, or waits for it.
+        Returns at once; `grade_many` then takes the results, or waits for them.
         """
         for item in items:
             accepted, answer, verdict = self._read(*item)
             if verdict is not None or answer is None:
                 continue
             pair = (accepted, answer)
-            if pair in self._cache or pair in self._begun:
+            if pair in self._cache or pair in self._started:
                 continue
             if self._ahead is None:
                 self._ahead = ThreadPoolExecutor(1, thread_name_prefix="verifier")
-            self._begun[pair] = self._ahead.submit(self._ask, [pair])
+            self._started[pair] = self._ahead.submit(self._compare, [pair])
 
     def grade_many(self, items: Iterable[tuple[str, str, bool]]) -> list[Verdict]:
         """The verdicts on (gold, text, ended) triples, in their order."""
         verdicts: list[Verdict | None] = []
-        asked: dict[tuple[str, str], list[int]] = {}
+        undecided: dict[tuple[str, str], list[int]] = {}
         for item in items:
             accepted, answer, verdict = self._read(*item)
             if verdict is None and answer is not None:
-                asked.setdefault((accepted, answer), []).append(len(verdicts))
+                undecided.setdefault((accepted, answer), []).append(len(verdicts))
             verdicts.append(verdict)
-        for begun in [self._begun.pop(pair) for pair in asked if pair in self._begun]:
-            if not begun.cancel():  # what is not under way yet is asked with the rest, of all workers at once
-                begun.result()
-        for (gold, answer), finding in zip(asked, self._ask(list(asked)), strict=True):
-            for position in asked[gold, answer]:
+        for future in [self._started.pop(pair) for pair in undecided if pair in self._started]:
+            if not future.cancel():  # what is not under way yet goes with the rest, to all workers at once
+                future.result()
+        for (gold, answer), finding in zip(undecided, self._compare(list(undecided)), strict=True):
+            for position in undecided[gold, answer]:
                 verdicts[position] = _from_algebra(answer, finding)
         return [verdict for verdict in verdicts if verdict is not None]
 
@@ -111,12 +111,12 @@ class Verifier:
         accepted, answer = gold_answer(gold), extract_answer(text, ended=ended, rule=self.rule)
         return accepted, answer, _without_algebra(accepted, answer)
 
-    def _ask(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
         """The pool's findings, each pair's once."""
         with self._lock:
-            return self._asked(pairs)
+            return self._compare_fresh(pairs)
 
-    def _asked(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
+    def _compare_fresh(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
         fresh = [pair for pair in pairs if pair not in self._cache]
         known = {pair: self._cache[pair] for pair in pairs if pair in self._cache}
         for pair, finding in zip(
@@ -131,7 +131,7 @@ class Verifier:
 
 
 def _without_algebra(gold: str, answer: str | None) -> Verdict | None:
-    """What can be said without a child process; None where algebra has to look."""
+    """The verdict where it needs no child process; None where algebra has to look."""
     if not gold:
         return Verdict(status="ungraded", answer=answer, reason="the gold answer is empty")
     if answer is None:
@@ -168,10 +168,10 @@ def _from_algebra(answer: str, finding: Finding) -> Verdict:
     if finding.found in ("equal", "different"):
         status = "correct" if finding.found == "equal" else "wrong"
         return Verdict(status=status, answer=answer, reason=finding.reason or "algebra")
-    said = {
+    cause = {
         "gold": "the gold answer cannot be parsed",
         "error": "the comparison failed",
         "timeout": "timeout",
         "died": "the grading process died",
     }[finding.found]
-    return Verdict(status="ungraded", answer=answer, reason=f"{said}: {finding.reason}")
+    return Verdict(status="ungraded", answer=answer, reason=f"{cause}: {finding.reason}")

@@ -1,8 +1,8 @@
-"""How is a computation kept from hanging, crashing or filling the memory of a run?
+"""Pool of killable worker processes that compare answers, so that none hangs, crashes or fills the memory of a run.
 
-By doing it elsewhere: `GradingPool` hands pairs of answers to a few child processes (`math_verify_worker`) over
-pipes of their own, kills the one that has not answered at its deadline, and starts another. One pair of a batch that
-hangs costs its worker `timeout_s` seconds, while the other workers go on with the rest.
+`GradingPool` hands pairs of answers to a few child processes (`math_verify_worker`) over pipes of their own, kills the
+one that has not answered at its deadline, and starts another. One pair of a batch that hangs costs its worker
+`timeout_s` seconds, while the other workers go on with the rest.
 
     pool.compare_many([("x+1", "1+x"), ("1", "9^{9^{9^{9}}}")])
     -> [Finding("equal", ""), Finding("timeout", "no result within 5 s")]
@@ -38,7 +38,7 @@ MAX_FAILED_STARTS = 3
 
 
 class Finding(NamedTuple):
-    """What computer algebra said of a pair, or why it said nothing."""
+    """Result of computer algebra on a pair, or why there is none."""
 
     found: Found
     reason: str
@@ -77,7 +77,7 @@ class _Worker:
         return True
 
     def read(self) -> Finding | Literal["ready", "ended"] | None:
-        """What it said since, None where the line is not complete."""
+        """Its next reply; None where the line is not complete."""
         assert self.process.stdout is not None
         received = os.read(self.process.stdout.fileno(), 65_536)
         if not received:
@@ -94,7 +94,7 @@ class _Worker:
         return Finding(cast("Found", reply["found"]), reply["reason"])
 
     def kill(self) -> str:
-        """End it and give back what it last complained of."""
+        """End it and return the end of its standard error."""
         self.process.kill()
         self.process.wait()
         streams = self.process.stdin, self.process.stdout, self.process.stderr
@@ -150,7 +150,7 @@ class GradingPool:
         _kill_all(self._workers, self._owner)
 
     def compare_many(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
-        """What computer algebra says of each (gold, answer), in their order. Calls of several threads take turns."""
+        """The findings of computer algebra on (gold, answer) pairs, in order. Calls of several threads take turns."""
         with self._lock:
             self._adopt()
             findings: dict[int, Finding] = {}
@@ -166,7 +166,7 @@ class GradingPool:
             return [findings[item] for item in range(len(pairs))]
 
     def _adopt(self) -> None:
-        """After a fork, forget the parent's workers: their pipes are not ours to speak on."""
+        """After a fork, forget the parent's workers: their pipes are not ours to use."""
         if os.getpid() != self._owner:
             self._owner = os.getpid()
             self._workers = []
@@ -193,18 +193,18 @@ class GradingPool:
                 assert worker.process.stdout is not None
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
             wait_s = min((worker.deadline for worker in busy), default=0.0) - time.monotonic()
-            spoke = [cast(_Worker, key.data) for key, _ in selector.select(max(0.0, wait_s))]
-        for worker in spoke:
-            said = worker.read()
-            if said == "ready":
+            answered = [cast(_Worker, key.data) for key, _ in selector.select(max(0.0, wait_s))]
+        for worker in answered:
+            reply = worker.read()
+            if reply == "ready":
                 self._failed_starts = 0
-            elif said == "ended":
+            elif reply == "ended":
                 self._ended(worker, findings, waiting, tried)
-            elif said is not None and worker.item is not None:
-                findings[worker.item] = said
+            elif reply is not None and worker.item is not None:
+                findings[worker.item] = reply
                 worker.item = None
         now = time.monotonic()
-        for worker in [each for each in busy if each not in spoke and each.deadline <= now]:
+        for worker in [each for each in busy if each not in answered and each.deadline <= now]:
             if worker.item is None:
                 self._ended(worker, findings, waiting, tried)
             else:
@@ -225,7 +225,7 @@ class GradingPool:
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise ConfigError(
                     f"expected the grading process to start ({sys.executable} with math-verify 0.9.0 installed), found "
-                    f"{self._failed_starts} failures: {complaint or 'it ended without a word'}; reinstall flow-dpo"
+                    f"{self._failed_starts} failures: {complaint or 'it ended without a message'}; reinstall flow-dpo"
                 )
 
     def _drop(self, worker: _Worker) -> str:

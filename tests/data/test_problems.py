@@ -131,7 +131,7 @@ def test_shuffling_and_taking(tmp_path: Path) -> None:
     assert load_problems(path, shuffle_seed=1, skip_problems=2, max_problems=3).problems == shuffled.problems[2:5]
     assert load_problems(path, skip_problems=2, max_problems=3).problems == plain.problems[2:5]
     assert load_problems("seed", skip_problems=5, max_problems=3).problems == load_problems("seed").problems[5:8]
-    with pytest.raises(DataError, match=r"behind the first 10000, found \d+ in all"):
+    with pytest.raises(DataError, match=r"after the first 10000, found \d+ in all"):
         load_problems(path, skip_problems=10_000)
     with pytest.raises(DataError, match="skip_problems of 0 or more, found -1"):
         load_problems(path, skip_problems=-1)

@@ -20,7 +20,7 @@ from flow_dpo.data.strict_json import MAX_DEPTH, parse
 from flow_dpo.evaluate.contamination import normalised
 from flow_dpo.models.load import LoadedModel, ModelSettings, load_model
 from flow_dpo.runs import resolve
-from flow_dpo.runs.adapters import settings_of_run
+from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.records import from_json, to_json
 from flow_dpo.traces import sft
 from flow_dpo.traces.export import ExportSettings, export
@@ -128,7 +128,7 @@ def test_values_that_do_not_fit_are_named_with_their_file(tmp_path: Path) -> Non
         parse_generate(words)
     (tmp_path / "config.yaml").write_text("data:\n")
     with pytest.raises(DataError, match=r"config\.yaml: expected an object in 'data', found None"):
-        settings_of_run(tmp_path)
+        run_settings(tmp_path)
 
 
 @pytest.fixture(scope="module")

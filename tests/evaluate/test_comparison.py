@@ -184,7 +184,7 @@ def test_done_work_is_not_done_again_and_other_settings_are_refused(
     words = ["--config", str(made / "settings.yaml"), "--compare.output_dir", str(made / "out")]
     assert compare.compare([*words, "--compare.arms", "[zero_shot,self_generated,trained_flow]"]) == 0
     assert (made / "out/seed0" / DONE).read_bytes() == done
-    with pytest.raises(ConfigError, match=r"begun otherwise.*\n  compare.pool.num_traces: 6 then, 7 now"):
+    with pytest.raises(ConfigError, match=r"started with other settings.*\n  compare.pool.num_traces: 6 then, 7 now"):
         compare.compare([*words, "--compare.pool.num_traces", "7"])
 
 

@@ -27,7 +27,7 @@ from flow_dpo.evaluate.contamination import normalised, questions_of
 from flow_dpo.evaluate.grade_file import verify_file
 from flow_dpo.evaluate.step_validity import equations, has_invalid_step, value_of
 from flow_dpo.runs import resolve, run_folder
-from flow_dpo.runs.adapters import settings_of, settings_of_adapter, settings_of_run
+from flow_dpo.runs.adapters import adapter_settings, run_settings, source_settings
 from flow_dpo.runs.records import (
     Judgement,
     Metrics,
@@ -258,7 +258,7 @@ def brought(found: tuple[dict[str, Any], str]) -> dict[str, Any]:
 
 def with_settings(*words: str) -> None:
     """What comes with a run or an adapter is either taken or refused by the name of its file."""
-    found = settings_of(Given.read(words))
+    found = source_settings(Given.read(words))
     resolve.resolve("t", "t", [], lambda _: brought(found), brings=lambda _: found)
 
 
@@ -266,7 +266,7 @@ def settings_case(*case: Any) -> None:
     content = broken(SETTINGS, *case, lines=False)
 
     def reader(folder: Path) -> None:
-        assert set(settings_of_run(folder)) <= {*SETTINGS, "data"}
+        assert set(run_settings(folder)) <= {*SETTINGS, "data"}
         by_itself(lambda: with_settings("--run", str(folder)), "config.yaml")
 
     read(content, "config.yaml", reader)
@@ -274,7 +274,7 @@ def settings_case(*case: Any) -> None:
 
 def shape_case(*case: Any) -> None:
     def reader(folder: Path) -> None:
-        lora = settings_of_adapter(folder)["lora"]
+        lora = adapter_settings(folder)["lora"]
         assert all(type(lora[name]) is int for name in ("lora_r", "lora_alpha") if name in lora)
         with_settings("--adapter", str(folder))
 

@@ -17,7 +17,7 @@ from flow_dpo.core.types import Completion, Pair, Request, ScoredCompletion
 from flow_dpo.data import typed_json
 from flow_dpo.report.sources import ComparisonSource, read_source
 from flow_dpo.runs import records, run_folder
-from flow_dpo.runs.adapters import settings_of_run
+from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.headers import RunFacts, read_header
 from flow_dpo.runs.records import (
     DoneJob,
@@ -85,7 +85,7 @@ def test_other_kinds_and_versions_are_refused_in_one_sentence(
             read_rows(path, kind)
         assert str(caught.value) == (
             f"{path}, line 2: expected the schema {kind.SCHEMA!r}, found {found}: another kind of file, or one that "
-            "another version of flow-dpo wrote; make it anew, or use the version that wrote it"
+            "another version of flow-dpo wrote; make it again, or use the version that wrote it"
         )
 
 
@@ -191,12 +191,12 @@ def test_a_run_of_another_version_is_refused_wherever_it_is_read(tmp_path: Path)
     (tmp_path / "run.json").write_text(json.dumps({"versions": {"flow-dpo": "0.1.0"}, "model": "seed"}))
     readers = (
         run_folder.read_facts,
-        settings_of_run,
+        run_settings,
         lambda path: read_source(path, "run"),
         lambda path: parse_train("t", ["--output_dir", str(path), "--resume"], {}),
     )
     for reader in readers:
-        with pytest.raises(DataError, match=r"run\.json: expected the schema 'run/1', found none: .*; make it anew"):
+        with pytest.raises(DataError, match=r"run\.json: expected the schema 'run/1', found none: .*; make it again"):
             reader(tmp_path)
 
 

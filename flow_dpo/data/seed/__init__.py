@@ -1,4 +1,4 @@
-"""Seed data set and model: a small arithmetic problem family, a 0.9M-parameter model, and the prompts of its flow.
+"""What can be trained without a download? A small arithmetic problem family, a 0.9M-parameter model, its prompts.
 
 Endless arithmetic stories and a language model that was pretrained on flawed solutions of them, so that two roles
 visibly learn on a laptop. Everything but the model file is standard library. Invariant: the prompts below are the very

@@ -50,7 +50,7 @@ DISTRACTOR_RATE = 0.5
 
 MAX_TOTAL = 99
 BOUNDS = {"compare": (40, 60), "over": (50,), "boxes": (2, 5, 10)}
-"""What a kind asks about: few round numbers, so that the steps are what is hard. See `Story.bound`."""
+"""Bounds in the questions of a kind: few round numbers, so that the steps are what is hard. See `Story.bound`."""
 KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (("total", 0.73), ("compare", 0.09), ("over", 0.09), ("boxes", 0.09))
 PRETRAIN_KIND_WEIGHTS: tuple[tuple[Kind, float], ...] = (
     ("total", 0.67), ("compare", 0.11), ("over", 0.11), ("boxes", 0.11),
@@ -109,7 +109,7 @@ class Story:
     rival: str = ""
     """The other person in "compare"."""
     bound: int = 0
-    """What the rival has in "compare", the number asked about in "over", the size of a box in "boxes"."""
+    """What the rival has in "compare", the bound in "over", the size of a box in "boxes"."""
 
     @property
     def level(self) -> int:
@@ -217,7 +217,7 @@ def skeleton(question: str) -> str:
 
 
 def bucket(question: str) -> int:
-    """Which sixteenth of the space of problems this question lies in."""
+    """The sixteenth of the space of problems that this question lies in."""
     return hashlib.blake2b(skeleton(question).encode(), digest_size=1).digest()[0] % 16
 
 
@@ -251,7 +251,7 @@ def _draw_any_story(rng: Random, split: str) -> Story | None:
     # The other person has the other pronoun, so that "she" and "he" are unambiguous.
     other = pick(rng, [person for person, pronoun in NAMES.items() if pronoun != NAMES[name]])
     bound = pick(rng, BOUNDS[kind]) if kind in BOUNDS else 0
-    # Where a bound is asked about, near it, so that the events decide.
+    # Where the question has a bound, near it, so that the events decide.
     near = kind in ("compare", "over")
     start = bound - 15 + int(rng.random() * 31) if near else 15 + int(rng.random() * 56)
     steps = _draw_steps(rng, level - (kind == "boxes"), start, NAMES[name], thing)

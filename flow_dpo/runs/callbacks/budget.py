@@ -1,4 +1,4 @@
-"""When has a run had as much as another?
+"""Compute budget of a run, in tokens, verdicts or updates: the callback that counts them and ends the run.
 
 Two methods are compared fairly where both were given the same: tokens, verdicts or updates. A run with a budget ends
 when all that it names is spent, at the end of a batch of problems:
@@ -19,14 +19,15 @@ from flow_dpo.core.types import Example, Problem
 
 
 def spent(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """What the rows of metrics.jsonl used, by the names of a budget; "played" and "learned" are the parts of tokens."""
+    """Resources that the rows of metrics.jsonl used, by the names of a budget; "played" (sampled) and "learned" tokens
+    add up to "tokens"."""
     total = {"tokens": 0, "verdicts": 0, "updates": 0, "played": 0, "learned": 0}
     for row in rows:
         learned = sum(int(value) for name, value in row.items() if name.startswith("learn/") and _is_tokens(name))
-        played = int(row["rollout/sampled_tokens"])
-        verdicts = int(row.get("num_verdicts", row["num_rollouts"]))  # runs of before plays could stop have one a play
-        now = {"tokens": played + learned, "verdicts": verdicts, "updates": int(row["learn/updates"])}
-        for name, value in {**now, "played": played, "learned": learned}.items():
+        sampled = int(row["rollout/sampled_tokens"])
+        verdicts = int(row.get("num_verdicts", row["num_rollouts"]))  # older runs: one a rollout
+        now = {"tokens": sampled + learned, "verdicts": verdicts, "updates": int(row["learn/updates"])}
+        for name, value in {**now, "played": sampled, "learned": learned}.items():
             total[name] += value
     return total
 
@@ -37,7 +38,7 @@ def _is_tokens(name: str) -> bool:
 
 
 class BudgetCallback:
-    """A recorder that counts what a run spends, and lets problems through until it is enough."""
+    """A callback that counts what a run spends, and passes problems on until the budget is spent."""
 
     def __init__(
         self, *, tokens: int = 0, verdicts: int = 0, updates: int = 0, rows: Iterable[Mapping[str, Any]] = ()

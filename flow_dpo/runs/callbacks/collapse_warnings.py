@@ -1,6 +1,6 @@
-"""What should a person be told while a run learns?
+"""Callbacks that warn when learning degenerates: Stop collapses to one answer, or chosen completions become unlikely.
 
-Recorders that say something once, with the settings that help: learning may be going wrong although nothing is broken.
+Nothing is broken in these cases, so no error is raised. Invariant: each warns once, and names the settings that help.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _GROWN = 0.5
 
 
 class StopCollapseWarning:
-    """A recorder that warns once when Stop's pairs nearly all prefer one word: Stop is collapsing."""
+    """A callback that warns once when Stop's pairs nearly all prefer one word: Stop is collapsing."""
 
     def __init__(self, least_pairs: int = 40) -> None:
         self._counts: dict[str, list[float]] = {}
@@ -44,16 +44,16 @@ class StopCollapseWarning:
                 self._warned = True
                 log.warning(
                     "%.0f %% of the last %d %s pairs prefer the first choice, which pulls the role towards one word "
-                    "for everything; it now says the first in %.0f %% of its turns. Should that near 0 or 100, see "
+                    "for everything; it now samples the first in %.0f %% of its turns. Should that near 0 or 100, see "
                     "--credit.balance, --credit.tag_weights and --flow.on_refused_end",
                     100 * rate, len(recent), role, 100 * row.get(f"{role}/yes_rate", rate),
                 )  # fmt: skip
 
 
 class ChosenLikelihoodWarning:
-    """A recorder that warns once when a role's chosen completions become less likely though its margin grows.
+    """A callback that warns once when a role's chosen completions become less likely though its margin grows.
 
-    DPO asks for a difference alone, and may get it by pushing both sides down (Pal et al., arXiv 2402.13228).
+    DPO rewards a difference alone, which can grow while both sides fall (Pal et al., arXiv 2402.13228).
     """
 
     def __init__(self, num_rows: int = 4) -> None:

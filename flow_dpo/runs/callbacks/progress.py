@@ -1,7 +1,7 @@
-"""What does a person see while a run learns?
+"""Progress of a run on the terminal: the callback with the bar, the summary table and the picture.
 
 A bar with windowed accuracy, pairs, problems a minute and time left; plain lines where there is no terminal; at the
-end a table from the first window to the last, where the files are and what to type next.
+end a table from the first window to the last, where the files are and which command comes next.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from flow_dpo.runs.charts import Panel, Series, accuracy_series, save_png
 
 
 class ProgressBar:
-    """A recorder that shows each batch. A context manager: the bar is removed at the end."""
+    """A callback that shows each batch. A context manager: the bar is removed at the end."""
 
     def __init__(self, console: Console, num_problems: int, seen: int = 0) -> None:
-        """`seen` problems were played before a resume."""
+        """`seen`: problems of the run before it was resumed."""
         self._console = console
         self._seen_before = seen
         self._started = time.monotonic()

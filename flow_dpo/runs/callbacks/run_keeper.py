@@ -3,8 +3,8 @@
     keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run)
     learn(..., callbacks=[keeper, ...])
 
-Invariant: what a checkpoint says of the files' sizes is what they hold of whole batches; whatever stands behind is cut
-off when the run goes on.
+Invariant: the file sizes in a checkpoint cover whole batches only; whatever was written after them is cut off when the
+run is resumed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class RunKeeper:
             self._publish()
 
     def checkpoint(self) -> None:
-        """Keep the present state, unless it is kept already."""
+        """Write a checkpoint of the present state, unless there is one already."""
         seen = self._validation.num_seen
         if seen != self._written_at:
             facts = {"policy_version": self._learner.version, "progressive": self._validation.state()}
