@@ -1,4 +1,4 @@
-"""How do the tokens that are computed grow with the depth of a tree, beside computing every sequence alone?
+"""Growth of computed tokens with the depth of a tree, against computing every sequence alone.
 
     python -m benchmarks.depth                # writes benchmarks/depth.png
 

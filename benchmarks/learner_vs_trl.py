@@ -1,4 +1,4 @@
-"""How long does an update take, and how much memory, beside TRL's DPOTrainer on the very same pairs?
+"""Time and memory of a learner's update, against TRL's DPOTrainer on the same pairs.
 
     python -m benchmarks.learner_vs_trl
     python -m benchmarks.learner_vs_trl --model_name_or_path FOLDER        # a real model in place of the random 0.5B

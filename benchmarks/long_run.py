@@ -1,4 +1,4 @@
-"""Does a problem cost more, in time or memory, the longer a run has gone on?
+"""Time and memory of a problem early and late in a long run.
 
     python -m benchmarks.long_run
 

@@ -1,4 +1,4 @@
-"""How is a figure measured, and where is it kept?
+"""Measurement of the benchmarks: sides in separate processes, their ratio, and the files that keep it.
 
 A figure is a ratio of two sides that do the same work, and what it should reach. Each side runs in a process of its
 own, so that its time and its peak of memory are its own; the sides take turns, A B A B, and medians are compared. Every

@@ -1,4 +1,4 @@
-"""How many prompts a second does whole-answer online DPO learn from, beside TRL's experimental OnlineDPOTrainer?
+"""Throughput of whole-answer online DPO, against TRL's experimental OnlineDPOTrainer.
 
     python -m benchmarks.online_dpo                                # a model of the seed's size
     python -m benchmarks.online_dpo --model_name_or_path FOLDER    # and a real model

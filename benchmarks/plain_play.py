@@ -1,4 +1,4 @@
-"""How is a flow played with transformers' `generate` alone?
+"""A baseline engine for the benchmarks: rollouts by transformers' `generate` alone.
 
 An engine for the benchmarks to compare with: one `generate` call for everything that one role is asked (up to a batch),
 left padded, with keys and values inside the call and none kept between calls; a declared choice is one forward.

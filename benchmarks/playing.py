@@ -1,4 +1,4 @@
-"""How many tokens a second does a flow write, beside `generate`?
+"""Throughput of a flow's rollouts in sampled tokens a second, against transformers' `generate`.
 
     python -m benchmarks.playing                                   # on the embedded seed
     python -m benchmarks.playing --model_name_or_path FOLDER       # and on a real model

@@ -1,4 +1,4 @@
-"""Where does the wall-clock of a whole run go?
+"""Profile of the wall-clock of a whole run, by what it is spent on.
 
     python -m benchmarks.profile_run                                            # the embedded seed, 320 problems
     python -m benchmarks.profile_run --model_name_or_path FOLDER                # and a real model, 32 problems

@@ -1,4 +1,4 @@
-"""How long does the quick start take after installation, and what is learned in it?
+"""Wall-clock of the quick start after installation, and the accuracy gained in it.
 
     python -m benchmarks.quickstart
 

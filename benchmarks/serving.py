@@ -1,4 +1,4 @@
-"""How much of vLLM's speed is left when a flow plays through it?
+"""Throughput of a flow's rollouts through vLLM, against one-shot requests to the same vLLM.
 
     .venv-vllm/bin/python -m benchmarks.serving --model_name_or_path FOLDER       # or make bench-vllm
 

@@ -1,4 +1,4 @@
-"""How near are VinePPO's values of states to the truth?
+"""Bias and error of VinePPO's Monte Carlo estimates of state values.
 
     python -m benchmarks.step_values               of the base
     python -m benchmarks.step_values --run RUN     of a trained run's Answer

@@ -1,4 +1,4 @@
-"""Which engines over vLLM do the benchmarks play with, and how much could a prefix cache have held?
+"""Engines over vLLM for the benchmarks, and the upper bound of what their prefix cache could hold.
 
     with engine_of(settings, "http", loaded, preset) as (engine, ask_all): ...
 

@@ -1,4 +1,4 @@
-"""How is a `vllm serve` started, killed and ended with all its processes?
+"""A `vllm serve` process for benchmarks and tests: started, killed, and ended with all its children.
 
     with serving(folder, log) as server: server.url
 

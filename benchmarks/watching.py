@@ -1,4 +1,4 @@
-"""When did a run do what, seen from outside?
+"""Timestamps and memory of a run, observed from another process.
 
 A run is started as a user starts it, in a process of its own; its folder and its memory are looked at twenty times a
 second. Nothing is added to the run for being watched.

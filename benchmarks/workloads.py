@@ -1,4 +1,4 @@
-"""On what do the benchmarks work?
+"""Workloads of the benchmarks: random models of named sizes, and pairs of trees of exact shapes.
 
 Random models of a size that has a name, and the pairs of trees of an exact shape, in token ids:
 

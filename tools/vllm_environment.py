@@ -1,4 +1,4 @@
-"""How does vLLM get an environment of its own?
+"""Set-up of a separate environment for vLLM.
 
 vLLM 0.32 wants an older transformers than this repository is developed with, so it lives in `.venv-vllm` (`make
 setup-vllm`), where everything of ours runs too. On a machine with an NVIDIA GPU that is one `pip install`. Elsewhere it

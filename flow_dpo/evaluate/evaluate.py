@@ -1,4 +1,4 @@
-"""How good is a flow, or one of its roles alone, on problems that it does not learn from?
+"""Evaluation of a flow, or of one of its roles alone, on held-out problems.
 
 The flow (or the Answer role in one pass) is played on each problem, greedily once or drawn several times, without
 alternatives, and graded. Stop is measured

@@ -1,4 +1,4 @@
-"""An evaluation from a run folder, a model's name or an open runtime: load, play, grade, count, write.
+"""An evaluation from a run folder, a model's name or an open runtime: load, sample, grade, count, write.
 
     evaluate_flow("runs/seed", max_problems=200)["accuracy"]          the run's newest adapters
     evaluate_flow("Qwen/Qwen2.5-0.5B-Instruct", "openai/gsm8k", dataset_config="main")      the base, untrained

@@ -1,4 +1,4 @@
-r"""Is every step of a solution true?
+r"""Step validity: which lines of a solution state something false.
 
 A right answer may be reached by a wrong step. Each equation that a text states, "a + b = c" with + - * / and brackets,
 is computed exactly, in fractions; nothing is ever evaluated as code.

@@ -1,4 +1,4 @@
-"""The HTML page of a report: one file that needs nothing else, and to which no hostile text can do anything.
+"""The HTML page of a report: one self-contained file, safe against hostile text.
 
 `templates/blocks.html` says how each block looks. Every text that it writes is shown with its control and direction
 characters as escapes, then `<`, `>`, `&` and quotes are escaped. A policy in the page itself forbids scripts, pictures,

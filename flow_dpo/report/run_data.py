@@ -1,4 +1,4 @@
-"""What do a run's trees and pairs say, once they are counted?
+"""A run's trees and pairs, counted for its report: trunk nodes, judged candidates, and one tree to draw.
 
 Every trunk node, with whether it gave a pair; every candidate that a choosing role (Stop) judged on the trunk, with the
 candidate's own verdict; and one tree to be drawn. A candidate's verdict needs no second grading: where Yes was said, in

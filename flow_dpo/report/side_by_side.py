@@ -1,4 +1,4 @@
-"""Which solutions stand side by side, and which of their lines are wrong?
+"""Solutions of one problem side by side, with their wrong lines marked.
 
     She buys 7: 12 + 7 = 18        the result does not follow
     She lends 5: 18 - 5 = 13       carries a wrong total on

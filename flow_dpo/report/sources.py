@@ -1,4 +1,4 @@
-"""What was a report asked to speak of, and is it what it should be?
+"""The sources of a report, recognised by their files, read and checked.
 
     a folder with config.yaml and trees.jsonl         a run of `flow-dpo train`, finished or interrupted
     a folder with summary.json                        an evaluation of `flow-dpo evaluate`

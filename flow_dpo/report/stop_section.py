@@ -1,4 +1,4 @@
-"""The section of a choosing role, such as Stop: what can it tell apart?
+"""The section of a choosing role, such as Stop: how well it tells candidates apart.
 
 Right candidates from finished wrong ones, and finished from unfinished ones, each over time: the area under the curve
 of its log-odds of Yes. Counted on trunk nodes, whatever was chosen there, with the verdict of the rollout that Yes

@@ -1,4 +1,4 @@
-"""Which flawed solutions does the seed model learn from?
+"""The pretraining corpus of the seed model: solutions with planted errors.
 
 Every error is planted here, with its rate; nothing of it ships in the package. Invariant: an error is carried on, as a
 person would (all later lines follow from the wrong total), and all totals stay in 0..120. The same story three times:

@@ -1,4 +1,4 @@
-"""How good is the seed model before anything was learned?
+"""Measurement of the seed model before any learning: accuracy by kind, and Stop's rates.
 
     python -m tools.seed_model.measure --model_name_or_path flow_dpo/data/seed/model
 

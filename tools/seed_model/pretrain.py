@@ -1,4 +1,4 @@
-"""How is the embedded seed made?
+"""Pretraining of the embedded seed model.
 
     python -m tools.seed_model.pretrain --output_dir flow_dpo/data/seed/model
 

@@ -1,4 +1,4 @@
-"""Does one source of traces teach better than another, and why?
+"""Comparisons of trace sources and recipes over several seeds: arms, jobs, paired tests, summary.
 
 The paper's table 1 (arXiv 2410.22304) and the controls that it lacks, over several seeds. An arm is a function that
 says which commands make it (`arms`); a seed's commands run one by one and never twice (`jobs`); verdicts on the same

@@ -1,4 +1,4 @@
-"""What is compared with what?
+"""The arms of a comparison: what is trained, compiled and evaluated, and against what.
 
 An arm is a function from one seed's `JobRunner` to an `Outcome`: the pieces of work that it took, and the evaluations
 of what came out. Arms share work by its name:

@@ -1,4 +1,4 @@
-"""Which arms does a name stand for?
+"""Choice of arms by name, and their checks against the settings.
 
     choose(("paper", "flow_itself"))    the rows of the paper's table, and one more
     choose(("recipes",))                the neighbours of Flow-DPO, and Flow-DPO beside them

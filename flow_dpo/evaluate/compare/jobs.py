@@ -1,4 +1,4 @@
-"""How are the commands of a comparison run, each of them once?
+"""The jobs of a comparison: `flow-dpo` commands, each run once and recorded.
 
 Every piece of work is a `flow-dpo` command with a folder of its own. What is done is written down with the words of its
 command, beside the folders; asked for again, it is only looked up:

@@ -1,4 +1,4 @@
-"""What do the folders of a comparison say besides their accuracies?
+"""Provenance of a comparison: versions, commands, costs and contamination, read from the folders of its jobs.
 
 By which commands and by which code they were made, how large the tests are, and whether a question of a test was
 learned from. Invariant: all of it is read from what the pieces of work left behind; work that was done by other code

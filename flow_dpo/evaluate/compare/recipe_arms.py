@@ -1,4 +1,4 @@
-"""Does what each neighbour of Flow-DPO claims for itself hold on one footing?
+"""Arms of a comparison that test what each related method claims, all with the same budget, data and model.
 
 Every arm is a recipe of its own (`recipes.presets`), fitted by the comparison's preset and trained until it had
 `compare.tokens`, or the tokens that the comparison's flow had on its problems; nothing is compiled. An arm names what

@@ -1,4 +1,4 @@
-"""Who judges?
+"""The backends of a judge: a model in this process, or one behind an address.
 
 A model behind the engine seam, or one behind an OpenAI-compatible address. Both answer the same questions
 (`evaluate.judge.protocol`) and hand each answer over as it comes, so that a caller can write it down at once:

@@ -1,4 +1,4 @@
-"""How is a model behind an OpenAI-compatible address asked?
+"""A client for chat completions of a model behind an OpenAI-compatible address.
 
     endpoint = ChatEndpoint(EndpointSettings(base_url="http://127.0.0.1:8000/v1"), api_key="")
     endpoint.check()                                                     # refuses at once where nobody answers

@@ -1,4 +1,4 @@
-"""What is a judge asked about two traces, and what counts as its verdict?
+"""The protocol of an LLM judge: pairs of traces, prompts in both orders, and the verdict in a reply.
 
 A judge is a model that reads two traces of one problem and says which reasons better. It reads them blind, as solutions
 A and B, and in both orders, since many judges lean to one place:

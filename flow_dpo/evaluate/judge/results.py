@@ -1,4 +1,4 @@
-"""What do a judge's verdicts say about two sets of traces, and how surely?
+"""Win rates from a judge's verdicts on two sets of traces, with intervals, agreement and position bias.
 
 Each pair was judged in both orders. With a > b for "trace a is preferred":
 
