@@ -1,4 +1,4 @@
-"""Choice of arms by name, and their checks against the settings.
+"""The arms of a comparison, chosen by their names or by the names of groups.
 
     choose(("paper", "flow_itself"))    the rows of the paper's table, and one more
     choose(("recipes",))                the neighbours of Flow-DPO, and Flow-DPO beside them
