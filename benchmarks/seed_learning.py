@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def flow_dpo(command: str, *words: str, done: Path) -> None:
-    """Run one command unless what it leaves behind is there."""
+    """Run one command unless its output is there."""
     if not done.exists():
         subprocess.run([sys.executable, "-m", "flow_dpo", command, *words], check=True)
 

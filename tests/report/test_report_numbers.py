@@ -31,12 +31,12 @@ WRONG: list[Status] = ["wrong", "correct", "wrong", "wrong", "wrong"]
 def test_nodes_and_pairs_are_counted_by_hand(tmp_path: Path) -> None:
     counts = count_run(report_sources.run(tmp_path / "run", [RIGHT, WRONG]), 2)
     whole = rates.Part(start=0, end=2)
-    counts = {
+    by_depth = {
         (role, depth): (rate.hits, rate.of)
         for role, depth in (("answer", 0), ("stop", 1), ("answer", 2), ("stop", 3))
         for rate in [rates.example_rate(counts, whole, role, depth)]
     }
-    assert counts == {("answer", 0): (2, 2), ("stop", 1): (1, 2), ("answer", 2): (1, 2), ("stop", 3): (1, 2)}
+    assert by_depth == {("answer", 0): (2, 2), ("stop", 1): (1, 2), ("answer", 2): (1, 2), ("stop", 3): (1, 2)}
     assert counts.rewards == [1.0, 0.0]
     assert counts.num_examples == {"answer": 3, "stop": 2}
 
