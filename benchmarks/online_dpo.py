@@ -6,10 +6,10 @@
 Two completions a prompt, the better by a cheap deterministic rule (`score`) is preferred, DPO with beta 0.1, LoRA of
 rank 8. Ours is the recipe `online-dpo` but for that rule: our loop, engine and learner on the flow `Single`, two
 rollouts a prompt (`Group`). TRL's is `OnlineDPOTrainer`, first with its defaults (gradient checkpointing, which
-switches the cache of keys and values off), then with the cache on. The work is the same: same model, prompts in the same token ids
-(asserted), every answer exactly as long (the end token is not allowed), as many prompts an update, a pair from every
-prompt (of two equal answers TRL makes one too, we do not: there must be next to none, so the seed, whose answers are
-often equal, samples at temperature 1.5).
+switches the cache of keys and values off), then with the cache on. The work is the same: same model, prompts in the
+same token ids (asserted), every answer exactly as long (the end token is not allowed), as many prompts an update, a
+pair from every prompt (of two equal answers TRL makes one too, we do not: there must be next to none, so the seed,
+whose answers are often equal, samples at temperature 1.5).
 
 TRL's batch size is the fastest of those given (`--batch_sizes`), each with gradients accumulated to the same update;
 bf16 autocast for a bf16 model (TRL's default; with the cache on the faster of with and without), none for a float32

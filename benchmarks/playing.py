@@ -12,8 +12,8 @@ Three sides, all with the roles' adapters on, sampling at temperature 1 without 
   no Stop and no alternatives; the best of several batch sizes.
 
 Counted are the tokens that were sampled, Stop's choices not. The first two draw other tokens, so rollouts differ a
-little in length; a rate does not depend on that. Target: on a model of half a billion parameters 5 times the calls' rate and
-0.9 times the whole's, on the seed 1.5 times the whole's.
+little in length; a rate does not depend on that. Target: on a model of half a billion parameters 5 times the calls'
+rate and 0.9 times the whole's, on the seed 1.5 times the whole's.
 """
 
 from __future__ import annotations
