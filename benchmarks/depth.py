@@ -1,15 +1,15 @@
-"""How do the tokens that are computed grow with the depth of a tree, beside computing every sequence alone?
+"""Growth of computed tokens with the depth of a tree, against computing every sequence alone.
 
     python -m benchmarks.depth                # writes benchmarks/depth.png
 
 Counts, which no machine changes, on a random model of a few thousand weights; question of 150 tokens, chunks of 160.
 
 - Learning: tokens that go through the model in one update of the two roles' pairs of a tree, as the learner counts
-  them, against those of every completion behind its own prompt. Growth is the exponent of a power law fitted from 2 to
+  them, against those of every completion after its own prompt. Growth is the exponent of a power law fitted from 2 to
   16 nodes, with the question's own tokens (which do not grow) taken off ours: 1 is linear, 2 quadratic.
-- Playing: prompt tokens read and tokens sampled on a flow whose Stop always goes on, alternatives at every node played
-  to the end, against reading every prompt whole. What is sampled grows with the square of the depth by itself, so the
-  growth is that of the cost of one sampled token over the last doubling: 1 is linear, 2 quadratic.
+- Rollouts: prompt tokens read and tokens sampled on a flow whose Stop always goes on, alternatives at every node
+  sampled to the end, against reading every prompt whole. What is sampled grows with the square of the depth by
+  itself, so the growth is that of the cost of one sampled token over the last doubling: 1 is linear, 2 quadratic.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Counts = list[tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class EveryChunk(AnswerStop):
-    """The paper's flow with a Stop whose word is asked for and not heeded: every play has all its chunks."""
+    """The paper's flow with a Stop whose choice is sampled and ignored: every rollout has all its chunks."""
 
     def advance(self, state: AnswerStopState, completion: Completion) -> AnswerStopState:
         if state.next_role == "stop":
@@ -75,9 +75,9 @@ def main() -> None:
     if settings.tiny:
         settings.prompt_tokens, settings.chunk_tokens = 12, 6
     learning = [learned(Shape(settings.prompt_tokens, settings.chunk_tokens, n)) for n in settings.depths]
-    playing = [played(settings, n) for n in settings.depths]
-    draw(settings, learning, [(ours, unshared) for ours, unshared, _ in playing])
-    keep(settings, learning, playing)
+    rollouts = [count_rollouts(settings, n) for n in settings.depths]
+    draw(settings, learning, [(ours, unshared) for ours, unshared, _ in rollouts])
+    keep(settings, learning, rollouts)
 
 
 def learned(shape: Shape) -> tuple[int, int]:
@@ -91,8 +91,8 @@ def learned(shape: Shape) -> tuple[int, int]:
     return ours, unshared
 
 
-def played(settings: argparse.Namespace, num_chunks: int) -> tuple[int, int, int]:
-    """Tokens computed by ours and unshared, and tokens sampled, of the plays of one problem."""
+def count_rollouts(settings: argparse.Namespace, num_chunks: int) -> tuple[int, int, int]:
+    """Tokens computed by ours and unshared, and tokens sampled, of the rollouts of one problem."""
     policy = Policy(random_model("tiny"), ROLES)
     engine = LocalEngine(policy.model, role_model=policy.using, end_ids=(), context_tokens=8192)
     prompts = AnswerStopPrompts(answer_system="", stop_system="", stop_user="{question}{candidate} right?")

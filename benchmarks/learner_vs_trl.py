@@ -1,10 +1,10 @@
-"""How long does an update take, and how much memory, beside TRL's DPOTrainer on the very same pairs?
+"""Time and memory of a learner's update, against TRL's DPOTrainer on the same pairs.
 
     python -m benchmarks.learner_vs_trl
     python -m benchmarks.learner_vs_trl --model_name_or_path FOLDER        # a real model in place of the random 0.5B
 
 Ours is `Learner.update` on both roles' pairs of one tree. TRL's is one `DPOTrainer` a role, LoRA as ours, whose
-optimisation steps are timed by a callback and summed. Both begin with the same adapter, drawn by name and not zero, see
+optimisation steps are timed by a callback and summed. Both start with the same adapter, drawn by name and not zero, see
 the same pairs as the same token ids, take the same Adam steps, and do one untimed update on a small tree first. The
 work is the same if the losses agree, update by update: asserted.
 
@@ -15,7 +15,7 @@ first, the fastest few of the first model are tried (`--shortlist`), of one in b
 and without; `--batch_sizes` names the only ones to try. Padding-free is switched off in TRL itself; dropout is zero; a
 float32 model has no autocast.
 
-Reach: prompt 150, chunks of 160, 6 nodes: 4 times as fast, half the memory; chunks of 24, 10 nodes: 6 times as fast.
+Target: prompt 150, chunks of 160, 6 nodes: 4 times as fast, half the memory; chunks of 24, 10 nodes: 6 times as fast.
 """
 
 from __future__ import annotations

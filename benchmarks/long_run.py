@@ -1,11 +1,11 @@
-"""Does a problem cost more, in time or memory, the longer a run has gone on?
+"""Time and memory of a problem early and late in a long run.
 
     python -m benchmarks.long_run
 
 One run of 2,000 problems on the embedded seed with the shipped preset. The seconds of a problem are those between rows
 of metrics.jsonl, by an outside clock, so that the record and the checkpoints are in them; memory is what the process
 holds when a row is written. Compared are the problems around the 200th and the last ones, as many of each. Behaviour
-changes as it learns, so the details also say the seconds of a thousand sampled tokens. Reach: at most 1.1 times.
+changes as it learns, so the details also give the seconds of a thousand sampled tokens. Target: at most 1.1 times.
 """
 
 from __future__ import annotations

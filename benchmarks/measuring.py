@@ -1,6 +1,6 @@
-"""How is a figure measured, and where is it kept?
+"""Measurement of the benchmarks: sides in separate processes, their ratio, and the files that keep it.
 
-A figure is a ratio of two sides that do the same work, and what it should reach. Each side runs in a process of its
+A figure is a ratio of two sides that do the same work, and a target (`reach`). Each side runs in a process of its
 own, so that its time and its peak of memory are its own; the sides take turns, A B A B, and medians are compared. Every
 figure lands in `results.json`, merged by name, so that one benchmark can be run again alone:
 
@@ -10,7 +10,7 @@ figure lands in `results.json`, merged by name, so that one benchmark can be run
     python -m benchmarks.measuring          # the kept figures as a Markdown table
 
 `details.json` beside it holds, by the same names, what the ratio was made of and which settings of a peer were tried.
-Invariant: a benchmark run with `--tiny` keeps nothing unless it is told where (`--results`).
+Invariant: a benchmark run with `--tiny` keeps nothing unless a place is named (`--results`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PACKAGES = ("torch", "transformers", "peft", "trl", "vllm")
 _BOUNDS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
 
 Report = dict[str, Any]
-"""What one side says of its run: "seconds", "peak_mib" and whatever else a benchmark compares."""
+"""What one side reports of its run: "seconds", "peak_mib" and whatever else a benchmark compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Figure:
     name: str
     ratio: float
     reach: str
-    """The bound, such as ">= 4" or "<= 0.5"; "" of a ratio that is only told."""
+    """The bound, such as ">= 4" or "<= 0.5"; "" of a ratio without a target."""
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -99,7 +99,7 @@ def median(reports: Sequence[Report], name: str) -> float:
 
 
 def report(values: Mapping[str, Any]) -> None:
-    """What a side says at its end, for `run_side` to read."""
+    """Print a side's report at its end, for `run_side` to read."""
     print(json.dumps(values), flush=True)
 
 
@@ -159,7 +159,7 @@ def machine(num_threads: int) -> str:
             break
     cores = len(os.sched_getaffinity(0))
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    # Asked by name alone: a side's process imports what it needs, this one nothing heavy.
+    # Looked up by name alone: a side's process imports what it needs, this one nothing heavy.
     found = [f"{name} {metadata.version(name)}" for name in _PACKAGES if importlib.util.find_spec(name)]
     words = [cpu, f"{cores} cores usable, {num_threads} used", f"{gib:.0f} GiB", f"load {os.getloadavg()[0]:.1f}"]
     return "; ".join([*words, f"Python {platform.python_version()}", ", ".join(found)])
@@ -179,7 +179,7 @@ def _shown(report: Report) -> str:
 
 
 def _status(name: str) -> int:
-    """KiB that /proc says of this process."""
+    """KiB that /proc reports of this process."""
     return next(int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith(f"{name}:"))
 
 

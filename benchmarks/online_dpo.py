@@ -1,20 +1,20 @@
-"""How many prompts a second does whole-answer online DPO learn from, beside TRL's experimental OnlineDPOTrainer?
+"""Throughput of whole-answer online DPO, against TRL's experimental OnlineDPOTrainer.
 
     python -m benchmarks.online_dpo                                # a model of the seed's size
     python -m benchmarks.online_dpo --model_name_or_path FOLDER    # and a real model
 
 Two completions a prompt, the better by a cheap deterministic rule (`score`) is preferred, DPO with beta 0.1, LoRA of
-rank 8. Ours is the recipe `online-dpo` but for that rule: our loop, engine and learner on the flow `Single`, played
-twice (`Group`). TRL's is `OnlineDPOTrainer`, first with its defaults (gradient checkpointing, which switches the cache
-of keys and values off), then with the cache on. The work is the same: same model, prompts in the same token ids
-(asserted), every answer exactly as long (the end token is not allowed), as many prompts an update, a pair from every
-prompt (of two equal answers TRL makes one too, we do not: there must be next to none, so the seed, which often says the
-same, speaks at temperature 1.5).
+rank 8. Ours is the recipe `online-dpo` but for that rule: our loop, engine and learner on the flow `Single`, two
+rollouts a prompt (`Group`). TRL's is `OnlineDPOTrainer`, first with its defaults (gradient checkpointing, which
+switches the cache of keys and values off), then with the cache on. The work is the same: same model, prompts in the
+same token ids (asserted), every answer exactly as long (the end token is not allowed), as many prompts an update, a
+pair from every prompt (of two equal answers TRL makes one too, we do not: there must be next to none, so the seed,
+whose answers are often equal, samples at temperature 1.5).
 
 TRL's batch size is the fastest of those given (`--batch_sizes`), each with gradients accumulated to the same update;
 bf16 autocast for a bf16 model (TRL's default; with the cache on the faster of with and without), none for a float32
 one. The first update of each side is not timed.
-Reach: 5 times as many prompts a second as the defaults, 2 times as many as with the cache on.
+Target: 5 times as many prompts a second as the defaults, 2 times as many as with the cache on.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def compare(model: str, settings: argparse.Namespace) -> None:
 
 
 def score(token_ids: Sequence[int]) -> int:
-    """The rule that says which of two completions is better."""
+    """The rule that decides which of two completions is better."""
     return sum((i + 1) * token for i, token in enumerate(token_ids)) % 10_007
 
 

@@ -1,6 +1,6 @@
-"""How is a flow played with transformers' `generate` alone?
+"""A baseline engine for the benchmarks: rollouts by transformers' `generate` alone.
 
-An engine for the benchmarks to compare with: one `generate` call for everything that one role is asked (up to a batch),
+An engine for the benchmarks to compare with: one `generate` call for all due requests of one role (up to a batch),
 left padded, with keys and values inside the call and none kept between calls; a declared choice is one forward.
 
     engine = GenerateEngine(peer_model(loaded.model, ("answer", "stop"), rank=8), end_ids={2}, max_batch_size=64)
@@ -43,7 +43,7 @@ class _Asked(NamedTuple):
 
 
 class GenerateEngine(Engine):
-    """transformers' `generate`, one call for whatever a role is asked."""
+    """transformers' `generate`, one call for all due requests of a role."""
 
     def __init__(self, model: PeftModel, *, end_ids: Collection[int], max_batch_size: int) -> None:
         self._model, self._end_ids, self._max_batch_size = model, frozenset(end_ids), max_batch_size
@@ -102,13 +102,13 @@ class GenerateEngine(Engine):
         for asked, tokens, values in zip(batch, written, logprobs, strict=True):
             tokens = tokens[: asked.request.max_tokens]
             end = next((i + 1 for i, token in enumerate(tokens) if token in self._end_ids), None)
-            tokens, said = tuple(tokens[:end]), tuple(values[: end or len(tokens)])
+            tokens, kept = tuple(tokens[:end]), tuple(values[: end or len(tokens)])
             self._stats["sampled_tokens"] += len(tokens)
             self._stats["computed_tokens"] += len(asked.request.prompt_ids) + len(tokens)
             completion = Completion(
                 token_ids=tokens,
-                logprobs=said,
-                sampled_logprobs=said,
+                logprobs=kept,
+                sampled_logprobs=kept,
                 finish_reason="stop" if end else "length",
                 policy_version=0,
             )
@@ -135,7 +135,7 @@ def generate(
     """One call, sampling at temperature 1 without truncation. Without `end_ids` nothing ends early."""
     inner = model.get_base_model()
     assert isinstance(inner, PreTrainedModel)
-    # What a checkpoint's own generation config says of sampling would come in by the back door.
+    # A checkpoint's own generation config would change the sampling unnoticed.
     inner.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=sorted(end_ids) or None)
     settings = GenerationConfig(
         do_sample=True,

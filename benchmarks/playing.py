@@ -1,4 +1,4 @@
-"""How many tokens a second does a flow write, beside `generate`?
+"""Throughput of a flow's rollouts in sampled tokens a second, against transformers' `generate`.
 
     python -m benchmarks.playing                                   # on the embedded seed
     python -m benchmarks.playing --model_name_or_path FOLDER       # and on a real model
@@ -11,9 +11,9 @@ Three sides, all with the roles' adapters on, sampling at temperature 1 without 
 - whole: one uninterrupted batched `generate` on the Answer role's prompts, as long as the flow may write, with no flow,
   no Stop and no alternatives; the best of several batch sizes.
 
-Counted are the tokens that were sampled, Stop's choices not. The first two draw other tokens, so plays differ a little
-in length; a rate does not depend on that. Reach: on a model of half a billion parameters 5 times the calls' rate and
-0.9 times the whole's, on the seed 1.5 times the whole's.
+Counted are the tokens that were sampled, Stop's choices not. The first two draw other tokens, so rollouts differ a
+little in length; a rate does not depend on that. Target: on a model of half a billion parameters 5 times the calls'
+rate and 0.9 times the whole's, on the seed 1.5 times the whole's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", help="a real model, measured after the seed")
     parser.add_argument("--only_given", action="store_true", help="leave the seed out")
-    parser.add_argument("--num_problems", type=int, default=32, help="played together, as in training")
+    parser.add_argument("--num_problems", type=int, default=32, help="sampled together, as in training")
     parser.add_argument("--rounds", type=int, help="how often so many; 8 on the seed, 1 on a real model")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 64, 128], help="of the whole's generate")
     parser.add_argument("--case", help=argparse.SUPPRESS)

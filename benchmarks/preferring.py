@@ -1,4 +1,4 @@
-"""Which of two completions is better, where only the speed of learning from them matters?
+"""A credit and a verifier by a fixed rule, for benchmarks where only the speed of learning matters.
 
 A credit and a verifier for benchmarks: every two siblings that differ are a preference, whatever was written, so that
 both sides of a comparison learn from as many pairs.

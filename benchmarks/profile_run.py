@@ -1,4 +1,4 @@
-"""Where does the wall-clock of a whole run go?
+"""Profile of the wall-clock of a whole run, by what it is spent on.
 
     python -m benchmarks.profile_run                                            # the embedded seed, 320 problems
     python -m benchmarks.profile_run --model_name_or_path FOLDER                # and a real model, 32 problems
@@ -6,11 +6,11 @@
 The run is started as a user starts it. What the engine and the learner took is in its metrics.jsonl; when each row was
 written is seen from outside, and what lies between the rows and is in none of the metrics is the record: text, JSON,
 disk, checkpoints, progress bar. The lines add up to the whole by construction, those called "other" being what is left
-of a measured part: Python of flows, rendering and runner in playing; packing, the optimizer, checks and the engine's
+of a measured part: Python of flows, rendering and runner in rollouts; packing, the optimizer, checks and the engine's
 refresh in learning. Forwards are shared out by tokens: decoding, prompts, and Stop's.
 
-Arithmetic on tokens is decode, prefill, Stop's scoring, drawing tokens, reference, policy forward and backward. Reach,
-on a real model: at most 0.15 of the time from the first batch's beginning to the last row is anything else. Starting
+Arithmetic on tokens is decode, prefill, Stop's scoring, drawing tokens, reference, policy forward and backward. Target,
+on a real model: at most 0.15 of the time from the first batch's start to the last row is anything else. Starting
 up (imports, loading) and finishing (last checkpoint, adapters, picture) happen once a run, have lines of their own and
 are left out of that share.
 """
@@ -72,7 +72,7 @@ def profile(model: str, settings: argparse.Namespace) -> None:
 def account(watched: Watched) -> dict[str, float]:
     """Seconds by what they were spent on; they add up to the run's."""
     rows = watched.rows
-    playing, learning = total(rows, ["rollout/seconds"]), total(rows, ["learn/seconds"])
+    rollouts, learning = total(rows, ["rollout/seconds"]), total(rows, ["learn/seconds"])
     grading = total(rows, ["grade/seconds"])
     first = sum(rows[0].row[name] for name in ("rollout/seconds", "grade/seconds", "learn/seconds"))
     starting = max(0.0, rows[0].at_s - first)
@@ -83,12 +83,12 @@ def account(watched: Watched) -> dict[str, float]:
         "stop scoring": total(rows, ["rollout/choice_s"]),
         "drawing": total(rows, ["rollout/draw_s"]),
     }
-    parts["playing, other"] = playing - sum(parts[part] for part in ("decode", "prefill", "stop scoring", "drawing"))
+    parts["playing, other"] = rollouts - sum(parts[part] for part in ("decode", "prefill", "stop scoring", "drawing"))
     parts["verification"] = grading
     for part, name in (("reference", "reference_s"), ("policy forward", "forward_s"), ("backward", "backward_s")):
         parts[part] = total(rows, [f"learn/answer/{name}", f"learn/stop/{name}"])
     parts["learning, other"] = learning - sum(parts[part] for part in ("reference", "policy forward", "backward"))
-    parts["record and disk"] = rows[-1].at_s - starting - playing - grading - learning
+    parts["record and disk"] = rows[-1].at_s - starting - rollouts - grading - learning
     parts["finishing"] = watched.total_s - rows[-1].at_s
     return parts
 

@@ -1,10 +1,10 @@
-"""How long does the quick start take after installation, and what is learned in it?
+"""Wall-clock of the quick start after installation, and the accuracy gained in it.
 
     python -m benchmarks.quickstart
 
 `flow-dpo quickstart` as it is shipped, in a process of its own, by an outside clock. The rise is that of the windowed
 accuracy (250 problems, each before it was learned from), from the first full window to the last; from the first row's
-where no window fills. Reach: at most 60 seconds on two otherwise idle cores, and a rise of at least 0.25.
+where no window fills. Target: at most 60 seconds on two otherwise idle cores, and a rise of at least 0.25.
 """
 
 from __future__ import annotations

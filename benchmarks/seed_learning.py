@@ -1,4 +1,4 @@
-"""Does the shipped recipe learn on the embedded seed, and does what it learned hold on problems it never saw?
+"""Learning on the embedded seed with the shipped recipe: accuracy on held-out problems before and after.
 
     python benchmarks/seed_learning.py --output_dir runs/seed_learning
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def flow_dpo(command: str, *words: str, done: Path) -> None:
-    """Run one command unless what it leaves behind is there."""
+    """Run one command unless its output is there."""
     if not done.exists():
         subprocess.run([sys.executable, "-m", "flow_dpo", command, *words], check=True)
 

@@ -1,4 +1,4 @@
-"""How much of vLLM's speed is left when a flow plays through it?
+"""Throughput of a flow's rollouts through vLLM, against one-shot requests to the same vLLM.
 
     .venv-vllm/bin/python -m benchmarks.serving --model_name_or_path FOLDER       # or make bench-vllm
 
@@ -7,17 +7,17 @@ Each side in a process of its own, in process and over HTTP with a server starte
 - flow: the flow explored as the preset does, an alternative at every node, adapters of both roles loaded;
 - answers: the same vLLM with the same adapter, given as many tokens or a few more as one-shot requests on the Answer
   role's prompts, whole batches of as many as the flow may have under way, without log-probabilities. Their rate is what
-  the flow's is compared with: reach 0.8.
-- same: the very questions that the flow put to vLLM as plain one-shot requests, none of which waits for another, and
+  the flow's is compared with: target 0.8.
+- same: the very requests that the flow made to vLLM as plain one-shot requests, none of which waits for another, and
   without log-probabilities: what the flow's order and our side of it cost. Other text is written, so that a chunk that
-  is read later on is no chunk that was written: some more tokens are computed than in the flow. Nothing to reach.
+  is read later on is no chunk that was written: some more tokens are computed than in the flow. No target.
 
-Each side also says how many tokens a second go through the model, prompt tokens that no cache held included: a flow
-reads what it wrote (Stop each chunk, in its own words) where one-shot answers only write.
+Each side also reports how many tokens a second go through the model, prompt tokens that no cache held included: a flow
+reads what it wrote (Stop each chunk, in its own prompt) where one-shot answers only write.
 
-Counted are the tokens that completions hold, Stop's choices not. Of the prompt tokens of all questions to vLLM, those
+Counted are the tokens that completions hold, Stop's choices not. Of the prompt tokens of all requests to vLLM, those
 that came from its prefix cache are compared with what the trees allow: every prefix that was prompted or sampled
-before, in order of the answers, but for the last token of each prompt, which must be computed; reach 0.95. A cache of
+before, in order of the answers, but for the last token of each prompt, which must be computed; target 0.95. A cache of
 whole blocks cannot give all of it; what the blocks allow is among the details. Then a run of `flow-dpo train` with an
 update every 32 pairs, of which refreshing the adapters should take 5 % at most; the same run over HTTP whose server is
 killed and started again five times; and, for recipes of one role, what merged weights (`--engine.sync merged`) gain and
@@ -46,7 +46,7 @@ from benchmarks.vllm_engines import (
     counted,
     engine_of,
     forget,
-    listened_to,
+    recorded_requests,
     reusable,
     served_to,
     versions,
@@ -63,8 +63,8 @@ SYNCS = ("adapters", "merged")
 def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", default="seed", help="a folder, or the embedded seed")
-    parser.add_argument("--dataset_name", default="seed", help="whose problems are played for speed")
-    parser.add_argument("--num_problems", type=int, default=32, help="played together, as in training")
+    parser.add_argument("--dataset_name", default="seed", help="whose problems are sampled for speed")
+    parser.add_argument("--num_problems", type=int, default=32, help="sampled together, as in training")
     parser.add_argument("--batch_size", type=int, default=128, help="requests under way at once, on every side")
     parser.add_argument("--num_trained", type=int, default=64, help="problems of the run that refreshes")
     parser.add_argument("--num_kills", type=int, default=5, help="of the server in the midst of a run")
@@ -185,27 +185,27 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
     settings.case, settings.rounds = settings.model_name_or_path, 1
     loaded, preset, _, problems = parts(settings)
     flow, explore = preset.recipe.flow, preset.recipe.explore
-    with listened_to() as asked, engine_of(settings, kind, loaded, preset) as (engine, _):
+    with recorded_requests() as requests, engine_of(settings, kind, loaded, preset) as (engine, _):
         runner = RolloutRunner(engine, loaded.renderer)
         explore(flow, runner, problems[:4], seed=1)
         forget(engine, flow.roles)
         engine.take_stats()
-        asked.clear()
+        requests.clear()
         counts = counted(engine)
         started = time.perf_counter()
         trees = explore(flow, runner, problems[4:], seed=0)
         seconds = time.perf_counter() - started
         stats = engine.take_stats()
     if settings.questions:
-        rows = [[one.role, one.prompt_ids, len(one.written)] for one in asked]
+        rows = [[one.role, one.prompt_ids, len(one.written)] for one in requests]
         settings.questions.write_text(json.dumps(rows), encoding="utf-8")
     prompts = stats["reused_tokens"] + stats["prefilled_tokens"]
-    allowed, in_blocks = (reusable(asked, block) for block in (1, BLOCK))
+    allowed, in_blocks = (reusable(requests, block) for block in (1, BLOCK))
     return {
         "tokens_a_second": counts["tokens"] / seconds,
         "computed_a_second": (stats["prefilled_tokens"] + stats["sampled_tokens"]) / seconds,
         "seconds": seconds,
-        "num_questions": len(asked),
+        "num_questions": len(requests),
         **counts,
         "num_trees": len(trees),
         "prompt_tokens": prompts,
@@ -318,7 +318,7 @@ def killed(settings: argparse.Namespace, _: str) -> Report:
 
 
 def _kill(server: Server, metrics: Path, done: threading.Event, num_kills: int, kills: list[int]) -> None:
-    """Kill the server in the midst of one batch of play after the other."""
+    """Kill the server in the midst of one batch of rollouts after the other."""
     for number in range(num_kills):
         while not done.is_set() and (not metrics.exists() or metrics.read_bytes().count(b"\n") <= number):
             time.sleep(0.05)
@@ -353,9 +353,9 @@ def sync(settings: argparse.Namespace, what: Any) -> Report:
             engine.refresh(versions(["answer"], version))
         refresh_s = engine.take_stats()["refresh_s"] / 3
         started = time.perf_counter()
-        said = engine.sample(requests, Sampling(), seeds=range(len(requests)))
+        completions = engine.sample(requests, Sampling(), seeds=range(len(requests)))
         seconds = time.perf_counter() - started
-    tokens = sum(len(one.token_ids) for one in said)
+    tokens = sum(len(one.token_ids) for one in completions)
     return {"refresh_s": refresh_s, "tokens_a_second": tokens / seconds, "tokens": tokens, "seconds": seconds}
 
 

@@ -1,4 +1,4 @@
-"""How near are VinePPO's values of states to the truth?
+"""Bias and error of VinePPO's Monte Carlo estimates of state values.
 
     python -m benchmarks.step_values               of the base
     python -m benchmarks.step_values --run RUN     of a trained run's Answer
@@ -43,7 +43,7 @@ class State:
 
 def main() -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--run", help="a run folder whose Answer speaks; the base where none is named")
+    parser.add_argument("--run", help="a run folder whose Answer adapter is used; the base where none is named")
     parser.add_argument("--num_problems", type=int, default=60)
     parser.add_argument("--num_truth", type=int, default=256, help="completions that a state's truth is the mean of")
     parser.add_argument("--completions", type=int, nargs="+", default=[4, 9], help="K: the seed's 4, the paper's 9")
@@ -86,18 +86,18 @@ def measured(settings: argparse.Namespace) -> dict[int, list[State]]:
     ) as runtime:
         runtime.workers.refresh(load_adapters(runtime.policy, SpeakingSettings(run=settings.run, roles=flow.roles)))
 
-        def played(num_completions: int) -> list[Tree]:
+        def sampled(num_completions: int) -> list[Tree]:
             one_path = replace(explore, num_rollouts=1, num_completions=num_completions)
             trees: list[Tree] = []
             for problem in runtime.fitting:
                 trees += runtime.workers.rollout(one_path, flow, [problem], seed=settings.seed)
             return trees
 
-        # A state's completions are drawn one by one, so those behind the first K are independent of them.
-        truths = [others(tree, most) for tree in played(most + settings.num_truth)]
+        # A state's completions are drawn one by one, so those after the first K are independent of them.
+        truths = [others(tree, most) for tree in sampled(most + settings.num_truth)]
         found: dict[int, list[State]] = {}
         for k in settings.completions:
-            estimates: list[Mapping[Request, float]] = [state_values(tree) for tree in played(k)]
+            estimates: list[Mapping[Request, float]] = [state_values(tree) for tree in sampled(k)]
             found[k] = [
                 State(problem=problem.id, estimate=estimate[request], truth=truth)
                 for problem, estimate, truths_of in zip(runtime.fitting, estimates, truths, strict=True)
@@ -108,7 +108,7 @@ def measured(settings: argparse.Namespace) -> dict[int, list[State]]:
 
 
 def others(tree: Tree, num_first: int) -> dict[Request, float]:
-    """The mean reward of each state's graded probes behind the first `num_first`."""
+    """The mean reward of each state's graded probes after the first `num_first`."""
     rewards: dict[Request, list[float | None]] = {}
     for rollout in tree.rollouts:
         if rollout.probe:

@@ -1,4 +1,4 @@
-"""How many ordinary answers does the verifier grade in a second?
+"""Throughput of the verifier on ordinary answers, in answers a second.
 
     python -m benchmarks.verifier --dataset_names GSM8K_FOLDER MATH500_FOLDER
 

@@ -1,4 +1,4 @@
-"""Which engines over vLLM do the benchmarks play with, and how much could a prefix cache have held?
+"""Engines over vLLM for the benchmarks, and the upper bound of what their prefix cache could hold.
 
     with engine_of(settings, "http", loaded, preset) as (engine, ask_all): ...
 
@@ -23,13 +23,13 @@ from flow_dpo.core.types import TokenIds
 
 
 def window(settings: argparse.Namespace) -> int:
-    """Tokens of the context window that vLLM plays with: the whole of the seed's, and enough for a model's problems."""
+    """Tokens of the context window of vLLM: the whole of the seed's, and enough for a model's problems."""
     return 512 if settings.model_name_or_path == "seed" else 1024
 
 
 @dataclass(frozen=True)
 class OneShot:
-    """A plain request to vLLM: so many tokens behind this prompt, whatever they are."""
+    """A plain request to vLLM: so many tokens after this prompt, whatever they are."""
 
     role: str
     prompt_ids: TokenIds
@@ -37,7 +37,7 @@ class OneShot:
 
 
 AskAll = Callable[[Any, Sequence[OneShot]], tuple[int, int]]
-"""Puts all of them to the engine's vLLM; says how many tokens came, and how many prompt tokens no cache held."""
+"""Sends all of them to the engine's vLLM; returns how many tokens came, and how many prompt tokens no cache held."""
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def engine_of(
     roles = roles or preset.recipe.flow.roles
     with tempfile.TemporaryDirectory() as folder:
         if kind == "process":
-            played: Any = VllmSettings(
+            settings_of_engine: Any = VllmSettings(
                 max_batch_size=settings.batch_size,
                 block_tokens=BLOCK,
                 sync=sync,
@@ -71,10 +71,10 @@ def engine_of(
         with served as server:
             url = server.url if server else ""
             if url:
-                played = VllmServerSettings(base_url=url, concurrency=settings.batch_size)
-            with open_engine(played, loaded, num_roles=len(roles)) as reach:
+                settings_of_engine = VllmServerSettings(base_url=url, concurrency=settings.batch_size)
+            with open_engine(settings_of_engine, loaded, num_roles=len(roles)) as builder:
                 policy = Policy(loaded.model, roles, preset.lora)
-                engine: Any = reach.build(policy, AdapterStore(policy, Path(folder) / "served"))
+                engine: Any = builder.build(policy, AdapterStore(policy, Path(folder) / "served"))
                 engine.refresh(versions(roles, 0))
                 engine.url, engine.batch_size, engine.policy = url, settings.batch_size, policy
                 try:
@@ -97,7 +97,7 @@ def forget(engine: Any, roles: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Question:
-    """What vLLM was asked, and what it wrote."""
+    """A request to vLLM, and the tokens that it sampled."""
 
     role: str
     prompt_ids: TokenIds
@@ -105,43 +105,43 @@ class Question:
 
 
 @contextmanager
-def listened_to() -> Iterator[list[Question]]:
-    """Every question that our engines over vLLM put to it, in the order of the answers."""
+def recorded_requests() -> Iterator[list[Question]]:
+    """Every request that our engines over vLLM make to it, in the order of the replies."""
     from flow_dpo.engines.vllm import in_process
     from flow_dpo.engines.vllm import requests as vllm_requests
     from flow_dpo.engines.vllm import server as vllm_server
 
-    heard: list[Question] = []
+    recorded: list[Question] = []
 
     def answer(request: Any, *words: Any, **more: Any) -> Any:
         questions = vllm_requests.completion_steps(request, *words, **more)
         try:
             ask = next(questions)
             while True:
-                said = yield ask
-                heard.append(Question(request.role, ask.prompt_ids, said.token_ids))
-                ask = questions.send(said)
+                reply = yield ask
+                recorded.append(Question(request.role, ask.prompt_ids, reply.token_ids))
+                ask = questions.send(reply)
         except StopIteration as done:
             return done.value
 
     with patch.object(in_process, "completion_steps", answer), patch.object(vllm_server, "completion_steps", answer):
-        yield heard
+        yield recorded
 
 
 def counted(engine: Any) -> dict[str, int]:
     """What the engine's completions come to from now on: tokens that were drawn, and choices."""
     counts, poll = {"tokens": 0, "choices": 0}, engine.poll
-    asked, submit = dict[int, Any](), engine.submit
+    requests, submit = dict[int, Any](), engine.submit
 
     def submitted(request: Any, sampling: Any, **more: Any) -> int:
         ticket = submit(request, sampling, **more)
-        asked[ticket] = request
+        requests[ticket] = request
         return ticket
 
     def polled() -> list[tuple[int, Any]]:
         found = poll()
         for ticket, completion in found:
-            is_choice = bool(asked.pop(ticket).choices)
+            is_choice = bool(requests.pop(ticket).choices)
             counts["choices"] += is_choice
             counts["tokens"] += 0 if is_choice else len(completion.token_ids)
         return found
@@ -150,11 +150,11 @@ def counted(engine: Any) -> dict[str, int]:
     return counts
 
 
-def reusable(asked: Sequence[Question], block: int) -> int:
-    """Prompt tokens that a cache of such blocks can hold before they are asked for, in the order of the answers."""
+def reusable(requests: Sequence[Question], block: int) -> int:
+    """Prompt tokens that a cache of such blocks can hold before they are requested, in the order of the replies."""
     known: set[int] = set()
     total = 0
-    for question in asked:
+    for question in requests:
         ids = [*question.prompt_ids, *question.written[:-1]]
         prefixes, chain = list[int](), hash(question.role)
         for token in ids:
@@ -173,21 +173,21 @@ def _ask_in_process(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]
     from vllm import SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
     from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
-    vllm, voices = engine._vllm, engine._lora_requests
+    vllm, lora_requests = engine._vllm, engine._lora_requests
     for number, request in enumerate(requests):
         params = SamplingParams(
             max_tokens=request.num_tokens, ignore_eos=True, seed=number, detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
-        vllm.add_request(f"plain{number}", prompt, params, lora_request=voices.get(request.role))
+        vllm.add_request(f"plain{number}", prompt, params, lora_request=lora_requests.get(request.role))
     left, tokens, read = len(requests), 0, 0
     while left:
-        for said in vllm.step():
-            if said.finished:
+        for output in vllm.step():
+            if output.finished:
                 left -= 1
-                tokens += len(said.outputs[0].token_ids)
-                read += len(said.prompt_token_ids) - (said.num_cached_tokens or 0)
+                tokens += len(output.outputs[0].token_ids)
+                read += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
     return tokens, read
 
 

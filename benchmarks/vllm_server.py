@@ -1,4 +1,4 @@
-"""How is a `vllm serve` started, killed and ended with all its processes?
+"""A `vllm serve` process for benchmarks and tests: started, killed, and ended with all its children.
 
     with serving(folder, log) as server: server.url
 
@@ -55,7 +55,7 @@ class Server:
         command = [
             str(Path(sys.executable).with_name("vllm")), "serve", str(self.model), "--served-model-name", "base",
             "--enable-lora", "--max-loras", "4", "--max-lora-rank", "8", "--max-logprobs", "-1", "--enforce-eager",
-            # vLLM 0.32 on a CPU cannot draw by a seed behind a prompt that it read in parts.
+            # vLLM 0.32 on a CPU cannot draw by a seed after a prompt that it read in parts.
             "--no-enable-chunked-prefill", "--block-size", str(BLOCK), "--enable-prompt-tokens-details",
             "--disable-uvicorn-access-log",
             "--host", "127.0.0.1", "--port", str(self.port), *self.words,

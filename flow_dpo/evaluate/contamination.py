@@ -1,4 +1,4 @@
-"""Was a model trained on the very problems that it is tested on?
+"""Contamination check: overlap of the test questions with those of training data.
 
 Questions are compared as normalised text: Unicode forms joined, case, punctuation and spaces dropped, numbers kept.
 

@@ -1,9 +1,11 @@
-"""How good is a flow, or one of its roles alone, on problems that it does not learn from?
+"""Evaluation of a flow, or of one of its roles alone, on held-out problems.
 
-The flow (or the Answer role in one pass) is played on each problem, greedily once or drawn several times, without
-alternatives, and graded. Stop is measured
-on the candidates that it met: how often it said Yes to unfinished, wrong and right ones, and how well its log-odds of
-Yes tell right from wrong and finished from unfinished (area under the curve).
+A rollout of the flow (or of the Answer role in one pass) is sampled for each problem, greedily once or several times at
+a temperature, without alternatives, and graded. Stop is measured on the candidates of these rollouts: how often it
+chose Yes for unfinished, wrong and right ones, and how well its log-odds of Yes separate right from wrong and finished
+from unfinished (area under the curve). Invariant: nothing is learned, and a draw that cannot be graded enters no rate.
+
+    {"accuracy": 0.41, "interval": [0.34, 0.48], "num_problems": 200, "stop": {"yes_rate": {"right": 0.8, ...}}, ...}
 """
 
 from __future__ import annotations
@@ -38,9 +40,9 @@ class EvaluationSettings:
     mode: Literal["flow", "single"] = "flow"
     """"single" is one pass of the Answer role."""
     greedy: bool = True
-    """Take the likeliest token; otherwise draw with the exploration's temperature and top-p."""
+    """Take the likeliest token; otherwise sample with the exploration's temperature and top-p."""
     num_samples: int = 1
-    """How often each problem is played; more than one needs `greedy` to be false."""
+    """Rollouts of each problem; more than one needs `greedy` to be false."""
     output_dir: str = "runs/evaluation"
     seed: int = 0
     batch_problems: int = 64
@@ -69,12 +71,12 @@ def evaluate(
     adapters: Mapping[Role, Adapter],
     settings: EvaluationSettings,
 ) -> tuple[list[Tree], dict[str, Any]]:
-    """Play and grade every problem, `settings.num_samples` times; the trees draw by draw, and the summary that
+    """Sample and grade `settings.num_samples` rollouts of every problem; the trees draw by draw, and the summary that
     `summary.json` holds."""
     workers.refresh(adapters)
     trunk_only = explore.alone(greedy=settings.greedy)
     trees: list[Tree] = []
-    stops: list[_Heard] = []
+    choices: list[StopChoice] = []
     right: list[tuple[Problem, str]] = []
     work = {"tokens": 0}
     for draw in range(settings.num_samples):
@@ -83,7 +85,7 @@ def evaluate(
         for batch in batched(problems, settings.batch_problems):
             batch_trees = workers.rollout(trunk_only, flow, batch, seed=seed)
             work["tokens"] += int(rollout_metrics(batch_trees, workers)["rollout/tokens"])
-            stops.extend(_heard(flow, batch_trees, renderer, grader))
+            choices.extend(stop_choices(flow, batch_trees, renderer, grader))
             right += [
                 (tree.problem, renderer.to_text(tree.trunk.solution.attempt))
                 for tree in batch_trees
@@ -91,11 +93,11 @@ def evaluate(
             ]
             trees.extend(batch_trees)
     steps = step_validity.invalid_rate(right)
-    return trees, summary(trees) | work | {"stop": stop_summary(stops), "steps_of_right_answers": steps}
+    return trees, summary(trees) | work | {"stop": stop_summary(choices), "steps_of_right_answers": steps}
 
 
 def decoding(explore: Explore, settings: EvaluationSettings) -> dict[str, Any]:
-    """How completions were taken: the values that played a part, and no others."""
+    """The decoding, as summary.json records it: the values that had an effect, and no others."""
     if settings.greedy:
         return {"greedy": True, "num_samples": 1}
     sampling = {name: getattr(explore, name) for name in ("temperature", "top_p", "choice_temperature")}
@@ -103,7 +105,7 @@ def decoding(explore: Explore, settings: EvaluationSettings) -> dict[str, Any]:
 
 
 def summary(trees: Iterable[Tree]) -> dict[str, Any]:
-    """Accuracy over graded draws, its 95 % interval, and the counts behind it (`scores.summary`).
+    """Accuracy over graded draws, its 95 % interval, and the counts behind it (`pass_at_k.summary`).
 
     Several trees of one problem are its draws.
     """
@@ -121,17 +123,18 @@ CandidateKind = Literal["unfinished", "wrong", "right"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Heard:
-    """One word of a choosing role, and what stood before it."""
+class StopChoice:
+    """One Yes or No of a choosing role, and the kind of candidate that it was given."""
 
-    said_yes: bool
+    chose_yes: bool
     log_odds: float
+    """Of Yes, in nats."""
     kind: CandidateKind
 
 
-def _heard(flow: Flow[Any], trees: Sequence[Tree], renderer: RendersTurns, grader: Grader) -> list[_Heard]:
-    """What was chosen at every candidate on the trunks, with the candidate's own verdict."""
-    asked: list[tuple[tuple[Problem, str, bool], bool, float]] = []
+def stop_choices(flow: Flow[Any], trees: Sequence[Tree], renderer: RendersTurns, grader: Grader) -> list[StopChoice]:
+    """The choice at every candidate on the trunks, with the kind that the candidate's own verdict gives it."""
+    candidates: list[tuple[tuple[Problem, str, bool], bool, float]] = []
     for tree in trees:
         state = flow.start(tree.problem)
         for node in tree.trunk_nodes():
@@ -139,34 +142,34 @@ def _heard(flow: Flow[Any], trees: Sequence[Tree], renderer: RendersTurns, grade
                 solution = flow.solution(state)
                 text = renderer.to_text(solution.pieces)
                 yes, no = node.completion.choice_logprobs
-                asked.append(((tree.problem, text, solution.ended), node.completion.choice == 0, yes - no))
+                candidates.append(((tree.problem, text, solution.ended), node.completion.choice == 0, yes - no))
             state = flow.advance(state, node.completion)
-    verdicts = grader.check_texts([item for item, _, _ in asked])
+    verdicts = grader.check_texts([item for item, _, _ in candidates])
     return [
-        _Heard(said_yes=yes, log_odds=odds, kind=kind)
-        for ((_, _, ended), yes, odds), verdict in zip(asked, verdicts, strict=True)
+        StopChoice(chose_yes=yes, log_odds=odds, kind=kind)
+        for ((_, _, ended), yes, odds), verdict in zip(candidates, verdicts, strict=True)
         if (kind := candidate_kind(verdict.status, ended=ended)) is not None
     ]
 
 
 def candidate_kind(status: Status, *, ended: bool) -> CandidateKind | None:
-    """What a candidate is that a choosing role was asked about; None where it could not be graded.
+    """The kind of a candidate that a choosing role judged; None where it could not be graded.
 
-    The same of the report's figures of a run, which take the verdict from the play that Yes ended there (`report.
-    run_data`) in place of grading every candidate, and so leave out those to which Yes was never said.
+    A run's report uses it too, with the verdict of the rollout that Yes ended there (`report.run_data`) in place of
+    grading every candidate, and so leaves out those for which Yes was never chosen.
     """
     if status == "correct":
         return "right"
     return None if status == "ungraded" else "wrong" if ended else "unfinished"
 
 
-def stop_summary(heard: Sequence[_Heard]) -> dict[str, Any]:
+def stop_summary(choices: Sequence[StopChoice]) -> dict[str, Any]:
     """Yes-rates and mean probability of Yes by kind of candidate, and the two areas under the curve."""
-    kinds = {kind: [one for one in heard if one.kind == kind] for kind in ("unfinished", "wrong", "right")}
+    kinds = {kind: [one for one in choices if one.kind == kind] for kind in ("unfinished", "wrong", "right")}
     odds = {kind: [one.log_odds for one in ones] for kind, ones in kinds.items()}
     return {
         "num_candidates": {kind: len(ones) for kind, ones in kinds.items()},
-        "yes_rate": {kind: sum(one.said_yes for one in ones) / len(ones) for kind, ones in kinds.items() if ones},
+        "yes_rate": {kind: sum(one.chose_yes for one in ones) / len(ones) for kind, ones in kinds.items() if ones},
         "mean_yes_probability": {
             kind: sum(1 / (1 + math.exp(-min(max(value, -50), 50))) for value in values) / len(values)
             for kind, values in odds.items()

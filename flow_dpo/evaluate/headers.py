@@ -1,6 +1,6 @@
 """JSON files of what was measured: summary.json of an evaluation and of a judge, judge.json and comparison.json.
 
-Each kind names what readers rely on, and keeps what else the file says (`runs.headers`). Invariant: a number is a
+Each kind names what readers rely on, and keeps what else the file holds (`runs.headers`). Invariant: a number is a
 number or null wherever a table shows it.
 """
 
@@ -18,7 +18,7 @@ Numbers = Mapping[str, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class StopSummary:
-    """What Stop can tell apart, on candidates that were graded one by one."""
+    """How well Stop separates the kinds of candidates, which were graded one by one."""
 
     num_candidates: Numbers | None = None
     yes_rate: Numbers | None = None
@@ -79,11 +79,11 @@ class EvaluationSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeHeader:
-    """judge.json: what was asked of whom."""
+    """judge.json: the questions and the judge."""
 
     SCHEMA: ClassVar[str] = "judge/1"
     question: Mapping[str, Any]
-    """Everything that decides what is asked."""
+    """Everything that decides the questions."""
     num_pairs: Count
     judge: str | None = None
     command: str | None = None

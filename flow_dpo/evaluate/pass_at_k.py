@@ -1,4 +1,4 @@
-"""What do several draws a problem say about a model, and how surely?
+"""Accuracy, pass@k and majority vote from several samples a problem, with 95 % intervals.
 
     p1   right wrong right right      mean 0.75    pass@2 = 1 - C(1,2)/C(4,2) = 1
     p2   wrong wrong right wrong      mean 0.25    pass@2 = 1 - C(3,2)/C(4,2) = 0.5

@@ -1,10 +1,10 @@
-"""An evaluation from a run folder, a model's name or an open runtime: load, play, grade, count, write.
+"""An evaluation from a run folder, a model's name or an open runtime: load, sample, grade, count, write.
 
     evaluate_flow("runs/seed", max_problems=200)["accuracy"]          the run's newest adapters
     evaluate_flow("Qwen/Qwen2.5-0.5B-Instruct", "openai/gsm8k", dataset_config="main")      the base, untrained
     evaluate_flow(runtime, load_problems("seed", split="test"))       the adapters in memory
 
-The command line's `flow-dpo evaluate` is `measure_run` behind its flags.
+The command line's `flow-dpo evaluate` is `measure_run` with its flags.
 """
 
 from __future__ import annotations
@@ -42,20 +42,25 @@ def evaluate_flow(
     settings: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Play and grade problems without learning from them; the summary, as `flow-dpo evaluate` writes it.
+    """Sample and grade rollouts of problems without learning; the summary, as `flow-dpo evaluate` writes it.
 
     `source` is a run folder, a model's name, or a runtime in which something may have been learned. Of a run, `dataset`
     is by default the one that it was trained on; its test split is taken. Any setting of the command may be given by
     its name: `evaluate_flow(run, greedy=False, num_samples=8)`. Only with an `output_dir` is anything written.
     """
-    told = {**(settings or {}), **more}
+    overrides = {**(settings or {}), **more}
     given = GivenObjects(grader=grader, engine=engine, flow=flow, problems=problem_set(dataset or "", max_problems))
     if isinstance(source, Runtime):
-        return _measure_open(source, given, told)
+        return _measure_open(source, given, overrides)
     data = dataset if isinstance(dataset, str) else None
-    told = {"data.dataset_split": "test", "data.dataset_name": data, "data.max_problems": max_problems, **told}
+    overrides = {
+        "data.dataset_split": "test",
+        "data.dataset_name": data,
+        "data.max_problems": max_problems,
+        **overrides,
+    }
     sections = {"evaluation": EvaluationSettings()}
-    found = sampling_settings("flow_dpo.evaluate_flow", str(source), sections, told, given)
+    found = sampling_settings("flow_dpo.evaluate_flow", str(source), sections, overrides, given)
     chosen = found["evaluation"] if output_dir is None else replace(found["evaluation"], output_dir=str(output_dir))
     run = str(source) if (Path(source) / "config.yaml").exists() else None
     return measure_run(
@@ -84,10 +89,10 @@ def measure_run(
     folder = Path(settings.output_dir)
     if write and (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
-    speaks = sampled_flow(flow, settings.mode)
+    evaluated = sampled_flow(flow, settings.mode)
     with open_runtime(
         runtime_settings,
-        speaks,
+        evaluated,
         roles=flow.roles,
         seed=settings.seed,
         engine=given.engine,
@@ -97,7 +102,7 @@ def measure_run(
         adapters = load_adapters(runtime.policy, speaking)
         problems, found = contamination.check(runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap)
         trees, result = evaluate(
-            speaks,
+            evaluated,
             explore,
             problems,
             runtime.workers,
@@ -114,7 +119,7 @@ def measure_run(
             "dataset": f"{runtime_settings.data.dataset_name}/{runtime_settings.data.dataset_split}",
             "data_fingerprint": runtime.problems.fingerprint,
             "decoding": decoding(explore, settings),
-            "played": recordable({"flow": speaks, "explore": explore, "grading": runtime_settings.grading}),
+            "played": recordable({"flow": evaluated, "explore": explore, "grading": runtime_settings.grading}),
             "command": command_line(),
             **run_folder.environment(),
         }
@@ -124,15 +129,15 @@ def measure_run(
     return result
 
 
-def _measure_open(runtime: Runtime, given: GivenObjects, told: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with what is loaded already."""
+def _measure_open(runtime: Runtime, given: GivenObjects, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate with the model and the adapters of an open runtime."""
     if given.grader is not None or given.engine is not None:
         raise ConfigError("an open runtime has its engine and its grader; give them to open_runtime")
     recipe = runtime.recipe
     flow = given.flow or (recipe.flow if recipe is not None else None)
     if flow is None:
         raise ConfigError("expected a flow, for the runtime was opened without one; add flow=...")
-    settings = EvaluationSettings(**told)
+    settings = EvaluationSettings(**overrides)
     _, result = evaluate(
         sampled_flow(flow, settings.mode),
         recipe.explore if recipe is not None else Siblings(),

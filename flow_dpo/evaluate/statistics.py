@@ -52,7 +52,7 @@ def sign_test(one: int, other: int) -> dict[str, Any]:
 
 def agreement(both: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """How often the two orders prefer the same (a, b or tie), and Cohen's kappa: (p - e) / (1 - e), with e the
-    agreement of independent orders with these margins. None where that is 1: both say only one thing."""
+    agreement of independent orders with these margins. None where that is 1: both raters gave one label only."""
     num = len(both)
     if not num:
         return {"rate": None, "kappa": None, "num": 0}

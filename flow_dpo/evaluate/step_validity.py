@@ -1,6 +1,6 @@
-r"""Is every step of a solution true?
+r"""Step validity: which lines of a solution state something false.
 
-A right answer may be reached by a wrong step. Each equation that a text states, "a + b = c" with + - * / and brackets,
+A right answer may follow from a wrong step. Each equation that a text states, "a + b = c" with + - * / and brackets,
 is computed exactly, in fractions; nothing is ever evaluated as code.
 
     "She pays 3 * 1.5 = 4.5, and 10 - 4.5 = 6 are left.\nAnswer: 6"
@@ -47,7 +47,7 @@ class Equation:
 
 def equations(text: str) -> list[Equation]:
     """The equations of a text, in their order. A chain, "2 * 3 + 1 = 6 + 1 = 7", gives one for each sign."""
-    return [found for line in text.splitlines() for chain in _chains(line) for found in _of_chain(chain)]
+    return [found for line in text.splitlines() for chain in _chains(line) for found in _chain_equations(chain)]
 
 
 def checked_steps(problem: Problem, text: str) -> CheckedSolution:
@@ -90,7 +90,7 @@ def _chains(line: str) -> Iterator[str]:
         if match.end() - match.start() > MAX_CHARS:
             continue
         before, after = line[: match.start()][-1:], line[match.end() :][:1]
-        # Something beside it says that these numbers are not all there is: a letter, a power, a share, a cut-off run.
+        # A sign that these numbers are not the whole expression: a letter, a power, a share, a cut-off run.
         if after in ("^", "%", "=") or re.match(_INSIDE, before) or re.match(_INSIDE, after):
             continue
         if before in ("^", "%", "=") or (before.isalpha() and not match[0][0].isspace()):
@@ -101,7 +101,7 @@ def _chains(line: str) -> Iterator[str]:
         yield match[0]
 
 
-def _of_chain(chain: str) -> Iterator[Equation]:
+def _chain_equations(chain: str) -> Iterator[Equation]:
     sides = [side.strip() for side in chain.split("=")]
     values = [value_of(side) for side in sides]
     for (left, one), (right, other) in pairwise(zip(sides, values, strict=True)):

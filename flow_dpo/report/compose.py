@@ -20,10 +20,10 @@ from flow_dpo.report.side_by_side import side_by_side
 from flow_dpo.report.sources import (  # fmt: skip
     ComparisonSource,
     EvaluationSource,
+    GivenSolution,
     JudgeSource,
     RunSource,
     Source,
-    Spoken,
     TracesSource,
 )
 from flow_dpo.report.training_section import run_section
@@ -70,16 +70,17 @@ def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str) -
     return Report(title=f"Report on {names}", findings=tuple(findings), sections=tuple(sections))
 
 
-def solutions_by_name(sources: Sequence[Source]) -> dict[str, Mapping[str, Spoken]]:
-    """Everyone who solved problems, by a name of their own."""
-    found: dict[str, Mapping[str, Spoken]] = {}
+def solutions_by_name(sources: Sequence[Source]) -> dict[str, Mapping[str, GivenSolution]]:
+    """The solutions of every source that has some, by the name of the arm, evaluation or traces."""
+    found: dict[str, Mapping[str, GivenSolution]] = {}
     for source in sources:
         if isinstance(source, ComparisonSource):
             found |= {
-                f"{arm} ({source.name})" if arm in found else arm: spoken for arm, spoken in source.spoken.items()
+                f"{arm} ({source.name})" if arm in found else arm: solutions
+                for arm, solutions in source.solutions.items()
             }
-        elif isinstance(source, (EvaluationSource, TracesSource)) and source.spoken:
-            found[source.name] = source.spoken
+        elif isinstance(source, (EvaluationSource, TracesSource)) and source.solutions:
+            found[source.name] = source.solutions
     return found
 
 
@@ -87,10 +88,12 @@ def _glance(runs: Sequence[RunSource]) -> Section:
     rows: list[tuple[str, ...]] = []
     for run in runs:
         quarters = learning.quarters(run.num_seen)
-        rates = [learning.accuracy(run.plays, part) for part in (quarters[:1] + quarters[-1:])]
-        told = [f"{formatting.share(rate.value)} ({formatting.interval(rate.bounds)})" for rate in rates]
-        asked = formatting.count(run.num_problems)
-        rows.append((run.name, f"{formatting.count(run.num_seen)} of {asked}", *(told or [formatting.NOTHING] * 2)))
+        rates = [learning.accuracy(run.counts, part) for part in (quarters[:1] + quarters[-1:])]
+        accuracies = [f"{formatting.share(rate.value)} ({formatting.interval(rate.bounds)})" for rate in rates]
+        given = formatting.count(run.num_problems)
+        rows.append(
+            (run.name, f"{formatting.count(run.num_seen)} of {given}", *(accuracies or [formatting.NOTHING] * 2))
+        )
     columns = ("run", "problems", "first quarter right", "last quarter right")
     table = Table(caption="Accuracy before learning (95 % interval)", columns=columns, rows=tuple(rows))
     return Section(title="All runs at a glance", blocks=(table,))

@@ -48,7 +48,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A picture. Its title says what is seen."""
+    """A picture. Its title states what it shows."""
 
     title: str
     svg: str
@@ -126,7 +126,7 @@ class TreeDrawing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """What is long, behind its title."""
+    """Long content, folded under its title."""
 
     title: str
     blocks: tuple[Block, ...]

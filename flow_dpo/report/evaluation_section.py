@@ -132,12 +132,12 @@ def _steps_table(caption: str, first: str, rows: Sequence[tuple[str, ...]]) -> T
 def _stop_row(one: EvaluationSource) -> tuple[str, ...]:
     stop = one.summary["stop"]
     yes, of = stop.get("yes_rate") or {}, stop.get("num_candidates") or {}
-    said = [
+    rates_of_yes = [
         f"{formatting.share(yes[kind])} of {of.get(kind, 0)}" if kind in yes else formatting.NOTHING
         for kind in ("unfinished", "wrong", "right")
     ]
     areas = [formatting.decimal(stop.get(name)) for name in ("auc_right_over_wrong", "auc_finished_over_unfinished")]
-    return (one.name, *areas, *said)
+    return (one.name, *areas, *rates_of_yes)
 
 
 def _draws_rows(one: EvaluationSource) -> list[tuple[str, ...]]:
@@ -159,7 +159,7 @@ def traces_section(traces: Sequence[TracesSource]) -> Section:
     rows: list[tuple[str, ...]] = []
     steps: list[tuple[str, ...]] = []
     for one in traces:
-        header, on = one.file.header, len(one.spoken)
+        header, on = one.file.header, len(one.solutions)
         counts, cost = header.get("counts") or {}, header.get("cost") or {}
         source = str(header.get("source", formatting.NOTHING)) + (
             "" if header.get("complete", True) else ", interrupted"
@@ -170,7 +170,7 @@ def traces_section(traces: Sequence[TracesSource]) -> Section:
             formatting.count(cost.get("tokens_sampled")), formatting.count(cost.get("verdicts_used")),
             formatting.seconds(cost.get("seconds")),
         ))  # fmt: skip
-        found = invalid_rate((spoken.problem, spoken.text) for spoken in one.spoken.values())
+        found = invalid_rate((solution.problem, solution.text) for solution in one.solutions.values())
         steps.append((one.name, *steps_cells(found)))
     columns = (
         "traces",

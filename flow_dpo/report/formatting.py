@@ -1,4 +1,4 @@
-"""Numbers as a person reads them.
+"""Formatting of a report's numbers: shares, intervals, differences, p-values.
 
     0.4063           ->  "40.6 %"              a share
     (0.255, 0.577)   ->  "25.5 to 57.7 %"      its interval

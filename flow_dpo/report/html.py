@@ -1,6 +1,6 @@
-"""The HTML page of a report: one file that needs nothing else, and to which no hostile text can do anything.
+"""The HTML page of a report: one self-contained file, safe against hostile text.
 
-`templates/blocks.html` says how each block looks. Every text that it writes is shown with its control and direction
+`templates/blocks.html` lays out each block. Every text that it writes is shown with its control and direction
 characters as escapes, then `<`, `>`, `&` and quotes are escaped. A policy in the page itself forbids scripts, pictures,
 fonts, forms and connections, and every style sheet but this one (by its hash):
 

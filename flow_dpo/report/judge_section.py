@@ -1,8 +1,8 @@
 """The section of a judge's verdicts on two sets of traces.
 
-Who was preferred, how surely, and how far the judge can be trusted: whether it says the same in both orders, and
-whether it leans to a place or to length. Then a few of its own words. Invariant: a preference is called one only where
-its interval leaves out one half.
+Who was preferred, how surely, and how far the judge can be trusted: whether its verdicts agree in both orders, and
+whether it leans to a place or to length. Then a few of its own replies. Invariant: a preference is called one only
+where its interval leaves out one half.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flow_dpo.report.document import Block, Code, Fold, Paragraph, Section, Tabl
 from flow_dpo.report.sources import JudgeSource
 
 _SHOWN = 6
-"""Judgements whose words are shown."""
+"""Judgements whose replies are shown."""
 _LONGEST = 1500
 """Characters of them."""
 _TIES = {
@@ -120,7 +120,7 @@ def _finding(one: JudgeSource) -> str:
 
 
 def _quote(one: JudgeSource) -> Fold | None:
-    """The first judgements' own words."""
+    """The replies of the first judgements."""
     shown: list[Block] = []
     for row in one.rows[:_SHOWN]:
         shown.append(Paragraph(text=f"{row.problem_id}, {row.first} shown as A: {row.verdict or 'no verdict'}"))

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from flow_dpo.core.stats import wilson
 from flow_dpo.evaluate.statistics import auc
-from flow_dpo.report.run_data import Heard, NodeSeen, Plays
+from flow_dpo.report.run_data import JudgedCandidate, NodeSeen, RunCounts
 from flow_dpo.runs.charts import Series
 
 _LEAST = 32
@@ -70,32 +70,32 @@ def quarters(num_problems: int) -> list[Part]:
     return parts(num_problems, most=4)
 
 
-def accuracy(plays: Plays, part: Part) -> Rate:
+def accuracy(counts: RunCounts, part: Part) -> Rate:
     """Problems that the trunk solved, of those that could be graded."""
-    graded = [reward for reward in plays.rewards[part.start : part.end] if reward is not None]
+    graded = [reward for reward in counts.rewards[part.start : part.end] if reward is not None]
     return Rate(hits=int(sum(graded)), of=len(graded))
 
 
-def taught(plays: Plays, part: Part, role: str, depth: int | None = None) -> Rate:
-    """Nodes that gave a pair at least, of all that a role spoke (at one depth)."""
+def example_rate(counts: RunCounts, part: Part, role: str, depth: int | None = None) -> Rate:
+    """Nodes that gave a pair at least, of all completions of a role (at one depth)."""
 
     def fits(node: NodeSeen) -> bool:
         inside = part.start <= node.index < part.end and node.role == role
         return inside and (depth is None or node.depth == depth)
 
-    mine = [node for node in plays.nodes if fits(node)]
-    return Rate(hits=sum(node.taught for node in mine), of=len(mine))
+    mine = [node for node in counts.nodes if fits(node)]
+    return Rate(hits=sum(node.gave_example for node in mine), of=len(mine))
 
 
-def yes_rate(plays: Plays, part: Part, role: str, kind: str) -> Rate:
-    """How often a choosing role said Yes to candidates of one kind."""
-    mine = [one for one in _heard(plays, part, role) if one.kind == kind]
-    return Rate(hits=sum(one.said_yes for one in mine), of=len(mine))
+def yes_rate(counts: RunCounts, part: Part, role: str, kind: str) -> Rate:
+    """The share of candidates of one kind for which a choosing role chose Yes."""
+    mine = [one for one in _candidates(counts, part, role) if one.kind == kind]
+    return Rate(hits=sum(one.chose_yes for one in mine), of=len(mine))
 
 
-def prefers_yes(plays: Plays, part: Part, role: str, *, finished: bool) -> Rate:
-    """How often a choosing role's pairs preferred Yes, by whether the candidate was finished."""
-    mine = [one for one in plays.choice_pairs if one.role == role and one.finished == finished]
+def prefers_yes(counts: RunCounts, part: Part, role: str, *, finished: bool) -> Rate:
+    """The share of a choosing role's pairs that preferred Yes, by whether the candidate was finished."""
+    mine = [one for one in counts.choice_pairs if one.role == role and one.finished == finished]
     mine = [one for one in mine if part.start <= one.index < part.end]
     return Rate(hits=sum(one.prefers_yes for one in mine), of=len(mine))
 
@@ -109,7 +109,7 @@ class Area:
 
 
 def to_series(label: str, x: Sequence[float], rates: Sequence[Rate | Area], scale: float = 100) -> Series:
-    """A line of a chart: rates, in per cent unless `scale` says otherwise, with their intervals."""
+    """A line of a chart: rates, in per cent unless `scale` is another, with their intervals."""
     bounds = [rate.bounds or (None, None) for rate in rates]
     y, low, high = (
         [None if value is None else scale * value for value in values]
@@ -118,14 +118,14 @@ def to_series(label: str, x: Sequence[float], rates: Sequence[Rate | Area], scal
     return Series(label=label, x=list(x), y=y, low=low, high=high)
 
 
-def right_over_wrong(plays: Plays, part: Part, role: str) -> Area:
-    """How well the log-odds of Yes tell right candidates from finished wrong ones."""
-    return _area(plays, part, role, lambda one: one.kind == "right", lambda one: one.kind == "wrong")
+def right_over_wrong(counts: RunCounts, part: Part, role: str) -> Area:
+    """How well the log-odds of Yes separate right candidates from finished wrong ones."""
+    return _area(counts, part, role, lambda one: one.kind == "right", lambda one: one.kind == "wrong")
 
 
-def finished_over_unfinished(plays: Plays, part: Part, role: str) -> Area:
-    """How well they tell candidates that are right, or at least finished, from unfinished ones."""
-    return _area(plays, part, role, lambda one: one.kind != "unfinished", lambda one: one.kind == "unfinished")
+def finished_over_unfinished(counts: RunCounts, part: Part, role: str) -> Area:
+    """How well they separate candidates that are right, or at least finished, from unfinished ones."""
+    return _area(counts, part, role, lambda one: one.kind != "unfinished", lambda one: one.kind == "unfinished")
 
 
 def area(above: Sequence[float], below: Sequence[float]) -> Area:
@@ -143,26 +143,32 @@ def area(above: Sequence[float], below: Sequence[float]) -> Area:
     return Area(value=value, bounds=(max(0.0, value - half), min(1.0, value + half)))
 
 
-def choosing_roles(plays: Plays) -> list[str]:
+def choosing_roles(counts: RunCounts) -> list[str]:
     """Roles whose candidates have verdicts."""
-    return list(dict.fromkeys(one.role for one in plays.heard))
+    return list(dict.fromkeys(one.role for one in counts.candidates))
 
 
-def roles(plays: Plays) -> list[str]:
-    """All roles that spoke."""
-    return list(dict.fromkeys(node.role for node in plays.nodes))
+def roles(counts: RunCounts) -> list[str]:
+    """All roles with a completion."""
+    return list(dict.fromkeys(node.role for node in counts.nodes))
 
 
-def depths(plays: Plays, role: str, least: int = 8) -> list[int]:
-    """Depths at which a role spoke often enough to say something."""
-    found = [node.depth for node in plays.nodes if node.role == role]
+def depths(counts: RunCounts, role: str, least: int = 8) -> list[int]:
+    """Depths at which a role has enough completions for a rate."""
+    found = [node.depth for node in counts.nodes if node.role == role]
     return [depth for depth in sorted(set(found)) if found.count(depth) >= least]
 
 
-def _heard(plays: Plays, part: Part, role: str) -> list[Heard]:
-    return [one for one in plays.heard if one.role == role and part.start <= one.index < part.end]
+def _candidates(counts: RunCounts, part: Part, role: str) -> list[JudgedCandidate]:
+    return [one for one in counts.candidates if one.role == role and part.start <= one.index < part.end]
 
 
-def _area(plays: Plays, part: Part, role: str, above: Callable[[Heard], bool], below: Callable[[Heard], bool]) -> Area:
-    mine = _heard(plays, part, role)
+def _area(
+    counts: RunCounts,
+    part: Part,
+    role: str,
+    above: Callable[[JudgedCandidate], bool],
+    below: Callable[[JudgedCandidate], bool],
+) -> Area:
+    mine = _candidates(counts, part, role)
     return area([one.log_odds for one in mine if above(one)], [one.log_odds for one in mine if below(one)])

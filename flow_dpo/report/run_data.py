@@ -1,15 +1,15 @@
-"""What do a run's trees and pairs say, once they are counted?
+"""A run's trees and pairs, counted for its report: trunk nodes, judged candidates, and one tree to draw.
 
 Every trunk node, with whether it gave a pair; every candidate that a choosing role (Stop) judged on the trunk, with the
-candidate's own verdict; and one tree to be drawn. A candidate's verdict needs no second grading: where Yes was said, in
-the trunk or in the alternative to its No, the play ended there, and the play's verdict is the candidate's.
+candidate's own verdict; and one tree to be drawn. A candidate's verdict needs no second grading: where Yes was chosen,
+in the trunk or in the alternative to its No, the rollout ended there, and its verdict is the candidate's.
 
     A0 -- No1 -- A2 -- Yes3     candidate at 3: the trunk's verdict
            \\
-            Yes4                candidate at 1: the verdict of the play that ends at 4
+            Yes4                candidate at 1: the verdict of the rollout that ends at 4
 
 Invariant: only trees that the run's metrics know of are counted; what an interrupted batch left behind is not. All
-candidates of the trunk are counted, whatever was said to them, save those to which Yes was never said.
+candidates of the trunk are counted, whatever was chosen there, save those at which Yes was never chosen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flow_dpo.evaluate.evaluate import CandidateKind, candidate_kind
 from flow_dpo.runs.records import NodeRow, PairRow, ScoredRow, TreeRow, iter_rows
 
 MAX_DRAWN_NODES = 60
-"""A tree of more nodes is drawn only where it is asked for by name."""
+"""A tree of more nodes is drawn only where it is requested by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,24 +34,24 @@ class NodeSeen:
     """Which problem of the stream, from 0."""
     role: str
     depth: int
-    taught: bool
+    gave_example: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
-    """What a choosing role thought of one candidate."""
+class JudgedCandidate:
+    """A candidate on the trunk, its kind by its own verdict, and the choice of a choosing role there."""
 
     index: int
     role: str
     kind: CandidateKind
-    said_yes: bool
+    chose_yes: bool
     log_odds: float
     """Of Yes, in nats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoicePair:
-    """A choosing role's pair: was the candidate finished, and which word did the pair prefer?"""
+    """A choosing role's pair: was the candidate finished, and which choice did the pair prefer?"""
 
     index: int
     role: str
@@ -60,8 +60,8 @@ class ChoicePair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taught:
-    """One row of pairs.jsonl or scored.jsonl, without its words."""
+class ExampleSeen:
+    """One row of pairs.jsonl or scored.jsonl, without its texts."""
 
     role: str
     depth: int
@@ -73,56 +73,56 @@ class Taught:
 
 
 @dataclass(kw_only=True)
-class Plays:
+class RunCounts:
     """Counts over all trees of a run."""
 
     rewards: list[float | None] = field(default_factory=list[float | None])
     """The trunk's reward of each problem, None where it could not be graded."""
     nodes: list[NodeSeen] = field(default_factory=list[NodeSeen])
-    heard: list[Heard] = field(default_factory=list[Heard])
+    candidates: list[JudgedCandidate] = field(default_factory=list[JudgedCandidate])
     choice_pairs: list[ChoicePair] = field(default_factory=list[ChoicePair])
-    unheard: int = 0
-    """Trunk nodes of choosing roles at which Yes was never said, so that the candidate's verdict is not known."""
+    num_unjudged: int = 0
+    """Trunk nodes of choosing roles at which Yes was never chosen, so that the candidate's verdict is not known."""
     num_examples: Counter[str] = field(default_factory=Counter[str])
     """Pairs, or scored completions, by role."""
     singles: bool = False
     """The run learns from single completions, not from pairs."""
-    drawn: tuple[TreeRow, list[Taught]] | None = None
-    """One tree, as trees.jsonl has it, and what it taught."""
+    drawn: tuple[TreeRow, list[ExampleSeen]] | None = None
+    """One tree, as trees.jsonl has it, and the examples that it gave."""
 
 
-def read_plays(run: Path, num_seen: int, wanted: str | None = None) -> Plays:
-    """Read the first `num_seen` trees of a run, and choose one to draw: `wanted` where given, else a telling one.
+def count_run(run: Path, num_seen: int, wanted: str | None = None) -> RunCounts:
+    """Counts over the first `num_seen` trees of a run, and one tree to draw: `wanted` where given, else a rich one.
 
     Raises `DataError` naming file and line of what is broken.
     """
-    plays = Plays()
-    taught = _read_taught(run, plays)
+    counts = RunCounts()
+    examples = _read_examples(run, counts)
     best = -1.0
     for line, tree in iter_rows(run / "trees.jsonl", TreeRow):
         if line > num_seen:
             break
         name = tree.problem.id
-        mine = taught.get(name, [])
+        mine = examples.get(name, [])
         for one in mine:
             if max(one.node, one.rejected or 0) >= len(tree.nodes):
                 place = f"{run / 'trees.jsonl'}, line {line}"
                 raise DataError(f"{place}: pairs of {name!r} name a node that the tree has not; is it another run's?")
-        _count(plays, line - 1, tree, mine)
-        score = 1e9 if name == wanted else _tells(tree, mine) if wanted is None else -1.0
+        _count(counts, line - 1, tree, mine)
+        score = 1e9 if name == wanted else _informativeness(tree, mine) if wanted is None else -1.0
         if score > best:
-            best, plays.drawn = score, (tree, mine)
-    if wanted is not None and plays.drawn is None:
+            best, counts.drawn = score, (tree, mine)
+    if wanted is not None and counts.drawn is None:
         raise DataError(f"expected a tree of the problem {wanted!r} in {run / 'trees.jsonl'}, found none of that id")
-    return plays
+    return counts
 
 
-def _read_taught(run: Path, plays: Plays) -> dict[str, list[Taught]]:
-    taught: dict[str, list[Taught]] = {}
+def _read_examples(run: Path, counts: RunCounts) -> dict[str, list[ExampleSeen]]:
+    examples: dict[str, list[ExampleSeen]] = {}
     for name, kind in (("pairs.jsonl", PairRow), ("scored.jsonl", ScoredRow)):
         for _, row in iter_rows(run / name, kind) if (run / name).exists() else ():
-            plays.singles |= isinstance(row, ScoredRow)
-            one = Taught(
+            counts.singles |= isinstance(row, ScoredRow)
+            one = ExampleSeen(
                 role=row.role,
                 depth=row.depth,
                 node=row.node,
@@ -130,36 +130,36 @@ def _read_taught(run: Path, plays: Plays) -> dict[str, list[Taught]]:
                 tags=row.tags,
                 advantage=row.advantage if isinstance(row, ScoredRow) else None,
             )
-            taught.setdefault(row.problem_id, []).append(one)
-    return taught
+            examples.setdefault(row.problem_id, []).append(one)
+    return examples
 
 
-def _count(plays: Plays, index: int, tree: TreeRow, mine: list[Taught]) -> None:
+def _count(counts: RunCounts, index: int, tree: TreeRow, mine: list[ExampleSeen]) -> None:
     verdict = tree.rollouts[0].verdict
-    plays.rewards.append(None if verdict is None else verdict.reward)
+    counts.rewards.append(None if verdict is None else verdict.reward)
     sides = {id for one in mine for id in (one.node, one.rejected) if id is not None}
-    # Where a pair was made the trunk spoke too, even where the pair is of two alternatives to it.
+    # Where a pair was made the trunk has a completion too, even where the pair is of two alternatives to it.
     places = {tree.nodes[one.node].parent for one in mine if one.rejected is not None}
-    plays.num_examples.update(one.role for one in mine)
+    counts.num_examples.update(one.role for one in mine)
     for node in tree.nodes:
         trunk = node.rollout == 0
         # A scored completion may stand anywhere.
-        if trunk or plays.singles:
-            taught = node.id in sides or (trunk and node.parent in places)
-            plays.nodes.append(NodeSeen(index=index, role=node.role, depth=node.depth, taught=taught))
+        if trunk or counts.singles:
+            gave_example = node.id in sides or (trunk and node.parent in places)
+            counts.nodes.append(NodeSeen(index=index, role=node.role, depth=node.depth, gave_example=gave_example))
         if trunk and len(node.choice_logprobs) == 2:
-            heard = _heard(index, tree, node)
-            plays.unheard += heard is None
-            plays.heard += [] if heard is None else [heard]
+            candidate = _candidate(index, tree, node)
+            counts.num_unjudged += candidate is None
+            counts.candidates += [] if candidate is None else [candidate]
     for one in mine:
         choice = tree.nodes[one.node].choice
         if one.rejected is not None and choice is not None:
             pair = ChoicePair(index=index, role=one.role, finished="finished" in one.tags, prefers_yes=choice == 0)
-            plays.choice_pairs.append(pair)
+            counts.choice_pairs.append(pair)
 
 
-def _heard(index: int, tree: TreeRow, node: NodeRow) -> Heard | None:
-    """What was thought of the candidate at a trunk node; None where its verdict is not known or not given."""
+def _candidate(index: int, tree: TreeRow, node: NodeRow) -> JudgedCandidate | None:
+    """The candidate at a trunk node with the choice there; None where its verdict is not known or not given."""
     for sibling in tree.nodes:
         if sibling.parent != node.parent or sibling.role != node.role or sibling.choice != 0:
             continue
@@ -167,12 +167,14 @@ def _heard(index: int, tree: TreeRow, node: NodeRow) -> Heard | None:
         kind = candidate_kind(rollout.status, ended=rollout.ended)
         if rollout.leaf == sibling.id and kind is not None:
             yes, no = node.choice_logprobs
-            return Heard(index=index, role=node.role, kind=kind, said_yes=node.choice == 0, log_odds=yes - no)
+            return JudgedCandidate(
+                index=index, role=node.role, kind=kind, chose_yes=node.choice == 0, log_odds=yes - no
+            )
     return None
 
 
-def _tells(tree: TreeRow, mine: list[Taught]) -> float:
-    """How much a tree shows to a reader: pairs of every role, right and wrong plays, and not too much of it all."""
+def _informativeness(tree: TreeRow, mine: list[ExampleSeen]) -> float:
+    """How much a tree shows to a reader: pairs of every role, right and wrong rollouts, and not too much of it all."""
     if len(tree.nodes) > MAX_DRAWN_NODES:
         return -0.5
     roles = {node.role for node in tree.nodes}

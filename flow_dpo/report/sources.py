@@ -1,4 +1,4 @@
-"""What was a report asked to speak of, and is it what it should be?
+"""The sources of a report, recognised by their files, read and checked.
 
     a folder with config.yaml and trees.jsonl         a run of `flow-dpo train`, finished or interrupted
     a folder with summary.json                        an evaluation of `flow-dpo evaluate`
@@ -19,7 +19,7 @@ from typing import Any
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem, Status, Verdict
 from flow_dpo.evaluate.headers import Comparison, EvaluationSummary, JudgeHeader, JudgeSummary
-from flow_dpo.report.run_data import Plays, read_plays
+from flow_dpo.report.run_data import RunCounts, count_run
 from flow_dpo.runs import headers, resolve, run_folder
 from flow_dpo.runs.records import Judgement, Prediction, iter_rows, read_metrics, read_rows
 from flow_dpo.traces.trace import ROWS, TraceFile, read_traces
@@ -38,7 +38,7 @@ class RunSource:
     """run.json; empty where there is none."""
     rows: Sequence[Mapping[str, Any]]
     """metrics.jsonl; empty where the run was interrupted before its first batch was done."""
-    plays: Plays
+    counts: RunCounts
 
     @property
     def num_seen(self) -> int:
@@ -53,8 +53,8 @@ class RunSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spoken:
-    """A solution of one problem by one speaker."""
+class GivenSolution:
+    """A solution of one problem, by a model or by the data set."""
 
     problem: Problem
     text: str
@@ -69,12 +69,12 @@ class EvaluationSource:
     name: str
     path: Path
     summary: Mapping[str, Any]
-    spoken: Mapping[str, Spoken]
+    solutions: Mapping[str, GivenSolution]
     """The first draw on each problem, by its id; empty where predictions.jsonl is not there."""
 
     @property
     def untrained(self) -> bool:
-        """No adapter spoke."""
+        """The base model alone, without an adapter."""
         return not self.summary.get("adapters")
 
     @property
@@ -90,7 +90,7 @@ class TracesSource:
     name: str
     path: Path
     file: TraceFile
-    spoken: Mapping[str, Spoken]
+    solutions: Mapping[str, GivenSolution]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,8 @@ class ComparisonSource:
     name: str
     path: Path
     found: Mapping[str, Any]
-    spoken: Mapping[str, Mapping[str, Spoken]]
-    """By arm, what it said on the primary test set with the first seed, where the folder is there."""
+    solutions: Mapping[str, Mapping[str, GivenSolution]]
+    """By arm, its solutions on the primary test set with the first seed, where the folder is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class JudgeSource:
     name: str
     path: Path
     header: Mapping[str, Any]
-    """judge.json: what was asked of whom, by which command."""
+    """judge.json: the questions' settings, the judge, and the command."""
     summary: Mapping[str, Any]
     rows: Sequence[Judgement]
     """judgements.jsonl; empty where it is not there."""
@@ -168,11 +168,11 @@ def _run(path: Path, name: str, tree: str | None) -> RunSource:
     settings = resolve.read_settings(path / "config.yaml")
     metrics = path / "metrics.jsonl"
     rows = read_metrics(metrics) if metrics.exists() else []
-    plays = read_plays(path, int(rows[-1]["problems_seen"]) if rows else 0, tree)
-    if rows and len(plays.rewards) < rows[-1]["problems_seen"]:
+    counts = count_run(path, int(rows[-1]["problems_seen"]) if rows else 0, tree)
+    if rows and len(counts.rewards) < rows[-1]["problems_seen"]:
         raise DataError(
             f"expected the {rows[-1]['problems_seen']} trees in {path / 'trees.jsonl'} that metrics.jsonl knows of, "
-            f"found {len(plays.rewards)}: something has changed the files"
+            f"found {len(counts.rewards)}: something has changed the files"
         )
     return RunSource(
         name=name,
@@ -181,13 +181,13 @@ def _run(path: Path, name: str, tree: str | None) -> RunSource:
         settings=settings,
         facts=facts,
         rows=rows,
-        plays=plays,
+        counts=counts,
     )
 
 
 def _evaluation(path: Path, name: str) -> EvaluationSource:
     summary = headers.read_header(path / "summary.json", EvaluationSummary)
-    return EvaluationSource(name=name, path=path, summary=summary, spoken=read_predictions(path))
+    return EvaluationSource(name=name, path=path, summary=summary, solutions=read_predictions(path))
 
 
 def _judge(path: Path, name: str) -> JudgeSource:
@@ -206,23 +206,23 @@ def _judge(path: Path, name: str) -> JudgeSource:
     )
 
 
-def read_predictions(folder: Path) -> dict[str, Spoken]:
+def read_predictions(folder: Path) -> dict[str, GivenSolution]:
     """The first draw on each problem of an evaluation; nothing where predictions.jsonl is not there."""
     file = folder / "predictions.jsonl"
-    spoken: dict[str, Spoken] = {}
+    solutions: dict[str, GivenSolution] = {}
     for _, row in iter_rows(file, Prediction) if file.exists() else ():
-        one = Spoken(problem=row.problem, text=row.solution, **_outcome(row.verdict))
-        spoken.setdefault(row.id, one)
-    return spoken
+        one = GivenSolution(problem=row.problem, text=row.solution, **_outcome(row.verdict))
+        solutions.setdefault(row.id, one)
+    return solutions
 
 
 def _traces(path: Path, name: str) -> TracesSource:
     file = read_traces(path)
-    spoken: dict[str, Spoken] = {}
+    solutions: dict[str, GivenSolution] = {}
     for trace in file.traces:
-        one = Spoken(problem=trace.problem, text=trace.solution, **_outcome(trace.verdict))
-        spoken.setdefault(trace.problem_id, one)
-    return TracesSource(name=name, path=path, file=file, spoken=spoken)
+        one = GivenSolution(problem=trace.problem, text=trace.solution, **_outcome(trace.verdict))
+        solutions.setdefault(trace.problem_id, one)
+    return TracesSource(name=name, path=path, file=file, solutions=solutions)
 
 
 def _outcome(verdict: Verdict | None) -> dict[str, Any]:
@@ -233,10 +233,10 @@ def _outcome(verdict: Verdict | None) -> dict[str, Any]:
 def _comparison(path: Path, name: str) -> ComparisonSource:
     found = headers.read_header(path, Comparison)
     primary = found.get("primary")
-    spoken: dict[str, Mapping[str, Spoken]] = {}
+    solutions: dict[str, Mapping[str, GivenSolution]] = {}
     for arm in found["arms"]:
         folders = arm.get("folders") or [{}]
         evaluations = folders[0].get("evaluations") or {}
         if primary in evaluations:
-            spoken[arm["name"]] = read_predictions(path.parent / evaluations[primary])
-    return ComparisonSource(name=name, path=path, found=found, spoken={k: v for k, v in spoken.items() if v})
+            solutions[arm["name"]] = read_predictions(path.parent / evaluations[primary])
+    return ComparisonSource(name=name, path=path, found=found, solutions={k: v for k, v in solutions.items() if v})

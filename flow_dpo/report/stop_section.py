@@ -1,4 +1,4 @@
-"""The section of a choosing role, such as Stop: what can it tell apart?
+"""The section of a choosing role, such as Stop: how well it tells candidates apart.
 
 Right candidates from finished wrong ones, and finished from unfinished ones, each over time: the area under the curve
 of its log-odds of Yes. Counted on trunk nodes, whatever was chosen there, with the verdict of the rollout that Yes
@@ -33,17 +33,17 @@ _WORDS = {"unfinished": "unfinished", "wrong": "finished, wrong", "right": "righ
 
 def stop_section(run: RunSource, tag: str, role: str) -> Section:
     """The section of one choosing role."""
-    plays, over = run.plays, parts(run.num_seen)
+    counts, over = run.counts, parts(run.num_seen)
     middles = [part.middle for part in over]
-    finished = [finished_over_unfinished(plays, part, role) for part in over]
-    right = [right_over_wrong(plays, part, role) for part in over]
+    finished = [finished_over_unfinished(counts, part, role) for part in over]
+    right = [right_over_wrong(counts, part, role) for part in over]
     lines = [
         to_series("finished over unfinished", middles, finished, scale=1),
         to_series("right over finished wrong", middles, right, scale=1),
     ]
     shares = []
     for kind in _KINDS:
-        rates = [yes_rate(plays, part, role, kind) for part in over]
+        rates = [yes_rate(counts, part, role, kind) for part in over]
         shares.append(replace(to_series(_WORDS[kind], middles, rates), low=(), high=()))
     changes = (_change("finished from unfinished", finished), _change("right from wrong", right))
     finding = f"{role}, first part to last: {'; '.join(changes)}"
@@ -53,13 +53,13 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
               title="What it tells apart (0.5 is chance)"),
         Panel(y="said Yes (%)", lines=shares, bounds=(-2, 102), title="How often it says Yes to what is ..."),
     ]  # fmt: skip
-    name = f"{tag}-{'stop' if role == 'stop' else 'choosing'}-{choosing_roles(plays).index(role)}"
+    name = f"{tag}-{'stop' if role == 'stop' else 'choosing'}-{choosing_roles(counts).index(role)}"
     figure = Figure(
         title=finding, svg=draw(name, panels, x="problems seen", alt=alt, height=3.4),
         caption="Bands are 95 % intervals (Hanley and McNeil), which take candidates as independent.",
     )  # fmt: skip
     note = (
-        f"Of candidates on the trunk, {len(plays.heard)} have a verdict of their own; at {plays.unheard} "
+        f"Of candidates on the trunk, {len(counts.candidates)} have a verdict of their own; at {counts.num_unjudged} "
         "Yes was never chosen, or its rollout could not be graded, and they are left out."
     )
     return Section(
@@ -72,10 +72,10 @@ def _areas(run: RunSource, role: str) -> Table:
     rows: list[tuple[str, ...]] = []
     whole = Part(start=0, end=run.num_seen)
     for part in (*quarters(run.num_seen), whole):
-        finished = finished_over_unfinished(run.plays, part, role)
-        right = right_over_wrong(run.plays, part, role)
-        said = [yes_rate(run.plays, part, role, kind) for kind in _KINDS]
-        cells = [f"{formatting.share(rate.value)} of {rate.of}" for rate in said]
+        finished = finished_over_unfinished(run.counts, part, role)
+        right = right_over_wrong(run.counts, part, role)
+        rates_of_yes = [yes_rate(run.counts, part, role, kind) for kind in _KINDS]
+        cells = [f"{formatting.share(rate.value)} of {rate.of}" for rate in rates_of_yes]
         areas = (formatting.band(finished.value, finished.bounds), formatting.band(right.value, right.bounds))
         rows.append((part.name, *areas, *cells))
     columns = (
@@ -83,7 +83,7 @@ def _areas(run: RunSource, role: str) -> Table:
         "Yes to finished wrong", "Yes to right",
     )  # fmt: skip
     return Table(
-        caption="Areas under the curve of candidates whose play tells (95 % interval), and how often it says Yes",
+        caption="Areas under the curve of candidates with a verdict (95 % interval), and how often it says Yes",
         columns=columns,
         rows=tuple(rows),
     )
@@ -92,7 +92,7 @@ def _areas(run: RunSource, role: str) -> Table:
 def _pairs(run: RunSource, role: str) -> Table:
     rows: list[tuple[str, ...]] = []
     for part in quarters(run.num_seen):
-        rates = [prefers_yes(run.plays, part, role, finished=finished) for finished in (True, False)]
+        rates = [prefers_yes(run.counts, part, role, finished=finished) for finished in (True, False)]
         cells = [cell for rate in rates for cell in (formatting.count(rate.of), formatting.share(rate.value))]
         rows.append((part.name, *cells))
     columns = ("problems", "pairs at finished", "prefer Yes", "pairs at unfinished", "prefer Yes")

@@ -1,7 +1,7 @@
 """The section of one training run.
 
 How accuracy went, where pairs came from, what Stop can tell apart, how the log-probabilities moved, what it cost, and
-one tree. Invariant: each title states what the numbers below it say; where intervals overlap, it says so.
+one tree. Invariant: each title states the result of the numbers below it, and where intervals overlap, that they do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SEEN = "problems seen"
 
 
 def run_section(run: RunSource, number: int, evaluations: Sequence[EvaluationSource]) -> tuple[Section, str]:
-    """The section of a run, and its finding in one line. `number` tells runs' figures apart."""
+    """The section of a run, and its finding in one line. `number` keeps the ids of runs' figures distinct."""
     tag = f"run{number}"
     title = f"Training run {formatting.short(run.name)}"
     if not run.rows:
@@ -30,7 +30,7 @@ def run_section(run: RunSource, number: int, evaluations: Sequence[EvaluationSou
         return Section(title=title, blocks=(Paragraph(text=words),)), f"{run.name}: interrupted before its first batch."
     progressive, finding = _progressive(run, tag, evaluations)
     sections = [progressive, _yields(run, tag)]
-    sections += [stop_section(run, tag, role) for role in learning.choosing_roles(run.plays)]
+    sections += [stop_section(run, tag, role) for role in learning.choosing_roles(run.counts)]
     sections += [section for section in (_likelihoods(run, tag), _cost(run), _tree(run, tag)) if section is not None]
     return Section(title=title, blocks=(Paragraph(text=_describe(run)),), sections=tuple(sections)), finding
 
@@ -38,12 +38,12 @@ def run_section(run: RunSource, number: int, evaluations: Sequence[EvaluationSou
 def _describe(run: RunSource) -> str:
     data, method = (run.settings.get("data") or {}), run.settings.get("recipe", "flow-dpo")
     model = run.facts.get("model") or (run.settings.get("model") or {}).get("model_name_or_path", "an unnamed model")
-    asked = run.num_problems
+    given = run.num_problems
     seen = f"{run.num_seen:,} problems"
-    if asked is not None and run.num_seen < asked:
-        seen = f"{run.num_seen:,} of {asked:,} problems (interrupted, or still running)"
+    if given is not None and run.num_seen < given:
+        seen = f"{run.num_seen:,} of {given:,} problems (interrupted, or still running)"
     updates = run.rows[-1].get("policy_version")
-    ungraded = sum(reward is None for reward in run.plays.rewards)
+    ungraded = sum(reward is None for reward in run.counts.rewards)
     return (
         f"{method} on {model}, data {data.get('dataset_name', 'unknown')}/{data.get('dataset_split', 'unknown')}: "
         f"{seen}, {formatting.count(updates)} updates before the last batch, {ungraded} trunk rollouts that could not "
@@ -53,13 +53,13 @@ def _describe(run: RunSource) -> str:
 
 def _progressive(run: RunSource, tag: str, evaluations: Sequence[EvaluationSource]) -> tuple[Section, str]:
     quarters = learning.quarters(run.num_seen)
-    rates = [learning.accuracy(run.plays, part) for part in quarters]
+    rates = [learning.accuracy(run.counts, part) for part in quarters]
     finding = _rise(run.name, rates, len(quarters))
     window = run.rows[-1].get("progressive/window_problems")
     lines = accuracy_series(run.rows)
     if len(lines) == 1:
         over = learning.parts(run.num_seen)
-        each = [learning.accuracy(run.plays, part) for part in over]
+        each = [learning.accuracy(run.counts, part) for part in over]
         lines.insert(0, to_series(f"each {over[0].end} problems", [part.end for part in over], each))
     beside = [evaluation for evaluation in evaluations if _comparable(run, evaluation)]
     levels = [_level(evaluation) for evaluation in beside if evaluation.summary.get("accuracy") is not None]
@@ -70,7 +70,7 @@ def _progressive(run: RunSource, tag: str, evaluations: Sequence[EvaluationSourc
     caption += "Dotted: evaluations of the same model without adapters." if levels else (
         "No evaluation of the untrained model was given to stand beside it."
     )  # fmt: skip
-    last, graded = run.rows[-1], sum(reward is not None for reward in run.plays.rewards)
+    last, graded = run.rows[-1], sum(reward is not None for reward in run.counts.rewards)
     rows = [
         (part.name, formatting.count(rate.of), formatting.share(rate.value), formatting.interval(rate.bounds))
         for part, rate in zip(quarters, rates, strict=True)
@@ -93,15 +93,15 @@ def _rise(name: str, rates: Sequence[learning.Rate], num: int) -> str:
     part = {1: "over all problems", 2: "half", 3: "third", 4: "quarter"}[num]
     if num == 1 or first.bounds is None or last.bounds is None:
         return f"{name}: accuracy is {formatting.share(first.value)} over {first.of} problems, too few for a trend."
-    told = (
+    change = (
         f"from {formatting.share(first.value)} ({formatting.interval(first.bounds)}) in the first {part} of the "
         f"problems to {formatting.share(last.value)} ({formatting.interval(last.bounds)}) in the last"
     )
     if last.bounds[0] > first.bounds[1]:
-        return f"{name}: accuracy rises {told}."
+        return f"{name}: accuracy rises {change}."
     if last.bounds[1] < first.bounds[0]:
-        return f"{name}: accuracy falls {told}."
-    return f"{name}: accuracy goes {told}; the intervals overlap, so no change is proved."
+        return f"{name}: accuracy falls {change}."
+    return f"{name}: accuracy goes {change}; the intervals overlap, so no change is proved."
 
 
 def _comparable(run: RunSource, evaluation: EvaluationSource) -> bool:
@@ -120,35 +120,37 @@ def _level(evaluation: EvaluationSource) -> Level:
 
 
 def _yields(run: RunSource, tag: str) -> Section:
-    plays, roles = run.plays, learning.roles(run.plays)
+    counts, roles = run.counts, learning.roles(run.counts)
     unit, what = (
-        ("scored turns", "turns of all rollouts") if plays.singles else ("trunk turns with a pair", "trunk turns")
+        ("scored turns", "turns of all rollouts") if counts.singles else ("trunk turns with a pair", "trunk turns")
     )
     over = learning.parts(run.num_seen)
     lines = [
-        to_series(role, [part.middle for part in over], [learning.taught(plays, part, role) for part in over])
+        to_series(role, [part.middle for part in over], [learning.example_rate(counts, part, role) for part in over])
         for role in roles
     ]
     whole = learning.Part(start=0, end=run.num_seen)
-    overall = {role: learning.taught(plays, whole, role) for role in roles}
-    said = "; ".join(f"{role} {formatting.share(rate.value)} of {rate.of:,}" for role, rate in overall.items())
-    finding = f"Share of {what} that taught something: {said}"
+    overall = {role: learning.example_rate(counts, whole, role) for role in roles}
+    shares = "; ".join(f"{role} {formatting.share(rate.value)} of {rate.of:,}" for role, rate in overall.items())
+    finding = f"Share of {what} that gave an example: {shares}"
     panel = Panel(y=f"{unit} (%)", lines=lines, bounds=(0, None))
     alt = f"{unit} in per cent, by role, over problems seen. {finding}"
     figure = Figure(
         title=finding, svg=draw(f"{tag}-yield", [panel], x=_SEEN, alt=alt, height=3.2),
-        caption=f"Bands are 95 % Wilson intervals. {_WHY[plays.singles]}",
+        caption=f"Bands are 95 % Wilson intervals. {_WHY[counts.singles]}",
     )  # fmt: skip
     blocks: list[Block] = [figure]
     thirds = learning.parts(run.num_seen, most=3)
-    deep = {role: learning.depths(plays, role) for role in roles}
+    deep = {role: learning.depths(counts, role) for role in roles}
     panels = [
         Panel(
             y=f"{unit} (%)",
             title=role,
             bounds=(0, None),
             lines=[
-                to_series(f"problems {p.name}", deep[role], [learning.taught(plays, p, role, d) for d in deep[role]])
+                to_series(
+                    f"problems {p.name}", deep[role], [learning.example_rate(counts, p, role, d) for d in deep[role]]
+                )
                 for p in thirds
             ],
         )
@@ -165,17 +167,17 @@ def _yields(run: RunSource, tag: str) -> Section:
             str(depth),
             *(
                 f"{formatting.share(r.value)} of {r.of}"
-                for r in (learning.taught(plays, p, role, depth) for p in thirds)
+                for r in (learning.example_rate(counts, p, role, depth) for p in thirds)
             ),
         )
         for role in roles
-        for depth in sorted({node.depth for node in plays.nodes if node.role == role})
+        for depth in sorted({node.depth for node in counts.nodes if node.role == role})
     ]
     columns = ("role", "depth", *(f"problems {part.name}" for part in thirds))
     table = Table(caption=f"{unit}, by role and depth", columns=columns, rows=tuple(rows))
     blocks.append(Fold(title="All depths, as a table", blocks=(table,)))
     return Section(
-        title="Where pairs come from" if not plays.singles else "Where examples come from", blocks=tuple(blocks)
+        title="Where pairs come from" if not counts.singles else "Where examples come from", blocks=tuple(blocks)
     )
 
 
@@ -186,7 +188,7 @@ _WHY = {
 
 
 def _likelihoods(run: RunSource, tag: str) -> Section | None:
-    roles = [role for role in learning.roles(run.plays) if any(f"learn/{role}/margin" in row for row in run.rows)]
+    roles = [role for role in learning.roles(run.counts) if any(f"learn/{role}/margin" in row for row in run.rows)]
     if not roles:
         return None
     seen = [row["problems_seen"] for row in run.rows]
@@ -201,11 +203,13 @@ def _likelihoods(run: RunSource, tag: str) -> Section | None:
             Series(label="chosen", x=seen, y=column(role, "chosen_logprobs")),
             Series(label="rejected", x=seen, y=column(role, "rejected_logprobs"))]) for role in roles),
     ]  # fmt: skip
-    told = [
+    margins = [
         (role, *_ends(column(role, name) for name in ("margin", "chosen_logprobs", "rejected_logprobs")))
         for role in roles
     ]
-    finding = "Margin from the first batch to the last: " + "; ".join(f"{role} {margin}" for role, margin, _, _ in told)
+    finding = "Margin from the first batch to the last: " + "; ".join(
+        f"{role} {margin}" for role, margin, _, _ in margins
+    )
     alt = f"Margins, and log-probabilities of chosen and rejected completions, by role. {finding}"
     svg = draw(f"{tag}-margins", panels, x=_SEEN, alt=alt, height=3.0)
     figure = Figure(
@@ -214,18 +218,18 @@ def _likelihoods(run: RunSource, tag: str) -> Section | None:
         "fall while the margin grows are a warning: the model unlearns both.",
     )  # fmt: skip
     columns = ("role", "margin", "chosen log-probability", "rejected log-probability")
-    table = Table(caption="First batch to last, nats", columns=columns, rows=tuple(told))
+    table = Table(caption="First batch to last, nats", columns=columns, rows=tuple(margins))
     return Section(title="Margins and log-probabilities", blocks=(figure, table))
 
 
 def _ends(series: Any) -> list[str]:
-    told: list[str] = []
+    ends: list[str] = []
     for values in series:
         there = [value for value in values if value is not None]
-        told.append(
+        ends.append(
             f"{formatting.decimal(there[0])} to {formatting.decimal(there[-1])}" if there else formatting.NOTHING
         )
-    return told
+    return ends
 
 
 def _cost(run: RunSource) -> Section:
@@ -234,7 +238,7 @@ def _cost(run: RunSource) -> Section:
         return sum(found) if found else None
 
     def learned(name: str) -> float | None:
-        return total(*(f"learn/{role}/{name}" for role in learning.roles(run.plays)))
+        return total(*(f"learn/{role}/{name}" for role in learning.roles(run.counts)))
 
     sampled, kept = total("rollout/sampled_tokens"), total("rollout/tokens")
     shared, unshared = learned("tokens"), learned("unshared_tokens")
@@ -242,7 +246,7 @@ def _cost(run: RunSource) -> Section:
         ("tokens in the rollouts, shared ones once", formatting.count(kept)),
         ("tokens sampled by the engine", formatting.count(sampled)),
         ("rollouts", formatting.count(total("num_rollouts"))),
-        ("examples that the rollouts gave", formatting.count(sum(run.plays.num_examples.values()))),
+        ("examples that the rollouts gave", formatting.count(sum(run.counts.num_examples.values()))),
         ("tokens learned, what examples share counted once", formatting.count(shared)),
         ("the same, example by example", formatting.count(unshared)),
         ("updates", formatting.count(total("learn/updates"))),
@@ -254,16 +258,16 @@ def _cost(run: RunSource) -> Section:
 
 
 def _tree(run: RunSource, tag: str) -> Section | None:
-    if run.plays.drawn is None:
+    if run.counts.drawn is None:
         return None
-    tree, taught = run.plays.drawn
+    tree, examples = run.counts.drawn
     problem = tree.problem
     words = (
         f"The problem {problem.id}. The trunk stands from top to bottom; below a turn stand the rollouts with "
-        "another completion in its place. Unless it was asked for by name, it was picked to show what each role learns "
+        "another completion in its place. Unless it was requested by name, it was picked to show what each role learns "
         "from: not a typical tree."
     )
     return Section(
         title="One tree",
-        blocks=(Paragraph(text=words), draw_outline(f"{tag}-tree", tree, taught), draw_tree(tree, taught)),
+        blocks=(Paragraph(text=words), draw_outline(f"{tag}-tree", tree, examples), draw_tree(tree, examples)),
     )

@@ -1,4 +1,4 @@
-"""One tree, node by node: its drawing in words, and the figure of its shape.
+"""One tree, node by node: its drawing in text, and the figure of its shape.
 
 The trunk stands from its root to its leaf. Below each node stand the rollouts with another completion in its place,
 drawn likewise; so each node is drawn once, and each rollout with its verdict:
@@ -18,21 +18,21 @@ from typing import Literal
 
 from flow_dpo.report.document import Branch, Figure, TreeDrawing, TreeNode
 from flow_dpo.report.figures import Dot, draw_shape
-from flow_dpo.report.run_data import Taught
+from flow_dpo.report.run_data import ExampleSeen
 from flow_dpo.runs.records import NodeRow, TreeRow
 
 _DEEPEST = 40
 """Rollouts that are drawn inside each other; a hostile file could nest them without end."""
 
 
-def draw_tree(tree: TreeRow, taught: Sequence[Taught]) -> TreeDrawing:
+def draw_tree(tree: TreeRow, examples: Sequence[ExampleSeen]) -> TreeDrawing:
     """One row of trees.jsonl as rollouts within rollouts."""
     starts: dict[int | None, list[int]] = {}
     for rollout in tree.rollouts[1:]:
         starts.setdefault(tree.nodes[rollout.start].parent, []).append(rollout.id)
-    drawer = _TreeDrawer(tree, taught, starts)
+    drawer = _TreeDrawer(tree, examples, starts)
     branches = [drawer.branch(0, 0)]
-    # What hangs nowhere the trunk comes by: drawn beside it.
+    # Rollouts that leave no node of the trunk are drawn beside it.
     branches += [drawer.branch(rollout.id, 0) for rollout in tree.rollouts if rollout.id not in drawer.drawn]
     return TreeDrawing(question=tree.problem.question, gold=tree.problem.gold, branches=tuple(branches))
 
@@ -40,12 +40,14 @@ def draw_tree(tree: TreeRow, taught: Sequence[Taught]) -> TreeDrawing:
 class _TreeDrawer:
     """Draws each rollout once."""
 
-    def __init__(self, tree: TreeRow, taught: Sequence[Taught], starts: Mapping[int | None, Sequence[int]]) -> None:
+    def __init__(
+        self, tree: TreeRow, examples: Sequence[ExampleSeen], starts: Mapping[int | None, Sequence[int]]
+    ) -> None:
         self._tree, self._starts = tree, starts
         self.drawn: set[int] = set()
-        self._chosen = {one.node for one in taught if one.rejected is not None}
-        self._rejected = {one.rejected for one in taught if one.rejected is not None}
-        self._advantage = {one.node: one.advantage for one in taught if one.advantage is not None}
+        self._chosen = {one.node for one in examples if one.rejected is not None}
+        self._rejected = {one.rejected for one in examples if one.rejected is not None}
+        self._advantage = {one.node: one.advantage for one in examples if one.advantage is not None}
 
     def branch(self, id: int, level: int) -> Branch:
         """One rollout with the rollouts that leave it."""
@@ -90,12 +92,12 @@ _SIDES: dict[tuple[bool, bool], Literal["", "chosen", "rejected", "both"]] = {
 }  # fmt: skip
 
 
-def draw_outline(name: str, tree: TreeRow, taught: Sequence[Taught]) -> Figure:
+def draw_outline(name: str, tree: TreeRow, examples: Sequence[ExampleSeen]) -> Figure:
     """The tree's shape: rollouts as rows, turns as columns."""
     nodes = tree.nodes
     roles = list(dict.fromkeys(node.role for node in nodes))
-    chosen = {one.node for one in taught if one.rejected is not None}
-    rejected = {one.rejected for one in taught}
+    chosen = {one.node for one in examples if one.rejected is not None}
+    rejected = {one.rejected for one in examples}
     at = {node.id: (float(node.depth), float(node.rollout)) for node in nodes}
     dots = [
         Dot(
@@ -108,7 +110,7 @@ def draw_outline(name: str, tree: TreeRow, taught: Sequence[Taught]) -> Figure:
         for node in nodes
     ]
     ends = [(*at[rollout.leaf], rollout.status) for rollout in tree.rollouts]
-    counted = f"{len(tree.rollouts)} rollouts, {len(nodes)} turns and {len(taught)} examples to learn from"
+    counted = f"{len(tree.rollouts)} rollouts, {len(nodes)} turns and {len(examples)} examples to learn from"
     return Figure(
         title=f"One problem, {counted}",
         svg=draw_shape(name, dots, roles, ends, alt=f"The shape of one tree: {counted}. Its words stand below."),

@@ -92,7 +92,7 @@ def test_a_comparison_asks_for_a_recipes_file_only_of_what_it_made(tmp_path: Pat
 
     commands = dict.fromkeys(("train", "generate", "sft", "evaluate"), command)
     asked = ["--recipe=mine.py:MINE", "--model.trust_remote_code=true"]
-    do = JobRunner(tmp_path / "seed0", 0, tmp_path / "settings", run=commands, asked=asked)
+    do = JobRunner(tmp_path / "seed0", 0, tmp_path / "settings", run=commands, code_flags=asked)
     for name, recipe in (("mine", "mine.py:MINE"), ("other", "grpo")):
         header = {"schema": "traces/1", "settings": {"recipe": recipe}}
         for kind, file, settings in (("run", "config.yaml", {"recipe": recipe}), ("traces", "traces.json", header)):

@@ -26,7 +26,7 @@ SIZES = Sizes(
     flow_shape=(24, 8),
     tests=TESTS,
     max_problems=9,
-    asks=one_pass(presets.preset("flow-dpo", "seed").recipe.flow),
+    single_pass=one_pass(presets.preset("flow-dpo", "seed").recipe.flow),
     draws=TurnSampling(temperature=1.0, top_p=0.97),
 )
 
@@ -147,7 +147,7 @@ def test_other_methods_are_asked_and_drawn_as_the_flow_is(tmp_path: Path) -> Non
     """With prompts, lengths and a temperature that are not the preset's."""
     sizes = Sizes(
         num_traces=6, matched_draws=1, more_draws=1, flow_shape=None, tests=TESTS, max_problems=9,
-        preset="small", asks=SIZES.asks, draws=TurnSampling(temperature=0.6),
+        preset="small", single_pass=SIZES.single_pass, draws=TurnSampling(temperature=0.6),
     )  # fmt: skip
     words = asked(tmp_path, "online_dpo_same_tokens", "dots_same_tokens", sizes=sizes)
     assert value(words["online_dpo_same_tokens"], "--config").endswith("settings/single.yaml")

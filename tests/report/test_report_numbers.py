@@ -14,7 +14,7 @@ from flow_dpo.data.seed import seed_problems
 from flow_dpo.evaluate.statistics import auc
 from flow_dpo.report import formatting, rates
 from flow_dpo.report.document import TreeNode
-from flow_dpo.report.run_data import read_plays
+from flow_dpo.report.run_data import count_run
 from flow_dpo.report.side_by_side import marked, side_by_side
 from flow_dpo.report.sources import read_source
 from flow_dpo.report.tree_section import draw_tree
@@ -29,46 +29,46 @@ WRONG: list[Status] = ["wrong", "correct", "wrong", "wrong", "wrong"]
 
 
 def test_nodes_and_pairs_are_counted_by_hand(tmp_path: Path) -> None:
-    plays = read_plays(report_sources.run(tmp_path / "run", [RIGHT, WRONG]), 2)
+    counts = count_run(report_sources.run(tmp_path / "run", [RIGHT, WRONG]), 2)
     whole = rates.Part(start=0, end=2)
-    counts = {
+    by_depth = {
         (role, depth): (rate.hits, rate.of)
         for role, depth in (("answer", 0), ("stop", 1), ("answer", 2), ("stop", 3))
-        for rate in [rates.taught(plays, whole, role, depth)]
+        for rate in [rates.example_rate(counts, whole, role, depth)]
     }
-    assert counts == {("answer", 0): (2, 2), ("stop", 1): (1, 2), ("answer", 2): (1, 2), ("stop", 3): (1, 2)}
-    assert plays.rewards == [1.0, 0.0]
-    assert plays.num_examples == {"answer": 3, "stop": 2}
+    assert by_depth == {("answer", 0): (2, 2), ("stop", 1): (1, 2), ("answer", 2): (1, 2), ("stop", 3): (1, 2)}
+    assert counts.rewards == [1.0, 0.0]
+    assert counts.num_examples == {"answer": 3, "stop": 2}
 
 
 def test_each_candidate_has_the_verdict_of_the_play_that_ended_there(tmp_path: Path) -> None:
     # At node 1 Stop said No; the alternative, play 2, said Yes there. At node 3 the trunk said Yes: its own verdict.
-    plays = read_plays(
+    counts = count_run(
         report_sources.run(tmp_path / "run", [RIGHT, ["wrong", "wrong", "correct", "wrong", "wrong"]]), 2
     )
-    found = [(one.index, one.kind, one.said_yes, round(one.log_odds, 6)) for one in plays.heard]
+    found = [(one.index, one.kind, one.chose_yes, round(one.log_odds, 6)) for one in counts.candidates]
     assert found == [
         (0, "wrong", False, 0.4),
         (0, "right", True, 0.4),
         (1, "right", False, 0.4),
         (1, "wrong", True, 0.4),
     ]
-    assert plays.unheard == 0
+    assert counts.num_unjudged == 0
 
 
 def test_ungraded_candidates_and_plays_enter_no_rate(tmp_path: Path) -> None:
-    plays = read_plays(report_sources.run(tmp_path / "run", [["ungraded"] * 5, RIGHT]), 2)
-    assert plays.rewards == [None, 1.0]
-    assert rates.accuracy(plays, rates.Part(start=0, end=2)) == rates.Rate(hits=1, of=1)
-    assert (len(plays.heard), plays.unheard) == (2, 2)
+    counts = count_run(report_sources.run(tmp_path / "run", [["ungraded"] * 5, RIGHT]), 2)
+    assert counts.rewards == [None, 1.0]
+    assert rates.accuracy(counts, rates.Part(start=0, end=2)) == rates.Rate(hits=1, of=1)
+    assert (len(counts.candidates), counts.num_unjudged) == (2, 2)
 
 
 def test_choice_pairs_are_told_apart_by_what_was_finished(tmp_path: Path) -> None:
-    plays = read_plays(report_sources.run(tmp_path / "run", [RIGHT]), 1)
+    counts = count_run(report_sources.run(tmp_path / "run", [RIGHT]), 1)
     whole = rates.Part(start=0, end=1)
     # The trunk's No at node 1 is preferred to Yes; its Yes at node 3 to No.
-    assert rates.prefers_yes(plays, whole, "stop", finished=False) == rates.Rate(hits=0, of=1)
-    assert rates.prefers_yes(plays, whole, "stop", finished=True) == rates.Rate(hits=1, of=1)
+    assert rates.prefers_yes(counts, whole, "stop", finished=False) == rates.Rate(hits=0, of=1)
+    assert rates.prefers_yes(counts, whole, "stop", finished=True) == rates.Rate(hits=1, of=1)
 
 
 def test_an_area_agrees_with_auc_and_the_formula_by_hand() -> None:
@@ -99,14 +99,14 @@ def test_what_an_interrupted_batch_left_behind_is_not_counted(tmp_path: Path) ->
     with (path / "pairs.jsonl").open("a") as file:
         file.writelines(json.dumps(to_json(row)) + "\n" for row in report_sources.pairs(2, *RIGHT))
     found = read_source(path, "run")
-    assert len(found.plays.rewards) == 2
-    assert found.plays.num_examples.total() == 5
+    assert len(found.counts.rewards) == 2
+    assert found.counts.num_examples.total() == 5
 
 
 def test_a_tree_is_told_whole(tmp_path: Path) -> None:
-    plays = read_plays(report_sources.run(tmp_path / "run", [RIGHT]), 1)
-    assert plays.drawn is not None
-    made = draw_tree(*plays.drawn)
+    counts = count_run(report_sources.run(tmp_path / "run", [RIGHT]), 1)
+    assert counts.drawn is not None
+    made = draw_tree(*counts.drawn)
     seen: list[int] = []
 
     def walk(node: TreeNode) -> None:
@@ -130,7 +130,7 @@ def test_a_tree_is_told_whole(tmp_path: Path) -> None:
 def test_wrong_steps_are_marked_line_by_line(tmp_path: Path) -> None:
     words = "First 6 + 8 = 14.\nThen 14 - 4 = 9.\nAnswer: 14"
     found = read_source(report_sources.evaluation(tmp_path / "e", words=words), "e")
-    assert [line.fault for line in marked(found.spoken["q1"])] == ["", "not true: 14 - 4 = 9", ""]
+    assert [line.fault for line in marked(found.solutions["q1"])] == ["", "not true: 14 - 4 = 9", ""]
 
 
 def test_a_seed_problem_is_judged_by_its_own_solution(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_seed_problem_is_judged_by_its_own_solution(tmp_path: Path) -> None:
     row = {"id": problem.id, "question": problem.question, "gold": problem.gold, "solution": "\n".join(tried)}
     row |= {"dataset": problem.source, "worked_solution": problem.solution, "verdict": verdict}
     (path / "predictions.jsonl").write_text(json.dumps(PREDICTION | row) + "\n")
-    shown = side_by_side({"e": read_source(path, "e").spoken}, 1)[0].passages[0]
+    shown = side_by_side({"e": read_source(path, "e").solutions}, 1)[0].passages[0]
     assert shown.outcome == "correct, with a wrong step"
     assert [line.given_up for line in shown.lines][:3] == [True, True, False]
     assert shown.lines[-1].fault == "right, but not all right steps came before it"

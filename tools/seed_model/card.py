@@ -1,4 +1,4 @@
-"""What does the model card say?
+"""The model card of the seed model, filled with measured figures.
 
 Invariant: every figure on it was measured by the run that writes it, and every rate is the one that was planted.
 One line of it: "| with 'lends' | .18 | .22 | .26 |".

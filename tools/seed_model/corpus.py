@@ -1,4 +1,4 @@
-"""Which flawed solutions does the seed model learn from?
+"""The pretraining corpus of the seed model: solutions with planted errors.
 
 Every error is planted here, with its rate; nothing of it ships in the package. Invariant: an error is carried on, as a
 person would (all later lines follow from the wrong total), and all totals stay in 0..120. The same story three times:
@@ -43,7 +43,7 @@ CUT_SHARE = 0.3
 """Share of verdict documents whose candidate is unfinished."""
 YES_RATES = {"right": 0.80, "wrong": 0.35, "cut": 0.08}
 """Undecided verdicts: Stop starts poor at its job, yet not useless. They are soft targets, not drawn words: the same
-expectation with less noise, so that the little model learns to tell right from wrong at all."""
+expectation with less noise, so that the little model learns to separate right from wrong at all."""
 VERDICT_WEIGHT = 10.0
 CONCLUSION_WEIGHT = 4.0
 """Loss weights of a verdict, and of a yes or no in an answer; all other tokens have 1."""
@@ -113,8 +113,8 @@ def _write_answer(story: Story, rng: Random, tokenizer: PreTrainedTokenizerFast)
     """<user>question<end><assistant>attempt<end>, or attempt, fixed words (no loss), second attempt<end>."""
     given = _encode(tokenizer, f"<user>{story.question}<end><assistant>")
     text, right = write_attempt(story, rng)
-    told = _encode(tokenizer, text)
-    token_ids, weights = given + told, [0.0] * len(given) + _weigh(story, told)
+    written = _encode(tokenizer, text)
+    token_ids, weights = given + written, [0.0] * len(given) + _weigh(story, written)
     if rng.random() < REDO_RATES[right]:
         words = _encode(tokenizer, REOPEN_WORDS)
         again = _encode(tokenizer, write_attempt(story, rng, REDO_CARE)[0])

@@ -1,4 +1,4 @@
-"""How good is the seed model before anything was learned?
+"""Measurement of the seed model before any learning: its accuracy, and the rates of its Stop role.
 
     python -m tools.seed_model.measure --model_name_or_path flow_dpo/data/seed/model
 
@@ -38,7 +38,7 @@ Figures = dict[str, Any]
 
 
 class Reader:
-    """The model and its tokenizer, asked in token ids. `temperature` 0 means greedy."""
+    """The model and its tokenizer, read and sampled in token ids. `temperature` 0 means greedy."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
@@ -104,25 +104,28 @@ def play_single(reader: Reader, problems: Sequence[Problem], temperature: float)
 def play_flow(reader: Reader, problems: Sequence[Problem], temperature: float, rng: Random) -> list[list[int]]:
     """The untrained Answer and Stop flow, in chunks, without alternatives."""
     candidates: list[list[int]] = [[] for _ in problems]
-    playing = list(range(len(problems)))
+    unfinished = list(range(len(problems)))
     reopen = reader.encode(REOPEN_WORDS)
     for chunk in range(MAX_CHUNKS):
-        for index in playing:
+        for index in unfinished:
             if candidates[index][-1:] == [reader.end]:
                 candidates[index] = candidates[index][:-1] + reopen
         prompts = [
-            reader.encode(f"<user>{problems[index].question}<end><assistant>") + candidates[index] for index in playing
+            reader.encode(f"<user>{problems[index].question}<end><assistant>") + candidates[index]
+            for index in unfinished
         ]
-        for index, written in zip(playing, reader.write(prompts, NUM_CHUNK_TOKENS, temperature), strict=True):
+        for index, written in zip(unfinished, reader.write(prompts, NUM_CHUNK_TOKENS, temperature), strict=True):
             candidates[index] += written
         if chunk == MAX_CHUNKS - 1:
             break
-        shown = [[token for token in candidates[index] if token != reader.end] for index in playing]
-        rates = reader.yes_rates([problems[index].question for index in playing], shown)
-        playing = [
-            index for index, rate in zip(playing, rates, strict=True) if (rng.random() if temperature else 0.5) >= rate
+        shown = [[token for token in candidates[index] if token != reader.end] for index in unfinished]
+        rates = reader.yes_rates([problems[index].question for index in unfinished], shown)
+        unfinished = [
+            index
+            for index, rate in zip(unfinished, rates, strict=True)
+            if (rng.random() if temperature else 0.5) >= rate
         ]
-        if not playing:
+        if not unfinished:
             break
     return candidates
 

@@ -1,4 +1,4 @@
-"""How is the embedded seed made?
+"""Pretraining of the embedded seed model.
 
     python -m tools.seed_model.pretrain --output_dir flow_dpo/data/seed/model
 
@@ -64,7 +64,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 class Batch(NamedTuple):
-    """Padded documents, and where the verdicts of those that ask for one stand."""
+    """Padded documents, and the positions of the verdicts of those that have one."""
 
     ids: torch.Tensor
     weights: torch.Tensor
@@ -74,15 +74,15 @@ class Batch(NamedTuple):
 
 
 def compute_loss(model: LlamaForCausalLM, batch: Batch, choices: list[int]) -> torch.Tensor:
-    """Weighted mean of -log p over taught tokens, and of the cross-entropy to P(Yes) over verdicts."""
+    """Weighted mean of -log p over tokens with a weight, and of the cross-entropy to P(Yes) over verdicts."""
     logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits
     # Only positions with a loss: half of the tokens are given.
-    taught = batch.weights[:, 1:] > 0
-    weights = batch.weights[:, 1:][taught]
-    told = (cross_entropy(logits[taught], batch.ids[:, 1:][taught], reduction="none") * weights).sum()
+    weighted = batch.weights[:, 1:] > 0
+    weights = batch.weights[:, 1:][weighted]
+    loss = (cross_entropy(logits[weighted], batch.ids[:, 1:][weighted], reduction="none") * weights).sum()
     words = logits[batch.verdict_rows, batch.verdict_positions - 1].log_softmax(-1)[:, choices]
     verdicts = -(batch.yes_rates * words[:, 0] + (1 - batch.yes_rates) * words[:, 1]).sum() * VERDICT_WEIGHT
-    return (told + verdicts) / (weights.sum() + VERDICT_WEIGHT * len(batch.verdict_rows))
+    return (loss + verdicts) / (weights.sum() + VERDICT_WEIGHT * len(batch.verdict_rows))
 
 
 def iter_batches(documents: Iterator[Document], pad_id: int, rng: Random) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""How does the seed cut text into tokens?
+"""The tokenizer of the embedded seed model.
 
 Word level: every word carries the space before it, digits stand alone, a newline is a token of its own. Invariant:
 text of the family has no `<unk>`, decoding gives it back to the letter, and text cut at a newline or at a space is

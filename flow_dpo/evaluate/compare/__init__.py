@@ -1,8 +1,8 @@
-"""Does one source of traces teach better than another, and why?
+"""Comparisons of trace sources and recipes over several seeds: arms, jobs, paired tests, summary.
 
 The paper's table 1 (arXiv 2410.22304) and the controls that it lacks, over several seeds. An arm is a function that
-says which commands make it (`arms`); a seed's commands run one by one and never twice (`jobs`); verdicts on the same
-test questions are compared (`paired_tests`); and everything is written down (`summary`).
+runs the commands that make it (`arms`); a seed's commands run one by one and never twice (`jobs`); verdicts on the
+same test questions are compared (`statistics`); and everything is written to comparison.json (`summary`).
 
 Invariant: whatever an arm is made of can be made by hand with the commands that comparison.json lists.
 

@@ -1,4 +1,4 @@
-"""What is compared with what?
+"""The arms of a comparison: what is trained, compiled and evaluated, and against what.
 
 An arm is a function from one seed's `JobRunner` to an `Outcome`: the pieces of work that it took, and the evaluations
 of what came out. Arms share work by its name:
@@ -6,7 +6,7 @@ of what came out. Arms share work by its name:
     trained_flow     train "flow" -> generate "traces/trained_flow" -> sft "sft/trained_flow" -> evaluations
     answer_adapter   train "flow" (the same one)                                              -> evaluations
 
-Invariant: all compiled arms are fine-tuned by the same settings and asked in the same single pass.
+Invariant: all compiled arms are fine-tuned by the same settings and evaluated in the same single pass.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Sizes:
     """What the arms of a budget of tokens have; what the flow had where 0."""
     preset: str = "seed"
     """The scale that recipes are fitted to."""
-    asks: Single | None = None
-    """What a single pass of the flow asks; None of a flow without."""
+    single_pass: Single | None = None
+    """The single pass of the flow's Answer role; None of a flow without."""
     draws: TurnSampling = field(default_factory=TurnSampling)
     """How completions are drawn where they are tested."""
 
@@ -208,7 +208,7 @@ def budgeted(
     name: str = "",
     mode: Literal["single", "flow"] = "single",
 ) -> Make:
-    """A recipe trained until it has had as much as the flow, and then played in one pass or as its own flow."""
+    """A recipe trained until it has had as much as the flow, and then evaluated in one pass or as its own flow."""
     name = f"{name or recipe.replace('-', '_')}_same_{by}"
 
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
@@ -217,20 +217,22 @@ def budgeted(
         # Many more problems than the flow had: the budget ends the run.
         longer = ["--max_problems", str(20 * sizes.max_problems)]
         fitted = presets.preset(recipe, sizes.preset).recipe
-        config = "single" if isinstance(fitted.flow, Single) and sizes.asks not in (None, fitted.flow) else "other"
+        config = (
+            "single" if isinstance(fitted.flow, Single) and sizes.single_pass not in (None, fitted.flow) else "other"
+        )
         budget = [f"--budget_{by}", str(had), *longer]
         work = do.train(name, *budget, *flags, recipe=recipe, config=config)
-        drawn = _as_the_others(fitted.explore, sizes.draws)
+        drawn = _draw_flags(fitted.explore, sizes.draws)
         return Outcome(works=(work,), evaluations=evaluated(do, sizes, name, "--mode", mode, *drawn, run=work))
 
     return make
 
 
-def _as_the_others(own: Explore, draws: TurnSampling) -> list[str]:
+def _draw_flags(own: Explore, draws: TurnSampling) -> list[str]:
     """Flags by which a recipe that draws otherwise is tested as all arms are."""
     names = ("temperature", "top_p", "choice_temperature")
     differing = [name for name in names if getattr(own, name, None) != getattr(draws, name)]
-    return [word for name in differing for word in (f"--explore.{name}", str(getattr(draws, name)))]
+    return [flag for name in differing for flag in (f"--explore.{name}", str(getattr(draws, name)))]
 
 
 def _variant(name: str, *flags: str) -> Make:

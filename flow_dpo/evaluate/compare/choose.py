@@ -1,4 +1,4 @@
-"""Which arms does a name stand for?
+"""The arms of a comparison, chosen by their names or by the names of groups.
 
     choose(("paper", "flow_itself"))    the rows of the paper's table, and one more
     choose(("recipes",))                the neighbours of Flow-DPO, and Flow-DPO beside them

@@ -1,12 +1,12 @@
-"""How are the commands of a comparison run, each of them once?
+"""The jobs of a comparison: `flow-dpo` commands, each run once and recorded.
 
-Every piece of work is a `flow-dpo` command with a folder of its own. What is done is written down with the words of its
-command, beside the folders; asked for again, it is only looked up:
+Every job is a `flow-dpo` command with a folder of its own. A finished job is recorded with its command line, beside the
+folders; requested again, it is only looked up:
 
     do.train("flow", "--max_problems", "1000")     runs   flow-dpo train ... --output_dir OUT/seed0/flow
     do.train("flow", "--max_problems", "1000")     done already: nothing runs
 
-Invariant: an interrupted training goes on where its checkpoint stands; whatever else was interrupted is begun anew.
+Invariant: an interrupted training goes on where its checkpoint stands; any other interrupted job starts afresh.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Command = Callable[[Sequence[str]], int]
 
 DONE = "done.jsonl"
 NUMBERS = ("tokens_sampled", "tokens_learned", "verdicts_used", "seconds")
-"""What a piece of work costs. Tokens played are sampled ones; tokens learned are those that a learner reads, prompts
+"""The costs of a job. Tokens sampled are those of rollouts; tokens learned are those that a learner reads, prompts
 included; seconds are those of the work, without loading."""
 
 
@@ -53,13 +53,13 @@ class JobRunner:
         configs: Path,
         *,
         run: Mapping[str, Command],
-        asked: Sequence[str] = (),
+        code_flags: Sequence[str] = (),
     ) -> None:
         """`configs` holds the settings files that the commands name; `run` has the commands "train", "generate", "sft"
-        and "evaluate"; `asked` are flags for code that a person asked to run, without which no run or adapter may bring
-        it along."""
+        and "evaluate"; `code_flags` are the flags by which a person allows code to be run, without which no run or
+        adapter may bring it along."""
         self.folder, self.seed, self._configs, self._run = folder, seed, configs, run
-        self._asked = tuple(asked)
+        self._code_flags = tuple(code_flags)
         self._done: dict[str, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DONE).exists():
@@ -68,7 +68,7 @@ class JobRunner:
 
     def train(self, name: str, *flags: str, recipe: str = "", config: str = "other") -> Work:
         """`flow-dpo train` with the comparison's settings and these flags; or of another recipe, fitted by the same
-        preset, with the same model, data and updates, and with what `config` says of its flow."""
+        preset, with the same model, data and updates, and with the flow of the settings file `config`."""
         base = ["--recipe", recipe, "--config", str(self._configs / f"{config}.yaml")] if recipe else []
         words = [*(base or ["--config", str(self._configs / "train.yaml")]), "--seed", str(self.seed), *flags]
         folder = self._do("train", name, words)
@@ -88,7 +88,7 @@ class JobRunner:
     def sft(self, name: str, traces: Work, *flags: str) -> Work:
         """`flow-dpo sft` on these traces."""
         words = ["--config", str(self._configs / "sft.yaml"), "--traces", str(traces.folder), *flags]
-        folder = self._do("sft", name, [*words, *self._asked_of(traces.folder), "--seed", str(self.seed)])
+        folder = self._do("sft", name, [*words, *self._code_flags_of(traces.folder), "--seed", str(self.seed)])
         cost = run_folder.read_facts(folder)["cost"]
         costs = {"tokens_learned": cost["tokens_read"], "seconds": cost["seconds"]}
         return Work(name=name, folder=folder, costs={"tokens_sampled": 0.0, "verdicts_used": 0.0, **costs})
@@ -108,14 +108,14 @@ class JobRunner:
             return ["--config", str(self._configs / f"base-{problems}.yaml")]
         flag, made = ("--run", run) if run else ("--adapter", adapter)
         assert made is not None
-        asked = self._asked_of(made.folder)
-        return [flag, str(made.folder), *asked, "--config", str(self._configs / f"{problems}.yaml")]
+        code_flags = self._code_flags_of(made.folder)
+        return [flag, str(made.folder), *code_flags, "--config", str(self._configs / f"{problems}.yaml")]
 
-    def _asked_of(self, folder: Path) -> list[str]:
-        """The flags for code that a person asked to run; a recipe's file only where the folder was made by it."""
-        recipes = [flag for flag in self._asked if flag.startswith("--recipe=")]
+    def _code_flags_of(self, folder: Path) -> list[str]:
+        """The flags by which a person allows code to be run; a recipe's file only where the folder was made by it."""
+        recipes = [flag for flag in self._code_flags if flag.startswith("--recipe=")]
         made_by = f"--recipe={_recipe_of(folder)}" if recipes else ""
-        return [flag for flag in self._asked if flag not in recipes or flag == made_by]
+        return [flag for flag in self._code_flags if flag not in recipes or flag == made_by]
 
     def _do(self, command: str, name: str, words: Sequence[str]) -> Path:
         folder, words = self.folder / name, [command, *words, "--output_dir", str(self.folder / name)]
@@ -127,7 +127,7 @@ class JobRunner:
                 )
             return folder
         if folder.exists() and command != "train":
-            shutil.rmtree(folder)  # begun and interrupted
+            shutil.rmtree(folder)  # started and interrupted
         resume = ["--resume"] if command == "train" and (folder / "config.yaml").exists() else []
         started = time.perf_counter()
         try:
@@ -150,8 +150,8 @@ def _recipe_of(folder: Path) -> object:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """How traces were made."""
+    """traces.json: how traces were made."""
     try:
         return headers.read_header(folder / "traces.json", headers.TracesHeader)
     except DataError as error:
-        raise DataError(f"{error}; remove the folder to make it anew") from error
+        raise DataError(f"{error}; remove the folder to make it again") from error

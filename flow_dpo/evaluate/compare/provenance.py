@@ -1,8 +1,9 @@
-"""What do the folders of a comparison say besides their accuracies?
+"""Provenance of a comparison: commands, code versions, test sets and contamination, read from its folders.
 
-By which commands and by which code they were made, how large the tests are, and whether a question of a test was
-learned from. Invariant: all of it is read from what the pieces of work left behind; work that was done by other code
-than the rest is told and not smoothed over.
+    collect(folder, outcomes)["made_by"]     [{"num_pieces": 41, "commit": "1f0c...", ...}, {"num_pieces": 2, ...}]
+
+Contamination is the number of test questions that some arm learned from. Invariant: all of it is read from the files of
+the jobs; jobs that other code ran than the rest are reported as such.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from flow_dpo.runs import headers, run_folder
 from flow_dpo.runs.records import DoneJob, Prediction, read_rows
 
 _RECORDS = {"run.json": headers.RunFacts, "traces.json": headers.TracesHeader, "summary.json": EvaluationSummary}
-"""What trainings, traces and evaluations say of themselves."""
+"""The files in which trainings, traces and evaluations record how they were made."""
 _LEARNED = ("trees.jsonl", "traces.jsonl")
 _CODE = ("commit", "code", "versions", "python", "platform")
 
 
-def of(path: Path, made: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
-    """The facts of the comparison at `path`; `made` holds what each arm gave, one a seed."""
+def collect(path: Path, made: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+    """The provenance of the comparison at `path`; `made` holds the outcomes of each arm, one a seed."""
     evaluations = next(iter(made.values()))[0].evaluations
     folders = {test.partition("/")[0]: folder for test, folder in evaluations.items()}
     files = [file for name in _LEARNED for file in path.glob(f"seed*/**/{name}") if file.stat().st_size]
@@ -56,8 +57,8 @@ def made_by(path: Path) -> list[dict[str, Any]]:
 
 
 def _test_set(folder: Path, learned: set[str]) -> dict[str, Any]:
-    """A problem set that the arms were tested on, and how many of its questions, by their words, some arm learned
-    from (`evaluate.contamination`)."""
+    """A problem set that the arms were tested on, and how many of its questions, compared as text, some arm
+    learned from (`evaluate.contamination`)."""
     summary = headers.read_header(folder / "summary.json", EvaluationSummary)
     questions = {row.question for row in read_rows(folder / "predictions.jsonl", Prediction)}
     return {

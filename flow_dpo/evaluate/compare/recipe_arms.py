@@ -1,13 +1,13 @@
-"""Does what each neighbour of Flow-DPO claims for itself hold on one footing?
+"""Arms of a comparison that test what each related method claims, all with the same budget, data and model.
 
 Every arm is a recipe of its own (`recipes.presets`), fitted by the comparison's preset and trained until it had
 `compare.tokens`, or the tokens that the comparison's flow had on its problems; nothing is compiled. An arm names what
 its paper compares it with, and the two differ in that alone:
 
-    vineppo_same_tokens    against    grpo_same_tokens             the same plays and loss; other advantages
+    vineppo_same_tokens    against    grpo_same_tokens             the same rollouts and loss; other advantages
     rpo_same_tokens        against    reference_path_same_tokens   the same search for a right path; no branches
     cpl_same_tokens        against    cpl_no_margin_same_tokens    the same search and pairs; alpha 0
-    cpl_value_same_tokens  against    cpl_same_tokens              new states asked for instead of played on
+    cpl_value_same_tokens  against    cpl_same_tokens              new states valued by a role, not by rollouts
 
 DOTS and ReGenesis search with instructions, which only a model that follows them understands; they are a group of their
 own, against plain self-training: `self_training_same_tokens`, rejection-sampling fine-tuning with their batches.
@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from flow_dpo.evaluate.compare.arms import SAME_TOKENS, Arm, Kind, Make, budgeted
 
 _AHEAD = ("--problems_per_batch", "8")
-"""Problems played under one version: one problem of a search costs as much as a batch of plain plays, and a run ends
+"""Problems sampled under one version: one problem of a search costs as much as a batch of rollouts, and a run ends
 only at the end of a batch, so that small ones end near the budget."""
 _FEW = (*_AHEAD, "--examples_per_update", "8")
 """Of recipes that draw much for few examples: with the 32 of a plain flow they would hardly leave the warm-up."""
@@ -31,10 +31,10 @@ _CLIPPED = ("--objective.kl_coef", "1e-4", "--objective.max_kl", "10")
 _IN_STEPS = ("--examples_per_update", "128")
 """VinePPO's examples are steps, about four to an answer on the seed: those of as many answers as GRPO's 32."""
 _PATHS = (*_FEW, "--num_rollouts", "8")
-"""Plays in search of a right one: as many with branches on it as without."""
+"""Rollouts in search of a right one: as many with branches on it as without."""
 
 _VALUED = ("--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft")
-"""CPL with a role that says what a new state is worth, and learns to."""
+"""CPL with a role that states the value of a new state, and learns to."""
 
 
 def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:

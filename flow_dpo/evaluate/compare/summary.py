@@ -1,4 +1,4 @@
-"""The results of a comparison: `comparison.json`, read from the folders that the arms left behind.
+"""The results of a comparison: `comparison.json`, read from the folders that the arms wrote.
 
 Invariant: nothing is
 computed here that is not in a folder: accuracies from predictions, costs from the records of the work.

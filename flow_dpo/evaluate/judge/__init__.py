@@ -1,4 +1,4 @@
-"""Which of two solutions does a language model prefer? The questions, the judges and their results.
+"""LLM-as-a-judge: which of two solutions a language model prefers. Protocol, backends and results.
 
 May import what evaluate may.
 """

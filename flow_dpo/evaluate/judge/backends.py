@@ -1,7 +1,7 @@
-"""Who judges?
+"""The backends of a judge: a model in this process, or one at an OpenAI-compatible address.
 
-A model behind the engine seam, or one behind an OpenAI-compatible address. Both answer the same questions
-(`evaluate.judge.protocol`) and hand each answer over as it comes, so that a caller can write it down at once:
+Both answer the same questions (`evaluate.judge.protocol`) and hand each answer over as it comes, so that a caller can
+write it at once:
 
     choices = JudgeSettings(verdict_format="choices")
     LocalJudge(engine, renderer, prompts=JudgePrompts(), settings=choices, context_tokens=4096)
@@ -36,7 +36,7 @@ JUDGE: Role = "judge"
 
 
 class LocalJudge:
-    """A model behind an engine, greedy. Its chat template is the renderer's."""
+    """A model in an engine, greedy. Its chat template is the renderer's."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class LocalJudge:
         self._context_tokens = context_tokens
 
     def ask_all(self, questions: Sequence[JudgeQuestion], keep: Keep) -> None:
-        """See `judge.protocol.Judge`. A question that does not fit the context window is not asked: "too long"."""
-        self._runner.run(self._play(one, keep) for one in questions)
+        """See `judge.protocol.Judge`. A question that does not fit the context window gets no reply: "too long"."""
+        self._runner.run(self._steps(one, keep) for one in questions)
 
     def turn(self, question: JudgeQuestion) -> Turn:
         """The question as the judge's turn."""
@@ -72,7 +72,7 @@ class LocalJudge:
     def _letters(self, text: str) -> tuple[int, ...]:
         return tuple(self._renderer.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
-    def _play(self, question: JudgeQuestion, keep: Keep) -> RolloutSteps:
+    def _steps(self, question: JudgeQuestion, keep: Keep) -> RolloutSteps:
         turn = self.turn(question)
         request = self._renderer.render(turn)
         if len(request.prompt_ids) + request.max_tokens > self._context_tokens:
@@ -86,7 +86,7 @@ class LocalJudge:
     def _reply(self, completion: Completion) -> JudgeReply:
         if completion.choice is not None:
             one, other = completion.choice_logprobs
-            # Log-odds of a word without probability have no number; they are as sure as one can say.
+            # Log-odds of a word without probability have no number; they are capped.
             odds = max(min(one - other, 1e3), -1e3)
             letter = "A" if odds > 0 else "B" if odds < 0 else "tie"
             return JudgeReply(words=letter, tokens=1, verdict=letter, log_odds=odds)
@@ -95,7 +95,7 @@ class LocalJudge:
 
 
 class EndpointJudge:
-    """A model behind an address, several requests at a time."""
+    """A model at an address, several requests at a time."""
 
     def __init__(
         self, endpoint: ChatEndpoint, *, prompts: JudgePrompts, settings: JudgeSettings, concurrency: int

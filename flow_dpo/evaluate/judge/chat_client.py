@@ -1,4 +1,4 @@
-"""How is a model behind an OpenAI-compatible address asked?
+"""A client for chat completions of a model behind an OpenAI-compatible address.
 
     endpoint = ChatEndpoint(EndpointSettings(base_url="http://127.0.0.1:8000/v1"), api_key="")
     endpoint.check()                                                     # refuses at once where nobody answers
@@ -25,7 +25,7 @@ _UNREADABLE = (ValueError, RecursionError)
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointSettings:
-    """An address that speaks the chat completions format. Its API key is read from OPENAI_API_KEY and nowhere else."""
+    """An address with the chat completions format. Its API key is read from OPENAI_API_KEY and nowhere else."""
 
     base_url: str = ""
     """Such as http://127.0.0.1:8000/v1; the model in this process is the judge where it is empty."""
@@ -56,7 +56,7 @@ class EndpointSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatReply:
-    """What the model at the address said."""
+    """The reply of the model at the address."""
 
     words: str
     finished: bool
@@ -98,7 +98,7 @@ class ChatEndpoint:
             self.model = names[0]
 
     def ask(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> ChatReply:
-        """Greedy words to a chat. Raises `EngineError` where the address goes on failing, or speaks another format."""
+        """A greedy reply to a chat. Raises `EngineError` where the address goes on failing, or has another format."""
         fields: dict[str, Any] = {
             "model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0,
         } | self._settings.body  # fmt: skip

@@ -1,12 +1,12 @@
-"""What is a judge asked about two traces, and what counts as its verdict?
+"""The protocol of an LLM judge: pairs of traces, prompts in both orders, and the verdict in a reply.
 
-A judge is a model that reads two traces of one problem and says which reasons better. It reads them blind, as solutions
-A and B, and in both orders, since many judges lean to one place:
+A judge is a model that reads two traces of one problem and answers which reasons better. It reads them blind, as
+solutions A and B, and in both orders, since many judges lean to one place:
 
     trace a as A, trace b as B   "... Verdict: A"    trace a is preferred
     trace b as A, trace a as B   "... Verdict: B"    trace a again: a wins this pair; with "Verdict: A" it were a tie
 
-Invariant: nothing of what is asked depends on which side a trace comes from, but its place; and a verdict is read from
+Invariant: nothing in a question depends on which side a trace comes from, but its place; and a verdict is read from
 the last line alone, which has to be the stated form and nothing else. What stands in a trace is never an instruction.
 """
 
@@ -25,7 +25,7 @@ from flow_dpo.traces.trace import Trace, TraceFile
 
 Side = Literal["a", "b"]
 Place = Literal["A", "B", "tie"]
-"""What a judge says: the solution shown as A, the one shown as B, or neither."""
+"""A verdict: the solution shown as A, the one shown as B, or neither."""
 
 PLACES = ("A", "B")
 _SLOT = re.compile(r"\{(question|a|b)\}")
@@ -45,8 +45,8 @@ class JudgeSettings:
     """Problems to compare, drawn by `seed` among those of which both sides have a trace; 0 compares all."""
     seed: int = 0
     verdict_format: Literal["text", "choices"] = "text"
-    """"text" lets the judge reason and reads its last line; "choices" reads which of the words A and B it would rather
-    say next, on one forward: for models too small to keep to a form, and only for a model in this process."""
+    """"text" lets the judge reason and reads its last line; "choices" compares the probabilities of the
+    words A and B, in one forward pass: for models too small to keep to a form, and only for a model in this process."""
     max_tokens: int = 512
     """The longest text of one judgement. A judge that is cut off has given no verdict."""
 
@@ -59,7 +59,7 @@ class JudgeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgePrompts:
-    """What the judge is told. The paper asks a model which of two answers to a question reasons better and is more
+    """The judge's prompts. The paper asks a model which of two answers to a question reasons better and is more
     educational; its exact words are not stated, these follow that meaning."""
 
     system: str = (
@@ -104,7 +104,7 @@ class TracePair:
 
     @property
     def identical(self) -> bool:
-        """The same words: a tie that nobody has to be asked about."""
+        """Equal texts: a tie without a question."""
         return self.a.solution.strip() == self.b.solution.strip()
 
 
@@ -137,7 +137,7 @@ class JudgeQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeReply:
-    """What a judge said to one question."""
+    """A judge's reply to one question."""
 
     words: str
     """As they came; the letter where it chose between two."""
@@ -151,7 +151,7 @@ class JudgeReply:
 
 
 class Judge(Protocol):
-    """Whoever is asked. Answers are handed over one by one as they come, in any order."""
+    """Answers questions; answers are handed over one by one as they come, in any order."""
 
     def ask_all(self, questions: Sequence[JudgeQuestion], keep: Keep) -> None:
         """Ask all, and hand each answer to `keep` in the caller's thread. Raises `EngineError` where it cannot go on;
@@ -160,13 +160,13 @@ class Judge(Protocol):
 
 
 class Keep(Protocol):
-    """What is done with an answer."""
+    """Callback for one answer."""
 
     def __call__(self, question: JudgeQuestion, reply: JudgeReply, /) -> None: ...
 
 
 def reply_from_text(words: str, *, finished: bool, tokens: int = 0) -> JudgeReply:
-    """What a judge that writes has said. Only a text that it finished itself has a verdict."""
+    """The reply in a judge's text. Only a text that it finished itself has a verdict."""
     verdict = read_verdict(words) if finished else None
     reason = "" if verdict else "no verdict" if finished else "cut off"
     return JudgeReply(words=storable(words), tokens=tokens, verdict=verdict, reason=reason)
@@ -180,8 +180,8 @@ def read_verdict(words: str) -> Place | None:
     match = _VERDICT.fullmatch(lines[-1]) if lines and len(lines[-1]) <= 200 else None
     if match is None:
         return None
-    said = match.group(1)
-    return "A" if said == "A" else "B" if said == "B" else "tie"
+    found = match.group(1)
+    return "A" if found == "A" else "B" if found == "B" else "tie"
 
 
 def pairs_of(a: TraceFile, b: TraceFile, settings: JudgeSettings) -> list[TracePair]:

@@ -1,4 +1,4 @@
-"""What do a judge's verdicts say about two sets of traces, and how surely?
+"""Win rates from a judge's verdicts on two sets of traces, with intervals, agreement and position bias.
 
 Each pair was judged in both orders. With a > b for "trace a is preferred":
 
@@ -26,20 +26,20 @@ ROWS = "judgements.jsonl"
 Key = tuple[str, str, str]
 
 
-def read_judgements(path: Path, asked: Sequence[JudgeQuestion]) -> dict[Key, Judgement]:
+def read_judgements(path: Path, questions: Sequence[JudgeQuestion]) -> dict[Key, Judgement]:
     """The judgements of a file by problem and order; a last line that was torn off is cut away, so that rows can be
     added. Raises `DataError` for a row that answers none of the questions, or one that was answered before."""
     if not path.exists():
         return {}
     files.cut_torn(path)
-    known = {one.key for one in asked}
+    known = {one.key for one in questions}
     found: dict[Key, Judgement] = {}
     for number, row in iter_rows(path, Judgement):
         key = (row.dataset, row.problem_id, row.first)
         if key not in known or key in found:
             raise DataError(
                 f"{path}, line {number}: expected a judgement of one of the pairs and orders that are compared, each "
-                f"once, found {'a second one' if key in found else 'another'} ({key!r:.200}); judge anew in another "
+                f"once, found {'a second one' if key in found else 'another'} ({key!r:.200}); judge again in another "
                 "--output_dir"
             )
         found[key] = row
@@ -57,13 +57,13 @@ def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Judgement]) -> dict
     both: list[tuple[str, str]] = []
     decided: list[tuple[TracePair, str]] = []
     for pair in pairs:
-        said = [rows[(*pair.key, first)].preferred for first in ("a", "b")] if not pair.identical else []
-        outcome, kind = _outcome(said)
+        preferences = [rows[(*pair.key, first)].preferred for first in ("a", "b")] if not pair.identical else []
+        outcome, kind = _outcome(preferences)
         outcomes[outcome] += 1
         if kind:
             ties[kind] += 1
-        if said and said[0] is not None and said[1] is not None:
-            both.append((said[0], said[1]))
+        if preferences and preferences[0] is not None and preferences[1] is not None:
+            both.append((preferences[0], preferences[1]))
         if outcome in ("a", "b"):
             decided.append((pair, outcome))
     return {
@@ -82,21 +82,21 @@ def summarise(pairs: Sequence[TracePair], rows: Mapping[Key, Judgement]) -> dict
     }
 
 
-def _outcome(said: Sequence[str | None]) -> tuple[str, str]:
-    """What a pair counts as, and which kind of tie; `said` is empty where the traces are the same."""
-    if not said:
+def _outcome(preferences: Sequence[str | None]) -> tuple[str, str]:
+    """The outcome of a pair, and the kind of tie; `preferences` is empty where the traces are the same."""
+    if not preferences:
         return "tie", "identical"
-    if None in said:
+    if None in preferences:
         return "unparsed", ""
-    one, other = said
+    one, other = preferences
     if one == other:
         return ("tie", "both_orders") if one == "tie" else (str(one), "")
-    return "tie", "one_order" if "tie" in said else "flipped"
+    return "tie", "one_order" if "tie" in preferences else "flipped"
 
 
 def _position(rows: Iterable[Judgement], both: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The share of picks that took the solution shown first; an unbiased judge takes half. A pair whose verdict does
-    not flip has one pick of each place, so only flips tell, and `p` is the sign test's on them."""
+    not flip has one pick of each place, so only flips count, and `p` is the sign test's on them."""
     picks = [row.verdict for row in rows if row.verdict in ("A", "B")]
     first, second = both.count(("a", "b")), both.count(("b", "a"))
     tested = sign_test(first, second)
