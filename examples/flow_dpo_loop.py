@@ -3,18 +3,17 @@
     python examples/flow_dpo_loop.py --max_problems 32
 
 On a laptop's CPU, on the little model that ships in this package, in under a minute. An Answer role writes a solution
-chunk by chunk; after every chunk a Stop role says Yes (it is finished and right) or No (go on). Each role is a LoRA
-adapter over one frozen base. At every turn the other thing that could have been said is tried as well, and played to
-the end: where one of the two ends in a right solution and the other in a wrong one, the role has a preference to learn.
+chunk by chunk; after every chunk a Stop role chooses Yes (it is finished and right) or No (go on). Each role is a LoRA
+adapter over one frozen base. At every turn an alternative completion is tried as well, and continued to the end: where one of the two ends in a right solution and the other in a wrong one, the role has a preference to learn.
 
           answer ---- stop: No ---- answer ---- stop: Yes      right      the trunk
             |            |             |            |
          otherwise      Yes        otherwise        No                    one sibling at every node of it,
-            :            :             :            :                     each played on to its own end
+            :            :             :            :                     each continued to its end
           wrong        wrong         right        right
           = pair       = pair        no pair      no pair
 
-What is imported is what a reader may take for granted: a flow that says who takes which turn, an engine that completes
+What is imported is what a reader may take for granted: a flow that decides which role takes which turn, an engine that completes
 token ids, a verifier that compares final answers, LoRA. The method itself is below, and it is the whole method: the
 product (`flow_dpo.learn`) makes the same pairs and the same losses from the same seed, and a test compares the two.
 """
@@ -69,9 +68,9 @@ class Sampler:
     # ---- 1. A rollout: the flow's turns, one after the other -------------------------------------------------------
 
     def rollout(self, problem: Problem, state, depth: int = -1, turns: int = 0) -> Iterator[tuple]:
-        """Play on from `state`, yielding (state, request, completion) for every turn and (state, None, None) at last.
+        """Sample on from `state`, yielding (state, request, completion) for every turn and (state, None, None) at last.
 
-        `depth` says which node of the trunk this is an alternative to (-1: it is the trunk), `turns` how many turns
+        `depth` is the node of the trunk that this is an alternative to (-1: it is the trunk), `turns` how many turns
         of it are taken. Every random number comes from these names, so that a rollout does not depend on its batch.
         """
         while (turn := self.flow.turn(state)) is not None:
@@ -82,7 +81,7 @@ class Sampler:
         yield state, None, None
 
     def reward(self, problem: Problem, state) -> float | None:
-        """1 if the final answer is right, 0 if not, None if nobody can tell."""
+        """1 if the final answer is right, 0 if not, None if it cannot be graded."""
         solution = self.flow.solution(state)
         text = self.renderer.to_text(solution.pieces)
         return self.verifier.grade_many([(problem.gold, text, solution.ended)])[0].reward
@@ -91,7 +90,7 @@ class Sampler:
 
     def sibling(self, problem: Problem, depth: int, request: Request, said: Completion) -> Completion | None:
         """Another completion of the same request, drawn as the policy would draw given that it must differ."""
-        if request.choices:  # Stop has two words: it is the other one
+        if request.choices:  # Stop has two choices: it is the other one
             other = 1 if said.choice == 0 else 0
             logprob = (said.choice_logprobs[other],)
             ids = (request.choices[other],)
@@ -111,7 +110,7 @@ class Sampler:
     # ---- 3. The pairs of a problem: where trunk and sibling end differently ----------------------------------------
 
     def pairs(self, problem: Problem) -> tuple[list[Pair], float | None]:
-        """The preferences that one problem teaches, and the trunk's reward."""
+        """The preferences that one problem yields, and the trunk's reward."""
         *trunk, (last, _, _) = self.rollout(problem, self.flow.start(problem))
         reward = self.reward(problem, last)
         pairs = []
@@ -135,7 +134,7 @@ def logprob(model: torch.nn.Module, request: Request, completion: Completion) ->
     """log p(completion | request), summed over its tokens, under whichever adapter is on."""
     ids, start = request.prompt_ids + completion.token_ids, len(request.prompt_ids)
     logits = model(input_ids=torch.tensor([ids[:-1]]), use_cache=False).logits[0, start - 1 :]
-    if request.choices:  # among Stop's two words alone, as it was sampled
+    if request.choices:  # among Stop's two choices alone, as it was sampled
         return logits[0, list(request.choices)].log_softmax(-1)[completion.choice]
     return logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None]).sum()
 

@@ -1,6 +1,6 @@
 """Rollouts as coroutines: turns in, completions out, all of them under way at once.
 
-A rollout is a generator that yields what it needs and is sent the answer. The runner, an engine with a renderer in
+A rollout is a generator that yields what it needs and is sent the result. The runner, an engine with a renderer in
 front and a grader beside it, drives every one that there is, so a short chunk never waits for a long one and every
 engine sees as much work as there is:
 
@@ -8,10 +8,10 @@ engine sees as much work as there is:
         sampled = yield from sample(SampleRequest(turn=flow.turn(state), sampling=sampling, seed=derive(seed, id, 0)))
         ...
         yield another_rollout                                         # a generator that is yielded is started beside
-        verdict = yield from verify(problem, flow.solution(state))    # of rollouts that go on by what was right
+        verdict = yield from verify(problem, flow.solution(state))    # of rollouts that depend on verdicts
         yield Finished(problem=problem, solution=flow.solution(state))    # the grader may begin to look at it
 
-Invariant: what a rollout is answered does not depend on what is under way beside it.
+Invariant: what a rollout is sent does not depend on what is under way beside it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SampleRequest:
     prefix_ids: TokenIds = ()
     """First tokens of the completion that are given; the answer holds what follows them."""
     excluded_ids: TokenIds = ()
-    """What the token behind `prefix_ids` may not be."""
+    """What the token after `prefix_ids` may not be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class RolloutRunner:
     """An engine with a renderer in front, and a grader beside it."""
 
     def __init__(self, engine: Engine, renderer: RendersTurns, grader: Grader | None = None) -> None:
-        """`grader` answers explorations that ask while they sample, and hears of every rollout that has finished."""
+        """`grader` checks solutions for explorations that verify while they sample, and is notified of finished rollouts."""
         self.engine = engine
         self.renderer = renderer
         self.grader = grader
@@ -136,9 +136,9 @@ class RolloutRunner:
         return split(completion, (max(end - len(asked.prefix_ids), 1),))[0]
 
     def _verify(self, waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]]) -> None:
-        """Put all questions to the grader together, and go on with the rollouts that asked."""
+        """Have the grader check all pending solutions together, and go on with their rollouts."""
         if self.grader is None:
-            raise FlowError("this exploration asks what is right while it samples; give the RolloutRunner a grader")
+            raise FlowError("this exploration verifies solutions while it samples; give the RolloutRunner a grader")
         asked, self._to_verify = self._to_verify, []
         verdicts = self.grader.check([(one.problem, one.solution) for _, one in asked])
         for (rollout, _), verdict in zip(asked, verdicts, strict=True):

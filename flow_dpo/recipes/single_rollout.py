@@ -1,4 +1,4 @@
-"""How does an exploration play one chain to its end and see how it went?
+"""One rollout from the beginning to its end, as the explorations of whole chains sample it.
 
 A search decides by what it has seen, so it runs the runner several times and looks at the ends in between:
 
@@ -25,7 +25,7 @@ from flow_dpo.core.types import Completion, Problem, Request, Solution
 
 
 class Chain:
-    """One play from a problem's beginning."""
+    """One rollout from a problem's beginning."""
 
     def __init__(
         self,
@@ -40,17 +40,17 @@ class Chain:
         checked: bool = False,
     ) -> None:
         """`tags` are added to every turn's own; `between` may replace the state between two turns; what is `checked`
-        asks the verifier at its end."""
+        has its end verified."""
         self.flow, self.problem, self.turn_sampling, self.seed = flow, problem, turn_sampling, seed
         self.trunk, self.tags, self.between, self.checked = trunk, tags, between, checked
         self.right = False
-        """Whether the verifier found the solution right; never of a play that was not checked or could not be
+        """Whether the verifier found the solution right; never of a rollout that was not checked or could not be
         graded."""
         self.said: list[tuple[Request, Completion, tuple[str, ...]]] = []
         self.solution = Solution(pieces=(), ended=False)
 
     def play(self) -> RolloutSteps:
-        """Play to the end. Raises `FlowError` for a turn that the flow may not ask for."""
+        """Sample to the end. Raises `FlowError` for a turn that the flow may not take."""
         state = self.flow.start(self.problem)
         while (turn := self.flow.turn(state)) is not None:
             depth = len(self.said)
@@ -67,7 +67,7 @@ class Chain:
             self.right = verdict.status == "correct"
 
     def add_to(self, tree: Tree) -> int:
-        """Hang the play below the root, and return its rollout's id."""
+        """Add the rollout below the root, and return its rollout's id."""
         if not self.said:
-            raise FlowError(f"{type(self.flow).__name__} ended a play of {self.problem.id} before anybody spoke")
+            raise FlowError(f"{type(self.flow).__name__} ended a rollout of {self.problem.id} before its first turn")
         return tree.add_rollout(None, self.said, self.solution)

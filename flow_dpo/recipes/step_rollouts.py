@@ -1,14 +1,14 @@
-r"""How are completions drawn from the states that a path goes through?
+r"""Step-level rollouts: fresh completions from the states that a path goes through.
 
-A path is a play from the beginning. What it says is cut into steps (`core.steps`), and before each of them lies a
-state: a turn, and how much of it has been said. From a state any number of fresh completions, the probes, are played
-to the end, whatever the path did next:
+A path is a rollout from the beginning. Its completions are cut into steps (`core.steps`), and before each of them lies a
+state: a turn, and how much of it has been written. From a state any number of fresh completions, the probes, are
+sampled to the end, whatever the path did next:
 
     path 0    [q] "12 + 7 = 19\n" [q + 1 step] "Answer: 19"         two states
-    probes    from [q]: 9 plays; from [q + 1 step]: 9 plays
+    probes    from [q]: 9 rollouts; from [q + 1 step]: 9 rollouts
     path 1    [q] "12 + 7 = 18\n" [...] "Answer: 18"                its first state is known: no probes
 
-Invariant: states in which the same role is asked the same tokens are one state, and its probes depend on it, the seed
+Invariant: states in which the same role has the same prompt tokens are one state, and its probes depend on it, the seed
 and the problem, not on which path came there first. Paths come first in a tree, then the probes, state by state.
 """
 
@@ -36,16 +36,16 @@ class Step:
     state: Any
     """The flow's, at the turn's beginning."""
     kept: Completion | None
-    """What had been said of the turn."""
+    """What had been written of the turn."""
     request: Request
-    """The turn's request with `kept` behind its prompt: it names the state."""
+    """The turn's request with `kept` after its prompt: it names the state."""
     completion: Completion
     tags: tuple[str, ...]
 
 
 @dataclass(slots=True, kw_only=True)
 class Path:
-    """One play from the beginning, while it is under way and after."""
+    """One rollout from the beginning, while it is under way and after."""
 
     index: int
     steps: list[Step] = field(default_factory=list[Step])
@@ -83,7 +83,7 @@ class Branched:
         return self.paths[-1]
 
     def play(self, path: Path, *, probing: bool) -> RolloutSteps:
-        """Play a path to its end; if `probing`, start the probes of every new state on the way."""
+        """Sample a path to its end; if `probing`, start the probes of every new state on the way."""
         state, num_turns = self.flow.start(self.problem), 0
         while (turn := self.flow.turn(state)) is not None:
             check_turn(self.flow, turn, num_turns, self.problem)
@@ -111,7 +111,7 @@ class Branched:
         for path in self.paths:
             if path.solution is None or not path.steps:
                 raise FlowError(
-                    f"{type(self.flow).__name__} ended a play of {self.problem.id} before anybody spoke; a play needs "
+                    f"{type(self.flow).__name__} ended a rollout of {self.problem.id} before its first turn; it needs "
                     f"one turn at least"
                 )
             tree.add_rollout(None, [(s.request, s.completion, s.tags) for s in path.steps], path.solution)
@@ -126,7 +126,7 @@ class Branched:
         return tree
 
     def _steps(self, turn: Turn, state: Any, said: Sampled) -> Iterator[Step]:
-        """What was said to one turn, step by step. A choice is one step."""
+        """One turn's completion, step by step. A choice is one step."""
         ends = () if turn.choices else self.runner.step_ends(said.completion)
         kept: Completion | None = None
         for piece in split(said.completion, ends):
@@ -135,7 +135,7 @@ class Branched:
             kept = piece if kept is None else joined(kept, piece)
 
     def _play_on(self, probe: _Probe, step: Step, index: int) -> RolloutSteps:
-        """Play from the state before `step` to the end."""
+        """Sample from the state before `step` to the end."""
         turn, state, kept, num_turns = step.turn, step.state, step.kept, 0
         # Of the state alone: several paths may come here, in any order.
         place = f"{step.request.role} {step.request.max_tokens} {step.request.prompt_ids}"
@@ -153,7 +153,7 @@ class Branched:
 
 
 def _behind(request: Request, kept: Completion) -> Request:
-    """What is asked once `kept` has been said."""
+    """The request that is left once `kept` has been written."""
     return replace(
         request,
         prompt_ids=request.prompt_ids + kept.token_ids,

@@ -1,4 +1,4 @@
-"""Where in a tree is it worth looking next?
+"""Monte-Carlo tree search (MCTS) over the turns of a flow.
 
 Monte-Carlo tree search over a flow's turns, as Critical Plan Step Learning has it (arXiv 2409.08642). From
 the beginning, go down to the child with the highest

@@ -1,7 +1,7 @@
-"""How is a program that a model wrote run without harm?
+"""The sandbox for programs that a model wrote: a child process without files, network or other processes.
 
 In a child process that holds nothing: no environment, no package, no file, no network, a second or two of processor
-time and a quarter of a gigabyte (`sandbox_worker` has the walls). Nothing is run here unless the user has asked for it.
+time and a quarter of a gigabyte (`sandbox_worker` has the walls). Nothing is run here unless the user has enabled it.
 
     run_program("print(6 * 7)")             Ran(output="42\\n", reason="")
     run_program("import os")                Ran(output="", reason="the module os is not allowed")
@@ -57,7 +57,7 @@ def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_byt
     check_platform()
     if len(program) > _MAX_PROGRAM:
         return Ran(output="", reason=f"longer than {_MAX_PROGRAM:,} characters")
-    asked = json.dumps({"cpu_s": cpu_s, "memory_bytes": memory_bytes, "program": program})
+    job = json.dumps({"cpu_s": cpu_s, "memory_bytes": memory_bytes, "program": program})
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(WORKER)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -67,7 +67,7 @@ def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_byt
     assert child.stdout is not None
     try:
         with child.stdin as pipe:
-            pipe.write(asked.encode("ascii"))
+            pipe.write(job.encode("ascii"))
         said, whole = _read(child.stdout.fileno(), time.monotonic() + wall_s)
     except BrokenPipeError:
         said, whole = b"", True
