@@ -4,7 +4,8 @@
 
 On a laptop's CPU, on the little model that ships in this package, in under a minute. An Answer role writes a solution
 chunk by chunk; after every chunk a Stop role chooses Yes (it is finished and right) or No (go on). Each role is a LoRA
-adapter over one frozen base. At every turn an alternative completion is tried as well, and continued to the end: where one of the two ends in a right solution and the other in a wrong one, the role has a preference to learn.
+adapter over one frozen base. At every turn an alternative completion is tried as well, and continued to the end:
+where one of the two ends in a right solution and the other in a wrong one, the role has a preference to learn.
 
           answer ---- stop: No ---- answer ---- stop: Yes      right      the trunk
             |            |             |            |
@@ -13,7 +14,7 @@ adapter over one frozen base. At every turn an alternative completion is tried a
           wrong        wrong         right        right
           = pair       = pair        no pair      no pair
 
-What is imported is what a reader may take for granted: a flow that decides which role takes which turn, an engine that completes
+What is imported is what a reader may take for granted: a flow that gives each role its turns, an engine that completes
 token ids, a verifier that compares final answers, LoRA. The method itself is below, and it is the whole method: the
 product (`flow_dpo.learn`) makes the same pairs and the same losses from the same seed, and a test compares the two.
 """

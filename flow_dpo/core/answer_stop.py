@@ -1,6 +1,6 @@
 """The paper's incremental flow: an Answer role writes a solution in chunks, a Stop role ends it.
 
-Answer continues the solution by one chunk; Stop chooses Yes or No for what stands; on Yes the rollout ends, on No Answer goes
+Answer continues the solution by one chunk, then Stop chooses Yes or No; on Yes the rollout ends, on No Answer goes
 on (Flow-DPO, arXiv 2410.22304, section 2). With chunks of 3 tokens and E the end token:
 
     answer [5 6 7]   stop No   answer [8 9 E]   stop Yes            solution 5 6 7 8 9, ended
@@ -81,7 +81,7 @@ class AnswerStop(Flow[AnswerStopState]):
     max_chunks: int = 6
     on_refused_end: Literal["reopen", "accept"] = "reopen"
     """What Stop's No does to an answer that has ended (not stated in the paper): "reopen" drops the end token, adds
-    the prompts' `reopen` text and lets Answer go on; "accept" takes an ended answer as it is, without a turn of Stop."""
+    the prompts' `reopen` text and lets Answer go on; "accept" takes an ended answer as it is, without Stop's turn."""
     on_early_yes: Literal["cut", "close"] = "cut"
     """What Stop's Yes does to an answer that has not ended (not stated in the paper): "cut" leaves its last line open,
     so that an answer there does not count; "close" ends that line. A chunk may be full right before the end token,

@@ -1,7 +1,7 @@
 """Credit assignment: graded trees in, examples to learn from out.
 
-A credit is a value: graded trees in, examples out, such as `OutcomePairs()(trees) -> [Pair, Pair]`. Invariant: what can teach
-nothing, a tie or a rollout that could not be graded, makes no example.
+A credit is a value that is called, such as `OutcomePairs()(trees) -> [Pair, Pair]`. Invariant: what teaches nothing,
+a tie or a rollout that could not be graded, makes no example.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OutcomePairs:
     weight_by_divergence: bool = False
     """Weigh a pair of written completions by the probability that a second, independent draw would have differed from
     the trunk's (not stated in the paper). An alternative is drawn to differ, however sure the policy was: at 1 in 50 it
-    is something that is hardly ever sampled, and at equal weight such pairs drown those in which the policy is undecided.
+    is hardly ever sampled, and at equal weight such pairs drown those in which the policy is undecided.
     With this weight the mean loss is that of independent second draws, without their waste."""
     balance: bool = False
     """Scale weights so that, in one batch of trees, each tag of a role weighs as much as its others in all (not stated
@@ -95,8 +95,8 @@ def _balanced(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 ELSEWHERE = -1
-"""The policy version of a completion that is learned for another request than it was sampled for: its log-probabilities are
-those of the other request, and are compared with none."""
+"""The policy version of a completion that is learned for another request than its own: its log-probabilities are those of its
+own request, and are compared with none."""
 
 
 def distinct_correct(tree: Tree) -> Iterator[Rollout]:

@@ -233,7 +233,7 @@ class Group(TurnSampling):
 
 
 def single_rollout(turn_sampling: TurnSampling, *, greedy: bool) -> Group:
-    """The plain flow, played once as `turn_sampling` draws: what an exploration that plays otherwise is evaluated
+    """The plain flow, sampled once as `turn_sampling` draws: what an exploration of another kind is evaluated
     by."""
     return Group(
         num_rollouts=1,

@@ -57,8 +57,8 @@ def check_turn(flow: Flow[Any], turn: Turn, num_turns: int, problem: Problem) ->
     name = type(flow).__name__
     if turn.role not in flow.roles:
         raise FlowError(
-            f"{name} asked role {turn.role!r} to speak, at turn {num_turns} of {problem.id}; it declares only "
+            f"{name} made a turn of role {turn.role!r}, at turn {num_turns} of {problem.id}; it declares only "
             f"{list(flow.roles)}"
         )
     if num_turns >= _MOST_TURNS:
-        raise FlowError(f"{name} has asked for {num_turns} turns on {problem.id}; every play must end")
+        raise FlowError(f"{name} has made {num_turns} turns on {problem.id}; every rollout must end")

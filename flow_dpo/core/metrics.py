@@ -79,10 +79,10 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
     """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded rollouts, Stop's choices.
 
     "num_verdicts" counts the rollouts that were graded: one that stopped with a value is none. "tied_trees" are those
-    whose graded plays are all right or all wrong, without other values among them: credits that compare plays learn
+    whose graded rollouts are all right or all wrong, with no other values: credits that compare rollouts learn
     nothing from them, one that keeps what was right learns from those that are all right.
-    "ties/<role>" are the trunk's nodes that were compared with siblings, of whose plays two or more were graded, and
-    all alike; "ungraded/<role>" those of whose plays fewer than two were graded. Both are read off the trees, whatever
+    "ties/<role>" are the trunk's nodes that were compared with siblings, of whose rollouts two or more were graded, and
+    all alike; "ungraded/<role>" those of whose rollouts fewer than two were graded. Both are read off the trees, whatever
     the credit makes of them.
     """
     pairs = [example for example in examples if isinstance(example, Pair)]

@@ -60,7 +60,7 @@ def accepted_names(objective: Objective) -> str:
 
 
 def check_examples(objective: Objective, examples: Sequence[object]) -> None:
-    """Refuse, before any work, examples that the objective does not eat."""
+    """Refuse, before any work, examples that the objective does not accept."""
     for example in examples:
         if not isinstance(example, objective.accepts):
             raise ObjectiveError(

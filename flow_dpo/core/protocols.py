@@ -1,6 +1,6 @@
 """Protocols of the parts that the loop is handed.
 
-Any object with these methods fits: a learner over several processes is a `Learns`, a reward function behind an object is a
+Any object with these methods fits: a learner over several processes is a `Learns`, a reward function in an object a
 `Grader`, a fleet of machines is a `RolloutWorkers`. Invariant: nothing in this room knows a concrete one.
 
     workers = InProcessWorkers(Backends(engine=engine, renderer=renderer, grader=grader))
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 class Grader(Protocol):
-    """Grades solutions as correct, wrong or ungraded. One object serves the loop, the explorations and the evaluation alike."""
+    """Grades solutions: correct, wrong or ungraded. One object serves loop, explorations and evaluation alike."""
 
     def begin(self, problem: Problem, solution: Solution) -> None:
         """Start grading a finished solution that will be checked, and return at once. May do nothing."""

@@ -89,7 +89,7 @@ class RolloutRunner:
     """An engine with a renderer in front, and a grader beside it."""
 
     def __init__(self, engine: Engine, renderer: RendersTurns, grader: Grader | None = None) -> None:
-        """`grader` checks solutions for explorations that verify while they sample, and is notified of finished rollouts."""
+        """`grader` checks solutions while rollouts are sampled, and is given every solution that has finished."""
         self.engine = engine
         self.renderer = renderer
         self.grader = grader

@@ -200,7 +200,7 @@ class ScoredCompletion:
     request: Request
     completion: Completion
     advantage: float
-    """In the reward's unit, or in standard deviations, as the credit defines; never 0 (nothing is learned from that)."""
+    """In the reward's unit, or in standard deviations, as the credit defines; never 0 (that teaches nothing)."""
     weight: float = 1.0
     """Factor of this example's loss."""
     problem_id: str = ""

@@ -7,7 +7,7 @@ A search decides by what it has seen, so it runs the runner several times and lo
     [chain.right for chain in chains]                   what the verifier found, to steer the search by
 
 Invariant: a search is steered by the very verdicts that its tree is graded with (`grading.rule` and all), so that what
-it takes for right is what is taught.
+it takes for right is the lesson.
 """
 
 from __future__ import annotations
@@ -69,5 +69,5 @@ class Chain:
     def add_to(self, tree: Tree) -> int:
         """Add the rollout below the root, and return its rollout's id."""
         if not self.said:
-            raise FlowError(f"{type(self.flow).__name__} ended a rollout of {self.problem.id} before its first turn")
+            raise FlowError(f"{type(self.flow).__name__} ended a rollout of {self.problem.id} without a turn")
         return tree.add_rollout(None, self.said, self.solution)

@@ -1,6 +1,6 @@
 r"""Step-level rollouts: fresh completions from the states that a path goes through.
 
-A path is a rollout from the beginning. Its completions are cut into steps (`core.steps`), and before each of them lies a
+A path is a rollout from the beginning. Its completions are cut into steps (`core.steps`), and before each of them is a
 state: a turn, and how much of it has been written. From a state any number of fresh completions, the probes, are
 sampled to the end, whatever the path did next:
 
@@ -111,7 +111,7 @@ class Branched:
         for path in self.paths:
             if path.solution is None or not path.steps:
                 raise FlowError(
-                    f"{type(self.flow).__name__} ended a rollout of {self.problem.id} before its first turn; it needs "
+                    f"{type(self.flow).__name__} ended a rollout of {self.problem.id} without a turn; it needs "
                     f"one turn at least"
                 )
             tree.add_rollout(None, [(s.request, s.completion, s.tags) for s in path.steps], path.solution)

@@ -272,7 +272,7 @@ def test_flows_that_break_their_contract_are_named() -> None:
         def turn(self, state: AnswerStopState) -> None:
             return None
 
-    with pytest.raises(FlowError, match="before anybody spoke"):
+    with pytest.raises(FlowError, match="without a turn"):
         explore(flow=Mute(), num=1)
 
 

@@ -20,7 +20,7 @@ which under `Nll` is the cross-entropy against how rollouts from there end, sinc
 flow. Other rollouts of a search were chosen by these values, and those that reach an end lean to short solutions.
 
 Invariants: values are of a tree in which nothing is visited twice, so they are means over its rollouts. They lean
-towards what the search went on with; only their signs and order at one node are used. The prediction for a state is never
+towards what the search went on with; only their signs and order at one node are used. A prediction is never
 a target, so that a value is not learned from itself. All that is fine-tuned on precedes the first pair, so that a
 learner that takes examples in order has fine-tuned on a round before it sees the round's pairs.
 """

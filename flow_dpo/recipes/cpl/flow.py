@@ -7,8 +7,8 @@ its own, so that an exploration can branch there:
     plan "Count the apples.\\n"   plan "Take away those sold." E   answer "12 + 7 = 19 ... Answer: 14" E
 
 With `value_role` a third role chooses after every plan step whether what is planned so far will end right, Yes or No.
-Its choice enters no prompt; how likely it was is the value of the state, for a search that stops instead of going on to the
-end (`explore.valued_by`).
+Its choice enters no prompt; how likely it was is the value of the state, for a search that stops instead of going on to
+the end (`explore.valued_by`).
 
 Invariant: the solution reads the very ids of the plan; the plan's end token enters nothing.
 """

@@ -8,7 +8,7 @@ itself explains why the best one suits the problem. With the flow's own plan in 
     rollouts 1 ...    each way, N times; the kept ways again in every further round
     the last          the lesson: an explanation made in hindsight, and the best way's name
 
-Invariants: a way's rate is over all of its rollouts; a problem with only right or only wrong rollouts gets no explanation;
+Invariants: a way's rate is over all of its rollouts; a problem with only right or only wrong ones gets no explanation;
 programs are run in the sandbox, and only where the flow's `programs` is set.
 """
 

@@ -75,7 +75,7 @@ def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_byt
         _end(child)
         child.stdout.close()
     if not whole:
-        return Ran(output="", reason=f"it took more than {wall_s:g} s or said too much")
+        return Ran(output="", reason=f"it took more than {wall_s:g} s or printed too much")
     if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL) and not said:
         return Ran(output="", reason=f"it took more than {cpu_s} s")
     try:

@@ -22,7 +22,7 @@ class GroupAdvantages:
 
         advantage = (reward - mean of the problem's rewards) / their standard deviation
 
-    Ungraded rollouts enter neither mean nor examples. A group whose rollouts are all right or all wrong teaches nothing; the
+    Ungraded rollouts enter neither mean nor examples. A group that is all right or all wrong teaches nothing; the
     record counts them as "tied_trees".
     """
 

@@ -14,8 +14,8 @@ from flow_dpo.recipes.regenesis.flow import HINTED
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectFinals:
-    """The last completion of right rollouts, learned for the *trunk's* first request: the plain question (ReGenesis, arXiv
-    2410.02108, section 3.2.1). What led to it, guidelines, structures and hints, is not learned.
+    """The last completion of right rollouts, learned for the *trunk's* first request, the plain question (ReGenesis,
+    arXiv 2410.02108, section 3.2.1). What led to it, guidelines, structures and hints, is not learned.
 
     Rollouts with the answer in the prompt (`HINTED`) count only where no other of the problem but the trunk is right.
     """

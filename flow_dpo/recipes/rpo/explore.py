@@ -1,12 +1,12 @@
 """Rollouts in search of a correct reference path, and fresh completions from each of its states.
 
 Reasoning Paths Optimization's exploration (arXiv 2410.10858, section 3, and the authors' code,
-DAMO-NLP-SG/reasoning-paths-optimization): several rollouts, the first right one of which is the reference path; from the
-question and from the end of every step of it but the last, fresh completions, which are continued to the end:
+DAMO-NLP-SG/reasoning-paths-optimization): several rollouts, the first right one of which is the reference path; from
+the question and from the end of every step of it but the last, fresh completions, which are continued to the end:
 
     rollouts 0 wrong, 1 right, 2 right    ->    rollout 1 is the reference; 3 steps: completions from 3 states
 
-Invariant: where no rollout is right, nothing is branched; which one is the reference does not depend on which ended first.
+Invariant: where no rollout is right, nothing is branched; the reference does not depend on which ended first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flow_dpo.recipes.step_rollouts import Branched, Path
 
 @dataclass(frozen=True, kw_only=True)
 class ReferencePath(TurnSampling):
-    """Rollouts of a problem, and completions from every state on the first right one. The first rollout is the trunk."""
+    """Rollouts of a problem, and completions from every state on the first right one. The first is the trunk."""
 
     num_rollouts: int = 10
     """Rollouts in search of a right one; the authors' is 10."""
