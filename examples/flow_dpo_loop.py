@@ -89,21 +89,21 @@ class Sampler:
 
     # ---- 2. A sibling: something else at one node of the trunk -----------------------------------------------------
 
-    def sibling(self, problem: Problem, depth: int, request: Request, said: Completion) -> Completion | None:
+    def sibling(self, problem: Problem, depth: int, request: Request, sampled: Completion) -> Completion | None:
         """Another completion of the same request, drawn as the policy would draw given that it must differ."""
         if request.choices:  # Stop has two choices: it is the other one
-            other = 1 if said.choice == 0 else 0
-            logprob = (said.choice_logprobs[other],)
+            other = 1 if sampled.choice == 0 else 0
+            logprob = (sampled.choice_logprobs[other],)
             ids = (request.choices[other],)
-            return replace(said, choice=other, token_ids=ids, logprobs=logprob, sampled_logprobs=logprob)
+            return replace(sampled, choice=other, token_ids=ids, logprobs=logprob, sampled_logprobs=logprob)
         # Answer's has to part from the trunk's at some token. The probability of parting at t is
         #     q(y_1) ... q(y_t-1) (1 - q(y_t)) / (1 - q(y)):
         # draw t, keep the tokens before it, forbid y_t, and sample on freely. One draw, exact, never the same again.
         rng = random.Random(derive(SEED, problem.id, depth, 0, "divergence"))
-        divergence = draw_divergence([said], rng)
+        divergence = draw_divergence([sampled], rng)
         if divergence is None:  # the policy is certain: nothing else has any probability
             return None
-        prefix = said.token_ids[: divergence.kept]
+        prefix = sampled.token_ids[: divergence.kept]
         rest = replace(request, prompt_ids=request.prompt_ids + prefix, max_tokens=request.max_tokens - len(prefix))
         seed = derive(SEED, problem.id, depth, 0, "completion")
         return splice(divergence, self.complete(rest, seed, divergence.excluded_ids))
@@ -115,16 +115,16 @@ class Sampler:
         *trunk, (last, _, _) = self.rollout(problem, self.flow.start(problem))
         reward = self.reward(problem, last)
         pairs = []
-        for depth, (state, request, said) in enumerate(trunk):
-            other = self.sibling(problem, depth, request, said)
+        for depth, (state, request, sampled) in enumerate(trunk):
+            other = self.sibling(problem, depth, request, sampled)
             if other is None:
                 continue
             *_, (end, _, _) = self.rollout(problem, self.flow.advance(state, other), depth, turns=1)
             match reward, self.reward(problem, end):
                 case 1.0, 0.0:
-                    pairs.append(Pair(request, chosen=said, rejected=other))
+                    pairs.append(Pair(request, chosen=sampled, rejected=other))
                 case 0.0, 1.0:
-                    pairs.append(Pair(request, chosen=other, rejected=said))
+                    pairs.append(Pair(request, chosen=other, rejected=sampled))
         return pairs, reward
 
 

@@ -95,7 +95,7 @@ def _balanced(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 ELSEWHERE = -1
-"""The policy version of a completion that is learned for another request than its own: its log-probabilities are those of its
+"""The policy version of a completion that is learned for another request than its own: its log-probabilities are of its
 own request, and are compared with none."""
 
 

@@ -77,7 +77,7 @@ def explore_problems(
         [
             one.rollout(record, flow.start(problem))
             for one, problem in zip(explored, problems, strict=True)
-            for record in one.plays
+            for record in one.rollouts
         ]
     )
     return [one.tree() for one in explored]
@@ -91,7 +91,7 @@ class RolloutRecord:
     """Depth of the trunk's node that it is an alternative to; None for a rollout from the beginning."""
     index: int = 0
     """Which of the rollouts or alternatives at one place."""
-    said: list[tuple[Request, Completion, tuple[str, ...]]] = field(
+    turns: list[tuple[Request, Completion, tuple[str, ...]]] = field(
         default_factory=list[tuple[Request, Completion, tuple[str, ...]]]
     )
     solution: Solution | None = None
@@ -111,24 +111,24 @@ class ProblemRollouts:
     ) -> None:
         self.turn_sampling, self.flow, self.problem, self.seed = turn_sampling, flow, problem, seed
         self.num_alternatives = num_alternatives
-        self.plays = [RolloutRecord(index=index) for index in range(num_rollouts)]
+        self.rollouts = [RolloutRecord(index=index) for index in range(num_rollouts)]
         self.alternative_records: list[RolloutRecord] = []
         self.skipped: dict[Role, int] = {}
 
     def rollout(self, record: RolloutRecord, state: Any) -> RolloutSteps:
         """Sample from `state` to the end; on the trunk, start the alternatives of every node on the way."""
-        trunk = record is self.plays[0]
+        trunk = record is self.rollouts[0]
         while (turn := self.flow.turn(state)) is not None:
-            check_turn(self.flow, turn, len(record.said), self.problem)
-            seed = self._seed(record, len(record.said))
-            said = yield from sample(
+            check_turn(self.flow, turn, len(record.turns), self.problem)
+            seed = self._seed(record, len(record.turns))
+            sampled = yield from sample(
                 SampleRequest(turn=turn, sampling=self.turn_sampling.for_turn(turn, trunk=trunk), seed=seed)
             )
-            depth = len(record.said)
-            record.said.append((said.request, said.completion, self.flow.tags(state)))
+            depth = len(record.turns)
+            record.turns.append((sampled.request, sampled.completion, self.flow.tags(state)))
             if trunk and self.num_alternatives:
-                yield self.alternatives(turn, state, said, depth)
-            state = self.flow.advance(state, said.completion)
+                yield self.alternatives(turn, state, sampled, depth)
+            state = self.flow.advance(state, sampled.completion)
         record.solution = self.flow.solution(state)
         yield Finished(problem=self.problem, solution=record.solution)
 
@@ -144,7 +144,7 @@ class ProblemRollouts:
                 completion = None
                 divergence = draw_divergence(done, rng)
                 if divergence is not None:
-                    said = yield from sample(
+                    sampled = yield from sample(
                         SampleRequest(
                             turn=turn,
                             sampling=self.turn_sampling.for_turn(turn, trunk=False),
@@ -153,13 +153,13 @@ class ProblemRollouts:
                             excluded_ids=divergence.excluded_ids,
                         )
                     )
-                    completion = splice(divergence, said.completion)
+                    completion = splice(divergence, sampled.completion)
             if completion is None:
                 if index == 0:
                     self.skipped[turn.role] = self.skipped.get(turn.role, 0) + 1
                 return
             done.append(completion)
-            record.said.append((trunk.request, completion, self.flow.tags(state)))
+            record.turns.append((trunk.request, completion, self.flow.tags(state)))
             self.alternative_records.append(record)
             yield self.rollout(record, self.flow.advance(state, completion))
 
@@ -167,14 +167,14 @@ class ProblemRollouts:
         """The finished tree, numbered by where alternatives stand and not by when they were done."""
         tree = Tree(problem=self.problem, skipped=dict(sorted(self.skipped.items())))
         alternatives = sorted(self.alternative_records, key=lambda record: (record.at or 0, record.index))
-        for record in [*self.plays, *alternatives]:
-            if record.solution is None or not record.said:
+        for record in [*self.rollouts, *alternatives]:
+            if record.solution is None or not record.turns:
                 raise FlowError(
                     f"{type(self.flow).__name__} ended a rollout of {self.problem.id} before its first turn"
                 )
             # Node ids of the trunk are its depths, so an alternative at depth d hangs below node d - 1.
             parent = None if record.at is None or record.at == 0 else record.at - 1
-            tree.add_rollout(parent, record.said, record.solution)
+            tree.add_rollout(parent, record.turns, record.solution)
         return tree
 
     def _other_choice(self, request: Request, done: Sequence[Completion], rng: random.Random) -> Completion | None:

@@ -82,7 +82,7 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
     whose graded rollouts are all right or all wrong, with no other values: credits that compare rollouts learn
     nothing from them, one that keeps what was right learns from those that are all right.
     "ties/<role>" are the trunk's nodes that were compared with siblings, of whose rollouts two or more were graded, and
-    all alike; "ungraded/<role>" those of whose rollouts fewer than two were graded. Both are read off the trees, whatever
+    all alike; "ungraded/<role>" those of whose rollouts fewer than two were graded. Both are of the trees, whatever
     the credit makes of them.
     """
     pairs = [example for example in examples if isinstance(example, Pair)]
@@ -132,15 +132,15 @@ def _worth(rollout: Rollout) -> float | None:
 def _choice_metrics(role: str, pairs: Sequence[Pair], trees: Sequence[Tree]) -> dict[str, float | int]:
     """How often a choosing role picks its first choice, and how often its pairs prefer that choice."""
     choosing = [pair for pair in pairs if pair.request.choices]
-    said = [
+    choices = [
         node
         for tree in trees
         for node in tree.trunk_nodes()
         if node.role == role and node.completion.choice is not None
     ]
     row: dict[str, float | int] = {}
-    if said:
-        row[f"{role}/yes_rate"] = sum(node.completion.choice == 0 for node in said) / len(said)
+    if choices:
+        row[f"{role}/yes_rate"] = sum(node.completion.choice == 0 for node in choices) / len(choices)
     if choosing:
         row[f"{role}/prefer_yes_rate"] = sum(pair.chosen.choice == 0 for pair in choosing) / len(choosing)
         finished = sum("finished" in pair.tags for pair in choosing)

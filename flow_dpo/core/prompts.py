@@ -1,6 +1,6 @@
 """Prompt templates: text with gaps, filled with text and sampled ids.
 
-    filled("Plan:\\n{plan}\\nSolve.", {"plan": ((71, 9, 5),)})   ->   "Plan:\\n", (71, 9, 5), "\\nSolve."
+    fill("Plan:\\n{plan}\\nSolve.", {"plan": ((71, 9, 5),)})   ->   "Plan:\\n", (71, 9, 5), "\\nSolve."
 
 Invariant: only the template itself has gaps; braces in what is filled in, such as a hostile question, are text.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from flow_dpo.core.types import Piece
 
 
-def filled(template: str, values: Mapping[str, tuple[Piece, ...]]) -> tuple[Piece, ...]:
+def fill(template: str, values: Mapping[str, tuple[Piece, ...]]) -> tuple[Piece, ...]:
     """The template with each `{name}` replaced by the pieces of that name; other braces stay as they are."""
     pieces: list[Piece] = []
     for index, part in enumerate(re.split(r"\{(\w+)\}", template)):

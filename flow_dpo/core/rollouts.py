@@ -119,29 +119,29 @@ class RolloutRunner:
                         f"expected a completion of policy version {self._version}, found version "
                         f"{completion.policy_version}: the engine samples with stale adapters"
                     )
-                rollout, asked, request = waiting.pop(ticket)
-                self._advance(rollout, Sampled(request=request, completion=self._cut(asked, completion)), waiting)
+                rollout, yielded, request = waiting.pop(ticket)
+                self._advance(rollout, Sampled(request=request, completion=self._cut(yielded, completion)), waiting)
 
     def step_ends(self, completion: Completion) -> tuple[int, ...]:
         """How many tokens of the completion stand before the end of each step but the last (`core.steps`)."""
         return step_ends(completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
 
-    def _cut(self, asked: SampleRequest, completion: Completion) -> Completion:
+    def _cut(self, yielded: SampleRequest, completion: Completion) -> Completion:
         """The completion up to the end of its line, where the turn is of one line."""
-        if not asked.turn.one_line:
+        if not yielded.turn.one_line:
             return completion
-        end = line_end(asked.prefix_ids + completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
-        if end is None or end - len(asked.prefix_ids) >= len(completion.token_ids):
+        end = line_end(yielded.prefix_ids + completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
+        if end is None or end - len(yielded.prefix_ids) >= len(completion.token_ids):
             return completion
-        return split(completion, (max(end - len(asked.prefix_ids), 1),))[0]
+        return split(completion, (max(end - len(yielded.prefix_ids), 1),))[0]
 
     def _verify(self, waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]]) -> None:
         """Have the grader check all pending solutions together, and go on with their rollouts."""
         if self.grader is None:
             raise FlowError("this exploration verifies solutions while it samples; give the RolloutRunner a grader")
-        asked, self._to_verify = self._to_verify, []
-        verdicts = self.grader.check([(one.problem, one.solution) for _, one in asked])
-        for (rollout, _), verdict in zip(asked, verdicts, strict=True):
+        pending, self._to_verify = self._to_verify, []
+        verdicts = self.grader.check([(one.problem, one.solution) for _, one in pending])
+        for (rollout, _), verdict in zip(pending, verdicts, strict=True):
             self._advance(rollout, verdict, waiting)
 
     def _advance(
@@ -155,28 +155,28 @@ class RolloutRunner:
         while todo:
             current, given = todo.pop()
             try:
-                asked = next(current) if given is None else current.send(given)
+                yielded = next(current) if given is None else current.send(given)
             except StopIteration:
                 continue
-            if isinstance(asked, SampleRequest):
-                request = self.renderer.render(asked.turn)
-                ticket = self._submit(asked, request)
-                waiting[ticket] = (current, asked, request)
-            elif isinstance(asked, VerifyRequest):
-                self._to_verify.append((current, asked))
-            elif isinstance(asked, Finished):
+            if isinstance(yielded, SampleRequest):
+                request = self.renderer.render(yielded.turn)
+                ticket = self._submit(yielded, request)
+                waiting[ticket] = (current, yielded, request)
+            elif isinstance(yielded, VerifyRequest):
+                self._to_verify.append((current, yielded))
+            elif isinstance(yielded, Finished):
                 if self.grader is not None:
-                    self.grader.begin(asked.problem, asked.solution)
+                    self.grader.begin(yielded.problem, yielded.solution)
                 todo.append((current, None))
             else:
                 todo.append((current, None))
-                todo.append((asked, None))
+                todo.append((yielded, None))
 
-    def _submit(self, asked: SampleRequest, request: Request) -> int:
-        if asked.prefix_ids:
+    def _submit(self, yielded: SampleRequest, request: Request) -> int:
+        if yielded.prefix_ids:
             request = replace(
                 request,
-                prompt_ids=request.prompt_ids + asked.prefix_ids,
-                max_tokens=request.max_tokens - len(asked.prefix_ids),
+                prompt_ids=request.prompt_ids + yielded.prefix_ids,
+                max_tokens=request.max_tokens - len(yielded.prefix_ids),
             )
-        return self.engine.submit(request, asked.sampling, seed=asked.seed, excluded=asked.excluded_ids)
+        return self.engine.submit(request, yielded.sampling, seed=yielded.seed, excluded=yielded.excluded_ids)

@@ -64,7 +64,7 @@ def split(completion: Completion, ends: Sequence[int]) -> list[Completion]:
     ]
 
 
-def joined(first: Completion, rest: Completion) -> Completion:
+def join(first: Completion, rest: Completion) -> Completion:
     """Two completions, of which the second continues the first, as one."""
     return replace(
         rest,

@@ -115,12 +115,12 @@ def _targets(tree: Tree, role: Role) -> list[ScoredCompletion]:
 def _word(node: Node, choice: int) -> Completion:
     """The role's completion as if it had chosen this word. What was drawn keeps the log-probability that it was drawn
     with; of the other, the unscaled one stands in."""
-    said = node.completion
-    if choice == said.choice:
-        return said
-    logprob = (said.choice_logprobs[choice],)
+    sampled = node.completion
+    if choice == sampled.choice:
+        return sampled
+    logprob = (sampled.choice_logprobs[choice],)
     return replace(
-        said,
+        sampled,
         token_ids=(node.request.choices[choice],),
         logprobs=logprob,
         sampled_logprobs=logprob,

@@ -68,7 +68,7 @@ class PlanSolveState:
     solution: TokenIds = ()
     ended: bool = False
     next_role: Literal["plan", "value", "answer"] | None = "plan"
-    behind: Literal["plan", "value", "answer"] | None = None
+    after_value: Literal["plan", "value", "answer"] | None = None
     """The role that takes its turn after the value role."""
 
 
@@ -116,7 +116,7 @@ class PlanSolve(Flow[PlanSolveState]):
 
     def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
         if state.next_role == "value":
-            return replace(state, next_role=state.behind, behind=None)
+            return replace(state, next_role=state.after_value, after_value=None)
         ended = completion.finish_reason == "stop"
         content = completion.content_ids
         if state.next_role == "answer":
@@ -125,10 +125,10 @@ class PlanSolve(Flow[PlanSolveState]):
         num_steps = state.num_steps + 1
         if ended and not self.prompts.solve_user:
             return replace(state, plan=plan, num_steps=num_steps, ended=True, next_role=None)
-        behind = "answer" if ended or num_steps >= self.max_plan_steps else "plan"
+        next_role = "answer" if ended or num_steps >= self.max_plan_steps else "plan"
         if self.value_role:
-            return replace(state, plan=plan, num_steps=num_steps, next_role="value", behind=behind)
-        return replace(state, plan=plan, num_steps=num_steps, next_role=behind)
+            return replace(state, plan=plan, num_steps=num_steps, next_role="value", after_value=next_role)
+        return replace(state, plan=plan, num_steps=num_steps, next_role=next_role)
 
     def solution(self, state: PlanSolveState) -> Solution:
         before: tuple[Piece, ...] = () if self.prompts.solve_user else state.plan

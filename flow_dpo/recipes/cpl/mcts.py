@@ -55,7 +55,7 @@ class Mcts(TurnSampling):
     """How much is given to what was rarely visited; the paper's is 1.5."""
     valued_by: str = ""
     """The role of the flow whose choice, the first or another, values a new state: every rollout but the trunk stops
-    with it. It is never sampled a second time. Rollouts go to the end where empty."""
+    with it. No alternative to it is sampled. Rollouts go to the end where empty."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         searches = [_Search(self, flow, problem, seed) for problem in problems]
@@ -73,7 +73,7 @@ class _Node:
     parent: _Node | None
     state: Any
     turn: Turn | None
-    said: tuple[Request, Completion, tuple[str, ...]] | None = None
+    sampled: tuple[Request, Completion, tuple[str, ...]] | None = None
     children: list[_Node] = field(default_factory=list["_Node"])
     num_drawn: int = 0
     """Completions drawn here, equal ones too."""
@@ -92,8 +92,8 @@ class _Node:
 
     @property
     def prior(self) -> float:
-        assert self.said is not None
-        logprobs = self.said[1].logprobs
+        assert self.sampled is not None
+        logprobs = self.sampled[1].logprobs
         return math.exp(math.fsum(logprobs) / len(logprobs))
 
 
@@ -141,28 +141,28 @@ class _Search:
         """The finished tree, rollout by rollout."""
         tree = Tree(problem=self.problem)
         for rollout in self.rollouts:
-            path = [node for node in _up(rollout.leaf) if node.id < 0 and node.said is not None][::-1]
+            path = [node for node in _up(rollout.leaf) if node.id < 0 and node.sampled is not None][::-1]
             above = rollout.first.parent
             assert above is not None
             assert rollout.solution is not None
-            said = [node.said for node in path if node.said is not None]
+            turns = [node.sampled for node in path if node.sampled is not None]
             for id, node in enumerate(path, start=len(tree.nodes)):
                 node.id = id
             value = rollout.value if rollout.stopped else None
-            tree.add_rollout(None if above.said is None else above.id, said, rollout.solution, value=value)
+            tree.add_rollout(None if above.sampled is None else above.id, turns, rollout.solution, value=value)
         return tree
 
     def _draw(self, node: _Node, index: int, drawn: dict[int, Sampled], num: int) -> RolloutSteps:
-        drawn[index] = yield from self._say(node, index)
+        drawn[index] = yield from self._sample_turn(node, index)
         if len(drawn) == num:
             yield from self._play_on(node, [drawn[i] for i in sorted(drawn)], min(drawn))
 
     def _play_on(self, node: _Node, drawn: Sequence[Sampled], first: int) -> RolloutSteps:
         """Add the new completions as children, and continue each of them to the end."""
         started: list[_Rollout] = []
-        for index, said in enumerate(drawn, start=first):
-            if all(said.completion.token_ids != _ids(child) for child in node.children):
-                child = self._child(node, said)
+        for index, sampled in enumerate(drawn, start=first):
+            if all(sampled.completion.token_ids != _ids(child) for child in node.children):
+                child = self._child(node, sampled)
                 started.append(_Rollout(first=child, leaf=child, index=index))
         self.rollouts += started
         if not started:
@@ -174,10 +174,10 @@ class _Search:
     def _finish(self, rollout: _Rollout, started: Sequence[_Rollout], waiting: list[int]) -> RolloutSteps:
         node, valued = rollout.first, False
         while node.turn is not None and not valued:
-            said = yield from self._say(node, rollout.index)
+            sampled = yield from self._sample_turn(node, rollout.index)
             valued = self._is_valued(node) and rollout.index > 0
             node.num_drawn += 1
-            node = self._child(node, said)
+            node = self._child(node, sampled)
         rollout.leaf, rollout.solution = node, self.flow.solution(node.state)
         if rollout.stopped:
             rollout.value = _said_value(node)
@@ -228,7 +228,7 @@ class _Search:
         """How many completions are drawn at a node that is expanded."""
         return 1 if self._is_valued(node) else self.settings.num_children
 
-    def _say(self, node: _Node, index: int) -> Generator[Yields, Sampled | Verdict, Sampled]:
+    def _sample_turn(self, node: _Node, index: int) -> Generator[Yields, Sampled | Verdict, Sampled]:
         """Sample a node's turn, for one rollout. Raises `FlowError` for a turn that breaks a rule."""
         assert node.turn is not None
         depth = sum(1 for _ in _up(node)) - 1
@@ -245,13 +245,13 @@ class _Search:
             SampleRequest(turn=node.turn, sampling=self.settings.for_turn(node.turn, trunk=index == 0), seed=seed)
         )
 
-    def _child(self, node: _Node, said: Sampled) -> _Node:
-        state = self.flow.advance(node.state, said.completion)
+    def _child(self, node: _Node, sampled: Sampled) -> _Node:
+        state = self.flow.advance(node.state, sampled.completion)
         child = _Node(
             parent=node,
             state=state,
             turn=self.flow.turn(state),
-            said=(said.request, said.completion, self.flow.tags(node.state)),
+            sampled=(sampled.request, sampled.completion, self.flow.tags(node.state)),
         )
         node.children.append(child)
         return child
@@ -267,10 +267,10 @@ def _up(node: _Node) -> Iterator[_Node]:
 
 def _said_value(node: _Node) -> float:
     """The value that was predicted for the state: 1 where the first choice is certain, -1 where it is impossible."""
-    assert node.said is not None
-    return 2 * math.exp(node.said[1].choice_logprobs[0]) - 1
+    assert node.sampled is not None
+    return 2 * math.exp(node.sampled[1].choice_logprobs[0]) - 1
 
 
 def _ids(node: _Node) -> tuple[int, ...]:
-    assert node.said is not None
-    return node.said[1].token_ids
+    assert node.sampled is not None
+    return node.sampled[1].token_ids

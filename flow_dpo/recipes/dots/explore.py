@@ -67,10 +67,10 @@ class TrajectorySearch(TurnSampling):
             check_platform()
             log.warning("running programs that the model writes, in a sandbox (--flow.programs)")
         searches = [_Search(self, flow, problem, runner, seed) for problem in problems]
-        runner.run([search.trunk.play() for search in searches])
+        runner.run([search.trunk.rollout() for search in searches])
         for number in range(self.num_rounds):
             chains = [chain for search in searches for chain in search.begin_round(number)]
-            runner.run([chain.play() for chain in chains])
+            runner.run([chain.rollout() for chain in chains])
             for search in searches:
                 search.end_round(last=number == self.num_rounds - 1)
         runner.run([search.explain() for search in searches if search.decides])
@@ -90,7 +90,7 @@ class _Search:
         self.seed = derive(seed, problem.id, "trajectories")
         self.trunk = self._chain(flow, "trunk", trunk=True)
         self.ways = [way.name for way in flow.trajectories] if explore.num_rounds else []
-        self.plays: dict[str, list[tuple[Chain, bool]]] = {way: [] for way in self.ways}
+        self.rollouts: dict[str, list[tuple[Chain, bool]]] = {way: [] for way in self.ways}
         """Of every way, its rollouts and whether each was right."""
         self.running: list[tuple[str, Chain]] = []
         self.hindsight: Sampled | None = None
@@ -98,7 +98,7 @@ class _Search:
     @property
     def decides(self) -> bool:
         """Whether some rollouts were right and some were not."""
-        return len({right for plays in self.plays.values() for _, right in plays}) == 2
+        return len({right for rollouts in self.rollouts.values() for _, right in rollouts}) == 2
 
     def begin_round(self, number: int) -> list[Chain]:
         """The rollouts of one round."""
@@ -112,7 +112,7 @@ class _Search:
     def end_round(self, *, last: bool) -> None:
         """See how the round went, and keep the best ways."""
         for way, chain in self.running:
-            self.plays[way].append((chain, chain.right))
+            self.rollouts[way].append((chain, chain.right))
         order = {way.name: (len(way.modules), index) for index, way in enumerate(self.flow.trajectories)}
         self.ways.sort(key=lambda way: (-self._rate(way), *order[way]))
         self.ways = self.ways[: self.explore.num_kept]
@@ -134,11 +134,11 @@ class _Search:
         """All rollouts, and after them the lesson."""
         tree = Tree(problem=self.problem)
         self.trunk.add_to(tree)
-        for plays in self.plays.values():
-            for chain, _ in plays:
+        for rollouts in self.rollouts.values():
+            for chain, _ in rollouts:
                 chain.add_to(tree)
         if self.hindsight is not None:
-            best = next(chain for chain, right in self.plays[self.ways[0]] if right)
+            best = next(chain for chain, right in self.rollouts[self.ways[0]] if right)
             add_lesson(
                 tree,
                 self.ways[0],
@@ -165,8 +165,8 @@ class _Search:
         )
 
     def _rate(self, way: str) -> float:
-        plays = self.plays[way]
-        return sum(right for _, right in plays) / len(plays)
+        rollouts = self.rollouts[way]
+        return sum(right for _, right in rollouts) / len(rollouts)
 
     def _chain(self, flow: Planned, *names: int | str, trunk: bool = False) -> Chain:
         return Chain(

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 from flow_dpo.core.answer_stop import ANSWER, AnswerStopPrompts, answer_messages
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.prompts import filled
+from flow_dpo.core.prompts import fill
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
 PLAN: Role = "plan"
@@ -211,15 +211,13 @@ class Planned(Flow[PlannedState]):
             "analysed": self._analysed(state),
             "draft": self._draft(state),
         }
-        return Turn(
-            role=role, messages=(Message(role="user", content=filled(template, values)),), max_tokens=max_tokens
-        )
+        return Turn(role=role, messages=(Message(role="user", content=fill(template, values)),), max_tokens=max_tokens)
 
     def _analysed(self, state: PlannedState) -> tuple[Piece, ...]:
         if state.analysis is None or state.trajectory is None:
             return ()
         words = self.module_words.rewritten if state.trajectory.analysis == "rewrite" else self.module_words.parts
-        return filled(words, {"analysis": state.analysis})
+        return fill(words, {"analysis": state.analysis})
 
     def _draft(self, state: PlannedState) -> tuple[Piece, ...]:
         if state.draft is None:

@@ -68,18 +68,18 @@ def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_byt
     try:
         with child.stdin as pipe:
             pipe.write(job.encode("ascii"))
-        said, whole = _read(child.stdout.fileno(), time.monotonic() + wall_s)
+        output, whole = _read(child.stdout.fileno(), time.monotonic() + wall_s)
     except BrokenPipeError:
-        said, whole = b"", True
+        output, whole = b"", True
     finally:
         _end(child)
         child.stdout.close()
     if not whole:
         return Ran(output="", reason=f"it took more than {wall_s:g} s or printed too much")
-    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL) and not said:
+    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL) and not output:
         return Ran(output="", reason=f"it took more than {cpu_s} s")
     try:
-        found = json.loads(said)
+        found = json.loads(output)
         return Ran(output=str(found["output"]), reason=str(found["reason"]))
     except (ValueError, KeyError, TypeError):
         return Ran(output="", reason=f"it died (exit status {child.returncode})")
@@ -87,17 +87,17 @@ def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_byt
 
 def _read(pipe: int, deadline: float) -> tuple[bytes, bool]:
     """What comes until the end, and whether the end was reached in time and within bounds."""
-    said = b""
+    output = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
-        while len(said) <= _MAX_BYTES:
+        while len(output) <= _MAX_BYTES:
             if not selector.select(max(deadline - time.monotonic(), 0)):
-                return said, False
+                return output, False
             piece = os.read(pipe, 65_536)
             if not piece:
-                return said, True
-            said += piece
-    return said, False
+                return output, True
+            output += piece
+    return output, False
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

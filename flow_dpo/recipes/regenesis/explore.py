@@ -70,12 +70,12 @@ class GuidelineRollouts(TurnSampling):
             Chain(flow, problem, self, seed=derive(seed, problem.id, "trunk"), trunk=True) for problem in problems
         ]
         free = [self._chains(flow, problem, ways, seed, hinted=False) for problem in problems]
-        runner.run([chain.play() for chain in [*trunks, *(one for chains in free for one in chains)]])
+        runner.run([chain.rollout() for chain in [*trunks, *(one for chains in free for one in chains)]])
         hinted: list[list[Chain]] = [
             [] if any(chain.right for chain in chains) else self._chains(flow, problem, ways, seed, hinted=True)
             for problem, chains in zip(problems, free, strict=True)
         ]
-        runner.run([chain.play() for chains in hinted for chain in chains])
+        runner.run([chain.rollout() for chains in hinted for chain in chains])
         trees: list[Tree] = []
         for trunk, one, other in zip(trunks, free, hinted, strict=True):
             tree = Tree(problem=trunk.problem)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.prompts import filled
+from flow_dpo.core.prompts import fill
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
 HINTED = "hinted"
@@ -112,10 +112,10 @@ class Guided(Flow[GuidedState]):
         }
         if state.adapted is None or state.structure is None:
             words = self.words.adapt if state.adapted is None else self.words.structure
-            messages = (Message(role="user", content=filled(words, values)),)
+            messages = (Message(role="user", content=fill(words, values)),)
             return Turn(role=self.plain.role, messages=messages, max_tokens=self.plan_tokens)
         *before, last = self.plain.messages
-        suffix = filled(self.words.path + (self.words.hint if self.hinted else ""), values)
+        suffix = fill(self.words.path + (self.words.hint if self.hinted else ""), values)
         return replace(self.plain, messages=(*before, replace(last, content=(*last.content, *suffix))))
 
     def advance(self, state: GuidedState, completion: Completion) -> GuidedState:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flow_dpo.core.seeds import derive
-from flow_dpo.core.steps import joined
+from flow_dpo.core.steps import join
 from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Completion, Pair, Request
 
@@ -91,5 +91,5 @@ def _turn(tree: Tree, node: Node) -> tuple[Request, Completion]:
         # A turn that goes on where one of the same role ended has its own count of tokens.
         if before.request.max_tokens - len(before.completion.token_ids) != request.max_tokens:
             break
-        request, completion = before.request, joined(before.completion, completion)
+        request, completion = before.request, join(before.completion, completion)
     return request, completion

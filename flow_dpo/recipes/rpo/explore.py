@@ -50,7 +50,7 @@ class _Searched(Branched):
 
     def search(self, path: Path) -> RolloutSteps:
         """Sample one path to its end; if it is the last, branch the first right one of all."""
-        yield from self.play(path, probing=False)
+        yield from self.rollout(path, probing=False)
         assert path.solution is not None
         verdict = yield from verify(self.problem, path.solution)
         self._found[path.index] = verdict.status

@@ -34,7 +34,7 @@ class StepRollouts(TurnSampling):
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         explored = [Branched(self, flow, problem, runner, seed, self.num_completions) for problem in problems]
-        runner.run([one.play(one.new_path(), probing=True) for one in explored for _ in range(self.num_rollouts)])
+        runner.run([one.rollout(one.new_path(), probing=True) for one in explored for _ in range(self.num_rollouts)])
         return [one.tree() for one in explored]
 
     def alone(self, *, greedy: bool) -> Group:
