@@ -177,7 +177,7 @@ class Pair:
     """Ids, in the problem's tree, of the two siblings."""
     rejected_node: int = 0
     depth: int = 0
-    """Turns played before this one."""
+    """Turns taken before this one."""
     tags: tuple[str, ...] = ()
     """The flow's tags of the state in which the pair was made, "finished" or "unfinished" for Stop."""
 
@@ -207,7 +207,7 @@ class ScoredCompletion:
     node: int = 0
     """Its id in the problem's tree."""
     depth: int = 0
-    """Turns played before this one."""
+    """Turns taken before this one."""
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -265,7 +265,7 @@ def test_flows_that_break_their_contract_are_named() -> None:
     class Rogue(AnswerStop):
         roles: ClassVar[tuple[str, ...]] = ("answer",)
 
-    with pytest.raises(FlowError, match=r"Rogue asked role 'stop'"):
+    with pytest.raises(FlowError, match=r"Rogue made a turn of role 'stop'"):
         explore(flow=Rogue(chunk_tokens=2, max_chunks=2), num=1)
 
     class Mute(AnswerStop):

@@ -1,6 +1,6 @@
 """Rejection sampling's credit: the completions of correct rollouts, all with the same advantage, 1.
 
- `CorrectRollouts`
+`CorrectRollouts`
 keeps what verifiably ended right, the filter of rejection-sampling fine-tuning and expert iteration (STaR, arXiv
 2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585). Of four rollouts of one problem:
 
