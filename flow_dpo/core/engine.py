@@ -1,7 +1,7 @@
 """The engine's protocol: token ids in, sampled token ids out.
 
-Requests are submitted one by one, each with a seed of its own, and finished completions
-are collected in whatever order they come, so that a short completion never waits for a long one:
+Requests are submitted one by one, each with a seed of its own, and finished completions are collected in whatever order
+they come, so that a short completion never waits for a long one:
 
     ticket = engine.submit(request, sampling, seed=7)
     for ticket, completion in engine.poll(): ...

@@ -1,6 +1,6 @@
 """The sandbox for programs that a model wrote: a child process without files, network or other processes.
 
-In a child process that holds nothing: no environment, no package, no file, no network, a second or two of processor
+The child holds nothing: no environment, no package, no file, no network, a second or two of processor
 time and a quarter of a gigabyte (`sandbox_worker` has the walls). Nothing is run here unless the user has enabled it.
 
     run_program("print(6 * 7)")             Ran(output="42\\n", reason="")

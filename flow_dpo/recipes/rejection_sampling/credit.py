@@ -1,8 +1,7 @@
 """Rejection sampling's credit: the completions of correct rollouts, all with the same advantage, 1.
 
-`CorrectRollouts`
-keeps what verifiably ended right, the filter of rejection-sampling fine-tuning and expert iteration (STaR, arXiv
-2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585). Of four rollouts of one problem:
+`CorrectRollouts` keeps what verifiably ended right, the filter of rejection-sampling fine-tuning and expert iteration
+(STaR, arXiv 2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585). Of four rollouts of one problem:
 
     A0 "3+4=7"  right      kept
     A1 "3+4=8"  wrong
