@@ -169,9 +169,7 @@ class ProblemRollouts:
         alternatives = sorted(self.alternative_records, key=lambda record: (record.at or 0, record.index))
         for record in [*self.rollouts, *alternatives]:
             if record.solution is None or not record.turns:
-                raise FlowError(
-                    f"{type(self.flow).__name__} ended a rollout of {self.problem.id} before its first turn"
-                )
+                raise FlowError(f"{type(self.flow).__name__} ended a rollout of {self.problem.id} without a turn")
             # Node ids of the trunk are its depths, so an alternative at depth d hangs below node d - 1.
             parent = None if record.at is None or record.at == 0 else record.at - 1
             tree.add_rollout(parent, record.turns, record.solution)
