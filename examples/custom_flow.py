@@ -11,7 +11,7 @@ from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solut
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a play stands."""
+    """The state of a rollout."""
 
     problem: Problem
     solution: tuple[Piece, ...] = ()

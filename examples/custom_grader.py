@@ -1,10 +1,10 @@
-r"""A grader of one's own, for a task without numbers: does the solution retell every event of the story, in order?
+r"""A grader of one's own, for a task without numbers: retelling every event of a story, in order.
 
     python examples/custom_grader.py --max_problems 64
 
-The gold "answer" of a problem is a regular expression ("loses\b.*sells\b"), and `PatternGrader` says whether a solution
-matches it. Whatever can tell a right solution from a wrong one can stand in its place: unit tests, a proof checker, a
-judge. What cannot be told is `ungraded`, never wrong.
+The gold "answer" of a problem is a regular expression ("loses\b.*sells\b"), and `PatternGrader` matches solutions
+with it. Anything that can distinguish right from wrong solutions can replace it: unit tests, a proof checker, a judge.
+What cannot be decided is `ungraded`, never wrong.
 """
 
 from __future__ import annotations

@@ -3,18 +3,18 @@
     python examples/flow_dpo_loop.py --max_problems 32
 
 On a laptop's CPU, on the little model that ships in this package, in under a minute. An Answer role writes a solution
-chunk by chunk; after every chunk a Stop role says Yes (it is finished and right) or No (go on). Each role is a LoRA
-adapter over one frozen base. At every turn the other thing that could have been said is tried as well, and played to
-the end: where one of the two ends in a right solution and the other in a wrong one, the role has a preference to learn.
+chunk by chunk; after every chunk a Stop role chooses Yes (it is finished and right) or No (go on). Each role is a LoRA
+adapter over one frozen base. At every turn an alternative completion is tried as well, and continued to the end:
+where one of the two ends in a right solution and the other in a wrong one, the role has a preference to learn.
 
           answer ---- stop: No ---- answer ---- stop: Yes      right      the trunk
             |            |             |            |
          otherwise      Yes        otherwise        No                    one sibling at every node of it,
-            :            :             :            :                     each played on to its own end
+            :            :             :            :                     each continued to its end
           wrong        wrong         right        right
           = pair       = pair        no pair      no pair
 
-What is imported is what a reader may take for granted: a flow that says who takes which turn, an engine that completes
+What is imported is what a reader may take for granted: a flow that gives each role its turns, an engine that completes
 token ids, a verifier that compares final answers, LoRA. The method itself is below, and it is the whole method: the
 product (`flow_dpo.learn`) makes the same pairs and the same losses from the same seed, and a test compares the two.
 """
@@ -69,9 +69,9 @@ class Sampler:
     # ---- 1. A rollout: the flow's turns, one after the other -------------------------------------------------------
 
     def rollout(self, problem: Problem, state, depth: int = -1, turns: int = 0) -> Iterator[tuple]:
-        """Play on from `state`, yielding (state, request, completion) for every turn and (state, None, None) at last.
+        """Sample on from `state`, yielding (state, request, completion) for every turn and (state, None, None) at last.
 
-        `depth` says which node of the trunk this is an alternative to (-1: it is the trunk), `turns` how many turns
+        `depth` is the node of the trunk that this is an alternative to (-1: it is the trunk), `turns` how many turns
         of it are taken. Every random number comes from these names, so that a rollout does not depend on its batch.
         """
         while (turn := self.flow.turn(state)) is not None:
@@ -82,28 +82,28 @@ class Sampler:
         yield state, None, None
 
     def reward(self, problem: Problem, state) -> float | None:
-        """1 if the final answer is right, 0 if not, None if nobody can tell."""
+        """1 if the final answer is right, 0 if not, None if it cannot be graded."""
         solution = self.flow.solution(state)
         text = self.renderer.to_text(solution.pieces)
         return self.verifier.grade_many([(problem.gold, text, solution.ended)])[0].reward
 
     # ---- 2. A sibling: something else at one node of the trunk -----------------------------------------------------
 
-    def sibling(self, problem: Problem, depth: int, request: Request, said: Completion) -> Completion | None:
+    def sibling(self, problem: Problem, depth: int, request: Request, sampled: Completion) -> Completion | None:
         """Another completion of the same request, drawn as the policy would draw given that it must differ."""
-        if request.choices:  # Stop has two words: it is the other one
-            other = 1 if said.choice == 0 else 0
-            logprob = (said.choice_logprobs[other],)
+        if request.choices:  # Stop has two choices: it is the other one
+            other = 1 if sampled.choice == 0 else 0
+            logprob = (sampled.choice_logprobs[other],)
             ids = (request.choices[other],)
-            return replace(said, choice=other, token_ids=ids, logprobs=logprob, sampled_logprobs=logprob)
+            return replace(sampled, choice=other, token_ids=ids, logprobs=logprob, sampled_logprobs=logprob)
         # Answer's has to part from the trunk's at some token. The probability of parting at t is
         #     q(y_1) ... q(y_t-1) (1 - q(y_t)) / (1 - q(y)):
         # draw t, keep the tokens before it, forbid y_t, and sample on freely. One draw, exact, never the same again.
         rng = random.Random(derive(SEED, problem.id, depth, 0, "divergence"))
-        divergence = draw_divergence([said], rng)
+        divergence = draw_divergence([sampled], rng)
         if divergence is None:  # the policy is certain: nothing else has any probability
             return None
-        prefix = said.token_ids[: divergence.kept]
+        prefix = sampled.token_ids[: divergence.kept]
         rest = replace(request, prompt_ids=request.prompt_ids + prefix, max_tokens=request.max_tokens - len(prefix))
         seed = derive(SEED, problem.id, depth, 0, "completion")
         return splice(divergence, self.complete(rest, seed, divergence.excluded_ids))
@@ -111,20 +111,20 @@ class Sampler:
     # ---- 3. The pairs of a problem: where trunk and sibling end differently ----------------------------------------
 
     def pairs(self, problem: Problem) -> tuple[list[Pair], float | None]:
-        """The preferences that one problem teaches, and the trunk's reward."""
+        """The preferences that one problem yields, and the trunk's reward."""
         *trunk, (last, _, _) = self.rollout(problem, self.flow.start(problem))
         reward = self.reward(problem, last)
         pairs = []
-        for depth, (state, request, said) in enumerate(trunk):
-            other = self.sibling(problem, depth, request, said)
+        for depth, (state, request, sampled) in enumerate(trunk):
+            other = self.sibling(problem, depth, request, sampled)
             if other is None:
                 continue
             *_, (end, _, _) = self.rollout(problem, self.flow.advance(state, other), depth, turns=1)
             match reward, self.reward(problem, end):
                 case 1.0, 0.0:
-                    pairs.append(Pair(request, chosen=said, rejected=other))
+                    pairs.append(Pair(request, chosen=sampled, rejected=other))
                 case 0.0, 1.0:
-                    pairs.append(Pair(request, chosen=other, rejected=said))
+                    pairs.append(Pair(request, chosen=other, rejected=sampled))
         return pairs, reward
 
 
@@ -135,7 +135,7 @@ def logprob(model: torch.nn.Module, request: Request, completion: Completion) ->
     """log p(completion | request), summed over its tokens, under whichever adapter is on."""
     ids, start = request.prompt_ids + completion.token_ids, len(request.prompt_ids)
     logits = model(input_ids=torch.tensor([ids[:-1]]), use_cache=False).logits[0, start - 1 :]
-    if request.choices:  # among Stop's two words alone, as it was sampled
+    if request.choices:  # among Stop's two choices alone, as it was sampled
         return logits[0, list(request.choices)].log_softmax(-1)[completion.choice]
     return logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None]).sum()
 

@@ -1,4 +1,4 @@
-"""What is Flow-DPO? Values, trees, flows, exploration, credit, the DPO loss, the protocols, and the training loop.
+"""Flow-DPO itself: values, trees, flows, exploration, credit, the DPO loss, the protocols, and the training loop.
 
 May import no other room.
 """

@@ -1,12 +1,12 @@
-"""How do an Answer role and a Stop role write a solution together?
+"""The paper's incremental flow: an Answer role writes a solution in chunks, a Stop role ends it.
 
-Answer continues the solution by one chunk; Stop says Yes or No to what stands; on Yes the play ends, on No Answer goes
+Answer continues the solution by one chunk, then Stop chooses Yes or No; on Yes the rollout ends, on No Answer goes
 on (Flow-DPO, arXiv 2410.22304, section 2). With chunks of 3 tokens and E the end token:
 
     answer [5 6 7]   stop No   answer [8 9 E]   stop Yes            solution 5 6 7 8 9, ended
     answer [5 6 7]   stop No   answer [8 9 E]   stop No  "Wait, ..."  answer [4 4 1]   ...
 
-The end token never enters later context. At the cap of chunks Stop is not asked.
+The end token never enters later context. At the cap of chunks Stop gets no turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WorkedExample:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerStopPrompts:
-    """The words of both roles. Defaults follow the meaning of the paper's prompts; their exact English is not
+    """The prompts of both roles. Defaults follow the meaning of the paper's prompts; their exact English is not
     stated."""
 
     answer_system: str = (
@@ -52,20 +52,20 @@ class AnswerStopPrompts:
     yes: str = "Yes"
     no: str = "No"
     reopen: str = "\nWait, this is wrong. Let me solve it again in a different way.\n"
-    """Fixed words, never scored nor learned, that follow an ended answer which Stop refused."""
+    """Fixed text, never scored nor learned, that follows an ended answer which Stop refused."""
     examples: tuple[WorkedExample, ...] = ()
     """Worked examples, as chat turns before the question. Small models need two to end their solutions at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerStopState:
-    """Where a play stands."""
+    """The state of a rollout."""
 
     problem: Problem
     pieces: tuple[Piece, ...] = ()
-    """What Answer has written: sampled ids, and the fixed words that reopened an ended answer."""
+    """What Answer has written: sampled ids, and the fixed text that reopened an ended answer."""
     attempt_start: int = 0
-    """Index of the first piece behind the fixed words that reopened an ended answer last."""
+    """Index of the first piece after the fixed text that reopened an ended answer last."""
     num_chunks: int = 0
     ended: bool = False
     """Answer's last chunk closed with its end token."""
@@ -81,7 +81,7 @@ class AnswerStop(Flow[AnswerStopState]):
     max_chunks: int = 6
     on_refused_end: Literal["reopen", "accept"] = "reopen"
     """What Stop's No does to an answer that has ended (not stated in the paper): "reopen" drops the end token, adds
-    the prompts' `reopen` words and lets Answer go on; "accept" takes an ended answer as it is, without asking Stop."""
+    the prompts' `reopen` text and lets Answer go on; "accept" takes an ended answer as it is, without Stop's turn."""
     on_early_yes: Literal["cut", "close"] = "cut"
     """What Stop's Yes does to an answer that has not ended (not stated in the paper): "cut" leaves its last line open,
     so that an answer there does not count; "close" ends that line. A chunk may be full right before the end token,
@@ -143,7 +143,7 @@ class AnswerStop(Flow[AnswerStopState]):
 
     def _stop_turn(self, state: AnswerStopState) -> Turn:
         prompts = self.prompts
-        # Split before the question goes in: a question may hold the words "{candidate}" itself.
+        # Split before the question goes in: a question may hold the text "{candidate}" itself.
         before, _, after = prompts.stop_user.partition("{candidate}")
         content = (
             before.replace("{question}", state.problem.question),
@@ -161,8 +161,8 @@ def answer_messages(prompts: AnswerStopPrompts, problem: Problem) -> tuple[Messa
     """The chat before Answer's open turn: system, worked examples, the question."""
     messages = [Message(role="system", content=(prompts.answer_system,))]
     for example in prompts.examples:
-        asked = prompts.answer_user.replace("{question}", example.question)
-        messages.append(Message(role="user", content=(asked,)))
+        question = prompts.answer_user.replace("{question}", example.question)
+        messages.append(Message(role="user", content=(question,)))
         messages.append(Message(role="assistant", content=(example.solution,)))
     messages.append(Message(role="user", content=(prompts.answer_user.replace("{question}", problem.question),)))
     return tuple(messages)

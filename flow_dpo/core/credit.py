@@ -1,7 +1,7 @@
-"""What is a credit?
+"""Credit assignment: graded trees in, examples to learn from out.
 
-A value: graded trees in, examples out, such as `OutcomePairs()(trees) -> [Pair, Pair]`. Invariant: what can teach
-nothing, a tie or a play that could not be graded, makes no example.
+A credit is a value that is called, such as `OutcomePairs()(trees) -> [Pair, Pair]`. Invariant: what teaches nothing,
+a tie or a rollout that could not be graded, makes no example.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flow_dpo.core.types import Example, Pair, ScoredCompletion, TokenIds
 
 
 class Credit(Protocol):
-    """A rule that says what is learned from graded trees."""
+    """A rule by which examples are made of graded trees."""
 
     def __call__(self, trees: Sequence[Tree]) -> Sequence[Example]:
         """All examples of the trees, tree by tree."""
@@ -25,21 +25,21 @@ class Credit(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomePairs:
-    """A pair at every node at which siblings differ in the correctness of the plays that they led to."""
+    """A pair at every node at which siblings differ in the correctness of the rollouts that they led to."""
 
     roles: tuple[str, ...] = ()
     """The roles that learn; all where empty. The others go on speaking as they are."""
     tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Weight of the pairs whose turn bears a tag, such as {"unfinished": 0.5} for Stop's words on candidates that are
+    """Weight of the pairs whose turn bears a tag, such as {"unfinished": 0.5} for Stop's choices on candidates that are
     not finished (not stated in the paper; 1 where not given)."""
     weight_by_divergence: bool = False
     """Weigh a pair of written completions by the probability that a second, independent draw would have differed from
     the trunk's (not stated in the paper). An alternative is drawn to differ, however sure the policy was: at 1 in 50 it
-    is something that is hardly ever said, and at equal weight such pairs drown those in which the policy is undecided.
+    is hardly ever sampled, and at equal weight such pairs drown those in which the policy is undecided.
     With this weight the mean loss is that of independent second draws, without their waste."""
     balance: bool = False
     """Scale weights so that, in one batch of trees, each tag of a role weighs as much as its others in all (not stated
-    in the paper). Most Stop pairs are at unfinished candidates and say little but "go on"."""
+    in the paper). Most Stop pairs are at unfinished candidates and teach little but "go on"."""
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, tree by tree, trunk's root first."""
@@ -95,24 +95,24 @@ def _balanced(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 ELSEWHERE = -1
-"""The policy version of a completion that is learned for another request than it was said to: its log-probabilities are
-those of the other request, and are compared with none."""
+"""The policy version of a completion that is learned for another request than its own: its log-probabilities are of its
+own request, and are compared with none."""
 
 
 def distinct_correct(tree: Tree) -> Iterator[Rollout]:
-    """The rollouts that were found right, without those that say just what an earlier one said."""
+    """The rollouts that were graded correct, without those with the same tokens as an earlier one."""
     seen: set[tuple[TokenIds, ...]] = set()
     for rollout in tree.rollouts:
         if rollout.verdict is None or rollout.verdict.status != "correct":
             continue
-        said = tuple(node.completion.token_ids for node in tree.path(rollout.leaf))
-        if said not in seen:
-            seen.add(said)
+        tokens = tuple(node.completion.token_ids for node in tree.path(rollout.leaf))
+        if tokens not in seen:
+            seen.add(tokens)
             yield rollout
 
 
 def scored_as_sampled(tree: Tree, node: Node) -> ScoredCompletion:
-    """What a node says, for the request that it was said to."""
+    """A node's completion, scored for the request that it was sampled for."""
     return ScoredCompletion(
         request=node.request,
         completion=node.completion,
@@ -124,7 +124,7 @@ def scored_as_sampled(tree: Tree, node: Node) -> ScoredCompletion:
     )
 
 
-def scored_for(tree: Tree, node: Node, asked: Node) -> ScoredCompletion:
-    """What a node says, for another node's request, at that node's depth."""
+def scored_for(tree: Tree, node: Node, target: Node) -> ScoredCompletion:
+    """A node's completion, scored for another node's request, at that node's depth."""
     elsewhere = replace(node.completion, policy_version=ELSEWHERE)
-    return replace(scored_as_sampled(tree, node), request=asked.request, completion=elsewhere, depth=asked.depth)
+    return replace(scored_as_sampled(tree, node), request=target.request, completion=elsewhere, depth=target.depth)

@@ -1,4 +1,4 @@
-"""How is a completion drawn that differs from those already there, exactly and in one draw?
+"""Exact sampling, in one draw, of a completion that differs from those already there.
 
 Redrawing until something differs wastes draws and never ends where the policy is sure. The distribution conditioned on
 differing factorises. Let q be the distribution that completions are drawn from (after temperature and top-p) and y the
@@ -6,7 +6,7 @@ one to differ from. The first position t at which a differing completion z leave
 
     P(t | z != y)  =  q(y_1 | x) ... q(y_{t-1} | x y_{<t-1}) * (1 - q(y_t | x y_<t))  /  (1 - q(y | x))
 
-after which z_t is drawn from q with y_t excluded_ids out and renormalised, and all that follows is free. With several
+after which z_t is drawn from q with y_t excluded and renormalised, and all that follows is free. With several
 completions to differ from, their common prefixes form a trie, and the walk down it generalises the line above: at a
 node reached with excluded mass e, leave with probability (1 - sum_c q(c)) / (1 - e), or go on to child c with
 probability q(c) (1 - e_c) / (1 - e).

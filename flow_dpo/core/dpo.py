@@ -1,4 +1,4 @@
-"""How is the better of two completions made likelier than the worse?
+"""The DPO loss, and its step-wise variant with a margin: objectives on preference pairs.
 
 Invariant: both objectives compare log-ratios of policy and reference, so that at the start every pair weighs alike. One
 pair's log-ratios, sums over tokens:
@@ -30,7 +30,7 @@ class Dpo:
 
     where e is `label_smoothing` (Mitchell's note on cDPO, equation 3). At e = 0, d loss / d h = -sigmoid(-h): log 2 and
     -1/2 where policy and reference are equal. Implicit rewards are beta times the log-ratios. With a `margin_weight` a
-    the pair's margin m is asked for on top, h - a m in place of h: Step-APO (Critical Plan Step Learning, arXiv
+    the pair's margin m is required on top, h - a m in place of h: Step-APO (Critical Plan Step Learning, arXiv
     2409.08642), where m is the difference of the two values.
     """
 

@@ -1,13 +1,13 @@
-"""What is an engine?
+"""The engine's protocol: token ids in, sampled token ids out.
 
-Token ids in, token ids out. Requests are submitted one by one, each with a seed of its own, and finished completions
-are collected in whatever order they come, so that a short completion never waits for a long one:
+Requests are submitted one by one, each with a seed of its own, and finished completions are collected in whatever order
+they come, so that a short completion never waits for a long one:
 
     ticket = engine.submit(request, sampling, seed=7)
     for ticket, completion in engine.poll(): ...
 
-What a request is answered depends on the request, the sampling, its seed and the adapters in force, and on nothing
-that is answered beside it.
+The completion of a request depends on the request, the sampling, its seed and the adapters in force, and on nothing
+that is sampled beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RendersTurns(Protocol):
         ...
 
     def to_text(self, pieces: Sequence[Piece]) -> str:
-        """The pieces decoded together. Asked only where steps end by their words, and by searches that read answers."""
+        """The pieces decoded together. Called only where steps end by their text, and by searches that read answers."""
         ...
 
 
@@ -49,10 +49,10 @@ class Engine(ABC):
 
     @abstractmethod
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        """Speak with these adapters from now on. Nothing may be under way."""
+        """Sample with these adapters from now on. Nothing may be under way."""
 
     def take_stats(self) -> dict[str, float]:
-        """Counts and seconds of the work done since last asked, for the record."""
+        """Counts and seconds of the work done since the last call, for the record."""
         return {}
 
     def close(self) -> None:

@@ -1,12 +1,12 @@
-"""Which errors can this package raise on purpose?
+"""The errors that this package raises on purpose, as one hierarchy.
 
     FlowDpoError
     +- ConfigError      (ValueError)    a setting that does not exist or does not fit; names it and the near miss
     +- DataError        (ValueError)    a data set or a run folder is not what it promised; names file, row and field
-    +- ModelError       (ValueError)    a model folder, tokenizer or chat template that cannot play this flow
+    +- ModelError       (ValueError)    a model folder, tokenizer or chat template that cannot run this flow
     +- FlowError        (RuntimeError)  a flow broke its contract; names the rule and the place
-    +- EngineError      (RuntimeError)  the speaker failed; carries what was asked of it
-    +- ObjectiveError   (TypeError)     an objective was handed examples that it does not eat
+    +- EngineError      (RuntimeError)  an engine failed; carries the request
+    +- ObjectiveError   (TypeError)     an objective was handed examples that it does not accept
     +- StorageError     (OSError)       what was done could not be written; what was committed before is whole
     +- LearningError    (RuntimeError)  learning went wrong and was stopped (non-finite loss, the wrong adapter moved)
 
@@ -40,7 +40,7 @@ class DataError(FlowDpoError, ValueError):
 
 
 class ModelError(FlowDpoError, ValueError):
-    """A model, tokenizer or chat template cannot be used for what was asked."""
+    """A model, tokenizer or chat template cannot be used for this flow or engine."""
 
 
 class FlowError(FlowDpoError, RuntimeError):
@@ -48,11 +48,11 @@ class FlowError(FlowDpoError, RuntimeError):
 
 
 class EngineError(FlowDpoError, RuntimeError):
-    """An engine could not speak."""
+    """An engine could not complete a request."""
 
 
 class ObjectiveError(FlowDpoError, TypeError):
-    """An objective was handed a kind of example that it does not eat."""
+    """An objective was handed a kind of example that it does not accept."""
 
 
 class StorageError(FlowDpoError, OSError):

@@ -1,6 +1,6 @@
-"""What is an exploration?
+"""Exploration: which rollouts of a flow are sampled on a problem, and how.
 
-A value that says which plays of a flow are made on a problem, and how their completions are drawn. It knows no model,
+An exploration is a value: the rollouts that are made, and how their completions are drawn. It knows no model,
 and what it draws for a problem depends on the seed and the problem alone:
 
     TurnSampling(temperature=0.7).for_turn(turn, trunk=False)    ->  Sampling(temperature=0.7, top_p=1.0)
@@ -24,7 +24,7 @@ from flow_dpo.core.types import Completion, Problem, Request, Role, Sampling, So
 
 
 class Explore(Protocol):
-    """A rule that says which plays are made."""
+    """A rule for which rollouts are sampled."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         """One tree a problem, in their order; its first rollout is what progressive validation reads.
@@ -34,13 +34,13 @@ class Explore(Protocol):
         ...
 
     def alone(self, *, greedy: bool) -> Explore:
-        """The same turn_sampling with one play a problem, for evaluation."""
+        """The same sampling with one rollout a problem, for evaluation."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TurnSampling:
-    """How the plays of an exploration are drawn."""
+    """How the completions of an exploration are drawn."""
 
     greedy_trunk: bool = False
     """Whether the trunk takes the likeliest token (not stated in the paper). Alternatives are always drawn."""
@@ -69,7 +69,7 @@ def explore_problems(
     num_rollouts: int,
     num_alternatives: int,
 ) -> list[Tree]:
-    """One tree a problem: `num_rollouts` plays from the beginning, `num_alternatives` at every node of the first."""
+    """One tree a problem: `num_rollouts` rollouts from the beginning, `num_alternatives` at every node of the first."""
     explored = [
         ProblemRollouts(turn_sampling, flow, problem, seed, num_rollouts, num_alternatives) for problem in problems
     ]
@@ -77,7 +77,7 @@ def explore_problems(
         [
             one.rollout(record, flow.start(problem))
             for one, problem in zip(explored, problems, strict=True)
-            for record in one.plays
+            for record in one.rollouts
         ]
     )
     return [one.tree() for one in explored]
@@ -85,20 +85,20 @@ def explore_problems(
 
 @dataclass(slots=True, kw_only=True)
 class RolloutRecord:
-    """One rollout as it is being played."""
+    """One rollout while it is being sampled."""
 
     at: int | None = None
-    """Depth of the trunk's node that it is an alternative to; None for a play from the beginning."""
+    """Depth of the trunk's node that it is an alternative to; None for a rollout from the beginning."""
     index: int = 0
-    """Which of the plays or alternatives at one place."""
-    said: list[tuple[Request, Completion, tuple[str, ...]]] = field(
+    """Which of the rollouts or alternatives at one place."""
+    turns: list[tuple[Request, Completion, tuple[str, ...]]] = field(
         default_factory=list[tuple[Request, Completion, tuple[str, ...]]]
     )
     solution: Solution | None = None
 
 
 class ProblemRollouts:
-    """All plays of one problem while they are under way."""
+    """All rollouts of one problem while they are under way."""
 
     def __init__(
         self,
@@ -111,29 +111,29 @@ class ProblemRollouts:
     ) -> None:
         self.turn_sampling, self.flow, self.problem, self.seed = turn_sampling, flow, problem, seed
         self.num_alternatives = num_alternatives
-        self.plays = [RolloutRecord(index=index) for index in range(num_rollouts)]
+        self.rollouts = [RolloutRecord(index=index) for index in range(num_rollouts)]
         self.alternative_records: list[RolloutRecord] = []
         self.skipped: dict[Role, int] = {}
 
     def rollout(self, record: RolloutRecord, state: Any) -> RolloutSteps:
-        """Play from `state` to the end; on the trunk, start the alternatives of every node on the way."""
-        trunk = record is self.plays[0]
+        """Sample from `state` to the end; on the trunk, start the alternatives of every node on the way."""
+        trunk = record is self.rollouts[0]
         while (turn := self.flow.turn(state)) is not None:
-            check_turn(self.flow, turn, len(record.said), self.problem)
-            seed = self._seed(record, len(record.said))
-            said = yield from sample(
+            check_turn(self.flow, turn, len(record.turns), self.problem)
+            seed = self._seed(record, len(record.turns))
+            sampled = yield from sample(
                 SampleRequest(turn=turn, sampling=self.turn_sampling.for_turn(turn, trunk=trunk), seed=seed)
             )
-            depth = len(record.said)
-            record.said.append((said.request, said.completion, self.flow.tags(state)))
+            depth = len(record.turns)
+            record.turns.append((sampled.request, sampled.completion, self.flow.tags(state)))
             if trunk and self.num_alternatives:
-                yield self.alternatives(turn, state, said, depth)
-            state = self.flow.advance(state, said.completion)
+                yield self.alternatives(turn, state, sampled, depth)
+            state = self.flow.advance(state, sampled.completion)
         record.solution = self.flow.solution(state)
         yield Finished(problem=self.problem, solution=record.solution)
 
     def alternatives(self, turn: Turn, state: Any, trunk: Sampled, depth: int) -> RolloutSteps:
-        """Say something else at one node of the trunk, as often as asked, and play each on."""
+        """Sample the alternatives at one node of the trunk, and continue each to its end."""
         done = [trunk.completion]
         for index in range(self.num_alternatives):
             record = RolloutRecord(at=depth, index=index)
@@ -144,7 +144,7 @@ class ProblemRollouts:
                 completion = None
                 divergence = draw_divergence(done, rng)
                 if divergence is not None:
-                    said = yield from sample(
+                    sampled = yield from sample(
                         SampleRequest(
                             turn=turn,
                             sampling=self.turn_sampling.for_turn(turn, trunk=False),
@@ -153,13 +153,13 @@ class ProblemRollouts:
                             excluded_ids=divergence.excluded_ids,
                         )
                     )
-                    completion = splice(divergence, said.completion)
+                    completion = splice(divergence, sampled.completion)
             if completion is None:
                 if index == 0:
                     self.skipped[turn.role] = self.skipped.get(turn.role, 0) + 1
                 return
             done.append(completion)
-            record.said.append((trunk.request, completion, self.flow.tags(state)))
+            record.turns.append((trunk.request, completion, self.flow.tags(state)))
             self.alternative_records.append(record)
             yield self.rollout(record, self.flow.advance(state, completion))
 
@@ -167,12 +167,12 @@ class ProblemRollouts:
         """The finished tree, numbered by where alternatives stand and not by when they were done."""
         tree = Tree(problem=self.problem, skipped=dict(sorted(self.skipped.items())))
         alternatives = sorted(self.alternative_records, key=lambda record: (record.at or 0, record.index))
-        for record in [*self.plays, *alternatives]:
-            if record.solution is None or not record.said:
-                raise FlowError(f"{type(self.flow).__name__} ended a play of {self.problem.id} before anybody spoke")
+        for record in [*self.rollouts, *alternatives]:
+            if record.solution is None or not record.turns:
+                raise FlowError(f"{type(self.flow).__name__} ended a rollout of {self.problem.id} without a turn")
             # Node ids of the trunk are its depths, so an alternative at depth d hangs below node d - 1.
             parent = None if record.at is None or record.at == 0 else record.at - 1
-            tree.add_rollout(parent, record.said, record.solution)
+            tree.add_rollout(parent, record.turns, record.solution)
         return tree
 
     def _other_choice(self, request: Request, done: Sequence[Completion], rng: random.Random) -> Completion | None:
@@ -201,11 +201,11 @@ class ProblemRollouts:
 
 @dataclass(frozen=True, kw_only=True)
 class Siblings(TurnSampling):
-    """A trunk, and alternatives at every node of it, each played to the end."""
+    """A trunk, and alternatives at every node of it, each continued to the end."""
 
     num_alternatives: int = 1
-    """Alternatives at a node; they differ from the trunk and from each other. A choice has one fewer than its words.
-    The paper makes one; 0 plays the trunk alone."""
+    """Alternatives at a node; they differ from the trunk and from each other. A choice has one fewer than its options.
+    The paper makes one; 0 samples the trunk alone."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         return explore_problems(
@@ -218,10 +218,10 @@ class Siblings(TurnSampling):
 
 @dataclass(frozen=True, kw_only=True)
 class Group(TurnSampling):
-    """Independent plays of one problem from its beginning (GRPO, arXiv 2402.03300). Two may say the same."""
+    """Independent rollouts of one problem from its beginning (GRPO, arXiv 2402.03300). Two may be equal."""
 
     num_rollouts: int = 8
-    """Plays of a problem, the first of which is its trunk."""
+    """Rollouts of a problem, the first of which is its trunk."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         return explore_problems(self, flow, runner, problems, seed, num_rollouts=self.num_rollouts, num_alternatives=0)
@@ -231,7 +231,7 @@ class Group(TurnSampling):
 
 
 def single_rollout(turn_sampling: TurnSampling, *, greedy: bool) -> Group:
-    """The plain flow, played once as `turn_sampling` draws: what an exploration that plays otherwise is evaluated
+    """The plain flow, sampled once as `turn_sampling` draws: what an exploration of another kind is evaluated
     by."""
     return Group(
         num_rollouts=1,

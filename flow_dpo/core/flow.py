@@ -1,15 +1,15 @@
-"""What is a flow?
+"""A flow: the roles' turn-taking on one problem, as a pure state machine.
 
 The protocol by which roles take turns on one problem: a pure state machine over immutable states. It needs no engine,
 no tokenizer, no clock and no randomness, so branching at a state is free and its tests need no model:
 
     state = flow.start(problem)
     while (turn := flow.turn(state)) is not None:
-        state = flow.advance(state, somebody_says(turn))
+        state = flow.advance(state, sampled_for(turn))
     flow.solution(state)
 
 The five rules, which `core.tree` and `flow_dpo.explore` rely on: states are immutable; `turn` of a state is
-always the same; a turn speaks for a declared role; sampled token ids are passed on as they are; every play ends.
+always the same; a turn names a declared role; sampled token ids are passed on as they are; every rollout ends.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from flow_dpo.core.types import Completion, Problem, Role, Solution, Turn
 
 StateT = TypeVar("StateT")
 _MOST_TURNS = 10_000
-"""A flow that asks for more turns than this in one play has broken the rule that every play ends."""
+"""A flow that makes more turns than this in one rollout has broken the rule that every rollout ends."""
 
 
 class Flow(ABC, Generic[StateT]):
     """Roles taking turns on one problem. A subclass is a frozen dataclass whose fields are its settings."""
 
     roles: ClassVar[tuple[Role, ...]]
-    """Every role that may speak; each gets an adapter of its own."""
+    """Every role that takes turns; each gets an adapter of its own."""
 
     @abstractmethod
     def start(self, problem: Problem) -> StateT:
-        """The state before anything was said."""
+        """The state before the first turn."""
 
     @abstractmethod
     def turn(self, state: StateT) -> Turn | None:
-        """What is asked next, or None where the play has ended."""
+        """The next turn, or None where the rollout has ended."""
 
     @abstractmethod
     def advance(self, state: StateT, completion: Completion) -> StateT:
-        """The state after the turn's role has said `completion`."""
+        """The state after the turn's role was sampled as `completion`."""
 
     @abstractmethod
     def solution(self, state: StateT) -> Solution:
         """What has been written so far."""
 
     def tags(self, state: StateT) -> tuple[str, ...]:
-        """Words that the record keeps with the turn asked at `state`, such as ("finished",)."""
+        """Tags that the record keeps with the turn at `state`, such as ("finished",)."""
         return ()
 
 
 def check_turn(flow: Flow[Any], turn: Turn, num_turns: int, problem: Problem) -> None:
-    """Raise `FlowError` where a flow asks for somebody undeclared, or without end, after so many turns of a play."""
+    """Raise `FlowError` for a turn of an undeclared role, or one beyond the limit of turns in a rollout."""
     name = type(flow).__name__
     if turn.role not in flow.roles:
         raise FlowError(
-            f"{name} asked role {turn.role!r} to speak, at turn {num_turns} of {problem.id}; it declares only "
+            f"{name} made a turn of role {turn.role!r}, at turn {num_turns} of {problem.id}; it declares only "
             f"{list(flow.roles)}"
         )
     if num_turns >= _MOST_TURNS:
-        raise FlowError(f"{name} has asked for {num_turns} turns on {problem.id}; every play must end")
+        raise FlowError(f"{name} has made {num_turns} turns on {problem.id}; every rollout must end")

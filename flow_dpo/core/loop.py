@@ -75,8 +75,8 @@ def batched(problems: Iterable[Problem], size: int) -> Iterator[list[Problem]]:
 
 
 def rollout_metrics(trees: Sequence[Tree], workers: RolloutWorkers) -> Row:
-    """Tokens that the rollouts hold, shared ones counted once, and what the workers say of their work since last
-    asked."""
+    """Tokens that the rollouts hold, shared ones counted once, and what the workers report of their work since
+    the last call."""
     trunks = [sum(len(node.completion.token_ids) for node in tree.trunk_nodes()) for tree in trees]
     tokens = sum(len(node.completion.token_ids) for tree in trees for node in tree.nodes)
     row: Row = {"rollout/tokens": tokens, "rollout/trunk_tokens": sum(trunks) / max(len(trunks), 1)}

@@ -1,7 +1,7 @@
-"""What do the numbers of a run mean, and how sure are they?
+"""Metrics of a run: progressive validation with its interval, and counts of a batch of trees.
 
 Progressive validation (arXiv 2410.22304, section 2.3): the share of problems that the flow solved *before* it learned
-from them, cumulative and over the last window. Ungraded plays are counted apart and enter no mean.
+from them, cumulative and over the last window. Ungraded rollouts are counted apart and enter no mean.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ class ProgressiveValidation:
 
 
 def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequence[str]) -> dict[str, float | int]:
-    """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded plays, Stop's choices.
+    """Counts of one batch of trees: pairs, ties and skipped nodes by role, ungraded rollouts, Stop's choices.
 
-    "num_verdicts" counts the plays that were graded: one that stopped with a value is none. "tied_trees" are those
-    whose graded plays are all right or all wrong, without other values among them: credits that compare plays learn
+    "num_verdicts" counts the rollouts that were graded: one that stopped with a value is none. "tied_trees" are those
+    whose graded rollouts are all right or all wrong, with no other values: credits that compare rollouts learn
     nothing from them, one that keeps what was right learns from those that are all right.
-    "ties/<role>" are the trunk's nodes that were compared with siblings, of whose plays two or more were graded, and
-    all alike; "ungraded/<role>" those of whose plays fewer than two were graded. Both are read off the trees, whatever
+    "ties/<role>" are the trunk's nodes that were compared with siblings, of whose rollouts two or more were graded, and
+    all alike; "ungraded/<role>" those of whose rollouts fewer than two were graded. Both are of the trees, whatever
     the credit makes of them.
     """
     pairs = [example for example in examples if isinstance(example, Pair)]
@@ -111,7 +111,7 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
 
 
 def _compared(tree: Tree, role: str) -> Iterator[list[float]]:
-    """The graded rewards at each trunk node of a role that has siblings: of the plays in which these were said."""
+    """The graded rewards at each trunk node of a role that has siblings: of the rollouts that these belong to."""
     for node in tree.trunk_nodes():
         siblings = tree.children(node.parent)
         if node.role == role and len(siblings) > 1:
@@ -120,27 +120,27 @@ def _compared(tree: Tree, role: str) -> Iterator[list[float]]:
 
 
 def _rewards(tree: Tree) -> set[float]:
-    """The different rewards of a tree's graded plays, and values of those that stopped."""
+    """The different rewards of a tree's graded rollouts, and values of those that stopped."""
     return {worth for rollout in tree.rollouts if (worth := _worth(rollout)) is not None}
 
 
 def _worth(rollout: Rollout) -> float | None:
-    """A play's reward, or what was said of where it stopped; None where it has neither."""
+    """A rollout's reward, or the value of where it stopped; None where it has neither."""
     return rollout.value if rollout.verdict is None else rollout.verdict.reward
 
 
 def _choice_metrics(role: str, pairs: Sequence[Pair], trees: Sequence[Tree]) -> dict[str, float | int]:
-    """How often a choosing role says its first word, and how often its pairs prefer that word."""
+    """How often a choosing role picks its first choice, and how often its pairs prefer that choice."""
     choosing = [pair for pair in pairs if pair.request.choices]
-    said = [
+    choices = [
         node
         for tree in trees
         for node in tree.trunk_nodes()
         if node.role == role and node.completion.choice is not None
     ]
     row: dict[str, float | int] = {}
-    if said:
-        row[f"{role}/yes_rate"] = sum(node.completion.choice == 0 for node in said) / len(said)
+    if choices:
+        row[f"{role}/yes_rate"] = sum(node.completion.choice == 0 for node in choices) / len(choices)
     if choosing:
         row[f"{role}/prefer_yes_rate"] = sum(pair.chosen.choice == 0 for pair in choosing) / len(choosing)
         finished = sum("finished" in pair.tags for pair in choosing)

@@ -1,4 +1,4 @@
-"""What is an objective?
+"""An objective: examples and their log-probabilities in, loss and measures out.
 
 An objective is a value: its fields are its hyper-parameters, and calling it turns examples and the log-probabilities of
 their completions into a loss and some measures. It knows no model, no adapter and no batch. One pair with its tokens'
@@ -37,7 +37,7 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A rule that says how good the policy's log-probabilities are."""
+    """A loss on the policy's log-probabilities."""
 
     accepts: ClassVar[tuple[type, ...]]
     """The kinds of examples."""
@@ -55,12 +55,12 @@ class Objective(Protocol):
 
 
 def accepted_names(objective: Objective) -> str:
-    """The kinds of examples that it accepts, in words."""
+    """The names of the kinds of examples that it accepts, as text."""
     return " or ".join(kind.__name__ for kind in objective.accepts)
 
 
 def check_examples(objective: Objective, examples: Sequence[object]) -> None:
-    """Refuse, before any work, examples that the objective does not eat."""
+    """Refuse, before any work, examples that the objective does not accept."""
     for example in examples:
         if not isinstance(example, objective.accepts):
             raise ObjectiveError(

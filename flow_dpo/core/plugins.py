@@ -5,7 +5,7 @@
     load_object("shortest", kind="recipe")                    of the entry point "shortest" in flow_dpo.recipes
     load_flow("critique.py:Critique")                         the class Critique, checked, with its defaults
 
-Invariant: code is run only where a person named it, and a line of the log says so; what is installed was asked for by
+Invariant: code is run only where a person named it, and the log records it; what is installed was requested by
 installing it. A flow is checked as far as a class can be; the rest is found out by walking it
 (`models.context_window`).
 """

@@ -1,8 +1,8 @@
-"""How do words with gaps become a prompt that mixes text with sampled ids?
+"""Prompt templates: text with gaps, filled with text and sampled ids.
 
-    filled("Plan:\\n{plan}\\nSolve.", {"plan": ((71, 9, 5),)})   ->   "Plan:\\n", (71, 9, 5), "\\nSolve."
+    fill("Plan:\\n{plan}\\nSolve.", {"plan": ((71, 9, 5),)})   ->   "Plan:\\n", (71, 9, 5), "\\nSolve."
 
-Invariant: only the words themselves have gaps; braces in what is filled in, such as a hostile question, are text.
+Invariant: only the template itself has gaps; braces in what is filled in, such as a hostile question, are text.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from flow_dpo.core.types import Piece
 
 
-def filled(words: str, values: Mapping[str, tuple[Piece, ...]]) -> tuple[Piece, ...]:
-    """The words with each `{name}` replaced by the pieces of that name; other braces stay as they are."""
+def fill(template: str, values: Mapping[str, tuple[Piece, ...]]) -> tuple[Piece, ...]:
+    """The template with each `{name}` replaced by the pieces of that name; other braces stay as they are."""
     pieces: list[Piece] = []
-    for index, part in enumerate(re.split(r"\{(\w+)\}", words)):
+    for index, part in enumerate(re.split(r"\{(\w+)\}", template)):
         if index % 2 == 0:
             found: tuple[Piece, ...] = (part,) if part else ()
         else:

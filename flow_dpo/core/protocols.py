@@ -1,6 +1,6 @@
-"""The parts that the loop is handed, as far as it needs them.
+"""Protocols of the parts that the loop is handed.
 
-Whoever has these methods fits: a learner over several processes is a `Learns`, a reward function behind an object is a
+Any object with these methods fits: a learner over several processes is a `Learns`, a reward function in an object a
 `Grader`, a fleet of machines is a `RolloutWorkers`. Invariant: nothing in this room knows a concrete one.
 
     workers = InProcessWorkers(Backends(engine=engine, renderer=renderer, grader=grader))
@@ -27,10 +27,10 @@ Row = dict[str, Any]
 
 
 class Grader(Protocol):
-    """Says which solutions are right. One object answers the loop, the explorations and the evaluation alike."""
+    """Grades solutions: correct, wrong or ungraded. One object serves loop, explorations and evaluation alike."""
 
     def begin(self, problem: Problem, solution: Solution) -> None:
-        """Start looking at a finished solution that will be asked about, and return at once. May do nothing."""
+        """Start grading a finished solution that will be checked, and return at once. May do nothing."""
         ...
 
     def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
@@ -79,12 +79,12 @@ class RolloutWorkers(Protocol):
         ...
 
     def take_stats(self) -> dict[str, float]:
-        """Counts and seconds of the work done since last asked."""
+        """Counts and seconds of the work done since the last call."""
         ...
 
 
 class Callback(Protocol):
-    """Hears of every batch: the run folder, a progress bar, a tracker, a test's list."""
+    """Receives every batch: the run folder, a progress bar, a tracker, a test's list."""
 
     def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """One batch was sampled, graded and learned from. `row` is complete and must not be changed."""

@@ -1,6 +1,6 @@
 """Rollouts as coroutines: turns in, completions out, all of them under way at once.
 
-A rollout is a generator that yields what it needs and is sent the answer. The runner, an engine with a renderer in
+A rollout is a generator that yields what it needs and is sent the result. The runner, an engine with a renderer in
 front and a grader beside it, drives every one that there is, so a short chunk never waits for a long one and every
 engine sees as much work as there is:
 
@@ -8,10 +8,10 @@ engine sees as much work as there is:
         sampled = yield from sample(SampleRequest(turn=flow.turn(state), sampling=sampling, seed=derive(seed, id, 0)))
         ...
         yield another_rollout                                         # a generator that is yielded is started beside
-        verdict = yield from verify(problem, flow.solution(state))    # of rollouts that go on by what was right
+        verdict = yield from verify(problem, flow.solution(state))    # of rollouts that depend on verdicts
         yield Finished(problem=problem, solution=flow.solution(state))    # the grader may begin to look at it
 
-Invariant: what a rollout is answered does not depend on what is under way beside it.
+Invariant: what a rollout is sent does not depend on what is under way beside it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SampleRequest:
     prefix_ids: TokenIds = ()
     """First tokens of the completion that are given; the answer holds what follows them."""
     excluded_ids: TokenIds = ()
-    """What the token behind `prefix_ids` may not be."""
+    """What the token after `prefix_ids` may not be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class RolloutRunner:
     """An engine with a renderer in front, and a grader beside it."""
 
     def __init__(self, engine: Engine, renderer: RendersTurns, grader: Grader | None = None) -> None:
-        """`grader` answers explorations that ask while they sample, and hears of every rollout that has finished."""
+        """`grader` checks solutions while rollouts are sampled, and is given every solution that has finished."""
         self.engine = engine
         self.renderer = renderer
         self.grader = grader
@@ -119,29 +119,29 @@ class RolloutRunner:
                         f"expected a completion of policy version {self._version}, found version "
                         f"{completion.policy_version}: the engine samples with stale adapters"
                     )
-                rollout, asked, request = waiting.pop(ticket)
-                self._advance(rollout, Sampled(request=request, completion=self._cut(asked, completion)), waiting)
+                rollout, yielded, request = waiting.pop(ticket)
+                self._advance(rollout, Sampled(request=request, completion=self._cut(yielded, completion)), waiting)
 
     def step_ends(self, completion: Completion) -> tuple[int, ...]:
         """How many tokens of the completion stand before the end of each step but the last (`core.steps`)."""
         return step_ends(completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
 
-    def _cut(self, asked: SampleRequest, completion: Completion) -> Completion:
+    def _cut(self, yielded: SampleRequest, completion: Completion) -> Completion:
         """The completion up to the end of its line, where the turn is of one line."""
-        if not asked.turn.one_line:
+        if not yielded.turn.one_line:
             return completion
-        end = line_end(asked.prefix_ids + completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
-        if end is None or end - len(asked.prefix_ids) >= len(completion.token_ids):
+        end = line_end(yielded.prefix_ids + completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
+        if end is None or end - len(yielded.prefix_ids) >= len(completion.token_ids):
             return completion
-        return split(completion, (max(end - len(asked.prefix_ids), 1),))[0]
+        return split(completion, (max(end - len(yielded.prefix_ids), 1),))[0]
 
     def _verify(self, waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]]) -> None:
-        """Put all questions to the grader together, and go on with the rollouts that asked."""
+        """Have the grader check all pending solutions together, and go on with their rollouts."""
         if self.grader is None:
-            raise FlowError("this exploration asks what is right while it samples; give the RolloutRunner a grader")
-        asked, self._to_verify = self._to_verify, []
-        verdicts = self.grader.check([(one.problem, one.solution) for _, one in asked])
-        for (rollout, _), verdict in zip(asked, verdicts, strict=True):
+            raise FlowError("this exploration verifies solutions while it samples; give the RolloutRunner a grader")
+        pending, self._to_verify = self._to_verify, []
+        verdicts = self.grader.check([(one.problem, one.solution) for _, one in pending])
+        for (rollout, _), verdict in zip(pending, verdicts, strict=True):
             self._advance(rollout, verdict, waiting)
 
     def _advance(
@@ -155,28 +155,28 @@ class RolloutRunner:
         while todo:
             current, given = todo.pop()
             try:
-                asked = next(current) if given is None else current.send(given)
+                yielded = next(current) if given is None else current.send(given)
             except StopIteration:
                 continue
-            if isinstance(asked, SampleRequest):
-                request = self.renderer.render(asked.turn)
-                ticket = self._submit(asked, request)
-                waiting[ticket] = (current, asked, request)
-            elif isinstance(asked, VerifyRequest):
-                self._to_verify.append((current, asked))
-            elif isinstance(asked, Finished):
+            if isinstance(yielded, SampleRequest):
+                request = self.renderer.render(yielded.turn)
+                ticket = self._submit(yielded, request)
+                waiting[ticket] = (current, yielded, request)
+            elif isinstance(yielded, VerifyRequest):
+                self._to_verify.append((current, yielded))
+            elif isinstance(yielded, Finished):
                 if self.grader is not None:
-                    self.grader.begin(asked.problem, asked.solution)
+                    self.grader.begin(yielded.problem, yielded.solution)
                 todo.append((current, None))
             else:
                 todo.append((current, None))
-                todo.append((asked, None))
+                todo.append((yielded, None))
 
-    def _submit(self, asked: SampleRequest, request: Request) -> int:
-        if asked.prefix_ids:
+    def _submit(self, yielded: SampleRequest, request: Request) -> int:
+        if yielded.prefix_ids:
             request = replace(
                 request,
-                prompt_ids=request.prompt_ids + asked.prefix_ids,
-                max_tokens=request.max_tokens - len(asked.prefix_ids),
+                prompt_ids=request.prompt_ids + yielded.prefix_ids,
+                max_tokens=request.max_tokens - len(yielded.prefix_ids),
             )
-        return self.engine.submit(request, asked.sampling, seed=asked.seed, excluded=asked.excluded_ids)
+        return self.engine.submit(request, yielded.sampling, seed=yielded.seed, excluded=yielded.excluded_ids)

@@ -1,7 +1,7 @@
-"""Where does every random number of a run come from?
+"""Seeds: every random number of a run, derived from its seed and the names of what is drawn.
 
-From one function of the run's seed and the names of what is drawn. No generator is global and none is carried along, so
-what is drawn for one problem does not depend on which others were played before or beside it:
+Invariant: no generator is global and none is carried along, so what is drawn for one problem does not depend on which
+others were sampled before or beside it:
 
     derive(7, "gsm8k/train/12", "trunk", 3)  ->  a 63-bit seed for the trunk's fourth turn
 """

@@ -1,4 +1,4 @@
-"""How does one role answer in one go?
+"""The plain flow: one role writes the whole solution in one completion.
 
 One turn, one completion, as long as it may be: plain inference, the yardstick beside every flow.
 

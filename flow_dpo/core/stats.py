@@ -6,7 +6,7 @@ import math
 
 
 def wilson(num_correct: float, num_problems: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share, 95 % unless `z` says otherwise; (0, 1) where nothing was counted."""
+    """Wilson's score interval of a share, 95 % at the default quantile `z`; (0, 1) where nothing was counted."""
     if num_problems == 0:
         return (0.0, 1.0)
     n, p = num_problems, num_correct / num_problems

@@ -1,11 +1,11 @@
-r"""Where does a step of a solution end, in token ids?
+r"""Step boundaries of a solution, in token ids.
 
-At the end of a sentence or of a line, as VinePPO has it (arXiv 2410.01679, section 4). Where that is, the text says;
-what is cut are the sampled ids, behind the first token whose words reach as far:
+A step ends with a sentence or a line, as VinePPO has it (arXiv 2410.01679, section 4). Where that is follows from the
+text; what is cut are the sampled ids, after the first token whose text extends so far:
 
-    "Buys 7: 12 + 7 = 19.\nAnswer: 19"    ->  one end, behind the token that holds the line's end
+    "Buys 7: 12 + 7 = 19.\nAnswer: 19"    ->  one end, after the token that holds the line's end
 
-Invariant: ends are increasing, none lies at 0 nor behind the last token, and no step is blank. Nothing is encoded anew.
+Invariant: ends are increasing, none lies at 0 nor after the last token, and no step is blank. Nothing is encoded again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from flow_dpo.core.types import Completion, TokenIds
 
-# A mark that ends a sentence and is followed by space (so not the point of 3.5), or the end of a line. Spaces behind it
+# A mark that ends a sentence and is followed by space (so not the point of 3.5), or the end of a line. Spaces after it
 # are left to the next sentence, for many tokens begin with one; the "1." that numbers a line is none.
 _END = re.compile(r"(?:(?<!^\d)(?<!\n\d)[.!?]+[\"')\]*]*(?:[ \t]*\n+|(?=[ \t]))|\n+)")
 _LINE_END = re.compile(r"\S[^\n]*\n")
@@ -27,21 +27,21 @@ Decode = Callable[[TokenIds], str]
 
 
 def step_ends(token_ids: TokenIds, decode: Decode) -> tuple[int, ...]:
-    """How many tokens have been said at the end of each step but the last. `token_ids` are without the end token."""
+    """The number of tokens up to the end of each step but the last. `token_ids` are without the end token."""
     text = decode(token_ids)
     ends: list[int] = []
     begun = 0
     for mark in _END.finditer(text):
         end = _tokens_to(mark.end(), token_ids, decode)
-        reach = len(decode(token_ids[:end]))
-        if text[begun:reach].strip() and text[reach:].strip():
+        length = len(decode(token_ids[:end]))
+        if text[begun:length].strip() and text[length:].strip():
             ends.append(end)
-            begun = reach
+            begun = length
     return tuple(ends)
 
 
 def line_end(token_ids: TokenIds, decode: Decode) -> int | None:
-    """How many tokens it takes to the end of the first line that says something; None where it does not end.
+    """The number of tokens to the end of the first line that is not blank; None where it does not end.
 
     The tokens up to there do not depend on what follows, so that a completion cut there is a draw of one line.
     """
@@ -50,7 +50,7 @@ def line_end(token_ids: TokenIds, decode: Decode) -> int | None:
 
 
 def split(completion: Completion, ends: Sequence[int]) -> list[Completion]:
-    """The completion in pieces, cut behind so many tokens; the last piece alone keeps how it finished."""
+    """The completion in pieces, cut after so many tokens; the last piece alone keeps how it finished."""
     cuts = [0, *ends, len(completion.token_ids)]
     return [
         replace(
@@ -64,8 +64,8 @@ def split(completion: Completion, ends: Sequence[int]) -> list[Completion]:
     ]
 
 
-def joined(first: Completion, rest: Completion) -> Completion:
-    """Two completions, of which the second went on behind the first, as the one that both make."""
+def join(first: Completion, rest: Completion) -> Completion:
+    """Two completions, of which the second continues the first, as one."""
     return replace(
         rest,
         token_ids=first.token_ids + rest.token_ids,

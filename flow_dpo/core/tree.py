@@ -1,8 +1,7 @@
-"""What is known after one problem was explored?
+"""The tree of rollouts of one problem.
 
-A tree of what was said. A node stores only the tokens that it adds, who said them and in which rollout; a rollout is
-one play from a node to a leaf, and the reward belongs to it, never to a node. With A an Answer chunk and S a word of
-Stop:
+A node stores only the tokens that it adds, the role that they were sampled for and their rollout; a rollout leads from
+a node to a leaf, and the reward belongs to it, never to a node. With A an Answer chunk and S a choice of Stop:
 
     A0 -- S1 -- A2 -- S3          rollout 0, the trunk
      \\     \\     \\
@@ -27,11 +26,11 @@ class Node:
 
     id: int
     parent: int | None
-    """The node said just before, None at the root."""
+    """The node of the turn just before, None at the root."""
     rollout: int
-    """The rollout in which it was said."""
+    """The rollout in which it was sampled."""
     depth: int
-    """Nodes on the path to it: turns played before it, or their steps where an exploration tells these apart."""
+    """Nodes on the path to it: turns taken before it, or their steps where an exploration tells these apart."""
     request: Request
     completion: Completion
     tags: tuple[str, ...] = ()
@@ -43,7 +42,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One play from `start` to `leaf`. The trunk starts at the root."""
+    """One rollout from `start` to `leaf`. The trunk starts at the root."""
 
     id: int
     start: int
@@ -52,22 +51,22 @@ class Rollout:
     text: str = ""
     """The solution decoded, once it was graded."""
     verdict: Verdict | None = None
-    """None until it was graded, and for good where the play stopped before its end."""
+    """None until it was graded, and for good where the rollout stopped before its end."""
     probe: bool = False
-    """Played only to estimate how good the state is from which it starts: nothing that was said in it is learned."""
+    """Sampled only to estimate the value of the state from which it starts: none of its completions is learned."""
     value: float | None = None
-    """What its leaf was said to be worth, from -1 to 1, where the play stopped there: it has no end to grade."""
+    """The estimated value of its leaf, from -1 to 1, where the rollout stopped there: it has no end to grade."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Tree:
-    """All play on one problem."""
+    """All rollouts of one problem."""
 
     problem: Problem
     nodes: list[Node] = field(default_factory=list[Node])
     rollouts: list[Rollout] = field(default_factory=list[Rollout])
     skipped: dict[Role, int] = field(default_factory=dict[Role, int])
-    """Trunk nodes, by role, at which nothing else had any probability, so that no alternative was played."""
+    """Trunk nodes, by role, at which nothing else had any probability, so that no alternative was sampled."""
 
     @property
     def trunk(self) -> Rollout:
@@ -78,7 +77,7 @@ class Tree:
         return [node for node in self.nodes if node.rollout == 0]
 
     def children(self, parent: int | None) -> list[Node]:
-        """What was said after `parent`: siblings of each other, in the order of their rollouts."""
+        """The nodes right after `parent`: siblings of each other, in the order of their rollouts."""
         return [node for node in self.nodes if node.parent == parent]
 
     def path(self, node: int) -> list[Node]:
@@ -95,24 +94,24 @@ class Tree:
         return [rollout for rollout in self.rollouts if rollout.start == node]
 
     def rollout_of(self, node: Node) -> Rollout:
-        """The rollout in which `node` was said: the play that it led to."""
+        """The rollout in which `node` was sampled: the one that it led to."""
         return self.rollouts[node.rollout]
 
     def add_rollout(
         self,
         parent: int | None,
-        said: Sequence[tuple[Request, Completion, tuple[str, ...]]],
+        turns: Sequence[tuple[Request, Completion, tuple[str, ...]]],
         solution: Solution,
         *,
         probe: bool = False,
         value: float | None = None,
     ) -> int:
-        """Append one play below `parent` and return its id. Raises `ValueError` where nothing was said."""
-        if not said:
+        """Append one rollout below `parent` and return its id. Raises `ValueError` where it has no turns."""
+        if not turns:
             raise ValueError("a rollout needs at least one completion, found none")
         rollout, start = len(self.rollouts), len(self.nodes)
         depth = 0 if parent is None else self.nodes[parent].depth + 1
-        for request, completion, tags in said:
+        for request, completion, tags in turns:
             node = Node(
                 id=len(self.nodes),
                 parent=parent,
@@ -129,5 +128,5 @@ class Tree:
         return rollout
 
     def grade(self, rollout: int, text: str, verdict: Verdict) -> None:
-        """Put the verifier's finding to one rollout."""
+        """Set the verdict of one rollout."""
         self.rollouts[rollout] = replace(self.rollouts[rollout], text=text, verdict=verdict)

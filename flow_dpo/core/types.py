@@ -1,12 +1,12 @@
-"""Which values travel between the parts?
+"""The values that travel between the parts: problem, turn, request, completion, verdict, pair.
 
 All are immutable and need the standard library alone. Token ids are the truth everywhere; text is for verifiers and
 people. One problem's way through them, with concrete tokens:
 
     Problem("gsm8k/7", "2 + 3 * 4 = ?", gold="14")
-    Turn("answer", messages, continuation=((11, 12),))     what a flow asks: text, and sampled ids spliced into it
-    Request("answer", prompt_ids=(1, 5, 6, 11, 12))        the same in token ids, what an engine is asked
-    Completion(token_ids=(13, 2), finish_reason="stop")    what it said; 2 is the end token, sampled
+    Turn("answer", messages, continuation=((11, 12),))     what a flow yields: text, and sampled ids spliced into it
+    Request("answer", prompt_ids=(1, 5, 6, 11, 12))        the same in token ids, what an engine is given
+    Completion(token_ids=(13, 2), finish_reason="stop")    what it sampled; 2 is the end token, sampled
     Pair(request, chosen, rejected)                        two completions of one request, the better first
     Scored(request, completion, advantage=0.7)             or one, and how much better it did than was expected
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 Role = str
-"""The name of a part in a flow, and of the adapter that speaks it: "answer", "stop"."""
+"""The name of a part in a flow, and of the adapter that it is sampled with: "answer", "stop"."""
 
 TokenIds = tuple[int, ...]
 
@@ -57,18 +57,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What a role is asked, in text and the sampled ids that it continues from or reads."""
+    """The prompt of a role's turn, in text and the sampled ids that it continues from or reads."""
 
     role: Role
     messages: tuple[Message, ...]
     continuation: tuple[Piece, ...] = ()
-    """What the assistant has already said in the turn that it now continues."""
+    """What the assistant has already written in the turn that it now continues."""
     max_tokens: int = 1
     """The longest completion, its end token counted. Ignored where `choices` are given."""
     choices: tuple[str, ...] = ()
-    """Where not empty, the completion is one of these words, scored on one forward and drawn among them."""
+    """Where not empty, the completion is one of these words, scored in one forward pass and drawn among them."""
     one_line: bool = False
-    """The completion ends with its first line that says something, at the token that holds the line's end."""
+    """The completion ends with its first line that is not blank, at the token that holds the line's end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What an engine is asked, in token ids."""
+    """What an engine is to complete, in token ids."""
 
     role: Role
     prompt_ids: TokenIds
@@ -94,7 +94,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What an engine said to one request."""
+    """What an engine sampled for one request."""
 
     token_ids: TokenIds
     """The sampled tokens; the end token is the last of them where it was sampled, and only there."""
@@ -105,7 +105,7 @@ class Completion:
     """The same under the distribution after temperature and top-p, before any token was excluded."""
     finish_reason: FinishReason
     policy_version: int
-    """Of the adapters that said it; -1 where it is learned for another request than it was said to."""
+    """Of the adapters that sampled it; -1 where it is learned for another request than it was sampled for."""
     choice: int | None = None
     """Index of the drawn choice, where the request declared choices."""
     choice_logprobs: tuple[float, ...] = ()
@@ -119,17 +119,17 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """What a play has written so far, for the verifier to read."""
+    """What a rollout has written so far, for the verifier to read."""
 
     pieces: tuple[Piece, ...]
     ended: bool
-    """The Answer role said its end token last: nothing was cut off."""
+    """The Answer role sampled its end token last: nothing was cut off."""
     attempt_start: int = 0
-    """Index of the first piece of the attempt that counts: what stands before was given up, and begun anew."""
+    """Index of the first piece of the attempt that counts: what stands before was given up."""
 
     @property
     def attempt(self) -> tuple[Piece, ...]:
-        """The pieces of the attempt that counts, alone. Fixed words behind its last sampled ids are left out."""
+        """The pieces of the attempt that counts, alone. Fixed text after its last sampled ids is left out."""
         pieces = self.pieces[self.attempt_start :]
         while pieces and isinstance(pieces[-1], str):
             pieces = pieces[:-1]
@@ -138,7 +138,7 @@ class Solution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The verifier's three-valued finding."""
+    """The verifier's three-valued result."""
 
     status: Status
     answer: str | None = None
@@ -177,9 +177,9 @@ class Pair:
     """Ids, in the problem's tree, of the two siblings."""
     rejected_node: int = 0
     depth: int = 0
-    """Turns played before this one."""
+    """Turns taken before this one."""
     tags: tuple[str, ...] = ()
-    """What the flow says of the state in which the pair was made, "finished" or "unfinished" for Stop."""
+    """The flow's tags of the state in which the pair was made, "finished" or "unfinished" for Stop."""
 
     def __post_init__(self) -> None:
         if self.chosen.token_ids == self.rejected.token_ids:
@@ -195,19 +195,19 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredCompletion:
-    """One completion, and how much better its play did than was expected of its request."""
+    """One completion, and how much better its rollout did than was expected of its request."""
 
     request: Request
     completion: Completion
     advantage: float
-    """In the reward's unit, or in standard deviations, as the credit says; never 0 (nothing is learned from that)."""
+    """In the reward's unit, or in standard deviations, as the credit defines; never 0 (that teaches nothing)."""
     weight: float = 1.0
     """Factor of this example's loss."""
     problem_id: str = ""
     node: int = 0
     """Its id in the problem's tree."""
     depth: int = 0
-    """Turns played before this one."""
+    """Turns taken before this one."""
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -227,7 +227,7 @@ ExampleT = TypeVar("ExampleT", Pair, ScoredCompletion, Example)
 
 
 def by_role(examples: Sequence[ExampleT]) -> dict[Role, list[ExampleT]]:
-    """Group examples by the role that spoke, in order of first appearance."""
+    """Group examples by the role that was sampled, in order of first appearance."""
     groups: dict[Role, list[ExampleT]] = {}
     for example in examples:
         groups.setdefault(example.request.role, []).append(example)

@@ -5,7 +5,7 @@
     load_recipe("flow-dpo", "paper")              the recipe alone, to be passed to `core.loop.learn`
 
 Invariant: nothing is fitted or guessed. A recipe states its presets, and a name that it does not have is refused with
-the nearest one. A recipe is imported when it is asked for, so that none costs what another one needs.
+the nearest one. A recipe is imported when it is requested, so that none costs what another one needs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MODULES = {
 
 
 class _Recipes(Mapping[str, "Mapping[str, Preset]"]):
-    """The package's recipes by name, each imported when it is first asked for."""
+    """The package's recipes by name, each imported when it is first requested."""
 
     def __getitem__(self, name: str) -> Mapping[str, Preset]:
         return import_module(f"flow_dpo.recipes.{_MODULES[name]}").PRESETS

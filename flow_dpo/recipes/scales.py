@@ -59,7 +59,7 @@ CHAT = Scale(
 
 SMALL = Scale(
     lora=LoraSettings(lora_r=8, lora_alpha=8),
-    # At a constant rate Stop swings between its words (docs/log.md).
+    # At a constant rate Stop swings between its choices (docs/log.md).
     learner=LearnerSettings(learning_rate=2e-4, examples_per_update=16, warmup_updates=2, decay_after=8),
     problems_per_batch=32,
 )

@@ -1,13 +1,13 @@
-"""How does an exploration play one chain to its end and see how it went?
+"""One rollout from the beginning to its end, as the explorations of whole chains sample it.
 
 A search decides by what it has seen, so it runs the runner several times and looks at the ends in between:
 
     chains = [Chain(flow, problem, turn_sampling, seed=derive(seed, problem.id, i), checked=True) for i in range(4)]
-    runner.run([chain.play() for chain in chains])
+    runner.run([chain.rollout() for chain in chains])
     [chain.right for chain in chains]                   what the verifier found, to steer the search by
 
 Invariant: a search is steered by the very verdicts that its tree is graded with (`grading.rule` and all), so that what
-it takes for right is what is taught.
+it takes for right is the lesson.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flow_dpo.core.types import Completion, Problem, Request, Solution
 
 
 class Chain:
-    """One play from a problem's beginning."""
+    """One rollout from a problem's beginning."""
 
     def __init__(
         self,
@@ -40,25 +40,25 @@ class Chain:
         checked: bool = False,
     ) -> None:
         """`tags` are added to every turn's own; `between` may replace the state between two turns; what is `checked`
-        asks the verifier at its end."""
+        has its end verified."""
         self.flow, self.problem, self.turn_sampling, self.seed = flow, problem, turn_sampling, seed
         self.trunk, self.tags, self.between, self.checked = trunk, tags, between, checked
         self.right = False
-        """Whether the verifier found the solution right; never of a play that was not checked or could not be
+        """Whether the verifier found the solution right; never of a rollout that was not checked or could not be
         graded."""
-        self.said: list[tuple[Request, Completion, tuple[str, ...]]] = []
+        self.turns: list[tuple[Request, Completion, tuple[str, ...]]] = []
         self.solution = Solution(pieces=(), ended=False)
 
-    def play(self) -> RolloutSteps:
-        """Play to the end. Raises `FlowError` for a turn that the flow may not ask for."""
+    def rollout(self) -> RolloutSteps:
+        """Sample to the end. Raises `FlowError` for a turn that the flow may not take."""
         state = self.flow.start(self.problem)
         while (turn := self.flow.turn(state)) is not None:
-            depth = len(self.said)
+            depth = len(self.turns)
             check_turn(self.flow, turn, depth, self.problem)
             sampling = self.turn_sampling.for_turn(turn, trunk=self.trunk)
-            said = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=derive(self.seed, depth)))
-            self.said.append((said.request, said.completion, (*self.flow.tags(state), *self.tags)))
-            state = self.flow.advance(state, said.completion)
+            sampled = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=derive(self.seed, depth)))
+            self.turns.append((sampled.request, sampled.completion, (*self.flow.tags(state), *self.tags)))
+            state = self.flow.advance(state, sampled.completion)
             if self.between is not None:
                 state = self.between(state)
         self.solution = self.flow.solution(state)
@@ -67,7 +67,7 @@ class Chain:
             self.right = verdict.status == "correct"
 
     def add_to(self, tree: Tree) -> int:
-        """Hang the play below the root, and return its rollout's id."""
-        if not self.said:
-            raise FlowError(f"{type(self.flow).__name__} ended a play of {self.problem.id} before anybody spoke")
-        return tree.add_rollout(None, self.said, self.solution)
+        """Add the rollout below the root, and return its rollout's id."""
+        if not self.turns:
+            raise FlowError(f"{type(self.flow).__name__} ended a rollout of {self.problem.id} without a turn")
+        return tree.add_rollout(None, self.turns, self.solution)

@@ -1,14 +1,14 @@
-r"""How are completions drawn from the states that a path goes through?
+r"""Step-level rollouts: fresh completions from the states that a path goes through.
 
-A path is a play from the beginning. What it says is cut into steps (`core.steps`), and before each of them lies a
-state: a turn, and how much of it has been said. From a state any number of fresh completions, the probes, are played
-to the end, whatever the path did next:
+A path is a rollout from the beginning. Its completions are cut into steps (`core.steps`), and before each of them is a
+state: a turn, and how much of it has been written. From a state any number of fresh completions, the probes, are
+sampled to the end, whatever the path did next:
 
     path 0    [q] "12 + 7 = 19\n" [q + 1 step] "Answer: 19"         two states
-    probes    from [q]: 9 plays; from [q + 1 step]: 9 plays
+    probes    from [q]: 9 rollouts; from [q + 1 step]: 9 rollouts
     path 1    [q] "12 + 7 = 18\n" [...] "Answer: 18"                its first state is known: no probes
 
-Invariant: states in which the same role is asked the same tokens are one state, and its probes depend on it, the seed
+Invariant: states in which the same role has the same prompt tokens are one state, and its probes depend on it, the seed
 and the problem, not on which path came there first. Paths come first in a tree, then the probes, state by state.
 """
 
@@ -23,7 +23,7 @@ from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow, check_turn
 from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
 from flow_dpo.core.seeds import derive
-from flow_dpo.core.steps import joined, split
+from flow_dpo.core.steps import join, split
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Problem, Request, Solution, Turn
 
@@ -36,16 +36,16 @@ class Step:
     state: Any
     """The flow's, at the turn's beginning."""
     kept: Completion | None
-    """What had been said of the turn."""
+    """What had been written of the turn."""
     request: Request
-    """The turn's request with `kept` behind its prompt: it names the state."""
+    """The turn's request with `kept` after its prompt: it names the state."""
     completion: Completion
     tags: tuple[str, ...]
 
 
 @dataclass(slots=True, kw_only=True)
 class Path:
-    """One play from the beginning, while it is under way and after."""
+    """One rollout from the beginning, while it is under way and after."""
 
     index: int
     steps: list[Step] = field(default_factory=list[Step])
@@ -54,7 +54,7 @@ class Path:
 
 @dataclass(slots=True, kw_only=True)
 class _Probe:
-    said: list[tuple[Request, Completion, tuple[str, ...]]] = field(
+    turns: list[tuple[Request, Completion, tuple[str, ...]]] = field(
         default_factory=list[tuple[Request, Completion, tuple[str, ...]]]
     )
     solution: Solution | None = None
@@ -82,19 +82,19 @@ class Branched:
         self.paths.append(Path(index=len(self.paths)))
         return self.paths[-1]
 
-    def play(self, path: Path, *, probing: bool) -> RolloutSteps:
-        """Play a path to its end; if `probing`, start the probes of every new state on the way."""
+    def rollout(self, path: Path, *, probing: bool) -> RolloutSteps:
+        """Sample a path to its end; if `probing`, start the probes of every new state on the way."""
         state, num_turns = self.flow.start(self.problem), 0
         while (turn := self.flow.turn(state)) is not None:
             check_turn(self.flow, turn, num_turns, self.problem)
             seed = derive(self.seed, self.problem.id, -1, path.index, num_turns)
             sampling = self.turn_sampling.for_turn(turn, trunk=path.index == 0)
-            said = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=seed))
-            for step in self._steps(turn, state, said):
+            sampled = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=seed))
+            for step in self._steps(turn, state, sampled):
                 path.steps.append(step)
                 if probing:
                     yield from self.probe(step)
-            state, num_turns = self.flow.advance(state, said.completion), num_turns + 1
+            state, num_turns = self.flow.advance(state, sampled.completion), num_turns + 1
         path.solution = self.flow.solution(state)
 
     def probe(self, step: Step) -> RolloutSteps:
@@ -103,7 +103,7 @@ class Branched:
             return
         probes = self._probes[step.request] = [_Probe() for _ in range(self.num_completions)]
         for index, probe in enumerate(probes):
-            yield self._play_on(probe, step, index)
+            yield self._continue(probe, step, index)
 
     def tree(self) -> Tree:
         """The finished tree."""
@@ -111,7 +111,7 @@ class Branched:
         for path in self.paths:
             if path.solution is None or not path.steps:
                 raise FlowError(
-                    f"{type(self.flow).__name__} ended a play of {self.problem.id} before anybody spoke; a play needs "
+                    f"{type(self.flow).__name__} ended a rollout of {self.problem.id} without a turn; it needs "
                     f"one turn at least"
                 )
             tree.add_rollout(None, [(s.request, s.completion, s.tags) for s in path.steps], path.solution)
@@ -122,20 +122,20 @@ class Branched:
                 done.add(step.request)
                 for probe in self._probes.get(step.request, ()):
                     assert probe.solution is not None
-                    tree.add_rollout(tree.nodes[node].parent, probe.said, probe.solution, probe=True)
+                    tree.add_rollout(tree.nodes[node].parent, probe.turns, probe.solution, probe=True)
         return tree
 
-    def _steps(self, turn: Turn, state: Any, said: Sampled) -> Iterator[Step]:
-        """What was said to one turn, step by step. A choice is one step."""
-        ends = () if turn.choices else self.runner.step_ends(said.completion)
+    def _steps(self, turn: Turn, state: Any, sampled: Sampled) -> Iterator[Step]:
+        """One turn's completion, step by step. A choice is one step."""
+        ends = () if turn.choices else self.runner.step_ends(sampled.completion)
         kept: Completion | None = None
-        for piece in split(said.completion, ends):
-            request = said.request if kept is None else _behind(said.request, kept)
+        for piece in split(sampled.completion, ends):
+            request = sampled.request if kept is None else _after(sampled.request, kept)
             yield Step(turn=turn, state=state, kept=kept, request=request, completion=piece, tags=self.flow.tags(state))
-            kept = piece if kept is None else joined(kept, piece)
+            kept = piece if kept is None else join(kept, piece)
 
-    def _play_on(self, probe: _Probe, step: Step, index: int) -> RolloutSteps:
-        """Play from the state before `step` to the end."""
+    def _continue(self, probe: _Probe, step: Step, index: int) -> RolloutSteps:
+        """Sample from the state before `step` to the end."""
         turn, state, kept, num_turns = step.turn, step.state, step.kept, 0
         # Of the state alone: several paths may come here, in any order.
         place = f"{step.request.role} {step.request.max_tokens} {step.request.prompt_ids}"
@@ -144,16 +144,16 @@ class Branched:
             seed = derive(self.seed, self.problem.id, "probe", place, index, num_turns)
             sampling = self.turn_sampling.for_turn(turn, trunk=False)
             ids = () if kept is None else kept.token_ids
-            said = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=seed, prefix_ids=ids))
-            request = said.request if kept is None else _behind(said.request, kept)
-            probe.said.append((request, said.completion, self.flow.tags(state)))
-            state = self.flow.advance(state, said.completion if kept is None else joined(kept, said.completion))
+            sampled = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=seed, prefix_ids=ids))
+            request = sampled.request if kept is None else _after(sampled.request, kept)
+            probe.turns.append((request, sampled.completion, self.flow.tags(state)))
+            state = self.flow.advance(state, sampled.completion if kept is None else join(kept, sampled.completion))
             turn, kept, num_turns = self.flow.turn(state), None, num_turns + 1
         probe.solution = self.flow.solution(state)
 
 
-def _behind(request: Request, kept: Completion) -> Request:
-    """What is asked once `kept` has been said."""
+def _after(request: Request, kept: Completion) -> Request:
+    """The request that is left once `kept` has been written."""
     return replace(
         request,
         prompt_ids=request.prompt_ids + kept.token_ids,

@@ -5,7 +5,7 @@
     trees = workers.rollout(recipe.explore, recipe.flow, problems, seed=0)
 
 Invariant: all state that a call needs comes with it or with the last `refresh`, so that another kind of worker may be
-on another machine, and one that died may be asked again.
+on another machine, and one that died may be called again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class InProcessWorkers:
         return trees
 
     def take_stats(self) -> dict[str, float]:
-        """What the engine says of its work since last asked, and the seconds of sampling and of grading."""
+        """What the engine reports of its work since the last call, and the seconds of sampling and of grading."""
         stats = {f"rollout/{name}": value for name, value in self._engine.take_stats().items()} | self._seconds
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return stats

@@ -265,14 +265,14 @@ def test_flows_that_break_their_contract_are_named() -> None:
     class Rogue(AnswerStop):
         roles: ClassVar[tuple[str, ...]] = ("answer",)
 
-    with pytest.raises(FlowError, match=r"Rogue asked role 'stop'"):
+    with pytest.raises(FlowError, match=r"Rogue made a turn of role 'stop'"):
         explore(flow=Rogue(chunk_tokens=2, max_chunks=2), num=1)
 
     class Mute(AnswerStop):
         def turn(self, state: AnswerStopState) -> None:
             return None
 
-    with pytest.raises(FlowError, match="before anybody spoke"):
+    with pytest.raises(FlowError, match="without a turn"):
         explore(flow=Mute(), num=1)
 
 

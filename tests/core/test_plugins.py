@@ -134,7 +134,7 @@ def test_any_kind_of_object_is_loaded_from_a_file_a_module_or_a_plug_in(
         (
             'return Turn(role="revise", messages',
             'return Turn(role="reviser", messages',
-            "asked role 'reviser' to speak, at turn 2 of ",
+            "made a turn of role 'reviser', at turn 2 of ",
         ),
         (
             '        if state.next_role == "critique":\n            return replace',

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from flow_dpo.core.steps import joined, line_end, split, step_ends
+from flow_dpo.core.steps import join, line_end, split, step_ends
 from flow_dpo.core.types import Completion, TokenIds
 from tests.support.tree_builders import completion
 
@@ -67,6 +67,6 @@ def test_pieces_are_the_completion() -> None:
     first, second = split(whole, (2,))
     assert (first.token_ids, first.logprobs, first.sampled_logprobs) == ((5, 6), (-0.1, -0.2), (-1.0, -2.0))
     assert (first.finish_reason, second.finish_reason, first.content_ids) == ("length", "stop", (5, 6))
-    assert joined(first, second) == whole
+    assert join(first, second) == whole
     assert math.fsum(second.logprobs) == pytest.approx(-0.7)
     assert split(completion(5, 6), ()) == [completion(5, 6)]

@@ -106,13 +106,13 @@ def test_a_program_without_an_answer_has_none() -> None:
     flow = Planned(programs=True, fixed="pot")
     state = flow.advance(flow.start(ASKED), completion(*char_renderer.ids("print(1)")))
     assert text(flow.awaiting(state)) == "print(1)"
-    failed = flow.told(state, output="", reason="ValueError: x")
+    failed = flow.with_output(state, output="", reason="ValueError: x")
     assert text(flow.solution(failed).pieces) == "print(1)\n\nThe program failed."
     for reason in ("it took more than 2 s", "", "invalid literal for int() with base 10: '3'"):
-        told = text(flow.solution(flow.told(state, output="", reason=reason)).pieces)
+        told = text(flow.solution(flow.with_output(state, output="", reason=reason)).pieces)
         assert extract_answer(told, ended=True, rule=AnswerRule()) is None
     assert flow.awaiting(failed) == ()
-    printed = flow.told(state, output="a\n 7 \n", reason="")
+    printed = flow.with_output(state, output="a\n 7 \n", reason="")
     assert text(flow.solution(printed).pieces).endswith("\nAnswer: 7\n")
 
 

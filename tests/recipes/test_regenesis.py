@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from flow_dpo.core.answer_stop import AnswerStopPrompts, WorkedExample
 from flow_dpo.core.credit import ELSEWHERE
 from flow_dpo.core.errors import ConfigError, FlowError
-from flow_dpo.core.prompts import filled
+from flow_dpo.core.prompts import fill
 from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Message, Problem, Request, Solution, Status, Turn
@@ -42,7 +42,7 @@ def script(right: str) -> Callable[[Request, str, int], str]:
 
 
 def test_words_are_filled_once_and_hostile_braces_are_text() -> None:
-    assert filled("a {x} b {y}{z}", {"x": ("{y}",), "y": ((1, 2), "t")}) == ("a ", "{y}", " b ", (1, 2), "t", "{z}")
+    assert fill("a {x} b {y}{z}", {"x": ("{y}",), "y": ((1, 2), "t")}) == ("a ", "{y}", " b ", (1, 2), "t", "{z}")
 
 
 def test_three_turns_from_advice_to_path() -> None:

@@ -1,4 +1,4 @@
-"""Pairs of siblings by their value in a search; where asked for, what is fine-tuned on comes before them.
+"""Pairs of siblings by their value in a search, optionally after completions to fine-tune on.
 
 Critical Plan Step Learning's credit (arXiv 2409.08642): the value Q of a node is the mean reward, 1 or -1, of the
 rollouts through it; at every node, each child with a value above 0 against each below 0, with the difference of the two
@@ -9,18 +9,18 @@ as the margin:
 The paper goes in rounds: search with the policy as it is, fine-tune on what was right, then learn which steps were
 better. A round is one call, with the trees of `run.problems_per_batch` problems; with `fine_tune`
 
-    trees of 200 problems    ->    the right rollouts of all of them, problem by problem, and behind them all pairs
+    trees of 200 problems    ->    the right rollouts of all of them, problem by problem, and after them all pairs
 
-A role that says what a state is worth (`valued_by`) learns from the trunk's end alone: of every state that it was asked
-about on the trunk, it should have said its first word where the trunk was right, and its second where it was wrong:
+A role that predicts the value of a state (`valued_by`) learns from the trunk's end alone: at every state that it
+valued on the trunk, its target is its first choice where the trunk was right, and its second where it was wrong:
 
     plan  Value "Yes"  plan  Value "No"  answer, right    ->    Yes at both states, each with advantage 1
 
 which under `Nll` is the cross-entropy against how rollouts from there end, since the trunk is a plain draw from the
-flow. Other rollouts of a search were chosen by what was said, and those that reach an end lean to short solutions.
+flow. Other rollouts of a search were chosen by these values, and those that reach an end lean to short solutions.
 
 Invariants: values are of a tree in which nothing is visited twice, so they are means over its rollouts. They lean
-towards what the search went on with; only their signs and order at one node are used. What was said of a state is never
+towards what the search went on with; only their signs and order at one node are used. A prediction is never
 a target, so that a value is not learned from itself. All that is fine-tuned on precedes the first pair, so that a
 learner that takes examples in order has fine-tuned on a round before it sees the round's pairs.
 """
@@ -40,7 +40,7 @@ from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
 def node_values(tree: Tree) -> dict[int, float]:
     """Mean value of the rollouts through each node, by its id; none where there is no such rollout.
 
-    A rollout's value is its reward, 1 or -1; of one that stopped before its end, what was said of where it stopped.
+    A rollout's value is its reward, 1 or -1; of one that stopped before its end, the value of where it stopped.
     """
     found: dict[int, list[float]] = {}
     for rollout in tree.rollouts:
@@ -64,11 +64,11 @@ class ValuePairs:
     """Right rollouts of a problem that are fine-tuned on, in their order; 0 keeps all (not stated in what the recipe
     was made from)."""
     valued_by: Role = ""
-    """The role of the flow that says what states are worth, by a choice of two words, and learns from how the trunk
+    """The role of the flow that predicts the value of states, by a choice of two words, and learns from how the trunk
     ended; none where empty. Needs an objective as `fine_tune` does."""
 
     def __call__(self, trees: Sequence[Tree]) -> list[Example]:
-        """What the value role should have said, what is fine-tuned on, and all pairs: each tree by tree."""
+        """The targets of the value role, what is fine-tuned on, and all pairs: each tree by tree."""
         values = [target for tree in trees for target in _targets(tree, self.valued_by)] if self.valued_by else []
         correct = CorrectRollouts(max_per_problem=self.max_per_problem)(trees) if self.fine_tune else []
         return [*values, *correct, *(pair for tree in trees for pair in self._pairs(tree))]
@@ -101,7 +101,7 @@ class ValuePairs:
 
 
 def _targets(tree: Tree, role: Role) -> list[ScoredCompletion]:
-    """What this role should have said on the trunk; nothing where the trunk could not be graded."""
+    """The targets of this role on the trunk; nothing where the trunk could not be graded."""
     reward = None if tree.trunk.verdict is None else tree.trunk.verdict.reward
     if reward is None:
         return []
@@ -115,12 +115,12 @@ def _targets(tree: Tree, role: Role) -> list[ScoredCompletion]:
 def _word(node: Node, choice: int) -> Completion:
     """The role's completion as if it had chosen this word. What was drawn keeps the log-probability that it was drawn
     with; of the other, the unscaled one stands in."""
-    said = node.completion
-    if choice == said.choice:
-        return said
-    logprob = (said.choice_logprobs[choice],)
+    sampled = node.completion
+    if choice == sampled.choice:
+        return sampled
+    logprob = (sampled.choice_logprobs[choice],)
     return replace(
-        said,
+        sampled,
         token_ids=(node.request.choices[choice],),
         logprobs=logprob,
         sampled_logprobs=logprob,

@@ -1,14 +1,14 @@
-"""How does one role plan and another carry the plan out?
+"""Plan and solve: one role writes a plan step by step, another carries it out.
 
-Plan writes the steps of a plan, a line a turn, until it says its end token or the cap is reached; then Answer writes
+Plan writes the steps of a plan, a line a turn, until it samples its end token or the cap is reached; then Answer writes
 the whole solution in one turn (Critical Plan Step Learning, arXiv 2409.08642). A plan step is a decision of
 its own, so that an exploration can branch there:
 
     plan "Count the apples.\\n"   plan "Take away those sold." E   answer "12 + 7 = 19 ... Answer: 14" E
 
-With `value_role` a third role says after every plan step whether what is planned so far will end right, Yes or No.
-Nobody reads its word; how likely it was is the value of the state, for a search that asks instead of going on to the
-end (`explore.valued_by`).
+With `value_role` a third role chooses after every plan step whether what is planned so far will end right, Yes or No.
+Its choice enters no prompt; how likely it was is the value of the state, for a search that stops instead of going on to
+the end (`explore.valued_by`).
 
 Invariant: the solution reads the very ids of the plan; the plan's end token enters nothing.
 """
@@ -31,7 +31,7 @@ ANSWER: Role = "answer"
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSolvePrompts:
-    """The words of all roles, our own: the paper's are not stated here."""
+    """The prompts of all roles, our own: the paper's are not stated here."""
 
     plan_system: str = (
         "You plan how to solve math problems. Write a short plan: one step on each line, in words, without calculating "
@@ -49,7 +49,7 @@ class PlanSolvePrompts:
     value_system: str = (
         'You can only answer "Yes" or "No". You judge whether the beginning of a plan leads to the answer.'
     )
-    """Of the role that says how a plan will end, where there is one."""
+    """Of the role that predicts how a plan will end, where there is one."""
     value_user: str = (
         "Problem:\n{question}\n\nPlan so far:\n{plan}\n\nWill following this plan lead to the correct answer? "
         "Answer only Yes or No."
@@ -60,7 +60,7 @@ class PlanSolvePrompts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSolveState:
-    """Where a play stands."""
+    """The state of a rollout."""
 
     problem: Problem
     plan: tuple[TokenIds, ...] = ()
@@ -68,8 +68,8 @@ class PlanSolveState:
     solution: TokenIds = ()
     ended: bool = False
     next_role: Literal["plan", "value", "answer"] | None = "plan"
-    behind: Literal["plan", "value", "answer"] | None = None
-    """Who speaks after the value role."""
+    after_value: Literal["plan", "value", "answer"] | None = None
+    """The role that takes its turn after the value role."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class PlanSolve(Flow[PlanSolveState]):
     max_tokens: int = 960
     """Longest solution, in tokens (not stated in the paper)."""
     value_role: bool = False
-    """Whether a role says after every plan step if it will end right. Its word changes nothing."""
+    """Whether a role predicts after every plan step if it will end right. Its choice changes nothing."""
     prompts: PlanSolvePrompts = field(default_factory=PlanSolvePrompts)
 
     @property
@@ -116,7 +116,7 @@ class PlanSolve(Flow[PlanSolveState]):
 
     def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
         if state.next_role == "value":
-            return replace(state, next_role=state.behind, behind=None)
+            return replace(state, next_role=state.after_value, after_value=None)
         ended = completion.finish_reason == "stop"
         content = completion.content_ids
         if state.next_role == "answer":
@@ -125,10 +125,10 @@ class PlanSolve(Flow[PlanSolveState]):
         num_steps = state.num_steps + 1
         if ended and not self.prompts.solve_user:
             return replace(state, plan=plan, num_steps=num_steps, ended=True, next_role=None)
-        behind = "answer" if ended or num_steps >= self.max_plan_steps else "plan"
+        next_role = "answer" if ended or num_steps >= self.max_plan_steps else "plan"
         if self.value_role:
-            return replace(state, plan=plan, num_steps=num_steps, next_role="value", behind=behind)
-        return replace(state, plan=plan, num_steps=num_steps, next_role=behind)
+            return replace(state, plan=plan, num_steps=num_steps, next_role="value", after_value=next_role)
+        return replace(state, plan=plan, num_steps=num_steps, next_role=next_role)
 
     def solution(self, state: PlanSolveState) -> Solution:
         before: tuple[Piece, ...] = () if self.prompts.solve_user else state.plan
@@ -136,15 +136,15 @@ class PlanSolve(Flow[PlanSolveState]):
         return Solution(pieces=before + own, ended=state.ended)
 
     def _plan_messages(self, problem: Problem) -> tuple[Message, ...]:
-        asked = self.prompts.plan_user.replace("{question}", problem.question)
+        question = self.prompts.plan_user.replace("{question}", problem.question)
         return (
             Message(role="system", content=(self.prompts.plan_system,)),
-            Message(role="user", content=(asked,)),
+            Message(role="user", content=(question,)),
         )
 
-    def _about_the_plan(self, system: str, words: str, state: PlanSolveState) -> tuple[Message, ...]:
-        # Split before the question goes in: a question may hold the words "{plan}" itself.
-        before, _, after = words.partition("{plan}")
+    def _about_the_plan(self, system: str, template: str, state: PlanSolveState) -> tuple[Message, ...]:
+        # Split before the question goes in: a question may hold the text "{plan}" itself.
+        before, _, after = template.partition("{plan}")
         content: tuple[Piece, ...] = (
             before.replace("{question}", state.problem.question),
             *state.plan,

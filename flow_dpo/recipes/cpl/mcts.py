@@ -1,23 +1,22 @@
-"""Where in a tree is it worth looking next?
+"""Monte-Carlo tree search (MCTS) over the turns of a flow, as in Critical Plan Step Learning (arXiv 2409.08642).
 
-Monte-Carlo tree search over a flow's turns, as Critical Plan Step Learning has it (arXiv 2409.08642). From
-the beginning, go down to the child with the highest
+From the beginning, go down to the child with the highest
 
     Q(child) + puct * P(child) * sqrt(N(node)) / (1 + N(child))
 
 until a node has not yet been expanded; draw what children it lacks, value each, and add the value to every node on its
-path. The value is the reward, 1 or -1, of a play to the end (Monte-Carlo), or with `valued_by` what a role of the flow
-says of the new state, at twice the likelihood of its first word minus 1 (the paper's value head); an end has its reward
-in both. N counts plays through a node, Q is their mean, P the geometric mean of the probabilities of the tokens of what
-was said (how it is normalised is not stated in the paper). What was said in a play is part of the tree: its next turn
-is the first child of each node on it.
+path. The value is the reward, 1 or -1, of a rollout to the end (Monte-Carlo), or with `valued_by` a role's prediction
+for the new state: twice the probability of its first choice minus 1 (the paper's value head); an end has its reward
+in both. N counts rollouts through a node, Q is their mean, P the geometric mean of the probabilities of its tokens
+(how it is normalised is not stated in the paper). All turns of a rollout are part of the tree: its next turn is the
+first child of each node on it.
 
-    play 0    from the beginning to the end: the trunk, a plain draw from the flow
-    play 1, 2 the other two children of the root, each played on
-    play 3, 4 the other two of the child that scores highest, ...
+    rollout 0    from the beginning to the end: the trunk, a plain draw from the flow
+    rollout 1, 2 the other two children of the root, each continued to its end
+    rollout 3, 4 the other two of the child that scores highest, ...
 
-Invariant: no more than `num_rollouts` are played; what is exhausted is not visited again, and a completion that is
-there already begins no play, so a tree alone, without any counts of visits, holds N and Q.
+Invariant: no more than `num_rollouts` are sampled; what is exhausted is not visited again, and a completion that is
+there already begins no rollout, so a tree alone, without any counts of visits, holds N and Q.
 """
 
 from __future__ import annotations
@@ -46,17 +45,17 @@ from flow_dpo.core.types import Completion, Problem, Request, Solution, Turn, Ve
 
 @dataclass(frozen=True, kw_only=True)
 class Mcts(TurnSampling):
-    """A tree search over turns. The first play is the trunk, a plain draw from the flow."""
+    """A tree search over turns. The first rollout is the trunk, a plain draw from the flow."""
 
     num_rollouts: int = 32
-    """Plays of a problem at most (not stated in the paper); a completion that is there already costs none."""
+    """Rollouts of a problem at most (not stated in the paper); a completion that is there already costs none."""
     num_children: int = 3
     """Completions drawn at a node when it is expanded; equal ones are one child. The paper's is 3."""
     puct: float = 1.5
     """How much is given to what was rarely visited; the paper's is 1.5."""
     valued_by: str = ""
-    """The role of the flow whose choice, the first word or another, values a new state: a play but the trunk stops with
-    it. Nothing else is ever said in its place. Plays go to the end where empty."""
+    """The role of the flow whose choice, the first or another, values a new state: every rollout but the trunk stops
+    with it. No alternative to it is sampled. Rollouts go to the end where empty."""
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         searches = [_Search(self, flow, problem, seed) for problem in problems]
@@ -69,19 +68,19 @@ class Mcts(TurnSampling):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Node:
-    """What was said at one place, and the state after it. The root is the beginning, where nothing was said."""
+    """One turn's completion, and the state after it. The root is the beginning, before any turn."""
 
     parent: _Node | None
     state: Any
     turn: Turn | None
-    said: tuple[Request, Completion, tuple[str, ...]] | None = None
+    sampled: tuple[Request, Completion, tuple[str, ...]] | None = None
     children: list[_Node] = field(default_factory=list["_Node"])
     num_drawn: int = 0
     """Completions drawn here, equal ones too."""
     num_rollouts: int = 0
     num_valued: int = 0
     total: float = 0.0
-    """Sum of the values of the plays that have one: a reward, 1 or -1, or what was said of the state they came to."""
+    """Sum of the values of the rollouts that have one: a reward, 1 or -1, or the prediction for their last state."""
     closed: bool = False
     """Nothing new can be found here or below."""
     id: int = -1
@@ -93,14 +92,14 @@ class _Node:
 
     @property
     def prior(self) -> float:
-        assert self.said is not None
-        logprobs = self.said[1].logprobs
+        assert self.sampled is not None
+        logprobs = self.sampled[1].logprobs
         return math.exp(math.fsum(logprobs) / len(logprobs))
 
 
 @dataclass(slots=True, kw_only=True)
 class _Rollout:
-    """A play from a new child to the end, or to where it was valued."""
+    """A rollout from a new child to the end, or to where it was valued."""
 
     first: _Node
     leaf: _Node
@@ -114,7 +113,7 @@ class _Rollout:
 
 
 class _Search:
-    """The search on one problem. Plays of one expansion run side by side; whoever ends last goes on."""
+    """The search on one problem. Rollouts of one expansion run side by side; the one that ends last goes on."""
 
     def __init__(self, settings: Mcts, flow: Flow[Any], problem: Problem, seed: int) -> None:
         self.settings, self.flow, self.problem, self.seed = settings, flow, problem, seed
@@ -123,15 +122,15 @@ class _Search:
         self.rollouts: list[_Rollout] = []
         self.num_drawn = 0
         if self.root.turn is None:
-            raise FlowError(f"{type(flow).__name__} ended a play of {problem.id} before anybody spoke")
+            raise FlowError(f"{type(flow).__name__} ended a rollout of {problem.id} without a turn")
         if settings.valued_by and settings.valued_by not in flow.roles:
             raise FlowError(
                 f"explore.valued_by expects a role of {type(flow).__name__}, one of {list(flow.roles)}, found "
-                f"{settings.valued_by!r}; leave it empty to play every new state to its end"
+                f"{settings.valued_by!r}; leave it empty to sample every new state to its end"
             )
 
     def expand(self, node: _Node, num: int) -> RolloutSteps:
-        """Draw this many completions at a node, and play on from those that are new."""
+        """Draw this many completions at a node, and continue from those that are new."""
         drawn: dict[int, Sampled] = {}
         first, self.num_drawn = self.num_drawn, self.num_drawn + num
         node.num_drawn += num
@@ -139,31 +138,31 @@ class _Search:
             yield self._draw(node, index, drawn, num)
 
     def tree(self) -> Tree:
-        """The finished tree, play by play."""
+        """The finished tree, rollout by rollout."""
         tree = Tree(problem=self.problem)
         for rollout in self.rollouts:
-            path = [node for node in _up(rollout.leaf) if node.id < 0 and node.said is not None][::-1]
+            path = [node for node in _up(rollout.leaf) if node.id < 0 and node.sampled is not None][::-1]
             above = rollout.first.parent
             assert above is not None
             assert rollout.solution is not None
-            said = [node.said for node in path if node.said is not None]
+            turns = [node.sampled for node in path if node.sampled is not None]
             for id, node in enumerate(path, start=len(tree.nodes)):
                 node.id = id
             value = rollout.value if rollout.stopped else None
-            tree.add_rollout(None if above.said is None else above.id, said, rollout.solution, value=value)
+            tree.add_rollout(None if above.sampled is None else above.id, turns, rollout.solution, value=value)
         return tree
 
     def _draw(self, node: _Node, index: int, drawn: dict[int, Sampled], num: int) -> RolloutSteps:
-        drawn[index] = yield from self._say(node, index)
+        drawn[index] = yield from self._sample_turn(node, index)
         if len(drawn) == num:
             yield from self._play_on(node, [drawn[i] for i in sorted(drawn)], min(drawn))
 
     def _play_on(self, node: _Node, drawn: Sequence[Sampled], first: int) -> RolloutSteps:
-        """Add the new completions as children, and play each of them to the end."""
+        """Add the new completions as children, and continue each of them to the end."""
         started: list[_Rollout] = []
-        for index, said in enumerate(drawn, start=first):
-            if all(said.completion.token_ids != _ids(child) for child in node.children):
-                child = self._child(node, said)
+        for index, sampled in enumerate(drawn, start=first):
+            if all(sampled.completion.token_ids != _ids(child) for child in node.children):
+                child = self._child(node, sampled)
                 started.append(_Rollout(first=child, leaf=child, index=index))
         self.rollouts += started
         if not started:
@@ -175,10 +174,10 @@ class _Search:
     def _finish(self, rollout: _Rollout, started: Sequence[_Rollout], waiting: list[int]) -> RolloutSteps:
         node, valued = rollout.first, False
         while node.turn is not None and not valued:
-            said = yield from self._say(node, rollout.index)
+            sampled = yield from self._sample_turn(node, rollout.index)
             valued = self._is_valued(node) and rollout.index > 0
             node.num_drawn += 1
-            node = self._child(node, said)
+            node = self._child(node, sampled)
         rollout.leaf, rollout.solution = node, self.flow.solution(node.state)
         if rollout.stopped:
             rollout.value = _said_value(node)
@@ -213,7 +212,7 @@ class _Search:
         return node
 
     def _close(self) -> None:
-        """Close what has all its children and only closed ones, from the leaves of the last plays upwards."""
+        """Close what has all its children and only closed ones, from the leaves of the last rollouts upwards."""
         order = [self.root]
         for node in order:
             order += node.children
@@ -222,15 +221,15 @@ class _Search:
                 node.closed = all(child.closed for child in node.children)
 
     def _is_valued(self, node: _Node) -> bool:
-        """Whether what is said next is the value of the state."""
+        """Whether the next turn is the value of the state."""
         return bool(self.settings.valued_by) and node.turn is not None and node.turn.role == self.settings.valued_by
 
     def _num_wanted(self, node: _Node) -> int:
         """How many completions are drawn at a node that is expanded."""
         return 1 if self._is_valued(node) else self.settings.num_children
 
-    def _say(self, node: _Node, index: int) -> Generator[Yields, Sampled | Verdict, Sampled]:
-        """Ask what a node's turn asks, on behalf of one play. Raises `FlowError` for a turn that breaks a rule."""
+    def _sample_turn(self, node: _Node, index: int) -> Generator[Yields, Sampled | Verdict, Sampled]:
+        """Sample a node's turn, for one rollout. Raises `FlowError` for a turn that breaks a rule."""
         assert node.turn is not None
         depth = sum(1 for _ in _up(node)) - 1
         check_turn(self.flow, node.turn, depth, self.problem)
@@ -239,20 +238,20 @@ class _Search:
                 f"explore.valued_by expects a role of {type(self.flow).__name__} that chooses a word, found "
                 f"{node.turn.role!r}, which writes"
             )
-        # Play 0 is drawn as any exploration draws its trunk.
+        # Rollout 0 is drawn as any exploration draws its trunk.
         place = (-1, 0, depth) if index == 0 else ("search", index, depth)
         seed = derive(self.seed, self.problem.id, *place)
         return sample(
             SampleRequest(turn=node.turn, sampling=self.settings.for_turn(node.turn, trunk=index == 0), seed=seed)
         )
 
-    def _child(self, node: _Node, said: Sampled) -> _Node:
-        state = self.flow.advance(node.state, said.completion)
+    def _child(self, node: _Node, sampled: Sampled) -> _Node:
+        state = self.flow.advance(node.state, sampled.completion)
         child = _Node(
             parent=node,
             state=state,
             turn=self.flow.turn(state),
-            said=(said.request, said.completion, self.flow.tags(node.state)),
+            sampled=(sampled.request, sampled.completion, self.flow.tags(node.state)),
         )
         node.children.append(child)
         return child
@@ -267,11 +266,11 @@ def _up(node: _Node) -> Iterator[_Node]:
 
 
 def _said_value(node: _Node) -> float:
-    """What was said of the state: 1 where the first word is sure, -1 where it is out of the question."""
-    assert node.said is not None
-    return 2 * math.exp(node.said[1].choice_logprobs[0]) - 1
+    """The value that was predicted for the state: 1 where the first choice is certain, -1 where it is impossible."""
+    assert node.sampled is not None
+    return 2 * math.exp(node.sampled[1].choice_logprobs[0]) - 1
 
 
 def _ids(node: _Node) -> tuple[int, ...]:
-    assert node.said is not None
-    return node.said[1].token_ids
+    assert node.sampled is not None
+    return node.sampled[1].token_ids

@@ -1,4 +1,4 @@
-"""Step-APO: DPO on pairs that asks for their margin, and where asked for NLL on completions, in one loss.
+"""Step-APO: DPO on pairs with their margin required, and optionally NLL on completions, in one loss.
 
 Of a batch with a completion of NLL 0.4 and a pair of loss 0.7:
 
@@ -58,7 +58,7 @@ class StepApo:
         if not self.sft:
             if scored:
                 raise ObjectiveError(
-                    f"StepApo expects pairs alone unless it is asked for --objective.sft, found {len(scored)} scored "
+                    f"StepApo expects pairs alone without --objective.sft, found {len(scored)} scored "
                     f"completions in {len(examples)} examples; add the flag, or leave out the credit's fine_tune and "
                     f"valued_by"
                 )

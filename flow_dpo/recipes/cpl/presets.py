@@ -3,10 +3,10 @@
 
 The paper's: 3 completions an expansion, PUCT constant 1.5, at most 6 turns, rewards of 1 and -1, beta 0.3, alpha 1. The
 number of rollouts, temperature, learning rate and batch: not stated in what these values were taken from; the rate is
-that of Flow-DPO, the batch 32. Off unless asked for, each by flags:
+that of Flow-DPO, the batch 32. Off by default, each on by flags:
 
     --flow.value_role --explore.valued_by value --credit.valued_by value --objective.sft
-        a role says what a new state is worth, and learns to: in place of a rollout to its end. The paper's is a value
+        a role predicts a new state's value, and learns to: in place of a rollout to its end. The paper's is a value
         head on the policy, and how it is trained is not stated in what these values were taken from.
     --credit.fine_tune --objective.sft --problems_per_batch 1024
         rounds that begin by fine-tuning on their right rollouts. Problems of a round, rollouts that are learned and the

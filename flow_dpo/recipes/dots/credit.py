@@ -13,15 +13,15 @@ from flow_dpo.recipes.dots.lesson import lesson_of
 
 @dataclass(frozen=True, kw_only=True)
 class BestTrajectory:
-    """The way that a search found best, as the planner is to say it: why, and which (DOTS, arXiv 2410.03864).
+    """The way that a search found best, as the planner should write it: why, and which (DOTS, arXiv 2410.03864).
 
-    The lesson's explanation in hindsight is learned for the trunk's first request, in which the planner is asked; the
+    The lesson's explanation in hindsight is learned for the trunk's first request, that of the planner; the
     way's name for its own. Nothing is learned of a problem whose graded
-    plays are all right or all wrong, or of a best way of which the verifier found no play right.
+    rollouts are all right or all wrong, or of a best way without a rollout that was graded correct.
     """
 
     keep_reasoning: bool = False
-    """Also learn the first right play of the best way, turn by turn: the paper's internalised planner. Otherwise the
+    """Also learn the first right rollout of the best way, turn by turn: the paper's internalised planner. Otherwise the
     planner alone is learned, and what solves stays as it was."""
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
@@ -36,7 +36,7 @@ class BestTrajectory:
         best = [one for one in lesson.of_best_way(tree) if one.verdict is not None and one.verdict.status == "correct"]
         if len(statuses - {"ungraded"}) < 2 or not best:
             return []
-        said = [scored_for(tree, lesson.why, tree.nodes[0]), scored_as_sampled(tree, lesson.which)]
+        examples = [scored_for(tree, lesson.why, tree.nodes[0]), scored_as_sampled(tree, lesson.which)]
         if self.keep_reasoning:
-            said += [scored_as_sampled(tree, node) for node in tree.path(best[0].leaf)]
-        return said
+            examples += [scored_as_sampled(tree, node) for node in tree.path(best[0].leaf)]
+        return examples

@@ -1,14 +1,14 @@
-"""Which way of solving suits a problem best, found out by trying them all?
+"""A search over all trajectories (ways of solving) of a problem for the best one.
 
-DOTS (arXiv 2410.03864), one problem at a time: every way is played N times, the ways with the highest
-success rate are kept (the shorter where it is equal), those are played again, a few are kept of these, and the model
+DOTS (arXiv 2410.03864), one problem at a time: every way is sampled N times, the ways with the highest
+success rate are kept (the shorter where it is equal), those are sampled again, a few are kept of these, and the model
 itself explains why the best one suits the problem. With the flow's own plan in front:
 
     rollout 0         the planner's own explanation, choice and solution: progressive validation
     rollouts 1 ...    each way, N times; the kept ways again in every further round
     the last          the lesson: an explanation made in hindsight, and the best way's name
 
-Invariants: a way's rate is over all of its plays; a problem with only right or only wrong plays is explained to nobody;
+Invariants: a way's rate is over all of its rollouts; a problem with only right or only wrong ones gets no explanation;
 programs are run in the sandbox, and only where the flow's `programs` is set.
 """
 
@@ -42,16 +42,16 @@ HINDSIGHT = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectorySearch(TurnSampling):
-    """The planner's own play, then a search over all ways."""
+    """The planner's own rollout, then a search over all ways."""
 
     num_rollouts: int = 4
-    """Plays of a way in a round."""
+    """Rollouts of a way in a round."""
     num_rounds: int = 2
-    """After the first, only kept ways are played. 0 searches nothing: the planner's own play is all there is."""
+    """After the first, only kept ways are sampled. 0 searches nothing: the planner's own rollout is all there is."""
     num_kept: int = 8
     """Ways that are kept for a further round."""
     num_best: int = 3
-    """Ways that are left in the end, best first; the first is taught."""
+    """Ways that are left in the end, best first; the first is the lesson."""
 
     def __post_init__(self) -> None:
         if self.num_rollouts < 1 or self.num_rounds < 0 or not 0 < self.num_best <= self.num_kept:
@@ -67,10 +67,10 @@ class TrajectorySearch(TurnSampling):
             check_platform()
             log.warning("running programs that the model writes, in a sandbox (--flow.programs)")
         searches = [_Search(self, flow, problem, runner, seed) for problem in problems]
-        runner.run([search.trunk.play() for search in searches])
+        runner.run([search.trunk.rollout() for search in searches])
         for number in range(self.num_rounds):
             chains = [chain for search in searches for chain in search.begin_round(number)]
-            runner.run([chain.play() for chain in chains])
+            runner.run([chain.rollout() for chain in chains])
             for search in searches:
                 search.end_round(last=number == self.num_rounds - 1)
         runner.run([search.explain() for search in searches if search.decides])
@@ -90,18 +90,18 @@ class _Search:
         self.seed = derive(seed, problem.id, "trajectories")
         self.trunk = self._chain(flow, "trunk", trunk=True)
         self.ways = [way.name for way in flow.trajectories] if explore.num_rounds else []
-        self.plays: dict[str, list[tuple[Chain, bool]]] = {way: [] for way in self.ways}
-        """Of every way, its plays and whether each was right."""
+        self.rollouts: dict[str, list[tuple[Chain, bool]]] = {way: [] for way in self.ways}
+        """Of every way, its rollouts and whether each was right."""
         self.running: list[tuple[str, Chain]] = []
         self.hindsight: Sampled | None = None
 
     @property
     def decides(self) -> bool:
-        """Whether some plays were right and some were not."""
-        return len({right for plays in self.plays.values() for _, right in plays}) == 2
+        """Whether some rollouts were right and some were not."""
+        return len({right for rollouts in self.rollouts.values() for _, right in rollouts}) == 2
 
     def begin_round(self, number: int) -> list[Chain]:
-        """The plays of one round."""
+        """The rollouts of one round."""
         self.running = [
             (way, self._chain(replace(self.flow, fixed=way), way, number, index))
             for way in self.ways
@@ -112,7 +112,7 @@ class _Search:
     def end_round(self, *, last: bool) -> None:
         """See how the round went, and keep the best ways."""
         for way, chain in self.running:
-            self.plays[way].append((chain, chain.right))
+            self.rollouts[way].append((chain, chain.right))
         order = {way.name: (len(way.modules), index) for index, way in enumerate(self.flow.trajectories)}
         self.ways.sort(key=lambda way: (-self._rate(way), *order[way]))
         self.ways = self.ways[: self.explore.num_kept]
@@ -121,9 +121,9 @@ class _Search:
 
     def explain(self) -> RolloutSteps:
         """Ask the model why the best way suits the problem."""
-        words = self.problem.question + HINDSIGHT.replace("{way}", self.ways[0].replace("+", ", then "))
+        prompt = self.problem.question + HINDSIGHT.replace("{way}", self.ways[0].replace("+", ", then "))
         turn = Turn(
-            role=ANSWER, messages=(Message(role="user", content=(words,)),), max_tokens=self.flow.explanation_tokens
+            role=ANSWER, messages=(Message(role="user", content=(prompt,)),), max_tokens=self.flow.explanation_tokens
         )  # fmt: skip
         sampling = self.explore.for_turn(turn, trunk=False)
         self.hindsight = yield from sample(
@@ -131,14 +131,14 @@ class _Search:
         )
 
     def tree(self) -> Tree:
-        """All plays, and behind them what is taught."""
+        """All rollouts, and after them the lesson."""
         tree = Tree(problem=self.problem)
         self.trunk.add_to(tree)
-        for plays in self.plays.values():
-            for chain, _ in plays:
+        for rollouts in self.rollouts.values():
+            for chain, _ in rollouts:
                 chain.add_to(tree)
         if self.hindsight is not None:
-            best = next(chain for chain, right in self.plays[self.ways[0]] if right)
+            best = next(chain for chain, right in self.rollouts[self.ways[0]] if right)
             add_lesson(
                 tree,
                 self.ways[0],
@@ -149,7 +149,7 @@ class _Search:
         return tree
 
     def _choice(self, explanation: Completion) -> tuple[Request, Completion]:
-        """The best way's name as the planner would say it behind this explanation."""
+        """The best way's name as the planner would choose it after this explanation."""
         turn = self.flow.turn(self.flow.advance(PlannedState(problem=self.problem), explanation))
         assert turn is not None
         assert turn.role == PLAN
@@ -165,8 +165,8 @@ class _Search:
         )
 
     def _rate(self, way: str) -> float:
-        plays = self.plays[way]
-        return sum(right for _, right in plays) / len(plays)
+        rollouts = self.rollouts[way]
+        return sum(right for _, right in rollouts) / len(rollouts)
 
     def _chain(self, flow: Planned, *names: int | str, trunk: bool = False) -> Chain:
         return Chain(
@@ -180,9 +180,9 @@ class _Search:
         )
 
     def _run_program(self, state: PlannedState) -> PlannedState:
-        """Run what the state waits for, where the user has asked for programs."""
+        """Run what the state waits for, where the user has enabled programs."""
         waiting = self.flow.awaiting(state) if self.flow.programs else ()
         if not waiting:
             return state
         ran = run_program(code_of(self.runner.renderer.to_text(waiting)))
-        return self.flow.told(state, output=ran.output, reason=ran.reason)
+        return self.flow.with_output(state, output=ran.output, reason=ran.reason)

@@ -1,4 +1,4 @@
-"""How does a planner choose a way to solve a problem, and how is the way carried out?
+"""DOTS' flow: a planner chooses a trajectory of modules, and the modules carry it out.
 
 DOTS (arXiv 2410.03864): a way is an analysis (none, rewrite the question, decompose it), a solution
 (reasoning in words, CoT, or a program, PoT) and a verification (none, or self-verification): 12 ways. The planner
@@ -7,8 +7,8 @@ explains which way suits the question and then names it, as one of the declared 
     plan     "There are two quantities, so ..."     plan   C, which is rewrite+cot
     answer   the question in other words            answer "... Answer: 14"
 
-A program is not run here, a flow evaluates nothing: `awaiting` says what is to be run, and whoever plays and was asked
-to run programs hands the result to `told`. Without that a program's solution has no answer.
+A program is not run here, a flow evaluates nothing: `awaiting` returns what is to be run, and an exploration that may
+run programs hands the result to `with_output`. Without that a program's solution has no answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 from flow_dpo.core.answer_stop import ANSWER, AnswerStopPrompts, answer_messages
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.prompts import filled
+from flow_dpo.core.prompts import fill
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
 PLAN: Role = "plan"
@@ -58,7 +58,7 @@ TRAJECTORIES = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleWords:
-    """What is said in the modules (the paper's exact English is not followed). `{question}` is the problem,
+    """The prompts of the modules (the paper's exact English is not followed). `{question}` is the problem,
     `{analysis}`, `{draft}` and `{explanation}` what was written before, `{ways}` the list of choices."""
 
     plan: str = (
@@ -74,7 +74,7 @@ class ModuleWords:
     )
     decompose: str = "{question}\n\nList the smaller questions that have to be answered first. Do not answer them."
     rewritten: str = "\n\nIn other words:\n{analysis}"
-    """Stands behind the question in the plain prompt of a solution."""
+    """Stands after the question in the plain prompt of a solution."""
     parts: str = "\n\nAnswer these questions first:\n{analysis}"
     """The same after a decomposition."""
     program: str = (
@@ -112,7 +112,7 @@ class Planned(Flow[PlannedState]):
     """Longest explanation and longest analysis, in tokens."""
     programs: bool = False
     """Whether the six ways with a program are among the choices. Their programs, which the model wrote, are RUN, in a
-    child process without files, network or other processes. Off unless it is asked for."""
+    child process without files, network or other processes. Off by default."""
     fixed: str = ""
     """A way that is taken without a planner, by its name, such as "decompose+cot+verify"."""
     labels: tuple[str, ...] = tuple("ABCDEFGHIJKL")
@@ -150,14 +150,14 @@ class Planned(Flow[PlannedState]):
                 return self._ask(PLAN, words.plan, state, self.explanation_tokens)
             return replace(self._ask(PLAN, words.choose, state, 1), choices=self.labels[: len(self.trajectories)])
         if way.analysis != "none" and state.analysis is None:
-            asked = words.rewrite if way.analysis == "rewrite" else words.decompose
-            return self._ask(ANSWER, asked, state, self.explanation_tokens)
+            template = words.rewrite if way.analysis == "rewrite" else words.decompose
+            return self._ask(ANSWER, template, state, self.explanation_tokens)
         if state.draft is None:
             if way.program:
                 return self._ask(ANSWER, words.program, state, self.max_tokens)
-            *before, asked = answer_messages(self.prompts, state.problem)
-            behind = replace(asked, content=(*asked.content, *self._analysed(state)))
-            return Turn(role=ANSWER, messages=(*before, behind), max_tokens=self.max_tokens)
+            *before, last = answer_messages(self.prompts, state.problem)
+            last = replace(last, content=(*last.content, *self._analysed(state)))
+            return Turn(role=ANSWER, messages=(*before, last), max_tokens=self.max_tokens)
         if way.verify and state.verified is None:
             return self._ask(ANSWER, words.verify, state, self.max_tokens)
         return None
@@ -189,19 +189,19 @@ class Planned(Flow[PlannedState]):
         return () if state.trajectory is None else (state.trajectory.name,)
 
     def awaiting(self, state: PlannedState) -> tuple[Piece, ...]:
-        """The text with a program that is to be run before the play goes on; empty where there is none."""
+        """The text with a program that is to be run before the rollout goes on; empty where there is none."""
         waits = state.trajectory is not None and state.trajectory.program and state.draft is not None
         return (state.draft.content_ids,) if waits and state.draft and not state.result else ()
 
-    def told(self, state: PlannedState, *, output: str, reason: str) -> PlannedState:
+    def with_output(self, state: PlannedState, *, output: str, reason: str) -> PlannedState:
         """The state once the program has run: its last line is the answer, or it has none."""
         lines = output.strip().splitlines()
         if reason or not lines:
-            # Nothing of the reason, nor a word that an answer stands behind: the verifier reads this.
+            # Nothing of the reason, nor a word that an answer follows: the verifier reads this.
             return replace(state, result="\n\nThe program failed.")
         return replace(state, result=f"\n\nThe program prints its answer.\nAnswer: {lines[-1].strip()}\n")
 
-    def _ask(self, role: Role, words: str, state: PlannedState, max_tokens: int) -> Turn:
+    def _ask(self, role: Role, template: str, state: PlannedState, max_tokens: int) -> Turn:
         ways = zip(self.labels, self.trajectories, strict=False)
         values: dict[str, tuple[Piece, ...]] = {
             "question": (state.problem.question,),
@@ -211,13 +211,13 @@ class Planned(Flow[PlannedState]):
             "analysed": self._analysed(state),
             "draft": self._draft(state),
         }
-        return Turn(role=role, messages=(Message(role="user", content=filled(words, values)),), max_tokens=max_tokens)
+        return Turn(role=role, messages=(Message(role="user", content=fill(template, values)),), max_tokens=max_tokens)
 
     def _analysed(self, state: PlannedState) -> tuple[Piece, ...]:
         if state.analysis is None or state.trajectory is None:
             return ()
         words = self.module_words.rewritten if state.trajectory.analysis == "rewrite" else self.module_words.parts
-        return filled(words, {"analysis": state.analysis})
+        return fill(words, {"analysis": state.analysis})
 
     def _draft(self, state: PlannedState) -> tuple[Piece, ...]:
         if state.draft is None:

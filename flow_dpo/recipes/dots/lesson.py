@@ -2,7 +2,7 @@
 
 The exploration lays it down and the credit reads it, both through this module; in the tree it is two completions:
 
-    request asked in hindsight  -> why the way suits the problem      tags ("taught", "rewrite+cot")
+    request made in hindsight   -> why the way suits the problem      tags ("taught", "rewrite+cot")
     the planner's own request   -> the way's name                     tags ("taught", "rewrite+cot")
 
 Invariant: a tree has at most one lesson, and it is the last rollout; no other rollout bears the tag.
@@ -17,7 +17,7 @@ from flow_dpo.core.tree import Node, Rollout, Tree
 from flow_dpo.core.types import Completion, Request, Solution
 
 TAUGHT = "taught"
-"""Tag of a lesson's completions; the way's name is the tag behind it."""
+"""Tag of a lesson's completions; the way's name is the next tag."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Lesson:
     why: Node
     """The explanation, made in hindsight."""
     which: Node
-    """The way's name, as the planner would say it behind the explanation."""
+    """The way's name, as the planner would choose it after the explanation."""
     searched: Sequence[Rollout]
     """The rollouts of all ways: neither the trunk nor the lesson."""
 
@@ -41,7 +41,7 @@ class Lesson:
 def add_lesson(
     tree: Tree, way: str, *, why: tuple[Request, Completion], which: tuple[Request, Completion], solution: Solution
 ) -> None:
-    """Append the lesson, with the best way's solution, behind all other rollouts."""
+    """Append the lesson, with the best way's solution, after all other rollouts."""
     tags = (TAUGHT, way)
     tree.add_rollout(None, [(*why, tags), (*which, tags)], solution)
 

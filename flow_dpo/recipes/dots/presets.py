@@ -1,6 +1,6 @@
 """DOTS' presets: a planner that learns which way of solving suits a problem (arXiv 2410.03864).
 
-The paper's: 12 ways (6 where programs are not asked for), each sampled 4 times at temperature 0.4, 2 rounds, 8 and then
+The paper's: 12 ways (6 without programs), each sampled 4 times at temperature 0.4, 2 rounds, 8 and then
 3 kept; cross-entropy. Rates for LoRA, and the batch: not stated here. The small presets search one round.
 """
 
@@ -51,7 +51,7 @@ PRESETS: dict[str, Preset] = {
                 explanation_tokens=8,
                 labels=tuple("123456789"),
                 prompts=SEED_PROMPTS,
-                # The seed knows no words for ways: what it is asked is always the bare question.
+                # The seed was not trained on prompts for ways: its prompt is always the bare question.
                 module_words=ModuleWords(
                     plan="{question}",
                     choose="{question}",

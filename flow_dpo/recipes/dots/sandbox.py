@@ -1,7 +1,7 @@
-"""How is a program that a model wrote run without harm?
+"""The sandbox for programs that a model wrote: a child process without files, network or other processes.
 
-In a child process that holds nothing: no environment, no package, no file, no network, a second or two of processor
-time and a quarter of a gigabyte (`sandbox_worker` has the walls). Nothing is run here unless the user has asked for it.
+The child holds nothing: no environment, no package, no file, no network, a second or two of processor
+time and a quarter of a gigabyte (`sandbox_worker` has the walls). Nothing is run here unless the user has enabled it.
 
     run_program("print(6 * 7)")             Ran(output="42\\n", reason="")
     run_program("import os")                Ran(output="", reason="the module os is not allowed")
@@ -57,7 +57,7 @@ def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_byt
     check_platform()
     if len(program) > _MAX_PROGRAM:
         return Ran(output="", reason=f"longer than {_MAX_PROGRAM:,} characters")
-    asked = json.dumps({"cpu_s": cpu_s, "memory_bytes": memory_bytes, "program": program})
+    job = json.dumps({"cpu_s": cpu_s, "memory_bytes": memory_bytes, "program": program})
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(WORKER)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -67,19 +67,19 @@ def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_byt
     assert child.stdout is not None
     try:
         with child.stdin as pipe:
-            pipe.write(asked.encode("ascii"))
-        said, whole = _read(child.stdout.fileno(), time.monotonic() + wall_s)
+            pipe.write(job.encode("ascii"))
+        output, whole = _read(child.stdout.fileno(), time.monotonic() + wall_s)
     except BrokenPipeError:
-        said, whole = b"", True
+        output, whole = b"", True
     finally:
         _end(child)
         child.stdout.close()
     if not whole:
-        return Ran(output="", reason=f"it took more than {wall_s:g} s or said too much")
-    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL) and not said:
+        return Ran(output="", reason=f"it took more than {wall_s:g} s or printed too much")
+    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL) and not output:
         return Ran(output="", reason=f"it took more than {cpu_s} s")
     try:
-        found = json.loads(said)
+        found = json.loads(output)
         return Ran(output=str(found["output"]), reason=str(found["reason"]))
     except (ValueError, KeyError, TypeError):
         return Ran(output="", reason=f"it died (exit status {child.returncode})")
@@ -87,17 +87,17 @@ def run_program(program: str, *, cpu_s: int = 2, wall_s: float = 6.0, memory_byt
 
 def _read(pipe: int, deadline: float) -> tuple[bytes, bool]:
     """What comes until the end, and whether the end was reached in time and within bounds."""
-    said = b""
+    output = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
-        while len(said) <= _MAX_BYTES:
+        while len(output) <= _MAX_BYTES:
             if not selector.select(max(deadline - time.monotonic(), 0)):
-                return said, False
+                return output, False
             piece = os.read(pipe, 65_536)
             if not piece:
-                return said, True
-            said += piece
-    return said, False
+                return output, True
+            output += piece
+    return output, False
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What does a small program print, in a process that can do nothing else?
+"""The sandbox's child process: it runs one small program and returns what it printed.
 
 A child process of `recipes.dots.sandbox`, run by path with `python -I -S`: it imports nothing of this package. The
 program comes on standard input; one line of JSON goes out. Three walls, each enough by itself for what it is for:
@@ -56,11 +56,11 @@ RAISED = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, RuntimeError,
     StopIteration, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
-"""What a program may raise; anything else ends this process, and its parent says that it died."""
+"""What a program may raise; anything else ends this process, and its parent reports that it died."""
 
 
 class Refused(Exception):
-    """The program is outside the grammar, or says too much."""
+    """The program is outside the grammar, or prints too much."""
 
 
 def check(tree: ast.Module) -> None:
@@ -135,7 +135,7 @@ def run(program: str) -> dict[str, str]:
     """What a program prints, and why it stopped where it did not run to its end."""
     printed: list[str] = []
 
-    def say(*values: object, sep: str = " ", end: str = "\n") -> None:
+    def write(*values: object, sep: str = " ", end: str = "\n") -> None:
         printed.append(sep.join(map(str, values)) + end)
         if sum(map(len, printed)) > MAX_OUTPUT:
             raise Refused(f"it printed more than {MAX_OUTPUT} characters")
@@ -143,7 +143,7 @@ def run(program: str) -> dict[str, str]:
     def bring(name: str, *_: object) -> SimpleNamespace:
         return SimpleNamespace(**MODULES[name])
 
-    allowed = {name: getattr(builtins, name) for name in BUILTINS} | {"print": say, "__import__": bring}
+    allowed = {name: getattr(builtins, name) for name in BUILTINS} | {"print": write, "__import__": bring}
     reason = ""
     try:
         tree = ast.parse(program)
@@ -157,10 +157,10 @@ def run(program: str) -> dict[str, str]:
 
 
 def main() -> None:
-    asked = json.loads(sys.stdin.buffer.read())
-    limit(asked["cpu_s"], asked["memory_bytes"])
+    job = json.loads(sys.stdin.buffer.read())
+    limit(job["cpu_s"], job["memory_bytes"])
     filtered = filter_calls()
-    found = run(asked["program"])
+    found = run(job["program"])
     sys.stdout.write(json.dumps({**found, "filtered": filtered}) + "\n")
     sys.stdout.flush()
 

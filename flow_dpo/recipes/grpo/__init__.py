@@ -1,4 +1,4 @@
-"""What is GRPO (arXiv 2402.03300)? Advantages within a problem's group, and a clipped policy gradient.
+"""GRPO (arXiv 2402.03300): advantages within a problem's group, and a clipped policy gradient.
 
 May import what recipes may, and no other method's folder.
 """

@@ -1,8 +1,8 @@
-"""How much better than its group did a play?
+"""Advantages of rollouts relative to their group.
 
     rewards 1 0 0 0    mean 1/4, deviation sqrt(3)/4    advantages sqrt(3), -1/sqrt(3) three times
 
-Invariant: the advantages of one problem's plays sum to zero.
+Invariant: the advantages of one problem's rollouts sum to zero.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from flow_dpo.core.types import ScoredCompletion
 
 @dataclass(frozen=True, kw_only=True)
 class GroupAdvantages:
-    """Every completion of a play is credited with the play's reward against the group's (GRPO, arXiv 2402.03300,
+    """Every completion of a rollout is credited with its reward against the group's (GRPO, arXiv 2402.03300,
     section 4.1.2, outcome supervision):
 
         advantage = (reward - mean of the problem's rewards) / their standard deviation
 
-    Ungraded plays enter neither mean nor examples. A group whose plays are all right or all wrong teaches nothing; the
+    Ungraded rollouts enter neither mean nor examples. A group that is all right or all wrong teaches nothing; the
     record counts them as "tied_trees".
     """
 

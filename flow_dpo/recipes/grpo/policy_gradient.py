@@ -1,4 +1,4 @@
-"""How is a completion made likelier by its advantage, and no further than its sampling reaches?
+"""The clipped policy gradient of PPO and GRPO, on scored completions.
 
 Invariant: a token that has already moved the right way by `clip_range` gives no more gradient. On policy, with an
 advantage of 0.7 and two tokens, each token's log-probability has the gradient -0.7 / 2.

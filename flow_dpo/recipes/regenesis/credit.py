@@ -14,14 +14,14 @@ from flow_dpo.recipes.regenesis.flow import HINTED
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectFinals:
-    """The last completion of right plays, learned for the *trunk's* first request: the plain question (ReGenesis, arXiv
-    2410.02108, section 3.2.1). What led to it, guidelines, structures and hints, is not learned.
+    """The last completion of right rollouts, learned for the *trunk's* first request, the plain question (ReGenesis,
+    arXiv 2410.02108, section 3.2.1). What led to it, guidelines, structures and hints, is not learned.
 
-    Rollouts that were told the answer (`HINTED`) count only where no other play of the problem but the trunk is right.
+    Rollouts with the answer in the prompt (`HINTED`) count only where no other of the problem but the trunk is right.
     """
 
     max_per_problem: int = 5
-    """Distinct paths of a problem at most, in the order in which they were played; 0 keeps all."""
+    """Distinct paths of a problem at most, in the order of their rollouts; 0 keeps all."""
 
     def __post_init__(self) -> None:
         if self.max_per_problem < 0:

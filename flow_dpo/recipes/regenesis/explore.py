@@ -1,13 +1,13 @@
-"""Which ways of reasoning are tried on a problem, from general guidelines?
+"""Rollouts by general guidelines, and with the accepted answer as a hint where none is right.
 
 ReGenesis (arXiv 2410.02108, section 3.1): 25 guidelines singly and 20 drawn groups of them, each made into a path in
-three turns (`flows.guidelines`); where none of a problem's paths is right, some more that are told the answer. The
+three turns (`flows.guidelines`); where none of a problem's paths is right, some more with the answer in the prompt. The
 trunk is the plain flow, which reads no guideline: progressive validation, and the prompt that right paths are learned
 for.
 
     rollout 0        plain question                       "... Answer: 5"
     rollout 1 ...    adapt, structure, path               45 of them, in an order drawn for the problem
-    behind           adapt, structure, path with a hint   only where none of those before is right
+    after            adapt, structure, path with a hint   only where none of those before is right
 
 Invariant: every guideline and every group is tried at most once a problem without a hint, each equally likely where
 `num_rollouts` is less than 45.
@@ -51,7 +51,7 @@ class GuidelineRollouts(TurnSampling):
     num_rollouts: int = 45
     """Guidelines and groups that are tried on a problem, of the 45 there are."""
     num_hinted: int = 5
-    """Paths with a hint where none without is right; the authors' code plays its 20 groups."""
+    """Paths with a hint where none without is right; the authors' code samples its 20 groups."""
     plan_tokens: int = 256
     """Longest adapted advice and longest structure, in tokens; the authors' code allows 2,048."""
     words: GuidedWords = field(default_factory=GuidedWords)
@@ -70,12 +70,12 @@ class GuidelineRollouts(TurnSampling):
             Chain(flow, problem, self, seed=derive(seed, problem.id, "trunk"), trunk=True) for problem in problems
         ]
         free = [self._chains(flow, problem, ways, seed, hinted=False) for problem in problems]
-        runner.run([chain.play() for chain in [*trunks, *(one for chains in free for one in chains)]])
+        runner.run([chain.rollout() for chain in [*trunks, *(one for chains in free for one in chains)]])
         hinted: list[list[Chain]] = [
             [] if any(chain.right for chain in chains) else self._chains(flow, problem, ways, seed, hinted=True)
             for problem, chains in zip(problems, free, strict=True)
         ]
-        runner.run([chain.play() for chains in hinted for chain in chains])
+        runner.run([chain.rollout() for chains in hinted for chain in chains])
         trees: list[Tree] = []
         for trunk, one, other in zip(trunks, free, hinted, strict=True):
             tree = Tree(problem=trunk.problem)
@@ -90,7 +90,7 @@ class GuidelineRollouts(TurnSampling):
     def _chains(
         self, flow: Flow[Any], problem: Problem, ways: Sequence[tuple[str, ...]], seed: int, *, hinted: bool
     ) -> list[Chain]:
-        """Plays in an order drawn for the problem, so that keeping the first few prefers no guideline."""
+        """Rollouts in an order drawn for the problem, so that keeping the first few prefers no guideline."""
         start = derive(seed, problem.id, "hinted" if hinted else "guided")
         order = random.Random(start).sample(range(len(ways)), self.num_hinted if hinted else self.num_rollouts)
         plain = _plain_turn(flow, problem)

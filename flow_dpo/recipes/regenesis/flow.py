@@ -1,4 +1,4 @@
-"""How does one role go from general advice to a solution, in three turns?
+"""ReGenesis' flow: from a general guideline to a solution in three turns of one role.
 
 ReGenesis (arXiv 2410.02108, section 3.1): fit general guidelines to the problem, make a structure of steps out of them,
 and only then reason along it. With one guideline:
@@ -7,7 +7,7 @@ and only then reason along it. With one guideline:
     structure  ->  "1. Multiply apples and price. 2. Subtract from the money."
     path       the problem's own prompt and the structure  ->  "3 * 2 = 6 ... Answer: 4"
 
-The path's prompt is that of the plain turn it will be learned for, with `words.path` behind it, so that system text and
+The path's prompt is that of the plain turn it will be learned for, with `words.path` after it, so that system text and
 worked examples are the same. Each turn's sampled ids are spliced into the next as they are.
 """
 
@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.prompts import filled
+from flow_dpo.core.prompts import fill
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
 HINTED = "hinted"
-"""Tag of turns in a rollout that is told the accepted answer; the credit keeps one only in want of others."""
+"""Tag of turns in a rollout whose prompt has the accepted answer; the credit keeps one only in want of others."""
 GUIDELINES = (
     "Say in your own words what is asked for before you begin.",
     "List every given quantity with its unit, and leave out what does not matter.",
@@ -54,7 +54,7 @@ GUIDELINES = (
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedWords:
-    """What is said in the three turns (the paper's exact English is not followed). `{question}` is the problem,
+    """The prompts of the three turns (the paper's exact English is not followed). `{question}` is the problem,
     `{guidelines}`, `{adapted}` and `{structure}` what the turn before has made, `{gold}` the accepted answer."""
 
     adapt: str = (
@@ -66,9 +66,9 @@ class GuidedWords:
         "Turn the advice into a short numbered list of the steps that solve this problem. Do not calculate yet."
     )
     path: str = "\n\nFollow these steps, and do not mention them:\n{structure}"
-    """Stands behind the question in the plain prompt."""
+    """Stands after the question in the plain prompt."""
     hint: str = "\n\nThe final answer is {gold}. Give the reasoning that leads to it, as if nobody had told you."
-    """Stands behind that, in the pass of hints."""
+    """Stands after that, in the pass of hints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +86,11 @@ class Guided(Flow[GuidedState]):
     """Adapt, structure, path: one role, three turns."""
 
     plain: Turn
-    """What the problem's question is asked in plainly, text alone: the path's prompt begins with it."""
+    """The plain turn that asks the problem's question, text alone: the path's prompt begins with it."""
     guidelines: tuple[str, ...] = GUIDELINES[:1]
     """One, or a group."""
     hinted: bool = False
-    """Whether the path's prompt tells the accepted answer."""
+    """Whether the path's prompt has the accepted answer."""
     plan_tokens: int = 256
     """Longest adapted advice and longest structure, in tokens; not stated in the paper."""
     words: GuidedWords = field(default_factory=GuidedWords)
@@ -112,11 +112,11 @@ class Guided(Flow[GuidedState]):
         }
         if state.adapted is None or state.structure is None:
             words = self.words.adapt if state.adapted is None else self.words.structure
-            messages = (Message(role="user", content=filled(words, values)),)
+            messages = (Message(role="user", content=fill(words, values)),)
             return Turn(role=self.plain.role, messages=messages, max_tokens=self.plan_tokens)
-        *before, asked = self.plain.messages
-        behind = filled(self.words.path + (self.words.hint if self.hinted else ""), values)
-        return replace(self.plain, messages=(*before, replace(asked, content=(*asked.content, *behind))))
+        *before, last = self.plain.messages
+        suffix = fill(self.words.path + (self.words.hint if self.hinted else ""), values)
+        return replace(self.plain, messages=(*before, replace(last, content=(*last.content, *suffix))))
 
     def advance(self, state: GuidedState, completion: Completion) -> GuidedState:
         if state.adapted is None:

@@ -66,7 +66,7 @@ PRESETS: dict[str, Preset] = {
                 plan_tokens=SEED_PLAN_TOKENS,
                 temperature=SEED_TEMPERATURE,
                 top_p=SEED_TOP_P,
-                # The seed knows no words for plans: what it is asked is always the bare question.
+                # The seed was not trained on prompts for plans: its prompt is always the bare question.
                 words=GuidedWords(adapt="{question}", structure="{question}", path="", hint=""),
             ),
         )

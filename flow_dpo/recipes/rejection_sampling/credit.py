@@ -1,12 +1,11 @@
-"""Which plays are worth saying again?
+"""Rejection sampling's credit: the completions of correct rollouts, all with the same advantage, 1.
 
-Credits for learning by imitation: they keep completions and give them all the same advantage, 1. `CorrectRollouts`
-keeps what verifiably ended right, the filter of rejection-sampling fine-tuning and expert iteration (STaR, arXiv
-2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585). Of four plays of one problem:
+`CorrectRollouts` keeps what verifiably ended right, the filter of rejection-sampling fine-tuning and expert iteration
+(STaR, arXiv 2203.14465; RFT, arXiv 2308.01825; ReST-EM, arXiv 2312.06585). Of four rollouts of one problem:
 
     A0 "3+4=7"  right      kept
     A1 "3+4=8"  wrong
-    A2 "3+4=7"  right      the same words again: never counted twice
+    A2 "3+4=7"  right      the same tokens again: never counted twice
     A3 "4+3=7"  right      kept where `max_per_problem` allows two
 
 Invariant: what could not be graded is never kept.
@@ -26,10 +25,10 @@ from flow_dpo.core.types import ScoredCompletion
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectRollouts:
-    """Every completion on the way to a right answer, of the first distinct plays that reached one."""
+    """Every completion on the way to a right answer, of the first distinct rollouts that ended in one."""
 
     max_per_problem: int = 1
-    """Plays kept of a problem, in the order of their rollouts; 0 keeps all. Cuts keep easy problems from drowning hard
+    """Rollouts kept of a problem, in their order; 0 keeps all. Cuts keep easy problems from drowning hard
     ones: ReST-EM keeps 10, STaR draws but one, RFT keeps every distinct one of 100."""
 
     def __post_init__(self) -> None:
@@ -37,7 +36,7 @@ class CorrectRollouts:
             raise ConfigError(f"max_per_problem must be 0 (all) or more, found {self.max_per_problem}")
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
-        """All examples of the trees, in the order of their plays; a node that two plays share is one example."""
+        """All examples of the trees, in the order of their rollouts; a node that two rollouts share is one example."""
         return [example for tree in trees for example in self._of_tree(tree)]
 
     def _of_tree(self, tree: Tree) -> list[ScoredCompletion]:

@@ -1,4 +1,4 @@
-"""How is what was kept made likelier?
+"""Negative log-likelihood of the completions that a credit kept.
 
 `Nll` is the objective of imitation: fine-tuning on what a credit kept, without a reference and without what was
 rejected. One completion of two tokens, kept with advantage 1:

@@ -1,12 +1,12 @@
-"""Which ways to go on from a state were favourable, and which not?
+"""Pairs of correct and wrong continuations at every state of the reference path.
 
 Reasoning Paths Optimization's credit (arXiv 2410.10858, section 3): at every state on the reference path, every
 different right completion against every different wrong one. Chosen and rejected are whole turns, the common path and
-what was said behind it, so that an objective sees the path too:
+what was sampled after it, so that an objective sees the path too:
 
-    path a b, probes behind it: c (right), d (wrong), e (wrong)    ->    (a b c, a b d) and (a b c, a b e)
+    path a b, probes after it: c (right), d (wrong), e (wrong)    ->    (a b c, a b d) and (a b c, a b e)
 
-Invariant: within a pair the two begin alike, up to the state at least, and differ behind it.
+Invariant: within a pair the two begin alike, up to the state at least, and differ after it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flow_dpo.core.seeds import derive
-from flow_dpo.core.steps import joined
+from flow_dpo.core.steps import join
 from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Completion, Pair, Request
 
@@ -82,7 +82,7 @@ def _pair(tree: Tree, good: Node, bad: Node) -> Pair:
 
 
 def _turn(tree: Tree, node: Node) -> tuple[Request, Completion]:
-    """The turn that a node ends: its request, and what was said to it, in one piece."""
+    """The turn that a node ends: its request, and the whole completion of it, in one piece."""
     request, completion = node.request, node.completion
     for before in reversed(tree.path(node.id)[:-1]):
         so_far = before.request.prompt_ids + before.completion.token_ids
@@ -91,5 +91,5 @@ def _turn(tree: Tree, node: Node) -> tuple[Request, Completion]:
         # A turn that goes on where one of the same role ended has its own count of tokens.
         if before.request.max_tokens - len(before.completion.token_ids) != request.max_tokens:
             break
-        request, completion = before.request, joined(before.completion, completion)
+        request, completion = before.request, join(before.completion, completion)
     return request, completion

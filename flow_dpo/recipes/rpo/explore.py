@@ -1,12 +1,12 @@
-"""What else could have been said at each step of a path that is right?
+"""Rollouts in search of a correct reference path, and fresh completions from each of its states.
 
 Reasoning Paths Optimization's exploration (arXiv 2410.10858, section 3, and the authors' code,
-DAMO-NLP-SG/reasoning-paths-optimization): several plays, the first right one of which is the reference path; from the
-question and from behind every step of it but the last, fresh completions, which are played to the end:
+DAMO-NLP-SG/reasoning-paths-optimization): several rollouts, the first right one of which is the reference path; from
+the question and from the end of every step of it but the last, fresh completions, which are continued to the end:
 
-    plays 0 wrong, 1 right, 2 right    ->    play 1 is the reference; 3 steps: completions from 3 states
+    rollouts 0 wrong, 1 right, 2 right    ->    rollout 1 is the reference; 3 steps: completions from 3 states
 
-Invariant: where no play is right, nothing is branched; which play is the reference does not depend on who ended first.
+Invariant: where no rollout is right, nothing is branched; the reference does not depend on which ended first.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from flow_dpo.recipes.step_rollouts import Branched, Path
 
 @dataclass(frozen=True, kw_only=True)
 class ReferencePath(TurnSampling):
-    """Plays of a problem, and completions from every state on the first right one. The first play is the trunk."""
+    """Rollouts of a problem, and completions from every state on the first right one. The first is the trunk."""
 
     num_rollouts: int = 10
-    """Plays in search of a right one; the authors' is 10."""
+    """Rollouts in search of a right one; the authors' is 10."""
     num_completions: int = 10
     """Completions from a state; the authors' is 10."""
 
@@ -42,15 +42,15 @@ class ReferencePath(TurnSampling):
 
 
 class _Searched(Branched):
-    """Plays of one problem; whoever ends last goes on with the reference path."""
+    """Rollouts of one problem; the one that ends last goes on with the reference path."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._found: dict[int, Status] = {}
 
     def search(self, path: Path) -> RolloutSteps:
-        """Play one path to its end; if it is the last, branch the first right one of all."""
-        yield from self.play(path, probing=False)
+        """Sample one path to its end; if it is the last, branch the first right one of all."""
+        yield from self.rollout(path, probing=False)
         assert path.solution is not None
         verdict = yield from verify(self.problem, path.solution)
         self._found[path.index] = verdict.status

@@ -1,4 +1,4 @@
-"""How is a right path made likely, and its continuation likelier than a wrong one?
+"""Likelihood of a correct path plus an odds ratio of its continuation against a wrong one.
 
 Invariant: no reference policy is needed; the contrast reads only what chosen and rejected do not share. A pair with one
 token in common and log-probabilities
@@ -22,10 +22,10 @@ from flow_dpo.core.types import Pair
 
 @dataclass(frozen=True, kw_only=True)
 class OddsRatio:
-    """Likelihood of the chosen path and an odds ratio behind the common prefix (Reasoning Paths Optimization, Chia et
+    """Likelihood of the chosen path and an odds ratio after the common prefix (Reasoning Paths Optimization, Chia et
     al., arXiv 2410.10858, section 3; the ratio is that of ORPO, Hong et al., arXiv 2403.07691, equation 7).
 
-    With m the mean log-probability of a completion's tokens behind the common prefix, M that of all tokens of the
+    With m the mean log-probability of a completion's tokens after the common prefix, M that of all tokens of the
     chosen one, and log odds(m) = m - log(1 - e^m):
 
         loss = - M_chosen - exploration_weight * log sigmoid(log odds(m_chosen) - log odds(m_rejected))
@@ -52,7 +52,7 @@ class OddsRatio:
         shared = [num_shared(pair.chosen.token_ids, pair.rejected.token_ids) for pair in examples]
         path = torch.stack([chosen.mean() for chosen, _ in policy])
         odds = [
-            torch.stack([_log_odds(_behind(pieces[side], n).mean()) for pieces, n in zip(policy, shared, strict=True)])
+            torch.stack([_log_odds(_after(pieces[side], n).mean()) for pieces, n in zip(policy, shared, strict=True)])
             for side in (0, 1)
         ]
         margins = odds[0] - odds[1]
@@ -80,8 +80,8 @@ def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
     return same
 
 
-def _behind(logprobs: torch.Tensor, shared: int) -> torch.Tensor:
-    """The tokens behind the common prefix; the last one where there are none, for one may be the other's beginning."""
+def _after(logprobs: torch.Tensor, shared: int) -> torch.Tensor:
+    """The tokens after the common prefix; the last one where there are none, for one may be the other's beginning."""
     return logprobs[min(shared, len(logprobs) - 1) :]
 
 

@@ -1,4 +1,4 @@
-"""What is VinePPO (arXiv 2410.01679)? Values of states by rollouts from them, and advantages of steps.
+"""VinePPO (arXiv 2410.01679): values of states by rollouts from them, and advantages of steps.
 
 May import what recipes may, and no other method's folder.
 """

@@ -1,4 +1,4 @@
-"""How much better did a step make things?
+"""Advantages of steps: the difference of the values of the states around them.
 
 VinePPO's credit (arXiv 2410.01679, section 4). The value of a state is the mean reward of the probes from it; a step is
 credited with the value after it less the value before. After the last step nothing can be done any more, so the value
@@ -21,7 +21,7 @@ from flow_dpo.core.types import Request, ScoredCompletion
 
 
 def state_values(tree: Tree) -> dict[Request, float]:
-    """The mean reward of the graded probes that start in each state. A state is what was asked there."""
+    """The mean reward of the graded probes that start in each state. A state is the request there."""
     rewards: dict[Request, list[float]] = {}
     for rollout in tree.rollouts:
         if rollout.probe and rollout.verdict is not None and rollout.verdict.reward is not None:
@@ -31,7 +31,7 @@ def state_values(tree: Tree) -> dict[Request, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class StepAdvantages:
-    """Every step of every path with the difference of the values around it. What was said in probes is not learned.
+    """Every step of every path with the difference of the values around it. The completions of probes are not learned.
 
     A step next to a state without a graded probe, and the last step of an ungraded path, make no example.
     """

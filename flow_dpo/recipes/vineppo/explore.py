@@ -1,11 +1,11 @@
-"""How good is the state before each step of a path? As good as fresh completions from it turn out.
+"""Monte-Carlo values of the states before each step of a path, by fresh completions from them.
 
 VinePPO's exploration (arXiv 2410.01679, section 4): several paths a problem, and from every distinct state on them a
-few completions that are played to the end for their reward alone.
+few completions that are continued to the end for their reward alone.
 
     8 paths of 3 steps, all states distinct but the question    ->    8 paths, and 9 probes from each of 17 states
 
-Invariant: probes are independent of what the paths said next, so the mean of their rewards is an unbiased estimate of
+Invariant: probes are independent of how the paths went on, so the mean of their rewards is an unbiased estimate of
 the state's value under the policy that drew them.
 """
 
@@ -34,7 +34,7 @@ class StepRollouts(TurnSampling):
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         explored = [Branched(self, flow, problem, runner, seed, self.num_completions) for problem in problems]
-        runner.run([one.play(one.new_path(), probing=True) for one in explored for _ in range(self.num_rollouts)])
+        runner.run([one.rollout(one.new_path(), probing=True) for one in explored for _ in range(self.num_rollouts)])
         return [one.tree() for one in explored]
 
     def alone(self, *, greedy: bool) -> Group:
