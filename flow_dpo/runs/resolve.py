@@ -44,7 +44,9 @@ def parse(
 
     Raises `ConfigError` for a name that does not exist or a value that does not fit.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    # Only a help shows what the docstrings of the settings say; reading them takes longer than all else here.
+    asked = any(word == "-h" or "help" in word for word in argv)
+    set_parsing_settings(docstring_parse_attribute_docstrings=asked)
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     for name, default in sections.items():
