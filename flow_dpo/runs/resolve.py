@@ -171,7 +171,9 @@ def resolve(
 
 def _parse(prog: str, description: str, sections: Sections, given: Given) -> dict[str, Any]:
     """Let jsonargparse fit the types of what was given."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    # Only a help shows the docstrings of the settings; reading them takes longer than all else here.
+    helps = any("help" in name for name in given.layers[-1][1])
+    set_parsing_settings(docstring_parse_attribute_docstrings=helps)
     parser, names = ArgumentParser(prog=prog, description=description, exit_on_error=False), _Names(sections)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     for name, default in sections.items():

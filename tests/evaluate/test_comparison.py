@@ -209,6 +209,7 @@ def test_an_arm_without_enough_traces_is_told_and_the_others_are_made(tmp_path: 
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     words = ["--config", str(tmp_path / "settings.yaml"), "--compare.output_dir", str(tmp_path / "out")]
     words += ["--compare.num_seeds", "2", "--compare.jobs", "2", "--compare.pool.num_traces", "500"]
+    words += ["--compare.pool.pool_problems", "8"]
     assert compare.compare([*words, "--compare.arms", "[zero_shot,self_generated]"]) == 0
     found: dict[str, Any] = json.loads((tmp_path / "out/comparison.json").read_text())
     assert [row["name"] for row in found["arms"]] == ["zero_shot"]

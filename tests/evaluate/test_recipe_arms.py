@@ -157,10 +157,11 @@ class Trained:
         return 0
 
 
-def made(tmp_path: Path) -> dict[str, list[str]]:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The words of every training and evaluation of the group."""
-    trained = Trained()
-    do = JobRunner(tmp_path, 5, tmp_path / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
+    trained, folder = Trained(), tmp_path_factory.mktemp("made")
+    do = JobRunner(folder, 5, folder / "settings", run={"train": trained.train, "evaluate": trained.evaluate})
     sizes = Sizes(num_traces=1, matched_draws=1, more_draws=1, flow_shape=None, tests=TESTS, max_problems=9)
     for name in recipe_arms.ARMS:
         EVERY[name].make(do, sizes)
@@ -184,20 +185,18 @@ def made(tmp_path: Path) -> dict[str, list[str]]:
     ],
 )
 def test_contrasted_arms_differ_in_what_they_are_about(
-    tmp_path: Path, arm: str, other: str, differing: set[str]
+    made: dict[str, list[str]], arm: str, other: str, differing: set[str]
 ) -> None:
-    words = made(tmp_path)
-    one, two = (set(words[f"{name}_same_tokens"][:-1]) for name in (arm, other))
+    one, two = (set(made[f"{name}_same_tokens"][:-1]) for name in (arm, other))
     assert one ^ two == differing
     assert f"{other}_same_tokens" in EVERY[f"{arm}_same_tokens"].against
 
 
-def test_every_recipe_has_the_flows_tokens_and_is_played_as_it_is_meant(tmp_path: Path) -> None:
-    words = made(tmp_path)
+def test_every_recipe_has_the_flows_tokens_and_is_played_as_it_is_meant(made: dict[str, list[str]]) -> None:
     for name, arm in recipe_arms.ARMS.items():
-        budget = words[name].index("--budget_tokens")
-        assert words[name][budget + 1] == "777"
-        asked = words[f"{name} asked"]
+        budget = made[name].index("--budget_tokens")
+        assert made[name][budget + 1] == "777"
+        asked = made[f"{name} asked"]
         assert asked[asked.index("--mode") + 1] == arm.kind
 
 
@@ -230,8 +229,8 @@ def test_one_command_makes_the_table_and_the_report_reads_it(tmp_path: Path) -> 
     found = json.loads((out / "comparison.json").read_text())
     rows = {row["name"]: row for row in found["arms"]}
     had = sum(rows["flow_itself"]["costs"][name] for name in ("tokens_sampled", "tokens_learned"))
-    made = [name for name in recipe_arms.CONTRASTS if name in recipe_arms.ARMS]
-    for name in made:
+    contrasted = [name for name in recipe_arms.CONTRASTS if name in recipe_arms.ARMS]
+    for name in contrasted:
         assert sum(rows[name]["costs"][part] for part in ("tokens_sampled", "tokens_learned")) >= had
         assert [one["against"] for one in rows[name]["contrasts"]] == list(EVERY[name].against)
     margins = [
@@ -244,6 +243,6 @@ def test_one_command_makes_the_table_and_the_report_reads_it(tmp_path: Path) -> 
     assert set(asked["adapters"]) == {"plan", "answer"}
     assert report_command.report([str(out), "--output_dir", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report/report.html").read_text()
-    pairs = list(itertools.chain.from_iterable((name, *EVERY[name].against) for name in made))
+    pairs = list(itertools.chain.from_iterable((name, *EVERY[name].against) for name in contrasted))
     assert all(name in page for name in pairs)
     assert "Contrasts, percentage points" in page

@@ -216,9 +216,9 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
     kinds = presets.load_recipe(recipe, "seed").objective.accepts
     # What accepts both is handed pairs alone, unless it is asked for more.
     scores = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name]
-    # Every completion is an example of these two; of the others few are, and each batch is to have an update.
-    size = "16" if recipe in ("grpo", "vineppo") else "2"
-    words = ["--recipe", recipe, *OTHERS[name], "--max_problems", "12", "--problems_per_batch", "6"]
+    # By how many examples a batch has, so that the first has an update, and none has many.
+    size = {"grpo": "16", "vineppo": "16", "online-dpo": "1"}.get(recipe, "2")
+    words = ["--recipe", recipe, *OTHERS[name], "--max_problems", "8", "--problems_per_batch", "4"]
     words += ["--examples_per_update", size]
     for folder in ("whole", "parts"):
         train.train([*words, "--output_dir", str(tmp_path / folder)])
