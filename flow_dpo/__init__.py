@@ -73,7 +73,7 @@ _HOMES = {
     "Renderer": "models.render",
     "load_problems": "data.problems",
     "Verifier": "verify.verifier",
-    "Grader": "core.protocols",
+    "Grader": "core.grader",
     "AnswerGrader": "verify.grader",
     # what watches
     "Callback": "core.protocols",

@@ -11,12 +11,12 @@ from flow_dpo.core.explore import Group as Group
 from flow_dpo.core.explore import Siblings as Siblings
 from flow_dpo.core.explore import TurnSampling as TurnSampling
 from flow_dpo.core.flow import Flow as Flow
+from flow_dpo.core.grader import Grader as Grader
 from flow_dpo.core.loop import learn as learn
 from flow_dpo.core.metrics import ProgressiveValidation as ProgressiveValidation
 from flow_dpo.core.objective import Objective as Objective
 from flow_dpo.core.protocols import Backends as Backends
 from flow_dpo.core.protocols import Callback as Callback
-from flow_dpo.core.protocols import Grader as Grader
 from flow_dpo.core.recipe import Recipe as Recipe
 from flow_dpo.core.rollouts import RolloutRunner as RolloutRunner
 from flow_dpo.core.single import Single as Single

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flow_dpo.core.engine import Engine, RendersTurns
-from flow_dpo.core.types import Adapter, Example, Problem, Role, Solution, Verdict
+from flow_dpo.core.grader import Grader
+from flow_dpo.core.types import Adapter, Example, Problem, Role
 
 if TYPE_CHECKING:
     from flow_dpo.core.explore import Explore
@@ -24,26 +25,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 """One batch's metrics, by their names."""
-
-
-class Grader(Protocol):
-    """Grades solutions: correct, wrong or ungraded. One object serves loop, explorations and evaluation alike."""
-
-    def begin(self, problem: Problem, solution: Solution) -> None:
-        """Start grading a finished solution that will be checked, and return at once. May do nothing."""
-        ...
-
-    def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
-        """The verdict on each solution, in their order."""
-        ...
-
-    def grade(self, trees: Sequence[Tree]) -> None:
-        """Put text and verdict to every rollout of the trees that was sampled to its end (`Tree.grade`)."""
-        ...
-
-    def check_texts(self, items: Sequence[tuple[Problem, str, bool]]) -> list[Verdict]:
-        """The verdict on each text, in their order; the flag says whether it ended by itself or was cut off."""
-        ...
 
 
 class Learns(Protocol):

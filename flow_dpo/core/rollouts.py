@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 from flow_dpo.core.engine import Engine, RendersTurns
 from flow_dpo.core.errors import EngineError, FlowError
-from flow_dpo.core.protocols import Grader
+from flow_dpo.core.grader import Grader
 from flow_dpo.core.steps import line_end, split, step_ends
 from flow_dpo.core.types import Adapter, Completion, Problem, Request, Role, Sampling, Solution, TokenIds, Turn, Verdict
 

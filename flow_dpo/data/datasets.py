@@ -15,27 +15,7 @@ from dataclasses import dataclass
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedLine:
-    """One line of a solution."""
-
-    text: str
-    fault: str = ""
-    """What is wrong with it; "" where nothing is, or where nothing could be checked."""
-    given_up: bool = False
-    """It belongs to an attempt that was given up."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedSolution:
-    """Result of a step checker on one solution."""
-
-    lines: tuple[CheckedLine, ...]
-    sound: bool | None
-    """Every step is right, and nothing is missing; None where no step could be checked."""
-
+from flow_dpo.data.checked_steps import CheckedSolution
 
 Loader = Callable[[str], Iterable[Problem]]
 """The problems of a split, in their order."""

@@ -21,8 +21,9 @@ from flow_dpo.core.engine import RendersTurns
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
+from flow_dpo.core.grader import Grader
 from flow_dpo.core.loop import batched, reward, rollout_metrics
-from flow_dpo.core.protocols import Grader, RolloutWorkers
+from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Problem, Role, Status, Verdict

@@ -20,7 +20,8 @@ from fractions import Fraction
 from itertools import pairwise
 
 from flow_dpo.core.types import Problem
-from flow_dpo.data.datasets import CheckedLine, CheckedSolution, checked_by_data_set
+from flow_dpo.data.checked_steps import CheckedLine, CheckedSolution
+from flow_dpo.data.datasets import checked_by_data_set
 from flow_dpo.verify.closed_form import closed_form
 
 MAX_CHARS = 200

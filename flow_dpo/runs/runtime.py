@@ -18,7 +18,8 @@ from typing import Any
 
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.protocols import Backends, Grader, RolloutWorkers
+from flow_dpo.core.grader import Grader
+from flow_dpo.core.protocols import Backends, RolloutWorkers
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Adapter, Problem, Role
 from flow_dpo.data.problems import ProblemSet, fingerprint, load

@@ -20,8 +20,9 @@ from typing import Any
 
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
+from flow_dpo.core.grader import Grader
 from flow_dpo.core.loop import batched
-from flow_dpo.core.protocols import Grader, RolloutWorkers
+from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Message, Problem, Role, Verdict

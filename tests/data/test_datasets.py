@@ -12,7 +12,8 @@ import pytest
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.data import datasets
-from flow_dpo.data.datasets import CheckedLine, CheckedSolution, dataset, register_dataset
+from flow_dpo.data.checked_steps import CheckedLine, CheckedSolution
+from flow_dpo.data.datasets import dataset, register_dataset
 from flow_dpo.data.problems import load_problems
 from flow_dpo.data.seed import seed_problems
 from flow_dpo.evaluate.step_validity import checked_steps, has_invalid_step

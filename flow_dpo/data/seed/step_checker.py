@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flow_dpo.core.types import Problem
-from flow_dpo.data.datasets import CheckedLine, CheckedSolution
+from flow_dpo.data.checked_steps import CheckedLine, CheckedSolution
 
 Fault = Literal["", "form", "foreign", "order", "arithmetic", "operation", "total", "amount", "missing", "answer"]
 
