@@ -1,4 +1,4 @@
-"""The methods and their values: one folder or file a recipe; `presets` finds them by name.
+"""Which methods, with which values? One folder or file a recipe; `presets` finds them by name.
 
 May import learner, models, data, verify and core.
 """

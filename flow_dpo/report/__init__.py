@@ -1,4 +1,4 @@
-"""Reports: runs, evaluations, traces, judges and comparisons as one HTML page.
+"""What does a person read? Runs, evaluations, traces, judges and comparisons as one HTML page.
 
     sources -> run_data -> *_section -> document.Report -> html
 

@@ -1,4 +1,4 @@
-"""Rollout workers: they sample and grade trees, in this process today; the seam for servers and a cluster.
+"""Who samples the rollouts, and where? In this process today; the seam for servers and a cluster.
 
 May import recipes, engines, learner, models, data, verify and core.
 """
