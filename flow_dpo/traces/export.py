@@ -169,7 +169,7 @@ def _trace_facts(file: TraceFile) -> dict[str, Any]:
         "written by": ", ".join(sorted({trace.source for trace in file.traces})),
         "model": header.get("model"),
         "problems": header.get("dataset"),
-        "problems played": counts.get("num_problems_sampled"),
+        "problems sampled": counts.get("num_problems_sampled"),
         "problems solved": len({trace.problem_id for trace in file.traces}),
         "selection": header.get("selection"),
         "cost": json.dumps(cost) if cost else None,

@@ -154,15 +154,17 @@ class VllmClient:
             found = json.loads(answer.text)
             choice, usage = found["choices"][0], found["usage"]
             details = usage.get("prompt_tokens_details") or {}
-            said, reply = found["model"], _reply(choice, params=asked)
+            answered_by, reply = found["model"], _reply(choice, params=asked)
             completed = Completed(reply, int(usage["prompt_tokens"]), details.get("cached_tokens"))
         except _UNREADABLE as error:
             raise self._strange(
                 "/v1/completions", answer,
                 f"it must tell token ids and their log-probabilities, as vLLM 0.32 does ({error!r:.100})",
             ) from error  # fmt: skip
-        if said != model:
-            raise EngineError(f"expected an answer of the adapter {model} from {self.url}, found one of {said!r:.200}")
+        if answered_by != model:
+            raise EngineError(
+                f"expected an answer of the adapter {model} from {self.url}, found one of {answered_by!r:.200}"
+            )
         return completed
 
     def _patiently(self, method: str, path: str, fields: Mapping[str, Any] | None) -> Answer:
@@ -222,15 +224,17 @@ def _reply(choice: Mapping[str, Any], *, params: Mapping[str, Any]) -> Reply:
     logprobs = choice["logprobs"]
     ids = tuple(int(token) for token in choice["token_ids"])
     values = tuple(float(value) for value in logprobs["token_logprobs"])
-    told: tuple[Mapping[int, float], ...] = ({},) * len(ids)
+    top_logprobs: tuple[Mapping[int, float], ...] = ({},) * len(ids)
     if params["logprobs"]:
-        told = tuple(
+        top_logprobs = tuple(
             {int(name.removeprefix(_TOKEN_ID)): float(value) for name, value in one.items()}
             for one in logprobs["top_logprobs"]
         )
-    if not ids or not len(ids) == len(values) == len(told):
-        raise ValueError(f"{len(ids)} token ids, {len(values)} log-probabilities, {len(told)} lists of likeliest")
-    return Reply(ids, values, told)
+    if not ids or not len(ids) == len(values) == len(top_logprobs):
+        raise ValueError(
+            f"{len(ids)} token ids, {len(values)} log-probabilities, {len(top_logprobs)} lists of likeliest"
+        )
+    return Reply(ids, values, top_logprobs)
 
 
 def _advice(text: str) -> str:

@@ -45,7 +45,7 @@ class Nll:
         worst = min((example.advantage for example in examples), default=1.0)
         if worst < 0:
             raise ObjectiveError(
-                f"Likelihood expects advantages above 0, found {worst} in {len(examples)} examples; choose a credit "
+                f"Nll expects advantages above 0, found {worst} in {len(examples)} examples; choose a credit "
                 "that keeps what was right, or ClippedPolicyGradient for advantages of both signs"
             )
         means = torch.stack([logprobs.mean() for (logprobs,) in policy])
