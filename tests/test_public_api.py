@@ -189,5 +189,22 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().out
 
 
+def test_objects_that_are_none_are_refused_before_a_folder_is_taken(tmp_path: Path) -> None:
+    one = flow_dpo.Problem(id="a", question="2 + 2 = ?", gold="4")
+    out = tmp_path / "run"
+    for problems, named, error in (
+        (["2 + 2"], {}, "expected flow_dpo.Problem"),
+        ([one, one], {}, "'a' more than once"),
+        ([one], {"callbacks": [object()]}, "callbacks with on_batch"),
+        ([one], {"engine": "plane"}, "did you mean plain"),
+        ("given", {}, "handed over as objects"),
+    ):
+        with pytest.raises(flow_dpo.FlowDpoError, match=error):
+            flow_dpo.train("seed", problems, output_dir=out, quiet=True, **named)  # pyright: ignore
+    assert not out.exists()
+    with pytest.raises(flow_dpo.FlowDpoError, match="found nothing at"):
+        flow_dpo.evaluate_flow(tmp_path / "no" / "run")
+
+
 if __name__ == "__main__":
     STUB.write_text(stub(), encoding="utf-8")

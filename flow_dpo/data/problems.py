@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
-from flow_dpo.core.errors import DataError
+from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.data.datasets import DataSet, dataset
 from flow_dpo.data.files import Row, open_rows
@@ -80,8 +80,17 @@ class ProblemSet:
         return len(self.problems)
 
 
+GIVEN = "given"
+"""The name by which a record calls problems that were handed over as objects: no data set has it."""
+
+
 def load(config: DataSettings) -> ProblemSet:
-    """The problems that a configuration names."""
+    """The problems that a configuration names. Raises `ConfigError` for those that only objects held."""
+    if config.dataset_name == GIVEN:
+        raise ConfigError(
+            "expected the name of a data set, found a run whose problems were handed over as objects; name one with "
+            "--dataset_name, or pass the problems from Python"
+        )
     return load_problems(
         config.dataset_name,
         config=config.dataset_config,

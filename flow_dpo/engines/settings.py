@@ -11,6 +11,7 @@ Invariant: nothing heavy is imported, so that a command line is read before torc
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -179,7 +180,9 @@ def default_settings(name: str) -> EngineSettings:
     """An engine's default settings. Raises `ConfigError` for an unknown name."""
     if name not in KINDS:
         if name not in installed("engine"):
-            raise ConfigError(f"unknown engine {name!r}; there are {', '.join(engine_names())}")
+            near = difflib.get_close_matches(name, engine_names(), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown engine {name!r}; there are {', '.join(engine_names())}{hint}")
         found = load_object(name, kind="engine")
         if not isinstance(found, EngineKind):
             raise ConfigError(f"expected an EngineKind from the plug-in of engine {name!r}, found {found!r:.200}")

@@ -9,16 +9,18 @@ express (an object) is named in the record, so that a run is never taken for one
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.protocols import Callback
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Problem
-from flow_dpo.data.problems import ProblemSet, fingerprint
+from flow_dpo.data.problems import GIVEN, ProblemSet, fingerprint
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.recipes.presets import RECIPES, default_preset
 from flow_dpo.runs import run_folder
@@ -27,7 +29,7 @@ from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.runtime import EngineOpener, GraderSource
 from flow_dpo.runs.settings import TrainSettings, default_settings, named_settings
 
-OBJECT = "given"
+OBJECT = GIVEN
 """What the record calls something that was handed over as an object and that no name stands for."""
 _PARTS = ("flow", "explore", "credit", "objective")
 
@@ -60,10 +62,19 @@ class GivenObjects:
 
 
 def problem_set(problems: str | Sequence[Problem] | ProblemSet, max_problems: int | None = None) -> ProblemSet | None:
-    """The problems where they are objects; None where a data set is named."""
+    """The problems where they are objects; None where a data set is named.
+
+    Raises `ConfigError` for what is no `Problem`, and for two problems of one id.
+    """
     if isinstance(problems, str):
         return None
     chosen = tuple(problems)[:max_problems]
+    for problem in chosen:
+        if not isinstance(problem, Problem):
+            raise ConfigError(f"expected flow_dpo.Problem(id=, question=, gold=) objects, found {problem!r:.80}")
+    repeated = [id for id, count in Counter(problem.id for problem in chosen).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"expected an id of its own for every problem, found {repeated[0]!r} more than once")
     return ProblemSet(problems=chosen, fingerprint=fingerprint(chosen))
 
 
@@ -99,6 +110,8 @@ def sampling_settings(
     """The settings of a command that samples and does not train: those of the run folder that `source` is, or the
     defaults of the model that it names. `sections` are the command's own groups; "data" may be among them."""
     run = Path(source) if (Path(source) / "config.yaml").exists() else None
+    if run is None and not Path(source).exists() and (source.startswith((".", "/")) or source.count("/") > 1):
+        raise ConfigError(f"expected a run folder or a model, found nothing at {source}")
     base = {} if run is None else run_settings(run)
     if given.recipe is not None or given.flow is not None:
         base = {name: value for name, value in base.items() if name not in ("recipe", *_PARTS)}

@@ -115,6 +115,9 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     """Train with these settings, write the run folder, and print a summary at the end."""
     given = GivenObjects() if given is None else given
     path = Path(settings.run.output_dir)
+    for callback in given.callbacks:
+        if not callable(getattr(callback, "on_batch", None)):
+            raise ConfigError(f"expected callbacks with on_batch(row, trees, examples), found {callback!r:.80}")
     refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
     if not settings.run.resume:
         run_folder.refuse_used(path)
@@ -148,14 +151,16 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             # What was learned is kept and can be used, unless it is the disk that fails.
             if not isinstance(error, StorageError):
                 keeper.finish()
-            print_safe(console, f"Go on with: flow-dpo train --output_dir {path} --resume")
+            again = "the same call of train with resume=True" if given.problems or given.record() else ""
+            print_safe(console, f"Go on with: {again or f'flow-dpo train --output_dir {path} --resume'}")
             raise
         keeper.finish()
     adapters = folder.latest_adapters()
     console.print(progress.summary_table(validation))
     print_safe(console, f"\nPicture:  {path / 'progressive.png'}")
     print_safe(console, f"Adapters: {', '.join(str(adapter) for adapter in adapters.values())}")
-    print_safe(console, f"Next:     flow-dpo evaluate --run {path} --dataset_split test --max_problems 500")
+    data = "--dataset_split test" if given.problems is None else "--dataset_name NAME"
+    print_safe(console, f"Next:     flow-dpo evaluate --run {path} {data} --max_problems 500")
     return TrainResult(path=path, adapters=adapters, progressive=validation)
 
 
