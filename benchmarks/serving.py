@@ -284,7 +284,7 @@ def train(settings: argparse.Namespace, kind: str) -> Report:
 
 def killed(settings: argparse.Namespace, _: str) -> Report:
     """The same run over HTTP twice: left alone, and with a server that is killed and started again five times."""
-    from flow_dpo.runs import run_folder
+    from flow_dpo.runs.files import read_jsonl
 
     found: list[list[dict[str, Any]]] = []
     rows: list[dict[str, Any]] = []
@@ -303,7 +303,7 @@ def killed(settings: argparse.Namespace, _: str) -> Report:
                 done.set()
                 if name == "killed":
                     killer.join()
-            found.append(run_folder.read_jsonl(path / "trees.jsonl"))
+            found.append(read_jsonl(path / "trees.jsonl"))
     if len(kills) < settings.num_kills:
         raise SystemExit(f"expected {settings.num_kills} kills before the end, found {len(kills)}: more --num_trained")
     ids = [[tree["problem"]["id"] for tree in trees] for trees in found]
@@ -366,7 +366,7 @@ def _over_http(settings: argparse.Namespace, server: Server) -> list[str]:
 def _trained(settings: argparse.Namespace, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl of a run."""
     from flow_dpo.cli import train as commands
-    from flow_dpo.runs import run_folder
+    from flow_dpo.runs.files import read_jsonl
 
     seed = settings.model_name_or_path == "seed"
     words = ["--model_name_or_path", settings.model_name_or_path, "--dataset_name", "seed"]
@@ -374,7 +374,7 @@ def _trained(settings: argparse.Namespace, flags: Sequence[str], folder: Path) -
     words += ["--num_threads", str(settings.num_threads), "--examples_per_update", "32", "--problems_per_batch", "8"]
     with contextlib.redirect_stdout(sys.stderr):
         commands.train([*words, *flags, "--output_dir", str(folder)])
-    return run_folder.read_jsonl(folder / "metrics.jsonl")
+    return read_jsonl(folder / "metrics.jsonl")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from flow_dpo.evaluate.headers import Comparison
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.headers import write_header
 from flow_dpo.runs.resolve import command_line, read_settings, resolve
 from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, named_settings
@@ -219,7 +220,7 @@ def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{path} was started with other settings; name another folder with --compare.output_dir{lines}"
             )
-    run_folder.write_whole(known, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+    write_whole(known, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
 
 
 def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
@@ -253,7 +254,7 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
         files |= {name: {"data": problems, **more}, f"base-{name}": {**sampled, "data": problems, **more}}
     for name, values in files.items():
         text = yaml.safe_dump(run_folder.plain(values), sort_keys=False, allow_unicode=True)
-        run_folder.write_whole(folder / f"{name}.yaml", text)
+        write_whole(folder / f"{name}.yaml", text)
 
 
 def _sizes(parsed: Mapping[str, Any]) -> Sizes:

@@ -21,8 +21,8 @@ from flow_dpo.report.compose import compose
 from flow_dpo.report.document import Report
 from flow_dpo.report.html import render_page
 from flow_dpo.report.sources import read_sources
-from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.resolve import command_line, resolve
 
 _WHAT = (
@@ -80,7 +80,7 @@ def write(made: Report, folder: Path) -> None:
     """report.html. Raises `StorageError` where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        run_folder.write_whole(folder / "report.html", render_page(made))
+        write_whole(folder / "report.html", render_page(made))
     except OSError as error:
         raise StorageError(
             f"could not write the report to {folder}: {error}; make room, or name another --output_dir"

@@ -17,6 +17,7 @@ from flow_dpo.models.settings import ModelSettings
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import trace_pass
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
 from flow_dpo.runs.settings import named_settings
 from flow_dpo.traces.settings import PAPER_LORA, SftSettings, SftTrainingSettings
@@ -80,7 +81,7 @@ def fine_tune(argv: Sequence[str]) -> int:
         sft.write(model, loaded, path, chat_template=parsed["model"].chat_template, merge=settings.merge)
         base = model.peft_config["default"].base_model_name_or_path or loaded.name
         card = sft.card(base, facts, file.header, path, merged=settings.merge)
-        run_folder.write_whole(path / "README.md", card)
+        write_whole(path / "README.md", card)
         sft.record(path, {**parsed, **travelling}, {**facts, "command": command_line()}, log)
     print_safe(
         console, f"Loss {facts['first_loss']} to {facts['last_loss']}; {facts['cost']['tokens_learned']} tokens learned"

@@ -19,6 +19,7 @@ from flow_dpo.core.single import Single
 from flow_dpo.core.types import Adapter, Role
 from flow_dpo.data.strict_json import OBJECT, ORDINAL, TEXT, TEXTS, Kind, check, or_null
 from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_object
 from flow_dpo.runs.resolve import Given, read_settings
 from flow_dpo.runs.settings import SpeakingSettings
 
@@ -69,7 +70,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     """The shape of an adapter, and the model, flow and data of the config.yaml beside it, where there is one."""
     if not (folder / _ADAPTER_CONFIG).exists():
         raise DataError(f"expected an adapter in PEFT's layout in {folder}, found no {_ADAPTER_CONFIG}")
-    shape = run_folder.read_object(folder / _ADAPTER_CONFIG)
+    shape = read_object(folder / _ADAPTER_CONFIG)
     check(shape, _SHAPE_KINDS, str(folder / _ADAPTER_CONFIG))
     beside = run_settings(folder) if (folder / "config.yaml").exists() else {}
     targets = shape.get("target_modules")

@@ -24,7 +24,7 @@ from typing import Any
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.learner.learner import Learner
-from flow_dpo.runs.run_folder import flush
+from flow_dpo.runs.files import flush
 
 _logger = logging.getLogger(__name__)
 _SUMS, _LOOP, _WRITING = "checksums.json", "loop.json", "writing"

@@ -38,15 +38,7 @@ from filelock import FileLock, Timeout
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Role
 from flow_dpo.runs import headers
-
-# The rows of files as they stand are read by `run_folder.read_jsonl` in programs that look at a run from outside.
-from flow_dpo.runs.files import append_jsonl as append_jsonl
-from flow_dpo.runs.files import cut_torn as cut_torn
-from flow_dpo.runs.files import flush as flush
-from flow_dpo.runs.files import iter_jsonl as iter_jsonl
-from flow_dpo.runs.files import read_jsonl as read_jsonl
-from flow_dpo.runs.files import read_object as read_object
-from flow_dpo.runs.files import write_whole as write_whole
+from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.records import Metrics, PairRow, Record, ScoredRow, TreeRow, append_rows
 
 _PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")

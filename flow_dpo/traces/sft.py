@@ -34,6 +34,7 @@ from flow_dpo.learner.settings import LoraSettings
 from flow_dpo.models.load import LoadedModel
 from flow_dpo.models.render import PLAIN_TEMPLATE, Renderer
 from flow_dpo.runs import headers, run_folder
+from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.records import FineTuningLog, append_rows
 from flow_dpo.traces.settings import SftSettings, SftTrainingSettings
 from flow_dpo.traces.trace import Trace, TraceFile
@@ -247,9 +248,7 @@ flow-dpo evaluate --mode single --adapter {{ folder }}
 
 def record(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:
     """config.yaml, run.json and metrics.jsonl of a fine-tuning."""
-    run_folder.write_whole(
-        folder / "config.yaml", yaml.safe_dump(run_folder.plain(config), sort_keys=False, allow_unicode=True)
-    )
+    write_whole(folder / "config.yaml", yaml.safe_dump(run_folder.plain(config), sort_keys=False, allow_unicode=True))
     headers.write_header(folder / "run.json", headers.RunFacts, {**run_folder.environment(), **facts})
     (folder / "metrics.jsonl").write_bytes(b"")
     append_rows(folder / "metrics.jsonl", [FineTuningLog(numbers=row) for row in log])

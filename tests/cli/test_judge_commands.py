@@ -21,7 +21,7 @@ from flow_dpo.core.errors import ConfigError, DataError, EngineError
 from flow_dpo.evaluate.judge.backends import EndpointJudge
 from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, EndpointSettings
 from flow_dpo.evaluate.judge.protocol import JudgePrompts, JudgeQuestion, JudgeReply, JudgeSettings, pairs_of, questions
-from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.traces.trace import read_traces
 from tests.support.chat_models import chat_model_folder
 from tests.support.judge_server import folder, good_and_bad, place_of, serving, trace
@@ -87,7 +87,7 @@ def test_an_address_that_goes_on_failing_loses_nothing(tmp_path: Path) -> None:
     with serving(answer) as address:
         with pytest.raises(EngineError, match=r"found the status 500: 'oops' after 3 tries.*is kept"):
             judge(words(tmp_path, address.url, "--concurrency", "1", "--retries", "2"))
-        assert len(run_folder.read_jsonl(tmp_path / "out" / "judgements.jsonl")) == 3
+        assert len(read_jsonl(tmp_path / "out" / "judgements.jsonl")) == 3
         asked = len(address.requests)
         assert asked in (6, 7), "three, then three tries; the next question may be on its way when the last one fails"
         broken[0] = False
@@ -162,7 +162,7 @@ def test_answers_that_are_no_verdicts_are_counted(tmp_path: Path, caplog: pytest
     found = summary(tmp_path)
     assert found["pairs"] == {"a": 2, "b": 0, "tie": 0, "unparsed": 2}
     assert found["unparsed"] == {"cut off": 1, "no verdict": 2, "refused": 1}
-    rows = run_folder.read_jsonl(tmp_path / "out" / "judgements.jsonl")
+    rows = read_jsonl(tmp_path / "out" / "judgements.jsonl")
     assert rows[0]["words"] == "too long for me"
     assert "2 of 4 pairs have no verdict in both orders (cut off: 1, no verdict: 2, refused: 1)" in caplog.text
     assert rows[3]["words"] == "\x1b]0;x\x07 \ufffd Verdict: A; rm -rf /"
@@ -178,7 +178,7 @@ def test_a_judge_that_answers_neither_is_an_error_with_its_words_kept(tmp_path: 
                 judge(words(tmp_path, address.url))
         assert len(address.requests) == 4
     assert summary(tmp_path)["win_rate"]["rate"] is None
-    assert {r["words"] for r in run_folder.read_jsonl(tmp_path / "out" / "judgements.jsonl")} == {"Both are fine."}
+    assert {r["words"] for r in read_jsonl(tmp_path / "out" / "judgements.jsonl")} == {"Both are fine."}
 
 
 def test_an_address_that_does_not_answer_is_refused_at_the_start(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
             time.sleep(0.05)
         child.send_signal(signal.SIGKILL)
         assert child.wait(15) == -signal.SIGKILL
-        assert len(run_folder.read_jsonl(tmp_path / "out" / "judgements.jsonl")) == 5
+        assert len(read_jsonl(tmp_path / "out" / "judgements.jsonl")) == 5
         hangs[0] = False
         assert judge(line) == 0
         assert len(address.requests) == 6 + 3
@@ -290,7 +290,7 @@ def test_a_model_in_this_process_judges(tmp_path: Path, said: str, capsys: pytes
     ]  # fmt: skip
     assert main.main(line) == (1 if said == "text" else 0)
     shown = capsys.readouterr()
-    rows = run_folder.read_jsonl(tmp_path / "out" / "judgements.jsonl")
+    rows = read_jsonl(tmp_path / "out" / "judgements.jsonl")
     assert len(rows) == 6
     if said == "text":
         assert "3 of 3 pairs have no verdict" in shown.err

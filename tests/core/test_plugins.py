@@ -13,6 +13,7 @@ from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.plugins import fingerprint, installed, is_source, load_flow, load_object
 from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 from tests.support.chat_models import chat_model_folder
 
 CRITIQUE = Path(__file__).parent.parent.parent / "examples" / "custom_flow.py"
@@ -42,13 +43,13 @@ def test_three_roles_train_resume_and_evaluate(
     output = str(tmp_path / "run")
     assert train.train([*words, "--flow", f"{CRITIQUE}:Critique", "--max_problems", "6", "--output_dir", output]) == 0
     assert "running the code of" in caplog.text
-    (row,) = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    (row,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert (row["nodes/solve"], row["nodes/critique"]) == (6, 6)
     assert set(run_folder.latest_adapters(tmp_path / "run")) == {"solve", "critique", "revise"}
     # The folder knows its flow.
     more = ["--max_problems", "12", "--allow", "data,data.max_problems", "--resume", "--output_dir", output]
     assert train.train(more) == 0
-    assert len(run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 2
     measured = [
         "--run",
         output,
@@ -184,7 +185,7 @@ def test_the_documented_command_trains_on_the_seed(tmp_path: Path) -> None:
     flags = command.replace("examples/custom_flow.py", str(CRITIQUE)).split()[2:]
     flags[flags.index("--output_dir") + 1] = str(tmp_path / "run")
     assert train.train([*flags, "--examples_per_update", "4"]) == 0
-    rows = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     for role in ("solve", "critique", "revise"):
         assert sum(row[f"pairs/{role}"] for row in rows) > 0, role
     assert rows[-1]["policy_version"] + rows[-1]["learn/updates"] >= 3

@@ -13,8 +13,8 @@ from flow_dpo.evaluate.compare import arms, choose
 from flow_dpo.evaluate.compare.arms import Sizes
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.recipes import presets
-from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.records import Metrics, append_rows, from_json
 from tests.support.record_examples import METRICS
 
@@ -129,7 +129,7 @@ def test_variants_of_the_flow_differ_from_it_in_what_they_are_named_after(tmp_pa
         matched = ["--credit.roles", f"[{role}]", "--budget_updates", "4", "--max_problems", "72"]
         assert more(f"{role}_only") == matched
     # The flow itself, not compiled, is the same training: every piece of work is done once.
-    done = [row["name"] for row in run_folder.read_jsonl(tmp_path / "seed5" / DONE)]
+    done = [row["name"] for row in read_jsonl(tmp_path / "seed5" / DONE)]
     assert len(done) == len(set(done))
 
 

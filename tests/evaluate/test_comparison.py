@@ -18,7 +18,7 @@ from flow_dpo.evaluate.compare import arms, choose
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.evaluate.compare.summary import rewards_of, step_quality
 from flow_dpo.report.comparison_section import summary_tables
-from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 
 SETTINGS = """
 data: {dataset_name: seed, dataset_split: train, max_problems: 24}
@@ -98,7 +98,7 @@ def test_a_torn_last_row_is_cut_before_the_next_is_written(tmp_path: Path) -> No
     with (tmp_path / "seed0" / DONE).open("a") as file:
         file.write('{"name": "b", "wor')
     doing(tmp_path, commands).evaluate("b", "held_out")
-    assert [row["name"] for row in run_folder.read_jsonl(tmp_path / "seed0" / DONE)] == ["a", "b"]
+    assert [row["name"] for row in read_jsonl(tmp_path / "seed0" / DONE)] == ["a", "b"]
     doing(tmp_path, commands).evaluate("b", "held_out")
     assert len(commands.called) == 2
 
@@ -145,7 +145,7 @@ def test_the_comparison_says_what_was_done(made: Path) -> None:
         assert isinstance(rows["trained_flow"]["difference_to_self"][name], float)
     # Costs and accuracies are those of the folders.
     seed0 = made / "out/seed0"
-    flow = run_folder.read_jsonl(seed0 / "flow/metrics.jsonl")
+    flow = read_jsonl(seed0 / "flow/metrics.jsonl")
     traces = json.loads((seed0 / "traces/trained_flow/traces.json").read_text())["cost"]
     played = sum(row["rollout/sampled_tokens"] for row in flow) + traces["tokens_sampled"]
     assert rows["trained_flow"]["costs"]["tokens_sampled"] == played
@@ -154,8 +154,8 @@ def test_the_comparison_says_what_was_done(made: Path) -> None:
     assert rows["trained_flow"]["accuracies"]["held_out"]["greedy"]["mean"] == accuracy
     assert rows["trained_flow"]["accuracies"]["harder"]["greedy"]["per_seed"] == [pytest.approx(accuracy, abs=1)]
     # Held-out problems are other problems than those that traces were drawn on and the flow learned from.
-    learned = {row["problem"]["id"] for row in run_folder.read_jsonl(seed0 / "flow/trees.jsonl")}
-    pool = {row["problem_id"] for row in run_folder.read_jsonl(seed0 / "traces/trained_flow/traces.jsonl")}
+    learned = {row["problem"]["id"] for row in read_jsonl(seed0 / "flow/trees.jsonl")}
+    pool = {row["problem_id"] for row in read_jsonl(seed0 / "traces/trained_flow/traces.jsonl")}
     assert not learned & pool
     tables = {table.caption: table.rows for table in summary_tables(found)}
     assert "trained_flow" in [row[0] for row in tables["Difference to self_generated, percentage points"]]
@@ -164,8 +164,8 @@ def test_the_comparison_says_what_was_done(made: Path) -> None:
 
 def test_matched_arms_stay_on_the_given_problems(made: Path) -> None:
     seed0 = made / "out/seed0/traces"
-    given = {row["problem_id"] for row in run_folder.read_jsonl(seed0 / "trained_flow/traces.jsonl")}
-    drawn = {row["problem_id"] for row in run_folder.read_jsonl(seed0 / "self_on_trained_problems/traces.jsonl")}
+    given = {row["problem_id"] for row in read_jsonl(seed0 / "trained_flow/traces.jsonl")}
+    drawn = {row["problem_id"] for row in read_jsonl(seed0 / "self_on_trained_problems/traces.jsonl")}
     assert drawn <= given
 
 

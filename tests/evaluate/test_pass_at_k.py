@@ -16,7 +16,7 @@ from flow_dpo.evaluate.contamination import check, normalised, questions_of
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.evaluate.pass_at_k import Drawn, majority_at_k, pass_at_k, summary
 from flow_dpo.evaluate.statistics import interval
-from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 from tests.support.record_examples import TRACE, TREE
 
 
@@ -142,7 +142,7 @@ def test_a_sampled_evaluation_of_the_seed(tmp_path: Path) -> None:
     assert cli_evaluate([*words, "--num_samples", "3", "--output_dir", str(tmp_path / "three")]) == 0
     assert cli_evaluate([*words, "--output_dir", str(tmp_path / "one")]) == 0
     summary = json.loads((tmp_path / "three" / "summary.json").read_text())
-    rows = run_folder.read_jsonl(tmp_path / "three" / "predictions.jsonl")
+    rows = read_jsonl(tmp_path / "three" / "predictions.jsonl")
     assert [row["draw"] for row in rows] == [1] * 10 + [2] * 10 + [3] * 10
     assert summary["num_draws"] == 30
     assert summary["accuracy"] == pytest.approx(sum(row["verdict"]["status"] == "correct" for row in rows) / 30)
@@ -152,5 +152,5 @@ def test_a_sampled_evaluation_of_the_seed(tmp_path: Path) -> None:
         "greedy": False, "num_samples": 3, "seed": 0, "temperature": 1.0, "top_p": 0.97, "choice_temperature": 1.0,
     }  # fmt: skip
     # The first draw is that of an evaluation with one, and the others are others.
-    assert run_folder.read_jsonl(tmp_path / "one" / "predictions.jsonl") == rows[:10]
+    assert read_jsonl(tmp_path / "one" / "predictions.jsonl") == rows[:10]
     assert [row["solution"] for row in rows[:10]] != [row["solution"] for row in rows[10:20]]

@@ -21,7 +21,8 @@ from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import JobRunner
 from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
 from flow_dpo.report.comparison_section import summary_tables
-from flow_dpo.runs import resolve, run_folder
+from flow_dpo.runs import resolve
+from flow_dpo.runs.files import append_jsonl, write_whole
 from flow_dpo.runs.records import Metrics, append_rows, from_json
 from tests.support.record_examples import METRICS, PREDICTION
 from tools.study_tables import insert_tables
@@ -36,14 +37,14 @@ def evaluation(folder: Path, statuses: str) -> Path:
     """An evaluation with these verdicts: 1 right, 0 wrong."""
     names: dict[str, Status] = {"1": "correct", "0": "wrong"}
     folder.mkdir(parents=True)
-    run_folder.append_jsonl(
+    append_jsonl(
         folder / "predictions.jsonl",
         [
             PREDICTION | {"id": f"q{i}", "question": "?", "gold": "1", "verdict": {"status": names[one]}}
             for i, one in enumerate(statuses)
         ],
     )
-    run_folder.write_whole(folder / "summary.json", json.dumps({"schema": "evaluation/1", "dataset": "made/up"}))
+    write_whole(folder / "summary.json", json.dumps({"schema": "evaluation/1", "dataset": "made/up"}))
     return folder
 
 

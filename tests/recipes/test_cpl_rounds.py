@@ -20,7 +20,7 @@ from flow_dpo.recipes.cpl.credit import ValuePairs
 from flow_dpo.recipes.cpl.objective import StepApo
 from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
 from flow_dpo.recipes.rejection_sampling.objective import Nll
-from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 from tests.recipes.test_cpl import drawn
 from tests.support.packed_builders import ROLES, answer_pair
 from tests.support.tiny_models import tiny_model
@@ -114,9 +114,9 @@ def test_a_round_is_as_many_problems_as_are_played_ahead(tmp_path: Path) -> None
     words = ["--recipe", "cpl", "--credit.fine_tune", "--objective.sft", "--max_problems", "32",
              "--problems_per_batch", "16", "--examples_per_update", "4"]  # fmt: skip
     assert train.train([*words, "--output_dir", str(tmp_path / "run")]) == 0
-    rows = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [row["problems_seen"] for row in rows] == [16, 32]
-    trees = run_folder.read_jsonl(tmp_path / "run" / "trees.jsonl")
+    trees = read_jsonl(tmp_path / "run" / "trees.jsonl")
     versions = [{node["policy_version"] for node in tree["nodes"]} for tree in trees]
     # The whole second round is searched with what the first one taught.
     assert versions[:16] == [{0}] * 16

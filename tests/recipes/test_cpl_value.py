@@ -21,7 +21,7 @@ from flow_dpo.recipes.cpl.credit import ValuePairs, node_values
 from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts
 from flow_dpo.recipes.cpl.mcts import Mcts
 from flow_dpo.report.tree_section import draw_tree
-from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.tree_records import tree_row
 from tests.core.test_explore import END, NO, PROBLEMS, YES, Bare, fits, next_probs
 from tests.recipes.test_cpl import replay, said
@@ -198,10 +198,10 @@ def test_values_become_truer_on_the_seed(tmp_path: Path) -> None:
     flags = ["--recipe", "cpl", *VALUED, "--max_problems", "96", "--problems_per_batch", "32",
              "--examples_per_update", "16"]  # fmt: skip
     assert train.train([*flags, "--output_dir", str(tmp_path / "run")]) == 0
-    rows = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     losses = [row["learn/value/likelihood_loss"] for row in rows]
     assert losses[-1] < losses[0]
-    trees = run_folder.read_jsonl(tmp_path / "run" / "trees.jsonl")
+    trees = read_jsonl(tmp_path / "run" / "trees.jsonl")
     plays = [play for tree in trees for play in tree["rollouts"]]
     assert {play["verdict"] is None for play in plays if play["value"] is not None} == {True}
     assert {play["verdict"] is None for play in plays if play["value"] is None} == {False}

@@ -17,7 +17,7 @@ from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Solution
 from flow_dpo.recipes import presets
 from flow_dpo.recipes.scales import CHAT, SEED
-from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 from tests.support.tree_builders import completion, graded, problem, request
 
 FILE = Path(__file__).parent.parent.parent / "examples" / "custom_recipe.py"
@@ -66,8 +66,8 @@ def test_it_trains_resumes_and_is_evaluated_on_the_seed(tmp_path: Path) -> None:
     words = ["--recipe", SOURCE, "--problems_per_batch", "8", "--examples_per_update", "4", "--credit.min_difference"]
     run = str(tmp_path / "run")
     assert train.train([*words, "0", "--max_problems", "16", "--output_dir", run]) == 0
-    rows = run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    trees = run_folder.read_jsonl(tmp_path / "run" / "trees.jsonl")
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    trees = read_jsonl(tmp_path / "run" / "trees.jsonl")
     assert [len(tree["rollouts"]) for tree in trees] == [6] * 16
     # Every pair again from the trees as they were written.
     expected = []
@@ -81,14 +81,14 @@ def test_it_trains_resumes_and_is_evaluated_on_the_seed(tmp_path: Path) -> None:
             longest = max(ends["wrong"], key=lambda one: (one[0], -one[1]))
             if longest[0] >= shortest[0]:
                 expected.append((tree["problem"]["id"], shortest[1], longest[1]))
-    pairs = run_folder.read_jsonl(tmp_path / "run" / "pairs.jsonl")
+    pairs = read_jsonl(tmp_path / "run" / "pairs.jsonl")
     assert [(pair["problem_id"], pair["node"], pair["rejected_node"]) for pair in pairs] == expected
     assert len(expected) >= 4
     assert rows[-1]["policy_version"] + rows[-1]["learn/updates"] > 0
     # The folder knows its recipe; its own person may go on, and a stranger's folder has no code run.
     more = ["--max_problems", "24", "--allow", "data,data.max_problems", "--resume", "--output_dir", run]
     assert train.train(more) == 0
-    assert len(run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 3
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 3
     measured = ["--run", run, "--max_problems", "4", "--output_dir", str(tmp_path / "measured")]
     with pytest.raises(ConfigError, match=r"config.yaml asks for recipe = .*trust it, add --recipe"):
         cli_evaluate(measured)

@@ -23,7 +23,7 @@ from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings
 from flow_dpo.recipes import presets, scales
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
-from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 from tests.support.packed_builders import ROLES
 from tests.support.run_equality import without_seconds
 from tests.support.tiny_models import tiny_model
@@ -222,14 +222,14 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
     words += ["--examples_per_update", size]
     for folder in ("whole", "parts"):
         train.train([*words, "--output_dir", str(tmp_path / folder)])
-    rows = run_folder.read_jsonl(tmp_path / "whole" / "metrics.jsonl")
-    assert without_seconds(rows) == without_seconds(run_folder.read_jsonl(tmp_path / "parts" / "metrics.jsonl"))
+    rows = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    assert without_seconds(rows) == without_seconds(read_jsonl(tmp_path / "parts" / "metrics.jsonl"))
     assert rows[0]["learn/updates"] > 0, "what is resumed has learned nothing"
     # The last checkpoint is gone: it goes on from the one before.
     last = max((tmp_path / "parts" / "checkpoints").iterdir())
     (last / "loop.json").write_text("{}")
     assert train.train(["--output_dir", str(tmp_path / "parts"), "--resume"]) == 0
-    assert without_seconds(rows) == without_seconds(run_folder.read_jsonl(tmp_path / "parts" / "metrics.jsonl"))
+    assert without_seconds(rows) == without_seconds(read_jsonl(tmp_path / "parts" / "metrics.jsonl"))
     for record in ("trees.jsonl", "pairs.jsonl", "scored.jsonl"):
         files = [tmp_path / folder / record for folder in ("whole", "parts")]
         assert files[0].exists() == files[1].exists()

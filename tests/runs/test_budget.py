@@ -10,8 +10,8 @@ import pytest
 from flow_dpo.cli import train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Problem
-from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks.budget import BudgetCallback, spent
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.settings import RunSettings
 from tests.support.run_equality import assert_same_run
 
@@ -59,11 +59,11 @@ def test_a_run_ends_at_its_budget_and_resumes_to_the_same(tmp_path: Path) -> Non
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     budget = ["--budget_verdicts", "60"]
     train.train([*flags, *budget, "--output_dir", str(whole)])
-    rows = run_folder.read_jsonl(whole / "metrics.jsonl")
+    rows = read_jsonl(whole / "metrics.jsonl")
     assert len(rows) < 8
     assert spent(rows)["verdicts"] >= 60 > spent(rows[:-1])["verdicts"]
     first = rows[0]["num_rollouts"]
     train.train([*flags, "--budget_verdicts", str(first), "--output_dir", str(parts)])
-    assert len(run_folder.read_jsonl(parts / "metrics.jsonl")) == 1
+    assert len(read_jsonl(parts / "metrics.jsonl")) == 1
     train.train([*flags, *budget, "--output_dir", str(parts), "--resume", "--allow", "run.budget_verdicts"])
     assert_same_run(whole, parts)

@@ -20,6 +20,7 @@ from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.checkpoint import Checkpoints
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.records import Metrics, TreeRow, from_json
 from flow_dpo.runs.settings import TrainSettings, default_settings
 from tests.support.packed_builders import ROLES
@@ -127,7 +128,7 @@ def damaged_run(folder: Path, which: int, damage: list[tuple[int, int]], cut: in
             assert newest is not None
             assert not (changed and "checkpoints" in victim.parts and victim.name != "checksums.json")
             run_folder.RunFolder.reopen(copy, newest[1]["sizes"])
-            rows = [run_folder.read_jsonl(copy / name) for name in run_folder.RECORDS if (copy / name).exists()]
+            rows = [read_jsonl(copy / name) for name in run_folder.RECORDS if (copy / name).exists()]
             run_folder.read_facts(copy)
         except DataError as error:
             # Named: the file itself, or the folder whose checkpoints are damaged.
@@ -175,4 +176,4 @@ def test_rows_that_are_no_objects_are_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"a": 1}) + "\n[1]\n")
     with pytest.raises(DataError, match=r"metrics\.jsonl, line 2"):
-        run_folder.read_jsonl(path)
+        read_jsonl(path)

@@ -14,6 +14,7 @@ from flow_dpo.cli import train as commands
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.learner.learner import Learner
 from flow_dpo.runs import run_folder, runtime
+from flow_dpo.runs.files import read_jsonl
 from tests.support.run_equality import assert_same_run
 
 WORDS = ("--max_problems", "20", "--problems_per_batch", "8", "--examples_per_update", "12")
@@ -85,7 +86,7 @@ def test_other_settings_are_refused_by_name(whole: Path, tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match=r"--allow data\.max_problems,data\n"):
         commands.train(more)
     assert commands.train([*more, "--allow", "data.max_problems,data"]) == 0
-    assert [row["problems_seen"] for row in run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [
+    assert [row["problems_seen"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [
         8,
         16,
         20,
@@ -162,7 +163,7 @@ def test_adapters_of_an_interrupted_run_are_those_of_its_last_checkpoint(
 
     folder = tmp_path / "run"
     interrupt(folder, monkeypatch, after=1)
-    rows = run_folder.read_jsonl(folder / "metrics.jsonl")
+    rows = read_jsonl(folder / "metrics.jsonl")
     assert [path.name for path in run_folder.latest_adapters(folder).values()] == [str(rows[0]["learn/updates"])] * 2
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "_step", half)

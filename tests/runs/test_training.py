@@ -25,6 +25,7 @@ from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.models.load import load_model
 from flow_dpo.recipes.presets import preset
 from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import default_settings
 from flow_dpo.verify.grader import AnswerGrader
@@ -144,7 +145,7 @@ def test_two_runs_of_one_seed_are_equal(seed_runs: tuple[Path, Path]) -> None:
 
 def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> None:
     folder = seed_runs[0]
-    rows = run_folder.read_jsonl(folder / "metrics.jsonl")
+    rows = read_jsonl(folder / "metrics.jsonl")
     wanted = [
         "problems_seen",
         "progressive/accuracy",
@@ -165,7 +166,7 @@ def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> N
     ]
     assert len(rows) == 2
     assert [key for key in wanted if any(key not in row for row in rows)] == []
-    trees, pairs = run_folder.read_jsonl(folder / "trees.jsonl"), run_folder.read_jsonl(folder / "pairs.jsonl")
+    trees, pairs = read_jsonl(folder / "trees.jsonl"), read_jsonl(folder / "pairs.jsonl")
     assert len(trees) == 24
     assert len(pairs) == sum(row["pairs/answer"] + row["pairs/stop"] for row in rows)
     for pair in pairs:
@@ -184,8 +185,8 @@ def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> N
 
 def test_pairs_and_trees_tell_the_same_story(seed_runs: tuple[Path, Path]) -> None:
     """A pair's words are the words of the two nodes that it names, and its prompt is what the tree says was before."""
-    trees = {tree["problem"]["id"]: tree for tree in run_folder.read_jsonl(seed_runs[0] / "trees.jsonl")}
-    for pair in run_folder.read_jsonl(seed_runs[0] / "pairs.jsonl"):
+    trees = {tree["problem"]["id"]: tree for tree in read_jsonl(seed_runs[0] / "trees.jsonl")}
+    for pair in read_jsonl(seed_runs[0] / "pairs.jsonl"):
         tree = trees[pair["problem_id"]]
         chosen, rejected = tree["nodes"][pair["node"]], tree["nodes"][pair["rejected_node"]]
         assert pair["chosen_ids"] == chosen["token_ids"]
@@ -223,7 +224,7 @@ def test_evaluate_writes_predictions_and_a_summary(seed_runs: tuple[Path, Path],
         assert steps["num_solutions"] == steps["num_checked"] == summary["num_correct"]
         assert 0 <= steps["num_invalid"] < max(steps["num_checked"], 1)
         assert summary["dataset"] == "seed/test"
-        rows = run_folder.read_jsonl(out / "predictions.jsonl")
+        rows = read_jsonl(out / "predictions.jsonl")
         assert sum(row["verdict"]["status"] == "correct" for row in rows) == summary["num_correct"]
         with pytest.raises(ConfigError, match="already holds an evaluation"):
             cli_evaluate(words)
@@ -263,7 +264,7 @@ def test_an_interrupted_run_keeps_what_it_learned(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(progress.ProgressBar, "on_batch", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.train(["--max_problems", "32", "--problems_per_batch", "8", "--output_dir", str(tmp_path / "run")])
-    assert len(run_folder.read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 2
     assert set(run_folder.latest_adapters(tmp_path / "run")) == {"answer", "stop"}
     assert (tmp_path / "run" / "progressive.png").exists()
 

@@ -16,7 +16,7 @@ from benchmarks.vllm_server import BLOCK, ENVIRONMENT
 from flow_dpo.cli import train
 from flow_dpo.engines.vllm.client import VllmClient, VllmServerSettings
 from flow_dpo.models.load import SEED_FOLDER
-from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 from tests.support.vllm_servers import serving
 
 pytestmark = pytest.mark.vllm
@@ -46,7 +46,7 @@ def _trained(folder: Path, *words: str, examples_per_update: int = 8) -> list[di
     fixed += ["--output_dir", str(folder)]
     assert train.train([*fixed, *words]) == 0
     assert not (folder / "served").exists()
-    return run_folder.read_jsonl(folder / "metrics.jsonl")
+    return read_jsonl(folder / "metrics.jsonl")
 
 
 def _most_drift(rows: list[dict[str, Any]]) -> float:

@@ -21,7 +21,8 @@ from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.models.load import ModelSettings, load_model
-from flow_dpo.runs import run_folder, runtime
+from flow_dpo.runs import runtime
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from tests.runs.test_training import FLOW, Keeper, Parity, data, learn_with  # noqa: F401 (a fixture)
 from tests.support.chat_models import chat_model_folder
@@ -178,7 +179,7 @@ def test_a_run_whose_server_stayed_away_is_resumed_to_the_same(
         server.start()
         assert train.train(["--output_dir", str(tmp_path / "broken"), "--resume"]) == 0
         assert server.adapters == {}
-    rows = run_folder.read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    rows = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
     assert sum(row["learn/updates"] for row in rows) > 1
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 

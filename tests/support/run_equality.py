@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 
 
 def without_seconds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -18,7 +19,7 @@ def assert_same_run(one: Path, two: Path) -> None:
     """Records, last checkpoint and last adapters are equal. `two` may have published older adapters besides."""
     for name in ("trees.jsonl", "pairs.jsonl"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
-    rows = [without_seconds(run_folder.read_jsonl(folder / "metrics.jsonl")) for folder in (one, two)]
+    rows = [without_seconds(read_jsonl(folder / "metrics.jsonl")) for folder in (one, two)]
     assert rows[0] == rows[1]
     last = [max((folder / "checkpoints").iterdir()) for folder in (one, two)]
     assert last[0].name == last[1].name

@@ -24,6 +24,7 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Verdict
 from flow_dpo.models.render import Renderer
 from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.records import Metrics, PairRow, from_json
 from flow_dpo.runs.tree_records import example_row
 from flow_dpo.traces import sft
@@ -103,7 +104,7 @@ def exported(source: Path, folder: Path, *words: str) -> Dataset:
     _, header, text = (folder / "README.md").read_text().split("---\n", 2)
     card = yaml.safe_load(header)
     [file] = card["configs"][0]["data_files"]
-    assert all(f"`{name}`" in text for name in run_folder.read_jsonl(folder / file["path"])[0])
+    assert all(f"`{name}`" in text for name in read_jsonl(folder / file["path"])[0])
     with others_warn():
         loaded = load_dataset(
             "json", data_files=str(folder / file["path"]), split="train", cache_dir=str(folder / "cache")

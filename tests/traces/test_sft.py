@@ -29,6 +29,7 @@ from flow_dpo.recipes.presets import preset
 from flow_dpo.recipes.scales import WORKED_EXAMPLES
 from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import one_pass
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.settings import default_settings
 from flow_dpo.traces import sft
 from flow_dpo.traces.trace import Trace, TraceFile, TraceFolder, read_traces
@@ -110,7 +111,7 @@ def test_fine_tuning_learns_the_traces(made: tuple[Path, Path]) -> None:
     traces, folder = made
     facts = json.loads((folder / "run.json").read_text())
     file = read_traces(traces)
-    losses = [row["loss"] for row in run_folder.read_jsonl(folder / "metrics.jsonl") if "loss" in row]
+    losses = [row["loss"] for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
     assert sum(losses[-4:]) < sum(losses[:4])
     assert facts["last_loss"] == pytest.approx(losses[-1], abs=1e-6)
     assert facts["num_traces"] == len(file.traces)
@@ -158,7 +159,7 @@ def test_the_adapter_and_the_merged_model_are_one(made: tuple[Path, Path], tmp_p
     for name, source in [("adapter", ["--adapter", str(made[1])]), ("merged", merged), ("base", [])]:
         assert cli_evaluate([*words, *source, "--output_dir", str(tmp_path / name)]) == 0
     read = {
-        name: [row["solution"] for row in run_folder.read_jsonl(tmp_path / name / "predictions.jsonl")]
+        name: [row["solution"] for row in read_jsonl(tmp_path / name / "predictions.jsonl")]
         for name in ("adapter", "merged", "base")
     }
     assert read["adapter"] == read["merged"]

@@ -19,8 +19,8 @@ from flow_dpo.core.protocols import Backends
 from flow_dpo.core.types import Problem, Request, Solution, TokenIds
 from flow_dpo.engines.scripted import ScriptedEngine, ScriptedReply
 from flow_dpo.models.render import Renderer
-from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.traces.generate import GenerateSettings, Tally, generate
 from flow_dpo.traces.trace import SelectionSettings, Trace, read_traces
 from flow_dpo.verify.extract import AnswerRule
@@ -238,7 +238,7 @@ def test_bad_input_is_refused(tmp_path: Path, seed_traces: Path) -> None:
         trace_commands.generate(["--run", "a", "--adapter", "b"])
     with pytest.raises(DataError, match="no such file"):
         read_traces(tmp_path / "nowhere")
-    row = run_folder.read_jsonl(seed_traces / "traces.jsonl")[0]
+    row = read_jsonl(seed_traces / "traces.jsonl")[0]
     for change, message in [
         ({"verdict": {"status": "wrong", "answer": None, "reason": ""}}, "verdict 'wrong'"),
         ({"token_ids": "5 6"}, "expected a list of token ids .* in 'token_ids', found '5 6'"),
