@@ -79,7 +79,7 @@ class Sampler:
             completion = self.complete(request, derive(SEED, problem.id, depth, 0, turns))
             yield state, request, completion
             state, turns = self.flow.advance(state, completion), turns + 1
-        if (turn := self.flow.closing(state)) is not None:  # cut amid its text: one token more shows whether it is whole
+        if (turn := self.flow.closing(state)) is not None:  # cut: is the answer whole?
             closing = self.complete(self.renderer.render(turn), derive(SEED, problem.id, depth, 0, turns))
             state = self.flow.advance(state, closing)
         yield state, None, None

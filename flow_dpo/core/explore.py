@@ -58,7 +58,6 @@ class TurnSampling:
             return Sampling(temperature=self.choice_temperature, greedy=greedy)
         return Sampling(temperature=self.temperature, top_p=self.top_p, greedy=greedy)
 
-
     def solution(
         self, flow: Flow[Any], state: Any, *, trunk: bool, seed: int
     ) -> Generator[Yields, Sampled | Verdict, Solution]:
