@@ -147,13 +147,8 @@ def load_problems(
         problems = list(itertools.islice(rows, early))
     if not problems:
         raise DataError(
-            f"expected problems in {name} ({split}), found none"
-            + (
-                f" with a usable question and gold answer among {skipped.num_rows}: {skipped.examples[0]}"
-                if skipped.examples
-                else " at all"
-            )
-            + "; name another file or split, or its columns"
+            f"expected problems in {name} ({split}), found none{skipped.instead()}; name another file or split, or "
+            "its columns"
         )
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(problems)
@@ -217,6 +212,12 @@ class _LeftOut:
             places.append(f"row {index}{named}")
         if len(self.examples) < NUM_SHOWN:
             self.examples.append(f"{place}: {error}")
+
+    def instead(self) -> str:
+        """What was found where no row was usable."""
+        if not self.examples:
+            return " at all"
+        return f" with a usable question and gold answer among {self.num_rows}: {self.examples[0]}"
 
     def __str__(self) -> str:
         reasons = (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.errors import DataError
+from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Problem, Status, Verdict
 from flow_dpo.evaluate.headers import Comparison, EvaluationSummary, JudgeHeader, JudgeSummary
 from flow_dpo.report.run_data import RunCounts, count_run
@@ -187,6 +188,11 @@ def _run(path: Path, name: str, tree: str | None) -> RunSource:
 
 def _evaluation(path: Path, name: str) -> EvaluationSource:
     summary = headers.read_header(path / "summary.json", EvaluationSummary)
+    correct, draws = summary.get("num_correct"), summary.get("num_draws")
+    if "accuracy_graded" not in summary and summary.get("num_ungraded") and draws and correct is not None:
+        # An older file states the accuracy of what could be graded alone.
+        summary["accuracy_graded"] = summary["accuracy"]
+        summary |= {"accuracy": correct / draws, "interval": list(wilson(correct, draws))}
     return EvaluationSource(name=name, path=path, summary=summary, solutions=read_predictions(path))
 
 
