@@ -7,7 +7,6 @@ one tree. Invariant: each title states the result of the numbers below it, and w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from flow_dpo.report import formatting
 from flow_dpo.report import rates as learning
@@ -17,6 +16,7 @@ from flow_dpo.report.sources import EvaluationSource, RunSource
 from flow_dpo.report.stop_section import stop_section
 from flow_dpo.report.tree_section import draw_outline, draw_tree
 from flow_dpo.runs.charts import Level, Panel, Series, accuracy_series, draw
+from flow_dpo.runs.trends import trend
 
 _SEEN = "problems seen"
 
@@ -206,10 +206,11 @@ def _likelihoods(run: RunSource, tag: str) -> Section | None:
             Series(label="rejected", x=seen, y=column(role, "rejected_logprobs"))]) for role in roles),
     ]  # fmt: skip
     margins = [
-        (role, *_ends(column(role, name) for name in ("margin", "chosen_logprobs", "rejected_logprobs")))
+        (role, *(_ends(column(role, name), [row.get(f"pairs/{role}", 1) for row in run.rows])
+                 for name in ("margin", "chosen_logprobs", "rejected_logprobs")))
         for role in roles
-    ]
-    finding = "Margin from the first batch to the last: " + "; ".join(
+    ]  # fmt: skip
+    finding = "Margin from the first third of the pairs to the last: " + "; ".join(
         f"{role} {margin}" for role, margin, _, _ in margins
     )
     alt = f"Margins, and log-probabilities of chosen and rejected completions, by role. {finding}"
@@ -220,18 +221,19 @@ def _likelihoods(run: RunSource, tag: str) -> Section | None:
         "fall while the margin grows are a warning: the model unlearns both.",
     )  # fmt: skip
     columns = ("role", "margin", "chosen log-probability", "rejected log-probability")
-    table = Table(caption="First batch to last, nats", columns=columns, rows=tuple(margins))
+    table = Table(caption="First third of the pairs to the last, nats", columns=columns, rows=tuple(margins))
     return Section(title="Margins and log-probabilities", blocks=(figure, table))
 
 
-def _ends(series: Any) -> list[str]:
-    ends: list[str] = []
-    for values in series:
-        there = [value for value in values if value is not None]
-        ends.append(
-            f"{formatting.decimal(there[0])} to {formatting.decimal(there[-1])}" if there else formatting.NOTHING
-        )
-    return ends
+def _ends(values: Sequence[float | None], weights: Sequence[float | None]) -> str:
+    """From where to where a mean over pairs went, and whether that can be told from noise."""
+    found = trend(values, weights)
+    if found is None:
+        return formatting.NOTHING
+    ends = f"{formatting.decimal(found.first)} to {formatting.decimal(found.last)}"
+    if found.low is None:
+        return f"{ends} ({found.num} batches: too few to tell a change)"
+    return ends if found.is_told else f"{ends} (no change can be told)"
 
 
 def _cost(run: RunSource) -> Section:
