@@ -192,6 +192,15 @@ def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
 _NONE = "expected a run, an evaluation, traces, a comparison or a judge's verdicts"
 
 
+_PARTS = (
+    ("trees.jsonl", "config.yaml", "a run"),
+    ("config.yaml", "trees.jsonl", "a run"),
+    ("predictions.jsonl", "summary.json", "an evaluation"),
+    ("traces.json", ROWS, "traces"),
+)
+"""What a folder that is no source holds, what it lacks, and what it would be."""
+
+
 def _described(path: Path) -> str:
     """What stands at a path instead, and what could be named."""
     if not path.exists():
@@ -205,6 +214,9 @@ def _described(path: Path) -> str:
     marks = ("trees.jsonl", "summary.json", ROWS, "comparison.json")
     if entries == [".lock"]:
         return f"nothing but a lock in {path}: what was begun there has written nothing yet, or was interrupted before"
+    for part, whole, what in _PARTS:
+        if part in entries and whole not in entries:
+            return f"{what} without its {whole} in {path}: it was interrupted before, or the file was lost"
     inside = [entry for entry in entries if any((path / entry / mark).is_file() for mark in marks)]
     if inside:
         return f"none of these in {path} itself, but in {', '.join(inside[:5])} below it; name those"
@@ -214,6 +226,12 @@ def _described(path: Path) -> str:
 def _run(path: Path, name: str, tree: str | None) -> RunSource:
     facts = run_folder.read_facts(path)
     settings = resolve.read_settings(path / "config.yaml")
+    for group in ("data", "model"):
+        if not isinstance(settings.get(group) or {}, dict):
+            raise DataError(
+                f"expected the settings of {group!r} in {path / 'config.yaml'}, found {settings[group]!r:.80}: the "
+                "file is not whole"
+            )
     metrics = path / "metrics.jsonl"
     rows = read_metrics(metrics) if metrics.exists() else []
     counts = count_run(path, int(rows[-1]["problems_seen"]) if rows else 0, tree)
