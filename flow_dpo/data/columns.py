@@ -188,7 +188,7 @@ def _number(value: int | float | Decimal, column: str) -> str:
     exact = value if isinstance(value, Decimal) else Decimal(repr(value))
     if not exact.is_finite():
         raise BadRow(f"expected a text in {column!r}, found {str(value).lower()}")
-    if abs(exact.adjusted()) > MAX_DIGITS or len(exact.as_tuple().digits) > MAX_DIGITS:
+    if abs(exact.adjusted()) >= MAX_DIGITS or len(exact.as_tuple().digits) > MAX_DIGITS:
         raise BadRow(f"expected a number of at most {MAX_DIGITS} digits in {column!r}, found {value!s:.80}")
     written = format(exact, "f")
     written = written.rstrip("0").rstrip(".") if "." in written else written
@@ -219,10 +219,12 @@ def _asked(chat: list[dict[str, Any]], column: str) -> Any:
     """The content of the one user message. System messages are left out, since a flow brings its own."""
     spoken = [message for message in chat if message.get("role") not in ("system", "developer")]
     if len(spoken) != 1 or spoken[0].get("role") != "user":
-        kinds = ", ".join(str(message.get("role")) for message in chat)
+        kinds = ", ".join(str(message.get("role", "no role")) for message in chat)
+        words = {name: len(value) for name, value in chat[-1].items() if name != "role" and isinstance(value, str)}
+        part = "content" if "content" in words else max(words, key=lambda name: words[name], default="content")
         raise BadRow(
             f"expected a chat with one user message in {column!r}, found {kinds:.80}; name the message that is the "
-            f"question, such as {column}.-1.content"
+            f"question, such as {column}.-1.{part}"
         )
     return _content(spoken[0].get("content"), column)
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import itertools
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -54,11 +56,17 @@ class RowSource:
 
 def open_rows(name: str, *, config: str | None, split: str) -> RowSource:
     """The rows of a local file, of a folder's file for `split`, or of a hub data set."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        file = _file_of_split(path, config, split)
-        return RowSource(path.resolve().name, _read(file))
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, or the home of a user that is none
+        raise DataError(f"expected a path or a data set's name, found {name!r:.80}: {error!s:.80}") from error
+    if not name.strip():
+        raise DataError("expected a path or a data set's name, found none; give one with --dataset_name")
+    if is_folder:
+        files = _files_of_split(path, config, split)
+        return RowSource(path.resolve().name, itertools.chain.from_iterable(map(_read, files)))
+    if is_there:
         return RowSource(_stem(path), _read(path))
     if _looks_local(name):
         raise DataError(_missing(path))
@@ -80,20 +88,23 @@ def _mistyped(name: str, path: Path) -> str:
     if "/" not in name:
         near = get_close_matches(name, dataset_names(), n=1, cutoff=0.7)
         return f"did you mean {near[0]}? A data set on the hub is named with its owner: owner/{name}" if near else ""
-    near = get_close_matches(path.name, _entries(path.parent), n=1)
-    return f"did you mean {path.parent / near[0]}?" if near else ""
+    near = _near(path)
+    return f"did you mean {near}?" if near else ""
 
 
-def _entries(folder: Path) -> list[str]:
+def _near(path: Path) -> Path | None:
+    """What is called like a path that is not there, beside it."""
     try:
-        return sorted(each.name for each in folder.iterdir())[:200]
+        names = sorted(each.name for each in path.parent.iterdir() if each.exists())[:200]
     except OSError:
-        return []
+        return None
+    found = get_close_matches(path.name, names, n=1)
+    return path.parent / found[0] if found else None
 
 
 def _missing(path: Path) -> str:
-    near = get_close_matches(path.name, _entries(path.parent), n=1)
-    hint = f"did you mean {path.parent / near[0]}?" if near else "give a file, a folder or a hub id"
+    near = _near(path)
+    hint = f"did you mean {near}?" if near else "give a file, a folder or a hub id"
     folder = next(each for each in (path.parent, *path.parent.parents) if each.exists())
     missing = "" if folder == path.parent else f": {folder} holds no {path.relative_to(folder).parts[0]}"
     return f"expected a data set at {path}, found nothing there{missing}; {hint}"
@@ -105,52 +116,74 @@ def _stem(path: Path) -> str:
 
 def _unpacked(path: Path) -> str:
     """A file's name without the ending of its compression."""
-    return path.name[: -len(path.suffix)] if path.suffix in _PACKED else path.name
+    return path.name[: -len(path.suffix)] if path.suffix.lower() in _PACKED else path.name
 
 
-def _file_of_split(folder: Path, config: str | None, split: str) -> Path:
-    """`<split>.jsonl.gz` and its like in the folder, in its folder of the configuration, or in `data`."""
+def _files_of_split(folder: Path, config: str | None, split: str) -> list[Path]:
+    """`<split>.jsonl.gz` and its like, or all parts of it (train-00000-of-00002.parquet), in the folder, in its folder
+    of the configuration, or in `data`."""
     if config and Path(config).name != config:
         raise DataError(f"expected a name of a configuration, found {config!r}; give the name of a folder in {folder}")
     stems: set[str] = set()
     for place in (folder / part for part in ([config] if config else []) + [".", "data"]):
-        tables = sorted(each for each in place.glob("*") if each.name.endswith(SUFFIXES) and each.is_file())
+        tables = sorted(each for each in place.glob("*") if each.name.lower().endswith(SUFFIXES) and each.is_file())
         named = [each for each in tables if _stem(each) == split]
-        named = named or [each for each in tables if each.name.startswith(f"{split}-")]  # train-00000-of-00001
-        if len(named) == 1:
-            return named[0]
+        named = named or [each for each in tables if each.name.startswith(f"{split}-")]
+        parts = [re.search(r"-(\d+)-of-(\d+)$", _stem(each)) for each in named]
+        numbers = [(int(part[1]), int(part[2])) for part in parts if part]
+        whole = numbers == [(at, len(named)) for at in range(len(named))]
+        if named and (whole or (len(named) == 1 and not numbers)):
+            return named
         if named:
             raise DataError(
-                f"expected one file of split {split!r} in {place}, found {', '.join(each.name for each in named)}; "
-                f"name the file itself"
+                f"expected one file of split {split!r} in {place}, or all its parts, found "
+                f"{', '.join(each.name for each in named)}; name the file itself"
             )
         stems.update(map(_stem, tables))
     near = get_close_matches(split, sorted(stems), n=1)
     raise DataError(
-        f"expected a file of split {split!r} in {folder}, {split}{_KINDS}, found "
-        f"{', '.join(sorted(stems)) or 'no data files'}; "
+        f"expected a file {split}.jsonl, .json, .parquet or a packed one (.jsonl.gz) in {folder}, found "
+        f"{', '.join(sorted(stems)[:20]) or 'no data files'}; "
         + (f"did you mean --dataset_split {near[0]}?" if near else "choose a split that is there, or name the file")
     )
 
 
 def _read(path: Path) -> Iterator[tuple[str, Row]]:
-    if path.name.endswith(".parquet"):
+    ending = path.name.lower()
+    _refuse_pointer(path)
+    if ending.endswith(".parquet"):
         wanted = f"a Parquet file at {path}"
+        if _is_empty_table(path):
+            return iter(())
         return _table("parquet", str(path), wanted, data_files=str(path), split="train", streaming=True)
-    if path.name.endswith(SUFFIXES):
+    if ending.endswith(SUFFIXES):
         return _read_json(path)
     raise DataError(f"expected a data set in one of {_KINDS}, found {path}; convert it or name another file")
+
+
+def _refuse_pointer(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(40)
+    except OSError as error:
+        raise DataError(f"expected a readable data set at {path}, found {error}; fetch it again") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"expected a data set at {path}, found Git LFS's pointer to it; fetch the file: git lfs pull")
+
+
+_MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet"}
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         packed = path.read_bytes()
-        text = _PACKED.get(path.suffix, bytes)(packed).decode("utf-8-sig")
+        text = _PACKED.get(path.suffix.lower(), bytes)(packed).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError):
+            kind = next((ending for magic, ending in _MAGIC.items() if error.object.startswith(magic)), None)
             raise DataError(
-                f"expected UTF-8 text in {path}, found byte 0x{error.object[error.start]:02x} "
-                f"at {error.start}; save it as UTF-8"
+                f"expected UTF-8 text in {path}, found byte 0x{error.object[error.start]:02x} at {error.start}; "
+                + (f"its content is that of a {kind} file: name it so" if kind else "save it as UTF-8")
             ) from error
         raise DataError(f"expected a readable data set at {path}, found {error}; fetch or pack it again") from error
     # Half a surrogate pair or NaN in one field is that row's fault, which `problems` skips or refuses.
@@ -163,6 +196,16 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
         if not isinstance(value, dict):
             raise DataError(f"{place}: expected an object of columns, found {value!r:.80}; repair or drop the row")
         yield place, cast(Row, value)
+
+
+def _is_empty_table(path: Path) -> bool:
+    """A Parquet file without a row, which `datasets` fails on."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.read_metadata(path).num_rows == 0
+    except (ArrowException, OSError):
+        return False
 
 
 _LISTS = ("data", "rows", "examples", "instances")

@@ -225,9 +225,13 @@ class _LeftOut:
             for reason, count in self.counts.most_common()
         )
         return (
-            f"skipped {self.counts.total()} rows without a usable gold answer or question, of {self.num_rows} read: "
+            f"skipped {_rows(self.counts.total())} without a usable gold answer or question, of {self.num_rows} read: "
             f"{'; '.join(reasons)}; the first: {self.examples[0]}"
         )
+
+
+def _rows(num: int) -> str:
+    return f"{num} row{'' if num == 1 else 's'}"
 
 
 def _problems(

@@ -95,11 +95,11 @@ def _from_answer_or_solution(row: Row, asked: str, read: Callable[[str], str]) -
         gold = read(written)
     except BadRow as error:
         box = boxed_gold(asked, solution)
-        if box is None and "answer" not in row:
+        if not box and ("answer" in row or "solution" not in row):
+            raise
+        if box is None:
             text(row, "solution")
             raise BadRow("expected a box in 'solution', found none") from error
-        if not box and "answer" in row:
-            raise
         return usable(box or "", "solution"), solution
     if solution and gold == last_box(solution, joined=False):
         # The last of several boxes, letter by letter, is an answer that was cut from the solution.
