@@ -112,7 +112,7 @@ def test_a_column_that_is_null_in_the_first_rows_is_found(tmp_path: Path) -> Non
         ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, {"role": "user", "content": "z"}],
          "one user message in 'prompt', found user, assistant, user; name .* prompt.-1.content"),
         ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "So"}], "found user, assistant"),
-        ([{"from": "human", "value": "Q"}], "found no role; name .* prompt.-1.value"),
+        ([{"from": "human", "value": "How many?"}], "found no role; name .* prompt.-1.value"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a message of text alone"),
         (["Q"], r"expected a text in 'prompt', found \['Q'\]"),
         (12, "expected a text in 'prompt', found 12"),
@@ -200,7 +200,7 @@ def test_a_number_loses_no_digit(tmp_path: Path, literal: str, gold: str) -> Non
 @pytest.mark.parametrize("literal", ["1e400", "-1e999999", "1e99999999999999999999", "Infinity", "NaN"])
 def test_numbers_that_are_no_answer(tmp_path: Path, literal: str) -> None:
     (tmp_path / "train.jsonl").write_text(f'{{"question": "Q", "answer": {literal}}}\n')
-    with pytest.raises(DataError, match="expected a (?:text|number of at most 400 digits) in 'answer'"):
+    with pytest.raises(DataError, match=r"expected a (?:text|number of at most 400 digits) in 'answer'"):
         load_problems(str(tmp_path / "train.jsonl"))
 
 
@@ -225,7 +225,7 @@ def test_numbers_of_a_table(tmp_path: Path) -> None:
     ("question", "solution", "gold"),
     [
         ("Find all points where they meet.", "are $\\boxed{(-2,18)}$ and $\\boxed{(8,38)}$.", "(-2,18), (8,38)"),
-        ("Find all $t$. Enter a list separated by commas.", "$t = \\boxed{\\frac13}$ or $t = \\boxed{-2}$.", "\\frac13, -2"),
+        ("Enter all $t$, separated by commas.", "$t = \\boxed{\\frac13}$ or $t = \\boxed{-2}$.", "\\frac13, -2"),
         ("Enter the angles, separated by commas.", "is $\\boxed{30}.$ Then\n\nthe other is $\\boxed{60}.$", "30, 60"),
         ("Find all possible values of $x$.", "$x = \\boxed{4}$. If not, $x = \\boxed{-4}$. So $\\boxed{4}$.", "4, -4"),
         ("What is the final expression?", "yields $\\boxed{-b+2}$, or $\\boxed{2 - b}$.", "2 - b"),
@@ -341,7 +341,7 @@ def test_a_table_without_rows_and_one_in_parts(tmp_path: Path) -> None:
     found = load_problems(str(parts)).problems
     assert [(each.id, each.gold) for each in found] == [("parts/train/0", "0"), ("parts/train/1", "1")]
     (parts / "train-00000-of-00002.parquet").unlink()
-    with pytest.raises(DataError, match="expected one file of split 'train' in .*, or all its parts"):
+    with pytest.raises(DataError, match=r"expected one file of split 'train' in .*, or all its parts"):
         load_problems(str(parts))
 
 
