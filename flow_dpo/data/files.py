@@ -124,6 +124,14 @@ def _files_of_split(folder: Path, config: str | None, split: str) -> list[Path]:
     of the configuration, or in `data`."""
     if config and Path(config).name != config:
         raise DataError(f"expected a name of a configuration, found {config!r}; give the name of a folder in {folder}")
+    if config and not (folder / config).is_dir():
+        # A run brings its hub configuration along to a local set, which has none: only a likeness is a misspelling.
+        near = get_close_matches(config, sorted(each.name for each in folder.iterdir() if each.is_dir()), n=1)
+        if near:
+            raise DataError(
+                f"expected a folder of the configuration {config!r} in {folder}, found none; did you mean "
+                f"--dataset_config {near[0]}?"
+            )
     stems: set[str] = set()
     for place in (folder / part for part in ([config] if config else []) + [".", "data"]):
         tables = sorted(each for each in place.glob("*") if each.name.lower().endswith(SUFFIXES) and each.is_file())

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.data.columns import MISSING, BadRow, Row, find, listed, nearest, optional, question, text, usual
-from flow_dpo.verify.equivalence import canonical
 from flow_dpo.verify.extract import after_answer_is, last_box
 
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])")
+_LOOKS = re.compile(r"\\(?:left|right|[,!;])|\s|(?<=\\)[dt](?=frac)")
+"""What only looks: two boxes that differ in it alone are one answer."""
 _ASKS_A_LIST = re.compile(r"\bseparated by\b|\ball (?:the )?(?:possible|real|complex|integer)?\s?"
                           r"(?:values|solutions|roots|polynomials)\b", re.IGNORECASE)  # fmt: skip
 _ASKS_SEVERAL = re.compile(
@@ -74,7 +75,7 @@ def boxed_gold(asked: str, solution: str) -> str | None:
         starts = [box.start() for box in _BOX.finditer(solution)]
         ends = [*starts[1:], len(solution)]
         boxes = [last_box(solution[start:end], joined=False) for start, end in zip(starts, ends, strict=True)]
-        distinct = {canonical(box): box for box in boxes if box}  # one that holds another box is not whole: ""
+        distinct = {_LOOKS.sub("", box): box for box in boxes if box}  # one that holds another box is not whole: ""
         return ", ".join(distinct.values())
     return last_box(solution) if _ASKS_SEVERAL.search(asked) else last
 
