@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flow_dpo.core.engine import RendersTurns
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.grader import Grader
@@ -54,8 +54,7 @@ class EvaluationSettings:
     """Leave out test problems that are among them; otherwise they are only counted."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ConfigError(f"expected num_samples of 1 at least, found {self.num_samples}")
+        expect(self, "of 1 at least", lambda value: value >= 1, "num_samples", "batch_problems")
         if self.greedy and self.num_samples > 1:
             raise ConfigError(
                 f"expected one sample where decoding is greedy, found {self.num_samples}; add --greedy false"

@@ -1,19 +1,18 @@
-"""Progress of a run on the terminal: the callback with the bar, the summary table and the picture.
+"""Progress of a run on the terminal: the callback that tells each batch, the summary table and the picture.
 
-A bar with windowed accuracy, pairs, problems a minute and time left; plain lines where there is no terminal; at the
-end a table from the first window to the last, where the files are and which command comes next.
+Beside what is being done (`runs.live`) stand windowed accuracy, examples and problems a minute; where there is no
+terminal a plain line a batch; at the end a table of the first and the last problems, which never overlap.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -21,36 +20,24 @@ from flow_dpo.core.errors import visible
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Example, Pair
+from flow_dpo.core.types import Example, Pair, Role
 from flow_dpo.runs.charts import Panel, Series, accuracy_series, save_png
+from flow_dpo.runs.live import Live
+
+_FEWEST = 20
+"""Graded problems below which halves of them say nothing apart."""
 
 
 class ProgressBar:
-    """A callback that shows each batch. A context manager: the bar is removed at the end."""
+    """A callback that shows each batch."""
 
-    def __init__(self, console: Console, num_problems: int, seen: int = 0) -> None:
+    def __init__(self, live: Live, num_problems: int, seen: int = 0) -> None:
         """`seen`: problems of the run before it was resumed."""
-        self._console = console
+        self._live = live
         self._seen_before = seen
         self._started = time.monotonic()
         self._examples, self._unit = 0, "examples"
-        self._bar = Progress(
-            TextColumn("learning"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("learn", total=num_problems, completed=seen, state="")
-
-    def __enter__(self) -> ProgressBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        live.begin(num_problems, "problems", seen)
 
     def on_batch(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Show one batch."""
@@ -58,13 +45,12 @@ class ProgressBar:
         self._unit = "pairs" if any(isinstance(example, Pair) for example in examples) else self._unit
         seen = row["problems_seen"]
         rate = 60 * (seen - self._seen_before) / max(time.monotonic() - self._started, 1e-9)
-        state = (
+        self._live.note = (
             f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
-            f"{self._examples} {self._unit}  {rate:.0f} problems/min"
+            f"{self._examples} {self._unit}  {rate:.{0 if rate >= 10 else 1}f} problems/min"
         )
-        self._bar.update(self._task, completed=seen, state=state)
-        if not self._console.is_terminal:
-            self._console.print(Text(f"{seen} problems  {state}"))
+        self._live.advance(seen)
+        self._live.print(f"{self._live.pace()}  {self._live.note}")
 
 
 def print_safe(console: Console, text: str) -> None:
@@ -73,15 +59,53 @@ def print_safe(console: Console, text: str) -> None:
 
 
 def summary_table(progress: ProgressiveValidation) -> Table:
-    """First window against last, with 95 % intervals."""
+    """The first problems against the last, with 95 % intervals: windows that share no problem, halves of a run of one
+    window or less, and a single row where there are too few to compare."""
     table = Table(title="Accuracy on each problem before learning from it", title_justify="left")
     for name in ("window", "problems", "accuracy", "95 % interval"):
         table.add_column(name, justify="right" if name != "window" else "left")
-    last = (int(sum(progress.recent)), len(progress.recent))
-    for name, (correct, graded) in (("first", progress.first), ("last", last)):
+    recent, num_graded = list(progress.recent), progress.num_graded
+    if num_graded < _FEWEST:
+        rows = {"all (too few to compare)": (progress.num_correct, num_graded)}
+    elif num_graded <= progress.window:  # `recent` holds every one
+        half = num_graded // 2
+        rows = {"first half": (int(sum(recent[:half])), half), "last half": (int(sum(recent[-half:])), half)}
+    else:
+        last = recent[-(num_graded - progress.window) :]
+        rows = {"first": progress.first, "last": (int(sum(last)), len(last))}
+    for name, (correct, graded) in rows.items():
         low, high = wilson(correct, graded)
         table.add_row(name, str(graded), f"{correct / max(graded, 1):.1%}", f"{low:.1%} to {high:.1%}")
     return table
+
+
+def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], examples_per_update: int) -> str:
+    """What of the roles' adapters was learned, by the run's rows of metrics: "" where all were, else why not."""
+    rows = list(rows)
+    untrained = [role for role in roles if not any(f"learn/{role}/learning_rate" in row for row in rows)]
+    if not untrained:
+        return ""
+    waiting = int(rows[-1]["learn/waiting"]) if rows else 0
+    counts = [f"{kind}/{role}" for kind in ("pairs", "scored") for role in roles]
+    num_examples = sum(int(row.get(count, 0)) for row in rows for count in counts)
+    if any(row["learn/updates"] for row in rows):
+        return f"{' and '.join(untrained)} learned nothing: no update had an example of that role"
+    if waiting:
+        return (
+            f"nothing was learned: {waiting} examples wait, an update takes {examples_per_update} "
+            "(--examples_per_update); train on more problems"
+        )
+    if num_examples:
+        return "nothing was learned: every update was dropped, its loss or gradient being no number"
+    ungraded = sum(row["ungraded_rate"] * row["num_verdicts"] for row in rows)
+    if rows and ungraded >= 0.5 * sum(row["num_verdicts"] for row in rows):
+        return "nothing was learned: most rollouts could not be graded, and an ungraded one teaches nothing"
+    num_trees, num_tied = (int(sum(row[name] for row in rows)) for name in ("num_trees", "tied_trees"))
+    accuracy = rows[-1]["progressive/accuracy"] if rows else 0.0
+    return (
+        f"nothing was learned: no problem gave an example; the rollouts of {num_tied} of {num_trees} problems all "
+        f"ended alike ({accuracy:.0%} of the first ones were right): take problems that the model solves now and then"
+    )
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
