@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flow_dpo.core.engine import RendersTurns
-from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.core.errors import ConfigError, StorageError, expect
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.grader import Grader
@@ -181,8 +181,7 @@ def stop_summary(choices: Sequence[StopChoice]) -> dict[str, Any]:
 
 
 def write_predictions(folder: Path, trees: Sequence[Tree], result: dict[str, Any]) -> None:
-    """predictions.jsonl, one draw of one problem a line, and summary.json."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """predictions.jsonl, one draw of one problem a line, and summary.json. Raises `StorageError`."""
     seen: Counter[str] = Counter()
     rows: list[Prediction] = []
     for tree in trees:
@@ -200,6 +199,10 @@ def write_predictions(folder: Path, trees: Sequence[Tree], result: dict[str, Any
                 tokens=sum(len(node.completion.token_ids) for node in tree.trunk_nodes()),
             )
         )
-    (folder / "predictions.jsonl").write_bytes(b"")
-    append_rows(folder / "predictions.jsonl", rows)
-    write_header(folder / "summary.json", EvaluationSummary, result)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "predictions.jsonl").write_bytes(b"")
+        append_rows(folder / "predictions.jsonl", rows)
+        write_header(folder / "summary.json", EvaluationSummary, result)
+    except OSError as error:
+        raise StorageError(f"could not write the predictions to {folder}: {error}; make room, and go on") from error

@@ -1,31 +1,34 @@
-"""Journal of the batch under way: what an interrupted run had sampled, kept for the resumption.
+"""Journal of what is being sampled: what an interrupted command had, kept for when it goes on.
 
-Completions are held in memory by what was asked, and written only where a run is interrupted (Ctrl-C, SIGTERM, an
-error): a file of one header and a row a completion. A resumed run that comes to the same batch is answered from it:
+Completions are held in memory by what was asked, and written where a run is interrupted (Ctrl-C, SIGTERM, an error); an
+evaluation, which has no other record before its end, writes them batch by batch. Whoever comes to the same batch again
+is answered from the file:
 
-    sampled.jsonl    {"schema": "sampled_batch/1", "problems": ["gsm8k/7", ...], "whole": true, "stats": {...}}
-                     {"schema": "sampled/1", "key": "9f0c...", "completion": {"token_ids": [...], ...}}
+    sampled.jsonl    {"schema": "sampled/1", "key": "9f0c...", "completion": {"token_ids": [...], ...}}
+                     {"schema": "sampled_batch/1", "problems": ["gsm8k/7", ...], "whole": true, ...}
 
 Invariant: a resumed run stays bit for bit the run that was never interrupted. That holds where the whole batch was
 sampled: nothing is computed again. Of a batch that was not, the rest would be computed beside fewer others, which
-changes no token but the last digits of log-probabilities (kernels round by the size of what they are given); it is used
-only where the user asks for it (`run.reuse_sampled`), and otherwise sampled again.
+changes no token but the last digits of log-probabilities (kernels round by the size of what they are given): a run uses
+it only where the user asks for it (`run.reuse_sampled`), an evaluation, which reads none of them, always.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from flow_dpo.core.engine import Engine
+from flow_dpo.core.errors import ConfigError, StorageError
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Completion, Problem, Request, Role, Sampling, TokenIds
+from flow_dpo.runs.files import cut_torn
 from flow_dpo.runs.records import append_rows, iter_rows
 
 FILE = "sampled.jsonl"
@@ -33,17 +36,26 @@ FILE = "sampled.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledBatch:
-    """The batch that a journal is of: the first row of its file."""
+    """A batch of problems: the row of a journal behind those of its completions, so that a torn file has none."""
 
     SCHEMA: ClassVar[str] = "sampled_batch/1"
     problems: tuple[str, ...]
     """Their ids, in order."""
     seed: int
     policy_version: int
-    whole: bool
+    context: str
+    """Digest of all else that it depends on, of a command whose settings lie nowhere else."""
+    num_completions: int = 0
+    """The rows before this one that are its completions."""
+    whole: bool = False
     """All that the batch asks for was sampled."""
     stats: Mapping[str, float] = field(default_factory=dict[str, float])
     """What the workers reported of it."""
+
+    def same(self, other: SampledBatch) -> bool:
+        """Whether both ask the same."""
+        names = ("problems", "seed", "policy_version", "context")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,14 +116,38 @@ class JournalEngine(Engine):
 class JournalWorkers:
     """Rollout workers over a `JournalEngine` that keep the batch under way (`core.protocols.RolloutWorkers`)."""
 
-    def __init__(self, workers: RolloutWorkers, engine: JournalEngine, path: Path, *, partly: bool = False) -> None:
-        """`path` is the file; `partly`: a batch that was not sampled to its end is used, too."""
+    def __init__(
+        self,
+        workers: RolloutWorkers,
+        engine: JournalEngine,
+        path: Path,
+        *,
+        partly: bool = False,
+        context: str = "",
+        each_batch: bool = False,
+    ) -> None:
+        """`path` is the file; `partly`: a batch that was not sampled to its end is used, too. With `each_batch` every
+        batch is written once it was sampled, without log-probabilities of tokens.
+
+        Raises `ConfigError` where the file is of another context.
+        """
         self._workers, self._engine, self._path = workers, engine, path
+        self._partly, self._context, self._each_batch = partly, context, each_batch
         self._version = 0
         self._batch: SampledBatch | None = None
         self._stats: Mapping[str, float] = {}
         """Of the same batch, before an interruption."""
-        self._found = self._read(partly)
+        self._found = _read(path)
+        if any(batch.context != context for batch, _ in self._found):
+            raise ConfigError(
+                f"{path.parent} holds what the same command with other settings had sampled ({path.name}); name "
+                "another folder with --output_dir, or remove the file"
+            )
+
+    @property
+    def num_kept(self) -> int:
+        """Completions that an interruption left behind."""
+        return sum(len(completions) for _, completions in self._found)
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
         """Sample with these adapters from now on."""
@@ -121,59 +157,63 @@ class JournalWorkers:
     def rollout(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         """One graded tree a problem, in their order."""
         ids = tuple(problem.id for problem in problems)
-        batch = SampledBatch(problems=ids, seed=seed, policy_version=self._version, whole=False)
-        known, kept = self._found
-        same = known is not None and (known.problems, known.seed, known.policy_version) == (ids, seed, self._version)
-        self._batch, self._stats = batch, known.stats if same and known is not None else {}
-        self._engine.begin(kept if same else {})
+        batch = SampledBatch(problems=ids, seed=seed, policy_version=self._version, context=self._context)
+        found = [(known, kept) for known, kept in self._found if known.same(batch) and (known.whole or self._partly)]
+        known, kept = found[-1] if found else (batch, {})
+        self._batch, self._stats = batch, known.stats
+        self._engine.begin(kept)
         trees = self._workers.rollout(explore, flow, problems, seed=seed)
-        self._found = (None, {})
-        self._batch = SampledBatch(problems=ids, seed=seed, policy_version=self._version, whole=True)
+        self._batch = replace(batch, whole=True)
+        if self._each_batch and not known.whole:
+            self.keep()
         return trees
 
     def take_stats(self) -> dict[str, float]:
         """What the workers report, with what they had reported of the same batch before an interruption."""
-        stats, self._stats = dict(self._workers.take_stats()), dict(self._stats)
-        merged = {name: stats.get(name, 0) + self._stats.get(name, 0) for name in [*self._stats, *stats]}
+        now, before = self._workers.take_stats(), self._stats
         self._stats = {}
-        return merged
+        return {name: now.get(name, 0) + before.get(name, 0) for name in dict.fromkeys([*before, *now])}
 
     def done(self) -> None:
-        """The batch was learned from and committed: nothing of it need be kept."""
-        self._batch = None
+        """What was sampled is recorded elsewhere by now: nothing of it need be kept."""
+        self._batch, self._found = None, []
         self._path.unlink(missing_ok=True)
 
     def keep(self) -> tuple[int, bool]:
-        """Write what the batch under way has sampled; how many completions that are, and whether they are all."""
+        """Write what the batch under way has sampled; how many completions that are, and whether they are all.
+
+        Raises `StorageError`.
+        """
         batch, rows = self._batch, self._engine.sampled
         if batch is None or not rows:
             return 0, False
-        made = SampledBatch(
-            problems=batch.problems,
-            seed=batch.seed,
-            policy_version=batch.policy_version,
-            whole=batch.whole,
-            stats=self.take_stats(),
-        )
-        beside = self._path.with_suffix(".tmp")
-        beside.unlink(missing_ok=True)
-        append_rows(beside, [made, *(SampledCompletion(key=key, completion=value) for key, value in rows.items())])
-        beside.replace(self._path)
+        self._batch = None
+        stats = {} if self._each_batch else self.take_stats()
+        lean = {"logprobs": (), "sampled_logprobs": ()} if self._each_batch else {}
+        found = [SampledCompletion(key=key, completion=replace(one, **lean)) for key, one in rows.items()]
+        try:
+            if self._path.exists():
+                cut_torn(self._path)
+            append_rows(self._path, [*found, replace(batch, stats=stats, num_completions=len(found))])
+        except OSError as error:
+            raise StorageError(
+                f"could not write what was sampled to {self._path}: {error}; make room, and go on"
+            ) from error
         return len(rows), batch.whole
 
-    def _read(self, partly: bool) -> tuple[SampledBatch | None, dict[str, Completion]]:
-        """The batch of the file and its completions; nothing where there is none that may be used."""
-        batch: SampledBatch | None = None
-        kept: dict[str, Completion] = {}
-        if not self._path.exists():
-            return None, {}
-        for _, row in iter_rows(self._path, (SampledBatch, SampledCompletion)):
-            if isinstance(row, SampledBatch):
-                batch = row
-            else:
-                kept[row.key] = row.completion
-        usable = batch is not None and (batch.whole or partly)
-        return (batch, kept) if usable else (None, {})
+
+def _read(path: Path) -> list[tuple[SampledBatch, dict[str, Completion]]]:
+    """The batches of a file, each with its completions; one that was torn off is left out."""
+    found: list[tuple[SampledBatch, dict[str, Completion]]] = []
+    rows: list[SampledCompletion] = []
+    for _, row in iter_rows(path, (SampledBatch, SampledCompletion)) if path.exists() else ():
+        if isinstance(row, SampledCompletion):
+            rows.append(row)
+        else:
+            own = rows[len(rows) - row.num_completions :]
+            found.append((row, {one.key: one.completion for one in own}))
+            rows = []
+    return found
 
 
 def digest(request: Request, sampling: Sampling, seed: int, excluded: TokenIds) -> str:

@@ -117,7 +117,7 @@ class Live:
         self._console, self._quiet_s = console, quiet_s
         self._started = self._began = self._printed = time.monotonic()
         self._total, self._unit = 0, ""
-        self._before = self._done = 0
+        self._before = self.done = 0
         self._spinner = Spinner("dots")
         self._region: LiveRegion | None = None
         self._thread: threading.Thread | None = None
@@ -149,13 +149,13 @@ class Live:
 
     def begin(self, total: int, unit: str, done: int = 0) -> None:
         """So many are to be done, of which some are already."""
-        self._total, self._unit, self._before, self._done = total, unit, done, done
+        self._total, self._unit, self._before, self.done = total, unit, done, done
         self._began = time.monotonic()
 
     def advance(self, to: int) -> None:
         """A batch is done, and so many in all are."""
         self.meter.end_batch()
-        self._done = to
+        self.done = to
 
     def print(self, text: str) -> None:
         """A line of its own, where there is no terminal."""
@@ -169,20 +169,20 @@ class Live:
         Finished batches tell how long a problem takes. In the first one, the turns that are done among those that were
         asked for so far do, and more will be asked for.
         """
-        now, num_new = time.monotonic(), self._done - self._before
+        now, num_new = time.monotonic(), self.done - self._before
         in_batch = now - self.meter.since if self.meter.num_problems else 0.0
         if num_new > 0:
             pace = (now - self._began - in_batch) / num_new
-            return max(pace * (self._total - self._done) - in_batch, 0.0), False
+            return max(pace * (self._total - self.done) - in_batch, 0.0), False
         if not self._total or self.meter.share < 0.01:
             return None
         batch_s = in_batch / self.meter.share
-        num_after = max(self._total - self._done - self.meter.num_problems, 0)
+        num_after = max(self._total - self.done - self.meter.num_problems, 0)
         return batch_s - in_batch + num_after * batch_s / max(self.meter.num_problems, 1), True
 
     def pace(self) -> str:
         """How far it is and how long it may take, in words."""
-        count = f"{self._done:,}/{self._total:,} {self._unit}  " if self._total else ""
+        count = f"{self.done:,}/{self._total:,} {self._unit}  " if self._total else ""
         left = self.left_s()
         time_left = "" if left is None else f", {'over' if left[1] else 'about'} {duration(left[0])} left"
         return f"{count}{duration(time.monotonic() - self._started)}{time_left}"
@@ -191,7 +191,7 @@ class Live:
         now = f"  {self.meter.text()}" + (f"   {self.note}" if self.note else "")
         lines = [Text(now, no_wrap=True, overflow="ellipsis", style="dim")]
         top = Table.grid(padding=(0, 1))
-        done = min(self._done + self.meter.share * self.meter.num_problems, self._total)
+        done = min(self.done + self.meter.share * self.meter.num_problems, self._total)
         bar = [ProgressBar(total=self._total, completed=done, width=30)] if self._total else []
         top.add_row(self._spinner, *bar, Text(self.pace(), no_wrap=True, overflow="ellipsis"))
         return Group(top, *lines)
@@ -243,14 +243,18 @@ class MeteredEngine(Engine):
 class MeteredWorkers:
     """Rollout workers whose batches are shown (`core.protocols.RolloutWorkers`)."""
 
-    def __init__(self, workers: RolloutWorkers, meter: Meter, *, learns: bool = False) -> None:
-        """`learns`: what they sample is learned from afterwards."""
-        self._workers, self._meter, self._learns = workers, meter, learns
+    def __init__(self, workers: RolloutWorkers, live: Live, *, learns: bool = False) -> None:
+        """`learns`: what they sample is learned from afterwards, and only then is a batch done."""
+        self._workers, self._live, self._learns = workers, live, learns
 
     def rollout(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         """One graded tree a problem, in their order."""
-        self._meter.begin_batch(len(problems), learns=self._learns)
-        return self._workers.rollout(explore, flow, problems, seed=seed)
+        self._live.meter.begin_batch(len(problems), learns=self._learns)
+        trees = self._workers.rollout(explore, flow, problems, seed=seed)
+        if not self._learns:
+            self._live.advance(self._live.done + len(problems))
+            self._live.meter.doing = "reading what was sampled"
+        return trees
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
         """Sample with these adapters from now on."""

@@ -149,7 +149,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             learn(
                 settings.recipe,
                 budget.until_spent(runtime.fitting[seen:]),
-                MeteredWorkers(journal, live.meter, learns=True),
+                MeteredWorkers(journal, live, learns=True),
                 MeteredLearner(learner, live.meter),
                 callbacks=[keeper, budget, bar, *_default_callbacks(), *given.callbacks],
                 seed=settings.run.seed,
