@@ -9,6 +9,7 @@ the same command goes on; with other settings it is refused. With several `jobs`
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -195,6 +196,8 @@ def _one_seed(
 ) -> dict[str, Outcome | str]:
     """All arms of one seed, one after another; of one for which the data do not suffice, such as traces that are too
     few, the reason."""
+    if multiprocessing.parent_process() is not None:
+        os.environ["TTY_COMPATIBLE"] = "0"  # seeds side by side would draw over each other: plain lines
     do = JobRunner(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, code_flags=flags)
     found: dict[str, Outcome | str] = {}
     for name in names:

@@ -18,6 +18,7 @@ from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import trace_pass
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.files import write_whole
+from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
 from flow_dpo.runs.settings import named_settings
 from flow_dpo.traces.settings import PAPER_LORA, SftSettings, SftTrainingSettings
@@ -73,7 +74,9 @@ def fine_tune(argv: Sequence[str]) -> int:
     traces = sft.choose(file, settings)
     run_folder.refuse_used(path)
     with run_folder.locked(path):
-        loaded = load_model(parsed["model"])
+        with Live(console) as live:
+            live.doing(f"loading {parsed['model'].model_name_or_path}")
+            loaded = load_model(parsed["model"])
         rows = sft.examples(traces, file.header, trace_pass(parsed["flow"]), loaded)
         print_safe(console, f"{loaded.name}: {len(traces)} traces of {file.path}, writing to {path}")
         model, log = sft.fine_tune(rows, loaded, parsed["lora"], training, settings)

@@ -36,23 +36,26 @@ def kept_workers(
     adapters: Mapping[Role, Adapter],
     live: Live,
     console: Console,
+    *,
+    counts: bool = True,
 ) -> Iterator[tuple[RolloutWorkers, JournalWorkers | None]]:
     """The workers, and their journal in `folder`, which is gone once all was written elsewhere; none without a folder.
 
-    `facts`: what completions depend on besides the requests and the adapters, as JSON can hold it.
+    `facts`: what completions depend on besides the requests and the adapters, as JSON can hold it. `counts`: problems
+    count as done once they were sampled, and not only when the caller says so.
     """
     engine = JournalEngine(runtime.backends.engine)
     live.meter.engine = runtime.backends.engine
     workers = InProcessWorkers(replace(runtime.backends, engine=MeteredEngine(engine, live.meter)))
     if folder is None:
-        yield MeteredWorkers(workers, live), None
+        yield MeteredWorkers(workers, live, counts=counts), None
         return
     file, context = folder / FILE, _context(facts, adapters)
     journal = JournalWorkers(workers, engine, file, partly=True, context=context, each_batch=True)
     if journal.num_kept:
         print_safe(console, f"going on from {journal.num_kept:,} turns that were sampled before ({file})")
     try:
-        yield MeteredWorkers(journal, live), journal
+        yield MeteredWorkers(journal, live, counts=counts), journal
     except (KeyboardInterrupt, FlowDpoError) as error:
         if not isinstance(error, StorageError):
             journal.keep()

@@ -243,16 +243,17 @@ class MeteredEngine(Engine):
 class MeteredWorkers:
     """Rollout workers whose batches are shown (`core.protocols.RolloutWorkers`)."""
 
-    def __init__(self, workers: RolloutWorkers, live: Live, *, learns: bool = False) -> None:
-        """`learns`: what they sample is learned from afterwards, and only then is a batch done."""
-        self._workers, self._live, self._learns = workers, live, learns
+    def __init__(self, workers: RolloutWorkers, live: Live, *, learns: bool = False, counts: bool = True) -> None:
+        """`learns`: what they sample is learned from afterwards, and only then is a batch done. `counts`: otherwise it
+        is done once it was sampled; without, when the caller says so."""
+        self._workers, self._live, self._learns, self._counts = workers, live, learns, counts
 
     def rollout(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         """One graded tree a problem, in their order."""
         self._live.meter.begin_batch(len(problems), learns=self._learns)
         trees = self._workers.rollout(explore, flow, problems, seed=seed)
         if not self._learns:
-            self._live.advance(self._live.done + len(problems))
+            self._live.advance(self._live.done + (len(problems) if self._counts else 0))
             self._live.meter.doing = "reading what was sampled"
         return trees
 

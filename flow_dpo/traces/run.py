@@ -116,13 +116,16 @@ def generate_run(
             }
             problems = _only_of(runtime.fitting, settings.problems_of)
             header |= {"num_problems": len(problems)}
-            tally = _tally_so_far(path, header)
-            if tally.num_problems_sampled:
-                report(f"going on after {tally.num_problems_sampled} problems and {tally.traces} traces")
-            live.begin(len(problems), "problems", tally.num_problems_sampled)
-            with kept_workers(path, recordable(parsed), runtime, adapters, live, console) as (workers, journal):
-                done = tally.facts() if tally.num_problems_sampled else {}
-                folder = TraceFolder(path, header | done, num_traces=tally.traces)
+            before = _tally_so_far(path, header)
+            if before.num_problems_sampled:
+                report(f"going on after {before.num_problems_sampled} problems and {before.traces} traces")
+                header |= before.facts()
+            live.begin(len(problems), "problems", before.num_problems_sampled)
+            with kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False) as (
+                workers,
+                journal,
+            ):
+                folder = TraceFolder(path, header, num_traces=before.traces)
                 for traces, tally in generate(
                     sampled,
                     trace_pass(flow),
@@ -134,7 +137,7 @@ def generate_run(
                     adapters,
                     settings,
                     selection,
-                    tally,
+                    before,
                 ):
                     folder.append(traces, tally.facts())
                     if journal is not None:
