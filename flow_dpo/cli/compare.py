@@ -158,13 +158,17 @@ def compare(argv: Sequence[str]) -> int:
         sizes = _sizes(parsed)
         names, flags = [arm.name for arm in chosen], _code_flags(parsed)
         print_safe(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
-        if settings.jobs == 1:
-            outcomes = [_one_seed(path, seed, names, sizes, flags) for seed in seeds]
-        else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
-                futures = [pool.submit(_one_seed, path, seed, names, sizes, flags) for seed in seeds]
-                outcomes = [future.result() for future in futures]
+        try:
+            if settings.jobs == 1:
+                outcomes = [_one_seed(path, seed, names, sizes, flags) for seed in seeds]
+            else:
+                context = multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
+                    futures = [pool.submit(_one_seed, path, seed, names, sizes, flags) for seed in seeds]
+                    outcomes = [future.result() for future in futures]
+        except KeyboardInterrupt:
+            print_safe(console, f"The commands that are done are kept in {path}; the same command goes on after them")
+            raise
         failed: dict[str, str] = {}
         for name, reason in (row for outcome in outcomes for row in outcome.items()):
             if isinstance(reason, str) and failed.setdefault(name, reason) is reason:

@@ -112,7 +112,11 @@ def judge(argv: Sequence[str]) -> int:
                 _same_judge(path, header, name)
                 live.doing(f"asking {name}")
                 live.begin(len(requests), "answers", len(known))
-                who.ask_all(left, _Keeper(path / ROWS, known, live))
+                try:
+                    who.ask_all(left, _Keeper(path / ROWS, known, live))
+                except KeyboardInterrupt:
+                    print_safe(console, f"{len(known)} answers are kept in {path}; the same command goes on from them")
+                    raise
         _write_header(path / HEADER, header)
         found = summarise(pairs, known)
         headers.write_header(path / SUMMARY, JudgeSummary, _described(found, sides, header))

@@ -33,6 +33,7 @@ from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import command_line, nearest
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
+from flow_dpo.runs.writable import check_writable
 
 
 def evaluate_flow(
@@ -98,6 +99,8 @@ def measure_run(
     given = GivenObjects() if given is None else given
     console = Console(quiet=True) if console is None else console
     folder = Path(settings.output_dir)
+    if write:
+        check_writable(folder)
     if write and (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
     evaluated = sampled_flow(flow, settings.mode)

@@ -18,6 +18,7 @@ from flow_dpo.runs import run_folder
 from flow_dpo.runs.given_objects import GivenObjects
 from flow_dpo.runs.resolve import nearest, read_settings, refuse_unknown
 from flow_dpo.runs.settings import TrainSettings
+from flow_dpo.runs.writable import check_writable
 
 _RUN_ONLY = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
@@ -51,6 +52,7 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
     if settings.run.resume:
         run_folder.refuse_unbegun(path)
     else:
+        check_writable(path)
         run_folder.refuse_used(path)
 
 

@@ -28,6 +28,7 @@ from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
+from flow_dpo.runs.writable import check_writable
 from flow_dpo.traces.generate import Tally, generate
 from flow_dpo.traces.settings import GenerateSettings
 from flow_dpo.traces.trace import (
@@ -87,6 +88,7 @@ def generate_run(
     selection: SelectionSettings = parsed["selection"]
     flow, path = parsed["flow"], Path(settings.output_dir)
     runtime_settings = RuntimeSettings.from_sections(parsed)
+    check_writable(path)
     refuse_used(path)
     sampled = sampled_flow(flow, settings.mode)
     opened = open_runtime(
