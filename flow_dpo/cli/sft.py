@@ -21,6 +21,7 @@ from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
 from flow_dpo.runs.settings import named_settings
+from flow_dpo.runs.writable import check_writable
 from flow_dpo.traces.settings import PAPER_LORA, SftSettings, SftTrainingSettings
 from flow_dpo.traces.trace import HEADER, read_traces
 
@@ -72,6 +73,7 @@ def fine_tune(argv: Sequence[str]) -> int:
         raise ConfigError("expected a folder of traces, found none; name one with --traces (flow-dpo generate)")
     path, file = Path(settings.output_dir), read_traces(Path(settings.traces))
     traces = sft.choose(file, settings)
+    check_writable(path)
     run_folder.refuse_used(path)
     with run_folder.locked(path):
         with Live(console) as live:

@@ -53,13 +53,8 @@ class TurnSampling:
 
     def __post_init__(self) -> None:
         counts = [field.name for field in fields(self) if field.name.startswith("num_")]
-        expect(
-            self,
-            "above 0 (greedy_trunk for the likeliest token)",
-            lambda value: 0 < value < math.inf,
-            "temperature",
-            "choice_temperature",
-        )
+        above = "above 0 (greedy_trunk takes the likeliest token)"
+        expect(self, above, lambda value: 0 < value < math.inf, "temperature", "choice_temperature")
         expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "top_p")
         expect(self, "of 1 or more", lambda value: value >= 1, *({"num_rollouts"} & {*counts}))
         expect(self, "of 0 or more", lambda value: value >= 0, *counts)

@@ -27,13 +27,13 @@ def verify_file(
     apart.
     """
     source, target = Path(path), Path(output)
+    check_writable(target.parent if target.suffix else target, flag="--output")
     if target.is_dir() or not target.suffix:
         table, summary_file = target / "verdicts.jsonl", target / "summary.json"
     else:
         table, summary_file = target, target.with_suffix(".summary.json")
     if table.exists() and table.samefile(source):
         raise DataError(f"expected another file than the input for the output, found {table} for both; name another")
-    check_writable(table.parent, flag="--output")
     rows = list(_rows(source))
     items = [(str(row["gold"]), row["model_output"], True) for row in rows]
     with Verifier(rule=rule, timeout_s=timeout_s, num_workers=num_workers) as verifier:

@@ -49,9 +49,9 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
         raise DataError(
             f"expected a folder of traces or a run folder, found {settings.source!r}; name one with --source"
         )
+    check_writable(folder)
     if (folder / ROWS).exists() or (folder / CARD).exists():
         raise ConfigError(f"output_dir {folder} already holds an export; name another with --output_dir")
-    check_writable(folder)
     is_run = (source / "pairs.jsonl").exists()
     wanted: Format = ("preference" if is_run else "prompt_completion") if settings.format == "auto" else settings.format
     if is_run != (wanted == "preference"):
