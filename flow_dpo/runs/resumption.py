@@ -8,15 +8,17 @@ and refused by name, unless the user allows it by name.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.given_objects import GivenObjects
-from flow_dpo.runs.resolve import nearest, read_settings, refuse_unknown
+from flow_dpo.runs.resolve import read_settings, refuse_unknown
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.writable import check_writable
 
@@ -36,24 +38,27 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
         if not callable(getattr(callback, "on_batch", None)):
             raise ConfigError(f"expected callbacks with on_batch(row, trees, examples), found {callback!r:.80}")
     refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
-    roles = settings.recipe.flow.roles
-    named = {
-        "learner.role_learning_rates": [*settings.learner.role_learning_rates],
-        "credit.roles": [*getattr(settings.recipe.credit, "roles", ())],
-    }
-    for setting, names in named.items():
-        for name in names:
-            if name not in roles:
-                near = nearest(name, roles).replace("--help lists all settings", "").replace("--", "")
-                raise ConfigError(
-                    f"expected roles of the flow ({', '.join(roles)}) in {setting}, found {name!r}"
-                    f"{f'; {near}' if near else ''}"
-                )
+    flow, credit = settings.recipe.flow, settings.recipe.credit
+    _refuse_strange("learner.role_learning_rates", settings.learner.role_learning_rates, flow.roles, "roles")
+    _refuse_strange("credit.roles", getattr(credit, "roles", ()), flow.roles, "roles")
+    if isinstance(flow, AnswerStop):  # of another flow nobody knows which tags it has
+        _refuse_strange("credit.tag_weights", getattr(credit, "tag_weights", {}), ("finished", "unfinished"), "tags")
     if settings.run.resume:
         run_folder.refuse_unbegun(path)
     else:
         check_writable(path)
         run_folder.refuse_used(path)
+
+
+def _refuse_strange(setting: str, names: Iterable[str], known: Sequence[str], what: str) -> None:
+    """Raise `ConfigError` where a setting names what the flow does not have: it would be dropped in silence."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            raise ConfigError(
+                f"expected {what} of the flow ({', '.join(known)}) in {setting}, found {name!r}"
+                f"{f'; did you mean {near[0]}?' if near else ''}"
+            )
 
 
 def compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any]) -> dict[str, Any]:

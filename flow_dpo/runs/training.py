@@ -187,10 +187,8 @@ def _summarise(
         print_safe(console, f"Adapters: as they were made, for {missing}")
     else:
         print_safe(console, f"Adapters: {', '.join(str(adapter) for adapter in adapters.values())}")
-        print_safe(
-            console,
-            f"          but {missing}" if missing else "",
-        )
+    if missing and not missing.startswith("nothing"):
+        print_safe(console, f"          though {missing}")
     data = "--dataset_split test" if given.problems is None else "--dataset_name NAME"
     print_safe(console, f"Next:     flow-dpo evaluate --run {shlex.quote(str(path))} {data} --max_problems 500")
     return TrainResult(path=path, adapters=adapters, progressive=validation)

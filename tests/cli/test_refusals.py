@@ -205,9 +205,15 @@ def test_an_error_of_the_system_is_no_traceback(
 
 def test_a_name_that_is_none_is_refused_in_every_mapping(tmp_path: Path) -> None:
     """Whatever names roles: a misspelled one would be dropped, and its role learn at another rate, or not at all."""
-    for setting in ({"learner.role_learning_rates": {"anwser": 1e-4}}, {"credit.roles": ["anwser"]}):
-        with pytest.raises(
-            ConfigError, match=r"expected roles of the flow \(answer, stop\) in .*'anwser'; did you mean"
-        ):
-            flow_dpo.train("seed", output_dir=tmp_path / "run", quiet=True, settings=setting)
+    for setting, names, message in [
+        (
+            "learner.role_learning_rates",
+            {"anwser": 1e-4},
+            r"roles of the flow \(answer, stop\) in .* did you mean answer",
+        ),
+        ("credit.roles", ["anwser"], r"roles of the flow \(answer, stop\) in .*'anwser'; did you mean answer"),
+        ("credit.tag_weights", {"finishd": 2.0}, r"tags of the flow .*'finishd'; did you mean finished"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            flow_dpo.train("seed", output_dir=tmp_path / "run", quiet=True, settings={setting: names})
         assert not (tmp_path / "run").exists()
