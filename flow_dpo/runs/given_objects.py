@@ -98,9 +98,10 @@ def train_settings(
     stale += ["recipe"] if name is not None or given.flow is not None else []
     base = {key: value for key, value in base.items() if key not in stale}
     for key, argument in (("recipe", "recipe= or flow="), ("engine_kind", "engine=")):
-        if base.get(key) == OBJECT:
+        if resumed is not None and base.get(key) == OBJECT:
+            given_then = run_folder.read_facts(resumed).get("given", {})
             raise ConfigError(
-                f"{resumed} was made with an object of Python's in place of {key}; hand it over: {argument}"
+                f"expected what {resumed} was given as an object {given_then or ''}, found no {argument}; hand it over again"
             )
     values |= {} if name in (None, OBJECT) else {"recipe": name}
     every: dict[str, Any] = {}
