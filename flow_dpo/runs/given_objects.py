@@ -101,7 +101,8 @@ def train_settings(
         if resumed is not None and base.get(key) == OBJECT:
             given_then = run_folder.read_facts(resumed).get("given", {})
             raise ConfigError(
-                f"expected what {resumed} was given as an object {given_then or ''}, found no {argument}; hand it over again"
+                f"expected what {resumed} was given as an object {given_then or ''}, found no {argument}; hand it over "
+                "again"
             )
     values |= {} if name in (None, OBJECT) else {"recipe": name}
     every: dict[str, Any] = {}
