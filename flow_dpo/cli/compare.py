@@ -9,6 +9,7 @@ the same command goes on; with other settings it is refused. With several `jobs`
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -158,13 +159,17 @@ def compare(argv: Sequence[str]) -> int:
         sizes = _sizes(parsed)
         names, flags = [arm.name for arm in chosen], _code_flags(parsed)
         print_safe(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
-        if settings.jobs == 1:
-            outcomes = [_one_seed(path, seed, names, sizes, flags) for seed in seeds]
-        else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
-                futures = [pool.submit(_one_seed, path, seed, names, sizes, flags) for seed in seeds]
-                outcomes = [future.result() for future in futures]
+        try:
+            if settings.jobs == 1:
+                outcomes = [_one_seed(path, seed, names, sizes, flags) for seed in seeds]
+            else:
+                context = multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
+                    futures = [pool.submit(_one_seed, path, seed, names, sizes, flags) for seed in seeds]
+                    outcomes = [future.result() for future in futures]
+        except KeyboardInterrupt:
+            print_safe(console, f"The commands that are done are kept in {path}; the same command goes on after them")
+            raise
         failed: dict[str, str] = {}
         for name, reason in (row for outcome in outcomes for row in outcome.items()):
             if isinstance(reason, str) and failed.setdefault(name, reason) is reason:
@@ -196,6 +201,8 @@ def _one_seed(
 ) -> dict[str, Outcome | str]:
     """All arms of one seed, one after another; of one for which the data do not suffice, such as traces that are too
     few, the reason."""
+    if multiprocessing.parent_process() is not None:
+        os.environ["TTY_COMPATIBLE"] = "0"  # seeds side by side would draw over each other: plain lines
     do = JobRunner(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, code_flags=flags)
     found: dict[str, Outcome | str] = {}
     for name in names:

@@ -26,9 +26,10 @@ def evaluate(argv: Sequence[str]) -> int:
     from flow_dpo.evaluate.run import measure_run  # loads torch, once the arguments are parsed
 
     runtime = RuntimeSettings.from_sections(parsed)
-    result = measure_run(runtime, parsed["flow"], parsed["explore"], parsed["speaking"], settings)
+    console = Console()
+    result = measure_run(runtime, parsed["flow"], parsed["explore"], parsed["speaking"], settings, console=console)
     low, high = result["interval"]
-    console, ungraded = Console(), ungraded_words(result)
+    ungraded = ungraded_words(result)
     accuracy = "no problem" if result["accuracy"] is None else f"accuracy {result['accuracy']:.1%}"
     print_safe(
         console,

@@ -42,6 +42,6 @@ def generate(argv: Sequence[str]) -> int:
     parsed, console = parse_generate(argv), Console()
     from flow_dpo.traces.run import generate_run  # loads torch, once the arguments are parsed
 
-    written = generate_run(parsed, report=lambda text: print_safe(console, text))
+    written = generate_run(parsed, report=lambda text: print_safe(console, text), console=console)
     print_safe(console, f"Written to {written}")
     return 0

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flow_dpo.core.errors import ConfigError, EngineError
+from flow_dpo.core.errors import ConfigError, EngineError, StorageError
 from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.evaluate.headers import JudgeHeader, JudgeSummary
 from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, EndpointSettings
@@ -41,6 +40,7 @@ from flow_dpo.evaluate.judge.results import ROWS, Key, read_judgements, summaris
 from flow_dpo.models.settings import ModelSettings
 from flow_dpo.runs import headers, run_folder
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.live import Live
 from flow_dpo.runs.records import Judgement, append_rows
 from flow_dpo.runs.resolve import command_line, resolve
 from flow_dpo.traces.trace import TraceFile, read_traces
@@ -98,7 +98,7 @@ def judge(argv: Sequence[str]) -> int:
     sides = (read_traces(Path(settings.traces_a)), read_traces(Path(settings.traces_b)))
     pairs = pairs_of(*sides, settings)
     path, console = Path(settings.output_dir), Console()
-    with run_folder.locked(path):
+    with run_folder.locked(path), Live(console) as live:
         header = _header(path, parsed, sides, pairs)
         requests = questions(pairs)
         known = read_judgements(path / ROWS, requests)
@@ -107,9 +107,16 @@ def judge(argv: Sequence[str]) -> int:
             console, f"{len(pairs)} pairs, {len(requests)} questions, {len(left)} of them not answered yet; to {path}"
         )
         if left:
+            live.doing(f"reaching the judge {parsed['endpoint'].base_url or parsed['model'].model_name_or_path}")
             with judging(parsed) as (name, who):
                 _same_judge(path, header, name)
-                who.ask_all(left, _Keeper(path / ROWS, known, len(requests), console))
+                live.doing(f"asking {name}")
+                live.begin(len(requests), "answers", len(known))
+                try:
+                    who.ask_all(left, _Keeper(path / ROWS, known, live))
+                except KeyboardInterrupt:
+                    print_safe(console, f"{len(known)} answers are kept in {path}; the same command goes on from them")
+                    raise
         _write_header(path / HEADER, header)
         found = summarise(pairs, known)
         headers.write_header(path / SUMMARY, JudgeSummary, _described(found, sides, header))
@@ -122,17 +129,20 @@ def judge(argv: Sequence[str]) -> int:
 class _Keeper:
     """Writes each answer down as it comes."""
 
-    def __init__(self, file: Path, known: dict[Key, Judgement], total: int, console: Console) -> None:
-        self._file, self._known, self._total, self._console = file, known, total, console
-        self._reported = time.monotonic()
+    def __init__(self, file: Path, known: dict[Key, Judgement], live: Live) -> None:
+        self._file, self._known, self._live = file, known, live
 
     def __call__(self, question: JudgeQuestion, reply: JudgeReply, /) -> None:
         made = row(question, reply)
-        append_rows(self._file, [made])
+        try:
+            append_rows(self._file, [made])
+        except OSError as error:
+            raise StorageError(
+                f"could not write to {self._file}: {error}; the answers before are kept: make room, and give the same "
+                "command again"
+            ) from error
         self._known[question.key] = made
-        if time.monotonic() - self._reported > 10:
-            self._reported = time.monotonic()
-            print_safe(self._console, f"{len(self._known)} of {self._total} answered")
+        self._live.advance(len(self._known))
 
 
 @contextmanager

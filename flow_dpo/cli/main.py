@@ -79,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FlowDpoError as error:
         print(f"flow-dpo: {visible(str(error))}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"flow-dpo: could not read or write: {visible(str(error))}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("flow-dpo: interrupted", file=sys.stderr)
         return 130

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -23,7 +22,9 @@ from flow_dpo.report.html import render_page
 from flow_dpo.report.sources import read_sources
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.files import write_whole
+from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import command_line, resolve
+from flow_dpo.runs.writable import check_writable
 
 _WHAT = (
     "Write a report on the runs, evaluations, traces, comparisons and judges' verdicts that are named: "
@@ -62,14 +63,14 @@ def report(argv: Sequence[str]) -> int:
     """`flow-dpo report`."""
     paths, settings = parse(argv)
     folder = Path(settings.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(
-            f"expected output_dir to be a folder, found the file {folder}; name another with --output_dir"
-        )
-    sources = read_sources(paths, tree=settings.tree)
-    made = compose(sources, num_side_by_side=settings.num_side_by_side, command=command_line())
-    write(made, folder)
-    console: Any = Console()
+    check_writable(folder)
+    console = Console()
+    with Live(console) as live:
+        live.doing(f"reading {len(paths)} sources")
+        sources = read_sources(paths, tree=settings.tree)
+        live.doing("drawing the page")
+        made = compose(sources, num_side_by_side=settings.num_side_by_side, command=command_line())
+        write(made, folder)
     for finding in made.findings:
         print_safe(console, finding)
     print_safe(console, f"Written to {folder / 'report.html'}")

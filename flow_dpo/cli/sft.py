@@ -19,8 +19,10 @@ from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import trace_pass
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.files import write_whole
+from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
 from flow_dpo.runs.settings import named_settings
+from flow_dpo.runs.writable import check_writable
 from flow_dpo.traces.settings import PAPER_LORA, SftSettings, SftTrainingSettings
 from flow_dpo.traces.trace import HEADER, read_traces
 
@@ -72,9 +74,12 @@ def fine_tune(argv: Sequence[str]) -> int:
         raise ConfigError("expected a folder of traces, found none; name one with --traces (flow-dpo generate)")
     path, file = Path(settings.output_dir), read_traces(Path(settings.traces))
     traces = sft.choose(file, settings)
+    check_writable(path)
     run_folder.refuse_used(path)
     with run_folder.locked(path):
-        loaded = load_model(parsed["model"])
+        with Live(console) as live:
+            live.doing(f"loading {parsed['model'].model_name_or_path}")
+            loaded = load_model(parsed["model"])
         rows = sft.examples(traces, file.header, trace_pass(parsed["flow"]), loaded)
         print_safe(console, f"{loaded.name}: {len(traces)} traces of {file.path}, writing to {path}")
         model, log = sft.fine_tune(rows, loaded, parsed["lora"], training, settings)

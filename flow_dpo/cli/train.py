@@ -14,10 +14,12 @@ from typing import Any
 from rich.console import Console
 
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.resolve import Given, Sections, read_settings, resolve
+from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.settings import RunSettings, TrainSettings, named_settings
 
 _QUICKSTART_PROBLEMS = 512
+_QUICKSTART = "runs/quickstart"
+"""Its folder, or the first of "runs/quickstart-2", ... that is free."""
 
 
 def train(argv: Sequence[str]) -> int:
@@ -27,9 +29,9 @@ def train(argv: Sequence[str]) -> int:
 
 def quickstart(argv: Sequence[str]) -> int:
     """`flow-dpo quickstart`."""
-    given = parse_train("flow-dpo quickstart", argv, {"max_problems": _QUICKSTART_PROBLEMS})
-    if given.run.output_dir == RunSettings().output_dir:
-        given = replace(given, run=replace(given.run, output_dir=_free_folder("runs/quickstart")))
+    given = parse_train("flow-dpo quickstart", argv, {"max_problems": _QUICKSTART_PROBLEMS}, output_dir=_QUICKSTART)
+    if given.run.output_dir == _QUICKSTART and not given.run.resume:
+        given = replace(given, run=replace(given.run, output_dir=_free_folder(_QUICKSTART)))
     return _run(given)
 
 
@@ -40,8 +42,10 @@ def _run(settings: TrainSettings) -> int:
     return 0
 
 
-def parse_train(prog: str, argv: Sequence[str], data: Mapping[str, Any]) -> TrainSettings:
-    """The settings of a training command; `data` holds its own defaults of the data settings.
+def parse_train(
+    prog: str, argv: Sequence[str], data: Mapping[str, Any], *, output_dir: str = RunSettings.output_dir
+) -> TrainSettings:
+    """The settings of a training command; `data` and `output_dir` hold its own defaults of the data and the folder.
 
     With `--resume` the settings of the run that is resumed come before the flags: one's own run goes on, its code is
     trusted.
@@ -49,20 +53,18 @@ def parse_train(prog: str, argv: Sequence[str], data: Mapping[str, Any]) -> Trai
 
     def sections(given: Given) -> Sections:
         found = named_settings(given).sections()
-        return found | {"data": replace(found["data"], **data)}
+        own = {"data": replace(found["data"], **data), "run": replace(found["run"], output_dir=output_dir)}
+        return found | own
+
+    def resumed(given: Given) -> tuple[dict[str, Any], str]:
+        """The config.yaml of the run to be resumed; empty where none is to be."""
+        if str(given.find("run.resume")[0]).lower() != "true":
+            return {}, ""
+        folder = Path(given.text("run.output_dir", output_dir))
+        return run_folder.resumed_settings(folder), str(folder / "config.yaml")
 
     what = "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304)."
-    return TrainSettings.from_sections(resolve(prog, what, argv, sections, brings=_resumed, trusted=True))
-
-
-def _resumed(given: Given) -> tuple[dict[str, Any], str]:
-    """The config.yaml of the run to be resumed; empty where none is."""
-    file = Path(given.text("run.output_dir", RunSettings().output_dir)) / "config.yaml"
-    wanted = str(given.find("run.resume")[0]).lower() == "true"
-    if not wanted or not file.exists():
-        return {}, ""
-    run_folder.read_facts(file.parent)  # refuses a run of another version, whose settings may have other names
-    return read_settings(file), str(file)
+    return TrainSettings.from_sections(resolve(prog, what, argv, sections, brings=resumed, trusted=True))
 
 
 def _free_folder(name: str) -> str:

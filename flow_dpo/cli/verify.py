@@ -12,8 +12,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.evaluate.grade_file import verify_file
+from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import resolve
 
 
@@ -23,5 +26,9 @@ def verify(argv: Sequence[str]) -> int:
     parsed = resolve("flow-dpo verify", what, argv, {"output": ""}, others="files")
     if len(parsed["files"]) != 1 or not parsed["output"]:
         raise ConfigError("expected: flow-dpo verify FILE --output OUT")
-    print(json.dumps(verify_file(Path(parsed["files"][0]), Path(parsed["output"])), indent=2))
+    file = Path(parsed["files"][0])
+    with Live(Console(stderr=True)) as live:  # the summary alone goes to the standard output
+        live.doing(f"grading {file}")
+        summary = verify_file(file, Path(parsed["output"]))
+    print(json.dumps(summary, indent=2))
     return 0

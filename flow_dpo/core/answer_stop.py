@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+from flow_dpo.core.errors import expect
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
@@ -90,6 +91,9 @@ class AnswerStop(Flow[AnswerStopState]):
     prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (ANSWER, STOP)
+
+    def __post_init__(self) -> None:
+        expect(self, "of 1 or more", lambda value: value >= 1, "chunk_tokens", "max_chunks")
 
     def start(self, problem: Problem) -> AnswerStopState:
         return AnswerStopState(problem=problem)

@@ -17,6 +17,8 @@ but `Verdict(status="ungraded")`.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
+from typing import Any
 
 
 def visible(text: str) -> str:
@@ -33,6 +35,13 @@ class FlowDpoError(Exception):
 
 class ConfigError(FlowDpoError, ValueError):
     """A setting does not exist, or does not fit what it is used with."""
+
+
+def expect(settings: object, rule: str, holds: Callable[[Any], bool], *names: str) -> None:
+    """Raise `ConfigError` for the first of these settings whose value does not hold: "expected NAME {rule}"."""
+    for name in names:
+        if not holds(value := getattr(settings, name)):
+            raise ConfigError(f"expected {name} {rule}, found {value!r}")
 
 
 class DataError(FlowDpoError, ValueError):

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from flow_dpo.core.divergence import draw_divergence, splice
-from flow_dpo.core.errors import FlowError
+from flow_dpo.core.errors import FlowError, expect
 from flow_dpo.core.flow import Flow, check_turn
 from flow_dpo.core.rollouts import Finished, RolloutRunner, RolloutSteps, Sampled, SampleRequest, Yields, sample
 from flow_dpo.core.seeds import derive
@@ -50,6 +50,14 @@ class TurnSampling:
     """Nucleus of the same (not stated in the paper; its ancestor used 0.9)."""
     choice_temperature: float = 1.0
     """Of turns with declared choices, such as Stop's (not stated in the paper)."""
+
+    def __post_init__(self) -> None:
+        counts = [field.name for field in fields(self) if field.name.startswith("num_")]
+        above = "above 0 (greedy_trunk takes the likeliest token)"
+        expect(self, above, lambda value: 0 < value < math.inf, "temperature", "choice_temperature")
+        expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "top_p")
+        expect(self, "of 1 or more", lambda value: value >= 1, *({"num_rollouts"} & {*counts}))
+        expect(self, "of 0 or more", lambda value: value >= 0, *counts)
 
     def for_turn(self, turn: Turn, *, trunk: bool) -> Sampling:
         """The distribution that a turn's completion is drawn from."""

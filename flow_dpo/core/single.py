@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from flow_dpo.core.answer_stop import ANSWER, AnswerStopPrompts, answer_messages
+from flow_dpo.core.errors import expect
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Completion, Problem, Role, Solution, Turn
 
@@ -32,6 +33,9 @@ class Single(Flow[SingleState]):
     prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (ANSWER,)
+
+    def __post_init__(self) -> None:
+        expect(self, "of 1 or more", lambda value: value >= 1, "max_tokens")
 
     def start(self, problem: Problem) -> SingleState:
         return SingleState(problem=problem)

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.errors import ConfigError, DataError, expect
 from flow_dpo.core.types import Problem
 from flow_dpo.data.columns import BadRow, Row
 from flow_dpo.data.datasets import DataSet, dataset
@@ -64,6 +64,10 @@ class DataSettings:
     """Shuffle with this seed; None keeps the data set's order."""
     bad_rows: BadRows = "skip"
     """What to do with a row that has no usable question or gold answer."""
+
+    def __post_init__(self) -> None:
+        expect(self, "of 1 or more, or none for all", lambda value: value is None or value >= 1, "max_problems")
+        expect(self, "of 0 or more", lambda value: value >= 0, "skip_problems")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

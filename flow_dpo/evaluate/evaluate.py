@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flow_dpo.core.engine import RendersTurns
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, StorageError, expect
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.grader import Grader
@@ -55,8 +55,7 @@ class EvaluationSettings:
     """Leave out test problems that are among them; otherwise they are only counted."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ConfigError(f"expected num_samples of 1 at least, found {self.num_samples}")
+        expect(self, "of 1 at least", lambda value: value >= 1, "num_samples", "batch_problems")
         if self.greedy and self.num_samples > 1:
             raise ConfigError(
                 f"expected one sample where decoding is greedy, found {self.num_samples}; add --greedy false"
@@ -183,8 +182,7 @@ def stop_summary(choices: Sequence[StopChoice]) -> dict[str, Any]:
 
 
 def write_predictions(folder: Path, trees: Sequence[Tree], result: dict[str, Any]) -> None:
-    """predictions.jsonl, one draw of one problem a line, and summary.json."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """predictions.jsonl, one draw of one problem a line, and summary.json. Raises `StorageError`."""
     seen: Counter[str] = Counter()
     rows: list[Prediction] = []
     for tree in trees:
@@ -202,6 +200,10 @@ def write_predictions(folder: Path, trees: Sequence[Tree], result: dict[str, Any
                 tokens=sum(len(node.completion.token_ids) for node in tree.trunk_nodes()),
             )
         )
-    (folder / "predictions.jsonl").write_bytes(b"")
-    append_rows(folder / "predictions.jsonl", rows)
-    write_header(folder / "summary.json", EvaluationSummary, result)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "predictions.jsonl").write_bytes(b"")
+        append_rows(folder / "predictions.jsonl", rows)
+        write_header(folder / "summary.json", EvaluationSummary, result)
+    except OSError as error:
+        raise StorageError(f"could not write the predictions to {folder}: {error}; make room, and go on") from error

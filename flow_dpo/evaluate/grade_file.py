@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flow_dpo.core.errors import DataError
+from flow_dpo.core.errors import DataError, StorageError
 from flow_dpo.core.types import Verdict
 from flow_dpo.data.strict_json import parse_object
 from flow_dpo.evaluate.statistics import ungraded_reasons
+from flow_dpo.runs.writable import check_writable
 from flow_dpo.verify.extract import AnswerRule
 from flow_dpo.verify.verifier import STANDALONE, Verifier
 
@@ -27,6 +28,7 @@ def verify_file(
     apart.
     """
     source, target = Path(path), Path(output)
+    check_writable(target.parent if target.suffix else target, flag="--output")
     if target.is_dir() or not target.suffix:
         table, summary_file = target / "verdicts.jsonl", target / "summary.json"
     else:
@@ -37,13 +39,16 @@ def verify_file(
     items = [(str(row["gold"]), row["model_output"], True) for row in rows]
     with Verifier(rule=rule, timeout_s=timeout_s, num_workers=num_workers) as verifier:
         verdicts = verifier.grade_many(items)
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with open(table, "w", encoding="utf-8") as file:
-        for row, verdict in zip(rows, verdicts, strict=True):
-            found = {"status": verdict.status, "reason": verdict.reason, "extracted_answer": verdict.answer}
-            file.write(json.dumps({**row, **found}) + "\n")  # ASCII: a lone surrogate is no UTF-8
     summary = _summary(source, rows, verdicts)
-    summary_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    try:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        with open(table, "w", encoding="utf-8") as file:
+            for row, verdict in zip(rows, verdicts, strict=True):
+                found = {"status": verdict.status, "reason": verdict.reason, "extracted_answer": verdict.answer}
+                file.write(json.dumps({**row, **found}) + "\n")  # ASCII: a lone surrogate is no UTF-8
+        summary_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"could not write {table}: {error}; make room, or name another --output") from error
     return summary
 
 

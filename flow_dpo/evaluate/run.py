@@ -10,9 +10,12 @@ The command line's `flow-dpo evaluate` is `measure_run` with its flags.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Explore, Siblings
@@ -25,9 +28,12 @@ from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, evaluate, w
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import load_adapters, sampled_flow
 from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
-from flow_dpo.runs.resolve import command_line
+from flow_dpo.runs.kept_workers import kept_workers
+from flow_dpo.runs.live import Live
+from flow_dpo.runs.resolve import command_line, nearest
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
+from flow_dpo.runs.writable import check_writable
 
 
 def evaluate_flow(
@@ -83,49 +89,65 @@ def measure_run(
     given: GivenObjects | None = None,
     *,
     write: bool = True,
+    console: Console | None = None,
 ) -> dict[str, Any]:
-    """Load everything, evaluate, and write predictions and summary. Raises `ConfigError` for a folder in use."""
+    """Load everything, evaluate, and write predictions and summary; on a console it shows how far it is.
+
+    What was sampled is written batch by batch: interrupted, the same command goes on. Raises `ConfigError` for a folder
+    in use or that cannot be written to, before anything is loaded.
+    """
     given = GivenObjects() if given is None else given
+    console = Console(quiet=True) if console is None else console
     folder = Path(settings.output_dir)
+    if write:
+        check_writable(folder)
     if write and (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
     evaluated = sampled_flow(flow, settings.mode)
-    with open_runtime(
-        runtime_settings,
-        evaluated,
-        roles=flow.roles,
-        seed=settings.seed,
-        engine=given.engine,
-        grader=given.grader,
-        problems=given.problems,
-    ) as runtime:
-        adapters = load_adapters(runtime.policy, speaking)
-        problems, found = contamination.check(runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap)
-        trees, result = evaluate(
+    with run_folder.locked(folder) if write else nullcontext(), Live(console) as live:
+        live.doing(f"loading {runtime_settings.model.model_name_or_path}")
+        with open_runtime(
+            runtime_settings,
             evaluated,
-            explore,
-            problems,
-            runtime.workers,
-            runtime.renderer,
-            runtime.backends.grader,
-            adapters,
-            settings,
-        )
-        result |= {
-            "settings": run_folder.plain(settings) | run_folder.plain(speaking),
-            "overlap": found,
-            "model": runtime.loaded.name,
-            "adapters": {role: adapter.path for role, adapter in adapters.items()},
-            "dataset": f"{runtime_settings.data.dataset_name}/{runtime_settings.data.dataset_split}",
-            "data_fingerprint": runtime.problems.fingerprint,
-            "decoding": decoding(explore, settings),
-            "played": recordable({"flow": evaluated, "explore": explore, "grading": runtime_settings.grading}),
-            "command": command_line(),
-            **run_folder.environment(),
-        }
-        result |= {"given": given.record()} if given.record() else {}
-        if write:
-            write_predictions(folder, trees, result)
+            roles=flow.roles,
+            seed=settings.seed,
+            engine=given.engine,
+            grader=given.grader,
+            problems=given.problems,
+        ) as runtime:
+            adapters = load_adapters(runtime.policy, speaking)
+            problems, found = contamination.check(
+                runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap
+            )
+            live.begin(len(problems) * settings.num_samples, "rollouts" if settings.num_samples > 1 else "problems")
+            facts = recordable({"settings": settings, "flow": evaluated, "explore": explore})
+            facts |= {"model": recordable(runtime_settings.model), "engine": type(runtime_settings.engine).__name__}
+            with kept_workers(folder if write else None, facts, runtime, adapters, live, console) as (workers, _):
+                trees, result = evaluate(
+                    evaluated,
+                    explore,
+                    problems,
+                    workers,
+                    runtime.renderer,
+                    runtime.backends.grader,
+                    adapters,
+                    settings,
+                )
+                result |= {
+                    "settings": run_folder.plain(settings) | run_folder.plain(speaking),
+                    "overlap": found,
+                    "model": runtime.loaded.name,
+                    "adapters": {role: adapter.path for role, adapter in adapters.items()},
+                    "dataset": f"{runtime_settings.data.dataset_name}/{runtime_settings.data.dataset_split}",
+                    "data_fingerprint": runtime.problems.fingerprint,
+                    "decoding": decoding(explore, settings),
+                    "played": recordable({"flow": evaluated, "explore": explore, "grading": runtime_settings.grading}),
+                    "command": command_line(),
+                    **run_folder.environment(),
+                }
+                result |= {"given": given.record()} if given.record() else {}
+                if write:
+                    write_predictions(folder, trees, result)
     return result
 
 
@@ -137,7 +159,11 @@ def _measure_open(runtime: Runtime, given: GivenObjects, overrides: Mapping[str,
     flow = given.flow or (recipe.flow if recipe is not None else None)
     if flow is None:
         raise ConfigError("expected a flow, for the runtime was opened without one; add flow=...")
-    settings = EvaluationSettings(**overrides)
+    known = [field.name for field in fields(EvaluationSettings)]
+    for name in overrides:
+        if name.removeprefix("evaluation.") not in known:
+            raise ConfigError(f"unknown setting {name} of an open runtime; {nearest(name, known).replace('--', '')}")
+    settings = EvaluationSettings(**{name.removeprefix("evaluation."): value for name, value in overrides.items()})
     _, result = evaluate(
         sampled_flow(flow, settings.mode),
         recipe.explore if recipe is not None else Siblings(),

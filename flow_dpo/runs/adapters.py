@@ -9,6 +9,7 @@ Invariant: a setting that a person gives comes before what a run or an adapter b
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,8 @@ from flow_dpo.runs.settings import SpeakingSettings
 
 if TYPE_CHECKING:
     from flow_dpo.learner.policy import Policy
+
+log = logging.getLogger("flow_dpo")
 
 _METHOD_SETTINGS = (
     "recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine_kind", "engine",
@@ -97,7 +100,16 @@ def load_adapters(policy: Policy, settings: SpeakingSettings) -> dict[Role, Adap
         folders = {ANSWER: Path(settings.adapter)}
     for role, folder in folders.items():
         policy.load_adapter(role, folder)
-    return {role: Adapter(role=role, version=0, path=str(folder)) for role, folder in folders.items()}
+    loaded = {role: Adapter(role=role, version=0, path=str(folder)) for role, folder in folders.items()}
+    if untrained := [adapter.path for adapter in loaded.values() if not is_trained(adapter)]:
+        log.warning("%s: no update was made, this is the base model as it was", " and ".join(untrained))
+    return loaded
+
+
+def is_trained(adapter: Adapter) -> bool:
+    """Whether an adapter that was loaded has learned something: those of a run's version 0 have not."""
+    path = Path(adapter.path)
+    return not (path.name == "0" and path.parent.name == adapter.role and path.parent.parent.name == "adapters")
 
 
 def one_pass(flow: Flow[Any]) -> Single:

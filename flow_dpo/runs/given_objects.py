@@ -1,7 +1,7 @@
 """Python arguments as settings: names and values go through the command line's resolver, objects stay as they are.
 
     given = GivenObjects(grader=PatternGrader, problems=my_problems)
-    train_settings("seed", recipe="flow-dpo", settings={"learner.learning_rate": 1e-3, "beta": 0.5}, given=given)
+    train_settings({"learner.learning_rate": 1e-3, "beta": 0.5}, given, recipe="flow-dpo")
 
 Invariant: a name that does not exist is refused with the nearest one, here as on the command line; what settings cannot
 express (an object) is named in the record, so that a run is never taken for one that it is not.
@@ -21,13 +21,13 @@ from flow_dpo.core.protocols import Callback
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Problem
 from flow_dpo.data.problems import GIVEN, ProblemSet, fingerprint
-from flow_dpo.engines.settings import EngineSettings
-from flow_dpo.recipes.presets import RECIPES, default_preset
+from flow_dpo.engines.settings import EngineSettings, kind_of
+from flow_dpo.recipes.presets import RECIPES
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.runtime import EngineOpener, GraderSource
-from flow_dpo.runs.settings import TrainSettings, default_settings, named_settings
+from flow_dpo.runs.settings import TrainSettings, named_settings
 
 OBJECT = GIVEN
 """What the record calls something that was handed over as an object and that no name stands for."""
@@ -79,29 +79,47 @@ def problem_set(problems: str | Sequence[Problem] | ProblemSet, max_problems: in
 
 
 def train_settings(
-    model: str,
-    *,
-    recipe: str = "flow-dpo",
-    preset: str | None = None,
-    settings: Mapping[str, Any],
-    given: GivenObjects,
+    settings: Mapping[str, Any], given: GivenObjects, *, recipe: str | None = None, resumed: Path | None = None
 ) -> TrainSettings:
-    """The settings of a training run. Raises `ConfigError` for a name that is none or a value that does not fit."""
+    """The settings of a training run, those of the run folder `resumed` first where one is gone on with.
+
+    `recipe` is a name, where it is not an object. Raises `ConfigError` for a name that is none, a value that does not
+    fit, and a resumed run of objects that are not handed over again.
+    """
+    values = _given_values(settings)
+    base = {} if resumed is None else run_folder.resumed_settings(resumed)
+    # 1. Objects come before what the folder says of them; what it holds of an object that is missing cannot be made.
     name = recipe if given.recipe is None else _name_of(given.recipe)
-    engine = given.engine if isinstance(given.engine, str) else "local"
-    defaults = default_settings("flow-dpo" if name == OBJECT else name, preset or default_preset(model), engine=engine)
-    whole = defaults.recipe if given.recipe is None else given.recipe
-    if given.flow is not None:
-        whole = replace(whole, flow=given.flow)
-        name = name if type(given.flow) is type(defaults.recipe.flow) else OBJECT
-    runtime = defaults.runtime
-    if given.engine is not None and not isinstance(given.engine, str) and not callable(given.engine):
-        runtime = replace(runtime, engine=given.engine)
-    defaults = replace(defaults, recipe=whole, runtime=runtime, recipe_name=name)
-    every = defaults.sections()
-    parts = {name: value for name, value in every.items() if name not in given.as_they_are()}
-    found = resolve("flow_dpo.train", "", (), parts, values=_given_values(settings))
-    return TrainSettings.from_sections({**every, **found})
+    if isinstance(given.engine, str):
+        values |= {"engine_kind": given.engine}
+    elif given.engine is not None and not callable(given.engine):
+        values |= {"engine_kind": kind_of(given.engine), "engine": run_folder.plain(given.engine)}
+    stale = [*given.as_they_are(), *(["engine", "engine_kind"] if given.engine is not None else [])]
+    stale += ["recipe"] if name is not None or given.flow is not None else []
+    base = {key: value for key, value in base.items() if key not in stale}
+    for key, argument in (("recipe", "recipe= or flow="), ("engine_kind", "engine=")):
+        if resumed is not None and base.get(key) == OBJECT:
+            given_then = run_folder.read_facts(resumed).get("given", {})
+            raise ConfigError(
+                f"expected what {resumed} was given as an object {given_then or ''}, found no {argument}; hand it over "
+                "again"
+            )
+    values |= {} if name in (None, OBJECT) else {"recipe": name}
+    every: dict[str, Any] = {}
+
+    # 2. The parts that settings can reach, with the defaults of what was named.
+    def parts(words: Given) -> Sections:
+        defaults = named_settings(words)
+        whole, called = defaults.recipe if given.recipe is None else given.recipe, name or defaults.recipe_name
+        if given.flow is not None:
+            called = called if type(given.flow) is type(defaults.recipe.flow) else OBJECT
+            whole = replace(whole, flow=given.flow)
+        every.update(replace(defaults, recipe=whole, recipe_name=called).sections())
+        return {key: value for key, value in every.items() if key not in given.as_they_are()}
+
+    origin = "" if resumed is None else str(resumed / "config.yaml")
+    found = resolve("flow_dpo.train", "", (), parts, values=values, brings=lambda _: (base, origin), trusted=True)
+    return TrainSettings.from_sections({**every, **found, "recipe": every["recipe"]})
 
 
 def sampling_settings(

@@ -22,19 +22,22 @@ from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.plugins import is_source
+from flow_dpo.runs import refusals
 
 Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
 RUNS_CODE = ("flow_source", "recipe", "flow.programs", "model.trust_remote_code")
 """Settings that let code run which is not this package's (a recipe only where it names a file): each needs a flag of
 the user's; no folder may set it."""
+OF_RECIPE = ("flow", "explore", "credit", "objective")
+"""Groups whose class the recipe chooses, and flags do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,8 @@ class Given:
     def text(self, name: str, default: str = "") -> str:
         """The value of a setting that is a text."""
         value, origin = self.find(name)
+        if value is True and not origin:
+            raise ConfigError(f"expected a value after --{name.rpartition('.')[2]}, found none")
         if not (value is None or isinstance(value, str)):
             raise ConfigError(f"expected a text under {name}{f' in {origin}' if origin else ''}, found {value!r:.80}")
         return default if value is None else value
@@ -184,23 +189,43 @@ def _parse(prog: str, description: str, sections: Sections, given: Given) -> dic
             parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.set_defaults({name: value for name, value in names.defaults.items() if "." in name})
     # The parser takes a settings text as well as a path; short names have become full ones in it.
-    files = [(f"--config={json.dumps(names.in_full(values, path))}", path) for path, values in given.layers[:-1]]
+    files = {path: names.in_full(values, path) for path, values in given.layers[:-1]}
+    flags = {names.full(name): (name, value) for name, value in given.layers[-1][1].items()}
+    words = [f"--config={json.dumps(values)}" for values in files.values()]
+    words += [names.word(name, value) for name, (_, value) in flags.items()]
     try:
-        flags = [names.flag(name, value) for name, value in given.layers[-1][1].items()]
-        parsed = parser.instantiate(parser.parse_args([*(word for word, _ in files), *flags]))
-    except ArgumentError as error:
-        raise ConfigError(_refused_file(parser, files) + str(error)) from error
+        parsed = parser.instantiate(parser.parse_args(words))
+    except (ArgumentError, ConfigError) as error:
+        raise ConfigError(_refusal(error, names, files, flags)) from error
     return {name: parsed[name] for name in sections}
 
 
-def _refused_file(parser: ArgumentParser, files: Sequence[tuple[str, str]]) -> str:
-    """The settings file that is refused even by itself, for the front of an error; "" where none."""
-    for word, path in files:
-        try:
-            parser.instantiate(parser.parse_args([word]))
-        except ArgumentError:
-            return f"{path}: "
-    return ""
+def _refusal(
+    error: ArgumentError | ConfigError,
+    names: _Names,
+    files: Mapping[str, Mapping[str, Any]],
+    flags: Mapping[str, tuple[str, Any]],
+) -> str:
+    """The error in plain words, with the flag as it was typed, or the file and the setting in it."""
+    # 1. The setting that it is about: the parser names it, a settings class names its field.
+    given = [*flags, *(name for values in files.values() for name in values)]
+    own = isinstance(error, ConfigError)
+    key = refusals.named_in(str(error), given) if own else refusals.refused_key(str(error), [*names.types, *given])
+    if not key:
+        return refusals.one_line(str(error))
+    # 2. How it was named, and its value.
+    path = next((path for path, values in reversed([*files.items()]) if key in values), "")
+    typed, value = flags.get(key, (key, files.get(path, {}).get(key)))
+    flag = f"--{typed}" if key in flags else key
+    where = "" if key in flags or not path else f"{path}: "
+    if own:
+        return f"{where}{flag}: {error}"
+    if value is True and not isinstance(names.defaults.get(key), bool):
+        return f"expected a value after {flag}, found none"
+    if key in names.groups:
+        of_group = [f"--{names.shortest(name)}" for name in names.defaults if name.startswith(f"{key}.")]
+        return where + refusals.whole_group(key, of_group, value, of_recipe=key in OF_RECIPE)
+    return where + refusals.wrong_value(flag, names.types.get(key), value)
 
 
 class _Names:
@@ -209,6 +234,8 @@ class _Names:
     def __init__(self, sections: Sections) -> None:
         self.defaults: dict[str, Any] = {}
         """Of every setting that is no group, by its dotted name."""
+        self.types: dict[str, Any] = {}
+        """Of every setting, groups included."""
         self.groups, self.may_be_none = set[str](), set[str]()
         for name, value in sections.items():
             self._walk(name, value)
@@ -220,24 +247,35 @@ class _Names:
         }
         """A field's own name, where exactly one setting bears it and no section does."""
 
-    def _walk(self, name: str, value: Any, type_: str = "") -> None:
+    def _walk(self, name: str, value: Any, type_: Any = None) -> None:
+        self.types[name] = type(value) if type_ is None else type_
         if is_dataclass(value):
             self.groups.add(name)
+            types = get_type_hints(type(value))
             for field in fields(value):
-                self._walk(f"{name}.{field.name}", getattr(value, field.name), str(field.type))
+                self._walk(f"{name}.{field.name}", getattr(value, field.name), types[field.name])
             return
         self.defaults[name] = value
-        if "None" in type_ or "Optional" in type_:
+        if type_ is Any or type(None) in get_args(type_):
             self.may_be_none.add(name)
 
-    def flag(self, given: str, value: str | Literal[True]) -> str:
-        """A flag under its full name. Raises `ConfigError` for a name that no setting has."""
+    def full(self, given: str) -> str:
+        """A flag's full name. Raises `ConfigError` for a name that no setting has."""
         name = self.short.get(given, given)
         if not (name in self.defaults or name in self.groups or name in ("help", "print_config")):
             raise ConfigError(f"unknown setting --{name}; {nearest(name, [*self.short, *self.defaults, *self.groups])}")
+        return name
+
+    def word(self, name: str, value: str | Literal[True]) -> str:
+        """A flag for the parser, under its full name."""
         if value is True:
             return f"--{name}=true" if isinstance(self.defaults.get(name), bool) else f"--{name}"
         return f"--{name}={value}"
+
+    def shortest(self, name: str) -> str:
+        """The shortest name that a setting may be given by."""
+        last = name.rpartition(".")[2]
+        return last if self.short.get(last) == name else name
 
     def in_full(self, values: Mapping[str, Any], path: str) -> dict[str, Any]:
         """A file's settings under their full names. Raises `ConfigError` for a key that no setting has."""

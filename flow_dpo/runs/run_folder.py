@@ -2,7 +2,7 @@
 
 A folder that can be read while it is written and after anything happened to its process:
 
-    config.yaml      every setting as it was resolved
+    config.yaml      every setting as it was resolved; there before anything is loaded
     run.json         versions, commit, device, data set and its fingerprint
     metrics.jsonl    one row a batch of problems
     trees.jsonl      one tree a problem: nodes, token ids, text, verdicts
@@ -19,6 +19,7 @@ cut off when the run is resumed, torn or whole. One process at a time writes to 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import platform
@@ -40,6 +41,8 @@ from flow_dpo.core.types import Role
 from flow_dpo.runs import headers
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.records import Metrics, PairRow, Record, ScoredRow, TreeRow, append_rows
+from flow_dpo.runs.resolve import read_settings
+from flow_dpo.runs.writable import check_writable
 
 _PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
 
@@ -48,36 +51,45 @@ RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl")
 
 
 class RunFolder:
-    """An open run folder. `create` makes one and refuses a folder that holds a run; `reopen` goes on with one."""
+    """An open run folder. `create` makes one and refuses a folder that holds a run, `clear` takes it back; `reopen`
+    goes on with one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, begun: bool = False) -> None:
         self.path = path
+        self.begun = begun
+        """Whether something was sampled, so that the folder is to be kept whatever happens."""
 
     @classmethod
-    def create(
-        cls, path: Path, config: Mapping[str, Any], facts: Mapping[str, Any], *, over: bool = False
-    ) -> RunFolder:
-        """Make the folder with its config and its facts.
-
-        Raises `ConfigError` where a run is there already, unless this one is to replace it (`over`).
-        """
-        if not over:
-            refuse_used(path)
+    def create(cls, path: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> RunFolder:
+        """Make the folder with its config and its facts. Raises `ConfigError` where a run is there already."""
+        refuse_used(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         headers.write_header(path / "run.json", headers.RunFacts, {**environment(), **facts})
-        (path / "scored.jsonl").unlink(missing_ok=True)  # of few recipes only: made when there is something
+        # Last, and whole or not at all: it is what makes the folder a run that can be resumed.
+        folder = cls(path)
+        folder._write_config(config)
+        return folder
+
+    def clear(self) -> None:
+        """Take back what `create` wrote, so that another run may have the folder."""
+        for name in ("config.yaml", "run.json", *RECORDS):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "served", ignore_errors=True)
+
+    def empty(self, config: Mapping[str, Any]) -> None:
+        """Begin again, with these settings: nothing was committed yet."""
+        self._write_config(config)
+        (self.path / "scored.jsonl").unlink(missing_ok=True)  # of few recipes only: made when there is something
         for name in RECORDS:
             if name != "scored.jsonl":
-                (path / name).write_bytes(b"")
-        return cls(path)
+                (self.path / name).write_bytes(b"")
 
-    @classmethod
-    def reopen(cls, path: Path, sizes: Mapping[str, int]) -> RunFolder:
+    def reopen(self, sizes: Mapping[str, int]) -> None:
         """Go on with a run whose records had these sizes in bytes; what was written after is cut off.
 
         Raises `DataError` where a file is shorter than it was.
         """
+        path = self.path
         for name in RECORDS:
             found = (path / name).stat().st_size if (path / name).exists() else 0
             if found < sizes[name]:
@@ -91,7 +103,6 @@ class RunFolder:
             with (path / name).open("ab") as file:
                 file.truncate(sizes[name])
                 os.fsync(file.fileno())
-        return cls(path)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the record files."""
@@ -121,6 +132,10 @@ class RunFolder:
         """The newest adapter of each role. Raises `DataError` where the run has none."""
         return latest_adapters(self.path)
 
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+        write_whole(self.path / "config.yaml", text)
+
     def _append(self, name: str, rows: Sequence[Record]) -> None:
         append_rows(self.path / name, rows)
 
@@ -132,8 +147,7 @@ def locked(path: Path) -> Iterator[None]:
     A folder in which nothing was written is gone afterwards.
     Raises `ConfigError` where another process holds it.
     """
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
+    check_writable(path)
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / ".lock", timeout=0)
     try:
@@ -178,8 +192,41 @@ def refuse_used(path: Path) -> None:
     """Raise `ConfigError` where `path` cannot become a new run's folder."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
-    if (path / "config.yaml").exists() or (path / "metrics.jsonl").exists():
+    if (path / "config.yaml").exists() or _holds_records(path):
         raise ConfigError(f"output_dir {path} already holds a run; name another with --output_dir, or move it away")
+
+
+def refuse_unbegun(path: Path) -> None:
+    """Raise `ConfigError` where there is no run at `path` to go on with: a resumption starts nothing new."""
+    if (path / "config.yaml").is_file():
+        return
+    if _holds_records(path):
+        raise ConfigError(
+            f"expected the settings of the run in {path / 'config.yaml'}, found no such file: without it nothing tells "
+            "how the run was made; restore it, or start a new run in another folder"
+        )
+    runs = sorted(str(config.parent) for config in path.parent.glob("*/config.yaml"))
+    near = difflib.get_close_matches(str(path), runs, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ConfigError(
+        f"expected a run to go on with in {path}, found none; name its folder with --output_dir, or leave --resume out "
+        f"to start one{hint}"
+    )
+
+
+def resumed_settings(path: Path) -> dict[str, Any]:
+    """The settings of the run at `path` that is to be gone on with. Raises `ConfigError` where there is none, and
+    `DataError` for one of another version, whose settings may have other names."""
+    refuse_unbegun(path)
+    read_facts(path)
+    return read_settings(path / "config.yaml")
+
+
+def _holds_records(path: Path) -> bool:
+    """Whether a run's rows or checkpoints lie here. Empty files are of a run that was never begun."""
+    return any((path / name).exists() and (path / name).stat().st_size for name in RECORDS) or any(
+        (path / "checkpoints").glob("[0-9]*")
+    )
 
 
 def latest_adapters(path: Path) -> dict[Role, Path]:

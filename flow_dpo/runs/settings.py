@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.plugins import load_flow
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.data.problems import DataSettings
@@ -49,16 +49,22 @@ class RunSettings:
     """Batches of `problems_per_batch` problems between two checkpoints. What was done since the last one is done again
     after an interruption, with the same result."""
     resume: bool = False
-    """Go on with the run in `output_dir` where its last checkpoint stands, or begin it where there is none. Settings
-    that are not given are the run's own."""
+    """Go on with the run in `output_dir` where its last checkpoint stands, or from its beginning where it has none yet.
+    A folder without a run is refused. Settings that are not given are the run's own."""
+    reuse_sampled: bool = False
+    """With `resume`: use what the interrupted batch had sampled, too, where it was not sampled to its end. Tokens are
+    those of an uninterrupted run, log-probabilities but for their last digits. A batch that had been sampled whole is
+    used in any case."""
     allow: str = ""
     """What may differ from the run that is resumed, separated by commas: names of settings such as
     "learner.learning_rate", or "code", "versions", "device", "data". The result is then not that of one run."""
 
     def __post_init__(self) -> None:
-        for name in ("budget_tokens", "budget_verdicts", "budget_updates"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"expected {name} of 0 or more, found {getattr(self, name)}")
+        expect(self, "of 1 or more", lambda value: value >= 1, "problems_per_batch", "window", "checkpoint_batches")
+        budgets = ("budget_tokens", "budget_verdicts", "budget_updates")
+        expect(self, "of 0 or more", lambda value: value >= 0, *budgets, "save_updates")
+        if not self.output_dir.strip():
+            raise ConfigError("expected a folder in output_dir, found nothing")
 
 
 @dataclass(frozen=True, kw_only=True)

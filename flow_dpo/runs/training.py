@@ -1,13 +1,13 @@
 """One training run, from its settings to its folder, and on again after an interruption.
 
-    lock the folder   compare with what is resumed   load   begin, or go on from the last checkpoint   learn   publish
+    lock the folder   write its settings   compare with what is resumed   load   take up the last checkpoint, if any
+    learn   publish
 
     result = train("seed", max_problems=64, output_dir="runs/seed", callbacks=[my_callback])
 
 Invariant: a resumed run's records, adapters and optimizers are bit for bit those of an uninterrupted run with the same
 settings on the same machine. Whatever could make them differ (settings, code, versions, device, data) is compared
-before the model is loaded and anything is sampled or written, all of it at once, and refused unless the user allows it
-by name.
+before the model is loaded and anything is sampled or written (`resumption`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from flow_dpo.core.errors import ConfigError, FlowDpoError, StorageError
+from flow_dpo.core.errors import FlowDpoError, StorageError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import learn
 from flow_dpo.core.metrics import ProgressiveValidation
@@ -33,7 +33,7 @@ from flow_dpo.data.problems import ProblemSet, load
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of
-from flow_dpo.runs import run_folder
+from flow_dpo.runs import resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
@@ -41,16 +41,14 @@ from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.callbacks.run_keeper import RunKeeper
 from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.given_objects import OBJECT, GivenObjects, problem_set, train_settings
+from flow_dpo.runs.journal import FILE as SAMPLED
+from flow_dpo.runs.journal import JournalEngine, JournalWorkers
+from flow_dpo.runs.live import Live, MeteredEngine, MeteredLearner, MeteredWorkers
 from flow_dpo.runs.records import read_metrics
-from flow_dpo.runs.resolve import command_line, read_settings, refuse_unknown
+from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
-
-_RUN_ONLY = frozenset(f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches"))
-"""Settings that change no result."""
-_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint", "given")
-"""What besides the settings a result depends on, as run.json names it."""
-_OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
+from flow_dpo.workers.in_process import InProcessWorkers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +64,10 @@ class TrainResult:
 
 
 def train(
-    model: str = "seed",
-    dataset: str | Sequence[Problem] | ProblemSet = "seed",
+    model: str | None = None,
+    dataset: str | Sequence[Problem] | ProblemSet | None = None,
     *,
-    recipe: str | Recipe = "flow-dpo",
+    recipe: str | Recipe | None = None,
     preset: str | None = None,
     output_dir: str | Path = "runs/train",
     flow: Flow[Any] | None = None,
@@ -84,31 +82,37 @@ def train(
 ) -> TrainResult:
     """Train a model's adapters on a stream of problems, as `flow-dpo train` does, into the same run folder.
 
-    `model` and `dataset` are folders, hub ids or "seed"; a data set may also be a list of problems. `recipe` and
-    `engine` are names or objects, `flow`, `callbacks` and `grader` (or its class, which is handed the renderer) objects
-    that are used as they are. `settings` holds any other setting by its name on the command line, such as
-    {"learner.learning_rate": 1e-3}; a short name is a keyword as well: `train(beta=0.5)`. Raises `ConfigError` for a
-    name that does not exist.
+    `model` and `dataset` are folders, hub ids or "seed", which both are by default; a data set may also be a list of
+    problems. `recipe` ("flow-dpo" by default) and `engine` are names or objects, `flow`, `callbacks` and `grader` (or
+    its class, which is handed the renderer) objects that are used as they are. `settings` holds any other setting by
+    its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
+    `train(beta=0.5)`. With `resume` the run in `output_dir` is gone on with: what is not given is as it was there, and
+    what is given and differs is refused by name. Raises `ConfigError` for a name that does not exist.
     """
+    path = Path(output_dir)
+    if resume and max_problems is None and dataset is not None:
+        max_problems = (run_folder.resumed_settings(path).get("data") or {}).get("max_problems")
+    problems = None if dataset is None else problem_set(dataset, max_problems)
     given = GivenObjects(
         callbacks=callbacks,
         grader=grader,
         engine=engine,
-        problems=problem_set(dataset, max_problems),
+        problems=problems,
         recipe=recipe if isinstance(recipe, Recipe) else None,
         flow=flow,
     )
     values = {
         "model.model_name_or_path": model,
-        "data.dataset_name": dataset if isinstance(dataset, str) else OBJECT,
+        "data.dataset_name": dataset if problems is None else OBJECT,
         "data.max_problems": max_problems,
+        "preset": preset,
         "run.output_dir": str(output_dir),
         "run.resume": resume,
         **(settings or {}),
         **more,
     }
-    name = recipe if isinstance(recipe, str) else ""
-    resolved = train_settings(model, recipe=name, preset=preset, settings=values, given=given)
+    name = recipe if isinstance(recipe, str) else None
+    resolved = train_settings(values, given, recipe=name, resumed=path if resume else None)
     return run(resolved, Console(quiet=quiet), given)
 
 
@@ -116,54 +120,102 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     """Train with these settings, write the run folder, and print a summary at the end."""
     given = GivenObjects() if given is None else given
     path = Path(settings.run.output_dir)
-    for callback in given.callbacks:
-        if not callable(getattr(callback, "on_batch", None)):
-            raise ConfigError(f"expected callbacks with on_batch(row, trees, examples), found {callback!r:.80}")
-    refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
-    if not settings.run.resume:
-        run_folder.refuse_used(path)
-    with run_folder.locked(path), _opened(path, settings, given) as (runtime, differences):
+    resumption.check(settings, given, path)
+    with (
+        run_folder.locked(path),
+        Live(console) as live,
+        _begun(path, settings, given, console) as folder,
+        _opened(path, settings, given, live) as (runtime, differences),
+    ):
         learner = runtime.learner(settings.learner)
-        folder, validation = _open(path, settings, given, runtime, learner, differences)
+        validation = _restore(folder, settings, given, runtime, learner, differences)
         seen = validation.num_seen
+        engine = JournalEngine(runtime.backends.engine)
+        live.meter.engine = runtime.backends.engine
+        metered = InProcessWorkers(replace(runtime.backends, engine=MeteredEngine(engine, live.meter)))
+        journal = JournalWorkers(metered, engine, path / SAMPLED, partly=settings.run.reuse_sampled)
         budget = BudgetCallback(
             tokens=settings.run.budget_tokens,
             verdicts=settings.run.budget_verdicts,
             updates=settings.run.budget_updates,
             rows=read_metrics(path / "metrics.jsonl"),
         )
-        keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run)
+        keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run, journal)
         going_on = f", going on after {seen}" if seen else ""
         print_safe(console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}")
+        bar = progress.ProgressBar(live, len(runtime.fitting), seen)
+        folder.begun = True
         try:
-            with progress.ProgressBar(console, len(runtime.fitting), seen) as bar:
-                learn(
-                    settings.recipe,
-                    budget.until_spent(runtime.fitting[seen:]),
-                    runtime.workers,
-                    learner,
-                    callbacks=[keeper, budget, bar, *_default_callbacks(), *given.callbacks],
-                    seed=settings.run.seed,
-                    problems_per_batch=settings.run.problems_per_batch,
-                    progress=validation,
-                )
+            learn(
+                settings.recipe,
+                budget.until_spent(runtime.fitting[seen:]),
+                MeteredWorkers(journal, live, learns=True),
+                MeteredLearner(learner, live.meter),
+                callbacks=[keeper, budget, bar, *_default_callbacks(), *given.callbacks],
+                seed=settings.run.seed,
+                problems_per_batch=settings.run.problems_per_batch,
+                progress=validation,
+            )
             keeper.checkpoint()
         except (KeyboardInterrupt, FlowDpoError) as error:
-            # What was learned is kept and can be used, unless it is the disk that fails.
+            # What was learned is kept and can be used, and what was sampled, unless it is the disk that fails.
             if not isinstance(error, StorageError):
+                live.doing("writing down what was done")
                 keeper.finish()
-            again = "the same call of train with resume=True" if given.problems or given.record() else ""
-            command = shlex.join(["flow-dpo", "train", "--output_dir", str(path), "--resume"])
-            print_safe(console, f"Go on with: {again or command}")
+                _keep_batch(journal, console, path)
+            _say_how_to_go_on(console, path, given)
             raise
+        live.doing("writing adapters and the picture")
         keeper.finish()
-    adapters = folder.latest_adapters()
+    return _summarise(settings, console, given, folder, validation)
+
+
+def _summarise(
+    settings: TrainSettings,
+    console: Console,
+    given: GivenObjects,
+    folder: run_folder.RunFolder,
+    validation: ProgressiveValidation,
+) -> TrainResult:
+    """Print what came of a run that is at its end."""
+    path, adapters = folder.path, folder.latest_adapters()
+    size = settings.learner.examples_per_update
+    missing = progress.learned(read_metrics(path / "metrics.jsonl"), settings.recipe.flow.roles, size)
     console.print(progress.summary_table(validation))
     print_safe(console, f"\nPicture:  {path / 'progressive.png'}")
-    print_safe(console, f"Adapters: {', '.join(str(adapter) for adapter in adapters.values())}")
+    if missing.startswith("nothing"):
+        print_safe(console, f"Adapters: as they were made, for {missing}")
+    else:
+        print_safe(console, f"Adapters: {', '.join(str(adapter) for adapter in adapters.values())}")
+    if missing and not missing.startswith("nothing"):
+        print_safe(console, f"          though {missing}")
     data = "--dataset_split test" if given.problems is None else "--dataset_name NAME"
     print_safe(console, f"Next:     flow-dpo evaluate --run {shlex.quote(str(path))} {data} --max_problems 500")
     return TrainResult(path=path, adapters=adapters, progressive=validation)
+
+
+def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
+    """Write what the interrupted batch had sampled, and tell what will be done with it."""
+    try:
+        num, whole = journal.keep()
+    except OSError as error:
+        print_safe(console, f"What the batch under way had sampled could not be kept: {error}")
+        return
+    if num:
+        use = (
+            "the resumed run uses them"
+            if whole
+            else (
+                "--resume --reuse_sampled goes on from them, to the same tokens but for the last digits of their "
+                "log-probabilities; --resume alone samples the batch again, to the same bytes"
+            )
+        )
+        print_safe(console, f"Kept {num:,} turns that the batch under way had sampled, in {path / SAMPLED}: {use}")
+
+
+def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
+    again = "the same call of train with resume=True" if given.problems or given.record() else ""
+    print_safe(console, f"Go on with: {again or f'flow-dpo train --output_dir {shlex.quote(str(path))} --resume'}")
 
 
 def _default_callbacks() -> list[Callback]:
@@ -172,14 +224,51 @@ def _default_callbacks() -> list[Callback]:
 
 
 @contextmanager
-def _opened(path: Path, settings: TrainSettings, given: GivenObjects) -> Iterator[tuple[Runtime, dict[str, Any]]]:
+def _begun(
+    path: Path, settings: TrainSettings, given: GivenObjects, console: Console
+) -> Iterator[run_folder.RunFolder]:
+    """The folder, with its settings in it before anything is loaded: whatever ends the process, the run can be resumed.
+
+    Where a new run is refused before it samples, the folder is given back.
+    """
+    if settings.run.resume:
+        folder = run_folder.RunFolder(path, begun=True)
+    else:
+        folder = run_folder.RunFolder.create(path, given.sections(settings), _named_facts(settings, given))
+    try:
+        yield folder
+    except FlowDpoError:
+        if not folder.begun:
+            folder.clear()
+        raise
+    except KeyboardInterrupt:
+        if not folder.begun:
+            _say_how_to_go_on(console, path, given)
+        raise
+
+
+def _named_facts(settings: TrainSettings, given: GivenObjects) -> dict[str, Any]:
+    """What run.json says that is known before anything is loaded."""
+    facts = {
+        "command": command_line(),
+        "recipe_file": fingerprint(settings.recipe_name),
+        "flow_file": fingerprint(settings.flow_source),
+    }
+    return facts | ({"given": given.record()} if given.record() else {})
+
+
+@contextmanager
+def _opened(
+    path: Path, settings: TrainSettings, given: GivenObjects, live: Live
+) -> Iterator[tuple[Runtime, dict[str, Any]]]:
     """Everything loaded, and what is allowed to differ from the run that is resumed, if one is.
 
     The comparison needs the problems and the device's name: it is made before the model is loaded.
     """
+    live.doing(f"reading the problems of {settings.runtime.data.dataset_name}")
     problems = load(settings.runtime.data) if given.problems is None else given.problems
     differences = dict[str, Any]()
-    if settings.run.resume and (path / "config.yaml").exists():
+    if settings.run.resume:
         facts = {
             "device": str(device_of(settings.runtime.model)),
             "data_fingerprint": problems.fingerprint,
@@ -187,7 +276,8 @@ def _opened(path: Path, settings: TrainSettings, given: GivenObjects) -> Iterato
             "flow_file": fingerprint(settings.flow_source),
             "given": given.record() or None,
         }
-        differences = _compare(path, settings, given, facts)
+        differences = resumption.compare(path, settings, given, facts)
+    live.doing(f"loading {settings.runtime.model.model_name_or_path}")
     with open_runtime(
         settings.runtime,
         settings.recipe.flow,
@@ -200,64 +290,32 @@ def _opened(path: Path, settings: TrainSettings, given: GivenObjects) -> Iterato
         yield runtime, differences
 
 
-def _open(
-    path: Path,
+def _restore(
+    folder: run_folder.RunFolder,
     settings: TrainSettings,
     given: GivenObjects,
     runtime: Runtime,
     learner: Learner,
     differences: Mapping[str, Any],
-) -> tuple[run_folder.RunFolder, ProgressiveValidation]:
-    """A new folder and empty counts; or those that are resumed, and the learner is as the last checkpoint has it."""
+) -> ProgressiveValidation:
+    """Empty counts; or those that are resumed, the learner and the records being as the last checkpoint has them."""
     facts = {
-        "command": command_line(),
         "model": runtime.loaded.name,
         "device": str(runtime.policy.device),
         "num_problems": len(runtime.fitting),
         "num_skipped_rows": runtime.problems.skipped,
         "data_fingerprint": runtime.problems.fingerprint,
-        "recipe_file": fingerprint(settings.recipe_name),
-        "flow_file": fingerprint(settings.flow_source),
     }
-    facts |= {"given": given.record()} if given.record() else {}
-    found = Checkpoints(path).newest() if settings.run.resume else None
+    found = Checkpoints(folder.path).newest() if settings.run.resume else None
     if found is None:  # not started, or interrupted before anything was committed
-        folder = run_folder.RunFolder.create(path, given.sections(settings), facts, over=settings.run.resume)
-        return folder, ProgressiveValidation(window=settings.run.window)
-    checkpoint, loop = found
-    folder = run_folder.RunFolder.reopen(path, loop["sizes"])
-    learner.load(checkpoint / "learner")
-    validation = ProgressiveValidation.from_state(loop["progressive"])
+        folder.empty(given.sections(settings))
+        folder.note(facts)
+        validation = ProgressiveValidation(window=settings.run.window)
+    else:
+        checkpoint, loop = found
+        folder.reopen(loop["sizes"])
+        learner.load(checkpoint / "learner")
+        validation = ProgressiveValidation.from_state(loop["progressive"])
     if differences:
         folder.note({"resumed_with": {"problems_seen": validation.num_seen, "differences": differences}})
-    return folder, validation
-
-
-def _compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Allowed differences from the run at `path`. Raises `ConfigError` for any other."""
-    now = given.sections(settings)
-    found = {
-        name: values
-        for name, values in run_folder.differences(
-            {"engine_kind": "local"} | read_settings(path / "config.yaml"), now
-        ).items()
-        if name not in _RUN_ONLY
-    }
-    before, present = run_folder.read_facts(path), {**run_folder.environment(), **facts}
-    for name in _FACTS if before else ():
-        if before.get(name) != present[name]:
-            found[name.removesuffix("_fingerprint")] = (before.get(name), present[name])
-    allowed = _allowed(settings)
-    refused = {name: values for name, values in found.items() if name not in allowed}
-    if refused:
-        lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in refused.items())
-        raise ConfigError(
-            f"{path} was started with other settings; to go on all the same, add "
-            f"--allow {','.join([*allowed, *refused])}{lines}"
-        )
-    return {name: list(values) for name, values in found.items()}
-
-
-def _allowed(settings: TrainSettings) -> list[str]:
-    """The names in `--allow`, each once."""
-    return list(dict.fromkeys(name.strip() for name in settings.run.allow.split(",") if name.strip()))
+    return validation

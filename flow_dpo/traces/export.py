@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.errors import ConfigError, DataError, StorageError
 from flow_dpo.data import typed_json
 from flow_dpo.runs import files, run_folder
 from flow_dpo.runs.records import PairRow, read_rows
+from flow_dpo.runs.writable import check_writable
 from flow_dpo.traces.trace import Trace, TraceFile, read_traces
 
 Format = Literal["messages", "prompt_completion", "preference"]
@@ -48,6 +49,7 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
         raise DataError(
             f"expected a folder of traces or a run folder, found {settings.source!r}; name one with --source"
         )
+    check_writable(folder)
     if (folder / ROWS).exists() or (folder / CARD).exists():
         raise ConfigError(f"output_dir {folder} already holds an export; name another with --output_dir")
     is_run = (source / "pairs.jsonl").exists()
@@ -61,10 +63,15 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
     else:
         file = read_traces(source)
         rows, facts = trace_rows(file.traces, wanted), _trace_facts(file)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ROWS).write_bytes(b"")
-    files.append_jsonl(folder / ROWS, rows)
-    files.write_whole(folder / CARD, card(wanted, rows, facts))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ROWS).write_bytes(b"")
+        files.append_jsonl(folder / ROWS, rows)
+        files.write_whole(folder / CARD, card(wanted, rows, facts))
+    except OSError as error:
+        for name in (ROWS, CARD):
+            (folder / name).unlink(missing_ok=True)  # half an export is none, and another may have the folder
+        raise StorageError(f"could not write the export to {folder}: {error}; make room, and export again") from error
     return folder, len(rows)
 
 

@@ -80,6 +80,15 @@ class Tally:
         cost = {name: numbers.pop(name) for name in ("tokens_sampled", "verdicts_used")}
         return {"counts": numbers, "cost": cost | {"seconds": round(time.perf_counter() - started, 3)}}
 
+    @classmethod
+    def of(cls, header: Mapping[str, Any]) -> Tally:
+        """The counts that `facts` put into a header; none where it has none yet."""
+        cost = dict(header.get("cost", {}))
+        started = time.perf_counter() - cost.pop("seconds", 0.0)
+        return cls(
+            **{name: int(value) for name, value in {**header.get("counts", {}), **cost}.items()}, started=started
+        )
+
 
 @dataclass(kw_only=True)
 class _Drawn:
@@ -104,14 +113,19 @@ def generate(
     adapters: Mapping[Role, Adapter],
     settings: GenerateSettings,
     selection: SelectionSettings,
+    tally: Tally | None = None,
 ) -> Iterator[tuple[list[Trace], Tally]]:
     """Batch by batch, the traces of its problems and the counts of all so far, until there are enough.
 
-    `flow` is sampled; the chat of a trace is the first prompt of `one_pass`.
+    `flow` is sampled; the chat of a trace is the first prompt of `one_pass`. `tally` has the counts of the problems
+    that were done before, the first of all.
     """
-    most = settings.max_traces
+    most, tally = settings.max_traces, Tally() if tally is None else tally
+    problems = problems[tally.num_problems_sampled :]
+    if most is not None and tally.traces >= most:
+        return
     if settings.mode == "ground_truth":
-        batches = _from_data(one_pass, problems, renderer, grader, settings)
+        batches = _from_data(one_pass, problems, renderer, grader, settings, tally)
     else:
         alone = explore.alone(greedy=False)
         workers.refresh(adapters)
@@ -120,7 +134,7 @@ def generate(
         def sample(left: Sequence[Problem], draw: int) -> list[Tree]:
             return workers.rollout(alone, flow, left, seed=derive(settings.seed, "trace", draw))
 
-        batches = _from_rollouts(sample, one_pass, problems, renderer, grader, source, settings, selection)
+        batches = _from_rollouts(sample, one_pass, problems, renderer, grader, source, settings, selection, tally)
     for traces, tally in batches:
         yield traces, tally
         if most is not None and tally.traces >= most:
@@ -136,9 +150,9 @@ def _from_rollouts(
     source: Source,
     settings: GenerateSettings,
     selection: SelectionSettings,
+    tally: Tally,
 ) -> Iterator[tuple[list[Trace], Tally]]:
     """Traces of the right rollouts: `sample` returns a graded tree of each problem for one draw, counted from 0."""
-    tally = Tally()
     for batch in batched(problems, settings.batch_problems):
         drawn = [_Drawn(problem=problem, prompt=_prompt(one_pass, renderer, problem)) for problem in batch]
         for draw in range(settings.num_samples):
@@ -151,10 +165,14 @@ def _from_rollouts(
 
 
 def _from_data(
-    one_pass: Flow[Any], problems: Sequence[Problem], renderer: Renderer, grader: Grader, settings: GenerateSettings
+    one_pass: Flow[Any],
+    problems: Sequence[Problem],
+    renderer: Renderer,
+    grader: Grader,
+    settings: GenerateSettings,
+    tally: Tally,
 ) -> Iterator[tuple[list[Trace], Tally]]:
     """The data set's own solutions: one a problem, nothing is sampled."""
-    tally = Tally()
     for batch in batched(problems, settings.batch_problems):
         texts = [(problem, text) for problem in batch if (text := worked_solution(problem))]
         verdicts = grader.check_texts([(problem, text, True) for problem, text in texts])

@@ -7,25 +7,39 @@ The command `flow-dpo generate` parses its flags and calls `generate_run`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flow_dpo.core.errors import DataError
+from rich.console import Console
+
+from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Problem
 from flow_dpo.data.problems import ProblemSet
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import load_adapters, sampled_flow, trace_pass
+from flow_dpo.runs.adapters import is_trained, load_adapters, sampled_flow, trace_pass
 from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
+from flow_dpo.runs.kept_workers import kept_workers
+from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
-from flow_dpo.traces.generate import generate
+from flow_dpo.runs.writable import check_writable
+from flow_dpo.traces.generate import Tally, generate
 from flow_dpo.traces.settings import GenerateSettings
-from flow_dpo.traces.trace import GROUND_TRUTH_RULE, SelectionSettings, TraceFile, TraceFolder, read_traces, refuse_used
+from flow_dpo.traces.trace import (
+    GROUND_TRUTH_RULE,
+    SelectionSettings,
+    TraceFile,
+    TraceFolder,
+    interrupted,
+    read_traces,
+    refuse_used,
+)
 
 
 def generate_traces(
@@ -57,14 +71,24 @@ def generate_traces(
 
 
 def generate_run(
-    parsed: Mapping[str, Any], given: GivenObjects | None = None, *, report: Callable[[str], None] = lambda _: None
+    parsed: Mapping[str, Any],
+    given: GivenObjects | None = None,
+    *,
+    report: Callable[[str], None] = lambda _: None,
+    console: Console | None = None,
 ) -> Path:
-    """Load everything, sample, and write a folder of traces. `parsed` holds the command's groups of settings."""
+    """Load everything, sample, and write a folder of traces; on a console it shows how far it is.
+
+    `parsed` holds the command's groups of settings. Traces are written batch by batch: interrupted, the same command
+    goes on. Raises `ConfigError` for a folder in use or that cannot be written to, before anything is loaded.
+    """
     given = GivenObjects() if given is None else given
+    console = Console(quiet=True) if console is None else console
     settings: GenerateSettings = parsed["generate"]
     selection: SelectionSettings = parsed["selection"]
     flow, path = parsed["flow"], Path(settings.output_dir)
     runtime_settings = RuntimeSettings.from_sections(parsed)
+    check_writable(path)
     refuse_used(path)
     sampled = sampled_flow(flow, settings.mode)
     opened = open_runtime(
@@ -76,42 +100,58 @@ def generate_run(
         grader=given.grader,
         problems=given.problems,
     )
-    with run_folder.locked(path), opened as runtime:
-        adapters = load_adapters(runtime.policy, parsed["speaking"])
-        header = {
-            "source": settings.source(trained=bool(adapters)),
-            "selection": selection.rule() if settings.mode != "ground_truth" else GROUND_TRUTH_RULE,
-            "settings": recordable(parsed),
-            "command": command_line(),
-            "model": runtime.loaded.name,
-            "tokenizer": runtime.renderer.fingerprint(),
-            "adapters": {role: adapter.path for role, adapter in adapters.items()},
-            "dataset": f"{runtime_settings.data.dataset_name}/{runtime_settings.data.dataset_split}",
-            "data_fingerprint": runtime.problems.fingerprint,
-            **run_folder.environment(),
-        }
-        problems = _only_of(runtime.fitting, settings.problems_of)
-        folder = TraceFolder(path, header | {"num_problems": len(problems)})
-        for traces, tally in generate(
-            sampled,
-            trace_pass(flow),
-            parsed["explore"],
-            problems,
-            runtime.workers,
-            runtime.renderer,
-            runtime.backends.grader,
-            adapters,
-            settings,
-            selection,
-        ):
-            folder.append(traces, tally.facts())
-            report(str(tally))
-        folder.note({"complete": True})
-        if not tally.traces:
-            raise DataError(
-                f"expected a trace at least, found none on {len(problems)} problems: {tally.shortfall()}; the counts "
-                f"are in {path}; {_ADVICE[settings.mode == 'ground_truth']}"
-            )
+    with run_folder.locked(path), Live(console) as live:
+        live.doing(f"loading {runtime_settings.model.model_name_or_path}")
+        with opened as runtime:
+            adapters = load_adapters(runtime.policy, parsed["speaking"])
+            header = {
+                "source": settings.source(trained=any(map(is_trained, adapters.values()))),
+                "selection": selection.rule() if settings.mode != "ground_truth" else GROUND_TRUTH_RULE,
+                "settings": recordable(parsed),
+                "command": command_line(),
+                "model": runtime.loaded.name,
+                "tokenizer": runtime.renderer.fingerprint(),
+                "adapters": {role: adapter.path for role, adapter in adapters.items()},
+                "dataset": f"{runtime_settings.data.dataset_name}/{runtime_settings.data.dataset_split}",
+                "data_fingerprint": runtime.problems.fingerprint,
+                **run_folder.environment(),
+            }
+            problems = _only_of(runtime.fitting, settings.problems_of)
+            header |= {"num_problems": len(problems)}
+            before = _tally_so_far(path, header)
+            if before.num_problems_sampled:
+                report(f"going on after {before.num_problems_sampled} problems and {before.traces} traces")
+                header |= before.facts()
+            live.begin(len(problems), "problems", before.num_problems_sampled)
+            with kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False) as (
+                workers,
+                journal,
+            ):
+                folder = TraceFolder(path, header, num_traces=before.traces)
+                for traces, tally in generate(
+                    sampled,
+                    trace_pass(flow),
+                    parsed["explore"],
+                    problems,
+                    workers,
+                    runtime.renderer,
+                    runtime.backends.grader,
+                    adapters,
+                    settings,
+                    selection,
+                    before,
+                ):
+                    folder.append(traces, tally.facts())
+                    if journal is not None:
+                        journal.done()
+                    live.advance(tally.num_problems_sampled)
+                    report(str(tally))
+                folder.note({"complete": True})
+                if not tally.traces:
+                    raise DataError(
+                        f"expected a trace at least, found none on {len(problems)} problems: {tally.shortfall()}; the "
+                        f"counts are in {path}; {_ADVICE[settings.mode == 'ground_truth']}"
+                    )
     return path
 
 
@@ -119,6 +159,26 @@ _ADVICE = {
     False: "give a larger budget of draws (--num_samples), a model or adapters that solve some, or easier problems",
     True: "name a data set with worked solutions, or sample them with --mode single",
 }
+
+
+def _tally_so_far(path: Path, header: Mapping[str, Any]) -> Tally:
+    """The counts of an interrupted folder of traces, which the same command goes on with; none of a new one.
+
+    Raises `ConfigError` where it was made otherwise.
+    """
+    known = interrupted(path)
+    if known is None:
+        return Tally()
+    now = json.loads(json.dumps(header))
+    names = ("settings", "selection", "model", "tokenizer", "data_fingerprint", "num_problems", "versions", "code")
+    found = run_folder.differences({name: known.get(name) for name in names}, {name: now[name] for name in names})
+    differing = [name.removeprefix("settings.") for name in found if name != "settings.generate.batch_problems"]
+    if differing:
+        raise ConfigError(
+            f"output_dir {path} holds traces that were interrupted and made otherwise ({', '.join(differing)}); give "
+            "the same command to go on with them, or name another folder with --output_dir"
+        )
+    return Tally.of(known)
 
 
 def _only_of(problems: Sequence[Problem], traces: str) -> list[Problem]:

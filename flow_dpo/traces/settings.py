@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.learner.settings import LoraSettings
 from flow_dpo.traces.trace import Source
 
@@ -32,6 +32,9 @@ class SftSettings:
     merge: bool = False
     """Write the base with the adapter merged into it, too, to `merged/`."""
 
+    def __post_init__(self) -> None:
+        expect(self, "of 1 at least, or none for all", lambda value: value is None or value >= 1, "num_traces")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SftTrainingSettings:
@@ -49,6 +52,13 @@ class SftTrainingSettings:
     """What the rate does after the warm-up (not stated in the paper)."""
     gradient_checkpointing: bool = False
     """Less memory for more time."""
+
+    def __post_init__(self) -> None:
+        batches = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        expect(self, "of 1 at least", lambda value: value >= 1, *batches)
+        expect(self, "above 0", lambda value: value > 0, "learning_rate", "num_train_epochs")
+        expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "warmup_ratio")
+        expect(self, "of 0 or more", lambda value: value >= 0, "max_grad_norm")
 
 
 @dataclass(frozen=True, kw_only=True)

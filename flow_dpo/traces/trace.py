@@ -13,12 +13,13 @@ Invariant: each trace in a file is right by itself, as a finished solution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.errors import ConfigError, DataError, StorageError
 from flow_dpo.runs import headers
 from flow_dpo.runs.records import Source, Trace, append_rows, read_rows
 
@@ -31,6 +32,7 @@ __all__ = [
     "Trace",
     "TraceFile",
     "TraceFolder",
+    "interrupted",
     "read_traces",
     "refuse_used",
 ]  # fmt: skip
@@ -121,30 +123,53 @@ def read_traces(path: Path, *, none_allowed: bool = False) -> TraceFile:
 class TraceFolder:
     """An open folder of traces. Rows are only added at the end; the header follows them batch by batch."""
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Start the folder. Raises `ConfigError` where it holds traces already."""
+    def __init__(self, path: Path, header: Mapping[str, Any], *, num_traces: int = 0) -> None:
+        """Start the folder, or go on with one that was interrupted after so many traces.
+
+        Raises `ConfigError` where it holds traces already that are complete.
+        """
         refuse_used(path)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._header = dict(header)
-        (path / ROWS).write_bytes(b"")
+        with self._writing():
+            lines = (path / ROWS).read_bytes().splitlines(keepends=True)[:num_traces] if num_traces else []
+            (path / ROWS).write_bytes(b"".join(lines))
         self.note({"complete": False})
 
     def append(self, traces: Sequence[Trace], facts: Mapping[str, Any]) -> None:
-        """Add one batch's traces, and the header's facts on all so far."""
-        append_rows(self.path / ROWS, traces)
+        """Add one batch's traces, and the header's facts on all so far. Raises `StorageError`."""
+        with self._writing():
+            append_rows(self.path / ROWS, traces)
         self.note(facts)
 
     def note(self, facts: Mapping[str, Any]) -> None:
-        """Put facts into the header."""
+        """Put facts into the header. Raises `StorageError`."""
         self._header.update(facts)
-        headers.write_header(self.path / HEADER, headers.TracesHeader, self._header)
+        with self._writing():
+            headers.write_header(self.path / HEADER, headers.TracesHeader, self._header)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"could not write to {self.path}: {error}; the traces up to the last batch are whole: make room, and "
+                "give the same command again"
+            ) from error
 
 
 def refuse_used(path: Path) -> None:
-    """Raise `ConfigError` where `path` cannot become a new folder of traces."""
+    """Raise `ConfigError` where `path` cannot become a folder of traces: one that was interrupted can be gone on
+    with."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
-    for name in (ROWS, HEADER):
-        if (path / name).exists():
-            raise ConfigError(f"output_dir {path} already holds traces; name another with --output_dir")
+    if ((path / ROWS).exists() or (path / HEADER).exists()) and interrupted(path) is None:
+        raise ConfigError(f"output_dir {path} already holds traces; name another with --output_dir")
+
+
+def interrupted(path: Path) -> dict[str, Any] | None:
+    """The header of a folder of traces that were not all drawn; None where there is none, or they were."""
+    header = headers.read_header(path / HEADER, headers.TracesHeader, absent={})
+    return header if header.get("complete") is False else None

@@ -127,7 +127,7 @@ def damaged_run(folder: Path, which: int, damage: list[tuple[int, int]], cut: in
             newest = Checkpoints(copy).newest()
             assert newest is not None
             assert not (changed and "checkpoints" in victim.parts and victim.name != "checksums.json")
-            run_folder.RunFolder.reopen(copy, newest[1]["sizes"])
+            run_folder.RunFolder(copy).reopen(newest[1]["sizes"])
             rows = [read_jsonl(copy / name) for name in run_folder.RECORDS if (copy / name).exists()]
             run_folder.read_facts(copy)
         except DataError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import flow_dpo
 from flow_dpo.cli import train as commands
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.learner.learner import Learner
@@ -62,9 +63,21 @@ def test_rare_checkpoints_change_nothing(whole: Path, tmp_path: Path, monkeypatc
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_resume_begins_what_is_not_there(whole: Path, tmp_path: Path) -> None:
-    assert train(tmp_path / "run", "--resume") == 0
-    assert_same_run(whole, tmp_path / "run")
+def test_a_resumption_of_nothing_is_refused(whole: Path, tmp_path: Path) -> None:
+    """It would train something else than was meant: the defaults' model on the defaults' problems."""
+    with pytest.raises(ConfigError, match=r"expected a run to go on with in .*run, found none"):
+        train(tmp_path / "run", "--resume")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="found none"):
+        flow_dpo.train(output_dir=tmp_path / "run", resume=True, quiet=True)
+    shutil.copytree(whole, tmp_path / "gsm8k")
+    with pytest.raises(ConfigError, match=r"did you mean .*gsm8k\?"):
+        train(tmp_path / "gsm8", "--resume")
+    (tmp_path / "gsm8k" / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"expected the settings of the run in .*config\.yaml, found no such file"):
+        train(tmp_path / "gsm8k", "--resume")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(tmp_path / "gsm8k")
 
 
 def test_a_finished_run_resumed_stays_as_it_is(whole: Path, tmp_path: Path) -> None:
@@ -174,8 +187,8 @@ def test_adapters_of_an_interrupted_run_are_those_of_its_last_checkpoint(
 
 
 def test_a_run_of_true_or_false_needs_no_value() -> None:
-    settings = commands.parse_train("t", ["--resume", "--greedy_trunk", "--beta", "0.5"], {})
-    assert settings.run.resume
+    settings = commands.parse_train("t", ["--balance", "--greedy_trunk", "--beta", "0.5"], {})
+    assert settings.recipe.credit.balance
     assert settings.recipe.explore.greedy_trunk
     assert not commands.parse_train("t", ["--greedy_trunk", "false"], {}).recipe.explore.greedy_trunk
 

@@ -139,15 +139,20 @@ def survive(folder: Path, whole: Path, kills: Sequence[int]) -> int:
     """Kill at these events, one after another, then let the run end; how often it was really killed."""
     killed = 0
     for at in kills:
-        status, *_ = in_child(folder, at, "--resume")
+        status, *_ = in_child(folder, at, *resumed(folder))
         killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     finish(folder, whole)
     return killed
 
 
+def resumed(folder: Path) -> list[str]:
+    """What goes on with the folder: killed before its settings were written, it holds no run yet and one is begun."""
+    return ["--resume"] if (folder / "config.yaml").exists() else []
+
+
 def finish(folder: Path, whole: Path) -> None:
     """Let the run end, and compare."""
-    status, _, refused = in_child(folder, None, "--resume")
+    status, _, refused = in_child(folder, None, *resumed(folder))
     assert status == 0, f"the resumed run ended with status {status}: {refused}"
     assert_same_run(whole, folder)
 

@@ -100,6 +100,8 @@ class LocalEngine(Engine):
         self._failures: deque[EngineError] = deque()
         self._num_tickets = 0
         self._stats = _Stats()
+        self.num_sampled = 0
+        """Tokens sampled since it was opened, those of completions under way included: a sign of life."""
 
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         check_request(request, sampling, context_tokens=self._context_tokens)
@@ -315,6 +317,7 @@ class LocalEngine(Engine):
         stats.num_forwards += 1
         stats.num_choices += num_choices
         stats.sampled_tokens += len(row_inputs) - num_choices
+        self.num_sampled += len(row_inputs)
         stats.prefilled_tokens += sum(num_tokens)
         stats.reused_tokens += sum(row_input.begin for row_input in row_inputs[num_decoding:])
         stats.decode_s += token_s * num_decoding

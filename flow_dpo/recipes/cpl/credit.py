@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from flow_dpo.core.credit import scored_as_sampled
+from flow_dpo.core.errors import expect
 from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Completion, Example, Pair, Role, ScoredCompletion
 from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
@@ -66,6 +67,9 @@ class ValuePairs:
     valued_by: Role = ""
     """The role of the flow that predicts the value of states, by a choice of two words, and learns from how the trunk
     ended; none where empty. Needs an objective as `fine_tune` does."""
+
+    def __post_init__(self) -> None:
+        expect(self, "of 0 or more", lambda value: value >= 0, "max_per_problem")
 
     def __call__(self, trees: Sequence[Tree]) -> list[Example]:
         """The targets of the value role, what is fine-tuned on, and all pairs: each tree by tree."""

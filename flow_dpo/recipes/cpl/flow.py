@@ -21,6 +21,7 @@ from typing import (
     Literal,
 )
 
+from flow_dpo.core.errors import expect
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, TokenIds, Turn
 
@@ -85,6 +86,9 @@ class PlanSolve(Flow[PlanSolveState]):
     value_role: bool = False
     """Whether a role predicts after every plan step if it will end right. Its choice changes nothing."""
     prompts: PlanSolvePrompts = field(default_factory=PlanSolvePrompts)
+
+    def __post_init__(self) -> None:
+        expect(self, "of 1 or more", lambda value: value >= 1, "plan_tokens", "max_plan_steps", "max_tokens")
 
     @property
     def roles(self) -> tuple[Role, ...]:

@@ -26,7 +26,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flow_dpo.core.errors import FlowError
+from flow_dpo.core.errors import FlowError, expect
 from flow_dpo.core.explore import Group, TurnSampling, single_rollout
 from flow_dpo.core.flow import Flow, check_turn
 from flow_dpo.core.rollouts import (
@@ -56,6 +56,10 @@ class Mcts(TurnSampling):
     valued_by: str = ""
     """The role of the flow whose choice, the first or another, values a new state: every rollout but the trunk stops
     with it. No alternative to it is sampled. Rollouts go to the end where empty."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self, "of 1 or more", lambda value: value >= 1, "num_children")
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         searches = [_Search(self, flow, problem, seed) for problem in problems]

@@ -54,6 +54,7 @@ class TrajectorySearch(TurnSampling):
     """Ways that are left in the end, best first; the first is the lesson."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_rollouts < 1 or self.num_rounds < 0 or not 0 < self.num_best <= self.num_kept:
             raise ConfigError(
                 f"expected num_rollouts of 1 or more, num_rounds of 0 or more and 0 < num_best <= num_kept, found "

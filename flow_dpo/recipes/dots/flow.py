@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from flow_dpo.core.answer_stop import ANSWER, AnswerStopPrompts, answer_messages
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.prompts import fill
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
@@ -124,6 +124,7 @@ class Planned(Flow[PlannedState]):
     roles: ClassVar[tuple[Role, ...]] = (PLAN, ANSWER)
 
     def __post_init__(self) -> None:
+        expect(self, "of 1 or more", lambda value: value >= 1, "max_tokens", "explanation_tokens")
         num = len(self.trajectories)
         if len(set(self.labels)) < max(num, len(self.labels)):
             raise ConfigError(f"expected {num} different labels, one for each way, found {list(self.labels)}")

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flow_dpo.core.errors import ConfigError, FlowError
+from flow_dpo.core.errors import ConfigError, FlowError, expect
 from flow_dpo.core.explore import Group, TurnSampling, single_rollout
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.rollouts import RolloutRunner
@@ -57,6 +57,8 @@ class GuidelineRollouts(TurnSampling):
     words: GuidedWords = field(default_factory=GuidedWords)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self, "of 1 or more", lambda value: value >= 1, "plan_tokens")
         most = len(GUIDELINES) + NUM_GROUPS
         if not 0 < self.num_rollouts <= most or not 0 <= self.num_hinted <= most:
             raise ConfigError(

@@ -15,6 +15,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from flow_dpo.core.errors import expect
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.steps import join
 from flow_dpo.core.tree import Node, Tree
@@ -32,6 +33,9 @@ class BranchPairs:
     by_problem: bool = True
     """Weigh pairs so that each problem with any counts alike, mean 1. The authors draw a problem a step, so that those
     with many pairs are not preferred."""
+
+    def __post_init__(self) -> None:
+        expect(self, "of 0 or more", lambda value: value >= 0, "max_pairs")
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, tree by tree, state by state."""

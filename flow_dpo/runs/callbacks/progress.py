@@ -1,19 +1,18 @@
-"""Progress of a run on the terminal: the callback with the bar, the summary table and the picture.
+"""Progress of a run on the terminal: the callback that tells each batch, the summary table and the picture.
 
-A bar with windowed accuracy, pairs, problems a minute and time left; plain lines where there is no terminal; at the
-end a table from the first window to the last, where the files are and which command comes next.
+Beside what is being done (`runs.live`) stand windowed accuracy, examples and problems a minute; where there is no
+terminal a plain line a batch; at the end a table of the first and the last problems, which never overlap.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -21,36 +20,24 @@ from flow_dpo.core.errors import visible
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Example, Pair
+from flow_dpo.core.types import Example, Pair, Role
 from flow_dpo.runs.charts import Panel, Series, accuracy_series, save_png
+from flow_dpo.runs.live import Live
+
+_FEWEST = 20
+"""Graded problems below which halves of them say nothing apart."""
 
 
 class ProgressBar:
-    """A callback that shows each batch. A context manager: the bar is removed at the end."""
+    """A callback that shows each batch."""
 
-    def __init__(self, console: Console, num_problems: int, seen: int = 0) -> None:
+    def __init__(self, live: Live, num_problems: int, seen: int = 0) -> None:
         """`seen`: problems of the run before it was resumed."""
-        self._console = console
+        self._live = live
         self._seen_before = seen
         self._started = time.monotonic()
         self._examples, self._unit = 0, "examples"
-        self._bar = Progress(
-            TextColumn("learning"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("learn", total=num_problems, completed=seen, state="")
-
-    def __enter__(self) -> ProgressBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        live.begin(num_problems, "problems", seen)
 
     def on_batch(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Show one batch."""
@@ -59,14 +46,13 @@ class ProgressBar:
         seen = row["problems_seen"]
         rate = 60 * (seen - self._seen_before) / max(time.monotonic() - self._started, 1e-9)
         ungraded = row.get("progressive/ungraded")
-        state = (
+        self._live.note = (
             f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
             f"{f'{ungraded} ungraded  ' if ungraded else ''}"
-            f"{self._examples} {self._unit}  {rate:.0f} problems/min"
+            f"{self._examples} {self._unit}  {rate:.{0 if rate >= 10 else 1}f} problems/min"
         )
-        self._bar.update(self._task, completed=seen, state=state)
-        if not self._console.is_terminal:
-            self._console.print(Text(f"{seen} problems  {state}"))
+        self._live.advance(seen)
+        self._live.print(f"{self._live.pace()}  {self._live.note}")
 
 
 def print_safe(console: Console, text: str) -> None:
@@ -86,14 +72,46 @@ def summary_table(progress: ProgressiveValidation) -> Table:
     half = len(recent) // 2
     first = (int(sum(recent[:half])), half) if num <= progress.window else progress.first
     rest = recent[-(num - first[1]) :] if num > first[1] else []
+    windows = {"first": first, "last": (int(sum(rest)), len(rest))}
+    if num < _FEWEST:
+        windows = {"all (too few to compare)": (progress.num_correct, num)}
     bounds: list[tuple[float, float]] = []
-    for name, (correct, of) in (("first", first), ("last", (int(sum(rest)), len(rest)))):
+    for name, (correct, of) in windows.items():
         low, high = wilson(correct, of)
         bounds.append((low, high))
         table.add_row(name, str(of), f"{correct / max(of, 1):.1%}", f"{low:.1%} to {high:.1%}")
-    if bounds[0][1] >= bounds[1][0] and bounds[1][1] >= bounds[0][0]:
+    if len(bounds) == 2 and bounds[0][1] >= bounds[1][0] and bounds[1][1] >= bounds[0][0]:
         table.caption, table.caption_justify = "The intervals overlap: no change can be told.", "left"
     return table
+
+
+def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], examples_per_update: int) -> str:
+    """What of the roles' adapters was learned, by the run's rows of metrics: "" where all were, else why not."""
+    rows = list(rows)
+    untrained = [role for role in roles if not any(f"learn/{role}/learning_rate" in row for row in rows)]
+    if not untrained:
+        return ""
+    waiting = int(rows[-1]["learn/waiting"]) if rows else 0
+    counts = [f"{kind}/{role}" for kind in ("pairs", "scored") for role in roles]
+    num_examples = sum(int(row.get(count, 0)) for row in rows for count in counts)
+    if any(row["learn/updates"] for row in rows):
+        return f"{' and '.join(untrained)} learned nothing: no update had an example of that role"
+    if waiting:
+        return (
+            f"nothing was learned: {waiting} examples wait, an update takes {examples_per_update} "
+            "(--examples_per_update); train on more problems"
+        )
+    if num_examples:
+        return "nothing was learned: every update was dropped, its loss or gradient being no number"
+    ungraded = sum(row["ungraded_rate"] * row["num_verdicts"] for row in rows)
+    if rows and ungraded >= 0.5 * sum(row["num_verdicts"] for row in rows):
+        return "nothing was learned: most rollouts could not be graded, and an ungraded one teaches nothing"
+    num_trees, num_tied = (int(sum(row[name] for row in rows)) for name in ("num_trees", "tied_trees"))
+    accuracy = rows[-1]["progressive/accuracy"] if rows else 0.0
+    return (
+        f"nothing was learned: no problem gave an example; the rollouts of {num_tied} of {num_trees} problems all "
+        f"ended alike ({accuracy:.0%} of the first ones were right): take problems that the model solves now and then"
+    )
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -24,6 +24,7 @@ from flow_dpo.models.render import Renderer
 from flow_dpo.runs import run_folder, tree_records
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.checkpoint import Checkpoints
+from flow_dpo.runs.journal import JournalWorkers
 from flow_dpo.runs.records import Metrics, PairRow, ScoredRow, read_metrics
 from flow_dpo.runs.settings import RunSettings
 
@@ -38,13 +39,16 @@ class RunKeeper:
         learner: Learner,
         validation: ProgressiveValidation,
         saving: RunSettings,
+        journal: JournalWorkers | None = None,
     ) -> None:
+        """`journal` keeps the batch under way, which need not be kept once it was committed."""
         self._folder, self._renderer, self._learner, self._validation = folder, renderer, learner, validation
         self._every, self._save_updates = saving.checkpoint_batches, saving.save_updates
         self._checkpoints = Checkpoints(folder.path)
         self._saved = learner.version
         self._written_at = validation.num_seen or -1
         self._batches = 0
+        self._journal = journal
 
     def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Write one batch, and a checkpoint where one is due."""
@@ -77,6 +81,8 @@ class RunKeeper:
             with self._writing():
                 self._checkpoints.write(self._learner, seen, {**facts, "sizes": self._folder.sizes()})
             self._written_at = seen
+        if self._journal is not None:
+            self._journal.done()
 
     def finish(self) -> None:
         """Publish the adapters of the last checkpoint, and draw the picture: also of a run that was interrupted."""

@@ -1,0 +1,225 @@
+"""Journal of what is being sampled: what an interrupted command had, kept for when it goes on.
+
+Completions are held in memory by what was asked, and written where a run is interrupted (Ctrl-C, SIGTERM, an error); an
+evaluation, which has no other record before its end, writes them batch by batch. Whoever comes to the same batch again
+is answered from the file:
+
+    sampled.jsonl    {"schema": "sampled/1", "key": "9f0c...", "completion": {"token_ids": [...], ...}}
+                     {"schema": "sampled_batch/1", "problems": ["gsm8k/7", ...], "whole": true, ...}
+
+Invariant: a resumed run stays bit for bit the run that was never interrupted. That holds where the whole batch was
+sampled: nothing is computed again. Of a batch that was not, the rest would be computed beside fewer others, which
+changes no token but the last digits of log-probabilities (kernels round by the size of what they are given): a run uses
+it only where the user asks for it (`run.reuse_sampled`), an evaluation, which reads none of them, always.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from flow_dpo.core.engine import Engine
+from flow_dpo.core.errors import ConfigError, StorageError
+from flow_dpo.core.explore import Explore
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.protocols import RolloutWorkers
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Adapter, Completion, Problem, Request, Role, Sampling, TokenIds
+from flow_dpo.runs.files import cut_torn
+from flow_dpo.runs.records import append_rows, iter_rows
+
+FILE = "sampled.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledBatch:
+    """A batch of problems: the row of a journal behind those of its completions, so that a torn file has none."""
+
+    SCHEMA: ClassVar[str] = "sampled_batch/1"
+    problems: tuple[str, ...]
+    """Their ids, in order."""
+    seed: int
+    policy_version: int
+    context: str
+    """Digest of all else that it depends on, of a command whose settings lie nowhere else."""
+    num_completions: int = 0
+    """The rows before this one that are its completions."""
+    whole: bool = False
+    """All that the batch asks for was sampled."""
+    stats: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the workers reported of it."""
+
+    def same(self, other: SampledBatch) -> bool:
+        """Whether both ask the same."""
+        names = ("problems", "seed", "policy_version", "context")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledCompletion:
+    """One completion, under the digest of what was asked."""
+
+    SCHEMA: ClassVar[str] = "sampled/1"
+    key: str
+    completion: Completion
+
+
+class JournalEngine(Engine):
+    """An engine that remembers what it sampled, and answers what it is given to remember without sampling it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.sampled: dict[str, Completion] = {}
+        """What this batch has asked so far and got, by the digest of what was asked."""
+        self._kept: Mapping[str, Completion] = {}
+        self._keys: dict[int, str] = {}
+        self._ready: list[tuple[int, Completion]] = []
+        self._num_ready = 0
+
+    def begin(self, kept: Mapping[str, Completion]) -> None:
+        """Begin a batch, of which this was sampled before."""
+        self.sampled, self._kept = {}, kept
+
+    def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
+        key = digest(request, sampling, seed, excluded)
+        if (completion := self._kept.get(key)) is not None:
+            self._num_ready += 1  # the engine's own tickets are not negative
+            self._ready.append((-self._num_ready, completion))
+            self.sampled[key] = completion
+            return -self._num_ready
+        ticket = self.engine.submit(request, sampling, seed=seed, excluded=excluded)
+        self._keys[ticket] = key
+        return ticket
+
+    def poll(self) -> list[tuple[int, Completion]]:
+        if self._ready:
+            ready, self._ready = self._ready, []
+            return ready
+        found = self.engine.poll()
+        for ticket, completion in found:
+            self.sampled[self._keys.pop(ticket)] = completion
+        return found
+
+    def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
+        self.engine.refresh(adapters)
+
+    def take_stats(self) -> dict[str, float]:
+        return self.engine.take_stats()
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class JournalWorkers:
+    """Rollout workers over a `JournalEngine` that keep the batch under way (`core.protocols.RolloutWorkers`)."""
+
+    def __init__(
+        self,
+        workers: RolloutWorkers,
+        engine: JournalEngine,
+        path: Path,
+        *,
+        partly: bool = False,
+        context: str = "",
+        each_batch: bool = False,
+    ) -> None:
+        """`path` is the file; `partly`: a batch that was not sampled to its end is used, too. With `each_batch` every
+        batch is written once it was sampled, without log-probabilities of tokens.
+
+        Raises `ConfigError` where the file is of another context.
+        """
+        self._workers, self._engine, self._path = workers, engine, path
+        self._partly, self._context, self._each_batch = partly, context, each_batch
+        self._version = 0
+        self._batch: SampledBatch | None = None
+        self._stats: Mapping[str, float] = {}
+        """Of the same batch, before an interruption."""
+        self._found = _read(path)
+        if any(batch.context != context for batch, _ in self._found):
+            raise ConfigError(
+                f"{path.parent} holds what the same command with other settings had sampled ({path.name}); name "
+                "another folder with --output_dir, or remove the file"
+            )
+
+    @property
+    def num_kept(self) -> int:
+        """Completions that an interruption left behind."""
+        return sum(len(completions) for _, completions in self._found)
+
+    def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
+        """Sample with these adapters from now on."""
+        self._version = max((adapter.version for adapter in adapters.values()), default=0)
+        self._workers.refresh(adapters)
+
+    def rollout(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> list[Tree]:
+        """One graded tree a problem, in their order."""
+        ids = tuple(problem.id for problem in problems)
+        batch = SampledBatch(problems=ids, seed=seed, policy_version=self._version, context=self._context)
+        found = [(known, kept) for known, kept in self._found if known.same(batch) and (known.whole or self._partly)]
+        known, kept = found[-1] if found else (batch, {})
+        self._batch, self._stats = batch, known.stats
+        self._engine.begin(kept)
+        trees = self._workers.rollout(explore, flow, problems, seed=seed)
+        self._batch = replace(batch, whole=True)
+        if self._each_batch and not known.whole:
+            self.keep()
+        return trees
+
+    def take_stats(self) -> dict[str, float]:
+        """What the workers report, with what they had reported of the same batch before an interruption."""
+        now, before = self._workers.take_stats(), self._stats
+        self._stats = {}
+        return {name: now.get(name, 0) + before.get(name, 0) for name in dict.fromkeys([*before, *now])}
+
+    def done(self) -> None:
+        """What was sampled is recorded elsewhere by now: nothing of it need be kept."""
+        self._batch, self._found = None, []
+        self._path.unlink(missing_ok=True)
+
+    def keep(self) -> tuple[int, bool]:
+        """Write what the batch under way has sampled; how many completions that are, and whether they are all.
+
+        Raises `StorageError`.
+        """
+        batch, rows = self._batch, self._engine.sampled
+        if batch is None or not rows:
+            return 0, False
+        self._batch = None
+        stats = {} if self._each_batch else self.take_stats()
+        lean = {"logprobs": (), "sampled_logprobs": ()} if self._each_batch else {}
+        found = [SampledCompletion(key=key, completion=replace(one, **lean)) for key, one in rows.items()]
+        try:
+            if self._path.exists():
+                cut_torn(self._path)
+            append_rows(self._path, [*found, replace(batch, stats=stats, num_completions=len(found))])
+        except OSError as error:
+            raise StorageError(
+                f"could not write what was sampled to {self._path}: {error}; make room, and go on"
+            ) from error
+        return len(rows), batch.whole
+
+
+def _read(path: Path) -> list[tuple[SampledBatch, dict[str, Completion]]]:
+    """The batches of a file, each with its completions; one that was torn off is left out."""
+    found: list[tuple[SampledBatch, dict[str, Completion]]] = []
+    rows: list[SampledCompletion] = []
+    for _, row in iter_rows(path, (SampledBatch, SampledCompletion)) if path.exists() else ():
+        if isinstance(row, SampledCompletion):
+            rows.append(row)
+        else:
+            own = rows[len(rows) - row.num_completions :]
+            found.append((row, {one.key: one.completion for one in own}))
+            rows = []
+    return found
+
+
+def digest(request: Request, sampling: Sampling, seed: int, excluded: TokenIds) -> str:
+    """What a completion depends on besides the adapters, as one short text."""
+    asked = (
+        request.role, request.prompt_ids, request.max_tokens, request.choices,
+        sampling.temperature, sampling.top_p, sampling.greedy, seed, excluded,
+    )  # fmt: skip
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]

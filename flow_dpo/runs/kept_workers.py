@@ -1,0 +1,75 @@
+"""Workers of a command that samples and does not learn: they show how far they are, and keep what they sampled.
+
+    with kept_workers(folder, facts, runtime, adapters, live, console) as (workers, journal):
+        trees = workers.rollout(...)            interrupted, the same command goes on from `folder`/sampled.jsonl
+
+Invariant: what was kept is used by the same model, adapters, flow and sampling alone; any other is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flow_dpo.core.errors import FlowDpoError, StorageError
+from flow_dpo.core.protocols import RolloutWorkers
+from flow_dpo.core.types import Adapter, Role
+from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.journal import FILE, JournalEngine, JournalWorkers
+from flow_dpo.runs.live import Live, MeteredEngine, MeteredWorkers
+from flow_dpo.runs.runtime import Runtime
+from flow_dpo.workers.in_process import InProcessWorkers
+
+
+@contextmanager
+def kept_workers(
+    folder: Path | None,
+    facts: Mapping[str, Any],
+    runtime: Runtime,
+    adapters: Mapping[Role, Adapter],
+    live: Live,
+    console: Console,
+    *,
+    counts: bool = True,
+) -> Iterator[tuple[RolloutWorkers, JournalWorkers | None]]:
+    """The workers, and their journal in `folder`, which is gone once all was written elsewhere; none without a folder.
+
+    `facts`: what completions depend on besides the requests and the adapters, as JSON can hold it. `counts`: problems
+    count as done once they were sampled, and not only when the caller says so.
+    """
+    engine = JournalEngine(runtime.backends.engine)
+    live.meter.engine = runtime.backends.engine
+    workers = InProcessWorkers(replace(runtime.backends, engine=MeteredEngine(engine, live.meter)))
+    if folder is None:
+        yield MeteredWorkers(workers, live, counts=counts), None
+        return
+    file, context = folder / FILE, _context(facts, adapters)
+    journal = JournalWorkers(workers, engine, file, partly=True, context=context, each_batch=True)
+    if journal.num_kept:
+        print_safe(console, f"going on from {journal.num_kept:,} turns that were sampled before ({file})")
+    try:
+        yield MeteredWorkers(journal, live, counts=counts), journal
+    except (KeyboardInterrupt, FlowDpoError) as error:
+        if not isinstance(error, StorageError):
+            journal.keep()
+        if any(path.name != ".lock" for path in folder.iterdir()):
+            print_safe(console, f"What was sampled is kept in {folder}; the same command goes on from it")
+        raise
+    journal.done()
+
+
+def _context(facts: Mapping[str, Any], adapters: Mapping[Role, Adapter]) -> str:
+    """Digest of the facts and of the adapters' files."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for role, adapter in sorted(adapters.items()):
+        digest.update(role.encode())
+        for file in sorted(Path(adapter.path).glob("adapter_*")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,101 @@
+"""Comparison of a run that is resumed with what it was, and the refusals that come before any folder is touched.
+
+    compare(path, settings, given, facts)     {"data.max_problems": [20, 28]} where --allow names it, else an error
+
+Invariant: whatever could make a resumed run another one (settings, code, versions, device, data) is compared at once
+and refused by name, unless the user allows it by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.answer_stop import AnswerStop
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.given_objects import GivenObjects
+from flow_dpo.runs.resolve import read_settings, refuse_unknown
+from flow_dpo.runs.settings import TrainSettings
+from flow_dpo.runs.writable import check_writable
+
+_RUN_ONLY = frozenset(
+    f"run.{name}" for name in ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
+)
+"""Settings that change no result."""
+_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint", "given")
+"""What besides the settings a result depends on, as run.json names it."""
+_OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
+_CHECKSUM = re.compile("[0-9a-f]{64}")
+
+
+def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
+    """Raise `ConfigError` for what can be refused before the folder is touched."""
+    for callback in given.callbacks:
+        if not callable(getattr(callback, "on_batch", None)):
+            raise ConfigError(f"expected callbacks with on_batch(row, trees, examples), found {callback!r:.80}")
+    refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
+    flow, credit = settings.recipe.flow, settings.recipe.credit
+    _refuse_strange("learner.role_learning_rates", settings.learner.role_learning_rates, flow.roles, "roles")
+    _refuse_strange("credit.roles", getattr(credit, "roles", ()), flow.roles, "roles")
+    if isinstance(flow, AnswerStop):  # of another flow nobody knows which tags it has
+        _refuse_strange("credit.tag_weights", getattr(credit, "tag_weights", {}), ("finished", "unfinished"), "tags")
+    if settings.run.resume:
+        run_folder.refuse_unbegun(path)
+    else:
+        check_writable(path)
+        run_folder.refuse_used(path)
+
+
+def _refuse_strange(setting: str, names: Iterable[str], known: Sequence[str], what: str) -> None:
+    """Raise `ConfigError` where a setting names what the flow does not have: it would be dropped in silence."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            raise ConfigError(
+                f"expected {what} of the flow ({', '.join(known)}) in {setting}, found {name!r}"
+                f"{f'; did you mean {near[0]}?' if near else ''}"
+            )
+
+
+def compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Allowed differences from the run at `path`. Raises `ConfigError` for any other."""
+    now = given.sections(settings)
+    found = {
+        name: values
+        for name, values in run_folder.differences(
+            {"engine_kind": "local"} | read_settings(path / "config.yaml"), now
+        ).items()
+        if name not in _RUN_ONLY
+    }
+    before, present = run_folder.read_facts(path), {**run_folder.environment(), **facts}
+    for name in _FACTS if before else ():
+        # A run that was ended while it loaded knows neither its device nor its data yet.
+        if before.get(name) != present[name] and (name in before or name not in ("device", "data_fingerprint")):
+            found[name.removesuffix("_fingerprint")] = (before.get(name), present[name])
+    allowed = _allowed(settings)
+    refused = {name: values for name, values in found.items() if name not in allowed}
+    if refused:
+        lines = "".join(f"\n  {name}: {_shown(old, new)}" for name, (old, new) in refused.items())
+        raise ConfigError(
+            f"{path} was started with other settings; to go on all the same, add "
+            f"--allow {','.join([*allowed, *refused])}{lines}"
+        )
+    return {name: list(values) for name, values in found.items()}
+
+
+def _shown(old: Any, new: Any) -> str:
+    """What differs between two values, short: of mappings the entries that do, of checksums their beginning."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        parts = run_folder.differences(old, new)
+        return "; ".join(f"{name} {_shown(*values)}" for name, values in parts.items())
+    short = (value[:12] if isinstance(value, str) and _CHECKSUM.fullmatch(value) else value for value in (old, new))
+    return "{} then, {} now".format(*short)
+
+
+def _allowed(settings: TrainSettings) -> list[str]:
+    """The names in `--allow`, each once."""
+    return list(dict.fromkeys(name.strip() for name in settings.run.allow.split(",") if name.strip()))
