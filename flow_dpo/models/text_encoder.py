@@ -1,0 +1,183 @@
+"""Text to token ids inside a prompt: control tokens where the chat template wrote them, plain text everywhere else.
+
+A tokenizer encodes a stretch of text by where it stands (a prefix space, where it adds one, is added to the first
+stretch, after every special token, or never), and takes a special token that is typed for the token itself. Here both
+are the caller's to say:
+
+    encoder.encode("<|user|>5 < 6</s>", shown={"\\uf0000": "</s>"}, after="nothing")
+
+`shown` names characters that stand for text of the data which would be taken for a control token. Invariant: without
+such text the ids of a whole prompt are those of the tokenizer itself, and no text of the data becomes a control token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import PreTrainedTokenizerBase
+
+from flow_dpo.core.errors import ModelError
+from flow_dpo.core.types import TokenIds
+
+After = Literal["nothing", "control", "text"]
+"""What stands right before a stretch of text: it begins the prompt, or follows a control token, or other tokens."""
+_ANCHOR = "\ue0f2"
+"""A private-use character that stands for the control token before a stretch, where that makes a difference."""
+_BRACKETS = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)
+"""Tokens of this form are control tokens in every family, whatever their entry in the tokenizer says."""
+
+
+class Control(NamedTuple):
+    """A control token in a text, as the tokenizer itself finds it."""
+
+    start: int
+    end: int
+    id: int
+
+
+class TextEncoder:
+    """Encodes stretches of text by where they stand, with a tokenizer that is left as it is."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        """`template` is the source of the chat template: added tokens that it writes are control tokens."""
+        self._tokenizer = tokenizer
+        added: dict[int, AddedToken] = tokenizer.added_tokens_decoder
+        ids = {id for id, token in added.items() if _is_control(token, template)} | set(tokenizer.all_special_ids)
+        # What no token spells becomes the unknown token: that is no control token.
+        self.controls = frozenset(ids - {tokenizer.unk_token_id})
+        """Ids of special tokens, and of the added tokens that structure a chat."""
+        self._plain = _Fast(tokenizer, added, ids) if tokenizer.is_fast else _Slow(tokenizer)
+        literals = sorted({str(added[id]) for id in self.controls if id in added}, key=len, reverse=True)
+        self._literals = re.compile("|".join(map(re.escape, literals)) or "(?!)")
+
+    def find(self, text: str) -> list[Control]:
+        """The control tokens that the tokenizer finds in a text."""
+        if not self._tokenizer.is_fast:
+            ids = self._tokenizer.added_tokens_encoder
+            return [Control(*match.span(), ids[match[0]]) for match in self._literals.finditer(text)]
+        return [one for one in self._parsed(text) if one.id in self.controls]
+
+    def encode(self, text: str, *, shown: Mapping[str, str], after: After) -> TokenIds:
+        """The ids of a stretch of a prompt. Raises `ModelError` for text that only a control token spells."""
+        if not text:
+            return ()
+        hides = any(mark in text for mark in shown)
+        if after == "nothing" and not hides and self._tokenizer.is_fast:
+            return tuple(one.id for one in self._parsed(text))
+        ids: list[int] = []
+        done = 0
+        for control in [*self.find(text), None]:
+            plain = text[done : control.start if control else len(text)]
+            for mark, hidden in shown.items() if hides else ():
+                plain = plain.replace(mark, hidden)
+            ids.extend(self.plain(plain, after=after))
+            if control:
+                ids.append(control.id)
+                done, after = control.end, "control"
+        return tuple(ids)
+
+    def plain(self, text: str, *, after: After) -> TokenIds:
+        """The ids of a text of which nothing is a control token. Raises `ModelError` where that cannot be."""
+        if not text:
+            return ()
+        found = self._plain.encode(text, after)
+        bad = next((span for span in found if span.id in self.controls), None)
+        if bad is None:
+            return tuple(span.id for span in found)
+        # A vocabulary that holds its control tokens as words finds them in text too: split such a word in two.
+        if bad.end - bad.start < 2:
+            raise ModelError(
+                f"expected text that is no control token, found {text[max(bad.start - 20, 0) : bad.end + 20]!r}: this "
+                f"tokenizer spells {text[bad.start : bad.end]!r} by its control token "
+                f"{self._tokenizer.convert_ids_to_tokens(bad.id)!r} alone; leave such problems out"
+            )
+        cut = bad.start + 1
+        return (*self.plain(text[:cut], after=after), *self.plain(text[cut:], after="text"))
+
+    def _parsed(self, text: str) -> Iterator[Control]:
+        """Every token that the tokenizer itself finds."""
+        whole = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = whole["input_ids"], whole["offset_mapping"]
+        return (Control(*span, id) for span, id in zip(spans, ids, strict=True))  # pyright: ignore
+
+
+def _is_control(token: AddedToken, template: str) -> bool:
+    text = token.content
+    in_template = text in template and not (text.isspace() or text.isalnum())
+    return token.special or in_template or _BRACKETS.fullmatch(text) is not None
+
+
+class _Fast:
+    """The parts of a tokenizer of the tokenizers library, put together without its control tokens."""
+
+    def __init__(self, tokenizer: Any, added: Mapping[int, AddedToken], controls: set[int]) -> None:
+        backend: Tokenizer = tokenizer.backend_tokenizer
+        words = [token for id, token in sorted(added.items()) if id not in controls]
+        self._ids = {token.content: id for id, token in added.items()}
+        self._first = _assembled(backend, words)
+        self._inside = _assembled(_without_prefix(backend), words, model=backend.model)
+        self._anchored = _assembled(backend, [*words, AddedToken(_ANCHOR, normalized=False)])
+
+    def encode(self, text: str, after: After) -> list[Control]:
+        if after != "control":
+            return self._read((self._first if after == "nothing" else self._inside), text)
+        found = self._read(self._anchored, _ANCHOR + text)[1:]
+        return [Control(one.start - 1, one.end - 1, one.id) for one in found]
+
+    def _read(self, tokenizer: Tokenizer, text: str) -> list[Control]:
+        found = tokenizer.encode(text, add_special_tokens=False)
+        # Added tokens have other ids here, where those of control tokens are left out.
+        ids = (self._ids.get(token, id) for token, id in zip(found.tokens, found.ids, strict=True))
+        return [Control(*span, id) for span, id in zip(found.offsets, ids, strict=True)]
+
+
+def _assembled(parts: Tokenizer, words: list[AddedToken], *, model: models.Model | None = None) -> Tokenizer:
+    made = Tokenizer(parts.model if model is None else model)
+    if parts.normalizer is not None:
+        made.normalizer = parts.normalizer
+    if parts.pre_tokenizer is not None:
+        made.pre_tokenizer = parts.pre_tokenizer
+    made.add_tokens(words)
+    return made
+
+
+def _without_prefix(backend: Tokenizer) -> Tokenizer:
+    """The normalizer and pre-tokenizer of `backend`, of which none adds a space before a text."""
+    parts = json.loads(_assembled(backend, [], model=models.BPE()).to_str())
+    for place in ("normalizer", "pre_tokenizer"):
+        parts[place] = _stripped(parts[place])
+    return Tokenizer.from_str(json.dumps(parts))
+
+
+def _stripped(part: Any) -> Any:
+    if isinstance(part, list):
+        return [made for each in part if (made := _stripped(each)) is not None]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "Prepend":
+        return None
+    changes = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+    return {name: _stripped(value) for name, value in part.items()} | changes.get(part.get("type", ""), {})
+
+
+class _Slow:
+    """A tokenizer in Python. It encodes whole texts only: the inside of one is what follows a newline."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._newline = self._ids("\n")
+
+    def encode(self, text: str, after: After) -> list[Control]:
+        ids = self._ids(text)
+        if after == "text":
+            behind = self._ids("\n" + text)
+            size = len(self._newline)
+            ids = behind[size:] if behind[:size] == self._newline else ids
+        return [Control(0, 0, id) for id in ids]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
