@@ -227,7 +227,8 @@ class Renderer:
         found = [self.encoder.find(text) for text in texts]
         if not any(found):
             return texts, ()
-        stretches = {text[one.start : one.end].strip() for text, ones in zip(texts, found, strict=True) for one in ones}
+        raw = {text[one.start : one.end] for text, ones in zip(texts, found, strict=True) for one in ones}
+        stretches = {stretch.strip() or stretch for stretch in raw}
         used = set("".join(texts))
         free = (char for at in range(_FIRST_SHOWN, sys.maxunicode) if (char := chr(at)) not in used)
         shown = dict(zip(sorted(stretches, key=len, reverse=True), free, strict=False))

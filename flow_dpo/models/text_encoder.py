@@ -30,6 +30,9 @@ _ANCHOR = "\ue0f2"
 _BRACKETS = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)
 """Tokens of this form are control tokens in every family, whatever their entry in the tokenizer says."""
 
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+"""A byte of a character without a token of its own: text, also where a tokenizer lists it among its special tokens."""
+
 
 class Control(NamedTuple):
     """A control token in a text, as the tokenizer itself finds it."""
@@ -45,10 +48,12 @@ class TextEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         """`template` is the source of the chat template: added tokens that it writes are control tokens."""
         self._tokenizer = tokenizer
-        added: dict[int, AddedToken] = tokenizer.added_tokens_decoder
-        ids = {id for id, token in added.items() if _is_control(token, template)} | set(tokenizer.all_special_ids)
+        added: Mapping[int, Any] = tokenizer.added_tokens_decoder
+        listed = {id for id in tokenizer.all_special_ids if not _BYTE.fullmatch(str(added.get(id, "")))}
+        ids = {id for id, token in added.items() if _is_control(token, template)} | listed
         # What no token spells becomes the unknown token: that is no control token.
-        self.controls = frozenset(ids - {tokenizer.unk_token_id})
+        unknown: Any = tokenizer.unk_token_id
+        self.controls = frozenset(ids - {unknown})
         """Ids of special tokens, and of the added tokens that structure a chat."""
         self._plain = _Fast(tokenizer, added, ids) if tokenizer.is_fast else _Slow(tokenizer)
         literals = sorted({str(added[id]) for id in self.controls if id in added}, key=len, reverse=True)
@@ -100,13 +105,15 @@ class TextEncoder:
 
     def _parsed(self, text: str) -> Iterator[Control]:
         """Every token that the tokenizer itself finds."""
-        whole = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, spans = whole["input_ids"], whole["offset_mapping"]
-        return (Control(*span, id) for span, id in zip(spans, ids, strict=True))  # pyright: ignore
+        whole: Any = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(whole["offset_mapping"], whole["input_ids"], strict=True)
+        return (Control(*span, id) for span, id in pairs)
 
 
 def _is_control(token: AddedToken, template: str) -> bool:
     text = token.content
+    if _BYTE.fullmatch(text):
+        return False
     in_template = text in template and not (text.isspace() or text.isalnum())
     return token.special or in_template or _BRACKETS.fullmatch(text) is not None
 
@@ -114,7 +121,7 @@ def _is_control(token: AddedToken, template: str) -> bool:
 class _Fast:
     """The parts of a tokenizer of the tokenizers library, put together without its control tokens."""
 
-    def __init__(self, tokenizer: Any, added: Mapping[int, AddedToken], controls: set[int]) -> None:
+    def __init__(self, tokenizer: Any, added: Mapping[int, Any], controls: set[int]) -> None:
         backend: Tokenizer = tokenizer.backend_tokenizer
         words = [token for id, token in sorted(added.items()) if id not in controls]
         self._ids = {token.content: id for id, token in added.items()}
