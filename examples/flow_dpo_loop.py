@@ -79,6 +79,9 @@ class Sampler:
             completion = self.complete(request, derive(SEED, problem.id, depth, 0, turns))
             yield state, request, completion
             state, turns = self.flow.advance(state, completion), turns + 1
+        if (turn := self.flow.closing(state)) is not None:  # cut: is the answer whole?
+            closing = self.complete(self.renderer.render(turn), derive(SEED, problem.id, depth, 0, turns))
+            state = self.flow.advance(state, closing)
         yield state, None, None
 
     def reward(self, problem: Problem, state) -> float | None:

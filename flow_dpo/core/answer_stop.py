@@ -6,7 +6,12 @@ on (Flow-DPO, arXiv 2410.22304, section 2). With chunks of 3 tokens and E the en
     answer [5 6 7]   stop No   answer [8 9 E]   stop Yes            solution 5 6 7 8 9, ended
     answer [5 6 7]   stop No   answer [8 9 E]   stop No  "Wait, ..."  answer [4 4 1]   ...
 
-The end token never enters later context. At the cap of chunks Stop gets no turn.
+The end token never enters later context. At the cap of chunks Stop gets no turn. A rollout that ends at an answer
+without its end token is sampled one token further, so that a whole answer that happens to fill its chunk counts, and
+"Answer: 1" of 15 does not:
+
+    answer [8 9 7]   stop Yes   closing [E]        solution 8 9 7, ended
+    answer [8 9 7]   stop Yes   closing [4]        solution 8 9 7 4, cut
 """
 
 from __future__ import annotations
@@ -82,11 +87,6 @@ class AnswerStop(Flow[AnswerStopState]):
     on_refused_end: Literal["reopen", "accept"] = "reopen"
     """What Stop's No does to an answer that has ended (not stated in the paper): "reopen" drops the end token, adds
     the prompts' `reopen` text and lets Answer go on; "accept" takes an ended answer as it is, without Stop's turn."""
-    on_early_yes: Literal["cut", "close"] = "cut"
-    """What Stop's Yes does to an answer that has not ended (not stated in the paper): "cut" leaves its last line open,
-    so that an answer there does not count; "close" ends that line. A chunk may be full right before the end token,
-    and Stop does not see end tokens: "cut" then calls a whole answer cut. What is really cut, "Answer: 1" of 15, is
-    wrong either way."""
     prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (ANSWER, STOP)
@@ -101,12 +101,17 @@ class AnswerStop(Flow[AnswerStopState]):
             return self._stop_turn(state)
         return None
 
+    def closing(self, state: AnswerStopState) -> Turn | None:
+        cut = state.next_role is None and state.num_chunks and not state.ended
+        return replace(self._answer_turn(state), max_tokens=1) if cut else None
+
     def advance(self, state: AnswerStopState, completion: Completion) -> AnswerStopState:
         if state.next_role == "answer":
             return self._after_answer(state, completion)
+        if state.next_role is None:
+            return _written(state, completion)
         if completion.choice == 0:
-            closes = self.on_early_yes == "close" and not state.ended
-            return replace(state, pieces=(*state.pieces, "\n") if closes else state.pieces, next_role=None)
+            return replace(state, next_role=None)
         if not state.ended:
             return replace(state, next_role="answer")
         pieces = (*state.pieces, self.prompts.reopen)
@@ -121,17 +126,9 @@ class AnswerStop(Flow[AnswerStopState]):
         return ("finished",) if state.ended else ("unfinished",)
 
     def _after_answer(self, state: AnswerStopState, completion: Completion) -> AnswerStopState:
-        ended = completion.finish_reason == "stop"
-        num_chunks = state.num_chunks + 1
-        stops = num_chunks >= self.max_chunks or (ended and self.on_refused_end == "accept")
-        content = completion.content_ids
-        return replace(
-            state,
-            pieces=(*state.pieces, content) if content else state.pieces,
-            num_chunks=num_chunks,
-            ended=ended,
-            next_role=None if stops else "stop",
-        )
+        state = replace(_written(state, completion), num_chunks=state.num_chunks + 1)
+        stops = state.num_chunks >= self.max_chunks or (state.ended and self.on_refused_end == "accept")
+        return replace(state, next_role=None if stops else "stop")
 
     def _answer_turn(self, state: AnswerStopState) -> Turn:
         return Turn(
@@ -155,6 +152,13 @@ class AnswerStop(Flow[AnswerStopState]):
             Message(role="user", content=content),
         )
         return Turn(role=STOP, messages=messages, choices=(prompts.yes, prompts.no))
+
+
+def _written(state: AnswerStopState, completion: Completion) -> AnswerStopState:
+    """The state with what Answer has sampled added to its solution."""
+    content = completion.content_ids
+    pieces = (*state.pieces, content) if content else state.pieces
+    return replace(state, pieces=pieces, ended=completion.finish_reason == "stop")
 
 
 def answer_messages(prompts: AnswerStopPrompts, problem: Problem) -> tuple[Message, ...]:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from flow_dpo.core.divergence import draw_divergence, splice
 from flow_dpo.core.errors import FlowError
 from flow_dpo.core.flow import Flow, check_turn
-from flow_dpo.core.rollouts import Finished, RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
+from flow_dpo.core.rollouts import Finished, RolloutRunner, RolloutSteps, Sampled, SampleRequest, Yields, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Completion, Problem, Request, Role, Sampling, Solution, Turn
+from flow_dpo.core.types import Completion, Problem, Request, Role, Sampling, Solution, Turn, Verdict
 
 
 class Explore(Protocol):
@@ -57,6 +57,16 @@ class TurnSampling:
         if turn.choices:
             return Sampling(temperature=self.choice_temperature, greedy=greedy)
         return Sampling(temperature=self.temperature, top_p=self.top_p, greedy=greedy)
+
+    def solution(
+        self, flow: Flow[Any], state: Any, *, trunk: bool, seed: int
+    ) -> Generator[Yields, Sampled | Verdict, Solution]:
+        """The solution of a rollout that has come to its end, after the closing token where the flow asks for one."""
+        turn = flow.closing(state)
+        if turn is not None:
+            request = SampleRequest(turn=turn, sampling=self.for_turn(turn, trunk=trunk), seed=seed)
+            state = flow.advance(state, (yield from sample(request)).completion)
+        return flow.solution(state)
 
 
 def explore_problems(
@@ -129,7 +139,8 @@ class ProblemRollouts:
             if trunk and self.num_alternatives:
                 yield self.alternatives(turn, state, sampled, depth)
             state = self.flow.advance(state, sampled.completion)
-        record.solution = self.flow.solution(state)
+        seed = self._seed(record, len(record.turns))
+        record.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=trunk, seed=seed)
         yield Finished(problem=self.problem, solution=record.solution)
 
     def alternatives(self, turn: Turn, state: Any, trunk: Sampled, depth: int) -> RolloutSteps:

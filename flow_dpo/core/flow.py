@@ -47,6 +47,14 @@ class Flow(ABC, Generic[StateT]):
     def solution(self, state: StateT) -> Solution:
         """What has been written so far."""
 
+    def closing(self, state: StateT) -> Turn | None:
+        """A turn of one more token, for a rollout that ended amid its writer's text: is the answer whole, or cut?
+
+        It is asked for once, where `turn` gives None, and `advance` takes its completion. It is no node of the tree: it
+        has no alternatives and teaches nothing.
+        """
+        return None
+
     def tags(self, state: StateT) -> tuple[str, ...]:
         """Tags that the record keeps with the turn at `state`, such as ("finished",)."""
         return ()

@@ -79,6 +79,9 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
                     "a state's turn is always the same: it may not draw, count or read a clock"
                 )
             if turn is None:
+                closing = flow.closing(state)
+                if closing is not None:
+                    yield renderer.render(closing)
                 break
             check_turn(flow, turn, num_turns, problem)
             request = renderer.render(turn)

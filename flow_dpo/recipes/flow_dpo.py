@@ -50,12 +50,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "seed": SEED.preset(
         _recipe(
-            AnswerStop(
-                chunk_tokens=SEED_CHUNK_TOKENS,
-                max_chunks=SEED_MAX_CHUNKS,
-                on_early_yes="close",
-                prompts=SEED_PROMPTS,
-            ),
+            AnswerStop(chunk_tokens=SEED_CHUNK_TOKENS, max_chunks=SEED_MAX_CHUNKS, prompts=SEED_PROMPTS),
             Siblings(temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),
         )
     ),

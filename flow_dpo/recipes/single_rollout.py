@@ -61,7 +61,8 @@ class Chain:
             state = self.flow.advance(state, sampled.completion)
             if self.between is not None:
                 state = self.between(state)
-        self.solution = self.flow.solution(state)
+        seed = derive(self.seed, len(self.turns))
+        self.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=self.trunk, seed=seed)
         if self.checked:
             verdict = yield from verify(self.problem, self.solution)
             self.right = verdict.status == "correct"

@@ -95,7 +95,8 @@ class Branched:
                 if probing:
                     yield from self.probe(step)
             state, num_turns = self.flow.advance(state, sampled.completion), num_turns + 1
-        path.solution = self.flow.solution(state)
+        seed = derive(self.seed, self.problem.id, -1, path.index, num_turns)
+        path.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=path.index == 0, seed=seed)
 
     def probe(self, step: Step) -> RolloutSteps:
         """Start the probes of the state before `step`, unless there are some already."""
@@ -149,7 +150,8 @@ class Branched:
             probe.turns.append((request, sampled.completion, self.flow.tags(state)))
             state = self.flow.advance(state, sampled.completion if kept is None else join(kept, sampled.completion))
             turn, kept, num_turns = self.flow.turn(state), None, num_turns + 1
-        probe.solution = self.flow.solution(state)
+        seed = derive(self.seed, self.problem.id, "probe", place, index, num_turns)
+        probe.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=False, seed=seed)
 
 
 def _after(request: Request, kept: Completion) -> Request:

@@ -75,14 +75,28 @@ def test_yes_to_a_cut_answer_ends_it_unended() -> None:
     assert not FLOW.solution(state).ended
 
 
-def test_yes_to_a_cut_answer_closes_its_line_where_told() -> None:
-    flow = replace(FLOW, on_early_yes="close")
-    cut = flow.advance(flow.advance(flow.start(PROBLEM), chunk(5, 6, 7)), word(0))
-    # A closed line: "Answer: 15" counts there, and a bare number, which may be a step, does not (`extract`).
-    assert flow.solution(cut).pieces == ((5, 6, 7), "\n")
-    assert not flow.solution(cut).ended
-    ended = flow.advance(flow.advance(flow.start(PROBLEM), chunk(5, 2, finish="stop")), word(0))
-    assert flow.solution(ended).pieces == ((5,),)
+def test_a_cut_answer_is_sampled_one_token_further() -> None:
+    """After Yes and at the cap: the end token makes it a whole answer, any other token is a part of it."""
+    accepted = FLOW.advance(FLOW.advance(FLOW.start(PROBLEM), chunk(5, 6, 7)), word(0))
+    capped = FLOW.start(PROBLEM)
+    while (turn := FLOW.turn(capped)) is not None:
+        capped = FLOW.advance(capped, word(1) if turn.choices else chunk(5, 6, 7))
+    for cut in (accepted, capped):
+        closing = FLOW.closing(cut)
+        assert closing is not None
+        assert (closing.role, closing.max_tokens, closing.continuation) == ("answer", 1, FLOW.solution(cut).pieces)
+        whole, longer = FLOW.advance(cut, chunk(2, finish="stop")), FLOW.advance(cut, chunk(8))
+        assert FLOW.solution(whole) == replace(FLOW.solution(cut), ended=True)
+        assert FLOW.solution(longer) == replace(FLOW.solution(cut), pieces=(*FLOW.solution(cut).pieces, (8,)))
+        assert FLOW.turn(whole) is None
+        assert FLOW.turn(longer) is None
+
+
+def test_an_ended_answer_is_not_sampled_further() -> None:
+    ended = FLOW.advance(FLOW.advance(FLOW.start(PROBLEM), chunk(5, 2, finish="stop")), word(0))
+    assert FLOW.closing(ended) is None
+    assert FLOW.solution(ended).pieces == ((5,),)
+    assert FLOW.closing(FLOW.start(PROBLEM)) is None
 
 
 def test_at_the_cap_stop_is_not_asked() -> None:

@@ -102,11 +102,18 @@ def test_words_that_close_a_line_are_nobodys() -> None:
     assert replace(solution, pieces=((5,), "again"), attempt_start=2).attempt == ()
 
 
-def test_an_accepted_cut_answer_is_a_trace_of_its_sampled_ids() -> None:
-    flow = AnswerStop(chunk_tokens=len(RENDERER.encode("Answer: 2")), max_chunks=3, on_early_yes="close")
-    [trace], _ = traces_of(script({"1 + 1": ["Answer: 2 and more"]}, stop=[0]), PROBLEMS[1:2], flow=flow, num_samples=1)
+@pytest.mark.parametrize("max_chunks", [3, 1])
+def test_a_whole_answer_that_fills_its_chunk_is_a_trace(max_chunks: int) -> None:
+    """Accepted by Stop, or written in the last chunk: the next token shows whether "Answer: 2" was all, or 25."""
+    flow = AnswerStop(chunk_tokens=len(RENDERER.encode("Answer: 2")), max_chunks=max_chunks)
+    whole = script({"1 + 1": ["Answer: 2", ""]}, stop=[0])
+    [trace], _ = traces_of(whole, PROBLEMS[1:2], flow=flow, num_samples=1)
     assert trace.token_ids == RENDERER.encode("Answer: 2")
-    assert not trace.ended
+    assert trace.ended
+    cut = script({"1 + 1": ["Answer: 25", "5"]}, stop=[0])
+    found, tally = traces_of(cut, PROBLEMS[1:2], flow=flow, num_samples=1)
+    assert found == []
+    assert tally.correct_draws == 0
 
 
 def test_a_budget_is_a_maximum() -> None:
