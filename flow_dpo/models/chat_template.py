@@ -103,13 +103,8 @@ class ChatTemplate:
             {**each, "content": [{"type": "text", "text": each["content"]}]} if each["role"] in self._parts else each
             for each in chat
         ]
-        text = self._tokenizer.apply_chat_template(
-            messages,  # pyright: ignore[reportArgumentType]
-            chat_template=self._pinned,
-            tokenize=False,
-            add_generation_prompt=answers,
-            **self._variables,
-        )
+        given: dict[str, Any] = {**self._variables, "tokenize": False, "add_generation_prompt": answers}
+        text = self._tokenizer.apply_chat_template(messages, chat_template=self._pinned, **given)  # pyright: ignore
         assert isinstance(text, str)
         return text
 

@@ -106,7 +106,7 @@ def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:
 def load_generation_config(settings: ModelSettings) -> GenerationConfig | None:
     """A model's generation config, by itself; None where it has none."""
     try:
-        return GenerationConfig.from_pretrained(_place(settings), revision=settings.model_revision)
+        return GenerationConfig.from_pretrained(_place(settings), revision=settings.model_revision or "main")
     except (OSError, ValueError):
         return None
 

@@ -63,7 +63,7 @@ class TextEncoder:
         """The control tokens that the tokenizer finds in a text."""
         if not self._tokenizer.is_fast:
             ids = self._tokenizer.added_tokens_encoder
-            return [Control(*match.span(), ids[match[0]]) for match in self._literals.finditer(text)]
+            return [Control(one.start(), one.end(), ids[one[0]]) for one in self._literals.finditer(text)]
         return [one for one in self._parsed(text) if one.id in self.controls]
 
     def encode(self, text: str, *, shown: Mapping[str, str], after: After) -> TokenIds:
@@ -107,10 +107,10 @@ class TextEncoder:
         """Every token that the tokenizer itself finds."""
         whole: Any = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         pairs = zip(whole["offset_mapping"], whole["input_ids"], strict=True)
-        return (Control(*span, id) for span, id in pairs)
+        return (Control(start, end, id) for (start, end), id in pairs)
 
 
-def _is_control(token: AddedToken, template: str) -> bool:
+def _is_control(token: Any, template: str) -> bool:
     text = token.content
     if _BYTE.fullmatch(text):
         return False
@@ -139,7 +139,7 @@ class _Fast:
         found = tokenizer.encode(text, add_special_tokens=False)
         # Added tokens have other ids here, where those of control tokens are left out.
         ids = (self._ids.get(token, id) for token, id in zip(found.tokens, found.ids, strict=True))
-        return [Control(*span, id) for span, id in zip(found.offsets, ids, strict=True)]
+        return [Control(start, end, id) for (start, end), id in zip(found.offsets, ids, strict=True)]
 
 
 def _assembled(parts: Tokenizer, words: list[AddedToken], *, model: models.Model | None = None) -> Tokenizer:
