@@ -72,7 +72,7 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
         model=model,
         renderer=renderer,
         end_ids=end_ids(renderer, model.generation_config, settings),
-        context_tokens=_context_tokens(config),
+        context_tokens=context_tokens(config),
         name=settings.model_name_or_path,
         revision=settings.model_revision,
         trust_remote_code=settings.trust_remote_code,
@@ -103,12 +103,12 @@ def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:
     return config, renderer
 
 
-def load_generation_config(settings: ModelSettings) -> GenerationConfig | None:
-    """A model's generation config, by itself; None where it has none."""
+def load_generation_config(settings: ModelSettings, config: PretrainedConfig) -> GenerationConfig:
+    """A model's generation config, by itself, or the one that its config implies."""
     try:
         return GenerationConfig.from_pretrained(_place(settings), revision=settings.model_revision or "main")
-    except (OSError, ValueError):
-        return None
+    except OSError:
+        return GenerationConfig.from_model_config(config)
 
 
 def _place(settings: ModelSettings) -> str:
@@ -136,7 +136,8 @@ def _dtype(settings: ModelSettings) -> Any:
     return getattr(torch, settings.dtype)
 
 
-def _context_tokens(config: Any) -> int:
+def context_tokens(config: Any) -> int:
+    """The context window that a config states. Raises `ModelError` where it states none."""
     text = config.get_text_config()
     tokens = getattr(text, "max_position_embeddings", None)
     if not isinstance(tokens, int) or tokens <= 0:

@@ -62,7 +62,7 @@ class TextEncoder:
     def find(self, text: str) -> list[Control]:
         """The control tokens that the tokenizer finds in a text."""
         if not self._tokenizer.is_fast:
-            ids = self._tokenizer.added_tokens_encoder
+            ids: Any = self._tokenizer.added_tokens_encoder
             return [Control(one.start(), one.end(), ids[one[0]]) for one in self._literals.finditer(text)]
         return [one for one in self._parsed(text) if one.id in self.controls]
 

@@ -53,7 +53,8 @@ class RunSettings:
     that are not given are the run's own."""
     allow: str = ""
     """What may differ from the run that is resumed, separated by commas: names of settings such as
-    "learner.learning_rate", or "code", "versions", "device", "data". The result is then not that of one run."""
+    "learner.learning_rate", or "code", "versions", "device", "data", "prompts". The result is then not that of one
+    run."""
 
     def __post_init__(self) -> None:
         for name in ("budget_tokens", "budget_verdicts", "budget_updates"):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from flow_dpo.core.types import Problem, Role
 from flow_dpo.data.problems import ProblemSet, load
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.learner.learner import Learner
-from flow_dpo.models.load import device_of
+from flow_dpo.models.load import device_of, load_renderer
+from flow_dpo.models.prompt_preview import first_difference, prompt_facts
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
@@ -49,7 +50,7 @@ _RUN_ONLY = frozenset(f"run.{name}" for name in ("output_dir", "resume", "allow"
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint", "given")
 """What besides the settings a result depends on, as run.json names it."""
-_OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
+_OTHER_CAUSES = (*(name.removesuffix("_fingerprint") for name in _FACTS), "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
     if not settings.run.resume:
         run_folder.refuse_used(path)
+    settings = _at_its_date(settings, path)
     with run_folder.locked(path), _opened(path, settings, given) as (runtime, differences):
         learner = runtime.learner(settings.learner)
         folder, validation = _open(path, settings, given, runtime, learner, differences)
@@ -185,7 +187,7 @@ def _opened(path: Path, settings: TrainSettings, given: GivenObjects) -> Iterato
             "flow_file": fingerprint(settings.flow_source),
             "given": given.record() or None,
         }
-        differences = _compare(path, settings, given, facts)
+        differences = _compare(path, settings, given, facts, problems)
     with open_runtime(
         settings.runtime,
         settings.recipe.flow,
@@ -216,8 +218,11 @@ def _open(
         "data_fingerprint": runtime.problems.fingerprint,
         "recipe_file": fingerprint(settings.recipe_name),
         "flow_file": fingerprint(settings.flow_source),
+        "prompts": prompt_facts(settings.recipe.flow, runtime.renderer, runtime.problems.problems),
     }
     facts |= {"given": given.record()} if given.record() else {}
+    if runtime.renderer.template.reads_clock:
+        settings = _dated(settings, runtime.renderer.template.date)
     found = Checkpoints(path).newest() if settings.run.resume else None
     if found is None:  # not started, or interrupted before anything was committed
         folder = run_folder.RunFolder.create(path, given.sections(settings), facts, over=settings.run.resume)
@@ -231,7 +236,22 @@ def _open(
     return folder, validation
 
 
-def _compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _at_its_date(settings: TrainSettings, path: Path) -> TrainSettings:
+    """The settings with the moment at which the run at `path` began, for a template that asks for it."""
+    if not settings.run.resume or settings.runtime.model.template_date or not (path / "config.yaml").exists():
+        return settings
+    model = read_settings(path / "config.yaml").get("model")
+    return _dated(settings, str(model.get("template_date") or "") if isinstance(model, dict) else "")
+
+
+def _dated(settings: TrainSettings, date: str) -> TrainSettings:
+    model = replace(settings.runtime.model, template_date=date)
+    return replace(settings, runtime=replace(settings.runtime, model=model))
+
+
+def _compare(
+    path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any], problems: ProblemSet
+) -> dict[str, Any]:
     """Allowed differences from the run at `path`. Raises `ConfigError` for any other."""
     now = given.sections(settings)
     found = {
@@ -245,6 +265,12 @@ def _compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Ma
     for name in _FACTS if before else ():
         if before.get(name) != present[name]:
             found[name.removesuffix("_fingerprint")] = (before.get(name), present[name])
+    # What a template makes of the same problems and settings may still differ: it may read what no setting holds.
+    if before.get("prompts") and not any(name.startswith(("data", "model.", "flow", "recipe")) for name in found):
+        _, renderer = load_renderer(settings.runtime.model)
+        prompts = prompt_facts(settings.recipe.flow, renderer, problems.problems)
+        if prompts != before["prompts"]:
+            found["prompts"] = first_difference(before["prompts"], prompts)
     allowed = _allowed(settings)
     refused = {name: values for name, values in found.items() if name not in allowed}
     if refused:
