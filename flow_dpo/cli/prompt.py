@@ -53,7 +53,8 @@ def prompt(argv: Sequence[str]) -> int:
     from flow_dpo.models.prompt_preview import preview
 
     data = parsed["data"]
-    problems = load(replace(data, max_problems=1) if data.shuffle_seed is None else data).problems
+    first = data.max_problems is None and data.shuffle_seed is None
+    problems = load(replace(data, max_problems=1) if first else data).problems
     if not problems:
         raise DataError("expected at least one problem, found none; see --dataset_split and --skip_problems")
     config, renderer = models.load_renderer(parsed["model"])

@@ -10,16 +10,18 @@ rendered as it would be for a rollout. Invariant: control tokens and text that s
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.types import Completion, Problem, Request, Role, Turn
+from flow_dpo.core.types import Completion, FinishReason, Problem, Request, Role, Turn
 from flow_dpo.models.render import Renderer
 
 _MOST_TURNS = 40
+_FINISHES: tuple[FinishReason, ...] = ("stop", "length")
 SAMPLED = "[...]"
 """Stands for what would be sampled."""
 Kind = Literal["control", "text", "sampled"]
@@ -62,8 +64,8 @@ class PromptPreview:
 def preview(flow: Flow[Any], renderer: Renderer, problem: Problem) -> list[PromptPreview]:
     """The prompts of a rollout on this problem, of every kind once: kinds differ by more than what was sampled."""
     found: dict[tuple[Any, ...], Turn] = {}
-    for takes_last in (False, True):
-        for turn in _turns(flow, renderer, problem, takes_last=takes_last):
+    for finish_reason, takes_last in itertools.product(_FINISHES, (False, True)):
+        for turn in _turns(flow, renderer, problem, finish_reason, takes_last=takes_last):
             found.setdefault(_kind(turn), turn)
     counts = dict[Role, int]()
     made: list[PromptPreview] = []
@@ -92,7 +94,9 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
     return "", ""
 
 
-def _turns(flow: Flow[Any], renderer: Renderer, problem: Problem, *, takes_last: bool) -> Iterator[Turn]:
+def _turns(
+    flow: Flow[Any], renderer: Renderer, problem: Problem, finish_reason: FinishReason, *, takes_last: bool
+) -> Iterator[Turn]:
     token = (renderer.to_ids(("...",)) or (0,))[0]
     state = flow.start(problem)
     for _ in range(_MOST_TURNS):
@@ -100,17 +104,18 @@ def _turns(flow: Flow[Any], renderer: Renderer, problem: Problem, *, takes_last:
         if turn is None:
             return
         yield turn
-        state = flow.advance(state, _made_up(turn, token, takes_last=takes_last))
+        state = flow.advance(state, _made_up(turn, token, finish_reason, takes_last=takes_last))
 
 
-def _made_up(turn: Turn, token: int, *, takes_last: bool) -> Completion:
+def _made_up(turn: Turn, token: int, finish_reason: FinishReason, *, takes_last: bool) -> Completion:
+    """One token, and an end token after it where the completion ends; or a choice."""
     num = len(turn.choices)
-    zeros = (0.0,) * (1 if num else 2)
+    zeros = (0.0,) * (1 if num or finish_reason == "length" else 2)
     return Completion(
         token_ids=(token,) * len(zeros),
         logprobs=zeros,
         sampled_logprobs=zeros,
-        finish_reason="choice" if num else "stop",
+        finish_reason="choice" if num else finish_reason,
         policy_version=0,
         choice=(num - 1 if takes_last else 0) if num else None,
         choice_logprobs=(0.0,) * num,

@@ -258,15 +258,14 @@ class Renderer:
             else self._fragment(before + lead + word, shown, after)
             for word in words
         ]
-        shared = {_num_shared(full, each) for each in joined}
-        # Words that melt into the prompt's last token, each in another place, are read behind it.
-        size = shared.pop() if len(shared) == 1 else len(full)
-        firsts = [
-            each[size : size + 1] if each[:size] == full[:size] else plain[word][:1]
-            for word, each in zip(words, joined, strict=True)
-        ]
+        size = min(_num_shared(full, each) for each in joined)
+        firsts = [each[size : size + 1] for each in joined]
+        unknown = self.tokenizer.unk_token_id
+        if (unknown,) in firsts or len(set(firsts)) < len(firsts):
+            # Words that melt into the prompt's own last token: they are read behind it.
+            size, firsts = len(full), [plain[word][:1] for word in words]
         for word, first in zip(words, firsts, strict=True):
-            if not first or first[0] == self.tokenizer.unk_token_id:
+            if not first or first[0] == unknown:
                 raise ModelError(
                     f"expected a choice that this tokenizer can encode, found {word!r}; choose another word, such as "
                     f"{', '.join(self._words_near(word)) or 'one of its vocabulary'}"
@@ -283,7 +282,9 @@ class Renderer:
     def _words_near(self, word: str) -> list[str]:
         """Words of the vocabulary that are spelled alike, each a token by itself."""
         bare = {token.strip("\u0120\u2581 ") for token in self.tokenizer.get_vocab() if len(token) < 16}
-        known = sorted(each for each in bare if each.isalpha() and self.encode(each)[1:] == ())[:20_000]
+        unknown = self.tokenizer.unk_token_id
+        known = [each for each in sorted(bare) if each.isalpha() and self.encode(each) not in ((), (unknown,))]
+        known = [each for each in known[:20_000] if len(self.encode(each)) == 1]
         return difflib.get_close_matches(word, known, n=5, cutoff=0.0)
 
 
