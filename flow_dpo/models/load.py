@@ -9,6 +9,7 @@ weights are read from safetensors only, and code that comes with a model runs on
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,9 +165,11 @@ def end_ids(renderer: Renderer, generation: GenerationConfig | None, settings: M
     text = (renderer.template.after_answer() or [""])[0]
     ids = renderer.encoder.encode(text, shown={}, after="text")
     shown = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(list(ids))) or "nothing"
-    named = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(sorted(known))) or "none"
+    names = tokenizer.convert_ids_to_tokens(sorted(known))
+    named = ", ".join(repr(token) for token in names) or "none"
+    example = json.dumps([names[0] if names else "<|end|>"], ensure_ascii=False)
     raise ModelError(
         f"expected a chat template that ends an assistant's message with an end token, found that it writes {text!r}, "
-        f"in tokens {shown}; the tokenizer and generation config name {named}. Name the token that ends an answer with "
-        f"--model.end_tokens, or give another --model.chat_template"
+        f"in tokens {shown}; the tokenizer and generation config name {named}. Name the token that ends an answer, as "
+        f"in --model.end_tokens '{example}', or give another --model.chat_template"
     )

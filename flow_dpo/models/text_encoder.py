@@ -132,8 +132,12 @@ class _Fast:
     def encode(self, text: str, after: After) -> list[Control]:
         if after != "control":
             return self._read((self._first if after == "nothing" else self._inside), text)
-        found = self._read(self._anchored, _ANCHOR + text)[1:]
-        return [Control(one.start - 1, one.end - 1, one.id) for one in found]
+        # Whatever text holds the anchor itself goes on from there as inside a text.
+        own = text.partition(_ANCHOR)[0]
+        found = self._read(self._anchored, _ANCHOR + own)[1:]
+        rest = self._read(self._inside, text[len(own) :])
+        shifts = [*((one, -1) for one in found), *((one, len(own)) for one in rest)]
+        return [Control(one.start + shift, one.end + shift, one.id) for one, shift in shifts]
 
     def _read(self, tokenizer: Tokenizer, text: str) -> list[Control]:
         found = tokenizer.encode(text, add_special_tokens=False)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from flow_dpo.cli.main import main
+from flow_dpo.cli.prompt import parse_prompt
+from flow_dpo.data.problems import load_problems
 from flow_dpo.models.load import load_model
 from flow_dpo.recipes.presets import RECIPES, preset
 from tests.support.chat_models import TEMPLATES, chat_model_folder
@@ -26,8 +28,6 @@ def test_the_seeds_prompts_are_shown_in_text_and_tokens(capsys: pytest.CaptureFi
     assert "Begins    with no token that the tokenizer adds" in out
     assert 'Choices "Yes" (113) "No" (106)' in out
     loaded, flow = load_model("seed"), preset("flow-dpo", "seed").recipe.flow
-    from flow_dpo.data.problems import load_problems
-
     turn = flow.turn(flow.start(load_problems("seed", max_problems=1).problems[0]))
     assert turn is not None
     ids = loaded.renderer.render(turn).prompt_ids
@@ -104,6 +104,14 @@ def test_what_cannot_be_asked_is_refused_in_one_line(
     assert main(["prompt", *words]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert error in line
+
+
+def test_the_commands_of_its_page_parse() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "prompts.md").read_text()
+    lines = [line.split("  #")[0].split()[2:] for line in page.splitlines() if line.startswith("flow-dpo prompt")]
+    assert len(lines) == 3
+    for words in lines[:2]:  # the third names a folder that the reader has and the test has not
+        assert parse_prompt(words)["flow"].roles
 
 
 @pytest.mark.parametrize("kind", sorted(TEMPLATES))
