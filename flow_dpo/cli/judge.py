@@ -54,7 +54,8 @@ _OFTEN = 0.2
 _QUESTION_SECTIONS = ("judge", "prompts")
 """Sections whose settings decide the prompts, whichever the judge."""
 _MODEL_SETTINGS = (
-    "model_name_or_path", "model_revision", "dtype", "chat_template", "template_kwargs", "end_tokens",
+    "model_name_or_path", "model_revision", "dtype", "chat_template", "template_kwargs", "template_date",
+    "end_tokens",
 )  # fmt: skip
 """Settings of the model that may change its text; device and threads change its speed."""
 

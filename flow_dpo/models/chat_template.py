@@ -39,6 +39,9 @@ _CLOCK = re.compile(r"strftime_now\(\s*(\"[^\"]*\"|'[^']*')\s*\)")
 _FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What a template that is given messages which it does not expect may raise."""
 
+_QUESTION, _MESSAGE = "Zq7question", "Zq7message"
+"""Texts that no template writes by itself."""
+
 Chat = Sequence[Mapping[str, str]]
 """Messages of a role and a content each."""
 
@@ -110,38 +113,35 @@ class ChatTemplate:
 
     def _holds(self, chat: Chat, text: str) -> bool:
         try:
-            return text in self._apply(chat, False)
+            return text.lower() in self._apply(chat, False).lower()
         except _FAILURES:
             return False
 
     def _roles_in_parts(self) -> frozenset[str]:
         """The roles whose content it wants as a list of parts: those whose text is lost otherwise."""
-        chat = [{"role": "user", "content": "QUESTION"}]
+        chat = [{"role": "user", "content": _QUESTION}]
         wants: frozenset[str] = frozenset()
-        if not self._holds(chat, "QUESTION"):
+        if not self._holds(chat, _QUESTION):
             self._parts = wants = frozenset({"user"})
-            if not self._holds(chat, "QUESTION"):
+            if not self._holds(chat, _QUESTION):
                 self._parts = frozenset()
                 raise ModelError(
                     "expected a chat template that renders a user's message, found that the question is lost, as a "
                     f"text and as a list of parts: it makes {self.apply(chat)!r:.300} of it; give another with "
                     "--model.chat_template"
                 )
-        for role, others in (("assistant", chat), ("system", [])):
-            message = {"role": role, "content": "MESSAGE"}
-            whole = [*others, message] if role == "assistant" else [message, *chat]
-            if not self._holds(whole, "MESSAGE"):
+        for role in ("assistant", "system"):
+            message = {"role": role, "content": _MESSAGE}
+            whole = [*chat, message] if role == "assistant" else [message, *chat]
+            if not self._holds(whole, _MESSAGE):
                 self._parts = wants | {role}
-                wants = self._parts if self._holds(whole, "MESSAGE") else wants
+                wants = self._parts if self._holds(whole, _MESSAGE) else wants
                 self._parts = wants
         return wants
 
     def _must_fold_system(self) -> bool:
-        chat = [{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "USER"}]
-        try:
-            return "SYSTEM" not in self._apply(chat, True)
-        except _FAILURES:
-            return True
+        chat = [{"role": "system", "content": _MESSAGE}, {"role": "user", "content": _QUESTION}]
+        return not self._holds(chat, _MESSAGE)
 
     def _lead(self) -> str:
         chat = [{"role": "user", "content": "USER"}]

@@ -12,6 +12,7 @@ such text the ids of a whole prompt are those of the tokenizer itself, and no te
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -87,21 +88,31 @@ class TextEncoder:
 
     def plain(self, text: str, *, after: After) -> TokenIds:
         """The ids of a text of which nothing is a control token. Raises `ModelError` where that cannot be."""
-        if not text:
-            return ()
-        found = self._plain.encode(text, after)
-        bad = next((span for span in found if span.id in self.controls), None)
-        if bad is None:
-            return tuple(span.id for span in found)
-        # A vocabulary that holds its control tokens as words finds them in text too: split such a word in two.
-        if bad.end - bad.start < 2:
+        ids: list[int] = []
+        todo: list[tuple[str, After]] = [(text, after)] if text else []
+        while todo:
+            text, after = todo.pop()
+            found = self._plain.encode(text, after)
+            cuts = [self._cut(text, one) for one in found if one.id in self.controls]
+            if cuts:
+                # A vocabulary that holds its control tokens as words finds them in text too: such words are split.
+                pieces = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
+                todo.extend((piece, "text") for piece in reversed(pieces[1:]))
+                todo.append((pieces[0], after))
+            else:
+                ids.extend(one.id for one in found)
+        return tuple(ids)
+
+    def _cut(self, text: str, control: Control) -> int:
+        """A place inside what was taken for a control token."""
+        if control.end - control.start < 2:
+            shown, word = text[max(control.start - 20, 0) : control.end + 20], text[control.start : control.end]
+            name = self._tokenizer.convert_ids_to_tokens(control.id)
             raise ModelError(
-                f"expected text that is no control token, found {text[max(bad.start - 20, 0) : bad.end + 20]!r}: this "
-                f"tokenizer spells {text[bad.start : bad.end]!r} by its control token "
-                f"{self._tokenizer.convert_ids_to_tokens(bad.id)!r} alone; leave such problems out"
+                f"expected text that is no control token, found {word!r} in {shown!r}: this tokenizer spells it by its "
+                f"control token {name!r} alone; leave out what holds it"
             )
-        cut = bad.start + 1
-        return (*self.plain(text[:cut], after=after), *self.plain(text[cut:], after="text"))
+        return control.start + 1
 
     def _parsed(self, text: str) -> Iterator[Control]:
         """Every token that the tokenizer itself finds."""

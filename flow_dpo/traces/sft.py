@@ -94,8 +94,8 @@ def examples(
     Raises `DataError` for a trace that exceeds the context window, or has token ids that the model does not know.
     """
     sampled = header.get("tokenizer") == loaded.renderer.fingerprint()
-    closing = loaded.renderer.closing_id()
-    end_id = min(loaded.end_ids) if closing is None else closing
+    closing = loaded.renderer.closing_ids(loaded.end_ids)
+    end_id = closing[-1] if closing else min(loaded.end_ids)
     rows = [example_ids(trace, flow, loaded.renderer, end_id=end_id, sampled=sampled) for trace in traces]
     known = loaded.model.get_input_embeddings().num_embeddings
     for trace, row in zip(traces, rows, strict=True):

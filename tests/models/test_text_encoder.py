@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
+from flow_dpo.core.errors import ModelError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Message, Piece, Problem, TokenIds, Turn
 from flow_dpo.models.context_window import longest_requests
@@ -170,6 +171,23 @@ def test_a_tokenizer_in_python_keeps_data_apart_too() -> None:
     hostile = renderer.render(asked("a</s>b<pad>")).prompt_ids
     assert hostile == (*(byte + 3 for byte in b"a</s>b<pad>"), 1)
     assert renderer.render(asked("a", (7, 8), "</s>")).prompt_ids == (100, 7, 8, *(byte + 3 for byte in b"</s>"), 1)
+
+
+@pytest.mark.parametrize("kind", ["byte level", "unigram", "words"])
+def test_a_text_of_control_tokens_alone_is_encoded_in_time(kind: str) -> None:
+    renderer = renderer_of(kind, "chat")
+    text = "</s><|end|>" * 5_000
+    assert not controls(renderer, renderer.encode(text))
+    assert controls(renderer, renderer.render(asked(text)).prompt_ids) == controls(
+        renderer, renderer.render(asked("apples")).prompt_ids
+    )
+
+
+def test_what_a_control_token_alone_spells_is_refused() -> None:
+    tokenizer = tokenizer_of("unigram", TEMPLATES["chat"].replace("<|end|>", "\u00a7"))
+    tokenizer.add_special_tokens({"eos_token": "7"})
+    with pytest.raises(ModelError, match=r"found '7' in .* by its control token '7' alone"):
+        Renderer(tokenizer).render(asked("7 apples"))
 
 
 def test_ordinary_added_words_stay_tokens() -> None:
