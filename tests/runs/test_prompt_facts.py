@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
+import flow_dpo
 from flow_dpo.cli import train as commands
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.data.problems import load_problems
+from flow_dpo.models.load import load_renderer
+from flow_dpo.models.prompt_preview import first_difference, prompt_facts
+from flow_dpo.models.render import Renderer
+from flow_dpo.models.settings import ModelSettings
+from flow_dpo.recipes.presets import preset
 from flow_dpo.runs.resolve import read_settings
-from tests.support.run_equality import assert_same_run
 
 SEED = (
     "{% for m in messages %}{% if m['role'] != 'system' or m['content'] %}"
@@ -36,6 +42,7 @@ def test_the_clock_of_a_run_is_the_one_at_which_it_began(tmp_path: Path) -> None
     # By the command line the settings are the run's own; in Python they are given again.
     assert commands.train(["--output_dir", str(run), "--resume"]) == 0
     assert (run / "trees.jsonl").read_bytes() == before
+    flow_dpo.train(max_problems=2, output_dir=run, settings={"chat_template": PINNED}, resume=True, quiet=True)
     assert read_settings(run / "config.yaml")["model"]["template_date"] == date
 
 
@@ -55,10 +62,16 @@ def test_prompts_that_differ_are_refused_by_name(tmp_path: Path) -> None:
         train(run, "--resume", "--chat_template", SEED)
 
 
-def test_a_run_without_a_clock_keeps_none(tmp_path: Path) -> None:
-    assert train(tmp_path / "one") == 0
-    assert train(tmp_path / "two", "--chat_template", SEED) == 0
-    assert read_settings(tmp_path / "one" / "config.yaml")["model"]["template_date"] == ""
-    facts = [json.loads((tmp_path / name / "run.json").read_text())["prompts"] for name in ("one", "two")]
-    assert facts[0] == facts[1]
-    assert_same_run(tmp_path / "one", tmp_path / "one")
+def test_prompts_are_told_apart_by_tokens_and_place() -> None:
+    _, renderer = load_renderer(ModelSettings())
+    flow, problems = preset("flow-dpo", "seed").recipe.flow, load_problems("seed", max_problems=3).problems
+    facts = prompt_facts(flow, renderer, problems)
+    assert list(facts) == [problem.id for problem in problems[:2]]
+    other = Renderer(renderer.tokenizer, chat_template=SEED.replace("<end>", "<end> "))
+    now = prompt_facts(flow, other, problems)
+    before, after = first_difference(facts, now)
+    assert before.startswith("answer of seed/train/0: '")
+    assert "\u27e6<end>\u27e7\u27e6<assistant>" in before
+    assert "\u27e6<end>\u27e7 \u27e6<assistant>" in after
+    assert prompt_facts(flow, Renderer(renderer.tokenizer, chat_template=SEED), problems) == facts
+    assert first_difference(facts, facts) == ("", "")
