@@ -76,7 +76,7 @@ class TextEncoder:
             return tuple(one.id for one in self._parsed(text))
         ids: list[int] = []
         done = 0
-        for control in [*self.find(text), None]:
+        for control in [*self._found(text, after), None]:
             plain = text[done : control.start if control else len(text)]
             for mark, hidden in shown.items() if hides else ():
                 plain = plain.replace(mark, hidden)
@@ -85,6 +85,12 @@ class TextEncoder:
                 ids.append(control.id)
                 done, after = control.end, "control"
         return tuple(ids)
+
+    def _found(self, text: str, after: After) -> list[Control]:
+        """The control tokens in a stretch: where it does not begin the prompt, another character stands before it."""
+        if after == "nothing":
+            return self.find(text)
+        return [Control(one.start - 1, one.end - 1, one.id) for one in self.find(_ANCHOR + text)]
 
     def plain(self, text: str, *, after: After) -> TokenIds:
         """The ids of a text of which nothing is a control token. Raises `ModelError` where that cannot be."""

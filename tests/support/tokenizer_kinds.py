@@ -94,6 +94,7 @@ _MAKERS = {
     "metaspace always": lambda: _metaspace("always", split=True),
     "metaspace, one word": lambda: _metaspace("first", split=False),
     "llama": _llama,
+    "llama, stripped": _llama,
     "unigram": _unigram,
     "words": _words,
 }
@@ -109,7 +110,9 @@ def _trained(kind: str) -> str:
     if made.pre_tokenizer is not None:
         whole.pre_tokenizer = made.pre_tokenizer
     whole.decoder = made.decoder
-    if kind in ("llama", "metaspace, one word"):  # a text is one word to it; it is trained word by word all the same
+    if (
+        kind.startswith("llama") or kind == "metaspace, one word"
+    ):  # a text is one word to it; it is trained word by word all the same
         made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     made.train_from_iterator(_TEXT, trainer)
     whole.model = made.model
@@ -119,7 +122,9 @@ def _trained(kind: str) -> str:
 def tokenizer_of(kind: str, template: str | None = None) -> PreTrainedTokenizerFast:
     """A tokenizer of a kind, whose special tokens are special in its file and, but for the first three, in no list."""
     made = Tokenizer.from_str(_trained(kind))
-    made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    # Phi-3's tokens swallow the space behind them.
+    strips = kind == "llama, stripped"
+    made.add_special_tokens([AddedToken(token, normalized=False, special=True, rstrip=strips) for token in SPECIAL])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
     )
