@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -81,14 +82,13 @@ class Renderer:
     def render(self, turn: Turn) -> Request:
         """The turn in token ids. Raises `ModelError` where two choices begin with the same token."""
         stretches, rendered = self._stretches(turn)
-        prompt = [id for _, ids in stretches for id in ids]
+        prompt = tuple(itertools.chain.from_iterable([ids for _, ids in stretches]))
         if not turn.choices:
-            return Request(role=turn.role, prompt_ids=tuple(prompt), max_tokens=turn.max_tokens)
+            return Request(role=turn.role, prompt_ids=prompt, max_tokens=turn.max_tokens)
         found = self._choices(*rendered, bool(turn.continuation), turn.choices)
-        kept = len(prompt) - found.drop
-        return Request(
-            role=turn.role, prompt_ids=(*prompt[:kept], *found.more), max_tokens=1, choices=found.ids
-        )  # fmt: skip
+        if found.drop or found.more:
+            prompt = (*prompt[: len(prompt) - found.drop], *found.more)
+        return Request(role=turn.role, prompt_ids=prompt, max_tokens=1, choices=found.ids)
 
     def stretches(self, turn: Turn) -> list[tuple[bool, TokenIds]]:
         """The prompt of a turn in stretches of ids, and of each whether it was sampled."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, models
@@ -56,24 +56,20 @@ class TextEncoder:
         unknown: Any = tokenizer.unk_token_id
         self.controls = frozenset(ids - {unknown})
         """Ids of special tokens, and of the added tokens that structure a chat."""
-        self._plain = _Fast(tokenizer, added, ids) if tokenizer.is_fast else _Slow(tokenizer)
-        literals = sorted({str(added[id]) for id in self.controls if id in added}, key=len, reverse=True)
-        self._literals = re.compile("|".join(map(re.escape, literals)) or "(?!)")
+        words = {str(token): id for id, token in added.items() if id in self.controls}
+        self._plain = _Fast(tokenizer, added, ids) if tokenizer.is_fast else _Slow(tokenizer, words)
 
     def find(self, text: str) -> list[Control]:
         """The control tokens that the tokenizer finds in a text."""
-        if not self._tokenizer.is_fast:
-            ids: Any = self._tokenizer.added_tokens_encoder
-            return [Control(one.start(), one.end(), ids[one[0]]) for one in self._literals.finditer(text)]
-        return [one for one in self._parsed(text) if one.id in self.controls]
+        return [one for one in self._plain.parse(text) if one.id in self.controls]
 
     def encode(self, text: str, *, shown: Mapping[str, str], after: After) -> TokenIds:
         """The ids of a stretch of a prompt. Raises `ModelError` for text that only a control token spells."""
         if not text:
             return ()
         hides = any(mark in text for mark in shown)
-        if after == "nothing" and not hides and self._tokenizer.is_fast:
-            return tuple(one.id for one in self._parsed(text))
+        if after == "nothing" and not hides and isinstance(self._plain, _Fast):
+            return self._plain.ids(text)
         ids: list[int] = []
         done = 0
         for control in [*self._found(text, after), None]:
@@ -120,12 +116,6 @@ class TextEncoder:
             )
         return control.start + 1
 
-    def _parsed(self, text: str) -> Iterator[Control]:
-        """Every token that the tokenizer itself finds."""
-        whole: Any = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        pairs = zip(whole["offset_mapping"], whole["input_ids"], strict=True)
-        return (Control(start, end, id) for (start, end), id in pairs)
-
 
 def _is_control(token: Any, template: str) -> bool:
     text = token.content
@@ -136,15 +126,26 @@ def _is_control(token: Any, template: str) -> bool:
 
 
 class _Fast:
-    """The parts of a tokenizer of the tokenizers library, put together without its control tokens."""
+    """The parts of a tokenizer of the tokenizers library, put together again, with and without its control tokens."""
 
     def __init__(self, tokenizer: Any, added: Mapping[int, Any], controls: set[int]) -> None:
         backend: Tokenizer = tokenizer.backend_tokenizer
+        self._added = added
         words = [token for id, token in sorted(added.items()) if id not in controls]
-        self._ids = {token.content: id for id, token in added.items()}
-        self._first = _assembled(backend, words)
-        self._inside = _assembled(_without_prefix(backend), words, model=backend.model)
-        self._anchored = _assembled(backend, [*words, AddedToken(_ANCHOR, normalized=False)])
+        self._whole = self._with_ids(_assembled(backend, [token for _, token in sorted(added.items())]))
+        self._first = self._with_ids(_assembled(backend, words))
+        self._inside = self._with_ids(_assembled(_without_prefix(backend), words, model=backend.model))
+        self._anchored = self._with_ids(_assembled(backend, [*words, AddedToken(_ANCHOR, normalized=False)]))
+
+    def parse(self, text: str) -> list[Control]:
+        """Every token that the tokenizer itself finds."""
+        return self._read(self._whole, text)
+
+    def ids(self, text: str) -> TokenIds:
+        """The same as ids alone."""
+        tokenizer, ids = self._whole
+        found = tokenizer.encode(text, add_special_tokens=False).ids
+        return tuple(ids.get(id, id) for id in found) if ids else tuple(found)
 
     def encode(self, text: str, after: After) -> list[Control]:
         if after != "control":
@@ -156,11 +157,15 @@ class _Fast:
         shifts = [*((one, -1) for one in found), *((one, len(own)) for one in rest)]
         return [Control(one.start + shift, one.end + shift, one.id) for one, shift in shifts]
 
-    def _read(self, tokenizer: Tokenizer, text: str) -> list[Control]:
+    def _with_ids(self, made: Tokenizer) -> tuple[Tokenizer, dict[int, int]]:
+        """With the ids that added tokens have, where they have others in it, since some are left out."""
+        known = ((made.token_to_id(token.content), id) for id, token in self._added.items())
+        return made, {new: id for new, id in known if new is not None and new != id}
+
+    def _read(self, parts: tuple[Tokenizer, dict[int, int]], text: str) -> list[Control]:
+        tokenizer, ids = parts
         found = tokenizer.encode(text, add_special_tokens=False)
-        # Added tokens have other ids here, where those of control tokens are left out.
-        ids = (self._ids.get(token, id) for token, id in zip(found.tokens, found.ids, strict=True))
-        return [Control(start, end, id) for (start, end), id in zip(found.offsets, ids, strict=True)]
+        return [Control(*span, ids.get(id, id)) for span, id in zip(found.offsets, found.ids, strict=True)]
 
 
 def _assembled(parts: Tokenizer, words: list[AddedToken], *, model: models.Model | None = None) -> Tokenizer:
@@ -195,9 +200,15 @@ def _stripped(part: Any) -> Any:
 class _Slow:
     """A tokenizer in Python. It encodes whole texts only: the inside of one is what follows a newline."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, controls: Mapping[str, int]) -> None:
+        self._tokenizer, self._controls = tokenizer, controls
+        longest_first = sorted(controls, key=len, reverse=True)
+        self._words = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._newline = self._ids("\n")
+
+    def parse(self, text: str) -> list[Control]:
+        """The control tokens that it finds, by their letters."""
+        return [Control(one.start(), one.end(), self._controls[one[0]]) for one in self._words.finditer(text)]
 
     def encode(self, text: str, after: After) -> list[Control]:
         ids = self._ids(text)
