@@ -9,6 +9,7 @@ the same command goes on; with other settings it is refused. With several `jobs`
 from __future__ import annotations
 
 import multiprocessing
+import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -178,7 +179,7 @@ def compare(argv: Sequence[str]) -> int:
         context = ComparisonContext(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
         found = summarise(made, by_arm, context, path)
         write_header(path / SUMMARY, Comparison, found)
-    print_safe(console, f"Written to {path / SUMMARY}; as a page: flow-dpo report {path}")
+    print_safe(console, f"Written to {path / SUMMARY}; as a page: flow-dpo report {shlex.quote(str(path))}")
     return 0
 
 

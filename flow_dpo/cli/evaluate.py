@@ -11,6 +11,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from flow_dpo.evaluate.evaluate import EvaluationSettings
+from flow_dpo.evaluate.statistics import ungraded_words
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
@@ -27,12 +28,12 @@ def evaluate(argv: Sequence[str]) -> int:
     runtime = RuntimeSettings.from_sections(parsed)
     result = measure_run(runtime, parsed["flow"], parsed["explore"], parsed["speaking"], settings)
     low, high = result["interval"]
-    console = Console()
-    accuracy = "nothing could be graded" if result["accuracy"] is None else f"accuracy {result['accuracy']:.1%}"
+    console, ungraded = Console(), ungraded_words(result)
+    accuracy = "no problem" if result["accuracy"] is None else f"accuracy {result['accuracy']:.1%}"
     print_safe(
         console,
         f"{accuracy} (95 % interval {low:.1%} to {high:.1%}): {result['num_correct']} of {result['num_draws']} "
-        f"correct, {result['num_ungraded']} ungraded\nWritten to {settings.output_dir}",
+        f"correct{f'; {ungraded}' if ungraded else ''}\nWritten to {settings.output_dir}",
     )
     return 0
 

@@ -5,6 +5,7 @@ flow-dpo sft --traces runs/traces --output_dir runs/sft
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,8 +84,7 @@ def fine_tune(argv: Sequence[str]) -> int:
         card = sft.card(base, facts, file.header, path, merged=settings.merge)
         write_whole(path / "README.md", card)
         sft.record(path, {**parsed, **travelling}, {**facts, "command": command_line()}, log)
-    print_safe(
-        console, f"Loss {facts['first_loss']} to {facts['last_loss']}; {facts['cost']['tokens_learned']} tokens learned"
-    )
-    print_safe(console, f"Next: flow-dpo evaluate --mode single --adapter {path}")
+    words, learned = sft.loss_words(facts), facts["cost"]["tokens_learned"]
+    print_safe(console, f"{words[0].upper()}{words[1:]}; {learned} tokens learned")
+    print_safe(console, f"Next: flow-dpo evaluate --mode single --adapter {shlex.quote(str(path))}")
     return 0

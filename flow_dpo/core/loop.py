@@ -40,7 +40,7 @@ def learn(
         trees = workers.rollout(recipe.explore, recipe.flow, batch, seed=seed)
         # 2. validate: accuracy on each problem before anything was learned from it
         for tree in trees:
-            progress.see(reward(tree))
+            progress.see(tree.trunk.verdict)
         row: Row = progress.row() | {"policy_version": learner.version}
         # 3. credit: what the graded trees teach
         examples = recipe.credit(trees)

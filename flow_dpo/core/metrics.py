@@ -1,7 +1,8 @@
 """Metrics of a run: progressive validation with its interval, and counts of a batch of trees.
 
 Progressive validation (arXiv 2410.22304, section 2.3): the share of problems that the flow solved *before* it learned
-from them, cumulative and over the last window. Ungraded rollouts are counted apart and enter no mean.
+from them, cumulative and over the last window. What could not be graded was not shown to be right: it counts as not
+solved, and beside that share stands the one of what could be graded.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.tree import Rollout, Tree
-from flow_dpo.core.types import Example, Pair, ScoredCompletion
+from flow_dpo.core.types import Example, Pair, ScoredCompletion, Verdict
 
 
 @dataclass(kw_only=True)
@@ -24,31 +25,43 @@ class ProgressiveValidation:
     num_seen: int = 0
     num_graded: int = 0
     num_correct: int = 0
+    num_ungraded: int = 0
+    """Problems whose answer could not be graded. One whose trunk stopped with a value has no answer: it is seen, and
+    counted nowhere else."""
     recent: deque[float] = field(default_factory=deque[float])
-    """Rewards of the last `window` graded problems."""
+    """Rewards of the last `window` problems with an answer, 0 where it could not be graded."""
     first: tuple[int, int] = (0, 0)
-    """Correct and graded problems of the first window."""
+    """Correct and all problems of the first window."""
 
-    def see(self, reward: float | None) -> None:
-        """Count one problem; None where it could not be graded."""
+    @property
+    def num_answered(self) -> int:
+        """Problems with an answer, graded or not."""
+        return self.num_graded + self.num_ungraded
+
+    def see(self, verdict: Verdict | None) -> None:
+        """Count one problem; None where its trunk has no answer."""
         self.num_seen += 1
-        if reward is None:
+        if verdict is None:
             return
-        self.num_graded += 1
-        self.num_correct += int(reward)
-        self.recent.append(reward)
+        reward = verdict.reward
+        self.num_graded += reward is not None
+        self.num_ungraded += reward is None
+        self.num_correct += int(reward or 0)
+        self.recent.append(reward or 0.0)
         if len(self.recent) > self.window:
             self.recent.popleft()
-        if self.num_graded <= self.window:
-            self.first = (self.num_correct, self.num_graded)
+        if self.num_answered <= self.window:
+            self.first = (self.num_correct, self.num_answered)
 
     def row(self) -> dict[str, float | int]:
         """The progressive part of a metrics row."""
-        low, high = wilson(self.num_correct, self.num_graded)
+        low, high = wilson(self.num_correct, self.num_answered)
         window_low, window_high = wilson(int(sum(self.recent)), len(self.recent))
         return {
             "problems_seen": self.num_seen,
-            "progressive/accuracy": self.num_correct / max(self.num_graded, 1),
+            "progressive/accuracy": self.num_correct / max(self.num_answered, 1),
+            "progressive/accuracy_graded": self.num_correct / max(self.num_graded, 1),
+            "progressive/ungraded": self.num_ungraded,
             "progressive/low": low,
             "progressive/high": high,
             "progressive/window_accuracy": sum(self.recent) / max(len(self.recent), 1),
@@ -64,6 +77,7 @@ class ProgressiveValidation:
             "num_seen": self.num_seen,
             "num_graded": self.num_graded,
             "num_correct": self.num_correct,
+            "num_ungraded": self.num_ungraded,
             "recent": list(self.recent),
             "first": list(self.first),
         }

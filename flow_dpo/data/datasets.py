@@ -54,6 +54,11 @@ def dataset(name: str) -> DataSet | None:
     return _REGISTERED.get(name)
 
 
+def dataset_names() -> list[str]:
+    """The names that are registered."""
+    return ["seed", *_REGISTERED]
+
+
 def checked_by_data_set(problem: Problem, text: str) -> CheckedSolution | None:
     """Result of the step checker of a problem's own data set; None where it has none, or does not know the problem."""
     known = dataset(problem.source.rpartition("/")[0])

@@ -1,7 +1,7 @@
 """Rows of a data set's file, folder or hub id, as plain dictionaries, each with the place it came from.
 
-JSONL (plain or gzip) and JSON (a list of objects, or one object a line) are read here, since the `datasets` library
-cannot say which row is broken; Parquet files and hub ids go through `datasets`.
+JSONL and JSON (a list of objects, or one object a line), plain or compressed, are read here, since the `datasets`
+library cannot say which row is broken and rounds numbers; Parquet files and hub ids go through `datasets`.
 
     open_rows("data/gsm8k", config=None, split="train")
     -> RowSource("gsm8k", [("data/gsm8k/train.jsonl.gz, row 0", {"question": ..., "answer": ...}), ...])
@@ -11,20 +11,39 @@ Invariant: a row comes back as it was written, or `DataError` names file and row
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import itertools
+import lzma
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 from flow_dpo.core.errors import DataError
+from flow_dpo.data.columns import Row
+from flow_dpo.data.datasets import dataset_names
 from flow_dpo.data.strict_json import parse
 
-Row = dict[str, Any]
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+def _unzstd(packed: bytes) -> bytes:
+    import pyarrow
+
+    with pyarrow.CompressedInputStream(pyarrow.BufferReader(packed), "zstd") as stream:
+        return stream.read()
+
+
+_PACKED: Mapping[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress, ".zst": _unzstd
+}  # fmt: skip
+_TEXTS = (".jsonl", ".json", ".ndjson")
+SUFFIXES = (*_TEXTS, *(text + packed for text in _TEXTS for packed in _PACKED), ".parquet")
+"""Endings of the files that are read."""
+_OTHER_FILES = (".csv", ".tsv", ".txt", ".arrow", ".feather", ".zip", ".tar", ".xlsx", ".yaml", ".yml", ".pkl", ".db")
+_KINDS = ".jsonl, .json or .parquet (the first two also with .gz, .zst, .xz or .bz2)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,87 +56,147 @@ class RowSource:
 
 def open_rows(name: str, *, config: str | None, split: str) -> RowSource:
     """The rows of a local file, of a folder's file for `split`, or of a hub data set."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        file = _file_of_split(path, config, split)
-        return RowSource(path.resolve().name, _read(file))
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, or the home of a user that is none
+        raise DataError(f"expected a path or a data set's name, found {name!r:.80}: {error!s:.80}") from error
+    if not name.strip():
+        raise DataError("expected a path or a data set's name, found none; give one with --dataset_name")
+    if is_folder:
+        files = _files_of_split(path, config, split)
+        return RowSource(path.resolve().name, itertools.chain.from_iterable(map(_read, files)))
+    if is_there:
         return RowSource(_stem(path), _read(path))
     if _looks_local(name):
         raise DataError(_missing(path))
+    if meant := _mistyped(name, path):
+        raise DataError(f"expected a data set at {path} or on the hub, found nothing by that name here; {meant}")
     wanted = f"a local path or a data set {name!r} on the hub with configuration {config!r} and split {split!r}"
     rows = _table(name, f"{name} ({split})", wanted, name=config, split=split)
     return RowSource(name.rpartition("/")[2], rows)
 
 
 def _looks_local(name: str) -> bool:
-    """A hub id is "name" or "owner/name"; anything else can only be a path."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.endswith(SUFFIXES)
+    """A hub id is "name" or "owner/name"; anything else can only be a path, and so can what ends like a file."""
+    ends = name.lower().endswith((*SUFFIXES, *_OTHER_FILES, *_PACKED))
+    return ends or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def _mistyped(name: str, path: Path) -> str:
+    """What was meant by a name that may be the hub's, and by its likeness is not; "" where nothing is like it."""
+    if "/" not in name:
+        near = get_close_matches(name, dataset_names(), n=1, cutoff=0.7)
+        return f"did you mean {near[0]}? A data set on the hub is named with its owner: owner/{name}" if near else ""
+    near = _near(path)
+    return f"did you mean {near}?" if near else ""
+
+
+def _near(path: Path) -> Path | None:
+    """What is called like a path that is not there, beside it."""
+    try:
+        names = sorted(each.name for each in path.parent.iterdir() if each.exists())[:200]
+    except OSError:
+        return None
+    found = get_close_matches(path.name, names, n=1)
+    return path.parent / found[0] if found else None
 
 
 def _missing(path: Path) -> str:
-    folder = path.parent
-    names = sorted(each.name for each in folder.iterdir())[:200] if folder.is_dir() else []
-    near = get_close_matches(path.name, names, n=1)
-    hint = f"did you mean {folder / near[0]}?" if near else "give a file, a folder or a hub id"
-    return f"expected a data set at {path}, found nothing there; {hint}"
+    near = _near(path)
+    hint = f"did you mean {near}?" if near else "give a file, a folder or a hub id"
+    folder = next(each for each in (path.parent, *path.parent.parents) if each.exists())
+    missing = "" if folder == path.parent else f": {folder} holds no {path.relative_to(folder).parts[0]}"
+    return f"expected a data set at {path}, found nothing there{missing}; {hint}"
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+    return _unpacked(path).rpartition(".")[0] or path.name
 
 
-def _file_of_split(folder: Path, config: str | None, split: str) -> Path:
-    """`<split>.jsonl.gz` and its like in the folder, in its folder of the configuration, or in `data`."""
+def _unpacked(path: Path) -> str:
+    """A file's name without the ending of its compression."""
+    return path.name[: -len(path.suffix)] if path.suffix.lower() in _PACKED else path.name
+
+
+def _files_of_split(folder: Path, config: str | None, split: str) -> list[Path]:
+    """`<split>.jsonl.gz` and its like, or all parts of it (train-00000-of-00002.parquet), in the folder, in its folder
+    of the configuration, or in `data`."""
     if config and Path(config).name != config:
         raise DataError(f"expected a name of a configuration, found {config!r}; give the name of a folder in {folder}")
+    if config and not (folder / config).is_dir():
+        # A run brings its hub configuration along to a local set, which has none: only a likeness is a misspelling.
+        near = get_close_matches(config, sorted(each.name for each in folder.iterdir() if each.is_dir()), n=1)
+        if near:
+            raise DataError(
+                f"expected a folder of the configuration {config!r} in {folder}, found none; did you mean "
+                f"--dataset_config {near[0]}?"
+            )
     stems: set[str] = set()
     for place in (folder / part for part in ([config] if config else []) + [".", "data"]):
-        tables = sorted(each for each in place.glob("*") if each.name.endswith(SUFFIXES) and each.is_file())
+        tables = sorted(each for each in place.glob("*") if each.name.lower().endswith(SUFFIXES) and each.is_file())
         named = [each for each in tables if _stem(each) == split]
-        named = named or [each for each in tables if each.name.startswith(f"{split}-")]  # train-00000-of-00001
-        if len(named) == 1:
-            return named[0]
+        named = named or [each for each in tables if each.name.startswith(f"{split}-")]
+        parts = [re.search(r"-(\d+)-of-(\d+)$", _stem(each)) for each in named]
+        numbers = [(int(part[1]), int(part[2])) for part in parts if part]
+        whole = numbers == [(at, len(named)) for at in range(len(named))]
+        if named and (whole or (len(named) == 1 and not numbers)):
+            return named
         if named:
             raise DataError(
-                f"expected one file of split {split!r} in {place}, found {', '.join(each.name for each in named)}; "
-                f"name the file itself"
+                f"expected one file of split {split!r} in {place}, or all its parts, found "
+                f"{', '.join(each.name for each in named)}; name the file itself"
             )
         stems.update(map(_stem, tables))
     near = get_close_matches(split, sorted(stems), n=1)
     raise DataError(
-        f"expected a file {split}.jsonl, .jsonl.gz, .json or .parquet in {folder}, found "
-        f"{', '.join(sorted(stems)) or 'no data files'}; "
+        f"expected a file {split}.jsonl, .json, .parquet or a packed one (.jsonl.gz) in {folder}, found "
+        f"{', '.join(sorted(stems)[:20]) or 'no data files'}; "
         + (f"did you mean --dataset_split {near[0]}?" if near else "choose a split that is there, or name the file")
     )
 
 
 def _read(path: Path) -> Iterator[tuple[str, Row]]:
-    if path.name.endswith(".parquet"):
+    ending = path.name.lower()
+    _refuse_pointer(path)
+    if ending.endswith(".parquet"):
         wanted = f"a Parquet file at {path}"
+        if _is_empty_table(path):
+            return iter(())
         return _table("parquet", str(path), wanted, data_files=str(path), split="train", streaming=True)
-    if path.name.endswith(SUFFIXES):
+    if ending.endswith(SUFFIXES):
         return _read_json(path)
-    raise DataError(
-        f"expected a data set in one of {', '.join(SUFFIXES)}, found {path}; convert it or name another file"
-    )
+    raise DataError(f"expected a data set in one of {_KINDS}, found {path}; convert it or name another file")
+
+
+def _refuse_pointer(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(40)
+    except OSError as error:
+        raise DataError(f"expected a readable data set at {path}, found {error}; fetch it again") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"expected a data set at {path}, found Git LFS's pointer to it; fetch the file: git lfs pull")
+
+
+_MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet"}
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         packed = path.read_bytes()
-        text = (gzip.decompress(packed) if path.name.endswith(".gz") else packed).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error) as error:
+        text = _PACKED.get(path.suffix.lower(), bytes)(packed).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            kind = next((ending for magic, ending in _MAGIC.items() if error.object.startswith(magic)), None)
+            raise DataError(
+                f"expected UTF-8 text in {path}, found byte 0x{error.object[error.start]:02x} at {error.start}; "
+                + (f"its content is that of a {kind} file: name it so" if kind else "save it as UTF-8")
+            ) from error
         raise DataError(f"expected a readable data set at {path}, found {error}; fetch or pack it again") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"expected UTF-8 text in {path}, found byte 0x{error.object[error.start]:02x} "
-            f"at {error.start}; save it as UTF-8"
-        ) from error
     # Half a surrogate pair or NaN in one field is that row's fault, which `problems` skips or refuses.
-    if path.name.removesuffix(".gz").endswith(".json") and text.lstrip().startswith("["):
-        values = parse(text, str(path), any_text=True, any_number=True)
-    else:
+    values = _list_of_rows(text, path)
+    if values is None:
         lines = (line for line in text.split("\n") if line.strip())
         values = (parse(line, f"{path}, row {i}", any_text=True, any_number=True) for i, line in enumerate(lines))
     for index, value in enumerate(values):
@@ -125,6 +204,48 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
         if not isinstance(value, dict):
             raise DataError(f"{place}: expected an object of columns, found {value!r:.80}; repair or drop the row")
         yield place, cast(Row, value)
+
+
+def _is_empty_table(path: Path) -> bool:
+    """A Parquet file without a row, which `datasets` fails on."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.read_metadata(path).num_rows == 0
+    except (ArrowException, OSError):
+        return False
+
+
+_LISTS = ("data", "rows", "examples", "instances")
+
+
+def _list_of_rows(text: str, path: Path) -> Iterator[Any] | None:
+    """The rows of a text that is one JSON value as a whole: a list, or an object that holds it; None where rows are
+    lines."""
+    start, is_json = text.lstrip()[:1], _unpacked(path).lower().endswith(".json")
+    try:
+        if start == "[":
+            return iter(parse(text, str(path), any_text=True, any_number=True))
+        if start != "{" or not is_json:
+            return None
+        parse(text.lstrip().partition("\n")[0], str(path), any_text=True, any_number=True)
+        return None  # an object a line
+    except DataError:
+        if start == "[" and is_json:
+            raise
+        if start == "[":
+            return None
+    try:
+        found: dict[str, Any] = parse(text, str(path), any_text=True, any_number=True)
+    except DataError:
+        return None
+    lists = [value for name, value in found.items() if isinstance(value, list) and (name in _LISTS or len(found) == 1)]
+    if len(lists) != 1:
+        raise DataError(
+            f"{path}: expected a list of objects or one object a line, found one object of {', '.join(found):.200}; "
+            "save the list of rows by itself"
+        )
+    return iter(lists[0])
 
 
 def _table(path: str, place: str, wanted: str, **options: Any) -> Iterator[tuple[str, Row]]:
@@ -137,10 +258,28 @@ def _table(path: str, place: str, wanted: str, **options: Any) -> Iterator[tuple
         table = datasets.load_dataset(path, **options)
         if isinstance(table, datasets.IterableDataset):
             table = table.decode(False)  # images and sounds stay as they are stored
+        features = table.features
+        is_narrow = any(kind in str(features) for kind in ("float16", "float32"))
         for index, row in enumerate(table):
-            yield f"{place}, row {index}", cast(Row, row)
+            yield f"{place}, row {index}", cast(Row, _widened(row, features) if is_narrow else row)
     except (OSError, ValueError, RuntimeError, ArithmeticError, ArrowException, DatasetsError) as error:
         raise DataError(
             f"expected {wanted}, found {type(error).__name__}: {str(error)[:300]}; check the name, or give another "
             "file, folder or hub id"
         ) from error
+
+
+def _widened(value: Any, feature: Any) -> Any:
+    """A cell with numbers of half or single precision as they were written: 0.1, not 0.10000000149011612."""
+    if isinstance(value, dict):
+        inner = cast("dict[str, Any]", value)
+        return {name: _widened(each, feature[name]) for name, each in inner.items()}
+    if isinstance(value, list):
+        part = feature[0] if isinstance(feature, list) else feature.feature
+        return [_widened(each, part) for each in cast("list[Any]", value)]
+    kind = getattr(feature, "dtype", "")
+    if not isinstance(value, float) or kind not in ("float16", "float32"):
+        return value
+    import numpy
+
+    return float(str(numpy.dtype(kind).type(value)))

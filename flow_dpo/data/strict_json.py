@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn, cast
 
 from flow_dpo.core.errors import DataError
@@ -30,9 +31,12 @@ def parse(text: str | bytes, place: str, *, any_text: bool = False, any_number: 
     """The value of a JSON text, UTF-8 where it is in bytes, after a byte order mark or not.
 
     `any_text` lets half surrogate pairs pass, for texts that are never written as UTF-8; `any_number` lets NaN and
-    infinities pass, for rows of others that are judged field by field. Raises `DataError`.
+    infinities pass, for rows of others that are judged field by field, and gives fractions with all their digits, as
+    `Decimal`. Raises `DataError`.
     """
-    numbers = {} if any_number else {"parse_constant": _constant, "parse_float": _finite}
+    numbers: dict[str, Any] = (
+        {"parse_float": _exact} if any_number else {"parse_constant": _constant, "parse_float": _finite}
+    )
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value: object = json.loads(decoded, object_pairs_hook=_object, **numbers)
@@ -77,6 +81,13 @@ def _finite(literal: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {literal[:40]}, which is too large")
     return value
+
+
+def _exact(literal: str) -> Decimal | float:
+    try:
+        return Decimal(literal)
+    except InvalidOperation:  # an exponent beyond a machine's word
+        return float(literal)
 
 
 def _depth(value: object) -> int:

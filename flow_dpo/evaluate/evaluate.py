@@ -3,7 +3,8 @@
 A rollout of the flow (or of the Answer role in one pass) is sampled for each problem, greedily once or several times at
 a temperature, without alternatives, and graded. Stop is measured on the candidates of these rollouts: how often it
 chose Yes for unfinished, wrong and right ones, and how well its log-odds of Yes separate right from wrong and finished
-from unfinished (area under the curve). Invariant: nothing is learned, and a draw that cannot be graded enters no rate.
+from unfinished (area under the curve). Invariant: nothing is learned. A draw that cannot be graded counts as not right
+in `accuracy`, is left out of `accuracy_graded`, and enters no rate of Stop.
 
     {"accuracy": 0.41, "interval": [0.34, 0.48], "num_problems": 200, "stop": {"yes_rate": {"right": 0.8, ...}}, ...}
 """
@@ -106,7 +107,7 @@ def decoding(explore: Explore, settings: EvaluationSettings) -> dict[str, Any]:
 
 
 def summary(trees: Iterable[Tree]) -> dict[str, Any]:
-    """Accuracy over graded draws, its 95 % interval, and the counts behind it (`pass_at_k.summary`).
+    """Accuracy over all draws, its 95 % interval, and the counts behind it (`pass_at_k.summary`).
 
     Several trees of one problem are its draws.
     """

@@ -11,6 +11,7 @@ from typing import Any
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Verdict
 from flow_dpo.data.strict_json import parse_object
+from flow_dpo.evaluate.statistics import ungraded_reasons
 from flow_dpo.verify.extract import AnswerRule
 from flow_dpo.verify.verifier import STANDALONE, Verifier
 
@@ -68,12 +69,14 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _summary(source: Path, rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     counts = Counter(verdict.status for verdict in verdicts)
     graded = counts["correct"] + counts["wrong"]
+    # What could not be graded was not shown to be right: the headline is the lower of the two.
     summary: dict[str, Any] = {
         "file": str(source),
         "num_rows": len(rows),
         **{f"num_{status}": counts[status] for status in ("correct", "wrong", "ungraded")},
-        "accuracy": counts["correct"] / graded if graded else None,
-        "ungraded_reasons": dict(Counter(each.reason.split(":")[0] for each in verdicts if each.status == "ungraded")),
+        "accuracy": counts["correct"] / len(rows) if rows else None,
+        "accuracy_graded": counts["correct"] / graded if graded else None,
+        "ungraded_reasons": ungraded_reasons(verdicts),
     }
     if any(isinstance(row.get("is_correct"), bool) for row in rows):
         groups: dict[str, Counter[str]] = {}

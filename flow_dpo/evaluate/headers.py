@@ -43,6 +43,8 @@ class Group:
     """Accuracy on the problems of one level or subject."""
 
     accuracy: float | None = None
+    accuracy_graded: float | None = None
+    num_ungraded: float | None = None
     interval: Interval | None = None
     num_problems: float | None = None
     more: Mapping[str, Any] = others()
@@ -54,7 +56,11 @@ class EvaluationSummary:
 
     SCHEMA: ClassVar[str] = "evaluation/1"
     accuracy: float | None
+    """Right draws of all draws: what could not be graded was not shown to be right."""
     interval: Interval
+    accuracy_graded: float | None = None
+    """Right draws of those that could be graded; files without it state that share as `accuracy`."""
+    ungraded_reasons: Numbers | None = None
     num_problems: float | None = None
     num_draws: float | None = None
     num_correct: float | None = None
@@ -139,6 +145,10 @@ class Accuracy:
     """A mean over seeds."""
 
     mean: float | None = None
+    mean_graded: float | None = None
+    """Over what could be graded."""
+    num_ungraded: float | None = None
+    """Answers of all seeds that could not be."""
     low: float | None = None
     high: float | None = None
     per_seed: tuple[float | None, ...] | None = None
@@ -156,6 +166,8 @@ class Difference:
     p_holm: float | None = None
     seed_low: float | None = None
     seed_high: float | None = None
+    num_ungraded: float | None = None
+    """Questions that could not be graded on one side at least, over all seeds."""
     per_seed: tuple[float | None, ...] | None = None
     more: Mapping[str, Any] = others()
 

@@ -5,7 +5,8 @@
 
 `pass@k` is the unbiased estimate (arXiv 2107.03374): the probability that k draws, taken of those made without putting
 back, hold a right one. `majority@k` takes the draws k at a time and lets their answers vote; equal votes share.
-Invariant: an ungraded draw enters no mean, and the interval knows that draws of one problem are not independent.
+Invariant: an ungraded draw was not shown to be right, so it counts as not right; `accuracy_graded` leaves it out. The
+interval knows that draws of one problem are not independent.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flow_dpo.core.types import Problem, Verdict
-from flow_dpo.evaluate.statistics import interval
+from flow_dpo.evaluate.statistics import interval, ungraded_reasons
 from flow_dpo.verify.equivalence import same
 
 
@@ -29,13 +30,18 @@ class Drawn:
 
     @property
     def rewards(self) -> tuple[float, ...]:
+        """Of all draws, 0 where one could not be graded."""
+        return tuple(verdict.reward or 0.0 for verdict in self.verdicts)
+
+    @property
+    def graded(self) -> tuple[float, ...]:
         """Of the draws that could be graded."""
         return tuple(verdict.reward for verdict in self.verdicts if verdict.reward is not None)
 
 
 def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """Accuracy (mean over draws), its 95 % interval, and the counts behind it; by level and subject where problems have
-    them; `pass_at_k` and `majority_at_k` where there are several draws."""
+    """Accuracy (mean over draws), its 95 % interval, the accuracy of what could be graded, and the counts behind them;
+    by level and subject where problems have them; `pass_at_k` and `majority_at_k` where there are several draws."""
     overall = _accuracy(drawn)
     for column in ("level", "subject"):
         groups: dict[str, list[Drawn]] = {}
@@ -52,7 +58,7 @@ def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
 
 
 def pass_at_k(rewards: Sequence[float], k: int) -> float | None:
-    """1 - C(n - c, k) / C(n, k) of n graded draws with c right ones; None where there are fewer than k."""
+    """1 - C(n - c, k) / C(n, k) of n draws with c right ones; None where there are fewer than k."""
     n, c = len(rewards), int(sum(rewards))
     return None if n < k else 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
@@ -60,7 +66,8 @@ def pass_at_k(rewards: Sequence[float], k: int) -> float | None:
 def majority_at_k(verdicts: Sequence[Verdict], k: int) -> float | None:
     """How often the most frequent answer of k draws is right, over the draws taken k at a time.
 
-    None where none could be graded. Answers are the same where they are the same number or name; no answer is no vote.
+    None where there are fewer than k. Answers are the same where they are the same number or name; no answer is no
+    vote, and one that could not be graded is not right.
     """
     groups = [verdicts[start : start + k] for start in range(0, len(verdicts) - k + 1, k)]
     return mean([_vote(group) for group in groups])
@@ -73,16 +80,19 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def _accuracy(drawn: Sequence[Drawn]) -> dict[str, Any]:
-    graded = [one.rewards for one in drawn if one.rewards]
-    means = [sum(rewards) / len(rewards) for rewards in graded]
-    return {
+    means = [sum(one.rewards) / len(one.rewards) for one in drawn if one.rewards]
+    num_draws = sum(len(one.verdicts) for one in drawn)
+    reasons = ungraded_reasons([verdict for one in drawn for verdict in one.verdicts])
+    found: dict[str, Any] = {
         "accuracy": mean(means),
-        "interval": list(interval(means, sum(len(rewards) for rewards in graded))),
+        "interval": list(interval(means, num_draws)),
+        "accuracy_graded": mean([mean(one.graded) for one in drawn]),
         "num_problems": len(drawn),
-        "num_draws": sum(len(one.verdicts) for one in drawn),
-        "num_correct": int(sum(sum(rewards) for rewards in graded)),
-        "num_ungraded": sum(len(one.verdicts) - len(one.rewards) for one in drawn),
+        "num_draws": num_draws,
+        "num_correct": int(sum(sum(one.rewards) for one in drawn)),
+        "num_ungraded": sum(reasons.values()),
     }
+    return found | ({"ungraded_reasons": reasons} if reasons else {})
 
 
 def _ks(most: int) -> list[int]:
@@ -91,7 +101,7 @@ def _ks(most: int) -> list[int]:
 
 
 def _vote(verdicts: Sequence[Verdict]) -> float | None:
-    """The share of right ones among the most frequent answers; None where one of these could not be graded."""
+    """The share of right ones among the most frequent answers."""
     clusters: list[list[Verdict]] = []
     for verdict in verdicts:
         if verdict.answer is None:
@@ -104,7 +114,6 @@ def _vote(verdicts: Sequence[Verdict]) -> float | None:
         else:
             clusters.append([verdict])
     if not clusters:
-        return 0.0 if any(verdict.reward is not None for verdict in verdicts) else None
+        return 0.0
     most = max(len(cluster) for cluster in clusters)
-    rewards = [cluster[0].reward for cluster in clusters if len(cluster) == most]
-    return None if None in rewards else mean(rewards)
+    return mean([cluster[0].reward or 0.0 for cluster in clusters if len(cluster) == most])

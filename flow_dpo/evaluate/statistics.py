@@ -11,7 +11,8 @@ Its interval resamples questions (paired bootstrap), with the seeds as they are;
 its own. The p-value is exact, of McNemar's question: had the two names been exchanged on each question with the flip of
 a coin, how often would the difference be as large? All seeds of a question are exchanged together, for they answer the
 same question; of one seed this is McNemar's exact test (1947).
-Invariant: a question that could not be graded on either side enters neither, and is counted.
+Invariant: an answer that could not be graded was not shown to be right, and counts as not right wherever an accuracy
+or a difference of accuracies is stated; how many there were, and why, is counted beside it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.stats import wilson
+from flow_dpo.core.types import Verdict
 
 Rewards = Mapping[str, float | None]
 """By a question's id; None where it could not be graded."""
@@ -31,6 +33,25 @@ RESAMPLES = 10_000
 
 
 # ---- shares, raters, rankings ----------------------------------------------------------------------------------------
+
+
+def ungraded_reasons(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Counts of the verdicts that could not be given, by the cause that their reason begins with: "timeout", or "the
+    gold answer cannot be parsed", which is the data's fault and no model's."""
+    causes = Counter(verdict.reason.partition(":")[0] for verdict in verdicts if verdict.status == "ungraded")
+    return {cause or "no verdict": count for cause, count in causes.most_common()}
+
+
+def ungraded_words(found: Mapping[str, Any]) -> str:
+    """What a summary's accuracy holds of answers that could not be graded, in words; "" where there are none."""
+    if not found.get("num_ungraded"):
+        return ""
+    known = found.get("accuracy_graded")
+    reasons = ", ".join(f"{count:.0f} {cause}" for cause, count in (found.get("ungraded_reasons") or {}).items())
+    return (
+        f"{found['num_ungraded']:.0f} could not be graded{f' ({reasons})' if reasons else ''} and count as not right; "
+        + ("none could" if known is None else f"{known:.1%} of the graded ones are right")
+    )
 
 
 def share(count: float, total: int) -> dict[str, Any]:
@@ -116,10 +137,11 @@ def mean_of(values: Sequence[float]) -> dict[str, Any]:
 def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int = 0) -> dict[str, Any]:
     """Mean of arm minus baseline over seeds and questions, in shares of 1, with intervals and p (see the module).
 
-    One mapping a seed, over the same questions. Raises `DataError` where the questions differ or none is graded.
+    One mapping a seed, over the same questions. Raises `DataError` where the questions differ, or none is graded on
+    either side.
     """
     per_seed: list[float] = []
-    num_better = num_worse = 0
+    num_better = num_worse = num_ungraded = 0
     gaps: dict[str, list[float]] = {}
     for mine, theirs in zip(arm, baseline, strict=True):
         if mine.keys() != theirs.keys():
@@ -127,9 +149,10 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
                 f"expected the same test questions, found {len(mine.keys() ^ theirs.keys())} that only one side has; "
                 "compare evaluations of one problem set"
             )
-        pairs = [(id, a, b) for id, a in mine.items() if a is not None and (b := theirs[id]) is not None]
-        if not pairs:
-            raise DataError("expected test questions that were graded on both sides, found none")
+        if all(value is None for values in (mine, theirs) for value in values.values()):
+            raise DataError("expected test questions that were graded, found none")
+        pairs = [(id, a or 0.0, theirs[id] or 0.0) for id, a in mine.items()]
+        num_ungraded += sum(a is None or theirs[id] is None for id, a in mine.items())
         per_seed.append(fmean(a - b for _, a, b in pairs))
         num_better += sum(a > b for _, a, b in pairs)
         num_worse += sum(a < b for _, a, b in pairs)
@@ -149,6 +172,7 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
         "num_questions": len(means),
         "num_better": num_better,
         "num_worse": num_worse,
+        "num_ungraded": num_ungraded,
     }
 
 

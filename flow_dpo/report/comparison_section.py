@@ -215,7 +215,9 @@ def _accuracies(arms: list[Arm]) -> Table:
 
 def _cell(found: Mapping[str, Any]) -> str:
     bounds = formatting.interval((found.get("low"), found.get("high")))
-    return formatting.share(found.get("mean")) + ("" if bounds == formatting.NOTHING else f" ({bounds})")
+    known, ungraded = found.get("mean_graded"), found.get("num_ungraded")
+    more = f"; {ungraded:,.0f} ungraded, {formatting.share(known)} of the graded" if ungraded else ""
+    return formatting.share(found.get("mean")) + ("" if bounds == formatting.NOTHING else f" ({bounds})") + more
 
 
 def _costs(arms: list[Arm]) -> Table:

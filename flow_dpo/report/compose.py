@@ -1,7 +1,8 @@
 """One report of all sources.
 
 In reading order: findings, comparisons, runs, evaluations, traces, judges, solutions side by side, and at last the
-commands and versions with which all of it can be made again. Invariant: each source that was named is in it.
+commands and versions with which all of it can be made again. Invariant: each source that was named is in it, a broken
+one with what is wrong with it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flow_dpo.report.evaluation_section import evaluation_section, summarise_eva
 from flow_dpo.report.judge_section import judge_section
 from flow_dpo.report.side_by_side import side_by_side
 from flow_dpo.report.sources import (  # fmt: skip
+    BrokenSource,
     ComparisonSource,
     EvaluationSource,
     GivenSolution,
@@ -38,6 +40,11 @@ def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str) -
     judges = [source for source in sources if isinstance(source, JudgeSource)]
     sections: list[Section] = []
     findings: list[str] = []
+    for source in sources:
+        if isinstance(source, BrokenSource):
+            title = f"{formatting.short(source.name)}: nothing to show"
+            sections.append(Section(title=title, blocks=(Paragraph(text=f"{source.path}: {source.reason}"),)))
+            findings.append(f"{source.name}: left out: {source.reason}")
     for number, source in enumerate(comparisons, start=1):
         section, found = comparison_section(source, number)
         sections.append(section)
@@ -134,6 +141,8 @@ def _commands(source: Source) -> list[str]:
 def _facts(source: Source) -> Mapping[str, Any]:
     if isinstance(source, RunSource):
         return source.facts
+    if isinstance(source, BrokenSource):
+        return {}
     if isinstance(source, TracesSource):
         return source.file.header
     if isinstance(source, JudgeSource):

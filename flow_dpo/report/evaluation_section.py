@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flow_dpo.core.stats import wilson
+from flow_dpo.evaluate.statistics import ungraded_words
 from flow_dpo.evaluate.step_validity import invalid_rate
 from flow_dpo.report import formatting
 from flow_dpo.report.document import Block, Fold, Section, Table
@@ -61,11 +62,12 @@ def evaluation_section(evaluations: Sequence[EvaluationSource]) -> Section:
 def summarise_evaluation(one: EvaluationSource) -> str:
     """An evaluation in one line."""
     summary = one.summary
+    ungraded = ungraded_words(summary)
     return (
         f"{one.name}: {formatting.share(summary.get('accuracy'))} ({formatting.interval(summary['interval'])}) of "
         f"{formatting.count(summary.get('num_problems'))} problems of "
         f"{summary.get('dataset', 'an unnamed set')} right, "
-        f"{describe_model(one)}, {describe_decoding(summary)}."
+        f"{describe_model(one)}, {describe_decoding(summary)}{f'; {ungraded}' if ungraded else ''}."
     )
 
 
@@ -96,8 +98,14 @@ def _row(one: EvaluationSource) -> tuple[str, ...]:
         one.name, describe_model(one), str(summary.get("dataset", formatting.NOTHING)), describe_decoding(summary),
         f"{formatting.share(summary.get('accuracy'))} ({formatting.interval(summary['interval'])})",
         formatting.count(summary.get("num_problems")), formatting.count(summary.get("num_draws")),
-        formatting.count(summary.get("num_ungraded")),
+        _ungraded(summary),
     )  # fmt: skip
+
+
+def _ungraded(summary: Mapping[str, Any]) -> str:
+    """How many, and the accuracy without them where that is another."""
+    count, known = formatting.count(summary.get("num_ungraded")), summary.get("accuracy_graded")
+    return f"{count} ({formatting.share(known)} of the graded)" if summary.get("num_ungraded") else count
 
 
 def _steps_row(one: EvaluationSource) -> tuple[str, ...]:

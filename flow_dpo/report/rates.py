@@ -71,9 +71,19 @@ def quarters(num_problems: int) -> list[Part]:
 
 
 def accuracy(counts: RunCounts, part: Part) -> Rate:
-    """Problems that the trunk solved, of those that could be graded."""
-    graded = [reward for reward in counts.rewards[part.start : part.end] if reward is not None]
-    return Rate(hits=int(sum(graded)), of=len(graded))
+    """Problems that the trunk solved; one that could not be graded was not shown to be solved."""
+    rewards = _answered(counts, part)
+    return Rate(hits=int(sum(reward or 0 for reward in rewards)), of=len(rewards))
+
+
+def ungraded(counts: RunCounts, part: Part) -> int:
+    """Problems whose trunk could not be graded."""
+    return sum(reward is None for reward in _answered(counts, part))
+
+
+def _answered(counts: RunCounts, part: Part) -> list[float | None]:
+    rewards = enumerate(counts.rewards[part.start : part.end], start=part.start)
+    return [reward for index, reward in rewards if index not in counts.unanswered]
 
 
 def example_rate(counts: RunCounts, part: Part, role: str, depth: int | None = None) -> Rate:

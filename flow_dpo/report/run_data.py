@@ -77,7 +77,9 @@ class RunCounts:
     """Counts over all trees of a run."""
 
     rewards: list[float | None] = field(default_factory=list[float | None])
-    """The trunk's reward of each problem, None where it could not be graded."""
+    """The trunk's reward of each problem, None where it could not be graded, or has no answer."""
+    unanswered: set[int] = field(default_factory=set[int])
+    """Problems, from 0, whose trunk stopped with a value: there is no answer that could be right."""
     nodes: list[NodeSeen] = field(default_factory=list[NodeSeen])
     candidates: list[JudgedCandidate] = field(default_factory=list[JudgedCandidate])
     choice_pairs: list[ChoicePair] = field(default_factory=list[ChoicePair])
@@ -137,6 +139,8 @@ def _read_examples(run: Path, counts: RunCounts) -> dict[str, list[ExampleSeen]]
 def _count(counts: RunCounts, index: int, tree: TreeRow, mine: list[ExampleSeen]) -> None:
     verdict = tree.rollouts[0].verdict
     counts.rewards.append(None if verdict is None else verdict.reward)
+    if verdict is None:
+        counts.unanswered.add(index)
     sides = {id for one in mine for id in (one.node, one.rejected) if id is not None}
     # Where a pair was made the trunk has a completion too, even where the pair is of two alternatives to it.
     places = {tree.nodes[one.node].parent for one in mine if one.rejected is not None}

@@ -6,17 +6,20 @@
     a folder with judge.json and summary.json         verdicts of `flow-dpo judge`
     comparison.json, or the folder that holds it      a comparison of `flow-dpo compare`
 
-Invariant: everything is read and checked before anything is written; a row that is broken is named by file and line.
+Invariant: everything is read and checked before anything is written; a row that is broken is named by file and line. A
+source that is empty or broken keeps its place in the report, with what is wrong, as long as another can be read.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flow_dpo.core.errors import DataError
+from flow_dpo.core.errors import DataError, FlowDpoError
+from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Problem, Status, Verdict
 from flow_dpo.evaluate.headers import Comparison, EvaluationSummary, JudgeHeader, JudgeSummary
 from flow_dpo.report.run_data import RunCounts, count_run
@@ -117,15 +120,56 @@ class JudgeSource:
     """judgements.jsonl; empty where it is not there."""
 
 
-Source = RunSource | EvaluationSource | TracesSource | ComparisonSource | JudgeSource
+@dataclass(frozen=True, kw_only=True)
+class BrokenSource:
+    """A source that cannot be read."""
+
+    name: str
+    path: Path
+    reason: str
+    """What was expected, what was found and what to do."""
+
+
+Source = RunSource | EvaluationSource | TracesSource | ComparisonSource | JudgeSource | BrokenSource
 
 
 def read_sources(paths: Sequence[Path], *, tree: str | None = None) -> list[Source]:
-    """All of them, each under a name of its own. Raises `DataError` for the first that is none of these."""
+    """All of them, each under a name of its own.
+
+    Raises `DataError` for a path at which there is nothing, where none can be read, and where no run has the tree.
+    """
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{_NONE}, found {_described(path)}")
     names = [path.resolve().parent.name if path.name == "comparison.json" else path.resolve().name for path in paths]
     longer = [f"{path.resolve().parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
     named = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
-    return [read_source(path, name, tree=tree) for path, name in zip(paths, named, strict=True)]
+    found = [_try(path, name, tree) for path, name in zip(paths, named, strict=True)]
+    errors = [error for _, error in found if error is not None]
+    sources = [source for source, _ in found]
+    if errors and all(isinstance(source, BrokenSource) for source in sources):
+        raise errors[0]
+    drawn = any(isinstance(source, RunSource) and error is None for source, error in found)
+    if tree is not None and not drawn and any(isinstance(source, RunSource) for source in sources):
+        raise errors[0]
+    return sources
+
+
+_UNREADABLE = (FlowDpoError, OSError, UnicodeDecodeError)
+
+
+def _try(path: Path, name: str, tree: str | None) -> tuple[Source, FlowDpoError | None]:
+    """A source, or what is wrong with it. A run without the wanted tree is one, with the error."""
+    try:
+        return read_source(path, name, tree=tree), None
+    except _UNREADABLE as error:
+        wrong = error if isinstance(error, FlowDpoError) else DataError(f"expected a source at {path}, found {error}")
+    if tree is not None:
+        try:
+            return read_source(path, name), wrong
+        except _UNREADABLE:
+            pass
+    return BrokenSource(name=name, path=path, reason=str(wrong)), wrong
 
 
 def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
@@ -142,9 +186,19 @@ def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
         return _traces(path, name)
     if (path / "config.yaml").is_file() and (path / "trees.jsonl").is_file():
         return _run(path, name, tree)
-    raise DataError(
-        f"expected a run, an evaluation, traces, a comparison or a judge's verdicts, found {_described(path)}"
-    )
+    raise DataError(f"{_NONE}, found {_described(path)}")
+
+
+_NONE = "expected a run, an evaluation, traces, a comparison or a judge's verdicts"
+
+
+_PARTS = (
+    ("trees.jsonl", "config.yaml", "a run"),
+    ("config.yaml", "trees.jsonl", "a run"),
+    ("predictions.jsonl", "summary.json", "an evaluation"),
+    ("traces.json", ROWS, "traces"),
+)
+"""What a folder that is no source holds, what it lacks, and what it would be."""
 
 
 def _described(path: Path) -> str:
@@ -155,8 +209,14 @@ def _described(path: Path) -> str:
         return f"the file {path}; name its folder, or a comparison.json"
     entries = sorted(entry.name for entry in path.iterdir())
     if "adapter_config.json" in entries:
-        return f"an adapter in {path}; measure it (flow-dpo evaluate --mode single --adapter {path}) and name that"
+        command = shlex.join(["flow-dpo", "evaluate", "--mode", "single", "--adapter", str(path)])
+        return f"an adapter in {path}; measure it ({command}) and name that"
     marks = ("trees.jsonl", "summary.json", ROWS, "comparison.json")
+    if entries == [".lock"]:
+        return f"nothing but a lock in {path}: what was begun there has written nothing yet, or was interrupted before"
+    for part, whole, what in _PARTS:
+        if part in entries and whole not in entries:
+            return f"{what} without its {whole} in {path}: it was interrupted before, or the file was lost"
     inside = [entry for entry in entries if any((path / entry / mark).is_file() for mark in marks)]
     if inside:
         return f"none of these in {path} itself, but in {', '.join(inside[:5])} below it; name those"
@@ -166,6 +226,12 @@ def _described(path: Path) -> str:
 def _run(path: Path, name: str, tree: str | None) -> RunSource:
     facts = run_folder.read_facts(path)
     settings = resolve.read_settings(path / "config.yaml")
+    for group in ("data", "model"):
+        if not isinstance(settings.get(group) or {}, dict):
+            raise DataError(
+                f"expected the settings of {group!r} in {path / 'config.yaml'}, found {settings[group]!r:.80}: the "
+                "file is not whole"
+            )
     metrics = path / "metrics.jsonl"
     rows = read_metrics(metrics) if metrics.exists() else []
     counts = count_run(path, int(rows[-1]["problems_seen"]) if rows else 0, tree)
@@ -187,6 +253,11 @@ def _run(path: Path, name: str, tree: str | None) -> RunSource:
 
 def _evaluation(path: Path, name: str) -> EvaluationSource:
     summary = headers.read_header(path / "summary.json", EvaluationSummary)
+    correct, draws = summary.get("num_correct"), summary.get("num_draws")
+    if "accuracy_graded" not in summary and summary.get("num_ungraded") and draws and correct is not None:
+        # An older file states the accuracy of what could be graded alone.
+        summary["accuracy_graded"] = summary["accuracy"]
+        summary |= {"accuracy": correct / draws, "interval": list(wilson(correct, draws))}
     return EvaluationSource(name=name, path=path, summary=summary, solutions=read_predictions(path))
 
 
@@ -217,7 +288,7 @@ def read_predictions(folder: Path) -> dict[str, GivenSolution]:
 
 
 def _traces(path: Path, name: str) -> TracesSource:
-    file = read_traces(path)
+    file = read_traces(path, none_allowed=True)
     solutions: dict[str, GivenSolution] = {}
     for trace in file.traces:
         one = GivenSolution(problem=trace.problem, text=trace.solution, **_outcome(trace.verdict))

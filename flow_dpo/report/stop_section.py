@@ -102,7 +102,11 @@ def _pairs(run: RunSource, role: str) -> Table:
 
 
 def _change(what: str, areas: list[Area]) -> str:
-    there = [area.value for area in areas if area.value is not None]
+    there = [(area.value, area.bounds or (0.0, 1.0)) for area in areas if area.value is not None]
     if not there:
         return f"{what} not measured"
-    return f"{what} {there[0]:.2f} to {there[-1]:.2f}"
+    (first, (first_low, first_high)), (last, (last_low, last_high)) = there[0], there[-1]
+    if len(there) == 1:
+        return f"{what} {first:.2f}"
+    told = "" if first_high < last_low or last_high < first_low else " (no change can be told)"
+    return f"{what} {first:.2f} to {last:.2f}{told}"

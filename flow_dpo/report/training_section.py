@@ -7,7 +7,6 @@ one tree. Invariant: each title states the result of the numbers below it, and w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from flow_dpo.report import formatting
 from flow_dpo.report import rates as learning
@@ -17,6 +16,7 @@ from flow_dpo.report.sources import EvaluationSource, RunSource
 from flow_dpo.report.stop_section import stop_section
 from flow_dpo.report.tree_section import draw_outline, draw_tree
 from flow_dpo.runs.charts import Level, Panel, Series, accuracy_series, draw
+from flow_dpo.runs.trends import trend
 
 _SEEN = "problems seen"
 
@@ -43,7 +43,7 @@ def _describe(run: RunSource) -> str:
     if given is not None and run.num_seen < given:
         seen = f"{run.num_seen:,} of {given:,} problems (interrupted, or still running)"
     updates = run.rows[-1].get("policy_version")
-    ungraded = sum(reward is None for reward in run.counts.rewards)
+    ungraded = learning.ungraded(run.counts, learning.Part(start=0, end=run.num_seen))
     return (
         f"{method} on {model}, data {data.get('dataset_name', 'unknown')}/{data.get('dataset_split', 'unknown')}: "
         f"{seen}, {formatting.count(updates)} updates before the last batch, {ungraded} trunk rollouts that could not "
@@ -55,7 +55,6 @@ def _progressive(run: RunSource, tag: str, evaluations: Sequence[EvaluationSourc
     quarters = learning.quarters(run.num_seen)
     rates = [learning.accuracy(run.counts, part) for part in quarters]
     finding = _rise(run.name, rates, len(quarters))
-    window = run.rows[-1].get("progressive/window_problems")
     lines = accuracy_series(run.rows)
     if len(lines) == 1:
         over = learning.parts(run.num_seen)
@@ -70,22 +69,25 @@ def _progressive(run: RunSource, tag: str, evaluations: Sequence[EvaluationSourc
     caption += "Dotted: evaluations of the same model without adapters." if levels else (
         "No evaluation of the untrained model was given to stand beside it."
     )  # fmt: skip
-    last, graded = run.rows[-1], sum(reward is not None for reward in run.counts.rewards)
-    rows = [
-        (part.name, formatting.count(rate.of), formatting.share(rate.value), formatting.interval(rate.bounds))
-        for part, rate in zip(quarters, rates, strict=True)
-    ]
-    for words, name, of in (("all", "", graded), ("last window", "window_", window)):
-        bounds = (last[f"progressive/{name}low"], last[f"progressive/{name}high"])
-        value = formatting.share(last[f"progressive/{name}accuracy"])
-        rows.append((words, formatting.count(of), value, formatting.interval(bounds)))
+    window = run.rows[-1].get("progressive/window_problems") or 0
+    named = [(part.name, part) for part in quarters] + [("all", learning.Part(start=0, end=run.num_seen))]
+    named += [("last window", learning.Part(start=run.num_seen - int(window), end=run.num_seen))] if window else []
     table = Table(
-        caption="Accuracy before learning",
-        columns=("problems", "graded", "accuracy", "95 % interval"),
-        rows=tuple(rows),
+        caption="Accuracy before learning; what could not be graded counts as not right",
+        columns=("problems", "number", "accuracy", "95 % interval", "ungraded", "accuracy of the graded"),
+        rows=tuple(_accuracy_row(run, name, part) for name, part in named),
     )
     figure = Figure(title=finding, svg=svg, caption=caption)
     return Section(title="Progressive validation", blocks=(figure, table)), finding
+
+
+def _accuracy_row(run: RunSource, name: str, part: learning.Part) -> tuple[str, ...]:
+    rate, ungraded = learning.accuracy(run.counts, part), learning.ungraded(run.counts, part)
+    known = learning.Rate(hits=rate.hits, of=rate.of - ungraded)
+    return (
+        name, formatting.count(rate.of), formatting.share(rate.value), formatting.interval(rate.bounds),
+        formatting.count(ungraded), formatting.share(known.value),
+    )  # fmt: skip
 
 
 def _rise(name: str, rates: Sequence[learning.Rate], num: int) -> str:
@@ -204,10 +206,11 @@ def _likelihoods(run: RunSource, tag: str) -> Section | None:
             Series(label="rejected", x=seen, y=column(role, "rejected_logprobs"))]) for role in roles),
     ]  # fmt: skip
     margins = [
-        (role, *_ends(column(role, name) for name in ("margin", "chosen_logprobs", "rejected_logprobs")))
+        (role, *(_ends(column(role, name), [row.get(f"pairs/{role}", 1) for row in run.rows])
+                 for name in ("margin", "chosen_logprobs", "rejected_logprobs")))
         for role in roles
-    ]
-    finding = "Margin from the first batch to the last: " + "; ".join(
+    ]  # fmt: skip
+    finding = "Margin from the first third of the pairs to the last: " + "; ".join(
         f"{role} {margin}" for role, margin, _, _ in margins
     )
     alt = f"Margins, and log-probabilities of chosen and rejected completions, by role. {finding}"
@@ -218,18 +221,19 @@ def _likelihoods(run: RunSource, tag: str) -> Section | None:
         "fall while the margin grows are a warning: the model unlearns both.",
     )  # fmt: skip
     columns = ("role", "margin", "chosen log-probability", "rejected log-probability")
-    table = Table(caption="First batch to last, nats", columns=columns, rows=tuple(margins))
+    table = Table(caption="First third of the pairs to the last, nats", columns=columns, rows=tuple(margins))
     return Section(title="Margins and log-probabilities", blocks=(figure, table))
 
 
-def _ends(series: Any) -> list[str]:
-    ends: list[str] = []
-    for values in series:
-        there = [value for value in values if value is not None]
-        ends.append(
-            f"{formatting.decimal(there[0])} to {formatting.decimal(there[-1])}" if there else formatting.NOTHING
-        )
-    return ends
+def _ends(values: Sequence[float | None], weights: Sequence[float | None]) -> str:
+    """From where to where a mean over pairs went, and whether that can be told from noise."""
+    found = trend(values, weights)
+    if found is None:
+        return formatting.NOTHING
+    ends = f"{formatting.decimal(found.first)} to {formatting.decimal(found.last)}"
+    if found.low is None:
+        return f"{ends} ({found.num} batches: too few to tell a change)"
+    return ends if found.is_told else f"{ends} (no change can be told)"
 
 
 def _cost(run: RunSource) -> Section:

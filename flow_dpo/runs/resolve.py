@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import shlex
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -339,4 +340,4 @@ def _refuse_odd(settings: dict[Any, Any], path: Path) -> None:
 def command_line() -> str:
     """The command as it was typed, for the record; `python -m flow_dpo` is the same as `flow-dpo`."""
     name = Path(sys.argv[0]).name
-    return " ".join(["flow-dpo" if name == "__main__.py" else name, *sys.argv[1:]])
+    return shlex.join(["flow-dpo" if name == "__main__.py" else name, *sys.argv[1:]])

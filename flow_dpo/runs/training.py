@@ -12,6 +12,7 @@ by name.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -154,7 +155,8 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             if not isinstance(error, StorageError):
                 keeper.finish()
             again = "the same call of train with resume=True" if given.problems or given.record() else ""
-            print_safe(console, f"Go on with: {again or f'flow-dpo train --output_dir {path} --resume'}")
+            command = shlex.join(["flow-dpo", "train", "--output_dir", str(path), "--resume"])
+            print_safe(console, f"Go on with: {again or command}")
             raise
         keeper.finish()
     adapters = folder.latest_adapters()
@@ -162,7 +164,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     print_safe(console, f"\nPicture:  {path / 'progressive.png'}")
     print_safe(console, f"Adapters: {', '.join(str(adapter) for adapter in adapters.values())}")
     data = "--dataset_split test" if given.problems is None else "--dataset_name NAME"
-    print_safe(console, f"Next:     flow-dpo evaluate --run {path} {data} --max_problems 500")
+    print_safe(console, f"Next:     flow-dpo evaluate --run {shlex.quote(str(path))} {data} --max_problems 500")
     return TrainResult(path=path, adapters=adapters, progressive=validation)
 
 

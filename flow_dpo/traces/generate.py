@@ -53,6 +53,26 @@ class Tally:
     not the whole rollout."""
     started: float = field(default_factory=time.perf_counter)
 
+    def __str__(self) -> str:
+        ungraded = f", {self.ungraded_draws} could not be graded" if self.ungraded_draws else ""
+        drawn = f"{self.correct_draws} of {self.draws} draws right{ungraded}; " if self.draws else ""
+        return (
+            f"{self.num_problems_sampled} problems: {self.traces} traces on {self.problems_solved}; {drawn}"
+            f"{self.tokens_sampled} tokens, {self.verdicts_used} verdicts"
+        )
+
+    def shortfall(self) -> str:
+        """Why there is no trace."""
+        if not self.draws:
+            return (
+                f"{self.verdicts_used} have a worked solution, of which {self.correct_draws} were found right and "
+                f"{self.ungraded_draws} could not be graded"
+            )
+        return (
+            f"{self.correct_draws} of {self.draws} draws were right, {self.ungraded_draws} could not be graded, and in "
+            f"{self.unsound_attempts} right ones the attempt that counts was not right by itself"
+        )
+
     def facts(self) -> dict[str, Any]:
         """The header's counts and cost."""
         numbers = asdict(self)

@@ -105,12 +105,20 @@ def generate_run(
             selection,
         ):
             folder.append(traces, tally.facts())
-            report(
-                f"{tally.num_problems_sampled} problems: {tally.traces} traces on {tally.problems_solved}, from "
-                f"{tally.draws} draws, {tally.tokens_sampled} tokens and {tally.verdicts_used} verdicts"
-            )
+            report(str(tally))
         folder.note({"complete": True})
+        if not tally.traces:
+            raise DataError(
+                f"expected a trace at least, found none on {len(problems)} problems: {tally.shortfall()}; the counts "
+                f"are in {path}; {_ADVICE[settings.mode == 'ground_truth']}"
+            )
     return path
+
+
+_ADVICE = {
+    False: "give a larger budget of draws (--num_samples), a model or adapters that solve some, or easier problems",
+    True: "name a data set with worked solutions, or sample them with --mode single",
+}
 
 
 def _only_of(problems: Sequence[Problem], traces: str) -> list[Problem]:

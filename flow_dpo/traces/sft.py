@@ -11,12 +11,14 @@ where the traces come from another vocabulary is their text encoded.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from flow_dpo.models.render import Renderer
 from flow_dpo.runs import headers, run_folder
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.records import FineTuningLog, append_rows
+from flow_dpo.runs.trends import Trend, trend
 from flow_dpo.traces.settings import SftSettings, SftTrainingSettings
 from flow_dpo.traces.trace import Trace, TraceFile
 
@@ -196,9 +199,9 @@ def summarise(
     log: Sequence[Mapping[str, Any]],
     started: float,
 ) -> dict[str, Any]:
-    """Facts of a fine-tuning: its examples, cost and losses."""
+    """Facts of a fine-tuning: its examples, cost and losses, which are means over as many tokens each."""
     learned = sum(label != IGNORED for row in rows for label in row["labels"])
-    losses = [round(row["loss"], 6) for row in log if "loss" in row]
+    losses = loss_trend(log)
     return {
         "num_traces": len(traces),
         "num_problems": len({trace.problem_id for trace in traces}),
@@ -208,9 +211,34 @@ def summarise(
             "tokens_read": int(sum(len(row["input_ids"]) for row in rows) * training.num_train_epochs),
             "seconds": round(time.perf_counter() - started, 3),
         },
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if losses else None,
+        "first_loss": None if losses is None else round(losses.first, 6),
+        "last_loss": None if losses is None else round(losses.last, 6),
+        "loss_change": None if losses is None or losses.low is None else [losses.low, losses.high],
+        "num_updates": 0 if losses is None else losses.num,
     }
+
+
+def loss_trend(log: Sequence[Mapping[str, Any]]) -> Trend | None:
+    """The loss over the first and the last third of the tokens, from TRL's log; None where nothing was learned."""
+    found = [row for row in log if "loss" in row]
+    read = [float(row["num_tokens"]) for row in found if row.get("num_tokens") is not None]  # all of them so far
+    weights = [now - before for before, now in pairwise([0.0, *read])] if len(read) == len(found) else None
+    return trend([row["loss"] for row in found], weights)
+
+
+def loss_words(facts: Mapping[str, Any]) -> str:
+    """How the loss went, in one sentence, and nothing that is noise: a single update's loss is that of its rows."""
+    first, last, change = facts["first_loss"], facts["last_loss"], facts.get("loss_change")
+    num = facts.get("num_updates") or 0
+    if first is None:
+        return "no update was made"
+    if change is None:
+        return f"loss {first:.4g} to {last:.4g}, of {num} updates: too few to tell a change"
+    low, high = change
+    told = f"changed by {low:+.3g} to {high:+.3g}" if not low <= 0 <= high else (
+        f"no change can be told ({low:+.3g} to {high:+.3g})"
+    )  # fmt: skip
+    return f"loss {first:.4g} over the first third of {num} updates' tokens, {last:.4g} over the last: {told}, 95 %"
 
 
 def card(base: str, facts: Mapping[str, Any], header: Mapping[str, Any], folder: Path, *, merged: bool) -> str:
@@ -223,7 +251,9 @@ def card(base: str, facts: Mapping[str, Any], header: Mapping[str, Any], folder:
     )
     made = ModelCard.from_template(
         data, template_str=_CARD, facts=facts, sources=", ".join(facts["sources"]), folder=folder, merged=merged,
+        quoted=shlex.quote(str(folder)),
         selection=header.get("selection", "not known"), dataset=header.get("dataset", "not known"),
+        loss=loss_words(facts),
     )  # fmt: skip
     return str(made)
 
@@ -239,11 +269,11 @@ Made by flow-dpo (online DPO for flows, arXiv 2410.22304); every setting is in `
 - traces: {{ facts.num_traces }} on {{ facts.num_problems }} problems, by {{ sources }}
 - selection: {{ selection | string | replace("\n", " ") }}
 - problems: {{ dataset | string | replace("\n", " ") }}
-- loss: {{ facts.first_loss }} at first, {{ facts.last_loss }} at last, on the solutions' tokens only
+- {{ loss }}; on the solutions' tokens only
 - cost: {{ facts.cost.tokens_learned }} tokens learned, {{ facts.cost.seconds }} seconds
 
 ```
-flow-dpo evaluate --mode single --adapter {{ folder }}
+flow-dpo evaluate --mode single --adapter {{ quoted }}
 {%- if merged %}
 # merged into its base: {{ folder }}/merged
 {%- endif %}

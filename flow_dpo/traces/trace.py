@@ -99,21 +99,22 @@ class TraceFile:
     """The content of traces.json; empty where there is none."""
 
 
-def read_traces(path: Path) -> TraceFile:
+def read_traces(path: Path, *, none_allowed: bool = False) -> TraceFile:
     """The traces of a file, or of the folder that `flow-dpo generate` wrote.
 
-    A last line that was torn off is left out, with a warning. Raises `DataError` where there are none, and for the
-    first row, or field of the header, that is not what it should be.
+    A last line that was torn off is left out, with a warning. Raises `DataError` where there are none (unless that is
+    allowed and a header says how none were found), and for the first row, or field of the header, that is not what it
+    should be.
     """
     file = path / ROWS if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"expected traces in {file}, found no such file; make them with flow-dpo generate")
     traces = tuple(read_rows(file, Trace))
-    if not traces:
+    header = headers.read_header(file.with_name(HEADER), headers.TracesHeader, absent={})
+    if not traces and not (none_allowed and header):
         raise DataError(
             f"expected traces in {file}, found none; generate more, with more --num_samples or --max_problems"
         )
-    header = headers.read_header(file.with_name(HEADER), headers.TracesHeader, absent={})
     return TraceFile(path=file, traces=traces, header=header)
 
 

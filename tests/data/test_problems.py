@@ -178,6 +178,9 @@ def test_folders(tmp_path: Path) -> None:
     assert load_problems(str(tmp_path / "set"), config="main", split="dev").problems[0].gold == "1"
     with pytest.raises(DataError, match=r"found train; did you mean --dataset_split train\?"):
         load_problems(str(tmp_path / "set"), split="tran")
+    with pytest.raises(DataError, match=r"found none; did you mean --dataset_config main\?"):
+        load_problems(str(tmp_path / "set"), config="mian", split="dev")
+    assert load_problems(str(tmp_path / "set"), config="other").problems[0].id == "set/train/0"
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="found no data files"):
         load_problems(str(tmp_path / "empty"))

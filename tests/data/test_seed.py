@@ -97,6 +97,8 @@ def test_kinds_and_levels():
 def test_refuses_what_does_not_exist():
     with pytest.raises(DataError, match="train, test, hard"):
         seed_problems("validation", 1)
+    with pytest.raises(DataError, match=r"did you mean --dataset_split test\?"):
+        seed_problems("tset", 1)
     with pytest.raises(DataError, match="start=-1"):
         seed_problems("train", 1, start=-1)
 

@@ -15,7 +15,7 @@ from flow_dpo.core.types import Problem, Verdict
 from flow_dpo.evaluate.contamination import check, normalised, questions_of
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.evaluate.pass_at_k import Drawn, majority_at_k, pass_at_k, summary
-from flow_dpo.evaluate.statistics import interval
+from flow_dpo.evaluate.statistics import interval, ungraded_words
 from flow_dpo.runs.files import read_jsonl
 from tests.support.record_examples import TRACE, TREE
 
@@ -51,7 +51,8 @@ def test_pass_at_k_is_the_share_of_all_draws_of_k(rewards: tuple[float, ...]) ->
         ("5533", 2, 0.5),  # two groups
         ("5353", 1, 0.5),
         ("55?", 3, 1.0),
-        ("??5", 3, None),  # the answer that won could not be graded
+        ("??5", 3, 0.0),  # the answer that won could not be graded: it was not shown to be right
+        ("?5", 2, 0.5),
         ("55", 3, None),
     ],
 )
@@ -64,12 +65,32 @@ def test_equal_numbers_vote_together() -> None:
     assert majority_at_k(verdicts, 5) == 1.0
 
 
-def test_an_ungraded_draw_enters_no_mean() -> None:
+def test_an_ungraded_draw_is_not_shown_to_be_right() -> None:
     found = summary([drawn("5?5", name="a"), drawn("33?", name="b"), drawn("???", name="c")])
-    assert found["accuracy"] == 0.5
+    assert found["accuracy"] == pytest.approx(2 / 9)
+    assert found["accuracy_graded"] == 0.5
     assert (found["num_problems"], found["num_draws"], found["num_correct"], found["num_ungraded"]) == (3, 9, 2, 5)
-    assert found["pass_at_k"] == {"1": 0.5, "2": 0.5, "3": None}
-    assert summary([drawn("?")])["accuracy"] is None
+    # Two right of three: any one is right in two of three, and each two hold one.
+    assert found["pass_at_k"] == pytest.approx({"1": 2 / 9, "2": 1 / 3, "3": 1 / 3})
+    nothing = summary([drawn("?")])
+    assert (nothing["accuracy"], nothing["accuracy_graded"]) == (0.0, None)
+
+
+def test_one_right_answer_and_three_without_a_verdict_are_a_quarter() -> None:
+    late = Verdict(status="ungraded", answer="9", reason="timeout: longer than 5 s")
+    unread = Verdict(status="ungraded", answer="9", reason="the gold answer cannot be parsed: x")
+    one = Drawn(problem=Problem(id="p", question="?", gold="5"), verdicts=(verdict("5"), late, late, unread))
+    found = summary([one])
+    assert (found["accuracy"], found["accuracy_graded"], found["num_ungraded"]) == (0.25, 1.0, 3)
+    assert found["interval"][1] < 1
+    assert found["ungraded_reasons"] == {"timeout": 2, "the gold answer cannot be parsed": 1}
+    assert ungraded_words(found) == (
+        "3 could not be graded (2 timeout, 1 the gold answer cannot be parsed) and count as not right; "
+        "100.0% of the graded ones are right"
+    )
+    whole = summary([drawn("53")])
+    assert (whole["accuracy"], whole["accuracy_graded"], ungraded_words(whole)) == (0.5, 0.5, "")
+    assert "ungraded_reasons" not in whole
 
 
 def test_by_level() -> None:

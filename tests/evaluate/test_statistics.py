@@ -27,11 +27,13 @@ def test_a_difference_is_a_mean_over_seeds_and_questions() -> None:
     assert found["seed_low"] == pytest.approx(0.125 - 12.7062 * math.sqrt(0.03125) / math.sqrt(2), rel=1e-3)
 
 
-def test_what_could_not_be_graded_enters_neither_side() -> None:
+def test_what_could_not_be_graded_is_not_right_on_either_side() -> None:
     found = statistics.difference([verdicts("1?10")], [verdicts("01?0")])
-    assert (found["num_questions"], found["mean"]) == (2, 0.5)
-    with pytest.raises(DataError, match="graded on both sides"):
-        statistics.difference([verdicts("?1")], [verdicts("1?")])
+    assert (found["num_questions"], found["mean"], found["num_ungraded"]) == (4, 0.25, 2)
+    assert (found["num_better"], found["num_worse"]) == (2, 1)
+    assert statistics.difference([verdicts("?1")], [verdicts("1?")])["mean"] == 0.0
+    with pytest.raises(DataError, match="that were graded, found none"):
+        statistics.difference([verdicts("??")], [verdicts("??")])
 
 
 def test_other_questions_are_refused() -> None:

@@ -56,10 +56,13 @@ def test_each_candidate_has_the_verdict_of_the_play_that_ended_there(tmp_path: P
     assert counts.num_unjudged == 0
 
 
-def test_ungraded_candidates_and_plays_enter_no_rate(tmp_path: Path) -> None:
+def test_ungraded_candidates_enter_no_rate_and_ungraded_plays_are_not_right(tmp_path: Path) -> None:
     counts = count_run(report_sources.run(tmp_path / "run", [["ungraded"] * 5, RIGHT]), 2)
     assert counts.rewards == [None, 1.0]
-    assert rates.accuracy(counts, rates.Part(start=0, end=2)) == rates.Rate(hits=1, of=1)
+    both = rates.Part(start=0, end=2)
+    assert (rates.accuracy(counts, both), rates.ungraded(counts, both)) == (rates.Rate(hits=1, of=2), 1)
+    counts.unanswered.add(0)  # had it stopped with a value, there would be nothing to be right or wrong
+    assert (rates.accuracy(counts, both), rates.ungraded(counts, both)) == (rates.Rate(hits=1, of=1), 0)
     assert (len(counts.candidates), counts.num_unjudged) == (2, 2)
 
 

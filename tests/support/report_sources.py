@@ -60,7 +60,7 @@ def run(
     for start in range(0, len(verdicts), batch):
         mine = list(enumerate(verdicts))[start : start + batch]
         for _, statuses in mine:
-            progress.see(Verdict(status=statuses[0]).reward)
+            progress.see(Verdict(status=statuses[0]))
         row = {
             **progress.row(), "policy_version": start // batch, "num_rollouts": 5 * len(mine),
             "num_verdicts": 5 * len(mine),

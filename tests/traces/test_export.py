@@ -192,7 +192,7 @@ def test_what_stands_in_a_card_is_text() -> None:
     assert "problems:" not in text
     facts: dict[str, Any] = {
         "num_traces": 1, "num_problems": 1, "sources": ["made"], "cost": {"tokens_learned": 1, "seconds": 1.0},
-        "first_loss": 0.5, "last_loss": 0.25,
+        "first_loss": 0.5, "last_loss": 0.25, "num_updates": 2,
     }  # fmt: skip
     header = {"selection": hostile, "dataset": hostile}
     made = sft.card(hostile, facts, header, Path("runs/sft"), merged=True)

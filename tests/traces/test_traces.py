@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from flow_dpo.cli import generate as trace_commands
+from flow_dpo.cli import main
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError, DataError
@@ -258,3 +259,18 @@ def test_bad_input_is_refused(tmp_path: Path, seed_traces: Path) -> None:
     (tmp_path / "bare.jsonl").write_text('{"question": "x"}\n')
     with pytest.raises(DataError, match="line 1: expected the schema 'trace/1', found none: another kind of file, or"):
         read_traces(tmp_path / "bare.jsonl")
+
+
+def test_a_generate_that_found_no_trace_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"question": "Ann has 2 apples and finds 3 more. How many has she?", "answer": "never"}
+    (tmp_path / "none.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["--dataset_name", str(tmp_path / "none.jsonl"), "--num_samples", "2", "--output_dir", str(tmp_path / "t")]
+    assert main.main(["generate", "--mode", "single", *words]) == 1
+    shown = capsys.readouterr()
+    assert "1 problems: 0 traces on 0; 0 of 2 draws right" in shown.out
+    assert "found none on 1 problems: 0 of 2 draws were right, 0 could not be graded" in shown.err
+    assert "give a larger budget of draws (--num_samples)" in shown.err
+    found = read_traces(tmp_path / "t", none_allowed=True)
+    assert (found.traces, found.header["complete"], found.header["counts"]["draws"]) == ((), True, 2)
+    with pytest.raises(DataError, match="found none; generate more"):
+        read_traces(tmp_path / "t")

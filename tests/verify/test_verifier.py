@@ -363,7 +363,8 @@ def test_a_file_is_graded_row_by_row(tmp_path: Path) -> None:
     assert [row["status"] for row in graded] == ["correct", "wrong", "ungraded"]
     assert all(set(row) <= set(out) and out["reason"] is not None for row, out in zip(rows, graded, strict=True))
     assert graded[0]["answer"] == "kept"
-    assert (summary["num_rows"], summary["num_ungraded"], summary["accuracy"]) == (3, 1, 0.5)
+    assert (summary["num_rows"], summary["num_ungraded"], summary["accuracy"]) == (3, 1, pytest.approx(1 / 3))
+    assert (summary["accuracy_graded"], summary["ungraded_reasons"]) == (0.5, {"the gold answer is empty": 1})
     assert summary["against_labels"] == {"disputed": {"num_ungraded": 1}, "policy: percent": {"num_disagree": 1}}
     assert json.loads((tmp_path / "graded.summary.json").read_text()) == summary
     with pytest.raises(DataError, match="another file"):

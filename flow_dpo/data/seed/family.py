@@ -20,6 +20,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from random import Random
 from typing import Literal, TypeVar
@@ -195,7 +196,9 @@ def iter_seed_problems(split: str, start: int = 0) -> Iterator[Problem]:
 def iter_stories(split: str, start: int = 0) -> Iterator[Story]:
     """The stories of `iter_seed_problems`. Story k of a split does not depend on `start`."""
     if split not in BUCKETS:
-        raise DataError(f"the seed has the splits {', '.join(SEED_SPLITS)}; found {split!r}")
+        near = get_close_matches(split, SEED_SPLITS, n=1)
+        hint = f"; did you mean --dataset_split {near[0]}?" if near else ""
+        raise DataError(f"the seed has the splits {', '.join(SEED_SPLITS)}; found {split!r}{hint}")
     if start < 0:
         raise DataError(f"the seed's problems are numbered from 0; found start={start}")
     index = start

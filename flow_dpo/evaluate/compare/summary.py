@@ -100,9 +100,12 @@ def _accuracies(rewards: Mapping[str, Sequence[statistics.Rewards]]) -> dict[str
     found: dict[str, dict[str, Any]] = {}
     for test, each in rewards.items():
         problems, _, decoding = test.partition("/")
-        graded = [[value for value in seed.values() if value is not None] for seed in each]
-        values = [fmean(seed) for seed in graded if seed]
-        found.setdefault(problems, {})[decoding] = statistics.mean_of(values) if values else None
+        values = [fmean(value or 0.0 for value in seed.values()) for seed in each if seed]
+        known = [fmean(graded) for seed in each if (graded := [value for value in seed.values() if value is not None])]
+        ungraded = sum(value is None for seed in each for value in seed.values())
+        found.setdefault(problems, {})[decoding] = (
+            statistics.mean_of(values) | {"mean_graded": fmean(known), "num_ungraded": ungraded} if known else None
+        )
     return found
 
 

@@ -58,8 +58,10 @@ class ProgressBar:
         self._unit = "pairs" if any(isinstance(example, Pair) for example in examples) else self._unit
         seen = row["problems_seen"]
         rate = 60 * (seen - self._seen_before) / max(time.monotonic() - self._started, 1e-9)
+        ungraded = row.get("progressive/ungraded")
         state = (
             f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
+            f"{f'{ungraded} ungraded  ' if ungraded else ''}"
             f"{self._examples} {self._unit}  {rate:.0f} problems/min"
         )
         self._bar.update(self._task, completed=seen, state=state)
@@ -73,14 +75,24 @@ def print_safe(console: Console, text: str) -> None:
 
 
 def summary_table(progress: ProgressiveValidation) -> Table:
-    """First window against last, with 95 % intervals."""
+    """First problems against last, which are others, with 95 % intervals; what cannot be told apart is said not to be.
+
+    Of a run of fewer problems than two windows it is the first half against the rest.
+    """
     table = Table(title="Accuracy on each problem before learning from it", title_justify="left")
     for name in ("window", "problems", "accuracy", "95 % interval"):
         table.add_column(name, justify="right" if name != "window" else "left")
-    last = (int(sum(progress.recent)), len(progress.recent))
-    for name, (correct, graded) in (("first", progress.first), ("last", last)):
-        low, high = wilson(correct, graded)
-        table.add_row(name, str(graded), f"{correct / max(graded, 1):.1%}", f"{low:.1%} to {high:.1%}")
+    recent, num = list(progress.recent), progress.num_answered
+    half = len(recent) // 2
+    first = (int(sum(recent[:half])), half) if num <= progress.window else progress.first
+    rest = recent[-(num - first[1]) :] if num > first[1] else []
+    bounds: list[tuple[float, float]] = []
+    for name, (correct, of) in (("first", first), ("last", (int(sum(rest)), len(rest)))):
+        low, high = wilson(correct, of)
+        bounds.append((low, high))
+        table.add_row(name, str(of), f"{correct / max(of, 1):.1%}", f"{low:.1%} to {high:.1%}")
+    if bounds[0][1] >= bounds[1][0] and bounds[1][1] >= bounds[0][0]:
+        table.caption, table.caption_justify = "The intervals overlap: no change can be told.", "left"
     return table
 
 
