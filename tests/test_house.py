@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 PURE = [
     "cli.export",
     "cli.judge",
+    "cli.prompt",
     "cli.report",
     "cli.verify",
     "core.answer_stop",

@@ -53,7 +53,10 @@ _OFTEN = 0.2
 """From this share of unparsed pairs on a person is warned."""
 _QUESTION_SECTIONS = ("judge", "prompts")
 """Sections whose settings decide the prompts, whichever the judge."""
-_MODEL_SETTINGS = ("model_name_or_path", "model_revision", "dtype", "chat_template", "template_kwargs")
+_MODEL_SETTINGS = (
+    "model_name_or_path", "model_revision", "dtype", "chat_template", "template_kwargs", "template_date",
+    "end_tokens",
+)  # fmt: skip
 """Settings of the model that may change its text; device and threads change its speed."""
 
 

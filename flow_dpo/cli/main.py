@@ -2,6 +2,7 @@
 
     flow-dpo quickstart                     the whole method on the embedded seed, in a minute or two
     flow-dpo train --model_name_or_path ... --dataset_name ...
+    flow-dpo prompt --model_name_or_path ...    what each role is asked, in text and tokens
     flow-dpo evaluate --run runs/train ...
     flow-dpo generate --run runs/train ...  verified traces of the trained flow
     flow-dpo export --source runs/traces ...
@@ -28,6 +29,7 @@ from flow_dpo.core.errors import FlowDpoError, visible
 _COMMANDS = {
     "quickstart": ("train:quickstart", "learn on the embedded seed model and show what came of it"),
     "train": ("train:train", "learn from a stream of problems by Flow-DPO"),
+    "prompt": ("prompt:prompt", "print what each role is asked on the first problem, in text and tokens"),
     "evaluate": ("evaluate:evaluate", "measure a model, or a run's adapters, on a data set"),
     "generate": (
         "generate:generate",

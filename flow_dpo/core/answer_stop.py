@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 
 from flow_dpo.core.errors import expect
 from flow_dpo.core.flow import Flow
+from flow_dpo.core.prompts import check_gaps
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
 ANSWER: Role = "answer"
@@ -61,6 +62,9 @@ class AnswerStopPrompts:
     """Fixed text, never scored nor learned, that follows an ended answer which Stop refused."""
     examples: tuple[WorkedExample, ...] = ()
     """Worked examples, as chat turns before the question. Small models need two to end their solutions at all."""
+
+    def __post_init__(self) -> None:
+        check_gaps(self, {"answer_user": ("question",), "stop_user": ("question", "candidate")})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +149,9 @@ class AnswerStop(Flow[AnswerStopState]):
     def _stop_turn(self, state: AnswerStopState) -> Turn:
         prompts = self.prompts
         # Split before the question goes in: a question may hold the text "{candidate}" itself.
-        before, _, after = prompts.stop_user.partition("{candidate}")
-        content = (
-            before.replace("{question}", state.problem.question),
-            *state.pieces,
-            after.replace("{question}", state.problem.question),
-        )
+        texts = prompts.stop_user.split("{candidate}")
+        before, after = (text.replace("{question}", state.problem.question) for text in texts)
+        content = (before, *state.pieces, after)
         messages = (
             Message(role="system", content=(prompts.stop_system,)),
             Message(role="user", content=content),

@@ -2,24 +2,34 @@
 
     fill("Plan:\\n{plan}\\nSolve.", {"plan": ((71, 9, 5),)})   ->   "Plan:\\n", (71, 9, 5), "\\nSolve."
 
-Invariant: only the template itself has gaps; braces in what is filled in, such as a hostile question, are text.
+Invariant: only the template itself has gaps, and those that it should; braces in what is filled in are text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Piece
 
 
 def fill(template: str, values: Mapping[str, tuple[Piece, ...]]) -> tuple[Piece, ...]:
     """The template with each `{name}` replaced by the pieces of that name; other braces stay as they are."""
-    pieces: list[Piece] = []
-    for index, part in enumerate(re.split(r"\{(\w+)\}", template)):
-        if index % 2 == 0:
-            found: tuple[Piece, ...] = (part,) if part else ()
-        else:
-            found = values.get(part, (f"{{{part}}}",))
-        pieces.extend(found)
-    return tuple(pieces)
+    parts = enumerate(re.split(r"\{(\w+)\}", template))
+    pieces = (values.get(part, (f"{{{part}}}",)) if index % 2 else (part,) * bool(part) for index, part in parts)
+    return tuple(piece for found in pieces for piece in found)
+
+
+def check_gaps(prompts: object, needs: Mapping[str, Sequence[str]], known: Sequence[str] = ()) -> None:
+    """Raise `ConfigError` for a text of the dataclass `prompts` that lacks a gap which it `needs` (once, if it is not
+    the question), or has another than these and the `known`. Texts without an entry have none; \\boxed{x} is none."""
+    for name, text in vars(prompts).items():
+        may = (*needs[name], *known) if name in needs else ()
+        for gap in needs.get(name, ()):
+            if (count := text.count(f"{{{gap}}}")) != 1 and not (gap == "question" and count):
+                raise ConfigError(f"expected {{{gap}}} once in the prompt {name}, found {count} in {text!r:.200}")
+        bare = re.sub(r"(\\[A-Za-z]{2,}|[\^_$])(\{[^{}]*\})+", "", text) if isinstance(text, str) else ""
+        for gap in [gap for gap in re.findall(r"\{([A-Za-z_]\w+)\}", bare) if gap not in may]:
+            names = ", ".join(f"{{{one}}}" for one in may) or "none"
+            raise ConfigError(f"unknown {{{gap}}} in the prompt {name}: it takes {names}; as text, write {{ {gap} }}")

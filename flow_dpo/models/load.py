@@ -9,6 +9,7 @@ weights are read from safetensors only, and code that comes with a model runs on
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     utils,
@@ -52,21 +55,9 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     if isinstance(settings, str):
         settings = ModelSettings(model_name_or_path=settings)
     device = device_of(settings)
-    name = str(SEED_FOLDER) if settings.model_name_or_path == "seed" else settings.model_name_or_path
-    shared: dict[str, Any] = {"revision": settings.model_revision, "trust_remote_code": settings.trust_remote_code}
-    if Path(name).exists() and not (Path(name) / "config.json").exists():
-        raise ModelError(
-            f"expected a model folder with a config.json, found {name} without one; "
-            "give a folder that transformers can load, or a hub id"
-        )
-    utils.logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(name, **shared)
-        tokenizer = AutoTokenizer.from_pretrained(name, **shared)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    renderer = Renderer(tokenizer, chat_template=settings.chat_template, template_kwargs=settings.template_kwargs)
+    name = _place(settings)
+    config, renderer = load_renderer(settings)
+    shared = _hub(settings)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=_dtype(settings), use_safetensors=True, **shared
@@ -81,12 +72,52 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     return LoadedModel(
         model=model,
         renderer=renderer,
-        end_ids=_end_ids(model, tokenizer, renderer),
-        context_tokens=_context_tokens(config),
+        end_ids=end_ids(renderer, model.generation_config, settings),
+        context_tokens=context_tokens(config),
         name=settings.model_name_or_path,
         revision=settings.model_revision,
         trust_remote_code=settings.trust_remote_code,
     )
+
+
+def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:
+    """A model's config and renderer, without its weights. Raises `ModelError` as `load_model` does."""
+    name, shared = _place(settings), _hub(settings)
+    if Path(name).exists() and not (Path(name) / "config.json").exists():
+        raise ModelError(
+            f"expected a model folder with a config.json, found {name} without one; "
+            "give a folder that transformers can load, or a hub id"
+        )
+    utils.logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(name, **shared)
+        tokenizer = AutoTokenizer.from_pretrained(name, **shared)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    renderer = Renderer(
+        tokenizer,
+        chat_template=settings.chat_template,
+        template_kwargs=settings.template_kwargs,
+        template_date=settings.template_date,
+    )
+    return config, renderer
+
+
+def load_generation_config(settings: ModelSettings, config: PretrainedConfig) -> GenerationConfig:
+    """A model's generation config, by itself, or the one that its config implies."""
+    try:
+        return GenerationConfig.from_pretrained(_place(settings), revision=settings.model_revision or "main")
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+
+
+def _place(settings: ModelSettings) -> str:
+    return str(SEED_FOLDER) if settings.model_name_or_path == "seed" else settings.model_name_or_path
+
+
+def _hub(settings: ModelSettings) -> dict[str, Any]:
+    return {"revision": settings.model_revision, "trust_remote_code": settings.trust_remote_code}
 
 
 def device_of(settings: ModelSettings) -> torch.device:
@@ -106,7 +137,8 @@ def _dtype(settings: ModelSettings) -> Any:
     return getattr(torch, settings.dtype)
 
 
-def _context_tokens(config: Any) -> int:
+def context_tokens(config: Any) -> int:
+    """The context window that a config states. Raises `ModelError` where it states none."""
     text = config.get_text_config()
     tokens = getattr(text, "max_position_embeddings", None)
     if not isinstance(tokens, int) or tokens <= 0:
@@ -114,12 +146,30 @@ def _context_tokens(config: Any) -> int:
     return tokens
 
 
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> frozenset[int]:
-    """Every id that ends a turn: the tokenizer's, the generation config's, and the template's after an assistant."""
-    generation = model.generation_config.eos_token_id if model.generation_config is not None else None
-    found = [tokenizer.eos_token_id, renderer.closing_id()]
-    found += generation if isinstance(generation, list) else [generation]
-    ids = frozenset(int(i) for i in found if isinstance(i, int))
-    if not ids:
-        raise ModelError("expected a tokenizer or generation config that names an end token, found none")
-    return ids
+def end_ids(renderer: Renderer, generation: GenerationConfig | None, settings: ModelSettings) -> frozenset[int]:
+    """Every id that ends a turn: the tokenizer's, the generation config's, the settings', and the one that the template
+    writes after an assistant's message. Raises `ModelError` where it writes none: an answer might never end."""
+    tokenizer = renderer.tokenizer
+    stated = generation.eos_token_id if generation is not None else None
+    found = [tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])]
+    given = [tokenizer.convert_tokens_to_ids(token) for token in settings.end_tokens]
+    for token, id in zip(settings.end_tokens, given, strict=True):
+        if id is None or (id == tokenizer.unk_token_id and token != tokenizer.unk_token):
+            raise ModelError(f"expected tokens of this tokenizer in --model.end_tokens, found {token!r}")
+    known = frozenset(int(id) for id in [*found, *given] if isinstance(id, int))
+    closing = renderer.closing_ids(known)
+    if closing:
+        return known | {closing[-1]}
+    if given:
+        return known
+    text = (renderer.template.after_answer() or [""])[0]
+    ids = renderer.encoder.encode(text, shown={}, after="text")
+    shown = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(list(ids))) or "nothing"
+    names = tokenizer.convert_ids_to_tokens(sorted(known))
+    named = ", ".join(repr(token) for token in names) or "none"
+    example = json.dumps([names[0] if names else "<|end|>"], ensure_ascii=False)
+    raise ModelError(
+        f"expected a chat template that ends an assistant's message with an end token, found that it writes {text!r}, "
+        f"in tokens {shown}; the tokenizer and generation config name {named}. Name the token that ends an answer, as "
+        f"in --model.end_tokens '{example}', or give another --model.chat_template"
+    )

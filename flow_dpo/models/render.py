@@ -1,37 +1,59 @@
 """Renderer: turns to token ids by the model's chat template, and token ids to text.
 
 The one place that holds a tokenizer. A chat is rendered once by the model's own chat template, with a mark in place of
-sampled ids; the text between the marks is encoded, and the ids are spliced in as they are. Invariant: nothing that was
-sampled is ever decoded and encoded again:
+sampled ids; the text between the marks is encoded, and the ids are spliced in as they are. Invariants: nothing that was
+sampled is ever decoded and encoded again, and no text of a message becomes a control token:
 
     user: "Solution:", (71, 9, 5), "Correct?"  ->  ids("<|user|>Solution:") 71 9 5 ids("Correct?<|assistant|>")
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import Message, Piece, Request, TokenIds, Turn
+from flow_dpo.models.chat_template import MARK, PLAIN_TEMPLATE, ChatTemplate
+from flow_dpo.models.text_encoder import After, TextEncoder
 
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message.role == 'system' %}{% if message.content %}{{ message.content }}\n\n{% endif %}"
-    "{% elif message.role == 'user' %}{{ message.content }}\n"
-    "{% else %}{{ message.content }}{{ eos_token }}\n\n{% endif %}"
-    "{% endfor %}"
-)
-"""Chat template for base models without one: system, question and solution as plain paragraphs."""
+__all__ = ["PLAIN_TEMPLATE", "Renderer"]
+log = logging.getLogger("flow_dpo")
 
-_MARK = "\ue0f1"
-"""A private-use character in place of spliced ids while a template is rendered."""
+_FIRST_SHOWN = 0xF0000
+"""Private-use characters from here on stand for text that would be taken for control tokens, during rendering."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A rendered chat: the stretches of text between its spliced ids."""
+
+    fragments: tuple[str, ...]
+    shown: tuple[tuple[str, str], ...]
+    """Characters in the fragments, and the text of the data that each stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """How a prompt ends where one of some words is to follow."""
+
+    drop: int
+    """Ids at the prompt's end that the words' own encoding has not."""
+    more: TokenIds
+    """Ids after the rest: what the template writes before an answer."""
+    ids: TokenIds
+    """The token of each word."""
 
 
 class Renderer:
@@ -43,47 +65,34 @@ class Renderer:
         *,
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        template_date: str = "",
     ) -> None:
-        """`chat_template` replaces the tokenizer's own; "plain" names `PLAIN_TEMPLATE`."""
+        """`chat_template` replaces the tokenizer's own; "plain" names `PLAIN_TEMPLATE`. `template_date` is what
+        templates that ask for the time get."""
         self.tokenizer = tokenizer
-        self._template = PLAIN_TEMPLATE if chat_template == "plain" else chat_template or tokenizer.chat_template
-        self._template_kwargs = dict(template_kwargs or {})
-        if not isinstance(self._template, str):
-            raise ModelError(
-                "expected a tokenizer with one chat template, found "
-                + ("none" if self._template is None else f"several ({', '.join(self._template)})")
-                + "; give one with --model.chat_template (a Jinja text, or the word plain for a base model)"
-            )
-        self.encode = lru_cache(maxsize=4096)(self._encode)
-        self._fragments = lru_cache(maxsize=4096)(self._render_fragments)
-        self._choice = lru_cache(maxsize=256)(self._choice_id)
-        self.folds_system = self._must_fold_system()
+        self.template = ChatTemplate(tokenizer, chat_template, template_kwargs or {}, template_date)
+        self.encoder = TextEncoder(tokenizer, self.template.source)
+        self.folds_system = self.template.folds_system
+        self._chat = lru_cache(maxsize=4096)(self._render_chat)
+        self._fragment = lru_cache(maxsize=4096)(self._encode_fragment)
+        self._plain = lru_cache(maxsize=4096)(self._encode_plain)
+        self._choices = lru_cache(maxsize=256)(self._find_choices)
+        self._warned = False
 
     def render(self, turn: Turn) -> Request:
         """The turn in token ids. Raises `ModelError` where two choices begin with the same token."""
-        # 1. Fragments of text between the marks, from a cache.
-        fragments, slots = self._fragments(_masked(turn.messages))
-        spliced = [piece for message in turn.messages for piece in message.content if not isinstance(piece, str)]
-        assert len(spliced) == slots, f"{len(spliced)} spliced pieces for {slots} places"
-        # 2. Prompt: fragments encoded one by one, with the sampled ids between them as they are.
-        prompt: list[int] = list(self.encode(fragments[0]))
-        for ids, fragment in zip(spliced, fragments[1:], strict=True):
-            prompt.extend(ids)
-            prompt.extend(self.encode(fragment))
-        prompt.extend(self.to_ids(turn.continuation))
-        # 3. Choices: the first token of each where it would be sampled.
-        choices = tuple(self._choice(fragments[-1], word) for word in turn.choices)
-        if len(set(choices)) < len(choices):
-            raise ModelError(
-                f"expected choices that begin with different tokens, found {list(turn.choices)} as {list(choices)} "
-                "in this tokenizer; choose other words"
-            )
-        return Request(
-            role=turn.role,
-            prompt_ids=tuple(prompt),
-            max_tokens=1 if choices else turn.max_tokens,
-            choices=choices,
-        )
+        stretches, rendered = self._stretches(turn)
+        prompt = tuple(itertools.chain.from_iterable([ids for _, ids in stretches]))
+        if not turn.choices:
+            return Request(role=turn.role, prompt_ids=prompt, max_tokens=turn.max_tokens)
+        found = self._choices(*rendered, bool(turn.continuation), turn.choices)
+        if found.drop or found.more:
+            prompt = (*prompt[: len(prompt) - found.drop], *found.more)
+        return Request(role=turn.role, prompt_ids=prompt, max_tokens=1, choices=found.ids)
+
+    def stretches(self, turn: Turn) -> list[tuple[bool, TokenIds]]:
+        """The prompt of a turn in stretches of ids, and of each whether it was sampled."""
+        return self._stretches(turn)[0]
 
     def chat(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         """Messages without spliced ids as the chat template gets them, for files that other programs render.
@@ -94,12 +103,26 @@ class Renderer:
             raise ValueError("expected messages of text alone, found sampled token ids in one")
         return self._folded([{"role": role, "content": content} for role, content in _masked(messages)])
 
+    def encode(self, text: str) -> TokenIds:
+        """The ids of a text by itself, as the tokenizer encodes it; control tokens that it spells are plain text."""
+        return self._plain(text, "nothing")
+
     def to_ids(self, pieces: Sequence[Piece]) -> TokenIds:
-        """The ids of text pieces (encoded one by one) and of sampled pieces (as they are)."""
+        """The ids of text pieces (encoded one by one, as inside a text) and of sampled pieces (as they are)."""
         ids: list[int] = []
         for piece in pieces:
-            ids.extend(self.encode(piece) if isinstance(piece, str) else piece)
+            ids.extend(self._plain(piece, self._after(ids)) if isinstance(piece, str) else piece)
         return tuple(ids)
+
+    def answer_ids(self, text: str) -> TokenIds:
+        """The ids of a text as the assistant's answer, with what the template itself writes in front of one."""
+        opening, lead = self.template.opening, self.template.lead
+        [shown_text], shown = self._hide((text,))
+        before = self._fragment(opening, shown, "text")
+        whole = self._fragment(opening + lead + shown_text, shown, "text")
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        return self._fragment(lead + shown_text, shown, self._after(before))
 
     def to_text(self, pieces: Sequence[Piece]) -> str:
         """The pieces decoded together, special tokens left out."""
@@ -108,77 +131,167 @@ class Renderer:
         )
         return text if isinstance(text, str) else "".join(text)
 
+    def closing_ids(self, ends: Collection[int] = ()) -> TokenIds:
+        """What the chat template writes after an assistant's message, up to its first control token or one of `ends`;
+        empty where it writes none."""
+        for text in self.template.after_answer():
+            ids = self._fragment(text, (), "text")
+            for at, id in enumerate(ids):
+                if id in self.encoder.controls or id in ends:
+                    return ids[: at + 1]
+        return ()
+
     def closing_id(self) -> int | None:
-        """The special token that the chat template puts after an assistant's message; None where it puts none."""
-        chat = [{"role": "user", "content": "USER"}, {"role": "assistant", "content": _MARK}]
-        text = self.tokenizer.apply_chat_template(
-            chat,
-            chat_template=self._template,  # pyright: ignore[reportArgumentType]
-            tokenize=False,
-            **self._template_kwargs,
-        )
-        after = self.encode(str(text).rpartition(_MARK)[2])
-        return after[0] if after and after[0] in self.tokenizer.all_special_ids else None
+        """The control token that the chat template ends an assistant's message with; None where there is none."""
+        ids = self.closing_ids()
+        return ids[-1] if ids else None
 
     def fingerprint(self) -> str:
         """SHA-256 of the vocabulary: token ids mean the same to two renderers only where it is equal."""
         words = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
         return hashlib.sha256(json.dumps(words).encode("ascii")).hexdigest()
 
-    def _encode(self, text: str) -> TokenIds:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False)) if text else ()
+    # ---- prompts --------------------------------------------------------------------------------------------------
 
-    def _apply(self, messages: list[dict[str, str]]) -> str:
-        text = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self._template,  # pyright: ignore[reportArgumentType]
-            tokenize=False,
-            add_generation_prompt=True,
-            **self._template_kwargs,
-        )
-        assert isinstance(text, str)
-        return text
+    def _stretches(
+        self, turn: Turn
+    ) -> tuple[list[tuple[bool, TokenIds]], tuple[str, tuple[tuple[str, str], ...], After]]:
+        """The prompt in stretches; and the text of its last fragment, what is hidden there, and where it stands."""
+        # 1. Fragments of text between the marks, from a cache.
+        chat = self._chat(_masked(turn.messages))
+        spliced = [piece for message in turn.messages for piece in message.content if not isinstance(piece, str)]
+        assert len(spliced) == len(chat.fragments) - 1, f"{len(spliced)} spliced pieces, {len(chat.fragments)} texts"
+        # 2. Fragments encoded by where they stand, with the sampled ids between them as they are.
+        after: After = "nothing"
+        found = [(False, self._fragment(chat.fragments[0], chat.shown, after))]
+        for ids, fragment in zip(spliced, chat.fragments[1:], strict=True):
+            after = self._after(ids) if ids else self._after(found[-1][1])
+            found += [(True, ids), (False, self._fragment(fragment, chat.shown, after))]
+        # 3. What the assistant has written so far.
+        last = (chat.fragments[-1], chat.shown, after)
+        for piece in turn.continuation:
+            ids = self._plain(piece, self._after(found[-1][1])) if isinstance(piece, str) else piece
+            found.append((not isinstance(piece, str), ids))
+        return found, last
 
-    def _must_fold_system(self) -> bool:
-        """Whether the template ignores or refuses a system message, which then goes in front of the first question."""
-        try:
-            text = self._apply([{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "USER"}])
-        except TemplateError:
-            return True
-        return "SYSTEM" not in text
+    def _after(self, ids: Sequence[int]) -> After:
+        return "control" if ids and ids[-1] in self.encoder.controls else "text"
+
+    def _encode_fragment(self, text: str, shown: tuple[tuple[str, str], ...], after: After) -> TokenIds:
+        return self.encoder.encode(text, shown=dict(shown), after=after)
+
+    def _encode_plain(self, text: str, after: After) -> TokenIds:
+        return self.encoder.plain(text, after=after)
 
     def _folded(self, chat: list[dict[str, str]]) -> list[dict[str, str]]:
         """The chat with its system message merged into the first question, where the template has no place for it."""
-        if not (self.folds_system and chat and chat[0]["role"] == "system"):
+        if not (self.template.folds_system and chat and chat[0]["role"] == "system"):
             return chat
         system, *rest = chat
         if system["content"]:
             rest[0] = {**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}
         return rest
 
-    def _render_fragments(self, messages: tuple[tuple[str, str], ...]) -> tuple[tuple[str, ...], int]:
-        """The rendered chat, split at the marks, and the number of marks. Raises `ModelError` where one is lost."""
-        chat = self._folded([{"role": role, "content": content} for role, content in messages])
+    def _render_chat(self, messages: tuple[tuple[str, str], ...]) -> _Rendered:
+        """The rendered chat, split at the marks. Raises `ModelError` where one is lost."""
+        # 1. What would be taken for control tokens is hidden from the template and the tokenizer.
+        contents, shown = self._hide(tuple(content for _, content in messages))
         # A system message is given even when it is empty: some templates would add one of their own.
-        try:
-            fragments = self._apply(chat).split(_MARK)
-        except TemplateError as error:
-            raise ModelError(f"the chat template refused the prompt's messages: {error}") from error
-        expected = sum(content.count(_MARK) for _, content in messages)
+        text = self._apply([(role, content) for (role, _), content in zip(messages, contents, strict=True)])
+        # 2. Templates cut thoughts out of past answers: they are shown to it, where none of them is left then.
+        if any(
+            role == "assistant" and hidden != content
+            for (role, content), hidden in zip(messages, contents, strict=True)
+        ):
+            whole = self._apply(
+                [(role, content if role == "assistant" else hidden)
+                 for (role, content), hidden in zip(messages, contents, strict=True)]
+            )  # fmt: skip
+            if [one.id for one in self.encoder.find(whole)] == [one.id for one in self.encoder.find(text)]:
+                text = whole
+        # 3. The stretches between the marks.
+        fragments, expected = text.split(MARK), sum(content.count(MARK) for _, content in messages)
         if len(fragments) - 1 != expected:
             raise ModelError(
                 f"expected the chat template to render each spliced text once, found {len(fragments) - 1} places for "
                 f"{expected}; this template rewrites its messages and needs another (--model.chat_template)"
             )
-        return tuple(fragments), expected
+        return _Rendered(tuple(fragments), shown)
 
-    def _choice_id(self, before: str, word: str) -> int:
-        """The first token of `word` right after `before`."""
-        context, joined = self.encode(before), self.encode(before + word)
-        ids = joined[len(context) :] if joined[: len(context)] == context else self.encode(word)
-        if not ids or ids[0] == self.tokenizer.unk_token_id:
-            raise ModelError(f"expected a choice that this tokenizer can encode, found {word!r}; choose another word")
-        return ids[0]
+    def _apply(self, messages: Sequence[tuple[str, str]]) -> str:
+        return self.template.apply(self._folded([{"role": role, "content": content} for role, content in messages]))
+
+    def _hide(self, texts: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+        """The texts with a character in place of each stretch that would be taken for a control token, and which
+        character stands for which stretch."""
+        found = [self.encoder.find(text) for text in texts]
+        if not any(found):
+            return texts, ()
+        raw = {text[one.start : one.end] for text, ones in zip(texts, found, strict=True) for one in ones}
+        stretches = {stretch.strip() or stretch for stretch in raw}
+        used = set("".join(texts))
+        free = (char for at in range(_FIRST_SHOWN, sys.maxunicode) if (char := chr(at)) not in used)
+        shown = dict(zip(sorted(stretches, key=len, reverse=True), free, strict=False))
+        hide = re.compile("|".join(map(re.escape, shown)))
+        hidden = tuple(hide.sub(lambda match: shown[match[0]], text) for text in texts)
+        return hidden, tuple((char, stretch) for stretch, char in shown.items())
+
+    # ---- choices --------------------------------------------------------------------------------------------------
+
+    def _find_choices(
+        self, before: str, shown: tuple[tuple[str, str], ...], after: After, continues: bool, words: tuple[str, ...]
+    ) -> _Choices:
+        """The token of each word that the template's own answer begins with, after the fragment `before`, or after
+        text that the assistant has written (`continues`). Raises `ModelError` where two are the same."""
+        lead = "" if continues else self.template.lead
+        if self.template.opens_thought and not (continues or self._warned):
+            self._warned = True
+            log.warning(
+                "the chat template opens a thought (%s) where the assistant answers: choices are read after an empty "
+                "one that is closed; see docs/prompts.md", self.template.opens_thought,
+            )  # fmt: skip
+        base, full = (self._fragment(text, shown, after) for text in (before, before + lead))
+        plain = {word: self._plain(word, "text" if continues else self._after(full)) for word in words}
+        joined = [
+            (*full, *plain[word])
+            if continues or self.encoder.find(word)
+            else self._fragment(before + lead + word, shown, after)
+            for word in words
+        ]
+        size = min(_num_shared(full, each) for each in joined)
+        firsts = [each[size : size + 1] for each in joined]
+        unknown = self.tokenizer.unk_token_id
+        if (unknown,) in firsts or len(set(firsts)) < len(firsts):
+            # Words that melt into the prompt's own last token: they are read behind it.
+            size, firsts = len(full), [plain[word][:1] for word in words]
+        for word, first in zip(words, firsts, strict=True):
+            if not first or first[0] == unknown:
+                raise ModelError(
+                    f"expected a choice that this tokenizer can encode, found {word!r}; choose another word, such as "
+                    f"{', '.join(self._words_near(word)) or 'one of its vocabulary'}"
+                )
+        ids = tuple(first[0] for first in firsts)
+        if len(set(ids)) < len(ids):
+            raise ModelError(
+                f"expected choices that begin with different tokens, found {list(words)} as {list(ids)} in this "
+                "tokenizer; choose other words"
+            )
+        kept = min(_num_shared(base, full), size)
+        return _Choices(drop=len(base) - kept, more=full[kept:size], ids=ids)
+
+    def _words_near(self, word: str) -> list[str]:
+        """Words of the vocabulary that are spelled alike, each a token by itself."""
+        bare = {token.strip("\u0120\u2581 ") for token in self.tokenizer.get_vocab() if len(token) < 16}
+        unknown = self.tokenizer.unk_token_id
+        known = [each for each in sorted(bare) if each.isalpha() and self.encode(each) not in ((), (unknown,))]
+        known = [each for each in known[:20_000] if len(self.encode(each)) == 1]
+        return difflib.get_close_matches(word, known, n=5, cutoff=0.0)
+
+
+def _num_shared(one: TokenIds, other: TokenIds) -> int:
+    """How many ids two sequences begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _masked(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
@@ -186,7 +299,7 @@ def _masked(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
     return tuple(
         (
             message.role,
-            "".join(piece.replace(_MARK, "") if isinstance(piece, str) else _MARK for piece in message.content),
+            "".join(piece.replace(MARK, "") if isinstance(piece, str) else MARK for piece in message.content),
         )
         for message in messages
     )

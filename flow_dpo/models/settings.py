@@ -24,7 +24,14 @@ class ModelSettings:
     chat_template: str | None = None
     """Replaces the tokenizer's template: a Jinja text, or "plain" for a base model that has none."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Variables of the chat template, such as {"enable_thinking": false}."""
+    """Variables of the chat template, such as {"enable_thinking": true}: where a template has a switch for thoughts, it
+    is off unless it is set here."""
+    template_date: str = ""
+    """The moment that a chat template gets which asks for the date, in ISO 8601: "2026-11-28"; now where it is not
+    given. A run keeps the one at which it began."""
+    end_tokens: tuple[str, ...] = ()
+    """Tokens that end an answer, besides those that tokenizer, generation config and chat template name. Needed where
+    the template writes no token of its own after an answer."""
     trust_remote_code: bool = False
     num_threads: int = 0
     """CPU threads; 0 means one for tiny models and torch's own choice for others."""

@@ -11,11 +11,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.types import Problem
+from flow_dpo.models.load import load_renderer
+from flow_dpo.models.prompt_preview import first_difference, prompt_facts
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.given_objects import GivenObjects
 from flow_dpo.runs.resolve import read_settings, refuse_unknown
@@ -28,7 +32,7 @@ _RUN_ONLY = frozenset(
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint", "given")
 """What besides the settings a result depends on, as run.json names it."""
-_OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
+_OTHER_CAUSES = (*(name.removesuffix("_fingerprint") for name in _FACTS), "prompts")
 _CHECKSUM = re.compile("[0-9a-f]{64}")
 
 
@@ -61,7 +65,23 @@ def _refuse_strange(setting: str, names: Iterable[str], known: Sequence[str], wh
             )
 
 
-def compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any]) -> dict[str, Any]:
+def at_its_date(settings: TrainSettings, path: Path) -> TrainSettings:
+    """The settings with the moment at which the run at `path` began, for a template that asks for it."""
+    if not settings.run.resume or settings.runtime.model.template_date or not (path / "config.yaml").exists():
+        return settings
+    model = read_settings(path / "config.yaml").get("model")
+    return dated(settings, str(model.get("template_date") or "") if isinstance(model, dict) else "")
+
+
+def dated(settings: TrainSettings, date: str) -> TrainSettings:
+    """The settings with this moment for a template that asks for one."""
+    model = replace(settings.runtime.model, template_date=date)
+    return replace(settings, runtime=replace(settings.runtime, model=model))
+
+
+def compare(
+    path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any], problems: Sequence[Problem]
+) -> dict[str, Any]:
     """Allowed differences from the run at `path`. Raises `ConfigError` for any other."""
     now = given.sections(settings)
     found = {
@@ -76,6 +96,12 @@ def compare(path: Path, settings: TrainSettings, given: GivenObjects, facts: Map
         # A run that was ended while it loaded knows neither its device nor its data yet.
         if before.get(name) != present[name] and (name in before or name not in ("device", "data_fingerprint")):
             found[name.removesuffix("_fingerprint")] = (before.get(name), present[name])
+    # What a template makes of the same problems and settings may still differ: it may read what no setting holds.
+    if before.get("prompts") and not any(name.startswith(("data", "model.", "flow", "recipe")) for name in found):
+        _, renderer = load_renderer(settings.runtime.model)
+        prompts = prompt_facts(settings.recipe.flow, renderer, problems)
+        if prompts != before["prompts"]:
+            found["prompts"] = first_difference(before["prompts"], prompts)
     allowed = _allowed(settings)
     refused = {name: values for name, values in found.items() if name not in allowed}
     if refused:

@@ -57,7 +57,8 @@ class RunSettings:
     used in any case."""
     allow: str = ""
     """What may differ from the run that is resumed, separated by commas: names of settings such as
-    "learner.learning_rate", or "code", "versions", "device", "data". The result is then not that of one run."""
+    "learner.learning_rate", or "code", "versions", "device", "data", "prompts". The result is then not that of one
+    run."""
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "problems_per_batch", "window", "checkpoint_batches")

@@ -33,6 +33,7 @@ from flow_dpo.data.problems import ProblemSet, load
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of
+from flow_dpo.models.prompt_preview import prompt_facts
 from flow_dpo.runs import resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
@@ -121,6 +122,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     given = GivenObjects() if given is None else given
     path = Path(settings.run.output_dir)
     resumption.check(settings, given, path)
+    settings = resumption.at_its_date(settings, path)
     with (
         run_folder.locked(path),
         Live(console) as live,
@@ -276,7 +278,7 @@ def _opened(
             "flow_file": fingerprint(settings.flow_source),
             "given": given.record() or None,
         }
-        differences = resumption.compare(path, settings, given, facts)
+        differences = resumption.compare(path, settings, given, facts, problems.problems)
     live.doing(f"loading {settings.runtime.model.model_name_or_path}")
     with open_runtime(
         settings.runtime,
@@ -305,7 +307,10 @@ def _restore(
         "num_problems": len(runtime.fitting),
         "num_skipped_rows": runtime.problems.skipped,
         "data_fingerprint": runtime.problems.fingerprint,
+        "prompts": prompt_facts(settings.recipe.flow, runtime.renderer, runtime.problems.problems),
     }
+    if runtime.renderer.template.reads_clock:
+        settings = resumption.dated(settings, runtime.renderer.template.date)
     found = Checkpoints(folder.path).newest() if settings.run.resume else None
     if found is None:  # not started, or interrupted before anything was committed
         folder.empty(given.sections(settings))

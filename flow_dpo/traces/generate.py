@@ -181,7 +181,7 @@ def _from_data(
                 **_problem_columns(problem),
                 messages=_prompt(one_pass, renderer, problem),
                 solution=text,
-                token_ids=renderer.encode(text),
+                token_ids=renderer.answer_ids(text),
                 ended=True,
                 verdict=verdict,
                 source="ground_truth",

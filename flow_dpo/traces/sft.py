@@ -34,7 +34,7 @@ from flow_dpo.core.types import Problem, TokenIds
 from flow_dpo.learner.policy import lora_targets
 from flow_dpo.learner.settings import LoraSettings
 from flow_dpo.models.load import LoadedModel
-from flow_dpo.models.render import PLAIN_TEMPLATE, Renderer
+from flow_dpo.models.render import Renderer
 from flow_dpo.runs import headers, run_folder
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.records import FineTuningLog, append_rows
@@ -73,13 +73,19 @@ def choose(file: TraceFile, settings: SftSettings) -> tuple[Trace, ...]:
 def example_ids(
     trace: Trace, flow: Flow[Any], renderer: Renderer, *, end_id: int, sampled: bool
 ) -> dict[str, TokenIds]:
-    """One trace as `input_ids` and `labels`. `flow` makes the prompt; `sampled`: its ids are this vocabulary's."""
+    """One trace as `input_ids` and `labels`. `flow` makes the prompt; `sampled`: its ids are this vocabulary's.
+
+    A text is learned as the chat template writes an answer: with what stands in front of it, and before its end token.
+    """
     problem = Problem(id=trace.problem_id, question=trace.question, gold=trace.gold)
     turn = flow.turn(flow.start(problem))
     assert turn is not None, "a flow has a turn at least"
     prompt = renderer.render(turn).prompt_ids
-    solution = trace.token_ids if sampled else renderer.encode(trace.solution)
-    learned = (*solution, end_id)
+    if sampled:
+        learned = (*trace.token_ids, end_id)
+    else:
+        closing = renderer.closing_ids((end_id,))[:-1]
+        learned = (*renderer.answer_ids(trace.solution), *closing, end_id)
     return {"input_ids": (*prompt, *learned), "labels": (*(IGNORED,) * len(prompt), *learned)}
 
 
@@ -91,8 +97,8 @@ def examples(
     Raises `DataError` for a trace that exceeds the context window, or has token ids that the model does not know.
     """
     sampled = header.get("tokenizer") == loaded.renderer.fingerprint()
-    closing = loaded.renderer.closing_id()
-    end_id = min(loaded.end_ids) if closing is None else closing
+    closing = loaded.renderer.closing_ids(loaded.end_ids)
+    end_id = closing[-1] if closing else min(loaded.end_ids)
     rows = [example_ids(trace, flow, loaded.renderer, end_id=end_id, sampled=sampled) for trace in traces]
     known = loaded.model.get_input_embeddings().num_embeddings
     for trace, row in zip(traces, rows, strict=True):
@@ -176,7 +182,7 @@ def write(model: PeftModel, loaded: LoadedModel, folder: Path, *, chat_template:
     """The adapter in PEFT's layout and the tokenizer, and the merged model in `merged/` where it is wanted."""
     tokenizer = loaded.renderer.tokenizer
     if chat_template is not None:
-        tokenizer.chat_template = PLAIN_TEMPLATE if chat_template == "plain" else chat_template
+        tokenizer.chat_template = loaded.renderer.template.source
     model.save_pretrained(str(folder), save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     if merge:

@@ -23,7 +23,10 @@ def turn(
 
 
 def template_ids(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> list[int]:
-    found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    # Where the template has a switch for thoughts, it is off (docs/prompts.md).
+    found = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False, enable_thinking=False
+    )
     assert isinstance(found, list)
     return found
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, SampleRequest, sample
 from flow_dpo.core.seeds import derive
-from flow_dpo.core.types import Completion, Message, Piece, Role, Sampling, Turn
+from flow_dpo.core.types import Completion, Message, Role, Sampling, Turn
 from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, ChatReply
 from flow_dpo.evaluate.judge.protocol import (
     PLACES,
@@ -58,19 +58,14 @@ class LocalJudge:
 
     def turn(self, question: JudgeQuestion) -> Turn:
         """The question as the judge's turn."""
-        content: list[Piece] = []
-        for text, foreign in question.parts(self._prompts, self._settings.verdict_format):
-            content.append(self._letters(text) if foreign else text)
+        parts = question.parts(self._prompts, self._settings.verdict_format)
         messages = (
             Message(role="system", content=(self._prompts.system,)),
-            Message(role="user", content=tuple(content)),
+            Message(role="user", content=tuple(text for text, _ in parts)),
         )
         if self._settings.verdict_format == "choices":
             return Turn(role=JUDGE, messages=messages, choices=PLACES)
         return Turn(role=JUDGE, messages=messages, max_tokens=self._settings.max_tokens)
-
-    def _letters(self, text: str) -> tuple[int, ...]:
-        return tuple(self._renderer.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def _steps(self, question: JudgeQuestion, keep: Keep) -> RolloutSteps:
         turn = self.turn(question)

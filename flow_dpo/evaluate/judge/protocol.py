@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.prompts import check_gaps
 from flow_dpo.core.seeds import derive
 from flow_dpo.runs.records import Judgement
 from flow_dpo.traces.trace import Trace, TraceFile
@@ -88,6 +89,7 @@ class JudgePrompts:
                 "expected {question}, {a} and {b} once each in the judge's prompt (--prompts.user), found "
                 f"{', '.join(found) or 'none of them'}"
             )
+        check_gaps(self, {"user": ("question", "a", "b")})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from typing import (
 
 from flow_dpo.core.errors import expect
 from flow_dpo.core.flow import Flow
+from flow_dpo.core.prompts import check_gaps
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, TokenIds, Turn
 
 PLAN: Role = "plan"
@@ -57,6 +58,10 @@ class PlanSolvePrompts:
     )
     yes: str = "Yes"
     no: str = "No"
+
+    def __post_init__(self) -> None:
+        solve = {"solve_user": ("question", "plan")} if self.solve_user else {}
+        check_gaps(self, {"plan_user": ("question",), "value_user": ("plan",), **solve}, ("question",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 from flow_dpo.core.answer_stop import ANSWER, AnswerStopPrompts, answer_messages
 from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.prompts import fill
+from flow_dpo.core.prompts import check_gaps, fill
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
 PLAN: Role = "plan"
@@ -86,6 +86,10 @@ class ModuleWords:
         "Problem:\n{question}\n\nProposed solution:\n{draft}\n\nCheck this solution step by step, and write the right "
         'one. End with a last line of the form "Answer: " followed by the final answer alone.'
     )
+
+    def __post_init__(self) -> None:
+        needs = {name: () if name in ("rewritten", "parts") else ("question",) for name in vars(self)}
+        check_gaps(self, needs, ("ways", "explanation", "analysis", "analysed", "draft"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

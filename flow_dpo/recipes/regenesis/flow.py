@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.prompts import fill
+from flow_dpo.core.prompts import check_gaps, fill
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
 HINTED = "hinted"
@@ -69,6 +69,11 @@ class GuidedWords:
     """Stands after the question in the plain prompt."""
     hint: str = "\n\nThe final answer is {gold}. Give the reasoning that leads to it, as if nobody had told you."
     """Stands after that, in the pass of hints."""
+
+    def __post_init__(self) -> None:
+        question = ("question",)
+        needs = {"adapt": question, "structure": question, "path": (), "hint": ()}
+        check_gaps(self, needs, ("question", "guidelines", "adapted", "structure", "gold"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,119 @@
+"""`flow-dpo prompt`: what each role is asked on the first problem, in text and tokens, before anything is loaded.
+
+    flow-dpo prompt --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name openai/gsm8k --dataset_config main
+    flow-dpo prompt --run runs/train                with the settings of a run
+
+Invariant: no weights are read, and what is shown is what a rollout would ask; control tokens stand in double brackets,
+text of the data that spells one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from flow_dpo.core.errors import DataError, visible
+from flow_dpo.runs.adapters import source_settings
+from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.resolve import Given, Sections, resolve
+from flow_dpo.runs.settings import SpeakingSettings, named_settings
+
+if TYPE_CHECKING:
+    from flow_dpo.models.prompt_preview import PromptPreview
+    from flow_dpo.models.render import Renderer
+
+_WIDTH = 110
+
+
+def parse_prompt(argv: Sequence[str]) -> dict[str, Any]:
+    """The settings of `flow-dpo prompt`: with `--run` or `--adapter`, what comes with it comes first."""
+    what = "Print what each role is asked on the first problem, in text and tokens. Reads config and tokenizer alone."
+    return resolve("flow-dpo prompt", what, argv, _sections, brings=source_settings)
+
+
+def _sections(given: Given) -> Sections:
+    defaults = named_settings(given)
+    return {
+        **defaults.names(),
+        "flow": defaults.recipe.flow,
+        "explore": defaults.recipe.explore,
+        **defaults.runtime.sections(),
+        "speaking": SpeakingSettings(),
+    }
+
+
+def prompt(argv: Sequence[str]) -> int:
+    """`flow-dpo prompt`."""
+    parsed, console = parse_prompt(argv), Console()
+    from flow_dpo.data.problems import load
+    from flow_dpo.models import load as models  # loads torch, once the arguments are parsed
+    from flow_dpo.models.prompt_preview import preview
+
+    data = parsed["data"]
+    first = data.max_problems is None and data.shuffle_seed is None
+    problems = load(replace(data, max_problems=1) if first else data).problems
+    if not problems:
+        raise DataError("expected at least one problem, found none; see --dataset_split and --skip_problems")
+    config, renderer = models.load_renderer(parsed["model"])
+    ends = models.end_ids(renderer, models.load_generation_config(parsed["model"], config), parsed["model"])
+    name = parsed["model"].model_name_or_path
+    print_safe(console, f"Model     {name}, a context window of {models.context_tokens(config)} tokens")
+    print_safe(console, f"Problem   {problems[0].id}")
+    for line in _habits(renderer, sorted(ends)):
+        print_safe(console, line)
+    for one in preview(parsed["flow"], renderer, problems[0]):
+        print_safe(console, "\n".join(_shown(one, renderer)))
+    return 0
+
+
+def _habits(renderer: Renderer, ends: Sequence[int]) -> Iterator[str]:
+    """What tokenizer and chat template do at the beginning and the end."""
+    from flow_dpo.models.chat_template import added_in_front
+
+    template = renderer.template
+    system = "goes in front of the first question" if template.folds_system else "has a place of its own"
+    clock = f"; the time that it asks for is {template.date}" if template.reads_clock else ""
+    yield f"Template  a system message {system}{clock}"
+    first = added_in_front(renderer.tokenizer)
+    opening = template.apply([{"role": "user", "content": "USER"}])
+    written = list(renderer.encoder.encode(opening, shown={}, after="nothing")[: len(first)]) == first
+    by = "written by the template" if written else "NOT written by the template, whose prompts have none"
+    yield f"Begins    {f'{_named(renderer, first)}, {by}' if first else 'with no token that the tokenizer adds'}"
+    closing = _named(renderer, renderer.closing_ids(ends))
+    yield f"Ends      {_named(renderer, ends)}; the template writes {closing} after an answer"
+    if template.opens_thought:
+        yield f"Thought   opened by the template ({template.opens_thought}); choices are read behind an empty one"
+
+
+def _shown(one: PromptPreview, renderer: Renderer) -> Iterator[str]:
+    request = one.request
+    what = "one of these" if request.choices else f"at most {request.max_tokens} more"
+    yield f"\n{one.name}: {len(request.prompt_ids)} tokens, then {what}"
+    yield from (f"    {line}" for line in one.text().split("\n"))
+    if request.choices:
+        yield f"  Choices {_named(renderer, request.choices)}"
+    line = "  Tokens "
+    for token in one.tokens:
+        word = (
+            f" \u27e6{token.text}\u27e7{token.id}" if token.kind == "control" else f" {_quoted(token.text)}{token.id}"
+        )
+        word += "*" * (token.kind == "sampled")
+        if len(line) + len(word) > _WIDTH:
+            yield line
+            line = "         "
+        line += word
+    yield line
+
+
+def _named(renderer: Renderer, ids: Sequence[int]) -> str:
+    from flow_dpo.models.prompt_preview import token_text
+
+    return " ".join(f"{_quoted(token_text(renderer, id))} ({id})" for id in ids) or "nothing"
+
+
+def _quoted(text: str) -> str:
+    """A token's text in quotes, with what would break or move a line as escapes."""
+    return '"' + visible(text).replace("\n", "\\n").replace("\t", "\\t") + '"'
