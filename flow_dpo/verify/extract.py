@@ -256,7 +256,7 @@ def _boxes(text: str, *, joined: bool = True) -> tuple[str, int, int] | None:
         return "", start, len(text)
     contents, end = [span[0]], span[1]
     joined = joined and not re.match(r"[\s$.)\]\\]{0,8}\(?Either\b", text[end : end + 40])
-    while joined and len(contents) < MAX_BOXES:
+    for _ in range(MAX_BOXES if joined else 0):
         before = _find_box(text, max(0, start - MAX_SENTENCE), start)
         span = _box_span(text, before, start) if before >= 0 else None
         if span is None or start - span[1] > 80:
@@ -265,7 +265,7 @@ def _boxes(text: str, *, joined: bool = True) -> tuple[str, int, int] | None:
         joint = _JOINT.fullmatch(between)
         if not joint:
             break
-        if not (joint["word"] == "or" and alike(span[0], contents[-1])):
+        if span[0] != contents[-1] and not (joint["word"] == "or" and alike(span[0], contents[-1])):
             contents.append(span[0])
         start = before
     return ", ".join(dict.fromkeys(reversed(contents))), last if len(contents) == 1 else start, end
@@ -303,22 +303,28 @@ def _boxed(text: str) -> tuple[str, int] | None:
 
 # ---- "the answer is" ------------------------------------------------------------------------------------------------
 
-_MARKER = re.compile(
-    # 1. "The answer to this is", "Answer:", "answer - ", "| Answer | 7 |"
-    r"(?<!to )(?<!you )(?<!can )\b(?:[Aa]nswers?|ANSWERS?)\b(?:"
-    r"(?:[^.\n:=$\\|\"\u201c]|[\"\u201c][^\"\u201d\n]{0,60}[\"\u201d]){0,60}?"
+_VERB = (
     r"(?:\b(?:is|are|be|was|equals|IS|(?:comes?|came)(?: out)? to)\b|[\u2019']s\b|[:=\uff1a]|\s[-\u2013\u2014→]{1,2}\s)"
-    r"|\*{0,2} ?\|(?!\s{0,4}\n))"
-    # 2. "Ans 7", "<answer>7", "#### 7" (but "#### 1. First" is a heading)
-    r"|\b(?:Ans|ANS|ans)\b ?[.:=-]{0,2}|<answer>"
-    r"|####(?=[ \t]{0,4}(?:[-+$€£(\[{\\.√π]|\d{1,20}(?![.):]\s+[A-Za-z*])|\S{1,20}\s{0,4}$))"
-    # 3. A line of its own: "## Final answer", "Answer $7$", "A: 7"
-    r"|^[ \t#*_>]{0,8}(?:(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer[ \t*_]{0,4}(?:\n|(?=[$\d]|\\[(\[]))|A:)"
-    r"|(?:[Rr]éponse|[Rr]esp[uo]e?sta|[Aa]ntwort|[Rr]isposta|\u041e\u0442\u0432\u0435\u0442|答案|答え|정답)"
-    r"[^.\n\d$\\]{0,20}?(?:\b(?:es|est|ist|lautet|è|é)\b|[:\uff1a=是为為は])",
+)
+_MARKER = re.compile(
+    # A first character of them all, so that the search leaps from one to the next; then those that it begins.
+    r"[Aa<#Rr\u041e\u043e答정](?:(?<=\b[Aa])(?:"
+    # "The answer to this is", "Answer:", "answer - ", "| Answer | 7 |"; "Ans 7"
+    r"(?<!to [Aa])(?<!you [Aa])(?<!can [Aa])(?:nswers?|NSWERS?)\b(?:"
+    r"(?:(?![Aa]nswer)[^.\n:=$\\|\"\u201c]|[\"\u201c][^\"\u201d\n]{1,60}[\"\u201d]){0,60}?"
+    rf"{_VERB}|\*{{0,2}} ?\|(?!\s{{0,4}}\n))|(?:ns|NS)\b ?[.:=-]{{0,2}}"
+    # Where it begins its line: "## Final answer", "Answer $7$", "A: 7"
+    r"|(?P<line>nswer[ \t*_]{0,4}(?:\n|(?=[$\d]|\\[(\[]))|(?<=A)(?<![^\s*_>#]A):)"
+    r"|ntwort[^.\n\d$\\]{0,20}?(?:ist|lautet|[:=]))"
+    # "#### 7" (but "#### 1. First" is a heading), "<answer>7"
+    r"|(?<=#)(?<!##)###(?=[ \t]{0,4}(?:[-+$€£(\[{\\.√π]|\d{1,20}(?![.):]\s+[A-Za-z*])|[^\s#]\S{0,20}\s{0,4}$))"
+    r"|(?<=<)answer>"
+    r"|(?<=[Rr\u041e\u043e答정])(?:éponse|espuesta|esposta|isposta|\u0442\u0432\u0435\u0442|[案え]|답)"
+    r"[^.\n\d$\\答]{0,20}?(?:\b(?:es|est|è|é)\b|[:\uff1a=是为為は]))",
     re.MULTILINE,
 )
 _LEAD = re.compile(r"(?:[\s:=*_>#|`~\"\u201c\u201d→⇒\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]|(?<=\n)[-•+][ \t])*")
+_LINE_START = re.compile(r"(?:\A|\n)[ \t#*_>]{0,8}(?:[Tt]he )?(?:[Ff]inal )?\Z")
 _BULLET = re.compile(r"\s{0,8}\n[ \t]{0,8}[-*•+][ \t]+")
 MAX_MARKERS = 30
 
@@ -329,8 +335,14 @@ def after_answer_is(text: str) -> str | None:
     return found[0] if found else None
 
 
+def _begins_line(text: str, at: int) -> bool:
+    before = text[max(0, at - 30) : at]
+    return bool(_LINE_START.search(before)) and (at <= 30 or "\n" in before)
+
+
 def _stated(text: str) -> tuple[str, int] | None:
-    for marker in islice(_backwards(_MARKER, text), MAX_MARKERS):
+    markers = (found for found in _backwards(_MARKER, text) if not found["line"] or _begins_line(text, found.start()))
+    for marker in islice(markers, MAX_MARKERS):
         lead = _LEAD.match(text, marker.end(), marker.end() + 200)
         start = lead.end() if lead else marker.end()
         sentence, end = sentence_at(text, start)
