@@ -107,7 +107,7 @@ def canonical(text: str) -> str:
             "="
         ).strip()  # "x \approx 3.14"; of "1/3 \approx 0.33" the first is meant
     # 4. Words.
-    if re.search(r"(?<!\\)\b[A-Za-z]{3}", text):
+    if re.search(r"(?<!\\)\b[A-Za-z]{2}", text):
         text = spelled(text)
     text = _MIXED.sub(r"(\1+\2)", text)
     # 5. Separators. "81, 256" is a list, "81,256" a number, but in brackets a comma parts unless others have spaces.
@@ -145,7 +145,13 @@ def _command(match: re.Match[str]) -> str:
 
 def for_algebra(text: str) -> str:
     """A text as computer algebra gets it: its canonical spelling without the unit that follows a formula."""
-    return _without_unit(canonical(text))[0]
+    text = canonical(text)
+    head, tail = _without_unit(text)
+    try:
+        unit(tail)
+    except ValueError:
+        return text
+    return head
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -218,7 +224,7 @@ def read(text: str) -> Answer | None:
     if _NAME.fullmatch(inner or text):
         return Word((inner or text).removeprefix("+"))
     parts = _split(inner or text, ",")
-    if len(parts) > 1 or text.startswith("\\{"):
+    if len(parts) > 1:
         kind = "" if not inner else "{}" if text.startswith("\\{") else text[0] + text[-1]
         if "|" in text or "\\mid" in text or ":" in text:
             return None  # a set by its condition
@@ -229,7 +235,9 @@ def read(text: str) -> Answer | None:
     sides = _split(text, "=")
     if len(sides) > 1:
         return _read_equation(sides)
-    return _read_quantity(inner if inner and text[0] == "(" and text[-1] == ")" else text)
+    if inner and ((text[0], text[-1]) == ("(", ")") or text.startswith("\\{")):
+        return read(inner)
+    return _read_quantity(text)
 
 
 def _split(text: str, separator: str) -> list[str]:
@@ -339,7 +347,9 @@ def same(gold: str, answer: str) -> bool | None:
 
 def _compare(a: Answer | None, b: Answer | None) -> bool | None:
     if isinstance(a, Named) and isinstance(b, Named):
-        return _compare(a.body, b.body) if a.name == b.name else False if a.body and b.body else None
+        names = [closed_form(each.name) for each in (a, b)]
+        alike = a.name == b.name or (names[0] and names[1] and names[0].same(names[1]) is None)  # "x + y" and "y + x"
+        return _compare(a.body, b.body) if alike else False if a.body and b.body else None
     if isinstance(a, Named) or isinstance(b, Named):
         return _compare(a.body if isinstance(a, Named) else a, b.body if isinstance(b, Named) else b)
     if a is None or b is None:

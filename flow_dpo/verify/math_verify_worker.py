@@ -125,6 +125,8 @@ def same(a, b):
         a, b = a.doit(), b.doit()
         rows, columns = a.shape
         return a.shape == b.shape and all(same(a[r, c], b[r, c]) for r in range(rows) for c in range(columns))
+    if getattr(a, "is_Matrix", False) or getattr(b, "is_Matrix", False):
+        return False
     if isinstance(a, Expr) and isinstance(b, Expr):
         return same_value(a, b)
     ordered = [in_order(each) for each in (a, b)]
