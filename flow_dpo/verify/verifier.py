@@ -40,6 +40,7 @@ class Verifier:
     """Grades solutions. Holds up to `num_workers` child processes, started on first need, until it is closed."""
 
     def __init__(self, *, rule: AnswerRule | None = None, timeout_s: float = 5.0, num_workers: int = 2) -> None:
+        """`timeout_s`: seconds of processor time that computer algebra may take on one pair."""
         self.rule = rule or AnswerRule()
         self._pool = GradingPool(num_workers=num_workers, timeout_s=timeout_s)
         self._cache: OrderedDict[tuple[str, str], Finding] = OrderedDict()
@@ -133,20 +134,25 @@ class Verifier:
 def _without_algebra(gold: str, answer: str | None) -> Verdict | None:
     """The verdict where it needs no child process; None where algebra has to look."""
     if not gold:
-        return Verdict(status="ungraded", answer=answer, reason="the gold answer is empty")
+        return Verdict(status="ungraded", answer=answer and _bounded(answer), reason="the gold answer is empty")
     if answer is None:
         return Verdict(status="wrong", reason=NO_ANSWER)
     equal = same(gold, answer)
     if equal is not None:
-        return Verdict(status="correct" if equal else "wrong", answer=answer[:MAX_CHARS])
+        return Verdict(status="correct" if equal else "wrong", answer=_bounded(answer))
     for name, text in (("gold", gold), ("answer", answer)):
         excess = _excess(text)
         if excess:
             # A model that writes this has not answered; a gold like it is the data's fault, not the model's.
             return Verdict(
-                status="wrong" if name == "answer" else "ungraded", answer=answer, reason=f"{name}: {excess}"
+                status="wrong" if name == "answer" else "ungraded", answer=_bounded(answer), reason=f"{name}: {excess}"
             )
     return None
+
+
+def _bounded(answer: str) -> str:
+    """An answer as it is stored: its first thousand characters."""
+    return answer if len(answer) <= MAX_CHARS else answer[: MAX_CHARS - 3] + "..."
 
 
 def _excess(text: str) -> str:
