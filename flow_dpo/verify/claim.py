@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_dpo.verify.closed_form import closed_form
-from flow_dpo.verify.equivalence import canonical, for_algebra, same
+from flow_dpo.verify.equivalence import for_algebra, same
 from flow_dpo.verify.expressions import FORMULA, Item, is_formula, items_of
+from flow_dpo.verify.words import is_unit
 
 MAX_SENTENCE = 2_000
 
@@ -99,14 +100,6 @@ _HEDGES = _DOUBT | _words(
     "answer value result another option and"
 )
 _ARITHMETIC = _words("to through times plus minus of over base mod modulo in divided by less more fewer than out")
-MEASURES = (
-    "seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|yrs?|feet|foot|ft|inch(?:es)?"
-    "|yards?|yds?|miles?"
-    "|(?:kilo|centi|milli)?met(?:er|re)s?|km|cm|mm|kg|mg|(?:kilo)?grams?"
-    "|pounds?|lbs?|ounces?|oz|tons?|tonnes?|liters?|litres?|ml|gallons?|quarts?|pints?|cups?|dollars?|cents?|euros?|pence"
-    "|mph|kmh|kph|degrees"
-)
-_MEASURE = re.compile(MEASURES, re.IGNORECASE)
 _VERBS = _words(
     "is are was were be has have had equals equal makes make made gets get got earns earn earned needs need needed "
     "costs cost pays pay paid takes take took spends spend spent will would gives give gave leaves becomes totals "
@@ -186,8 +179,8 @@ def alike(one: str, other: str) -> bool:
     """Do two expressions have one value: "1/2" and "0.5", "x+1" and "1+x"?"""
     if same(one, other) is True:
         return True
-    here, there = (closed_form(canonical(for_algebra(each)), at_point=True) for each in (one, other))
-    return here is not None and here == there
+    here, there = (closed_form(for_algebra(each)) for each in (one, other))
+    return here is not None and there is not None and here.same(there) is not False
 
 
 def offered(values: Sequence[str]) -> str:
@@ -310,7 +303,7 @@ class _Sentence:
         words: list[str] = []
         end = self.items[place].end
         for item in self.items[place + 1 :]:
-            measured = bool(words) and bool(_MEASURE.fullmatch(words[-1]))
+            measured = bool(words) and is_unit(words[-1])
             rate = measured and (item.word == "per" or (item.text == "/" and item.start == end))
             short = len(item.word) == 1 and words[-1:] not in (["/"], ["per"])
             parted = item.kind != "word" or self.text[end : item.start].strip()
@@ -339,5 +332,5 @@ def _link(between: Sequence[Item]) -> str:
         return "list"
     if marks:
         return ""
-    measured = _MEASURE.fullmatch(words[0]) and words[1:] in ([], ["and"])
+    measured = is_unit(words[0]) and words[1:] in ([], ["and"])
     return "whole" if measured or set(words) <= _ARITHMETIC else ""

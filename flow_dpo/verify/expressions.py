@@ -70,7 +70,7 @@ def is_formula(text: str) -> bool:
 
 def whole_text(text: str) -> str | None:
     """A text that is nothing but one expression or one word, "x = 3" or "yes"; None where it is more."""
-    body = text.strip() if len(text) <= 4_000 else ""
+    body = text.strip().removeprefix("=").strip() if len(text) <= 4_000 else ""
     if not 0 < len(body) <= 400 or "\n" in body:
         return None
     if body.isalpha():
