@@ -93,7 +93,7 @@ _TAKEN_BACK = re.compile(
     r"|\b(?:scratch that|never ?mind|correction:|let me correct|i (?:made|see) (?:a|an|my) (?:\w+ )?(?:mistake|error)"
     r"|i was wrong|(?:i )?take (?:it|that) back|(?:ignore|disregard) (?:that|this|the above)"
     r"|(?:no,? wait|(?:wait|actually|oops|sorry),? no)\b[,.]?)"
-    r"|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
+    r"|\?\s{1,3}(?:nope|wrong|incorrect)\b|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
     re.IGNORECASE,
 )
 
@@ -310,7 +310,7 @@ _MARKER = re.compile(
     # A first character of them all, so that the search leaps from one to the next; then those that it begins.
     r"[Aa<#Rr\u041e\u043e答정](?:(?<=\b[Aa])(?:"
     # "The answer to this is", "Answer:", "answer - ", "| Answer | 7 |"; "Ans 7"
-    r"(?<!to [Aa])(?<!you [Aa])(?<!can [Aa])(?:nswers?|NSWERS?)\b(?:"
+    r"(?<!to [Aa])(?<!you [Aa])(?<!can [Aa])(?<!wrong [Aa])(?<!incorrect [Aa])(?:nswers?|NSWERS?)\b(?:"
     r"(?:(?![Aa]nswer)[^.\n:=$\\|\"\u201c]|[\"\u201c][^\"\u201d\n]{1,60}[\"\u201d]){0,60}?"
     rf"{_VERB}|\*{{0,2}} ?\|(?!\s{{0,4}}\n))|(?:ns|NS)\b ?[.:=-]{{0,2}}"
     # Where it begins its line: "## Final answer", "Answer $7$", "A: 7"
