@@ -63,6 +63,7 @@ _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _REPEATING = re.compile(
     r"(\d{0,50})\.(\d{0,50}?)(?:\\(?:overline|bar|dot)\s*(?:\{(\d{1,50})\}|(\d))|\((\d{1,50})\)|(\d)\6{2,50}(?:\.\.\.|\\l?dots))"
 )
+_PLAIN = re.compile(r"-?\d{1,9}(?:\.\d{1,5})?", re.ASCII)
 _MIXED = re.compile(r"(?<![\d./])(\d{1,9}) (\d{1,9}/\d{1,9})(?![\d/])")
 _TYPED = tuple(
     (re.compile(pattern), replacement)
@@ -79,6 +80,7 @@ _TYPED = tuple(
 # ---- one spelling ----------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4_096)
 def canonical(text: str) -> str:
     """One spelling for answers that differ in spelling alone. Never joins what a space parts: "1 1/2" is not "11/2"."""
     text = text.translate(_UNICODE)
@@ -199,7 +201,9 @@ Answer = Quantity | Group | Named | Ratio | Word
 
 _FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc|log|exp|mod|max|min|gcd|lcm|ln|det)")
 _LITTLE = frozenset(["per", "of", "in", "at", "on", "by", "for", "is", "a", "an"])
-_NAME = re.compile(r"[A-Za-z][A-Za-z' .-]*[A-Za-z]|[-+]?\\infty|\\emptyset")
+_NAME = re.compile(
+    rf"[A-Za-z][A-Za-z' .-]*[A-Za-z]|(?!{_FUNCTION.pattern})[A-Za-z]{{3,12}} \d{{1,4}}|[-+]?\\infty|\\emptyset"  # "June 20"
+)
 _NOTHING = re.compile(r"(?i)(?:there (?:is|are) )?no (?:real )?solutions?|none|(?:the )?empty set|\\\{\\\}")
 _NUMERAL = re.compile(r"\(?(-?[0-9A-Za-z]{1,50})\)?_\{?(\d{1,2})\}?", re.ASCII)
 _RATIO = re.compile(r"(\d{1,9}(?::\d{1,9})+)(?: ?([ap])\.?m\.?)?|(\d{1,2}) ?([ap])\.?m\.?", re.ASCII | re.IGNORECASE)
@@ -335,6 +339,8 @@ def same(gold: str, answer: str) -> bool | None:
         return True if gold.strip() else None
     if max(len(gold), len(answer)) > MAX_CHARS:
         return None
+    if _PLAIN.fullmatch(gold) and _PLAIN.fullmatch(answer):
+        return Fraction(gold) == Fraction(answer)
     ours, theirs = canonical(gold), canonical(answer)
     if not ours or not theirs:
         return None
