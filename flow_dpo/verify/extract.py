@@ -335,13 +335,16 @@ def after_answer_is(text: str) -> str | None:
     return found[0] if found else None
 
 
-def _begins_line(text: str, at: int) -> bool:
-    before = text[max(0, at - 30) : at]
-    return bool(_LINE_START.search(before)) and (at <= 30 or "\n" in before)
+def _states(text: str, marker: re.Match[str]) -> bool:
+    """Does a marker introduce an answer: where it must, at the start of its line, and not with "cannot be"?"""
+    if not marker["line"]:
+        return not re.search(r"not\b|n['\u2019]t\b|\bnever\b", marker[0])
+    before = text[max(0, marker.start() - 30) : marker.start()]
+    return bool(_LINE_START.search(before)) and (marker.start() <= 30 or "\n" in before)
 
 
 def _stated(text: str) -> tuple[str, int] | None:
-    markers = (found for found in _backwards(_MARKER, text) if not found["line"] or _begins_line(text, found.start()))
+    markers = (found for found in _backwards(_MARKER, text) if _states(text, found))
     for marker in islice(markers, MAX_MARKERS):
         lead = _LEAD.match(text, marker.end(), marker.end() + 200)
         start = lead.end() if lead else marker.end()
