@@ -324,7 +324,7 @@ class _Sentence:
             measured = bool(words) and is_unit(words[-1])
             rate = measured and (item.word == "per" or (item.text == "/" and item.start == end))
             name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in _STOP
-            unit = is_unit(item.text) or words[-1:] in (["/"], ["per"])
+            unit = (is_unit(item.text) and item.word != "in") or words[-1:] in (["/"], ["per"])
             counted = name and not (self.items[place].worked and "=" in self.items[place].text)
             if not rate and (self.text[end : item.start].strip() or len(words) > 3 or not (counted or unit)):
                 break
