@@ -145,7 +145,7 @@ def claim(sentence: str, *, stated: bool) -> str | None:
     if plain:
         return plain[1]
     sentence = _MARKS.sub("", sentence)
-    if stated and re.match(r"\W{0,3}(?:yes|no|true|false)\b(?!\s\w+\s\d)", sentence, re.IGNORECASE):
+    if stated and re.match(r"\W{0,3}(?:yes|no|none|true|false)\b(?!\s\w+\s\d)", sentence, re.IGNORECASE):
         return _name(sentence)
     items = items_of(sentence)
     if not any(item.kind == "value" for item in items):
@@ -221,21 +221,22 @@ class _Sentence:
             return None if self.denied(first) else self.worked_out(first)
         # 1. What explains the value, or stands in brackets behind it, is left out.
         kept: list[int] = []
-        depth, verb = 0, -1
+        depth, verbs = 0, [-1]
         for at, item in enumerate(self.items):
             depth += (item.text == "(") - (item.text == ")" and depth > 0)
             if item.kind == "value" and not (depth and kept) and not self.denied(at):
                 kept.append(at)
-                verb = at - 1 if item.worked else verb
+                verbs += [at - 1] if item.worked else []
             remark = item.word in _EXPLAINS or (item.word == "which" and not self.restates(item))
             if kept and remark and not self.concludes(at):
                 break
             if item.word in _VERBS or item.text == "=":
-                verb = at
+                verbs.append(at)
         kept = [at for at in kept if re.search(r"[\dπ∞√\\]", self.items[at].text)] or kept
         # 2. The first value behind the last verb or equation sign, with those that belong to it.
+        verb = next((verb for verb in reversed(verbs) if kept and verb < kept[-1]), -1)
         behind = [at for at in kept if at > verb]
-        if verb < 0 or not behind:
+        if verb < 0:
             return ([at for at in kept if not self.is_rate(at)] or [*kept, None])[-1]
         chosen = behind[0]
         for other in behind[1:]:
