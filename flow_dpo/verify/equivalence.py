@@ -202,7 +202,8 @@ Answer = Quantity | Group | Named | Ratio | Word
 _FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc|log|exp|mod|max|min|gcd|lcm|ln|det)")
 _LITTLE = frozenset(["per", "of", "in", "at", "on", "by", "for", "is", "a", "an"])
 _NAME = re.compile(
-    rf"[A-Za-z][A-Za-z' .-]*[A-Za-z]|(?!{_FUNCTION.pattern})[A-Za-z]{{3,12}} \d{{1,4}}|[-+]?\\infty|\\emptyset"  # "June 20"
+    rf"[A-Za-z][A-Za-z' .-]*[A-Za-z]|[-+]?\\infty|\\emptyset"
+    rf"|(?!{_FUNCTION.pattern})[A-Za-z]{{3,12}} \d{{1,4}}"  # "June 20"
 )
 _NOTHING = re.compile(r"(?i)(?:there (?:is|are) )?no (?:real )?solutions?|none|(?:the )?empty set|\\\{\\\}")
 _NUMERAL = re.compile(r"\(?(-?[0-9A-Za-z]{1,50})\)?_\{?(\d{1,2})\}?", re.ASCII)
@@ -407,7 +408,7 @@ def _compare_quantities(a: Quantity, b: Quantity) -> bool | None:
 
 def _close(a: Quantity, b: Quantity, scale: Fraction) -> bool | None:
     """Equal values, or a decimal and the value that it rounds."""
-    found = a.text == b.text and scale == 1 or a.formula.same(b.formula, scale)
+    found = (a.text == b.text and scale == 1) or a.formula.same(b.formula, scale)
     long, short = sorted((a, b), key=lambda each: each.decimals, reverse=True)
     if found is not False or a.formula.variables or b.formula.variables or not long.decimals:
         return found

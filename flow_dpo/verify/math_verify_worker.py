@@ -60,7 +60,7 @@ def limit_memory() -> None:
 
 
 def load():
-    """The parser with this process's settings: A is not a, Euler's constant is no Greek letter, units are not dropped."""
+    """The parser with this process's settings: A is not a, gamma is a letter, units are not dropped."""
     from functools import partial
 
     from latex2sympy2_extended import NormalizationConfig, symbols
@@ -86,7 +86,7 @@ def read(parse, text):
 
 
 def exact(found):
-    """The same in rational numbers for decimals, with i as a number. Equations stay as written, even where none holds."""
+    """The same in rational numbers for decimals, with i as a number. Equations stay as written, true or not."""
     from sympy import And, FiniteSet, Float, I, Rational, Symbol
     from sympy.core.function import AppliedUndef
     from sympy.core.relational import Relational
@@ -163,9 +163,9 @@ def as_set(a, other):
     from sympy.core.relational import Relational
 
     conditions = list(a) if isinstance(a, FiniteSet) else [a]
-    if isinstance(other, Set) and not isinstance(other, FiniteSet) and len(a.free_symbols) == 1:
-        if all(isinstance(each, (Relational, And)) for each in conditions):
-            return Union(*(each.as_set() for each in conditions))
+    numbers = isinstance(other, Set) and not isinstance(other, FiniteSet) and len(a.free_symbols) == 1
+    if numbers and all(isinstance(each, (Relational, And)) for each in conditions):
+        return Union(*(each.as_set() for each in conditions))
     return a
 
 
@@ -175,9 +175,8 @@ def unnamed(a):
 
     if not isinstance(a, Eq):
         return a
-    numerals = [bool(side.atoms() - side.atoms(Symbol)) for side in a.args]
-    for side, value, numeral in ((a.lhs, a.rhs, numerals[0]), (a.rhs, a.lhs, numerals[1])):
-        if not numeral:
+    for side, value in (a.args, a.args[::-1]):
+        if not side.atoms() - side.atoms(Symbol):  # letters alone
             return value
     return None if a.free_symbols else a.rhs
 
