@@ -72,6 +72,8 @@ _TYPED = tuple(
         (r"!=", r"\\ne "), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"\*\*", "^"),
         (r"(?<![\\A-Za-z])(sqrt|pi)(?![A-Za-z])", r"\\\1 "),
         (r"(?<![\\A-Za-z])(?:infinity|infty|inf)(?![A-Za-z])", r"\\infty "),
+        (r"(?<=\d)\^?\{? ?(?:st|nd|rd|th)\b ?\}?", ""), (r"(?<=\d) ?[xX] ?(?=10\^)", "*"),
+        (r"(?i)\b(?:the set of )?all real(?:s| numbers)\b", r"\\mathbb{R}"), (r"^([A-Za-z]) (?:is|equals) ", r"\1="),
         (r"(\w)\)? ?(?:in )?\bbase ?\{?(\w+)\}?", r"\1_{\2}"),
     )
 )  # fmt: skip
@@ -115,6 +117,8 @@ def canonical(text: str) -> str:
     # 5. Separators. "81, 256" is a list, "81,256" a number, but in brackets a comma parts unless others have spaces.
     if ", " in text or text[:1] not in ("(", "[", "{", "\\"):
         text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
+    if re.search(r"[<>]|\\[lg]e\b", text):
+        text = re.sub(r"\band\b", r"\\land ", text)  # conditions that both hold are no list
     text = _SEPARATOR.sub(",", " ".join(text.split())).strip().strip(",")
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", _SPACE.sub("", text))
     text = re.sub(r"(\\frac|\\sqrt) ?(\\[A-Za-z]+|\w) ?", r"\1{\2}", text)  # "\\frac12"
@@ -230,7 +234,7 @@ def read(text: str) -> Answer | None:
         return Word((inner or text).removeprefix("+"))
     parts = _split(inner or text, ",")
     if len(parts) > 1:
-        kind = "" if not inner else "{}" if text.startswith("\\{") else text[0] + text[-1]
+        kind = "" if not inner else "{}" if text.startswith(("{", "\\{")) else text[0] + text[-1]
         if "|" in text or "\\mid" in text or ":" in text:
             return None  # a set by its condition
         return _group(kind, tuple(read(part) for part in parts))
@@ -261,7 +265,7 @@ def _split(text: str, separator: str) -> list[str]:
 def _unwrapped(text: str) -> str:
     """What stands in the brackets around a whole text, "" where none do."""
     start = 2 if text.startswith("\\{") else 1
-    if text[:start] not in ("(", "[", "\\{") or text[-1:] not in (")", "]", "}"):
+    if text[:start] not in ("(", "[", "{", "\\{") or text[-1:] not in (")", "]", "}"):
         return ""
     inner = text[start : -2 if text.endswith("\\}") else -1]
     depth = 0
@@ -356,7 +360,8 @@ def _compare(a: Answer | None, b: Answer | None) -> bool | None:
     if isinstance(a, Named) and isinstance(b, Named):
         names = [closed_form(each.name) for each in (a, b)]
         alike = a.name == b.name or (names[0] and names[1] and names[0].same(names[1]) is None)  # "x + y" and "y + x"
-        return _compare(a.body, b.body) if alike else False if a.body and b.body else None
+        # "x = y" is "y = x"
+        return _compare(a.body, b.body) if alike else None if names[0] and names[1] else False
     if isinstance(a, Named) or isinstance(b, Named):
         return _compare(a.body if isinstance(a, Named) else a, b.body if isinstance(b, Named) else b)
     if a is None or b is None:
@@ -376,6 +381,10 @@ def _compare(a: Answer | None, b: Answer | None) -> bool | None:
 
 def _compare_groups(a: Group, b: Group) -> bool | None:
     kinds = {a.kind, b.kind}
+    if kinds == {""} and all(
+        isinstance(each, Quantity) and re.fullmatch("[A-Z]", each.text) for each in a.parts + b.parts
+    ):
+        return a.parts == b.parts  # letters in an order
     if kinds <= {"", "{}", "1"}:  # neither order nor repetition counts
         pairs = [(one, others) for ours, others in ((a, b), (b, a)) for one in ours.parts]
         return _all([_any([_compare(one, other) for other in others.parts]) for one, others in pairs])
@@ -401,6 +410,8 @@ def _compare_quantities(a: Quantity, b: Quantity) -> bool | None:
             return False
         scale = b.unit.size / a.unit.size
     found = _close(a, b, scale)
+    if found is None and scale.denominator > 10**50:
+        return True  # radians: pi is in both
     if found is not False or a.percent == b.percent:
         return found
     return _close(a, b, scale * (Fraction(1, 100) if b.percent else 100))
@@ -443,7 +454,7 @@ def _compare_kinds(a: Answer, b: Answer) -> bool | None:
         return False
     if isinstance(a, Ratio):
         value = Fraction(*a.parts) if len(a.parts) == 2 and all(a.parts) and not a.clock else None
-        return b.formula.exact and b.formula.value in (value, a.parts[0] if a.half and not a.parts[1] else None)
+        return b.formula.exact and b.formula.value in (value, a.parts[0] if a.clock and not a.parts[1] else None)
     assert isinstance(a, Word)
     if _NUMERAL.fullmatch(a.text):  # the base may be left out
         return a.text.rpartition("_")[0] == b.text.lower()

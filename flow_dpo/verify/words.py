@@ -16,9 +16,11 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from flow_dpo.verify.closed_form import PI
+
 _SMALL = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 ]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _COUNTS = {word: at for at, word in enumerate(_SMALL)} | {word: 10 * at for at, word in enumerate(_TENS, start=2)}
@@ -37,6 +39,7 @@ _DIGIT_PART = "|".join(part for part in _PARTS if part not in ("half", "quarter"
 _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
+        (r"^(?:the|exactly|only|just|about|around|approximately|roughly|(?:a )?total of)\b ", ""),
         (r"\b(?:plus or minus|plus-minus)\b|\+ ?(?:or |/) ?-", r"\\pm "),
         (rf"({_NUMBER}) and (\(\d+/\d+\))", r"(\1+\2)"),
         (r"(\([\d.]+\+\(\d+/\d+\)\)) (\d+)\b", r"\1*\2"),  # "two and a half million"
@@ -98,8 +101,10 @@ def _numeral(found: re.Match[str]) -> str:
             if current % (100 if count > 9 or current % 100 < 20 else 10):
                 return found[0]  # "two three"
             current += count
-        elif word in ("hundred", "dozen"):
-            current = (current or 1) * _SCALES[word]
+        elif word == "hundred":
+            current = (current or 1) * 100
+        elif word == "dozen":
+            total, current = 0, ((total + current) or 1) * 12
         elif word in _SCALES:
             total, current = total + (current or 1) * _SCALES[word], 0
         else:
@@ -136,7 +141,7 @@ _MEASURES: dict[str, tuple[str, int, Fraction]] = {
         ("dollars", 1, {"cent penny pennie": "1/100", "dollar usd": 1}),
         ("euros", 1, {"euro eur": 1}), ("sterling", 1, {"gbp": 1}), ("rupees", 1, {"rupee inr": 1}),
         ("yen", 1, {"yen jpy": 1}),
-        ("angle", 1, {"degree deg": 1}), ("radians", 1, {"radian rad": 1}),
+        ("angle", 1, {"degree deg": 1, "radian rad": 180 / PI}),
         ("celsius", 1, {"celsius": 1}), ("fahrenheit", 1, {"fahrenheit": 1}),
         ("power", 1, {"watt W": 1, "kilowatt kW": 1000}), ("energy", 1, {"joule J": 1, "kilojoule kJ": 1000}),
     )
@@ -171,6 +176,7 @@ def unit(text: str) -> Unit | None:
     Raises `ValueError` where a word among them changes the number.
     """
     text = re.sub(r"^\s*(?:of )?an? ", "", text)
+    text = re.sub(r"\b([mckd]?m|in|ft|yd)([23])\b", r"\1^\2", text)  # "cm2"
     text = re.sub(r"\bdegrees? (?:celsius|c)\b", "celsius", text, flags=re.IGNORECASE)
     text = re.sub(r"\bdegrees? (?:fahrenheit|f)\b", "fahrenheit", text, flags=re.IGNORECASE)
     text = re.sub(
