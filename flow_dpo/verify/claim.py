@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from flow_dpo.verify.closed_form import closed_form
 from flow_dpo.verify.equivalence import for_algebra, same
 from flow_dpo.verify.expressions import FORMULA, Item, is_formula, items_of
+from flow_dpo.verify.words import is_unit
 
 MAX_SENTENCE = 2_000
 
@@ -93,20 +94,19 @@ _PREFIX = re.compile(
     r"|(?:sum|product|difference|quotient|square|cube|root|reciprocal|opposite) (?:of|between))(?: the)? $",
     re.IGNORECASE,
 )
+_GIVES_UP = re.compile(
+    r"\b(?:(?:can(?:no|['\u2019])t|could(?:n['\u2019]t| not)|unable to|not able to) (?:be )?"
+    r"(?:solve|determine|answer|find)|do(?:n['\u2019]t| not) know|not sure)",
+    re.IGNORECASE,
+)
+_PERHAPS = re.compile(r"\b(?:(?:might|may|could)(?: also)? be|maybe|perhaps|possibly) ?[*_$\\(]*$", re.IGNORECASE)
+_ASSIGNED = re.compile(r"\\?[A-Za-z]+(?:_\w+)? ?=[^=]*")
 _DOUBT = _words("or could might may maybe perhaps possibly alternatively")
 _HEDGES = _DOUBT | _words(
     "but it its it's can also be is though although then else even either probably as well just i think to both the "
     "answer value result another option and"
 )
 _ARITHMETIC = _words("to through times plus minus of over base mod modulo in divided by less more fewer than out")
-MEASURES = (
-    "seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|yrs?|feet|foot|ft|inch(?:es)?"
-    "|yards?|yds?|miles?"
-    "|(?:kilo|centi|milli)?met(?:er|re)s?|km|cm|mm|kg|mg|(?:kilo)?grams?"
-    "|pounds?|lbs?|ounces?|oz|tons?|tonnes?|liters?|litres?|ml|gallons?|quarts?|pints?|cups?|dollars?|cents?|euros?|pence"
-    "|mph|kmh|kph|degrees"
-)
-_MEASURE = re.compile(MEASURES, re.IGNORECASE)
 _VERBS = _words(
     "is are was were be has have had equals equal makes make made gets get got earns earn earned needs need needed "
     "costs cost pays pay paid takes take took spends spend spent will would gives give gave leaves becomes totals "
@@ -150,7 +150,7 @@ def claim(sentence: str, *, stated: bool) -> str | None:
     if not any(item.kind == "value" for item in items):
         items = _with_words(sentence, items, stated)
     places = [at for at, item in enumerate(items) if item.kind == "value"]
-    if not places:
+    if not places or (not stated and _GIVES_UP.search(sentence)):
         return _name(sentence) if stated else None
     read = _Sentence(sentence, items, places, stated)
     at = read.chosen()
@@ -235,7 +235,8 @@ class _Sentence:
         # 2. The first value behind the last verb or equation sign, with those that belong to it.
         behind = [at for at in kept if at > verb]
         if verb < 0 or not behind:
-            return kept[-1] if kept else None
+            shares = [at for at in kept if at + 1 < len(self.items) and self.items[at + 1].word == "each"]
+            return ([at for at in kept if at not in shares] or [*kept, None])[-1]
         chosen = behind[0]
         for other in behind[1:]:
             between = self.items[chosen + 1 : other]
@@ -279,26 +280,30 @@ class _Sentence:
                 break
             links.append(link)
             last += 1
-        while first and not (self.stated and first == 0) and not items[places[first]].worked:
+        while first and not (self.stated and first == 0):
             link = _link(items[places[first - 1] + 1 : places[first]])
-            if not link:
+            assigned = all(_ASSIGNED.fullmatch(items[place].text) for place in places[first - 1 : first + 1])
+            if not link or (items[places[first]].worked and not assigned):
                 break
-            links.append(link)
+            links.insert(0, link)
             first -= 1
         # 2. Words in front and behind.
-        values = [items[place] for place in places[first : last + 1]]
-        before = self.text[max(0, values[0].start - 40) : values[0].start].replace("$", "")
-        prefix = None if items[at].worked else _PREFIX.search(before)
+        start = items[places[first]].start
+        before = self.text[max(0, start - 40) : start]
+        if _PERHAPS.search(before) and any(item.word == "but" for item in items[places[last] + 1 :]):
+            return None
+        prefix = None if items[at].worked else _PREFIX.search(before.replace("$", ""))
         front = prefix[0] if prefix else ""
         if front.lower().startswith("between"):
             return None
-        if "whole" in links:
-            body = self.text[values[0].start : values[-1].end].replace("$", "")
-        elif "offer" in links:
-            body = offered([value.text for value in values])
-        else:
-            body = ", ".join(value.text for value in values)
-        return f"{front}{body}{self.tail(places[last])}".strip()
+        # 3. The parts of one value as they stand; several values as a list.
+        values, begin = [], first
+        for which in range(first, last + 1):
+            if which == last or links[which - first] != "whole":
+                whole = self.text[items[places[begin]].start : items[places[which]].end].replace("$", "")
+                values.append((whole if which > begin else items[places[which]].text) + self.tail(places[which]))
+                begin = which + 1
+        return (front + (offered(values) if "offer" in links else ", ".join(values))).strip()
 
     def is_remark(self, place: int) -> bool:
         """Does a remark begin with the value behind a comma, as in "7, 3 more than before"?"""
@@ -310,11 +315,12 @@ class _Sentence:
         words: list[str] = []
         end = self.items[place].end
         for item in self.items[place + 1 :]:
-            measured = bool(words) and bool(_MEASURE.fullmatch(words[-1]))
+            measured = bool(words) and is_unit(words[-1])
             rate = measured and (item.word == "per" or (item.text == "/" and item.start == end))
-            short = len(item.word) == 1 and words[-1:] not in (["/"], ["per"])
-            parted = item.kind != "word" or self.text[end : item.start].strip()
-            if not rate and (parted or short or item.word in _STOP or len(words) > 3):
+            name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in _STOP
+            unit = is_unit(item.text) or words[-1:] in (["/"], ["per"])
+            counted = name and not (self.items[place].worked and "=" in self.items[place].text)
+            if not rate and (self.text[end : item.start].strip() or len(words) > 3 or not (counted or unit)):
                 break
             words.append(item.text.lower())
             end = item.end
@@ -325,8 +331,8 @@ class _Sentence:
 
 def _link(between: Sequence[Item]) -> str:
     """How two values belong together: "list", "offer" (only one can be meant), "whole" (parts of one), or not: ""."""
-    words = [item.word for item in between if item.word]
     marks = {item.text for item in between if not item.word}
+    words = [item.word for item in between if len(item.word) > 1 or (item.word and ")" not in marks)]
     if words and set(words) <= _HEDGES and set(words) & _DOUBT:
         return "" if words[:2] == ["or", "else"] else "offer"
     if marks - set(',;()/&*"\u2013\u2014'):
@@ -339,5 +345,5 @@ def _link(between: Sequence[Item]) -> str:
         return "list"
     if marks:
         return ""
-    measured = _MEASURE.fullmatch(words[0]) and words[1:] in ([], ["and"])
+    measured = is_unit(words[0]) and words[1:] in ([], ["and"])
     return "whole" if measured or set(words) <= _ARITHMETIC else ""

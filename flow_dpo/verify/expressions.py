@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from flow_dpo.verify.words import is_unit
+
 FORMULA = (
     r"\$\$(?:[^$\\]|\\.){1,2000}\$\$|(?<!\\)\$(?:[^$\\\n]|\\.){1,2000}\$(?!\d)"
     r"|\\\[(?:[^\\]|\\[^\]]){1,2000}\\\]|\\\((?:[^\\]|\\[^)]){1,2000}\\\)"
@@ -22,10 +24,10 @@ FORMULA = (
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _TOKEN = re.compile(
     rf"(?P<formula>{FORMULA})"
-    rf"|(?P<number>(?:(?:US|CA|AU)?\\?\$ ?|[€£¥₹] ?)?(?:{_DIGITS})(?::\d+)*[A-Za-z]*(?: ?\\?[%°])?)"
+    rf"|(?P<number>(?:(?:US|CA|AU)?\\?\$ ?|[€£¥₹] ?|Rs\.? ?)?(?:{_DIGITS})(?::\d+)*[A-Za-z]*(?: ?\\?[%°])?)"
     r"|(?P<command>\\(?:[A-Za-z]+(?: ?\{[^{}]{0,60}\})?|.))"
     r"|(?P<word>[ap]\.m\b\.?|[^\W\d_]{2,}\w*(?:['\u2019-][^\W\d_]+)*(?:\^\{?\d\}?)?|[^\W\d_]\w*)"
-    r"|(?P<operator><=|>=|!=|->|[\u2013\u2014](?= ?[$€£]?\d)|[-+*/^=<>≤≥≈≠\u00d7÷·±√π∞\u2212_%°²³½¼¾&])"
+    r"|(?P<operator><=|>=|!=|[-=]>|[\u2013\u2014](?= ?[$€£]?\d)|[-+*/^=<>≤≥≈≠\u00d7÷·±√π∞\u2212_%°²³½¼¾&])"
     r"|(?P<bracket>[()\[\]{}])"
     r"|(?P<mark>\S)",
     re.DOTALL,
@@ -70,13 +72,15 @@ def is_formula(text: str) -> bool:
 
 def whole_text(text: str) -> str | None:
     """A text that is nothing but one expression or one word, "x = 3" or "yes"; None where it is more."""
-    body = text.strip() if len(text) <= 4_000 else ""
+    body = text.strip().removeprefix("=").strip() if len(text) <= 4_000 else ""
     if not 0 < len(body) <= 400 or "\n" in body:
         return None
     if body.isalpha():
         return body
     plain = _NO_PROSE.sub(" ", body)
-    if re.search(r"[^\W\d_]{2}|[*`~!?#∴|>•]|^-\s|\$\d.*\$\d", plain) or not re.search(r"[\d=+^\\$]", body):
+    if re.search(
+        r"[^\W\d_]{2}|[*`~!?#∴|>•→⇒\u2300-\u2bff\U0001f000-\U0001ffff]|^-\s|\$\d.*\$\d", plain
+    ) or not re.search(r"[\d=+^\\$]", body):
         return None
     return None if body.count("$") % 2 else body
 
@@ -105,7 +109,7 @@ def _tokens(sentence: str) -> list[Item]:
         elif kind == "formula":
             width = 1 if text[0] == "$" != text[1] else 2
             text = text[width:-width].strip()
-        items.append(Item(kind, re.sub(r"^[A-Z]{2}(?=\\?\$)", "", text), match.start(), at))  # pyright: ignore[reportArgumentType]
+        items.append(Item(kind, re.sub(r"^(?:[A-Z]{2}(?=\\?\$)|Rs\.? ?)", "", text), match.start(), at))  # pyright: ignore[reportArgumentType]
     return items
 
 
@@ -140,7 +144,7 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
         return not operand or mixed or (glued and token.kind == "number")
     if token.kind == "word":
         if token.text in _FUNCTIONS:
-            return not operand or glued
+            return (not operand or glued) and after is not None and after.kind not in ("operator", "mark")
         if len(token.text) > 1 and token.text.isalpha():
             return False
         times = token.text in ("x", "X") and operand and after is not None and after.kind in ("number", "formula")
@@ -159,7 +163,7 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
     return operand and glued and ((token.text == "!" and binary) or (token.text == ":" and ratio))
 
 
-_ARITHMETIC = re.compile(r"\\(?:times|cdot|div|[dt]?frac|sqrt|left|right|pi|[$%,!()])|(?<=\d)x(?=\d)|(?<= )x(?= )")
+_ARITHMETIC = re.compile(r"\\(?:times|cdot|div|[dt]?frac|sqrt|left|right|pi|[$%,!()])|(?<=\d)x(?=[\d$])|(?<= )x(?= )")
 
 
 def _value(tokens: list[Item]) -> Item:
@@ -169,6 +173,9 @@ def _value(tokens: list[Item]) -> Item:
     text, start, end = "".join(pieces), tokens[0].start, tokens[-1].end
     sums, equals, result = text.rpartition("=")
     alone = len(tokens) == 1 and tokens[0].kind == "formula"
-    if equals and not alone and not re.search(r"[A-Za-z\\]", _ARITHMETIC.sub("", sums)) and re.search(r"\d", result):
-        text = result.strip()  # "64 + 67 = 131": what is claimed is the result
+    # "64 + 67 = 131", "2x = 2*6 = 12": what is claimed is the result. Not so of "2x = 12".
+    bare = re.sub(r"(?<=\d)[A-Za-z]{2,4}\b", lambda unit: "" if is_unit(unit[0]) else unit[0], sums.rpartition("=")[2])
+    named = re.search(r"[A-Za-z\\]", _ARITHMETIC.sub("", bare))
+    if equals and not alone and not named and re.search(r"\d", result):
+        text = result.strip()
     return Item("value", text, start, end, worked=bool(equals))

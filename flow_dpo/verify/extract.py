@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from flow_dpo.verify.claim import MAX_SENTENCE, MEASURES, WRONG, alike, claim, denied, offered, sentence_at
+from flow_dpo.verify.claim import MAX_SENTENCE, WRONG, alike, claim, denied, offered, sentence_at
 from flow_dpo.verify.expressions import whole_text
+from flow_dpo.verify.words import is_unit
 
 Extractor = Literal["box", "answer_is", "number"]
 
@@ -92,7 +93,7 @@ _TAKEN_BACK = re.compile(
     r"|\b(?:scratch that|never ?mind|correction:|let me correct|i (?:made|see) (?:a|an|my) (?:\w+ )?(?:mistake|error)"
     r"|i was wrong|(?:i )?take (?:it|that) back|(?:ignore|disregard) (?:that|this|the above)"
     r"|(?:no,? wait|(?:wait|actually|oops|sorry),? no)\b[,.]?)"
-    r"|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
+    r"|\?\s{1,3}(?:nope|wrong|incorrect)\b|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
     re.IGNORECASE,
 )
 
@@ -200,9 +201,8 @@ _OR_ELSE = re.compile(
     r"[\s$)\]\\*]{0,8}[,(]?\s?(?=(?:or(?! else)|alternatively|but (?:it )?(?:could|might|may)|maybe|perhaps)\b)"
 )
 _BOX_TAIL = re.compile(
-    rf"[\s$*~]{{0,4}}(?:\\[)\] ,;]|\\text\{{|\$|\s){{0,4}}((?:percent\b|\\?%)"
-    rf"|(?:square |cubic )?(?:{MEASURES})(?:(?: per |/)[a-z]{{1,12}})?(?![A-Za-z]))",
-    re.IGNORECASE,
+    r"[\s$*~]{0,4}(?:\\[)\] ,;]|\\text\{|\$|\s){0,4}"
+    r"(percent\b|\\?%|(?:square |cubic )?(?!in\b)(?P<unit>[A-Za-z]{2,12})(?:(?: per |/)[a-z]{1,12})?(?![A-Za-z]))"
 )
 _EITHER = re.compile(r"\beither\s+([^.\n]{1,60}?)\s+or\s+[$\\(\[]{0,4}\Z", re.IGNORECASE)
 MAX_BOX = 20_000
@@ -288,8 +288,8 @@ def _boxed(text: str) -> tuple[str, int] | None:
     ):
         return _boxed(text[end:])
     tail = _BOX_TAIL.match(behind) if re.fullmatch(r"-?[\d.,]*\d", content) else None
-    if tail:
-        content += tail[1] if tail[1][-1] == "%" else f" {tail[1]}"
+    if tail and (not tail["unit"] or is_unit(tail["unit"])):
+        content += f" {tail[1]}"
     values = [content]
     other = _OR_ELSE.match(behind, tail.end() if tail else 0)
     if other:
@@ -310,7 +310,7 @@ _MARKER = re.compile(
     # A first character of them all, so that the search leaps from one to the next; then those that it begins.
     r"[Aa<#Rr\u041e\u043e答정](?:(?<=\b[Aa])(?:"
     # "The answer to this is", "Answer:", "answer - ", "| Answer | 7 |"; "Ans 7"
-    r"(?<!to [Aa])(?<!you [Aa])(?<!can [Aa])(?:nswers?|NSWERS?)\b(?:"
+    r"(?<!to [Aa])(?<!you [Aa])(?<!can [Aa])(?<!wrong [Aa])(?<!incorrect [Aa])(?:nswers?|NSWERS?)\b(?:"
     r"(?:(?![Aa]nswer)[^.\n:=$\\|\"\u201c]|[\"\u201c][^\"\u201d\n]{1,60}[\"\u201d]){0,60}?"
     rf"{_VERB}|\*{{0,2}} ?\|(?!\s{{0,4}}\n))|(?:ns|NS)\b ?[.:=-]{{0,2}}"
     # Where it begins its line: "## Final answer", "Answer $7$", "A: 7"
