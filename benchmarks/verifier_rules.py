@@ -68,7 +68,7 @@ def minerva_text(text: str) -> str:
 
 
 def minerva_math(gold: str, output: str) -> bool:
-    from math_verify import LatexExtractionConfig, parse
+    from math_verify import LatexExtractionConfig
     from sympy import Expr, simplify
 
     found = _MINERVA.search(output)
@@ -77,24 +77,26 @@ def minerva_math(gold: str, output: str) -> bool:
     ours, theirs = minerva_text(gold), minerva_text(found[1])
     if ours == theirs:
         return True
-    a, b = (
-        next(iter(parse(f"${each}$", [LatexExtractionConfig()], parsing_timeout=None)), None) for each in (ours, theirs)
-    )  # pyright: ignore[reportArgumentType]
+    a, b = (next(iter(_parse(f"${each}$", [LatexExtractionConfig()])), None) for each in (ours, theirs))
     try:
         return isinstance(a, Expr) and isinstance(b, Expr) and bool(simplify(a - b) == 0)
     except (ArithmeticError, AttributeError, TypeError, ValueError):
         return False
 
 
+def _parse(text: str, targets: list[Any]) -> list[Any]:
+    from math_verify import parse
+
+    return parse(text, targets, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+
+
 def math_verify(gold: str, output: str, *, box_first: bool = False) -> bool:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, verify
 
     latex = LatexExtractionConfig(boxed_match_priority=0) if box_first else LatexExtractionConfig()
     dressed = gold if "$" in gold or "\\boxed" in gold or "\\(" in gold else f"${gold}$"
-    ours = parse(dressed, [LatexExtractionConfig(), ExprExtractionConfig()], parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-    theirs = parse(
-        output, [ExprExtractionConfig(), latex] if box_first else [latex, ExprExtractionConfig()], parsing_timeout=None
-    )  # pyright: ignore[reportArgumentType]
+    ours = _parse(dressed, [LatexExtractionConfig(), ExprExtractionConfig()])
+    theirs = _parse(output, [ExprExtractionConfig(), latex] if box_first else [latex, ExprExtractionConfig()])
     return verify(ours, theirs, timeout_seconds=None)
 
 

@@ -31,7 +31,8 @@ _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth"
 _COUNT, _SCALE, _PART = "|".join(_COUNTS), "|".join(_SCALES), "|".join(_PARTS)
 _RUN = re.compile(
     rf"\b(?:an? (?=(?:{_SCALE}|{_PART})s?\b))?(?P<words>(?:{_COUNT}|{_SCALE})s?"
-    rf"(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and )(?:{_COUNT}|{_SCALE})s?\b)*)?(?P<part>(?(words)[ -])(?:{_PART})s?)?\b",
+    rf"(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and )(?:{_COUNT}|{_SCALE})s?\b)*)?"
+    rf"(?P<part>(?(words)[ -])(?:{_PART})s?)?\b",
     re.IGNORECASE,
 )
 _NUMBER = r"(?:\d+(?:\.\d+)?(?:/\d+)?|\(\d+/\d+\)|\([\d.]+\+\(\d+/\d+\)\))"

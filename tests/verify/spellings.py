@@ -76,7 +76,8 @@ def spellings(value: Fraction, random: Random, *, algebra: bool = False) -> list
             f"{value.numerator}", f"{value.numerator:,}", f"{value.numerator:,}".replace(",", "\\,"),
             f"${value.numerator:,}.00",
             f"{value.numerator:,}".replace(",", "{,}"), f"{minus}{words(top)}", f"{minus}{words(top, joint=' and ')}",
-            f"{value.numerator}.0", f"{sign}{top / 1000:.3f}e3", f"{value.numerator}.", f"{sign}00{top}", f"\\text{{{minus}{top}}}",
+            f"{value.numerator}.0", f"{sign}{top / 1000:.3f}e3", f"{value.numerator}.", f"{sign}00{top}",
+            f"\\text{{{minus}{top}}}",
         ]  # fmt: skip
         if top % 12 == 0 and top:
             texts.append(f"{minus}{words(top // 12)} dozen")
