@@ -124,9 +124,15 @@ def canonical(text: str) -> str:
     text = re.sub(r"(\\frac|\\sqrt) ?(\\[A-Za-z]+|\w) ?", r"\1{\2}", text)  # "\\frac12"
     text = re.sub(r"(\\frac\{[^{}]{1,50}\}) ?(\\[A-Za-z]+|\w)", r"\1{\2}", text)
     text = re.sub(r" usd(?=[-+*/=]\d)", "", text)
+    text = re.sub(r"(?<=[\d)}]) ?\\frac\{ ?([a-z]{1,5}) ?\}\{ ?([a-z]{1,5}) ?\}$", _rate, text)
     if "\\pm" in text and "," not in text and "\\mp" not in text:
         text = ",".join(re.sub(r"\\pm ?", sign, text).replace("=+", "=").removeprefix("+") for sign in "+-")
     return text.rstrip(".").strip()
+
+
+def _rate(found: re.Match[str]) -> str:
+    """The unit of "10\\frac{m}{s}", where it is one."""
+    return f" {found[1]}/{found[2]}" if is_unit(found[1]) and is_unit(found[2]) else found[0]
 
 
 def _price(found: re.Match[str]) -> str:
@@ -211,7 +217,9 @@ _NAME = re.compile(
 )
 _NOTHING = re.compile(r"(?i)(?:there (?:is|are) )?no (?:real )?solutions?|none|(?:the )?empty set|\\\{\\\}")
 _NUMERAL = re.compile(r"\(?(-?[0-9A-Za-z]{1,50})\)?_\{?(\d{1,2})\}?", re.ASCII)
-_RATIO = re.compile(r"(\d{1,9}(?::\d{1,9})+)(?: ?([ap])\.?m\.?)?|(\d{1,2}) ?([ap])\.?m\.?", re.ASCII | re.IGNORECASE)
+_RATIO = re.compile(
+    r"(\d{1,9}(?::\d{1,9})+)(?: ?([ap])\.?m\.?)?|(\d{1,2}) ?(?:([ap])\.?m\.?|o'? ?clock)", re.ASCII | re.IGNORECASE
+)
 _INDEX = re.compile(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z])\([^()]*\)")
 _MEASURES = re.compile(r"(\d[\d./]* ?[A-Za-z]+) (\d[\d./]* ?[A-Za-z]+)")
 
@@ -223,7 +231,9 @@ def read(text: str) -> Answer | None:
     if ratio:
         parts = tuple(int(part) for part in (ratio[1] or f"{ratio[3]}:00").split(":"))
         half = (ratio[2] or ratio[4] or "").lower()
-        clock = len(parts) == 2 and parts[0] < 25 and parts[1] < 60 and (bool(half) or text[-3:-2] == ":")
+        clock = (
+            len(parts) == 2 and parts[0] < 25 and parts[1] < 60 and (not ratio[1] or bool(half) or text[-3:-2] == ":")
+        )
         return Ratio(parts, clock, half)
     if numeral and any(char.isdigit() for char in numeral[1]):
         return Word(f"{numeral[1].lower()}_{numeral[2]}")
@@ -349,7 +359,10 @@ def same(gold: str, answer: str) -> bool | None:
     ours, theirs = canonical(gold), canonical(answer)
     if not ours or not theirs:
         return None
-    found = True if ours == theirs else _compare(read(ours), read(theirs))
+    alike = ours == theirs or (
+        ours.replace(" ", "") == theirs.replace(" ", "") and not re.search(r"\d \d", ours + theirs)
+    )
+    found = True if alike else _compare(read(ours), read(theirs))
     if found is False and "," in gold and "," in answer:  # "81,256" may be a list without its spaces
         lists = [read(canonical(re.sub(r",(?=\d{3}(?!\d))", ", ", text))) for text in (gold, answer)]
         found = all(isinstance(each, Group) for each in lists) and bool(_compare(*lists))

@@ -5,8 +5,8 @@ this package, so it starts in under half a second and holds no model. One JSON l
 
     {"gold": "x+1", "answer": "1+x", "cpu_s": 5}  ->  {"found": "equal", "reason": ""}
 
-`found` is "equal", "different", "gold" (the gold cannot be parsed) or "error". math-verify's grammar reads both; they are
-compared here, because its own comparison takes 1/20! for 1/21! (six decimals), x^2+1=0 for x^2+7=0 (no real
+`found` is "equal", "different", "gold" (the gold cannot be parsed) or "error". math-verify's grammar reads both; they
+are compared here, because its own comparison takes 1/20! for 1/21! (six decimals), x^2+1=0 for x^2+7=0 (no real
 root) and depends on which of the two is the gold. Two expressions are equal where they agree to 40 digits or more at
 several points; two equations or inequalities, where their sides' differences are multiples of each other.
 

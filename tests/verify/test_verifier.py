@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flow_dpo.cli.main import main
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.evaluate.grade_file import verify_file
 from flow_dpo.verify import worker_pool
@@ -371,6 +372,30 @@ def test_a_file_is_graded_row_by_row(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "graded.summary.json").read_text()) == summary
     with pytest.raises(DataError, match="another file"):
         verify_file(source, source)
+
+
+def test_the_command_takes_its_settings_as_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"gold": "x+1", "model_output": "\\boxed{1+x}"},
+        {"gold": "4", "model_output": "\\boxed{4}\nThat was all."},
+        {"gold": "1", "model_output": "\\boxed{9^{9^{9^{9}}}}"},
+    ]
+    source, out = tmp_path / "rows.jsonl", tmp_path / "graded"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    command = ["verify", str(source), "--output", str(out)]
+    assert main([*command, "--timeout_s", "0.5", "--num_workers", "1", "--which", "last_line"]) == 0
+    graded = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in graded] == ["correct", "wrong", "ungraded"]
+    assert graded[2]["reason"] == "timeout: no result within 0.5 s of processor time"
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 1 / 3
+    assert main([*command, "--num_workers", "0"]) == 1
+    assert "at least one worker" in capsys.readouterr().err
+    assert main([*command[:3], str(source / "below")]) == 1
+    assert "expected a place to write" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["verify", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("timeout_s", "num_workers", "which", "extractors", "output"))
 
 
 @pytest.mark.parametrize(
