@@ -20,8 +20,9 @@ from flow_dpo.cli.main import main
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.evaluate.grade_file import verify_file
 from flow_dpo.verify import worker_pool
+from flow_dpo.verify.canonical import canonical
 from flow_dpo.verify.closed_form import closed_form
-from flow_dpo.verify.equivalence import canonical, same
+from flow_dpo.verify.equivalence import same
 from flow_dpo.verify.extract import AnswerRule
 from flow_dpo.verify.verifier import Verifier
 from flow_dpo.verify.worker_pool import GradingPool
