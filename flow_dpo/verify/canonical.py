@@ -101,8 +101,6 @@ def canonical(text: str) -> str:
     # 5. Separators. "81, 256" is a list, "81,256" a number, but in brackets a comma parts unless others have spaces.
     if ", " in text or text[:1] not in ("(", "[", "{", "\\"):
         text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
-    if re.search(r"[<>]|\\[lg]e\b", text):
-        text = re.sub(r"\band\b", r"\\land ", text)  # conditions that both hold are no list
     text = _SEPARATOR.sub(",", " ".join(text.split())).strip().strip(",")
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", _SPACE.sub("", text))
     text = re.sub(r"(\\frac|\\sqrt) ?(\\[A-Za-z]+|\w) ?", r"\1{\2}", text)  # "\\frac12"

@@ -35,7 +35,7 @@ DIGITS = 60
 """Two values are compared to these, and to as many more as the integers in them have."""
 MAX_DIGITS = 5_000
 POINTS = 4
-"""At each a variable is another rational number; at the last two it may be negative."""
+"""At each a variable is another number, at the second a whole one; at the last two it may be negative."""
 
 # What sympy and the parser raise on formulas they cannot work with. Anything else ends this process (also a want of
 # memory, which may be an earlier pair's doing): its parent tries once more on a fresh one and reports that as ungraded.
@@ -91,7 +91,7 @@ def read(parse: Callable[[str], Any], text: str) -> Any:
 
 def exact(found: Any) -> Any:
     """The same in rational numbers for decimals, with i as a number. Equations stay as written, true or not."""
-    from sympy import And, FiniteSet, Float, I, Rational, Symbol
+    from sympy import And, Derivative, FiniteSet, Float, I, Rational, Symbol
     from sympy.core.function import AppliedUndef
     from sympy.core.relational import Relational
 
@@ -105,7 +105,8 @@ def exact(found: Any) -> Any:
         return rebuilt
     numbers = {number: Rational(str(number)) for number in found.atoms(Float)}
     names = {each: I if each.name == "i" else Symbol(each.name, real=True) for each in found.atoms(Symbol)}
-    calls = {each: Symbol(str(each), real=True) for each in found.atoms(AppliedUndef)}  # "f(2)" is a name
+    rates = {each for each in found.atoms(Derivative) if isinstance(each.expr, (Symbol, AppliedUndef))}
+    calls = {each: Symbol(str(each), real=True) for each in found.atoms(AppliedUndef) | rates}  # "f(2)", "dy/dx": names
     return found.xreplace({**numbers, **names, **calls})
 
 
@@ -163,13 +164,15 @@ def in_order(a: Any) -> list[Any] | None:
 
 def as_set(a: Any, other: Any) -> Any:
     """The solutions of inequalities, where the other is a set of numbers."""
-    from sympy import And, FiniteSet, Set, Union
+    from sympy import And, FiniteSet, Intersection, Set, Union
     from sympy.core.relational import Relational
 
     conditions = list(a) if isinstance(a, FiniteSet) else [a]
     numbers = isinstance(other, Set) and not isinstance(other, FiniteSet) and len(a.free_symbols) == 1
     if numbers and all(isinstance(each, (Relational, And)) for each in conditions):
-        return Union(*(each.as_set() for each in conditions))
+        sets = [each.as_set() for each in conditions]
+        both = Intersection(*sets)  # "x > 3, x < 5" hold both, "x < 3, x > 5" one or the other
+        return Union(*sets) if both.is_empty else both
     return a
 
 
@@ -242,7 +245,8 @@ def at_points(a: Any, b: Any) -> list[tuple[Any, Any, int]]:
         for each in symbols:
             size = zlib.crc32(f"{each} {point}".encode())
             sign = -1 if point == 2 or (point > 2 and size & 1) else 1
-            numbers[each] = sign * Rational(1 + size % 997, 1 + size // 997 % 101)
+            bottom = 1 if point == 1 else 103 + size // 997 % 97  # at whole numbers too: of floors and ceilings
+            numbers[each] = sign * Rational(2 + size % (10 if point == 1 else 997), bottom)
         x, y = (each.xreplace(numbers).evalf(digits) for each in (a, b))
         if not (x.is_number and y.is_number and x.is_finite is not False and y.is_finite is not False) or not all(
             part.is_Float or part.is_Rational for each in (x, y) for part in each.as_real_imag()
