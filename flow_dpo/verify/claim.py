@@ -112,6 +112,7 @@ _VERBS = _words(
     "costs cost pays pay paid takes take took spends spend spent will would gives give gave leaves becomes totals "
     "owes it's that's there's he's she's"
 )
+_TIMES = _words("seconds minute minutes hour hours day days week weeks month months year years")
 _CONCLUDES = _words("then so therefore thus hence")
 _EXPLAINS = _words("because since as after before who whose when where while if given unless although though")
 _LEAD = _CONCLUDES | _words(
@@ -235,8 +236,7 @@ class _Sentence:
         # 2. The first value behind the last verb or equation sign, with those that belong to it.
         behind = [at for at in kept if at > verb]
         if verb < 0 or not behind:
-            shares = [at for at in kept if at + 1 < len(self.items) and self.items[at + 1].word == "each"]
-            return ([at for at in kept if at not in shares] or [*kept, None])[-1]
+            return ([at for at in kept if not self.is_rate(at)] or [*kept, None])[-1]
         chosen = behind[0]
         for other in behind[1:]:
             between = self.items[chosen + 1 : other]
@@ -305,6 +305,12 @@ class _Sentence:
                 begin = which + 1
         return (front + (offered(values) if "offer" in links else ", ".join(values))).strip()
 
+    def is_rate(self, at: int) -> bool:
+        """Does a value only say for how much: "$500 each", "every 3 weeks", "for 2 hours"?"""
+        before, after = self.items[at - 1].word if at else "", [item.word for item in self.items[at + 1 : at + 2]]
+        timed = before in ("for", "in", "over", "within") and bool(set(after) & _TIMES)
+        return timed or before in ("every", "per") or after == ["each"]
+
     def is_remark(self, place: int) -> bool:
         """Does a remark begin with the value behind a comma, as in "7, 3 more than before"?"""
         after = self.items[place + 1].word if place + 1 < len(self.items) else ""
@@ -318,7 +324,7 @@ class _Sentence:
             measured = bool(words) and is_unit(words[-1])
             rate = measured and (item.word == "per" or (item.text == "/" and item.start == end))
             name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in _STOP
-            unit = is_unit(item.text) or words[-1:] in (["/"], ["per"])
+            unit = (is_unit(item.text) and item.word != "in") or words[-1:] in (["/"], ["per"])
             counted = name and not (self.items[place].worked and "=" in self.items[place].text)
             if not rate and (self.text[end : item.start].strip() or len(words) > 3 or not (counted or unit)):
                 break
@@ -335,6 +341,8 @@ def _link(between: Sequence[Item]) -> str:
     words = [item.word for item in between if len(item.word) > 1 or (item.word and ")" not in marks)]
     if words and set(words) <= _HEDGES and set(words) & _DOUBT:
         return "" if words[:2] == ["or", "else"] else "offer"
+    if " ".join(words[-3:]).removeprefix("it ") in ("might be", "may be", "could be", "might also be"):
+        return "offer"
     if marks - set(',;()/&*"\u2013\u2014'):
         return ""
     if not words:

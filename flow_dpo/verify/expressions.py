@@ -145,7 +145,7 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
     if token.kind == "word":
         if token.text in _FUNCTIONS:
             return (not operand or glued) and after is not None and after.kind not in ("operator", "mark")
-        if len(token.text) > 1 and token.text.isalpha():
+        if len(token.text) > 1 and token.text[1] not in "_0123456789":
             return False
         times = token.text in ("x", "X") and operand and after is not None and after.kind in ("number", "formula")
         tied = after is not None and (

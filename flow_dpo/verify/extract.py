@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from flow_dpo.verify.claim import MAX_SENTENCE, WRONG, alike, claim, denied, offered, sentence_at
+from flow_dpo.verify.boxes import BRACES, MAX_BOXES, box_is_open, boxed, last_box
+from flow_dpo.verify.claim import MAX_SENTENCE, WRONG, claim, denied, sentence_at
 from flow_dpo.verify.expressions import whole_text
-from flow_dpo.verify.words import is_unit
 
 Extractor = Literal["box", "answer_is", "number"]
 
@@ -57,7 +57,7 @@ def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
     place = text if rule.which == "anywhere" else _last_line(text, ended)
     if rule.which == "closed_last_line" and not (ended or _is_closed(text)):
         return None
-    if "box" in rule.extractors and _box_is_open(text):
+    if "box" in rule.extractors and box_is_open(text):
         return None
     start = 0
     for _ in range(4):  # each time that an answer is taken back, what follows may hold another
@@ -114,7 +114,6 @@ def _taken_back(place: str, at: int, answer: str) -> int:
 # ---- where ----------------------------------------------------------------------------------------------------------
 
 _ORNAMENT = re.compile(r"[\s`*_\-=~]*\Z")
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _COURTESY = re.compile(
     r"[\s*_(]{0,8}(?:(?:i )?hope|let me know|please let|feel free|if you (?:have|need|want|would)"
     r"|(?:i[\u2019']m )?happy to|thank"
@@ -131,7 +130,7 @@ def _is_closed(text: str) -> bool:
     body = text.rstrip()
     if "\n" not in text[len(body) :]:
         return False
-    return not (body.rfind("\\[") > body.rfind("\\]") or body.count("$$") % 2 or _box_is_open(body))
+    return not (body.rfind("\\[") > body.rfind("\\]") or body.count("$$") % 2 or box_is_open(body))
 
 
 def _last_line(text: str, ended: bool) -> str:
@@ -168,7 +167,7 @@ def _opener(body: str, start: int) -> int:
         openers.append(body.rfind(f"\\begin{{{end[1]}}}", 0, start))
     stack: list[int] = []
     if "}" in line:
-        for brace in _BRACES.finditer(body):
+        for brace in BRACES.finditer(body):
             if brace[0] == "{":
                 stack.append(brace.start())
             elif brace[0] == "}" and stack:
@@ -186,119 +185,6 @@ def _backwards(pattern: re.Pattern[str], text: str, piece: int = 4_096) -> Itera
         found = [match for match in pattern.finditer(text, begin, min(len(text), end + 200)) if match.start() < end]
         yield from reversed(found)
         end = begin
-
-
-# ---- the last box ---------------------------------------------------------------------------------------------------
-
-_BOX_BODY = re.compile(r"[^\s$]{1,200}")
-_JOINT_NOISE = re.compile(r"\\[()\[\],;:! ]|\\q?quad|\\text|\\mbox|[${}~\s]+")
-_JOINT = re.compile(
-    r"(?:[A-Za-z]{1,15} )?(?:,|;|,? ?\(?(?P<word>and|or)(?: maybe| perhaps| possibly| else| even)* ?)"
-    r"(?: ?[A-Za-z]\w{0,3}(?: ?\([^()]{1,10}\))? ?=)?"
-)
-_MENTION = re.compile(r"\b(?:in|inside|within|using|with|into|a|the|use)\s+[`$\\(]{0,4}\Z")
-_OR_ELSE = re.compile(
-    r"[\s$)\]\\*]{0,8}[,(]?\s?(?=(?:or(?! else)|alternatively|but (?:it )?(?:could|might|may)|maybe|perhaps)\b)"
-)
-_BOX_TAIL = re.compile(
-    r"[\s$*~]{0,4}(?:\\[)\] ,;]|\\text\{|\$|\s){0,4}"
-    r"(percent\b|\\?%|(?:square |cubic )?(?!in\b)(?P<unit>[A-Za-z]{2,12})(?:(?: per |/)[a-z]{1,12})?(?![A-Za-z]))"
-)
-_EITHER = re.compile(r"\beither\s+([^.\n]{1,60}?)\s+or\s+[$\\(\[]{0,4}\Z", re.IGNORECASE)
-MAX_BOX = 20_000
-MAX_BOXES = 100
-
-
-def _find_box(text: str, start: int, end: int) -> int:
-    return max(text.rfind("\\boxed", start, end), text.rfind("\\fbox", start, end))
-
-
-def _box_span(text: str, start: int, stop: int) -> tuple[str, int] | None:
-    """Contents and end of the box that starts at `start`; None where its brace is not closed before `stop`."""
-    at = start + (6 if text.startswith("\\boxed", start) else 5)
-    stop = min(stop, at + MAX_BOX)
-    while at < stop and text[at].isspace():
-        at += 1
-    if not text.startswith("{", at):  # "\boxed 2": TeX boxes the next token
-        token = _BOX_BODY.match(text, at, stop)
-        return (token[0].rstrip(".,;:*`"), token.end()) if token else ("", at)
-    depth = 0
-    for brace in _BRACES.finditer(text, at, stop):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0 and brace[0] == "}":
-            return text[at + 1 : brace.start()].strip(), brace.end()
-    return None
-
-
-def _box_is_open(text: str) -> bool:
-    start = _find_box(text, 0, len(text))
-    return start >= 0 and _box_span(text, start, len(text)) is None
-
-
-def last_box(text: str, *, joined: bool = True) -> str | None:
-    r"""Contents of the last \boxed or \fbox; "" where it is empty or unclosed, None where there is no box.
-
-    Boxes that one sentence joins are one answer, "\boxed{6} and \boxed{8}" is "6, 8": who boxes two numbers has not
-    chosen the second. Not so where "or" joins two forms of one value ("\boxed{28} or \boxed{28_9}" is the second), or
-    where the text says that either will do; nor with `joined` off.
-    """
-    found = _boxes(text, joined=joined)
-    return found[0] if found else None
-
-
-def _boxes(text: str, *, joined: bool = True) -> tuple[str, int, int] | None:
-    """What the last boxes hold together, and where they begin and end."""
-    last = start = _find_box(text, 0, len(text))
-    if start < 0:
-        return None
-    span = _box_span(text, start, len(text))
-    if span is None:
-        return "", start, len(text)
-    contents, end = [span[0]], span[1]
-    joined = joined and not re.match(r"[\s$.)\]\\]{0,8}\(?Either\b", text[end : end + 40])
-    for _ in range(MAX_BOXES if joined else 0):
-        before = _find_box(text, max(0, start - MAX_SENTENCE), start)
-        span = _box_span(text, before, start) if before >= 0 else None
-        if span is None or start - span[1] > 80:
-            break
-        between = " ".join(_JOINT_NOISE.sub(" ", text[span[1] : start]).split())
-        joint = _JOINT.fullmatch(between)
-        if not joint:
-            break
-        if span[0] != contents[-1] and not (joint["word"] == "or" and alike(span[0], contents[-1])):
-            contents.append(span[0])
-        start = before
-    return ", ".join(dict.fromkeys(reversed(contents))), last if len(contents) == 1 else start, end
-
-
-def _boxed(text: str) -> tuple[str, int] | None:
-    """The answer in the last boxes, with a magnitude or unit behind them, and another that is offered beside them."""
-    found = _boxes(text)
-    while found and not found[0].strip(".…? ") and _MENTION.search(text[max(0, found[1] - 20) : found[1]]):
-        text = text[: found[1]]  # "I put it in \boxed{}"
-        found = _boxes(text)
-    if not found:
-        return None
-    content, start, end = found
-    if not content:
-        return "", end
-    behind = text[end : end + 200]
-    if denied(text, start, end) or re.search(
-        rf"\b(?:is|are|was)\b[^.]{{0,12}}{WRONG}|^(?:\\text\{{)? ?not ?\}}? ?[\d\\]", content
-    ):
-        return _boxed(text[end:])
-    tail = _BOX_TAIL.match(behind) if re.fullmatch(r"-?[\d.,]*\d", content) else None
-    if tail and (not tail["unit"] or is_unit(tail["unit"])):
-        content += f" {tail[1]}"
-    values = [content]
-    other = _OR_ELSE.match(behind, tail.end() if tail else 0)
-    if other:
-        second = claim("0 " + sentence_at(behind, other.end())[0], stated=True) or ""
-        values += [second.removeprefix("0, ")] if second.startswith("0, ") else []
-    either = _EITHER.search(text[max(0, start - 80) : start])
-    if either and any(char.isdigit() for char in either[1]):
-        values.insert(0, either[1].strip(" $"))
-    return offered(values) if len(values) > 1 else content, end
 
 
 # ---- "the answer is" ------------------------------------------------------------------------------------------------
@@ -335,13 +221,16 @@ def after_answer_is(text: str) -> str | None:
     return found[0] if found else None
 
 
-def _begins_line(text: str, at: int) -> bool:
-    before = text[max(0, at - 30) : at]
-    return bool(_LINE_START.search(before)) and (at <= 30 or "\n" in before)
+def _states(text: str, marker: re.Match[str]) -> bool:
+    """Does a marker introduce an answer: where it must, at the start of its line, and not with "cannot be"?"""
+    if not marker["line"]:
+        return not re.search(r"not\b|n['\u2019]t\b|\bnever\b", marker[0])
+    before = text[max(0, marker.start() - 30) : marker.start()]
+    return bool(_LINE_START.search(before)) and (marker.start() <= 30 or "\n" in before)
 
 
 def _stated(text: str) -> tuple[str, int] | None:
-    markers = (found for found in _backwards(_MARKER, text) if not found["line"] or _begins_line(text, found.start()))
+    markers = (found for found in _backwards(_MARKER, text) if _states(text, found))
     for marker in islice(markers, MAX_MARKERS):
         lead = _LEAD.match(text, marker.end(), marker.end() + 200)
         start = lead.end() if lead else marker.end()
@@ -395,4 +284,4 @@ def _numbered(text: str) -> tuple[str, int] | None:
     return None
 
 
-_FINDERS = {"box": _boxed, "answer_is": _stated, "number": _numbered}
+_FINDERS = {"box": boxed, "answer_is": _stated, "number": _numbered}
