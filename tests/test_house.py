@@ -66,11 +66,13 @@ PURE = [
     "runs.tree_records",
     "traces.settings",
     "traces.trace",
+    "verify.canonical",
     "verify.closed_form",
     "verify.equivalence",
     "verify.extract",
     "verify.grader",
     "verify.verifier",
+    "verify.words",
 ]
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 

@@ -1,6 +1,7 @@
 """`flow-dpo verify`: grade a file of answers against their gold, and print the summary.
 
     flow-dpo verify answers.jsonl --output graded       graded/verdicts.jsonl, graded/summary.json
+    flow-dpo verify answers.jsonl --output graded --which last_line --timeout_s 10 --num_workers 8
 
 It stands by itself because the other commands load torch, which grading does not need. Invariant: nothing heavy is
 imported, here or below.
@@ -9,19 +10,45 @@ imported, here or below.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.evaluate.grade_file import verify_file
+from flow_dpo.evaluate.grade_file import VerifySettings, verify_file
 from flow_dpo.runs.resolve import resolve
+from flow_dpo.verify.verifier import STANDALONE
 
 
 def verify(argv: Sequence[str]) -> int:
     """`flow-dpo verify FILE --output OUT`."""
     what = "Grade a file of answers against their gold, and print the summary: flow-dpo verify FILE --output OUT"
-    parsed = resolve("flow-dpo verify", what, argv, {"output": ""}, others="files")
-    if len(parsed["files"]) != 1 or not parsed["output"]:
-        raise ConfigError("expected: flow-dpo verify FILE --output OUT")
-    print(json.dumps(verify_file(Path(parsed["files"][0]), Path(parsed["output"])), indent=2))
+    sections = {"verify": VerifySettings(), "rule": STANDALONE}
+    parsed = resolve("flow-dpo verify", what, argv, sections, others="files")
+    settings: VerifySettings = parsed["verify"]
+    if len(parsed["files"]) != 1 or not settings.output:
+        raise ConfigError("expected: flow-dpo verify FILE --output OUT (flow-dpo verify --help lists all settings)")
+    summary = verify_file(
+        Path(parsed["files"][0]),
+        Path(settings.output),
+        rule=parsed["rule"],
+        timeout_s=settings.timeout_s,
+        num_workers=settings.num_workers,
+        on_batch=_sign_of_life(),
+    )
+    print(json.dumps(summary, indent=2))
     return 0
+
+
+def _sign_of_life() -> Callable[[int, int], None]:
+    """Tells on standard error, every few seconds, how many rows are graded."""
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > 3 and done < total:
+            said = time.monotonic()
+            print(f"{done:,} of {total:,} graded", file=sys.stderr, flush=True)
+
+    return tell

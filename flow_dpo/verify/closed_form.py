@@ -28,7 +28,7 @@ DIGITS = 200
 MAX_RADICAND_BITS = 200
 """So that no cancellation eats them all."""
 
-_PI = Fraction(
+PI = Fraction(
     "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798214808651"
 )
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|[A-Za-z](?:_(?:\{\w{1,9}\}|\w))?|\S", re.ASCII)
@@ -151,7 +151,7 @@ class _Reader:
             return self.root(self.argument())
         if token == "\\pi":
             self.exact = False
-            return _PI
+            return PI
         if _VARIABLE.fullmatch(token) and token not in ("e", "i"):  # these may be the constants
             self.exact, self.variables = False, True
             return 1 + Fraction(int.from_bytes(re.sub(r"[{}]", "", token).encode()) % 99_991, 99_991)

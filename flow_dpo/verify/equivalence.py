@@ -23,126 +23,14 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+from flow_dpo.verify.canonical import canonical, is_name
 from flow_dpo.verify.closed_form import Formula, closed_form
-from flow_dpo.verify.words import Unit, is_unit, spelled, unit
+from flow_dpo.verify.words import Unit, is_unit, unit
 
 MAX_CHARS = 1_000
 """Longer answers are not compared at all, unless their texts are equal."""
 
-_UNICODE = str.maketrans(
-    {
-        **dict.fromkeys("\u2212\u2013\u2014", "-"),  # minus sign and dashes
-        **dict.fromkeys("\u00a0\u2009\u202f", " "),
-        **dict.fromkeys("\u2061\u200b\ufeff\x00", ""),
-        "\u00d7": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "√": "\\sqrt ", "∞": "\\infty ", "≤": "\\le ",
-        "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "°": "^\\circ ", "½": "\\frac{1}{2}", "²": "^2", "³": "^3",
-        "±": "\\pm ", "\u222a": "\\cup ", "∈": "\\in ", "∅": "\\emptyset ", "¢": " cents",
-        "€": " EUR ", "£": " GBP ", "¥": " JPY ", "₹": " INR ",
-    }
-)  # fmt: skip
-_ALIASES = {
-    "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "leq": "\\le", "leqslant": "\\le", "geq": "\\ge",
-    "geqslant": "\\ge", "neq": "\\ne", "lt": "<", "gt": ">", "cdot": "*", "times": "*", "div": "/", "colon": ":",
-    "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "dots": "\\ldots", "varnothing": "\\emptyset",
-    "langle": "(", "rangle": ")", "dbinom": "\\binom", "tbinom": "\\binom",
-    **dict.fromkeys(["left", "right", "displaystyle", "textstyle", "big", "Big", "bigl", "bigr", "limits", "rm"], ""),
-    **dict.fromkeys(["quad", "qquad"], " "),
-}  # fmt: skip
-_COMMAND = re.compile(r"\\([A-Za-z]+|.)\s*", re.DOTALL)
-_WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
-_SEPARATOR = re.compile(r"(?:[,;\s]*\b(?:and|or)\b[,;\s]*|\s*;\s*|(?:\s*,\s*){1,4})")
-_SPACE = re.compile(r"(?<![A-Za-z0-9%)}]) | (?![A-Za-z0-9.])")
-_DEGREES = r"\^\s*(?:\\circ|\{\s*\\circ\s*\})"
-_MONEY = {"EUR": "eur", "GBP": "gbp", "JPY": "jpy", "INR": "inr"}
-_PRICE = re.compile(
-    r"(?:\\?\$|\b(EUR|GBP|JPY|INR|USD)\b) ?([-+]?(?:\d[\d,]*)?\.?\d+(?: (?:thousand|million|billion|trillion))?)"
-    r"|(\d) ?(?:\\?\$|(EUR|GBP|JPY|INR)\b)"
-)
-_GAPPED = re.compile(r"(?<![\d.,\\])(\d{1,3})((?:(?:\\[,;:! ]|~|\{,\}|,\\!| )\s?\d{3})+)(?![\d/])")
-_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
-_REPEATING = re.compile(
-    r"(\d{0,50})\.(\d{0,50}?)(?:\\(?:overline|bar|dot)\s*(?:\{(\d{1,50})\}|(\d))|\((\d{1,50})\)|(\d)\6{2,50}(?:\.\.\.|\\l?dots))"
-)
 _PLAIN = re.compile(r"-?\d{1,9}(?:\.\d{1,5})?", re.ASCII)
-_MIXED = re.compile(r"(?<![\d./])(\d{1,9}) (\d{1,9}/\d{1,9})(?![\d/])")
-_TYPED = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])", r"\1*10^{\2}"),
-        (r"!=", r"\\ne "), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"\*\*", "^"),
-        (r"(?<![\\A-Za-z])(sqrt|pi)(?![A-Za-z])", r"\\\1 "),
-        (r"(?<![\\A-Za-z])(?:infinity|infty|inf)(?![A-Za-z])", r"\\infty "),
-        (r"(\w)\)? ?(?:in )?\bbase ?\{?(\w+)\}?", r"\1_{\2}"),
-    )
-)  # fmt: skip
-
-
-# ---- one spelling ----------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=4_096)
-def canonical(text: str) -> str:
-    """One spelling for answers that differ in spelling alone. Never joins what a space parts: "1 1/2" is not "11/2"."""
-    text = text.translate(_UNICODE)
-    # 1. Prices ("$5", where "$5$" is a formula between delimiters), delimiters, escapes.
-    if any(not re.match(r"\$ ?[-+]?\.?\d", text[found.start() :]) for found in re.finditer(r"(?<!\\)\$", text)):
-        text = re.sub(r"(?<!\\)\$", "", text)
-    text = _PRICE.sub(_price, text).replace("$", "")
-    if "matrix" not in text and "array" not in text:
-        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # an escape too many: "\\frac"
-    text = re.sub(r"(?<!\\)(?:\\\\)*\\[()\[\]]", lambda match: "\\\\" * (match[0].count("\\") // 2), text)
-    # 2. Numerals: thousands ("1,\!000", "1\,000"), repeating decimals, degrees inside sin and cos.
-    text = _GAPPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
-    text = _REPEATING.sub(_repeated, re.sub(r"\\!\s*", "", text.replace("{,}", ",")))
-    if re.search(r"(?:sin|cos|tan|cot|sec|csc)\b", text):
-        text = re.sub(rf"(\d+(?:\.\d+)?)\s*{_DEGREES}", r"(\1*\\pi/180)", text)
-    text = re.sub(_DEGREES, " degrees ", text)
-    # 3. Wrappers, commands, and what is typed without a backslash.
-    text = _WRAPPED.sub(lambda match: f" {match[1]} ", _WRAPPED.sub(lambda match: f" {match[1]} ", text))
-    text = " ".join(_COMMAND.sub(_command, text).replace("~", " ").split())
-    text = text.strip('*_`" ').rstrip(" .,;:")
-    for pattern, replacement in _TYPED:
-        text = pattern.sub(replacement, text)
-    text, approximately, decimal = text.partition("\\approx")
-    if approximately and (not text or _is_name(text.strip())):
-        text = f"{text}={decimal}".removeprefix(
-            "="
-        ).strip()  # "x \approx 3.14"; of "1/3 \approx 0.33" the first is meant
-    # 4. Words.
-    if re.search(r"(?<!\\)\b[A-Za-z]{2}", text):
-        text = spelled(text)
-    text = _MIXED.sub(r"(\1+\2)", text)
-    # 5. Separators. "81, 256" is a list, "81,256" a number, but in brackets a comma parts unless others have spaces.
-    if ", " in text or text[:1] not in ("(", "[", "{", "\\"):
-        text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
-    text = _SEPARATOR.sub(",", " ".join(text.split())).strip().strip(",")
-    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", _SPACE.sub("", text))
-    text = re.sub(r"(\\frac|\\sqrt) ?(\\[A-Za-z]+|\w) ?", r"\1{\2}", text)  # "\\frac12"
-    text = re.sub(r"(\\frac\{[^{}]{1,50}\}) ?(\\[A-Za-z]+|\w)", r"\1{\2}", text)
-    text = re.sub(r" usd(?=[-+*/=]\d)", "", text)
-    if "\\pm" in text and "," not in text and "\\mp" not in text:
-        text = ",".join(re.sub(r"\\pm ?", sign, text).replace("=+", "=").removeprefix("+") for sign in "+-")
-    return text.rstrip(".").strip()
-
-
-def _price(found: re.Match[str]) -> str:
-    return f"{found[2] or found[3]} {_MONEY.get(found[1] or found[4] or '', 'usd')}"
-
-
-def _repeated(found: re.Match[str]) -> str:
-    r"""A repeating decimal as a fraction: "0.1\overline{6}" is 1/6."""
-    whole, fixed, period = found[1] or "0", found[2], found[3] or found[4] or found[5] or found[6]
-    repeated = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
-    value = Fraction(int(whole + fixed), 10 ** len(fixed)) + repeated
-    return f"({value.numerator}/{value.denominator})"
-
-
-def _command(match: re.Match[str]) -> str:
-    name = match[1]
-    if name.isalpha():
-        spelling = _ALIASES.get(name, f"\\{name}")
-        return spelling + " " if spelling[-1:].isalpha() else spelling
-    return {" ": " ", ",": " ", ";": " ", ":": " ", "%": "%", "#": "#", "&": "&", "_": "_"}.get(name, f"\\{name}")
 
 
 def for_algebra(text: str) -> str:
@@ -202,12 +90,14 @@ Answer = Quantity | Group | Named | Ratio | Word
 _FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc|log|exp|mod|max|min|gcd|lcm|ln|det)")
 _LITTLE = frozenset(["per", "of", "in", "at", "on", "by", "for", "is", "a", "an"])
 _NAME = re.compile(
-    rf"[A-Za-z][A-Za-z' .-]*[A-Za-z]|(?!{_FUNCTION.pattern})[A-Za-z]{{3,12}} \d{{1,4}}|[-+]?\\infty|\\emptyset"  # "June 20"
+    rf"[A-Za-z][A-Za-z' .-]*[A-Za-z]|[-+]?\\infty|\\emptyset"
+    rf"|(?!{_FUNCTION.pattern})[A-Za-z]{{3,12}} \d{{1,4}}"  # "June 20"
 )
 _NOTHING = re.compile(r"(?i)(?:there (?:is|are) )?no (?:real )?solutions?|none|(?:the )?empty set|\\\{\\\}")
 _NUMERAL = re.compile(r"\(?(-?[0-9A-Za-z]{1,50})\)?_\{?(\d{1,2})\}?", re.ASCII)
-_RATIO = re.compile(r"(\d{1,9}(?::\d{1,9})+)(?: ?([ap])\.?m\.?)?|(\d{1,2}) ?([ap])\.?m\.?", re.ASCII | re.IGNORECASE)
-_INDEX = re.compile(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z])\([^()]*\)")
+_RATIO = re.compile(
+    r"(\d{1,9}(?::\d{1,9})+)(?: ?([ap])\.?m\.?)?|(\d{1,2}) ?(?:([ap])\.?m\.?|o'? ?clock)", re.ASCII | re.IGNORECASE
+)
 _MEASURES = re.compile(r"(\d[\d./]* ?[A-Za-z]+) (\d[\d./]* ?[A-Za-z]+)")
 
 
@@ -218,7 +108,9 @@ def read(text: str) -> Answer | None:
     if ratio:
         parts = tuple(int(part) for part in (ratio[1] or f"{ratio[3]}:00").split(":"))
         half = (ratio[2] or ratio[4] or "").lower()
-        clock = len(parts) == 2 and parts[0] < 25 and parts[1] < 60 and (bool(half) or text[-3:-2] == ":")
+        clock = (
+            len(parts) == 2 and parts[0] < 25 and parts[1] < 60 and (not ratio[1] or bool(half) or text[-3:-2] == ":")
+        )
         return Ratio(parts, clock, half)
     if numeral and any(char.isdigit() for char in numeral[1]):
         return Word(f"{numeral[1].lower()}_{numeral[2]}")
@@ -229,7 +121,7 @@ def read(text: str) -> Answer | None:
         return Word((inner or text).removeprefix("+"))
     parts = _split(inner or text, ",")
     if len(parts) > 1:
-        kind = "" if not inner else "{}" if text.startswith("\\{") else text[0] + text[-1]
+        kind = "" if not inner else "{}" if text.startswith(("{", "\\{")) else text[0] + text[-1]
         if "|" in text or "\\mid" in text or ":" in text:
             return None  # a set by its condition
         return _group(kind, tuple(read(part) for part in parts))
@@ -260,7 +152,7 @@ def _split(text: str, separator: str) -> list[str]:
 def _unwrapped(text: str) -> str:
     """What stands in the brackets around a whole text, "" where none do."""
     start = 2 if text.startswith("\\{") else 1
-    if text[:start] not in ("(", "[", "\\{") or text[-1:] not in (")", "]", "}"):
+    if text[:start] not in ("(", "[", "{", "\\{") or text[-1:] not in (")", "]", "}"):
         return ""
     inner = text[start : -2 if text.endswith("\\}") else -1]
     depth = 0
@@ -285,18 +177,12 @@ def _group(kind: str, parts: tuple[Answer | None, ...]) -> Answer:
 
 def _read_equation(sides: list[str]) -> Answer | None:
     """The value that is named, or calculated: "x = 3", "3 = x", "2 + 13 = 15". "2x = 4" is none of these."""
-    if _is_name(sides[0]):
+    if is_name(sides[0]):
         return Named(sides[0], read(sides[-1]))
-    if len(sides) == 2 and _is_name(sides[1]):
+    if len(sides) == 2 and is_name(sides[1]):
         return Named(sides[1], read(sides[0]))
     calculated = [closed_form(side) for side in sides]
     return read(sides[-1]) if all(value and not value.variables for value in calculated) else None
-
-
-def _is_name(side: str) -> bool:
-    """Whether a side of "=" names a value: letters, and numerals only in an index or an argument."""
-    bare = re.sub(r"\\[A-Za-z]+", lambda found: "0" if found[0] in ("\\infty", "\\pi") else "a", _INDEX.sub("", side))
-    return bool(re.search("[A-Za-z]", bare)) and not re.search(r"[\d<>^!,]|\\[a-z]", bare)
 
 
 def _without_unit(text: str) -> tuple[str, str]:
@@ -344,18 +230,33 @@ def same(gold: str, answer: str) -> bool | None:
     ours, theirs = canonical(gold), canonical(answer)
     if not ours or not theirs:
         return None
-    found = True if ours == theirs else _compare(read(ours), read(theirs))
+    alike = ours == theirs or (
+        ours.replace(" ", "") == theirs.replace(" ", "") and not re.search(r"\d \d", ours + theirs)
+    )
+    found = True if alike else _compare(read(ours), read(theirs))
     if found is False and "," in gold and "," in answer:  # "81,256" may be a list without its spaces
         lists = [read(canonical(re.sub(r",(?=\d{3}(?!\d))", ", ", text))) for text in (gold, answer)]
         found = all(isinstance(each, Group) for each in lists) and bool(_compare(*lists))
+    if found is None:  # algebra sees no units
+        units = [_unit_of(text) for text in (ours, theirs)]
+        return False if None not in units and units[0] != units[1] else None
     return found
+
+
+def _unit_of(text: str) -> Unit | None:
+    """The measure behind a formula of any kind."""
+    try:
+        return unit(_without_unit(text)[1])
+    except ValueError:
+        return None
 
 
 def _compare(a: Answer | None, b: Answer | None) -> bool | None:
     if isinstance(a, Named) and isinstance(b, Named):
         names = [closed_form(each.name) for each in (a, b)]
         alike = a.name == b.name or (names[0] and names[1] and names[0].same(names[1]) is None)  # "x + y" and "y + x"
-        return _compare(a.body, b.body) if alike else False if a.body and b.body else None
+        # "x = y" is "y = x"
+        return _compare(a.body, b.body) if alike else None if names[0] and names[1] else False
     if isinstance(a, Named) or isinstance(b, Named):
         return _compare(a.body if isinstance(a, Named) else a, b.body if isinstance(b, Named) else b)
     if a is None or b is None:
@@ -375,6 +276,10 @@ def _compare(a: Answer | None, b: Answer | None) -> bool | None:
 
 def _compare_groups(a: Group, b: Group) -> bool | None:
     kinds = {a.kind, b.kind}
+    if kinds == {""} and all(
+        isinstance(each, Quantity) and re.fullmatch("[A-Z]", each.text) for each in a.parts + b.parts
+    ):
+        return a.parts == b.parts  # letters in an order
     if kinds <= {"", "{}", "1"}:  # neither order nor repetition counts
         pairs = [(one, others) for ours, others in ((a, b), (b, a)) for one in ours.parts]
         return _all([_any([_compare(one, other) for other in others.parts]) for one, others in pairs])
@@ -400,6 +305,8 @@ def _compare_quantities(a: Quantity, b: Quantity) -> bool | None:
             return False
         scale = b.unit.size / a.unit.size
     found = _close(a, b, scale)
+    if found is None and scale != 1:
+        return True  # "\\sqrt{2} m" and "100\\sqrt{2} cm": to 50 digits, and algebra sees no units
     if found is not False or a.percent == b.percent:
         return found
     return _close(a, b, scale * (Fraction(1, 100) if b.percent else 100))
@@ -407,7 +314,7 @@ def _compare_quantities(a: Quantity, b: Quantity) -> bool | None:
 
 def _close(a: Quantity, b: Quantity, scale: Fraction) -> bool | None:
     """Equal values, or a decimal and the value that it rounds."""
-    found = a.text == b.text and scale == 1 or a.formula.same(b.formula, scale)
+    found = (a.text == b.text and scale == 1) or a.formula.same(b.formula, scale)
     long, short = sorted((a, b), key=lambda each: each.decimals, reverse=True)
     if found is not False or a.formula.variables or b.formula.variables or not long.decimals:
         return found
@@ -442,7 +349,7 @@ def _compare_kinds(a: Answer, b: Answer) -> bool | None:
         return False
     if isinstance(a, Ratio):
         value = Fraction(*a.parts) if len(a.parts) == 2 and all(a.parts) and not a.clock else None
-        return b.formula.exact and b.formula.value in (value, a.parts[0] if a.half and not a.parts[1] else None)
+        return b.formula.exact and b.formula.value in (value, a.parts[0] if a.clock and not a.parts[1] else None)
     assert isinstance(a, Word)
     if _NUMERAL.fullmatch(a.text):  # the base may be left out
         return a.text.rpartition("_")[0] == b.text.lower()

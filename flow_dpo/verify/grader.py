@@ -28,8 +28,8 @@ class GradingSettings:
     unfinished: Literal["wrong", "ungraded"] = "wrong"
     """The score of a rollout without an answer, such as one cut at the cap of chunks (not stated in the paper)."""
     timeout_s: float = 5.0
-    """Seconds of processor time after which the verifier gives an answer up as ungraded. Not by the wall: a busy machine
-    changes no verdict."""
+    """Seconds of processor time after which the verifier gives an answer up as ungraded. Not by the wall: a busy
+    machine changes no verdict."""
 
 
 class Verifies(Protocol):

@@ -5,8 +5,8 @@ this package, so it starts in under half a second and holds no model. One JSON l
 
     {"gold": "x+1", "answer": "1+x", "cpu_s": 5}  ->  {"found": "equal", "reason": ""}
 
-`found` is "equal", "different", "gold" (the gold cannot be parsed) or "error". math-verify's grammar reads both answers;
-they are compared here, because its own comparison takes 1/20! for 1/21! (six decimals), x^2+1=0 for x^2+7=0 (no real
+`found` is "equal", "different", "gold" (the gold cannot be parsed) or "error". math-verify's grammar reads both; they
+are compared here, because its own comparison takes 1/20! for 1/21! (six decimals), x^2+1=0 for x^2+7=0 (no real
 root) and depends on which of the two is the gold. Two expressions are equal where they agree to 40 digits or more at
 several points; two equations or inequalities, where their sides' differences are multiples of each other.
 
@@ -15,6 +15,8 @@ pair has taken `cpu_s` seconds of processor time, by a timer that no load of the
 its standard input is open, so it ends with its parent however that ends. Its memory is limited, it writes no files, and
 no text is evaluated: only the LaTeX grammar is used, never plain expressions, which go through `eval`.
 """
+# sympy's classes have few types
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
 
 import json
 import logging
@@ -23,7 +25,9 @@ import re
 import signal
 import sys
 import zlib
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 MEMORY_BYTES = 1 << 30
 RECURSION = 3_000
@@ -31,7 +35,7 @@ DIGITS = 60
 """Two values are compared to these, and to as many more as the integers in them have."""
 MAX_DIGITS = 5_000
 POINTS = 4
-"""At each a variable is another rational number; at the last two it may be negative."""
+"""At each a variable is another number, at the second a whole one; at the last two it may be negative."""
 
 # What sympy and the parser raise on formulas they cannot work with. Anything else ends this process (also a want of
 # memory, which may be an earlier pair's doing): its parent tries once more on a fresh one and reports that as ungraded.
@@ -59,8 +63,8 @@ def limit_memory() -> None:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def load():
-    """The parser with this process's settings: A is not a, Euler's constant is no Greek letter, units are not dropped."""
+def load() -> Callable[[str], Any]:
+    """The parser with this process's settings: A is not a, gamma is a letter, units are not dropped."""
     from functools import partial
 
     from latex2sympy2_extended import NormalizationConfig, symbols
@@ -77,7 +81,7 @@ def load():
     return partial(parser.parse, extraction_config=rules, parsing_timeout=None, raise_on_error=True)
 
 
-def read(parse, text):
+def read(parse: Callable[[str], Any], text: str) -> Any:
     """What a text says, in exact numbers; None where the parser does not know it."""
     from sympy import Basic, MatrixBase, nan, zoo
 
@@ -85,9 +89,9 @@ def read(parse, text):
     return exact(found) if isinstance(found, (Basic, MatrixBase)) and not found.has(nan, zoo) else None
 
 
-def exact(found):
-    """The same in rational numbers for decimals, with i as a number. Equations stay as written, even where none holds."""
-    from sympy import And, FiniteSet, Float, I, Rational, Symbol
+def exact(found: Any) -> Any:
+    """The same in rational numbers for decimals, with i as a number. Equations stay as written, true or not."""
+    from sympy import And, Derivative, FiniteSet, Float, I, Rational, Symbol
     from sympy.core.function import AppliedUndef
     from sympy.core.relational import Relational
 
@@ -101,14 +105,15 @@ def exact(found):
         return rebuilt
     numbers = {number: Rational(str(number)) for number in found.atoms(Float)}
     names = {each: I if each.name == "i" else Symbol(each.name, real=True) for each in found.atoms(Symbol)}
-    calls = {each: Symbol(str(each), real=True) for each in found.atoms(AppliedUndef)}  # "f(2)" is a name
+    rates = {each for each in found.atoms(Derivative) if isinstance(each.expr, (Symbol, AppliedUndef))}
+    calls = {each: Symbol(str(each), real=True) for each in found.atoms(AppliedUndef) | rates}  # "f(2)", "dy/dx": names
     return found.xreplace({**numbers, **names, **calls})
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
 
 
-def same(a, b):
+def same(a: Any, b: Any) -> bool:
     """Whether two sympy objects are equal. Symmetric."""
     from sympy import And, Eq, Expr, FiniteSet, Interval, MatrixBase, MatrixExpr, Set, Tuple, Union
     from sympy.core.relational import Relational
@@ -144,11 +149,11 @@ def same(a, b):
     return a == b or (isinstance(a, Set) and isinstance(b, Set) and a.symmetric_difference(b).is_empty is True)
 
 
-def each_in(some, others):
+def each_in(some: Iterable[Any], others: Iterable[Any]) -> bool:
     return all(any(same(one, other) for other in others) for one in some)
 
 
-def in_order(a):
+def in_order(a: Any) -> list[Any] | None:
     """The elements of a tuple, of an interval that may be a pair, of a list as it was written."""
     from sympy import Interval, Tuple
 
@@ -157,32 +162,33 @@ def in_order(a):
     return list(a) if isinstance(a, Tuple) else getattr(a, "written", None)
 
 
-def as_set(a, other):
+def as_set(a: Any, other: Any) -> Any:
     """The solutions of inequalities, where the other is a set of numbers."""
-    from sympy import And, FiniteSet, Set, Union
+    from sympy import And, FiniteSet, Intersection, Set, Union
     from sympy.core.relational import Relational
 
     conditions = list(a) if isinstance(a, FiniteSet) else [a]
-    if isinstance(other, Set) and not isinstance(other, FiniteSet) and len(a.free_symbols) == 1:
-        if all(isinstance(each, (Relational, And)) for each in conditions):
-            return Union(*(each.as_set() for each in conditions))
+    numbers = isinstance(other, Set) and not isinstance(other, FiniteSet) and len(a.free_symbols) == 1
+    if numbers and all(isinstance(each, (Relational, And)) for each in conditions):
+        sets = [each.as_set() for each in conditions]
+        both = Intersection(*sets)  # "x > 3, x < 5" hold both, "x < 3, x > 5" one or the other
+        return Union(*sets) if both.is_empty else both
     return a
 
 
-def unnamed(a):
+def unnamed(a: Any) -> Any:
     """The value that an equation gives a name to or computes, "x = 3" or "1 + 2 = 3"; None where it does not."""
     from sympy import Eq, Symbol
 
     if not isinstance(a, Eq):
         return a
-    numerals = [bool(side.atoms() - side.atoms(Symbol)) for side in a.args]
-    for side, value, numeral in ((a.lhs, a.rhs, numerals[0]), (a.rhs, a.lhs, numerals[1])):
-        if not numeral:
+    for side, value in (a.args, a.args[::-1]):
+        if not side.atoms() - side.atoms(Symbol):  # letters alone
             return value
     return None if a.free_symbols else a.rhs
 
 
-def same_relation(a, b):
+def same_relation(a: Any, b: Any) -> bool:
     """Whether two equations, or two inequalities, hold at the same points: each is a multiple of the other."""
     from sympy import Expr, GreaterThan, StrictGreaterThan
 
@@ -203,7 +209,7 @@ def same_relation(a, b):
     return constant and (a.rel_op in ("==", "!=") or ratios[0].is_positive is True)
 
 
-def same_value(a, b):
+def same_value(a: Any, b: Any) -> bool:
     """Whether two expressions agree wherever both are looked at."""
     from sympy import simplify
 
@@ -224,7 +230,7 @@ def same_value(a, b):
     return True
 
 
-def at_points(a, b):
+def at_points(a: Any, b: Any) -> list[tuple[Any, Any, int]]:
     """Values of two expressions at the same points, and to how many digits."""
     from sympy import Integer, Rational
 
@@ -239,7 +245,8 @@ def at_points(a, b):
         for each in symbols:
             size = zlib.crc32(f"{each} {point}".encode())
             sign = -1 if point == 2 or (point > 2 and size & 1) else 1
-            numbers[each] = sign * Rational(1 + size % 997, 1 + size // 997 % 101)
+            bottom = 1 if point == 1 else 103 + size // 997 % 97  # at whole numbers too: of floors and ceilings
+            numbers[each] = sign * Rational(2 + size % (10 if point == 1 else 997), bottom)
         x, y = (each.xreplace(numbers).evalf(digits) for each in (a, b))
         if not (x.is_number and y.is_number and x.is_finite is not False and y.is_finite is not False) or not all(
             part.is_Float or part.is_Rational for each in (x, y) for part in each.as_real_imag()
@@ -251,7 +258,7 @@ def at_points(a, b):
     return values
 
 
-def rounds(gold, answer, a, b):
+def rounds(gold: str, answer: str, a: Any, b: Any) -> bool:
     """Whether one is a decimal of six or more places and the other, which is none, agrees in all of them."""
     decimals = [re.fullmatch(r"[-+]?\d*\.(\d{6,})", text) for text in (gold, answer)]
     if (decimals[0] is None) == (decimals[1] is None) or not (a.is_number and b.is_number):
@@ -263,7 +270,8 @@ def rounds(gold, answer, a, b):
     return bool(close and (a > 0) == (b > 0) and abs(value - decimal) * 10**5 <= value)
 
 
-def compare(parse, gold, answer):
+def compare(parse: Callable[[str], Any], gold: str, answer: str) -> dict[str, str]:
+    """What is found about one pair."""
     from sympy import Expr
     from sympy.core.cache import clear_cache
 

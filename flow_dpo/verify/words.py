@@ -16,11 +16,13 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+from flow_dpo.verify.closed_form import PI
+
+_SMALL = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _COUNTS = {word: at for at, word in enumerate(_SMALL)} | {word: 10 * at for at, word in enumerate(_TENS, start=2)}
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
@@ -28,8 +30,9 @@ _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth"
 
 _COUNT, _SCALE, _PART = "|".join(_COUNTS), "|".join(_SCALES), "|".join(_PARTS)
 _RUN = re.compile(
-    rf"\b(?:an? (?=(?:{_SCALE}|{_PART})s?\b))?(?P<words>(?:{_COUNT}|{_SCALE})s?(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and )"
-    rf"(?:{_COUNT}|{_SCALE})s?\b)*)?(?P<part>(?(words)[ -])(?:{_PART})s?)?\b",
+    rf"\b(?:an? (?=(?:{_SCALE}|{_PART})s?\b))?(?P<words>(?:{_COUNT}|{_SCALE})s?"
+    rf"(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and )(?:{_COUNT}|{_SCALE})s?\b)*)?"
+    rf"(?P<part>(?(words)[ -])(?:{_PART})s?)?\b",
     re.IGNORECASE,
 )
 _NUMBER = r"(?:\d+(?:\.\d+)?(?:/\d+)?|\(\d+/\d+\)|\([\d.]+\+\(\d+/\d+\)\))"
@@ -37,6 +40,7 @@ _DIGIT_PART = "|".join(part for part in _PARTS if part not in ("half", "quarter"
 _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
+        (r"^(?:the|exactly|only|just|about|around|approximately|roughly|(?:a )?total of)\b ", ""),
         (r"\b(?:plus or minus|plus-minus)\b|\+ ?(?:or |/) ?-", r"\\pm "),
         (rf"({_NUMBER}) and (\(\d+/\d+\))", r"(\1+\2)"),
         (r"(\([\d.]+\+\(\d+/\d+\)\)) (\d+)\b", r"\1*\2"),  # "two and a half million"
@@ -98,8 +102,10 @@ def _numeral(found: re.Match[str]) -> str:
             if current % (100 if count > 9 or current % 100 < 20 else 10):
                 return found[0]  # "two three"
             current += count
-        elif word in ("hundred", "dozen"):
-            current = (current or 1) * _SCALES[word]
+        elif word == "hundred":
+            current = (current or 1) * 100
+        elif word == "dozen":
+            total, current = 0, ((total + current) or 1) * 12
         elif word in _SCALES:
             total, current = total + (current or 1) * _SCALES[word], 0
         else:
@@ -122,9 +128,9 @@ class Unit(NamedTuple):
 _MEASURES: dict[str, tuple[str, int, Fraction]] = {
     name: (dimension, power, Fraction(size))
     for dimension, power, sizes in (
-        ("length", 1, {"mm millimeter millimetre": "1/1000", "cm centimeter centimetre": "1/100", "dm decimeter": "1/10",
-                       "m meter metre": 1, "km kilometer kilometre": 1000, "in inch": "127/5000", "ft foot feet": "381/1250",
-                       "yd yard": "1143/1250", "mi mile": "201168/125"}),
+        ("length", 1, {"mm millimeter millimetre": "1/1000", "cm centimeter centimetre": "1/100", "dm": "1/10",
+                       "m meter metre": 1, "km kilometer kilometre": 1000, "in inch": "127/5000",
+                       "ft foot feet": "381/1250", "yd yard": "1143/1250", "mi mile": "201168/125"}),
         ("length", 2, {"hectare ha": 10_000, "acre": "316160658/78125"}),
         ("length", 3, {"ml mL milliliter millilitre cc": "1/1000000", "l L liter litre": "1/1000",
                        "gallon gal": "473176473/125000000000", "quart qt": "473176473/500000000000",
@@ -134,8 +140,9 @@ _MEASURES: dict[str, tuple[str, int, Fraction]] = {
         ("mass", 1, {"mg milligram": "1/1000", "g gm gram": 1, "kg kilogram kilo": 1000, "tonne": 10**6,
                      "oz ounce": "45359237/1600000", "lb pound": "45359237/100000", "ton": "45359237/50"}),
         ("dollars", 1, {"cent penny pennie": "1/100", "dollar usd": 1}),
-        ("euros", 1, {"euro eur": 1}), ("sterling", 1, {"gbp": 1}), ("rupees", 1, {"rupee inr": 1}), ("yen", 1, {"yen jpy": 1}),
-        ("angle", 1, {"degree deg": 1}), ("radians", 1, {"radian rad": 1}),
+        ("euros", 1, {"euro eur": 1}), ("sterling", 1, {"gbp": 1}), ("rupees", 1, {"rupee inr": 1}),
+        ("yen", 1, {"yen jpy": 1}),
+        ("angle", 1, {"degree deg": 1, "radian rad": 180 / PI}),
         ("celsius", 1, {"celsius": 1}), ("fahrenheit", 1, {"fahrenheit": 1}),
         ("power", 1, {"watt W": 1, "kilowatt kW": 1000}), ("energy", 1, {"joule J": 1, "kilojoule kJ": 1000}),
     )
@@ -144,10 +151,10 @@ _MEASURES: dict[str, tuple[str, int, Fraction]] = {
 }  # fmt: skip
 """The dimension, its power and the size of each unit, in the singular."""
 _ABBREVIATIONS = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "kmph": "km per hour"}
-_CHANGES = frozenset(
-    "not no wrong incorrect less more fewer than plus minus mod modulo times over remainder r squared cubed to or false "
-    "hundred thousand million billion trillion dozen half third quarter approximately".split()
-)
+_CHANGES = frozenset([
+    "not", "no", "wrong", "incorrect", "false", "less", "more", "fewer", "than", "plus", "minus", "mod", "modulo",
+    "times", "over", "remainder", "r", "squared", "cubed", "to", "or", "half", "third", "quarter", *_SCALES,
+])  # fmt: skip
 """Words that change what stands before them; where they are left, nothing is read."""
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 
@@ -170,6 +177,7 @@ def unit(text: str) -> Unit | None:
     Raises `ValueError` where a word among them changes the number.
     """
     text = re.sub(r"^\s*(?:of )?an? ", "", text)
+    text = re.sub(r"\b([mckd]?m|in|ft|yd)([23])\b", r"\1^\2", text)  # "cm2"
     text = re.sub(r"\bdegrees? (?:celsius|c)\b", "celsius", text, flags=re.IGNORECASE)
     text = re.sub(r"\bdegrees? (?:fahrenheit|f)\b", "fahrenheit", text, flags=re.IGNORECASE)
     text = re.sub(

@@ -7,8 +7,8 @@ from fractions import Fraction
 from random import Random
 
 ONES = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 ]  # fmt: skip
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
@@ -56,8 +56,9 @@ def spellings(value: Fraction, random: Random, *, algebra: bool = False) -> list
             f"{sign}\\frac{{{top}}}{{{bottom}}} + \\lfloor \\frac{{1}}{{{many}}} \\rfloor",
         ]
     texts = [
-        f"{sign}\\frac{{{top}}}{{{bottom}}}", f"{sign}{top}/{bottom}", f"$\\dfrac{{{sign}{many * top}}}{{{many * bottom}}}$",
-        f"x = {sign}\\tfrac{{{top}}}{{{bottom}}}", f"{sign}{top} \\div {bottom}", f"({sign}{top})\\cdot\\frac1{{{bottom}}}",
+        f"{sign}\\frac{{{top}}}{{{bottom}}}", f"{sign}{top}/{bottom}",
+        f"$\\dfrac{{{sign}{many * top}}}{{{many * bottom}}}$", f"x = {sign}\\tfrac{{{top}}}{{{bottom}}}",
+        f"{sign}{top} \\div {bottom}", f"({sign}{top})\\cdot\\frac1{{{bottom}}}",
         f"{value.numerator + many * bottom}/{bottom} - {many}", f"\\frac{{{sign}{top}}}{{{bottom}}} \\text{{ apples}}",
         f"{sign}\\sqrt{{\\frac{{{top**2}}}{{{bottom**2}}}}}", f"{sign}{top} \\times {bottom}^{{-1}}",
     ]  # fmt: skip
@@ -65,13 +66,18 @@ def spellings(value: Fraction, random: Random, *, algebra: bool = False) -> list
     if decimal:
         texts += [sign + decimal, f"{sign}{decimal} = x", f"{many} + {sign}{decimal} - {many}"]
     if bottom > 1 and size > 1:
-        texts += [f"{sign}{top // bottom} {top % bottom}/{bottom}", f"{sign}{top // bottom}\\frac{{{top % bottom}}}{{{bottom}}}"]
+        texts += [
+            f"{sign}{top // bottom} {top % bottom}/{bottom}",
+            f"{sign}{top // bottom}\\frac{{{top % bottom}}}{{{bottom}}}",
+        ]
     if bottom == 1:
         minus = "minus " if sign else ""
         texts += [
-            f"{value.numerator}", f"{value.numerator:,}", f"{value.numerator:,}".replace(",", "\\,"), f"${value.numerator:,}.00",
+            f"{value.numerator}", f"{value.numerator:,}", f"{value.numerator:,}".replace(",", "\\,"),
+            f"${value.numerator:,}.00",
             f"{value.numerator:,}".replace(",", "{,}"), f"{minus}{words(top)}", f"{minus}{words(top, joint=' and ')}",
-            f"{value.numerator}.0", f"{sign}{top / 1000:.3f}e3", f"{value.numerator}.", f"{sign}00{top}", f"\\text{{{minus}{top}}}",
+            f"{value.numerator}.0", f"{sign}{top / 1000:.3f}e3", f"{value.numerator}.", f"{sign}00{top}",
+            f"\\text{{{minus}{top}}}",
         ]  # fmt: skip
         if top % 12 == 0 and top:
             texts.append(f"{minus}{words(top // 12)} dozen")
