@@ -109,13 +109,17 @@ def _tokens(sentence: str) -> list[Item]:
         elif kind == "formula":
             width = 1 if text[0] == "$" != text[1] else 2
             text = text[width:-width].strip()
-        items.append(Item(kind, re.sub(r"^(?:[A-Z]{2}(?=\\?\$)|Rs\.? ?)", "", text), match.start(), at))  # pyright: ignore[reportArgumentType]
+        if kind == "number" and text[0] in "RUCA":
+            text = re.sub(r"^(?:[A-Z]{2}(?=\\?\$)|Rs\.? ?)", "", text)
+        items.append(Item(kind, text, match.start(), at))  # pyright: ignore[reportArgumentType]
     return items
 
 
 def _end_of_value(tokens: list[Item], start: int) -> int:
     """End of the expression that starts at a token; `start` where none does."""
-    if tokens[start].kind == "operator" and tokens[start].text not in _SIGNS:
+    first = tokens[start]
+    name = first.kind == "word" and first.text not in _FUNCTIONS and first.text[1:2] not in "_0123456789"
+    if name or (first.kind == "operator" and first.text not in _SIGNS):
         return start
     depth, end, solid = 0, start, False
     for at in range(start, len(tokens)):
