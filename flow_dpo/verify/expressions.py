@@ -4,7 +4,7 @@ r"""Expressions in prose: the tokens of a sentence, with those that form one exp
     "$180 and (1, 2)"               value "$180", and, value "(1, 2)"      a dollar sign before digits is money
     "either $x = 3$ or 4!"          either, value "x = 3", or, value "4", !
 
-Invariant: a sentence is read once, from left to right.
+Invariant: a sentence is read from left to right, at most `MAX_TOKENS` tokens ahead.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _TOKEN = re.compile(
     r"|(?P<mark>\S)",
     re.DOTALL,
 )
+MAX_TOKENS = 200
+"""Of one expression outside delimiters."""
 _FUNCTIONS = frozenset(
     ["sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "mod", "max", "min"]
 )
@@ -122,7 +124,7 @@ def _end_of_value(tokens: list[Item], start: int) -> int:
     if name or (first.kind == "operator" and first.text not in _SIGNS):
         return start
     depth, end, solid = 0, start, False
-    for at in range(start, len(tokens)):
+    for at in range(start, min(len(tokens), start + MAX_TOKENS)):
         token, after = tokens[at], tokens[at + 1] if at + 1 < len(tokens) else None
         if not _continues(token, tokens[at - 1] if at > start else None, after, depth):
             break

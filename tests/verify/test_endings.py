@@ -116,7 +116,7 @@ UNITS = [
     "9", "{", "}", "\\boxed{", "\\boxed{1}", "\\boxed{1}, ", "\\boxed{1} or ", "in \\boxed{} ", "\\boxed ", "$", "$5 ",
     "\\(", "\\[", "\\", "answer is ", 'answer "', "Answer: 7\n", "#", "#### 7 ", "A:", "1 + ", " ", "\n", "a\n",
     "\\end{a}", "-", "42 or ", "not 42 ", "wait, no ", "1,000,", "((1)", "five ", "- 7\n", "~~1", "<<1",
-    "\u202e\u0663", "答案", "the answer is not 7. ",
+    "\u202e\u0663", "答案", "the answer is not 7. ", "{$", "A:\\[", "$x is {1 or ",
 ]  # fmt: skip
 
 
