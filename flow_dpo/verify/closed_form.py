@@ -131,11 +131,11 @@ class _Reader:
 
     def atom(self, *, mixed: bool = True) -> Fraction:
         token = self.tokens.pop() if self.tokens else ""
-        if token[:1].isdigit() or (token[:1] == "." and token != "."):
+        if token[:1].isdecimal() or (token[:1] == "." and token != "."):
             if len(token) > MAX_CHARS:
                 raise _NotClosedForm
             value = Fraction(token)
-            if mixed and token.isdigit() and self.next_is("\\frac"):  # "1\frac{1}{2}" is 3/2
+            if mixed and token.isdecimal() and self.next_is("\\frac"):  # "1\frac{1}{2}" is 3/2
                 part = self.atom()
                 return value + part if 0 < part < 1 and not self.variables else value * part
             return value
@@ -159,7 +159,7 @@ class _Reader:
 
     def argument(self) -> Fraction:
         r"""What a command takes: a group, or one token, of a numeral its first digit ("\frac12")."""
-        if self.tokens and self.tokens[-1].isdigit() and len(self.tokens[-1]) > 1:
+        if self.tokens and self.tokens[-1].isdecimal() and len(self.tokens[-1]) > 1:
             digits = self.tokens.pop()
             self.tokens += [digits[1:], digits[0]]
         return self.atom(mixed=False)

@@ -112,7 +112,7 @@ def read(text: str) -> Answer | None:
             len(parts) == 2 and parts[0] < 25 and parts[1] < 60 and (not ratio[1] or bool(half) or text[-3:-2] == ":")
         )
         return Ratio(parts, clock, half)
-    if numeral and any(char.isdigit() for char in numeral[1]):
+    if numeral and any(char.isdecimal() for char in numeral[1]):
         return Word(f"{numeral[1].lower()}_{numeral[2]}")
     if _NOTHING.fullmatch(text):
         return Word("\\emptyset")
@@ -324,7 +324,7 @@ def _close(a: Quantity, b: Quantity, scale: Fraction) -> bool | None:
     difference = (abs(value) - abs(decimal)) * 10**long.decimals
     if decimal * value <= 0:
         return False
-    if not short.decimals and "." not in short.text and not short.text.strip("+-").isdigit():
+    if not short.decimals and "." not in short.text and not short.text.strip("+-").isdecimal():
         # Beside a fraction or a root: rounded or cut to the decimals that are written, at least six.
         close = 2 * abs(difference) <= 1 or 0 <= difference < 1
         return close and long.decimals >= 6 and abs(decimal - value) * 10**5 <= abs(value)
