@@ -15,6 +15,7 @@ The conventions (units, percent signs, rounding, lists) and the figures are in d
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -110,6 +111,10 @@ class Verifier:
     def _read(self, gold: str, text: str, ended: bool) -> tuple[str, str | None, Verdict | None]:
         """The gold answer, the one that was given, and the verdict where it needs no algebra."""
         accepted, answer = gold_answer(gold), extract_answer(text, ended=ended, rule=self.rule)
+        if len(text) > MAX_DIGITS and answer is not None and answer.isdecimal():
+            # Nobody reads a sentence of thousands of digits to its end: the numeral is whole, or it is none.
+            whole = re.search(rf"(?<!\d){answer}(?!\d)", text) is not None
+            answer = answer if whole else text.strip()
         return accepted, answer, _without_algebra(accepted, answer)
 
     def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
