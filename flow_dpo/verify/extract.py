@@ -92,7 +92,8 @@ _TAKEN_BACK = re.compile(
     r"|(?: is|was)n[\u2019']t (?:right|correct|it)\b| can(?:not|[\u2019']t) be (?:right|correct)\b)"
     r"|\b(?:scratch that|never ?mind|correction:|let me correct|i (?:made|see) (?:a|an|my) (?:\w+ )?(?:mistake|error)"
     r"|i was wrong|on second thought|but (?:it|that)(?:[\u2019']s| is) (?:actually|really)"
-    r"|(?:i )?take (?:it|that) back|(?:ignore|disregard) (?:that|this|the above)|(?:no,? wait|(?:wait|actually|oops|sorry),? no)\b[,.]?)"
+    r"|(?:i )?take (?:it|that) back|(?:ignore|disregard) (?:that|this|the above)"
+    r"|(?:no,? wait|(?:wait|actually|oops|sorry),? no)\b[,.]?)"
     r"|\?\s{1,3}(?:nope|wrong|incorrect)\b|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
     re.IGNORECASE,
 )
