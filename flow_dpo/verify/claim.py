@@ -295,7 +295,8 @@ class _Sentence:
             return None
         prefix = None if items[at].worked else _PREFIX.search(before.replace("$", ""))
         front = prefix[0] if prefix else ""
-        if front.lower().startswith("between"):
+        plus = re.match(r"\+(?!\S)|\+\.?$", self.text[items[places[last]].end :])
+        if front.lower().startswith("between") or plus:  # "12+"
             return None
         # 3. The parts of one value as they stand; several values as a list.
         values, begin = [], first
@@ -338,6 +339,8 @@ class _Sentence:
 
 def _link(between: Sequence[Item]) -> str:
     """How two values belong together: "list", "offer" (only one can be meant), "whole" (parts of one), or not: ""."""
+    if not between:
+        return "list"
     marks = {item.text for item in between if not item.word}
     words = [item.word for item in between if len(item.word) > 1 or (item.word and ")" not in marks)]
     if words and set(words) <= _HEDGES and set(words) & _DOUBT:

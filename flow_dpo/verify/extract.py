@@ -91,7 +91,8 @@ _TAKEN_BACK = re.compile(
     rf"(?:(?:[\u2019']s| is| was| seems| looks| must be)(?: \w+ly| also)? (?:a mistake|an error|{WRONG})"
     r"|(?: is|was)n[\u2019']t (?:right|correct|it)\b| can(?:not|[\u2019']t) be (?:right|correct)\b)"
     r"|\b(?:scratch that|never ?mind|correction:|let me correct|i (?:made|see) (?:a|an|my) (?:\w+ )?(?:mistake|error)"
-    r"|i was wrong|on second thought|(?:i )?take (?:it|that) back|(?:ignore|disregard) (?:that|this|the above)"
+    r"|i was wrong|on second thought|but (?:it|that)(?:[\u2019']s| is) (?:actually|really)"
+    r"|(?:i )?take (?:it|that) back|(?:ignore|disregard) (?:that|this|the above)"
     r"|(?:no,? wait|(?:wait|actually|oops|sorry),? no)\b[,.]?)"
     r"|\?\s{1,3}(?:nope|wrong|incorrect)\b|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
     re.IGNORECASE,
@@ -114,12 +115,14 @@ def _taken_back(place: str, at: int, answer: str) -> int:
 # ---- where ----------------------------------------------------------------------------------------------------------
 
 _ORNAMENT = re.compile(r"[\s`*_\-=~]*\Z")
-_COURTESY = re.compile(
-    r"[\s*_(]{0,8}(?:(?:i )?hope|let me know|please let|feel free|if you (?:have|need|want|would)"
-    r"|(?:i[\u2019']m )?happy to|thank"
-    r"|you[\u2019']re welcome|is there anything|good luck|great job|have a)\b[^\d\\\n]{0,200}\Z",
-    re.IGNORECASE,
+_POLITE = (
+    r"[\s*_(]{0,8}(?:(?:i )?hope|let me know|please let|feel free"
+    r"|if you (?:have (?:any|more|further)|need (?:any|more)|want me|would like|[\u2019']d like)"
+    r"|(?:i[\u2019']m )?happy to|thank|you[\u2019']re welcome|is there anything|good luck|great job"
+    r"|have a (?:great|nice|good))\b"
 )
+_COURTESY = re.compile(rf"{_POLITE}[^\d\\\n]{{0,200}}\Z", re.IGNORECASE)
+_COURTEOUS = re.compile(_POLITE, re.IGNORECASE)
 _HEADING = re.compile(r"[\s#*_>|]{0,12}(?:the )?(?:final )?answers?(?: is)?[\s:=*_.-]{0,8}\Z", re.IGNORECASE)
 MAX_LINE = 20_000
 """Characters at the end of a text in which its last line is looked for: a display of several lines counts as one."""
@@ -209,7 +212,9 @@ _MARKER = re.compile(
     r"[^.\n\d$\\答]{0,20}?(?:\b(?:es|est|è|é)\b|[:\uff1a=是为為は]))",
     re.MULTILINE,
 )
-_LEAD = re.compile(r"(?:[\s:=*_>#|`~\"\u201c\u201d→⇒\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]|(?<=\n)[-•+][ \t])*")
+_LEAD = re.compile(
+    r"(?:[\s:=*_#|`~\"\u201c\u201d→⇒\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]|(?<=\n)(?:[-•+][ \t]|>)|(?<==)>)*"
+)
 _LINE_START = re.compile(r"(?:\A|\n)[ \t#*_>]{0,8}(?:[Tt]he )?(?:[Ff]inal )?\Z")
 _BULLET = re.compile(r"\s{0,8}\n[ \t]{0,8}[-*•+][ \t]+")
 MAX_MARKERS = 30
@@ -278,7 +283,7 @@ def _numbered(text: str) -> tuple[str, int] | None:
         sentences.append((sentence, begin))
         begin = max(end, begin + 1)
     for sentence, at in reversed(sentences[-5:]):
-        found = claim(sentence, stated=False)
+        found = None if _COURTEOUS.match(sentence) else claim(sentence, stated=False)
         if found:
             return found, at
     return None
