@@ -67,11 +67,16 @@ PURE = [
     "runs.tree_records",
     "traces.settings",
     "traces.trace",
+    "verify.boxes",
+    "verify.canonical",
+    "verify.claim",
     "verify.closed_form",
     "verify.equivalence",
+    "verify.expressions",
     "verify.extract",
     "verify.grader",
     "verify.verifier",
+    "verify.words",
 ]
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,38 @@ from flow_dpo.runs.writable import check_writable
 from flow_dpo.verify.extract import AnswerRule
 from flow_dpo.verify.verifier import STANDALONE, Verifier
 
+BATCH = 500
+"""Rows between two signs of life."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings:
+    """Settings of `flow-dpo verify`."""
+
+    output: str = ""
+    """Where the verdicts go: a folder, or a file such as graded.jsonl."""
+    timeout_s: float = 5.0
+    """Seconds of processor time after which an answer is given up as ungraded; a busy machine changes no verdict."""
+    num_workers: int = 2
+    """Processes that compare formulas."""
+
 
 def verify_file(
-    path: str | Path, output: str | Path, *, rule: AnswerRule = STANDALONE, timeout_s: float = 5.0, num_workers: int = 2
+    path: str | Path,
+    output: str | Path,
+    *,
+    rule: AnswerRule = STANDALONE,
+    timeout_s: float = 5.0,
+    num_workers: int = 2,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Grade a JSONL file of `{"gold", "model_output"}` rows; write each with what was found added.
 
     Added are "status", "reason" and "extracted_answer". `output` is a folder, which gets `verdicts.jsonl` and
     `summary.json`, or a file such as `graded.jsonl`, with `graded.summary.json` beside it. The summary counts statuses;
     where rows carry an `is_correct` of their own it counts agreement, with rows that name a `policy` or are `disputed`
-    apart.
+    apart. `accuracy` is the share of all rows that are correct, `accuracy_graded` of those that could be graded.
+    `on_batch` is called with the number of rows done and of all.
     """
     source, target = Path(path), Path(output)
     check_writable(target.parent if target.suffix else target, flag="--output")
@@ -38,7 +61,11 @@ def verify_file(
     rows = list(_rows(source))
     items = [(str(row["gold"]), row["model_output"], True) for row in rows]
     with Verifier(rule=rule, timeout_s=timeout_s, num_workers=num_workers) as verifier:
-        verdicts = verifier.grade_many(items)
+        verdicts: list[Verdict] = []
+        for start in range(0, len(items), BATCH):
+            verdicts += verifier.grade_many(items[start : start + BATCH])
+            if on_batch is not None:
+                on_batch(len(verdicts), len(items))
     summary = _summary(source, rows, verdicts)
     try:
         table.parent.mkdir(parents=True, exist_ok=True)

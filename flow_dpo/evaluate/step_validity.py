@@ -127,5 +127,5 @@ def value_of(text: str) -> Fraction | None:
     plain = joined.strip().rstrip(".,").strip()
     if len(text) > MAX_CHARS or not _PLAIN.fullmatch(plain) or _NO_STEP.search(plain):
         return None
-    value = closed_form(plain)
-    return value if isinstance(value, Fraction) else None
+    found = closed_form(plain)
+    return found.value if found and found.exact else None

@@ -1,15 +1,15 @@
-r"""Exact value of a formula: sums, products, fractions, powers, roots, pi and small factorials.
+r"""Value of a formula: sums, products, fractions, powers, roots, pi, factorials, and variables at one fixed point.
 
-The one arithmetic reader: `equivalence` compares answers by it, `evaluate.step_validity` checks equations with it. The
-value is an exact `Fraction` where it is rational and a float where a root or pi makes it irrational.
+The one arithmetic reader: `equivalence` compares answers by it, `evaluate.step_validity` checks equations with it. A
+rational number is exact. Square roots and pi are held to 200 digits and a variable stands for a fixed number, so two
+such values that differ are different, and two that agree prove nothing: computer algebra decides.
 
-    closed_form("\\frac{1}{2}+1")    Fraction(3, 2)
-    closed_form("2\\sqrt{3}")         3.4641016151377544
-    closed_form("9^9^9")              None    larger than this file computes
-    closed_form("x+1")                None    not a number
+    closed_form("\\frac{1}{2}+1")     Formula(3/2, exact=True)
+    closed_form("2\\sqrt{3}")         Formula(3.4641..., exact=False)
+    closed_form("9^9^9"), closed_form("\\sin 1")    None, None    larger than this file computes; not of this kind
 
-Invariant: every intermediate value is bounded before it is computed (1,500 bits, or 1e15), so are depth and length, and
-nothing is evaluated as code.
+Invariant: every intermediate value is bounded before it is computed (40,000 bits), so are depth and length, and nothing
+is evaluated as code.
 """
 
 from __future__ import annotations
@@ -17,55 +17,75 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
-
-Value = Fraction | float
-"""Exact where it is rational."""
+from typing import NamedTuple
 
 MAX_CHARS = 200
 MAX_DEPTH = 40
-MAX_BITS = 1_500
+MAX_BITS = 40_000
+"""2004! has 19,000."""
+DIGITS = 200
+"""Of a square root."""
+MAX_RADICAND_BITS = 200
+"""So that no cancellation eats them all."""
 
-_VARIABLES = frozenset("abcdfghjklmnopqrstuvwxyzABCDFGHJKLMNOPQRSTUVWXYZ")
-"""e and i may be the constants."""
-_TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|.)", re.DOTALL | re.ASCII)
-_DIGITS = frozenset("0123456789.")
-_CLOSING = {"(": ")", "{": "}"}
+PI = Fraction(
+    "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798214808651"
+)
+_TOKEN = re.compile(r"\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|[A-Za-z](?:_(?:\{\w{1,9}\}|\w))?|\S", re.ASCII)
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])(?:[A-Za-z]{4,}|(?i:sin|cos|tan|cot|sec|csc|log|exp|ln|mod|max|min|gcd|lcm|and|or|not))(?![A-Za-z])"
+)
+_VARIABLE = re.compile(r"[A-Za-z](?:_.+)?|\\(?:alpha|beta|gamma|theta|lambda|mu|omega|phi|rho|sigma|tau)")
+_CLOSING = {"(": ")", "{": "}", "[": "]"}
 
 
-def closed_form(text: str, *, at_point: bool = False) -> Value | None:
-    """The number that a canonical string stands for, or None where it is none or too large to look at.
+class Formula(NamedTuple):
+    """A value: exact where it is a rational number, else close to it, or that of an expression at one point."""
 
-    With `at_point`, variables are allowed and stand for fixed positive numbers: two expressions of different value
-    there are different. (Equal values prove nothing.)
-    """
-    if len(text) > MAX_CHARS:
+    value: Fraction
+    exact: bool
+    variables: bool = False
+
+    def same(self, other: Formula, scale: Fraction = Fraction(1)) -> bool | None:
+        """Whether this is `scale` times the other; None where the digits that are held cannot tell."""
+        a, b = self.value, other.value * scale
+        if self.exact and other.exact:
+            return a == b
+        return None if abs(a - b) * 10**50 <= max(abs(a), abs(b)) else False
+
+
+def closed_form(text: str) -> Formula | None:
+    """The value of a canonical string, or None where it is no formula of this kind or too large to look at."""
+    if len(text) > MAX_CHARS or _WORD.search(text):
         return None
-    reader = _Reader(text, at_point)
+    reader = _Reader(_TOKEN.findall(text)[::-1])
     try:
         value = reader.sum()
-    except (_NotClosedForm, OverflowError):
+    except _NotClosedForm:
         return None
-    return None if reader.tokens else value
+    return None if reader.tokens else Formula(value, reader.exact, reader.variables)
 
 
 class _NotClosedForm(ValueError):
-    """The text is not a number in closed form, or one too large to look at."""
+    """The text is no formula of this kind, or one too large to look at."""
 
 
 class _Reader:
-    """A recursive descent over one canonical string. Numbers are bounded before they are computed."""
+    """A recursive descent over the tokens of one canonical string. Numbers are bounded before they are computed."""
 
-    def __init__(self, text: str, at_point: bool) -> None:
-        self.tokens = _TOKEN.findall(text)[::-1]
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens = tokens
         """What is left to read, the next one last."""
-        self.at_point = at_point
-        self.depth = 0
+        self.depth, self.exact, self.variables = 0, True, False
+
+    def next_is(self, *wanted: str) -> bool:
+        return bool(self.tokens) and self.tokens[-1] in wanted
 
     def take(self, *wanted: str) -> str:
         """The next token where it is one of these; "" where it is another."""
-        return self.tokens.pop() if self.tokens and self.tokens[-1] in wanted else ""
+        return self.tokens.pop() if self.next_is(*wanted) else ""
 
-    def sum(self) -> Value:
+    def sum(self) -> Fraction:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise _NotClosedForm
@@ -75,89 +95,96 @@ class _Reader:
         self.depth -= 1
         return value
 
-    def product(self) -> Value:
+    def product(self) -> Fraction:
         value = self.signed()
         while self.tokens:
-            token = self.tokens[-1]
-            if self.take("*", "/"):
+            if token := self.take("*", "/"):
                 value = _bounded(value * self.signed()) if token == "*" else _divide(value, self.signed())
-            elif token in ("\\sqrt", "\\pi", "(") or self.is_variable(token):
+            elif self.next_is("\\sqrt", "\\frac", "\\pi", "(", "{") or _VARIABLE.fullmatch(self.tokens[-1]):
                 value = _bounded(value * self.power())  # "2\sqrt{3}", "2x"; two numerals are not a product
             else:
                 break
         return value
 
-    def signed(self) -> Value:
+    def signed(self) -> Fraction:
         sign = 1
         while token := self.take("+", "-"):
             sign = -sign if token == "-" else sign
         return sign * self.power()
 
-    def power(self) -> Value:
+    def power(self) -> Fraction:
         base = self.atom()
-        if self.take("!"):
-            if not isinstance(base, Fraction) or base.denominator != 1 or not 0 <= base <= 20:
+        while self.take("!"):
+            if not self.exact or base.denominator != 1 or not 0 <= base <= 3_000:
                 raise _NotClosedForm
             base = Fraction(math.factorial(int(base)))
         if not self.take("^"):
             return base
         sign = -1 if self.take("-") else 1
-        return _power(base, sign * self.atom())
+        exponent = sign * self.atom(mixed=False)
+        if self.next_is("^") or exponent.denominator > 2 or _bits(base) * abs(exponent) > MAX_BITS:
+            raise _NotClosedForm
+        if base == 0 and exponent <= 0:
+            raise _NotClosedForm
+        whole = base ** int(exponent.numerator)
+        return whole if exponent.denominator == 1 else self.root(whole)
 
-    def atom(self) -> Value:
+    def atom(self, *, mixed: bool = True) -> Fraction:
         token = self.tokens.pop() if self.tokens else ""
-        if token[:1] in _DIGITS and token != ".":
-            return Fraction(token)
+        if token[:1].isdecimal() or (token[:1] == "." and token != "."):
+            if len(token) > MAX_CHARS:
+                raise _NotClosedForm
+            value = Fraction(token)
+            if mixed and token.isdecimal() and self.next_is("\\frac"):  # "1\frac{1}{2}" is 3/2
+                part = self.atom()
+                return value + part if 0 < part < 1 and not self.variables else value * part
+            return value
         if token in _CLOSING:
             value = self.sum()
             if not self.take(_CLOSING[token]):
                 raise _NotClosedForm
             return value
         if token == "\\frac":
-            return _divide(self.braced(), self.braced())
-        if token == "\\sqrt":
-            return _power(self.braced(), Fraction(1, 2))
+            top = self.argument()
+            return _divide(top, self.argument())
+        if token == "\\sqrt" and not self.next_is("["):
+            return self.root(self.argument())
         if token == "\\pi":
-            return math.pi
-        if self.is_variable(token):
-            return 1 + Fraction(ord(token.lower()) * 37 % 101, 101)  # upper and lower case alike: algebra decides
+            self.exact = False
+            return PI
+        if _VARIABLE.fullmatch(token) and token not in ("e", "i"):  # these may be the constants
+            self.exact, self.variables = False, True
+            return 1 + Fraction(int.from_bytes(re.sub(r"[{}]", "", token).encode()) % 99_991, 99_991)
         raise _NotClosedForm
 
-    def braced(self) -> Value:
-        if not self.tokens or self.tokens[-1] != "{":
+    def argument(self) -> Fraction:
+        r"""What a command takes: a group, or one token, of a numeral its first digit ("\frac12")."""
+        if self.tokens and self.tokens[-1].isdecimal() and len(self.tokens[-1]) > 1:
+            digits = self.tokens.pop()
+            self.tokens += [digits[1:], digits[0]]
+        return self.atom(mixed=False)
+
+    def root(self, value: Fraction) -> Fraction:
+        top, bottom = math.isqrt(max(value.numerator, 0)), math.isqrt(value.denominator)
+        if value >= 0 and top * top == value.numerator and bottom * bottom == value.denominator:
+            return Fraction(top, bottom)
+        if value < 0 or (self.exact and _bits(value) > MAX_RADICAND_BITS):
             raise _NotClosedForm
-        return self.atom()
-
-    def is_variable(self, token: str) -> bool:
-        return self.at_point and token in _VARIABLES
+        self.exact = False
+        return Fraction(math.isqrt(value.numerator * 10 ** (2 * DIGITS) // value.denominator), 10**DIGITS)
 
 
-def _bounded(value: Value) -> Value:
-    if isinstance(value, Fraction):
-        too_large = max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS
-    else:
-        too_large = not math.isfinite(value) or abs(value) > 1e15
-    if too_large:
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
+def _bounded(value: Fraction) -> Fraction:
+    if _bits(value) > MAX_BITS:
         raise _NotClosedForm
     return value
 
 
-def _divide(top: Value, bottom: Value) -> Value:
+def _divide(top: Fraction, bottom: Fraction) -> Fraction:
     if bottom == 0:
         raise _NotClosedForm
     return _bounded(top / bottom)
-
-
-def _power(base: Value, exponent: Value) -> Value:
-    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
-        size = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if size * abs(exponent) > MAX_BITS or (base == 0 and exponent <= 0):
-            raise _NotClosedForm
-        return base ** int(exponent)
-    if isinstance(base, Fraction) and base >= 0 and exponent == Fraction(1, 2):
-        top, bottom = math.isqrt(base.numerator), math.isqrt(base.denominator)
-        if top * top == base.numerator and bottom * bottom == base.denominator:
-            return Fraction(top, bottom)
-    if base <= 0 or abs(exponent) > 100 or base > 1e9:
-        raise _NotClosedForm
-    return _bounded(float(base) ** float(exponent))

@@ -1,344 +1,357 @@
 r"""Equivalence of two final answers, as far as it can be decided without computer algebra.
 
-`same(gold, answer)` is True or False where it is certain and None where computer algebra has to look. Certain are
-equal canonical strings, numbers in closed form (exact rationals; roots and pi in floating point), tuples and lists of
-such numbers, and names. The conventions (units, percent signs, rounding) are in the table of docs/verifier.md.
+Each answer is read by itself: a number with its unit, a list, tuple or interval, a named value ("x = 3"), a numeral in
+a base, a ratio or time, a name. Two readings are then compared. `same(gold, answer)` is True or False where that is
+certain and None where computer algebra has to look. The conventions are in the table of docs/verifier.md.
 
-    same("1,000", "$1000.0")            True     the same number
-    same("\\frac{1}{2}", "0.5")         True
-    same("18", "18 apples")             True     a unit is not part of the number
-    same("5", "5.1")                    False
-    same("x+1", "1+x")                  None     algebra has to look
+    same("1,000", "$1000.0")                     True           the same number
+    same("18", "18 apples")                      True           a unit that one side leaves out is ignored
+    same("36 m/s", "36 km/h")                    False          two measured units are converted
+    same("x = 5", "5"), same("-5", "minus 5")    True, True
+    same("81, 256", "(256, 81)")                 False          brackets keep their order
+    same("x+1", "1+x"), same("4", "2x = 4")      None, None     algebra has to look
 
-Invariant: no input takes longer than its length; numbers are bounded before they are computed, and nothing is evaluated
-as code.
+Invariant: symmetric; no two different rationals are the same but by the stated conventions for decimals and percent
+signs; no input takes longer than its length; nothing is evaluated as code.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
-from flow_dpo.verify.closed_form import Value, closed_form
+from flow_dpo.verify.canonical import canonical, is_name
+from flow_dpo.verify.closed_form import Formula, closed_form
+from flow_dpo.verify.words import Unit, is_unit, unit
 
 MAX_CHARS = 1_000
 """Longer answers are not compared at all, unless their texts are equal."""
 
-_UNICODE = str.maketrans(
-    {
-        **dict.fromkeys("\u2212\u2013\u2014", "-"),  # minus sign and dashes
-        **dict.fromkeys("\u00a0\u2009\u202f", " "),
-        **dict.fromkeys("\u2061\u200b\ufeff\x00", ""),
-        "\u00d7": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "√": "\\sqrt ", "∞": "\\infty ", "≤": "\\le ",
-        "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "°": "^\\circ ", "½": "\\frac{1}{2}", "²": "^2", "³": "^3",
-    }
-)  # fmt: skip
-_ALIASES = {
-    "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "leq": "\\le", "leqslant": "\\le", "geq": "\\ge",
-    "geqslant": "\\ge", "neq": "\\ne", "lt": "<", "gt": ">", "cdot": "*", "times": "*", "div": "/", "colon": ":",
-    "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "dots": "\\ldots",
-    **dict.fromkeys(["left", "right", "displaystyle", "textstyle", "big", "Big", "bigl", "bigr", "limits", "rm"], ""),
-    **dict.fromkeys(["quad", "qquad"], " "),
-}  # fmt: skip
-_COMMAND = re.compile(r"\\([A-Za-z]+|.)\s*", re.DOTALL)
-_WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
-_WRAPPED_UNIT = re.compile(
-    r"(\S)\s*\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|mbox)\s*\{(?!\s*(?:and|or)\b)"
-    r"[A-Za-z .,'/-]{1,60}\}(?:\^\{?[23]\}?)?$"
-)
-_SEPARATOR = re.compile(r"(?:[,;\s]*\b(?:and|or)\b[,;\s]*|\s*;\s*|(?:\s*,\s*){1,4})")
-_DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})")
-_PERCENT = re.compile(r"\s*\b(?:percentage|percent|pct)\b", re.IGNORECASE)
-_SPACE = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9.])")
-
-
-def tidy(text: str) -> str:
-    r"""The same LaTeX on one line, without delimiters and without what only looks: what algebra is handed."""
-    text = text.translate(_UNICODE)
-    if "matrix" not in text and "array" not in text:
-        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # an escape too many: "\\frac"
-    text = re.sub(r"(?<=\d)(?:\{,\}|,\\!\s*)(?=\d{3}(?!\d))", "", text)  # thousands: "1,\!000", "1{,}000"
-    text = re.sub(r"\\!\s*", "", text.replace("{,}", ","))
-    text = re.sub(r"(?<!\\)(?:\\\\)*\\[()\[\]]|\\\$|\$", lambda match: "\\\\" * (match[0].count("\\") // 2), text)
-    return " ".join(text.split()).strip().strip('*_`"').rstrip(" .,;:").strip()
+_PLAIN = re.compile(r"-?\d{1,9}(?:\.\d{1,5})?", re.ASCII)
 
 
 def for_algebra(text: str) -> str:
-    r"""A text as computer algebra gets it: tidy, and without the unit that follows a formula, "2x\text{ cm}^2"."""
-    return _BARE_UNIT.sub(r"\1", _WRAPPED_UNIT.sub(r"\1", tidy(text))).strip()
+    """A text as computer algebra gets it: its canonical spelling without the unit that follows a formula."""
+    text = canonical(text)
+    head, tail = _without_unit(text)
+    try:
+        unit(tail)
+    except ValueError:
+        return text
+    return head
 
 
-def canonical(text: str) -> str:
-    """One spelling for answers that differ in spelling alone. Never joins what a space parts: "1 1/2" is not "11/2"."""
-    text = _WRAPPED.sub(lambda match: f" {match[1]} ", _WRAPPED.sub(lambda match: f" {match[1]} ", tidy(text)))
-    text = _DEGREES.sub(" ", text)
-    text = _COMMAND.sub(_command, text).replace("~", " ")
-    text = _PERCENT.sub("%", text)
-    for typed, command in (("!=", "\\ne "), ("<=", "\\le "), (">=", "\\ge "), ("**", "^")):
-        text = text.replace(typed, command)
-    text = _SEPARATOR.sub(",", " ".join(text.split())).strip().strip(",")
-    text = re.sub(r"\\sqrt ?(\d)", r"\\sqrt{\1}", text)  # TeX takes one digit
-    text = re.sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac ?(\d) ?\{", r"\\frac{\1}{", text)
-    text = re.sub(r"(\\frac ?\{[^{}]{1,50}\}) ?(\d)", r"\1{\2}", text)
-    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
-    return _SPACE.sub("", text).rstrip(".").strip()
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _command(match: re.Match[str]) -> str:
-    name = match[1]
-    if name.isalpha():
-        spelled = _ALIASES.get(name, f"\\{name}")
-        return spelled + " " if spelled[-1:].isalpha() else spelled
-    return {" ": " ", ",": " ", ";": " ", ":": " ", "%": "%", "#": "#", "&": "&", "_": "_"}.get(name, f"\\{name}")
+class Quantity(NamedTuple):
+    """A formula's value, its unit, whether it is a percentage, and its decimals where it is a decimal number."""
 
-
-# ---- numbers --------------------------------------------------------------------------------------------------------
-
-_UNITS = (
-    "cm|mm|km|m|dm|ft|in|inch|inche|feet|foot|yd|yard|mile|mi|meter|metre|centimeter|centimetre|kilometer|kilometre|g|gm|"
-    "kg|mg|gram|kilogram|lb|lbs|pound|ounce|oz|ton|s|sec|second|min|minute|h|hr|hour|day|week|month|year|yr|l|ml|liter|"
-    "litre|gallon|degree|deg|dollar|cent|euro|rupee|mph|kmph|unit|square|sq|cubic|cu|people|person|point|usd"
-)
-_UNIT = re.compile(rf"\s*(?:{_UNITS})s?(?:/(?:{_UNITS}))?(?:\^?\{{?[23]\}}?)?(?![A-Za-z0-9^_])", re.IGNORECASE)
-_BARE_UNIT = re.compile(rf"([\d}})])\s+(?:(?:{_UNITS})s?(?:\^\{{?[23]\}}?)?\s*){{1,3}}$", re.IGNORECASE)
-_WORDS = re.compile(r" [A-Za-z](?:\^[23])?|(?: ?[A-Za-z][A-Za-z'.-]+,?)+(?:\^[23])?")
-_NOT_UNITS = re.compile(
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|halves|third|quarter|squared|cubed|times|plus|minus|more|"
-    r"less|not|mod|over|per|pi|sin|cos|tan|log|ln|sqrt|k|bn|mn)\b",
-    re.IGNORECASE,
-)
-_PLAIN = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?", re.ASCII)
-
-
-class Number(NamedTuple):
-    """A number in closed form, how many decimals it was written with, whether as a percentage, and its unit."""
-
-    value: Value
-    decimals: int
+    formula: Formula
+    unit: Unit | None
     percent: bool
-    unit: str
+    decimals: int
+    text: str
 
 
-def number(text: str) -> Number | None:
-    """Read a canonical string as a number; None where it is none, or one too large to look at."""
-    text = text.strip().removeprefix("USD").strip("€£¥₹ ")
-    unit = ""
-    match = _PLAIN.match(text)
-    if match and match.end() and text[match.end() :]:
-        rest = text[match.end() :]
-        spaced = rest.startswith(" ") and _WORDS.fullmatch(rest.rstrip(". "))
-        glued = len(rest) > 1 and _UNIT.fullmatch(rest)  # "5km"; "4m" may be a product
-        if (spaced or glued) and not _NOT_UNITS.search(rest):
-            text, unit = text[: match.end()], rest.strip(" .").lower()
-    elif match is None or not match.end():
-        tail = re.search(r"(?<=[})]) ?([A-Za-z]{2,15}|m|g)(?:\^[23])?$", text)
-        if tail and not _NOT_UNITS.search(tail[1]):
-            text, unit = text[: tail.start()], tail[1].lower()
-    percent = text.endswith("%")
-    text = text.removesuffix("%").strip()
-    mixed = re.fullmatch(r"([-+]?)(\d{1,9}) (\d{1,9})/(\d{1,9})", text, re.ASCII)
-    if mixed:
-        text = f"{mixed[1]}({mixed[2]}+{mixed[3]}/{mixed[4]})"
-    plain = _PLAIN.fullmatch(text)
-    if plain and any(char in "0123456789" for char in text):
-        if len(text) > 400:
-            return None
-        decimals = len(text.partition(".")[2])
-        return Number(Fraction(text.replace(",", "").rstrip(".")), decimals, percent, unit)
-    value = closed_form(text)
-    return None if value is None else Number(value, 0, percent, unit)
+class Group(NamedTuple):
+    """Several answers. Kinds: "" for a bare list, "{}" for a set; "()", "[]", "(]" and "[)" keep their order."""
+
+    kind: str
+    parts: tuple[Answer | None, ...]
 
 
-_MEASURES: dict[str, tuple[str, Fraction]] = {
-    name: (dimension, Fraction(size))
-    for dimension, sizes in {
-        "time": {"s sec second": 1, "min minute": 60, "h hr hour": 3_600, "day": 86_400, "week": 604_800},
-        "length": {"mm millimeter": 1, "cm centimeter": 10, "dm": 100, "m meter metre": 1_000, "km kilometer": 10**6},
-        "imperial length": {"in inch inche": 1, "ft foot feet": 12, "yd yard": 36, "mi mile": 63_360},
-        "mass": {"mg": 1, "g gm gram": 1_000, "kg kilogram": 1_000_000},
-        "volume": {"ml milliliter": 1, "l liter litre": 1_000},
-        "money": {"cent": 1, "dollar usd": 100},
-        "count of years": {"month": 1, "year yr": 12},
-    }.items()
-    for names, size in sizes.items()
-    for name in names.split()
-}
-"""The dimension and size of each unit that is measured, in the singular; "apples" are not."""
+class Named(NamedTuple):
+    """A value with its name: "x = 3"."""
+
+    name: str
+    body: Answer | None
 
 
-def _measure(unit: str) -> tuple[str, Fraction] | None:
-    return _MEASURES.get(unit) or _MEASURES.get(unit.removesuffix("s"))
+class Ratio(NamedTuple):
+    """A ratio, "11:21", or where it looks like one a time of day, "3:30 pm"."""
+
+    parts: tuple[int, ...]
+    clock: bool
+    half: str
 
 
-def _close(gold: Number, answer: Number, scale: Fraction | int = 1) -> bool | None:
-    """Equal values; where one was rounded, equal in every decimal that was written, at least six of them."""
-    a, b = Fraction(gold.value), Fraction(answer.value) * scale
-    if a == b:
-        return True
-    difference, size = abs(a - b), max(abs(a), abs(b))
-    written = [each.decimals for each in (gold, answer) if each.decimals]
-    if written and min(written) >= 6 and difference < Fraction(1, 10 ** min(written)) and difference * 10**5 <= size:
-        return True
-    inexact = isinstance(gold.value, float) or isinstance(answer.value, float)
-    if (inexact or (written and max(written) > 9)) and difference * 10**12 <= size:
-        return True  # floating point: ours, or the one that a calculator's 119.69999999999999 came from
-    return None if inexact and difference * 10**9 <= size else False
+class Word(NamedTuple):
+    """A name, a choice, an infinity, a numeral in a base."""
+
+    text: str
 
 
-def same_number(gold: Number, answer: Number) -> bool | None:
-    """The conventions for one number: a unit or a percent sign that one side leaves out is not a difference."""
-    ours, theirs = _measure(gold.unit), _measure(answer.unit)
-    if ours and theirs and ours != theirs:  # "1 hour" is "60 minutes" and not "1 minute"
-        return ours[0] == theirs[0] and _close(gold, answer, theirs[1] / ours[1])
-    found = _close(gold, answer)
-    if found is not False or gold.percent == answer.percent:
-        return found
-    return _close(gold, answer, Fraction(1, 100) if answer.percent else 100)
+Answer = Quantity | Group | Named | Ratio | Word
+
+_FUNCTION = re.compile(r"(?:sin|cos|tan|cot|sec|csc|log|exp|mod|max|min|gcd|lcm|ln|det)")
+_LITTLE = frozenset(["per", "of", "in", "at", "on", "by", "for", "is", "a", "an"])
+_NAME = re.compile(
+    rf"[A-Za-z][A-Za-z' .-]*[A-Za-z]|[-+]?\\infty|\\emptyset"
+    rf"|(?!{_FUNCTION.pattern})[A-Za-z]{{3,12}} \d{{1,4}}"  # "June 20"
+)
+_NOTHING = re.compile(r"(?i)(?:there (?:is|are) )?no (?:real )?solutions?|none|(?:the )?empty set|\\\{\\\}")
+_NUMERAL = re.compile(r"\(?(-?[0-9A-Za-z]{1,50})\)?_\{?(\d{1,2})\}?", re.ASCII)
+_RATIO = re.compile(
+    r"(\d{1,9}(?::\d{1,9})+)(?: ?([ap])\.?m\.?)?|(\d{1,2}) ?(?:([ap])\.?m\.?|o'? ?clock)", re.ASCII | re.IGNORECASE
+)
+_MEASURES = re.compile(r"(\d[\d./]* ?[A-Za-z]+) (\d[\d./]* ?[A-Za-z]+)")
 
 
-# ---- everything else ------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=4_096)
+def read(text: str) -> Answer | None:
+    """What a canonical string says; None where it is nothing that this module reads."""
+    ratio, numeral = _RATIO.fullmatch(text), _NUMERAL.fullmatch(text)
+    if ratio:
+        parts = tuple(int(part) for part in (ratio[1] or f"{ratio[3]}:00").split(":"))
+        half = (ratio[2] or ratio[4] or "").lower()
+        clock = (
+            len(parts) == 2 and parts[0] < 25 and parts[1] < 60 and (not ratio[1] or bool(half) or text[-3:-2] == ":")
+        )
+        return Ratio(parts, clock, half)
+    if numeral and any(char.isdecimal() for char in numeral[1]):
+        return Word(f"{numeral[1].lower()}_{numeral[2]}")
+    if _NOTHING.fullmatch(text):
+        return Word("\\emptyset")
+    inner = _unwrapped(text)
+    if _NAME.fullmatch(inner or text):
+        return Word((inner or text).removeprefix("+"))
+    parts = _split(inner or text, ",")
+    if len(parts) > 1:
+        kind = "" if not inner else "{}" if text.startswith(("{", "\\{")) else text[0] + text[-1]
+        if "|" in text or "\\mid" in text or ":" in text:
+            return None  # a set by its condition
+        return _group(kind, tuple(read(part) for part in parts))
+    measures = _MEASURES.fullmatch(text)
+    if measures:
+        return _group("", (read(measures[1]), read(measures[2])))
+    sides = _split(text, "=")
+    if len(sides) > 1:
+        return _read_equation(sides)
+    if inner and ((text[0], text[-1]) == ("(", ")") or text.startswith("\\{")):
+        return read(inner)
+    return _read_quantity(text)
 
-_NAMED = re.compile(r"(?:[A-Za-z](?:_\w)?|\\[a-z]+) ?=([^=]+)")
-_NAME = re.compile(r"[A-Za-z][A-Za-z' -]*")
 
-
-def _elements(text: str) -> tuple[str, list[str]] | None:
-    r"""The kind of brackets and the elements of "(1,2)", "[0,1)", "\{1,2\}" or "1,2"; None where there is no list."""
-    kind, body = "", text
-    if text[:2] == "\\{" and text[-2:] == "\\}":
-        body = text[2:-2]
-    elif text[:1] in ("(", "[") and text[-1:] in (")", "]"):
-        kind, body = text[0] + text[-1], text[1:-1]
-    parts, depth, start = [], 0, 0
-    for at, char in enumerate(body):
+def _split(text: str, separator: str) -> list[str]:
+    """The parts of a text between separators that stand in no brackets; the text alone where brackets do not match."""
+    depth, start, parts = 0, 0, list[str]()
+    for at, char in enumerate(text):
         depth += (char in "([{") - (char in ")]}")
         if depth < 0:
-            return None
-        if char == "," and depth == 0:
-            parts.append(body[start:at])
+            return [text]
+        if char == separator and depth == 0:
+            parts.append(text[start:at].strip())
             start = at + 1
-    parts.append(body[start:])
-    return (kind, parts) if depth == 0 and len(parts) > 1 else None
+    return [*parts, text[start:].strip()] if depth == 0 else [text]
 
 
-def _same_elements(gold: str, answer: str) -> bool | None:
-    ours, theirs = _elements(gold), _elements(answer)
-    if ours is None or theirs is None or ours[0] != theirs[0]:
+def _unwrapped(text: str) -> str:
+    """What stands in the brackets around a whole text, "" where none do."""
+    start = 2 if text.startswith("\\{") else 1
+    if text[:start] not in ("(", "[", "{", "\\{") or text[-1:] not in (")", "]", "}"):
+        return ""
+    inner = text[start : -2 if text.endswith("\\}") else -1]
+    depth = 0
+    for char in inner:
+        depth += (char in "([{") - (char in ")]}")
+        if depth < 0:
+            return ""
+    return inner
+
+
+def _group(kind: str, parts: tuple[Answer | None, ...]) -> Answer:
+    """Several answers; one where it is a sum of measures, "1 hour, 30 minutes"."""
+    total, last = Fraction(0), None
+    for part in parts:
+        if kind or not isinstance(part, Quantity) or not part.unit or not part.formula.exact:
+            return Group(kind, parts)
+        if last and (part.unit.dimensions != last.dimensions or part.unit.size >= last.size):
+            return Group(kind, parts)
+        total, last = total + part.formula.value * part.unit.size, part.unit
+    return Quantity(Formula(total / last.size, True), last, False, 0, "") if last else Group(kind, parts)
+
+
+def _read_equation(sides: list[str]) -> Answer | None:
+    """The value that is named, or calculated: "x = 3", "3 = x", "2 + 13 = 15". "2x = 4" is none of these."""
+    if is_name(sides[0]):
+        return Named(sides[0], read(sides[-1]))
+    if len(sides) == 2 and is_name(sides[1]):
+        return Named(sides[1], read(sides[0]))
+    calculated = [closed_form(side) for side in sides]
+    return read(sides[-1]) if all(value and not value.variables for value in calculated) else None
+
+
+def _without_unit(text: str) -> tuple[str, str]:
+    """A formula and the words after it."""
+    for found in re.finditer(r"(?<![\\A-Za-z_])[A-Za-z]+", text):
+        head, tail, word = text[: found.start()].rstrip(), text[found.start() :], found[0]
+        spaced = len(head) < found.start()
+        known = is_unit(word) or (spaced and word.lower() in _LITTLE)
+        if not head or not (known or (spaced and len(word) > 2)) or (len(word) == 1 and not spaced):
+            continue
+        if (
+            _FUNCTION.fullmatch(word) is None
+            and re.fullmatch(r"[A-Za-z0-9 .,'/^{}()%-]*", tail)
+            and head[-1] in _BEFORE_UNIT
+        ):
+            return head, tail
+    return text, ""
+
+
+_BEFORE_UNIT = frozenset("0123456789)}!%abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def _read_quantity(text: str) -> Quantity | None:
+    head, tail = _without_unit(text)
+    try:
+        measure = unit(tail) if tail else None
+    except ValueError:
         return None
-    golds, answers = [number(part) for part in ours[1]], [number(part) for part in theirs[1]]
-    if None in golds or None in answers:
-        return None
-    sides = [each for each in golds if each], [each for each in answers if each]
-    if not ours[0]:  # a bare list, or a set: neither order nor repetition counts
-        sides = tuple(
-            list({each.value: each for each in sorted(side, key=lambda n: n.value)}.values()) for side in sides
-        )
-    if len(sides[0]) != len(sides[1]):
-        return False
-    found = [same_number(a, b) for a, b in zip(*sides, strict=True)]
-    return False if False in found else None if None in found else True
+    number = head.removesuffix("%").strip()
+    formula, decimals = closed_form(number), re.fullmatch(r"[-+]?\d*\.(\d+)", number)
+    return formula and Quantity(formula, measure, head != number, len(decimals[1]) if decimals else 0, number)
 
 
-_NUMERAL = re.compile(r"([0-9A-Za-z]{1,50})_\{?(\d{1,2})\}?", re.ASCII)
-_RATIO = re.compile(r"(\d{1,9}):(\d{1,9})", re.ASCII)
-
-
-def _same_numeral(gold: str, answer: str) -> bool | None:
-    """Numerals with a base, "204_5": digit for digit, in the base of the question. A base may be left out."""
-    ours, theirs = _NUMERAL.fullmatch(gold), _NUMERAL.fullmatch(answer)
-    if any(each and not any(char.isdigit() for char in each[1]) for each in (ours, theirs)):
-        return None  # a variable with an index, "x_1"
-    if ours and theirs:
-        return ours.groups() == theirs.groups()
-    written = ours or theirs
-    if written is None or not written[1].isdigit():
-        return None
-    other = answer if ours else gold
-    return other == written[1] if other.isdigit() else None
-
-
-def _same_ratio(gold: str, answer: str) -> bool | None:
-    """Ratios, "11:21", and times of day, "12:00"."""
-    ours, theirs = _RATIO.fullmatch(gold), _RATIO.fullmatch(answer)
-    if not (ours and theirs):
-        return None
-    a, b, c, d = (int(each) for each in (*ours.groups(), *theirs.groups()))
-    return a * d == b * c if b and d else (a, b) == (c, d)
-
-
-def _is_something_else(text: str) -> bool:
-    """Certainly not one number: a name, something unbounded, a matrix, or a list of several different numbers."""
-    if text.casefold() in ("yes", "no"):
-        return True
-    if "\\infty" in text or "\\cup" in text or ("matrix}" in text and ("\\\\" in text or "&" in text)):
-        return True
-    if _NAME.fullmatch(text) and len(text) > 4 and " " not in text:
-        return True
-    elements = _elements(text)
-    values = [number(part) for part in elements[1]] if elements else []
-    return len({each.value for each in values if each}) > 1
-
-
-def _after_equals(text: str, other: str) -> str:
-    r"""The last side of "x = 3" or "1 + 2 = 3" where the other answer has no "=": the value is what counts."""
-    other_relation = re.search(r",|<|>|\\(?:ne|le|ge|approx)\b", text)
-    if "=" in other or "=" not in text or other_relation:
-        return text
-    return text.rpartition("=")[2].strip()
+# ---- comparing -------------------------------------------------------------------------------------------------------
 
 
 def same(gold: str, answer: str) -> bool | None:
-    """True or False where certain, None where algebra has to look."""
-    # 1. Equal as they stand, or in one spelling.
+    """True or False where certain, None where algebra has to look. Symmetric."""
     if gold.strip() == answer.strip():
         return True if gold.strip() else None
     if max(len(gold), len(answer)) > MAX_CHARS:
         return None
+    if _PLAIN.fullmatch(gold) and _PLAIN.fullmatch(answer):
+        return Fraction(gold) == Fraction(answer)
     ours, theirs = canonical(gold), canonical(answer)
-    if ours and ours == theirs:
-        return True
-    named = _NAMED.fullmatch(ours)
-    if named and "=" not in theirs:
-        ours = named[1].strip()  # the gold names its variable: "x=3"
-    theirs = _after_equals(theirs, ours)
-    if ours and ours == theirs:
-        return True
-    # 2. Numbers, numerals in a base, ratios; and a number beside what cannot be one.
-    a, b = number(ours), number(theirs)
-    if a and b:
-        return same_number(a, b)
-    for compare in (_same_numeral, _same_ratio):
-        found = compare(ours, theirs)
-        if found is not None:
-            return found
-    if (a and _is_something_else(theirs)) or (b and _is_something_else(ours)):
+    if not ours or not theirs:
+        return None
+    alike = ours == theirs or (
+        ours.replace(" ", "") == theirs.replace(" ", "") and not re.search(r"\d \d", ours + theirs)
+    )
+    found = True if alike else _compare(read(ours), read(theirs))
+    if found is False and "," in gold and "," in answer:  # "81,256" may be a list without its spaces
+        lists = [read(canonical(re.sub(r",(?=\d{3}(?!\d))", ", ", text))) for text in (gold, answer)]
+        found = all(isinstance(each, Group) for each in lists) and bool(_compare(*lists))
+    if found is None:  # algebra sees no units
+        units = [_unit_of(text) for text in (ours, theirs)]
+        return False if None not in units and units[0] != units[1] else None
+    return found
+
+
+def _unit_of(text: str) -> Unit | None:
+    """The measure behind a formula of any kind."""
+    try:
+        return unit(_without_unit(text)[1])
+    except ValueError:
+        return None
+
+
+def _compare(a: Answer | None, b: Answer | None) -> bool | None:
+    if isinstance(a, Named) and isinstance(b, Named):
+        names = [closed_form(each.name) for each in (a, b)]
+        alike = a.name == b.name or (names[0] and names[1] and names[0].same(names[1]) is None)  # "x + y" and "y + x"
+        # "x = y" is "y = x"
+        return _compare(a.body, b.body) if alike else None if names[0] and names[1] else False
+    if isinstance(a, Named) or isinstance(b, Named):
+        return _compare(a.body if isinstance(a, Named) else a, b.body if isinstance(b, Named) else b)
+    if a is None or b is None:
+        return None
+    if isinstance(a, Group) or isinstance(b, Group):
+        return _compare_groups(*(each if isinstance(each, Group) else Group("1", (each,)) for each in (a, b)))
+    if isinstance(a, Quantity) and isinstance(b, Quantity):
+        return _compare_quantities(a, b)
+    if isinstance(a, Ratio) and isinstance(b, Ratio):
+        return _compare_ratios(a, b)
+    if isinstance(a, Word) and isinstance(b, Word):
+        # Small letters in another order are a product of variables.
+        product = a.text.islower() and a.text.isalpha() and len(a.text) < 4 and sorted(a.text) == sorted(b.text)
+        return a.text.casefold() == b.text.casefold() or product
+    return _compare_kinds(a, b) if isinstance(b, Quantity) else _compare_kinds(b, a)
+
+
+def _compare_groups(a: Group, b: Group) -> bool | None:
+    kinds = {a.kind, b.kind}
+    if kinds == {""} and all(
+        isinstance(each, Quantity) and re.fullmatch("[A-Z]", each.text) for each in a.parts + b.parts
+    ):
+        return a.parts == b.parts  # letters in an order
+    if kinds <= {"", "{}", "1"}:  # neither order nor repetition counts
+        pairs = [(one, others) for ours, others in ((a, b), (b, a)) for one in ours.parts]
+        return _all([_any([_compare(one, other) for other in others.parts]) for one, others in pairs])
+    # Brackets keep their order; a list without brackets is a tuple where its order is the same.
+    if len(a.parts) != len(b.parts) or (a.kind != b.kind and kinds not in ({"", "()"}, {"", "[]"})):
         return False
-    # 3. Names.
-    left, right = ours.strip("()"), theirs.strip("()")
-    if _NAME.fullmatch(left) and _NAME.fullmatch(right):
-        return _same_name(left, right)
-    # 4. Expressions that differ at one point, and lists of numbers.
-    here, there = (closed_form(canonical(for_algebra(each)), at_point=True) for each in (gold, answer))
-    if here is not None and there is not None and _differ(here, there):
+    return _all([_compare(one, other) for one, other in zip(a.parts, b.parts, strict=True)])
+
+
+def _any(found: Sequence[bool | None]) -> bool | None:
+    return True if True in found else None if None in found else False
+
+
+def _all(found: Sequence[bool | None]) -> bool | None:
+    return False if False in found else None if None in found else True
+
+
+def _compare_quantities(a: Quantity, b: Quantity) -> bool | None:
+    """A unit or a percent sign that one side leaves out is no difference; two measured units are converted."""
+    scale = Fraction(1)
+    if a.unit and b.unit:
+        if a.unit.dimensions != b.unit.dimensions:
+            return False
+        scale = b.unit.size / a.unit.size
+    found = _close(a, b, scale)
+    if found is None and scale != 1:
+        return True  # "\\sqrt{2} m" and "100\\sqrt{2} cm": to 50 digits, and algebra sees no units
+    if found is not False or a.percent == b.percent:
+        return found
+    return _close(a, b, scale * (Fraction(1, 100) if b.percent else 100))
+
+
+def _close(a: Quantity, b: Quantity, scale: Fraction) -> bool | None:
+    """Equal values, or a decimal and the value that it rounds."""
+    found = (a.text == b.text and scale == 1) or a.formula.same(b.formula, scale)
+    long, short = sorted((a, b), key=lambda each: each.decimals, reverse=True)
+    if found is not False or a.formula.variables or b.formula.variables or not long.decimals:
+        return found
+    decimal, value = a.formula.value, b.formula.value * scale
+    if long is b:
+        decimal, value = value, decimal
+    difference = (abs(value) - abs(decimal)) * 10**long.decimals
+    if decimal * value <= 0:
         return False
-    return _same_elements(ours, theirs)
+    if not short.decimals and "." not in short.text and not short.text.strip("+-").isdecimal():
+        # Beside a fraction or a root: rounded or cut to the decimals that are written, at least six.
+        close = 2 * abs(difference) <= 1 or 0 <= difference < 1
+        return close and long.decimals >= 6 and abs(decimal - value) * 10**5 <= abs(value)
+    # A calculator's 119.69999999999999 is 119.7: sixteen digits whose last are noise.
+    digits = len(long.text.strip("-+0.").replace(".", ""))
+    return digits >= 16 and short.decimals <= 8 and abs(decimal - value) * 10**14 <= abs(value)
 
 
-def _same_name(gold: str, answer: str) -> bool | None:
-    """Names are equal without case; letters in another order might be a product of variables."""
-    left, right = gold.casefold(), answer.casefold()
-    if left == right and len(left) > 1:
-        return True
-    if sorted(left) != sorted(right) and (max(len(left), len(right)) > 3 or {left, right} == {"yes", "no"}):
+def _compare_ratios(a: Ratio, b: Ratio) -> bool:
+    if a.clock and b.clock:  # "3:30" is not "1:10", which "6:14" and "3:7" may be
+        hours = [each.parts[0] % 12 + 12 * (each.half == "p") if each.half else each.parts[0] for each in (a, b)]
+        left_out = not (a.half and b.half) and a.parts[0] == b.parts[0]
+        return a.parts[1] == b.parts[1] and (hours[0] == hours[1] or left_out)
+    if len(a.parts) != len(b.parts) or a.half or b.half or not all((*a.parts, *b.parts)):
+        return a == b
+    return len({Fraction(x, y) for x, y in zip(a.parts, b.parts, strict=True)}) == 1
+
+
+def _compare_kinds(a: Answer, b: Answer) -> bool | None:
+    """A name, numeral, ratio or time beside a number or formula, or beside each other."""
+    if not isinstance(b, Quantity):
         return False
-    return True if gold == answer else None
-
-
-def _differ(here: Value, there: Value) -> bool:
-    """Two values of expressions at one point; floats may have lost digits."""
-    if isinstance(here, Fraction) and isinstance(there, Fraction):
-        return here != there
-    size = max(abs(here), abs(there))
-    return size > 1e-6 and abs(Fraction(here) - Fraction(there)) > Fraction(size) / 10**6
+    if isinstance(a, Ratio):
+        value = Fraction(*a.parts) if len(a.parts) == 2 and all(a.parts) and not a.clock else None
+        return b.formula.exact and b.formula.value in (value, a.parts[0] if a.clock and not a.parts[1] else None)
+    assert isinstance(a, Word)
+    if _NUMERAL.fullmatch(a.text):  # the base may be left out
+        return a.text.rpartition("_")[0] == b.text.lower()
+    formula = closed_form(a.text)
+    return formula.same(b.formula) if formula else None if b.formula.variables else False

@@ -3,22 +3,29 @@ r"""Extraction of a solution's final answer from its text.
 Two decisions, each a setting of `AnswerRule`. *Where* an answer may stand: by default only on the last line, and only
 where that line is closed (a newline follows it, or the solution ended with its end token), so that an answer that was
 cut or abandoned never counts. *How* it is found there, in this order: the last box, then what follows the last
-"answer is", "Answer:" or "####", then the last number (the whole formula or sum that holds it, never a part of it).
+"answer is", "Answer:" or "####", then the last number (with the formula or sum that holds it). What a sentence claims
+is read by `claim`; an answer that is taken back behind it ("wait, that is wrong") is none.
 
     "2 + 3 = 5\nAnswer: 15\n"         -> "15"     closed by its newline
     "2 + 3 = 5\nAnswer: 1"            -> None     open: the next chunk may make it "15"
     "Answer: 15\nWait, let me check"  -> None     the last line is another one, and open
     "So \[ x = \boxed{\frac12} \]."   -> \frac12  where `ended`
 
-Invariant: linear in the length of the text, whatever the text. No pattern here can backtrack over more than a fixed
-number of characters.
+Invariant: linear in the length of the text, whatever the text: what is searched for in all of it is searched from its
+end in pieces, and what is read around a place is bounded in characters.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
+
+from flow_dpo.verify.boxes import BRACES, MAX_BOXES, box_is_open, boxed, last_box
+from flow_dpo.verify.claim import MAX_SENTENCE, WRONG, claim, denied, sentence_at
+from flow_dpo.verify.expressions import whole_text
 
 Extractor = Literal["box", "answer_is", "number"]
 
@@ -36,33 +43,39 @@ class AnswerRule:
 
 NO_ANSWER = "no answer"
 """The reason of a verdict on a solution that gives no answer to read."""
+MAX_ANSWER = 10_000
+"""Longer answers are cut, with a sign that no gold answer ends in: they equal nothing."""
 
 
 def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
-    """The final answer of a solution as it was written, or None where it gives none.
+    """The final answer of a solution as it was written, or None where it gives none, or takes it back.
 
-    A box that is empty or was never closed is no answer, and neither is anything beside it.
+    A box that is empty or was never closed is no answer, and neither is anything beside it. (One that is only spoken
+    of, "I put it in \\boxed{}", is none.)
     """
     text = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
-    place = text if rule.which == "anywhere" else _last_line(text)
+    place = text if rule.which == "anywhere" else _last_line(text, ended)
     if rule.which == "closed_last_line" and not (ended or _is_closed(text)):
         return None
-    for extractor in rule.extractors:
-        if extractor == "box":
-            if _box_is_open(text):
-                return None
-            found = last_box(place)
-            if found is not None:
-                return found or None
-        elif extractor == "answer_is":
-            found = after_answer_is(place)
-            if found:
-                return found
-        elif ended or rule.which != "closed_last_line":
+    if "box" in rule.extractors and box_is_open(text):
+        return None
+    start = 0
+    for _ in range(4):  # each time that an answer is taken back, what follows may hold another
+        found = None
+        for extractor in rule.extractors:
             # A bare number counts only where the solution has ended: on a line that is merely closed it is a step.
-            found = last_number(place)
+            if extractor == "number" and not ended and rule.which == "closed_last_line":
+                continue
+            found = _FINDERS[extractor](place[start:] if start else place)
             if found:
-                return found
+                break
+        if found is None:
+            return None
+        answer, at = found
+        denied = _taken_back(place, start + at, answer)
+        if denied < 0:
+            return (answer if len(answer) <= MAX_ANSWER else answer[:1_000] + "…") or None
+        start = denied
     return None
 
 
@@ -72,10 +85,47 @@ def gold_answer(gold: str) -> str:
     return (after_answer_is(gold) or gold).strip() if box is None else box
 
 
+_SUBJECT = r"(?:that|this|it|which|(?:the|my) (?:[a-z]{4,8} )?(?:answer|result|value|calculation))"
+_TAKEN_BACK = re.compile(
+    rf"(?<!\bif )(?<!whether )(?<!unless )(?<!in case )\b{_SUBJECT}"
+    rf"(?:(?:[\u2019']s| is| was| seems| looks| must be)(?: \w+ly| also)? (?:a mistake|an error|{WRONG})"
+    r"|(?: is|was)n[\u2019']t (?:right|correct|it)\b| can(?:not|[\u2019']t) be (?:right|correct)\b)"
+    r"|\b(?:scratch that|never ?mind|correction:|let me correct|i (?:made|see) (?:a|an|my) (?:\w+ )?(?:mistake|error)"
+    r"|i was wrong|on second thought|but (?:it|that)(?:[\u2019']s| is) (?:actually|really)"
+    r"|(?:i )?take (?:it|that) back|(?:ignore|disregard) (?:that|this|the above)"
+    r"|(?:no,? wait|(?:wait|actually|oops|sorry),? no)\b[,.]?)"
+    r"|\?\s{1,3}(?:nope|wrong|incorrect)\b|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
+    re.IGNORECASE,
+)
+
+
+def _taken_back(place: str, at: int, answer: str) -> int:
+    """The position behind the words that take back an answer read at `at`; -1 where none do."""
+    window = place[at : at + 4_000]
+    found = -1
+    for match in _TAKEN_BACK.finditer(window):
+        found = at + match.end()
+    again = -1
+    while found < 0 and len(answer) < 40 and (again := window.find(answer, again + 1)) >= 0:
+        if denied(window, again, again + len(answer)):
+            found = at + again + len(answer)
+    return found
+
+
 # ---- where ----------------------------------------------------------------------------------------------------------
 
 _ORNAMENT = re.compile(r"[\s`*_\-=~]*\Z")
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+_POLITE = (
+    r"[\s*_(]{0,8}(?:(?:i )?hope|let me know|please let|feel free"
+    r"|if you (?:have (?:any|more|further)|need (?:any|more)|want me|would like|[\u2019']d like)"
+    r"|(?:i[\u2019']m )?happy to|thank|you[\u2019']re welcome|is there anything|good luck|great job"
+    r"|have a (?:great|nice|good))\b"
+)
+_COURTESY = re.compile(rf"{_POLITE}[^\d\\\n]{{0,200}}\Z", re.IGNORECASE)
+_COURTEOUS = re.compile(_POLITE, re.IGNORECASE)
+_HEADING = re.compile(r"[\s#*_>|]{0,12}(?:the )?(?:final )?answers?(?: is)?[\s:=*_.-]{0,8}\Z", re.IGNORECASE)
+MAX_LINE = 20_000
+"""Characters at the end of a text in which its last line is looked for: a display of several lines counts as one."""
 
 
 def _is_closed(text: str) -> bool:
@@ -83,17 +133,18 @@ def _is_closed(text: str) -> bool:
     body = text.rstrip()
     if "\n" not in text[len(body) :]:
         return False
-    return not (body.rfind("\\[") > body.rfind("\\]") or body.count("$$") % 2 or _box_is_open(body))
+    return not (body.rfind("\\[") > body.rfind("\\]") or body.count("$$") % 2 or box_is_open(body))
 
 
-def _last_line(text: str) -> str:
+def _last_line(text: str, ended: bool) -> str:
     r"""The last line with content; where it closes a display or a brace, from the line that opened it.
 
-    "Hence\n\[\n x = 14\n\]\n" gives "\[\n x = 14\n\]", not "\]".
+    "Hence\n\[\n x = 14\n\]\n" gives "\[\n x = 14\n\]", not "\]"; "Final answer:\n14\n" gives both lines.
     """
-    body = text.rstrip()
+    body = text.rstrip()[-MAX_LINE:]
     start = body.rfind("\n") + 1
-    while start and _ORNAMENT.match(body, start):  # "```", "---", "**": ornaments that close nothing
+    # Ornaments that close nothing ("```", "---", "**"), and where the text has ended a last courtesy.
+    while start and (_ORNAMENT.match(body, start) or (ended and _COURTESY.match(body, start))):
         body = body[:start].rstrip()
         start = body.rfind("\n") + 1
     for _ in range(4):  # a brace in an environment in a display
@@ -101,7 +152,9 @@ def _last_line(text: str) -> str:
         if opener >= start:
             break
         start = body.rfind("\n", 0, opener) + 1
-    return body[start:]
+    above = body[:start].rstrip()
+    heading = above.rfind("\n") + 1
+    return body[heading if _HEADING.match(above, heading) else start :]
 
 
 def _opener(body: str, start: int) -> int:
@@ -117,7 +170,7 @@ def _opener(body: str, start: int) -> int:
         openers.append(body.rfind(f"\\begin{{{end[1]}}}", 0, start))
     stack: list[int] = []
     if "}" in line:
-        for brace in _BRACES.finditer(body):
+        for brace in BRACES.finditer(body):
             if brace[0] == "{":
                 stack.append(brace.start())
             elif brace[0] == "}" and stack:
@@ -127,176 +180,113 @@ def _opener(body: str, start: int) -> int:
     return min(opener for opener in openers if opener >= 0)  # -1 where nothing opens it
 
 
-# ---- the last box ---------------------------------------------------------------------------------------------------
-
-_BOX_BODY = re.compile(r"[^\s$]+")
-_JOINT_NOISE = re.compile(r"\\[()\[\],;:! ]|\\q?quad|\\text|\\mbox|[${}~\s]+")
-_JOINT = re.compile(r"(?:[A-Za-z]{1,15} )?(?:,|;|,? ?(?:and|or) ?)(?: ?[A-Za-z]\w{0,3} ?=)?")
-
-
-def _find_box(text: str, end: int) -> int:
-    return max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
-
-
-def _box_span(text: str, start: int) -> tuple[str, int] | None:
-    """Contents and end of the box that starts at `start`; None where its brace is never closed."""
-    at = start + (6 if text.startswith("\\boxed", start) else 5)
-    while at < len(text) and text[at].isspace():
-        at += 1
-    if not text.startswith("{", at):  # "\boxed 2": TeX boxes the next token
-        token = _BOX_BODY.match(text, at)
-        return (token[0].rstrip(".,;:*"), token.end()) if token else ("", at)
-    depth = 0
-    for brace in _BRACES.finditer(text, at):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0 and brace[0] == "}":
-            return text[at + 1 : brace.start()].strip(), brace.end()
-    return None
-
-
-def _box_is_open(text: str) -> bool:
-    start = _find_box(text, len(text))
-    return start >= 0 and _box_span(text, start) is None
-
-
-def last_box(text: str, *, joined: bool = True) -> str | None:
-    r"""Contents of the last \boxed or \fbox; "" where it is empty or unclosed, None where there is no box.
-
-    Boxes that one sentence joins are one answer, "\boxed{6} and \boxed{8}" is "6, 8": a model that boxes two numbers
-    has not chosen the second. Not so with `joined` off, which is how MATH defines its gold answers.
-    """
-    start = _find_box(text, len(text))
-    if start < 0:
-        return None
-    span = _box_span(text, start)
-    if span is None:
-        return ""
-    contents = [span[0]]
-    while joined:
-        before = _find_box(text, start)
-        span = _box_span(text[:start], before) if before >= 0 else None
-        if span is None or start - span[1] > 80:
-            break
-        between = " ".join(_JOINT_NOISE.sub(" ", text[span[1] : start]).split())
-        if not _JOINT.fullmatch(between):
-            break
-        contents.append(span[0])
-        start = before
-    unique = list(dict.fromkeys(reversed(contents)))
-    return ", ".join(unique)
+def _backwards(pattern: re.Pattern[str], text: str, piece: int = 4_096) -> Iterator[re.Match[str]]:
+    """The matches of a pattern from the last to the first. None is longer than 200 characters."""
+    end = len(text)
+    while end > 0:
+        begin = max(0, end - piece)
+        found = [match for match in pattern.finditer(text, begin, min(len(text), end + 200)) if match.start() < end]
+        yield from reversed(found)
+        end = begin
 
 
 # ---- "the answer is" ------------------------------------------------------------------------------------------------
 
+_VERB = (
+    r"(?:\b(?:is|are|be|was|equals|IS|(?:comes?|came)(?: out)? to)\b|[\u2019']s\b|[:=\uff1a]|\s[-\u2013\u2014→]{1,2}\s)"
+)
 _MARKER = re.compile(
-    r"(?:\banswers?\b[^.\n:=$\\]{0,60}?(?:\b(?:is|are|be)\b|[:=])|####|^[ \t]{0,8}A:)(?!\s{0,8}not\b)",
-    re.IGNORECASE | re.MULTILINE,
+    # A first character of them all, so that the search leaps from one to the next; then those that it begins.
+    r"[Aa<#Rr\u041e\u043e答정](?:(?<=\b[Aa])(?:"
+    # "The answer to this is", "Answer:", "answer - ", "| Answer | 7 |"; "Ans 7"
+    r"(?<!to [Aa])(?<!you [Aa])(?<!can [Aa])(?<!wrong [Aa])(?<!incorrect [Aa])(?:nswers?|NSWERS?)\b(?:"
+    r"(?:(?![Aa]nswer)[^.\n:=$\\|\"\u201c]|[\"\u201c][^\"\u201d\n]{1,60}[\"\u201d]){0,60}?"
+    rf"{_VERB}|\*{{0,2}} ?\|(?!\s{{0,4}}\n))|(?:ns|NS)\b ?[.:=-]{{0,2}}"
+    # Where it begins its line: "## Final answer", "Answer $7$", "A: 7"
+    r"|(?P<line>nswer[ \t*_]{0,4}(?:\n|(?=[$\d]|\\[(\[]))|(?<=A)(?<![^\s*_>#]A):)"
+    r"|ntwort[^.\n\d$\\]{0,20}?(?:ist|lautet|[:=]))"
+    # "#### 7" (but "#### 1. First" is a heading), "<answer>7"
+    r"|(?<=#)(?<!##)###(?=[ \t]{0,4}(?:[-+$€£(\[{\\.√π]|\d{1,20}(?![.):]\s+[A-Za-z*])|[^\s#]\S{0,20}\s{0,4}$))"
+    r"|(?<=<)answer>"
+    r"|(?<=[Rr\u041e\u043e答정])(?:éponse|espuesta|esposta|isposta|\u0442\u0432\u0435\u0442|[案え]|답)"
+    r"[^.\n\d$\\答]{0,20}?(?:\b(?:es|est|è|é)\b|[:\uff1a=是为為は]))",
+    re.MULTILINE,
 )
 _LEAD = re.compile(
-    r"(?:[\s:=*_>#]|(?:therefore|thus|simply|just|equal to|approximately|about|is|are)\b)*", re.IGNORECASE
+    r"(?:[\s:=*_#|`~\"\u201c\u201d→⇒\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]|(?<=\n)(?:[-•+][ \t]|>)|(?<==)>)*"
 )
-_SENTENCE_END = re.compile(r"\.(?!\d)(?:\s|\*|\)|\Z)|[\n?]|<\||\b(?:because|since|which|where|as)\b|\.\Z")
-_FORMULA = re.compile(
-    r"\$\$(?P<display>(?:[^$\\]|\\.){1,2000})\$\$"
-    r"|\$(?P<inline>(?:[^$\\\n]|\\.){1,2000})\$"
-    r"|\\\[(?P<bracket>(?:[^\\]|\\[^\]]){1,2000})\\\]"
-    r"|\\\((?P<paren>(?:[^\\]|\\[^)]){1,2000})\\\)",
-    re.DOTALL,
-)
-_NEXT_FORMULA = re.compile(r"\s*(?:,|;|,?\s*(?:and|or))\s*(?=[$\\])")
-_PERCENT = re.compile(r"\s*(?:\\?%|percent\b|pct\b)", re.IGNORECASE)
+_LINE_START = re.compile(r"(?:\A|\n)[ \t#*_>]{0,8}(?:[Tt]he )?(?:[Ff]inal )?\Z")
+_BULLET = re.compile(r"\s{0,8}\n[ \t]{0,8}[-*•+][ \t]+")
+MAX_MARKERS = 30
 
 
 def after_answer_is(text: str) -> str | None:
-    """The text that the last "answer is", "Answer:", "####" or "A:" introduces, up to the end of its sentence."""
-    found = None
-    for marker in _MARKER.finditer(text):
-        found = marker
-    if found is None:
-        return None
-    start = _skip(_LEAD, text, found.end())
-    formula = _FORMULA.match(text, start)
-    if formula:
-        return _formulas(text, formula)
-    rest = text[start : start + 2000]
-    end = _SENTENCE_END.search(rest)
-    claim = rest[: end.start() if end else len(rest)].strip(' \t\r*_`"$')
-    if claim[:1] in "+-.$£€¥([{\\√π∞\u2212" or claim[:1].isdigit() or "=" in claim.split(",")[0]:
-        return claim
-    # A sentence: "The largest $n$ is 34". Without any number it may be a name: "Evelyn".
-    return last_number(claim) or claim
+    """What the last "answer is", "Answer:", "####" or "A:" introduces, up to the end of its sentence."""
+    found = _stated(text)
+    return found[0] if found else None
 
 
-def _formulas(text: str, formula: re.Match[str]) -> str:
-    """The contents of a formula and of those that "," or "and" join to it, with a percent sign that follows."""
-    parts: list[str] = []
-    at: re.Match[str] | None = formula
-    end = formula.end()
-    while at:
-        parts.append(next(group for group in at.groups() if group is not None).strip())
-        end = at.end()
-        joint = _NEXT_FORMULA.match(text, end)
-        at = _FORMULA.match(text, joint.end()) if joint else None
-    return ", ".join(parts) + ("%" if _PERCENT.match(text, end) else "")
+def _states(text: str, marker: re.Match[str]) -> bool:
+    """Does a marker introduce an answer: where it must, at the start of its line, and not with "cannot be"?"""
+    if not marker["line"]:
+        return not re.search(r"not\b|n['\u2019]t\b|\bnever\b", marker[0])
+    before = text[max(0, marker.start() - 30) : marker.start()]
+    return bool(_LINE_START.search(before)) and (marker.start() <= 30 or "\n" in before)
 
 
-def _skip(pattern: re.Pattern[str], text: str, at: int) -> int:
-    match = pattern.match(text, at, at + 200)
-    return match.end() if match else at
+def _stated(text: str) -> tuple[str, int] | None:
+    markers = (found for found in _backwards(_MARKER, text) if _states(text, found))
+    for marker in islice(markers, MAX_MARKERS):
+        lead = _LEAD.match(text, marker.end(), marker.end() + 200)
+        start = lead.end() if lead else marker.end()
+        sentence, end = sentence_at(text, start)
+        found = claim(sentence, stated=True)
+        if found is None:
+            continue
+        if lead and re.search(r"\n[ \t]*[-*•+][ \t]", lead[0]):  # a list of lines
+            values = [found]
+            while (bullet := _BULLET.match(text, end - (text[end - 1 : end] == "\n"))) and len(values) < MAX_BOXES:
+                sentence, end = sentence_at(text, bullet.end())
+                values.append(claim(sentence, stated=True) or "")
+            found = ", ".join(filter(None, values))
+        return found, start
+    return None
 
 
 # ---- the last number ------------------------------------------------------------------------------------------------
 
-_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])(?:[0-9]|\.[0-9])")
-_PROSE = re.compile(r"\\[A-Za-z]+\s*(?:\{[^{}\\]{0,100}\})?|\b(?:sin|cos|tan|log|ln|exp|max|min|sqrt|pi|mod|and|or)\b")
-_WORD = re.compile(r"[A-Za-z][a-z]{2,}[^A-Za-z]+[A-Za-z][a-z]|\b[A-Za-z][a-z]+ |\b[A-Za-z][a-z]+[:.]")
-_DELIMITER = re.compile(r"[\s=≈<>|]")
-_OPERATORS = frozenset("+-*/^\u00d7÷\u2212·")
-
-
-def _is_prose(text: str) -> bool:
-    return bool(_WORD.search(_PROSE.sub(" ", text)))
+_DIGIT = re.compile(r"[0-9]")
+_WORDED = re.compile(r"[$)\]]|[A-Za-z]{3}")
 
 
 def last_number(text: str) -> str | None:
     """The last number of a text, with the formula, sum or power that it is part of; or the text, if it is one formula.
 
-    A text without any number may still hold a formula ("$x + y$"); then that is meant.
+    A text without any number may still hold a formula ("$x + y$") or a number word; then that is meant.
     """
-    body = text.strip()
-    if 0 < len(body) <= 400 and "\n" not in body and (body.isalpha() or (not _is_prose(body) and _mathematical(body))):
-        return body
-    last = None
-    for number in _NUMBER.finditer(body):
-        last = number
-    position = last.start() if last else -1
-    start = max(0, position - 4000)
-    formula = None
-    for candidate in _FORMULA.finditer(body, start if last else max(0, len(body) - 4000)):
-        if (not last or candidate.start() <= position < candidate.end()) and not _is_prose(candidate[0]):
-            formula = candidate
-    if formula:
-        return next(group for group in formula.groups() if group is not None).strip() + (
-            "%" if _PERCENT.match(body, formula.end()) else ""
-        )
-    return _sum_around(body, position) if last else None
+    found = _numbered(text)
+    return found[0] if found else None
 
 
-def _mathematical(body: str) -> bool:
-    return any(mark in body for mark in "0123456789=+^\\$")
+def _numbered(text: str) -> tuple[str, int] | None:
+    whole = whole_text(text)
+    if whole:
+        return whole, len(text)
+    last = next(_backwards(_DIGIT, text), None) or next(_backwards(_WORDED, text), None)
+    if last is None:
+        return None
+    # The sentences up to the one that holds it, and the last of them that claims a value.
+    begin = max(0, last.start() - MAX_SENTENCE)
+    sentences: list[tuple[str, int]] = []
+    while begin <= last.start():
+        sentence, end = sentence_at(text, begin)
+        sentences.append((sentence, begin))
+        begin = max(end, begin + 1)
+    for sentence, at in reversed(sentences[-5:]):
+        found = None if _COURTEOUS.match(sentence) else claim(sentence, stated=False)
+        if found:
+            return found, at
+    return None
 
 
-def _sum_around(body: str, position: int) -> str:
-    """The token at `position`, cut at "=", with the operands that operators join to it: "3 + 2", "1 1/2", "10^3"."""
-    start = max(body.rfind(mark, 0, position) for mark in " \t\n\r\u00a0=≈<>:|") + 1
-    stop = _DELIMITER.search(body, position)
-    end = stop.start() if stop else len(body)
-    token = body[start:end]
-    percent = _PERCENT.match(body, end)
-    before = body[max(0, start - 200) : start].split() if body[start - 1 : start].isspace() else []
-    while len(before) >= 2 and before[-1] in _OPERATORS and re.fullmatch(r"[(.\d]\S*\d|\d", before[-2], re.ASCII):
-        token = f"{before[-2]} {before[-1]} {token}"
-        before = before[:-2]
-    if before and before[-1].isdigit() and re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}[.,;]?", token):
-        token = f"{before[-1]} {token}"
-    return token.strip("*_`\"'.,;:!?$£€¥~").strip() + ("%" if percent and "%" not in token else "")
+_FINDERS = {"box": boxed, "answer_is": _stated, "number": _numbered}

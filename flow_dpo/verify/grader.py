@@ -27,9 +27,9 @@ class GradingSettings:
     rule: AnswerRule = field(default_factory=AnswerRule)
     unfinished: Literal["wrong", "ungraded"] = "wrong"
     """The score of a rollout without an answer, such as one cut at the cap of chunks (not stated in the paper)."""
-    timeout_s: float = 20.0
-    """Seconds after which the verifier gives an answer up as ungraded. By the wall, and generous: a busy machine does
-    not change verdicts."""
+    timeout_s: float = 5.0
+    """Seconds of processor time after which the verifier gives an answer up as ungraded. Not by the wall: a busy
+    machine changes no verdict."""
 
 
 class Verifies(Protocol):

@@ -3,40 +3,52 @@ r"""Worker process that compares two answers by computer algebra; it may hang, c
 A child process of `verify.worker_pool`, run by path as a script of its own: it imports math-verify and nothing of
 this package, so it starts in under half a second and holds no model. One JSON line in, one JSON line out:
 
-    {"gold": "x+1", "answer": "1+x", "cpu_s": 12}  ->  {"found": "equal", "reason": ""}
+    {"gold": "x+1", "answer": "1+x", "cpu_s": 5}  ->  {"found": "equal", "reason": ""}
 
-`found` is "equal", "different", "gold" (the gold cannot be parsed) or "error". It lives as long as its standard input
-is open, so it ends with its parent however that ends; a computation that would outlive it is ended by the CPU limit
-that each line renews. Its memory is limited, it writes no files, and no text is evaluated: only math-verify's LaTeX
-grammar is used, never its plain expressions, which go through `eval`.
+`found` is "equal", "different", "gold" (the gold cannot be parsed) or "error". math-verify's grammar reads both; they
+are compared here, because its own comparison takes 1/20! for 1/21! (six decimals), x^2+1=0 for x^2+7=0 (no real
+root) and depends on which of the two is the gold. Two expressions are equal where they agree to 40 digits or more at
+several points; two equations or inequalities, where their sides' differences are multiples of each other.
+
+Invariant: symmetric, and the same after any other pairs (sympy's caches are emptied). The process ends itself once a
+pair has taken `cpu_s` seconds of processor time, by a timer that no load of the machine advances. It lives as long as
+its standard input is open, so it ends with its parent however that ends. Its memory is limited, it writes no files, and
+no text is evaluated: only the LaTeX grammar is used, never plain expressions, which go through `eval`.
 """
+# sympy's classes have few types
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
 
 import json
 import logging
-import math
 import os
+import re
+import signal
 import sys
-import time
+import zlib
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 MEMORY_BYTES = 1 << 30
 RECURSION = 3_000
+DIGITS = 60
+"""Two values are compared to these, and to as many more as the integers in them have."""
+MAX_DIGITS = 5_000
+POINTS = 4
+"""At each a variable is another number, at the second a whole one; at the last two it may be negative."""
 
-# What sympy and the parser raise on formulas they cannot work with. Anything else ends this process, and its parent
-# reports that as ungraded.
+# What sympy and the parser raise on formulas they cannot work with. Anything else ends this process (also a want of
+# memory, which may be an earlier pair's doing): its parent tries once more on a fresh one and reports that as ungraded.
 UNWORKABLE = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NameError, RuntimeError, TypeError,
-    ValueError,
+    ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
+_PROSE = re.compile(r"(?<![\\A-Za-z])(?<!\\begin\{)(?<!\\end\{)[A-Za-z]{4,}")
 
 
 def limit(cpu_s: float) -> None:
-    """End this process once it has computed for `cpu_s` more seconds: its parent may be gone by then."""
-    with suppress(ImportError, OSError, ValueError):  # no such limits on this platform
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + cpu_s), hard))
+    """End this process once it has computed for `cpu_s` more seconds of processor time."""
+    with suppress(AttributeError, OSError, ValueError):  # no such timer on this platform: the parent's deadline is left
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
 
 
 def limit_memory() -> None:
@@ -48,25 +60,235 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-def compare(gold: str, answer: str) -> dict[str, str]:
-    """Ask math-verify, with its own timeouts off: they are SIGALRM, and this process is killed instead."""
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse, verify
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
+
+def load() -> Callable[[str], Any]:
+    """The parser with this process's settings: A is not a, gamma is a letter, units are not dropped."""
+    from functools import partial
+
+    from latex2sympy2_extended import NormalizationConfig, symbols
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+    from math_verify import LatexExtractionConfig, parser
+
+    parser.latex2sympy = partial(parser.latex2sympy, conversion_config=ConversionConfig(lowercase_symbols=False))
+    for name in ("gamma", "Gamma"):
+        symbols.sympy_singleton_map.pop(name, None)
     # Its units are single letters too, and would make 4 of "4t". Ours are gone by now.
-    plain = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+    plain = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
     rules = [LatexExtractionConfig(normalization_config=plain)]
+    # Its timeouts are off: they are SIGALRM, and this process ends itself.
+    return partial(parser.parse, extraction_config=rules, parsing_timeout=None, raise_on_error=True)
+
+
+def read(parse: Callable[[str], Any], text: str) -> Any:
+    """What a text says, in exact numbers; None where the parser does not know it."""
+    from sympy import Basic, MatrixBase, nan, zoo
+
+    found = None if _PROSE.search(text) else next(iter(parse(f"${text}$")), None)
+    return exact(found) if isinstance(found, (Basic, MatrixBase)) and not found.has(nan, zoo) else None
+
+
+def exact(found: Any) -> Any:
+    """The same in rational numbers for decimals, with i as a number. Equations stay as written, true or not."""
+    from sympy import And, Derivative, FiniteSet, Float, I, Rational, Symbol
+    from sympy.core.function import AppliedUndef
+    from sympy.core.relational import Relational
+
+    if isinstance(found, (And, Relational)):
+        return found.func(*(exact(each) for each in getattr(found, "_unsorted_args", found.args)), evaluate=False)
+    if isinstance(found, FiniteSet):
+        # The order in which it was written is kept: it may have been a tuple without brackets.
+        written = [exact(each) for each in getattr(found, "_unsorted_args", found.args)]
+        rebuilt = FiniteSet(*written, evaluate=False)
+        rebuilt.written = written
+        return rebuilt
+    numbers = {number: Rational(str(number)) for number in found.atoms(Float)}
+    names = {each: I if each.name == "i" else Symbol(each.name, real=True) for each in found.atoms(Symbol)}
+    rates = {each for each in found.atoms(Derivative) if isinstance(each.expr, (Symbol, AppliedUndef))}
+    calls = {each: Symbol(str(each), real=True) for each in found.atoms(AppliedUndef) | rates}  # "f(2)", "dy/dx": names
+    return found.xreplace({**numbers, **names, **calls})
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two sympy objects are equal. Symmetric."""
+    from sympy import And, Eq, Expr, FiniteSet, Interval, MatrixBase, MatrixExpr, Set, Tuple, Union
+    from sympy.core.relational import Relational
+
+    if isinstance(a, Relational) and isinstance(b, Relational):
+        return same_relation(a, b)
+    if isinstance(a, And) and isinstance(b, And):
+        return each_in(a.args, b.args) and each_in(b.args, a.args)
+    if isinstance(a, Eq) or isinstance(b, Eq):
+        a, b = unnamed(a), unnamed(b)
+        return a is not None and b is not None and same(a, b)
+    a, b = as_set(a, b), as_set(b, a)
+    if isinstance(a, (MatrixBase, MatrixExpr)) and isinstance(b, (MatrixBase, MatrixExpr)):
+        a, b = a.doit(), b.doit()
+        rows, columns = a.shape
+        return a.shape == b.shape and all(same(a[r, c], b[r, c]) for r in range(rows) for c in range(columns))
+    if getattr(a, "is_Matrix", False) or getattr(b, "is_Matrix", False):
+        return False
+    if isinstance(a, Expr) and isinstance(b, Expr):
+        return same_value(a, b)
+    ordered = [in_order(each) for each in (a, b)]
+    if isinstance(a, Interval) and isinstance(b, Interval):
+        ends = (a.left_open, a.right_open) == (b.left_open, b.right_open)
+        return ends and same(a.start, b.start) and same(a.end, b.end)
+    if isinstance(a, Tuple) or isinstance(b, Tuple):
+        known = None not in ordered and len(ordered[0]) == len(ordered[1])
+        return known and all(same(x, y) for x, y in zip(*ordered, strict=True))
+    if isinstance(a, FiniteSet) or isinstance(b, FiniteSet):
+        a, b = (each if isinstance(each, FiniteSet) else [each] for each in (a, b))
+        return each_in(a, b) and each_in(b, a)
+    if isinstance(a, Union) and isinstance(b, Union):
+        return each_in(a.args, b.args) and each_in(b.args, a.args)
+    return a == b or (isinstance(a, Set) and isinstance(b, Set) and a.symmetric_difference(b).is_empty is True)
+
+
+def each_in(some: Iterable[Any], others: Iterable[Any]) -> bool:
+    return all(any(same(one, other) for other in others) for one in some)
+
+
+def in_order(a: Any) -> list[Any] | None:
+    """The elements of a tuple, of an interval that may be a pair, of a list as it was written."""
+    from sympy import Interval, Tuple
+
+    if isinstance(a, Interval):
+        return [a.start, a.end] if a.is_open else None
+    return list(a) if isinstance(a, Tuple) else getattr(a, "written", None)
+
+
+def as_set(a: Any, other: Any) -> Any:
+    """The solutions of inequalities, where the other is a set of numbers."""
+    from sympy import And, FiniteSet, Intersection, Set, Union
+    from sympy.core.relational import Relational
+
+    conditions = list(a) if isinstance(a, FiniteSet) else [a]
+    numbers = isinstance(other, Set) and not isinstance(other, FiniteSet) and len(a.free_symbols) == 1
+    if numbers and all(isinstance(each, (Relational, And)) for each in conditions):
+        sets = [each.as_set() for each in conditions]
+        both = Intersection(*sets)  # "x > 3, x < 5" hold both, "x < 3, x > 5" one or the other
+        return Union(*sets) if both.is_empty else both
+    return a
+
+
+def unnamed(a: Any) -> Any:
+    """The value that an equation gives a name to or computes, "x = 3" or "1 + 2 = 3"; None where it does not."""
+    from sympy import Eq, Symbol
+
+    if not isinstance(a, Eq):
+        return a
+    for side, value in (a.args, a.args[::-1]):
+        if not side.atoms() - side.atoms(Symbol):  # letters alone
+            return value
+    return None if a.free_symbols else a.rhs
+
+
+def same_relation(a: Any, b: Any) -> bool:
+    """Whether two equations, or two inequalities, hold at the same points: each is a multiple of the other."""
+    from sympy import Expr, GreaterThan, StrictGreaterThan
+
+    a, b = (each.reversed if isinstance(each, (GreaterThan, StrictGreaterThan)) else each for each in (a, b))
+    if a.rel_op != b.rel_op:
+        return False
+    sides = (same(a.lhs, b.lhs) and same(a.rhs, b.rhs)) or (
+        a.rel_op in ("==", "!=") and same(a.lhs, b.rhs) and same(a.rhs, b.lhs)
+    )
+    if sides or not all(isinstance(side, Expr) and not side.is_Matrix for each in (a, b) for side in each.args):
+        return sides
+    one, other = (each.lhs - each.rhs for each in (a, b))
+    values = [(x, y) for x, y, _ in at_points(one, other)]
+    if len(values) < POINTS or any(x == 0 or y == 0 for x, y in values):
+        return False
+    ratios = [x / y for x, y in values]
+    constant = all(abs(ratio - ratios[0]) * 10**40 <= abs(ratio) for ratio in ratios)
+    return constant and (a.rel_op in ("==", "!=") or ratios[0].is_positive is True)
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two expressions agree wherever both are looked at."""
+    from sympy import simplify
+
+    a, b = a.doit(), b.doit()
+    if a == b:
+        return True
+    if a.is_Rational and b.is_Rational:
+        return False
+    values = at_points(a, b)
+    if not values:
+        return simplify(a - b) == 0
+    for x, y, digits in values:
+        if x == 0 or y == 0:
+            if x != y and (a.free_symbols or b.free_symbols or simplify(a - b) != 0):
+                return False
+        elif abs(x - y) * 10 ** (digits - 20) > max(abs(x), abs(y)):
+            return False
+    return True
+
+
+def at_points(a: Any, b: Any) -> list[tuple[Any, Any, int]]:
+    """Values of two expressions at the same points, and to how many digits."""
+    from sympy import Integer, Rational
+
+    a, b = a.doit(), b.doit()
+    digits = DIGITS + min(
+        MAX_DIGITS, sum(len(str(number)) for each in (a, b) for number in each.atoms(Integer) if abs(number) < 10**4000)
+    )
+    symbols = sorted((a.free_symbols | b.free_symbols), key=str)
+    values = []
+    for point in range(POINTS if symbols else 1):
+        numbers = {}
+        for each in symbols:
+            size = zlib.crc32(f"{each} {point}".encode())
+            sign = -1 if point == 2 or (point > 2 and size & 1) else 1
+            bottom = 1 if point == 1 else 103 + size // 997 % 97  # at whole numbers too: of floors and ceilings
+            numbers[each] = sign * Rational(2 + size % (10 if point == 1 else 997), bottom)
+        x, y = (each.xreplace(numbers).evalf(digits) for each in (a, b))
+        if not (x.is_number and y.is_number and x.is_finite is not False and y.is_finite is not False) or not all(
+            part.is_Float or part.is_Rational for each in (x, y) for part in each.as_real_imag()
+        ):
+            continue
+        if point > 1 and not (x.is_real and y.is_real):
+            continue  # beyond the domain of a logarithm or root
+        values.append((x, y, digits))
+    return values
+
+
+def rounds(gold: str, answer: str, a: Any, b: Any) -> bool:
+    """Whether one is a decimal of six or more places and the other, which is none, agrees in all of them."""
+    decimals = [re.fullmatch(r"[-+]?\d*\.(\d{6,})", text) for text in (gold, answer)]
+    if (decimals[0] is None) == (decimals[1] is None) or not (a.is_number and b.is_number):
+        return False
+    places = len(next(found[1] for found in decimals if found))
+    decimal, value = (abs(each).evalf(DIGITS) for each in ((a, b) if decimals[0] else (b, a)))
+    difference = (value - decimal) * 10**places
+    close = 2 * abs(difference) <= 1 or 0 <= difference < 1  # rounded, or cut
+    return bool(close and (a > 0) == (b > 0) and abs(value - decimal) * 10**5 <= value)
+
+
+def compare(parse: Callable[[str], Any], gold: str, answer: str) -> dict[str, str]:
+    """What is found about one pair."""
+    from sympy import Expr
+    from sympy.core.cache import clear_cache
+
+    clear_cache()
     try:
-        ours = parse(f"${gold}$", rules, parsing_timeout=None, raise_on_error=True)  # pyright: ignore[reportArgumentType]
+        ours = read(parse, gold)
     except UNWORKABLE as error:
         return {"found": "gold", "reason": type(error).__name__}
-    if not ours or isinstance(ours[0], str):
+    if ours is None:
         return {"found": "gold", "reason": "no formula that the parser knows"}
     try:
-        theirs = parse(f"${answer}$", rules, parsing_timeout=None, raise_on_error=True)  # pyright: ignore[reportArgumentType]
-        if not theirs or isinstance(theirs[0], str):
+        theirs = read(parse, answer)
+        if theirs is None:
             return {"found": "different", "reason": "the answer is not a formula that the parser knows"}
-        equal = verify(ours, theirs, timeout_seconds=None, raise_on_error=True)
+        equal = same(ours, theirs)
+        if not equal and isinstance(ours, Expr) and isinstance(theirs, Expr):
+            equal = rounds(gold, answer, ours, theirs)
     except UNWORKABLE as error:
         return {"found": "error", "reason": type(error).__name__}
     return {"found": "equal" if equal else "different", "reason": ""}
@@ -77,17 +299,19 @@ def main() -> None:
     requests, replies = sys.stdin, os.fdopen(os.dup(1), "w", encoding="ascii")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # whatever a library prints must not be taken for a reply
-    limit(120)
     logging.disable(logging.CRITICAL)
     sys.setrecursionlimit(RECURSION)
-    compare("x+1", "1+x")  # imports, and fills the parser's tables
+    parse = load()
+    compare(parse, "x+1", "1+x")  # imports, and fills the parser's tables
     limit_memory()
     print(json.dumps({"found": "ready", "reason": ""}), file=replies, flush=True)
     os.dup2(nowhere, 2)  # until here, the parent reads why a start failed
     for line in requests:
         request = json.loads(line)
         limit(request["cpu_s"])
-        print(json.dumps(compare(request["gold"], request["answer"])), file=replies, flush=True)
+        found = compare(parse, request["gold"], request["answer"])
+        limit(0)
+        print(json.dumps(found), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ The conventions (units, percent signs, rounding, lists) and the figures are in d
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -40,6 +41,7 @@ class Verifier:
     """Grades solutions. Holds up to `num_workers` child processes, started on first need, until it is closed."""
 
     def __init__(self, *, rule: AnswerRule | None = None, timeout_s: float = 5.0, num_workers: int = 2) -> None:
+        """`timeout_s`: seconds of processor time that computer algebra may take on one pair."""
         self.rule = rule or AnswerRule()
         self._pool = GradingPool(num_workers=num_workers, timeout_s=timeout_s)
         self._cache: OrderedDict[tuple[str, str], Finding] = OrderedDict()
@@ -109,6 +111,10 @@ class Verifier:
     def _read(self, gold: str, text: str, ended: bool) -> tuple[str, str | None, Verdict | None]:
         """The gold answer, the one that was given, and the verdict where it needs no algebra."""
         accepted, answer = gold_answer(gold), extract_answer(text, ended=ended, rule=self.rule)
+        if len(text) > MAX_DIGITS and answer is not None and answer.isdecimal():
+            # Nobody reads a sentence of thousands of digits to its end: the numeral is whole, or it is none.
+            whole = re.search(rf"(?<!\d){answer}(?!\d)", text) is not None
+            answer = answer if whole else text.strip()
         return accepted, answer, _without_algebra(accepted, answer)
 
     def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
@@ -133,20 +139,25 @@ class Verifier:
 def _without_algebra(gold: str, answer: str | None) -> Verdict | None:
     """The verdict where it needs no child process; None where algebra has to look."""
     if not gold:
-        return Verdict(status="ungraded", answer=answer, reason="the gold answer is empty")
+        return Verdict(status="ungraded", answer=answer and _bounded(answer), reason="the gold answer is empty")
     if answer is None:
         return Verdict(status="wrong", reason=NO_ANSWER)
     equal = same(gold, answer)
     if equal is not None:
-        return Verdict(status="correct" if equal else "wrong", answer=answer[:MAX_CHARS])
+        return Verdict(status="correct" if equal else "wrong", answer=_bounded(answer))
     for name, text in (("gold", gold), ("answer", answer)):
         excess = _excess(text)
         if excess:
             # A model that writes this has not answered; a gold like it is the data's fault, not the model's.
             return Verdict(
-                status="wrong" if name == "answer" else "ungraded", answer=answer, reason=f"{name}: {excess}"
+                status="wrong" if name == "answer" else "ungraded", answer=_bounded(answer), reason=f"{name}: {excess}"
             )
     return None
+
+
+def _bounded(answer: str) -> str:
+    """An answer as it is stored: its first thousand characters."""
+    return answer if len(answer) <= MAX_CHARS else answer[: MAX_CHARS - 3] + "..."
 
 
 def _excess(text: str) -> str:

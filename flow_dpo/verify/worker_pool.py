@@ -1,14 +1,15 @@
 """Pool of killable worker processes that compare answers, so that none hangs, crashes or fills the memory of a run.
 
-`GradingPool` hands pairs of answers to a few child processes (`math_verify_worker`) over pipes of their own, kills the
-one that has not answered at its deadline, and starts another. One pair of a batch that hangs costs its worker
-`timeout_s` seconds, while the other workers go on with the rest.
+`GradingPool` hands pairs of answers to a few child processes (`math_verify_worker`) over pipes of their own. A process
+that has computed for `timeout_s` seconds of processor time on a pair ends itself, and another is started; the other
+workers go on with the rest meanwhile.
 
     pool.compare_many([("x+1", "1+x"), ("1", "9^{9^{9^{9}}}")])
-    -> [Finding("equal", ""), Finding("timeout", "no result within 5 s")]
+    -> [Finding("equal", ""), Finding("timeout", "no result within 5 s of processor time")]
 
-Invariant: every pair comes back, each within `timeout_s` of the moment it was handed over, except that a pair whose
-worker died is tried once more on a fresh one. No signals, no threads, no shared memory. The children end with this
+Invariant: every pair comes back. What it costs is counted in processor time, so a busy machine changes no finding; by
+the wall, a worker is only given up when it cannot be computing any more (`hung_s`). A pair whose worker died is tried
+once more on a fresh one. No threads, no shared memory. The children end with this
 process, however it ends, because their standard input then closes.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -35,6 +37,13 @@ Found = Literal["equal", "different", "gold", "error", "timeout", "died"]
 START_S = 120.0
 """A worker that is not ready by then, on however busy a machine, will never be."""
 MAX_FAILED_STARTS = 3
+OUT_OF_TIME = -getattr(signal, "SIGPROF", 0)
+"""Exit code of a worker whose processor time is up."""
+
+
+def hung_s(timeout_s: float) -> float:
+    """Seconds by the wall after which a worker that may compute for `timeout_s` is stopped or stuck, on any machine."""
+    return 60 + 30 * timeout_s
 
 
 class Finding(NamedTuple):
@@ -65,7 +74,7 @@ class _Worker:
 
     def send(self, item: int, gold: str, answer: str, timeout_s: float) -> bool:
         """Hand a pair over. False where the worker is dead."""
-        line = json.dumps({"gold": gold, "answer": answer, "cpu_s": 2 * timeout_s + 2}) + "\n"
+        line = json.dumps({"gold": gold, "answer": answer, "cpu_s": timeout_s}) + "\n"
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(line.encode("ascii"))
@@ -73,7 +82,7 @@ class _Worker:
         except OSError:
             return False
         self.item = item
-        self.deadline = time.monotonic() + timeout_s
+        self.deadline = time.monotonic() + hung_s(timeout_s)
         return True
 
     def read(self) -> Finding | Literal["ready", "ended"] | None:
@@ -208,14 +217,16 @@ class GradingPool:
             if worker.item is None:
                 self._ended(worker, findings, waiting, tried)
             else:
-                findings[worker.item] = Finding("timeout", f"no result within {self.timeout_s:g} s")
+                findings[worker.item] = Finding("died", "the grading process was stopped or stuck, and did not compute")
                 self._drop(worker)
 
     def _ended(self, worker: _Worker, findings: dict[int, Finding], waiting: deque[int], tried: set[int]) -> None:
         """A worker is gone, or never came: its pair is tried once more."""
         item, ready = worker.item, worker.ready
         complaint = self._drop(worker)
-        if item is not None and item not in tried:
+        if item is not None and worker.process.returncode == OUT_OF_TIME:
+            findings[item] = Finding("timeout", f"no result within {self.timeout_s:g} s of processor time")
+        elif item is not None and item not in tried:
             tried.add(item)
             waiting.appendleft(item)
         elif item is not None:

@@ -90,9 +90,10 @@ def test_only_the_attempt_that_produced_the_answer_is_a_trace() -> None:
 
 
 def test_a_right_play_whose_last_attempt_is_not_right_by_itself_is_no_trace() -> None:
-    """Read anywhere, the play's answer stands in the attempt that was given up."""
+    """Read anywhere, the play's answer stands in the attempt that was given up without a word against it."""
+    flow = replace(FLOW, prompts=replace(FLOW.prompts, reopen="\nOnce more.\n"))
     engine = script({"1 + 1": ["Answer: 2", "I give up"]}, stop=[1, 0])
-    found, tally = traces_of(engine, PROBLEMS[1:2], num_samples=1, rule=AnswerRule(which="anywhere"))
+    found, tally = traces_of(engine, PROBLEMS[1:2], num_samples=1, flow=flow, rule=AnswerRule(which="anywhere"))
     assert found == []
     assert (tally.correct_draws, tally.unsound_attempts, tally.problems_solved) == (1, 1, 0)
 

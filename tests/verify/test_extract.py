@@ -27,7 +27,7 @@ ANYWHERE = AnswerRule(which="anywhere")
         ("Answer: 15\r\n", False, "15"),
         ("**Answer: 14**\n", False, "14"),
         ("**Answer:** 14\n", False, "14"),
-        ("Answer: $14\n", False, "14"),
+        ("Answer: $14\n", False, "$14"),
         ("Answer: $14$\n", False, "14"),
         ("Answer: 14 apples.\n", False, "14 apples"),
         ("#### 1,234\n", False, "1,234"),
@@ -43,7 +43,7 @@ ANYWHERE = AnswerRule(which="anywhere")
         ("Answer: 14\n```\n", False, "14"),
         ("The total is 14.\n", True, "14"),
         ("2 + 12 = 14\n", False, None),  # a step on a closed line: only an ended solution may leave it at a number
-        ("\\boxed{3}\nSo there are 3 boys and 4 girls.\n", True, "4"),  # a right number in the wrong place
+        ("\\boxed{3}\nSo there are 3 boys and 4 girls.\n", True, "4 girls"),  # a right number in the wrong place
         ("\\boxed{}\n", False, None),
         ("", True, None),
         ("\n\n", True, None),
@@ -67,7 +67,7 @@ def test_the_place_is_a_setting() -> None:
     [
         ("\\boxed{3}. The answer is 4. Or 5?", "3"),  # box before "answer is" before number
         ("The answer is 4. There were 5 tries.", "4"),
-        ("There were 5 tries.", "5"),
+        ("There were 5 tries.", "5 tries"),
         ("\\boxed{3} then \\boxed{4}", "4"),
         ("\\boxed{6} and \\boxed{8}", "6, 8"),  # two boxed numbers are not the second
         ("\\boxed{x = \\boxed{5}}", "5"),
@@ -76,10 +76,10 @@ def test_the_place_is_a_setting() -> None:
         ("\\boxed{\\{1\\} \\cup [2,3)}", "\\{1\\} \\cup [2,3)"),
         ("the result is 10^4", "10^4"),  # never its last part
         ("the result is 3 + 2", "3 + 2"),
-        ("so 5 * 3 = 15 slices", "15"),
-        ("it takes 1 1/2 hours", "1 1/2"),
+        ("so 5 * 3 = 15 slices", "15 slices"),
+        ("it takes 1 1/2 hours", "1 1/2 hours"),
         ("so he has 2x", "2x"),
-        ("he pays $1,234.50.", "1,234.50"),
+        ("he pays $1,234.50.", "$1,234.50"),
         ("The chance is 28 percent.", "28%"),
         ("The chance is $28$ percent.", "28%"),
         ("the length is $\\sqrt{2}$.", "\\sqrt{2}"),

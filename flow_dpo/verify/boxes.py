@@ -1,0 +1,130 @@
+r"""Boxes: the answer in the last \boxed or \fbox of a text, with what is offered or denied beside it.
+
+    "so \boxed{6} and \boxed{8}."       -> "6, 8"      one sentence joins them
+    "\boxed{28} or \boxed{28_9}"        -> "28_9"      two forms of one value
+    "\boxed{5} hours", "\boxed{42}, or maybe 41"       -> "5 hours", "42, 41"
+    "I put it in \boxed{}: \boxed{7}"   -> "7"         a box that is only spoken of is none
+
+Invariant: boxes are looked for from the end, and at most `MAX_BOX` characters of one and `MAX_BOXES` boxes are read.
+"""
+
+from __future__ import annotations
+
+import re
+
+from flow_dpo.verify.claim import MAX_SENTENCE, WRONG, alike, claim, denied, offered, sentence_at
+from flow_dpo.verify.words import is_unit
+
+BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+_BOX_BODY = re.compile(r"[^\s$]{1,200}")
+_JOINT_NOISE = re.compile(r"\\[()\[\],;:! ]|\\q?quad|\\text|\\mbox|[${}~\s]+")
+_JOINT = re.compile(
+    r"(?:[A-Za-z]{1,15} )?(?:,|;|,? ?\(?(?P<word>and|or)(?: maybe| perhaps| possibly| else| even)* ?)"
+    r"(?: ?[A-Za-z]\w{0,3}(?: ?\([^()]{1,10}\))? ?=)?"
+)
+_MENTION = re.compile(r"\b(?:in|inside|within|using|with|into|a|the|use)\s+[`$\\(]{0,4}\Z")
+_OR_ELSE = re.compile(
+    r"[\s$)\]\\*]{0,8}[,(]?\s?(?=(?:or(?! else)|alternatively|but (?:it )?(?:could|might|may)|maybe|perhaps)\b)"
+)
+_BOX_TAIL = re.compile(
+    r"[\s$*~]{0,4}(?:\\[)\] ,;]|\\text\{|\$|\s){0,4}"
+    r"(percent\b|\\?%|(?:square |cubic )?(?!in\b)(?P<unit>[A-Za-z]{2,12})(?:(?: per |/)[a-z]{1,12})?(?![A-Za-z]))"
+)
+_EITHER = re.compile(r"\beither\s+([^.\n]{1,60}?)\s+or\s+[$\\(\[]{0,4}\Z", re.IGNORECASE)
+MAX_BOX = 20_000
+"""Characters of a box; a longer one counts as never closed."""
+MAX_BOXES = 100
+"""Boxes that one sentence may join."""
+
+
+def _find_box(text: str, start: int, end: int) -> int:
+    return max(text.rfind("\\boxed", start, end), text.rfind("\\fbox", start, end))
+
+
+def _box_span(text: str, start: int, stop: int) -> tuple[str, int] | None:
+    """Contents and end of the box that starts at `start`; None where its brace is not closed before `stop`."""
+    at = start + (6 if text.startswith("\\boxed", start) else 5)
+    stop = min(stop, at + MAX_BOX)
+    while at < stop and text[at].isspace():
+        at += 1
+    if not text.startswith("{", at):  # "\boxed 2": TeX boxes the next token
+        token = _BOX_BODY.match(text, at, stop)
+        return (token[0].rstrip(".,;:*`"), token.end()) if token else ("", at)
+    depth = 0
+    for brace in BRACES.finditer(text, at, stop):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0 and brace[0] == "}":
+            return text[at + 1 : brace.start()].strip(), brace.end()
+    return None
+
+
+def box_is_open(text: str) -> bool:
+    start = _find_box(text, 0, len(text))
+    return start >= 0 and _box_span(text, start, len(text)) is None
+
+
+def last_box(text: str, *, joined: bool = True) -> str | None:
+    r"""Contents of the last \boxed or \fbox; "" where it is empty or unclosed, None where there is no box.
+
+    Boxes that one sentence joins are one answer, "\boxed{6} and \boxed{8}" is "6, 8": who boxes two numbers has not
+    chosen the second. Not so where "or" joins two forms of one value ("\boxed{28} or \boxed{28_9}" is the second), or
+    where the text says that either will do; nor with `joined` off.
+    """
+    found = _boxes(text, len(text), joined=joined)
+    return found[0] if found else None
+
+
+def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int] | None:
+    """What the last boxes before `stop` hold together, and where they begin and end."""
+    last = start = _find_box(text, 0, stop)
+    if start < 0:
+        return None
+    span = _box_span(text, start, len(text))
+    if span is None:
+        return "", start, len(text)
+    contents, end = [span[0]], span[1]
+    joined = joined and not re.match(r"[\s$.)\]\\]{0,8}\(?Either\b", text[end : end + 40])
+    for _ in range(MAX_BOXES if joined else 0):
+        before = _find_box(text, max(0, start - MAX_SENTENCE), start)
+        span = _box_span(text, before, start) if before >= 0 else None
+        if span is None or start - span[1] > 80:
+            break
+        between = " ".join(_JOINT_NOISE.sub(" ", text[span[1] : start]).split())
+        joint = _JOINT.fullmatch(between)
+        if not joint:
+            break
+        if span[0] != contents[-1] and not (joint["word"] == "or" and alike(span[0], contents[-1])):
+            contents.append(span[0])
+        start = before
+    return ", ".join(dict.fromkeys(reversed(contents))), last if len(contents) == 1 else start, end
+
+
+def boxed(text: str) -> tuple[str, int] | None:
+    """The answer in the last boxes, with a magnitude or unit behind them, and another that is offered beside them."""
+    found = _boxes(text, len(text))
+    for _ in range(MAX_BOXES):  # "I put it in \boxed{}" speaks of a box
+        if not found or found[0].strip(".…? ") or not _MENTION.search(text[max(0, found[1] - 20) : found[1]]):
+            break
+        found = _boxes(text, found[1])
+    if not found:
+        return None
+    content, start, end = found
+    if not content:
+        return "", end
+    behind = text[end : end + 200]
+    if denied(text, start, end) or re.search(
+        rf"\b(?:is|are|was)\b[^.]{{0,12}}{WRONG}|^(?:\\text\{{)? ?not ?\}}? ?[\d\\]", content
+    ):
+        return None
+    tail = _BOX_TAIL.match(behind) if re.fullmatch(r"-?[\d.,]*\d", content) else None
+    if tail and (not tail["unit"] or is_unit(tail["unit"])):
+        content += f" {tail[1]}"
+    values = [content]
+    other = _OR_ELSE.match(behind, tail.end() if tail else 0)
+    if other:
+        second = claim("0 " + sentence_at(behind, other.end())[0], stated=True) or ""
+        values += [second.removeprefix("0, ")] if second.startswith("0, ") else []
+    either = _EITHER.search(text[max(0, start - 80) : start])
+    if either and any(char.isdigit() for char in either[1]):
+        values.insert(0, either[1].strip(" $"))
+    return offered(values) if len(values) > 1 else content, end

@@ -1,0 +1,143 @@
+r"""One spelling for answers that differ in spelling alone.
+
+    canonical("$1,\\!200.00$"), canonical("1\\,200")      "1200.00", "1200"
+    canonical("\\dfrac12\\text{ cm}")                    "\\frac{1}{2} cm"
+    canonical("minus five"), canonical("0.\\overline{3}")  "-5", "(1/3)"
+    canonical("x = \\pm 2")                               "x=2,x=-2"
+
+Invariant: what a space parts is never joined ("1 1/2" is not "11/2"), and no word that changes a value is dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+
+from flow_dpo.verify.words import is_unit, spelled
+
+_UNICODE = str.maketrans(
+    {
+        **dict.fromkeys("\u2212\u2013\u2014", "-"),  # minus sign and dashes
+        **dict.fromkeys("\u00a0\u2009\u202f", " "),
+        **dict.fromkeys("\u2061\u200b\ufeff\x00", ""),
+        "\u00d7": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "√": "\\sqrt ", "∞": "\\infty ", "≤": "\\le ",
+        "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "°": "^\\circ ", "½": "\\frac{1}{2}", "²": "^2", "³": "^3",
+        "±": "\\pm ", "\u222a": "\\cup ", "∈": "\\in ", "∅": "\\emptyset ", "¢": " cents",
+        "€": " EUR ", "£": " GBP ", "¥": " JPY ", "₹": " INR ",
+    }
+)  # fmt: skip
+_ALIASES = {
+    "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "leq": "\\le", "leqslant": "\\le", "geq": "\\ge",
+    "geqslant": "\\ge", "neq": "\\ne", "lt": "<", "gt": ">", "cdot": "*", "times": "*", "div": "/", "colon": ":",
+    "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "dots": "\\ldots", "varnothing": "\\emptyset",
+    "langle": "(", "rangle": ")", "dbinom": "\\binom", "tbinom": "\\binom",
+    **dict.fromkeys(["left", "right", "displaystyle", "textstyle", "big", "Big", "bigl", "bigr", "limits", "rm"], ""),
+    **dict.fromkeys(["quad", "qquad"], " "),
+}  # fmt: skip
+_COMMAND = re.compile(r"\\([A-Za-z]+|.)\s*", re.DOTALL)
+_WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
+_SEPARATOR = re.compile(r"(?:[,;\s]*\b(?:and|or)\b[,;\s]*|\s*;\s*|(?:\s*,\s*){1,4})")
+_SPACE = re.compile(r"(?<![A-Za-z0-9%)}]) | (?![A-Za-z0-9.])")
+_DEGREES = r"\^\s*(?:\\circ|\{\s*\\circ\s*\})"
+_MONEY = {"EUR": "eur", "GBP": "gbp", "JPY": "jpy", "INR": "inr"}
+_PRICE = re.compile(
+    r"(?:\\?\$|\b(EUR|GBP|JPY|INR|USD)\b) ?([-+]?(?:\d[\d,]*)?\.?\d+(?: (?:thousand|million|billion|trillion))?)"
+    r"|(\d) ?(?:\\?\$|(EUR|GBP|JPY|INR)\b)"
+)
+_GAPPED = re.compile(r"(?<![\d.,\\])(\d{1,3})((?:(?:\\[,;:! ]|~|\{,\}|,\\!| )\s?\d{3})+)(?![\d/])")
+_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
+_REPEATING = re.compile(
+    r"(\d{0,50})\.(\d{0,50}?)(?:\\(?:overline|bar|dot)\s*(?:\{(\d{1,50})\}|(\d))|\((\d{1,50})\)|(\d)\6{2,50}(?:\.\.\.|\\l?dots))"
+)
+_MIXED = re.compile(r"(?<![\d./])(\d{1,9}) (\d{1,9}/\d{1,9})(?![\d/])")
+_TYPED = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,4})(?![\w.])", r"\1*10^{\2}"),
+        (r"!=", r"\\ne "), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"\*\*", "^"),
+        (r"(?<![\\A-Za-z])(sqrt|pi)(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![\\A-Za-z])(?:infinity|infty|inf)(?![A-Za-z])", r"\\infty "),
+        (r"(?<=\d)\^?\{? ?(?:st|nd|rd|th)\b ?\}?", ""), (r"(?<=\d) ?[xX] ?(?=10\^)", "*"),
+        (r"(?i)\b(?:the set of )?all real(?:s| numbers)\b", r"\\mathbb{R}"), (r"^([A-Za-z]) (?:is|equals) ", r"\1="),
+        (r"(\w)\)? ?(?:in )?\bbase ?\{?(\w+)\}?", r"\1_{\2}"),
+    )
+)  # fmt: skip
+_INDEX = re.compile(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z])\([^()]*\)")
+
+
+@lru_cache(maxsize=4_096)
+def canonical(text: str) -> str:
+    """One spelling for answers that differ in spelling alone. Never joins what a space parts: "1 1/2" is not "11/2"."""
+    text = text.translate(_UNICODE)
+    # 1. Prices ("$5", where "$5$" is a formula between delimiters), delimiters, escapes.
+    if any(not re.match(r"\$ ?[-+]?\.?\d", text[found.start() :]) for found in re.finditer(r"(?<!\\)\$", text)):
+        text = re.sub(r"(?<!\\)\$", "", text)
+    text = _PRICE.sub(_price, text).replace("$", "")
+    if "matrix" not in text and "array" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # an escape too many: "\\frac"
+    text = re.sub(r"(?<!\\)(?:\\\\)*\\[()\[\]]", lambda match: "\\\\" * (match[0].count("\\") // 2), text)
+    # 2. Numerals: thousands ("1,\!000", "1\,000"), repeating decimals, degrees inside sin and cos.
+    text = _GAPPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
+    text = _REPEATING.sub(_repeated, re.sub(r"\\!\s*", "", text.replace("{,}", ",")))
+    if re.search(r"(?:sin|cos|tan|cot|sec|csc)\b", text):
+        text = re.sub(rf"(\d+(?:\.\d+)?)\s*{_DEGREES}", r"(\1*\\pi/180)", text)
+    text = re.sub(_DEGREES, " degrees ", text)
+    # 3. Wrappers, commands, and what is typed without a backslash.
+    text = _WRAPPED.sub(lambda match: f" {match[1]} ", _WRAPPED.sub(lambda match: f" {match[1]} ", text))
+    text = " ".join(_COMMAND.sub(_command, text).replace("~", " ").split())
+    text = text.strip('*_`" ').rstrip(" .,;:")
+    for pattern, replacement in _TYPED:
+        text = pattern.sub(replacement, text)
+    text, approximately, decimal = text.partition("\\approx")
+    if approximately and (not text or is_name(text.strip())):
+        text = f"{text}={decimal}".removeprefix(
+            "="
+        ).strip()  # "x \approx 3.14"; of "1/3 \approx 0.33" the first is meant
+    # 4. Words.
+    if re.search(r"(?<!\\)\b[A-Za-z]{2}", text):
+        text = spelled(text)
+    text = _MIXED.sub(r"(\1+\2)", text)
+    # 5. Separators. "81, 256" is a list, "81,256" a number, but in brackets a comma parts unless others have spaces.
+    if ", " in text or text[:1] not in ("(", "[", "{", "\\"):
+        text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
+    text = _SEPARATOR.sub(",", " ".join(text.split())).strip().strip(",")
+    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", _SPACE.sub("", text))
+    text = re.sub(r"(\\frac|\\sqrt) ?(\\[A-Za-z]+|\w) ?", r"\1{\2}", text)  # "\\frac12"
+    text = re.sub(r"(\\frac\{[^{}]{1,50}\}) ?(\\[A-Za-z]+|\w)", r"\1{\2}", text)
+    text = re.sub(r" usd(?=[-+*/=]\d)", "", text)
+    text = re.sub(r"(?<=[\d)}]) ?\\frac\{ ?([a-z]{1,5}) ?\}\{ ?([a-z]{1,5}) ?\}$", _rate, text)
+    if "\\pm" in text and "," not in text and "\\mp" not in text:
+        text = ",".join(re.sub(r"\\pm ?", sign, text).replace("=+", "=").removeprefix("+") for sign in "+-")
+    return text.rstrip(".").strip()
+
+
+def _rate(found: re.Match[str]) -> str:
+    """The unit of "10\\frac{m}{s}", where it is one."""
+    return f" {found[1]}/{found[2]}" if is_unit(found[1]) and is_unit(found[2]) else found[0]
+
+
+def _price(found: re.Match[str]) -> str:
+    return f"{found[2] or found[3]} {_MONEY.get(found[1] or found[4] or '', 'usd')}"
+
+
+def _repeated(found: re.Match[str]) -> str:
+    r"""A repeating decimal as a fraction: "0.1\overline{6}" is 1/6."""
+    whole, fixed, period = found[1] or "0", found[2], found[3] or found[4] or found[5] or found[6]
+    repeated = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
+    value = Fraction(int(whole + fixed), 10 ** len(fixed)) + repeated
+    return f"({value.numerator}/{value.denominator})"
+
+
+def _command(match: re.Match[str]) -> str:
+    name = match[1]
+    if name.isalpha():
+        spelling = _ALIASES.get(name, f"\\{name}")
+        return spelling + " " if spelling[-1:].isalpha() else spelling
+    return {" ": " ", ",": " ", ";": " ", ":": " ", "%": "%", "#": "#", "&": "&", "_": "_"}.get(name, f"\\{name}")
+
+
+def is_name(side: str) -> bool:
+    """Whether a side of "=" names a value: letters, and numerals only in an index or an argument."""
+    bare = re.sub(r"\\[A-Za-z]+", lambda found: "0" if found[0] in ("\\infty", "\\pi") else "a", _INDEX.sub("", side))
+    return bool(re.search("[A-Za-z]", bare)) and not re.search(r"[\d<>^!,]|\\[a-z]", bare)

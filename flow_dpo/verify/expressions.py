@@ -1,0 +1,187 @@
+r"""Expressions in prose: the tokens of a sentence, with those that form one expression as one item.
+
+    "so 64 + 67 = 131 apples"       so, value "131" (worked out), apples
+    "$180 and (1, 2)"               value "$180", and, value "(1, 2)"      a dollar sign before digits is money
+    "either $x = 3$ or 4!"          either, value "x = 3", or, value "4", !
+
+Invariant: a sentence is read from left to right, at most `MAX_TOKENS` tokens ahead.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from flow_dpo.verify.words import is_unit
+
+FORMULA = (
+    r"\$\$(?:[^$\\]|\\.){1,2000}\$\$|(?<!\\)\$(?:[^$\\\n]|\\.){1,2000}\$(?!\d)"
+    r"|\\\[(?:[^\\]|\\[^\]]){1,2000}\\\]|\\\((?:[^\\]|\\[^)]){1,2000}\\\)"
+)
+"""A pattern for mathematics between delimiters; where `is_formula` denies it, the signs were money."""
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_TOKEN = re.compile(
+    rf"(?P<formula>{FORMULA})"
+    rf"|(?P<number>(?:(?:US|CA|AU)?\\?\$ ?|[€£¥₹] ?|Rs\.? ?)?(?:{_DIGITS})(?::\d+)*[A-Za-z]*(?: ?\\?[%°])?)"
+    r"|(?P<command>\\(?:[A-Za-z]+(?: ?\{[^{}]{0,60}\})?|.))"
+    r"|(?P<word>[ap]\.m\b\.?|[^\W\d_]{2,}\w*(?:['\u2019-][^\W\d_]+)*(?:\^\{?\d\}?)?|[^\W\d_]\w*)"
+    r"|(?P<operator><=|>=|!=|[-=]>|[\u2013\u2014](?= ?[$€£]?\d)|[-+*/^=<>≤≥≈≠\u00d7÷·±√π∞\u2212_%°²³½¼¾&])"
+    r"|(?P<bracket>[()\[\]{}])"
+    r"|(?P<mark>\S)",
+    re.DOTALL,
+)
+MAX_TOKENS = 200
+"""Of one expression outside delimiters."""
+_FUNCTIONS = frozenset(
+    ["sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "mod", "max", "min"]
+)
+_NUMERALS = frozenset("π∞½¼¾")
+_POSTFIX = frozenset("%°²³") | _NUMERALS
+_SIGNS = frozenset("-\u2212\u2013+±√<>≤≥≠") | {"<=", ">=", "!="} | _NUMERALS
+
+_NO_PROSE = re.compile(
+    r"\\[A-Za-z]+\s?(?:\{[^{}\\]{0,100}\})?|\b(?:sin|cos|tan|log|ln|exp|max|min|sqrt|pi|mod|and|or)\b"
+)
+_PROSE = re.compile(r"[A-Za-z][a-z]{2,}[^A-Za-z]+[A-Za-z][a-z]|\b[A-Za-z][a-z]+ |\b[A-Za-z][a-z]+[:.]")
+_MONEY = re.compile(r"\$\d[\d.,]*\s.*\s\$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A token of a sentence, or an expression made of several."""
+
+    kind: Literal["formula", "number", "command", "word", "operator", "bracket", "mark", "value"]
+    text: str
+    """What it says: a formula without its delimiters, of a sum that was worked out ("3 + 4 = 7") the result."""
+    start: int
+    end: int
+    """Its place in the sentence."""
+    worked: bool = False
+    """It is a value with an equation sign, or behind one."""
+
+    @property
+    def word(self) -> str:
+        """The word in lower case; "" for anything else."""
+        return self.text.lower() if self.kind == "word" else ""
+
+
+def is_formula(text: str) -> bool:
+    """Is a text between two dollar signs mathematics, rather than words between two prices?"""
+    return not (_PROSE.search(_NO_PROSE.sub(" ", text)) or _MONEY.fullmatch(text))
+
+
+def whole_text(text: str) -> str | None:
+    """A text that is nothing but one expression or one word, "x = 3" or "yes"; None where it is more."""
+    body = text.strip().removeprefix("=").strip() if len(text) <= 4_000 else ""
+    if not 0 < len(body) <= 400 or "\n" in body:
+        return None
+    if body.isalpha():
+        return body
+    plain = _NO_PROSE.sub(" ", body)
+    if re.search(
+        r"[^\W\d_]{2}|[*`~!?#∴|>•→⇒\u2300-\u2bff\U0001f000-\U0001ffff]|^-\s|\$\d.*\$\d", plain
+    ) or not re.search(r"[\d=+^\\$]", body):
+        return None
+    return None if body.count("$") % 2 else body
+
+
+def items_of(sentence: str) -> list[Item]:
+    """The tokens of a sentence, with those that form one expression as one item of kind "value"."""
+    tokens, items, at = _tokens(sentence), [], 0
+    while at < len(tokens):
+        end = _end_of_value(tokens, at)
+        items.append(_value(tokens[at:end]) if end > at else tokens[at])
+        at = max(end, at + 1)
+    return items
+
+
+def _tokens(sentence: str) -> list[Item]:
+    items: list[Item] = []
+    at = 0
+    while match := _TOKEN.search(sentence, at):
+        kind, text, at = match.lastgroup or "mark", match[0], match.end()
+        if kind == "formula" and not is_formula(text):  # a price, or a stray sign: read on behind the sign
+            price = _TOKEN.match(sentence, match.start() + 1)
+            is_price = price is not None and price.lastgroup == "number"
+            kind, text, at = "mark", "$", match.start() + 1
+            if price and is_price:
+                kind, text, at = "number", f"${price[0]}", price.end()
+        elif kind == "formula":
+            width = 1 if text[0] == "$" != text[1] else 2
+            text = text[width:-width].strip()
+        if kind == "number" and text[0] in "RUCA":
+            text = re.sub(r"^(?:[A-Z]{2}(?=\\?\$)|Rs\.? ?)", "", text)
+        items.append(Item(kind, text, match.start(), at))  # pyright: ignore[reportArgumentType]
+    return items
+
+
+def _end_of_value(tokens: list[Item], start: int) -> int:
+    """End of the expression that starts at a token; `start` where none does."""
+    first = tokens[start]
+    name = first.kind == "word" and first.text not in _FUNCTIONS and first.text[1:2] not in "_0123456789"
+    if name or (first.kind == "operator" and first.text not in _SIGNS):
+        return start
+    depth, end, solid = 0, start, False
+    for at in range(start, min(len(tokens), start + MAX_TOKENS)):
+        token, after = tokens[at], tokens[at + 1] if at + 1 < len(tokens) else None
+        if not _continues(token, tokens[at - 1] if at > start else None, after, depth):
+            break
+        depth += (token.text in ("(", "[", "{")) - (token.text in (")", "]", "}"))
+        solid = solid or token.kind in ("number", "formula", "command") or token.text in _NUMERALS | {"="}
+        if not depth and (token.kind != "operator" or token.text in _POSTFIX) and token.text != ":":
+            end = at + 1
+    return end if solid else start
+
+
+def _continues(token: Item, before: Item | None, after: Item | None, depth: int) -> bool:
+    """Does a token belong to an expression that stands before it (`before` None: may it begin one)?"""
+    glued = before is not None and before.end == token.start
+    operand = before is not None and not (
+        before.kind == "command"
+        or (before.kind == "operator" and before.text not in _POSTFIX)
+        or before.text in ("(", "[", "{", ",", ";", ":", "|")
+    )
+    if token.kind in ("operator", "command"):
+        return True
+    if token.kind in ("number", "formula"):
+        mixed = after is not None and after.text == "/" and before is not None and before.text.isdigit()
+        return not operand or mixed or (glued and token.kind == "number")
+    if token.kind == "word":
+        if token.text in _FUNCTIONS:
+            return (not operand or glued) and after is not None and after.kind not in ("operator", "mark")
+        if len(token.text) > 1 and token.text[1] not in "_0123456789":
+            return False
+        times = token.text in ("x", "X") and operand and after is not None and after.kind in ("number", "formula")
+        tied = after is not None and (
+            (after.kind == "operator" and after.text != "&") or (after.text == "(" and after.start == token.end)
+        )
+        return glued or tied or times or (before is not None and not operand)
+    if token.text in ("(", "[", "{"):
+        return not operand or glued
+    if token.kind == "bracket":
+        return depth > 0
+    if depth and token.text in (",", ";", ":", "|"):
+        return True
+    binary = after is not None and (after.kind == "operator" or after.text == ")")
+    ratio = after is not None and after.kind == "number" and after.start == token.end
+    return operand and glued and ((token.text == "!" and binary) or (token.text == ":" and ratio))
+
+
+_ARITHMETIC = re.compile(r"\\(?:times|cdot|div|[dt]?frac|sqrt|left|right|pi|[$%,!()])|(?<=\d)x(?=[\d$])|(?<= )x(?= )")
+
+
+def _value(tokens: list[Item]) -> Item:
+    pieces = [tokens[0].text]
+    for before, token in pairwise(tokens):
+        pieces.append((" " if token.start > before.end else "") + token.text)
+    text, start, end = "".join(pieces), tokens[0].start, tokens[-1].end
+    sums, equals, result = text.rpartition("=")
+    alone = len(tokens) == 1 and tokens[0].kind == "formula"
+    # "64 + 67 = 131", "2x = 2*6 = 12": what is claimed is the result. Not so of "2x = 12".
+    bare = re.sub(r"(?<=\d)[A-Za-z]{2,4}\b", lambda unit: "" if is_unit(unit[0]) else unit[0], sums.rpartition("=")[2])
+    named = re.search(r"[A-Za-z\\]", _ARITHMETIC.sub("", bare))
+    if equals and not alone and not named and re.search(r"\d", result):
+        text = result.strip()
+    return Item("value", text, start, end, worked=bool(equals))
