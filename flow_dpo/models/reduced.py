@@ -111,8 +111,7 @@ def _reduced_fields(config: PreTrainedConfig) -> dict[str, Any]:
     for name, value in list(fields.items()):
         part = vars(config).get(name)
         fields[name] = _reduced_fields(part) if isinstance(part, PreTrainedConfig) else _sized(name, value, whole)
-    if "head_dim" in fields and fields["head_dim"] is None:
-        fields["head_dim"] = _HEAD
+    _settle_heads(fields, whole)
     for name in ("initializer_range", "init_std"):
         if name in fields:
             fields[name] = 0.15  # wide enough that attention is far from uniform, and a misplaced key shows
@@ -125,7 +124,7 @@ def _sized(name: str, value: Any, whole: Mapping[str, Any]) -> Any:
     if isinstance(value, list) and value and name in _REDUCED and all(type(v) is int for v in value):
         return [_sized(name, v, whole) for v in value]
     if name == "per_layer_config" and isinstance(value, dict):
-        return {i: {key: _sized(key, v, whole) for key, v in own.items()} for i, own in value.items()}
+        return {i: {key: _sized(key, v, whole | own) for key, v in own.items()} for i, own in value.items()}
     if name in _TOKENS and value is not None:
         return _TOKENS[name]
     if type(value) is not int:
@@ -133,7 +132,23 @@ def _sized(name: str, value: Any, whole: Mapping[str, Any]) -> Any:
     if name in _KEY_HEADS:
         heads = next((whole[each] for each in ("num_attention_heads", "n_head") if each in whole), None)
         return _HEADS if value == heads else min(value, _HEADS // 2)
+    if name in _REDUCED and value == whole.get("hidden_size"):
+        return _HIDDEN  # whatever has the width of the model keeps it
     return min(value, _REDUCED.get(name, value))
+
+
+def _settle_heads(fields: dict[str, Any], whole: Mapping[str, Any]) -> None:
+    """Sizes that must fit others: heads of latent attention, and the heads of a recurrent state."""
+    if "head_dim" in fields and fields["head_dim"] is None:
+        fields["head_dim"] = _HEAD
+    if fields.get("qk_rope_head_dim") and whole.get("head_dim") == whole["qk_rope_head_dim"]:
+        fields["head_dim"] = fields["qk_rope_head_dim"]
+    if fields.get("qk_head_dim"):
+        fields["qk_head_dim"] = fields["qk_nope_head_dim"] + fields["qk_rope_head_dim"]
+    if "mamba_n_heads" in fields:
+        fields["mamba_d_head"] = _HEAD
+    if "state_size" in fields and "num_heads" in fields and "expand" in fields:
+        fields["num_heads"] = int(fields["expand"] * _HIDDEN) // _HEAD
 
 
 def _reduced_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,12 +158,9 @@ def _reduced_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     count = int(fields[count_name])
     # 1. What each layer is: its entry in every list by layer, and whether it is in every list of layers.
-    lists = {name: v for name, v in fields.items() if isinstance(v, list) and len(v) == count and count > 1}
-    ids = {
-        name: v
-        for name, v in fields.items()
-        if isinstance(v, list) and name not in lists and re.search("layer|idx", name) and _are_layers(v, count)
-    }
+    listed = {name: v for name, v in fields.items() if isinstance(v, list)}
+    ids = {name: v for name, v in listed.items() if re.search("layer|idx", name) and _are_layers(v, count)}
+    lists = {name: v for name, v in listed.items() if name not in ids and len(v) == count and count > 1}
     own = {int(i): v for i, v in (fields.get("per_layer_config") or {}).items()}
     kinds = [
         (
@@ -161,6 +173,8 @@ def _reduced_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
     ]
     # 2. The first two layers of each kind, in their order.
     chosen = [i for i in range(count) if kinds[:i].count(kinds[i]) < 2]
+    if pattern := fields.get("block_types"):  # a pattern that repeats
+        chosen = list(range(min(count, 2 * len(pattern))))
     # 3. The fields for these layers.
     out: dict[str, Any] = {count_name: len(chosen)}
     out |= {name: [v[i] for i in chosen] for name, v in lists.items()}
