@@ -90,12 +90,17 @@ class PackedLogprobs:
     """Log-probabilities by one forward over the trie of all completions' inputs."""
 
     def __init__(
-        self, model: PreTrainedModel, completions: Sequence[PromptedCompletion], row: PackedRow | None = None
+        self,
+        model: PreTrainedModel,
+        completions: Sequence[PromptedCompletion],
+        row: PackedRow | None = None,
+        *,
+        own_head: bool = False,
     ) -> None:
         row = row or merge([inputs(s) for s in completions])
         self.num_tokens = row.num_tokens
         device = model.device
-        self._model = model
+        self._model, self._own_head = model, own_head
         self._layout = row_layout(row, device)
         self._arguments: dict[str, Any] = {
             "input_ids": torch.from_numpy(row.token_ids_N)[None].to(device),
@@ -108,15 +113,17 @@ class PackedLogprobs:
 
     def __call__(self) -> list[torch.Tensor]:
         with self._layout.saving():
-            hidden_1NC = _decoder(self._model)(**self._arguments).last_hidden_state
-        return self._labels.logprobs(hidden_1NC[0], Head(self._model))
+            out_1NC, head = _run(self._model, self._arguments, own_head=self._own_head)
+        return self._labels.logprobs(out_1NC[0], head)
 
 
 class PlainLogprobs:
     """Log-probabilities of each completion after its own prompt, padded on the right to a batch: nothing shared."""
 
-    def __init__(self, model: PreTrainedModel, completions: Sequence[PromptedCompletion]) -> None:
-        self._model = model
+    def __init__(
+        self, model: PreTrainedModel, completions: Sequence[PromptedCompletion], *, own_head: bool = False
+    ) -> None:
+        self._model, self._own_head = model, own_head
         device = model.device
         rows = [inputs(s) for s in completions]
         width = max(len(r) for r in rows)
@@ -133,8 +140,15 @@ class PlainLogprobs:
         self._labels = _Labels(completions, at, device)
 
     def __call__(self) -> list[torch.Tensor]:
-        hidden_BTC = _decoder(self._model)(**self._arguments).last_hidden_state
-        return self._labels.logprobs(hidden_BTC.flatten(0, 1), Head(self._model))
+        out_BTC, head = _run(self._model, self._arguments, own_head=self._own_head)
+        return self._labels.logprobs(out_BTC.flatten(0, 1), head)
+
+
+def _run(model: PreTrainedModel, arguments: dict[str, Any], *, own_head: bool) -> tuple[torch.Tensor, Head | OwnHead]:
+    """One forward: hidden states and the head to apply, or the logits by the model's own head."""
+    if own_head:
+        return model(**arguments).logits, OwnHead()
+    return _decoder(model)(**arguments).last_hidden_state, Head(model)
 
 
 def _decoder(model: PreTrainedModel) -> torch.nn.Module:
@@ -180,7 +194,7 @@ class _Labels:
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
 
-    def logprobs(self, hidden_NC: torch.Tensor, head: Head) -> list[torch.Tensor]:
+    def logprobs(self, hidden_NC: torch.Tensor, head: Head | OwnHead) -> list[torch.Tensor]:
         """For each completion its tokens' log-probabilities, from the hidden states of all input tokens."""
         out: list[torch.Tensor] = [torch.empty(0)] * len(self._lengths)
         if self._free:
@@ -243,6 +257,21 @@ class Head:
         if self._cap is not None:
             logits = torch.tanh(logits / self._cap) * self._cap
         return logits.float() * self._scale if self._scale != 1.0 else logits.float()
+
+
+class OwnHead:
+    """Reads logits that the model's own head made: of every token of a row, and so with more memory than `Head`.
+
+    For families that shape logits in a way of their own.
+    """
+
+    def logits(self, logits_RV: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
+        """Logits of K tokens only, RK in float32."""
+        return logits_RV.index_select(1, ids_K).float()
+
+    def logprobs(self, logits_RV: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+        """log softmax(logits[row_M])[ids_M], M in float32."""
+        return logits_RV.float().log_softmax(-1)[row_M, ids_M]
 
 
 class _FrozenHead(torch.autograd.Function):
