@@ -25,7 +25,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
-from flow_dpo.engines.model_check import Subject, first_right
+from flow_dpo.engines.model_check import Kind, Subject, choose_engine
 from flow_dpo.engines.plain import PlainEngine
 from flow_dpo.engines.settings import (
     KINDS,
@@ -214,7 +214,9 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Engi
         own = role_model if subject.policy is policy else role_model_of(subject.policy, settings)
         return _local_engine(settings, subject, own, end_ids)
 
-    return _right(Subject.of(policy, context_tokens=loaded.context_tokens), loaded, {LOCAL: make, **_PLAIN})
+    return _right(
+        Subject.of(policy, context_tokens=loaded.context_tokens), loaded, {_LOCAL: (make, "layout"), **_PLAIN}
+    )
 
 
 @contextmanager
@@ -225,13 +227,14 @@ def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
         return _local_engine(settings, subject, subject.using, end_ids)
 
     subject = Subject.bare(loaded.model, context_tokens=loaded.context_tokens)
-    with closing(_right(subject, loaded, {LOCAL: make, **_PLAIN})) as engine:
+    with closing(_right(subject, loaded, {_LOCAL: (make, "layout"), **_PLAIN})) as engine:
         yield engine
 
 
-def _right(subject: Subject, loaded: LoadedModel, engines: Mapping[str, Callable[..., Engine]]) -> Engine:
+def _right(subject: Subject, loaded: LoadedModel, engines: Mapping[str, tuple[Callable[..., Engine], Kind]]) -> Engine:
     """The first of these engines that samples this model rightly."""
-    return engines[first_right(subject, engines, exact=UNCACHED)](subject, loaded.end_ids)
+    make, _ = engines[choose_engine(subject, engines)]
+    return make(subject, loaded.end_ids)
 
 
 def _local_engine(
@@ -266,8 +269,8 @@ def _plain_engine(subject: Subject, end_ids: Collection[int] = (), *, cached: bo
     )
 
 
-LOCAL, UNCACHED = "the local engine", "the plain engine without a cache"
-_PLAIN: Mapping[str, Callable[..., Engine]] = {
-    "the plain engine": _plain_engine,
-    UNCACHED: partial(_plain_engine, cached=False),
+_LOCAL = "the local engine"
+_PLAIN: Mapping[str, tuple[Callable[..., Engine], Kind]] = {
+    "the plain engine": (_plain_engine, "cached"),
+    "the plain engine without a cache": (partial(_plain_engine, cached=False), "whole"),
 }

@@ -1,11 +1,11 @@
-"""Which engine in this process samples a model rightly, found by comparing what it samples with the model's own forward.
+"""Which engine in this process samples a model rightly, found by comparing it with the model's own forward.
 
 Several prompts in one step, tokens one by one, prompts that begin alike, a prompt that goes on from a sampled
 completion, a choice: for every role's adapter, past every window, chunk or other length that the model's config names.
 
-    engine = first_right(Subject.of(policy, context_tokens=2048), {"the local engine": make_local, "...": make_plain})
+    name = choose_engine(Subject.of(policy, context_tokens=2048), {"the local engine": (make, "layout"), ...})
 
-Invariant: an engine is returned only if all its log-probabilities are right up to rounding; the first that is.
+Invariant: an engine is chosen only if all its log-probabilities are right up to rounding; the first that is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -24,24 +26,12 @@ from flow_dpo.core.types import Completion, Request, Role, Sampling
 from flow_dpo.learner.check import small_policy
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models import attention
-from flow_dpo.models.own_forward import (
-    FAULTS,
-    FULL_TOLERANCE,
-    IN_FLOAT32,
-    REDUCED_TOLERANCE,
-    Case,
-    OwnForward,
-    complaint_of,
-    needs_reduced,
-    probe_reach,
-    probe_room,
-    probe_tokens,
-    reduced_model,
-    stirred,
-)
+from flow_dpo.models.own_forward import FULL_TOLERANCE, REDUCED_TOLERANCE, Case, OwnForward, stirred
+from flow_dpo.models.probes import Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
 
 _MORE = 7
 """Tokens that are sampled one by one."""
+_UNLIMITED = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +50,7 @@ class Subject:
 
     @staticmethod
     def of(policy: Policy, *, context_tokens: int) -> Subject:
+        """A model with its adapters."""
         return Subject(
             model=policy.model, roles=policy.roles, using=policy.using, context_tokens=context_tokens, policy=policy
         )  # fmt: skip
@@ -71,65 +62,48 @@ class Subject:
         return Subject(model=model, roles=("model",), using=lambda _: nullcontext(model), context_tokens=context_tokens)
 
     def reduced(self) -> Subject:
-        """The same over the model's reduced copy. Raises one of `FAULTS` where that cannot be built."""
+        """The same over the model's reduced copy. Raises one of `own_forward.FAULTS` where that cannot be built."""
         if self.policy is not None:
-            small = Subject.of(small_policy(self.policy), context_tokens=1 << 20)
+            small = Subject.of(small_policy(self.policy), context_tokens=_UNLIMITED)
         else:
-            small = Subject.bare(reduced_model(self.model), context_tokens=1 << 20)
+            small = Subject.bare(reduced_model(self.model), context_tokens=_UNLIMITED)
             if self.model.config._attn_implementation == "eager":
                 attention.give_up(small.model)
-        room = min(small.context_tokens, probe_room(small.model))
-        return replace(small, context_tokens=room, tolerance=REDUCED_TOLERANCE)
+        return replace(small, context_tokens=probe_room(small.model), tolerance=REDUCED_TOLERANCE)
 
 
 MakesEngine = Callable[[Subject], Engine]
 """An engine over this subject for which no token ends a completion."""
+Kind = Literal["layout", "cached", "whole"]
+"""Whether an engine needs the registered attention, keeps transformers' own cache, or forwards all tokens anew."""
 
 
-def first_right(subject: Subject, engines: Mapping[str, MakesEngine], *, exact: str = "") -> str:
+def choose_engine(subject: Subject, engines: Mapping[str, tuple[MakesEngine, Kind]]) -> str:
     """The name of the first of these engines that samples rightly; warns where it is not the very first.
 
-    `exact` is the engine to trust where the reduced copy cannot be built, for it forwards all tokens anew. Raises
-    `ModelError`, with what was seen, where none is right.
+    Raises `ModelError`, with what was seen, where none is right.
     """
-    name, seen = _first_right(subject, engines, exact)
-    if not name and attention.give_up(subject.model):
-        later = {each: make for each, make in engines.items() if each != next(iter(engines))} or dict(engines)
-        name, again = _first_right(subject, later, exact)
-        seen = {**seen, **again}
-    first = next(iter(engines))
+    ways = {
+        name: Way(
+            complaint=lambda each, make=make: _complaint(make, each), layout=kind == "layout", whole=kind == "whole"
+        )
+        for name, (make, kind) in engines.items()
+    }
+    name, seen = first_right(ways, subject, subject.reduced, subject.model)
+    first, family = next(iter(engines)), type(subject.model).__name__
     if not name:
         raise ModelError(
-            f"{type(subject.model).__name__} cannot be sampled from rightly: "
+            f"{family} cannot be sampled from token by token: "
             + "; ".join(f"{each}: {what}" for each, what in seen.items())
-            + ". Nothing computes its distribution token by token; use another model or engine (--engine)"
+            + ". Use another model"
         )
     if name != first:
         warnings.warn(
-            f"{type(subject.model).__name__} is sampled by {name}, one request at a time, right but much slower: "
-            f"{first} is not right for it ({seen[first]})",
+            f"{family} is sampled by {name}, right but one request at a time and much slower: {first} is not right "
+            f"for it ({seen[first]})",
             stacklevel=2,
         )
     return name
-
-
-def _first_right(subject: Subject, engines: Mapping[str, MakesEngine], exact: str) -> tuple[str, dict[str, str]]:
-    """The first right engine's name, "" where there is none, and what was seen of those before it."""
-    subjects, unseen = [subject], ""
-    reason = needs_reduced(subject.model)
-    if reason:
-        try:
-            subjects.append(subject.reduced())
-        except FAULTS as error:
-            unseen = f"it could not be tried {reason}: {type(error).__name__}: {error}"[:300]
-    seen: dict[str, str] = {}
-    for name, make in engines.items():
-        seen[name] = unseen if name != exact and reason != IN_FLOAT32 else ""
-        for each in [] if seen[name] else subjects:
-            seen[name] = seen[name] or complaint_of(lambda make=make, each=each: _complaint(make, each))
-        if not seen[name]:
-            return name, seen
-    return "", seen
 
 
 def _complaint(make: MakesEngine, subject: Subject) -> str:
@@ -160,7 +134,7 @@ def _sample(engine: Engine, subject: Subject) -> Sequence[tuple[Request, Complet
     requests = [
         Request(role=first, prompt_ids=prompt, max_tokens=_MORE),
         Request(role=first, prompt_ids=prompt[: long // 2] + other[:4], max_tokens=3),
-        Request(role=first, prompt_ids=prompt[:5], choices=other[:2]),
+        Request(role=first, prompt_ids=prompt[:5], choices=(min(other), max(other))),
         *(Request(role=role, prompt_ids=prompt, max_tokens=3) for role in others),
     ]
     completions = engine.sample(requests, Sampling(), seeds=list(range(len(requests))))

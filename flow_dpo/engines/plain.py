@@ -33,6 +33,7 @@ from flow_dpo.engines.choices import choose
 from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary, nothing_left
 from flow_dpo.engines.sampling_rule import Drawn, draw, uniform
 from flow_dpo.models.facts import steady_tokens, vocabulary_size
+from flow_dpo.models.head import choice_logits, head_inputs
 
 
 class _Queued(NamedTuple):
@@ -103,7 +104,7 @@ class PlainEngine(Engine):
         unread, drawn = request.prompt_ids, list[Drawn]()
         while len(drawn) < request.max_tokens and not (drawn and drawn[-1].token in self._end_ids):
             # 1. read what is new; the cache has the keys and values of the rest
-            scores = self._forward(model, unread, cache)
+            scores = dict(enumerate(self._forward(model, unread, cache)[0].double().tolist()))
             # 2. draw by the number that belongs to this seed and position
             excluded = () if drawn else queued.excluded
             token = draw(scores, sampling, uniform=uniform(queued.seed, len(drawn)), excluded=excluded)
@@ -123,10 +124,11 @@ class PlainEngine(Engine):
     def _choose(self, model: PreTrainedModel, queued: _Queued) -> Completion:
         """Score the declared choices on one forward, and draw one of them."""
         request = queued.request
-        scores = self._forward(model, request.prompt_ids, None)
+        with head_inputs(model) as kept:
+            logits_1V = self._forward(model, request.prompt_ids, None)
         self._stats["num_choices"] += 1
         return choose(
-            [scores[token] for token in request.choices],
+            choice_logits(model, kept, logits_1V, [0], [request.choices])[0],
             request,
             queued.sampling,
             seed=queued.seed,
@@ -134,11 +136,11 @@ class PlainEngine(Engine):
             policy_version=self._versions.get(request.role, 0),
         )
 
-    def _forward(self, model: PreTrainedModel, token_ids: TokenIds, cache: DynamicCache | None) -> dict[int, float]:
-        """The next token's logits, by token id."""
+    def _forward(self, model: PreTrainedModel, token_ids: TokenIds, cache: DynamicCache | None) -> torch.Tensor:
+        """The next token's logits, 1V."""
         ids_1T = torch.tensor([token_ids], device=model.device)
         memory = {} if cache is None else {"past_key_values": cache}
         found = model(input_ids=ids_1T, use_cache=cache is not None, **memory, **self._few)
         self._stats["num_forwards"] += 1
         self._stats["prefilled_tokens"] += len(token_ids) if len(token_ids) > 1 else 0
-        return dict(enumerate(found.logits[0, -1].double().tolist()))
+        return found.logits[0, -1:]

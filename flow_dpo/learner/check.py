@@ -9,8 +9,8 @@ Invariant: a way is chosen only if it is right for every role's adapter, past ev
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 
@@ -19,71 +19,55 @@ from flow_dpo.core.types import Completion, Request
 from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models import attention
-from flow_dpo.models.own_forward import (
-    FAULTS,
-    FULL_TOLERANCE,
-    IN_FLOAT32,
-    REDUCED_TOLERANCE,
-    Case,
-    OwnForward,
-    complaint_of,
-    needs_reduced,
-    probe_reach,
-    probe_room,
-    probe_tokens,
-    reduced_model,
-    stirred,
-)
+from flow_dpo.models.own_forward import FULL_TOLERANCE, REDUCED_TOLERANCE, Case, OwnForward, stirred
+from flow_dpo.models.probes import Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
 
-Way = tuple[bool, bool]
-"""Whether prefixes are shared, and whether logits come from the model's own head."""
+_WAYS = {
+    "with shared prefixes": (True, False),
+    "with shared prefixes and the model's own head": (True, True),
+    "with separate ones": (False, False),
+    "with separate ones and the model's own head": (False, True),
+}
+"""Whether prefixes are shared, and whether logits come from the model's own head; the fastest first."""
 
 
-def choose_way(policy: Policy, *, packed: bool) -> Way:
-    """The fastest way that is right; warns where prefixes cannot be shared. Raises `ModelError` where none is.
+def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
+    """Whether prefixes can be shared, and whether logits must come from the model's own head.
 
-    Where no way is right under the registered attention, the model gets back its family's own.
+    Warns where prefixes cannot be shared, though they should be (`packed`). Raises `ModelError` where no way is right.
     """
-    ways: list[Way] = [(False, False), (False, True)]
-    way, seen = _first_right(policy, [(True, False), (True, True)] * packed + ways)
-    if way is None and attention.give_up(policy.model):
-        way, again = _first_right(policy, ways)
-        seen |= again
-    if way is None:
-        raise ModelError(
-            f"{type(policy.model).__name__}'s log-probabilities cannot be computed: {seen[False, False]}; with its own "
-            f"head {seen[False, True]}. This model cannot be trained here"
+    ways = {
+        name: Way[_Probe](
+            complaint=partial(_Probe.complaint, packed=how[0], own_head=how[1]), layout=how[0], whole=not how[0]
         )
-    if packed and not way[0]:
+        for name, how in _WAYS.items()
+        if packed or not how[0]
+    }
+    with ExitStack() as stack:
+
+        def reduce() -> _Probe:
+            return _Probe(small_policy(policy), stack, tolerance=REDUCED_TOLERANCE)
+
+        name, seen = first_right(ways, _Probe(policy, stack), reduce, policy.model)
+    if not name:
+        raise ModelError(
+            f"{type(policy.model).__name__}'s log-probabilities cannot be computed, so it cannot be trained here: "
+            + "; ".join(f"{each} {what}" for each, what in seen.items())
+        )
+    if packed and not _WAYS[name][0]:
         warnings.warn(
-            f"prefixes are not shared in learning, for this model does not allow it ({seen[True, False]}): each "
-            f"completion is computed after its own prompt, exact but several times slower",
+            f"prefixes are not shared in learning, for this model does not allow it ({next(iter(seen.values()))}): "
+            f"each completion is computed after its own prompt, exact but several times slower",
             stacklevel=2,
         )
-    return way
-
-
-def _first_right(policy: Policy, ways: Sequence[Way]) -> tuple[Way | None, dict[Way, str]]:
-    """The first of these ways that is right, and what was seen of those before it."""
-    seen: dict[Way, str] = {}
-    with ExitStack() as stack:
-        probes = [_Probe(policy, stack)]
-        reason, unseen = needs_reduced(policy.model), ""
-        if reason:
-            try:
-                probes.append(_Probe(small_policy(policy), stack, tolerance=REDUCED_TOLERANCE))
-            except FAULTS as error:
-                unseen = f"it could not be tried {reason}: {type(error).__name__}: {error}"[:300]
-        for way in ways:
-            seen[way] = unseen if way[0] and reason != IN_FLOAT32 else ""
-            seen[way] = seen[way] or next(filter(None, (probe.complaint(way) for probe in probes)), "")
-            if not seen[way]:
-                return way, seen
-    return None, seen
+    return _WAYS[name]
 
 
 def small_policy(policy: Policy) -> Policy:
-    """The same roles and adapters over the model's reduced copy. Raises one of `FAULTS` where it cannot be built."""
+    """The same roles and adapters over the model's reduced copy, which attends as the model does now.
+
+    Raises one of `own_forward.FAULTS` where it cannot be built.
+    """
     small = Policy(reduced_model(policy.model), policy.roles, policy.settings, seed=policy.seed)
     if policy.model.config._attn_implementation == "eager":
         attention.give_up(small.model)
@@ -97,34 +81,34 @@ class _Probe:
         self._policy, self._tolerance = policy, tolerance
         for index, role in enumerate(policy.roles):
             stack.enter_context(stirred(policy.parameters(role), seed=index))
-        everything = _completions(policy)
-        self._completions = {role: everything if i == 0 else everything[:2] for i, role in enumerate(policy.roles)}
         self._own: dict[str, OwnForward] = {}
 
-    def complaint(self, way: Way) -> str:
-        """How this way is off from the model's own forward, or fails; "" where it is right."""
-        return next(filter(None, (complaint_of(lambda: self._compare(role, way)) for role in self._policy.roles)), "")
-
-    def _compare(self, role: str, way: Way) -> str:
-        completions = self._completions[role]
-        with torch.no_grad(), self._policy.using(role) as model:
-            if role not in self._own:
-                cases = [Case(r.prompt_ids, c.token_ids, r.choices) for r, c in completions]
-                self._own[role] = OwnForward(model, cases, tolerance=self._tolerance)
-            found = (PackedLogprobs if way[0] else PlainLogprobs)(model, completions, own_head=way[1])()
-        return self._own[role].complaint(found)
+    @torch.no_grad()
+    def complaint(self, packed: bool, own_head: bool) -> str:
+        """How this way is off from the model's own forward; "" where it is right."""
+        everything = _completions(self._policy)
+        for role in self._policy.roles:
+            # The roles share the code: after the first, a completion and a choice tell whether the adapter is the one.
+            completions = everything if role == self._policy.roles[0] else everything[:2]
+            with self._policy.using(role) as model:
+                if role not in self._own:
+                    cases = [Case(r.prompt_ids, c.token_ids, r.choices) for r, c in completions]
+                    self._own[role] = OwnForward(model, cases, tolerance=self._tolerance)
+                found = (PackedLogprobs if packed else PlainLogprobs)(model, completions, own_head=own_head)()
+            if complaint := self._own[role].complaint(found):
+                return complaint
+        return ""
 
 
 def _completions(policy: Policy) -> list[PromptedCompletion]:
-    """Two completions of one prompt that part after a token, a choice, and a completion of a prompt that begins alike."""
-    model = policy.model
-    room = probe_room(model)
-    long = min(2 * probe_reach(model) + 5, room - 6)
-    prompt, said, other = (probe_tokens(model, count, seed) for seed, count in enumerate((long, 6, 9)))
+    """Two completions of one prompt that part after a token, a choice, and one of a prompt that begins alike."""
+    room = probe_room(policy.model)
+    long = min(2 * probe_reach(policy.model) + 5, room - 6)
+    prompt, said, other = (probe_tokens(policy.model, count, seed) for seed, count in enumerate((long, 6, 9)))
     role = policy.roles[0]
     prompted = [
         (Request(role=role, prompt_ids=prompt), said),
-        (Request(role=role, prompt_ids=prompt, choices=other[:2]), other[:1]),
+        (Request(role=role, prompt_ids=prompt, choices=tuple(sorted({*other[:2], other[8]}))), other[:1]),
         (Request(role=role, prompt_ids=prompt), said[:1] + other[:4]),
         (Request(role=role, prompt_ids=prompt[: long // 2] + other[:3]), other[3:]),
     ]

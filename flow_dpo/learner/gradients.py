@@ -70,8 +70,10 @@ class Gradients:
         """
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
-        for row in self._fill(examples):
-            for into, piece in zip(total, self._row_gradient(objective, role, row, account), strict=True):
+        for index, row in enumerate(self._fill(examples)):
+            # Only dropout is random. Its seed makes a resumed run equal the uninterrupted one, and no row like another.
+            seed = derive(self._policy.seed, "dropout", version, role, index)
+            for into, piece in zip(total, self._row_gradient(objective, role, row, account, seed), strict=True):
                 into += piece
         norm = float(torch.nn.utils.get_total_norm(total))
         if not math.isfinite(norm):
@@ -79,7 +81,7 @@ class Gradients:
         return Gradient(total, norm, account.measures())
 
     def _row_gradient(
-        self, objective: Objective, role: Role, row: Sequence[Example], account: Account
+        self, objective: Objective, role: Role, row: Sequence[Example], account: Account, seed: int
     ) -> Sequence[torch.Tensor]:
         """The gradient of one row's examples: a tensor a parameter; their measures go to the account."""
         policy = self._policy
@@ -95,9 +97,7 @@ class Gradients:
             with torch.no_grad(), policy.using(self._references[role]):
                 reference = _by_example(logprobs(), counts)
         marks.append(time.perf_counter())
-        # 2. Under the policy, then the loss. Only dropout is random; its seed makes a resumed run equal the
-        #    uninterrupted one.
-        seed = derive(policy.seed, "dropout", account.version, role)
+        # 2. Under the policy, then the loss.
         with policy.dropout_from(seed), policy.using(role, training=True):
             found = logprobs()
             loss = objective(row, _by_example(found, counts), reference)

@@ -61,7 +61,7 @@ class Learner:
         return self._gradients.packed
 
     def check(self) -> None:
-        """Choose how log-probabilities are computed now, not at the first update. Raises `ModelError` where none is right."""
+        """Choose how log-probabilities are computed, now rather than at the first update. Raises `ModelError`."""
         self._gradients.check()
 
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:

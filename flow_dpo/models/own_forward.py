@@ -14,17 +14,15 @@ Shapes: T tokens, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from flow_dpo.core.types import TokenIds
-from flow_dpo.models.facts import context_tokens, named_lengths, steady_tokens, vocabulary_size
-from flow_dpo.models.reduced import reduced
 
 FAULTS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 """What a model may raise, anywhere inside, that does not support a way of calling it."""
@@ -35,7 +33,7 @@ HALF_TOLERANCE = 0.5
 apart there. It is 0.01 to 0.03 on text that the model would generate, 0.3 on very improbable tokens."""
 HALF_FACTOR, HALF_SLACK = 3.0, 0.02
 """In half precision a way may be so many times as far from float32 as the model's own forward, plus so many nats. The
-worst quarter of the tokens is left out of both: a router of experts that tips over is rounding, and costs whole nats."""
+worst quarter of the tokens is left out of both: a router of experts that tips over is rounding and costs whole nats."""
 REDUCED_TOLERANCE = 1e-2
 """Nats that the largest difference may have in a reduced copy: a fault shows as tenths there, some families' float32
 rounding as thousandths."""
@@ -93,10 +91,13 @@ def _trimmed_mean(differences: torch.Tensor) -> float:
     return differences.sort().values[: max(1, len(differences) * 3 // 4)].mean().item()
 
 
-def complaint_of(compute: Callable[[], str]) -> str:
-    """What `compute` complains of, or the error that the model raised inside."""
+_T = TypeVar("_T")
+
+
+def complaint_of(compute: Callable[[_T], str], of: _T) -> str:
+    """What `compute(of)` complains of, or the error that the model raised inside."""
     try:
-        return compute()
+        return compute(of)
     except torch.OutOfMemoryError:
         raise
     except FAULTS as error:
@@ -120,7 +121,7 @@ def _logprobs(model: PreTrainedModel, case: Case) -> torch.Tensor:
 @contextmanager
 def _own_attention(model: PreTrainedModel) -> Iterator[None]:
     """A context in which the model attends by its family's own code, which knows of caps, sinks and biases."""
-    name = model.config._attn_implementation
+    name = str(model.config._attn_implementation)
     model.set_attn_implementation("eager")
     try:
         yield
@@ -159,53 +160,3 @@ def stirred(parameters: Sequence[torch.Tensor], seed: int) -> Iterator[None]:
         with torch.no_grad():
             for _, tensor in zero:
                 tensor.zero_()
-
-
-def probe_tokens(model: PreTrainedModel, count: int, seed: int) -> TokenIds:
-    """Random tokens of the vocabulary without the special ones that the config names."""
-    config = model.config.get_text_config().to_dict()
-    special = {value for name, value in config.items() if name.endswith(("token_id", "token_index"))
-               if isinstance(value, int)}  # fmt: skip
-    size = min(vocabulary_size(model), config.get("vocab_size") or 1 << 40)
-    usual = [token for token in range(min(size, 4096)) if token not in special]
-    picked = torch.randint(len(usual), (count,), generator=torch.Generator().manual_seed(seed))
-    return tuple(usual[index] for index in picked.tolist())
-
-
-IN_FLOAT32 = "in float32"
-LONGEST_PROBE = 32
-"""A window up to this is passed by the model itself; longer ones by its reduced copy."""
-
-
-def probe_reach(model: PreTrainedModel) -> int:
-    """The longest of the lengths that the model's config names and that a probe of the model itself passes."""
-    return max((n for n in named_lengths(model.config).values() if n <= LONGEST_PROBE), default=4)
-
-
-def probe_room(model: PreTrainedModel) -> int:
-    """Tokens that a probe may have: those of the context window in which rotary embeddings are steady."""
-    return min(context_tokens(model.config) or 1 << 20, steady_tokens(model) or 1 << 20)
-
-
-def needs_reduced(model: PreTrainedModel) -> str:
-    """Why a probe of the model itself shows too little: a length that it does not pass, or half precision; or ""."""
-    beyond = {name: n for name, n in named_lengths(model.config).items() if n > LONGEST_PROBE}
-    if beyond:
-        return "past " + ", ".join(f"{name} {n}" for name, n in beyond.items())
-    return IN_FLOAT32 if model.dtype != torch.float32 else ""
-
-
-def reduced_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A tiny random model of the same class by the reduced config, in float32 on the CPU, in eval mode.
-
-    Raises one of `FAULTS` where the class cannot be built so.
-    """
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        small = type(model)(reduced(model.config)).float().eval()
-        with torch.no_grad():
-            for name, parameter in small.named_parameters():
-                if name.endswith("bias") and not parameter.any():
-                    parameter.normal_(std=0.1)  # zero at first, and then nobody would see it left out
-    return small

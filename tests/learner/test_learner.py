@@ -213,6 +213,40 @@ def test_drift_from_what_was_sampled_is_measured_and_stops() -> None:
     assert tolerant.update(Dpo(), [replace(p, chosen=replace(p.chosen, policy_version=0)) for p in pairs()])
 
 
+class Listening(Dpo):
+    """Keeps the log-probabilities that it was handed, in the order of the rows."""
+
+    def __call__(self, examples: Any, policy: Any, reference: Any) -> Loss:
+        HEARD.extend(pieces[0].tolist() for pieces in policy)
+        return super().__call__(examples, policy, reference)
+
+
+HEARD: list[list[float]] = []
+
+
+def test_dropout_masks_differ_between_rows_and_repeat_with_the_update() -> None:
+    policy = stir(Policy(tiny_model("llama"), ROLES, LoraSettings(lora_dropout=0.5)))
+    pair = by_role(pairs())["answer"][0]
+    twins = [replace(pair, problem_id=f"p{index}") for index in range(4)]  # of four trees: a row each
+    gradients = Gradients(policy, RowSettings(max_tokens=1), dict.fromkeys(ROLES))
+
+    def heard(version: int) -> list[list[float]]:
+        HEARD.clear()
+        gradients.compute(Listening(), "answer", twins, version)
+        return list(HEARD)
+
+    first = heard(0)
+    assert len(first) == 4
+    assert len({tuple(row) for row in first}) == 4, "no row has another's masks"
+    assert heard(0) == first, "a resumed run equals the uninterrupted one"
+    assert not {tuple(row) for row in heard(1)} & {tuple(row) for row in first}
+
+
+def test_a_tie_is_half_a_right_order() -> None:
+    row = learner().update(Dpo(), pairs())
+    assert [row[f"learn/{role}/accuracy"] for role in ROLES] == [0.5, 0.5], "the reference is the policy"
+
+
 class Broken(Dpo):
     """Answers with no number for a role's examples."""
 
@@ -271,7 +305,46 @@ def test_an_update_that_moves_the_wrong_adapter_is_found(monkeypatch: pytest.Mon
 
 def test_an_update_that_moves_nothing_is_found() -> None:
     with pytest.raises(LearningError, match="changed no parameter of 'answer'"):
-        learner(learning_rate=0.0).update(Dpo(), pairs())
+        learner(learning_rate=1e-60).update(Dpo(), pairs())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"learning_rate": value} for value in (-1.0, 0.0, math.nan, math.inf)),
+        {"max_grad_norm": -1.0},
+        {"examples_per_update": -1},
+        {"max_logprob_drift": -0.2},
+        {"max_logprob_drift": math.nan},
+    ],
+    ids=str,
+)
+def test_values_that_no_update_could_use(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(values))}|{next(iter(values.values()))}"):
+        LearnerSettings(**values)
+    with pytest.raises(ConfigError, match=r"above 0, found -0\.001 .stop"):
+        LearnerSettings(role_learning_rates={"stop": -1e-3})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lora_r": 0},
+        {"lora_r": -8},
+        {"lora_alpha": 0},
+        {"lora_dropout": 1.5},
+        {"lora_dropout": 1.0},
+        {"lora_dropout": -0.1},
+        {"lora_dropout": math.nan},
+        {"lora_target_modules": ()},
+        {"lora_target_modules": ""},
+        {"lora_target_modules": ("q_proj", "")},
+    ],
+    ids=str,
+)
+def test_shapes_that_no_adapter_has(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        LoraSettings(**values)
 
 
 def test_foreign_examples_are_refused_before_any_work() -> None:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_dpo.core.types import Pair
-from flow_dpo.learner import logprobs, tree_attention
+from flow_dpo.learner import tree_attention
 from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion, disagreement
 from flow_dpo.learner.policy import LoraSettings, Policy
+from flow_dpo.models import head
 from tests.support.packed_builders import ROLES, answer_pair, pair_lists, pairs_of_tree, stop_pair
 from tests.support.tiny_models import KINDS, tiny_model
 
@@ -88,10 +89,10 @@ def test_windows_are_tested_beyond_their_reach() -> None:
 def test_the_head_in_chunks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, spoken = policy_of(kind), spoken_of(pairs_of_tree(random.Random(1), "p"))
     whole, wanted = with_gradient(policy, PackedLogprobs, spoken)
-    chunks, chunked = list[int](), logprobs._chunks
-    monkeypatch.setattr(logprobs, "MAX_LOGITS", 3 * 128)
+    chunks, chunked = list[int](), head._chunks
+    monkeypatch.setattr(head, "MAX_LOGITS", 3 * 128)
     monkeypatch.setattr(
-        logprobs, "_chunks", lambda num, rows, size: chunks.append(-(-num // size)) or chunked(num, rows, size)
+        head, "_chunks", lambda num, rows, size: chunks.append(-(-num // size)) or chunked(num, rows, size)
     )
     pieces, gradient = with_gradient(policy, PackedLogprobs, spoken)
     read = {
@@ -121,7 +122,7 @@ def test_no_gathered_keys_are_kept_for_the_backward_pass(kind: str, monkeypatch:
 @pytest.mark.parametrize("field", [{}, {"final_logit_softcapping": 5.0}, {"logit_scale": 0.3}, {"logits_scaling": 4.0}])
 def test_gradients_of_every_kind_of_head(field: dict[str, float], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frozen head's own backward against autograd through the plain formula."""
-    monkeypatch.setattr(logprobs, "MAX_LOGITS", chunk)
+    monkeypatch.setattr(head, "MAX_LOGITS", chunk)
     model = tiny_model("llama")
     for name, value in field.items():
         setattr(model.config, name, value)
@@ -130,18 +131,18 @@ def test_gradients_of_every_kind_of_head(field: dict[str, float], chunk: int, mo
     hidden = torch.randn(11, 32, generator=generator, requires_grad=True)
     rows = torch.tensor([0, 4, 4, 10, 2, 7, 10, 10])
     ids = torch.tensor([1, 5, 127, 0, 9, 9, 3, 77])
-    head = logprobs.Head(model)
+    found_head = head.Head(model)
     logits = model.get_output_embeddings()(hidden)
     cap, scale = field.get("final_logit_softcapping"), field.get("logit_scale", 1.0) / field.get("logits_scaling", 1.0)
     wanted = ((cap * torch.tanh(logits / cap) if cap else logits) * scale).log_softmax(-1)[rows, ids]
-    found = head.logprobs(hidden, rows, ids)
+    found = found_head.logprobs(hidden, rows, ids)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     mixture = torch.randn(8, generator=generator)
     gradients = [torch.autograd.grad((out * mixture).sum(), hidden)[0] for out in (found, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
     few = torch.tensor([3, 4])
     wanted_few = ((cap * torch.tanh(logits / cap) if cap else logits) * scale)[:, few]
-    torch.testing.assert_close(head.logits(hidden, few), wanted_few, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found_head.logits(hidden, few), wanted_few, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])

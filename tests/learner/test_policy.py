@@ -147,9 +147,9 @@ def test_an_adapter_of_another_shape_or_model_is_refused(tmp_path: Path) -> None
         Policy(tiny_model("llama"), ROLES).load_adapter("answer", tmp_path / "gemma")
 
 
-@pytest.mark.parametrize("targets", [("q_proj", "w_proj"), "w_proj", ()])
+@pytest.mark.parametrize("targets", [("q_proj", "w_proj"), "w_proj"])
 def test_a_target_that_does_not_exist(targets: str | tuple[str, ...]) -> None:
-    with pytest.raises(ModelError, match=r"no linear layer .*w_proj|no linear layer \(\)") as caught:
+    with pytest.raises(ModelError, match=r"no linear layer .*w_proj") as caught:
         Policy(tiny_model("llama"), ROLES, LoraSettings(lora_target_modules=targets))
     assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(caught.value)
 
