@@ -84,9 +84,7 @@ def choose_engine(subject: Subject, engines: Mapping[str, tuple[MakesEngine, Kin
     Raises `ModelError`, with what was seen, where none is right.
     """
     ways = {
-        name: Way(
-            complaint=lambda each, make=make: _complaint(make, each), layout=kind == "layout", whole=kind == "whole"
-        )
+        name: Way[Subject](complaint=partial(_complaint, make), layout=kind == "layout", whole=kind == "whole")
         for name, (make, kind) in engines.items()
     }
     name, seen = first_right(ways, subject, subject.reduced, subject.model)
