@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ModelError
@@ -70,14 +71,14 @@ def examine(name: str, dtype: torch.dtype = torch.float32) -> Family:
             model = build(name, dtype=dtype)
             with torch.no_grad():
                 model(input_ids=torch.arange(3, 23)[None], use_cache=False)
-        except (*FAULTS, ImportError) as error:
+        except (*FAULTS, ImportError, StrictDataclassError) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             family.seen = f"{type(error).__name__}: {error} ({Path(where.filename).name})"
             return family
         family.model_class = type(model).__name__
         # 2. Adapters, engine and learner.
         try:
-            family.policy = Policy(model, ROLES, LoraSettings(lora_r=4), seed=1)
+            family.policy = _policy(model)
         except ModelError as error:
             family.engine = family.learner = "refused"
             family.seen = str(error)
@@ -101,6 +102,16 @@ def examine(name: str, dtype: torch.dtype = torch.float32) -> Family:
     return family
 
 
+def _policy(model: transformers.PreTrainedModel) -> Policy:
+    """Adapters by the default targets, or where PEFT refuses these, on what a family's attention reads."""
+    try:
+        return Policy(model, ROLES, LoraSettings(lora_r=4), seed=1)
+    except ModelError:
+        names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+        usual = tuple(sorted(names & {"q_proj", "k_proj", "v_proj", "in_proj", "x_proj", "Wq", "Wv", "query"}))
+        return Policy(model, ROLES, LoraSettings(lora_r=4, lora_target_modules=usual), seed=1)
+
+
 @dataclass(frozen=True)
 class _Loaded:
     """As much of a `LoadedModel` as engines ask for: no tokenizer, and no token that ends."""
@@ -120,7 +131,7 @@ def share_of(policy: Policy) -> float:
 def _row(full: Family, half: Family) -> str:
     def both(field: str) -> str:
         first, second = getattr(full, field), getattr(half, field)
-        return first if first == second or not second else f"{first} (bfloat16: {second})"
+        return first if first == second else f"{first} (bfloat16: {second or 'does not run'})"
 
     reach = f"{100 * full.reach:.0f} %" if full.reach else ""
     return f"| {full.name} | {full.model_class} | {both('engine')} | {both('learner')} | {reach} |"

@@ -23,7 +23,7 @@ from flow_dpo.core.objective import Objective, TokenLogprobs
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role
 from flow_dpo.learner.check import choose_way
-from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion, inputs
+from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion, inputs
 from flow_dpo.learner.packing import fill_rows
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import RowSettings
@@ -63,6 +63,11 @@ class Gradients:
         if self.packed is None or self._own_head is None:
             self.packed, self._own_head = choose_way(self._policy, packed=self.packed is not False)
 
+    def logprobs(self, completions: Sequence[PromptedCompletion]) -> Logprobs:
+        """Log-probabilities of these completions, by the way that was chosen."""
+        way = PackedLogprobs if self.packed else PlainLogprobs
+        return way(self._policy.model, completions, own_head=self._own_head is True)
+
     def compute(self, objective: Objective, role: Role, examples: Sequence[Example], version: int) -> Gradient:
         """The gradient of the objective's mean over the examples, at this version of the policy.
 
@@ -87,9 +92,7 @@ class Gradients:
         policy = self._policy
         completions = [(e.request, c) for e in row for c in e.completions]
         counts = [len(e.completions) for e in row]
-        logprobs = (PackedLogprobs if self.packed else PlainLogprobs)(
-            policy.model, completions, own_head=self._own_head is True
-        )
+        logprobs = self.logprobs(completions)
         # 1. Log-probabilities under the reference policy, without a graph.
         marks = [time.perf_counter()]
         reference: list[TokenLogprobs] = []

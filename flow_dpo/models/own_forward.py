@@ -31,7 +31,7 @@ FULL_TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.5
 """Nats that the mean difference may have in half precision where there is no yardstick: logits above 16 are an eighth
 apart there. It is 0.01 to 0.03 on text that the model would generate, 0.3 on very improbable tokens."""
-HALF_FACTOR, HALF_SLACK = 3.0, 0.02
+HALF_FACTOR, HALF_SLACK = 3.0, 0.1
 """In half precision a way may be so many times as far from float32 as the model's own forward, plus so many nats. The
 worst quarter of the tokens is left out of both: a router of experts that tips over is rounding and costs whole nats."""
 REDUCED_TOLERANCE = 1e-2
@@ -69,6 +69,20 @@ class OwnForward:
                     self._exact = torch.cat([_logprobs(model, case) for case in cases])
         if not torch.isfinite(self._own).all():
             raise ValueError("its own forward gives log-probabilities that are not finite")
+        self._check_causal(cases)
+
+    def _check_causal(self, cases: Sequence[Case]) -> None:
+        """Raise `ValueError` where the first token after one prompt depends on what follows it."""
+        values = self._own if self._exact is None else self._exact
+        firsts: dict[tuple[TokenIds, TokenIds], float] = {}
+        for case, found in zip(cases, values.split([len(case.token_ids) for case in cases]), strict=True):
+            first = float(found[0])
+            known = firsts.setdefault((case.prompt_ids, case.choices or case.token_ids[:1]), first)
+            if not case.choices and abs(known - first) > (HALF_TOLERANCE if self._half else self._tolerance):
+                raise ValueError(
+                    f"its own forward is not causal: what follows a token changes its log-probability from {known:.3f} "
+                    f"to {first:.3f}"
+                )
 
     def complaint(self, found: Sequence[Sequence[float] | torch.Tensor]) -> str:
         """How far the log-probabilities found are off, where that is more than rounding; "" otherwise."""

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 WINDOW = 8
@@ -100,9 +101,12 @@ _LAST_LAYERS = ("num_kv_shared_layers",)
 def reduced(config: PreTrainedConfig, **own: Any) -> PreTrainedConfig:
     """The reduced copy of a config, parts of composite ones included; `own` fields are set as given.
 
-    Raises whatever the config's class raises where its own rules forbid a size.
+    Raises `ValueError`, or what else the config's class raises, where its own rules forbid a size.
     """
-    return type(config).from_dict({**_reduced_fields(config), **own})
+    try:
+        return type(config).from_dict({**_reduced_fields(config), **own})
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from error
 
 
 def _reduced_fields(config: PreTrainedConfig) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def probe(model: PreTrainedModel) -> Shapes:
         raise ModelError(
             f"expected {num_layers} layers of {type(model).__name__} to call the registered attention, found "
             f"{len(recorder.calls)}: the others carry something else from token to token, or attend in a way of their "
-            "own. Use another engine for this model (--engine)"
+            "own, which the local engine cannot compute"
         )
     shapes = Shapes(recorder.calls, recorder.dtype, model.device)
     # 2. Both prompts in one flat batch: [N, V] logits.
@@ -81,7 +81,6 @@ def probe(model: PreTrainedModel) -> Shapes:
     if not error <= allowed:
         raise ModelError(
             f"{type(model).__name__} gives other logits when its prompts are batched in one flat row: they differ by "
-            f"{error:.2g} of their size, at most {allowed} is rounding. Its attention cannot be computed by the local "
-            "engine; use another engine (--engine)"
+            f"{error:.2g} of their size, at most {allowed} is rounding; the local engine cannot compute its attention"
         )
     return shapes
