@@ -108,7 +108,8 @@ def _policy(model: transformers.PreTrainedModel) -> Policy:
         return Policy(model, ROLES, LoraSettings(lora_r=4), seed=1)
     except ModelError:
         names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-        usual = tuple(sorted(names & {"q_proj", "k_proj", "v_proj", "in_proj", "x_proj", "Wq", "Wv", "query"}))
+        attend = names & {"q_proj", "k_proj", "v_proj", "Wq", "Wv", "query_key_value"}
+        usual = tuple(sorted(attend or names & {"in_proj", "x_proj", "query", "value"}))
         return Policy(model, ROLES, LoraSettings(lora_r=4, lora_target_modules=usual), seed=1)
 
 

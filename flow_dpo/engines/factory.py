@@ -42,6 +42,7 @@ from flow_dpo.engines.vllm.in_process import VllmEngine, check_installed, open_v
 from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import Policy
+from flow_dpo.models import attention
 from flow_dpo.models.facts import vocabulary_size
 from flow_dpo.models.load import LoadedModel
 
@@ -226,6 +227,7 @@ def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
     def make(subject: Subject, end_ids: Collection[int] = ()) -> Engine:
         return _local_engine(settings, subject, subject.using, end_ids)
 
+    attention.prepare(loaded.model)
     subject = Subject.bare(loaded.model, context_tokens=loaded.context_tokens)
     with closing(_right(subject, loaded, {_LOCAL: (make, "layout"), **_PLAIN})) as engine:
         yield engine

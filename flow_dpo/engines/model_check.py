@@ -27,7 +27,7 @@ from flow_dpo.learner.check import small_policy
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models import attention
 from flow_dpo.models.own_forward import FULL_TOLERANCE, REDUCED_TOLERANCE, Case, OwnForward, stirred
-from flow_dpo.models.probes import Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
+from flow_dpo.models.probes import REDUCED_REACH, Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
 
 _MORE = 7
 """Tokens that are sampled one by one."""
@@ -45,21 +45,27 @@ class Subject:
     context_tokens: int
     policy: Policy | None = None
     """None without adapters."""
+    reach: int
+    """A length that prompts must pass twice."""
     tolerance: float = FULL_TOLERANCE
     """Nats that the largest difference may have in float32."""
 
     @staticmethod
     def of(policy: Policy, *, context_tokens: int) -> Subject:
         """A model with its adapters."""
-        return Subject(
-            model=policy.model, roles=policy.roles, using=policy.using, context_tokens=context_tokens, policy=policy
-        )  # fmt: skip
+        bare = Subject.bare(policy.model, context_tokens=context_tokens)
+        return replace(bare, roles=policy.roles, using=policy.using, policy=policy)
 
     @staticmethod
     def bare(model: PreTrainedModel, *, context_tokens: int) -> Subject:
         """A model without adapters."""
-        attention.prepare(model)
-        return Subject(model=model, roles=("model",), using=lambda _: nullcontext(model), context_tokens=context_tokens)
+        return Subject(
+            model=model,
+            roles=("model",),
+            using=lambda _: nullcontext(model),
+            context_tokens=context_tokens,
+            reach=probe_reach(model),
+        )
 
     def reduced(self) -> Subject:
         """The same over the model's reduced copy. Raises one of `own_forward.FAULTS` where that cannot be built."""
@@ -67,9 +73,11 @@ class Subject:
             small = Subject.of(small_policy(self.policy), context_tokens=_UNLIMITED)
         else:
             small = Subject.bare(reduced_model(self.model), context_tokens=_UNLIMITED)
+            attention.prepare(small.model)
             if self.model.config._attn_implementation == "eager":
                 attention.give_up(small.model)
-        return replace(small, context_tokens=probe_room(small.model), tolerance=REDUCED_TOLERANCE)
+        room = probe_room(small.model)
+        return replace(small, context_tokens=room, reach=REDUCED_REACH, tolerance=REDUCED_TOLERANCE)
 
 
 MakesEngine = Callable[[Subject], Engine]
@@ -126,7 +134,7 @@ def _sample(engine: Engine, subject: Subject) -> Sequence[tuple[Request, Complet
     """Requests of all roles at once, and then some that begin with what was sampled for the first role."""
     # 1. Prompts that begin alike, of two lengths, and a choice; roles after the first have the first prompt alone.
     room = min(subject.context_tokens, probe_room(subject.model))
-    long = min(2 * probe_reach(subject.model) + 5, room - _MORE - 3)
+    long = min(2 * subject.reach + 5, room - _MORE - 3)
     prompt, other = (probe_tokens(subject.model, count, seed) for seed, count in ((10, long), (11, 9)))
     first, *others = subject.roles
     requests = [

@@ -100,7 +100,7 @@ def give_up(model: PreTrainedModel) -> bool:
 
     Some families look at the attention's name, and attend otherwise under one that they do not know.
     """
-    if model.config._attn_implementation == "eager":
+    if model.config._attn_implementation == "eager" or not model._can_set_attn_implementation():
         return False
     model.set_attn_implementation("eager")
     return True

@@ -136,6 +136,9 @@ def _logprobs(model: PreTrainedModel, case: Case) -> torch.Tensor:
 def _own_attention(model: PreTrainedModel) -> Iterator[None]:
     """A context in which the model attends by its family's own code, which knows of caps, sinks and biases."""
     name = str(model.config._attn_implementation)
+    if name == "eager" or not model._can_set_attn_implementation():
+        yield
+        return
     model.set_attn_implementation("eager")
     try:
         yield

@@ -22,7 +22,7 @@ from flow_dpo.core.types import TokenIds
 from flow_dpo.models import attention
 from flow_dpo.models.facts import context_tokens, named_lengths, steady_tokens, vocabulary_size
 from flow_dpo.models.own_forward import FAULTS, complaint_of
-from flow_dpo.models.reduced import reduced
+from flow_dpo.models.reduced import WINDOW, reduced
 
 Subject = TypeVar("Subject")
 
@@ -103,8 +103,12 @@ def probe_tokens(model: PreTrainedModel, count: int, seed: int) -> TokenIds:
     return tuple(usual[index] for index in picked.tolist())
 
 
+REDUCED_REACH = 6 * WINDOW
+"""What a probe of a reduced copy passes twice: several windows and blocks of it."""
+
+
 def probe_reach(model: PreTrainedModel) -> int:
-    """The longest of the lengths that the model's config names and that a probe of the model itself passes."""
+    """The longest of the lengths that the model's config names and that a probe of the model itself passes twice."""
     return max((n for n in named_lengths(model.config).values() if n <= LONGEST_PROBE), default=4)
 
 

@@ -136,7 +136,7 @@ def _sized(name: str, value: Any, whole: Mapping[str, Any]) -> Any:
     if name in _KEY_HEADS:
         heads = next((whole[each] for each in ("num_attention_heads", "n_head") if each in whole), None)
         return _HEADS if value == heads else min(value, _HEADS // 2)
-    if name in _REDUCED and value == whole.get("hidden_size"):
+    if _REDUCED.get(name) in (_HIDDEN, 2 * _HIDDEN) and value == whole.get("hidden_size"):
         return _HIDDEN  # whatever has the width of the model keeps it
     return min(value, _REDUCED.get(name, value))
 

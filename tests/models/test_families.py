@@ -58,7 +58,7 @@ def sampled(family: Family, room: int) -> list[tuple[Request, Completion]]:
     """Two prompts past every window of the tiny models for each role, then on from what was sampled."""
     engine: Any = family.sampler
     generator = torch.Generator().manual_seed(5)
-    prompt = tuple((torch.randint(5, 100, (min(37, room - 24),), generator=generator)).tolist())
+    prompt = tuple((torch.randint(5, 100, (min(110, room - 24),), generator=generator)).tolist())
     first = [Request(role=role, prompt_ids=ids, max_tokens=9) for role in ROLES for ids in (prompt, prompt[3:])]
     first.append(Request(role="stop", prompt_ids=prompt, choices=(7, 90)))
     completions = engine.sample(first, Sampling(), seeds=list(range(len(first))))
