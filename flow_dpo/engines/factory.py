@@ -148,9 +148,9 @@ def check_readable(policy: Policy) -> None:
     """Raise `ConfigError` for adapters on parameters, of which it is not known that vLLM reads them from files."""
     if policy.targets.parameters:
         raise ConfigError(
-            f"expected adapters on layers alone, which vLLM reads from files, found some on the parameters "
-            f"{', '.join(policy.targets.parameters)}; use --engine.sync merged where vLLM runs in this process, another "
-            f"engine, or --lora_target_modules with the names of layers ({', '.join(policy.targets.modules)})"
+            "expected adapters on layers alone, which vLLM reads from files, found some on the parameters "
+            f"{', '.join(policy.targets.parameters)}; use --engine.sync merged where vLLM runs in this process, "
+            f"another engine, or --lora_target_modules with the names of layers ({', '.join(policy.targets.modules)})"
         )
 
 

@@ -34,7 +34,8 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _SHAPE_KINDS = {
     **dict.fromkeys(("r", "lora_alpha"), or_null(ORDINAL)),
     "target_modules": Kind(
-        "null, a text or a list of texts", lambda value: value is None or TEXT.holds(value) or TEXTS.holds(value)
+        "null, a text or a list of texts, none of them empty",
+        lambda value: value is None or ((TEXT.holds(value) or TEXTS.holds(value)) and bool(value) and all(value)),
     ),
     "target_parameters": or_null(TEXTS),
 }
