@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from flow_dpo.core.engine import Engine
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role, TokenIds
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
@@ -140,14 +141,23 @@ def open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_r
         def check() -> None:
             check_base(lambda request: client.complete(base.id, request).reply, expected, where=client.url)
 
-        yield EngineAccess(
-            room,
-            lambda _, store: VllmServerEngine(
-                client, facts, base=base, context_tokens=room, folder_of=store, check=check
-            ),
-        )
+        def build(policy: Policy, store: AdapterStore) -> VllmServerEngine:
+            check_readable(policy)
+            return VllmServerEngine(client, facts, base=base, context_tokens=room, folder_of=store, check=check)
+
+        yield EngineAccess(room, build)
     finally:
         client.stop()
+
+
+def check_readable(policy: Policy) -> None:
+    """Raise `ConfigError` for adapters on parameters, of which it is not known that vLLM reads them from files."""
+    if policy.targets.parameters:
+        raise ConfigError(
+            "expected adapters on layers alone, which vLLM reads from files, found some on the parameters "
+            f"{', '.join(policy.targets.parameters)}; use --engine.sync merged where vLLM runs in this process, "
+            f"another engine, or --lora_target_modules with the names of layers ({', '.join(policy.targets.modules)})"
+        )
 
 
 def _facts(loaded: LoadedModel, top_logprobs: int) -> ModelFacts:
@@ -179,6 +189,8 @@ def _vllm(
 ) -> VllmEngine:
     """vLLM in this process. Raises `ConfigError` where it cannot be started, or gives other log-probabilities."""
     model = loaded.model
+    if settings.sync != "merged":
+        check_readable(policy)
     opened = open_vllm(
         settings,
         model=str(model.name_or_path),

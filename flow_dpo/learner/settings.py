@@ -15,8 +15,7 @@ from typing import Literal
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Role
-
-ALL_LINEAR = "all-linear"
+from flow_dpo.models.settings import ALL_LINEAR
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+ALL_LINEAR = "all-linear"
+"""Adapters on every linear layer and stack of experts; see `adapter_targets`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:

@@ -145,19 +145,22 @@ def test_gradients_of_every_kind_of_head(field: dict[str, float], chunk: int, mo
     torch.testing.assert_close(found_head.logits(hidden, few), wanted_few, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_an_adapter_in_the_head(kind: str) -> None:
-    # With tied weights PEFT warns that merging is off the table; nothing is merged here.
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-        policy = stir(Policy(tiny_model(kind), ("answer",), LoraSettings(lora_target_modules=("lm_head", "q_proj"))))
+@pytest.mark.parametrize("targets", [("lm_head", "q_proj"), ("embed_tokens",), ("lm_head", "embed_tokens")], ids=str)
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
+def test_an_adapter_on_head_and_embeddings(kind: str, targets: tuple[str, ...]) -> None:
+    """Llama's and Gemma's share one weight here, and each side has an adapter of its own."""
+    policy = stir(Policy(tiny_model(kind), ROLES, LoraSettings(lora_target_modules=targets)))
     spoken = spoken_of(pairs_of_tree(random.Random(1), "p"))
-    with torch.no_grad(), policy.using("answer"):
-        assert disagreement(policy.model, spoken, PackedLogprobs(policy.model, spoken)).max() < 2e-5
+    read = dict[str | None, torch.Tensor]()
+    for adapter in ("answer", "stop", None):
+        with torch.no_grad(), policy.using(adapter):
+            assert disagreement(policy.model, spoken, PackedLogprobs(policy.model, spoken)).max() < 2e-5
+            read[adapter] = torch.cat(PackedLogprobs(policy.model, spoken)())
+    assert (read["answer"] - read["stop"]).abs().max() > 1e-2
+    assert (read["answer"] - read[None]).abs().max() > 1e-2
     found, wanted = (with_gradient(policy, way, spoken)[1] for way in (PackedLogprobs, PlainLogprobs))
     assert_same_gradient(found, wanted)
+    assert all(piece.abs().sum() > 0 for piece in found)
 
 
 def test_labels_one_by_one() -> None:
