@@ -78,12 +78,12 @@ def examine(name: str, dtype: torch.dtype = torch.float32) -> Family:
         family.model_class = type(model).__name__
         # 2. Adapters, engine and learner.
         try:
-            family.policy = _policy(model)
+            family.policy = Policy(model, ROLES, LoraSettings(lora_r=4), seed=1)
         except ModelError as error:
             family.engine = family.learner = "refused"
             family.seen = str(error)
             return family
-        family.reach = share_of(family.policy)
+        family.reach = family.policy.targets.share
         loaded = cast(LoadedModel, _Loaded(model, context_tokens(model.config) or 512))
         try:
             with open_engine(LocalSettings(), loaded, num_roles=len(ROLES)) as access:
@@ -102,17 +102,6 @@ def examine(name: str, dtype: torch.dtype = torch.float32) -> Family:
     return family
 
 
-def _policy(model: transformers.PreTrainedModel) -> Policy:
-    """Adapters by the default targets, or where PEFT refuses these, on what a family's attention reads."""
-    try:
-        return Policy(model, ROLES, LoraSettings(lora_r=4), seed=1)
-    except ModelError:
-        names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-        attend = names & {"q_proj", "k_proj", "v_proj", "Wq", "Wv", "query_key_value"}
-        usual = tuple(sorted(attend or names & {"in_proj", "x_proj", "query", "value"}))
-        return Policy(model, ROLES, LoraSettings(lora_r=4, lora_target_modules=usual), seed=1)
-
-
 @dataclass(frozen=True)
 class _Loaded:
     """As much of a `LoadedModel` as engines ask for: no tokenizer, and no token that ends."""
@@ -120,13 +109,6 @@ class _Loaded:
     model: transformers.PreTrainedModel
     context_tokens: int
     end_ids: frozenset[int] = frozenset()
-
-
-def share_of(policy: Policy) -> float:
-    """Share of the base's weights that lie in modules with an adapter."""
-    base = [p for name, p in policy.model.named_parameters() if ".lora_" not in name]
-    adapted = [p for name, p in policy.model.named_parameters() if ".base_layer." in name and p.dim() > 1]
-    return sum(p.numel() for p in adapted) / sum(p.numel() for p in base)
 
 
 def _row(full: Family, half: Family) -> str:

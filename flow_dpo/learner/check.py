@@ -68,7 +68,9 @@ def small_policy(policy: Policy) -> Policy:
 
     Raises one of `own_forward.FAULTS` where it cannot be built.
     """
-    small = Policy(reduced_model(policy.model), policy.roles, policy.settings, seed=policy.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say of the adapters was said of the model itself
+        small = Policy(reduced_model(policy.model), policy.roles, policy.settings, seed=policy.seed)
     if policy.model.config._attn_implementation == "eager":
         attention.give_up(small.model)
     return small
