@@ -4,7 +4,7 @@ What a family does with positions, windows, chunks and shared keys is decided by
 not by its size. A window of 4,096 tokens takes long to pass; one of 8 takes no time. So a check that must go past every
 length that a config names is made on a random model of the reduced config:
 
-    reduced(Gemma3TextConfig(num_hidden_layers=26))     4 layers: sliding, full, sliding, full; a window of 8
+    reduced(Gemma3TextConfig(num_hidden_layers=26))     4 layers: sliding, sliding, full, full; a window of 8
 
 Invariant: every distinct kind of layer of the config is in the reduced one, twice where it stands there twice, in the
 same order; whatever multiplies, caps or adds (`logit_scale`, `final_logit_softcapping`, ...) stays as it is.
