@@ -1,8 +1,8 @@
 """Compatibility check: whether a model can run on the local engine's flat batches, and the shapes of its KV cache.
 
-Done once, before the first step, by running the model: two prompts in one flat row must give the logits that each gives
-alone. A model whose layers carry something else from token to token (a recurrent state, attention sinks, a bias of its
-own) fails here with a clear error, instead of sampling from a wrong distribution.
+A first look, by two prompts in one flat row, which must give the logits that each gives alone. A model whose layers
+carry something else from token to token (a recurrent state, attention sinks, a bias of its own) fails here with a clear
+error. Decoding, reuse and windows are compared by `engines.model_check` before a run uses the engine.
 
     probe(model)        # Shapes(calls={0: (2, 64, 64), ...}, dtype=torch.bfloat16, device=...)
 """
