@@ -27,7 +27,7 @@ from flow_dpo.learner.check import small_policy
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models import attention
 from flow_dpo.models.own_forward import FULL_TOLERANCE, REDUCED_TOLERANCE, Case, OwnForward, stirred
-from flow_dpo.models.probes import REDUCED_REACH, Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
+from flow_dpo.models.probes import Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
 
 _MORE = 7
 """Tokens that are sampled one by one."""
@@ -45,8 +45,6 @@ class Subject:
     context_tokens: int
     policy: Policy | None = None
     """None without adapters."""
-    reach: int
-    """A length that prompts must pass twice."""
     tolerance: float = FULL_TOLERANCE
     """Nats that the largest difference may have in float32."""
 
@@ -59,13 +57,7 @@ class Subject:
     @staticmethod
     def bare(model: PreTrainedModel, *, context_tokens: int) -> Subject:
         """A model without adapters."""
-        return Subject(
-            model=model,
-            roles=("model",),
-            using=lambda _: nullcontext(model),
-            context_tokens=context_tokens,
-            reach=probe_reach(model),
-        )
+        return Subject(model=model, roles=("model",), using=lambda _: nullcontext(model), context_tokens=context_tokens)
 
     def reduced(self) -> Subject:
         """The same over the model's reduced copy. Raises one of `own_forward.FAULTS` where that cannot be built."""
@@ -77,7 +69,7 @@ class Subject:
             if self.model.config._attn_implementation == "eager":
                 attention.give_up(small.model)
         room = probe_room(small.model)
-        return replace(small, context_tokens=room, reach=REDUCED_REACH, tolerance=REDUCED_TOLERANCE)
+        return replace(small, context_tokens=room, reach=tolerance=REDUCED_TOLERANCE)
 
 
 MakesEngine = Callable[[Subject], Engine]
@@ -134,7 +126,7 @@ def _sample(engine: Engine, subject: Subject) -> Sequence[tuple[Request, Complet
     """Requests of all roles at once, and then some that begin with what was sampled for the first role."""
     # 1. Prompts that begin alike, of two lengths, and a choice; roles after the first have the first prompt alone.
     room = min(subject.context_tokens, probe_room(subject.model))
-    long = min(2 * subject.reach + 5, room - _MORE - 3)
+    long = min(2 * probe_reach(subject.model) + 5, room - _MORE - 3)
     prompt, other = (probe_tokens(subject.model, count, seed) for seed, count in ((10, long), (11, 9)))
     first, *others = subject.roles
     requests = [

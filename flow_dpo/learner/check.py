@@ -20,7 +20,7 @@ from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCom
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models import attention
 from flow_dpo.models.own_forward import FULL_TOLERANCE, REDUCED_TOLERANCE, Case, OwnForward, stirred
-from flow_dpo.models.probes import REDUCED_REACH, Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
+from flow_dpo.models.probes import Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
 
 _WAYS = {
     "with shared prefixes": (True, False),
@@ -46,9 +46,9 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
     with ExitStack() as stack:
 
         def reduce() -> _Probe:
-            return _Probe(small_policy(policy), stack, reach=REDUCED_REACH, tolerance=REDUCED_TOLERANCE)
+            return _Probe(small_policy(policy), stack, reach=tolerance=REDUCED_TOLERANCE)
 
-        name, seen = first_right(ways, _Probe(policy, stack, reach=probe_reach(policy.model)), reduce, policy.model)
+        name, seen = first_right(ways, _Probe(policy, stack), reduce, policy.model)
     if not name:
         raise ModelError(
             f"{type(policy.model).__name__}'s log-probabilities cannot be computed, so it cannot be trained here: "
@@ -79,9 +79,9 @@ def small_policy(policy: Policy) -> Policy:
 class _Probe:
     """Completions for every role, with the model's own log-probabilities under adapters that are not zero."""
 
-    def __init__(self, policy: Policy, stack: ExitStack, *, reach: int, tolerance: float = FULL_TOLERANCE) -> None:
+    def __init__(self, policy: Policy, stack: ExitStack, *, tolerance: float = FULL_TOLERANCE) -> None:
         self._policy, self._tolerance = policy, tolerance
-        self._completions = _completions(policy, reach)
+        self._completions = _completions(policy)
         for index, role in enumerate(policy.roles):
             stack.enter_context(stirred(policy.parameters(role), seed=index))
         self._own: dict[str, OwnForward] = {}
@@ -102,10 +102,10 @@ class _Probe:
         return ""
 
 
-def _completions(policy: Policy, reach: int) -> list[PromptedCompletion]:
+def _completions(policy: Policy) -> list[PromptedCompletion]:
     """Two completions of one prompt that part after a token, a choice, and one of a prompt that begins alike."""
     room = probe_room(policy.model)
-    long = min(2 * reach + 5, room - 6)
+    long = min(2 * probe_reach(policy.model) + 5, room - 6)
     prompt, said, other = (probe_tokens(policy.model, count, seed) for seed, count in enumerate((long, 6, 9)))
     role = policy.roles[0]
     prompted = [

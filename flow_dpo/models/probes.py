@@ -27,8 +27,11 @@ from flow_dpo.models.reduced import WINDOW, reduced
 Subject = TypeVar("Subject")
 
 _IN_FLOAT32 = "in float32"
-LONGEST_PROBE = 32
-"""A length up to this is passed by the model itself; longer ones by its reduced copy."""
+REACH = 6 * WINDOW
+"""Tokens that a probe of a small model, as every reduced copy is, passes twice: several windows, chunks and blocks."""
+_SMALL = 1 << 24
+"""Weights of a model that passes lengths up to `REACH` itself; a larger one leaves every length to its reduced copy."""
+_SHORT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,30 +89,32 @@ def _first_right(
 
 def _needs_reduced(model: PreTrainedModel) -> str:
     """Why a probe of the model itself shows too little: a length that it does not pass, or half precision; or ""."""
-    beyond = {name: n for name, n in named_lengths(model.config).items() if n > LONGEST_PROBE}
+    beyond = {name: n for name, n in named_lengths(model.config).items() if n > probe_reach(model)}
     if beyond:
         return "past " + ", ".join(f"{name} {n}" for name, n in beyond.items())
     return _IN_FLOAT32 if model.dtype != torch.float32 else ""
 
 
+def probe_reach(model: PreTrainedModel) -> int:
+    """Tokens that a probe of this model passes twice."""
+    return REACH if model.num_parameters() <= _SMALL else _SHORT
+
+
 def probe_tokens(model: PreTrainedModel, count: int, seed: int) -> TokenIds:
-    """Random tokens of the vocabulary without the special ones that the config names."""
+    """Random tokens of the vocabulary, with padding, end and begin among them: real text has them too, and some
+    families count positions by them."""
     config = model.config.get_text_config().to_dict()
-    special = {value for name, value in config.items() if name.endswith(("token_id", "token_index"))
-               if isinstance(value, int)}  # fmt: skip
+    tokens = {name: value for name, value in config.items() if name.endswith(("token_id", "token_index"))}
+    special = {value for value in tokens.values() if isinstance(value, int)}
     size = min(vocabulary_size(model), config.get("vocab_size") or 1 << 40)
     usual = [token for token in range(min(size, 4096)) if token not in special]
     picked = torch.randint(len(usual), (count,), generator=torch.Generator().manual_seed(seed))
-    return tuple(usual[index] for index in picked.tolist())
-
-
-REDUCED_REACH = 6 * WINDOW
-"""What a probe of a reduced copy passes twice: several windows and blocks of it."""
-
-
-def probe_reach(model: PreTrainedModel) -> int:
-    """The longest of the lengths that the model's config names and that a probe of the model itself passes twice."""
-    return max((n for n in named_lengths(model.config).values() if n <= LONGEST_PROBE), default=4)
+    ids = [usual[index] for index in picked.tolist()]
+    for place, name in ((count // 3, "pad_token_id"), (count // 3 + 2, "eos_token_id"), (count // 2, "bos_token_id")):
+        token = tokens.get(name)
+        if count > 10 and isinstance(token, int) and 0 <= token < size:
+            ids[place] = token
+    return tuple(ids)
 
 
 def probe_room(model: PreTrainedModel) -> int:
@@ -120,7 +125,7 @@ def probe_room(model: PreTrainedModel) -> int:
 def reduced_model(model: PreTrainedModel) -> PreTrainedModel:
     """A tiny random model of the same class by the reduced config, in float32 on the CPU, in eval mode.
 
-    Raises one of `FAULTS` where the class cannot be built so.
+    Raises one of `FAULTS` where the class cannot be built so, or does not run.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -130,4 +135,6 @@ def reduced_model(model: PreTrainedModel) -> PreTrainedModel:
             for name, parameter in small.named_parameters():
                 if name.endswith("bias") and not parameter.any():
                     parameter.normal_(std=0.1)  # zero at first, and then nobody would see it left out
+            if not small(input_ids=torch.arange(3, 3 + 2 * WINDOW)[None], use_cache=False).logits.isfinite().all():
+                raise ValueError("its reduced copy gives logits that are not finite")
     return small
