@@ -69,7 +69,7 @@ class Subject:
             if self.model.config._attn_implementation == "eager":
                 attention.give_up(small.model)
         room = probe_room(small.model)
-        return replace(small, context_tokens=room, reach=tolerance=REDUCED_TOLERANCE)
+        return replace(small, context_tokens=room, tolerance=REDUCED_TOLERANCE)
 
 
 MakesEngine = Callable[[Subject], Engine]

@@ -46,7 +46,7 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
     with ExitStack() as stack:
 
         def reduce() -> _Probe:
-            return _Probe(small_policy(policy), stack, reach=tolerance=REDUCED_TOLERANCE)
+            return _Probe(small_policy(policy), stack, tolerance=REDUCED_TOLERANCE)
 
         name, seen = first_right(ways, _Probe(policy, stack), reduce, policy.model)
     if not name:
