@@ -27,10 +27,10 @@ from flow_dpo.learner.check import small_policy
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models import attention
 from flow_dpo.models.own_forward import FULL_TOLERANCE, REDUCED_TOLERANCE, Case, OwnForward, stirred
-from flow_dpo.models.probes import Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
+from flow_dpo.models.probes import REACH, Way, first_right, probe_reach, probe_room, probe_tokens, reduced_model
 
-_MORE = 7
-"""Tokens that are sampled one by one."""
+_MORE, _FEWER = 16, 6
+"""Tokens that are sampled one by one with a small model, and with a large one."""
 _UNLIMITED = 1 << 20
 
 
@@ -126,11 +126,13 @@ def _sample(engine: Engine, subject: Subject) -> Sequence[tuple[Request, Complet
     """Requests of all roles at once, and then some that begin with what was sampled for the first role."""
     # 1. Prompts that begin alike, of two lengths, and a choice; roles after the first have the first prompt alone.
     room = min(subject.context_tokens, probe_room(subject.model))
-    long = min(2 * probe_reach(subject.model) + 5, room - _MORE - 3)
+    reach = probe_reach(subject.model)
+    more = min(_MORE if reach == REACH else _FEWER, room // 4)
+    long = max(2, min(2 * reach + 5, room - 2 * more - 1))
     prompt, other = (probe_tokens(subject.model, count, seed) for seed, count in ((10, long), (11, 9)))
     first, *others = subject.roles
     requests = [
-        Request(role=first, prompt_ids=prompt, max_tokens=_MORE),
+        Request(role=first, prompt_ids=prompt, max_tokens=more),
         Request(role=first, prompt_ids=prompt[: long // 2] + other[:4], max_tokens=3),
         Request(role=first, prompt_ids=prompt[:5], choices=(min(other), max(other))),
         *(Request(role=role, prompt_ids=prompt, max_tokens=3) for role in others),
@@ -138,7 +140,7 @@ def _sample(engine: Engine, subject: Subject) -> Sequence[tuple[Request, Complet
     completions = engine.sample(requests, Sampling(), seeds=list(range(len(requests))))
     # 2. On from the first completion, and from the middle of its prompt.
     later = [
-        Request(role=first, prompt_ids=prompt + completions[0].token_ids + other[:1], max_tokens=2),
+        Request(role=first, prompt_ids=prompt + completions[0].token_ids + other[:1], max_tokens=more),
         Request(role=first, prompt_ids=prompt[: long - 2] + other[4:6], max_tokens=3),
     ]
     return [

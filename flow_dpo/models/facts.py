@@ -82,5 +82,10 @@ def _lengths(outer: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, int]]
         name = f"{outer}{key}"
         if isinstance(value, dict):
             yield from _lengths(f"{name}.", value)
-        elif type(value) is int and _LENGTHS.search(name) and not _NO_LENGTHS.search(name):
+        elif type(value) is int and is_length(name):
             yield name, value
+
+
+def is_length(name: str) -> bool:
+    """Whether a field of a config is a length in tokens, by its name."""
+    return bool(_LENGTHS.search(name) and not _NO_LENGTHS.search(name))

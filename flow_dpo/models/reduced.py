@@ -19,6 +19,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+from flow_dpo.models.facts import is_length
+
 WINDOW = 8
 """Tokens of every sliding window, chunk and block of the reduced config."""
 POSITIONS = 512
@@ -131,6 +133,8 @@ def _sized(name: str, value: Any, whole: Mapping[str, Any]) -> Any:
         return {i: {key: _sized(key, v, whole | own) for key, v in own.items()} for i, own in value.items()}
     if name in _TOKENS and value is not None:
         return _TOKENS[name]
+    if isinstance(value, dict) and is_length(name):
+        return {key: _sized(name, v, whole) for key, v in value.items()}
     if type(value) is not int:
         return value
     if name in _KEY_HEADS:
@@ -138,7 +142,7 @@ def _sized(name: str, value: Any, whole: Mapping[str, Any]) -> Any:
         return _HEADS if value == heads else min(value, _HEADS // 2)
     if _REDUCED.get(name) in (_HIDDEN, 2 * _HIDDEN) and value == whole.get("hidden_size"):
         return _HIDDEN  # whatever has the width of the model keeps it
-    return min(value, _REDUCED.get(name, value))
+    return min(value, _REDUCED.get(name, WINDOW if is_length(name) else value))
 
 
 def _settle_heads(fields: dict[str, Any], whole: Mapping[str, Any]) -> None:
