@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import sys
 import traceback
 import warnings
@@ -54,6 +55,8 @@ class Family:
     """"packed", "separate" or "refused"."""
     reach: float = 0.0
     """Share of the weights that the default targets adapt."""
+    base: Any = None
+    """A copy of its model as it was built, untouched."""
     seen: str = ""
     """Why it is not exact and packed, or why nothing was built."""
     policy: Policy | None = None
@@ -75,7 +78,7 @@ def examine(name: str, dtype: torch.dtype = torch.float32) -> Family:
             where = traceback.extract_tb(error.__traceback__)[-1]
             family.seen = f"{type(error).__name__}: {error} ({Path(where.filename).name})"
             return family
-        family.model_class = type(model).__name__
+        family.model_class, family.base = type(model).__name__, copy.deepcopy(model)
         # 2. Adapters, engine and learner.
         try:
             family.policy = Policy(model, ROLES, LoraSettings(lora_r=4), seed=1)
@@ -171,7 +174,7 @@ def _examined(name: str, dtype: torch.dtype) -> Family:
     if family.sampler is not None:
         with suppress(AttributeError), closing(cast(Any, family.sampler)):
             pass
-    family.policy = family.sampler = family.student = None
+    family.base = family.policy = family.sampler = family.student = None
     return family
 
 
