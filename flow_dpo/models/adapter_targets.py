@@ -66,8 +66,8 @@ class AdapterTargets:
         )
 
     def describe(self) -> str:
-        """One line for whoever starts a run."""
-        line = f"adapters reach {self.share:.0%} of the model's weights"
+        """One sentence for whoever starts a run."""
+        line = f"Adapters reach {self.share:.0%} of the model's weights"
         return line + (f" (experts without one hold {self.missed_share:.0%})" if self.missed_share else "")
 
 

@@ -108,7 +108,7 @@ def test_experts_are_reached_in_half_precision_too() -> None:
 
 
 def test_a_run_is_told_what_learns_where_experts_have_no_adapter() -> None:
-    with pytest.warns(UserWarning, match=r"adapters reach 27% of the model's weights \(experts without one hold 54%\).*"
+    with pytest.warns(UserWarning, match=r"Adapters reach 27% of the model's weights \(experts without one hold 54%\).*"
                                          "set lora_dropout to 0"):  # fmt: skip
         targets = find_targets(build("qwen3_moe"), "all-linear", dropout=0.1)
     assert targets.parameters == ()
