@@ -120,6 +120,15 @@ class Policy:
                 # requires_grad, dropout and checkpointing never stay on.
                 self._switch(previous[0], training=previous[1])
 
+    def is_at_base(self) -> bool:
+        """Whether every role's distribution is the base's: one factor of every product is still zero."""
+        return all(
+            not weight.any()
+            for role in self.roles
+            for name, weight in zip(self.names(role), self.weights(role), strict=True)
+            if ".lora_B" in name or ".lora_embedding_A" in name
+        )
+
     def parameters(self, adapter: str) -> list[torch.nn.Parameter]:
         """The parameters of this role (or snapshot) and no other, always in the same order."""
         return list(self._entry(adapter).parameters)
@@ -139,6 +148,16 @@ class Policy:
         for parameter, weight in zip(entry.parameters, entry.weights, strict=True):
             if parameter is not weight:
                 parameter.copy_(weight)
+
+    @contextmanager
+    def holding(self, adapter: str, weights: Sequence[torch.Tensor]) -> Iterator[None]:
+        """A context in which the adapter has these weights instead of its own."""
+        own = [weight.detach().clone() for weight in self.weights(adapter)]
+        self._put(adapter, weights)
+        try:
+            yield
+        finally:
+            self._put(adapter, own)
 
     def checkpoint_activations(self) -> None:
         """Turn on gradient checkpointing: layers are recomputed in the backward pass instead of kept."""
@@ -220,10 +239,13 @@ class Policy:
                 f"{folder}: the adapter is of another model or other target modules: {len(odd)} names differ, such as "
                 f"{odd[0]}"
             )
-        with torch.no_grad():
-            for name, weight in zip(entry.names, entry.weights, strict=True):
-                weight.copy_(state[name])
-        self.publish(role)
+        self._put(role, [state[name] for name in entry.names])
+
+    @torch.no_grad()
+    def _put(self, adapter: str, values: Sequence[torch.Tensor]) -> None:
+        for weight, value in zip(self.weights(adapter), values, strict=True):
+            weight.copy_(value)
+        self.publish(adapter)
 
     def _entry(self, adapter: str) -> _Weights:
         if adapter not in self._adapters:
