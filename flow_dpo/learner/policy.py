@@ -28,6 +28,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -222,7 +223,11 @@ class Policy:
 
     def load_adapter(self, role: str, folder: str | Path) -> None:
         """Load an adapter that `save_adapter` wrote. Raises `ModelError` where its shape is not this policy's."""
-        config = PeftConfig.from_pretrained(str(folder))
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            state = load_peft_weights(str(folder), device="cpu")
+        except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
+            raise ModelError(f"{folder}: expected an adapter in PEFT's layout, PEFT cannot read it: {error}") from error
         wanted = self._lora_config()
         for key in ("r", "lora_alpha"):
             found, expected = (getattr(c, key, None) for c in (config, wanted))
@@ -231,7 +236,6 @@ class Policy:
                     f"{folder}: the adapter was made with {key} = {found}, this policy has {expected}; "
                     f"use the settings that it was made with"
                 )
-        state = load_peft_weights(str(folder), device="cpu")
         entry = self._entry(role)
         if sorted(state) != sorted(entry.names):
             odd = sorted(set(state) ^ set(entry.names))
