@@ -13,29 +13,21 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from flow_dpo.core.errors import LearningError, ModelError
+from flow_dpo.core.errors import LearningError
 from flow_dpo.core.objective import Objective, TokenLogprobs
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role
-from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion, disagreement, inputs
+from flow_dpo.learner.check import choose_way
+from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion, inputs
 from flow_dpo.learner.packing import fill_rows
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import RowSettings
 from flow_dpo.models.drift import Drift, spread
-
-FULL_TOLERANCE = 1e-3
-"""Nats that the largest difference from the model's own log-probabilities may have, when a model is first used."""
-HALF_TOLERANCE = 0.5
-"""Nats that the mean difference in half precision may have with separate forwards: logits above 16 are an eighth apart
-there. It is 0.01 to 0.03 on text that the model would generate, 0.3 on very improbable tokens."""
-HALF_SLACK = 0.05
-"""With shared prefixes it may be three times that of separate ones, plus this much. A wrong mask causes more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +54,24 @@ class Gradients:
     def __init__(self, policy: Policy, rows: RowSettings, references: Mapping[Role, str | None]) -> None:
         self._policy, self._rows, self._references = policy, rows, references
         self.packed: bool | None = None if rows.packed else False
-        """Whether prefixes are shared; None until the first use."""
+        """Whether prefixes are shared; None until the model was checked."""
+        self._own_head: bool | None = None
+        """Whether logits come from the model's own head; None until it was checked."""
         self.reference_version: int | None = None
         """The version of the adapters that the reference holds; None for weights of no version."""
+
+    def check(self) -> None:
+        """Choose how log-probabilities are computed, by comparing each way with the model's own forward.
+
+        Once; warns where prefixes cannot be shared. Raises `ModelError` where no way is right.
+        """
+        if self.packed is None or self._own_head is None:
+            self.packed, self._own_head = choose_way(self._policy, packed=self.packed is not False)
+
+    def logprobs(self, completions: Sequence[PromptedCompletion]) -> Logprobs:
+        """Log-probabilities of these completions, by the way that was chosen."""
+        way = PackedLogprobs if self.packed else PlainLogprobs
+        return way(self._policy.model, completions, own_head=self._own_head is True)
 
     def compute(self, objective: Objective, role: Role, examples: Sequence[Example], version: int) -> Gradient:
         """The gradient of the objective's mean over the examples, at this version of the policy.
@@ -73,7 +80,7 @@ class Gradients:
         """
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
-        rows = self._fill(role, examples)
+        rows = self._fill(examples)
         if self._policy.settings.lora_dropout:
             self._compare_without_dropout(role, examples, account)
         for index, row in enumerate(rows):
@@ -91,7 +98,7 @@ class Gradients:
         of_now = [(e.request, c) for e in examples for c in e.completions if c.policy_version == account.version]
         with torch.no_grad(), self._policy.using(role):
             for completion in spread(of_now):
-                [found] = self._logprobs_class()(self._policy.model, [completion])()
+                [found] = self.logprobs([completion])()
                 account.drift.add(completion, found, role)
 
     def _compare(
@@ -118,7 +125,7 @@ class Gradients:
         policy = self._policy
         completions = [(e.request, c) for e in row for c in e.completions]
         counts = [len(e.completions) for e in row]
-        logprobs = self._logprobs_class()(policy.model, completions)
+        logprobs = self.logprobs(completions)
         # 1. Log-probabilities under the reference policy, without a graph.
         marks = [time.perf_counter()]
         reference: list[torch.Tensor] = []
@@ -143,14 +150,9 @@ class Gradients:
         self._compare(role, completions, found, reference, account)
         return gradient
 
-    def _logprobs_class(self) -> type[PackedLogprobs] | type[PlainLogprobs]:
-        return PackedLogprobs if self.packed else PlainLogprobs
-
-    def _fill(self, role: Role, examples: Sequence[Example]) -> list[list[Example]]:
+    def _fill(self, examples: Sequence[Example]) -> list[list[Example]]:
         """The examples as rows of at most `max_tokens` tokens."""
-        if self.packed is None:
-            with self._policy.using(role):
-                self.packed = can_pack(self._policy, _sample(examples))
+        self.check()
         sequences = [[inputs((e.request, c)) for c in e.completions] for e in examples]
         if not self.packed:
             return [[examples[i] for i in row] for row in _padded_rows(sequences, self._rows.max_tokens)]
@@ -174,60 +176,6 @@ def _padded_rows(sequences: Sequence[Sequence[Sequence[int]]], max_tokens: int) 
                 continue
         rows.append([i])
     return rows
-
-
-def _sample(examples: Sequence[Example]) -> list[PromptedCompletion]:
-    """The two examples with the longest prompts, for `can_pack`: they share most, and exceed sliding windows."""
-    longest = sorted(examples, key=lambda e: (len(e.request.prompt_ids), e.request.prompt_ids))[-2:]
-    return [(e.request, c) for e in longest for c in e.completions]
-
-
-def can_pack(policy: Policy, completions: Sequence[PromptedCompletion]) -> bool:
-    """Compare packed log-probabilities with the model's own logits, under the adapter in use; warn where they differ.
-
-    Raises `ModelError` where plain ones differ as well.
-    """
-    half = policy.model.dtype != torch.float32
-    separate = _logprob_error(policy, PlainLogprobs, completions) if half else None
-    allowed = HALF_SLACK + 3 * separate if isinstance(separate, float) else HALF_TOLERANCE if half else FULL_TOLERANCE
-    shared = _complaint(_logprob_error(policy, PackedLogprobs, completions), allowed)
-    if not shared:
-        return True
-    if separate is None:
-        separate = _logprob_error(policy, PlainLogprobs, completions)
-    if fault := _complaint(separate, HALF_TOLERANCE if half else FULL_TOLERANCE):
-        raise ModelError(
-            f"{type(policy.model).__name__}'s log-probabilities cannot be computed: with shared prefixes {shared}, "
-            f"with separate ones {fault}"
-        )
-    warnings.warn(
-        f"prefixes are not shared in learning, for this model does not allow it ({shared}): each completion is "
-        f"computed after its own prompt, exact but several times slower",
-        stacklevel=2,
-    )
-    return False
-
-
-def _complaint(error: float | str, allowed: float) -> str:
-    """A description of an error above what is allowed; "" where it is within."""
-    if isinstance(error, str):
-        return error
-    return f"{error:.2g} nats off the model's own logits, {allowed:.2g} allowed" if error > allowed else ""
-
-
-def _logprob_error(
-    policy: Policy,
-    logprobs_class: type[PackedLogprobs] | type[PlainLogprobs],
-    completions: Sequence[PromptedCompletion],
-) -> float | str:
-    """Nats from the model's own log-probabilities: the most, in half precision the mean; or why there are none."""
-    model = policy.model
-    try:
-        differences = disagreement(model, completions, logprobs_class(model, completions))
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError) as error:
-        # A model that does not support layouts may refuse the argument, or fail on it anywhere inside.
-        return f"{type(error).__name__}: {error}"
-    return (differences.max() if model.dtype == torch.float32 else differences.mean()).item()
 
 
 SUMS = frozenset({"pairs", "tokens", "unshared_tokens", "rows", "reference_s", "forward_s", "backward_s"})

@@ -61,8 +61,12 @@ class Learner:
 
     @property
     def packed(self) -> bool | None:
-        """Whether shared prefixes are computed once; None until the first update."""
+        """Whether shared prefixes are computed once; None until the model was checked."""
         return self._gradients.packed
+
+    def check(self) -> None:
+        """Choose how log-probabilities are computed, now rather than at the first update. Raises `ModelError`."""
+        self._gradients.check()
 
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
         """Add examples to the pool, make an update of every full batch in it, and return metrics.

@@ -1,8 +1,8 @@
 """Teacher-forced log-probabilities of completions: of whole trees at once, or one completion at a time.
 
 Two implementations with one result. `PackedLogprobs` merges everything with a common prefix into one row (`packing`);
-`PlainLogprobs` runs each completion after its own prompt, padded to a batch. The first is checked against the model's
-own logits on a small sample of the real data when first used, and gives way to the second where it disagrees.
+`PlainLogprobs` runs each completion after its own prompt, padded to a batch. Both are compared with the model's own
+forward before they are used (`check`), and the first that is right is taken.
 
 A token's log-probability is read at the token before it, so the last token of a completion is never an input:
 
@@ -29,8 +29,8 @@ from flow_dpo.core.types import TokenIds
 from flow_dpo.learner.packing import PackedRow, merge
 from flow_dpo.learner.tree_attention import row_layout
 from flow_dpo.models.attention import layout_inputs
-from flow_dpo.models.drift_causes import PromptedCompletion, own_logprobs
-from flow_dpo.models.head import Head
+from flow_dpo.models.drift_causes import PromptedCompletion
+from flow_dpo.models.head import Head, OwnHead
 
 
 class Logprobs(Protocol):
@@ -50,24 +50,21 @@ def inputs(completions: PromptedCompletion) -> TokenIds:
     return request.prompt_ids + completion.token_ids[:-1]
 
 
-@torch.no_grad()
-def disagreement(model: PreTrainedModel, completions: Sequence[PromptedCompletion], logprobs: Logprobs) -> torch.Tensor:
-    """Absolute differences, in nats, from log-probabilities of the model's own logits, one completion at a time."""
-    pairs = zip(completions, logprobs(), strict=True)
-    # A NaN counts as an infinite difference.
-    return torch.cat([(found - own_logprobs(model, *s)).abs().nan_to_num(nan=torch.inf) for s, found in pairs])
-
-
 class PackedLogprobs:
     """Log-probabilities by one forward over the trie of all completions' inputs."""
 
     def __init__(
-        self, model: PreTrainedModel, completions: Sequence[PromptedCompletion], row: PackedRow | None = None
+        self,
+        model: PreTrainedModel,
+        completions: Sequence[PromptedCompletion],
+        row: PackedRow | None = None,
+        *,
+        own_head: bool = False,
     ) -> None:
         row = row or merge([inputs(s) for s in completions])
         self.num_tokens = row.num_tokens
         device = model.device
-        self._model = model
+        self._model, self._own_head = model, own_head
         self._layout = row_layout(row, device)
         self._arguments: dict[str, Any] = {
             "input_ids": torch.from_numpy(row.token_ids_N)[None].to(device),
@@ -80,15 +77,17 @@ class PackedLogprobs:
 
     def __call__(self) -> list[torch.Tensor]:
         with self._layout.saving():
-            hidden_1NC = _decoder(self._model)(**self._arguments).last_hidden_state
-        return self._labels.logprobs(hidden_1NC[0], Head(self._model))
+            out_1NC, head = _run(self._model, self._arguments, own_head=self._own_head)
+        return self._labels.logprobs(out_1NC[0], head)
 
 
 class PlainLogprobs:
     """Log-probabilities of each completion after its own prompt, padded on the right to a batch: nothing shared."""
 
-    def __init__(self, model: PreTrainedModel, completions: Sequence[PromptedCompletion]) -> None:
-        self._model = model
+    def __init__(
+        self, model: PreTrainedModel, completions: Sequence[PromptedCompletion], *, own_head: bool = False
+    ) -> None:
+        self._model, self._own_head = model, own_head
         device = model.device
         rows = [inputs(s) for s in completions]
         width = max(len(r) for r in rows)
@@ -105,8 +104,15 @@ class PlainLogprobs:
         self._labels = _Labels(completions, at, device)
 
     def __call__(self) -> list[torch.Tensor]:
-        hidden_BTC = _decoder(self._model)(**self._arguments).last_hidden_state
-        return self._labels.logprobs(hidden_BTC.flatten(0, 1), Head(self._model))
+        out_BTC, head = _run(self._model, self._arguments, own_head=self._own_head)
+        return self._labels.logprobs(out_BTC.flatten(0, 1), head)
+
+
+def _run(model: PreTrainedModel, arguments: dict[str, Any], *, own_head: bool) -> tuple[torch.Tensor, Head | OwnHead]:
+    """One forward: hidden states and the head to apply, or the logits by the model's own head."""
+    if own_head:
+        return model(**arguments).logits, OwnHead()
+    return _decoder(model)(**arguments).last_hidden_state, Head(model)
 
 
 def _decoder(model: PreTrainedModel) -> torch.nn.Module:
@@ -152,7 +158,7 @@ class _Labels:
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
 
-    def logprobs(self, hidden_NC: torch.Tensor, head: Head) -> list[torch.Tensor]:
+    def logprobs(self, hidden_NC: torch.Tensor, head: Head | OwnHead) -> list[torch.Tensor]:
         """For each completion its tokens' log-probabilities, from the hidden states of all input tokens."""
         out: list[torch.Tensor] = [torch.empty(0)] * len(self._lengths)
         if self._free:

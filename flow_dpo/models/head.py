@@ -97,6 +97,21 @@ class Head:
         return logits.float() * self._scale if self._scale != 1.0 else logits.float()
 
 
+class OwnHead:
+    """Reads logits that the model's own head made: of every token of a row, and so with more memory than `Head`.
+
+    For families that shape logits in a way that `Head` does not know.
+    """
+
+    def logits(self, logits_RV: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
+        """Logits of K tokens only, RK in float32."""
+        return logits_RV.index_select(1, ids_K).float()
+
+    def logprobs(self, logits_RV: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+        """log softmax(logits[row_M])[ids_M], M in float32."""
+        return logits_RV.float().log_softmax(-1)[row_M, ids_M]
+
+
 @contextmanager
 def head_inputs(model: PreTrainedModel, *, wanted: bool = True) -> Iterator[list[torch.Tensor]]:
     """A context that keeps what the model's forward hands to its head; nothing where not wanted or in float32, in which

@@ -10,6 +10,7 @@ weights are read from safetensors only, and code that comes with a model runs on
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from flow_dpo.core.errors import ModelError
+from flow_dpo.models.facts import context_tokens
 from flow_dpo.models.precision import choose_dtype, warn_of_change
 from flow_dpo.models.render import Renderer
 from flow_dpo.models.settings import ModelSettings
@@ -32,6 +34,11 @@ from flow_dpo.models.settings import ModelSettings
 SEED_FOLDER = Path(__file__).parent.parent / "data" / "seed" / "model"
 _TINY_PARAMETERS = 20_000_000
 """Parameters below which a second CPU thread costs more in waiting than it saves, above all on a busy machine."""
+
+_UNSTATED_TOKENS = 2048
+"""Context of a model that names none, such as BLOOM's, whose positions are distances, or a recurrent one."""
+_NO_LIMIT = 1 << 24
+"""Tokenizers without a limit name a huge number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +97,7 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
         model=model,
         renderer=renderer,
         end_ids=_end_ids(model, tokenizer, renderer),
-        context_tokens=_context_tokens(config),
+        context_tokens=_context_tokens(config, tokenizer),
         name=settings.model_name_or_path,
         revision=settings.model_revision,
         trust_remote_code=settings.trust_remote_code,
@@ -149,12 +156,18 @@ def _check_no_adapter(folder: Path) -> None:
     )
 
 
-def _context_tokens(config: Any) -> int:
-    text = config.get_text_config()
-    tokens = getattr(text, "max_position_embeddings", None)
-    if not isinstance(tokens, int) or tokens <= 0:
-        raise ModelError(f"expected a model that states max_position_embeddings, found {tokens!r} in its config")
-    return tokens
+def _context_tokens(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """What the config states, or the tokenizer's limit, or for a model without positions a usual one."""
+    stated = context_tokens(config)
+    if stated is None and (limit := tokenizer.model_max_length) < _NO_LIMIT:
+        stated = int(limit)
+    if stated is None:
+        warnings.warn(
+            f"this model's config names no longest context ({config.model_type}): prompt and completion together are "
+            f"limited to {_UNSTATED_TOKENS} tokens",
+            stacklevel=3,
+        )
+    return stated or _UNSTATED_TOKENS
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, renderer: Renderer) -> frozenset[int]:

@@ -4,7 +4,7 @@ What a family does with positions, windows, chunks and shared keys is decided by
 not by its size. A window of 4,096 tokens takes long to pass; one of 8 takes no time. So a check that must go past every
 length that a config names is made on a random model of the reduced config:
 
-    reduced(Gemma3TextConfig(num_hidden_layers=26))     4 layers: sliding, full, sliding, full; a window of 8
+    reduced(Gemma3TextConfig(num_hidden_layers=26))     4 layers: sliding, sliding, full, full; a window of 8
 
 Invariant: every distinct kind of layer of the config is in the reduced one, twice where it stands there twice, in the
 same order; whatever multiplies, caps or adds (`logit_scale`, `final_logit_softcapping`, ...) stays as it is.
@@ -16,7 +16,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+
+from flow_dpo.models.facts import is_length
 
 WINDOW = 8
 """Tokens of every sliding window, chunk and block of the reduced config."""
@@ -100,9 +103,12 @@ _LAST_LAYERS = ("num_kv_shared_layers",)
 def reduced(config: PreTrainedConfig, **own: Any) -> PreTrainedConfig:
     """The reduced copy of a config, parts of composite ones included; `own` fields are set as given.
 
-    Raises whatever the config's class raises where its own rules forbid a size.
+    Raises `ValueError`, or what else the config's class raises, where its own rules forbid a size.
     """
-    return type(config).from_dict({**_reduced_fields(config), **own})
+    try:
+        return type(config).from_dict({**_reduced_fields(config), **own})
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from error
 
 
 def _reduced_fields(config: PreTrainedConfig) -> dict[str, Any]:
@@ -127,14 +133,16 @@ def _sized(name: str, value: Any, whole: Mapping[str, Any]) -> Any:
         return {i: {key: _sized(key, v, whole | own) for key, v in own.items()} for i, own in value.items()}
     if name in _TOKENS and value is not None:
         return _TOKENS[name]
+    if isinstance(value, dict) and is_length(name):
+        return {key: _sized(name, v, whole) for key, v in value.items()}
     if type(value) is not int:
         return value
     if name in _KEY_HEADS:
         heads = next((whole[each] for each in ("num_attention_heads", "n_head") if each in whole), None)
         return _HEADS if value == heads else min(value, _HEADS // 2)
-    if name in _REDUCED and value == whole.get("hidden_size"):
+    if _REDUCED.get(name) in (_HIDDEN, 2 * _HIDDEN) and value == whole.get("hidden_size"):
         return _HIDDEN  # whatever has the width of the model keeps it
-    return min(value, _REDUCED.get(name, value))
+    return min(value, _REDUCED.get(name, WINDOW if is_length(name) else value))
 
 
 def _settle_heads(fields: dict[str, Any], whole: Mapping[str, Any]) -> None:

@@ -339,7 +339,11 @@ def deaf_to_layouts() -> Any:
     model = tiny_model("llama")
     for layer in model.get_decoder().layers:
         layer.self_attn.register_forward_pre_hook(
-            lambda _, args, kwargs: (args, {**kwargs, "layout": None, "attention_mask": None}), with_kwargs=True
+            lambda _, args, kwargs: (
+                args,
+                {**kwargs, "layout": None} | ({"attention_mask": None} if kwargs.get("layout") else {}),
+            ),
+            with_kwargs=True,
         )
     return model
 

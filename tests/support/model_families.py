@@ -54,7 +54,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "blt": {"encoder_hash_byte_group_vocab": 64},
     "falcon_h1": {"lm_head_multiplier": 0.05},
-    "xlstm": {"chunk_size": 16},
 }
 """Fields that a family needs beyond what `reduced` does."""
 

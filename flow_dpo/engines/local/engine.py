@@ -31,7 +31,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
-from flow_dpo.engines.local.compatibility import probe, steady_tokens, vocabulary_size
+from flow_dpo.engines.local.compatibility import probe
 from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
 from flow_dpo.engines.local.kv_rows import KvRows, Shapes
 from flow_dpo.engines.local.prefix_cache import PrefixCache
@@ -41,6 +41,7 @@ from flow_dpo.engines.request_checks import check_idle, check_request, check_voc
 from flow_dpo.engines.sampling_rule import stream
 from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.models import attention
+from flow_dpo.models.facts import steady_tokens, vocabulary_size
 from flow_dpo.models.head import choice_logits, head_inputs
 
 _FIXED_COST = 0.4
