@@ -155,7 +155,7 @@ def check_readable(policy: Policy) -> None:
     if policy.targets.parameters:
         raise ConfigError(
             "expected adapters on layers alone, which vLLM reads from files, found some on the parameters "
-            f"{', '.join(policy.targets.parameters)}; use --engine.sync merged where vLLM runs in this process, "
+            f"{', '.join(policy.targets.parameters)}; use --engine.sync merged (vLLM in this process, one role), "
             f"another engine, or --lora_target_modules with the names of layers ({', '.join(policy.targets.modules)})"
         )
 

@@ -27,6 +27,7 @@ from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, P
 from flow_dpo.learner.packing import fill_rows
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import RowSettings
+from flow_dpo.models.drift import Drift, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Gradient:
     """Of all of them together."""
     measures: dict[str, float]
     """Means over the examples, and the sums named in `SUMS`."""
+    drift: Drift
+    """The comparisons with what was recorded at sampling."""
 
 
 class NonFinite(Exception):
@@ -54,6 +57,8 @@ class Gradients:
         """Whether prefixes are shared; None until the model was checked."""
         self._own_head: bool | None = None
         """Whether logits come from the model's own head; None until it was checked."""
+        self.reference_version: int | None = None
+        """The version of the adapters that the reference holds; None for weights of no version."""
 
     def check(self) -> None:
         """Choose how log-probabilities are computed, by comparing each way with the model's own forward.
@@ -75,7 +80,10 @@ class Gradients:
         """
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
-        for index, row in enumerate(self._fill(examples)):
+        rows = self._fill(examples)
+        if self._policy.settings.lora_dropout:
+            self._compare_without_dropout(role, examples, account)
+        for index, row in enumerate(rows):
             # Only dropout is random. Its seed makes a resumed run equal the uninterrupted one, and no row like another.
             seed = derive(self._policy.seed, "dropout", version, role, index)
             for into, piece in zip(total, self._row_gradient(objective, role, row, account, seed), strict=True):
@@ -83,7 +91,32 @@ class Gradients:
         norm = float(torch.nn.utils.get_total_norm(total))
         if not math.isfinite(norm):
             raise NonFinite(f"the gradient of role {role!r} is {norm} at version {version}")
-        return Gradient(total, norm, account.measures())
+        return Gradient(total, norm, account.measures(), account.drift)
+
+    def _compare_without_dropout(self, role: Role, examples: Sequence[Example], account: Account) -> None:
+        """Compute a few completions of the present version again, one at a time: those of the rows have dropout."""
+        of_now = [(e.request, c) for e in examples for c in e.completions if c.policy_version == account.version]
+        with torch.no_grad(), self._policy.using(role):
+            for completion in spread(of_now):
+                [found] = self.logprobs([completion])()
+                account.drift.add(completion, found, role)
+
+    def _compare(
+        self,
+        role: Role,
+        completions: Sequence[PromptedCompletion],
+        found: Sequence[torch.Tensor],
+        reference: Sequence[torch.Tensor],
+        account: Account,
+    ) -> None:
+        """Compare a row with what was recorded, where policy or reference hold the version that sampled."""
+        for index, (request, completion) in enumerate(completions):
+            account.drift.num_tokens += len(completion.token_ids)
+            if completion.policy_version == account.version:
+                if not self._policy.settings.lora_dropout:
+                    account.drift.add((request, completion), found[index], role)
+            elif reference and completion.policy_version == self.reference_version:
+                account.drift.add((request, completion), reference[index], self._references[role])
 
     def _row_gradient(
         self, objective: Objective, role: Role, row: Sequence[Example], account: Account, seed: int
@@ -95,15 +128,15 @@ class Gradients:
         logprobs = self.logprobs(completions)
         # 1. Log-probabilities under the reference policy, without a graph.
         marks = [time.perf_counter()]
-        reference: list[TokenLogprobs] = []
+        reference: list[torch.Tensor] = []
         if objective.needs_reference:
             with torch.no_grad(), policy.using(self._references[role]):
-                reference = _by_example(logprobs(), counts)
+                reference = logprobs()
         marks.append(time.perf_counter())
         # 2. Under the policy, then the loss.
         with policy.dropout_from(seed), policy.using(role, training=True):
             found = logprobs()
-            loss = objective(row, _by_example(found, counts), reference)
+            loss = objective(row, _by_example(found, counts), _by_example(reference, counts) if reference else [])
             marks.append(time.perf_counter())
             mean = loss.total / account.num_examples
             if not torch.isfinite(mean):
@@ -114,7 +147,7 @@ class Gradients:
             gradient = torch.autograd.grad(mean, policy.parameters(role), materialize_grads=True)
         marks.append(time.perf_counter())
         account.add(loss.measures, completions, logprobs.num_tokens, marks)
-        account.add_drift(completions, [f.detach() for f in found])
+        self._compare(role, completions, found, reference, account)
         return gradient
 
     def _fill(self, examples: Sequence[Example]) -> list[list[Example]]:
@@ -155,7 +188,7 @@ class Account:
         self.num_examples, self.version = num_examples, version
         self._means: dict[str, float] = {}
         self._sums = dict.fromkeys(sorted(SUMS), 0.0) | {"pairs": float(num_examples)}
-        self._drift: list[torch.Tensor] = []
+        self.drift = Drift()
 
     def add(
         self,
@@ -173,20 +206,9 @@ class Account:
         for name, start, end in zip(("reference_s", "forward_s", "backward_s"), marks, marks[1:], strict=False):
             self._sums[name] += end - start
 
-    def add_drift(self, completions: Sequence[PromptedCompletion], found: Sequence[torch.Tensor]) -> None:
-        """Compare with the engine's log-probabilities at sampling, of completions of the present policy version."""
-        same = [i for i, (_, c) in enumerate(completions) if c.policy_version == self.version]
-        if same:
-            recorded = torch.tensor([x for i in same for x in completions[i][1].logprobs])
-            self._drift.append((torch.cat([found[i] for i in same]).cpu() - recorded).abs())
-
     def measures(self) -> dict[str, float]:
         """By name; drift only where something was compared."""
-        out = self._means | self._sums
-        if self._drift:
-            drift = torch.cat(self._drift)
-            out |= {"logprob_drift": float(drift.mean()), "max_logprob_drift": float(drift.max())}
-        return out
+        return self._means | self._sums | self.drift.measures()
 
 
 def _by_example(pieces: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprobs]:

@@ -17,7 +17,6 @@ Shapes: N tokens in a row, C hidden size, R label positions, M labels, V tokens 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -26,14 +25,12 @@ import torch
 from transformers import PreTrainedModel
 
 from flow_dpo.core.errors import ModelError
-from flow_dpo.core.types import Completion, Request, TokenIds
+from flow_dpo.core.types import TokenIds
 from flow_dpo.learner.packing import PackedRow, merge
 from flow_dpo.learner.tree_attention import row_layout
 from flow_dpo.models.attention import layout_inputs
+from flow_dpo.models.drift_causes import PromptedCompletion
 from flow_dpo.models.head import Head, OwnHead
-
-PromptedCompletion = tuple[Request, Completion]
-"""A completion with the request that it answers: the unit of which token log-probabilities are computed."""
 
 
 class Logprobs(Protocol):
@@ -51,33 +48,6 @@ def inputs(completions: PromptedCompletion) -> TokenIds:
     """The input token ids: prompt and completion without its last token."""
     request, completion = completions
     return request.prompt_ids + completion.token_ids[:-1]
-
-
-@torch.no_grad()
-def disagreement(model: PreTrainedModel, completions: Sequence[PromptedCompletion], logprobs: Logprobs) -> torch.Tensor:
-    """Absolute differences, in nats, from log-probabilities of the model's own logits, one completion at a time."""
-    differences: list[torch.Tensor] = []
-    for s, found in zip(completions, logprobs(), strict=True):
-        request, completion = s
-        logits_TV = _own_logits(model, inputs(s), len(request.prompt_ids) - 1)
-        if request.choices:
-            logprobs_TV = logits_TV[:, list(request.choices)].log_softmax(-1)
-            labels = [request.choices.index(completion.token_ids[0])]
-        else:
-            logprobs_TV, labels = logits_TV.log_softmax(-1), list(completion.token_ids)
-        expected = logprobs_TV[range(len(labels)), labels]
-        # A NaN counts as an infinite difference.
-        differences.append((found - expected).abs().nan_to_num(nan=torch.inf))
-    return torch.cat(differences)
-
-
-def _own_logits(model: PreTrainedModel, token_ids: TokenIds, start: int) -> torch.Tensor:
-    """The model's logits from position `start` on, TV in float32; only these are computed where the model allows it."""
-    few = {}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        few["logits_to_keep"] = len(token_ids) - start
-    ids_1T = torch.tensor([token_ids], device=model.device)
-    return model(input_ids=ids_1T, use_cache=False, **few).logits[0, start - len(token_ids) :].float()
 
 
 class PackedLogprobs:

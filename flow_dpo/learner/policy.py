@@ -28,6 +28,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -120,6 +121,15 @@ class Policy:
                 # requires_grad, dropout and checkpointing never stay on.
                 self._switch(previous[0], training=previous[1])
 
+    def is_at_base(self) -> bool:
+        """Whether every role's distribution is the base's: one factor of every product is still zero."""
+        return all(
+            not weight.any()
+            for role in self.roles
+            for name, weight in zip(self.names(role), self.weights(role), strict=True)
+            if ".lora_B" in name or ".lora_embedding_A" in name
+        )
+
     def parameters(self, adapter: str) -> list[torch.nn.Parameter]:
         """The parameters of this role (or snapshot) and no other, always in the same order."""
         return list(self._entry(adapter).parameters)
@@ -139,6 +149,16 @@ class Policy:
         for parameter, weight in zip(entry.parameters, entry.weights, strict=True):
             if parameter is not weight:
                 parameter.copy_(weight)
+
+    @contextmanager
+    def holding(self, adapter: str, weights: Sequence[torch.Tensor]) -> Iterator[None]:
+        """A context in which the adapter has these weights instead of its own."""
+        own = [weight.detach().clone() for weight in self.weights(adapter)]
+        self._put(adapter, weights)
+        try:
+            yield
+        finally:
+            self._put(adapter, own)
 
     def checkpoint_activations(self) -> None:
         """Turn on gradient checkpointing: layers are recomputed in the backward pass instead of kept."""
@@ -203,7 +223,11 @@ class Policy:
 
     def load_adapter(self, role: str, folder: str | Path) -> None:
         """Load an adapter that `save_adapter` wrote. Raises `ModelError` where its shape is not this policy's."""
-        config = PeftConfig.from_pretrained(str(folder))
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            state = load_peft_weights(str(folder), device="cpu")
+        except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
+            raise ModelError(f"{folder}: expected an adapter in PEFT's layout, PEFT cannot read it: {error}") from error
         wanted = self._lora_config()
         for key in ("r", "lora_alpha"):
             found, expected = (getattr(c, key, None) for c in (config, wanted))
@@ -212,7 +236,6 @@ class Policy:
                     f"{folder}: the adapter was made with {key} = {found}, this policy has {expected}; "
                     f"use the settings that it was made with"
                 )
-        state = load_peft_weights(str(folder), device="cpu")
         entry = self._entry(role)
         if sorted(state) != sorted(entry.names):
             odd = sorted(set(state) ^ set(entry.names))
@@ -220,10 +243,13 @@ class Policy:
                 f"{folder}: the adapter is of another model or other target modules: {len(odd)} names differ, such as "
                 f"{odd[0]}"
             )
-        with torch.no_grad():
-            for name, weight in zip(entry.names, entry.weights, strict=True):
-                weight.copy_(state[name])
-        self.publish(role)
+        self._put(role, [state[name] for name in entry.names])
+
+    @torch.no_grad()
+    def _put(self, adapter: str, values: Sequence[torch.Tensor]) -> None:
+        for weight, value in zip(self.weights(adapter), values, strict=True):
+            weight.copy_(value)
+        self.publish(adapter)
 
     def _entry(self, adapter: str) -> _Weights:
         if adapter not in self._adapters:

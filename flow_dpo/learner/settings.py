@@ -109,8 +109,8 @@ class LearnerSettings:
     """Drop and count a batch with a loss or gradient that is no number, instead of stopping."""
     max_logprob_drift: float = 0.2
     """Mean difference, in nats a token, between log-probabilities at sampling and at learning under one version, above
-    which a run is stopped. Half precision drifts by 0.01 to 0.03; a wrong prompt or adapter by far more. 0 never
-    stops."""
+    which a run is stopped with the cause that fits best. Half precision drifts by 0.01 to 0.03; a wrong prompt or
+    adapter by far more. 0 never stops."""
 
     def __post_init__(self) -> None:
         rates = {"learning_rate": self.learning_rate, **self.role_learning_rates}

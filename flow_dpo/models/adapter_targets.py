@@ -7,6 +7,10 @@ target parameter. Names are as short as they can be without meaning anything els
     find_targets(qwen3_moe, "all-linear")
         modules ("k_proj", "o_proj", "q_proj", "v_proj"), parameters ("down_proj", "gate_up_proj"), share 0.93
 
+A stack's adapted weights W + B A are made at every forward: they take as much memory again, until the backward pass
+where activations are not checkpointed. In half precision they are rounded like working copies of float32 weights, for
+sampling and learning alike.
+
 Left out are layers that an adapter would not reach (a tower for images, a layer whose weight is read past it), and what
 PEFT refuses. With dropout all target parameters are: PEFT has none for them.
 
@@ -66,8 +70,8 @@ class AdapterTargets:
         )
 
     def describe(self) -> str:
-        """One line for whoever starts a run."""
-        line = f"adapters reach {self.share:.0%} of the model's weights"
+        """One sentence for whoever starts a run."""
+        line = f"Adapters reach {self.share:.0%} of the model's weights"
         return line + (f" (experts without one hold {self.missed_share:.0%})" if self.missed_share else "")
 
 

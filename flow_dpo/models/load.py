@@ -9,6 +9,7 @@ weights are read from safetensors only, and code that comes with a model runs on
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.models.facts import context_tokens
+from flow_dpo.models.precision import choose_dtype, warn_of_change
 from flow_dpo.models.render import Renderer
 from flow_dpo.models.settings import ModelSettings
 
@@ -61,6 +63,7 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     device = device_of(settings)
     name = str(SEED_FOLDER) if settings.model_name_or_path == "seed" else settings.model_name_or_path
     shared: dict[str, Any] = {"revision": settings.model_revision, "trust_remote_code": settings.trust_remote_code}
+    _check_no_adapter(Path(name))
     if Path(name).exists() and not (Path(name) / "config.json").exists():
         raise ModelError(
             f"expected a model folder with a config.json, found {name} without one; "
@@ -74,13 +77,18 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
         raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     renderer = Renderer(tokenizer, chat_template=settings.chat_template, template_kwargs=settings.template_kwargs)
+    dtype = _dtype(settings, config, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=_dtype(settings), use_safetensors=True, **shared
+            name, config=config, dtype=dtype or "auto", use_safetensors=True, **shared
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"could not load the weights of {name} (safetensors only): {error}") from error
-    model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    if dtype is None:  # known by its weights alone
+        dtype = choose_dtype(settings.dtype, model.dtype, device)
+    if settings.dtype == "auto" and settings.model_name_or_path != "seed":
+        warn_of_change(name, _declared(config) or model.dtype, dtype)
+    model.to(device, dtype).eval()  # pyright: ignore[reportArgumentType]
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     elif model.num_parameters() < _TINY_PARAMETERS:
@@ -107,10 +115,45 @@ def device_of(settings: ModelSettings) -> torch.device:
         ) from error
 
 
-def _dtype(settings: ModelSettings) -> Any:
-    if settings.dtype == "auto":
-        return torch.float32 if settings.model_name_or_path == "seed" else "auto"
-    return getattr(torch, settings.dtype)
+def dtype_of(settings: ModelSettings) -> str:
+    """What a model's weights will be loaded in: "float32"; "auto" where the checkpoint's config does not say its own.
+
+    A fact of a run, for "auto" may be another on another machine.
+    """
+    name = str(SEED_FOLDER) if settings.model_name_or_path == "seed" else settings.model_name_or_path
+    try:
+        config = AutoConfig.from_pretrained(
+            name, revision=settings.model_revision, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
+    return str(_dtype(settings, config, device_of(settings)) or "auto").removeprefix("torch.")
+
+
+def _dtype(settings: ModelSettings, config: Any, device: torch.device) -> torch.dtype | None:
+    if settings.dtype == "auto" and settings.model_name_or_path == "seed":
+        return torch.float32
+    return choose_dtype(settings.dtype, _declared(config), device)
+
+
+def _declared(config: Any) -> torch.dtype | None:
+    """The precision of the checkpoint, where its config says it."""
+    return config.dtype or config.get_text_config().dtype
+
+
+def _check_no_adapter(folder: Path) -> None:
+    """Raise `ModelError` for a folder that holds an adapter: alone, or beside the model that it would be loaded on."""
+    if not (folder / "adapter_config.json").exists():
+        return
+    try:
+        base = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    raise ModelError(
+        f"expected a base model, found an adapter in {folder} (adapter_config.json). To sample with it, give its base "
+        f"({base or 'the model it was trained on'}) as the model and the folder as --adapter; to train from it, merge "
+        "it into its base first (PEFT's merge_and_unload, then save_pretrained to a folder of its own)"
+    )
 
 
 def _context_tokens(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:

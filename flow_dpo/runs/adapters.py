@@ -35,7 +35,7 @@ _SHAPE_KINDS = {
     **dict.fromkeys(("r", "lora_alpha"), or_null(ORDINAL)),
     "target_modules": Kind(
         "null, a text or a list of texts, none of them empty",
-        lambda value: value is None or ((TEXT.holds(value) or TEXTS.holds(value)) and bool(value) and all(value)),
+        lambda value: value in (None, []) or ((TEXT.holds(value) or TEXTS.holds(value)) and value and all(value)),
     ),
     "target_parameters": or_null(TEXTS),
 }
@@ -79,7 +79,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     lora = {
         "lora_r": shape.get("r"),
         "lora_alpha": shape.get("lora_alpha"),
-        "lora_target_modules": sorted({*targets, *parameters}) if isinstance(targets, list) else targets,
+        "lora_target_modules": sorted({*targets, *parameters}) or None if isinstance(targets, list) else targets,
     }
     return beside | {"lora": {name: value for name, value in lora.items() if value is not None}}
 

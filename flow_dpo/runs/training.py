@@ -31,7 +31,7 @@ from flow_dpo.core.types import Problem, Role
 from flow_dpo.data.problems import ProblemSet, load
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.learner.learner import Learner
-from flow_dpo.models.load import device_of
+from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
@@ -47,7 +47,7 @@ from flow_dpo.runs.settings import TrainSettings
 
 _RUN_ONLY = frozenset(f"run.{name}" for name in ("output_dir", "resume", "allow", "save_updates", "checkpoint_batches"))
 """Settings that change no result."""
-_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint", "given")
+_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "dtype", "data_fingerprint", "given")
 """What besides the settings a result depends on, as run.json names it."""
 _OTHER_CAUSES = tuple(name.removesuffix("_fingerprint") for name in _FACTS)
 
@@ -133,7 +133,10 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         )
         keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run)
         going_on = f", going on after {seen}" if seen else ""
-        print_safe(console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}")
+        reach = runtime.policy.targets.describe()
+        print_safe(
+            console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}; {reach}"
+        )
         try:
             with progress.ProgressBar(console, len(runtime.fitting), seen) as bar:
                 learn(
@@ -180,6 +183,7 @@ def _opened(path: Path, settings: TrainSettings, given: GivenObjects) -> Iterato
     if settings.run.resume and (path / "config.yaml").exists():
         facts = {
             "device": str(device_of(settings.runtime.model)),
+            "dtype": dtype_of(settings.runtime.model),
             "data_fingerprint": problems.fingerprint,
             "recipe_file": fingerprint(settings.recipe_name),
             "flow_file": fingerprint(settings.flow_source),
@@ -211,6 +215,8 @@ def _open(
         "command": command_line(),
         "model": runtime.loaded.name,
         "device": str(runtime.policy.device),
+        "dtype": dtype_of(settings.runtime.model),
+        "adapter_share": round(runtime.policy.targets.share, 4),
         "num_problems": len(runtime.fitting),
         "num_skipped_rows": runtime.problems.skipped,
         "data_fingerprint": runtime.problems.fingerprint,

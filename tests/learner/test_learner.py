@@ -180,37 +180,18 @@ def test_tokens_are_counted_as_computed_and_as_unshared() -> None:
     assert row["learn/answer/unshared_tokens"] == 3 + 3 + 4 + 4
 
 
-def spoken_by(policy: Policy, made: list[Pair], version: int) -> list[Pair]:
-    """The pairs as an engine would have recorded them under this version."""
-    out: list[Pair] = []
-    for pair in made:
-        with torch.no_grad(), policy.using(pair.request.role):
-            sides = PackedLogprobs(policy.model, spoken_of([pair]))()
-        recorded = [
-            replace(c, logprobs=tuple(s.tolist()), policy_version=version)
-            for c, s in zip((pair.chosen, pair.rejected), sides, strict=True)
-        ]
-        out.append(replace(pair, chosen=recorded[0], rejected=recorded[1]))
-    return out
-
-
-def test_drift_from_what_was_sampled_is_measured_and_stops() -> None:
+def test_drift_from_what_was_sampled_stops_before_anything_is_changed() -> None:
+    """What is compared, and which causes are told apart, is in test_drift."""
     student = learner()
-    made = spoken_by(student.policy, pairs(), version=0)
-    row = student.update(Dpo(), made)
-    assert row["learn/answer/max_logprob_drift"] < 1e-4
-    assert "learn/answer/logprob_drift" not in student.update(Dpo(), made), (
-        "spoken by an earlier version: no comparison"
-    )
-    false = [replace(p, chosen=replace(p.chosen, policy_version=2)) for p in pairs()]
+    false = [replace(p, chosen=replace(p.chosen, policy_version=0)) for p in pairs()]
     before = copies(student.policy)
-    with pytest.raises(LearningError, match="sampled with another adapter"):
+    with pytest.raises(LearningError, match="log-probabilities at sampling and at learning differ"):
         student.update(Dpo(), false)
     assert same(before["answer"], student.policy.weights("answer"))
-    assert student.version == 2
+    assert student.version == 0
     assert len(student.pool) == len(false), "the examples are kept for whoever looks into it"
     tolerant = learner(max_logprob_drift=0)
-    assert tolerant.update(Dpo(), [replace(p, chosen=replace(p.chosen, policy_version=0)) for p in pairs()])
+    assert tolerant.update(Dpo(), false)
 
 
 class Listening(Dpo):
@@ -306,45 +287,6 @@ def test_an_update_that_moves_the_wrong_adapter_is_found(monkeypatch: pytest.Mon
 def test_an_update_that_moves_nothing_is_found() -> None:
     with pytest.raises(LearningError, match="changed no parameter of 'answer'"):
         learner(learning_rate=1e-60).update(Dpo(), pairs())
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        *({"learning_rate": value} for value in (-1.0, 0.0, math.nan, math.inf)),
-        {"max_grad_norm": -1.0},
-        {"examples_per_update": -1},
-        {"max_logprob_drift": -0.2},
-        {"max_logprob_drift": math.nan},
-    ],
-    ids=str,
-)
-def test_values_that_no_update_could_use(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(values))}|{next(iter(values.values()))}"):
-        LearnerSettings(**values)
-    with pytest.raises(ConfigError, match=r"above 0, found -0\.001 .stop"):
-        LearnerSettings(role_learning_rates={"stop": -1e-3})
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"lora_r": 0},
-        {"lora_r": -8},
-        {"lora_alpha": 0},
-        {"lora_dropout": 1.5},
-        {"lora_dropout": 1.0},
-        {"lora_dropout": -0.1},
-        {"lora_dropout": math.nan},
-        {"lora_target_modules": ()},
-        {"lora_target_modules": ""},
-        {"lora_target_modules": ("q_proj", "")},
-    ],
-    ids=str,
-)
-def test_shapes_that_no_adapter_has(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(values))):
-        LoraSettings(**values)
 
 
 def test_foreign_examples_are_refused_before_any_work() -> None:

@@ -9,14 +9,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from flow_dpo.core.types import Pair
 from flow_dpo.learner import tree_attention
-from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion, disagreement
+from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.models import head
+from flow_dpo.models.drift_causes import own_logprobs
 from tests.support.packed_builders import ROLES, answer_pair, pair_lists, pairs_of_tree, stop_pair
 from tests.support.tiny_models import KINDS, tiny_model
+
+
+@torch.no_grad()
+def disagreement(model: PreTrainedModel, completions: list[PromptedCompletion], logprobs: Logprobs) -> torch.Tensor:
+    """Absolute differences, in nats, from log-probabilities of the model's own logits, one completion at a time."""
+    pairs = zip(completions, logprobs(), strict=True)
+    # A NaN counts as an infinite difference.
+    return torch.cat([(found - own_logprobs(model, *s)).abs().nan_to_num(nan=torch.inf) for s, found in pairs])
 
 
 def stir(policy: Policy, seed: int = 0, scale: float = 0.1) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import ModelError
 from flow_dpo.engines.merged_lora import MergedModels, save_merged
+from flow_dpo.learner.gradients import Gradients
 from flow_dpo.learner.policy import LoraSettings, Policy
+from flow_dpo.learner.settings import RowSettings
 from flow_dpo.models.adapter_targets import find_targets
-from tests.learner.test_logprobs import stir
+from tests.learner.test_logprobs import assert_same_gradient, stir
 from tests.support.model_families import build, names
-from tests.support.packed_builders import ROLES
+from tests.support.packed_builders import ROLES, pairs_of_tree
 from tests.support.tiny_models import tiny_model
 
 SAMPLE = {
@@ -107,8 +111,25 @@ def test_experts_are_reached_in_half_precision_too() -> None:
     assert all(piece.abs().sum() > 0 for piece in gradient)
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_experts_learn_the_same_with_shared_prefixes_and_checkpoints(name: str) -> None:
+    made = [p for p in pairs_of_tree(random.Random(0), "p", num_nodes=3) if p.request.role == "answer"]
+    found: list[list[torch.Tensor]] = []
+    for rows in (RowSettings(), RowSettings(packed=False), RowSettings(gradient_checkpointing=True)):
+        policy = stir(Policy(build(name), ROLES, LoraSettings(lora_r=2)))
+        if rows.gradient_checkpointing:
+            policy.checkpoint_activations()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="prefixes are not shared")  # attention sinks
+            gradient = Gradients(policy, rows, dict.fromkeys(ROLES)).compute(Dpo(), "answer", made, 0)
+        found.append(gradient.pieces)
+    assert all(piece.abs().sum() > 0 for piece in found[0])
+    for other in found[1:]:
+        assert_same_gradient(other, found[0], tolerance=1e-4)
+
+
 def test_a_run_is_told_what_learns_where_experts_have_no_adapter() -> None:
-    with pytest.warns(UserWarning, match=r"adapters reach 27% of the model's weights \(experts without one hold 54%\).*"
+    with pytest.warns(UserWarning, match=r"Adapters reach 27% of the model's weights \(experts without one hold 54%\).*"
                                          "set lora_dropout to 0"):  # fmt: skip
         targets = find_targets(build("qwen3_moe"), "all-linear", dropout=0.1)
     assert targets.parameters == ()
