@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ class _Keeper:
 @contextmanager
 def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
     """The judge that the settings name, and its name; refused here where it cannot be reached or loaded."""
-    from flow_dpo.engines.local.engine import LocalEngine  # loads torch, once the arguments are parsed
+    from flow_dpo.engines.factory import open_base  # loads torch, once the arguments are parsed
     from flow_dpo.evaluate.judge.backends import EndpointJudge, LocalJudge
     from flow_dpo.models.load import load_model
 
@@ -166,14 +166,7 @@ def judging(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Judge]]:
         )
         return
     loaded = load_model(parsed["model"])
-    engine = LocalEngine(
-        loaded.model,
-        role_model=lambda role: nullcontext(loaded.model),  # the base model, without adapters
-        end_ids=loaded.end_ids,
-        context_tokens=loaded.context_tokens,
-        settings=parsed["engine"],
-    )
-    with closing(engine):
+    with open_base(parsed["engine"], loaded) as engine:
         yield (
             loaded.name,
             LocalJudge(

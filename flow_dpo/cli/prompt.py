@@ -60,7 +60,9 @@ def prompt(argv: Sequence[str]) -> int:
     config, renderer = models.load_renderer(parsed["model"])
     ends = models.end_ids(renderer, models.load_generation_config(parsed["model"], config), parsed["model"])
     name = parsed["model"].model_name_or_path
-    print_safe(console, f"Model     {name}, a context window of {models.context_tokens(config)} tokens")
+    print_safe(
+        console, f"Model     {name}, a context window of {models.context_window(config, renderer.tokenizer)} tokens"
+    )
     print_safe(console, f"Problem   {problems[0].id}")
     for line in _habits(renderer, sorted(ends)):
         print_safe(console, line)

@@ -4,6 +4,8 @@ Invariant: both objectives compare log-ratios of policy and reference, so that a
 pair's log-ratios, sums over tokens:
 
     chosen 0.2    rejected -0.1    ->    h = beta * 0.3, loss -log sigmoid(h)
+
+The measure "accuracy" is the share of pairs with h > 0; h = 0, as in an update where both are equal, counts as a half.
 """
 
 from __future__ import annotations
@@ -123,7 +125,7 @@ class _Ratios:
         measures = {
             "loss": weighted,
             "margin": margins,
-            "accuracy": (margins > 0).float(),
+            "accuracy": (1 + margins.sign()) / 2,
             "chosen_ratio": self.chosen,
             "chosen_logprobs": self.chosen_logprobs,
             "rejected_logprobs": self.rejected_logprobs,

@@ -2,7 +2,9 @@
 
 Scored by one forward: the logits of the choices at the end of the prompt, renormalised over the choices, then sampled
 with the request's temperature. `top_p` is not applied: every declared choice is intended, and an improbable one is not
-noise. Invariant: the completion is one of the choices, and the probabilities of `choice_logprobs` sum to one.
+noise. Greedy takes the most probable; where several are exactly equal, the request's seed picks among them, so that a
+tie is neither a Yes for being named first nor a No. Invariant: the completion is one of the choices, and the
+probabilities of `choice_logprobs` sum to one.
 
     choose([2.0, 2.0], Request(role="stop", prompt_ids=(1,), choices=(8, 9)), Sampling(), seed=7)   # logprobs=(-0.693,)
 """
@@ -38,7 +40,11 @@ def choose(
     total = peak + math.log(math.fsum(math.exp(score - peak) for score in scores))
     logprobs = tuple(score - total for score in scores)
     left_out = {index for index, token in enumerate(request.choices) if token in excluded}
-    drawn = draw(dict(enumerate(logprobs)), replace(sampling, top_p=1.0), uniform=uniform(seed, 0), excluded=left_out)
+    share = uniform(seed, 0)
+    if sampling.greedy and (left := [index for index in range(len(logprobs)) if index not in left_out]):
+        tied = [index for index in left if logprobs[index] == max(logprobs[other] for other in left)]
+        left_out |= set(tied) - {tied[int(share * len(tied))]}
+    drawn = draw(dict(enumerate(logprobs)), replace(sampling, top_p=1.0), uniform=share, excluded=left_out)
     if drawn is None:
         raise nothing_left(request, sampling, excluded)
     return Completion(

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -21,10 +22,11 @@ import torch
 from transformers import PreTrainedModel
 
 from flow_dpo.core.engine import Engine
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role, TokenIds
-from flow_dpo.engines.local.compatibility import vocabulary_size
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
+from flow_dpo.engines.model_check import Kind, Subject, choose_engine
 from flow_dpo.engines.plain import PlainEngine
 from flow_dpo.engines.settings import (
     KINDS,
@@ -41,6 +43,8 @@ from flow_dpo.engines.vllm.in_process import VllmEngine, check_installed, open_v
 from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import Policy
+from flow_dpo.models import attention
+from flow_dpo.models.facts import vocabulary_size
 from flow_dpo.models.load import LoadedModel
 
 PROBES = (
@@ -109,7 +113,10 @@ def open_local(settings: LocalSettings, loaded: LoadedModel, *, num_roles: int) 
 
 @contextmanager
 def open_plain(settings: PlainSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
-    yield EngineAccess(loaded.context_tokens, lambda policy, _: _plain(loaded, policy))
+    def build(policy: Policy, _: AdapterStore) -> Engine:
+        return _right(Subject.of(policy, context_tokens=loaded.context_tokens), loaded, _PLAIN)
+
+    yield EngineAccess(loaded.context_tokens, build)
 
 
 @contextmanager
@@ -134,14 +141,23 @@ def open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_r
         def check() -> None:
             check_base(lambda request: client.complete(base.id, request).reply, expected, where=client.url)
 
-        yield EngineAccess(
-            room,
-            lambda _, store: VllmServerEngine(
-                client, facts, base=base, context_tokens=room, folder_of=store, check=check
-            ),
-        )
+        def build(policy: Policy, store: AdapterStore) -> VllmServerEngine:
+            check_readable(policy)
+            return VllmServerEngine(client, facts, base=base, context_tokens=room, folder_of=store, check=check)
+
+        yield EngineAccess(room, build)
     finally:
         client.stop()
+
+
+def check_readable(policy: Policy) -> None:
+    """Raise `ConfigError` for adapters on parameters, of which it is not known that vLLM reads them from files."""
+    if policy.targets.parameters:
+        raise ConfigError(
+            "expected adapters on layers alone, which vLLM reads from files, found some on the parameters "
+            f"{', '.join(policy.targets.parameters)}; use --engine.sync merged (vLLM in this process, one role), "
+            f"another engine, or --lora_target_modules with the names of layers ({', '.join(policy.targets.modules)})"
+        )
 
 
 def _facts(loaded: LoadedModel, top_logprobs: int) -> ModelFacts:
@@ -173,6 +189,8 @@ def _vllm(
 ) -> VllmEngine:
     """vLLM in this process. Raises `ConfigError` where it cannot be started, or gives other log-probabilities."""
     model = loaded.model
+    if settings.sync != "merged":
+        check_readable(policy)
     opened = open_vllm(
         settings,
         model=str(model.name_or_path),
@@ -200,12 +218,50 @@ def _vllm(
     return engine
 
 
-def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> LocalEngine:
+def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Engine:
+    """The local engine where it is right for this model and its adapters, otherwise a plain one."""
+    role_model = role_model_of(policy, settings)
+
+    def make(subject: Subject, end_ids: Collection[int] = ()) -> Engine:
+        assert subject.policy is not None
+        own = role_model if subject.policy is policy else role_model_of(subject.policy, settings)
+        return _local_engine(settings, subject, own, end_ids)
+
+    return _right(
+        Subject.of(policy, context_tokens=loaded.context_tokens), loaded, {_LOCAL: (make, "layout"), **_PLAIN}
+    )
+
+
+@contextmanager
+def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
+    """The local engine of the base model without adapters, whatever the role; a plain one where that is not right."""
+
+    def make(subject: Subject, end_ids: Collection[int] = ()) -> Engine:
+        return _local_engine(settings, subject, subject.using, end_ids)
+
+    attention.prepare(loaded.model)
+    subject = Subject.bare(loaded.model, context_tokens=loaded.context_tokens)
+    with closing(_right(subject, loaded, {_LOCAL: (make, "layout"), **_PLAIN})) as engine:
+        yield engine
+
+
+def _right(subject: Subject, loaded: LoadedModel, engines: Mapping[str, tuple[Callable[..., Engine], Kind]]) -> Engine:
+    """The first of these engines that samples this model rightly."""
+    make, _ = engines[choose_engine(subject, engines)]
+    return make(subject, loaded.end_ids)
+
+
+def _local_engine(
+    settings: LocalSettings,
+    subject: Subject,
+    role_model: Callable[[Role], AbstractContextManager[PreTrainedModel]],
+    end_ids: Collection[int],
+) -> LocalEngine:
     return LocalEngine(
-        policy.model,
-        role_model=role_model_of(policy, settings),
-        end_ids=loaded.end_ids,
-        context_tokens=loaded.context_tokens,
+        subject.model,
+        role_model=role_model,
+        end_ids=end_ids,
+        context_tokens=subject.context_tokens,
         settings=settings,
     )
 
@@ -217,7 +273,18 @@ def role_model_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], A
     return MergedModels(policy).using  # refused now rather than amid rollouts
 
 
-def _plain(loaded: LoadedModel, policy: Policy) -> PlainEngine:
+def _plain_engine(subject: Subject, end_ids: Collection[int] = (), *, cached: bool = True) -> PlainEngine:
     return PlainEngine(
-        policy.model, role_model=policy.using, end_ids=loaded.end_ids, context_tokens=loaded.context_tokens
+        subject.model,
+        role_model=subject.using,
+        end_ids=end_ids,
+        context_tokens=subject.context_tokens,
+        cached=cached,
     )
+
+
+_LOCAL = "the local engine"
+_PLAIN: Mapping[str, tuple[Callable[..., Engine], Kind]] = {
+    "the plain engine": (_plain_engine, "cached"),
+    "the plain engine without a cache": (partial(_plain_engine, cached=False), "whole"),
+}

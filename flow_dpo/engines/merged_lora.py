@@ -1,8 +1,9 @@
 """LoRA adapters merged into weights: sampling without the adapter's cost at every token.
 
-A LoRA layer computes W x and then B A x beside it, at every token (what that costs is in benchmarks/RESULTS.md). While
-nothing is learned the two can be one matrix. A merged model is a twin of the policy's that shares every tensor with it
-but the weights that a role's adapter changes, which are its own, W + scaling B A:
+A LoRA layer computes W x and then B A x beside it, at every token (what that costs is in benchmarks/RESULTS.md); on a
+stack of experts it makes W + B A at every forward. While nothing is learned the two can be one matrix. A merged model
+is a twin of the policy's that shares every tensor with it but the weights that a role's adapter changes, which are its
+own, W + scaling B A:
 
     merged = MergedModels(policy)
     with merged.using("answer") as model: ...    the twin, merged anew if the adapter has moved since
@@ -16,6 +17,7 @@ away.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -23,12 +25,16 @@ from pathlib import Path
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import Role
 from flow_dpo.learner.policy import Policy
+
+_Adapted = LoraLinear | ParamWrapper
+"""What PEFT puts around a linear layer, and around a module one of whose parameters has an adapter."""
 
 MAX_BYTES = 2**30
 """Weights of all twins together above which the adapters are not merged unless it is asked for."""
@@ -49,8 +55,8 @@ class MergedModels:
         layers = _lora_layers(policy)
         if policy.model.dtype != torch.float32 or layers is None:
             raise ModelError(
-                f"adapters are merged in float32 and plain linear layers only, this model is {policy.model.dtype}; "
-                "use --merge_adapters never"
+                "adapters are merged in float32, into linear layers and stacks of experts only, this model is "
+                f"{policy.model.dtype}; use --merge_adapters never"
             )
         self._layers = layers
         self._models = {role: _twin(policy.model, layers) for role in policy.roles}
@@ -71,7 +77,9 @@ class MergedModels:
         now = [tensor._version for tensor in self._adapters[role]]
         if self._merged.get(role) != now:
             for name, layer in self._layers.items():
-                model.get_submodule(name).weight = torch.nn.Parameter(_merged_weight(layer, role), requires_grad=False)
+                module, _, parameter = name.rpartition(".")
+                merged = torch.nn.Parameter(_merged_weight(layer, role), requires_grad=False)
+                setattr(model.get_submodule(module), parameter, merged)
             self._merged[role] = now
         return model
 
@@ -87,23 +95,31 @@ def save_merged(policy: Policy, role: Role, folder: str | Path) -> Path:
     if model.config.tie_word_embeddings and isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise ModelError("a head that is tied to the embeddings cannot be merged into alone; leave out lm_head")
     if layers is None:
-        raise ModelError("adapters are merged into plain linear layers only; this model has others")
-    state = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
-    }
-    state |= {f"{name}.weight": _merged_weight(layer, role) for name, layer in layers.items()}
+        raise ModelError("adapters are merged into linear layers and stacks of experts only; this model has others")
+    state = {_bare_name(name): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
+    state |= {name: _merged_weight(layer, role) for name, layer in layers.items()}
     model.save_pretrained(str(folder), state_dict=state)
     return Path(folder)
 
 
-def _lora_layers(policy: Policy) -> dict[str, LoraLinear] | None:
-    """The wrapped layers by their names in the model; None where one is something else than a plain linear one."""
-    wrapped = {name: m for name, m in policy.model.named_modules() if isinstance(m, BaseTunerLayer)}
-    plain = {name: m for name, m in wrapped.items() if isinstance(m, LoraLinear)}
-    return plain if len(plain) == len(wrapped) else None
+def _lora_layers(policy: Policy) -> dict[str, _Adapted] | None:
+    """What is wrapped, by the names of the weights; None where one is neither a plain linear layer nor a parameter."""
+    found: dict[str, _Adapted] = {}
+    for name, module in policy.model.named_modules():
+        if isinstance(module, _Adapted):
+            parameter = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
+            found[f"{_bare_name(name)}.{parameter}"] = module
+        elif isinstance(module, BaseTunerLayer):
+            return None
+    return found
 
 
-def _twin(model: PreTrainedModel, layers: Mapping[str, LoraLinear]) -> PreTrainedModel:
+def _bare_name(name: str) -> str:
+    """A name as it was before PEFT wrapped the module, once or for several parameters."""
+    return re.sub(r"(\.base_layer)+(?=\.|$)", "", name)
+
+
+def _twin(model: PreTrainedModel, layers: Mapping[str, _Adapted]) -> PreTrainedModel:
     """The model as it was before PEFT wrapped its layers, every tensor shared."""
     # deepcopy takes what its memo holds in place of a copy: the tensors as they are, bare layers for wrapped ones.
     memo = {id(each): each for each in chain(model.parameters(), model.buffers(), (model.config,))}
@@ -112,19 +128,23 @@ def _twin(model: PreTrainedModel, layers: Mapping[str, LoraLinear]) -> PreTraine
 
 
 @torch.no_grad()
-def _merged_weight(layer: LoraLinear, role: Role) -> torch.Tensor:
+def _merged_weight(layer: _Adapted, role: Role) -> torch.Tensor:
     """W + scaling B A: summed in float32, and rounded once where the base is in another precision."""
-    base, [down], [up] = _base(layer), *(list(pair[role].parameters()) for pair in (layer.lora_A, layer.lora_B))
+    base = _base(layer)
+    if isinstance(layer, ParamWrapper) and layer.num_experts > 1:
+        left, right, scaling = layer.get_delta_factors(role)
+        return torch.baddbmm(base.float(), left.float(), right.float(), alpha=scaling).to(base.dtype)
+    [down], [up] = (list(pair[role].parameters()) for pair in (layer.lora_A, layer.lora_B))
     change = up.float() @ down.float() * layer.scaling[role]
     return (base.float() + (change.T if layer.fan_in_fan_out else change)).to(base.dtype)
 
 
-def _base(layer: LoraLinear) -> torch.Tensor:
-    weight = layer.get_base_layer().weight
+def _base(layer: _Adapted) -> torch.Tensor:
+    weight = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
     assert isinstance(weight, torch.Tensor)
     return weight
 
 
-def _tensors(layers: Mapping[str, LoraLinear], role: Role) -> list[torch.Tensor]:
+def _tensors(layers: Mapping[str, _Adapted], role: Role) -> list[torch.Tensor]:
     pairs = [(layer.lora_A[role], layer.lora_B[role]) for layer in layers.values()]
     return [tensor for pair in pairs for module in pair for tensor in module.parameters()]

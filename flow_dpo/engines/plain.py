@@ -18,6 +18,7 @@ engine, up to the rounding of sums.
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -29,9 +30,10 @@ from transformers import DynamicCache, PreTrainedModel
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
-from flow_dpo.engines.local.compatibility import steady_tokens, vocabulary_size
 from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary, nothing_left
 from flow_dpo.engines.sampling_rule import Drawn, draw, uniform
+from flow_dpo.models.facts import steady_tokens, vocabulary_size
+from flow_dpo.models.head import choice_logits, head_inputs
 
 
 class _Queued(NamedTuple):
@@ -46,6 +48,8 @@ class PlainEngine(Engine):
     """transformers in this process, a request at a time.
 
     `role_model(role)` gives the model with the role's adapter on, without dropout; the model as it is where not given.
+    With `cached` off every token takes a forward over all tokens before it: for models that transformers' cache does
+    not fit.
     """
 
     def __init__(
@@ -55,8 +59,11 @@ class PlainEngine(Engine):
         role_model: Callable[[Role], AbstractContextManager[PreTrainedModel]] | None = None,
         end_ids: Collection[int],
         context_tokens: int,
+        cached: bool = True,
     ) -> None:
         self._role_model = role_model or (lambda _: nullcontext(model))
+        self._cached = cached
+        self._few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         self._end_ids = frozenset(end_ids)
         # Some models rotate every key otherwise past a length, the cached ones too: no request goes that far.
         self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
@@ -93,18 +100,18 @@ class PlainEngine(Engine):
     def _write(self, model: PreTrainedModel, queued: _Queued) -> Completion:
         """Draw token after token."""
         request, sampling = queued.request, queued.sampling
-        cache = DynamicCache(config=model.config)
+        cache = DynamicCache(config=model.config) if self._cached else None
         unread, drawn = request.prompt_ids, list[Drawn]()
         while len(drawn) < request.max_tokens and not (drawn and drawn[-1].token in self._end_ids):
             # 1. read what is new; the cache has the keys and values of the rest
-            scores = self._forward(model, unread, cache)
+            scores = dict(enumerate(self._forward(model, unread, cache)[0].double().tolist()))
             # 2. draw by the number that belongs to this seed and position
             excluded = () if drawn else queued.excluded
             token = draw(scores, sampling, uniform=uniform(queued.seed, len(drawn)), excluded=excluded)
             if token is None:
                 raise nothing_left(request, sampling, excluded)
             drawn.append(token)
-            unread = (token.token,)
+            unread = (token.token,) if self._cached else (*unread, token.token)
         self._stats["sampled_tokens"] += len(drawn)
         return Completion(
             token_ids=tuple(each.token for each in drawn),
@@ -117,10 +124,11 @@ class PlainEngine(Engine):
     def _choose(self, model: PreTrainedModel, queued: _Queued) -> Completion:
         """Score the declared choices on one forward, and draw one of them."""
         request = queued.request
-        scores = self._forward(model, request.prompt_ids, None)
+        with head_inputs(model) as kept:
+            logits_1V = self._forward(model, request.prompt_ids, None)
         self._stats["num_choices"] += 1
         return choose(
-            [scores[token] for token in request.choices],
+            choice_logits(model, kept, logits_1V, [0], [request.choices])[0],
             request,
             queued.sampling,
             seed=queued.seed,
@@ -128,10 +136,11 @@ class PlainEngine(Engine):
             policy_version=self._versions.get(request.role, 0),
         )
 
-    def _forward(self, model: PreTrainedModel, token_ids: TokenIds, cache: DynamicCache | None) -> dict[int, float]:
-        """The next token's logits, by token id."""
+    def _forward(self, model: PreTrainedModel, token_ids: TokenIds, cache: DynamicCache | None) -> torch.Tensor:
+        """The next token's logits, 1V."""
         ids_1T = torch.tensor([token_ids], device=model.device)
-        found = model(input_ids=ids_1T, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
+        memory = {} if cache is None else {"past_key_values": cache}
+        found = model(input_ids=ids_1T, use_cache=cache is not None, **memory, **self._few)
         self._stats["num_forwards"] += 1
         self._stats["prefilled_tokens"] += len(token_ids) if len(token_ids) > 1 else 0
-        return dict(enumerate(found.logits[0, -1].double().tolist()))
+        return found.logits[0, -1:]

@@ -13,28 +13,21 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from flow_dpo.core.errors import LearningError, ModelError
+from flow_dpo.core.errors import LearningError
 from flow_dpo.core.objective import Objective, TokenLogprobs
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role
-from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion, disagreement, inputs
+from flow_dpo.learner.check import choose_way
+from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion, inputs
 from flow_dpo.learner.packing import fill_rows
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import RowSettings
-
-FULL_TOLERANCE = 1e-3
-"""Nats that the largest difference from the model's own log-probabilities may have, when a model is first used."""
-HALF_TOLERANCE = 0.5
-"""Nats that the mean difference in half precision may have with separate forwards: logits above 16 are an eighth apart
-there. It is 0.01 to 0.03 on text that the model would generate, 0.3 on very improbable tokens."""
-HALF_SLACK = 0.05
-"""With shared prefixes it may be three times that of separate ones, plus this much. A wrong mask causes more."""
+from flow_dpo.models.drift import Drift, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +40,8 @@ class Gradient:
     """Of all of them together."""
     measures: dict[str, float]
     """Means over the examples, and the sums named in `SUMS`."""
+    drift: Drift
+    """The comparisons with what was recorded at sampling."""
 
 
 class NonFinite(Exception):
@@ -59,7 +54,24 @@ class Gradients:
     def __init__(self, policy: Policy, rows: RowSettings, references: Mapping[Role, str | None]) -> None:
         self._policy, self._rows, self._references = policy, rows, references
         self.packed: bool | None = None if rows.packed else False
-        """Whether prefixes are shared; None until the first use."""
+        """Whether prefixes are shared; None until the model was checked."""
+        self._own_head: bool | None = None
+        """Whether logits come from the model's own head; None until it was checked."""
+        self.reference_version: int | None = None
+        """The version of the adapters that the reference holds; None for weights of no version."""
+
+    def check(self) -> None:
+        """Choose how log-probabilities are computed, by comparing each way with the model's own forward.
+
+        Once; warns where prefixes cannot be shared. Raises `ModelError` where no way is right.
+        """
+        if self.packed is None or self._own_head is None:
+            self.packed, self._own_head = choose_way(self._policy, packed=self.packed is not False)
+
+    def logprobs(self, completions: Sequence[PromptedCompletion]) -> Logprobs:
+        """Log-probabilities of these completions, by the way that was chosen."""
+        way = PackedLogprobs if self.packed else PlainLogprobs
+        return way(self._policy.model, completions, own_head=self._own_head is True)
 
     def compute(self, objective: Objective, role: Role, examples: Sequence[Example], version: int) -> Gradient:
         """The gradient of the objective's mean over the examples, at this version of the policy.
@@ -68,35 +80,63 @@ class Gradients:
         """
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
-        for row in self._fill(role, examples):
-            for into, piece in zip(total, self._row_gradient(objective, role, row, account), strict=True):
+        rows = self._fill(examples)
+        if self._policy.settings.lora_dropout:
+            self._compare_without_dropout(role, examples, account)
+        for index, row in enumerate(rows):
+            # Only dropout is random. Its seed makes a resumed run equal the uninterrupted one, and no row like another.
+            seed = derive(self._policy.seed, "dropout", version, role, index)
+            for into, piece in zip(total, self._row_gradient(objective, role, row, account, seed), strict=True):
                 into += piece
         norm = float(torch.nn.utils.get_total_norm(total))
         if not math.isfinite(norm):
             raise NonFinite(f"the gradient of role {role!r} is {norm} at version {version}")
-        return Gradient(total, norm, account.measures())
+        return Gradient(total, norm, account.measures(), account.drift)
+
+    def _compare_without_dropout(self, role: Role, examples: Sequence[Example], account: Account) -> None:
+        """Compute a few completions of the present version again, one at a time: those of the rows have dropout."""
+        of_now = [(e.request, c) for e in examples for c in e.completions if c.policy_version == account.version]
+        with torch.no_grad(), self._policy.using(role):
+            for completion in spread(of_now):
+                [found] = self.logprobs([completion])()
+                account.drift.add(completion, found, role)
+
+    def _compare(
+        self,
+        role: Role,
+        completions: Sequence[PromptedCompletion],
+        found: Sequence[torch.Tensor],
+        reference: Sequence[torch.Tensor],
+        account: Account,
+    ) -> None:
+        """Compare a row with what was recorded, where policy or reference hold the version that sampled."""
+        for index, (request, completion) in enumerate(completions):
+            account.drift.num_tokens += len(completion.token_ids)
+            if completion.policy_version == account.version:
+                if not self._policy.settings.lora_dropout:
+                    account.drift.add((request, completion), found[index], role)
+            elif reference and completion.policy_version == self.reference_version:
+                account.drift.add((request, completion), reference[index], self._references[role])
 
     def _row_gradient(
-        self, objective: Objective, role: Role, row: Sequence[Example], account: Account
+        self, objective: Objective, role: Role, row: Sequence[Example], account: Account, seed: int
     ) -> Sequence[torch.Tensor]:
         """The gradient of one row's examples: a tensor a parameter; their measures go to the account."""
         policy = self._policy
         completions = [(e.request, c) for e in row for c in e.completions]
         counts = [len(e.completions) for e in row]
-        logprobs = self._logprobs_class()(policy.model, completions)
+        logprobs = self.logprobs(completions)
         # 1. Log-probabilities under the reference policy, without a graph.
         marks = [time.perf_counter()]
-        reference: list[TokenLogprobs] = []
+        reference: list[torch.Tensor] = []
         if objective.needs_reference:
             with torch.no_grad(), policy.using(self._references[role]):
-                reference = _by_example(logprobs(), counts)
+                reference = logprobs()
         marks.append(time.perf_counter())
-        # 2. Under the policy, then the loss. Only dropout is random; its seed makes a resumed run equal the
-        #    uninterrupted one.
-        seed = derive(policy.seed, "dropout", account.version, role)
+        # 2. Under the policy, then the loss.
         with policy.dropout_from(seed), policy.using(role, training=True):
             found = logprobs()
-            loss = objective(row, _by_example(found, counts), reference)
+            loss = objective(row, _by_example(found, counts), _by_example(reference, counts) if reference else [])
             marks.append(time.perf_counter())
             mean = loss.total / account.num_examples
             if not torch.isfinite(mean):
@@ -107,17 +147,12 @@ class Gradients:
             gradient = torch.autograd.grad(mean, policy.parameters(role), materialize_grads=True)
         marks.append(time.perf_counter())
         account.add(loss.measures, completions, logprobs.num_tokens, marks)
-        account.add_drift(completions, [f.detach() for f in found])
+        self._compare(role, completions, found, reference, account)
         return gradient
 
-    def _logprobs_class(self) -> type[PackedLogprobs] | type[PlainLogprobs]:
-        return PackedLogprobs if self.packed else PlainLogprobs
-
-    def _fill(self, role: Role, examples: Sequence[Example]) -> list[list[Example]]:
+    def _fill(self, examples: Sequence[Example]) -> list[list[Example]]:
         """The examples as rows of at most `max_tokens` tokens."""
-        if self.packed is None:
-            with self._policy.using(role):
-                self.packed = can_pack(self._policy, _sample(examples))
+        self.check()
         sequences = [[inputs((e.request, c)) for c in e.completions] for e in examples]
         if not self.packed:
             return [[examples[i] for i in row] for row in _padded_rows(sequences, self._rows.max_tokens)]
@@ -143,60 +178,6 @@ def _padded_rows(sequences: Sequence[Sequence[Sequence[int]]], max_tokens: int) 
     return rows
 
 
-def _sample(examples: Sequence[Example]) -> list[PromptedCompletion]:
-    """The two examples with the longest prompts, for `can_pack`: they share most, and exceed sliding windows."""
-    longest = sorted(examples, key=lambda e: (len(e.request.prompt_ids), e.request.prompt_ids))[-2:]
-    return [(e.request, c) for e in longest for c in e.completions]
-
-
-def can_pack(policy: Policy, completions: Sequence[PromptedCompletion]) -> bool:
-    """Compare packed log-probabilities with the model's own logits, under the adapter in use; warn where they differ.
-
-    Raises `ModelError` where plain ones differ as well.
-    """
-    half = policy.model.dtype != torch.float32
-    separate = _logprob_error(policy, PlainLogprobs, completions) if half else None
-    allowed = HALF_SLACK + 3 * separate if isinstance(separate, float) else HALF_TOLERANCE if half else FULL_TOLERANCE
-    shared = _complaint(_logprob_error(policy, PackedLogprobs, completions), allowed)
-    if not shared:
-        return True
-    if separate is None:
-        separate = _logprob_error(policy, PlainLogprobs, completions)
-    if fault := _complaint(separate, HALF_TOLERANCE if half else FULL_TOLERANCE):
-        raise ModelError(
-            f"{type(policy.model).__name__}'s log-probabilities cannot be computed: with shared prefixes {shared}, "
-            f"with separate ones {fault}"
-        )
-    warnings.warn(
-        f"prefixes are not shared in learning, for this model does not allow it ({shared}): each completion is "
-        f"computed after its own prompt, exact but several times slower",
-        stacklevel=2,
-    )
-    return False
-
-
-def _complaint(error: float | str, allowed: float) -> str:
-    """A description of an error above what is allowed; "" where it is within."""
-    if isinstance(error, str):
-        return error
-    return f"{error:.2g} nats off the model's own logits, {allowed:.2g} allowed" if error > allowed else ""
-
-
-def _logprob_error(
-    policy: Policy,
-    logprobs_class: type[PackedLogprobs] | type[PlainLogprobs],
-    completions: Sequence[PromptedCompletion],
-) -> float | str:
-    """Nats from the model's own log-probabilities: the most, in half precision the mean; or why there are none."""
-    model = policy.model
-    try:
-        differences = disagreement(model, completions, logprobs_class(model, completions))
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError) as error:
-        # A model that does not support layouts may refuse the argument, or fail on it anywhere inside.
-        return f"{type(error).__name__}: {error}"
-    return (differences.max() if model.dtype == torch.float32 else differences.mean()).item()
-
-
 SUMS = frozenset({"pairs", "tokens", "unshared_tokens", "rows", "reference_s", "forward_s", "backward_s"})
 
 
@@ -207,7 +188,7 @@ class Account:
         self.num_examples, self.version = num_examples, version
         self._means: dict[str, float] = {}
         self._sums = dict.fromkeys(sorted(SUMS), 0.0) | {"pairs": float(num_examples)}
-        self._drift: list[torch.Tensor] = []
+        self.drift = Drift()
 
     def add(
         self,
@@ -225,20 +206,9 @@ class Account:
         for name, start, end in zip(("reference_s", "forward_s", "backward_s"), marks, marks[1:], strict=False):
             self._sums[name] += end - start
 
-    def add_drift(self, completions: Sequence[PromptedCompletion], found: Sequence[torch.Tensor]) -> None:
-        """Compare with the engine's log-probabilities at sampling, of completions of the present policy version."""
-        same = [i for i, (_, c) in enumerate(completions) if c.policy_version == self.version]
-        if same:
-            recorded = torch.tensor([x for i in same for x in completions[i][1].logprobs])
-            self._drift.append((torch.cat([found[i] for i in same]).cpu() - recorded).abs())
-
     def measures(self) -> dict[str, float]:
         """By name; drift only where something was compared."""
-        out = self._means | self._sums
-        if self._drift:
-            drift = torch.cat(self._drift)
-            out |= {"logprob_drift": float(drift.mean()), "max_logprob_drift": float(drift.max())}
-        return out
+        return self._means | self._sums | self.drift.measures()
 
 
 def _by_example(pieces: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprobs]:

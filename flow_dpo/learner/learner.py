@@ -14,7 +14,8 @@ changes nothing and its examples stay in the pool; saved and loaded, a learner g
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from flow_dpo.core.errors import ConfigError, LearningError
 from flow_dpo.core.objective import Objective, check_examples
 from flow_dpo.core.types import Adapter, Example, Role, by_role
 from flow_dpo.learner import state
-from flow_dpo.learner.gradients import SUMS, Gradients, NonFinite
+from flow_dpo.learner.gradients import SUMS, Gradient, Gradients, NonFinite
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import LearnerSettings
 
@@ -47,6 +48,9 @@ class Learner:
         frozen = self.settings.reference.kind == "snapshot"
         references = {role: policy.snapshot(role) if frozen else None for role in policy.roles}
         self._gradients = Gradients(policy, self.settings.rows, references)
+        self._starts_at_base = policy.is_at_base()
+        self._before: tuple[int, dict[str, list[torch.Tensor]]] | None = None
+        """The version before the last update and its weights, to explain a drift by."""
         if self.settings.rows.gradient_checkpointing:
             policy.checkpoint_activations()
 
@@ -57,8 +61,12 @@ class Learner:
 
     @property
     def packed(self) -> bool | None:
-        """Whether shared prefixes are computed once; None until the first update."""
+        """Whether shared prefixes are computed once; None until the model was checked."""
         return self._gradients.packed
+
+    def check(self) -> None:
+        """Choose how log-probabilities are computed, now rather than at the first update. Raises `ModelError`."""
+        self._gradients.check()
 
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
         """Add examples to the pool, make an update of every full batch in it, and return metrics.
@@ -102,14 +110,16 @@ class Learner:
 
     def _learn(self, objective: Objective, batch: Sequence[Example]) -> dict[Role, Row]:
         """One update: first all roles' gradients, then all optimizer steps."""
+        self._gradients.reference_version = self._reference_version()
         gradients = {
             role: self._gradients.compute(objective, role, examples, self.version)
             for role, examples in by_role(batch).items()
         }
         for role, gradient in gradients.items():
-            self._check_drift(role, gradient.measures)
+            self._check_drift(role, gradient)
         before = {adapter: [w.clone() for w in self.policy.weights(adapter)] for adapter in self.policy.adapters}
         rates = {role: self._step(role, gradient.pieces) for role, gradient in gradients.items()}
+        self._before = (self.version, before)
         self.version += 1
         self._check_moves(before, {role: gradient.norm for role, gradient in gradients.items()})
         reference = self.settings.reference
@@ -158,14 +168,31 @@ class Learner:
                     f"{norms[adapter]:.3g}; is the learning rate {rate} too small?"
                 )
 
-    def _check_drift(self, role: Role, measures: Row) -> None:
-        limit, drift = self.settings.max_logprob_drift, measures.get("logprob_drift", 0.0)
-        if limit and drift > limit and not self.policy.settings.lora_dropout:
-            raise LearningError(
-                f"role {role!r}: log-probabilities at sampling and at learning differ by {drift:.3f} nats a token on "
-                f"average under version {self.version}, at most {limit} expected: the engine sampled with another "
-                f"adapter or prompt than the learner has; nothing was changed"
-            )
+    def _reference_version(self) -> int | None:
+        """The version of the adapters that the reference policy holds, or None where it holds none whole."""
+        reference = self.settings.reference
+        if reference.kind == "base":
+            return 0 if self._starts_at_base else None
+        moved = self.version - self.version % reference.every if reference.every else 0
+        return moved if moved == 0 or reference.lerp == 1 else None
+
+    def _check_drift(self, role: Role, gradient: Gradient) -> None:
+        limit, drift = self.settings.max_logprob_drift, gradient.measures.get("logprob_drift", 0.0)
+        if not limit or drift <= limit:
+            return
+        version, weights = self._before or (0, {})
+        earlier = {f"version {version} of {role!r}": lambda: self._earlier(role, weights[role])} if weights else {}
+        cause = gradient.drift.explain(self.policy.model, self.policy.using, self.policy.adapters, limit, earlier)
+        raise LearningError(
+            f"role {role!r}: log-probabilities at sampling and at learning differ by {drift:.3f} nats a token on "
+            f"average over the {gradient.measures['compared_share']:.0%} of tokens whose version is at hand, at most "
+            f"{limit} expected: {cause}; nothing was changed"
+        )
+
+    @contextmanager
+    def _earlier(self, role: Role, weights: Sequence[torch.Tensor]) -> Iterator[None]:
+        with self.policy.holding(role, weights), self.policy.using(role):
+            yield
 
 
 def _summarise(updates: Sequence[Mapping[Role, Row]]) -> dict[Role, Row]:

@@ -17,25 +17,28 @@ Half-precision models have half-precision adapters, so that sampling and learnin
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.pytorch_utils import Conv1D
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Role
-from flow_dpo.learner.settings import ALL_LINEAR, LoraSettings
+from flow_dpo.learner.settings import LoraSettings
 from flow_dpo.models import attention
+from flow_dpo.models.adapter_targets import find_targets
 
 REFERENCE = "reference_"
 """Prefix of the adapter names of frozen snapshots."""
@@ -66,30 +69,22 @@ class Policy:
         self.settings = settings or LoraSettings()
         self.roles: tuple[Role, ...] = tuple(roles)
         self.seed = seed
-        self._targets = lora_targets(model, self.settings.lora_target_modules)
+        model.eval()
+        self.targets = find_targets(model, self.settings.lora_target_modules, dropout=self.settings.lora_dropout)
+        """Which weights the adapters reach, and which share that is."""
         _check_names(model, self.roles)
         attention.prepare(model)
         self.model = model
         """The transformers model itself, its linear layers wrapped by PEFT. `using` chooses its adapter."""
         self._adapters: dict[str, _Weights] = {}
-        with _own_randomness(derive(seed, "adapter", self.roles[0])), warnings.catch_warnings():
-            # PEFT 0.21 reads an attribute of transformers 5 by its old name.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            try:
-                self._peft = get_peft_model(
-                    model, self._lora_config(), adapter_name=self.roles[0], autocast_adapter_dtype=False
-                )
-            except ValueError as error:
-                raise ModelError(f"PEFT cannot put an adapter on {type(model).__name__}: {error}") from error
-        self._adapters[self.roles[0]] = self._collect(self.roles[0])
-        for role in self.roles[1:]:
+        self._peft: PeftModel | None = None
+        for role in self.roles:
             self._add(role, derive(seed, "adapter", role))
         # Collected once: a walk over all modules at every switch costs more than the switch.
         self._tuner_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
         self._training_modules = [module for name, module in model.named_modules() if "lora_dropout" in name]
         self._state: tuple[str | None, bool] | None = None
         self._depth = 0
-        model.eval()
         self._switch(None, training=False)
 
     @property
@@ -126,6 +121,15 @@ class Policy:
                 # requires_grad, dropout and checkpointing never stay on.
                 self._switch(previous[0], training=previous[1])
 
+    def is_at_base(self) -> bool:
+        """Whether every role's distribution is the base's: one factor of every product is still zero."""
+        return all(
+            not weight.any()
+            for role in self.roles
+            for name, weight in zip(self.names(role), self.weights(role), strict=True)
+            if ".lora_B" in name or ".lora_embedding_A" in name
+        )
+
     def parameters(self, adapter: str) -> list[torch.nn.Parameter]:
         """The parameters of this role (or snapshot) and no other, always in the same order."""
         return list(self._entry(adapter).parameters)
@@ -145,6 +149,16 @@ class Policy:
         for parameter, weight in zip(entry.parameters, entry.weights, strict=True):
             if parameter is not weight:
                 parameter.copy_(weight)
+
+    @contextmanager
+    def holding(self, adapter: str, weights: Sequence[torch.Tensor]) -> Iterator[None]:
+        """A context in which the adapter has these weights instead of its own."""
+        own = [weight.detach().clone() for weight in self.weights(adapter)]
+        self._put(adapter, weights)
+        try:
+            yield
+        finally:
+            self._put(adapter, own)
 
     def checkpoint_activations(self) -> None:
         """Turn on gradient checkpointing: layers are recomputed in the backward pass instead of kept."""
@@ -201,30 +215,41 @@ class Policy:
         config = self._lora_config()
         config.base_model_name_or_path = self.model.name_or_path
         config.inference_mode = True
-        config.target_modules = sorted(self._targets)  # PEFT made a set of them, and sets have no order
+        # PEFT made sets of them, and sets have no order.
+        config.target_modules = sorted(self.targets.modules)
+        config.target_parameters = sorted(self.targets.parameters) or None
         config.save_pretrained(str(folder))
         return folder
 
     def load_adapter(self, role: str, folder: str | Path) -> None:
         """Load an adapter that `save_adapter` wrote. Raises `ModelError` where its shape is not this policy's."""
-        config = PeftConfig.from_pretrained(str(folder))
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            state = load_peft_weights(str(folder), device="cpu")
+        except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
+            raise ModelError(f"{folder}: expected an adapter in PEFT's layout, PEFT cannot read it: {error}") from error
         wanted = self._lora_config()
-        for key in ("r", "lora_alpha", "target_modules"):
-            found, expected = (_plain(getattr(c, key, None)) for c in (config, wanted))
+        for key in ("r", "lora_alpha"):
+            found, expected = (getattr(c, key, None) for c in (config, wanted))
             if found != expected:
                 raise ModelError(
                     f"{folder}: the adapter was made with {key} = {found}, this policy has {expected}; "
                     f"use the settings that it was made with"
                 )
-        state = load_peft_weights(str(folder), device="cpu")
         entry = self._entry(role)
         if sorted(state) != sorted(entry.names):
             odd = sorted(set(state) ^ set(entry.names))
-            raise ModelError(f"{folder}: the adapter is of another model: {len(odd)} names differ, such as {odd[0]}")
-        with torch.no_grad():
-            for name, weight in zip(entry.names, entry.weights, strict=True):
-                weight.copy_(state[name])
-        self.publish(role)
+            raise ModelError(
+                f"{folder}: the adapter is of another model or other target modules: {len(odd)} names differ, such as "
+                f"{odd[0]}"
+            )
+        self._put(role, [state[name] for name in entry.names])
+
+    @torch.no_grad()
+    def _put(self, adapter: str, values: Sequence[torch.Tensor]) -> None:
+        for weight, value in zip(self.weights(adapter), values, strict=True):
+            weight.copy_(value)
+        self.publish(adapter)
 
     def _entry(self, adapter: str) -> _Weights:
         if adapter not in self._adapters:
@@ -232,23 +257,39 @@ class Policy:
         return self._adapters[adapter]
 
     def _lora_config(self) -> LoraConfig:
-        return LoraConfig(
-            r=self.settings.lora_r,
-            lora_alpha=self.settings.lora_alpha,
-            lora_dropout=self.settings.lora_dropout,
-            target_modules=list(self._targets),
-            task_type="CAUSAL_LM",
-        )
+        shape = self.settings
+        return self.targets.config(rank=shape.lora_r, alpha=shape.lora_alpha, dropout=shape.lora_dropout)
 
     def _add(self, name: str, seed: int) -> None:
-        with _own_randomness(seed):
-            self._peft.add_adapter(name, self._lora_config(), autocast_adapter_dtype=False)
+        """Put one more adapter on the model; the first wraps it."""
+        with _own_randomness(seed), warnings.catch_warnings():
+            # PEFT 0.21 reads an attribute of transformers 5 by its old name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            # Head and embeddings that share a weight have adapters of their own here, and merging refuses them.
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
+            options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
+            try:
+                if self._peft is None:
+                    self._peft = cast(PeftModel, get_peft_model(self.model, self._lora_config(), **options))
+                else:
+                    self._peft.add_adapter(peft_config=self._lora_config(), **options)
+            except (ValueError, TypeError, NotImplementedError, AttributeError, LookupError) as error:
+                raise ModelError(
+                    f"PEFT cannot put an adapter on {type(self.model).__name__}: {error}; name the layers that shall "
+                    "have one (--lora_target_modules)"
+                ) from error
         self._adapters[name] = self._collect(name)
+        if self._adapters[name].names != self._adapters[self.roles[0]].names:
+            raise ModelError(
+                f"PEFT put the adapter {name!r} of {type(self.model).__name__} on other weights than others"
+            )
 
     def _collect(self, name: str) -> _Weights:
-        part = f".{name}."
-        found = [(n, p) for n, p in self._peft.named_parameters() if part in n and ".lora_" in n]
-        return _Weights([n.replace(part, ".") for n, _ in found], [p for _, p in found])
+        """The parameters of this adapter: ".lora_A.<name>.weight" in layers, ".lora_embedding_A.<name>" elsewhere."""
+        assert self._peft is not None
+        part = re.compile(rf"(\.lora_\w+)\.{name}(?=\.|$)")
+        found = [(n, p) for n, p in self._peft.named_parameters() if part.search(n)]
+        return _Weights([part.sub(r"\1", n) for n, _ in found], [p for _, p in found])
 
     def _switch(self, adapter: str | None, *, training: bool) -> None:
         """Switch by PEFT's method of each layer: 0.5 ms for 28 layers, where that of the model walks all modules."""
@@ -272,30 +313,6 @@ def _own_randomness(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
-
-
-def _plain(value: object) -> object:
-    """PEFT turns lists of targets into sets here and there."""
-    return sorted(value) if isinstance(value, list | set | tuple) else value
-
-
-def lora_targets(model: PreTrainedModel, wanted: str | Sequence[str]) -> tuple[str, ...]:
-    """Names (full, or their last parts) of the modules that get an adapter. Raises `ModelError` for unknown ones."""
-    head = model.get_output_embeddings()
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
-    suffixes = {name.rsplit(".", 1)[-1] for name, m in linear.items() if m is not head}
-    if wanted == ALL_LINEAR:
-        # A model's own subclass of a linear layer, such as a router of experts, may return more than a product.
-        own = {n.rsplit(".", 1)[-1] for n, m in linear.items() if type(m).__module__.startswith("transformers.models.")}
-        return tuple(sorted(suffixes - own))
-    wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
-    missing = [w for w in wanted if not any(n == w or n.endswith("." + w) for n in linear)]
-    if missing or not wanted:
-        raise ModelError(
-            f"lora_target_modules: this model has no linear layer {', '.join(missing) or '()'}; "
-            f"its linear layers are {', '.join(sorted(suffixes))} (or {ALL_LINEAR!r})"
-        )
-    return wanted
 
 
 def _check_names(model: PreTrainedModel, roles: Sequence[Role]) -> None:

@@ -2,19 +2,20 @@
 
     LearnerSettings(learning_rate=3e-3, warmup_updates=8).rate_share(4)     # 0.5: half of the warm-up
 
-Invariant: nothing heavy is imported, so that a command line is read before torch is.
+Invariants: a value that no run could use is refused where it is given; nothing heavy is imported, so that a command
+line is read before torch is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Role
-
-ALL_LINEAR = "all-linear"
+from flow_dpo.models.settings import ALL_LINEAR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,23 @@ class LoraSettings:
     lora_r: int = 8
     lora_alpha: int = 8
     lora_dropout: float = 0.0
-    """Probability; a new mask at every update. At 0 the loss too starts with policy and reference policy equal."""
+    """Probability; new masks at every update. At 0 the loss too starts with policy and reference policy equal. Experts
+    that are one stacked parameter have no dropout in PEFT, and are left out where this is above 0."""
     lora_target_modules: str | tuple[str, ...] = ALL_LINEAR
-    """"all-linear" (the vocabulary's head left out), or the last parts of module names: ("q_proj", "v_proj")."""
+    """"all-linear": every linear layer, and experts' stacked weights, but the vocabulary's head and embeddings. Or the
+    last parts of names of modules and stacked weights: ("q_proj", "v_proj"), ("lm_head", "experts.down_proj")."""
+
+    def __post_init__(self) -> None:
+        if self.lora_r < 1:
+            raise ConfigError(f"lora_r must be 1 or more, found {self.lora_r}")
+        if self.lora_alpha < 1:
+            raise ConfigError(f"lora_alpha must be 1 or more (at 0 no adapter does anything), found {self.lora_alpha}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"lora_dropout is a probability of 0 or more and below 1, found {self.lora_dropout}")
+        if not self.lora_target_modules or not all(self.lora_target_modules):
+            raise ConfigError(
+                f"lora_target_modules must be {ALL_LINEAR!r} or names of modules, found {self.lora_target_modules!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +109,18 @@ class LearnerSettings:
     """Drop and count a batch with a loss or gradient that is no number, instead of stopping."""
     max_logprob_drift: float = 0.2
     """Mean difference, in nats a token, between log-probabilities at sampling and at learning under one version, above
-    which a run is stopped. Half precision drifts by 0.01 to 0.03; a wrong prompt or adapter by far more. 0 never
-    stops."""
+    which a run is stopped with the cause that fits best. Half precision drifts by 0.01 to 0.03; a wrong prompt or
+    adapter by far more. 0 never stops."""
 
     def __post_init__(self) -> None:
+        rates = {"learning_rate": self.learning_rate, **self.role_learning_rates}
+        for name, rate in rates.items():
+            if not (math.isfinite(rate) and rate > 0):
+                raise ConfigError(f"a learning rate must be a finite number above 0, found {rate} ({name})")
+        for name in ("max_grad_norm", "examples_per_update", "max_logprob_drift"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name} must be a finite number of 0 or more, found {value}")
         if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
             raise ConfigError(
                 f"expected warmup_updates and decay_after of 0 or more and decay_power above 0, found "

@@ -93,3 +93,14 @@ def prepare(model: PreTrainedModel) -> None:
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+
+
+def give_up(model: PreTrainedModel) -> bool:
+    """Let the model attend by its family's own eager code from now on, which ignores layouts; whether that is new.
+
+    Some families look at the attention's name, and attend otherwise under one that they do not know.
+    """
+    if model.config._attn_implementation == "eager" or not model._can_set_attn_implementation():
+        return False
+    model.set_attn_implementation("eager")
+    return True

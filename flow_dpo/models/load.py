@@ -10,6 +10,7 @@ weights are read from safetensors only, and code that comes with a model runs on
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,19 @@ from transformers import (
 )
 
 from flow_dpo.core.errors import ModelError
+from flow_dpo.models.facts import context_tokens
+from flow_dpo.models.precision import choose_dtype, warn_of_change
 from flow_dpo.models.render import Renderer
 from flow_dpo.models.settings import ModelSettings
 
 SEED_FOLDER = Path(__file__).parent.parent / "data" / "seed" / "model"
 _TINY_PARAMETERS = 20_000_000
 """Parameters below which a second CPU thread costs more in waiting than it saves, above all on a busy machine."""
+
+_UNSTATED_TOKENS = 2048
+"""Context of a model that names none, such as BLOOM's, whose positions are distances, or a recurrent one."""
+_NO_LIMIT = 1 << 24
+"""Tokenizers without a limit name a huge number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +63,21 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     if isinstance(settings, str):
         settings = ModelSettings(model_name_or_path=settings)
     device = device_of(settings)
-    name = _place(settings)
     config, renderer = load_renderer(settings)
+    name = _place(settings)
     shared = _hub(settings)
+    dtype = _dtype(settings, config, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=_dtype(settings), use_safetensors=True, **shared
+            name, config=config, dtype=dtype or "auto", use_safetensors=True, **shared
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"could not load the weights of {name} (safetensors only): {error}") from error
-    model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    if dtype is None:  # known by its weights alone
+        dtype = choose_dtype(settings.dtype, model.dtype, device)
+    if settings.dtype == "auto" and settings.model_name_or_path != "seed":
+        warn_of_change(name, _declared(config) or model.dtype, dtype)
+    model.to(device, dtype).eval()  # pyright: ignore[reportArgumentType]
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     elif model.num_parameters() < _TINY_PARAMETERS:
@@ -73,7 +86,7 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
         model=model,
         renderer=renderer,
         end_ids=end_ids(renderer, model.generation_config, settings),
-        context_tokens=context_tokens(config),
+        context_tokens=context_window(config, renderer.tokenizer),
         name=settings.model_name_or_path,
         revision=settings.model_revision,
         trust_remote_code=settings.trust_remote_code,
@@ -83,6 +96,7 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
 def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:
     """A model's config and renderer, without its weights. Raises `ModelError` as `load_model` does."""
     name, shared = _place(settings), _hub(settings)
+    _check_no_adapter(Path(name))
     if Path(name).exists() and not (Path(name) / "config.json").exists():
         raise ModelError(
             f"expected a model folder with a config.json, found {name} without one; "
@@ -131,19 +145,57 @@ def device_of(settings: ModelSettings) -> torch.device:
         ) from error
 
 
-def _dtype(settings: ModelSettings) -> Any:
-    if settings.dtype == "auto":
-        return torch.float32 if settings.model_name_or_path == "seed" else "auto"
-    return getattr(torch, settings.dtype)
+def dtype_of(settings: ModelSettings) -> str:
+    """What a model's weights will be loaded in: "float32"; "auto" where the checkpoint's config does not say its own.
+
+    A fact of a run, for "auto" may be another on another machine.
+    """
+    name = _place(settings)
+    try:
+        config = AutoConfig.from_pretrained(name, **_hub(settings))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
+    return str(_dtype(settings, config, device_of(settings)) or "auto").removeprefix("torch.")
 
 
-def context_tokens(config: Any) -> int:
-    """The context window that a config states. Raises `ModelError` where it states none."""
-    text = config.get_text_config()
-    tokens = getattr(text, "max_position_embeddings", None)
-    if not isinstance(tokens, int) or tokens <= 0:
-        raise ModelError(f"expected a model that states max_position_embeddings, found {tokens!r} in its config")
-    return tokens
+def _dtype(settings: ModelSettings, config: Any, device: torch.device) -> torch.dtype | None:
+    if settings.dtype == "auto" and settings.model_name_or_path == "seed":
+        return torch.float32
+    return choose_dtype(settings.dtype, _declared(config), device)
+
+
+def _declared(config: Any) -> torch.dtype | None:
+    """The precision of the checkpoint, where its config says it."""
+    return config.dtype or config.get_text_config().dtype
+
+
+def _check_no_adapter(folder: Path) -> None:
+    """Raise `ModelError` for a folder that holds an adapter: alone, or beside the model that it would be loaded on."""
+    if not (folder / "adapter_config.json").exists():
+        return
+    try:
+        base = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    raise ModelError(
+        f"expected a base model, found an adapter in {folder} (adapter_config.json). To sample with it, give its base "
+        f"({base or 'the model it was trained on'}) as the model and the folder as --adapter; to train from it, merge "
+        "it into its base first (PEFT's merge_and_unload, then save_pretrained to a folder of its own)"
+    )
+
+
+def context_window(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """What the config states, or the tokenizer's limit, or for a model without positions a usual one."""
+    stated = context_tokens(config)
+    if stated is None and (limit := tokenizer.model_max_length) < _NO_LIMIT:
+        stated = int(limit)
+    if stated is None:
+        warnings.warn(
+            f"this model's config names no longest context ({config.model_type}): prompt and completion together are "
+            f"limited to {_UNSTATED_TOKENS} tokens",
+            stacklevel=3,
+        )
+    return stated or _UNSTATED_TOKENS
 
 
 def end_ids(renderer: Renderer, generation: GenerationConfig | None, settings: ModelSettings) -> frozenset[int]:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+ALL_LINEAR = "all-linear"
+"""Adapters on every linear layer and stack of experts; see `adapter_targets`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -18,7 +21,8 @@ class ModelSettings:
     """A folder, a hub id, or "seed" for the embedded model."""
     model_revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """"auto" is the checkpoint's own; float32 for the embedded seed."""
+    """"auto" is the checkpoint's own, and float32 where the processor would have to imitate it (a CPU without bf16
+    instructions), and for the embedded seed. What it was is a fact of the run (run.json)."""
     device: str = "auto"
     """"auto" takes a CUDA device where there is one."""
     chat_template: str | None = None

@@ -37,8 +37,10 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _SHAPE_KINDS = {
     **dict.fromkeys(("r", "lora_alpha"), or_null(ORDINAL)),
     "target_modules": Kind(
-        "null, a text or a list of texts", lambda value: value is None or TEXT.holds(value) or TEXTS.holds(value)
+        "null, a text or a list of texts, none of them empty",
+        lambda value: value in (None, []) or ((TEXT.holds(value) or TEXTS.holds(value)) and value and all(value)),
     ),
+    "target_parameters": or_null(TEXTS),
 }
 
 
@@ -76,11 +78,11 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     shape = read_object(folder / _ADAPTER_CONFIG)
     check(shape, _SHAPE_KINDS, str(folder / _ADAPTER_CONFIG))
     beside = run_settings(folder) if (folder / "config.yaml").exists() else {}
-    targets = shape.get("target_modules")
+    targets, parameters = shape.get("target_modules"), shape.get("target_parameters") or ()
     lora = {
         "lora_r": shape.get("r"),
         "lora_alpha": shape.get("lora_alpha"),
-        "lora_target_modules": sorted(targets) if isinstance(targets, list) else targets,
+        "lora_target_modules": sorted({*targets, *parameters}) or None if isinstance(targets, list) else targets,
     }
     return beside | {"lora": {name: value for name, value in lora.items() if value is not None}}
 

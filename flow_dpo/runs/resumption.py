@@ -30,7 +30,7 @@ _RUN_ONLY = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
 )
 """Settings that change no result."""
-_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "data_fingerprint", "given")
+_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "dtype", "data_fingerprint", "given")
 """What besides the settings a result depends on, as run.json names it."""
 _OTHER_CAUSES = (*(name.removesuffix("_fingerprint") for name in _FACTS), "prompts")
 _CHECKSUM = re.compile("[0-9a-f]{64}")
@@ -93,8 +93,10 @@ def compare(
     }
     before, present = run_folder.read_facts(path), {**run_folder.environment(), **facts}
     for name in _FACTS if before else ():
-        # A run that was ended while it loaded knows neither its device nor its data yet.
-        if before.get(name) != present[name] and (name in before or name not in ("device", "data_fingerprint")):
+        # A run that was ended while it loaded knows neither its device and precision nor its data yet.
+        if before.get(name) != present[name] and (
+            name in before or name not in ("device", "dtype", "data_fingerprint")
+        ):
             found[name.removesuffix("_fingerprint")] = (before.get(name), present[name])
     # What a template makes of the same problems and settings may still differ: it may read what no setting holds.
     if before.get("prompts") and not any(name.startswith(("data", "model.", "flow", "recipe")) for name in found):

@@ -69,8 +69,12 @@ class Runtime:
         return self.loaded.renderer
 
     def learner(self, settings: LearnerSettings | None = None) -> Learner:
-        """A learner of this policy's adapters, with the preset's settings where none are given."""
+        """A learner of this policy's adapters, with the preset's settings where none are given.
+
+        Raises `ModelError` where log-probabilities of this model cannot be computed rightly.
+        """
         self._learner = Learner(self.policy, self.learner_settings if settings is None else settings)
+        self._learner.check()
         return self._learner
 
     @property

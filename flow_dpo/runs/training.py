@@ -32,7 +32,7 @@ from flow_dpo.core.types import Problem, Role
 from flow_dpo.data.problems import ProblemSet, load
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.learner.learner import Learner
-from flow_dpo.models.load import device_of
+from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
 from flow_dpo.runs import resumption, run_folder
 from flow_dpo.runs.callbacks import progress
@@ -144,7 +144,10 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         )
         keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run, journal)
         going_on = f", going on after {seen}" if seen else ""
-        print_safe(console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}")
+        reach = runtime.policy.targets.describe()
+        print_safe(
+            console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}; {reach}"
+        )
         bar = progress.ProgressBar(live, len(runtime.fitting), seen)
         folder.begun = True
         try:
@@ -273,6 +276,7 @@ def _opened(
     if settings.run.resume:
         facts = {
             "device": str(device_of(settings.runtime.model)),
+            "dtype": dtype_of(settings.runtime.model),
             "data_fingerprint": problems.fingerprint,
             "recipe_file": fingerprint(settings.recipe_name),
             "flow_file": fingerprint(settings.flow_source),
@@ -304,6 +308,8 @@ def _restore(
     facts = {
         "model": runtime.loaded.name,
         "device": str(runtime.policy.device),
+        "dtype": dtype_of(settings.runtime.model),
+        "adapter_share": round(runtime.policy.targets.share, 4),
         "num_problems": len(runtime.fitting),
         "num_skipped_rows": runtime.problems.skipped,
         "data_fingerprint": runtime.problems.fingerprint,

@@ -52,7 +52,7 @@ def test_where_policy_and_reference_are_equal() -> None:
     policy = [[t.clone().requires_grad_() for t in REFERENCE[0]]]
     loss = Dpo(beta=2.0)([PAIR], policy, REFERENCE)
     assert loss.total.item() == pytest.approx(math.log(2), rel=1e-6)
-    assert float(loss.measures["accuracy"]) == 0.0  # a draw is not won
+    assert float(loss.measures["accuracy"]) == 0.5  # a draw is neither won nor lost
     loss.total.backward()
     chosen, rejected = (t.grad for t in policy[0])
     assert chosen is not None

@@ -9,13 +9,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from flow_dpo.core.types import Pair
-from flow_dpo.learner import logprobs, tree_attention
-from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs, PromptedCompletion, disagreement
+from flow_dpo.learner import tree_attention
+from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion
 from flow_dpo.learner.policy import LoraSettings, Policy
+from flow_dpo.models import head
+from flow_dpo.models.drift_causes import own_logprobs
 from tests.support.packed_builders import ROLES, answer_pair, pair_lists, pairs_of_tree, stop_pair
 from tests.support.tiny_models import KINDS, tiny_model
+
+
+@torch.no_grad()
+def disagreement(model: PreTrainedModel, completions: list[PromptedCompletion], logprobs: Logprobs) -> torch.Tensor:
+    """Absolute differences, in nats, from log-probabilities of the model's own logits, one completion at a time."""
+    pairs = zip(completions, logprobs(), strict=True)
+    # A NaN counts as an infinite difference.
+    return torch.cat([(found - own_logprobs(model, *s)).abs().nan_to_num(nan=torch.inf) for s, found in pairs])
 
 
 def stir(policy: Policy, seed: int = 0, scale: float = 0.1) -> Policy:
@@ -88,10 +99,10 @@ def test_windows_are_tested_beyond_their_reach() -> None:
 def test_the_head_in_chunks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, spoken = policy_of(kind), spoken_of(pairs_of_tree(random.Random(1), "p"))
     whole, wanted = with_gradient(policy, PackedLogprobs, spoken)
-    chunks, chunked = list[int](), logprobs._chunks
-    monkeypatch.setattr(logprobs, "MAX_LOGITS", 3 * 128)
+    chunks, chunked = list[int](), head._chunks
+    monkeypatch.setattr(head, "MAX_LOGITS", 3 * 128)
     monkeypatch.setattr(
-        logprobs, "_chunks", lambda num, rows, size: chunks.append(-(-num // size)) or chunked(num, rows, size)
+        head, "_chunks", lambda num, rows, size: chunks.append(-(-num // size)) or chunked(num, rows, size)
     )
     pieces, gradient = with_gradient(policy, PackedLogprobs, spoken)
     read = {
@@ -121,7 +132,7 @@ def test_no_gathered_keys_are_kept_for_the_backward_pass(kind: str, monkeypatch:
 @pytest.mark.parametrize("field", [{}, {"final_logit_softcapping": 5.0}, {"logit_scale": 0.3}, {"logits_scaling": 4.0}])
 def test_gradients_of_every_kind_of_head(field: dict[str, float], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frozen head's own backward against autograd through the plain formula."""
-    monkeypatch.setattr(logprobs, "MAX_LOGITS", chunk)
+    monkeypatch.setattr(head, "MAX_LOGITS", chunk)
     model = tiny_model("llama")
     for name, value in field.items():
         setattr(model.config, name, value)
@@ -130,33 +141,36 @@ def test_gradients_of_every_kind_of_head(field: dict[str, float], chunk: int, mo
     hidden = torch.randn(11, 32, generator=generator, requires_grad=True)
     rows = torch.tensor([0, 4, 4, 10, 2, 7, 10, 10])
     ids = torch.tensor([1, 5, 127, 0, 9, 9, 3, 77])
-    head = logprobs.Head(model)
+    found_head = head.Head(model)
     logits = model.get_output_embeddings()(hidden)
     cap, scale = field.get("final_logit_softcapping"), field.get("logit_scale", 1.0) / field.get("logits_scaling", 1.0)
     wanted = ((cap * torch.tanh(logits / cap) if cap else logits) * scale).log_softmax(-1)[rows, ids]
-    found = head.logprobs(hidden, rows, ids)
+    found = found_head.logprobs(hidden, rows, ids)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     mixture = torch.randn(8, generator=generator)
     gradients = [torch.autograd.grad((out * mixture).sum(), hidden)[0] for out in (found, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
     few = torch.tensor([3, 4])
     wanted_few = ((cap * torch.tanh(logits / cap) if cap else logits) * scale)[:, few]
-    torch.testing.assert_close(head.logits(hidden, few), wanted_few, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found_head.logits(hidden, few), wanted_few, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_an_adapter_in_the_head(kind: str) -> None:
-    # With tied weights PEFT warns that merging is off the table; nothing is merged here.
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-        policy = stir(Policy(tiny_model(kind), ("answer",), LoraSettings(lora_target_modules=("lm_head", "q_proj"))))
+@pytest.mark.parametrize("targets", [("lm_head", "q_proj"), ("embed_tokens",), ("lm_head", "embed_tokens")], ids=str)
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
+def test_an_adapter_on_head_and_embeddings(kind: str, targets: tuple[str, ...]) -> None:
+    """Llama's and Gemma's share one weight here, and each side has an adapter of its own."""
+    policy = stir(Policy(tiny_model(kind), ROLES, LoraSettings(lora_target_modules=targets)))
     spoken = spoken_of(pairs_of_tree(random.Random(1), "p"))
-    with torch.no_grad(), policy.using("answer"):
-        assert disagreement(policy.model, spoken, PackedLogprobs(policy.model, spoken)).max() < 2e-5
+    read = dict[str | None, torch.Tensor]()
+    for adapter in ("answer", "stop", None):
+        with torch.no_grad(), policy.using(adapter):
+            assert disagreement(policy.model, spoken, PackedLogprobs(policy.model, spoken)).max() < 2e-5
+            read[adapter] = torch.cat(PackedLogprobs(policy.model, spoken)())
+    assert (read["answer"] - read["stop"]).abs().max() > 1e-2
+    assert (read["answer"] - read[None]).abs().max() > 1e-2
     found, wanted = (with_gradient(policy, way, spoken)[1] for way in (PackedLogprobs, PlainLogprobs))
     assert_same_gradient(found, wanted)
+    assert all(piece.abs().sum() > 0 for piece in found)
 
 
 def test_labels_one_by_one() -> None:

@@ -1,10 +1,10 @@
 """Compatibility check: whether a model can run on the local engine's flat batches, and the shapes of its KV cache.
 
-Done once, before the first step, by running the model: two prompts in one flat row must give the logits that each gives
-alone. A model whose layers carry something else from token to token (a recurrent state, attention sinks, a bias of its
-own) fails here with a clear error, instead of sampling from a wrong distribution.
+A first look, by two prompts in one flat row, which must give the logits that each gives alone. A model whose layers
+carry something else from token to token (a recurrent state, attention sinks, a bias of its own) fails here with a clear
+error. Decoding, reuse and windows are compared by `engines.model_check` before a run uses the engine.
 
-    probe(model)        # Shapes(layers={0: (2, 64, 64), ...}, dtype=torch.bfloat16, device=...)
+    probe(model)        # Shapes(calls={0: (2, 64, 64), ...}, dtype=torch.bfloat16, device=...)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from flow_dpo.core.errors import ModelError
 from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
 from flow_dpo.engines.local.kv_rows import KvRows, Shapes
 from flow_dpo.models.attention import layout_inputs
+from flow_dpo.models.facts import vocabulary_size
 
 _LENGTHS = (11, 7)
 """Tokens of the two prompts: different, so that a mix-up of rows shows."""
@@ -25,7 +26,7 @@ class _ShapeRecorder:
     """A layout that records the shapes of keys and values; its output has the right shape and is never used."""
 
     def __init__(self) -> None:
-        self.layers: dict[int, tuple[int, int, int]] = {}
+        self.calls: dict[int, tuple[int, int, int]] = {}
         self.dtype = torch.float32
 
     def attend(
@@ -38,37 +39,10 @@ class _ShapeRecorder:
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        self.layers[layer] = (key_1KND.shape[1], key_1KND.shape[-1], value_1KND.shape[-1])
+        del layer, scaling, window
+        self.calls[len(self.calls)] = (key_1KND.shape[1], key_1KND.shape[-1], value_1KND.shape[-1])
         self.dtype = key_1KND.dtype
         return value_1KND.repeat_interleave(query_1HND.shape[1] // key_1KND.shape[1], 1)
-
-
-def vocabulary_size(model: PreTrainedModel) -> int:
-    """Rows of the input embedding: the model accepts token ids below it."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.shape[0]
-
-
-def steady_tokens(model: PreTrainedModel) -> int | None:
-    """Length up to which a token's rotary embedding depends on its own position alone; None where it always does.
-
-    "longrope" and "dynamic" RoPE rotate every token of a forward differently once its longest row passes this length:
-    cached keys would be wrong, and rows would depend on their neighbours.
-    """
-    config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    ropes = (
-        [rope]
-        if "rope_type" in rope
-        else [rope_settings for rope_settings in rope.values() if isinstance(rope_settings, dict)]
-    )
-    limits = [
-        rope_settings.get("original_max_position_embeddings") or config.max_position_embeddings
-        for rope_settings in ropes
-        if rope_settings.get("rope_type") in ("longrope", "dynamic")
-    ]
-    return min(limits, default=None)
 
 
 @torch.inference_mode()
@@ -81,14 +55,14 @@ def probe(model: PreTrainedModel) -> Shapes:
     # 1. One forward that only records the shapes of every layer's keys and values.
     recorder = _ShapeRecorder()
     model(input_ids=flat_1N, position_ids=torch.zeros_like(flat_1N), layout=recorder, **inputs)
-    num_layers = model.config.get_text_config().num_hidden_layers
-    if len(recorder.layers) < num_layers:
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
+    if len(recorder.calls) < num_layers:
         raise ModelError(
             f"expected {num_layers} layers of {type(model).__name__} to call the registered attention, found "
-            f"{len(recorder.layers)}: the others carry something else from token to token, or attend in a way of their "
-            "own. Use another engine for this model (--engine)"
+            f"{len(recorder.calls)}: the others carry something else from token to token, or attend in a way of their "
+            "own, which the local engine cannot compute"
         )
-    shapes = Shapes(recorder.layers, recorder.dtype, model.device)
+    shapes = Shapes(recorder.calls, recorder.dtype, model.device)
     # 2. Both prompts in one flat batch: [N, V] logits.
     rows = KvRows(shapes)
     row_inputs = [RowInput(0, length) for length in sorted(_LENGTHS)]
@@ -107,7 +81,6 @@ def probe(model: PreTrainedModel) -> Shapes:
     if not error <= allowed:
         raise ModelError(
             f"{type(model).__name__} gives other logits when its prompts are batched in one flat row: they differ by "
-            f"{error:.2g} of their size, at most {allowed} is rounding. Its attention cannot be computed by the local "
-            "engine; use another engine (--engine)"
+            f"{error:.2g} of their size, at most {allowed} is rounding; the local engine cannot compute its attention"
         )
     return shapes

@@ -31,7 +31,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
-from flow_dpo.engines.local.compatibility import probe, steady_tokens, vocabulary_size
+from flow_dpo.engines.local.compatibility import probe
 from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
 from flow_dpo.engines.local.kv_rows import KvRows, Shapes
 from flow_dpo.engines.local.prefix_cache import PrefixCache
@@ -41,6 +41,8 @@ from flow_dpo.engines.request_checks import check_idle, check_request, check_voc
 from flow_dpo.engines.sampling_rule import stream
 from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.models import attention
+from flow_dpo.models.facts import steady_tokens, vocabulary_size
+from flow_dpo.models.head import choice_logits, head_inputs
 
 _FIXED_COST = 0.4
 """Cost of a forward however few tokens it has (reading the weights), as a share of a full decode step: measured 0.43 on
@@ -188,13 +190,14 @@ class LocalEngine(Engine):
                 row.length = row_input.end
             # 2. One forward; logits of each row's last token alone.
             started = time.perf_counter()
-            logits_AV = model(
-                input_ids=torch.tensor([ids], device=self._inputs_device),
-                position_ids=batch.position_N[None],
-                layout=batch,
-                logits_to_keep=0 if len(ids) == len(row_inputs) else batch.last_N,
-                **self._inputs,
-            ).logits[0]
+            with head_inputs(model, wanted=any(row.request.choices for row in scheduler.active)) as kept:
+                logits_AV = model(
+                    input_ids=torch.tensor([ids], device=self._inputs_device),
+                    position_ids=batch.position_N[None],
+                    layout=batch,
+                    logits_to_keep=0 if len(ids) == len(row_inputs) else batch.last_N,
+                    **self._inputs,
+                ).logits[0]
             self._count(scheduler, row_inputs, num_decoding, time.perf_counter() - started)
             # 3. Cache the new prompts, except those of which all but the last token was cached already: they are cached
             #    when they finish.
@@ -203,7 +206,7 @@ class LocalEngine(Engine):
                     if row_inputs[place].begin + 1 < row_inputs[place].end:
                         self._cache_row(scheduler, place)
             # 4. Sample, and remove the rows that are finished.
-            scheduler.remove(self._sample(scheduler, logits_AV))
+            scheduler.remove(self._sample(scheduler, model, logits_AV, kept))
 
     def _admit(self, scheduler: RoleScheduler) -> list[RowInput]:
         """Move waiting requests into rows, as far as rows, tokens and memory last; return their inputs."""
@@ -226,13 +229,17 @@ class LocalEngine(Engine):
         self._prefix_cache.set_budget(max(0, self._budget_bytes - reserved_bytes - scheduler.rows.num_bytes))
         return row_inputs
 
-    def _sample(self, scheduler: RoleScheduler, logits_AV: torch.Tensor) -> set[int]:
+    def _sample(
+        self, scheduler: RoleScheduler, model: PreTrainedModel, logits_AV: torch.Tensor, kept: Sequence[torch.Tensor]
+    ) -> set[int]:
         """Sample a token or a choice for every row; return the places of the rows that are finished."""
         choice_places = [place for place, row in enumerate(scheduler.active) if row.request.choices]
         text_places = [place for place, row in enumerate(scheduler.active) if not row.request.choices]
         finished_places = set(choice_places)
         if choice_places:
-            self._sample_choices([scheduler.active[place] for place in choice_places], logits_AV, choice_places)
+            rows = [scheduler.active[place] for place in choice_places]
+            choices = [row.request.choices for row in rows]
+            self._sample_choices(rows, choice_logits(model, kept, logits_AV, choice_places, choices))
         if text_places:
             rows = [scheduler.active[place] for place in text_places]
             started = time.perf_counter()
@@ -272,19 +279,12 @@ class LocalEngine(Engine):
         self._finished.append((row.ticket, completion))
         return True
 
-    def _sample_choices(self, rows: Sequence[RequestState], logits_AV: torch.Tensor, places: Sequence[int]) -> None:
+    def _sample_choices(self, rows: Sequence[RequestState], logits: Sequence[Sequence[float]]) -> None:
         """Sample a choice for each of these rows from the logits of its choices."""
-        # [rows, most choices]: shorter lists of choices are padded with their first.
-        max_choices = max(len(row.request.choices) for row in rows)
-        padded = [
-            row.request.choices + row.request.choices[:1] * (max_choices - len(row.request.choices)) for row in rows
-        ]
-        place_R1 = torch.tensor(places, device=logits_AV.device)[:, None]
-        scores = logits_AV[place_R1, torch.tensor(padded, device=logits_AV.device)].double().tolist()
-        for row, row_scores in zip(rows, scores, strict=True):
+        for row, scores in zip(rows, logits, strict=True):
             try:
                 completion = choose(
-                    row_scores[: len(row.request.choices)],
+                    scores,
                     row.request,
                     row.sampling,
                     seed=row.seed,

@@ -62,6 +62,7 @@ class FlatBatch:
 
     def __init__(self, rows: KvRows, row_inputs: Sequence[RowInput]) -> None:
         self._rows = rows
+        self._num_calls = 0
         self._device = rows.shapes.device
         self._num_single = next(
             (row for row, row_input in enumerate(row_inputs) if row_input.end - row_input.begin > 1), len(row_inputs)
@@ -88,8 +89,10 @@ class FlatBatch:
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Write this layer's keys and values into the rows, then let every token attend to its own row."""
-        keys, values = self._rows.keys[layer], self._rows.values[layer]  # RKCD
+        """Write this call's keys and values into the rows, then let every token attend to its own row."""
+        del layer  # a layer may attend twice; calls come in the same order in every forward
+        keys, values = self._rows.keys[self._num_calls], self._rows.values[self._num_calls]  # RKCD
+        self._num_calls += 1
         # 1. Write the new keys and values into the rows, then copy what several rows share.
         for plane, new in ((keys, key_1KND), (values, value_1KND)):
             plane[self._row_N, :, self.position_N] = new[0].transpose(0, 1)

@@ -30,23 +30,27 @@ _SPARE = 64
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes of a model's keys and values: (key-value heads, key size, value size) by layer."""
+    """Shapes of a model's keys and values: (key-value heads, key size, value size) by attention call of a forward.
 
-    layers: Mapping[int, tuple[int, int, int]]
+    A call is a layer in nearly every model; one whose layers attend twice, or that runs its layers again and again, has
+    keys of their own for every call.
+    """
+
+    calls: Mapping[int, tuple[int, int, int]]
     dtype: torch.dtype
     device: torch.device
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values."""
-        return sum(heads * (key + value) for heads, key, value in self.layers.values()) * self.dtype.itemsize
+        return sum(heads * (key + value) for heads, key, value in self.calls.values()) * self.dtype.itemsize
 
     def groups(self) -> dict[tuple[int, int], list[tuple[int, str]]]:
-        """The planes of each shape (heads, size), each as its layer and "key" or "value"."""
+        """The planes of each shape (heads, size), each as its call and "key" or "value"."""
         groups: dict[tuple[int, int], list[tuple[int, str]]] = {}
         for kind, index in (("key", 1), ("value", 2)):
-            for layer, sizes in self.layers.items():
-                groups.setdefault((sizes[0], sizes[index]), []).append((layer, kind))
+            for call, sizes in self.calls.items():
+                groups.setdefault((sizes[0], sizes[index]), []).append((call, kind))
         return groups
 
 
@@ -58,7 +62,7 @@ class KvRows:
         self.num_rows = 0
         self.capacity = 0
         self.keys: dict[int, torch.Tensor] = {}
-        """RKCD by layer; views into the tensors below."""
+        """RKCD by attention call; views into the tensors below."""
         self.values: dict[int, torch.Tensor] = {}
         self._groups = shapes.groups()
         self._tensors: list[torch.Tensor] = []
@@ -115,8 +119,8 @@ class KvRows:
                 new[:, :rows, :, :tokens] = old[index][:, :rows, :, :tokens]
                 old[index] = new[:0]  # frees the old tensor before the next one is made
             self._tensors.append(new)
-            for plane, (layer, kind) in zip(new, planes, strict=True):
-                (self.keys if kind == "key" else self.values)[layer] = plane
+            for plane, (call, kind) in zip(new, planes, strict=True):
+                (self.keys if kind == "key" else self.values)[call] = plane
         self.num_rows, self.capacity = num_rows, capacity
 
     @staticmethod

@@ -62,7 +62,7 @@ class OddsRatio:
         measures = {
             "loss": losses,
             "margin": margins,
-            "accuracy": (margins > 0).float(),
+            "accuracy": (1 + margins.sign()) / 2,
             "path_loss": -path,
             "chosen_logprobs": sums[0],
             "rejected_logprobs": sums[1],

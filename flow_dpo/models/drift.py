@@ -1,0 +1,116 @@
+"""Drift check: are a learner's log-probabilities those that the engine recorded when it sampled, and if not, why?
+
+Both sides compute log-probabilities of the same tokens under the same weights, so they differ by rounding alone. What
+is compared costs no forward of its own where the learner makes one anyway, without dropout and with the weights that
+sampled. With dropout a few completions are computed again without it. Completions of other versions are counted:
+
+    version 4, reference the base (version 0)    completions of 4 and 0 are compared, those of 3 are not
+
+Where they differ too much, `explain` measures every cause that can be told apart and names the one that fits.
+
+Invariant: nothing is compared under other weights than those that sampled it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from flow_dpo.models.drift_causes import PromptedCompletion, distance, measure_causes
+
+SAMPLE = 8
+"""Completions that are computed again: where there is dropout, and to explain a drift."""
+
+
+@dataclass(slots=True)
+class Drift:
+    """The comparisons of one role's update."""
+
+    completions: list[PromptedCompletion] = field(default_factory=list[PromptedCompletion])
+    found: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    """The learner's log-probabilities of each, on the CPU."""
+    adapters: list[str | None] = field(default_factory=list[str | None])
+    """The adapter that they were computed under: the one that holds the version that sampled."""
+    num_tokens: int = 0
+    """Of all completions of the update, compared or not."""
+
+    def add(self, completion: PromptedCompletion, found: torch.Tensor, adapter: str | None) -> None:
+        self.completions.append(completion)
+        self.found.append(found.detach().cpu())
+        self.adapters.append(adapter)
+
+    def differences(self) -> list[torch.Tensor]:
+        """Recorded minus found, in nats, by completion."""
+        return [torch.tensor(c.logprobs) - f for (_, c), f in zip(self.completions, self.found, strict=True)]
+
+    def measures(self) -> dict[str, float]:
+        """The mean and the largest difference where something was compared, and the share of tokens that was."""
+        if not self.completions:
+            return {"compared_share": 0.0}
+        away = torch.cat(self.differences()).abs()
+        share = len(away) / self.num_tokens
+        return {
+            "logprob_drift": float(away.mean()), "max_logprob_drift": float(away.max()), "compared_share": share
+        }  # fmt: skip
+
+    def explain(
+        self,
+        model: PreTrainedModel,
+        using: Callable[[str | None], AbstractContextManager[object]],
+        adapters: Sequence[str],
+        limit: float,
+        earlier: Mapping[str, Callable[[], AbstractContextManager[object]]],
+    ) -> str:
+        """The cause that fits best, with what was measured.
+
+        `using` puts one of the adapters on the model, or none; `earlier`, by name, weights that it had before.
+        """
+        # 1. The completions that differ most, and the adapter that they were computed under.
+        differences = self.differences()
+        away = [float(d.abs().mean()) for d in differences]
+        worst = sorted((i for i in range(len(away)) if away[i] >= max(away) / 4), key=lambda i: -away[i])[:SAMPLE]
+        used = self.adapters[worst[0]]
+        sample = [self.completions[i] for i in worst if self.adapters[i] == used]
+        prompts = list(dict.fromkeys(request.prompt_ids for request, _ in self.completions))
+        # 2. What each cause would have given.
+        others = {
+            f"the adapter of {name!r}" if name else "the base without an adapter": lambda name=name: using(name)
+            for name in (None, *adapters)
+            if name != used
+        }
+        causes = measure_causes(model, sample, prompts, lambda: using(used), {**others, **earlier})
+        measured = ", ".join(f"{name} {nats:.2g}" for name, nats in list(causes.items())[:4])
+        with using(used):
+            own = distance(model, sample)
+        # 3. The one that fits; else which side is off, and what the differences look like.
+        cause, nearest = next(iter(causes.items()))
+        if own <= limit / 4:
+            return f"the model's own logits give what was recorded to {own:.2g} nats: the learner computes otherwise"
+        if nearest <= limit / 4:
+            return f"what was recorded fits {cause} to {nearest:.2g} nats: the engine sampled with that"
+        return f"{_shape(differences, limit)} (the model's own logits are {own:.2g} nats away, {measured})"
+
+
+def spread(completions: Sequence[PromptedCompletion]) -> list[PromptedCompletion]:
+    """A few of the completions, evenly spread."""
+    return list(completions[:: max(1, -(-len(completions) // SAMPLE))])
+
+
+def _shape(differences: Sequence[torch.Tensor], limit: float) -> str:
+    """What differences look like that no cause fits: at the first tokens alone, or as even as rounding is."""
+    first, rest = (torch.cat([part(d) for d in differences]).abs() for part in (lambda d: d[:4], lambda d: d[4:]))
+    if len(rest) and float(rest.mean()) < limit / 2 and float(first.mean()) > limit:
+        return (
+            f"the first four tokens differ by {float(first.mean()):.2g} nats and the rest by {float(rest.mean()):.2g}, "
+            "as with another prompt"
+        )
+    every = torch.cat(list(differences))
+    size, bias = float(every.abs().mean()), abs(float(every.mean()))
+    by_chance = 2 * float(every.std()) / len(every) ** 0.5
+    if len(every) >= 20 and float(every.abs().max()) < 5 * size and bias < max(size / 4, by_chance):
+        return "the differences are even and cancel, as rounding in a coarser precision does"
+    return "no known cause fits: the engine computes another distribution, or had another prompt or adapter"

@@ -1,0 +1,140 @@
+"""Probes: with which tokens, and on which models, ways of computing log-probabilities are compared.
+
+The model itself sees short prompts. Lengths that its config names and that are long (a window of 4,096 tokens) are
+passed by its reduced copy, which is random and tiny; and in float32, where a fault cannot hide behind rounding:
+
+    name, seen = first_right({"local": way, "plain": other}, subject, subject.reduced, model)
+
+Invariant: a way is right only if it is right on the model and past every length that its config names.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from flow_dpo.core.types import TokenIds
+from flow_dpo.models import attention
+from flow_dpo.models.facts import context_tokens, named_lengths, steady_tokens, vocabulary_size
+from flow_dpo.models.own_forward import FAULTS, complaint_of
+from flow_dpo.models.reduced import WINDOW, reduced
+
+Subject = TypeVar("Subject")
+
+_IN_FLOAT32 = "in float32"
+REACH = 6 * WINDOW
+"""Tokens that a probe of a small model, as every reduced copy is, passes twice: several windows, chunks and blocks."""
+_SMALL = 1 << 24
+"""Weights of a model that passes lengths up to `REACH` itself; a larger one leaves every length to its reduced copy."""
+_SHORT = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way(Generic[Subject]):
+    """A way of computing log-probabilities."""
+
+    complaint: Callable[[Subject], str]
+    """How it is off from the subject's own forward; "" where it is right. May raise `FAULTS`."""
+    whole: bool = False
+    """Every completion by forwards of its own over all its tokens: trusted past lengths that could not be tried."""
+    layout: bool = False
+    """It needs the attention that this package registers."""
+
+
+def first_right(
+    ways: Mapping[str, Way[Subject]],
+    subject: Subject,
+    reduce: Callable[[], Subject],
+    model: PreTrainedModel,
+) -> tuple[str, dict[str, str]]:
+    """The name of the first way that is right ("" for none), and what was seen of those before it.
+
+    `reduce` makes the same subject over the model's reduced copy. Where no way is right under the registered attention,
+    the model gets back its family's own for good, and ways without layouts are tried again.
+    """
+    name, seen = _first_right(ways, subject, reduce, model)
+    if not name and attention.give_up(model):
+        name, again = _first_right({n: way for n, way in ways.items() if not way.layout}, subject, reduce, model)
+        seen |= again
+    return name, seen
+
+
+def _first_right(
+    ways: Mapping[str, Way[Subject]],
+    subject: Subject,
+    reduce: Callable[[], Subject],
+    model: PreTrainedModel,
+) -> tuple[str, dict[str, str]]:
+    subjects, unseen = [subject], ""
+    reason = _needs_reduced(model)
+    if reason:
+        try:
+            subjects.append(reduce())
+        except FAULTS as error:
+            unseen = f"it could not be tried {reason}: {type(error).__name__}: {error}"[:300]
+    seen: dict[str, str] = {}
+    for name, way in ways.items():
+        seen[name] = "" if way.whole or reason == _IN_FLOAT32 else unseen
+        for each in subjects:
+            seen[name] = seen[name] or complaint_of(way.complaint, each)
+        if not seen[name]:
+            return name, seen
+    return "", seen
+
+
+def _needs_reduced(model: PreTrainedModel) -> str:
+    """Why a probe of the model itself shows too little: a length that it does not pass, or half precision; or ""."""
+    beyond = {name: n for name, n in named_lengths(model.config).items() if n > probe_reach(model)}
+    if beyond:
+        return "past " + ", ".join(f"{name} {n}" for name, n in beyond.items())
+    return _IN_FLOAT32 if model.dtype != torch.float32 else ""
+
+
+def probe_reach(model: PreTrainedModel) -> int:
+    """Tokens that a probe of this model passes twice."""
+    return REACH if model.num_parameters() <= _SMALL else _SHORT
+
+
+def probe_tokens(model: PreTrainedModel, count: int, seed: int) -> TokenIds:
+    """Random tokens of the vocabulary, with padding, end and begin among them: real text has them too, and some
+    families count positions by them."""
+    config = model.config.get_text_config().to_dict()
+    tokens = {name: value for name, value in config.items() if name.endswith(("token_id", "token_index"))}
+    special = {value for value in tokens.values() if isinstance(value, int)}
+    size = min(vocabulary_size(model), config.get("vocab_size") or 1 << 40)
+    usual = [token for token in range(min(size, 4096)) if token not in special]
+    picked = torch.randint(len(usual), (count,), generator=torch.Generator().manual_seed(seed))
+    ids = [usual[index] for index in picked.tolist()]
+    for place, name in ((count // 3, "pad_token_id"), (count // 3 + 2, "eos_token_id"), (count // 2, "bos_token_id")):
+        token = tokens.get(name)
+        if count > 10 and isinstance(token, int) and 0 <= token < size:
+            ids[place] = token
+    return tuple(ids)
+
+
+def probe_room(model: PreTrainedModel) -> int:
+    """Tokens that a probe may have: those of the context window in which rotary embeddings are steady."""
+    return min(context_tokens(model.config) or 1 << 20, steady_tokens(model) or 1 << 20)
+
+
+def reduced_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A tiny random model of the same class by the reduced config, in float32 on the CPU, in eval mode.
+
+    Raises one of `FAULTS` where the class cannot be built so, or does not run.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        small = type(model)(reduced(model.config)).float().eval()
+        with torch.no_grad():
+            for name, parameter in small.named_parameters():
+                if name.endswith("bias") and not parameter.any():
+                    parameter.normal_(std=0.1)  # zero at first, and then nobody would see it left out
+            if not small(input_ids=torch.arange(3, 3 + 2 * WINDOW)[None], use_cache=False).logits.isfinite().all():
+                raise ValueError("its reduced copy gives logits that are not finite")
+    return small
