@@ -96,10 +96,10 @@ def num_updates(settings: argparse.Namespace) -> int:
 def _parts(settings: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
     """Loaded model, flow and problems."""
     from flow_dpo.core.answer_stop import AnswerStop
-    from flow_dpo.core.single import Single
     from flow_dpo.data.problems import load_problems
     from flow_dpo.models.load import ModelSettings, load_model
     from flow_dpo.recipes.presets import preset
+    from flow_dpo.recipes.single import Single
 
     loaded = load_model(ModelSettings(model_name_or_path=settings.case, num_threads=settings.num_threads))
     trained = preset("flow-dpo", "seed" if settings.case == SEED else "chat").recipe.flow

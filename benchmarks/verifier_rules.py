@@ -160,16 +160,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, help="JSONL of gold, model_output, is_correct")
     parser.add_argument("--pairs", type=Path, help="TSV of kind, gold, answer, right or wrong")
+    parser.add_argument("--tiny", action="store_true", help="the first 20 of each, to see that it runs")
     settings = parser.parse_args()
+    most = 20 if settings.tiny else None
     logging.disable(logging.CRITICAL)
     tables: dict[str, Callable[[str], list[Case]]] = {}
     if settings.cases:
         rows: list[dict[str, Any]] = [json.loads(line) for line in settings.cases.read_text("utf-8").splitlines()]
-        cases = [(row["gold"], row["model_output"], row["is_correct"]) for row in rows]
+        cases = [(row["gold"], row["model_output"], row["is_correct"]) for row in rows[:most]]
         tables["labelled cases"] = lambda _: cases
     if settings.pairs:
         lines = [line.split("\t") for line in settings.pairs.read_text("utf-8").splitlines()[1:]]
-        pairs = [(gold, answer, should == "right") for _, gold, answer, should in lines if should != "ungraded"]
+        pairs = [(gold, answer, should == "right") for _, gold, answer, should in lines if should != "ungraded"][:most]
         tables["hard pairs"] = lambda ending: [
             (gold, ending.replace("%s", answer), right) for gold, answer, right in pairs
         ]

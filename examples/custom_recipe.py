@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.explore import Group
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Pair
 from flow_dpo.recipes.scales import CHAT, SEED, SEED_SINGLE, SEED_TEMPERATURE, SEED_TOP_P, Preset
+from flow_dpo.recipes.single import Single
 
 
 @dataclass(frozen=True, kw_only=True)

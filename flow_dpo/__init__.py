@@ -30,7 +30,7 @@ _HOMES = {
     "preset": "recipes.presets",
     "Flow": "core.flow",
     "AnswerStop": "core.answer_stop",
-    "Single": "core.single",
+    "Single": "recipes.single",
     "Explore": "core.explore",
     "TurnSampling": "core.explore",
     "Siblings": "core.explore",

@@ -19,7 +19,6 @@ from flow_dpo.core.protocols import Backends as Backends
 from flow_dpo.core.protocols import Callback as Callback
 from flow_dpo.core.recipe import Recipe as Recipe
 from flow_dpo.core.rollouts import RolloutRunner as RolloutRunner
-from flow_dpo.core.single import Single as Single
 from flow_dpo.core.tree import Tree as Tree
 from flow_dpo.core.types import Completion as Completion
 from flow_dpo.core.types import Message as Message
@@ -49,6 +48,7 @@ from flow_dpo.recipes.presets import PRESET_NAMES as PRESET_NAMES
 from flow_dpo.recipes.presets import RECIPES as RECIPES
 from flow_dpo.recipes.presets import load_recipe as load_recipe
 from flow_dpo.recipes.presets import preset as preset
+from flow_dpo.recipes.single import Single as Single
 from flow_dpo.runs.runtime import Runtime as Runtime
 from flow_dpo.runs.runtime import open_runtime as open_runtime
 from flow_dpo.runs.training import TrainResult as TrainResult

@@ -30,7 +30,7 @@ PURE = [
     "core.prompts",
     "core.rollouts",
     "core.seeds",
-    "core.single",
+    "recipes.single",
     "core.steps",
     "core.tree",
     "core.types",

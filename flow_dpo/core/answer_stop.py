@@ -5,13 +5,10 @@ on (Flow-DPO, arXiv 2410.22304, section 2). With chunks of 3 tokens and E the en
 
     answer [5 6 7]   stop No   answer [8 9 E]   stop Yes            solution 5 6 7 8 9, ended
     answer [5 6 7]   stop No   answer [8 9 E]   stop No  "Wait, ..."  answer [4 4 1]   ...
+    answer [5 6 7]   stop Yes  closing [E]                          solution 5 6 7, ended; cut at any other token
 
 The end token never enters later context. At the cap of chunks Stop gets no turn. A rollout that ends at an answer
-without its end token is sampled one token further, so that a whole answer that happens to fill its chunk counts, and
-"Answer: 1" of 15 does not:
-
-    answer [8 9 7]   stop Yes   closing [E]        solution 8 9 7, ended
-    answer [8 9 7]   stop Yes   closing [4]        solution 8 9 7 4, cut
+without its end token is sampled one token further: a whole answer counts, and "Answer: 1" of 15 does not.
 """
 
 from __future__ import annotations

@@ -48,11 +48,8 @@ class Flow(ABC, Generic[StateT]):
         """What has been written so far."""
 
     def closing(self, state: StateT) -> Turn | None:
-        """A turn of one more token, for a rollout that ended amid its writer's text: is the answer whole, or cut?
-
-        It is asked for once, where `turn` gives None, and `advance` takes its completion. It is no node of the tree: it
-        has no alternatives and teaches nothing.
-        """
+        """A turn of one more token, where `turn` gives None amid its writer's text: is the answer whole, or cut?
+        `advance` takes its completion, which is no node of the tree."""
         return None
 
     def tags(self, state: StateT) -> tuple[str, ...]:

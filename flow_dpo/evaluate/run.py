@@ -124,31 +124,31 @@ def measure_run(
             facts |= {"model": recordable(runtime_settings.model), "engine": type(runtime_settings.engine).__name__}
             with kept_workers(folder if write else None, facts, runtime, adapters, live, console) as (workers, _):
                 trees, result = evaluate(
-                    evaluated,
-                    explore,
-                    problems,
-                    workers,
-                    runtime.renderer,
-                    runtime.backends.grader,
-                    adapters,
-                    settings,
+                    evaluated, explore, problems, workers, runtime.renderer, runtime.backends.grader, adapters, settings
                 )
                 result |= {
                     "settings": run_folder.plain(settings) | run_folder.plain(speaking),
                     "overlap": found,
-                    "model": runtime.loaded.name,
                     "adapters": {role: adapter.path for role, adapter in adapters.items()},
-                    "dataset": f"{runtime_settings.data.dataset_name}/{runtime_settings.data.dataset_split}",
-                    "data_fingerprint": runtime.problems.fingerprint,
                     "decoding": decoding(explore, settings),
                     "played": recordable({"flow": evaluated, "explore": explore, "grading": runtime_settings.grading}),
-                    "command": command_line(),
-                    **run_folder.environment(),
+                    **_facts(runtime, runtime_settings, given),
                 }
-                result |= {"given": given.record()} if given.record() else {}
                 if write:
                     write_predictions(folder, trees, result)
     return result
+
+
+def _facts(runtime: Runtime, settings: RuntimeSettings, given: GivenObjects) -> dict[str, Any]:
+    """What the summary says of the model, the data and the command."""
+    facts = {
+        "model": runtime.loaded.name,
+        "dataset": f"{settings.data.dataset_name}/{settings.data.dataset_split}",
+        "data_fingerprint": runtime.problems.fingerprint,
+        "command": command_line(),
+        **run_folder.environment(),
+    }
+    return facts | ({"given": given.record()} if given.record() else {})
 
 
 def _measure_open(runtime: Runtime, given: GivenObjects, overrides: Mapping[str, Any]) -> dict[str, Any]:

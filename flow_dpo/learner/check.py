@@ -1,7 +1,6 @@
 """Which way of computing log-probabilities is right for a model, found by comparing with its own forward.
 
     choose_way(policy, packed=True)     # (True, False): prefixes shared, this package's head
-                                        # (False, True): each completion after its own prompt, the model's own head
 
 Invariant: a way is chosen only if it is right for every role's adapter, past every length that the config names.
 """
@@ -64,10 +63,7 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
 
 
 def small_policy(policy: Policy) -> Policy:
-    """The same roles and adapters over the model's reduced copy, which attends as the model does now.
-
-    Raises one of `own_forward.FAULTS` where it cannot be built.
-    """
+    """The same roles and adapters over the model's reduced copy. Raises one of `own_forward.FAULTS`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say of the adapters was said of the model itself
         small = Policy(reduced_model(policy.model), policy.roles, policy.settings, seed=policy.seed)

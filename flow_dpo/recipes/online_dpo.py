@@ -11,7 +11,6 @@ from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.explore import Group
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.single import Single
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.scales import (
     CHAT,
@@ -23,6 +22,7 @@ from flow_dpo.recipes.scales import (
     SMALL_SINGLE,
     Preset,
 )
+from flow_dpo.recipes.single import Single
 
 
 def _recipe(flow: Single, explore: Group) -> Recipe:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from flow_dpo.core.answer_stop import AnswerStopPrompts, WorkedExample
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.single import Single
 from flow_dpo.data.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings, ReferenceSettings
+from flow_dpo.recipes.single import Single
 
 
 @dataclass(frozen=True, kw_only=True)

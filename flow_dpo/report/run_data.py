@@ -101,7 +101,7 @@ def count_run(run: Path, num_seen: int, wanted: str | None = None) -> RunCounts:
     counts = RunCounts()
     examples = _read_examples(run, counts)
     best = -1.0
-    for line, tree in iter_rows(run / "trees.jsonl", TreeRow):
+    for line, tree in iter_rows(run / "trees.jsonl", TreeRow) if num_seen or wanted is not None else ():
         if line > num_seen:
             break
         name = tree.problem.id

@@ -184,7 +184,9 @@ def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
         return _evaluation(path, name)
     if (path / ROWS).is_file():
         return _traces(path, name)
-    if (path / "config.yaml").is_file() and (path / "trees.jsonl").is_file():
+    # Before its first batch a run has its settings alone.
+    records = [(path / name).is_file() for name in ("trees.jsonl", "metrics.jsonl")]
+    if (path / "config.yaml").is_file() and (records[0] or not any(records)):
         return _run(path, name, tree)
     raise DataError(f"{_NONE}, found {_described(path)}")
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from flow_dpo.core.answer_stop import ANSWER, AnswerStop
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.single import Single
 from flow_dpo.core.types import Adapter, Role
 from flow_dpo.data.strict_json import OBJECT, ORDINAL, TEXT, TEXTS, Kind, check, or_null
+from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_object
 from flow_dpo.runs.resolve import Given, read_settings

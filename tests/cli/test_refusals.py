@@ -16,10 +16,10 @@ from flow_dpo.cli.train import parse_train
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Group, Siblings
-from flow_dpo.core.single import Single
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.evaluate.run import _measure_open
 from flow_dpo.recipes.presets import RECIPES
+from flow_dpo.recipes.single import Single
 from flow_dpo.runs.given_objects import GivenObjects
 from flow_dpo.runs.writable import check_writable
 

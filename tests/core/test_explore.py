@@ -15,11 +15,11 @@ from flow_dpo.core.answer_stop import AnswerStop, AnswerStopState
 from flow_dpo.core.errors import EngineError, FlowError
 from flow_dpo.core.explore import Explore, Group, Siblings
 from flow_dpo.core.rollouts import RolloutRunner
-from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Completion, Piece, Problem, Request, Solution, TokenIds, Turn
 from flow_dpo.engines.scripted import ScriptedEngine, TabularEngine
 from flow_dpo.engines.scripted import ScriptedReply as Line
+from flow_dpo.recipes.single import Single
 from tests.support.graders import FunctionGrader
 
 END, YES, NO, ANSWER_PROMPT, STOP_PROMPT, WAIT = 0, 90, 91, 100, 101, 102

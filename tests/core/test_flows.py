@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts, WorkedExample
-from flow_dpo.core.single import Single
 from flow_dpo.core.types import Completion, FinishReason, Problem
+from flow_dpo.recipes.single import Single
 
 PROBLEM = Problem(id="p", question="What is {candidate} + 1?", gold="2")
 PROMPTS = AnswerStopPrompts(stop_user="Q {question}\nC {candidate}\nOK?", reopen="Wait.")

@@ -194,5 +194,5 @@ def test_the_documented_command_trains_on_the_seed(tmp_path: Path) -> None:
     run = ["--max_problems", "4", "--output_dir", str(tmp_path / "other")]
     assert train.train(["--flow", f"{tmp_path / 'mine.py'}:Critique", *run]) == 0
     (tmp_path / "mine.py").write_text(HEAD.replace("Is this solution right?", "Is it?"))
-    with pytest.raises(ConfigError, match=r"--allow flow_file\n  flow_file: [0-9a-f]{64} then, [0-9a-f]{64} now"):
+    with pytest.raises(ConfigError, match=r"--allow flow_file\n  flow_file: [0-9a-f]{12} then, [0-9a-f]{12} now"):
         train.train(["--resume", *run])

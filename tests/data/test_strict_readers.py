@@ -15,10 +15,10 @@ import yaml
 
 from flow_dpo.cli.generate import parse_generate
 from flow_dpo.core.errors import ConfigError, DataError
-from flow_dpo.core.single import Single
 from flow_dpo.data.strict_json import MAX_DEPTH, parse
 from flow_dpo.evaluate.contamination import normalised
 from flow_dpo.models.load import LoadedModel, ModelSettings, load_model
+from flow_dpo.recipes.single import Single
 from flow_dpo.runs import resolve
 from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.records import from_json, to_json

@@ -18,9 +18,10 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]])
 
 
 def move(policy: Policy, role: str, strength: float) -> None:
+    drawn = torch.Generator().manual_seed(len(role))
     with torch.no_grad():
         for weight in policy.weights(role):
-            weight.add_(torch.randn_like(weight) * strength)
+            weight.add_(torch.randn(weight.shape, generator=drawn) * strength)
     policy.publish(role)
 
 
@@ -42,7 +43,7 @@ def test_a_merged_twin_says_the_same(kind: str) -> None:
                 assert not [name for name, _ in twin.named_modules() if "lora" in name]
                 found = twin(input_ids=IDS).logits
             assert not torch.allclose(expected, base, atol=1e-2)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found, expected, rtol=5e-4, atol=5e-4)
     with policy.using(None), torch.no_grad():
         assert torch.equal(policy.model(input_ids=IDS).logits, base)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import ConfigError, LearningError, ObjectiveError
@@ -336,16 +336,25 @@ def refusing_layouts() -> Any:
 
 def deaf_to_layouts() -> Any:
     """Drops the layout on its way down, as a model would that knows nothing of them."""
-    model = tiny_model("llama")
-    for layer in model.get_decoder().layers:
-        layer.self_attn.register_forward_pre_hook(
-            lambda _, args, kwargs: (
-                args,
-                {**kwargs, "layout": None} | ({"attention_mask": None} if kwargs.get("layout") else {}),
-            ),
-            with_kwargs=True,
-        )
+    plain = tiny_model("llama")
+    model = DeafLlama(plain.config).eval()
+    model.load_state_dict(plain.state_dict())
     return model
+
+
+class DeafLlama(LlamaForCausalLM):
+    """A family whose layers drop the layout."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.get_decoder().layers:
+            layer.self_attn.register_forward_pre_hook(
+                lambda _, args, kwargs: (
+                    args,
+                    {**kwargs, "layout": None} | ({"attention_mask": None} if kwargs.get("layout") else {}),
+                ),
+                with_kwargs=True,
+            )
 
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -195,6 +195,6 @@ def test_lengths_and_contexts_that_configs_name() -> None:
 
 def test_a_model_that_names_no_longest_context_takes_its_tokenizers() -> None:
     limited, unlimited = (cast(Any, SimpleNamespace(model_max_length=n)) for n in (4096, int(1e30)))
-    assert load._context_tokens(BloomConfig(), limited) == 4096
+    assert load.context_window(BloomConfig(), limited) == 4096
     with pytest.warns(UserWarning, match=r"names no longest context \(mamba\): .* limited to 2048 tokens"):
-        assert load._context_tokens(MambaConfig(), unlimited) == 2048
+        assert load.context_window(MambaConfig(), unlimited) == 2048

@@ -12,11 +12,11 @@ from flow_dpo.cli import train
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Group
-from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Solution
 from flow_dpo.recipes import presets
 from flow_dpo.recipes.scales import CHAT, SEED
+from flow_dpo.recipes.single import Single
 from flow_dpo.runs.files import read_jsonl
 from tests.support.tree_builders import completion, graded, problem, request
 
@@ -100,7 +100,7 @@ def test_another_version_of_the_file_is_another_method(tmp_path: Path) -> None:
     run = ["--max_problems", "4", "--problems_per_batch", "4", "--output_dir", str(tmp_path / "run")]
     assert train.train(["--recipe", source, *run]) == 0
     write(tmp_path, FILE.read_text().replace("min_difference: int = 1", "min_difference: int = 2"))
-    with pytest.raises(ConfigError, match=r"(?s)recipe_file: [0-9a-f]{64} then, [0-9a-f]{64} now"):
+    with pytest.raises(ConfigError, match=r"(?s)recipe_file: [0-9a-f]{12} then, [0-9a-f]{12} now"):
         train.train(["--resume", *run])
 
 
@@ -109,7 +109,7 @@ from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.dpo import Ipo
 from flow_dpo.core.explore import Group
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.single import Single
+from flow_dpo.recipes.single import Single
 from flow_dpo.recipes.scales import CHAT
 
 R = Recipe(flow=Single(), explore=Group(num_rollouts=2), credit=OutcomePairs(), objective=Ipo())

@@ -16,13 +16,13 @@ from flow_dpo.cli import train
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.objective import accepted_names
-from flow_dpo.core.single import Single
 from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings
 from flow_dpo.recipes import presets, scales
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
+from flow_dpo.recipes.single import Single
 from flow_dpo.runs.files import read_jsonl
 from tests.support.packed_builders import ROLES
 from tests.support.run_equality import without_seconds

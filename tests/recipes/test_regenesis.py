@@ -13,12 +13,12 @@ from flow_dpo.core.answer_stop import AnswerStopPrompts, WorkedExample
 from flow_dpo.core.credit import ELSEWHERE
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.prompts import fill
-from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Message, Problem, Request, Solution, Status, Turn
 from flow_dpo.recipes.regenesis.credit import CorrectFinals
 from flow_dpo.recipes.regenesis.explore import GuidelineRollouts, advice
 from flow_dpo.recipes.regenesis.flow import GUIDELINES, Guided
+from flow_dpo.recipes.single import Single
 from flow_dpo.verify.extract import AnswerRule
 from tests.support import char_renderer
 from tests.support.tree_builders import completion, graded, problem, request

@@ -12,13 +12,13 @@ import torch
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.explore import Group
 from flow_dpo.core.rollouts import RolloutRunner
-from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Solution, TokenIds, Verdict
 from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.recipes.rpo.credit import BranchPairs
 from flow_dpo.recipes.rpo.explore import ReferencePath
 from flow_dpo.recipes.rpo.objective import OddsRatio
+from flow_dpo.recipes.single import Single
 from tests.core.test_explore import ANSWER_PROMPT, END, PROBLEMS, Bare, chunks, fits, next_probs
 from tests.recipes.test_vineppo import LENGTH, ONE_PASS, boundaries, graded_trees, right, said
 from tests.support.graders import FunctionGrader

@@ -12,12 +12,12 @@ import torch
 
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.explore import Group
-from flow_dpo.core.single import Single
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion, Solution, TokenIds, Verdict
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
+from flow_dpo.recipes.single import Single
 from flow_dpo.recipes.vineppo.credit import StepAdvantages, state_values
 from flow_dpo.recipes.vineppo.explore import StepRollouts
 from tests.core.test_explore import ANSWER_PROMPT, END, FLOW, chunks, explore, fits

@@ -311,6 +311,7 @@ def tried(kind: str, num: int) -> None:
     each()
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @pytest.mark.parametrize("kind", CASES)
 def test_any_file_is_read_or_refused(kind: str) -> None:
     tried(kind, 25 if kind in SLOW_KINDS else 80)

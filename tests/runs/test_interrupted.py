@@ -109,12 +109,13 @@ def test_what_is_refused_before_it_samples_leaves_the_folder_free(
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts what the engine is asked to sample."""
+    """Counts what the engine is asked to sample, besides the check of the model at opening, whose seeds are small."""
     seeds: list[int] = []
     submit = LocalEngine.submit
 
     def counted(self: LocalEngine, *args: Any, **kwargs: Any) -> int:
-        seeds.append(kwargs["seed"])
+        if kwargs["seed"] > 1_000:
+            seeds.append(kwargs["seed"])
         return submit(self, *args, **kwargs)
 
     monkeypatch.setattr(LocalEngine, "submit", counted)

@@ -14,7 +14,7 @@ from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ObjectiveError
 from flow_dpo.core.metrics import ProgressiveValidation
-from flow_dpo.core.types import Request, Sampling
+from flow_dpo.core.types import Request, Sampling, Verdict
 from flow_dpo.runs.callbacks.progress import learned, summary_table
 from flow_dpo.runs.live import Live, Meter, MeteredEngine, MeteredLearner, duration
 from tests.support.tree_builders import completion
@@ -140,7 +140,7 @@ def test_learning_is_counted_row_by_row_and_the_loss_is_as_it_was() -> None:
 def windows(rewards: list[int], window: int = 10) -> list[tuple[str, str]]:
     progress = ProgressiveValidation(window=window)
     for reward in rewards:
-        progress.see(float(reward))
+        progress.see(Verdict(status="correct" if reward else "wrong"))
     table = summary_table(progress)
     names, counts, shares = ([str(cell) for cell in column._cells] for column in table.columns[:3])
     return [(name, f"{count} {share}") for name, count, share in zip(names, counts, shares, strict=True)]
@@ -151,9 +151,10 @@ def test_the_first_and_the_last_problems_are_never_the_same_ones() -> None:
     assert windows([0] * 10 + [1] * 30) == [("first", "10 0.0%"), ("last", "10 100.0%")]
     # More than one window and less than two: the last are those that are not among the first.
     assert windows([0] * 20 + [1] * 5, window=20) == [("first", "20 0.0%"), ("last", "5 100.0%")]
-    # One window or less: halves, the middle one of an odd number in neither.
-    assert windows([0] * 12 + [1] * 11, window=250) == [("first half", "11 0.0%"), ("last half", "11 100.0%")]
-    assert windows([0, 1], window=250) == [("all (too few to compare)", "2 50.0%")]
+    # One window or less: the first half against the rest.
+    assert windows([0] * 11 + [1] * 12, window=250) == [("first", "11 0.0%"), ("last", "12 100.0%")]
+    assert windows([0, 1], window=250) == [("first", "1 0.0%"), ("last", "1 100.0%")]
+    assert windows([1], window=250) == [("all (too few to compare)", "1 100.0%")]
     assert windows([]) == [("all (too few to compare)", "0 0.0%")]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from flow_dpo.core.answer_stop import AnswerStopPrompts
-from flow_dpo.core.single import Single
 from flow_dpo.core.types import Verdict
 from flow_dpo.models.render import Renderer
+from flow_dpo.recipes.single import Single
 from flow_dpo.traces.sft import example_ids
 from flow_dpo.traces.trace import Trace
 from tests.support.tokenizer_kinds import KINDS, TEMPLATES, tokenizer_of

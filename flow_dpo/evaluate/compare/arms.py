@@ -18,9 +18,9 @@ from typing import Literal
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Explore, TurnSampling
-from flow_dpo.core.single import Single
 from flow_dpo.evaluate.compare.jobs import JobRunner, Work
 from flow_dpo.recipes import presets
+from flow_dpo.recipes.single import Single
 from flow_dpo.runs.callbacks.budget import spent
 from flow_dpo.runs.records import read_metrics
 

@@ -9,7 +9,6 @@ with a cosine decay (here one pass). LoRA: not stated. The other presets try 8 o
 from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.single import Single
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.regenesis.credit import CorrectFinals
 from flow_dpo.recipes.regenesis.explore import GuidelineRollouts
@@ -27,6 +26,7 @@ from flow_dpo.recipes.scales import (
     SMALL_SINGLE,
     Preset,
 )
+from flow_dpo.recipes.single import Single
 
 
 def _recipe(flow: Single, explore: GuidelineRollouts) -> Recipe:

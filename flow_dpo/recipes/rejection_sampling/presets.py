@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from flow_dpo.core.explore import Group
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.single import Single
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
 from flow_dpo.recipes.rejection_sampling.objective import Nll
@@ -24,6 +23,7 @@ from flow_dpo.recipes.scales import (
     SMALL_TEMPERATURE,
     Preset,
 )
+from flow_dpo.recipes.single import Single
 
 
 def _recipe(flow: Single, explore: Group) -> Recipe:

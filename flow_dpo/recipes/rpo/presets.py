@@ -9,7 +9,6 @@ Temperature: not stated in the script. The other presets have 8 rollouts and dra
 from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.single import Single
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.rpo.credit import BranchPairs
 from flow_dpo.recipes.rpo.explore import ReferencePath
@@ -25,6 +24,7 @@ from flow_dpo.recipes.scales import (
     SMALL_TEMPERATURE,
     Preset,
 )
+from flow_dpo.recipes.single import Single
 
 
 def _recipe(flow: Single, explore: ReferencePath) -> Recipe:

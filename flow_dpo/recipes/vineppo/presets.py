@@ -9,7 +9,6 @@ most 1,024 tokens; clip 0.2, k3 in the loss with 1e-4 and cut at 10; rate 1e-6 f
 from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.single import Single
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.scales import (
@@ -22,6 +21,7 @@ from flow_dpo.recipes.scales import (
     SMALL_SINGLE,
     Preset,
 )
+from flow_dpo.recipes.single import Single
 from flow_dpo.recipes.vineppo.credit import StepAdvantages
 from flow_dpo.recipes.vineppo.explore import StepRollouts
 

@@ -24,9 +24,6 @@ from flow_dpo.core.types import Example, Pair, Role
 from flow_dpo.runs.charts import Panel, Series, accuracy_series, save_png
 from flow_dpo.runs.live import Live
 
-_FEWEST = 20
-"""Graded problems below which halves of them say nothing apart."""
-
 
 class ProgressBar:
     """A callback that shows each batch."""
@@ -73,7 +70,7 @@ def summary_table(progress: ProgressiveValidation) -> Table:
     first = (int(sum(recent[:half])), half) if num <= progress.window else progress.first
     rest = recent[-(num - first[1]) :] if num > first[1] else []
     windows = {"first": first, "last": (int(sum(rest)), len(rest))}
-    if num < _FEWEST:
+    if num < 2:
         windows = {"all (too few to compare)": (progress.num_correct, num)}
     bounds: list[tuple[float, float]] = []
     for name, (correct, of) in windows.items():
