@@ -17,7 +17,7 @@ from rich.console import Console
 
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.types import Problem
+from flow_dpo.core.types import Adapter, Problem, Role
 from flow_dpo.data.problems import ProblemSet
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.runs import run_folder
@@ -26,7 +26,7 @@ from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, s
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import command_line
-from flow_dpo.runs.runtime import EngineOpener, GraderSource, open_runtime
+from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
 from flow_dpo.runs.writable import check_writable
 from flow_dpo.traces.generate import Tally, generate
@@ -92,66 +92,39 @@ def generate_run(
     refuse_used(path)
     sampled = sampled_flow(flow, settings.mode)
     opened = open_runtime(
-        runtime_settings,
-        sampled,
-        roles=flow.roles,
-        seed=settings.seed,
-        engine=given.engine,
-        grader=given.grader,
+        runtime_settings, sampled, roles=flow.roles, seed=settings.seed, engine=given.engine, grader=given.grader,
         problems=given.problems,
-    )
+    )  # fmt: skip
     with run_folder.locked(path), Live(console) as live:
         live.doing(f"loading {runtime_settings.model.model_name_or_path}")
         with opened as runtime:
             adapters = load_adapters(runtime.policy, parsed["speaking"])
-            header = {
-                "source": settings.source(trained=any(map(is_trained, adapters.values()))),
-                "selection": selection.rule() if settings.mode != "ground_truth" else GROUND_TRUTH_RULE,
-                "settings": recordable(parsed),
-                "command": command_line(),
-                "model": runtime.loaded.name,
-                "tokenizer": runtime.renderer.fingerprint(),
-                "adapters": {role: adapter.path for role, adapter in adapters.items()},
-                "dataset": f"{runtime_settings.data.dataset_name}/{runtime_settings.data.dataset_split}",
-                "data_fingerprint": runtime.problems.fingerprint,
-                **run_folder.environment(),
-            }
+            header = _header(parsed, runtime, adapters)
             problems = _only_of(runtime.fitting, settings.problems_of)
             header |= {"num_problems": len(problems)}
-            before = _tally_so_far(path, header)
+            tally = before = _tally_so_far(path, header)
             if before.num_problems_sampled:
                 report(f"going on after {before.num_problems_sampled} problems and {before.traces} traces")
                 header |= before.facts()
             live.begin(len(problems), "problems", before.num_problems_sampled)
-            with kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False) as (
-                workers,
-                journal,
-            ):
+            kept = kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False)
+            with kept as (workers, journal):
                 folder = TraceFolder(path, header, num_traces=before.traces)
                 for traces, tally in generate(
-                    sampled,
-                    trace_pass(flow),
-                    parsed["explore"],
-                    problems,
-                    workers,
-                    runtime.renderer,
-                    runtime.backends.grader,
-                    adapters,
-                    settings,
-                    selection,
-                    before,
-                ):
+                    sampled, trace_pass(flow), parsed["explore"], problems, workers, runtime.renderer,
+                    runtime.backends.grader, adapters, settings, selection, before,
+                ):  # fmt: skip
                     folder.append(traces, tally.facts())
                     if journal is not None:
                         journal.done()
                     live.advance(tally.num_problems_sampled)
                     report(str(tally))
                 folder.note({"complete": True})
-                if not tally.traces:
-                    raise DataError(
-                        f"expected a trace at least, found none on {len(problems)} problems: {tally.shortfall()}; the "
-                        f"counts are in {path}; {_ADVICE[settings.mode == 'ground_truth']}"
-                    )
+    if not tally.traces:
+        raise DataError(
+            f"expected a trace at least, found none on {len(problems)} problems: {tally.shortfall()}; the counts are "
+            f"in {path}; {_ADVICE[settings.mode == 'ground_truth']}"
+        )
     return path
 
 
@@ -159,6 +132,23 @@ _ADVICE = {
     False: "give a larger budget of draws (--num_samples), a model or adapters that solve some, or easier problems",
     True: "name a data set with worked solutions, or sample them with --mode single",
 }
+
+
+def _header(parsed: Mapping[str, Any], runtime: Runtime, adapters: Mapping[Role, Adapter]) -> dict[str, Any]:
+    """What traces.json says of how the traces are made."""
+    settings, data = parsed["generate"], RuntimeSettings.from_sections(parsed).data
+    return {
+        "source": settings.source(trained=any(map(is_trained, adapters.values()))),
+        "selection": parsed["selection"].rule() if settings.mode != "ground_truth" else GROUND_TRUTH_RULE,
+        "settings": recordable(parsed),
+        "command": command_line(),
+        "model": runtime.loaded.name,
+        "tokenizer": runtime.renderer.fingerprint(),
+        "adapters": {role: adapter.path for role, adapter in adapters.items()},
+        "dataset": f"{data.dataset_name}/{data.dataset_split}",
+        "data_fingerprint": runtime.problems.fingerprint,
+        **run_folder.environment(),
+    }
 
 
 def _tally_so_far(path: Path, header: Mapping[str, Any]) -> Tally:
