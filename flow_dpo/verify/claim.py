@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_dpo.verify.closed_form import closed_form
+from flow_dpo.verify.doubt import claims_nothing, denied
 from flow_dpo.verify.equivalence import for_algebra, same
 from flow_dpo.verify.expressions import FORMULA, Item, is_formula, items_of
 from flow_dpo.verify.words import is_unit
@@ -77,17 +78,6 @@ _SPELLED = re.compile(
     r"(?! of (?:the|them|us|these|those)\b)",
     re.IGNORECASE,
 )
-WRONG = r"(?:wrong|incorrect|mistaken|not (?:quite )?(?:right|correct|the (?:right |correct |final )?answer))\b"
-_DENIED_BEFORE = re.compile(
-    r"(?:\bnot|n['\u2019]t|\bnever|\bcannot|\brather than|\binstead of|\bneither|\bnor|≠)"
-    r"(?: be| equals?| to| exactly| just| the| simply)* ?[*_\"\u201c($\\\[ ]*$",
-    re.IGNORECASE,
-)
-_DENIED_BEHIND = re.compile(
-    rf"[\s,*_\"\u201d)$\\\]]*(?:which |that )?(?:(?:is|was|seems|looks|would be|must be|are)(?: \w+ly| also)? {WRONG}"
-    r"|(?:isn|wasn|couldn|can)(?:['\u2019]t|not)(?: be)? (?:it|right|correct|the)\b)",
-    re.IGNORECASE,
-)
 _PREFIX = re.compile(
     r"\b(?:minus|negative|(?:(?:one |a )?(?:half|third|quarter)|twice|double|triple|thrice)(?: of)?|at least|at most"
     r"|(?:no )?(?:more|less|fewer|greater|bigger|smaller|larger|higher|lower) than|over|under|above|below|up to|between"
@@ -139,6 +129,7 @@ _NO_NAMES = _words(
 def claim(sentence: str, *, stated: bool) -> str | None:
     """The value that a sentence claims, as it is written; None where it claims none, or takes it back.
 
+    "" where it is no claim but a question, a task or a first step, so that none before it is the last word either.
     `stated`: the sentence follows "the answer is", so its first value or a name may be meant; otherwise the last value.
     """
     plain = _PLAIN.fullmatch(sentence) if stated else None
@@ -147,6 +138,8 @@ def claim(sentence: str, *, stated: bool) -> str | None:
     sentence = _MARKS.sub("", sentence)
     if stated and re.match(r"\W{0,3}(?:yes|no|none|true|false)\b(?!\s\w+\s\d)", sentence, re.IGNORECASE):
         return _name(sentence)
+    if not stated and claims_nothing(sentence):
+        return ""
     items = items_of(sentence)
     if not any(item.kind == "value" for item in items):
         items = _with_words(sentence, items, stated)
@@ -197,11 +190,6 @@ def offered(values: Sequence[str]) -> str:
     if 1 < len(unique) <= 8 and all(alike(unique[0], other) for other in unique[1:]):
         return unique[0]
     return ", ".join(unique)
-
-
-def denied(text: str, start: int, end: int) -> bool:
-    """Is what stands at a place said not to be the answer: "not 42", "42 is wrong"?"""
-    return bool(_DENIED_BEFORE.search(text[max(0, start - 40) : start]) or _DENIED_BEHIND.match(text[end : end + 80]))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ Invariant: a sentence is read from left to right, at most `MAX_TOKENS` tokens ah
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from flow_dpo.verify.words import is_unit
 
@@ -48,8 +47,7 @@ _PROSE = re.compile(r"[A-Za-z][a-z]{2,}[^A-Za-z]+[A-Za-z][a-z]|\b[A-Za-z][a-z]+ 
 _MONEY = re.compile(r"\$\d[\d.,]*\s.*\s\$", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """A token of a sentence, or an expression made of several."""
 
     kind: Literal["formula", "number", "command", "word", "operator", "bracket", "mark", "value"]
@@ -60,11 +58,8 @@ class Item:
     """Its place in the sentence."""
     worked: bool = False
     """It is a value with an equation sign, or behind one."""
-
-    @property
-    def word(self) -> str:
-        """The word in lower case; "" for anything else."""
-        return self.text.lower() if self.kind == "word" else ""
+    word: str = ""
+    """The word in lower case; "" for anything else."""
 
 
 def is_formula(text: str) -> bool:
@@ -113,7 +108,8 @@ def _tokens(sentence: str) -> list[Item]:
             text = text[width:-width].strip()
         if kind == "number" and text[0] in "RUCA":
             text = re.sub(r"^(?:[A-Z]{2}(?=\\?\$)|Rs\.? ?)", "", text)
-        items.append(Item(kind, text, match.start(), at))  # pyright: ignore[reportArgumentType]
+        word = text.lower() if kind == "word" else ""
+        items.append(Item(kind, text, match.start(), at, False, word))  # pyright: ignore[reportArgumentType]
     return items
 
 

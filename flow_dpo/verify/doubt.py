@@ -1,0 +1,169 @@
+r"""Doubt about a claim: is an answer denied, only supposed, taken back, or does the text break off before it?
+
+    "42 is wrong", "neither 12 nor 18"             denied
+    "Let's assume the answer is", "If the answer"  introduces no answer: `supposes`
+    "How many are 7 and 5?", "First she has 12."   claims none: `claims_nothing`
+    "The answer is 10. Oops, I meant 12."          10 is taken back
+    "So the total is 15 +"                         `breaks_off`
+
+Invariant: a text in doubt gives no answer, since a reward must be earned; patterns look at bounded windows.
+"""
+
+from __future__ import annotations
+
+import re
+
+WRONG = r"(?:wrong|incorrect|mistaken|not (?:quite )?(?:right|correct|the (?:right |correct |final )?answer))\b"
+_DENIED_BEFORE = re.compile(
+    r"(?:\bnot|n['\u2019]t|\bnever|\bcannot|\brather than|\binstead of|\bneither|\bnor|≠|\\neq?"
+    r"|\bexcept(?: for)?|\bother than|\bapart from|\bexcluding)"
+    r"(?: be| equals?| to| exactly| just| the| simply| that| is| it)* ?[*_\"\u201c($\\\[ ]*$",
+    re.IGNORECASE,
+)
+_DENIED_BEHIND = re.compile(
+    rf"[\s,*_\"\u201d)$\\\]]*(?:which |that )?(?:(?:is|was|seems|looks|would be|must be|are)(?: \w+ly| also)? {WRONG}"
+    r"|(?:isn|wasn|couldn|can)(?:['\u2019]t|not)(?: be)? (?:it|right|correct|the)\b"
+    r"|(?:does|do|will|would|can)(?:n['\u2019]t| ?not) (?:work|satisfy|fit|hold|solve)\b)",
+    re.IGNORECASE,
+)
+
+
+def denied(text: str, start: int, end: int) -> bool:
+    """Is what stands at a place said not to be the answer: "not 42", "42 is wrong"?"""
+    return bool(_DENIED_BEFORE.search(text[max(0, start - 40) : start]) or _DENIED_BEHIND.match(text[end : end + 80]))
+
+
+# ---- introduced as no answer ----------------------------------------------------------------------------------------
+
+_CLAUSE = re.compile(
+    r"[.!?\n,;:\u2014]|\b(?:so|then|therefore|thus|hence|but|and|because|since|see|shows?|means|sure|doubt that|know)\b",
+    re.IGNORECASE,
+)
+_SUPPOSED = re.compile(
+    r"\b(?:no (?:way|chance|reason)|not|never|cannot|nobody|no one|wrong|incorrect|false|untrue|impossible|mistake"
+    r"|mistaken|doubt|doubtful|den(?:y|ies)|den(?:y|ies)|assum(?:e|ing)|suppos(?:e|ing)|imagine|pretend|if|whether|unless"
+    r"|until|might|may|could|would (?:say|think|guess|conclude)|tempt(?:ed|ing)|guess(?:ed)? that|some|people"
+    r"|everyone|is|was)\b|n['\u2019]t\b",
+    re.IGNORECASE,
+)
+
+
+def supposes(text: str, start: int) -> bool:
+    """Is what begins at a place ("the answer is 20") denied or only supposed by the words before it in its clause?"""
+    before = text[max(0, start - 80) : start]
+    clause = before
+    for end in _CLAUSE.finditer(before):
+        clause = before[end.end() :]
+    if re.search(r"\b(?:no|without (?:a )?) ?doubt|\bnot (?:hard|difficult|surprising)", clause, re.IGNORECASE):
+        return False
+    found = _SUPPOSED.search(clause)
+    # "which is the answer: 7", "What is the answer? ": a verb in front asks, but "7 is the answer" has its value there
+    return bool(found) and (found[0].lower() not in ("is", "was") or clause[: found.start()].strip() == "")
+
+
+_TASK = (
+    r"(?:find|know|comput|calculat|determin|add|subtract|multipl|divid|solv|figur|work|check|see|consider|count"
+    r"|evaluat|simplif|prov|show|answer)(?:e|y)?\b"
+)
+_NO_CLAIM = re.compile(
+    r"[\W_]{0,9}(?:(?:so|now|next|then|but|well|okay|ok|hmm|and|also)\b[,.:]? )?(?:please )?(?:"
+    r"(?:find|determine|calculate|compute|solve|evaluate|simplify|multiply|add|subtract|divide|prove|show that|given"
+    r"|suppose|assume|consider|recall|note that|imagine|pretend|try|ignore|disregard|forget|guess|use|using|count)\b"
+    r"|let(?:[\u2019']s| us| me)? (?:assume|suppose|try|say|call|denote|define|take|consider|guess|start|pretend"
+    r"|[a-z]\b|\$)"
+    r"|(?:at )?first(?:ly)?\b|to (?:begin|start)|initially|originally|so far|step (?:1|one)\b|next step"
+    r"|(?:how|what|which|who|where|when)\b|(?:the )?(?:question|problem|task|exercise)\b(?!\s+is\s+\d))"
+    rf"|.{{0,200}}?\b(?:(?:need|needs|want|wants|have|has|going|try|trying|left|asked|supposed|required|remains) to {_TASK}"
+    r"|(?:question|problem|task|it) (?:asks|states|says|tells|gives us|wants)"
+    r"|(?:we|i|you)(?: are|[\u2019']re| were| am) (?:told|given|asked|looking|trying)"
+    r"|what (?:is|are|was)|how (?:many|much|far|long|old|tall|fast)|no way|(?:impossible|wrong|false) (?:that|to)"
+    r"|ignore|disregard)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_RESULT = re.compile(
+    r"=|\b(?:to get|to find|we (?:get|have|find|obtain)|gives?|giving|which (?:is|makes|means|gives|equals)|yields?"
+    r"|(?:so|therefore|thus|hence|then)\b|equals|makes|is|are|that[\u2019']s|result)\b[^?]*\d",
+    re.IGNORECASE,
+)
+
+
+def claims_nothing(sentence: str) -> bool:
+    """Is a sentence a question, a task ("find the cost of 12 pens") or a first step, rather than a claim?"""
+    if sentence.rstrip(" \t\r\n*_\"'\u201d)$").endswith("?"):
+        return True
+    found = _NO_CLAIM.match(sentence)
+    if found is None:
+        return False
+    if re.match(r"\W*(?:(?:at )?first|initially|originally|so far|to (?:begin|start)|step|let|suppose|assume|if)\b",
+                sentence, re.IGNORECASE):  # fmt: skip
+        return not re.search(r",? (?:so|therefore|thus|hence|then)\b[^?]*\d", sentence, re.IGNORECASE)
+    return not _RESULT.search(sentence, found.end())
+
+
+# ---- taken back -----------------------------------------------------------------------------------------------------
+
+_SUBJECT = r"(?:that|this|it|which|(?:the|my) (?:[a-z]{4,8} )?(?:answer|result|value|calculation))"
+_TAKEN_BACK = re.compile(
+    rf"(?<!\bif )(?<!whether )(?<!unless )(?<!in case )\b{_SUBJECT}"
+    rf"(?:(?:[\u2019']s| is| was| seems| looks| must be)(?: \w+ly| also)? (?:a mistake|an error|a contradiction"
+    rf"|impossible|absurd|invalid|not possible|{WRONG})"
+    r"|(?: is|was)n[\u2019']t (?:right|correct|it|possible|valid)\b| can(?:not|[\u2019']t) be (?:right|correct)\b"
+    r"| contradicts?\b| violates?\b|(?: does|did)(?:n[\u2019']t| not) "
+    r"(?:work|make sense|match|fit|add up|satisfy|look|seem|hold|check)\b)"
+    r"|\b(?:scratch that|strike that|never ?mind|correction:|let me correct|i (?:made|see) (?:a|an|my) (?:\w+ )?"
+    r"(?:mistake|error)|(?:my|a) mistake\b|my bad|i was wrong|on second thought"
+    r"|i (?:forgot|meant?|mis\w+|overlooked|missed|should have|neglected|wrongly|mistakenly|accidentally)"
+    r"|make that\b|(?:let me|i[\u2019']ll|i will|i(?: need| have) to|let[\u2019']s) (?:redo|recompute|recalculate"
+    r"|reconsider|start over|try again|fix)|(?:it|that|this|answer) should(?: have| actually| instead| really)* (?:be|been)"
+    r"|(?:but|actually,?|no,) (?:it|that)(?:[\u2019']s| is) (?:actually|really)|apologies|oops|whoops"
+    r"|so there (?:is|are) no (?:\w+ )?(?:solutions?|answers?)"
+    r"|(?:not|n[\u2019']t be) (?:\w+ly |so |quite |very |too )?(?:sure|certain|confident)\b|unsure|(?:a|just|only|wild) guess(?:ing)?\b"
+    r"|(?:could|may|might|can|am|i[\u2019']m|probably|likely) (?:be |probably |well |be very )*(?:wrong|mistaken|off)\b|as likely|give or take"
+    r"|(?<=\d )or so\b|(?<=\d)-?ish\b"
+    r"|(?:i )?take (?:it|that) back|(?:ignore|disregard) (?:that|this|the above|my|what)"
+    r"|(?:no,? wait|(?:wait|actually|oops|sorry|hmm),? no)\b[,.]?)"
+    r"|\?\s{1,3}(?:nope|wrong|incorrect|no)\b|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
+    re.IGNORECASE,
+)
+_WAIT = re.compile(r"\b(?:wait|hold on|hang on)\b", re.IGNORECASE)
+_AFFIRMED = re.compile(
+    r"\b(?:yes|correct|right|indeed|confirms?|confirmed|match(?:es)?|holds|works|fine|good|consistent|ok|okay|checks"
+    r"|stands|verified|same|true)\b|[\u2713\u2705\u2714]",
+    re.IGNORECASE,
+)
+
+
+def taken_back(text: str, at: int, answer: str) -> int:
+    """The position behind the words that take back an answer read at `at`; -1 where none do."""
+    window = text[at : at + 4_000]
+    found = -1
+    for match in _TAKEN_BACK.finditer(window):
+        found = at + match.end()
+    again = -1
+    while found < 0 and len(answer) < 40 and (again := window.find(answer, again + 1)) >= 0:
+        if denied(window, again, again + len(answer)):
+            found = at + again + len(answer)
+    if found < 0:
+        wait = _WAIT.search(window)
+        if wait and not _AFFIRMED.search(window, wait.end()):
+            return at + wait.end()
+    return found
+
+
+# ---- cut ------------------------------------------------------------------------------------------------------------
+
+_CUT = re.compile(
+    r"(?:[+\u00d7÷/<(,\u2212]|(?<!=)=|\s[-\u2013\u2014]|[\d)]\s+\*|\\(?:times|cdot|div|frac|pm))\Z"
+    r"|(?:[a-z\d),$]|\\[\])])\s+(?:(?<!\d )is|are|was|were|be|equals|equal to|of|by|the|a|an|and|or|than|from|plus|minus"
+    r"|times|into|per|because|since|if|his|her|their|its|our|your|we|they|divided|multiplied|multiply|subtract|add"
+    r"|adding|subtracting|dividing|divide|each of|to|with|at|which|but|gives|makes|so|then|therefore|he|she|where|as"
+    r"|while|need to|total of|number of|about|another)\Z"
+    r"|\([^()\n\]]{0,40}[A-Za-z]{2}[^()\n\]]{0,160}\Z"
+)
+
+
+def breaks_off(text: str) -> bool:
+    """Does a text end inside a sum or a sentence: "15 +", "multiply 6 by", "so the answer is"?"""
+    tail = text[-400:].rstrip(" \t\r\n$*_`~")
+    star = re.search(r"\d\s\*\s*\Z", text[-20:])
+    return bool(star or _CUT.search(tail, max(0, len(tail) - 220)))
