@@ -103,6 +103,7 @@ _VERBS = _words(
     "owes it's that's there's he's she's"
 )
 _TIMES = _words("seconds minute minutes hour hours day days week weeks month months year years")
+_WHICH = _words("the a these those all past last next first same entire")
 _CONCLUDES = _words("then so therefore thus hence")
 _EXPLAINS = _words("because since as after before who whose when where while if given unless although though")
 _LEAD = _CONCLUDES | _words(
@@ -221,11 +222,12 @@ class _Sentence:
             if item.word in _VERBS or item.text == "=":
                 verbs.append(at)
         kept = [at for at in kept if re.search(r"[\dπ∞√\\]", self.items[at].text)] or kept
+        kept = [at for at in kept if not self.is_rate(at)] or kept
         # 2. The first value behind the last verb or equation sign, with those that belong to it.
         verb = next((verb for verb in reversed(verbs) if kept and verb < kept[-1]), -1)
         behind = [at for at in kept if at > verb]
         if verb < 0:
-            return ([at for at in kept if not self.is_rate(at)] or [*kept, None])[-1]
+            return [*kept[-1:], None][0]
         chosen = behind[0]
         for other in behind[1:]:
             between = self.items[chosen + 1 : other]
@@ -239,7 +241,7 @@ class _Sentence:
     def worked_out(self, at: int) -> int:
         """The result of a sum with words in it, "3 boxes * 4 = 12"; the place itself where none is worked out."""
         for place, item in enumerate(self.items[at + 1 :], start=at + 1):
-            if item.kind == "mark" or item.word in _EXPLAINS | _CONCLUDES | {"which", "and", "or"}:
+            if item.kind == "mark" or item.text == "(" or item.word in _EXPLAINS | _CONCLUDES | {"which", "and", "or"}:
                 break
             if item.kind == "value" and (item.worked or self.items[place - 1].text == "="):
                 return place
@@ -296,10 +298,15 @@ class _Sentence:
         return (front + (offered(values) if "offer" in links else ", ".join(values))).strip()
 
     def is_rate(self, at: int) -> bool:
-        """Does a value only say for how much: "$500 each", "every 3 weeks", "for 2 hours"?"""
-        before, after = self.items[at - 1].word if at else "", [item.word for item in self.items[at + 1 : at + 2]]
-        timed = before in ("for", "in", "over", "within") and bool(set(after) & _TIMES)
-        return timed or before in ("every", "per") or after == ["each"]
+        """Does a value only say for how much: "$500 each", "every 3 weeks", "over the 2 months", "the 10th term"?"""
+        item, after = self.items[at], self.items[at + 1].word if at + 1 < len(self.items) else ""
+        if after == "each" or item.text[-2:] in ("st", "nd", "rd", "th"):
+            return True
+        before = [each.word for each in self.items[max(0, at - 3) : at]]
+        while len(before) > 1 and before[-1] in _WHICH:
+            before.pop()
+        timed = before[-1:] and before[-1] in ("for", "in", "over", "within", "during", "after", "throughout")
+        return bool(timed and after in _TIMES) or before[-1:] in (["every"], ["per"])
 
     def is_remark(self, place: int) -> bool:
         """Does a remark begin with the value behind a comma, as in "7, 3 more than before"?"""

@@ -76,9 +76,14 @@ _NO_CLAIM = re.compile(
     rf"|.{{0,200}}?\b(?:(?:need|needs|want|wants|have|has|going|try|trying|left|asked|supposed|required|remains) to {_TASK}"
     r"|(?:question|problem|task|it) (?:asks|states|says|tells|gives us|wants)"
     r"|(?:we|i|you)(?: are|[\u2019']re| were| am) (?:told|given|asked|looking|trying)"
-    r"|what (?:is|are|was)|how (?:many|much|far|long|old|tall|fast)|no way|(?:impossible|wrong|false) (?:that|to)"
-    r"|ignore|disregard)\b",
+    r"|what (?:is|are|was)|how (?:many|much|far|long|old|tall|fast))\b",
     re.IGNORECASE | re.DOTALL,
+)
+_REFUSES = re.compile(
+    r"\b(?:no way|(?:impossible|wrong|incorrect|false|untrue|mistake|not true|not the case) (?:that|to)"
+    r"|(?:ignore|disregard|forget) (?:the|that|my|what)|n[\u2019']t (?:think|believe|say|mean)"
+    r"|not (?:think|believe|saying|claiming))\b",
+    re.IGNORECASE,
 )
 _RESULT = re.compile(
     r"=|\b(?:to get|to find|we (?:get|have|find|obtain)|gives?|giving|which (?:is|makes|means|gives|equals)|yields?"
@@ -90,6 +95,8 @@ _RESULT = re.compile(
 def claims_nothing(sentence: str) -> bool:
     """Is a sentence a question, a task ("find the cost of 12 pens") or a first step, rather than a claim?"""
     if sentence.rstrip(" \t\r\n*_\"'\u201d)$").endswith("?"):
+        return True
+    if _REFUSES.search(sentence):
         return True
     found = _NO_CLAIM.match(sentence)
     if found is None:

@@ -23,6 +23,8 @@ FORMULA = (
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _TOKEN = re.compile(
     rf"(?P<formula>{FORMULA})"
+    r"|(?P<decimal>\d*\.(?:\d*\\(?:overline|bar|dot) ?\{\d+\}|\d+\.\.\.)|\d{1,3}(?:(?:,\\!|\{,\}|\\,)\d{3})+(?!\d)"
+    r"|(?<![\d.,])\d{1,3}(?: \d{3}){2,}(?![\d,.]\d))"
     rf"|(?P<number>(?:(?:US|CA|AU)?\\?\$ ?|[€£¥₹] ?|Rs\.? ?)?(?:{_DIGITS})(?::\d+)*[A-Za-z]*(?: ?\\?[%°])?)"
     r"|(?P<command>\\(?:[A-Za-z]+(?: ?\{[^{}]{0,60}\})?|.))"
     r"|(?P<word>[ap]\.m\b\.?|[^\W\d_]{2,}\w*(?:['\u2019-][^\W\d_]+)*(?:\^\{?\d\}?)?|[^\W\d_]\w*)"
@@ -38,6 +40,7 @@ _FUNCTIONS = frozenset(
 )
 _NUMERALS = frozenset("π∞½¼¾")
 _POSTFIX = frozenset("%°²³") | _NUMERALS
+_RELATIONS = frozenset(["\\le", "\\leq", "\\ge", "\\geq", "\\ne", "\\neq", "\\lt", "\\gt", "\\in"])
 _SIGNS = frozenset("-\u2212\u2013+±√<>≤≥≠") | {"<=", ">=", "!="} | _NUMERALS
 
 _NO_PROSE = re.compile(
@@ -69,7 +72,7 @@ def is_formula(text: str) -> bool:
 
 def whole_text(text: str) -> str | None:
     """A text that is nothing but one expression or one word, "x = 3" or "yes"; None where it is more."""
-    body = text.strip().removeprefix("=").strip() if len(text) <= 4_000 else ""
+    body = text.strip().lstrip("=: ") if len(text) <= 4_000 else ""
     if not 0 < len(body) <= 400 or "\n" in body:
         return None
     if body.isalpha():
@@ -79,7 +82,13 @@ def whole_text(text: str) -> str | None:
         r"[^\W\d_]{2}|[*`~!?#∴|>•→⇒\u2300-\u2bff\U0001f000-\U0001ffff]|^-\s|\$\d.*\$\d", plain
     ) or not re.search(r"[\d=+^\\$]", body):
         return None
+    chain = [part.strip() for part in body.split(",")]  # "2x = 14, x = 7": solved
+    if len(chain) > 1 and all("=" in part for part in chain) and _SOLVED.fullmatch(chain[-1]):
+        body = body if _SOLVED.fullmatch(chain[0]) else chain[-1]
     return None if body.count("$") % 2 else body
+
+
+_SOLVED = re.compile(r"\$?[A-Za-z] ?= ?[-\u2212]?[\d./]+\$?\.?")
 
 
 def items_of(sentence: str) -> list[Item]:
@@ -103,6 +112,8 @@ def _tokens(sentence: str) -> list[Item]:
             kind, text, at = "mark", "$", match.start() + 1
             if price and is_price:
                 kind, text, at = "number", f"${price[0]}", price.end()
+        elif kind == "decimal":
+            kind = "number"
         elif kind == "formula":
             width = 1 if text[0] == "$" != text[1] else 2
             text = text[width:-width].strip()
@@ -143,7 +154,8 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
         return True
     if token.kind in ("number", "formula"):
         mixed = after is not None and after.text == "/" and before is not None and before.text.isdigit()
-        return not operand or mixed or (glued and token.kind == "number")
+        crossed = before is not None and before.text in ("x", "X") and before.end < token.start  # "1.2 x 10^5"
+        return not operand or mixed or crossed or (glued and token.kind == "number")
     if token.kind == "word":
         if token.text in _FUNCTIONS:
             return (not operand or glued) and after is not None and after.kind not in ("operator", "mark")
@@ -151,7 +163,9 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
             return False
         times = token.text in ("x", "X") and operand and after is not None and after.kind in ("number", "formula")
         tied = after is not None and (
-            (after.kind == "operator" and after.text != "&") or (after.text == "(" and after.start == token.end)
+            (after.kind == "operator" and after.text != "&")
+            or (after.kind == "command" and after.text in _RELATIONS)
+            or (after.text == "(" and after.start == token.end)
         )
         return glued or tied or times or (before is not None and not operand)
     if token.text in ("(", "[", "{"):
@@ -160,12 +174,12 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
         return depth > 0
     if depth and token.text in (",", ";", ":", "|"):
         return True
-    binary = after is not None and (after.kind == "operator" or after.text == ")")
+    binary = after is not None and (after.kind in ("operator", "command") or after.text in (")", "}"))
     ratio = after is not None and after.kind == "number" and after.start == token.end
     return operand and glued and ((token.text == "!" and binary) or (token.text == ":" and ratio))
 
 
-_ARITHMETIC = re.compile(r"\\(?:times|cdot|div|[dt]?frac|sqrt|left|right|pi|[$%,!()])|(?<=\d)x(?=[\d$])|(?<= )x(?= )")
+_ARITHMETIC = re.compile(r"\\(?:times|cdot|div|[dt]?frac|sqrt|binom|left|right|pi|[$%,!()])|(?<=\d)x(?=[\d$])|(?<= )x(?= )")
 
 
 def _value(tokens: list[Item]) -> Item:
@@ -178,6 +192,7 @@ def _value(tokens: list[Item]) -> Item:
     # "64 + 67 = 131", "2x = 2*6 = 12": what is claimed is the result. Not so of "2x = 12".
     bare = re.sub(r"(?<=\d)[A-Za-z]{2,4}\b", lambda unit: "" if is_unit(unit[0]) else unit[0], sums.rpartition("=")[2])
     named = re.search(r"[A-Za-z\\]", _ARITHMETIC.sub("", bare))
-    if equals and not alone and not named and re.search(r"\d", result):
+    if equals and not named and re.search(r"\d", result) and (not alone or text.count("=") > 1):
         text = result.strip()
+        text = text[:-1] if text.endswith(")") and text.count(")") > text.count("(") else text
     return Item("value", text, start, end, worked=bool(equals))

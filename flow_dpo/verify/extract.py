@@ -55,7 +55,8 @@ def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
     of, "I put it in \\boxed{}", is none.)
     """
     text = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
-    text = _END_TOKENS.sub("", text[-80:]).join((text[:-80], "")) if text.rstrip().endswith((">", "]")) else text
+    if text[-20:].rstrip().endswith((">", "]")):
+        text = text[:-80] + _END_TOKENS.sub("", text[-80:])
     place = text if rule.which == "anywhere" else _last_line(text, ended)
     if rule.which == "closed_last_line" and not (ended or _is_closed(text)):
         return None
@@ -97,7 +98,8 @@ _ORNAMENT = re.compile(r"[\s`*_\-=~]*\Z")
 _POLITE = (
     r"[\s*_(]{0,8}(?:(?:i )?hope|let me know|please let|feel free"
     r"|if you (?:have (?:any|more|further)|need (?:any|more)|want me|would like|[\u2019']d like)"
-    r"|(?:i[\u2019']m )?happy to|thank|you[\u2019']re welcome|is there anything|good luck|great job"
+    r"|(?:i[\u2019']m )?happy to|thank|you[\u2019']re welcome|is there anything|good luck|great job|need (?:any |more |some )?help|do you (?:have|want|need)|would you like|want (?:me|to)|any (?:other |more )?"
+    r"questions|i[\u2019']m (?:always )?here|i am (?:always )?here|can i|shall i|may i"
     r"|have a (?:great|nice|good))\b"
 )
 _COURTESY = re.compile(rf"{_POLITE}[^\d\\\n]{{0,200}}\Z", re.IGNORECASE)
@@ -275,7 +277,23 @@ def last_number(text: str) -> str | None:
     return found[0] if found else None
 
 
+_CHECK = re.compile(
+    r"(?:\n|[.!\u2713\u2705])[\s*_#>(-]{1,12}(?:(?:quick |sanity |double[- ])?checks?|verification|verify(?:ing)?|proof|checking"
+    r"|to (?:verify|check|confirm)|let(?:[\u2019']s| me| us) (?:double[- ]?check|verify|check|confirm)"
+    r"|we can (?:verify|check|confirm))\b(?![^\n]{0,400}\b(?:so|therefore|thus|hence|then)\b)",
+    re.IGNORECASE,
+)
+
+
 def _numbered(text: str) -> tuple[str, int] | None:
+    """The last claimed value; of what stands before it, where a check is all that follows it."""
+    check = _CHECK.search(text, max(0, len(text) - 600))
+    if check and re.search(r"\d", text[max(0, check.start() - MAX_SENTENCE) : check.start()]):
+        text = text[: check.start() + 1]
+    return _last_number(text)
+
+
+def _last_number(text: str) -> tuple[str, int] | None:
     whole = whole_text(text)
     if whole:
         return whole, len(text)
