@@ -23,7 +23,7 @@ from flow_dpo.verify.closed_form import closed_form
 from flow_dpo.verify.doubt import claims_nothing, denied
 from flow_dpo.verify.equivalence import for_algebra, same
 from flow_dpo.verify.expressions import FORMULA, Item, is_formula, items_of
-from flow_dpo.verify.words import is_unit
+from flow_dpo.verify.words import COUNT, SCALE, is_unit
 
 MAX_SENTENCE = 2_000
 
@@ -67,22 +67,26 @@ def sentence_at(text: str, start: int) -> tuple[str, int]:
 
 # ---- words ----------------------------------------------------------------------------------------------------------
 
-_ONES = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
-_TENS = "(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
-_NUMERAL = (
-    rf"(?:zero|(?:{_TENS})(?:[- ](?:{_ONES}))?|{_ONES}"
-    r"|hundred|thousand|million|billion|dozen|hal(?:f|ves)|thirds?|quarters?)"
-)
+_NUMERAL = rf"(?:{COUNT}|{SCALE}|hal(?:f|ves)|thirds?|quarters?)"
 _SPELLED = re.compile(
-    rf"(?:\b(?:minus|negative) )?\b(?:a )?{_NUMERAL}(?:(?:[ -]|,? and ){_NUMERAL})*\b"
-    r"(?! of (?:the|them|us|these|those)\b)",
+    rf"(?:\b(?:plus or minus|minus|negative) )?\b(?:a )?{_NUMERAL}"
+    rf"(?:(?:[ -]|,? and | point | (?:and |of )?an? | of ){_NUMERAL})*\b(?! of (?:the|them|us|these|those)\b)",
     re.IGNORECASE,
 )
 _PREFIX = re.compile(
-    r"\b(?:minus|negative|(?:(?:one |a )?(?:half|third|quarter)|twice|double|triple|thrice)(?: of)?|at least|at most"
+    rf"(?:\([A-J]\) ?|\b(?:plus or minus|minus|negative|(?:(?:{_NUMERAL} |a )?(?:half|thirds?|quarters?|fifths?)|twice|double|triple|thrice)(?: of)?|at least|at most"
     r"|(?:no )?(?:more|less|fewer|greater|bigger|smaller|larger|higher|lower) than|over|under|above|below|up to|between"
-    r"|(?:sum|product|difference|quotient|square|cube|root|reciprocal|opposite) (?:of|between))(?: the)? $",
+    r"|(?:sum|product|difference|quotient|square|cube|root|reciprocal|opposite) (?:of|between))(?: the)? )$",
     re.IGNORECASE,
+)
+_CHANGED = re.compile(  # what changes the value before it, up to the end of its clause
+    r" ?(?:times (?:the|its|his|her|their|that|as|of)\b|(?:raised )?to the\b|and (?:an?|one|two|three) (?:half|third|quarter"
+    r"|[a-z]+th)s?\b|(?:[a-z]+ )?(?:more|less|fewer|greater) than [a-z]\b|[xyzntk]\b(?! ?=))[^,;.\n()]{0,80}",
+    re.IGNORECASE,
+)
+_THEN = re.compile(r"\b(?:so|therefore|thus|hence|which means|meaning)\b(?=[^\n]*\d)", re.IGNORECASE)
+_SHARED = re.compile(  # "12 for adults, 8 for children"
+    r"[ \w]{0,20}? (for|from|to|by|in) [^,;\d]{1,30}(?:,|;|,? and)(?: and)? \$?(\d[\d.,/]*)(?: \w+)? \1\b"
 )
 _GIVES_UP = re.compile(
     r"\b(?:(?:can(?:no|['\u2019])t|could(?:n['\u2019]t| not)|unable to|not able to) (?:be )?"
@@ -164,6 +168,9 @@ def _with_words(sentence: str, items: list[Item], stated: bool) -> list[Item]:
 
 def _name(sentence: str) -> str | None:
     """A sentence without numbers as a name: "Evelyn", "yes", "(C)"."""
+    letters = re.match(r"\W{0,4}([A-Z](?:(?:, | and |, and )[A-Z]\b)+)", sentence)
+    if letters:
+        return letters[1]
     text = re.split(
         r"[,;]|\s[(\u2014\u2013-]|\b(?:because|since|as|which|where)\b|[.!?](?:\s|$)",
         sentence.strip(' \t\r"\u201c\u201d'),
@@ -219,7 +226,7 @@ class _Sentence:
             remark = item.word in _EXPLAINS or (item.word == "which" and not self.restates(item))
             if kept and remark and not self.concludes(at):
                 break
-            if item.word in _VERBS or item.text == "=":
+            if item.word in _VERBS or item.text in ("=", ":"):
                 verbs.append(at)
         kept = [at for at in kept if re.search(r"[\dπ∞√\\]", self.items[at].text)] or kept
         kept = [at for at in kept if not self.is_rate(at)] or kept
@@ -293,8 +300,17 @@ class _Sentence:
         for which in range(first, last + 1):
             if which == last or links[which - first] != "whole":
                 whole = self.text[items[places[begin]].start : items[places[which]].end].replace("$", "")
-                values.append((whole if which > begin else items[places[which]].text) + self.tail(places[which]))
+                changed = _CHANGED.match(self.text, items[places[which]].end)
+                tail = changed[0] if changed and not items[places[which]].worked else self.tail(places[which])
+                values.append((whole if which > begin else items[places[which]].text) + tail)
                 begin = which + 1
+        # 4. A share of the value beside another's, and what a conclusion makes of it.
+        if self.stated and first == last:
+            end = items[places[last]].end
+            shared, then = _SHARED.match(self.text, end), _THEN.search(self.text, end)
+            later = shared[2] if shared else claim(self.text[then.end() :], stated=False) if then else None
+            if later:
+                return offered([front + values[0], later])
         return (front + (offered(values) if "offer" in links else ", ".join(values))).strip()
 
     def is_rate(self, at: int) -> bool:
@@ -319,9 +335,10 @@ class _Sentence:
         end = self.items[place].end
         for item in self.items[place + 1 :]:
             measured = bool(words) and is_unit(words[-1])
-            rate = measured and (item.word == "per" or (item.text == "/" and item.start == end))
+            rate = item.word == "per" or (measured and item.text == "/" and item.start == end)
             name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in _STOP
-            unit = (is_unit(item.text) and item.word != "in") or words[-1:] in (["/"], ["per"])
+            bare = item.text.rstrip("0123456789^{}")
+            unit = (is_unit(bare) and item.word != "in") or item.word.replace(".", "") in ("am", "pm") or words[-1:] in (["/"], ["per"])
             counted = name and not (self.items[place].worked and "=" in self.items[place].text)
             if not rate and (self.text[end : item.start].strip() or len(words) > 3 or not (counted or unit)):
                 break

@@ -43,7 +43,7 @@ _SUPPOSED = re.compile(
     r"\b(?:no (?:way|chance|reason)|not|never|cannot|nobody|no one|wrong|incorrect|false|untrue|impossible|mistake"
     r"|mistaken|doubt|doubtful|den(?:y|ies)|den(?:y|ies)|assum(?:e|ing)|suppos(?:e|ing)|imagine|pretend|if|whether|unless"
     r"|until|might|may|could|would (?:say|think|guess|conclude)|tempt(?:ed|ing)|guess(?:ed)? that|some|people"
-    r"|everyone|is|was)\b|n['\u2019]t\b",
+    r"|everyone)\b|n['\u2019]t\b|^\W*(?:is|was)\b",
     re.IGNORECASE,
 )
 
@@ -56,9 +56,7 @@ def supposes(text: str, start: int) -> bool:
         clause = before[end.end() :]
     if re.search(r"\b(?:no|without (?:a )?) ?doubt|\bnot (?:hard|difficult|surprising)", clause, re.IGNORECASE):
         return False
-    found = _SUPPOSED.search(clause)
-    # "which is the answer: 7", "What is the answer? ": a verb in front asks, but "7 is the answer" has its value there
-    return bool(found) and (found[0].lower() not in ("is", "was") or clause[: found.start()].strip() == "")
+    return bool(_SUPPOSED.search(clause))
 
 
 _TASK = (

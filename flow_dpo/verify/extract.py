@@ -77,9 +77,11 @@ def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
         if found is None:
             return None
         answer, at = found
+        if not answer:
+            return None
         behind = taken_back(place, start + at, answer)
         if behind < 0:
-            return (answer if len(answer) <= MAX_ANSWER else answer[:1_000] + "…") or None
+            return answer if len(answer) <= MAX_ANSWER else answer[:1_000] + "…"
         start = behind
     return None
 

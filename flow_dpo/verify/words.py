@@ -28,10 +28,11 @@ _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "bi
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
           "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000}  # fmt: skip
 
-_COUNT, _SCALE, _PART = "|".join(_COUNTS), "|".join(_SCALES), "|".join(_PARTS)
+COUNT, SCALE, _PART = "|".join(_COUNTS), "|".join(_SCALES), "|".join(_PARTS)
+"""Alternatives of number words, as parts of a pattern."""
 _RUN = re.compile(
-    rf"\b(?:an? (?=(?:{_SCALE}|{_PART})s?\b))?(?P<words>(?:{_COUNT}|{_SCALE})s?"
-    rf"(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and )(?:{_COUNT}|{_SCALE})s?\b)*)?"
+    rf"\b(?:an? (?=(?:{SCALE}|{_PART})s?\b))?(?P<words>(?:{COUNT}|{SCALE})s?"
+    rf"(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and )(?:{COUNT}|{SCALE})s?\b)*)?"
     rf"(?P<part>(?(words)[ -])(?:{_PART})s?)?\b",
     re.IGNORECASE,
 )
@@ -74,7 +75,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 def spelled(text: str) -> str:
     """The text with its number words as numerals, and with signs for the words that compute."""
     text = re.sub(
-        rf"(?<=\d)((?:[ -](?:{_SCALE})s?\b)+)",
+        rf"(?<=\d)((?:[ -](?:{SCALE})s?\b)+)",
         lambda found: "".join(f"*{_SCALES[word.lower().rstrip('s')]}" for word in re.findall("[A-Za-z]+", found[1])),
         text,
         flags=re.IGNORECASE,
