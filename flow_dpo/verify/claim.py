@@ -37,17 +37,17 @@ def _words(text: str) -> frozenset[str]:
 _END = re.compile(
     rf"(?P<formula>{FORMULA})|(?P<end>"
     # a full stop, but none of an abbreviation, and none before a second thought
-    r"[.!?](?=[\s*_)\"\u201d]|$)(?<!\bapprox\.)(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\b[RN][so]\.)"
+    r"[.!?](?=[\s*_)\"\u201d]|$)(?!(?<=\d!) ?(?:\\(?:cdot|times|div)|[-+/=] ?\d))(?<!\bapprox\.)(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\b[RN][so]\.)"
     r"(?![\s*]+(?:[Oo]r|[Aa]lternatively|[Mm]aybe|[Pp]erhaps|[Pp]ossibly|(?:[Bb]ut i|I)t (?:could|might|may))\b)"
     r"|\n|\u3002|<\|)"
 )
 _MARKS = re.compile(  # what only looks: Markdown, a few tags, a calculator's notes; and what was struck out
     r"~~[^~\n]{1,200}~~|<<[^<>\n]{1,100}>>|[`\u200b\ufe0f]|</?(?:b|strong|i|em|u|code|span|p|br|div|mark|answer) ?/?>"
-    r"|(?<![\w)}$*])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w({$\\*])|(?<!\w)_{1,3}(?=\w)|(?<=\w)_{1,3}(?![\w{\\])"
+    r"|(?<![\w)}$*])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w({$\\*])|(?<![\w)}])_{1,3}(?=\w)|(?<=\w)_{1,3}(?![\w{\\])"
     r"|^[ \t]{0,8}(?:[-*\u2022>+][ \t]+|#{1,6}[ \t]+)",
     re.MULTILINE,
 )
-_PLAIN = re.compile(r"[\s*_]{0,9}(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)[\s*_.]{0,9}")
+_PLAIN = re.compile(r"[\s*_]{0,9}(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)[\s*_]{0,9}\.?[\s*_]{0,9}")
 
 
 def sentence_at(text: str, start: int) -> tuple[str, int]:
@@ -81,12 +81,13 @@ _PREFIX = re.compile(
 )
 _CHANGED = re.compile(  # what changes the value before it, up to the end of its clause
     r" ?(?:times (?:the|its|his|her|their|that|as|of)\b|(?:raised )?to the\b|and (?:an?|one|two|three) (?:half|third|quarter"
-    r"|[a-z]+th)s?\b|(?:[a-z]+ )?(?:more|less|fewer|greater) than [a-z]\b|[xyzntk]\b(?! ?=))[^,;.\n()]{0,80}",
+    r"|[a-z]+th)s?\b|(?:[a-z]+ )?(?:more|less|fewer|greater) than [a-z]\b|or (?:more|less|fewer|higher|lower|above|greater)\b"
+    r"|[xyzntk]\b(?! ?=))[^,;.\n()]{0,80}",
     re.IGNORECASE,
 )
 _THEN = re.compile(r"\b(?:so|therefore|thus|hence|which means|meaning)\b(?=[^\n]*\d)", re.IGNORECASE)
 _SHARED = re.compile(  # "12 for adults, 8 for children"
-    r"[ \w]{0,20}? (for|from|to|by|in) [^,;\d]{1,30}(?:,|;|,? and)(?: and)? \$?(\d[\d.,/]*)(?: \w+)? \1\b"
+    r"[ \w]{0,20}? (\(|for |from |to |by |in |if |when )[^,;\d]{1,30}(?:,|;|,? and|,? or)(?: and)? \$?(\d[\d.,/]*)(?: \w+)? \1"
 )
 _GIVES_UP = re.compile(
     r"\b(?:(?:can(?:no|['\u2019])t|could(?:n['\u2019]t| not)|unable to|not able to) (?:be )?"
@@ -262,8 +263,9 @@ class _Sentence:
         """Does "which is 7" give the value once more, rather than a remark about it?"""
         behind = self.text[which.end : which.end + 80]
         return bool(
-            re.match(r" (?:is|are|equals?|gives|makes|comes (?:out )?to|simplifies to|totals)\b[^A-Za-z]{0,3}", behind)
-            and not re.search(r"\b(?:more|less|fewer|greater|times|than|odd|even|prime|of)\b", behind)
+            re.search(r"\b(?:to get|giving|to give|we get|leaving)\b[^.]*\d", behind)
+            or re.match(r" (?:is|are|equals?|gives|makes|comes (?:out )?to|simplifies to|totals)\b[^A-Za-z]{0,3}", behind)
+            and not re.search(r"\b(?:more|less|fewer|greater|times|than|odd|even|prime|divisible|multiple|factor|of)\b", behind)
         )
 
     def grown(self, at: int) -> str | None:
@@ -338,7 +340,7 @@ class _Sentence:
             rate = item.word == "per" or (measured and item.text == "/" and item.start == end)
             name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in _STOP
             bare = item.text.rstrip("0123456789^{}")
-            unit = (is_unit(bare) and item.word != "in") or item.word.replace(".", "") in ("am", "pm") or words[-1:] in (["/"], ["per"])
+            unit = (is_unit(bare) and (item.word != "in" or self.text[item.end :].strip(" .*$") == "")) or item.word.replace(".", "") in ("am", "pm") or words[-1:] in (["/"], ["per"])
             counted = name and not (self.items[place].worked and "=" in self.items[place].text)
             if not rate and (self.text[end : item.start].strip() or len(words) > 3 or not (counted or unit)):
                 break

@@ -16,13 +16,15 @@ import re
 WRONG = r"(?:wrong|incorrect|mistaken|not (?:quite )?(?:right|correct|the (?:right |correct |final )?answer))\b"
 _DENIED_BEFORE = re.compile(
     r"(?:\bnot|n['\u2019]t|\bnever|\bcannot|\brather than|\binstead of|\bneither|\bnor|≠|\\neq?"
-    r"|\bexcept(?: for)?|\bother than|\bapart from|\bexcluding)"
-    r"(?: be| equals?| to| exactly| just| the| simply| that| is| it)* ?[*_\"\u201c($\\\[ ]*$",
+    r"|\bexcept(?: for)?|\bother than|\bapart from|\bexclud(?:e|es|ing)|\brul(?:e|es|ed|ing) out|\breject(?:s|ing)?"
+    r"|\bdiscard(?:s|ing)?|\beliminat(?:e|es|ing)|\banything but|\bfar from|\btorn between)"
+    r"(?: be| \w+ly| equals?| to| exactly| just| the| simply| that| is| it)* ?[*_\"\u201c($\\\[ ]*$",
     re.IGNORECASE,
 )
 _DENIED_BEHIND = re.compile(
     rf"[\s,*_\"\u201d)$\\\]]*(?:which |that )?(?:(?:is|was|seems|looks|would be|must be|are)(?: \w+ly| also)? {WRONG}"
     r"|(?:isn|wasn|couldn|can)(?:['\u2019]t|not)(?: be)? (?:it|right|correct|the)\b"
+    r"|(?:is|was|would be|are) (?:too \w+|excluded|ruled out|rejected|impossible|invalid|not (?:possible|valid|allowed))\b"
     r"|(?:does|do|will|would|can)(?:n['\u2019]t| ?not) (?:work|satisfy|fit|hold|solve)\b)",
     re.IGNORECASE,
 )
@@ -36,7 +38,7 @@ def denied(text: str, start: int, end: int) -> bool:
 # ---- introduced as no answer ----------------------------------------------------------------------------------------
 
 _CLAUSE = re.compile(
-    r"[.!?\n,;:\u2014]|\b(?:so|then|therefore|thus|hence|but|and|because|since|see|shows?|means|sure|doubt that|know)\b",
+    r"[.!?\n,;:\u2014]|\b(?:so|then|therefore|thus|hence|but|and|because|since|see|shows?|means)\b",
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
@@ -70,17 +72,17 @@ _NO_CLAIM = re.compile(
     r"|let(?:[\u2019']s| us| me)? (?:assume|suppose|try|say|call|denote|define|take|consider|guess|start|pretend"
     r"|[a-z]\b|\$)"
     r"|(?:at )?first(?:ly)?\b|to (?:begin|start)|initially|originally|so far|step (?:1|one)\b|next step"
-    r"|(?:how|what|which|who|where|when)\b|(?:the )?(?:question|problem|task|exercise)\b(?!\s+is\s+\d))"
+    r"|(?:how|what)\b|(?:the )?(?:question|problem|task|exercise)\b(?!\s+is\s+\d))"
     rf"|.{{0,200}}?\b(?:(?:need|needs|want|wants|have|has|going|try|trying|left|asked|supposed|required|remains) to {_TASK}"
     r"|(?:question|problem|task|it) (?:asks|states|says|tells|gives us|wants)"
-    r"|(?:we|i|you)(?: are|[\u2019']re| were| am) (?:told|given|asked|looking|trying)"
-    r"|what (?:is|are|was)|how (?:many|much|far|long|old|tall|fast))\b",
+    r"|(?:we|i|you)(?: are|[\u2019']re| were| am) (?:told|given|asked)|(?:are|[\u2019']re|am) (?:looking|trying)"
+    r"|what (?:is|are|was)\b(?! left)|how (?:many|much|far|long|old|tall|fast))\b",
     re.IGNORECASE | re.DOTALL,
 )
 _REFUSES = re.compile(
-    r"\b(?:no way|(?:impossible|wrong|incorrect|false|untrue|mistake|not true|not the case) (?:that|to)"
-    r"|(?:ignore|disregard|forget) (?:the|that|my|what)|n[\u2019']t (?:think|believe|say|mean)"
-    r"|not (?:think|believe|saying|claiming))\b",
+    r"\b(?:no (?:way|chance)|no one|nobody|(?<!no )(?<!a )doubt (?:that|the|it|if)|(?:impossible|wrong|incorrect|false|untrue|mistake|not true|not the case) (?:that|to)"
+    r"|(?:ignore|disregard|forget) (?:the|that|my|what)|not (?:think|believe|saying|claiming))\b"
+    r"|n[\u2019']t (?:think|believe|say|mean)\b",
     re.IGNORECASE,
 )
 _RESULT = re.compile(
@@ -101,8 +103,22 @@ def claims_nothing(sentence: str) -> bool:
         return False
     if re.match(r"\W*(?:(?:at )?first|initially|originally|so far|to (?:begin|start)|step|let|suppose|assume|if)\b",
                 sentence, re.IGNORECASE):  # fmt: skip
-        return not re.search(r",? (?:so|therefore|thus|hence|then)\b[^?]*\d", sentence, re.IGNORECASE)
+        return not re.search(r",? (?:so|therefore|thus|hence|then|in total|in all|altogether|finally|overall)\b[^?]*\d", sentence, re.IGNORECASE)
+    if _REPORTED.search(found[0]):
+        return not _CONCLUSION.search(sentence, found.end())
     return not _RESULT.search(sentence, found.end())
+
+
+_REPORTED = re.compile(r"\b(?:what|how|given|told|asked|asks|states|says|tells|wants|problem|question|suppose)\b", re.IGNORECASE)
+_CONCLUSION = re.compile(r"(?:=|:|\b(?:so|therefore|thus|hence|then|we get|gives|it is)\b)[^?]*\d", re.IGNORECASE)
+
+
+def plans_on(text: str) -> bool:
+    """Does a text without numbers go on with a task: "Now add the second day's."?"""
+    found = _NO_CLAIM.match(text)
+    return bool(found) and not re.search(
+        r"\A\W*(?:which|who|where|when|note|please)\b|\b(?:let me know|hope|feel free|make sense)\b", text, re.IGNORECASE
+    )
 
 
 # ---- taken back -----------------------------------------------------------------------------------------------------
@@ -118,7 +134,8 @@ _TAKEN_BACK = re.compile(
     r"|\b(?:scratch that|strike that|never ?mind|correction:|let me correct|i (?:made|see) (?:a|an|my) (?:\w+ )?"
     r"(?:mistake|error)|(?:my|a) mistake\b|my bad|i was wrong|on second thought"
     r"|i (?:forgot|meant?|mis\w+|overlooked|missed|should have|neglected|wrongly|mistakenly|accidentally)"
-    r"|make that\b|(?:let me|i[\u2019']ll|i will|i(?: need| have) to|let[\u2019']s) (?:redo|recompute|recalculate"
+    r"|(?<=[.!?\n,] )(?:actually|rather|edit|update|or rather|i mean)[:,]?(?= (?:it(?: is|[\u2019']s) |the answer is )?[$*\\(]{0,4}\d)"
+    r"|(?<=\d), no,? (?=[$*\\(]{0,4}\d)|make that\b|(?:let me|i[\u2019']ll|i will|i(?: need| have) to|let[\u2019']s) (?:redo|recompute|recalculate"
     r"|reconsider|start over|try again|fix)|(?:it|that|this|answer) should(?: have| actually| instead| really)* (?:be|been)"
     r"|(?:but|actually,?|no,) (?:it|that)(?:[\u2019']s| is) (?:actually|really)|apologies|oops|whoops"
     r"|so there (?:is|are) no (?:\w+ )?(?:solutions?|answers?)"

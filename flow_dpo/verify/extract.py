@@ -25,7 +25,7 @@ from typing import Literal
 
 from flow_dpo.verify.boxes import BRACES, MAX_BOXES, box_is_open, boxed, last_box
 from flow_dpo.verify.claim import MAX_SENTENCE, claim, sentence_at
-from flow_dpo.verify.doubt import breaks_off, supposes, taken_back
+from flow_dpo.verify.doubt import breaks_off, plans_on, supposes, taken_back
 from flow_dpo.verify.expressions import whole_text
 
 Extractor = Literal["box", "answer_is", "number"]
@@ -304,6 +304,11 @@ def _last_number(text: str) -> tuple[str, int] | None:
     if not digit and not worded:
         return None
     last = digit.end() - 1 if digit else worded.start() if worded else 0
+    rest = text[last : last + 400]
+    _, behind = sentence_at(rest, 0)
+    tail = rest[behind:]
+    if tail and tail.strip() and plans_on(tail) and not _COURTEOUS.match(tail):
+        return "", len(text)
     # The sentences up to the one that holds it, and the last of them that claims a value: of its line, then of more.
     most = max(0, last - MAX_SENTENCE)
     line = text.rfind("\n", most, last) + 1
