@@ -81,13 +81,19 @@ _PREFIX = re.compile(
 )
 _CHANGED = re.compile(  # what changes the value before it, up to the end of its clause
     r" ?(?:times (?:the|its|his|her|their|that|as|of)\b|(?:raised )?to the\b|and (?:an?|one|two|three) (?:half|third|quarter"
-    r"|[a-z]+th)s?\b|(?:[a-z]+ )?(?:more|less|fewer|greater) than [a-z]\b|or (?:more|less|fewer|higher|lower|above|greater)\b"
+    r"|[a-z]+th)s?\b|(?:[a-z]+ )?(?:more|less|fewer|greater) than [a-z]\b|or (?:something|more|less|fewer|higher|lower|above|greater)\b"
     r"|[xyzntk]\b(?! ?=))[^,;.\n()]{0,80}",
     re.IGNORECASE,
 )
 _THEN = re.compile(r"\b(?:so|therefore|thus|hence|which means|meaning)\b(?=[^\n]*\d)", re.IGNORECASE)
 _SHARED = re.compile(  # "12 for adults, 8 for children"
     r"[ \w]{0,20}? (\(|for |from |to |by |in |if |when )[^,;\d]{1,30}(?:,|;|,? and|,? or)(?: and)? \$?(\d[\d.,/]*)(?: \w+)? \1"
+)
+_NO_ROLE = re.compile(  # what only lies near a value, or has it for a number: "close to 21", "a multiple of 21", "step 21"
+    r"\b(?:almost|nearly|hardly|barely|scarcely|close to|near|multiples? of|factors? of|divisible by|depends on|divides"
+    r"|pages?|steps?|parts?|equations?|eq\.|figure|table|problems?|questions?|exercises?|chapter|section|line|no\.|after|before)"
+    r" (?:the )?[$*\\( ]*$",
+    re.IGNORECASE,
 )
 _GIVES_UP = re.compile(
     r"\b(?:(?:can(?:no|['\u2019])t|could(?:n['\u2019]t| not)|unable to|not able to) (?:be )?"
@@ -105,7 +111,7 @@ _ARITHMETIC = _words("to through times plus minus of over base mod modulo in div
 _VERBS = _words(
     "is are was were be has have had equals equal makes make made gets get got earns earn earned needs need needed "
     "costs cost pays pay paid takes take took spends spend spent will would gives give gave leaves becomes totals "
-    "owes it's that's there's he's she's"
+    "owes should can must receive receives received buy buys bought sell sells sold read reads it's that's there's he's she's"
 )
 _TIMES = _words("seconds minute minutes hour hours day days week weeks month months year years")
 _WHICH = _words("the a these those all past last next first same entire")
@@ -276,7 +282,7 @@ class _Sentence:
         links: list[str] = []
         while last + 1 < len(places):
             link = _link(items[places[last] + 1 : places[last + 1]])
-            if not link or (link == "list" and self.is_remark(places[last + 1])):
+            if not link or (link == "whole" and self.is_rate(places[last + 1])) or (link == "list" and self.is_remark(places[last + 1])):
                 break
             links.append(link)
             last += 1
@@ -291,6 +297,8 @@ class _Sentence:
         start = items[places[first]].start
         before = self.text[max(0, start - 40) : start]
         if _PERHAPS.search(before) and any(item.word == "but" for item in items[places[last] + 1 :]):
+            return None
+        if _NO_ROLE.search(before):
             return None
         prefix = None if items[at].worked else _PREFIX.search(before.replace("$", ""))
         front = prefix[0] if prefix else ""

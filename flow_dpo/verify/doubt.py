@@ -62,7 +62,7 @@ def supposes(text: str, start: int) -> bool:
 
 
 _TASK = (
-    r"(?:find|know|comput|calculat|determin|add|subtract|multipl|divid|solv|figur|work|check|see|consider|count"
+    r"(?:find|know|comput|calculat|determin|add|subtract|multipl|divid|solv|figur|work out|check|see|consider|count"
     r"|evaluat|simplif|prov|show|answer)(?:e|y)?\b"
 )
 _NO_CLAIM = re.compile(
@@ -72,7 +72,7 @@ _NO_CLAIM = re.compile(
     r"|let(?:[\u2019']s| us| me)? (?:assume|suppose|try|say|call|denote|define|take|consider|guess|start|pretend"
     r"|[a-z]\b|\$)"
     r"|(?:at )?first(?:ly)?\b|to (?:begin|start)|initially|originally|so far|step (?:1|one)\b|next step"
-    r"|(?:how|what)\b|(?:the )?(?:question|problem|task|exercise)\b(?!\s+is\s+\d))"
+    r"|(?:how|what (?:is|are|was|were|will|would|do|does|did))\b|(?:the )?(?:question|problem|task|exercise)\b(?!\s+is\s+\d))"
     rf"|.{{0,200}}?\b(?:(?:need|needs|want|wants|have|has|going|try|trying|left|asked|supposed|required|remains) to {_TASK}"
     r"|(?:question|problem|task|it) (?:asks|states|says|tells|gives us|wants)"
     r"|(?:we|i|you)(?: are|[\u2019']re| were| am) (?:told|given|asked)|(?:are|[\u2019']re|am) (?:looking|trying)"
@@ -82,7 +82,9 @@ _NO_CLAIM = re.compile(
 _REFUSES = re.compile(
     r"\b(?:no (?:way|chance)|no one|nobody|(?<!no )(?<!a )doubt (?:that|the|it|if)|(?:impossible|wrong|incorrect|false|untrue|mistake|not true|not the case) (?:that|to)"
     r"|(?:ignore|disregard|forget) (?:the|that|my|what)|not (?:think|believe|saying|claiming))\b"
-    r"|n[\u2019']t (?:think|believe|say|mean)\b",
+    r"|n[\u2019']t (?:think|believe|say|mean)\b|\b(?:tempting to|one might|common (?:mistake|error)|by no means"
+    r"|under no circumstances|(?:initially|first|originally|previously) (?:thought|said|got|found|guessed)"
+    r"|(?:might|may|could) (?:say|think|answer|guess)|would be\b(?=[^.]{0,200}\bif\b)|(?:if|assuming)\b[^.]{0,200}\bwould be)\b",
     re.IGNORECASE,
 )
 _RESULT = re.compile(
@@ -96,8 +98,9 @@ def claims_nothing(sentence: str) -> bool:
     """Is a sentence a question, a task ("find the cost of 12 pens") or a first step, rather than a claim?"""
     if sentence.rstrip(" \t\r\n*_\"'\u201d)$").endswith("?"):
         return True
-    if _REFUSES.search(sentence):
-        return True
+    refuses = _REFUSES.search(sentence)
+    if refuses:
+        return not re.search(r"\b(?:but|however|actually)\b[^?]*\d", sentence[refuses.end() :], re.IGNORECASE)
     found = _NO_CLAIM.match(sentence)
     if found is None:
         return False
@@ -113,9 +116,12 @@ _REPORTED = re.compile(r"\b(?:what|how|given|told|asked|asks|states|says|tells|w
 _CONCLUSION = re.compile(r"(?:=|:|\b(?:so|therefore|thus|hence|then|we get|gives|it is)\b)[^?]*\d", re.IGNORECASE)
 
 
+_NEXT = re.compile(r"\W*(?:now|next|then|after that)\b,? (?:we|i|you|let)\b", re.IGNORECASE)
+
+
 def plans_on(text: str) -> bool:
     """Does a text without numbers go on with a task: "Now add the second day's."?"""
-    found = _NO_CLAIM.match(text)
+    found = _NO_CLAIM.match(text) or _NEXT.match(text)
     return bool(found) and not re.search(
         r"\A\W*(?:which|who|where|when|note|please)\b|\b(?:let me know|hope|feel free|make sense)\b", text, re.IGNORECASE
     )
@@ -135,7 +141,7 @@ _TAKEN_BACK = re.compile(
     r"(?:mistake|error)|(?:my|a) mistake\b|my bad|i was wrong|on second thought"
     r"|i (?:forgot|meant?|mis\w+|overlooked|missed|should have|neglected|wrongly|mistakenly|accidentally)"
     r"|(?<=[.!?\n,] )(?:actually|rather|edit|update|or rather|i mean)[:,]?(?= (?:it(?: is|[\u2019']s) |the answer is )?[$*\\(]{0,4}\d)"
-    r"|(?<=\d), no,? (?=[$*\\(]{0,4}\d)|make that\b|(?:let me|i[\u2019']ll|i will|i(?: need| have) to|let[\u2019']s) (?:redo|recompute|recalculate"
+    r"|(?<=\d), no,? (?=[$*\\(]{0,4}\d)|make that\b|(?:perhaps|maybe|probably) not\b|(?:let me|i[\u2019']ll|i will|i(?: need| have) to|let[\u2019']s) (?:redo|recompute|recalculate"
     r"|reconsider|start over|try again|fix)|(?:it|that|this|answer) should(?: have| actually| instead| really)* (?:be|been)"
     r"|(?:but|actually,?|no,) (?:it|that)(?:[\u2019']s| is) (?:actually|really)|apologies|oops|whoops"
     r"|so there (?:is|are) no (?:\w+ )?(?:solutions?|answers?)"

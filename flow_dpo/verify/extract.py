@@ -25,7 +25,7 @@ from typing import Literal
 
 from flow_dpo.verify.boxes import BRACES, MAX_BOXES, box_is_open, boxed, last_box
 from flow_dpo.verify.claim import MAX_SENTENCE, claim, sentence_at
-from flow_dpo.verify.doubt import breaks_off, plans_on, supposes, taken_back
+from flow_dpo.verify.doubt import breaks_off, claims_nothing, plans_on, supposes, taken_back
 from flow_dpo.verify.expressions import whole_text
 
 Extractor = Literal["box", "answer_is", "number"]
@@ -222,6 +222,8 @@ def after_answer_is(text: str) -> str | None:
 def _states(text: str, marker: re.Match[str]) -> bool:
     """Does a marker introduce an answer: where it must, at the start of its line, and not with "cannot be"?"""
     if supposes(text, marker.start()):
+        return False
+    if "would" in marker[0] and claims_nothing(text[max(0, marker.start() - 120) : marker.end() + 120]):
         return False
     if not marker["line"]:
         return not re.search(r"not\b|n['\u2019]t\b|\bnever\b", marker[0])
