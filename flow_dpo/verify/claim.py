@@ -270,8 +270,14 @@ class _Sentence:
         behind = self.text[which.end : which.end + 80]
         return bool(
             re.search(r"\b(?:to get|giving|to give|we get|leaving)\b[^.]*\d", behind)
-            or re.match(r" (?:is|are|equals?|gives|makes|comes (?:out )?to|simplifies to|totals)\b[^A-Za-z]{0,3}", behind)
-            and not re.search(r"\b(?:more|less|fewer|greater|times|than|odd|even|prime|divisible|multiple|factor|of)\b", behind)
+            or (
+                re.match(
+                    r" (?:is|are|equals?|gives|makes|comes (?:out )?to|simplifies to|totals)\b[^A-Za-z]{0,3}", behind
+                )
+                and not re.search(
+                    r"\b(?:more|less|fewer|greater|times|than|odd|even|prime|divisible|multiple|factor|of)\b", behind
+                )
+            )
         )
 
     def grown(self, at: int) -> str | None:
@@ -282,7 +288,11 @@ class _Sentence:
         links: list[str] = []
         while last + 1 < len(places):
             link = _link(items[places[last] + 1 : places[last + 1]])
-            if not link or (link == "whole" and self.is_rate(places[last + 1])) or (link == "list" and self.is_remark(places[last + 1])):
+            if (
+                not link
+                or (link == "whole" and self.is_rate(places[last + 1]))
+                or (link == "list" and self.is_remark(places[last + 1]))
+            ):
                 break
             links.append(link)
             last += 1
@@ -348,7 +358,11 @@ class _Sentence:
             rate = item.word == "per" or (measured and item.text == "/" and item.start == end)
             name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in _STOP
             bare = item.text.rstrip("0123456789^{}")
-            unit = (is_unit(bare) and (item.word != "in" or self.text[item.end :].strip(" .*$") == "")) or item.word.replace(".", "") in ("am", "pm") or words[-1:] in (["/"], ["per"])
+            unit = (
+                (is_unit(bare) and (item.word != "in" or self.text[item.end :].strip(" .*$") == ""))
+                or item.word.replace(".", "") in ("am", "pm")
+                or words[-1:] in (["/"], ["per"])
+            )
             counted = name and not (self.items[place].worked and "=" in self.items[place].text)
             if not rate and (self.text[end : item.start].strip() or len(words) > 3 or not (counted or unit)):
                 break

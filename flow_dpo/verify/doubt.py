@@ -106,13 +106,19 @@ def claims_nothing(sentence: str) -> bool:
         return False
     if re.match(r"\W*(?:(?:at )?first|initially|originally|so far|to (?:begin|start)|step|let|suppose|assume|if)\b",
                 sentence, re.IGNORECASE):  # fmt: skip
-        return not re.search(r",? (?:so|therefore|thus|hence|then|in total|in all|altogether|finally|overall)\b[^?]*\d", sentence, re.IGNORECASE)
+        return not re.search(
+            r",? (?:so|therefore|thus|hence|then|in total|in all|altogether|finally|overall)\b[^?]*\d",
+            sentence,
+            re.IGNORECASE,
+        )
     if _REPORTED.search(found[0]):
         return not _CONCLUSION.search(sentence, found.end())
     return not _RESULT.search(sentence, found.end())
 
 
-_REPORTED = re.compile(r"\b(?:what|how|given|told|asked|asks|states|says|tells|wants|problem|question|suppose)\b", re.IGNORECASE)
+_REPORTED = re.compile(
+    r"\b(?:what|how|given|told|asked|asks|states|says|tells|wants|problem|question|suppose)\b", re.IGNORECASE
+)
 _CONCLUSION = re.compile(r"(?:=|:|\b(?:so|therefore|thus|hence|then|we get|gives|it is)\b)[^?]*\d", re.IGNORECASE)
 
 
@@ -123,7 +129,9 @@ def plans_on(text: str) -> bool:
     """Does a text without numbers go on with a task: "Now add the second day's."?"""
     found = _NO_CLAIM.match(text) or _NEXT.match(text)
     return bool(found) and not re.search(
-        r"\A\W*(?:which|who|where|when|note|please)\b|\b(?:let me know|hope|feel free|make sense)\b", text, re.IGNORECASE
+        r"\A\W*(?:which|who|where|when|note|please)\b|\b(?:let me know|hope|feel free|make sense)\b",
+        text,
+        re.IGNORECASE,
     )
 
 

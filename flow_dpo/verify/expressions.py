@@ -179,7 +179,9 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
     return operand and glued and ((token.text == "!" and binary) or (token.text == ":" and ratio))
 
 
-_ARITHMETIC = re.compile(r"\\(?:times|cdot|div|[dt]?frac|sqrt|binom|left|right|pi|[$%,!()])|(?<=\d)x(?=[\d$])|(?<= )x(?= )")
+_ARITHMETIC = re.compile(
+    r"\\(?:times|cdot|div|[dt]?frac|sqrt|binom|left|right|pi|[$%,!()])|(?<=\d)x(?=[\d$])|(?<= )x(?= )"
+)
 
 
 def _value(tokens: list[Item]) -> Item:
