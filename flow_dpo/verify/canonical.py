@@ -70,7 +70,7 @@ _INDEX = re.compile(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z])\([^()]*\)")
 def canonical(text: str) -> str:
     """One spelling for answers that differ in spelling alone. Never joins what a space parts: "1 1/2" is not "11/2"."""
     text = text.translate(_UNICODE)
-    # 1. Thousands ("1,\!000", "1\,000"), prices ("$5", where "$5$" is a formula between delimiters), delimiters, escapes.
+    # 1. Thousands ("1,\!000", "1\,000"), prices ("$5", where "$5$" is a formula between delimiters), escapes.
     if any(not re.match(r"\$ ?[-+]?\.?\d", text[found.start() :]) for found in re.finditer(r"(?<!\\)\$", text)):
         text = re.sub(r"(?<!\\)\$", "", text)
     text = _GAPPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)

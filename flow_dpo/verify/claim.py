@@ -23,13 +23,31 @@ from flow_dpo.verify.closed_form import closed_form
 from flow_dpo.verify.doubt import claims_nothing, denied
 from flow_dpo.verify.equivalence import for_algebra, same
 from flow_dpo.verify.expressions import FORMULA, Item, is_formula, items_of
-from flow_dpo.verify.words import COUNT, SCALE, is_unit
+from flow_dpo.verify.grammar import (
+    ARITHMETIC,
+    ASSIGNED,
+    CHANGED,
+    CONCLUDES,
+    DOUBT,
+    EXPLAINS,
+    GIVES_UP,
+    HEDGES,
+    LEAD,
+    NO_NAMES,
+    NO_ROLE,
+    PERHAPS,
+    PREFIX,
+    SHARED,
+    SPELLED,
+    STOP,
+    THEN,
+    TIMES,
+    VERBS,
+    WHICH,
+)
+from flow_dpo.verify.words import is_unit
 
 MAX_SENTENCE = 2_000
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
 
 
 # ---- sentences ------------------------------------------------------------------------------------------------------
@@ -37,7 +55,8 @@ def _words(text: str) -> frozenset[str]:
 _END = re.compile(
     rf"(?P<formula>{FORMULA})|(?P<end>"
     # a full stop, but none of an abbreviation, and none before a second thought
-    r"[.!?](?=[\s*_)\"\u201d]|$)(?!(?<=\d!) ?(?:\\(?:cdot|times|div)|[-+/=] ?\d))(?<!\bapprox\.)(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\b[RN][so]\.)"
+    r"[.!?](?=[\s*_)\"\u201d]|$)(?!(?<=\d!) ?(?:\\(?:cdot|times|div)"
+    r"|[-+/=] ?\d))(?<!\bapprox\.)(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\b[RN][so]\.)"
     r"(?![\s*]+(?:[Oo]r|[Aa]lternatively|[Mm]aybe|[Pp]erhaps|[Pp]ossibly|(?:[Bb]ut i|I)t (?:could|might|may))\b)"
     r"|\n|\u3002|<\|)"
 )
@@ -65,76 +84,6 @@ def sentence_at(text: str, start: int) -> tuple[str, int]:
     return text[start:stop], stop
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------
-
-_NUMERAL = rf"(?:{COUNT}|{SCALE}|hal(?:f|ves)|thirds?|quarters?)"
-_SPELLED = re.compile(
-    rf"(?:\b(?:plus or minus|minus|negative) )?\b(?:a )?{_NUMERAL}"
-    rf"(?:(?:[ -]|,? and | point | (?:and |of )?an? | of ){_NUMERAL})*\b(?! of (?:the|them|us|these|those)\b)",
-    re.IGNORECASE,
-)
-_PREFIX = re.compile(
-    rf"(?:\([A-J]\) ?|\b(?:plus or minus|minus|negative|(?:(?:{_NUMERAL} |a )?(?:half|thirds?|quarters?|fifths?)|twice|double|triple|thrice)(?: of)?|at least|at most"
-    r"|(?:no )?(?:more|less|fewer|greater|bigger|smaller|larger|higher|lower) than|over|under|above|below|up to|between"
-    r"|(?:sum|product|difference|quotient|square|cube|root|reciprocal|opposite) (?:of|between))(?: the)? )$",
-    re.IGNORECASE,
-)
-_CHANGED = re.compile(  # what changes the value before it, up to the end of its clause
-    r" ?(?:times (?:the|its|his|her|their|that|as|of)\b|(?:raised )?to the\b|and (?:an?|one|two|three) (?:half|third|quarter"
-    r"|[a-z]+th)s?\b|(?:[a-z]+ )?(?:more|less|fewer|greater) than [a-z]\b|or (?:something|more|less|fewer|higher|lower|above|greater)\b"
-    r"|[xyzntk]\b(?! ?=))[^,;.\n()]{0,80}",
-    re.IGNORECASE,
-)
-_THEN = re.compile(r"\b(?:so|therefore|thus|hence|which means|meaning)\b(?=[^\n]*\d)", re.IGNORECASE)
-_SHARED = re.compile(  # "12 for adults, 8 for children"
-    r"[ \w]{0,20}? (\(|for |from |to |by |in |if |when )[^,;\d]{1,30}(?:,|;|,? and|,? or)(?: and)? \$?(\d[\d.,/]*)(?: \w+)? \1"
-)
-_NO_ROLE = re.compile(  # what only lies near a value, or has it for a number: "close to 21", "a multiple of 21", "step 21"
-    r"\b(?:almost|nearly|hardly|barely|scarcely|close to|near|multiples? of|factors? of|divisible by|depends on|divides"
-    r"|pages?|steps?|parts?|equations?|eq\.|figure|table|problems?|questions?|exercises?|chapter|section|line|no\.|after|before)"
-    r" (?:the )?[$*\\( ]*$",
-    re.IGNORECASE,
-)
-_GIVES_UP = re.compile(
-    r"\b(?:(?:can(?:no|['\u2019])t|could(?:n['\u2019]t| not)|unable to|not able to) (?:be )?"
-    r"(?:solve|determine|answer|find)|do(?:n['\u2019]t| not) know|not sure)",
-    re.IGNORECASE,
-)
-_PERHAPS = re.compile(r"\b(?:(?:might|may|could)(?: also)? be|maybe|perhaps|possibly) ?[*_$\\(]*$", re.IGNORECASE)
-_ASSIGNED = re.compile(r"\\?[A-Za-z]+(?:_\w+)? ?=[^=]*")
-_DOUBT = _words("or could might may maybe perhaps possibly alternatively")
-_HEDGES = _DOUBT | _words(
-    "but it its it's can also be is though although then else even either probably as well just i think to both the "
-    "answer value result another option and"
-)
-_ARITHMETIC = _words("to through times plus minus of over base mod modulo in divided by less more fewer than out")
-_VERBS = _words(
-    "is are was were be has have had equals equal makes make made gets get got earns earn earned needs need needed "
-    "costs cost pays pay paid takes take took spends spend spent will would gives give gave leaves becomes totals "
-    "owes should can must receive receives received buy buys bought sell sells sold read reads it's that's there's he's she's"
-)
-_TIMES = _words("seconds minute minutes hour hours day days week weeks month months year years")
-_WHICH = _words("the a these those all past last next first same entire")
-_CONCLUDES = _words("then so therefore thus hence")
-_EXPLAINS = _words("because since as after before who whose when where while if given unless although though")
-_LEAD = _CONCLUDES | _words(
-    "simply just exactly equal equals to approximately about roughly around is are be was indeed clearly a an the of "
-    "total only actually number value now still given by that we get have found there they it he she you i both "
-    "either sum"
-)
-_STOP = _VERBS | _CONCLUDES | _EXPLAINS | _LEAD | _words(
-    "been do does did can could should must may might in on at for from with without within during and or but which "
-    "whom until than this these those here his her their our my your each every all altogether together left "
-    "remaining remain remains more less fewer over not no also too again away times plus minus base mod divided using "
-    "being out into instead correct right final answer good great overall how what why let me hope i'm i've per"
-)  # fmt: skip
-_NO_NAMES = _words(
-    "correct right wrong incorrect clear unclear helpful below above as in found given shown known unknown not that "
-    "what going obvious simple needed required asked to for on at ready important based useful satisfactory "
-    "acceptable"
-)
-
-
 # ---- the claim ------------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +105,7 @@ def claim(sentence: str, *, stated: bool) -> str | None:
     if not any(item.kind == "value" for item in items):
         items = _with_words(sentence, items, stated)
     places = [at for at, item in enumerate(items) if item.kind == "value"]
-    if not places or (not stated and _GIVES_UP.search(sentence)):
+    if not places or (not stated and GIVES_UP.search(sentence)):
         return _name(sentence) if stated else None
     read = _Sentence(sentence, items, places, stated)
     at = read.chosen()
@@ -165,7 +114,7 @@ def claim(sentence: str, *, stated: bool) -> str | None:
 
 def _with_words(sentence: str, items: list[Item], stated: bool) -> list[Item]:
     """The items, with number words as values: "twenty-five"."""
-    for found in _SPELLED.finditer(sentence):
+    for found in SPELLED.finditer(sentence):
         if found[0].lower() != "one" or stated:
             before = [item for item in items if item.end <= found.start()]
             after = [item for item in items if item.start >= found.end()]
@@ -187,7 +136,7 @@ def _name(sentence: str) -> str | None:
     )
     text = text.strip(" \t\r\"'\u201c\u201d.:")
     words = text.split()
-    named = 0 < len(words) <= 6 and any(char.isalnum() for char in text) and words[0].lower() not in _NO_NAMES
+    named = 0 < len(words) <= 6 and any(char.isalnum() for char in text) and words[0].lower() not in NO_NAMES
     return text if named else None
 
 
@@ -219,7 +168,7 @@ class _Sentence:
         """The place of the value that is meant; None where there is none that is not denied."""
         first = self.places[0]
         words = [item.word for item in self.items[:first] if item.word]
-        leads = len(words) <= 1 or _PREFIX.search(" ".join(words) + " ") or set(words) <= _LEAD
+        leads = len(words) <= 1 or PREFIX.search(" ".join(words) + " ") or set(words) <= LEAD
         if self.stated and leads and not any(item.text in (",", ";") for item in self.items[:first]):
             return None if self.denied(first) else self.worked_out(first)
         # 1. What explains the value, or stands in brackets behind it, is left out.
@@ -230,10 +179,10 @@ class _Sentence:
             if item.kind == "value" and not (depth and kept) and not self.denied(at):
                 kept.append(at)
                 verbs += [at - 1] if item.worked else []
-            remark = item.word in _EXPLAINS or (item.word == "which" and not self.restates(item))
+            remark = item.word in EXPLAINS or (item.word == "which" and not self.restates(item))
             if kept and remark and not self.concludes(at):
                 break
-            if item.word in _VERBS or item.text in ("=", ":"):
+            if item.word in VERBS or item.text in ("=", ":"):
                 verbs.append(at)
         kept = [at for at in kept if re.search(r"[\dπ∞√\\]", self.items[at].text)] or kept
         kept = [at for at in kept if not self.is_rate(at)] or kept
@@ -255,7 +204,7 @@ class _Sentence:
     def worked_out(self, at: int) -> int:
         """The result of a sum with words in it, "3 boxes * 4 = 12"; the place itself where none is worked out."""
         for place, item in enumerate(self.items[at + 1 :], start=at + 1):
-            if item.kind == "mark" or item.text == "(" or item.word in _EXPLAINS | _CONCLUDES | {"which", "and", "or"}:
+            if item.kind == "mark" or item.text == "(" or item.word in EXPLAINS | CONCLUDES | {"which", "and", "or"}:
                 break
             if item.kind == "value" and (item.worked or self.items[place - 1].text == "="):
                 return place
@@ -263,7 +212,7 @@ class _Sentence:
 
     def concludes(self, at: int) -> bool:
         """Does a conclusion still follow: "since there are 6 of them, then each has 4"?"""
-        return any(item.worked or item.text == "=" or item.word in _CONCLUDES for item in self.items[at + 1 :])
+        return any(item.worked or item.text == "=" or item.word in CONCLUDES for item in self.items[at + 1 :])
 
     def restates(self, which: Item) -> bool:
         """Does "which is 7" give the value once more, rather than a remark about it?"""
@@ -298,7 +247,7 @@ class _Sentence:
             last += 1
         while first and not (self.stated and first == 0):
             link = _link(items[places[first - 1] + 1 : places[first]])
-            assigned = all(_ASSIGNED.fullmatch(items[place].text) for place in places[first - 1 : first + 1])
+            assigned = all(ASSIGNED.fullmatch(items[place].text) for place in places[first - 1 : first + 1])
             if not link or (items[places[first]].worked and not assigned):
                 break
             links.insert(0, link)
@@ -306,11 +255,11 @@ class _Sentence:
         # 2. Words in front and behind.
         start = items[places[first]].start
         before = self.text[max(0, start - 40) : start]
-        if _PERHAPS.search(before) and any(item.word == "but" for item in items[places[last] + 1 :]):
+        if PERHAPS.search(before) and any(item.word == "but" for item in items[places[last] + 1 :]):
             return None
-        if _NO_ROLE.search(before):
+        if NO_ROLE.search(before):
             return None
-        prefix = None if items[at].worked else _PREFIX.search(before.replace("$", ""))
+        prefix = None if items[at].worked else PREFIX.search(before.replace("$", ""))
         front = prefix[0] if prefix else ""
         plus = re.match(r"\+(?!\S)|\+\.?$", self.text[items[places[last]].end :])
         if front.lower().startswith("between") or plus:  # "12+"
@@ -320,14 +269,14 @@ class _Sentence:
         for which in range(first, last + 1):
             if which == last or links[which - first] != "whole":
                 whole = self.text[items[places[begin]].start : items[places[which]].end].replace("$", "")
-                changed = _CHANGED.match(self.text, items[places[which]].end)
+                changed = CHANGED.match(self.text, items[places[which]].end)
                 tail = changed[0] if changed and not items[places[which]].worked else self.tail(places[which])
                 values.append((whole if which > begin else items[places[which]].text) + tail)
                 begin = which + 1
         # 4. A share of the value beside another's, and what a conclusion makes of it.
         if self.stated and first == last:
             end = items[places[last]].end
-            shared, then = _SHARED.match(self.text, end), _THEN.search(self.text, end)
+            shared, then = SHARED.match(self.text, end), THEN.search(self.text, end)
             later = shared[2] if shared else claim(self.text[then.end() :], stated=False) if then else None
             if later:
                 return offered([front + values[0], later])
@@ -339,10 +288,10 @@ class _Sentence:
         if after == "each" or item.text[-2:] in ("st", "nd", "rd", "th"):
             return True
         before = [each.word for each in self.items[max(0, at - 3) : at]]
-        while len(before) > 1 and before[-1] in _WHICH:
+        while len(before) > 1 and before[-1] in WHICH:
             before.pop()
         timed = before[-1:] and before[-1] in ("for", "in", "over", "within", "during", "after", "throughout")
-        return bool(timed and after in _TIMES) or before[-1:] in (["every"], ["per"])
+        return bool(timed and after in TIMES) or before[-1:] in (["every"], ["per"])
 
     def is_remark(self, place: int) -> bool:
         """Does a remark begin with the value behind a comma, as in "7, 3 more than before"?"""
@@ -356,7 +305,7 @@ class _Sentence:
         for item in self.items[place + 1 :]:
             measured = bool(words) and is_unit(words[-1])
             rate = item.word == "per" or (measured and item.text == "/" and item.start == end)
-            name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in _STOP
+            name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in STOP
             bare = item.text.rstrip("0123456789^{}")
             unit = (
                 (is_unit(bare) and (item.word != "in" or self.text[item.end :].strip(" .*$") == ""))
@@ -379,7 +328,7 @@ def _link(between: Sequence[Item]) -> str:
         return "list"
     marks = {item.text for item in between if not item.word}
     words = [item.word for item in between if len(item.word) > 1 or (item.word and ")" not in marks)]
-    if words and set(words) <= _HEDGES and set(words) & _DOUBT:
+    if words and set(words) <= HEDGES and set(words) & DOUBT:
         return "" if words[:2] == ["or", "else"] else "offer"
     if " ".join(words[-3:]).removeprefix("it ") in ("might be", "may be", "could be", "might also be"):
         return "offer"
@@ -394,4 +343,4 @@ def _link(between: Sequence[Item]) -> str:
     if marks:
         return ""
     measured = is_unit(words[0]) and words[1:] in ([], ["and"])
-    return "whole" if measured or set(words) <= _ARITHMETIC else ""
+    return "whole" if measured or set(words) <= ARITHMETIC else ""

@@ -24,7 +24,8 @@ _DENIED_BEFORE = re.compile(
 _DENIED_BEHIND = re.compile(
     rf"[\s,*_\"\u201d)$\\\]]*(?:which |that )?(?:(?:is|was|seems|looks|would be|must be|are)(?: \w+ly| also)? {WRONG}"
     r"|(?:isn|wasn|couldn|can)(?:['\u2019]t|not)(?: be)? (?:it|right|correct|the)\b"
-    r"|(?:is|was|would be|are) (?:too \w+|excluded|ruled out|rejected|impossible|invalid|not (?:possible|valid|allowed))\b"
+    r"|(?:is|was|would be|are) (?:too \w+|excluded|ruled out|rejected|impossible|invalid|not (?:possible"
+    r"|valid|allowed))\b"
     r"|(?:does|do|will|would|can)(?:n['\u2019]t| ?not) (?:work|satisfy|fit|hold|solve)\b)",
     re.IGNORECASE,
 )
@@ -43,7 +44,8 @@ _CLAUSE = re.compile(
 )
 _SUPPOSED = re.compile(
     r"\b(?:no (?:way|chance|reason)|not|never|cannot|nobody|no one|wrong|incorrect|false|untrue|impossible|mistake"
-    r"|mistaken|doubt|doubtful|den(?:y|ies)|den(?:y|ies)|assum(?:e|ing)|suppos(?:e|ing)|imagine|pretend|if|whether|unless"
+    r"|mistaken|doubt|doubtful|den(?:y|ies)|den(?:y|ies)|assum(?:e|ing)|suppos(?:e|ing)|imagine|pretend|if"
+    r"|whether|unless"
     r"|until|might|may|could|would (?:say|think|guess|conclude)|tempt(?:ed|ing)|guess(?:ed)? that|some|people"
     r"|everyone)\b|n['\u2019]t\b|^\W*(?:is|was)\b",
     re.IGNORECASE,
@@ -72,19 +74,23 @@ _NO_CLAIM = re.compile(
     r"|let(?:[\u2019']s| us| me)? (?:assume|suppose|try|say|call|denote|define|take|consider|guess|start|pretend"
     r"|[a-z]\b|\$)"
     r"|(?:at )?first(?:ly)?\b|to (?:begin|start)|initially|originally|so far|step (?:1|one)\b|next step"
-    r"|(?:how|what (?:is|are|was|were|will|would|do|does|did))\b|(?:the )?(?:question|problem|task|exercise)\b(?!\s+is\s+\d))"
-    rf"|.{{0,200}}?\b(?:(?:need|needs|want|wants|have|has|going|try|trying|left|asked|supposed|required|remains) to {_TASK}"
+    r"|(?:how|what (?:is|are|was|were|will|would|do|does|did))\b|(?:the )?(?:question|problem|task"
+    r"|exercise)\b(?!\s+is\s+\d))"
+    rf"|.{{0,200}}?\b(?:(?:need|needs|want|wants|have|has|going|try|trying|left|asked|supposed|required"
+    rf"|remains) to {_TASK}"
     r"|(?:question|problem|task|it) (?:asks|states|says|tells|gives us|wants)"
     r"|(?:we|i|you)(?: are|[\u2019']re| were| am) (?:told|given|asked)|(?:are|[\u2019']re|am) (?:looking|trying)"
     r"|what (?:is|are|was)\b(?! left)|how (?:many|much|far|long|old|tall|fast))\b",
     re.IGNORECASE | re.DOTALL,
 )
 _REFUSES = re.compile(
-    r"\b(?:no (?:way|chance)|no one|nobody|(?<!no )(?<!a )doubt (?:that|the|it|if)|(?:impossible|wrong|incorrect|false|untrue|mistake|not true|not the case) (?:that|to)"
+    r"\b(?:no (?:way|chance)|no one|nobody|(?<!no )(?<!a )doubt (?:that|the|it|if)|(?:impossible|wrong"
+    r"|incorrect|false|untrue|mistake|not true|not the case) (?:that|to)"
     r"|(?:ignore|disregard|forget) (?:the|that|my|what)|not (?:think|believe|saying|claiming))\b"
     r"|n[\u2019']t (?:think|believe|say|mean)\b|\b(?:tempting to|one might|common (?:mistake|error)|by no means"
     r"|under no circumstances|(?:initially|first|originally|previously) (?:thought|said|got|found|guessed)"
-    r"|(?:might|may|could) (?:say|think|answer|guess)|would be\b(?=[^.]{0,200}\bif\b)|(?:if|assuming)\b[^.]{0,200}\bwould be)\b",
+    r"|(?:might|may|could) (?:say|think|answer|guess)|would be\b(?=[^.]{0,200}\bif\b)|(?:if"
+    r"|assuming)\b[^.]{0,200}\bwould be)\b",
     re.IGNORECASE,
 )
 _RESULT = re.compile(
@@ -148,13 +154,18 @@ _TAKEN_BACK = re.compile(
     r"|\b(?:scratch that|strike that|never ?mind|correction:|let me correct|i (?:made|see) (?:a|an|my) (?:\w+ )?"
     r"(?:mistake|error)|(?:my|a) mistake\b|my bad|i was wrong|on second thought"
     r"|i (?:forgot|meant?|mis\w+|overlooked|missed|should have|neglected|wrongly|mistakenly|accidentally)"
-    r"|(?<=[.!?\n,] )(?:actually|rather|edit|update|or rather|i mean)[:,]?(?= (?:it(?: is|[\u2019']s) |the answer is )?[$*\\(]{0,4}\d)"
-    r"|(?<=\d), no,? (?=[$*\\(]{0,4}\d)|make that\b|(?:perhaps|maybe|probably) not\b|(?:let me|i[\u2019']ll|i will|i(?: need| have) to|let[\u2019']s) (?:redo|recompute|recalculate"
-    r"|reconsider|start over|try again|fix)|(?:it|that|this|answer) should(?: have| actually| instead| really)* (?:be|been)"
+    r"|(?<=[.!?\n,] )(?:actually|rather|edit|update|or rather|i mean)[:,]?(?= (?:it(?: is|[\u2019']s) "
+    r"|the answer is )?[$*\\(]{0,4}\d)"
+    r"|(?<=\d), no,? (?=[$*\\(]{0,4}\d)|make that\b|(?:perhaps|maybe|probably) not\b|(?:let me|i[\u2019']ll"
+    r"|i will|i(?: need| have) to|let[\u2019']s) (?:redo|recompute|recalculate"
+    r"|reconsider|start over|try again|fix)|(?:it|that|this|answer) should(?: have| actually| instead"
+    r"| really)* (?:be|been)"
     r"|(?:but|actually,?|no,) (?:it|that)(?:[\u2019']s| is) (?:actually|really)|apologies|oops|whoops"
     r"|so there (?:is|are) no (?:\w+ )?(?:solutions?|answers?)"
-    r"|(?:not|n[\u2019']t be) (?:\w+ly |so |quite |very |too )?(?:sure|certain|confident)\b|unsure|(?:a|just|only|wild) guess(?:ing)?\b"
-    r"|(?:could|may|might|can|am|i[\u2019']m|probably|likely) (?:be |probably |well |be very )*(?:wrong|mistaken|off)\b|as likely|give or take"
+    r"|(?:not|n[\u2019']t be) (?:\w+ly |so |quite |very |too )?(?:sure|certain|confident)\b|unsure|(?:a|just"
+    r"|only|wild) guess(?:ing)?\b"
+    r"|(?:could|may|might|can|am|i[\u2019']m|probably|likely) (?:be |probably |well |be very )*(?:wrong"
+    r"|mistaken|off)\b|as likely|give or take"
     r"|(?<=\d )or so\b|(?<=\d)-?ish\b"
     r"|(?:i )?take (?:it|that) back|(?:ignore|disregard) (?:that|this|the above|my|what)"
     r"|(?:no,? wait|(?:wait|actually|oops|sorry|hmm),? no)\b[,.]?)"
@@ -190,7 +201,8 @@ def taken_back(text: str, at: int, answer: str) -> int:
 
 _CUT = re.compile(
     r"(?:[+\u00d7÷/<(,\u2212]|(?<!=)=|\s[-\u2013\u2014]|[\d)]\s+\*|\\(?:times|cdot|div|frac|pm))\Z"
-    r"|(?:[a-z\d),$]|\\[\])])\s+(?:(?<!\d )is|are|was|were|be|equals|equal to|of|by|the|a|an|and|or|than|from|plus|minus"
+    r"|(?:[a-z\d),$]|\\[\])])\s+(?:(?<!\d )is|are|was|were|be|equals|equal to|of|by|the|a|an|and|or|than|from"
+    r"|plus|minus"
     r"|times|into|per|because|since|if|his|her|their|its|our|your|we|they|divided|multiplied|multiply|subtract|add"
     r"|adding|subtracting|dividing|divide|each of|to|with|at|which|but|gives|makes|so|then|therefore|he|she|where|as"
     r"|while|need to|total of|number of|about|another)\Z"

@@ -258,7 +258,8 @@ def _same_choice(gold: str | re.Match[str], answer: str | re.Match[str]) -> bool
         return None
     if isinstance(gold, str) or isinstance(answer, str):
         label, text = (answer, gold) if isinstance(gold, str) else (gold, answer)
-        assert isinstance(label, re.Match) and isinstance(text, str)
+        assert isinstance(label, re.Match)
+        assert isinstance(text, str)
         bare = text.strip(" ().$")
         return bare == label[1] if re.fullmatch("[A-J]", bare) else same(text, label[2])
     return gold[1] == answer[1]

@@ -100,7 +100,8 @@ _ORNAMENT = re.compile(r"[\s`*_\-=~]*\Z")
 _POLITE = (
     r"[\s*_(]{0,8}(?:(?:i )?hope|let me know|please let|feel free"
     r"|if you (?:have (?:any|more|further)|need (?:any|more)|want me|would like|[\u2019']d like)"
-    r"|(?:i[\u2019']m )?happy to|thank|you[\u2019']re welcome|is there anything|good luck|great job|need (?:any |more |some )?help|do you (?:have|want|need)|would you like|want (?:me|to)|any (?:other |more )?"
+    r"|(?:i[\u2019']m )?happy to|thank|you[\u2019']re welcome|is there anything|good luck|great job"
+    r"|need (?:any |more |some )?help|do you (?:have|want|need)|would you like|want (?:me|to)|any (?:other |more )?"
     r"questions|i[\u2019']m (?:always )?here|i am (?:always )?here|can i|shall i|may i"
     r"|have a (?:great|nice|good))\b"
 )
@@ -282,7 +283,8 @@ def last_number(text: str) -> str | None:
 
 
 _CHECK = re.compile(
-    r"(?:\n|[.!\u2713\u2705])[\s*_#>(-]{1,12}(?:(?:quick |sanity |double[- ])?checks?|verification|verify(?:ing)?|proof|checking"
+    r"(?:\n|[.!\u2713\u2705])[\s*_#>(-]{1,12}(?:(?:quick |sanity |double[- ])?checks?|verification"
+    r"|verify(?:ing)?|proof|checking"
     r"|to (?:verify|check|confirm)|let(?:[\u2019']s| me| us) (?:double[- ]?check|verify|check|confirm)"
     r"|we can (?:verify|check|confirm))\b(?![^\n]{0,400}\b(?:so|therefore|thus|hence|then)\b)",
     re.IGNORECASE,
