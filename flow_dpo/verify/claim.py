@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_dpo.verify.closed_form import closed_form
-from flow_dpo.verify.doubt import claims_nothing, denied
+from flow_dpo.verify.doubt import claims_nothing, denied, may_deny
 from flow_dpo.verify.equivalence import for_algebra, same
 from flow_dpo.verify.expressions import FORMULA, Item, is_formula, items_of
 from flow_dpo.verify.grammar import (
@@ -107,7 +107,7 @@ def claim(sentence: str, *, stated: bool) -> str | None:
     places = [at for at, item in enumerate(items) if item.kind == "value"]
     if not places or (not stated and GIVES_UP.search(sentence)):
         return _name(sentence) if stated else None
-    read = _Sentence(sentence, items, places, stated)
+    read = _Sentence(sentence, items, places, stated, may_deny(sentence))
     at = read.chosen()
     return None if at is None else read.grown(at)
 
@@ -163,6 +163,8 @@ class _Sentence:
     places: list[int]
     """Of the values among the items."""
     stated: bool
+    denies: bool
+    """A word in it may deny a value."""
 
     def chosen(self) -> int | None:
         """The place of the value that is meant; None where there is none that is not denied."""
@@ -199,7 +201,7 @@ class _Sentence:
         return chosen
 
     def denied(self, at: int) -> bool:
-        return denied(self.text, self.items[at].start, self.items[at].end)
+        return self.denies and denied(self.text, self.items[at].start, self.items[at].end)
 
     def worked_out(self, at: int) -> int:
         """The result of a sum with words in it, "3 boxes * 4 = 12"; the place itself where none is worked out."""

@@ -13,6 +13,13 @@ from __future__ import annotations
 
 import re
 
+_SIGNS = str.maketrans(dict.fromkeys("*_#,:;.!?()\"'\u2019\u201c\u201d>-$\\{}", " "))
+
+
+def _words(text: str) -> set[str]:
+    return set(text.lower().translate(_SIGNS).split())
+
+
 WRONG = r"(?:wrong|incorrect|mistaken|not (?:quite )?(?:right|correct|the (?:right |correct |final )?answer))\b"
 _DENIED_BEFORE = re.compile(
     r"(?:\bnot|n['\u2019]t|\bnever|\bcannot|\brather than|\binstead of|\bneither|\bnor|≠|\\neq?"
@@ -29,6 +36,18 @@ _DENIED_BEHIND = re.compile(
     r"|(?:does|do|will|would|can)(?:n['\u2019]t| ?not) (?:work|satisfy|fit|hold|solve)\b)",
     re.IGNORECASE,
 )
+
+
+_DENYING = frozenset(
+    "not t never cannot rather instead neither nor ne neq except other apart excluding exclude excludes rule rules ruled "
+    "ruling reject rejects rejecting discard discards discarding eliminate eliminates eliminating anything far torn wrong "
+    "incorrect mistaken too excluded rejected impossible invalid doesnot".split()
+)
+
+
+def may_deny(text: str) -> bool:
+    """Is there a word that `denied` looks for? Far cheaper than to look for it at each value."""
+    return not _DENYING.isdisjoint(_words(text)) or "≠" in text
 
 
 def denied(text: str, start: int, end: int) -> bool:
@@ -100,10 +119,23 @@ _RESULT = re.compile(
 )
 
 
+_TRIGGERS = frozenset(
+    "find determine calculate compute solve evaluate simplify multiply add subtract divide prove show given suppose assume "
+    "consider recall note imagine pretend try ignore disregard forget guess use using count let first firstly begin start "
+    "initially originally far step next how what question problem task exercise need needs want wants going trying left "
+    "asked supposed required remains asks states says tells told looking way chance one nobody doubt impossible wrong "
+    "incorrect false untrue mistake not true t tempting might may could common under means previously if assuming have "
+    "has".split()
+)
+"""One of these words is in every sentence that claims nothing and is no question."""
+
+
 def claims_nothing(sentence: str) -> bool:
     """Is a sentence a question, a task ("find the cost of 12 pens") or a first step, rather than a claim?"""
     if sentence.rstrip(" \t\r\n*_\"'\u201d)$").endswith("?"):
         return True
+    if _TRIGGERS.isdisjoint(_words(sentence)):
+        return False
     refuses = _REFUSES.search(sentence)
     if refuses:
         return not re.search(r"\b(?:but|however|actually)\b[^?]*\d", sentence[refuses.end() :], re.IGNORECASE)
@@ -172,6 +204,14 @@ _TAKEN_BACK = re.compile(
     r"|\?\s{1,3}(?:nope|wrong|incorrect|no)\b|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
     re.IGNORECASE,
 )
+_SECOND_THOUGHTS = _DENYING | frozenset(
+    "scratch strike never nevermind correction correct mistake error bad right contradiction absurd possible contradict "
+    "contradicts violate violates thought forgot mean meant overlooked missed should neglected wrongly accidentally make "
+    "redo recompute recalculate reconsider start try fix actually really apologies oops whoops no nope unsure guess "
+    "guessing sure certain confident off likely give or take ignore disregard wait sorry edit update perhaps maybe "
+    "probably hold hang back did does didn doesn".split()
+)
+"""One of these words is in everything that takes an answer back."""
 _WAIT = re.compile(r"\b(?:wait|hold on|hang on)\b", re.IGNORECASE)
 _AFFIRMED = re.compile(
     r"\b(?:yes|correct|right|indeed|confirms?|confirmed|match(?:es)?|holds|works|fine|good|consistent|ok|okay|checks"
@@ -183,11 +223,15 @@ _AFFIRMED = re.compile(
 def taken_back(text: str, at: int, answer: str) -> int:
     """The position behind the words that take back an answer read at `at`; -1 where none do."""
     window = text[at : at + 4_000]
+    words = _words(window)
+    if _SECOND_THOUGHTS.isdisjoint(words) and "ish" not in window and "mis" not in window and "≠" not in window:
+        return -1
     found = -1
     for match in _TAKEN_BACK.finditer(window):
         found = at + match.end()
     again = -1
-    while found < 0 and len(answer) < 40 and (again := window.find(answer, again + 1)) >= 0:
+    denies = not _DENYING.isdisjoint(words) or "≠" in window
+    while denies and found < 0 and len(answer) < 40 and (again := window.find(answer, again + 1)) >= 0:
         if denied(window, again, again + len(answer)):
             found = at + again + len(answer)
     if found < 0:
@@ -199,19 +243,29 @@ def taken_back(text: str, at: int, answer: str) -> int:
 
 # ---- cut ------------------------------------------------------------------------------------------------------------
 
-_CUT = re.compile(
-    r"(?:[+\u00d7÷/<(,\u2212]|(?<!=)=|\s[-\u2013\u2014]|[\d)]\s+\*|\\(?:times|cdot|div|frac|pm))\Z"
-    r"|(?:[a-z\d),$]|\\[\])])\s+(?:(?<!\d )is|are|was|were|be|equals|equal to|of|by|the|a|an|and|or|than|from"
-    r"|plus|minus"
-    r"|times|into|per|because|since|if|his|her|their|its|our|your|we|they|divided|multiplied|multiply|subtract|add"
-    r"|adding|subtracting|dividing|divide|each of|to|with|at|which|but|gives|makes|so|then|therefore|he|she|where|as"
-    r"|while|need to|total of|number of|about|another)\Z"
-    r"|\([^()\n\]]{0,40}[A-Za-z]{2}[^()\n\]]{0,160}\Z"
+_OPERATORS = frozenset("+\u00d7÷/<(,\u2212=")
+_OPEN_ENDS = frozenset(["-", "\u2013", "\u2014", "*", "\\times", "\\cdot", "\\div", "\\frac", "\\pm"])
+_OPEN_WORDS = frozenset(
+    "is are was were be equals of by the a an and or than from plus minus times into per because since if his her their "
+    "its our your we they divided multiplied multiply subtract add adding subtracting dividing divide to with at which "
+    "but gives makes so then therefore he she where as while about another".split()
 )
 
 
 def breaks_off(text: str) -> bool:
     """Does a text end inside a sum or a sentence: "15 +", "multiply 6 by", "so the answer is"?"""
-    tail = text[-400:].rstrip(" \t\r\n$*_`~")
-    star = re.search(r"\d\s\*\s*\Z", text[-20:])
-    return bool(star or _CUT.search(tail, max(0, len(tail) - 220)))
+    tail = text[-200:].rstrip(" \t\r\n$`~")
+    words = tail.rsplit(maxsplit=2)
+    if len(words) > 1 and words[-1] in _OPEN_ENDS and words[-2][-1] not in "*-":
+        return True
+    tail = tail.rstrip("*_ ")
+    if tail[-1:] in _OPERATORS and tail[-2:] != "==":
+        return len(tail) > 1
+    before, _, last = tail.rpartition(" ")
+    if last in _OPEN_WORDS and before[-1:].strip():
+        return last not in ("is", "a") or not before[-4:].removesuffix(" it").strip()[-1:].isdigit()
+    bracket = tail.rfind("(")
+    return bracket >= 0 and tail.find(")", bracket) < 0 and _REMARK.fullmatch(tail, bracket) is not None
+
+
+_REMARK = re.compile(r"\([^\n\]]{0,60}[A-Za-z]{2}[^\n\]]*")

@@ -22,12 +22,12 @@ FORMULA = (
 """A pattern for mathematics between delimiters; where `is_formula` denies it, the signs were money."""
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _TOKEN = re.compile(
-    rf"(?P<formula>{FORMULA})"
+    r"(?P<word>[ap]\.m\b\.?|(?!(?:US|CA|AU)\\?\$|Rs\.? ?\d)(?:[^\W\d_]{2,}\w*(?:['\u2019-][^\W\d_]+)*(?:\^\{?\d\}?)?|[^\W\d_]\w*))"
+    rf"|(?P<formula>{FORMULA})"
     r"|(?P<decimal>\d*\.(?:\d*\\(?:overline|bar|dot) ?\{\d+\}|\d+\.\.\.)|\d{1,3}(?:(?:,\\!|\{,\}|\\,)\d{3})+(?!\d)"
     r"|(?<![\d.,])\d{1,3}(?: \d{3}){2,}(?![\d,.]\d))"
     rf"|(?P<number>(?:(?:US|CA|AU)?\\?\$ ?|[€£¥₹] ?|Rs\.? ?)?(?:{_DIGITS})(?::\d+)*[A-Za-z]*(?: ?\\?[%°])?)"
     r"|(?P<command>\\(?:[A-Za-z]+(?: ?\{[^{}]{0,60}\})?|.))"
-    r"|(?P<word>[ap]\.m\b\.?|[^\W\d_]{2,}\w*(?:['\u2019-][^\W\d_]+)*(?:\^\{?\d\}?)?|[^\W\d_]\w*)"
     r"|(?P<operator><=|>=|!=|[-=]>|[\u2013\u2014](?= ?[$€£]?\d)|[-+*/^=<>≤≥≈≠\u00d7÷·±√π∞\u2212_%°²³½¼¾&])"
     r"|(?P<bracket>[()\[\]{}])"
     r"|(?P<mark>\S)",

@@ -293,7 +293,9 @@ _CHECK = re.compile(
 
 def _numbered(text: str) -> tuple[str, int] | None:
     """The last claimed value; of what stands before it, where a check is all that follows it."""
-    check = _CHECK.search(text, max(0, len(text) - 600))
+    end = text[-600:]
+    checks = "heck" in end or "erif" in end or "roof" in end or "onfirm" in end
+    check = _CHECK.search(text, max(0, len(text) - 600)) if checks else None
     if check and re.search(r"\d", text[max(0, check.start() - MAX_SENTENCE) : check.start()]):
         text = text[: check.start() + 1]
     return _last_number(text)
