@@ -30,6 +30,7 @@ from flow_dpo.verify.grammar import (
     CONCLUDES,
     DOUBT,
     EXPLAINS,
+    FRONTS,
     GIVES_UP,
     HEDGES,
     LEAD,
@@ -66,6 +67,7 @@ _MARKS = re.compile(  # what only looks: Markdown, a few tags, a calculator's no
     r"|^[ \t]{0,8}(?:[-*\u2022>+][ \t]+|#{1,6}[ \t]+)",
     re.MULTILINE,
 )
+_MARKING, _BULLETS = frozenset("*`~<_\u200b\ufe0f"), frozenset("-*\u2022>+#")
 _PLAIN = re.compile(r"[\s*_]{0,9}(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)[\s*_]{0,9}\.?[\s*_]{0,9}")
 
 
@@ -96,7 +98,8 @@ def claim(sentence: str, *, stated: bool) -> str | None:
     plain = _PLAIN.fullmatch(sentence) if stated else None
     if plain:
         return plain[1]
-    sentence = _MARKS.sub("", sentence)
+    if sentence.lstrip()[:1] in _BULLETS or not _MARKING.isdisjoint(sentence):
+        sentence = _MARKS.sub("", sentence)
     if stated and re.match(r"\W{0,3}(?:yes|no|none|true|false)\b(?!\s\w+\s\d)", sentence, re.IGNORECASE):
         return _name(sentence)
     if not stated and claims_nothing(sentence):
@@ -105,9 +108,10 @@ def claim(sentence: str, *, stated: bool) -> str | None:
     if not any(item.kind == "value" for item in items):
         items = _with_words(sentence, items, stated)
     places = [at for at, item in enumerate(items) if item.kind == "value"]
-    if not places or (not stated and GIVES_UP.search(sentence)):
+    denies = may_deny(sentence)
+    if not places or (not stated and (denies or "nable" in sentence) and GIVES_UP.search(sentence)):
         return _name(sentence) if stated else None
-    read = _Sentence(sentence, items, places, stated, may_deny(sentence))
+    read = _Sentence(sentence, items, places, stated, denies)
     at = read.chosen()
     return None if at is None else read.grown(at)
 
@@ -169,10 +173,10 @@ class _Sentence:
     def chosen(self) -> int | None:
         """The place of the value that is meant; None where there is none that is not denied."""
         first = self.places[0]
-        words = [item.word for item in self.items[:first] if item.word]
-        leads = len(words) <= 1 or PREFIX.search(" ".join(words) + " ") or set(words) <= LEAD
-        if self.stated and leads and not any(item.text in (",", ";") for item in self.items[:first]):
-            return None if self.denied(first) else self.worked_out(first)
+        if self.stated and not any(item.text in (",", ";") for item in self.items[:first]):
+            words = [item.word for item in self.items[:first] if item.word]
+            if len(words) <= 1 or PREFIX.search(" ".join(words) + " ") or set(words) <= LEAD:
+                return None if self.denied(first) else self.worked_out(first)
         # 1. What explains the value, or stands in brackets behind it, is left out.
         kept: list[int] = []
         depth, verbs = 0, [-1]
@@ -186,7 +190,7 @@ class _Sentence:
                 break
             if item.word in VERBS or item.text in ("=", ":"):
                 verbs.append(at)
-        kept = [at for at in kept if re.search(r"[\dπ∞√\\]", self.items[at].text)] or kept
+        kept = [at for at in kept if not _NUMERIC.isdisjoint(self.items[at].text)] or kept
         kept = [at for at in kept if not self.is_rate(at)] or kept
         # 2. The first value behind the last verb or equation sign, with those that belong to it.
         verb = next((verb for verb in reversed(verbs) if kept and verb < kept[-1]), -1)
@@ -257,12 +261,15 @@ class _Sentence:
         # 2. Words in front and behind.
         start = items[places[first]].start
         before = self.text[max(0, start - 40) : start]
-        if PERHAPS.search(before) and any(item.word == "but" for item in items[places[last] + 1 :]):
-            return None
-        if NO_ROLE.search(before):
-            return None
-        prefix = None if items[at].worked else PREFIX.search(before.replace("$", ""))
-        front = prefix[0] if prefix else ""
+        front = ""
+        last_words = before.lower().rstrip("$*\\( ").rsplit(maxsplit=2)[-2:]
+        if not FRONTS.isdisjoint(last_words) or before.rstrip()[-1:] == ")":
+            if PERHAPS.search(before) and any(item.word == "but" for item in items[places[last] + 1 :]):
+                return None
+            if NO_ROLE.search(before):
+                return None
+            prefix = None if items[at].worked else PREFIX.search(before.replace("$", ""))
+            front = prefix[0] if prefix else ""
         plus = re.match(r"\+(?!\S)|\+\.?$", self.text[items[places[last]].end :])
         if front.lower().startswith("between") or plus:  # "12+"
             return None
@@ -322,6 +329,9 @@ class _Sentence:
         if words and words[0] in ("percent", "pct"):
             return "%"
         return f" {self.text[self.items[place].end : end].strip()}" if words else ""
+
+
+_NUMERIC = frozenset("0123456789π∞√\\")
 
 
 def _link(between: Sequence[Item]) -> str:

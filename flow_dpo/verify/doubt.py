@@ -16,6 +16,10 @@ import re
 _SIGNS = str.maketrans(dict.fromkeys("*_#,:;.!?()\"'\u2019\u201c\u201d>-$\\{}", " "))
 
 
+def _vocabulary(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 def _words(text: str) -> set[str]:
     return set(text.lower().translate(_SIGNS).split())
 
@@ -38,10 +42,10 @@ _DENIED_BEHIND = re.compile(
 )
 
 
-_DENYING = frozenset(
-    "not t never cannot rather instead neither nor ne neq except other apart excluding exclude excludes rule rules ruled "
-    "ruling reject rejects rejecting discard discards discarding eliminate eliminates eliminating anything far torn wrong "
-    "incorrect mistaken too excluded rejected impossible invalid doesnot".split()
+_DENYING = _vocabulary(
+    "not t never cannot rather instead neither nor ne neq except other apart excluding exclude excludes rule "
+    "rules ruled ruling reject rejects rejecting discard discards discarding eliminate eliminates eliminating "
+    "anything far torn wrong incorrect mistaken too excluded rejected impossible invalid doesnot"
 )
 
 
@@ -119,13 +123,13 @@ _RESULT = re.compile(
 )
 
 
-_TRIGGERS = frozenset(
-    "find determine calculate compute solve evaluate simplify multiply add subtract divide prove show given suppose assume "
-    "consider recall note imagine pretend try ignore disregard forget guess use using count let first firstly begin start "
-    "initially originally far step next how what question problem task exercise need needs want wants going trying left "
-    "asked supposed required remains asks states says tells told looking way chance one nobody doubt impossible wrong "
-    "incorrect false untrue mistake not true t tempting might may could common under means previously if assuming have "
-    "has".split()
+_TRIGGERS = _vocabulary(
+    "find determine calculate compute solve evaluate simplify multiply add subtract divide prove show given "
+    "suppose assume consider recall note imagine pretend try ignore disregard forget guess use using count let "
+    "first firstly begin start initially originally far step next how what question problem task exercise need "
+    "needs want wants going trying left asked supposed required remains asks states says tells told looking way "
+    "chance one nobody doubt impossible wrong incorrect false untrue mistake not true t tempting might may could "
+    "common under means previously if assuming"
 )
 """One of these words is in every sentence that claims nothing and is no question."""
 
@@ -134,7 +138,8 @@ def claims_nothing(sentence: str) -> bool:
     """Is a sentence a question, a task ("find the cost of 12 pens") or a first step, rather than a claim?"""
     if sentence.rstrip(" \t\r\n*_\"'\u201d)$").endswith("?"):
         return True
-    if _TRIGGERS.isdisjoint(_words(sentence)):
+    words = _words(sentence)
+    if _TRIGGERS.isdisjoint(words) and ("to" not in words or not ("have" in words or "has" in words)):
         return False
     refuses = _REFUSES.search(sentence)
     if refuses:
@@ -204,12 +209,12 @@ _TAKEN_BACK = re.compile(
     r"|\?\s{1,3}(?:nope|wrong|incorrect|no)\b|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
     re.IGNORECASE,
 )
-_SECOND_THOUGHTS = _DENYING | frozenset(
-    "scratch strike never nevermind correction correct mistake error bad right contradiction absurd possible contradict "
-    "contradicts violate violates thought forgot mean meant overlooked missed should neglected wrongly accidentally make "
-    "redo recompute recalculate reconsider start try fix actually really apologies oops whoops no nope unsure guess "
-    "guessing sure certain confident off likely give or take ignore disregard wait sorry edit update perhaps maybe "
-    "probably hold hang back did does didn doesn".split()
+_SECOND_THOUGHTS = _DENYING | _vocabulary(
+    "scratch strike never nevermind correction correct mistake error bad right contradiction absurd possible "
+    "contradict contradicts violate violates thought forgot mean meant overlooked missed should neglected wrongly "
+    "accidentally make redo recompute recalculate reconsider start try fix actually really apologies oops whoops "
+    "no nope unsure guess guessing sure certain confident off likely give or take ignore disregard wait sorry "
+    "edit update perhaps maybe probably hold hang back did does didn doesn"
 )
 """One of these words is in everything that takes an answer back."""
 _WAIT = re.compile(r"\b(?:wait|hold on|hang on)\b", re.IGNORECASE)
@@ -245,10 +250,10 @@ def taken_back(text: str, at: int, answer: str) -> int:
 
 _OPERATORS = frozenset("+\u00d7÷/<(,\u2212=")
 _OPEN_ENDS = frozenset(["-", "\u2013", "\u2014", "*", "\\times", "\\cdot", "\\div", "\\frac", "\\pm"])
-_OPEN_WORDS = frozenset(
-    "is are was were be equals of by the a an and or than from plus minus times into per because since if his her their "
-    "its our your we they divided multiplied multiply subtract add adding subtracting dividing divide to with at which "
-    "but gives makes so then therefore he she where as while about another".split()
+_OPEN_WORDS = _vocabulary(
+    "is are was were be equals of by the a an and or than from plus minus times into per because since if his her "
+    "their its our your we they divided multiplied multiply subtract add adding subtracting dividing divide to "
+    "with at which but gives makes so then therefore he she where as while about another"
 )
 
 

@@ -22,7 +22,8 @@ FORMULA = (
 """A pattern for mathematics between delimiters; where `is_formula` denies it, the signs were money."""
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _TOKEN = re.compile(
-    r"(?P<word>[ap]\.m\b\.?|(?!(?:US|CA|AU)\\?\$|Rs\.? ?\d)(?:[^\W\d_]{2,}\w*(?:['\u2019-][^\W\d_]+)*(?:\^\{?\d\}?)?|[^\W\d_]\w*))"
+    r"(?P<word>[ap]\.m\b\.?|(?!(?:US|CA|AU)\\?\$|Rs\.? ?\d)"
+    r"(?:[^\W\d_]{2,}\w*(?:['\u2019-][^\W\d_]+)*(?:\^\{?\d\}?)?|[^\W\d_]\w*))"
     rf"|(?P<formula>{FORMULA})"
     r"|(?P<decimal>\d*\.(?:\d*\\(?:overline|bar|dot) ?\{\d+\}|\d+\.\.\.)|\d{1,3}(?:(?:,\\!|\{,\}|\\,)\d{3})+(?!\d)"
     r"|(?<![\d.,])\d{1,3}(?: \d{3}){2,}(?![\d,.]\d))"
@@ -95,6 +96,13 @@ def items_of(sentence: str) -> list[Item]:
     """The tokens of a sentence, with those that form one expression as one item of kind "value"."""
     tokens, items, at = _tokens(sentence), [], 0
     while at < len(tokens):
+        token = tokens[at]
+        if token.kind == "mark" or (
+            token.kind == "word" and len(token.text) > 1 and token.text[1].isalpha() and token.text not in _FUNCTIONS
+        ):
+            items.append(token)
+            at += 1
+            continue
         end = _end_of_value(tokens, at)
         items.append(_value(tokens[at:end]) if end > at else tokens[at])
         at = max(end, at + 1)
@@ -185,6 +193,8 @@ _ARITHMETIC = re.compile(
 
 
 def _value(tokens: list[Item]) -> Item:
+    if len(tokens) == 1 and tokens[0].kind == "number":
+        return tokens[0]._replace(kind="value")
     pieces = [tokens[0].text]
     for before, token in pairwise(tokens):
         pieces.append((" " if token.start > before.end else "") + token.text)
@@ -192,6 +202,8 @@ def _value(tokens: list[Item]) -> Item:
     sums, equals, result = text.rpartition("=")
     alone = len(tokens) == 1 and tokens[0].kind == "formula"
     # "64 + 67 = 131", "2x = 2*6 = 12": what is claimed is the result. Not so of "2x = 12".
+    if not equals:
+        return Item("value", text, start, end)
     bare = re.sub(r"(?<=\d)[A-Za-z]{2,4}\b", lambda unit: "" if is_unit(unit[0]) else unit[0], sums.rpartition("=")[2])
     named = re.search(r"[A-Za-z\\]", _ARITHMETIC.sub("", bare))
     if equals and not named and re.search(r"\d", result) and (not alone or text.count("=") > 1):

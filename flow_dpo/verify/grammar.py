@@ -51,6 +51,13 @@ NO_ROLE = re.compile(  # what only lies near a value, or numbers something: "clo
     r" (?:the )?[$*\\( ]*$",
     re.IGNORECASE,
 )
+FRONTS = _words(
+    "minus negative half halves third thirds quarter quarters fifth fifths of twice double triple thrice least most "
+    "than over under above below to between be maybe perhaps possibly almost nearly hardly barely scarcely near multiple "
+    "multiples factor factors by on divides page pages step steps part parts equation equations eq. figure table "
+    "problem problems question questions exercise exercises chapter section line no. after before"
+)
+"""One of these is the last word, or that before "the", of all that counts in front of a value."""
 GIVES_UP = re.compile(
     r"\b(?:(?:can(?:no|['\u2019])t|could(?:n['\u2019]t| not)|unable to|not able to) (?:be )?"
     r"(?:solve|determine|answer|find)|do(?:n['\u2019]t| not) know|not sure)",
