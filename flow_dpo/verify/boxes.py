@@ -40,7 +40,8 @@ MAX_BOXES = 100
 
 
 def _find_box(text: str, start: int, end: int) -> int:
-    return max(text.rfind("\\boxed", start, end), text.rfind("\\fbox", start, end))
+    last = text.rfind("\\boxed", start, end)
+    return max(last, text.rfind("\\fbox", max(start, last), end))
 
 
 def _box_span(text: str, start: int, stop: int) -> tuple[str, int] | None:
@@ -106,6 +107,7 @@ def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int]
 
 
 _ODD_FRONT = re.compile(r"not\b|n['\u2019]t|ither|never|rather|instead|\\ne|≠|nor\b", re.IGNORECASE)
+_ONLY_SIGNS = re.compile(r"[\s.$*)\]}\\]{0,40}(?:end\{[a-z*]{1,12}\}[\s.$\]\\]{0,20})?\Z")
 _DENIES = re.compile(rf"\b(?:is|are|was)\b[^.]{{0,12}}{WRONG}|^(?:\\text\{{)? ?not ?\}}? ?[\d\\]")
 _BARE = re.compile(r"-?[\d.,]*\d")
 _ODD_BOX = re.compile(r"\b(?:is|are|was|not)\b")
@@ -118,7 +120,7 @@ def boxed(text: str) -> tuple[str, int] | None:
     if last < 0:
         return None
     span = _box_span(text, last, len(text))
-    if span and span[0] and not text[span[1] : span[1] + 200].strip(" \n\r\t.$*)]}\\"):
+    if span and span[0] and _ONLY_SIGNS.match(text, span[1]):
         front = text[max(0, last - 80) : last]
         if (
             not _ODD_FRONT.search(front)

@@ -111,15 +111,19 @@ def items_of(sentence: str) -> list[Item]:
 
 def _tokens(sentence: str) -> list[Item]:
     items: list[Item] = []
-    at = 0
-    while match := _TOKEN.search(sentence, at):
+    matches = _TOKEN.finditer(sentence)
+    while match := next(matches, None):
         kind, text, at = match.lastgroup or "mark", match[0], match.end()
+        if kind == "word":
+            items.append(Item("word", text, match.start(), at, False, text.lower()))
+            continue
         if kind == "formula" and not is_formula(text):  # a price, or a stray sign: read on behind the sign
             price = _TOKEN.match(sentence, match.start() + 1)
             is_price = price is not None and price.lastgroup == "number"
             kind, text, at = "mark", "$", match.start() + 1
             if price and is_price:
                 kind, text, at = "number", f"${price[0]}", price.end()
+            matches = _TOKEN.finditer(sentence, at)
         elif kind == "decimal":
             kind = "number"
         elif kind == "formula":
@@ -127,8 +131,7 @@ def _tokens(sentence: str) -> list[Item]:
             text = text[width:-width].strip()
         if kind == "number" and text[0] in "RUCA":
             text = re.sub(r"^(?:[A-Z]{2}(?=\\?\$)|Rs\.? ?)", "", text)
-        word = text.lower() if kind == "word" else ""
-        items.append(Item(kind, text, match.start(), at, False, word))  # pyright: ignore[reportArgumentType]
+        items.append(Item(kind, text, match.start(), at))  # pyright: ignore[reportArgumentType]
     return items
 
 

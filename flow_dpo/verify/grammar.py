@@ -53,8 +53,9 @@ NO_ROLE = re.compile(  # what only lies near a value, or numbers something: "clo
 )
 FRONTS = _words(
     "minus negative half halves third thirds quarter quarters fifth fifths of twice double triple thrice least most "
-    "than over under above below to between be maybe perhaps possibly almost nearly hardly barely scarcely near multiple "
-    "multiples factor factors by on divides page pages step steps part parts equation equations eq. figure table "
+    "than over under above below to between be maybe perhaps possibly almost nearly hardly barely scarcely near "
+    "multiple multiples factor factors by on divides page pages step steps part parts "
+    "equation equations eq. figure table "
     "problem problems question questions exercise exercises chapter section line no. after before"
 )
 """One of these is the last word, or that before "the", of all that counts in front of a value."""
