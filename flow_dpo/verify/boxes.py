@@ -106,7 +106,7 @@ def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int]
     return ", ".join(dict.fromkeys(reversed(contents))), last if len(contents) == 1 else start, end
 
 
-_ODD_FRONT = re.compile(r"not\b|n['\u2019]t|ither|never|rather|instead|\\ne|≠|nor\b", re.IGNORECASE)
+_ODD_FRONTS = ("not", "n't", "n\u2019t", "ither", "never", "rather", "instead", "\\ne", "≠", "nor ", "cept", "than")
 _ONLY_SIGNS = re.compile(r"[\s.$*)\]}\\]{0,40}(?:end\{[a-z*]{1,12}\}[\s.$\]\\]{0,20})?\Z")
 _DENIES = re.compile(rf"\b(?:is|are|was)\b[^.]{{0,12}}{WRONG}|^(?:\\text\{{)? ?not ?\}}? ?[\d\\]")
 _BARE = re.compile(r"-?[\d.,]*\d")
@@ -121,9 +121,9 @@ def boxed(text: str) -> tuple[str, int] | None:
         return None
     span = _box_span(text, last, len(text))
     if span and span[0] and _ONLY_SIGNS.match(text, span[1]):
-        front = text[max(0, last - 80) : last]
+        front = text[max(0, last - 80) : last].lower()
         if (
-            not _ODD_FRONT.search(front)
+            not any(odd in front for odd in _ODD_FRONTS)
             and not _ODD_BOX.search(span[0])
             and _find_box(text, max(0, last - MAX_SENTENCE), last) < 0
         ):

@@ -210,13 +210,14 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _SECOND_THOUGHTS = _DENYING | _vocabulary(
-    "scratch strike never nevermind correction correct mistake error bad right contradiction absurd possible "
+    "scratch strike never nevermind correction mistake error bad contradiction absurd "
     "contradict contradicts violate violates thought forgot mean meant overlooked missed should neglected wrongly "
     "accidentally make redo recompute recalculate reconsider start try fix actually really apologies oops whoops "
-    "no nope unsure guess guessing sure certain confident off likely give or take ignore disregard wait sorry "
-    "edit update perhaps maybe probably hold hang back did does didn doesn"
+    "no nope unsure guess guessing sure certain confident off likely take ignore disregard wait sorry "
+    "edit update perhaps maybe probably back did does didn doesn"
 )
 """One of these words is in everything that takes an answer back."""
+_PARTS = ("ish", " mis", "≠", " or so", "or take", "old on", "ang on")
 _WAIT = re.compile(r"\b(?:wait|hold on|hang on)\b", re.IGNORECASE)
 _AFFIRMED = re.compile(
     r"\b(?:yes|correct|right|indeed|confirms?|confirmed|match(?:es)?|holds|works|fine|good|consistent|ok|okay|checks"
@@ -229,7 +230,7 @@ def taken_back(text: str, at: int, answer: str) -> int:
     """The position behind the words that take back an answer read at `at`; -1 where none do."""
     window = text[at : at + 4_000]
     words = _words(window)
-    if _SECOND_THOUGHTS.isdisjoint(words) and "ish" not in window and "mis" not in window and "≠" not in window:
+    if _SECOND_THOUGHTS.isdisjoint(words) and not any(part in window for part in _PARTS):
         return -1
     found = -1
     for match in _TAKEN_BACK.finditer(window):
@@ -251,7 +252,7 @@ def taken_back(text: str, at: int, answer: str) -> int:
 _OPERATORS = frozenset("+\u00d7÷/<(,\u2212=")
 _OPEN_ENDS = frozenset(["-", "\u2013", "\u2014", "*", "\\times", "\\cdot", "\\div", "\\frac", "\\pm"])
 _OPEN_WORDS = _vocabulary(
-    "is are was were be equals of by the a an and or than from plus minus times into per because since if his her "
+    "is are was were be equals of by the a an and or than from plus minus into per because since if his her "
     "their its our your we they divided multiplied multiply subtract add adding subtracting dividing divide to "
     "with at which but gives makes so then therefore he she where as while about another"
 )

@@ -34,7 +34,8 @@ PREFIX = re.compile(
 CHANGED = re.compile(  # what changes the value before it, up to the end of its clause
     r" ?(?:times (?:the|its|his|her|their|that|as|of)\b|(?:raised )?to the\b|and (?:an?|one|two"
     r"|three) (?:half|third|quarter"
-    r"|[a-z]+th)s?\b|(?:[a-z]+ )?(?:more|less|fewer|greater) than [a-z]\b|or (?:something|more|less|fewer"
+    r"|[a-z]+th)s?\b|(?:[a-z]+ )?(?:more|less|fewer|greater) than [a-z]\b|(?:[a-z]+ )?short of\b"
+    r"|or (?:something|more|less|fewer"
     r"|higher|lower|above|greater)\b"
     r"|[xyzntk]\b(?! ?=))[^,;.\n()]{0,80}",
     re.IGNORECASE,

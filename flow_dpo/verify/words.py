@@ -154,7 +154,7 @@ _MEASURES: dict[str, tuple[str, int, Fraction]] = {
 _ABBREVIATIONS = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "kmph": "km per hour"}
 _CHANGES = frozenset([
     "not", "no", "wrong", "incorrect", "false", "less", "more", "fewer", "than", "plus", "minus", "mod", "modulo",
-    "times", "over", "remainder", "r", "squared", "cubed", "to", "or", "half", "third", "quarter", "short",
+    "times", "over", "remainder", "r", "squared", "cubed", "to", "or", "half", "third", "quarter",
     "factorial", *_SCALES,
 ])  # fmt: skip
 """Words that change what stands before them; where they are left, nothing is read."""
