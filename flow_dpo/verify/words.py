@@ -178,6 +178,8 @@ def unit(text: str) -> Unit | None:
 
     Raises `ValueError` where a word among them changes the number.
     """
+    if "short of" in text:
+        raise ValueError(text)
     text = re.sub(r"^\s*(?:of )?an? ", "", text)
     text = re.sub(r"\b([mckd]?m|in|ft|yd)([23])\b", r"\1^\2", text)  # "cm2"
     text = re.sub(r"\bdegrees? (?:celsius|c)\b", "celsius", text, flags=re.IGNORECASE)
