@@ -264,7 +264,7 @@ class _Sentence:
         front = ""
         last_words = before.lower().rstrip("$*\\( ").rsplit(maxsplit=2)[-2:]
         if not FRONTS.isdisjoint(last_words) or before.rstrip()[-1:] == ")":
-            if PERHAPS.search(before) and any(item.word == "but" for item in items[places[last] + 1 :]):
+            if PERHAPS.search(before):
                 return None
             if NO_ROLE.search(before):
                 return None

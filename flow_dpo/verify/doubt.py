@@ -24,17 +24,19 @@ def _words(text: str) -> set[str]:
     return set(text.lower().translate(_SIGNS).split())
 
 
-WRONG = r"(?:wrong|incorrect|mistaken|not (?:quite )?(?:right|correct|the (?:right |correct |final )?answer))\b"
+WRONG = r"(?:wrong|incorrect|mistaken|false|untrue|not (?:quite )?(?:right|correct|the (?:right |correct |final )?answer))\b"
 _DENIED_BEFORE = re.compile(
     r"(?:\bnot|n['\u2019]t|\bnever|\bcannot|\brather than|\binstead of|\bneither|\bnor|≠|\\neq?"
     r"|\bexcept(?: for)?|\bother than|\bapart from|\bexclud(?:e|es|ing)|\brul(?:e|es|ed|ing) out|\breject(?:s|ing)?"
-    r"|\bdiscard(?:s|ing)?|\beliminat(?:e|es|ing)|\banything but|\bfar from|\btorn between)"
-    r"(?: be| \w+ly| equals?| to| exactly| just| the| simply| that| is| it)* ?[*_\"\u201c($\\\[ ]*$",
+    r"|\bdiscard(?:s|ing)?|\beliminat(?:e|es|ing)|\banything but|\bfar from|\btorn between|\bany \w+ but"
+    r"|\bdiffer(?:s|ent) from)"
+    r"(?: be| \w+ly| equals?| to| exactly| just| the| simply| that| is| it| have| has| had| get| make"
+    r"| give)* ?[*_\"\u201c($\\\[ ]*$",
     re.IGNORECASE,
 )
 _DENIED_BEHIND = re.compile(
     rf"[\s,*_\"\u201d)$\\\]]*(?:which |that )?(?:(?:is|was|seems|looks|would be|must be|are)(?: \w+ly| also)? {WRONG}"
-    r"|(?:isn|wasn|couldn|can)(?:['\u2019]t|not)(?: be)? (?:it|right|correct|the)\b"
+    r"|(?:isn|wasn|couldn|can)(?:['\u2019]t|not)(?: be)? (?:it|right|correct|the|what)\b"
     r"|(?:is|was|would be|are) (?:too \w+|excluded|ruled out|rejected|impossible|invalid|not (?:possible"
     r"|valid|allowed))\b"
     r"|(?:does|do|will|would|can)(?:n['\u2019]t| ?not) (?:work|satisfy|fit|hold|solve)\b)",
@@ -43,7 +45,8 @@ _DENIED_BEHIND = re.compile(
 
 
 _DENYING = _vocabulary(
-    "not t never cannot rather instead neither nor ne neq except other apart excluding exclude excludes rule "
+    "not t never cannot false untrue any differs different rather instead neither nor ne neq except "
+    "other apart excluding exclude excludes rule "
     "rules ruled ruling reject rejects rejecting discard discards discarding eliminate eliminates eliminating "
     "anything far torn wrong incorrect mistaken too excluded rejected impossible invalid doesnot"
 )
@@ -91,7 +94,7 @@ _TASK = (
     r"|evaluat|simplif|prov|show|answer)(?:e|y)?\b"
 )
 _NO_CLAIM = re.compile(
-    r"[\W_]{0,9}(?:(?:so|now|next|then|but|well|okay|ok|hmm|and|also)\b[,.:]? )?(?:please )?(?:"
+    r"[\W_]{0,9}(?:step \d+[.:)]? ?)?(?:(?:so|now|next|then|but|well|okay|ok|hmm|and|also)\b[,.:]? )?(?:please )?(?:"
     r"(?:find|determine|calculate|compute|solve|evaluate|simplify|multiply|add|subtract|divide|prove|show that|given"
     r"|suppose|assume|consider|recall|note that|imagine|pretend|try|ignore|disregard|forget|guess|use|using|count)\b"
     r"|let(?:[\u2019']s| us| me)? (?:assume|suppose|try|say|call|denote|define|take|consider|guess|start|pretend"
@@ -101,7 +104,7 @@ _NO_CLAIM = re.compile(
     r"|exercise)\b(?!\s+is\s+\d))"
     rf"|.{{0,200}}?\b(?:(?:need|needs|want|wants|have|has|going|try|trying|left|asked|supposed|required"
     rf"|remains) to {_TASK}"
-    r"|(?:question|problem|task|it) (?:asks|states|says|tells|gives us|wants)"
+    r"|(?:we|i) (?:know|(?:want|need) the)|(?:question|problem|task|it) (?:asks|states|says|tells|gives us|wants)"
     r"|(?:we|i|you)(?: are|[\u2019']re| were| am) (?:told|given|asked)|(?:are|[\u2019']re|am) (?:looking|trying)"
     r"|what (?:is|are|was)\b(?! left)|how (?:many|much|far|long|old|tall|fast))\b",
     re.IGNORECASE | re.DOTALL,
@@ -129,7 +132,7 @@ _TRIGGERS = _vocabulary(
     "first firstly begin start initially originally far step next how what question problem task exercise need "
     "needs want wants going trying left asked supposed required remains asks states says tells told looking way "
     "chance one nobody doubt impossible wrong incorrect false untrue mistake not true t tempting might may could "
-    "common under means previously if assuming"
+    "common under means previously if assuming know"
 )
 """One of these words is in every sentence that claims nothing and is no question."""
 
@@ -160,7 +163,9 @@ def claims_nothing(sentence: str) -> bool:
 
 
 _REPORTED = re.compile(
-    r"\b(?:what|how|given|told|asked|asks|states|says|tells|wants|problem|question|suppose)\b", re.IGNORECASE
+    r"\b(?:know|want|need the|what|how|given|told|asked|asks|states|says|tells|wants|problem|question"
+    r"|suppose)\b",
+    re.IGNORECASE,
 )
 _CONCLUSION = re.compile(r"(?:=|:|\b(?:so|therefore|thus|hence|then|we get|gives|it is)\b)[^?]*\d", re.IGNORECASE)
 
@@ -193,7 +198,10 @@ _TAKEN_BACK = re.compile(
     r"|i (?:forgot|meant?|mis\w+|overlooked|missed|should have|neglected|wrongly|mistakenly|accidentally)"
     r"|(?<=[.!?\n,] )(?:actually|rather|edit|update|or rather|i mean)[:,]?(?= (?:it(?: is|[\u2019']s) "
     r"|the answer is )?[$*\\(]{0,4}\d)"
-    r"|(?<=\d), no,? (?=[$*\\(]{0,4}\d)|make that\b|(?:perhaps|maybe|probably) not\b|(?:let me|i[\u2019']ll"
+    r"|(?<=\d), no,? (?=[$*\\(]{0,4}\d)|make that\b|on reflection|i (?:now )?reali[sz]e|although i should"
+    r"|it should read|is what an? (?:\w+ )?(?:reader|student)|but (?:that|this|it) (?:ignores|neglects"
+    r"|leaves out|forgets|misses)|(?<=[.!?] )in fact,?(?= it(?: is|[\u2019']s) [$*]{0,3}\d)|(?:perhaps|maybe"
+    r"|probably) not\b|(?:let me|i[\u2019']ll"
     r"|i will|i(?: need| have) to|let[\u2019']s) (?:redo|recompute|recalculate"
     r"|reconsider|start over|try again|fix)|(?:it|that|this|answer) should(?: have| actually| instead"
     r"| really)* (?:be|been)"
@@ -217,7 +225,24 @@ _SECOND_THOUGHTS = _DENYING | _vocabulary(
     "edit update perhaps maybe probably back did does didn doesn"
 )
 """One of these words is in everything that takes an answer back."""
-_PARTS = ("ish", " mis", "≠", " or so", "or take", "old on", "ang on")
+_PARTS = (
+    "In fact",
+    "reflection",
+    "reali",
+    "gnores",
+    "neglects",
+    "leaves out",
+    "forgets",
+    "misses",
+    "what a",
+    "ish",
+    " mis",
+    "≠",
+    " or so",
+    "or take",
+    "old on",
+    "ang on",
+)
 _WAIT = re.compile(r"\b(?:wait|hold on|hang on)\b", re.IGNORECASE)
 _AFFIRMED = re.compile(
     r"\b(?:yes|correct|right|indeed|confirms?|confirmed|match(?:es)?|holds|works|fine|good|consistent|ok|okay|checks"
@@ -254,7 +279,7 @@ _OPEN_ENDS = frozenset(["-", "\u2013", "\u2014", "*", "\\times", "\\cdot", "\\di
 _OPEN_WORDS = _vocabulary(
     "is are was were be equals of by the a an and or than from plus minus into per because since if his her "
     "their its our your we they divided multiplied multiply subtract add adding subtracting dividing divide to "
-    "with at which but gives makes so then therefore he she where as while about another"
+    "with at which buys sells costs but gives makes so then therefore he she where as while about another"
 )
 
 
@@ -268,6 +293,8 @@ def breaks_off(text: str) -> bool:
     if tail[-1:] in _OPERATORS and tail[-2:] != "==":
         return len(tail) > 1
     before, _, last = tail.rpartition(" ")
+    if last == "have" and before.endswith((" will", " would")):
+        return True
     if last in _OPEN_WORDS and before[-1:].strip():
         return last not in ("is", "a") or not before[-4:].removesuffix(" it").strip()[-1:].isdigit()
     bracket = tail.rfind("(")

@@ -227,7 +227,7 @@ def _states(text: str, marker: re.Match[str]) -> bool:
     if "would" in marker[0] and claims_nothing(text[max(0, marker.start() - 120) : marker.end() + 120]):
         return False
     if not marker["line"]:
-        return not re.search(r"not\b|n['\u2019]t\b|\bnever\b", marker[0])
+        return not re.search(r"not\b|n['\u2019]t\b|\b(?:never|might|may|perhaps|possibly)\b", marker[0])
     before = text[max(0, marker.start() - 30) : marker.start()]
     return bool(_LINE_START.search(before)) and (marker.start() <= 30 or "\n" in before)
 
