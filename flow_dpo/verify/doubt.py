@@ -24,7 +24,10 @@ def _words(text: str) -> set[str]:
     return set(text.lower().translate(_SIGNS).split())
 
 
-WRONG = r"(?:wrong|incorrect|mistaken|false|untrue|not (?:quite )?(?:right|correct|the (?:right |correct |final )?answer))\b"
+WRONG = (
+    r"(?:wrong|incorrect|mistaken|false|untrue"
+    r"|not (?:quite )?(?:right|correct|the (?:right |correct |final )?answer))\b"
+)
 _DENIED_BEFORE = re.compile(
     r"(?:\bnot|n['\u2019]t|\bnever|\bcannot|\brather than|\binstead of|\bneither|\bnor|≠|\\neq?"
     r"|\bexcept(?: for)?|\bother than|\bapart from|\bexclud(?:e|es|ing)|\brul(?:e|es|ed|ing) out|\breject(?:s|ing)?"
