@@ -81,9 +81,19 @@ _SUPPOSED = re.compile(
 )
 
 
+_SUPPOSING = _vocabulary(
+    "way chance reason not never cannot nobody one wrong incorrect false untrue impossible mistake mistaken doubt "
+    "doubtful deny denies assume assuming suppose supposing imagine pretend if whether unless until might may could say think "
+    "guess guessed conclude tempted tempting some people everyone is was t"
+)
+"""One of these words is in every clause that only supposes."""
+
+
 def supposes(text: str, start: int) -> bool:
     """Is what begins at a place ("the answer is 20") denied or only supposed by the words before it in its clause?"""
     before = text[max(0, start - 80) : start]
+    if _SUPPOSING.isdisjoint(_words(before)):
+        return False
     clause = before
     for end in _CLAUSE.finditer(before):
         clause = before[end.end() :]
