@@ -83,8 +83,8 @@ _SUPPOSED = re.compile(
 
 _SUPPOSING = _vocabulary(
     "way chance reason not never cannot nobody one wrong incorrect false untrue impossible mistake mistaken doubt "
-    "doubtful deny denies assume assuming suppose supposing imagine pretend if whether unless until might may could say think "
-    "guess guessed conclude tempted tempting some people everyone is was t"
+    "doubtful deny denies assume assuming suppose supposing imagine pretend if whether unless until might may could "
+    "say think guess guessed conclude tempted tempting some people everyone is was t"
 )
 """One of these words is in every clause that only supposes."""
 
