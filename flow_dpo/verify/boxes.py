@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 
-from flow_dpo.verify.claim import MAX_SENTENCE, WRONG, alike, claim, denied, offered, sentence_at
+from flow_dpo.verify.claim import MAX_SENTENCE, alike, claim, offered, sentence_at
+from flow_dpo.verify.doubt import WRONG, denied
 from flow_dpo.verify.words import is_unit
 
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -31,6 +32,7 @@ _BOX_TAIL = re.compile(
     r"(percent\b|\\?%|(?:square |cubic )?(?!in\b)(?P<unit>[A-Za-z]{2,12})(?:(?: per |/)[a-z]{1,12})?(?![A-Za-z]))"
 )
 _EITHER = re.compile(r"\beither\s+([^.\n]{1,60}?)\s+or\s+[$\\(\[]{0,4}\Z", re.IGNORECASE)
+_EITHER_WILL_DO = re.compile(r"[\s$.)\]\\]{0,8}\(?Either\b")
 MAX_BOX = 20_000
 """Characters of a box; a longer one counts as never closed."""
 MAX_BOXES = 100
@@ -38,7 +40,8 @@ MAX_BOXES = 100
 
 
 def _find_box(text: str, start: int, end: int) -> int:
-    return max(text.rfind("\\boxed", start, end), text.rfind("\\fbox", start, end))
+    last = text.rfind("\\boxed", start, end)
+    return max(last, text.rfind("\\fbox", max(start, last), end))
 
 
 def _box_span(text: str, start: int, stop: int) -> tuple[str, int] | None:
@@ -50,6 +53,10 @@ def _box_span(text: str, start: int, stop: int) -> tuple[str, int] | None:
     if not text.startswith("{", at):  # "\boxed 2": TeX boxes the next token
         token = _BOX_BODY.match(text, at, stop)
         return (token[0].rstrip(".,;:*`"), token.end()) if token else ("", at)
+    close = text.find("}", at, stop)
+    inside = text[at + 1 : close]
+    if close >= 0 and "{" not in inside and "\\" not in inside:
+        return inside.strip(), close + 1
     depth = 0
     for brace in BRACES.finditer(text, at, stop):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
@@ -83,7 +90,7 @@ def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int]
     if span is None:
         return "", start, len(text)
     contents, end = [span[0]], span[1]
-    joined = joined and not re.match(r"[\s$.)\]\\]{0,8}\(?Either\b", text[end : end + 40])
+    joined = joined and not _EITHER_WILL_DO.match(text, end)
     for _ in range(MAX_BOXES if joined else 0):
         before = _find_box(text, max(0, start - MAX_SENTENCE), start)
         span = _box_span(text, before, start) if before >= 0 else None
@@ -99,8 +106,28 @@ def _boxes(text: str, stop: int, *, joined: bool = True) -> tuple[str, int, int]
     return ", ".join(dict.fromkeys(reversed(contents))), last if len(contents) == 1 else start, end
 
 
+_ODD_FRONTS = ("not", "n't", "n\u2019t", "ither", "never", "rather", "instead", "\\ne", "≠", "nor ", "cept", "than")
+_ONLY_SIGNS = re.compile(r"[\s.$*)\]}\\]{0,40}(?:end\{[a-z*]{1,12}\}[\s.$\]\\]{0,20})?\Z")
+_DENIES = re.compile(rf"\b(?:is|are|was)\b[^.]{{0,12}}{WRONG}|^(?:\\text\{{)? ?not ?\}}? ?[\d\\]")
+_BARE = re.compile(r"-?[\d.,]*\d")
+_ODD_BOX = re.compile(r"\b(?:is|are|was|not)\b")
+
+
 def boxed(text: str) -> tuple[str, int] | None:
     """The answer in the last boxes, with a magnitude or unit behind them, and another that is offered beside them."""
+    # The common shape: one box, nothing but signs behind it, nothing that denies it in front or in it.
+    last = _find_box(text, 0, len(text))
+    if last < 0:
+        return None
+    span = _box_span(text, last, len(text))
+    if span and span[0] and _ONLY_SIGNS.match(text, span[1]):
+        front = text[max(0, last - 80) : last].lower()
+        if (
+            not any(odd in front for odd in _ODD_FRONTS)
+            and not _ODD_BOX.search(span[0])
+            and _find_box(text, max(0, last - MAX_SENTENCE), last) < 0
+        ):
+            return span
     found = _boxes(text, len(text))
     for _ in range(MAX_BOXES):  # "I put it in \boxed{}" speaks of a box
         if not found or found[0].strip(".…? ") or not _MENTION.search(text[max(0, found[1] - 20) : found[1]]):
@@ -112,11 +139,9 @@ def boxed(text: str) -> tuple[str, int] | None:
     if not content:
         return "", end
     behind = text[end : end + 200]
-    if denied(text, start, end) or re.search(
-        rf"\b(?:is|are|was)\b[^.]{{0,12}}{WRONG}|^(?:\\text\{{)? ?not ?\}}? ?[\d\\]", content
-    ):
+    if denied(text, start, end) or _DENIES.search(content):
         return None
-    tail = _BOX_TAIL.match(behind) if re.fullmatch(r"-?[\d.,]*\d", content) else None
+    tail = _BOX_TAIL.match(behind) if _BARE.fullmatch(content) else None
     if tail and (not tail["unit"] or is_unit(tail["unit"])):
         content += f" {tail[1]}"
     values = [content]

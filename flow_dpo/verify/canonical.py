@@ -70,15 +70,16 @@ _INDEX = re.compile(r"_(?:\{[^{}]*\}|\w)|(?<=[A-Za-z])\([^()]*\)")
 def canonical(text: str) -> str:
     """One spelling for answers that differ in spelling alone. Never joins what a space parts: "1 1/2" is not "11/2"."""
     text = text.translate(_UNICODE)
-    # 1. Prices ("$5", where "$5$" is a formula between delimiters), delimiters, escapes.
+    # 1. Thousands ("1,\!000", "1\,000"), prices ("$5", where "$5$" is a formula between delimiters), escapes.
     if any(not re.match(r"\$ ?[-+]?\.?\d", text[found.start() :]) for found in re.finditer(r"(?<!\\)\$", text)):
         text = re.sub(r"(?<!\\)\$", "", text)
+    text = _GAPPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
+    text = re.sub(r"\\(?:text|mbox|mathrm)\{ ?((?:thousand|[mbtr]+illion)) ?\}", r" \1", text)
     text = _PRICE.sub(_price, text).replace("$", "")
     if "matrix" not in text and "array" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # an escape too many: "\\frac"
     text = re.sub(r"(?<!\\)(?:\\\\)*\\[()\[\]]", lambda match: "\\\\" * (match[0].count("\\") // 2), text)
-    # 2. Numerals: thousands ("1,\!000", "1\,000"), repeating decimals, degrees inside sin and cos.
-    text = _GAPPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
+    # 2. Numerals: repeating decimals, degrees inside sin and cos.
     text = _REPEATING.sub(_repeated, re.sub(r"\\!\s*", "", text.replace("{,}", ",")))
     if re.search(r"(?:sin|cos|tan|cot|sec|csc)\b", text):
         text = re.sub(rf"(\d+(?:\.\d+)?)\s*{_DEGREES}", r"(\1*\\pi/180)", text)

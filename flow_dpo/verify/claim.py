@@ -20,15 +20,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_dpo.verify.closed_form import closed_form
+from flow_dpo.verify.doubt import claims_nothing, denied, may_deny
 from flow_dpo.verify.equivalence import for_algebra, same
 from flow_dpo.verify.expressions import FORMULA, Item, is_formula, items_of
+from flow_dpo.verify.grammar import (
+    ARITHMETIC,
+    ASSIGNED,
+    CHANGED,
+    CONCLUDES,
+    DOUBT,
+    EXPLAINS,
+    FRONTS,
+    GIVES_UP,
+    HEDGES,
+    LEAD,
+    NO_NAMES,
+    NO_ROLE,
+    PERHAPS,
+    PREFIX,
+    SHARED,
+    SPELLED,
+    STOP,
+    THEN,
+    TIMES,
+    VERBS,
+    WHICH,
+)
 from flow_dpo.verify.words import is_unit
 
 MAX_SENTENCE = 2_000
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
 
 
 # ---- sentences ------------------------------------------------------------------------------------------------------
@@ -36,17 +56,19 @@ def _words(text: str) -> frozenset[str]:
 _END = re.compile(
     rf"(?P<formula>{FORMULA})|(?P<end>"
     # a full stop, but none of an abbreviation, and none before a second thought
-    r"[.!?](?=[\s*_)\"\u201d]|$)(?<!\bapprox\.)(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\b[RN][so]\.)"
+    r"[.!?](?=[\s*_)\"\u201d]|$)(?!(?<=\d!) ?(?:\\(?:cdot|times|div)"
+    r"|[-+/=] ?\d))(?<!\bapprox\.)(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\b[RN][so]\.)"
     r"(?![\s*]+(?:[Oo]r|[Aa]lternatively|[Mm]aybe|[Pp]erhaps|[Pp]ossibly|(?:[Bb]ut i|I)t (?:could|might|may))\b)"
     r"|\n|\u3002|<\|)"
 )
 _MARKS = re.compile(  # what only looks: Markdown, a few tags, a calculator's notes; and what was struck out
     r"~~[^~\n]{1,200}~~|<<[^<>\n]{1,100}>>|[`\u200b\ufe0f]|</?(?:b|strong|i|em|u|code|span|p|br|div|mark|answer) ?/?>"
-    r"|(?<![\w)}$*])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w({$\\*])|(?<!\w)_{1,3}(?=\w)|(?<=\w)_{1,3}(?![\w{\\])"
+    r"|(?<![\w)}$*])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w({$\\*])|(?<![\w)}])_{1,3}(?=\w)|(?<=\w)_{1,3}(?![\w{\\])"
     r"|^[ \t]{0,8}(?:[-*\u2022>+][ \t]+|#{1,6}[ \t]+)",
     re.MULTILINE,
 )
-_PLAIN = re.compile(r"[\s*_]{0,9}(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)[\s*_.]{0,9}")
+_MARKING, _BULLETS = frozenset("*`~<_\u200b\ufe0f"), frozenset("-*\u2022>+#")
+_PLAIN = re.compile(r"[\s*_]{0,9}(-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)[\s*_]{0,9}\.?[\s*_]{0,9}")
 
 
 def sentence_at(text: str, start: int) -> tuple[str, int]:
@@ -64,103 +86,39 @@ def sentence_at(text: str, start: int) -> tuple[str, int]:
     return text[start:stop], stop
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------
-
-_ONES = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
-_TENS = "(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
-_NUMERAL = (
-    rf"(?:zero|(?:{_TENS})(?:[- ](?:{_ONES}))?|{_ONES}"
-    r"|hundred|thousand|million|billion|dozen|hal(?:f|ves)|thirds?|quarters?)"
-)
-_SPELLED = re.compile(
-    rf"(?:\b(?:minus|negative) )?\b(?:a )?{_NUMERAL}(?:(?:[ -]|,? and ){_NUMERAL})*\b"
-    r"(?! of (?:the|them|us|these|those)\b)",
-    re.IGNORECASE,
-)
-WRONG = r"(?:wrong|incorrect|mistaken|not (?:quite )?(?:right|correct|the (?:right |correct |final )?answer))\b"
-_DENIED_BEFORE = re.compile(
-    r"(?:\bnot|n['\u2019]t|\bnever|\bcannot|\brather than|\binstead of|\bneither|\bnor|≠)"
-    r"(?: be| equals?| to| exactly| just| the| simply)* ?[*_\"\u201c($\\\[ ]*$",
-    re.IGNORECASE,
-)
-_DENIED_BEHIND = re.compile(
-    rf"[\s,*_\"\u201d)$\\\]]*(?:which |that )?(?:(?:is|was|seems|looks|would be|must be|are)(?: \w+ly| also)? {WRONG}"
-    r"|(?:isn|wasn|couldn|can)(?:['\u2019]t|not)(?: be)? (?:it|right|correct|the)\b)",
-    re.IGNORECASE,
-)
-_PREFIX = re.compile(
-    r"\b(?:minus|negative|(?:(?:one |a )?(?:half|third|quarter)|twice|double|triple|thrice)(?: of)?|at least|at most"
-    r"|(?:no )?(?:more|less|fewer|greater|bigger|smaller|larger|higher|lower) than|over|under|above|below|up to|between"
-    r"|(?:sum|product|difference|quotient|square|cube|root|reciprocal|opposite) (?:of|between))(?: the)? $",
-    re.IGNORECASE,
-)
-_GIVES_UP = re.compile(
-    r"\b(?:(?:can(?:no|['\u2019])t|could(?:n['\u2019]t| not)|unable to|not able to) (?:be )?"
-    r"(?:solve|determine|answer|find)|do(?:n['\u2019]t| not) know|not sure)",
-    re.IGNORECASE,
-)
-_PERHAPS = re.compile(r"\b(?:(?:might|may|could)(?: also)? be|maybe|perhaps|possibly) ?[*_$\\(]*$", re.IGNORECASE)
-_ASSIGNED = re.compile(r"\\?[A-Za-z]+(?:_\w+)? ?=[^=]*")
-_DOUBT = _words("or could might may maybe perhaps possibly alternatively")
-_HEDGES = _DOUBT | _words(
-    "but it its it's can also be is though although then else even either probably as well just i think to both the "
-    "answer value result another option and"
-)
-_ARITHMETIC = _words("to through times plus minus of over base mod modulo in divided by less more fewer than out")
-_VERBS = _words(
-    "is are was were be has have had equals equal makes make made gets get got earns earn earned needs need needed "
-    "costs cost pays pay paid takes take took spends spend spent will would gives give gave leaves becomes totals "
-    "owes it's that's there's he's she's"
-)
-_TIMES = _words("seconds minute minutes hour hours day days week weeks month months year years")
-_CONCLUDES = _words("then so therefore thus hence")
-_EXPLAINS = _words("because since as after before who whose when where while if given unless although though")
-_LEAD = _CONCLUDES | _words(
-    "simply just exactly equal equals to approximately about roughly around is are be was indeed clearly a an the of "
-    "total only actually number value now still given by that we get have found there they it he she you i both "
-    "either sum"
-)
-_STOP = _VERBS | _CONCLUDES | _EXPLAINS | _LEAD | _words(
-    "been do does did can could should must may might in on at for from with without within during and or but which "
-    "whom until than this these those here his her their our my your each every all altogether together left "
-    "remaining remain remains more less fewer over not no also too again away times plus minus base mod divided using "
-    "being out into instead correct right final answer good great overall how what why let me hope i'm i've per"
-)  # fmt: skip
-_NO_NAMES = _words(
-    "correct right wrong incorrect clear unclear helpful below above as in found given shown known unknown not that "
-    "what going obvious simple needed required asked to for on at ready important based useful satisfactory "
-    "acceptable"
-)
-
-
 # ---- the claim ------------------------------------------------------------------------------------------------------
 
 
 def claim(sentence: str, *, stated: bool) -> str | None:
     """The value that a sentence claims, as it is written; None where it claims none, or takes it back.
 
+    "" where it is no claim but a question, a task or a first step, so that none before it is the last word either.
     `stated`: the sentence follows "the answer is", so its first value or a name may be meant; otherwise the last value.
     """
     plain = _PLAIN.fullmatch(sentence) if stated else None
     if plain:
         return plain[1]
-    sentence = _MARKS.sub("", sentence)
+    if sentence.lstrip()[:1] in _BULLETS or not _MARKING.isdisjoint(sentence):
+        sentence = _MARKS.sub("", sentence)
     if stated and re.match(r"\W{0,3}(?:yes|no|none|true|false)\b(?!\s\w+\s\d)", sentence, re.IGNORECASE):
         return _name(sentence)
+    if not stated and claims_nothing(sentence):
+        return ""
     items = items_of(sentence)
     if not any(item.kind == "value" for item in items):
         items = _with_words(sentence, items, stated)
     places = [at for at, item in enumerate(items) if item.kind == "value"]
-    if not places or (not stated and _GIVES_UP.search(sentence)):
+    denies = may_deny(sentence)
+    if not places or (not stated and (denies or "nable" in sentence) and GIVES_UP.search(sentence)):
         return _name(sentence) if stated else None
-    read = _Sentence(sentence, items, places, stated)
+    read = _Sentence(sentence, items, places, stated, denies)
     at = read.chosen()
     return None if at is None else read.grown(at)
 
 
 def _with_words(sentence: str, items: list[Item], stated: bool) -> list[Item]:
     """The items, with number words as values: "twenty-five"."""
-    for found in _SPELLED.finditer(sentence):
+    for found in SPELLED.finditer(sentence):
         if found[0].lower() != "one" or stated:
             before = [item for item in items if item.end <= found.start()]
             after = [item for item in items if item.start >= found.end()]
@@ -170,6 +128,9 @@ def _with_words(sentence: str, items: list[Item], stated: bool) -> list[Item]:
 
 def _name(sentence: str) -> str | None:
     """A sentence without numbers as a name: "Evelyn", "yes", "(C)"."""
+    letters = re.match(r"\W{0,4}([A-Z](?:(?:, | and |, and )[A-Z]\b)+)", sentence)
+    if letters:
+        return letters[1]
     text = re.split(
         r"[,;]|\s[(\u2014\u2013-]|\b(?:because|since|as|which|where)\b|[.!?](?:\s|$)",
         sentence.strip(' \t\r"\u201c\u201d'),
@@ -179,7 +140,7 @@ def _name(sentence: str) -> str | None:
     )
     text = text.strip(" \t\r\"'\u201c\u201d.:")
     words = text.split()
-    named = 0 < len(words) <= 6 and any(char.isalnum() for char in text) and words[0].lower() not in _NO_NAMES
+    named = 0 < len(words) <= 6 and any(char.isalnum() for char in text) and words[0].lower() not in NO_NAMES
     return text if named else None
 
 
@@ -199,11 +160,6 @@ def offered(values: Sequence[str]) -> str:
     return ", ".join(unique)
 
 
-def denied(text: str, start: int, end: int) -> bool:
-    """Is what stands at a place said not to be the answer: "not 42", "42 is wrong"?"""
-    return bool(_DENIED_BEFORE.search(text[max(0, start - 40) : start]) or _DENIED_BEHIND.match(text[end : end + 80]))
-
-
 @dataclass(frozen=True)
 class _Sentence:
     text: str
@@ -211,14 +167,16 @@ class _Sentence:
     places: list[int]
     """Of the values among the items."""
     stated: bool
+    denies: bool
+    """A word in it may deny a value."""
 
     def chosen(self) -> int | None:
         """The place of the value that is meant; None where there is none that is not denied."""
         first = self.places[0]
-        words = [item.word for item in self.items[:first] if item.word]
-        leads = len(words) <= 1 or _PREFIX.search(" ".join(words) + " ") or set(words) <= _LEAD
-        if self.stated and leads and not any(item.text in (",", ";") for item in self.items[:first]):
-            return None if self.denied(first) else self.worked_out(first)
+        if self.stated and not any(item.text in (",", ";") for item in self.items[:first]):
+            words = [item.word for item in self.items[:first] if item.word]
+            if len(words) <= 1 or PREFIX.search(" ".join(words) + " ") or set(words) <= LEAD:
+                return None if self.denied(first) else self.worked_out(first)
         # 1. What explains the value, or stands in brackets behind it, is left out.
         kept: list[int] = []
         depth, verbs = 0, [-1]
@@ -227,17 +185,18 @@ class _Sentence:
             if item.kind == "value" and not (depth and kept) and not self.denied(at):
                 kept.append(at)
                 verbs += [at - 1] if item.worked else []
-            remark = item.word in _EXPLAINS or (item.word == "which" and not self.restates(item))
+            remark = item.word in EXPLAINS or (item.word == "which" and not self.restates(item))
             if kept and remark and not self.concludes(at):
                 break
-            if item.word in _VERBS or item.text == "=":
+            if item.word in VERBS or item.text in ("=", ":"):
                 verbs.append(at)
-        kept = [at for at in kept if re.search(r"[\dπ∞√\\]", self.items[at].text)] or kept
+        kept = [at for at in kept if not _NUMERIC.isdisjoint(self.items[at].text)] or kept
+        kept = [at for at in kept if not self.is_rate(at)] or kept
         # 2. The first value behind the last verb or equation sign, with those that belong to it.
         verb = next((verb for verb in reversed(verbs) if kept and verb < kept[-1]), -1)
         behind = [at for at in kept if at > verb]
         if verb < 0:
-            return ([at for at in kept if not self.is_rate(at)] or [*kept, None])[-1]
+            return [*kept[-1:], None][0]
         chosen = behind[0]
         for other in behind[1:]:
             between = self.items[chosen + 1 : other]
@@ -246,12 +205,12 @@ class _Sentence:
         return chosen
 
     def denied(self, at: int) -> bool:
-        return denied(self.text, self.items[at].start, self.items[at].end)
+        return self.denies and denied(self.text, self.items[at].start, self.items[at].end)
 
     def worked_out(self, at: int) -> int:
         """The result of a sum with words in it, "3 boxes * 4 = 12"; the place itself where none is worked out."""
         for place, item in enumerate(self.items[at + 1 :], start=at + 1):
-            if item.kind == "mark" or item.word in _EXPLAINS | _CONCLUDES | {"which", "and", "or"}:
+            if item.kind == "mark" or item.text == "(" or item.word in EXPLAINS | CONCLUDES | {"which", "and", "or"}:
                 break
             if item.kind == "value" and (item.worked or self.items[place - 1].text == "="):
                 return place
@@ -259,14 +218,21 @@ class _Sentence:
 
     def concludes(self, at: int) -> bool:
         """Does a conclusion still follow: "since there are 6 of them, then each has 4"?"""
-        return any(item.worked or item.text == "=" or item.word in _CONCLUDES for item in self.items[at + 1 :])
+        return any(item.worked or item.text == "=" or item.word in CONCLUDES for item in self.items[at + 1 :])
 
     def restates(self, which: Item) -> bool:
         """Does "which is 7" give the value once more, rather than a remark about it?"""
         behind = self.text[which.end : which.end + 80]
         return bool(
-            re.match(r" (?:is|are|equals?|gives|makes|comes (?:out )?to|simplifies to|totals)\b[^A-Za-z]{0,3}", behind)
-            and not re.search(r"\b(?:more|less|fewer|greater|times|than|odd|even|prime|of)\b", behind)
+            re.search(r"\b(?:to get|giving|to give|we get|leaving)\b[^.]*\d", behind)
+            or (
+                re.match(
+                    r" (?:is|are|equals?|gives|makes|comes (?:out )?to|simplifies to|totals)\b[^A-Za-z]{0,3}", behind
+                )
+                and not re.search(
+                    r"\b(?:more|less|fewer|greater|times|than|odd|even|prime|divisible|multiple|factor|of)\b", behind
+                )
+            )
         )
 
     def grown(self, at: int) -> str | None:
@@ -277,13 +243,17 @@ class _Sentence:
         links: list[str] = []
         while last + 1 < len(places):
             link = _link(items[places[last] + 1 : places[last + 1]])
-            if not link or (link == "list" and self.is_remark(places[last + 1])):
+            if (
+                not link
+                or (link == "whole" and self.is_rate(places[last + 1]))
+                or (link == "list" and self.is_remark(places[last + 1]))
+            ):
                 break
             links.append(link)
             last += 1
         while first and not (self.stated and first == 0):
             link = _link(items[places[first - 1] + 1 : places[first]])
-            assigned = all(_ASSIGNED.fullmatch(items[place].text) for place in places[first - 1 : first + 1])
+            assigned = all(ASSIGNED.fullmatch(items[place].text) for place in places[first - 1 : first + 1])
             if not link or (items[places[first]].worked and not assigned):
                 break
             links.insert(0, link)
@@ -291,10 +261,15 @@ class _Sentence:
         # 2. Words in front and behind.
         start = items[places[first]].start
         before = self.text[max(0, start - 40) : start]
-        if _PERHAPS.search(before) and any(item.word == "but" for item in items[places[last] + 1 :]):
-            return None
-        prefix = None if items[at].worked else _PREFIX.search(before.replace("$", ""))
-        front = prefix[0] if prefix else ""
+        front = ""
+        last_words = before.lower().rstrip("$*\\( ").rsplit(maxsplit=2)[-2:]
+        if not FRONTS.isdisjoint(last_words) or before.rstrip()[-1:] == ")":
+            if PERHAPS.search(before):
+                return None
+            if NO_ROLE.search(before):
+                return None
+            prefix = None if items[at].worked else PREFIX.search(before.replace("$", ""))
+            front = prefix[0] if prefix else ""
         plus = re.match(r"\+(?!\S)|\+\.?$", self.text[items[places[last]].end :])
         if front.lower().startswith("between") or plus:  # "12+"
             return None
@@ -303,15 +278,29 @@ class _Sentence:
         for which in range(first, last + 1):
             if which == last or links[which - first] != "whole":
                 whole = self.text[items[places[begin]].start : items[places[which]].end].replace("$", "")
-                values.append((whole if which > begin else items[places[which]].text) + self.tail(places[which]))
+                changed = CHANGED.match(self.text, items[places[which]].end)
+                tail = changed[0] if changed and not items[places[which]].worked else self.tail(places[which])
+                values.append((whole if which > begin else items[places[which]].text) + tail)
                 begin = which + 1
+        # 4. A share of the value beside another's, and what a conclusion makes of it.
+        if self.stated and first == last:
+            end = items[places[last]].end
+            shared, then = SHARED.match(self.text, end), THEN.search(self.text, end)
+            later = shared[2] if shared else claim(self.text[then.end() :], stated=False) if then else None
+            if later:
+                return offered([front + values[0], later])
         return (front + (offered(values) if "offer" in links else ", ".join(values))).strip()
 
     def is_rate(self, at: int) -> bool:
-        """Does a value only say for how much: "$500 each", "every 3 weeks", "for 2 hours"?"""
-        before, after = self.items[at - 1].word if at else "", [item.word for item in self.items[at + 1 : at + 2]]
-        timed = before in ("for", "in", "over", "within") and bool(set(after) & _TIMES)
-        return timed or before in ("every", "per") or after == ["each"]
+        """Does a value only say for how much: "$500 each", "every 3 weeks", "over the 2 months", "the 10th term"?"""
+        item, after = self.items[at], self.items[at + 1].word if at + 1 < len(self.items) else ""
+        if after == "each" or item.text[-2:] in ("st", "nd", "rd", "th"):
+            return True
+        before = [each.word for each in self.items[max(0, at - 3) : at]]
+        while len(before) > 1 and before[-1] in WHICH:
+            before.pop()
+        timed = before[-1:] and before[-1] in ("for", "in", "over", "within", "during", "after", "throughout")
+        return bool(timed and after in TIMES) or before[-1:] in (["every"], ["per"])
 
     def is_remark(self, place: int) -> bool:
         """Does a remark begin with the value behind a comma, as in "7, 3 more than before"?"""
@@ -324,9 +313,14 @@ class _Sentence:
         end = self.items[place].end
         for item in self.items[place + 1 :]:
             measured = bool(words) and is_unit(words[-1])
-            rate = measured and (item.word == "per" or (item.text == "/" and item.start == end))
-            name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in _STOP
-            unit = (is_unit(item.text) and item.word != "in") or words[-1:] in (["/"], ["per"])
+            rate = item.word == "per" or (measured and item.text == "/" and item.start == end)
+            name = item.word.isalpha() and (len(item.word) > 2 or is_unit(item.text)) and item.word not in STOP
+            bare = item.text.rstrip("0123456789^{}")
+            unit = (
+                (is_unit(bare) and (item.word != "in" or self.text[item.end :].strip(" .*$") == ""))
+                or item.word.replace(".", "") in ("am", "pm")
+                or words[-1:] in (["/"], ["per"])
+            )
             counted = name and not (self.items[place].worked and "=" in self.items[place].text)
             if not rate and (self.text[end : item.start].strip() or len(words) > 3 or not (counted or unit)):
                 break
@@ -337,13 +331,16 @@ class _Sentence:
         return f" {self.text[self.items[place].end : end].strip()}" if words else ""
 
 
+_NUMERIC = frozenset("0123456789π∞√\\")
+
+
 def _link(between: Sequence[Item]) -> str:
     """How two values belong together: "list", "offer" (only one can be meant), "whole" (parts of one), or not: ""."""
     if not between:
         return "list"
     marks = {item.text for item in between if not item.word}
     words = [item.word for item in between if len(item.word) > 1 or (item.word and ")" not in marks)]
-    if words and set(words) <= _HEDGES and set(words) & _DOUBT:
+    if words and set(words) <= HEDGES and set(words) & DOUBT:
         return "" if words[:2] == ["or", "else"] else "offer"
     if " ".join(words[-3:]).removeprefix("it ") in ("might be", "may be", "could be", "might also be"):
         return "offer"
@@ -358,4 +355,4 @@ def _link(between: Sequence[Item]) -> str:
     if marks:
         return ""
     measured = is_unit(words[0]) and words[1:] in ([], ["and"])
-    return "whole" if measured or set(words) <= _ARITHMETIC else ""
+    return "whole" if measured or set(words) <= ARITHMETIC else ""

@@ -227,9 +227,15 @@ def same(gold: str, answer: str) -> bool | None:
         return None
     if _PLAIN.fullmatch(gold) and _PLAIN.fullmatch(answer):
         return Fraction(gold) == Fraction(answer)
+    labels = [_CHOICE.fullmatch(text) for text in (gold, answer)]
+    if labels[0] is not labels[1]:  # "(B) 24" is the choice B, and 24
+        texts = [found or text for found, text in zip(labels, (gold, answer), strict=True)]
+        return _same_choice(*texts)
     ours, theirs = canonical(gold), canonical(answer)
     if not ours or not theirs:
         return None
+    if (",\\ldots" in ours) != (",\\ldots" in theirs):
+        return False
     alike = ours == theirs or (
         ours.replace(" ", "") == theirs.replace(" ", "") and not re.search(r"\d \d", ours + theirs)
     )
@@ -241,6 +247,22 @@ def same(gold: str, answer: str) -> bool | None:
         units = [_unit_of(text) for text in (ours, theirs)]
         return False if None not in units and units[0] != units[1] else None
     return found
+
+
+_CHOICE = re.compile(r"\s*(?:\\text(?:bf)?\{)?\(([A-J])\)\s*\}?[\s\\:~]*(?=[^\s}])(.+)", re.DOTALL)
+
+
+def _same_choice(gold: str | re.Match[str], answer: str | re.Match[str]) -> bool | None:
+    """A labelled choice beside a label, a value, or another labelled choice."""
+    if isinstance(gold, str) and isinstance(answer, str):
+        return None
+    if isinstance(gold, str) or isinstance(answer, str):
+        label, text = (answer, gold) if isinstance(gold, str) else (gold, answer)
+        assert isinstance(label, re.Match)
+        assert isinstance(text, str)
+        bare = text.strip(" ().$")
+        return bare == label[1] if re.fullmatch("[A-J]", bare) else same(text, label[2])
+    return gold[1] == answer[1]
 
 
 def _unit_of(text: str) -> Unit | None:

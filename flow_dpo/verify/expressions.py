@@ -10,9 +10,8 @@ Invariant: a sentence is read from left to right, at most `MAX_TOKENS` tokens ah
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from flow_dpo.verify.words import is_unit
 
@@ -23,10 +22,13 @@ FORMULA = (
 """A pattern for mathematics between delimiters; where `is_formula` denies it, the signs were money."""
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _TOKEN = re.compile(
-    rf"(?P<formula>{FORMULA})"
+    r"(?P<word>[ap]\.m\b\.?|(?!(?:US|CA|AU)\\?\$|Rs\.? ?\d)"
+    r"(?:[^\W\d_]{2,}\w*(?:['\u2019-][^\W\d_]+)*(?:\^\{?\d\}?)?|[^\W\d_]\w*))"
+    rf"|(?P<formula>{FORMULA})"
+    r"|(?P<decimal>\d*\.(?:\d*\\(?:overline|bar|dot) ?\{\d+\}|\d+\.\.\.)|\d{1,3}(?:(?:,\\!|\{,\}|\\,)\d{3})+(?!\d)"
+    r"|(?<![\d.,])\d{1,3}(?: \d{3}){2,}(?![\d,.]\d))"
     rf"|(?P<number>(?:(?:US|CA|AU)?\\?\$ ?|[€£¥₹] ?|Rs\.? ?)?(?:{_DIGITS})(?::\d+)*[A-Za-z]*(?: ?\\?[%°])?)"
     r"|(?P<command>\\(?:[A-Za-z]+(?: ?\{[^{}]{0,60}\})?|.))"
-    r"|(?P<word>[ap]\.m\b\.?|[^\W\d_]{2,}\w*(?:['\u2019-][^\W\d_]+)*(?:\^\{?\d\}?)?|[^\W\d_]\w*)"
     r"|(?P<operator><=|>=|!=|[-=]>|[\u2013\u2014](?= ?[$€£]?\d)|[-+*/^=<>≤≥≈≠\u00d7÷·±√π∞\u2212_%°²³½¼¾&])"
     r"|(?P<bracket>[()\[\]{}])"
     r"|(?P<mark>\S)",
@@ -39,6 +41,7 @@ _FUNCTIONS = frozenset(
 )
 _NUMERALS = frozenset("π∞½¼¾")
 _POSTFIX = frozenset("%°²³") | _NUMERALS
+_RELATIONS = frozenset(["\\le", "\\leq", "\\ge", "\\geq", "\\ne", "\\neq", "\\lt", "\\gt", "\\in"])
 _SIGNS = frozenset("-\u2212\u2013+±√<>≤≥≠") | {"<=", ">=", "!="} | _NUMERALS
 
 _NO_PROSE = re.compile(
@@ -48,8 +51,7 @@ _PROSE = re.compile(r"[A-Za-z][a-z]{2,}[^A-Za-z]+[A-Za-z][a-z]|\b[A-Za-z][a-z]+ 
 _MONEY = re.compile(r"\$\d[\d.,]*\s.*\s\$", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """A token of a sentence, or an expression made of several."""
 
     kind: Literal["formula", "number", "command", "word", "operator", "bracket", "mark", "value"]
@@ -60,11 +62,8 @@ class Item:
     """Its place in the sentence."""
     worked: bool = False
     """It is a value with an equation sign, or behind one."""
-
-    @property
-    def word(self) -> str:
-        """The word in lower case; "" for anything else."""
-        return self.text.lower() if self.kind == "word" else ""
+    word: str = ""
+    """The word in lower case; "" for anything else."""
 
 
 def is_formula(text: str) -> bool:
@@ -74,7 +73,7 @@ def is_formula(text: str) -> bool:
 
 def whole_text(text: str) -> str | None:
     """A text that is nothing but one expression or one word, "x = 3" or "yes"; None where it is more."""
-    body = text.strip().removeprefix("=").strip() if len(text) <= 4_000 else ""
+    body = text.strip().lstrip("=: ") if len(text) <= 4_000 else ""
     if not 0 < len(body) <= 400 or "\n" in body:
         return None
     if body.isalpha():
@@ -84,13 +83,26 @@ def whole_text(text: str) -> str | None:
         r"[^\W\d_]{2}|[*`~!?#∴|>•→⇒\u2300-\u2bff\U0001f000-\U0001ffff]|^-\s|\$\d.*\$\d", plain
     ) or not re.search(r"[\d=+^\\$]", body):
         return None
+    chain = [part.strip() for part in body.split(",")]  # "2x = 14, x = 7": solved
+    if len(chain) > 1 and all("=" in part for part in chain) and _SOLVED.fullmatch(chain[-1]):
+        body = body if _SOLVED.fullmatch(chain[0]) else chain[-1]
     return None if body.count("$") % 2 else body
+
+
+_SOLVED = re.compile(r"\$?[A-Za-z] ?= ?[-\u2212]?[\d./]+\$?\.?")
 
 
 def items_of(sentence: str) -> list[Item]:
     """The tokens of a sentence, with those that form one expression as one item of kind "value"."""
     tokens, items, at = _tokens(sentence), [], 0
     while at < len(tokens):
+        token = tokens[at]
+        if token.kind == "mark" or (
+            token.kind == "word" and len(token.text) > 1 and token.text[1].isalpha() and token.text not in _FUNCTIONS
+        ):
+            items.append(token)
+            at += 1
+            continue
         end = _end_of_value(tokens, at)
         items.append(_value(tokens[at:end]) if end > at else tokens[at])
         at = max(end, at + 1)
@@ -99,15 +111,21 @@ def items_of(sentence: str) -> list[Item]:
 
 def _tokens(sentence: str) -> list[Item]:
     items: list[Item] = []
-    at = 0
-    while match := _TOKEN.search(sentence, at):
+    matches = _TOKEN.finditer(sentence)
+    while match := next(matches, None):
         kind, text, at = match.lastgroup or "mark", match[0], match.end()
+        if kind == "word":
+            items.append(Item("word", text, match.start(), at, False, text.lower()))
+            continue
         if kind == "formula" and not is_formula(text):  # a price, or a stray sign: read on behind the sign
             price = _TOKEN.match(sentence, match.start() + 1)
             is_price = price is not None and price.lastgroup == "number"
             kind, text, at = "mark", "$", match.start() + 1
             if price and is_price:
                 kind, text, at = "number", f"${price[0]}", price.end()
+            matches = _TOKEN.finditer(sentence, at)
+        elif kind == "decimal":
+            kind = "number"
         elif kind == "formula":
             width = 1 if text[0] == "$" != text[1] else 2
             text = text[width:-width].strip()
@@ -147,7 +165,8 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
         return True
     if token.kind in ("number", "formula"):
         mixed = after is not None and after.text == "/" and before is not None and before.text.isdigit()
-        return not operand or mixed or (glued and token.kind == "number")
+        crossed = before is not None and before.text in ("x", "X") and before.end < token.start  # "1.2 x 10^5"
+        return not operand or mixed or crossed or (glued and token.kind == "number")
     if token.kind == "word":
         if token.text in _FUNCTIONS:
             return (not operand or glued) and after is not None and after.kind not in ("operator", "mark")
@@ -155,7 +174,9 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
             return False
         times = token.text in ("x", "X") and operand and after is not None and after.kind in ("number", "formula")
         tied = after is not None and (
-            (after.kind == "operator" and after.text != "&") or (after.text == "(" and after.start == token.end)
+            (after.kind == "operator" and after.text != "&")
+            or (after.kind == "command" and after.text in _RELATIONS)
+            or (after.text == "(" and after.start == token.end)
         )
         return glued or tied or times or (before is not None and not operand)
     if token.text in ("(", "[", "{"):
@@ -164,15 +185,19 @@ def _continues(token: Item, before: Item | None, after: Item | None, depth: int)
         return depth > 0
     if depth and token.text in (",", ";", ":", "|"):
         return True
-    binary = after is not None and (after.kind == "operator" or after.text == ")")
+    binary = after is not None and (after.kind in ("operator", "command") or after.text in (")", "}"))
     ratio = after is not None and after.kind == "number" and after.start == token.end
     return operand and glued and ((token.text == "!" and binary) or (token.text == ":" and ratio))
 
 
-_ARITHMETIC = re.compile(r"\\(?:times|cdot|div|[dt]?frac|sqrt|left|right|pi|[$%,!()])|(?<=\d)x(?=[\d$])|(?<= )x(?= )")
+_ARITHMETIC = re.compile(
+    r"\\(?:times|cdot|div|[dt]?frac|sqrt|binom|left|right|pi|[$%,!()])|(?<=\d)x(?=[\d$])|(?<= )x(?= )"
+)
 
 
 def _value(tokens: list[Item]) -> Item:
+    if len(tokens) == 1 and tokens[0].kind == "number":
+        return tokens[0]._replace(kind="value")
     pieces = [tokens[0].text]
     for before, token in pairwise(tokens):
         pieces.append((" " if token.start > before.end else "") + token.text)
@@ -180,8 +205,11 @@ def _value(tokens: list[Item]) -> Item:
     sums, equals, result = text.rpartition("=")
     alone = len(tokens) == 1 and tokens[0].kind == "formula"
     # "64 + 67 = 131", "2x = 2*6 = 12": what is claimed is the result. Not so of "2x = 12".
+    if not equals:
+        return Item("value", text, start, end)
     bare = re.sub(r"(?<=\d)[A-Za-z]{2,4}\b", lambda unit: "" if is_unit(unit[0]) else unit[0], sums.rpartition("=")[2])
     named = re.search(r"[A-Za-z\\]", _ARITHMETIC.sub("", bare))
-    if equals and not alone and not named and re.search(r"\d", result):
+    if equals and not named and re.search(r"\d", result) and (not alone or text.count("=") > 1):
         text = result.strip()
+        text = text[:-1] if text.endswith(")") and text.count(")") > text.count("(") else text
     return Item("value", text, start, end, worked=bool(equals))

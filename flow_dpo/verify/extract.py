@@ -24,7 +24,8 @@ from itertools import islice
 from typing import Literal
 
 from flow_dpo.verify.boxes import BRACES, MAX_BOXES, box_is_open, boxed, last_box
-from flow_dpo.verify.claim import MAX_SENTENCE, WRONG, claim, denied, sentence_at
+from flow_dpo.verify.claim import MAX_SENTENCE, claim, sentence_at
+from flow_dpo.verify.doubt import breaks_off, claims_nothing, plans_on, supposes, taken_back
 from flow_dpo.verify.expressions import whole_text
 
 Extractor = Literal["box", "answer_is", "number"]
@@ -54,10 +55,14 @@ def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
     of, "I put it in \\boxed{}", is none.)
     """
     text = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
+    if text[-20:].rstrip().endswith((">", "]")):
+        text = text[:-80] + _END_TOKENS.sub("", text[-80:])
     place = text if rule.which == "anywhere" else _last_line(text, ended)
     if rule.which == "closed_last_line" and not (ended or _is_closed(text)):
         return None
     if "box" in rule.extractors and box_is_open(text):
+        return None
+    if breaks_off(place):
         return None
     start = 0
     for _ in range(4):  # each time that an answer is taken back, what follows may hold another
@@ -72,10 +77,12 @@ def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
         if found is None:
             return None
         answer, at = found
-        denied = _taken_back(place, start + at, answer)
-        if denied < 0:
-            return (answer if len(answer) <= MAX_ANSWER else answer[:1_000] + "…") or None
-        start = denied
+        if not answer:
+            return None
+        behind = taken_back(place, start + at, answer)
+        if behind < 0:
+            return answer if len(answer) <= MAX_ANSWER else answer[:1_000] + "…"
+        start = behind
     return None
 
 
@@ -85,32 +92,7 @@ def gold_answer(gold: str) -> str:
     return (after_answer_is(gold) or gold).strip() if box is None else box
 
 
-_SUBJECT = r"(?:that|this|it|which|(?:the|my) (?:[a-z]{4,8} )?(?:answer|result|value|calculation))"
-_TAKEN_BACK = re.compile(
-    rf"(?<!\bif )(?<!whether )(?<!unless )(?<!in case )\b{_SUBJECT}"
-    rf"(?:(?:[\u2019']s| is| was| seems| looks| must be)(?: \w+ly| also)? (?:a mistake|an error|{WRONG})"
-    r"|(?: is|was)n[\u2019']t (?:right|correct|it)\b| can(?:not|[\u2019']t) be (?:right|correct)\b)"
-    r"|\b(?:scratch that|never ?mind|correction:|let me correct|i (?:made|see) (?:a|an|my) (?:\w+ )?(?:mistake|error)"
-    r"|i was wrong|on second thought|but (?:it|that)(?:[\u2019']s| is) (?:actually|really)"
-    r"|(?:i )?take (?:it|that) back|(?:ignore|disregard) (?:that|this|the above)"
-    r"|(?:no,? wait|(?:wait|actually|oops|sorry),? no)\b[,.]?)"
-    r"|\?\s{1,3}(?:nope|wrong|incorrect)\b|[?.!]\s{1,3}no[,.:!\u2014\u2013-] ?(?=[^.\n]{0,60}\d)",
-    re.IGNORECASE,
-)
-
-
-def _taken_back(place: str, at: int, answer: str) -> int:
-    """The position behind the words that take back an answer read at `at`; -1 where none do."""
-    window = place[at : at + 4_000]
-    found = -1
-    for match in _TAKEN_BACK.finditer(window):
-        found = at + match.end()
-    again = -1
-    while found < 0 and len(answer) < 40 and (again := window.find(answer, again + 1)) >= 0:
-        if denied(window, again, again + len(answer)):
-            found = at + again + len(answer)
-    return found
-
+_END_TOKENS = re.compile(r"(?:\s*(?:</s>|<\|\w{1,20}\|>|<(?:eos|pad|eot|end_of_turn)>|\[/INST\]))+\s*\Z")
 
 # ---- where ----------------------------------------------------------------------------------------------------------
 
@@ -119,6 +101,8 @@ _POLITE = (
     r"[\s*_(]{0,8}(?:(?:i )?hope|let me know|please let|feel free"
     r"|if you (?:have (?:any|more|further)|need (?:any|more)|want me|would like|[\u2019']d like)"
     r"|(?:i[\u2019']m )?happy to|thank|you[\u2019']re welcome|is there anything|good luck|great job"
+    r"|need (?:any |more |some )?help|do you (?:have|want|need)|would you like|want (?:me|to)|any (?:other |more )?"
+    r"questions|i[\u2019']m (?:always )?here|i am (?:always )?here|can i|shall i|may i"
     r"|have a (?:great|nice|good))\b"
 )
 _COURTESY = re.compile(rf"{_POLITE}[^\d\\\n]{{0,200}}\Z", re.IGNORECASE)
@@ -169,7 +153,7 @@ def _opener(body: str, start: int) -> int:
     if end and f"\\begin{{{end[1]}}}" not in line[: end.start()]:
         openers.append(body.rfind(f"\\begin{{{end[1]}}}", 0, start))
     stack: list[int] = []
-    if "}" in line:
+    if "}" in line and _closes_more(line):
         for brace in BRACES.finditer(body):
             if brace[0] == "{":
                 stack.append(brace.start())
@@ -178,6 +162,16 @@ def _opener(body: str, start: int) -> int:
                 if brace.start() >= start:
                     openers.append(opened)
     return min(opener for opener in openers if opener >= 0)  # -1 where nothing opens it
+
+
+def _closes_more(line: str) -> bool:
+    """Does a line close a brace that it does not open?"""
+    depth = 0
+    for brace in BRACES.finditer(line):
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth < 0:
+            return True
+    return False
 
 
 def _backwards(pattern: re.Pattern[str], text: str, piece: int = 4_096) -> Iterator[re.Match[str]]:
@@ -228,13 +222,33 @@ def after_answer_is(text: str) -> str | None:
 
 def _states(text: str, marker: re.Match[str]) -> bool:
     """Does a marker introduce an answer: where it must, at the start of its line, and not with "cannot be"?"""
+    if supposes(text, marker.start()):
+        return False
+    if "would" in marker[0] and claims_nothing(text[max(0, marker.start() - 120) : marker.end() + 120]):
+        return False
     if not marker["line"]:
-        return not re.search(r"not\b|n['\u2019]t\b|\bnever\b", marker[0])
+        return not re.search(r"not\b|n['\u2019]t\b|\b(?:never|might|may|perhaps|possibly)\b", marker[0])
     before = text[max(0, marker.start() - 30) : marker.start()]
     return bool(_LINE_START.search(before)) and (marker.start() <= 30 or "\n" in before)
 
 
+_MARKER_SIGNS = (
+    "nswer", "NSWER", "####", "ns", "NS", "A:", "ntwort", "éponse", "espuesta", "esposta", "isposta",
+    "\u0442\u0432\u0435\u0442", "答", "답",
+)  # fmt: skip
+"""One of these is in every marker."""
+_ABBREVIATED = re.compile(r"\b[Aa](?:ns|NS)\b")
+
+
+def _may_state(text: str) -> bool:
+    """Is there anything that a marker may begin with? Far cheaper than to look for one."""
+    signs = [sign for sign in _MARKER_SIGNS if sign in text]
+    return bool(signs) and (not set(signs) <= {"ns", "NS"} or _ABBREVIATED.search(text) is not None)
+
+
 def _stated(text: str) -> tuple[str, int] | None:
+    if not _may_state(text):
+        return None
     markers = (found for found in _backwards(_MARKER, text) if _states(text, found))
     for marker in islice(markers, MAX_MARKERS):
         lead = _LEAD.match(text, marker.end(), marker.end() + 200)
@@ -255,7 +269,7 @@ def _stated(text: str) -> tuple[str, int] | None:
 
 # ---- the last number ------------------------------------------------------------------------------------------------
 
-_DIGIT = re.compile(r"[0-9]")
+_TO_LAST_DIGIT = re.compile(r".*[0-9]", re.DOTALL)
 _WORDED = re.compile(r"[$)\]]|[A-Za-z]{3}")
 
 
@@ -268,23 +282,62 @@ def last_number(text: str) -> str | None:
     return found[0] if found else None
 
 
+_CHECK = re.compile(
+    r"(?:\n|[.!\u2713\u2705])[\s*_#>(-]{1,12}(?:(?:quick |sanity |double[- ])?checks?|verification"
+    r"|verify(?:ing)?|proof|checking"
+    r"|to (?:verify|check|confirm)|let(?:[\u2019']s| me| us) (?:double[- ]?check|verify|check|confirm)"
+    r"|we can (?:verify|check|confirm))\b(?![^\n]{0,400}\b(?:so|therefore|thus|hence|then)\b)",
+    re.IGNORECASE,
+)
+
+
 def _numbered(text: str) -> tuple[str, int] | None:
+    """The last claimed value; of what stands before it, where a check is all that follows it."""
+    end = text[-600:]
+    checks = "heck" in end or "erif" in end or "roof" in end or "onfirm" in end
+    check = _CHECK.search(text, max(0, len(text) - 600)) if checks else None
+    if check and re.search(r"\d", text[max(0, check.start() - MAX_SENTENCE) : check.start()]):
+        text = text[: check.start() + 1]
+    return _last_number(text)
+
+
+def _last_number(text: str) -> tuple[str, int] | None:
     whole = whole_text(text)
     if whole:
         return whole, len(text)
-    last = next(_backwards(_DIGIT, text), None) or next(_backwards(_WORDED, text), None)
-    if last is None:
+    digit = _TO_LAST_DIGIT.match(text)
+    worded = None if digit else next(_backwards(_WORDED, text), None)
+    if not digit and not worded:
         return None
-    # The sentences up to the one that holds it, and the last of them that claims a value.
-    begin = max(0, last.start() - MAX_SENTENCE)
+    last = digit.end() - 1 if digit else worded.start() if worded else 0
+    rest = text[last : last + 400]
+    _, behind = sentence_at(rest, 0)
+    tail = rest[behind:]
+    if tail and tail.strip() and plans_on(tail) and not _COURTEOUS.match(tail):
+        return "", len(text)
+    # The sentences up to the one that holds it, and the last of them that claims a value: of its line, then of more.
+    most = max(0, last - MAX_SENTENCE)
+    line = text.rfind("\n", most, last) + 1
+    if line and not _SPANNING.search(text, line):
+        found = _last_claim(text, line, last)
+        if found is not None:
+            return found
+    return _last_claim(text, most, last)
+
+
+_SPANNING = re.compile(r"\$\$|\\[\])]")
+"""What may close a formula that begins on an earlier line."""
+
+
+def _last_claim(text: str, begin: int, last: int) -> tuple[str, int] | None:
     sentences: list[tuple[str, int]] = []
-    while begin <= last.start():
+    while begin <= last:
         sentence, end = sentence_at(text, begin)
         sentences.append((sentence, begin))
         begin = max(end, begin + 1)
     for sentence, at in reversed(sentences[-5:]):
         found = None if _COURTEOUS.match(sentence) else claim(sentence, stated=False)
-        if found:
+        if found is not None:
             return found, at
     return None
 

@@ -28,10 +28,11 @@ _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "bi
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
           "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000}  # fmt: skip
 
-_COUNT, _SCALE, _PART = "|".join(_COUNTS), "|".join(_SCALES), "|".join(_PARTS)
+COUNT, SCALE, _PART = "|".join(_COUNTS), "|".join(_SCALES), "|".join(_PARTS)
+"""Alternatives of number words, as parts of a pattern."""
 _RUN = re.compile(
-    rf"\b(?:an? (?=(?:{_SCALE}|{_PART})s?\b))?(?P<words>(?:{_COUNT}|{_SCALE})s?"
-    rf"(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and )(?:{_COUNT}|{_SCALE})s?\b)*)?"
+    rf"\b(?:an? (?=(?:{SCALE}|{_PART})s?\b))?(?P<words>(?:{COUNT}|{SCALE})s?"
+    rf"(?:(?:[ -]|(?<=hundred) and |(?<=thousand) and )(?:{COUNT}|{SCALE})s?\b)*)?"
     rf"(?P<part>(?(words)[ -])(?:{_PART})s?)?\b",
     re.IGNORECASE,
 )
@@ -74,7 +75,7 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 def spelled(text: str) -> str:
     """The text with its number words as numerals, and with signs for the words that compute."""
     text = re.sub(
-        rf"(?<=\d)((?:[ -](?:{_SCALE})s?\b)+)",
+        rf"(?<=\d)((?:[ -](?:{SCALE})s?\b)+)",
         lambda found: "".join(f"*{_SCALES[word.lower().rstrip('s')]}" for word in re.findall("[A-Za-z]+", found[1])),
         text,
         flags=re.IGNORECASE,
@@ -153,7 +154,8 @@ _MEASURES: dict[str, tuple[str, int, Fraction]] = {
 _ABBREVIATIONS = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "kmph": "km per hour"}
 _CHANGES = frozenset([
     "not", "no", "wrong", "incorrect", "false", "less", "more", "fewer", "than", "plus", "minus", "mod", "modulo",
-    "times", "over", "remainder", "r", "squared", "cubed", "to", "or", "half", "third", "quarter", *_SCALES,
+    "times", "over", "remainder", "r", "squared", "cubed", "to", "or", "half", "third", "quarter",
+    "factorial", *_SCALES,
 ])  # fmt: skip
 """Words that change what stands before them; where they are left, nothing is read."""
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
@@ -176,6 +178,8 @@ def unit(text: str) -> Unit | None:
 
     Raises `ValueError` where a word among them changes the number.
     """
+    if "short of" in text:
+        raise ValueError(text)
     text = re.sub(r"^\s*(?:of )?an? ", "", text)
     text = re.sub(r"\b([mckd]?m|in|ft|yd)([23])\b", r"\1^\2", text)  # "cm2"
     text = re.sub(r"\bdegrees? (?:celsius|c)\b", "celsius", text, flags=re.IGNORECASE)

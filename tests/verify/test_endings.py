@@ -32,7 +32,7 @@ def verifier() -> Iterator[Verifier]:
         yield verifier
 
 
-@pytest.mark.parametrize("name", ["tuned.txt", "kept_back.txt", "third.txt"])
+@pytest.mark.parametrize("name", ["tuned.txt", "kept_back.txt", "third.txt", "fourth.txt"])
 def test_endings_in_many_voices(verifier: Verifier, name: str) -> None:
     rows = endings(name)
     verdicts = verifier.grade_many([(gold, text, True) for gold, _, text in rows])

@@ -1,0 +1,101 @@
+r"""Words and patterns of the claim grammar: what stands in front of a value, behind it, or changes it.
+
+    PREFIX    "at least ", "half of "           read with the value behind it
+    CHANGED   " and a half", " times the old"   read with the value before it
+    STOP      "because", "left"                 no unit or name of what is counted
+
+Invariant: a pattern looks at one sentence, and is linear in its length.
+"""
+
+from __future__ import annotations
+
+import re
+
+from flow_dpo.verify.words import COUNT, SCALE
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NUMERAL = rf"(?:{COUNT}|{SCALE}|hal(?:f|ves)|thirds?|quarters?)"
+SPELLED = re.compile(
+    rf"(?:\b(?:plus or minus|minus|negative) )?\b(?:a )?{NUMERAL}"
+    rf"(?:(?:[ -]|,? and | point | (?:and |of )?an? | of ){NUMERAL})*\b(?! of (?:the|them|us|these|those)\b)",
+    re.IGNORECASE,
+)
+PREFIX = re.compile(
+    rf"(?:\([A-J]\) ?|\b(?:plus or minus|minus|negative|(?:(?:{NUMERAL} |a )?(?:half|thirds?|quarters?"
+    rf"|fifths?)|twice|double|triple|thrice)(?: of)?|at least|at most"
+    r"|(?:no )?(?:more|less|fewer|greater|bigger|smaller|larger|higher|lower) than|over|under|above|below|up to|between"
+    r"|(?:sum|product|difference|quotient|square|cube|root|reciprocal|opposite) (?:of|between))(?: the)? )$",
+    re.IGNORECASE,
+)
+CHANGED = re.compile(  # what changes the value before it, up to the end of its clause
+    r" ?(?:times (?:the|its|his|her|their|that|as|of)\b|(?:raised )?to the\b|and (?:an?|one|two"
+    r"|three) (?:half|third|quarter"
+    r"|[a-z]+th)s?\b|(?:[a-z]+ )?(?:more|less|fewer|greater) than [a-z]\b|(?:[a-z]+ )?short of\b"
+    r"|or (?:something|more|less|fewer"
+    r"|higher|lower|above|greater)\b"
+    r"|[xyzntk]\b(?! ?=))[^,;.\n()]{0,80}",
+    re.IGNORECASE,
+)
+THEN = re.compile(r"\b(?:so|therefore|thus|hence|which means|meaning)\b(?=[^\n]*\d)", re.IGNORECASE)
+SHARED = re.compile(  # "12 for adults, 8 for children"
+    r"[ \w]{0,20}? (\(|for |from |to |by |in |if |when )[^,;\d]{1,30}(?:,|;|,? and"
+    r"|,? or)(?: and)? \$?(\d[\d.,/]*)(?: \w+)? \1"
+)
+NO_ROLE = re.compile(  # what only lies near a value, or numbers something: "close to 21", "a multiple of 21", "step 21"
+    r"\b(?:almost|nearly|hardly|barely|scarcely|close to|near|multiples? of|factors? of|divisible by|depends on|divides"
+    r"|pages?|steps?|parts?|equations?|eq\.|figure|table|problems?|questions?|exercises?|chapter|section|line"
+    r"|no\.|after|before)"
+    r" (?:the )?[$*\\( ]*$",
+    re.IGNORECASE,
+)
+FRONTS = _words(
+    "minus negative half halves third thirds quarter quarters fifth fifths of twice double triple thrice least most "
+    "than over under above below to between be maybe perhaps possibly almost nearly hardly barely scarcely near "
+    "multiple multiples factor factors by on divides page pages step steps part parts "
+    "equation equations eq. figure table "
+    "problem problems question questions exercise exercises chapter section line no. after before"
+)
+"""One of these is the last word, or that before "the", of all that counts in front of a value."""
+GIVES_UP = re.compile(
+    r"\b(?:(?:can(?:no|['\u2019])t|could(?:n['\u2019]t| not)|unable to|not able to) (?:be )?"
+    r"(?:solve|determine|answer|find)|do(?:n['\u2019]t| not) know|not sure)",
+    re.IGNORECASE,
+)
+PERHAPS = re.compile(r"\b(?:(?:might|may|could)(?: also)? be|maybe|perhaps|possibly) ?[*_$\\(]*$", re.IGNORECASE)
+ASSIGNED = re.compile(r"\\?[A-Za-z]+(?:_\w+)? ?=[^=]*")
+DOUBT = _words("or could might may maybe perhaps possibly alternatively")
+HEDGES = DOUBT | _words(
+    "but it its it's can also be is though although then else even either probably as well just i think to both the "
+    "answer value result another option and"
+)
+ARITHMETIC = _words("to through times plus minus of over base mod modulo in divided by less more fewer than out")
+VERBS = _words(
+    "is are was were be has have had equals equal makes make made gets get got earns earn earned needs need needed "
+    "costs cost pays pay paid takes take took spends spend spent will would gives give gave leaves becomes totals "
+    "owes should can must receive receives received buy buys bought sell sells sold read reads "
+    "it's that's there's he's she's"
+)
+TIMES = _words("seconds minute minutes hour hours day days week weeks month months year years")
+WHICH = _words("the a these those all past last next first same entire")
+CONCLUDES = _words("then so therefore thus hence")
+EXPLAINS = _words("because since as after before who whose when where while if given unless although though")
+LEAD = CONCLUDES | _words(
+    "simply just exactly equal equals to approximately about roughly around is are be was indeed clearly a an the of "
+    "total only actually number value now still given by that we get have found there they it he she you i both "
+    "either sum"
+)
+STOP = VERBS | CONCLUDES | EXPLAINS | LEAD | _words(
+    "been do does did can could should must may might in on at for from with without within during and or but which "
+    "whom until than this these those here his her their our my your each every all altogether together left "
+    "remaining remain remains more less fewer over not no also too again away times plus minus base mod divided using "
+    "being out into instead correct right final answer good great overall how what why let me hope i'm i've per"
+)  # fmt: skip
+NO_NAMES = _words(
+    "correct right wrong incorrect clear unclear helpful below above as in found given shown known unknown not that "
+    "what going obvious simple needed required asked to for on at ready important based useful satisfactory "
+    "acceptable"
+)
