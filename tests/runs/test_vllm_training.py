@@ -83,7 +83,7 @@ def test_what_is_learned_was_said_by_the_adapters_in_force(folder: Path, data: P
     with twin_of(folder) as server:
         words = ("--engine", "vllm_server", "--base_url", server.url)
         with shop_of(folder, data, *words, served=tmp_path / "served") as runtime:
-            keeper, learner = learn_with(runtime)
+            keeper, learner = learn_with(runtime, examples_per_update=2)
             at_work = sorted(path.name for path in (tmp_path / "served").glob("*/*"))
             asked = {one["model"].split("-v")[1].split("-")[0] for one in server.asked[-20:]}
         assert server.adapters == {}
