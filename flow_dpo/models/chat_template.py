@@ -12,6 +12,7 @@ the clock stands still at `date`.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -21,6 +22,8 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from flow_dpo.core.errors import ModelError
+
+log = logging.getLogger("flow_dpo")
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -55,6 +58,9 @@ class ChatTemplate:
         """`source` replaces the tokenizer's own; "plain" names `PLAIN_TEMPLATE`."""
         self._tokenizer = tokenizer
         own = _plain_template(tokenizer) if source == "plain" else source or tokenizer.chat_template
+        if isinstance(own, dict) and "default" in own:
+            log.warning("the tokenizer has several chat templates (%s): default is used", ", ".join(own))
+            own = own["default"]
         if not isinstance(own, str):
             raise ModelError(
                 "expected a tokenizer with one chat template, found "

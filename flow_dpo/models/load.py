@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -28,7 +27,8 @@ from transformers import (
 )
 
 from flow_dpo.core.errors import ModelError
-from flow_dpo.models.facts import context_tokens
+from flow_dpo.models.checkpoint import UNREADABLE, check_kind, check_rows, weights
+from flow_dpo.models.facts import context_tokens, vocabulary_size
 from flow_dpo.models.precision import choose_dtype, warn_of_change
 from flow_dpo.models.render import Renderer
 from flow_dpo.models.settings import ModelSettings
@@ -67,12 +67,8 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     name = _place(settings)
     shared = _hub(settings)
     dtype = _dtype(settings, config, device)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype or "auto", use_safetensors=True, **shared
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"could not load the weights of {name} (safetensors only): {error}") from error
+    model = weights(name, config, dtype, **shared)
+    check_rows(renderer, vocabulary_size(model), name)
     if dtype is None:  # known by its weights alone
         dtype = choose_dtype(settings.dtype, model.dtype, device)
     if settings.dtype == "auto" and settings.model_name_or_path != "seed":
@@ -106,9 +102,14 @@ def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:
     try:
         config = AutoConfig.from_pretrained(name, **shared)
         tokenizer = AutoTokenizer.from_pretrained(name, **shared)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    check_kind(config, name)
+    if not tokenizer.encode("a", add_special_tokens=False):
+        raise ModelError(
+            f"expected a tokenizer in {name}, found one that encodes nothing; put its files beside the model's"
+        )
     renderer = Renderer(
         tokenizer,
         chat_template=settings.chat_template,
@@ -153,7 +154,7 @@ def dtype_of(settings: ModelSettings) -> str:
     name = _place(settings)
     try:
         config = AutoConfig.from_pretrained(name, **_hub(settings))
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
     return str(_dtype(settings, config, device_of(settings)) or "auto").removeprefix("torch.")
 
