@@ -57,6 +57,11 @@ class LoadedModel:
     trust_remote_code: bool = False
     """Both as in the settings, for other programs that load the model."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Ids that the tokenizer has; an embedding may have more rows, which stand for no token."""
+        return max(self.renderer.tokenizer.get_vocab().values()) + 1
+
 
 def load_model(settings: ModelSettings | str) -> LoadedModel:
     """Load model and tokenizer. Raises `ModelError` for a folder that is none, or a model that cannot chat."""

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, Qwen2Confi
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.models.checkpoint import check_kind
+from flow_dpo.models.facts import vocabulary_size
 from flow_dpo.models.load import load_model
 from tests.support.chat_models import chat_model_folder, chat_tokenizer
 from tests.support.tiny_models import tiny_model
@@ -48,8 +49,8 @@ def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
 
 def test_a_tied_config_over_a_head_of_its_own_keeps_the_head(tmp_path: Path) -> None:
     folder = _folder(tmp_path, tie_word_embeddings=True)
-    head = load_model(folder).model.get_output_embeddings().weight
-    assert torch.equal(head, load_file(f"{folder}/model.safetensors")["lm_head.weight"])
+    head: Any = load_model(folder).model.get_output_embeddings()
+    assert torch.equal(head.weight, load_file(f"{folder}/model.safetensors")["lm_head.weight"])
 
 
 def test_weights_that_are_not_used_are_told(tmp_path: Path) -> None:
@@ -80,7 +81,13 @@ def test_another_kind_of_model_is_refused_by_its_config(tmp_path: Path) -> None:
         check_kind(LlamaConfig(architectures=["LlamaForSequenceClassification"]), "here")
     check_kind(Qwen2Config(architectures=["Qwen2ForCausalLM"]), "here")
     # The whole way: its embeddings are tied, and so no weight is missing.
-    sizes = {"vocab_size": 412, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "pad_token_id": 0}
+    sizes: dict[str, Any] = {
+        "vocab_size": 412,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "pad_token_id": 0,
+    }
     reward = LlamaForSequenceClassification(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True))
     reward.save_pretrained(tmp_path)
     chat_tokenizer("llama").save_pretrained(tmp_path)
@@ -93,7 +100,7 @@ def test_a_token_without_an_embedding_is_refused_where_a_prompt_may_hold_it(tmp_
     tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
     tokenizer.save_pretrained(tmp_path)
-    assert load_model(str(tmp_path)).model.get_input_embeddings().weight.shape[0] == len(tokenizer) - 1
+    assert vocabulary_size(load_model(str(tmp_path)).model) == len(tokenizer) - 1
     assert tokenizer.chat_template
     tokenizer.chat_template = str(tokenizer.chat_template).replace("<|end|>", "<|image|>")
     tokenizer.save_pretrained(tmp_path)
