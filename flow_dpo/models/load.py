@@ -72,6 +72,7 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     name = _place(settings)
     shared = _hub(settings)
     dtype = _dtype(settings, config, device)
+    generation = load_generation_config(settings, config)
     model = weights(name, config, dtype, **shared)
     check_rows(renderer, vocabulary_size(model), name)
     if dtype is None:  # known by its weights alone
@@ -86,7 +87,7 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     return LoadedModel(
         model=model,
         renderer=renderer,
-        end_ids=end_ids(renderer, model.generation_config, settings),
+        end_ids=end_ids(renderer, generation, settings),
         context_tokens=context_window(config, renderer.tokenizer),
         name=settings.model_name_or_path,
         revision=settings.model_revision,
@@ -125,10 +126,14 @@ def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:
 
 
 def load_generation_config(settings: ModelSettings, config: PretrainedConfig) -> GenerationConfig:
-    """A model's generation config, by itself, or the one that its config implies."""
+    """A model's generation config, by itself, or the one that its config implies. Raises `ModelError` for a file that
+    is none: end tokens would be missing."""
+    file = Path(_place(settings)) / "generation_config.json"
     try:
         return GenerationConfig.from_pretrained(_place(settings), revision=settings.model_revision or "main")
-    except OSError:
+    except (OSError, ValueError) as error:
+        if file.exists():
+            raise ModelError(f"could not read {file}: {error}; mend or remove it") from error
         return GenerationConfig.from_model_config(config)
 
 

@@ -395,7 +395,6 @@ def test_rows_that_pad_the_embedding_are_never_sampled(sampling: Sampling) -> No
     for completions in bound:
         assert max(max(one.token_ids) for one in completions) < padding
     assert [one.token_ids for one in bound[0]] == [one.token_ids for one in bound[1]]
-    # What is recorded stays the model's own log-probability, over all its rows.
-    first = bound[0][0]
+    first = bound[0][0]  # what is recorded stays the model's own log-probability, over all its rows
     logits = model(input_ids=torch.tensor([requests[0].prompt_ids])).logits[0, -1].log_softmax(-1)
     assert first.logprobs[0] == pytest.approx(logits[first.token_ids[0]].item(), abs=1e-4)

@@ -114,3 +114,14 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(ModelError, match="found one that encodes nothing"):
         load_model(str(folder))
+
+
+def test_a_generation_config_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    folder = chat_model_folder("qwen2", tmp_path / "model")
+    file = folder / "generation_config.json"
+    stated = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({**stated, "eos_token_id": [2, 100, 101]}), "utf-8")
+    assert load_model(str(folder)).end_ids == {2, 5, 100, 101}
+    file.write_text("{", "utf-8")
+    with pytest.raises(ModelError, match=r"could not read .*generation_config\.json"):
+        load_model(str(folder))

@@ -38,7 +38,7 @@ def policy_of(name: str, dtype: torch.dtype = torch.float32, **fields: Any) -> P
 
 def engine_of(policy: Policy, settings: Any = None) -> Any:
     """The engine that a run would get."""
-    loaded = cast(Any, SimpleNamespace(model=policy.model, context_tokens=400, end_ids=frozenset()))
+    loaded = cast(Any, SimpleNamespace(model=policy.model, context_tokens=400, end_ids=frozenset(), num_tokens=None))
     with open_engine(settings or LocalSettings(), loaded, num_roles=2) as access:
         return access.build(policy, cast(Any, None))
 
@@ -165,7 +165,7 @@ def test_families_that_are_right_get_the_engine_that_was_asked_for(settings: Any
 
 
 def test_the_judges_engine_is_checked_too() -> None:
-    loaded = cast(Any, SimpleNamespace(model=build("gemma2"), context_tokens=400, end_ids=frozenset()))
+    loaded = cast(Any, SimpleNamespace(model=build("gemma2"), context_tokens=400, end_ids=frozenset(), num_tokens=None))
     base = open_base(LocalSettings(), loaded)
     with pytest.warns(UserWarning, match="Gemma2ForCausalLM is sampled by the plain engine"):
         engine = base.__enter__()
@@ -195,6 +195,6 @@ def test_lengths_and_contexts_that_configs_name() -> None:
 
 def test_a_model_that_names_no_longest_context_takes_its_tokenizers() -> None:
     limited, unlimited = (cast(Any, SimpleNamespace(model_max_length=n)) for n in (4096, int(1e30)))
-    assert load._context_tokens(BloomConfig(), limited) == 4096
+    assert load.context_window(BloomConfig(), limited) == 4096
     with pytest.warns(UserWarning, match=r"names no longest context \(mamba\): .* limited to 2048 tokens"):
-        assert load._context_tokens(MambaConfig(), unlimited) == 2048
+        assert load.context_window(MambaConfig(), unlimited) == 2048
