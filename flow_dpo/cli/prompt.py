@@ -50,6 +50,7 @@ def prompt(argv: Sequence[str]) -> int:
     parsed, console = parse_prompt(argv), Console()
     from flow_dpo.data.problems import load
     from flow_dpo.models import load as models  # loads torch, once the arguments are parsed
+    from flow_dpo.models.checkpoint import check_rows
     from flow_dpo.models.prompt_preview import preview
 
     data = parsed["data"]
@@ -58,6 +59,8 @@ def prompt(argv: Sequence[str]) -> int:
     if not problems:
         raise DataError("expected at least one problem, found none; see --dataset_split and --skip_problems")
     config, renderer = models.load_renderer(parsed["model"])
+    if rows := getattr(config.get_text_config(), "vocab_size", None):
+        check_rows(renderer, rows, parsed["model"].model_name_or_path)
     ends = models.end_ids(renderer, models.load_generation_config(parsed["model"], config), parsed["model"])
     name = parsed["model"].model_name_or_path
     print_safe(

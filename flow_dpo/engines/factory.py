@@ -222,10 +222,10 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Engi
     """The local engine where it is right for this model and its adapters, otherwise a plain one."""
     role_model = role_model_of(policy, settings)
 
-    def make(subject: Subject, end_ids: Collection[int] = ()) -> Engine:
+    def make(subject: Subject, end_ids: Collection[int] = (), num_tokens: int | None = None) -> Engine:
         assert subject.policy is not None
         own = role_model if subject.policy is policy else role_model_of(subject.policy, settings)
-        return _local_engine(settings, subject, own, end_ids)
+        return _local_engine(settings, subject, own, end_ids, num_tokens)
 
     return _right(
         Subject.of(policy, context_tokens=loaded.context_tokens), loaded, {_LOCAL: (make, "layout"), **_PLAIN}
@@ -236,8 +236,8 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Engi
 def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
     """The local engine of the base model without adapters, whatever the role; a plain one where that is not right."""
 
-    def make(subject: Subject, end_ids: Collection[int] = ()) -> Engine:
-        return _local_engine(settings, subject, subject.using, end_ids)
+    def make(subject: Subject, end_ids: Collection[int] = (), num_tokens: int | None = None) -> Engine:
+        return _local_engine(settings, subject, subject.using, end_ids, num_tokens)
 
     attention.prepare(loaded.model)
     subject = Subject.bare(loaded.model, context_tokens=loaded.context_tokens)
@@ -248,7 +248,7 @@ def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
 def _right(subject: Subject, loaded: LoadedModel, engines: Mapping[str, tuple[Callable[..., Engine], Kind]]) -> Engine:
     """The first of these engines that samples this model rightly."""
     make, _ = engines[choose_engine(subject, engines)]
-    return make(subject, loaded.end_ids)
+    return make(subject, loaded.end_ids, loaded.num_tokens)
 
 
 def _local_engine(
@@ -256,6 +256,7 @@ def _local_engine(
     subject: Subject,
     role_model: Callable[[Role], AbstractContextManager[PreTrainedModel]],
     end_ids: Collection[int],
+    num_tokens: int | None,
 ) -> LocalEngine:
     return LocalEngine(
         subject.model,
@@ -263,6 +264,7 @@ def _local_engine(
         end_ids=end_ids,
         context_tokens=subject.context_tokens,
         settings=settings,
+        num_tokens=num_tokens,
     )
 
 
@@ -273,13 +275,16 @@ def role_model_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], A
     return MergedModels(policy).using  # refused now rather than amid rollouts
 
 
-def _plain_engine(subject: Subject, end_ids: Collection[int] = (), *, cached: bool = True) -> PlainEngine:
+def _plain_engine(
+    subject: Subject, end_ids: Collection[int] = (), num_tokens: int | None = None, *, cached: bool = True
+) -> PlainEngine:
     return PlainEngine(
         subject.model,
         role_model=subject.using,
         end_ids=end_ids,
         context_tokens=subject.context_tokens,
         cached=cached,
+        num_tokens=num_tokens,
     )
 
 

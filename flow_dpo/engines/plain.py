@@ -60,7 +60,9 @@ class PlainEngine(Engine):
         end_ids: Collection[int],
         context_tokens: int,
         cached: bool = True,
+        num_tokens: int | None = None,
     ) -> None:
+        """Ids from `num_tokens` on, which pad the embedding and stand for no token, are never sampled."""
         self._role_model = role_model or (lambda _: nullcontext(model))
         self._cached = cached
         self._few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
@@ -68,6 +70,7 @@ class PlainEngine(Engine):
         # Some models rotate every key otherwise past a length, the cached ones too: no request goes that far.
         self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
         self._vocab_size = vocabulary_size(model)
+        self._num_tokens = num_tokens
         self._queue: deque[_Queued] = deque()
         self._versions: dict[Role, int] = {}
         self._num_tickets = 0
@@ -107,7 +110,8 @@ class PlainEngine(Engine):
             scores = dict(enumerate(self._forward(model, unread, cache)[0].double().tolist()))
             # 2. draw by the number that belongs to this seed and position
             excluded = () if drawn else queued.excluded
-            token = draw(scores, sampling, uniform=uniform(queued.seed, len(drawn)), excluded=excluded)
+            share = uniform(queued.seed, len(drawn))
+            token = draw(scores, sampling, uniform=share, excluded=excluded, num_tokens=self._num_tokens)
             if token is None:
                 raise nothing_left(request, sampling, excluded)
             drawn.append(token)

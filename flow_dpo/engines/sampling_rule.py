@@ -54,15 +54,23 @@ def uniform(seed: int, position: int) -> float:
 
 
 def draw(
-    logprobs: Mapping[int, float], sampling: Sampling, *, uniform: float, excluded: Collection[int] = ()
+    logprobs: Mapping[int, float],
+    sampling: Sampling,
+    *,
+    uniform: float,
+    excluded: Collection[int] = (),
+    num_tokens: int | None = None,
 ) -> Drawn | None:
     """Sample a token by its (perhaps unnormalised) log-probability; None where no token is left.
 
-    Log-probabilities of the result are normalised.
+    Log-probabilities of the result are normalised. Ids from `num_tokens` on have no share in what is drawn from.
     """
     peak = max(logprobs.values())
     total = math.fsum(math.exp(value - peak) for value in logprobs.values())
-    scaled = {token: math.exp((value - peak) / sampling.temperature) for token, value in logprobs.items()}
+    limit = math.inf if num_tokens is None else num_tokens
+    known = {token: value for token, value in logprobs.items() if token < limit}
+    top = max(known.values())
+    scaled = {token: math.exp((value - top) / sampling.temperature) for token, value in known.items()}
     ranked = sorted(scaled, key=lambda token: (-scaled[token], token))
     kept, mass = _nucleus(scaled, ranked, sampling.top_p)
     left = [token for token in kept if token not in excluded and scaled[token] > 0]
@@ -72,7 +80,7 @@ def draw(
     return Drawn(
         token,
         logprob=min(0.0, logprobs[token] - peak - math.log(total)),
-        sampled_logprob=min(0.0, (logprobs[token] - peak) / sampling.temperature - math.log(mass)),
+        sampled_logprob=min(0.0, (logprobs[token] - top) / sampling.temperature - math.log(mass)),
     )
 
 

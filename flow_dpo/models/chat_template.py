@@ -12,6 +12,7 @@ the clock stands still at `date`.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -21,6 +22,8 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from flow_dpo.core.errors import ModelError
+
+log = logging.getLogger("flow_dpo")
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -55,6 +58,9 @@ class ChatTemplate:
         """`source` replaces the tokenizer's own; "plain" names `PLAIN_TEMPLATE`."""
         self._tokenizer = tokenizer
         own = _plain_template(tokenizer) if source == "plain" else source or tokenizer.chat_template
+        if isinstance(own, dict) and "default" in own:
+            log.warning("the tokenizer has several chat templates (%s): default is used", ", ".join(own))
+            own = own["default"]
         if not isinstance(own, str):
             raise ModelError(
                 "expected a tokenizer with one chat template, found "
@@ -70,10 +76,13 @@ class ChatTemplate:
         self._pinned = _CLOCK.sub(lambda found: json.dumps(now.strftime(found[1][1:-1])), own)
         self._variables = {name: False for name in _THOUGHT_SWITCHES if re.search(rf"\b{name}\b", own)}
         self._variables |= variables
+        self._header = ""
+        """Header of an answer that the template writes in front of one, but not where one is asked for."""
         self._parts = frozenset[str]()
         self._parts = self._roles_in_parts()
         self.folds_system = self._must_fold_system()
         """Whether it ignores or refuses a system message, which then goes in front of the first question."""
+        self._header = self._missing_header()
         self.opening = self.apply([{"role": "user", "content": "USER"}]).rpartition("USER")[2]
         """What it writes between a question and the answer."""
         self.opens_thought = _open_thought(self.opening)
@@ -86,9 +95,10 @@ class ChatTemplate:
         """The chat rendered, up to where the assistant is to answer with `answers`. Raises `ModelError` where the
         template refuses it."""
         try:
-            return self._apply(chat, answers)
+            text = self._apply(chat, answers)
         except _FAILURES as error:
             raise ModelError(f"the chat template refused the prompt's messages: {error}") from error
+        return text + self._header if answers and chat[-1]["role"] != "assistant" else text
 
     def after_answer(self) -> list[str]:
         """What it writes after an assistant's message: at the end of a chat, and before a next question."""
@@ -143,15 +153,25 @@ class ChatTemplate:
         chat = [{"role": "system", "content": _MESSAGE}, {"role": "user", "content": _QUESTION}]
         return not self._holds(chat, _MESSAGE)
 
-    def _lead(self) -> str:
+    def _missing_header(self) -> str:
+        """What stands before an answer, of a template that ignores that one is asked for; "" where that is space."""
         chat = [{"role": "user", "content": "USER"}]
         before = self.apply(chat)
+        lead = self._before_answer(before) if before == self._apply(chat, False) else ""
+        return lead if lead.strip() else ""
+
+    def _lead(self) -> str:
+        lead = self._before_answer(self.apply([{"role": "user", "content": "USER"}]))
+        return lead + _closing(self.opening + lead)
+
+    def _before_answer(self, before: str) -> str:
+        """What the template writes between `before`, where an answer is asked for, and the answer."""
+        chat = [{"role": "user", "content": "USER"}]
         try:
             whole = self._apply([*chat, {"role": "assistant", "content": MARK}], False).rpartition(MARK)[0]
         except _FAILURES:
             whole = ""
-        lead = whole[len(before) :] if whole.startswith(before) else ""
-        return lead + _closing(self.opening + lead)
+        return whole[len(before) :] if whole.startswith(before) else ""
 
 
 def _open_thought(text: str) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -28,7 +27,8 @@ from transformers import (
 )
 
 from flow_dpo.core.errors import ModelError
-from flow_dpo.models.facts import context_tokens
+from flow_dpo.models.checkpoint import UNREADABLE, check_kind, check_rows, weights
+from flow_dpo.models.facts import context_tokens, vocabulary_size
 from flow_dpo.models.precision import choose_dtype, warn_of_change
 from flow_dpo.models.render import Renderer
 from flow_dpo.models.settings import ModelSettings
@@ -57,6 +57,11 @@ class LoadedModel:
     trust_remote_code: bool = False
     """Both as in the settings, for other programs that load the model."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Ids that the tokenizer has; an embedding may have more rows, which stand for no token."""
+        return max(self.renderer.tokenizer.get_vocab().values()) + 1
+
 
 def load_model(settings: ModelSettings | str) -> LoadedModel:
     """Load model and tokenizer. Raises `ModelError` for a folder that is none, or a model that cannot chat."""
@@ -67,12 +72,9 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     name = _place(settings)
     shared = _hub(settings)
     dtype = _dtype(settings, config, device)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype or "auto", use_safetensors=True, **shared
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"could not load the weights of {name} (safetensors only): {error}") from error
+    generation = load_generation_config(settings, config)
+    model = weights(name, config, dtype, **shared)
+    check_rows(renderer, vocabulary_size(model), name)
     if dtype is None:  # known by its weights alone
         dtype = choose_dtype(settings.dtype, model.dtype, device)
     if settings.dtype == "auto" and settings.model_name_or_path != "seed":
@@ -85,7 +87,7 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     return LoadedModel(
         model=model,
         renderer=renderer,
-        end_ids=end_ids(renderer, model.generation_config, settings),
+        end_ids=end_ids(renderer, generation, settings),
         context_tokens=context_window(config, renderer.tokenizer),
         name=settings.model_name_or_path,
         revision=settings.model_revision,
@@ -106,9 +108,14 @@ def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:
     try:
         config = AutoConfig.from_pretrained(name, **shared)
         tokenizer = AutoTokenizer.from_pretrained(name, **shared)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    check_kind(config, name)
+    if not tokenizer.encode("a", add_special_tokens=False):
+        raise ModelError(
+            f"expected a tokenizer in {name}, found one that encodes nothing; put its files beside the model's"
+        )
     renderer = Renderer(
         tokenizer,
         chat_template=settings.chat_template,
@@ -119,10 +126,14 @@ def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:
 
 
 def load_generation_config(settings: ModelSettings, config: PretrainedConfig) -> GenerationConfig:
-    """A model's generation config, by itself, or the one that its config implies."""
+    """A model's generation config, by itself, or the one that its config implies. Raises `ModelError` for a file that
+    is none: end tokens would be missing."""
+    file = Path(_place(settings)) / "generation_config.json"
     try:
         return GenerationConfig.from_pretrained(_place(settings), revision=settings.model_revision or "main")
-    except OSError:
+    except (OSError, ValueError) as error:
+        if file.exists():
+            raise ModelError(f"could not read {file}: {error}; mend or remove it") from error
         return GenerationConfig.from_model_config(config)
 
 
@@ -153,7 +164,7 @@ def dtype_of(settings: ModelSettings) -> str:
     name = _place(settings)
     try:
         config = AutoConfig.from_pretrained(name, **_hub(settings))
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
     return str(_dtype(settings, config, device_of(settings)) or "auto").removeprefix("torch.")
 

@@ -60,7 +60,8 @@ class TextEncoder:
         self._plain = _Fast(tokenizer, added, ids) if tokenizer.is_fast else _Slow(tokenizer, words)
 
     def find(self, text: str) -> list[Control]:
-        """The control tokens that the tokenizer finds in a text."""
+        """The control tokens that the tokenizer finds in a text. Raises `ModelError` for a text that is none."""
+        _check_text(text)
         return [one for one in self._plain.parse(text) if one.id in self.controls]
 
     def encode(self, text: str, *, shown: Mapping[str, str], after: After) -> TokenIds:
@@ -90,6 +91,7 @@ class TextEncoder:
 
     def plain(self, text: str, *, after: After) -> TokenIds:
         """The ids of a text of which nothing is a control token. Raises `ModelError` where that cannot be."""
+        _check_text(text)
         ids: list[int] = []
         todo: list[tuple[str, After]] = [(text, after)] if text else []
         while todo:
@@ -123,6 +125,17 @@ def _is_control(token: Any, template: str) -> bool:
         return False
     in_template = text in template and not (text.isspace() or text.isalnum())
     return token.special or in_template or _BRACKETS.fullmatch(text) is not None
+
+
+def _check_text(text: str) -> None:
+    """Raise `ModelError` for text with half of a pair of code units: no tokenizer takes it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = text[max(error.start - 20, 0) : error.end + 20]
+        raise ModelError(
+            f"expected text of whole characters, found {text[error.start]!a}, half of one, in {around!a}; leave it out"
+        ) from error
 
 
 class _Fast:

@@ -30,6 +30,7 @@ from transformers import (
 from flow_dpo.core.errors import ConfigError, EngineError, ModelError
 from flow_dpo.core.types import Adapter, Completion, Request, Sampling, TokenIds
 from flow_dpo.engines.local.engine import LocalEngine
+from flow_dpo.engines.plain import PlainEngine
 from flow_dpo.engines.settings import LocalSettings
 from tests.support.tiny_models import KINDS, tiny_model
 
@@ -372,3 +373,28 @@ def test_a_model_that_rows_of_ours_cannot_express_is_refused(kind: Any, config: 
         model = kind(config).eval()
     with pytest.raises(ModelError, match=message):
         build(model).sample([answer(ids(5, 0))], Sampling(), seeds=[0])
+
+
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, Sampling(temperature=2.0)], ids=str)
+def test_rows_that_pad_the_embedding_are_never_sampled(sampling: Sampling) -> None:
+    model = tiny_model("qwen2", vocab_size=VOCAB)
+    padding = VOCAB - 28
+    with torch.no_grad():
+        model.get_output_embeddings().weight[padding:] *= 2  # as no training would leave them
+    common: dict[str, Any] = {"role_model": lambda _: contextlib.nullcontext(model), "end_ids": [2]}
+    requests = [answer(ids(9, seed), max_tokens=20) for seed in range(12)]
+    free, *bound = [
+        engine.sample(requests, sampling, seeds=range(12))
+        for engine in (
+            LocalEngine(model, **common, context_tokens=400),
+            LocalEngine(model, **common, context_tokens=400, num_tokens=padding),
+            PlainEngine(model, **common, context_tokens=400, num_tokens=padding),
+        )
+    ]
+    assert max(max(one.token_ids) for one in free) >= padding
+    for completions in bound:
+        assert max(max(one.token_ids) for one in completions) < padding
+    assert [one.token_ids for one in bound[0]] == [one.token_ids for one in bound[1]]
+    first = bound[0][0]  # what is recorded stays the model's own log-probability, over all its rows
+    logits = model(input_ids=torch.tensor([requests[0].prompt_ids])).logits[0, -1].log_softmax(-1)
+    assert first.logprobs[0] == pytest.approx(logits[first.token_ids[0]].item(), abs=1e-4)

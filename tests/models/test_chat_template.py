@@ -273,3 +273,40 @@ def test_the_clock_stands_still() -> None:
     assert not Renderer(tokenizer_of("byte level", CHAT)).template.reads_clock
     with pytest.raises(ModelError, match="expected a date"):
         Renderer(tokenizer_of("byte level", dated), template_date="tomorrow")
+
+
+def test_the_default_of_several_templates_is_used_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer: Any = tokenizer_of(KINDS[0], TEMPLATES["chat"])
+    template = tokenizer.chat_template
+    tokenizer.chat_template = {"tool_use": "TOOL", "default": template}
+    assert Renderer(tokenizer).template.source == template
+    assert "several chat templates (tool_use, default): default is used" in caplog.text
+    tokenizer.chat_template = {"tool_use": "TOOL", "rag": template}
+    with pytest.raises(ModelError, match=r"found several \(tool_use, rag\)"):
+        Renderer(tokenizer)
+
+
+def test_a_template_that_ignores_the_generation_prompt_gets_its_own_header() -> None:
+    turns = "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    prompt = Turn(role="answer", messages=(Message(role="user", content=("How many?",)),), max_tokens=4)
+    for kind in KINDS:
+        ignoring, always, usual = (
+            Renderer(tokenizer_of(kind, template))
+            for template in (turns, turns + "<|start|>assistant{{ '\n' }}", TEMPLATES["chat"])
+        )
+        assert ignoring.render(prompt) == always.render(prompt) == usual.render(prompt), kind
+        assert ignoring.template.lead == "" == usual.template.lead
+        assert ignoring.answer_ids("7 apples") == usual.answer_ids("7 apples"), kind
+    # Where there is no header, as in Llama 2's, none is made: the space in front of an answer is the answer's.
+    assert Renderer(tokenizer_of("llama", TEMPLATES["instruct"])).template.opening == " [/INST]"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_a_character_is_refused(kind: str) -> None:
+    renderer = Renderer(tokenizer_of(kind, TEMPLATES["chat"]))
+    with pytest.raises(ModelError, match=r"found '\\ud800', half of one, in 'about \\ud800 apples'"):
+        renderer.render(
+            Turn(role="a", messages=(Message(role="user", content=("about \ud800 apples",)),), max_tokens=4)
+        )
+    with pytest.raises(ModelError, match="half of one"):
+        renderer.to_ids(("\udfff",))

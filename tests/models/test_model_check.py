@@ -38,7 +38,7 @@ def policy_of(name: str, dtype: torch.dtype = torch.float32, **fields: Any) -> P
 
 def engine_of(policy: Policy, settings: Any = None) -> Any:
     """The engine that a run would get."""
-    loaded = cast(Any, SimpleNamespace(model=policy.model, context_tokens=400, end_ids=frozenset()))
+    loaded = cast(Any, SimpleNamespace(model=policy.model, context_tokens=400, end_ids=frozenset(), num_tokens=None))
     with open_engine(settings or LocalSettings(), loaded, num_roles=2) as access:
         return access.build(policy, cast(Any, None))
 
@@ -165,7 +165,7 @@ def test_families_that_are_right_get_the_engine_that_was_asked_for(settings: Any
 
 
 def test_the_judges_engine_is_checked_too() -> None:
-    loaded = cast(Any, SimpleNamespace(model=build("gemma2"), context_tokens=400, end_ids=frozenset()))
+    loaded = cast(Any, SimpleNamespace(model=build("gemma2"), context_tokens=400, end_ids=frozenset(), num_tokens=None))
     base = open_base(LocalSettings(), loaded)
     with pytest.warns(UserWarning, match="Gemma2ForCausalLM is sampled by the plain engine"):
         engine = base.__enter__()

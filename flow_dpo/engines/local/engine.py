@@ -83,7 +83,9 @@ class LocalEngine(Engine):
         end_ids: Collection[int],
         context_tokens: int,
         settings: LocalSettings | None = None,
+        num_tokens: int | None = None,
     ) -> None:
+        """Ids from `num_tokens` on, which pad the embedding and stand for no token, are never sampled."""
         if model.config._attn_implementation != attention.NAME:
             attention.prepare(model)
         self._inputs_device = model.device
@@ -94,6 +96,7 @@ class LocalEngine(Engine):
         self._budget_bytes = int(self._settings.kv_budget_gib * 2**30)
         self._inputs = attention.layout_inputs(model.device)
         self._vocab_size = vocabulary_size(model)
+        self._num_tokens = num_tokens
         self._shapes: Shapes | None = None
         self._prefix_cache = PrefixCache(self._budget_bytes)
         self._schedulers: dict[Role, RoleScheduler] = {}
@@ -248,6 +251,7 @@ class LocalEngine(Engine):
                 [row.sampling for row in rows],
                 uniforms([row.stream for row in rows], [len(row.tokens) for row in rows]),
                 {index: row.excluded for index, row in enumerate(rows) if row.excluded and not row.tokens},
+                self._num_tokens,
             )
             self._stats.draw_s += time.perf_counter() - started
             for place, row, token, logprob, sampled_logprob in zip(text_places, rows, *drawn, strict=True):

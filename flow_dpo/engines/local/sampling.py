@@ -46,9 +46,15 @@ def draw_batch(
     samplings: Sequence[Sampling],
     uniforms: Sequence[float],
     excluded: Mapping[int, TokenIds] | None = None,
+    num_tokens: int | None = None,
 ) -> Draws:
-    """Draw one token for each row of logits. `excluded` maps the rows that exclude tokens to those tokens."""
+    """Draw one token for each row of logits. `excluded` maps the rows that exclude tokens to those tokens; ids from
+    `num_tokens` on have no share in what is drawn from."""
     num_rows, vocab_size = logits_AV.shape
+    if num_tokens is not None and num_tokens < vocab_size:
+        kept = {row: tuple(id for id in ids if id < num_tokens) for row, ids in (excluded or {}).items()}
+        tokens, logprobs, sampled_logprobs = draw_batch(logits_AV[:, :num_tokens], samplings, uniforms, kept)
+        return tokens, _among_all(logits_AV, num_tokens, tokens, logprobs), sampled_logprobs
     # 1. Rows with and without top-p go into different blocks; on a CPU a block has at most `size` rows.
     size = max(1, _BLOCK_ELEMENTS // vocab_size) if logits_AV.device.type == "cpu" else num_rows
     truncated = [row for row, sampling in enumerate(samplings) if sampling.top_p < 1]
@@ -71,6 +77,17 @@ def draw_batch(
         )
         drawn_3A[:, at] = block.draw()
     return _lists(drawn_3A)
+
+
+def _among_all(
+    logits_AV: torch.Tensor, num_tokens: int, tokens: Sequence[int], logprobs: Sequence[float]
+) -> list[float]:
+    """Log-probabilities among the first `num_tokens` ids as those among all."""
+    token_A1 = torch.tensor(tokens, device=logits_AV.device)[:, None].clamp(min=0)
+    logprob_A = torch.tensor(logprobs, dtype=torch.float64, device=logits_AV.device)
+    rest_A = logits_AV[:, num_tokens:].double().logsumexp(-1)
+    own_A = logits_AV.gather(1, token_A1)[:, 0].double() - logprob_A
+    return (logprob_A - torch.logaddexp(own_A, rest_A) + own_A).tolist()
 
 
 def _lists(drawn_3A: torch.Tensor) -> Draws:
