@@ -194,10 +194,20 @@ def _parse(prog: str, description: str, sections: Sections, given: Given) -> dic
     words = [f"--config={json.dumps(values)}" for values in files.values()]
     words += [names.word(name, value) for name, (_, value) in flags.items()]
     try:
-        parsed = parser.instantiate(parser.parse_args(words))
+        read = parser.parse_args(words)
+        _refuse_endless(read, names, flags)
+        parsed = parser.instantiate(read)
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(_refusal(error, names, files, flags)) from error
     return {name: parsed[name] for name in sections}
+
+
+def _refuse_endless(read: Any, names: _Names, flags: Mapping[str, tuple[str, Any]]) -> None:
+    """Raise `ConfigError` for a number that is too large to be one, such as 1e400."""
+    for name in flags:
+        value = read.get(name) if name in names.defaults else None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"expected {name.rpartition('.')[2]} to be a finite number, found {flags[name][1]}")
 
 
 def _refusal(

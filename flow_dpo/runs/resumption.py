@@ -51,7 +51,7 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
         run_folder.refuse_unbegun(path)
     else:
         check_writable(path)
-        run_folder.refuse_used(path)
+        run_folder.refuse_used(path, resumes=True)
 
 
 def _refuse_strange(setting: str, names: Iterable[str], known: Sequence[str], what: str) -> None:

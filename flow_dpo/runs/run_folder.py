@@ -188,12 +188,34 @@ def publish_adapters(checkpoint: Path, run: Path, version: int) -> None:
         beside.replace(done)
 
 
-def refuse_used(path: Path) -> None:
-    """Raise `ConfigError` where `path` cannot become a new run's folder."""
+_KINDS = {
+    "config.yaml": "a run",
+    "adapter_config.json": "an adapter",
+    "summary.json": "an evaluation",
+    "traces.json": "traces",
+    "judge.json": "a judge's verdicts",
+    "comparison.json": "a comparison",
+}
+"""What a folder holds, by a file that tells it: two of them in one folder could no longer be told apart."""
+
+
+def refuse_others(path: Path, *, own: str) -> None:
+    """Raise `ConfigError` where `path` holds something of another kind than the one that the file `own` tells."""
+    for name, what in _KINDS.items():
+        if name != own and (path / name).exists():
+            raise ConfigError(f"output_dir {path} already holds {what}; name another with --output_dir")
+
+
+def refuse_used(path: Path, *, resumes: bool = False) -> None:
+    """Raise `ConfigError` where `path` cannot become a new run's folder. `resumes`: the command knows --resume."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
     if (path / "config.yaml").exists() or _holds_records(path):
-        raise ConfigError(f"output_dir {path} already holds a run; name another with --output_dir, or move it away")
+        go_on = "add --resume to go on with it, " if resumes else ""
+        raise ConfigError(
+            f"output_dir {path} already holds a run; {go_on}name another with --output_dir, or move it away"
+        )
+    refuse_others(path, own="config.yaml")
 
 
 def refuse_unbegun(path: Path) -> None:
