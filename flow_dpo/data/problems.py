@@ -143,11 +143,7 @@ def load_problems(
         given, name = name, "the given problems"
         known = DataSet(load=lambda _: given)
     if known is not None and known.load is not None:
-        if known.endless and skip_problems + (max_problems or 0) > _MOST_MADE:
-            raise DataError(
-                f"expected skip_problems and max_problems of at most {_MOST_MADE} together of {name}, whose problems "
-                f"are made one after the other, found {skip_problems} and {max_problems}"
-            )
+        _refuse_endless(known, name, skip_problems, max_problems)
         # Of an endless split so many are shuffled as are taken.
         most = (ENDLESS + skip_problems if end is None else end) if known.endless else early
         problems = _unlike(itertools.islice(known.load(split), most))
@@ -178,6 +174,15 @@ def load_problems(
         skipped_examples=tuple(skipped.examples),
         skipped_reasons=dict(skipped.counts),
     )
+
+
+def _refuse_endless(known: DataSet, name: str, skip_problems: int, max_problems: int | None) -> None:
+    """Raise `DataError` for more problems than can be made one after the other."""
+    if known.endless and skip_problems + (max_problems or 0) > _MOST_MADE:
+        raise DataError(
+            f"expected skip_problems and max_problems of at most {_MOST_MADE} together of {name}, whose problems are "
+            f"made one after the other, found {skip_problems} and {max_problems}"
+        )
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:

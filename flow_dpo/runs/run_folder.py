@@ -154,7 +154,8 @@ def locked(path: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise ConfigError(
-            f"another process writes to {path}; wait for it, or name another folder with --output_dir"
+            f"another process{_holder(path / '.lock')} writes to {path}; wait for it, or name another folder with "
+            "--output_dir"
         ) from error
     try:
         yield
@@ -163,6 +164,17 @@ def locked(path: Path) -> Iterator[None]:
         if [entry.name for entry in path.iterdir()] == [".lock"]:
             (path / ".lock").unlink()
             path.rmdir()
+
+
+def _holder(lock: Path) -> str:
+    """The process that holds a lock, " (pid 812)", where the system tells."""
+    try:
+        locks, inode = Path("/proc/locks").read_text(encoding="ascii").splitlines(), lock.stat().st_ino
+    except OSError:
+        return ""
+    # "1: FLOCK  ADVISORY  WRITE 812 fd:01:5678 0 EOF"
+    pids = [words[4] for line in locks if len(words := line.split()) > 5 and words[5].endswith(f":{inode}")]
+    return f" (pid {pids[0]})" if pids and int(pids[0]) > 0 else ""
 
 
 def differences(known: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
