@@ -86,7 +86,7 @@ def test_what_is_of_another_type_is_refused_in_words(words: str, message: str) -
         ("--save_updates -1", "--save_updates: expected"),
         ("--budget_tokens -1", "--budget_tokens: expected"),
         ("--kv_budget_gib 0", "--kv_budget_gib: expected"),
-        ("--output_dir=", "--output_dir: expected a folder in output_dir, found nothing"),
+        ("--output_dir=", "--output_dir: expected output_dir to name a folder, found ''"),
         ("--recipe=grpo --num_rollouts 0", "--num_rollouts: expected num_rollouts of 1 or more, found 0"),
         ("--recipe=dots --temperature 0", "--temperature: expected temperature above 0"),
         ("--recipe=regenesis --explore.plan_tokens 0", "--explore.plan_tokens: expected plan_tokens of 1 or more"),
@@ -252,6 +252,13 @@ def test_an_empty_name_of_a_run_is_not_the_untrained_model(flag: str, capsys: py
     """Such as of a shell's variable that was never set."""
     assert main(["evaluate", flag, "", "--output_dir", "unused"]) == 1
     assert f"expected a folder in {flag}, found none" in capsys.readouterr().err
+
+
+def test_no_command_writes_into_a_folder_without_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be the one that the user stands in."""
+    for command in ("train", "evaluate", "generate", "export", "sft", "compare", "judge", "report x"):
+        assert main([*command.split(), "--output_dir", ""]) == 1
+        assert "expected output_dir to name a folder, found ''" in capsys.readouterr().err, command
 
 
 def test_a_folder_holds_one_thing(tmp_path: Path) -> None:
