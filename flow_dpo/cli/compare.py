@@ -25,7 +25,7 @@ from flow_dpo.cli.generate import generate
 from flow_dpo.cli.sft import fine_tune
 from flow_dpo.cli.train import train
 from flow_dpo.core.answer_stop import AnswerStop
-from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.errors import ConfigError, DataError, expect
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.plugins import is_source
 from flow_dpo.evaluate.compare import provenance
@@ -119,6 +119,7 @@ class CompareSettings:
     """Seeds under way at once, each in a process of its own. Changes timing only."""
 
     def __post_init__(self) -> None:
+        expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
         for name in ("num_seeds", "jobs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")

@@ -23,6 +23,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from flow_dpo.core.errors import FlowDpoError, visible
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flow-dpo: unknown command {words[0]!r}; {hint}", file=sys.stderr)
         return 2
     _quiet_threads()
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Messages()
     handler.setFormatter(_Plain("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("httpx", "datasets", "filelock", "matplotlib", "fsspec", "urllib3"):
@@ -90,6 +91,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("flow-dpo: interrupted", file=sys.stderr)
         return 130
+
+
+class _Messages(logging.StreamHandler[TextIO]):
+    """Messages on the standard error as it is now: while a command draws its progress there, they go above it."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """It is never another."""
 
 
 class _Plain(logging.Formatter):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flow_dpo.core.errors import ConfigError, StorageError
+from flow_dpo.core.errors import ConfigError, StorageError, expect
 from flow_dpo.report.compose import compose
 from flow_dpo.report.document import Report
 from flow_dpo.report.html import render_page
@@ -44,6 +44,7 @@ class ReportSettings:
     """Id of the problem whose tree is drawn; a telling one where it is not given."""
 
     def __post_init__(self) -> None:
+        expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
         if self.num_side_by_side < 0:
             raise ConfigError(f"expected num_side_by_side of 0 at least, found {self.num_side_by_side}")
 

@@ -96,7 +96,8 @@ def _leaving(children: dict[int, list[Completion]], depth: int) -> float:
     if len(children) == 1:
         (group,) = children.values()
         return -math.expm1(min(0.0, group[0].sampled_logprobs[depth]))
-    return max(0.0, 1.0 - math.fsum(_q(group[0], depth) for group in children.values()))
+    left = 1.0 - math.fsum(_q(group[0], depth) for group in children.values())
+    return left if left >= _LEAST_MASS else 0.0
 
 
 def _outside(alive: Sequence[Completion], depth: int) -> float:

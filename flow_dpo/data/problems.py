@@ -38,6 +38,8 @@ LOOK_AHEAD = 100
 """Rows after the first in which columns are looked for that the first one lacks."""
 ENDLESS = 1000
 """Problems that are taken of a data set without end where no number is given."""
+_MOST_MADE = 10_000_000
+"""Problems that are made of a data set without end, those that are skipped included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,7 @@ def load_problems(
         given, name = name, "the given problems"
         known = DataSet(load=lambda _: given)
     if known is not None and known.load is not None:
+        _refuse_endless(known, name, skip_problems, max_problems)
         # Of an endless split so many are shuffled as are taken.
         most = (ENDLESS + skip_problems if end is None else end) if known.endless else early
         problems = _unlike(itertools.islice(known.load(split), most))
@@ -171,6 +174,15 @@ def load_problems(
         skipped_examples=tuple(skipped.examples),
         skipped_reasons=dict(skipped.counts),
     )
+
+
+def _refuse_endless(known: DataSet, name: str, skip_problems: int, max_problems: int | None) -> None:
+    """Raise `DataError` for more problems than can be made one after the other."""
+    if known.endless and skip_problems + (max_problems or 0) > _MOST_MADE:
+        raise DataError(
+            f"expected skip_problems and max_problems of at most {_MOST_MADE} together of {name}, whose problems are "
+            f"made one after the other, found {skip_problems} and {max_problems}"
+        )
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:

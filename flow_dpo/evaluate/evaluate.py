@@ -55,6 +55,7 @@ class EvaluationSettings:
     """Leave out test problems that are among them; otherwise they are only counted."""
 
     def __post_init__(self) -> None:
+        expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
         expect(self, "of 1 at least", lambda value: value >= 1, "num_samples", "batch_problems")
         if self.greedy and self.num_samples > 1:
             raise ConfigError(

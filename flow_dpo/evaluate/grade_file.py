@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flow_dpo.core.errors import DataError, StorageError
+from flow_dpo.core.errors import DataError, StorageError, expect
 from flow_dpo.core.types import Verdict
 from flow_dpo.data.strict_json import parse_object
 from flow_dpo.evaluate.statistics import ungraded_reasons
@@ -32,6 +32,10 @@ class VerifySettings:
     num_workers: int = 2
     """Processes that compare formulas."""
 
+    def __post_init__(self) -> None:
+        expect(self, "above 0", lambda value: value > 0, "timeout_s")
+        expect(self, "of 1 at least", lambda value: value >= 1, "num_workers")
+
 
 def verify_file(
     path: str | Path,
@@ -48,7 +52,8 @@ def verify_file(
     `summary.json`, or a file such as `graded.jsonl`, with `graded.summary.json` beside it. The summary counts statuses;
     where rows carry an `is_correct` of their own it counts agreement, with rows that name a `policy` or are `disputed`
     apart. `accuracy` is the share of all rows that are correct, `accuracy_graded` of those that could be graded.
-    `on_batch` is called with the number of rows done and of all.
+    `on_batch` is called with the number of rows done and of all. Verdicts are written batch by batch: those of an
+    interrupted call are there, without a summary. Raises `DataError` for a file without a row, or with a broken one.
     """
     source, target = Path(path), Path(output)
     check_writable(target.parent if target.suffix else target, flag="--output")
@@ -59,20 +64,24 @@ def verify_file(
     if table.exists() and table.samefile(source):
         raise DataError(f"expected another file than the input for the output, found {table} for both; name another")
     rows = list(_rows(source))
+    if not rows:
+        raise DataError(f"expected rows to grade in {source}, found none")
     items = [(str(row["gold"]), row["model_output"], True) for row in rows]
-    with Verifier(rule=rule, timeout_s=timeout_s, num_workers=num_workers) as verifier:
-        verdicts: list[Verdict] = []
-        for start in range(0, len(items), BATCH):
-            verdicts += verifier.grade_many(items[start : start + BATCH])
-            if on_batch is not None:
-                on_batch(len(verdicts), len(items))
-    summary = _summary(source, rows, verdicts)
+    verdicts: list[Verdict] = []
     try:
         table.parent.mkdir(parents=True, exist_ok=True)
-        with open(table, "w", encoding="utf-8") as file:
-            for row, verdict in zip(rows, verdicts, strict=True):
-                found = {"status": verdict.status, "reason": verdict.reason, "extracted_answer": verdict.answer}
-                file.write(json.dumps({**row, **found}) + "\n")  # ASCII: a lone surrogate is no UTF-8
+        summary_file.unlink(missing_ok=True)  # of other verdicts
+        with Verifier(rule=rule, timeout_s=timeout_s, num_workers=num_workers) as verifier, open(table, "w") as file:
+            for start in range(0, len(items), BATCH):
+                graded = verifier.grade_many(items[start : start + BATCH])
+                for row, verdict in zip(rows[start : start + BATCH], graded, strict=True):
+                    found = {"status": verdict.status, "reason": verdict.reason, "extracted_answer": verdict.answer}
+                    file.write(json.dumps({**row, **found}) + "\n")  # ASCII: a lone surrogate is no UTF-8
+                file.flush()
+                verdicts += graded
+                if on_batch is not None:
+                    on_batch(len(verdicts), len(items))
+        summary = _summary(source, rows, verdicts)
         summary_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"could not write {table}: {error}; make room, or name another --output") from error
@@ -82,8 +91,14 @@ def verify_file(
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"expected a JSONL file at {path}, found {error}; give a file of rows to grade") from error
+    except UnicodeDecodeError as error:
+        row = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, row {row}: expected UTF-8 text, found byte 0x{error.object[error.start]:02x}; save it as UTF-8, "
+            "and unpacked where it is packed"
+        ) from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

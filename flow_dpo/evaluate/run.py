@@ -101,6 +101,7 @@ def measure_run(
     folder = Path(settings.output_dir)
     if write:
         check_writable(folder)
+        run_folder.refuse_others(folder, own="summary.json")
     if write and (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
     evaluated = sampled_flow(flow, settings.mode)

@@ -40,15 +40,17 @@ def fitting_problems(
         raise DataError("expected at least one problem, found none; see --max_problems and --dataset_split")
     prompts = [len(renderer.render(_first_turn(flow, problem)).prompt_ids) for problem in problems]
     shortest = min(prompts)
-    lengths = [
-        (len(request.prompt_ids), request.max_tokens) for request in longest_requests(flow, renderer, problems[0])
-    ]
-    chunk = lengths[0][1]
-    if shortest + chunk > context_tokens:
-        raise ConfigError(
-            f"expected room for one completion of {chunk} tokens, found a context window of {context_tokens} tokens "
-            f"and a shortest prompt of {shortest}; shorten the prompts or the chunk (--flow.chunk_tokens)"
-        )
+    lengths: list[tuple[int, int]] = []
+    for request in longest_requests(flow, renderer, problems[0]):
+        lengths.append((len(request.prompt_ids), request.max_tokens))
+        prompt = min(shortest, len(request.prompt_ids))
+        # Asked before a completion of this length is made up: it may be of any.
+        if prompt + request.max_tokens > context_tokens:
+            raise ConfigError(
+                f"expected room for one completion of {request.max_tokens} tokens, found a context window of "
+                f"{context_tokens} tokens and a shortest prompt of {prompt}; shorten the prompts or the chunk "
+                "(--flow.chunk_tokens)"
+            )
     growth = max(prompt + completion for prompt, completion in lengths) - prompts[0]
     fits = [prompt + growth + _SLACK <= context_tokens for prompt in prompts]
     if not any(fits):

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flow_dpo.core.errors import ConfigError
+
 ALL_LINEAR = "all-linear"
 """Adapters on every linear layer and stack of experts; see `adapter_targets`."""
+_MOST_THREADS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +42,9 @@ class ModelSettings:
     trust_remote_code: bool = False
     num_threads: int = 0
     """CPU threads; 0 means one for tiny models and torch's own choice for others."""
+
+    def __post_init__(self) -> None:
+        if not self.model_name_or_path.strip():
+            raise ConfigError("expected model_name_or_path to be a folder, a hub id or seed, found none")
+        if not 0 <= self.num_threads <= _MOST_THREADS:
+            raise ConfigError(f"expected num_threads from 0 to {_MOST_THREADS}, found {self.num_threads}")

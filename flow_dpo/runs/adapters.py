@@ -51,6 +51,9 @@ def source_settings(given: Given) -> tuple[dict[str, Any], str]:
     Raises `ConfigError` where both are given, `DataError` where a folder is not what it should be.
     """
     run, adapter = given.text("speaking.run"), given.text("speaking.adapter")
+    for name, value in (("run", run), ("adapter", adapter)):
+        if not value and given.find(f"speaking.{name}")[0] is not None:  # such as of a shell's variable that is not set
+            raise ConfigError(f"expected a folder in --{name}, found none; leave it out for the model without adapters")
     if run and adapter:
         raise ConfigError(f"expected a run or an adapter, found both: {run} and {adapter}; leave one out")
     if adapter:

@@ -10,7 +10,7 @@ express (an object) is named in the record, so that a run is never taken for one
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,18 @@ class GivenObjects:
     recipe: Recipe | None = None
     flow: Flow[Any] | None = None
 
+    def __post_init__(self) -> None:
+        known = {
+            "flow": (("roles", "start", "turn", "advance"), "; a recipe's flow comes with recipe="),
+            "grader": (("check_texts",), ", or a class that is called with the renderer"),
+            "callbacks": (("__iter__",), ": a list of callbacks"),
+        }
+        for name, (parts, hint) in known.items():
+            value = getattr(self, name)
+            missing = [part for part in parts if not hasattr(value, part)]
+            if value is not None and missing and not (name == "grader" and callable(value)):
+                raise ConfigError(f"expected {name} to have {', '.join(missing)}{hint}; found {value!r:.80}")
+
     def record(self) -> dict[str, str]:
         """The objects that no setting describes, by their kind: "grader": "__main__:PatternGrader"."""
         found = {"grader": self.grader, "engine": self.engine if callable(self.engine) else None}
@@ -68,6 +80,8 @@ def problem_set(problems: str | Sequence[Problem] | ProblemSet, max_problems: in
     """
     if isinstance(problems, str):
         return None
+    if not isinstance(problems, Iterable):
+        raise ConfigError(f"expected the name of a data set or a list of problems, found {problems!r:.80}")
     chosen = tuple(problems)[:max_problems]
     for problem in chosen:
         if not isinstance(problem, Problem):

@@ -14,6 +14,7 @@ Invariant: nothing is printed to a quiet console, and no result depends on what 
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -128,7 +129,11 @@ class Live:
             return self
         if self._console.is_terminal:
             self._region = LiveRegion(
-                get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True
+                get_renderable=self._render,
+                console=self._console,
+                refresh_per_second=4,
+                transient=True,
+                redirect_stderr=sys.stderr.isatty(),  # messages go above; in a file they stay there
             )
             self._region.start()
         else:
@@ -184,7 +189,8 @@ class Live:
         """How far it is and how long it may take, in words."""
         count = f"{self.done:,}/{self._total:,} {self._unit}  " if self._total else ""
         left = self.left_s()
-        time_left = "" if left is None else f", {'over' if left[1] else 'about'} {duration(left[0])} left"
+        told = left is not None and left[0] >= 1  # "over 0 s left" tells nothing
+        time_left = f", {'over' if left[1] else 'about'} {duration(left[0])} left" if left and told else ""
         return f"{count}{duration(time.monotonic() - self._started)}{time_left}"
 
     def _render(self) -> RenderableType:

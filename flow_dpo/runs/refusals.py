@@ -11,11 +11,15 @@ one line, which names the flag as it may be typed, or the file and the setting i
 from __future__ import annotations
 
 import difflib
+import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
+
+from flow_dpo.core.errors import ConfigError
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 _FEW = 4
@@ -61,6 +65,16 @@ def whole_group(name: str, settings: Sequence[str], value: Any, *, of_recipe: bo
     shown = ", ".join([*settings[:_FEW], *(["..."] if settings[_FEW:] else [])])
     comes = "; which one it is comes with --recipe" if of_recipe else "; name the one that you mean"
     return f"expected one of the settings of --{name} ({shown}), found {value!r:.80} for all of them{comes}"
+
+
+def refuse_endless(values: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a number that is too large to be one, such as 1e400, or to count anything."""
+    for name, value in values.items():
+        field = name.rpartition(".")[2]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"expected {field} to be a finite number, found {value}")
+        if isinstance(value, int) and abs(value) > sys.maxsize:
+            raise ConfigError(f"expected {field} to be at most {sys.maxsize}, found {value}")
 
 
 def refused_key(message: str, known: Sequence[str]) -> str:

@@ -68,6 +68,8 @@ class Given:
             if not equals:
                 alone = name == "help" or not words or words[0].startswith("--")
                 value = True if alone else words.pop(0)
+            if name == "config" and (value is True or not value):
+                raise ConfigError("expected a YAML file after --config, found none")
             if name == "config":
                 files.append((str(value), _named(read_settings(Path(str(value))))))
             else:
@@ -191,10 +193,16 @@ def _parse(prog: str, description: str, sections: Sections, given: Given) -> dic
     # The parser takes a settings text as well as a path; short names have become full ones in it.
     files = {path: names.in_full(values, path) for path, values in given.layers[:-1]}
     flags = {names.full(name): (name, value) for name, value in given.layers[-1][1].items()}
+    # What a flag overrides is not read: whatever is wrong is wrong in one place.
+    files = {
+        path: {name: value for name, value in values.items() if name not in flags} for path, values in files.items()
+    }
     words = [f"--config={json.dumps(values)}" for values in files.values()]
     words += [names.word(name, value) for name, (_, value) in flags.items()]
     try:
-        parsed = parser.instantiate(parser.parse_args(words))
+        read = parser.parse_args(words)
+        refusals.refuse_endless({name: read.get(name) for name in names.defaults})
+        parsed = parser.instantiate(read)
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(_refusal(error, names, files, flags)) from error
     return {name: parsed[name] for name in sections}
@@ -220,7 +228,7 @@ def _refusal(
     where = "" if key in flags or not path else f"{path}: "
     if own:
         return f"{where}{flag}: {error}"
-    if value is True and not isinstance(names.defaults.get(key), bool):
+    if value is True and key in flags and not isinstance(names.defaults.get(key), bool):
         return f"expected a value after {flag}, found none"
     if key in names.groups:
         of_group = [f"--{names.shortest(name)}" for name in names.defaults if name.startswith(f"{key}.")]
@@ -259,11 +267,14 @@ class _Names:
         if type_ is Any or type(None) in get_args(type_):
             self.may_be_none.add(name)
 
+    def _all(self) -> list[str]:
+        return [*self.short, *self.defaults, *self.groups]
+
     def full(self, given: str) -> str:
         """A flag's full name. Raises `ConfigError` for a name that no setting has."""
         name = self.short.get(given, given)
         if not (name in self.defaults or name in self.groups or name in ("help", "print_config")):
-            raise ConfigError(f"unknown setting --{name}; {nearest(name, [*self.short, *self.defaults, *self.groups])}")
+            raise ConfigError(f"unknown setting --{name}; {nearest(name, [*self._all(), 'help'])}")
         return name
 
     def word(self, name: str, value: str | Literal[True]) -> str:
@@ -288,7 +299,7 @@ class _Names:
                 full |= self.in_full({f"{name}.{key}": item for key, item in value.items()}, path)
             elif name not in self.defaults:
                 deepest = next((leaf for leaf, _ in _leaves({name: value})), name)
-                near = nearest(deepest, [*self.short, *self.defaults, *self.groups]).replace("--", "")
+                near = nearest(deepest, self._all()).replace(" --", " ")
                 raise ConfigError(f"unknown setting {name} in {path}; {near}")
             elif name not in self.may_be_none and _holds_nothing(value):  # the parser lets it pass, whatever the type
                 raise ConfigError(f"expected a value for {name} in {path}, found null; leave it out for its default")
@@ -341,7 +352,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(text)
     except (yaml.YAMLError, *_OF_VALUES) as error:
-        raise ConfigError(f"expected YAML in {path}: {error}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"expected YAML in {path}{where}: {problem}") from error
     if found is None:
         return {}
     if not isinstance(found, dict):

@@ -9,6 +9,7 @@ and refused by name, unless the user allows it by name.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.answer_stop import AnswerStop
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.models.load import load_renderer
 from flow_dpo.models.prompt_preview import first_difference, prompt_facts
@@ -26,6 +27,7 @@ from flow_dpo.runs.resolve import read_settings, refuse_unknown
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.writable import check_writable
 
+_logger = logging.getLogger(__name__)
 _RUN_ONLY = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
 )
@@ -51,7 +53,7 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
         run_folder.refuse_unbegun(path)
     else:
         check_writable(path)
-        run_folder.refuse_used(path)
+        run_folder.refuse_used(path, resumes=True)
 
 
 def _refuse_strange(setting: str, names: Iterable[str], known: Sequence[str], what: str) -> None:
@@ -82,16 +84,19 @@ def dated(settings: TrainSettings, date: str) -> TrainSettings:
 def compare(
     path: Path, settings: TrainSettings, given: GivenObjects, facts: Mapping[str, Any], problems: Sequence[Problem]
 ) -> dict[str, Any]:
-    """Allowed differences from the run at `path`. Raises `ConfigError` for any other."""
+    """Allowed differences from the run at `path`. Raises `ConfigError` for any other, and
+    `DataError` where config.yaml is not whole."""
     now = given.sections(settings)
-    found = {
-        name: values
-        for name, values in run_folder.differences(
-            {"engine_kind": "local"} | read_settings(path / "config.yaml"), now
-        ).items()
-        if name not in _RUN_ONLY
-    }
+    then = {"engine_kind": "local"} | read_settings(path / "config.yaml")
+    if missing := [name for name in now if name not in then]:
+        raise DataError(
+            f"expected {', '.join(missing)} among the settings in {path / 'config.yaml'}, found none: the file is not "
+            "whole; restore it, or start a new run in another folder"
+        )
+    found = {name: values for name, values in run_folder.differences(then, now).items() if name not in _RUN_ONLY}
     before, present = run_folder.read_facts(path), {**run_folder.environment(), **facts}
+    if not before:
+        _logger.warning("%s is gone: code, versions, device and data are not compared", path / "run.json")
     for name in _FACTS if before else ():
         # A run that was ended while it loaded knows neither its device and precision nor its data yet.
         if before.get(name) != present[name] and (

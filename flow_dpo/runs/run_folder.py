@@ -154,7 +154,8 @@ def locked(path: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise ConfigError(
-            f"another process writes to {path}; wait for it, or name another folder with --output_dir"
+            f"another process{_holder(path / '.lock')} writes to {path}; wait for it, or name another folder with "
+            "--output_dir"
         ) from error
     try:
         yield
@@ -163,6 +164,17 @@ def locked(path: Path) -> Iterator[None]:
         if [entry.name for entry in path.iterdir()] == [".lock"]:
             (path / ".lock").unlink()
             path.rmdir()
+
+
+def _holder(lock: Path) -> str:
+    """The process that holds a lock, " (pid 812)", where the system tells."""
+    try:
+        locks, inode = Path("/proc/locks").read_text(encoding="ascii").splitlines(), lock.stat().st_ino
+    except OSError:
+        return ""
+    # "1: FLOCK  ADVISORY  WRITE 812 fd:01:5678 0 EOF"
+    pids = [words[4] for line in locks if len(words := line.split()) > 5 and words[5].endswith(f":{inode}")]
+    return f" (pid {pids[0]})" if pids and int(pids[0]) > 0 else ""
 
 
 def differences(known: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -188,12 +200,34 @@ def publish_adapters(checkpoint: Path, run: Path, version: int) -> None:
         beside.replace(done)
 
 
-def refuse_used(path: Path) -> None:
-    """Raise `ConfigError` where `path` cannot become a new run's folder."""
+_KINDS = {
+    "config.yaml": "a run",
+    "adapter_config.json": "an adapter",
+    "summary.json": "an evaluation",
+    "traces.json": "traces",
+    "judge.json": "a judge's verdicts",
+    "comparison.json": "a comparison",
+}
+"""What a folder holds, by a file that tells it: two of them in one folder could no longer be told apart."""
+
+
+def refuse_others(path: Path, *, own: str) -> None:
+    """Raise `ConfigError` where `path` holds something of another kind than the one that the file `own` tells."""
+    for name, what in _KINDS.items():
+        if name != own and (path / name).exists():
+            raise ConfigError(f"output_dir {path} already holds {what}; name another with --output_dir")
+
+
+def refuse_used(path: Path, *, resumes: bool = False) -> None:
+    """Raise `ConfigError` where `path` cannot become a new run's folder. `resumes`: the command knows --resume."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
     if (path / "config.yaml").exists() or _holds_records(path):
-        raise ConfigError(f"output_dir {path} already holds a run; name another with --output_dir, or move it away")
+        go_on = "add --resume to go on with it, " if resumes else ""
+        raise ConfigError(
+            f"output_dir {path} already holds a run; {go_on}name another with --output_dir, or move it away"
+        )
+    refuse_others(path, own="config.yaml")
 
 
 def refuse_unbegun(path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.core.errors import expect
 from flow_dpo.core.plugins import load_flow
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.data.problems import DataSettings
@@ -64,8 +64,7 @@ class RunSettings:
         expect(self, "of 1 or more", lambda value: value >= 1, "problems_per_batch", "window", "checkpoint_batches")
         budgets = ("budget_tokens", "budget_verdicts", "budget_updates")
         expect(self, "of 0 or more", lambda value: value >= 0, *budgets, "save_updates")
-        if not self.output_dir.strip():
-            raise ConfigError("expected a folder in output_dir, found nothing")
+        expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,12 +163,15 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             )
             keeper.checkpoint()
         except (KeyboardInterrupt, FlowDpoError) as error:
-            # What was learned is kept and can be used, and what was sampled, unless it is the disk that fails.
-            if not isinstance(error, StorageError):
-                live.doing("writing down what was done")
-                keeper.finish()
-                _keep_batch(journal, console, path)
-            _say_how_to_go_on(console, path, given)
+            # What was sampled is kept, first since it is nowhere else, and what was learned, unless it is the disk
+            # that fails. Whoever is impatient (a second Ctrl-C) is told how to go on all the same.
+            try:
+                if not isinstance(error, StorageError):
+                    live.doing("writing down what was done")
+                    _keep_batch(journal, console, path)
+                    keeper.finish()
+            finally:
+                _say_how_to_go_on(console, path, given)
             raise
         live.doing("writing adapters and the picture")
         keeper.finish()

@@ -20,6 +20,11 @@ def check_writable(folder: Path, *, flag: str = "--output_dir") -> None:
 
     `flag` names the place that the user chose, for the error.
     """
+    if folder.parts[:1] and folder.parts[0].startswith("~") and not Path(folder.parts[0]).exists():
+        raise ConfigError(
+            f"expected a folder in {flag}, found {folder}, in which ~ stands for no home: write {flag} ~/... with a "
+            "space, for the shell to fill in, or the whole path"
+        )
     made: list[Path] = []
     try:
         # 1. What stands in the way: the nearest part of the path that is there must be a folder.

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from flow_dpo.core.errors import ConfigError, DataError, StorageError
+from flow_dpo.core.errors import ConfigError, DataError, StorageError, expect
 from flow_dpo.data import typed_json
 from flow_dpo.runs import files, run_folder
 from flow_dpo.runs.records import PairRow, read_rows
@@ -40,6 +40,9 @@ class ExportSettings:
     format: Literal["auto", "messages", "prompt_completion", "preference"] = "auto"
     """"auto" is "prompt_completion" for traces and "preference" for a run."""
     output_dir: str = "runs/export"
+
+    def __post_init__(self) -> None:
+        expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
 
 
 def export(settings: ExportSettings) -> tuple[Path, int]:

@@ -90,6 +90,7 @@ def generate_run(
     runtime_settings = RuntimeSettings.from_sections(parsed)
     check_writable(path)
     refuse_used(path)
+    run_folder.refuse_others(path, own="traces.json")
     sampled = sampled_flow(flow, settings.mode)
     opened = open_runtime(
         runtime_settings, sampled, roles=flow.roles, seed=settings.seed, engine=given.engine, grader=given.grader,

@@ -33,6 +33,7 @@ class SftSettings:
     """Write the base with the adapter merged into it, too, to `merged/`."""
 
     def __post_init__(self) -> None:
+        expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
         expect(self, "of 1 at least, or none for all", lambda value: value is None or value >= 1, "num_traces")
 
 
@@ -82,6 +83,7 @@ class GenerateSettings:
     """Problems under way at once, and written at once. Changes timing only."""
 
     def __post_init__(self) -> None:
+        expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
         for name in ("num_samples", "batch_problems", "max_traces"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+from flow_dpo.core.errors import expect
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Piece, Problem, Solution, Verdict
 from flow_dpo.verify.extract import NO_ANSWER, AnswerRule
@@ -30,6 +31,9 @@ class GradingSettings:
     timeout_s: float = 5.0
     """Seconds of processor time after which the verifier gives an answer up as ungraded. Not by the wall: a busy
     machine changes no verdict."""
+
+    def __post_init__(self) -> None:
+        expect(self, "above 0", lambda value: value > 0, "timeout_s")
 
 
 class Verifies(Protocol):

@@ -3,15 +3,18 @@ before anything is computed?"""
 
 from __future__ import annotations
 
+import io
+import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import flow_dpo
-from flow_dpo.cli.main import main
+from flow_dpo.cli.main import _Messages, main
 from flow_dpo.cli.train import parse_train
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.errors import ConfigError
@@ -20,7 +23,8 @@ from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.evaluate.run import _measure_open
 from flow_dpo.recipes.presets import RECIPES
 from flow_dpo.recipes.single import Single
-from flow_dpo.runs.given_objects import GivenObjects
+from flow_dpo.runs.given_objects import GivenObjects, problem_set
+from flow_dpo.runs.run_folder import locked, refuse_others, refuse_used
 from flow_dpo.runs.writable import check_writable
 
 
@@ -71,12 +75,18 @@ def test_what_is_of_another_type_is_refused_in_words(words: str, message: str) -
         ("--chunk_tokens 0", "--chunk_tokens: expected chunk_tokens of 1 or more, found 0"),
         ("--flow.max_chunks 0", "--flow.max_chunks: expected max_chunks of 1 or more, found 0"),
         ("--num_alternatives -1", "--num_alternatives: expected num_alternatives of 0 or more, found -1"),
+        ("--num_threads -1", "--num_threads: expected num_threads from 0 to 4096, found -1"),
+        ("--num_threads 5000", "--num_threads: expected num_threads from 0 to 4096, found 5000"),
+        ("--max_problems 99999999999999999999", "--max_problems: expected max_problems to be at most 9223372036854775"),
+        ("--beta 1e400", "--beta: expected beta to be a finite number, found inf"),
+        ("--flow.prompts.yes ok --sft_weight -1e999", "--sft_weight: expected sft_weight to be a finite number"),
+        ("--model_name_or_path=", "expected model_name_or_path to be a folder, a hub id or seed, found none"),
         ("--window 0", "--window: expected window of 1 or more, found 0"),
         ("--checkpoint_batches 0", "--checkpoint_batches: expected"),
         ("--save_updates -1", "--save_updates: expected"),
         ("--budget_tokens -1", "--budget_tokens: expected"),
         ("--kv_budget_gib 0", "--kv_budget_gib: expected"),
-        ("--output_dir=", "--output_dir: expected a folder in output_dir, found nothing"),
+        ("--output_dir=", "--output_dir: expected output_dir to name a folder, found ''"),
         ("--recipe=grpo --num_rollouts 0", "--num_rollouts: expected num_rollouts of 1 or more, found 0"),
         ("--recipe=dots --temperature 0", "--temperature: expected temperature above 0"),
         ("--recipe=regenesis --explore.plan_tokens 0", "--explore.plan_tokens: expected plan_tokens of 1 or more"),
@@ -96,7 +106,19 @@ def test_a_file_is_named_with_the_setting_in_it(tmp_path: Path) -> None:
     ]:
         file.write_text(text)
         assert message in refused("--config", str(file))
-    # The flag overrides what is wrong in the file's other settings only.
+    file.write_text("max_problems: yes")
+    assert f"{file}: expected a whole number or null for data.max_problems, found True" in refused(
+        "--config", str(file)
+    )
+    file.write_text("1: 2")
+    assert refused("--config", str(file)).endswith("unknown setting 1 in " + str(file) + "; --help lists all settings")
+    file.write_text("beta: {{")
+    assert refused("--config", str(file)).startswith(f"expected YAML in {file}, line 1: ")
+    assert refused("--config") == "expected a YAML file after --config, found none"
+    assert "or --help" in refused("--hlep")
+    # The flag overrides what is wrong in the file, and what is wrong in the file's other settings stays wrong.
+    file.write_text("output_dir: 5")
+    assert parse_train("flow-dpo train", ("--config", str(file), "--output_dir", "here"), {}).run.output_dir == "here"
     file.write_text("max_problems: ten")
     assert str(file) in refused("--config", str(file), "--beta", "0.5")
 
@@ -114,6 +136,12 @@ def test_parts_made_in_python_are_refused_as_well() -> None:
     for make in makes:
         with pytest.raises(ConfigError, match=r"expected \w+ (of|above) [01]"):
             make()
+    objects: dict[str, Any] = {"flow": "x", "grader": 5, "callbacks": 5}
+    for name, value in objects.items():
+        with pytest.raises(ConfigError, match=f"expected {name} to have"):
+            GivenObjects(**{name: value})
+    with pytest.raises(ConfigError, match="the name of a data set or a list of problems, found 5"):
+        problem_set(cast(Any, 5))
     runtime: Any = SimpleNamespace(recipe=RECIPES["flow-dpo"]["seed"].recipe)
     with pytest.raises(ConfigError, match="unknown setting num_sample of an open runtime; did you mean num_samples"):
         _measure_open(runtime, GivenObjects(), {"num_sample": 3})
@@ -217,3 +245,50 @@ def test_a_name_that_is_none_is_refused_in_every_mapping(tmp_path: Path) -> None
         with pytest.raises(ConfigError, match=message):
             flow_dpo.train("seed", output_dir=tmp_path / "run", quiet=True, settings={setting: names})
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--run", "--adapter"])
+def test_an_empty_name_of_a_run_is_not_the_untrained_model(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as of a shell's variable that was never set."""
+    assert main(["evaluate", flag, "", "--output_dir", "unused"]) == 1
+    assert f"expected a folder in {flag}, found none" in capsys.readouterr().err
+
+
+def test_no_command_writes_into_a_folder_without_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be the one that the user stands in."""
+    for command in ("train", "evaluate", "generate", "export", "sft", "compare", "judge", "report x"):
+        assert main([*command.split(), "--output_dir", ""]) == 1
+        assert "expected output_dir to name a folder, found ''" in capsys.readouterr().err, command
+
+
+def test_a_folder_holds_one_thing(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    refuse_others(tmp_path, own="summary.json")
+    with pytest.raises(ConfigError, match="already holds an evaluation"):
+        refuse_used(tmp_path, resumes=True)
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        refuse_others(tmp_path, own="summary.json")
+    with pytest.raises(ConfigError, match="add --resume to go on with it"):
+        refuse_used(tmp_path, resumes=True)
+    with pytest.raises(ConfigError, match="holds a run; name another"):
+        refuse_used(tmp_path)
+    with pytest.raises(ConfigError, match="~ stands for no home"):
+        check_writable(Path("~/flow-dpo"))
+
+
+def test_a_folder_in_use_is_refused_with_its_process(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(ConfigError, match=rf"another process( \(pid {os.getpid()}\))? writes to"),
+        locked(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_messages_go_to_the_standard_error_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While progress is drawn another stream stands there, which writes above it."""
+    handler, late = _Messages(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", late)
+    handler.emit(logging.LogRecord("flow_dpo", logging.WARNING, "", 0, "kept above", (), None))
+    assert late.getvalue() == "kept above\n"

@@ -119,6 +119,23 @@ def test_where_nothing_else_has_probability_there_is_no_divergence() -> None:
     assert draw_divergence(all_of_them, random.Random(0)) is None
 
 
+def test_what_rounding_leaves_is_no_probability() -> None:
+    """Two completions that take all of the first token but 1e-7, which no engine could draw from."""
+    first, second = (
+        Completion(
+            token_ids=(token, 1),
+            logprobs=(math.log(q), -5.0),
+            sampled_logprobs=(math.log(q), math.log(0.9999)),
+            finish_reason="length",
+            policy_version=0,
+        )
+        for token, q in ((0, 0.75), (1, 0.25 - 1e-7))
+    )
+    rng = random.Random(2)
+    kept = Counter(d.kept for _ in range(20_000) if (d := draw_divergence([first, second], rng)))
+    assert kept == {1: 20_000}, "with the 1e-7, 20 of them in the mean would be at 0"
+
+
 def test_a_sure_token_is_always_kept() -> None:
     """Where top-p left one token, the divergence is never there."""
     y = Completion(

@@ -101,6 +101,8 @@ def test_a_batch_is_expected_to_be_like_those_before(monkeypatch: pytest.MonkeyP
     assert meter.share == pytest.approx(0.9 / 4)
     assert live.left_s() == (140, False)
     assert "10/40 problems" in live.pace()
+    now[0] += 139.5
+    assert live.pace().endswith(" min"), "a time left of no second is not told"
     assert duration(89) == "89 s"
     assert duration(600) == "10 min"
     assert duration(7500) == "2 h 5 min"

@@ -73,7 +73,13 @@ def test_a_resumption_of_nothing_is_refused(whole: Path, tmp_path: Path) -> None
     shutil.copytree(whole, tmp_path / "gsm8k")
     with pytest.raises(ConfigError, match=r"did you mean .*gsm8k\?"):
         train(tmp_path / "gsm8", "--resume")
-    (tmp_path / "gsm8k" / "config.yaml").unlink()
+    config = tmp_path / "gsm8k" / "config.yaml"
+    text = config.read_text()
+    for torn in ("", text.split("learner:")[0]):
+        config.write_text(torn)
+        with pytest.raises(DataError, match=r"learner, run among the settings in .*the file is not whole"):
+            train(tmp_path / "gsm8k", "--resume")
+    config.unlink()
     with pytest.raises(ConfigError, match=r"expected the settings of the run in .*config\.yaml, found no such file"):
         train(tmp_path / "gsm8k", "--resume")
     with pytest.raises(ConfigError, match="already holds a run"):

@@ -242,6 +242,7 @@ def test_bad_input_is_refused_before_work(tmp_path: Path, data: Path, seed_runs:
         (["--dataset_name", str(tmp_path / "nowhere.jsonl")], DataError, "nowhere"),
         (["--output_dir", str(seed_runs[0])], ConfigError, "already holds a run"),
         ([*ours, "--chunk_tokens", "600"], ConfigError, "room for one completion"),
+        ([*ours, "--chunk_tokens", "9" * 17], ConfigError, "room for one completion"),
         ([*ours, "--chunk_tokens", "100", "--max_chunks", "9"], ConfigError, "longest rollout"),
         ([*ours, "--flow.prompts.no", "Yes"], ModelError, "different tokens"),
         ([*ours, "--chunk_tokens", "5", "--lora_target_modules", "[nonesuch]"], ModelError, "nonesuch"),

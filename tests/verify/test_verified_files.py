@@ -48,7 +48,7 @@ def test_the_command_takes_its_settings_as_flags(tmp_path: Path, capsys: pytest.
     assert graded[2]["reason"] == "timeout: no result within 0.5 s of processor time"
     assert json.loads(capsys.readouterr().out)["accuracy"] == 1 / 3
     assert main([*command, "--num_workers", "0"]) == 1
-    assert "at least one worker" in capsys.readouterr().err
+    assert "--num_workers: expected num_workers of 1 at least, found 0" in capsys.readouterr().err
     assert main([*command[:3], str(source / "below")]) == 1
     assert "expected a folder in --output" in capsys.readouterr().err
     with pytest.raises(SystemExit):

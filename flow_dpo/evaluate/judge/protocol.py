@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.errors import ConfigError, DataError, expect
 from flow_dpo.core.prompts import check_gaps
 from flow_dpo.core.seeds import derive
 from flow_dpo.runs.records import Judgement
@@ -52,6 +52,7 @@ class JudgeSettings:
     """The longest text of one judgement. A judge that is cut off has given no verdict."""
 
     def __post_init__(self) -> None:
+        expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
         if self.max_pairs < 0:
             raise ConfigError(f"expected max_pairs of 0 (all) or more, found {self.max_pairs}")
         if self.max_tokens < 1:
