@@ -112,6 +112,7 @@ class _Loaded:
     model: transformers.PreTrainedModel
     context_tokens: int
     end_ids: frozenset[int] = frozenset()
+    num_tokens: int | None = None
 
 
 def _row(full: Family, half: Family) -> str:

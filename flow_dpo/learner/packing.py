@@ -13,8 +13,8 @@ to one another as they would alone, and to nothing else. So packed results are t
 layer, for any decoder whose attention goes through `models.attention`. Sliding windows count positions, which are
 depths.
 
-Sequences in sorted order visit the trie depth first, so that all that is needed is how much each has in common with the
-previous one. The descendants of a token are then the tokens that follow it up to its `subtree_end`.
+Sequences in sorted order visit the trie depth first: all that is needed is how much each has in common with the one
+before. The descendants of a token are then the tokens that follow it up to its `subtree_end`.
 
 Shapes: N tokens in the row.
 """

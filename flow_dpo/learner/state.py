@@ -6,8 +6,7 @@ Written to a folder of safetensors and JSON, never a pickle:
     learner.safetensors    "answer/weights/<name>", "answer/exp_avg/<name>", "reference_answer/weights/<name>", ...
     learner.json           the version, updates by role, and the pool's examples
 
-Invariant: what is read back is bit for bit what was written. Adapters in half precision are read from their float32
-weights in learner.safetensors; their own files are for other programs.
+Invariant: what is read back is bit for bit what was written. Adapters in half precision are read from float32 weights.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def test_one_recipe_does_not_import_another() -> None:
         "import sys; from flow_dpo.recipes import presets; assert 'torch' not in sys.modules; "
         "presets.preset('grpo', 'seed'); "
         "rooms = {name.split('.')[2] for name in sys.modules if name.startswith('flow_dpo.recipes.')}; "
-        "assert rooms == {'presets', 'scales', 'grpo'}, rooms"
+        "assert rooms == {'presets', 'scales', 'single', 'grpo'}, rooms"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
