@@ -60,6 +60,7 @@ _TYPED = tuple(
         (r"(?<![\\A-Za-z])(?:infinity|infty|inf)(?![A-Za-z])", r"\\infty "),
         (r"(?<=\d)\^?\{? ?(?:st|nd|rd|th)\b ?\}?", ""), (r"(?<=\d) ?[xX] ?(?=10\^)", "*"),
         (r"(?i)\b(?:the set of )?all real(?:s| numbers)\b", r"\\mathbb{R}"), (r"^([A-Za-z]) (?:is|equals) ", r"\1="),
+        (r"(?<=\d) ?\bmin$", " minutes"), (r"(?<=\d) ?\bsec$", " seconds"),  # no functions behind a number
         (r"(\w)\)? ?(?:in )?\bbase ?\{?(\w+)\}?", r"\1_{\2}"),
     )
 )  # fmt: skip

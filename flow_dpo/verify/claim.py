@@ -56,7 +56,7 @@ MAX_SENTENCE = 2_000
 _END = re.compile(
     rf"(?P<formula>{FORMULA})|(?P<end>"
     # a full stop, but none of an abbreviation, and none before a second thought
-    r"[.!?](?=[\s*_)\"\u201d]|$)(?!(?<=\d!) ?(?:\\(?:cdot|times|div)"
+    r"(?<!\\)[.!?](?=[\s*_)\"\u201d]|$)(?!(?<=\d!) ?(?:\\(?:cdot|times|div)"
     r"|[-+/=] ?\d))(?<!\bapprox\.)(?<!\bi\.e\.)(?<!\be\.g\.)(?<!\b[RN][so]\.)"
     r"(?![\s*]+(?:[Oo]r|[Aa]lternatively|[Mm]aybe|[Pp]erhaps|[Pp]ossibly|(?:[Bb]ut i|I)t (?:could|might|may))\b)"
     r"|\n|\u3002|<\|)"
@@ -98,6 +98,8 @@ def claim(sentence: str, *, stated: bool) -> str | None:
     plain = _PLAIN.fullmatch(sentence) if stated else None
     if plain:
         return plain[1]
+    if stated and (alone := _formula_alone(sentence)):
+        return alone
     if sentence.lstrip()[:1] in _BULLETS or not _MARKING.isdisjoint(sentence):
         sentence = _MARKS.sub("", sentence)
     if stated and re.match(r"\W{0,3}(?:yes|no|none|true|false)\b(?!\s\w+\s\d)", sentence, re.IGNORECASE):
@@ -114,6 +116,19 @@ def claim(sentence: str, *, stated: bool) -> str | None:
     read = _Sentence(sentence, items, places, stated, denies)
     at = read.chosen()
     return None if at is None else read.grown(at)
+
+
+_NO_FORMULA = re.compile(r"[=?<>≈£€;\u3000-\uffff]|(?<!\\)[$!]|\d\s+\(|[A-Za-z]{2}")
+_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf)\{[^{}]{0,200}\}|\\[A-Za-z]{1,40}")
+
+
+def _formula_alone(sentence: str) -> str | None:
+    r"""The sentence where it is one formula without a word of prose: "p - q", "11,\! 111". Nothing of it is cut off."""
+    text = sentence.strip(" \t\r*_`").removesuffix(".").rstrip(" *_`")
+    if len(text) > 500 or not any(char.isalpha() or char == "\\" for char in text):
+        return None
+    balanced = all(text.count(a) == text.count(b) for a, b in ("()", "[]", "{}"))
+    return text if balanced and not _NO_FORMULA.search(_COMMAND.sub(" ", text)) else None
 
 
 def _with_words(sentence: str, items: list[Item], stated: bool) -> list[Item]:

@@ -170,7 +170,10 @@ def test_records_that_lost_what_was_committed_are_refused(whole: Path, tmp_path:
 
 
 def test_two_processes_on_one_folder_are_refused(tmp_path: Path) -> None:
-    with run_folder.locked(tmp_path / "run"), pytest.raises(ConfigError, match=r"another process( \(pid \d+\))? writes to"):
+    with (
+        run_folder.locked(tmp_path / "run"),
+        pytest.raises(ConfigError, match=r"another process( \(pid \d+\))? writes to"),
+    ):
         train(tmp_path / "run")
 
 
