@@ -71,7 +71,7 @@ class Learner:
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
         """Add examples to the pool, make an update of every full batch in it, and return metrics.
 
-        "learn/updates" counts updates, "learn/skipped" batches dropped by `skip_nonfinite`, "learn/waiting" what is left
+        "learn/updates" counts updates, "learn/skipped" batches dropped by `skip_nonfinite`, "learn/waiting" the rest
         in the pool. "learn/<role>/..." are means over the role's pairs; sums for "pairs", "tokens" and the like.
         Raises `LearningError`: for a loss, gradient or drift before anything was changed but the pool, whose examples
         wait; for an adapter that moved or stood still against expectation when it has.
