@@ -22,6 +22,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -114,7 +115,25 @@ class _Plain(logging.Formatter):
 
 def _run(command: str, words: list[str]) -> int:
     module, _, function = _COMMANDS[command][0].partition(":")
-    return getattr(importlib.import_module(f"flow_dpo.cli.{module}"), function)(words)
+    sign = threading.Timer(SILENT_S, _say_that_it_loads)
+    sign.daemon = True
+    if command in _HEAVY:
+        sign.start()
+    try:
+        return getattr(importlib.import_module(f"flow_dpo.cli.{module}"), function)(words)
+    finally:
+        sign.cancel()
+
+
+SILENT_S = 2.0
+"""Seconds after which a command that still imports its libraries says so."""
+_HEAVY = frozenset({"train", "quickstart", "evaluate", "generate"})
+
+
+def _say_that_it_loads() -> None:
+    """Tell, on a busy or slow machine, that nothing hangs. Once all is imported the command speaks for itself."""
+    if not hasattr(sys.modules.get("flow_dpo.runs.runtime"), "open_runtime"):
+        print("flow-dpo: loading torch and transformers", file=sys.stderr, flush=True)
 
 
 def _quiet_threads() -> None:

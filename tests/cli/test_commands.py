@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from flow_dpo.cli import main as main_module
 from flow_dpo.cli.main import _COMMANDS, main
 from flow_dpo.core.errors import DataError
 from flow_dpo.evaluate.compare.jobs import JobRunner, Work
@@ -107,3 +110,18 @@ def test_a_comparison_asks_for_a_recipes_file_only_of_what_it_made(tmp_path: Pat
         for words in (said[f"{name}-evaluated"], said[f"{name}-tuned"]):
             assert ("--recipe=mine.py:MINE" in words) is has
             assert "--model.trust_remote_code=true" in words
+
+
+def test_a_slow_import_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def slow(_: list[str]) -> int:
+        time.sleep(0.3)
+        return 0
+
+    monkeypatch.setattr(main_module, "SILENT_S", 0.01)
+    monkeypatch.setattr(main_module.importlib, "import_module", lambda _: SimpleNamespace(train=slow, verify=slow))
+    monkeypatch.delitem(sys.modules, "flow_dpo.runs.runtime", raising=False)
+    assert (main_module.main(["train"]), main_module.main(["verify"])) == (0, 0)
+    assert capsys.readouterr().err == "flow-dpo: loading torch and transformers\n"
+    monkeypatch.setitem(sys.modules, "flow_dpo.runs.runtime", SimpleNamespace(open_runtime=None))
+    assert main_module.main(["train"]) == 0
+    assert capsys.readouterr().err == ""
