@@ -181,7 +181,7 @@ def _read_equation(sides: list[str]) -> Answer | None:
         return Named(sides[0], read(sides[-1]))
     if len(sides) == 2 and is_name(sides[1]):
         return Named(sides[1], read(sides[0]))
-    calculated = [closed_form(side) for side in sides]
+    calculated = [closed_form(side) for side in (*sides[:-1], _without_unit(sides[-1])[0])]
     return read(sides[-1]) if all(value and not value.variables for value in calculated) else None
 
 
