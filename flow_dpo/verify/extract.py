@@ -273,15 +273,6 @@ _TO_LAST_DIGIT = re.compile(r".*[0-9]", re.DOTALL)
 _WORDED = re.compile(r"[$)\]]|[A-Za-z]{3}")
 
 
-def last_number(text: str) -> str | None:
-    """The last number of a text, with the formula, sum or power that it is part of; or the text, if it is one formula.
-
-    A text without any number may still hold a formula ("$x + y$") or a number word; then that is meant.
-    """
-    found = _numbered(text)
-    return found[0] if found else None
-
-
 _CHECK = re.compile(
     r"(?:\n|[.!\u2713\u2705])[\s*_#>(-]{1,12}(?:(?:quick |sanity |double[- ])?checks?|verification"
     r"|verify(?:ing)?|proof|checking"
