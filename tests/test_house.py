@@ -26,7 +26,7 @@ PURE = [
     "core.errors",
     "core.explore",
     "core.metrics",
-    "core.plugins",
+    "plugins.load",
     "core.prompts",
     "core.rollouts",
     "core.seeds",

@@ -27,13 +27,13 @@ from flow_dpo.cli.train import train
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.errors import ConfigError, DataError, expect
 from flow_dpo.core.explore import TurnSampling
-from flow_dpo.core.plugins import is_source
 from flow_dpo.evaluate.compare import provenance
 from flow_dpo.evaluate.compare.arms import Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import Command, JobRunner
 from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
 from flow_dpo.evaluate.headers import Comparison
+from flow_dpo.plugins.load import is_source
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import one_pass

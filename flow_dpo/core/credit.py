@@ -7,12 +7,12 @@ a tie or a rollout that could not be graded, makes no example.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from flow_dpo.core.tree import Node, Rollout, Tree
-from flow_dpo.core.types import Example, Pair, ScoredCompletion, TokenIds
+from flow_dpo.core.tree import Node, Tree
+from flow_dpo.core.types import Example, Pair
 
 
 class Credit(Protocol):
@@ -92,39 +92,3 @@ def _balanced(pairs: Sequence[Pair]) -> list[Pair]:
         return sum(role.values()) / (len(role) * role[pair.tags])
 
     return [replace(pair, weight=pair.weight * scale(pair)) for pair in pairs]
-
-
-ELSEWHERE = -1
-"""The policy version of a completion that is learned for another request than its own: its log-probabilities are of its
-own request, and are compared with none."""
-
-
-def distinct_correct(tree: Tree) -> Iterator[Rollout]:
-    """The rollouts that were graded correct, without those with the same tokens as an earlier one."""
-    seen: set[tuple[TokenIds, ...]] = set()
-    for rollout in tree.rollouts:
-        if rollout.verdict is None or rollout.verdict.status != "correct":
-            continue
-        tokens = tuple(node.completion.token_ids for node in tree.path(rollout.leaf))
-        if tokens not in seen:
-            seen.add(tokens)
-            yield rollout
-
-
-def scored_as_sampled(tree: Tree, node: Node) -> ScoredCompletion:
-    """A node's completion, scored for the request that it was sampled for."""
-    return ScoredCompletion(
-        request=node.request,
-        completion=node.completion,
-        advantage=1.0,
-        problem_id=tree.problem.id,
-        node=node.id,
-        depth=node.depth,
-        tags=node.tags,
-    )
-
-
-def scored_for(tree: Tree, node: Node, target: Node) -> ScoredCompletion:
-    """A node's completion, scored for another node's request, at that node's depth."""
-    elsewhere = replace(node.completion, policy_version=ELSEWHERE)
-    return replace(scored_as_sampled(tree, node), request=target.request, completion=elsewhere, depth=target.depth)

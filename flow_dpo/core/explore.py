@@ -61,9 +61,9 @@ class TurnSampling:
 
     def for_turn(self, turn: Turn, *, trunk: bool) -> Sampling:
         """The distribution that a turn's completion is drawn from."""
-        greedy = trunk and self.greedy_trunk
+        greedy = (trunk and self.greedy_trunk) if turn.greedy is None else turn.greedy
         if turn.choices:
-            return Sampling(temperature=self.choice_temperature, greedy=greedy)
+            return Sampling(temperature=self.choice_temperature, greedy=greedy, threshold=turn.threshold)
         return Sampling(temperature=self.temperature, top_p=self.top_p, greedy=greedy)
 
     def solution(

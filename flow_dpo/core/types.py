@@ -67,6 +67,10 @@ class Turn:
     """The longest completion, its end token counted. Ignored where `choices` are given."""
     choices: tuple[str, ...] = ()
     """Where not empty, the completion is one of these words, scored in one forward pass and drawn among them."""
+    greedy: bool | None = None
+    """Whether it takes the likeliest token, whatever the exploration does; None leaves it to the exploration."""
+    threshold: float | None = None
+    """Of two choices the first is taken where its probability exceeds this, else the second; None samples."""
     one_line: bool = False
     """The completion ends with its first line that is not blank, at the token that holds the line's end."""
 
@@ -79,6 +83,8 @@ class Sampling:
     top_p: float = 1.0
     greedy: bool = False
     """Take the likeliest token instead of drawing. `sampled_logprobs` stay those of `temperature` and `top_p`."""
+    threshold: float | None = None
+    """Of two choices the first is taken where its probability exceeds this, else the second: nothing is drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
 """Which problems are there? Data sets and files read into problems, strict JSON, and the embedded seed.
 
-May import verify and core.
+May import plugins, verify and core.
 """

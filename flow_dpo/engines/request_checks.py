@@ -24,6 +24,11 @@ def check_request(request: Request, sampling: Sampling, *, context_tokens: int) 
         raise EngineError(f"expected max_tokens of at least 1, found {request.max_tokens} ({found})")
     if not sampling.temperature > 0:
         raise EngineError(f"expected a temperature above 0, found {sampling.temperature}; use Sampling(greedy=True)")
+    if sampling.threshold is not None and (len(request.choices) != 2 or not 0 <= sampling.threshold <= 1):
+        raise EngineError(
+            f"expected a threshold from 0 to 1 of one of two choices, found {sampling.threshold} and "
+            f"{len(request.choices)} choices ({found})"
+        )
     if not 0 < sampling.top_p <= 1:
         raise EngineError(f"expected top_p above 0 and at most 1, found {sampling.top_p}")
     room = 1 if request.choices else request.max_tokens

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.core.plugins import installed, load_object
 from flow_dpo.engines.http_client import check_base_url
+from flow_dpo.plugins.load import installed, load_object
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
 """How do examples become an update? LoRA policy, log-probabilities over packed trees, gradients, state.
 
-May import models, data, verify and core.
+May import models, data, plugins, verify and core.
 """

@@ -1,4 +1,4 @@
 """How is a model loaded, and how does a turn become token ids? Loading, chat templates, the context window.
 
-May import verify and core.
+May import plugins, verify and core.
 """

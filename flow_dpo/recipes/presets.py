@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.plugins import installed, is_source, load_object
 from flow_dpo.core.recipe import Recipe
+from flow_dpo.plugins.load import installed, is_source, load_object
 
 if TYPE_CHECKING:
     from flow_dpo.recipes.scales import Preset

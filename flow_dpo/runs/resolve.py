@@ -28,7 +28,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.core.plugins import is_source
+from flow_dpo.plugins.load import is_source
 from flow_dpo.runs import refusals
 
 Sections = Mapping[str, Any]

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from flow_dpo.core.errors import expect
-from flow_dpo.core.plugins import load_flow
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.data.problems import DataSettings
 from flow_dpo.engines import settings as engines
 from flow_dpo.engines.settings import EngineSettings, LocalSettings
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.models.settings import ModelSettings
+from flow_dpo.plugins.load import load_flow
 from flow_dpo.recipes import presets
 from flow_dpo.runs.resolve import Given
 from flow_dpo.verify.grader import GradingSettings

@@ -25,7 +25,6 @@ from flow_dpo.core.errors import FlowDpoError, StorageError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import learn
 from flow_dpo.core.metrics import ProgressiveValidation
-from flow_dpo.core.plugins import fingerprint
 from flow_dpo.core.protocols import Callback
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Problem, Role
@@ -34,6 +33,7 @@ from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
+from flow_dpo.plugins.load import fingerprint
 from flow_dpo.runs import resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback

@@ -78,7 +78,7 @@ def test_an_installed_engine_joins_when_it_is_named(monkeypatch: pytest.MonkeyPa
             EntryPoint(name="broken", value=f"{__name__}:LOADED", group="flow_dpo.engines"),
         ]
     )
-    monkeypatch.setattr("flow_dpo.core.plugins.entry_points", lambda **words: points.select(**words))
+    monkeypatch.setattr("flow_dpo.plugins.load.entry_points", lambda **words: points.select(**words))
     assert "mirror" not in settings.KINDS
     # As a command does: its settings are flags like any other engine's.
     parsed = parse_train("flow-dpo train", ["--engine", "mirror", "--engine.context_tokens", "11"], {})

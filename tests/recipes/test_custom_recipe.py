@@ -176,7 +176,7 @@ def test_an_importable_module_and_an_installed_plug_in(
     caplog.clear()
     point = EntryPoint(name="shortest", value="lab_of_recipes:R", group="flow_dpo.recipes")
     installed = EntryPoints([point])
-    monkeypatch.setattr("flow_dpo.core.plugins.entry_points", lambda **words: installed.select(**words))
+    monkeypatch.setattr("flow_dpo.plugins.load.entry_points", lambda **words: installed.select(**words))
     assert presets.preset("shortest", "seed").recipe == presets.preset("lab_of_recipes:R", "seed").recipe
     with pytest.raises(ConfigError, match=r"unknown recipe 'shorter'; .* shortest: did you mean 'shortest'\?"):
         presets.preset("shorter", "seed")

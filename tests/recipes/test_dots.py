@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 
-from flow_dpo.core.credit import ELSEWHERE
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Request, Solution, Status
@@ -14,6 +13,7 @@ from flow_dpo.recipes.dots.credit import BestTrajectory
 from flow_dpo.recipes.dots.explore import TrajectorySearch
 from flow_dpo.recipes.dots.flow import TRAJECTORIES, Planned, PlannedState
 from flow_dpo.recipes.dots.lesson import TAUGHT
+from flow_dpo.recipes.scored import ELSEWHERE
 from flow_dpo.recipes.single import Single
 from flow_dpo.verify.extract import AnswerRule, extract_answer
 from tests.support import char_renderer

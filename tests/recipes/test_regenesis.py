@@ -10,7 +10,6 @@ import pytest
 from scipy.stats import chisquare
 
 from flow_dpo.core.answer_stop import AnswerStopPrompts, WorkedExample
-from flow_dpo.core.credit import ELSEWHERE
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.prompts import fill
 from flow_dpo.core.tree import Tree
@@ -18,6 +17,7 @@ from flow_dpo.core.types import Message, Problem, Request, Solution, Status, Tur
 from flow_dpo.recipes.regenesis.credit import CorrectFinals
 from flow_dpo.recipes.regenesis.explore import GuidelineRollouts, advice
 from flow_dpo.recipes.regenesis.flow import GUIDELINES, Guided
+from flow_dpo.recipes.scored import ELSEWHERE
 from flow_dpo.recipes.single import Single
 from flow_dpo.verify.extract import AnswerRule
 from tests.support import char_renderer

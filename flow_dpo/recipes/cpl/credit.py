@@ -28,14 +28,14 @@ learner that takes examples in order has fine-tuned on a round before it sees th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
-from flow_dpo.core.credit import scored_as_sampled
 from flow_dpo.core.errors import expect
-from flow_dpo.core.tree import Node, Tree
-from flow_dpo.core.types import Completion, Example, Pair, Role, ScoredCompletion
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Example, Pair, Role, ScoredCompletion
 from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
+from flow_dpo.recipes.scored import scored_word
 
 
 def node_values(tree: Tree) -> dict[int, float]:
@@ -109,24 +109,4 @@ def _targets(tree: Tree, role: Role) -> list[ScoredCompletion]:
     reward = None if tree.trunk.verdict is None else tree.trunk.verdict.reward
     if reward is None:
         return []
-    return [
-        replace(scored_as_sampled(tree, node), completion=_word(node, 0 if reward else 1))
-        for node in tree.trunk_nodes()
-        if node.role == role
-    ]
-
-
-def _word(node: Node, choice: int) -> Completion:
-    """The role's completion as if it had chosen this word. What was drawn keeps the log-probability that it was drawn
-    with; of the other, the unscaled one stands in."""
-    sampled = node.completion
-    if choice == sampled.choice:
-        return sampled
-    logprob = (sampled.choice_logprobs[choice],)
-    return replace(
-        sampled,
-        token_ids=(node.request.choices[choice],),
-        logprobs=logprob,
-        sampled_logprobs=logprob,
-        choice=choice,
-    )
+    return [scored_word(tree, node, 0 if reward else 1) for node in tree.trunk_nodes() if node.role == role]

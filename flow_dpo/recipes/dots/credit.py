@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flow_dpo.core.credit import scored_as_sampled, scored_for
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.recipes.dots.lesson import lesson_of
+from flow_dpo.recipes.scored import scored_as_sampled, scored_for
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flow_dpo.core.credit import ELSEWHERE
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow
@@ -30,6 +29,7 @@ from flow_dpo.core.types import Completion, Message, Problem, Request, Turn
 from flow_dpo.recipes.dots.flow import ANSWER, PLAN, Planned, PlannedState
 from flow_dpo.recipes.dots.lesson import add_lesson
 from flow_dpo.recipes.dots.sandbox import check_platform, code_of, run_program
+from flow_dpo.recipes.scored import ELSEWHERE
 from flow_dpo.recipes.single_rollout import Chain
 
 log = logging.getLogger("flow_dpo")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flow_dpo.core.credit import distinct_correct, scored_for
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.recipes.regenesis.flow import HINTED
+from flow_dpo.recipes.scored import distinct_correct, scored_for
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from flow_dpo.core.credit import distinct_correct, scored_as_sampled
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion
+from flow_dpo.recipes.scored import distinct_correct, scored_as_sampled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pytest
 from flow_dpo.cli import train
 from flow_dpo.cli.evaluate import evaluate as cli_evaluate
 from flow_dpo.core.errors import ConfigError, FlowError
-from flow_dpo.core.plugins import fingerprint, installed, is_source, load_flow, load_object
+from flow_dpo.plugins.load import fingerprint, installed, is_source, load_flow, load_object
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_jsonl
 from tests.support.chat_models import chat_model_folder
@@ -119,7 +119,7 @@ def test_any_kind_of_object_is_loaded_from_a_file_a_module_or_a_plug_in(
     assert load_object(file, kind="grader") == load_object(module, kind="dataset") == [1, 2]
     assert fingerprint(file) == fingerprint(module) == hashlib.sha256(b"THING = [1, 2]\n").hexdigest()
     points = EntryPoints([EntryPoint(name="mine", value=module, group="flow_dpo.callbacks")])
-    monkeypatch.setattr("flow_dpo.core.plugins.entry_points", lambda **words: points.select(**words))
+    monkeypatch.setattr("flow_dpo.plugins.load.entry_points", lambda **words: points.select(**words))
     assert load_object("mine", kind="callback") == [1, 2]
     assert (installed("callback"), installed("grader")) == (["mine"], [])
     assert fingerprint("mine") is None
