@@ -144,16 +144,11 @@ class AnswerStop(Flow[AnswerStopState]):
         )
 
     def _stop_turn(self, state: AnswerStopState) -> Turn:
-        prompts = self.prompts
-        # Split before the question goes in: a question may hold the text "{candidate}" itself.
-        texts = prompts.stop_user.split("{candidate}")
-        before, after = (text.replace("{question}", state.problem.question) for text in texts)
-        content = (before, *state.pieces, after)
-        messages = (
-            Message(role="system", content=(prompts.stop_system,)),
-            Message(role="user", content=content),
+        return Turn(
+            role=STOP,
+            messages=stop_messages(self.prompts, state.problem, state.pieces),
+            choices=(self.prompts.yes, self.prompts.no),
         )
-        return Turn(role=STOP, messages=messages, choices=(prompts.yes, prompts.no))
 
 
 def _written(state: AnswerStopState, completion: Completion) -> AnswerStopState:
@@ -172,3 +167,14 @@ def answer_messages(prompts: AnswerStopPrompts, problem: Problem) -> tuple[Messa
         messages.append(Message(role="assistant", content=(example.solution,)))
     messages.append(Message(role="user", content=(prompts.answer_user.replace("{question}", problem.question),)))
     return tuple(messages)
+
+
+def stop_messages(prompts: AnswerStopPrompts, problem: Problem, candidate: tuple[Piece, ...]) -> tuple[Message, ...]:
+    """The chat in which Stop is asked whether a candidate is right."""
+    # Split before the question goes in: a question may hold the text "{candidate}" itself.
+    texts = prompts.stop_user.split("{candidate}")
+    before, after = (text.replace("{question}", problem.question) for text in texts)
+    return (
+        Message(role="system", content=(prompts.stop_system,)),
+        Message(role="user", content=(before, *candidate, after)),
+    )

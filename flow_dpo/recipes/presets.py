@@ -28,7 +28,7 @@ PRESET_NAMES = ("paper", "chat", "small", "seed")
 """What every recipe of the package states: its paper's values, and those of three sizes of model (`recipes.scales`)."""
 
 _MODULES = {
-    "flow-dpo": "flow_dpo",
+    "flow-dpo": "flow_dpo.presets",
     "online-dpo": "online_dpo",
     "grpo": "grpo.presets",
     "vineppo": "vineppo.presets",

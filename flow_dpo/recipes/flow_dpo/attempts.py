@@ -1,0 +1,151 @@
+"""A flow of attempts: Answer writes a whole solution, Stop accepts it or has it written afresh.
+
+Answer writes an attempt in chunks; Stop is asked where an attempt has ended, and there alone. An attempt is accepted
+where Stop's P(Yes) exceeds a threshold; otherwise the next begins from the question, and where none is accepted the one
+with the highest P(Yes) answers. With chunks of 3 tokens and E the end token:
+
+    answer [5 6 7]  answer [8 9 E]  stop .31 No    answer [5 4 1]  answer [2 E]  stop .88 Yes      solution 5 4 1 2
+    answer [5 6 7]  answer [8 9 1]  (cut)          answer [5 4 E]  stop .20 No   (no more)         solution 5 4
+
+Invariants: every attempt that ended is judged, whichever token it ended with: one that fills its chunk ends with the
+first token of the next, and the last chunk is one token longer. An attempt that was cut is never judged. The first
+attempt is sampled as the exploration samples; later ones are never greedy, since a greedy one would repeat the first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from flow_dpo.core.answer_stop import ANSWER, STOP, AnswerStopPrompts, answer_messages, stop_messages
+from flow_dpo.core.errors import expect
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptsPrompts(AnswerStopPrompts):
+    """The prompts of both roles; those of the paper's flow, and one more."""
+
+    retry: str = "That answer is wrong. Solve the problem again, in a different way."
+    """What follows a refused attempt in Answer's chat, where it is shown one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attempt at a solution."""
+
+    pieces: tuple[Piece, ...] = ()
+    num_chunks: int = 0
+    ended: bool = False
+    """Answer sampled its end token."""
+    log_yes: float = -math.inf
+    """Stop's log P(Yes); of an attempt that was not judged, less than of any that was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptsState:
+    """The state of a rollout."""
+
+    problem: Problem
+    refused: tuple[Attempt, ...] = ()
+    """Attempts that Stop refused, or that were cut."""
+    attempt: Attempt = Attempt()
+    """The present one; once the rollout has ended, the one that answers."""
+    next_role: Literal["answer", "stop"] | None = "answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempts(Flow[AttemptsState]):
+    """Attempts by Answer, each judged by Stop when it has ended."""
+
+    chunk_tokens: int = 160
+    """Longest chunk of the Answer role, in tokens."""
+    max_chunks: int = 6
+    """Chunks of one attempt at most."""
+    max_attempts: int = 4
+    """Attempts of one rollout at most, those that were cut counted. 1 judges, and never tries again."""
+    threshold: float | None = 0.5
+    """An attempt is accepted where Stop's P(Yes) exceeds it; None samples Stop's choice."""
+    answers: Literal["best", "last"] = "best"
+    """The attempt that answers where none was accepted: the one with the highest P(Yes), or the last."""
+    retry: Literal["fresh", "shown"] = "fresh"
+    """What a later attempt is given: the question alone, or also the attempt that was refused last."""
+    prompts: AttemptsPrompts = field(default_factory=AttemptsPrompts)
+
+    roles: ClassVar[tuple[Role, ...]] = (ANSWER, STOP)
+
+    def __post_init__(self) -> None:
+        expect(self, "of 1 or more", lambda value: value >= 1, "chunk_tokens", "max_chunks", "max_attempts")
+        if self.threshold is not None:
+            expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "threshold")
+
+    def start(self, problem: Problem) -> AttemptsState:
+        return AttemptsState(problem=problem)
+
+    def turn(self, state: AttemptsState) -> Turn | None:
+        if state.next_role == "answer":
+            return self._answer_turn(state)
+        if state.next_role == "stop":
+            return Turn(
+                role=STOP,
+                messages=stop_messages(self.prompts, state.problem, state.attempt.pieces),
+                choices=(self.prompts.yes, self.prompts.no),
+                threshold=self.threshold,
+            )
+        return None
+
+    def advance(self, state: AttemptsState, completion: Completion) -> AttemptsState:
+        if state.next_role == "answer":
+            attempt = _written(state.attempt, completion)
+            if attempt.ended:
+                return replace(state, attempt=attempt, next_role="stop")
+            if attempt.num_chunks < self.max_chunks:
+                return replace(state, attempt=attempt)
+            return self._refuse(state, attempt)
+        attempt = replace(state.attempt, log_yes=completion.choice_logprobs[0])
+        if completion.choice == 0:
+            return replace(state, attempt=attempt, next_role=None)
+        return self._refuse(state, attempt)
+
+    def solution(self, state: AttemptsState) -> Solution:
+        return Solution(pieces=state.attempt.pieces, ended=state.attempt.ended)
+
+    def tags(self, state: AttemptsState) -> tuple[str, ...]:
+        attempt = f"attempt {len(state.refused) + 1}"
+        return ("finished", attempt) if state.next_role == "stop" else (attempt,)
+
+    def _answer_turn(self, state: AttemptsState) -> Turn:
+        messages = answer_messages(self.prompts, state.problem)
+        if self.retry == "shown" and state.refused:
+            shown = Message(role="assistant", content=state.refused[-1].pieces)
+            messages = (*messages, shown, Message(role="user", content=(self.prompts.retry,)))
+        last = state.attempt.num_chunks + 1 == self.max_chunks
+        return Turn(
+            role=ANSWER,
+            messages=messages,
+            continuation=state.attempt.pieces,
+            # Room for the end token of an answer that fills its last chunk.
+            max_tokens=self.chunk_tokens + last,
+            greedy=False if state.refused else None,
+        )
+
+    def _refuse(self, state: AttemptsState, attempt: Attempt) -> AttemptsState:
+        """Begin the next attempt, or end with the one that answers."""
+        refused = (*state.refused, attempt)
+        if len(refused) < self.max_attempts:
+            return replace(state, refused=refused, attempt=Attempt(), next_role="answer")
+        answering = max(refused, key=lambda one: one.log_yes) if self.answers == "best" else attempt
+        return replace(state, refused=refused, attempt=answering, next_role=None)
+
+
+def _written(attempt: Attempt, completion: Completion) -> Attempt:
+    """The attempt with one more chunk."""
+    content = completion.content_ids
+    return replace(
+        attempt,
+        pieces=(*attempt.pieces, content) if content else attempt.pieces,
+        num_chunks=attempt.num_chunks + 1,
+        ended=completion.finish_reason == "stop",
+    )

@@ -1,0 +1,54 @@
+"""DPO on pairs, and cross-entropy over a choosing role's words, in one loss.
+
+A scored word is what Stop should have said of a candidate (`credit`): its loss is the negative log-probability of that
+word, renormalised over the declared choices. With z the log-odds of Yes and y = 1 where Yes is right, the gradient by z
+is sigmoid(z) - y:
+
+    P(Yes) .8 of a wrong candidate      loss 1.61    gradient by z +.8
+
+Invariant: loss and measures are sums over the examples; whichever kind a batch has none of adds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from flow_dpo.core.dpo import Dpo
+from flow_dpo.core.objective import Loss, TokenLogprobs
+from flow_dpo.core.types import Example, Pair, ScoredCompletion
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoAndVerdicts:
+    """`Dpo` of what is paired, and cross-entropy of what is scored."""
+
+    accepts: ClassVar[tuple[type, ...]] = (Pair, ScoredCompletion)
+
+    beta: float = 1.0
+    """Strength of the pull towards the reference, of pairs."""
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    def __call__(
+        self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+    ) -> Loss:
+        rows = list(zip(examples, policy, reference, strict=True))
+        paired = [(e, p, r) for e, p, r in rows if isinstance(e, Pair)]
+        words = [(e, p) for e, p, _ in rows if isinstance(e, ScoredCompletion)]
+        total, measures = torch.zeros((), device=policy[0][0].device), dict[str, torch.Tensor]()
+        if paired:
+            loss = Dpo(beta=self.beta)([e for e, _, _ in paired], [p for _, p, _ in paired], [r for _, _, r in paired])
+            total, measures = total + loss.total, dict(loss.measures)
+        if words:
+            entropy = torch.stack([-e.weight * p[0].sum() for e, p in words]).sum()
+            right = [float(p[0].sum() > -0.6931471805599453) for _, p in words]
+            total = total + entropy
+            measures["verdict_loss"] = entropy.detach()
+            measures["verdict_accuracy"] = torch.tensor(sum(right))
+        return Loss(total, measures)
