@@ -1,17 +1,20 @@
 """`flow-dpo evaluate`: measure a model, or a run's adapters, on a data set.
 
 flow-dpo evaluate --run runs/train --dataset_split test --max_problems 500
+flow-dpo evaluate --run runs/train --draws 4        four attempts at each problem: majority, best by P(Yes), thresholds
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.evaluate.statistics import ungraded_words
+from flow_dpo.evaluate.votes import RULE_WORDS
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
@@ -34,9 +37,26 @@ def evaluate(argv: Sequence[str]) -> int:
     print_safe(
         console,
         f"{accuracy} (95 % interval {low:.1%} to {high:.1%}): {result['num_correct']} of {result['num_draws']} "
-        f"correct{f'; {ungraded}' if ungraded else ''}\nWritten to {settings.output_dir}",
+        f"correct{f'; {ungraded}' if ungraded else ''}",
     )
+    if result.get("votes"):
+        print_safe(console, "\n".join(_votes_lines(result["votes"])))
+    print_safe(console, f"Written to {settings.output_dir}")
     return 0
+
+
+def _votes_lines(votes: Mapping[str, Any]) -> list[str]:
+    """What attempts come to, a line for each number of them, with 95 % intervals."""
+    lines = [f"{'attempts':>8} {'tokens':>7}" + "".join(f"  {words:<21}" for words in RULE_WORDS.values())]
+    for k, at_k in votes["by_k"].items():
+        cells = [_measured(at_k[name]) for name in RULE_WORDS]
+        lines.append(f"{k:>8} {at_k['tokens'] or 0:>7.1f}" + "".join(f"  {cell:<21}" for cell in cells))
+    return [line.rstrip() for line in lines]
+
+
+def _measured(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    return "no problem" if found["accuracy"] is None else f"{found['accuracy']:.1%} ({low:.1%} to {high:.1%})"
 
 
 def _sections(given: Given) -> Sections:

@@ -51,6 +51,49 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """An accuracy over problems, with its 95 % interval."""
+
+    accuracy: float | None
+    interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotesAtK:
+    """What k attempts at a problem come to by each rule (`evaluate.votes`)."""
+
+    tokens: float | None
+    """Sampled for k attempts, a problem."""
+    one_attempt: Measured
+    majority: Measured
+    weighted_majority: Measured
+    best: Measured
+    oracle: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtThreshold:
+    """What accepting the first attempt whose P(Yes) exceeds a threshold comes to."""
+
+    max_attempts: Count
+    threshold: float
+    accuracy: float | None
+    interval: Interval
+    tokens: float | None
+    """Sampled until one is accepted, a problem."""
+    attempts: float | None
+    """Made until one is accepted, a problem."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotesSummary:
+    """Several attempts at each problem and Stop's P(Yes) of each (`evaluate.votes.summary`)."""
+
+    by_k: Mapping[str, VotesAtK]
+    threshold_curve: tuple[AtThreshold, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSummary:
     """summary.json of `flow-dpo evaluate`."""
 
@@ -76,6 +119,7 @@ class EvaluationSummary:
     by_level: Mapping[str, Group] | None = None
     by_subject: Mapping[str, Group] | None = None
     stop: StopSummary | None = None
+    votes: VotesSummary | None = None
     steps_of_right_answers: StepQuality | None = None
     more: Mapping[str, Any] = others()
 

@@ -24,9 +24,9 @@ from flow_dpo.core.types import Problem
 from flow_dpo.data.problems import ProblemSet
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.evaluate import contamination
-from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, evaluate, write_predictions
+from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, evaluate, predictions, write_predictions
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import load_adapters, sampled_flow
+from flow_dpo.runs.adapters import load_adapters, one_attempt, sampled_flow
 from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
@@ -104,7 +104,7 @@ def measure_run(
         run_folder.refuse_others(folder, own="summary.json")
     if write and (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
-    evaluated = sampled_flow(flow, settings.mode)
+    evaluated = _evaluated(flow, settings)
     with run_folder.locked(folder) if write else nullcontext(), Live(console) as live:
         live.doing(f"loading {runtime_settings.model.model_name_or_path}")
         with open_runtime(
@@ -120,7 +120,7 @@ def measure_run(
             problems, found = contamination.check(
                 runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap
             )
-            live.begin(len(problems) * settings.num_samples, "rollouts" if settings.num_samples > 1 else "problems")
+            live.begin(len(problems) * settings.num_rollouts, "rollouts" if settings.num_rollouts > 1 else "problems")
             facts = recordable({"settings": settings, "flow": evaluated, "explore": explore})
             facts |= {"model": recordable(runtime_settings.model), "engine": type(runtime_settings.engine).__name__}
             with kept_workers(folder if write else None, facts, runtime, adapters, live, console) as (workers, _):
@@ -136,14 +136,20 @@ def measure_run(
                     **_facts(runtime, runtime_settings, given),
                 }
                 if write:
-                    write_predictions(folder, trees, result)
+                    write_predictions(folder, predictions(trees, draws=bool(settings.draws)), result)
     return result
+
+
+def _evaluated(flow: Flow[Any], settings: EvaluationSettings) -> Flow[Any]:
+    """What is sampled: the flow, its Answer role in one pass, or one attempt that Stop judges."""
+    return one_attempt(flow) if settings.draws else sampled_flow(flow, settings.mode)
 
 
 def _facts(runtime: Runtime, settings: RuntimeSettings, given: GivenObjects) -> dict[str, Any]:
     """What the summary says of the model, the data and the command."""
     facts = {
         "model": runtime.loaded.name,
+        "tokenizer": runtime.renderer.fingerprint(),
         "dataset": f"{settings.data.dataset_name}/{settings.data.dataset_split}",
         "data_fingerprint": runtime.problems.fingerprint,
         "command": command_line(),
@@ -166,7 +172,7 @@ def _measure_open(runtime: Runtime, given: GivenObjects, overrides: Mapping[str,
             raise ConfigError(f"unknown setting {name} of an open runtime; {nearest(name, known).replace('--', '')}")
     settings = EvaluationSettings(**{name.removeprefix("evaluation."): value for name, value in overrides.items()})
     _, result = evaluate(
-        sampled_flow(flow, settings.mode),
+        _evaluated(flow, settings),
         recipe.explore if recipe is not None else Siblings(),
         list(runtime.fitting if given.problems is None else given.problems),
         runtime.workers,
