@@ -50,6 +50,8 @@ class EvaluationSettings:
     draws: int = 0
     """Attempts of Answer at each problem, each judged once by Stop: reports majority, majority weighted by P(Yes), best
     by P(Yes), and what each threshold would come to. 0 evaluates the flow."""
+    candidates: str = ""
+    """A predictions.jsonl of `draws`, or its folder: Stop judges the candidates in it, and nothing else is sampled."""
     output_dir: str = "runs/evaluation"
     seed: int = 0
     batch_problems: int = 64
@@ -63,6 +65,11 @@ class EvaluationSettings:
         expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
         expect(self, "of 1 at least", lambda value: value >= 1, "num_samples", "batch_problems")
         expect(self, "of 0 or more", lambda value: value >= 0, "draws")
+        if self.candidates and (self.draws or self.num_samples > 1 or self.mode == "single" or self.trained_on):
+            raise ConfigError(
+                f"expected the candidates of {self.candidates} alone, found what is to be sampled beside it; leave out "
+                "--draws, --num_samples, --mode and --trained_on where --candidates is given"
+            )
         if self.draws and self.num_samples > 1:
             raise ConfigError(
                 f"expected draws or num_samples, found both: {self.draws} and {self.num_samples}; --draws judges each "
