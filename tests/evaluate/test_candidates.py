@@ -116,6 +116,28 @@ def test_draws_are_single_attempts_that_stop_judges() -> None:
     assert kinds == {"unfinished": 0, "wrong": sum(r.ended for r in rows) - sum(right), "right": sum(right)}
 
 
+def test_stop_is_measured_at_every_attempt_of_a_rollout() -> None:
+    """Each of its candidates is graded by itself, also those that were refused."""
+    flow = Attempts(chunk_tokens=10, max_chunks=2, max_attempts=3, threshold=0.6)
+    settings = EvaluationSettings(num_samples=3, greedy=False)
+    trees, result = evaluate(flow, AttemptSiblings(), PROBLEMS, workers_of([]), Letters(), GRADER, {}, settings)
+    judged: list[tuple[bool, bool]] = []
+    for tree in trees:
+        gold = tree.problem.gold
+        for node in tree.trunk_nodes():
+            if node.role == "stop":
+                prompt = Letters().to_text([node.request.prompt_ids])
+                judged.append((prompt.split("Answer:")[1].split()[0] == gold, node.completion.choice == 0))
+    assert len(judged) > len(trees)
+    found = result["stop"]
+    assert found["num_candidates"] == {
+        "unfinished": 0, "right": sum(right for right, _ in judged), "wrong": sum(not right for right, _ in judged),
+    }  # fmt: skip
+    for kind, wanted in (("right", True), ("wrong", False)):
+        mine = [yes for right, yes in judged if right == wanted]
+        assert found["yes_rate"][kind] == sum(mine) / len(mine)
+
+
 def test_every_flow_with_an_answer_and_a_stop_has_its_attempt_and_its_pass() -> None:
     attempts = Attempts(chunk_tokens=10, max_chunks=2, max_attempts=3, threshold=0.7, retry="shown")
     assert one_attempt(attempts) == replace(attempts, max_attempts=1)

@@ -22,6 +22,8 @@ from flow_dpo.core.errors import ConfigError, DataError, ModelError
 from flow_dpo.core.loop import learn
 from flow_dpo.core.protocols import Backends
 from flow_dpo.core.types import Pair, Verdict
+from flow_dpo.data.problems import load_problems
+from flow_dpo.evaluate.run import evaluate_flow
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.models.load import load_model
 from flow_dpo.recipes.presets import preset
@@ -262,6 +264,12 @@ def test_draws_are_voted_on_and_another_stop_judges_them(
         same = [row.yes == pytest.approx(old.yes, abs=1e-4) for row, old in zip(judged, own, strict=True) if old.yes]
         assert all(same) if name == "untrained" else not any(same)
     assert found["untrained"]["sha256"] == found["trained"]["sha256"]
+    with open_runtime("seed") as runtime:
+        assert evaluate_flow(runtime, candidates=str(drawn))["candidates"] == found["untrained"]
+        assert evaluate_flow(runtime, load_problems("seed", max_problems=2), draws=2)["votes"]["by_k"].keys() == {
+            "1",
+            "2",
+        }
     with pytest.raises(ConfigError, match="judged whole"):
         cli_evaluate(["--candidates", str(drawn), "--max_problems", "3", "--output_dir", str(tmp_path / "part")])
     # All of it in one report; the candidates' accuracy is no evaluation of the run's.
