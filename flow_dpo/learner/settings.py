@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.types import Role
 from flow_dpo.models.settings import ALL_LINEAR
 
@@ -81,13 +81,43 @@ class RowSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoleSettings:
+    """What one role has of its own; what is not given is as for all. Not stated in the paper."""
+
+    learning_rate: float | None = None
+    """In place of the learner's."""
+    constant_rate: bool = False
+    """After the warm-up the rate does not fall."""
+    examples_per_update: int | None = None
+    """Its examples wait in a pool of its own, and so many make an update; 0: all that are there. None: they wait in the
+    pool that roles share."""
+    window: int = 0
+    """0: each example is learned once. Otherwise so many last ones are kept, and each update learns its own
+    `examples_per_update` of them, drawn anew, as many of each choice where they are choices."""
+    updates_per_batch: int = 1
+    """Updates from a window in each call that brings examples of the role; `epochs_per_batch` is for other pools."""
+
+    def __post_init__(self) -> None:
+        _check_rate("learning_rate", self.learning_rate)
+        expect(self, "of 0 or more", lambda value: value is None or value >= 0, "examples_per_update", "window")
+        expect(self, "of 1 or more", lambda value: value >= 1, "updates_per_batch")
+        if self.window and not 2 <= (self.examples_per_update or 0) <= self.window:
+            raise ConfigError(
+                f"a window of {self.window} needs an examples_per_update of its own, from 2 to {self.window}, found "
+                f"{self.examples_per_update}"
+            )
+        if self.updates_per_batch > 1 and not self.window:
+            raise ConfigError(f"updates_per_batch of {self.updates_per_batch} needs a window, found none")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnerSettings:
     """How the adapters are updated. The paper: Adam, 5e-6, batches of 32 pairs, gradients clipped at 1."""
 
     learning_rate: float = 2e-4
     """The paper's 5e-6 changes next to nothing within a few dozen updates."""
-    role_learning_rates: Mapping[Role, float] = field(default_factory=dict)
-    """Learning rates of single roles, in place of `learning_rate`. Not stated in the paper."""
+    roles: Mapping[Role, RoleSettings] = field(default_factory=dict[Role, RoleSettings])
+    """What single roles have of their own: `--learner.roles.stop.learning_rate 1e-3`."""
     warmup_updates: int = 0
     """First updates, over which the rate rises in equal steps; 0 begins with all of it."""
     decay_after: int = 0
@@ -113,10 +143,7 @@ class LearnerSettings:
     adapter by far more. 0 never stops."""
 
     def __post_init__(self) -> None:
-        rates = {"learning_rate": self.learning_rate, **self.role_learning_rates}
-        for name, rate in rates.items():
-            if not (math.isfinite(rate) and rate > 0):
-                raise ConfigError(f"a learning rate must be a finite number above 0, found {rate} ({name})")
+        _check_rate("learning_rate", self.learning_rate)
         for name in ("max_grad_norm", "examples_per_update", "max_logprob_drift"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -129,8 +156,23 @@ class LearnerSettings:
         if self.epochs_per_batch < 1:
             raise ConfigError(f"expected epochs_per_batch of 1 or more, found {self.epochs_per_batch}")
 
+    def of(self, role: Role) -> RoleSettings:
+        """What the role has of its own."""
+        return self.roles.get(role) or RoleSettings()
+
+    def rate(self, role: Role, update: int) -> float:
+        """The role's learning rate at its update, counted from 1."""
+        own = self.of(role)
+        schedule = replace(self, decay_after=0) if own.constant_rate else self
+        return (own.learning_rate or self.learning_rate) * schedule.rate_share(update)
+
     def rate_share(self, update: int) -> float:
         """What the rate is multiplied by at a role's update, counted from 1."""
         rise = min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
         fall = min(1.0, self.decay_after / update) ** self.decay_power if self.decay_after else 1.0
         return rise * fall
+
+
+def _check_rate(name: str, rate: float | None) -> None:
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        raise ConfigError(f"a learning rate must be a finite number above 0, found {rate} ({name})")

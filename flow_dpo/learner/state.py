@@ -4,7 +4,7 @@ Written to a folder of safetensors and JSON, never a pickle:
 
     adapters/answer/adapter_model.safetensors, adapter_config.json    PEFT's layout, what the model sampled with
     learner.safetensors    "answer/weights/<name>", "answer/exp_avg/<name>", "reference_answer/weights/<name>", ...
-    learner.json           the version, updates by role, and the pool's examples
+    learner.json           the version, updates by role and pool, and the pools' examples
 
 Invariant: what is read back is bit for bit what was written. Adapters in half precision are read from float32 weights.
 """
@@ -28,12 +28,12 @@ from flow_dpo.data.typed_json import Count, others
 from flow_dpo.learner.policy import Policy
 
 TENSORS, FACTS = "learner.safetensors", "learner.json"
-FACT_NAMES = ("version", "role_updates", "packed")
+FACT_NAMES = ("version", "role_updates", "pool_updates", "reference_versions", "packed")
 """What learner.json holds besides the pool."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Adam's state of each parameter."""
 
-SCHEMA = "learner/1"
+SCHEMA = "learner/2"
 """Of learner.json."""
 
 
@@ -44,6 +44,8 @@ class _Facts:
     schema: str
     version: Count
     role_updates: Mapping[Role, Count]
+    pool_updates: Mapping[str, Count]
+    reference_versions: Mapping[Role, Count | None]
     packed: bool | None
     pool: tuple[Mapping[str, Any], ...]
     more: Mapping[str, Any] = others()

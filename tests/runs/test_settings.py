@@ -254,8 +254,8 @@ def test_null_is_a_value_only_where_there_may_be_none(tmp_path: Path) -> None:
     assert "data.max_problems" in kept
     with pytest.raises(ConfigError, match="expected a number for --learning_rate, found 'null'"):
         parse("--learning_rate", "null")
-    (tmp_path / "inner.yaml").write_text("learner: {role_learning_rates: {stop: null}}")
-    with pytest.raises(ConfigError, match=r"expected a value for learner\.role_learning_rates"):
+    (tmp_path / "inner.yaml").write_text("credit: {tag_weights: {finished: null}}")
+    with pytest.raises(ConfigError, match=r"expected a value for credit\.tag_weights"):
         parse("--config", str(tmp_path / "inner.yaml"))
 
 

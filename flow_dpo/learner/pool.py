@@ -1,0 +1,142 @@
+"""Pools of examples between credit and update: queues, whose examples are learned once, and replay windows.
+
+Roles share one queue, but for those that `LearnerSettings.roles` gives a pool of their own. A pool says what the next
+update learns of it, nothing where none is due, and counts and drops it when it is told that it was learned:
+
+    Queue(size=2)                        takes a b c     batches [a b]                c waits
+    Window(size=2, window=3, updates=2)  takes a b c d   batches [b d], [c d]         b c d stay
+
+Where a window's examples carry choices, a batch has as many of each; of one that has too few it has all, and the rest
+of others, weighted so that each choice weighs the same: of 1 Yes and 9 No, in a batch of 4, the Yes and 3 No, times 2
+and 2/3. Examples without a choice, such as pairs, keep their share of the window and their weight. Invariants: a batch
+has no example twice, and nothing is dropped or counted before an update has succeeded or was given up.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.types import Example, Role, ScoredCompletion
+from flow_dpo.learner.settings import LearnerSettings
+
+SHARED = ""
+"""The name of the queue that roles share; a pool of a role's own has the role's name."""
+
+
+@dataclass(kw_only=True)
+class Queue:
+    """Examples that are learned once, in order."""
+
+    size: int
+    """Examples of an update; 0 takes all that are there."""
+    epochs: int = 1
+    """Updates on each batch, one after the other."""
+    examples: list[Example] = field(default_factory=list[Example])
+    num_updates: int = 0
+    _batch_size: int = field(init=False, default=0)
+    _epochs_left: int = field(init=False, default=0)
+
+    def take(self, examples: Sequence[Example]) -> None:
+        """Add the examples of a call, which may be none."""
+        self.examples.extend(examples)
+        self._batch_size, self._epochs_left = self.size or len(self.examples), self.epochs
+
+    def batch(self) -> list[Example]:
+        """What the next update learns; nothing where none is due."""
+        return self.examples[: self._batch_size] if len(self.examples) >= self._batch_size else []
+
+    def learned(self) -> None:
+        """Count an update; after its last epoch the batch is dropped."""
+        self.num_updates += 1
+        self._epochs_left -= 1
+        if not self._epochs_left:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Drop the batch."""
+        del self.examples[: self._batch_size]
+        self._epochs_left = self.epochs
+
+
+@dataclass(kw_only=True)
+class Window:
+    """The last examples, of which every update learns some, drawn anew without replacement."""
+
+    size: int
+    """Examples of an update."""
+    window: int
+    """Examples that are kept."""
+    updates: int
+    """Updates of a call that brings examples."""
+    seed: int
+    examples: list[Example] = field(default_factory=list[Example])
+    num_updates: int = 0
+    _due: int = field(init=False, default=0)
+
+    def take(self, examples: Sequence[Example]) -> None:
+        """Add the examples of a call, which may be none. No update is due before a batch of two choices is there."""
+        if examples:
+            self.examples = [*self.examples, *examples][-self.window :]
+            choices = {_choice(example) for example in self.examples} - {None}
+            self._due = self.updates if len(self.examples) >= self.size and len(choices) != 1 else 0
+
+    def batch(self) -> list[Example]:
+        """What the next update learns, in the window's order; nothing where none is due."""
+        if not self._due:
+            return []
+        rng, weights = random.Random(derive(self.seed, self.num_updates)), dict[int, float]()
+        # 1. What has no choice: its share of the window, with room left for each choice.
+        groups: dict[int | None, list[int]] = {}
+        for index, example in enumerate(self.examples):
+            groups.setdefault(_choice(example), []).append(index)
+        plain = groups.pop(None, [])
+        share = max(0, min(round(self.size * len(plain) / len(self.examples)), self.size - len(groups)))
+        weights |= dict.fromkeys(rng.sample(plain, share), 1.0)
+        # 2. As many of each choice, the rarest first: what it lacks in number the others have more.
+        left = self.size - share
+        each = left / max(len(groups), 1)
+        for done, group in enumerate(sorted(groups.values(), key=len)):
+            drawn = rng.sample(group, min(len(group), left // (len(groups) - done)))
+            left -= len(drawn)
+            weights |= dict.fromkeys(drawn, each / max(len(drawn), 1))
+        picked = ((self.examples[index], weights[index]) for index in sorted(weights))
+        return [e if weight == 1 else replace(e, weight=weight * e.weight) for e, weight in picked]
+
+    def learned(self) -> None:
+        """Count an update."""
+        self.num_updates += 1
+        self._due -= 1
+
+    def give_up(self) -> None:
+        """Leave what is due, which would draw the same again. The examples stay."""
+        self._due = 0
+
+
+Pool = Queue | Window
+
+
+def make_pools(settings: LearnerSettings, roles: Sequence[Role], seed: int) -> dict[str, Pool]:
+    """The shared queue, and the pools that roles have of their own, by name."""
+    epochs = settings.epochs_per_batch
+    pools: dict[str, Pool] = {SHARED: Queue(size=settings.examples_per_update, epochs=epochs)}
+    for role in roles:
+        own = settings.of(role)
+        if own.examples_per_update is None:
+            continue
+        if own.window:
+            pools[role] = Window(
+                size=own.examples_per_update,
+                window=own.window,
+                updates=own.updates_per_batch,
+                seed=derive(seed, "window", role),
+            )
+        else:
+            pools[role] = Queue(size=own.examples_per_update, epochs=epochs)
+    return pools
+
+
+def _choice(example: Example) -> int | None:
+    return example.completion.choice if isinstance(example, ScoredCompletion) else None
