@@ -102,11 +102,12 @@ class Names:
         full: dict[str, Any] = {}
         for given, value in values.items():
             name = self.short.get(given, given)
-            if name in self.groups and not isinstance(value, Mapping):
+            of_entries = name in self.entries or name.rpartition(".")[0] in self.entries
+            if name in self.groups and not isinstance(value, Mapping) and not (of_entries and value is None):
                 raise ConfigError(f"expected names and values under {name} in {path}, found {value!r:.80}")
-            if name in self.groups:
+            if name in self.groups and value is not None:
                 full |= self.in_full({f"{name}.{key}": item for key, item in value.items()}, path)
-            elif name not in self.defaults:
+            elif not (name in self.defaults or name in self.groups):
                 deepest = next((leaf for leaf, _ in leaves({name: value})), name)
                 near = nearest(deepest, self._all()).replace(" --", " ")
                 raise ConfigError(f"unknown setting {name} in {path}; {near}")

@@ -254,9 +254,16 @@ def test_null_is_a_value_only_where_there_may_be_none(tmp_path: Path) -> None:
     assert "data.max_problems" in kept
     with pytest.raises(ConfigError, match="expected a number for --learning_rate, found 'null'"):
         parse("--learning_rate", "null")
-    (tmp_path / "inner.yaml").write_text("credit: {tag_weights: {finished: null}}")
-    with pytest.raises(ConfigError, match=r"expected a value for credit\.tag_weights"):
-        parse("--config", str(tmp_path / "inner.yaml"))
+    for inner, name in [
+        ("credit: {tag_weights: {finished: null}}", "credit.tag_weights"),
+        ("learner: {roles: {stop: null}}", "learner.roles.stop"),
+        ("learner: {roles: {stop: {window: null}}}", "learner.roles.stop.window"),
+    ]:
+        (tmp_path / "inner.yaml").write_text(inner)
+        with pytest.raises(ConfigError, match=rf"expected a value for {name} in"):
+            parse("--config", str(tmp_path / "inner.yaml"))
+    (tmp_path / "inner.yaml").write_text("learner: {roles: {stop: {learning_rate: null}}}")
+    assert parse("--config", str(tmp_path / "inner.yaml")).learner.roles["stop"].learning_rate is None
 
 
 def leaves(sections: dict[str, Any]) -> list[str]:
