@@ -78,21 +78,16 @@ class Gradients:
         return way(self._policy.model, completions, own_head=self._own_head is True)
 
     def compute(
-        self,
-        objective: Objective,
-        role: Role,
-        examples: Sequence[Example],
-        version: int,
-        num_updates: int | None = None,
+        self, objective: Objective, role: Role, examples: Sequence[Example], version: int, count: int | None = None
     ) -> Gradient:
         """The gradient of the objective's mean over the examples, at this version of the policy.
 
-        Dropout draws its masks by `num_updates`, those of the role's pool so far; by the version where it is None.
-        Raises `NonFinite`, and `LearningError` where the loss depends on no parameter.
+        Dropout draws its masks by `count`, the updates of the role's pool so far, or else by the version. Raises
+        `NonFinite`, and `LearningError` where the loss depends on no parameter.
         """
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
-        rows, count = self._fill(examples), version if num_updates is None else num_updates
+        rows, count = self._fill(examples), version if count is None else count
         if self._policy.settings.lora_dropout:
             self._compare_without_dropout(role, examples, account)
         for index, row in enumerate(rows):

@@ -29,7 +29,7 @@ from flow_dpo.core.types import Adapter, Example, Role, by_role
 from flow_dpo.learner import state
 from flow_dpo.learner.gradients import SUMS, Gradient, Gradients, NonFinite
 from flow_dpo.learner.policy import Policy
-from flow_dpo.learner.pool import SHARED, Queue, Window, make_pools
+from flow_dpo.learner.pool import SHARED, Window, make_pools
 from flow_dpo.learner.settings import LearnerSettings
 
 Row = dict[str, float]
@@ -68,7 +68,7 @@ class Learner:
     @property
     def pool(self) -> list[Example]:
         """The examples that wait to be learned, those of windows aside."""
-        return [example for pool in self.pools.values() if isinstance(pool, Queue) for example in pool.examples]
+        return [example for pool in self.pools.values() if not isinstance(pool, Window) for example in pool.examples]
 
     @property
     def packed(self) -> bool | None:

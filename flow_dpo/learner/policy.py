@@ -185,6 +185,7 @@ class Policy:
         name = REFERENCE + role
         if name not in self._adapters:
             self._add(name, seed=0)
+            self.model.eval()  # PEFT's new dropout is in training mode, and a reference has none
             state, self._state = self._state, None  # PEFT made the new adapter trainable
             name_before, training = state or (None, False)
             self._switch(name_before, training=training)

@@ -32,52 +32,45 @@ class Queue:
 
     size: int
     """Examples of an update; 0 takes all that are there."""
-    epochs: int = 1
+    updates: int = 1
     """Updates on each batch, one after the other."""
     examples: list[Example] = field(default_factory=list[Example])
     num_updates: int = 0
     _batch_size: int = field(init=False, default=0)
-    _epochs_left: int = field(init=False, default=0)
+    _due: int = field(init=False, default=0)
 
     def take(self, examples: Sequence[Example]) -> None:
         """Add the examples of a call, which may be none."""
         self.examples.extend(examples)
-        self._batch_size, self._epochs_left = self.size or len(self.examples), self.epochs
+        self._batch_size, self._due = self.size or len(self.examples), self.updates
 
     def batch(self) -> list[Example]:
         """What the next update learns; nothing where none is due."""
         return self.examples[: self._batch_size] if len(self.examples) >= self._batch_size else []
 
     def learned(self) -> None:
-        """Count an update; after its last epoch the batch is dropped."""
+        """Count an update with the batch, which is dropped after its last one."""
         self.num_updates += 1
-        self._epochs_left -= 1
-        if not self._epochs_left:
+        self._due -= 1
+        if not self._due:
             self.give_up()
 
     def give_up(self) -> None:
         """Drop the batch."""
         del self.examples[: self._batch_size]
-        self._epochs_left = self.epochs
+        self._due = self.updates
 
 
 @dataclass(kw_only=True)
-class Window:
-    """The last examples, of which every update learns some, drawn anew without replacement."""
+class Window(Queue):
+    """The last examples, of which each of a call's `updates` learns `size`, drawn anew without replacement."""
 
-    size: int
-    """Examples of an update."""
     window: int
     """Examples that are kept."""
-    updates: int
-    """Updates of a call that brings examples."""
     seed: int
-    examples: list[Example] = field(default_factory=list[Example])
-    num_updates: int = 0
-    _due: int = field(init=False, default=0)
 
     def take(self, examples: Sequence[Example]) -> None:
-        """Add the examples of a call, which may be none. No update is due before a batch of two choices is there."""
+        """Add the examples of a call: updates are due where it brings some, and a batch of two choices is there."""
         if examples:
             self.examples = [*self.examples, *examples][-self.window :]
             choices = {_choice(example) for example in self.examples} - {None}
@@ -87,54 +80,42 @@ class Window:
         """What the next update learns, in the window's order; nothing where none is due."""
         if not self._due:
             return []
-        rng, weights = random.Random(derive(self.seed, self.num_updates)), dict[int, float]()
+        rng = random.Random(derive(self.seed, self.num_updates))
         # 1. What has no choice: its share of the window, with room left for each choice.
         groups: dict[int | None, list[int]] = {}
         for index, example in enumerate(self.examples):
             groups.setdefault(_choice(example), []).append(index)
         plain = groups.pop(None, [])
         share = max(0, min(round(self.size * len(plain) / len(self.examples)), self.size - len(groups)))
-        weights |= dict.fromkeys(rng.sample(plain, share), 1.0)
+        factors = dict.fromkeys(rng.sample(plain, share), 1.0)
         # 2. As many of each choice, the rarest first: what it lacks in number the others have more.
         left = self.size - share
         each = left / max(len(groups), 1)
         for done, group in enumerate(sorted(groups.values(), key=len)):
             drawn = rng.sample(group, min(len(group), left // (len(groups) - done)))
             left -= len(drawn)
-            weights |= dict.fromkeys(drawn, each / max(len(drawn), 1))
-        picked = ((self.examples[index], weights[index]) for index in sorted(weights))
-        return [e if weight == 1 else replace(e, weight=weight * e.weight) for e, weight in picked]
-
-    def learned(self) -> None:
-        """Count an update."""
-        self.num_updates += 1
-        self._due -= 1
+            factors |= dict.fromkeys(drawn, each / max(len(drawn), 1))
+        batch = [(self.examples[index], factors[index]) for index in sorted(factors)]
+        return [
+            example if factor == 1 else replace(example, weight=factor * example.weight) for example, factor in batch
+        ]
 
     def give_up(self) -> None:
         """Leave what is due, which would draw the same again. The examples stay."""
         self._due = 0
 
 
-Pool = Queue | Window
-
-
-def make_pools(settings: LearnerSettings, roles: Sequence[Role], seed: int) -> dict[str, Pool]:
+def make_pools(settings: LearnerSettings, roles: Sequence[Role], seed: int) -> dict[str, Queue]:
     """The shared queue, and the pools that roles have of their own, by name."""
     epochs = settings.epochs_per_batch
-    pools: dict[str, Pool] = {SHARED: Queue(size=settings.examples_per_update, epochs=epochs)}
+    pools = {SHARED: Queue(size=settings.examples_per_update, updates=epochs)}
     for role in roles:
         own = settings.of(role)
-        if own.examples_per_update is None:
-            continue
-        if own.window:
-            pools[role] = Window(
-                size=own.examples_per_update,
-                window=own.window,
-                updates=own.updates_per_batch,
-                seed=derive(seed, "window", role),
-            )
-        else:
-            pools[role] = Queue(size=own.examples_per_update, epochs=epochs)
+        size, window, seed_of_role = own.examples_per_update, own.window, derive(seed, "window", role)
+        if size is not None and window:
+            pools[role] = Window(size=size, updates=own.updates_per_batch, window=window, seed=seed_of_role)
+        elif size is not None:
+            pools[role] = Queue(size=size, updates=epochs)
     return pools
 
 
