@@ -7,10 +7,9 @@ waits:
     learner.update(dpo, 40 pairs)   one update on the first 32, version 0 -> 1, 8 wait
     learner.update(dpo, 10 pairs)   18 wait: no update, and the measures say so
 
-A role may have a pool of its own (`pool.py`); pools that are ready at once share an update and its version. Invariants:
-the gradients of all roles are computed and checked before any weight changes, so that a failed update changes nothing
-and its examples stay; what a role with its own pool learns does not depend on the others' examples; saved and loaded, a
-learner goes on bit for bit.
+A role may have a pool of its own, and then learns whatever the others have; pools that are ready share an update.
+Invariants: the gradients of all roles are computed and checked before any weight changes, so that a failed update
+changes nothing and its examples stay in the pool; saved and loaded, a learner goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Learner:
             raise ConfigError(f"the learner's roles names {sorted(unknown)}, the policy's roles are {policy.roles}")
         self.version = 0
         """Updates so far; one counter for all roles."""
-        self.pools = make_pools(self.settings, policy.roles, policy.seed)
+        self.pools = make_pools(self.settings, policy.seed)
         """By role, for those that have one of their own, and the shared one."""
         self._role_updates: dict[Role, int] = dict.fromkeys(policy.roles, 0)
         self._optimizers = {role: torch.optim.Adam(policy.weights(role), lr=0.0) for role in policy.roles}
@@ -85,8 +84,7 @@ class Learner:
         "learn/updates" counts updates, "learn/skipped" batches dropped by `skip_nonfinite`, "learn/waiting" what fills
         no update, "learn/<role>/window" examples kept. Other "learn/<role>/..." are means over the role's pairs; sums
         for "pairs", "tokens" and the like. Raises `LearningError`: for a loss, gradient or drift before anything was
-        changed but the pools, whose examples stay; for an adapter that moved or stood still against expectation when it
-        has.
+        changed but the pools; for an adapter that moved or stood still against expectation when it has.
         """
         started = time.perf_counter()
         self._check_examples(objective, examples)
@@ -111,13 +109,9 @@ class Learner:
 
     def save(self, folder: str | Path) -> None:
         """Write all that `load` needs to go on bit for bit, and the adapters in PEFT's layout."""
-        facts = {
-            "version": self.version,
-            "role_updates": self._role_updates,
-            "pool_updates": {name: pool.num_updates for name, pool in self.pools.items()},
-            "reference_versions": self._gradients.reference_versions,
-            "packed": self.packed,
-        }
+        facts = {"version": self.version, "role_updates": self._role_updates, "packed": self.packed}
+        facts |= {"pool_updates": {name: pool.num_updates for name, pool in self.pools.items()}}
+        facts |= {"reference_versions": self._gradients.reference_versions}
         examples = [example for pool in self.pools.values() for example in pool.examples]
         state.write(Path(folder), self.policy, self._optimizers, facts, examples)
 
@@ -136,10 +130,9 @@ class Learner:
 
     def _learn(self, objective: Objective, batches: Mapping[str, Sequence[Example]]) -> dict[Role, Row]:
         """One update with a batch of each of these pools: first all roles' gradients, then all optimizer steps."""
+        counts = {role: self.pools[self._pool_of(role)].num_updates for role in self.policy.roles}
         gradients = {
-            role: self._gradients.compute(
-                objective, role, examples, self.version, self.pools[self._pool_of(role)].num_updates
-            )
+            role: self._gradients.compute(objective, role, examples, self.version, counts[role])
             for role, examples in by_role([*chain(*batches.values())]).items()
         }
         for role, gradient in gradients.items():

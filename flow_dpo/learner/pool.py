@@ -1,7 +1,7 @@
 """Pools of examples between credit and update: queues, whose examples are learned once, and replay windows.
 
 Roles share one queue, but for those that `LearnerSettings.roles` gives a pool of their own. A pool says what the next
-update learns of it, nothing where none is due, and counts and drops it when it is told that it was learned:
+update learns of it, nothing where none is due, and counts and drops it when that was learned:
 
     Queue(size=2)                        takes a b c     batches [a b]                c waits
     Window(size=2, window=3, updates=2)  takes a b c d   batches [b d], [c d]         b c d stay
@@ -23,7 +23,7 @@ from flow_dpo.core.types import Example, Role, ScoredCompletion
 from flow_dpo.learner.settings import LearnerSettings
 
 SHARED = ""
-"""The name of the queue that roles share; a pool of a role's own has the role's name."""
+"""Stands for the roles that have no pool of their own."""
 
 
 @dataclass(kw_only=True)
@@ -90,32 +90,28 @@ class Window(Queue):
         factors = dict.fromkeys(rng.sample(plain, share), 1.0)
         # 2. As many of each choice, the rarest first: what it lacks in number the others have more.
         left = self.size - share
-        each = left / max(len(groups), 1)
+        even = left / max(len(groups), 1)
         for done, group in enumerate(sorted(groups.values(), key=len)):
             drawn = rng.sample(group, min(len(group), left // (len(groups) - done)))
             left -= len(drawn)
-            factors |= dict.fromkeys(drawn, each / max(len(drawn), 1))
+            factors |= dict.fromkeys(drawn, even / max(len(drawn), 1))
         batch = [(self.examples[index], factors[index]) for index in sorted(factors)]
-        return [
-            example if factor == 1 else replace(example, weight=factor * example.weight) for example, factor in batch
-        ]
+        return [each if factor == 1 else replace(each, weight=factor * each.weight) for each, factor in batch]
 
     def give_up(self) -> None:
         """Leave what is due, which would draw the same again. The examples stay."""
         self._due = 0
 
 
-def make_pools(settings: LearnerSettings, roles: Sequence[Role], seed: int) -> dict[str, Queue]:
-    """The shared queue, and the pools that roles have of their own, by name."""
+def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
+    """The shared queue, and the pools that roles have of their own."""
     epochs = settings.epochs_per_batch
     pools = {SHARED: Queue(size=settings.examples_per_update, updates=epochs)}
-    for role in roles:
-        own = settings.of(role)
-        size, window, seed_of_role = own.examples_per_update, own.window, derive(seed, "window", role)
-        if size is not None and window:
-            pools[role] = Window(size=size, updates=own.updates_per_batch, window=window, seed=seed_of_role)
-        elif size is not None:
-            pools[role] = Queue(size=size, updates=epochs)
+    for role, own in settings.roles.items():
+        size, kept, updates = own.examples_per_update, own.window, own.updates_per_batch
+        if size is not None:
+            window = Window(size=size, updates=updates, window=kept, seed=derive(seed, "window", role))
+            pools[role] = window if kept else Queue(size=size, updates=epochs)
     return pools
 
 

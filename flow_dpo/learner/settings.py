@@ -1,4 +1,4 @@
-"""Settings of the adapters and of their updates.
+"""Settings of updates: of all roles, of single ones, of the reference policy, and of the rows that are computed.
 
     LearnerSettings(learning_rate=3e-3, warmup_updates=8).rate_share(4)     # 0.5: half of the warm-up
 
@@ -15,33 +15,7 @@ from typing import Literal
 
 from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.types import Role
-from flow_dpo.models.settings import ALL_LINEAR
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """The shape of every role's adapter. The paper: r 8, alpha 8, dropout 0.05, all linear layers."""
-
-    lora_r: int = 8
-    lora_alpha: int = 8
-    lora_dropout: float = 0.0
-    """Probability; new masks at every update. At 0 the loss too starts with policy and reference policy equal. Experts
-    that are one stacked parameter have no dropout in PEFT, and are left out where this is above 0."""
-    lora_target_modules: str | tuple[str, ...] = ALL_LINEAR
-    """"all-linear": every linear layer, and experts' stacked weights, but the vocabulary's head and embeddings. Or the
-    last parts of names of modules and stacked weights: ("q_proj", "v_proj"), ("lm_head", "experts.down_proj")."""
-
-    def __post_init__(self) -> None:
-        if self.lora_r < 1:
-            raise ConfigError(f"lora_r must be 1 or more, found {self.lora_r}")
-        if self.lora_alpha < 1:
-            raise ConfigError(f"lora_alpha must be 1 or more (at 0 no adapter does anything), found {self.lora_alpha}")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"lora_dropout is a probability of 0 or more and below 1, found {self.lora_dropout}")
-        if not self.lora_target_modules or not all(self.lora_target_modules):
-            raise ConfigError(
-                f"lora_target_modules must be {ALL_LINEAR!r} or names of modules, found {self.lora_target_modules!r}"
-            )
+from flow_dpo.models.settings import LoraSettings as LoraSettings  # at hand beside the learner's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,25 +63,22 @@ class RoleSettings:
     constant_rate: bool = False
     """After the warm-up the rate does not fall."""
     examples_per_update: int | None = None
-    """Its examples wait in a pool of its own, and so many make an update; 0: all that are there. None: they wait in the
-    pool that roles share."""
+    """Examples of an update, which wait in a pool of its own; 0: all there are. None: in the pool that roles share."""
     window: int = 0
-    """0: each example is learned once. Otherwise so many last ones are kept, and each update learns its own
-    `examples_per_update` of them, drawn anew, as many of each choice where they are choices."""
+    """Last examples that are kept: each update learns `examples_per_update` of them, drawn anew, as many of each choice
+    where they are choices. 0: each example is learned once."""
     updates_per_batch: int = 1
     """Updates from a window in each call that brings examples of the role; `epochs_per_batch` is for other pools."""
 
     def __post_init__(self) -> None:
-        _check_rate("learning_rate", self.learning_rate)
+        expect(self, "to be a finite number above 0", lambda value: value is None or _usable(value), "learning_rate")
         expect(self, "of 0 or more", lambda value: value is None or value >= 0, "examples_per_update", "window")
         expect(self, "of 1 or more", lambda value: value >= 1, "updates_per_batch")
-        if self.window and not 2 <= (self.examples_per_update or 0) <= self.window:
-            raise ConfigError(
-                f"a window of {self.window} needs an examples_per_update of its own, from 2 to {self.window}, found "
-                f"{self.examples_per_update}"
-            )
-        if self.updates_per_batch > 1 and not self.window:
-            raise ConfigError(f"updates_per_batch of {self.updates_per_batch} needs a window, found none")
+        if self.window:
+            enough = f"of 2 to {self.window}, the window's,"
+            expect(self, enough, lambda value: value and 2 <= value <= self.window, "examples_per_update")
+        else:
+            expect(self, "of 1 without a window", lambda value: value == 1, "updates_per_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,26 +114,19 @@ class LearnerSettings:
     adapter by far more. 0 never stops."""
 
     def __post_init__(self) -> None:
-        _check_rate("learning_rate", self.learning_rate)
-        for name in ("max_grad_norm", "examples_per_update", "max_logprob_drift"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} must be a finite number of 0 or more, found {value}")
+        expect(self, "to be a finite number above 0", _usable, "learning_rate")
+        numbers = ("max_grad_norm", "examples_per_update", "max_logprob_drift")
+        expect(self, "to be a finite number of 0 or more", lambda value: value == 0 or _usable(value), *numbers)
         if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
             raise ConfigError(
                 f"expected warmup_updates and decay_after of 0 or more and decay_power above 0, found "
                 f"{self.warmup_updates}, {self.decay_after} and {self.decay_power}"
             )
-        if self.epochs_per_batch < 1:
-            raise ConfigError(f"expected epochs_per_batch of 1 or more, found {self.epochs_per_batch}")
-
-    def of(self, role: Role) -> RoleSettings:
-        """What the role has of its own."""
-        return self.roles.get(role) or RoleSettings()
+        expect(self, "of 1 or more", lambda value: value >= 1, "epochs_per_batch")
 
     def rate(self, role: Role, update: int) -> float:
         """The role's learning rate at its update, counted from 1."""
-        own = self.of(role)
+        own = self.roles.get(role, RoleSettings())
         schedule = replace(self, decay_after=0) if own.constant_rate else self
         return (own.learning_rate or self.learning_rate) * schedule.rate_share(update)
 
@@ -173,6 +137,5 @@ class LearnerSettings:
         return rise * fall
 
 
-def _check_rate(name: str, rate: float | None) -> None:
-    if rate is not None and not (math.isfinite(rate) and rate > 0):
-        raise ConfigError(f"a learning rate must be a finite number above 0, found {rate} ({name})")
+def _usable(value: float) -> bool:
+    return math.isfinite(value) and value > 0
