@@ -45,11 +45,7 @@ class Gradient:
 
 
 class NonFinite(Exception):
-    """A loss or gradient that is not finite. Nothing was changed."""
-
-    def __init__(self, role: Role, message: str) -> None:
-        super().__init__(message)
-        self.role = role
+    """A loss or gradient that is not finite, with its role and what was found. Nothing was changed."""
 
 
 class Gradients:

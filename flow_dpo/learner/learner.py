@@ -15,8 +15,7 @@ changes nothing and its examples stay in the pool; saved and loaded, a learner g
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -96,10 +95,11 @@ class Learner:
             try:
                 done.append(self._learn(objective, batches))
             except NonFinite as error:
+                role, found = error.args
                 if not self.settings.skip_nonfinite:
-                    raise LearningError(f"{error}; nothing was changed. Lower the learning rate or beta") from error
+                    raise LearningError(f"{found}; nothing was changed. Lower the learning rate or beta") from error
                 num_skipped += 1
-                self.pools[self._pool_of(error.role)].give_up()
+                self.pools[self._pool_of(role)].give_up()
         row: Row = {"updates": len(done), "skipped": num_skipped, "waiting": len(self.pool)}
         row |= {"seconds": time.perf_counter() - started}
         row |= {f"{name}/window": len(p.examples) for name, p in self.pools.items() if isinstance(p, Window)}
@@ -118,12 +118,12 @@ class Learner:
     def load(self, folder: str | Path) -> None:
         """Restore what `save` wrote for a learner of the same model and settings. Raises `DataError`."""
         facts, examples = state.read(Path(folder), self.policy, self._optimizers)
-        self.version, self._role_updates = facts["version"], facts["role_updates"]
-        self._gradients.packed, self._gradients.reference_versions = facts["packed"], facts["reference_versions"]
+        self.version, self._role_updates = facts.version, facts.role_updates
+        self._gradients.packed, self._gradients.reference_versions = facts.packed, facts.reference_versions
         for name, pool in self.pools.items():
             # A role that had no pool of its own then begins to count with its updates.
-            pool.num_updates = facts["pool_updates"].get(name, self._role_updates.get(name, 0))
-            pool.examples = [example for example in examples if self._pool_of(example.request.role) == name]
+            pool.num_updates = facts.pool_updates.get(name, self._role_updates.get(name, 0))
+            pool.examples = [each for each in examples if self._pool_of(each.request.role) == name]
 
     def _pool_of(self, role: Role) -> str:
         return role if role in self.pools else SHARED
@@ -144,20 +144,16 @@ class Learner:
         self._check_moves(before, {role: gradient.norm for role, gradient in gradients.items()})
         for name in batches:
             self.pools[name].learned()
-            self._move_references(name)
+        reference = self.settings.reference
+        for role in self.policy.roles if reference.every else ():
+            name = self._pool_of(role)
+            if name in batches and self.pools[name].num_updates % reference.every == 0:
+                self.policy.move_snapshot(role, reference.lerp)
+                self._gradients.reference_versions[role] = self.version if reference.lerp == 1 else None
         return {
             role: gradient.measures | {"grad_norm": gradient.norm, "learning_rate": rates[role]}
             for role, gradient in gradients.items()
         }
-
-    def _move_references(self, pool: str) -> None:
-        """Move the snapshots of the roles whose pool this is, where its updates say so."""
-        reference = self.settings.reference
-        if reference.every and self.pools[pool].num_updates % reference.every == 0:
-            for role in self.policy.roles:
-                if self._pool_of(role) == pool:
-                    self.policy.move_snapshot(role, reference.lerp)
-                    self._gradients.reference_versions[role] = self.version if reference.lerp == 1 else None
 
     def _step(self, role: Role, gradient: Sequence[torch.Tensor]) -> float:
         """Take one optimizer step over the role's weights; return its learning rate."""
@@ -200,18 +196,15 @@ class Learner:
         if not limit or drift <= limit:
             return
         version, weights = self._before or (0, {})
-        earlier = {f"version {version} of {role!r}": lambda: self._earlier(role, weights[role])} if weights else {}
+        earlier = (
+            {f"version {version} of {role!r}": lambda: self.policy.holding(role, weights[role])} if weights else {}
+        )
         cause = gradient.drift.explain(self.policy.model, self.policy.using, self.policy.adapters, limit, earlier)
         raise LearningError(
             f"role {role!r}: log-probabilities at sampling and at learning differ by {drift:.3f} nats a token on "
             f"average over the {gradient.measures['compared_share']:.0%} of tokens whose version is at hand, at most "
             f"{limit} expected: {cause}; nothing was changed"
         )
-
-    @contextmanager
-    def _earlier(self, role: Role, weights: Sequence[torch.Tensor]) -> Iterator[None]:
-        with self.policy.holding(role, weights), self.policy.using(role):
-            yield
 
 
 def _summarise(updates: Sequence[Mapping[Role, Row]]) -> dict[Role, Row]:

@@ -152,11 +152,12 @@ class Policy:
 
     @contextmanager
     def holding(self, adapter: str, weights: Sequence[torch.Tensor]) -> Iterator[None]:
-        """A context in which the adapter has these weights instead of its own."""
+        """A context in which the adapter is on, with these weights instead of its own."""
         own = [weight.detach().clone() for weight in self.weights(adapter)]
         self._put(adapter, weights)
         try:
-            yield
+            with self.using(adapter):
+                yield
         finally:
             self._put(adapter, own)
 

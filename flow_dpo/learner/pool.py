@@ -6,10 +6,9 @@ update learns of it, nothing where none is due, and counts and drops it when tha
     Queue(size=2)                        takes a b c     batches [a b]                c waits
     Window(size=2, window=3, updates=2)  takes a b c d   batches [b d], [c d]         b c d stay
 
-Where a window's examples carry choices, a batch has as many of each; of one that has too few it has all, and the rest
-of others, weighted so that each choice weighs the same: of 1 Yes and 9 No, in a batch of 4, the Yes and 3 No, times 2
-and 2/3. Examples without a choice, such as pairs, keep their share of the window and their weight. Invariants: a batch
-has no example twice, and nothing is dropped or counted before an update has succeeded or was given up.
+Where a window's examples carry choices, a batch has as many of each; of one that has too few it has all and more of the
+others, all weighted alike in sum: of 1 Yes and 9 No, in a batch of 4, the Yes twice and 3 No two thirds. Pairs keep
+their share and weight. Invariants: no example is in a batch twice; what was not learned or given up is not dropped.
 """
 
 from __future__ import annotations

@@ -25,17 +25,14 @@ class ReferenceSettings:
     kind: Literal["base", "snapshot"] = "base"
     """The base with all adapters off, or a frozen copy of each role's adapter as it was when the learner was made."""
     every: int = 0
-    """Updates after which a snapshot is moved; 0 never moves it."""
+    """Updates with the role's pool after which its snapshot is moved; 0 never moves it."""
     lerp: float = 1.0
     """Fraction of the way to the present weights by which it is moved: 1 is all the way."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lerp <= 1:
-            raise ConfigError(f"lerp must be above 0 and at most 1, found {self.lerp}")
-        if self.every < 0 or (self.every and self.kind == "base"):
-            raise ConfigError(
-                f"only a 'snapshot' moves every so many updates, found every={self.every} of {self.kind!r}"
-            )
+        expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "lerp")
+        rule = "of 0 or more" if self.kind == "snapshot" else "of 0, since only a snapshot moves"
+        expect(self, rule, lambda value: value == 0 or (value > 0 and self.kind == "snapshot"), "every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +47,7 @@ class RowSettings:
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens must be above 0, found {self.max_tokens}")
+        expect(self, "above 0", lambda value: value > 0, "max_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +67,13 @@ class RoleSettings:
     """Updates from a window in each call that brings examples of the role; `epochs_per_batch` is for other pools."""
 
     def __post_init__(self) -> None:
-        expect(self, "to be a finite number above 0", lambda value: value is None or _usable(value), "learning_rate")
+        expect(
+            self, "to be a finite number above 0", lambda value: value is None or 0 < value < math.inf, "learning_rate"
+        )
         expect(self, "of 0 or more", lambda value: value is None or value >= 0, "examples_per_update", "window")
         expect(self, "of 1 or more", lambda value: value >= 1, "updates_per_batch")
         if self.window:
-            enough = f"of 2 to {self.window}, the window's,"
+            enough = f"of 2 to {self.window}, as its window needs"
             expect(self, enough, lambda value: value and 2 <= value <= self.window, "examples_per_update")
         else:
             expect(self, "of 1 without a window", lambda value: value == 1, "updates_per_batch")
@@ -114,9 +112,9 @@ class LearnerSettings:
     adapter by far more. 0 never stops."""
 
     def __post_init__(self) -> None:
-        expect(self, "to be a finite number above 0", _usable, "learning_rate")
+        expect(self, "to be a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate")
         numbers = ("max_grad_norm", "examples_per_update", "max_logprob_drift")
-        expect(self, "to be a finite number of 0 or more", lambda value: value == 0 or _usable(value), *numbers)
+        expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, *numbers)
         if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
             raise ConfigError(
                 f"expected warmup_updates and decay_after of 0 or more and decay_power above 0, found "
@@ -135,7 +133,3 @@ class LearnerSettings:
         rise = min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
         fall = min(1.0, self.decay_after / update) ** self.decay_power if self.decay_after else 1.0
         return rise * fall
-
-
-def _usable(value: float) -> bool:
-    return math.isfinite(value) and value > 0

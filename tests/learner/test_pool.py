@@ -355,7 +355,7 @@ def test_the_reference_is_left_out_where_nothing_reads_it_and_changes_no_bit(*, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"window": 8}, "examples_per_update of 2 to 8, the window's, found None"),
+        ({"window": 8}, "examples_per_update of 2 to 8, as its window needs, found None"),
         ({"window": 8, "examples_per_update": 9}, "of 2 to 8, .* found 9"),
         ({"window": 8, "examples_per_update": 1}, "of 2 to 8, .* found 1"),
         ({"window": -1}, "window of 0 or more"),
