@@ -13,6 +13,7 @@ from flow_dpo.cli import compare
 from flow_dpo.cli.train import parse_train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.engines.settings import KINDS, LocalSettings, VllmServerSettings
+from flow_dpo.learner.settings import RoleSettings
 from flow_dpo.recipes.presets import PRESET_NAMES
 from flow_dpo.runs.resolve import Given, resolve
 from flow_dpo.runs.run_folder import plain
@@ -282,3 +283,28 @@ def _field_type(name: str) -> Any:
     for group in groups:
         part = getattr(part, group)
     return {field.name: field.type for field in fields(part)}[last]
+
+
+def test_what_one_role_has_of_its_own_is_set_piece_by_piece(tmp_path: Path) -> None:
+    """Over a preset's mapping: by flags over a file over what the preset says, and no short name is lost by it."""
+    sections = default_settings("flow-dpo", "seed").sections()
+    stop = RoleSettings(learning_rate=1e-3, examples_per_update=64, window=2048)
+    sections["learner"] = replace(sections["learner"], roles={"stop": stop})
+    (tmp_path / "roles.yaml").write_text("learner: {roles: {stop: {window: 99, learning_rate: null}}}")
+    words = ["--config", str(tmp_path / "roles.yaml"), "--learner.roles.stop.examples_per_update", "32",
+             "--learner.roles.answer.constant_rate", "--learning_rate", "5e-3"]  # fmt: skip
+    learner = resolve("x", "", words, sections)["learner"]
+    assert learner.roles == {
+        "stop": RoleSettings(learning_rate=None, examples_per_update=32, window=99),
+        "answer": RoleSettings(constant_rate=True),
+    }
+    assert (learner.learning_rate, resolve("x", "", [], sections)["learner"].roles) == (5e-3, {"stop": stop})
+    for flag, value, message in [
+        ("stop.windos", "3", r"unknown setting --learner\.roles\.stop\.windos; did you mean --learner\.roles\.stop\."),
+        ("stop.window", "x", r"expected a whole number for --learner\.roles\.stop\.window, found 'x'"),
+        ("stop.window", "63", r"^--learner\.roles\.stop\.window: expected examples_per_update of 2 to 63, .* found 64"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            resolve("x", "", [f"--learner.roles.{flag}", value], sections)
+    with pytest.raises(ConfigError, match=r"settings one by one, --learner\.roles\.NAME\.SETTING"):
+        resolve("x", "", ["--learner.roles", "{stop: {window: 3}}"], sections)
