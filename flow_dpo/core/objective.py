@@ -43,8 +43,9 @@ class Objective(Protocol):
     """The kinds of examples."""
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether it reads the reference's log-probabilities; where not, they are not computed and it gets none."""
+    def needs_reference(self) -> bool | tuple[type, ...]:
+        """Whether it reads the reference's log-probabilities, or of which kinds of examples; where not, they are not
+        computed: it gets none at all, or, among examples of other kinds, an empty sequence for each."""
         ...
 
     def __call__(

@@ -45,7 +45,7 @@ class Gradient:
 
 
 class NonFinite(Exception):
-    """A loss or gradient that is not finite. Nothing was changed."""
+    """A loss or gradient that is not finite, with its role and what was found. Nothing was changed."""
 
 
 class Gradients:
@@ -57,8 +57,8 @@ class Gradients:
         """Whether prefixes are shared; None until the model was checked."""
         self._own_head: bool | None = None
         """Whether logits come from the model's own head; None until it was checked."""
-        self.reference_version: int | None = None
-        """The version of the adapters that the reference holds; None for weights of no version."""
+        self.reference_versions: dict[Role, int | None] = {}
+        """The version of its adapter that each role's reference holds; None for weights of no version."""
 
     def check(self) -> None:
         """Choose how log-probabilities are computed, by comparing each way with the model's own forward.
@@ -73,24 +73,27 @@ class Gradients:
         way = PackedLogprobs if self.packed else PlainLogprobs
         return way(self._policy.model, completions, own_head=self._own_head is True)
 
-    def compute(self, objective: Objective, role: Role, examples: Sequence[Example], version: int) -> Gradient:
+    def compute(
+        self, objective: Objective, role: Role, examples: Sequence[Example], version: int, count: int | None = None
+    ) -> Gradient:
         """The gradient of the objective's mean over the examples, at this version of the policy.
 
-        Raises `NonFinite`, and `LearningError` where the loss depends on no parameter.
+        Dropout draws its masks by `count`, the updates of the role's pool so far, or else by the version. Raises
+        `NonFinite`, and `LearningError` where the loss depends on no parameter.
         """
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
-        rows = self._fill(examples)
+        rows, count = self._fill(examples), version if count is None else count
         if self._policy.settings.lora_dropout:
             self._compare_without_dropout(role, examples, account)
         for index, row in enumerate(rows):
             # Only dropout is random. Its seed makes a resumed run equal the uninterrupted one, and no row like another.
-            seed = derive(self._policy.seed, "dropout", version, role, index)
+            seed = derive(self._policy.seed, "dropout", count, role, index)
             for into, piece in zip(total, self._row_gradient(objective, role, row, account, seed), strict=True):
                 into += piece
         norm = float(torch.nn.utils.get_total_norm(total))
         if not math.isfinite(norm):
-            raise NonFinite(f"the gradient of role {role!r} is {norm} at version {version}")
+            raise NonFinite(role, f"the gradient of role {role!r} is {norm} at version {version}")
         return Gradient(total, norm, account.measures(), account.drift)
 
     def _compare_without_dropout(self, role: Role, examples: Sequence[Example], account: Account) -> None:
@@ -115,7 +118,7 @@ class Gradients:
             if completion.policy_version == account.version:
                 if not self._policy.settings.lora_dropout:
                     account.drift.add((request, completion), found[index], role)
-            elif reference and completion.policy_version == self.reference_version:
+            elif reference and completion.policy_version == self.reference_versions.get(role):
                 account.drift.add((request, completion), reference[index], self._references[role])
 
     def _row_gradient(
@@ -129,18 +132,20 @@ class Gradients:
         # 1. Log-probabilities under the reference policy, without a graph.
         marks = [time.perf_counter()]
         reference: list[torch.Tensor] = []
-        if objective.needs_reference:
+        needed = objective.needs_reference
+        if any(isinstance(e, objective.accepts if needed is True else needed or ()) for e in row):
             with torch.no_grad(), policy.using(self._references[role]):
                 reference = logprobs()
         marks.append(time.perf_counter())
         # 2. Under the policy, then the loss.
         with policy.dropout_from(seed), policy.using(role, training=True):
             found = logprobs()
-            loss = objective(row, _by_example(found, counts), _by_example(reference, counts) if reference else [])
+            theirs = _by_example(reference, counts) if reference else [()] * len(row) if needed else []
+            loss = objective(row, _by_example(found, counts), theirs)
             marks.append(time.perf_counter())
             mean = loss.total / account.num_examples
             if not torch.isfinite(mean):
-                raise NonFinite(f"the loss of role {role!r} is {mean.item()} at version {account.version}")
+                raise NonFinite(role, f"the loss of role {role!r} is {mean.item()} at version {account.version}")
             if not mean.requires_grad:
                 raise LearningError(f"the loss of role {role!r} does not depend on its adapter: it has no gradient")
             # 3. Backwards: the gradient of this row's share of the mean loss.

@@ -7,6 +7,7 @@ waits:
     learner.update(dpo, 40 pairs)   one update on the first 32, version 0 -> 1, 8 wait
     learner.update(dpo, 10 pairs)   18 wait: no update, and the measures say so
 
+A role may have a pool of its own, and then learns whatever the others have; pools that are ready share an update.
 Invariants: the gradients of all roles are computed and checked before any weight changes, so that a failed update
 changes nothing and its examples stay in the pool; saved and loaded, a learner goes on bit for bit.
 """
@@ -14,8 +15,8 @@ changes nothing and its examples stay in the pool; saved and loaded, a learner g
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from flow_dpo.core.types import Adapter, Example, Role, by_role
 from flow_dpo.learner import state
 from flow_dpo.learner.gradients import SUMS, Gradient, Gradients, NonFinite
 from flow_dpo.learner.policy import Policy
+from flow_dpo.learner.pool import SHARED, Window, make_pools
 from flow_dpo.learner.settings import LearnerSettings
 
 Row = dict[str, float]
@@ -37,18 +39,20 @@ class Learner:
 
     def __init__(self, policy: Policy, settings: LearnerSettings | None = None) -> None:
         self.policy, self.settings = policy, settings or LearnerSettings()
-        unknown = set(self.settings.role_learning_rates) - set(policy.roles)
+        unknown = set(self.settings.roles) - set(policy.roles)
         if unknown:
-            raise ConfigError(f"role_learning_rates names {sorted(unknown)}, the policy's roles are {policy.roles}")
+            raise ConfigError(f"the learner's roles names {sorted(unknown)}, the policy's roles are {policy.roles}")
         self.version = 0
         """Updates so far; one counter for all roles."""
-        self.pool: list[Example] = []
+        self.pools = make_pools(self.settings, policy.seed)
+        """By role, for those that have one of their own, and the shared one."""
         self._role_updates: dict[Role, int] = dict.fromkeys(policy.roles, 0)
         self._optimizers = {role: torch.optim.Adam(policy.weights(role), lr=0.0) for role in policy.roles}
         frozen = self.settings.reference.kind == "snapshot"
         references = {role: policy.snapshot(role) if frozen else None for role in policy.roles}
         self._gradients = Gradients(policy, self.settings.rows, references)
-        self._starts_at_base = policy.is_at_base()
+        version = 0 if frozen or policy.is_at_base() else None
+        self._gradients.reference_versions = dict.fromkeys(policy.roles, version)
         self._before: tuple[int, dict[str, list[torch.Tensor]]] | None = None
         """The version before the last update and its weights, to explain a drift by."""
         if self.settings.rows.gradient_checkpointing:
@@ -60,6 +64,11 @@ class Learner:
         return {role: Adapter(role=role, version=self.version) for role in self.policy.roles}
 
     @property
+    def pool(self) -> list[Example]:
+        """The examples that wait to be learned, those of windows aside."""
+        return [example for pool in self.pools.values() if not isinstance(pool, Window) for example in pool.examples]
+
+    @property
     def packed(self) -> bool | None:
         """Whether shared prefixes are computed once; None until the model was checked."""
         return self._gradients.packed
@@ -69,30 +78,31 @@ class Learner:
         self._gradients.check()
 
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
-        """Add examples to the pool, make an update of every full batch in it, and return metrics.
+        """Add examples to their pools, make updates while a pool has a batch, and return metrics.
 
-        "learn/updates" counts updates, "learn/skipped" batches dropped by `skip_nonfinite`, "learn/waiting" the rest
-        in the pool. "learn/<role>/..." are means over the role's pairs; sums for "pairs", "tokens" and the like.
-        Raises `LearningError`: for a loss, gradient or drift before anything was changed but the pool, whose examples
-        wait; for an adapter that moved or stood still against expectation when it has.
+        "learn/updates" counts updates, "learn/skipped" batches dropped by `skip_nonfinite`, "learn/waiting" what fills
+        no update, "learn/<role>/window" examples kept. Other "learn/<role>/..." are means over the role's pairs; sums
+        for "pairs", "tokens" and the like. Raises `LearningError`: for a loss, gradient or drift before anything was
+        changed but the pools; for an adapter that moved or stood still against expectation when it has.
         """
         started = time.perf_counter()
         self._check_examples(objective, examples)
-        self.pool.extend(examples)
-        size = self.settings.examples_per_update or len(self.pool)
+        for name, pool in self.pools.items():
+            pool.take([example for example in examples if self._pool_of(example.request.role) == name])
         done: list[dict[Role, Row]] = []
         num_skipped = 0
-        while self.pool and len(self.pool) >= size:
+        while batches := {name: batch for name, pool in self.pools.items() if (batch := pool.batch())}:
             try:
-                for _ in range(self.settings.epochs_per_batch):
-                    done.append(self._learn(objective, self.pool[:size]))
+                done.append(self._learn(objective, batches))
             except NonFinite as error:
+                role, found = error.args
                 if not self.settings.skip_nonfinite:
-                    raise LearningError(f"{error}; nothing was changed. Lower the learning rate or beta") from error
+                    raise LearningError(f"{found}; nothing was changed. Lower the learning rate or beta") from error
                 num_skipped += 1
-            del self.pool[:size]
+                self.pools[self._pool_of(role)].give_up()
         row: Row = {"updates": len(done), "skipped": num_skipped, "waiting": len(self.pool)}
         row |= {"seconds": time.perf_counter() - started}
+        row |= {f"{name}/window": len(p.examples) for name, p in self.pools.items() if isinstance(p, Window)}
         for role, measures in _summarise(done).items():
             row |= {f"{role}/{name}": value for name, value in measures.items()}
         return {f"learn/{name}": value for name, value in row.items()}
@@ -100,20 +110,30 @@ class Learner:
     def save(self, folder: str | Path) -> None:
         """Write all that `load` needs to go on bit for bit, and the adapters in PEFT's layout."""
         facts = {"version": self.version, "role_updates": self._role_updates, "packed": self.packed}
-        state.write(Path(folder), self.policy, self._optimizers, facts, self.pool)
+        facts |= {"pool_updates": {name: pool.num_updates for name, pool in self.pools.items()}}
+        facts |= {"reference_versions": self._gradients.reference_versions}
+        examples = [example for pool in self.pools.values() for example in pool.examples]
+        state.write(Path(folder), self.policy, self._optimizers, facts, examples)
 
     def load(self, folder: str | Path) -> None:
         """Restore what `save` wrote for a learner of the same model and settings. Raises `DataError`."""
-        facts, self.pool = state.read(Path(folder), self.policy, self._optimizers)
-        self.version, self._role_updates = facts["version"], facts["role_updates"]
-        self._gradients.packed = facts["packed"]
+        facts, examples = state.read(Path(folder), self.policy, self._optimizers)
+        self.version, self._role_updates = facts.version, facts.role_updates
+        self._gradients.packed, self._gradients.reference_versions = facts.packed, facts.reference_versions
+        for name, pool in self.pools.items():
+            # A role that had no pool of its own then begins to count with its updates.
+            pool.num_updates = facts.pool_updates.get(name, self._role_updates.get(name, 0))
+            pool.examples = [each for each in examples if self._pool_of(each.request.role) == name]
 
-    def _learn(self, objective: Objective, batch: Sequence[Example]) -> dict[Role, Row]:
-        """One update: first all roles' gradients, then all optimizer steps."""
-        self._gradients.reference_version = self._reference_version()
+    def _pool_of(self, role: Role) -> str:
+        return role if role in self.pools else SHARED
+
+    def _learn(self, objective: Objective, batches: Mapping[str, Sequence[Example]]) -> dict[Role, Row]:
+        """One update with a batch of each of these pools: first all roles' gradients, then all optimizer steps."""
+        counts = {role: self.pools[self._pool_of(role)].num_updates for role in self.policy.roles}
         gradients = {
-            role: self._gradients.compute(objective, role, examples, self.version)
-            for role, examples in by_role(batch).items()
+            role: self._gradients.compute(objective, role, examples, self.version, counts[role])
+            for role, examples in by_role([*chain(*batches.values())]).items()
         }
         for role, gradient in gradients.items():
             self._check_drift(role, gradient)
@@ -122,10 +142,14 @@ class Learner:
         self._before = (self.version, before)
         self.version += 1
         self._check_moves(before, {role: gradient.norm for role, gradient in gradients.items()})
+        for name in batches:
+            self.pools[name].learned()
         reference = self.settings.reference
-        if reference.every and self.version % reference.every == 0:
-            for role in self.policy.roles:
+        for role in self.policy.roles if reference.every else ():
+            name = self._pool_of(role)
+            if name in batches and self.pools[name].num_updates % reference.every == 0:
                 self.policy.move_snapshot(role, reference.lerp)
+                self._gradients.reference_versions[role] = self.version if reference.lerp == 1 else None
         return {
             role: gradient.measures | {"grad_norm": gradient.norm, "learning_rate": rates[role]}
             for role, gradient in gradients.items()
@@ -139,8 +163,7 @@ class Learner:
         if settings.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         self._role_updates[role] += 1
-        rate = settings.role_learning_rates.get(role, settings.learning_rate)
-        optimizer.param_groups[0]["lr"] = rate * settings.rate_share(self._role_updates[role])
+        optimizer.param_groups[0]["lr"] = settings.rate(role, self._role_updates[role])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.policy.publish(role)
@@ -168,31 +191,20 @@ class Learner:
                     f"{norms[adapter]:.3g}; is the learning rate {rate} too small?"
                 )
 
-    def _reference_version(self) -> int | None:
-        """The version of the adapters that the reference policy holds, or None where it holds none whole."""
-        reference = self.settings.reference
-        if reference.kind == "base":
-            return 0 if self._starts_at_base else None
-        moved = self.version - self.version % reference.every if reference.every else 0
-        return moved if moved == 0 or reference.lerp == 1 else None
-
     def _check_drift(self, role: Role, gradient: Gradient) -> None:
         limit, drift = self.settings.max_logprob_drift, gradient.measures.get("logprob_drift", 0.0)
         if not limit or drift <= limit:
             return
         version, weights = self._before or (0, {})
-        earlier = {f"version {version} of {role!r}": lambda: self._earlier(role, weights[role])} if weights else {}
+        earlier = (
+            {f"version {version} of {role!r}": lambda: self.policy.holding(role, weights[role])} if weights else {}
+        )
         cause = gradient.drift.explain(self.policy.model, self.policy.using, self.policy.adapters, limit, earlier)
         raise LearningError(
             f"role {role!r}: log-probabilities at sampling and at learning differ by {drift:.3f} nats a token on "
             f"average over the {gradient.measures['compared_share']:.0%} of tokens whose version is at hand, at most "
             f"{limit} expected: {cause}; nothing was changed"
         )
-
-    @contextmanager
-    def _earlier(self, role: Role, weights: Sequence[torch.Tensor]) -> Iterator[None]:
-        with self.policy.holding(role, weights), self.policy.using(role):
-            yield
 
 
 def _summarise(updates: Sequence[Mapping[Role, Row]]) -> dict[Role, Row]:

@@ -152,11 +152,12 @@ class Policy:
 
     @contextmanager
     def holding(self, adapter: str, weights: Sequence[torch.Tensor]) -> Iterator[None]:
-        """A context in which the adapter has these weights instead of its own."""
+        """A context in which the adapter is on, with these weights instead of its own."""
         own = [weight.detach().clone() for weight in self.weights(adapter)]
         self._put(adapter, weights)
         try:
-            yield
+            with self.using(adapter):
+                yield
         finally:
             self._put(adapter, own)
 
@@ -185,6 +186,7 @@ class Policy:
         name = REFERENCE + role
         if name not in self._adapters:
             self._add(name, seed=0)
+            self.model.eval()  # PEFT's new dropout is in training mode, and a reference has none
             state, self._state = self._state, None  # PEFT made the new adapter trainable
             name_before, training = state or (None, False)
             self._switch(name_before, training=training)

@@ -1,4 +1,4 @@
-"""Settings of the adapters and of their updates.
+"""Settings of updates: of all roles, of single ones, of the reference policy, and of the rows that are computed.
 
     LearnerSettings(learning_rate=3e-3, warmup_updates=8).rate_share(4)     # 0.5: half of the warm-up
 
@@ -10,38 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.types import Role
-from flow_dpo.models.settings import ALL_LINEAR
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """The shape of every role's adapter. The paper: r 8, alpha 8, dropout 0.05, all linear layers."""
-
-    lora_r: int = 8
-    lora_alpha: int = 8
-    lora_dropout: float = 0.0
-    """Probability; new masks at every update. At 0 the loss too starts with policy and reference policy equal. Experts
-    that are one stacked parameter have no dropout in PEFT, and are left out where this is above 0."""
-    lora_target_modules: str | tuple[str, ...] = ALL_LINEAR
-    """"all-linear": every linear layer, and experts' stacked weights, but the vocabulary's head and embeddings. Or the
-    last parts of names of modules and stacked weights: ("q_proj", "v_proj"), ("lm_head", "experts.down_proj")."""
-
-    def __post_init__(self) -> None:
-        if self.lora_r < 1:
-            raise ConfigError(f"lora_r must be 1 or more, found {self.lora_r}")
-        if self.lora_alpha < 1:
-            raise ConfigError(f"lora_alpha must be 1 or more (at 0 no adapter does anything), found {self.lora_alpha}")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"lora_dropout is a probability of 0 or more and below 1, found {self.lora_dropout}")
-        if not self.lora_target_modules or not all(self.lora_target_modules):
-            raise ConfigError(
-                f"lora_target_modules must be {ALL_LINEAR!r} or names of modules, found {self.lora_target_modules!r}"
-            )
+from flow_dpo.models.settings import LoraSettings as LoraSettings  # at hand beside the learner's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +25,14 @@ class ReferenceSettings:
     kind: Literal["base", "snapshot"] = "base"
     """The base with all adapters off, or a frozen copy of each role's adapter as it was when the learner was made."""
     every: int = 0
-    """Updates after which a snapshot is moved; 0 never moves it."""
+    """Updates with the role's pool after which its snapshot is moved; 0 never moves it."""
     lerp: float = 1.0
     """Fraction of the way to the present weights by which it is moved: 1 is all the way."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lerp <= 1:
-            raise ConfigError(f"lerp must be above 0 and at most 1, found {self.lerp}")
-        if self.every < 0 or (self.every and self.kind == "base"):
-            raise ConfigError(
-                f"only a 'snapshot' moves every so many updates, found every={self.every} of {self.kind!r}"
-            )
+        expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "lerp")
+        rule = "of 0 or more" if self.kind == "snapshot" else "of 0, since only a snapshot moves"
+        expect(self, rule, lambda value: value == 0 or (value > 0 and self.kind == "snapshot"), "every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +47,36 @@ class RowSettings:
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens must be above 0, found {self.max_tokens}")
+        expect(self, "above 0", lambda value: value > 0, "max_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleSettings:
+    """What one role has of its own; what is not given is as for all. Not stated in the paper."""
+
+    learning_rate: float | None = None
+    """In place of the learner's."""
+    constant_rate: bool = False
+    """After the warm-up the rate does not fall."""
+    examples_per_update: int | None = None
+    """Examples of an update, which wait in a pool of its own; 0: all there are. None: in the pool that roles share."""
+    window: int = 0
+    """Last examples that are kept: each update learns `examples_per_update` of them, drawn anew, as many of each choice
+    where they are choices. 0: each example is learned once."""
+    updates_per_batch: int = 1
+    """Updates from a window in each call that brings examples of the role; `epochs_per_batch` is for other pools."""
+
+    def __post_init__(self) -> None:
+        expect(
+            self, "to be a finite number above 0", lambda value: value is None or 0 < value < math.inf, "learning_rate"
+        )
+        expect(self, "of 0 or more", lambda value: value is None or value >= 0, "examples_per_update", "window")
+        expect(self, "of 1 or more", lambda value: value >= 1, "updates_per_batch")
+        if self.window:
+            enough = f"of 2 to {self.window}, as its window needs"
+            expect(self, enough, lambda value: value and 2 <= value <= self.window, "examples_per_update")
+        else:
+            expect(self, "of 1 without a window", lambda value: value == 1, "updates_per_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +85,8 @@ class LearnerSettings:
 
     learning_rate: float = 2e-4
     """The paper's 5e-6 changes next to nothing within a few dozen updates."""
-    role_learning_rates: Mapping[Role, float] = field(default_factory=dict)
-    """Learning rates of single roles, in place of `learning_rate`. Not stated in the paper."""
+    roles: Mapping[Role, RoleSettings] = field(default_factory=dict[Role, RoleSettings])
+    """What single roles have of their own: `--learner.roles.stop.learning_rate 1e-3`."""
     warmup_updates: int = 0
     """First updates, over which the rate rises in equal steps; 0 begins with all of it."""
     decay_after: int = 0
@@ -113,21 +112,21 @@ class LearnerSettings:
     adapter by far more. 0 never stops."""
 
     def __post_init__(self) -> None:
-        rates = {"learning_rate": self.learning_rate, **self.role_learning_rates}
-        for name, rate in rates.items():
-            if not (math.isfinite(rate) and rate > 0):
-                raise ConfigError(f"a learning rate must be a finite number above 0, found {rate} ({name})")
-        for name in ("max_grad_norm", "examples_per_update", "max_logprob_drift"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} must be a finite number of 0 or more, found {value}")
+        expect(self, "to be a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate")
+        numbers = ("max_grad_norm", "examples_per_update", "max_logprob_drift")
+        expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, *numbers)
         if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
             raise ConfigError(
                 f"expected warmup_updates and decay_after of 0 or more and decay_power above 0, found "
                 f"{self.warmup_updates}, {self.decay_after} and {self.decay_power}"
             )
-        if self.epochs_per_batch < 1:
-            raise ConfigError(f"expected epochs_per_batch of 1 or more, found {self.epochs_per_batch}")
+        expect(self, "of 1 or more", lambda value: value >= 1, "epochs_per_batch")
+
+    def rate(self, role: Role, update: int) -> float:
+        """The role's learning rate at its update, counted from 1."""
+        own = self.roles.get(role, RoleSettings())
+        schedule = replace(self, decay_after=0) if own.constant_rate else self
+        return (own.learning_rate or self.learning_rate) * schedule.rate_share(update)
 
     def rate_share(self, update: int) -> float:
         """What the rate is multiplied by at a role's update, counted from 1."""

@@ -4,7 +4,7 @@ Written to a folder of safetensors and JSON, never a pickle:
 
     adapters/answer/adapter_model.safetensors, adapter_config.json    PEFT's layout, what the model sampled with
     learner.safetensors    "answer/weights/<name>", "answer/exp_avg/<name>", "reference_answer/weights/<name>", ...
-    learner.json           the version, updates by role, and the pool's examples
+    learner.json           the version, updates by role and pool, and the pools' examples
 
 Invariant: what is read back is bit for bit what was written. Adapters in half precision are read from float32 weights.
 """
@@ -24,29 +24,27 @@ from safetensors.torch import load_file, save_file
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Example, Pair, Role, ScoredCompletion
 from flow_dpo.data import strict_json, typed_json
-from flow_dpo.data.typed_json import Count, others
+from flow_dpo.data.typed_json import Count
 from flow_dpo.learner.policy import Policy
 
 TENSORS, FACTS = "learner.safetensors", "learner.json"
-FACT_NAMES = ("version", "role_updates", "packed")
-"""What learner.json holds besides the pool."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Adam's state of each parameter."""
-
-SCHEMA = "learner/1"
+SCHEMA = "learner/2"
 """Of learner.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Facts:
-    """learner.json."""
+class Facts:
+    """learner.json: counts by role and pool, and the examples of all pools."""
 
     schema: str
     version: Count
-    role_updates: Mapping[Role, Count]
+    role_updates: dict[Role, Count]
+    pool_updates: dict[Role, Count]
+    reference_versions: dict[Role, Count | None]
     packed: bool | None
     pool: tuple[Mapping[str, Any], ...]
-    more: Mapping[str, Any] = others()
 
 
 Optimizers = Mapping[Role, torch.optim.Adam]
@@ -61,19 +59,28 @@ def write(
         policy.save_adapter(role, folder / "adapters" / role)
     tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(policy, optimizers).items()}
     save_file(tensors, folder / TENSORS)
-    rows = [{"kind": _KIND_OF[type(example)], **typed_json.write(example)} for example in pool]
-    text = json.dumps({"schema": SCHEMA, **facts, "pool": rows}, allow_nan=False)
+    text = json.dumps({"schema": SCHEMA, **facts, "pool": typed_json.write(pool)}, allow_nan=False)
     (folder / FACTS).write_text(text, encoding="utf-8")
 
 
-def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[dict[str, Any], list[Example]]:
+def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, list[Example]]:
     """Load a learner's state into policy and optimizers; return facts and pool. Raises `DataError`."""
+    place = str(folder / FACTS)
     try:
-        found = strict_json.parse_object((folder / FACTS).read_bytes(), str(folder / FACTS))
+        found = strict_json.parse_object((folder / FACTS).read_bytes(), place)
         tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{folder}: expected a learner's {FACTS} and {TENSORS}, found {error!r}") from error
-    facts, pool = _facts(found, str(folder / FACTS))
+    if found.get("schema") != SCHEMA:
+        raise DataError(
+            f"{place}: expected the schema {SCHEMA!r}, found {found.get('schema')!r:.80}: another version of "
+            "flow-dpo wrote it; begin anew, or use the version that wrote it"
+        )
+    facts = typed_json.read(Facts, found, place)
+    pool = [
+        typed_json.read(Pair if "chosen" in row else ScoredCompletion, row, f"{place}, pool {number}")
+        for number, row in enumerate(facts.pool)
+    ]
     stepped = {role for role in policy.roles if any(name.startswith(f"{role}/exp_avg/") for name in tensors)}
     for role, optimizer in optimizers.items():
         optimizer.state.clear()
@@ -107,25 +114,3 @@ def _tensors(policy: Policy, optimizers: Optimizers) -> dict[str, torch.Tensor]:
             if state:
                 tensors |= {f"{adapter}/{moment}/{name}": state[moment] for moment in MOMENTS}
     return tensors
-
-
-_KINDS: dict[str, type[Pair] | type[ScoredCompletion]] = {"pair": Pair, "scored": ScoredCompletion}
-_KIND_OF = {kind: name for name, kind in _KINDS.items()}
-
-
-def _facts(found: dict[str, Any], place: str) -> tuple[dict[str, Any], list[Example]]:
-    """The learner's own facts, and the pool. Raises `DataError` where they are not those of a learner."""
-    if found.get("schema") != SCHEMA:
-        raise DataError(
-            f"{place}: expected the schema {SCHEMA!r}, found {found.get('schema')!r:.80}: another version of flow-dpo "
-            "wrote it; begin anew, or use the version that wrote it"
-        )
-    known = typed_json.read(_Facts, found, place)
-    pool: list[Example] = []
-    for number, row in enumerate(known.pool):
-        where = f"{place}, pool {number}"
-        if row.get("kind") not in _KINDS:
-            raise DataError(f"{where}: expected one of {', '.join(_KINDS)} in 'kind', found {row.get('kind')!r:.80}")
-        example = {name: value for name, value in row.items() if name != "kind"}
-        pool.append(typed_json.read(_KINDS[row["kind"]], example, where))
-    return {name: found[name] for name in FACT_NAMES}, pool

@@ -1,4 +1,4 @@
-"""Settings of a model: which one, and how it is loaded.
+"""Settings of a model: which one, how it is loaded, and the shape of its adapters.
 
 ModelSettings(model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct", dtype="bfloat16")
 """
@@ -48,3 +48,29 @@ class ModelSettings:
             raise ConfigError("expected model_name_or_path to be a folder, a hub id or seed, found none")
         if not 0 <= self.num_threads <= _MOST_THREADS:
             raise ConfigError(f"expected num_threads from 0 to {_MOST_THREADS}, found {self.num_threads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The shape of every role's adapter. The paper: r 8, alpha 8, dropout 0.05, all linear layers."""
+
+    lora_r: int = 8
+    lora_alpha: int = 8
+    lora_dropout: float = 0.0
+    """Probability; new masks at every update. At 0 the loss too starts with policy and reference policy equal. Experts
+    that are one stacked parameter have no dropout in PEFT, and are left out where this is above 0."""
+    lora_target_modules: str | tuple[str, ...] = ALL_LINEAR
+    """"all-linear": every linear layer, and experts' stacked weights, but the vocabulary's head and embeddings. Or the
+    last parts of names of modules and stacked weights: ("q_proj", "v_proj"), ("lm_head", "experts.down_proj")."""
+
+    def __post_init__(self) -> None:
+        if self.lora_r < 1:
+            raise ConfigError(f"lora_r must be 1 or more, found {self.lora_r}")
+        if self.lora_alpha < 1:
+            raise ConfigError(f"lora_alpha must be 1 or more (at 0 no adapter does anything), found {self.lora_alpha}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"lora_dropout is a probability of 0 or more and below 1, found {self.lora_dropout}")
+        if not self.lora_target_modules or not all(self.lora_target_modules):
+            raise ConfigError(
+                f"lora_target_modules must be {ALL_LINEAR!r} or names of modules, found {self.lora_target_modules!r}"
+            )

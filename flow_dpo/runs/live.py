@@ -305,7 +305,7 @@ class _Counted:
         self._objective, self._meter = objective, meter
 
     @property
-    def needs_reference(self) -> bool:
+    def needs_reference(self) -> bool | tuple[type, ...]:
         return self._objective.needs_reference
 
     def __call__(self, examples: Sequence[Any], policy: Any, reference: Any) -> Any:

@@ -19,10 +19,10 @@ import math
 import shlex
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -30,6 +30,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.plugins.load import is_source
 from flow_dpo.runs import refusals
+from flow_dpo.runs.setting_names import Names, leaves, nearest
 
 Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
@@ -89,7 +90,7 @@ class Given:
     def find(self, name: str) -> tuple[Any, str]:
         """The value of a setting and the file that sets it; None and "" where it was not given."""
         for origin, values in reversed(self.layers):
-            for found, value in reversed([*_leaves(values)]):
+            for found, value in reversed([*leaves(values)]):
                 if value is not None and found in (name, name.rpartition(".")[2]):
                     return value, origin
         return None, ""
@@ -117,7 +118,7 @@ class Given:
         (origin, base), (_, flags) = self.layers[0], self.layers[-1]
         for name in RUNS_CODE:
             names = {name, name.rpartition(".")[2]}
-            for found, value in _leaves(base):
+            for found, value in leaves(base):
                 runs = is_source(str(value)) if name == "recipe" else bool(value)
                 if found in names and runs and not names & set(flags):
                     raise ConfigError(
@@ -134,15 +135,6 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("flow"), str) and is_source(values["flow"]):
         names["flow"] = "flow_source"
     return {str(names[name]): value for name, value in values.items()}
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no mapping, by its dotted name."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def resolve(
@@ -182,13 +174,19 @@ def _parse(prog: str, description: str, sections: Sections, given: Given) -> dic
     # Only a help shows the docstrings of the settings; reading them takes longer than all else here.
     helps = any("help" in name for name in given.layers[-1][1])
     set_parsing_settings(docstring_parse_attribute_docstrings=helps)
-    parser, names = ArgumentParser(prog=prog, description=description, exit_on_error=False), _Names(sections)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    named = [name for _, values in given.layers for name, _ in leaves(values)]
+    names = Names(sections, named, shown=("NAME",) if helps else ())
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     for name, default in sections.items():
         if is_dataclass(default):
-            parser.add_class_arguments(type(default), name)
+            skip: set[str | int] = {key.removeprefix(f"{name}.") for key in names.entries if key.startswith(f"{name}.")}
+            parser.add_class_arguments(type(default), name, skip=skip)
         else:
             parser.add_argument(f"--{name}", type=type(default), default=default)
+    for key, (kind, entries) in names.entries.items():
+        for entry in entries:
+            parser.add_class_arguments(kind, f"{key}.{entry}", instantiate=False)
     parser.set_defaults({name: value for name, value in names.defaults.items() if "." in name})
     # The parser takes a settings text as well as a path; short names have become full ones in it.
     files = {path: names.in_full(values, path) for path, values in given.layers[:-1]}
@@ -202,7 +200,14 @@ def _parse(prog: str, description: str, sections: Sections, given: Given) -> dic
     try:
         read = parser.parse_args(words)
         refusals.refuse_endless({name: read.get(name) for name in names.defaults})
+        made: dict[str, dict[str, Any]] = {}
+        for key, (kind, entries) in names.entries.items():
+            made[key] = {entry: kind(**vars(read[f"{key}.{entry}"])) for entry in entries}
+            read.pop(key, None)
         parsed = parser.instantiate(read)
+        for key, value in made.items():
+            section, _, field = key.partition(".")
+            parsed[section] = replace(parsed[section], **{field: value})
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(_refusal(error, names, files, flags)) from error
     return {name: parsed[name] for name in sections}
@@ -210,7 +215,7 @@ def _parse(prog: str, description: str, sections: Sections, given: Given) -> dic
 
 def _refusal(
     error: ArgumentError | ConfigError,
-    names: _Names,
+    names: Names,
     files: Mapping[str, Mapping[str, Any]],
     flags: Mapping[str, tuple[str, Any]],
 ) -> str:
@@ -236,101 +241,14 @@ def _refusal(
     return where + refusals.wrong_value(flag, names.types.get(key), value)
 
 
-class _Names:
-    """Every name that a setting of these sections has."""
-
-    def __init__(self, sections: Sections) -> None:
-        self.defaults: dict[str, Any] = {}
-        """Of every setting that is no group, by its dotted name."""
-        self.types: dict[str, Any] = {}
-        """Of every setting, groups included."""
-        self.groups, self.may_be_none = set[str](), set[str]()
-        for name, value in sections.items():
-            self._walk(name, value)
-        lasts = [name.rpartition(".")[2] for name in self.defaults]
-        self.short = {
-            last: name
-            for last, name in zip(lasts, self.defaults, strict=True)
-            if lasts.count(last) == 1 and last not in sections
-        }
-        """A field's own name, where exactly one setting bears it and no section does."""
-
-    def _walk(self, name: str, value: Any, type_: Any = None) -> None:
-        self.types[name] = type(value) if type_ is None else type_
-        if is_dataclass(value):
-            self.groups.add(name)
-            types = get_type_hints(type(value))
-            for field in fields(value):
-                self._walk(f"{name}.{field.name}", getattr(value, field.name), types[field.name])
-            return
-        self.defaults[name] = value
-        if type_ is Any or type(None) in get_args(type_):
-            self.may_be_none.add(name)
-
-    def _all(self) -> list[str]:
-        return [*self.short, *self.defaults, *self.groups]
-
-    def full(self, given: str) -> str:
-        """A flag's full name. Raises `ConfigError` for a name that no setting has."""
-        name = self.short.get(given, given)
-        if not (name in self.defaults or name in self.groups or name in ("help", "print_config")):
-            raise ConfigError(f"unknown setting --{name}; {nearest(name, [*self._all(), 'help'])}")
-        return name
-
-    def word(self, name: str, value: str | Literal[True]) -> str:
-        """A flag for the parser, under its full name."""
-        if value is True:
-            return f"--{name}=true" if isinstance(self.defaults.get(name), bool) else f"--{name}"
-        return f"--{name}={value}"
-
-    def shortest(self, name: str) -> str:
-        """The shortest name that a setting may be given by."""
-        last = name.rpartition(".")[2]
-        return last if self.short.get(last) == name else name
-
-    def in_full(self, values: Mapping[str, Any], path: str) -> dict[str, Any]:
-        """A file's settings under their full names. Raises `ConfigError` for a key that no setting has."""
-        full: dict[str, Any] = {}
-        for given, value in values.items():
-            name = self.short.get(given, given)
-            if name in self.groups and not isinstance(value, Mapping):
-                raise ConfigError(f"expected names and values under {name} in {path}, found {value!r:.80}")
-            if name in self.groups:
-                full |= self.in_full({f"{name}.{key}": item for key, item in value.items()}, path)
-            elif name not in self.defaults:
-                deepest = next((leaf for leaf, _ in _leaves({name: value})), name)
-                near = nearest(deepest, self._all()).replace(" --", " ")
-                raise ConfigError(f"unknown setting {name} in {path}; {near}")
-            elif name not in self.may_be_none and _holds_nothing(value):  # the parser lets it pass, whatever the type
-                raise ConfigError(f"expected a value for {name} in {path}, found null; leave it out for its default")
-            else:
-                full[name] = value
-        return full
-
-
-def _holds_nothing(value: Any) -> bool:
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return value is None or any(map(_holds_nothing, inner))
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A sentence with the nearest names: by the whole name, or by its last part."""
-    last = name.rpartition(".")[2]
-    lasts = difflib.get_close_matches(last, [last, *(each.rpartition(".")[2] for each in known)], n=3, cutoff=0.75)
-    found = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
-    found += [each for each in known if each.rpartition(".")[2] in lasts]
-    unique = list(dict.fromkeys(found))[:3]
-    return f"did you mean {' or '.join(f'--{near}' for near in unique)}?" if unique else "--help lists all settings"
-
-
 def refuse_unknown(given: Sequence[str], sections: Sections, others: Sequence[str], *, flag: str) -> None:
     """Raise `ConfigError` for the first of these arguments that is neither a setting's full name, nor an entry of a
-    setting that is a mapping ("learner.role_learning_rates.stop"), nor one of `others`."""
-    settings = _Names(sections).defaults
+    setting that is a mapping ("learner.roles.stop.window"), nor one of `others`."""
+    names = Names(sections)
+    settings = names.defaults
+    mappings = [*names.entries, *(setting for setting, value in settings.items() if isinstance(value, Mapping))]
     for name in given:
-        known = name in settings or any(
-            isinstance(value, Mapping) and name.startswith(f"{setting}.") for setting, value in settings.items()
-        )
+        known = name in settings or name.startswith(tuple(f"{mapping}." for mapping in mappings))
         if not known and name not in others:
             of_group = [setting for setting in settings if setting.startswith(f"{name}.")]
             near = nearest(name, [*settings, *others]).replace(" --", " ")

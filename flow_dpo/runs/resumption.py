@@ -45,7 +45,7 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
             raise ConfigError(f"expected callbacks with on_batch(row, trees, examples), found {callback!r:.80}")
     refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
     flow, credit = settings.recipe.flow, settings.recipe.credit
-    _refuse_strange("learner.role_learning_rates", settings.learner.role_learning_rates, flow.roles, "roles")
+    _refuse_strange("learner.roles", settings.learner.roles, flow.roles, "roles")
     _refuse_strange("credit.roles", getattr(credit, "roles", ()), flow.roles, "roles")
     if isinstance(flow, AnswerStop):  # of another flow nobody knows which tags it has
         _refuse_strange("credit.tag_weights", getattr(credit, "tag_weights", {}), ("finished", "unfinished"), "tags")

@@ -235,8 +235,8 @@ def test_a_name_that_is_none_is_refused_in_every_mapping(tmp_path: Path) -> None
     """Whatever names roles: a misspelled one would be dropped, and its role learn at another rate, or not at all."""
     for setting, names, message in [
         (
-            "learner.role_learning_rates",
-            {"anwser": 1e-4},
+            "learner.roles",
+            {"anwser": {"learning_rate": 1e-4}},
             r"roles of the flow \(answer, stop\) in .* did you mean answer",
         ),
         ("credit.roles", ["anwser"], r"roles of the flow \(answer, stop\) in .*'anwser'; did you mean answer"),

@@ -22,7 +22,7 @@ from flow_dpo.learner.gradients import Gradients, RowSettings
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.logprobs import PackedLogprobs
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.learner.settings import ReferenceSettings
+from flow_dpo.learner.settings import ReferenceSettings, RoleSettings
 from tests.learner.test_logprobs import assert_same_gradient, policy_of, spoken_of, stir
 from tests.support.packed_builders import ROLES, answer_pair, pair_lists, pairs_of_tree
 from tests.support.tiny_models import KINDS, tiny_model
@@ -137,14 +137,14 @@ def test_pooling_over_calls_is_pooling_in_one() -> None:
 
 
 def test_rates_of_roles_and_warm_up() -> None:
-    student = learner(role_learning_rates={"stop": 1e-4}, warmup_updates=4)
+    student = learner(roles={"stop": RoleSettings(learning_rate=1e-4)}, warmup_updates=4)
     mine = by_role(pairs())
     rows = [student.update(Dpo(), mine["answer"] + (mine["stop"] if i >= 2 else [])) for i in range(6)]
     # A role's own updates count: Stop warms up later.
     assert [r["learn/answer/learning_rate"] for r in rows] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
     assert [r["learn/stop/learning_rate"] for r in rows[2:]] == pytest.approx([2.5e-5, 5e-5, 7.5e-5, 1e-4])
     with pytest.raises(ConfigError, match="planner"):
-        learner(role_learning_rates={"planner": 1.0})
+        learner(roles={"planner": RoleSettings(learning_rate=1.0)})
 
 
 def test_rates_fall_without_a_known_end() -> None:

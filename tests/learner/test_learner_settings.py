@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.learner.settings import LearnerSettings, LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings, RoleSettings
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,8 @@ from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 def test_values_that_no_update_could_use(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(values))}|{next(iter(values.values()))}"):
         LearnerSettings(**values)
-    with pytest.raises(ConfigError, match=r"above 0, found -0\.001 .stop"):
-        LearnerSettings(role_learning_rates={"stop": -1e-3})
+    with pytest.raises(ConfigError, match=r"above 0, found -0\.001"):
+        RoleSettings(learning_rate=-1e-3)
 
 
 @pytest.mark.parametrize(

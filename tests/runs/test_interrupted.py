@@ -97,7 +97,7 @@ def test_what_is_refused_before_it_samples_leaves_the_folder_free(
 ) -> None:
     folder = tmp_path / "run"
     for more in (["--model_name_or_path", str(tmp_path)], ["--dataset_name", str(tmp_path / "none.jsonl")],
-                 ["--learner.role_learning_rates", "{stopp: 1e-4}"], ["--credit.roles", "[anwser]"]):  # fmt: skip
+                 ["--learner.roles.stopp.learning_rate", "1e-4"], ["--credit.roles", "[anwser]"]):  # fmt: skip
         with pytest.raises((ConfigError, DataError, flow_dpo.FlowDpoError)):
             train(folder, *more)
         assert not folder.exists(), more

@@ -136,8 +136,8 @@ def test_names_that_nothing_bears_are_refused_before_anything_is_loaded(
     monkeypatch.setattr(run_folder, "_code", lambda: "other")
     with pytest.raises(ConfigError, match=r"stop,objective\.beta,data\.max_problems,code,data\n  data\.max"):
         train(tmp_path / "run", "--resume", "--max_problems", "28", "--beta", "0.5",
-              "--learner.role_learning_rates", "{stop: 1e-4}",
-              "--allow", "learner.role_learning_rates.stop,objective.beta")  # fmt: skip
+              "--learner.roles.stop.learning_rate", "1e-4",
+              "--allow", "learner.roles.stop,objective.beta")  # fmt: skip
 
 
 def test_a_flipped_bit_is_found_and_the_one_before_is_taken(

@@ -13,6 +13,7 @@ from flow_dpo.cli import compare
 from flow_dpo.cli.train import parse_train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.engines.settings import KINDS, LocalSettings, VllmServerSettings
+from flow_dpo.learner.settings import RoleSettings
 from flow_dpo.recipes.presets import PRESET_NAMES
 from flow_dpo.runs.resolve import Given, resolve
 from flow_dpo.runs.run_folder import plain
@@ -254,9 +255,16 @@ def test_null_is_a_value_only_where_there_may_be_none(tmp_path: Path) -> None:
     assert "data.max_problems" in kept
     with pytest.raises(ConfigError, match="expected a number for --learning_rate, found 'null'"):
         parse("--learning_rate", "null")
-    (tmp_path / "inner.yaml").write_text("learner: {role_learning_rates: {stop: null}}")
-    with pytest.raises(ConfigError, match=r"expected a value for learner\.role_learning_rates"):
-        parse("--config", str(tmp_path / "inner.yaml"))
+    for inner, name in [
+        ("credit: {tag_weights: {finished: null}}", "credit.tag_weights"),
+        ("learner: {roles: {stop: null}}", "learner.roles.stop"),
+        ("learner: {roles: {stop: {window: null}}}", "learner.roles.stop.window"),
+    ]:
+        (tmp_path / "inner.yaml").write_text(inner)
+        with pytest.raises(ConfigError, match=rf"expected a value for {name} in"):
+            parse("--config", str(tmp_path / "inner.yaml"))
+    (tmp_path / "inner.yaml").write_text("learner: {roles: {stop: {learning_rate: null}}}")
+    assert parse("--config", str(tmp_path / "inner.yaml")).learner.roles["stop"].learning_rate is None
 
 
 def leaves(sections: dict[str, Any]) -> list[str]:
@@ -275,3 +283,28 @@ def _field_type(name: str) -> Any:
     for group in groups:
         part = getattr(part, group)
     return {field.name: field.type for field in fields(part)}[last]
+
+
+def test_what_one_role_has_of_its_own_is_set_piece_by_piece(tmp_path: Path) -> None:
+    """Over a preset's mapping: by flags over a file over what the preset says, and no short name is lost by it."""
+    sections = default_settings("flow-dpo", "seed").sections()
+    stop = RoleSettings(learning_rate=1e-3, examples_per_update=64, window=2048)
+    sections["learner"] = replace(sections["learner"], roles={"stop": stop})
+    (tmp_path / "roles.yaml").write_text("learner: {roles: {stop: {window: 99, learning_rate: null}}}")
+    words = ["--config", str(tmp_path / "roles.yaml"), "--learner.roles.stop.examples_per_update", "32",
+             "--learner.roles.answer.constant_rate", "--learning_rate", "5e-3"]  # fmt: skip
+    learner = resolve("x", "", words, sections)["learner"]
+    assert learner.roles == {
+        "stop": RoleSettings(learning_rate=None, examples_per_update=32, window=99),
+        "answer": RoleSettings(constant_rate=True),
+    }
+    assert (learner.learning_rate, resolve("x", "", [], sections)["learner"].roles) == (5e-3, {"stop": stop})
+    for flag, value, message in [
+        ("stop.windos", "3", r"unknown setting --learner\.roles\.stop\.windos; did you mean --learner\.roles\.stop\."),
+        ("stop.window", "x", r"expected a whole number for --learner\.roles\.stop\.window, found 'x'"),
+        ("stop.window", "63", r"^--learner\.roles\.stop\.window: expected examples_per_update of 2 to 63, .* found 64"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            resolve("x", "", [f"--learner.roles.{flag}", value], sections)
+    with pytest.raises(ConfigError, match=r"settings one by one, --learner\.roles\.NAME\.SETTING"):
+        resolve("x", "", ["--learner.roles", "{stop: {window: 3}}"], sections)

@@ -42,8 +42,8 @@ class StepApo:
         self._dpo()  # refuses what cannot be
 
     @property
-    def needs_reference(self) -> bool:
-        return True
+    def needs_reference(self) -> tuple[type, ...]:
+        return (Pair,)
 
     def __call__(
         self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]

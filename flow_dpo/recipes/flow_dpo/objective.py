@@ -32,8 +32,8 @@ class DpoAndVerdicts:
     """Strength of the pull towards the reference, of pairs."""
 
     @property
-    def needs_reference(self) -> bool:
-        return True
+    def needs_reference(self) -> tuple[type, ...]:
+        return (Pair,)
 
     def __call__(
         self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]

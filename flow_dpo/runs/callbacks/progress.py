@@ -88,7 +88,8 @@ def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], examples_p
     untrained = [role for role in roles if not any(f"learn/{role}/learning_rate" in row for row in rows)]
     if not untrained:
         return ""
-    waiting = int(rows[-1]["learn/waiting"]) if rows else 0
+    kept = [name for name in rows[-1] if name.startswith("learn/") and name.endswith("/window")] if rows else []
+    waiting = int(sum(rows[-1][name] for name in ("learn/waiting", *kept))) if rows else 0
     counts = [f"{kind}/{role}" for kind in ("pairs", "scored") for role in roles]
     num_examples = sum(int(row.get(count, 0)) for row in rows for count in counts)
     if any(row["learn/updates"] for row in rows):

@@ -1,0 +1,118 @@
+"""Pools of examples between credit and update: queues, whose examples are learned once, and replay windows.
+
+Roles share one queue, but for those that `LearnerSettings.roles` gives a pool of their own. A pool says what the next
+update learns of it, nothing where none is due, and counts and drops it when that was learned:
+
+    Queue(size=2)                        takes a b c     batches [a b]                c waits
+    Window(size=2, window=3, updates=2)  takes a b c d   batches [b d], [c d]         b c d stay
+
+Where a window's examples carry choices, a batch has as many of each; of one that has too few it has all and more of the
+others, all weighted alike in sum: of 1 Yes and 9 No, in a batch of 4, the Yes twice and 3 No two thirds. Pairs keep
+their share and weight. Invariants: no example is in a batch twice; what was not learned or given up is not dropped.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.types import Example, Role, ScoredCompletion
+from flow_dpo.learner.settings import LearnerSettings
+
+SHARED = ""
+"""Stands for the roles that have no pool of their own."""
+
+
+@dataclass(kw_only=True)
+class Queue:
+    """Examples that are learned once, in order."""
+
+    size: int
+    """Examples of an update; 0 takes all that are there."""
+    updates: int = 1
+    """Updates on each batch, one after the other."""
+    examples: list[Example] = field(default_factory=list[Example])
+    num_updates: int = 0
+    _batch_size: int = field(init=False, default=0)
+    _due: int = field(init=False, default=0)
+
+    def take(self, examples: Sequence[Example]) -> None:
+        """Add the examples of a call, which may be none."""
+        self.examples.extend(examples)
+        self._batch_size, self._due = self.size or len(self.examples), self.updates
+
+    def batch(self) -> list[Example]:
+        """What the next update learns; nothing where none is due."""
+        return self.examples[: self._batch_size] if len(self.examples) >= self._batch_size else []
+
+    def learned(self) -> None:
+        """Count an update with the batch, which is dropped after its last one."""
+        self.num_updates += 1
+        self._due -= 1
+        if not self._due:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Drop the batch."""
+        del self.examples[: self._batch_size]
+        self._due = self.updates
+
+
+@dataclass(kw_only=True)
+class Window(Queue):
+    """The last examples, of which each of a call's `updates` learns `size`, drawn anew without replacement."""
+
+    window: int
+    """Examples that are kept."""
+    seed: int
+
+    def take(self, examples: Sequence[Example]) -> None:
+        """Add the examples of a call: updates are due where it brings some, and a batch of two choices is there."""
+        if examples:
+            self.examples = [*self.examples, *examples][-self.window :]
+            choices = {_choice(example) for example in self.examples} - {None}
+            self._due = self.updates if len(self.examples) >= self.size and len(choices) != 1 else 0
+
+    def batch(self) -> list[Example]:
+        """What the next update learns, in the window's order; nothing where none is due."""
+        if not self._due:
+            return []
+        rng = random.Random(derive(self.seed, self.num_updates))
+        # 1. What has no choice: its share of the window, with room left for each choice.
+        groups: dict[int | None, list[int]] = {}
+        for index, example in enumerate(self.examples):
+            groups.setdefault(_choice(example), []).append(index)
+        plain = groups.pop(None, [])
+        share = max(0, min(round(self.size * len(plain) / len(self.examples)), self.size - len(groups)))
+        factors = dict.fromkeys(rng.sample(plain, share), 1.0)
+        # 2. As many of each choice, the rarest first: what it lacks in number the others have more.
+        left = self.size - share
+        even = left / max(len(groups), 1)
+        for done, group in enumerate(sorted(groups.values(), key=len)):
+            drawn = rng.sample(group, min(len(group), left // (len(groups) - done)))
+            left -= len(drawn)
+            factors |= dict.fromkeys(drawn, even / max(len(drawn), 1))
+        batch = [(self.examples[index], factors[index]) for index in sorted(factors)]
+        return [each if factor == 1 else replace(each, weight=factor * each.weight) for each, factor in batch]
+
+    def give_up(self) -> None:
+        """Leave what is due, which would draw the same again. The examples stay."""
+        self._due = 0
+
+
+def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
+    """The shared queue, and the pools that roles have of their own."""
+    epochs = settings.epochs_per_batch
+    pools = {SHARED: Queue(size=settings.examples_per_update, updates=epochs)}
+    for role, own in settings.roles.items():
+        size, kept, updates = own.examples_per_update, own.window, own.updates_per_batch
+        if size is not None:
+            window = Window(size=size, updates=updates, window=kept, seed=derive(seed, "window", role))
+            pools[role] = window if kept else Queue(size=size, updates=epochs)
+    return pools
+
+
+def _choice(example: Example) -> int | None:
+    return example.completion.choice if isinstance(example, ScoredCompletion) else None

@@ -1,0 +1,133 @@
+"""Names of settings: what the flags and the keys of settings files may be, and the nearest of them.
+
+A setting is a field of nested dataclasses, by its dotted name or, where one setting alone bears it, by its own. A
+mapping of dataclasses has an entry for every name that was given under it:
+
+    learner: LearnerSettings(roles={})  and --learner.roles.stop.window 64   ->   learner.roles.stop.window, and the
+                                                                                  other fields of its entry, by default
+
+Invariant: a name that no setting has is refused with the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from flow_dpo.core.errors import ConfigError
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping, by its dotted name."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+class Names:
+    """Every name that a setting of these sections has."""
+
+    def __init__(self, sections: Mapping[str, Any], given: Sequence[str] = (), shown: Sequence[str] = ()) -> None:
+        """`given` are full names in use, from which the entries of a mapping of groups are taken, besides `shown`."""
+        self._given, self._shown = given, shown
+        self.entries: dict[str, tuple[type[Any], list[str]]] = {}
+        """Of every setting that is a mapping of groups: the class of a group, and the entries."""
+        self.defaults: dict[str, Any] = {}
+        """Of every setting that is no group, by its dotted name."""
+        self.types: dict[str, Any] = {}
+        """Of every setting, groups included."""
+        self.groups, self.may_be_none = set[str](), set[str]()
+        for name, value in sections.items():
+            self._walk(name, value)
+        plain = [name for name in self.defaults if not name.startswith(tuple(f"{key}." for key in self.entries))]
+        lasts = [name.rpartition(".")[2] for name in plain]
+        self.short = {
+            last: name
+            for last, name in zip(lasts, plain, strict=True)
+            if lasts.count(last) == 1 and last not in sections
+        }
+        """A field's own name, where exactly one setting bears it and no section does."""
+
+    def _walk(self, name: str, value: Any, type_: Any = None) -> None:
+        self.types[name] = type(value) if type_ is None else type_
+        if is_dataclass(value):
+            self.groups.add(name)
+            types = get_type_hints(type(value))
+            for field in fields(value):
+                self._walk(f"{name}.{field.name}", getattr(value, field.name), types[field.name])
+            return
+        if isinstance(value, Mapping) and is_dataclass(get_args(type_)[-1]):
+            kind: type[Any] = get_args(type_)[-1]
+            self.groups.add(name)
+            named = [
+                each.removeprefix(f"{name}.").partition(".")[0] for each in self._given if each.startswith(f"{name}.")
+            ]
+            self.entries[name] = kind, list(dict.fromkeys([*value, *named, *self._shown]))
+            for entry in self.entries[name][1]:
+                self._walk(f"{name}.{entry}", value.get(entry, kind()))
+            return
+        self.defaults[name] = value
+        if type_ is Any or type(None) in get_args(type_):
+            self.may_be_none.add(name)
+
+    def _all(self) -> list[str]:
+        return [*self.short, *self.defaults, *self.groups]
+
+    def full(self, given: str) -> str:
+        """A flag's full name. Raises `ConfigError` for a name that no setting has."""
+        name = self.short.get(given, given)
+        if name in self.entries:
+            raise ConfigError(f"expected settings one by one, --{name}.NAME.SETTING, found --{name} for all of them")
+        if not (name in self.defaults or name in self.groups or name in ("help", "print_config")):
+            raise ConfigError(f"unknown setting --{name}; {nearest(name, [*self._all(), 'help'])}")
+        return name
+
+    def word(self, name: str, value: str | Literal[True]) -> str:
+        """A flag for the parser, under its full name."""
+        if value is True:
+            return f"--{name}=true" if isinstance(self.defaults.get(name), bool) else f"--{name}"
+        return f"--{name}={value}"
+
+    def shortest(self, name: str) -> str:
+        """The shortest name that a setting may be given by."""
+        last = name.rpartition(".")[2]
+        return last if self.short.get(last) == name else name
+
+    def in_full(self, values: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """A file's settings under their full names. Raises `ConfigError` for a key that no setting has."""
+        full: dict[str, Any] = {}
+        for given, value in values.items():
+            name = self.short.get(given, given)
+            of_entries = name in self.entries or name.rpartition(".")[0] in self.entries
+            if name in self.groups and not isinstance(value, Mapping) and not (of_entries and value is None):
+                raise ConfigError(f"expected names and values under {name} in {path}, found {value!r:.80}")
+            if name in self.groups and value is not None:
+                full |= self.in_full({f"{name}.{key}": item for key, item in value.items()}, path)
+            elif not (name in self.defaults or name in self.groups):
+                deepest = next((leaf for leaf, _ in leaves({name: value})), name)
+                near = nearest(deepest, self._all()).replace(" --", " ")
+                raise ConfigError(f"unknown setting {name} in {path}; {near}")
+            elif name not in self.may_be_none and _holds_nothing(value):  # the parser lets it pass, whatever the type
+                raise ConfigError(f"expected a value for {name} in {path}, found null; leave it out for its default")
+            else:
+                full[name] = value
+        return full
+
+
+def _holds_nothing(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return value is None or any(map(_holds_nothing, inner))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A sentence with the nearest names: by the whole name, or by its last part."""
+    last = name.rpartition(".")[2]
+    lasts = difflib.get_close_matches(last, [last, *(each.rpartition(".")[2] for each in known)], n=3, cutoff=0.75)
+    found = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    found += [each for each in known if each.rpartition(".")[2] in lasts]
+    unique = list(dict.fromkeys(found))[:3]
+    return f"did you mean {' or '.join(f'--{near}' for near in unique)}?" if unique else "--help lists all settings"
