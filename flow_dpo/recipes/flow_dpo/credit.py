@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from flow_dpo.core.answer_stop import STOP
 from flow_dpo.core.credit import OutcomePairs
-from flow_dpo.core.tree import Tree
+from flow_dpo.core.tree import Rollout, Tree
 from flow_dpo.core.types import Example, Pair, ScoredCompletion, TokenIds
 from flow_dpo.recipes.scored import scored_word
 
@@ -74,8 +74,7 @@ def _attempt_pairs(tree: Tree) -> Iterator[Pair]:
         if node.role == STOP or own is None:
             continue
         for other in tree.children(node.parent):
-            verdict = tree.rollout_of(other).verdict
-            reward = None if verdict is None or other.rollout == node.rollout else verdict.reward
+            reward = None if other.rollout == node.rollout else _reward(tree.rollout_of(other))
             if reward is None or reward == own:
                 continue
             chosen, rejected = (node, other) if own else (other, node)
@@ -98,7 +97,14 @@ def attempt_rewards(tree: Tree) -> dict[str, float | None]:
     for node in tree.trunk_nodes():
         rewards.setdefault(node.tags[-1], 0.0)
         if node.role == STOP:
-            accepted = next(one for one in tree.children(node.parent) if one.completion.choice == 0)
-            verdict = tree.rollout_of(accepted).verdict
-            rewards[node.tags[-1]] = None if verdict is None else verdict.reward
+            # None too where nothing tells: the trunk was sampled alone, so that a refused attempt has no verdict.
+            accepted = [one for one in tree.children(node.parent) if one.completion.choice == 0]
+            rewards[node.tags[-1]] = _reward(tree.rollout_of(accepted[0])) if accepted else None
     return rewards
+
+
+def _reward(rollout: Rollout) -> float | None:
+    """The reward of the attempt that a rollout ends with, 0 where it was cut; None where ungraded."""
+    if not rollout.solution.ended:
+        return 0.0
+    return None if rollout.verdict is None else rollout.verdict.reward
