@@ -68,8 +68,11 @@ def fitting_problems(
 
 
 def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) -> Iterator[Request]:
-    """Every request of made-up rollouts in which all completions have maximal length, all are cut, the last but one are
-    cut, or all end, and the first or the last choice is always taken. Raises `FlowError` where the flow breaks its contract on the way."""
+    """Every request of made-up rollouts in which all completions have maximal length, and all are cut, all end, or all
+    are cut and then one ends, and the first or the last choice is always taken.
+
+    Raises `FlowError` where the flow breaks its contract on the way.
+    """
     kinds: tuple[FinishReason, ...] = ("length", "stop")
     for finish_reason, takes_last in itertools.product(kinds, (True, False)):
         state = flow.start(problem)
