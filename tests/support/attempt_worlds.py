@@ -103,7 +103,7 @@ def status_of(ids: TokenIds, *, ended: bool, salt: int = 0) -> Status:
     draw = random.Random(str((ids, salt))).random()
     if not ended:
         return "wrong"
-    return "ungraded" if draw < 0.15 else "correct" if draw < 0.55 else "wrong"
+    return "ungraded" if draw < 0.25 else "correct" if draw < 0.6 else "wrong"
 
 
 def grader(salt: int = 0) -> FunctionGrader:

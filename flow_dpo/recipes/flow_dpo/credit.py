@@ -75,7 +75,8 @@ def _attempt_pairs(tree: Tree) -> Iterator[Pair]:
             continue
         for other in tree.children(node.parent):
             reward = None if other.rollout == node.rollout else _reward(tree.rollout_of(other))
-            if reward is None or reward == own:
+            # Independent draws may be equal; what was drawn as an alternative never is.
+            if reward is None or reward == own or other.completion.token_ids == node.completion.token_ids:
                 continue
             chosen, rejected = (node, other) if own else (other, node)
             yield Pair(
