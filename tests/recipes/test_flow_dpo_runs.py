@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from flow_dpo.cli import export, report, train
+from flow_dpo.core.types import Request, Sampling
 from flow_dpo.learner.learner import Learner
 from flow_dpo.report.compose import compose
 from flow_dpo.report.html import render_page
 from flow_dpo.report.run_data import count_run
 from flow_dpo.report.sources import read_sources
+from flow_dpo.runs.journal import digest
 from flow_dpo.runs.records import NodeRow, PairRow, ScoredRow, TreeRow, read_metrics, read_rows
 from tests.support.run_equality import assert_same_run
 
@@ -85,6 +88,24 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert go(recipe, tmp_path / "run", "--resume") == 0
     assert_same_run(whole, tmp_path / "run")
     assert (whole / "scored.jsonl").read_bytes() == (tmp_path / "run" / "scored.jsonl").read_bytes()
+
+
+def test_what_was_sampled_by_another_rule_is_not_taken_for_it() -> None:
+    """A resumed batch is answered from what was kept: by all of the request and its sampling, the threshold too."""
+    request, sampling = Request(role="stop", prompt_ids=(1, 2), max_tokens=3, choices=(4, 5)), Sampling(threshold=0.5)
+    others = [
+        replace(sampling, **{one.name: value})
+        for one, value in zip(fields(sampling), (0.5, 0.9, True, 0.6), strict=True)
+    ]
+    requests = [
+        replace(request, **{one.name: value})
+        for one, value in zip(fields(request), ("answer", (1,), 4, (5, 4)), strict=True)
+    ]
+    keys = [digest(request, one, 7, ()) for one in (sampling, replace(sampling, threshold=None), *others)]
+    keys += [digest(one, sampling, 7, ()) for one in requests]
+    keys += [digest(request, sampling, 8, ()), digest(request, sampling, 7, (4,))]
+    assert len(set(keys)) == len(keys) == 12
+    assert digest(request, sampling, 7, ()) == keys[0]
 
 
 def attempts_of(tree: TreeRow, rollout: int) -> dict[str, list[NodeRow]]:

@@ -235,7 +235,8 @@ def test_settings_and_flows_that_it_cannot_explore() -> None:
 def test_other_explorations_sample_attempts_too() -> None:
     """Siblings explores the flow to its end behind every alternative; a refused first attempt is followed by another."""
     lines = ScriptedEngine(
-        lambda request, seed, excluded: ScriptedReply(choice=1) if request.choices else (1 + seed % 2, END), end_ids={END}
+        lambda request, seed, excluded: ScriptedReply(choice=1) if request.choices else (1 + seed % 2, END),
+        end_ids={END},
     )
     tree = Siblings(num_alternatives=0)(FLOW, RolloutRunner(lines, BareIds()), PROBLEMS[:1], seed=0)[0]
     assert [node.role for node in tree.nodes] == ["answer", "answer", "stop"] * 3
