@@ -43,7 +43,7 @@ def test_the_first_exceeds_the_threshold_or_the_second_is_taken(
 
 @given(score=st.floats(-1000, 1000), greedy=st.booleans(), seed=st.integers(0, 2**40))
 def test_a_tie_does_not_exceed_one_half(score: float, greedy: bool, seed: int) -> None:
-    """Logits in bfloat16 tie often; neither rounding nor the seed makes a Yes of it. Without a threshold the seed does."""
+    """Logits in bfloat16 tie often; neither rounding nor the seed makes a Yes of it, unless nothing else decides."""
     found = taken([score, score], Sampling(greedy=greedy, threshold=0.5), seed=seed)
     assert found.choice == 1
     assert taken([score, score], Sampling(greedy=greedy, threshold=math.nextafter(0.5, 0)), seed=seed).choice == 0

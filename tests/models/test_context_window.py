@@ -1,4 +1,4 @@
-"""Does a problem that is let through fit, however a model answers? Every prompt of a flow of attempts, by random play."""
+"""Does a problem that is let through fit, however a model answers? Every prompt of a flow, by random play."""
 
 from __future__ import annotations
 

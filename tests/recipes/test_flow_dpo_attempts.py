@@ -218,8 +218,8 @@ def test_the_best_of_what_was_refused_answers() -> None:
     flow = Attempts(chunk_tokens=2, max_chunks=1, max_attempts=4, threshold=0.9)
     state = flow.start(PROBLEM)
     script: list[Completion] = [
-        plain(4, 4, 4), plain(5, END, ended=True), word(1, -3.0, -0.05), plain(6, END, ended=True), word(1, -2.0, -0.15),
-        plain(7, END, ended=True), word(1, -2.0, -0.15),
+        plain(4, 4, 4), plain(5, END, ended=True), word(1, -3.0, -0.05),
+        plain(6, END, ended=True), word(1, -2.0, -0.15), plain(7, END, ended=True), word(1, -2.0, -0.15),
     ]  # fmt: skip
     for completion in script:
         state = flow.advance(state, completion)
@@ -286,7 +286,7 @@ def any_completion(turn: Turn, data: st.DataObject) -> Completion:
 @settings(deadline=None, max_examples=150)
 @given(flow=ANY_FLOW, data=st.data())
 def test_the_rules_hold_whatever_is_sampled(flow: Attempts, data: st.DataObject) -> None:
-    state, attempt, chunk_count, sampled = flow.start(PROBLEM), 0, 0, [()]
+    state, attempt, chunk_count, sampled = flow.start(PROBLEM), 0, 0, list[TokenIds]([()])
     judged: list[tuple[float, int]] = []
     for _ in range(flow.max_attempts * (flow.max_chunks + 1) + 1):
         turn = flow.turn(state)

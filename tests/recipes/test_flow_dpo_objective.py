@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_losses_and_measures_are_sums_however_a_batch_is_split(seed: int) -> Non
     gradient = torch.autograd.grad(whole.total, leaves(policy))
     for cuts in ([3, 7], [1], [11], list(range(1, 12))):
         edges = [0, *cuts, 12]
-        parts = [OBJECTIVE(examples[a:b], policy[a:b], reference[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        parts = [OBJECTIVE(examples[a:b], policy[a:b], reference[a:b]) for a, b in pairwise(edges)]
         assert sum(one.total.item() for one in parts) == pytest.approx(whole.total.item(), rel=1e-5)
         for name, value in whole.measures.items():
             found = sum(float(one.measures.get(name, 0.0)) for one in parts)

@@ -207,7 +207,7 @@ def test_counts_of_these_trees_mean_what_they_say() -> None:
         ties = ungraded = 0
         for tree in trees:
             for node in tree.trunk_nodes():
-                own = [one for one in tree.children(node.parent)]
+                own = tree.children(node.parent)
                 if node.role == role and len(own) > 1:
                     statuses = [tree.rollouts[one.rollout].verdict.status for one in own]  # type: ignore[union-attr]
                     graded = [status for status in statuses if status != "ungraded"]
@@ -233,7 +233,7 @@ def test_settings_and_flows_that_it_cannot_explore() -> None:
 
 
 def test_other_explorations_sample_attempts_too() -> None:
-    """Siblings explores the flow to its end behind every alternative; a refused first attempt is followed by another."""
+    """The plain flow needs no exploration of its own: each refused attempt is followed by another."""
     lines = ScriptedEngine(
         lambda request, seed, excluded: ScriptedReply(choice=1) if request.choices else (1 + seed % 2, END),
         end_ids={END},
