@@ -9,7 +9,8 @@ import pytest
 
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.credit import OutcomePairs
-from flow_dpo.core.explore import Group, Siblings
+from flow_dpo.core.errors import ConfigError, FlowError
+from flow_dpo.core.explore import Explore, Group, Siblings
 from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Example, Pair, Problem, ScoredCompletion, Solution, Status, TokenIds, Verdict
@@ -166,7 +167,52 @@ def test_what_has_no_verdict_teaches_nothing() -> None:
             assert not pairs or len(tree.rollouts) > 1
 
 
+@pytest.mark.parametrize("settings", [Siblings(num_alternatives=2), Group(num_rollouts=4)], ids=["siblings", "group"])
+def test_a_rollout_that_went_on_to_another_attempt_tells_nothing_of_its_first(settings: Explore) -> None:
+    """Explorations that sample to the end: where an alternative's attempt was refused, the verdict is another's."""
+    trees, went_on, found = settings(FLOW, worlds.runner(), PROBLEMS[:300], seed=0), 0, 0
+    grader().grade(trees)
+    for tree in trees:
+        expected = set[PairKey]()
+        trunk = {f"attempt {at + 1}": one for at, one in enumerate(worlds.written(tree.trunk_nodes()))}
+        for node in tree.trunk_nodes():
+            own, judge = trunk[node.tags[-1]]
+            flips = [one for one in tree.nodes if judge is not None and one.parent == judge.parent]
+            known = not own.ended or any(one.completion.choice == 0 for one in flips)
+            for other in tree.nodes:
+                if node.role != "answer" or other.parent != node.parent or other.rollout == 0:
+                    continue
+                path = worlds.written(tree.path(tree.rollouts[other.rollout].leaf))
+                theirs, their_judge = path[int(node.tags[0].removeprefix("attempt ")) - 1]
+                alone = len(path) == int(node.tags[0].removeprefix("attempt "))
+                accepted = their_judge is None or their_judge.completion.choice == 0
+                went_on += not alone
+                statuses = (verdict_of(own, 0), verdict_of(theirs, 0))
+                same = node.completion.token_ids == other.completion.token_ids
+                if known and alone and accepted and not same and set(statuses) == {"correct", "wrong"}:
+                    good, bad = (node, other) if statuses[0] == "correct" else (other, node)
+                    expected.add((node.request.prompt_ids, good.completion.token_ids, bad.completion.token_ids,
+                                  good.id, bad.id))  # fmt: skip
+        pairs, _ = taught(AttemptCredit()([tree]))
+        assert set(pairs) == expected
+        assert len(pairs) == len(expected)
+        found += len(pairs)
+    assert went_on > 50
+    assert found > 20
+
+
 # ---- words beside the paper's pairs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("credit", [AttemptCredit, OutcomePairsAndVerdicts])
+def test_words_have_a_weight_that_is_none_or_above(credit: type[AttemptCredit]) -> None:
+    with pytest.raises(ConfigError, match="verdict_weight of 0 or more, found -1"):
+        credit(verdict_weight=-1)
+    trees = explore(FLOW, AttemptSiblings(), 20)
+    grader().grade(trees)
+    without, there = credit(verdict_weight=0)(trees), credit()(trees)
+    assert without == [one for one in there if isinstance(one, Pair)]
+    assert len(without) < len(there)
 
 
 def papers_trees(num: int = 300) -> list[Tree]:
@@ -209,6 +255,8 @@ def test_the_papers_pairs_have_words_at_finished_candidates_beside_them() -> Non
         leaves = [tree.nodes[rollout.leaf] for rollout in tree.rollouts]
         num_unfinished += sum(leaf.completion.choice == 0 and "unfinished" in leaf.tags for leaf in leaves)
     assert num_unfinished > 100
+    with pytest.raises(FlowError, match="AttemptCredit expects trees of the flow Attempts"):
+        AttemptCredit()(trees)
     only = OutcomePairsAndVerdicts(pairs=OutcomePairs(roles=("answer",)))(trees)
     assert {one.request.role for one in only if isinstance(one, Pair)} == {"answer"}
     assert {one.request.role for one in only if isinstance(one, ScoredCompletion)} == {"stop"}

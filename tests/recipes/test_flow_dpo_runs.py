@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flow_dpo.cli import export, report, train
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Request, Sampling
 from flow_dpo.learner.learner import Learner
 from flow_dpo.report.compose import compose
@@ -24,9 +25,11 @@ from tests.support.run_equality import assert_same_run
 RECIPE = """
 from dataclasses import fields
 
+from flow_dpo.core.answer_stop import AnswerStop
+from flow_dpo.core.explore import Siblings
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsPrompts
-from flow_dpo.recipes.flow_dpo.credit import AttemptCredit
+from flow_dpo.recipes.flow_dpo.credit import AttemptCredit, OutcomePairsAndVerdicts
 from flow_dpo.recipes.flow_dpo.explore import AttemptSiblings
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
 from flow_dpo.recipes.scales import SEED_CHUNK_TOKENS, SEED_MAX_CHUNKS, SEED_PROMPTS, SEED_TOP_P
@@ -40,6 +43,7 @@ MINE = Recipe(
     credit=AttemptCredit(verdict_weight=0.5),
     objective=DpoAndVerdicts(beta=0.7),
 )
+PAPERS = Recipe(flow=AnswerStop(), explore=Siblings(), credit=OutcomePairsAndVerdicts(), objective=DpoAndVerdicts())
 """
 WORDS = ("--max_problems", "16", "--problems_per_batch", "8", "--examples_per_update", "12")
 
@@ -88,6 +92,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert go(recipe, tmp_path / "run", "--resume") == 0
     assert_same_run(whole, tmp_path / "run")
     assert (whole / "scored.jsonl").read_bytes() == (tmp_path / "run" / "scored.jsonl").read_bytes()
+
+
+def test_a_misspelled_role_of_the_pairs_within_is_refused(recipe: str, tmp_path: Path) -> None:
+    """It would be dropped in silence, and no role would learn by pairs."""
+    words = ["--recipe", recipe.replace("MINE", "PAPERS"), *WORDS, "--output_dir", str(tmp_path / "run")]
+    for flag, wrong, near in (("roles", "[anwser]", "answer"), ("tag_weights", "{finnished: 2}", "finished")):
+        with pytest.raises(ConfigError, match=rf"in credit\.pairs\.{flag}, found .*did you mean {near}\?"):
+            train.train([*words, f"--credit.pairs.{flag}", wrong])
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_was_sampled_by_another_rule_is_not_taken_for_it() -> None:
