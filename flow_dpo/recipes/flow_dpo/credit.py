@@ -59,7 +59,7 @@ class OutcomePairsAndVerdicts:
 
 
 def verdict_words(tree: Tree, weight: float) -> list[ScoredCompletion]:
-    """What Stop should have said of each candidate that a rollout of the tree ended with, once each; none of weight 0."""
+    """What Stop should have said of each candidate that a rollout of the tree ended with, once each."""
     if not weight:
         return []
     found: dict[TokenIds, ScoredCompletion] = {}
@@ -105,8 +105,8 @@ def attempt_rewards(tree: Tree) -> dict[str, float | None]:
     for node in tree.trunk_nodes():
         if not node.tags:
             raise FlowError(
-                f"AttemptCredit expects trees of the flow Attempts, found a turn of {node.role!r} of no attempt; credit "
-                f"other flows with OutcomePairsAndVerdicts"
+                f"AttemptCredit expects trees of the flow Attempts, found a turn of {node.role!r} of no attempt; "
+                "credit other flows with OutcomePairsAndVerdicts"
             )
         rewards.setdefault(node.tags[-1], 0.0)
         if node.role == STOP:
