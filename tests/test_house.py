@@ -49,6 +49,7 @@ PURE = [
     "evaluate.judge.results",
     "evaluate.pass_at_k",
     "evaluate.step_validity",
+    "evaluate.votes",
     "learner.settings",
     "models.context_window",
     "models.settings",

@@ -23,6 +23,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "docs" / "judge.md",
     ROOT / "docs" / "engines.md",
+    ROOT / "docs" / "stop.md",
     ROOT / "benchmarks" / "RESULTS.md",
 ]
 

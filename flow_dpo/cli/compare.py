@@ -24,7 +24,6 @@ from flow_dpo.cli.evaluate import evaluate
 from flow_dpo.cli.generate import generate
 from flow_dpo.cli.sft import fine_tune
 from flow_dpo.cli.train import train
-from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.errors import ConfigError, DataError, expect
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.evaluate.compare import provenance
@@ -36,7 +35,7 @@ from flow_dpo.evaluate.headers import Comparison
 from flow_dpo.plugins.load import is_source
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import one_pass
+from flow_dpo.runs.adapters import has_one_pass, one_pass
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.headers import write_header
@@ -289,7 +288,7 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
 def _single_pass(parsed: Mapping[str, Any]) -> Single | None:
     """The single pass of the comparison's flow; None of a flow without."""
     flow = parsed["flow"]
-    return one_pass(flow) if isinstance(flow, AnswerStop | Single) else None
+    return one_pass(flow) if has_one_pass(flow) else None
 
 
 def _tested(parsed: Mapping[str, Any]) -> dict[str, Any]:

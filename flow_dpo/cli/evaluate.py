@@ -1,17 +1,22 @@
 """`flow-dpo evaluate`: measure a model, or a run's adapters, on a data set.
 
 flow-dpo evaluate --run runs/train --dataset_split test --max_problems 500
+flow-dpo evaluate --run runs/train --draws 4        four attempts at each problem: majority, best by P(Yes), thresholds
+flow-dpo evaluate --run runs/train --candidates runs/fixed      its Stop on the candidates of another evaluation's draws
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
 from flow_dpo.evaluate.evaluate import EvaluationSettings
+from flow_dpo.evaluate.headers import AREA_WORDS
 from flow_dpo.evaluate.statistics import ungraded_words
+from flow_dpo.evaluate.votes import RULE_WORDS
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
@@ -28,15 +33,52 @@ def evaluate(argv: Sequence[str]) -> int:
     runtime = RuntimeSettings.from_sections(parsed)
     console = Console()
     result = measure_run(runtime, parsed["flow"], parsed["explore"], parsed["speaking"], settings, console=console)
+    print_safe(console, "\n".join([*_lines(result), f"Written to {settings.output_dir}"]))
+    return 0
+
+
+def _lines(result: Mapping[str, Any]) -> list[str]:
+    """What was found, for people."""
+    if result.get("candidates"):
+        return _candidates_lines(result["candidates"])
     low, high = result["interval"]
     ungraded = ungraded_words(result)
     accuracy = "no problem" if result["accuracy"] is None else f"accuracy {result['accuracy']:.1%}"
-    print_safe(
-        console,
+    lines = [
         f"{accuracy} (95 % interval {low:.1%} to {high:.1%}): {result['num_correct']} of {result['num_draws']} "
-        f"correct{f'; {ungraded}' if ungraded else ''}\nWritten to {settings.output_dir}",
-    )
-    return 0
+        f"correct{f'; {ungraded}' if ungraded else ''}"
+    ]
+    return lines + (_votes_lines(result["votes"]) if result.get("votes") else [])
+
+
+def _candidates_lines(found: Mapping[str, Any]) -> list[str]:
+    """Stop on a fixed set."""
+    num = ", ".join(f"{count} {kind}" for kind, count in found["num"].items())
+    lines = [f"Stop on the candidates of {found['file']} (sha256 {found['sha256'][:12]}): {num}"]
+    for name, words in AREA_WORDS.items():
+        area, bounds = found[name]["area"], found[name]["interval"]
+        between = "" if bounds is None else f" (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})"
+        lines.append(f"{words}: " + ("not measured" if area is None else f"area {area:.3f}{between}"))
+    if found["brier"] is not None:
+        lines.append(
+            f"Brier score {found['brier']:.3f} ({found['brier_of_share']:.3f} for always saying the share of right "
+            f"ones), expected calibration error {found['calibration_error']:.3f}"
+        )
+    return lines
+
+
+def _votes_lines(votes: Mapping[str, Any]) -> list[str]:
+    """What attempts come to, a line for each number of them, with 95 % intervals."""
+    lines = [f"{'attempts':>8} {'tokens':>7}" + "".join(f"  {words:<21}" for words in RULE_WORDS.values())]
+    for k, at_k in votes["by_k"].items():
+        cells = [_measured(at_k[name]) for name in RULE_WORDS]
+        lines.append(f"{k:>8} {at_k['tokens'] or 0:>7.1f}" + "".join(f"  {cell:<21}" for cell in cells))
+    return [line.rstrip() for line in lines]
+
+
+def _measured(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    return "no problem" if found["accuracy"] is None else f"{found['accuracy']:.1%} ({low:.1%} to {high:.1%})"
 
 
 def _sections(given: Given) -> Sections:

@@ -1,10 +1,11 @@
 """Evaluation of a flow, or of one of its roles alone, on held-out problems.
 
 A rollout of the flow (or of the Answer role in one pass) is sampled for each problem, greedily once or several times at
-a temperature, without alternatives, and graded. Stop is measured on the candidates of these rollouts: how often it
-chose Yes for unfinished, wrong and right ones, and how well its log-odds of Yes separate right from wrong and finished
-from unfinished (area under the curve). Invariant: nothing is learned. A draw that cannot be graded counts as not right
-in `accuracy`, is left out of `accuracy_graded`, and enters no rate of Stop.
+a temperature, without alternatives, and graded. With `draws`, each of several attempts is judged once by Stop, whatever
+the flow does after that (`votes`). Stop is measured on the candidates of these rollouts: how often it chose Yes for
+unfinished, wrong and right ones, and how well its log-odds of Yes separate right from wrong and finished from
+unfinished (area under the curve). Invariant: nothing is learned. A draw that cannot be graded counts as not right in
+`accuracy`, is left out of `accuracy_graded`, and enters no rate of Stop.
 
     {"accuracy": 0.41, "interval": [0.34, 0.48], "num_problems": 200, "stop": {"yes_rate": {"right": 0.8, ...}}, ...}
 """
@@ -27,8 +28,8 @@ from flow_dpo.core.loop import batched, reward, rollout_metrics
 from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Adapter, Problem, Role, Status, Verdict
-from flow_dpo.evaluate import pass_at_k, step_validity
+from flow_dpo.core.types import Adapter, Problem, Role, Status, TokenIds, Verdict
+from flow_dpo.evaluate import pass_at_k, step_validity, votes
 from flow_dpo.evaluate.headers import EvaluationSummary
 from flow_dpo.evaluate.statistics import auc
 from flow_dpo.runs.headers import write_header
@@ -42,9 +43,15 @@ class EvaluationSettings:
     mode: Literal["flow", "single"] = "flow"
     """"single" is one pass of the Answer role."""
     greedy: bool = True
-    """Take the likeliest token; otherwise sample with the exploration's temperature and top-p."""
+    """Take the likeliest token; otherwise sample with the exploration's temperature and top-p. Attempts of `draws` are
+    always sampled."""
     num_samples: int = 1
     """Rollouts of each problem; more than one needs `greedy` to be false."""
+    draws: int = 0
+    """Attempts of Answer at each problem, each judged once by Stop: reports majority, majority weighted by P(Yes), best
+    by P(Yes), and what each threshold would come to. 0 evaluates the flow."""
+    candidates: str = ""
+    """A predictions.jsonl of `draws`, or its folder: Stop judges the candidates in it, and nothing else is sampled."""
     output_dir: str = "runs/evaluation"
     seed: int = 0
     batch_problems: int = 64
@@ -57,10 +64,36 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
         expect(self, "of 1 at least", lambda value: value >= 1, "num_samples", "batch_problems")
+        expect(self, "of 0 or more", lambda value: value >= 0, "draws")
+        if self.candidates and (self.draws or self.num_samples > 1 or self.mode == "single" or self.trained_on):
+            raise ConfigError(
+                f"expected the candidates of {self.candidates} alone, found what is to be sampled beside it; leave out "
+                "--draws, --num_samples, --mode and --trained_on where --candidates is given"
+            )
+        if self.draws and self.num_samples > 1:
+            raise ConfigError(
+                f"expected draws or num_samples, found both: {self.draws} and {self.num_samples}; --draws judges each "
+                "attempt by Stop, --num_samples samples the whole flow as often; leave one out"
+            )
+        if self.draws and self.mode == "single":
+            raise ConfigError(
+                'expected the flow where attempts are drawn, found the mode "single": --draws samples Answer\'s own '
+                "attempts and has Stop judge them; leave out --mode, or use --num_samples"
+            )
         if self.greedy and self.num_samples > 1:
             raise ConfigError(
                 f"expected one sample where decoding is greedy, found {self.num_samples}; add --greedy false"
             )
+
+    @property
+    def num_rollouts(self) -> int:
+        """Rollouts of each problem."""
+        return self.draws or self.num_samples
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether decoding is greedy."""
+        return self.greedy and not self.draws
 
 
 def evaluate(
@@ -73,15 +106,17 @@ def evaluate(
     adapters: Mapping[Role, Adapter],
     settings: EvaluationSettings,
 ) -> tuple[list[Tree], dict[str, Any]]:
-    """Sample and grade `settings.num_samples` rollouts of every problem; the trees draw by draw, and the summary that
-    `summary.json` holds."""
+    """Sample and grade all rollouts of every problem; the trees draw by draw, and what `summary.json` says of them.
+
+    Where `settings` asks for draws, `flow` is to be one attempt (`runs.adapters.one_attempt`).
+    """
     workers.refresh(adapters)
-    trunk_only = explore.alone(greedy=settings.greedy)
+    trunk_only = explore.alone(greedy=settings.takes_likeliest)
     trees: list[Tree] = []
     choices: list[StopChoice] = []
     right: list[tuple[Problem, str]] = []
     work = {"tokens": 0}
-    for draw in range(settings.num_samples):
+    for draw in range(settings.num_rollouts):
         # The first draw is the one that an evaluation of a single draw makes.
         seed = derive(settings.seed, "draw", draw) if draw else settings.seed
         for batch in batched(problems, settings.batch_problems):
@@ -95,15 +130,16 @@ def evaluate(
             ]
             trees.extend(batch_trees)
     steps = step_validity.invalid_rate(right)
-    return trees, summary(trees) | work | {"stop": stop_summary(choices), "steps_of_right_answers": steps}
+    found = summary(trees) | work | {"stop": stop_summary(choices), "steps_of_right_answers": steps}
+    return trees, found | ({"votes": votes.summary(attempts_by_problem(trees))} if settings.draws else {})
 
 
 def decoding(explore: Explore, settings: EvaluationSettings) -> dict[str, Any]:
     """The decoding, as summary.json records it: the values that had an effect, and no others."""
-    if settings.greedy:
+    if settings.takes_likeliest:
         return {"greedy": True, "num_samples": 1}
     sampling = {name: getattr(explore, name) for name in ("temperature", "top_p", "choice_temperature")}
-    return {"greedy": False, "num_samples": settings.num_samples, "seed": settings.seed, **sampling}
+    return {"greedy": False, "num_samples": settings.num_rollouts, "seed": settings.seed, **sampling}
 
 
 def summary(trees: Iterable[Tree]) -> dict[str, Any]:
@@ -111,14 +147,41 @@ def summary(trees: Iterable[Tree]) -> dict[str, Any]:
 
     Several trees of one problem are its draws.
     """
+    return summary_of((tree.problem, tree.trunk.verdict) for tree in trees)
+
+
+def summary_of(drawn: Iterable[tuple[Problem, Verdict | None]]) -> dict[str, Any]:
+    """The same, of draws as problems and verdicts."""
     verdicts: dict[str, list[Verdict]] = {}
     problems: dict[str, Problem] = {}
-    for tree in trees:
-        problems[tree.problem.id] = tree.problem
-        verdicts.setdefault(tree.problem.id, []).append(tree.trunk.verdict or Verdict(status="ungraded"))
+    for problem, verdict in drawn:
+        problems[problem.id] = problem
+        verdicts.setdefault(problem.id, []).append(verdict or Verdict(status="ungraded"))
     return pass_at_k.summary(
         [pass_at_k.Drawn(problem=problem, verdicts=tuple(verdicts[id])) for id, problem in problems.items()]
     )
+
+
+def attempts_by_problem(trees: Iterable[Tree]) -> list[list[votes.Attempted]]:
+    """The draws of every problem as attempts, in their order."""
+    found: dict[str, list[votes.Attempted]] = {}
+    for tree in trees:
+        one = votes.Attempted(
+            verdict=tree.trunk.verdict or Verdict(status="ungraded"), yes=yes_probability(tree), tokens=_tokens(tree)
+        )
+        found.setdefault(tree.problem.id, []).append(one)
+    return list(found.values())
+
+
+def yes_probability(tree: Tree) -> float | None:
+    """The probability of the first choice at the trunk's last turn, Stop's P(Yes) of one attempt; None where that turn
+    has no choices."""
+    logprobs = tree.trunk_nodes()[-1].completion.choice_logprobs
+    return math.exp(logprobs[0]) if logprobs else None
+
+
+def _tokens(tree: Tree) -> int:
+    return sum(len(node.completion.token_ids) for node in tree.trunk_nodes())
 
 
 CandidateKind = Literal["unfinished", "wrong", "right"]
@@ -182,8 +245,9 @@ def stop_summary(choices: Sequence[StopChoice]) -> dict[str, Any]:
     }
 
 
-def write_predictions(folder: Path, trees: Sequence[Tree], result: dict[str, Any]) -> None:
-    """predictions.jsonl, one draw of one problem a line, and summary.json. Raises `StorageError`."""
+def predictions(trees: Sequence[Tree], *, draws: bool = False) -> list[Prediction]:
+    """The rows of predictions.jsonl, one draw of one problem each; with `draws` also what a vote and another Stop need:
+    P(Yes), and the attempt's tokens."""
     seen: Counter[str] = Counter()
     rows: list[Prediction] = []
     for tree in trees:
@@ -198,9 +262,24 @@ def write_predictions(folder: Path, trees: Sequence[Tree], result: dict[str, Any
                 worked_solution=tree.problem.solution,
                 solution=tree.trunk.text,
                 verdict=tree.trunk.verdict,
-                tokens=sum(len(node.completion.token_ids) for node in tree.trunk_nodes()),
+                tokens=_tokens(tree),
+                ended=tree.trunk.solution.ended,
+                yes=yes_probability(tree) if draws else None,
+                token_ids=_sampled_ids(tree) if draws else None,
             )
         )
+    return rows
+
+
+def _sampled_ids(tree: Tree) -> TokenIds:
+    """The tokens of a solution that holds no fixed text, as one attempt's does."""
+    pieces = tree.trunk.solution.pieces
+    assert not any(isinstance(piece, str) for piece in pieces)
+    return tuple(id for piece in pieces if not isinstance(piece, str) for id in piece)
+
+
+def write_predictions(folder: Path, rows: Sequence[Prediction], result: dict[str, Any]) -> None:
+    """predictions.jsonl, one draw of one problem a line, and summary.json. Raises `StorageError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "predictions.jsonl").write_bytes(b"")

@@ -51,6 +51,94 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """An accuracy over problems, with its 95 % interval."""
+
+    accuracy: float | None
+    interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotesAtK:
+    """What k attempts at a problem come to by each rule (`evaluate.votes`)."""
+
+    tokens: float | None
+    """Sampled for k attempts, a problem."""
+    one_attempt: Measured
+    majority: Measured
+    weighted_majority: Measured
+    best: Measured
+    oracle: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtThreshold:
+    """What accepting the first attempt whose P(Yes) exceeds a threshold comes to."""
+
+    max_attempts: Count
+    threshold: float
+    accuracy: float | None
+    interval: Interval
+    tokens: float | None
+    """Sampled until one is accepted, a problem."""
+    attempts: float | None
+    """Made until one is accepted, a problem."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotesSummary:
+    """Several attempts at each problem and Stop's P(Yes) of each (`evaluate.votes.summary`)."""
+
+    by_k: Mapping[str, VotesAtK]
+    threshold_curve: tuple[AtThreshold, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredArea:
+    """An area under the curve, with its 95 % interval over problems."""
+
+    area: float | None
+    interval: Interval | None
+
+
+AREA_WORDS = {"right_over_wrong": "right over wrong", "finished_over_unfinished": "finished over unfinished"}
+"""How tables name the areas of a fixed set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """The probabilities from `low` to `high`: how many, their mean, and the share of right candidates among them."""
+
+    low: float
+    high: float
+    num: Count
+    mean: float | None
+    right: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidatesSummary:
+    """Stop on a fixed set of candidates (`evaluate.candidates.measures`)."""
+
+    file: str
+    sha256: str
+    """Of the file: where two are equal, two Stops judged the same candidates."""
+    num: Numbers
+    """By kind: right, wrong, unfinished, and those that were cut or ungraded, which nothing is said of."""
+    right_over_wrong: MeasuredArea
+    finished_over_unfinished: MeasuredArea
+    mean_yes: Numbers
+    brier: float | None
+    brier_of_share: float | None
+    """Of one who always says the share of right candidates."""
+    calibration_error: float | None
+    """Expected calibration error over `bins`."""
+    bins: tuple[ReliabilityBin, ...]
+    sampled_by: str | None = None
+    """The model that the candidates are of."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSummary:
     """summary.json of `flow-dpo evaluate`."""
 
@@ -76,6 +164,10 @@ class EvaluationSummary:
     by_level: Mapping[str, Group] | None = None
     by_subject: Mapping[str, Group] | None = None
     stop: StopSummary | None = None
+    votes: VotesSummary | None = None
+    candidates: CandidatesSummary | None = None
+    tokenizer: str | None = None
+    """SHA-256 of the vocabulary that token ids are of."""
     steps_of_right_answers: StepQuality | None = None
     more: Mapping[str, Any] = others()
 

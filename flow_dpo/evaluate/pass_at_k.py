@@ -52,8 +52,8 @@ def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
             overall[f"by_{column}"] = {name: _accuracy(group) for name, group in sorted(groups.items())}
     most = max((len(one.verdicts) for one in drawn), default=0)
     if most > 1:
-        overall["pass_at_k"] = {str(k): mean([pass_at_k(one.rewards, k) for one in drawn]) for k in _ks(most)}
-        overall["majority_at_k"] = {str(k): mean([majority_at_k(one.verdicts, k) for one in drawn]) for k in _ks(most)}
+        overall["pass_at_k"] = {str(k): mean([pass_at_k(one.rewards, k) for one in drawn]) for k in ks(most)}
+        overall["majority_at_k"] = {str(k): mean([majority_at_k(one.verdicts, k) for one in drawn]) for k in ks(most)}
     return overall
 
 
@@ -70,7 +70,7 @@ def majority_at_k(verdicts: Sequence[Verdict], k: int) -> float | None:
     vote, and one that could not be graded is not right.
     """
     groups = [verdicts[start : start + k] for start in range(0, len(verdicts) - k + 1, k)]
-    return mean([_vote(group) for group in groups])
+    return mean([vote(group) for group in groups])
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -95,25 +95,30 @@ def _accuracy(drawn: Sequence[Drawn]) -> dict[str, Any]:
     return found | ({"ungraded_reasons": reasons} if reasons else {})
 
 
-def _ks(most: int) -> list[int]:
-    """1, 2, 4, ... and all draws."""
-    return sorted({1 << power for power in range(most.bit_length())} | {most})
+def ks(most: int) -> list[int]:
+    """1, 2, 4, ... and all draws; none of none."""
+    return sorted({1 << power for power in range(most.bit_length())} | {most}) if most else []
 
 
-def _vote(verdicts: Sequence[Verdict]) -> float | None:
-    """The share of right ones among the most frequent answers."""
-    clusters: list[list[Verdict]] = []
-    for verdict in verdicts:
+def vote(verdicts: Sequence[Verdict], weights: Sequence[float] | None = None) -> float:
+    """The share of right ones among the answers with the most votes, a draw's vote counting as its weight (1 where no
+    weights are given); 0 where there is no answer."""
+    clusters: list[tuple[Verdict, list[float]]] = []
+    for verdict, weight in zip(verdicts, weights or [1.0] * len(verdicts), strict=True):
         if verdict.answer is None:
             continue
-        for cluster in clusters:
-            first = cluster[0].answer or ""
-            if first.strip() == verdict.answer.strip() or same(first, verdict.answer):
-                cluster.append(verdict)
+        for first, votes in clusters:
+            known = first.answer or ""
+            if known.strip() == verdict.answer.strip() or same(known, verdict.answer):
+                votes.append(weight)
                 break
         else:
-            clusters.append([verdict])
-    if not clusters:
-        return 0.0
-    most = max(len(cluster) for cluster in clusters)
-    return mean([cluster[0].reward or 0.0 for cluster in clusters if len(cluster) == most])
+            clusters.append((verdict, [weight]))
+    sums = [math.fsum(votes) for _, votes in clusters]
+    won = [first.reward or 0.0 for (first, _), votes in zip(clusters, sums, strict=True) if _equal(votes, max(sums))]
+    return math.fsum(won) / len(won) if won else 0.0
+
+
+def _equal(one: float, other: float) -> bool:
+    """Whether two sums of votes are equal but for rounding."""
+    return math.isclose(one, other, rel_tol=1e-9)

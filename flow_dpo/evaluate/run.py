@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,25 @@ from rich.console import Console
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Explore, Siblings
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.types import Problem
+from flow_dpo.core.protocols import RolloutWorkers
+from flow_dpo.core.types import Adapter, Problem, Role
 from flow_dpo.data.problems import ProblemSet
 from flow_dpo.engines.settings import EngineSettings
-from flow_dpo.evaluate import contamination
-from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, evaluate, write_predictions
+from flow_dpo.evaluate import candidates, contamination
+from flow_dpo.evaluate.evaluate import (
+    EvaluationSettings,
+    decoding,
+    evaluate,
+    predictions,
+    summary_of,
+    write_predictions,
+)
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import load_adapters, sampled_flow
+from flow_dpo.runs.adapters import load_adapters, one_attempt, sampled_flow
 from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
+from flow_dpo.runs.records import Prediction
 from flow_dpo.runs.resolve import command_line, nearest
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
@@ -104,47 +113,105 @@ def measure_run(
         run_folder.refuse_others(folder, own="summary.json")
     if write and (folder / "summary.json").exists():
         raise ConfigError(f"{folder} already holds an evaluation; name another with --output_dir")
-    evaluated = sampled_flow(flow, settings.mode)
+    work = _work(flow, settings)
+    problems = given.problems
+    if work.fixed is not None:
+        problems = work.fixed.problems()
+        if runtime_settings.data.max_problems is not None or given.problems is not None:
+            raise ConfigError("a fixed set of candidates is judged whole; leave out its problems (--max_problems)")
     with run_folder.locked(folder) if write else nullcontext(), Live(console) as live:
         live.doing(f"loading {runtime_settings.model.model_name_or_path}")
         with open_runtime(
             runtime_settings,
-            evaluated,
+            work.flow,
             roles=flow.roles,
             seed=settings.seed,
             engine=given.engine,
             grader=given.grader,
-            problems=given.problems,
+            problems=problems,
         ) as runtime:
             adapters = load_adapters(runtime.policy, speaking)
-            problems, found = contamination.check(
-                runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap
-            )
-            live.begin(len(problems) * settings.num_samples, "rollouts" if settings.num_samples > 1 else "problems")
-            facts = recordable({"settings": settings, "flow": evaluated, "explore": explore})
+            fitting, found = contamination.check(runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap)
+            work.check(runtime)
+            live.begin(len(fitting) * settings.num_rollouts, work.unit(settings))
+            facts = recordable({"settings": settings, "flow": work.flow, "explore": explore})
             facts |= {"model": recordable(runtime_settings.model), "engine": type(runtime_settings.engine).__name__}
             with kept_workers(folder if write else None, facts, runtime, adapters, live, console) as (workers, _):
-                trees, result = evaluate(
-                    evaluated, explore, problems, workers, runtime.renderer, runtime.backends.grader, adapters, settings
-                )
+                rows, result = work.measure(explore, fitting, workers, runtime, adapters, settings)
                 result |= {
                     "settings": run_folder.plain(settings) | run_folder.plain(speaking),
                     "overlap": found,
                     "adapters": {role: adapter.path for role, adapter in adapters.items()},
-                    "decoding": decoding(explore, settings),
-                    "played": recordable({"flow": evaluated, "explore": explore, "grading": runtime_settings.grading}),
-                    **_facts(runtime, runtime_settings, given),
+                    **work.played(flow, explore, runtime_settings, settings),
+                    **_facts(runtime, runtime_settings, given, work.fixed),
                 }
                 if write:
-                    write_predictions(folder, trees, result)
+                    write_predictions(folder, rows, result)
     return result
 
 
-def _facts(runtime: Runtime, settings: RuntimeSettings, given: GivenObjects) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What an evaluation has sampled: a flow's rollouts, or Stop's choices on a fixed set of candidates."""
+
+    flow: Flow[Any]
+    fixed: candidates.FixedSet | None = None
+
+    def check(self, runtime: Runtime) -> None:
+        """Refuse candidates that are not this model's."""
+        if self.fixed is not None:
+            candidates.check_fits(self.fixed, runtime.renderer.fingerprint(), runtime.loaded.name, runtime.fitting)
+
+    def unit(self, settings: EvaluationSettings) -> str:
+        """What progress counts."""
+        return "candidates" if self.fixed is not None else "rollouts" if settings.num_rollouts > 1 else "problems"
+
+    def measure(
+        self,
+        explore: Explore,
+        problems: Sequence[Problem],
+        workers: RolloutWorkers,
+        runtime: Runtime,
+        adapters: Mapping[Role, Adapter],
+        settings: EvaluationSettings,
+    ) -> tuple[list[Prediction], dict[str, Any]]:
+        """The rows of predictions.jsonl, and what was found."""
+        if self.fixed is not None and isinstance(self.flow, candidates.Judging):
+            rows, found = candidates.judge(self.fixed, self.flow, workers, adapters, settings.batch_problems)
+            return rows, summary_of((row.problem, row.verdict) for row in rows) | {"candidates": found}
+        trees, result = evaluate(
+            self.flow, explore, problems, workers, runtime.renderer, runtime.backends.grader, adapters, settings
+        )
+        return predictions(trees, draws=bool(settings.draws)), result
+
+    def played(
+        self, flow: Flow[Any], explore: Explore, runtime_settings: RuntimeSettings, settings: EvaluationSettings
+    ) -> dict[str, Any]:
+        """How it was sampled, for the record; of a fixed set, the prompts that Stop got."""
+        sampled = {"flow": one_attempt(flow) if self.fixed is not None else self.flow, "explore": explore}
+        how = {} if self.fixed is not None else {"decoding": decoding(explore, settings)}
+        return how | {"played": recordable({**sampled, "grading": runtime_settings.grading})}
+
+
+def _work(flow: Flow[Any], settings: EvaluationSettings) -> _Work:
+    """What is to be sampled: the flow, its Answer role in one pass, one attempt that Stop judges, or its word on a
+    fixed set."""
+    if settings.candidates:
+        fixed = candidates.read(settings.candidates)
+        prompts = one_attempt(flow).prompts
+        return _Work(flow=candidates.Judging(candidates=fixed.token_ids(), prompts=prompts), fixed=fixed)
+    return _Work(flow=one_attempt(flow) if settings.draws else sampled_flow(flow, settings.mode))
+
+
+def _facts(
+    runtime: Runtime, settings: RuntimeSettings, given: GivenObjects, fixed: candidates.FixedSet | None
+) -> dict[str, Any]:
     """What the summary says of the model, the data and the command."""
+    dataset = f"{settings.data.dataset_name}/{settings.data.dataset_split}"
     facts = {
         "model": runtime.loaded.name,
-        "dataset": f"{settings.data.dataset_name}/{settings.data.dataset_split}",
+        "tokenizer": runtime.renderer.fingerprint(),
+        "dataset": dataset if fixed is None else fixed.header.get("dataset"),
         "data_fingerprint": runtime.problems.fingerprint,
         "command": command_line(),
         **run_folder.environment(),
@@ -165,13 +232,16 @@ def _measure_open(runtime: Runtime, given: GivenObjects, overrides: Mapping[str,
         if name.removeprefix("evaluation.") not in known:
             raise ConfigError(f"unknown setting {name} of an open runtime; {nearest(name, known).replace('--', '')}")
     settings = EvaluationSettings(**{name.removeprefix("evaluation."): value for name, value in overrides.items()})
-    _, result = evaluate(
-        sampled_flow(flow, settings.mode),
+    work = _work(flow, settings)
+    problems = list(runtime.fitting if given.problems is None else given.problems)
+    if work.fixed is not None:
+        problems = list(work.fixed.problems())
+        candidates.check_fits(work.fixed, runtime.renderer.fingerprint(), runtime.loaded.name, problems)
+    _, result = work.measure(
         recipe.explore if recipe is not None else Siblings(),
-        list(runtime.fitting if given.problems is None else given.problems),
+        problems,
         runtime.workers,
-        runtime.renderer,
-        runtime.backends.grader,
+        runtime,
         runtime.adapters_in_force,
         settings,
     )

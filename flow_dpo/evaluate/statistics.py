@@ -1,4 +1,4 @@
-"""Statistics of evaluations: shares with intervals, rater agreement, AUC, paired differences and their tests.
+"""Statistics of evaluations: shares with intervals, rater agreement, AUC, calibration, paired differences, tests.
 
 Scipy has the distributions; Wilson's interval is the core's, since progressive validation needs it. A difference
 between two models that answered the same questions, under several seeds, is a mean over seeds and questions:
@@ -96,6 +96,67 @@ def auc(above: Sequence[float], below: Sequence[float]) -> float | None:
         return None
     rank_sum = float(stats.rankdata([*above, *below])[: len(above)].sum())
     return (rank_sum - len(above) * (len(above) + 1) / 2) / (len(above) * len(below))
+
+
+def clustered_auc(above: Sequence[tuple[str, float]], below: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """`auc` of values with their problems, and its 95 % interval over problems: DeLong's, for values that are alike
+    within a problem (Obuchowski 1997, Biometrics 53, 567). None where a side is empty, or of one problem alone."""
+    import numpy as np
+
+    area = auc([value for _, value in above], [value for _, value in below])
+    if area is None:
+        return {"area": None, "interval": None}
+    # 1. The share of the other side that each value is above (or below), less the area: summed by problem.
+    x, y = (np.asarray([value for _, value in side]) for side in (above, below))
+    ids = sorted({id for id, _ in (*above, *below)})
+    at = {id: index for index, id in enumerate(ids)}
+    sums, num_problems = [], []
+    for side, mine, other, upper in ((above, x, y, True), (below, y, x, False)):
+        ordered = np.sort(other)
+        over = (np.searchsorted(ordered, mine, "left") + np.searchsorted(ordered, mine, "right")) / (2 * len(other))
+        indices = [at[id] for id, _ in side]
+        summed = np.zeros(len(ids))
+        np.add.at(summed, indices, (over if upper else 1 - over) - area)
+        sums.append(summed / len(mine))
+        num_problems.append(len(set(indices)))
+    # 2. Their variance over problems, and the covariance of the two sides within a problem.
+    if min(num_problems) < 2:
+        return {"area": area, "interval": None}
+    own = sum(num / (num - 1) * float(summed @ summed) for num, summed in zip(num_problems, sums, strict=True))
+    variance = own + 2 * len(ids) / (len(ids) - 1) * float(sums[0] @ sums[1])
+    half = 1.959964 * math.sqrt(max(variance, 0.0))
+    return {"area": area, "interval": [max(0.0, area - half), min(1.0, area + half)]}
+
+
+def reliability(probabilities: Sequence[float], rewards: Sequence[float], num_bins: int = 10) -> dict[str, Any]:
+    """Calibration of probabilities that were to say whether a reward is 1: Brier's score (the mean squared difference),
+    beside that of one who always says the share of right ones; bins of equal width; and the expected calibration error,
+    the mean over all of the difference between their bin's mean and share. None of nothing.
+
+    A bin holds probabilities from its lower bound, the last one 1 as well.
+    """
+    num = len(probabilities)
+    bins: list[dict[str, Any]] = []
+    for index in range(num_bins):
+        inside = [
+            (p, reward)
+            for p, reward in zip(probabilities, rewards, strict=True)
+            if min(int(p * num_bins), num_bins - 1) == index
+        ]
+        bins.append({
+            "low": index / num_bins, "high": (index + 1) / num_bins, "num": len(inside),
+            "mean": fmean(p for p, _ in inside) if inside else None,
+            "right": fmean(reward for _, reward in inside) if inside else None,
+        })  # fmt: skip
+    right = fmean(rewards) if num else None
+    return {
+        "brier": fmean((p - reward) ** 2 for p, reward in zip(probabilities, rewards, strict=True)) if num else None,
+        "brier_of_share": None if right is None else right * (1 - right),
+        "calibration_error": sum(one["num"] / num * abs(one["mean"] - one["right"]) for one in bins if one["num"])
+        if num
+        else None,
+        "bins": bins,
+    }
 
 
 def interval(means: Sequence[float], num_draws: int) -> tuple[float, float]:

@@ -9,15 +9,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flow_dpo.core.stats import wilson
+from flow_dpo.evaluate.headers import AREA_WORDS
 from flow_dpo.evaluate.statistics import ungraded_words
 from flow_dpo.evaluate.step_validity import invalid_rate
+from flow_dpo.evaluate.votes import RULE_WORDS
 from flow_dpo.report import formatting
 from flow_dpo.report.document import Block, Fold, Section, Table
 from flow_dpo.report.sources import EvaluationSource, TracesSource
 
 
 def evaluation_section(evaluations: Sequence[EvaluationSource]) -> Section:
-    """All evaluations, a row each."""
+    """All evaluations, a row each; those of Stop on a fixed set in tables of their own."""
+    fixed = [one for one in evaluations if one.fixed_set]
+    evaluations = [one for one in evaluations if not one.fixed_set]
+    blocks = _accuracy_blocks(evaluations) if evaluations else []
+    return Section(title="Evaluations", blocks=(*blocks, *(_fixed_set_blocks(fixed) if fixed else ())))
+
+
+def _accuracy_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
     rows = tuple(_row(one) for one in evaluations)
     columns = (
         "evaluation",
@@ -42,7 +51,7 @@ def evaluation_section(evaluations: Sequence[EvaluationSource]) -> Section:
         )  # fmt: skip
         blocks.append(
             Table(
-                caption="Stop: areas under the curve of all graded candidates, and how often it says Yes",
+                caption="Stop on each evaluation's own candidates: areas under the curve, and how often it says Yes",
                 columns=columns,
                 rows=tuple(stops),
             )
@@ -51,17 +60,87 @@ def evaluation_section(evaluations: Sequence[EvaluationSource]) -> Section:
     if draws:
         columns = ("evaluation", "k", "pass@k", "majority@k")
         blocks.append(Table(caption="Several draws a problem", columns=columns, rows=tuple(draws)))
+    blocks += _votes_blocks([one for one in evaluations if one.draws])
     groups = [row for one in evaluations for row in _group_rows(one)]
     if groups:
         columns = ("evaluation", "group", "accuracy", "95 % interval", "problems")
         table = Table(caption="By level and subject", columns=columns, rows=tuple(groups), wordy=frozenset({0, 1}))
         blocks.append(Fold(title="By the data set's level and subject", blocks=(table,)))
-    return Section(title="Evaluations", blocks=tuple(blocks))
+    return blocks
+
+
+def _votes_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
+    """What several attempts come to, by rule, and what each threshold would."""
+    if not evaluations:
+        return []
+    rows = [
+        (one.name, k, formatting.decimal(at_k["tokens"], 1), *(_measured(at_k[rule]) for rule in RULE_WORDS))
+        for one in evaluations
+        for k, at_k in one.summary["votes"]["by_k"].items()
+    ]
+    columns = ("evaluation", "attempts", "tokens a problem", *RULE_WORDS.values())
+    table = Table(
+        caption="Votes: attempts at the same sampled tokens (95 % interval)", columns=columns, rows=tuple(rows)
+    )
+    curve = [
+        (one.name, formatting.count(row["max_attempts"]), f"{row['threshold']:g}", _measured(row),
+         formatting.decimal(row["tokens"], 1), formatting.decimal(row["attempts"]))
+        for one in evaluations
+        for row in one.summary["votes"]["threshold_curve"]
+    ]  # fmt: skip
+    columns = ("evaluation", "attempts at most", "threshold", "accuracy", "tokens a problem", "attempts made")
+    caption = (
+        "Accepting the first attempt whose P(Yes) exceeds a threshold, otherwise the best, over all orders of draws"
+    )
+    fold = Fold(
+        title="What each threshold would come to",
+        blocks=(Table(caption=caption, columns=columns, rows=tuple(curve)),),
+    )
+    return [table, fold]
+
+
+def _fixed_set_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
+    """Stop on fixed sets: comparable where the files are the same."""
+    rows: list[tuple[str, ...]] = []
+    bins: list[tuple[str, ...]] = []
+    for one in evaluations:
+        found = one.summary["candidates"]
+        areas = [formatting.band(found[name]["area"], found[name]["interval"]) for name in AREA_WORDS]
+        scores = [formatting.decimal(found[name], 3) for name in ("brier", "brier_of_share", "calibration_error")]
+        nums = [formatting.count(found["num"].get(kind)) for kind in ("right", "wrong", "unfinished")]
+        who = "untrained" if one.untrained else describe_model(one)
+        rows.append((one.name, who, str(found["sha256"])[:12], *areas, *scores, *nums))
+        bins += [
+            (one.name, f"{each['low']:.1f} to {each['high']:.1f}", formatting.decimal(each["mean"]),
+             formatting.share(each["right"]), formatting.count(each["num"]))
+            for each in found["bins"] if each["num"]
+        ]  # fmt: skip
+    columns = (
+        "evaluation", "Stop", "set (sha256)", *AREA_WORDS.values(), "Brier score", "Brier of the share",
+        "calibration error", "right", "wrong", "unfinished",
+    )  # fmt: skip
+    caption = "Stop on a fixed set of candidates (95 % intervals over problems); rows of one set are comparable"
+    table = Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1, 2}))
+    columns = ("evaluation", "P(Yes)", "mean P(Yes)", "share right", "candidates")
+    reliability = Table(caption="Reliability of P(Yes) at finished candidates", columns=columns, rows=tuple(bins))
+    return [table, Fold(title="Reliability of P(Yes)", blocks=(reliability,))]
+
+
+def _measured(found: Mapping[str, Any]) -> str:
+    return f"{formatting.share(found['accuracy'])} ({formatting.interval(found['interval'])})"
 
 
 def summarise_evaluation(one: EvaluationSource) -> str:
     """An evaluation in one line."""
     summary = one.summary
+    if one.fixed_set:
+        found = summary["candidates"]
+        areas = (
+            f"{words} {formatting.band(found[name]['area'], found[name]['interval'])}"
+            for name, words in AREA_WORDS.items()
+        )
+        who = "untrained" if one.untrained else describe_model(one)
+        return f"{one.name}: Stop ({who}) on the fixed set {found['sha256'][:12]}: {', '.join(areas)}."
     ungraded = ungraded_words(summary)
     return (
         f"{one.name}: {formatting.share(summary.get('accuracy'))} ({formatting.interval(summary['interval'])}) of "
@@ -74,9 +153,9 @@ def summarise_evaluation(one: EvaluationSource) -> str:
 def describe_model(one: EvaluationSource) -> str:
     """Flow or single pass, trained or not."""
     settings = one.summary.get("settings") or {}
-    who = "single model" if one.single else "flow"
+    who = "single model" if one.single else "attempt of the flow" if one.draws else "flow"
     if one.untrained:
-        return f"untrained {who}" if who == "flow" else f"{who}, no adapter"
+        return f"untrained {who}" if not one.single else f"{who}, no adapter"
     return f"{who}, adapters of {settings.get('run') or settings.get('adapter') or 'an unnamed run'}"
 
 

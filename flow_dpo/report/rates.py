@@ -129,7 +129,7 @@ def to_series(label: str, x: Sequence[float], rates: Sequence[Rate | Area], scal
 
 
 def right_over_wrong(counts: RunCounts, part: Part, role: str) -> Area:
-    """How well the log-odds of Yes separate right candidates from finished wrong ones."""
+    """How well the log-odds of Yes separate the part's right candidates from its finished wrong ones."""
     return _area(counts, part, role, lambda one: one.kind == "right", lambda one: one.kind == "wrong")
 
 

@@ -73,7 +73,7 @@ class EvaluationSource:
     path: Path
     summary: Mapping[str, Any]
     solutions: Mapping[str, GivenSolution]
-    """The first draw on each problem, by its id; empty where predictions.jsonl is not there."""
+    """The first draw on each problem, by its id; empty of another's candidates, or without predictions.jsonl."""
 
     @property
     def untrained(self) -> bool:
@@ -84,6 +84,16 @@ class EvaluationSource:
     def single(self) -> bool:
         """One pass of the Answer role."""
         return (self.summary.get("settings") or {}).get("mode") == "single"
+
+    @property
+    def draws(self) -> bool:
+        """Attempts, each judged once by Stop."""
+        return bool(self.summary.get("votes"))
+
+    @property
+    def fixed_set(self) -> bool:
+        """Stop's word on candidates of another evaluation: their accuracy is none of this model's."""
+        return bool(self.summary.get("candidates"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +270,8 @@ def _evaluation(path: Path, name: str) -> EvaluationSource:
         # An older file states the accuracy of what could be graded alone.
         summary["accuracy_graded"] = summary["accuracy"]
         summary |= {"accuracy": correct / draws, "interval": list(wilson(correct, draws))}
-    return EvaluationSource(name=name, path=path, summary=summary, solutions=read_predictions(path))
+    solutions = {} if summary.get("candidates") else read_predictions(path)
+    return EvaluationSource(name=name, path=path, summary=summary, solutions=solutions)
 
 
 def _judge(path: Path, name: str) -> JudgeSource:

@@ -1,7 +1,9 @@
-"""The section of a choosing role, such as Stop: how well it tells candidates apart.
+"""The section of a choosing role, such as Stop: how well it tells the candidates of its time apart.
 
-Right candidates from finished wrong ones, and finished from unfinished ones, each over time: the area under the curve
-of its log-odds of Yes. Counted on trunk nodes, whatever was chosen there, with the verdict of the rollout that Yes
+Right candidates from finished wrong ones, and finished from unfinished ones, each over time: the progressive area under
+the curve of its log-odds of Yes. Its parts hold different candidates, since Answer learns as well: what Stop learned
+about may no longer occur, and the area falls. Only on one fixed set (`evaluate.candidates`) are a Stop before and after
+learning compared. Counted on trunk nodes, whatever was chosen there, with the verdict of the rollout that Yes
 ended at the candidate (`run_data`); `flow-dpo evaluate` grades every candidate, also those that were never accepted.
 Invariant: the two questions are never mixed into one number.
 """
@@ -46,17 +48,19 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
         rates = [yes_rate(counts, part, role, kind) for part in over]
         shares.append(replace(to_series(_WORDS[kind], middles, rates), low=(), high=()))
     changes = (_change("finished from unfinished", finished), _change("right from wrong", right))
-    finding = f"{role}, first part to last: {'; '.join(changes)}"
-    alt = f"Area under the curve and share of Yes of the role {role} over problems seen. {finding}"
+    finding = f"{role}, progressive area, first part to last: {'; '.join(changes)}"
+    alt = f"Progressive area under the curve and share of Yes of the role {role} over problems seen. {finding}"
     panels = [
-        Panel(y="area under the curve", lines=lines, bounds=(None, 1.02), reference=0.5,
-              title="What it tells apart (0.5 is chance)"),
+        Panel(y="progressive area under the curve", lines=lines, bounds=(None, 1.02), reference=0.5,
+              title="What it tells apart among the candidates of its time (0.5 is chance)"),
         Panel(y="said Yes (%)", lines=shares, bounds=(-2, 102), title="How often it says Yes to what is ..."),
     ]  # fmt: skip
     name = f"{tag}-{'stop' if role == 'stop' else 'choosing'}-{choosing_roles(counts).index(role)}"
     figure = Figure(
         title=finding, svg=draw(name, panels, x="problems seen", alt=alt, height=3.4),
-        caption="Bands are 95 % intervals (Hanley and McNeil), which take candidates as independent.",
+        caption="Each part holds the candidates that came in it, and they change as their writer learns: a fall may be "
+        "theirs. A role before and after learning is compared on one fixed set (flow-dpo evaluate --candidates). Bands "
+        "are 95 % intervals (Hanley and McNeil), which take candidates as independent.",
     )  # fmt: skip
     note = (
         f"Of candidates on the trunk, {len(counts.candidates)} have a verdict of their own; at {counts.num_unjudged} "
@@ -83,7 +87,8 @@ def _areas(run: RunSource, role: str) -> Table:
         "Yes to finished wrong", "Yes to right",
     )  # fmt: skip
     return Table(
-        caption="Areas under the curve of candidates with a verdict (95 % interval), and how often it says Yes",
+        caption="Progressive areas under the curve, of each part's own candidates with a verdict (95 % interval), and "
+        "how often it says Yes",
         columns=columns,
         rows=tuple(rows),
     )

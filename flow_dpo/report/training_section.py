@@ -108,12 +108,16 @@ def _rise(name: str, rates: Sequence[learning.Rate], num: int) -> str:
 
 def _comparable(run: RunSource, evaluation: EvaluationSource) -> bool:
     model = run.facts.get("model")
-    return evaluation.untrained and (model is None or evaluation.summary.get("model") in (None, model))
+    return (
+        evaluation.untrained
+        and not evaluation.fixed_set
+        and (model is None or evaluation.summary.get("model") in (None, model))
+    )
 
 
 def _level(evaluation: EvaluationSource) -> Level:
     summary = evaluation.summary
-    who = "single model" if evaluation.single else "untrained flow"
+    who = "single model" if evaluation.single else "untrained attempt" if evaluation.draws else "untrained flow"
     low, high = summary["interval"]
     greedy = (summary.get("decoding") or {}).get("greedy")
     how = "decoding unknown" if greedy is None else "greedy" if greedy else "sampled"

@@ -10,14 +10,16 @@ Invariant: a setting that a person gives comes before what a run or an adapter b
 from __future__ import annotations
 
 import logging
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from flow_dpo.core.answer_stop import ANSWER, AnswerStop
+from flow_dpo.core.answer_stop import ANSWER, AnswerStop, AnswerStopPrompts
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Adapter, Role
 from flow_dpo.data.strict_json import OBJECT, ORDINAL, TEXT, TEXTS, Kind, check, or_null
+from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsPrompts
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_object
@@ -118,21 +120,56 @@ def is_trained(adapter: Adapter) -> bool:
 
 
 def one_pass(flow: Flow[Any]) -> Single:
-    """Inference in one pass of Answer, with the flow's own prompts and as many tokens as the flow may write.
+    """Inference in one pass of Answer, with the flow's own prompts and as many tokens as one attempt of the flow may
+    write.
 
     Raises `ConfigError` for a flow that has no such pass.
     """
     if isinstance(flow, Single):
         return flow
-    if isinstance(flow, AnswerStop):
-        return Single(max_tokens=flow.chunk_tokens * flow.max_chunks, prompts=flow.prompts)
+    if isinstance(flow, AnswerStop | Attempts):
+        return Single(max_tokens=flow.chunk_tokens * flow.max_chunks, prompts=_prompts(flow.prompts, AnswerStopPrompts))
     raise ConfigError(f"--mode single needs a flow with an Answer role, found {type(flow).__name__}")
+
+
+def has_one_pass(flow: Flow[Any]) -> bool:
+    """Whether `one_pass` has a pass for this flow."""
+    return isinstance(flow, Single | AnswerStop | Attempts)
+
+
+def one_attempt(flow: Flow[Any]) -> Attempts:
+    """One attempt of the flow's Answer role, which Stop judges where it ended; Stop's choice is scored and ends it.
+
+    Chunk, cap and prompts are the flow's. Yes is taken as the flow takes it: above its threshold, or drawn where it has
+    none, as the paper's. Raises `ConfigError` for a flow that has no such attempt.
+    """
+    if isinstance(flow, Attempts):
+        return replace(flow, max_attempts=1)
+    if isinstance(flow, AnswerStop):
+        prompts = _prompts(flow.prompts, AttemptsPrompts)
+        return Attempts(
+            chunk_tokens=flow.chunk_tokens, max_chunks=flow.max_chunks, max_attempts=1, threshold=None, prompts=prompts
+        )
+    raise ConfigError(
+        f"expected a flow of Answer and Stop where attempts are judged (AnswerStop, Attempts), found "
+        f"{type(flow).__name__}; evaluate it without --draws and --candidates"
+    )
+
+
+P = TypeVar("P", bound=AnswerStopPrompts)
+
+
+def _prompts(prompts: AnswerStopPrompts, kind: type[P]) -> P:
+    """The prompts as those of another flow, which has the same but for its own."""
+    if type(prompts) is kind:
+        return prompts
+    known = {field.name for field in fields(kind)}
+    return kind(**{each.name: getattr(prompts, each.name) for each in fields(prompts) if each.name in known})
 
 
 def trace_pass(flow: Flow[Any]) -> Single:
     """The single pass whose chat a flow's traces are written for; the plain pass for a flow without one."""
-    known = isinstance(flow, Single | AnswerStop)
-    return one_pass(flow) if known else Single(max_tokens=getattr(flow, "max_tokens", Single().max_tokens))
+    return one_pass(flow) if has_one_pass(flow) else Single(max_tokens=getattr(flow, "max_tokens", Single().max_tokens))
 
 
 def sampled_flow(flow: Flow[Any], mode: Literal["flow", "single", "ground_truth"]) -> Flow[Any]:

@@ -254,21 +254,16 @@ class Trace:
     def problem(self) -> Problem:
         """The problem that was solved."""
         return Problem(
-            id=self.problem_id,
-            question=self.question,
-            gold=self.gold,
-            source=self.dataset,
-            solution=self.worked_solution,
-            level=self.level,
-            subject=self.subject,
-        )
+            id=self.problem_id, question=self.question, gold=self.gold, source=self.dataset,
+            solution=self.worked_solution, level=self.level, subject=self.subject,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """One draw on one problem of an evaluation: a row of predictions.jsonl."""
 
-    SCHEMA: ClassVar[str] = "prediction/1"
+    SCHEMA: ClassVar[str] = "prediction/2"
     id: str
     """The problem's."""
     draw: Ordinal
@@ -283,6 +278,12 @@ class Prediction:
     verdict: Verdict | None
     tokens: Count
     """Sampled, of all roles."""
+    ended: bool
+    """Answer sampled its end token: it was not cut."""
+    yes: float | None
+    """Stop's P(Yes) of the attempt, where attempts were drawn (`--draws`); None where it was cut."""
+    token_ids: TokenIdList | None
+    """The attempt's sampled tokens without the end token, where attempts were drawn: what Stop reads."""
 
     @property
     def problem(self) -> Problem:

@@ -46,11 +46,15 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
     refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
     flow, credit = settings.recipe.flow, settings.recipe.credit
     _refuse_strange("learner.role_learning_rates", settings.learner.role_learning_rates, flow.roles, "roles")
-    for name, one in (("credit", credit), ("credit.pairs", getattr(credit, "pairs", None))):
-        _refuse_strange(f"{name}.roles", getattr(one, "roles", ()), flow.roles, "roles")
-        if isinstance(flow, AnswerStop):  # of another flow nobody knows which tags it has
-            tags = getattr(one, "tag_weights", {})
-            _refuse_strange(f"{name}.tag_weights", tags, ("finished", "unfinished"), "tags")
+    _refuse_strange("credit.roles", getattr(credit, "roles", ()), flow.roles, "roles")
+    if isinstance(flow, AnswerStop):  # of another flow nobody knows which tags it has
+        _refuse_strange("credit.tag_weights", getattr(credit, "tag_weights", {}), ("finished", "unfinished"), "tags")
+    pairs = getattr(credit, "pairs", None)  # a credit within a credit
+    _refuse_strange("credit.pairs.roles", getattr(pairs, "roles", ()), flow.roles, "roles")
+    if isinstance(flow, AnswerStop):
+        _refuse_strange(
+            "credit.pairs.tag_weights", getattr(pairs, "tag_weights", {}), ("finished", "unfinished"), "tags"
+        )
     if settings.run.resume:
         run_folder.refuse_unbegun(path)
     else:

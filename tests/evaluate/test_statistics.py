@@ -88,3 +88,73 @@ VALUES = st.lists(st.integers(-3, 3).map(float), max_size=8)
 def test_auc_counts_the_pairs(above: list[float], below: list[float]) -> None:
     pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in above for b in below]
     assert statistics.auc(above, below) == (sum(pairs) / len(pairs) if pairs else None)
+
+
+Valued = list[tuple[str, float]]
+valued = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 4).map(float)), max_size=8)
+
+
+@given(valued, valued)
+def test_the_interval_of_an_area_over_problems(above: Valued, below: Valued) -> None:
+    """Obuchowski's variance by double loops over pairs."""
+    found = statistics.clustered_auc(above, below)
+    pairs = [[(x > y) + (x == y) / 2 for _, y in below] for _, x in above]
+    if not above or not below:
+        assert found == {"area": None, "interval": None}
+        return
+    m, n = len(above), len(below)
+    area = sum(map(sum, pairs)) / (m * n)
+    assert found["area"] == pytest.approx(area)
+    ids = {id for id, _ in above} | {id for id, _ in below}
+    of_above = {id: sum(sum(pairs[i]) / n - area for i in range(m) if above[i][0] == id) for id in ids}
+    of_below = {
+        id: sum(sum(pairs[i][j] for i in range(m)) / m - area for j in range(n) if below[j][0] == id) for id in ids
+    }
+    num_above, num_below = len({id for id, _ in above}), len({id for id, _ in below})
+    if min(num_above, num_below) < 2:
+        assert found["interval"] is None
+        return
+    s10 = num_above / ((num_above - 1) * m) * sum(value**2 for value in of_above.values())
+    s01 = num_below / ((num_below - 1) * n) * sum(value**2 for value in of_below.values())
+    s11 = len(ids) / (len(ids) - 1) * sum(of_above[id] * of_below[id] for id in ids)
+    half = 1.959964 * math.sqrt(max(s10 / m + s01 / n + 2 * s11 / (m * n), 0.0))
+    assert found["interval"] == pytest.approx([max(0.0, area - half), min(1.0, area + half)])
+
+
+def test_the_same_draw_made_twice_is_no_more_evidence() -> None:
+    above, below = [("a", 0.9), ("b", 0.4), ("c", 0.7)], [("a", 0.5), ("b", 0.6), ("d", 0.1)]
+    once = statistics.clustered_auc(above, below)
+    assert statistics.clustered_auc(above * 2, below * 2) == {
+        "area": pytest.approx(once["area"]), "interval": pytest.approx(once["interval"]),
+    }  # fmt: skip
+    # One candidate a problem: DeLong's own (1988), with the variances of the shares on each side.
+    alone = statistics.clustered_auc([("a", 3.0), ("b", 2.0), ("c", 1.0)], [("d", 2.0), ("e", 0.0)])
+    shares = ([1, 0.75, 0.5], [0.5, 1.0])
+    variance = sum(sum((v - sum(side) / len(side)) ** 2 for v in side) / (len(side) - 1) / len(side) for side in shares)
+    assert alone["area"] == 0.75
+    assert alone["interval"] == pytest.approx([0.75 - 1.959964 * math.sqrt(variance), 1.0])
+
+
+def test_reliability_by_hand() -> None:
+    found = statistics.reliability([0.05, 0.1, 0.15, 0.95, 1.0], [0.0, 1.0, 0.0, 1.0, 1.0])
+    assert found["brier"] == pytest.approx((0.0025 + 0.81 + 0.0225 + 0.0025 + 0) / 5)
+    assert found["brier_of_share"] == pytest.approx(0.24)
+    there = {one["low"]: one for one in found["bins"] if one["num"]}
+    assert there == {
+        0.0: {"low": 0.0, "high": 0.1, "num": 1, "mean": 0.05, "right": 0.0},
+        0.1: {"low": 0.1, "high": 0.2, "num": 2, "mean": pytest.approx(0.125), "right": 0.5},
+        0.9: {"low": 0.9, "high": 1.0, "num": 2, "mean": pytest.approx(0.975), "right": 1.0},
+    }
+    assert found["calibration_error"] == pytest.approx((1 * 0.05 + 2 * 0.375 + 2 * 0.025) / 5)
+    assert len(found["bins"]) == 10
+    nothing = statistics.reliability([], [])
+    assert (nothing["brier"], nothing["brier_of_share"], nothing["calibration_error"]) == (None, None, None)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 1.0])), min_size=1))
+def test_every_probability_is_in_one_bin(pairs: list[tuple[float, float]]) -> None:
+    found = statistics.reliability(*zip(*pairs, strict=True))
+    assert sum(one["num"] for one in found["bins"]) == len(pairs)
+    for one in found["bins"]:
+        assert one["mean"] is None or one["low"] - 1e-12 <= one["mean"] <= one["high"] + 1e-12
+    assert 0 <= found["calibration_error"] <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,11 +22,17 @@ from flow_dpo.core.errors import ConfigError, DataError, ModelError
 from flow_dpo.core.loop import learn
 from flow_dpo.core.protocols import Backends
 from flow_dpo.core.types import Pair, Verdict
+from flow_dpo.data.problems import load_problems
+from flow_dpo.evaluate.run import evaluate_flow
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.models.load import load_model
 from flow_dpo.recipes.presets import preset
+from flow_dpo.report.compose import compose
+from flow_dpo.report.html import render_page
+from flow_dpo.report.sources import read_sources
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_jsonl
+from flow_dpo.runs.records import Prediction, read_rows
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import default_settings
 from flow_dpo.verify.grader import AnswerGrader
@@ -228,6 +235,51 @@ def test_evaluate_writes_predictions_and_a_summary(seed_runs: tuple[Path, Path],
         assert sum(row["verdict"]["status"] == "correct" for row in rows) == summary["num_correct"]
         with pytest.raises(ConfigError, match="already holds an evaluation"):
             cli_evaluate(words)
+
+
+def test_draws_are_voted_on_and_another_stop_judges_them(
+    seed_runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The candidates of the untrained model, kept as a file; the untrained Stop and a run's on them."""
+    drawn, run = tmp_path / "drawn", str(seed_runs[0])
+    words = ["--draws", "2", "--max_problems", "12", "--output_dir"]
+    assert cli_evaluate([*words, str(drawn)]) == 0
+    assert cli_evaluate([*words, str(tmp_path / "trained"), "--run", run]) == 0
+    said = capsys.readouterr().out
+    assert said.count("weighted by P(Yes)") == 2
+    own = read_rows(drawn / "predictions.jsonl", Prediction)
+    trained = read_rows(tmp_path / "trained" / "predictions.jsonl", Prediction)
+    assert len(own) == 24
+    assert [row.yes for row in own] != [row.yes for row in trained]
+    votes = json.loads((drawn / "summary.json").read_text())["votes"]["by_k"]
+    assert votes["2"]["tokens"] == sum(row.tokens for row in own) / 12
+    found = {}
+    for name, more in (("untrained", []), ("trained", ["--run", run])):
+        where = tmp_path / f"stop_{name}"
+        assert cli_evaluate(["--candidates", str(drawn), "--output_dir", str(where), *more]) == 0
+        assert "right over wrong: area" in capsys.readouterr().out
+        found[name] = json.loads((where / "summary.json").read_text())["candidates"]
+        judged = read_rows(where / "predictions.jsonl", Prediction)
+        assert [replace(row, yes=None) for row in judged] == [replace(row, yes=None) for row in own]
+        same = [row.yes == pytest.approx(old.yes, abs=1e-4) for row, old in zip(judged, own, strict=True) if old.yes]
+        assert all(same) if name == "untrained" else not any(same)
+    assert found["untrained"]["sha256"] == found["trained"]["sha256"]
+    with open_runtime("seed") as runtime:
+        assert evaluate_flow(runtime, candidates=str(drawn))["candidates"] == found["untrained"]
+        assert evaluate_flow(runtime, load_problems("seed", max_problems=2), draws=2)["votes"]["by_k"].keys() == {
+            "1",
+            "2",
+        }
+    with pytest.raises(ConfigError, match="judged whole"):
+        cli_evaluate(["--candidates", str(drawn), "--max_problems", "3", "--output_dir", str(tmp_path / "part")])
+    # All of it in one report; the candidates' accuracy is no evaluation of the run's.
+    folders = [drawn, tmp_path / "trained", tmp_path / "stop_untrained", tmp_path / "stop_trained"]
+    page = render_page(compose(read_sources(folders), num_side_by_side=0, command="c"))
+    for text in ("Votes: attempts", "What each threshold would come to", "fixed set", found["trained"]["sha256"][:12]):
+        assert text in page
+    [accuracy] = re.findall(r"<table>(?:(?!</table>).)*accuracy \(95 % interval\).*?</table>", page, re.DOTALL)
+    assert "drawn" in accuracy
+    assert "stop_untrained" not in accuracy
 
 
 def test_bad_input_is_refused_before_work(tmp_path: Path, data: Path, seed_runs: tuple[Path, Path]) -> None:

@@ -13,12 +13,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from flow_dpo.core.explore import Explore
 from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Request, Solution, Status, TokenIds, Turn, Verdict
 from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
-from flow_dpo.recipes.flow_dpo.explore import AttemptSiblings
 from tests.support.graders import FunctionGrader
 
 END, YES, NO, ANSWER, STOP, SHOWN = 0, 90, 91, 100, 101, 103
@@ -93,7 +93,7 @@ def runner() -> RolloutRunner:
     return RolloutRunner(TabularEngine(next_probs, end_ids={END}), BareIds())
 
 
-def explore(flow: Attempts, settings: AttemptSiblings, num: int, seed: int = 0) -> list[Tree]:
+def explore(flow: Attempts, settings: Explore, num: int, seed: int = 0) -> list[Tree]:
     """Trees of the first so many problems."""
     return settings(flow, runner(), PROBLEMS[:num], seed=seed)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flow_dpo.core.errors import FlowError, expect
-from flow_dpo.core.explore import ProblemRollouts, RolloutRecord, TurnSampling
+from flow_dpo.core.explore import Group, ProblemRollouts, RolloutRecord, TurnSampling, single_rollout
 from flow_dpo.core.flow import Flow, check_turn
 from flow_dpo.core.rollouts import Finished, RolloutRunner, RolloutSteps, SampleRequest, sample
 from flow_dpo.core.tree import Tree
@@ -85,5 +85,5 @@ class AttemptSiblings(TurnSampling):
         runner.run([one.rollout(one.rollouts[0], start) for one, start in starts])
         return [one.tree() for one in explored]
 
-    def alone(self, *, greedy: bool) -> AttemptSiblings:
-        return replace(self, num_alternatives=0, greedy_trunk=greedy)
+    def alone(self, *, greedy: bool) -> Group:
+        return single_rollout(self, greedy=greedy)

@@ -1,0 +1,242 @@
+"""Stop on one fixed set of candidates: whatever is measured, two Stops judge the very same solutions.
+
+The set is the predictions.jsonl of an evaluation with `--draws`, typically of the untrained model, kept as a file. Stop
+is asked about every finished candidate, and about the first half of its tokens, which is unfinished; nothing is sampled
+but its choice. The verdicts are the file's own:
+
+    flow-dpo evaluate --draws 4 --output_dir runs/fixed            candidates of the untrained Answer
+    flow-dpo evaluate --candidates runs/fixed                      the untrained Stop on them
+    flow-dpo evaluate --candidates runs/fixed --run runs/train     a run's Stop on the same
+
+Invariant: a candidate reaches Stop as the tokens that it was sampled as, so the set is refused for another tokenizer.
+Candidates that were cut or could not be graded are counted and enter no measure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from flow_dpo.core.answer_stop import STOP, AnswerStopPrompts, stop_messages
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.explore import Group
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.loop import batched
+from flow_dpo.core.protocols import RolloutWorkers
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Adapter, Completion, Problem, Role, Solution, TokenIds, Turn
+from flow_dpo.data.problems import ProblemSet, fingerprint
+from flow_dpo.evaluate.headers import EvaluationSummary
+from flow_dpo.evaluate.statistics import clustered_auc, reliability
+from flow_dpo.runs.headers import read_header
+from flow_dpo.runs.records import Prediction, read_rows
+
+MAKE_ONE = "make one with flow-dpo evaluate --draws 4 --output_dir FOLDER (without --run: of the untrained Answer)"
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedSet:
+    """Candidates that were kept, and where they come from."""
+
+    path: Path
+    """predictions.jsonl."""
+    sha256: str
+    """Of the file: two evaluations with the same one are comparable."""
+    rows: tuple[Prediction, ...]
+    header: Mapping[str, Any]
+    """summary.json beside the file."""
+
+    @property
+    def finished(self) -> list[Prediction]:
+        """The candidates that Stop is asked about."""
+        return [row for row in self.rows if row.ended]
+
+    def token_ids(self) -> dict[str, TokenIds]:
+        """What Stop is asked about, by a name of its own: whole candidates, and first halves of those of two tokens or
+        more whose whole was graded."""
+        found: dict[str, TokenIds] = {}
+        for row in self.finished:
+            ids = row.token_ids or ()
+            found[_name(row)] = ids
+            if len(ids) > 1 and _graded(row):
+                found[_half(row)] = ids[: len(ids) // 2]
+        return found
+
+    def problems(self) -> ProblemSet:
+        """A problem for each of `token_ids`, under its name."""
+        known = self.token_ids()
+        found = tuple(
+            replace(row.problem, id=name) for row in self.finished for name in (_name(row), _half(row)) if name in known
+        )
+        return ProblemSet(problems=found, fingerprint=fingerprint(found))
+
+
+def read(source: str) -> FixedSet:
+    """The candidates of a predictions.jsonl, or of the folder of an evaluation.
+
+    Raises `DataError` where it is none, or holds no tokens, saying how to make one.
+    """
+    path = Path(source)
+    path = path / "predictions.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f"expected candidates in {path}, found no such file; {MAKE_ONE}")
+    rows = read_rows(path, Prediction)
+    if not any(row.ended for row in rows):
+        raise DataError(f"expected finished candidates in {path}, found none of {len(rows)}; {MAKE_ONE}")
+    for line, row in enumerate(rows, start=1):
+        if row.token_ids is None:
+            raise DataError(
+                f"{path}, line {line}: expected the tokens that the candidate was sampled as, found a prediction of an "
+                f"evaluation without --draws; {MAKE_ONE}"
+            )
+    if len({_name(row) for row in rows}) < len(rows):
+        raise DataError(f"expected one row for each draw of each problem in {path}, found some twice; {MAKE_ONE}")
+    header = read_header(path.parent / "summary.json", EvaluationSummary, absent={})
+    if not header.get("tokenizer"):
+        raise DataError(
+            f"expected a summary.json beside {path} that names the tokenizer of its tokens, found "
+            f"{'one without' if header else 'none'}; keep the evaluation's whole folder, or {MAKE_ONE}"
+        )
+    return FixedSet(path=path, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), rows=tuple(rows), header=header)
+
+
+def check_fits(fixed: FixedSet, tokenizer: str, model: str, fitting: Sequence[Problem]) -> None:
+    """Raise `ConfigError` where the model has another tokenizer than the candidates were sampled with, or not all of
+    them fit its context window."""
+    if fixed.header["tokenizer"] != tokenizer:
+        raise ConfigError(
+            f"expected candidates in the tokens of {model}, found those of {fixed.header.get('model')} in {fixed.path},"
+            f" which has another tokenizer; judge them with a model of that tokenizer (--model_name_or_path), or make a"
+            f" set of this model's: flow-dpo evaluate --model_name_or_path {model} --draws 4"
+        )
+    if missing := len(fixed.token_ids()) - len(fitting):
+        raise ConfigError(
+            f"expected all candidates of {fixed.path} to fit the context window of {model}, found {missing} that do "
+            "not; a fixed set is judged whole: make one with shorter answers, or raise the window"
+        )
+
+
+def _name(row: Prediction) -> str:
+    return f"{row.id}, draw {row.draw}"
+
+
+def _half(row: Prediction) -> str:
+    return f"{_name(row)}, first half"
+
+
+def _graded(row: Prediction) -> bool:
+    return row.verdict is not None and row.verdict.reward is not None
+
+
+# ---- the flow: one turn of Stop --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgingState:
+    """A candidate's problem, and whether it was judged."""
+
+    problem: Problem
+    judged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging(Flow[JudgingState]):
+    """Stop is asked once about a given candidate, of which nothing is sampled; its solution is empty."""
+
+    candidates: Mapping[str, TokenIds]
+    """By their problems' ids."""
+    prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
+
+    roles: ClassVar[tuple[Role, ...]] = (STOP,)
+
+    def start(self, problem: Problem) -> JudgingState:
+        return JudgingState(problem=problem)
+
+    def turn(self, state: JudgingState) -> Turn | None:
+        if state.judged:
+            return None
+        ids = self.candidates[state.problem.id]
+        messages = stop_messages(self.prompts, state.problem, (ids,) if ids else ())
+        return Turn(role=STOP, messages=messages, choices=(self.prompts.yes, self.prompts.no))
+
+    def advance(self, state: JudgingState, completion: Completion) -> JudgingState:
+        return replace(state, judged=True)
+
+    def solution(self, state: JudgingState) -> Solution:
+        return Solution(pieces=(), ended=False)
+
+
+# ---- the measures ----------------------------------------------------------------------------------------------------
+
+
+def judge(
+    fixed: FixedSet,
+    flow: Judging,
+    workers: RolloutWorkers,
+    adapters: Mapping[Role, Adapter],
+    batch_problems: int = 64,
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """Have Stop judge every candidate; the set's rows with its P(Yes), and the measures that summary.json holds under
+    `candidates`."""
+    workers.refresh(adapters)
+    explore = Group(num_rollouts=1, greedy_trunk=True)
+    trees = [
+        tree
+        for batch in batched(fixed.problems(), batch_problems)
+        for tree in workers.rollout(explore, flow, batch, seed=0)
+    ]
+    judged = dict(_judged(trees))
+    rows = [replace(row, yes=judged[_name(row)].yes if row.ended else None) for row in fixed.rows]
+    return rows, measures(fixed, judged)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """Stop's word on one candidate."""
+
+    yes: float
+    """P(Yes)."""
+    log_odds: float
+    """Of Yes, in nats."""
+
+
+def _judged(trees: Sequence[Tree]) -> Iterator[tuple[str, Judged]]:
+    for tree in trees:
+        yes, no = tree.nodes[0].completion.choice_logprobs
+        yield tree.problem.id, Judged(yes=math.exp(yes), log_odds=yes - no)
+
+
+def measures(fixed: FixedSet, judged: Mapping[str, Judged]) -> dict[str, Any]:
+    """Areas with intervals over problems, calibration, and the counts behind them."""
+    # 1. Kinds of candidates, each with its problem's id.
+    kinds: dict[str, list[tuple[str, Judged]]] = {"right": [], "wrong": [], "unfinished": []}
+    for row in fixed.finished:
+        if row.verdict is not None and row.verdict.reward is not None:
+            kinds["right" if row.verdict.reward else "wrong"].append((row.id, judged[_name(row)]))
+        if _half(row) in judged:
+            kinds["unfinished"].append((row.id, judged[_half(row)]))
+    odds = {kind: [(id, one.log_odds) for id, one in ones] for kind, ones in kinds.items()}
+    # 2. What P(Yes) says of those that are finished.
+    probabilities = [one.yes for kind in ("right", "wrong") for _, one in kinds[kind]]
+    rewards = [1.0] * len(kinds["right"]) + [0.0] * len(kinds["wrong"])
+    return {
+        "file": str(fixed.path),
+        "sha256": fixed.sha256,
+        "sampled_by": fixed.header.get("model"),
+        "num": {kind: len(ones) for kind, ones in kinds.items()}
+        | {
+            "cut": len(fixed.rows) - len(fixed.finished),
+            "ungraded": sum(not _graded(row) for row in fixed.finished),
+        },
+        "right_over_wrong": clustered_auc(odds["right"], odds["wrong"]),
+        "finished_over_unfinished": clustered_auc(odds["right"] + odds["wrong"], odds["unfinished"]),
+        "mean_yes": {kind: sum(one.yes for _, one in ones) / len(ones) for kind, ones in kinds.items() if ones},
+        **reliability(probabilities, rewards),
+    }

@@ -1,0 +1,198 @@
+"""Several attempts at each problem and Stop's P(Yes) of each: what they come to by vote, by choice, and by a threshold.
+
+An attempt is `Attempted`: its verdict, P(Yes), and the tokens that it took. Of three attempts at one problem,
+
+    answer 14, right, P(Yes) .6      answer 15, P(Yes) .3      answer 15, P(Yes) .2
+
+the majority says 15, the majority weighted by P(Yes) 14, the best by P(Yes) is 14; accepting above .5 takes one
+attempt. `at_k` takes the attempts k at a time in their order, as `pass_at_k.majority_at_k` does, so that all rules read
+the same tokens; `accepting` is what a threshold would come to. Invariant: an attempt that was cut (Stop never saw it),
+or that has no answer, has no vote and is not the best, unless all of its group are such; of one attempt, all rules say
+what that attempt says. An attempt that could not be graded was not shown to be right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flow_dpo.core.types import Verdict
+from flow_dpo.evaluate.pass_at_k import ks, mean, vote
+from flow_dpo.evaluate.statistics import interval
+
+THRESHOLDS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+"""Of the curve in a summary: 0 accepts whatever Stop saw, 1 nothing, which leaves the best of all attempts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempted:
+    """One attempt at a problem."""
+
+    verdict: Verdict
+    yes: float | None
+    """Stop's P(Yes); None of an attempt that was cut, which Stop is not asked about."""
+    tokens: int
+    """Sampled for it, by both roles."""
+
+    @property
+    def reward(self) -> float:
+        """1 where it was shown to be right."""
+        return self.verdict.reward or 0.0
+
+    @property
+    def votes(self) -> bool:
+        """It ended and has an answer."""
+        return self.yes is not None and self.verdict.answer is not None
+
+
+Attempts = Sequence[Attempted]
+"""Those at one problem, in the order in which they were drawn."""
+
+
+# ---- the rules: what a group of attempts comes to -------------------------------------------------------------------
+
+
+def majority(group: Attempts) -> float:
+    """Whether the most frequent answer is right; equal votes share."""
+    voters = _voters(group)
+    return vote([one.verdict for one in voters])
+
+
+def weighted_majority(group: Attempts) -> float:
+    """Whether the answer with the largest sum of P(Yes) is right; equal sums share."""
+    voters = _voters(group)
+    return vote([one.verdict for one in voters], [one.yes or 0.0 for one in voters])
+
+
+def best(group: Attempts) -> float:
+    """Whether the attempt with the highest P(Yes) is right; the first of equal ones."""
+    return max(_voters(group), key=_rank).reward
+
+
+def oracle(group: Attempts) -> float:
+    """Whether any is right: what a perfect Stop would find."""
+    return max(one.reward for one in group)
+
+
+RULES: Mapping[str, Callable[[Attempts], float]] = {
+    "majority": majority,
+    "weighted_majority": weighted_majority,
+    "best": best,
+    "oracle": oracle,
+}
+RULE_WORDS = {
+    "one_attempt": "one attempt",
+    "majority": "majority",
+    "weighted_majority": "weighted by P(Yes)",
+    "best": "best by P(Yes)",
+    "oracle": "oracle",
+}
+"""How tables name the rules."""
+
+
+# ---- the threshold's rule --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What accepting by a threshold comes to on one problem, in the mean over the orders of its attempts."""
+
+    reward: float
+    tokens: float
+    """Sampled until one is accepted."""
+    attempts: float
+    """Made until one is accepted."""
+
+
+def accepting(drawn: Attempts, max_attempts: int, threshold: float) -> Expected:
+    """Accept the first attempt whose P(Yes) exceeds `threshold`; where none of `max_attempts` does, the one with the
+    highest P(Yes) answers, the first of equal ones.
+
+    The exact mean over all orders of the n draws, of which the first `max_attempts` may be made: draws are
+    exchangeable, so no order says more than another. As in `recipes.flow_dpo.attempts`, whether an attempt has an
+    answer is not read, and one that was cut is never accepted. Raises `ValueError` for more attempts than draws.
+    """
+    n, k = len(drawn), max_attempts
+    if not 0 < k <= n:
+        raise ValueError(f"expected 1 to {n} attempts of {n} draws, found {k}")
+    over = [one for one in drawn if one.yes is not None and one.yes > threshold]
+    rest = sorted((one for one in drawn if one.yes is None or one.yes <= threshold), key=_rank, reverse=True)
+    m = len(rest)
+    # 1. None of k draws is accepted; the first accepted one is each of `over` equally often.
+    none = math.comb(m, k) / math.comb(n, k)
+    reward = (1 - none) * math.fsum(one.reward for one in over) / max(len(over), 1)
+    # 2. The best of k refused draws is the i-th best of all where the other k - 1 are below it.
+    ranks = [_rank(one) for one in rest]
+    tied = {rank: mean([one.reward for one in rest if _rank(one) == rank]) or 0.0 for rank in ranks}
+    reward += math.fsum(tied[rank] * math.comb(m - 1 - i, k - 1) for i, rank in enumerate(ranks)) / math.comb(n, k)
+    # 3. A refused draw is made where it stands j-th and the j - 1 before it are refused.
+    made = math.fsum(math.comb(m - 1, j) / math.comb(n - 1, j) for j in range(k)) / n if m else 0.0
+    tokens = made * sum(one.tokens for one in rest)
+    tokens += (1 - none) * sum(one.tokens for one in over) / max(len(over), 1)
+    return Expected(reward=reward, tokens=tokens, attempts=made * m + 1 - none)
+
+
+# ---- over problems ---------------------------------------------------------------------------------------------------
+
+
+def summary(attempts: Sequence[Attempts]) -> dict[str, Any]:
+    """`by_k`: every rule at 1, 2, 4, ... and all attempts; `threshold_curve`: the threshold's with 2, 4, ... and all.
+
+    `attempts` has one entry a problem, as many attempts in each.
+    """
+    most = min((len(one) for one in attempts), default=0)
+    return {
+        "by_k": {str(k): at_k(attempts, k) for k in ks(most)},
+        "threshold_curve": [row for k in ks(most)[1:] for row in threshold_curve(attempts, k)],
+    }
+
+
+def at_k(attempts: Sequence[Attempts], k: int) -> dict[str, Any]:
+    """On k attempts, a problem: the tokens sampled for them, the accuracy of one of them, and that of every rule of
+    `RULES`, with 95 % intervals over problems."""
+    groups = [_groups(one, k) for one in attempts]
+    tokens = mean([mean([sum(each.tokens for each in group) for group in of_one]) for of_one in groups])
+    single = _accuracy([[one.reward for group in of_one for one in group] for of_one in groups])
+    rules = {name: _accuracy([[rule(group) for group in of_one] for of_one in groups]) for name, rule in RULES.items()}
+    return {"tokens": tokens, "one_attempt": single, **rules}
+
+
+def threshold_curve(
+    attempts: Sequence[Attempts], max_attempts: int, thresholds: Sequence[float] = THRESHOLDS
+) -> list[dict[str, Any]]:
+    """`accepting` at each threshold: accuracy with its 95 % interval, tokens and attempts a problem. A threshold is
+    read off it: the highest accuracy, or the fewest tokens at an accuracy."""
+    curve: list[dict[str, Any]] = []
+    for threshold in thresholds:
+        found = [accepting(one, max_attempts, threshold) for one in attempts]
+        made = mean([one.attempts for one in found])
+        # As many independent rollouts as the draws would make.
+        num_rollouts = round(sum(map(len, attempts)) / made) if made else 0
+        rewards = [one.reward for one in found]
+        curve.append({
+            "max_attempts": max_attempts, "threshold": threshold, "accuracy": mean(rewards),
+            "interval": list(interval(rewards, num_rollouts)),
+            "tokens": mean([one.tokens for one in found]), "attempts": made,
+        })  # fmt: skip
+    return curve
+
+
+def _accuracy(rewards: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The mean over problems of the means over their groups, with its 95 % interval."""
+    means = [math.fsum(of_one) / len(of_one) for of_one in rewards if of_one]
+    return {"accuracy": mean(means), "interval": list(interval(means, sum(map(len, rewards))))}
+
+
+def _groups(attempts: Attempts, k: int) -> list[Attempts]:
+    """The attempts k at a time; those left over are in none."""
+    return [attempts[start : start + k] for start in range(0, len(attempts) - k + 1, k)] if k else []
+
+
+def _voters(group: Attempts) -> Attempts:
+    return [one for one in group if one.votes] or group
+
+
+def _rank(one: Attempted) -> float:
+    return -math.inf if one.yes is None else one.yes
