@@ -84,7 +84,8 @@ class Sampling:
     greedy: bool = False
     """Take the likeliest token instead of drawing. `sampled_logprobs` stay those of `temperature` and `top_p`."""
     threshold: float | None = None
-    """Of two choices the first is taken where its probability exceeds this, else the second: nothing is drawn."""
+    """Of two choices the first is taken where its probability at temperature 1 exceeds this, else the second: nothing
+    is drawn. `sampled_logprobs` stay those of `temperature`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

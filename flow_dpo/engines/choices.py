@@ -13,13 +13,13 @@ temperature 1, exceeds it, and draws nothing. Invariant: the completion is one o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Completion, Request, Sampling, TokenIds
 from flow_dpo.engines.request_checks import nothing_left
-from flow_dpo.engines.sampling_rule import draw, uniform
+from flow_dpo.engines.sampling_rule import Drawn, draw, uniform
 
 
 def choose(
@@ -42,15 +42,13 @@ def choose(
     logprobs = tuple(score - total for score in scores)
     left_out = {index for index, token in enumerate(request.choices) if token in excluded}
     share = uniform(seed, 0)
-    if sampling.greedy and (left := [index for index in range(len(logprobs)) if index not in left_out]):
-        tied = [index for index in left if logprobs[index] == max(logprobs[other] for other in left)]
-        left_out |= set(tied) - {tied[int(share * len(tied))]}
     if sampling.threshold is not None:
-        least = math.log(sampling.threshold) if sampling.threshold else -math.inf
-        wanted = 0 if logprobs[0] > least else 1
-        if wanted not in left_out:
-            left_out.add(1 - wanted)
-    drawn = draw(dict(enumerate(logprobs)), replace(sampling, top_p=1.0), uniform=share, excluded=left_out)
+        drawn = _by_threshold(logprobs, scores[0] - scores[1], sampling, left_out)
+    else:
+        if sampling.greedy and (left := [index for index in range(len(logprobs)) if index not in left_out]):
+            tied = [index for index in left if logprobs[index] == max(logprobs[other] for other in left)]
+            left_out |= set(tied) - {tied[int(share * len(tied))]}
+        drawn = draw(dict(enumerate(logprobs)), replace(sampling, top_p=1.0), uniform=share, excluded=left_out)
     if drawn is None:
         raise nothing_left(request, sampling, excluded)
     return Completion(
@@ -62,3 +60,24 @@ def choose(
         choice=drawn.token,
         choice_logprobs=logprobs,
     )
+
+
+def _by_threshold(
+    logprobs: Sequence[float], log_odds: float, sampling: Sampling, left_out: Collection[int]
+) -> Drawn | None:
+    """The first choice where its log-odds exceed the threshold's, else the second, however improbable at this
+    temperature; of one that is left out, or has no probability, the other."""
+    wanted = 0 if log_odds > _logit(sampling.threshold or 0.0) else 1
+    left = [index for index in (wanted, 1 - wanted) if index not in left_out and logprobs[index] > -math.inf]
+    if not left:
+        return None
+    scaled = [(value - max(logprobs)) / sampling.temperature for value in logprobs]
+    total = math.log(math.fsum(map(math.exp, scaled)))
+    return Drawn(left[0], logprob=logprobs[left[0]], sampled_logprob=min(0.0, scaled[left[0]] - total))
+
+
+def _logit(probability: float) -> float:
+    """The log-odds of a probability: exactly 0 for one half, so that a tie does not exceed it."""
+    if probability in (0.0, 1.0):
+        return math.copysign(math.inf, probability - 0.5)
+    return math.log(probability) - math.log1p(-probability)

@@ -68,8 +68,11 @@ def fitting_problems(
 
 
 def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) -> Iterator[Request]:
-    """Every request of made-up rollouts in which all completions have maximal length, all are cut or all end, and the
-    first or the last choice is always taken. Raises `FlowError` where the flow breaks its contract on the way."""
+    """Every request of made-up rollouts in which all completions have maximal length, and all are cut, all end, or all
+    are cut and then one ends, and the first or the last choice is always taken.
+
+    Raises `FlowError` where the flow breaks its contract on the way.
+    """
     kinds: tuple[FinishReason, ...] = ("length", "stop")
     for finish_reason, takes_last in itertools.product(kinds, (True, False)):
         state = flow.start(problem)
@@ -95,6 +98,11 @@ def longest_requests(flow: Flow[Any], renderer: RendersTurns, problem: Problem) 
                     f"{type(flow).__name__}.advance changed the state that it was given, at {turn.role!r} of "
                     f"{problem.id}; states are immutable: return a new one (dataclasses.replace)"
                 )
+            if not request.choices and finish_reason == "length":
+                # What follows an end after all that was cut, such as the judgement of a whole text, may be longer yet.
+                ended = flow.turn(flow.advance(state, _made_up(request, "stop", takes_last=takes_last)))
+                if ended is not None:
+                    yield renderer.render(ended)
             state = following
         else:
             raise FlowError(

@@ -220,6 +220,6 @@ def digest(request: Request, sampling: Sampling, seed: int, excluded: TokenIds) 
     """What a completion depends on besides the adapters, as one short text."""
     asked = (
         request.role, request.prompt_ids, request.max_tokens, request.choices,
-        sampling.temperature, sampling.top_p, sampling.greedy, seed, excluded,
+        sampling.temperature, sampling.top_p, sampling.greedy, sampling.threshold, seed, excluded,
     )  # fmt: skip
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]

@@ -49,6 +49,12 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
     _refuse_strange("credit.roles", getattr(credit, "roles", ()), flow.roles, "roles")
     if isinstance(flow, AnswerStop):  # of another flow nobody knows which tags it has
         _refuse_strange("credit.tag_weights", getattr(credit, "tag_weights", {}), ("finished", "unfinished"), "tags")
+    pairs = getattr(credit, "pairs", None)  # a credit within a credit
+    _refuse_strange("credit.pairs.roles", getattr(pairs, "roles", ()), flow.roles, "roles")
+    if isinstance(flow, AnswerStop):
+        _refuse_strange(
+            "credit.pairs.tag_weights", getattr(pairs, "tag_weights", {}), ("finished", "unfinished"), "tags"
+        )
     if settings.run.resume:
         run_folder.refuse_unbegun(path)
     else:

@@ -312,3 +312,17 @@ def test_alone_is_one_play_a_problem() -> None:
         alone = settings.alone(greedy=True)
         assert (alone.temperature, alone.top_p, alone.greedy_trunk) == (settings.temperature, settings.top_p, True)
         assert {len(tree.rollouts) for tree in explore(settings=alone, num=20)} == {1}
+
+
+def test_a_turn_may_carry_its_own_sampling() -> None:
+    """Its own greediness before the exploration's, and a threshold where it has choices."""
+    written, chosen = Turn(role="answer", messages=(), max_tokens=3), Turn(role="stop", messages=(), choices=("a", "b"))
+    for greedy_trunk in (False, True):
+        settings = Siblings(greedy_trunk=greedy_trunk, temperature=0.7, top_p=0.9, choice_temperature=2.0)
+        for trunk in (False, True):
+            for turn, temperature, top_p in ((written, 0.7, 0.9), (chosen, 2.0, 1.0)):
+                for own, greedy in ((None, trunk and greedy_trunk), (True, True), (False, False)):
+                    found = settings.for_turn(replace(turn, greedy=own, threshold=0.3), trunk=trunk)
+                    assert (found.greedy, found.temperature, found.top_p) == (greedy, temperature, top_p)
+                    assert found.threshold == (0.3 if turn.choices else None)
+                assert settings.for_turn(turn, trunk=trunk).threshold is None

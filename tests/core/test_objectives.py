@@ -13,6 +13,7 @@ from flow_dpo.core.dpo import Dpo, Ipo
 from flow_dpo.core.errors import ConfigError, ObjectiveError
 from flow_dpo.core.objective import TokenLogprobs, check_examples
 from flow_dpo.core.types import Pair, ScoredCompletion
+from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from tests.support.packed_builders import answer_pair
 from tests.support.tree_builders import completion, request
@@ -169,8 +170,9 @@ def ours(model: Any, pairs: list[Pair]) -> list[TokenLogprobs]:
     [
         (Dpo(beta=0.7), {"beta": 0.7, "loss_type": ["sigmoid"]}),
         (Ipo(beta=0.7), {"beta": 0.7, "loss_type": ["ipo"]}),
+        (DpoAndVerdicts(beta=0.7), {"beta": 0.7, "loss_type": ["sigmoid"]}),
     ],
-    ids=["dpo", "ipo"],
+    ids=["dpo", "ipo", "pairs of dpo and verdicts"],
 )
 def test_loss_and_gradient_are_those_of_trl(objective: Any, settings: dict[str, Any], tmp_path: Any) -> None:
     trainer = trl_trainer(tmp_path, **settings)

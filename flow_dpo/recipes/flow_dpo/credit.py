@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from flow_dpo.core.answer_stop import STOP
 from flow_dpo.core.credit import OutcomePairs
-from flow_dpo.core.tree import Tree
+from flow_dpo.core.errors import FlowError, expect
+from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Example, Pair, ScoredCompletion, TokenIds
 from flow_dpo.recipes.scored import scored_word
 
@@ -28,13 +29,14 @@ class AttemptCredit:
     verdict_weight: float = 1.0
     """Weight of Stop's words; 0 leaves them out."""
 
+    def __post_init__(self) -> None:
+        expect(self, "of 0 or more", lambda value: value >= 0, "verdict_weight")
+
     def __call__(self, trees: Sequence[Tree]) -> list[Example]:
         """All examples of the trees, tree by tree: pairs, then words."""
         examples: list[Example] = []
         for tree in trees:
-            examples += _attempt_pairs(tree)
-            if self.verdict_weight:
-                examples += verdict_words(tree, self.verdict_weight)
+            examples += [*_attempt_pairs(tree), *verdict_words(tree, self.verdict_weight)]
         return examples
 
 
@@ -45,7 +47,10 @@ class OutcomePairsAndVerdicts:
     pairs: OutcomePairs = field(default_factory=OutcomePairs)
     """Which roles learn by pairs; `("answer",)` leaves Stop to its verdicts."""
     verdict_weight: float = 1.0
-    """Weight of Stop's words."""
+    """Weight of Stop's words; 0 leaves them out."""
+
+    def __post_init__(self) -> None:
+        expect(self, "of 0 or more", lambda value: value >= 0, "verdict_weight")
 
     def __call__(self, trees: Sequence[Tree]) -> list[Example]:
         """All examples of the trees: pairs, then words."""
@@ -55,6 +60,8 @@ class OutcomePairsAndVerdicts:
 
 def verdict_words(tree: Tree, weight: float) -> list[ScoredCompletion]:
     """What Stop should have said of each candidate that a rollout of the tree ended with, once each."""
+    if not weight:
+        return []
     found: dict[TokenIds, ScoredCompletion] = {}
     for rollout in tree.rollouts:
         leaf = tree.nodes[rollout.leaf]
@@ -74,9 +81,9 @@ def _attempt_pairs(tree: Tree) -> Iterator[Pair]:
         if node.role == STOP or own is None:
             continue
         for other in tree.children(node.parent):
-            verdict = tree.rollout_of(other).verdict
-            reward = None if verdict is None or other.rollout == node.rollout else verdict.reward
-            if reward is None or reward == own:
+            reward = None if other.rollout == node.rollout else _own_reward(tree, other)
+            # Independent draws may be equal; what was drawn as an alternative never is.
+            if reward is None or reward == own or other.completion.token_ids == node.completion.token_ids:
                 continue
             chosen, rejected = (node, other) if own else (other, node)
             yield Pair(
@@ -96,9 +103,26 @@ def attempt_rewards(tree: Tree) -> dict[str, float | None]:
     """The reward of each of the trunk's attempts by its tag, in order; 0 where it was cut, None where ungraded."""
     rewards: dict[str, float | None] = {}
     for node in tree.trunk_nodes():
+        if not node.tags:
+            raise FlowError(
+                f"AttemptCredit expects trees of the flow Attempts, found a turn of {node.role!r} of no attempt; "
+                "credit other flows with OutcomePairsAndVerdicts"
+            )
         rewards.setdefault(node.tags[-1], 0.0)
         if node.role == STOP:
-            accepted = next(one for one in tree.children(node.parent) if one.completion.choice == 0)
-            verdict = tree.rollout_of(accepted).verdict
-            rewards[node.tags[-1]] = None if verdict is None else verdict.reward
+            # None too where nothing tells: the trunk was sampled alone, so that a refused attempt has no verdict.
+            accepted = [one for one in tree.children(node.parent) if one.completion.choice == 0]
+            rewards[node.tags[-1]] = _own_reward(tree, accepted[0]) if accepted else None
     return rewards
+
+
+def _own_reward(tree: Tree, node: Node) -> float | None:
+    """The reward of the attempt in which a rollout starts at this node: 0 where it was cut, its verdict's where the
+    rollout ended with it, accepted; None where the rollout went on to other attempts, so that its verdict is theirs."""
+    rollout = tree.rollout_of(node)
+    leaf = tree.nodes[rollout.leaf]
+    if leaf.tags[-1] != node.tags[-1]:
+        return None
+    if leaf.role != STOP:
+        return 0.0
+    return None if leaf.completion.choice != 0 or rollout.verdict is None else rollout.verdict.reward

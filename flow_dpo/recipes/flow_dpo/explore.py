@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flow_dpo.core.errors import FlowError
+from flow_dpo.core.errors import FlowError, expect
 from flow_dpo.core.explore import Group, ProblemRollouts, RolloutRecord, TurnSampling, single_rollout
 from flow_dpo.core.flow import Flow, check_turn
 from flow_dpo.core.rollouts import Finished, RolloutRunner, RolloutSteps, SampleRequest, sample
@@ -34,10 +34,14 @@ class _AttemptRollouts(ProblemRollouts):
     def __init__(self, settings: AttemptSiblings, flow: Attempts, problem: Problem, seed: int) -> None:
         super().__init__(settings, flow, problem, seed, 1, settings.num_alternatives)
         self.branched = settings.branched_attempts
+        self.attempt_at: dict[int, int] = {}
+        """The trunk's attempt, from 0, at each of its depths."""
 
     def rollout(self, record: RolloutRecord, state: AttemptsState) -> RolloutSteps:
         """Sample the trunk to its end, or an alternative to the end of its attempt."""
-        trunk, own = record is self.rollouts[0], len(state.refused)
+        trunk = record is self.rollouts[0]
+        # An alternative's first chunk may have been cut at the cap: `state` has then begun the next attempt.
+        own = 0 if record.at is None else self.attempt_at[record.at]
         while (turn := self.flow.turn(state)) is not None and (trunk or len(state.refused) == own):
             check_turn(self.flow, turn, len(record.turns), self.problem)
             if turn.choices and not trunk:
@@ -48,6 +52,7 @@ class _AttemptRollouts(ProblemRollouts):
             record.turns.append((sampled.request, sampled.completion, self.flow.tags(state)))
             branches = sampled.completion.choice != 0 if turn.choices else len(state.refused) < self.branched
             if trunk and self.num_alternatives and branches:
+                self.attempt_at[depth] = len(state.refused)
                 yield self.alternatives(turn, state, sampled, depth)
             state = self.flow.advance(state, sampled.completion)
         cut = not trunk and len(state.refused) > own
@@ -63,7 +68,11 @@ class AttemptSiblings(TurnSampling):
     num_alternatives: int = 1
     """Alternatives at a node; they differ from the trunk and from each other. 0 samples the trunk alone."""
     branched_attempts: int = 1
-    """The trunk's attempts, from its first, that have alternatives."""
+    """The trunk's attempts, from its first, whose chunks have alternatives; 0 leaves those of Stop's refusals alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self, "of 0 or more", lambda value: value >= 0, "branched_attempts")
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         if not isinstance(flow, Attempts):

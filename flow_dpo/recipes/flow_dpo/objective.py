@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 
 from flow_dpo.core.dpo import Dpo
+from flow_dpo.core.errors import expect
 from flow_dpo.core.objective import Loss, TokenLogprobs
 from flow_dpo.core.types import Example, Pair, ScoredCompletion
 
@@ -30,6 +31,9 @@ class DpoAndVerdicts:
 
     beta: float = 1.0
     """Strength of the pull towards the reference, of pairs."""
+
+    def __post_init__(self) -> None:
+        expect(self, "above 0", lambda value: value > 0, "beta")
 
     @property
     def needs_reference(self) -> tuple[type, ...]:

@@ -1,0 +1,81 @@
+"""Does a problem that is let through fit, however a model answers? Every prompt of a flow, by random play."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.types import Problem
+from flow_dpo.models.context_window import fitting_problems, longest_requests
+from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsPrompts
+from flow_dpo.recipes.single import Single
+from tests.support.attempt_worlds import plain, word
+from tests.support.char_renderer import END, Letters
+
+PROBLEM = Problem(id="p", question="Why?", gold="1")
+SHORT = AttemptsPrompts(answer_system="", stop_system="", stop_user="{question}{candidate}", retry="No.")
+LONG_STOP = replace(SHORT, stop_system="Judge with the greatest care. " * 3)
+ATTEMPTS = Attempts(chunk_tokens=3, max_chunks=4, max_attempts=3, prompts=SHORT)
+FLOWS: dict[str, Flow] = {  # type: ignore[type-arg]
+    "attempts": ATTEMPTS,
+    "attempts, Stop's prompt longest": replace(ATTEMPTS, prompts=LONG_STOP),
+    "attempts shown": replace(ATTEMPTS, retry="shown"),
+    "attempts shown, Stop's prompt longest": replace(ATTEMPTS, retry="shown", prompts=LONG_STOP),
+    "one attempt of one chunk": replace(ATTEMPTS, max_chunks=1, max_attempts=1, prompts=LONG_STOP),
+    "the paper's": AnswerStop(chunk_tokens=3, max_chunks=4, prompts=AnswerStopPrompts(stop_system="Judge.")),
+    "single": Single(max_tokens=5, prompts=SHORT),
+}
+
+
+def room(flow: Flow) -> int:  # type: ignore[type-arg]
+    """The longest prompt with its completion, of the walk."""
+    return max(len(one.prompt_ids) + one.max_tokens for one in longest_requests(flow, Letters(), PROBLEM))
+
+
+def played(flow: Flow, seed: int) -> int:  # type: ignore[type-arg]
+    """The same of one rollout by chance, which often fills its chunks and often ends right behind a full one."""
+    rng, state, most = random.Random(seed), flow.start(PROBLEM), 0
+    while (turn := flow.turn(state)) is not None:
+        request = Letters().render(turn)
+        most = max(most, len(request.prompt_ids) + request.max_tokens)
+        if turn.choices:
+            completion = word(int(rng.random() < 0.8))
+        elif rng.random() < 0.7:
+            completion = plain(*[ord("x")] * turn.max_tokens)
+        else:
+            num = rng.choice([turn.max_tokens - 1, rng.randrange(turn.max_tokens)])
+            completion = plain(*[ord("x")] * num, END, ended=True)
+        state = flow.advance(state, completion)
+    return most
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_no_rollout_asks_for_more_than_the_walk_does(name: str) -> None:
+    flow = FLOWS[name]
+    found = [played(flow, seed) for seed in range(400)]
+    # Not more, and no less: a walk that is too long would leave problems out.
+    if "paper" in name:  # an answer that was reopened in every chunk but the last; chance seldom does it
+        assert max(found) <= room(flow)
+    else:
+        assert max(found) == room(flow)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_window_of_that_length_takes_the_problem(name: str) -> None:
+    """With the stated reserve of 8 tokens, and not with one token less."""
+    flow, needed = FLOWS[name], room(FLOWS[name]) + 8
+    assert fitting_problems(flow, Letters(), [PROBLEM], needed) == [PROBLEM]
+    with pytest.raises(ConfigError, match="found that it takes"):
+        fitting_problems(flow, Letters(), [PROBLEM], needed - 1)
+
+
+def test_a_shown_attempt_is_walked_with_the_whole_of_the_next() -> None:
+    fresh, shown = (room(replace(ATTEMPTS, retry=retry)) for retry in ("fresh", "shown"))
+    # What was cut at the cap, 3 * 4 + 1 tokens, and the retry's own turns.
+    assert shown - fresh == 13 + len("<assistant>") + len("<user>No.")
+    assert room(replace(ATTEMPTS, retry="shown", max_attempts=1)) == fresh
