@@ -39,7 +39,7 @@ _HOMES = {
     "OutcomePairs": "core.credit",
     "Objective": "core.objective",
     "Dpo": "core.dpo",
-    "Ipo": "core.dpo",
+    "Ipo": "recipes.ipo",
     # the values that travel between the parts
     "Problem": "core.types",
     "Message": "core.types",

@@ -3,7 +3,6 @@ from flow_dpo.core.answer_stop import AnswerStop as AnswerStop
 from flow_dpo.core.credit import Credit as Credit
 from flow_dpo.core.credit import OutcomePairs as OutcomePairs
 from flow_dpo.core.dpo import Dpo as Dpo
-from flow_dpo.core.dpo import Ipo as Ipo
 from flow_dpo.core.engine import Engine as Engine
 from flow_dpo.core.errors import FlowDpoError as FlowDpoError
 from flow_dpo.core.explore import Explore as Explore
@@ -44,6 +43,7 @@ from flow_dpo.learner.settings import LearnerSettings as LearnerSettings
 from flow_dpo.learner.settings import LoraSettings as LoraSettings
 from flow_dpo.models.load import load_model as load_model
 from flow_dpo.models.render import Renderer as Renderer
+from flow_dpo.recipes.ipo import Ipo as Ipo
 from flow_dpo.recipes.presets import PRESET_NAMES as PRESET_NAMES
 from flow_dpo.recipes.presets import RECIPES as RECIPES
 from flow_dpo.recipes.presets import load_recipe as load_recipe

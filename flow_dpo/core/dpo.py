@@ -65,7 +65,7 @@ class Dpo:
     def __call__(
         self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
-        ratios = _Ratios(examples, policy, reference)
+        ratios = Ratios(examples, policy, reference)
         h = self.beta * (ratios.chosen - ratios.rejected)
         wanted = h - self.margin_weight * torch.tensor([e.margin for e in examples], device=h.device)
         losses = -(1 - self.label_smoothing) * logsigmoid(wanted)
@@ -76,37 +76,7 @@ class Dpo:
         return ratios.loss(losses, h)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ipo:
-    """Identity preference optimisation (Azar et al., arXiv 2310.12036, equation 17).
-
-        loss = (r_w / |chosen| - r_l / |rejected| - 1 / (2 beta))^2
-
-    The log-ratios are means over tokens, as the authors advise: sums would make the target depend on length.
-    """
-
-    accepts: ClassVar[tuple[type, ...]] = (Pair,)
-
-    beta: float = 1.0
-    """tau in that paper: the mean log-ratios are pulled to a distance of 1 / (2 beta)."""
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ConfigError(f"beta must be above 0, found {self.beta}")
-
-    @property
-    def needs_reference(self) -> bool:
-        return True
-
-    def __call__(
-        self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
-    ) -> Loss:
-        ratios = _Ratios(examples, policy, reference)
-        distance = ratios.chosen / ratios.chosen_lengths - ratios.rejected / ratios.rejected_lengths
-        return ratios.loss((distance - 1 / (2 * self.beta)).square(), self.beta * distance)
-
-
-class _Ratios:
+class Ratios:
     """Sums over tokens that every objective on pairs begins with; one value a pair."""
 
     def __init__(

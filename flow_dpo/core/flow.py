@@ -15,9 +15,11 @@ always the same; a turn names a declared role; sampled token ids are passed on a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from flow_dpo.core.errors import FlowError
+from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Problem, Role, Solution, Turn
 
 StateT = TypeVar("StateT")
@@ -55,6 +57,18 @@ class Flow(ABC, Generic[StateT]):
     def tags(self, state: StateT) -> tuple[str, ...]:
         """Tags that the record keeps with the turn at `state`, such as ("finished",)."""
         return ()
+
+    def evidence(self, tree: Tree) -> list[dict[str, Any]]:
+        """What a graded tree teaches `calibrated`, as rows of JSON values."""
+        return []
+
+    def calibrated(self, evidence: Sequence[Mapping[str, Any]]) -> Flow[StateT]:
+        """The flow with settings as the evidence of earlier problems has them; a flow that has none is itself."""
+        return self
+
+    def calibration(self) -> dict[str, float]:
+        """The settings that `calibrated` sets, by name, for the record."""
+        return {}
 
 
 def check_turn(flow: Flow[Any], turn: Turn, num_turns: int, problem: Problem) -> None:

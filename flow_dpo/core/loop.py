@@ -37,11 +37,13 @@ def learn(
     workers.refresh(learner.adapters)
     for batch in batched(problems, problems_per_batch):
         # 1. sample: a tree a problem, each rollout of it graded
-        trees = workers.rollout(recipe.explore, recipe.flow, batch, seed=seed)
+        flow = recipe.flow.calibrated(progress.evidence)
+        trees = workers.rollout(recipe.explore, flow, batch, seed=seed)
         # 2. validate: accuracy on each problem before anything was learned from it
         for tree in trees:
-            progress.see(tree.trunk.verdict)
+            progress.see(tree.trunk.verdict, flow.evidence(tree))
         row: Row = progress.row() | {"policy_version": learner.version}
+        row |= {f"flow/{name}": value for name, value in flow.calibration().items()}
         # 3. credit: what the graded trees teach
         examples = recipe.credit(trees)
         row |= tree_metrics(trees, examples, recipe.flow.roles)

@@ -16,6 +16,9 @@ from flow_dpo.core.stats import wilson
 from flow_dpo.core.tree import Rollout, Tree
 from flow_dpo.core.types import Example, Pair, ScoredCompletion, Verdict
 
+NUM_EVIDENCE = 512
+"""Rows of evidence that are kept."""
+
 
 @dataclass(kw_only=True)
 class ProgressiveValidation:
@@ -32,15 +35,18 @@ class ProgressiveValidation:
     """Rewards of the last `window` problems with an answer, 0 where it could not be graded."""
     first: tuple[int, int] = (0, 0)
     """Correct and all problems of the first window."""
+    evidence: deque[dict[str, Any]] = field(default_factory=lambda: deque[dict[str, Any]](maxlen=NUM_EVIDENCE))
+    """What the flow is calibrated by (`Flow.evidence`), of the last problems."""
 
     @property
     def num_answered(self) -> int:
         """Problems with an answer, graded or not."""
         return self.num_graded + self.num_ungraded
 
-    def see(self, verdict: Verdict | None) -> None:
+    def see(self, verdict: Verdict | None, evidence: Sequence[dict[str, Any]] = ()) -> None:
         """Count one problem; None where its trunk has no answer."""
         self.num_seen += 1
+        self.evidence.extend(evidence)
         if verdict is None:
             return
         reward = verdict.reward
@@ -80,13 +86,15 @@ class ProgressiveValidation:
             "num_ungraded": self.num_ungraded,
             "recent": list(self.recent),
             "first": list(self.first),
+            "evidence": list(self.evidence),
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ProgressiveValidation:
         """The counts that `state` returned."""
-        values: dict[str, Any] = {**state, "recent": deque(state["recent"]), "first": tuple(state["first"])}
-        return cls(**values)
+        evidence = deque[dict[str, Any]](state["evidence"], maxlen=NUM_EVIDENCE)
+        recent, first = deque(state["recent"]), tuple(state["first"])
+        return cls(**{**state, "recent": recent, "first": first, "evidence": evidence})
 
 
 def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequence[str]) -> dict[str, float | int]:

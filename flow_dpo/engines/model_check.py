@@ -109,7 +109,7 @@ def _complaint(make: MakesEngine, subject: Subject) -> str:
     with ExitStack() as stack:
         if subject.policy is not None:
             for index, role in enumerate(subject.roles):
-                stack.enter_context(stirred(subject.policy.parameters(role), seed=index))
+                stack.enter_context(stirred(subject.policy.parameters(role), index, subject.model))
         engine = stack.enter_context(closing(make(subject)))
         sampled = _sample(engine, subject)
         for role in subject.roles:

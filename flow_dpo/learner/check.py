@@ -79,7 +79,7 @@ class _Probe:
         self._policy, self._tolerance = policy, tolerance
         self._completions = _completions(policy)
         for index, role in enumerate(policy.roles):
-            stack.enter_context(stirred(policy.parameters(role), seed=index))
+            stack.enter_context(stirred(policy.parameters(role), index, policy.model))
         self._own: dict[str, OwnForward] = {}
 
     @torch.no_grad()

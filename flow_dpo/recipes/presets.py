@@ -28,7 +28,8 @@ PRESET_NAMES = ("paper", "chat", "small", "seed")
 """What every recipe of the package states: its paper's values, and those of three sizes of model (`recipes.scales`)."""
 
 _MODULES = {
-    "flow-dpo": "flow_dpo.presets",
+    "flow-dpo": "flow_dpo.presets:PRESETS",
+    "flow-dpo-paper": "flow_dpo.presets:PAPER",
     "online-dpo": "online_dpo",
     "grpo": "grpo.presets",
     "vineppo": "vineppo.presets",
@@ -44,7 +45,8 @@ class _Recipes(Mapping[str, "Mapping[str, Preset]"]):
     """The package's recipes by name, each imported when it is first requested."""
 
     def __getitem__(self, name: str) -> Mapping[str, Preset]:
-        return import_module(f"flow_dpo.recipes.{_MODULES[name]}").PRESETS
+        module, _, presets = _MODULES[name].partition(":")
+        return getattr(import_module(f"flow_dpo.recipes.{module}"), presets or "PRESETS")
 
     def __iter__(self) -> Iterator[str]:
         return iter(_MODULES)

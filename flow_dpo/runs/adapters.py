@@ -23,6 +23,7 @@ from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsPrompts
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_object
+from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import Given, read_settings
 from flow_dpo.runs.settings import SpeakingSettings
 
@@ -71,9 +72,22 @@ def run_settings(run: Path) -> dict[str, Any]:
     run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
     found = read_settings(run / "config.yaml")
     kept = {name: found[name] for name in _METHOD_SETTINGS if name in found}
+    for name, value in calibration(run).items():
+        *path, last = name.split(".")
+        into = kept["flow"]
+        for part in path:
+            into = into.setdefault(part, {})
+        into[last] = value
     data = found.get("data", {})
     check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))
     return kept | {"data": {name: data[name] for name in _DATA_SETTINGS if data.get(name) is not None}}
+
+
+def calibration(run: Path) -> dict[str, float]:
+    """The settings of the flow that a run has calibrated, as its last batch was sampled with them, by name."""
+    rows = read_metrics(run / "metrics.jsonl")
+    last = rows[-1] if rows else {}
+    return {name.removeprefix("flow/"): value for name, value in last.items() if name.startswith("flow/")}
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from flow_dpo.core.dpo import Dpo, Ipo
+from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import ConfigError, ObjectiveError
 from flow_dpo.core.objective import TokenLogprobs, check_examples
 from flow_dpo.core.types import Pair, ScoredCompletion
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
+from flow_dpo.recipes.ipo import Ipo
 from tests.support.packed_builders import answer_pair
 from tests.support.tree_builders import completion, request
 

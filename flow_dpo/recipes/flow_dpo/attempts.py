@@ -1,8 +1,9 @@
 """A flow of attempts: Answer writes a whole solution, Stop accepts it or has it written afresh.
 
 Answer writes an attempt in chunks; Stop is asked where an attempt has ended, and there alone. An attempt is accepted
-where Stop's P(Yes) exceeds a threshold; otherwise the next begins from the question, and where none is accepted the one
-with the highest P(Yes) answers. With chunks of 3 tokens and E the end token:
+where its P(right) exceeds a threshold: Stop's P(Yes), or what that comes to beside the attempt's own likelihood
+(`judgement`). Otherwise the next begins from the question, and where none is accepted the one with the highest P(right)
+answers. With chunks of 3 tokens and E the end token:
 
     answer [5 6 7]  answer [8 9 E]  stop .31 No    answer [5 4 1]  answer [2 E]  stop .88 Yes      solution 5 4 1 2
     answer [5 6 7]  answer [8 9 1]  (cut)          answer [5 4 E]  stop .20 No   (no more)         solution 5 4
@@ -15,13 +16,17 @@ attempt is sampled as the exploration samples; later ones are never greedy, sinc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from flow_dpo.core.answer_stop import ANSWER, STOP, AnswerStopPrompts, answer_messages, stop_messages
 from flow_dpo.core.errors import expect
 from flow_dpo.core.flow import Flow
+from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
+from flow_dpo.recipes.flow_dpo.credit import attempt_evidence
+from flow_dpo.recipes.flow_dpo.judgement import Evidence, Judgement, calibrate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +45,16 @@ class Attempt:
     num_chunks: int = 0
     ended: bool = False
     """Answer sampled its end token."""
-    log_yes: float = -math.inf
-    """Stop's log P(Yes); of an attempt that was not judged, less than of any that was."""
+    logprob: float = 0.0
+    """Of all its sampled tokens under Answer, in nats."""
+    num_tokens: int = 0
+    log_odds: float = -math.inf
+    """Of its being right; of an attempt that was not judged, less than of any that was."""
+
+    @property
+    def mean_logprob(self) -> float:
+        """A token, in nats."""
+        return self.logprob / max(self.num_tokens, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +80,13 @@ class Attempts(Flow[AttemptsState]):
     max_attempts: int = 4
     """Attempts of one rollout at most, those that were cut counted. 1 judges, and never tries again."""
     threshold: float | None = 0.5
-    """An attempt is accepted where Stop's P(Yes) exceeds it; None samples Stop's choice."""
+    """An attempt is accepted where its P(right) exceeds it; None samples Stop's choice."""
+    judgement: Judgement = field(default_factory=Judgement)
+    """What P(right) is made of; Stop's P(Yes) alone where nothing is given."""
+    calibrate: bool = True
+    """While a run learns, set judgement and threshold by the verdicts on the attempts of earlier problems."""
     answers: Literal["best", "last"] = "best"
-    """The attempt that answers where none was accepted: the one with the highest P(Yes), or the last."""
+    """The attempt that answers where none was accepted: the one with the highest P(right), or the last."""
     retry: Literal["fresh", "shown"] = "fresh"
     """What a later attempt is given: the question alone, or also the attempt that was refused last."""
     prompts: AttemptsPrompts = field(default_factory=AttemptsPrompts)
@@ -88,11 +105,12 @@ class Attempts(Flow[AttemptsState]):
         if state.next_role == "answer":
             return self._answer_turn(state)
         if state.next_role == "stop":
+            needed = None if self.threshold is None else self._least_yes(self.threshold, state.attempt)
             return Turn(
                 role=STOP,
                 messages=stop_messages(self.prompts, state.problem, state.attempt.pieces),
                 choices=(self.prompts.yes, self.prompts.no),
-                threshold=self.threshold,
+                threshold=needed,
             )
         return None
 
@@ -104,7 +122,9 @@ class Attempts(Flow[AttemptsState]):
             if attempt.num_chunks < self.max_chunks:
                 return replace(state, attempt=attempt)
             return self._refuse(state, attempt)
-        attempt = replace(state.attempt, log_yes=completion.choice_logprobs[0])
+        yes, no = completion.choice_logprobs
+        right = self.judgement.log_odds(yes - no, state.attempt.mean_logprob)
+        attempt = replace(state.attempt, log_odds=right)
         if completion.choice == 0:
             return replace(state, attempt=attempt, next_role=None)
         return self._refuse(state, attempt)
@@ -115,6 +135,24 @@ class Attempts(Flow[AttemptsState]):
     def tags(self, state: AttemptsState) -> tuple[str, ...]:
         attempt = f"attempt {len(state.refused) + 1}"
         return ("finished", attempt) if state.next_role == "stop" else (attempt,)
+
+    def evidence(self, tree: Tree) -> list[dict[str, Any]]:
+        return [asdict(one) for one in attempt_evidence(tree)]
+
+    def calibrated(self, evidence: Sequence[Mapping[str, Any]]) -> Attempts:
+        found = (
+            calibrate([Evidence(**row) for row in evidence]) if self.calibrate and self.threshold is not None else None
+        )
+        return self if found is None else replace(self, judgement=found[0], threshold=found[1])
+
+    def calibration(self) -> dict[str, float]:
+        if self.threshold is None:
+            return {}
+        weights = {f"judgement.{name}": value for name, value in asdict(self.judgement).items()}
+        return {"threshold": self.threshold, **weights}
+
+    def _least_yes(self, threshold: float, attempt: Attempt) -> float:
+        return self.judgement.least_yes(threshold, attempt.mean_logprob)
 
     def _answer_turn(self, state: AttemptsState) -> Turn:
         messages = answer_messages(self.prompts, state.problem)
@@ -136,7 +174,7 @@ class Attempts(Flow[AttemptsState]):
         refused = (*state.refused, attempt)
         if len(refused) < self.max_attempts:
             return replace(state, refused=refused, attempt=Attempt(), next_role="answer")
-        answering = max(refused, key=lambda one: one.log_yes) if self.answers == "best" else attempt
+        answering = max(refused, key=lambda one: one.log_odds) if self.answers == "best" else attempt
         return replace(state, refused=refused, attempt=answering, next_role=None)
 
 
@@ -147,5 +185,7 @@ def _written(attempt: Attempt, completion: Completion) -> Attempt:
         attempt,
         pieces=(*attempt.pieces, content) if content else attempt.pieces,
         num_chunks=attempt.num_chunks + 1,
+        logprob=attempt.logprob + math.fsum(completion.logprobs),
+        num_tokens=attempt.num_tokens + len(completion.token_ids),
         ended=completion.finish_reason == "stop",
     )

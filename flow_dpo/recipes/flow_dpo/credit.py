@@ -11,6 +11,7 @@ Invariant: an attempt that could not be graded makes no example; one that was cu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +20,7 @@ from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.errors import FlowError, expect
 from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Example, Pair, ScoredCompletion, TokenIds
+from flow_dpo.recipes.flow_dpo.judgement import Evidence
 from flow_dpo.recipes.scored import scored_word
 
 
@@ -126,3 +128,16 @@ def _own_reward(tree: Tree, node: Node) -> float | None:
     if leaf.role != STOP:
         return 0.0
     return None if leaf.completion.choice != 0 or rollout.verdict is None else rollout.verdict.reward
+
+
+def attempt_evidence(tree: Tree) -> Iterator[Evidence]:
+    """What was known of each judged attempt of the trunk that could be graded, and its verdict."""
+    rewards, before = attempt_rewards(tree), None
+    for tag, reward in rewards.items():
+        nodes = [node for node in tree.trunk_nodes() if node.tags[-1] == tag]
+        logprobs = [value for node in nodes if node.role != STOP for value in node.completion.logprobs]
+        if nodes[-1].role == STOP and reward is not None:
+            yes, no = nodes[-1].completion.choice_logprobs
+            mean = math.fsum(logprobs) / len(logprobs)
+            yield Evidence(log_odds=yes - no, mean_logprob=mean, right=reward == 1.0, after=before)
+        before = None if reward is None else reward == 1.0

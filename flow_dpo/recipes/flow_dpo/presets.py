@@ -1,17 +1,27 @@
-"""Flow-DPO (arXiv 2410.22304): an incremental flow of Answer and Stop, and DPO on siblings of a trunk.
+"""The values of Flow-DPO (arXiv 2410.22304): the paper's own, and those of a flow whose Stop judges whole attempts.
 
-All four parts are the core's own; here are their values. Invariant: the paper's preset has the numbers of its table 3
-(learning rate, batch, beta, clip, LoRA) and section 3.1 (chunks of 160 tokens, at most 6).
+    preset("flow-dpo", "paper")          the paper's flow, pairs and numbers
+    preset("flow-dpo", "seed")           attempts, verdicts and a judgement, at the scale of the embedded seed model
+    preset("flow-dpo-paper", "seed")     the paper's flow and pairs at that scale, to compare with
+
+Invariant: the preset "paper" has the numbers of the paper's table 3 (learning rate, batch, beta, clip, LoRA) and section
+3.1 (chunks of 160 tokens, at most 6), under either name.
 """
 
 from __future__ import annotations
 
-from flow_dpo.core.answer_stop import AnswerStop
+from dataclasses import replace
+
+from flow_dpo.core.answer_stop import ANSWER, STOP, AnswerStop
 from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.explore import Siblings
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.learner.settings import LearnerSettings, LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings, RoleSettings
+from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsPrompts
+from flow_dpo.recipes.flow_dpo.credit import AttemptCredit
+from flow_dpo.recipes.flow_dpo.explore import AttemptSiblings
+from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
 from flow_dpo.recipes.scales import (
     CHAT,
     SEED,
@@ -26,32 +36,78 @@ from flow_dpo.recipes.scales import (
     SMALL_PROMPTS,
     SMALL_TEMPERATURE,
     Preset,
+    Scale,
 )
 
 
-def _recipe(flow: AnswerStop, explore: Siblings) -> Recipe:
+def _incremental(flow: AnswerStop, explore: Siblings) -> Recipe:
+    """The paper's method."""
     return Recipe(flow=flow, explore=explore, credit=OutcomePairs(), objective=Dpo(beta=1.0))
 
 
-PRESETS: dict[str, Preset] = {
+PAPER: dict[str, Preset] = {
     "paper": Preset(
-        recipe=_recipe(AnswerStop(chunk_tokens=160, max_chunks=6), Siblings()),
+        recipe=_incremental(AnswerStop(chunk_tokens=160, max_chunks=6), Siblings()),
         lora=LoraSettings(lora_r=8, lora_alpha=8, lora_dropout=0.05),
         learner=LearnerSettings(learning_rate=5e-6, examples_per_update=32, max_grad_norm=1.0),
         # Problems sampled under one version: not stated in the paper; each instance updates as it arrives.
         problems_per_batch=1,
     ),
-    "chat": CHAT.preset(_recipe(AnswerStop(chunk_tokens=160, max_chunks=6), Siblings())),
+    "chat": CHAT.preset(_incremental(AnswerStop(chunk_tokens=160, max_chunks=6), Siblings())),
     "small": SMALL.preset(
-        _recipe(
+        _incremental(
             AnswerStop(chunk_tokens=SMALL_CHUNK_TOKENS, max_chunks=SMALL_MAX_CHUNKS, prompts=SMALL_PROMPTS),
             Siblings(temperature=SMALL_TEMPERATURE),
         )
     ),
     "seed": SEED.preset(
-        _recipe(
+        _incremental(
             AnswerStop(chunk_tokens=SEED_CHUNK_TOKENS, max_chunks=SEED_MAX_CHUNKS, prompts=SEED_PROMPTS),
             Siblings(temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),
         )
     ),
 }
+"""The paper's method at every scale: the recipe "flow-dpo-paper"."""
+
+
+def _judged(scale: Scale, flow: Attempts, explore: AttemptSiblings, answer: RoleSettings, stop: RoleSettings) -> Preset:
+    """Attempts that Stop judges, at a scale, with a pool of examples for each role."""
+    found = scale.preset(Recipe(flow=flow, explore=explore, credit=AttemptCredit(), objective=DpoAndVerdicts()))
+    return replace(found, learner=replace(found.learner, roles={ANSWER: answer, STOP: stop}))
+
+
+_STOP = RoleSettings(constant_rate=True, examples_per_update=32, window=1024, updates_per_batch=2)
+
+PRESETS: dict[str, Preset] = {
+    "paper": PAPER["paper"],
+    "chat": _judged(
+        CHAT, Attempts(chunk_tokens=160, max_chunks=6), AttemptSiblings(), RoleSettings(examples_per_update=16), _STOP
+    ),
+    "small": _judged(
+        SMALL,
+        Attempts(
+            chunk_tokens=SMALL_CHUNK_TOKENS,
+            max_chunks=SMALL_MAX_CHUNKS,
+            prompts=AttemptsPrompts(examples=SMALL_PROMPTS.examples),
+        ),
+        AttemptSiblings(temperature=SMALL_TEMPERATURE),
+        RoleSettings(examples_per_update=16),
+        _STOP,
+    ),
+    "seed": _judged(
+        SEED,
+        Attempts(
+            chunk_tokens=SEED_CHUNK_TOKENS,
+            max_chunks=SEED_MAX_CHUNKS,
+            prompts=AttemptsPrompts(
+                answer_system=SEED_PROMPTS.answer_system,
+                stop_system=SEED_PROMPTS.stop_system,
+                stop_user=SEED_PROMPTS.stop_user,
+            ),
+        ),
+        AttemptSiblings(temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),
+        RoleSettings(examples_per_update=12),
+        RoleSettings(learning_rate=5e-4, constant_rate=True, examples_per_update=48, window=1024, updates_per_batch=4),
+    ),
+}
+"""By the name of the preset: the recipe "flow-dpo"."""

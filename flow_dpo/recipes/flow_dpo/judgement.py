@@ -1,0 +1,140 @@
+"""Judgement of an attempt: P(right) by what Stop says of it and by how likely Answer itself found it.
+
+Two pieces of evidence cost nothing more once an attempt was written and judged: Stop's log-odds of Yes, and the mean
+log-probability that Answer gave to the attempt's tokens. A logistic regression on the verdicts of earlier attempts
+weighs them, and says from which P(right) on accepting an attempt is worth more than trying again:
+
+    Judgement()                                        P(right) is Stop's P(Yes)
+    judgement, threshold = calibrate(evidence)         of the attempts of the last problems, each with its verdict
+    judgement.least_yes(threshold, mean_logprob=-.05)  the P(Yes) that accepts an attempt of that likelihood
+
+Invariant: neither weight is ever negative: what Stop likes, or Answer found likely, is never a reason to refuse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_FEWEST = 8
+"""Attempts of either verdict from which weights are fitted; with fewer, Stop's P(Yes) stands as it is."""
+_PRIOR = 8.0
+"""Pseudo-attempts, as right as all attempts are, added to those from which the value of trying again is counted."""
+_RIDGE = 1.0
+"""Precision of the weights' prior, of features in units of their standard deviation."""
+_CEILING = 0.98
+"""Highest threshold: where hardly anything goes wrong, counts say little about the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One judged attempt of a problem's trunk, and its verdict."""
+
+    log_odds: float
+    """Stop's, of Yes."""
+    mean_logprob: float
+    """Of the attempt's tokens under Answer, in nats."""
+    right: bool
+    after: bool | None = None
+    """Whether the attempt before it was right; None for a first one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The log-odds of an attempt being right: bias + stop * Stop's log-odds + likelihood * mean log-probability."""
+
+    bias: float = 0.0
+    stop: float = 1.0
+    """Weight of Stop's log-odds of Yes, 0 or more."""
+    likelihood: float = 0.0
+    """Weight of the mean log-probability of the attempt's tokens under Answer, 0 or more."""
+
+    def log_odds(self, stop_log_odds: float, mean_logprob: float) -> float:
+        """Of the attempt being right."""
+        return self.bias + self.stop * stop_log_odds + self.likelihood * mean_logprob
+
+    def least_yes(self, threshold: float, mean_logprob: float) -> float:
+        """The P(Yes) that must be exceeded for P(right) to exceed a threshold: 0 where any does, 1 where none does."""
+        short = _logit(threshold) - self.log_odds(0.0, mean_logprob)
+        if self.stop == 0 or math.isinf(short):
+            return 0.0 if short < 0 else 1.0
+        return _sigmoid(short / self.stop)
+
+
+def calibrate(evidence: Sequence[Evidence]) -> tuple[Judgement, float] | None:
+    """The judgement that the evidence fits best, and the threshold by value; None where there is too little of it."""
+    num_right = sum(one.right for one in evidence)
+    if min(num_right, len(evidence) - num_right) < _FEWEST:
+        return None
+    return _fit(evidence), _threshold(evidence)
+
+
+def _threshold(evidence: Sequence[Evidence]) -> float:
+    """The P(right) p at which accepting, worth p, equals trying again, worth p V_r + (1 - p) V_w.
+
+    V_r and V_w are how often an attempt after a right and after a wrong one was right.
+    """
+    share = sum(one.right for one in evidence) / len(evidence)
+    after = {
+        before: [one.right for one in evidence if one.after is not None and one.after == before]
+        for before in (True, False)
+    }
+    value = {before: (sum(found) + _PRIOR * share) / (len(found) + _PRIOR) for before, found in after.items()}
+    return min(value[False] / (1 - value[True] + value[False]), _CEILING)
+
+
+def _fit(evidence: Sequence[Evidence]) -> Judgement:
+    """Logistic regression by Newton's method, with a normal prior on the weights; a weight below 0 is left out."""
+    features = np.array([[one.log_odds, one.mean_logprob] for one in evidence])
+    right = np.array([float(one.right) for one in evidence])
+    means, scales = features.mean(0), features.std(0)
+    scales[scales < 1e-12] = 1.0
+    standard = (features - means) / scales
+    kept = [0, 1]
+    while True:
+        weights = _newton(standard[:, kept], right)
+        if not any(weights[1:] < 0):
+            break
+        kept = [column for column, weight in zip(kept, weights[1:], strict=True) if weight > 0]
+    by_column = dict(zip(kept, weights[1:] / scales[kept], strict=True))
+    stop, likelihood = float(by_column.get(0, 0.0)), float(by_column.get(1, 0.0))
+    bias = float(weights[0] - stop * means[0] - likelihood * means[1])
+    return Judgement(bias=bias, stop=stop, likelihood=likelihood)
+
+
+def _newton(features: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The intercept and weights of greatest posterior density. The objective is concave; steps are halved until it
+    rises."""
+    design = np.column_stack([np.ones(len(features)), features])
+    ridge = np.full(design.shape[1], _RIDGE)
+    ridge[0] = 0.0
+
+    def density(weights: np.ndarray) -> float:
+        scores = design @ weights
+        return float(right @ scores - np.logaddexp(0, scores).sum() - ridge @ weights**2 / 2)
+
+    weights = np.zeros(design.shape[1])
+    for _ in range(100):
+        chance = np.exp(-np.logaddexp(0, -(design @ weights)))
+        gradient = design.T @ (right - chance) - ridge * weights
+        curvature = design.T @ (design * (chance * (1 - chance))[:, None]) + np.diag(ridge)
+        step = np.linalg.solve(curvature, gradient)
+        while density(weights + step) < density(weights) and np.abs(step).max() > 1e-12:
+            step = step / 2
+        weights = weights + step
+        if np.abs(step).max() < 1e-9:
+            break
+    return weights
+
+
+def _logit(probability: float) -> float:
+    if probability in (0.0, 1.0):
+        return math.inf if probability else -math.inf
+    return math.log(probability / (1 - probability))
+
+
+def _sigmoid(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds)) if log_odds >= 0 else math.exp(log_odds) / (1 + math.exp(log_odds))
