@@ -42,7 +42,7 @@ class Evidence:
     """Whether the attempt before it was right; None for a first one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Judgement:
     """The log-odds of an attempt being right: bias + stop * Stop's log-odds + likelihood * mean log-probability."""
 

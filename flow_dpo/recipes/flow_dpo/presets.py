@@ -4,8 +4,8 @@
     preset("flow-dpo", "seed")           attempts, verdicts and a judgement, at the scale of the embedded seed model
     preset("flow-dpo-paper", "seed")     the paper's flow and pairs at that scale, to compare with
 
-Invariant: the preset "paper" has the numbers of the paper's table 3 (learning rate, batch, beta, clip, LoRA) and section
-3.1 (chunks of 160 tokens, at most 6), under either name.
+Invariant: the preset "paper" has the numbers of the paper's table 3 (learning rate, batch, beta, clip, LoRA) and of
+section 3.1 (chunks of 160 tokens, at most 6), under either name.
 """
 
 from __future__ import annotations
