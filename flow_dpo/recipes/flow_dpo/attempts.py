@@ -85,6 +85,8 @@ class Attempts(Flow[AttemptsState]):
     """What P(right) is made of; Stop's P(Yes) alone where nothing is given."""
     calibrate: bool = True
     """While a run learns, set judgement and threshold by the verdicts on the attempts of earlier problems."""
+    least_gain: float = 0.02
+    """P(right) that a further attempt must add in expectation to be worth its tokens; calibrates the threshold."""
     answers: Literal["best", "last"] = "best"
     """The attempt that answers where none was accepted: the one with the highest P(right), or the last."""
     retry: Literal["fresh", "shown"] = "fresh"
@@ -96,7 +98,7 @@ class Attempts(Flow[AttemptsState]):
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "chunk_tokens", "max_chunks", "max_attempts")
         if self.threshold is not None:
-            expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "threshold")
+            expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "threshold", "least_gain")
 
     def start(self, problem: Problem) -> AttemptsState:
         return AttemptsState(problem=problem)

@@ -5,7 +5,7 @@ log-probability that Answer gave to the attempt's tokens. A logistic regression 
 weighs them, and says from which P(right) on accepting an attempt is worth more than trying again:
 
     Judgement()                                        P(right) is Stop's P(Yes)
-    judgement, threshold = calibrate(evidence)         of the attempts of the last problems, each with its verdict
+    judgement, threshold = calibrate(evidence, ...)    of the attempts of the last problems, each with its verdict
     judgement.least_yes(threshold, mean_logprob=-.05)  the P(Yes) that accepts an attempt of that likelihood
 
 Invariant: neither weight is ever negative: what Stop likes, or Answer found likely, is never a reason to refuse.
@@ -22,11 +22,11 @@ import numpy as np
 _FEWEST = 8
 """Attempts of either verdict from which weights are fitted; with fewer, Stop's P(Yes) stands as it is."""
 _PRIOR = 8.0
-"""Pseudo-attempts, as right as all attempts are, added to those from which the value of trying again is counted."""
+"""Pseudo-attempts, as all attempts are, added to those from which the value of trying again is read."""
 _RIDGE = 1.0
 """Precision of the weights' prior, of features in units of their standard deviation."""
-_CEILING = 0.98
-"""Highest threshold: where hardly anything goes wrong, counts say little about the rest."""
+_GRID = 200
+"""Parts of the range of P(right) that thresholds are chosen from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,26 +64,33 @@ class Judgement:
         return _sigmoid(short / self.stop)
 
 
-def calibrate(evidence: Sequence[Evidence]) -> tuple[Judgement, float] | None:
-    """The judgement that the evidence fits best, and the threshold by value; None where there is too little of it."""
+def calibrate(evidence: Sequence[Evidence], *, least_gain: float, recall: bool) -> tuple[Judgement, float] | None:
+    """The judgement that the evidence fits best, and the threshold by value; None where there is too little of it.
+
+    Accepting an attempt of P(right) p is worth p. Trying again is worth what the next attempt brings: with `recall`,
+    where the best of all attempts answers, the greater of p and the next one's P(right); else the next one's. What the
+    next one brings is read off the evidence, after right attempts with weight p and after wrong ones with 1 - p. The
+    threshold is the highest p at which trying again is worth `least_gain` more than accepting.
+    """
     num_right = sum(one.right for one in evidence)
     if min(num_right, len(evidence) - num_right) < _FEWEST:
         return None
-    return _fit(evidence), _threshold(evidence)
-
-
-def _threshold(evidence: Sequence[Evidence]) -> float:
-    """The P(right) p at which accepting, worth p, equals trying again, worth p V_r + (1 - p) V_w.
-
-    V_r and V_w are how often an attempt after a right and after a wrong one was right.
-    """
-    share = sum(one.right for one in evidence) / len(evidence)
+    judgement = _fit(evidence)
+    chances = np.array([_sigmoid(judgement.log_odds(one.log_odds, one.mean_logprob)) for one in evidence])
     after = {
-        before: [one.right for one in evidence if one.after is not None and one.after == before]
-        for before in (True, False)
+        before: chances[[one.after is not None and one.after == before for one in evidence]] for before in (True, False)
     }
-    value = {before: (sum(found) + _PRIOR * share) / (len(found) + _PRIOR) for before, found in after.items()}
-    return min(value[False] / (1 - value[True] + value[False]), _CEILING)
+    grid = np.linspace(0, 1, _GRID + 1)[:, None]
+
+    def worth(found: np.ndarray) -> np.ndarray:
+        """Of trying again at each p of the grid, by these attempts and a few of all attempts beside them."""
+        brought, prior = (np.maximum(grid, each) if recall else each + 0 * grid for each in (found, chances))
+        return (brought.sum(1) + _PRIOR * prior.mean(1)) / (len(found) + _PRIOR)
+
+    p = grid[:, 0]
+    gain = p * worth(after[True]) + (1 - p) * worth(after[False]) - p
+    worthwhile = np.flatnonzero(gain >= least_gain)
+    return judgement, float(p[worthwhile[-1]]) if len(worthwhile) else 0.0
 
 
 def _fit(evidence: Sequence[Evidence]) -> Judgement:
