@@ -251,7 +251,9 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     method = ("recipe", "flow_source", "flow", "explore", "credit", "objective")
     files: dict[str, Mapping[str, Any]] = {
         "train": train,
-        "other": {name: value for name, value in train.items() if name not in method},
+        "other": {name: value for name, value in train.items() if name not in method}
+        # Another recipe may have other roles; they learn as all roles do.
+        | {"learner": replace(parsed["learner"], roles={})},
         "sft": {"training": parsed["training"], "lora": parsed["sft_lora"]},
     }
     single = _single_pass(parsed)

@@ -20,11 +20,12 @@ from flow_dpo.core.protocols import Backends
 from flow_dpo.core.types import Problem, Request, TokenIds, Verdict
 from flow_dpo.engines.scripted import ScriptedEngine, ScriptedReply
 from flow_dpo.evaluate.candidates import FixedSet, Judging, check_fits, judge, read
-from flow_dpo.evaluate.evaluate import EvaluationSettings, evaluate, predictions, write_predictions
+from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, evaluate, predictions, write_predictions
 from flow_dpo.recipes.cpl.flow import PlanSolve
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.flow_dpo.explore import AttemptSiblings
 from flow_dpo.recipes.single import Single
+from flow_dpo.report.evaluation_section import describe_decoding
 from flow_dpo.runs.adapters import one_attempt, one_pass
 from flow_dpo.runs.records import Prediction
 from flow_dpo.verify.extract import AnswerRule, extract_answer
@@ -114,6 +115,19 @@ def test_draws_are_single_attempts_that_stop_judges() -> None:
     assert found["4"]["best"]["accuracy"] == pytest.approx(best / 5)
     kinds = result["stop"]["num_candidates"]
     assert kinds == {"unfinished": 0, "wrong": sum(r.ended for r in rows) - sum(right), "right": sum(right)}
+
+
+def test_the_record_says_what_was_drawn_where_decoding_is_greedy() -> None:
+    """A first attempt is the likeliest, a later one is drawn; Stop's word is taken by its threshold, never drawn."""
+    settings, explore = EvaluationSettings(seed=3), AttemptSiblings(temperature=0.5, top_p=0.9)
+    for threshold, later in ((0.0, False), (1.0, True)):
+        flow = Attempts(chunk_tokens=10, max_chunks=4, max_attempts=2, threshold=threshold)
+        trees, _ = evaluate(flow, explore, PROBLEMS, workers_of([]), Letters(), GRADER, {}, settings)
+        drew = {"seed": 3, "temperature": 0.5, "top_p": 0.9} if later else {}
+        assert decoding(flow, explore, trees, settings) == {"greedy": True, "num_samples": 1, **drew}
+    words = "greedy, but later attempts sampled (temperature 0.5, top-p 0.9)"
+    assert describe_decoding({"decoding": decoding(flow, explore, trees, settings)}) == words
+    assert describe_decoding({"decoding": {"greedy": True, "num_samples": 1}}) == "greedy"
 
 
 def test_stop_is_measured_at_every_attempt_of_a_rollout() -> None:
