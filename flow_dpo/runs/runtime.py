@@ -100,11 +100,11 @@ def open_runtime(
 ) -> Iterator[Runtime]:
     """Load, check and connect everything that samples `flow`; close it at the end.
 
-    `model` is a folder, a hub id or "seed", and then adapters and learner are those of `recipe` (`default_recipe` where none
-    is named) and `preset`, and its flow where none is given; or it is all settings. `roles`, the flow's where not given,
-    get an adapter each; `problems` where those of the settings' data are loaded already (none are loaded where a model
-    is named). In `served` lie the adapters of an engine that reads files; in a folder of the system's where none is
-    named.
+    `model` is a folder, a hub id or "seed", and then adapters and learner are those of `recipe` (`default_recipe` where
+    none is named) and `preset`, and its flow where none is given; or it is all settings. `roles`, the flow's where not
+    given, get an adapter each; `problems` where those of the settings' data are loaded already (none are loaded where a
+    model is named). In `served` lie the adapters of an engine that reads files; in a folder of the system's where none
+    is named.
     """
     named = isinstance(model, str)
     recipe = recipe or default_recipe(own_flow=flow is not None and not isinstance(flow, Attempts))

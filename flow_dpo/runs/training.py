@@ -228,7 +228,7 @@ def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:
     """Callbacks of every run, besides the run folder, the budget and the progress bar."""
-    return [StopCollapseWarning(recipe), ChosenLikelihoodWarning()]
+    return [StopCollapseWarning(recipe), ChosenLikelihoodWarning(recipe)]
 
 
 @contextmanager

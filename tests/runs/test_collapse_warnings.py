@@ -15,6 +15,8 @@ from flow_dpo.recipes.presets import preset
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
 from tests.support.packed_builders import pairs_of_tree
 
+PAPER = preset("flow-dpo-paper", "seed").recipe
+
 
 def stop_pairs(prefer_yes: int, prefer_no: int) -> list[Pair]:
     rng = random.Random(0)
@@ -28,7 +30,7 @@ def stop_pairs(prefer_yes: int, prefer_no: int) -> list[Pair]:
 
 @pytest.mark.parametrize(("prefer_yes", "prefer_no", "warned"), [(0, 50, True), (50, 1, True), (10, 40, False)])
 def test_a_stop_that_collapses(prefer_yes: int, prefer_no: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
-    watcher = StopCollapseWarning(preset("flow-dpo-paper", "seed").recipe)
+    watcher = StopCollapseWarning(PAPER)
     for _ in range(2):
         watcher.on_batch({}, [], stop_pairs(prefer_yes, prefer_no))
     assert len(caplog.records) == warned
@@ -56,16 +58,17 @@ def test_what_helps_is_what_the_recipe_has(credit: Any, advice: str, caplog: pyt
 def test_chosen_completions_that_become_unlikely(
     ratio: float, margin: float, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watcher = ChosenLikelihoodWarning()
+    watcher = ChosenLikelihoodWarning(PAPER)
     row = {"learn/answer/chosen_ratio": ratio, "learn/answer/margin": margin, "learn/updates": 1}
     for count in range(1, 9):
         watcher.on_batch(row, [], [])
         assert len(caplog.records) == (warned and count >= 4)
     assert ("--objective.sft_weight" in caplog.text) == warned
+    assert ("--learner.reference.kind" in caplog.text) == warned
 
 
 def test_roles_are_watched_apart(caplog: pytest.LogCaptureFixture) -> None:
-    watcher = ChosenLikelihoodWarning(num_rows=2)
+    watcher = ChosenLikelihoodWarning(PAPER, num_rows=2)
     for _ in range(2):
         watcher.on_batch({"learn/answer/chosen_ratio": 1.0, "learn/answer/margin": 1.0}, [], [])
         watcher.on_batch({"learn/stop/chosen_ratio": -3.0, "learn/stop/margin": 1.0}, [], [])

@@ -74,9 +74,10 @@ class ChosenLikelihoodWarning:
     DPO rewards a difference alone, which can grow while both sides fall (Pal et al., arXiv 2402.13228).
     """
 
-    def __init__(self, num_rows: int = 4) -> None:
-        """Look at means over a role's last `num_rows` rows."""
+    def __init__(self, recipe: Recipe, num_rows: int = 4) -> None:
+        """Look at means over a role's last `num_rows` rows. `recipe` says which settings help."""
         self._num_rows = num_rows
+        self._holds = "--objective.sft_weight holds them up, and " if _has(recipe, "objective.sft_weight") else ""
         self._rows: dict[str, list[tuple[float, float]]] = {}
         self._warned = False
 
@@ -94,7 +95,7 @@ class ChosenLikelihoodWarning:
                 self._warned = True
                 log.warning(
                     "%s: chosen completions have become less likely than under the reference (by %.1f nats) while the "
-                    "margin grew to %.1f; --objective.sft_weight holds them up, and --learner.reference.kind snapshot "
-                    "with --learner.reference.every moves the reference along",
-                    role, -ratios, margins,
+                    "margin grew to %.1f; %s--learner.reference.kind snapshot with --learner.reference.every moves the "
+                    "reference along",
+                    role, -ratios, margins, self._holds,
                 )  # fmt: skip
