@@ -120,8 +120,8 @@ def test_draws_are_single_attempts_that_stop_judges() -> None:
 def test_the_record_says_what_was_drawn_where_decoding_is_greedy() -> None:
     """A first attempt is the likeliest, a later one is drawn; Stop's word is taken by its threshold, never drawn."""
     settings, explore = EvaluationSettings(seed=3), AttemptSiblings(temperature=0.5, top_p=0.9)
-    for threshold, later in ((0.0, False), (1.0, True)):
-        flow = Attempts(chunk_tokens=10, max_chunks=4, max_attempts=2, threshold=threshold)
+    for max_attempts, later in ((1, False), (3, True)):
+        flow = Attempts(chunk_tokens=10, max_chunks=4, max_attempts=max_attempts)
         trees, _ = evaluate(flow, explore, PROBLEMS, workers_of([]), Letters(), GRADER, {}, settings)
         drew = {"seed": 3, "temperature": 0.5, "top_p": 0.9} if later else {}
         assert decoding(flow, explore, trees, settings) == {"greedy": True, "num_samples": 1, **drew}
