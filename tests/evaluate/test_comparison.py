@@ -17,8 +17,8 @@ from flow_dpo.data.seed import seed_problems
 from flow_dpo.evaluate.compare import arms, choose
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.evaluate.compare.summary import rewards_of, step_quality
-from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.recipes.presets import preset
+from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs.files import read_jsonl
 
 SETTINGS = """

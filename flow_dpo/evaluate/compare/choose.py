@@ -46,7 +46,7 @@ def choose(names: Sequence[str], credit: Credit | None = None) -> list[Arm]:
     lacking = [name for name, one in changed.items() if credit is not None and one and not hasattr(credit, one)]
     if wanted and lacking:
         raise ConfigError(
-            f"expected a credit with the settings that {', '.join(lacking)} change, found {type(credit).__name__} without "
-            f"them; add --recipe flow-dpo-paper, or leave these arms out"
+            f"expected a credit with the settings that {', '.join(lacking)} change, found {type(credit).__name__} "
+            f"without them; add --recipe flow-dpo-paper, or leave these arms out"
         )
     return [EVERY[name] for name in changed if name not in lacking]
