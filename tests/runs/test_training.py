@@ -78,7 +78,7 @@ class Keeper:
 FLOW = AnswerStop(
     chunk_tokens=5, max_chunks=3, prompts=AnswerStopPrompts(answer_system="Be brief.", stop_system="Judge.")
 )
-RECIPE = replace(preset("flow-dpo", "chat").recipe, flow=FLOW)
+RECIPE = replace(preset("flow-dpo-paper", "chat").recipe, flow=FLOW)
 
 
 def tiny_workshop(folder: Path, data: Path, *, seed: int = 0) -> Any:
