@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts
+from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts, RolePrompts
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import Siblings
 from flow_dpo.core.protocols import Backends
@@ -158,8 +158,9 @@ def test_every_flow_with_an_answer_and_a_stop_has_its_attempt_and_its_pass() -> 
     made = one_attempt(FLOW)
     assert (made.chunk_tokens, made.max_chunks, made.max_attempts, made.threshold) == (10, 2, 1, None)
     assert (made.prompts.answer_system, made.prompts.no) == ("Be brief.", "Wrong")
-    assert one_pass(FLOW) == Single(max_tokens=20, prompts=FLOW.prompts)
-    # Answer's prompts alone: a single pass has no retry, and its settings are read back as those of any other.
+    kept = {name: value for name, value in vars(FLOW.prompts).items() if name != "reopen"}
+    assert one_pass(FLOW) == Single(max_tokens=20, prompts=RolePrompts(**kept))
+    # Answer's prompts alone: a single pass has no retry and reopens nothing, and its settings are read back as those of any other.
     assert one_pass(replace(attempts, prompts=made.prompts)) == one_pass(FLOW)
     for flow in (Single(), PlanSolve()):
         with pytest.raises(ConfigError, match="a flow of Answer and Stop"):

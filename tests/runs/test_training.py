@@ -163,7 +163,8 @@ def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> N
         "skipped/stop",
         "ungraded_rate",
         "learn/answer/loss",
-        "learn/stop/loss",
+        "learn/stop/verdict_loss",
+        "learn/stop/window",
         "learn/answer/margin",
         "learn/answer/chosen_logprobs",
         "rollout/tokens",
@@ -199,8 +200,13 @@ def test_pairs_and_trees_tell_the_same_story(seed_runs: tuple[Path, Path]) -> No
         assert pair["chosen_ids"] == chosen["token_ids"]
         assert pair["rejected_ids"] == rejected["token_ids"]
         assert chosen["parent"] == rejected["parent"]
-        assert tree["rollouts"][chosen["rollout"]]["verdict"]["status"] == "correct"
-        assert tree["rollouts"][rejected["rollout"]]["verdict"]["status"] == "wrong"
+        for side, status in ((chosen, "correct"), (rejected, "wrong")):
+            # The verdict on its attempt is that of the rollout which ended with it, accepted.
+            nodes = [node for node in tree["nodes"] if node["rollout"] == side["rollout"]]
+            last = [node for node in nodes if node["tags"][-1] == side["tags"][-1]][-1]
+            accepted = [node for node in tree["nodes"] if (node["parent"], node["choice"]) == (last["parent"], 0)]
+            verdict = tree["rollouts"][accepted[0]["rollout"]]["verdict"] if last["role"] == "stop" else None
+            assert (verdict["status"] if verdict else "wrong") == status
 
 
 def test_adapters_are_peft_folders(seed_runs: tuple[Path, Path]) -> None:
