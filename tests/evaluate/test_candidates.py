@@ -160,7 +160,7 @@ def test_every_flow_with_an_answer_and_a_stop_has_its_attempt_and_its_pass() -> 
     assert (made.prompts.answer_system, made.prompts.no) == ("Be brief.", "Wrong")
     kept = {name: value for name, value in vars(FLOW.prompts).items() if name != "reopen"}
     assert one_pass(FLOW) == Single(max_tokens=20, prompts=RolePrompts(**kept))
-    # Answer's prompts alone: a single pass has no retry and reopens nothing, and its settings are read back as those of any other.
+    # Answer's prompts alone: a single pass has no retry and reopens nothing, and its settings are read as any other's.
     assert one_pass(replace(attempts, prompts=made.prompts)) == one_pass(FLOW)
     for flow in (Single(), PlanSolve()):
         with pytest.raises(ConfigError, match="a flow of Answer and Stop"):
