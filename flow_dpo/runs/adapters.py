@@ -72,14 +72,14 @@ def run_settings(run: Path) -> dict[str, Any]:
     run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
     found = read_settings(run / "config.yaml")
     kept = {name: found[name] for name in _METHOD_SETTINGS if name in found}
-    for name, value in calibration(run).items():
-        *path, last = name.split(".")
-        into = kept["flow"]
-        for part in path:
-            into = into.setdefault(part, {})
-        into[last] = value
     data = found.get("data", {})
     check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))
+    for name, value in calibration(run).items():
+        into: dict[str, Any] = kept
+        for part in ("flow", *name.split(".")[:-1]):
+            into = into.setdefault(part, {})
+            check({part: into}, {part: OBJECT}, str(run / "config.yaml"))
+        into[name.split(".")[-1]] = value
     return kept | {"data": {name: data[name] for name in _DATA_SETTINGS if data.get(name) is not None}}
 
 

@@ -97,8 +97,8 @@ class Attempts(Flow[AttemptsState]):
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "chunk_tokens", "max_chunks", "max_attempts")
-        if self.threshold is not None:
-            expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "threshold", "least_gain")
+        probabilities = ("least_gain",) if self.threshold is None else ("threshold", "least_gain")
+        expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, *probabilities)
 
     def start(self, problem: Problem) -> AttemptsState:
         return AttemptsState(problem=problem)
@@ -142,9 +142,10 @@ class Attempts(Flow[AttemptsState]):
         return [asdict(one) for one in attempt_evidence(tree)]
 
     def calibrated(self, evidence: Sequence[Mapping[str, Any]]) -> Attempts:
-        found = (
-            calibrate([Evidence(**row) for row in evidence]) if self.calibrate and self.threshold is not None else None
-        )
+        if not self.calibrate or self.threshold is None:
+            return self
+        rows = [Evidence(**row) for row in evidence]
+        found = calibrate(rows, least_gain=self.least_gain, recall=self.answers == "best")
         return self if found is None else replace(self, judgement=found[0], threshold=found[1])
 
     def calibration(self) -> dict[str, float]:
