@@ -74,18 +74,23 @@ def run_settings(run: Path) -> dict[str, Any]:
     kept = {name: found[name] for name in _METHOD_SETTINGS if name in found}
     data = found.get("data", {})
     check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))
-    for name, value in calibration(run).items():
-        into: dict[str, Any] = kept
-        for part in ("flow", *name.split(".")[:-1]):
+    flow = kept.get("flow")
+    # Of a flow that was given as an object the file has but the name: it is to be given again, as it is then.
+    for name, value in calibration(run).items() if isinstance(flow, dict) else ():
+        *parts, last = name.split(".")
+        into: dict[str, Any] = flow
+        for part in parts:
             into = into.setdefault(part, {})
             check({part: into}, {part: OBJECT}, str(run / "config.yaml"))
-        into[name.split(".")[-1]] = value
+        into[last] = value
     return kept | {"data": {name: data[name] for name in _DATA_SETTINGS if data.get(name) is not None}}
 
 
 def calibration(run: Path) -> dict[str, float]:
-    """The settings of the flow that a run has calibrated, as its last batch was sampled with them, by name."""
-    rows = read_metrics(run / "metrics.jsonl")
+    """The settings of the flow that a run has calibrated, as its last batch was sampled with them, by name; none of
+    settings that lie beside an adapter alone."""
+    path = run / "metrics.jsonl"
+    rows = read_metrics(path) if path.exists() else []
     last = rows[-1] if rows else {}
     return {name.removeprefix("flow/"): value for name, value in last.items() if name.startswith("flow/")}
 
