@@ -193,7 +193,8 @@ def judge(
     mean_logprobs: Mapping[str, float] | None = None,
 ) -> tuple[list[Prediction], dict[str, Any]]:
     """Have Stop judge every candidate; the set's rows with its P(Yes), and the measures that summary.json holds under
-    `candidates`. `judgement` is the flow's, where it is measured too, with what `answer_logprobs` found."""
+    `candidates`. `judgement` is the flow's, where it is measured too, with what `answer_logprobs` found: rows have that
+    in place of what the candidate's own Answer found."""
     workers.refresh(adapters)
     explore = Group(num_rollouts=1, greedy_trunk=True)
     trees = [
@@ -204,7 +205,11 @@ def judge(
     judged = dict(_judged(trees))
     means = mean_logprobs or {}
     rows = [
-        replace(row, yes=judged[_name(row)].yes if row.ended else None, mean_logprob=means.get(_name(row)))
+        replace(
+            row,
+            yes=judged[_name(row)].yes if row.ended else None,
+            mean_logprob=means.get(_name(row), row.mean_logprob),
+        )
         for row in fixed.rows
     ]
     found = measures(fixed, judged)

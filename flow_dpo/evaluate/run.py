@@ -184,7 +184,7 @@ class _Work:
         """The rows of predictions.jsonl, and what was found."""
         if self.fixed is not None and isinstance(self.flow, candidates.Judging):
             judgement = None if self.attempt is None else own_judgement(self.attempt)
-            means = _answer_logprobs(self.fixed, self.attempt, runtime) if judgement and self.attempt else None
+            means = answer_logprobs(self.fixed, self.attempt, runtime) if judgement and self.attempt else None
             rows, found = candidates.judge(
                 self.fixed, self.flow, workers, adapters, settings.batch_problems, judgement, means
             )
@@ -214,7 +214,7 @@ def _work(flow: Flow[Any], settings: EvaluationSettings) -> _Work:
     return _Work(flow=one_attempt(flow) if settings.draws else sampled_flow(flow, settings.mode))
 
 
-def _answer_logprobs(fixed: candidates.FixedSet, attempt: Attempts, runtime: Runtime) -> dict[str, float]:
+def answer_logprobs(fixed: candidates.FixedSet, attempt: Attempts, runtime: Runtime) -> dict[str, float]:
     """How likely Answer finds each candidate, as the learner computes it."""
     closing = runtime.renderer.closing_ids(runtime.loaded.end_ids)
     end_id = closing[-1] if closing else min(runtime.loaded.end_ids)
