@@ -23,10 +23,15 @@ from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings, named_settings
 
 
-def evaluate(argv: Sequence[str]) -> int:
-    """`flow-dpo evaluate`: with `--run` or `--adapter`, the settings that come with it are the defaults."""
+def parse_evaluate(argv: Sequence[str]) -> dict[str, Any]:
+    """The settings of `flow-dpo evaluate`: with `--run` or `--adapter`, what comes with it comes first."""
     what = "Measure a model, or a run's adapters."
-    parsed = resolve("flow-dpo evaluate", what, argv, _sections, brings=source_settings)
+    return resolve("flow-dpo evaluate", what, argv, _sections, brings=source_settings)
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """`flow-dpo evaluate`."""
+    parsed = parse_evaluate(argv)
     settings: EvaluationSettings = parsed["evaluation"]
     from flow_dpo.evaluate.run import measure_run  # loads torch, once the arguments are parsed
 
@@ -59,19 +64,29 @@ def _candidates_lines(found: Mapping[str, Any]) -> list[str]:
         area, bounds = found[name]["area"], found[name]["interval"]
         between = "" if bounds is None else f" (95 % interval {bounds[0]:.3f} to {bounds[1]:.3f})"
         lines.append(f"{words}: " + ("not measured" if area is None else f"area {area:.3f}{between}"))
-    if found["brier"] is not None:
-        lines.append(
-            f"Brier score {found['brier']:.3f} ({found['brier_of_share']:.3f} for always saying the share of right "
-            f"ones), expected calibration error {found['calibration_error']:.3f}"
-        )
+    lines += _calibration_lines(found)
+    if judgement := found.get("judgement"):
+        area = judgement["right_over_wrong"]["area"]
+        said = "not measured" if area is None else f"area {area:.3f}"
+        lines += [f"The flow's judgement: right over wrong: {said}", *_calibration_lines(judgement)]
     return lines
+
+
+def _calibration_lines(found: Mapping[str, Any]) -> list[str]:
+    if found["brier"] is None:
+        return []
+    return [
+        f"Brier score {found['brier']:.3f} ({found['brier_of_share']:.3f} for always saying the share of right "
+        f"ones), expected calibration error {found['calibration_error']:.3f}"
+    ]
 
 
 def _votes_lines(votes: Mapping[str, Any]) -> list[str]:
     """What attempts come to, a line for each number of them, with 95 % intervals."""
-    lines = [f"{'attempts':>8} {'tokens':>7}" + "".join(f"  {words:<21}" for words in RULE_WORDS.values())]
+    names = [name for name in RULE_WORDS if any(name in at_k for at_k in votes["by_k"].values())]
+    lines = [f"{'attempts':>8} {'tokens':>7}" + "".join(f"  {RULE_WORDS[name]:<21}" for name in names)]
     for k, at_k in votes["by_k"].items():
-        cells = [_measured(at_k[name]) for name in RULE_WORDS]
+        cells = [_measured(at_k[name]) for name in names]
         lines.append(f"{k:>8} {at_k['tokens'] or 0:>7.1f}" + "".join(f"  {cell:<21}" for cell in cells))
     return [line.rstrip() for line in lines]
 

@@ -83,8 +83,8 @@ class ProgressiveValidation:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ProgressiveValidation:
-        """The counts that `state` returned."""
-        evidence = deque[dict[str, Any]](state["evidence"], maxlen=NUM_EVIDENCE)
+        """The counts that `state` returned; one that is older than evidence has none."""
+        evidence = deque[dict[str, Any]](state.get("evidence", ()), maxlen=NUM_EVIDENCE)
         recent, first = deque(state["recent"]), tuple(state["first"])
         return cls(**{**state, "recent": recent, "first": first, "evidence": evidence})
 

@@ -2,7 +2,8 @@
 
 The set is the predictions.jsonl of an evaluation with `--draws`, typically of the untrained model, kept as a file. Stop
 is asked about every finished candidate, and about the first half of its tokens, which is unfinished; nothing is sampled
-but its choice. The verdicts are the file's own:
+but its choice. Where the flow's judgement is more than Stop's P(Yes), it is measured beside it, by how likely the same
+run's Answer finds each candidate. The verdicts are the file's own:
 
     flow-dpo evaluate --draws 4 --output_dir runs/fixed            candidates of the untrained Answer
     flow-dpo evaluate --candidates runs/fixed                      the untrained Stop on them
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,10 +29,12 @@ from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import batched
 from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Adapter, Completion, Problem, Role, Solution, TokenIds, Turn
+from flow_dpo.core.types import Adapter, Completion, Problem, Request, Role, Solution, TokenIds, Turn
 from flow_dpo.data.problems import ProblemSet, fingerprint
 from flow_dpo.evaluate.headers import EvaluationSummary
 from flow_dpo.evaluate.statistics import clustered_auc, reliability
+from flow_dpo.recipes.flow_dpo.attempts import Attempts
+from flow_dpo.recipes.flow_dpo.judgement import Judgement
 from flow_dpo.runs.headers import read_header
 from flow_dpo.runs.records import Prediction, read_rows
 
@@ -173,6 +176,10 @@ class Judging(Flow[JudgingState]):
         return Solution(pieces=(), ended=False)
 
 
+TeacherForced = Callable[[Sequence[tuple[Request, Completion]]], Sequence[Sequence[float]]]
+"""The log-probability of each token of some completions."""
+
+
 # ---- the measures ----------------------------------------------------------------------------------------------------
 
 
@@ -182,9 +189,12 @@ def judge(
     workers: RolloutWorkers,
     adapters: Mapping[Role, Adapter],
     batch_problems: int = 64,
+    judgement: Judgement | None = None,
+    mean_logprobs: Mapping[str, float] | None = None,
 ) -> tuple[list[Prediction], dict[str, Any]]:
     """Have Stop judge every candidate; the set's rows with its P(Yes), and the measures that summary.json holds under
-    `candidates`."""
+    `candidates`. `judgement` is the flow's, where it is measured too, with what `answer_logprobs` found: rows have that
+    in place of what the candidate's own Answer found."""
     workers.refresh(adapters)
     explore = Group(num_rollouts=1, greedy_trunk=True)
     trees = [
@@ -193,8 +203,41 @@ def judge(
         for tree in workers.rollout(explore, flow, batch, seed=0)
     ]
     judged = dict(_judged(trees))
-    rows = [replace(row, yes=judged[_name(row)].yes if row.ended else None) for row in fixed.rows]
-    return rows, measures(fixed, judged)
+    means = mean_logprobs or {}
+    rows = [
+        replace(
+            row,
+            yes=judged[_name(row)].yes if row.ended else None,
+            mean_logprob=means.get(_name(row), row.mean_logprob),
+        )
+        for row in fixed.rows
+    ]
+    found = measures(fixed, judged)
+    return rows, found if judgement is None else found | {"judgement": by_judgement(fixed, judged, judgement, means)}
+
+
+def answer_logprobs(
+    fixed: FixedSet, flow: Attempts, render: Callable[[Turn], Request], end_id: int, logprobs: TeacherForced
+) -> dict[str, float]:
+    """The mean log-probability, in nats, of each finished candidate's tokens and its end token, by its name: all as one
+    completion of Answer's first turn.
+
+    `logprobs` computes them under the Answer adapter (`evaluate.run`); no token is sampled.
+    """
+    asked: list[tuple[Request, Completion]] = []
+    for row in fixed.finished:
+        turn = flow.turn(flow.start(row.problem))
+        assert turn is not None
+        completion = Completion(
+            token_ids=(*(row.token_ids or ()), end_id),
+            logprobs=(),
+            sampled_logprobs=(),
+            finish_reason="stop",
+            policy_version=-1,
+        )
+        asked.append((render(turn), completion))
+    means = [math.fsum(found) / len(found) for found in logprobs(asked)]
+    return {_name(row): mean for row, mean in zip(fixed.finished, means, strict=True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,4 +282,24 @@ def measures(fixed: FixedSet, judged: Mapping[str, Judged]) -> dict[str, Any]:
         "finished_over_unfinished": clustered_auc(odds["right"] + odds["wrong"], odds["unfinished"]),
         "mean_yes": {kind: sum(one.yes for _, one in ones) / len(ones) for kind, ones in kinds.items() if ones},
         **reliability(probabilities, rewards),
+    }
+
+
+def by_judgement(
+    fixed: FixedSet, judged: Mapping[str, Judged], judgement: Judgement, means: Mapping[str, float]
+) -> dict[str, Any]:
+    """The area and the calibration of P(right), at the graded candidates that `measures` takes."""
+    odds: dict[bool, list[tuple[str, float]]] = {True: [], False: []}
+    chances: dict[bool, list[float]] = {True: [], False: []}
+    for row in fixed.finished:
+        if _graded(row):
+            right, name = row.verdict is not None and row.verdict.reward == 1.0, _name(row)
+            odds[right].append((row.id, judgement.log_odds(judged[name].log_odds, means[name])))
+            chances[right].append(judgement.chance(judged[name].log_odds, means[name]))
+    kinds = {"right": chances[True], "wrong": chances[False]}
+    return {
+        "weights": asdict(judgement),
+        "right_over_wrong": clustered_auc(odds[True], odds[False]),
+        "mean_right": {kind: sum(values) / len(values) for kind, values in kinds.items() if values},
+        **reliability([*chances[True], *chances[False]], [1.0] * len(chances[True]) + [0.0] * len(chances[False])),
     }

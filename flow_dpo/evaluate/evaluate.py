@@ -32,6 +32,8 @@ from flow_dpo.core.types import Adapter, Problem, Role, Status, TokenIds, Turn, 
 from flow_dpo.evaluate import pass_at_k, step_validity, votes
 from flow_dpo.evaluate.headers import EvaluationSummary
 from flow_dpo.evaluate.statistics import auc
+from flow_dpo.recipes.flow_dpo.attempts import Attempts
+from flow_dpo.recipes.flow_dpo.judgement import Judgement
 from flow_dpo.runs.headers import write_header
 from flow_dpo.runs.records import Prediction, append_rows
 
@@ -49,7 +51,8 @@ class EvaluationSettings:
     """Rollouts of each problem; more than one needs `greedy` to be false."""
     draws: int = 0
     """Attempts of Answer at each problem, each judged once by Stop: reports majority, majority weighted by P(Yes), best
-    by P(Yes), and what each threshold would come to. 0 evaluates the flow."""
+    by P(Yes), and what each threshold would come to; the same by P(right) where the flow has a judgement of its own. 0
+    evaluates the flow."""
     candidates: str = ""
     """A predictions.jsonl of `draws`, or its folder: Stop judges the candidates in it, and nothing else is sampled."""
     output_dir: str = "runs/evaluation"
@@ -131,7 +134,7 @@ def evaluate(
             trees.extend(batch_trees)
     steps = step_validity.invalid_rate(right)
     found = summary(trees) | work | {"stop": stop_summary(choices), "steps_of_right_answers": steps}
-    return trees, found | ({"votes": votes.summary(attempts_by_problem(trees))} if settings.draws else {})
+    return trees, found | ({"votes": votes.summary(attempts_by_problem(trees, flow))} if settings.draws else {})
 
 
 def decoding(flow: Flow[Any], explore: Explore, trees: Iterable[Tree], settings: EvaluationSettings) -> dict[str, Any]:
@@ -180,12 +183,18 @@ def summary_of(drawn: Iterable[tuple[Problem, Verdict | None]]) -> dict[str, Any
     )
 
 
-def attempts_by_problem(trees: Iterable[Tree]) -> list[list[votes.Attempted]]:
-    """The draws of every problem as attempts, in their order."""
+def attempts_by_problem(trees: Iterable[Tree], flow: Flow[Any]) -> list[list[votes.Attempted]]:
+    """The draws of every problem as attempts, in their order, with P(right) where the flow has a judgement of its
+    own."""
+    judgement = own_judgement(flow)
     found: dict[str, list[votes.Attempted]] = {}
     for tree in trees:
+        words, mean = tree.trunk_nodes()[-1].completion.choice_logprobs, mean_logprob(tree)
         one = votes.Attempted(
-            verdict=tree.trunk.verdict or Verdict(status="ungraded"), yes=yes_probability(tree), tokens=_tokens(tree)
+            verdict=tree.trunk.verdict or Verdict(status="ungraded"),
+            yes=yes_probability(tree),
+            tokens=_tokens(tree),
+            right=judgement.chance(words[0] - words[1], mean) if judgement and words and mean is not None else None,
         )
         found.setdefault(tree.problem.id, []).append(one)
     return list(found.values())
@@ -196,6 +205,18 @@ def yes_probability(tree: Tree) -> float | None:
     has no choices."""
     logprobs = tree.trunk_nodes()[-1].completion.choice_logprobs
     return math.exp(logprobs[0]) if logprobs else None
+
+
+def own_judgement(flow: Flow[Any]) -> Judgement | None:
+    """What a flow of attempts makes of Stop's word and of an attempt's likelihood; None where that is Stop's P(Yes)."""
+    return flow.judgement if isinstance(flow, Attempts) and flow.judgement != Judgement() else None
+
+
+def mean_logprob(tree: Tree) -> float | None:
+    """Of the tokens of the trunk's turns without choices, in nats; None where it has none."""
+    written = [node.completion for node in tree.trunk_nodes() if not node.completion.choice_logprobs]
+    logprobs = [value for completion in written for value in completion.logprobs]
+    return math.fsum(logprobs) / len(logprobs) if logprobs else None
 
 
 def _tokens(tree: Tree) -> int:
@@ -265,7 +286,7 @@ def stop_summary(choices: Sequence[StopChoice]) -> dict[str, Any]:
 
 def predictions(trees: Sequence[Tree], *, draws: bool = False) -> list[Prediction]:
     """The rows of predictions.jsonl, one draw of one problem each; with `draws` also what a vote and another Stop need:
-    P(Yes), and the attempt's tokens."""
+    P(Yes), the attempt's tokens, and how likely Answer found them."""
     seen: Counter[str] = Counter()
     rows: list[Prediction] = []
     for tree in trees:
@@ -284,6 +305,7 @@ def predictions(trees: Sequence[Tree], *, draws: bool = False) -> list[Predictio
                 ended=tree.trunk.solution.ended,
                 yes=yes_probability(tree) if draws else None,
                 token_ids=_sampled_ids(tree) if draws else None,
+                mean_logprob=mean_logprob(tree) if draws else None,
             )
         )
     return rows

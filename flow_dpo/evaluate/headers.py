@@ -69,11 +69,14 @@ class VotesAtK:
     weighted_majority: Measured
     best: Measured
     oracle: Measured
+    weighted_by_right: Measured | None = None
+    """By P(right), as the next one, where the flow has a judgement of its own."""
+    best_by_right: Measured | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AtThreshold:
-    """What accepting the first attempt whose P(Yes) exceeds a threshold comes to."""
+    """What accepting the first attempt whose P(Yes), or P(right), exceeds a threshold comes to."""
 
     max_attempts: Count
     threshold: float
@@ -91,6 +94,9 @@ class VotesSummary:
 
     by_k: Mapping[str, VotesAtK]
     threshold_curve: tuple[AtThreshold, ...]
+    """Of P(Yes)."""
+    right_curve: tuple[AtThreshold, ...] | None = None
+    """Of P(right), where the flow has a judgement of its own: what the flow's threshold is in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,20 @@ class ReliabilityBin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgementSummary:
+    """A flow's judgement on a fixed set of candidates: what the same fields say of Stop alone, of P(right)."""
+
+    weights: Numbers
+    """The judgement's own: bias, stop, likelihood."""
+    right_over_wrong: MeasuredArea
+    mean_right: Numbers
+    brier: float | None
+    brier_of_share: float | None
+    calibration_error: float | None
+    bins: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CandidatesSummary:
     """Stop on a fixed set of candidates (`evaluate.candidates.measures`)."""
 
@@ -136,6 +156,8 @@ class CandidatesSummary:
     bins: tuple[ReliabilityBin, ...]
     sampled_by: str | None = None
     """The model that the candidates are of."""
+    judgement: JudgementSummary | None = None
+    """The flow's, where it is more than Stop alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flow_dpo.core.answer_stop import ANSWER
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Explore, Siblings
 from flow_dpo.core.flow import Flow
@@ -29,10 +30,13 @@ from flow_dpo.evaluate.evaluate import (
     EvaluationSettings,
     decoding,
     evaluate,
+    own_judgement,
     predictions,
     summary_of,
     write_predictions,
 )
+from flow_dpo.evaluate.teacher_forced import teacher_forced
+from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import load_adapters, one_attempt, sampled_flow
 from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
@@ -156,6 +160,8 @@ class _Work:
 
     flow: Flow[Any]
     fixed: candidates.FixedSet | None = None
+    attempt: Attempts | None = None
+    """One attempt of the flow whose Stop judges the fixed set."""
 
     def check(self, runtime: Runtime) -> None:
         """Refuse candidates that are not this model's."""
@@ -177,7 +183,11 @@ class _Work:
     ) -> tuple[list[Prediction], dict[str, Any]]:
         """The rows of predictions.jsonl, and what was found."""
         if self.fixed is not None and isinstance(self.flow, candidates.Judging):
-            rows, found = candidates.judge(self.fixed, self.flow, workers, adapters, settings.batch_problems)
+            judgement = None if self.attempt is None else own_judgement(self.attempt)
+            means = answer_logprobs(self.fixed, self.attempt, runtime) if judgement and self.attempt else None
+            rows, found = candidates.judge(
+                self.fixed, self.flow, workers, adapters, settings.batch_problems, judgement, means
+            )
             return rows, summary_of((row.problem, row.verdict) for row in rows) | {"candidates": found}
         trees, result = evaluate(
             self.flow, explore, problems, workers, runtime.renderer, runtime.backends.grader, adapters, settings
@@ -196,9 +206,19 @@ def _work(flow: Flow[Any], settings: EvaluationSettings) -> _Work:
     fixed set."""
     if settings.candidates:
         fixed = candidates.read(settings.candidates)
-        prompts = one_attempt(flow).prompts
-        return _Work(flow=candidates.Judging(candidates=fixed.token_ids(), prompts=prompts), fixed=fixed)
+        attempt = one_attempt(flow)
+        judging = candidates.Judging(candidates=fixed.token_ids(), prompts=attempt.prompts)
+        return _Work(flow=judging, fixed=fixed, attempt=attempt)
     return _Work(flow=one_attempt(flow) if settings.draws else sampled_flow(flow, settings.mode))
+
+
+def answer_logprobs(fixed: candidates.FixedSet, attempt: Attempts, runtime: Runtime) -> dict[str, float]:
+    """How likely Answer finds each candidate, as the learner computes it."""
+    closing = runtime.renderer.closing_ids(runtime.loaded.end_ids)
+    end_id = closing[-1] if closing else min(runtime.loaded.end_ids)
+    return candidates.answer_logprobs(
+        fixed, attempt, runtime.renderer.render, end_id, lambda asked: teacher_forced(runtime.policy, ANSWER, asked)
+    )
 
 
 def _facts(

@@ -5,7 +5,8 @@ An attempt is `Attempted`: its verdict, P(Yes), and the tokens that it took. Of 
     answer 14, right, P(Yes) .6      answer 15, P(Yes) .3      answer 15, P(Yes) .2
 
 the majority says 15, the majority weighted by P(Yes) 14, the best by P(Yes) is 14; accepting above .5 takes one
-attempt. `at_k` takes the attempts k at a time in their order, as `pass_at_k.majority_at_k` does, so that all rules read
+attempt. Where the flow has a judgement of its own (`recipes.flow_dpo.judgement`), its P(right) is put beside P(Yes).
+`at_k` takes the attempts k at a time in their order, as `pass_at_k.majority_at_k` does, so that all rules read
 the same tokens; `accepting` is what a threshold would come to. Invariant: an attempt that was cut (Stop never saw it),
 or that has no answer, has no vote and is not the best, unless all of its group are such; of one attempt, all rules say
 what that attempt says. An attempt that could not be graded was not shown to be right.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flow_dpo.core.types import Verdict
@@ -35,6 +36,8 @@ class Attempted:
     """Stop's P(Yes); None of an attempt that was cut, which Stop is not asked about."""
     tokens: int
     """Sampled for it, by both roles."""
+    right: float | None = None
+    """P(right) by the flow's judgement, where it has one of its own; None of an attempt that was cut."""
 
     @property
     def reward(self) -> float:
@@ -82,14 +85,21 @@ RULES: Mapping[str, Callable[[Attempts], float]] = {
     "best": best,
     "oracle": oracle,
 }
+BY_RIGHT: Mapping[str, Callable[[Attempts], float]] = {
+    "weighted_by_right": lambda group: weighted_majority(_by_right(group)),
+    "best_by_right": lambda group: best(_by_right(group)),
+}
+"""The same two by P(right), where the flow has a judgement of its own."""
 RULE_WORDS = {
     "one_attempt": "one attempt",
     "majority": "majority",
     "weighted_majority": "weighted by P(Yes)",
     "best": "best by P(Yes)",
+    "weighted_by_right": "weighted by P(right)",
+    "best_by_right": "best by P(right)",
     "oracle": "oracle",
 }
-"""How tables name the rules."""
+"""How tables name the rules; those of `BY_RIGHT` are shown where a summary has them."""
 
 
 # ---- the threshold's rule --------------------------------------------------------------------------------------------
@@ -139,23 +149,29 @@ def accepting(drawn: Attempts, max_attempts: int, threshold: float) -> Expected:
 
 def summary(attempts: Sequence[Attempts]) -> dict[str, Any]:
     """`by_k`: every rule at 1, 2, 4, ... and all attempts; `threshold_curve`: the threshold's with 2, 4, ... and all.
+    Where attempts have a P(right), also its rules, and `right_curve`: thresholds of P(right), as the flow's is.
 
     `attempts` has one entry a problem, as many attempts in each.
     """
     most = min((len(one) for one in attempts), default=0)
-    return {
+    found = {
         "by_k": {str(k): at_k(attempts, k) for k in ks(most)},
         "threshold_curve": [row for k in ks(most)[1:] for row in threshold_curve(attempts, k)],
     }
+    if not _has_right(attempts):
+        return found
+    judged = [_by_right(one) for one in attempts]
+    return found | {"right_curve": [row for k in ks(most)[1:] for row in threshold_curve(judged, k)]}
 
 
 def at_k(attempts: Sequence[Attempts], k: int) -> dict[str, Any]:
     """On k attempts, a problem: the tokens sampled for them, the accuracy of one of them, and that of every rule of
-    `RULES`, with 95 % intervals over problems."""
+    `RULES`, with 95 % intervals over problems; of `BY_RIGHT` too where attempts have a P(right)."""
+    every = {**RULES, **(BY_RIGHT if _has_right(attempts) else {})}
     groups = [_groups(one, k) for one in attempts]
     tokens = mean([mean([sum(each.tokens for each in group) for group in of_one]) for of_one in groups])
     single = _accuracy([[one.reward for group in of_one for one in group] for of_one in groups])
-    rules = {name: _accuracy([[rule(group) for group in of_one] for of_one in groups]) for name, rule in RULES.items()}
+    rules = {name: _accuracy([[rule(group) for group in of_one] for of_one in groups]) for name, rule in every.items()}
     return {"tokens": tokens, "one_attempt": single, **rules}
 
 
@@ -183,6 +199,15 @@ def _accuracy(rewards: Sequence[Sequence[float]]) -> dict[str, Any]:
     """The mean over problems of the means over their groups, with its 95 % interval."""
     means = [math.fsum(of_one) / len(of_one) for of_one in rewards if of_one]
     return {"accuracy": mean(means), "interval": list(interval(means, sum(map(len, rewards))))}
+
+
+def _has_right(attempts: Sequence[Attempts]) -> bool:
+    return any(each.right is not None for one in attempts for each in one)
+
+
+def _by_right(attempts: Attempts) -> Attempts:
+    """The attempts with P(right) in the place of P(Yes): every rule of the one is a rule of the other."""
+    return [replace(one, yes=one.right) for one in attempts]
 
 
 def _groups(attempts: Attempts, k: int) -> list[Attempts]:

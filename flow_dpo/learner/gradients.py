@@ -162,7 +162,7 @@ class Gradients:
         self.check()
         sequences = [[inputs((e.request, c)) for c in e.completions] for e in examples]
         if not self.packed:
-            return [[examples[i] for i in row] for row in _padded_rows(sequences, self._rows.max_tokens)]
+            return [[examples[i] for i in row] for row in padded_rows(sequences, self._rows.max_tokens)]
         trees: dict[str | int, list[int]] = {}
         for i, e in enumerate(examples):
             trees.setdefault(e.problem_id or i, []).append(i)
@@ -171,7 +171,7 @@ class Gradients:
         return [[examples[members[tree][i]] for tree, i in row] for row in rows]
 
 
-def _padded_rows(sequences: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
+def padded_rows(sequences: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
     """Items of similar length together, each row padded to its longest: the items' indices by row."""
     lengths = [max(map(len, item)) for item in sequences]
     rows: list[list[int]] = []

@@ -73,30 +73,32 @@ def _votes_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
     """What several attempts come to, by rule, and what each threshold would."""
     if not evaluations:
         return []
+    of_k = [(one.name, k, at_k) for one in evaluations for k, at_k in one.summary["votes"]["by_k"].items()]
+    rules = [rule for rule in RULE_WORDS if any(at_k.get(rule) for _, _, at_k in of_k)]
     rows = [
-        (one.name, k, formatting.decimal(at_k["tokens"], 1), *(_measured(at_k[rule]) for rule in RULE_WORDS))
-        for one in evaluations
-        for k, at_k in one.summary["votes"]["by_k"].items()
-    ]
-    columns = ("evaluation", "attempts", "tokens a problem", *RULE_WORDS.values())
+        (name, k, formatting.decimal(at_k["tokens"], 1),
+         *(_measured(at_k[rule]) if at_k.get(rule) else formatting.NOTHING for rule in rules))
+        for name, k, at_k in of_k
+    ]  # fmt: skip
+    columns = ("evaluation", "attempts", "tokens a problem", *(RULE_WORDS[rule] for rule in rules))
     table = Table(
         caption="Votes: attempts at the same sampled tokens (95 % interval)", columns=columns, rows=tuple(rows)
     )
-    curve = [
-        (one.name, formatting.count(row["max_attempts"]), f"{row['threshold']:g}", _measured(row),
-         formatting.decimal(row["tokens"], 1), formatting.decimal(row["attempts"]))
-        for one in evaluations
-        for row in one.summary["votes"]["threshold_curve"]
-    ]  # fmt: skip
-    columns = ("evaluation", "attempts at most", "threshold", "accuracy", "tokens a problem", "attempts made")
-    caption = (
-        "Accepting the first attempt whose P(Yes) exceeds a threshold, otherwise the best, over all orders of draws"
-    )
-    fold = Fold(
-        title="What each threshold would come to",
-        blocks=(Table(caption=caption, columns=columns, rows=tuple(curve)),),
-    )
-    return [table, fold]
+    curves: list[Block] = []
+    for field, probability in (("threshold_curve", "P(Yes)"), ("right_curve", "P(right), as the flow does,")):
+        curve = [
+            (one.name, formatting.count(row["max_attempts"]), f"{row['threshold']:g}", _measured(row),
+             formatting.decimal(row["tokens"], 1), formatting.decimal(row["attempts"]))
+            for one in evaluations
+            for row in one.summary["votes"].get(field) or ()
+        ]  # fmt: skip
+        columns = ("evaluation", "attempts at most", "threshold", "accuracy", "tokens a problem", "attempts made")
+        caption = (
+            f"Accepting the first attempt whose {probability} exceeds a threshold, otherwise the best, over all orders "
+            "of draws"
+        )
+        curves += [Table(caption=caption, columns=columns, rows=tuple(curve))] if curve else []
+    return [table, *([Fold(title="What each threshold would come to", blocks=tuple(curves))] if curves else [])]
 
 
 def _fixed_set_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
@@ -105,24 +107,34 @@ def _fixed_set_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
     bins: list[tuple[str, ...]] = []
     for one in evaluations:
         found = one.summary["candidates"]
-        areas = [formatting.band(found[name]["area"], found[name]["interval"]) for name in AREA_WORDS]
-        scores = [formatting.decimal(found[name], 3) for name in ("brier", "brier_of_share", "calibration_error")]
         nums = [formatting.count(found["num"].get(kind)) for kind in ("right", "wrong", "unfinished")]
         who = "untrained" if one.untrained else describe_model(one)
-        rows.append((one.name, who, str(found["sha256"])[:12], *areas, *scores, *nums))
-        bins += [
-            (one.name, f"{each['low']:.1f} to {each['high']:.1f}", formatting.decimal(each["mean"]),
-             formatting.share(each["right"]), formatting.count(each["num"]))
-            for each in found["bins"] if each["num"]
-        ]  # fmt: skip
+        # Stop alone, and under it the flow's judgement where that is more.
+        measured = [("Stop alone", found), ("the flow's judgement", found.get("judgement"))]
+        for judge, numbers in measured:
+            if not numbers:
+                continue
+            areas = [
+                formatting.band(numbers[name]["area"], numbers[name]["interval"])
+                if numbers.get(name) else formatting.NOTHING
+                for name in AREA_WORDS
+            ]  # fmt: skip
+            scores = [formatting.decimal(numbers[name], 3) for name in ("brier", "brier_of_share", "calibration_error")]
+            rows.append((one.name, judge, who, str(found["sha256"])[:12], *areas, *scores, *nums))
+            bins += [
+                (one.name, judge, f"{each['low']:.1f} to {each['high']:.1f}", formatting.decimal(each["mean"]),
+                 formatting.share(each["right"]), formatting.count(each["num"]))
+                for each in numbers["bins"] if each["num"]
+            ]  # fmt: skip
     columns = (
-        "evaluation", "Stop", "set (sha256)", *AREA_WORDS.values(), "Brier score", "Brier of the share",
+        "evaluation", "judge", "Stop", "set (sha256)", *AREA_WORDS.values(), "Brier score", "Brier of the share",
         "calibration error", "right", "wrong", "unfinished",
     )  # fmt: skip
     caption = "Stop on a fixed set of candidates (95 % intervals over problems); rows of one set are comparable"
-    table = Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1, 2}))
-    columns = ("evaluation", "P(Yes)", "mean P(Yes)", "share right", "candidates")
-    reliability = Table(caption="Reliability of P(Yes) at finished candidates", columns=columns, rows=tuple(bins))
+    table = Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1, 2, 3}))
+    columns = ("evaluation", "judge", "probability", "mean", "share right", "candidates")
+    caption = "Reliability at finished candidates: of P(Yes), and of P(right) by the flow's judgement"
+    reliability = Table(caption=caption, columns=columns, rows=tuple(bins), wordy=frozenset({0, 1}))
     return [table, Fold(title="Reliability of P(Yes)", blocks=(reliability,))]
 
 

@@ -78,7 +78,7 @@ def run_settings(run: Path) -> dict[str, Any]:
     # Of a flow that was given as an object the file has but the name: it is to be given again, as it is then.
     for name, value in calibration(run).items() if isinstance(flow, dict) else ():
         *parts, last = name.split(".")
-        into: dict[str, Any] = flow
+        into: Any = flow
         for part in parts:
             into = into.setdefault(part, {})
             check({part: into}, {part: OBJECT}, str(run / "config.yaml"))

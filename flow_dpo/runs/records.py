@@ -283,6 +283,8 @@ class Prediction:
     """Stop's P(Yes) of the attempt, where attempts were drawn (`--draws`); None where it was cut."""
     token_ids: TokenIdList | None
     """The attempt's sampled tokens without the end token, where attempts were drawn: what Stop reads."""
+    mean_logprob: float | None = None
+    """Of the attempt's tokens under Answer, its end token among them, in nats, where attempts were drawn."""
 
     @property
     def problem(self) -> Problem:

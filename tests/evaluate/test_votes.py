@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -53,6 +54,26 @@ def test_votes_are_a_tally(group: list[Attempted]) -> None:
     assert votes.weighted_majority(group) == pytest.approx(by_hand(group, weighted=True))
     assert votes.best(group) <= votes.oracle(group)
     assert votes.oracle(group) == any(one.reward for one in group)
+
+
+def with_right(one: Attempted, right: float) -> Attempted:
+    return replace(one, right=None if one.yes is None else right)
+
+
+@given(st.lists(st.tuples(attempts, st.sampled_from([0.0, 0.25, 0.5, 0.75])), min_size=1, max_size=6))
+def test_what_p_right_comes_to_is_what_p_yes_would(drawn: list[tuple[Attempted, float]]) -> None:
+    """Tallied by hand with P(right) in its place; the rules of P(Yes) go by P(Yes) all the same."""
+    group = [with_right(*one) for one in drawn]
+    plain = [one for one, _ in drawn]
+    as_yes = [replace(one, yes=one.right) for one in group]
+    assert votes.BY_RIGHT["weighted_by_right"](group) == pytest.approx(by_hand(as_yes, weighted=True))
+    voters = [one for one in as_yes if one.yes is not None and one.verdict.answer is not None] or as_yes
+    first = voters[0]
+    for one in voters[1:]:
+        first = one if (one.yes or -1.0 * (one.yes is None)) > (first.yes or -1.0 * (first.yes is None)) else first
+    assert votes.BY_RIGHT["best_by_right"](group) == first.reward
+    for name, rule in votes.RULES.items():
+        assert rule(group) == rule(plain), name
 
 
 @pytest.mark.parametrize(
@@ -154,3 +175,27 @@ def test_summary_of_draws() -> None:
     assert curve[4, 0.9]["accuracy"] == 1.0
     assert curve[4, 0.8]["accuracy"] == pytest.approx((1 + 0.5) / 2)
     assert votes.summary([])["by_k"] == {}
+    assert "right_curve" not in found
+    assert not {*votes.BY_RIGHT} & {*found["by_k"]["4"]}
+
+
+def test_thresholds_of_p_right_are_beside_those_of_p_yes() -> None:
+    """The judgement turns P(Yes) round in the first problem: its right attempts are the likelier ones."""
+    first = [with_right(one, right) for one, right in zip(FOUR, (0.3, 0.9, 0.4, 0.0), strict=True)]
+    second = [with_right(one, one.yes or 0.0) for one in OTHER]
+    found = votes.summary([first, second])
+    plain = votes.summary([FOUR, OTHER])
+    assert found["threshold_curve"] == plain["threshold_curve"]
+    assert {name: found["by_k"]["4"][name] for name in plain["by_k"]["4"]} == plain["by_k"]["4"]
+    four = found["by_k"]["4"]
+    assert four["best_by_right"]["accuracy"] == pytest.approx((0 + 1) / 2)
+    assert four["best"]["accuracy"] == 1.0
+    curve = {(row["max_attempts"], row["threshold"]): row for row in found["right_curve"]}
+    for (k, threshold), row in curve.items():
+        means = [0.0, 0.0, 0.0]
+        for drawn in (first, second):
+            judged = [replace(one, yes=one.right) for one in drawn]
+            orders = [played(order[:k], threshold) for order in itertools.permutations(judged)]
+            of_one = [math.fsum(values) / len(orders) for values in zip(*orders, strict=True)]
+            means = [mean + value / 2 for mean, value in zip(means, of_one, strict=True)]
+        assert [row["accuracy"], row["tokens"], row["attempts"]] == pytest.approx(means)

@@ -195,7 +195,7 @@ def test_an_answer_that_fills_its_chunks_is_judged_and_one_that_goes_on_is_not()
     cut = flow.advance(full, plain(8, 9, 1, 5))
     assert (asked(flow, cut).role, asked(flow, cut).continuation) == ("answer", ())
     assert not cut.refused[0].ended
-    assert cut.refused[0].log_yes == -math.inf
+    assert cut.refused[0].log_odds == -math.inf
     # One chunk alone is a last chunk too.
     assert asked(replace(flow, max_chunks=1), flow.start(PROBLEM)).max_tokens == 4
 

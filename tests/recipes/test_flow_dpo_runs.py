@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from flow_dpo.cli import export, report, train
+from flow_dpo.cli import evaluate, export, generate, report, train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Request, Sampling
 from flow_dpo.learner.learner import Learner
+from flow_dpo.recipes.flow_dpo import judgement
+from flow_dpo.recipes.flow_dpo.judgement import Evidence, Judgement, calibrate
 from flow_dpo.report.compose import compose
 from flow_dpo.report.html import render_page
 from flow_dpo.report.run_data import count_run
 from flow_dpo.report.sources import read_sources
+from flow_dpo.runs.adapters import calibration, run_settings
+from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.journal import digest
 from flow_dpo.runs.records import NodeRow, PairRow, ScoredRow, TreeRow, read_metrics, read_rows
 from tests.support.run_equality import assert_same_run
@@ -48,6 +53,14 @@ MINE = Recipe(
 PAPERS = Recipe(flow=AnswerStop(), explore=Siblings(), credit=OutcomePairsAndVerdicts(), objective=DpoAndVerdicts())
 """
 WORDS = ("--max_problems", "16", "--problems_per_batch", "8", "--examples_per_update", "12")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few() -> Iterator[None]:
+    """Runs this short are calibrated after their first batch: two attempts of either verdict are enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judgement, "_FEWEST", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +107,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert go(recipe, tmp_path / "run", "--resume") == 0
     assert_same_run(whole, tmp_path / "run")
     assert (whole / "scored.jsonl").read_bytes() == (tmp_path / "run" / "scored.jsonl").read_bytes()
+    kept = [Checkpoints(folder).newest() for folder in (whole, tmp_path / "run")]
+    assert kept[0] is not None
+    assert kept[1] is not None
+    assert kept[0][1]["progressive"] == kept[1][1]["progressive"]
+    assert len(kept[0][1]["progressive"]["evidence"]) > 16
 
 
 def test_a_misspelled_role_of_the_pairs_within_is_refused(recipe: str, tmp_path: Path) -> None:
@@ -146,11 +164,33 @@ def text_ids(nodes: list[NodeRow]) -> tuple[int, ...]:
     return tuple(ids[:-1] if [n for n in nodes if n.role == "answer"][-1].finish_reason == "stop" else ids)
 
 
-def test_the_trunk_was_sampled_by_the_flows_own_rule(trees: list[TreeRow]) -> None:
+def judgements_of(run: Path) -> list[tuple[Judgement, float]]:
+    """Judgement and threshold of each batch, as its row of metrics has them."""
+    found: list[tuple[Judgement, float]] = []
+    for row in read_metrics(run / "metrics.jsonl"):
+        weights = {name: row[f"flow/judgement.{name}"] for name in ("bias", "stop", "likelihood")}
+        found.append((Judgement(**weights), row["flow/threshold"]))
+    return found
+
+
+def mean_logprob(nodes: list[NodeRow]) -> float:
+    values = [value for node in nodes if node.role == "answer" for value in node.logprobs]
+    return math.fsum(values) / len(values)
+
+
+def log_odds(stop: NodeRow) -> float:
+    return stop.choice_logprobs[0] - stop.choice_logprobs[1]
+
+
+def test_the_trunk_was_sampled_by_the_flows_own_rule(whole: Path, trees: list[TreeRow]) -> None:
     """Read off the records: who was asked when, what was accepted, and which attempt answered."""
     assert len(trees) == 16
     refusals = answers_before_the_last = 0
-    for tree in trees:
+    rules = judgements_of(whole)
+    assert rules[0] == (Judgement(), 0.5)
+    assert rules[1][0] != Judgement()
+    for at, tree in enumerate(trees):
+        judgement, threshold = rules[at // 8]
         found = list(attempts_of(tree, 0).values())
         for index, nodes in enumerate(found):
             written = [node for node in nodes if node.role == "answer"]
@@ -159,14 +199,18 @@ def test_the_trunk_was_sampled_by_the_flows_own_rule(trees: list[TreeRow]) -> No
             assert len(written) <= 8
             if stop is not None:
                 assert stop.tags == ("finished", f"attempt {index + 1}")
-                assert (stop.choice == 0) == (math.exp(stop.choice_logprobs[0]) > 0.5)
+                chance = judgement.chance(log_odds(stop), mean_logprob(nodes))
+                assert (stop.choice == 0) == (chance > threshold) or math.isclose(chance, threshold, rel_tol=1e-4)
                 assert (stop.choice == 0) <= (index == len(found) - 1)
                 refusals += stop.choice == 1
         last = judged(found[-1])
         accepted = last is not None and last.choice == 0
         assert accepted or len(found) == 3
-        # The best by Stop's log P(Yes) answers; its verdict is that of the rollout in which it was accepted.
-        worth = [-math.inf if (stop := judged(nodes)) is None else stop.choice_logprobs[0] for nodes in found]
+        # The best by P(right) answers; its verdict is that of the rollout in which it was accepted.
+        worth = [
+            -math.inf if (stop := judged(nodes)) is None else judgement.chance(log_odds(stop), mean_logprob(nodes))
+            for nodes in found
+        ]
         best = len(found) - 1 if accepted else worth.index(max(worth))
         answers_before_the_last += best < len(found) - 1
         assert tree.rollouts[0].ended == (judged(found[best]) is not None)
@@ -175,6 +219,54 @@ def test_the_trunk_was_sampled_by_the_flows_own_rule(trees: list[TreeRow]) -> No
             assert (alone.text, alone.verdict) == (tree.rollouts[0].text, tree.rollouts[0].verdict)
     assert refusals > 4
     assert answers_before_the_last > 0
+
+
+def test_the_second_batch_is_judged_by_the_attempts_of_the_first(whole: Path, trees: list[TreeRow]) -> None:
+    """From the records of the first batch, and its evidence as the checkpoint kept it."""
+    loop = Checkpoints(whole).newest()
+    assert loop is not None
+    kept = [Evidence(**row) for row in loop[1]["progressive"]["evidence"]]
+    expected: list[tuple[float, float]] = []
+    num_first = 0
+    for at, tree in enumerate(trees):
+        for nodes in attempts_of(tree, 0).values():
+            stop = judged(nodes)
+            rewards = [
+                rollout.verdict.reward
+                for rollout in tree.rollouts
+                if rollout.verdict is not None and stop is not None
+                and tree.nodes[rollout.leaf].parent == stop.parent and tree.nodes[rollout.leaf].choice == 0
+            ]  # fmt: skip
+            if stop is not None and rewards and rewards[0] is not None:
+                expected.append((log_odds(stop), mean_logprob(nodes)))
+        num_first = len(expected) if at < 8 else num_first
+    assert [(one.log_odds, one.mean_logprob) for one in kept] == [pytest.approx(one, abs=1e-5) for one in expected]
+    first = calibrate(kept[:num_first], least_gain=0.02, recall=True)
+    assert first == judgements_of(whole)[1]
+    assert first != calibrate(kept, least_gain=0.02, recall=True)
+
+
+def test_a_run_brings_its_calibration_along(whole: Path, recipe: str, tmp_path: Path) -> None:
+    """As its last batch was sampled; a flag comes before it, and a run without such rows keeps its settings."""
+    weights, threshold = judgements_of(whole)[-1]
+    assert calibration(whole)["threshold"] == threshold != 0.5
+    for command in (evaluate.parse_evaluate, generate.parse_generate):
+        words = ["--run", str(whole), "--recipe", recipe]
+        flow = command(words)["flow"]
+        assert (flow.judgement, flow.threshold, flow.max_attempts) == (weights, threshold, 3)
+        flow = command([*words, "--flow.threshold", "0.25", "--flow.judgement.stop", "3"])["flow"]
+        assert (flow.judgement, flow.threshold) == (replace(weights, stop=3.0), 0.25)
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "run.json"):
+        shutil.copy(whole / name, tmp_path / "run")
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    bare = [{name: value for name, value in row.items() if not name.startswith("flow/")} for row in rows]
+    for content in ([], bare):
+        (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        found = run_settings(tmp_path / "run")["flow"]
+        assert (found["threshold"], found["judgement"]) == (0.5, {"bias": 0.0, "stop": 1.0, "likelihood": 0.0})
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert run_settings(tmp_path / "run")["flow"]["threshold"] == 0.5
 
 
 def test_pairs_and_words_in_the_records_are_those_of_the_trees(whole: Path, trees: list[TreeRow]) -> None:

@@ -97,8 +97,8 @@ class Attempts(Flow[AttemptsState]):
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "chunk_tokens", "max_chunks", "max_attempts")
-        if self.threshold is not None:
-            expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "threshold", "least_gain")
+        probabilities = ("least_gain",) if self.threshold is None else ("threshold", "least_gain")
+        expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, *probabilities)
 
     def start(self, problem: Problem) -> AttemptsState:
         return AttemptsState(problem=problem)

@@ -27,6 +27,8 @@ _RIDGE = 1.0
 """Precision of the weights' prior, of features in units of their standard deviation."""
 _GRID = 200
 """Parts of the range of P(right) that thresholds are chosen from."""
+_MOST = 100.0
+"""Log-odds and log-probabilities beyond it, infinite ones too, are taken for it: a probability tells no difference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +56,16 @@ class Judgement:
 
     def log_odds(self, stop_log_odds: float, mean_logprob: float) -> float:
         """Of the attempt being right."""
-        return self.bias + self.stop * stop_log_odds + self.likelihood * mean_logprob
+        return self.bias + self.stop * _bounded(stop_log_odds) + self.likelihood * _bounded(mean_logprob)
+
+    def chance(self, stop_log_odds: float, mean_logprob: float) -> float:
+        """P(right) of the attempt."""
+        return _sigmoid(self.log_odds(stop_log_odds, mean_logprob))
 
     def least_yes(self, threshold: float, mean_logprob: float) -> float:
         """The P(Yes) that must be exceeded for P(right) to exceed a threshold: 0 where any does, 1 where none does."""
+        if self == Judgement():
+            return threshold  # itself, not what rounding leaves of it
         short = _logit(threshold) - self.log_odds(0.0, mean_logprob)
         if self.stop == 0 or math.isinf(short):
             return 0.0 if short < 0 else 1.0
@@ -76,7 +84,7 @@ def calibrate(evidence: Sequence[Evidence], *, least_gain: float, recall: bool) 
     if min(num_right, len(evidence) - num_right) < _FEWEST:
         return None
     judgement = _fit(evidence)
-    chances = np.array([_sigmoid(judgement.log_odds(one.log_odds, one.mean_logprob)) for one in evidence])
+    chances = np.array([judgement.chance(one.log_odds, one.mean_logprob) for one in evidence])
     after = {
         before: chances[[one.after is not None and one.after == before for one in evidence]] for before in (True, False)
     }
@@ -89,32 +97,32 @@ def calibrate(evidence: Sequence[Evidence], *, least_gain: float, recall: bool) 
 
     p = grid[:, 0]
     gain = p * worth(after[True]) + (1 - p) * worth(after[False]) - p
-    worthwhile = np.flatnonzero(gain >= least_gain)
+    worthwhile = np.flatnonzero(gain >= least_gain - 1e-9)  # what is equal but for rounding is equal everywhere
     return judgement, float(p[worthwhile[-1]]) if len(worthwhile) else 0.0
 
 
 def _fit(evidence: Sequence[Evidence]) -> Judgement:
-    """Logistic regression by Newton's method, with a normal prior on the weights; a weight below 0 is left out."""
-    features = np.array([[one.log_odds, one.mean_logprob] for one in evidence])
+    """Logistic regression with a normal prior on the weights, neither of which is below 0.
+
+    The objective is strictly concave, so that the best non-negative weights are those of a fit of the features that
+    they are above 0 for: the best of the fits of all subsets that has no weight below 0.
+    """
+    features = np.array([[_bounded(one.log_odds), _bounded(one.mean_logprob)] for one in evidence])
     right = np.array([float(one.right) for one in evidence])
     means, scales = features.mean(0), features.std(0)
     scales[scales < 1e-12] = 1.0
     standard = (features - means) / scales
-    kept = [0, 1]
-    while True:
-        weights = _newton(standard[:, kept], right)
-        if not any(weights[1:] < 0):
-            break
-        kept = [column for column, weight in zip(kept, weights[1:], strict=True) if weight > 0]
+    found = [(kept, *_newton(standard[:, kept], right)) for kept in ([0, 1], [0], [1], [])]
+    kept, weights, _ = max((one for one in found if all(one[1][1:] >= 0)), key=lambda one: one[2])
     by_column = dict(zip(kept, weights[1:] / scales[kept], strict=True))
     stop, likelihood = float(by_column.get(0, 0.0)), float(by_column.get(1, 0.0))
     bias = float(weights[0] - stop * means[0] - likelihood * means[1])
     return Judgement(bias=bias, stop=stop, likelihood=likelihood)
 
 
-def _newton(features: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The intercept and weights of greatest posterior density. The objective is concave; steps are halved until it
-    rises."""
+def _newton(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
+    """The intercept and weights of greatest posterior density, and its logarithm, by Newton's method. The objective is
+    concave; steps are halved until it rises."""
     design = np.column_stack([np.ones(len(features)), features])
     ridge = np.full(design.shape[1], _RIDGE)
     ridge[0] = 0.0
@@ -134,7 +142,11 @@ def _newton(features: np.ndarray, right: np.ndarray) -> np.ndarray:
         weights = weights + step
         if np.abs(step).max() < 1e-9:
             break
-    return weights
+    return weights, density(weights)
+
+
+def _bounded(value: float) -> float:
+    return min(max(value, -_MOST), _MOST)
 
 
 def _logit(probability: float) -> float:

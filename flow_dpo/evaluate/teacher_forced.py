@@ -1,0 +1,36 @@
+"""Teacher-forced log-probabilities of completions under one role's adapter, as the learner computes them.
+
+    teacher_forced(policy, "answer", [(request, completion), ...])      [[-0.01, -0.3], ...], a list a completion
+
+No engine samples or scores here: an engine's log-probabilities are of tokens that it draws. Invariant: completions are
+in the order in which they were given, one value a token, in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from flow_dpo.core.types import Role
+from flow_dpo.learner.gradients import Gradients, padded_rows
+from flow_dpo.learner.logprobs import inputs
+from flow_dpo.learner.policy import Policy
+from flow_dpo.learner.settings import RowSettings
+from flow_dpo.models.drift_causes import PromptedCompletion
+
+
+def teacher_forced(policy: Policy, role: Role, completions: Sequence[PromptedCompletion]) -> list[list[float]]:
+    """The log-probability of each completion's tokens after its prompt.
+
+    Raises `ModelError` where this model's cannot be computed rightly.
+    """
+    settings = RowSettings(packed=False)
+    computed = Gradients(policy, settings, {})
+    computed.check()
+    found: list[list[float]] = [[] for _ in completions]
+    with torch.no_grad(), policy.using(role):
+        for row in padded_rows([[inputs(one)] for one in completions], settings.max_tokens):
+            for index, values in zip(row, computed.logprobs([completions[at] for at in row])(), strict=True):
+                found[index] = values.tolist()
+    return found
