@@ -163,7 +163,6 @@ def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> N
         "skipped/stop",
         "ungraded_rate",
         "learn/answer/loss",
-        "learn/stop/verdict_loss",
         "learn/stop/window",
         "learn/answer/margin",
         "learn/answer/chosen_logprobs",
@@ -174,6 +173,7 @@ def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> N
     ]
     assert len(rows) == 2
     assert [key for key in wanted if any(key not in row for row in rows)] == []
+    assert "learn/stop/verdict_loss" in rows[-1], "a window has an update once there are as many words as it takes"
     trees, pairs = read_jsonl(folder / "trees.jsonl"), read_jsonl(folder / "pairs.jsonl")
     assert len(trees) == 24
     assert len(pairs) == sum(row["pairs/answer"] + row["pairs/stop"] for row in rows)
