@@ -283,7 +283,7 @@ class Prediction:
     token_ids: TokenIdList | None
     """The attempt's sampled tokens without the end token, where attempts were drawn: what Stop reads."""
     mean_logprob: float | None = None
-    """Of its tokens under Answer, the end token among them, in nats, where attempts were drawn; absent in older files."""
+    """Of its tokens under Answer, the end token among them, in nats, where attempts were drawn; older files lack it."""
 
     @property
     def problem(self) -> Problem:
