@@ -31,7 +31,7 @@ class OutcomePairs:
     """The roles that learn; all where empty. The others go on speaking as they are."""
     tag_weights: Mapping[str, float] = field(default_factory=dict[str, float])
     """Weight of the pairs whose turn bears a tag, such as {"unfinished": 0.5} for Stop's choices on candidates that are
-    not finished (not stated in the paper; 1 where not given)."""
+    not finished (not stated in the paper; 1 where not given). A weight of 0 leaves them out."""
     weight_by_divergence: bool = False
     """Weigh a pair of written completions by the probability that a second, independent draw would have differed from
     the trunk's (not stated in the paper). An alternative is drawn to differ, however sure the policy was: at 1 in 50 it
@@ -57,6 +57,8 @@ class OutcomePairs:
         weight = 1.0
         for tag in trunk_node.tags:
             weight *= self.tag_weights.get(tag, 1.0)
+        if not weight:
+            return []
         if self.weight_by_divergence and not trunk_node.request.choices:
             weight *= -math.expm1(math.fsum(trunk_node.completion.sampled_logprobs))
         return [

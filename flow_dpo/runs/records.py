@@ -28,10 +28,8 @@ from flow_dpo.runs import files
 Source = Literal["trained_flow", "untrained_flow", "trained_answer", "self_generated", "ground_truth"]
 """Who wrote a trace: a run's flow, a flow without adapters, a run's Answer role in one pass, the base in one pass, or
 whoever wrote the data set."""
-_NEEDED = (
-    "progressive/accuracy", "progressive/low", "progressive/high", "progressive/window_accuracy",
-    "progressive/window_low", "progressive/window_high",
-)  # fmt: skip
+_PROGRESSIVE = ("accuracy", "low", "high", "window_accuracy", "window_low", "window_high")
+_NEEDED = tuple(f"progressive/{name}" for name in _PROGRESSIVE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +282,7 @@ class Prediction:
     token_ids: TokenIdList | None
     """The attempt's sampled tokens without the end token, where attempts were drawn: what Stop reads."""
     mean_logprob: float | None = None
-    """Of the attempt's tokens under Answer, its end token among them, in nats, where attempts were drawn."""
+    """Of its tokens under Answer, the end token among them, in nats, where attempts were drawn; older files lack it."""
 
     @property
     def problem(self) -> Problem:

@@ -84,6 +84,8 @@ def test_a_tie_cannot_be_built() -> None:
 def test_tags_weigh_and_balance() -> None:
     trees = [two_chunk_tree("correct", "wrong", "wrong", "wrong", "wrong")]
     trees.append(two_chunk_tree("correct", "correct", "wrong", "correct", "correct"))
+    left = OutcomePairs(tag_weights={"unfinished": 0.0})(trees)
+    assert left == [pair for pair in OutcomePairs()(trees) if "unfinished" not in pair.tags] != OutcomePairs()(trees)
     weighted = OutcomePairs(tag_weights={"unfinished": 0.5})(trees)
     assert [(pair.request.role, pair.weight) for pair in weighted] == [
         ("answer", 1.0), ("stop", 0.5), ("answer", 1.0), ("stop", 1.0), ("stop", 0.5),

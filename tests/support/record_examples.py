@@ -47,7 +47,7 @@ TREE: dict[str, Any] = {
 PREDICTION: dict[str, Any] = {
     "schema": "prediction/2", "id": "q1", "draw": 1, "question": "How many?", "gold": "14", "dataset": "",
     "worked_solution": "", "solution": "6 + 8 = 14", "verdict": {"status": "correct", "answer": "14", "reason": ""},
-    "tokens": 5, "ended": True, "yes": 0.5, "token_ids": [5, 6],
+    "tokens": 5, "ended": True, "yes": 0.5, "token_ids": [5, 6], "mean_logprob": -0.25,
 }  # fmt: skip
 SCORED: dict[str, Any] = {
     "schema": "scored/1", "prompt": "Q", "completion": "19", "problem_id": "apples/1", "role": "answer", "node": 0,
