@@ -88,9 +88,9 @@ def run_settings(run: Path) -> dict[str, Any]:
 
 def calibration(run: Path) -> dict[str, float]:
     """The settings of the flow that a run has calibrated, as its last batch was sampled with them, by name; none of
-    settings that lie beside an adapter alone."""
+    settings that lie beside an adapter, whose metrics are those of a fine-tuning, if there are any."""
     path = run / "metrics.jsonl"
-    rows = read_metrics(path) if path.exists() else []
+    rows = read_metrics(path) if path.exists() and not (run / _ADAPTER_CONFIG).exists() else []
     last = rows[-1] if rows else {}
     return {name.removeprefix("flow/"): value for name, value in last.items() if name.startswith("flow/")}
 

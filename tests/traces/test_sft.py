@@ -195,7 +195,12 @@ def test_defaults_are_the_papers() -> None:
 
 def test_settings_of_the_traces_come_along(tmp_path: Path) -> None:
     flow = AnswerStop(chunk_tokens=7, prompts=AnswerStopPrompts(answer_system="Be brief."))
-    settings = {"flow": flow, "model": ModelSettings(model_name_or_path="somebody/else"), "explore": {"top_p": 0.5}}
+    settings = {
+        "recipe": "flow-dpo-paper",
+        "flow": flow,
+        "model": ModelSettings(model_name_or_path="somebody/else"),
+        "explore": {"top_p": 0.5},
+    }
     TraceFolder(tmp_path / "t", {"settings": run_folder.plain(settings)}).append([trace((5,))], {})
     parsed, travelling = parse_sft(["--traces", str(tmp_path / "t")])
     assert parsed["flow"] == flow
