@@ -142,9 +142,10 @@ class Attempts(Flow[AttemptsState]):
         return [asdict(one) for one in attempt_evidence(tree)]
 
     def calibrated(self, evidence: Sequence[Mapping[str, Any]]) -> Attempts:
-        found = (
-            calibrate([Evidence(**row) for row in evidence]) if self.calibrate and self.threshold is not None else None
-        )
+        if not self.calibrate or self.threshold is None:
+            return self
+        known = [Evidence(**row) for row in evidence]
+        found = calibrate(known, least_gain=self.least_gain, recall=self.answers == "best")
         return self if found is None else replace(self, judgement=found[0], threshold=found[1])
 
     def calibration(self) -> dict[str, float]:
