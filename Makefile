@@ -82,6 +82,12 @@ study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its t
 		--run runs/study-recipes/seed0/vineppo_same_tokens
 	$(BIN)/flow-dpo report studies/recipes/comparison.json --output_dir studies/recipes
 
+study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens, and the paper's flow (half an hour)
+	$(BIN)/flow-dpo compare --config studies/team/settings.yaml $(ARGS)
+	cp runs/study-team/comparison.json studies/team/
+	$(BIN)/python -m tools.study_tables studies/team
+	$(BIN)/flow-dpo report studies/team/comparison.json --output_dir studies/team
+
 check: $(DEV)  ## lint, format, types, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
