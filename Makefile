@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup setup-vllm test test-vllm soak bench bench-vllm study study-recipes check fix seed wheel clean
+.PHONY: quickstart setup setup-vllm test test-vllm soak bench bench-vllm study study-recipes study-team check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)

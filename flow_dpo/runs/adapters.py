@@ -66,18 +66,25 @@ def source_settings(given: Given) -> tuple[dict[str, Any], str]:
 
 
 def run_settings(run: Path) -> dict[str, Any]:
-    """Settings taken over from a run's config.yaml: all but those of its problems and its learning."""
-    if not (run / "config.yaml").exists():
-        raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
-    run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
-    found = read_settings(run / "config.yaml")
-    kept = {name: found[name] for name in _METHOD_SETTINGS if name in found}
+    """Settings taken over from a run's config.yaml, all but those of its problems and its learning, and what it has
+    calibrated."""
+    kept = _kept_settings(run)
     for name, value in calibration(run).items():
         *path, last = name.split(".")
         into = kept["flow"]
         for part in path:
             into = into.setdefault(part, {})
         into[last] = value
+    return kept
+
+
+def _kept_settings(run: Path) -> dict[str, Any]:
+    """Those of its config.yaml, which a fine-tuned adapter has too."""
+    if not (run / "config.yaml").exists():
+        raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
+    run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
+    found = read_settings(run / "config.yaml")
+    kept = {name: found[name] for name in _METHOD_SETTINGS if name in found}
     data = found.get("data", {})
     check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))
     return kept | {"data": {name: data[name] for name in _DATA_SETTINGS if data.get(name) is not None}}
@@ -96,7 +103,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         raise DataError(f"expected an adapter in PEFT's layout in {folder}, found no {_ADAPTER_CONFIG}")
     shape = read_object(folder / _ADAPTER_CONFIG)
     check(shape, _SHAPE_KINDS, str(folder / _ADAPTER_CONFIG))
-    beside = run_settings(folder) if (folder / "config.yaml").exists() else {}
+    beside = _kept_settings(folder) if (folder / "config.yaml").exists() else {}
     targets, parameters = shape.get("target_modules"), shape.get("target_parameters") or ()
     lora = {
         "lora_r": shape.get("r"),

@@ -213,12 +213,13 @@ Curve = Sequence[tuple[float, float, float]]
 def learning_curve(run: Path) -> list[tuple[float, float, float]]:
     """The windowed accuracy of a run, from the first batch whose window is whole: as full as any of the run's."""
     rows = read_metrics(run / "metrics.jsonl")
-    whole = max((row["progressive/window_problems"] for row in rows), default=0)
+    sizes = [row.get("progressive/window_problems") or 0 for row in rows]
+    whole = max(sizes, default=0)
     found: list[tuple[float, float, float]] = []
     tokens = 0.0
-    for row in rows:
+    for row, size in zip(rows, sizes, strict=True):
         tokens += row["rollout/sampled_tokens"]
-        if row["progressive/window_problems"] >= whole:
+        if size >= whole:
             found.append((row["problems_seen"], tokens, row["progressive/window_accuracy"]))
     return found
 
