@@ -25,6 +25,7 @@ from flow_dpo.cli.evaluate import evaluate
 from flow_dpo.cli.generate import generate
 from flow_dpo.cli.sft import fine_tune
 from flow_dpo.cli.train import train
+from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.errors import ConfigError, DataError, expect
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.evaluate.compare import provenance
@@ -316,6 +317,7 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
         single_pass=_single_pass(parsed),
         test_samples=settings.tests.test_samples,
         test_draws=settings.tests.test_draws,
+        outcome_pairs=isinstance(parsed["credit"], OutcomePairs),
         draws=parsed["explore"] if isinstance(parsed["explore"], TurnSampling) else TurnSampling(),
     )
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from flow_dpo.cli import compare
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.evaluate import statistics, votes
-from flow_dpo.evaluate.compare import choose, team, team_arms
+from flow_dpo.evaluate.compare import choose, jobs, team, team_arms
 from flow_dpo.evaluate.compare.arms import Sizes
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner, Work
 from flow_dpo.report.comparison_section import summary_tables
@@ -263,6 +264,7 @@ compare:
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     found = Commands()
     monkeypatch.setattr(compare, "COMMANDS", found.run())
+    monkeypatch.setattr(jobs, "gc", SimpleNamespace(collect=int))  # no model is loaded that would have to go
     monkeypatch.setattr(statistics, "RESAMPLES", 99)  # intervals over questions are tested elsewhere
     return found
 

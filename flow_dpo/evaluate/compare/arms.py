@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import Explore, TurnSampling
 from flow_dpo.evaluate.compare.jobs import JobRunner, Work
 from flow_dpo.recipes import presets
@@ -69,6 +69,8 @@ class Sizes:
     """Draws of each problem where a test is sampled."""
     test_draws: int = 6
     """Attempts at each problem where they are voted on."""
+    outcome_pairs: bool = True
+    """The flow learns from pairs by outcome (`core.credit.OutcomePairs`), some of which arms leave out or weigh."""
 
 
 Make = Callable[[JobRunner, Sizes], Outcome]
@@ -273,7 +275,7 @@ def _one_role(role: str, *, compiled: bool) -> Make:
         flags = ["--credit.roles", f"[{role}]", "--budget_updates", str(had), *longer]
         return (_variant if compiled else _variant_itself)(f"{role}_only", *flags)(do, sizes)
 
-    return make
+    return _of_pairs(make)
 
 
 def _chunks(factor: float, *, compiled: bool) -> Make:
@@ -288,6 +290,19 @@ def _chunks(factor: float, *, compiled: bool) -> Make:
         return (_variant if compiled else _variant_itself)(name, *flags)(do, sizes)
 
     return make
+
+
+def _of_pairs(make: Make) -> Make:
+    """An arm that changes which pairs by outcome are learned from."""
+
+    def made(do: JobRunner, sizes: Sizes) -> Outcome:
+        if not sizes.outcome_pairs:
+            raise DataError(
+                "expected a recipe of pairs by outcome, whose roles may learn alone; --recipe flow-dpo-paper"
+            )
+        return make(do, sizes)
+
+    return made
 
 
 _TWO = ("--num_alternatives", "2")
@@ -328,8 +343,8 @@ _ROWS: tuple[tuple[str, Kind, str, Make], ...] = (
     ("chunks_double", "compiled", "as trained_flow, chunks of twice the size", _chunks(2, compiled=True)),
     ("chunks_double_itself", "flow", "that flow, not compiled", _chunks(2, compiled=False)),
     ("balanced_stop", "compiled", "as trained_flow, Stop's finished and unfinished pairs weigh alike",
-     _variant("balanced_stop", *_BALANCED)),
-    ("balanced_stop_itself", "flow", "that flow, not compiled", _variant_itself("balanced_stop", *_BALANCED)),
+     _of_pairs(_variant("balanced_stop", *_BALANCED))),
+    ("balanced_stop_itself", "flow", "that flow, not compiled", _of_pairs(_variant_itself("balanced_stop", *_BALANCED))),
 )  # fmt: skip
 _CHANGED: Mapping[Kind, str] = {"compiled": "trained_flow", "flow": "flow_itself", "single": "answer_adapter"}
 """What an arm is a change of, and so compared with besides the baseline."""
