@@ -344,7 +344,8 @@ _ROWS: tuple[tuple[str, Kind, str, Make], ...] = (
     ("chunks_double_itself", "flow", "that flow, not compiled", _chunks(2, compiled=False)),
     ("balanced_stop", "compiled", "as trained_flow, Stop's finished and unfinished pairs weigh alike",
      _of_pairs(_variant("balanced_stop", *_BALANCED))),
-    ("balanced_stop_itself", "flow", "that flow, not compiled", _of_pairs(_variant_itself("balanced_stop", *_BALANCED))),
+    ("balanced_stop_itself", "flow", "that flow, not compiled",
+     _of_pairs(_variant_itself("balanced_stop", *_BALANCED))),
 )  # fmt: skip
 _CHANGED: Mapping[Kind, str] = {"compiled": "trained_flow", "flow": "flow_itself", "single": "answer_adapter"}
 """What an arm is a change of, and so compared with besides the baseline."""
