@@ -102,7 +102,7 @@ def _parts(settings: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
     from flow_dpo.recipes.single import Single
 
     loaded = load_model(ModelSettings(model_name_or_path=settings.case, num_threads=settings.num_threads))
-    trained = preset("flow-dpo", "seed" if settings.case == SEED else "chat").recipe.flow
+    trained = preset("flow-dpo-paper", "seed" if settings.case == SEED else "chat").recipe.flow
     assert isinstance(trained, AnswerStop)
     flow = Single(max_tokens=settings.max_tokens, prompts=trained.prompts)
     count = num_updates(settings) * settings.prompts_per_update

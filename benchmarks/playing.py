@@ -91,7 +91,7 @@ def parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
 
     loaded = load_model(ModelSettings(model_name_or_path=settings.case, num_threads=settings.num_threads))
     torch.manual_seed(0)
-    preset = fitted("flow-dpo", "seed" if settings.case == SEED else "small")
+    preset = fitted("flow-dpo-paper", "seed" if settings.case == SEED else "small")
     rounds = settings.rounds or (8 if settings.case == SEED else 1)
     dataset: str = getattr(settings, "dataset_name", "seed")
     problems = list(load_problems(dataset, max_problems=4 + rounds * settings.num_problems).problems)

@@ -370,7 +370,8 @@ def _trained(settings: argparse.Namespace, flags: Sequence[str], folder: Path) -
 
     seed = settings.model_name_or_path == "seed"
     words = ["--model_name_or_path", settings.model_name_or_path, "--dataset_name", "seed"]
-    words += ["--max_problems", str(settings.num_trained), "--preset", "seed" if seed else "small"]
+    words += ["--max_problems", str(settings.num_trained), "--recipe", "flow-dpo-paper"]
+    words += ["--preset", "seed" if seed else "small"]
     words += ["--num_threads", str(settings.num_threads), "--examples_per_update", "32", "--problems_per_batch", "8"]
     with contextlib.redirect_stdout(sys.stderr):
         commands.train([*words, *flags, "--output_dir", str(folder)])

@@ -34,7 +34,7 @@ from flow_dpo import Completion, Flow, PlainEngine, Policy, Problem, Renderer, R
 from flow_dpo.core.divergence import draw_divergence, splice
 from flow_dpo.core.seeds import derive
 
-# ---- 0. The numbers: the preset "seed" of the recipe "flow-dpo" ----------------------------------------------------
+# ---- 0. The numbers: the preset "seed" of the recipe "flow-dpo-paper" ----------------------------------------------
 
 SEED = 0
 PROBLEMS_PER_BATCH = 32  # sampled under one version of the adapters
@@ -200,7 +200,7 @@ class Learner:
 def run(max_problems: int, problems_per_batch: int = PROBLEMS_PER_BATCH) -> Iterator[tuple[list[Pair], list[dict]]]:
     """Sample, validate, learn, batch by batch; yields each batch's pairs and the losses of its updates."""
     loaded = flow_dpo.load_model("seed")
-    flow = flow_dpo.load_recipe("flow-dpo", "seed").flow
+    flow = flow_dpo.load_recipe("flow-dpo-paper", "seed").flow
     policy = Policy(loaded.model, flow.roles, flow_dpo.LoraSettings(lora_r=8, lora_alpha=8), seed=SEED)
     engine = PlainEngine(
         policy.model, role_model=policy.using, end_ids=loaded.end_ids, context_tokens=loaded.context_tokens

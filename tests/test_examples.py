@@ -61,9 +61,9 @@ def test_the_loop_in_one_file_is_the_products_loop(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loop, "PAIRS_PER_UPDATE", per_update)
     mine = list(loop.run(max_problems=8, problems_per_batch=2))
     keeper = Keeper()
-    with flow_dpo.open_runtime("seed") as runtime:
+    with flow_dpo.open_runtime("seed", recipe="flow-dpo-paper") as runtime:
         flow_dpo.learn(
-            flow_dpo.load_recipe("flow-dpo", "seed"),
+            flow_dpo.load_recipe("flow-dpo-paper", "seed"),
             flow_dpo.load_problems("seed", max_problems=8),
             runtime.workers,
             runtime.learner(replace(runtime.learner_settings, examples_per_update=per_update)),

@@ -171,7 +171,7 @@ def compare(argv: Sequence[str]) -> int:
     """`flow-dpo compare`."""
     parsed, console = parse(argv), Console()
     settings: CompareSettings = parsed["compare"]
-    chosen = choose(settings.arms)
+    chosen = choose(settings.arms, parsed["credit"])
     if any(arm.kind == "compiled" for arm in chosen):
         from flow_dpo.traces.sft import check_trl  # loads torch, once the arguments are parsed
 

@@ -34,9 +34,9 @@ class WorkedExample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerStopPrompts:
-    """The prompts of both roles. Defaults follow the meaning of the paper's prompts; their exact English is not
-    stated."""
+class RolePrompts:
+    """The prompts of both roles, in any flow of theirs. Defaults follow the meaning of the paper's prompts; their exact
+    English is not stated."""
 
     answer_system: str = (
         "You are a helpful math assistant. Explain your reasoning step by step, then solve the problem. "
@@ -55,13 +55,19 @@ class AnswerStopPrompts:
     """`{candidate}` stands for the solution so far, spliced in as the very tokens that were sampled."""
     yes: str = "Yes"
     no: str = "No"
-    reopen: str = "\nWait, this is wrong. Let me solve it again in a different way.\n"
-    """Fixed text, never scored nor learned, that follows an ended answer which Stop refused."""
     examples: tuple[WorkedExample, ...] = ()
     """Worked examples, as chat turns before the question. Small models need two to end their solutions at all."""
 
     def __post_init__(self) -> None:
         check_gaps(self, {"answer_user": ("question",), "stop_user": ("question", "candidate")})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerStopPrompts(RolePrompts):
+    """The prompts of the paper's flow."""
+
+    reopen: str = "\nWait, this is wrong. Let me solve it again in a different way.\n"
+    """Fixed text, never scored nor learned, that follows an ended answer which Stop refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +164,7 @@ def _written(state: AnswerStopState, completion: Completion) -> AnswerStopState:
     return replace(state, pieces=pieces, ended=completion.finish_reason == "stop")
 
 
-def answer_messages(prompts: AnswerStopPrompts, problem: Problem) -> tuple[Message, ...]:
+def answer_messages(prompts: RolePrompts, problem: Problem) -> tuple[Message, ...]:
     """The chat before Answer's open turn: system, worked examples, the question."""
     messages = [Message(role="system", content=(prompts.answer_system,))]
     for example in prompts.examples:
@@ -169,7 +175,7 @@ def answer_messages(prompts: AnswerStopPrompts, problem: Problem) -> tuple[Messa
     return tuple(messages)
 
 
-def stop_messages(prompts: AnswerStopPrompts, problem: Problem, candidate: tuple[Piece, ...]) -> tuple[Message, ...]:
+def stop_messages(prompts: RolePrompts, problem: Problem, candidate: tuple[Piece, ...]) -> tuple[Message, ...]:
     """The chat in which Stop is asked whether a candidate is right."""
     # Split before the question goes in: a question may hold the text "{candidate}" itself.
     texts = prompts.stop_user.split("{candidate}")

@@ -21,6 +21,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flow_dpo.core.steps import join, split
 from flow_dpo.core.types import Completion, TokenIds
 
 _LEAST_MASS = 1e-6
@@ -69,14 +70,7 @@ def draw_divergence(excluded: Sequence[Completion], rng: random.Random) -> Diver
 
 def splice(divergence: Divergence, rest: Completion) -> Completion:
     """The kept tokens of the one left and the freshly drawn rest, as one completion."""
-    kept, of = divergence.kept, divergence.of
-    return Completion(
-        token_ids=of.token_ids[:kept] + rest.token_ids,
-        logprobs=of.logprobs[:kept] + rest.logprobs,
-        sampled_logprobs=of.sampled_logprobs[:kept] + rest.sampled_logprobs,
-        finish_reason=rest.finish_reason,
-        policy_version=rest.policy_version,
-    )
+    return join(split(divergence.of, (divergence.kept,))[0], rest)
 
 
 def _q(completion: Completion, position: int) -> float:

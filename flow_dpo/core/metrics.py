@@ -78,16 +78,8 @@ class ProgressiveValidation:
 
     def state(self) -> dict[str, Any]:
         """Everything, as JSON."""
-        return {
-            "window": self.window,
-            "num_seen": self.num_seen,
-            "num_graded": self.num_graded,
-            "num_correct": self.num_correct,
-            "num_ungraded": self.num_ungraded,
-            "recent": list(self.recent),
-            "first": list(self.first),
-            "evidence": list(self.evidence),
-        }
+        lists = {"recent": list(self.recent), "first": list(self.first), "evidence": list(self.evidence)}
+        return vars(self) | lists
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ProgressiveValidation:

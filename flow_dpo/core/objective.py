@@ -14,7 +14,7 @@ Invariant: loss and measures are *sums* over the examples, so that a batch may b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from flow_dpo.core.errors import ObjectiveError
@@ -34,6 +34,8 @@ class Loss:
     """Sum over the examples of weight times loss; carries the gradient."""
     measures: Mapping[str, torch.Tensor]
     """Sums over the examples, for the record."""
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Examples that a measure is of, where it is not of all."""
 
 
 class Objective(Protocol):

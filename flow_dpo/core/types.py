@@ -187,6 +187,8 @@ class Pair:
     """Turns taken before this one."""
     tags: tuple[str, ...] = ()
     """The flow's tags of the state in which the pair was made, "finished" or "unfinished" for Stop."""
+    verdicts: tuple[Verdict, ...] = ()
+    """On the two sides, chosen first, where they are not those on the rollouts in which these were sampled."""
 
     def __post_init__(self) -> None:
         if self.chosen.token_ids == self.rejected.token_ids:

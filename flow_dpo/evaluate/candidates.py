@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flow_dpo.core.answer_stop import STOP, AnswerStopPrompts, stop_messages
+from flow_dpo.core.answer_stop import STOP, RolePrompts, stop_messages
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import Group
 from flow_dpo.core.flow import Flow
@@ -155,7 +155,7 @@ class Judging(Flow[JudgingState]):
 
     candidates: Mapping[str, TokenIds]
     """By their problems' ids."""
-    prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
+    prompts: RolePrompts = field(default_factory=RolePrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (STOP,)
 

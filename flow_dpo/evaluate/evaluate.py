@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from flow_dpo.core.loop import batched, reward, rollout_metrics
 from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Adapter, Problem, Role, Status, TokenIds, Verdict
+from flow_dpo.core.types import Adapter, Problem, Role, Status, TokenIds, Turn, Verdict
 from flow_dpo.evaluate import pass_at_k, step_validity, votes
 from flow_dpo.evaluate.headers import EvaluationSummary
 from flow_dpo.evaluate.statistics import auc
@@ -137,12 +137,30 @@ def evaluate(
     return trees, found | ({"votes": votes.summary(attempts_by_problem(trees, flow))} if settings.draws else {})
 
 
-def decoding(explore: Explore, settings: EvaluationSettings) -> dict[str, Any]:
-    """The decoding, as summary.json records it: the values that had an effect, and no others."""
+def decoding(flow: Flow[Any], explore: Explore, trees: Iterable[Tree], settings: EvaluationSettings) -> dict[str, Any]:
+    """The decoding, as summary.json records it: the values that had an effect, and no others.
+
+    Greedy decoding draws nothing, but where the flow asks for it: later attempts of `Attempts`, if there were any.
+    """
+    names = ["temperature", "top_p", "choice_temperature"]
     if settings.takes_likeliest:
-        return {"greedy": True, "num_samples": 1}
-    sampling = {name: getattr(explore, name) for name in ("temperature", "top_p", "choice_temperature")}
-    return {"greedy": False, "num_samples": settings.num_rollouts, "seed": settings.seed, **sampling}
+        drawn = [turn for tree in trees for turn in _turns(flow, tree) if turn.greedy is False]
+        if not drawn:
+            return {"greedy": True, "num_samples": 1}
+        names = [name for name in names if any(bool(turn.choices) == (name == "choice_temperature") for turn in drawn)]
+    sampling = {name: getattr(explore, name) for name in names}
+    return {
+        "greedy": settings.takes_likeliest, "num_samples": settings.num_rollouts, "seed": settings.seed, **sampling
+    }  # fmt: skip
+
+
+def _turns(flow: Flow[Any], tree: Tree) -> Iterator[Turn]:
+    """The turns of a trunk."""
+    state = flow.start(tree.problem)
+    for node in tree.trunk_nodes():
+        if (turn := flow.turn(state)) is not None:
+            yield turn
+        state = flow.advance(state, node.completion)
 
 
 def summary(trees: Iterable[Tree]) -> dict[str, Any]:

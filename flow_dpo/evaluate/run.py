@@ -146,7 +146,7 @@ def measure_run(
                     "settings": run_folder.plain(settings) | run_folder.plain(speaking),
                     "overlap": found,
                     "adapters": {role: adapter.path for role, adapter in adapters.items()},
-                    **work.played(flow, explore, runtime_settings, settings),
+                    **work.played(flow, explore, runtime_settings),
                     **_facts(runtime, runtime_settings, given, work.fixed),
                 }
                 if write:
@@ -192,15 +192,13 @@ class _Work:
         trees, result = evaluate(
             self.flow, explore, problems, workers, runtime.renderer, runtime.backends.grader, adapters, settings
         )
-        return predictions(trees, draws=bool(settings.draws)), result
+        how = {"decoding": decoding(self.flow, explore, trees, settings)}
+        return predictions(trees, draws=bool(settings.draws)), result | how
 
-    def played(
-        self, flow: Flow[Any], explore: Explore, runtime_settings: RuntimeSettings, settings: EvaluationSettings
-    ) -> dict[str, Any]:
+    def played(self, flow: Flow[Any], explore: Explore, runtime_settings: RuntimeSettings) -> dict[str, Any]:
         """How it was sampled, for the record; of a fixed set, the prompts that Stop got."""
         sampled = {"flow": one_attempt(flow) if self.fixed is not None else self.flow, "explore": explore}
-        how = {} if self.fixed is not None else {"decoding": decoding(explore, settings)}
-        return how | {"played": recordable({**sampled, "grading": runtime_settings.grading})}
+        return {"played": recordable({**sampled, "grading": runtime_settings.grading})}
 
 
 def _work(flow: Flow[Any], settings: EvaluationSettings) -> _Work:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from flow_dpo.core.errors import LearningError
-from flow_dpo.core.objective import Objective, TokenLogprobs
+from flow_dpo.core.objective import Loss, Objective, TokenLogprobs
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role
 from flow_dpo.learner.check import choose_way
@@ -39,7 +39,9 @@ class Gradient:
     norm: float
     """Of all of them together."""
     measures: dict[str, float]
-    """Means over the examples, and the sums named in `SUMS`."""
+    """Means over the examples that each is of, and the sums named in `SUMS`."""
+    counts: dict[str, float]
+    """Examples that each mean is of."""
     drift: Drift
     """The comparisons with what was recorded at sampling."""
 
@@ -94,7 +96,7 @@ class Gradients:
         norm = float(torch.nn.utils.get_total_norm(total))
         if not math.isfinite(norm):
             raise NonFinite(role, f"the gradient of role {role!r} is {norm} at version {version}")
-        return Gradient(total, norm, account.measures(), account.drift)
+        return Gradient(total, norm, account.measures(), account.counts, account.drift)
 
     def _compare_without_dropout(self, role: Role, examples: Sequence[Example], account: Account) -> None:
         """Compute a few completions of the present version again, one at a time: those of the rows have dropout."""
@@ -151,7 +153,7 @@ class Gradients:
             # 3. Backwards: the gradient of this row's share of the mean loss.
             gradient = torch.autograd.grad(mean, policy.parameters(role), materialize_grads=True)
         marks.append(time.perf_counter())
-        account.add(loss.measures, completions, logprobs.num_tokens, marks)
+        account.add(loss, len(row), completions, logprobs.num_tokens, marks)
         self._compare(role, completions, found, reference, account)
         return gradient
 
@@ -191,20 +193,23 @@ class Account:
 
     def __init__(self, num_examples: int, version: int) -> None:
         self.num_examples, self.version = num_examples, version
-        self._means: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+        self._totals: dict[str, float] = {}
         self._sums = dict.fromkeys(sorted(SUMS), 0.0) | {"pairs": float(num_examples)}
         self.drift = Drift()
 
     def add(
         self,
-        measures: Mapping[str, torch.Tensor],
+        loss: Loss,
+        num_examples: int,
         completions: Sequence[PromptedCompletion],
         num_tokens: int,
         marks: Sequence[float],
     ) -> None:
         """Add one row. `marks` are the times before and after the reference, after forward and backward."""
-        for name, value in measures.items():
-            self._means[name] = self._means.get(name, 0.0) + float(value) / self.num_examples
+        for name, value in loss.measures.items():
+            self._totals[name] = self._totals.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + loss.counts.get(name, num_examples)
         self._sums["rows"] += 1
         self._sums["tokens"] += num_tokens
         self._sums["unshared_tokens"] += sum(len(inputs(s)) for s in completions)
@@ -213,7 +218,8 @@ class Account:
 
     def measures(self) -> dict[str, float]:
         """By name; drift only where something was compared."""
-        return self._means | self._sums | self.drift.measures()
+        means = {name: total / self.counts[name] for name, total in self._totals.items()}
+        return means | self._sums | self.drift.measures()
 
 
 def _by_example(pieces: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprobs]:

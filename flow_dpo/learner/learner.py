@@ -81,15 +81,16 @@ class Learner:
         """Add examples to their pools, make updates while a pool has a batch, and return metrics.
 
         "learn/updates" counts updates, "learn/skipped" batches dropped by `skip_nonfinite`, "learn/waiting" what fills
-        no update, "learn/<role>/window" examples kept. Other "learn/<role>/..." are means over the role's pairs; sums
-        for "pairs", "tokens" and the like. Raises `LearningError`: for a loss, gradient or drift before anything was
-        changed but the pools; for an adapter that moved or stood still against expectation when it has.
+        no update, "learn/<role>/window" examples kept. Other "learn/<role>/..." are means over those of the role's
+        examples that they are of; sums for "pairs" (examples of any kind), "tokens" and the like. Raises
+        `LearningError`: for a loss, gradient or drift before anything was changed but the pools; for an adapter that
+        moved or stood still against expectation when it has.
         """
         started = time.perf_counter()
         self._check_examples(objective, examples)
         for name, pool in self.pools.items():
             pool.take([example for example in examples if self._pool_of(example.request.role) == name])
-        done: list[dict[Role, Row]] = []
+        done: list[dict[Role, tuple[Row, Row]]] = []
         num_skipped = 0
         while batches := {name: batch for name, pool in self.pools.items() if (batch := pool.batch())}:
             try:
@@ -128,7 +129,7 @@ class Learner:
     def _pool_of(self, role: Role) -> str:
         return role if role in self.pools else SHARED
 
-    def _learn(self, objective: Objective, batches: Mapping[str, Sequence[Example]]) -> dict[Role, Row]:
+    def _learn(self, objective: Objective, batches: Mapping[str, Sequence[Example]]) -> dict[Role, tuple[Row, Row]]:
         """One update with a batch of each of these pools: first all roles' gradients, then all optimizer steps."""
         counts = {role: self.pools[self._pool_of(role)].num_updates for role in self.policy.roles}
         gradients = {
@@ -151,7 +152,7 @@ class Learner:
                 self.policy.move_snapshot(role, reference.lerp)
                 self._gradients.reference_versions[role] = self.version if reference.lerp == 1 else None
         return {
-            role: gradient.measures | {"grad_norm": gradient.norm, "learning_rate": rates[role]}
+            role: (gradient.measures | {"grad_norm": gradient.norm, "learning_rate": rates[role]}, gradient.counts)
             for role, gradient in gradients.items()
         }
 
@@ -207,22 +208,23 @@ class Learner:
         )
 
 
-def _summarise(updates: Sequence[Mapping[Role, Row]]) -> dict[Role, Row]:
-    """Measures of one call's updates by role: sums, the last learning rate, maxima, and means over examples."""
+def _summarise(updates: Sequence[Mapping[Role, tuple[Row, Row]]]) -> dict[Role, Row]:
+    """Measures of one call's updates by role: sums, the last learning rate, maxima, and means over what each is of."""
     out: dict[Role, Row] = {}
     for role in dict.fromkeys(role for update in updates for role in update):
         parts = [update[role] for update in updates if role in update]
-        names = dict.fromkeys(name for part in parts for name in part)
-        out[role] = {name: _combine(name, [p for p in parts if name in p]) for name in names}
+        names = dict.fromkeys(name for row, _ in parts for name in row)
+        out[role] = {name: _combine(name, [part for part in parts if name in part[0]]) for name in names}
     return out
 
 
-def _combine(name: str, parts: Sequence[Row]) -> float:
-    values = [p[name] for p in parts]
+def _combine(name: str, parts: Sequence[tuple[Row, Row]]) -> float:
+    values = [row[name] for row, _ in parts]
     if name in SUMS:
         return sum(values)
     if name == "learning_rate":
         return values[-1]
     if name.startswith("max_"):
         return max(values)
-    return sum(v * p["pairs"] for v, p in zip(values, parts, strict=True)) / sum(p["pairs"] for p in parts)
+    weights = [counts.get(name, row["pairs"]) for row, counts in parts]
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)

@@ -96,6 +96,12 @@ def default_preset(model_name_or_path: str) -> str:
     return "seed" if model_name_or_path == "seed" else "chat"
 
 
+def default_recipe(*, own_flow: bool) -> str:
+    """The recipe taken where none is named: Flow-DPO, whose exploration and credit are for its flow of attempts; with a
+    flow of the user's own the paper's, which takes any."""
+    return "flow-dpo-paper" if own_flow else "flow-dpo"
+
+
 def _presets_of(recipe: str) -> Mapping[str, Preset]:
     if recipe in RECIPES:
         return RECIPES[recipe]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flow_dpo.core.answer_stop import AnswerStopPrompts, WorkedExample
+from flow_dpo.core.answer_stop import AnswerStopPrompts, RolePrompts, WorkedExample
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.data.seed import MAX_CHUNKS, NUM_CHUNK_TOKENS, REOPEN_WORDS, STOP_PREFIX, STOP_SUFFIX
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings, ReferenceSettings
@@ -83,7 +83,7 @@ SMALL_TOKENS = SMALL_CHUNK_TOKENS * SMALL_MAX_CHUNKS
 """Longest solution."""
 SMALL_TEMPERATURE = 0.8
 """Of recipes whose paper states none: a small model's plain distribution ends few solutions well."""
-SMALL_SINGLE = Single(max_tokens=SMALL_TOKENS, prompts=SMALL_PROMPTS)
+SMALL_SINGLE = Single(max_tokens=SMALL_TOKENS, prompts=RolePrompts(examples=WORKED_EXAMPLES))
 
 # ---- seed: the embedded seed model -----------------------------------------------------------------------------------
 
@@ -115,7 +115,12 @@ SEED_PLAN_TOKENS = 2 * NUM_CHUNK_TOKENS
 SEED_TEMPERATURE = 1.0
 """In every recipe, whatever its paper's: at another the seed's planted errors would have other rates."""
 SEED_TOP_P = 0.97
-SEED_SINGLE = Single(max_tokens=SEED_TOKENS, prompts=SEED_PROMPTS)
+SEED_SINGLE = Single(
+    max_tokens=SEED_TOKENS,
+    prompts=RolePrompts(
+        answer_system=SEED_PROMPTS.answer_system, stop_system=SEED_PROMPTS.stop_system, stop_user=SEED_PROMPTS.stop_user
+    ),
+)
 
 SCALES = {"chat": CHAT, "small": SMALL, "seed": SEED}
 """By the name of the preset that they make."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from flow_dpo.core.answer_stop import ANSWER, AnswerStopPrompts, answer_messages
+from flow_dpo.core.answer_stop import ANSWER, RolePrompts, answer_messages
 from flow_dpo.core.errors import expect
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Completion, Problem, Role, Solution, Turn
@@ -30,7 +30,7 @@ class Single(Flow[SingleState]):
 
     max_tokens: int = 960
     """Longest answer, in tokens; the default is what the paper's flow may write in all."""
-    prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
+    prompts: RolePrompts = field(default_factory=RolePrompts)
 
     roles: ClassVar[tuple[Role, ...]] = (ANSWER,)
 

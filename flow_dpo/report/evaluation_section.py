@@ -176,10 +176,10 @@ def describe_decoding(summary: Mapping[str, Any]) -> str:
     decoding = summary.get("decoding") or {}
     if not decoding:
         return "decoding not recorded"
-    if decoding.get("greedy"):
-        return "greedy"
     named = {"temperature": "temperature", "top_p": "top-p"}
     values = ", ".join(f"{words} {decoding[name]}" for name, words in named.items() if name in decoding)
+    if decoding.get("greedy"):
+        return f"greedy, but later attempts sampled ({values})" if values else "greedy"
     return f"sampled ({values})" if values else "sampled"
 
 

@@ -87,8 +87,10 @@ class RunCounts:
     """Trunk nodes of choosing roles at which Yes was never chosen, so that the candidate's verdict is not known."""
     num_examples: Counter[str] = field(default_factory=Counter[str])
     """Pairs, or scored completions, by role."""
+    pairs: bool = False
+    """The run learns from pairs."""
     singles: bool = False
-    """The run learns from single completions, not from pairs."""
+    """The run learns from single completions, alone or beside pairs."""
     drawn: tuple[TreeRow, list[ExampleSeen]] | None = None
     """One tree, as trees.jsonl has it, and the examples that it gave."""
 
@@ -124,6 +126,7 @@ def _read_examples(run: Path, counts: RunCounts) -> dict[str, list[ExampleSeen]]
     for name, kind in (("pairs.jsonl", PairRow), ("scored.jsonl", ScoredRow)):
         for _, row in iter_rows(run / name, kind) if (run / name).exists() else ():
             counts.singles |= isinstance(row, ScoredRow)
+            counts.pairs |= isinstance(row, PairRow)
             one = ExampleSeen(
                 role=row.role,
                 depth=row.depth,

@@ -68,7 +68,7 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
     )
     return Section(
         title=f"What {formatting.short(role, 20)} can tell apart",
-        blocks=(figure, _areas(run, role), _pairs(run, role), Paragraph(text=note)),
+        blocks=(figure, _areas(run, role), *_pairs(run, role), Paragraph(text=note)),
     )
 
 
@@ -94,16 +94,18 @@ def _areas(run: RunSource, role: str) -> Table:
     )
 
 
-def _pairs(run: RunSource, role: str) -> Table:
+def _pairs(run: RunSource, role: str) -> list[Table]:
+    """None where the role learns from no pairs, but from verdicts alone."""
+    if not any(one.role == role for one in run.counts.choice_pairs):
+        return []
     rows: list[tuple[str, ...]] = []
     for part in quarters(run.num_seen):
         rates = [prefers_yes(run.counts, part, role, finished=finished) for finished in (True, False)]
         cells = [cell for rate in rates for cell in (formatting.count(rate.of), formatting.share(rate.value))]
         rows.append((part.name, *cells))
     columns = ("problems", "pairs at finished", "prefer Yes", "pairs at unfinished", "prefer Yes")
-    return Table(
-        caption="What its pairs teach, at finished and at unfinished candidates", columns=columns, rows=tuple(rows)
-    )
+    caption = "What its pairs teach, at finished and at unfinished candidates"
+    return [Table(caption=caption, columns=columns, rows=tuple(rows))]
 
 
 def _change(what: str, areas: list[Area]) -> str:

@@ -127,9 +127,7 @@ def _level(evaluation: EvaluationSource) -> Level:
 
 def _yields(run: RunSource, tag: str) -> Section:
     counts, roles = run.counts, learning.roles(run.counts)
-    unit, what = (
-        ("scored turns", "turns of all rollouts") if counts.singles else ("trunk turns with a pair", "trunk turns")
-    )
+    unit, what, why = _YIELDS[counts.singles, counts.pairs and counts.singles]
     over = learning.parts(run.num_seen)
     lines = [
         to_series(role, [part.middle for part in over], [learning.example_rate(counts, part, role) for part in over])
@@ -143,7 +141,7 @@ def _yields(run: RunSource, tag: str) -> Section:
     alt = f"{unit} in per cent, by role, over problems seen. {finding}"
     figure = Figure(
         title=finding, svg=draw(f"{tag}-yield", [panel], x=_SEEN, alt=alt, height=3.2),
-        caption=f"Bands are 95 % Wilson intervals. {_WHY[counts.singles]}",
+        caption=f"Bands are 95 % Wilson intervals. {why}",
     )  # fmt: skip
     blocks: list[Block] = [figure]
     thirds = learning.parts(run.num_seen, most=3)
@@ -187,10 +185,23 @@ def _yields(run: RunSource, tag: str) -> Section:
     )
 
 
-_WHY = {
-    False: "A turn teaches where its rollout and the alternative's differ in correctness.",
-    True: "A turn teaches where the rollouts of its problem differ in correctness.",
-}
+_YIELDS = {
+    (False, False): (
+        "trunk turns with a pair", "trunk turns",
+        "A turn teaches where its rollout and the alternative's differ in correctness.",
+    ),
+    (True, False): (
+        "scored turns", "turns of all rollouts",
+        "A turn teaches where the rollouts of its problem differ in correctness.",
+    ),
+    (True, True): (
+        "turns with an example", "turns of all rollouts",
+        "A turn teaches by a pair where what it led to and what the alternative led to differ in correctness, or by "
+        "itself, as Stop's do at candidates with a verdict.",
+    ),
+}  # fmt: skip
+"""The unit, what it is a share of, and why a turn teaches: by whether the run learns from single completions, and from
+both these and pairs."""
 
 
 def _likelihoods(run: RunSource, tag: str) -> Section | None:

@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from flow_dpo.core.answer_stop import ANSWER, AnswerStop, AnswerStopPrompts
+from flow_dpo.core.answer_stop import ANSWER, AnswerStop, RolePrompts
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Adapter, Role
@@ -148,7 +148,7 @@ def one_pass(flow: Flow[Any]) -> Single:
     if isinstance(flow, Single):
         return flow
     if isinstance(flow, AnswerStop | Attempts):
-        return Single(max_tokens=flow.chunk_tokens * flow.max_chunks, prompts=_prompts(flow.prompts, AnswerStopPrompts))
+        return Single(max_tokens=flow.chunk_tokens * flow.max_chunks, prompts=_prompts(flow.prompts, RolePrompts))
     raise ConfigError(f"--mode single needs a flow with an Answer role, found {type(flow).__name__}")
 
 
@@ -176,10 +176,10 @@ def one_attempt(flow: Flow[Any]) -> Attempts:
     )
 
 
-P = TypeVar("P", bound=AnswerStopPrompts)
+P = TypeVar("P", bound=RolePrompts)
 
 
-def _prompts(prompts: AnswerStopPrompts, kind: type[P]) -> P:
+def _prompts(prompts: RolePrompts, kind: type[P]) -> P:
     """The prompts as those of another flow, which has the same but for its own."""
     if type(prompts) is kind:
         return prompts

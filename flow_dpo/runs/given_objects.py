@@ -22,7 +22,8 @@ from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Problem
 from flow_dpo.data.problems import GIVEN, ProblemSet, fingerprint
 from flow_dpo.engines.settings import EngineSettings, kind_of
-from flow_dpo.recipes.presets import RECIPES
+from flow_dpo.recipes.flow_dpo.attempts import Attempts
+from flow_dpo.recipes.presets import RECIPES, default_preset, default_recipe
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.resolve import Given, Sections, resolve
@@ -103,7 +104,7 @@ def train_settings(
     values = _given_values(settings)
     base = {} if resumed is None else run_folder.resumed_settings(resumed)
     # 1. Objects come before what the folder says of them; what it holds of an object that is missing cannot be made.
-    name = recipe if given.recipe is None else _name_of(given.recipe)
+    name = recipe if given.recipe is None else _name_of(given.recipe, _preset_of({**base, **values}))
     if isinstance(given.engine, str):
         values |= {"engine_kind": given.engine}
     elif given.engine is not None and not callable(given.engine):
@@ -118,6 +119,8 @@ def train_settings(
                 f"expected what {resumed} was given as an object {given_then or ''}, found no {argument}; hand it over "
                 "again"
             )
+    own = name == OBJECT or (name is None and given.flow is not None and not isinstance(given.flow, Attempts))
+    values = ({"recipe": default_recipe(own_flow=True)} if own else {}) | values
     values |= {} if name in (None, OBJECT) else {"recipe": name}
     every: dict[str, Any] = {}
 
@@ -169,11 +172,17 @@ def _given_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: run_folder.plain(value) for name, value in settings.items() if value is not None}
 
 
-def _name_of(recipe: Recipe) -> str:
+def _preset_of(values: Mapping[str, Any]) -> str:
+    """The preset in force."""
+    model = values.get("model.model_name_or_path") or values.get("model", {}).get("model_name_or_path", "seed")
+    return values.get("preset") or default_preset(model)
+
+
+def _name_of(recipe: Recipe, preset: str) -> str:
     """The named recipe whose parts are of the same kinds, which its name and settings describe; otherwise "given"."""
     kinds = [type(getattr(recipe, part)) for part in _PARTS]
     for name, presets in RECIPES.items():
-        if [type(getattr(presets["paper"].recipe, part)) for part in _PARTS] == kinds:
+        if preset in presets and [type(getattr(presets[preset].recipe, part)) for part in _PARTS] == kinds:
             return name
     return OBJECT
 

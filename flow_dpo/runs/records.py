@@ -161,8 +161,7 @@ class PairRow:
     margin: Annotated[float, _ABOVE_0]
     weight: Annotated[float, _FROM_0]
     chosen_verdict: Verdict | None
-    """Of the rollout in which it was sampled, as is the other side's: where a flow goes on behind an attempt that was
-    refused, that of what it answered in the end."""
+    """Of the rollout in which it was sampled, as is the other side's; of its attempt where credit compared those."""
     rejected_verdict: Verdict | None
     policy_version: int
     prompt_ids: TokenIdList

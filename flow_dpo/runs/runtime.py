@@ -32,7 +32,8 @@ from flow_dpo.learner.policy import Policy
 from flow_dpo.models.context_window import fitting_problems
 from flow_dpo.models.load import LoadedModel, ModelSettings, load_model
 from flow_dpo.models.render import Renderer
-from flow_dpo.recipes.presets import default_preset
+from flow_dpo.recipes.flow_dpo.attempts import Attempts
+from flow_dpo.recipes.presets import default_preset, default_recipe
 from flow_dpo.runs.settings import RuntimeSettings, default_settings
 from flow_dpo.verify.grader import AnswerGrader
 from flow_dpo.verify.verifier import Verifier
@@ -88,7 +89,7 @@ def open_runtime(
     model: str | RuntimeSettings = "seed",
     flow: Flow[Any] | None = None,
     *,
-    recipe: str = "flow-dpo",
+    recipe: str | None = None,
     preset: str | None = None,
     roles: Sequence[Role] | None = None,
     seed: int = 0,
@@ -99,12 +100,14 @@ def open_runtime(
 ) -> Iterator[Runtime]:
     """Load, check and connect everything that samples `flow`; close it at the end.
 
-    `model` is a folder, a hub id or "seed", and then adapters and learner are those of `recipe` and `preset`, and its
-    flow where none is given; or it is all settings. `roles`, the flow's where not given, get an adapter each;
-    `problems` where those of the settings' data are loaded already (none are loaded where a model is named). In
-    `served` lie the adapters of an engine that reads files; in a folder of the system's where none is named.
+    `model` is a folder, a hub id or "seed", and then adapters and learner are those of `recipe` (`default_recipe` where
+    none is named) and `preset`, and its flow where none is given; or it is all settings. `roles`, the flow's where not
+    given, get an adapter each; `problems` where those of the settings' data are loaded already (none are loaded where a
+    model is named). In `served` lie the adapters of an engine that reads files; in a folder of the system's where none
+    is named.
     """
     named = isinstance(model, str)
+    recipe = recipe or default_recipe(own_flow=flow is not None and not isinstance(flow, Attempts))
     defaults = default_settings(recipe, preset or default_preset(model if named else ""))
     settings = model if isinstance(model, RuntimeSettings) else defaults.runtime
     if named:

@@ -157,7 +157,8 @@ def default_settings(recipe: str, preset: str, flow_source: str = "", engine: st
 def named_settings(given: Given) -> TrainSettings:
     """The defaults of a command, by what was given of recipe, preset, model, flow and engine."""
     model = given.text("model.model_name_or_path", ModelSettings().model_name_or_path)
-    recipe = given.choice("recipe", presets.recipe_names(), "flow-dpo", source=True)
+    default = presets.default_recipe(own_flow=bool(given.text("flow_source")))
+    recipe = given.choice("recipe", presets.recipe_names(), default, source=True)
     return default_settings(
         recipe,
         given.choice("preset", presets.preset_names(recipe), presets.default_preset(model)),

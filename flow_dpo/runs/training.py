@@ -156,7 +156,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
                 budget.until_spent(runtime.fitting[seen:]),
                 MeteredWorkers(journal, live, learns=True),
                 MeteredLearner(learner, live.meter),
-                callbacks=[keeper, budget, bar, *_default_callbacks(), *given.callbacks],
+                callbacks=[keeper, budget, bar, *_default_callbacks(settings.recipe), *given.callbacks],
                 seed=settings.run.seed,
                 problems_per_batch=settings.run.problems_per_batch,
                 progress=validation,
@@ -226,9 +226,9 @@ def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None
     print_safe(console, f"Go on with: {again or f'flow-dpo train --output_dir {shlex.quote(str(path))} --resume'}")
 
 
-def _default_callbacks() -> list[Callback]:
+def _default_callbacks(recipe: Recipe) -> list[Callback]:
     """Callbacks of every run, besides the run folder, the budget and the progress bar."""
-    return [StopCollapseWarning(), ChosenLikelihoodWarning()]
+    return [StopCollapseWarning(recipe), ChosenLikelihoodWarning(recipe)]
 
 
 @contextmanager

@@ -79,6 +79,8 @@ def _scored_row(scored: ScoredCompletion, tree: Tree, texts: Mapping[str, str]) 
 
 
 def _pair_row(pair: Pair, tree: Tree, texts: Mapping[str, str]) -> PairRow:
+    sides = (pair.chosen_node, pair.rejected_node)
+    chosen_verdict, rejected_verdict = pair.verdicts or (tree.rollout_of(tree.nodes[side]).verdict for side in sides)
     return PairRow(
         prompt=texts["prompt"],
         chosen=texts["chosen"],
@@ -91,8 +93,8 @@ def _pair_row(pair: Pair, tree: Tree, texts: Mapping[str, str]) -> PairRow:
         tags=pair.tags,
         margin=pair.margin,
         weight=pair.weight,
-        chosen_verdict=tree.rollout_of(tree.nodes[pair.chosen_node]).verdict,
-        rejected_verdict=tree.rollout_of(tree.nodes[pair.rejected_node]).verdict,
+        chosen_verdict=chosen_verdict,
+        rejected_verdict=rejected_verdict,
         policy_version=pair.chosen.policy_version,
         prompt_ids=pair.request.prompt_ids,
         chosen_ids=pair.chosen.token_ids,

@@ -60,7 +60,7 @@ def refused(*words: str) -> str:
     ],
 )  # fmt: skip
 def test_what_is_of_another_type_is_refused_in_words(words: str, message: str) -> None:
-    assert message in refused(*words.split(" ", 1))
+    assert message in refused("--recipe=flow-dpo-paper", *words.split(" ", 1))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_what_is_of_another_type_is_refused_in_words(words: str, message: str) -
         ("--num_threads 5000", "--num_threads: expected num_threads from 0 to 4096, found 5000"),
         ("--max_problems 99999999999999999999", "--max_problems: expected max_problems to be at most 9223372036854775"),
         ("--beta 1e400", "--beta: expected beta to be a finite number, found inf"),
-        ("--flow.prompts.yes ok --sft_weight -1e999", "--sft_weight: expected sft_weight to be a finite number"),
+        ("--recipe=flow-dpo-paper --sft_weight -1e999", "--sft_weight: expected sft_weight to be a finite number"),
         ("--model_name_or_path=", "expected model_name_or_path to be a folder, a hub id or seed, found none"),
         ("--window 0", "--window: expected window of 1 or more, found 0"),
         ("--checkpoint_batches 0", "--checkpoint_batches: expected"),
@@ -243,7 +243,9 @@ def test_a_name_that_is_none_is_refused_in_every_mapping(tmp_path: Path) -> None
         ("credit.tag_weights", {"finishd": 2.0}, r"tags of the flow .*'finishd'; did you mean finished"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            flow_dpo.train("seed", output_dir=tmp_path / "run", quiet=True, settings={setting: names})
+            flow_dpo.train(
+                "seed", recipe="flow-dpo-paper", output_dir=tmp_path / "run", quiet=True, settings={setting: names}
+            )
         assert not (tmp_path / "run").exists()
 
 

@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 
-from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts
+from flow_dpo.core.answer_stop import AnswerStop, AnswerStopPrompts, RolePrompts
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import Siblings
 from flow_dpo.core.protocols import Backends
 from flow_dpo.core.types import Problem, Request, TokenIds, Verdict
 from flow_dpo.engines.scripted import ScriptedEngine, ScriptedReply
 from flow_dpo.evaluate.candidates import FixedSet, Judging, check_fits, judge, read
-from flow_dpo.evaluate.evaluate import EvaluationSettings, evaluate, predictions, write_predictions
+from flow_dpo.evaluate.evaluate import EvaluationSettings, decoding, evaluate, predictions, write_predictions
 from flow_dpo.recipes.cpl.flow import PlanSolve
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.flow_dpo.explore import AttemptSiblings
 from flow_dpo.recipes.single import Single
+from flow_dpo.report.evaluation_section import describe_decoding
 from flow_dpo.runs.adapters import one_attempt, one_pass
 from flow_dpo.runs.records import Prediction
 from flow_dpo.verify.extract import AnswerRule, extract_answer
@@ -116,6 +117,19 @@ def test_draws_are_single_attempts_that_stop_judges() -> None:
     assert kinds == {"unfinished": 0, "wrong": sum(r.ended for r in rows) - sum(right), "right": sum(right)}
 
 
+def test_the_record_says_what_was_drawn_where_decoding_is_greedy() -> None:
+    """A first attempt is the likeliest, a later one is drawn; Stop's word is taken by its threshold, never drawn."""
+    settings, explore = EvaluationSettings(seed=3), AttemptSiblings(temperature=0.5, top_p=0.9)
+    for max_attempts, later in ((1, False), (3, True)):
+        flow = Attempts(chunk_tokens=10, max_chunks=4, max_attempts=max_attempts)
+        trees, _ = evaluate(flow, explore, PROBLEMS, workers_of([]), Letters(), GRADER, {}, settings)
+        drew = {"seed": 3, "temperature": 0.5, "top_p": 0.9} if later else {}
+        assert decoding(flow, explore, trees, settings) == {"greedy": True, "num_samples": 1, **drew}
+    words = "greedy, but later attempts sampled (temperature 0.5, top-p 0.9)"
+    assert describe_decoding({"decoding": decoding(flow, explore, trees, settings)}) == words
+    assert describe_decoding({"decoding": {"greedy": True, "num_samples": 1}}) == "greedy"
+
+
 def test_stop_is_measured_at_every_attempt_of_a_rollout() -> None:
     """Each of its candidates is graded by itself, also those that were refused."""
     flow = Attempts(chunk_tokens=10, max_chunks=2, max_attempts=3, threshold=0.6)
@@ -144,8 +158,9 @@ def test_every_flow_with_an_answer_and_a_stop_has_its_attempt_and_its_pass() -> 
     made = one_attempt(FLOW)
     assert (made.chunk_tokens, made.max_chunks, made.max_attempts, made.threshold) == (10, 2, 1, None)
     assert (made.prompts.answer_system, made.prompts.no) == ("Be brief.", "Wrong")
-    assert one_pass(FLOW) == Single(max_tokens=20, prompts=FLOW.prompts)
-    # Answer's prompts alone: a single pass has no retry, and its settings are read back as those of any other.
+    kept = {name: value for name, value in vars(FLOW.prompts).items() if name != "reopen"}
+    assert one_pass(FLOW) == Single(max_tokens=20, prompts=RolePrompts(**kept))
+    # Answer's prompts alone: a single pass has no retry and reopens nothing, and its settings are read as any other's.
     assert one_pass(replace(attempts, prompts=made.prompts)) == one_pass(FLOW)
     for flow in (Single(), PlanSolve()):
         with pytest.raises(ConfigError, match="a flow of Answer and Stop"):

@@ -17,6 +17,7 @@ from flow_dpo.data.seed import seed_problems
 from flow_dpo.evaluate.compare import arms, choose
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.evaluate.compare.summary import rewards_of, step_quality
+from flow_dpo.recipes.presets import preset
 from flow_dpo.report.comparison_section import summary_tables
 from flow_dpo.runs.files import read_jsonl
 
@@ -111,6 +112,17 @@ def test_unknown_arms_are_refused() -> None:
     chosen = [arm.name for arm in choose.choose(("paper", "flow_itself", "zero_shot"))]
     assert chosen == [*arms.PAPER, "flow_itself"]
     assert arms.BASELINE in arms.ARMS
+
+
+def test_a_variant_needs_the_setting_that_it_changes() -> None:
+    """The credit of attempts has neither `roles` nor `balance`."""
+    paper, attempts = (preset(name, "seed").recipe.credit for name in ("flow-dpo-paper", "flow-dpo"))
+    assert [arm.name for arm in choose.choose((), paper)] == list(arms.ARMS)
+    left = {name for name in arms.ARMS if name.startswith(("answer_only", "stop_only", "balanced_stop"))}
+    assert len(left) == 6
+    assert {arm.name for arm in choose.choose((), attempts)} == set(arms.ARMS) - left
+    with pytest.raises(ConfigError, match="stop_only_itself change, found AttemptCredit without them; add --recipe"):
+        choose.choose(("zero_shot", "stop_only_itself"), attempts)
 
 
 def test_a_pool_needs_to_know_where_the_flows_problems_end(tmp_path: Path) -> None:

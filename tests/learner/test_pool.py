@@ -241,6 +241,21 @@ def test_a_snapshot_moves_by_its_roles_updates_and_its_version_is_known() -> Non
     assert versions == [(0, 0), (0, 2), (0, 2), (0, 2), (5, 2), (5, 6), (5, 6)]
 
 
+def test_a_measure_is_a_mean_over_the_examples_it_is_of() -> None:
+    """Of a role's pairs and words in one update, whatever shares the two kinds have in each."""
+    stops = [stop_pair((5, 6, 20 + i), yes=i % 2 == 0, problem=f"q{i}") for i in range(4)]
+    said = words("ynnyn")
+    mixed = [*stops[:1], *said[:4], *stops[1:], *said[4:]]  # updates of 1 pair and 4 words, of 3 pairs and 1 word
+    values: dict[str, Any] = {"stop": None, "stirred": 3, "learning_rate": 1e-6}
+    found = learner(**values).update(OBJECTIVE, [*mixed, by_role(pairs())["answer"][0]])
+    assert (found["learn/updates"], found["learn/stop/pairs"]) == (2, 9)
+    for alone, names in ((stops, ("loss", "margin", "accuracy")), (said, ("verdict_loss", "verdict_accuracy"))):
+        row = learner(**values, examples_per_update=0).update(OBJECTIVE, alone)
+        for name in names:
+            assert found[f"learn/stop/{name}"] == pytest.approx(row[f"learn/stop/{name}"], rel=1e-2)
+            assert row[f"learn/stop/{name}"] != 0
+
+
 def test_a_rate_that_stays_and_one_that_falls() -> None:
     student = learner(
         stop=RoleSettings(examples_per_update=2, learning_rate=1e-2, constant_rate=True),

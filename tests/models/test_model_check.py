@@ -142,12 +142,15 @@ def test_the_check_leaves_everything_as_it_was(dtype: torch.dtype) -> None:
         assert torch.equal(policy.model(input_ids=ids).logits, logits)
 
 
-def test_zeros_are_stirred_and_come_back() -> None:
-    trained, fresh = torch.ones(3), torch.zeros(4, 2)
-    with stirred([trained, fresh], seed=1):
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 0.1), (torch.bfloat16, 0.02)], ids=str)
+def test_zeros_are_stirred_and_come_back(dtype: torch.dtype, size: float) -> None:
+    """Gently in half precision, where rounding would drown what is looked for."""
+    trained, fresh = torch.ones(3), torch.zeros(40, 20)
+    with stirred([trained, fresh], 1, build("llama", dtype=dtype)):
         assert fresh.abs().min() > 0
+        assert float(fresh.std()) == pytest.approx(size, rel=0.1)
         assert torch.equal(trained, torch.ones(3))
-    assert torch.equal(fresh, torch.zeros(4, 2))
+    assert torch.equal(fresh, torch.zeros(40, 20))
 
 
 def test_the_own_forward_tells_a_fault_from_rounding() -> None:

@@ -118,6 +118,7 @@ def test_examples_say_where_they_come_from() -> None:
                 assert (one.chosen, one.rejected) == (good.completion, bad.completion)
                 assert (one.request, one.depth, one.tags) == (good.request, good.depth, good.tags)
                 assert (one.margin, one.weight, one.request.role) == (1.0, 1.0, "answer")
+                assert [verdict.reward for verdict in one.verdicts] == [1.0, 0.0]
                 continue
             leaf = tree.nodes[one.node]
             assert (one.request, one.depth, one.tags, one.weight) == (leaf.request, leaf.depth, leaf.tags, 0.25)

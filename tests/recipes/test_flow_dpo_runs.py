@@ -39,7 +39,9 @@ from flow_dpo.recipes.flow_dpo.explore import AttemptSiblings
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
 from flow_dpo.recipes.scales import SEED_CHUNK_TOKENS, SEED_MAX_CHUNKS, SEED_PROMPTS, SEED_TOP_P
 
-PROMPTS = AttemptsPrompts(**{one.name: getattr(SEED_PROMPTS, one.name) for one in fields(SEED_PROMPTS)})
+PROMPTS = AttemptsPrompts(
+    **{one.name: getattr(SEED_PROMPTS, one.name) for one in fields(SEED_PROMPTS) if one.name != "reopen"}
+)
 MINE = Recipe(
     flow=Attempts(
         chunk_tokens=SEED_CHUNK_TOKENS, max_chunks=SEED_MAX_CHUNKS, max_attempts=3, threshold=0.5, prompts=PROMPTS
@@ -290,6 +292,8 @@ def test_pairs_and_words_in_the_records_are_those_of_the_trees(whole: Path, tree
     found = read_rows(whole / "pairs.jsonl", PairRow)
     assert {(one.problem_id, one.node, one.rejected_node) for one in found} == pairs
     assert len(found) == len(pairs) > 10
+    verdicts = [(one.chosen_verdict, one.rejected_verdict) for one in found]
+    assert {(good and good.status, bad and bad.status) for good, bad in verdicts} == {("correct", "wrong")}
     scored = read_rows(whole / "scored.jsonl", ScoredRow)
     assert len(scored) == len(words) > 20
     by_name = {tree.problem.id: tree for tree in trees}
@@ -328,6 +332,9 @@ def test_the_report_knows_every_candidate_and_its_own_verdict(whole: Path, trees
     assert "What stop can tell apart" in page
     assert f"Of candidates on the trunk, {len(counts.candidates)} have a verdict of their own" in page
     assert "attempt 2" in page or "attempt 1" in page
+    assert "Share of turns of all rollouts that gave an example" in page
+    assert "scored turns" not in page
+    assert "What its pairs teach" not in page, "Stop has none"
 
 
 def test_the_commands_write_a_report_and_an_export(whole: Path, tmp_path: Path) -> None:

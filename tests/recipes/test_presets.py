@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,19 @@ OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
 def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
     made = presets.preset(name, scale)
     assert made.recipe.flow.roles
-    paper = presets.RECIPES[name]["paper"]
+    # Flow-DPO's paper has another flow than its scales; at every scale it is "flow-dpo-paper".
+    of_paper = presets.RECIPES["flow-dpo-paper" if name == "flow-dpo" else name]["paper"]
+    first = presets.RECIPES[name]["chat" if name == "flow-dpo" else "paper"]
     if scale == "paper":
-        assert made == paper
+        assert made == of_paper
     else:
-        assert made.recipe.objective == paper.recipe.objective
-        assert made.recipe.credit == paper.recipe.credit
-        assert type(made.recipe.flow) is type(paper.recipe.flow)
-        assert type(made.recipe.explore) is type(paper.recipe.explore)
+        assert made.recipe.objective == first.recipe.objective
+        assert made.recipe.credit == first.recipe.credit
+        assert type(made.recipe.flow) is type(first.recipe.flow)
+        assert type(made.recipe.explore) is type(first.recipe.explore)
         scaled = scales.SCALES[scale]
-        assert (made.lora, made.learner, made.problems_per_batch) == (
+        assert set(made.learner.roles) == ({"answer", "stop"} if name == "flow-dpo" else set())
+        assert (made.lora, replace(made.learner, roles={}), made.problems_per_batch) == (
             scaled.lora, scaled.learner, scaled.problems_per_batch,
         )  # fmt: skip
     kinds = accepted_names(made.recipe.objective).replace("Pair or ScoredCompletion", "Example")
@@ -63,6 +66,7 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
 # What each recipe explores at its paper's, chat, small and seed preset: (rollouts, completions, temperature, top-p).
 EXPLORED = {
     "flow-dpo": [(1, 1, 1.0, 1.0), (1, 1, 1.0, 1.0), (1, 1, 0.8, 1.0), (1, 1, 1.0, 0.97)],
+    "flow-dpo-paper": [(1, 1, 1.0, 1.0), (1, 1, 1.0, 1.0), (1, 1, 0.8, 1.0), (1, 1, 1.0, 0.97)],
     "online-dpo": [(2, 0, 0.9, 1.0), (2, 0, 0.9, 1.0), (2, 0, 0.9, 1.0), (2, 0, 1.0, 0.97)],
     "grpo": [(64, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
     "vineppo": [(8, 9, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 1.0, 0.97)],
@@ -76,7 +80,8 @@ EXPLORED = {
 BESIDE = ("num_completions", "num_alternatives", "num_children", "num_hinted", "num_rounds")
 # Longest solution, in tokens, at the same presets.
 LENGTHS = {
-    "flow-dpo": [960, 960, 160, 128], "online-dpo": [960, 960, 160, 128], "grpo": [1024, 1024, 160, 128],
+    "flow-dpo": [960, 960, 160, 128], "flow-dpo-paper": [960, 960, 160, 128],
+    "online-dpo": [960, 960, 160, 128], "grpo": [1024, 1024, 160, 128],
     "vineppo": [1024, 1024, 160, 128], "rpo": [1024, 1024, 160, 128], "cpl": [960, 960, 160, 128],
     "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
 }  # fmt: skip
@@ -91,7 +96,9 @@ def test_what_a_preset_explores_is_what_its_table_says(name: str) -> None:
         found = (getattr(explore, "num_rollouts", 1), beside, explore.temperature, explore.top_p)
         assert found == expected, scale
         flow: Any = recipe.flow
-        assert (flow.chunk_tokens * flow.max_chunks if name == "flow-dpo" else flow.max_tokens) == length, scale
+        assert (flow.chunk_tokens * flow.max_chunks if name.startswith("flow-dpo") else flow.max_tokens) == length, (
+            scale
+        )
 
 
 def test_the_papers_learners() -> None:
@@ -105,7 +112,8 @@ def test_the_papers_learners() -> None:
         for name, made in ((name, presets.preset(name, "paper")) for name in presets.RECIPES)
     }
     assert found == {
-        "flow-dpo": (5e-6, 32, 1, 8), "online-dpo": (5e-6, 32, 32, 8), "grpo": (1e-6, 1024, 16, 8),
+        "flow-dpo": (5e-6, 32, 1, 8), "flow-dpo-paper": (5e-6, 32, 1, 8), "online-dpo": (5e-6, 32, 32, 8),
+        "grpo": (1e-6, 1024, 16, 8),
         "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
         "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
     }  # fmt: skip
@@ -143,9 +151,10 @@ def test_a_flow_of_ones_own_stays_as_it_is() -> None:
 
 def test_a_scale_is_the_same_in_every_recipe() -> None:
     grpo = presets.preset("grpo", "seed").recipe
-    flow = presets.preset("flow-dpo", "seed").recipe.flow
-    assert grpo.flow.max_tokens == flow.chunk_tokens * flow.max_chunks  # type: ignore[attr-defined]
-    assert grpo.flow.prompts == flow.prompts  # type: ignore[attr-defined]
+    for name in ("flow-dpo", "flow-dpo-paper"):
+        flow: Any = presets.preset(name, "seed").recipe.flow
+        assert grpo.flow.max_tokens == flow.chunk_tokens * flow.max_chunks  # type: ignore[attr-defined]
+        assert asdict(grpo.flow.prompts).items() <= asdict(flow.prompts).items()  # type: ignore[attr-defined]
     assert (grpo.explore.num_rollouts, grpo.explore.top_p) == (8, 0.97)  # type: ignore[attr-defined]
     assert presets.preset("online-dpo", "seed").recipe.explore.num_rollouts == 2  # type: ignore[attr-defined]
 
@@ -191,7 +200,7 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_loop_learner_and_engines_know_no_method_by_name() -> None:
-    made = [presets.load_recipe(name, "paper") for name in presets.RECIPES]
+    made = [presets.load_recipe(name, scale) for name in presets.RECIPES for scale in presets.PRESET_NAMES]
     parts = {type(getattr(recipe, part)).__name__ for recipe in made for part in PARTS}
     # "flow-dpo" is also the name of the program, in sentences.
     words = re.compile(rf"\b({'|'.join([*(name for name in presets.RECIPES if name != 'flow-dpo'), *parts])})\b")

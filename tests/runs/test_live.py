@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ObjectiveError
 from flow_dpo.core.metrics import ProgressiveValidation
-from flow_dpo.core.types import Request, Sampling, Verdict
-from flow_dpo.runs.callbacks.progress import learned, summary_table
+from flow_dpo.core.types import Example, Request, Sampling, ScoredCompletion, Verdict
+from flow_dpo.runs.callbacks.progress import ProgressBar, learned, summary_table
 from flow_dpo.runs.live import Live, Meter, MeteredEngine, MeteredLearner, duration
+from tests.support.packed_builders import stop_pair
 from tests.support.tree_builders import completion
 
 
@@ -42,6 +44,25 @@ class SlowEngine(Engine):
 def lines(console: Console) -> list[str]:
     assert isinstance(console.file, io.StringIO)
     return [line for line in console.file.getvalue().splitlines() if line.strip()]
+
+
+def test_pairs_and_verdicts_are_counted_apart() -> None:
+    said = ScoredCompletion(request=Request(role="stop", prompt_ids=(5,), choices=(3, 4)), advantage=1.0,
+                            completion=replace(completion(3), choice=0))  # fmt: skip
+    pair = stop_pair((5, 6), yes=True)
+    row = {"problems_seen": 4, "progressive/window_accuracy": 0.5, "progressive/window_problems": 4}
+    cases: tuple[tuple[list[list[Example]], list[str]], ...] = (
+        ([[], [said]], ["0 examples", "1 examples"]),
+        ([[pair, said], [said, said]], ["1 pairs, 1 verdicts", "1 pairs, 3 verdicts"]),
+        ([[pair], [replace(said, request=replace(said.request, choices=()))]], ["1 pairs", "1 pairs, 1 completions"]),
+    )
+    for batches, told in cases:
+        console = Console(file=io.StringIO(), width=200)
+        with Live(console) as live:
+            bar = ProgressBar(live, 8)
+            for examples in batches:
+                bar.on_batch(row, [], examples)
+        assert all(f"(last 4)  {words}" in line for words, line in zip(told, lines(console), strict=True))
 
 
 def test_a_single_long_step_shows_life_where_there_is_no_terminal() -> None:

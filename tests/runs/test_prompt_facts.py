@@ -48,7 +48,7 @@ def test_the_clock_of_a_run_is_the_one_at_which_it_began(tmp_path: Path) -> None
 
 def test_prompts_that_differ_are_refused_by_name(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert train(run, "--chat_template", UNPINNED) == 0
+    assert train(run, "--recipe", "flow-dpo-paper", "--chat_template", UNPINNED) == 0
     facts = json.loads((run / "run.json").read_text())
     [first, second] = facts["prompts"].values()
     assert set(first) == set(second) == {"answer", "answer (2)", "stop", "stop (2)"}

@@ -134,10 +134,10 @@ def test_names_that_nothing_bears_are_refused_before_anything_is_loaded(
             train(tmp_path / "run", "--resume", "--allow", f"data,{name}")
     # So is what differs, all of it at once: settings, code and data.
     monkeypatch.setattr(run_folder, "_code", lambda: "other")
-    with pytest.raises(ConfigError, match=r"stop,objective\.beta,data\.max_problems,code,data\n  data\.max"):
+    with pytest.raises(ConfigError, match=r"rate,objective\.beta,data\.max_problems,code,data\n  data\.max"):
         train(tmp_path / "run", "--resume", "--max_problems", "28", "--beta", "0.5",
               "--learner.roles.stop.learning_rate", "1e-4",
-              "--allow", "learner.roles.stop,objective.beta")  # fmt: skip
+              "--allow", "learner.roles.stop.learning_rate,objective.beta")  # fmt: skip
 
 
 def test_a_flipped_bit_is_found_and_the_one_before_is_taken(
@@ -196,7 +196,9 @@ def test_adapters_of_an_interrupted_run_are_those_of_its_last_checkpoint(
 
 
 def test_a_run_of_true_or_false_needs_no_value() -> None:
-    settings = commands.parse_train("t", ["--balance", "--greedy_trunk", "--beta", "0.5"], {})
+    settings = commands.parse_train(
+        "t", ["--recipe=flow-dpo-paper", "--balance", "--greedy_trunk", "--beta", "0.5"], {}
+    )
     assert settings.recipe.credit.balance
     assert settings.recipe.explore.greedy_trunk
     assert not commands.parse_train("t", ["--greedy_trunk", "false"], {}).recipe.explore.greedy_trunk

@@ -60,7 +60,7 @@ def test_unknown_names_are_refused_with_the_nearest(words: list[str], near: str)
 
 def test_values_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="on_refused_end"):
-        parse("--on_refused_end", "maybe")
+        parse("--recipe", "flow-dpo-paper", "--on_refused_end", "maybe")
     with pytest.raises(ConfigError, match="chunk_tokens"):
         parse("--chunk_tokens", "many")
 
@@ -93,14 +93,18 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
         parse("--config", str(tmp_path / "missing.yaml"))
 
 
+@pytest.mark.parametrize("recipe", ["flow-dpo", "flow-dpo-paper"])
 @pytest.mark.parametrize("preset", PRESET_NAMES)
-def test_every_preset_round_trips_through_its_file(tmp_path: Path, preset: str) -> None:
-    settings = default_settings("flow-dpo", preset)
+def test_every_preset_round_trips_through_its_file(tmp_path: Path, preset: str, recipe: str) -> None:
+    settings = default_settings(recipe, preset)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(plain(settings.sections())))
     assert parse("--config", str(file), "--preset", preset) == settings
+    if (recipe, preset) == ("flow-dpo", "paper"):
+        return  # of another flow than its other presets
     # And over another preset, so that the file is seen to carry every value.
-    other = "paper" if preset != "paper" else "seed"
+    other = "chat" if recipe == "flow-dpo" else "paper"
+    other = other if preset != other else "seed"
     assert parse("--config", str(file), "--preset", other) == replace(settings, preset=other)
 
 
@@ -221,7 +225,7 @@ def test_a_recipe_of_a_file_is_asked_for_and_never_brought_along() -> None:
 def test_dataclasses_stay_small() -> None:
     settings = [
         *(default_settings("flow-dpo", "paper", engine=kind).sections() for kind in KINDS),
-        default_settings("flow-dpo", "paper").sections(),
+        *(default_settings("flow-dpo", preset).sections() for preset in ("paper", "seed")),
         compare.sections(default_settings("flow-dpo", "paper")),
     ]
 
@@ -256,7 +260,7 @@ def test_null_is_a_value_only_where_there_may_be_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a number for --learning_rate, found 'null'"):
         parse("--learning_rate", "null")
     for inner, name in [
-        ("credit: {tag_weights: {finished: null}}", "credit.tag_weights"),
+        ("recipe: flow-dpo-paper\ncredit: {tag_weights: {finished: null}}", "credit.tag_weights"),
         ("learner: {roles: {stop: null}}", "learner.roles.stop"),
         ("learner: {roles: {stop: {window: null}}}", "learner.roles.stop.window"),
     ]:

@@ -78,7 +78,7 @@ class Keeper:
 FLOW = AnswerStop(
     chunk_tokens=5, max_chunks=3, prompts=AnswerStopPrompts(answer_system="Be brief.", stop_system="Judge.")
 )
-RECIPE = replace(preset("flow-dpo", "chat").recipe, flow=FLOW)
+RECIPE = replace(preset("flow-dpo-paper", "chat").recipe, flow=FLOW)
 
 
 def tiny_workshop(folder: Path, data: Path, *, seed: int = 0) -> Any:
@@ -163,7 +163,7 @@ def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> N
         "skipped/stop",
         "ungraded_rate",
         "learn/answer/loss",
-        "learn/stop/loss",
+        "learn/stop/window",
         "learn/answer/margin",
         "learn/answer/chosen_logprobs",
         "rollout/tokens",
@@ -173,6 +173,7 @@ def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> N
     ]
     assert len(rows) == 2
     assert [key for key in wanted if any(key not in row for row in rows)] == []
+    assert "learn/stop/verdict_loss" in rows[-1], "a window has an update once there are as many words as it takes"
     trees, pairs = read_jsonl(folder / "trees.jsonl"), read_jsonl(folder / "pairs.jsonl")
     assert len(trees) == 24
     assert len(pairs) == sum(row["pairs/answer"] + row["pairs/stop"] for row in rows)
@@ -199,8 +200,13 @@ def test_pairs_and_trees_tell_the_same_story(seed_runs: tuple[Path, Path]) -> No
         assert pair["chosen_ids"] == chosen["token_ids"]
         assert pair["rejected_ids"] == rejected["token_ids"]
         assert chosen["parent"] == rejected["parent"]
-        assert tree["rollouts"][chosen["rollout"]]["verdict"]["status"] == "correct"
-        assert tree["rollouts"][rejected["rollout"]]["verdict"]["status"] == "wrong"
+        for side, status in ((chosen, "correct"), (rejected, "wrong")):
+            # The verdict on its attempt is that of the rollout which ended with it, accepted.
+            nodes = [node for node in tree["nodes"] if node["rollout"] == side["rollout"]]
+            last = [node for node in nodes if node["tags"][-1] == side["tags"][-1]][-1]
+            accepted = [node for node in tree["nodes"] if (node["parent"], node["choice"]) == (last["parent"], 0)]
+            verdict = tree["rollouts"][accepted[0]["rollout"]]["verdict"] if last["role"] == "stop" else None
+            assert (verdict["status"] if verdict else "wrong") == status
 
 
 def test_adapters_are_peft_folders(seed_runs: tuple[Path, Path]) -> None:

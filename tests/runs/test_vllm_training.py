@@ -152,8 +152,19 @@ def test_a_run_whose_server_stayed_away_is_resumed_to_the_same(
 ) -> None:
     monkeypatch.setattr(runtime, "Verifier", Closing)
     with twin_of(folder) as server:
-        words = ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--lora_r", "2"]
-        words += ["--chunk_tokens", "5", "--max_chunks", "3", "--max_problems", "12", "--problems_per_batch", "4"]
+        words = ["--recipe", "flow-dpo-paper", "--model_name_or_path", str(folder), "--dataset_name", str(data)]
+        words += [
+            "--lora_r",
+            "2",
+            "--chunk_tokens",
+            "5",
+            "--max_chunks",
+            "3",
+            "--max_problems",
+            "12",
+            "--problems_per_batch",
+            "4",
+        ]
         words += [
             "--examples_per_update",
             "8",

@@ -64,7 +64,7 @@ def test_the_prompt_is_the_one_that_evaluation_asks(kind: str, tmp_path: Path) -
     """The ids that an engine is asked in `evaluate --mode single`, worked examples and all."""
     name = "seed" if kind == "seed" else str(chat_model_folder(kind, tmp_path / "model"))
     loaded = load_model(ModelSettings(model_name_or_path=name))
-    flow = preset("flow-dpo", "seed" if kind == "seed" else "small").recipe.flow
+    flow = preset("flow-dpo-paper", "seed" if kind == "seed" else "small").recipe.flow
     assert isinstance(flow, AnswerStop)
     flow = replace(flow, prompts=replace(flow.prompts, examples=WORKED_EXAMPLES))
     asked: list[Request] = []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from flow_dpo.core.credit import Credit
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.evaluate.compare import arms, recipe_arms, team_arms
 from flow_dpo.evaluate.compare.arms import Arm
@@ -26,10 +27,15 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def choose(names: Sequence[str]) -> list[Arm]:
-    """The arms of these names, or of the groups that they stand for; where none is given, all sources of traces.
+_CHANGED = {"answer_only": "roles", "stop_only": "roles", "balanced_stop": "balance"}
+"""The setting of the flow's credit that a variant of it changes."""
 
-    Raises `ConfigError` for a name that is none.
+
+def choose(names: Sequence[str], credit: Credit | None = None) -> list[Arm]:
+    """The arms of these names, or of the groups that they stand for; where none is given, all sources of traces, but
+    for variants whose setting the flow's `credit` has not.
+
+    Raises `ConfigError` for a name that is none, and for one of such a variant.
     """
     wanted = [arm for name in names for arm in GROUPS.get(name, (name,))]
     unknown = [name for name in wanted if name not in EVERY]
@@ -38,4 +44,11 @@ def choose(names: Sequence[str]) -> list[Arm]:
             f"unknown arms {', '.join(unknown)}; there are {', '.join(EVERY)}, and for several at once "
             f"{', '.join(GROUPS)}"
         )
-    return [EVERY[name] for name in dict.fromkeys(wanted or arms.ARMS)]
+    changed = {name: _CHANGED.get(name.removesuffix("_itself"), "") for name in dict.fromkeys(wanted or arms.ARMS)}
+    lacking = [name for name, one in changed.items() if credit is not None and one and not hasattr(credit, one)]
+    if wanted and lacking:
+        raise ConfigError(
+            f"expected a credit with the settings that {', '.join(lacking)} change, found {type(credit).__name__} "
+            f"without them; add --recipe flow-dpo-paper, or leave these arms out"
+        )
+    return [EVERY[name] for name in changed if name not in lacking]

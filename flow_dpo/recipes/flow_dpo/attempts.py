@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from flow_dpo.core.answer_stop import ANSWER, STOP, AnswerStopPrompts, answer_messages, stop_messages
+from flow_dpo.core.answer_stop import ANSWER, STOP, RolePrompts, answer_messages, stop_messages
 from flow_dpo.core.errors import expect
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.tree import Tree
@@ -30,8 +30,8 @@ from flow_dpo.recipes.flow_dpo.judgement import Evidence, Judgement, calibrate
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttemptsPrompts(AnswerStopPrompts):
-    """The prompts of both roles; those of the paper's flow, and one more."""
+class AttemptsPrompts(RolePrompts):
+    """The prompts of both roles."""
 
     retry: str = "That answer is wrong. Solve the problem again, in a different way."
     """What follows a refused attempt in Answer's chat, where it is shown one."""

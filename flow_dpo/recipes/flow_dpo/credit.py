@@ -19,9 +19,11 @@ from flow_dpo.core.answer_stop import STOP
 from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.errors import FlowError, expect
 from flow_dpo.core.tree import Node, Tree
-from flow_dpo.core.types import Example, Pair, ScoredCompletion, TokenIds
+from flow_dpo.core.types import Example, Pair, ScoredCompletion, TokenIds, Verdict
 from flow_dpo.recipes.flow_dpo.judgement import Evidence
 from flow_dpo.recipes.scored import scored_word
+
+_CUT = Verdict(status="wrong", reason="the attempt was cut before its end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,63 +79,67 @@ def verdict_words(tree: Tree, weight: float) -> list[ScoredCompletion]:
 
 def _attempt_pairs(tree: Tree) -> Iterator[Pair]:
     """Each alternative against the trunk's chunk, where the two attempts differ in correctness."""
-    rewards = attempt_rewards(tree)
+    verdicts = attempt_verdicts(tree)
     for node in tree.trunk_nodes():
-        own = rewards[node.tags[-1]]
-        if node.role == STOP or own is None:
+        own = verdicts[node.tags[-1]]
+        if node.role == STOP or own is None or own.reward is None:
             continue
         for other in tree.children(node.parent):
-            reward = None if other.rollout == node.rollout else _own_reward(tree, other)
+            verdict = None if other.rollout == node.rollout else _own_verdict(tree, other)
             # Independent draws may be equal; what was drawn as an alternative never is.
-            if reward is None or reward == own or other.completion.token_ids == node.completion.token_ids:
+            if other.completion.token_ids == node.completion.token_ids or verdict is None:
                 continue
-            chosen, rejected = (node, other) if own else (other, node)
+            if verdict.reward is None or verdict.reward == own.reward:
+                continue
+            chosen, rejected = ((node, own), (other, verdict))[:: 1 if own.reward else -1]
             yield Pair(
                 request=node.request,
-                chosen=chosen.completion,
-                rejected=rejected.completion,
+                chosen=chosen[0].completion,
+                rejected=rejected[0].completion,
                 margin=1.0,
                 problem_id=tree.problem.id,
-                chosen_node=chosen.id,
-                rejected_node=rejected.id,
+                chosen_node=chosen[0].id,
+                rejected_node=rejected[0].id,
                 depth=node.depth,
                 tags=node.tags,
+                verdicts=(chosen[1], rejected[1]),
             )
 
 
-def attempt_rewards(tree: Tree) -> dict[str, float | None]:
-    """The reward of each of the trunk's attempts by its tag, in order; 0 where it was cut, None where ungraded."""
-    rewards: dict[str, float | None] = {}
+def attempt_verdicts(tree: Tree) -> dict[str, Verdict | None]:
+    """The verdict on each of the trunk's attempts by its tag, in order; wrong where it was cut, None where none tells:
+    where the trunk was sampled alone, a refused attempt has no verdict."""
+    verdicts: dict[str, Verdict | None] = {}
     for node in tree.trunk_nodes():
         if not node.tags:
             raise FlowError(
                 f"AttemptCredit expects trees of the flow Attempts, found a turn of {node.role!r} of no attempt; "
                 "credit other flows with OutcomePairsAndVerdicts"
             )
-        rewards.setdefault(node.tags[-1], 0.0)
+        verdicts.setdefault(node.tags[-1], _CUT)
         if node.role == STOP:
-            # None too where nothing tells: the trunk was sampled alone, so that a refused attempt has no verdict.
             accepted = [one for one in tree.children(node.parent) if one.completion.choice == 0]
-            rewards[node.tags[-1]] = _own_reward(tree, accepted[0]) if accepted else None
-    return rewards
+            verdicts[node.tags[-1]] = _own_verdict(tree, accepted[0]) if accepted else None
+    return verdicts
 
 
-def _own_reward(tree: Tree, node: Node) -> float | None:
-    """The reward of the attempt in which a rollout starts at this node: 0 where it was cut, its verdict's where the
-    rollout ended with it, accepted; None where the rollout went on to other attempts, so that its verdict is theirs."""
+def _own_verdict(tree: Tree, node: Node) -> Verdict | None:
+    """The verdict on the attempt in which a rollout starts at this node: wrong where it was cut, the rollout's where
+    this ended with it, accepted; None where the rollout went on to other attempts, so that its verdict is theirs."""
     rollout = tree.rollout_of(node)
     leaf = tree.nodes[rollout.leaf]
     if leaf.tags[-1] != node.tags[-1]:
         return None
     if leaf.role != STOP:
-        return 0.0
-    return None if leaf.completion.choice != 0 or rollout.verdict is None else rollout.verdict.reward
+        return _CUT
+    return rollout.verdict if leaf.completion.choice == 0 else None
 
 
 def attempt_evidence(tree: Tree) -> Iterator[Evidence]:
     """What was known of each judged attempt of the trunk that could be graded, and its verdict."""
-    rewards, before = attempt_rewards(tree), None
-    for tag, reward in rewards.items():
+    before: bool | None = None
+    for tag, verdict in attempt_verdicts(tree).items():
+        reward = None if verdict is None else verdict.reward
         nodes = [node for node in tree.trunk_nodes() if node.tags[-1] == tag]
         logprobs = [value for node in nodes if node.role != STOP for value in node.completion.logprobs]
         if nodes[-1].role == STOP and reward is not None:

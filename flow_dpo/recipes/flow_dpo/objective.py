@@ -6,7 +6,8 @@ is sigmoid(z) - y:
 
     P(Yes) .8 of a wrong candidate      loss 1.61    gradient by z +.8
 
-Invariant: loss and measures are sums over the examples; whichever kind a batch has none of adds nothing.
+Invariant: loss and measures are sums over the examples, each measure over one kind alone; a kind that a batch has none
+of adds nothing.
 """
 
 from __future__ import annotations
@@ -46,13 +47,16 @@ class DpoAndVerdicts:
         paired = [(e, p, r) for e, p, r in rows if isinstance(e, Pair)]
         words = [(e, p) for e, p, _ in rows if isinstance(e, ScoredCompletion)]
         total, measures = torch.zeros((), device=policy[0][0].device), dict[str, torch.Tensor]()
+        counts: dict[str, int] = {}
         if paired:
             loss = Dpo(beta=self.beta)([e for e, _, _ in paired], [p for _, p, _ in paired], [r for _, _, r in paired])
             total, measures = total + loss.total, dict(loss.measures)
+            counts |= dict.fromkeys(measures, len(paired))
         if words:
             entropy = torch.stack([-e.weight * p[0].sum() for e, p in words]).sum()
             right = [float(p[0].sum() > -0.6931471805599453) for _, p in words]
             total = total + entropy
             measures["verdict_loss"] = entropy.detach()
             measures["verdict_accuracy"] = torch.tensor(sum(right))
-        return Loss(total, measures)
+            counts |= {"verdict_loss": len(words), "verdict_accuracy": len(words)}
+        return Loss(total, measures, counts)

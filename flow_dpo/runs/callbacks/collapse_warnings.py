@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Pair
 
@@ -18,6 +19,11 @@ _COLLAPSED = 0.04
 """A share of Yes-preferring Stop pairs nearer than this to 0 or 1 means that Stop learns one word for everything."""
 _RECENT = 200
 """Stop pairs that are looked at."""
+_HELPS = (
+    "credit.balance", "credit.tag_weights", "credit.pairs.balance", "credit.pairs.tag_weights", "credit.pairs.roles",
+    "flow.on_refused_end",
+)  # fmt: skip
+"""Settings that help a choosing role whose pairs are all alike; a recipe has some of them."""
 _FALLEN = -1.0
 """Nats that chosen completions may lose against the reference, on average, while the margin grows."""
 _GROWN = 0.5
@@ -27,7 +33,9 @@ _GROWN = 0.5
 class StopCollapseWarning:
     """A callback that warns once when Stop's pairs nearly all prefer one word: Stop is collapsing."""
 
-    def __init__(self, least_pairs: int = 40) -> None:
+    def __init__(self, recipe: Recipe, least_pairs: int = 40) -> None:
+        """`recipe` says which settings help."""
+        self._helps = [f"--{name}" for name in _HELPS if _has(recipe, name)]
         self._counts: dict[str, list[float]] = {}
         self._least = least_pairs
         self._warned = False
@@ -44,10 +52,20 @@ class StopCollapseWarning:
                 self._warned = True
                 log.warning(
                     "%.0f %% of the last %d %s pairs prefer the first choice, which pulls the role towards one word "
-                    "for everything; it now samples the first in %.0f %% of its turns. Should that near 0 or 100, see "
-                    "--credit.balance, --credit.tag_weights and --flow.on_refused_end",
-                    100 * rate, len(recent), role, 100 * row.get(f"{role}/yes_rate", rate),
+                    "for everything; it now takes the first in %.0f %% of its turns.%s",
+                    100 * rate, len(recent), role, 100 * row.get(f"{role}/yes_rate", rate), self._advice(),
                 )  # fmt: skip
+
+    def _advice(self) -> str:
+        return f" Should that near 0 or 100, see {', '.join(self._helps)}" if self._helps else ""
+
+
+def _has(recipe: Recipe, name: str) -> bool:
+    """Whether the recipe has a setting of this name."""
+    found: object = recipe
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is not None
 
 
 class ChosenLikelihoodWarning:
@@ -56,9 +74,10 @@ class ChosenLikelihoodWarning:
     DPO rewards a difference alone, which can grow while both sides fall (Pal et al., arXiv 2402.13228).
     """
 
-    def __init__(self, num_rows: int = 4) -> None:
-        """Look at means over a role's last `num_rows` rows."""
+    def __init__(self, recipe: Recipe, num_rows: int = 4) -> None:
+        """Look at means over a role's last `num_rows` rows. `recipe` says which settings help."""
         self._num_rows = num_rows
+        self._holds = "--objective.sft_weight holds them up, and " if _has(recipe, "objective.sft_weight") else ""
         self._rows: dict[str, list[tuple[float, float]]] = {}
         self._warned = False
 
@@ -76,7 +95,7 @@ class ChosenLikelihoodWarning:
                 self._warned = True
                 log.warning(
                     "%s: chosen completions have become less likely than under the reference (by %.1f nats) while the "
-                    "margin grew to %.1f; --objective.sft_weight holds them up, and --learner.reference.kind snapshot "
-                    "with --learner.reference.every moves the reference along",
-                    role, -ratios, margins,
+                    "margin grew to %.1f; %s--learner.reference.kind snapshot with --learner.reference.every moves the "
+                    "reference along",
+                    role, -ratios, margins, self._holds,
                 )  # fmt: skip

@@ -33,23 +33,33 @@ class ProgressBar:
         self._live = live
         self._seen_before = seen
         self._started = time.monotonic()
-        self._examples, self._unit = 0, "examples"
+        self._pairs = self._words = self._others = 0
         live.begin(num_problems, "problems", seen)
 
     def on_batch(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Show one batch."""
-        self._examples += len(examples)
-        self._unit = "pairs" if any(isinstance(example, Pair) for example in examples) else self._unit
+        self._pairs += sum(isinstance(example, Pair) for example in examples)
+        singles = [example for example in examples if not isinstance(example, Pair)]
+        self._words += sum(bool(example.request.choices) for example in singles)
+        self._others += sum(not example.request.choices for example in singles)
         seen = row["problems_seen"]
         rate = 60 * (seen - self._seen_before) / max(time.monotonic() - self._started, 1e-9)
         ungraded = row.get("progressive/ungraded")
         self._live.note = (
             f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
             f"{f'{ungraded} ungraded  ' if ungraded else ''}"
-            f"{self._examples} {self._unit}  {rate:.{0 if rate >= 10 else 1}f} problems/min"
+            f"{self._learned()}  {rate:.{0 if rate >= 10 else 1}f} problems/min"
         )
         self._live.advance(seen)
         self._live.print(f"{self._live.pace()}  {self._live.note}")
+
+    def _learned(self) -> str:
+        """What learning was given so far, by kind where pairs stand beside others: a choosing role's words by verdicts,
+        and whole completions."""
+        if not self._pairs:
+            return f"{self._words + self._others} examples"
+        others = ((self._words, "verdicts"), (self._others, "completions"))
+        return ", ".join([f"{self._pairs} pairs", *(f"{number} {unit}" for number, unit in others if number)])
 
 
 def print_safe(console: Console, text: str) -> None:
