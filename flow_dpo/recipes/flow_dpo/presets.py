@@ -103,7 +103,6 @@ PRESETS: dict[str, Preset] = {
                 answer_system=SEED_PROMPTS.answer_system,
                 stop_system=SEED_PROMPTS.stop_system,
                 stop_user=SEED_PROMPTS.stop_user,
-                reopen=SEED_PROMPTS.reopen,  # of no use to attempts; so their one pass is that of the other recipes
             ),
         ),
         AttemptSiblings(temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),
