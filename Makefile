@@ -12,7 +12,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup setup-vllm test test-vllm soak bench bench-vllm study study-recipes check fix seed wheel clean
+.PHONY: quickstart setup setup-vllm test test-vllm soak bench bench-vllm study study-recipes study-team check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -81,6 +81,12 @@ study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its t
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json \
 		--run runs/study-recipes/seed0/vineppo_same_tokens
 	$(BIN)/flow-dpo report studies/recipes/comparison.json --output_dir studies/recipes
+
+study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens, and the paper's flow (half an hour)
+	$(BIN)/flow-dpo compare --config studies/team/settings.yaml $(ARGS)
+	cp runs/study-team/comparison.json studies/team/
+	$(BIN)/python -m tools.study_tables studies/team
+	$(BIN)/flow-dpo report studies/team/comparison.json --output_dir studies/team
 
 check: $(DEV)  ## lint, format, types, and which room may import which
 	$(BIN)/ruff check .

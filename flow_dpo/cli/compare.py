@@ -1,6 +1,7 @@
 """`flow-dpo compare`: the whole comparison of sources of traces, over several seeds.
 
     flow-dpo compare --config study.yaml          settings of `train`, and those under `compare` and `training`
+    flow-dpo compare --compare.run runs/train --compare.arms [team]     of a run that is there already
 
 Everything is written under `output_dir`: settings/, one folder a seed, comparison.json. Interrupted,
 the same command goes on; with other settings it is refused. With several `jobs`, seeds run side by side.
@@ -24,6 +25,7 @@ from flow_dpo.cli.evaluate import evaluate
 from flow_dpo.cli.generate import generate
 from flow_dpo.cli.sft import fine_tune
 from flow_dpo.cli.train import train
+from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.errors import ConfigError, DataError, expect
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.evaluate.compare import provenance
@@ -35,11 +37,11 @@ from flow_dpo.evaluate.headers import Comparison
 from flow_dpo.plugins.load import is_source
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.adapters import has_one_pass, one_pass
+from flow_dpo.runs.adapters import has_one_pass, one_pass, run_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.headers import write_header
-from flow_dpo.runs.resolve import command_line, read_settings, resolve
+from flow_dpo.runs.resolve import Given, command_line, read_settings, resolve
 from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, named_settings
 from flow_dpo.traces.settings import PAPER_LORA, SftTrainingSettings
 
@@ -92,9 +94,15 @@ class TestSettings:
     harder_problems: int = 1000
     sampled: bool = True
     """Measure drawn answers, too, besides the greedy ones."""
+    harder_sampled: bool = False
+    """On the harder split as well."""
+    test_samples: int = 1
+    """Drawn answers to each problem."""
+    test_draws: int = 6
+    """Attempts at each problem of the arms that vote (`answer_votes`, `untrained_votes`)."""
 
     def __post_init__(self) -> None:
-        for name in ("test_problems", "harder_problems"):
+        for name in ("test_problems", "harder_problems", "test_samples", "test_draws"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
 
@@ -107,9 +115,13 @@ class CompareSettings:
     num_seeds: int = 3
     """Seeds 0, 1, ...: of the flow's training, the traces' draws, and the fine-tuning."""
     arms: tuple[str, ...] = ()
-    """Their names (`evaluate.compare.arms`, `recipe_arms`), or "paper" for those of the paper's table and "recipes"
-    for the neighbours of Flow-DPO; all sources of traces where empty. `self_generated` is what the others are compared
-    with, and an arm that names others is compared with those too."""
+    """Their names (`evaluate.compare.arms`, `team_arms`, `recipe_arms`), or "paper" for those of the paper's table,
+    "team" for the flow against its members, and "recipes" for the neighbours of Flow-DPO; all sources of traces where
+    empty. `self_generated` is what the others are compared with, and an arm that names others is compared with those
+    too."""
+    run: str = ""
+    """A run folder that stands for the trained flow, which is then not trained: of one seed. Its method, model and data
+    are the defaults."""
     tokens: int = 0
     """Tokens, sampled and learned, of the arms that are to have as many as the flow; as many as it had where 0."""
     pool: PoolSettings = field(default_factory=PoolSettings)
@@ -122,6 +134,11 @@ class CompareSettings:
         for name in ("num_seeds", "jobs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
+        if self.run and self.num_seeds > 1:
+            raise ConfigError(
+                f"expected one seed where a run stands for the trained flow, found {self.num_seeds}; add "
+                "--compare.num_seeds 1, or leave out --compare.run"
+            )
         if self.tokens < 0:
             raise ConfigError(f"expected tokens of 0 or more, found {self.tokens}")
 
@@ -129,7 +146,19 @@ class CompareSettings:
 def parse(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo compare`: those of `train`, `compare` and `training` (of the fine-tuning)."""
     what = "Compare sources of traces (arXiv 2410.22304, table 1)."
-    return resolve("flow-dpo compare", what, argv, lambda given: sections(named_settings(given)))
+    return resolve("flow-dpo compare", what, argv, lambda given: sections(named_settings(given)), brings=_run_settings)
+
+
+def _run_settings(given: Given) -> tuple[dict[str, Any], str]:
+    """What the run that stands for the trained flow brings along: its method, its model and all of its problems."""
+    run = given.text("compare.run")
+    if not run:
+        return {}, ""
+    path = Path(run) / "config.yaml"
+    found = run_settings(Path(run))  # refuses what is no run
+    names = ("dataset_split", "skip_problems", "max_problems")
+    data = read_settings(path).get("data", {})
+    return found | {"data": found["data"] | {name: data[name] for name in names if name in data}}, str(path)
 
 
 def sections(defaults: TrainSettings) -> dict[str, Any]:
@@ -158,14 +187,15 @@ def compare(argv: Sequence[str]) -> int:
         seeds = list(range(settings.num_seeds))
         sizes = _sizes(parsed)
         names, flags = [arm.name for arm in chosen], _code_flags(parsed)
+        given = {"flow": Path(settings.run)} if settings.run else {}
         print_safe(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
         try:
             if settings.jobs == 1:
-                outcomes = [_one_seed(path, seed, names, sizes, flags) for seed in seeds]
+                outcomes = [_one_seed(path, seed, names, sizes, flags, given) for seed in seeds]
             else:
                 context = multiprocessing.get_context("spawn")
                 with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
-                    futures = [pool.submit(_one_seed, path, seed, names, sizes, flags) for seed in seeds]
+                    futures = [pool.submit(_one_seed, path, seed, names, sizes, flags, given) for seed in seeds]
                     outcomes = [future.result() for future in futures]
         except KeyboardInterrupt:
             print_safe(console, f"The commands that are done are kept in {path}; the same command goes on after them")
@@ -197,13 +227,13 @@ def _code_flags(parsed: Mapping[str, Any]) -> list[str]:
 
 
 def _one_seed(
-    path: Path, seed: int, names: Sequence[str], sizes: Sizes, flags: Sequence[str]
+    path: Path, seed: int, names: Sequence[str], sizes: Sizes, flags: Sequence[str], given: Mapping[str, Path]
 ) -> dict[str, Outcome | str]:
     """All arms of one seed, one after another; of one for which the data do not suffice, such as traces that are too
     few, the reason."""
     if multiprocessing.parent_process() is not None:
         os.environ["TTY_COMPATIBLE"] = "0"  # seeds side by side would draw over each other: plain lines
-    do = JobRunner(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, code_flags=flags)
+    do = JobRunner(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, code_flags=flags, given=given)
     found: dict[str, Outcome | str] = {}
     for name in names:
         try:
@@ -259,6 +289,7 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     single = _single_pass(parsed)
     if single is not None:
         files["single"] = {**files["other"], "flow": single}
+    sets["fixed"] = replace(data, max_problems=None)  # candidates that were drawn are judged whole
     for name, problems in sets.items():
         more = {"generate": {"num_samples": pool.num_samples}} if name == "pool" else {}
         files |= {name: {"data": problems, **more}, f"base-{name}": {**sampled, "data": problems, **more}}
@@ -272,7 +303,8 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
     flow = parsed["flow"]
     shape = (flow.chunk_tokens, flow.max_chunks) if hasattr(flow, "chunk_tokens") else None
     drawn = ("held_out/sampled",) if settings.tests.sampled else ()
-    harder = ("harder/greedy",) if settings.tests.harder_split else ()
+    more = ("harder/sampled",) if settings.tests.sampled and settings.tests.harder_sampled else ()
+    harder = ("harder/greedy", *more) if settings.tests.harder_split else ()
     return Sizes(
         num_traces=settings.pool.num_traces,
         matched_draws=settings.pool.matched_draws,
@@ -283,6 +315,9 @@ def _sizes(parsed: Mapping[str, Any]) -> Sizes:
         tokens=settings.tokens,
         preset=parsed["preset"],
         single_pass=_single_pass(parsed),
+        test_samples=settings.tests.test_samples,
+        test_draws=settings.tests.test_draws,
+        outcome_pairs=isinstance(parsed["credit"], OutcomePairs),
         draws=parsed["explore"] if isinstance(parsed["explore"], TurnSampling) else TurnSampling(),
     )
 

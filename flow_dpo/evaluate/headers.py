@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flow_dpo.data.typed_json import Count, others
+from flow_dpo.evaluate.team_headers import TeamSummary
 
 Interval = tuple[float, float]
 Numbers = Mapping[str, float | None]
@@ -359,6 +360,7 @@ class Comparison:
     test_sets: Mapping[str, TestSet | None] | None = None
     failed: Mapping[str, str] | None = None
     made_by: tuple[MadeBy, ...] | None = None
+    team: TeamSummary | None = None
     more: Mapping[str, Any] = others()
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from statistics import fmean, stdev
 from typing import Any
 
@@ -226,7 +227,7 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
         "mean": fmean(means),
         "low": low,
         "high": high,
-        "p": exchange_p([round(sum(values)) for values in gaps.values()]),
+        "p": exchange_p(_whole([sum(values) for values in gaps.values()])),
         "per_seed": per_seed,
         "seed_low": None if seed_interval is None else seed_interval[0],
         "seed_high": None if seed_interval is None else seed_interval[1],
@@ -235,6 +236,13 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
         "num_worse": num_worse,
         "num_ungraded": num_ungraded,
     }
+
+
+def _whole(values: Sequence[float]) -> list[int]:
+    """The values in units of which each is a whole number: of means over two draws, halves."""
+    parts = [Fraction(value).limit_denominator(1000) for value in values]
+    unit = math.lcm(*(part.denominator for part in parts))
+    return [int(part * unit) for part in parts]
 
 
 def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:

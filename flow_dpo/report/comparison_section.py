@@ -15,6 +15,7 @@ from flow_dpo.report.document import Block, Figure, Fold, Paragraph, Section, Ta
 from flow_dpo.report.evaluation_section import steps_cells
 from flow_dpo.report.figures import Effect, draw_forest
 from flow_dpo.report.sources import ComparisonSource
+from flow_dpo.report.team_section import team_tables
 
 _FINDINGS = 12
 """Differences that stand at the top; all of them stand in the tables."""
@@ -54,7 +55,7 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
     blocks += _caveats(found)
     plot = _forest(arms, f"comparison{number}", str(baseline), str(primary))
     blocks += [plot] if plot else []
-    blocks += _tables(arms, str(baseline))
+    blocks += [*team_tables(found.get("team")), *_tables(arms, str(baseline))]
     blocks.append(Fold(title="Every test, and each seed", blocks=(_every_test(arms),)))
     blocks.append(Fold(title="What each arm is", blocks=(_descriptions(arms),)))
     makeup = _makeup(arms)
@@ -66,7 +67,8 @@ def comparison_section(source: ComparisonSource, number: int) -> tuple[Section, 
 def summary_tables(found: Mapping[str, Any]) -> list[Table]:
     """The tables of a comparison.json whose values are of the right kinds, and what each arm is."""
     arms: list[Arm] = list(found["arms"])
-    return [*_tables(arms, str(found.get("baseline") or "self_generated")), _descriptions(arms)]
+    tables = _tables(arms, str(found.get("baseline") or "self_generated"))
+    return [*team_tables(found.get("team")), *tables, _descriptions(arms)]
 
 
 def _tables(arms: list[Arm], baseline: str) -> list[Table]:
@@ -208,7 +210,8 @@ def _accuracy(arm: Arm, test: str, how: str) -> Mapping[str, Any]:
 
 def _accuracies(arms: list[Arm]) -> Table:
     tests = _tests(arms)
-    rows = tuple((arm["name"], *(_cell(_accuracy(arm, *test)) for test in tests)) for arm in arms)
+    tested = [arm for arm in arms if arm.get("accuracies")]
+    rows = tuple((arm["name"], *(_cell(_accuracy(arm, *test)) for test in tests)) for arm in tested)
     columns = ("arm", *(f"{test}, {how}" for test, how in tests))
     return Table(caption="Accuracy, mean over seeds (95 % t-interval over seeds)", columns=columns, rows=rows)
 
@@ -246,7 +249,7 @@ def _costs(arms: list[Arm]) -> Table:
 
 def _steps(arms: list[Arm]) -> Table:
     rows: list[tuple[str, ...]] = []
-    for arm in arms:
+    for arm in (arm for arm in arms if arm.get("accuracies")):
         for name, words in (("traces", "its traces"), ("answers", "its right answers")):
             rows.append((arm["name"], words, *steps_cells((arm.get("step_quality") or {}).get(name))))
     columns = ("arm", "of", "checked", "with a wrong step", "share", "95 % interval")
@@ -255,7 +258,7 @@ def _steps(arms: list[Arm]) -> Table:
 
 def _every_test(arms: list[Arm]) -> Table:
     rows: list[tuple[str, ...]] = []
-    for arm in arms:
+    for arm in (arm for arm in arms if arm.get("accuracies")):
         for test, how in _tests(arms):
             found = _accuracy(arm, test, how)
             other = (arm.get("differences_to_self") or {}).get(f"{test}/{how}") or {}

@@ -65,8 +65,9 @@ def source_settings(given: Given) -> tuple[dict[str, Any], str]:
     return (run_settings(Path(run)), str(Path(run) / "config.yaml")) if run else ({}, "")
 
 
-def run_settings(run: Path) -> dict[str, Any]:
-    """Settings taken over from a run's config.yaml: all but those of its problems and its learning."""
+def run_settings(run: Path, *, of_adapter: bool = False) -> dict[str, Any]:
+    """Settings taken over from a run's config.yaml, all but those of its problems and its learning, and what it has
+    calibrated; without that where the file lies beside a fine-tuned adapter, whose log is not a run's."""
     if not (run / "config.yaml").exists():
         raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
     run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
@@ -76,7 +77,7 @@ def run_settings(run: Path) -> dict[str, Any]:
     check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))
     flow = kept.get("flow")
     # Of a flow that was given as an object the file has but the name: it is to be given again, as it is then.
-    for name, value in calibration(run).items() if isinstance(flow, dict) else ():
+    for name, value in calibration(run).items() if isinstance(flow, dict) and not of_adapter else ():
         *parts, last = name.split(".")
         into: Any = flow
         for part in parts:
@@ -101,7 +102,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         raise DataError(f"expected an adapter in PEFT's layout in {folder}, found no {_ADAPTER_CONFIG}")
     shape = read_object(folder / _ADAPTER_CONFIG)
     check(shape, _SHAPE_KINDS, str(folder / _ADAPTER_CONFIG))
-    beside = run_settings(folder) if (folder / "config.yaml").exists() else {}
+    beside = run_settings(folder, of_adapter=True) if (folder / "config.yaml").exists() else {}
     targets, parameters = shape.get("target_modules"), shape.get("target_parameters") or ()
     lora = {
         "lora_r": shape.get("r"),

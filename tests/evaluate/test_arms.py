@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from flow_dpo.cli import compare
+from flow_dpo.core.errors import DataError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.evaluate.compare import arms, choose
 from flow_dpo.evaluate.compare.arms import Sizes
 from flow_dpo.evaluate.compare.jobs import DONE, JobRunner
 from flow_dpo.recipes import presets
+from flow_dpo.runs import resolve
 from flow_dpo.runs.adapters import one_pass
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.records import Metrics, append_rows, from_json
@@ -79,7 +83,7 @@ def value(words: Sequence[str], flag: str) -> str:
     return words[words.index(flag) + 1]
 
 
-@pytest.mark.parametrize("name", choose.EVERY)
+@pytest.mark.parametrize("name", [name for name, arm in choose.EVERY.items() if arm.kind not in ("votes", "stop")])
 def test_every_arm_is_made_and_measured_on_every_test(name: str, tmp_path: Path) -> None:
     words = asked(tmp_path, name)
     measured = [folder for folder in words if folder.startswith("evaluations/")]
@@ -156,3 +160,23 @@ def test_other_methods_are_asked_and_drawn_as_the_flow_is(tmp_path: Path) -> Non
         drawn = words[f"evaluations/{name}/held_out-sampled"]
         assert value(drawn, "--explore.temperature") == "0.6"
         assert "--explore.top_p" not in drawn
+
+
+def test_arms_of_single_pairs_need_a_recipe_that_has_them(tmp_path: Path) -> None:
+    """A recipe whose roles learn from verdicts on attempts has none to leave out; the other arms are made all the
+    same."""
+    sizes = replace(SIZES, outcome_pairs=False)
+    for name in ("answer_only", "stop_only_itself", "balanced_stop", "balanced_stop_itself"):
+        with pytest.raises(DataError, match="expected a recipe of pairs by outcome"):
+            asked(tmp_path, name, sizes=sizes)
+    assert asked(tmp_path / "more", "alternatives_2_itself", sizes=sizes)
+
+
+def test_other_recipes_take_no_settings_of_single_roles(tmp_path: Path) -> None:
+    """The flow's roles may learn at rates of their own; a recipe of one role has no Stop to be given any."""
+    parsed = compare.parse(["--max_problems", "8", "--compare.output_dir", str(tmp_path)])
+    assert set(parsed["learner"].roles) == {"answer", "stop"}
+    compare._write_configs(tmp_path / "settings", parsed)
+    for name in ("other", "single"):
+        assert resolve.read_settings(tmp_path / f"settings/{name}.yaml")["learner"]["roles"] == {}
+    assert set(resolve.read_settings(tmp_path / "settings/train.yaml")["learner"]["roles"]) == {"answer", "stop"}

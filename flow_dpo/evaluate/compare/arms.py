@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import Explore, TurnSampling
 from flow_dpo.evaluate.compare.jobs import JobRunner, Work
 from flow_dpo.recipes import presets
@@ -24,7 +24,7 @@ from flow_dpo.recipes.single import Single
 from flow_dpo.runs.callbacks.budget import spent
 from flow_dpo.runs.records import read_metrics
 
-Kind = Literal["base", "compiled", "flow", "single"]
+Kind = Literal["base", "compiled", "flow", "single", "votes", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,14 @@ class Outcome:
     works: tuple[Work, ...]
     """All that it took, from the beginning."""
     evaluations: Mapping[str, Path]
-    """Folders by test: "held_out/greedy"."""
+    """Folders by test: "held_out/greedy"; none of votes and Stops."""
     traces: Work | None = None
     """What it was fine-tuned on."""
     sft: Work | None = None
+    votes: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    """Folders of attempts that were drawn for votes, by problem set: "held_out"."""
+    stop: Path | None = None
+    """The evaluation of a Stop on the fixed set of candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,12 @@ class Sizes:
     """The single pass of the flow's Answer role; None of a flow without."""
     draws: TurnSampling = field(default_factory=TurnSampling)
     """How completions are drawn where they are tested."""
+    test_samples: int = 1
+    """Draws of each problem where a test is sampled."""
+    test_draws: int = 6
+    """Attempts at each problem where they are voted on."""
+    outcome_pairs: bool = True
+    """The flow learns from pairs by outcome (`core.credit.OutcomePairs`), some of which arms leave out or weigh."""
 
 
 Make = Callable[[JobRunner, Sizes], Outcome]
@@ -76,7 +86,8 @@ class Arm:
 
     name: str
     kind: Kind
-    """"compiled" is fine-tuned on traces; "single" is a trained adapter in one pass, "flow" the flow itself."""
+    """"compiled" is fine-tuned on traces; "single" is a trained adapter in one pass, "flow" the flow itself;
+    "votes" and "stop" have no test of their own (`team_arms`)."""
     what: str
     make: Make
     against: tuple[str, ...] = ()
@@ -92,7 +103,8 @@ def evaluated(
     found: dict[str, Path] = {}
     for test in sizes.tests:
         problems, _, decoding = test.partition("/")
-        drawn = [] if decoding == "greedy" else ["--greedy", "false"]
+        several = ["--num_samples", str(sizes.test_samples)] if sizes.test_samples > 1 else []
+        drawn = [] if decoding == "greedy" else ["--greedy", "false", *several]
         where = f"evaluations/{name}/{problems}-{decoding}"
         found[test] = do.evaluate(where, problems, *flags, *drawn, run=run, adapter=adapter)
     return found
@@ -222,13 +234,13 @@ def budgeted(
         )
         budget = [f"--budget_{by}", str(had), *longer]
         work = do.train(name, *budget, *flags, recipe=recipe, config=config)
-        drawn = _draw_flags(fitted.explore, sizes.draws)
+        drawn = draw_flags(fitted.explore, sizes.draws)
         return Outcome(works=(work,), evaluations=evaluated(do, sizes, name, "--mode", mode, *drawn, run=work))
 
     return make
 
 
-def _draw_flags(own: Explore, draws: TurnSampling) -> list[str]:
+def draw_flags(own: Explore, draws: TurnSampling) -> list[str]:
     """Flags by which a recipe that draws otherwise is tested as all arms are."""
     names = ("temperature", "top_p", "choice_temperature")
     differing = [name for name in names if getattr(own, name, None) != getattr(draws, name)]
@@ -263,7 +275,7 @@ def _one_role(role: str, *, compiled: bool) -> Make:
         flags = ["--credit.roles", f"[{role}]", "--budget_updates", str(had), *longer]
         return (_variant if compiled else _variant_itself)(f"{role}_only", *flags)(do, sizes)
 
-    return make
+    return _of_pairs(make)
 
 
 def _chunks(factor: float, *, compiled: bool) -> Make:
@@ -278,6 +290,19 @@ def _chunks(factor: float, *, compiled: bool) -> Make:
         return (_variant if compiled else _variant_itself)(name, *flags)(do, sizes)
 
     return make
+
+
+def _of_pairs(make: Make) -> Make:
+    """An arm that changes which pairs by outcome are learned from."""
+
+    def made(do: JobRunner, sizes: Sizes) -> Outcome:
+        if not sizes.outcome_pairs:
+            raise DataError(
+                "expected a recipe of pairs by outcome, whose roles may learn alone; --recipe flow-dpo-paper"
+            )
+        return make(do, sizes)
+
+    return made
 
 
 _TWO = ("--num_alternatives", "2")
@@ -318,8 +343,9 @@ _ROWS: tuple[tuple[str, Kind, str, Make], ...] = (
     ("chunks_double", "compiled", "as trained_flow, chunks of twice the size", _chunks(2, compiled=True)),
     ("chunks_double_itself", "flow", "that flow, not compiled", _chunks(2, compiled=False)),
     ("balanced_stop", "compiled", "as trained_flow, Stop's finished and unfinished pairs weigh alike",
-     _variant("balanced_stop", *_BALANCED)),
-    ("balanced_stop_itself", "flow", "that flow, not compiled", _variant_itself("balanced_stop", *_BALANCED)),
+     _of_pairs(_variant("balanced_stop", *_BALANCED))),
+    ("balanced_stop_itself", "flow", "that flow, not compiled",
+     _of_pairs(_variant_itself("balanced_stop", *_BALANCED))),
 )  # fmt: skip
 _CHANGED: Mapping[Kind, str] = {"compiled": "trained_flow", "flow": "flow_itself", "single": "answer_adapter"}
 """What an arm is a change of, and so compared with besides the baseline."""

@@ -1,6 +1,7 @@
 """The arms of a comparison, chosen by their names or by the names of groups.
 
     choose(("paper", "flow_itself"))    the rows of the paper's table, and one more
+    choose(("team",))                   the flow, its members alone and by vote, and the paper's flow
     choose(("recipes",))                the neighbours of Flow-DPO, and Flow-DPO beside them
     choose(("instructed",))             those that need a model which follows instructions
     choose(())                          every source of traces and its controls
@@ -14,12 +15,13 @@ from collections.abc import Mapping, Sequence
 
 from flow_dpo.core.credit import Credit
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.evaluate.compare import arms, recipe_arms
+from flow_dpo.evaluate.compare import arms, recipe_arms, team_arms
 from flow_dpo.evaluate.compare.arms import Arm
 
-EVERY: Mapping[str, Arm] = {**arms.ARMS, **recipe_arms.ARMS}
+EVERY: Mapping[str, Arm] = {**arms.ARMS, **team_arms.ARMS, **recipe_arms.ARMS}
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "paper": arms.PAPER,
+    "team": team_arms.TEAM,
     "recipes": recipe_arms.CONTRASTS,
     "instructed": recipe_arms.INSTRUCTED,
 }

@@ -54,12 +54,14 @@ class JobRunner:
         *,
         run: Mapping[str, Command],
         code_flags: Sequence[str] = (),
+        given: Mapping[str, Path] | None = None,
     ) -> None:
         """`configs` holds the settings files that the commands name; `run` has the commands "train", "generate", "sft"
         and "evaluate"; `code_flags` are the flags by which a person allows code to be run, without which no run or
-        adapter may bring it along."""
+        adapter may bring it along. `given` are runs that stand for trainings, by their names; they are only read."""
         self.folder, self.seed, self._configs, self._run = folder, seed, configs, run
         self._code_flags = tuple(code_flags)
+        self._given = dict(given or {})
         self._done: dict[str, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DONE).exists():
@@ -71,7 +73,7 @@ class JobRunner:
         preset, with the same model, data and updates, and with the flow of the settings file `config`."""
         base = ["--recipe", recipe, "--config", str(self._configs / f"{config}.yaml")] if recipe else []
         words = [*(base or ["--config", str(self._configs / "train.yaml")]), "--seed", str(self.seed), *flags]
-        folder = self._do("train", name, words)
+        folder = self._given[name] if name in self._given else self._do("train", name, words)
         rows = read_metrics(folder / "metrics.jsonl")
         total = spent(rows)
         seconds = sum(row[f"{part}/seconds"] for row in rows for part in ("rollout", "grade", "learn"))

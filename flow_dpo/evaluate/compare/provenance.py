@@ -30,9 +30,14 @@ _CODE = ("commit", "code", "versions", "python", "platform")
 
 def collect(path: Path, made: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
     """The provenance of the comparison at `path`; `made` holds the outcomes of each arm, one a seed."""
-    evaluations = next(iter(made.values()))[0].evaluations
-    folders = {test.partition("/")[0]: folder for test, folder in evaluations.items()}
-    files = [file for name in _LEARNED for file in path.glob(f"seed*/**/{name}") if file.stat().st_size]
+    folders: dict[str, Path] = {}
+    for outcome in (outcomes[0] for outcomes in made.values()):
+        tests = {test.partition("/")[0]: folder for test, folder in outcome.evaluations.items()}
+        folders = {**outcome.votes, **tests} | folders
+    given = {work.folder for outcomes in made.values() for one in outcomes for work in one.works}
+    outside = [folder for folder in given if not folder.is_relative_to(path)]
+    files = [file for name in _LEARNED for file in path.glob(f"seed*/**/{name}")]
+    files = [file for file in (*files, *(folder / "trees.jsonl" for folder in outside)) if file.stat().st_size]
     learned = set[str]().union(*(contamination.questions_of(file) for file in files))
     return {
         "test_sets": {name: _test_set(folder, learned) for name, folder in folders.items()},

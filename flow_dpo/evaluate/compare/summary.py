@@ -18,6 +18,7 @@ from flow_dpo.core.types import Problem
 from flow_dpo.evaluate import statistics, step_validity
 from flow_dpo.evaluate.compare.arms import BASELINE, SAME_TOKENS, Arm, Outcome
 from flow_dpo.evaluate.compare.jobs import NUMBERS
+from flow_dpo.evaluate.compare.team import team
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.records import Prediction, read_rows
 from flow_dpo.traces.trace import Trace, read_traces
@@ -42,27 +43,30 @@ def summarise(
     rewards = {
         name: {test: [rewards_of(outcome.evaluations[test]) for outcome in each] for test in context.tests}
         for name, each in outcomes.items()
+        if each[0].evaluations
     }
-    rows = [_row(arm, outcomes[arm.name], rewards[arm.name], context, folder) for arm in arms]
+    rows = [_row(arm, outcomes[arm.name], rewards.get(arm.name, {}), context, folder) for arm in arms]
     if BASELINE in rewards:
         _compare(rows, rewards, context)
     _contrast(rows, arms, rewards, context)
+    found = team(outcomes, rewards)
     return {
         "num_seeds": len(context.seeds),
         "seeds": list(context.seeds),
         "baseline": BASELINE if BASELINE in rewards else None,
         "primary": context.tests[0],
         **context.facts,
+        **({} if found is None else {"team": found}),
         "arms": rows,
     }
 
 
 def rewards_of(evaluation: Path) -> dict[str, float | None]:
-    """The reward of each question of an evaluation; None where it could not be graded."""
-    found: dict[str, float | None] = {}
+    """The reward of each question of an evaluation, the mean over its draws; None where none could be graded."""
+    found: dict[str, list[float | None]] = {}
     for row in read_rows(evaluation / "predictions.jsonl", Prediction):
-        found[row.id] = None if row.verdict is None else row.verdict.reward
-    return found
+        found.setdefault(row.id, []).append(None if row.verdict is None else row.verdict.reward)
+    return {id: None if set(each) == {None} else fmean(value or 0.0 for value in each) for id, each in found.items()}
 
 
 def _row(
@@ -125,7 +129,7 @@ def _compare(
         found = {
             row["name"]: statistics.difference(rewards[row["name"]][test], rewards[BASELINE][test])
             for row in rows
-            if row["name"] != BASELINE
+            if row["name"] != BASELINE and row["name"] in rewards
         }
         corrected = statistics.holm({name: difference["p"] for name, difference in found.items()})
         for row in rows:
@@ -144,7 +148,8 @@ def _contrast(
 ) -> None:
     """Put each arm's differences to those that it is to be compared with into its row, with Holm's correction over all
     of these contrasts, test by test."""
-    wanted = [(arm.name, other) for arm in arms for other in arm.against if other in rewards]
+    tested = [arm for arm in arms if arm.name in rewards]
+    wanted = [(arm.name, other) for arm in tested for other in arm.against if other in rewards]
     found: dict[tuple[str, str], dict[str, Any]] = {pair: {} for pair in wanted}
     for test in context.tests:
         for arm, other in wanted:
@@ -181,6 +186,8 @@ def _solutions(traces: Sequence[Trace]) -> list[tuple[Problem, str]]:
 
 
 def _right_answers(outcome: Outcome, test: str) -> list[tuple[Problem, str]]:
+    if test not in outcome.evaluations:
+        return []
     rows = read_rows(outcome.evaluations[test] / "predictions.jsonl", Prediction)
     return [(row.problem, row.solution) for row in rows if row.verdict and row.verdict.status == "correct"]
 
@@ -196,7 +203,8 @@ def _makeup(traces: Sequence[Trace]) -> dict[str, dict[str, float]]:
 
 def _folders(outcome: Outcome, folder: Path) -> dict[str, Any]:
     def of(path: Path | None) -> str | None:
-        return None if path is None else path.relative_to(folder).as_posix()
+        inside = path is not None and path.is_relative_to(folder)
+        return None if path is None else path.relative_to(folder).as_posix() if inside else path.as_posix()
 
     trained = [work.folder for work in outcome.works if (work.folder / "trees.jsonl").exists()]
     return {
@@ -204,4 +212,6 @@ def _folders(outcome: Outcome, folder: Path) -> dict[str, Any]:
         "traces": of(outcome.traces.folder if outcome.traces else None),
         "sft": of(outcome.sft.folder if outcome.sft else None),
         "evaluations": {test: of(path) for test, path in outcome.evaluations.items()},
+        "votes": {problems: of(path) for problems, path in outcome.votes.items()},
+        "stop": of(outcome.stop),
     }

@@ -1,0 +1,260 @@
+"""The team against its members: what comparison.json holds under `team`, read from the folders of the arms.
+
+Votes are compared with the flow at the same sampled tokens. What k attempts come to is computed for every k from the
+draws; the accuracy at the flow's tokens lies between two neighbouring k, linearly in tokens:
+
+    k   tokens   majority            the flow samples 75 tokens a problem
+    1     50       .60
+    2    100       .60               between k = 1 and 2, half of each
+    3    150       .66               majority .60, attempts 1.5
+
+Invariant: an interval over seeds is Student's, over one value for each seed of training; a difference is taken seed by
+seed first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from flow_dpo.core.types import Verdict
+from flow_dpo.evaluate import statistics
+from flow_dpo.evaluate.compare.arms import Outcome
+from flow_dpo.evaluate.compare.team_arms import ARMS
+from flow_dpo.evaluate.headers import EvaluationSummary
+from flow_dpo.evaluate.votes import RULES, Attempted, at_k
+from flow_dpo.runs.headers import read_header
+from flow_dpo.runs.records import Prediction, read_metrics, read_rows
+
+LEVEL = 0.7
+"""The windowed accuracy whose first reach is told."""
+FLOW = "flow_itself"
+Made = Mapping[str, Sequence[Outcome]]
+"""The outcomes of each arm, one a seed."""
+Rewards = Mapping[str, Mapping[str, Sequence[statistics.Rewards]]]
+"""By arm and test, one a seed."""
+ByK = Sequence[Mapping[str, float]]
+"""Of 1, 2, 3, ... attempts: tokens a problem, and the accuracy of each rule."""
+
+
+def team(made: Made, rewards: Rewards) -> dict[str, Any] | None:
+    """The section; None of a comparison without any of the arms that it is about."""
+    if not made.keys() & ARMS.keys():
+        return None
+    drawn = {
+        name: {problems: [by_k(each.votes[problems]) for each in outcomes] for problems in outcomes[0].votes}
+        for name, outcomes in made.items()
+        if outcomes[0].votes
+    }
+    votes = _votes(made, drawn)
+    stops = _stops(made)
+    return {
+        "differences": _differences(rewards, votes, stops),
+        "votes": votes,
+        "draws": [
+            {"arm": name, "problems": problems, "by_k": _mean_by_k(curves)}
+            for name, sets in drawn.items()
+            for problems, curves in sets.items()
+        ],
+        "stops": stops,
+        "curves": _curves(made),
+    }
+
+
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and t-interval; neither where a seed has no value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known:
+        return {"mean": None, "low": None, "high": None, "per_seed": list(values)}
+    return statistics.mean_of(known)
+
+
+# ---- votes at the flow's tokens --------------------------------------------------------------------------------------
+
+
+def by_k(evaluation: Path) -> list[dict[str, float]]:
+    """What k attempts come to, for every k from 1, of an evaluation with `--draws`."""
+    attempts: dict[str, list[Attempted]] = {}
+    for row in read_rows(evaluation / "predictions.jsonl", Prediction):
+        verdict = row.verdict or Verdict(status="ungraded")
+        attempts.setdefault(row.id, []).append(Attempted(verdict=verdict, yes=row.yes, tokens=row.tokens))
+    drawn = list(attempts.values())
+    most = min(map(len, drawn), default=0)
+    found: list[dict[str, float]] = []
+    for k in range(1, most + 1):
+        at = at_k(drawn, k)
+        rules = {name: at[name]["accuracy"] for name in ("one_attempt", *RULES)}
+        found.append({"attempts": float(k), "tokens": at["tokens"], **rules})
+    return found
+
+
+def at_tokens(curve: ByK, tokens: float) -> tuple[dict[str, float], bool]:
+    """The values of the curve at so many tokens, by linear interpolation; and whether they are beyond its ends, whose
+    values they then are."""
+    if tokens <= curve[0]["tokens"] or tokens >= curve[-1]["tokens"]:
+        end = curve[0] if tokens <= curve[0]["tokens"] else curve[-1]
+        return dict(end), tokens != end["tokens"]
+    below, above = next((a, b) for a, b in pairwise(curve) if a["tokens"] <= tokens < b["tokens"])
+    share = (tokens - below["tokens"]) / (above["tokens"] - below["tokens"])
+    return {name: value + share * (above[name] - value) for name, value in below.items()}, False
+
+
+def _mean_by_k(curves: Sequence[ByK]) -> dict[str, dict[str, float]]:
+    names = [name for name in curves[0][0] if name != "attempts"] if curves[0] else []
+    return {
+        str(k): {name: fmean(row[name] for row in rows) for name in names}
+        for k, rows in enumerate(zip(*curves, strict=True), start=1)
+    }
+
+
+def _tokens_of(evaluation: Path) -> float:
+    """Sampled for one answer, a problem."""
+    return fmean(row.tokens for row in read_rows(evaluation / "predictions.jsonl", Prediction))
+
+
+def _votes(made: Made, drawn: Mapping[str, Mapping[str, Sequence[ByK]]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    flow = made.get(FLOW, ())
+    for test in flow[0].evaluations if flow else ():
+        tokens = [_tokens_of(outcome.evaluations[test]) for outcome in flow]
+        for arm, sets in drawn.items():
+            curves = sets.get(test.partition("/")[0])
+            if curves is None:
+                continue
+            read = [at_tokens(curve, num) for curve, num in zip(curves, tokens, strict=True)]
+            found.append({
+                "arm": arm,
+                "test": test,
+                "tokens": over_seeds(tokens),
+                "attempts": over_seeds([values["attempts"] for values, _ in read]),
+                "num_clipped": sum(clipped for _, clipped in read),
+                "accuracies": {
+                    rule: over_seeds([values[rule] for values, _ in read]) for rule in ("one_attempt", *RULES)
+                },
+            })  # fmt: skip
+    return found
+
+
+# ---- differences -----------------------------------------------------------------------------------------------------
+
+
+def _differences(
+    rewards: Rewards, votes: Sequence[Mapping[str, Any]], stops: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The flow minus each of its members, test by test; and the areas of Stops."""
+    found: list[dict[str, Any]] = []
+    for test, flow in rewards.get(FLOW, {}).items():
+        named = {"one": FLOW, "test": test, "measure": "accuracy"}
+        for other in ("answer_adapter", "zero_shot", "paper_flow"):
+            if other in rewards:
+                gap = statistics.difference(flow, rewards[other][test])
+                found.append({**named, "other": other, "rule": None, **gap})
+        accuracies = [fmean(value or 0.0 for value in seed.values()) for seed in flow]
+        for voted in votes:
+            for rule in ("majority", "weighted_majority", "best") if voted["test"] == test else ():
+                theirs = voted["accuracies"][rule]["per_seed"]
+                found.append({**named, "other": voted["arm"], "rule": rule, **_gap(accuracies, theirs)})
+    areas = {stop["arm"]: stop["right_over_wrong"]["per_seed"] for stop in stops}
+    for one, other in (
+        ("trained_stop", "untrained_stop"),
+        ("trained_stop", "paper_stop"),
+        ("paper_stop", "untrained_stop"),
+    ):
+        if one in areas and other in areas:
+            named = {"one": one, "other": other, "rule": None, "test": "fixed set", "measure": "area"}
+            found.append({**named, **_gap(areas[one], areas[other])})
+    return found
+
+
+def _gap(one: Sequence[float | None], other: Sequence[float | None]) -> dict[str, Any]:
+    """The difference of two values a seed, with its interval over seeds."""
+    gaps = [None if a is None or b is None else a - b for a, b in zip(one, other, strict=True)]
+    found = over_seeds(gaps)
+    return {
+        "mean": found["mean"],
+        "seed_low": found["low"],
+        "seed_high": found["high"],
+        "per_seed": found["per_seed"],
+        "low": None,
+        "high": None,
+    }
+
+
+# ---- Stop on the fixed set -------------------------------------------------------------------------------------------
+
+
+def _stops(made: Made) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for name, outcomes in made.items():
+        folders = [outcome.stop for outcome in outcomes if outcome.stop is not None]
+        if not folders:
+            continue
+        measured = [read_header(folder / "summary.json", EvaluationSummary)["candidates"] for folder in folders]
+        areas = {
+            area: over_seeds([one[area]["area"] for one in measured])
+            for area in ("right_over_wrong", "finished_over_unfinished")
+        }
+        calibration = {
+            value: over_seeds([one[value] for one in measured]) for value in ("brier", "calibration_error")
+        }  # fmt: skip
+        found.append({"arm": name, **areas, **calibration, "sets": [one["sha256"] for one in measured]})
+    return found
+
+
+# ---- learning curves -------------------------------------------------------------------------------------------------
+
+Curve = Sequence[tuple[float, float, float]]
+"""Problems, sampled tokens and windowed accuracy of the batches with a whole window."""
+
+
+def learning_curve(run: Path) -> list[tuple[float, float, float]]:
+    """The windowed accuracy of a run, from the first batch whose window is whole: as full as any of the run's."""
+    rows = read_metrics(run / "metrics.jsonl")
+    sizes = [row.get("progressive/window_problems") or 0 for row in rows]
+    whole = max(sizes, default=0)
+    found: list[tuple[float, float, float]] = []
+    tokens = 0.0
+    for row, size in zip(rows, sizes, strict=True):
+        tokens += row["rollout/sampled_tokens"]
+        if size >= whole:
+            found.append((row["problems_seen"], tokens, row["progressive/window_accuracy"]))
+    return found
+
+
+def least_lead(curve: Curve, other: Curve) -> float | None:
+    """The least that a curve is above another one at the same tokens, where both are known; the other's accuracy is
+    interpolated linearly in tokens."""
+    leads: list[float] = []
+    for _, tokens, accuracy in curve:
+        for (_, start, low), (_, end, high) in pairwise(other):
+            if start <= tokens <= end and start < end:
+                leads.append(accuracy - low - (tokens - start) / (end - start) * (high - low))
+                break
+    return min(leads, default=None)
+
+
+def _curves(made: Made) -> list[dict[str, Any]]:
+    runs: dict[str, list[Path]] = {}
+    for outcomes in made.values():
+        for name in ("flow", "paper_flow"):
+            folders = [work.folder for outcome in outcomes for work in outcome.works if work.name == name]
+            if len(folders) == len(outcomes):
+                runs.setdefault(name, folders)
+    curves = {name: [learning_curve(folder) for folder in folders] for name, folders in runs.items()}
+    found: list[dict[str, Any]] = []
+    for name, each in curves.items():
+        first = [next((point for point in curve if point[2] >= LEVEL), (None, None, None)) for curve in each]
+        [other] = [key for key in curves if key != name] or [""]
+        leads = [least_lead(a, b) for a, b in zip(each, curves[other], strict=True)] if other else None
+        found.append({
+            "training": name,
+            "level": LEVEL,
+            "problems": over_seeds([point[0] for point in first]),
+            "tokens": over_seeds([point[1] for point in first]),
+            "points": [[list(point) for point in curve] for curve in each],
+            "least_lead": None if leads is None else over_seeds(leads),
+        })  # fmt: skip
+    return found

@@ -1,0 +1,120 @@
+"""Arms of a comparison that test whether the team is better than its members: the flow, its Answer alone, votes, Stop.
+
+    flow_itself      against    answer_adapter                    the flow and its own Answer in one pass
+    flow_itself      against    answer_votes, untrained_votes     and several attempts by vote, at the same tokens
+    flow_itself      against    paper_flow                        and the paper's flow, on as many problems
+    trained_stop     against    untrained_stop, paper_stop        two Stops on one fixed set of candidates
+
+Attempts are drawn once for each set of problems (`flow-dpo evaluate --draws`), whatever is read from them; those of the
+untrained Answer are the fixed set too. Invariant: votes and Stops have no accuracy of their own in the table of arms:
+what they come to stands under `team` in comparison.json (`team`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from flow_dpo.evaluate.compare.arms import Arm, Kind, Make, Outcome, Sizes, draw_flags, evaluated
+from flow_dpo.evaluate.compare.jobs import JobRunner, Work
+from flow_dpo.recipes import presets
+
+PAPER_RECIPE = "flow-dpo-paper"
+FIXED = "held_out"
+"""The problem set whose untrained attempts are the fixed set of candidates."""
+
+
+def _draws(do: JobRunner, sizes: Sizes, name: str, problems: str, run: Work | None = None) -> Path:
+    flags = ("--draws", str(sizes.test_draws))
+    return do.evaluate(f"evaluations/{name}/{problems}-draws", problems, *flags, run=run)
+
+
+def _voted(do: JobRunner, sizes: Sizes, name: str, *works: Work) -> Outcome:
+    """Attempts at the problems of every test."""
+    sets = dict.fromkeys(test.partition("/")[0] for test in sizes.tests)
+    run = works[-1] if works else None
+    drawn = {problems: _draws(do, sizes, name, problems, run) for problems in sets}
+    return Outcome(works=works, evaluations={}, votes=drawn)
+
+
+def _answer_votes(do: JobRunner, sizes: Sizes) -> Outcome:
+    return _voted(do, sizes, "answer_votes", do.train("flow"))
+
+
+def _untrained_votes(do: JobRunner, sizes: Sizes) -> Outcome:
+    return _voted(do, sizes, "untrained_votes")
+
+
+def _paper(do: JobRunner, sizes: Sizes) -> Work:
+    """The paper's flow, of the comparison's lengths, on as many problems."""
+    flow = presets.preset(PAPER_RECIPE, sizes.preset).recipe.flow
+    lengths = (
+        [] if sizes.flow_shape is None else list(zip(("chunk_tokens", "max_chunks"), sizes.flow_shape, strict=True))
+    )
+    flags = [word for name, value in lengths if getattr(flow, name) != value for word in (f"--{name}", str(value))]
+    return do.train("paper_flow", *flags, recipe=PAPER_RECIPE)
+
+
+def _paper_draws(sizes: Sizes) -> list[str]:
+    return draw_flags(presets.preset(PAPER_RECIPE, sizes.preset).recipe.explore, sizes.draws)
+
+
+def _paper_flow(do: JobRunner, sizes: Sizes) -> Outcome:
+    work = _paper(do, sizes)
+    found = evaluated(do, sizes, "paper_flow", "--mode", "flow", *_paper_draws(sizes), run=work)
+    return Outcome(works=(work,), evaluations=found)
+
+
+def _paper_answer(do: JobRunner, sizes: Sizes) -> Outcome:
+    work = _paper(do, sizes)
+    flags = ("--mode", "single", "--roles", "[answer]", *_paper_draws(sizes))
+    return Outcome(works=(work,), evaluations=evaluated(do, sizes, "paper_answer", *flags, run=work))
+
+
+def _stop(name: str, of: Literal["untrained", "flow", "paper"]) -> Make:
+    """A Stop that judges the untrained Answer's attempts."""
+
+    def make(do: JobRunner, sizes: Sizes) -> Outcome:
+        fixed = _draws(do, sizes, "untrained_votes", FIXED)
+        works = () if of == "untrained" else (do.train("flow") if of == "flow" else _paper(do, sizes),)
+        run = works[-1] if works else None
+        judged = do.evaluate(f"evaluations/{name}", "fixed", "--candidates", str(fixed), run=run)
+        return Outcome(works=works, evaluations={}, stop=judged)
+
+    return make
+
+
+def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:
+    return Arm(name=name, kind=kind, what=what, make=make, against=against)
+
+
+_ARMS = (
+    _arm("answer_votes", "votes", "attempts of the trained flow's Answer, by vote or by its Stop", _answer_votes),
+    _arm("untrained_votes", "votes", "attempts of the base, by vote or by the untrained Stop", _untrained_votes),
+    _arm(
+        "untrained_stop",
+        "stop",
+        "the base as Stop, on the untrained Answer's attempts",
+        _stop("untrained_stop", "untrained"),
+    ),
+    _arm("trained_stop", "stop", "the trained flow's Stop, on the same", _stop("trained_stop", "flow")),
+    _arm(
+        "paper_flow",
+        "flow",
+        "the paper's flow and pairs, trained on as many problems, not compiled",
+        _paper_flow,
+        "flow_itself",
+    ),
+    _arm(
+        "paper_answer",
+        "single",
+        "the paper's flow's Answer adapter in one pass, not compiled",
+        _paper_answer,
+        "paper_flow",
+    ),
+    _arm("paper_stop", "stop", "the paper's flow's Stop, on the same attempts", _stop("paper_stop", "paper")),
+)
+ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _ARMS}
+TEAM = ("zero_shot", "flow_itself", "answer_adapter", *ARMS)
+"""The flow, its members, what they come to at the same tokens, and the paper's flow; beside them the base."""
