@@ -15,7 +15,7 @@ from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Verdict
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
-from flow_dpo.recipes.flow_dpo.credit import AttemptCredit, attempt_rewards
+from flow_dpo.recipes.flow_dpo.credit import AttemptCredit, attempt_verdicts
 from flow_dpo.recipes.flow_dpo.explore import AttemptSiblings
 from flow_dpo.recipes.flow_dpo.judgement import Judgement
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
@@ -87,7 +87,7 @@ def learned(
 def rows_of(tree: Tree) -> list[dict[str, Any]]:
     """The evidence of a tree, from what was sampled."""
     found: list[dict[str, Any]] = []
-    rewards = list(attempt_rewards(tree).values())
+    rewards = [None if one is None else one.reward for one in attempt_verdicts(tree).values()]
     for at, (_, judge) in enumerate(worlds.written(tree.trunk_nodes())):
         if judge is None or rewards[at] is None:
             continue
