@@ -57,32 +57,34 @@ def _bounds(low: float | None, high: float | None, *, area: bool) -> str:
 
 def _votes(team: Team) -> Table:
     rows: list[tuple[str, ...]] = []
+    rules = [rule for rule in RULE_WORDS if any(rule in one["accuracies"] for one in team["votes"])]
     for one in team["votes"]:
         clipped = f" ({formatting.count(one['num_clipped'])} seeds beyond the draws)" if one["num_clipped"] else ""
         attempts = formatting.decimal(one["attempts"]["mean"]) + clipped
-        accuracies = [_over_seeds(one["accuracies"][rule]) for rule in RULE_WORDS]
+        accuracies = [_over_seeds(one["accuracies"][rule]) for rule in rules]
         rows.append((one["arm"], one["test"], formatting.decimal(one["tokens"]["mean"], 1), attempts, *accuracies))
     caption = (
         "Attempts by vote at the tokens that the flow sampled a problem, each seed's linearly interpolated in tokens "
         "between neighbouring numbers of attempts; the oracle is what a perfect Stop would find"
     )
-    columns = ("arm", "the flow's test", "tokens", "attempts", *RULE_WORDS.values())
+    columns = ("arm", "the flow's test", "tokens", "attempts", *(RULE_WORDS[rule] for rule in rules))
     return Table(caption=caption, columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
 
 
 def _draws(team: Team) -> Table:
+    rules = [rule for rule in RULE_WORDS if any(rule in at for one in team["draws"] for at in one["by_k"].values())]
     rows = tuple(
         (
             one["arm"],
             one["problems"],
             k,
             formatting.decimal(at["tokens"], 1),
-            *(formatting.share(at.get(rule)) for rule in RULE_WORDS),
+            *(formatting.share(at.get(rule)) for rule in rules),
         )
         for one in team["draws"]
         for k, at in one["by_k"].items()
     )
-    columns = ("arm", "problems", "attempts", "tokens", *RULE_WORDS.values())
+    columns = ("arm", "problems", "attempts", "tokens", *(RULE_WORDS[rule] for rule in rules))
     return Table(caption="Attempts by vote, mean over seeds", columns=columns, rows=rows, wordy=frozenset({0, 1}))
 
 
