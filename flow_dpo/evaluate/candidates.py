@@ -266,7 +266,7 @@ def measures(fixed: FixedSet, judged: Mapping[str, Judged]) -> dict[str, Any]:
         if _half(row) in judged:
             kinds["unfinished"].append((row.id, judged[_half(row)]))
     odds = {kind: [(id, one.log_odds) for id, one in ones] for kind, ones in kinds.items()}
-    # 2. What P(Yes) says of those that are finished.
+    # 2. Measures of P(Yes) on those that are finished.
     probabilities = [one.yes for kind in ("right", "wrong") for _, one in kinds[kind]]
     rewards = [1.0] * len(kinds["right"]) + [0.0] * len(kinds["wrong"])
     return {

@@ -145,13 +145,13 @@ class CandidatesSummary:
     sha256: str
     """Of the file: where two are equal, two Stops judged the same candidates."""
     num: Numbers
-    """By kind: right, wrong, unfinished, and those that were cut or ungraded, which nothing is said of."""
+    """By kind: right, wrong, unfinished, and those that were cut or ungraded, which are in no measure."""
     right_over_wrong: MeasuredArea
     finished_over_unfinished: MeasuredArea
     mean_yes: Numbers
     brier: float | None
     brier_of_share: float | None
-    """Of one who always says the share of right candidates."""
+    """Of a constant, the share of right candidates."""
     calibration_error: float | None
     """Expected calibration error over `bins`."""
     bins: tuple[ReliabilityBin, ...]

@@ -62,7 +62,7 @@ class Queue:
 
 @dataclass(kw_only=True)
 class Window(Queue):
-    """The last examples, of which each of a call's `updates` learns `size`, drawn anew without replacement."""
+    """The last examples, of which each of a call's `updates` learns `size`, drawn each time without replacement."""
 
     window: int
     """Examples that are kept."""

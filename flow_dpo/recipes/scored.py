@@ -52,7 +52,7 @@ def scored_for(tree: Tree, node: Node, target: Node) -> ScoredCompletion:
 
 
 def scored_word(tree: Tree, node: Node, choice: int) -> ScoredCompletion:
-    """A choosing node's completion as if it had taken this choice: what is right to say there. What was sampled keeps
+    """A choosing node's completion as if it had taken this choice, the right one. What was sampled keeps
     the log-probability that it was sampled with; of another word, the unscaled one stands in."""
     sampled, scored = node.completion, scored_as_sampled(tree, node)
     if choice == sampled.choice:

@@ -30,7 +30,7 @@ from flow_dpo.runs.headers import read_header
 from flow_dpo.runs.records import Prediction, read_metrics, read_rows
 
 LEVEL = 0.7
-"""The windowed accuracy whose first reach is told."""
+"""The windowed accuracy at which a curve is read."""
 FLOW = "flow_itself"
 Made = Mapping[str, Sequence[Outcome]]
 """The outcomes of each arm, one a seed."""

@@ -63,7 +63,7 @@ class OutcomePairsAndVerdicts:
 
 
 def verdict_words(tree: Tree, weight: float) -> list[ScoredCompletion]:
-    """What Stop should have said of each candidate that a rollout of the tree ended with, once each."""
+    """The right word of Stop for each candidate that a rollout of the tree ended with, once each."""
     if not weight:
         return []
     found: dict[TokenIds, ScoredCompletion] = {}

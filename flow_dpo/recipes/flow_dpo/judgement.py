@@ -1,8 +1,8 @@
-"""Judgement of an attempt: P(right) by what Stop says of it and by how likely Answer itself found it.
+"""Judgement of an attempt: P(right) by Stop's log-odds of Yes and by how likely Answer itself found it.
 
 Two pieces of evidence cost nothing more once an attempt was written and judged: Stop's log-odds of Yes, and the mean
 log-probability that Answer gave to the attempt's tokens. A logistic regression on the verdicts of earlier attempts
-weighs them, and says from which P(right) on accepting an attempt is worth more than trying again:
+weighs them, and a threshold on P(right) decides whether accepting an attempt is worth more than trying again:
 
     Judgement()                                        P(right) is Stop's P(Yes)
     judgement, threshold = calibrate(evidence, ...)    of the attempts of the last problems, each with its verdict

@@ -1,6 +1,6 @@
 """DPO on pairs, and cross-entropy over a choosing role's words, in one loss.
 
-A scored word is what Stop should have said of a candidate (`credit`): its loss is the negative log-probability of that
+A scored word is the right answer of Stop on a candidate (`credit`): its loss is the negative log-probability of that
 word, renormalised over the declared choices. With z the log-odds of Yes and y = 1 where Yes is right, the gradient by z
 is sigmoid(z) - y:
 
