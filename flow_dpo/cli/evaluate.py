@@ -67,8 +67,8 @@ def _candidates_lines(found: Mapping[str, Any]) -> list[str]:
     lines += _calibration_lines(found)
     if judgement := found.get("judgement"):
         area = judgement["right_over_wrong"]["area"]
-        found = "not measured" if area is None else f"area {area:.3f}"
-        lines += [f"The flow's judgement: right over wrong: {found}", *_calibration_lines(judgement)]
+        shown = "not measured" if area is None else f"area {area:.3f}"
+        lines += [f"The flow's judgement: right over wrong: {shown}", *_calibration_lines(judgement)]
     return lines
 
 

@@ -61,8 +61,8 @@ class RoleSettings:
     examples_per_update: int | None = None
     """Examples of an update, which wait in a pool of its own; 0: all there are. None: in the pool that roles share."""
     window: int = 0
-    """Last examples that are kept: each update learns `examples_per_update` of them, drawn each time, as many of each choice
-    where they are choices. 0: each example is learned once."""
+    """Last examples that are kept: each update draws `examples_per_update` of them, as many of each choice where they
+    are choices. 0: each example is learned once."""
     updates_per_batch: int = 1
     """Updates from a window in each call that brings examples of the role; `epochs_per_batch` is for other pools."""
 
