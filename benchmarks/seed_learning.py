@@ -31,12 +31,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/seed_learning"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max_problems", type=int, default=1000)
+    parser.add_argument("--recipe", default="flow-dpo", help="flow-dpo, or flow-dpo-paper")
     settings = parser.parse_args()
     folder: Path = settings.output_dir
+    recipe = ["--recipe", settings.recipe]
     for seed in settings.seeds:
-        flow_dpo("train", "--seed", str(seed), "--max_problems", str(settings.max_problems),
+        flow_dpo("train", *recipe, "--seed", str(seed), "--max_problems", str(settings.max_problems),
                  "--output_dir", str(folder / f"seed{seed}"), done=folder / f"seed{seed}" / "adapters")  # fmt: skip
-    before = {name: evaluated(folder / "before" / str(i), [*words, "--num_threads", "1"])
+    before = {name: evaluated(folder / "before" / str(i), [*words, *recipe, "--num_threads", "1"])
               for i, (name, words) in enumerate(EVALUATIONS.items())}  # fmt: skip
     after = {
         name: [
