@@ -123,16 +123,19 @@ def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], examples_p
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """progressive.png: windowed and cumulative accuracy with their intervals, and pairs by role below."""
+    """progressive.png: windowed and cumulative accuracy with their intervals, and below the pairs of each role that has
+    some, or the scored completions of one that learns by those alone."""
     if not rows:
         return
     seen = [row["problems_seen"] for row in rows]
-    yields = [
-        Series(label=role, x=seen, y=[row[f"pairs/{role}"] / max(row[f"nodes/{role}"], 1) for row in rows])
-        for role in (key.removeprefix("nodes/") for key in rows[0] if key.startswith("nodes/"))
-    ]
+    yields: list[Series] = []
+    for role in (key.removeprefix("nodes/") for key in rows[0] if key.startswith("nodes/")):
+        scored = any(row.get(f"scored/{role}") for row in rows) and not any(row[f"pairs/{role}"] for row in rows)
+        kind = "scored" if scored else "pairs"
+        counts = [row.get(f"{kind}/{role}", 0) / max(row[f"nodes/{role}"], 1) for row in rows]
+        yields.append(Series(label=f"{role}, verdicts" if scored else role, x=seen, y=counts))
     panels = [
         Panel(y="accuracy (%)", lines=accuracy_series(rows), bounds=(0, 100), title="Accuracy before learning"),
-        *([Panel(y="pairs a trunk node", lines=yields, bounds=(0, None))] if yields else []),
+        *([Panel(y="examples a trunk node", lines=yields, bounds=(0, None))] if yields else []),
     ]
     save_png(path, [replace(panel, marked=len(rows) < 12) for panel in panels], x="problems seen", height=3.2)
