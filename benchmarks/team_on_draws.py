@@ -28,8 +28,9 @@ from flow_dpo.runs.records import Prediction, read_rows
 Drawn = dict[str, list[Attempted]]
 
 
-def attempts(folder: Path) -> Drawn:
-    """The draws of each problem, with P(right) by the judgement that the evaluation recorded."""
+def attempts(folder: Path, *, likelihood: bool = False) -> Drawn:
+    """The draws of each problem, with P(right) by the judgement that the evaluation recorded; or scored by their mean
+    log-probability alone."""
     header = read_header(folder / "summary.json", EvaluationSummary)
     weights = header["played"]["flow"]["judgement"]
     judgement, found = Judgement(**weights), dict[str, list[Attempted]]()
@@ -37,7 +38,7 @@ def attempts(folder: Path) -> Drawn:
         right = None
         if row.yes is not None and row.mean_logprob is not None:
             yes = min(max(row.yes, 1e-15), 1 - 1e-15)
-            right = judgement.chance(math.log(yes / (1 - yes)), row.mean_logprob)
+            right = row.mean_logprob if likelihood else judgement.chance(math.log(yes / (1 - yes)), row.mean_logprob)
         verdict = row.verdict or Verdict(status="ungraded")
         one = Attempted(verdict=verdict, yes=right, tokens=row.tokens or 0)
         found.setdefault(row.id, []).append(one)
@@ -83,6 +84,9 @@ def main() -> None:
     print(compare("its own Answer, one attempt", flow, {id: majority(d, 1) for id, d in drawn.items()}))
     print(compare("its Answer's majority, same tokens", flow, majority_at(drawn, tokens)))
     print(compare("oracle of all attempts", flow, {id: max(one.reward for one in d) for id, d in drawn.items()}))
+    for name, scored in (("P(right)", drawn), ("likelihood alone", attempts(settings.draws, likelihood=True))):
+        best = {id: accepting(d, len(d), 1.0).reward for id, d in scored.items()}
+        print(compare(f"best of all by {name}", flow, best))
     if settings.untrained:
         untrained = attempts(settings.untrained)
         print(compare("untrained, one attempt", flow, {id: majority(d, 1) for id, d in untrained.items()}))

@@ -107,7 +107,8 @@ class Attempts(Flow[AttemptsState]):
         if state.next_role == "answer":
             return self._answer_turn(state)
         if state.next_role == "stop":
-            needed = None if self.threshold is None else self._least_yes(self.threshold, state.attempt)
+            mean = state.attempt.mean_logprob
+            needed = None if self.threshold is None else self.judgement.least_yes(self.threshold, mean)
             return Turn(
                 role=STOP,
                 messages=stop_messages(self.prompts, state.problem, state.attempt.pieces),
@@ -153,9 +154,6 @@ class Attempts(Flow[AttemptsState]):
             return {}
         weights = {f"judgement.{name}": value for name, value in asdict(self.judgement).items()}
         return {"threshold": self.threshold, **weights}
-
-    def _least_yes(self, threshold: float, attempt: Attempt) -> float:
-        return self.judgement.least_yes(threshold, attempt.mean_logprob)
 
     def _answer_turn(self, state: AttemptsState) -> Turn:
         messages = answer_messages(self.prompts, state.problem)

@@ -12,6 +12,7 @@ of adds nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -54,7 +55,7 @@ class DpoAndVerdicts:
             counts |= dict.fromkeys(measures, len(paired))
         if words:
             entropy = torch.stack([-e.weight * p[0].sum() for e, p in words]).sum()
-            right = [float(p[0].sum() > -0.6931471805599453) for _, p in words]
+            right = [float(p[0].sum() > -math.log(2)) for _, p in words]
             total = total + entropy
             measures["verdict_loss"] = entropy.detach()
             measures["verdict_accuracy"] = torch.tensor(sum(right))
