@@ -1,7 +1,7 @@
 """A flow of attempts against its members, computed from the draws of one evaluation, paired over problems.
 
     flow-dpo evaluate --run RUN --draws 4 --output_dir runs/votes
-    python benchmarks/team_on_draws.py runs/votes --threshold 0.5 --untrained runs/untrained-votes
+    python -m tools.team_on_draws runs/votes --threshold 0.5 --untrained runs/untrained-votes
 
 The flow accepts the first attempt whose P(right) exceeds the threshold, at most as many as were drawn, else the best
 answers: the exact mean over all orders of a problem's draws. Beside it one attempt, and the plain majority at the same
