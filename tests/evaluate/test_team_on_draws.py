@@ -68,9 +68,7 @@ def test_the_table_of_a_rule_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours, untrained = evaluation(tmp_path / "ours", DRAWS), evaluation(tmp_path / "base", {"a": DRAWS["a"]})
-    monkeypatch.setattr(
-        sys, "argv", ["team_on_draws", str(ours), "--threshold", "0.5", "--untrained", str(untrained)]
-    )
+    monkeypatch.setattr(sys, "argv", ["team_on_draws", str(ours), "--threshold", "0.5", "--untrained", str(untrained)])
     main()
     lines = capsys.readouterr().out.splitlines()
     # Accepting above .5: of both problems the one attempt over it is right, and it is reached after 1, 2 or 3.
