@@ -90,7 +90,7 @@ def measured(settings: argparse.Namespace) -> dict[int, list[State]]:
             one_path = replace(explore, num_rollouts=1, num_completions=num_completions)
             trees: list[Tree] = []
             for problem in runtime.fitting:
-                trees += runtime.workers.rollout(one_path, flow, [problem], seed=settings.seed)
+                trees += runtime.workers.submit(one_path, flow, [problem], seed=settings.seed).result().trees
             return trees
 
         # A state's completions are drawn one by one, so those after the first K are independent of them.

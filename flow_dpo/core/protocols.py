@@ -10,7 +10,8 @@ Any object with these methods fits: a learner over several processes is a `Learn
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flow_dpo.core.engine import Engine, RendersTurns
@@ -45,22 +46,43 @@ class Learns(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """What one worker, or the learner, did from when to when."""
+
+    lane: str
+    """ "worker 0", "learner"."""
+    what: str
+    """ "sampling", "learning", "starting"."""
+    start: float
+    """Seconds since the epoch."""
+    end: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """A batch of problems that was sampled and graded."""
+
+    trees: list[Tree]
+    """One graded tree a problem, in their order."""
+    stats: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Counts and seconds of the work, as a row of metrics names them."""
+    spans: Sequence[Span] = ()
+    """Who sampled which part of it, and when."""
+
+
 class RolloutWorkers(Protocol):
     """Sample and grade whole problems: in this process, on several servers, or on a cluster.
 
     A problem's tree depends on the problem, the seed and the adapters in force, and on nothing beside it.
     """
 
-    def rollout(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        """One graded tree a problem, in their order."""
+    def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
+        """Begin a batch under the adapters in force, whatever is refreshed later. It may be done when this returns."""
         ...
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
-        """Sample with these adapters from now on."""
-        ...
-
-    def take_stats(self) -> dict[str, float]:
-        """Counts and seconds of the work done since the last call."""
+        """Sample batches that are submitted from now on with these adapters."""
         ...
 
 

@@ -200,7 +200,7 @@ def judge(
     trees = [
         tree
         for batch in batched(fixed.problems(), batch_problems)
-        for tree in workers.rollout(explore, flow, batch, seed=0)
+        for tree in workers.submit(explore, flow, batch, seed=0).result().trees
     ]
     judged = dict(_judged(trees))
     means = mean_logprobs or {}

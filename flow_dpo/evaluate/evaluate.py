@@ -123,8 +123,8 @@ def evaluate(
         # The first draw is the one that an evaluation of a single draw makes.
         seed = derive(settings.seed, "draw", draw) if draw else settings.seed
         for batch in batched(problems, settings.batch_problems):
-            batch_trees = workers.rollout(trunk_only, flow, batch, seed=seed)
-            work["tokens"] += int(rollout_metrics(batch_trees, workers)["rollout/tokens"])
+            batch_trees = workers.submit(trunk_only, flow, batch, seed=seed).result().trees
+            work["tokens"] += int(rollout_metrics(batch_trees, {})["rollout/tokens"])
             choices.extend(stop_choices(flow, batch_trees, renderer, grader))
             right += [
                 (tree.problem, renderer.to_text(tree.trunk.solution.attempt))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,8 +26,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError, StorageError
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.protocols import RolloutWorkers
-from flow_dpo.core.tree import Tree
+from flow_dpo.core.protocols import Rollouts, RolloutWorkers
 from flow_dpo.core.types import Adapter, Completion, Problem, Request, Role, Sampling, TokenIds
 from flow_dpo.runs.files import cut_torn
 from flow_dpo.runs.records import append_rows, iter_rows
@@ -134,9 +134,8 @@ class JournalWorkers:
         self._workers, self._engine, self._path = workers, engine, path
         self._partly, self._context, self._each_batch = partly, context, each_batch
         self._version = 0
-        self._batch: SampledBatch | None = None
-        self._stats: Mapping[str, float] = {}
-        """Of the same batch, before an interruption."""
+        self._batches: list[tuple[SampledBatch, Mapping[str, Completion]]] = []
+        """Those that are recorded nowhere else yet, the one under way last."""
         self._found = _read(path)
         if any(batch.context != context for batch, _ in self._found):
             raise ConfigError(
@@ -154,52 +153,59 @@ class JournalWorkers:
         self._version = max((adapter.version for adapter in adapters.values()), default=0)
         self._workers.refresh(adapters)
 
-    def rollout(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        """One graded tree a problem, in their order."""
+    def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
+        """Sample and grade the batch now, using what an interruption left behind of it."""
         ids = tuple(problem.id for problem in problems)
         batch = SampledBatch(problems=ids, seed=seed, policy_version=self._version, context=self._context)
         found = [(known, kept) for known, kept in self._found if known.same(batch) and (known.whole or self._partly)]
         known, kept = found[-1] if found else (batch, {})
-        self._batch, self._stats = batch, known.stats
         self._engine.begin(kept)
-        trees = self._workers.rollout(explore, flow, problems, seed=seed)
-        self._batch = replace(batch, whole=True)
-        if self._each_batch and not known.whole:
+        self._batches.append((replace(batch, stats=known.stats), self._engine.sampled))
+        found = self._workers.submit(explore, flow, problems, seed=seed).result()
+        # With what the workers had reported of the same batch before an interruption.
+        names = dict.fromkeys([*known.stats, *found.stats])
+        stats = {name: found.stats.get(name, 0) + known.stats.get(name, 0) for name in names}
+        self._batches[-1] = replace(batch, whole=True, stats=stats), self._engine.sampled
+        if self._each_batch:
+            self._batches = self._batches if not known.whole else []  # in the file already
             self.keep()
-        return trees
+        done = Future[Rollouts]()
+        done.set_result(Rollouts(trees=found.trees, stats=stats))
+        return done
 
-    def take_stats(self) -> dict[str, float]:
-        """What the workers report, with what they had reported of the same batch before an interruption."""
-        now, before = self._workers.take_stats(), self._stats
-        self._stats = {}
-        return {name: now.get(name, 0) + before.get(name, 0) for name in dict.fromkeys([*before, *now])}
-
-    def done(self) -> None:
-        """What was sampled is recorded elsewhere by now: nothing of it need be kept."""
-        self._batch, self._found = None, []
+    def done(self, num_in_flight: int = 0) -> None:
+        """What was sampled is recorded elsewhere by now, but for the last batches: nothing else of it need be kept."""
+        self._batches, self._found = self._batches[len(self._batches) - num_in_flight :], []
         self._path.unlink(missing_ok=True)
 
     def keep(self) -> tuple[int, bool]:
-        """Write what the batch under way has sampled; how many completions that are, and whether they are all.
+        """Write what the batches under way have sampled; how many completions that are, and whether they are all.
 
         Raises `StorageError`.
         """
-        batch, rows = self._batch, self._engine.sampled
-        if batch is None or not rows:
-            return 0, False
-        self._batch = None
-        stats = {} if self._each_batch else self.take_stats()
+        batches, self._batches = [(batch, rows) for batch, rows in self._batches if rows], []
         lean = {"logprobs": (), "sampled_logprobs": ()} if self._each_batch else {}
-        found = [SampledCompletion(key=key, completion=replace(one, **lean)) for key, one in rows.items()]
+        found: list[SampledCompletion | SampledBatch] = []
+        for batch, rows in batches:
+            stats = batch.stats if batch.whole else _sum(batch.stats, self._engine.take_stats())
+            found += [SampledCompletion(key=key, completion=replace(one, **lean)) for key, one in rows.items()]
+            found.append(replace(batch, stats={} if self._each_batch else stats, num_completions=len(rows)))
         try:
-            if self._path.exists():
+            if found and self._path.exists():
                 cut_torn(self._path)
-            append_rows(self._path, [*found, replace(batch, stats=stats, num_completions=len(found))])
+            if found:
+                append_rows(self._path, found)
         except OSError as error:
             raise StorageError(
                 f"could not write what was sampled to {self._path}: {error}; make room, and go on"
             ) from error
-        return len(rows), batch.whole
+        return sum(len(rows) for _, rows in batches), bool(batches) and all(batch.whole for batch, _ in batches)
+
+
+def _sum(before: Mapping[str, float], engine: Mapping[str, float]) -> dict[str, float]:
+    """Stats of a batch and what its engine has counted since, as the workers name them."""
+    now = {f"rollout/{name}": value for name, value in engine.items()}
+    return {name: before.get(name, 0) + now.get(name, 0) for name in dict.fromkeys([*before, *now])}
 
 
 def _read(path: Path) -> list[tuple[SampledBatch, dict[str, Completion]]]:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, ClassVar
 
 from rich.console import Console, Group, RenderableType
@@ -31,8 +32,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.objective import Objective, check_examples
-from flow_dpo.core.protocols import Learns, RolloutWorkers, Row
-from flow_dpo.core.tree import Tree
+from flow_dpo.core.protocols import Learns, Rollouts, RolloutWorkers, Row
 from flow_dpo.core.types import Adapter, Completion, Example, Problem, Request, Role, Sampling, TokenIds
 
 QUIET_S = 10.0
@@ -254,22 +254,21 @@ class MeteredWorkers:
         is done once it was sampled; without, when the caller says so."""
         self._workers, self._live, self._learns, self._counts = workers, live, learns, counts
 
-    def rollout(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        """One graded tree a problem, in their order."""
+    def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
+        """Begin a batch under the adapters in force."""
         self._live.meter.begin_batch(len(problems), learns=self._learns)
-        trees = self._workers.rollout(explore, flow, problems, seed=seed)
+        rollouts = self._workers.submit(explore, flow, problems, seed=seed)
         if not self._learns:
-            self._live.advance(self._live.done + (len(problems) if self._counts else 0))
-            self._live.meter.doing = "reading what was sampled"
-        return trees
+            rollouts.add_done_callback(lambda _: self._sampled(len(problems)))
+        return rollouts
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
         """Sample with these adapters from now on."""
         self._workers.refresh(adapters)
 
-    def take_stats(self) -> dict[str, float]:
-        """Counts and seconds of the work done since the last call."""
-        return self._workers.take_stats()
+    def _sampled(self, num_problems: int) -> None:
+        self._live.advance(self._live.done + (num_problems if self._counts else 0))
+        self._live.meter.doing = "reading what was sampled"
 
 
 class MeteredLearner:

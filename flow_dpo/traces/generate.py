@@ -132,7 +132,7 @@ def generate(
         source = settings.source(trained=bool(adapters))
 
         def sample(left: Sequence[Problem], draw: int) -> list[Tree]:
-            return workers.rollout(alone, flow, left, seed=derive(settings.seed, "trace", draw))
+            return workers.submit(alone, flow, left, seed=derive(settings.seed, "trace", draw)).result().trees
 
         batches = _from_rollouts(sample, one_pass, problems, renderer, grader, source, settings, selection, tally)
     for traces, tally in batches:

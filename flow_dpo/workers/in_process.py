@@ -2,7 +2,7 @@
 
     workers = InProcessWorkers(backends)
     workers.refresh(learner.adapters)
-    trees = workers.rollout(recipe.explore, recipe.flow, problems, seed=0)
+    trees = workers.submit(recipe.explore, recipe.flow, problems, seed=0).result().trees
 
 Invariant: all state that a call needs comes with it or with the last `refresh`, so that another kind of worker may be
 on another machine, and one that died may be called again.
@@ -12,41 +12,49 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.protocols import Backends
+from flow_dpo.core.loop import batched
+from flow_dpo.core.protocols import Backends, Rollouts
 from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Problem, Role
 
 
 class InProcessWorkers:
-    """The engine, renderer and grader of this process (`core.protocols.RolloutWorkers`)."""
+    """The engine, renderer and grader of this process (`core.protocols.RolloutWorkers`).
 
-    def __init__(self, backends: Backends) -> None:
+    A batch is sampled when it is submitted: there is one process, so nothing would be gained by waiting, and it gets
+    the adapters that are in force then.
+    """
+
+    def __init__(self, backends: Backends, *, shard: int = 0) -> None:
+        """`shard`: problems of a batch that are sampled beside one another; 0: all of them."""
         self._grader = backends.grader
         self._engine = backends.engine
         self._runner = RolloutRunner(backends.engine, backends.renderer, backends.grader)
-        self._seconds = {"rollout/seconds": 0.0, "grade/seconds": 0.0}
+        self._shard = shard
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
         """Sample with these adapters from now on."""
         self._runner.refresh(adapters)
 
-    def rollout(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> list[Tree]:
-        """One graded tree a problem, in their order."""
-        started = time.perf_counter()
-        trees = explore(flow, self._runner, problems, seed=seed)
-        sampled = time.perf_counter()
-        self._grader.grade(trees)
-        self._seconds["rollout/seconds"] += sampled - started
-        self._seconds["grade/seconds"] += time.perf_counter() - sampled
-        return trees
-
-    def take_stats(self) -> dict[str, float]:
-        """What the engine reports of its work since the last call, and the seconds of sampling and of grading."""
-        stats = {f"rollout/{name}": value for name, value in self._engine.take_stats().items()} | self._seconds
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
-        return stats
+    def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
+        """Sample and grade the batch now."""
+        seconds = {"rollout/seconds": 0.0, "grade/seconds": 0.0}
+        trees: list[Tree] = []
+        for shard in batched(problems, self._shard or max(len(problems), 1)):
+            started = time.perf_counter()
+            sampled = explore(flow, self._runner, shard, seed=seed)
+            seconds["rollout/seconds"] += time.perf_counter() - started
+            started = time.perf_counter()
+            self._grader.grade(sampled)
+            seconds["grade/seconds"] += time.perf_counter() - started
+            trees += sampled
+        stats = {f"rollout/{name}": value for name, value in self._engine.take_stats().items()}
+        done = Future[Rollouts]()
+        done.set_result(Rollouts(trees=trees, stats=stats | seconds))
+        return done

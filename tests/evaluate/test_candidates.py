@@ -173,7 +173,7 @@ def test_an_exploration_of_attempts_evaluates_any_flow() -> None:
     assert rows == drawn(FLOW)[0]
     alone = AttemptSiblings(temperature=0.7).alone(greedy=True)
     assert (alone.num_rollouts, alone.temperature, alone.greedy_trunk) == (1, 0.7, True)
-    runner_trees = workers_of([]).rollout(alone, one_pass(FLOW), PROBLEMS, seed=0)
+    runner_trees = workers_of([]).submit(alone, one_pass(FLOW), PROBLEMS, seed=0).result().trees
     assert [len(tree.nodes) for tree in runner_trees] == [1] * 5
 
 

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from flow_dpo.core.types import Pair
-from flow_dpo.learner import tree_attention
 from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.models import head
+from flow_dpo.models import head, tree_attention
 from flow_dpo.models.drift_causes import own_logprobs
 from tests.support.packed_builders import ROLES, answer_pair, pair_lists, pairs_of_tree, stop_pair
 from tests.support.tiny_models import KINDS, tiny_model

@@ -21,11 +21,11 @@ from flow_dpo.engines.plain import PlainEngine
 from flow_dpo.engines.settings import LocalSettings, PlainSettings
 from flow_dpo.learner.check import choose_way
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.learner.tree_attention import PathLayout
 from flow_dpo.models import load, probes
 from flow_dpo.models.facts import context_tokens, named_lengths
 from flow_dpo.models.own_forward import Case, OwnForward, stirred
 from flow_dpo.models.reduced import WINDOW, reduced
+from flow_dpo.models.tree_attention import PathLayout
 from tests.support.model_families import build
 from tests.support.tiny_models import tiny_model
 

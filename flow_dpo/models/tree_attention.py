@@ -26,7 +26,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from flow_dpo.learner.packing import PackedRow
 from flow_dpo.models.attention import Layout
 
 MAX_QUERIES = 256
@@ -35,6 +34,19 @@ MAX_WASTE = 1.15
 """Factor by which padding to one size may enlarge a group of pieces."""
 SMALL_WASTE = 1 << 12
 """Query-key products up to which padding is cheaper than another call."""
+
+
+class TreeRow(Protocol):
+    """A packed row (`learner.packing.PackedRow`), as far as its attention depends on it."""
+
+    @property
+    def positions_N(self) -> np.ndarray: ...
+    @property
+    def subtree_end_N(self) -> np.ndarray: ...
+    @property
+    def segments(self) -> Sequence[tuple[int, np.ndarray]]: ...
+    @property
+    def num_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,7 @@ class RowLayout(Layout, Protocol):
         ...
 
 
-def row_layout(row: PackedRow, device: torch.device) -> RowLayout:
+def row_layout(row: TreeRow, device: torch.device) -> RowLayout:
     """The fastest layout on this device."""
     return FlexLayout(row, device) if device.type == "cuda" else PathLayout(row, device)
 
@@ -76,7 +88,7 @@ def row_layout(row: PackedRow, device: torch.device) -> RowLayout:
 class PathLayout:
     """Attention in which each piece of the row attends to the keys of its path. A `models.attention.Layout`."""
 
-    def __init__(self, row: PackedRow, device: torch.device | str = "cpu") -> None:
+    def __init__(self, row: TreeRow, device: torch.device | str = "cpu") -> None:
         self._groups, self._order_N = _group_pieces(row, torch.device(device))
         self._masks: dict[tuple[int, int, int | None, torch.dtype], torch.Tensor] = {}
         self._reading: list[tuple[torch.Tensor, _Gathered]] = []
@@ -153,7 +165,7 @@ def _gather(x_NX: torch.Tensor, index_PL: torch.Tensor, heads: int) -> torch.Ten
     return x_NX.index_select(0, index_PL.flatten()).view(*index_PL.shape, heads, -1).transpose(1, 2)
 
 
-def _group_pieces(row: PackedRow, device: torch.device) -> tuple[list[_Group], torch.Tensor]:
+def _group_pieces(row: TreeRow, device: torch.device) -> tuple[list[_Group], torch.Tensor]:
     """The row's segments as groups of padded pieces, and each token's index in their concatenated outputs, N."""
     # 1. Cut each segment into pieces of at most MAX_QUERIES: (the queries' indices, the indices of all keys they see).
     pieces: list[tuple[np.ndarray, np.ndarray]] = []
@@ -204,7 +216,7 @@ def _group_size(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
 class FlexLayout:
     """Attention by FlexAttention with a block mask, which skips the blocks in which nothing is visible (CUDA)."""
 
-    def __init__(self, row: PackedRow, device: torch.device | str) -> None:
+    def __init__(self, row: TreeRow, device: torch.device | str) -> None:
         self._positions_N, self._subtree_end_N = (
             torch.from_numpy(a).to(device) for a in (row.positions_N, row.subtree_end_N)
         )

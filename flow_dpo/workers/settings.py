@@ -1,0 +1,57 @@
+"""Settings of the rollout workers: in this process, one a running server, or on a Ray cluster.
+
+    flow-dpo train --workers ray --workers.num 4 --workers.address auto
+
+Invariant: which tokens are sampled depends on `shard` and `num_threads` alone, and on these in the last bits only;
+nothing depends on how many workers there are, on their speed or on those that fail.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from flow_dpo.core.errors import expect
+
+_SHARD = 16
+"""Problems of a shard where several workers share a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersSettings:
+    """Who samples: this process, one thread for each server of `--base_url a,b,c`, or actors on Ray."""
+
+    kind: Literal["here", "servers", "ray"] = "here"
+    """`--workers ray` is short for it."""
+    num: int = 1
+    """Workers on Ray. Of servers there are as many as addresses."""
+    shard: int = 0
+    """Problems that one worker samples beside one another; log-probabilities depend on it in the last bits. 0: all of a
+    batch in this process, 16 elsewhere. A batch smaller than a shard for each worker leaves some of them idle, but for
+    a lag (`run.lag`)."""
+    address: str = ""
+    """Of a Ray cluster: "auto" is the one that this machine is part of, "ray://host:10001" one elsewhere. Empty: a
+    cluster of this command's own on this machine, gone at its end."""
+    num_threads: int = 1
+    """Processor threads of a worker on Ray; log-probabilities depend on it in the last bits."""
+    num_gpus: float = 0.0
+    """GPUs of a worker on Ray."""
+    start_s: float = 600.0
+    """Seconds in which a worker on Ray has to be there with its model loaded."""
+    deadline_s: float = 3600.0
+    """Seconds that one shard may take, after which its worker is given up and the shard is sampled again."""
+    patience_s: float = 900.0
+    """Seconds without a single worker after which the run ends, with all that was learned."""
+    tries: int = 3
+    """Times that a shard may lose its worker before the run ends and names its problems."""
+
+    def __post_init__(self) -> None:
+        expect(self, "of 1 or more", lambda value: value >= 1, "num", "num_threads", "tries")
+        expect(self, "of 0 or more", lambda value: 0 <= value < math.inf, "shard", "num_gpus")
+        expect(self, "above 0", lambda value: 0 < value < math.inf, "start_s", "deadline_s", "patience_s")
+
+    @property
+    def problems_of_shard(self) -> int:
+        """Problems that are sampled beside one another; 0: all of a batch."""
+        return self.shard or (0 if self.kind == "here" else _SHARD)
