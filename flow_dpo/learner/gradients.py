@@ -76,7 +76,7 @@ class Gradients:
         self._kept = kept or KeptVersions(policy, 0)
         self.packed: bool | None = None if rows.packed else False
         """Whether prefixes are shared; None until the model was checked."""
-        self._own_head: bool | None = None
+        self.own_head: bool | None = None
         """Whether logits come from the model's own head; None until it was checked."""
         self.reference_versions: dict[Role, int | None] = {}
         """The version of its adapter that each role's reference holds; None for weights of no version."""
@@ -86,13 +86,13 @@ class Gradients:
 
         Once; warns where prefixes cannot be shared. Raises `ModelError` where no way is right.
         """
-        if self.packed is None or self._own_head is None:
-            self.packed, self._own_head = choose_way(self._policy, packed=self.packed is not False)
+        if self.packed is None or self.own_head is None:
+            self.packed, self.own_head = choose_way(self._policy, packed=self.packed is not False)
 
     def logprobs(self, completions: Sequence[PromptedCompletion]) -> Logprobs:
         """Log-probabilities of these completions, by the way that was chosen."""
         way = PackedLogprobs if self.packed else PlainLogprobs
-        return way(self._policy.model, completions, own_head=self._own_head is True)
+        return way(self._policy.model, completions, own_head=self.own_head is True)
 
     def compute(
         self, objective: Objective, role: Role, examples: Sequence[Example], version: int, count: int | None = None

@@ -105,6 +105,15 @@ class Learner:
                     stack.enter_context(self.policy.holding(role, weights))
             yield {role: Adapter(role=role, version=version) for role in self.policy.roles}
 
+    @property
+    def way(self) -> tuple[bool | None, bool | None]:
+        """How log-probabilities are computed: with shared prefixes, and by the model's own head."""
+        return self._gradients.packed, self._gradients.own_head
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that an update reads or writes, by name ("answer/exp_avg/<name>"); the live tensors."""
+        return state.live_tensors(self.policy, self._optimizers, self._kept.weights)
+
     def check(self) -> None:
         """Choose how log-probabilities are computed, now rather than at the first update. Raises `ModelError`."""
         self._gradients.check()
