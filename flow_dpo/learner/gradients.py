@@ -105,7 +105,11 @@ class Gradients:
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
         count = version if count is None else count
-        self._compare_again(objective, role, examples, account)
+        # One for all rows, so that every rank makes as many forwards: a sharded base is gathered by all together.
+        needed = objective.needs_reference
+        kinds = objective.accepts if needed is True else needed or ()
+        account.needs_reference = any(isinstance(e, kinds) for e in examples)
+        self._compare_again(role, examples, account)
         # The longest row first, ties as they were filled: ranks finish together, and sums are always of this order.
         rows = sorted(enumerate(self._fill(examples)), key=lambda row: -row[1].num_tokens)
 
@@ -124,7 +128,7 @@ class Gradients:
             raise NonFinite(role, f"the gradient of role {role!r} is {norm} at version {version}")
         return Gradient(total, norm, account.measures(), account.counts, account.drift)
 
-    def _compare_again(self, objective: Objective, role: Role, examples: Sequence[Example], account: Account) -> None:
+    def _compare_again(self, role: Role, examples: Sequence[Example], account: Account) -> None:
         """Compute a few completions of each version again, one at a time, where the rows cannot tell.
 
         These have dropout, and the weights of the present version alone; those of earlier ones may have been kept.
@@ -133,7 +137,7 @@ class Gradients:
         for example in examples:
             for completion in example.completions:
                 by_version.setdefault(completion.policy_version, []).append((example.request, completion))
-        in_rows = self.reference_versions.get(role) if objective.needs_reference is True else None
+        in_rows = self.reference_versions.get(role) if account.needs_reference else None
         for version, sampled in sorted(by_version.items()):
             held: Held
             if version == account.version and self._policy.settings.lora_dropout:
@@ -156,15 +160,15 @@ class Gradients:
         # 1. Log-probabilities under the reference policy, without a graph.
         marks = [time.perf_counter()]
         reference: list[torch.Tensor] = []
-        needed = objective.needs_reference
-        if any(isinstance(e, objective.accepts if needed is True else needed or ()) for e in examples):
+        if account.needs_reference:
             with torch.no_grad(), policy.using(self._references[role]):
                 reference = logprobs()
         marks.append(time.perf_counter())
         # 2. Under the policy, then the loss.
         with policy.dropout_from(seed), policy.using(role, training=True):
             found = logprobs()
-            theirs = _by_example(reference, counts) if reference else [()] * len(examples) if needed else []
+            nothing = [()] * len(examples) if objective.needs_reference else []
+            theirs = _by_example(reference, counts) if reference else nothing
             loss = objective(examples, _by_example(found, counts), theirs)
             marks.append(time.perf_counter())
             mean = loss.total / account.num_examples
@@ -234,6 +238,7 @@ class Account:
         self._totals: dict[str, float] = {}
         self._sums = dict.fromkeys(sorted(SUMS), 0.0) | {"pairs": float(num_examples)}
         self.drift = Drift()
+        self.needs_reference = False
         self.again: set[int] = set()
         """Versions of which completions are computed again, and then not compared in the rows."""
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from flow_dpo.learner.deal import RowResult
+from flow_dpo.learner.gradients import NonFinite
 from flow_dpo.models.drift import Held
 from flow_dpo.ranks.group import Caught, Ranks, portable
 
@@ -73,6 +74,8 @@ class Dealt:
                     own = compute(place)
                 elif self.aligned:
                     compute(start)
+            if self.aligned and caught.error is not None and not isinstance(caught.error, NonFinite):
+                self._ranks.fail(caught.error)  # the others are still in the layers, where they wait for this rank
             done = time.perf_counter()
             # 2. What came of them, or why nothing did.
             heads: list[_Head] = self._ranks.gather(self._head(own, caught.error, done - began))

@@ -151,6 +151,12 @@ class Ranks:
         with self._collective():
             dist.broadcast(flat.view(torch.uint8), src=source, group=self._tensors)
 
+    def fail(self, error: Exception) -> NoReturn:
+        """Leave for an error that others cannot be told of, since they wait in a collective."""
+        if isinstance(error, dist.DistBackendError) or "gloo/transport" in str(error):  # another rank's, seen from here
+            self._lost(error)
+        raise error
+
     def ready(self) -> None:
         """The others: all is loaded, and rank 0 will be heard."""
         self._store.set(f"ready/{self.rank}", "")
@@ -209,7 +215,7 @@ class Ranks:
         except RuntimeError as error:
             self._lost(error)
 
-    def _lost(self, error: RuntimeError) -> NoReturn:
+    def _lost(self, error: Exception) -> NoReturn:
         """Why a collective failed, as far as another rank left word."""
         self._cut()  # the others wait for this rank as it waited for one
         if self.rank:

@@ -28,6 +28,7 @@ from flow_dpo.learner.learner import Learner, LearnerSettings, Row
 from flow_dpo.learner.policy import Policy
 from flow_dpo.ranks.dealing import Dealt
 from flow_dpo.ranks.group import END, Caught, Ended, Ranks, portable
+from flow_dpo.ranks.sharding import shard_base
 
 
 class LeadingLearner(Learner):
@@ -38,6 +39,11 @@ class LeadingLearner(Learner):
     ) -> None:
         self._dealt, self._ranks, self._sent = Dealt(ranks, policy.device), ranks, False
         super().__init__(policy, settings, kept_versions=kept_versions, deal=self._dealt)
+
+    def check(self) -> None:
+        """Choose how log-probabilities are computed, and then let the ranks share the base, where that is set."""
+        super().check()
+        _shard(self, self._ranks, self._dealt)
 
     def load(self, folder: str | Path) -> None:
         """Restore what `save` wrote, at whatever number of ranks; the others get it with the next update."""
@@ -57,13 +63,22 @@ class LeadingLearner(Learner):
 
 def follow(ranks: Ranks, policy: Policy, settings: LearnerSettings, *, kept_versions: int = 0) -> None:
     """Hold a replica of rank 0's learner, and take part in its updates until it ends."""
-    replica = Learner(policy, settings, kept_versions=kept_versions, deal=Dealt(ranks, policy.device))
+    dealt = Dealt(ranks, policy.device)
+    replica = Learner(policy, settings, kept_versions=kept_versions, deal=dealt)
+    replica.check()
+    _shard(replica, ranks, dealt)
     ranks.ready()
     with suppress(Ended):
         while ranks.next_command() != END:
             written, objective, examples = ranks.share()
             with Caught():  # rank 0 raises the same, and decides what follows
                 _together(ranks, replica, written, partial(replica.update, objective, examples))
+
+
+def _shard(learner: Learner, ranks: Ranks, dealt: Dealt) -> None:
+    if learner.settings.shard_base and not dealt.aligned:
+        shard_base(learner.policy, ranks.num)
+        dealt.aligned = True
 
 
 def _together(ranks: Ranks, learner: Learner, written: dict[str, bytes] | None, update: Callable[[], Row]) -> Row:

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from flow_dpo.ranks import group
 from flow_dpo.ranks.environment import place
 from flow_dpo.ranks.group import END, Caught, joined
 from flow_dpo.ranks.learner import LeadingLearner, follow
+from flow_dpo.ranks.sharding import local_parameters
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
 from tests.learner.test_drift import pairs, recorded
 from tests.learner.test_logprobs import stir
@@ -42,7 +43,7 @@ from tests.learner.test_pool import words
 from tests.support.packed_builders import ROLES
 from tests.support.tiny_models import tiny_model
 
-LIMIT_S = 60.0
+LIMIT_S = 90.0
 Work = Callable[[Path], None]
 
 
@@ -142,6 +143,15 @@ CASES = {
         "qwen2", dtype=torch.bfloat16, dropout=0.2, rows=RowSettings(packed=False, max_tokens=60)
     ),
 }
+SHARDED = [
+    Case(kind, dtype=dtype, dropout=0.1, rows=RowSettings(packed=packed, max_tokens=40, gradient_checkpointing=True))
+    for kind, dtype, packed in [
+        ("llama", torch.float32, True),
+        ("llama", torch.bfloat16, False),
+        ("qwen2", torch.float32, False),
+        ("qwen2", torch.bfloat16, True),
+    ]
+]
 AT = 2
 """Calls before the checkpoint that others go on from."""
 
@@ -153,7 +163,7 @@ def without_clock(row: dict[str, float]) -> dict[str, float]:
 def learn_case(case: Case, learner: Learner, folder: Path, *, begin_with: Path | None = None) -> None:
     """The case's calls, from a checkpoint on where there is one; what came of them is written."""
     folder.mkdir(parents=True)
-    calls = case.calls(learner.policy)
+    calls = case.calls(case.policy())
     if begin_with is not None:
         learner.load(begin_with)
     rows = []
@@ -195,6 +205,35 @@ def equal(folder: Path) -> None:
     """Ranks of each number, the most first."""
     for num in (3, 2, 1):
         run_ranks(learn_cases, num, folder / str(num))
+
+
+# ---- a base that is shared ------------------------------------------------------------------------------------------
+
+
+def learn_sharded(folder: Path) -> None:
+    """Each case with a whole base, and then with one that the ranks share."""
+    held: list[tuple[int, int]] = []
+    with joined() as ranks:
+        assert ranks is not None
+        for number, case in enumerate(SHARDED):
+            for shard in (False, True):
+                policy, settings = case.policy(), replace(case.settings, shard_base=shard)
+                before = local_parameters(policy.model)
+                if ranks.rank:
+                    follow(ranks, policy, settings)
+                    continue
+                learner = LeadingLearner(policy, settings, ranks=ranks)
+                learner.check()
+                learn_case(case, learner, folder / f"{number}-{shard}")
+                ranks.announce(END)
+                held.append((before, local_parameters(policy.model)))
+    if place().rank == 0:
+        (folder / "held.json").write_text(json.dumps(held))
+
+
+def sharded(folder: Path) -> None:
+    """Three ranks, the number of whose rows is seldom a multiple of three."""
+    run_ranks(learn_sharded, 3, folder)
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------------
@@ -322,4 +361,4 @@ def wrong(folder: Path) -> None:
 
 if __name__ == "__main__":
     for scenario in sys.argv[2:]:
-        {"equal": equal, "wrong": wrong}[scenario](Path(sys.argv[1]) / scenario)
+        {"equal": equal, "sharded": sharded, "wrong": wrong}[scenario](Path(sys.argv[1]) / scenario)
