@@ -30,7 +30,7 @@ from flow_dpo.runs.writable import check_writable
 _logger = logging.getLogger(__name__)
 _RUN_ONLY = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
-)
+) | {"learner.shard_base"}
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "dtype", "data_fingerprint", "given")
 """What besides the settings a result depends on, as run.json names it."""

@@ -129,7 +129,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     resumption.check(settings, given, path)
     settings = resumption.at_its_date(settings, path)
     with (
-        following.leading(settings) as ranks,
+        following.leading(settings, engine=given.engine) as ranks,
         run_folder.locked(path),
         Live(console) as live,
         _begun(path, settings, given, console) as folder,
