@@ -225,18 +225,19 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
     try:
         num, whole = journal.keep()
     except OSError as error:
-        print_safe(console, f"What the batch under way had sampled could not be kept: {error}")
+        print_safe(console, f"What was sampled and not yet learned from could not be kept: {error}")
         return
     if num:
         use = (
             "the resumed run uses them"
             if whole
             else (
-                "--resume --reuse_sampled goes on from them, to the same tokens but for the last digits of their "
-                "log-probabilities; --resume alone samples the batch again, to the same bytes"
+                "--resume --reuse_sampled goes on from all of them, to the same tokens but for the last digits of "
+                "their log-probabilities; --resume alone samples the batch again, to the same bytes"
             )
         )
-        print_safe(console, f"Kept {num:,} turns that the batch under way had sampled, in {path / SAMPLED}: {use}")
+        file = path / SAMPLED
+        print_safe(console, f"Kept {num:,} turns that were sampled and not yet learned from, in {file}: {use}")
 
 
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
