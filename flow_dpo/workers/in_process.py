@@ -43,15 +43,14 @@ class InProcessWorkers:
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
         """Sample with these adapters from now on."""
         self._adapters = dict(adapters)
-        self._runner.refresh(adapters)
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
         """Sample and grade the batch now."""
         seconds = {"rollout/seconds": 0.0, "grade/seconds": 0.0}
         trees: list[Tree] = []
         for number, part in enumerate(batched(problems, self._shard or max(len(problems), 1))):
-            if self._shard:  # begins with an empty cache, as elsewhere
-                self._runner.refresh(self._adapters)
+            # What an engine has cached would carry rounding from one shard into the next, and a replay would differ.
+            self._runner.refresh(self._adapters)
             shard = Shard(
                 batch=self._num_batches, number=number, explore=explore, flow=flow, problems=part, seed=seed,
                 adapters=self._adapters,
