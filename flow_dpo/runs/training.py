@@ -138,9 +138,9 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         metered = InProcessWorkers(replace(runtime.backends, engine=MeteredEngine(engine, live.meter)))
         journal = JournalWorkers(metered, engine, path / SAMPLED, partly=settings.run.reuse_sampled)
         budget = BudgetCallback(
-            tokens=settings.run.budget_tokens,
-            verdicts=settings.run.budget_verdicts,
-            updates=settings.run.budget_updates,
+            tokens=settings.run.budget.budget_tokens,
+            verdicts=settings.run.budget.budget_verdicts,
+            updates=settings.run.budget.budget_updates,
             rows=read_metrics(path / "metrics.jsonl"),
         )
         in_flight = deque[InFlight]()
