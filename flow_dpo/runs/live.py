@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as LiveRegion
@@ -41,6 +41,25 @@ _SAMPLED_SHARE = 0.9
 """Share of a batch that is done when it was sampled and is still to be learned from."""
 
 
+class Pool(Protocol):
+    """Counts of workers elsewhere, of all batches that are in flight; read while they change."""
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that were submitted and whose batch is not done."""
+        ...
+
+    @property
+    def num_done(self) -> int:
+        """Those of them that were sampled and graded."""
+        ...
+
+    @property
+    def num_alive(self) -> int:
+        """Workers that are there."""
+        ...
+
+
 class Meter:
     """Counts of the work under way: written by what works, read by what shows it."""
 
@@ -56,6 +75,8 @@ class Meter:
         """Turns of the batch, and the tokens of those that are done."""
         self.num_examples = self.num_learned = 0
         self.engine: Engine | None = None
+        self.pool: Pool | None = None
+        """The workers, where they are elsewhere: their shards are counted and not their turns."""
         self._tokens_before = 0
         self._turns_before = self._problems_before = 0
 
@@ -90,6 +111,8 @@ class Meter:
     def share(self) -> float:
         """Share of the batch that is done, from 0 to 1."""
         most = _SAMPLED_SHARE if self.learns else 1.0
+        if self.doing == "sampling" and self.pool is not None:
+            return most * self.pool.num_done / max(self.pool.num_shards, 1)
         if self.doing == "sampling":
             return most * self.num_done / max(self.num_expected, 1)
         if self.doing == "learning":
@@ -98,6 +121,14 @@ class Meter:
 
     def text(self) -> str:
         """What is being done, in words."""
+        if self.pool is None or self.doing not in ("sampling", "learning"):
+            return self._here()
+        done, num, alive = self.pool.num_done, self.pool.num_shards, self.pool.num_alive
+        shards = f"{done:,} of {num:,} shards sampled, {alive:,} {'worker' if alive == 1 else 'workers'} alive"
+        return shards if self.doing == "sampling" else f"{self._here()}; {shards}"
+
+    def _here(self) -> str:
+        """What this process does."""
         if self.doing == "sampling" and self.num_asked and self.num_done == self.num_asked:
             return f"grading {self.num_problems} problems after {self.tokens:,} tokens"
         if self.doing == "sampling":
@@ -115,6 +146,8 @@ class Live:
         self.meter = Meter()
         self.note = ""
         """What is known so far, such as an accuracy."""
+        self.limit = ""
+        """What limits the run."""
         self._console, self._quiet_s = console, quiet_s
         self._started = self._began = self._printed = time.monotonic()
         self._total, self._unit = 0, ""
@@ -195,7 +228,8 @@ class Live:
 
     def _render(self) -> RenderableType:
         now = f"  {self.meter.text()}" + (f"   {self.note}" if self.note else "")
-        lines = [Text(now, no_wrap=True, overflow="ellipsis", style="dim")]
+        shown = [now, f"  {self.limit}"] if self.limit else [now]
+        lines = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in shown]
         top = Table.grid(padding=(0, 1))
         done = min(self.done + self.meter.share * self.meter.num_problems, self._total)
         bar = [ProgressBar(total=self._total, completed=done, width=30)] if self._total else []

@@ -49,6 +49,7 @@ from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
+from flow_dpo.runs.timeline import Timeline
 from flow_dpo.workers.in_process import InProcessWorkers
 
 
@@ -142,6 +143,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             updates=settings.run.budget_updates,
             rows=read_metrics(path / "metrics.jsonl"),
         )
+        timeline = Timeline(path)
         keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run, journal)
         going_on = f", going on after {seen}" if seen else ""
         reach = runtime.policy.targets.describe()
@@ -154,9 +156,9 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             learn(
                 settings.recipe,
                 budget.until_spent(runtime.fitting[seen:]),
-                MeteredWorkers(journal, live, learns=True),
-                MeteredLearner(learner, live.meter),
-                callbacks=[keeper, budget, bar, *_default_callbacks(settings.recipe), *given.callbacks],
+                timeline.workers(MeteredWorkers(journal, live, learns=True)),
+                timeline.learner(MeteredLearner(learner, live.meter)),
+                callbacks=[timeline, keeper, budget, bar, *_default_callbacks(settings.recipe), *given.callbacks],
                 seed=settings.run.seed,
                 problems_per_batch=settings.run.problems_per_batch,
                 progress=validation,

@@ -18,7 +18,7 @@ from typing import Any
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import batched
-from flow_dpo.core.protocols import Backends, Rollouts
+from flow_dpo.core.protocols import Backends, Rollouts, Span
 from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Problem, Role
@@ -46,15 +46,18 @@ class InProcessWorkers:
         """Sample and grade the batch now."""
         seconds = {"rollout/seconds": 0.0, "grade/seconds": 0.0}
         trees: list[Tree] = []
+        spans: list[Span] = []
         for shard in batched(problems, self._shard or max(len(problems), 1)):
-            started = time.perf_counter()
+            begun, started = time.time(), time.perf_counter()
             sampled = explore(flow, self._runner, shard, seed=seed)
             seconds["rollout/seconds"] += time.perf_counter() - started
-            started = time.perf_counter()
+            between, started = time.time(), time.perf_counter()
             self._grader.grade(sampled)
             seconds["grade/seconds"] += time.perf_counter() - started
+            spans.append(Span(lane="here", what="sampling", start=begun, end=between))
+            spans.append(Span(lane="here", what="grading", start=between, end=time.time()))
             trees += sampled
         stats = {f"rollout/{name}": value for name, value in self._engine.take_stats().items()}
         done = Future[Rollouts]()
-        done.set_result(Rollouts(trees=trees, stats=stats | seconds))
+        done.set_result(Rollouts(trees=trees, stats=stats | seconds, spans=spans))
         return done

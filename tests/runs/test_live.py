@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -198,3 +198,30 @@ def test_why_nothing_was_learned_is_told() -> None:
     assert "the rollouts of 8 of 8 problems all ended alike (0% of the first ones were right)" in tied
     assert "could not be graded" in learned([row(num_verdicts=10, ungraded_rate=0.9)], roles, 32)
     assert "every update was dropped" in learned([row(pairs__answer=40)], roles, 32)
+
+
+def test_workers_elsewhere_are_counted_by_shards_and_what_limits_is_named() -> None:
+    @dataclass
+    class Pool:
+        num_shards: int = 8
+        num_done: int = 3
+        num_alive: int = 2
+
+    console = Console(file=io.StringIO(), width=300)
+    with Live(console) as live:
+        bar = ProgressBar(live, 8)
+        meter = live.meter
+        meter.pool = Pool()
+        meter.begin_batch(4, learns=False)
+        assert meter.text() == "3 of 8 shards sampled, 2 workers alive"
+        assert meter.share == 3 / 8
+        meter.num_examples, meter.num_learned, meter.doing = 32, 8, "learning"
+        meter.pool = Pool(num_alive=1)
+        assert meter.text() == "learning: 8 of 32 examples; 3 of 8 shards sampled, 1 worker alive"
+        row = {"problems_seen": 4, "progressive/window_accuracy": 0.5, "progressive/window_problems": 4}
+        bar.on_batch(row, [], [])
+        waits = {"rollout/workers": 2, "rollout/seconds": 18, "rollout/wait_seconds": 9, "learn/seconds": 1}
+        bar.on_batch(row | waits, [], [])
+    here, apart = lines(console)
+    assert "waits" not in here
+    assert apart.endswith("learner waits 90 % of the time for rollouts: more workers (--workers.num)")
