@@ -89,7 +89,7 @@ def test_many_lanes_a_pause_and_a_long_run(tmp_path: Path) -> None:
     assert "16 of 41 lanes are drawn. Pauses in which nothing ran, left out: 1." in figure.caption
     assert table.caption == "Of 2.0 min, batches 29 to 40"
     assert len(table.rows) == 17
-    assert table.rows[-2:] == (("25 more, each", "80.0 %", "1.6 min"), ("learner", "20.0 %", "24.0 s"))
+    assert table.rows[-2:] == (("25 more, each", "80.0 %", "96.0 s"), ("learner", "20.0 %", "24.0 s"))
 
 
 def test_one_process_names_what_it_is_busy_with(tmp_path: Path) -> None:
