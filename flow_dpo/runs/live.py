@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as LiveRegion
@@ -34,30 +34,12 @@ from flow_dpo.core.flow import Flow
 from flow_dpo.core.objective import Objective, check_examples
 from flow_dpo.core.protocols import Learns, Rollouts, RolloutWorkers, Row
 from flow_dpo.core.types import Adapter, Completion, Example, Problem, Request, Role, Sampling, TokenIds
+from flow_dpo.workers.pool import PooledWorkers, Progress
 
 QUIET_S = 10.0
 """Seconds without a line, where there is no terminal, after which one is written."""
 _SAMPLED_SHARE = 0.9
 """Share of a batch that is done when it was sampled and is still to be learned from."""
-
-
-class Pool(Protocol):
-    """Counts of workers elsewhere, of all batches that are in flight; read while they change."""
-
-    @property
-    def num_shards(self) -> int:
-        """Shards that were submitted and whose batch is not done."""
-        ...
-
-    @property
-    def num_done(self) -> int:
-        """Those of them that were sampled and graded."""
-        ...
-
-    @property
-    def num_alive(self) -> int:
-        """Workers that are there."""
-        ...
 
 
 class Meter:
@@ -75,9 +57,9 @@ class Meter:
         """Turns of the batch, and the tokens of those that are done."""
         self.num_examples = self.num_learned = 0
         self.engine: Engine | None = None
-        self.pool: Pool | None = None
+        self.pool: PooledWorkers | None = None
         """The workers, where they are elsewhere: their shards are counted and not their turns."""
-        self._tokens_before = 0
+        self._tokens_before = self._shards_before = 0
         self._turns_before = self._problems_before = 0
 
     def say(self, doing: str) -> None:
@@ -87,6 +69,7 @@ class Meter:
     def begin_batch(self, num_problems: int, *, learns: bool) -> None:
         """A batch begins to be sampled."""
         self.num_asked = self.num_done = self.num_tokens = self.num_examples = self.num_learned = 0
+        self._shards_before = 0 if self.pool is None else self.pool.progress.shards_done
         self._tokens_before = getattr(self.engine, "num_sampled", 0)
         self.doing, self.since, self.num_problems, self.learns = "sampling", time.monotonic(), num_problems, learns
 
@@ -112,7 +95,8 @@ class Meter:
         """Share of the batch that is done, from 0 to 1."""
         most = _SAMPLED_SHARE if self.learns else 1.0
         if self.doing == "sampling" and self.pool is not None:
-            return most * self.pool.num_done / max(self.pool.num_shards, 1)
+            done, num = self._shards(self.pool.progress)
+            return most * done / max(num, 1)
         if self.doing == "sampling":
             return most * self.num_done / max(self.num_expected, 1)
         if self.doing == "learning":
@@ -123,9 +107,15 @@ class Meter:
         """What is being done, in words."""
         if self.pool is None or self.doing not in ("sampling", "learning"):
             return self._here()
-        done, num, alive = self.pool.num_done, self.pool.num_shards, self.pool.num_alive
-        shards = f"{done:,} of {num:,} shards sampled, {alive:,} {'worker' if alive == 1 else 'workers'} alive"
+        found = self.pool.progress
+        done, num = self._shards(found)
+        shards = f"{done:,} of {num:,} shards sampled, {found.num_alive:,} of {found.num_workers:,} workers alive"
         return shards if self.doing == "sampling" else f"{self._here()}; {shards}"
+
+    def _shards(self, found: Progress) -> tuple[int, int]:
+        """Shards that were done since the last batch began to be sampled, and these with those that are in flight."""
+        done = found.shards_done - self._shards_before
+        return done, done + found.shards_under_way + found.shards_queued
 
     def _here(self) -> str:
         """What this process does."""

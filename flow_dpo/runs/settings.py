@@ -34,6 +34,10 @@ class RunSettings:
     problems_per_batch: int = 16
     """Problems sampled under one policy version before the learner sees them (not stated in the paper). More of them
     make fuller batches and staler rollouts."""
+    lag: int = 0
+    """Batches that workers sample ahead of the one that is learned from, so that both work at once: batch b is sampled
+    with the adapters that stood after batch b - 1 - lag, exactly. In this process (`--workers here`) nothing is gained
+    by it. The paper has none."""
     window: int = 250
     """Problems in the windowed accuracy."""
     budget_tokens: int = 0
@@ -63,7 +67,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "problems_per_batch", "window", "checkpoint_batches")
         budgets = ("budget_tokens", "budget_verdicts", "budget_updates")
-        expect(self, "of 0 or more", lambda value: value >= 0, *budgets, "save_updates")
+        expect(self, "of 0 or more", lambda value: value >= 0, *budgets, "save_updates", "lag")
         expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
 
 

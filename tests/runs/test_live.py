@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.types import Example, Request, Sampling, ScoredCompletion, Verdict
 from flow_dpo.runs.callbacks.progress import ProgressBar, learned, summary_table
 from flow_dpo.runs.live import Live, Meter, MeteredEngine, MeteredLearner, duration
+from flow_dpo.workers.pool import Progress
 from tests.support.packed_builders import stop_pair
 from tests.support.tree_builders import completion
 
@@ -201,23 +202,23 @@ def test_why_nothing_was_learned_is_told() -> None:
 
 
 def test_workers_elsewhere_are_counted_by_shards_and_what_limits_is_named() -> None:
-    @dataclass
     class Pool:
-        num_shards: int = 8
-        num_done: int = 3
-        num_alive: int = 2
+        def __init__(self, done: int = 0, alive: int = 2) -> None:
+            self.progress = Progress(shards_done=done, shards_under_way=2, shards_queued=3, shards_replayed=0, tokens=0,
+                                     num_alive=alive, num_workers=2)  # fmt: skip
 
     console = Console(file=io.StringIO(), width=300)
     with Live(console) as live:
         bar = ProgressBar(live, 8)
         meter = live.meter
-        meter.pool = Pool()
+        meter.pool = Pool(done=10)  # pyright: ignore[reportAttributeAccessIssue]
         meter.begin_batch(4, learns=False)
-        assert meter.text() == "3 of 8 shards sampled, 2 workers alive"
+        meter.pool = Pool(done=13)  # pyright: ignore[reportAttributeAccessIssue]
+        assert meter.text() == "3 of 8 shards sampled, 2 of 2 workers alive"
         assert meter.share == 3 / 8
         meter.num_examples, meter.num_learned, meter.doing = 32, 8, "learning"
-        meter.pool = Pool(num_alive=1)
-        assert meter.text() == "learning: 8 of 32 examples; 3 of 8 shards sampled, 1 worker alive"
+        meter.pool = Pool(done=13, alive=1)  # pyright: ignore[reportAttributeAccessIssue]
+        assert meter.text() == "learning: 8 of 32 examples; 3 of 8 shards sampled, 1 of 2 workers alive"
         row = {"problems_seen": 4, "progressive/window_accuracy": 0.5, "progressive/window_problems": 4}
         bar.on_batch(row, [], [])
         waits = {"rollout/workers": 2, "rollout/seconds": 18, "rollout/wait_seconds": 9, "learn/seconds": 1}

@@ -1,0 +1,69 @@
+"""Adapter folders: each version of the adapters in PEFT's layout, in a place of its own, as long as it is needed.
+
+    folders = AdapterFolders(policy.save_adapter, Path("runs/x/served"))
+    folders.publish({"answer": Adapter(role="answer", version=3)})     {"answer": Adapter(path=".../served/4/answer")}
+    folders.keep([those of batches under way])                         all others but the last are deleted
+
+Invariant: what is published is what the weights were at that moment: the learner may change them while shards that were
+submitted before are still under way, and a shard that is sampled again gets the bytes that it got at first.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from flow_dpo.core.types import Adapter, Role
+
+
+class AdapterFolders:
+    """A folder with the versions of a policy's adapters that are in use."""
+
+    def __init__(self, save: Callable[[Role, Path], object], folder: Path, *, roles: Sequence[Role] = ()) -> None:
+        """`save` writes a role's present weights to a folder; `roles` are published also where no adapter is named."""
+        self._save, self._folder, self._roles = save, folder.absolute(), tuple(roles)
+        self._num = 0
+        self._last: Mapping[Role, Adapter] = {}
+
+    def publish(self, adapters: Mapping[Role, Adapter]) -> Mapping[Role, Adapter]:
+        """The adapters with folders; those that come with one keep it. Equal weights of equal versions are not written
+        twice."""
+        self._num += 1
+        place, beside = self._folder / str(self._num), self._folder / f"{self._num}.tmp"
+        version = max((adapter.version for adapter in adapters.values()), default=0)
+        named = {role: Adapter(role=role, version=version) for role in self._roles} | dict(adapters)
+        found = {role: one if one.path else replace(one, path=str(place / role)) for role, one in named.items()}
+        for role in (role for role, adapter in named.items() if not adapter.path):
+            self._save(role, beside / role)
+        if beside.exists():
+            beside.replace(place)
+        if _same(found, self._last):
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            self._last = found
+        return self._last
+
+    def keep(self, needed: Sequence[Mapping[Role, Adapter]]) -> None:
+        """Delete the folders of all others but the last."""
+        places = {Path(adapter.path).parent for one in [*needed, self._last] for adapter in one.values()}
+        for place in self._folder.iterdir() if self._folder.exists() else ():
+            if place not in places:
+                shutil.rmtree(place, ignore_errors=True)
+
+    def close(self) -> None:
+        """Delete all."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _same(one: Mapping[Role, Adapter], other: Mapping[Role, Adapter]) -> bool:
+    """Whether both are the same roles, versions and bytes."""
+    versions = [{role: adapter.version for role, adapter in each.items()} for each in (one, other)]
+    return versions[0] == versions[1] and all(
+        one[role].path == other[role].path or _content(one[role]) == _content(other[role]) for role in one
+    )
+
+
+def _content(adapter: Adapter) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(Path(adapter.path).iterdir()) if file.is_file()}
