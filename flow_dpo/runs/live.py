@@ -277,6 +277,7 @@ class MeteredWorkers:
         """`learns`: what they sample is learned from afterwards, and only then is a batch done. `counts`: otherwise it
         is done once it was sampled; without, when the caller says so."""
         self._workers, self._live, self._learns, self._counts = workers, live, learns, counts
+        live.meter.pool = workers if isinstance(workers, PooledWorkers) else None
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
         """Begin a batch under the adapters in force."""
