@@ -50,6 +50,7 @@ from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
+from flow_dpo.runs.timeline import Timeline
 from flow_dpo.workers.in_process import InProcessWorkers
 
 
@@ -145,6 +146,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         )
         in_flight = deque[InFlight]()
         keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run, in_flight, journal)
+        timeline = Timeline(path)
         going_on = f", going on after {seen}" if seen else ""
         reach = runtime.policy.targets.describe()
         print_safe(
@@ -152,7 +154,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         )
         bar = progress.ProgressBar(live, len(runtime.fitting), seen)
         folder.begun = True
-        workers = MeteredWorkers(journal, live, learns=True)
+        workers = timeline.workers(MeteredWorkers(journal, live, learns=True))
         with _keeping(journal, keeper, live, console, path, given):
             left, place = runtime.fitting[seen:], str(path / "checkpoints")
             seed = settings.run.seed
@@ -162,8 +164,8 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
                 settings.recipe,
                 budget.until_spent(left),
                 workers,
-                MeteredLearner(learner, live.meter),
-                callbacks=[keeper, budget, bar, *_default_callbacks(settings.recipe), *given.callbacks],
+                timeline.learner(MeteredLearner(learner, live.meter)),
+                callbacks=[timeline, keeper, budget, bar, *_default_callbacks(settings.recipe), *given.callbacks],
                 seed=seed,
                 problems_per_batch=settings.run.problems_per_batch,
                 lag=settings.run.lag,
