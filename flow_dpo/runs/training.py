@@ -15,7 +15,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,13 @@ from flow_dpo.runs.callbacks.run_keeper import RunKeeper
 from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.given_objects import OBJECT, GivenObjects, problem_set, train_settings
 from flow_dpo.runs.journal import FILE as SAMPLED
-from flow_dpo.runs.journal import JournalEngine, JournalWorkers
-from flow_dpo.runs.live import Live, MeteredEngine, MeteredLearner, MeteredWorkers
+from flow_dpo.runs.journal import JournalWorkers
+from flow_dpo.runs.kept_workers import run_workers
+from flow_dpo.runs.live import Live, MeteredLearner
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
-from flow_dpo.workers.in_process import InProcessWorkers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +132,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         learner = runtime.learner(settings.learner)
         validation = _restore(folder, settings, given, runtime, learner, differences)
         seen = validation.num_seen
-        engine = JournalEngine(runtime.backends.engine)
-        live.meter.engine = runtime.backends.engine
-        metered = InProcessWorkers(replace(runtime.backends, engine=MeteredEngine(engine, live.meter)))
-        journal = JournalWorkers(metered, engine, path / SAMPLED, partly=settings.run.reuse_sampled)
+        workers, journal = run_workers(runtime, live, path / SAMPLED, partly=settings.run.reuse_sampled)
         budget = BudgetCallback(
             tokens=settings.run.budget_tokens,
             verdicts=settings.run.budget_verdicts,
@@ -154,7 +151,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             learn(
                 settings.recipe,
                 budget.until_spent(runtime.fitting[seen:]),
-                MeteredWorkers(journal, live, learns=True),
+                workers,
                 MeteredLearner(learner, live.meter),
                 callbacks=[keeper, budget, bar, *_default_callbacks(settings.recipe), *given.callbacks],
                 seed=settings.run.seed,
@@ -168,7 +165,8 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             try:
                 if not isinstance(error, StorageError):
                     live.doing("writing down what was done")
-                    _keep_batch(journal, console, path)
+                    if journal is not None:
+                        _keep_batch(journal, console, path)
                     keeper.finish()
             finally:
                 _say_how_to_go_on(console, path, given)
