@@ -22,6 +22,7 @@ from flow_dpo.plugins.load import load_flow
 from flow_dpo.recipes import presets
 from flow_dpo.runs.resolve import Given
 from flow_dpo.verify.grader import GradingSettings
+from flow_dpo.workers.settings import WorkersSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class RuntimeSettings:
     data: DataSettings = field(default_factory=DataSettings)
     grading: GradingSettings = field(default_factory=GradingSettings)
     engine: EngineSettings = field(default_factory=LocalSettings)
+    workers: WorkersSettings = field(default_factory=WorkersSettings)
 
     def sections(self) -> dict[str, Any]:
         """The settings by the names that flags and config.yaml use."""
@@ -176,5 +178,5 @@ def named_settings(given: Given) -> TrainSettings:
         recipe,
         given.choice("preset", presets.preset_names(recipe), presets.default_preset(model)),
         given.text("flow_source"),
-        given.choice("engine_kind", engines.engine_names(), "local"),
+        given.choice("engine_kind", engines.engine_names(), given.implied_engine or "local"),
     )
