@@ -16,7 +16,7 @@ import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,14 @@ from flow_dpo.runs.callbacks.run_keeper import RunKeeper
 from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.given_objects import OBJECT, GivenObjects, problem_set, train_settings
 from flow_dpo.runs.journal import FILE as SAMPLED
-from flow_dpo.runs.journal import JournalEngine, JournalWorkers
-from flow_dpo.runs.live import Live, MeteredEngine, MeteredLearner, MeteredWorkers
+from flow_dpo.runs.journal import JournalWorkers
+from flow_dpo.runs.kept_workers import run_workers
+from flow_dpo.runs.live import Live, MeteredLearner
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.timeline import Timeline
-from flow_dpo.workers.in_process import InProcessWorkers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +134,11 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         learner = runtime.learner(settings.learner, kept_versions=settings.run.lag)
         validation, under_way = _restore(folder, settings, given, runtime, learner, differences)
         seen = validation.num_seen
-        engine = JournalEngine(runtime.backends.engine)
-        live.meter.engine = runtime.backends.engine
-        metered = InProcessWorkers(replace(runtime.backends, engine=MeteredEngine(engine, live.meter)))
-        journal = JournalWorkers(metered, engine, path / SAMPLED, partly=settings.run.reuse_sampled)
+        workers, journal = run_workers(runtime, live, path / SAMPLED, partly=settings.run.reuse_sampled)
         budget = BudgetCallback(
-            tokens=settings.run.budget_tokens,
-            verdicts=settings.run.budget_verdicts,
-            updates=settings.run.budget_updates,
+            tokens=settings.run.budget.budget_tokens,
+            verdicts=settings.run.budget.budget_verdicts,
+            updates=settings.run.budget.budget_updates,
             rows=read_metrics(path / "metrics.jsonl"),
         )
         in_flight = deque[InFlight]()
@@ -154,7 +151,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         )
         bar = progress.ProgressBar(live, len(runtime.fitting), seen)
         folder.begun = True
-        workers = timeline.workers(MeteredWorkers(journal, live, learns=True))
+        workers = timeline.workers(workers)
         with _keeping(journal, keeper, live, console, path, given):
             left, place = runtime.fitting[seen:], str(path / "checkpoints")
             seed = settings.run.seed
@@ -180,7 +177,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
 
 @contextmanager
 def _keeping(
-    journal: JournalWorkers, keeper: RunKeeper, live: Live, console: Console, path: Path, given: GivenObjects
+    journal: JournalWorkers | None, keeper: RunKeeper, live: Live, console: Console, path: Path, given: GivenObjects
 ) -> Iterator[None]:
     """A context in which an interruption or an error leaves behind what was sampled and learned."""
     try:
@@ -191,7 +188,8 @@ def _keeping(
         try:
             if not isinstance(error, StorageError):
                 live.doing("writing down what was done")
-                _keep_batch(journal, console, path)
+                if journal is not None:
+                    _keep_batch(journal, console, path)
                 keeper.finish()
         finally:
             _say_how_to_go_on(console, path, given)

@@ -1,7 +1,7 @@
 """Adapter folders: each version of the adapters in PEFT's layout, in a place of its own, as long as it is needed.
 
     folders = AdapterFolders(policy.save_adapter, Path("runs/x/served"))
-    folders.publish({"answer": Adapter(role="answer", version=3)})     {"answer": Adapter(path=".../served/4/answer")}
+    folders.publish({"answer": Adapter(role="answer", version=3)})     {"answer": Adapter(path=".../served/answer/4")}
     folders.keep([those of batches under way])                         all others but the last are deleted
 
 Invariant: what is published is what the weights were at that moment: the learner may change them while shards that were
@@ -31,26 +31,30 @@ class AdapterFolders:
         """The adapters with folders; those that come with one keep it. Equal weights of equal versions are not written
         twice."""
         self._num += 1
-        place, beside = self._folder / str(self._num), self._folder / f"{self._num}.tmp"
         version = max((adapter.version for adapter in adapters.values()), default=0)
-        named = {role: Adapter(role=role, version=version) for role in self._roles} | dict(adapters)
-        found = {role: one if one.path else replace(one, path=str(place / role)) for role, one in named.items()}
-        for role in (role for role, adapter in named.items() if not adapter.path):
-            self._save(role, beside / role)
-        if beside.exists():
-            beside.replace(place)
+        found = {role: Adapter(role=role, version=version) for role in self._roles} | dict(adapters)
+        found = {role: adapter if adapter.path else self._write(adapter) for role, adapter in found.items()}
         if _same(found, self._last):
-            shutil.rmtree(place, ignore_errors=True)
+            self._delete(lambda place: place.name == str(self._num))
         else:
             self._last = found
         return self._last
 
+    def _write(self, adapter: Adapter) -> Adapter:
+        place = self._folder / adapter.role / str(self._num)
+        beside = place.with_name(f"{self._num}.tmp")
+        self._save(adapter.role, beside)
+        beside.replace(place)
+        return replace(adapter, path=str(place))
+
     def keep(self, needed: Sequence[Mapping[Role, Adapter]]) -> None:
         """Delete the folders of all others but the last."""
-        places = {Path(adapter.path).parent for one in [*needed, self._last] for adapter in one.values()}
-        for place in self._folder.iterdir() if self._folder.exists() else ():
-            if place not in places:
-                shutil.rmtree(place, ignore_errors=True)
+        places = {adapter.path for one in [*needed, self._last] for adapter in one.values()}
+        self._delete(lambda place: str(place) not in places)
+
+    def _delete(self, chosen: Callable[[Path], bool]) -> None:
+        for place in filter(chosen, self._folder.glob("*/*")):
+            shutil.rmtree(place, ignore_errors=True)
 
     def close(self) -> None:
         """Delete all."""

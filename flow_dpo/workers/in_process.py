@@ -39,12 +39,15 @@ class InProcessWorkers:
         self._runner = RolloutRunner(backends.engine, backends.renderer, backends.grader)
         self._shard = shard
         self._adapters: Mapping[Role, Adapter] = {}
+        self._sampled = False
+        """Since the last refresh."""
         self._num_batches = 0
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
         """Sample with these adapters from now on."""
         self._adapters = dict(adapters)
         self._runner.refresh(adapters)
+        self._sampled = False
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
         """Sample and grade the batch now."""
@@ -52,8 +55,10 @@ class InProcessWorkers:
         trees: list[Tree] = []
         spans: list[Span] = []
         for number, part in enumerate(batched(problems, self._shard or max(len(problems), 1))):
-            if self._shard:  # begins with an empty cache, as elsewhere
+            # What an engine has cached would carry rounding from one shard into the next, and a replay would differ.
+            if self._sampled:
                 self._runner.refresh(self._adapters)
+            self._sampled = True
             shard = Shard(
                 batch=self._num_batches, number=number, explore=explore, flow=flow, problems=part, seed=seed,
                 adapters=self._adapters,
