@@ -23,11 +23,12 @@ from flow_dpo.core.objective import Loss, Objective, TokenLogprobs
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role
 from flow_dpo.learner.check import choose_way
+from flow_dpo.learner.kept import KeptVersions
 from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion, inputs
 from flow_dpo.learner.packing import fill_rows
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import RowSettings
-from flow_dpo.models.drift import Drift, spread
+from flow_dpo.models.drift import Drift, Held, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,16 @@ class NonFinite(Exception):
 class Gradients:
     """Computes gradients for the roles of a policy."""
 
-    def __init__(self, policy: Policy, rows: RowSettings, references: Mapping[Role, str | None]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        rows: RowSettings,
+        references: Mapping[Role, str | None],
+        kept: KeptVersions | None = None,
+    ) -> None:
+        """`references` are the adapters of the reference policy; `kept` earlier weights, to compare with."""
         self._policy, self._rows, self._references = policy, rows, references
+        self._kept = kept or KeptVersions(policy, 0)
         self.packed: bool | None = None if rows.packed else False
         """Whether prefixes are shared; None until the model was checked."""
         self._own_head: bool | None = None
@@ -86,8 +95,7 @@ class Gradients:
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
         rows, count = self._fill(examples), version if count is None else count
-        if self._policy.settings.lora_dropout:
-            self._compare_without_dropout(role, examples, account)
+        self._compare_again(objective, role, examples, account)
         for index, row in enumerate(rows):
             # Only dropout is random. Its seed makes a resumed run equal the uninterrupted one, and no row like another.
             seed = derive(self._policy.seed, "dropout", count, role, index)
@@ -98,13 +106,28 @@ class Gradients:
             raise NonFinite(role, f"the gradient of role {role!r} is {norm} at version {version}")
         return Gradient(total, norm, account.measures(), account.counts, account.drift)
 
-    def _compare_without_dropout(self, role: Role, examples: Sequence[Example], account: Account) -> None:
-        """Compute a few completions of the present version again, one at a time: those of the rows have dropout."""
-        of_now = [(e.request, c) for e in examples for c in e.completions if c.policy_version == account.version]
-        with torch.no_grad(), self._policy.using(role):
-            for completion in spread(of_now):
-                [found] = self.logprobs([completion])()
-                account.drift.add(completion, found, role)
+    def _compare_again(self, objective: Objective, role: Role, examples: Sequence[Example], account: Account) -> None:
+        """Compute a few completions of each version again, one at a time, where the rows cannot tell.
+
+        These have dropout, and the weights of the present version alone; those of earlier ones may have been kept.
+        """
+        by_version: dict[int, list[PromptedCompletion]] = {}
+        for example in examples:
+            for completion in example.completions:
+                by_version.setdefault(completion.policy_version, []).append((example.request, completion))
+        in_rows = self.reference_versions.get(role) if objective.needs_reference is True else None
+        for version, sampled in sorted(by_version.items()):
+            held: Held
+            if version == account.version and self._policy.settings.lora_dropout:
+                held, context = role, self._policy.using(role)
+            elif version in self._kept.weights and version not in (account.version, in_rows):
+                held, context = (role, version), self._policy.holding(role, self._kept.weights[version][role])
+            else:
+                continue
+            account.again.add(version)
+            with torch.no_grad(), context:
+                for completion in spread(sampled):
+                    account.drift.add(completion, self.logprobs([completion])()[0], held)
 
     def _compare(
         self,
@@ -114,12 +137,13 @@ class Gradients:
         reference: Sequence[torch.Tensor],
         account: Account,
     ) -> None:
-        """Compare a row with what was recorded, where policy or reference hold the version that sampled."""
+        """Compare a row with what was recorded, where policy or reference holds the version that sampled."""
         for index, (request, completion) in enumerate(completions):
             account.drift.num_tokens += len(completion.token_ids)
+            if completion.policy_version in account.again:
+                continue
             if completion.policy_version == account.version:
-                if not self._policy.settings.lora_dropout:
-                    account.drift.add((request, completion), found[index], role)
+                account.drift.add((request, completion), found[index], role)
             elif reference and completion.policy_version == self.reference_versions.get(role):
                 account.drift.add((request, completion), reference[index], self._references[role])
 
@@ -197,6 +221,8 @@ class Account:
         self._totals: dict[str, float] = {}
         self._sums = dict.fromkeys(sorted(SUMS), 0.0) | {"pairs": float(num_examples)}
         self.drift = Drift()
+        self.again: set[int] = set()
+        """Versions of which completions are computed again, and then not compared in the rows."""
 
     def add(
         self,

@@ -8,6 +8,7 @@ waits:
     learner.update(dpo, 10 pairs)   18 wait: no update, and the measures say so
 
 A role may have a pool of its own, and then learns whatever the others have; pools that are ready share an update.
+Versions that batches in flight were sampled with can be kept (`kept`), for comparing and for sampling again.
 Invariants: the gradients of all roles are computed and checked before any weight changes, so that a failed update
 changes nothing and its examples stay in the pool; saved and loaded, a learner goes on bit for bit.
 """
@@ -15,7 +16,8 @@ changes nothing and its examples stay in the pool; saved and loaded, a learner g
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -26,9 +28,11 @@ from flow_dpo.core.objective import Objective, check_examples
 from flow_dpo.core.types import Adapter, Example, Role, by_role
 from flow_dpo.learner import state
 from flow_dpo.learner.gradients import SUMS, Gradient, Gradients, NonFinite
+from flow_dpo.learner.kept import KeptVersions
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.pool import SHARED, Window, make_pools
 from flow_dpo.learner.settings import LearnerSettings
+from flow_dpo.models.drift import Held
 
 Row = dict[str, float]
 """Measures by name, as a run records them: "learn/answer/loss"."""
@@ -37,7 +41,8 @@ Row = dict[str, float]
 class Learner:
     """Owns the pool, the optimizers and the version of a policy's adapters."""
 
-    def __init__(self, policy: Policy, settings: LearnerSettings | None = None) -> None:
+    def __init__(self, policy: Policy, settings: LearnerSettings | None = None, *, kept_versions: int = 0) -> None:
+        """`kept_versions`, the lag of a run: calls of `update` before the last whose versions are kept."""
         self.policy, self.settings = policy, settings or LearnerSettings()
         unknown = set(self.settings.roles) - set(policy.roles)
         if unknown:
@@ -50,10 +55,11 @@ class Learner:
         self._optimizers = {role: torch.optim.Adam(policy.weights(role), lr=0.0) for role in policy.roles}
         frozen = self.settings.reference.kind == "snapshot"
         references = {role: policy.snapshot(role) if frozen else None for role in policy.roles}
-        self._gradients = Gradients(policy, self.settings.rows, references)
+        self._kept = KeptVersions(policy, kept_versions)
+        self._gradients = Gradients(policy, self.settings.rows, references, self._kept)
         version = 0 if frozen or policy.is_at_base() else None
         self._gradients.reference_versions = dict.fromkeys(policy.roles, version)
-        self._before: tuple[int, dict[str, list[torch.Tensor]]] | None = None
+        self._before: tuple[int, dict[str, list[torch.Tensor]]] = (0, {})
         """The version before the last update and its weights, to explain a drift by."""
         if self.settings.rows.gradient_checkpointing:
             policy.checkpoint_activations()
@@ -73,6 +79,23 @@ class Learner:
         """Whether shared prefixes are computed once; None until the model was checked."""
         return self._gradients.packed
 
+    @contextmanager
+    def holding(self, version: int) -> Iterator[dict[Role, Adapter]]:
+        """A context in which the policy holds all roles' weights as they were at this version, and their adapters.
+
+        The present weights are restored bit for bit. Raises `LearningError` for a version that is not at hand.
+        """
+        if version != self.version and version not in self._kept.weights:
+            raise LearningError(
+                f"the weights of version {version} are not at hand; expected one of "
+                f"{sorted({*self._kept.weights, self.version})}: those of the last `kept_versions` calls are kept"
+            )
+        with ExitStack() as stack:
+            if version != self.version:
+                for role, weights in self._kept.weights[version].items():
+                    stack.enter_context(self.policy.holding(role, weights))
+            yield {role: Adapter(role=role, version=version) for role in self.policy.roles}
+
     def check(self) -> None:
         """Choose how log-probabilities are computed, now rather than at the first update. Raises `ModelError`."""
         self._gradients.check()
@@ -88,6 +111,7 @@ class Learner:
         """
         started = time.perf_counter()
         self._check_examples(objective, examples)
+        calls = self._kept.begin(self.version)
         for name, pool in self.pools.items():
             pool.take([example for example in examples if self._pool_of(example.request.role) == name])
         done: list[dict[Role, tuple[Row, Row]]] = []
@@ -101,6 +125,7 @@ class Learner:
                     raise LearningError(f"{found}; nothing was changed. Lower the learning rate or beta") from error
                 num_skipped += 1
                 self.pools[self._pool_of(role)].give_up()
+        self._kept.end(calls, self.version)
         row: Row = {"updates": len(done), "skipped": num_skipped, "waiting": len(self.pool)}
         row |= {"seconds": time.perf_counter() - started}
         row |= {f"{name}/window": len(p.examples) for name, p in self.pools.items() if isinstance(p, Window)}
@@ -112,15 +137,17 @@ class Learner:
         """Write all that `load` needs to go on bit for bit, and the adapters in PEFT's layout."""
         facts = {"version": self.version, "role_updates": self._role_updates, "packed": self.packed}
         facts |= {"pool_updates": {name: pool.num_updates for name, pool in self.pools.items()}}
-        facts |= {"reference_versions": self._gradients.reference_versions}
+        facts |= {"reference_versions": self._gradients.reference_versions, "kept": self._kept.calls}
         examples = [example for pool in self.pools.values() for example in pool.examples]
-        state.write(Path(folder), self.policy, self._optimizers, facts, examples)
+        kept = {version: self._kept.weights[version] for version in sorted({*self._kept.calls} - {self.version})}
+        state.write(Path(folder), self.policy, self._optimizers, facts, examples, kept)
 
     def load(self, folder: str | Path) -> None:
         """Restore what `save` wrote for a learner of the same model and settings. Raises `DataError`."""
-        facts, examples = state.read(Path(folder), self.policy, self._optimizers)
+        facts, examples, kept = state.read(Path(folder), self.policy, self._optimizers)
         self.version, self._role_updates = facts.version, facts.role_updates
         self._gradients.packed, self._gradients.reference_versions = facts.packed, facts.reference_versions
+        self._kept.replace(facts.kept, kept, self.version)
         for name, pool in self.pools.items():
             # A role that had no pool of its own then begins to count with its updates.
             pool.num_updates = facts.pool_updates.get(name, self._role_updates.get(name, 0))
@@ -192,15 +219,27 @@ class Learner:
                     f"{norms[adapter]:.3g}; is the learning rate {rate} too small?"
                 )
 
+    def _known(self) -> dict[int, Mapping[str, list[torch.Tensor]]]:
+        """Weights of earlier versions, by which a drift can be explained."""
+        return {version: weights for version, weights in [self._before] if weights} | self._kept.weights
+
+    def _under(self, held: Held) -> AbstractContextManager[object]:
+        """A context in which an adapter is on: the present one by its name, or one of an earlier version; or none."""
+        if not isinstance(held, tuple):
+            return self.policy.using(held)
+        name, version = held
+        return self.policy.holding(name, self._known()[version][name])
+
     def _check_drift(self, role: Role, gradient: Gradient) -> None:
         limit, drift = self.settings.max_logprob_drift, gradient.measures.get("logprob_drift", 0.0)
         if not limit or drift <= limit:
             return
-        version, weights = self._before or (0, {})
-        earlier = (
-            {f"version {version} of {role!r}": lambda: self.policy.holding(role, weights[role])} if weights else {}
-        )
-        cause = gradient.drift.explain(self.policy.model, self.policy.using, self.policy.adapters, limit, earlier)
+        # Whatever was sampled with lately, and by which role: an engine may have mixed up either.
+        earlier: dict[Held, str] = {
+            (name, version): f"version {version} of {name!r}" for version in self._known() for name in self.policy.roles
+        }
+        others: dict[Held, str] = {name: f"the adapter of {name!r}" for name in self.policy.adapters} | earlier
+        cause = gradient.drift.explain(self.policy.model, self._under, others, limit)
         raise LearningError(
             f"role {role!r}: log-probabilities at sampling and at learning differ by {drift:.3f} nats a token on "
             f"average over the {gradient.measures['compared_share']:.0%} of tokens whose version is at hand, at most "

@@ -3,8 +3,9 @@
 Written to a folder of safetensors and JSON, never a pickle:
 
     adapters/answer/adapter_model.safetensors, adapter_config.json    PEFT's layout, what the model sampled with
-    learner.safetensors    "answer/weights/<name>", "answer/exp_avg/<name>", "reference_answer/weights/<name>", ...
-    learner.json           the version, updates by role and pool, and the pools' examples
+    learner.safetensors    "answer/weights/<name>", "answer/exp_avg/<name>", "reference_answer/weights/<name>",
+                           "kept/<version>/answer/<name>", ...
+    learner.json           the version, updates by role and pool, the versions kept by call, and the pools' examples
 
 Invariant: what is read back is bit for bit what was written. Adapters in half precision are read from float32 weights.
 """
@@ -25,12 +26,13 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Example, Pair, Role, ScoredCompletion
 from flow_dpo.data import strict_json, typed_json
 from flow_dpo.data.typed_json import Count
+from flow_dpo.learner.kept import Weights
 from flow_dpo.learner.policy import Policy
 
 TENSORS, FACTS = "learner.safetensors", "learner.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Adam's state of each parameter."""
-SCHEMA = "learner/2"
+SCHEMA = "learner/3"
 """Of learner.json."""
 
 
@@ -44,6 +46,7 @@ class Facts:
     pool_updates: dict[Role, Count]
     reference_versions: dict[Role, Count | None]
     packed: bool | None
+    kept: tuple[Count, ...]
     pool: tuple[Mapping[str, Any], ...]
 
 
@@ -51,20 +54,25 @@ Optimizers = Mapping[Role, torch.optim.Adam]
 
 
 def write(
-    folder: Path, policy: Policy, optimizers: Optimizers, facts: Mapping[str, Any], pool: Sequence[Example]
+    folder: Path,
+    policy: Policy,
+    optimizers: Optimizers,
+    facts: Mapping[str, Any],
+    pool: Sequence[Example],
+    kept: Mapping[int, Weights],
 ) -> None:
     """Write a learner's state. `facts` are the learner's own counters, plain JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     for role in policy.roles:
         policy.save_adapter(role, folder / "adapters" / role)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(policy, optimizers).items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(policy, optimizers, kept).items()}
     save_file(tensors, folder / TENSORS)
     text = json.dumps({"schema": SCHEMA, **facts, "pool": typed_json.write(pool)}, allow_nan=False)
     (folder / FACTS).write_text(text, encoding="utf-8")
 
 
-def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, list[Example]]:
-    """Load a learner's state into policy and optimizers; return facts and pool. Raises `DataError`."""
+def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, list[Example], dict[int, Weights]]:
+    """Load a learner's state into policy and optimizers; return facts, pool and kept weights. Raises `DataError`."""
     place = str(folder / FACTS)
     try:
         found = strict_json.parse_object((folder / FACTS).read_bytes(), place)
@@ -77,7 +85,7 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, l
             "flow-dpo wrote it; begin anew, or use the version that wrote it"
         )
     facts = typed_json.read(Facts, found, place)
-    pool = [
+    pool: list[Example] = [
         typed_json.read(Pair if "chosen" in row else ScoredCompletion, row, f"{place}, pool {number}")
         for number, row in enumerate(facts.pool)
     ]
@@ -89,7 +97,11 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, l
                 optimizer.state[weight] = {
                     m: torch.zeros(()) if m == "step" else torch.zeros_like(weight) for m in MOMENTS
                 }
-    expected = _tensors(policy, optimizers)
+    kept: dict[int, Weights] = {
+        version: {role: [torch.zeros_like(w) for w in policy.weights(role)] for role in policy.roles}
+        for version in sorted({*facts.kept} - {facts.version})
+    }
+    expected = _tensors(policy, optimizers, kept)
     if odd := sorted(set(expected) ^ set(tensors)):
         raise DataError(f"{folder / TENSORS}: made by other settings: {len(odd)} names differ, such as {odd[0]!r}")
     with torch.no_grad():
@@ -101,12 +113,17 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, l
             tensor.copy_(tensors[name])
     for adapter in policy.adapters:
         policy.publish(adapter)
-    return facts, pool
+    return facts, pool, kept
 
 
-def _tensors(policy: Policy, optimizers: Optimizers) -> dict[str, torch.Tensor]:
+def _tensors(policy: Policy, optimizers: Optimizers, kept: Mapping[int, Weights]) -> dict[str, torch.Tensor]:
     """Everything that an update reads or writes, by name; the live tensors."""
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {
+        f"kept/{version}/{role}/{name}": weight
+        for version, roles in kept.items()
+        for role, weights in roles.items()
+        for name, weight in zip(policy.names(role), weights, strict=True)
+    }
     for adapter in policy.adapters:
         for name, weight in zip(policy.names(adapter), policy.weights(adapter), strict=True):
             tensors[f"{adapter}/weights/{name}"] = weight

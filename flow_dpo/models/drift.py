@@ -2,9 +2,10 @@
 
 Both sides compute log-probabilities of the same tokens under the same weights, so they differ by rounding alone. What
 is compared costs no forward of its own where the learner makes one anyway, without dropout and with the weights that
-sampled. With dropout a few completions are computed again without it. Completions of other versions are counted:
+sampled. With dropout, and under earlier weights that were kept, a few completions are computed again without it.
+Completions of other versions are counted:
 
-    version 4, reference the base (version 0)    completions of 4 and 0 are compared, those of 3 are not
+    version 4, reference the base (version 0), 3 kept    those of 4 and 0 are compared, a few of 3, none of 2
 
 Where they differ too much, `explain` measures every cause that can be told apart and names the one that fits.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -23,7 +25,9 @@ from transformers import PreTrainedModel
 from flow_dpo.models.drift_causes import PromptedCompletion, distance, measure_causes
 
 SAMPLE = 8
-"""Completions that are computed again: where there is dropout, and to explain a drift."""
+"""Completions of a version that are computed again: where there is dropout or lag, and to explain a drift."""
+Held = str | None | tuple[str, int]
+"""Weights that a model can hold: an adapter by its name, as it is or as it was at a version; None for none."""
 
 
 @dataclass(slots=True)
@@ -33,12 +37,12 @@ class Drift:
     completions: list[PromptedCompletion] = field(default_factory=list[PromptedCompletion])
     found: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     """The learner's log-probabilities of each, on the CPU."""
-    adapters: list[str | None] = field(default_factory=list[str | None])
-    """The adapter that they were computed under: the one that holds the version that sampled."""
+    adapters: list[Held] = field(default_factory=list[Held])
+    """The weights that they were computed under: those of the version that sampled."""
     num_tokens: int = 0
     """Of all completions of the update, compared or not."""
 
-    def add(self, completion: PromptedCompletion, found: torch.Tensor, adapter: str | None) -> None:
+    def add(self, completion: PromptedCompletion, found: torch.Tensor, adapter: Held) -> None:
         self.completions.append(completion)
         self.found.append(found.detach().cpu())
         self.adapters.append(adapter)
@@ -60,14 +64,13 @@ class Drift:
     def explain(
         self,
         model: PreTrainedModel,
-        using: Callable[[str | None], AbstractContextManager[object]],
-        adapters: Sequence[str],
+        using: Callable[[Held], AbstractContextManager[object]],
+        weights: Mapping[Held, str],
         limit: float,
-        earlier: Mapping[str, Callable[[], AbstractContextManager[object]]],
     ) -> str:
         """The cause that fits best, with what was measured.
 
-        `using` puts one of the adapters on the model, or none; `earlier`, by name, weights that it had before.
+        `using` puts any of these weights on the model, or none; `weights` are described as a message names them.
         """
         # 1. The completions that differ most, and the adapter that they were computed under.
         differences = self.differences()
@@ -77,12 +80,9 @@ class Drift:
         sample = [self.completions[i] for i in worst if self.adapters[i] == used]
         prompts = list(dict.fromkeys(request.prompt_ids for request, _ in self.completions))
         # 2. What each cause would have given.
-        others = {
-            f"the adapter of {name!r}" if name else "the base without an adapter": lambda name=name: using(name)
-            for name in (None, *adapters)
-            if name != used
-        }
-        causes = measure_causes(model, sample, prompts, lambda: using(used), {**others, **earlier})
+        named: dict[Held, str] = {None: "the base without an adapter", **weights}
+        others = {name: partial(using, held) for held, name in named.items() if held != used}
+        causes = measure_causes(model, sample, prompts, lambda: using(used), others)
         measured = ", ".join(f"{name} {nats:.2g}" for name, nats in list(causes.items())[:4])
         with using(used):
             own = distance(model, sample)

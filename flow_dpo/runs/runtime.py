@@ -69,12 +69,15 @@ class Runtime:
         """Turns to token ids, token ids to text."""
         return self.loaded.renderer
 
-    def learner(self, settings: LearnerSettings | None = None) -> Learner:
+    def learner(self, settings: LearnerSettings | None = None, *, kept_versions: int = 0) -> Learner:
         """A learner of this policy's adapters, with the preset's settings where none are given.
 
+        `kept_versions` is the lag of the run that it is for.
         Raises `ModelError` where log-probabilities of this model cannot be computed rightly.
         """
-        self._learner = Learner(self.policy, self.learner_settings if settings is None else settings)
+        self._learner = Learner(
+            self.policy, self.learner_settings if settings is None else settings, kept_versions=kept_versions
+        )
         self._learner.check()
         return self._learner
 

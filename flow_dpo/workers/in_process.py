@@ -10,6 +10,7 @@ on another machine, and one that died may be called again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import batched
-from flow_dpo.core.protocols import Backends, Rollouts
+from flow_dpo.core.protocols import Backends, Rollouts, Span
 from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Problem, Role
@@ -38,20 +39,26 @@ class InProcessWorkers:
         self._runner = RolloutRunner(backends.engine, backends.renderer, backends.grader)
         self._shard = shard
         self._adapters: Mapping[Role, Adapter] = {}
+        self._sampled = False
+        """Since the last refresh."""
         self._num_batches = 0
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
         """Sample with these adapters from now on."""
         self._adapters = dict(adapters)
         self._runner.refresh(adapters)
+        self._sampled = False
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
         """Sample and grade the batch now."""
         seconds = {"rollout/seconds": 0.0, "grade/seconds": 0.0}
         trees: list[Tree] = []
+        spans: list[Span] = []
         for number, part in enumerate(batched(problems, self._shard or max(len(problems), 1))):
-            if self._shard:  # begins with an empty cache, as elsewhere
+            # What an engine has cached would carry rounding from one shard into the next, and a replay would differ.
+            if self._sampled:
                 self._runner.refresh(self._adapters)
+            self._sampled = True
             shard = Shard(
                 batch=self._num_batches, number=number, explore=explore, flow=flow, problems=part, seed=seed,
                 adapters=self._adapters,
@@ -60,8 +67,12 @@ class InProcessWorkers:
             seconds["rollout/seconds"] += result.sampling_s
             seconds["grade/seconds"] += result.grading_s
             trees += result.trees
+            end = time.time()
+            between = end - result.grading_s
+            spans.append(Span(lane="here", what="sampling", start=between - result.sampling_s, end=between))
+            spans.append(Span(lane="here", what="grading", start=between, end=end))
         self._num_batches += 1
         stats = {f"rollout/{name}": value for name, value in self._engine.take_stats().items()}
         done = Future[Rollouts]()
-        done.set_result(Rollouts(trees=trees, stats=stats | seconds))
+        done.set_result(Rollouts(trees=trees, stats=stats | seconds, spans=spans))
         return done

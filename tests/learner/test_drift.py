@@ -139,12 +139,12 @@ def test_dropout_is_left_out_of_what_is_compared(monkeypatch: pytest.MonkeyPatch
     student = learner(lora=LoraSettings(lora_r=4, lora_dropout=0.5))
     made = by_role(recorded(student.policy, pairs(6), 0))["answer"]
     computed = list[int]()
-    original = Gradients._compare_without_dropout
+    original = Gradients._compare_again
     monkeypatch.setattr(
         Gradients,
-        "_compare_without_dropout",
-        lambda self, role, examples, account: [
-            original(self, role, examples, account),
+        "_compare_again",
+        lambda self, objective, role, examples, account: [
+            original(self, objective, role, examples, account),
             computed.append(len(account.drift.completions)),
         ],
     )
