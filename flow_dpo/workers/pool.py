@@ -207,8 +207,7 @@ class PooledWorkers:
             with outcome:
                 result = lane.worker.sample(task.shard)
                 check_result(task.shard, result, lane.worker.name)
-            span = Span(lane=lane.label, what="sampling", start=began, end=time.time())
-            if not self._returned(lane, task, result, outcome.error, span):
+            if not self._returned(lane, task, result, outcome.error, began):
                 return
             self._settle(task.batch)
             if lane.state == "starting" and not self._revive(lane):
@@ -229,14 +228,18 @@ class PooledWorkers:
         return None
 
     def _returned(
-        self, lane: _Lane, task: Task, result: ShardResult | None, error: BaseException | None, span: Span
+        self, lane: _Lane, task: Task, result: ShardResult | None, error: BaseException | None, began: float
     ) -> bool:
         """Take in what came of a shard; False where the lane has none any more."""
         with self._changed:
             if lane.task is not task:  # given up long ago
                 return False
             lane.task = None
-            task.batch.spans.append(span)
+            end = time.time()
+            between = max(began, end - (0.0 if result is None else result.grading_s))
+            task.batch.spans.append(Span(lane=lane.label, what="sampling", start=began, end=between))
+            if result is not None:
+                task.batch.spans.append(Span(lane=lane.label, what="grading", start=between, end=end))
             late = lane.aborted and not self._closed
             if self._closed:
                 return False
