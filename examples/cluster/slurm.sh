@@ -19,7 +19,8 @@ MORE=${MORE:-}
 GPUS=${SLURM_GPUS_ON_NODE:-8}
 WORKERS=${WORKERS:-$((SLURM_JOB_NUM_NODES * GPUS - 1))}
 
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+HEAD=${NODES[0]}
 # Another port for each job: what an older one left behind is not joined.
 ADDRESS=$HEAD:$((20000 + SLURM_JOB_ID % 10000))
 
