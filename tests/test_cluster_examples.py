@@ -22,13 +22,18 @@ from flow_dpo.cli.train import parse_train
 from flow_dpo.runs.settings import TrainSettings
 
 CLUSTER = Path(__file__).parent.parent / "examples" / "cluster"
-PROGRAMS = ("flow-dpo", "ray", "vllm", "curl", "torchrun", "accelerate")
+PROGRAMS = ("flow-dpo", "ray", "vllm", "torchrun", "accelerate")
 _NOTE = f"""#!{sys.executable}
 import json, os, sys
 seen = {{name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED",
                                                 "OMP_NUM_THREADS", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")}}
 with open(os.environ["NOTES"], "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], seen]) + "\\n")
+"""
+_IS_THERE = """#!/usr/bin/env bash
+# The server of this address has started.
+port=${!#}; port=${port##*:}
+exec grep -q "vllm.*\\"${port%%/*}\\"" "$NOTES"
 """
 _RUN_HERE = """#!/usr/bin/env bash
 while [[ "$1" == --* ]]; do shift; done
@@ -45,6 +50,7 @@ def run(script: str, tmp_path: Path, *words: str, **environment: str) -> list[Ca
     for name in PROGRAMS:
         (programs / name).write_text(_NOTE)
     (programs / "srun").write_text(_RUN_HERE)
+    (programs / "curl").write_text(_IS_THERE)
     (programs / "scontrol").write_text('#!/usr/bin/env bash\nprintf "node7\\nnode8\\n"\n')
     for program in programs.iterdir():
         program.chmod(0o755)

@@ -3,8 +3,9 @@
 #
 #   sbatch --nodes 2 --gpus-per-node 8 examples/cluster/slurm.sh
 #
-# `ray symmetric-run` starts Ray on every node, runs the command on the first and stops Ray at its end. A job that is
-# ended early loses the batches under way and nothing else: submit it again with MORE=--resume.
+# `ray symmetric-run` starts Ray on every node, runs the command on the first and stops Ray at its end: all of your Ray
+# on these nodes, so that they must not be shared (--exclusive). A job that is ended early loses the batches under way
+# and nothing else: submit it again with MORE=--resume.
 #SBATCH --job-name=flow-dpo
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=32
@@ -18,8 +19,9 @@ MORE=${MORE:-}
 GPUS=${SLURM_GPUS_ON_NODE:-8}
 WORKERS=${WORKERS:-$((SLURM_JOB_NUM_NODES * GPUS - 1))}
 
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# Another port for each job: two jobs may share a node.
+mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+HEAD=${NODES[0]}
+# Another port for each job: what an older one left behind is not joined.
 ADDRESS=$HEAD:$((20000 + SLURM_JOB_ID % 10000))
 
 # Whoever reaches Ray's ports could run code as you. The secret lies in your home, which all nodes see.

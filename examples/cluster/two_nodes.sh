@@ -4,7 +4,7 @@
 #   first machine:   examples/cluster/two_nodes.sh head
 #   second machine:  examples/cluster/two_nodes.sh worker 10.0.0.1     (the first one's address)
 #   first machine:   examples/cluster/two_nodes.sh train
-#   both, at the end: ray stop
+#   both, at the end:  ray stop                            (ends all of your Ray there, another run's too)
 #
 # Copy ~/.ray/auth_token, which `head` makes, to the second machine before. Both need the same code, the same versions
 # and the model; the run's folder and the data are needed on the first alone.
@@ -32,10 +32,11 @@ case "${1:-}" in
 head)
     ray get-auth-token --generate > /dev/null
     # The learner's GPU is not Ray's to give away.
-    CUDA_VISIBLE_DEVICES=$RAY_GPUS ray start --head --port "$PORT" --include-dashboard false "${PORTS[@]}"
+    CUDA_VISIBLE_DEVICES=$RAY_GPUS ray start --head --port "$PORT" --include-dashboard false \
+        "${PORTS[@]}" "${@:2}"
     ;;
 worker)
-    ray start --address "${2:?the address of the first machine}:$PORT" "${PORTS[@]}"
+    ray start --address "${2:?the address of the first machine}:$PORT" "${PORTS[@]}" "${@:3}"
     ;;
 train)
     CUDA_VISIBLE_DEVICES=$LEARNER_GPU \
@@ -45,7 +46,7 @@ train)
         --output_dir "$OUT" "${@:2}"
     ;;
 *)
-    sed -n 2,10p "$0"
+    sed -n 2,9p "$0"
     exit 2
     ;;
 esac
