@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
+RAY    := $(VENV)/.installed-ray
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -12,7 +13,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup setup-vllm test test-vllm soak bench bench-vllm study study-recipes study-team check fix seed wheel clean
+.PHONY: quickstart setup setup-vllm test test-vllm test-ray soak bench bench-vllm study study-recipes study-team check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -29,6 +30,10 @@ $(DEV): $(STAMP)
 	$(PIP) -e '.[dev]'
 	touch $@
 
+$(RAY): $(DEV)
+	$(PIP) -e '.[ray]'
+	touch $@
+
 setup-vllm: $(VLLM)  ## vLLM in .venv-vllm: the CPU build where there is no NVIDIA GPU
 
 $(VLLM): pyproject.toml tools/vllm_environment.py
@@ -38,6 +43,9 @@ $(VLLM): pyproject.toml tools/vllm_environment.py
 
 test-vllm: $(VLLM)  ## the tests that need vLLM, over a real server and in process
 	$(VLLM_BIN)/python -m pytest -m vllm -W default $$(grep -rl mark.vllm tests --include=test_*.py) $(ARGS)
+
+test-ray: $(RAY)  ## the tests that start a Ray cluster, one by one: nothing else may be busy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray -W default tests/workers $(ARGS)
 
 soak: $(DEV)  ## the long tests: 200 kills, 10,000 fuzzed files, 10,000 hostile answers
 	$(BIN)/python -m tests.support.kill_runs --points 200
@@ -60,6 +68,8 @@ bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: pyt
 	$(BIN)/python -m benchmarks.profile_run $(BENCH) $(REAL)
 	$(BIN)/python -m benchmarks.long_run $(BENCH)
 	$(BIN)/python -m benchmarks.learner_vs_trl $(BENCH) $(REAL)
+	$(BIN)/python -m benchmarks.workers $(BENCH) $(REAL)
+	$(BIN)/python -m benchmarks.lag $(BENCH)
 	$(BIN)/python -m benchmarks.measuring
 
 bench-vllm: $(VLLM)  ## the figures of playing through vLLM, in its own environment

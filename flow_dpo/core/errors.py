@@ -6,6 +6,7 @@
     +- ModelError       (ValueError)    a model folder, tokenizer or chat template that cannot run this flow
     +- FlowError        (RuntimeError)  a flow broke its contract; names the rule and the place
     +- EngineError      (RuntimeError)  an engine failed; carries the request
+    +- WorkerError      (RuntimeError)  workers were lost, and what they sampled with them; names the problems
     +- ObjectiveError   (TypeError)     an objective was handed examples that it does not accept
     +- StorageError     (OSError)       what was done could not be written; what was committed before is whole
     +- LearningError    (RuntimeError)  learning went wrong and was stopped (non-finite loss, the wrong adapter moved)
@@ -58,6 +59,10 @@ class FlowError(FlowDpoError, RuntimeError):
 
 class EngineError(FlowDpoError, RuntimeError):
     """An engine could not complete a request."""
+
+
+class WorkerError(FlowDpoError, RuntimeError):
+    """Rollout workers were lost too often, or for too long."""
 
 
 class ObjectiveError(FlowDpoError, TypeError):

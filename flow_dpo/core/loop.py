@@ -65,7 +65,7 @@ def learn(
         # 2. validate: accuracy on each problem before anything was learned from it
         for tree in trees:
             progress.see(tree.trunk.verdict, begun.flow.evidence(tree))
-        row: Row = progress.row() | {"policy_version": begun.version, "learn/version": learner.version}
+        row: Row = progress.row() | {"policy_version": begun.version, "learn/version": learner.version, "run/lag": lag}
         row |= {f"flow/{name}": value for name, value in begun.flow.calibration().items()}
         # 3. credit: what the graded trees teach
         examples = recipe.credit(trees)

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -122,7 +122,7 @@ def open_plain(settings: PlainSettings, loaded: LoadedModel, *, num_roles: int) 
 @contextmanager
 def open_vllm_here(settings: VllmSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
     check_installed()
-    facts = _facts(loaded, settings.top_logprobs)
+    facts = model_facts(loaded, settings.top_logprobs)
     settings.check_roles(num_roles)
     room = min(loaded.context_tokens, int(settings.engine_args.get("max_model_len") or loaded.context_tokens))
     expected = expected_model(loaded, num_roles=num_roles)
@@ -131,7 +131,13 @@ def open_vllm_here(settings: VllmSettings, loaded: LoadedModel, *, num_roles: in
 
 @contextmanager
 def open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
-    facts = _facts(loaded, settings.top_logprobs)
+    if len(settings.base_urls) > 1:
+        raise ConfigError(
+            f"expected one server in --base_url, found {len(settings.base_urls)}: {settings.base_url}; add --workers "
+            "servers to sample from all of them"
+        )
+    facts = model_facts(loaded, settings.top_logprobs)
+    settings = replace(settings, base_url=settings.base_urls[0])
     client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
         expected = expected_model(loaded, num_roles=num_roles)
@@ -160,7 +166,8 @@ def check_readable(policy: Policy) -> None:
         )
 
 
-def _facts(loaded: LoadedModel, top_logprobs: int) -> ModelFacts:
+def model_facts(loaded: LoadedModel, top_logprobs: int) -> ModelFacts:
+    """What vLLM's replies are read by."""
     return ModelFacts(
         end_ids=loaded.end_ids, vocab_size=vocabulary_size(loaded.model), num_top_logprobs=top_logprobs
     )  # fmt: skip

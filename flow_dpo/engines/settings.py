@@ -91,7 +91,7 @@ class VllmServerSettings:
     """A running `vllm serve` that samples. Its API key, where it needs one, is read from OPENAI_API_KEY."""
 
     base_url: str = "http://127.0.0.1:8000"
-    """Where it listens; with or without /v1."""
+    """Where it listens; with or without /v1. Several, separated by commas, with `--workers servers`."""
     served_model: str = ""
     """The base model's name there; may be left out where it serves one only."""
     concurrency: int = 128
@@ -106,7 +106,10 @@ class VllmServerSettings:
     """Top log-probabilities reported at each position where temperature or top-p are not 1."""
 
     def __post_init__(self) -> None:
-        check_base_url(self.base_url)
+        for url in self.base_urls or [self.base_url]:
+            check_base_url(url)
+        if len(self.base_urls) > len(set(self.base_urls)):
+            raise ConfigError(f"expected each base_url once, found {self.base_url!r}")
         if self.concurrency < 1 or self.top_logprobs < 1:
             raise ConfigError(
                 f"expected concurrency and top_logprobs of 1 at least, found {self.concurrency} and {self.top_logprobs}"
@@ -116,6 +119,11 @@ class VllmServerSettings:
                 "expected deadline_s and backoff_s above 0 and patience_s of 0 or more, found "
                 f"{self.deadline_s}, {self.backoff_s} and {self.patience_s}"
             )
+
+    @property
+    def base_urls(self) -> list[str]:
+        """The addresses one by one."""
+        return [url.strip() for url in self.base_url.split(",") if url.strip()]
 
 
 class EngineSettings(Protocol):

@@ -1,4 +1,4 @@
-"""Figures that only a report has: a forest plot of a comparison's differences, and the shape of one tree.
+"""Figures that only a report has: a forest plot of a comparison's differences, the shape of one tree, a time line.
 
 Line charts are in `runs.charts`, which a run's own picture shares. Invariant: nothing is computed here.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flow_dpo.runs.charts import BLUE, CYCLE, GREEN, GREY, INK, MARKERS, RED, label, open_figure, to_svg
+from flow_dpo.runs.charts import BLUE, CYCLE, GREEN, GREY, INK, MARKERS, ORANGE, PURPLE, RED, label, open_figure, to_svg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,4 +83,51 @@ def draw_shape(
         axis.set_xlabel("depth (turns before)")
         axis.set_ylabel("rollouts")
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        return to_svg(figure, alt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What a lane of a time line did from when to when, in the unit of the axis."""
+
+    lane: int
+    what: str
+    start: float
+    end: float
+    text: str = ""
+    """Stands below the bar where there is room."""
+
+
+_BAR_COLOURS = {"sampling": BLUE, "learning": ORANGE, "grading": GREEN, "starting": PURPLE, "waiting": GREY}
+_BAR_LETTER = 0.02
+"""Share of the axis that a letter below a bar takes."""
+
+
+def draw_lanes(name: str, lanes: Sequence[str], bars: Sequence[Bar], *, x: str, alt: str) -> str:
+    """A time line: a lane a row, the first on top. What is waited is thin, all else fills its row."""
+    with open_figure(name, 1, 1.5 + 0.34 * len(lanes)) as (figure, axes):
+        axis = axes[0]
+        end = max((bar.end for bar in bars), default=1.0)
+        for what in dict.fromkeys([*_BAR_COLOURS, *(bar.what for bar in bars)]):
+            mine = [bar for bar in bars if bar.what == what]
+            height = 0.16 if what == "waiting" else 0.68
+            for row in sorted({bar.lane for bar in mine}):
+                spans = [(bar.start, bar.end - bar.start) for bar in mine if bar.lane == row]
+                axis.broken_barh(
+                    spans, (row - height / 2, height), facecolor=_BAR_COLOURS.get(what, RED), edgecolor="none"
+                )
+            if mine:
+                axis.plot([], [], "s", color=_BAR_COLOURS.get(what, RED), markersize=8, label=label(what, 20))
+        free = 0.0
+        for bar in sorted(bars, key=lambda one: one.start):
+            middle, half = (bar.start + bar.end) / 2, _BAR_LETTER * (len(bar.text) + 0.5) * end / 2
+            if bar.text and middle - half >= free:
+                axis.text(middle, bar.lane + 0.6, bar.text, ha="center", va="center", fontsize=10)
+                free = middle + half
+        axis.set_yticks(range(len(lanes)), [label(lane, 16) for lane in lanes])
+        axis.set_ylim(len(lanes) - 0.1, -0.6)
+        axis.set_xlim(0, end)
+        axis.grid(False, axis="y")
+        axis.set_xlabel(x)
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, columnspacing=1.0, handletextpad=0.2)
         return to_svg(figure, alt)

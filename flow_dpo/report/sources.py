@@ -23,7 +23,7 @@ from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Problem, Status, Verdict
 from flow_dpo.evaluate.headers import Comparison, EvaluationSummary, JudgeHeader, JudgeSummary
 from flow_dpo.report.run_data import RunCounts, count_run
-from flow_dpo.runs import headers, resolve, run_folder
+from flow_dpo.runs import headers, resolve, run_folder, spans
 from flow_dpo.runs.records import Judgement, Prediction, iter_rows, read_metrics, read_rows
 from flow_dpo.traces.trace import ROWS, TraceFile, read_traces
 
@@ -42,6 +42,8 @@ class RunSource:
     rows: Sequence[Mapping[str, Any]]
     """metrics.jsonl; empty where the run was interrupted before its first batch was done."""
     counts: RunCounts
+    spans: Sequence[spans.SpanRow] = ()
+    """timeline.jsonl, of the newest batches."""
 
     @property
     def num_seen(self) -> int:
@@ -204,6 +206,8 @@ def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
 _NONE = "expected a run, an evaluation, traces, a comparison or a judge's verdicts"
 
 
+_TIMELINE_BATCHES = 12
+"""As many as a phone's width shows."""
 _PARTS = (
     ("trees.jsonl", "config.yaml", "a run"),
     ("config.yaml", "trees.jsonl", "a run"),
@@ -260,6 +264,7 @@ def _run(path: Path, name: str, tree: str | None) -> RunSource:
         facts=facts,
         rows=rows,
         counts=counts,
+        spans=spans.read_spans(path / spans.FILE, num_batches=_TIMELINE_BATCHES),
     )
 
 

@@ -14,6 +14,7 @@ from flow_dpo.report.document import Block, Figure, Fold, Paragraph, Section, Ta
 from flow_dpo.report.rates import to_series
 from flow_dpo.report.sources import EvaluationSource, RunSource
 from flow_dpo.report.stop_section import stop_section
+from flow_dpo.report.timeline_section import timeline_section
 from flow_dpo.report.tree_section import draw_outline, draw_tree
 from flow_dpo.runs.charts import Level, Panel, Series, accuracy_series, draw
 from flow_dpo.runs.trends import trend
@@ -31,7 +32,8 @@ def run_section(run: RunSource, number: int, evaluations: Sequence[EvaluationSou
     progressive, finding = _progressive(run, tag, evaluations)
     sections = [progressive, _yields(run, tag)]
     sections += [stop_section(run, tag, role) for role in learning.choosing_roles(run.counts)]
-    sections += [section for section in (_likelihoods(run, tag), _cost(run), _tree(run, tag)) if section is not None]
+    more = (_likelihoods(run, tag), _cost(run), timeline_section(run, tag), _tree(run, tag))
+    sections += [section for section in more if section is not None]
     return Section(title=title, blocks=(Paragraph(text=_describe(run)),), sections=tuple(sections)), finding
 
 

@@ -104,8 +104,7 @@ def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> Non
     not take part in its forwards."""
     if not settings.learner.shard_base:
         return
-    workers = getattr(settings.runtime, "workers", None)
-    here = getattr(workers, "kind", "here") == "here"
+    here = settings.runtime.workers.kind == "here"
     if here and (callable(engine) or engines.kind_of(settings.runtime.engine) == "local"):
         raise ConfigError(
             "expected an engine outside of this process with --learner.shard_base true, found one that samples with "

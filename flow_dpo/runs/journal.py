@@ -170,7 +170,7 @@ class JournalWorkers:
             self._batches = self._batches if not known.whole else []  # in the file already
             self.keep()
         done = Future[Rollouts]()
-        done.set_result(Rollouts(trees=found.trees, stats=stats))
+        done.set_result(Rollouts(trees=found.trees, stats=stats, spans=found.spans))
         return done
 
     def done(self, num_in_flight: int = 0) -> None:

@@ -26,6 +26,21 @@ from flow_dpo.runs.journal import FILE, JournalEngine, JournalWorkers
 from flow_dpo.runs.live import Live, MeteredEngine, MeteredWorkers
 from flow_dpo.runs.runtime import Runtime
 from flow_dpo.workers.in_process import InProcessWorkers
+from flow_dpo.workers.pool import PooledWorkers
+
+
+def run_workers(
+    runtime: Runtime, live: Live, file: Path, *, partly: bool
+) -> tuple[RolloutWorkers, JournalWorkers | None]:
+    """The workers of a training run, and the journal that keeps in `file` what the batch under way has sampled; none
+    where they are elsewhere: what is under way there is given up, and sampled again by a run that goes on."""
+    if isinstance(runtime.workers, PooledWorkers):
+        return MeteredWorkers(runtime.workers, live, learns=True), None
+    engine = JournalEngine(runtime.backends.engine)
+    live.meter.engine = runtime.backends.engine
+    metered = replace(runtime.backends, engine=MeteredEngine(engine, live.meter))
+    journal = JournalWorkers(InProcessWorkers(metered, shard=runtime.shard), engine, file, partly=partly)
+    return MeteredWorkers(journal, live, learns=True), journal
 
 
 @contextmanager
@@ -39,14 +54,19 @@ def kept_workers(
     *,
     counts: bool = True,
 ) -> Iterator[tuple[RolloutWorkers, JournalWorkers | None]]:
-    """The workers, and their journal in `folder`, which is gone once all was written elsewhere; none without a folder.
+    """The workers, and their journal in `folder`, which is gone once all was written elsewhere; none without a folder,
+    and none of workers elsewhere.
 
     `facts`: what completions depend on besides the requests and the adapters, as JSON can hold it. `counts`: problems
     count as done once they were sampled, and not only when the caller says so.
     """
+    if isinstance(runtime.workers, PooledWorkers):
+        yield MeteredWorkers(runtime.workers, live, counts=counts), None
+        return
     engine = JournalEngine(runtime.backends.engine)
     live.meter.engine = runtime.backends.engine
-    workers = InProcessWorkers(replace(runtime.backends, engine=MeteredEngine(engine, live.meter)))
+    metered = replace(runtime.backends, engine=MeteredEngine(engine, live.meter))
+    workers = InProcessWorkers(metered, shard=runtime.shard)
     if folder is None:
         yield MeteredWorkers(workers, live, counts=counts), None
         return

@@ -35,6 +35,7 @@ from flow_dpo.core.flow import Flow
 from flow_dpo.core.objective import Objective, check_examples
 from flow_dpo.core.protocols import Learns, Rollouts, RolloutWorkers, Row
 from flow_dpo.core.types import Adapter, Completion, Example, Problem, Request, Role, Sampling, TokenIds
+from flow_dpo.workers.pool import PooledWorkers, Progress
 
 QUIET_S = 10.0
 """Seconds without a line, where there is no terminal, after which one is written."""
@@ -57,7 +58,9 @@ class Meter:
         """Turns of the batch, and the tokens of those that are done."""
         self.num_examples = self.num_learned = 0
         self.engine: Engine | None = None
-        self._tokens_before = 0
+        self.pool: PooledWorkers | None = None
+        """The workers, where they are elsewhere: their shards are counted and not their turns."""
+        self._tokens_before = self._shards_before = 0
         self._turns_before = self._problems_before = 0
 
     def say(self, doing: str) -> None:
@@ -67,6 +70,7 @@ class Meter:
     def begin_batch(self, num_problems: int, *, learns: bool) -> None:
         """A batch begins to be sampled."""
         self.num_asked = self.num_done = self.num_tokens = self.num_examples = self.num_learned = 0
+        self._shards_before = 0 if self.pool is None else self.pool.progress.shards_done
         self._tokens_before = getattr(self.engine, "num_sampled", 0)
         self.doing, self.since, self.num_problems, self.learns = "sampling", time.monotonic(), num_problems, learns
 
@@ -91,6 +95,9 @@ class Meter:
     def share(self) -> float:
         """Share of the batch that is done, from 0 to 1."""
         most = _SAMPLED_SHARE if self.learns else 1.0
+        if self.doing == "sampling" and self.pool is not None:
+            done, num = self._shards(self.pool.progress)
+            return most * done / max(num, 1)
         if self.doing == "sampling":
             return most * self.num_done / max(self.num_expected, 1)
         if self.doing == "learning":
@@ -99,6 +106,20 @@ class Meter:
 
     def text(self) -> str:
         """What is being done, in words."""
+        if self.pool is None or self.doing not in ("sampling", "learning"):
+            return self._here()
+        found = self.pool.progress
+        done, num = self._shards(found)
+        shards = f"{done:,} of {num:,} shards sampled, {found.num_alive:,} of {found.num_workers:,} workers alive"
+        return shards if self.doing == "sampling" else f"{self._here()}; {shards}"
+
+    def _shards(self, found: Progress) -> tuple[int, int]:
+        """Shards that were done since the last batch began to be sampled, and these with those that are in flight."""
+        done = found.shards_done - self._shards_before
+        return done, done + found.shards_under_way + found.shards_queued
+
+    def _here(self) -> str:
+        """What this process does."""
         if self.doing == "sampling" and self.num_asked and self.num_done == self.num_asked:
             return f"grading {self.num_problems} problems after {self.tokens:,} tokens"
         if self.doing == "sampling":
@@ -116,6 +137,8 @@ class Live:
         self.meter = Meter()
         self.note = ""
         """What is known so far, such as an accuracy."""
+        self.limit = ""
+        """What limits the run."""
         self._console, self._quiet_s = console, quiet_s
         self._started = self._began = self._printed = time.monotonic()
         self._total, self._unit = 0, ""
@@ -196,7 +219,8 @@ class Live:
 
     def _render(self) -> RenderableType:
         now = f"  {self.meter.text()}" + (f"   {self.note}" if self.note else "")
-        lines = [Text(now, no_wrap=True, overflow="ellipsis", style="dim")]
+        shown = [now, f"  {self.limit}"] if self.limit else [now]
+        lines = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in shown]
         top = Table.grid(padding=(0, 1))
         done = min(self.done + self.meter.share * self.meter.num_problems, self._total)
         bar = [ProgressBar(total=self._total, completed=done, width=30)] if self._total else []
@@ -254,6 +278,7 @@ class MeteredWorkers:
         """`learns`: what they sample is learned from afterwards, and only then is a batch done. `counts`: otherwise it
         is done once it was sampled; without, when the caller says so."""
         self._workers, self._live, self._learns, self._counts = workers, live, learns, counts
+        live.meter.pool = workers if isinstance(workers, PooledWorkers) else None
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
         """Begin a batch under the adapters in force."""

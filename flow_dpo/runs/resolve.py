@@ -82,7 +82,7 @@ class Given:
         """The same over `base`, which comes from the file `origin`. Its settings of another engine than the
         one that is chosen are left out."""
         base = _named(base)
-        chosen = self.find("engine_kind")[0]
+        chosen = self.find("engine_kind")[0] or self.implied_engine
         if chosen and chosen != base.get("engine_kind", "local"):
             base = {name: value for name, value in base.items() if name not in ("engine", "engine_kind")}
         return replace(self, layers=((origin, base), *self.layers))
@@ -113,6 +113,11 @@ class Given:
         where, hint = f" in {origin}" if origin else "", f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"unknown {name.removesuffix('_kind')} {chosen!r}{where}; there are {', '.join(known)}{hint}")
 
+    @property
+    def implied_engine(self) -> str:
+        """The engine that the workers have, where it is not named."""
+        return "vllm_server" if self.find("workers.kind")[0] == "servers" else ""
+
     def refuse_unasked(self) -> None:
         """Raise `ConfigError` where what comes along would run code that no flag allows."""
         (origin, base), (_, flags) = self.layers[0], self.layers[-1]
@@ -128,10 +133,13 @@ class Given:
 
 
 def _named(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with `engine: NAME` and `flow: FILE.py:NAME` under the names of the settings that they stand for."""
+    """The values, with `engine: NAME`, `workers: NAME` and `flow: FILE.py:NAME` under the names of the settings that
+    they stand for."""
     names = {name: name for name in values}
     if isinstance(values.get("engine"), str):
         names["engine"] = "engine_kind"
+    if isinstance(values.get("workers"), str):
+        names["workers"] = "workers.kind"
     if isinstance(values.get("flow"), str) and is_source(values["flow"]):
         names["flow"] = "flow_source"
     return {str(names[name]): value for name, value in values.items()}

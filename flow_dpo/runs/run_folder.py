@@ -8,6 +8,7 @@ A folder that can be read while it is written and after anything happened to its
     trees.jsonl      one tree a problem: nodes, token ids, text, verdicts
     pairs.jsonl      one pair a line: prompt, chosen, rejected, in text and token ids, with role, node, depth, verdicts
     scored.jsonl     the same of recipes that learn from single completions with an advantage
+    timeline.jsonl   who sampled, learned and waited, from when to when (`spans`)
     checkpoints/     where the run stands (`checkpoint`)
     adapters/<role>/<version>/   in PEFT's layout
     served/          the adapters in force, for an engine that reads files; gone at the end
@@ -47,7 +48,7 @@ from flow_dpo.runs.writable import check_writable
 _PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
 
 
-RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl")
+RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl", "timeline.jsonl")
 
 
 class RunFolder:
@@ -87,12 +88,12 @@ class RunFolder:
     def reopen(self, sizes: Mapping[str, int]) -> None:
         """Go on with a run whose records had these sizes in bytes; what was written after is cut off.
 
-        Raises `DataError` where a file is shorter than it was.
+        A file that an older checkpoint does not name had none. Raises `DataError` where one is shorter than it was.
         """
         path = self.path
         for name in RECORDS:
             found = (path / name).stat().st_size if (path / name).exists() else 0
-            if found < sizes[name]:
+            if found < sizes.get(name, 0):
                 raise DataError(
                     f"expected at least the {sizes[name]} bytes in {path / name} that its checkpoint knows of, found "
                     f"{found}: something else has changed the file; restore it, or start a new run in another folder"
@@ -101,7 +102,7 @@ class RunFolder:
             if not (path / name).exists():
                 continue
             with (path / name).open("ab") as file:
-                file.truncate(sizes[name])
+                file.truncate(sizes.get(name, 0))
                 os.fsync(file.fileno())
 
     def sizes(self) -> dict[str, int]:

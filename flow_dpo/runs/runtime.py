@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flow_dpo.core.engine import Engine
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.grader import Grader
 from flow_dpo.core.protocols import Backends, RolloutWorkers
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Adapter, Problem, Role
 from flow_dpo.data.problems import ProblemSet, fingerprint, load
 from flow_dpo.engines import factory
-from flow_dpo.engines.factory import AdapterStore, EngineAccess
+from flow_dpo.engines.factory import AdapterStore
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.engines.settings import default_settings as default_engine
 from flow_dpo.learner.learner import Learner, LearnerSettings
@@ -37,15 +35,14 @@ from flow_dpo.ranks.group import Ranks
 from flow_dpo.ranks.learner import LeadingLearner
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe
+from flow_dpo.runs.run_folder import environment
 from flow_dpo.runs.settings import RuntimeSettings, default_settings
-from flow_dpo.verify.grader import AnswerGrader
-from flow_dpo.verify.verifier import Verifier
+from flow_dpo.workers.grading import GraderSource, open_grader
 from flow_dpo.workers.in_process import InProcessWorkers
+from flow_dpo.workers.pool import PooledWorkers
+from flow_dpo.workers.setup import EngineElsewhere, EngineOpener, WorkerSetup, check_workers, dated, open_workers
 
-EngineOpener = Callable[[LoadedModel, Policy], Engine]
-"""Makes an engine of one's own for a loaded model and the adapters over it."""
-GraderSource = Grader | Callable[[Renderer], Grader]
-"""A grader, or what makes one from the renderer that turns sampled ids into text, such as its class."""
+__all__ = ["EngineOpener", "GraderSource", "Runtime", "open_runtime"]
 
 
 @dataclass(kw_only=True)
@@ -56,7 +53,10 @@ class Runtime:
     loaded: LoadedModel
     policy: Policy
     backends: Backends
+    """Of this process; where the workers are elsewhere its engine samples nothing."""
     workers: RolloutWorkers
+    shard: int = 0
+    """Problems that workers of this process sample beside one another; 0: all of a batch."""
     recipe: Recipe | None = None
     """What it was opened for, where that is known."""
     learner_settings: LearnerSettings = field(default_factory=LearnerSettings)
@@ -85,6 +85,13 @@ class Runtime:
         self._learner = make(self.policy, settings, kept_versions=kept_versions)
         self._learner.check()
         return self._learner
+
+    def problems_under_way(self, wanted: int) -> int:
+        """Problems of a batch of a command that does not learn: those wanted, or two shards for each worker elsewhere,
+        so that none of them waits for the last shard of a batch."""
+        if not isinstance(self.workers, PooledWorkers):
+            return wanted
+        return max(wanted, 2 * self.shard * self.workers.progress.num_workers)
 
     @property
     def adapters_in_force(self) -> Mapping[Role, Adapter]:
@@ -127,51 +134,78 @@ def open_runtime(
     elif engine is not None and not callable(engine):
         settings = replace(settings, engine=engine)
     flow = defaults.recipe.flow if flow is None else flow
-    roles = flow.roles if roles is None else roles
+    roles = tuple(flow.roles if roles is None else roles)
+    own = engine if callable(engine) else None
+    check_workers(settings.workers, settings.engine, own_engine=own is not None)
     problems = load(settings.data) if problems is None else problems
     loaded = load_model(settings.model)
-    with _access(settings, engine, loaded, len(roles)) as access, tempfile.TemporaryDirectory() as elsewhere:
+    setup = WorkerSetup(
+        workers=settings.workers, model=dated(settings.model, loaded.renderer), lora=settings.lora,
+        engine=settings.engine, grading=settings.grading, roles=roles, seed=seed, grader=grader, opener=own,
+        environment=environment,
+    )  # fmt: skip
+    with _access(setup, loaded) as access, tempfile.TemporaryDirectory() as elsewhere:
         room = access.context_tokens
         fitting = [] if without_problems else fitting_problems(flow, loaded.renderer, problems.problems, room)
         policy = Policy(loaded.model, roles, settings.lora, seed=seed)
-        store = AdapterStore(policy, served or Path(elsewhere))
-        with (
-            closing(store),
-            closing(access.build(policy, store)) as opened,
-            _grader(settings, grader, loaded.renderer) as graded,
-        ):
-            backends = Backends(engine=opened, renderer=loaded.renderer, grader=graded)
+        with access.connect(policy, served or Path(elsewhere)) as (backends, workers):
             yield Runtime(
                 problems=problems,
                 loaded=loaded,
                 policy=policy,
                 backends=backends,
-                workers=InProcessWorkers(backends),
+                workers=workers,
+                shard=settings.workers.problems_of_shard,
                 recipe=replace(defaults.recipe, flow=flow),
                 learner_settings=defaults.learner,
                 fitting=fitting,
             )
 
 
-@contextmanager
-def _access(
-    settings: RuntimeSettings, engine: str | EngineSettings | EngineOpener | None, loaded: LoadedModel, num_roles: int
-) -> Iterator[EngineAccess]:
-    """The engine that the settings name, or one of the caller's own."""
-    if callable(engine):
-        yield EngineAccess(loaded.context_tokens, lambda policy, _: engine(loaded, policy))
-        return
-    with factory.open_engine(settings.engine, loaded, num_roles=num_roles) as access:
-        yield access
+@dataclass(frozen=True, kw_only=True)
+class _Access:
+    """What samples, once it is known to be there."""
+
+    context_tokens: int
+    connect: Callable[[Policy, Path], AbstractContextManager[tuple[Backends, RolloutWorkers]]]
+    """Begin to sample a policy; its adapters lie in a folder where they are read from files."""
 
 
 @contextmanager
-def _grader(settings: RuntimeSettings, grader: GraderSource | None, renderer: Renderer) -> Iterator[Grader]:
-    """The grader by final answers, or one of the caller's own."""
-    if grader is None:
-        with Verifier(rule=settings.grading.rule, timeout_s=settings.grading.timeout_s) as verifier:
-            yield AnswerGrader(verifier, renderer, settings.grading)
-    elif isinstance(grader, type) or not hasattr(grader, "check_texts"):
-        yield grader(renderer)  # pyright: ignore[reportCallIssue]
-    else:
-        yield grader  # pyright: ignore[reportReturnType]
+def _access(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[_Access]:
+    """The engine of this process, the caller's own where there is one, or the workers elsewhere."""
+    with ExitStack() as stack:
+        if setup.workers.kind != "here":
+            there = stack.enter_context(open_workers(setup, loaded))
+            yield _Access(
+                context_tokens=there.context_tokens,
+                connect=lambda policy, folder: _elsewhere(setup, loaded, there.connect(policy, folder)),
+            )
+            return
+        if setup.opener is not None:
+            opener, room = setup.opener, loaded.context_tokens
+            build = lambda policy, _: opener(loaded, policy)  # noqa: E731
+        else:
+            access = stack.enter_context(factory.open_engine(setup.engine, loaded, num_roles=len(setup.roles)))
+            build, room = access.build, access.context_tokens
+
+        @contextmanager
+        def connect(policy: Policy, folder: Path) -> Iterator[tuple[Backends, RolloutWorkers]]:
+            store = AdapterStore(policy, folder)
+            with (
+                closing(store),
+                closing(build(policy, store)) as engine,
+                open_grader(setup.grading, setup.grader, loaded.renderer) as grader,
+            ):
+                backends = Backends(engine=engine, renderer=loaded.renderer, grader=grader)
+                yield backends, InProcessWorkers(backends, shard=setup.workers.problems_of_shard)
+
+        yield _Access(context_tokens=room, connect=connect)
+
+
+@contextmanager
+def _elsewhere(
+    setup: WorkerSetup, loaded: LoadedModel, pool: PooledWorkers
+) -> Iterator[tuple[Backends, RolloutWorkers]]:
+    with closing(pool), open_grader(setup.grading, setup.grader, loaded.renderer) as grader:
+        yield Backends(engine=EngineElsewhere(), renderer=loaded.renderer, grader=grader), pool

@@ -18,6 +18,9 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from flow_dpo.core.errors import ConfigError
 
+_IN_FULL = ("workers",)
+"""Sections whose settings are given with the section's name: by their own they would be taken for another's."""
+
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every value that is no mapping, by its dotted name."""
@@ -43,14 +46,15 @@ class Names:
         self.groups, self.may_be_none = set[str](), set[str]()
         for name, value in sections.items():
             self._walk(name, value)
-        plain = [name for name in self.defaults if not name.startswith(tuple(f"{key}." for key in self.entries))]
+        in_full = tuple(f"{key}." for key in (*self.entries, *_IN_FULL))
+        plain = [name for name in self.defaults if not name.startswith(in_full)]
         lasts = [name.rpartition(".")[2] for name in plain]
         self.short = {
             last: name
             for last, name in zip(lasts, plain, strict=True)
             if lasts.count(last) == 1 and last not in sections
         }
-        """A field's own name, where exactly one setting bears it and no section does."""
+        """A field's own name, where exactly one setting bears it, no section does and it is of none of `_IN_FULL`."""
 
     def _walk(self, name: str, value: Any, type_: Any = None) -> None:
         self.types[name] = type(value) if type_ is None else type_

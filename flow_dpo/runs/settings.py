@@ -22,6 +22,23 @@ from flow_dpo.plugins.load import load_flow
 from flow_dpo.recipes import presets
 from flow_dpo.runs.resolve import Given
 from flow_dpo.verify.grader import GradingSettings
+from flow_dpo.workers.settings import WorkersSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings:
+    """What a run may spend; it ends, though problems are left, when all that is given is spent."""
+
+    budget_tokens: int = 0
+    """Tokens sampled in rollouts and tokens that the learner reads (prompts included, shared ones once), after which a
+    run ends; 0 sets none. Batches in flight (`lag`) are still learned from."""
+    budget_verdicts: int = 0
+    """Rollouts that were graded, after which it ends; 0 sets none."""
+    budget_updates: int = 0
+    """Updates of the adapters after which it ends; 0 sets none."""
+
+    def __post_init__(self) -> None:
+        expect(self, "of 0 or more", lambda value: value >= 0, "budget_tokens", "budget_verdicts", "budget_updates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +51,13 @@ class RunSettings:
     problems_per_batch: int = 16
     """Problems sampled under one policy version before the learner sees them (not stated in the paper). More of them
     make fuller batches and staler rollouts."""
+    lag: int = 0
+    """Batches that workers sample ahead of the one that is learned from, so that both work at once: batch b is sampled
+    with the adapters that stood after batch b - 1 - lag, exactly. In this process (`--workers here`) nothing is gained
+    by it. The paper has none."""
     window: int = 250
     """Problems in the windowed accuracy."""
-    budget_tokens: int = 0
-    """Tokens sampled in rollouts and tokens that the learner reads (prompts included, shared ones once), after which a
-    run ends though problems are left; 0 sets none. Where several budgets are given, when all of them are spent."""
-    budget_verdicts: int = 0
-    """Rollouts that were graded, after which it ends; 0 sets none."""
-    budget_updates: int = 0
-    """Updates of the adapters after which it ends; 0 sets none."""
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     save_updates: int = 0
     """Adapters are saved whenever this many updates have passed, besides at the end; 0 saves them at the end only."""
     checkpoint_batches: int = 1
@@ -62,8 +77,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "problems_per_batch", "window", "checkpoint_batches")
-        budgets = ("budget_tokens", "budget_verdicts", "budget_updates")
-        expect(self, "of 0 or more", lambda value: value >= 0, *budgets, "save_updates")
+        expect(self, "of 0 or more", lambda value: value >= 0, "save_updates", "lag")
         expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
 
 
@@ -76,6 +90,7 @@ class RuntimeSettings:
     data: DataSettings = field(default_factory=DataSettings)
     grading: GradingSettings = field(default_factory=GradingSettings)
     engine: EngineSettings = field(default_factory=LocalSettings)
+    workers: WorkersSettings = field(default_factory=WorkersSettings)
 
     def sections(self) -> dict[str, Any]:
         """The settings by the names that flags and config.yaml use."""
@@ -163,5 +178,5 @@ def named_settings(given: Given) -> TrainSettings:
         recipe,
         given.choice("preset", presets.preset_names(recipe), presets.default_preset(model)),
         given.text("flow_source"),
-        given.choice("engine_kind", engines.engine_names(), "local"),
+        given.choice("engine_kind", engines.engine_names(), given.implied_engine or "local"),
     )

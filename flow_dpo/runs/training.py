@@ -13,9 +13,10 @@ before the model is loaded and anything is sampled or written (`resumption`).
 from __future__ import annotations
 
 import shlex
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from flow_dpo.core.errors import FlowDpoError, StorageError
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.loop import learn
+from flow_dpo.core.loop import InFlight, learn
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.protocols import Callback
 from flow_dpo.core.recipe import Recipe
@@ -35,7 +36,7 @@ from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
 from flow_dpo.plugins.load import fingerprint
 from flow_dpo.ranks import environment
-from flow_dpo.runs import following, resumption, run_folder
+from flow_dpo.runs import following, replay, resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
@@ -44,13 +45,14 @@ from flow_dpo.runs.callbacks.run_keeper import RunKeeper
 from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.given_objects import OBJECT, GivenObjects, problem_set, train_settings
 from flow_dpo.runs.journal import FILE as SAMPLED
-from flow_dpo.runs.journal import JournalEngine, JournalWorkers
-from flow_dpo.runs.live import Live, MeteredEngine, MeteredLearner, MeteredWorkers
+from flow_dpo.runs.journal import JournalWorkers
+from flow_dpo.runs.kept_workers import run_workers
+from flow_dpo.runs.live import Live, MeteredLearner
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
-from flow_dpo.workers.in_process import InProcessWorkers
+from flow_dpo.runs.timeline import Timeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,26 +131,25 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     resumption.check(settings, given, path)
     settings = resumption.at_its_date(settings, path)
     with (
-        following.leading(settings, engine=given.engine) as ranks,
+        following.leading(settings, kept_versions=settings.run.lag, engine=given.engine) as ranks,
         run_folder.locked(path),
         Live(console) as live,
         _begun(path, settings, given, console) as folder,
         _opened(path, settings, given, live) as (runtime, differences),
     ):
-        learner = runtime.learner(settings.learner, ranks=ranks)
-        validation = _restore(folder, settings, given, runtime, learner, differences)
+        learner = runtime.learner(settings.learner, kept_versions=settings.run.lag, ranks=ranks)
+        validation, under_way = _restore(folder, settings, given, runtime, learner, differences)
         seen = validation.num_seen
-        engine = JournalEngine(runtime.backends.engine)
-        live.meter.engine = runtime.backends.engine
-        metered = InProcessWorkers(replace(runtime.backends, engine=MeteredEngine(engine, live.meter)))
-        journal = JournalWorkers(metered, engine, path / SAMPLED, partly=settings.run.reuse_sampled)
+        workers, journal = run_workers(runtime, live, path / SAMPLED, partly=settings.run.reuse_sampled)
         budget = BudgetCallback(
-            tokens=settings.run.budget_tokens,
-            verdicts=settings.run.budget_verdicts,
-            updates=settings.run.budget_updates,
+            tokens=settings.run.budget.budget_tokens,
+            verdicts=settings.run.budget.budget_verdicts,
+            updates=settings.run.budget.budget_updates,
             rows=read_metrics(path / "metrics.jsonl"),
         )
-        keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run, journal)
+        in_flight = deque[InFlight]()
+        keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run, in_flight, journal)
+        timeline = Timeline(path)
         going_on = f", going on after {seen}" if seen else ""
         reach = runtime.policy.targets.describe()
         print_safe(
@@ -156,32 +157,49 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         )
         bar = progress.ProgressBar(live, len(runtime.fitting), seen)
         folder.begun = True
-        try:
+        workers = timeline.workers(workers)
+        with _keeping(journal, keeper, live, console, path, given):
+            left, place = runtime.fitting[seen:], str(path / "checkpoints")
+            seed = settings.run.seed
+            in_flight += replay.submit_again(under_way, settings.recipe, left, workers, learner, seed=seed, place=place)
+            left = left[sum(len(batch.problems) for batch in in_flight) :]
             learn(
                 settings.recipe,
-                budget.until_spent(runtime.fitting[seen:]),
-                MeteredWorkers(journal, live, learns=True),
-                MeteredLearner(learner, live.meter),
-                callbacks=[keeper, budget, bar, *_default_callbacks(settings.recipe), *given.callbacks],
-                seed=settings.run.seed,
+                budget.until_spent(left),
+                workers,
+                timeline.learner(MeteredLearner(learner, live.meter)),
+                callbacks=[timeline, keeper, budget, bar, *_default_callbacks(settings.recipe), *given.callbacks],
+                seed=seed,
                 problems_per_batch=settings.run.problems_per_batch,
+                lag=settings.run.lag,
+                in_flight=in_flight,
                 progress=validation,
             )
             keeper.checkpoint()
-        except (KeyboardInterrupt, FlowDpoError) as error:
-            # What was sampled is kept, first since it is nowhere else, and what was learned, unless it is the disk
-            # that fails. Whoever is impatient (a second Ctrl-C) is told how to go on all the same.
-            try:
-                if not isinstance(error, StorageError):
-                    live.doing("writing down what was done")
-                    _keep_batch(journal, console, path)
-                    keeper.finish()
-            finally:
-                _say_how_to_go_on(console, path, given)
-            raise
         live.doing("writing adapters and the picture")
         keeper.finish()
     return _summarise(settings, console, given, folder, validation)
+
+
+@contextmanager
+def _keeping(
+    journal: JournalWorkers | None, keeper: RunKeeper, live: Live, console: Console, path: Path, given: GivenObjects
+) -> Iterator[None]:
+    """A context in which an interruption or an error leaves behind what was sampled and learned."""
+    try:
+        yield
+    except (KeyboardInterrupt, FlowDpoError) as error:
+        # What was sampled is kept, first since it is nowhere else, and what was learned, unless it is the disk
+        # that fails. Whoever is impatient (a second Ctrl-C) is told how to go on all the same.
+        try:
+            if not isinstance(error, StorageError):
+                live.doing("writing down what was done")
+                if journal is not None:
+                    _keep_batch(journal, console, path)
+                keeper.finish()
+        finally:
+            _say_how_to_go_on(console, path, given)
+        raise
 
 
 def _summarise(
@@ -213,18 +231,19 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
     try:
         num, whole = journal.keep()
     except OSError as error:
-        print_safe(console, f"What the batch under way had sampled could not be kept: {error}")
+        print_safe(console, f"What was sampled and not yet learned from could not be kept: {error}")
         return
     if num:
         use = (
             "the resumed run uses them"
             if whole
             else (
-                "--resume --reuse_sampled goes on from them, to the same tokens but for the last digits of their "
-                "log-probabilities; --resume alone samples the batch again, to the same bytes"
+                "--resume --reuse_sampled goes on from all of them, to the same tokens but for the last digits of "
+                "their log-probabilities; --resume alone samples the batch again, to the same bytes"
             )
         )
-        print_safe(console, f"Kept {num:,} turns that the batch under way had sampled, in {path / SAMPLED}: {use}")
+        file = path / SAMPLED
+        print_safe(console, f"Kept {num:,} turns that were sampled and not yet learned from, in {file}: {use}")
 
 
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
@@ -312,8 +331,9 @@ def _restore(
     runtime: Runtime,
     learner: Learner,
     differences: Mapping[str, Any],
-) -> ProgressiveValidation:
-    """Empty counts; or those that are resumed, the learner and the records being as the last checkpoint has them."""
+) -> tuple[ProgressiveValidation, Sequence[Mapping[str, Any]]]:
+    """Empty counts; or those that are resumed and the batches that were in flight (`replay`), the learner and the
+    records being as the last checkpoint has them."""
     facts = {
         "model": runtime.loaded.name,
         "device": str(runtime.policy.device),
@@ -330,12 +350,13 @@ def _restore(
     if found is None:  # not started, or interrupted before anything was committed
         folder.empty(given.sections(settings))
         folder.note(facts)
-        validation = ProgressiveValidation(window=settings.run.window)
+        validation, in_flight = ProgressiveValidation(window=settings.run.window), []
     else:
         checkpoint, loop = found
         folder.reopen(loop["sizes"])
         learner.load(checkpoint / "learner")
         validation = ProgressiveValidation.from_state(loop["progressive"])
+        in_flight = loop.get("in_flight", [])
     if differences:
         folder.note({"resumed_with": {"problems_seen": validation.num_seen, "differences": differences}})
-    return validation
+    return validation, in_flight

@@ -18,10 +18,11 @@ from typing import Any
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import batched
-from flow_dpo.core.protocols import Backends, Rollouts
+from flow_dpo.core.protocols import Backends, Rollouts, Span
 from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Problem, Role
+from flow_dpo.workers.shard import Shard, sample_shard
 
 
 class InProcessWorkers:
@@ -32,29 +33,46 @@ class InProcessWorkers:
     """
 
     def __init__(self, backends: Backends, *, shard: int = 0) -> None:
-        """`shard`: problems of a batch that are sampled beside one another; 0: all of them."""
+        """`shard`: problems of a batch that are sampled beside one another, as several workers would; 0: all."""
         self._grader = backends.grader
         self._engine = backends.engine
         self._runner = RolloutRunner(backends.engine, backends.renderer, backends.grader)
         self._shard = shard
+        self._adapters: Mapping[Role, Adapter] = {}
+        self._sampled = False
+        """Since the last refresh."""
+        self._num_batches = 0
 
     def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
         """Sample with these adapters from now on."""
+        self._adapters = dict(adapters)
         self._runner.refresh(adapters)
+        self._sampled = False
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
         """Sample and grade the batch now."""
         seconds = {"rollout/seconds": 0.0, "grade/seconds": 0.0}
         trees: list[Tree] = []
-        for shard in batched(problems, self._shard or max(len(problems), 1)):
-            started = time.perf_counter()
-            sampled = explore(flow, self._runner, shard, seed=seed)
-            seconds["rollout/seconds"] += time.perf_counter() - started
-            started = time.perf_counter()
-            self._grader.grade(sampled)
-            seconds["grade/seconds"] += time.perf_counter() - started
-            trees += sampled
+        spans: list[Span] = []
+        for number, part in enumerate(batched(problems, self._shard or max(len(problems), 1))):
+            # What an engine has cached would carry rounding from one shard into the next, and a replay would differ.
+            if self._sampled:
+                self._runner.refresh(self._adapters)
+            self._sampled = True
+            shard = Shard(
+                batch=self._num_batches, number=number, explore=explore, flow=flow, problems=part, seed=seed,
+                adapters=self._adapters,
+            )  # fmt: skip
+            result = sample_shard(self._runner, self._grader, shard)
+            seconds["rollout/seconds"] += result.sampling_s
+            seconds["grade/seconds"] += result.grading_s
+            trees += result.trees
+            end = time.time()
+            between = end - result.grading_s
+            spans.append(Span(lane="here", what="sampling", start=between - result.sampling_s, end=between))
+            spans.append(Span(lane="here", what="grading", start=between, end=end))
+        self._num_batches += 1
         stats = {f"rollout/{name}": value for name, value in self._engine.take_stats().items()}
         done = Future[Rollouts]()
-        done.set_result(Rollouts(trees=trees, stats=stats | seconds))
+        done.set_result(Rollouts(trees=trees, stats=stats | seconds, spans=spans))
         return done

@@ -51,7 +51,7 @@ def refused(*words: str) -> str:
         ("--flow critique", "expected --flow FILE.py:NAME, a flow of your own, found 'critique'"),
         ("--objective Ipo", "of --objective (--beta, --label_smoothing, --sft_weight, --margin_weight), found"),
         ("--credit X", "found 'X' for all of them; which one it is comes with --recipe"),
-        ("--run x", "one of the settings of --run (--output_dir, --seed, --problems_per_batch, --window, ...)"),
+        ("--run x", "one of the settings of --run (--output_dir, --seed, --problems_per_batch, --lag, ...)"),
         ("--roles answer", "expected a list, each a text, as in '[a, b]' for --roles, found 'answer'"),
         ("--tag_weights {finished:2}", "as in '{name: value}' with a space after the colon for --tag_weights, found"),
         ("--flow.prompts.examples [{question: q, solutoin: s}]", "a list, each {question: ..., solution: ...}, as in"),

@@ -12,7 +12,7 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Problem
 from flow_dpo.runs.callbacks.budget import BudgetCallback, spent
 from flow_dpo.runs.files import read_jsonl
-from flow_dpo.runs.settings import RunSettings
+from flow_dpo.runs.settings import BudgetSettings
 from tests.support.run_equality import assert_same_run
 
 PROBLEMS = [Problem(id=str(i), question="?", gold="1") for i in range(5)]
@@ -50,7 +50,7 @@ def test_a_resumed_run_knows_what_it_spent() -> None:
 
 def test_a_negative_budget_is_refused() -> None:
     with pytest.raises(ConfigError, match="budget_verdicts of 0 or more, found -1"):
-        RunSettings(budget_verdicts=-1)
+        BudgetSettings(budget_verdicts=-1)
 
 
 def test_a_run_ends_at_its_budget_and_resumes_to_the_same(tmp_path: Path) -> None:
@@ -65,5 +65,5 @@ def test_a_run_ends_at_its_budget_and_resumes_to_the_same(tmp_path: Path) -> Non
     first = rows[0]["num_rollouts"]
     train.train([*flags, "--budget_verdicts", str(first), "--output_dir", str(parts)])
     assert len(read_jsonl(parts / "metrics.jsonl")) == 1
-    train.train([*flags, *budget, "--output_dir", str(parts), "--resume", "--allow", "run.budget_verdicts"])
+    train.train([*flags, *budget, "--output_dir", str(parts), "--resume", "--allow", "run.budget.budget_verdicts"])
     assert_same_run(whole, parts)

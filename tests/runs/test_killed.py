@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def run_harness(*words: str) -> str:
     # A process of its own: it forks, and torch's threads must not have been used before.
@@ -17,5 +19,6 @@ def run_harness(*words: str) -> str:
     return done.stdout
 
 
-def test_a_killed_run_resumes_to_the_bit() -> None:
-    assert "kills at 5 of" in run_harness("--points", "5")
+@pytest.mark.parametrize("lag", ["0", "2"])
+def test_a_killed_run_resumes_to_the_bit(lag: str) -> None:
+    assert "kills at 3 of" in run_harness("--points", "3", "--lag", lag)

@@ -18,6 +18,7 @@ from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.types import Example, Request, Sampling, ScoredCompletion, Verdict
 from flow_dpo.runs.callbacks.progress import ProgressBar, learned, summary_table
 from flow_dpo.runs.live import Live, Meter, MeteredEngine, MeteredLearner, duration
+from flow_dpo.workers.pool import Progress
 from tests.support.packed_builders import stop_pair
 from tests.support.tree_builders import completion
 
@@ -198,3 +199,30 @@ def test_why_nothing_was_learned_is_told() -> None:
     assert "the rollouts of 8 of 8 problems all ended alike (0% of the first ones were right)" in tied
     assert "could not be graded" in learned([row(num_verdicts=10, ungraded_rate=0.9)], roles, 32)
     assert "every update was dropped" in learned([row(pairs__answer=40)], roles, 32)
+
+
+def test_workers_elsewhere_are_counted_by_shards_and_what_limits_is_named() -> None:
+    class Pool:
+        def __init__(self, done: int = 0, alive: int = 2) -> None:
+            self.progress = Progress(shards_done=done, shards_under_way=2, shards_queued=3, shards_replayed=0, tokens=0,
+                                     num_alive=alive, num_workers=2)  # fmt: skip
+
+    console = Console(file=io.StringIO(), width=300)
+    with Live(console) as live:
+        bar = ProgressBar(live, 8)
+        meter = live.meter
+        meter.pool = Pool(done=10)  # pyright: ignore[reportAttributeAccessIssue]
+        meter.begin_batch(4, learns=False)
+        meter.pool = Pool(done=13)  # pyright: ignore[reportAttributeAccessIssue]
+        assert meter.text() == "3 of 8 shards sampled, 2 of 2 workers alive"
+        assert meter.share == 3 / 8
+        meter.num_examples, meter.num_learned, meter.doing = 32, 8, "learning"
+        meter.pool = Pool(done=13, alive=1)  # pyright: ignore[reportAttributeAccessIssue]
+        assert meter.text() == "learning: 8 of 32 examples; 3 of 8 shards sampled, 1 of 2 workers alive"
+        row = {"problems_seen": 4, "progressive/window_accuracy": 0.5, "progressive/window_problems": 4}
+        bar.on_batch(row, [], [])
+        waits = {"rollout/workers": 2, "rollout/seconds": 18, "rollout/wait_seconds": 9, "learn/seconds": 1}
+        bar.on_batch(row | waits, [], [])
+    here, apart = lines(console)
+    assert "waits" not in here
+    assert apart.endswith("learner waits 90 % of the time for rollouts: more workers (--workers.num)")

@@ -33,15 +33,16 @@ from flow_dpo.runs.records import (
     read_rows,
     to_json,
 )
+from flow_dpo.runs.spans import SpanRow
 from flow_dpo.runs.tree_records import example_row, tree_row
-from tests.support.record_examples import JUDGEMENT, METRICS, PAIR, PREDICTION, SCORED, TRACE, TREE
+from tests.support.record_examples import JUDGEMENT, METRICS, PAIR, PREDICTION, SCORED, SPAN, TRACE, TREE
 from tests.support.tree_builders import two_chunk_tree
 
 STUDIES = Path(__file__).parent.parent.parent / "studies"
 JOB: dict[str, Any] = {"schema": "job/1", "name": "flow", "words": ["train"], "seconds": 1.5}
 ROWS: list[tuple[type[Any], dict[str, Any]]] = [
     (Metrics, METRICS), (TreeRow, TREE), (PairRow, PAIR), (ScoredRow, SCORED), (Trace, TRACE),
-    (Prediction, PREDICTION), (Judgement, JUDGEMENT), (DoneJob, JOB),
+    (Prediction, PREDICTION), (Judgement, JUDGEMENT), (DoneJob, JOB), (SpanRow, SPAN),
 ]  # fmt: skip
 EACH_KIND = pytest.mark.parametrize(("kind", "row"), ROWS, ids=[kind.SCHEMA for kind, _ in ROWS])
 

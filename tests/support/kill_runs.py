@@ -135,13 +135,16 @@ def in_child(folder: Path, at: int | None, *more: str, max_bytes: int = 0) -> tu
     return os.waitpid(child, 0)[1], int(count or 0), refused
 
 
-def survive(folder: Path, whole: Path, kills: Sequence[int]) -> int:
-    """Kill at these events, one after another, then let the run end; how often it was really killed."""
+def survive(folder: Path, whole: Path, kills: Sequence[int], begins: Sequence[str] = ()) -> int:
+    """Kill at these events, one after another, then let the run end; how often it was really killed.
+
+    `begins` are settings that a run needs where it begins.
+    """
     killed = 0
     for at in kills:
-        status, *_ = in_child(folder, at, *resumed(folder))
+        status, *_ = in_child(folder, at, *(resumed(folder) or begins))
         killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    finish(folder, whole)
+    finish(folder, whole, begins)
     return killed
 
 
@@ -150,20 +153,20 @@ def resumed(folder: Path) -> list[str]:
     return ["--resume"] if (folder / "config.yaml").exists() else []
 
 
-def finish(folder: Path, whole: Path) -> None:
+def finish(folder: Path, whole: Path, begins: Sequence[str] = ()) -> None:
     """Let the run end, and compare."""
-    status, _, refused = in_child(folder, None, *resumed(folder))
+    status, _, refused = in_child(folder, None, *(resumed(folder) or begins))
     assert status == 0, f"the resumed run ended with status {status}: {refused}"
     assert_same_run(whole, folder)
 
 
-def survive_full_disk(folder: Path, whole: Path, share: float) -> None:
+def survive_full_disk(folder: Path, whole: Path, share: float, begins: Sequence[str] = ()) -> None:
     """No file grows beyond this share of the whole run's largest; the run stops, says so, and goes on with room."""
     largest = max(path.stat().st_size for path in whole.rglob("*") if path.is_file())
-    status, _, refused = in_child(folder, None, max_bytes=int(share * largest))
+    status, _, refused = in_child(folder, None, *begins, max_bytes=int(share * largest))
     assert os.WEXITSTATUS(status) == 1, f"expected a refusal at {share} of the room, found status {status}"
     assert "could not write to" in refused, refused
-    finish(folder, whole)
+    finish(folder, whole, begins)
 
 
 def load_once() -> None:
@@ -178,12 +181,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lag", type=int, default=0)
     settings = parser.parse_args()
+    begins = ["--lag", str(settings.lag)]
     load_once()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
-        status, num_events, refused = in_child(whole, None)
+        status, num_events, refused = in_child(whole, None, *begins)
         assert status == 0, f"the whole run ended with status {status}: {refused}"
         rng = random.Random(settings.seed)
         num_killed = 0
@@ -192,13 +197,13 @@ def main() -> None:
             first = (2 * point + 1) * num_events // (2 * settings.points)
             kills = [first, rng.randrange(num_events)] if point % 2 else [first]
             folder = Path(place) / "killed"
-            num_killed += survive(folder, whole, kills)
+            num_killed += survive(folder, whole, kills, begins)
             shutil.rmtree(folder)
             if point % 20 == 19:
                 print(f"{point + 1} points, {num_killed} kills, all resumed to the byte", flush=True)
         num_full = max(2, settings.points // 10)
         for point in range(num_full):
-            survive_full_disk(folder, whole, (point + 1) / (num_full + 1))
+            survive_full_disk(folder, whole, (point + 1) / (num_full + 1), begins)
             shutil.rmtree(folder)
     print(
         f"{num_killed} kills at {settings.points} of {num_events} points and {num_full} full disks: every resumed run "

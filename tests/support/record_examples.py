@@ -58,6 +58,9 @@ JUDGEMENT: dict[str, Any] = {
     "schema": "judgement/1", "problem_id": "p", "dataset": "d", "first": "b", "verdict": "A", "preferred": "b",
     "reason": "", "log_odds": None, "tokens": 7, "words": "Verdict: A",
 }  # fmt: skip
+SPAN: dict[str, Any] = {
+    "schema": "span/1", "batch": 0, "lane": "worker 0", "what": "sampling", "start": 1764331200.5, "end": 1764331212.0,
+}  # fmt: skip
 FACTS: dict[str, Any] = {
     "schema": "run/1", "model": "seed", "num_problems": 3, "command": "flow-dpo train", "versions": {"torch": None},
 }  # fmt: skip

@@ -20,7 +20,7 @@ from flow_dpo.core.types import TokenIds
 from flow_dpo.engines.vllm.client import ServedModel, Unknown, VllmClient, served_models
 from flow_dpo.engines.vllm.requests import Reply, VllmRequest, plain_params
 
-_MOST_DIVERGENCE = 0.05
+MOST_DIVERGENCE = 0.05
 """Nats. Half precision and other kernels cause less than 0.01; an 8-bit model some hundredths."""
 _ROUNDING = 1e-3
 
@@ -112,18 +112,19 @@ def _check_weights(send: Callable[[VllmRequest], Reply], expected: ExpectedModel
                 f"expected the {len(logprobs)} tokens of {expected.name} at {where}, found a model of "
                 f"{len(top_logprobs)}; serve the same model"
             )
-        divergences.append(
-            math.fsum(
-                math.exp(value) * (value - top_logprobs[token]) for token, value in enumerate(logprobs) if value > -700
-            )
-        )
+        divergences.append(divergence(logprobs, top_logprobs))
     mean = math.fsum(divergences) / len(divergences)
-    if not mean <= _MOST_DIVERGENCE:
+    if not mean <= MOST_DIVERGENCE:
         raise ConfigError(
             f"expected the weights of {expected.name} at {where}, found a model whose next token is distributed "
-            f"otherwise (by {mean:.3g} nats, at most {_MOST_DIVERGENCE} is rounding); serve the same model in a "
+            f"otherwise (by {mean:.3g} nats, at most {MOST_DIVERGENCE} is rounding); serve the same model in a "
             "precision near that of training"
         )
+
+
+def divergence(expected: Sequence[float], found: Mapping[int, float] | Sequence[float]) -> float:
+    """Kullback-Leibler divergence in nats of one next-token distribution from another, by log-probabilities."""
+    return math.fsum(math.exp(value) * (value - found[token]) for token, value in enumerate(expected) if value > -700)
 
 
 def _check_scale(send: Callable[[VllmRequest], Reply], expected: ExpectedModel, where: str) -> None:

@@ -61,6 +61,10 @@ class Completed:
     """Prompt tokens that were in the server's prefix cache; None where it does not report them."""
 
 
+class Unreachable(EngineError):
+    """The server gave no answer for as long as it was waited for."""
+
+
 class Unknown(Exception):
     """The server does not have the adapter: it was restarted, or another program has unloaded it."""
 
@@ -184,7 +188,7 @@ class VllmClient:
                 longest_wait_s=_LONGEST_WAIT_S, patience_s=self.settings.patience_s,
             )  # fmt: skip
         except Passing as error:
-            raise EngineError(
+            raise Unreachable(
                 f"expected an answer from {self.url}, found {error}, for {error.seconds:.0f} s (--patience_s); what "
                 "was learned so far is kept: look after the server, and resume"
             ) from error

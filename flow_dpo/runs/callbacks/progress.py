@@ -1,12 +1,14 @@
 """Progress of a run on the terminal: the callback that tells each batch, the summary table and the picture.
 
-Beside what is being done (`runs.live`) stand windowed accuracy, examples and problems a minute; where there is no
-terminal a plain line a batch; at the end a table of the first and the last problems, which never overlap.
+Beside what is being done (`runs.live`) stand windowed accuracy, examples, problems a minute and, where workers are
+elsewhere, what limits the run; where there is no terminal a plain line a batch; at the end a table of the first and the
+last problems, which never overlap.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Pair, Role
+from flow_dpo.runs.bottleneck import NUM_BATCHES, bottleneck
 from flow_dpo.runs.charts import Panel, Series, accuracy_series, save_png
 from flow_dpo.runs.live import Live
 
@@ -34,6 +37,8 @@ class ProgressBar:
         self._seen_before = seen
         self._started = time.monotonic()
         self._pairs = self._words = self._others = 0
+        self._rows: deque[Mapping[str, Any]] = deque(maxlen=NUM_BATCHES)
+        self._warm = False
         live.begin(num_problems, "problems", seen)
 
     def on_batch(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
@@ -45,13 +50,18 @@ class ProgressBar:
         seen = row["problems_seen"]
         rate = 60 * (seen - self._seen_before) / max(time.monotonic() - self._started, 1e-9)
         ungraded = row.get("progressive/ungraded")
+        if len(self._rows) == 1 and not self._warm:
+            self._rows.clear()  # the first batch after a start, in which workers warm up
+            self._warm = True
+        self._rows.append(row)
+        self._live.limit = bottleneck(list(self._rows))
         self._live.note = (
             f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
             f"{f'{ungraded} ungraded  ' if ungraded else ''}"
             f"{self._learned()}  {rate:.{0 if rate >= 10 else 1}f} problems/min"
         )
         self._live.advance(seen)
-        self._live.print(f"{self._live.pace()}  {self._live.note}")
+        self._live.print("  ".join(filter(None, (self._live.pace(), self._live.note, self._live.limit))))
 
     def _learned(self) -> str:
         """What learning was given so far, by kind where pairs stand beside others: a choosing role's words by verdicts,

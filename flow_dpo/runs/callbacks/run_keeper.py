@@ -9,19 +9,20 @@ run is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
 from flow_dpo.core.errors import StorageError
+from flow_dpo.core.loop import InFlight
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.protocols import Row
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Pair
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.render import Renderer
-from flow_dpo.runs import run_folder, tree_records
+from flow_dpo.runs import replay, run_folder, tree_records
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.journal import JournalWorkers
@@ -39,16 +40,18 @@ class RunKeeper:
         learner: Learner,
         validation: ProgressiveValidation,
         saving: RunSettings,
+        in_flight: Collection[InFlight] = (),
         journal: JournalWorkers | None = None,
     ) -> None:
-        """`journal` keeps the batch under way, which need not be kept once it was committed."""
+        """`in_flight` are the batches that were submitted and not yet learned from, as the loop has them; `journal`
+        keeps what they sampled, which need not be kept once it was committed."""
         self._folder, self._renderer, self._learner, self._validation = folder, renderer, learner, validation
         self._every, self._save_updates = saving.checkpoint_batches, saving.save_updates
         self._checkpoints = Checkpoints(folder.path)
         self._saved = learner.version
         self._written_at = validation.num_seen or -1
         self._batches = 0
-        self._journal = journal
+        self._in_flight, self._journal = in_flight, journal
 
     def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Write one batch, and a checkpoint where one is due."""
@@ -78,11 +81,12 @@ class RunKeeper:
         seen = self._validation.num_seen
         if seen != self._written_at:
             facts = {"policy_version": self._learner.version, "progressive": self._validation.state()}
+            facts |= {"in_flight": [replay.facts(each) for each in self._in_flight], "sizes": self._folder.sizes()}
             with self._writing():
-                self._checkpoints.write(self._learner, seen, {**facts, "sizes": self._folder.sizes()})
+                self._checkpoints.write(self._learner, seen, facts)
             self._written_at = seen
         if self._journal is not None:
-            self._journal.done()
+            self._journal.done(len(self._in_flight))
 
     def finish(self) -> None:
         """Publish the adapters of the last checkpoint, and draw the picture: also of a run that was interrupted."""

@@ -1,0 +1,75 @@
+"""The section on a run's time: its workers and its learner as lanes of one time line, and what limits the run.
+
+Drawn are the newest batches, without the pauses between two sessions of a run. Invariant: a run without timeline.jsonl,
+as older ones are, has no such section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flow_dpo.report import formatting
+from flow_dpo.report.document import Figure, Section, Table
+from flow_dpo.report.figures import Bar, draw_lanes
+from flow_dpo.report.sources import RunSource
+from flow_dpo.runs.bottleneck import bottleneck
+from flow_dpo.runs.spans import LEARNER, SpanRow, busy_seconds, lanes, without_pauses
+
+_MOST_LANES = 16
+"""Lanes that are drawn and listed one by one."""
+
+
+def timeline_section(run: RunSource, tag: str) -> Section | None:
+    """The section; None where there is nothing to draw."""
+    spans, num_pauses = without_pauses(run.spans)
+    whole = max((span.end for span in spans), default=0.0) - min((span.start for span in spans), default=0.0)
+    if whole <= 0:
+        return None
+    names, batches = lanes(spans), sorted({span.batch for span in spans})
+    drawn = names if len(names) <= _MOST_LANES else [*names[: _MOST_LANES - 1], names[-1]]
+    shares = {name: busy_seconds([span for span in spans if span.lane == name]) / whole for name in names}
+    limit = bottleneck([row for at, row in enumerate(run.rows) if at >= batches[0]])
+    busiest = max(names, key=lambda name: shares[name])
+    finding = limit[:1].upper() + limit[1:] if limit else f"Busiest: {busiest}, {formatting.share(shares[busiest])}"
+    between = f"Batches {batches[0] + 1:,} to {batches[-1] + 1:,}"
+    alt = f"{between}: what each of {len(names)} lanes did, over time. {finding}"
+    figure = Figure(title=f"{finding}.", svg=_draw(f"{tag}-timeline", drawn, spans, whole, alt),
+                    caption=_caption(run, between, names, drawn, num_pauses))  # fmt: skip
+    rows = [(name, formatting.share(shares[name]), formatting.seconds(whole * shares[name])) for name in drawn]
+    if rest := [name for name in names if name not in drawn]:
+        mean = sum(shares[name] for name in rest) / len(rest)
+        rows.insert(-1, (f"{len(rest)} more, each", formatting.share(mean), formatting.seconds(whole * mean)))
+    columns = ("lane", "busy", "time")
+    table = Table(caption=f"Of {formatting.seconds(whole)}, {between.lower()}", columns=columns, rows=tuple(rows))
+    return Section(title="Workers and learner over time", blocks=(figure, table))
+
+
+def _caption(run: RunSource, between: str, names: Sequence[str], drawn: Sequence[str], num_pauses: int) -> str:
+    words = [f"{between} of {len(run.rows):,}; numbers below the learner are batches."]
+    replayed = [row["rollout/shards_replayed"] for row in run.rows if row.get("rollout/shards_replayed") is not None]
+    if replayed:
+        words.append(
+            f"Shards sampled again in the whole run, for their worker was lost: {formatting.count(sum(replayed))}."
+        )
+    if len(names) > len(drawn):
+        words.append(f"{len(drawn)} of {len(names)} lanes are drawn.")
+    if num_pauses:
+        words.append(f"Pauses in which nothing ran, left out: {formatting.count(num_pauses)}.")
+    return " ".join(words)
+
+
+def _draw(name: str, drawn: Sequence[str], spans: Sequence[SpanRow], whole: float, alt: str) -> str:
+    unit, seconds = ("minutes", 60.0) if whole >= 300 else ("seconds", 1.0)
+    begin, rows = min(span.start for span in spans), {lane: row for row, lane in enumerate(drawn)}
+    bars = [
+        Bar(
+            lane=rows[span.lane],
+            what=span.what,
+            start=(span.start - begin) / seconds,
+            end=(span.end - begin) / seconds,
+            text=str(span.batch + 1) if span.lane == LEARNER and span.what == "learning" else "",
+        )
+        for span in spans
+        if span.lane in rows
+    ]
+    return draw_lanes(name, drawn, bars, x=unit, alt=alt)

@@ -1,0 +1,92 @@
+"""What limits a run whose rollouts are sampled elsewhere or ahead: workers, learner, or the way the work is cut.
+
+    bottleneck(rows)     "learner waits 62 % of the time for rollouts: more workers (--workers.num)"
+
+Told from the last rows of metrics: seconds that workers sampled (summed over them), that the learner waited for
+rollouts, and that it learned. Invariant: nothing is said of a run that samples and learns by turns in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NUM_BATCHES = 8
+"""Batches that are looked back at."""
+_MUCH = 0.25
+"""A share of the time that is worth a remedy."""
+_IDLE = 0.6
+"""Workers that are busy for less than this share of the learner's wait are too many for the work as it is cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """Seconds of some batches."""
+
+    sampled: float
+    """By all workers together, grading included."""
+    waited: float
+    """By the learner, for rollouts."""
+    learned: float
+    workers: float
+    """How many there were, in the mean."""
+    lag: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Balance:
+        """From rows of metrics, of which there is one at least."""
+
+        def total(*names: str) -> float:
+            return sum(float(row.get(name) or 0.0) for row in rows for name in names)
+
+        return cls(
+            sampled=total("rollout/seconds", "grade/seconds"),
+            waited=total("rollout/wait_seconds"),
+            learned=total("learn/seconds"),
+            workers=sum(float(row.get("rollout/workers") or 1.0) for row in rows) / len(rows),
+            lag=int(rows[-1].get("run/lag") or 0),
+        )
+
+    @property
+    def wait_share(self) -> float:
+        """Share of its time that the learner waits for rollouts."""
+        return self.waited / max(self.waited + self.learned, 1e-9)
+
+    @property
+    def busy_share(self) -> float:
+        """Share of their time that workers sample, from 0 to 1."""
+        return min(1.0, self.sampled / max(self.workers * (self.waited + self.learned), 1e-9))
+
+
+def bottleneck(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What limits the last batches of these rows, in a few words with a remedy; "" where there is nothing to say."""
+    last = rows[-NUM_BATCHES:]
+    if not last or "rollout/workers" not in last[-1]:
+        return ""
+    found = Balance.of(last)
+    if found.waited + found.learned <= 0:
+        return ""
+    if found.wait_share >= _MUCH:
+        return f"learner waits {100 * found.wait_share:.0f} % of the time for rollouts: {_more_rollouts(found)}"
+    if found.busy_share < 1 - _MUCH:
+        return f"workers wait {100 - 100 * found.busy_share:.0f} % of the time for the learner: {_more_learning(found)}"
+    return "workers and learner are both busy"
+
+
+def _more_rollouts(found: Balance) -> str:
+    """The remedy where the learner waits."""
+    # Without a lag workers rest while the learner learns, and all that they sample falls into its wait.
+    able = found.workers * (found.waited if found.lag == 0 else found.waited + found.learned)
+    if found.workers > 1.5 and found.sampled < _IDLE * able:
+        return "workers have too little to do: smaller shards (--workers.shard) or larger batches"
+    if found.lag == 0 and found.learned >= _MUCH * (found.waited + found.learned):
+        return "let them sample ahead (--run.lag 1)"
+    return "more workers (--workers.num)"
+
+
+def _more_learning(found: Balance) -> str:
+    """The remedy where workers wait."""
+    if found.lag == 0 and found.waited > 0.1 * found.learned:
+        return "let them sample ahead (--run.lag 1), or more learner ranks"
+    return "more learner ranks, or fewer workers"

@@ -1,0 +1,172 @@
+"""Rollout actor: a worker's whole inside, in a process of its own: model, adapters, engine, renderer and grader.
+
+    actor = RolloutActor()
+    actor.open(setup, expected)                     loads the model, and compares it with the head's
+    actor.sample(shard, {"answer": {"adapter_model.safetensors": b"...", "adapter_config.json": b"..."}})
+
+Everything that a call needs comes with it, so one that has just been started does a shard as well as one that has been
+there from the beginning. Invariant: no shard is sampled before versions, code, device, tokenizer and the base model's
+log-probabilities were found to be the head's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flow_dpo.core.errors import ConfigError, ModelError
+from flow_dpo.core.grader import Grader
+from flow_dpo.core.rollouts import RolloutRunner
+from flow_dpo.core.types import Adapter, Role
+from flow_dpo.engines import factory
+from flow_dpo.engines.vllm.checks import MOST_DIVERGENCE, ExpectedModel, divergence
+from flow_dpo.learner.policy import Policy
+from flow_dpo.models.load import LoadedModel, load_model
+from flow_dpo.workers.grading import open_grader
+from flow_dpo.workers.setup import WorkerSetup
+from flow_dpo.workers.shard import Shard, ShardResult, sample_shard
+
+Weights = Mapping[Role, Mapping[str, bytes]]
+"""The files of each role's adapter in PEFT's layout, by their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What the head has, and a worker must have."""
+
+    device: str
+    """Its kind: "cpu", "cuda"."""
+    tokenizer: str
+    """Its fingerprint."""
+    model: ExpectedModel
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, *, num_roles: int) -> Expected:
+        """Of the model in this process, which must not have adapters yet."""
+        return cls(
+            device=loaded.model.device.type,
+            tokenizer=loaded.renderer.fingerprint(),
+            model=factory.expected_model(loaded, num_roles=num_roles),
+        )
+
+    def differences(self, found: Expected) -> list[str]:
+        """What of a worker's is another."""
+        lines = [
+            f"{name}: {theirs} there, {own} here"
+            for name, own, theirs in (
+                ("device", self.device, found.device),
+                ("tokenizer", self.tokenizer[:12], found.tokenizer[:12]),
+            )
+            if own != theirs
+        ]
+        if self.model.encoded != found.model.encoded or self.model.logprobs.keys() != found.model.logprobs.keys():
+            return [*lines, "tokenization of probe texts"]
+        pairs = [(logprobs, found.model.logprobs[prompt]) for prompt, logprobs in self.model.logprobs.items()]
+        if any(len(own) != len(theirs) for own, theirs in pairs):
+            return [*lines, "vocabulary"]
+        mean = sum(divergence(own, theirs) for own, theirs in pairs) / max(len(pairs), 1)
+        if not mean <= MOST_DIVERGENCE:
+            lines.append(f"weights: the next token is distributed otherwise (by {mean:.3g} nats)")
+        return lines
+
+
+class RolloutActor:
+    """Samples and grades shards with a model of its own. Used by one caller, one call at a time."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._runner: RolloutRunner | None = None
+        self._grader: Grader | None = None
+        self._policy: Policy | None = None
+        self._held: tuple[Adapter, ...] = ()
+        """The adapters that it has loaded, as the shard named them."""
+        self._adapters: dict[Role, Adapter] = {}
+        self._folder = Path()
+        self._num_loaded = 0
+
+    def facts(self, environment: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What its results depend on besides the model, by the head's own function, and its process."""
+        return {**environment(), "pid": os.getpid()}
+
+    def open(self, setup: WorkerSetup, expected: Expected) -> int:
+        """Load the model and open the engine; the tokens of its context window.
+
+        Raises `ConfigError` for a model that is not here or another than the head's, `ModelError` as `load_model`.
+        """
+        torch.set_num_threads(setup.workers.num_threads)
+        name = setup.model.model_name_or_path
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise ConfigError(
+                f"expected the model folder {name} on {os.uname().nodename}, found none; put it under the same path on "
+                "every machine (a shared folder, or a copy), or give a hub id"
+            )
+        loaded = load_model(setup.model)
+        if found := expected.differences(Expected.of(loaded, num_roles=len(setup.roles))):
+            raise ConfigError(
+                f"expected the model of this command on {os.uname().nodename}, found another ({'; '.join(found)}); "
+                "give every machine the same files"
+            )
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="flow-dpo-")))
+        opened = factory.open_engine(setup.engine, loaded, num_roles=len(setup.roles))
+        access = None if setup.opener is not None else self._stack.enter_context(opened)
+        policy = self._policy = Policy(loaded.model, setup.roles, setup.lora, seed=setup.seed)
+        if access is None:
+            assert setup.opener is not None
+            engine, room = setup.opener(loaded, policy), loaded.context_tokens
+        else:
+            store = factory.AdapterStore(policy, self._folder / "merged")
+            engine, room = access.build(policy, store), access.context_tokens
+        self._stack.enter_context(closing(engine))
+        self._grader = self._stack.enter_context(open_grader(setup.grading, setup.grader, loaded.renderer))
+        self._runner = RolloutRunner(engine, loaded.renderer, self._grader)
+        return room
+
+    def sample(self, shard: Shard, weights: Weights) -> ShardResult:
+        """Sample and grade a shard with these weights of its adapters."""
+        assert self._runner is not None
+        assert self._grader is not None
+        self._load(shard, weights)
+        self._runner.refresh(self._adapters)  # also of the same version: a shard begins with an empty cache
+        result = sample_shard(self._runner, self._grader, shard)
+        return replace(result, stats=self._runner.engine.take_stats())
+
+    def _load(self, shard: Shard, weights: Weights) -> None:
+        """Take in the adapters, unless they are those of the shard before."""
+        assert self._policy is not None
+        wanted = tuple(shard.adapters[role] for role in sorted(shard.adapters))
+        if wanted == self._held:
+            return
+        self._num_loaded += 1
+        folder = self._folder / str(self._num_loaded)
+        for role, files in weights.items():
+            (folder / role).mkdir(parents=True)
+            for name, content in files.items():
+                (folder / role / Path(name).name).write_bytes(content)
+            self._policy.load_adapter(role, folder / role)
+        self._held = wanted
+        self._adapters = {role: replace(adapter, path=str(folder / role)) for role, adapter in shard.adapters.items()}
+        # The engine lets go of the folders of the version before when it takes in this one, which it is about to.
+        shutil.rmtree(self._folder / str(self._num_loaded - 2), ignore_errors=True)
+
+    def close(self) -> None:
+        """Release all."""
+        self._stack.close()
+
+
+def files_of(adapters: Mapping[Role, Adapter]) -> Weights:
+    """The adapters' files. Raises `ModelError` where a folder is gone."""
+    try:
+        return {
+            role: {file.name: file.read_bytes() for file in sorted(Path(adapter.path).iterdir()) if file.is_file()}
+            for role, adapter in adapters.items()
+        }
+    except OSError as error:
+        raise ModelError(f"could not read an adapter: {error}") from error

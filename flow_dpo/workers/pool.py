@@ -1,0 +1,374 @@
+"""Worker pool: lanes that take shards from one queue, each driving one worker, with replay of what a lost worker had.
+
+    pool = PooledWorkers([worker, another], publish, WorkersSettings(kind="servers", shard=4))
+    pool.refresh(learner.adapters)
+    future = pool.submit(explore, flow, problems, seed=0)      # shards 0, 1, ... of the batch are under way now
+    future.result().trees                                       # the problems' trees, in their order
+
+    worker 0   shard 0 ------------ | shard 2 ---- lost, starts again ........ | shard 4 ----
+    worker 1   shard 1 ---- | shard 3 ------ | shard 2, sampled again -------- |
+
+Invariants: the trees are those that one worker alone would return, to the bit, whatever happens to whom. An error of
+the work itself (a flow, a grader, an engine that refuses a request) is never retried: of a batch the one of the lowest
+shard is raised. Nothing waits without a limit: a shard has its deadline, a shard that has lost `tries` workers ends the
+run and names its problems, and so does the lack of any worker for `patience_s`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+from flow_dpo.core.errors import WorkerError
+from flow_dpo.core.explore import Explore
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.loop import batched
+from flow_dpo.core.protocols import Rollouts, Span
+from flow_dpo.core.types import Adapter, Problem, Role
+from flow_dpo.workers.batches import Batch, Task, named
+from flow_dpo.workers.settings import WorkersSettings
+from flow_dpo.workers.shard import Shard, ShardResult, Worker, WorkerLost, check_result
+
+_LONGEST_WAIT_S = 30.0
+"""Between two attempts at bringing a worker back."""
+_GRACE_S = 30.0
+"""For a worker that was told to give up; one that does not is left alone for good."""
+_PARTING_S = 10.0
+"""For the threads at the end, all together."""
+
+
+class Publishes(Protocol):
+    """Keeps adapters where workers find them (`workers.adapters.AdapterFolders`)."""
+
+    def publish(self, adapters: Mapping[Role, Adapter]) -> Mapping[Role, Adapter]:
+        """The adapters with their present weights in folders, which nothing that happens later changes."""
+        ...
+
+    def keep(self, needed: Sequence[Mapping[Role, Adapter]]) -> None:
+        """Delete all that was published but these, and what was published last."""
+        ...
+
+    def close(self) -> None:
+        """Delete all."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Counts since the pool was opened, for whoever shows them."""
+
+    shards_done: int
+    shards_under_way: int
+    shards_queued: int
+    shards_replayed: int
+    tokens: int
+    """Of the shards that are done."""
+    num_alive: int
+    """Workers that sample or could."""
+    num_workers: int
+    lost: tuple[str, ...] = ()
+    """What happened to those that are not there, by name."""
+
+
+class _Outcome:
+    """Holds whatever its block raises, for another thread."""
+
+    error: BaseException | None = None
+
+    def __enter__(self) -> _Outcome:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> bool:
+        self.error = error
+        return True
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Lane:
+    label: str
+    worker: Worker
+    state: Literal["ready", "starting", "gone"] = "ready"
+    task: Task | None = None
+    until: float = 0.0
+    """When the task's time is over."""
+    aborted: bool = False
+    why: str = ""
+    """What happened to its worker last."""
+    thread: threading.Thread | None = None
+
+
+class PooledWorkers:
+    """Workers elsewhere (`core.protocols.RolloutWorkers`): they are there already, and each gets a thread of this
+    process."""
+
+    def __init__(
+        self, workers: Sequence[Worker], published: Publishes, settings: WorkersSettings, *, backoff_s: float = 1.0
+    ) -> None:
+        """`backoff_s`: seconds before the second attempt at bringing a worker back, twice as many before each later."""
+        self._settings, self._backoff_s = settings, backoff_s
+        self._published = published
+        self._adapters: Mapping[Role, Adapter] = {}
+        self._changed = threading.Condition()
+        """Guards all below."""
+        self._queue: list[Task] = []
+        self._batches: list[Batch] = []
+        self._num_batches = self._num_done = self._num_replayed = self._num_tokens = 0
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._alive_at = time.monotonic()
+        self._restarts: list[Span] = []
+        self._lanes = [_Lane(label=f"worker {index}", worker=worker) for index, worker in enumerate(workers)]
+        for lane in self._lanes:
+            lane.thread = threading.Thread(target=self._run, args=(lane,), name=lane.label, daemon=True)
+            lane.thread.start()
+        self._watcher = threading.Thread(target=self._watch, name="watch over workers", daemon=True)
+        self._watcher.start()
+
+    # ---- called by the loop -------------------------------------------------------------------------------------
+
+    def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
+        """Sample batches that are submitted from now on with these adapters, as their weights are now."""
+        with self._changed:  # nobody drops what is just being written
+            self._adapters = self._published.publish(adapters)
+            self._drop_unneeded()
+
+    def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
+        """Queue the shards of a batch under the adapters in force. Errors come with the future."""
+        size = self._settings.problems_of_shard or max(len(problems), 1)
+        with self._changed:
+            batch = Batch(adapters=self._adapters)
+            if self._failure is not None or self._closed:
+                batch.future.set_exception(self._failure or WorkerError("the workers were closed; open them again"))
+                return batch.future
+            tasks = [
+                Task(
+                    batch=batch,
+                    shard=Shard(
+                        batch=self._num_batches, number=number, explore=explore, flow=flow, problems=tuple(part),
+                        seed=seed, adapters=self._adapters,
+                    ),
+                )
+                for number, part in enumerate(batched(problems, size))
+            ]  # fmt: skip
+            batch.num_shards = len(tasks)
+            self._num_batches += 1
+            self._batches.append(batch)
+            for task in tasks:
+                heapq.heappush(self._queue, task)
+            self._changed.notify_all()
+        self._settle(batch)  # where there is no problem
+        return batch.future
+
+    @property
+    def progress(self) -> Progress:
+        """Where the work stands."""
+        with self._changed:
+            return Progress(
+                shards_done=self._num_done,
+                shards_under_way=sum(lane.task is not None for lane in self._lanes),
+                shards_queued=len(self._queue),
+                shards_replayed=self._num_replayed,
+                tokens=self._num_tokens,
+                num_alive=self._num_alive,
+                num_workers=len(self._lanes),
+                lost=tuple(f"{lane.worker.name}: {lane.why}" for lane in self._lanes if lane.state != "ready"),
+            )
+
+    def close(self) -> None:
+        """Give up what is under way, and release the workers."""
+        with self._changed:
+            self._closed = True
+            self._queue.clear()
+            for batch in self._batches:
+                batch.future.cancel()
+            self._changed.notify_all()
+        for lane in self._lanes:
+            lane.worker.abort()
+        end = time.monotonic() + _PARTING_S
+        for thread in [self._watcher, *(lane.thread for lane in self._lanes)]:
+            if thread is not None:
+                thread.join(max(0.0, end - time.monotonic()))
+        for lane in self._lanes:
+            lane.worker.close()
+        self._published.close()
+
+    # ---- a lane -------------------------------------------------------------------------------------------------
+
+    def _run(self, lane: _Lane) -> None:
+        """Sample shard after shard, until all is closed or the lane is given up."""
+        while (task := self._take(lane)) is not None:
+            began, result, outcome = time.time(), None, _Outcome()
+            with outcome:
+                result = lane.worker.sample(task.shard)
+                check_result(task.shard, result, lane.worker.name)
+            if not self._returned(lane, task, result, outcome.error, began):
+                return
+            self._settle(task.batch)
+            if lane.state == "starting" and not self._revive(lane):
+                return
+
+    def _take(self, lane: _Lane) -> Task | None:
+        """The first shard of the queue, once there is one; None when all is closed."""
+        with self._changed:
+            while not self._closed:
+                while self._queue:
+                    task = heapq.heappop(self._queue)
+                    if task.batch.future.done() or task.shard.number > task.batch.first_failed:
+                        continue  # nobody asks for it any more
+                    lane.task, lane.aborted = task, False
+                    lane.until = time.monotonic() + self._settings.deadline_s
+                    return task
+                self._changed.wait()
+        return None
+
+    def _returned(
+        self, lane: _Lane, task: Task, result: ShardResult | None, error: BaseException | None, began: float
+    ) -> bool:
+        """Take in what came of a shard; False where the lane has none any more."""
+        with self._changed:
+            if lane.task is not task:  # given up long ago
+                return False
+            lane.task = None
+            end = time.time()
+            between = max(began, end - (0.0 if result is None else result.grading_s))
+            task.batch.spans.append(Span(lane=lane.label, what="sampling", start=began, end=between))
+            if result is not None:
+                task.batch.spans.append(Span(lane=lane.label, what="grading", start=between, end=end))
+            late = lane.aborted and not self._closed
+            if self._closed:
+                return False
+            if result is not None and error is None:
+                task.batch.results[task.shard.number] = result
+                self._num_done += 1
+                self._num_tokens += sum(len(node.completion.token_ids) for tree in result.trees for node in tree.nodes)
+            elif isinstance(error, WorkerLost) or late:
+                limit = f"no result within {self._settings.deadline_s:g} s (--workers.deadline_s)"
+                self._lost(lane, task, limit if late else str(error))
+            else:
+                assert error is not None
+                task.batch.failures[task.shard.number] = named(error, task.shard)
+        return True
+
+    def _lost(self, lane: _Lane, task: Task, why: str) -> None:
+        """The lane's worker is gone: its shard is sampled again, by whoever comes first."""
+        lane.state, lane.why = "starting", why
+        task.causes.append(f"{lane.worker.name}: {why}")
+        if len(task.causes) >= self._settings.tries:
+            causes = "; ".join(task.causes)
+            task.batch.failures[task.shard.number] = WorkerError(
+                f"expected the problems {task.shard.names} to be sampled, found {len(task.causes)} workers lost over "
+                f"them ({causes}); is one of them too long or too large for a worker? What was learned so far is kept: "
+                "look into it and resume, or raise --workers.tries"
+            )
+        else:
+            task.batch.num_replayed += 1
+            self._num_replayed += 1
+            heapq.heappush(self._queue, task)
+        self._changed.notify_all()
+
+    def _revive(self, lane: _Lane) -> bool:
+        """Bring the lane's worker back, however often it takes; False where all ends before."""
+        wait_s = self._backoff_s
+        while True:
+            began, outcome = time.time(), _Outcome()
+            with outcome:
+                lane.worker.restart()
+            with self._changed:
+                self._restarts.append(Span(lane=lane.label, what="starting", start=began, end=time.time()))
+                if self._closed:
+                    return False
+                if outcome.error is None:
+                    lane.state, self._alive_at = "ready", time.monotonic()
+                    return True
+                lane.why = str(outcome.error)
+                if isinstance(outcome.error, WorkerLost):
+                    self._changed.wait_for(lambda: self._closed, timeout=wait_s)
+                    wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                    continue
+                lane.state = "gone"
+            self._fail(outcome.error)
+            return False
+
+    # ---- batches ------------------------------------------------------------------------------------------------
+
+    def _settle(self, batch: Batch) -> None:
+        """Answer for the batch, once all that matters of it is done."""
+        with self._changed:
+            if batch.future.done() or not batch.settled or batch not in self._batches:
+                return
+            self._batches.remove(batch)
+            self._drop_unneeded()
+            spans, self._restarts = [*batch.spans, *self._restarts], []
+            stats = batch.stats() | {"rollout/workers": self._num_alive}
+        if batch.failures:
+            batch.future.set_exception(batch.failures[batch.first_failed])
+        else:
+            spans = sorted(spans, key=lambda span: span.start)
+            batch.future.set_result(Rollouts(trees=batch.trees(), stats=stats, spans=spans))
+
+    def _drop_unneeded(self) -> None:
+        """Let the adapters go that no batch is sampled with any more."""
+        under_way = [lane.task.batch for lane in self._lanes if lane.task is not None]
+        self._published.keep([self._adapters, *(batch.adapters for batch in [*self._batches, *under_way])])
+
+    def _fail(self, error: BaseException) -> None:
+        """End all batches, and those that are still to come, with this error."""
+        with self._changed:
+            if self._closed or self._failure is not None:
+                return
+            self._failure = error
+            batches, self._batches = self._batches, []
+            self._queue.clear()
+        for batch in batches:
+            batch.future.set_exception(error)
+
+    # ---- limits -------------------------------------------------------------------------------------------------
+
+    @property
+    def _num_alive(self) -> int:
+        return sum(lane.state == "ready" for lane in self._lanes)
+
+    def _watch(self) -> None:
+        """End what takes too long: a shard, a worker that does not give up, and the time without any worker."""
+        tick_s = max(0.01, min(1.0, self._settings.deadline_s / 4, self._settings.patience_s / 4))
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closed, timeout=tick_s):
+                    return
+                late, stuck, alone_s = self._overdue(time.monotonic())
+            for lane in late:
+                lane.worker.abort()
+            for batch in stuck:
+                self._settle(batch)
+            if alone_s > self._settings.patience_s:
+                happened = "; ".join(f"{lane.worker.name}: {lane.why}" for lane in self._lanes)
+                self._fail(
+                    WorkerError(
+                        f"expected a worker that samples, found none for {alone_s:.0f} s (--workers.patience_s): "
+                        f"{happened}. What was learned so far is kept: look after the workers, and resume"
+                    )
+                )
+
+    def _overdue(self, now: float) -> tuple[list[_Lane], list[Batch], float]:
+        """Lanes whose time is over, batches with a shard whose lane does not give up, seconds without a worker."""
+        late: list[_Lane] = []
+        stuck: list[Batch] = []
+        for lane in self._lanes:
+            task = lane.task
+            if task is not None and now > lane.until + _GRACE_S:
+                lane.task = None
+                self._lost(lane, task, f"no result within {self._settings.deadline_s:g} s, and no end either")
+                lane.state = "gone"
+                stuck.append(task.batch)
+            elif task is not None and now > lane.until and not lane.aborted:
+                lane.aborted = True
+                late.append(lane)
+        if self._num_alive or not self._batches:
+            self._alive_at = now
+        return late, stuck, now - self._alive_at

@@ -1,0 +1,165 @@
+"""Ray cluster: one of this command's own on this machine, gone at its end, or one that is named by its address.
+
+    with cluster(WorkersSettings(kind="ray", num=4), learner_device="cuda:0") as ray: ...
+
+Ray is an extra: it is imported here and nowhere else, with its usage statistics off. A cluster that happens to be there
+is joined only where the address asks for it. Invariant: more processors or GPUs than the cluster has are refused with
+the numbers, for Ray would wait for them for ever; and an own cluster ends with this command. (If that is killed, Ray
+notices it: its workers end at once, its last processes after a minute.)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.workers.settings import WorkersSettings
+
+NAMESPACE = "flow-dpo"
+_TRIES = 3
+"""Starts of an own cluster: on a busy machine Ray gives its own processes too little time."""
+_LONGEST_FOLDER = 32
+"""Characters of the folder for temporary files: Ray's sockets lie deep below it, and 107 are the limit in all."""
+_STORE_BYTES = 512 << 20
+"""Of the object store of an own cluster: it holds adapters, and trees on their way."""
+_OFF = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+
+
+@contextmanager
+def cluster(settings: WorkersSettings, *, learner_device: str) -> Iterator[Any]:
+    """The module `ray`, connected to a cluster that has what the workers need.
+
+    Raises `ConfigError` where there is none, where it cannot be started, and where it has too little.
+    """
+    for name, value in _OFF.items():
+        os.environ.setdefault(name, value)
+    import ray  # pyright: ignore
+
+    joined = ray.is_initialized()
+    if joined and not settings.address:
+        raise ConfigError(
+            "expected a process without Ray for workers on a cluster of their own, found that ray.init was called; "
+            "add workers.address=auto to use that cluster"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="fdr", dir=_short_folder()))
+    try:
+        with _signals_kept():
+            if settings.address:
+                _join(ray, settings.address)
+            else:
+                _start(ray, folder, learner_device)
+        check_resources(settings, ray.cluster_resources(), learner_device)
+        yield ray
+    finally:
+        if not joined:
+            ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_resources(settings: WorkersSettings, found: Mapping[str, float], learner_device: str) -> None:
+    """Raise `ConfigError` where the workers need more than the cluster has in all."""
+    of_others = " besides the learner's" if not settings.address and learner_device.startswith("cuda") else ""
+    needs = (
+        ("processors", "CPU", settings.num_threads, "--workers.num_threads", ""),
+        ("GPUs", "GPU", settings.num_gpus, "--workers.num_gpus", of_others),
+    )
+    for what, name, each, flag, more in needs:
+        wanted, there = settings.num * each, found.get(name, 0.0)
+        if wanted > there:
+            raise ConfigError(
+                f"expected {wanted:g} {what} for {settings.num} workers with {each:g} each ({flag}), found "
+                f"{there:g} in the Ray cluster{more}; ask for fewer workers with --workers.num, or for less each"
+            )
+
+
+def visible_devices(learner_device: str, visible: str | None, num_devices: int) -> str:
+    """CUDA_VISIBLE_DEVICES of an own cluster's workers: all devices that this process sees but the learner's.
+
+    `visible` is the variable as this process has it, `num_devices` how many torch counts. "cuda:1" of "4,5,6" leaves
+    "4,6".
+    """
+    names = [str(index) for index in range(num_devices)] if visible is None else [*filter(None, visible.split(","))]
+    kind, _, index = learner_device.partition(":")
+    taken = int(index or 0) if kind == "cuda" else -1
+    return ",".join(name for place, name in enumerate(names) if place != taken)
+
+
+def _start(ray: Any, folder: Path, learner_device: str) -> None:
+    """A cluster on this machine, whose processes end with this one."""
+    import torch
+
+    causes: list[str] = []
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    others = visible_devices(learner_device, before, torch.cuda.device_count())
+    for number in range(_TRIES):
+        place = folder / str(number)
+        try:
+            if learner_device.startswith("cuda"):  # read by Ray's processes; torch has read it long ago
+                os.environ["CUDA_VISIBLE_DEVICES"] = others
+            ray.init(
+                address="local", include_dashboard=False, namespace=NAMESPACE, log_to_driver=False,
+                logging_level="ERROR", object_store_memory=_STORE_BYTES, _temp_dir=str(place),
+            )  # fmt: skip
+            return
+        except (OSError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+            causes.append(_last_line(place) or str(error).partition("\n")[0])
+            ray.shutdown()
+        finally:
+            if before is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = before
+            else:
+                os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    raise ConfigError(
+        f"expected a Ray cluster on this machine, found that it did not start {_TRIES} times: {'; '.join(causes)}. On "
+        "a busy machine start it yourself (ray start --head) and add --workers.address auto"
+    )
+
+
+def _join(ray: Any, address: str) -> None:
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        raise ConfigError(
+            f"expected a Ray cluster at {address!r} (--workers.address), found none: {str(error).strip()[:300]}; start "
+            "one with: ray start --head, or leave the address out for one of this command's own"
+        ) from error
+
+
+def _last_line(folder: Path) -> str:
+    """The last line that the raylet wrote, which says why Ray did not start."""
+    for name in ("raylet.err", "raylet.out", "gcs_server.err", "gcs_server.out"):
+        for file in sorted(folder.glob(f"session_2*/logs/{name}"), reverse=True):
+            lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            if lines:
+                return f"{name}: {lines[-1][:300]}"
+    return ""
+
+
+def _short_folder() -> str:
+    """The system's folder for temporary files, or /tmp where its name is too long."""
+    found = tempfile.gettempdir()
+    return found if len(found) <= _LONGEST_FOLDER or not Path("/tmp").is_dir() else "/tmp"
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray sets a handler of its own for SIGTERM, which here means to stop and keep what was done."""
+    names: Sequence[int] = (signal.SIGTERM, signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    before = {name: signal.getsignal(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            if main and handler is not None:
+                signal.signal(name, handler)

@@ -1,0 +1,129 @@
+"""Setup of workers elsewhere: what each is made of, and which kinds go with which engines.
+
+    check_workers(settings, engine)                 refused before anything is loaded
+    with open_workers(setup, loaded) as access:     servers are connected, actors have loaded the model
+        access.context_tokens, access.connect(policy, Path("runs/x/served"))
+
+Invariant: whoever samples has the model, the engine's settings, the flow and the grader of this process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flow_dpo.core.engine import Engine
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
+from flow_dpo.engines.settings import EngineSettings, VllmServerSettings, kind_of
+from flow_dpo.learner.policy import Policy
+from flow_dpo.learner.settings import LoraSettings
+from flow_dpo.models.load import LoadedModel
+from flow_dpo.models.render import Renderer
+from flow_dpo.models.settings import ModelSettings
+from flow_dpo.verify.grader import GradingSettings
+from flow_dpo.workers.grading import GraderSource
+from flow_dpo.workers.pool import PooledWorkers
+from flow_dpo.workers.settings import WorkersSettings
+
+EngineOpener = Callable[[LoadedModel, Policy], Engine]
+"""Makes an engine of one's own for a loaded model and the adapters over it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSetup:
+    """What a worker is made of."""
+
+    workers: WorkersSettings
+    model: ModelSettings
+    lora: LoraSettings
+    engine: EngineSettings
+    grading: GradingSettings
+    roles: tuple[Role, ...]
+    seed: int = 0
+    grader: GraderSource | None = None
+    """The caller's own, where there is one."""
+    opener: EngineOpener | None = None
+    """Of an engine of the caller's own."""
+    environment: Callable[[], Mapping[str, Any]] = dict
+    """Versions and code that numbers depend on, wherever it is called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersAccess:
+    """Workers that are there, before they are used."""
+
+    context_tokens: int
+    """Of the smallest context window among them."""
+    connect: Callable[[Policy, Path], PooledWorkers]
+    """Begin to sample a policy, whose adapters are published in a folder."""
+
+
+def check_workers(settings: WorkersSettings, engine: EngineSettings, *, own_engine: bool = False) -> None:
+    """Raise `ConfigError` for an engine that these workers cannot have."""
+    several = isinstance(engine, VllmServerSettings) and len(engine.base_urls) > 1
+    if settings.kind == "here" and several and not own_engine:
+        assert isinstance(engine, VllmServerSettings)
+        raise ConfigError(
+            f"expected one server in --base_url, found {len(engine.base_urls)}: {engine.base_url}; add --workers "
+            "servers to sample from all of them"
+        )
+    if settings.kind == "servers" and (own_engine or not isinstance(engine, VllmServerSettings)):
+        found = "an engine object" if own_engine else f"--engine {kind_of(engine)}"
+        raise ConfigError(
+            f"expected the engine vllm_server with --workers servers, found {found}: a worker is a running `vllm "
+            "serve`; leave --engine out and name the servers with --base_url a,b,c, or use --workers ray"
+        )
+    if settings.kind == "ray" and isinstance(engine, VllmServerSettings) and not own_engine:
+        raise ConfigError(
+            "expected an engine in the worker's own process with --workers ray, found vllm_server; use --workers "
+            "servers --base_url a,b,c for servers that run, or --engine vllm for one in each worker"
+        )
+    if settings.kind == "ray":
+        check_ray()
+
+
+def check_ray() -> None:
+    """Raise `ConfigError` where Ray is missing."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "--workers ray needs Ray, which is not installed here; install it with: pip install 'flow-dpo[ray]' (on "
+            "every machine of a cluster)"
+        )
+
+
+def open_workers(setup: WorkerSetup, loaded: LoadedModel) -> AbstractContextManager[WorkersAccess]:
+    """Connect to the workers, or start them, and check that they have this model. It must not have adapters yet.
+
+    Raises `ConfigError`, on entering, for what is missing or differs.
+    """
+    if setup.workers.kind == "servers":
+        from flow_dpo.workers.servers import open_servers
+
+        return open_servers(setup, loaded)
+    from flow_dpo.workers.ray_workers import open_ray_workers
+
+    return open_ray_workers(setup, loaded)
+
+
+def dated(settings: ModelSettings, renderer: Renderer) -> ModelSettings:
+    """The settings with the moment that a template which reads the clock has in this process."""
+    template = renderer.template
+    return replace(settings, template_date=template.date) if template.reads_clock else settings
+
+
+class EngineElsewhere(Engine):
+    """Stands where a runtime has its engine, while all sampling is done by workers elsewhere."""
+
+    def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> NoReturn:
+        raise ConfigError("this process has no engine, its workers are elsewhere; sample with Runtime.workers")
+
+    def poll(self) -> list[tuple[int, Completion]]:
+        return []
+
+    def refresh(self, adapters: Mapping[Role, Adapter]) -> None:
+        """It has no adapters either."""
