@@ -27,9 +27,9 @@ RANKS = {"one": 1, "two": 2}
 
 def main() -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--trees", type=int, default=8)
-    parser.add_argument("--row_tokens", type=int, default=1024)
-    parser.add_argument("--updates", type=int, default=2, help="timed updates of each run")
+    parser.add_argument("--trees", type=int, default=4)
+    parser.add_argument("--row_tokens", type=int, default=320)
+    parser.add_argument("--updates", type=int, default=1, help="timed updates of each run")
     parser.add_argument("--reach", default=">= 1.7", help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.side:
@@ -94,7 +94,7 @@ def be_rank(rank: int, num: int, port: int, settings: argparse.Namespace) -> Rep
             return None
         leading = None if ranks is None else LeadingLearner(policy, learner_settings, ranks=ranks)
         learner = Learner(policy, learner_settings) if leading is None else leading
-        rng, shape = random.Random(0), Shape(*((20, 8, 4) if settings.tiny else (150, 160, 4)))
+        rng, shape = random.Random(0), Shape(*((20, 8, 4) if settings.tiny else (60, 60, 4)))
         vocabulary = min(model.config.vocab_size, 32_000)
         seconds: list[float] = []
         row: dict[str, float] = {}
