@@ -2,7 +2,7 @@
 # A learner of several processes, one a GPU, each with a copy of the base: the same adapters for any number of them.
 #
 #   RANKS=4 examples/cluster/ranks.sh                                     two servers sample, four GPUs learn
-#   RANKS=4 examples/cluster/ranks.sh --learner.shard_base true           the base is cut over the four
+#   RANKS=4 examples/cluster/ranks.sh --learner.rows.shard_base true           the base is cut over the four
 #   LAUNCH=accelerate RANKS=4 examples/cluster/ranks.sh                   the same by accelerate
 #
 # The servers run already (servers.sh shows how). A run that was interrupted goes on with any other number: --resume.

@@ -105,10 +105,9 @@ class Gradients:
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
         count = version if count is None else count
-        # One for all rows, so that every rank makes as many forwards: a sharded base is gathered by all together.
-        needed = objective.needs_reference
-        kinds = objective.accepts if needed is True else needed or ()
-        account.needs_reference = any(isinstance(e, kinds) for e in examples)
+        account.kinds = objective.accepts if objective.needs_reference is True else objective.needs_reference or ()
+        # A shared base is gathered by all ranks together, and every row has to make as many forwards.
+        account.reference_for_all = self._rows.shard_base and any(isinstance(e, account.kinds) for e in examples)
         self._compare_again(role, examples, account)
         # The longest row first, ties as they were filled: ranks finish together, and sums are always of this order.
         rows = sorted(enumerate(self._fill(examples)), key=lambda row: -row[1].num_tokens)
@@ -137,7 +136,7 @@ class Gradients:
         for example in examples:
             for completion in example.completions:
                 by_version.setdefault(completion.policy_version, []).append((example.request, completion))
-        in_rows = self.reference_versions.get(role) if account.needs_reference else None
+        in_rows = self.reference_versions.get(role) if all(isinstance(e, account.kinds) for e in examples) else None
         for version, sampled in sorted(by_version.items()):
             held: Held
             if version == account.version and self._policy.settings.lora_dropout:
@@ -160,9 +159,10 @@ class Gradients:
         # 1. Log-probabilities under the reference policy, without a graph.
         marks = [time.perf_counter()]
         reference: list[torch.Tensor] = []
-        if account.needs_reference:
+        needed = any(isinstance(e, account.kinds) for e in examples)
+        if needed or account.reference_for_all:
             with torch.no_grad(), policy.using(self._references[role]):
-                reference = logprobs()
+                reference = logprobs() if needed else logprobs()[:0]
         marks.append(time.perf_counter())
         # 2. Under the policy, then the loss.
         with policy.dropout_from(seed), policy.using(role, training=True):
@@ -238,7 +238,10 @@ class Account:
         self._totals: dict[str, float] = {}
         self._sums = dict.fromkeys(sorted(SUMS), 0.0) | {"pairs": float(num_examples)}
         self.drift = Drift()
-        self.needs_reference = False
+        self.kinds: tuple[type, ...] = ()
+        """Kinds of examples whose objective reads the reference's log-probabilities."""
+        self.reference_for_all = False
+        """Whether rows without such examples compute them all the same."""
         self.again: set[int] = set()
         """Versions of which completions are computed again, and then not compared in the rows."""
 

@@ -48,7 +48,10 @@ def place() -> Place:
     )
     if not 0 <= rank < num:
         raise ConfigError(f"expected RANK from 0 to {num - 1}, found {rank}: start ranks with torchrun")
-    for name, value in (("ACCELERATE_USE_FSDP", "--learner.shard_base true"), ("ACCELERATE_USE_DEEPSPEED", "no flag")):
+    for name, value in (
+        ("ACCELERATE_USE_FSDP", "--learner.rows.shard_base true"),
+        ("ACCELERATE_USE_DEEPSPEED", "no flag"),
+    ):
         if os.environ.get(name, "").lower() == "true":
             raise ConfigError(
                 f"expected ranks without a wrapper of the model, found {name} set by accelerate's config: launch with "

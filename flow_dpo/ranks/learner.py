@@ -81,7 +81,7 @@ def follow(ranks: Ranks, policy: Policy, settings: LearnerSettings, *, kept_vers
 
 
 def _shard(learner: Learner, ranks: Ranks, dealt: Dealt) -> None:
-    if learner.settings.shard_base and not dealt.aligned:
+    if learner.settings.rows.shard_base and not dealt.aligned:
         shard_base(learner.policy, ranks.num)
         dealt.aligned = True
 

@@ -31,7 +31,7 @@ def shard_base(policy: Policy, num_ranks: int) -> None:
     layers = getattr(decoder, "layers", None)
     if not isinstance(decoder, torch.nn.Module) or not isinstance(layers, torch.nn.ModuleList) or not layers:
         raise ModelError(
-            f"expected a decoder with a list of layers for --learner.shard_base, found none in "
+            f"expected a decoder with a list of layers for --learner.rows.shard_base, found none in "
             f"{type(policy.model).__name__}: leave it out"
         )
     mesh = init_device_mesh(policy.device.type, (num_ranks,))
@@ -57,6 +57,6 @@ def refuse_parallel(model: torch.nn.Module) -> None:
         if isinstance(parameter, DTensor):
             raise ModelError(
                 f"expected a model with whole weights, found {name} distributed over processes: a learner cannot be "
-                "tensor parallel. Load the model whole, and share it with --learner.shard_base true; vLLM's workers "
+                "tensor parallel. Load the model whole, and share it with --learner.rows.shard_base true; vLLM's workers "
                 "may be tensor parallel"
             )

@@ -102,18 +102,18 @@ def follow() -> None:
 def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> None:
     """Raise `ConfigError` for a shared base with an engine that samples with this process's model: the other ranks do
     not take part in its forwards."""
-    if not settings.learner.shard_base:
+    if not settings.learner.rows.shard_base:
         return
     here = settings.runtime.workers.kind == "here"
     if here and (callable(engine) or engines.kind_of(settings.runtime.engine) == "local"):
         raise ConfigError(
-            "expected an engine outside of this process with --learner.shard_base true, found one that samples with "
+            "expected an engine outside of this process with --learner.rows.shard_base true, found one that samples with "
             "the learner's own model, of which each rank holds a part: sample with --workers ray or --workers servers, "
             "or leave shard_base out"
         )
     if where.num == 1:
         logging.getLogger("flow_dpo").warning(
-            "--learner.shard_base has no effect in one process: start several with torchrun --nproc-per-node N"
+            "--learner.rows.shard_base has no effect in one process: start several with torchrun --nproc-per-node N"
         )
 
 

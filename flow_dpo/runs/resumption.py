@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 _RUN_ONLY = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
 ) | {
-    "learner.shard_base",
+    "learner.rows.shard_base",
     *(f"workers.{e.name}" for e in fields(WorkersSettings) if e.name not in ("shard", "num_threads")),
 }
 """Settings that change no result."""

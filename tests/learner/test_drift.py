@@ -143,8 +143,8 @@ def test_dropout_is_left_out_of_what_is_compared(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         Gradients,
         "_compare_again",
-        lambda self, objective, role, examples, account: [
-            original(self, objective, role, examples, account),
+        lambda self, role, examples, account: [
+            original(self, role, examples, account),
             computed.append(len(account.drift.completions)),
         ],
     )

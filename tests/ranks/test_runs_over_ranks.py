@@ -97,10 +97,10 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_without_it(whole: Path, tmp
 
 
 def test_what_ranks_cannot_do_is_refused(tmp_path: Path) -> None:
-    shared = start(tmp_path / "shared", "--learner.shard_base", "true", launch=(*TORCHRUN, "2"))
+    shared = start(tmp_path / "shared", "--learner.rows.shard_base", "true", launch=(*TORCHRUN, "2"))
     output = ended(shared)
     assert shared.returncode != 0
-    assert "expected an engine outside of this process with --learner.shard_base true" in output
+    assert "expected an engine outside of this process with --learner.rows.shard_base true" in output
     assert not (tmp_path / "shared").exists()
     command = [sys.executable, *TORCHRUN, "2", "-m", "flow_dpo", "evaluate", "--model_name_or_path", "seed"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)

@@ -11,6 +11,7 @@ import torch
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.engines.settings import default_settings as default_engine
+from flow_dpo.learner.settings import RowSettings
 from flow_dpo.models.settings import ModelSettings
 from flow_dpo.ranks.environment import Place
 from flow_dpo.ranks.group import Ranks
@@ -61,7 +62,7 @@ def sharing(engine: str, kind: Any) -> TrainSettings:
     settings = default_settings("flow-dpo", "seed")
     return replace(
         settings,
-        learner=replace(settings.learner, shard_base=True),
+        learner=replace(settings.learner, rows=RowSettings(shard_base=True)),
         runtime=replace(settings.runtime, engine=default_engine(engine), workers=WorkersSettings(kind=kind)),
     )
 
@@ -69,11 +70,11 @@ def sharing(engine: str, kind: Any) -> TrainSettings:
 def test_a_shared_base_wants_an_engine_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
     two = Place(rank=0, num=2)
     for engine, given in (("local", None), ("vllm", lambda loaded, policy: None)):
-        with pytest.raises(ConfigError, match=r"an engine outside of this process with --learner.shard_base true"):
+        with pytest.raises(ConfigError, match=r"an engine outside of this process with --learner.rows.shard_base true"):
             following._check_sharing(sharing(engine, "here"), two, given)
     with caplog.at_level(logging.WARNING):
         following._check_sharing(sharing("local", "ray"), two, None)
         following._check_sharing(sharing("vllm", "here"), two, None)
         assert not caplog.records
         following._check_sharing(sharing("vllm", "here"), Place(), None)
-    assert "--learner.shard_base has no effect in one process" in caplog.text
+    assert "--learner.rows.shard_base has no effect in one process" in caplog.text

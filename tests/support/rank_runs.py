@@ -217,7 +217,10 @@ def learn_sharded(folder: Path) -> None:
         assert ranks is not None
         for number, case in enumerate(SHARDED):
             for shard in (False, True):
-                policy, settings = case.policy(), replace(case.settings, shard_base=shard)
+                policy, settings = (
+                    case.policy(),
+                    replace(case.settings, rows=replace(case.settings.rows, shard_base=shard)),
+                )
                 before = local_parameters(policy.model)
                 if ranks.rank:
                     follow(ranks, policy, settings)
@@ -272,7 +275,7 @@ class Failing(DpoAndVerdicts):
 
 def refused(folder: Path, *, shard: bool, ways: Sequence[str]) -> None:
     """Errors in a row of whichever rank has it: all raise the same, nothing moves, and learning goes on."""
-    case = Case(rows=RowSettings(max_tokens=1), shard_base=shard)
+    case = Case(rows=RowSettings(max_tokens=1, shard_base=shard))
     said: list[tuple[str, str]] = []
     with joined() as ranks:
         assert ranks is not None
