@@ -57,6 +57,6 @@ def refuse_parallel(model: torch.nn.Module) -> None:
         if isinstance(parameter, DTensor):
             raise ModelError(
                 f"expected a model with whole weights, found {name} distributed over processes: a learner cannot be "
-                "tensor parallel. Load the model whole, and share it with --learner.rows.shard_base true; vLLM's workers "
-                "may be tensor parallel"
+                "tensor parallel. Load the model whole, and share it with --learner.rows.shard_base true; vLLM's "
+                "workers may be tensor parallel"
             )

@@ -107,9 +107,9 @@ def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> Non
     here = settings.runtime.workers.kind == "here"
     if here and (callable(engine) or engines.kind_of(settings.runtime.engine) == "local"):
         raise ConfigError(
-            "expected an engine outside of this process with --learner.rows.shard_base true, found one that samples with "
-            "the learner's own model, of which each rank holds a part: sample with --workers ray or --workers servers, "
-            "or leave shard_base out"
+            "expected an engine outside of this process with --learner.rows.shard_base true, found one that samples "
+            "with the learner's own model, of which each rank holds a part: sample with --workers ray or --workers "
+            "servers, or leave shard_base out"
         )
     if where.num == 1:
         logging.getLogger("flow_dpo").warning(
