@@ -100,7 +100,8 @@ def test_make_targets_exist(line: str) -> None:
 
 @pytest.mark.parametrize("line", printed("python "))
 def test_scripts_exist(line: str) -> None:
-    assert (ROOT / line.split()[1]).exists()
+    words = line.split()[1:]
+    assert (ROOT / (f"{words[1].replace('.', '/')}.py" if words[0] == "-m" else words[0])).exists()
 
 
 def test_every_file_that_the_readme_names_exists() -> None:

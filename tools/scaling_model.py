@@ -47,7 +47,9 @@ class Measured:
 
     def by(self, costs: Costs) -> float:
         """By other costs, set up as it was."""
-        again = replace(costs, problems=self.costs.problems, shard=self.costs.shard)
+        own = self.costs
+        rows = costs.rows * own.problems / costs.problems
+        again = replace(costs, problems=own.problems, shard=own.shard, rows=rows)
         found = simulate(again, workers=self.workers, ranks=self.ranks, lag=self.lag, here=self.here)
         return found.problems_an_hour
 

@@ -58,7 +58,7 @@ class EvaluationSettings:
     output_dir: str = "runs/evaluation"
     seed: int = 0
     batch_problems: int = 64
-    """Problems under way at once. Changes timing only."""
+    """Problems under way at once, or two shards for each worker elsewhere. Changes timing only."""
     trained_on: str = ""
     """Run folders and traces, separated by commas: their problems are compared with those of the test."""
     exclude_overlap: bool = False

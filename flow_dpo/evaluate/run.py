@@ -182,6 +182,7 @@ class _Work:
         settings: EvaluationSettings,
     ) -> tuple[list[Prediction], dict[str, Any]]:
         """The rows of predictions.jsonl, and what was found."""
+        settings = replace(settings, batch_problems=runtime.problems_under_way(settings.batch_problems))
         if self.fixed is not None and isinstance(self.flow, candidates.Judging):
             judgement = None if self.attempt is None else own_judgement(self.attempt)
             means = answer_logprobs(self.fixed, self.attempt, runtime) if judgement and self.attempt else None

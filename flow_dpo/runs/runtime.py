@@ -81,6 +81,13 @@ class Runtime:
         self._learner.check()
         return self._learner
 
+    def problems_under_way(self, wanted: int) -> int:
+        """Problems of a batch of a command that does not learn: those wanted, or two shards for each worker elsewhere,
+        so that none of them waits for the last shard of a batch."""
+        if not isinstance(self.workers, PooledWorkers):
+            return wanted
+        return max(wanted, 2 * self.shard * self.workers.progress.num_workers)
+
     @property
     def adapters_in_force(self) -> Mapping[Role, Adapter]:
         """The learner's adapters where there is one, otherwise those that were loaded."""

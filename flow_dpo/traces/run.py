@@ -102,6 +102,7 @@ def generate_run(
             adapters = load_adapters(runtime.policy, parsed["speaking"])
             header = _header(parsed, runtime, adapters)
             problems = _only_of(runtime.fitting, settings.problems_of)
+            under_way = runtime.problems_under_way(settings.batch_problems)
             header |= {"num_problems": len(problems)}
             tally = before = _tally_so_far(path, header)
             if before.num_problems_sampled:
@@ -113,7 +114,7 @@ def generate_run(
                 folder = TraceFolder(path, header, num_traces=before.traces)
                 for traces, tally in generate(
                     sampled, trace_pass(flow), parsed["explore"], problems, workers, runtime.renderer,
-                    runtime.backends.grader, adapters, settings, selection, before,
+                    runtime.backends.grader, adapters, replace(settings, batch_problems=under_way), selection, before,
                 ):  # fmt: skip
                     folder.append(traces, tally.facts())
                     if journal is not None:
@@ -163,7 +164,11 @@ def _tally_so_far(path: Path, header: Mapping[str, Any]) -> Tally:
     now = json.loads(json.dumps(header))
     names = ("settings", "selection", "model", "tokenizer", "data_fingerprint", "num_problems", "versions", "code")
     found = run_folder.differences({name: known.get(name) for name in names}, {name: now[name] for name in names})
-    differing = [name.removeprefix("settings.") for name in found if name != "settings.generate.batch_problems"]
+    differing = [
+        name.removeprefix("settings.")
+        for name in found
+        if not name.startswith(("settings.generate.batch_problems", "settings.workers."))
+    ]
     if differing:
         raise ConfigError(
             f"output_dir {path} holds traces that were interrupted and made otherwise ({', '.join(differing)}); give "

@@ -80,7 +80,7 @@ class GenerateSettings:
     seed: int = 0
     """Draws and their sampling derive from it."""
     batch_problems: int = 64
-    """Problems under way at once, and written at once. Changes timing only."""
+    """Problems under way at once, or two shards for each worker elsewhere, and written at once. Changes timing only."""
 
     def __post_init__(self) -> None:
         expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")

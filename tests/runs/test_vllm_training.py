@@ -21,9 +21,9 @@ from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.models.load import ModelSettings, load_model
-from flow_dpo.runs import runtime
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.runtime import Runtime, open_runtime
+from flow_dpo.workers import grading
 from tests.runs.test_training import FLOW, Keeper, Parity, data, learn_with  # noqa: F401 (a fixture)
 from tests.support.chat_models import chat_model_folder
 from tests.support.run_equality import assert_same_run, without_seconds
@@ -150,7 +150,7 @@ def test_a_run_whose_server_stayed_away_is_resumed_to_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runtime, "Verifier", Closing)
+    monkeypatch.setattr(grading, "Verifier", Closing)
     with twin_of(folder) as server:
         words = ["--recipe", "flow-dpo-paper", "--model_name_or_path", str(folder), "--dataset_name", str(data)]
         words += [

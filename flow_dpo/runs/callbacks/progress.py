@@ -38,6 +38,7 @@ class ProgressBar:
         self._started = time.monotonic()
         self._pairs = self._words = self._others = 0
         self._rows: deque[Mapping[str, Any]] = deque(maxlen=NUM_BATCHES)
+        self._warm = False
         live.begin(num_problems, "problems", seen)
 
     def on_batch(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
@@ -49,6 +50,9 @@ class ProgressBar:
         seen = row["problems_seen"]
         rate = 60 * (seen - self._seen_before) / max(time.monotonic() - self._started, 1e-9)
         ungraded = row.get("progressive/ungraded")
+        if len(self._rows) == 1 and not self._warm:
+            self._rows.clear()  # the first batch after a start, in which workers warm up
+            self._warm = True
         self._rows.append(row)
         self._live.limit = bottleneck(list(self._rows))
         self._live.note = (
