@@ -78,6 +78,10 @@ PURE = [
     "verify.grader",
     "verify.verifier",
     "verify.words",
+    "workers.adapters",
+    "workers.pool",
+    "workers.settings",
+    "workers.shard",
 ]
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 
