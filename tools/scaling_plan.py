@@ -189,7 +189,9 @@ def plans(costs: Costs, most: int, *, each: int = 1, lags: Sequence[int] = (0, 1
         cut = replace(costs, shard=shard)
         useful = math.ceil(costs.problems / shard) * (max(lags) + 1)
         for workers in sorted({min(useful, count) for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)}):
-            for ranks in {max(each, count) for count in (1, 2, 3, 4, 6, 8) if count <= max(each, costs.rows)}:
+            for ranks in {
+                max(each, count) for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if count <= max(each, costs.rows)
+            }:
                 for lag in lags if workers * each + ranks <= most else ():
                     found = simulate(cut, workers=workers, ranks=ranks, lag=lag)
                     gpus = workers * each + ranks
