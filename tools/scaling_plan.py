@@ -230,8 +230,9 @@ def advise(costs: Costs, counts: Sequence[int], *, each: int = 1, lags: Sequence
     economic = max(
         (one for one in ways if one.gpus <= enough.gpus), key=lambda one: one.found.problems_an_hour / one.gpus
     )
-    for gpus in (count for count in counts if count >= 2 * enough.gpus):
-        sides = [(gpus // one.gpus, one) for one in (enough, economic)]
+    for gpus in (count for count in counts if count > enough.gpus):
+        sides = [(gpus // one.gpus, one) for one in (enough, economic) if gpus >= 2 * one.gpus]
         words = [f"{num} runs of {one.gpus} ({num * one.found.problems_an_hour:,.0f} problems/h)" for num, one in sides]
-        lines.append(f"{gpus} GPUs, side by side (seeds, arms): {' or '.join(dict.fromkeys(words))}.")
+        if words:
+            lines.append(f"{gpus} GPUs, side by side (seeds, arms): {' or '.join(dict.fromkeys(words))}.")
     return lines
