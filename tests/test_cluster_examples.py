@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from flow_dpo.cli.train import parse_train
-from flow_dpo.runs.settings import TrainSettings
+from flow_dpo.runs.settings import TrainSettings, default_settings
 
 CLUSTER = Path(__file__).parent.parent / "examples" / "cluster"
 PROGRAMS = ("flow-dpo", "ray", "vllm", "torchrun", "accelerate")
@@ -178,3 +179,15 @@ def test_kuberay_runs_the_command_on_a_cluster_that_fits_it() -> None:
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     [mount] = head["volumeMounts"]
     assert found.run.output_dir.startswith(mount["mountPath"])
+
+
+def test_the_page_names_files_and_settings_that_exist() -> None:
+    page = CLUSTER.parent.parent / "docs" / "scaling.md"
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (page.parent / link).exists(), link
+    known = default_settings("flow-dpo", "seed").sections()
+    flags = re.findall(r"--((?:workers|run)\.\w+)", text)
+    assert len(flags) > 8
+    for section, name in (flag.split(".") for flag in flags):
+        assert hasattr(known[section], name), f"{section}.{name}"
