@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from flow_dpo.core.errors import FlowDpoError, visible
+from flow_dpo.ranks import environment
 
 _COMMANDS = {
     "quickstart": ("train:quickstart", "learn on the embedded seed model and show what came of it"),
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _run(words[0], words[1:])
+        environment.refuse_ranks(words[0])
+        return _follow(words) if environment.place().follows else _run(words[0], words[1:])
     except FlowDpoError as error:
         print(f"flow-dpo: {visible(str(error))}", file=sys.stderr)
         return 1
@@ -123,6 +125,22 @@ def _run(command: str, words: list[str]) -> int:
         return getattr(importlib.import_module(f"flow_dpo.cli.{module}"), function)(words)
     finally:
         sign.cancel()
+
+
+def _follow(words: list[str]) -> int:
+    """What a rank does that is not the first, in silence: rank 0 tells whatever there is to tell, while it lives."""
+    if "--help" in words or "-h" in words:
+        return 0
+    from flow_dpo.ranks.group import Rank0Lost
+    from flow_dpo.runs import following
+
+    try:
+        following.follow()
+    except Rank0Lost:
+        raise
+    except FlowDpoError:
+        return 1
+    return 0
 
 
 SILENT_S = 2.0

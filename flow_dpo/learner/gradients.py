@@ -1,7 +1,7 @@
 """Gradients of an objective for one role's examples, with the measures of the forward passes.
 
 The examples are laid out in rows; each row is computed under the reference policy, under the policy, and backwards; the
-rows' gradients add up to that of the mean loss over all examples, however the rows are cut:
+rows' gradients add up to that of the mean loss over all examples, however the rows are cut and whoever computes them:
 
     12 pairs of 3 trees   ->   a row with trees 1 and 2, a row with tree 3   ->   one gradient, and measures by name
 
@@ -19,13 +19,14 @@ from dataclasses import dataclass
 import torch
 
 from flow_dpo.core.errors import LearningError
-from flow_dpo.core.objective import Loss, Objective, TokenLogprobs
+from flow_dpo.core.objective import Objective, TokenLogprobs
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role
 from flow_dpo.learner.check import choose_way
+from flow_dpo.learner.deal import Deal, RowResult, alone
 from flow_dpo.learner.kept import KeptVersions
 from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion, inputs
-from flow_dpo.learner.packing import fill_rows
+from flow_dpo.learner.packing import fill_rows, merge
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import RowSettings
 from flow_dpo.models.drift import Drift, Held, spread
@@ -47,6 +48,14 @@ class Gradient:
     """The comparisons with what was recorded at sampling."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Examples that are computed in one forward, and its number of tokens."""
+
+    examples: list[Example]
+    num_tokens: int
+
+
 class NonFinite(Exception):
     """A loss or gradient that is not finite, with its role and what was found. Nothing was changed."""
 
@@ -60,13 +69,14 @@ class Gradients:
         rows: RowSettings,
         references: Mapping[Role, str | None],
         kept: KeptVersions | None = None,
+        deal: Deal = alone,
     ) -> None:
         """`references` are the adapters of the reference policy; `kept` earlier weights, to compare with."""
-        self._policy, self._rows, self._references = policy, rows, references
+        self._policy, self._rows, self._references, self._deal = policy, rows, references, deal
         self._kept = kept or KeptVersions(policy, 0)
         self.packed: bool | None = None if rows.packed else False
         """Whether prefixes are shared; None until the model was checked."""
-        self._own_head: bool | None = None
+        self.own_head: bool | None = None
         """Whether logits come from the model's own head; None until it was checked."""
         self.reference_versions: dict[Role, int | None] = {}
         """The version of its adapter that each role's reference holds; None for weights of no version."""
@@ -76,13 +86,13 @@ class Gradients:
 
         Once; warns where prefixes cannot be shared. Raises `ModelError` where no way is right.
         """
-        if self.packed is None or self._own_head is None:
-            self.packed, self._own_head = choose_way(self._policy, packed=self.packed is not False)
+        if self.packed is None or self.own_head is None:
+            self.packed, self.own_head = choose_way(self._policy, packed=self.packed is not False)
 
     def logprobs(self, completions: Sequence[PromptedCompletion]) -> Logprobs:
         """Log-probabilities of these completions, by the way that was chosen."""
         way = PackedLogprobs if self.packed else PlainLogprobs
-        return way(self._policy.model, completions, own_head=self._own_head is True)
+        return way(self._policy.model, completions, own_head=self.own_head is True)
 
     def compute(
         self, objective: Objective, role: Role, examples: Sequence[Example], version: int, count: int | None = None
@@ -94,19 +104,31 @@ class Gradients:
         """
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
-        rows, count = self._fill(examples), version if count is None else count
-        self._compare_again(objective, role, examples, account)
-        for index, row in enumerate(rows):
+        count = version if count is None else count
+        # One for all rows, so that every rank makes as many forwards: a sharded base is gathered by all together.
+        needed = objective.needs_reference
+        kinds = objective.accepts if needed is True else needed or ()
+        account.needs_reference = any(isinstance(e, kinds) for e in examples)
+        self._compare_again(role, examples, account)
+        # The longest row first, ties as they were filled: ranks finish together, and sums are always of this order.
+        rows = sorted(enumerate(self._fill(examples)), key=lambda row: -row[1].num_tokens)
+
+        def compute(place: int) -> RowResult:
+            index, row = rows[place]
             # Only dropout is random. Its seed makes a resumed run equal the uninterrupted one, and no row like another.
             seed = derive(self._policy.seed, "dropout", count, role, index)
-            for into, piece in zip(total, self._row_gradient(objective, role, row, account, seed), strict=True):
+            return self._row_result(objective, role, row, account, seed)
+
+        for (_, row), result in zip(rows, self._deal(len(rows), compute), strict=True):
+            account.add(result, row.examples)
+            for into, piece in zip(total, result.pieces, strict=True):
                 into += piece
         norm = float(torch.nn.utils.get_total_norm(total))
         if not math.isfinite(norm):
             raise NonFinite(role, f"the gradient of role {role!r} is {norm} at version {version}")
         return Gradient(total, norm, account.measures(), account.counts, account.drift)
 
-    def _compare_again(self, objective: Objective, role: Role, examples: Sequence[Example], account: Account) -> None:
+    def _compare_again(self, role: Role, examples: Sequence[Example], account: Account) -> None:
         """Compute a few completions of each version again, one at a time, where the rows cannot tell.
 
         These have dropout, and the weights of the present version alone; those of earlier ones may have been kept.
@@ -115,7 +137,7 @@ class Gradients:
         for example in examples:
             for completion in example.completions:
                 by_version.setdefault(completion.policy_version, []).append((example.request, completion))
-        in_rows = self.reference_versions.get(role) if objective.needs_reference is True else None
+        in_rows = self.reference_versions.get(role) if account.needs_reference else None
         for version, sampled in sorted(by_version.items()):
             held: Held
             if version == account.version and self._policy.settings.lora_dropout:
@@ -129,70 +151,65 @@ class Gradients:
                 for completion in spread(sampled):
                     account.drift.add(completion, self.logprobs([completion])()[0], held)
 
-    def _compare(
-        self,
-        role: Role,
-        completions: Sequence[PromptedCompletion],
-        found: Sequence[torch.Tensor],
-        reference: Sequence[torch.Tensor],
-        account: Account,
-    ) -> None:
-        """Compare a row with what was recorded, where policy or reference holds the version that sampled."""
-        for index, (request, completion) in enumerate(completions):
-            account.drift.num_tokens += len(completion.token_ids)
-            if completion.policy_version in account.again:
-                continue
-            if completion.policy_version == account.version:
-                account.drift.add((request, completion), found[index], role)
-            elif reference and completion.policy_version == self.reference_versions.get(role):
-                account.drift.add((request, completion), reference[index], self._references[role])
-
-    def _row_gradient(
-        self, objective: Objective, role: Role, row: Sequence[Example], account: Account, seed: int
-    ) -> Sequence[torch.Tensor]:
-        """The gradient of one row's examples: a tensor a parameter; their measures go to the account."""
-        policy = self._policy
-        completions = [(e.request, c) for e in row for c in e.completions]
-        counts = [len(e.completions) for e in row]
+    def _row_result(self, objective: Objective, role: Role, row: _Row, account: Account, seed: int) -> RowResult:
+        """One row's gradient, measures, and what can be compared with what was recorded at sampling."""
+        policy, examples = self._policy, row.examples
+        completions = [(e.request, c) for e in examples for c in e.completions]
+        counts = [len(e.completions) for e in examples]
         logprobs = self.logprobs(completions)
         # 1. Log-probabilities under the reference policy, without a graph.
         marks = [time.perf_counter()]
         reference: list[torch.Tensor] = []
-        needed = objective.needs_reference
-        if any(isinstance(e, objective.accepts if needed is True else needed or ()) for e in row):
+        if account.needs_reference:
             with torch.no_grad(), policy.using(self._references[role]):
                 reference = logprobs()
         marks.append(time.perf_counter())
         # 2. Under the policy, then the loss.
         with policy.dropout_from(seed), policy.using(role, training=True):
             found = logprobs()
-            theirs = _by_example(reference, counts) if reference else [()] * len(row) if needed else []
-            loss = objective(row, _by_example(found, counts), theirs)
+            nothing = [()] * len(examples) if objective.needs_reference else []
+            theirs = _by_example(reference, counts) if reference else nothing
+            loss = objective(examples, _by_example(found, counts), theirs)
             marks.append(time.perf_counter())
             mean = loss.total / account.num_examples
-            if not torch.isfinite(mean):
-                raise NonFinite(role, f"the loss of role {role!r} is {mean.item()} at version {account.version}")
             if not mean.requires_grad:
                 raise LearningError(f"the loss of role {role!r} does not depend on its adapter: it has no gradient")
             # 3. Backwards: the gradient of this row's share of the mean loss.
-            gradient = torch.autograd.grad(mean, policy.parameters(role), materialize_grads=True)
+            pieces = torch.autograd.grad(mean, policy.parameters(role), materialize_grads=True)
+        if not torch.isfinite(mean):
+            raise NonFinite(role, f"the loss of role {role!r} is {mean.item()} at version {account.version}")
         marks.append(time.perf_counter())
-        account.add(loss, len(row), completions, logprobs.num_tokens, marks)
-        self._compare(role, completions, found, reference, account)
-        return gradient
+        # 4. What policy or reference tells of the version that sampled, for nothing.
+        compared: list[tuple[int, torch.Tensor, Held]] = []
+        for index, version in enumerate(c.policy_version for _, c in completions):
+            if version == account.version and version not in account.again:
+                compared.append((index, found[index].detach().cpu(), role))
+            elif reference and version == self.reference_versions.get(role) and version not in account.again:
+                compared.append((index, reference[index].cpu(), self._references[role]))
+        return RowResult(
+            pieces=pieces,
+            measures={name: float(value) for name, value in loss.measures.items()},
+            counts={name: loss.counts.get(name, len(examples)) for name in loss.measures},
+            tokens=logprobs.num_tokens,
+            seconds=(marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2]),
+            compared=compared,
+        )
 
-    def _fill(self, examples: Sequence[Example]) -> list[list[Example]]:
+    def _fill(self, examples: Sequence[Example]) -> list[_Row]:
         """The examples as rows of at most `max_tokens` tokens."""
         self.check()
         sequences = [[inputs((e.request, c)) for c in e.completions] for e in examples]
         if not self.packed:
-            return [[examples[i] for i in row] for row in padded_rows(sequences, self._rows.max_tokens)]
-        trees: dict[str | int, list[int]] = {}
-        for i, e in enumerate(examples):
-            trees.setdefault(e.problem_id or i, []).append(i)
-        members = list(trees.values())
-        rows = fill_rows([[sequences[i] for i in tree] for tree in members], self._rows.max_tokens)
-        return [[examples[members[tree][i]] for tree, i in row] for row in rows]
+            rows = padded_rows(sequences, self._rows.max_tokens)
+        else:
+            trees: dict[str | int, list[int]] = {}
+            for i, e in enumerate(examples):
+                trees.setdefault(e.problem_id or i, []).append(i)
+            members = list(trees.values())
+            filled = fill_rows([[sequences[i] for i in tree] for tree in members], self._rows.max_tokens)
+            rows = [[members[tree][i] for tree, i in row] for row in filled]
+        size = (lambda of: merge(of).num_tokens) if self.packed else (lambda of: len(of) * max(map(len, of)))
+        return [_Row([examples[i] for i in row], size([s for i in row for s in sequences[i]])) for row in rows]
 
 
 def padded_rows(sequences: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
@@ -221,26 +238,24 @@ class Account:
         self._totals: dict[str, float] = {}
         self._sums = dict.fromkeys(sorted(SUMS), 0.0) | {"pairs": float(num_examples)}
         self.drift = Drift()
+        self.needs_reference = False
         self.again: set[int] = set()
         """Versions of which completions are computed again, and then not compared in the rows."""
 
-    def add(
-        self,
-        loss: Loss,
-        num_examples: int,
-        completions: Sequence[PromptedCompletion],
-        num_tokens: int,
-        marks: Sequence[float],
-    ) -> None:
-        """Add one row. `marks` are the times before and after the reference, after forward and backward."""
-        for name, value in loss.measures.items():
-            self._totals[name] = self._totals.get(name, 0.0) + float(value)
-            self.counts[name] = self.counts.get(name, 0) + loss.counts.get(name, num_examples)
+    def add(self, result: RowResult, examples: Sequence[Example]) -> None:
+        """Add one row."""
+        for name, value in result.measures.items():
+            self._totals[name] = self._totals.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + result.counts[name]
+        completions = [(e.request, c) for e in examples for c in e.completions]
         self._sums["rows"] += 1
-        self._sums["tokens"] += num_tokens
+        self._sums["tokens"] += result.tokens
         self._sums["unshared_tokens"] += sum(len(inputs(s)) for s in completions)
-        for name, start, end in zip(("reference_s", "forward_s", "backward_s"), marks, marks[1:], strict=False):
-            self._sums[name] += end - start
+        for name, seconds in zip(("reference_s", "forward_s", "backward_s"), result.seconds, strict=True):
+            self._sums[name] += seconds
+        self.drift.num_tokens += sum(len(c.token_ids) for _, c in completions)
+        for index, found, held in result.compared:
+            self.drift.add(completions[index], found, held)
 
     def measures(self) -> dict[str, float]:
         """By name; drift only where something was compared."""

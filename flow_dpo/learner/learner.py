@@ -27,6 +27,7 @@ from flow_dpo.core.errors import ConfigError, LearningError
 from flow_dpo.core.objective import Objective, check_examples
 from flow_dpo.core.types import Adapter, Example, Role, by_role
 from flow_dpo.learner import state
+from flow_dpo.learner.deal import Deal, alone
 from flow_dpo.learner.gradients import SUMS, Gradient, Gradients, NonFinite
 from flow_dpo.learner.kept import KeptVersions
 from flow_dpo.learner.policy import Policy
@@ -41,8 +42,16 @@ Row = dict[str, float]
 class Learner:
     """Owns the pool, the optimizers and the version of a policy's adapters."""
 
-    def __init__(self, policy: Policy, settings: LearnerSettings | None = None, *, kept_versions: int = 0) -> None:
-        """`kept_versions`, the lag of a run: calls of `update` before the last whose versions are kept."""
+    def __init__(
+        self,
+        policy: Policy,
+        settings: LearnerSettings | None = None,
+        *,
+        kept_versions: int = 0,
+        deal: Deal = alone,
+    ) -> None:
+        """`kept_versions`, the lag of a run: calls of `update` before the last whose versions are kept. `deal` has rows
+        computed."""
         self.policy, self.settings = policy, settings or LearnerSettings()
         unknown = set(self.settings.roles) - set(policy.roles)
         if unknown:
@@ -56,7 +65,7 @@ class Learner:
         frozen = self.settings.reference.kind == "snapshot"
         references = {role: policy.snapshot(role) if frozen else None for role in policy.roles}
         self._kept = KeptVersions(policy, kept_versions)
-        self._gradients = Gradients(policy, self.settings.rows, references, self._kept)
+        self._gradients = Gradients(policy, self.settings.rows, references, self._kept, deal)
         version = 0 if frozen or policy.is_at_base() else None
         self._gradients.reference_versions = dict.fromkeys(policy.roles, version)
         self._before: tuple[int, dict[str, list[torch.Tensor]]] = (0, {})
@@ -95,6 +104,15 @@ class Learner:
                 for role, weights in self._kept.weights[version].items():
                     stack.enter_context(self.policy.holding(role, weights))
             yield {role: Adapter(role=role, version=version) for role in self.policy.roles}
+
+    @property
+    def way(self) -> tuple[bool | None, bool | None]:
+        """How log-probabilities are computed: with shared prefixes, and by the model's own head."""
+        return self._gradients.packed, self._gradients.own_head
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that an update reads or writes, by name ("answer/exp_avg/<name>"); the live tensors."""
+        return state.live_tensors(self.policy, self._optimizers, self._kept.weights)
 
     def check(self) -> None:
         """Choose how log-probabilities are computed, now rather than at the first update. Raises `ModelError`."""

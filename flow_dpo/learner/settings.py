@@ -104,6 +104,10 @@ class LearnerSettings:
     what was sampled, and a clip has something to do."""
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     rows: RowSettings = field(default_factory=RowSettings)
+    shard_base: bool = False
+    """Let each of several ranks hold a part of every frozen layer, for a base that does not fit beside its activations;
+    results are the same to the bit. Each rank must hold the whole base while it loads, and the engine must not be in
+    this process."""
     skip_nonfinite: bool = False
     """Drop and count a batch with a loss or gradient that is no number, instead of stopping."""
     max_logprob_drift: float = 0.2

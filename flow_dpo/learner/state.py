@@ -65,7 +65,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     for role in policy.roles:
         policy.save_adapter(role, folder / "adapters" / role)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(policy, optimizers, kept).items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in live_tensors(policy, optimizers, kept).items()}
     save_file(tensors, folder / TENSORS)
     text = json.dumps({"schema": SCHEMA, **facts, "pool": typed_json.write(pool)}, allow_nan=False)
     (folder / FACTS).write_text(text, encoding="utf-8")
@@ -101,7 +101,7 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, l
         version: {role: [torch.zeros_like(w) for w in policy.weights(role)] for role in policy.roles}
         for version in sorted({*facts.kept} - {facts.version})
     }
-    expected = _tensors(policy, optimizers, kept)
+    expected = live_tensors(policy, optimizers, kept)
     if odd := sorted(set(expected) ^ set(tensors)):
         raise DataError(f"{folder / TENSORS}: made by other settings: {len(odd)} names differ, such as {odd[0]!r}")
     with torch.no_grad():
@@ -116,7 +116,7 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, l
     return facts, pool, kept
 
 
-def _tensors(policy: Policy, optimizers: Optimizers, kept: Mapping[int, Weights]) -> dict[str, torch.Tensor]:
+def live_tensors(policy: Policy, optimizers: Optimizers, kept: Mapping[int, Weights]) -> dict[str, torch.Tensor]:
     """Everything that an update reads or writes, by name; the live tensors."""
     tensors: dict[str, torch.Tensor] = {
         f"kept/{version}/{role}/{name}": weight

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from copy import copy
 from typing import Any, ClassVar
 
 from rich.console import Console, Group, RenderableType
@@ -331,6 +332,10 @@ class _Counted:
     @property
     def needs_reference(self) -> bool | tuple[type, ...]:
         return self._objective.needs_reference
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process there is no meter: there it is the objective itself."""
+        return copy, (self._objective,)
 
     def __call__(self, examples: Sequence[Any], policy: Any, reference: Any) -> Any:
         loss = self._objective(examples, policy, reference)

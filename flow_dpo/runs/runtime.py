@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from flow_dpo.learner.policy import Policy
 from flow_dpo.models.context_window import fitting_problems
 from flow_dpo.models.load import LoadedModel, ModelSettings, load_model
 from flow_dpo.models.render import Renderer
+from flow_dpo.ranks.group import Ranks
+from flow_dpo.ranks.learner import LeadingLearner
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe
 from flow_dpo.runs.run_folder import environment
@@ -69,15 +72,17 @@ class Runtime:
         """Turns to token ids, token ids to text."""
         return self.loaded.renderer
 
-    def learner(self, settings: LearnerSettings | None = None, *, kept_versions: int = 0) -> Learner:
+    def learner(
+        self, settings: LearnerSettings | None = None, *, kept_versions: int = 0, ranks: Ranks | None = None
+    ) -> Learner:
         """A learner of this policy's adapters, with the preset's settings where none are given.
 
-        `kept_versions` is the lag of the run that it is for.
+        `kept_versions` is the lag of the run that it is for, `ranks` the processes that share its work.
         Raises `ModelError` where log-probabilities of this model cannot be computed rightly.
         """
-        self._learner = Learner(
-            self.policy, self.learner_settings if settings is None else settings, kept_versions=kept_versions
-        )
+        settings = self.learner_settings if settings is None else settings
+        make = Learner if ranks is None else partial(LeadingLearner, ranks=ranks)
+        self._learner = make(self.policy, settings, kept_versions=kept_versions)
         self._learner.check()
         return self._learner
 

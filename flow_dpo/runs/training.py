@@ -35,7 +35,8 @@ from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
 from flow_dpo.plugins.load import fingerprint
-from flow_dpo.runs import replay, resumption, run_folder
+from flow_dpo.ranks import environment
+from flow_dpo.runs import following, replay, resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
@@ -90,8 +91,12 @@ def train(
     its class, which is handed the renderer) objects that are used as they are. `settings` holds any other setting by
     its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
     `train(beta=0.5)`. With `resume` the run in `output_dir` is gone on with: what is not given is as it was there, and
-    what is given and differs is refused by name. Raises `ConfigError` for a name that does not exist.
+    what is given and differs is refused by name. Under torchrun all processes but rank 0 follow that one, and end here.
+    Raises `ConfigError` for a name that does not exist.
     """
+    if environment.place().follows:
+        following.follow()
+        raise SystemExit(0)  # what the script does with a result is done where there is one
     path = Path(output_dir)
     if resume and max_problems is None and dataset is not None:
         max_problems = (run_folder.resumed_settings(path).get("data") or {}).get("max_problems")
@@ -126,12 +131,13 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     resumption.check(settings, given, path)
     settings = resumption.at_its_date(settings, path)
     with (
+        following.leading(settings, kept_versions=settings.run.lag) as ranks,
         run_folder.locked(path),
         Live(console) as live,
         _begun(path, settings, given, console) as folder,
         _opened(path, settings, given, live) as (runtime, differences),
     ):
-        learner = runtime.learner(settings.learner, kept_versions=settings.run.lag)
+        learner = runtime.learner(settings.learner, kept_versions=settings.run.lag, ranks=ranks)
         validation, under_way = _restore(folder, settings, given, runtime, learner, differences)
         seen = validation.num_seen
         workers, journal = run_workers(runtime, live, path / SAMPLED, partly=settings.run.reuse_sampled)

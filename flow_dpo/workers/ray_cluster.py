@@ -4,12 +4,12 @@
 
 Ray is an extra: it is imported here and nowhere else, with its usage statistics off. A cluster that happens to be there
 is joined only where the address asks for it. Invariant: more processors or GPUs than the cluster has are refused with
-the numbers, for Ray would wait for them for ever; and of an own cluster nothing is left behind.
+the numbers, for Ray would wait for them for ever; and an own cluster ends with this command. (If that is killed, Ray
+notices it: its workers end at once, its last processes after a minute.)
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -33,22 +33,12 @@ _STORE_BYTES = 512 << 20
 _OFF = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 
 
-def check_installed() -> None:
-    """Raise `ConfigError` where Ray is missing."""
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError(
-            "--workers ray needs Ray, which is not installed here; install it with: pip install 'flow-dpo[ray]' (on "
-            "every machine of a cluster)"
-        )
-
-
 @contextmanager
 def cluster(settings: WorkersSettings, *, learner_device: str) -> Iterator[Any]:
     """The module `ray`, connected to a cluster that has what the workers need.
 
     Raises `ConfigError` where there is none, where it cannot be started, and where it has too little.
     """
-    check_installed()
     for name, value in _OFF.items():
         os.environ.setdefault(name, value)
     import ray  # pyright: ignore

@@ -9,6 +9,7 @@ Invariant: whoever samples has the model, the engine's settings, the flow and th
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -81,6 +82,17 @@ def check_workers(settings: WorkersSettings, engine: EngineSettings, *, own_engi
         raise ConfigError(
             "expected an engine in the worker's own process with --workers ray, found vllm_server; use --workers "
             "servers --base_url a,b,c for servers that run, or --engine vllm for one in each worker"
+        )
+    if settings.kind == "ray":
+        check_ray()
+
+
+def check_ray() -> None:
+    """Raise `ConfigError` where Ray is missing."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "--workers ray needs Ray, which is not installed here; install it with: pip install 'flow-dpo[ray]' (on "
+            "every machine of a cluster)"
         )
 
 

@@ -11,8 +11,9 @@ from flow_dpo.runs.files import read_jsonl
 
 
 def without_seconds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of metrics without what depends on the clock."""
-    return [{key: value for key, value in row.items() if not key.endswith(("seconds", "_s"))} for row in rows]
+    """Rows of metrics without what depends on the clock, and on who sampled."""
+    own = ("seconds", "_s", "rollout/workers", "rollout/shards_replayed")
+    return [{key: value for key, value in row.items() if not key.endswith(own)} for row in rows]
 
 
 def assert_same_run(one: Path, two: Path) -> None:

@@ -1,0 +1,46 @@
+"""Rows of one role's update as values, and who computes them: this process, or the ranks of a process group.
+
+A row's result is all that an update takes from it, so that it can be computed elsewhere and sent:
+
+    alone(3, compute)            compute(0), compute(1), compute(2): the results, in this order
+    ranks.Dealt, on two ranks    compute(0) here and compute(1) there, then both results on both; then compute(2)
+
+Invariant: results come in the order of the rows, whoever computed them; one at a time, since each holds a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from flow_dpo.models.drift import Held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """What one row adds to a role's update."""
+
+    pieces: tuple[torch.Tensor, ...]
+    """Gradient of the row's share of the mean loss: a tensor a parameter."""
+    measures: dict[str, float]
+    """Sums over the row's examples."""
+    counts: dict[str, int]
+    """Examples that each sum is of."""
+    tokens: int
+    """Input tokens of a forward."""
+    seconds: tuple[float, float, float]
+    """Of the reference's forward, the policy's with the loss, and the backward."""
+    compared: list[tuple[int, torch.Tensor, Held]]
+    """Of completions, by index in the row, that can be compared with what was recorded: their log-probabilities on the
+    CPU, and under which weights."""
+
+
+Deal = Callable[[int, Callable[[int], RowResult]], Iterator[RowResult]]
+"""Called with the number of rows, the longest first, and what computes the one of a number."""
+
+
+def alone(num_rows: int, compute: Callable[[int], RowResult]) -> Iterator[RowResult]:
+    """Every row in this process."""
+    return map(compute, range(num_rows))

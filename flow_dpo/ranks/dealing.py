@@ -1,0 +1,130 @@
+"""Rows dealt to the ranks of a process group, and their results handed to all of them in order.
+
+Of 5 rows, the longest first, on 2 ranks:
+
+    round 1   rank 0 computes row 0, rank 1 row 1      both get the results of 0, then 1
+    round 2   rank 0 computes row 2, rank 1 row 3      both get the results of 2, then 3
+    round 3   rank 0 computes row 4                    both get it
+
+Invariants: every rank sees the same results in the same order, so that sums have the same bits at any number of ranks;
+a row that failed fails on all of them, with the error of the first that did.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from flow_dpo.learner.deal import RowResult
+from flow_dpo.learner.gradients import NonFinite
+from flow_dpo.models.drift import Held
+from flow_dpo.ranks.group import Caught, Ranks, portable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    """What is told of a row before its gradient is sent."""
+
+    error: bytes | None
+    result: RowResult | None
+    """Without the gradient, and with what is compared in `compared`."""
+    compared: list[tuple[int, np.ndarray, Held]]
+    shapes: list[torch.Size]
+    dtypes: list[torch.dtype]
+    seconds: float
+    """From the row's beginning to its end."""
+
+
+class Dealt:
+    """A `Deal` over a process group: every rank calls it with the same rows."""
+
+    def __init__(self, ranks: Ranks, device: torch.device) -> None:
+        self._ranks, self._device = ranks, device
+        self.aligned = False
+        """Whether a rank without a row computes one for company: the model is sharded over the ranks."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Count anew."""
+        self._rows, self._tokens, self._seconds = ([0.0] * self._ranks.num for _ in range(3))
+        self._waited = 0.0
+
+    def measures(self) -> dict[str, float]:
+        """Since `begin`: rows, tokens and seconds of each rank, and for how long this one waited for others."""
+        by_rank = {
+            f"{rank}/{name}": values[rank]
+            for rank in range(self._ranks.num)
+            for name, values in (("rows", self._rows), ("tokens", self._tokens), ("seconds", self._seconds))
+        }
+        return {"num": self._ranks.num, **by_rank, "wait_seconds": self._waited}
+
+    def __call__(self, num_rows: int, compute: Callable[[int], RowResult]) -> Iterator[RowResult]:
+        """The results of all rows. Raises what the first row of a round raised that failed."""
+        for start in range(0, num_rows, self._ranks.num):
+            # 1. Every rank its row.
+            place = start + self._ranks.rank
+            own, caught, began = None, Caught(), time.perf_counter()
+            with caught:
+                if place < num_rows:
+                    own = compute(place)
+                elif self.aligned:
+                    compute(start)
+            if self.aligned and caught.error is not None and not isinstance(caught.error, NonFinite):
+                self._ranks.fail(caught.error)  # the others are still in the layers, where they wait for this rank
+            done = time.perf_counter()
+            # 2. What came of them, or why nothing did.
+            heads: list[_Head] = self._ranks.gather(self._head(own, caught.error, done - began))
+            for rank, head in enumerate(heads):
+                if head.error is not None:
+                    raise caught.error if rank == self._ranks.rank and caught.error else pickle.loads(head.error)
+            # 3. The gradients, in order.
+            for rank, head in enumerate(heads[: num_rows - start]):
+                assert head.result is not None
+                self._count(rank, head)
+                pieces = self._pieces(rank, head, own)
+                compared = [(index, torch.from_numpy(found), held) for index, found, held in head.compared]
+                self._waited += time.perf_counter() - done
+                yield replace(head.result, pieces=pieces, compared=compared)
+                done = time.perf_counter()
+
+    def _count(self, rank: int, head: _Head) -> None:
+        assert head.result is not None
+        self._rows[rank] += 1
+        self._tokens[rank] += head.result.tokens
+        self._seconds[rank] += head.seconds
+
+    def _head(self, own: RowResult | None, error: Exception | None, seconds: float) -> _Head:
+        pieces = () if own is None else own.pieces
+        return _Head(
+            error=None if error is None else portable(error, self._ranks.rank),
+            result=None if own is None else replace(own, pieces=(), compared=[]),
+            compared=[] if own is None else [(index, found.numpy(), held) for index, found, held in own.compared],
+            shapes=[piece.shape for piece in pieces],
+            dtypes=[piece.dtype for piece in pieces],
+            seconds=seconds,
+        )
+
+    def _pieces(self, rank: int, head: _Head, own: RowResult | None) -> tuple[torch.Tensor, ...]:
+        """The gradient of rank `rank`, by one message of bytes."""
+        sizes = [shape.numel() * dtype.itemsize for shape, dtype in zip(head.shapes, head.dtypes, strict=True)]
+        if rank == self._ranks.rank:
+            assert own is not None
+            self._ranks.send(torch.cat([_bytes(piece) for piece in own.pieces]), rank)
+            return own.pieces
+        flat = torch.empty(sum(sizes), dtype=torch.uint8, device=self._device)
+        self._ranks.send(flat, rank)
+        parts: Sequence[torch.Tensor] = flat.split(sizes)
+        return tuple(
+            # A copy, for a view of another type must begin at a multiple of its size.
+            part.clone().view(dtype).view(shape)
+            for part, dtype, shape in zip(parts, head.dtypes, head.shapes, strict=True)
+        )
+
+
+def _bytes(piece: torch.Tensor) -> torch.Tensor:
+    return piece.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,145 @@
+"""One learner in several processes: rank 0's, which the loop knows, and its replicas on the other ranks.
+
+    rank 0   LeadingLearner.update(dpo, examples)   hands the examples over, learns its rows, returns the measures
+    rank 1   follow(...)                            takes them, learns its rows, and steps its own replica
+
+Invariant: after every call all ranks hold the same weights and the same moments of Adam, to the bit: a checksum of
+each is compared, and where one differs the call fails everywhere and nothing of it is recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flow_dpo.core.errors import LearningError
+from flow_dpo.core.objective import Objective
+from flow_dpo.core.types import Example
+from flow_dpo.learner import state
+from flow_dpo.learner.learner import Learner, LearnerSettings, Row
+from flow_dpo.learner.policy import Policy
+from flow_dpo.ranks.dealing import Dealt
+from flow_dpo.ranks.group import END, Caught, Ended, Ranks, portable
+from flow_dpo.ranks.sharding import shard_base
+
+
+class LeadingLearner(Learner):
+    """Rank 0's learner: the others follow each of its updates."""
+
+    def __init__(
+        self, policy: Policy, settings: LearnerSettings | None = None, *, kept_versions: int = 0, ranks: Ranks
+    ) -> None:
+        self._dealt, self._ranks, self._sent = Dealt(ranks, policy.device), ranks, False
+        super().__init__(policy, settings, kept_versions=kept_versions, deal=self._dealt)
+
+    def check(self) -> None:
+        """Choose how log-probabilities are computed, and then let the ranks share the base, where that is set."""
+        super().check()
+        _shard(self, self._ranks, self._dealt)
+
+    def load(self, folder: str | Path) -> None:
+        """Restore what `save` wrote, at whatever number of ranks; the others get it with the next update."""
+        super().load(folder)
+        self._sent = False
+
+    def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
+        """As one process does, and to the same bits. Adds "ranks/...": rows, tokens and busy seconds of each rank."""
+        self._check_examples(objective, examples)
+        self._ranks.announce("update")
+        self._ranks.share((None if self._sent else _written(self), objective, examples))
+        self._sent = True
+        self._dealt.begin()
+        row = _together(self._ranks, self, None, lambda: super(LeadingLearner, self).update(objective, examples))
+        return row | {f"ranks/{name}": value for name, value in self._dealt.measures().items()}
+
+
+def follow(ranks: Ranks, policy: Policy, settings: LearnerSettings, *, kept_versions: int = 0) -> None:
+    """Hold a replica of rank 0's learner, and take part in its updates until it ends."""
+    dealt = Dealt(ranks, policy.device)
+    replica = Learner(policy, settings, kept_versions=kept_versions, deal=dealt)
+    replica.check()
+    _shard(replica, ranks, dealt)
+    ranks.ready()
+    with suppress(Ended):
+        while ranks.next_command() != END:
+            written, objective, examples = ranks.share()
+            with Caught():  # rank 0 raises the same, and decides what follows
+                _together(ranks, replica, written, partial(replica.update, objective, examples))
+
+
+def _shard(learner: Learner, ranks: Ranks, dealt: Dealt) -> None:
+    if learner.settings.shard_base and not dealt.aligned:
+        shard_base(learner.policy, ranks.num)
+        dealt.aligned = True
+
+
+def _together(ranks: Ranks, learner: Learner, written: dict[str, bytes] | None, update: Callable[[], Row]) -> Row:
+    """Make an update as all ranks do, and compare what came of it.
+
+    Raises this rank's own error or else another's, and `LearningError` where ranks differ.
+    """
+    # 1. Before rows are dealt, all hold the same and cut them alike.
+    caught = Caught()
+    with caught:
+        if written is not None:
+            _read(learner, written)
+        learner.check()
+    _agree(ranks, caught, {"way": learner.way, "threads": torch.get_num_threads(), "version": learner.version})
+    # 2. After, all are the same.
+    row: Row = {}
+    with caught:
+        row = update()
+    _agree(ranks, caught, None if caught.error else checksums(learner))
+    return row
+
+
+def _agree(ranks: Ranks, caught: Caught, facts: Any) -> None:
+    """Raise what was caught here or on another rank, and `LearningError` where facts differ."""
+    own = None if caught.error is None else portable(caught.error, ranks.rank)
+    found: list[tuple[bytes | None, Any]] = ranks.gather((own, facts))
+    if caught.error is not None:
+        raise caught.error
+    for error, _ in found:
+        if error is not None:
+            raise pickle.loads(error)
+    for rank, (_, theirs) in enumerate(found):
+        first = found[0][1]
+        if odd := sorted(name for name in {*first, *theirs} if first.get(name) != theirs.get(name)):
+            raise LearningError(
+                f"expected the same on all ranks, found that rank {rank} and rank 0 differ in {len(odd)} of "
+                f"{len(first)} things, such as {odd[0]!r} ({theirs.get(odd[0])} and {first.get(odd[0])}): nothing of "
+                "this batch is recorded. Ranks need the same machines, libraries and number of threads"
+            )
+
+
+def checksums(learner: Learner) -> dict[str, str]:
+    """A checksum of each adapter's weights and of each of Adam's moments."""
+    digests: dict[str, Any] = {}
+    for name, tensor in learner.tensors().items():
+        group = "/".join(name.split("/")[:2])
+        digest = digests.setdefault(group, hashlib.blake2b(digest_size=16))
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return {group: digest.hexdigest() for group, digest in digests.items()}
+
+
+def _written(learner: Learner) -> dict[str, bytes]:
+    """A learner's state as the files of a checkpoint: no folder need be shared."""
+    with tempfile.TemporaryDirectory() as folder:
+        learner.save(folder)
+        return {name: (Path(folder) / name).read_bytes() for name in (state.FACTS, state.TENSORS)}
+
+
+def _read(learner: Learner, files: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        learner.load(folder)

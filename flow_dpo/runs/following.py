@@ -1,0 +1,122 @@
+"""A training run over several ranks: what rank 0 tells the others of the run, and what these do.
+
+    rank 0    with leading(settings) as ranks: ...       the run, as one process makes it
+    others    follow()                                   model, adapters and learner; no folder, engine, grader or data
+
+Invariant: whoever follows prints nothing, writes nothing, and takes every setting from rank 0, which may have read it
+from a folder that others cannot see. Other versions, code or devices on a rank are refused before the model is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.types import Role
+from flow_dpo.learner.policy import Policy
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings
+from flow_dpo.models.load import device_of, load_model
+from flow_dpo.models.settings import ModelSettings
+from flow_dpo.plugins.load import is_source, load_object
+from flow_dpo.ranks import environment
+from flow_dpo.ranks.environment import Place
+from flow_dpo.ranks.group import Ended, Ranks, joined
+from flow_dpo.ranks.learner import follow as follow_learner
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.settings import TrainSettings
+
+_SAME = ("versions", "python", "code")
+"""Facts of an environment in which ranks must agree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """All that a replica of the learner is made from."""
+
+    model: ModelSettings
+    lora: LoraSettings
+    roles: tuple[Role, ...]
+    seed: int
+    learner: LearnerSettings
+    kept_versions: int
+    sources: tuple[tuple[str, str], ...]
+    """Kind and place of code of the user's own, whose classes examples and objective may be of."""
+
+
+@contextmanager
+def leading(settings: TrainSettings, *, kept_versions: int = 0) -> Iterator[Ranks | None]:
+    """Rank 0's context around a run; None in it where there is one process."""
+    where = environment.place()
+    if where.num > 1:
+        _check_device(settings.runtime.model, where)
+    with joined() as ranks:
+        if ranks is not None:
+            sources = (("recipe", settings.recipe_name), ("flow", settings.flow_source))
+            run = _Run(
+                model=settings.runtime.model,
+                lora=settings.runtime.lora,
+                roles=tuple(settings.recipe.flow.roles),
+                seed=settings.run.seed,
+                learner=settings.learner,
+                kept_versions=kept_versions,
+                sources=tuple(each for each in sources if is_source(each[1])),
+            )
+            ranks.share(run)
+            _compare_environments(ranks)
+            ranks.use_device(device_of(run.model))
+        yield ranks
+
+
+def follow() -> None:
+    """What every other rank does, until rank 0's run ends; raises what keeps this rank from taking part."""
+    # Before the ranks have met, whoever launched them ends them without a word; after that, rank 0 does.
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_DFL)
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings(action="ignore"), joined() as ranks:
+        assert ranks is not None
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_IGN)
+        try:
+            run: _Run = ranks.share()
+            _check_device(run.model, ranks.place)
+            _compare_environments(ranks)
+            ranks.use_device(device_of(run.model))
+            for kind, source in run.sources:
+                load_object(source, kind=kind)  # pyright: ignore[reportArgumentType]
+            policy = Policy(load_model(run.model).model, run.roles, run.lora, seed=run.seed)
+            follow_learner(ranks, policy, run.learner, kept_versions=run.kept_versions)
+        except Ended:
+            return
+
+
+def _check_device(model: ModelSettings, where: Place) -> None:
+    """Take this rank's device. Raises `ConfigError` where a machine has fewer GPUs than ranks."""
+    if device_of(model).type != "cuda":
+        return
+    if where.local_num > (found := torch.cuda.device_count()):
+        raise ConfigError(
+            f"expected a GPU for each of the {where.local_num} ranks of this machine, found {found}: start as many "
+            "ranks as there are GPUs (--nproc-per-node), or give --device cpu"
+        )
+    torch.cuda.set_device(where.local_rank)
+
+
+def _compare_environments(ranks: Ranks) -> None:
+    """Raise `ConfigError` on all ranks where one has other versions or code."""
+    facts = run_folder.environment()
+    found = ranks.gather({name: facts[name] for name in _SAME})
+    for rank, theirs in enumerate(found):
+        if differing := run_folder.differences(found[0], theirs):
+            name, (first, other) = next(iter(differing.items()))
+            raise ConfigError(
+                f"expected the same code and versions on all ranks, found {name} {other!r} on rank {rank} and "
+                f"{first!r} on rank 0: install the same on every machine"
+            )

@@ -1,0 +1,81 @@
+"""What is asked of Ray before it is started, and what its words become."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_dpo.cli.main import main
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.workers import ray_cluster
+from flow_dpo.workers.ray_cluster import check_resources, visible_devices
+from flow_dpo.workers.ray_workers import differences
+from flow_dpo.workers.settings import WorkersSettings
+
+
+@pytest.mark.parametrize(
+    ("learner", "visible", "num", "left"),
+    [
+        ("cuda:0", None, 4, "1,2,3"),
+        ("cuda:2", None, 4, "0,1,3"),
+        ("cuda", None, 2, "1"),
+        ("cuda:1", "4,5,6", 3, "4,6"),
+        ("cuda:0", "GPU-a,GPU-b", 2, "GPU-b"),
+        ("cuda:0", "7", 1, ""),
+        ("cpu", None, 2, "0,1"),
+        ("cpu", "", 0, ""),
+    ],
+)
+def test_workers_get_the_devices_that_the_learner_has_not(
+    learner: str, visible: str | None, num: int, left: str
+) -> None:
+    assert visible_devices(learner, visible, num) == left
+
+
+def test_more_than_the_cluster_has_is_refused_with_the_numbers() -> None:
+    has = {"CPU": 8.0, "GPU": 2.0}
+    check_resources(WorkersSettings(kind="ray", num=2, num_threads=4, num_gpus=1), has, "cpu")
+    with pytest.raises(ConfigError, match=r"expected 12 processors for 3 workers with 4 each .*found 8"):
+        check_resources(WorkersSettings(kind="ray", num=3, num_threads=4), has, "cpu")
+    with pytest.raises(ConfigError, match=r"expected 3 GPUs for 3 workers with 1 each .*found 2 .*besides the learner"):
+        check_resources(WorkersSettings(kind="ray", num=3, num_gpus=1), has, "cuda:0")
+    with pytest.raises(ConfigError, match=r"expected 0.5 GPUs .*found 0 in the Ray cluster;"):
+        check_resources(WorkersSettings(kind="ray", num_gpus=0.5, address="auto"), {"CPU": 1.0}, "cuda:0")
+
+
+def test_without_ray_the_command_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
+    monkeypatch.setattr("flow_dpo.runs.runtime.load_model", lambda _: pytest.fail("loaded"))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["train", "--workers", "ray", "--output_dir", str(tmp_path / "run")]) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "pip install 'flow-dpo[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_raylet_has_the_last_word(tmp_path: Path) -> None:
+    logs = tmp_path / "session_2026-01-01_00-00-00_000000_1" / "logs"
+    logs.mkdir(parents=True)
+    assert ray_cluster._last_line(tmp_path) == ""
+    (logs / "raylet.out").write_text("one\nThe agent did not start in time\n\n")
+    (logs / "raylet.err").write_text("")
+    assert ray_cluster._last_line(tmp_path) == "raylet.out: The agent did not start in time"
+
+
+def test_other_versions_and_other_code_are_named() -> None:
+    here: dict[str, Any] = {"versions": {"torch": "2.8", "peft": "0.21"}, "python": "3.11.7", "code": "a" * 64}
+    assert differences(here, {**here, "commit": "other"}) == []
+    there = {**here, "versions": {"torch": "2.9", "peft": "0.21"}, "code": "b" * 64}
+    assert differences(here, there) == [
+        "\n  torch: 2.9 there, 2.8 here",
+        f"\n  code: {'b' * 12} there, {'a' * 12} here",
+    ]

@@ -1,0 +1,195 @@
+"""Are actors on a real Ray, some of which are killed, what this process is? `make test-ray` runs these one by one.
+
+A cluster of one's own takes ten seconds to start, on a busy machine a minute, so each test asks it several things.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.explore import Siblings
+from flow_dpo.core.types import Adapter, Completion
+from flow_dpo.recipes.flow_dpo.attempts import Attempts
+from flow_dpo.runs import run_folder
+from flow_dpo.runs.files import read_jsonl
+from flow_dpo.runs.runtime import Runtime, open_runtime
+from flow_dpo.runs.settings import RuntimeSettings
+from flow_dpo.workers.pool import PooledWorkers
+from flow_dpo.workers.settings import WorkersSettings
+from tests.support.run_equality import assert_same_run
+from tests.workers.test_actor import FLOW, SETTINGS, stir
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+ROOT = Path(__file__).parent.parent.parent
+START_S = 300.0
+EXPLORE = SETTINGS.recipe.explore
+
+
+def settings(**workers: Any) -> RuntimeSettings:
+    return replace(
+        SETTINGS.runtime,
+        model=replace(SETTINGS.runtime.model, num_threads=1),
+        data=replace(SETTINGS.runtime.data, max_problems=12),
+        workers=WorkersSettings(shard=3, start_s=START_S, **workers),
+    )
+
+
+def sampled(runtime: Runtime, seed: int = 3) -> Any:
+    runtime.workers.refresh({role: Adapter(role=role, version=2) for role in FLOW.roles})
+    return runtime.workers.submit(EXPLORE, FLOW, runtime.fitting, seed=seed)
+
+
+def wait_until(done: Callable[[], bool], at_most_s: float = START_S) -> None:
+    end = time.monotonic() + at_most_s
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return False
+
+
+class Broken(Attempts):
+    """A flow of somebody who divides by zero."""
+
+    def advance(self, state: Any, completion: Completion) -> Any:
+        raise ZeroDivisionError(f"in {state.problem.id}")
+
+
+def test_two_actors_of_which_one_is_killed_at_five_points_are_this_process() -> None:
+    with open_runtime(settings(), FLOW, seed=7) as runtime:
+        stir(runtime, 1)
+        expected = sampled(runtime).result().trees
+    with open_runtime(settings(kind="ray", num=2), FLOW, seed=7) as runtime:
+        stir(runtime, 1)
+        pool = runtime.workers
+        assert isinstance(pool, PooledWorkers)
+        found = sampled(runtime).result(timeout=START_S)
+        assert found.trees == expected
+        assert found.stats["rollout/workers"] == 2
+        num_replayed = 0
+        for point in range(5):
+            wait_until(lambda: pool.progress.num_alive == 2)
+            worker: Any = pool._lanes[point % 2].worker
+            pid = worker.pid
+            future = sampled(runtime)
+            # While it is idle, or so many milliseconds into its first shard.
+            wait_until(lambda: pool.progress.shards_under_way == 2)
+            time.sleep(0.08 * point)
+            os.kill(pid, signal.SIGKILL)
+            found = future.result(timeout=START_S)
+            assert found.trees == expected
+            num_replayed += found.stats["rollout/shards_replayed"]
+        assert num_replayed >= 3
+        # An error of the work is not the worker's, and says where it came from.
+        wait_until(lambda: pool.progress.num_alive == 2)
+        broken = pool.submit(Siblings(), Broken(), runtime.fitting[:4], seed=0)
+        with pytest.raises(ZeroDivisionError, match=f"in {runtime.fitting[0].id}"):
+            broken.result(timeout=START_S)
+        assert pool.progress.num_alive == 2
+        pids = [lane.worker.pid for lane in pool._lanes]  # pyright: ignore
+    wait_until(lambda: not any(map(alive, pids)), 60)
+
+
+@contextlib.contextmanager
+def begun(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a session of its own, all of whose processes are gone in the end."""
+    command = [sys.executable, "-W", "default", "-m", "flow_dpo", "train", *words]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def finished(*words: str) -> str:
+    with begun(*words) as process:
+        out = process.communicate(timeout=2 * START_S)[0].decode()
+        assert process.returncode == 0, out[-3000:]
+    return out
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has begun, and those that they have."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += [int(child), *children(int(child))]
+    return found
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_with_a_flow_from_a_file_goes_on_to_the_bit_after_its_head_was_ended(
+    end: signal.Signals, tmp_path: Path
+) -> None:
+    flow = tmp_path / "critique.py"
+    flow.write_bytes((ROOT / "examples" / "custom_flow.py").read_bytes())
+    common = (
+        "--flow", f"{flow}:Critique", "--max_problems", "18", "--problems_per_batch", "3", "--examples_per_update", "2",
+        "--num_threads", "1", "--run.lag", "1", "--workers.shard", "2", "--preset", "seed", "--num_alternatives", "2",
+    )  # fmt: skip
+    ray = ("--workers", "ray", "--workers.num", "2", "--workers.start_s", str(START_S))
+    finished(*common, "--output_dir", str(tmp_path / "here"))
+    folder = tmp_path / "ray"
+    with begun(*common, *ray, "--output_dir", str(folder)) as process:
+        rows = folder / "metrics.jsonl"
+        wait_until(lambda: rows.exists() and rows.read_bytes().count(b"\n") >= 2)
+        below = children(process.pid)
+        assert len(below) > 3
+        os.kill(process.pid, end)
+        out = process.communicate(timeout=120)[0].decode()
+        if end == signal.SIGINT:
+            assert process.returncode == 130
+            assert "Go on with: flow-dpo train" in out
+        wait_until(lambda: not any(map(alive, actors)), 60)
+    assert len(read_jsonl(rows)) < 6
+    finished("--output_dir", str(folder), "--flow", f"{flow}:Critique", "--resume")
+    assert_same_run(tmp_path / "here", folder)
+    assert {row["rollout/workers"] for row in read_jsonl(rows)} <= {1.0, 2.0}
+
+
+def test_what_a_cluster_has_not_and_a_worker_that_is_another_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"expected 4000 processors .*found \d+ in the Ray cluster"),
+        open_runtime(settings(kind="ray", num=1000, num_threads=4), FLOW),
+    ):
+        pass
+
+    def odd() -> dict[str, Any]:
+        return {**run_folder.environment(), "code": f"of the process {os.getpid()}"}
+
+    monkeypatch.setattr("flow_dpo.runs.runtime.environment", odd)
+    with (
+        pytest.raises(
+            ConfigError, match=r"the versions and the code of this command in Ray worker 0 .*\n  code: of the"
+        ),
+        open_runtime(settings(kind="ray"), FLOW),
+    ):
+        pass
+    with (
+        pytest.raises(ConfigError, match=r"expected a Ray cluster at 'auto' .*ray start --head"),
+        open_runtime(settings(kind="ray", address="auto"), FLOW),
+    ):
+        pass
