@@ -68,6 +68,7 @@ bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: pyt
 	$(BIN)/python -m benchmarks.profile_run $(BENCH) $(REAL)
 	$(BIN)/python -m benchmarks.long_run $(BENCH)
 	$(BIN)/python -m benchmarks.learner_vs_trl $(BENCH) $(REAL)
+	$(BIN)/python -m benchmarks.ranks $(BENCH)
 	$(BIN)/python -m benchmarks.workers $(BENCH) $(REAL)
 	$(BIN)/python -m benchmarks.lag $(BENCH)
 	$(BIN)/python -m benchmarks.measuring

@@ -26,10 +26,10 @@ from flow_dpo.learner.check import choose_way
 from flow_dpo.learner.deal import Deal, RowResult, alone
 from flow_dpo.learner.kept import KeptVersions
 from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion, inputs
-from flow_dpo.learner.packing import fill_rows, merge
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import RowSettings
 from flow_dpo.models.drift import Drift, Held, spread
+from flow_dpo.models.packing import fill_rows, merge
 
 
 @dataclass(frozen=True, slots=True)

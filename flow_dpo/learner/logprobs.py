@@ -26,10 +26,10 @@ from transformers import PreTrainedModel
 
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import TokenIds
-from flow_dpo.learner.packing import PackedRow, merge
 from flow_dpo.models.attention import layout_inputs
 from flow_dpo.models.drift_causes import PromptedCompletion
 from flow_dpo.models.head import Head, OwnHead
+from flow_dpo.models.packing import PackedRow, merge
 from flow_dpo.models.tree_attention import row_layout
 
 

@@ -37,7 +37,7 @@ SMALL_WASTE = 1 << 12
 
 
 class TreeRow(Protocol):
-    """A packed row (`learner.packing.PackedRow`), as far as its attention depends on it."""
+    """A packed row (`models.packing.PackedRow`), as far as its attention depends on it."""
 
     @property
     def positions_N(self) -> np.ndarray: ...

@@ -155,7 +155,7 @@ class Ranks:
         """Leave for an error that others cannot be told of, since they wait in a collective."""
         if isinstance(error, dist.DistBackendError) or "gloo/transport" in str(error):  # another rank's, seen from here
             self._lost(error)
-        raise error
+        raise LostRank(f"rank {self.rank}: {type(error).__name__}: {error}") from error
 
     def ready(self) -> None:
         """The others: all is loaded, and rank 0 will be heard."""
@@ -169,7 +169,8 @@ class Ranks:
             if not isinstance(error, Rank0Lost):  # then its store may be gone too
                 with suppress(dist.DistError):
                     if error is not None and not isinstance(error, Ended):
-                        self._store.set(f"failed/{self.rank}", f"{type(error).__name__}: {error}")
+                        own = f"rank {self.rank}: {type(error).__name__}: {error}"
+                        self._store.set(f"failed/{self.rank}", str(error) if isinstance(error, LostRank) else own)
                     self._store.set(f"ended/{self.rank}", "")
             return
         self._store.set(END, "")
@@ -201,7 +202,7 @@ class Ranks:
 
     def _failures(self) -> str:
         failed = [rank for rank in range(1, self.num) if self._store.check([f"failed/{rank}"])]
-        return "; ".join(f"rank {rank}: {self._store.get(f'failed/{rank}').decode()}" for rank in failed)
+        return "; ".join(self._store.get(f"failed/{rank}").decode() for rank in failed)
 
     def _beat(self) -> None:
         with suppress(dist.DistError):  # without a store there is nobody to beat for

@@ -28,7 +28,10 @@ from flow_dpo.learner.learner import Learner, LearnerSettings, Row
 from flow_dpo.learner.policy import Policy
 from flow_dpo.ranks.dealing import Dealt
 from flow_dpo.ranks.group import END, Caught, Ended, Ranks, portable
-from flow_dpo.ranks.sharding import shard_base
+from flow_dpo.ranks.sharding import refuse_parallel, shard_base
+
+_SAMPLED = 256
+"""Numbers of each weight that the base's checksum is of, or a few more."""
 
 
 class LeadingLearner(Learner):
@@ -38,6 +41,7 @@ class LeadingLearner(Learner):
         self, policy: Policy, settings: LearnerSettings | None = None, *, kept_versions: int = 0, ranks: Ranks
     ) -> None:
         self._dealt, self._ranks, self._sent = Dealt(ranks, policy.device), ranks, False
+        self._base = base_checksum(policy)
         super().__init__(policy, settings, kept_versions=kept_versions, deal=self._dealt)
 
     def check(self) -> None:
@@ -57,13 +61,14 @@ class LeadingLearner(Learner):
         self._ranks.share((None if self._sent else _written(self), objective, examples))
         self._sent = True
         self._dealt.begin()
-        row = _together(self._ranks, self, None, lambda: super(LeadingLearner, self).update(objective, examples))
+        learn = partial(super().update, objective, examples)
+        row = _together(self._ranks, self, self._base, None, learn)
         return row | {f"ranks/{name}": value for name, value in self._dealt.measures().items()}
 
 
 def follow(ranks: Ranks, policy: Policy, settings: LearnerSettings, *, kept_versions: int = 0) -> None:
     """Hold a replica of rank 0's learner, and take part in its updates until it ends."""
-    dealt = Dealt(ranks, policy.device)
+    dealt, base = Dealt(ranks, policy.device), base_checksum(policy)
     replica = Learner(policy, settings, kept_versions=kept_versions, deal=dealt)
     replica.check()
     _shard(replica, ranks, dealt)
@@ -72,7 +77,7 @@ def follow(ranks: Ranks, policy: Policy, settings: LearnerSettings, *, kept_vers
         while ranks.next_command() != END:
             written, objective, examples = ranks.share()
             with Caught():  # rank 0 raises the same, and decides what follows
-                _together(ranks, replica, written, partial(replica.update, objective, examples))
+                _together(ranks, replica, base, written, partial(replica.update, objective, examples))
 
 
 def _shard(learner: Learner, ranks: Ranks, dealt: Dealt) -> None:
@@ -81,7 +86,9 @@ def _shard(learner: Learner, ranks: Ranks, dealt: Dealt) -> None:
         dealt.aligned = True
 
 
-def _together(ranks: Ranks, learner: Learner, written: dict[str, bytes] | None, update: Callable[[], Row]) -> Row:
+def _together(
+    ranks: Ranks, learner: Learner, base: str, written: dict[str, bytes] | None, update: Callable[[], Row]
+) -> Row:
     """Make an update as all ranks do, and compare what came of it.
 
     Raises this rank's own error or else another's, and `LearningError` where ranks differ.
@@ -92,7 +99,8 @@ def _together(ranks: Ranks, learner: Learner, written: dict[str, bytes] | None, 
         if written is not None:
             _read(learner, written)
         learner.check()
-    _agree(ranks, caught, {"way": learner.way, "threads": torch.get_num_threads(), "version": learner.version})
+    facts = {"base": base, "way": learner.way, "threads": torch.get_num_threads(), "version": learner.version}
+    _agree(ranks, caught, facts)
     # 2. After, all are the same.
     row: Row = {}
     with caught:
@@ -127,8 +135,27 @@ def checksums(learner: Learner) -> dict[str, str]:
         group = "/".join(name.split("/")[:2])
         digest = digests.setdefault(group, hashlib.blake2b(digest_size=16))
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy())
+        digest.update(_bytes(tensor))
     return {group: digest.hexdigest() for group, digest in digests.items()}
+
+
+def base_checksum(policy: Policy) -> str:
+    """A checksum of some numbers of each of the base's weights: other models, precisions and revisions differ.
+
+    Raises `ModelError` for a base that is distributed already.
+    """
+    refuse_parallel(policy.model)
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in policy.model.named_parameters():
+        if ".lora_" not in name:
+            flat = weight.detach().reshape(-1)
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(_bytes(flat[:: max(1, len(flat) // _SAMPLED)]))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().data
 
 
 def _written(learner: Learner) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ import torch
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Role
+from flow_dpo.engines import settings as engines
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.models.load import device_of, load_model
@@ -51,9 +52,10 @@ class _Run:
 
 
 @contextmanager
-def leading(settings: TrainSettings, *, kept_versions: int = 0) -> Iterator[Ranks | None]:
-    """Rank 0's context around a run; None in it where there is one process."""
+def leading(settings: TrainSettings, *, kept_versions: int = 0, engine: object = None) -> Iterator[Ranks | None]:
+    """Rank 0's context around a run; None in it where there is one process. `engine` is one that was handed over."""
     where = environment.place()
+    _check_sharing(settings, where, engine)
     if where.num > 1:
         _check_device(settings.runtime.model, where)
     with joined() as ranks:
@@ -95,6 +97,24 @@ def follow() -> None:
             follow_learner(ranks, policy, run.learner, kept_versions=run.kept_versions)
         except Ended:
             return
+
+
+def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> None:
+    """Raise `ConfigError` for a shared base with an engine that samples with this process's model: the other ranks do
+    not take part in its forwards."""
+    if not settings.learner.shard_base:
+        return
+    here = settings.runtime.workers.kind == "here"
+    if here and (callable(engine) or engines.kind_of(settings.runtime.engine) == "local"):
+        raise ConfigError(
+            "expected an engine outside of this process with --learner.shard_base true, found one that samples with "
+            "the learner's own model, of which each rank holds a part: sample with --workers ray or --workers servers, "
+            "or leave shard_base out"
+        )
+    if where.num == 1:
+        logging.getLogger("flow_dpo").warning(
+            "--learner.shard_base has no effect in one process: start several with torchrun --nproc-per-node N"
+        )
 
 
 def _check_device(model: ModelSettings, where: Place) -> None:

@@ -31,7 +31,10 @@ from flow_dpo.workers.settings import WorkersSettings
 _logger = logging.getLogger(__name__)
 _RUN_ONLY = frozenset(
     f"run.{name}" for name in ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
-) | {f"workers.{each.name}" for each in fields(WorkersSettings) if each.name not in ("shard", "num_threads")}
+) | {
+    "learner.shard_base",
+    *(f"workers.{e.name}" for e in fields(WorkersSettings) if e.name not in ("shard", "num_threads")),
+}
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "dtype", "data_fingerprint", "given")
 """What besides the settings a result depends on, as run.json names it."""

@@ -131,7 +131,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     resumption.check(settings, given, path)
     settings = resumption.at_its_date(settings, path)
     with (
-        following.leading(settings, kept_versions=settings.run.lag) as ranks,
+        following.leading(settings, kept_versions=settings.run.lag, engine=given.engine) as ranks,
         run_folder.locked(path),
         Live(console) as live,
         _begun(path, settings, given, console) as folder,

@@ -267,9 +267,9 @@ class Failing(DpoAndVerdicts):
         return loss
 
 
-def refused(folder: Path) -> None:
+def refused(folder: Path, *, shard: bool, ways: Sequence[str]) -> None:
     """Errors in a row of whichever rank has it: all raise the same, nothing moves, and learning goes on."""
-    case = Case(rows=RowSettings(max_tokens=1))
+    case = Case(rows=RowSettings(max_tokens=1), shard_base=shard)
     said: list[tuple[str, str]] = []
     with joined() as ranks:
         assert ranks is not None
@@ -278,8 +278,9 @@ def refused(folder: Path) -> None:
             follow(ranks, policy, case.settings)
             return
         learner = LeadingLearner(policy, case.settings, ranks=ranks)
+        learner.check()
         made = pairs(3)
-        for how in ("nan", "own", "memory"):
+        for how in ways:
             before = {name: tensor.clone() for name, tensor in learner.tensors().items()}
             with Caught() as caught:
                 learner.update(Failing(how=how), made)
@@ -288,7 +289,9 @@ def refused(folder: Path) -> None:
             assert learner.version == 0
         learner.update(DpoAndVerdicts(), made)
         said.append(("version", str(learner.version)))
-    (folder / "said.json").write_text(json.dumps(said))
+        (folder / "said.json").write_text(json.dumps(said))
+        if shard:
+            learner.update(Failing(how="own"), made)
 
 
 def differing(folder: Path) -> None:
@@ -342,7 +345,8 @@ def wrong(folder: Path) -> None:
     group.PATIENCE_S = group.LAST_WORD_S = 3.0
     found: dict[str, list[int]] = {}
     ways: dict[str, tuple[Work, int]] = {
-        "refused": (refused, 3),
+        "refused": (partial(refused, shard=False, ways=("nan", "own", "memory")), 3),
+        "refused, sharded": (partial(refused, shard=True, ways=("nan",)), 2),
         "differing": (differing, 2),
         "follower killed in a row": (partial(dying, who=1, when="a row"), 3),
         "follower killed while rank 0 samples": (partial(dying, who=1, when="sampling"), 3),

@@ -11,9 +11,10 @@ from flow_dpo.runs.files import read_jsonl
 
 
 def without_seconds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of metrics without what depends on the clock, and on who sampled."""
+    """Rows of metrics without what depends on the clock, on who sampled, and on who learned which row."""
     own = ("seconds", "_s", "rollout/workers", "rollout/shards_replayed")
-    return [{key: value for key, value in row.items() if not key.endswith(own)} for row in rows]
+    others = [{key: value for key, value in row.items() if not key.endswith(own)} for row in rows]
+    return [{key: value for key, value in row.items() if not key.startswith("ranks/")} for row in others]
 
 
 def assert_same_run(one: Path, two: Path) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from flow_dpo.core.types import Pair, TokenIds
 from flow_dpo.learner.logprobs import inputs
-from flow_dpo.learner.packing import PackedRow, fill_rows, merge
 from flow_dpo.models import tree_attention
+from flow_dpo.models.packing import PackedRow, fill_rows, merge
 from flow_dpo.models.tree_attention import FlexLayout, PathLayout
 from tests.support.packed_builders import answer_pair, pairs_of_tree
 
