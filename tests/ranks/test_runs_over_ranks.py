@@ -99,7 +99,7 @@ def test_what_ranks_cannot_do_is_refused(tmp_path: Path) -> None:
     assert shared.returncode != 0
     assert "expected an engine outside of this process with --learner.shard_base true" in output
     assert not (tmp_path / "shared").exists()
-    command = [sys.executable, *TORCHRUN, "2", "-m", "flow_dpo", "evaluate", "--run", str(tmp_path)]
+    command = [sys.executable, *TORCHRUN, "2", "-m", "flow_dpo", "evaluate", "--model_name_or_path", "seed"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode != 0
     assert "evaluate does not learn over ranks, but 2 processes of it were launched" in done.stderr
