@@ -85,7 +85,10 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_without_it(whole: Path, tmp
     os.kill(int(follower), signal.SIGKILL)
     output = ended(process)
     assert process.returncode != 0
-    assert "flow-dpo: rank 1 does not answer: dead, or cut off. What was committed is whole: resume" in output
+    assert (
+        "flow-dpo: rank 1 does not answer: dead, cut off, or still at a row. What was committed is whole: resume"
+        in output
+    )
     assert "Go on with: flow-dpo train --output_dir" in output
     process = start(folder, "--resume")
     output = ended(process)
