@@ -61,10 +61,12 @@ PURE = [
     "recipes.regenesis.flow",
     "report.compose",
     "report.html",
+    "runs.bottleneck",
     "runs.callbacks.budget",
     "runs.headers",
     "runs.records",
     "runs.resolve",
+    "runs.spans",
     "runs.tree_records",
     "traces.settings",
     "traces.trace",
@@ -78,6 +80,10 @@ PURE = [
     "verify.grader",
     "verify.verifier",
     "verify.words",
+    "workers.adapters",
+    "workers.pool",
+    "workers.settings",
+    "workers.shard",
 ]
 HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "vllm", "matplotlib")
 

@@ -1,4 +1,4 @@
-"""Who samples the rollouts, and where? In this process today; the seam for servers and a cluster.
+"""Who samples the rollouts, and where? This process, running servers, or actors on a Ray cluster.
 
 May import recipes, engines, ranks, learner, models, data, plugins, verify and core.
 """

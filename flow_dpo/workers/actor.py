@@ -12,8 +12,10 @@ log-probabilities were found to be the head's.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -78,6 +80,16 @@ class Expected:
         return lines
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An actor that is there with its model."""
+
+    context_tokens: int
+    """Of its context window."""
+    warnings: tuple[str, ...]
+    """What it was warned of, where nobody reads its output."""
+
+
 class RolloutActor:
     """Samples and grades shards with a model of its own. Used by one caller, one call at a time."""
 
@@ -96,22 +108,27 @@ class RolloutActor:
         """What its results depend on besides the model, by the head's own function, and its process."""
         return {**environment(), "pid": os.getpid()}
 
-    def open(self, setup: WorkerSetup, expected: Expected) -> int:
-        """Load the model and open the engine; the tokens of its context window.
+    def open(self, setup: WorkerSetup, expected: Expected) -> Opened:
+        """Load the model and open the engine.
 
         Raises `ConfigError` for a model that is not here or another than the head's, `ModelError` as `load_model`.
         """
+        with warnings.catch_warnings(record=True) as warned:
+            room = self._open(setup, expected)
+        return Opened(context_tokens=room, warnings=tuple(str(each.message) for each in warned))
+
+    def _open(self, setup: WorkerSetup, expected: Expected) -> int:
         torch.set_num_threads(setup.workers.num_threads)
         name = setup.model.model_name_or_path
         if Path(name).is_absolute() and not Path(name).exists():
             raise ConfigError(
-                f"expected the model folder {name} on {os.uname().nodename}, found none; put it under the same path on "
+                f"expected the model folder {name} on {platform.node()}, found none; put it under the same path on "
                 "every machine (a shared folder, or a copy), or give a hub id"
             )
         loaded = load_model(setup.model)
         if found := expected.differences(Expected.of(loaded, num_roles=len(setup.roles))):
             raise ConfigError(
-                f"expected the model of this command on {os.uname().nodename}, found another ({'; '.join(found)}); "
+                f"expected the model of this command on {platform.node()}, found another ({'; '.join(found)}); "
                 "give every machine the same files"
             )
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="flow-dpo-")))

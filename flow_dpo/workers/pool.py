@@ -17,6 +17,7 @@ run and names its problems, and so does the lack of any worker for `patience_s`.
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from flow_dpo.workers.batches import Batch, Task, named
 from flow_dpo.workers.settings import WorkersSettings
 from flow_dpo.workers.shard import Shard, ShardResult, Worker, WorkerLost, check_result
 
+_logger = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 30.0
 """Between two attempts at bringing a worker back."""
 _GRACE_S = 30.0
@@ -259,6 +261,7 @@ class PooledWorkers:
         """The lane's worker is gone: its shard is sampled again, by whoever comes first."""
         lane.state, lane.why = "starting", why
         task.causes.append(f"{lane.worker.name}: {why}")
+        _logger.warning("%s was lost, what it was sampling is sampled again: %s", lane.worker.name, why)
         if len(task.causes) >= self._settings.tries:
             causes = "; ".join(task.causes)
             task.batch.failures[task.shard.number] = WorkerError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel
-from flow_dpo.workers.actor import Expected, RolloutActor, files_of
+from flow_dpo.workers.actor import Expected, Opened, RolloutActor, files_of
 from flow_dpo.workers.adapters import AdapterFolders
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.ray_cluster import cluster
@@ -66,6 +67,7 @@ class RayWorker:
         self.pid = 0
         """Of the actor's process."""
         self.context_tokens = 0
+        self.warnings: tuple[str, ...] = ()
         settings = setup.workers
         environment = {"OMP_NUM_THREADS": str(settings.num_threads), "TOKENIZERS_PARALLELISM": "false"}
         self._kind = ray.remote(
@@ -101,7 +103,8 @@ class RayWorker:
 
     def finish(self, opened: Any, until: float) -> None:
         """Wait until the actor is there with its model."""
-        self.context_tokens = int(self._get(opened, until))
+        found: Opened = self._get(opened, until)
+        self.context_tokens, self.warnings = found.context_tokens, found.warnings
 
     def sample(self, shard: Shard) -> ShardResult:
         """Sample and grade a shard with its adapters."""
@@ -190,6 +193,8 @@ def open_ray_workers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[Worker
         workers = [RayWorker(ray, index, setup, expected, published) for index in range(settings.num)]
         _begin_all(workers, time.monotonic() + settings.start_s)
         room = min(worker.context_tokens for worker in workers)
+        for text in dict.fromkeys(text for worker in workers for text in worker.warnings):
+            warnings.warn(f"in a worker: {text}", stacklevel=2)
 
         def begin(policy: Policy, folder: Path) -> PooledWorkers:
             return PooledWorkers(workers, AdapterFolders(policy.save_adapter, folder, roles=setup.roles), settings)

@@ -26,10 +26,10 @@ def assert_same_run(one: Path, two: Path) -> None:
     last = [max((folder / "checkpoints").iterdir()) for folder in (one, two)]
     assert last[0].name == last[1].name
     learned = [path.relative_to(last[0]) for path in sorted((last[0] / "learner").rglob("*")) if path.is_file()]
-    assert len(learned) == 6
+    assert len(learned) >= 6
     latest = [run_folder.latest_adapters(folder) for folder in (one, two)]
     assert {role: path.name for role, path in latest[0].items()} == {r: path.name for r, path in latest[1].items()}
     adapters = [(path, latest[1][role] / path.name) for role in latest[0] for path in latest[0][role].iterdir()]
-    assert len(adapters) == 4
+    assert len(adapters) == 2 * len(latest[0]) >= 4
     for a, b in [*((last[0] / name, last[1] / name) for name in learned), *adapters]:
         assert a.read_bytes() == b.read_bytes(), a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,13 @@ def test_other_versions_and_other_code_are_named() -> None:
         "\n  torch: 2.9 there, 2.8 here",
         f"\n  code: {'b' * 12} there, {'a' * 12} here",
     ]
+
+
+def test_nothing_else_imports_ray() -> None:
+    package = Path(ray_cluster.__file__).parent.parent
+    found = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"^ *(import|from) ray\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ]
+    assert found == ["workers/ray_cluster.py"]
