@@ -28,7 +28,7 @@ RANKS = {"one": 1, "two": 2}
 
 def main() -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--trees", type=int, default=4)
+    parser.add_argument("--trees", type=int, default=6)
     parser.add_argument("--row_tokens", type=int, default=320)
     parser.add_argument("--updates", type=int, default=1, help="timed updates of each run")
     parser.add_argument("--reach", default=">= 1.7", help=argparse.SUPPRESS)
