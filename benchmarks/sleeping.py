@@ -1,6 +1,6 @@
 """Rollout workers and a learner that sleep: the pool and the loop as they are, with costs that are known.
 
-    wall_s, sampled_s = run(workers=2, lag=1, problems=64, problems_per_batch=16, shard=4, sleep_s=0.005, learn_s=0.4)
+    run(workers=2, lag=1, problems=64, problems_per_batch=16, shard=4, sleep_s=0.005, learn_s=0.4)
 
 Every request to the engine takes `sleep_s`, every batch `learn_s` of learning, so that whatever else passes is the
 pool's own, and the model of throughput (`tools.scaling_plan`) can be held against a clock. Workers are threads of this
@@ -107,7 +107,7 @@ class _Rows(Callback):
 def run(
     *, workers: int, lag: int, problems: int, problems_per_batch: int, shard: int, sleep_s: float, learn_s: float
 ) -> dict[str, Any]:
-    """Seconds of the whole, and of sampling by all workers together; seconds a batch once it goes steadily."""
+    """Seconds of the whole, and of sampling by all workers together; seconds a batch once it goes steadily; tokens."""
     recipe = preset("flow-dpo-paper", "seed").recipe
     stream = [Problem(id=f"p{index}", question=f"{index}?", gold="1") for index in range(problems)]
     pool = PooledWorkers(
@@ -132,4 +132,5 @@ def run(
     # By the last half: a lag has filled by then.
     half = len(seen.rows) // 2
     steady = (seen.rows[-1][0] - seen.rows[half - 1][0]) / (len(seen.rows) - half) if half else float("nan")
-    return {"seconds": seen.rows[-1][0] - started, "sampled_s": sum(sampled), "batch_s": steady}
+    tokens = sum(int(row["rollout/tokens"]) for _, row in seen.rows)
+    return {"seconds": seen.rows[-1][0] - started, "sampled_s": sum(sampled), "batch_s": steady, "tokens": tokens}

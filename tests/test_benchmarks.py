@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measuring
+from benchmarks import lag as lag_benchmark
+from benchmarks import measuring, sleeping
 from benchmarks.measuring import Figure
 from benchmarks.vllm_engines import Question, reusable
 
@@ -85,3 +86,30 @@ def test_what_a_prefix_cache_could_have_held() -> None:
     assert reusable(asked, 1) == 0 + 2 + 3 + 0 + 4
     # Whole blocks of two: 1 2 three times, and 1 2 3 7.
     assert reusable(asked, 2) == 0 + 2 + 2 + 0 + 4
+
+
+def test_lags_are_compared_by_seed() -> None:
+    accuracies = {(0, 0): 0.50, (0, 1): 0.60, (0, 2): 0.70, (1, 0): 0.51, (1, 1): 0.59, (1, 2): 0.70,
+                  (3, 0): 0.40, (3, 1): 0.51, (3, 2): 0.60}  # fmt: skip
+    runs = [
+        {"lag": lag, "seed": seed, "held_out": accuracy, "last_250": accuracy}
+        for (lag, seed), accuracy in accuracies.items()
+    ]
+    found = lag_benchmark.compare(runs, [0, 1, 3])
+    assert found[1]["held_out"]["difference"] == pytest.approx(0)
+    assert found[1]["held_out"]["holds_0"] is True
+    # -10, -9 and -10 points: 4.303 standard errors of 1/3 of a point around the mean.
+    low, high = found[3]["last_250"]["interval"]
+    assert (low, high) == (pytest.approx(-0.29 / 3 - 4.3027 * 0.01 / 3, abs=1e-5), pytest.approx(-0.0823, abs=1e-4))
+    assert found[3]["last_250"]["holds_0"] is False
+    assert "| 3 | 40.0, 51.0, 60.0 | -9.7 (-11.1 to -8.2) |" in lag_benchmark.table(runs, [0, 1, 3], found)
+    assert lag_benchmark.interval([0.1]) == (float("-inf"), 0.1, float("inf"))
+
+
+def test_sleeping_workers_are_the_pool_and_the_loop() -> None:
+    """Whatever sleeps how long, the same is sampled; of times nothing is claimed here."""
+    size = {"problems": 8, "problems_per_batch": 4, "shard": 2}
+    one, two = (
+        sleeping.run(workers=workers, lag=lag, sleep_s=0.0, learn_s=0.0, **size) for workers, lag in ((1, 0), (2, 1))
+    )
+    assert one["tokens"] == two["tokens"] > 0

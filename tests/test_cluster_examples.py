@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from flow_dpo.cli.train import parse_train
-from flow_dpo.runs.settings import TrainSettings
+from flow_dpo.runs.settings import TrainSettings, default_settings
 
 CLUSTER = Path(__file__).parent.parent / "examples" / "cluster"
 PROGRAMS = ("flow-dpo", "ray", "vllm", "torchrun", "accelerate")
@@ -141,7 +142,8 @@ def test_servers_without_ray(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("launch", ["torchrun", "accelerate"])
 def test_ranks(launch: str, tmp_path: Path) -> None:
-    [(name, words, _)] = run("ranks.sh", tmp_path, "--run.seed", "3", LAUNCH=launch, RANKS="4")
+    more = ("--run.seed", "3", "--learner.shard_base", "true")
+    [(name, words, _)] = run("ranks.sh", tmp_path, *more, LAUNCH=launch, RANKS="4")
     assert name == launch
     if launch == "torchrun":
         from torch.distributed.run import get_args_parser
@@ -155,7 +157,7 @@ def test_ranks(launch: str, tmp_path: Path) -> None:
         assert (words[0], parsed.num_processes, parsed.module, parsed.multi_gpu) == ("launch", 4, True, True)
     assert parsed.training_script == "flow_dpo"
     found = settings(parsed.training_script_args)
-    assert (found.run.seed, found.runtime.workers.kind) == (3, "servers")
+    assert (found.run.seed, found.runtime.workers.kind, found.learner.shard_base) == (3, "servers", True)
 
 
 def test_kuberay_runs_the_command_on_a_cluster_that_fits_it() -> None:
@@ -178,3 +180,15 @@ def test_kuberay_runs_the_command_on_a_cluster_that_fits_it() -> None:
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     [mount] = head["volumeMounts"]
     assert found.run.output_dir.startswith(mount["mountPath"])
+
+
+def test_the_page_names_files_and_settings_that_exist() -> None:
+    page = CLUSTER.parent.parent / "docs" / "scaling.md"
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (page.parent / link).exists(), link
+    known = default_settings("flow-dpo", "seed").sections()
+    flags = re.findall(r"--((?:workers|run|learner)\.\w+)", text)
+    assert len(flags) > 8
+    for section, name in (flag.split(".") for flag in flags):
+        assert hasattr(known[section], name), f"{section}.{name}"

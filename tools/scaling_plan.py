@@ -189,7 +189,9 @@ def plans(costs: Costs, most: int, *, each: int = 1, lags: Sequence[int] = (0, 1
         cut = replace(costs, shard=shard)
         useful = math.ceil(costs.problems / shard) * (max(lags) + 1)
         for workers in sorted({min(useful, count) for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)}):
-            for ranks in {max(each, count) for count in (1, 2, 3, 4, 6, 8) if count <= max(each, costs.rows)}:
+            for ranks in {
+                max(each, count) for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if count <= max(each, costs.rows)
+            }:
                 for lag in lags if workers * each + ranks <= most else ():
                     found = simulate(cut, workers=workers, ranks=ranks, lag=lag)
                     gpus = workers * each + ranks
@@ -228,8 +230,9 @@ def advise(costs: Costs, counts: Sequence[int], *, each: int = 1, lags: Sequence
     economic = max(
         (one for one in ways if one.gpus <= enough.gpus), key=lambda one: one.found.problems_an_hour / one.gpus
     )
-    for gpus in (count for count in counts if count >= 2 * enough.gpus):
-        sides = [(gpus // one.gpus, one) for one in (enough, economic)]
+    for gpus in (count for count in counts if count > enough.gpus):
+        sides = [(gpus // one.gpus, one) for one in (enough, economic) if gpus >= 2 * one.gpus]
         words = [f"{num} runs of {one.gpus} ({num * one.found.problems_an_hour:,.0f} problems/h)" for num, one in sides]
-        lines.append(f"{gpus} GPUs, side by side (seeds, arms): {' or '.join(dict.fromkeys(words))}.")
+        if words:
+            lines.append(f"{gpus} GPUs, side by side (seeds, arms): {' or '.join(dict.fromkeys(words))}.")
     return lines

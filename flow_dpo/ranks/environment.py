@@ -2,7 +2,9 @@
 
     torchrun --nproc-per-node 2 -m flow_dpo train ...     RANK=0 WORLD_SIZE=2 LOCAL_RANK=0, and RANK=1 ... beside it
 
-Rank 0 samples, grades and records as one process does; the others follow it. Invariant: nothing heavy is imported, so
+Rank 0 samples, grades and records as one process does; the others follow it. Bits depend on the number of threads, as
+they do in one process, and torchrun sets OMP_NUM_THREADS=1 where it is not set: runs that are to be equal set it, or
+--num_threads, alike. Invariant: nothing heavy is imported, so
 that a command that does not learn is refused at once.
 """
 

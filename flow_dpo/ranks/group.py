@@ -198,7 +198,7 @@ class Ranks:
         until = time.monotonic() + LAST_WORD_S
         begun = [rank for rank in range(1, self.num) if self._store.check([f"ready/{rank}"])]
         silent = [str(rank) for rank in begun if not self._wait_for(f"ended/{rank}", until)]
-        return f"rank {', '.join(silent)} does not answer: dead, or cut off" if silent else ""
+        return f"rank {', '.join(silent)} does not answer: dead, cut off, or still at a row" if silent else ""
 
     def _failures(self) -> str:
         failed = [rank for rank in range(1, self.num) if self._store.check([f"failed/{rank}"])]

@@ -6,7 +6,8 @@ as older ones are, has no such section.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flow_dpo.report import formatting
 from flow_dpo.report.document import Figure, Section, Table
@@ -39,9 +40,20 @@ def timeline_section(run: RunSource, tag: str) -> Section | None:
     if rest := [name for name in names if name not in drawn]:
         mean = sum(shares[name] for name in rest) / len(rest)
         rows.insert(-1, (f"{len(rest)} more, each", formatting.share(mean), formatting.seconds(whole * mean)))
+    rows += _ranks([row for at, row in enumerate(run.rows) if at in batches], whole)
     columns = ("lane", "busy", "time")
     table = Table(caption=f"Of {formatting.seconds(whole)}, {between.lower()}", columns=columns, rows=tuple(rows))
     return Section(title="Workers and learner over time", blocks=(figure, table))
+
+
+def _ranks(rows: Sequence[Mapping[str, Any]], whole: float) -> list[tuple[str, str, str]]:
+    """What each rank of a learner over several spent on its rows."""
+    found: list[tuple[str, str, str]] = []
+    for rank in range(int(max((row.get("ranks/num") or 1 for row in rows), default=1))):
+        names = [row[name] for row in rows if (name := f"ranks/{rank}/seconds") in row]
+        if names:
+            found.append((f"rank {rank}", formatting.share(sum(names) / whole), formatting.seconds(sum(names))))
+    return found
 
 
 def _caption(run: RunSource, between: str, names: Sequence[str], drawn: Sequence[str], num_pauses: int) -> str:

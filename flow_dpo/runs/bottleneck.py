@@ -32,6 +32,8 @@ class Balance:
     workers: float
     """How many there were, in the mean."""
     lag: int
+    rows_a_rank: float | None = None
+    """Rows of an update for each learner rank, in the mean; None where there is one rank."""
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> Balance:
@@ -40,12 +42,15 @@ class Balance:
         def total(*names: str) -> float:
             return sum(float(row.get(name) or 0.0) for row in rows for name in names)
 
+        learned = [name for name in rows[-1] if name.startswith("learn/") and name.endswith("/rows")]
+        ranks, updates = float(rows[-1].get("ranks/num") or 1.0), total("learn/updates")
         return cls(
             sampled=total("rollout/seconds", "grade/seconds"),
             waited=total("rollout/wait_seconds"),
             learned=total("learn/seconds"),
             workers=sum(float(row.get("rollout/workers") or 1.0) for row in rows) / len(rows),
             lag=int(rows[-1].get("run/lag") or 0),
+            rows_a_rank=total(*learned) / updates / ranks if ranks > 1 and updates else None,
         )
 
     @property
@@ -89,4 +94,6 @@ def _more_learning(found: Balance) -> str:
     """The remedy where workers wait."""
     if found.lag == 0 and found.waited > 0.1 * found.learned:
         return "let them sample ahead (--run.lag 1), or more learner ranks"
+    if found.rows_a_rank is not None and found.rows_a_rank <= 1:
+        return "ranks have no more rows to share: larger updates, or fewer workers"
     return "more learner ranks, or fewer workers"

@@ -3,14 +3,16 @@
     with cluster(WorkersSettings(kind="ray", num=4), learner_device="cuda:0") as ray: ...
 
 Ray is an extra: it is imported here and nowhere else, with its usage statistics off. A cluster that happens to be there
-is joined only where the address asks for it. Invariant: more processors or GPUs than the cluster has are refused with
-the numbers, for Ray would wait for them for ever; and an own cluster ends with this command. (If that is killed, Ray
-notices it: its workers end at once, its last processes after a minute.)
+is joined only where the address asks for it. An own cluster has a secret token, without which nobody can connect to it.
+Invariant: more processors or GPUs than the cluster has are refused with the numbers, for Ray would wait for them for
+ever; and an own cluster ends with this command. (If that is killed, Ray notices it: its workers end at once, its last
+processes after a minute.)
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -42,6 +44,9 @@ def cluster(settings: WorkersSettings, *, learner_device: str) -> Iterator[Any]:
     """
     for name, value in _OFF.items():
         os.environ.setdefault(name, value)
+    if not settings.address and "RAY_AUTH_MODE" not in os.environ:
+        # Ray listens on all of the machine's addresses, and whoever reaches it may run code.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray  # pyright: ignore
 
     joined = ray.is_initialized()

@@ -85,7 +85,10 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_without_it(whole: Path, tmp
     os.kill(int(follower), signal.SIGKILL)
     output = ended(process)
     assert process.returncode != 0
-    assert "flow-dpo: rank 1 does not answer: dead, or cut off. What was committed is whole: resume" in output
+    assert (
+        "flow-dpo: rank 1 does not answer: dead, cut off, or still at a row. What was committed is whole: resume"
+        in output
+    )
     assert "Go on with: flow-dpo train --output_dir" in output
     process = start(folder, "--resume")
     output = ended(process)
@@ -99,7 +102,7 @@ def test_what_ranks_cannot_do_is_refused(tmp_path: Path) -> None:
     assert shared.returncode != 0
     assert "expected an engine outside of this process with --learner.shard_base true" in output
     assert not (tmp_path / "shared").exists()
-    command = [sys.executable, *TORCHRUN, "2", "-m", "flow_dpo", "evaluate", "--run", str(tmp_path)]
+    command = [sys.executable, *TORCHRUN, "2", "-m", "flow_dpo", "evaluate", "--model_name_or_path", "seed"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert done.returncode != 0
     assert "evaluate does not learn over ranks, but 2 processes of it were launched" in done.stderr

@@ -63,6 +63,9 @@ def test_lanes_their_shares_and_what_limits(tmp_path: Path) -> None:
     assert table.caption == "Of 20.0 s, batches 1 to 2"
     assert figure.title == "Learner waits 80 % of the time for rollouts: more workers (--workers.num)."
     assert "for their worker was lost: 6." in figure.caption
+    ranks = {"ranks/num": 2, "ranks/0/seconds": 1.5, "ranks/1/seconds": 0.5}
+    _, with_ranks = shown(run(tmp_path / "ranks", spans(2), **seconds, **ranks))
+    assert with_ranks.rows[3:] == (("rank 0", "15.0 %", "3.0 s"), ("rank 1", "5.0 %", "1.0 s"))
     for words in ("worker 0", "learner", "sampling", "learning", "waiting", "seconds", ">1<", ">2<"):
         assert words in figure.svg
     page = render_page(compose([source], num_side_by_side=0, command="flow-dpo report"))

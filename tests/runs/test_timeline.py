@@ -162,6 +162,13 @@ def test_what_limits_is_told_with_a_remedy(row: dict[str, Any], told: str) -> No
     assert told in bottleneck([row, row])
 
 
+def test_ranks_without_rows_are_no_remedy() -> None:
+    row = seconds(sampled=6, waited=0.1, learned=9.9, lag=1) | {"ranks/num": 4, "learn/updates": 1}
+    assert "more learner ranks" in bottleneck([row | {"learn/answer/rows": 3.0, "learn/stop/rows": 5.0}])
+    assert "ranks have no more rows to share" in bottleneck([row | {"learn/answer/rows": 3.0, "learn/stop/rows": 1.0}])
+    assert "more learner ranks" in bottleneck([row | {"learn/updates": 0}])
+
+
 def test_nothing_is_said_of_one_process_or_of_nothing() -> None:
     assert bottleneck([]) == ""
     assert bottleneck([{"rollout/seconds": 3.0, "learn/seconds": 1.0, "run/lag": 1}]) == ""

@@ -35,7 +35,7 @@ from flow_dpo.ranks import group
 from flow_dpo.ranks.environment import place
 from flow_dpo.ranks.group import END, Caught, joined
 from flow_dpo.ranks.learner import LeadingLearner, follow
-from flow_dpo.ranks.sharding import local_parameters
+from flow_dpo.ranks.sharding import local_parameters, refuse_parallel
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
 from tests.learner.test_drift import pairs, recorded
 from tests.learner.test_logprobs import stir
@@ -227,6 +227,9 @@ def learn_sharded(folder: Path) -> None:
                 learn_case(case, learner, folder / f"{number}-{shard}")
                 ranks.announce(END)
                 held.append((before, local_parameters(policy.model)))
+                with Caught() as caught:
+                    refuse_parallel(policy.model)
+                assert ("cannot be tensor parallel" in str(caught.error)) == shard
     if place().rank == 0:
         (folder / "held.json").write_text(json.dumps(held))
 
