@@ -23,7 +23,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from flow_dpo.core.errors import WorkerError
@@ -34,7 +33,7 @@ from flow_dpo.core.protocols import Rollouts, Span
 from flow_dpo.core.types import Adapter, Problem, Role
 from flow_dpo.workers.batches import Batch, Task, named
 from flow_dpo.workers.settings import WorkersSettings
-from flow_dpo.workers.shard import Shard, ShardResult, Worker, WorkerLost, check_result
+from flow_dpo.workers.shard import Outcome, Shard, ShardResult, Worker, WorkerLost, check_result
 
 _logger = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 30.0
@@ -76,19 +75,6 @@ class Progress:
     num_workers: int
     lost: tuple[str, ...] = ()
     """What happened to those that are not there, by name."""
-
-
-class _Outcome:
-    """Holds whatever its block raises, for another thread."""
-
-    error: BaseException | None = None
-
-    def __enter__(self) -> _Outcome:
-        return self
-
-    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> bool:
-        self.error = error
-        return True
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -205,7 +191,7 @@ class PooledWorkers:
     def _run(self, lane: _Lane) -> None:
         """Sample shard after shard, until all is closed or the lane is given up."""
         while (task := self._take(lane)) is not None:
-            began, result, outcome = time.time(), None, _Outcome()
+            began, result, outcome = time.time(), None, Outcome()
             with outcome:
                 result = lane.worker.sample(task.shard)
                 check_result(task.shard, result, lane.worker.name)
@@ -279,7 +265,7 @@ class PooledWorkers:
         """Bring the lane's worker back, however often it takes; False where all ends before."""
         wait_s = self._backoff_s
         while True:
-            began, outcome = time.time(), _Outcome()
+            began, outcome = time.time(), Outcome()
             with outcome:
                 lane.worker.restart()
             with self._changed:

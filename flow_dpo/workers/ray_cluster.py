@@ -24,6 +24,7 @@ from typing import Any
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.workers.settings import WorkersSettings
+from flow_dpo.workers.shard import Outcome
 
 NAMESPACE = "flow-dpo"
 _TRIES = 3
@@ -105,23 +106,24 @@ def _start(ray: Any, folder: Path, learner_device: str) -> None:
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     others = visible_devices(learner_device, before, torch.cuda.device_count())
     for number in range(_TRIES):
-        place = folder / str(number)
-        try:
-            if learner_device.startswith("cuda"):  # read by Ray's processes; torch has read it long ago
-                os.environ["CUDA_VISIBLE_DEVICES"] = others
+        place, outcome = folder / str(number), Outcome()  # Ray raises errors of any kind, plain `Exception` among them
+        if learner_device.startswith("cuda"):  # read by Ray's processes; torch has read it long ago
+            os.environ["CUDA_VISIBLE_DEVICES"] = others
+        with outcome:
             ray.init(
                 address="local", include_dashboard=False, namespace=NAMESPACE, log_to_driver=False,
                 logging_level="ERROR", object_store_memory=_STORE_BYTES, _temp_dir=str(place),
             )  # fmt: skip
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        else:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if outcome.error is None:
             return
-        except (OSError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-            causes.append(_last_line(place) or str(error).partition("\n")[0])
-            ray.shutdown()
-        finally:
-            if before is not None:
-                os.environ["CUDA_VISIBLE_DEVICES"] = before
-            else:
-                os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if not isinstance(outcome.error, Exception):  # Ctrl-C
+            raise outcome.error
+        causes.append(_last_line(place) or str(outcome.error).partition("\n")[0])
+        ray.shutdown()
     raise ConfigError(
         f"expected a Ray cluster on this machine, found that it did not start {_TRIES} times: {'; '.join(causes)}. On "
         "a busy machine start it yourself (ray start --head) and add --workers.address auto"
@@ -131,13 +133,17 @@ def _start(ray: Any, folder: Path, learner_device: str) -> None:
 def _join(ray: Any, address: str) -> None:
     if ray.is_initialized():
         return
-    try:
+    outcome = Outcome()
+    with outcome:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except (OSError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+    if isinstance(outcome.error, Exception):
         raise ConfigError(
-            f"expected a Ray cluster at {address!r} (--workers.address), found none: {str(error).strip()[:300]}; start "
-            "one with: ray start --head, or leave the address out for one of this command's own"
-        ) from error
+            f"expected a Ray cluster at {address!r} (--workers.address), found none: "
+            f"{str(outcome.error).strip()[:300]}; start one with: ray start --head, or leave the address out for one "
+            "of this command's own"
+        ) from outcome.error
+    if outcome.error is not None:
+        raise outcome.error
 
 
 def _last_line(folder: Path) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, Protocol
 
 from flow_dpo.core.errors import EngineError
@@ -69,6 +70,19 @@ class ShardResult:
     grading_s: float
     stats: Mapping[str, float] = field(default_factory=dict[str, float])
     """The engine's counts and seconds."""
+
+
+class Outcome:
+    """Holds whatever its block raises, for whoever is to deal with it, such as another thread."""
+
+    error: BaseException | None = None
+
+    def __enter__(self) -> Outcome:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> bool:
+        self.error = error
+        return True
 
 
 class Worker(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import signal
 from pathlib import Path
@@ -70,6 +71,44 @@ def test_the_raylet_has_the_last_word(tmp_path: Path) -> None:
     (logs / "raylet.out").write_text("one\nThe agent did not start in time\n\n")
     (logs / "raylet.err").write_text("")
     assert ray_cluster._last_line(tmp_path) == "raylet.out: The agent did not start in time"
+
+
+class Flaky:
+    """Ray on a busy machine: its first starts fail, as they do, with a plain `Exception`."""
+
+    def __init__(self, num_failures: int, error: BaseException) -> None:
+        self.left, self.error = num_failures, error
+        self.calls: list[dict[str, Any]] = []
+        self.visible: list[str | None] = []
+
+    def init(self, **words: Any) -> None:
+        self.calls.append(words)
+        self.visible.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if len(self.calls) <= self.left:
+            logs = Path(words["_temp_dir"]) / "session_2026-01-01_1" / "logs"
+            logs.mkdir(parents=True)
+            (logs / "raylet.err").write_text("the agent did not come up")
+            raise self.error
+
+    def shutdown(self) -> None:
+        self.calls[-1]["ended"] = True
+
+
+def test_an_own_cluster_is_started_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    late = Flaky(2, Exception("The current node timed out during startup."))
+    ray_cluster._start(late, tmp_path / "a", "cuda:1")
+    assert [call.get("ended") for call in late.calls] == [True, True, None]
+    assert late.visible == ["4,6"] * 3
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6"
+    assert {call["address"] for call in late.calls} == {"local"}, "no cluster that happens to be there is joined"
+    never = Flaky(3, Exception("The current node timed out during startup."))
+    with pytest.raises(ConfigError, match=r"3 times: raylet.err: the agent did not come up; .*ray start --head"):
+        ray_cluster._start(never, tmp_path / "b", "cpu")
+    stopped = Flaky(1, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        ray_cluster._start(stopped, tmp_path / "c", "cpu")
+    assert len(stopped.calls) == 1
 
 
 def test_other_versions_and_other_code_are_named() -> None:
