@@ -142,7 +142,7 @@ def test_servers_without_ray(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("launch", ["torchrun", "accelerate"])
 def test_ranks(launch: str, tmp_path: Path) -> None:
-    more = ("--run.seed", "3", "--learner.shard_base", "true")
+    more = ("--run.seed", "3", "--learner.rows.shard_base", "true")
     [(name, words, _)] = run("ranks.sh", tmp_path, *more, LAUNCH=launch, RANKS="4")
     assert name == launch
     if launch == "torchrun":
@@ -157,7 +157,7 @@ def test_ranks(launch: str, tmp_path: Path) -> None:
         assert (words[0], parsed.num_processes, parsed.module, parsed.multi_gpu) == ("launch", 4, True, True)
     assert parsed.training_script == "flow_dpo"
     found = settings(parsed.training_script_args)
-    assert (found.run.seed, found.runtime.workers.kind, found.learner.shard_base) == (3, "servers", True)
+    assert (found.run.seed, found.runtime.workers.kind, found.learner.rows.shard_base) == (3, "servers", True)
 
 
 def test_kuberay_runs_the_command_on_a_cluster_that_fits_it() -> None:

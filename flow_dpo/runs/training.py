@@ -12,6 +12,7 @@ before the model is loaded and anything is sampled or written (`resumption`).
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.timeline import Timeline
+
+log = logging.getLogger("flow_dpo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     path = Path(settings.run.output_dir)
     resumption.check(settings, given, path)
     settings = resumption.at_its_date(settings, path)
+    _warn_of_lag(settings)
     with (
         following.leading(settings, kept_versions=settings.run.lag, engine=given.engine) as ranks,
         run_folder.locked(path),
@@ -179,6 +183,19 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         live.doing("writing adapters and the picture")
         keeper.finish()
     return _summarise(settings, console, given, folder, validation)
+
+
+def _warn_of_lag(settings: TrainSettings) -> None:
+    """Say what a lag may do to learning, and where it gains nothing."""
+    lag, learner = settings.run.lag, settings.learner
+    if lag and settings.runtime.workers.kind == "here":
+        log.warning("run.lag %d: workers of this process sample and learn in turns all the same (--workers)", lag)
+    if lag > 1 or (lag and learner.epochs_per_batch > 1):
+        log.warning(
+            "run.lag %d: what is learned was sampled up to %d batches ago, of %d updates or more each; a learning rate "
+            "that was stable without a lag may not be. docs/scaling.md says what happened where, and what helped",
+            lag, lag, learner.epochs_per_batch,
+        )  # fmt: skip
 
 
 @contextmanager
