@@ -26,6 +26,7 @@ from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings
+from flow_dpo.workers import ray_cluster
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.settings import WorkersSettings
 from tests.support.run_equality import assert_same_run
@@ -195,3 +196,20 @@ def test_what_a_cluster_has_not_and_a_worker_that_is_another_are_refused(monkeyp
         open_runtime(settings(kind="ray", address="auto"), FLOW),
     ):
         pass
+
+
+def test_nobody_joins_an_own_cluster_without_its_token() -> None:
+    """Ray listens on every address of the machine, and who is let in may run code there."""
+    join = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print('joined')"
+    with ray_cluster.cluster(WorkersSettings(kind="ray"), learner_device="cpu") as ray:
+        address = ray.get_runtime_context().gcs_address
+        token = os.environ["RAY_AUTH_TOKEN"]
+        assert len(token) == 64
+        without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+        wrong = without | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+        for environment, joins in ((without, False), (wrong, False), (dict(os.environ), True)):
+            done = subprocess.run(
+                [sys.executable, "-c", join, address],
+                env=environment, capture_output=True, text=True, timeout=START_S, check=False,
+            )  # fmt: skip
+            assert ("joined" in done.stdout) == joins, done.stderr[-2000:]
