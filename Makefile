@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup setup-vllm test test-vllm test-ray soak bench bench-vllm study study-recipes study-team check fix seed wheel clean
+.PHONY: quickstart setup setup-vllm test test-vllm test-ray soak soak-ray bench bench-vllm study study-recipes study-team check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -46,6 +46,9 @@ test-vllm: $(VLLM)  ## the tests that need vLLM, over a real server and in proce
 
 test-ray: $(RAY)  ## the tests that start a Ray cluster, one by one: nothing else may be busy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray -W default tests/workers $(ARGS)
+
+soak-ray: $(RAY)  ## 20 kills of workers, learner ranks and head: half an hour
+	$(BIN)/python -m tests.support.kill_cluster --kills 20
 
 soak: $(DEV)  ## the long tests: 200 kills, 10,000 fuzzed files, 10,000 hostile answers
 	$(BIN)/python -m tests.support.kill_runs --points 200
