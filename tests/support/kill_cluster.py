@@ -3,7 +3,7 @@
     python -m tests.support.kill_cluster --kills 20
 
 The run: two learner ranks by torchrun, two workers on Ray, lag 1. A worker that is killed is replaced while the run
-goes on; a rank or the head (rank 0) that is killed ends it, and it is resumed, with one rank or two by turns. At the end
+goes on; a rank or the head (rank 0) that is killed ends it, and it is resumed, with one rank or two by turns. At last
 records, adapters and the whole learner are compared with those of the same run in one process.
 """
 
