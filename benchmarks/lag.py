@@ -1,12 +1,14 @@
 """Accuracy on the embedded seed by lag: what learning from rollouts of older adapters costs.
 
-    python -m benchmarks.lag --output_dir runs/lag          # nine runs of 1,000 problems, an hour
+    python -m benchmarks.lag --output_dir runs/lag                      # nine runs of 1,000 problems, an hour
+    python -m benchmarks.lag --divide --output_dir runs/lag-divided     # batches as much smaller as more are under way
 
 Trains at lag 0, 1 and 3 with each of three seeds and evaluates the adapters on held-out problems. Runs of one seed
 differ in the lag alone: the same problems, the same order. Compared with lag 0 are the accuracies by seed, their mean
 difference with its 95 % t-interval over the seeds, and the same of progressive validation over the last 250 problems.
-What is done already is not done again. Everything is written to lag.json in the folder. A run samples in this process:
-workers elsewhere would change no token.
+With `--divide` a batch at lag k has 1 / (k + 1) of the problems (and of Stop's updates), so that as many problems are
+under way as at lag 0. What is done already is not done again. Everything is written to lag.json in the folder. A run
+samples in this process: workers elsewhere would change no token.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from benchmarks import measuring
 from benchmarks.measuring import Figure
 
 MODULE = "benchmarks.lag"
+BATCH, STOP_UPDATES = 32, 4
+"""Of the preset `seed`: problems of a batch, and Stop's updates of one."""
 
 
 def main() -> None:
@@ -31,6 +35,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/lag"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lags", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--divide", action="store_true", help="keep the number of problems under way")
     parser.add_argument("--max_problems", type=int, default=1000)
     parser.add_argument("--num_held_out", type=int, default=1000)
     settings = parser.parse_args()
@@ -43,10 +48,16 @@ def main() -> None:
     facts = {"command": shlex.join(["python", "-m", MODULE, *sys.argv[1:]]), "runs": runs, "against_lag_0": found}
     (settings.output_dir / "lag.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     print(table(runs, lags, found))
+    divided = " in smaller batches" if settings.divide else ""
     names = {"held_out": "held-out accuracy", "last_250": "progressive accuracy of the last 250"}
     figures = [
         # A ratio of accuracies; whether the interval of the difference holds 0 is in the details.
-        Figure(name=f"lag {lag} over lag 0, seed model: {names[what]}", ratio=each["ratio"], reach="", details=each)
+        Figure(
+            name=f"lag {lag}{divided} over lag 0, seed model: {names[what]}",
+            ratio=each["ratio"],
+            reach="",
+            details=each,
+        )
         for lag, by in found.items()
         for what, each in by.items()
     ]
@@ -57,9 +68,13 @@ def one(settings: argparse.Namespace, lag: int, seed: int) -> dict[str, Any]:
     """One run and its evaluation, unless they are there."""
     run = settings.output_dir / f"lag{lag}-seed{seed}"
     threads = ["--num_threads", str(settings.num_threads)]
+    batch = [
+        "--problems_per_batch", str(BATCH // (lag + 1)), "--learner.roles.stop.updates_per_batch",
+        str(STOP_UPDATES // (lag + 1)),
+    ] if settings.divide else []  # fmt: skip
     flow_dpo(
         run / "adapters", "train", "--run.lag", str(lag), "--seed", str(seed), "--max_problems",
-        str(settings.max_problems), "--output_dir", str(run), *threads,
+        str(settings.max_problems), "--output_dir", str(run), *batch, *threads,
     )  # fmt: skip
     evaluated = run / "held_out"
     flow_dpo(

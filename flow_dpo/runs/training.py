@@ -187,14 +187,16 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
 
 def _warn_of_lag(settings: TrainSettings) -> None:
     """Say what a lag may do to learning, and where it gains nothing."""
-    lag, learner = settings.run.lag, settings.learner
+    lag = settings.run.lag
     if lag and settings.runtime.workers.kind == "here":
         log.warning("run.lag %d: workers of this process sample and learn in turns all the same (--workers)", lag)
-    if lag > 1 or (lag and learner.epochs_per_batch > 1):
+    if lag:
+        under_way = (lag + 1) * settings.run.problems_per_batch
         log.warning(
-            "run.lag %d: what is learned was sampled up to %d batches ago, of %d updates or more each; a learning rate "
-            "that was stable without a lag may not be. docs/scaling.md says what happened where, and what helped",
-            lag, lag, learner.epochs_per_batch,
+            "run.lag %d: %d problems are under way at once, and what is learned is as much older than what learns it. "
+            "At the learning rate of a run without a lag keep their number, with 1/%d of its "
+            "problems_per_batch (docs/scaling.md: what happened otherwise)",
+            lag, under_way, lag + 1,
         )  # fmt: skip
 
 
