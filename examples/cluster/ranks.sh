@@ -5,7 +5,8 @@
 #   RANKS=4 examples/cluster/ranks.sh --learner.rows.shard_base true           the base is cut over the four
 #   LAUNCH=accelerate RANKS=4 examples/cluster/ranks.sh                   the same by accelerate
 #
-# The servers run already (servers.sh shows how). A run that was interrupted goes on with any other number: --resume.
+# The servers run already (servers.sh shows how); on the same machine the learner's GPUs are others than theirs, chosen
+# with CUDA_VISIBLE_DEVICES. A run that was interrupted goes on with any other number of ranks: --resume.
 set -euo pipefail
 
 MODEL=${MODEL:-Qwen/Qwen2.5-7B-Instruct}

@@ -128,7 +128,7 @@ def _run(command: str, words: list[str]) -> int:
 
 
 def _follow(words: list[str]) -> int:
-    """What a rank does that is not the first, in silence: rank 0 tells whatever there is to tell, while it lives."""
+    """What a rank does that is not the first, in silence: rank 0 prints whatever there is to print, while it lives."""
     if "--help" in words or "-h" in words:
         return 0
     from flow_dpo.ranks.group import Rank0Lost

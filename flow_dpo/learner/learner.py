@@ -260,7 +260,7 @@ class Learner:
         cause = gradient.drift.explain(self.policy.model, self._under, others, limit)
         raise LearningError(
             f"role {role!r}: log-probabilities at sampling and at learning differ by {drift:.3f} nats a token on "
-            f"average over the {gradient.measures['compared_share']:.0%} of tokens whose version is at hand, at most "
+            f"average over the {gradient.measures['compared_share']:.0%} of tokens that were compared, at most "
             f"{limit} expected: {cause}; nothing was changed"
         )
 

@@ -82,7 +82,7 @@ def read(folder: Path, policy: Policy, optimizers: Optimizers) -> tuple[Facts, l
     if found.get("schema") != SCHEMA:
         raise DataError(
             f"{place}: expected the schema {SCHEMA!r}, found {found.get('schema')!r:.80}: another version of "
-            "flow-dpo wrote it; begin anew, or use the version that wrote it"
+            "flow-dpo wrote it; begin another run, or use the version that wrote it"
         )
     facts = typed_json.read(Facts, found, place)
     pool: list[Example] = [

@@ -2,8 +2,8 @@
 
     bottleneck(rows)     "learner waits 62 % of the time for rollouts: more workers (--workers.num)"
 
-Told from the last rows of metrics: seconds that workers sampled (summed over them), that the learner waited for
-rollouts, and that it learned. Invariant: nothing is said of a run that samples and learns by turns in one process.
+Found from the last rows of metrics: seconds that workers sampled (summed over them), that the learner waited for
+rollouts, and that it learned. Invariant: no limit is named for a run that samples and learns by turns in one process.
 """
 
 from __future__ import annotations
