@@ -16,6 +16,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,12 @@ import torch
 from flow_dpo.learner.deal import RowResult
 from flow_dpo.learner.gradients import NonFinite
 from flow_dpo.models.drift import Held
-from flow_dpo.ranks.group import Caught, Ranks, portable
+from flow_dpo.ranks.group import Caught, LostRank, Ranks, portable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
-    """What is told of a row before its gradient is sent."""
+    """What is sent of a row before its gradient."""
 
     error: bytes | None
     result: RowResult | None
@@ -50,7 +51,7 @@ class Dealt:
         self.begin()
 
     def begin(self) -> None:
-        """Count anew."""
+        """Begin to count."""
         self._rows, self._tokens, self._seconds = ([0.0] * self._ranks.num for _ in range(3))
         self._waited = 0.0
 
@@ -64,7 +65,8 @@ class Dealt:
         return {"num": self._ranks.num, **by_rank, "wait_seconds": self._waited}
 
     def __call__(self, num_rows: int, compute: Callable[[int], RowResult]) -> Iterator[RowResult]:
-        """The results of all rows. Raises what the first row of a round raised that failed."""
+        """The results of all rows. Raises what the first row of a round raised that failed, and `LostRank` where a rank
+        failed outside of its rows, by itself."""
         for start in range(0, num_rows, self._ranks.num):
             # 1. Every rank its row.
             place = start + self._ranks.rank
@@ -78,8 +80,11 @@ class Dealt:
                 self._ranks.fail(caught.error)  # the others are still in the layers, where they wait for this rank
             done = time.perf_counter()
             # 2. What came of them, or why nothing did.
-            heads: list[_Head] = self._ranks.gather(self._head(own, caught.error, done - began))
+            heads: list[Any] = self._ranks.gather(self._head(own, caught.error, done - began))
             for rank, head in enumerate(heads):
+                if not isinstance(head, _Head):  # it is at the end of the update already, with an error (`learner`)
+                    error = pickle.loads(head[0])
+                    raise LostRank(f"rank {rank} failed by itself: {type(error).__name__}: {error}") from error
                 if head.error is not None:
                     raise caught.error if rank == self._ranks.rank and caught.error else pickle.loads(head.error)
             # 3. The gradients, in order.

@@ -4,8 +4,7 @@
 
 Rank 0 samples, grades and records as one process does; the others follow it. Bits depend on the number of threads, as
 they do in one process, and torchrun sets OMP_NUM_THREADS=1 where it is not set: runs that are to be equal set it, or
---num_threads, alike. Invariant: nothing heavy is imported, so
-that a command that does not learn is refused at once.
+--num_threads, alike. Invariant: nothing heavy is imported, so that a command that does not learn is refused at once.
 """
 
 from __future__ import annotations
@@ -38,15 +37,14 @@ class Place:
 
 
 def place() -> Place:
-    """This process's place; alone where nothing launched it. Raises `ConfigError` for half a statement."""
-    num = _number("WORLD_SIZE", 1)
-    if num == 1:
+    """This process's place; alone where nothing launched it. Raises `ConfigError` for half a statement, which a cluster
+    makes that sets WORLD_SIZE by itself."""
+    num = _number("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
+    if num <= 1:
         return Place()
-    rank = _number("RANK", None)
-    found = Place(
-        rank=rank, num=num, local_rank=_number("LOCAL_RANK", rank), local_num=_number("LOCAL_WORLD_SIZE", num)
-    )
-    if not 0 <= rank < num:
+    rank = _number("RANK")
+    found = Place(rank=rank, num=num, local_rank=_number("LOCAL_RANK"), local_num=_number("LOCAL_WORLD_SIZE"))
+    if rank >= num:
         raise ConfigError(f"expected RANK from 0 to {num - 1}, found {rank}: start ranks with torchrun")
     for name, value in (
         ("ACCELERATE_USE_FSDP", "--learner.rows.shard_base true"),
@@ -65,12 +63,17 @@ def refuse_ranks(command: str) -> None:
     if place().num > 1 and command not in LEARNS:
         raise ConfigError(
             f"{command} does not learn over ranks, but {place().num} processes of it were launched (WORLD_SIZE): start "
-            "it once, and sample on several machines with --workers"
+            "it once, without torchrun and with WORLD_SIZE unset, and sample on several machines with --workers"
         )
 
 
-def _number(name: str, default: int | None) -> int:
-    text = os.environ.get(name, "" if default is None else str(default))
-    if not text.isdecimal():
-        raise ConfigError(f"expected {name} to be a number, as torchrun and accelerate launch set it, found {text!r}")
+def _number(name: str) -> int:
+    text = os.environ.get(name)
+    if text is None or not text.isdecimal():
+        stated = os.environ.get("WORLD_SIZE", "")
+        raise ConfigError(
+            f"expected {name} to be a number, as torchrun and accelerate launch set it, found "
+            f"{'nothing' if text is None else repr(text)} beside WORLD_SIZE={stated}: start ranks with one of these, "
+            "or unset WORLD_SIZE where the cluster has set it and this is the only process"
+        )
     return int(text)

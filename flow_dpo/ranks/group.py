@@ -3,8 +3,8 @@
 Commands of rank 0 go through the store, for which a rank can wait as long as rank 0 samples; objects and gradients by
 collectives, once all are at it:
 
-    rank 0   announce("update")      share(examples)   gather(...)   ...   close: "end"
-    rank 1   next_command()          share()           gather(...)   ...   next_command() -> "end"
+    rank 0   share(examples, command="update")        gather(...)   ...   close: "end"
+    rank 1   next_command() -> "update"  share()      gather(...)   ...   next_command() -> "end"
 
 Invariants: whoever waits ends when the one waited for does: rank 0 beats through the store, and a connection that is
 closed in a collective is an error that names the rank, as far as it left word. Messages are pickles: ranks are one
@@ -13,6 +13,8 @@ program, and trust each other as torch's own object collectives do.
 
 from __future__ import annotations
 
+import logging
+import os
 import pickle
 import threading
 import time
@@ -27,8 +29,10 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from flow_dpo.core.errors import LearningError
+from flow_dpo.core.errors import ConfigError, LearningError
 from flow_dpo.ranks.environment import Place, place
+
+log = logging.getLogger("flow_dpo")
 
 JOIN_LIMIT = timedelta(minutes=10)
 """For which ranks wait for one another at the beginning."""
@@ -90,8 +94,19 @@ class Ranks:
 
     def __init__(self, where: Place) -> None:
         self.rank, self.num, self.place = where.rank, where.num, where
-        store, _, _ = next(iter(rendezvous("env://", timeout=JOIN_LIMIT)))
-        dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.num, timeout=COLLECTIVE_LIMIT)
+        if not self.rank:
+            log.info("waiting for %d ranks", self.num)
+        try:
+            store, _, _ = next(iter(rendezvous("env://", timeout=JOIN_LIMIT)))
+            dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.num, timeout=COLLECTIVE_LIMIT)
+        except (ValueError, RuntimeError) as error:
+            raise LostRank(
+                f"expected {self.num} ranks to meet (WORLD_SIZE), found that not all came: {error}. Start all of them "
+                "with torchrun or accelerate launch, or one process with WORLD_SIZE unset"
+            ) from error
+        # Otherwise a group that a program started from here makes for itself, as vLLM's engine does, would wait for a
+        # store of torchrun's.
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
         self._store = PrefixStore("flow_dpo", store)
         self._tensors: dist.ProcessGroup | None = None
         self._count = 0
@@ -113,7 +128,7 @@ class Ranks:
             self._tensors = group
 
     def announce(self, command: str) -> None:
-        """Rank 0: tell the others what comes."""
+        """Rank 0: let the others know what comes."""
         self._count += 1
         self._store.set(f"command/{self._count}", command)
 
@@ -132,9 +147,20 @@ class Ranks:
         except dist.DistError as error:
             raise Rank0Lost(f"rank 0 is gone: {error}") from error
 
-    def share(self, value: Any = None) -> Any:
-        """What rank 0 hands over, on all ranks."""
-        held: list[Any] = [None if self.rank else pickle.dumps(value)]
+    def share(self, value: Any = None, *, command: str = "") -> Any:
+        """What rank 0 hands over, on all ranks. With a command rank 0 announces it before.
+
+        Raises `ConfigError` for what cannot be sent, before anything is.
+        """
+        try:
+            held: list[Any] = [None if self.rank else pickle.dumps(value)]
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"expected an objective and examples that can be sent to other ranks, found that they cannot: {error}; "
+                "define their classes at the top of a module"
+            ) from error
+        if command:
+            self.announce(command)
         with self._collective():
             dist.broadcast_object_list(held, src=0)
         return pickle.loads(held[0]) if self.rank else value
@@ -152,7 +178,7 @@ class Ranks:
             dist.broadcast(flat.view(torch.uint8), src=source, group=self._tensors)
 
     def fail(self, error: Exception) -> NoReturn:
-        """Leave for an error that others cannot be told of, since they wait in a collective."""
+        """Leave for an error that others cannot be sent, since they wait in another collective."""
         if isinstance(error, dist.DistBackendError) or "gloo/transport" in str(error):  # another rank's, seen from here
             self._lost(error)
         raise LostRank(f"rank {self.rank}: {type(error).__name__}: {error}") from error
@@ -165,13 +191,12 @@ class Ranks:
         """Leave. Rank 0 lets the others end, and waits for them; raises `LostRank` for those that do not answer."""
         self._over.set()
         if self.rank:
+            # The reason first: whoever waits for this rank looks for it as soon as the connection is closed.
+            if error is not None and not isinstance(error, Ended):
+                own = f"rank {self.rank}: {type(error).__name__}: {error}"
+                self._leave_word("failed", str(error) if isinstance(error, LostRank) else own, error)
             self._cut()
-            if not isinstance(error, Rank0Lost):  # then its store may be gone too
-                with suppress(dist.DistError):
-                    if error is not None and not isinstance(error, Ended):
-                        own = f"rank {self.rank}: {type(error).__name__}: {error}"
-                        self._store.set(f"failed/{self.rank}", str(error) if isinstance(error, LostRank) else own)
-                    self._store.set(f"ended/{self.rank}", "")
+            self._leave_word("ended", "", error)
             return
         self._store.set(END, "")
         self.announce(END)
@@ -180,8 +205,13 @@ class Ranks:
         if said and (error is None or isinstance(error, KeyboardInterrupt)):
             raise LostRank(f"{said}. {_HOW_TO_GO_ON}") from error
 
+    def _leave_word(self, what: str, text: str, error: BaseException | None) -> None:
+        if not isinstance(error, Rank0Lost):  # then its store may be gone too
+            with suppress(dist.DistError):
+                self._store.set(f"{what}/{self.rank}", text)
+
     def _cut(self) -> None:
-        """Close all connections: whoever is in a collective is told that it comes to nothing."""
+        """Close all connections: in whoever is in a collective it fails."""
         if dist.is_initialized():
             dist.destroy_process_group()
 

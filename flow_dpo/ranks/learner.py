@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from flow_dpo.core.errors import LearningError
+from flow_dpo.core.errors import FlowDpoError, LearningError
 from flow_dpo.core.objective import Objective
 from flow_dpo.core.types import Example
 from flow_dpo.learner import state
@@ -57,12 +57,11 @@ class LeadingLearner(Learner):
     def update(self, objective: Objective, examples: Sequence[Example]) -> Row:
         """As one process does, and to the same bits. Adds "ranks/...": rows, tokens and busy seconds of each rank."""
         self._check_examples(objective, examples)
-        self._ranks.announce("update")
-        self._ranks.share((None if self._sent else _written(self), objective, examples))
+        self._ranks.share((None if self._sent else _written(self), objective, examples), command="update")
         self._sent = True
         self._dealt.begin()
         learn = partial(super().update, objective, examples)
-        row = _together(self._ranks, self, self._base, None, learn)
+        row = _together(self._ranks, self, self._dealt, self._base, None, learn)
         return row | {f"ranks/{name}": value for name, value in self._dealt.measures().items()}
 
 
@@ -77,7 +76,7 @@ def follow(ranks: Ranks, policy: Policy, settings: LearnerSettings, *, kept_vers
         while ranks.next_command() != END:
             written, objective, examples = ranks.share()
             with Caught():  # rank 0 raises the same, and decides what follows
-                _together(ranks, replica, base, written, partial(replica.update, objective, examples))
+                _together(ranks, replica, dealt, base, written, partial(replica.update, objective, examples))
 
 
 def _shard(learner: Learner, ranks: Ranks, dealt: Dealt) -> None:
@@ -87,7 +86,7 @@ def _shard(learner: Learner, ranks: Ranks, dealt: Dealt) -> None:
 
 
 def _together(
-    ranks: Ranks, learner: Learner, base: str, written: dict[str, bytes] | None, update: Callable[[], Row]
+    ranks: Ranks, learner: Learner, dealt: Dealt, base: str, written: dict[str, bytes] | None, update: Callable[[], Row]
 ) -> Row:
     """Make an update as all ranks do, and compare what came of it.
 
@@ -105,6 +104,8 @@ def _together(
     row: Row = {}
     with caught:
         row = update()
+    if dealt.aligned and caught.error is not None and not isinstance(caught.error, FlowDpoError):
+        ranks.fail(caught.error)  # this rank's own, such as a lack of memory: the others wait for it in a layer
     _agree(ranks, caught, None if caught.error else checksums(learner))
     return row
 

@@ -1,4 +1,4 @@
-"""A training run over several ranks: what rank 0 tells the others of the run, and what these do.
+"""A training run over several ranks: what rank 0 hands the others of the run, and what these do.
 
     rank 0    with leading(settings) as ranks: ...       the run, as one process makes it
     others    follow()                                   model, adapters and learner; no folder, engine, grader or data
@@ -35,6 +35,8 @@ from flow_dpo.runs.settings import TrainSettings
 
 _SAME = ("versions", "python", "code")
 """Facts of an environment in which ranks must agree."""
+_OWN_WEIGHTS = ("vllm", "vllm_server")
+"""Engines that sample with weights of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,8 @@ def leading(settings: TrainSettings, *, kept_versions: int = 0, engine: object =
                 sources=tuple(each for each in sources if is_source(each[1])),
             )
             ranks.share(run)
-            _compare_environments(ranks)
-            ranks.use_device(device_of(run.model))
+            _compare_environments(ranks, device := device_of(run.model))
+            ranks.use_device(device)
         yield ranks
 
 
@@ -89,8 +91,8 @@ def follow() -> None:
         try:
             run: _Run = ranks.share()
             _check_device(run.model, ranks.place)
-            _compare_environments(ranks)
-            ranks.use_device(device_of(run.model))
+            _compare_environments(ranks, device := device_of(run.model))
+            ranks.use_device(device)
             for kind, source in run.sources:
                 load_object(source, kind=kind)  # pyright: ignore[reportArgumentType]
             policy = Policy(load_model(run.model).model, run.roles, run.lora, seed=run.seed)
@@ -104,12 +106,13 @@ def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> Non
     not take part in its forwards."""
     if not settings.learner.rows.shard_base:
         return
-    here = settings.runtime.workers.kind == "here"
-    if here and (callable(engine) or engines.kind_of(settings.runtime.engine) == "local"):
+    chosen, here = settings.runtime.engine, settings.runtime.workers.kind == "here"
+    merged = isinstance(chosen, engines.VllmSettings) and chosen.sync == "merged"
+    if here and (callable(engine) or merged or engines.kind_of(chosen) not in _OWN_WEIGHTS):
         raise ConfigError(
-            "expected an engine outside of this process with --learner.rows.shard_base true, found one that samples "
-            "with the learner's own model, of which each rank holds a part: sample with --workers ray or --workers "
-            "servers, or leave shard_base out"
+            "expected an engine outside of this process with --learner.rows.shard_base true, found one that needs "
+            "the learner's own model, of which each rank holds a part: sample with --workers ray or --workers servers, "
+            "or leave shard_base out"
         )
     if where.num == 1:
         logging.getLogger("flow_dpo").warning(
@@ -126,17 +129,22 @@ def _check_device(model: ModelSettings, where: Place) -> None:
             f"expected a GPU for each of the {where.local_num} ranks of this machine, found {found}: start as many "
             "ranks as there are GPUs (--nproc-per-node), or give --device cpu"
         )
+    if ":" in model.device and where.local_num > 1:
+        raise ConfigError(
+            f"expected --device cuda, of which each of the {where.local_num} ranks takes one, found {model.device!r}: "
+            "choose GPUs with CUDA_VISIBLE_DEVICES"
+        )
     torch.cuda.set_device(where.local_rank)
 
 
-def _compare_environments(ranks: Ranks) -> None:
-    """Raise `ConfigError` on all ranks where one has other versions or code."""
+def _compare_environments(ranks: Ranks, device: torch.device) -> None:
+    """Raise `ConfigError` on all ranks where one has other versions or code, or a device of another kind."""
     facts = run_folder.environment()
-    found = ranks.gather({name: facts[name] for name in _SAME})
+    found = ranks.gather({name: facts[name] for name in _SAME} | {"device": device.type})
     for rank, theirs in enumerate(found):
         if differing := run_folder.differences(found[0], theirs):
             name, (first, other) = next(iter(differing.items()))
             raise ConfigError(
-                f"expected the same code and versions on all ranks, found {name} {other!r} on rank {rank} and "
-                f"{first!r} on rank 0: install the same on every machine"
+                f"expected the same code, versions and kind of device on all ranks, found {name} {other!r} on rank "
+                f"{rank} and {first!r} on rank 0: use the same on every machine"
             )

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.ranks import environment
 from flow_dpo.workers.settings import WorkersSettings
 from flow_dpo.workers.shard import Outcome
 
@@ -86,16 +87,16 @@ def check_resources(settings: WorkersSettings, found: Mapping[str, float], learn
             )
 
 
-def visible_devices(learner_device: str, visible: str | None, num_devices: int) -> str:
+def visible_devices(learner_device: str, visible: str | None, num_devices: int, num_ranks: int = 1) -> str:
     """CUDA_VISIBLE_DEVICES of an own cluster's workers: all devices that this process sees but the learner's.
 
-    `visible` is the variable as this process has it, `num_devices` how many torch counts. "cuda:1" of "4,5,6" leaves
-    "4,6".
+    `visible` is the variable as this process has it, `num_devices` how many torch counts, `num_ranks` how many ranks
+    of the learner are on this machine: they have the first ones, one each. "cuda:1" of "4,5,6" leaves "4,6".
     """
     names = [str(index) for index in range(num_devices)] if visible is None else [*filter(None, visible.split(","))]
     kind, _, index = learner_device.partition(":")
-    taken = int(index or 0) if kind == "cuda" else -1
-    return ",".join(name for place, name in enumerate(names) if place != taken)
+    taken = {int(index or 0), *range(num_ranks if num_ranks > 1 else 0)} if kind == "cuda" else set[int]()
+    return ",".join(name for place, name in enumerate(names) if place not in taken)
 
 
 def _start(ray: Any, folder: Path, learner_device: str) -> None:
@@ -104,7 +105,7 @@ def _start(ray: Any, folder: Path, learner_device: str) -> None:
 
     causes: list[str] = []
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    others = visible_devices(learner_device, before, torch.cuda.device_count())
+    others = visible_devices(learner_device, before, torch.cuda.device_count(), environment.place().local_num)
     for number in range(_TRIES):
         place, outcome = folder / str(number), Outcome()  # Ray raises errors of any kind, plain `Exception` among them
         if learner_device.startswith("cuda"):  # read by Ray's processes; torch has read it long ago

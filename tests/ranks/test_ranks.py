@@ -14,6 +14,7 @@ import pytest
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.ranks.environment import Place, place, refuse_ranks
+from flow_dpo.ranks.group import LostRank, joined
 
 PACKED, PLAIN = "packed", "plain, dropout, bfloat16"
 
@@ -127,6 +128,7 @@ def test_nobody_hangs_whoever_dies(ran: Path) -> None:
         "refused": [0, 0, 0],
         "refused, sharded": [1, 1],
         "differing": [0, 0],
+        "by itself": [1, 0, 1],
         "follower killed in a row": [1, -9, 0],
         "follower killed while rank 0 samples": [1, -9, 0],
         "leader killed": [-9, 1, 1],
@@ -136,8 +138,19 @@ def test_nobody_hangs_whoever_dies(ran: Path) -> None:
     for name in ("in a row", "while rank 0 samples"):
         told = (ran / "wrong" / f"follower killed {name}" / "output-0.txt").read_text()
         assert "rank 1 does not answer: dead, cut off, or still at a row. What was committed is whole: resume" in told
+    for rank in (0, 2):
+        told = (ran / "wrong" / "by itself" / f"output-{rank}.txt").read_text()
+        assert "LostRank: rank 1 failed by itself: OutOfMemoryError: no room" in told
     for name in ("leader killed", "leader killed, its store alive"):
         assert "Rank0Lost" in (ran / "wrong" / name / "output-2.txt").read_text()
+
+
+def test_ranks_that_do_not_meet_end_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(LostRank, match=r"expected 2 ranks to meet.*MASTER_ADDR.*or one process with WORLD_SIZE unset"):
+        joined()
 
 
 # ---- the environment ------------------------------------------------------------------------------------------------
@@ -148,7 +161,10 @@ def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     assert place() == Place()
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match="expected RANK to be a number, as torchrun"):
+    with pytest.raises(ConfigError, match=r"expected RANK to be a number, as torchrun.*nothing beside WORLD_SIZE=4"):
+        refuse_ranks("report")
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(ConfigError, match=r"expected LOCAL_RANK to be a number.*unset WORLD_SIZE where the clus"):
         place()
     for name, value in (("RANK", "3"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)

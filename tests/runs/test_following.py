@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.engines.settings import VllmSettings
 from flow_dpo.engines.settings import default_settings as default_engine
 from flow_dpo.learner.settings import RowSettings
 from flow_dpo.models.settings import ModelSettings
@@ -31,18 +32,18 @@ class OtherRank:
 
 
 def compare(**facts: Any) -> None:
-    following._compare_environments(cast(Ranks, OtherRank(**facts)))
+    following._compare_environments(cast(Ranks, OtherRank(**facts)), torch.device("cuda:0"))
 
 
-def test_other_code_or_versions_on_a_rank_are_refused() -> None:
+def test_other_code_versions_or_devices_on_a_rank_are_refused() -> None:
     compare()
     versions = run_folder.environment()["versions"]
-    with pytest.raises(
-        ConfigError, match=r"found versions\.torch '1\.0' on rank 1 and '.*' on rank 0: install the same"
-    ):
+    with pytest.raises(ConfigError, match=r"found versions\.torch '1\.0' on rank 1 and '.*' on rank 0: use the same"):
         compare(versions={**versions, "torch": "1.0"})
-    with pytest.raises(ConfigError, match="same code and versions on all ranks, found code 'abc' on rank 1"):
+    with pytest.raises(ConfigError, match="same code, versions and kind of device on all ranks, found code 'abc' on r"):
         compare(code="abc")
+    with pytest.raises(ConfigError, match="found device 'cpu' on rank 1 and 'cuda' on rank 0"):
+        compare(device="cpu")
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +57,8 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     following._check_device(gpu, Place(rank=3, num=4, local_rank=1, local_num=2))
     following._check_device(cpu, Place(rank=3, num=6, local_rank=0, local_num=3))
     assert taken == [1]
+    with pytest.raises(ConfigError, match="--device cuda, of which each of the 2 ranks takes one, found 'cuda:1'"):
+        following._check_device(ModelSettings(device="cuda:1"), Place(rank=0, num=2, local_num=2))
 
 
 def sharing(engine: str, kind: Any) -> TrainSettings:
@@ -69,11 +72,16 @@ def sharing(engine: str, kind: Any) -> TrainSettings:
 
 def test_a_shared_base_wants_an_engine_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
     two = Place(rank=0, num=2)
-    for engine, given in (("local", None), ("vllm", lambda loaded, policy: None)):
+    for engine, given in (("local", None), ("plain", None), ("vllm", lambda loaded, policy: None)):
         with pytest.raises(ConfigError, match=r"an engine outside of this process with --learner.rows.shard_base true"):
             following._check_sharing(sharing(engine, "here"), two, given)
+    merged = sharing("vllm", "here")
+    merged = replace(merged, runtime=replace(merged.runtime, engine=VllmSettings(sync="merged")))
+    with pytest.raises(ConfigError, match="found one that needs the learner's own model"):
+        following._check_sharing(merged, two, None)
     with caplog.at_level(logging.WARNING):
         following._check_sharing(sharing("local", "ray"), two, None)
+        following._check_sharing(sharing("plain", "ray"), two, None)
         following._check_sharing(sharing("vllm", "here"), two, None)
         assert not caplog.records
         following._check_sharing(sharing("vllm", "here"), Place(), None)

@@ -28,6 +28,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from flow_dpo.core.objective import Loss
 from flow_dpo.core.types import Example, by_role
+from flow_dpo.learner.gradients import Gradients
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings, RowSettings
@@ -286,6 +287,13 @@ def refused(folder: Path, *, shard: bool, ways: Sequence[str]) -> None:
         learner = LeadingLearner(policy, case.settings, ranks=ranks)
         learner.check()
         made = pairs(3)
+
+        class Local(DpoAndVerdicts):
+            """Of a function, which no other process has."""
+
+        with Caught() as caught:
+            learner.update(Local(), made)
+        assert "define their classes at the top of a module" in str(caught.error)
         for how in ways:
             before = {name: tensor.clone() for name, tensor in learner.tensors().items()}
             with Caught() as caught:
@@ -325,11 +333,32 @@ def differing(folder: Path) -> None:
     (folder / "said.json").write_text(json.dumps(str(caught.error)))
 
 
+def by_itself(folder: Path) -> None:
+    """A rank lacks memory outside of its rows, while the others are in theirs."""
+    compare = Gradients._compare_again
+
+    def lacking(self: Gradients, role: str, *rest: Any) -> None:
+        if place().rank == 1 and role == "stop":
+            raise torch.OutOfMemoryError("no room")
+        compare(self, role, *rest)
+
+    Gradients._compare_again = lacking
+    with joined() as ranks:
+        assert ranks is not None
+        case = CASES["packed"]
+        if ranks.rank:
+            follow(ranks, case.policy(), case.settings)
+            return
+        learner = LeadingLearner(case.policy(), case.settings, ranks=ranks)
+        learner.update(DpoAndVerdicts(), pairs(3))
+
+
 def dying(folder: Path, *, who: int, when: str) -> None:
     """One rank is killed: while rank 0 samples, or in a row."""
     case = CASES["packed"]
     with joined() as ranks:
         assert ranks is not None
+        assert "TORCHELASTIC_USE_AGENT_STORE" not in os.environ, "vLLM's engine would wait for such a store"
         policy = case.policy()
         if ranks.rank:
             if when == "sampling" and ranks.rank == who:
@@ -354,6 +383,7 @@ def wrong(folder: Path) -> None:
         "refused": (partial(refused, shard=False, ways=("nan", "own", "memory")), 3),
         "refused, sharded": (partial(refused, shard=True, ways=("nan",)), 2),
         "differing": (differing, 2),
+        "by itself": (by_itself, 3),
         "follower killed in a row": (partial(dying, who=1, when="a row"), 3),
         "follower killed while rank 0 samples": (partial(dying, who=1, when="sampling"), 3),
         "leader killed": (partial(dying, who=0, when="sampling"), 3),

@@ -38,6 +38,12 @@ def test_workers_get_the_devices_that_the_learner_has_not(
     assert visible_devices(learner, visible, num) == left
 
 
+def test_workers_get_no_device_of_another_rank() -> None:
+    assert visible_devices("cuda:0", None, 4, num_ranks=2) == "2,3"
+    assert visible_devices("cuda:0", "4,5,6", 3, num_ranks=3) == ""
+    assert visible_devices("cpu", None, 2, num_ranks=2) == "0,1"
+
+
 def test_more_than_the_cluster_has_is_refused_with_the_numbers() -> None:
     has = {"CPU": 8.0, "GPU": 2.0}
     check_resources(WorkersSettings(kind="ray", num=2, num_threads=4, num_gpus=1), has, "cpu")
