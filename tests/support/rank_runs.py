@@ -28,7 +28,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from flow_dpo.core.objective import Loss
 from flow_dpo.core.types import Example, by_role
-from flow_dpo.learner.gradients import Gradients
+from flow_dpo.learner.gradients import Gradient, Gradients
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings, RowSettings
@@ -288,11 +288,8 @@ def refused(folder: Path, *, shard: bool, ways: Sequence[str]) -> None:
         learner.check()
         made = pairs(3)
 
-        class Local(DpoAndVerdicts):
-            """Of a function, which no other process has."""
-
         with Caught() as caught:
-            learner.update(Local(), made)
+            learner.update(type("Unknown", (DpoAndVerdicts,), {})(), made)
         assert "define their classes at the top of a module" in str(caught.error)
         for how in ways:
             before = {name: tensor.clone() for name, tensor in learner.tensors().items()}
@@ -335,17 +332,16 @@ def differing(folder: Path) -> None:
 
 def by_itself(folder: Path) -> None:
     """A rank lacks memory outside of its rows, while the others are in theirs."""
-    compare = Gradients._compare_again
+    case, compute = CASES["packed"], Gradients.compute
 
-    def lacking(self: Gradients, role: str, *rest: Any) -> None:
+    def lacking(self: Gradients, objective: Any, role: str, *rest: Any) -> Gradient:
         if place().rank == 1 and role == "stop":
             raise torch.OutOfMemoryError("no room")
-        compare(self, role, *rest)
+        return compute(self, objective, role, *rest)
 
-    Gradients._compare_again = lacking
+    Gradients.compute = lacking  # pyright: ignore[reportAttributeAccessIssue]
     with joined() as ranks:
         assert ranks is not None
-        case = CASES["packed"]
         if ranks.rank:
             follow(ranks, case.policy(), case.settings)
             return
