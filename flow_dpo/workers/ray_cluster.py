@@ -33,7 +33,12 @@ _LONGEST_FOLDER = 32
 """Characters of the folder for temporary files: Ray's sockets lie deep below it, and 107 are the limit in all."""
 _STORE_BYTES = 512 << 20
 """Of the object store of an own cluster: it holds adapters, and trees on their way."""
-_OFF = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+_OFF = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # Otherwise a call after the end, of a thread that comes too late, would start another cluster.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+}
 
 
 @contextmanager
@@ -103,21 +108,18 @@ def _start(ray: Any, folder: Path, learner_device: str) -> None:
     import torch
 
     causes: list[str] = []
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    others = visible_devices(learner_device, before, torch.cuda.device_count())
+    # What actors that are killed leave behind is gone with the cluster.
+    inherited = {"TMPDIR": str(folder)}
+    if learner_device.startswith("cuda"):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        inherited["CUDA_VISIBLE_DEVICES"] = visible_devices(learner_device, visible, torch.cuda.device_count())
     for number in range(_TRIES):
         place, outcome = folder / str(number), Outcome()  # Ray raises errors of any kind, plain `Exception` among them
-        if learner_device.startswith("cuda"):  # read by Ray's processes; torch has read it long ago
-            os.environ["CUDA_VISIBLE_DEVICES"] = others
-        with outcome:
+        with outcome, _environment(inherited):
             ray.init(
                 address="local", include_dashboard=False, namespace=NAMESPACE, log_to_driver=False,
                 logging_level="ERROR", object_store_memory=_STORE_BYTES, _temp_dir=str(place),
             )  # fmt: skip
-        if before is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
-        else:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         if outcome.error is None:
             return
         if not isinstance(outcome.error, Exception):  # Ctrl-C
@@ -128,6 +130,21 @@ def _start(ray: Any, folder: Path, learner_device: str) -> None:
         f"expected a Ray cluster on this machine, found that it did not start {_TRIES} times: {'; '.join(causes)}. On "
         "a busy machine start it yourself (ray start --head) and add --workers.address auto"
     )
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """These variables for the processes that are begun in this context; this one has read its own long ago."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _join(ray: Any, address: str) -> None:
