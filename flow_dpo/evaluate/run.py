@@ -127,16 +127,10 @@ def measure_run(
         run_folder.locked(folder) if write else nullcontext(),
         Live(console) as live,
         open_runtime(
-            runtime_settings,
-            work.flow,
-            roles=flow.roles,
-            seed=settings.seed,
-            engine=given.engine,
-            grader=given.grader,
-            problems=problems,
-            doing=live.doing,
+            runtime_settings, work.flow, roles=flow.roles, seed=settings.seed, engine=given.engine, grader=given.grader,
+            problems=problems, doing=live.doing,
         ) as runtime,
-    ):
+    ):  # fmt: skip
         adapters = load_adapters(runtime.policy, speaking)
         fitting, found = contamination.check(runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap)
         work.check(runtime)
