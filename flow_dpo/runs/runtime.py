@@ -150,13 +150,7 @@ def open_runtime(
     roles = tuple(flow.roles if roles is None else roles)
     own = engine if callable(engine) else None
     check_workers(settings.workers, settings.engine, own_engine=own is not None)
-    if problems is None:
-        doing(f"reading the problems of {settings.data.dataset_name}")
-        problems = load(settings.data)
-    doing(f"loading {settings.model.model_name_or_path}")
-    loaded = load_model(settings.model)
-    if started := starting(settings.workers, settings.engine):
-        doing(started)
+    problems, loaded = _loaded(settings, problems, doing)
     setup = WorkerSetup(
         workers=settings.workers, model=dated(settings.model, loaded.renderer), lora=settings.lora,
         engine=settings.engine, grading=settings.grading, roles=roles, seed=seed, opener=own, environment=environment,
@@ -178,6 +172,20 @@ def open_runtime(
                 learner_settings=defaults.learner,
                 fitting=fitting,
             )
+
+
+def _loaded(
+    settings: RuntimeSettings, problems: ProblemSet | None, doing: Callable[[str], None]
+) -> tuple[ProblemSet, LoadedModel]:
+    """The problems, where they are not there yet, and the model; says what is begun then."""
+    if problems is None:
+        doing(f"reading the problems of {settings.data.dataset_name}")
+        problems = load(settings.data)
+    doing(f"loading {settings.model.model_name_or_path}")
+    loaded = load_model(settings.model)
+    if started := starting(settings.workers, settings.engine):
+        doing(started)
+    return problems, loaded
 
 
 @dataclass(frozen=True, kw_only=True)
