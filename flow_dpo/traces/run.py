@@ -111,8 +111,10 @@ def generate_run(
             report(f"going on after {before.num_problems_sampled} problems and {before.traces} traces")
             header |= before.facts()
         live.begin(len(problems), "problems", before.num_problems_sampled)
-        kept = kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False)
-        with kept as (workers, journal):
+        with kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False) as (
+            workers,
+            journal,
+        ):
             folder = TraceFolder(path, header, num_traces=before.traces)
             for traces, tally in generate(
                 sampled, trace_pass(flow), parsed["explore"], problems, workers, runtime.renderer,
