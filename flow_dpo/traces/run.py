@@ -103,23 +103,20 @@ def generate_run(
         adapters = load_adapters(runtime.policy, parsed["speaking"])
         header = _header(parsed, runtime, adapters)
         problems = _only_of(runtime.fitting, settings.problems_of)
-        batch_problems = runtime.whole_shards(settings.batch_problems)
-        at_once = -(-runtime.problems_under_way(batch_problems) // batch_problems)
+        batch, under_way = runtime.whole_shards(settings.batch_problems), runtime.problems_under_way(1)
         header |= {"num_problems": len(problems)}
         tally = before = _tally_so_far(path, header)
         if before.num_problems_sampled:
             report(f"going on after {before.num_problems_sampled} problems and {before.traces} traces")
             header |= before.facts()
         live.begin(len(problems), "problems", before.num_problems_sampled)
-        with kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False) as (
-            workers,
-            journal,
-        ):
+        kept = kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False)
+        with kept as (workers, journal):
             folder = TraceFolder(path, header, num_traces=before.traces)
             for traces, tally in generate(
                 sampled, trace_pass(flow), parsed["explore"], problems, workers, runtime.renderer,
-                runtime.backends.grader, adapters, replace(settings, batch_problems=batch_problems), selection, before,
-                batches_at_once=at_once,
+                runtime.backends.grader, adapters, replace(settings, batch_problems=batch), selection, before,
+                batches_at_once=-(-under_way // batch),
             ):  # fmt: skip
                 folder.append(traces, tally.facts())
                 if journal is not None:
