@@ -62,11 +62,10 @@ def cluster(settings: WorkersSettings, *, learner_device: str) -> Iterator[Any]:
         )
     folder = Path(tempfile.mkdtemp(prefix="fdr", dir=_short_folder()))
     try:
-        with _signals_kept():
-            if settings.address:
-                _join(ray, settings.address)
-            else:
-                _start(ray, folder, learner_device)
+        if settings.address:
+            _join(ray, settings.address)
+        else:
+            _start(ray, folder, learner_device)
         check_resources(settings, ray.cluster_resources(), learner_device)
         yield ray
     finally:
@@ -115,7 +114,7 @@ def _start(ray: Any, folder: Path, learner_device: str) -> None:
         inherited["CUDA_VISIBLE_DEVICES"] = visible_devices(learner_device, visible, torch.cuda.device_count())
     for number in range(_TRIES):
         place, outcome = folder / str(number), Outcome()  # Ray raises errors of any kind, plain `Exception` among them
-        with outcome, _environment(inherited):
+        with outcome, _environment(inherited), _signals_kept():
             ray.init(
                 address="local", include_dashboard=False, namespace=NAMESPACE, log_to_driver=False,
                 logging_level="ERROR", object_store_memory=_STORE_BYTES, _temp_dir=str(place),
@@ -151,7 +150,7 @@ def _join(ray: Any, address: str) -> None:
     if ray.is_initialized():
         return
     outcome = Outcome()
-    with outcome:
+    with outcome, _signals_kept():
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     if isinstance(outcome.error, Exception):
         raise ConfigError(
@@ -181,13 +180,24 @@ def _short_folder() -> str:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray sets a handler of its own for SIGTERM, which here means to stop and keep what was done."""
+    """Ray sets a handler of its own for SIGTERM, which here means to stop and keep what was done; and a start that is
+    broken off leaves processes behind: a signal counts when it is over, unless it comes twice."""
     names: Sequence[int] = (signal.SIGTERM, signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()
-    before = {name: signal.getsignal(name) for name in names}
+    before = {name: handler for name in names if main and (handler := signal.getsignal(name)) is not None}
+    came: list[int] = []
+
+    def late(number: int, _: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    for name in before:
+        signal.signal(name, late)
     try:
         yield
     finally:
         for name, handler in before.items():
-            if main and handler is not None:
-                signal.signal(name, handler)
+            signal.signal(name, handler)
+        if len(came) == 1:
+            signal.raise_signal(came[0])

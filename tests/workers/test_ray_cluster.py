@@ -117,6 +117,28 @@ def test_an_own_cluster_is_started_three_times(tmp_path: Path, monkeypatch: pyte
     assert len(stopped.calls) == 1
 
 
+class Interrupted(Flaky):
+    """Ctrl-C comes in the middle of its start, or twice."""
+
+    num_signals, whole = 1, False
+
+    def init(self, **words: Any) -> None:
+        for _ in range(self.num_signals):
+            signal.raise_signal(signal.SIGINT)
+        self.whole = True
+
+
+@pytest.mark.parametrize("num_signals", [1, 2])
+def test_a_start_is_not_broken_off_but_by_a_second_signal(num_signals: int, tmp_path: Path) -> None:
+    """What it had begun until then would be left behind."""
+    ray = Interrupted(0, Exception())
+    ray.num_signals = num_signals
+    with pytest.raises(KeyboardInterrupt):
+        ray_cluster._start(ray, tmp_path, "cpu")
+    assert ray.whole == (num_signals == 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_other_versions_and_other_code_are_named() -> None:
     here: dict[str, Any] = {"versions": {"torch": "2.8", "peft": "0.21"}, "python": "3.11.7", "code": "a" * 64}
     assert differences(here, {**here, "commit": "other"}) == []
