@@ -250,8 +250,8 @@ def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
     known, now = path / "config.yaml", run_folder.plain(parsed)
     if known.exists():
         free = {"compare.jobs", "compare.arms", "compare.num_seeds", *TIMING_ONLY}
-        both = ({"engine_kind": "local", "workers": {}} | read_settings(known), now)
-        differing = run_folder.differences(*(with_shards_in_force(each) for each in both))
+        then = {"engine_kind": "local", "workers": {}} | read_settings(known)
+        differing = run_folder.differences(with_shards_in_force(then), with_shards_in_force(now))
         found = {name: values for name, values in differing.items() if name not in free}
         if found:
             lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in found.items())
