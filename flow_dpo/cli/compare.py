@@ -44,6 +44,7 @@ from flow_dpo.runs.headers import write_header
 from flow_dpo.runs.resolve import Given, command_line, read_settings, resolve
 from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, named_settings
 from flow_dpo.traces.settings import PAPER_LORA, SftTrainingSettings
+from flow_dpo.workers.settings import TIMING_ONLY, with_shards_in_force
 
 SUMMARY = "comparison.json"
 _ADVICE = (
@@ -244,15 +245,14 @@ def _one_seed(
 
 
 def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
-    """Write config.yaml, or make sure that it holds the same. Arms, seeds and jobs may be added."""
+    """Write config.yaml, or make sure that it holds the same. Arms, seeds and jobs may be added, and other workers do
+    the rest."""
     known, now = path / "config.yaml", run_folder.plain(parsed)
     if known.exists():
-        free = {"compare.jobs", "compare.arms", "compare.num_seeds"}
-        found = {
-            name: values
-            for name, values in run_folder.differences({"engine_kind": "local"} | read_settings(known), now).items()
-            if name not in free
-        }
+        free = {"compare.jobs", "compare.arms", "compare.num_seeds", *TIMING_ONLY}
+        then = {"engine_kind": "local", "workers": {}} | read_settings(known)
+        differing = run_folder.differences(with_shards_in_force(then), with_shards_in_force(now))
+        found = {name: values for name, values in differing.items() if name not in free}
         if found:
             lines = "".join(f"\n  {name}: {old} then, {new} now" for name, (old, new) in found.items())
             raise ConfigError(
@@ -290,9 +290,12 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     if single is not None:
         files["single"] = {**files["other"], "flow": single}
     sets["fixed"] = replace(data, max_problems=None)  # candidates that were drawn are judged whole
+    # A run brings its engine along, an adapter none, and neither of them workers.
+    elsewhere = parsed["workers"].kind != "here"
+    workers = {name: parsed[name] for name in ("workers", "engine_kind", "engine")} if elsewhere else {}
     for name, problems in sets.items():
         more = {"generate": {"num_samples": pool.num_samples}} if name == "pool" else {}
-        files |= {name: {"data": problems, **more}, f"base-{name}": {**sampled, "data": problems, **more}}
+        files |= {name: {**workers, "data": problems, **more}, f"base-{name}": {**sampled, "data": problems, **more}}
     for name, values in files.items():
         text = yaml.safe_dump(run_folder.plain(values), sort_keys=False, allow_unicode=True)
         write_whole(folder / f"{name}.yaml", text)

@@ -123,34 +123,31 @@ def measure_run(
         problems = work.fixed.problems()
         if runtime_settings.data.max_problems is not None or given.problems is not None:
             raise ConfigError("a fixed set of candidates is judged whole; leave out its problems (--max_problems)")
-    with run_folder.locked(folder) if write else nullcontext(), Live(console) as live:
-        live.doing(f"loading {runtime_settings.model.model_name_or_path}")
-        with open_runtime(
-            runtime_settings,
-            work.flow,
-            roles=flow.roles,
-            seed=settings.seed,
-            engine=given.engine,
-            grader=given.grader,
-            problems=problems,
-        ) as runtime:
-            adapters = load_adapters(runtime.policy, speaking)
-            fitting, found = contamination.check(runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap)
-            work.check(runtime)
-            live.begin(len(fitting) * settings.num_rollouts, work.unit(settings))
-            facts = recordable({"settings": settings, "flow": work.flow, "explore": explore})
-            facts |= {"model": recordable(runtime_settings.model), "engine": type(runtime_settings.engine).__name__}
-            with kept_workers(folder if write else None, facts, runtime, adapters, live, console) as (workers, _):
-                rows, result = work.measure(explore, fitting, workers, runtime, adapters, settings)
-                result |= {
-                    "settings": run_folder.plain(settings) | run_folder.plain(speaking),
-                    "overlap": found,
-                    "adapters": {role: adapter.path for role, adapter in adapters.items()},
-                    **work.played(flow, explore, runtime_settings),
-                    **_facts(runtime, runtime_settings, given, work.fixed),
-                }
-                if write:
-                    write_predictions(folder, rows, result)
+    with (
+        run_folder.locked(folder) if write else nullcontext(),
+        Live(console) as live,
+        open_runtime(
+            runtime_settings, work.flow, roles=flow.roles, seed=settings.seed, engine=given.engine, grader=given.grader,
+            problems=problems, doing=live.doing,
+        ) as runtime,
+    ):  # fmt: skip
+        adapters = load_adapters(runtime.policy, speaking)
+        fitting, found = contamination.check(runtime.fitting, settings.trained_on, exclude=settings.exclude_overlap)
+        work.check(runtime)
+        live.begin(len(fitting) * settings.num_rollouts, work.unit(settings))
+        facts = recordable({"settings": settings, "flow": work.flow, "explore": explore})
+        facts |= {"model": recordable(runtime_settings.model), "engine": type(runtime_settings.engine).__name__}
+        with kept_workers(folder if write else None, facts, runtime, adapters, live, console) as (workers, _):
+            rows, result = work.measure(explore, fitting, workers, runtime, adapters, settings)
+            result |= {
+                "settings": run_folder.plain(settings) | run_folder.plain(speaking),
+                "overlap": found,
+                "adapters": {role: adapter.path for role, adapter in adapters.items()},
+                **work.played(flow, explore, runtime_settings),
+                **_facts(runtime, runtime_settings, given, work.fixed),
+            }
+            if write:
+                write_predictions(folder, rows, result)
     return result
 
 

@@ -49,6 +49,8 @@ class KeptVersions:
         self.weights = {version: self.weights[version] for version in sorted({*self.calls} - {present})}
 
     def replace(self, calls: Sequence[int], weights: Mapping[int, Weights], present: int) -> None:
-        """Take up what was saved."""
+        """Take up all that was saved, and keep as many from here on: with a smaller lag than then, there may still be
+        batches in flight that were submitted with any of them."""
         self.weights = dict(weights)
+        self._num = max(self._num, len(calls))
         self.end(calls, present)

@@ -158,7 +158,8 @@ class JournalWorkers:
         ids = tuple(problem.id for problem in problems)
         batch = SampledBatch(problems=ids, seed=seed, policy_version=self._version, context=self._context)
         found = [(known, kept) for known, kept in self._found if known.same(batch) and (known.whole or self._partly)]
-        known, kept = found[-1] if found else (batch, {})
+        # Interrupted twice, it may be there twice; the second time may have come less far.
+        known, kept = max(found, key=lambda each: (each[0].whole, len(each[1])), default=(batch, {}))
         self._engine.begin(kept)
         self._batches.append((replace(batch, stats=known.stats), self._engine.sampled))
         found = self._workers.submit(explore, flow, problems, seed=seed).result()

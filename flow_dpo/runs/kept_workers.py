@@ -62,6 +62,8 @@ def kept_workers(
     """
     if isinstance(runtime.workers, PooledWorkers):
         yield MeteredWorkers(runtime.workers, live, counts=counts), None
+        if folder is not None:
+            (folder / FILE).unlink(missing_ok=True)  # of workers in this process, before
         return
     engine = JournalEngine(runtime.backends.engine)
     live.meter.engine = runtime.backends.engine

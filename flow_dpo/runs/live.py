@@ -278,11 +278,18 @@ class MeteredWorkers:
         """`learns`: what they sample is learned from afterwards, and only then is a batch done. `counts`: otherwise it
         is done once it was sampled; without, when the caller says so."""
         self._workers, self._live, self._learns, self._counts = workers, live, learns, counts
+        self._lock, self._num_open = threading.Lock(), 0
+        """Batches that are not sampled yet, of those that are not learned from."""
         live.meter.pool = workers if isinstance(workers, PooledWorkers) else None
 
     def submit(self, explore: Explore, flow: Flow[Any], problems: Sequence[Problem], *, seed: int) -> Future[Rollouts]:
         """Begin a batch under the adapters in force."""
-        self._live.meter.begin_batch(len(problems), learns=self._learns)
+        with self._lock:
+            if not self._num_open:
+                self._live.meter.begin_batch(len(problems), learns=self._learns)
+            else:
+                self._live.meter.num_problems += len(problems)
+            self._num_open += not self._learns
         rollouts = self._workers.submit(explore, flow, problems, seed=seed)
         if not self._learns:
             rollouts.add_done_callback(lambda _: self._sampled(len(problems)))
@@ -293,8 +300,14 @@ class MeteredWorkers:
         self._workers.refresh(adapters)
 
     def _sampled(self, num_problems: int) -> None:
-        self._live.advance(self._live.done + (num_problems if self._counts else 0))
-        self._live.meter.doing = "reading what was sampled"
+        with self._lock:
+            self._num_open -= 1
+            done = self._live.done + (num_problems if self._counts else 0)
+            if self._num_open:
+                self._live.done = done
+            else:
+                self._live.advance(done)
+                self._live.meter.doing = "reading what was sampled"
 
 
 class MeteredLearner:

@@ -12,7 +12,7 @@ import difflib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,11 @@ from flow_dpo.runs.given_objects import GivenObjects
 from flow_dpo.runs.resolve import read_settings, refuse_unknown
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.writable import check_writable
-from flow_dpo.workers.settings import WorkersSettings
+from flow_dpo.workers.settings import TIMING_ONLY, with_shards_in_force
 
 _logger = logging.getLogger(__name__)
-_RUN_ONLY = frozenset(
-    f"run.{name}" for name in ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
-) | {
-    "learner.rows.shard_base",
-    *(f"workers.{e.name}" for e in fields(WorkersSettings) if e.name not in ("shard", "num_threads")),
-}
+_OF_RUN = ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
+_RUN_ONLY = {f"run.{name}" for name in _OF_RUN} | {"learner.rows.shard_base"} | TIMING_ONLY
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "dtype", "data_fingerprint", "given")
 """What besides the settings a result depends on, as run.json names it."""
@@ -103,7 +99,7 @@ def compare(
             f"expected {', '.join(missing)} among the settings in {path / 'config.yaml'}, found none: the file is not "
             "whole; restore it, or start a new run in another folder"
         )
-    then, now = (_with_shards_in_force(sections) for sections in (then, now))
+    then, now = (with_shards_in_force(sections) for sections in (then, now))
     found = {name: values for name, values in run_folder.differences(then, now).items() if name not in _RUN_ONLY}
     before, present = run_folder.read_facts(path), {**run_folder.environment(), **facts}
     if not before:
@@ -129,14 +125,6 @@ def compare(
             f"--allow {','.join([*allowed, *refused])}{lines}"
         )
     return {name: list(values) for name, values in found.items()}
-
-
-def _with_shards_in_force(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections with what of the workers a result depends on: how batches are cut, and the threads that sample."""
-    workers = WorkersSettings(**sections["workers"])
-    threads = workers.num_threads if workers.kind == "ray" else sections["model"].get("num_threads")
-    in_force = {"shard": workers.problems_of_shard, "num_threads": threads}
-    return {**sections, "workers": {**sections["workers"], **in_force}}
 
 
 def _shown(old: Any, new: Any) -> str:

@@ -37,10 +37,18 @@ from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe
 from flow_dpo.runs.run_folder import environment
 from flow_dpo.runs.settings import RuntimeSettings, default_settings
-from flow_dpo.workers.grading import GraderSource, open_grader
+from flow_dpo.workers.grading import GraderSource, open_grader, shared
 from flow_dpo.workers.in_process import InProcessWorkers
 from flow_dpo.workers.pool import PooledWorkers
-from flow_dpo.workers.setup import EngineElsewhere, EngineOpener, WorkerSetup, check_workers, dated, open_workers
+from flow_dpo.workers.setup import (
+    EngineElsewhere,
+    EngineOpener,
+    WorkerSetup,
+    check_workers,
+    dated,
+    open_workers,
+    starting,
+)
 
 __all__ = ["EngineOpener", "GraderSource", "Runtime", "open_runtime"]
 
@@ -87,11 +95,15 @@ class Runtime:
         return self._learner
 
     def problems_under_way(self, wanted: int) -> int:
-        """Problems of a batch of a command that does not learn: those wanted, or two shards for each worker elsewhere,
-        so that none of them waits for the last shard of a batch."""
-        if not isinstance(self.workers, PooledWorkers):
-            return wanted
-        return max(wanted, 2 * self.shard * self.workers.progress.num_workers)
+        """Problems that a command which does not learn has under way: those wanted, or two shards for each worker
+        elsewhere, so that none of them waits for the last shard of a batch."""
+        if isinstance(self.workers, PooledWorkers):
+            wanted = max(wanted, 2 * self.shard * self.workers.progress.num_workers)
+        return self.whole_shards(wanted)
+
+    def whole_shards(self, wanted: int) -> int:
+        """So many problems or a few more: with whole shards batches of any size are cut alike."""
+        return -(-wanted // self.shard) * self.shard if self.shard else wanted
 
     @property
     def adapters_in_force(self) -> Mapping[Role, Adapter]:
@@ -112,6 +124,7 @@ def open_runtime(
     grader: GraderSource | None = None,
     problems: ProblemSet | None = None,
     served: Path | None = None,
+    doing: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Runtime]:
     """Load, check and connect everything that samples `flow`; close it at the end.
 
@@ -119,7 +132,7 @@ def open_runtime(
     none is named) and `preset`, and its flow where none is given; or it is all settings. `roles`, the flow's where not
     given, get an adapter each; `problems` where those of the settings' data are loaded already (none are loaded where a
     model is named). In `served` lie the adapters of an engine that reads files; in a folder of the system's where none
-    is named.
+    is named. `doing` is told what takes a while.
     """
     named = isinstance(model, str)
     recipe = recipe or default_recipe(own_flow=flow is not None and not isinstance(flow, Attempts))
@@ -137,12 +150,11 @@ def open_runtime(
     roles = tuple(flow.roles if roles is None else roles)
     own = engine if callable(engine) else None
     check_workers(settings.workers, settings.engine, own_engine=own is not None)
-    problems = load(settings.data) if problems is None else problems
-    loaded = load_model(settings.model)
+    problems, loaded = _loaded(settings, problems, doing)
     setup = WorkerSetup(
         workers=settings.workers, model=dated(settings.model, loaded.renderer), lora=settings.lora,
-        engine=settings.engine, grading=settings.grading, roles=roles, seed=seed, grader=grader, opener=own,
-        environment=environment,
+        engine=settings.engine, grading=settings.grading, roles=roles, seed=seed, opener=own, environment=environment,
+        grader=shared(grader) if settings.workers.kind == "servers" else grader,
     )  # fmt: skip
     with _access(setup, loaded) as access, tempfile.TemporaryDirectory() as elsewhere:
         room = access.context_tokens
@@ -160,6 +172,20 @@ def open_runtime(
                 learner_settings=defaults.learner,
                 fitting=fitting,
             )
+
+
+def _loaded(
+    settings: RuntimeSettings, problems: ProblemSet | None, doing: Callable[[str], None]
+) -> tuple[ProblemSet, LoadedModel]:
+    """The problems, where they are not there yet, and the model; says what is begun then."""
+    if problems is None:
+        doing(f"reading the problems of {settings.data.dataset_name}")
+        problems = load(settings.data)
+    doing(f"loading {settings.model.model_name_or_path}")
+    loaded = load_model(settings.model)
+    if started := starting(settings.workers, settings.engine):
+        doing(started)
+    return problems, loaded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -330,7 +330,6 @@ def _opened(
             "given": given.record() or None,
         }
         differences = resumption.compare(path, settings, given, facts, problems.problems)
-    live.doing(f"loading {settings.runtime.model.model_name_or_path}")
     with open_runtime(
         settings.runtime,
         settings.recipe.flow,
@@ -339,6 +338,7 @@ def _opened(
         grader=given.grader,
         problems=problems,
         served=path / "served",
+        doing=live.doing,
     ) as runtime:
         yield runtime, differences
 

@@ -7,7 +7,8 @@ budget is used or none is left; then the batch's traces are handed over, so that
     draw 2   p1    p3    p1 right: done
     draw 3         p3    wrong: the budget of 3 is used, and p3 has no trace
 
-Invariant: which traces a problem gets depends on the problem, the seed and the adapters alone, not on its batch.
+Where there are many workers several batches are drawn side by side. Invariant: which traces a problem gets depends on
+the problem, the seed and the adapters alone, and which come out in all not on how many batches were under way.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from flow_dpo.core.explore import Explore
@@ -80,6 +82,12 @@ class Tally:
         cost = {name: numbers.pop(name) for name in ("tokens_sampled", "verdicts_used")}
         return {"counts": numbers, "cost": cost | {"seconds": round(time.perf_counter() - started, 3)}}
 
+    def add(self, more: Tally) -> None:
+        """Add the counts of some problems more."""
+        for name, value in asdict(more).items():
+            if name != "started":
+                setattr(self, name, getattr(self, name) + value)
+
     @classmethod
     def of(cls, header: Mapping[str, Any]) -> Tally:
         """The counts that `facts` put into a header; none where it has none yet."""
@@ -114,11 +122,14 @@ def generate(
     settings: GenerateSettings,
     selection: SelectionSettings,
     tally: Tally | None = None,
+    *,
+    batches_at_once: int = 1,
 ) -> Iterator[tuple[list[Trace], Tally]]:
     """Batch by batch, the traces of its problems and the counts of all so far, until there are enough.
 
     `flow` is sampled; the chat of a trace is the first prompt of `one_pass`. `tally` has the counts of the problems
-    that were done before, the first of all.
+    that were done before, the first of all. Of batches at once those after there were enough are dropped, and not
+    counted: what comes out is the same for any number of them.
     """
     most, tally = settings.max_traces, Tally() if tally is None else tally
     problems = problems[tally.num_problems_sampled :]
@@ -131,18 +142,30 @@ def generate(
         workers.refresh(adapters)
         source = settings.source(trained=bool(adapters))
 
-        def sample(left: Sequence[Problem], draw: int) -> list[Tree]:
-            return workers.submit(alone, flow, left, seed=derive(settings.seed, "trace", draw)).result().trees
+        def sample(asked: Sequence[Sequence[Problem]], draw: int) -> list[list[Tree]]:
+            seed = derive(settings.seed, "trace", draw)
+            futures = [workers.submit(alone, flow, left, seed=seed) for left in asked]
+            return [future.result().trees for future in futures]
 
-        batches = _from_rollouts(sample, one_pass, problems, renderer, grader, source, settings, selection, tally)
+        batches = _from_rollouts(
+            sample, one_pass, problems, renderer, grader, source, settings, selection, tally, batches_at_once
+        )
     for traces, tally in batches:
         yield traces, tally
         if most is not None and tally.traces >= most:
             return
 
 
+@dataclass(kw_only=True)
+class _Batch:
+    """Problems that are drawn together, and the counts of theirs alone."""
+
+    drawn: list[_Drawn]
+    tally: Tally = field(default_factory=Tally)
+
+
 def _from_rollouts(
-    sample: Callable[[Sequence[Problem], int], list[Tree]],
+    sample: Callable[[Sequence[Sequence[Problem]], int], list[list[Tree]]],
     one_pass: Flow[Any],
     problems: Sequence[Problem],
     renderer: Renderer,
@@ -151,17 +174,28 @@ def _from_rollouts(
     settings: GenerateSettings,
     selection: SelectionSettings,
     tally: Tally,
+    at_once: int,
 ) -> Iterator[tuple[list[Trace], Tally]]:
-    """Traces of the right rollouts: `sample` returns a graded tree of each problem for one draw, counted from 0."""
-    for batch in batched(problems, settings.batch_problems):
-        drawn = [_Drawn(problem=problem, prompt=_prompt(one_pass, renderer, problem)) for problem in batch]
+    """Traces of the right rollouts: `sample` returns, for some problems of each batch, a graded tree of each for one
+    draw, counted from 0."""
+    batches = batched(problems, settings.batch_problems)
+    while several := [
+        _Batch(drawn=[_Drawn(problem=problem, prompt=_prompt(one_pass, renderer, problem)) for problem in batch])
+        for batch in islice(batches, at_once)
+    ]:
         for draw in range(settings.num_samples):
-            left = [one for one in drawn if not selection.enough(one.found)]
-            if not left:
-                break
-            trees = sample([one.problem for one in left], draw)
-            _take(left, trees, renderer, grader, source, tally)
-        yield _done(drawn, selection, tally), tally
+            asked = [
+                (batch, left)
+                for batch in several
+                if (left := [one for one in batch.drawn if not selection.enough(one.found)])
+            ]
+            found = sample([[one.problem for one in left] for _, left in asked], draw) if asked else []
+            for (batch, left), trees in zip(asked, found, strict=True):
+                _take(left, trees, renderer, grader, source, batch.tally)
+        for batch in several:
+            traces = _done(batch.drawn, selection, batch.tally)
+            tally.add(batch.tally)
+            yield traces, tally
 
 
 def _from_data(

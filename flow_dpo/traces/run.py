@@ -92,36 +92,38 @@ def generate_run(
     refuse_used(path)
     run_folder.refuse_others(path, own="traces.json")
     sampled = sampled_flow(flow, settings.mode)
-    opened = open_runtime(
-        runtime_settings, sampled, roles=flow.roles, seed=settings.seed, engine=given.engine, grader=given.grader,
-        problems=given.problems,
-    )  # fmt: skip
-    with run_folder.locked(path), Live(console) as live:
-        live.doing(f"loading {runtime_settings.model.model_name_or_path}")
-        with opened as runtime:
-            adapters = load_adapters(runtime.policy, parsed["speaking"])
-            header = _header(parsed, runtime, adapters)
-            problems = _only_of(runtime.fitting, settings.problems_of)
-            under_way = runtime.problems_under_way(settings.batch_problems)
-            header |= {"num_problems": len(problems)}
-            tally = before = _tally_so_far(path, header)
-            if before.num_problems_sampled:
-                report(f"going on after {before.num_problems_sampled} problems and {before.traces} traces")
-                header |= before.facts()
-            live.begin(len(problems), "problems", before.num_problems_sampled)
-            kept = kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False)
-            with kept as (workers, journal):
-                folder = TraceFolder(path, header, num_traces=before.traces)
-                for traces, tally in generate(
-                    sampled, trace_pass(flow), parsed["explore"], problems, workers, runtime.renderer,
-                    runtime.backends.grader, adapters, replace(settings, batch_problems=under_way), selection, before,
-                ):  # fmt: skip
-                    folder.append(traces, tally.facts())
-                    if journal is not None:
-                        journal.done()
-                    live.advance(tally.num_problems_sampled)
-                    report(str(tally))
-                folder.note({"complete": True})
+    with (
+        run_folder.locked(path),
+        Live(console) as live,
+        open_runtime(
+            runtime_settings, sampled, roles=flow.roles, seed=settings.seed, engine=given.engine, grader=given.grader,
+            problems=given.problems, doing=live.doing,
+        ) as runtime,
+    ):  # fmt: skip
+        adapters = load_adapters(runtime.policy, parsed["speaking"])
+        header = _header(parsed, runtime, adapters)
+        problems = _only_of(runtime.fitting, settings.problems_of)
+        batch, under_way = runtime.whole_shards(settings.batch_problems), runtime.problems_under_way(1)
+        header |= {"num_problems": len(problems)}
+        tally = before = _tally_so_far(path, header)
+        if before.num_problems_sampled:
+            report(f"going on after {before.num_problems_sampled} problems and {before.traces} traces")
+            header |= before.facts()
+        live.begin(len(problems), "problems", before.num_problems_sampled)
+        kept = kept_workers(path, recordable(parsed), runtime, adapters, live, console, counts=False)
+        with kept as (workers, journal):
+            folder = TraceFolder(path, header, num_traces=before.traces)
+            for traces, tally in generate(
+                sampled, trace_pass(flow), parsed["explore"], problems, workers, runtime.renderer,
+                runtime.backends.grader, adapters, replace(settings, batch_problems=batch), selection, before,
+                batches_at_once=-(-under_way // batch),
+            ):  # fmt: skip
+                folder.append(traces, tally.facts())
+                if journal is not None:
+                    journal.done()
+                live.advance(tally.num_problems_sampled)
+                report(str(tally))
+            folder.note({"complete": True})
     if not tally.traces:
         raise DataError(
             f"expected a trace at least, found none on {len(problems)} problems: {tally.shortfall()}; the counts are "

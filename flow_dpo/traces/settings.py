@@ -80,7 +80,8 @@ class GenerateSettings:
     seed: int = 0
     """Draws and their sampling derive from it."""
     batch_problems: int = 64
-    """Problems under way at once, or two shards for each worker elsewhere, and written at once. Changes timing only."""
+    """Problems drawn together, and written at once; workers elsewhere have as many such batches under way as give each
+    of them two shards. Changes timing, and where `max_traces` ends it."""
 
     def __post_init__(self) -> None:
         expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")

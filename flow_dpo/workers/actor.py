@@ -162,6 +162,7 @@ class RolloutActor:
         if wanted == self._held:
             return
         self._num_loaded += 1
+        self._held = ()  # until all of them are loaded
         folder = self._folder / str(self._num_loaded)
         for role, files in weights.items():
             (folder / role).mkdir(parents=True)

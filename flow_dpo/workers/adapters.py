@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from flow_dpo.core.errors import StorageError
 from flow_dpo.core.types import Adapter, Role
 
 
@@ -29,7 +32,7 @@ class AdapterFolders:
 
     def publish(self, adapters: Mapping[Role, Adapter]) -> Mapping[Role, Adapter]:
         """The adapters with folders; those that come with one keep it. Equal weights of equal versions are not written
-        twice."""
+        twice. Raises `StorageError`."""
         self._num += 1
         version = max((adapter.version for adapter in adapters.values()), default=0)
         found = {role: Adapter(role=role, version=version) for role in self._roles} | dict(adapters)
@@ -43,8 +46,16 @@ class AdapterFolders:
     def _write(self, adapter: Adapter) -> Adapter:
         place = self._folder / adapter.role / str(self._num)
         beside = place.with_name(f"{self._num}.tmp")
-        self._save(adapter.role, beside)
-        beside.replace(place)
+        for left in (beside, place):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            self._save(adapter.role, beside)
+            beside.replace(place)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"could not write to {self._folder}: {error}; everything up to the last checkpoint is whole: make "
+                "room, and resume"
+            ) from error
         return replace(adapter, path=str(place))
 
     def keep(self, needed: Sequence[Mapping[Role, Adapter]]) -> None:

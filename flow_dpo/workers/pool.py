@@ -22,10 +22,11 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from flow_dpo.core.errors import WorkerError
+from flow_dpo.core.errors import FlowDpoError, WorkerError
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import batched
@@ -176,19 +177,31 @@ class PooledWorkers:
             for batch in self._batches:
                 batch.future.cancel()
             self._changed.notify_all()
-        for lane in self._lanes:
-            lane.worker.abort()
+            busy = [lane for lane in self._lanes if lane.task is not None or lane.state != "ready"]
+        with ExitStack() as stack:  # the last comes first, and each comes whatever the others raise
+            stack.callback(self._published.close)
+            for lane in self._lanes:
+                stack.callback(lane.worker.close)
+            stack.callback(self._join)
+            for lane in busy:
+                stack.callback(lane.worker.abort)
+
+    def _join(self) -> None:
         end = time.monotonic() + _PARTING_S
         for thread in [self._watcher, *(lane.thread for lane in self._lanes)]:
             if thread is not None:
                 thread.join(max(0.0, end - time.monotonic()))
-        for lane in self._lanes:
-            lane.worker.close()
-        self._published.close()
 
     # ---- a lane -------------------------------------------------------------------------------------------------
 
     def _run(self, lane: _Lane) -> None:
+        """What a lane's thread does. Whatever ends it by surprise ends all batches: nobody would wait for less."""
+        with (outcome := Outcome()):
+            self._sample(lane)
+        if outcome.error is not None:
+            self._fail(outcome.error)
+
+    def _sample(self, lane: _Lane) -> None:
         """Sample shard after shard, until all is closed or the lane is given up."""
         while (task := self._take(lane)) is not None:
             began, result, outcome = time.time(), None, Outcome()
@@ -264,7 +277,7 @@ class PooledWorkers:
     def _revive(self, lane: _Lane) -> bool:
         """Bring the lane's worker back, however often it takes; False where all ends before."""
         wait_s = self._backoff_s
-        while True:
+        while not self._closed:
             began, outcome = time.time(), Outcome()
             with outcome:
                 lane.worker.restart()
@@ -276,13 +289,15 @@ class PooledWorkers:
                     lane.state, self._alive_at = "ready", time.monotonic()
                     return True
                 lane.why = str(outcome.error)
-                if isinstance(outcome.error, WorkerLost):
+                if not isinstance(outcome.error, FlowDpoError):  # lost again, or memory that is not free yet
+                    _logger.warning("%s is not back yet: %s", lane.worker.name, outcome.error)
                     self._changed.wait_for(lambda: self._closed, timeout=wait_s)
                     wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                     continue
                 lane.state = "gone"
             self._fail(outcome.error)
             return False
+        return False
 
     # ---- batches ------------------------------------------------------------------------------------------------
 
@@ -291,15 +306,17 @@ class PooledWorkers:
         with self._changed:
             if batch.future.done() or not batch.settled or batch not in self._batches:
                 return
+            found = batch.failures.get(batch.first_failed)
+            if found is None:
+                spans = sorted([*batch.spans, *self._restarts], key=lambda span: span.start)
+                stats = batch.stats() | {"rollout/workers": self._num_alive}
+                found, self._restarts = Rollouts(trees=batch.trees(), stats=stats, spans=spans), []
             self._batches.remove(batch)
             self._drop_unneeded()
-            spans, self._restarts = [*batch.spans, *self._restarts], []
-            stats = batch.stats() | {"rollout/workers": self._num_alive}
-        if batch.failures:
-            batch.future.set_exception(batch.failures[batch.first_failed])
+        if isinstance(found, Rollouts):
+            batch.future.set_result(found)
         else:
-            spans = sorted(spans, key=lambda span: span.start)
-            batch.future.set_result(Rollouts(trees=batch.trees(), stats=stats, spans=spans))
+            batch.future.set_exception(found)
 
     def _drop_unneeded(self) -> None:
         """Let the adapters go that no batch is sampled with any more."""
@@ -315,7 +332,8 @@ class PooledWorkers:
             batches, self._batches = self._batches, []
             self._queue.clear()
         for batch in batches:
-            batch.future.set_exception(error)
+            if not batch.future.done():
+                batch.future.set_exception(error)
 
     # ---- limits -------------------------------------------------------------------------------------------------
 
@@ -324,6 +342,13 @@ class PooledWorkers:
         return sum(lane.state == "ready" for lane in self._lanes)
 
     def _watch(self) -> None:
+        """What the watcher's thread does. Without it there would be no limits, so its end is that of all batches."""
+        with (outcome := Outcome()):
+            self._limit()
+        if outcome.error is not None:
+            self._fail(outcome.error)
+
+    def _limit(self) -> None:
         """End what takes too long: a shard, a worker that does not give up, and the time without any worker."""
         tick_s = max(0.01, min(1.0, self._settings.deadline_s / 4, self._settings.patience_s / 4))
         while True:

@@ -34,7 +34,12 @@ _LONGEST_FOLDER = 32
 """Characters of the folder for temporary files: Ray's sockets lie deep below it, and 107 are the limit in all."""
 _STORE_BYTES = 512 << 20
 """Of the object store of an own cluster: it holds adapters, and trees on their way."""
-_OFF = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+_OFF = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # Otherwise a call after the end, of a thread that comes too late, would start another cluster.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+}
 
 
 @contextmanager
@@ -58,11 +63,10 @@ def cluster(settings: WorkersSettings, *, learner_device: str) -> Iterator[Any]:
         )
     folder = Path(tempfile.mkdtemp(prefix="fdr", dir=_short_folder()))
     try:
-        with _signals_kept():
-            if settings.address:
-                _join(ray, settings.address)
-            else:
-                _start(ray, folder, learner_device)
+        if settings.address:
+            _join(ray, settings.address)
+        else:
+            _start(ray, folder, learner_device)
         check_resources(settings, ray.cluster_resources(), learner_device)
         yield ray
     finally:
@@ -104,21 +108,19 @@ def _start(ray: Any, folder: Path, learner_device: str) -> None:
     import torch
 
     causes: list[str] = []
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    others = visible_devices(learner_device, before, torch.cuda.device_count(), environment.place().local_num)
+    # What actors that are killed leave behind is gone with the cluster.
+    inherited = {"TMPDIR": str(folder)}
+    if learner_device.startswith("cuda"):
+        visible, num_ranks = os.environ.get("CUDA_VISIBLE_DEVICES"), environment.place().local_num
+        others = visible_devices(learner_device, visible, torch.cuda.device_count(), num_ranks)
+        inherited["CUDA_VISIBLE_DEVICES"] = others
     for number in range(_TRIES):
         place, outcome = folder / str(number), Outcome()  # Ray raises errors of any kind, plain `Exception` among them
-        if learner_device.startswith("cuda"):  # read by Ray's processes; torch has read it long ago
-            os.environ["CUDA_VISIBLE_DEVICES"] = others
-        with outcome:
+        with outcome, _environment(inherited), _signals_kept():
             ray.init(
                 address="local", include_dashboard=False, namespace=NAMESPACE, log_to_driver=False,
                 logging_level="ERROR", object_store_memory=_STORE_BYTES, _temp_dir=str(place),
             )  # fmt: skip
-        if before is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
-        else:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         if outcome.error is None:
             return
         if not isinstance(outcome.error, Exception):  # Ctrl-C
@@ -131,11 +133,26 @@ def _start(ray: Any, folder: Path, learner_device: str) -> None:
     )
 
 
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """These variables for the processes that are begun in this context; this one has read its own long ago."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _join(ray: Any, address: str) -> None:
     if ray.is_initialized():
         return
     outcome = Outcome()
-    with outcome:
+    with outcome, _signals_kept():
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     if isinstance(outcome.error, Exception):
         raise ConfigError(
@@ -165,13 +182,24 @@ def _short_folder() -> str:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray sets a handler of its own for SIGTERM, which here means to stop and keep what was done."""
+    """Ray sets a handler of its own for SIGTERM, which here means to stop and keep what was done; and a start that is
+    broken off leaves processes behind: a signal counts when it is over, unless it comes twice."""
     names: Sequence[int] = (signal.SIGTERM, signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()
-    before = {name: signal.getsignal(name) for name in names}
+    before = {name: handler for name in names if main and (handler := signal.getsignal(name)) is not None}
+    came: list[int] = []
+
+    def late(number: int, _: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    for name in before:
+        signal.signal(name, late)
     try:
         yield
     finally:
         for name, handler in before.items():
-            if main and handler is not None:
-                signal.signal(name, handler)
+            signal.signal(name, handler)
+        if len(came) == 1:
+            signal.raise_signal(came[0])

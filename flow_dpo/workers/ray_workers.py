@@ -10,12 +10,13 @@ looking every half second whether it was given up.
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from flow_dpo.workers.setup import WorkersAccess, WorkerSetup
 from flow_dpo.workers.shard import Shard, ShardResult, WorkerLost
 
 _LOOK_S = 0.5
+_PARTING_S = 5.0
+"""For an actor to release what it holds: adapters on its disk, processes of its engine."""
 _CUSTOM = "flow_dpo_custom_"
 """How `plugins.load` names modules that it has loaded from files, which no other process can import."""
 _COMPARED = ("versions", "python", "code")
@@ -108,8 +111,10 @@ class RayWorker:
 
     def sample(self, shard: Shard) -> ShardResult:
         """Sample and grade a shard with its adapters."""
-        weights = self._published(shard.adapters)
-        return self._get(self._actor.sample.remote(shard, weights), None)
+        actor, weights = self._actor, self._published(shard.adapters)
+        if actor is None:  # its time was over at the moment at which it was done with the shard before
+            raise WorkerLost("it was given up")
+        return self._get(actor.sample.remote(shard, weights), None)
 
     def restart(self) -> None:
         """Another actor in the place of this one."""
@@ -123,13 +128,17 @@ class RayWorker:
         self._kill()
 
     def close(self) -> None:
-        """End the actor."""
+        """Let the actor, which is idle, release what it holds, and end it."""
+        if self._actor is not None and self._ray.is_initialized():
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.wait([self._actor.close.remote()], timeout=_PARTING_S)
         self._kill()
 
     def _kill(self) -> None:
         actor, self._actor = self._actor, None
         if actor is not None and self._ray.is_initialized():
-            self._ray.kill(actor, no_restart=True)
+            with suppress(self._ray.exceptions.RayError):  # a cluster that is gone has no actors either
+                self._ray.kill(actor, no_restart=True)
 
     def _get(self, ref: Any, until: float | None) -> Any:
         """What a call returns. Raises `WorkerLost` where the actor is gone, given up, or late, and else what the call
@@ -188,9 +197,12 @@ def open_ray_workers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[Worker
         num_threads=settings.num_threads,
     )
     setup = replace(setup, model=model)
-    with cluster(settings, learner_device=device) as ray, _by_value(ray):
+    with cluster(settings, learner_device=device) as ray, _by_value(ray), ExitStack() as stack:
+        _check_travels(ray, setup)
         published = _Published(ray)
         workers = [RayWorker(ray, index, setup, expected, published) for index in range(settings.num)]
+        for worker in workers:
+            stack.callback(worker.abort)
         _begin_all(workers, time.monotonic() + settings.start_s)
         room = min(worker.context_tokens for worker in workers)
         for text in dict.fromkeys(text for worker in workers for text in worker.warnings):
@@ -211,6 +223,18 @@ def _begin_all(workers: Sequence[RayWorker], until: float) -> None:
             worker.finish(each, until)
     except WorkerLost as error:
         raise ConfigError(f"expected {len(workers)} workers on Ray, found that one did not start: {error}") from error
+
+
+def _check_travels(ray: Any, setup: WorkerSetup) -> None:
+    """Raise `ConfigError` for a grader or an engine of the caller's own that cannot be sent to another process."""
+    for what, given in (("grader", setup.grader), ("engine", setup.opener)):
+        try:
+            ray.cloudpickle.dumps(given)
+        except (TypeError, AttributeError, ValueError, RecursionError, pickle.PicklingError) as error:
+            raise ConfigError(
+                f"expected a {what} that can be sent to workers on Ray, found {given!r:.80}: {_one_line(error)}; hand "
+                "over its class or a function that makes one there, or let it hold no locks, files or connections"
+            ) from error
 
 
 @contextmanager

@@ -29,13 +29,15 @@ from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel, load_renderer
 from flow_dpo.models.render import Renderer
 from flow_dpo.workers.adapters import AdapterFolders
-from flow_dpo.workers.grading import open_grader, shared
+from flow_dpo.workers.grading import open_grader
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.setup import WorkersAccess, WorkerSetup, dated
 from flow_dpo.workers.shard import Shard, ShardResult, WorkerLost, sample_shard
 
 _PATIENCE_S = 30.0
 """A server that answers nothing for so long is lost, where `engine.patience_s` is not less."""
+_NOT_YET = (429, 500, 502, 503, 504)
+"""Statuses of a server that is coming up, or of a proxy before it."""
 
 
 class ServerWorker:
@@ -90,7 +92,11 @@ class ServerWorker:
         self._runner.engine.close()
         self._client = self._new_client()
         try:
+            if (status := self._client.answers().status) in _NOT_YET:
+                raise WorkerLost(f"{self.name} answers with the status {status}")
             base: ServedModel = connect(self._client, self._expected)
+        except Unreachable as error:
+            raise WorkerLost(str(error)) from error
         except ConfigError as error:
             if isinstance(error.__cause__, Unreachable | Passing):
                 raise WorkerLost(str(error)) from error
@@ -135,14 +141,14 @@ def open_servers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[WorkersAcc
     assert isinstance(engine, VllmServerSettings)
     facts = factory.model_facts(loaded, engine.top_logprobs)
     expected = factory.expected_model(loaded, num_roles=len(setup.roles))
-    grader, model = shared(setup.grader), dated(setup.model, loaded.renderer)
+    model = dated(setup.model, loaded.renderer)
     with ExitStack() as stack:
         workers: list[ServerWorker] = []
         for url in engine.base_urls:
             _, renderer = load_renderer(model)
             worker = ServerWorker(
                 replace(engine, base_url=url), facts, expected, renderer=renderer,
-                grader=stack.enter_context(open_grader(setup.grading, grader, renderer)),
+                grader=stack.enter_context(open_grader(setup.grading, setup.grader, renderer)),
                 context_tokens=loaded.context_tokens,
             )  # fmt: skip
             stack.callback(worker.abort)

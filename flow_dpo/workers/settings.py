@@ -9,8 +9,9 @@ nothing depends on how many workers there are, on their speed or on those that f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from flow_dpo.core.errors import expect
 
@@ -55,3 +56,18 @@ class WorkersSettings:
     def problems_of_shard(self) -> int:
         """Problems that are sampled beside one another; 0: all of a batch."""
         return self.shard or (0 if self.kind == "here" else _SHARD)
+
+
+TIMING_ONLY = frozenset(
+    f"workers.{each.name}" for each in fields(WorkersSettings) if each.name not in ("shard", "num_threads")
+) | {"engine.base_url"}
+"""Settings that change no result, given what `with_shards_in_force` says of the others. What is served at an address is
+compared with the model whenever it is connected to."""
+
+
+def with_shards_in_force(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections with what of the workers a result depends on: how batches are cut, and the threads that sample."""
+    workers = WorkersSettings(**sections["workers"])
+    threads = workers.num_threads if workers.kind == "ray" else sections["model"].get("num_threads")
+    in_force = {"shard": workers.problems_of_shard, "num_threads": threads}
+    return {**sections, "workers": {**sections["workers"], **in_force}}

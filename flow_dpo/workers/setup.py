@@ -87,6 +87,17 @@ def check_workers(settings: WorkersSettings, engine: EngineSettings, *, own_engi
         check_ray()
 
 
+def starting(settings: WorkersSettings, engine: EngineSettings) -> str:
+    """What opening these workers is, which may take a minute, in words; "" for those of this process."""
+    if settings.kind == "here":
+        return ""
+    if isinstance(engine, VllmServerSettings):
+        num = len(engine.base_urls)
+        return f"connecting to {num} server{'s' if num > 1 else ''}"
+    where = f"the Ray cluster at {settings.address}" if settings.address else "a Ray cluster of its own"
+    return f"starting {settings.num} worker{'s' if settings.num > 1 else ''} on {where}"
+
+
 def check_ray() -> None:
     """Raise `ConfigError` where Ray is missing."""
     if importlib.util.find_spec("ray") is None:

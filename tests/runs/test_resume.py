@@ -63,6 +63,24 @@ def test_rare_checkpoints_change_nothing(whole: Path, tmp_path: Path, monkeypatc
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_a_resumed_run_may_have_another_lag_and_loses_no_batch_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--problems_per_batch", "4", "--examples_per_update", "4", "--num_threads", "1"]
+    interrupt(tmp_path / "run", monkeypatch, after=3, more=[*more, "--lag", "2"])
+    before = [row["policy_version"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
+    assert before[:3] == [0, 0, 0]
+    words = ["--output_dir", str(tmp_path / "run"), "--resume", "--lag"]
+    with pytest.raises(ConfigError, match=r"--allow run\.lag\n  run\.lag: 2 then, 0 now"):
+        commands.train([*words, "0"])
+    assert commands.train([*words, "0", "--allow", "run.lag"]) == 0
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [row["problems_seen"] for row in rows] == [4, 8, 12, 16, 20]
+    # The two that were in flight keep the versions that they were submitted with.
+    assert [row["policy_version"] for row in rows[3:]] == [row["learn/version"] for row in rows[1:3]]
+    assert rows[1]["learn/version"] < rows[3]["learn/version"]
+
+
 def test_a_resumption_of_nothing_is_refused(whole: Path, tmp_path: Path) -> None:
     """It would train something else than was meant: the defaults' model on the defaults' problems."""
     with pytest.raises(ConfigError, match=r"expected a run to go on with in .*run, found none"):

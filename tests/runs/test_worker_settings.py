@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from flow_dpo.cli import train
+from flow_dpo.cli import compare, train
 from flow_dpo.cli.evaluate import parse_evaluate
 from flow_dpo.cli.generate import parse_generate
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.engines.settings import VllmServerSettings
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.given_objects import GivenObjects, train_settings
+from flow_dpo.runs.resolve import read_settings
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.workers.settings import WorkersSettings
+from flow_dpo.workers.setup import starting
 
 
 def parse(*words: str) -> TrainSettings:
@@ -48,6 +51,41 @@ def test_servers_are_their_own_engine() -> None:
     assert given == found
     with pytest.raises(ConfigError, match="expected base_url"):
         parse("--workers", "servers", "--base_url", "http://a:8000,b")
+
+
+def test_what_takes_a_while_at_the_start_is_told() -> None:
+    local, servers = parse().runtime.engine, VllmServerSettings(base_url="http://a:1,http://b:1")
+    assert starting(WorkersSettings(), servers) == ""
+    assert starting(WorkersSettings(kind="servers"), servers) == "connecting to 2 servers"
+    ray = WorkersSettings(kind="ray")
+    assert starting(ray, local) == "starting 1 worker on a Ray cluster of its own"
+    ray = WorkersSettings(kind="ray", num=4, address="auto")
+    assert starting(ray, local) == "starting 4 workers on the Ray cluster at auto"
+
+
+def test_every_command_of_a_comparison_has_its_workers_and_others_may_go_on_with_it(tmp_path: Path) -> None:
+    words = ["--max_problems", "8", "--compare.tests.harder_split", "harder"]
+    urls = ["--base_url", "http://a:1,http://b:1"]
+    for more in (["--workers", "ray", "--workers.num", "3"], ["--workers", "servers", *urls]):
+        parsed = compare.parse([*words, *more])
+        compare._write_configs(tmp_path, parsed)
+        for name in ("pool", "held_out", "harder", "fixed"):
+            for command, base in ((parse_evaluate, name), (parse_evaluate, f"base-{name}"), (parse, "train")):
+                config = read_settings(tmp_path / f"{base}.yaml")
+                if command is parse_evaluate:
+                    config.pop("generate", None)
+                file = tmp_path / "one.yaml"
+                file.write_text(yaml.safe_dump(config))
+                found = command(["--config", str(file)]) if command is parse_evaluate else parse("--config", str(file))
+                sections = found if isinstance(found, dict) else found.runtime.sections()
+                assert sections["workers"] == parsed["workers"]
+                assert sections["engine"] == parsed["engine"]
+    parsed = compare.parse([*words, "--workers", "ray", "--workers.shard", "8", "--num_threads", "1"])
+    compare._begin(tmp_path, parsed)
+    for more in (["--workers", "ray", "--workers.num", "9"], []):
+        compare._begin(tmp_path, compare.parse([*words, "--workers.shard", "8", "--num_threads", "1", *more]))
+    with pytest.raises(ConfigError, match=r"workers\.shard: 8 then, 4 now"):
+        compare._begin(tmp_path, compare.parse([*words, "--workers.shard", "4", "--num_threads", "1"]))
 
 
 def test_short_names_are_never_of_workers() -> None:

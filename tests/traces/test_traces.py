@@ -59,6 +59,7 @@ def traces_of(
     flow: AnswerStop = FLOW,
     rule: AnswerRule | None = None,
     selection: SelectionSettings | None = None,
+    at_once: int = 1,
     **settings: Any,
 ) -> tuple[list[Trace], Tally]:
     rule = rule or AnswerRule()
@@ -67,7 +68,7 @@ def traces_of(
         workers = InProcessWorkers(Backends(engine=engine, renderer=RENDERER, grader=grader))
         batches = generate(
             flow, one_pass(flow), Siblings(), problems, workers, RENDERER, grader, {}, GenerateSettings(**settings),
-            selection or SelectionSettings(),
+            selection or SelectionSettings(), batches_at_once=at_once,
         )  # fmt: skip
         done = list(batches)
     return [trace for traces, _ in done for trace in traces], done[-1][1]
@@ -168,11 +169,13 @@ def test_ground_truth_is_the_data_sets_own_solution_where_it_is_right() -> None:
     assert tally.verdicts_used == 3
 
 
-def test_enough_is_enough() -> None:
-    engine = script({problem.question[:5]: [f"Answer: {problem.gold}"] for problem in PROBLEMS}, stop=[0] * 4)
-    traces, tally = traces_of(engine, PROBLEMS, max_traces=2, batch_problems=1)
-    assert len(traces) == 2
-    assert tally.num_problems_sampled == 2
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_enough_is_enough_however_many_batches_are_under_way(at_once: int) -> None:
+    attempts = {problem.question[:5]: ["Answer: 77", f"Answer: {problem.gold}"] for problem in PROBLEMS}
+    engine = script(attempts | {"0 + 1": ["Answer: 1"]}, stop=[0] * 8)
+    traces, tally = traces_of(engine, PROBLEMS, max_traces=2, batch_problems=1, at_once=at_once, num_samples=2)
+    assert [(trace.problem_id, trace.draw) for trace in traces] == [("p0", 1), ("p1", 2)]
+    assert (tally.num_problems_sampled, tally.draws, tally.correct_draws, tally.traces) == (2, 3, 2, 2)
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,18 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from flow_dpo.core.errors import ConfigError, EngineError, FlowError, WorkerError
+from flow_dpo.core.errors import ConfigError, EngineError, FlowError, StorageError, WorkerError
 from flow_dpo.core.explore import Siblings
 from flow_dpo.core.protocols import Rollouts
 from flow_dpo.core.types import Completion
+from flow_dpo.workers.adapters import AdapterFolders
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.shard import Shard, ShardResult, WorkerLost
 from tests.support import pool_worlds
@@ -253,6 +254,69 @@ class Confused(StandInWorker):
 def test_trees_of_another_version_or_of_other_problems_are_refused(worker: type, message: str, tmp_path: Path) -> None:
     with opened(Fate(), folder=tmp_path / "a", worker=worker) as pool, pytest.raises(EngineError, match=message):
         sampled(pool)
+
+
+class Odd(StandInWorker):
+    """Its counts are none, which nobody expects."""
+
+    def sample(self, shard: Shard) -> ShardResult:
+        return replace(super().sample(shard), stats=None)
+
+
+class Unstoppable(Slow):
+    """What should end its shard fails."""
+
+    def abort(self) -> None:
+        super().abort()
+        raise ConnectionError("the cluster is gone")
+
+
+@pytest.mark.parametrize(("worker", "kind"), [(Odd, AttributeError), (Unstoppable, ConnectionError)])
+def test_what_nobody_expects_ends_the_run_and_does_not_hang_it(
+    worker: type, kind: type[Exception], tmp_path: Path
+) -> None:
+    learner = MovingLearner()
+    pool = pooled(learner, tmp_path / "a", [Fate(), Fate()], worker=worker, deadline_s=0.1)
+    pool.refresh(learner.adapters)
+    with pytest.raises(kind):
+        sampled(pool)
+    with nullcontext() if worker is Odd else pytest.raises(kind):
+        pool.close()
+    assert all(lane.worker.closed for lane in pool._lanes), "each is closed, whatever becomes of the others"
+    assert not (tmp_path / "a").exists()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("worker", "watch"))]
+
+
+class Crowded(StandInWorker):
+    """It dies, and the memory of the one that died is not free at once."""
+
+    def restart(self) -> None:
+        super().restart()
+        if self.num_restarts < 3:
+            raise RuntimeError("CUDA out of memory")
+
+
+def test_a_worker_that_finds_no_room_at_first_comes_back(tmp_path: Path) -> None:
+    with opened(Fate(deaths=1, seed=1), folder=tmp_path / "a", worker=Crowded) as pool:
+        assert sampled(pool).stats["rollout/shards_replayed"] == 1
+        assert pool.progress.num_alive == 1
+
+
+def test_adapters_that_cannot_be_written_end_the_run_and_those_of_a_killed_one_are_not_in_the_way(
+    tmp_path: Path,
+) -> None:
+    learner = MovingLearner()
+    for name in ("1", "1.tmp"):
+        (tmp_path / "served" / "answer" / name).mkdir(parents=True)
+        (tmp_path / "served" / "answer" / name / "weight").write_text("0.9")
+    found = AdapterFolders(learner.save, tmp_path / "served").publish(learner.adapters)
+    assert (Path(found["answer"].path) / "weight").read_text() == str(learner.weights["answer"])
+
+    def full(role: str, folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"could not write to .*served.*No space left .*resume"):
+        AdapterFolders(full, tmp_path / "served").publish(learner.adapters)
 
 
 # ---- the end --------------------------------------------------------------------------------------------------------

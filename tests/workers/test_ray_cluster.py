@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import re
 import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,13 @@ import pytest
 
 from flow_dpo.cli.main import main
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.runs.settings import default_settings
 from flow_dpo.workers import ray_cluster
 from flow_dpo.workers.ray_cluster import check_resources, visible_devices
-from flow_dpo.workers.ray_workers import differences
+from flow_dpo.workers.ray_workers import RayWorker, _check_travels, differences
 from flow_dpo.workers.settings import WorkersSettings
+from flow_dpo.workers.setup import WorkerSetup
+from flow_dpo.workers.shard import Shard, WorkerLost
 
 
 @pytest.mark.parametrize(
@@ -117,6 +123,28 @@ def test_an_own_cluster_is_started_three_times(tmp_path: Path, monkeypatch: pyte
     assert len(stopped.calls) == 1
 
 
+class Interrupted(Flaky):
+    """Ctrl-C comes in the middle of its start, or twice."""
+
+    num_signals, whole = 1, False
+
+    def init(self, **words: Any) -> None:
+        for _ in range(self.num_signals):
+            signal.raise_signal(signal.SIGINT)
+        self.whole = True
+
+
+@pytest.mark.parametrize("num_signals", [1, 2])
+def test_a_start_is_not_broken_off_but_by_a_second_signal(num_signals: int, tmp_path: Path) -> None:
+    """What it had begun until then would be left behind."""
+    ray = Interrupted(0, Exception())
+    ray.num_signals = num_signals
+    with pytest.raises(KeyboardInterrupt):
+        ray_cluster._start(ray, tmp_path, "cpu")
+    assert ray.whole == (num_signals == 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_other_versions_and_other_code_are_named() -> None:
     here: dict[str, Any] = {"versions": {"torch": "2.8", "peft": "0.21"}, "python": "3.11.7", "code": "a" * 64}
     assert differences(here, {**here, "commit": "other"}) == []
@@ -125,6 +153,44 @@ def test_other_versions_and_other_code_are_named() -> None:
         "\n  torch: 2.9 there, 2.8 here",
         f"\n  code: {'b' * 12} there, {'a' * 12} here",
     ]
+
+
+class GoneRay:
+    """Ray whose cluster is gone."""
+
+    class exceptions:
+        RayError = ConnectionError
+
+    cloudpickle = pickle
+
+    def remote(self, **_: Any) -> Any:
+        return lambda kind: kind
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def kill(self, actor: object, no_restart: bool) -> None:
+        raise ConnectionError(f"{actor} {no_restart}")
+
+
+def test_an_actor_that_was_given_up_between_two_shards_is_lost() -> None:
+    settings = default_settings("flow-dpo", "seed")
+    setup = WorkerSetup(
+        workers=WorkersSettings(kind="ray"), model=settings.runtime.model, lora=settings.runtime.lora,
+        engine=settings.runtime.engine, grading=settings.runtime.grading, roles=("answer",),
+    )  # fmt: skip
+    worker = RayWorker(GoneRay(), 0, setup, None, lambda _: None)  # pyright: ignore[reportArgumentType]
+    worker._actor = "an actor"
+    worker.abort()
+    shard = Shard(
+        batch=0, number=0, explore=settings.recipe.explore, flow=settings.recipe.flow, problems=(), seed=0, adapters={}
+    )
+    with pytest.raises(WorkerLost, match="given up"):
+        worker.sample(shard)
+    _check_travels(GoneRay(), setup)
+    held = threading.Lock()
+    with pytest.raises(ConfigError, match=r"expected a grader that can be sent to workers on Ray.*cannot pickle.*lock"):
+        _check_travels(GoneRay(), replace(setup, grader=held))  # pyright: ignore[reportArgumentType]
 
 
 def test_nothing_else_imports_ray() -> None:

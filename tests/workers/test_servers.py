@@ -125,6 +125,9 @@ def test_a_run_goes_through_servers_from_the_command_line(
         rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
         assert [row["rollout/workers"] for row in rows] == [2, 2]
         assert not (tmp_path / "run" / "served").exists()
+        # Fewer servers, or others, may go on with it.
+        fewer = ["--resume", "--output_dir", str(tmp_path / "run"), "--base_url", servers[1].url]
+        assert main(["train", *fewer]) == 0
         asked = len(servers[0].asked) + len(servers[1].asked)
         engine = ["--workers", "servers", "--base_url", ",".join(server.url for server in servers)]
         more = ["--run", str(tmp_path / "run"), "--dataset_split", "train", "--max_problems", "4"]
