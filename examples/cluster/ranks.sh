@@ -23,5 +23,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 "${launch[@]}" \
     flow_dpo train --model_name_or_path "$MODEL" --preset small --dataset_name openai/gsm8k --dataset_config main \
-    --workers servers --base_url "$URLS" --workers.shard 8 --run.problems_per_batch 64 --run.lag 1 \
+    --workers servers --base_url "$URLS" --workers.shard 4 --run.problems_per_batch 32 --run.lag 1 \
     --output_dir "$OUT" "$@"

@@ -35,4 +35,4 @@ done
 CUDA_VISIBLE_DEVICES=0 \
     flow-dpo train --model_name_or_path "$MODEL" --preset small --dataset_name openai/gsm8k --dataset_config main \
     --workers servers --base_url "http://127.0.0.1:$FIRST,http://127.0.0.1:$SECOND" \
-    --workers.shard 8 --run.problems_per_batch 32 --run.lag 1 --output_dir "$OUT" "$@"
+    --workers.shard 4 --run.problems_per_batch 16 --run.lag 1 --output_dir "$OUT" "$@"

@@ -41,4 +41,4 @@ srun --kill-on-bad-exit=1 bash -c '
     env CUDA_VISIBLE_DEVICES=0 \
     flow-dpo train --model_name_or_path "$MODEL" --preset small --dataset_name openai/gsm8k --dataset_config main \
         --engine vllm --workers ray --workers.address auto --workers.num "$WORKERS" --workers.num_gpus 1 \
-        --workers.shard 8 --run.problems_per_batch 64 --run.lag 1 --output_dir "$OUT" $MORE
+        --workers.shard 4 --run.problems_per_batch 32 --run.lag 1 --output_dir "$OUT" $MORE

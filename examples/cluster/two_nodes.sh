@@ -42,7 +42,7 @@ train)
     CUDA_VISIBLE_DEVICES=$LEARNER_GPU \
         flow-dpo train --model_name_or_path "$MODEL" --preset small --dataset_name openai/gsm8k --dataset_config main \
         --engine vllm --workers ray --workers.address auto --workers.num "$WORKERS" \
-        --workers.num_gpus "$WORKER_GPUS" --workers.shard 8 --run.problems_per_batch 64 --run.lag 1 \
+        --workers.num_gpus "$WORKER_GPUS" --workers.shard 4 --run.problems_per_batch 32 --run.lag 1 \
         --output_dir "$OUT" "${@:2}"
     ;;
 *)

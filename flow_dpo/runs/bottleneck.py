@@ -1,6 +1,6 @@
 """What limits a run whose rollouts are sampled elsewhere or ahead: workers, learner, or the way the work is cut.
 
-    bottleneck(rows)     "learner waits 62 % of the time for rollouts: more workers (--workers.num)"
+    bottleneck(rows)     "learner waits 62 % of the time for rollouts: more workers (--workers.num, or more servers)"
 
 Found from the last rows of metrics: seconds that workers sampled (summed over them), that the learner waited for
 rollouts, and that it learned. Invariant: no limit is named for a run that samples and learns by turns in one process.
@@ -87,7 +87,7 @@ def _more_rollouts(found: Balance) -> str:
         return "workers have too little to do: smaller shards (--workers.shard) or larger batches"
     if found.lag == 0 and found.learned >= _MUCH * (found.waited + found.learned):
         return "let them sample ahead (--run.lag 1)"
-    return "more workers (--workers.num)"
+    return "more workers (--workers.num, or more servers)"
 
 
 def _more_learning(found: Balance) -> str:

@@ -61,7 +61,7 @@ def test_lanes_their_shares_and_what_limits(tmp_path: Path) -> None:
     assert table.rows == (("worker 0", "80.0 %", "16.0 s"), ("worker 1", "80.0 %", "16.0 s"),
                           ("learner", "20.0 %", "4.0 s"))  # fmt: skip
     assert table.caption == "Of 20.0 s, batches 1 to 2"
-    assert figure.title == "Learner waits 80 % of the time for rollouts: more workers (--workers.num)."
+    assert figure.title == "Learner waits 80 % of the time for rollouts: more workers (--workers.num, or more servers)."
     assert "for their worker was lost: 6." in figure.caption
     ranks = {"ranks/num": 2, "ranks/0/seconds": 1.5, "ranks/1/seconds": 0.5}
     _, with_ranks = shown(run(tmp_path / "ranks", spans(2), **seconds, **ranks))

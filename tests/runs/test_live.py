@@ -225,4 +225,4 @@ def test_workers_elsewhere_are_counted_by_shards_and_what_limits_is_named() -> N
         bar.on_batch(row | waits, [], [])
     here, apart = lines(console)
     assert "waits" not in here
-    assert apart.endswith("learner waits 90 % of the time for rollouts: more workers (--workers.num)")
+    assert apart.endswith("learner waits 90 % of the time for rollouts: more workers (--workers.num, or more servers)")
