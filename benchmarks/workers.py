@@ -76,10 +76,10 @@ def pooled(settings: argparse.Namespace) -> None:
     for workers, lag in SLEEPING:
         side = f"sleep-{workers}-{lag}"
         measured = measuring.median(found[side], "batch_s")
-        told = predicted(settings, one["sampled_s"] / one["shards"], workers, lag)
+        forecast = predicted(settings, one["sampled_s"] / one["shards"], workers, lag)
         name = f"workers, an engine that sleeps, {workers} at lag {lag}: seconds of a batch over the model's"
-        details = {"measured_s": measured, "predicted_s": told}
-        figures.append(Figure(name=name, ratio=measured / told, reach="", details=details))
+        details = {"measured_s": measured, "predicted_s": forecast}
+        figures.append(Figure(name=name, ratio=measured / forecast, reach="", details=details))
     measuring.keep(figures, settings, MODULE)
 
 

@@ -125,14 +125,14 @@ def _two_costs(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 def _times(run: Path, problems: Sequence[int]) -> tuple[float, float | None]:
     """Seconds of a batch in which neither was sampled for it nor learned, in the median, and problems an hour: by the
     learner's lane, from the first batch's end."""
-    told = spans.read_spans(run / spans.FILE)
+    recorded = spans.read_spans(run / spans.FILE)
     ends, gaps = dict[int, float](), list[float]()
-    for span in told:
+    for span in recorded:
         if span.lane == spans.LEARNER and span.what == "learning":
             ends[span.batch] = span.end
     for batch, end in sorted(ends.items()):
         if batch - 1 in ends:
-            mine = [s for s in told if s.batch == batch and (s.lane == spans.LEARNER or s.lane == "here")]
+            mine = [s for s in recorded if s.batch == batch and (s.lane == spans.LEARNER or s.lane == "here")]
             gaps.append(max(0.0, end - ends[batch - 1] - sum(span.seconds for span in mine)))
     if not gaps:
         return 0.0, None

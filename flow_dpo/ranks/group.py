@@ -201,9 +201,9 @@ class Ranks:
         self._store.set(END, "")
         self.announce(END)
         self._cut()
-        said = self._failures() or self._silent()
-        if said and (error is None or isinstance(error, KeyboardInterrupt)):
-            raise LostRank(f"{said}. {_HOW_TO_GO_ON}") from error
+        reason = self._failures() or self._silent()
+        if reason and (error is None or isinstance(error, KeyboardInterrupt)):
+            raise LostRank(f"{reason}. {_HOW_TO_GO_ON}") from error
 
     def _leave_word(self, what: str, text: str, error: BaseException | None) -> None:
         if not isinstance(error, Rank0Lost):  # then its store may be gone too
@@ -254,8 +254,8 @@ class Ranks:
                 raise Ended from error
             raise Rank0Lost(f"rank 0 is gone: {error}") from error
         self._store.set(END, "")
-        said = self._silent()
-        raise LostRank(f"{self._failures() or said or f'a rank was cut off: {error}'}. {_HOW_TO_GO_ON}") from error
+        silent = self._silent()
+        raise LostRank(f"{self._failures() or silent or f'a rank was cut off: {error}'}. {_HOW_TO_GO_ON}") from error
 
 
 def joined() -> AbstractContextManager[Ranks | None]:

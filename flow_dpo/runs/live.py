@@ -30,6 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flow_dpo.core.engine import Engine
+from flow_dpo.core.errors import visible
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.objective import Objective, check_examples
@@ -111,6 +112,8 @@ class Meter:
         found = self.pool.progress
         done, num = self._shards(found)
         shards = f"{done:,} of {num:,} shards sampled, {found.num_alive:,} of {found.num_workers:,} workers alive"
+        if found.lost:
+            shards += f" ({visible(found.lost[0])[:80]})"
         return shards if self.doing == "sampling" else f"{self._here()}; {shards}"
 
     def _shards(self, found: Progress) -> tuple[int, int]:

@@ -132,7 +132,7 @@ def open_runtime(
     none is named) and `preset`, and its flow where none is given; or it is all settings. `roles`, the flow's where not
     given, get an adapter each; `problems` where those of the settings' data are loaded already (none are loaded where a
     model is named). In `served` lie the adapters of an engine that reads files; in a folder of the system's where none
-    is named. `doing` is told what takes a while.
+    is named. `doing` is called with what takes a while, in words.
     """
     named = isinstance(model, str)
     recipe = recipe or default_recipe(own_flow=flow is not None and not isinstance(flow, Attempts))

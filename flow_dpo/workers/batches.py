@@ -78,8 +78,8 @@ def named(error: BaseException, shard: Shard) -> BaseException:
     where = f"while the problems {shard.names} were sampled"
     if isinstance(error, FlowDpoError) and type(error).__module__ == errors.__name__:
         named: Callable[[str], FlowDpoError] = type(error)
-        told = named(f"{error} ({where})")
-        told.__cause__ = error
-        return told
+        raised = named(f"{error} ({where})")
+        raised.__cause__ = error
+        return raised
     error.add_note(where)
     return error

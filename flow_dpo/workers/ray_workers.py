@@ -152,7 +152,7 @@ class RayWorker:
                     self._kill()
                     raise WorkerLost(
                         f"not there within {self._setup.workers.start_s:g} s (--workers.start_s); the cluster has "
-                        f"{_told(self._ray.available_resources())} free of {_told(self._ray.cluster_resources())}"
+                        f"{_named(self._ray.available_resources())} free of {_named(self._ray.cluster_resources())}"
                     )
             return self._ray.get(ref, timeout=60)
         except errors.RayTaskError as error:
@@ -250,7 +250,7 @@ def _by_value(ray: Any) -> Iterator[None]:
             ray.cloudpickle.unregister_pickle_by_value(module)
 
 
-def _told(resources: Mapping[str, float]) -> str:
+def _named(resources: Mapping[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} processors and {resources.get('GPU', 0):g} GPUs"
 
 

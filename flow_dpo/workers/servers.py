@@ -87,7 +87,7 @@ class ServerWorker:
         return replace(result, stats=self._runner.engine.take_stats())
 
     def restart(self) -> None:
-        """Connect anew. Raises `WorkerLost` where it is not there, `ConfigError` where it serves something else."""
+        """Connect again. Raises `WorkerLost` where it is not there, `ConfigError` where it serves something else."""
         assert self._runner is not None
         self._runner.engine.close()
         self._client = self._new_client()
