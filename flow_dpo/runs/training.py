@@ -230,8 +230,8 @@ def _summarise(
 ) -> TrainResult:
     """Print what came of a run that is at its end."""
     path, adapters = folder.path, folder.latest_adapters()
-    size = settings.learner.examples_per_update
-    missing = progress.learned(read_metrics(path / "metrics.jsonl"), settings.recipe.flow.roles, size)
+    rows = read_metrics(path / "metrics.jsonl")
+    missing = progress.learned(rows, settings.recipe.flow.roles, settings.learner)
     console.print(progress.summary_table(validation))
     print_safe(console, f"\nPicture:  {path / 'progressive.png'}")
     if missing.startswith("nothing"):

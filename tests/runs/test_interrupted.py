@@ -218,6 +218,6 @@ def test_nothing_is_trained_that_was_not_updated(tmp_path: Path, capsys: pytest.
     assert commands.train(["--max_problems", "2", "--output_dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out.replace("\n", " ")
     assert "Adapters: as they were made, for nothing was learned:" in said
-    assert "examples wait, an update takes 32 (--examples_per_update)" in said
+    assert "an update takes 12 (--examples_per_update) or 48 of stop (--learner.roles.stop.examples_per_update)" in said
     traces = flow_dpo.generate_traces(tmp_path / "run", output_dir=tmp_path / "t", max_problems=4, num_samples=1)
     assert traces.header["source"] == "untrained_flow"

@@ -41,8 +41,8 @@ def playing_with(kind: str, tmp_path: Path) -> Iterator[tuple[str, ...]]:
         assert [one.id for one in client.models()] == ["base"], "adapters are unloaded at the end"
 
 
-def _trained(folder: Path, *words: str, examples_per_update: int = 8) -> list[dict[str, Any]]:
-    fixed = ["--max_problems", "8", "--problems_per_batch", "4", "--examples_per_update", str(examples_per_update)]
+def _trained(folder: Path, *words: str, examples_per_update: int = 2) -> list[dict[str, Any]]:
+    fixed = ["--max_problems", "12", "--problems_per_batch", "4", "--examples_per_update", str(examples_per_update)]
     fixed += ["--output_dir", str(folder)]
     assert train.train([*fixed, *words]) == 0
     assert not (folder / "served").exists()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flow_dpo.core.answer_stop import ANSWER, STOP, AnswerStop
+from flow_dpo.core.answer_stop import STOP, AnswerStop
 from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.explore import Siblings
@@ -70,10 +70,12 @@ PAPER: dict[str, Preset] = {
 """The paper's method at every scale: the recipe "flow-dpo-paper"."""
 
 
-def _judged(scale: Scale, flow: Attempts, explore: AttemptSiblings, answer: RoleSettings, stop: RoleSettings) -> Preset:
-    """Attempts that Stop judges, at a scale, with a pool of examples for each role."""
+def _judged(scale: Scale, flow: Attempts, explore: AttemptSiblings, num_answer: int, stop: RoleSettings) -> Preset:
+    """Attempts that Stop judges, at a scale. Stop has a pool of its own; the shared one is Answer's, so that its size
+    is `--examples_per_update`."""
     found = scale.preset(Recipe(flow=flow, explore=explore, credit=AttemptCredit(), objective=DpoAndVerdicts()))
-    return replace(found, learner=replace(found.learner, roles={ANSWER: answer, STOP: stop}))
+    learner = replace(found.learner, examples_per_update=num_answer, roles={STOP: stop})
+    return replace(found, learner=learner)
 
 
 _STOP = RoleSettings(constant_rate=True, examples_per_update=32, window=1024, updates_per_batch=2)
@@ -81,7 +83,7 @@ _STOP = RoleSettings(constant_rate=True, examples_per_update=32, window=1024, up
 PRESETS: dict[str, Preset] = {
     "paper": PAPER["paper"],
     "chat": _judged(
-        CHAT, Attempts(chunk_tokens=160, max_chunks=6), AttemptSiblings(), RoleSettings(examples_per_update=16), _STOP
+        CHAT, Attempts(chunk_tokens=160, max_chunks=6), AttemptSiblings(), 16, _STOP
     ),
     "small": _judged(
         SMALL,
@@ -91,7 +93,7 @@ PRESETS: dict[str, Preset] = {
             prompts=AttemptsPrompts(examples=SMALL_PROMPTS.examples),
         ),
         AttemptSiblings(temperature=SMALL_TEMPERATURE),
-        RoleSettings(examples_per_update=16),
+        16,
         _STOP,
     ),
     "seed": _judged(
@@ -106,7 +108,7 @@ PRESETS: dict[str, Preset] = {
             ),
         ),
         AttemptSiblings(temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),
-        RoleSettings(examples_per_update=12),
+        12,
         RoleSettings(learning_rate=5e-4, constant_rate=True, examples_per_update=48, window=1024, updates_per_batch=4),
     ),
 }

@@ -23,6 +23,7 @@ from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Pair, Role
+from flow_dpo.learner.settings import LearnerSettings
 from flow_dpo.runs.bottleneck import NUM_BATCHES, bottleneck
 from flow_dpo.runs.charts import Panel, Series, accuracy_series, save_png
 from flow_dpo.runs.live import Live
@@ -102,7 +103,7 @@ def summary_table(progress: ProgressiveValidation) -> Table:
     return table
 
 
-def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], examples_per_update: int) -> str:
+def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], settings: LearnerSettings) -> str:
     """What of the roles' adapters was learned, by the run's rows of metrics: "" where all were, else why not."""
     rows = list(rows)
     untrained = [role for role in roles if not any(f"learn/{role}/learning_rate" in row for row in rows)]
@@ -115,10 +116,12 @@ def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], examples_p
     if any(row["learn/updates"] for row in rows):
         return f"{' and '.join(untrained)} learned nothing: no update had an example of that role"
     if waiting:
-        return (
-            f"nothing was learned: {waiting} examples wait, an update takes {examples_per_update} "
-            "(--examples_per_update); train on more problems"
-        )
+        own = {role: each.examples_per_update for role, each in settings.roles.items() if role in roles}
+        sizes = [f"{size} of {role} (--learner.roles.{role}.examples_per_update)" for role, size in own.items() if size]
+        if not set(roles) <= {role for role, size in own.items() if size is not None}:
+            sizes.insert(0, f"{settings.examples_per_update} (--examples_per_update)")
+        takes = " or ".join(sizes)
+        return f"nothing was learned: {waiting} examples wait, an update takes {takes}; train on more problems"
     if num_examples:
         return "nothing was learned: every update was dropped, its loss or gradient being no number"
     ungraded = sum(row["ungraded_rate"] * row["num_verdicts"] for row in rows)
