@@ -15,7 +15,7 @@ from typing import Any
 
 _HOMES = {
     # run it
-    "train": "runs.training",
+    "train": "runs.python_api",
     "TrainResult": "runs.training",
     "evaluate_flow": "evaluate.run",
     "generate_traces": "traces.run",

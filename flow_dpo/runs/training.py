@@ -3,7 +3,7 @@
     lock the folder   write its settings   compare with what is resumed   load   take up the last checkpoint, if any
     learn   publish
 
-    result = train("seed", max_problems=64, output_dir="runs/seed", callbacks=[my_callback])
+    result = run(settings, Console(), GivenObjects(callbacks=[my_callback]))
 
 Invariant: a resumed run's records, adapters and optimizers are bit for bit those of an uninterrupted run with the same
 settings on the same machine. Whatever could make them differ (settings, code, versions, device, data) is compared
@@ -24,19 +24,16 @@ from typing import Any
 from rich.console import Console
 
 from flow_dpo.core.errors import FlowDpoError, StorageError
-from flow_dpo.core.flow import Flow
 from flow_dpo.core.loop import InFlight, learn
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.protocols import Callback
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.types import Problem, Role
-from flow_dpo.data.problems import ProblemSet, load
-from flow_dpo.engines.settings import EngineSettings
+from flow_dpo.core.types import Role
+from flow_dpo.data.problems import load
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
 from flow_dpo.plugins.load import fingerprint
-from flow_dpo.ranks import environment
 from flow_dpo.runs import following, replay, resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
@@ -44,14 +41,14 @@ from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, S
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.callbacks.run_keeper import RunKeeper
 from flow_dpo.runs.checkpoint import Checkpoints
-from flow_dpo.runs.given_objects import OBJECT, GivenObjects, problem_set, train_settings
+from flow_dpo.runs.given_objects import GivenObjects
 from flow_dpo.runs.journal import FILE as SAMPLED
 from flow_dpo.runs.journal import JournalWorkers
 from flow_dpo.runs.kept_workers import run_workers
 from flow_dpo.runs.live import Live, MeteredLearner
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import command_line
-from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
+from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.timeline import Timeline
 
@@ -68,63 +65,6 @@ class TrainResult:
     """Each role's newest adapter, a folder in PEFT's layout."""
     progressive: ProgressiveValidation
     """Accuracy on each problem before it was learned from."""
-
-
-def train(
-    model: str | None = None,
-    dataset: str | Sequence[Problem] | ProblemSet | None = None,
-    *,
-    recipe: str | Recipe | None = None,
-    preset: str | None = None,
-    output_dir: str | Path = "runs/train",
-    flow: Flow[Any] | None = None,
-    callbacks: Sequence[Callback] = (),
-    grader: GraderSource | None = None,
-    engine: str | EngineSettings | EngineOpener | None = None,
-    max_problems: int | None = None,
-    resume: bool = False,
-    quiet: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    **more: Any,
-) -> TrainResult:
-    """Train a model's adapters on a stream of problems, as `flow-dpo train` does, into the same run folder.
-
-    `model` and `dataset` are folders, hub ids or "seed", which both are by default; a data set may also be a list of
-    problems. `recipe` ("flow-dpo" by default) and `engine` are names or objects, `flow`, `callbacks` and `grader` (or
-    its class, which is handed the renderer) objects that are used as they are. `settings` holds any other setting by
-    its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
-    `train(beta=0.5)`. With `resume` the run in `output_dir` is gone on with: what is not given is as it was there, and
-    what is given and differs is refused by name. Under torchrun all processes but rank 0 follow that one, and end here.
-    Raises `ConfigError` for a name that does not exist.
-    """
-    if environment.place().follows:
-        following.follow()
-        raise SystemExit(0)  # what the script does with a result is done where there is one
-    path = Path(output_dir)
-    if resume and max_problems is None and dataset is not None:
-        max_problems = (run_folder.resumed_settings(path).get("data") or {}).get("max_problems")
-    problems = None if dataset is None else problem_set(dataset, max_problems)
-    given = GivenObjects(
-        callbacks=callbacks,
-        grader=grader,
-        engine=engine,
-        problems=problems,
-        recipe=recipe if isinstance(recipe, Recipe) else None,
-        flow=flow,
-    )
-    values = {
-        "model.model_name_or_path": model,
-        "data.dataset_name": dataset if problems is None else OBJECT,
-        "data.max_problems": max_problems,
-        "preset": preset,
-        "run.output_dir": str(output_dir),
-        "run.resume": resume,
-        **(settings or {}),
-        **more,
-    }
-    name = recipe if isinstance(recipe, str) else None
-    resolved = train_settings(values, given, recipe=name, resumed=path if resume else None)
-    return run(resolved, Console(quiet=quiet), given)
 
 
 def run(settings: TrainSettings, console: Console, given: GivenObjects | None = None) -> TrainResult:

@@ -1,4 +1,4 @@
 """How does a trained flow make a better single model? Traces are generated, exported and fine-tuned on.
 
-May import runs, workers, recipes, engines, ranks, learner, models, data, plugins, verify and core.
+May import runs, workers, trackers, recipes, engines, ranks, learner, models, data, plugins, verify and core.
 """

@@ -1,0 +1,83 @@
+"""`flow_dpo.train`: a training run from Python, with names, settings and objects as arguments.
+
+    result = train("seed", max_problems=64, output_dir="runs/seed", callbacks=[my_callback])
+
+Invariant: the same settings give the same run folder, to the byte, as `flow-dpo train` with the same flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.protocols import Callback
+from flow_dpo.core.recipe import Recipe
+from flow_dpo.core.types import Problem
+from flow_dpo.data.problems import ProblemSet
+from flow_dpo.engines.settings import EngineSettings
+from flow_dpo.ranks import environment
+from flow_dpo.runs import following, run_folder, training
+from flow_dpo.runs.given_objects import OBJECT, GivenObjects, problem_set, train_settings
+from flow_dpo.runs.runtime import EngineOpener, GraderSource
+from flow_dpo.runs.training import TrainResult
+
+
+def train(
+    model: str | None = None,
+    dataset: str | Sequence[Problem] | ProblemSet | None = None,
+    *,
+    recipe: str | Recipe | None = None,
+    preset: str | None = None,
+    output_dir: str | Path = "runs/train",
+    flow: Flow[Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    grader: GraderSource | None = None,
+    engine: str | EngineSettings | EngineOpener | None = None,
+    max_problems: int | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> TrainResult:
+    """Train a model's adapters on a stream of problems, as `flow-dpo train` does, into the same run folder.
+
+    `model` and `dataset` are folders, hub ids or "seed", which both are by default; a data set may also be a list of
+    problems. `recipe` ("flow-dpo" by default) and `engine` are names or objects, `flow`, `callbacks` and `grader` (or
+    its class, which is handed the renderer) objects that are used as they are. `settings` holds any other setting by
+    its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
+    `train(beta=0.5)`. With `resume` the run in `output_dir` is gone on with: what is not given is as it was there, and
+    what is given and differs is refused by name. Under torchrun all processes but rank 0 follow that one, and end here.
+    Raises `ConfigError` for a name that does not exist.
+    """
+    if environment.place().follows:
+        following.follow()
+        raise SystemExit(0)  # what the script does with a result is done where there is one
+    path = Path(output_dir)
+    if resume and max_problems is None and dataset is not None:
+        max_problems = (run_folder.resumed_settings(path).get("data") or {}).get("max_problems")
+    problems = None if dataset is None else problem_set(dataset, max_problems)
+    given = GivenObjects(
+        callbacks=callbacks,
+        grader=grader,
+        engine=engine,
+        problems=problems,
+        recipe=recipe if isinstance(recipe, Recipe) else None,
+        flow=flow,
+    )
+    values = {
+        "model.model_name_or_path": model,
+        "data.dataset_name": dataset if problems is None else OBJECT,
+        "data.max_problems": max_problems,
+        "preset": preset,
+        "run.output_dir": str(output_dir),
+        "run.resume": resume,
+        **(settings or {}),
+        **more,
+    }
+    name = recipe if isinstance(recipe, str) else None
+    resolved = train_settings(values, given, recipe=name, resumed=path if resume else None)
+    return training.run(resolved, Console(quiet=quiet), given)
