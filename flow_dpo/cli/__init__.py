@@ -1,5 +1,5 @@
 """What can be typed? One module a command of `flow-dpo`.
 
-May import report, evaluate, traces, runs, workers, trackers, hub, recipes, engines, ranks, learner, models, data, plugins,
-verify and core.
+May import report, evaluate, traces, runs, workers, trackers, hub, recipes, engines, ranks, learner, models, data,
+plugins, verify and core.
 """

@@ -2,6 +2,6 @@
 
     sources -> run_data -> *_section -> document.Report -> html
 
-May import evaluate, traces, runs, workers, trackers, recipes, engines, ranks, learner, models, data, plugins, verify and
-core.
+May import evaluate, traces, runs, workers, trackers, recipes, engines, ranks, learner, models, data, plugins,
+verify and core.
 """
