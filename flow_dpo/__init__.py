@@ -19,6 +19,7 @@ _HOMES = {
     "TrainResult": "runs.training",
     "evaluate_flow": "evaluate.run",
     "generate_traces": "traces.run",
+    "push_to_hub": "hub.push",
     "open_runtime": "runs.runtime",
     "Runtime": "runs.runtime",
     "learn": "core.loop",
