@@ -158,7 +158,15 @@ def open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_r
 
 
 def check_readable(policy: Policy) -> None:
-    """Raise `ConfigError` for adapters on parameters, of which it is not known that vLLM reads them from files."""
+    """Raise `ConfigError` for adapters that vLLM does not read from files: with magnitudes or whole modules; on
+    parameters it is not known."""
+    for name in ("use_dora", "modules_to_save"):
+        if getattr(policy.settings, name):
+            merged = "--engine.sync merged (vLLM in this process, one role), " if name == "use_dora" else ""
+            raise ConfigError(
+                f"expected adapters that vLLM can load, found --{name}, which vLLM does not have; use {merged}--engine "
+                f"local, or leave out {name}"
+            )
     if policy.targets.parameters:
         raise ConfigError(
             "expected adapters on layers alone, which vLLM reads from files, found some on the parameters "
@@ -199,6 +207,11 @@ def _vllm(
     model = loaded.model
     if settings.sync != "merged":
         check_readable(policy)
+    elif policy.settings.modules_to_save or getattr(model, "is_quantized", False):
+        raise ConfigError(
+            "expected adapters that can be merged into plain weights for --engine.sync merged, found modules_to_save "
+            "or a quantised base; use --engine local"
+        )
     opened = open_vllm(
         settings,
         model=str(model.name_or_path),
