@@ -22,6 +22,8 @@ _SECTIONS = (
     "learner", "run",
 )  # fmt: skip
 _NOT_OF_RUN = ("output_dir", "resume", "reuse_sampled", "allow")
+_NOT_OF_LORA = ("init_from", "init_roles")
+"""Where the adapters began: they hold all of it."""
 _FACTS = (
     "versions", "python", "commit", "code", "recipe_file", "flow_file", "model", "device", "dtype", "adapter_share",
     "num_problems", "num_skipped_rows", "data_fingerprint", "given",
@@ -35,7 +37,8 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 def published_config(config: Mapping[str, Any], run: Path, *, base_model: str = "") -> dict[str, Any]:
     """The content of config.yaml as it is pushed, with what the run has calibrated in place of what it began with."""
     kept = {name: config[name] for name in _SECTIONS if name in config}
-    kept["run"] = {name: value for name, value in dict(kept.get("run") or {}).items() if name not in _NOT_OF_RUN}
+    for group, left_out in (("run", _NOT_OF_RUN), ("lora", _NOT_OF_LORA)):
+        kept[group] = {name: value for name, value in dict(kept.get(group) or {}).items() if name not in left_out}
     found = {name: scrubbed(value, name) for name, value in kept.items()}
     flow = found.get("flow")
     for name, value in calibration(run).items() if isinstance(flow, dict) else ():

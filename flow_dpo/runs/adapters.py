@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flow_dpo.core.answer_stop import ANSWER, AnswerStop, RolePrompts
-from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Adapter, Role
 from flow_dpo.data.strict_json import OBJECT, check

@@ -47,6 +47,7 @@ def test_what_was_pushed_is_evaluated_to_the_same_rollouts(calibrated: Path, hub
     assert flow_dpo.generate_traces("me/flow", output_dir=tmp_path / "traces", max_problems=3, num_samples=4).traces
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, of transformers
 def test_peft_loads_a_role_from_its_folder(run: Path, hub: HubServer) -> None:
     import torch
     from peft import PeftModel
