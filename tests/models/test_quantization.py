@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from flow_dpo.cli import train as commands
+from flow_dpo.cli.evaluate import evaluate
 from flow_dpo.cli.main import main
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import ConfigError, ModelError
-from flow_dpo.core.types import Request, Sampling
+from flow_dpo.core.types import Pair, Request, Sampling
 from flow_dpo.engines.factory import open_engine
 from flow_dpo.engines.merged_lora import can_merge, save_merged
 from flow_dpo.engines.settings import LocalSettings
@@ -163,6 +165,11 @@ def test_engine_and_learner_pass_the_check_and_never_merge(folder: Path, bits: i
         alone = [engine.sample([request], Sampling(), seeds=[seed])[0] for seed, request in enumerate(requests)]
         if dtype == "float32":  # in half precision a rounding may tip a token, as it may without 4 or 8 bits
             assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    # What the engine recorded is what the learner computes: the drift check of a run compares the same.
+    other = engine.sample(requests[:1], Sampling(), seeds=[9])[0]
+    pair = Pair(request=requests[0], chosen=together[0], rejected=other, margin=1.0)
+    row = Learner(policy, LearnerSettings(examples_per_update=0)).update(Dpo(), [pair])
+    assert row["learn/answer/logprob_drift"] < (1e-3 if (bits, dtype) == (4, "float32") else 0.05)
     # 14 layers of two weights a byte: the share is that of the whole model.
     whole = Policy(load_model(str(folder)).model, ROLES, LoraSettings()).targets.share
     assert policy.targets.share == pytest.approx(whole, abs=1e-3)
@@ -170,12 +177,15 @@ def test_engine_and_learner_pass_the_check_and_never_merge(folder: Path, bits: i
 
 @needs_it
 @pytest.mark.parametrize("flag", ["--load_in_4bit", "--load_in_8bit"])
-def test_a_run_trains_and_its_engine_agrees_with_its_learner(flag: str, folder: Path, tmp_path: Path) -> None:
+def test_a_run_and_its_evaluation(flag: str, folder: Path, tmp_path: Path) -> None:
     words = ["--model_name_or_path", str(folder), "--preset", "chat", flag, "--device", "cpu", "--chunk_tokens", "6",
              "--max_chunks", "2", "--max_problems", "8", "--problems_per_batch", "4", "--examples_per_update", "4",
              "--output_dir", str(tmp_path / "run")]  # fmt: skip
     assert commands.train(words) == 0
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    drifts = [row[name] for row in rows for name in row if name.endswith("logprob_drift")]
-    assert drifts
-    assert max(drifts) < 0.02
+    assert [row["problems_seen"] for row in rows] == [4, 8]
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"]["quantization"][flag.removeprefix("--")] is True
+    # Adapters over the quantised base are loaded and evaluated as any others are.
+    words = ["--run", str(tmp_path / "run"), "--max_problems", "2", "--output_dir", str(tmp_path / "evaluation")]
+    assert evaluate(words) == 0
