@@ -116,17 +116,8 @@ def _be(output: Path, work: Callable[[], None]) -> None:
 class Case:
     """A learner, and the calls that it gets."""
 
-    def __init__(
-        self,
-        kind: str = "llama",
-        *,
-        dtype: torch.dtype = torch.float32,
-        dropout: float = 0.0,
-        lora: dict[str, Any] | None = None,
-        **more: Any,
-    ):
-        """`lora` are settings of the adapters besides."""
-        self.kind, self.dtype, self.dropout, self.lora = kind, dtype, dropout, lora or {}
+    def __init__(self, kind: str = "llama", *, dtype: torch.dtype = torch.float32, dropout: float = 0.0, **more: Any):
+        self.kind, self.dtype, self.dropout, self.lora = kind, dtype, dropout, more.pop("lora", {})
         self.settings = LearnerSettings(
             **{"learning_rate": 1e-3, "examples_per_update": 0, "rows": RowSettings(max_tokens=40), **more}
         )
@@ -148,27 +139,18 @@ class Case:
 
 
 CASES = {
-    "packed": Case(
-        reference=ReferenceSettings(kind="snapshot", every=2),
-        lora={"use_rslora": True, "use_dora": True, "modules_to_save": ("lm_head",)},
-    ),
+    "packed": Case(reference=ReferenceSettings(kind="snapshot", every=2), lora={"modules_to_save": ("lm_head",)}),
     "plain, dropout, bfloat16": Case(
         "qwen2", dtype=torch.bfloat16, dropout=0.2, rows=RowSettings(packed=False, max_tokens=60)
     ),
 }
 SHARDED = [
-    Case(
-        kind,
-        dtype=dtype,
-        dropout=0.1,
-        lora=lora,
-        rows=RowSettings(packed=packed, max_tokens=40, gradient_checkpointing=True),
-    )
-    for kind, dtype, packed, lora in [
-        ("llama", torch.float32, True, {}),
-        ("llama", torch.bfloat16, False, {}),
-        ("qwen2", torch.float32, False, {"use_dora": True, "modules_to_save": ("norm",)}),
-        ("qwen2", torch.bfloat16, True, {}),
+    Case(kind, dtype=dtype, dropout=0.1, rows=RowSettings(max_tokens=40, gradient_checkpointing=True, **rows), **more)
+    for kind, dtype, rows, more in [
+        ("llama", torch.float32, {}, {}),
+        ("llama", torch.bfloat16, {"packed": False}, {}),
+        ("qwen2", torch.float32, {"packed": False}, {"lora": {"use_dora": True, "modules_to_save": ("norm",)}}),
+        ("qwen2", torch.bfloat16, {}, {}),
     ]
 ]
 AT = 2
