@@ -101,6 +101,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         )
         bar = progress.ProgressBar(live, len(runtime.fitting), seen)
         folder.begun = True
+        others = [*given.callbacks, *(watcher(settings.recipe, runtime, lambda *_: None) for watcher in given.watchers)]
         workers = timeline.workers(workers)
         with _keeping(journal, keeper, live, console, path, given):
             left, place = runtime.fitting[seen:], str(path / "checkpoints")
@@ -112,7 +113,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
                 budget.until_spent(left),
                 workers,
                 timeline.learner(MeteredLearner(learner, live.meter)),
-                callbacks=[timeline, keeper, budget, bar, *_default_callbacks(settings.recipe), *given.callbacks],
+                callbacks=[timeline, keeper, budget, bar, *_default_callbacks(settings.recipe), *others],
                 seed=seed,
                 problems_per_batch=settings.run.problems_per_batch,
                 lag=settings.run.lag,
