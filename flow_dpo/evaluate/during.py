@@ -1,6 +1,6 @@
 """Evaluation while a run is under way: the flow, and one pass of its Answer role, at versions of the learner.
 
-    Evaluator(plan, runtime, folder, hears)      a callback of the run: a row a measurement in evaluations.jsonl
+    Evaluator(plan, recipe, runtime, hears)      a callback of the run: a row a measurement in evaluations.jsonl
 
     {"version": 12, "problems_seen": 96, "name": "flow", "accuracy": 0.61, "interval": [...], "num_problems": 200, ...}
     {"version": 12, "problems_seen": 96, "name": "single", "accuracy": 0.58, ...}
@@ -22,12 +22,14 @@ from flow_dpo.core.errors import ConfigError, DataError, StorageError
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.protocols import Row
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Example, Problem, Role
 from flow_dpo.evaluate.evaluate import EvaluationSettings, evaluate
 from flow_dpo.models.context_window import fitting_problems
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs.adapters import has_one_pass, one_pass
+from flow_dpo.runs.callbacks.lifecycle import RunInfo
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.run_folder import plain
@@ -87,17 +89,23 @@ def measure(
 class Evaluator:
     """The callback that evaluates while a run is under way."""
 
-    def __init__(
-        self, plan: EvaluationPlan, flow: Flow[Any], explore: Explore, runtime: Runtime, folder: Path, hears: Hears
-    ) -> None:
-        """`flow` and `explore` are the run's, `folder` its run folder. What later versions left there is cut off."""
-        self._plan, self._flow, self._explore, self._runtime, self._hears = plan, flow, explore, runtime, hears
-        self._path = folder / FILE
-        self._rows = [row for row in read_evaluations(folder) if row["version"] <= self._version]
+    def __init__(self, plan: EvaluationPlan, recipe: Recipe, runtime: Runtime, hears: Hears) -> None:
+        """`recipe` is the run's, `hears` what its other callbacks are told by."""
+        self._plan, self._recipe, self._runtime, self._hears = plan, recipe, runtime, hears
+        self._rows: list[dict[str, Any]] = []
+        self._done = set[int]()
+        self._last: Mapping[str, Any] = {}
+        """Of the run's rows of metrics."""
+
+    def on_run_begin(self, run: RunInfo) -> None:
+        """Take up the folder: what later versions than the present left there is cut off, and measured again."""
+        self._path = run.path / FILE
+        found = read_evaluations(run.path) if run.resumed else []
+        self._rows = [row for row in found if row["version"] <= self._version]
         self._done = {row["version"] for row in self._rows}
-        rows = read_metrics(folder / "metrics.jsonl")
-        self._last: Mapping[str, Any] = rows[-1] if rows else {}
-        if (plan.at_start and not self._version) or self._is_due:  # due where the run ended in the middle of it
+        rows = read_metrics(run.path / "metrics.jsonl")
+        self._last = rows[-1] if rows else {}
+        if (self._plan.at_start and not self._version) or self._is_due:  # due where the run ended in the middle of it
             self._measure()
 
     @property
@@ -115,9 +123,9 @@ class Evaluator:
         if self._is_due:
             self._measure()
 
-    def at_end(self) -> None:
-        """Evaluate the last version, where that was not done."""
-        if self._version >= self._plan.delay:
+    def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
+        """Evaluate at the end, where that was asked for and nothing has ended the run before."""
+        if error is None and not self._plan.every and self._version >= self._plan.delay:
             self._measure()
 
     def _measure(self) -> None:
@@ -125,9 +133,9 @@ class Evaluator:
         version, plan = self._version, self._plan
         if version in self._done:
             return
-        flow = calibrated_as(self._flow, self._last)
+        flow = calibrated_as(self._recipe.flow, self._last)
         adapters = self._runtime.adapters_in_force
-        found = measure(self._runtime, flow, self._explore, plan.problems, adapters, plan.settings)
+        found = measure(self._runtime, flow, self._recipe.explore, plan.problems, adapters, plan.settings)
         # What an engine has cached would carry rounding into the run's next batch.
         self._runtime.workers.refresh(adapters)
         at = {"version": version, "problems_seen": self._last.get("problems_seen", 0)}

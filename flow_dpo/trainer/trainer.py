@@ -22,7 +22,7 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.data.problems import DataSettings, ProblemSet, load
-from flow_dpo.evaluate.during import EvaluationPlan, Evaluator, Hears, measure, read_evaluations
+from flow_dpo.evaluate.during import EvaluationPlan, Evaluator, measure, read_evaluations
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe, load_recipe
@@ -30,7 +30,7 @@ from flow_dpo.runs import python_api, run_folder
 from flow_dpo.runs.adapters import load_adapters
 from flow_dpo.runs.given_objects import GivenObjects, sampling_settings
 from flow_dpo.runs.records import read_metrics
-from flow_dpo.runs.runtime import Runtime, open_runtime
+from flow_dpo.runs.runtime import open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
 from flow_dpo.runs.training import TrainResult
 from flow_dpo.traces.run import generate_traces
@@ -121,7 +121,7 @@ class FlowDPOTrainer:
             output_dir=path,
             flow=self.flow,
             callbacks=self._every_callback(),
-            watchers=() if plan is None else (partial(self._evaluator, plan, path),),
+            watchers=() if plan is None else (partial(Evaluator, plan),),
             max_problems=self._max_problems(),
             resume=bool(resume),
             quiet=bool(config.disable_tqdm),
@@ -282,9 +282,6 @@ class FlowDPOTrainer:
             delay=int(config.eval_delay),
             settings=EvaluationSettings(**own),
         )
-
-    def _evaluator(self, plan: EvaluationPlan, path: Path, recipe: Recipe, runtime: Runtime, hears: Hears) -> Evaluator:
-        return Evaluator(plan, recipe.flow, recipe.explore, runtime, path, hears)
 
     def _sampling_of(self, group: str) -> dict[str, Any]:
         return {name: value for name, value in self._sampling.items() if name.startswith(group)}
