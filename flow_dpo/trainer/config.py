@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from enum import Enum
@@ -85,6 +86,8 @@ class FlowDPOConfig:
     num_iterations: int | None = None
     """Updates on each batch of examples."""
     gradient_checkpointing: bool | None = None
+    activation_checkpointing: bool | None = None
+    """The same, by transformers' newer name."""
     loss_type: str | Sequence[str] | None = None
     """Only what the recipe's objective is."""
     epsilon: float | None = None
@@ -201,7 +204,8 @@ def _set_in(config: Any) -> dict[str, Any]:
     """
     every = {each.name: each for each in fields(config) if each.init}
     shapes = {name: getattr(config, name) for name in _SHAPES if name in every}
-    like = type(config)(**{name: value for name, value in shapes.items() if value is not None})
+    with warnings.catch_warnings(action="ignore"):  # of defaults that are deprecated
+        like = type(config)(**{name: value for name, value in shapes.items() if value is not None})
     found = {name: getattr(config, name) for name in every if getattr(config, name) != getattr(like, name)}
     for name, value in shapes.items():
         default = every[name].default

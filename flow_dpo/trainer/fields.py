@@ -56,6 +56,7 @@ _SETTINGS = _settings(
     max_grad_norm="learner.max_grad_norm",
     seed="run.seed",
     gradient_checkpointing="learner.rows.gradient_checkpointing",
+    activation_checkpointing="learner.rows.gradient_checkpointing",
     trust_remote_code="model.trust_remote_code",
     chat_template_kwargs="model.template_kwargs",
     temperature="explore.temperature",
@@ -200,7 +201,6 @@ _REFUSED = [
         [],
         {},
     ),
-    *_refused("activation_checkpointing", "use gradient_checkpointing=True"),
     *_refused(
         "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
         "it is always non-reentrant: leave it out",
