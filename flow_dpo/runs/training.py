@@ -52,6 +52,7 @@ from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
+from flow_dpo.runs.starting_adapters import starting_checksums
 from flow_dpo.runs.timeline import Timeline
 
 log = logging.getLogger("flow_dpo")
@@ -271,6 +272,7 @@ def _named_facts(settings: TrainSettings, given: GivenObjects) -> dict[str, Any]
         "command": command_line(),
         "recipe_file": fingerprint(settings.recipe_name),
         "flow_file": fingerprint(settings.flow_source),
+        "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
     }
     return facts | ({"given": given.record()} if given.record() else {})
 
@@ -293,6 +295,7 @@ def _opened(
             "data_fingerprint": problems.fingerprint,
             "recipe_file": fingerprint(settings.recipe_name),
             "flow_file": fingerprint(settings.flow_source),
+            "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
             "given": given.record() or None,
         }
         differences = resumption.compare(path, settings, given, facts, problems.problems)
