@@ -150,6 +150,7 @@ class FlowDPOConfig:
     push_to_hub: bool = False
     hub_model_id: str | None = None
     hub_private_repo: bool | None = None
+    hub_revision: str | None = None
     hub_token: str | None = None
 
     def __post_init__(self) -> None:

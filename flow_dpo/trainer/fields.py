@@ -138,6 +138,7 @@ _TRAINER = _trainer(
     push_to_hub="push_to_hub() at the end of train()",
     hub_model_id="the repository that is pushed to; the run folder's name where it is not given",
     hub_private_repo="True where it is not given",
+    hub_revision="the branch that is pushed to",
     hub_token="used for the push, and recorded nowhere",
     metric_for_best_model='read by callbacks such as EarlyStoppingCallback: "accuracy", "single_accuracy"',
     greater_is_better="read by callbacks such as EarlyStoppingCallback",
@@ -254,7 +255,7 @@ _REFUSED = [
         "every save stays in adapters/ROLE/VERSION, and evaluations.jsonl says which was best: leave it out",
     ),
     *_refused("hub_strategy", 'the push is at the end: use "end", or flow-dpo push while it runs', "end", "every_save"),
-    *_refused("hub_always_push hub_revision", "the push is at the end, to the main branch: leave it out"),
+    *_refused("hub_always_push", "the push is at the end: leave it out"),
     *_refused(
         "top_k", "use top_p: the log-probability of what was drawn must be known under the whole distribution", 0
     ),

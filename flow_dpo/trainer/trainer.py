@@ -185,8 +185,9 @@ class FlowDPOTrainer:
 
         config = self.args
         private = True if config.hub_private_repo is None else config.hub_private_repo
+        given = {"private": private, "token": config.hub_token, "revision": config.hub_revision}
         name = repo_id or config.hub_model_id or self._folder.name
-        return push_to_hub(self._folder, name, **{"private": private, "token": config.hub_token, **more})
+        return push_to_hub(self._folder, name, **{**given, **more})
 
     @property
     def state(self) -> TrainState:
