@@ -55,9 +55,7 @@ def train(
     what is given and differs is refused by name. Under torchrun all processes but rank 0 follow that one, and end here.
     Raises `ConfigError` for a name that does not exist.
     """
-    if environment.place().follows:
-        following.follow()
-        raise SystemExit(0)  # what the script does with a result is done where there is one
+    follow_rank_0()
     path = Path(output_dir)
     if resume and max_problems is None and dataset is not None:
         max_problems = (run_folder.resumed_settings(path).get("data") or {}).get("max_problems")
@@ -84,3 +82,10 @@ def train(
     name = recipe if isinstance(recipe, str) else None
     resolved = train_settings(values, given, recipe=name, resumed=path if resume else None)
     return training.run(resolved, Console(quiet=quiet, force_jupyter=False), given)
+
+
+def follow_rank_0() -> None:
+    """Where this process is one of several and not the first: do its share of the first one's run, and end here."""
+    if environment.place().follows:
+        following.follow()
+        raise SystemExit(0)  # what the script does with a result is done where there is one

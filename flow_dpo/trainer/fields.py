@@ -219,7 +219,7 @@ _REFUSED = [
         'set by settings such as {"learner.decay_after": 30, "learner.decay_power": 0.5}',
         {},
     ),
-    *_refused("weight_decay", "adapters are learned without decay, as the paper does: leave it out", 0.0),
+    *_refused("weight_decay", "adapters are learned without weight decay: leave it out", 0.0),
     *_refused("adam_beta1", "Adam's betas are .9 and .999: leave it out", 0.9),
     *_refused("adam_beta2", "Adam's betas are .9 and .999: leave it out", 0.999),
     *_refused("adam_epsilon", "Adam's epsilon is 1e-8: leave it out", 1e-8),

@@ -38,6 +38,7 @@ from flow_dpo.traces.trace import TraceFile
 from flow_dpo.trainer import data, models
 from flow_dpo.trainer.adapters import lora_settings
 from flow_dpo.trainer.config import FlowDPOConfig
+from flow_dpo.trainer.fields import FIELDS
 from flow_dpo.trainer.mapping import settings_of
 
 _SAMPLING = ("evaluation.", "generate.", "selection.")
@@ -71,7 +72,8 @@ class FlowDPOTrainer:
         peft_config: Any = None,
         flow: Flow[Any] | None = None,
         recipe: str | Recipe | None = None,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[Any] | None = None,
+        **others: Any,
     ) -> None:
         """Check and keep what is given; nothing is loaded and no folder is made before it is used.
 
@@ -80,14 +82,16 @@ class FlowDPOTrainer:
         `FlowDPOConfig.from_trl`. `train_dataset` and `eval_dataset` are names, problems, or rows with a prompt (a text
         or messages) and a gold answer. `processing_class` is the model's tokenizer, which may have a chat template of
         its own. `peft_config` is a `peft.LoraConfig`, of which every role gets an adapter. `flow` and `recipe` are as
-        in `flow_dpo.train`; `callbacks` are flow-dpo's or transformers', in any order.
+        in `flow_dpo.train`; `callbacks` are flow-dpo's or transformers', in any order. `others` are arguments that
+        TRL's trainers have and this one has not.
 
-        Raises `ConfigError` for what cannot be meant here.
+        Raises `ConfigError` for what cannot be meant here, with what to use instead.
         """
+        _refuse(others)
         self.args = config = _config(args)
         self.model = models.name_of(model)
         self.flow, self.recipe = flow, recipe
-        self.reward_funcs, self.callbacks = reward_funcs, list(callbacks)
+        self.reward_funcs, self.callbacks = reward_funcs, list(callbacks or ())
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class = processing_class
         found = {**models.settings_of_tokenizer(self.model, processing_class, config)}
@@ -108,6 +112,7 @@ class FlowDPOTrainer:
         takes its share of the updates and ends here with `SystemExit`. Raises `ConfigError` where there is nothing to
         go on with, and for an `output_dir` that holds a run already.
         """
+        python_api.follow_rank_0()
         config = self.args
         resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         path = self._resumed_folder(resume) if resume else config.run_folder
@@ -307,6 +312,18 @@ class FlowDPOTrainer:
         if resume is True and runs:
             return runs[-1].parent
         raise ConfigError(f"expected a run to go on with in {folder}, found none; call train() to start one")
+
+
+def _refuse(others: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for arguments that are not ours: TRL's own with what to use instead."""
+    for name, value in others.items():
+        known = FIELDS.get(name)
+        if known is not None and known.fate == "refused" and value is None:
+            continue
+        if known is not None and known.fate == "refused":
+            raise ConfigError(f"FlowDPOTrainer takes no {name}: {known.words}")
+        hint = "; it is a field of FlowDPOConfig" if known is not None else ""
+        raise ConfigError(f"FlowDPOTrainer takes no argument {name!r}{hint}; see its docstring")
 
 
 def _config(args: Any) -> FlowDPOConfig:

@@ -142,3 +142,11 @@ def test_a_config_of_another_kind_and_an_evaluation_without_data_are_refused() -
         FlowDPOConfig(eval_strategy="steps")
     with pytest.raises(FlowDpoError, match="found none; call train"):
         FlowDPOTrainer("seed", args=FlowDPOConfig(output_dir="no/such/run")).train(resume_from_checkpoint=True)
+
+
+def test_arguments_of_trls_trainers_are_refused_with_what_to_use() -> None:
+    with pytest.raises(FlowDpoError, match="FlowDPOTrainer takes no data_collator: rows are packed by the learner"):
+        FlowDPOTrainer("seed", data_collator=print)
+    with pytest.raises(FlowDpoError, match="takes no argument 'learning_rate'; it is a field of FlowDPOConfig"):
+        FlowDPOTrainer("seed", learning_rate=1e-3)
+    FlowDPOTrainer("seed", data_collator=None, callbacks=None)
