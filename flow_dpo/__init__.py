@@ -21,6 +21,7 @@ _HOMES = {
     "FlowDPOConfig": "trainer.config",
     "evaluate_flow": "evaluate.run",
     "generate_traces": "traces.run",
+    "push_to_hub": "hub.push",
     "open_runtime": "runs.runtime",
     "Runtime": "runs.runtime",
     "learn": "core.loop",

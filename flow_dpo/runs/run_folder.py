@@ -268,14 +268,32 @@ def _holds_records(path: Path) -> bool:
 def latest_adapters(path: Path) -> dict[Role, Path]:
     """The adapter folder of each role, of the newest version that all roles of the run at `path` have.
 
-    Raises `DataError` where there is none.
+    A run that came from the hub has one version, `<role>/`. Raises `DataError` where there is none.
     """
+    if published := published_roles(path):
+        return {role: path / role for role in published}
     roles = [role for role in sorted((path / "adapters").glob("*")) if role.is_dir()]
     versions = [{int(folder.name) for folder in role.iterdir() if folder.name.isdigit()} for role in roles]
     common = set[int].intersection(*versions) if versions else set[int]()
     if not common:
         raise DataError(f"expected a run folder with adapters/<role>/<version>/, found none in {path}")
     return {role.name: role / str(max(common)) for role in roles}
+
+
+def published_roles(path: Path) -> list[Role]:
+    """The roles whose adapters lie in a folder that came from the hub (`flow_dpo.hub`), as its run.json names them;
+    none of another folder, whose adapters are in `adapters/`."""
+    published = {} if (path / "adapters").exists() else read_facts(path).get("published")
+    roles = published.get("roles") if isinstance(published, dict) else None
+    return (
+        [
+            role
+            for role in roles
+            if isinstance(role, str) and Path(role).name == role and (path / role / "adapter_config.json").is_file()
+        ]
+        if isinstance(roles, list)
+        else []
+    )
 
 
 def read_facts(path: Path) -> dict[str, Any]:
