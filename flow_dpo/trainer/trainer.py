@@ -186,7 +186,7 @@ class FlowDPOTrainer:
     def push_to_hub(self, repo_id: str | None = None, **more: Any) -> Any:
         """Push the adapters with a model card; private unless `hub_private_repo` is False. `more` are arguments of
         `flow_dpo.hub.push.push_to_hub`."""
-        from flow_dpo.hub.push import push_to_hub  # pyright: ignore[reportMissingImports]
+        from flow_dpo.hub.push import push_to_hub
 
         config = self.args
         private = True if config.hub_private_repo is None else config.hub_private_repo
