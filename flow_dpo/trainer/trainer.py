@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.data.problems import DataSettings, ProblemSet, load
+from flow_dpo.data.problems import ProblemSet, load
 from flow_dpo.evaluate.during import EvaluationPlan, Evaluator, measure, read_evaluations
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
@@ -40,9 +40,7 @@ from flow_dpo.trainer.adapters import lora_settings
 from flow_dpo.trainer.config import FlowDPOConfig
 from flow_dpo.trainer.fields import FIELDS
 from flow_dpo.trainer.mapping import settings_of
-
-_SAMPLING = ("evaluation.", "generate.", "selection.")
-"""Groups of settings of what comes after training."""
+from flow_dpo.trainer.parts import Parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +95,7 @@ class FlowDPOTrainer:
         found = {**models.settings_of_tokenizer(self.model, processing_class, config)}
         found |= {} if peft_config is None else lora_settings(peft_config)
         found |= settings_of(config, self._method())
-        self._settings = {name: value for name, value in found.items() if not name.startswith(_SAMPLING)}
-        self._sampling = {name: value for name, value in found.items() if name.startswith(_SAMPLING)}
+        self._parts = Parts.of(found, self._method())
         if config.eval_strategy in ("steps", "epoch") and eval_dataset is None:
             raise ConfigError(f"expected an eval_dataset with eval_strategy={config.eval_strategy!r}, found none")
 
@@ -130,7 +127,7 @@ class FlowDPOTrainer:
             max_problems=self._max_problems(),
             resume=bool(resume),
             quiet=bool(config.disable_tqdm),
-            settings=self._settings,
+            settings=self._parts.run,
             **self._rewards(),
         )
         if config.push_to_hub:
@@ -139,7 +136,14 @@ class FlowDPOTrainer:
 
     # ---- after training ----------------------------------------------------------------------------------------------
 
-    def evaluate(self, eval_dataset: Any = None, *, metric_key_prefix: str = "eval", **more: Any) -> dict[str, Any]:
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        *,
+        max_problems: int | None = None,
+        metric_key_prefix: str = "eval",
+        **more: Any,
+    ) -> dict[str, Any]:
         """Measure the flow and a single pass of its Answer role on held-out problems, with the run's newest adapters,
         or without any before it was trained.
 
@@ -147,8 +151,8 @@ class FlowDPOTrainer:
         `flow-dpo evaluate` writes them. The data set is `eval_dataset`, the trainer's, or the test split of the one
         that was trained on by name. `more` are settings by name: `evaluate(greedy=False, num_samples=4)`.
         """
-        given, chosen, overrides = self._held_out(eval_dataset)
-        overrides |= {**self._sampling_of("evaluation."), **more}
+        given, chosen, overrides = self._held_out(eval_dataset, max_problems)
+        overrides = {**self._basis(), **overrides, **self._parts.group("evaluation"), **more}
         sections = {"evaluation": EvaluationSettings()}
         found = sampling_settings("FlowDPOTrainer.evaluate", self._source, sections, overrides, given)
         settings: EvaluationSettings = found["evaluation"]
@@ -163,16 +167,25 @@ class FlowDPOTrainer:
             summaries = measure(runtime, found["flow"], found["explore"], runtime.fitting, adapters, settings)
         return _prefixed(summaries, metric_key_prefix)
 
-    def generate_traces(self, dataset: Any = None, *, output_dir: str | Path | None = None, **more: Any) -> TraceFile:
+    def generate_traces(
+        self,
+        dataset: Any = None,
+        *,
+        output_dir: str | Path | None = None,
+        max_problems: int | None = None,
+        **more: Any,
+    ) -> TraceFile:
         """Sample verified solutions of the trained flow into a folder, `traces` beside the run's where none is named,
         and read them back. `more` are settings of `flow-dpo generate` by name: `num_samples=4`."""
-        found = data.problems(dataset, DataSettings()) if dataset is not None else None
-        problems = dataset if isinstance(dataset, str) else found
         if dataset is None:
-            problems = self._train_problems()
+            problems: str | ProblemSet | None = self._train_problems()
+        else:
+            problems = dataset if isinstance(dataset, str) else data.problems(dataset, self._parts.held_out())
         folder = Path(f"{self._folder}-traces") if output_dir is None else Path(output_dir)
-        settings = {**self._sampling_of("generate."), **self._sampling_of("selection."), **more}
-        return generate_traces(self._source, problems, output_dir=folder, flow=self.flow, settings=settings)
+        settings = {**self._basis(), **self._parts.group("generate", "selection"), **more}
+        return generate_traces(
+            self._source, problems, output_dir=folder, flow=self.flow, max_problems=max_problems, settings=settings
+        )
 
     def save_model(self, output_dir: str | Path | None = None) -> Path:
         """The newest adapter of every role as `output_dir/ROLE`, each in PEFT's layout with its model card; the run
@@ -235,12 +248,6 @@ class FlowDPOTrainer:
         name = self.recipe or default_recipe(own_flow=own_flow)
         return load_recipe(name, self.args.preset or default_preset(self.model), flow=self.flow)
 
-    def _data_settings(self, settings: Mapping[str, Any]) -> DataSettings:
-        """The settings of the data, for what is handed over as objects; `settings` under full or short names."""
-        known = {each.name for each in fields(DataSettings)}
-        own = {name.removeprefix("data."): value for name, value in settings.items()}
-        return DataSettings(**{name: value for name, value in own.items() if name in known})
-
     def _max_problems(self) -> int | None:
         """Of a data set that is named; what was handed over is cut already."""
         return self.args.max_problems if isinstance(self.train_dataset, str | None) else None
@@ -256,21 +263,30 @@ class FlowDPOTrainer:
                 f"num_train_epochs={share} has no meaning here: every problem is answered before anything was learned "
                 "from it, and the run's accuracy is made of that. Give more problems, or 1 at most"
             )
-        cut = {} if config.max_problems is None else {"data.max_problems": config.max_problems}
-        found = data.problems(self.train_dataset, self._data_settings({**self._settings, **cut}), share=share)
+        cut = {} if config.max_problems is None else {"max_problems": config.max_problems}
+        found = data.problems(self.train_dataset, self._parts.data(**cut), share=share)
         return self.train_dataset if found is None else found
 
-    def _held_out(self, eval_dataset: Any) -> tuple[GivenObjects, ProblemSet | None, dict[str, Any]]:
-        """The problems of an evaluation: as objects, or by name in settings."""
+    def _held_out(
+        self, eval_dataset: Any, max_problems: int | None
+    ) -> tuple[GivenObjects, ProblemSet | None, dict[str, Any]]:
+        """The problems of an evaluation, as objects or by name in settings, and the recipe and flow that are objects."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        recipe = self.recipe if isinstance(self.recipe, Recipe) else None
+        given = GivenObjects(recipe=recipe, flow=self.flow)
         overrides: dict[str, Any] = {"data.dataset_split": "test"}
         if dataset is None and not isinstance(self.train_dataset, str | None):
             raise ConfigError("expected an eval_dataset, for the problems that were trained on have no other split")
         if dataset is None or isinstance(dataset, str):
             name = dataset or (None if self._run else self.train_dataset)
-            return GivenObjects(), None, overrides | {"data.dataset_name": name}
-        found = data.problems(dataset, DataSettings(dataset_split="test"))
-        return GivenObjects(problems=found), found, overrides
+            return given, None, overrides | {"data.dataset_name": name, "data.max_problems": max_problems}
+        found = data.problems(dataset, self._parts.held_out(max_problems=max_problems))
+        return replace(given, problems=found), found, overrides
+
+    def _basis(self) -> dict[str, Any]:
+        """The settings of what samples, where no run folder has them yet."""
+        recipe = self.recipe if isinstance(self.recipe, str) else None
+        return {} if self._run else {"recipe": recipe, "preset": self.args.preset, **self._parts.sampling()}
 
     def _plan(self) -> EvaluationPlan | None:
         """What is evaluated while the run is under way; None where nothing is."""
@@ -278,9 +294,11 @@ class FlowDPOTrainer:
         if config.eval_strategy not in ("steps", "epoch"):
             return None
         dataset = self.eval_dataset
-        named = DataSettings(dataset_name=dataset, dataset_split="test") if isinstance(dataset, str) else None
-        problems = load(named) if named else data.problems(dataset, DataSettings(dataset_split="test"))
-        own = {name.removeprefix("evaluation."): value for name, value in self._sampling_of("evaluation.").items()}
+        if isinstance(dataset, str):
+            problems = load(self._parts.held_out(dataset_name=dataset))
+        else:
+            problems = data.problems(dataset, self._parts.held_out())
+        own = {name.removeprefix("evaluation."): value for name, value in self._parts.group("evaluation").items()}
         return EvaluationPlan(
             problems=list(problems or ()),
             every=int(config.eval_steps or 0) if config.eval_strategy == "steps" else 0,
@@ -288,9 +306,6 @@ class FlowDPOTrainer:
             delay=int(config.eval_delay),
             settings=EvaluationSettings(**own),
         )
-
-    def _sampling_of(self, group: str) -> dict[str, Any]:
-        return {name: value for name, value in self._sampling.items() if name.startswith(group)}
 
     def _every_callback(self) -> list[Any]:
         """flow-dpo's callbacks as they are, transformers' driven by one of flow-dpo's."""

@@ -46,12 +46,12 @@ class Stops:
 def test_the_same_bytes_as_the_command_line_through_an_interruption_and_with_evaluations(tmp_path: Path) -> None:
     from flow_dpo.cli.main import main
 
-    words = ["--max_problems", "16", "--problems_per_batch", "4", "--examples_per_update", "4", "--beta", "0.5"]
+    words = ["--max_problems", "12", "--problems_per_batch", "4", "--examples_per_update", "4", "--beta", "0.5"]
     assert main(["train", *words, "--save_updates", "2", "--output_dir", str(tmp_path / "typed")]) == 0
 
     held_out = flow_dpo.load_problems("seed", split="test", max_problems=3).problems
     args = config(
-        tmp_path / "given", max_problems=16, beta=0.5, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        tmp_path / "given", max_problems=12, beta=0.5, per_device_train_batch_size=2, gradient_accumulation_steps=2,
         save_steps=2, eval_strategy="steps", eval_steps=1, settings={"run.problems_per_batch": 4},
     )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
@@ -81,3 +81,21 @@ def test_the_same_bytes_as_the_command_line_through_an_interruption_and_with_eva
     history = trainer.state.log_history
     assert [row["step"] for row in history if "eval_accuracy" in row] == versions
     assert history[-1]["step"] == trainer.state.global_step > 0
+
+
+def test_what_samples_is_the_same_before_and_after_training(tmp_path: Path) -> None:
+    """An untrained model is evaluated with the trainer's own settings, under full or short names."""
+    rows = [{"a": problem.question, "b": problem.gold} for problem in flow_dpo.load_problems("seed", max_problems=3)]
+    columns = {"question_column": "a", "data.answer_column": "b"}
+    args = config(tmp_path / "run", settings={**columns, "max_attempts": 1, "evaluation.greedy": False, "beta": 0.5})
+    trainer = flow_dpo.FlowDPOTrainer("seed", args=args, train_dataset=rows, eval_dataset=rows)
+    before = trainer.evaluate(max_problems=2)
+    assert before["eval_num_problems"] == 2
+    expected = flow_dpo.evaluate_flow(
+        "seed", [flow_dpo.Problem(id=f"given/{i}", question=row["a"], gold=row["b"]) for i, row in enumerate(rows[:2])],
+        greedy=False, settings={"flow.max_attempts": 1},
+    )  # fmt: skip
+    assert before["eval_tokens"] == expected["tokens"]
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(flow_dpo.FlowDpoError, match="expected an eval_dataset, for the problems"):
+        flow_dpo.FlowDPOTrainer("seed", args=args, train_dataset=rows).evaluate()
