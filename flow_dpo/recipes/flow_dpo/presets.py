@@ -82,9 +82,7 @@ _STOP = RoleSettings(constant_rate=True, examples_per_update=32, window=1024, up
 
 PRESETS: dict[str, Preset] = {
     "paper": PAPER["paper"],
-    "chat": _judged(
-        CHAT, Attempts(chunk_tokens=160, max_chunks=6), AttemptSiblings(), 16, _STOP
-    ),
+    "chat": _judged(CHAT, Attempts(chunk_tokens=160, max_chunks=6), AttemptSiblings(), 16, _STOP),
     "small": _judged(
         SMALL,
         Attempts(
