@@ -161,7 +161,7 @@ def _written(state: AnswerStopState, completion: Completion) -> AnswerStopState:
     """The state with what Answer has sampled added to its solution."""
     content = completion.content_ids
     pieces = (*state.pieces, content) if content else state.pieces
-    return replace(state, pieces=pieces, ended=completion.finish_reason == "stop")
+    return replace(state, pieces=pieces, ended=completion.ended)
 
 
 def answer_messages(prompts: RolePrompts, problem: Problem) -> tuple[Message, ...]:

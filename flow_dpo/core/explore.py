@@ -50,6 +50,8 @@ class TurnSampling:
     """Nucleus of the same (not stated in the paper; its ancestor used 0.9)."""
     choice_temperature: float = 1.0
     """Of turns with declared choices, such as Stop's (not stated in the paper)."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end what a role writes, besides its end token: with the token that completes one, which stays."""
 
     def __post_init__(self) -> None:
         counts = [field.name for field in fields(self) if field.name.startswith("num_")]
@@ -57,6 +59,7 @@ class TurnSampling:
         expect(self, above, lambda value: 0 < value < math.inf, "temperature", "choice_temperature")
         expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "top_p")
         expect(self, "of 1 or more", lambda value: value >= 1, *({"num_rollouts"} & {*counts}))
+        expect(self, "to be texts that are not empty", lambda value: all(value), "stop_strings")
         expect(self, "of 0 or more", lambda value: value >= 0, *counts)
 
     def for_turn(self, turn: Turn, *, trunk: bool) -> Sampling:
@@ -64,7 +67,8 @@ class TurnSampling:
         greedy = (trunk and self.greedy_trunk) if turn.greedy is None else turn.greedy
         if turn.choices:
             return Sampling(temperature=self.choice_temperature, greedy=greedy, threshold=turn.threshold)
-        return Sampling(temperature=self.temperature, top_p=self.top_p, greedy=greedy)
+        stops = self.stop_strings
+        return Sampling(temperature=self.temperature, top_p=self.top_p, greedy=greedy, stop_strings=stops)
 
     def solution(
         self, flow: Flow[Any], state: Any, *, trunk: bool, seed: int
@@ -258,4 +262,5 @@ def single_rollout(turn_sampling: TurnSampling, *, greedy: bool) -> Group:
         temperature=turn_sampling.temperature,
         top_p=turn_sampling.top_p,
         choice_temperature=turn_sampling.choice_temperature,
+        stop_strings=turn_sampling.stop_strings,
     )

@@ -23,7 +23,7 @@ from typing import TypeAlias
 from flow_dpo.core.engine import Engine, RendersTurns
 from flow_dpo.core.errors import EngineError, FlowError
 from flow_dpo.core.grader import Grader
-from flow_dpo.core.steps import line_end, split, step_ends
+from flow_dpo.core.steps import line_end, split, step_ends, stop_end
 from flow_dpo.core.types import Adapter, Completion, Problem, Request, Role, Sampling, Solution, TokenIds, Turn, Verdict
 
 
@@ -127,13 +127,18 @@ class RolloutRunner:
         return step_ends(completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
 
     def _cut(self, yielded: SampleRequest, completion: Completion) -> Completion:
-        """The completion up to the end of its line, where the turn is of one line."""
-        if not yielded.turn.one_line:
-            return completion
-        end = line_end(yielded.prefix_ids + completion.content_ids, lambda ids: self.renderer.to_text((ids,)))
-        if end is None or end - len(yielded.prefix_ids) >= len(completion.token_ids):
-            return completion
-        return split(completion, (max(end - len(yielded.prefix_ids), 1),))[0]
+        """The completion up to the token that completes a stop string, or the line of a turn that is of one line."""
+        turn, strings, given = yielded.turn, yielded.sampling.stop_strings, len(yielded.prefix_ids)
+        ids = yielded.prefix_ids + completion.content_ids
+        ends = dict[str, int | None]()
+        if strings:
+            ends["stop_string"] = stop_end(ids, lambda ids: self.renderer.to_text((*turn.continuation, ids)), strings)
+        if turn.one_line:
+            ends["length"] = line_end(ids, lambda ids: self.renderer.to_text((ids,)))
+        for end, reason in sorted((max(end - given, 1), reason) for reason, end in ends.items() if end is not None):
+            if reason == "stop_string" or end < len(completion.token_ids):
+                return replace(split(completion, (end,))[0], finish_reason=reason)
+        return completion
 
     def _verify(self, waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]]) -> None:
         """Have the grader check all pending solutions together, and go on with their rollouts."""

@@ -49,6 +49,18 @@ def line_end(token_ids: TokenIds, decode: Decode) -> int | None:
     return None if found is None else _tokens_to(found.end(), token_ids, decode)
 
 
+def stop_end(token_ids: TokenIds, decode: Decode, stop_strings: Sequence[str]) -> int | None:
+    """The least number of tokens whose text holds one of the strings; None where none does. `decode` may write text in
+    front, which counts only as the beginning of a string that the tokens complete."""
+    begun = len(decode(()))
+
+    def stopped(count: int) -> bool:
+        text = decode(token_ids[:count])
+        return any(text.find(string, max(0, begun - len(string) + 1)) >= 0 for string in stop_strings)
+
+    return bisect_left(range(len(token_ids)), True, key=stopped) if stopped(len(token_ids)) else None
+
+
 def split(completion: Completion, ends: Sequence[int]) -> list[Completion]:
     """The completion in pieces, cut after so many tokens; the last piece alone keeps how it finished."""
     cuts = [0, *ends, len(completion.token_ids)]

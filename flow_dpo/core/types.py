@@ -26,7 +26,7 @@ TokenIds = tuple[int, ...]
 Piece = str | TokenIds
 """A stretch of a prompt: text that is still to be encoded, or token ids that were sampled and are spliced in as is."""
 
-FinishReason = Literal["stop", "length", "choice"]
+FinishReason = Literal["stop", "stop_string", "length", "choice"]
 Status = Literal["correct", "wrong", "ungraded"]
 
 
@@ -86,6 +86,8 @@ class Sampling:
     threshold: float | None = None
     """Of two choices the first is taken where its probability at temperature 1 exceeds this, else the second: nothing
     is drawn. `sampled_logprobs` stay those of `temperature`."""
+    stop_strings: tuple[str, ...] = ()
+    """A text ends with the token that completes one of these; an engine may go on, and the runner cuts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,11 @@ class Completion:
         """The tokens without the sampled end token: what enters later context."""
         return self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
 
+    @property
+    def ended(self) -> bool:
+        """It ended by itself, with the end token or a stop string (which is content): nothing was cut off."""
+        return self.finish_reason in ("stop", "stop_string")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
@@ -130,7 +137,7 @@ class Solution:
 
     pieces: tuple[Piece, ...]
     ended: bool
-    """The Answer role sampled its end token last: nothing was cut off."""
+    """The Answer role sampled its end token or a stop string last: nothing was cut off."""
     attempt_start: int = 0
     """Index of the first piece of the attempt that counts: what stands before was given up."""
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -157,7 +158,15 @@ def open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_r
 
 
 def check_readable(policy: Policy) -> None:
-    """Raise `ConfigError` for adapters on parameters, of which it is not known that vLLM reads them from files."""
+    """Raise `ConfigError` for adapters that vLLM does not read from files: with magnitudes or whole modules; on
+    parameters it is not known."""
+    for name in ("use_dora", "modules_to_save"):
+        if getattr(policy.settings, name):
+            merged = "--engine.sync merged (vLLM in this process, one role), " if name == "use_dora" else ""
+            raise ConfigError(
+                f"expected adapters that vLLM can load, found --{name}, which vLLM does not have; use {merged}--engine "
+                f"local, or leave out {name}"
+            )
     if policy.targets.parameters:
         raise ConfigError(
             "expected adapters on layers alone, which vLLM reads from files, found some on the parameters "
@@ -198,6 +207,11 @@ def _vllm(
     model = loaded.model
     if settings.sync != "merged":
         check_readable(policy)
+    elif policy.settings.modules_to_save or getattr(model, "is_quantized", False):
+        raise ConfigError(
+            "expected adapters that can be merged into plain weights for --engine.sync merged, found modules_to_save "
+            "or a quantised base; use --engine local"
+        )
     opened = open_vllm(
         settings,
         model=str(model.name_or_path),
@@ -229,10 +243,10 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Engi
     """The local engine where it is right for this model and its adapters, otherwise a plain one."""
     role_model = role_model_of(policy, settings)
 
-    def make(subject: Subject, end_ids: Collection[int] = (), num_tokens: int | None = None) -> Engine:
+    def make(subject: Subject, **facts: Any) -> Engine:
         assert subject.policy is not None
         own = role_model if subject.policy is policy else role_model_of(subject.policy, settings)
-        return _local_engine(settings, subject, own, end_ids, num_tokens)
+        return _local_engine(settings, subject, own, facts)
 
     return _right(
         Subject.of(policy, context_tokens=loaded.context_tokens), loaded, {_LOCAL: (make, "layout"), **_PLAIN}
@@ -243,8 +257,8 @@ def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Engi
 def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
     """The local engine of the base model without adapters, whatever the role; a plain one where that is not right."""
 
-    def make(subject: Subject, end_ids: Collection[int] = (), num_tokens: int | None = None) -> Engine:
-        return _local_engine(settings, subject, subject.using, end_ids, num_tokens)
+    def make(subject: Subject, **facts: Any) -> Engine:
+        return _local_engine(settings, subject, subject.using, facts)
 
     attention.prepare(loaded.model)
     subject = Subject.bare(loaded.model, context_tokens=loaded.context_tokens)
@@ -255,23 +269,22 @@ def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
 def _right(subject: Subject, loaded: LoadedModel, engines: Mapping[str, tuple[Callable[..., Engine], Kind]]) -> Engine:
     """The first of these engines that samples this model rightly."""
     make, _ = engines[choose_engine(subject, engines)]
-    return make(subject, loaded.end_ids, loaded.num_tokens)
+    to_text = lambda ids: loaded.renderer.to_text((ids,))  # noqa: E731
+    return make(subject, end_ids=loaded.end_ids, num_tokens=loaded.num_tokens, to_text=to_text)
 
 
 def _local_engine(
     settings: LocalSettings,
     subject: Subject,
     role_model: Callable[[Role], AbstractContextManager[PreTrainedModel]],
-    end_ids: Collection[int],
-    num_tokens: int | None,
+    facts: Mapping[str, Any],
 ) -> LocalEngine:
     return LocalEngine(
         subject.model,
         role_model=role_model,
-        end_ids=end_ids,
         context_tokens=subject.context_tokens,
         settings=settings,
-        num_tokens=num_tokens,
+        **{"end_ids": (), **facts},
     )
 
 
@@ -282,16 +295,13 @@ def role_model_of(policy: Policy, settings: LocalSettings) -> Callable[[Role], A
     return MergedModels(policy).using  # refused now rather than amid rollouts
 
 
-def _plain_engine(
-    subject: Subject, end_ids: Collection[int] = (), num_tokens: int | None = None, *, cached: bool = True
-) -> PlainEngine:
+def _plain_engine(subject: Subject, *, cached: bool = True, **facts: Any) -> PlainEngine:
     return PlainEngine(
         subject.model,
         role_model=subject.using,
-        end_ids=end_ids,
         context_tokens=subject.context_tokens,
         cached=cached,
-        num_tokens=num_tokens,
+        **{"end_ids": (), **facts},
     )
 
 

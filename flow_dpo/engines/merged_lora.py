@@ -3,7 +3,7 @@
 A LoRA layer computes W x and then B A x beside it, at every token (what that costs is in benchmarks/RESULTS.md); on a
 stack of experts it makes W + B A at every forward. While nothing is learned the two can be one matrix. A merged model
 is a twin of the policy's that shares every tensor with it but the weights that a role's adapter changes, which are its
-own, W + scaling B A:
+own, W + scaling B A (of DoRA: that with its rows at their magnitudes):
 
     merged = MergedModels(policy)
     with merged.using("answer") as model: ...    the twin, merged anew if the adapter has moved since
@@ -27,6 +27,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
 from flow_dpo.core.errors import ModelError
@@ -55,12 +56,12 @@ class MergedModels:
         layers = _lora_layers(policy)
         if policy.model.dtype != torch.float32 or layers is None:
             raise ModelError(
-                "adapters are merged in float32, into linear layers and stacks of experts only, this model is "
-                f"{policy.model.dtype}; use --merge_adapters never"
+                "adapters are merged in float32, into linear layers and stacks of experts only (no modules_to_save, "
+                f"no quantised base), this model is {policy.model.dtype}; use --merge_adapters never"
             )
         self._layers = layers
         self._models = {role: _twin(policy.model, layers) for role in policy.roles}
-        self._adapters = {role: _tensors(layers, role) for role in policy.roles}
+        self._adapters = {role: policy.parameters(role) for role in policy.roles}
         """Collected once: `using` is called before every forward."""
         self._merged: dict[Role, list[int]] = {}
         """The version counters of the adapter's tensors when they were merged."""
@@ -95,7 +96,10 @@ def save_merged(policy: Policy, role: Role, folder: str | Path) -> Path:
     if model.config.tie_word_embeddings and isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise ModelError("a head that is tied to the embeddings cannot be merged into alone; leave out lm_head")
     if layers is None:
-        raise ModelError("adapters are merged into linear layers and stacks of experts only; this model has others")
+        raise ModelError(
+            "adapters are merged into linear layers and stacks of experts only; this model has others, "
+            "modules_to_save or a quantised base"
+        )
     state = {_bare_name(name): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
     state |= {name: _merged_weight(layer, role) for name, layer in layers.items()}
     model.save_pretrained(str(folder), state_dict=state)
@@ -109,7 +113,7 @@ def _lora_layers(policy: Policy) -> dict[str, _Adapted] | None:
         if isinstance(module, _Adapted):
             parameter = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
             found[f"{_bare_name(name)}.{parameter}"] = module
-        elif isinstance(module, BaseTunerLayer):
+        elif isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
             return None
     return found
 
@@ -136,15 +140,14 @@ def _merged_weight(layer: _Adapted, role: Role) -> torch.Tensor:
         return torch.baddbmm(base.float(), left.float(), right.float(), alpha=scaling).to(base.dtype)
     [down], [up] = (list(pair[role].parameters()) for pair in (layer.lora_A, layer.lora_B))
     change = up.float() @ down.float() * layer.scaling[role]
-    return (base.float() + (change.T if layer.fan_in_fan_out else change)).to(base.dtype)
+    merged = (base.T if layer.fan_in_fan_out else base).float() + change
+    if role in layer.lora_magnitude_vector:  # DoRA
+        magnitude = layer.lora_magnitude_vector[role].weight.float()
+        merged = merged * (magnitude / torch.linalg.norm(merged, dim=1))[:, None]
+    return (merged.T if layer.fan_in_fan_out else merged).contiguous().to(base.dtype)
 
 
 def _base(layer: _Adapted) -> torch.Tensor:
     weight = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
     assert isinstance(weight, torch.Tensor)
     return weight
-
-
-def _tensors(layers: Mapping[str, _Adapted], role: Role) -> list[torch.Tensor]:
-    pairs = [(layer.lora_A[role], layer.lora_B[role]) for layer in layers.values()]
-    return [tensor for pair in pairs for module in pair for tensor in module.parameters()]

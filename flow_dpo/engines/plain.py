@@ -5,7 +5,7 @@ first. A request goes through in two steps, with 5 6 the prompt and 7 8 what is 
 
     forward 5 6 -> draw 7      the prompt is read, excluded first tokens are left out
     forward 7   -> draw 8      keys and values of 5 6 come from the cache
-    ...                        until an end token, or `max_tokens`
+    ...                        until an end token, a stop string or `max_tokens`
 
 A request with declared choices is the first forward alone: the choices' scores, renormalised over them.
 
@@ -32,6 +32,7 @@ from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, To
 from flow_dpo.engines.choices import choose
 from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary, nothing_left
 from flow_dpo.engines.sampling_rule import Drawn, draw, uniform
+from flow_dpo.engines.stop_strings import ToText, finish_reason
 from flow_dpo.models.facts import steady_tokens, vocabulary_size
 from flow_dpo.models.head import choice_logits, head_inputs
 
@@ -61,8 +62,10 @@ class PlainEngine(Engine):
         context_tokens: int,
         cached: bool = True,
         num_tokens: int | None = None,
+        to_text: ToText | None = None,
     ) -> None:
-        """Ids from `num_tokens` on, which pad the embedding and stand for no token, are never sampled."""
+        """Ids from `num_tokens` on, which pad the embedding and stand for no token, are never sampled. With `to_text` a
+        completion ends at its stop string, without it at its end token or length."""
         self._role_model = role_model or (lambda _: nullcontext(model))
         self._cached = cached
         self._few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
@@ -70,7 +73,7 @@ class PlainEngine(Engine):
         # Some models rotate every key otherwise past a length, the cached ones too: no request goes that far.
         self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
         self._vocab_size = vocabulary_size(model)
-        self._num_tokens = num_tokens
+        self._num_tokens, self._to_text = num_tokens, to_text
         self._queue: deque[_Queued] = deque()
         self._versions: dict[Role, int] = {}
         self._num_tickets = 0
@@ -104,8 +107,8 @@ class PlainEngine(Engine):
         """Draw token after token."""
         request, sampling = queued.request, queued.sampling
         cache = DynamicCache(config=model.config) if self._cached else None
-        unread, drawn = request.prompt_ids, list[Drawn]()
-        while len(drawn) < request.max_tokens and not (drawn and drawn[-1].token in self._end_ids):
+        unread, drawn, reason = request.prompt_ids, list[Drawn](), "length"
+        while len(drawn) < request.max_tokens and reason == "length":
             # 1. read what is new; the cache has the keys and values of the rest
             scores = dict(enumerate(self._forward(model, unread, cache)[0].double().tolist()))
             # 2. draw by the number that belongs to this seed and position
@@ -115,13 +118,15 @@ class PlainEngine(Engine):
             if token is None:
                 raise nothing_left(request, sampling, excluded)
             drawn.append(token)
+            ids, ended = [each.token for each in drawn], token.token in self._end_ids
+            reason = finish_reason(ids, sampling, self._to_text, ended=ended)
             unread = (token.token,) if self._cached else (*unread, token.token)
         self._stats["sampled_tokens"] += len(drawn)
         return Completion(
             token_ids=tuple(each.token for each in drawn),
             logprobs=tuple(each.logprob for each in drawn),
             sampled_logprobs=tuple(each.sampled_logprob for each in drawn),
-            finish_reason="stop" if drawn[-1].token in self._end_ids else "length",
+            finish_reason=reason,
             policy_version=self._versions.get(request.role, 0),
         )
 

@@ -17,7 +17,6 @@ Half-precision models have half-precision adapters, so that sampling and learnin
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +25,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from peft.utils.other import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -37,8 +35,8 @@ from flow_dpo.core.errors import ModelError
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Role
 from flow_dpo.learner.settings import LoraSettings
-from flow_dpo.models import attention
-from flow_dpo.models.adapter_targets import find_targets
+from flow_dpo.models import adapter_files, attention
+from flow_dpo.models.adapter_targets import targets_of
 
 REFERENCE = "reference_"
 """Prefix of the adapter names of frozen snapshots."""
@@ -70,7 +68,7 @@ class Policy:
         self.roles: tuple[Role, ...] = tuple(roles)
         self.seed = seed
         model.eval()
-        self.targets = find_targets(model, self.settings.lora_target_modules, dropout=self.settings.lora_dropout)
+        self.targets = targets_of(model, self.settings)
         """Which weights the adapters reach, and which share that is."""
         _check_names(model, self.roles)
         attention.prepare(model)
@@ -81,7 +79,7 @@ class Policy:
         for role in self.roles:
             self._add(role, derive(seed, "adapter", role))
         # Collected once: a walk over all modules at every switch costs more than the switch.
-        self._tuner_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        self._tuner_layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)]
         self._training_modules = [module for name, module in model.named_modules() if "lora_dropout" in name]
         self._state: tuple[str | None, bool] | None = None
         self._depth = 0
@@ -122,8 +120,9 @@ class Policy:
                 self._switch(previous[0], training=previous[1])
 
     def is_at_base(self) -> bool:
-        """Whether every role's distribution is the base's: one factor of every product is still zero."""
-        return all(
+        """Whether every role's distribution is the base's: one factor of every product is still zero. Of a magnitude or
+        a module that learns whole it is not known."""
+        return not (self.settings.use_dora or self.settings.modules_to_save) and all(
             not weight.any()
             for role in self.roles
             for name, weight in zip(self.names(role), self.weights(role), strict=True)
@@ -206,38 +205,18 @@ class Policy:
 
     def save_adapter(self, role: str, folder: str | Path) -> Path:
         """Write the adapter in PEFT's own layout, which peft, transformers and vLLM load as it is."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         entry = self._entry(role)
         state = get_peft_model_state_dict(self._peft, adapter_name=role, save_embedding_layers=False)
         if sorted(state) != sorted(entry.names):
             raise ModelError(f"PEFT saves {sorted(state)[:3]}... where {sorted(entry.names)[:3]}... were expected")
-        tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = self._lora_config()
+        config = self.targets.config(self.settings)
         config.base_model_name_or_path = self.model.name_or_path
-        config.inference_mode = True
-        # PEFT made sets of them, and sets have no order.
-        config.target_modules = sorted(self.targets.modules)
-        config.target_parameters = sorted(self.targets.parameters) or None
-        config.save_pretrained(str(folder))
-        return folder
+        adapter_files.write(Path(folder), state, config)
+        return Path(folder)
 
     def load_adapter(self, role: str, folder: str | Path) -> None:
         """Load an adapter that `save_adapter` wrote. Raises `ModelError` where its shape is not this policy's."""
-        try:
-            config = PeftConfig.from_pretrained(str(folder))
-            state = load_peft_weights(str(folder), device="cpu")
-        except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
-            raise ModelError(f"{folder}: expected an adapter in PEFT's layout, PEFT cannot read it: {error}") from error
-        wanted = self._lora_config()
-        for key in ("r", "lora_alpha"):
-            found, expected = (getattr(c, key, None) for c in (config, wanted))
-            if found != expected:
-                raise ModelError(
-                    f"{folder}: the adapter was made with {key} = {found}, this policy has {expected}; "
-                    f"use the settings that it was made with"
-                )
+        state = adapter_files.read(folder, self.targets.config(self.settings))
         entry = self._entry(role)
         if sorted(state) != sorted(entry.names):
             odd = sorted(set(state) ^ set(entry.names))
@@ -258,10 +237,6 @@ class Policy:
             raise ModelError(f"no adapter {adapter!r}; this policy has {sorted(self._adapters)}")
         return self._adapters[adapter]
 
-    def _lora_config(self) -> LoraConfig:
-        shape = self.settings
-        return self.targets.config(rank=shape.lora_r, alpha=shape.lora_alpha, dropout=shape.lora_dropout)
-
     def _add(self, name: str, seed: int) -> None:
         """Put one more adapter on the model; the first wraps it."""
         with _own_randomness(seed), warnings.catch_warnings():
@@ -272,9 +247,11 @@ class Policy:
             options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
             try:
                 if self._peft is None:
-                    self._peft = cast(PeftModel, get_peft_model(self.model, self._lora_config(), **options))
+                    self._peft = cast(
+                        PeftModel, get_peft_model(self.model, self.targets.config(self.settings), **options)
+                    )
                 else:
-                    self._peft.add_adapter(peft_config=self._lora_config(), **options)
+                    self._peft.add_adapter(peft_config=self.targets.config(self.settings), **options)
             except (ValueError, TypeError, NotImplementedError, AttributeError, LookupError) as error:
                 raise ModelError(
                     f"PEFT cannot put an adapter on {type(self.model).__name__}: {error}; name the layers that shall "
@@ -287,11 +264,11 @@ class Policy:
             )
 
     def _collect(self, name: str) -> _Weights:
-        """The parameters of this adapter: ".lora_A.<name>.weight" in layers, ".lora_embedding_A.<name>" elsewhere."""
+        """The parameters of this adapter, by the names that PEFT saves them under."""
         assert self._peft is not None
-        part = re.compile(rf"(\.lora_\w+)\.{name}(?=\.|$)")
-        found = [(n, p) for n, p in self._peft.named_parameters() if part.search(n)]
-        return _Weights([part.sub(r"\1", n) for n, _ in found], [p for _, p in found])
+        named = ((adapter_files.parameter_name(n, name), p) for n, p in self._peft.named_parameters())
+        found = [(saved, p) for saved, p in named if saved is not None]
+        return _Weights([saved for saved, _ in found], [p for _, p in found])
 
     def _switch(self, adapter: str | None, *, training: bool) -> None:
         """Switch by PEFT's method of each layer: 0.5 ms for 28 layers, where that of the model walks all modules."""

@@ -12,7 +12,7 @@ where activations are not checkpointed. In half precision they are rounded like 
 sampling and learning alike.
 
 Left out are layers that an adapter would not reach (a tower for images, a layer whose weight is read past it), and what
-PEFT refuses. With dropout all target parameters are: PEFT has none for them.
+PEFT refuses. With dropout or DoRA all target parameters are: PEFT has neither for them.
 
 Invariant: names stand for the weights that were meant and for no other, in this process and for whoever reads a saved
 adapter.
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flow_dpo.core.errors import ModelError
-from flow_dpo.models.settings import ALL_LINEAR
+from flow_dpo.models.settings import ALL_LINEAR, LoraSettings
 
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError, NotImplementedError)
 """What a model's own code may raise when it is called in a way that it was not made for."""
@@ -57,15 +57,20 @@ class AdapterTargets:
     """Share of its weights that stacks of experts hold."""
     missed_share: float
     """Of these, the share of its weights in stacks without an adapter."""
+    whole: tuple[str, ...] = ()
+    """PEFT's `modules_to_save`: modules that learn whole."""
 
-    def config(self, *, rank: int, alpha: int, dropout: float) -> LoraConfig:
+    def config(self, settings: LoraSettings) -> LoraConfig:
         """PEFT's configuration of an adapter on these weights."""
         return LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            use_rslora=settings.use_rslora,
+            use_dora=settings.use_dora,
             target_modules=list(self.modules),
             target_parameters=list(self.parameters) or None,
+            modules_to_save=list(self.whole) or None,
             task_type="CAUSAL_LM",
         )
 
@@ -75,8 +80,22 @@ class AdapterTargets:
         return line + (f" (experts without one hold {self.missed_share:.0%})" if self.missed_share else "")
 
 
-def find_targets(model: PreTrainedModel, wanted: str | Sequence[str], *, dropout: float = 0.0) -> AdapterTargets:
+def targets_of(model: PreTrainedModel, settings: LoraSettings) -> AdapterTargets:
+    """The targets of these settings. Raises `ModelError` as `find_targets` does."""
+    without = "dropout" if settings.lora_dropout else "DoRA" if settings.use_dora else ""
+    return find_targets(model, settings.lora_target_modules, without=without, whole=settings.modules_to_save)
+
+
+_REMEDIES = {"dropout": "set lora_dropout to 0", "DoRA": "leave out use_dora"}
+
+
+def find_targets(
+    model: PreTrainedModel, wanted: str | Sequence[str], *, without: str = "", whole: Sequence[str] = ()
+) -> AdapterTargets:
     """The targets that `wanted` stands for: "all-linear", or last parts of names of layers, embeddings and stacks.
+
+    `without` is "dropout" or "DoRA" where that is wanted, which PEFT does not have for stacks; `whole` are last parts
+    of names of modules that learn whole, and have no adapter.
 
     Warns where "all-linear" leaves most weights without an adapter. Raises `ModelError` for a name that the model does
     not have or PEFT refuses, and for a model that has adapters already.
@@ -101,20 +120,28 @@ def find_targets(model: PreTrainedModel, wanted: str | Sequence[str], *, dropout
     # Layers that PEFT would take for experts of an older layout by their names are reached as parameters.
     taken = _taken_for_experts(model, {name.rpartition(".")[2] for name in chosen if name in layers})
     as_parameter = {name for name in chosen if name in stacks or name.rpartition(".")[2] in taken}
-    if dropout and as_parameter and wanted != ALL_LINEAR:
+    if without and as_parameter and wanted != ALL_LINEAR:
         raise ModelError(
-            f"lora_target_modules: PEFT has no dropout for {sorted(as_parameter)[0]}, which is reached as a parameter; "
-            "set lora_dropout to 0, or leave it out"
+            f"lora_target_modules: PEFT has no {without} for {sorted(as_parameter)[0]}, which is reached as a "
+            f"parameter; {_REMEDIES[without]}, or leave it out"
         )
-    if dropout:
+    if without:
         chosen -= as_parameter
+    kept = _whole(model, whole)
+    inside = {name for name in chosen if any(f"{name}.".startswith(f"{one}.") for one in kept)}
+    if inside and wanted != ALL_LINEAR:
+        raise ModelError(
+            f"modules_to_save: {sorted(inside)[0]} would have an adapter and learn whole; leave it out of "
+            "lora_target_modules or of modules_to_save"
+        )
+    chosen -= inside
     if not chosen:
         raise ModelError(f"{type(model).__name__} has no layer that PEFT can put an adapter on")
-    targets = _targets(model, chosen, as_parameter, layers, stacks)
+    targets = _targets(model, chosen, as_parameter, layers, stacks, kept)
     if wanted == ALL_LINEAR and targets.share < _FEW and (targets.missed_share or as_parameter - chosen):
         warnings.warn(
-            f"{targets.describe()}: PEFT has no dropout for experts that are one stacked parameter; set lora_dropout "
-            "to 0 to reach them",
+            f"{targets.describe()}: PEFT has no {without} for experts that are one stacked parameter; "
+            f"{_REMEDIES.get(without, 'name other layers')} to reach them",
             stacklevel=2,
         )
     return targets
@@ -126,11 +153,13 @@ def _targets(
     as_parameter: set[str],
     layers: Mapping[str, torch.nn.Module],
     stacks: Mapping[str, torch.nn.Parameter],
+    kept: Collection[str],
 ) -> AdapterTargets:
     modules = {name for name in chosen if name not in as_parameter}
     parameters = {name if name in stacks else f"{name}.weight" for name in chosen & as_parameter}
     # Layers may share one weight: it counts once.
     weights = {id(w): w.numel() for w in (_weight(layers[n]) if n in layers else stacks[n] for n in chosen)}
+    weights |= {id(w): w.numel() for name in kept for w in model.get_submodule(name).parameters()}
     total = sum(parameter.numel() for parameter in model.parameters())
     return AdapterTargets(
         modules=_short_names(modules, (name for name, _ in model.named_modules())),
@@ -138,6 +167,7 @@ def _targets(
         share=sum(weights.values()) / total,
         expert_share=sum(p.numel() for p in stacks.values()) / total,
         missed_share=sum(p.numel() for name, p in stacks.items() if name not in chosen) / total,
+        whole=tuple(sorted(kept)),
     )
 
 
@@ -181,6 +211,20 @@ def _named(
             f"lora_target_modules: this model has no linear layer {', '.join(missing) or '()'}; "
             f"its linear layers are {known} (or {ALL_LINEAR!r})"
         )
+    return set().union(*found.values())
+
+
+def _whole(model: PreTrainedModel, names: Sequence[str]) -> set[str]:
+    """Full names of the modules that these last parts of names stand for."""
+    every = {name: module for name, module in model.named_modules() if name}
+    found = {one: {name for name in every if name == one or name.endswith(f".{one}")} for one in names}
+    for one, full in found.items():
+        if not full or not all(any(True for _ in every[name].parameters()) for name in full):
+            known = sorted({name.rpartition(".")[2] for name, module in every.items() if [*module.parameters(False)]})
+            raise ModelError(
+                f"modules_to_save: {type(model).__name__} has no module {one!r} with weights; its modules are "
+                f"{', '.join(known)}"
+            )
     return set().union(*found.values())
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.utils.other import ModulesToSaveWrapper
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -47,7 +48,11 @@ class Head:
         module = model.get_output_embeddings()
         if module is None:
             raise ModelError(f"{type(model).__name__} has no head over a vocabulary; a causal language model is needed")
-        self._module = module
+        if isinstance(module, ModulesToSaveWrapper):  # each role's own head, or the base's
+            module = (
+                module.modules_to_save[module.active_adapters[0]] if module.active_adapters else module.original_module
+            )
+        self._module: Any = module
         config = model.config.get_text_config()
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -57,13 +62,14 @@ class Head:
     def logits(self, hidden_RC: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
         """Logits of K tokens only, RK: products in float32 in any precision of the model."""
         module = self._module
-        base = module.get_base_layer() if type(module) is LoraLinear else module
+        plain = type(module) is LoraLinear and not module.lora_magnitude_vector  # without DoRA
+        base = module.get_base_layer() if plain else module
         if type(base) is not torch.nn.Linear:
             return self._shape(module(hidden_RC)).index_select(1, ids_K)
         hidden_RC = hidden_RC.float()
         bias_K = None if base.bias is None else base.bias[ids_K].float()
         few_RK = linear(hidden_RC, base.weight[ids_K].float(), bias_K)
-        if type(module) is LoraLinear and not module.disable_adapters:
+        if plain and not module.disable_adapters:
             for name in module.active_adapters:
                 (down,), (up,) = (list(pair[name].parameters()) for pair in (module.lora_A, module.lora_B))
                 lowered = linear(module.lora_dropout[name](hidden_RC), down.float())

@@ -62,6 +62,21 @@ class LoraSettings:
     lora_target_modules: str | tuple[str, ...] = ALL_LINEAR
     """"all-linear": every linear layer, and experts' stacked weights, but the vocabulary's head and embeddings. Or the
     last parts of names of modules and stacked weights: ("q_proj", "v_proj"), ("lm_head", "experts.down_proj")."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r (rsLoRA, arXiv 2312.03732)."""
+    use_dora: bool = False
+    """Learn a magnitude of each row of a weight beside its direction (DoRA, arXiv 2402.09353): slower. PEFT has it for
+    layers; experts that are one stacked parameter are left out. Not with vLLM's adapters."""
+    modules_to_save: tuple[str, ...] = ()
+    """Last parts of names of modules that learn whole, each role with a copy of its own: ("embed_tokens", "lm_head").
+    Not with vLLM's adapters nor merged weights."""
+    init_from: str = ""
+    """Begin with trained adapters: a run folder (each role with its newest), or one adapter in PEFT's layout (the
+    Answer role with it). Their shape is the default of the settings above, and `reference.kind` is then "snapshot":
+    what training begins with."""
+    init_roles: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The same by role, before `init_from`: {"answer": "runs/sft", "stop": "runs/a/adapters/stop/12"}. A role that
+    neither names begins with a fresh adapter."""
 
     def __post_init__(self) -> None:
         if self.lora_r < 1:
@@ -74,3 +89,10 @@ class LoraSettings:
             raise ConfigError(
                 f"lora_target_modules must be {ALL_LINEAR!r} or names of modules, found {self.lora_target_modules!r}"
             )
+        if not all(self.modules_to_save):
+            raise ConfigError(f"modules_to_save must be names of modules, found {self.modules_to_save!r}")
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether some role begins with an adapter that is there already."""
+        return bool(self.init_from or self.init_roles)

@@ -26,7 +26,9 @@ from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.flow import Flow
 
 log = logging.getLogger("flow_dpo")
-Kind = Literal["flow", "recipe", "engine", "grader", "dataset", "callback"]
+Kind = Literal[
+    "flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "dataset", "tracker", "callback"
+]
 """What is loaded; the entry points of a kind are those of the group "flow_dpo.<kind>s"."""
 _SOURCE = re.compile(r".*\.py:.*|[\w.]+:[^\W\d]\w*", re.DOTALL)
 

@@ -51,4 +51,4 @@ class Single(Flow[SingleState]):
     def solution(self, state: SingleState) -> Solution:
         if state.completion is None:
             return Solution(pieces=(), ended=False)
-        return Solution(pieces=(state.completion.content_ids,), ended=state.completion.finish_reason == "stop")
+        return Solution(pieces=(state.completion.content_ids,), ended=state.completion.ended)

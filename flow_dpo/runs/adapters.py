@@ -18,14 +18,14 @@ from flow_dpo.core.answer_stop import ANSWER, AnswerStop, RolePrompts
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Adapter, Role
-from flow_dpo.data.strict_json import OBJECT, ORDINAL, TEXT, TEXTS, Kind, check, or_null
+from flow_dpo.data.strict_json import OBJECT, check
 from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsPrompts
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
-from flow_dpo.runs.files import read_object
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import Given, read_settings
 from flow_dpo.runs.settings import SpeakingSettings
+from flow_dpo.runs.starting_adapters import ADAPTER_CONFIG, adapter_shape
 
 if TYPE_CHECKING:
     from flow_dpo.learner.policy import Policy
@@ -36,15 +36,6 @@ _METHOD_SETTINGS = (
     "recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine_kind", "engine",
 )  # fmt: skip
 _DATA_SETTINGS = ("dataset_name", "dataset_config", "question_column", "answer_column")
-_ADAPTER_CONFIG = "adapter_config.json"
-_SHAPE_KINDS = {
-    **dict.fromkeys(("r", "lora_alpha"), or_null(ORDINAL)),
-    "target_modules": Kind(
-        "null, a text or a list of texts, none of them empty",
-        lambda value: value in (None, []) or ((TEXT.holds(value) or TEXTS.holds(value)) and value and all(value)),
-    ),
-    "target_parameters": or_null(TEXTS),
-}
 
 
 def source_settings(given: Given) -> tuple[dict[str, Any], str]:
@@ -61,7 +52,7 @@ def source_settings(given: Given) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"expected a run or an adapter, found both: {run} and {adapter}; leave one out")
     if adapter:
         beside = Path(adapter) / "config.yaml"
-        return adapter_settings(Path(adapter)), str(beside if beside.exists() else Path(adapter) / _ADAPTER_CONFIG)
+        return adapter_settings(Path(adapter)), str(beside if beside.exists() else Path(adapter) / ADAPTER_CONFIG)
     return (run_settings(Path(run)), str(Path(run) / "config.yaml")) if run else ({}, "")
 
 
@@ -73,6 +64,8 @@ def run_settings(run: Path, *, of_adapter: bool = False) -> dict[str, Any]:
     run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
     found = read_settings(run / "config.yaml")
     kept = {name: found[name] for name in _METHOD_SETTINGS if name in found}
+    if isinstance(kept.get("lora"), dict):  # what it began with is in its own adapters
+        kept["lora"] = {name: value for name, value in kept["lora"].items() if name not in ("init_from", "init_roles")}
     data = found.get("data", {})
     check({"data": data}, {"data": OBJECT}, str(run / "config.yaml"))
     flow = kept.get("flow")
@@ -91,25 +84,16 @@ def calibration(run: Path) -> dict[str, float]:
     """The settings of the flow that a run has calibrated, as its last batch was sampled with them, by name; none of
     settings that lie beside an adapter, whose metrics are those of a fine-tuning, if there are any."""
     path = run / "metrics.jsonl"
-    rows = read_metrics(path) if path.exists() and not (run / _ADAPTER_CONFIG).exists() else []
+    rows = read_metrics(path) if path.exists() and not (run / ADAPTER_CONFIG).exists() else []
     last = rows[-1] if rows else {}
     return {name.removeprefix("flow/"): value for name, value in last.items() if name.startswith("flow/")}
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
     """The shape of an adapter, and the model, flow and data of the config.yaml beside it, where there is one."""
-    if not (folder / _ADAPTER_CONFIG).exists():
-        raise DataError(f"expected an adapter in PEFT's layout in {folder}, found no {_ADAPTER_CONFIG}")
-    shape = read_object(folder / _ADAPTER_CONFIG)
-    check(shape, _SHAPE_KINDS, str(folder / _ADAPTER_CONFIG))
+    shape = adapter_shape(folder)
     beside = run_settings(folder, of_adapter=True) if (folder / "config.yaml").exists() else {}
-    targets, parameters = shape.get("target_modules"), shape.get("target_parameters") or ()
-    lora = {
-        "lora_r": shape.get("r"),
-        "lora_alpha": shape.get("lora_alpha"),
-        "lora_target_modules": sorted({*targets, *parameters}) or None if isinstance(targets, list) else targets,
-    }
-    return beside | {"lora": {name: value for name, value in lora.items() if value is not None}}
+    return beside | {"lora": shape}
 
 
 def load_adapters(policy: Policy, settings: SpeakingSettings) -> dict[Role, Adapter]:

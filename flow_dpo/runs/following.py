@@ -32,6 +32,7 @@ from flow_dpo.ranks.group import Ended, Ranks, joined
 from flow_dpo.ranks.learner import follow as follow_learner
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.settings import TrainSettings
+from flow_dpo.runs.starting_adapters import start_from
 
 _SAME = ("versions", "python", "code")
 """Facts of an environment in which ranks must agree."""
@@ -96,6 +97,7 @@ def follow() -> None:
             for kind, source in run.sources:
                 load_object(source, kind=kind)  # pyright: ignore[reportArgumentType]
             policy = Policy(load_model(run.model).model, run.roles, run.lora, seed=run.seed)
+            start_from(policy)
             follow_learner(ranks, policy, run.learner, kept_versions=run.kept_versions)
         except Ended:
             return

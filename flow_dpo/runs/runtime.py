@@ -37,6 +37,7 @@ from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe
 from flow_dpo.runs.run_folder import environment
 from flow_dpo.runs.settings import RuntimeSettings, default_settings
+from flow_dpo.runs.starting_adapters import start_from
 from flow_dpo.workers.grading import GraderSource, open_grader, shared
 from flow_dpo.workers.in_process import InProcessWorkers
 from flow_dpo.workers.pool import PooledWorkers
@@ -83,12 +84,14 @@ class Runtime:
     def learner(
         self, settings: LearnerSettings | None = None, *, kept_versions: int = 0, ranks: Ranks | None = None
     ) -> Learner:
-        """A learner of this policy's adapters, with the preset's settings where none are given.
+        """A learner of this policy's adapters, with the preset's settings where none are given. Where the settings name
+        trained adapters to begin with, they are loaded.
 
         `kept_versions` is the lag of the run that it is for, `ranks` the processes that share its work.
         Raises `ModelError` where log-probabilities of this model cannot be computed rightly.
         """
         settings = self.learner_settings if settings is None else settings
+        start_from(self.policy)
         make = Learner if ranks is None else partial(LeadingLearner, ranks=ranks)
         self._learner = make(self.policy, settings, kept_versions=kept_versions)
         self._learner.check()

@@ -87,6 +87,11 @@ class Names:
         if name in self.entries:
             raise ConfigError(f"expected settings one by one, --{name}.NAME.SETTING, found --{name} for all of them")
         if not (name in self.defaults or name in self.groups or name in ("help", "print_config")):
+            # One entry of a setting that is a mapping: --template_kwargs.enable_thinking
+            mapping, _, entry = name.rpartition(".")
+            mapping = self.short.get(mapping, mapping)
+            if isinstance(self.defaults.get(mapping), Mapping):
+                return f"{mapping}.{entry}"
             raise ConfigError(f"unknown setting --{name}; {nearest(name, [*self._all(), 'help'])}")
         return name
 

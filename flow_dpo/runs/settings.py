@@ -8,7 +8,7 @@ Invariant: nothing heavy is imported beyond what the recipes are made of.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from flow_dpo.core.errors import expect
@@ -21,6 +21,7 @@ from flow_dpo.models.settings import ModelSettings
 from flow_dpo.plugins.load import load_flow
 from flow_dpo.recipes import presets
 from flow_dpo.runs.resolve import Given
+from flow_dpo.runs.starting_adapters import starting_shape
 from flow_dpo.verify.grader import GradingSettings
 from flow_dpo.workers.settings import WorkersSettings
 
@@ -174,9 +175,15 @@ def named_settings(given: Given) -> TrainSettings:
     model = given.text("model.model_name_or_path", ModelSettings().model_name_or_path)
     default = presets.default_recipe(own_flow=bool(given.text("flow_source")))
     recipe = given.choice("recipe", presets.recipe_names(), default, source=True)
-    return default_settings(
+    found = default_settings(
         recipe,
         given.choice("preset", presets.preset_names(recipe), presets.default_preset(model)),
         given.text("flow_source"),
         given.choice("engine_kind", engines.engine_names(), given.implied_engine or "local"),
     )
+    if shape := starting_shape(given):
+        # DPO's reference is the policy that training begins with.
+        runtime = replace(found.runtime, lora=replace(found.runtime.lora, **shape))
+        reference = replace(found.learner.reference, kind="snapshot")
+        found = replace(found, runtime=runtime, learner=replace(found.learner, reference=reference))
+    return found

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from flow_dpo.runs import following, replay, resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
+from flow_dpo.runs.callbacks.lifecycle import Lifecycle, RunInfo
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.callbacks.run_keeper import RunKeeper
 from flow_dpo.runs.checkpoint import Checkpoints
@@ -50,6 +52,7 @@ from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
+from flow_dpo.runs.starting_adapters import starting_checksums
 from flow_dpo.runs.timeline import Timeline
 
 log = logging.getLogger("flow_dpo")
@@ -100,29 +103,52 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}; {reach}"
         )
         bar = progress.ProgressBar(live, len(runtime.fitting), seen)
-        folder.begun = True
+        lifecycle = Lifecycle(given.callbacks, window=settings.run.window, seen=seen)
         workers = timeline.workers(workers)
-        with _keeping(journal, keeper, live, console, path, given):
-            left, place = runtime.fitting[seen:], str(path / "checkpoints")
-            seed = settings.run.seed
-            in_flight += replay.submit_again(under_way, settings.recipe, left, workers, learner, seed=seed, place=place)
-            left = left[sum(len(batch.problems) for batch in in_flight) :]
-            learn(
-                settings.recipe,
-                budget.until_spent(left),
-                workers,
-                timeline.learner(MeteredLearner(learner, live.meter)),
-                callbacks=[timeline, keeper, budget, bar, *_default_callbacks(settings.recipe), *given.callbacks],
-                seed=seed,
-                problems_per_batch=settings.run.problems_per_batch,
-                lag=settings.run.lag,
-                in_flight=in_flight,
-                progress=validation,
-            )
-            keeper.checkpoint()
-        live.doing("writing adapters and the picture")
-        keeper.finish()
+        with lifecycle.running(partial(_info, path, settings, given, runtime, validation, seen > 0)):
+            folder.begun = True
+            with _keeping(journal, keeper, live, console, path, given):
+                left, place = runtime.fitting[seen:], str(path / "checkpoints")
+                seed = settings.run.seed
+                in_flight += replay.submit_again(
+                    under_way, settings.recipe, left, workers, learner, seed=seed, place=place
+                )
+                left = left[sum(len(batch.problems) for batch in in_flight) :]
+                learn(
+                    settings.recipe,
+                    lifecycle.until_stopped(budget.until_spent(left)),
+                    workers,
+                    timeline.learner(MeteredLearner(learner, live.meter)),
+                    callbacks=[timeline, keeper, budget, bar, *_default_callbacks(settings.recipe), lifecycle],
+                    seed=seed,
+                    problems_per_batch=settings.run.problems_per_batch,
+                    lag=settings.run.lag,
+                    in_flight=in_flight,
+                    progress=validation,
+                )
+                keeper.checkpoint()
+            live.doing("writing adapters and the picture")
+            keeper.finish()
     return _summarise(settings, console, given, folder, validation)
+
+
+def _info(
+    path: Path,
+    settings: TrainSettings,
+    given: GivenObjects,
+    runtime: Runtime,
+    validation: ProgressiveValidation,
+    resumed: bool,
+) -> RunInfo:
+    """The run as its callbacks are told of it, at this moment."""
+    return RunInfo(
+        path=path,
+        settings=run_folder.plain(given.sections(settings)),
+        facts=run_folder.read_facts(path),
+        resumed=resumed,
+        problems_seen=validation.num_seen,
+        num_problems=len(runtime.fitting),
+    )
 
 
 def _warn_of_lag(settings: TrainSettings) -> None:
@@ -245,6 +271,7 @@ def _named_facts(settings: TrainSettings, given: GivenObjects) -> dict[str, Any]
         "command": command_line(),
         "recipe_file": fingerprint(settings.recipe_name),
         "flow_file": fingerprint(settings.flow_source),
+        "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
     }
     return facts | ({"given": given.record()} if given.record() else {})
 
@@ -267,6 +294,7 @@ def _opened(
             "data_fingerprint": problems.fingerprint,
             "recipe_file": fingerprint(settings.recipe_name),
             "flow_file": fingerprint(settings.flow_source),
+            "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
             "given": given.record() or None,
         }
         differences = resumption.compare(path, settings, given, facts, problems.problems)

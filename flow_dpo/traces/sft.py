@@ -32,7 +32,7 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Problem, TokenIds
 from flow_dpo.learner.settings import LoraSettings
-from flow_dpo.models.adapter_targets import find_targets
+from flow_dpo.models.adapter_targets import targets_of
 from flow_dpo.models.load import LoadedModel
 from flow_dpo.models.render import Renderer
 from flow_dpo.runs import headers, run_folder
@@ -127,8 +127,7 @@ def fine_tune(
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    targets = find_targets(loaded.model, lora.lora_target_modules, dropout=lora.lora_dropout)
-    config = targets.config(rank=lora.lora_r, alpha=lora.lora_alpha, dropout=lora.lora_dropout)
+    config = targets_of(loaded.model, lora).config(lora)
     with warnings.catch_warnings(), _no_telemetry():
         # PEFT 0.21 and TRL 1.16 know transformers 5's settings by their old names.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)

@@ -131,7 +131,7 @@ def test_experts_learn_the_same_with_shared_prefixes_and_checkpoints(name: str) 
 def test_a_run_is_told_what_learns_where_experts_have_no_adapter() -> None:
     with pytest.warns(UserWarning, match=r"Adapters reach 27% of the model's weights \(experts without one hold 54%\).*"
                                          "set lora_dropout to 0"):  # fmt: skip
-        targets = find_targets(build("qwen3_moe"), "all-linear", dropout=0.1)
+        targets = find_targets(build("qwen3_moe"), "all-linear", without="dropout")
     assert targets.parameters == ()
     assert targets.missed_share == targets.expert_share > 0.5
     with warnings.catch_warnings():
@@ -139,7 +139,7 @@ def test_a_run_is_told_what_learns_where_experts_have_no_adapter() -> None:
         assert find_targets(build("qwen3_moe"), "all-linear").missed_share == 0
         assert find_targets(build("qwen3_moe"), ("q_proj",)).share < 0.1, "who names layers is not warned"
     with pytest.raises(ModelError, match=r"PEFT has no dropout for .*gate_up_proj.*set lora_dropout to 0"):
-        find_targets(build("qwen3_moe"), ("gate_up_proj",), dropout=0.1)
+        find_targets(build("qwen3_moe"), ("gate_up_proj",), without="dropout")
 
 
 def test_names_mean_what_they_say_and_no_more() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def expected(model: Any, request: Request, completion: Completion) -> torch.Tens
 def adapted(family: Family, role: str, dtype: torch.dtype) -> Any:
     """The untouched copy in this precision, with the role's adapter put on by PEFT alone."""
     policy: Any = family.policy
-    config = policy.targets.config(rank=4, alpha=policy.settings.lora_alpha, dropout=0.0)
+    config = policy.targets.config(replace(policy.settings, lora_r=4, lora_dropout=0.0))
     model = get_peft_model(copy.deepcopy(family.base), config, autocast_adapter_dtype=False).to(dtype).eval()
     tensors = {name.replace(".default.", "."): tensor for name, tensor in model.named_parameters() if ".lora_" in name}
     with torch.no_grad():

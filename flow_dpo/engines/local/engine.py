@@ -40,6 +40,7 @@ from flow_dpo.engines.local.scheduler import RequestState, RoleScheduler
 from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary, nothing_left
 from flow_dpo.engines.sampling_rule import stream
 from flow_dpo.engines.settings import LocalSettings
+from flow_dpo.engines.stop_strings import ToText, finish_reason
 from flow_dpo.models import attention
 from flow_dpo.models.facts import steady_tokens, vocabulary_size
 from flow_dpo.models.head import choice_logits, head_inputs
@@ -84,8 +85,10 @@ class LocalEngine(Engine):
         context_tokens: int,
         settings: LocalSettings | None = None,
         num_tokens: int | None = None,
+        to_text: ToText | None = None,
     ) -> None:
-        """Ids from `num_tokens` on, which pad the embedding and stand for no token, are never sampled."""
+        """Ids from `num_tokens` on, which pad the embedding and stand for no token, are never sampled. With `to_text` a
+        completion ends at its stop string, without it at its end token or length."""
         if model.config._attn_implementation != attention.NAME:
             attention.prepare(model)
         self._inputs_device = model.device
@@ -96,7 +99,7 @@ class LocalEngine(Engine):
         self._budget_bytes = int(self._settings.kv_budget_gib * 2**30)
         self._inputs = attention.layout_inputs(model.device)
         self._vocab_size = vocabulary_size(model)
-        self._num_tokens = num_tokens
+        self._num_tokens, self._to_text = num_tokens, to_text
         self._shapes: Shapes | None = None
         self._prefix_cache = PrefixCache(self._budget_bytes)
         self._schedulers: dict[Role, RoleScheduler] = {}
@@ -270,14 +273,14 @@ class LocalEngine(Engine):
         row.tokens.append(token)
         row.logprobs.append(logprob)
         row.sampled_logprobs.append(sampled_logprob)
-        ended = token in self._end_ids
-        if not ended and len(row.tokens) < row.request.max_tokens:
+        reason = finish_reason(row.tokens, row.sampling, self._to_text, ended=token in self._end_ids)
+        if reason == "length" and len(row.tokens) < row.request.max_tokens:
             return False
         completion = Completion(
             token_ids=tuple(row.tokens),
             logprobs=tuple(row.logprobs),
             sampled_logprobs=tuple(row.sampled_logprobs),
-            finish_reason="stop" if ended else "length",
+            finish_reason=reason,
             policy_version=self._versions.get(row.request.role, 0),
         )
         self._finished.append((row.ticket, completion))

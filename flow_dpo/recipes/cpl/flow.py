@@ -126,7 +126,7 @@ class PlanSolve(Flow[PlanSolveState]):
     def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
         if state.next_role == "value":
             return replace(state, next_role=state.after_value, after_value=None)
-        ended = completion.finish_reason == "stop"
+        ended = completion.ended
         content = completion.content_ids
         if state.next_role == "answer":
             return replace(state, solution=content, ended=ended, next_role=None)

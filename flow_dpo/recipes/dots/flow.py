@@ -182,7 +182,7 @@ class Planned(Flow[PlannedState]):
         pieces = self._draft(state)
         last = state.verified or state.draft
         # A program is finished by what it prints, not by its own end.
-        ended = last is not None and last.finish_reason == "stop"
+        ended = last is not None and last.ended
         if state.verified is None:
             run = state.trajectory is not None and state.trajectory.program
             return Solution(pieces=pieces, ended=ended and not run)

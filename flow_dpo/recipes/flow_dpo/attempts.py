@@ -188,5 +188,5 @@ def _written(attempt: Attempt, completion: Completion) -> Attempt:
         num_chunks=attempt.num_chunks + 1,
         logprob=attempt.logprob + math.fsum(completion.logprobs),
         num_tokens=attempt.num_tokens + len(completion.token_ids),
-        ended=completion.finish_reason == "stop",
+        ended=completion.ended,
     )

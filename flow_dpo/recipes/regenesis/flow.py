@@ -133,7 +133,7 @@ class Guided(Flow[GuidedState]):
     def solution(self, state: GuidedState) -> Solution:
         if state.path is None:
             return Solution(pieces=(), ended=False)
-        return Solution(pieces=(state.path.content_ids,), ended=state.path.finish_reason == "stop")
+        return Solution(pieces=(state.path.content_ids,), ended=state.path.ended)
 
     def tags(self, state: GuidedState) -> tuple[str, ...]:
         stage = "adapt" if state.adapted is None else "structure" if state.structure is None else "path"

@@ -1,0 +1,90 @@
+"""Adapter files: a LoRA adapter in PEFT's layout, written and read as `peft`, transformers and vLLM do.
+
+    write(folder, {"base_model.model....q_proj.lora_A.weight": tensor, ...}, config)
+    read(folder, config)        # {name: tensor}; ModelError where another kind of adapter lies there
+
+Invariant: what is read has the shape of `config` and means the same under it: an adapter whose meaning depends on
+something that these settings cannot say (ranks by layer, a base that its initialisation changes) is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, load_peft_weights
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from flow_dpo.core.errors import ModelError
+
+_SHAPE = {
+    "r": "lora_r",
+    "lora_alpha": "lora_alpha",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+    "modules_to_save": "modules_to_save",
+}
+"""What must be equal, and the setting of that name here."""
+_STRANGE = (
+    "rank_pattern", "alpha_pattern", "lora_bias", "trainable_token_indices", "layer_replication", "megatron_config",
+    "alora_invocation_tokens",
+)  # fmt: skip
+"""What an adapter may be made with that no setting here has."""
+_PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Initialisations that leave the base as it is."""
+
+
+def parameter_name(name: str, adapter: str) -> str | None:
+    """How PEFT saves the parameter `name` of this adapter; None for a parameter that is not its own."""
+    part = re.compile(rf"(\.lora_\w+)\.{adapter}(?=\.|$)|\.modules_to_save\.{adapter}(?=\.)")
+    if not part.search(name):
+        return None
+    saved = part.sub(lambda found: found[1] or "", name)
+    return saved.removesuffix(".weight") if saved.endswith(".lora_magnitude_vector.weight") else saved
+
+
+def write(folder: Path, tensors: Mapping[str, torch.Tensor], config: LoraConfig) -> None:
+    """Write an adapter; the same tensors and config give the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.inference_mode = True
+    # PEFT makes sets of them, and sets have no order.
+    config.target_modules = sorted(config.target_modules or ())
+    config.target_parameters = sorted(config.target_parameters or ()) or None
+    config.modules_to_save = sorted(config.modules_to_save or ()) or None
+    config.save_pretrained(str(folder))
+
+
+def read(folder: str | Path, wanted: LoraConfig) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter by their names. Raises `ModelError` where its shape or kind is not `wanted`."""
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        state = load_peft_weights(str(folder), device="cpu")
+    except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
+        raise ModelError(f"{folder}: expected an adapter in PEFT's layout, PEFT cannot read it: {error}") from error
+    for key, setting in _SHAPE.items():
+        found, expected = (_plain(getattr(each, key, None)) for each in (config, wanted))
+        if found != expected:
+            raise ModelError(
+                f"{folder}: the adapter was made with {key} = {found}, this policy has {expected}; use the settings "
+                f"that it was made with (--{setting})"
+            )
+    strange = [key for key in _STRANGE if getattr(config, key, None)]
+    strange += ["bias"] if getattr(config, "bias", "none") != "none" else []
+    init = getattr(config, "init_lora_weights", True)
+    strange += [] if init in _PLAIN_INITS else [f"init_lora_weights = {init}, which changes the base,"]
+    if strange:
+        raise ModelError(
+            f"{folder}: expected a LoRA adapter that a rank, a scale and its modules describe, found one with "
+            f"{', '.join(strange)} which no setting here has; merge it into its base (PEFT's merge_and_unload) and "
+            "train from that"
+        )
+    return state
+
+
+def _plain(value: object) -> object:
+    return sorted(value) or None if isinstance(value, list | set | tuple) else value

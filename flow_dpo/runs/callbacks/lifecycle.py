@@ -1,0 +1,152 @@
+"""Events of a run for its callbacks: begin, batch, evaluation, end, and a callback's wish that the run stop.
+
+A callback has `on_batch(row, trees, examples)`; all else is optional:
+
+    class Notes:
+        wants_stop = False                                       # True ends the run after this batch, checkpointed
+
+        def on_run_begin(self, run: RunInfo): ...                # loaded, nothing sampled yet
+        def on_batch(self, row, trees, examples): ...
+        def on_evaluation(self, name, metrics, version): ...     # "progressive": a window of problems is full
+        def on_run_end(self, run: RunInfo, error): ...           # written; error is what ended it, or None
+
+Invariant: whoever was begun is ended, once, in the opposite order, whatever ended the run. A callback that raises ends
+the run as an interruption does: everything up to the last checkpoint is whole, and the error names the callback.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flow_dpo.core.errors import FlowDpoError
+from flow_dpo.core.protocols import Callback, Row
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Example, Problem
+
+log = logging.getLogger("flow_dpo")
+
+EVENTS = ("on_run_begin", "on_batch", "on_evaluation", "on_run_end")
+"""All methods that a callback may have; `on_batch` it must have."""
+PROGRESSIVE = "progressive"
+"""The evaluation that every run makes: its windowed accuracy, whenever a window of new problems is full."""
+_WINDOW = {"accuracy": "window_accuracy", "low": "window_low", "high": "window_high", "problems": "window_problems"}
+
+
+class CallbackError(FlowDpoError, RuntimeError):
+    """A callback raised: the run ends and can be resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """A run, as its callbacks are told of it when it begins and when it ends."""
+
+    path: Path
+    """The run folder."""
+    settings: Mapping[str, Any]
+    """Every setting by section, as config.yaml has them: {"objective": {"beta": 0.1}, ...}."""
+    facts: Mapping[str, Any]
+    """What run.json says at this time: versions, commit, device, model, data."""
+    resumed: bool
+    """Whether it goes on from a checkpoint."""
+    problems_seen: int
+    """Problems that were sampled and learned from so far."""
+    num_problems: int
+    """Problems of the stream in all."""
+
+
+class Lifecycle:
+    """One callback that passes every event on to those that have a method for it, in their order."""
+
+    def __init__(self, callbacks: Sequence[Callback], *, window: int, seen: int = 0) -> None:
+        """`window` is the number of problems between two "progressive" evaluations, `seen` those of a resumed run."""
+        self._callbacks, self._window, self._seen = [*callbacks], window, seen
+
+    @property
+    def wants_stop(self) -> bool:
+        """Whether a callback asks that the run end after this batch."""
+        return any(getattr(callback, "wants_stop", False) for callback in self._callbacks)
+
+    @contextmanager
+    def running(self, info: Callable[[], RunInfo]) -> Iterator[None]:
+        """A context around what is sampled and learned: callbacks are begun on entering and ended on leaving."""
+        begun, done = list[Callback](), False
+        try:
+            now = info()
+            for callback in self._callbacks:
+                begun.append(callback)
+                _call(callback, "on_run_begin", now)
+            yield
+            done = True
+        finally:
+            self._end(begun, info, None if done else sys.exception())
+
+    def _end(self, begun: Sequence[Callback], info: Callable[[], RunInfo], error: BaseException | None) -> None:
+        failed: CallbackError | None = None
+        now = info() if begun else None
+        for callback in reversed(begun):
+            try:
+                _call(callback, "on_run_end", now, error)
+            except CallbackError as found:
+                # What ended the run is what its user must read; a second failure stands beside it.
+                if error is not None or failed is not None:
+                    log.warning("%s", found)
+                else:
+                    failed = found
+        if failed is not None:
+            raise failed
+
+    def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+        """Pass one batch on, and the progressive evaluation where a window was filled."""
+        for callback in self._callbacks:
+            _call(callback, "on_batch", row, trees, examples)
+        before, self._seen = self._seen, int(row["problems_seen"])
+        if before // self._window < self._seen // self._window:
+            metrics = {name: row[f"progressive/{key}"] for name, key in _WINDOW.items()}
+            self.evaluated(PROGRESSIVE, metrics, int(row["learn/version"]))
+
+    def evaluated(self, name: str, metrics: Mapping[str, Any], version: int) -> None:
+        """Tell of an evaluation of the adapters of a version."""
+        for callback in self._callbacks:
+            _call(callback, "on_evaluation", name, metrics, version)
+
+    def until_stopped(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+        """The problems, until a callback asks that the run end; batches in flight are still learned from."""
+        for problem in problems:
+            if self.wants_stop:
+                return
+            yield problem
+
+
+def _call(callback: Callback, event: str, *args: Any) -> None:
+    method = getattr(callback, event, None)
+    if method is not None:
+        with _Named(callback, event):
+            method(*args)
+
+
+class _Named:
+    """A context in which an error of a callback's own is raised again as one that names the callback.
+
+    What this package raises on purpose, and an interruption, pass as they are.
+    """
+
+    def __init__(self, callback: Callback, event: str) -> None:
+        self._name, self._event = type(callback).__name__, event
+
+    def __enter__(self) -> None:
+        """Nothing is needed."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, Exception) and not isinstance(error, FlowDpoError):
+            raise CallbackError(
+                f"expected {self._event} of the callback {self._name} to return, found "
+                f"{type(error).__name__}: {error}; what was learned up to the last checkpoint is kept: mend the "
+                "callback, and resume"
+            ) from error
