@@ -18,7 +18,6 @@ from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.evaluate.lm_eval import LmEvalSettings
 
-
 _simple_evaluate: Any = evaluator.simple_evaluate  # its decorator hides its parameters
 
 
