@@ -55,6 +55,8 @@ from flow_dpo.runs.runtime import Runtime as Runtime
 from flow_dpo.runs.runtime import open_runtime as open_runtime
 from flow_dpo.runs.training import TrainResult as TrainResult
 from flow_dpo.traces.run import generate_traces as generate_traces
+from flow_dpo.trainer.config import FlowDPOConfig as FlowDPOConfig
+from flow_dpo.trainer.trainer import FlowDPOTrainer as FlowDPOTrainer
 from flow_dpo.verify.grader import AnswerGrader as AnswerGrader
 from flow_dpo.verify.verifier import Verifier as Verifier
 from flow_dpo.workers.in_process import InProcessWorkers as InProcessWorkers

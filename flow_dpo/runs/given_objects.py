@@ -10,7 +10,7 @@ express (an object) is named in the record, so that a run is never taken for one
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.published import is_published, local_run, names_a_run
 from flow_dpo.runs.resolve import Given, Sections, resolve
-from flow_dpo.runs.runtime import EngineOpener, GraderSource
+from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime
 from flow_dpo.runs.settings import TrainSettings, named_settings
 
 OBJECT = GIVEN
 """What the record calls something that was handed over as an object and that no name stands for."""
+Watcher = Callable[[Recipe, Runtime, Callable[[str, Mapping[str, Any], int], None]], Callback]
+"""Called with the recipe in force, the open runtime, and what every callback's `on_evaluation` is called by."""
 _PARTS = ("flow", "explore", "credit", "objective")
 
 
@@ -42,6 +44,8 @@ class GivenObjects:
 
     callbacks: Sequence[Callback] = ()
     """Besides the run's own."""
+    watchers: Sequence[Watcher] = ()
+    """What makes callbacks of what is loaded, once it is: an evaluation while the run is under way."""
     grader: GraderSource | None = None
     engine: str | EngineSettings | EngineOpener | None = None
     problems: ProblemSet | None = None

@@ -8,6 +8,7 @@ A folder that can be read while it is written and after anything happened to its
     trees.jsonl      one tree a problem: nodes, token ids, text, verdicts
     pairs.jsonl      one pair a line: prompt, chosen, rejected, in text and token ids, with role, node, depth, verdicts
     scored.jsonl     the same of recipes that learn from single completions with an advantage
+    evaluations.jsonl   what was measured while it ran, where that was asked for (`evaluate.during`)
     timeline.jsonl   who sampled, learned and waited, from when to when (`spans`)
     checkpoints/     where the run stands (`checkpoint`)
     adapters/<role>/<version>/   in PEFT's layout
@@ -73,7 +74,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Take back what `create` wrote, so that another run may have the folder."""
-        for name in ("config.yaml", "run.json", *RECORDS):
+        for name in ("config.yaml", "run.json", "evaluations.jsonl", *RECORDS):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "served", ignore_errors=True)
 
