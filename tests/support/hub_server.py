@@ -294,6 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     _ROUTES = (
         ("POST /api/repos/create", _create),
+        ("GET /api/whoami-v2", lambda self, body: self._say({"name": "me", "type": "user", "orgs": []})),
         ("POST /api/validate-yaml", lambda self, body: self._say({"errors": [], "warnings": []})),
         (rf"POST /api/(?P<kind>\w+)/{_REPO}/preupload/(?P<revision>[^/]+)", _preupload),
         (rf"POST /(?P<kind>datasets/)?{_REPO}\.git/info/lfs/objects/batch", _batch),
