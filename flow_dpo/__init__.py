@@ -17,8 +17,11 @@ _HOMES = {
     # run it
     "train": "runs.python_api",
     "TrainResult": "runs.training",
+    "FlowDPOTrainer": "trainer.trainer",
+    "FlowDPOConfig": "trainer.config",
     "evaluate_flow": "evaluate.run",
     "generate_traces": "traces.run",
+    "push_to_hub": "hub.push",
     "open_runtime": "runs.runtime",
     "Runtime": "runs.runtime",
     "learn": "core.loop",

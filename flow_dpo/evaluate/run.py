@@ -42,6 +42,7 @@ from flow_dpo.runs.adapters import load_adapters, one_attempt, sampled_flow
 from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
+from flow_dpo.runs.published import names_a_run
 from flow_dpo.runs.records import Prediction
 from flow_dpo.runs.resolve import command_line, nearest
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
@@ -81,7 +82,7 @@ def evaluate_flow(
     sections = {"evaluation": EvaluationSettings()}
     found = sampling_settings("flow_dpo.evaluate_flow", str(source), sections, overrides, given)
     chosen = found["evaluation"] if output_dir is None else replace(found["evaluation"], output_dir=str(output_dir))
-    run = str(source) if (Path(source) / "config.yaml").exists() else None
+    run = str(source) if names_a_run(str(source)) else None
     return measure_run(
         RuntimeSettings.from_sections(found),
         found["flow"],

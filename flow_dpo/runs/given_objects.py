@@ -10,7 +10,7 @@ express (an object) is named in the record, so that a run is never taken for one
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,15 @@ from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import RECIPES, default_preset, default_recipe
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import run_settings
+from flow_dpo.runs.published import is_published, local_run, names_a_run
 from flow_dpo.runs.resolve import Given, Sections, resolve
-from flow_dpo.runs.runtime import EngineOpener, GraderSource
+from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime
 from flow_dpo.runs.settings import TrainSettings, named_settings
 
 OBJECT = GIVEN
 """What the record calls something that was handed over as an object and that no name stands for."""
+Watcher = Callable[[Recipe, Runtime, Callable[[str, Mapping[str, Any], int], None]], Callback]
+"""Called with the recipe in force, the open runtime, and what every callback's `on_evaluation` is called by."""
 _PARTS = ("flow", "explore", "credit", "objective")
 
 
@@ -41,6 +44,8 @@ class GivenObjects:
 
     callbacks: Sequence[Callback] = ()
     """Besides the run's own."""
+    watchers: Sequence[Watcher] = ()
+    """What makes callbacks of what is loaded, once it is: an evaluation while the run is under way."""
     grader: GraderSource | None = None
     engine: str | EngineSettings | EngineOpener | None = None
     problems: ProblemSet | None = None
@@ -143,11 +148,14 @@ def sampling_settings(
     command: str, source: str, sections: Mapping[str, Any], settings: Mapping[str, Any], given: GivenObjects
 ) -> dict[str, Any]:
     """The settings of a command that samples and does not train: those of the run folder that `source` is, or the
-    defaults of the model that it names. `sections` are the command's own groups; "data" may be among them."""
-    run = Path(source) if (Path(source) / "config.yaml").exists() else None
+    defaults of the model that it names. `sections` are the command's own groups; "data" may be among them.
+
+    Raises `ConfigError` where a run of the hub names code that the settings do not ask for."""
+    of_hub = is_published(source)
+    run = local_run(source) if names_a_run(source) else None
     if run is None and not Path(source).exists() and (source.startswith((".", "/")) or source.count("/") > 1):
         raise ConfigError(f"expected a run folder or a model, found nothing at {source}")
-    base = {} if run is None else run_settings(run)
+    base = {} if run is None else run_settings(run, of_hub=of_hub)
     if given.recipe is not None or given.flow is not None:
         base = {name: value for name, value in base.items() if name not in ("recipe", *_PARTS)}
     values = {"model.model_name_or_path": source} if run is None else {}
@@ -162,9 +170,10 @@ def sampling_settings(
         every.update({**defaults.names(), **method, **defaults.runtime.sections(), **sections})
         return {name: value for name, value in every.items() if name not in given.as_they_are()}
 
-    origin = "" if run is None else str(run / "config.yaml")
+    origin = "" if run is None else f"{source}/config.yaml"
     values |= _given_values(settings)
-    found = resolve(command, "", (), parts, values=values, brings=lambda _: (base, origin), trusted=True)
+    # A caller has seen the folder that it names; what the hub holds is a stranger's.
+    found = resolve(command, "", (), parts, values=values, brings=lambda _: (base, origin), trusted=not of_hub)
     return {**every, **found}
 
 

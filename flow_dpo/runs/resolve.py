@@ -37,6 +37,8 @@ Sections = Mapping[str, Any]
 RUNS_CODE = ("flow_source", "recipe", "flow.programs", "model.trust_remote_code")
 """Settings that let code run which is not this package's (a recipe only where it names a file): each needs a flag of
 the user's; no folder may set it."""
+IN_PYTHON = "the settings given"
+"""What stands for a file where settings are given in Python."""
 OF_RECIPE = ("flow", "explore", "credit", "objective")
 """Groups whose class the recipe chooses, and flags do not."""
 
@@ -121,11 +123,12 @@ class Given:
     def refuse_unasked(self) -> None:
         """Raise `ConfigError` where what comes along would run code that no flag allows."""
         (origin, base), (_, flags) = self.layers[0], self.layers[-1]
+        typed = {*flags, *(found for layer, values in self.layers if layer == IN_PYTHON for found, _ in leaves(values))}
         for name in RUNS_CODE:
             names = {name, name.rpartition(".")[2]}
             for found, value in leaves(base):
                 runs = is_source(str(value)) if name == "recipe" else bool(value)
-                if found in names and runs and not names & set(flags):
+                if found in names and runs and not names & typed:
                     raise ConfigError(
                         f"{origin} asks for {name} = {value!r:.200}, which runs code that is not this package's; where "
                         f"you trust it, add --{name} {str(value).lower() if value is True else value}"
@@ -168,7 +171,7 @@ def resolve(
         raise ConfigError(f"expected --name value, found {given.others[0]!r}; {prog} --help lists all settings")
     if values is not None:
         *files, flags = given.layers
-        given = replace(given, layers=(*files, ("the settings given", _named(values)), flags))
+        given = replace(given, layers=(*files, (IN_PYTHON, _named(values)), flags))
     if brings is not None:
         given = given.over(*brings(given))
         if not trusted:

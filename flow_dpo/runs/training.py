@@ -103,7 +103,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}; {reach}"
         )
         bar = progress.ProgressBar(live, len(runtime.fitting), seen)
-        lifecycle = Lifecycle(given.callbacks, window=settings.run.window, seen=seen)
+        lifecycle = _lifecycle(settings, given, runtime, seen)
         workers = timeline.workers(workers)
         with lifecycle.running(partial(_info, path, settings, given, runtime, validation, seen > 0)):
             folder.begun = True
@@ -130,6 +130,13 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             live.doing("writing adapters and the picture")
             keeper.finish()
     return _summarise(settings, console, given, folder, validation)
+
+
+def _lifecycle(settings: TrainSettings, given: GivenObjects, runtime: Runtime, seen: int) -> Lifecycle:
+    """The callbacks that were handed over, those that need what is loaded last."""
+    found = Lifecycle(given.callbacks, window=settings.run.window, seen=seen)
+    found.join(watcher(settings.recipe, runtime, found.evaluated) for watcher in given.watchers)
+    return found
 
 
 def _info(

@@ -25,6 +25,7 @@ from flow_dpo.runs.adapters import is_trained, load_adapters, sampled_flow, trac
 from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
+from flow_dpo.runs.published import names_a_run
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
@@ -64,7 +65,7 @@ def generate_traces(
     values = {"data.dataset_name": data, "data.max_problems": max_problems, **(settings or {}), **more}
     sections = {"generate": GenerateSettings(), "selection": SelectionSettings()}
     found = sampling_settings("flow_dpo.generate_traces", str(source), sections, values, given)
-    run = str(source) if (Path(source) / "config.yaml").exists() else None
+    run = str(source) if names_a_run(str(source)) else None
     generate = replace(found["generate"], output_dir=str(output_dir))
     path = generate_run({**found, "speaking": SpeakingSettings(run=run), "generate": generate}, given)
     return read_traces(path)

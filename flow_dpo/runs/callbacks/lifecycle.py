@@ -68,6 +68,10 @@ class Lifecycle:
         """`window` is the number of problems between two "progressive" evaluations, `seen` those of a resumed run."""
         self._callbacks, self._window, self._seen = [*callbacks], window, seen
 
+    def join(self, callbacks: Iterable[Callback]) -> None:
+        """Pass events on to these, too, after the others."""
+        self._callbacks += callbacks
+
     @property
     def wants_stop(self) -> bool:
         """Whether a callback asks that the run end after this batch."""
