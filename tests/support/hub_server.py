@@ -104,7 +104,9 @@ class HubServer:
                 "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
             }.items():  # fmt: skip
                 patch.setattr(constants, name, value)
-            patch.setattr(_http.time, "sleep", lambda _: None)  # the time module's own: flow_dpo.hub.push pauses by it, too
+            patch.setattr(
+                _http.time, "sleep", lambda _: None
+            )  # the time module's own: flow_dpo.hub.push pauses by it, too
             published._downloaded.cache_clear()
             close_session()
             yield
