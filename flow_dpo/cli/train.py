@@ -64,7 +64,9 @@ def parse_train(
         return run_folder.resumed_settings(folder), str(folder / "config.yaml")
 
     what = "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304)."
-    return TrainSettings.from_sections(resolve(prog, what, argv, sections, brings=resumed, trusted=True))
+    return TrainSettings.from_sections(
+        resolve(prog, what, argv, sections, brings=resumed, trusted=True, doc=__doc__ or "")
+    )
 
 
 def _free_folder(name: str) -> str:
