@@ -14,11 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch.nn.functional import logsigmoid
-
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.core.objective import Loss, TokenLogprobs
+from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Pair
 
 
@@ -65,9 +62,11 @@ class Dpo:
     def __call__(
         self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
+        from torch.nn.functional import logsigmoid  # settings are read without torch
+
         ratios = Ratios(examples, policy, reference)
         h = self.beta * (ratios.chosen - ratios.rejected)
-        wanted = h - self.margin_weight * torch.tensor([e.margin for e in examples], device=h.device)
+        wanted = h - self.margin_weight * h.new_tensor([e.margin for e in examples])
         losses = -(1 - self.label_smoothing) * logsigmoid(wanted)
         if self.label_smoothing:
             losses = losses - self.label_smoothing * logsigmoid(-wanted)
@@ -85,12 +84,11 @@ class Ratios:
         self.chosen_logprobs, self.rejected_logprobs = (_sums(policy, side) for side in (0, 1))
         self.chosen = self.chosen_logprobs - _sums(reference, 0)
         self.rejected = self.rejected_logprobs - _sums(reference, 1)
-        device = self.chosen.device
-        self.weights = torch.tensor([e.weight for e in examples], device=device)
-        self.chosen_lengths = torch.tensor([float(len(e.chosen.token_ids)) for e in examples], device=device)
-        self.rejected_lengths = torch.tensor([float(len(e.rejected.token_ids)) for e in examples], device=device)
+        self.weights = self.chosen.new_tensor([e.weight for e in examples])
+        self.chosen_lengths = self.chosen.new_tensor([float(len(e.chosen.token_ids)) for e in examples])
+        self.rejected_lengths = self.chosen.new_tensor([float(len(e.rejected.token_ids)) for e in examples])
 
-    def loss(self, losses: torch.Tensor, margins: torch.Tensor) -> Loss:
+    def loss(self, losses: Tensor, margins: Tensor) -> Loss:
         weighted = self.weights * losses
         measures = {
             "loss": weighted,
@@ -103,5 +101,7 @@ class Ratios:
         return Loss(weighted.sum(), {name: value.detach().sum() for name, value in measures.items()})
 
 
-def _sums(logprobs: Sequence[TokenLogprobs], side: int) -> torch.Tensor:
+def _sums(logprobs: Sequence[TokenLogprobs], side: int) -> Tensor:
+    import torch
+
     return torch.stack([pieces[side].sum() for pieces in logprobs])

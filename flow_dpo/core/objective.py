@@ -22,6 +22,9 @@ from flow_dpo.core.errors import ObjectiveError
 if TYPE_CHECKING:
     import torch
 
+Tensor: TypeAlias = "torch.Tensor"
+"""For the modules of settings: the parser of settings runs their imports for type checkers, too, and torch takes a
+second."""
 TokenLogprobs: TypeAlias = "Sequence[torch.Tensor]"
 """Of an example's completions, in their order: one value a token, float32."""
 

@@ -106,7 +106,7 @@ class Completion:
     """What an engine sampled for one request."""
 
     token_ids: TokenIds
-    """The sampled tokens; the end token is the last of them where it was sampled, and only there."""
+    """The sampled tokens; the end token, or the stop string's, are the last of them where they were sampled."""
     logprobs: tuple[float, ...]
     """Log-probability of each token in nats, of the unscaled, untruncated distribution; for a choice, of the
     distribution renormalised over the choices."""
@@ -119,15 +119,18 @@ class Completion:
     """Index of the drawn choice, where the request declared choices."""
     choice_logprobs: tuple[float, ...] = ()
     """Log-probability of every declared choice, renormalised over them, unscaled."""
+    num_stop_tokens: int = 0
+    """Last tokens that spell a stop string and nothing else, where it finished with one."""
 
     @property
     def content_ids(self) -> TokenIds:
-        """The tokens without the sampled end token: what enters later context."""
-        return self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
+        """The tokens without the sampled end token or stop string: what enters later context."""
+        ending = {"stop": 1, "stop_string": self.num_stop_tokens}.get(self.finish_reason, 0)
+        return self.token_ids[: max(0, len(self.token_ids) - ending)]
 
     @property
     def ended(self) -> bool:
-        """It ended by itself, with the end token or a stop string (which is content): nothing was cut off."""
+        """It ended by itself, with the end token or a stop string: nothing was cut off."""
         return self.finish_reason in ("stop", "stop_string")
 
 

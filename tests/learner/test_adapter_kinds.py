@@ -21,7 +21,9 @@ from flow_dpo.core.types import Completion, Request, Sampling
 from flow_dpo.engines.factory import check_readable, role_model_of
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
+from flow_dpo.engines.model_check import Subject, choose_engine
 from flow_dpo.engines.settings import LocalSettings
+from flow_dpo.learner.check import choose_way
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs
 from flow_dpo.learner.policy import Policy
@@ -210,3 +212,35 @@ def test_what_learns_whole_has_no_adapter_beside() -> None:
     policy = Policy(tiny_model("qwen2"), ROLES, replace(BASE, modules_to_save=("q_proj",)))
     assert not any("q_proj.lora_" in name for name in policy.names("answer"))
     assert sum("q_proj.weight" in name for name in policy.names("answer")) == 2
+
+
+@kinds
+def test_a_snapshot_is_the_adapter_as_it_was(family: str, kind: str) -> None:
+    policy = moved(family, kind)
+    name = policy.snapshot("answer")
+
+    @torch.no_grad()
+    def logits(adapter: str) -> torch.Tensor:
+        with policy.using(adapter):
+            return policy.model(input_ids=IDS).logits
+
+    before = logits("answer")
+    assert torch.equal(logits(name), before)
+    with torch.no_grad():
+        for weight in policy.weights("answer"):
+            weight *= 1.1
+    policy.publish("answer")
+    assert torch.equal(logits(name), before)
+    assert not torch.allclose(logits("answer"), before, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["dora", "whole", "all"])
+def test_engine_and_learner_pass_the_check_in_half_precision(kind: str) -> None:
+    policy = Policy(tiny_model("qwen3").to(torch.bfloat16), ROLES, SETTINGS[kind])
+    subject = Subject.of(policy, context_tokens=512)
+
+    def local(subject: Subject) -> LocalEngine:
+        return LocalEngine(subject.model, role_model=subject.using, end_ids=(), context_tokens=subject.context_tokens)
+
+    assert choose_engine(subject, {"the local engine": (local, "layout")}) == "the local engine"
+    assert choose_way(policy, packed=True) == (True, False)

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import ObjectiveError
 from flow_dpo.core.objective import Loss, TokenLogprobs
@@ -48,6 +46,8 @@ class StepApo:
     def __call__(
         self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
+        import torch  # settings are read without it
+
         dpo = self._dpo()
         scored = [(e, mine) for e, mine in zip(examples, policy, strict=True) if isinstance(e, ScoredCompletion)]
         pairs = [

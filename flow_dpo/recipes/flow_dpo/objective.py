@@ -17,11 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import expect
-from flow_dpo.core.objective import Loss, TokenLogprobs
+from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Example, Pair, ScoredCompletion
 
 
@@ -44,10 +42,12 @@ class DpoAndVerdicts:
     def __call__(
         self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
+        import torch  # settings are read without it
+
         rows = list(zip(examples, policy, reference, strict=True))
         paired = [(e, p, r) for e, p, r in rows if isinstance(e, Pair)]
         words = [(e, p) for e, p, _ in rows if isinstance(e, ScoredCompletion)]
-        total, measures = torch.zeros((), device=policy[0][0].device), dict[str, torch.Tensor]()
+        total, measures = torch.zeros((), device=policy[0][0].device), dict[str, Tensor]()
         counts: dict[str, int] = {}
         if paired:
             loss = Dpo(beta=self.beta)([e for e, _, _ in paired], [p for _, p, _ in paired], [r for _, _, r in paired])

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.core.objective import Loss, TokenLogprobs
+from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import ScoredCompletion
 
 
@@ -54,7 +52,9 @@ class ClippedPolicyGradient:
     def __call__(
         self, examples: Sequence[ScoredCompletion], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
-        losses: list[torch.Tensor] = []
+        import torch  # settings are read without it
+
+        losses: list[Tensor] = []
         names = ("kl", "clipped", "ratio", "completion_logprobs", "advantage")
         sums = {name: torch.zeros(()) for name in names}
         for index, (example, (logprobs,)) in enumerate(zip(examples, policy, strict=True)):

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from flow_dpo.core.errors import ObjectiveError
 from flow_dpo.core.objective import Loss, TokenLogprobs
 from flow_dpo.core.types import ScoredCompletion
@@ -42,6 +40,8 @@ class Nll:
     def __call__(
         self, examples: Sequence[ScoredCompletion], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
+        import torch  # settings are read without it
+
         worst = min((example.advantage for example in examples), default=1.0)
         if worst < 0:
             raise ObjectiveError(

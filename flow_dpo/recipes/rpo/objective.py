@@ -12,11 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch.nn.functional import logsigmoid
-
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.core.objective import Loss, TokenLogprobs
+from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Pair
 
 
@@ -49,6 +46,9 @@ class OddsRatio:
     def __call__(
         self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
+        import torch  # settings are read without it
+        from torch.nn.functional import logsigmoid
+
         shared = [num_shared(pair.chosen.token_ids, pair.rejected.token_ids) for pair in examples]
         path = torch.stack([chosen.mean() for chosen, _ in policy])
         odds = [
@@ -80,11 +80,11 @@ def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
     return same
 
 
-def _after(logprobs: torch.Tensor, shared: int) -> torch.Tensor:
+def _after(logprobs: Tensor, shared: int) -> Tensor:
     """The tokens after the common prefix; the last one where there are none, for one may be the other's beginning."""
     return logprobs[min(shared, len(logprobs) - 1) :]
 
 
-def _log_odds(mean: torch.Tensor) -> torch.Tensor:
+def _log_odds(mean: Tensor) -> Tensor:
     """log(p / (1 - p)) of p = exp(mean); a certainty is kept a hair below 1, where the odds have no end."""
-    return mean - torch.log(-torch.expm1(mean.clamp(max=-1e-6)))
+    return mean - (-mean.clamp(max=-1e-6).expm1()).log()
