@@ -50,6 +50,7 @@ PURE = [
     "evaluate.pass_at_k",
     "evaluate.step_validity",
     "evaluate.votes",
+    "evaluate.while_training",
     "learner.settings",
     "models.context_window",
     "models.settings",

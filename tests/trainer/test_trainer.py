@@ -47,7 +47,8 @@ def test_the_same_bytes_as_the_command_line_through_an_interruption_and_with_eva
     from flow_dpo.cli.main import main
 
     words = ["--max_problems", "12", "--problems_per_batch", "4", "--examples_per_update", "4", "--beta", "0.5"]
-    assert main(["train", *words, "--save_updates", "2", "--output_dir", str(tmp_path / "typed")]) == 0
+    saved = ["--save_updates", "2", "--eval_steps", "2", "--eval_problems", "3"]
+    assert main(["train", *words, *saved, "--output_dir", str(tmp_path / "typed")]) == 0
 
     held_out = flow_dpo.load_problems("seed", split="test", max_problems=3).problems
     args = config(
@@ -71,6 +72,10 @@ def test_the_same_bytes_as_the_command_line_through_an_interruption_and_with_eva
     assert len(versions) >= 3
     assert versions == [row["version"] for row in rows if row["name"] == "single"]
     assert {row["num_problems"] for row in rows} == {3}
+    # The command line has the same, less often.
+    typed = lines(tmp_path / "typed" / "evaluations.jsonl")
+    assert len(typed) >= 2
+    assert all(row in rows for row in typed)
     # The last one is what evaluate() finds afterwards, from the folder.
     found = trainer.evaluate()
     assert versions[-1] == trainer.state.global_step
