@@ -18,7 +18,7 @@ from flow_dpo.core.grader import Grader
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Solution, Verdict
 from flow_dpo.models.render import Renderer
-from flow_dpo.plugins.load import load_object
+from flow_dpo.plugins.load import fingerprint, load_object
 from flow_dpo.verify.grader import AnswerGrader, GradingSettings
 from flow_dpo.verify.reward_grader import RewardGrader
 from flow_dpo.verify.rewards import RewardFunctions, answer_reward
@@ -50,6 +50,11 @@ def reward_functions(settings: GradingSettings, source: GraderSource | None) -> 
     if not settings.rewards:
         return None
     return RewardFunctions.of([load_reward(each) for each in settings.rewards], settings.reward_weights)
+
+
+def reward_files(settings: GradingSettings) -> dict[str, str | None]:
+    """The checksum of the file of each reward function that the settings name, for the record."""
+    return {source: fingerprint(source) for source in settings.rewards}
 
 
 def load_reward(source: str) -> Any:
