@@ -78,6 +78,8 @@ _HOMES = {
     "Verifier": "verify.verifier",
     "Grader": "core.grader",
     "AnswerGrader": "verify.grader",
+    "RewardFunctions": "verify.rewards",
+    "answer_reward": "verify.rewards",
     # what watches
     "Callback": "core.protocols",
     "ProgressiveValidation": "core.metrics",

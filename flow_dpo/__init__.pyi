@@ -58,5 +58,7 @@ from flow_dpo.traces.run import generate_traces as generate_traces
 from flow_dpo.trainer.config import FlowDPOConfig as FlowDPOConfig
 from flow_dpo.trainer.trainer import FlowDPOTrainer as FlowDPOTrainer
 from flow_dpo.verify.grader import AnswerGrader as AnswerGrader
+from flow_dpo.verify.rewards import RewardFunctions as RewardFunctions
+from flow_dpo.verify.rewards import answer_reward as answer_reward
 from flow_dpo.verify.verifier import Verifier as Verifier
 from flow_dpo.workers.in_process import InProcessWorkers as InProcessWorkers

@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 _OF_RUN = ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
 _RUN_ONLY = {f"run.{name}" for name in _OF_RUN} | {"learner.rows.shard_base"} | TIMING_ONLY
 """Settings that change no result."""
-_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "dtype", "data_fingerprint", "given",
+_FACTS = ("code", "recipe_file", "flow_file", "reward_files", "versions", "device", "dtype", "data_fingerprint", "given",
           "starting_adapters")  # fmt: skip
 """What besides the settings a result depends on, as run.json names it."""
 _OTHER_CAUSES = (*(name.removesuffix("_fingerprint") for name in _FACTS), "prompts")
