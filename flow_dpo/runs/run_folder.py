@@ -210,6 +210,7 @@ _KINDS = {
     "traces.json": "traces",
     "judge.json": "a judge's verdicts",
     "comparison.json": "a comparison",
+    "lm_eval.json": "results of lm-eval",
 }
 """What a folder holds, by a file that tells it: two of them in one folder could no longer be told apart."""
 
