@@ -18,6 +18,7 @@ _HOMES = {
     "train": "runs.python_api",
     "TrainResult": "runs.training",
     "evaluate_flow": "evaluate.run",
+    "ask": "evaluate.ask",
     "generate_traces": "traces.run",
     "open_runtime": "runs.runtime",
     "Runtime": "runs.runtime",
