@@ -19,7 +19,7 @@ from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import resolve
 
 _WHAT = "Push a run to the hub: adapters, merged models, traces and pairs, with their cards."
-_EXAMPLE = PushSettings(repo_id="me/name")
+_EXAMPLE = PushSettings(repo_id="OWNER/NAME")
 
 
 def parse_push(argv: Sequence[str]) -> dict[str, Any]:
@@ -37,7 +37,9 @@ def push(argv: Sequence[str]) -> int:
             "me/name"
         )
     if settings.repo_id == _EXAMPLE.repo_id:
-        raise ConfigError("expected a repository on the hub, found none; add --repo_id OWNER/NAME")
+        raise ConfigError(
+            "expected a repository on the hub, found none; add --repo_id OWNER/NAME, or NAME for your own"
+        )
     from flow_dpo.hub.push import push as push_run
 
     console = Console()

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,6 +93,7 @@ def push(
     """The same by settings; `report` is called with every repository that is done."""
     if not settings.dry_run:
         refuse_offline()
+        settings = replace(settings, repo_id=_with_owner(settings.repo_id, token))
     with tempfile.TemporaryDirectory(prefix="flow-dpo-push-") as folder:
         parts = gather(run, settings, Path(folder))
         if settings.dry_run:
@@ -135,13 +136,32 @@ def refuse_offline() -> None:
         )
 
 
+def _secret(token: str | None) -> str:
+    found = token or get_token()
+    if not found:
+        raise ConfigError("expected a token of the hub that may write, found none: hf auth login, or set HF_TOKEN")
+    return found
+
+
+def _with_owner(repo_id: str, token: str | None) -> str:
+    """The id with the owner of the token in front, where it names none."""
+    secret = _secret(token)
+    if "/" in repo_id:
+        return repo_id
+    try:
+        with _bounded_waiting():
+            return f"{_again(HfApi(token=token).whoami)['name']}/{repo_id}"
+    except _NETWORK as error:
+        text = one_line(error).replace(secret, "***")
+        raise StorageError(
+            f"could not ask the hub whose token this is: {text}; name the owner: OWNER/{repo_id}"
+        ) from None
+
+
 def _send(
     parts: Sequence[Part], settings: PushSettings, token: str | None, report: Callable[[str], None]
 ) -> list[Pushed]:
-    api, done = HfApi(token=token), list[Pushed]()
-    secret = token or get_token()
-    if not secret:
-        raise ConfigError("expected a token of the hub that may write, found none: hf auth login, or set HF_TOKEN")
+    api, done, secret = HfApi(token=token), list[Pushed](), _secret(token)
     with _bounded_waiting():
         for part in parts:
             try:

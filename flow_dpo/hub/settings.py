@@ -14,7 +14,7 @@ from flow_dpo.core.errors import ConfigError
 
 What = Literal["adapters", "merged", "traces", "pairs"]
 KINDS: tuple[What, ...] = get_args(What)
-REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+REPO_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 _SUFFIXES: Mapping[str, str] = {"traces": "-traces", "pairs": "-pairs"}
 
 
@@ -23,8 +23,8 @@ class PushSettings:
     """What is pushed, and where to."""
 
     repo_id: str = ""
-    """"me/name". Adapters go there; each role's merged model to "me/name-ROLE", traces and pairs to the data sets
-    "me/name-traces" and "me/name-pairs"."""
+    """"me/name", or "name" for a repository of the token's owner. Adapters go there; each role's merged model goes to
+    "me/name-ROLE", traces and pairs to the data sets "me/name-traces" and "me/name-pairs"."""
     what: str = "adapters"
     """One or several of adapters, merged, traces, pairs, separated by commas."""
     public: bool = False

@@ -46,7 +46,8 @@ from flow_dpo.runs.records import Metrics, PairRow, Record, ScoredRow, TreeRow, 
 from flow_dpo.runs.resolve import read_settings
 from flow_dpo.runs.writable import check_writable
 
-_PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
+_PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy",
+             "bitsandbytes")  # fmt: skip
 
 
 RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl", "timeline.jsonl")
@@ -209,6 +210,7 @@ _KINDS = {
     "traces.json": "traces",
     "judge.json": "a judge's verdicts",
     "comparison.json": "a comparison",
+    "lm_eval.json": "results of lm-eval",
 }
 """What a folder holds, by a file that tells it: two of them in one folder could no longer be told apart."""
 

@@ -239,7 +239,11 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
 
 
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
-    again = "the same call of train with resume=True" if given.problems or given.record() else ""
+    again = (
+        "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
+        if given.problems or given.record()
+        else ""
+    )
     print_safe(console, f"Go on with: {again or f'flow-dpo train --output_dir {shlex.quote(str(path))} --resume'}")
 
 

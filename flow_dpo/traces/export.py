@@ -36,9 +36,10 @@ class ExportSettings:
     """Settings of an export: its source, format and folder."""
 
     source: str = ""
-    """A folder or file of traces (`flow-dpo generate`), or a run folder, whose pairs are taken."""
-    format: Literal["auto", "messages", "prompt_completion", "preference"] = "auto"
-    """"auto" is "prompt_completion" for traces and "preference" for a run."""
+    """A folder or file of traces (`flow-dpo generate`), a run folder, whose pairs are taken, or an evaluation."""
+    format: Literal["auto", "messages", "prompt_completion", "preference", "inspect"] = "auto"
+    """"auto" is "prompt_completion" for traces, "preference" for a run and "inspect" for an evaluation: a log of
+    Inspect AI."""
     output_dir: str = "runs/export"
 
     def __post_init__(self) -> None:
@@ -56,6 +57,8 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
     if (folder / ROWS).exists() or (folder / CARD).exists():
         raise ConfigError(f"output_dir {folder} already holds an export; name another with --output_dir")
     is_run = (source / "pairs.jsonl").exists()
+    if settings.format == "inspect":
+        raise ConfigError(f"expected an evaluation for a log of Inspect AI, found {source}")
     wanted: Format = ("preference" if is_run else "prompt_completion") if settings.format == "auto" else settings.format
     if is_run != (wanted == "preference"):
         what = "a run folder, which holds pairs" if is_run else "traces"

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ import flow_dpo
 from flow_dpo.cli.main import main
 from flow_dpo.core.errors import ConfigError, DataError, StorageError
 from flow_dpo.hub import push as pushing
+from flow_dpo.runs.published import one_line
 from flow_dpo.runs.records import read_metrics
 from tests.support.hub_server import TOKEN, HubServer
 
@@ -184,6 +189,42 @@ def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
+def test_a_killed_push_leaves_the_run_and_no_other_file(run: Path, hub: HubServer, tmp_path: Path) -> None:
+    before = state(run)
+    hub.fail("POST", "/commit/", how="silent")
+    (tmp_path / "temporary").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flow_dpo", "push", str(run), "--repo_id", "me/flow", "--what", "merged"],
+        env={**os.environ, **hub.environment(tmp_path / "cache"), "TMPDIR": str(tmp_path / "temporary")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not any("/commit/" in call for call in hub.calls):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            hub.over.wait(0.05)
+        process.terminate()
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "interrupted" in told
+    assert TOKEN not in told
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert hub.files("me/flow-answer") == {}
+    assert state(run) == before
+    sent = len(hub.blobs)
+    flow_dpo.push_to_hub(run, "me/flow", what="merged")
+    assert len(hub.blobs) == sent + 1, "the other role's weights alone were still to be sent"
+
+
+def test_an_answer_is_shown_without_what_signs_an_address() -> None:
+    shown = one_line(RuntimeError("403 for https://bucket.example/a?X-Amz-Signature=abc\n(try 'http://x/y?token=z')"))
+    assert shown == "403 for https://bucket.example/a (try 'http://x/y')"
+
+
 def test_private_unless_asked(run: Path, hub: HubServer, caplog: pytest.LogCaptureFixture) -> None:
     hub.make("me/open", {}, private=False)
     with pytest.raises(ConfigError, match="everybody can read it"):
@@ -201,7 +242,8 @@ def test_refused_before_anything_is_sent(
     run: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for what, named, error in (
-        ("adapters", {"repo_id": "flow"}, "name-of-owner/name"),
+        ("adapters", {"repo_id": "me/../flow"}, "owner/name"),
+        ("adapters", {"repo_id": ""}, "owner/name"),
         ("adapter", {}, "adapters, merged, traces, pairs"),
         ("", {}, "expected one or several"),
     ):
@@ -275,5 +317,7 @@ def test_the_command(run: Path, hub: HubServer, capsys: pytest.CaptureFixture[st
     assert "adapters to me/flow: 7 files" in told.out
     assert "2 repositories, private" in told.out
     assert TOKEN not in told.out + told.err
+    assert main(["push", str(run), "--repo_id", "own"]) == 0
+    assert "adapters to me/own" in capsys.readouterr().out, "a name alone is of the token's owner"
     assert main(["push", str(run)]) == 1
     assert "--repo_id" in capsys.readouterr().err

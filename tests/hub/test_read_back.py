@@ -118,6 +118,16 @@ def test_a_strangers_run_runs_no_code(
     assert not (local_run("evil/flow") / "evil.py").exists(), "only settings and adapters are fetched"
 
 
+def test_what_the_user_asks_for_in_python_is_allowed(run: Path, hub: HubServer) -> None:
+    flow_dpo.push_to_hub(run, "me/flow")
+    config = yaml.safe_load(hub.files("me/flow")["config.yaml"])
+    config["model"]["trust_remote_code"] = True
+    hub.make("evil/flow", {**hub.files("me/flow"), "config.yaml": yaml.safe_dump(config).encode()})
+    with pytest.raises(ConfigError, match="trust_remote_code = True"):
+        flow_dpo.generate_traces("evil/flow", max_problems=2)
+    assert flow_dpo.evaluate_flow("evil/flow", max_problems=2, trust_remote_code=True)["num_problems"] == 2
+
+
 def test_a_strangers_run_names_no_server(run: Path, hub: HubServer) -> None:
     flow_dpo.push_to_hub(run, "me/flow")
     config = yaml.safe_load(hub.files("me/flow")["config.yaml"])

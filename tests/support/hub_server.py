@@ -90,7 +90,7 @@ class HubServer:
     @contextmanager
     def used(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[None]:
         """Let huggingface_hub talk to this server alone, without pauses between its attempts."""
-        from huggingface_hub import close_session, constants
+        from huggingface_hub import close_session, constants, hf_api
         from huggingface_hub.utils import _http
 
         from flow_dpo.runs import published
@@ -104,7 +104,8 @@ class HubServer:
                 "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
             }.items():  # fmt: skip
                 patch.setattr(constants, name, value)
-            patch.setattr(_http.time, "sleep", lambda _: None)  # the time module's own: flow_dpo.hub.push pauses by it, too
+            patch.setattr(hf_api.api, "endpoint", self.url)  # behind huggingface_hub.file_exists and others
+            patch.setattr(_http.time, "sleep", lambda _: None)  # the module's own: flow_dpo.hub.push pauses by it, too
             published._downloaded.cache_clear()
             close_session()
             yield
@@ -293,6 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     _ROUTES = (
         ("POST /api/repos/create", _create),
+        ("GET /api/whoami-v2", lambda self, body: self._say({"name": "me", "type": "user", "orgs": []})),
         ("POST /api/validate-yaml", lambda self, body: self._say({"errors": [], "warnings": []})),
         (rf"POST /api/(?P<kind>\w+)/{_REPO}/preupload/(?P<revision>[^/]+)", _preupload),
         (rf"POST /(?P<kind>datasets/)?{_REPO}\.git/info/lfs/objects/batch", _batch),
