@@ -195,7 +195,8 @@ def test_why_nothing_was_learned_is_told() -> None:
     assert learned([row(), trained], roles, settings) == ""
     half = row(learn__updates=1, **{"learn/answer/learning_rate": 1e-3})
     assert learned([half], roles, settings).startswith("stop learned nothing: no update had an example")
-    assert "12 examples wait, an update takes 32" in learned([row(learn__waiting=12, pairs__answer=12)], roles, settings)
+    waiting = learned([row(learn__waiting=12, pairs__answer=12)], roles, settings)
+    assert "12 examples wait, an update takes 32" in waiting
     own = {role: RoleSettings(examples_per_update=size) for role, size in (("answer", 16), ("stop", 48))}
     waiting = learned([row(learn__waiting=12, pairs__answer=12)], roles, LearnerSettings(roles=own))
     assert "takes 16 of answer (--learner.roles.answer.examples_per_update) or 48 of stop" in waiting
