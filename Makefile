@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DOCS   := $(VENV)/.installed-docs
 DEV    := $(VENV)/.installed-dev
 RAY    := $(VENV)/.installed-ray
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
@@ -13,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup setup-vllm test test-vllm test-ray soak soak-ray bench bench-vllm study study-recipes study-team check fix seed wheel clean
+.PHONY: quickstart setup setup-vllm docs test test-vllm test-ray soak soak-ray bench bench-vllm study study-recipes study-team check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -33,6 +34,13 @@ $(DEV): $(STAMP)
 $(RAY): $(DEV)
 	$(PIP) -e '.[ray]'
 	touch $@
+
+$(DOCS): $(STAMP)
+	$(PIP) -e '.[docs]'
+	touch $@
+
+docs: $(DOCS)  ## the site of the documentation, in build/site; a warning fails
+	$(BIN)/python -m tools.docs_site
 
 setup-vllm: $(VLLM)  ## vLLM in .venv-vllm: the CPU build where there is no NVIDIA GPU
 
@@ -63,6 +71,7 @@ REAL  := $(if $(MODEL),--model_name_or_path $(MODEL))
 
 bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: python -m benchmarks.playing)
 	$(BIN)/python -m benchmarks.quickstart $(BENCH)
+	$(BIN)/python -m benchmarks.starting
 	$(BIN)/python -m benchmarks.verifier $(BENCH)
 	$(BIN)/python -m benchmarks.verifier_rules --pairs tests/verify/hard_pairs.tsv
 	$(BIN)/python -m benchmarks.depth $(BENCH)

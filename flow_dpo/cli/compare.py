@@ -147,7 +147,14 @@ class CompareSettings:
 def parse(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo compare`: those of `train`, `compare` and `training` (of the fine-tuning)."""
     what = "Compare sources of traces (arXiv 2410.22304, table 1)."
-    return resolve("flow-dpo compare", what, argv, lambda given: sections(named_settings(given)), brings=_run_settings)
+    return resolve(
+        "flow-dpo compare",
+        what,
+        argv,
+        lambda given: sections(named_settings(given)),
+        brings=_run_settings,
+        doc=__doc__ or "",
+    )
 
 
 def _run_settings(given: Given) -> tuple[dict[str, Any], str]:

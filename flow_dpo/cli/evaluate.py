@@ -26,7 +26,7 @@ from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings, named_sett
 def parse_evaluate(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo evaluate`: with `--run` or `--adapter`, what comes with it comes first."""
     what = "Measure a model, or a run's adapters."
-    return resolve("flow-dpo evaluate", what, argv, _sections, brings=source_settings)
+    return resolve("flow-dpo evaluate", what, argv, _sections, brings=source_settings, doc=__doc__ or "")
 
 
 def evaluate(argv: Sequence[str]) -> int:

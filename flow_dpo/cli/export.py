@@ -24,7 +24,7 @@ _WHAT = (
 
 def parse_export(argv: Sequence[str]) -> ExportSettings:
     """The settings of `flow-dpo export`."""
-    return resolve("flow-dpo export", _WHAT, argv, {"export": ExportSettings()})["export"]
+    return resolve("flow-dpo export", _WHAT, argv, {"export": ExportSettings()}, doc=__doc__ or "")["export"]
 
 
 def export(argv: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from flow_dpo.traces.trace import SelectionSettings
 def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo generate`: with `--run` or `--adapter`, what comes with it comes first."""
     what = "Write verified traces of a trained flow, an untrained flow, or a single model."
-    return resolve("flow-dpo generate", what, argv, _sections, brings=source_settings)
+    return resolve("flow-dpo generate", what, argv, _sections, brings=source_settings, doc=__doc__ or "")
 
 
 def _sections(given: Given) -> Sections:

@@ -70,7 +70,7 @@ def parse_judge(argv: Sequence[str]) -> dict[str, Any]:
         "engine": LocalSettings(),
     }
     what = "Compare two sets of traces, problem by problem, by a judge that reads them blind and in both orders."
-    parsed = resolve("flow-dpo judge", what, argv, sections)
+    parsed = resolve("flow-dpo judge", what, argv, sections, doc=__doc__ or "")
     settings: JudgeSettings = parsed["judge"]
     endpoint: EndpointSettings = parsed["endpoint"]
     for name in ("traces_a", "traces_b"):

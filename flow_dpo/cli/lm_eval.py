@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flow_dpo.evaluate.lm_eval_settings import LmEvalSettings
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
@@ -50,8 +51,6 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _sections(given: Given) -> Sections:
-    from flow_dpo.evaluate.lm_eval import LmEvalSettings
-
     defaults = named_settings(given)
     return {
         **defaults.names(),

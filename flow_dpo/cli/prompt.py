@@ -31,7 +31,7 @@ _WIDTH = 110
 def parse_prompt(argv: Sequence[str]) -> dict[str, Any]:
     """The settings of `flow-dpo prompt`: with `--run` or `--adapter`, what comes with it comes first."""
     what = "Print what each role is asked on the first problem, in text and tokens. Reads config and tokenizer alone."
-    return resolve("flow-dpo prompt", what, argv, _sections, brings=source_settings)
+    return resolve("flow-dpo prompt", what, argv, _sections, brings=source_settings, doc=__doc__ or "")
 
 
 def _sections(given: Given) -> Sections:

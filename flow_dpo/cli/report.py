@@ -51,7 +51,7 @@ class ReportSettings:
 
 def parse(argv: Sequence[str]) -> tuple[list[Path], ReportSettings]:
     """The sources and the settings. Raises `ConfigError` where no source is named."""
-    parsed = resolve("flow-dpo report", _WHAT, argv, {"report": ReportSettings()}, others="sources")
+    parsed = resolve("flow-dpo report", _WHAT, argv, {"report": ReportSettings()}, others="sources", doc=__doc__ or "")
     if not parsed["sources"]:
         raise ConfigError(
             "expected a run, an evaluation, traces, a comparison or a judge's verdicts to report on, found none: "

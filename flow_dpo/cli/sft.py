@@ -42,7 +42,9 @@ def parse_sft(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         names = ("recipe", "preset", "flow_source", "flow", "model")
         return _among(made, names), f"the settings in {file.path.with_name(HEADER)}"
 
-    parsed = resolve("flow-dpo sft", "Fine-tune a model on traces.", argv, _sections, brings=of_traces)
+    parsed = resolve(
+        "flow-dpo sft", "Fine-tune a model on traces.", argv, _sections, brings=of_traces, doc=__doc__ or ""
+    )
     return parsed, _among(made, ("explore", "data", "grading"))
 
 

@@ -26,7 +26,7 @@ def verify(argv: Sequence[str]) -> int:
     """`flow-dpo verify FILE --output OUT`."""
     what = "Grade a file of answers against their gold, and print the summary: flow-dpo verify FILE --output OUT"
     sections = {"verify": VerifySettings(), "rule": STANDALONE}
-    parsed = resolve("flow-dpo verify", what, argv, sections, others="files")
+    parsed = resolve("flow-dpo verify", what, argv, sections, others="files", doc=__doc__ or "")
     settings: VerifySettings = parsed["verify"]
     if len(parsed["files"]) != 1 or not settings.output:
         raise ConfigError("expected: flow-dpo verify FILE --output OUT (flow-dpo verify --help lists all settings)")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ from flow_dpo.core.protocols import Row
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Example, Problem, Role
+from flow_dpo.data.problems import DataSettings, load
 from flow_dpo.evaluate.evaluate import EvaluationSettings, evaluate
+from flow_dpo.evaluate.while_training import WhileTrainingSettings
 from flow_dpo.models.context_window import fitting_problems
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs.adapters import has_one_pass, one_pass
 from flow_dpo.runs.callbacks.lifecycle import RunInfo
 from flow_dpo.runs.files import write_whole
+from flow_dpo.runs.given_objects import Watcher
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.run_folder import plain
 from flow_dpo.runs.runtime import Runtime
@@ -61,6 +65,20 @@ class EvaluationPlan:
                 "expected an evaluation of the flow while it is trained, found draws or candidates; measure those "
                 "with evaluate_flow afterwards"
             )
+
+
+def watchers(data: DataSettings, settings: WhileTrainingSettings) -> tuple[Watcher, ...]:
+    """What evaluates a run on its own data set's held-out split; nothing where that is not wanted.
+
+    Raises `DataError` where there is no such split.
+    """
+    if not settings.eval_steps:
+        return ()
+    held_out = replace(
+        data, dataset_split=settings.eval_split, max_problems=settings.eval_problems, skip_problems=0, shuffle_seed=None
+    )
+    plan = EvaluationPlan(problems=load(held_out).problems, every=settings.eval_steps)
+    return (partial(Evaluator, plan),)
 
 
 def measure(

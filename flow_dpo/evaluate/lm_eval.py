@@ -16,16 +16,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from rich.console import Console
 
-from flow_dpo.core.errors import ConfigError, StorageError, expect
+from flow_dpo.core.errors import ConfigError, StorageError
 from flow_dpo.core.loop import batched
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Adapter, Problem, Role, Verdict
 from flow_dpo.data.problems import ProblemSet, fingerprint
 from flow_dpo.data.typed_json import others
+from flow_dpo.evaluate.lm_eval_settings import LmEvalSettings
 from flow_dpo.models.render import Renderer
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import load_adapters, sampled_flow
@@ -39,41 +40,6 @@ from flow_dpo.runs.writable import check_writable
 from flow_dpo.verify.grader import AnswerGrader
 
 HEADER, RESULTS = "lm_eval.json", "results.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LmEvalSettings:
-    """Tasks of lm-evaluation-harness, and how the flow answers them."""
-
-    tasks: str = ""
-    """Names of tasks, groups or patterns ("mmlu_*"), separated by commas."""
-    include_path: str = ""
-    """A folder with task files of your own. Code that they name (`!function`) is run."""
-    limit: float | None = None
-    """So many examples of each task, or a share of them below 1; all where it is not given."""
-    num_fewshot: int | None = None
-    """Worked examples in front of each context; the task's own number where it is not given."""
-    mode: Literal["flow", "single"] = "flow"
-    """"single" is one pass of the Answer role."""
-    greedy: bool = True
-    """Take the likeliest token; otherwise sample with the exploration's temperature and top-p."""
-    batch_problems: int = 64
-    """Contexts under way at once. Changes timing only."""
-    seed: int = 0
-    confirm_run_unsafe_code: bool = False
-    """Allow tasks that run code that the model wrote, in this process: lm-eval has no sandbox."""
-    output_dir: str = "runs/lm-eval"
-
-    def __post_init__(self) -> None:
-        expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
-        expect(self, "of 1 at least", lambda value: value >= 1, "batch_problems")
-        expect(self, "above 0", lambda value: value is None or value > 0, "limit")
-        expect(self, "of 0 or more", lambda value: value is None or value >= 0, "num_fewshot")
-
-    @property
-    def names(self) -> list[str]:
-        """The tasks, one by one."""
-        return [name.strip() for name in self.tasks.split(",") if name.strip()]
 
 
 @dataclass(frozen=True, kw_only=True)

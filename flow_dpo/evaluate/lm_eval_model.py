@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lm_eval import evaluator  # pyright: ignore[reportMissingImports]
+from lm_eval import evaluator  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.evaluate.lm_eval import LmEvalSettings
+from flow_dpo.evaluate.lm_eval_settings import LmEvalSettings
 
 _simple_evaluate: Any = evaluator.simple_evaluate  # its decorator hides its parameters
 

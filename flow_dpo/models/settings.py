@@ -92,9 +92,9 @@ class LoraSettings:
     """Last parts of names of modules that learn whole, each role with a copy of its own: ("embed_tokens", "lm_head").
     Not with vLLM's adapters nor merged weights."""
     init_from: str = ""
-    """Begin with trained adapters: a run folder (each role with its newest), or one adapter in PEFT's layout (the
-    Answer role with it). Their shape is the default of the settings above, and `reference.kind` is then "snapshot":
-    what training begins with."""
+    """Begin with trained adapters: a run folder or pushed run (each role with its newest), or one adapter in PEFT's
+    layout (the Answer role with it). Their shape is the default of the settings above, and `reference.kind` is then
+    "snapshot": what training begins with."""
     init_roles: Mapping[str, str] = field(default_factory=dict[str, str])
     """The same by role, before `init_from`: {"answer": "runs/sft", "stop": "runs/a/adapters/stop/12"}. A role that
     neither names begins with a fresh adapter."""

@@ -27,6 +27,26 @@ if TYPE_CHECKING:
 PRESET_NAMES = ("paper", "chat", "small", "seed")
 """What every recipe of the package states: its paper's values, and those of three sizes of model (`recipes.scales`)."""
 
+PRESET_LINES: Mapping[str, str] = {
+    "paper": "the values that the recipe's paper states",
+    "chat": "chat models, runs of hundreds of problems; the default but for the seed",
+    "small": "half a billion parameters, two worked examples in the prompt",
+    "seed": "the embedded seed model, whose default it is",
+}
+"""What each is for, in a line."""
+_LINES = {
+    "flow-dpo": "Answer writes whole attempts, Stop judges each; Stop learns from every verdict (default)",
+    "flow-dpo-paper": "Flow-DPO as published: Stop after every chunk, DPO pairs at every node (2410.22304)",
+    "online-dpo": "two whole answers to a question, the better preferred (OAIF, 2402.04792)",
+    "grpo": "advantages within a problem's group of answers (2402.03300)",
+    "vineppo": "advantages of steps, by rollouts from the states between them (2410.01679)",
+    "rpo": "branches off a correct path, contrasted by their odds (2410.10858)",
+    "cpl": "MCTS over plans, preferences by the values of plan steps (2409.08642)",
+    "rejection-sampling": "correct answers, learned by their likelihood (RFT, 2308.01825)",
+    "regenesis": "reasoning paths from general guidelines, the right ones learned (2410.02108)",
+    "dots": "a planner learns which way of solving suits a problem (2410.03864)",
+}
+
 _MODULES = {
     "flow-dpo": "flow_dpo.presets:PRESETS",
     "flow-dpo-paper": "flow_dpo.presets:PAPER",
@@ -81,6 +101,11 @@ def load_recipe(recipe: str, preset_name: str = "chat", *, flow: Flow[Any] | Non
 def recipe_names() -> list[str]:
     """The recipes of the package and of installed plug-ins."""
     return list(dict.fromkeys([*RECIPES, *installed("recipe")]))
+
+
+def recipe_lines() -> dict[str, str]:
+    """Every recipe by name, with what it is in a line; imports none."""
+    return {name: _LINES.get(name, "of an installed plug-in") for name in recipe_names()}
 
 
 def preset_names(recipe: str) -> list[str]:

@@ -18,23 +18,25 @@ import json
 import math
 import shlex
 import sys
-from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.plugins.load import is_source
 from flow_dpo.runs import refusals
+from flow_dpo.runs.help_pages import Page, help_text
 from flow_dpo.runs.setting_names import Names, leaves, nearest
+
+if TYPE_CHECKING:
+    from argparse import ArgumentError
 
 Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
-RUNS_CODE = ("flow_source", "recipe", "flow.programs", "model.trust_remote_code")
+RUNS_CODE = ("flow_source", "recipe", "grading.rewards", "flow.programs", "model.trust_remote_code")
 """Settings that let code run which is not this package's (a recipe only where it names a file): each needs a flag of
 the user's; no folder may set it."""
 IN_PYTHON = "the settings given"
@@ -69,7 +71,7 @@ class Given:
                 continue
             name, equals, value = word.removeprefix("--").partition("=")
             if not equals:
-                alone = name == "help" or not words or words[0].startswith("--")
+                alone = not words or words[0].startswith("--")
                 value = True if alone else words.pop(0)
             if name == "config" and (value is True or not value):
                 raise ConfigError("expected a YAML file after --config, found none")
@@ -143,6 +145,10 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
         names["engine"] = "engine_kind"
     if isinstance(values.get("workers"), str):
         names["workers"] = "workers.kind"
+    for name in {"reward", "rewards", "grading.rewards"} & set(values):
+        names[name], value = "grading.rewards", values[name]
+        if isinstance(value, str) and not value.startswith("["):  # one, or several by commas
+            values = {**values, name: [each.strip() for each in value.split(",")]}
     if isinstance(values.get("flow"), str) and is_source(values["flow"]):
         names["flow"] = "flow_source"
     return {str(names[name]): value for name, value in values.items()}
@@ -158,12 +164,14 @@ def resolve(
     trusted: bool = False,
     others: str = "",
     values: Mapping[str, Any] | None = None,
+    doc: str = "",
 ) -> dict[str, Any]:
-    """The sections with what was given in them.
+    """The sections with what was given in them; with `--help` the page on them is printed, and `SystemExit` raised.
 
     `sections` may depend on what was given. `brings` returns the settings that a given folder brings along, and their
     file; unless it is `trusted`, code that it names is not run. Arguments that are no flags come back under the name
-    `others`. `values` are settings by name from Python; flags override them. Raises `ConfigError` for a name that does
+    `others`. `values` are settings by name from Python; flags override them. `doc` is the docstring of the
+    command's module, which has examples. Raises `ConfigError` for a name that does
     not exist or a value that does not fit.
     """
     given = Given.read(argv)
@@ -176,18 +184,41 @@ def resolve(
         given = given.over(*brings(given))
         if not trusted:
             given.refuse_unasked()
-    parsed = _parse(prog, description, sections(given) if callable(sections) else sections, given)
+    found = sections(given) if callable(sections) else sections
+    if "help" in given.layers[-1][1]:
+        _show_help(Page(prog=prog, what=description, doc=doc, others=others.upper()), found, given)
+    parsed = _parse(found, given)
     return parsed | ({others: given.others} if others else {})
 
 
-def _parse(prog: str, description: str, sections: Sections, given: Given) -> dict[str, Any]:
-    """Let jsonargparse fit the types of what was given."""
-    # Only a help shows the docstrings of the settings; reading them takes longer than all else here.
-    helps = any("help" in name for name in given.layers[-1][1])
-    set_parsing_settings(docstring_parse_attribute_docstrings=helps)
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+def _show_help(page: Page, sections: Sections, given: Given) -> NoReturn:
+    """Print the page that was asked for, and end."""
+    topic = given.layers[-1][1]["help"]
     named = [name for _, values in given.layers for name, _ in leaves(values)]
-    names = Names(sections, named, shown=("NAME",) if helps else ())
+    names = Names(sections, named, shown=() if topic is True else ("NAME",))
+    for name in given.layers[-1][1]:
+        names.full(name)
+    print(help_text(page, "" if topic is True else str(topic), names))
+    raise SystemExit(0)
+
+
+def _parse(sections: Sections, given: Given) -> dict[str, Any]:
+    """Let jsonargparse fit the types of what was given."""
+    named = [name for _, values in given.layers for name, _ in leaves(values)]
+    names = Names(sections, named)
+    # The parser takes a settings text as well as a path; short names have become full ones in it.
+    files = {path: names.in_full(values, path) for path, values in given.layers[:-1]}
+    flags = {names.full(name): (name, value) for name, value in given.layers[-1][1].items()}
+    # What a flag overrides is not read: whatever is wrong is wrong in one place.
+    files = {
+        path: {name: value for name, value in values.items() if name not in flags} for path, values in files.items()
+    }
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser, set_parsing_settings  # a name that does not exist is refused without it
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)  # only `help_pages` shows them
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     for name, default in sections.items():
         if is_dataclass(default):
@@ -199,13 +230,6 @@ def _parse(prog: str, description: str, sections: Sections, given: Given) -> dic
         for entry in entries:
             parser.add_class_arguments(kind, f"{key}.{entry}", instantiate=False)
     parser.set_defaults({name: value for name, value in names.defaults.items() if "." in name})
-    # The parser takes a settings text as well as a path; short names have become full ones in it.
-    files = {path: names.in_full(values, path) for path, values in given.layers[:-1]}
-    flags = {names.full(name): (name, value) for name, value in given.layers[-1][1].items()}
-    # What a flag overrides is not read: whatever is wrong is wrong in one place.
-    files = {
-        path: {name: value for name, value in values.items() if name not in flags} for path, values in files.items()
-    }
     words = [f"--config={json.dumps(values)}" for values in files.values()]
     words += [names.word(name, value) for name, (_, value) in flags.items()]
     try:

@@ -46,7 +46,8 @@ from flow_dpo.runs.records import Metrics, PairRow, Record, ScoredRow, TreeRow, 
 from flow_dpo.runs.resolve import read_settings
 from flow_dpo.runs.writable import check_writable
 
-_PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
+_PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy",
+             "bitsandbytes")  # fmt: skip
 
 
 RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl", "timeline.jsonl")

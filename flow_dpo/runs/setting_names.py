@@ -22,6 +22,10 @@ _IN_FULL = ("workers",)
 """Sections whose settings are given with the section's name: by their own they would be taken for another's."""
 
 
+TYPED_AS = {"engine_kind": "engine", "workers.kind": "workers", "flow_source": "flow"}
+"""Settings that are typed by the name of a group: `--engine vllm`, `--workers ray`, `--flow mine.py:Debate`."""
+
+
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every value that is no mapping, by its dotted name."""
     for name, value in values.items():

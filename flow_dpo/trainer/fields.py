@@ -324,7 +324,7 @@ _REFUSED = [
         "compute_metrics preprocess_logits_for_metrics compute_loss_func",
         "an evaluation grades by reward_funcs or the verifier; a loss of your own is an objective (docs/recipes.md)",
     ),
-    *_refused("quantization_config", 'use settings={"model...."} where the model settings have it (docs/models.md)'),
+    *_refused("quantization_config", 'use settings={"model.quantization.load_in_4bit": True} (docs/models.md)'),
     *_refused(
         "ref_model", 'the reference is the base without adapters: settings={"learner.reference.kind": "snapshot"}'
     ),

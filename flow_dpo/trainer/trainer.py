@@ -270,7 +270,7 @@ class FlowDPOTrainer:
     def _held_out(
         self, eval_dataset: Any, max_problems: int | None
     ) -> tuple[GivenObjects, ProblemSet | None, dict[str, Any]]:
-        """The problems of an evaluation, as objects or by name in settings, and the recipe and flow that are objects."""
+        """The problems of an evaluation, as objects or by name in settings, and a recipe and flow that are objects."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         recipe = self.recipe if isinstance(self.recipe, Recipe) else None
         given = GivenObjects(recipe=recipe, flow=self.flow)

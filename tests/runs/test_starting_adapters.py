@@ -16,12 +16,14 @@ from flow_dpo.cli import train as commands
 from flow_dpo.cli.evaluate import evaluate
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.learner.learner import Learner
-from flow_dpo.runs import run_folder
+from flow_dpo.models.settings import LoraSettings
+from flow_dpo.runs import published, run_folder
 from flow_dpo.runs.adapters import run_settings
 from flow_dpo.runs.files import read_jsonl
+from flow_dpo.runs.starting_adapters import starting_folders
 from tests.support.run_equality import assert_same_run
 
-WORDS = ("--max_problems", "12", "--problems_per_batch", "6", "--examples_per_update", "6")
+WORDS = ("--max_problems", "8", "--problems_per_batch", "4", "--examples_per_update", "4")
 
 
 def train(folder: Path, *more: str) -> None:
@@ -123,6 +125,12 @@ def test_an_adapter_alone_is_answers(first: Path, tmp_path: Path, monkeypatch: p
     held = interrupt(tmp_path / "run", monkeypatch, "--lora.init_from", str(adapter))
     assert same(held["answer"], weights(adapter))
     assert not any(weight.any() for name, weight in held["stop"].items() if ".lora_B" in name)
+
+
+def test_a_run_on_the_hub_is_downloaded(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "local_run", {"me/first@v2": first}.__getitem__)
+    found = starting_folders(LoraSettings(init_from="me/first@v2"), ("answer", "stop"))
+    assert found == run_folder.latest_adapters(first)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import flow_dpo
+from flow_dpo.models.load import SEED_FOLDER
 from tests.support.run_equality import assert_same_run
 
 SMALL = {"run.problems_per_batch": 4, "learner.examples_per_update": 4}
@@ -47,7 +48,8 @@ def test_the_same_bytes_as_the_command_line_through_an_interruption_and_with_eva
     from flow_dpo.cli.main import main
 
     words = ["--max_problems", "12", "--problems_per_batch", "4", "--examples_per_update", "4", "--beta", "0.5"]
-    assert main(["train", *words, "--save_updates", "2", "--output_dir", str(tmp_path / "typed")]) == 0
+    saved = ["--save_updates", "2", "--eval_steps", "2", "--eval_problems", "3"]
+    assert main(["train", *words, *saved, "--output_dir", str(tmp_path / "typed")]) == 0
 
     held_out = flow_dpo.load_problems("seed", split="test", max_problems=3).problems
     args = config(
@@ -71,6 +73,10 @@ def test_the_same_bytes_as_the_command_line_through_an_interruption_and_with_eva
     assert len(versions) >= 3
     assert versions == [row["version"] for row in rows if row["name"] == "single"]
     assert {row["num_problems"] for row in rows} == {3}
+    # The command line has the same, less often.
+    typed = lines(tmp_path / "typed" / "evaluations.jsonl")
+    assert len(typed) >= 2
+    assert all(row in rows for row in typed)
     # The last one is what evaluate() finds afterwards, from the folder.
     found = trainer.evaluate()
     assert versions[-1] == trainer.state.global_step
@@ -99,3 +105,30 @@ def test_what_samples_is_the_same_before_and_after_training(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
     with pytest.raises(flow_dpo.FlowDpoError, match="expected an eval_dataset, for the problems"):
         flow_dpo.FlowDPOTrainer("seed", args=args, train_dataset=rows).evaluate()
+
+
+def test_another_recipe_with_an_adapter_shape_a_tokenizer_and_an_evaluation_at_the_end(tmp_path: Path) -> None:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+
+    problems = flow_dpo.load_problems("seed", max_problems=8)
+    rows = Dataset.from_list([{"prompt": problem.question, "answer": problem.gold} for problem in problems])
+    args = flow_dpo.FlowDPOConfig(
+        output_dir=tmp_path / "run", num_generations=4, per_device_train_batch_size=4, num_train_epochs=0.5, seed=3,
+        eval_strategy="epoch", eval_on_start=True, disable_tqdm=True, settings={"problems_per_batch": 4},
+    )  # fmt: skip
+    trainer = flow_dpo.FlowDPOTrainer(
+        "seed", args=args, recipe="grpo", train_dataset=rows, eval_dataset=rows.select([6, 7]),
+        peft_config=LoraConfig(r=4, lora_alpha=8), processing_class=AutoTokenizer.from_pretrained(SEED_FOLDER),
+    )  # fmt: skip
+    run = trainer.train()
+    assert run.progressive.num_seen == 4
+    assert [len(tree["rollouts"]) for tree in lines(run.path / "trees.jsonl")] == [4] * 4
+    for adapter in run.adapters.values():
+        assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 4
+    measured = [(row["name"], row["version"], row["num_problems"]) for row in lines(run.path / "evaluations.jsonl")]
+    assert trainer.state.global_step > 0
+    assert measured == [("flow", 0, 2), ("flow", trainer.state.global_step, 2)]
+    assert "eval_single_accuracy" not in trainer.evaluate()
+    assert trainer.save_model() == run.path

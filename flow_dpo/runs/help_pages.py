@@ -1,0 +1,293 @@
+"""What `--help` prints: one page by default, and on request everything, one group or one setting.
+
+    flow-dpo train --help                 usage, examples, recipes and presets, the settings that are used most
+    flow-dpo train --help all             every setting of every group
+    flow-dpo train --help learner         a group        flow-dpo train --help learning_rate       a setting
+
+Pages are made of the settings classes alone: a field's docstring is its meaning, its default the one in force under the
+recipe, preset and model that were given beside `--help`. Groups that a command has for itself are shown whole; of those
+that commands share, what `_USUAL` names. Invariant: every name is shown as it may be typed, and nothing heavy is
+imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.engines.settings import engine_names
+from flow_dpo.recipes.presets import PRESET_LINES, recipe_lines
+from flow_dpo.runs import refusals
+from flow_dpo.runs.setting_names import TYPED_AS, Names, nearest
+
+_USUAL: Mapping[str, Mapping[str, str]] = {
+    "Method": {
+        "recipe": "One of the recipes below, or FILE.py:NAME, one of your own.",
+        "preset": "One of the presets below: values for a size of model.",
+        "flow_source": "A flow of your own in place of the recipe's.",
+        "flow.chunk_tokens": "Longest chunk of the Answer role, in tokens.",
+        "flow.max_attempts": "Most attempts at a problem.",
+        "explore.temperature": "Of every role that writes.",
+        "objective.beta": "Strength of the pull towards the reference policy.",
+    },
+    "Model and data": {
+        "model.model_name_or_path": 'A folder, a hub id, or "seed", the embedded model.',
+        "model.dtype": '"auto" is the checkpoint\'s own.',
+        "model.device": '"auto" takes a CUDA device where there is one.',
+        "lora.lora_r": "Rank of every role's adapter.",
+        "data.dataset_name": 'A hub id, a file or folder (JSONL, JSON, Parquet), or "seed".',
+        "data.dataset_config": 'Of a hub data set, such as "main" of openai/gsm8k.',
+        "data.dataset_split": "Its split.",
+        "data.max_problems": "Take only so many problems; all where not given.",
+        "data.question_column": "Where the question is, of a data set that is not known.",
+        "data.answer_column": "Where the gold answer is.",
+        "grading.rewards": "A reward function in place of the verifier.",
+    },
+    "Sampling and learning": {
+        "engine_kind": "What samples.",
+        "workers.kind": "Where rollouts are sampled.",
+        "learner.learning_rate": "Of all roles that have none of their own.",
+        "learner.examples_per_update": "Examples of all roles together.",
+        "run.problems_per_batch": "Problems sampled with the same weights.",
+    },
+    "The run": {
+        "run.output_dir": "Its folder.",
+        "run.seed": "Every random number derives from it.",
+        "run.resume": "Go on with the run in the folder.",
+        "run.budget.budget_tokens": "End after so many tokens; 0 sets no end.",
+        "trackers.report_to": "Trackers of its curves.",
+    },
+}
+"""Of the groups that commands share, the settings on the short page and what they are in a line, by heading."""
+_SHARED = frozenset(
+    {"", "flow", "explore", "credit", "objective", "model", "lora", "data", "grading", "engine", "workers", "learner"}
+    | {"run", "trackers"}
+)
+_OF_NAMES = {
+    "recipe": "A named recipe, or FILE.py:NAME, one of your own.",
+    "preset": "Values for a size of model.",
+    "flow_source": "A flow of your own in place of the recipe's.",
+    "engine_kind": "What samples: this package's engine, its plain one, vLLM in this process or a server of it.",
+}
+"""Meanings of the settings that are no field of a class."""
+_FLAG_WIDTH = 34
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What a command says of itself."""
+
+    prog: str
+    """"flow-dpo train"."""
+    what: str
+    """What it does, in a sentence or two."""
+    doc: str = ""
+    """Its module's docstring: the lines that begin with the command are its examples."""
+    others: str = ""
+    """Its arguments that are no flags, "FILE"."""
+
+
+def help_text(page: Page, topic: str, names: Names) -> str:
+    """The page on a topic: "" the short one, "all", the name of a group or of a setting. Raises `ConfigError` where
+    there is nothing of that name."""
+    if not topic:
+        return "\n".join([*_opening(page), *_usual(names), *_lists(names), *_closing(page, names)])
+    if topic == "all":
+        return "\n".join([*_opening(page), *(line for group in _groups(names) for line in _group(group, names))])
+    topic = topic.removeprefix("--")
+    by_typed = {typed: name for name, typed in TYPED_AS.items() if name in names.defaults}
+    if topic in names.groups:
+        inner = [group for group in _groups(names) if group == topic or group.startswith(f"{topic}.")]
+        also = [*_setting(by_typed[topic], names), ""] if topic in by_typed else []
+        return "\n".join([*also, *(line for group in inner for line in _group(group, names))]).strip("\n")
+    name = by_typed.get(topic) or names.short.get(topic, topic)
+    if name in names.defaults:
+        return "\n".join(_setting(name, names))
+    same = [each for each in names.defaults if each.rpartition(".")[2] == topic]
+    if same:
+        return "\n\n".join("\n".join(_setting(each, names)) for each in same)
+    near = nearest(topic, [*names.short, *names.defaults, *names.groups]).replace(" --", " ")
+    near = "" if near.startswith("-") else f"; {near}"
+    raise ConfigError(f"expected all, a group or a setting after --help, found {topic!r}{near}")
+
+
+def _opening(page: Page) -> Iterator[str]:
+    others = f" {page.others}" if page.others else ""
+    yield f"usage: {page.prog}{others} [--NAME VALUE ...] [--config FILE.yaml]"
+    yield ""
+    yield from _wrap(page.what)
+    lines = [line.strip() for line in page.doc.splitlines()]
+    examples = [line for line in lines if line.startswith(f"{page.prog} ")]
+    if examples:
+        yield from ["", "Examples", *(f"  {line}" for line in examples)]
+
+
+def _usual(names: Names) -> Iterator[str]:
+    """The command's own groups, and the most used settings of the others."""
+    for group in _groups(names):
+        own = group.partition(".")[0] not in _SHARED
+        members = _members(group, names)
+        if own and members and "." not in group:
+            yield from ["", _heading(group, names)]
+            for name in members:
+                yield from _row(name, names, _sentence(_meaning(name, names)))
+    for heading, wanted in _USUAL.items():
+        if known := [name for name in wanted if name in names.defaults]:
+            lines = ((name, wanted[name]) for name in known)
+            yield from ["", heading, *(line for name, meaning in lines for line in _row(name, names, meaning))]
+
+
+def _lists(names: Names) -> Iterator[str]:
+    """The names that recipe and preset may have."""
+    if "recipe" in names.defaults:
+        yield from ["", "Recipes", *_table(recipe_lines())]
+    if "preset" in names.defaults:
+        yield from ["", "Presets", *_table(PRESET_LINES)]
+
+
+def _closing(page: Page, names: Names) -> Iterator[str]:
+    num = len(names.defaults)
+    yield ""
+    groups = ", ".join(sorted({group for group in names.groups if "." not in group}))
+    help_ = f"{page.prog} --help"
+    yield from _wrap(
+        f"{help_} all lists all {num} settings, {help_} GROUP those of a group ({groups}), {help_} NAME explains one. "
+        "A setting may be given by its whole name, too, its group's before it. --config FILE.yaml holds any of them; a "
+        "flag counts more."
+    )
+
+
+def _groups(names: Names) -> list[str]:
+    """All groups, "" for what belongs to none, in the order of their settings."""
+    found = dict.fromkeys(name.rpartition(".")[0] for name in names.defaults)
+    return [group for group in found if _members(group, names)]
+
+
+def _members(group: str, names: Names) -> list[str]:
+    return [name for name in names.defaults if name.rpartition(".")[0] == group]
+
+
+def _group(group: str, names: Names) -> Iterator[str]:
+    """Every setting of a group, with its whole meaning."""
+    yield from ["", _heading(group, names)]
+    for name in _members(group, names):
+        yield from _row(name, names, _meaning(name, names))
+
+
+def _heading(group: str, names: Names) -> str:
+    kind = names.types.get(group)
+    what = _sentence(inspect.getdoc(kind) or "") if inspect.isclass(kind) else ""
+    return f"{group}: {what}" if group and what else group or "Names"
+
+
+def _row(name: str, names: Names, meaning: str) -> Iterator[str]:
+    """A flag, its meaning and its default, wrapped."""
+    flag = f"{_typed(name, names)} {metavar(name, names)}".rstrip()
+    shown = _default(names.defaults[name])
+    text = " ".join([meaning, *([f"[{shown}]"] if shown else [])]).strip()
+    lines = _wrap(text, narrower=_FLAG_WIDTH + 2) or [""]
+    if len(flag) >= _FLAG_WIDTH:
+        yield f"  {flag}"
+    else:
+        yield f"  {flag:<{_FLAG_WIDTH}}{lines.pop(0)}".rstrip()
+    yield from (" " * (_FLAG_WIDTH + 2) + line for line in lines)
+
+
+def _setting(name: str, names: Names) -> Iterator[str]:
+    yield f"{_typed(name, names)} {metavar(name, names)}".rstrip()
+    if (full := f"--{name}") != _typed(name, names):
+        yield f"  in full    {full}"
+    yield f"  expects    {refusals.expected(names.types[name])}"
+    yield f"  default    {_default(names.defaults[name], most=400) or 'none'}"
+    yield from (f"  {line}" for line in _wrap(_meaning(name, names), narrower=2))
+
+
+def _typed(name: str, names: Names) -> str:
+    return f"--{TYPED_AS.get(name) or names.shortest(name)}"
+
+
+def metavar(name: str, names: Names) -> str:
+    """What stands for a flag's value: "N", "a|b|c", "FILE.py:NAME"."""
+    if name in ("flow_source", "grading.rewards"):
+        return "FILE.py:NAME"
+    if name == "engine_kind":
+        return "|".join(engine_names())
+    if names.defaults[name] is False:
+        return ""  # alone it is true
+    return _metavar(names.types[name])
+
+
+def _metavar(type_: Any) -> str:
+    origin, inner = get_origin(type_), [each for each in get_args(type_) if each is not NoneType]
+    if type_ is bool:
+        return "true|false"
+    if origin is Literal:
+        return "|".join(str(each) for each in inner)
+    plain = {int: "N", float: "NUMBER", str: "TEXT"}.get(type_)
+    if plain or not inner:
+        return plain or "VALUE"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "{NAME: VALUE}"
+    return "[A, B]" if origin in (tuple, list) else _metavar(inner[0])
+
+
+def _default(value: Any, *, most: int = 40) -> str:
+    """A default as it may be typed; "" for none."""
+    if value is None or value in ("", (), {}):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        value = f"[{', '.join(map(str, value))}]"
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _meaning(name: str, names: Names) -> str:
+    group, _, field = name.rpartition(".")
+    kind = names.types.get(group)
+    if not group or not inspect.isclass(kind):
+        return _OF_NAMES.get(name, "")
+    return next((docs[field] for each in kind.__mro__ if field in (docs := _field_docs(each))), "")
+
+
+@cache
+def _field_docs(kind: type) -> Mapping[str, str]:
+    """The docstrings of a class's own fields; none of a class whose source is not there."""
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    lines = body.body if isinstance(body, ast.ClassDef) else []
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(lines)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }  # fmt: skip
+
+
+def _sentence(text: str) -> str:
+    """The first sentence."""
+    text = " ".join(text.split())
+    end = text.find(". ")
+    return text if end < 0 else text[: end + 1]
+
+
+def _table(lines: Mapping[str, str]) -> Iterator[str]:
+    for name, line in lines.items():
+        yield f"  {name:<20}{line}"
+
+
+def _wrap(text: str, *, narrower: int = 0) -> list[str]:
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 110)
+    return textwrap.wrap(text, max(width - narrower, 30), break_on_hyphens=False)
