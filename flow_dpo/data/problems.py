@@ -159,8 +159,7 @@ def load_problems(
         source = open_rows(name, config=config, split=split)
         template = QuestionTemplate(question_template) if question_template else None
         reader = Reader((question_column, answer_column), template, columns)
-        rows = _problems(source.rows, source.stem, split, reader, bad_rows, skipped)
-        problems = list(itertools.islice(rows, early))
+        problems = [*itertools.islice(_problems(source.rows, source.stem, split, reader, bad_rows, skipped), early)]
     if not problems:
         raise DataError(
             f"expected problems in {name} ({split}), found none{skipped.instead()}; name another file or split, or "
