@@ -156,6 +156,8 @@ def _info(
         resumed=resumed,
         problems_seen=validation.num_seen,
         num_problems=len(runtime.fitting),
+        model=runtime.policy.model,
+        tokenizer=runtime.renderer.tokenizer,
     )
 
 
