@@ -54,7 +54,7 @@ from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import starting_checksums
 from flow_dpo.runs.timeline import Timeline
-from flow_dpo.workers.grading import reward_files, reward_functions
+from flow_dpo.workers.grading import grades_by_rewards, reward_files
 
 log = logging.getLogger("flow_dpo")
 
@@ -301,7 +301,7 @@ def _opened(
     The comparison needs the problems and the device's name: it is made before the model is loaded.
     """
     live.doing(f"reading the problems of {settings.runtime.data.dataset_name}")
-    by_rewards = reward_functions(settings.runtime.grading, given.grader) is not None
+    by_rewards = grades_by_rewards(settings.runtime.grading, given.grader)
     problems = given.problems
     problems = load(settings.runtime.data, columns=by_rewards) if problems is None else problems
     differences = dict[str, Any]()
