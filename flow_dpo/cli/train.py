@@ -39,10 +39,12 @@ def quickstart(argv: Sequence[str]) -> int:
 
 def _run(settings: TrainSettings, watching: WhileTrainingSettings) -> int:
     from flow_dpo.evaluate.during import watchers  # loads torch, once the arguments are parsed
+    from flow_dpo.report.page_of_run import page_of_run
     from flow_dpo.runs import training
     from flow_dpo.runs.given_objects import GivenObjects
 
-    training.run(settings, Console(), GivenObjects(watchers=watchers(settings.runtime.data, watching)))
+    made = watchers(settings.runtime.data, watching)
+    training.run(settings, Console(), GivenObjects(watchers=made, report=page_of_run))
     return 0
 
 

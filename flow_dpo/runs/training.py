@@ -54,6 +54,7 @@ from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import starting_checksums
 from flow_dpo.runs.timeline import Timeline
+from flow_dpo.trackers.tracking import Tracking
 from flow_dpo.workers.grading import grades_by_rewards, reward_files
 
 log = logging.getLogger("flow_dpo")
@@ -135,7 +136,9 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
 
 def _lifecycle(settings: TrainSettings, given: GivenObjects, runtime: Runtime, seen: int) -> Lifecycle:
     """The callbacks that were handed over, those that need what is loaded last."""
-    found = Lifecycle(given.callbacks, window=settings.run.window, seen=seen)
+    tracking = settings.run.tracking
+    reports = [Tracking(tracking, given.report)] if tracking.trackers else []
+    found = Lifecycle([*given.callbacks, *reports], window=settings.run.window, seen=seen)
     found.join(watcher(settings.recipe, runtime, found.evaluated) for watcher in given.watchers)
     return found
 
