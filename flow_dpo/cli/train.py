@@ -31,7 +31,7 @@ def quickstart(argv: Sequence[str]) -> int:
     """`flow-dpo quickstart`."""
     given = parse_train("flow-dpo quickstart", argv, {"max_problems": _QUICKSTART_PROBLEMS}, output_dir=_QUICKSTART)
     if given.run.output_dir == _QUICKSTART and not given.run.resume:
-        given = replace(given, run=replace(given.run, output_dir=_free_folder(_QUICKSTART)))
+        given = replace(given, run=replace(given.run, output_dir=run_folder.free_folder(_QUICKSTART, "config.yaml")))
     return _run(given)
 
 
@@ -67,12 +67,3 @@ def parse_train(
     return TrainSettings.from_sections(
         resolve(prog, what, argv, sections, brings=resumed, trusted=True, doc=__doc__ or "")
     )
-
-
-def _free_folder(name: str) -> str:
-    """`name`, or the first of `name`-2, `name`-3, ... that holds no run."""
-    free, number = name, 1
-    while (Path(free) / "config.yaml").exists():
-        number += 1
-        free = f"{name}-{number}"
-    return free

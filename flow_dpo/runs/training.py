@@ -49,7 +49,7 @@ from flow_dpo.runs.journal import JournalWorkers
 from flow_dpo.runs.kept_workers import run_workers
 from flow_dpo.runs.live import Live, MeteredLearner
 from flow_dpo.runs.records import read_metrics
-from flow_dpo.runs.resolve import command_line
+from flow_dpo.runs.resolve import command_line, typed_command
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import starting_checksums
@@ -207,7 +207,9 @@ def _summarise(
     if missing and not missing.startswith("nothing"):
         print_safe(console, f"          though {missing}")
     data = "--dataset_split test" if given.problems is None else "--dataset_name NAME"
-    print_safe(console, f"Next:     flow-dpo evaluate --run {shlex.quote(str(path))} {data} --max_problems 500")
+    print_safe(
+        console, f"Next:     {typed_command()} evaluate --run {shlex.quote(str(path))} {data} --max_problems 500"
+    )
     return TrainResult(path=path, adapters=adapters, progressive=validation)
 
 
@@ -233,7 +235,9 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
 
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
     again = "the same call of train with resume=True" if given.problems or given.record() else ""
-    print_safe(console, f"Go on with: {again or f'flow-dpo train --output_dir {shlex.quote(str(path))} --resume'}")
+    print_safe(
+        console, f"Go on with: {again or f'{typed_command()} train --output_dir {shlex.quote(str(path))} --resume'}"
+    )
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:
