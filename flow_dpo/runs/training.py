@@ -49,7 +49,7 @@ from flow_dpo.runs.journal import JournalWorkers
 from flow_dpo.runs.kept_workers import run_workers
 from flow_dpo.runs.live import Live, MeteredLearner
 from flow_dpo.runs.records import read_metrics
-from flow_dpo.runs.resolve import command_line
+from flow_dpo.runs.resolve import command_line, typed_command
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import starting_checksums
@@ -220,7 +220,9 @@ def _summarise(
     if missing and not missing.startswith("nothing"):
         print_safe(console, f"          though {missing}")
     data = "--dataset_split test" if given.problems is None else "--dataset_name NAME"
-    print_safe(console, f"Next:     flow-dpo evaluate --run {shlex.quote(str(path))} {data} --max_problems 500")
+    print_safe(
+        console, f"Next:     {typed_command()} evaluate --run {shlex.quote(str(path))} {data} --max_problems 500"
+    )
     return TrainResult(path=path, adapters=adapters, progressive=validation)
 
 
@@ -245,12 +247,10 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
 
 
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
-    again = (
-        "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
-        if given.problems or given.record()
-        else ""
-    )
-    print_safe(console, f"Go on with: {again or f'flow-dpo train --output_dir {shlex.quote(str(path))} --resume'}")
+    again = f"{typed_command()} train --output_dir {shlex.quote(str(path))} --resume"
+    if given.problems or given.record():
+        again = "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
+    print_safe(console, f"Go on with: {again}")
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:
