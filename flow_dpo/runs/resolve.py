@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
-RUNS_CODE = ("flow_source", "recipe", "flow.programs", "model.trust_remote_code")
+RUNS_CODE = ("flow_source", "recipe", "grading.rewards", "flow.programs", "model.trust_remote_code")
 """Settings that let code run which is not this package's (a recipe only where it names a file): each needs a flag of
 the user's; no folder may set it."""
 IN_PYTHON = "the settings given"
@@ -145,6 +145,10 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
         names["engine"] = "engine_kind"
     if isinstance(values.get("workers"), str):
         names["workers"] = "workers.kind"
+    for name in {"reward", "rewards", "grading.rewards"} & set(values):
+        names[name], value = "grading.rewards", values[name]
+        if isinstance(value, str) and not value.startswith("["):  # one, or several by commas
+            values = {**values, name: [each.strip() for each in value.split(",")]}
     if isinstance(values.get("flow"), str) and is_source(values["flow"]):
         names["flow"] = "flow_source"
     return {str(names[name]): value for name, value in values.items()}

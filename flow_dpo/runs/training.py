@@ -54,6 +54,7 @@ from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import starting_checksums
 from flow_dpo.runs.timeline import Timeline
+from flow_dpo.workers.grading import reward_files, reward_functions
 
 log = logging.getLogger("flow_dpo")
 
@@ -155,6 +156,8 @@ def _info(
         resumed=resumed,
         problems_seen=validation.num_seen,
         num_problems=len(runtime.fitting),
+        model=runtime.policy.model,
+        tokenizer=runtime.renderer.tokenizer,
     )
 
 
@@ -284,6 +287,8 @@ def _named_facts(settings: TrainSettings, given: GivenObjects) -> dict[str, Any]
         "flow_file": fingerprint(settings.flow_source),
         "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
     }
+    rewards = reward_files(settings.runtime.grading)
+    facts |= {"reward_files": rewards} if rewards else {}
     return facts | ({"given": given.record()} if given.record() else {})
 
 
@@ -296,7 +301,9 @@ def _opened(
     The comparison needs the problems and the device's name: it is made before the model is loaded.
     """
     live.doing(f"reading the problems of {settings.runtime.data.dataset_name}")
-    problems = load(settings.runtime.data) if given.problems is None else given.problems
+    by_rewards = reward_functions(settings.runtime.grading, given.grader) is not None
+    problems = given.problems
+    problems = load(settings.runtime.data, columns=by_rewards) if problems is None else problems
     differences = dict[str, Any]()
     if settings.run.resume:
         facts = {
@@ -306,6 +313,7 @@ def _opened(
             "recipe_file": fingerprint(settings.recipe_name),
             "flow_file": fingerprint(settings.flow_source),
             "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
+            "reward_files": reward_files(settings.runtime.grading) or None,
             "given": given.record() or None,
         }
         differences = resumption.compare(path, settings, given, facts, problems.problems)
