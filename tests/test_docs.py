@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tools import docs_site, pictures, recipe_pages
+from tools import docs_site, pictures, recipe_pages, run_notebook
 
 ROOT = Path(__file__).parent.parent
 PAGES = docs_site.pages()
@@ -145,3 +145,22 @@ def test_the_site_builds_without_a_warning() -> None:
     assert docs_site.build() == 0
     shown = (ROOT / "build" / "site" / "docs" / "reference" / "runs" / "index.html").read_text(encoding="utf-8")
     assert "flow_dpo.runs.python_api.train" in shown
+
+
+def test_the_notebook_is_stored_with_small_outputs_of_no_machine() -> None:
+    notebook = json.loads(run_notebook.NOTEBOOK.read_text(encoding="utf-8"))
+    assert run_notebook.NOTEBOOK.stat().st_size < 100_000
+    kinds = {kind for cell in notebook["cells"] for one in cell.get("outputs", []) for kind in one.get("data", {})}
+    assert {"image/png", "image/svg+xml"} <= kinds, "the curve or the tree is missing: python -m tools.run_notebook"
+    assert not run_notebook.local_paths(run_notebook.NOTEBOOK.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs() -> None:
+    """Some 20 seconds of processor time."""
+    pytest.importorskip("nbclient", reason="the extra docs is not installed")
+    pytest.importorskip("ipykernel", reason="the extra docs is not installed")
+    text = run_notebook.shown(run_notebook.executed())
+    assert "held-out problems" in text
+    assert "image/svg+xml" in text
+    assert "status 0" in text
