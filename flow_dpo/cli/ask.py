@@ -57,8 +57,14 @@ def parse_ask(argv: Sequence[str]) -> dict[str, Any]:
     elif not named and "help" not in given.layers[-1][1]:
         raise ConfigError('expected a run folder or a model, found none: flow-dpo ask RUN "question"')
     others = 'RUN ["QUESTION" ...]'
-    parsed = resolve("flow-dpo ask", _WHAT, words, _sections, brings=source_settings, others=others, doc=__doc__ or "")
+    parsed = resolve("flow-dpo ask", _WHAT, words, _sections, brings=_brought, others=others, doc=__doc__ or "")
     return parsed | {"questions": list(parsed.pop(others)[0 if named else 1 :])}
+
+
+def _brought(given: Given) -> tuple[dict[str, Any], str]:
+    """What the source brings along, but for its columns of data, of which a question has none."""
+    found, origin = source_settings(given)
+    return {name: value for name, value in found.items() if name != "data"}, origin
 
 
 def _alone(word: str, after: Sequence[str]) -> str:

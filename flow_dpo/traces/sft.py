@@ -56,7 +56,7 @@ def check_trl() -> None:
     except ImportError as error:
         raise ConfigError(
             f"flow-dpo sft needs TRL, found that it cannot be imported ({error}); install it with "
-            f"pip install 'flow-dpo[trl]'"
+            f"pip install -e '.[trl]'"
         ) from error
 
 
