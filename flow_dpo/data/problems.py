@@ -158,7 +158,7 @@ def load_problems(
     else:
         source = open_rows(name, config=config, split=split)
         template = QuestionTemplate(question_template) if question_template else None
-        reader = _Reader((question_column, answer_column), template, columns)
+        reader = RowReader((question_column, answer_column), template, columns)
         rows = _problems(source.rows, source.stem, split, reader, bad_rows, skipped)
         problems = list(itertools.islice(rows, early))
     if not problems:
@@ -257,7 +257,7 @@ class _LeftOut:
         )
 
 
-class _Reader(NamedTuple):
+class RowReader(NamedTuple):
     """How the rows of one data set are read."""
 
     columns: tuple[str | None, str | None]
@@ -286,7 +286,7 @@ def _problems(
     rows: Iterator[tuple[str, Row]],
     stem: str,
     split: str,
-    reader: _Reader,
+    reader: RowReader,
     bad_rows: BadRows,
     left_out: _LeftOut,
 ) -> Iterator[Problem]:
