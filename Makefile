@@ -71,6 +71,7 @@ REAL  := $(if $(MODEL),--model_name_or_path $(MODEL))
 
 bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: python -m benchmarks.playing)
 	$(BIN)/python -m benchmarks.quickstart $(BENCH)
+	$(BIN)/python -m benchmarks.starting
 	$(BIN)/python -m benchmarks.verifier $(BENCH)
 	$(BIN)/python -m benchmarks.verifier_rules --pairs tests/verify/hard_pairs.tsv
 	$(BIN)/python -m benchmarks.depth $(BENCH)

@@ -145,8 +145,10 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
         names["engine"] = "engine_kind"
     if isinstance(values.get("workers"), str):
         names["workers"] = "workers.kind"
-    if "reward" in values:
-        names["reward"] = "grading.rewards"
+    for name in {"reward", "rewards", "grading.rewards"} & set(values):
+        names[name], value = "grading.rewards", values[name]
+        if isinstance(value, str) and not value.startswith("["):  # one, or several by commas
+            values = {**values, name: [each.strip() for each in value.split(",")]}
     if isinstance(values.get("flow"), str) and is_source(values["flow"]):
         names["flow"] = "flow_source"
     return {str(names[name]): value for name, value in values.items()}
