@@ -49,7 +49,7 @@ def main() -> None:
     if not settings.model_name_or_path:
         print("workers with a real model: skipped, for --model_name_or_path is not given", flush=True)
     elif not importlib.util.find_spec("ray"):
-        print("workers with a real model: skipped, for Ray is not installed (pip install 'flow-dpo[ray]')", flush=True)
+        print("workers with a real model: skipped, for Ray is not installed (pip install -e '.[ray]')", flush=True)
     else:
         on_ray(settings)
 

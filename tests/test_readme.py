@@ -12,35 +12,36 @@ import pytest
 from flow_dpo.cli import compare as comparison_command
 from flow_dpo.cli import generate, judge, main, train
 from flow_dpo.cli import report as report_command
+from flow_dpo.cli.ask import parse_ask
 from flow_dpo.cli.export import parse_export
+from flow_dpo.cli.lm_eval import parse_lm_eval
+from flow_dpo.cli.prompt import parse_prompt
+from flow_dpo.cli.push import parse_push
 from flow_dpo.cli.sft import parse_sft
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.runs.adapters import SpeakingSettings
 from flow_dpo.runs.settings import default_settings
+from tools import docs_site
 
 ROOT = Path(__file__).parent.parent
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "docs" / "judge.md",
-    ROOT / "docs" / "engines.md",
-    ROOT / "docs" / "stop.md",
-    ROOT / "benchmarks" / "RESULTS.md",
-]
+PAGES = [page for page in docs_site.pages() if page.name != "CHANGELOG.md" and "studies" not in page.parts]
 
 
 def printed(start: str) -> list[str]:
     """Every line of a code block that begins with `start`, comments cut off."""
     blocks = [block for page in PAGES for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL)]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [re.sub(r"^(\S*/flow-dpo|torchrun .*-m flow_dpo) ", "flow-dpo ", line) for line in lines]
     return sorted({line for line in lines if line.startswith(start)})
 
 
 @pytest.mark.parametrize("line", printed("flow-dpo train"))
-def test_train_commands_parse(line: str) -> None:
+def test_train_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # examples stand in the repository
     # A run to resume is a folder that the reader has and the test has not.
     words = [word for word in shlex.split(line)[2:] if word != "--resume"]
     settings = train.parse_train("flow-dpo train", words, {})
-    assert settings.recipe.flow.chunk_tokens > 0
+    assert settings.recipe.flow.roles
 
 
 @pytest.mark.parametrize("line", printed("flow-dpo evaluate"))
@@ -59,6 +60,37 @@ def test_generate_commands_parse(line: str) -> None:
     if "--run" in words:  # a folder that the reader has and the test has not
         del words[words.index("--run") : words.index("--run") + 2]
     assert generate.parse_generate(words)["generate"].num_samples > 0
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo prompt"))
+def test_prompt_commands_parse(line: str) -> None:
+    words = shlex.split(line)[2:]
+    assert parse_prompt(words if "--run" not in words else [])
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo push"))
+def test_push_commands_parse(line: str) -> None:
+    assert parse_push(shlex.split(line)[2:])
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo lm-eval"))
+def test_lm_eval_commands_parse(line: str) -> None:
+    words = shlex.split(line)[2:]
+    del words[words.index("--run") : words.index("--run") + 2]  # a folder that the reader has and the test has not
+    assert parse_lm_eval(words)
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo ask"))
+def test_ask_commands_parse(line: str) -> None:
+    words = shlex.split(line)[2:]
+    assert parse_ask(["--model.model_name_or_path=seed", *words[1:]])
+
+
+def test_every_printed_command_is_parsed_here() -> None:
+    parsed = {"train", "evaluate", "generate", "prompt", "push", "lm-eval", "ask", "export", "sft", "compare", "judge",
+              "report", "quickstart", "verify"}  # fmt: skip
+    found = {shlex.split(line)[1] for line in printed("flow-dpo ")}
+    assert found <= parsed, "a page prints a command that no test of this file parses: add one beside those above"
 
 
 @pytest.mark.parametrize("line", printed("flow-dpo export"))

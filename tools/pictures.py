@@ -2,8 +2,8 @@
 
     python -m tools.pictures        rewrites docs/pictures/tree.svg, pair.svg and packed-row.svg
 
-The tree and the pair show one problem, 6 * 7 + 5, by the paper's rule. The packed row is what `models.packing.merge` makes
-of the three sequences drawn, so the picture cannot differ from the code; a test compares the files with this.
+The tree and the pair show one problem, 6 * 7 + 5, by the paper's rule. The packed row is what
+`models.packing.merge` makes of the sequences drawn, so the picture cannot differ from the code; a test compares them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from flow_dpo.models.packing import merge
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 _STYLE = """<style>
-text{font:13px system-ui,sans-serif;fill:#1f2430}.small{font-size:11px;fill:#5b6472}.role{font-size:11px;font-weight:600;fill:#5b6472}
+text{font:13px system-ui,sans-serif;fill:#1f2430}.small{font-size:11px;fill:#5b6472}
+.role{font-size:11px;font-weight:600;fill:#5b6472}
 .box{fill:#f4f6fa;stroke:#8a94a6}.answer{stroke:#3057c9;stroke-width:1.6}.stop{stroke:#b3630a;stroke-width:1.6}
 .line{stroke:#6b7484;fill:none;stroke-width:1.6}.dash{stroke-dasharray:5 4}.good{fill:#12733a}.bad{fill:#b3261e}
 .seen{fill:#3057c9}.unseen{fill:none;stroke:#c3cad6}.cell{fill:#f4f6fa;stroke:#8a94a6}

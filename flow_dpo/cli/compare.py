@@ -34,14 +34,17 @@ from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import Command, JobRunner
 from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
 from flow_dpo.evaluate.headers import Comparison
+from flow_dpo.learner.settings import LearnerSettings
 from flow_dpo.plugins.load import is_source
+from flow_dpo.recipes.presets import preset as load_preset
+from flow_dpo.recipes.scales import SCALES
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import has_one_pass, one_pass, run_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.headers import write_header
-from flow_dpo.runs.resolve import Given, command_line, read_settings, resolve
+from flow_dpo.runs.resolve import Given, command_line, read_settings, resolve, typed_command
 from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, named_settings
 from flow_dpo.traces.settings import PAPER_LORA, SftTrainingSettings
 from flow_dpo.workers.settings import TIMING_ONLY, with_shards_in_force
@@ -222,7 +225,7 @@ def compare(argv: Sequence[str]) -> int:
         context = ComparisonContext(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
         found = summarise(made, by_arm, context, path)
         write_header(path / SUMMARY, Comparison, found)
-    print_safe(console, f"Written to {path / SUMMARY}; as a page: flow-dpo report {shlex.quote(str(path))}")
+    print_safe(console, f"Written to {path / SUMMARY}; as a page: {typed_command()} report {shlex.quote(str(path))}")
     return 0
 
 
@@ -289,8 +292,7 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     files: dict[str, Mapping[str, Any]] = {
         "train": train,
         "other": {name: value for name, value in train.items() if name not in method}
-        # Another recipe may have other roles; they learn as all roles do.
-        | {"learner": replace(parsed["learner"], roles={})},
+        | {"learner": _learner_of_others(parsed)},
         "sft": {"training": parsed["training"], "lora": parsed["sft_lora"]},
     }
     single = _single_pass(parsed)
@@ -306,6 +308,16 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     for name, values in files.items():
         text = yaml.safe_dump(run_folder.plain(values), sort_keys=False, allow_unicode=True)
         write_whole(folder / f"{name}.yaml", text)
+
+
+def _learner_of_others(parsed: Mapping[str, Any]) -> LearnerSettings:
+    """How arms of other recipes learn: they may have other roles, which learn as all roles do, and where the number of
+    examples of an update is the recipe's own for its preset, theirs is the scale's."""
+    learner, preset = replace(parsed["learner"], roles={}), parsed["preset"]
+    own = load_preset(parsed["recipe"], preset).learner.examples_per_update
+    if preset in SCALES and learner.examples_per_update == own:
+        return replace(learner, examples_per_update=SCALES[preset].learner.examples_per_update)
+    return learner
 
 
 def _sizes(parsed: Mapping[str, Any]) -> Sizes:

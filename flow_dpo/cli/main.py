@@ -4,6 +4,7 @@
     flow-dpo train --model_name_or_path ... --dataset_name ...
     flow-dpo prompt --model_name_or_path ...    what each role is asked, in text and tokens
     flow-dpo evaluate --run runs/train ...
+    flow-dpo ask runs/train "question"      its answer to a question of your own, turn by turn
     flow-dpo generate --run runs/train ...  verified traces of the trained flow
     flow-dpo export --source runs/traces ...
     flow-dpo sft --traces runs/traces ...   the base, fine-tuned on traces
@@ -36,6 +37,7 @@ _COMMANDS = {
     "train": ("train:train", "learn from a stream of problems by Flow-DPO"),
     "prompt": ("prompt:prompt", "print what each role is asked on the first problem, in text and tokens"),
     "evaluate": ("evaluate:evaluate", "measure a model, or a run's adapters, on a data set"),
+    "ask": ("ask:ask", "answer a question of your own, role by role"),
     "generate": (
         "generate:generate",
         "write verified traces of a trained flow, an untrained one, or a single model",
@@ -150,7 +152,7 @@ def _follow(words: list[str]) -> int:
 
 SILENT_S = 2.0
 """Seconds after which a command that still imports its libraries says so."""
-_HEAVY = frozenset({"train", "quickstart", "evaluate", "generate", "lm-eval"})
+_HEAVY = frozenset({"train", "quickstart", "evaluate", "ask", "generate", "lm-eval"})
 
 
 def _say_that_it_loads() -> None:

@@ -41,7 +41,8 @@ from flow_dpo.runs.runtime import Runtime
 
 FILE = "evaluations.jsonl"
 Hears = Callable[[str, Mapping[str, Any], int], None]
-"""Called with the name of what was measured ("flow", "single"), the summary and the version of the learner."""
+"""Called with "eval", the flow's summary with that of the single pass beside it ("single_accuracy"), and the version of
+the learner."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +165,8 @@ class Evaluator:
             write_whole(self._path, text)
         except OSError as error:
             raise StorageError(f"could not write {self._path}: {error}; make room, and go on") from error
-        for name, summary in found.items():
-            self._hears(name, summary, version)
+        single = {f"single_{name}": value for name, value in found.get("single", {}).items()}
+        self._hears("eval", {**found["flow"], **single}, version)
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ from flow_dpo.evaluate.teacher_forced import teacher_forced
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import load_adapters, one_attempt, sampled_flow
-from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
+from flow_dpo.runs.given_objects import GivenObjects, grader_of, problem_set, recordable, sampling_settings
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
 from flow_dpo.runs.published import names_a_run
@@ -57,6 +57,8 @@ def evaluate_flow(
     output_dir: str | Path | None = None,
     flow: Flow[Any] | None = None,
     grader: GraderSource | None = None,
+    reward_funcs: Any = None,
+    reward_weights: Sequence[float] | None = None,
     engine: str | EngineSettings | EngineOpener | None = None,
     max_problems: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -69,6 +71,7 @@ def evaluate_flow(
     its name: `evaluate_flow(run, greedy=False, num_samples=8)`. Only with an `output_dir` is anything written.
     """
     overrides = {**(settings or {}), **more}
+    grader = grader_of(grader, reward_funcs, reward_weights)
     given = GivenObjects(grader=grader, engine=engine, flow=flow, problems=problem_set(dataset or "", max_problems))
     if isinstance(source, Runtime):
         return _measure_open(source, given, overrides)

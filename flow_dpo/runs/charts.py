@@ -170,21 +170,18 @@ def label(text: str, most: int) -> str:
 def open_figure(name: str, num_panels: int, height: float) -> Iterator[tuple[Any, list[Any]]]:
     """A figure of this name and its axes; `height` is a panel's, in inches. Names of one page must differ."""
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     style: Any = {**_STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         # Only the width of such a letter is guessed: the reader's own fonts draw it.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        figure, axes = pyplot.subplots(
-            num_panels, 1, figsize=(_WIDTH, height * num_panels), squeeze=False, layout="constrained"
-        )
-        try:
-            yield figure, list(axes[:, 0])
-        finally:
-            pyplot.close(figure)
+        # Without pyplot, whose backend is the user's: a notebook shows figures by it.
+        figure = Figure(figsize=(_WIDTH, height * num_panels), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(num_panels, 1, squeeze=False)
+        yield figure, list(axes[:, 0])
 
 
 def to_svg(figure: Any, alt: str) -> str:

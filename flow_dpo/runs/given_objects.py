@@ -30,6 +30,7 @@ from flow_dpo.runs.published import is_published, local_run, names_a_run
 from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime
 from flow_dpo.runs.settings import TrainSettings, named_settings
+from flow_dpo.verify.rewards import RewardFunctions
 
 OBJECT = GIVEN
 """What the record calls something that was handed over as an object and that no name stands for."""
@@ -63,13 +64,15 @@ class GivenObjects:
         for name, (parts, hint) in known.items():
             value = getattr(self, name)
             missing = [part for part in parts if not hasattr(value, part)]
-            if value is not None and missing and not (name == "grader" and callable(value)):
+            fits = name == "grader" and (callable(value) or isinstance(value, RewardFunctions))
+            if value is not None and missing and not fits:
                 raise ConfigError(f"expected {name} to have {', '.join(missing)}{hint}; found {value!r:.80}")
 
     def record(self) -> dict[str, str]:
         """The objects that no setting describes, by their kind: "grader": "__main__:PatternGrader"."""
         found = {"grader": self.grader, "engine": self.engine if callable(self.engine) else None}
-        return {name: _described(value) for name, value in found.items() if value is not None}
+        names = {name: _described(value) for name, value in found.items() if value is not None}
+        return names | ({"grader": self.grader.describe()} if isinstance(self.grader, RewardFunctions) else {})
 
     def as_they_are(self) -> Collection[str]:
         """The parts of the recipe that settings do not touch."""
@@ -79,6 +82,19 @@ class GivenObjects:
         """Content of config.yaml: the settings, with objects by where they are defined."""
         found = {name: recordable(value) for name, value in settings.sections().items()}
         return found | {"engine_kind": OBJECT, "engine": {}} if callable(self.engine) else found
+
+
+def grader_of(
+    grader: GraderSource | None, reward_funcs: Any, reward_weights: Sequence[float] | None
+) -> GraderSource | None:
+    """The grader that was handed over, or the one that reward functions are. Raises `ConfigError` for both."""
+    if reward_funcs is None:
+        if reward_weights is not None:
+            raise ConfigError("expected reward_funcs with reward_weights, found none")
+        return grader
+    if grader is not None:
+        raise ConfigError("expected reward_funcs or a grader, found both; leave one out")
+    return RewardFunctions.of(reward_funcs, reward_weights)
 
 
 def problem_set(problems: str | Sequence[Problem] | ProblemSet, max_problems: int | None = None) -> ProblemSet | None:

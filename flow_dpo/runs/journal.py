@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -225,8 +225,5 @@ def _read(path: Path) -> list[tuple[SampledBatch, dict[str, Completion]]]:
 
 def digest(request: Request, sampling: Sampling, seed: int, excluded: TokenIds) -> str:
     """What a completion depends on besides the adapters, as one short text."""
-    asked = (
-        request.role, request.prompt_ids, request.max_tokens, request.choices,
-        sampling.temperature, sampling.top_p, sampling.greedy, sampling.threshold, seed, excluded,
-    )  # fmt: skip
+    asked = (astuple(request), astuple(sampling), seed, excluded)
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]

@@ -21,7 +21,7 @@ from flow_dpo.data.problems import ProblemSet
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.ranks import environment
 from flow_dpo.runs import following, run_folder, training
-from flow_dpo.runs.given_objects import OBJECT, GivenObjects, Watcher, problem_set, train_settings
+from flow_dpo.runs.given_objects import OBJECT, GivenObjects, Watcher, grader_of, problem_set, train_settings
 from flow_dpo.runs.runtime import EngineOpener, GraderSource
 from flow_dpo.runs.training import TrainResult
 
@@ -37,6 +37,8 @@ def train(
     callbacks: Sequence[Callback] = (),
     watchers: Sequence[Watcher] = (),
     grader: GraderSource | None = None,
+    reward_funcs: Any = None,
+    reward_weights: Sequence[float] | None = None,
     engine: str | EngineSettings | EngineOpener | None = None,
     max_problems: int | None = None,
     report_to: str | Sequence[str] | None = None,
@@ -50,8 +52,9 @@ def train(
     `model` and `dataset` are folders, hub ids or "seed", which both are by default; a data set may also be a list of
     problems. `recipe` ("flow-dpo" by default) and `engine` are names or objects, `flow`, `callbacks` and `grader` (or
     its class, which is handed the renderer) objects that are used as they are; `watchers` make callbacks of the
-    runtime, once it is open. `report_to` names trackers (docs/trackers.md). `settings` holds any other setting by
-    its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
+    runtime, once it is open. `reward_funcs`, a reward function as TRL's or several with `reward_weights`, grade in the
+    verifier's place (`verify.rewards`). `report_to` names trackers (docs/trackers.md). `settings` holds any other
+    setting by its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
     `train(beta=0.5)`. With `resume` the run in `output_dir` is gone on with: what is not given is as it was there, and
     what is given and differs is refused by name. Under torchrun all processes but rank 0 follow that one, and end here.
     Raises `ConfigError` for a name that does not exist.
@@ -64,7 +67,7 @@ def train(
     given = GivenObjects(
         callbacks=callbacks,
         watchers=watchers,
-        grader=grader,
+        grader=grader_of(grader, reward_funcs, reward_weights),
         engine=engine,
         problems=problems,
         recipe=recipe if isinstance(recipe, Recipe) else None,

@@ -17,6 +17,7 @@ import difflib
 import json
 import math
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
-RUNS_CODE = ("flow_source", "credit_source", "objective_source", "recipe", "flow.programs", "model.trust_remote_code")
+RUNS_CODE = ("flow_source", "credit_source", "objective_source", "recipe", "grading.rewards", "flow.programs",
+             "model.trust_remote_code")  # fmt: skip
 """Settings that let code run which is not this package's (a recipe only where it names a file): each needs a flag of
 the user's; no folder may set it."""
 IN_PYTHON = "the settings given"
@@ -149,6 +151,10 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
         value = values.get(kind)
         if isinstance(value, str) and (is_source(value) or value in installed(kind)):
             names[kind] = f"{kind}_source"
+    for name in {"reward", "rewards", "grading.rewards"} & set(values):
+        names[name], value = "grading.rewards", values[name]
+        if isinstance(value, str) and not value.startswith("["):  # one, or several by commas
+            values = {**values, name: [each.strip() for each in value.split(",")]}
     return {str(names[name]): value for name, value in values.items()}
 
 
@@ -337,6 +343,19 @@ def _refuse_odd(settings: dict[Any, Any], path: Path) -> None:
             expected = f"a text, a number, a list or names and values{under} in {path}"
         if expected:
             raise ConfigError(f"expected {expected}, found {found!r:.80}; quote it if it is a text")
+
+
+def typed_command() -> str:
+    """What a person can type for this command line where it was typed: "flow-dpo" where that is on the path, otherwise
+    the script or the module by the interpreter that runs now, such as ".venv/bin/flow-dpo"."""
+    if shutil.which("flow-dpo"):
+        return "flow-dpo"
+    script = Path(sys.executable).with_name("flow-dpo")
+    words = [str(script)] if script.exists() else [sys.executable, "-m", "flow_dpo"]
+    beside = Path(words[0])
+    if beside.is_relative_to(Path.cwd()):
+        words[0] = str(beside.relative_to(Path.cwd()))
+    return shlex.join(words)
 
 
 def command_line() -> str:

@@ -35,8 +35,8 @@ _OF_RUN = ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "ch
 _RUN_ONLY = {"run.tracking", *(f"run.tracking.{each.name}" for each in fields(TrackingSettings))}
 _RUN_ONLY |= {f"run.{name}" for name in _OF_RUN} | {"learner.rows.shard_base"} | TIMING_ONLY
 """Settings that change no result."""
-_FACTS = ("code", "recipe_file", "flow_file", "plugins", "versions", "device", "dtype", "data_fingerprint", "given",
-          "starting_adapters")  # fmt: skip
+_FACTS = ("code", "recipe_file", "flow_file", "reward_files", "plugins", "versions", "device", "dtype",
+          "data_fingerprint", "given", "starting_adapters")  # fmt: skip
 """What besides the settings a result depends on, as run.json names it."""
 _OTHER_CAUSES = (*(name.removesuffix("_fingerprint") for name in _FACTS), "prompts")
 _CHECKSUM = re.compile("[0-9a-f]{64}")

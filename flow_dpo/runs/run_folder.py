@@ -358,3 +358,13 @@ def _code() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def free_folder(name: str, file: str) -> str:
+    """`name`, or the first of `name`-2, `name`-3, ... that does not hold `file`, with which a command's work ends or
+    begins."""
+    free, number = name, 1
+    while (Path(free) / file).exists():
+        number += 1
+        free = f"{name}-{number}"
+    return free

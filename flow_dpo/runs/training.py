@@ -48,12 +48,13 @@ from flow_dpo.runs.journal import JournalWorkers
 from flow_dpo.runs.kept_workers import run_workers
 from flow_dpo.runs.live import Live, MeteredLearner
 from flow_dpo.runs.records import read_metrics
-from flow_dpo.runs.resolve import command_line
+from flow_dpo.runs.resolve import command_line, typed_command
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import starting_checksums
 from flow_dpo.runs.timeline import Timeline
 from flow_dpo.trackers.tracking import Tracking
+from flow_dpo.workers.grading import grades_by_rewards, reward_files
 
 log = logging.getLogger("flow_dpo")
 
@@ -218,7 +219,9 @@ def _summarise(
     if missing and not missing.startswith("nothing"):
         print_safe(console, f"          though {missing}")
     data = "--dataset_split test" if given.problems is None else "--dataset_name NAME"
-    print_safe(console, f"Next:     flow-dpo evaluate --run {shlex.quote(str(path))} {data} --max_problems 500")
+    print_safe(
+        console, f"Next:     {typed_command()} evaluate --run {shlex.quote(str(path))} {data} --max_problems 500"
+    )
     return TrainResult(path=path, adapters=adapters, progressive=validation)
 
 
@@ -243,12 +246,10 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
 
 
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
-    again = (
-        "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
-        if given.problems or given.record()
-        else ""
-    )
-    print_safe(console, f"Go on with: {again or f'flow-dpo train --output_dir {shlex.quote(str(path))} --resume'}")
+    again = f"{typed_command()} train --output_dir {shlex.quote(str(path))} --resume"
+    if given.problems or given.record():
+        again = "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
+    print_safe(console, f"Go on with: {again}")
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:
@@ -287,6 +288,8 @@ def _named_facts(settings: TrainSettings, given: GivenObjects) -> dict[str, Any]
         **settings.code(),
         "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
     }
+    rewards = reward_files(settings.runtime.grading)
+    facts |= {"reward_files": rewards} if rewards else {}
     return facts | ({"given": given.record()} if given.record() else {})
 
 
@@ -299,7 +302,9 @@ def _opened(
     The comparison needs the problems and the device's name: it is made before the model is loaded.
     """
     live.doing(f"reading the problems of {settings.runtime.data.dataset_name}")
-    problems = load(settings.runtime.data) if given.problems is None else given.problems
+    by_rewards = grades_by_rewards(settings.runtime.grading, given.grader)
+    problems = given.problems
+    problems = load(settings.runtime.data, columns=by_rewards) if problems is None else problems
     differences = dict[str, Any]()
     if settings.run.resume:
         facts = {
@@ -308,6 +313,7 @@ def _opened(
             "data_fingerprint": problems.fingerprint,
             **settings.code(),
             "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
+            "reward_files": reward_files(settings.runtime.grading) or None,
             "given": given.record() or None,
         }
         differences = resumption.compare(path, settings, given, facts, problems.problems)

@@ -25,7 +25,7 @@ from typing import Any, cast
 import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, constants
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel, PrinterCallback
 
 from flow_dpo.core.answer_stop import ANSWER
@@ -56,7 +56,7 @@ def check_trl() -> None:
     except ImportError as error:
         raise ConfigError(
             f"flow-dpo sft needs TRL, found that it cannot be imported ({error}); install it with "
-            f"pip install 'flow-dpo[trl]'"
+            f"pip install -e '.[trl]'"
         ) from error
 
 
@@ -134,9 +134,9 @@ def fine_tune(
     config = targets_of(loaded.model, lora).config(lora)
     model, fresh = loaded.model, dict[str, Any](peft_config=config)
     for folder in starting_folders(lora, (ANSWER,)).values():
-        state = adapter_files.read(folder, config)
         adapted = get_peft_model(loaded.model, config)
-        set_peft_model_state_dict(adapted, state)
+        own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        set_peft_model_state_dict(adapted, adapter_files.read(folder, config, own))
         model, fresh = cast(PreTrainedModel, adapted), {}
     with warnings.catch_warnings(), _no_telemetry():
         # PEFT 0.21 and TRL 1.16 know transformers 5's settings by their old names.

@@ -21,8 +21,9 @@ from typing import Any
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.data.columns import BadRow, Row, usual
-from flow_dpo.data.problems import ENDLESS, DataSettings, ProblemSet, load, load_problems
-from flow_dpo.data.schemas import Schema, choose
+from flow_dpo.data.problems import ENDLESS, DataSettings, ProblemSet, RowReader, load, load_problems
+from flow_dpo.data.question_template import QuestionTemplate
+from flow_dpo.data.schemas import KNOWN, Schema
 
 log = logging.getLogger("flow_dpo")
 _STEM = "given"
@@ -30,9 +31,12 @@ _LOOK_AT = 100
 """Rows in which columns are looked for: one may be null in the first."""
 
 
-def problems(data: Any, settings: DataSettings, *, share: float | None = None) -> ProblemSet | None:
+def problems(
+    data: Any, settings: DataSettings, *, share: float | None = None, columns: bool = False
+) -> ProblemSet | None:
     """The problems of what was handed over, chosen and shuffled as the settings say; None where a data set is named
-    and all of it is taken, which is loaded later. `share` takes that share of the problems.
+    and all of it is taken, which is loaded later. `share` takes that share of the problems; with `columns` each keeps
+    its row for reward functions, and needs no gold answer.
 
     Raises `ConfigError` for what are no rows, `DataError` for rows that lack what they need.
     """
@@ -40,12 +44,13 @@ def problems(data: Any, settings: DataSettings, *, share: float | None = None) -
         if share is None or share == 1:
             return None
         settings = replace(settings, dataset_name=data)
-        chosen = load(settings)
+        chosen = load(settings, columns=columns)
         if data == "seed" and settings.max_problems is None:
             raise ConfigError(f"expected max_problems with num_train_epochs={share}, since {data!r} has no end")
     else:
         chosen = load_problems(
-            _problems(data, settings),
+            _problems(data, settings, columns),
+            columns=columns,
             split=settings.dataset_split,
             max_problems=settings.max_problems,
             skip_problems=settings.skip_problems,
@@ -54,10 +59,10 @@ def problems(data: Any, settings: DataSettings, *, share: float | None = None) -
     if share is None or share == 1:
         return chosen
     wanted = max(round(share * len(chosen)), 1)
-    return load_problems(chosen.problems, max_problems=wanted)
+    return load_problems(chosen.problems, max_problems=wanted, columns=columns)
 
 
-def _problems(data: Any, settings: DataSettings) -> Iterator[Problem]:
+def _problems(data: Any, settings: DataSettings, columns: bool) -> Iterator[Problem]:
     """Problems as they are, or read from rows."""
     if isinstance(data, Mapping):
         raise ConfigError(
@@ -77,7 +82,8 @@ def _problems(data: Any, settings: DataSettings) -> Iterator[Problem]:
         return
     if other := next((each for each in first if not isinstance(each, Mapping)), None):
         raise ConfigError(f"expected rows with columns, or flow_dpo.Problem objects, found {other!r:.80}")
-    yield from _read(itertools.chain(first, every), _schema([dict(row) for row in first], settings), settings)
+    schema = _schema([dict(row) for row in first], settings, columns)
+    yield from _read(itertools.chain(first, every), schema, settings)
 
 
 def _is_endless(data: Any) -> bool:
@@ -85,17 +91,16 @@ def _is_endless(data: Any) -> bool:
     return not hasattr(data, "__len__")
 
 
-def _schema(rows: list[Row], settings: DataSettings) -> Schema:
+def _schema(rows: list[Row], settings: DataSettings, kept: bool) -> Schema:
     """The reader of the rows: by the columns that are named, those of a known data set, or usual names."""
     asked, answer = settings.question_column, settings.answer_column
-    try:
-        return choose("the given rows", rows, asked, answer)
-    except DataError:
-        columns = {name: value for row in reversed(rows) for name, value in row.items()}
+    columns = {name: value for row in reversed(rows) for name, value in row.items()}
+    if (asked, answer) != (None, None) or not any(schema.columns <= columns.keys() for schema in KNOWN):
         found = asked or usual(columns, "question_column"), answer or usual(columns, "answer_column")
-        if None in found or found == (asked, answer) or found[0] == found[1]:
-            raise
-        return choose("the given rows", rows, *found)
+        if found[0] != found[1] and (kept or None not in found):
+            asked, answer = found
+    template = QuestionTemplate(settings.question_template) if settings.question_template else None
+    return RowReader((asked, answer), template, kept).schema("the given rows", rows)
 
 
 def _read(rows: Iterable[Mapping[str, Any]], schema: Schema, settings: DataSettings) -> Iterator[Problem]:

@@ -102,7 +102,7 @@ def check_ray() -> None:
     """Raise `ConfigError` where Ray is missing."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(
-            "--workers ray needs Ray, which is not installed here; install it with: pip install 'flow-dpo[ray]' (on "
+            "--workers ray needs Ray, which is not installed here; install it with: pip install -e '.[ray]' (on "
             "every machine of a cluster)"
         )
 

@@ -1,4 +1,4 @@
-"""Is --help short, complete on request, in the names that are typed, and is it and every typo answered without torch?"""
+"""Is --help short, complete on request, in the names typed, and answered (every typo too) without torch?"""
 
 from __future__ import annotations
 

@@ -175,8 +175,12 @@ def test_arms_of_single_pairs_need_a_recipe_that_has_them(tmp_path: Path) -> Non
 def test_other_recipes_take_no_settings_of_single_roles(tmp_path: Path) -> None:
     """The flow's roles may learn at rates of their own; a recipe of one role has no Stop to be given any."""
     parsed = compare.parse(["--max_problems", "8", "--compare.output_dir", str(tmp_path)])
-    assert set(parsed["learner"].roles) == {"answer", "stop"}
+    assert (set(parsed["learner"].roles), parsed["learner"].examples_per_update) == ({"stop"}, 12)
     compare._write_configs(tmp_path / "settings", parsed)
     for name in ("other", "single"):
-        assert resolve.read_settings(tmp_path / f"settings/{name}.yaml")["learner"]["roles"] == {}
-    assert set(resolve.read_settings(tmp_path / "settings/train.yaml")["learner"]["roles"]) == {"answer", "stop"}
+        learner = resolve.read_settings(tmp_path / f"settings/{name}.yaml")["learner"]
+        assert (learner["roles"], learner["examples_per_update"]) == ({}, 32)
+    learner = resolve.read_settings(tmp_path / "settings/train.yaml")["learner"]
+    assert (set(learner["roles"]), learner["examples_per_update"]) == ({"stop"}, 12)
+    given = compare.parse(["--max_problems", "8", "--examples_per_update", "5"])
+    assert compare._learner_of_others(given).examples_per_update == 5

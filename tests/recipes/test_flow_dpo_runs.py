@@ -128,7 +128,7 @@ def test_what_was_sampled_by_another_rule_is_not_taken_for_it() -> None:
     request, sampling = Request(role="stop", prompt_ids=(1, 2), max_tokens=3, choices=(4, 5)), Sampling(threshold=0.5)
     others = [
         replace(sampling, **{one.name: value})
-        for one, value in zip(fields(sampling), (0.5, 0.9, True, 0.6), strict=True)
+        for one, value in zip(fields(sampling), (0.5, 0.9, True, 0.6, ("x",)), strict=True)
     ]
     requests = [
         replace(request, **{one.name: value})
@@ -137,7 +137,7 @@ def test_what_was_sampled_by_another_rule_is_not_taken_for_it() -> None:
     keys = [digest(request, one, 7, ()) for one in (sampling, replace(sampling, threshold=None), *others)]
     keys += [digest(one, sampling, 7, ()) for one in requests]
     keys += [digest(request, sampling, 8, ()), digest(request, sampling, 7, (4,))]
-    assert len(set(keys)) == len(keys) == 12
+    assert len(set(keys)) == len(keys) == 13
     assert digest(request, sampling, 7, ()) == keys[0]
 
 

@@ -16,6 +16,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ObjectiveError
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.types import Example, Request, Sampling, ScoredCompletion, Verdict
+from flow_dpo.learner.settings import LearnerSettings, RoleSettings
 from flow_dpo.runs.callbacks.progress import ProgressBar, learned, summary_table
 from flow_dpo.runs.live import Live, Meter, MeteredEngine, MeteredLearner, duration
 from flow_dpo.workers.pool import Progress
@@ -189,16 +190,20 @@ def row(**values: float) -> dict[str, Any]:
 
 
 def test_why_nothing_was_learned_is_told() -> None:
-    roles = ("answer", "stop")
+    roles, settings = ("answer", "stop"), LearnerSettings()
     trained = row(learn__updates=1, **{"learn/answer/learning_rate": 1e-3, "learn/stop/learning_rate": 1e-3})
-    assert learned([row(), trained], roles, 32) == ""
+    assert learned([row(), trained], roles, settings) == ""
     half = row(learn__updates=1, **{"learn/answer/learning_rate": 1e-3})
-    assert learned([half], roles, 32).startswith("stop learned nothing: no update had an example")
-    assert "12 examples wait, an update takes 32" in learned([row(learn__waiting=12, pairs__answer=12)], roles, 32)
-    tied = learned([row(num_trees=8, tied_trees=8, num_verdicts=40)], roles, 32)
+    assert learned([half], roles, settings).startswith("stop learned nothing: no update had an example")
+    waiting = learned([row(learn__waiting=12, pairs__answer=12)], roles, settings)
+    assert "12 examples wait, an update takes 32" in waiting
+    own = {role: RoleSettings(examples_per_update=size) for role, size in (("answer", 16), ("stop", 48))}
+    waiting = learned([row(learn__waiting=12, pairs__answer=12)], roles, LearnerSettings(roles=own))
+    assert "takes 16 of answer (--learner.roles.answer.examples_per_update) or 48 of stop" in waiting
+    tied = learned([row(num_trees=8, tied_trees=8, num_verdicts=40)], roles, settings)
     assert "the rollouts of 8 of 8 problems all ended alike (0% of the first ones were right)" in tied
-    assert "could not be graded" in learned([row(num_verdicts=10, ungraded_rate=0.9)], roles, 32)
-    assert "every update was dropped" in learned([row(pairs__answer=40)], roles, 32)
+    assert "could not be graded" in learned([row(num_verdicts=10, ungraded_rate=0.9)], roles, settings)
+    assert "every update was dropped" in learned([row(pairs__answer=40)], roles, settings)
 
 
 def test_workers_elsewhere_are_counted_by_shards_and_what_limits_is_named() -> None:

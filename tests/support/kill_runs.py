@@ -28,8 +28,9 @@ from typing import Any
 from flow_dpo.cli import train
 from flow_dpo.core.errors import FlowDpoError
 from flow_dpo.engines.local.engine import LocalEngine
-from flow_dpo.learner import policy, state
+from flow_dpo.learner import state
 from flow_dpo.learner.learner import Learner
+from flow_dpo.models import adapter_files
 from flow_dpo.runs import run_folder
 from tests.support.run_equality import assert_same_run
 
@@ -98,7 +99,7 @@ def light(fuse: Fuse) -> None:
     """Put the fuse to everything that leaves a trace."""
     original = state.save_file
     fuse.around(state, "save_file", half_tensors(original))
-    fuse.around(policy, "save_file", half_tensors(original))
+    fuse.around(adapter_files, "save_file", half_tensors(original))
     fuse.around(run_folder.RunFolder, "_append", half_record)
     half = half_text
     fuse.around(Path, "write_text", lambda path, text, **_: half(path, text))

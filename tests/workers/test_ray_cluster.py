@@ -72,7 +72,7 @@ def test_without_ray_the_command_says_how_to_install_it(
         assert main(["train", "--workers", "ray", "--output_dir", str(tmp_path / "run")]) == 1
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert "pip install 'flow-dpo[ray]'" in capsys.readouterr().err
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
