@@ -64,7 +64,7 @@ _USUAL: Mapping[str, Mapping[str, str]] = {
         "run.seed": "Every random number derives from it.",
         "run.resume": "Go on with the run in the folder.",
         "run.budget.budget_tokens": "End after so many tokens; 0 sets no end.",
-        "trackers.report_to": "Trackers of its curves.",
+        "run.tracking.report_to": "Trackers of its curves.",
     },
 }
 """Of the groups that commands share, the settings on the short page and what they are in a line, by heading."""
