@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DOCS   := $(VENV)/.installed-docs
 DEV    := $(VENV)/.installed-dev
 RAY    := $(VENV)/.installed-ray
 # The constraints pin a torch that has a CPU build; torch goes first so that nothing else drags another one in.
@@ -13,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup shell setup-vllm test test-vllm test-ray soak soak-ray bench bench-vllm study study-recipes study-team check fix seed wheel clean
+.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-ray soak soak-ray bench bench-vllm study study-recipes study-team check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -42,6 +43,13 @@ $(DEV): $(STAMP)
 $(RAY): $(DEV)
 	$(PIP) -e '.[ray]'
 	touch $@
+
+$(DOCS): $(STAMP)
+	$(PIP) -e '.[docs]'
+	touch $@
+
+docs: $(DOCS)  ## the site of the documentation, in build/site; a warning fails
+	$(BIN)/python -m tools.docs_site
 
 setup-vllm: $(VLLM)  ## vLLM in .venv-vllm: the CPU build where there is no NVIDIA GPU
 

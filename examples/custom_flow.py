@@ -48,7 +48,7 @@ class Critique(Flow[State]):
     def advance(self, state: State, completion: Completion) -> State:
         if state.next_role == "critique":
             return replace(state, next_role=None if completion.choice == 0 else "revise")
-        written = replace(state, solution=(completion.content_ids,), ended=completion.finish_reason == "stop")
+        written = replace(state, solution=(completion.content_ids,), ended=completion.ended)
         return replace(written, next_role="critique" if state.next_role == "solve" else None)
 
     def solution(self, state: State) -> Solution:

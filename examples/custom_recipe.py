@@ -1,4 +1,4 @@
-"""Shortest right against longest wrong of six: a recipe in one file (docs/recipes.md walks through it).
+"""Shortest right against longest wrong of six: a recipe in one file (docs/own-recipe.md walks through it).
 
     flow-dpo train --recipe examples/custom_recipe.py:ShortestRight --max_problems 32
 

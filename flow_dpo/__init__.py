@@ -17,9 +17,12 @@ _HOMES = {
     # run it
     "train": "runs.python_api",
     "TrainResult": "runs.training",
+    "FlowDPOTrainer": "trainer.trainer",
+    "FlowDPOConfig": "trainer.config",
     "evaluate_flow": "evaluate.run",
     "ask": "evaluate.ask",
     "generate_traces": "traces.run",
+    "push_to_hub": "hub.push",
     "open_runtime": "runs.runtime",
     "Runtime": "runs.runtime",
     "learn": "core.loop",
@@ -76,6 +79,8 @@ _HOMES = {
     "Verifier": "verify.verifier",
     "Grader": "core.grader",
     "AnswerGrader": "verify.grader",
+    "RewardFunctions": "verify.rewards",
+    "answer_reward": "verify.rewards",
     # what watches
     "Callback": "core.protocols",
     "ProgressiveValidation": "core.metrics",

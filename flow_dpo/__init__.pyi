@@ -38,6 +38,7 @@ from flow_dpo.engines.vllm.in_process import VllmEngine as VllmEngine
 from flow_dpo.engines.vllm.server import VllmServerEngine as VllmServerEngine
 from flow_dpo.evaluate.ask import ask as ask
 from flow_dpo.evaluate.run import evaluate_flow as evaluate_flow
+from flow_dpo.hub.push import push_to_hub as push_to_hub
 from flow_dpo.learner.learner import Learner as Learner
 from flow_dpo.learner.policy import Policy as Policy
 from flow_dpo.learner.settings import LearnerSettings as LearnerSettings
@@ -55,6 +56,10 @@ from flow_dpo.runs.runtime import Runtime as Runtime
 from flow_dpo.runs.runtime import open_runtime as open_runtime
 from flow_dpo.runs.training import TrainResult as TrainResult
 from flow_dpo.traces.run import generate_traces as generate_traces
+from flow_dpo.trainer.config import FlowDPOConfig as FlowDPOConfig
+from flow_dpo.trainer.trainer import FlowDPOTrainer as FlowDPOTrainer
 from flow_dpo.verify.grader import AnswerGrader as AnswerGrader
+from flow_dpo.verify.rewards import RewardFunctions as RewardFunctions
+from flow_dpo.verify.rewards import answer_reward as answer_reward
 from flow_dpo.verify.verifier import Verifier as Verifier
 from flow_dpo.workers.in_process import InProcessWorkers as InProcessWorkers

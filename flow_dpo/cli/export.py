@@ -1,20 +1,25 @@
-"""`flow-dpo export`: traces, or a run's pairs, for other trainers.
+"""`flow-dpo export`: traces, or a run's pairs, for other trainers; an evaluation as a log of Inspect AI.
 
 flow-dpo export --source runs/traces --format messages
+flow-dpo export --source runs/evaluation --format inspect
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
+from flow_dpo.evaluate import inspect_log
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import resolve
 from flow_dpo.traces.export import ExportSettings
 from flow_dpo.traces.export import export as write_export
 
-_WHAT = "Write traces, or a run's pairs, in the formats that other trainers read."
+_WHAT = (
+    "Write traces, or a run's pairs, in the formats that other trainers read, or an evaluation as a log of Inspect AI."
+)
 
 
 def parse_export(argv: Sequence[str]) -> ExportSettings:
@@ -24,6 +29,12 @@ def parse_export(argv: Sequence[str]) -> ExportSettings:
 
 def export(argv: Sequence[str]) -> int:
     """`flow-dpo export`."""
-    folder, num_rows = write_export(parse_export(argv))
+    settings = parse_export(argv)
+    source = Path(settings.source)
+    if settings.format == "inspect" or (settings.format == "auto" and inspect_log.is_evaluation(source)):
+        path, num_samples = inspect_log.export(source, Path(settings.output_dir))
+        print_safe(Console(), f"{num_samples} samples written to {path}")
+        return 0
+    folder, num_rows = write_export(settings)
     print_safe(Console(), f"{num_rows} rows written to {folder}")
     return 0

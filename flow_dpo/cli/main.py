@@ -8,6 +8,8 @@
     flow-dpo generate --run runs/train ...  verified traces of the trained flow
     flow-dpo export --source runs/traces ...
     flow-dpo sft --traces runs/traces ...   the base, fine-tuned on traces
+    flow-dpo lm-eval --run runs/train --tasks gsm8k     tasks of lm-evaluation-harness, answered by the flow
+    flow-dpo push runs/train --repo_id me/name    adapters with their card, private
     flow-dpo compare --config FILE          the paper's table and its controls, over several seeds
     flow-dpo judge --traces_a A --traces_b B --base_url ...     which of two sets of traces reasons better
     flow-dpo report runs/train ...          one page on runs, evaluations, traces and comparisons
@@ -42,6 +44,8 @@ _COMMANDS = {
     ),
     "export": ("export:export", "write traces, or a run's pairs, for other trainers"),
     "sft": ("sft:fine_tune", "fine-tune a model on traces"),
+    "lm-eval": ("lm_eval:lm_eval", "run tasks of lm-evaluation-harness on a flow"),
+    "push": ("push:push", "push a run's adapters, merged models, traces and pairs to the hub"),
     "compare": ("compare:compare", "compare sources of traces, and what else the same effort could buy"),
     "judge": ("judge:judge", "compare two sets of traces by a judge that reads them blind, in both orders"),
     "report": (
@@ -147,7 +151,7 @@ def _follow(words: list[str]) -> int:
 
 SILENT_S = 2.0
 """Seconds after which a command that still imports its libraries says so."""
-_HEAVY = frozenset({"train", "quickstart", "evaluate", "ask", "generate"})
+_HEAVY = frozenset({"train", "quickstart", "evaluate", "ask", "generate", "lm-eval"})
 
 
 def _say_that_it_loads() -> None:

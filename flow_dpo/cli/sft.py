@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import Given, Sections, command_line, resolve, typed_command
 from flow_dpo.runs.settings import named_settings
+from flow_dpo.runs.starting_adapters import starting_shape
 from flow_dpo.runs.writable import check_writable
 from flow_dpo.traces.settings import PAPER_LORA, SftSettings, SftTrainingSettings
 from flow_dpo.traces.trace import HEADER, read_traces
@@ -56,7 +58,7 @@ def _sections(given: Given) -> Sections:
         **defaults.names(),
         "flow": defaults.recipe.flow,
         "model": ModelSettings(),
-        "lora": PAPER_LORA,
+        "lora": replace(PAPER_LORA, **starting_shape(given)),
         "training": SftTrainingSettings(),
         "sft": SftSettings(),
     }

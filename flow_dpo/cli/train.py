@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flow_dpo.evaluate.while_training import WhileTrainingSettings
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.settings import RunSettings, TrainSettings, named_settings
@@ -24,21 +25,24 @@ _QUICKSTART = "runs/quickstart"
 
 def train(argv: Sequence[str]) -> int:
     """`flow-dpo train`."""
-    return _run(parse_train("flow-dpo train", argv, {}))
+    return _run(*_parse("flow-dpo train", argv, {}))
 
 
 def quickstart(argv: Sequence[str]) -> int:
     """`flow-dpo quickstart`."""
-    given = parse_train("flow-dpo quickstart", argv, {"max_problems": _QUICKSTART_PROBLEMS}, output_dir=_QUICKSTART)
+    data = {"max_problems": _QUICKSTART_PROBLEMS}
+    given, watching = _parse("flow-dpo quickstart", argv, data, output_dir=_QUICKSTART)
     if given.run.output_dir == _QUICKSTART and not given.run.resume:
         given = replace(given, run=replace(given.run, output_dir=run_folder.free_folder(_QUICKSTART, "config.yaml")))
-    return _run(given)
+    return _run(given, watching)
 
 
-def _run(settings: TrainSettings) -> int:
-    from flow_dpo.runs import training  # loads torch, once the arguments are parsed
+def _run(settings: TrainSettings, watching: WhileTrainingSettings) -> int:
+    from flow_dpo.evaluate.during import watchers  # loads torch, once the arguments are parsed
+    from flow_dpo.runs import training
+    from flow_dpo.runs.given_objects import GivenObjects
 
-    training.run(settings, Console())
+    training.run(settings, Console(), GivenObjects(watchers=watchers(settings.runtime.data, watching)))
     return 0
 
 
@@ -50,11 +54,16 @@ def parse_train(
     With `--resume` the settings of the run that is resumed come before the flags: one's own run goes on, its code is
     trusted.
     """
+    return _parse(prog, argv, data, output_dir=output_dir)[0]
 
+
+def _parse(
+    prog: str, argv: Sequence[str], data: Mapping[str, Any], *, output_dir: str = RunSettings.output_dir
+) -> tuple[TrainSettings, WhileTrainingSettings]:
     def sections(given: Given) -> Sections:
         found = named_settings(given).sections()
         own = {"data": replace(found["data"], **data), "run": replace(found["run"], output_dir=output_dir)}
-        return found | own
+        return found | own | {"while_training": WhileTrainingSettings()}
 
     def resumed(given: Given) -> tuple[dict[str, Any], str]:
         """The config.yaml of the run to be resumed; empty where none is to be."""
@@ -64,6 +73,5 @@ def parse_train(
         return run_folder.resumed_settings(folder), str(folder / "config.yaml")
 
     what = "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304)."
-    return TrainSettings.from_sections(
-        resolve(prog, what, argv, sections, brings=resumed, trusted=True, doc=__doc__ or "")
-    )
+    parsed = resolve(prog, what, argv, sections, brings=resumed, trusted=True, doc=__doc__ or "")
+    return TrainSettings.from_sections(parsed), parsed["while_training"]

@@ -25,7 +25,7 @@ class Credit(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomePairs:
-    """A pair at every node at which siblings differ in the correctness of the rollouts that they led to."""
+    """A pair at every node at which siblings differ in the rewards of the rollouts that they led to."""
 
     roles: tuple[str, ...] = ()
     """The roles that learn; all where empty. The others go on speaking as they are."""
@@ -37,6 +37,9 @@ class OutcomePairs:
     the trunk's (not stated in the paper). An alternative is drawn to differ, however sure the policy was: at 1 in 50 it
     is hardly ever sampled, and at equal weight such pairs drown those in which the policy is undecided.
     With this weight the mean loss is that of independent second draws, without their waste."""
+    min_margin: float = 0.0
+    """The least difference of two rewards that makes a pair (not stated in the paper, whose rewards are 1 and 0). Equal
+    rewards never make one."""
     balance: bool = False
     """Scale weights so that, in one batch of trees, each tag of a role weighs as much as its others in all (not stated
     in the paper). Most Stop pairs are at unfinished candidates and teach little but "go on"."""
@@ -49,11 +52,10 @@ class OutcomePairs:
         return _balanced(pairs) if self.balance else pairs
 
     def _pairs_at(self, tree: Tree, trunk_node: Node) -> list[Pair]:
-        """Every correct sibling against every wrong one."""
+        """Every sibling against every one of a lesser reward: each correct one against each wrong one."""
         siblings = tree.children(trunk_node.parent)
-        graded = [(node, verdict.reward) for node in siblings if (verdict := tree.rollout_of(node).verdict) is not None]
-        good = [node for node, reward in graded if reward == 1.0]
-        bad = [node for node, reward in graded if reward == 0.0]
+        verdicts = [(node, verdict) for node in siblings if (verdict := tree.rollout_of(node).verdict) is not None]
+        graded = [(node, reward) for node, verdict in verdicts if (reward := verdict.reward) is not None]
         weight = 1.0
         for tag in trunk_node.tags:
             weight *= self.tag_weights.get(tag, 1.0)
@@ -66,7 +68,7 @@ class OutcomePairs:
                 request=trunk_node.request,
                 chosen=chosen.completion,
                 rejected=rejected.completion,
-                margin=1.0,
+                margin=better - worse,
                 weight=weight,
                 problem_id=tree.problem.id,
                 chosen_node=chosen.id,
@@ -74,9 +76,11 @@ class OutcomePairs:
                 depth=trunk_node.depth,
                 tags=trunk_node.tags,
             )
-            for chosen in good
-            for rejected in bad
-            if chosen.completion.token_ids != rejected.completion.token_ids
+            for chosen, better in graded
+            for rejected, worse in graded
+            if better > worse
+            and better - worse >= self.min_margin
+            and chosen.completion.token_ids != rejected.completion.token_ids
         ]
 
 

@@ -51,7 +51,7 @@ class TurnSampling:
     choice_temperature: float = 1.0
     """Of turns with declared choices, such as Stop's (not stated in the paper)."""
     stop_strings: tuple[str, ...] = ()
-    """Texts that end what a role writes, besides its end token: with the token that completes one, which stays."""
+    """Texts that end what a role writes, as its end token does: they are learned, and no part of what was written."""
 
     def __post_init__(self) -> None:
         counts = [field.name for field in fields(self) if field.name.startswith("num_")]

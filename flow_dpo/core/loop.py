@@ -111,9 +111,9 @@ def submit(
     return InFlight(problems=problems, version=version, flow=flow, evidence=kept, rollouts=rollouts)
 
 
-def reward(tree: Tree) -> float | None:
-    """The trunk's reward, None where it could not be graded."""
-    return None if tree.trunk.verdict is None else tree.trunk.verdict.reward
+def right(tree: Tree) -> float | None:
+    """1.0 where the trunk is right, 0.0 where it is wrong, None where it could not be graded."""
+    return None if tree.trunk.verdict is None else tree.trunk.verdict.right
 
 
 def batched(problems: Iterable[Problem], size: int) -> Iterator[list[Problem]]:

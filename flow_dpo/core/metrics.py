@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
 from flow_dpo.core.stats import wilson
@@ -32,9 +33,11 @@ class ProgressiveValidation:
     """Problems whose answer could not be graded. One whose trunk stopped with a value has no answer: it is seen, and
     counted nowhere else."""
     recent: deque[float] = field(default_factory=deque[float])
-    """Rewards of the last `window` problems with an answer, 0 where it could not be graded."""
+    """1 or 0, right or not, for the last `window` problems with an answer; 0 where it could not be graded."""
     first: tuple[int, int] = (0, 0)
     """Correct and all problems of the first window."""
+    values: tuple[float, int] = (0.0, 0)
+    """Sum and number of the real-valued rewards, where reward functions grade."""
     evidence: deque[dict[str, Any]] = field(default_factory=lambda: deque[dict[str, Any]](maxlen=NUM_EVIDENCE))
     """What the flow is calibrated by (`Flow.evidence`), of the last problems."""
 
@@ -49,7 +52,8 @@ class ProgressiveValidation:
         self.evidence.extend(evidence)
         if verdict is None:
             return
-        reward = verdict.reward
+        reward, (total, count) = verdict.right, self.values
+        self.values = self.values if verdict.value is None else (total + verdict.value, count + 1)
         self.num_graded += reward is not None
         self.num_ungraded += reward is None
         self.num_correct += int(reward or 0)
@@ -63,6 +67,7 @@ class ProgressiveValidation:
         """The progressive part of a metrics row."""
         low, high = wilson(self.num_correct, self.num_answered)
         window_low, window_high = wilson(int(sum(self.recent)), len(self.recent))
+        rewards = {"progressive/reward": self.values[0] / self.values[1]} if self.values[1] else {}
         return {
             "problems_seen": self.num_seen,
             "progressive/accuracy": self.num_correct / max(self.num_answered, 1),
@@ -74,19 +79,20 @@ class ProgressiveValidation:
             "progressive/window_low": window_low,
             "progressive/window_high": window_high,
             "progressive/window_problems": len(self.recent),
-        }
+        } | rewards
 
     def state(self) -> dict[str, Any]:
         """Everything, as JSON."""
         lists = {"recent": list(self.recent), "first": list(self.first), "evidence": list(self.evidence)}
-        return vars(self) | lists
+        return {name: value for name, value in vars(self).items() if name != "values" or self.values[1]} | lists
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ProgressiveValidation:
         """The counts that `state` returned; one that is older than evidence has none."""
         evidence = deque[dict[str, Any]](state.get("evidence", ()), maxlen=NUM_EVIDENCE)
         recent, first = deque(state["recent"]), tuple(state["first"])
-        return cls(**{**state, "recent": recent, "first": first, "evidence": evidence})
+        lists = {"recent": recent, "first": first, "evidence": evidence}
+        return cls(**{**state, **lists, "values": tuple(state.get("values", (0.0, 0)))})
 
 
 def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequence[str]) -> dict[str, float | int]:
@@ -107,8 +113,9 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
         "num_rollouts": sum(len(tree.rollouts) for tree in trees),
         "num_verdicts": len(verdicts),
         "ungraded_rate": sum(verdict.status == "ungraded" for verdict in verdicts) / max(len(verdicts), 1),
-        "no_answer_rate": sum(verdict.answer is None for verdict in verdicts) / max(len(verdicts), 1),
+        "no_answer_rate": sum(v.answer is None and v.value is None for v in verdicts) / max(len(verdicts), 1),
         "tied_trees": sum(len(_rewards(tree)) < 2 for tree in trees),
+        **_reward_metrics(verdicts),
     }
     for role in roles:
         mine = [pair for pair in pairs if pair.request.role == role]
@@ -122,6 +129,18 @@ def tree_metrics(trees: Sequence[Tree], examples: Sequence[Example], roles: Sequ
         row[f"ungraded/{role}"] = sum(len(rewards) < 2 for rewards in compared)
         row |= _choice_metrics(role, mine, trees)
     return row
+
+
+def _reward_metrics(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Mean and deviation of the reward and of each reward function's, and means of what they measured besides."""
+    found: dict[str, list[float]] = {}
+    for verdict in verdicts:
+        for name, value in {} if verdict.value is None else {"reward": verdict.value, **verdict.measures}.items():
+            found.setdefault(name, []).append(value)
+    own = {name: name.startswith("rewards/") for name in found}
+    row = {f"{name}/mean" if own[name] else name: fmean(values) for name, values in found.items()}
+    spread = {name: stdev([*values, values[0]][: max(len(values), 2)]) for name, values in found.items()}
+    return row | {f"{n}/std" if own[n] else f"{n}_std": spread[n] for n in found if own[n] or n == "reward"}
 
 
 def _compared(tree: Tree, role: str) -> Iterator[list[float]]:

@@ -128,16 +128,19 @@ class RolloutRunner:
 
     def _cut(self, yielded: SampleRequest, completion: Completion) -> Completion:
         """The completion up to the token that completes a stop string, or the line of a turn that is of one line."""
-        turn, strings, given = yielded.turn, yielded.sampling.stop_strings, len(yielded.prefix_ids)
+        turn, given = yielded.turn, len(yielded.prefix_ids)
         ids = yielded.prefix_ids + completion.content_ids
-        ends = dict[str, int | None]()
-        if strings:
-            ends["stop_string"] = stop_end(ids, lambda ids: self.renderer.to_text((*turn.continuation, ids)), strings)
         if turn.one_line:
-            ends["length"] = line_end(ids, lambda ids: self.renderer.to_text((ids,)))
-        for end, reason in sorted((max(end - given, 1), reason) for reason, end in ends.items() if end is not None):
-            if reason == "stop_string" or end < len(completion.token_ids):
-                return replace(split(completion, (end,))[0], finish_reason=reason)
+            end = line_end(ids, lambda ids: self.renderer.to_text((ids,)))
+            if end is not None and end - given < len(completion.token_ids):
+                completion = split(completion, (max(end - given, 1),))[0]
+                ids = ids[:end]
+        if strings := yielded.sampling.stop_strings:
+            stop = stop_end(ids, lambda ids: self.renderer.to_text((*turn.continuation, ids)), strings)
+            if stop is not None:
+                end, before = stop
+                cut = split(completion, (max(end - given, 1),))[0]
+                return replace(cut, finish_reason="stop_string", num_stop_tokens=end - before)
         return completion
 
     def _verify(self, waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]]) -> None:

@@ -49,16 +49,21 @@ def line_end(token_ids: TokenIds, decode: Decode) -> int | None:
     return None if found is None else _tokens_to(found.end(), token_ids, decode)
 
 
-def stop_end(token_ids: TokenIds, decode: Decode, stop_strings: Sequence[str]) -> int | None:
-    """The least number of tokens whose text holds one of the strings; None where none does. `decode` may write text in
-    front, which counts only as the beginning of a string that the tokens complete."""
+def stop_end(token_ids: TokenIds, decode: Decode, stop_strings: Sequence[str]) -> tuple[int, int] | None:
+    """How many first tokens hold one of the strings, and how many stand before it; None where there is none. `decode`
+    may write text in front, which counts only as the beginning of a string that the tokens complete."""
     begun = len(decode(()))
 
-    def stopped(count: int) -> bool:
+    def found(count: int) -> list[int]:
         text = decode(token_ids[:count])
-        return any(text.find(string, max(0, begun - len(string) + 1)) >= 0 for string in stop_strings)
+        return [at for one in stop_strings if (at := text.find(one, max(0, begun - len(one) + 1))) >= 0]
 
-    return bisect_left(range(len(token_ids)), True, key=stopped) if stopped(len(token_ids)) else None
+    if not found(len(token_ids)):
+        return None
+    counts = range(len(token_ids))
+    end = bisect_left(counts, True, key=lambda count: bool(found(count)))
+    before = decode(token_ids[:end])[: min(found(end))]
+    return end, bisect_left(counts, True, key=lambda count: decode(token_ids[:count]).startswith(before))
 
 
 def split(completion: Completion, ends: Sequence[int]) -> list[Completion]:

@@ -14,9 +14,9 @@ people. One problem's way through them, with concrete tokens:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 Role = str
 """The name of a part in a flow, and of the adapter that it is sampled with: "answer", "stop"."""
@@ -38,13 +38,15 @@ class Problem:
     """Unique within its data set and stable across machines."""
     question: str
     gold: str
-    """The accepted final answer alone, never a worked solution."""
+    """The accepted final answer alone, never a worked solution; "" only where reward functions grade."""
     source: str = ""
     """Where it comes from: "gsm8k/train"."""
     solution: str = ""
     """A human or programmed worked solution where the data set has one; "" where it does not."""
     level: str = ""
     subject: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False, metadata={"unwritten": True})
+    """The data set's row, for reward functions; no record holds it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,7 @@ class Completion:
     """What an engine sampled for one request."""
 
     token_ids: TokenIds
-    """The sampled tokens; the end token is the last of them where it was sampled, and only there."""
+    """The sampled tokens; the end token, or the stop string's, are the last of them where they were sampled."""
     logprobs: tuple[float, ...]
     """Log-probability of each token in nats, of the unscaled, untruncated distribution; for a choice, of the
     distribution renormalised over the choices."""
@@ -119,15 +121,18 @@ class Completion:
     """Index of the drawn choice, where the request declared choices."""
     choice_logprobs: tuple[float, ...] = ()
     """Log-probability of every declared choice, renormalised over them, unscaled."""
+    num_stop_tokens: int = 0
+    """Last tokens that spell a stop string and nothing else, where it finished with one."""
 
     @property
     def content_ids(self) -> TokenIds:
-        """The tokens without the sampled end token: what enters later context."""
-        return self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
+        """The tokens without the sampled end token or stop string: what enters later context."""
+        ending = {"stop": 1, "stop_string": self.num_stop_tokens}.get(self.finish_reason, 0)
+        return self.token_ids[: max(0, len(self.token_ids) - ending)]
 
     @property
     def ended(self) -> bool:
-        """It ended by itself, with the end token or a stop string (which is content): nothing was cut off."""
+        """It ended by itself, with the end token or a stop string: nothing was cut off."""
         return self.finish_reason in ("stop", "stop_string")
 
 
@@ -152,17 +157,28 @@ class Solution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The verifier's three-valued result."""
+    """The three-valued result of a verifier, or of reward functions: then with a real-valued reward."""
 
     status: Status
     answer: str | None = None
     """The final answer that was found in the solution."""
     reason: str = ""
+    value: float | None = field(default=None, metadata={"sparse": True})
+    """The reward functions' weighted sum; None where a verifier graded, or nothing could be graded."""
+    measures: Mapping[str, float] = field(default_factory=dict[str, float], hash=False, metadata={"sparse": True})
+    """Of each reward function ("rewards/brevity"), and what it measured besides."""
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False, metadata={"sparse": True})
+    """What reward functions noted of this solution, for people."""
+
+    @property
+    def right(self) -> float | None:
+        """1.0, 0.0, or None where it could not be graded: None is never averaged as a zero."""
+        return {"correct": 1.0, "wrong": 0.0, "ungraded": None}[self.status]
 
     @property
     def reward(self) -> float | None:
-        """1.0, 0.0, or None where it could not be graded: None is never averaged as a zero."""
-        return {"correct": 1.0, "wrong": 0.0, "ungraded": None}[self.status]
+        """`value` where there is one, otherwise `right`."""
+        return self.right if self.value is None or self.status == "ungraded" else self.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,14 +21,15 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from flow_dpo.core.errors import ConfigError, DataError, expect
 from flow_dpo.core.types import Problem
 from flow_dpo.data.columns import BadRow, Row
 from flow_dpo.data.datasets import DataSet, dataset
 from flow_dpo.data.files import open_rows
-from flow_dpo.data.schemas import choose
+from flow_dpo.data.question_template import QuestionTemplate
+from flow_dpo.data.schemas import Schema, choose, choose_open
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class DataSettings:
     """The column of the gold answer, such as "reward_model.ground_truth" or "answers.0"; a worked solution there is
     read to its "####", its last box or "answer is".
     The columns `solution`, `level`, and `subject` or `type` are read where there are such."""
+    question_template: str = ""
+    """The question put together from columns: "{context}\\n\\n{question}". Braces that are meant are doubled."""
     max_problems: int | None = None
     """Take only so many, after shuffling. The seed makes so many."""
     skip_problems: int = 0
@@ -96,8 +99,9 @@ GIVEN = "given"
 """The name by which a record calls problems that were handed over as objects: no data set has it."""
 
 
-def load(config: DataSettings) -> ProblemSet:
-    """The problems that a configuration names. Raises `ConfigError` for those that only objects held."""
+def load(config: DataSettings, *, columns: bool = False) -> ProblemSet:
+    """The problems that a configuration names, with `columns` those that reward functions read, which need no gold
+    answer. Raises `ConfigError` for those that only objects held."""
     if config.dataset_name == GIVEN:
         raise ConfigError(
             "expected the name of a data set, found a run whose problems were handed over as objects; name one with "
@@ -113,6 +117,8 @@ def load(config: DataSettings) -> ProblemSet:
         skip_problems=config.skip_problems,
         shuffle_seed=config.shuffle_seed,
         bad_rows=config.bad_rows,
+        question_template=config.question_template,
+        columns=columns,
     )
 
 
@@ -127,9 +133,11 @@ def load_problems(
     skip_problems: int = 0,
     shuffle_seed: int | None = None,
     bad_rows: BadRows = "skip",
+    question_template: str = "",
+    columns: bool = False,
 ) -> ProblemSet:
-    """The problems of a data set, or these problems. Raises `DataError` where it is not what it promised to be, or has
-    none."""
+    """The problems of a data set, or these problems. With `columns` each keeps its row for reward functions, and needs
+    no gold answer. Raises `DataError` where it is not what it promised to be, or has none."""
     if max_problems is not None and max_problems < 1:
         raise DataError(f"expected at least one problem, found max_problems={max_problems}; leave it out to take all")
     if skip_problems < 0:
@@ -146,11 +154,12 @@ def load_problems(
         _refuse_endless(known, name, skip_problems, max_problems)
         # Of an endless split so many are shuffled as are taken.
         most = (ENDLESS + skip_problems if end is None else end) if known.endless else early
-        problems = _unlike(itertools.islice(known.load(split), most))
+        problems = _unlike(itertools.islice(known.load(split), most), graded_by_gold=not columns)
     else:
         source = open_rows(name, config=config, split=split)
-        columns = (question_column, answer_column)
-        rows = _problems(source.rows, source.stem, split, columns, bad_rows, skipped)
+        template = QuestionTemplate(question_template) if question_template else None
+        reader = _Reader((question_column, answer_column), template, columns)
+        rows = _problems(source.rows, source.stem, split, reader, bad_rows, skipped)
         problems = list(itertools.islice(rows, early))
     if not problems:
         raise DataError(
@@ -186,18 +195,20 @@ def _refuse_endless(known: DataSet, name: str, skip_problems: int, max_problems:
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """SHA-256 over the stream of ids, questions and gold answers."""
+    """SHA-256 over the stream of ids, questions and gold answers, and of the columns that problems keep."""
     digest = hashlib.sha256()
     for problem in problems:
-        digest.update(json.dumps([problem.id, problem.question, problem.gold]).encode("ascii") + b"\n")
+        kept = [{name: repr(value) for name, value in problem.columns.items()}] if problem.columns else []
+        digest.update(json.dumps([problem.id, problem.question, problem.gold, *kept]).encode("ascii") + b"\n")
     return digest.hexdigest()
 
 
-def _unlike(problems: Iterable[Problem]) -> list[Problem]:
+def _unlike(problems: Iterable[Problem], *, graded_by_gold: bool = True) -> list[Problem]:
     """The problems, where each is one and has an id of its own. Raises `DataError` otherwise."""
     found: dict[str, Problem] = {}
     for problem in problems:
-        if problem.id in found or not (problem.id and problem.question.strip() and problem.gold.strip()):
+        has_gold = bool(problem.gold.strip()) or not graded_by_gold
+        if problem.id in found or not (problem.id and problem.question.strip() and has_gold):
             raise DataError(
                 f"expected problems with a question, a gold answer and an id of their own, found {problem!r:.200}"
             )
@@ -246,6 +257,27 @@ class _LeftOut:
         )
 
 
+class _Reader(NamedTuple):
+    """How the rows of one data set are read."""
+
+    columns: tuple[str | None, str | None]
+    """Of the question and of the gold answer, where they are named."""
+    template: QuestionTemplate | None
+    kept: bool
+    """Each problem keeps its row, and needs no gold answer."""
+
+    def schema(self, place: str, rows: Sequence[Row]) -> Schema:
+        """The reader of these rows. Raises `DataError` where they have not what it needs."""
+        (asked, answer), template = self.columns, self.template
+        if template is not None:
+            template.check(place, {name: value for row in reversed(rows) for name, value in row.items()})
+            asked = asked or template.columns[0]
+        found = (choose_open if self.kept else choose)(place, rows, asked, answer)
+        if template is None:
+            return found
+        return Schema(found.columns, lambda row: replace(found.read(row), question=template.fill(row)))
+
+
 def _rows(num: int) -> str:
     return f"{num} row{'' if num == 1 else 's'}"
 
@@ -254,7 +286,7 @@ def _problems(
     rows: Iterator[tuple[str, Row]],
     stem: str,
     split: str,
-    columns: tuple[str | None, str | None],
+    reader: _Reader,
     bad_rows: BadRows,
     left_out: _LeftOut,
 ) -> Iterator[Problem]:
@@ -263,10 +295,10 @@ def _problems(
     if not first:
         return
     try:
-        schema = choose(first[0][0], [first[0][1]], *columns)
+        schema = reader.schema(first[0][0], [first[0][1]])
     except DataError:  # a row may lack a column that is null in it
         first += itertools.islice(rows, LOOK_AHEAD)
-        schema = choose(first[0][0], [row for _, row in first], *columns)
+        schema = reader.schema(first[0][0], [row for _, row in first])
     places: dict[str, str] = {}
     for index, (place, row) in enumerate(itertools.chain(first, rows)):
         left_out.num_rows = index + 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from flow_dpo.core.errors import DataError
@@ -203,6 +204,37 @@ def choose(place: str, rows: Sequence[Row], question_column: str | None, answer_
     return Schema(frozenset({asked, answer}), lambda row: _named(row, asked, answer))
 
 
+def choose_open(place: str, rows: Sequence[Row], question_column: str | None, answer_column: str | None) -> Schema:
+    """The reader where reward functions grade: a problem keeps its row (`Problem.columns`), and needs no gold answer.
+
+    Raises `DataError` where no column is the question's.
+    """
+    columns = {name: value for row in reversed(rows) for name, value in row.items()}
+    try:
+        known = choose(place, rows, question_column, answer_column).read
+    except DataError:
+        asked = question_column or usual(columns, "question_column")
+        if asked is None or find(columns, asked) is MISSING or answer_column is not None:
+            raise
+        known = None
+    asked = question_column or next((name for name in ("question", "problem", "query") if name in columns), None)
+    asked = asked or usual(columns, "question_column") or ""
+
+    def read(row: Row) -> Problem:
+        try:
+            if known is not None:
+                return replace(known(row), columns=row)
+        except BadRow:  # a row without a gold answer is one all the same, where it has a question
+            pass
+        return Problem(id=_id(row), question=question(row, asked), gold="", subject=_subject(row), columns=row)
+
+    return Schema(frozenset({asked}), read)
+
+
+def _id(row: Row) -> str:
+    return next((found for column in ("unique_id", "ID", "id") if (found := optional(row, column))), "")
+
+
 def _advice(columns: Mapping[str, Any]) -> str:
     words: list[str] = []
     for flag in ("question_column", "answer_column"):
@@ -212,7 +244,6 @@ def _advice(columns: Mapping[str, Any]) -> str:
 
 
 def _named(row: Row, asked: str, answer: str) -> Problem:
-    id = next((found for column in ("unique_id", "ID", "id") if (found := optional(row, column))), "")
     written = text(row, answer)
     before, marker, _ = written.rpartition("####")
     box = last_box(written)
@@ -222,5 +253,5 @@ def _named(row: Row, asked: str, answer: str) -> Problem:
     if box and not marker and written.strip() != gold:  # a worked solution
         gold = usable(boxed_gold(words, written) or "", answer)
     return Problem(
-        id=id, question=words, gold=gold, solution=solution, level=optional(row, "level"), subject=_subject(row)
+        id=_id(row), question=words, gold=gold, solution=solution, level=optional(row, "level"), subject=_subject(row)
     )

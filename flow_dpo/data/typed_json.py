@@ -13,6 +13,8 @@ Hints may be str, int, float, bool, Any, Literal of texts, tuples, mappings by t
 these, and `Annotated[hint, Kind]` where a `strict_json.Kind` is narrower than the hint. What relates two fields is
 checked in `__post_init__`, whose `ValueError` becomes a `DataError` with its place.
 
+A field with the metadata "sparse" is written only where it holds something, one with "unwritten" never.
+
 Invariant: every field without a default has to be there, and no other may be, unless a field made by `others()` takes
 the rest; `read(type(x), write(x), place) == x`.
 """
@@ -73,7 +75,10 @@ def write(value: Any) -> Any:
     if is_dataclass(value):
         found: dict[str, Any] = {}
         for each in fields(value):
-            inner = write(getattr(value, each.name))
+            held = getattr(value, each.name)
+            if each.metadata.get("unwritten") or (each.metadata.get("sparse") and not held and held != 0):
+                continue
+            inner = write(held)
             found |= inner if each.metadata.get("others") else {each.name: inner}
         return found
     if isinstance(value, (tuple, list)):

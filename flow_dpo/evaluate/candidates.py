@@ -135,7 +135,7 @@ def _half(row: Prediction) -> str:
 
 
 def _graded(row: Prediction) -> bool:
-    return row.verdict is not None and row.verdict.reward is not None
+    return row.verdict is not None and row.verdict.right is not None
 
 
 # ---- the flow: one turn of Stop --------------------------------------------------------------------------------------
@@ -261,8 +261,8 @@ def measures(fixed: FixedSet, judged: Mapping[str, Judged]) -> dict[str, Any]:
     # 1. Kinds of candidates, each with its problem's id.
     kinds: dict[str, list[tuple[str, Judged]]] = {"right": [], "wrong": [], "unfinished": []}
     for row in fixed.finished:
-        if row.verdict is not None and row.verdict.reward is not None:
-            kinds["right" if row.verdict.reward else "wrong"].append((row.id, judged[_name(row)]))
+        if row.verdict is not None and row.verdict.right is not None:
+            kinds["right" if row.verdict.right else "wrong"].append((row.id, judged[_name(row)]))
         if _half(row) in judged:
             kinds["unfinished"].append((row.id, judged[_half(row)]))
     odds = {kind: [(id, one.log_odds) for id, one in ones] for kind, ones in kinds.items()}
@@ -293,7 +293,7 @@ def by_judgement(
     chances: dict[bool, list[float]] = {True: [], False: []}
     for row in fixed.finished:
         if _graded(row):
-            right, name = row.verdict is not None and row.verdict.reward == 1.0, _name(row)
+            right, name = row.verdict is not None and row.verdict.right == 1.0, _name(row)
             odds[right].append((row.id, judgement.log_odds(judged[name].log_odds, means[name])))
             chances[right].append(judgement.chance(judged[name].log_odds, means[name]))
     kinds = {"right": chances[True], "wrong": chances[False]}

@@ -24,7 +24,8 @@ from flow_dpo.core.errors import ConfigError, StorageError, expect
 from flow_dpo.core.explore import Explore
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.grader import Grader
-from flow_dpo.core.loop import batched, reward, rollout_metrics
+from flow_dpo.core.loop import batched, rollout_metrics
+from flow_dpo.core.loop import right as right_trunk
 from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
@@ -129,7 +130,7 @@ def evaluate(
             right += [
                 (tree.problem, renderer.to_text(tree.trunk.solution.attempt))
                 for tree in batch_trees
-                if reward(tree) == 1.0
+                if right_trunk(tree) == 1.0
             ]
             trees.extend(batch_trees)
     steps = step_validity.invalid_rate(right)

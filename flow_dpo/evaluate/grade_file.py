@@ -129,8 +129,8 @@ def _summary(source: Path, rows: Sequence[dict[str, Any]], verdicts: Sequence[Ve
         groups: dict[str, Counter[str]] = {}
         for row, verdict in zip(rows, verdicts, strict=True):
             if isinstance(row.get("is_correct"), bool):
-                agrees = verdict.reward == float(row["is_correct"])
-                name = "num_ungraded" if verdict.reward is None else "num_agree" if agrees else "num_disagree"
+                agrees = verdict.right == float(row["is_correct"])
+                name = "num_ungraded" if verdict.right is None else "num_agree" if agrees else "num_disagree"
                 groups.setdefault(_group(row), Counter()).update([name])
         summary["against_labels"] = {name: dict(sorted(groups[name].items())) for name in sorted(groups)}
     return summary

@@ -31,12 +31,12 @@ class Drawn:
     @property
     def rewards(self) -> tuple[float, ...]:
         """Of all draws, 0 where one could not be graded."""
-        return tuple(verdict.reward or 0.0 for verdict in self.verdicts)
+        return tuple(verdict.right or 0.0 for verdict in self.verdicts)
 
     @property
     def graded(self) -> tuple[float, ...]:
         """Of the draws that could be graded."""
-        return tuple(verdict.reward for verdict in self.verdicts if verdict.reward is not None)
+        return tuple(verdict.right for verdict in self.verdicts if verdict.right is not None)
 
 
 def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
@@ -92,6 +92,8 @@ def _accuracy(drawn: Sequence[Drawn]) -> dict[str, Any]:
         "num_correct": int(sum(sum(one.rewards) for one in drawn)),
         "num_ungraded": sum(reasons.values()),
     }
+    values = [verdict.value for one in drawn for verdict in one.verdicts]
+    found |= {} if (reward := mean(values)) is None else {"reward": reward}
     return found | ({"ungraded_reasons": reasons} if reasons else {})
 
 
@@ -115,7 +117,7 @@ def vote(verdicts: Sequence[Verdict], weights: Sequence[float] | None = None) ->
         else:
             clusters.append((verdict, [weight]))
     sums = [math.fsum(votes) for _, votes in clusters]
-    won = [first.reward or 0.0 for (first, _), votes in zip(clusters, sums, strict=True) if _equal(votes, max(sums))]
+    won = [first.right or 0.0 for (first, _), votes in zip(clusters, sums, strict=True) if _equal(votes, max(sums))]
     return math.fsum(won) / len(won) if won else 0.0
 
 

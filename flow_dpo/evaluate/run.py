@@ -39,9 +39,10 @@ from flow_dpo.evaluate.teacher_forced import teacher_forced
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import load_adapters, one_attempt, sampled_flow
-from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
+from flow_dpo.runs.given_objects import GivenObjects, grader_of, problem_set, recordable, sampling_settings
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
+from flow_dpo.runs.published import names_a_run
 from flow_dpo.runs.records import Prediction
 from flow_dpo.runs.resolve import command_line, nearest
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
@@ -56,6 +57,8 @@ def evaluate_flow(
     output_dir: str | Path | None = None,
     flow: Flow[Any] | None = None,
     grader: GraderSource | None = None,
+    reward_funcs: Any = None,
+    reward_weights: Sequence[float] | None = None,
     engine: str | EngineSettings | EngineOpener | None = None,
     max_problems: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -68,6 +71,7 @@ def evaluate_flow(
     its name: `evaluate_flow(run, greedy=False, num_samples=8)`. Only with an `output_dir` is anything written.
     """
     overrides = {**(settings or {}), **more}
+    grader = grader_of(grader, reward_funcs, reward_weights)
     given = GivenObjects(grader=grader, engine=engine, flow=flow, problems=problem_set(dataset or "", max_problems))
     if isinstance(source, Runtime):
         return _measure_open(source, given, overrides)
@@ -81,7 +85,7 @@ def evaluate_flow(
     sections = {"evaluation": EvaluationSettings()}
     found = sampling_settings("flow_dpo.evaluate_flow", str(source), sections, overrides, given)
     chosen = found["evaluation"] if output_dir is None else replace(found["evaluation"], output_dir=str(output_dir))
-    run = str(source) if (Path(source) / "config.yaml").exists() else None
+    run = str(source) if names_a_run(str(source)) else None
     return measure_run(
         RuntimeSettings.from_sections(found),
         found["flow"],

@@ -42,7 +42,7 @@ class Attempted:
     @property
     def reward(self) -> float:
         """1 where it was shown to be right."""
-        return self.verdict.reward or 0.0
+        return self.verdict.right or 0.0
 
     @property
     def votes(self) -> bool:

@@ -216,14 +216,9 @@ class Policy:
 
     def load_adapter(self, role: str, folder: str | Path) -> None:
         """Load an adapter that `save_adapter` wrote. Raises `ModelError` where its shape is not this policy's."""
-        state = adapter_files.read(folder, self.targets.config(self.settings))
         entry = self._entry(role)
-        if sorted(state) != sorted(entry.names):
-            odd = sorted(set(state) ^ set(entry.names))
-            raise ModelError(
-                f"{folder}: the adapter is of another model or other target modules: {len(odd)} names differ, such as "
-                f"{odd[0]}"
-            )
+        own = dict(zip(entry.names, entry.parameters, strict=True))
+        state = adapter_files.read(folder, self.targets.config(self.settings), own)
         self._put(role, [state[name] for name in entry.names])
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Adapter files: a LoRA adapter in PEFT's layout, written and read as `peft`, transformers and vLLM do.
 
     write(folder, {"base_model.model....q_proj.lora_A.weight": tensor, ...}, config)
-    read(folder, config)        # {name: tensor}; ModelError where another kind of adapter lies there
+    read(folder, config, own)        # {name: tensor}; ModelError where another kind of adapter lies there
 
 Invariant: what is read has the shape of `config` and means the same under it: an adapter whose meaning depends on
 something that these settings cannot say (ranks by layer, a base that its initialisation changes) is refused by name.
@@ -25,9 +25,8 @@ _SHAPE = {
     "lora_alpha": "lora_alpha",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
-    "modules_to_save": "modules_to_save",
 }
-"""What must be equal, and the setting of that name here."""
+"""What must be equal, and the setting of that name here. Which weights there are is seen by their names."""
 _STRANGE = (
     "rank_pattern", "alpha_pattern", "lora_bias", "trainable_token_indices", "layer_replication", "megatron_config",
     "alora_invocation_tokens",
@@ -59,15 +58,16 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], config: LoraConfig)
     config.save_pretrained(str(folder))
 
 
-def read(folder: str | Path, wanted: LoraConfig) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter by their names. Raises `ModelError` where its shape or kind is not `wanted`."""
+def read(folder: str | Path, wanted: LoraConfig, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter by their names. Raises `ModelError` where its shape or kind is not `wanted`, or its
+    tensors have other names and shapes than one's `own`."""
     try:
         config = PeftConfig.from_pretrained(str(folder))
         state = load_peft_weights(str(folder), device="cpu")
     except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
         raise ModelError(f"{folder}: expected an adapter in PEFT's layout, PEFT cannot read it: {error}") from error
     for key, setting in _SHAPE.items():
-        found, expected = (_plain(getattr(each, key, None)) for each in (config, wanted))
+        found, expected = (getattr(each, key, None) for each in (config, wanted))
         if found != expected:
             raise ModelError(
                 f"{folder}: the adapter was made with {key} = {found}, this policy has {expected}; use the settings "
@@ -83,8 +83,11 @@ def read(folder: str | Path, wanted: LoraConfig) -> dict[str, torch.Tensor]:
             f"{', '.join(strange)} which no setting here has; merge it into its base (PEFT's merge_and_unload) and "
             "train from that"
         )
+    odd = sorted(name for name in {*state, *own} if not (name in state and name in own))
+    odd = odd or [name for name, tensor in state.items() if tensor.shape != own[name].shape]
+    if odd:
+        raise ModelError(
+            f"{folder}: the adapter is of another model, other target modules or modules_to_save: {len(odd)} names or "
+            f"shapes differ, such as {odd[0]}"
+        )
     return state
-
-
-def _plain(value: object) -> object:
-    return sorted(value) or None if isinstance(value, list | set | tuple) else value

@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flow_dpo.core.errors import ModelError
+from flow_dpo.models.quantization import num_weights
 from flow_dpo.models.settings import ALL_LINEAR, LoraSettings
 
 _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError, NotImplementedError)
@@ -158,9 +159,9 @@ def _targets(
     modules = {name for name in chosen if name not in as_parameter}
     parameters = {name if name in stacks else f"{name}.weight" for name in chosen & as_parameter}
     # Layers may share one weight: it counts once.
-    weights = {id(w): w.numel() for w in (_weight(layers[n]) if n in layers else stacks[n] for n in chosen)}
-    weights |= {id(w): w.numel() for name in kept for w in model.get_submodule(name).parameters()}
-    total = sum(parameter.numel() for parameter in model.parameters())
+    weights = {id(w): num_weights(w) for w in (_weight(layers[n]) if n in layers else stacks[n] for n in chosen)}
+    weights |= {id(w): num_weights(w) for name in kept for w in model.get_submodule(name).parameters()}
+    total = sum(map(num_weights, model.parameters()))
     return AdapterTargets(
         modules=_short_names(modules, (name for name, _ in model.named_modules())),
         parameters=_short_names(parameters, (name for name, _ in model.named_parameters())),

@@ -58,7 +58,7 @@ def check_kind(config: PretrainedConfig, name: str) -> None:
         )
 
 
-def weights(name: str, config: PretrainedConfig, dtype: torch.dtype | None, **hub: Any) -> PreTrainedModel:
+def weights(name: str, config: PretrainedConfig, dtype: torch.dtype | None, **options: Any) -> PreTrainedModel:
     """The model with the weights of its files, in `dtype` or their own; warns of those that it does not use.
 
     Raises `ModelError` where some are missing, have another shape, stay quantised or cannot be read.
@@ -70,7 +70,7 @@ def weights(name: str, config: PretrainedConfig, dtype: torch.dtype | None, **hu
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True, **hub,
+            ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
     except torch.OutOfMemoryError:
         raise

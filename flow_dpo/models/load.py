@@ -30,6 +30,7 @@ from flow_dpo.core.errors import ModelError
 from flow_dpo.models.checkpoint import UNREADABLE, check_kind, check_rows, weights
 from flow_dpo.models.facts import context_tokens, vocabulary_size
 from flow_dpo.models.precision import choose_dtype, warn_of_change
+from flow_dpo.models.quantization import check_quantization, loading_options, settle
 from flow_dpo.models.render import Renderer
 from flow_dpo.models.settings import ModelSettings
 
@@ -68,18 +69,23 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
     if isinstance(settings, str):
         settings = ModelSettings(model_name_or_path=settings)
     device = device_of(settings)
+    check_quantization(settings.quantization, device)
     config, renderer = load_renderer(settings)
     name = _place(settings)
     shared = _hub(settings)
     dtype = _dtype(settings, config, device)
     generation = load_generation_config(settings, config)
-    model = weights(name, config, dtype, **shared)
+    model = weights(name, config, dtype, **shared, **loading_options(settings.quantization, dtype, device))
     check_rows(renderer, vocabulary_size(model), name)
     if dtype is None:  # known by its weights alone
         dtype = choose_dtype(settings.dtype, model.dtype, device)
     if settings.dtype == "auto" and settings.model_name_or_path != "seed":
         warn_of_change(name, _declared(config) or model.dtype, dtype)
-    model.to(device, dtype).eval()  # pyright: ignore[reportArgumentType]
+    if settings.quantization.wanted:
+        settle(model)
+    else:
+        model.to(device, dtype)  # pyright: ignore[reportArgumentType]
+    model.eval()
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     elif model.num_parameters() < _TINY_PARAMETERS:

@@ -62,11 +62,13 @@ class OwnForward:
 
     def __init__(self, model: PreTrainedModel, cases: Sequence[Case], *, tolerance: float = FULL_TOLERANCE) -> None:
         self._tolerance = tolerance
-        self._half = model.dtype != torch.float32
+        quantised = bool(getattr(model, "is_quantized", False))
+        # Products of 8-bit numbers round as half precision does, or more.
+        self._half = model.dtype != torch.float32 or bool(getattr(model, "is_loaded_in_8bit", False))
         self._exact: torch.Tensor | None = None
         with torch.no_grad(), _own_attention(model):
             self._own = torch.cat([_logprobs(model, case) for case in cases])
-            if self._half and model.num_parameters() <= MOST_IN_FLOAT32:
+            if self._half and not quantised and model.num_parameters() <= MOST_IN_FLOAT32:
                 # Some families fix a dtype in their code and cannot be computed in another.
                 with suppress(*FAULTS), _in_float32(model):
                     self._exact = torch.cat([_logprobs(model, case) for case in cases])

@@ -17,6 +17,26 @@ _MOST_THREADS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizationSettings:
+    """The base's weights in few bits, by bitsandbytes (docs/models.md); adapters stay in full precision."""
+
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    use_bnb_nested_quant: bool = False
+    """Quantise the scales of 4-bit weights too: some 0.4 bits a weight less."""
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ConfigError("expected load_in_4bit or load_in_8bit, found both; leave one out")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the base is quantised at all."""
+        return self.load_in_4bit or self.load_in_8bit
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """Which model, and how it is loaded."""
 
@@ -39,6 +59,7 @@ class ModelSettings:
     end_tokens: tuple[str, ...] = ()
     """Tokens that end an answer, besides those that tokenizer, generation config and chat template name. Needed where
     the template writes no token of its own after an answer."""
+    quantization: QuantizationSettings = field(default_factory=QuantizationSettings)
     trust_remote_code: bool = False
     num_threads: int = 0
     """CPU threads; 0 means one for tiny models and torch's own choice for others."""
@@ -71,9 +92,9 @@ class LoraSettings:
     """Last parts of names of modules that learn whole, each role with a copy of its own: ("embed_tokens", "lm_head").
     Not with vLLM's adapters nor merged weights."""
     init_from: str = ""
-    """Begin with trained adapters: a run folder (each role with its newest), or one adapter in PEFT's layout (the
-    Answer role with it). Their shape is the default of the settings above, and `reference.kind` is then "snapshot":
-    what training begins with."""
+    """Begin with trained adapters: a run folder or pushed run (each role with its newest), or one adapter in PEFT's
+    layout (the Answer role with it). Their shape is the default of the settings above, and `reference.kind` is then
+    "snapshot": what training begins with."""
     init_roles: Mapping[str, str] = field(default_factory=dict[str, str])
     """The same by role, before `init_from`: {"answer": "runs/sft", "stop": "runs/a/adapters/stop/12"}. A role that
     neither names begins with a fresh adapter."""

@@ -141,7 +141,7 @@ def _read_examples(run: Path, counts: RunCounts) -> dict[str, list[ExampleSeen]]
 
 def _count(counts: RunCounts, index: int, tree: TreeRow, mine: list[ExampleSeen]) -> None:
     verdict = tree.rollouts[0].verdict
-    counts.rewards.append(None if verdict is None else verdict.reward)
+    counts.rewards.append(None if verdict is None else verdict.right)
     if verdict is None:
         counts.unanswered.add(index)
     sides = {id for one in mine for id in (one.node, one.rejected) if id is not None}

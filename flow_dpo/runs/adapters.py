@@ -1,6 +1,7 @@
 """Adapters of a run or a folder, loaded into the policy by role, and the settings that they bring along.
 
     --run runs/train                    the run's newest adapters; its flow, model and data columns are the defaults
+    --run me/name                       the same of a run that was pushed to the hub
     --run runs/train --roles [answer]   Answer's adapter alone; the other roles use the base model
     --adapter runs/sft                  one adapter in PEFT's layout, for the Answer role
 
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flow_dpo.core.answer_stop import ANSWER, AnswerStop, RolePrompts
-from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Adapter, Role
 from flow_dpo.data.strict_json import OBJECT, check
 from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsPrompts
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
+from flow_dpo.runs.published import is_published, local_run, refuse_missing, without_machine
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.resolve import Given, read_settings
 from flow_dpo.runs.settings import SpeakingSettings
@@ -53,16 +55,17 @@ def source_settings(given: Given) -> tuple[dict[str, Any], str]:
     if adapter:
         beside = Path(adapter) / "config.yaml"
         return adapter_settings(Path(adapter)), str(beside if beside.exists() else Path(adapter) / ADAPTER_CONFIG)
-    return (run_settings(Path(run)), str(Path(run) / "config.yaml")) if run else ({}, "")
+    return (run_settings(local_run(run), of_hub=is_published(run)), f"{run}/config.yaml") if run else ({}, "")
 
 
-def run_settings(run: Path, *, of_adapter: bool = False) -> dict[str, Any]:
+def run_settings(run: Path, *, of_adapter: bool = False, of_hub: bool = False) -> dict[str, Any]:
     """Settings taken over from a run's config.yaml, all but those of its problems and its learning, and what it has
-    calibrated; without that where the file lies beside a fine-tuned adapter, whose log is not a run's."""
-    if not (run / "config.yaml").exists():
-        raise DataError(f"expected a run folder with a config.yaml, found none in {run}")
-    run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
+    calibrated; without that where the file lies beside a fine-tuned adapter, whose log is not a run's. A run of the hub
+    brings no engine along: a stranger's could have requests sent elsewhere."""
+    refuse_missing(run)
+    facts = run_folder.read_facts(run)  # refuses a run of another version, whose settings may have other names
     found = read_settings(run / "config.yaml")
+    found = without_machine(found) if of_hub or "published" in facts else found
     kept = {name: found[name] for name in _METHOD_SETTINGS if name in found}
     if isinstance(kept.get("lora"), dict):  # what it began with is in its own adapters
         kept["lora"] = {name: value for name, value in kept["lora"].items() if name not in ("init_from", "init_roles")}
@@ -100,7 +103,7 @@ def load_adapters(policy: Policy, settings: SpeakingSettings) -> dict[Role, Adap
     """Load the named adapters into the policy, and return them by role."""
     folders: dict[Role, Path] = {}
     if settings.run:
-        latest = run_folder.latest_adapters(Path(settings.run))
+        latest = run_folder.latest_adapters(local_run(settings.run))
         folders = {role: path for role, path in latest.items() if not settings.roles or role in settings.roles}
         unknown = sorted(set(settings.roles) - set(latest))
         if unknown:

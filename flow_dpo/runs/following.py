@@ -108,6 +108,11 @@ def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> Non
     not take part in its forwards."""
     if not settings.learner.rows.shard_base:
         return
+    if settings.runtime.model.quantization.wanted:
+        raise ConfigError(
+            "expected a base in full or half precision with --learner.rows.shard_base true, found one in 4 or 8 bits, "
+            "whose weights cannot be gathered: leave shard_base out, or load_in_4bit and load_in_8bit"
+        )
     chosen, here = settings.runtime.engine, settings.runtime.workers.kind == "here"
     merged = isinstance(chosen, engines.VllmSettings) and chosen.sync == "merged"
     if here and (callable(engine) or merged or engines.kind_of(chosen) not in _OWN_WEIGHTS):

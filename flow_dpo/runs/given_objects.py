@@ -10,7 +10,7 @@ express (an object) is named in the record, so that a run is never taken for one
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,16 @@ from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import RECIPES, default_preset, default_recipe
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import run_settings
+from flow_dpo.runs.published import is_published, local_run, names_a_run
 from flow_dpo.runs.resolve import Given, Sections, resolve
-from flow_dpo.runs.runtime import EngineOpener, GraderSource
+from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime
 from flow_dpo.runs.settings import TrainSettings, named_settings
+from flow_dpo.verify.rewards import RewardFunctions
 
 OBJECT = GIVEN
 """What the record calls something that was handed over as an object and that no name stands for."""
+Watcher = Callable[[Recipe, Runtime, Callable[[str, Mapping[str, Any], int], None]], Callback]
+"""Called with the recipe in force, the open runtime, and what every callback's `on_evaluation` is called by."""
 _PARTS = ("flow", "explore", "credit", "objective")
 
 
@@ -41,6 +45,8 @@ class GivenObjects:
 
     callbacks: Sequence[Callback] = ()
     """Besides the run's own."""
+    watchers: Sequence[Watcher] = ()
+    """What makes callbacks of what is loaded, once it is: an evaluation while the run is under way."""
     grader: GraderSource | None = None
     engine: str | EngineSettings | EngineOpener | None = None
     problems: ProblemSet | None = None
@@ -56,13 +62,15 @@ class GivenObjects:
         for name, (parts, hint) in known.items():
             value = getattr(self, name)
             missing = [part for part in parts if not hasattr(value, part)]
-            if value is not None and missing and not (name == "grader" and callable(value)):
+            fits = name == "grader" and (callable(value) or isinstance(value, RewardFunctions))
+            if value is not None and missing and not fits:
                 raise ConfigError(f"expected {name} to have {', '.join(missing)}{hint}; found {value!r:.80}")
 
     def record(self) -> dict[str, str]:
         """The objects that no setting describes, by their kind: "grader": "__main__:PatternGrader"."""
         found = {"grader": self.grader, "engine": self.engine if callable(self.engine) else None}
-        return {name: _described(value) for name, value in found.items() if value is not None}
+        names = {name: _described(value) for name, value in found.items() if value is not None}
+        return names | ({"grader": self.grader.describe()} if isinstance(self.grader, RewardFunctions) else {})
 
     def as_they_are(self) -> Collection[str]:
         """The parts of the recipe that settings do not touch."""
@@ -72,6 +80,19 @@ class GivenObjects:
         """Content of config.yaml: the settings, with objects by where they are defined."""
         found = {name: recordable(value) for name, value in settings.sections().items()}
         return found | {"engine_kind": OBJECT, "engine": {}} if callable(self.engine) else found
+
+
+def grader_of(
+    grader: GraderSource | None, reward_funcs: Any, reward_weights: Sequence[float] | None
+) -> GraderSource | None:
+    """The grader that was handed over, or the one that reward functions are. Raises `ConfigError` for both."""
+    if reward_funcs is None:
+        if reward_weights is not None:
+            raise ConfigError("expected reward_funcs with reward_weights, found none")
+        return grader
+    if grader is not None:
+        raise ConfigError("expected reward_funcs or a grader, found both; leave one out")
+    return RewardFunctions.of(reward_funcs, reward_weights)
 
 
 def problem_set(problems: str | Sequence[Problem] | ProblemSet, max_problems: int | None = None) -> ProblemSet | None:
@@ -143,11 +164,14 @@ def sampling_settings(
     command: str, source: str, sections: Mapping[str, Any], settings: Mapping[str, Any], given: GivenObjects
 ) -> dict[str, Any]:
     """The settings of a command that samples and does not train: those of the run folder that `source` is, or the
-    defaults of the model that it names. `sections` are the command's own groups; "data" may be among them."""
-    run = Path(source) if (Path(source) / "config.yaml").exists() else None
+    defaults of the model that it names. `sections` are the command's own groups; "data" may be among them.
+
+    Raises `ConfigError` where a run of the hub names code that the settings do not ask for."""
+    of_hub = is_published(source)
+    run = local_run(source) if names_a_run(source) else None
     if run is None and not Path(source).exists() and (source.startswith((".", "/")) or source.count("/") > 1):
         raise ConfigError(f"expected a run folder or a model, found nothing at {source}")
-    base = {} if run is None else run_settings(run)
+    base = {} if run is None else run_settings(run, of_hub=of_hub)
     if given.recipe is not None or given.flow is not None:
         base = {name: value for name, value in base.items() if name not in ("recipe", *_PARTS)}
     values = {"model.model_name_or_path": source} if run is None else {}
@@ -162,9 +186,10 @@ def sampling_settings(
         every.update({**defaults.names(), **method, **defaults.runtime.sections(), **sections})
         return {name: value for name, value in every.items() if name not in given.as_they_are()}
 
-    origin = "" if run is None else str(run / "config.yaml")
+    origin = "" if run is None else f"{source}/config.yaml"
     values |= _given_values(settings)
-    found = resolve(command, "", (), parts, values=values, brings=lambda _: (base, origin), trusted=True)
+    # A caller has seen the folder that it names; what the hub holds is a stranger's.
+    found = resolve(command, "", (), parts, values=values, brings=lambda _: (base, origin), trusted=not of_hub)
     return {**every, **found}
 
 

@@ -21,7 +21,7 @@ from flow_dpo.data.problems import ProblemSet
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.ranks import environment
 from flow_dpo.runs import following, run_folder, training
-from flow_dpo.runs.given_objects import OBJECT, GivenObjects, problem_set, train_settings
+from flow_dpo.runs.given_objects import OBJECT, GivenObjects, Watcher, grader_of, problem_set, train_settings
 from flow_dpo.runs.runtime import EngineOpener, GraderSource
 from flow_dpo.runs.training import TrainResult
 
@@ -35,7 +35,10 @@ def train(
     output_dir: str | Path = "runs/train",
     flow: Flow[Any] | None = None,
     callbacks: Sequence[Callback] = (),
+    watchers: Sequence[Watcher] = (),
     grader: GraderSource | None = None,
+    reward_funcs: Any = None,
+    reward_weights: Sequence[float] | None = None,
     engine: str | EngineSettings | EngineOpener | None = None,
     max_problems: int | None = None,
     resume: bool = False,
@@ -47,22 +50,23 @@ def train(
 
     `model` and `dataset` are folders, hub ids or "seed", which both are by default; a data set may also be a list of
     problems. `recipe` ("flow-dpo" by default) and `engine` are names or objects, `flow`, `callbacks` and `grader` (or
-    its class, which is handed the renderer) objects that are used as they are. `settings` holds any other setting by
+    its class, which is handed the renderer) objects that are used as they are; `watchers` make callbacks of the
+    runtime, once it is open. `reward_funcs`, a reward function as TRL's or several with `reward_weights`, grade in the
+    verifier's place (`verify.rewards`). `settings` holds any other setting by
     its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
     `train(beta=0.5)`. With `resume` the run in `output_dir` is gone on with: what is not given is as it was there, and
     what is given and differs is refused by name. Under torchrun all processes but rank 0 follow that one, and end here.
     Raises `ConfigError` for a name that does not exist.
     """
-    if environment.place().follows:
-        following.follow()
-        raise SystemExit(0)  # what the script does with a result is done where there is one
+    follow_rank_0()
     path = Path(output_dir)
     if resume and max_problems is None and dataset is not None:
         max_problems = (run_folder.resumed_settings(path).get("data") or {}).get("max_problems")
     problems = None if dataset is None else problem_set(dataset, max_problems)
     given = GivenObjects(
         callbacks=callbacks,
-        grader=grader,
+        watchers=watchers,
+        grader=grader_of(grader, reward_funcs, reward_weights),
         engine=engine,
         problems=problems,
         recipe=recipe if isinstance(recipe, Recipe) else None,
@@ -80,4 +84,11 @@ def train(
     }
     name = recipe if isinstance(recipe, str) else None
     resolved = train_settings(values, given, recipe=name, resumed=path if resume else None)
-    return training.run(resolved, Console(quiet=quiet), given)
+    return training.run(resolved, Console(quiet=quiet, force_jupyter=False), given)
+
+
+def follow_rank_0() -> None:
+    """Where this process is one of several and not the first: do its share of the first one's run, and end here."""
+    if environment.place().follows:
+        following.follow()
+        raise SystemExit(0)  # what the script does with a result is done where there is one

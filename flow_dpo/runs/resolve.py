@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 
 Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
-RUNS_CODE = ("flow_source", "recipe", "flow.programs", "model.trust_remote_code")
+RUNS_CODE = ("flow_source", "recipe", "grading.rewards", "flow.programs", "model.trust_remote_code")
 """Settings that let code run which is not this package's (a recipe only where it names a file): each needs a flag of
 the user's; no folder may set it."""
+IN_PYTHON = "the settings given"
+"""What stands for a file where settings are given in Python."""
 OF_RECIPE = ("flow", "explore", "credit", "objective")
 """Groups whose class the recipe chooses, and flags do not."""
 
@@ -124,11 +126,12 @@ class Given:
     def refuse_unasked(self) -> None:
         """Raise `ConfigError` where what comes along would run code that no flag allows."""
         (origin, base), (_, flags) = self.layers[0], self.layers[-1]
+        typed = {*flags, *(found for layer, values in self.layers if layer == IN_PYTHON for found, _ in leaves(values))}
         for name in RUNS_CODE:
             names = {name, name.rpartition(".")[2]}
             for found, value in leaves(base):
                 runs = is_source(str(value)) if name == "recipe" else bool(value)
-                if found in names and runs and not names & set(flags):
+                if found in names and runs and not names & typed:
                     raise ConfigError(
                         f"{origin} asks for {name} = {value!r:.200}, which runs code that is not this package's; where "
                         f"you trust it, add --{name} {str(value).lower() if value is True else value}"
@@ -143,6 +146,10 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
         names["engine"] = "engine_kind"
     if isinstance(values.get("workers"), str):
         names["workers"] = "workers.kind"
+    for name in {"reward", "rewards", "grading.rewards"} & set(values):
+        names[name], value = "grading.rewards", values[name]
+        if isinstance(value, str) and not value.startswith("["):  # one, or several by commas
+            values = {**values, name: [each.strip() for each in value.split(",")]}
     if isinstance(values.get("flow"), str) and is_source(values["flow"]):
         names["flow"] = "flow_source"
     return {str(names[name]): value for name, value in values.items()}
@@ -173,7 +180,7 @@ def resolve(
         raise ConfigError(f"expected --name value, found {given.others[0]!r}; {prog} --help lists all settings")
     if values is not None:
         *files, flags = given.layers
-        given = replace(given, layers=(*files, ("the settings given", _named(values)), flags))
+        given = replace(given, layers=(*files, (IN_PYTHON, _named(values)), flags))
     if brings is not None:
         given = given.over(*brings(given))
         if not trusted:

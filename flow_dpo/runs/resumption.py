@@ -32,8 +32,8 @@ _logger = logging.getLogger(__name__)
 _OF_RUN = ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
 _RUN_ONLY = {f"run.{name}" for name in _OF_RUN} | {"learner.rows.shard_base"} | TIMING_ONLY
 """Settings that change no result."""
-_FACTS = ("code", "recipe_file", "flow_file", "versions", "device", "dtype", "data_fingerprint", "given",
-          "starting_adapters")  # fmt: skip
+_FACTS = ("code", "recipe_file", "flow_file", "reward_files", "versions", "device", "dtype", "data_fingerprint",
+          "given", "starting_adapters")  # fmt: skip
 """What besides the settings a result depends on, as run.json names it."""
 _OTHER_CAUSES = (*(name.removesuffix("_fingerprint") for name in _FACTS), "prompts")
 _CHECKSUM = re.compile("[0-9a-f]{64}")
@@ -107,7 +107,7 @@ def compare(
         _logger.warning("%s is gone: code, versions, device and data are not compared", path / "run.json")
     for name in _FACTS if before else ():
         # A run that was ended while it loaded knows neither its device and precision nor its data yet.
-        if before.get(name) != present[name] and (
+        if before.get(name) != present.get(name) and (
             name in before or name not in ("device", "dtype", "data_fingerprint")
         ):
             found[name.removesuffix("_fingerprint")] = (before.get(name), present[name])

@@ -8,6 +8,7 @@ A folder that can be read while it is written and after anything happened to its
     trees.jsonl      one tree a problem: nodes, token ids, text, verdicts
     pairs.jsonl      one pair a line: prompt, chosen, rejected, in text and token ids, with role, node, depth, verdicts
     scored.jsonl     the same of recipes that learn from single completions with an advantage
+    evaluations.jsonl   what was measured while it ran, where that was asked for (`evaluate.during`)
     timeline.jsonl   who sampled, learned and waited, from when to when (`spans`)
     checkpoints/     where the run stands (`checkpoint`)
     adapters/<role>/<version>/   in PEFT's layout
@@ -45,7 +46,8 @@ from flow_dpo.runs.records import Metrics, PairRow, Record, ScoredRow, TreeRow, 
 from flow_dpo.runs.resolve import read_settings
 from flow_dpo.runs.writable import check_writable
 
-_PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
+_PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy",
+             "bitsandbytes")  # fmt: skip
 
 
 RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl", "timeline.jsonl")
@@ -73,7 +75,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Take back what `create` wrote, so that another run may have the folder."""
-        for name in ("config.yaml", "run.json", *RECORDS):
+        for name in ("config.yaml", "run.json", "evaluations.jsonl", *RECORDS):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "served", ignore_errors=True)
 
@@ -208,6 +210,7 @@ _KINDS = {
     "traces.json": "traces",
     "judge.json": "a judge's verdicts",
     "comparison.json": "a comparison",
+    "lm_eval.json": "results of lm-eval",
 }
 """What a folder holds, by a file that tells it: two of them in one folder could no longer be told apart."""
 
@@ -267,14 +270,32 @@ def _holds_records(path: Path) -> bool:
 def latest_adapters(path: Path) -> dict[Role, Path]:
     """The adapter folder of each role, of the newest version that all roles of the run at `path` have.
 
-    Raises `DataError` where there is none.
+    A run that came from the hub has one version, `<role>/`. Raises `DataError` where there is none.
     """
+    if published := published_roles(path):
+        return {role: path / role for role in published}
     roles = [role for role in sorted((path / "adapters").glob("*")) if role.is_dir()]
     versions = [{int(folder.name) for folder in role.iterdir() if folder.name.isdigit()} for role in roles]
     common = set[int].intersection(*versions) if versions else set[int]()
     if not common:
         raise DataError(f"expected a run folder with adapters/<role>/<version>/, found none in {path}")
     return {role.name: role / str(max(common)) for role in roles}
+
+
+def published_roles(path: Path) -> list[Role]:
+    """The roles whose adapters lie in a folder that came from the hub (`flow_dpo.hub`), as its run.json names them;
+    none of another folder, whose adapters are in `adapters/`."""
+    published = {} if (path / "adapters").exists() else read_facts(path).get("published")
+    roles = published.get("roles") if isinstance(published, dict) else None
+    return (
+        [
+            role
+            for role in roles
+            if isinstance(role, str) and Path(role).name == role and (path / role / "adapter_config.json").is_file()
+        ]
+        if isinstance(roles, list)
+        else []
+    )
 
 
 def read_facts(path: Path) -> dict[str, Any]:

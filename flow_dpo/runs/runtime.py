@@ -38,7 +38,8 @@ from flow_dpo.recipes.presets import default_preset, default_recipe
 from flow_dpo.runs.run_folder import environment
 from flow_dpo.runs.settings import RuntimeSettings, default_settings
 from flow_dpo.runs.starting_adapters import start_from
-from flow_dpo.workers.grading import GraderSource, open_grader, shared
+from flow_dpo.verify.rewards import RewardFunctions
+from flow_dpo.workers.grading import GraderSource, open_grader, reward_functions, shared
 from flow_dpo.workers.in_process import InProcessWorkers
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.setup import (
@@ -153,7 +154,8 @@ def open_runtime(
     roles = tuple(flow.roles if roles is None else roles)
     own = engine if callable(engine) else None
     check_workers(settings.workers, settings.engine, own_engine=own is not None)
-    problems, loaded = _loaded(settings, problems, doing)
+    rewards = reward_functions(settings.grading, grader)
+    problems, loaded = _loaded(settings, problems, doing, rewards)
     setup = WorkerSetup(
         workers=settings.workers, model=dated(settings.model, loaded.renderer), lora=settings.lora,
         engine=settings.engine, grading=settings.grading, roles=roles, seed=seed, opener=own, environment=environment,
@@ -178,12 +180,18 @@ def open_runtime(
 
 
 def _loaded(
-    settings: RuntimeSettings, problems: ProblemSet | None, doing: Callable[[str], None]
+    settings: RuntimeSettings,
+    problems: ProblemSet | None,
+    doing: Callable[[str], None],
+    rewards: RewardFunctions | None,
 ) -> tuple[ProblemSet, LoadedModel]:
     """The problems, where they are not there yet, and the model; says what is begun then."""
     if problems is None:
         doing(f"reading the problems of {settings.data.dataset_name}")
-        problems = load(settings.data)
+        problems = load(settings.data, columns=rewards is not None)
+    if rewards is not None:
+        for problem in problems.problems[:1]:
+            rewards.check_columns(problem)
     doing(f"loading {settings.model.model_name_or_path}")
     loaded = load_model(settings.model)
     if started := starting(settings.workers, settings.engine):

@@ -108,7 +108,8 @@ class SpeakingSettings:
     """Adapters that the roles use; the base model without adapters where neither is given."""
 
     run: str | None = None
-    """A run folder whose newest adapters are used."""
+    """A run folder, or the hub id of a run that was pushed ("me/name", "me/name@revision"), whose newest adapters are
+    used."""
     roles: tuple[str, ...] = ()
     """Roles that use the run's adapters; all where empty."""
     adapter: str | None = None

@@ -1,6 +1,6 @@
 """Starting adapters: trained adapters that a run begins with, in place of fresh ones.
 
-    --lora.init_from runs/first                 each role with its newest adapter of that run
+    --lora.init_from runs/first                 each role with its newest adapter of that run, or of one on the hub
     --lora.init_from runs/sft                   one adapter in PEFT's layout, for the Answer role
     --lora.init_roles.stop runs/a/adapters/stop/12    one role's; before `init_from`
 
@@ -84,6 +84,10 @@ def starting_folders(lora: LoraSettings, roles: tuple[Role, ...] | None) -> dict
     found: dict[Role, Path] = {}
     if lora.init_from:
         source = Path(lora.init_from)
+        if not source.exists():
+            from flow_dpo.runs.published import local_run  # asks the hub's client, which a folder does not need
+
+            source = local_run(lora.init_from)
         alone = (source / ADAPTER_CONFIG).exists()
         found = {ANSWER: source} if alone else run_folder.latest_adapters(source)
         found = {role: folder for role, folder in found.items() if roles is None or role in roles}

@@ -54,6 +54,7 @@ from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import starting_checksums
 from flow_dpo.runs.timeline import Timeline
+from flow_dpo.workers.grading import reward_files, reward_functions
 
 log = logging.getLogger("flow_dpo")
 
@@ -103,7 +104,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}; {reach}"
         )
         bar = progress.ProgressBar(live, len(runtime.fitting), seen)
-        lifecycle = Lifecycle(given.callbacks, window=settings.run.window, seen=seen)
+        lifecycle = _lifecycle(settings, given, runtime, seen)
         workers = timeline.workers(workers)
         with lifecycle.running(partial(_info, path, settings, given, runtime, validation, seen > 0)):
             folder.begun = True
@@ -132,6 +133,13 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     return _summarise(settings, console, given, folder, validation)
 
 
+def _lifecycle(settings: TrainSettings, given: GivenObjects, runtime: Runtime, seen: int) -> Lifecycle:
+    """The callbacks that were handed over, those that need what is loaded last."""
+    found = Lifecycle(given.callbacks, window=settings.run.window, seen=seen)
+    found.join(watcher(settings.recipe, runtime, found.evaluated) for watcher in given.watchers)
+    return found
+
+
 def _info(
     path: Path,
     settings: TrainSettings,
@@ -148,6 +156,8 @@ def _info(
         resumed=resumed,
         problems_seen=validation.num_seen,
         num_problems=len(runtime.fitting),
+        model=runtime.policy.model,
+        tokenizer=runtime.renderer.tokenizer,
     )
 
 
@@ -234,10 +244,9 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
 
 
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
-    again = "the same call of train with resume=True" if given.problems or given.record() else ""
-    print_safe(
-        console, f"Go on with: {again or f'{typed_command()} train --output_dir {shlex.quote(str(path))} --resume'}"
-    )
+    command = f"{typed_command()} train --output_dir {shlex.quote(str(path))} --resume"
+    call = "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
+    print_safe(console, f"Go on with: {call if given.problems or given.record() else command}")
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:
@@ -277,6 +286,8 @@ def _named_facts(settings: TrainSettings, given: GivenObjects) -> dict[str, Any]
         "flow_file": fingerprint(settings.flow_source),
         "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
     }
+    rewards = reward_files(settings.runtime.grading)
+    facts |= {"reward_files": rewards} if rewards else {}
     return facts | ({"given": given.record()} if given.record() else {})
 
 
@@ -289,7 +300,9 @@ def _opened(
     The comparison needs the problems and the device's name: it is made before the model is loaded.
     """
     live.doing(f"reading the problems of {settings.runtime.data.dataset_name}")
-    problems = load(settings.runtime.data) if given.problems is None else given.problems
+    by_rewards = reward_functions(settings.runtime.grading, given.grader) is not None
+    problems = given.problems
+    problems = load(settings.runtime.data, columns=by_rewards) if problems is None else problems
     differences = dict[str, Any]()
     if settings.run.resume:
         facts = {
@@ -299,6 +312,7 @@ def _opened(
             "recipe_file": fingerprint(settings.recipe_name),
             "flow_file": fingerprint(settings.flow_source),
             "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
+            "reward_files": reward_files(settings.runtime.grading) or None,
             "given": given.record() or None,
         }
         differences = resumption.compare(path, settings, given, facts, problems.problems)

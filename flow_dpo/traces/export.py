@@ -36,9 +36,10 @@ class ExportSettings:
     """Settings of an export: its source, format and folder."""
 
     source: str = ""
-    """A folder or file of traces (`flow-dpo generate`), or a run folder, whose pairs are taken."""
-    format: Literal["auto", "messages", "prompt_completion", "preference"] = "auto"
-    """"auto" is "prompt_completion" for traces and "preference" for a run."""
+    """A folder or file of traces (`flow-dpo generate`), a run folder, whose pairs are taken, or an evaluation."""
+    format: Literal["auto", "messages", "prompt_completion", "preference", "inspect"] = "auto"
+    """"auto" is "prompt_completion" for traces, "preference" for a run and "inspect" for an evaluation: a log of
+    Inspect AI."""
     output_dir: str = "runs/export"
 
     def __post_init__(self) -> None:
@@ -56,16 +57,18 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
     if (folder / ROWS).exists() or (folder / CARD).exists():
         raise ConfigError(f"output_dir {folder} already holds an export; name another with --output_dir")
     is_run = (source / "pairs.jsonl").exists()
+    if settings.format == "inspect":
+        raise ConfigError(f"expected an evaluation for a log of Inspect AI, found {source}")
     wanted: Format = ("preference" if is_run else "prompt_completion") if settings.format == "auto" else settings.format
     if is_run != (wanted == "preference"):
         what = "a run folder, which holds pairs" if is_run else "traces"
         others = "preference" if is_run else "messages or prompt_completion"
         raise ConfigError(f"expected --format {others} for {source} ({what}), found {wanted}")
     if is_run:
-        rows, facts = pair_rows(source), _run_facts(source)
+        rows, facts = pair_rows(source), run_facts(source)
     else:
         file = read_traces(source)
-        rows, facts = trace_rows(file.traces, wanted), _trace_facts(file)
+        rows, facts = trace_rows(file.traces, wanted), trace_facts(file)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ROWS).write_bytes(b"")
@@ -105,8 +108,9 @@ def pair_rows(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def card(format: Format, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-    """The data set's card: a YAML header that the hub reads, and how the rows were made."""
+def card(format: Format, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], *, repo_id: str = "") -> str:
+    """The data set's card: a YAML header that the hub reads, and how the rows were made. `repo_id`: of the hub, where
+    it is read from there."""
     header = DatasetCardData(
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": ROWS}]}],
         task_categories=["text-generation"],
@@ -115,8 +119,11 @@ def card(format: Format, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, 
     )
     known = {name: value for name, value in facts.items() if value not in (None, "", {})}
     columns = ", ".join(f"`{name}`" for name in rows[0])
+    use = _USE[format]
+    if repo_id:
+        use = use.replace(_LOAD, f'rows = load_dataset("{repo_id}", split="train")\n')
     made = DatasetCard.from_template(
-        header, template_str=_CARD, title=f"{len(rows)} {_TITLES[format]}", facts=known, use=_USE[format],
+        header, template_str=_CARD, title=f"{len(rows)} {_TITLES[format]}", facts=known, use=use,
         columns=columns, meaning=_COLUMNS[format],
     )  # fmt: skip
     return str(made)
@@ -173,7 +180,8 @@ _USE: Mapping[Format, str] = {
 }
 
 
-def _trace_facts(file: TraceFile) -> dict[str, Any]:
+def trace_facts(file: TraceFile) -> dict[str, Any]:
+    """What a card says of traces."""
     header, cost, counts = file.header, file.header.get("cost", {}), file.header.get("counts", {})
     return {
         "written by": ", ".join(sorted({trace.source for trace in file.traces})),
@@ -186,6 +194,7 @@ def _trace_facts(file: TraceFile) -> dict[str, Any]:
     }
 
 
-def _run_facts(run: Path) -> dict[str, Any]:
+def run_facts(run: Path) -> dict[str, Any]:
+    """What a card says of a run's pairs."""
     facts = run_folder.read_facts(run)
     return {"model": facts.get("model"), "problems": facts.get("num_problems"), "command": facts.get("command")}

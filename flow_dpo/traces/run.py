@@ -22,9 +22,10 @@ from flow_dpo.data.problems import ProblemSet
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import is_trained, load_adapters, sampled_flow, trace_pass
-from flow_dpo.runs.given_objects import GivenObjects, problem_set, recordable, sampling_settings
+from flow_dpo.runs.given_objects import GivenObjects, grader_of, problem_set, recordable, sampling_settings
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
+from flow_dpo.runs.published import names_a_run
 from flow_dpo.runs.resolve import command_line
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
@@ -49,6 +50,8 @@ def generate_traces(
     output_dir: str | Path = "runs/traces",
     flow: Flow[Any] | None = None,
     grader: GraderSource | None = None,
+    reward_funcs: Any = None,
+    reward_weights: Sequence[float] | None = None,
     engine: str | EngineSettings | EngineOpener | None = None,
     max_problems: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -59,12 +62,13 @@ def generate_traces(
     `source` is a run folder, whose newest adapters are sampled on the data set that they were trained on unless another
     is given, or a model's name. Any setting of the command may be given by its name: `num_samples=4`.
     """
+    grader = grader_of(grader, reward_funcs, reward_weights)
     given = GivenObjects(grader=grader, engine=engine, flow=flow, problems=problem_set(dataset or "", max_problems))
     data = dataset if isinstance(dataset, str) else None
     values = {"data.dataset_name": data, "data.max_problems": max_problems, **(settings or {}), **more}
     sections = {"generate": GenerateSettings(), "selection": SelectionSettings()}
     found = sampling_settings("flow_dpo.generate_traces", str(source), sections, values, given)
-    run = str(source) if (Path(source) / "config.yaml").exists() else None
+    run = str(source) if names_a_run(str(source)) else None
     generate = replace(found["generate"], output_dir=str(output_dir))
     path = generate_run({**found, "speaking": SpeakingSettings(run=run), "generate": generate}, given)
     return read_traces(path)

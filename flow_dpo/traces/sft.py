@@ -20,24 +20,27 @@ from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, constants
-from peft import PeftModel
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel, PrinterCallback
 
+from flow_dpo.core.answer_stop import ANSWER
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Problem, TokenIds
 from flow_dpo.learner.settings import LoraSettings
+from flow_dpo.models import adapter_files
 from flow_dpo.models.adapter_targets import targets_of
 from flow_dpo.models.load import LoadedModel
 from flow_dpo.models.render import Renderer
 from flow_dpo.runs import headers, run_folder
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.records import FineTuningLog, append_rows
+from flow_dpo.runs.starting_adapters import starting_folders
 from flow_dpo.runs.trends import Trend, trend
 from flow_dpo.traces.settings import SftSettings, SftTrainingSettings
 from flow_dpo.traces.trace import Trace, TraceFile
@@ -122,21 +125,28 @@ def fine_tune(
     training: SftTrainingSettings,
     settings: SftSettings,
 ) -> tuple[PeftModel, list[dict[str, Any]]]:
-    """The model with its trained adapter, and TRL's log. `rows` are those of `examples`."""
+    """The model with its trained adapter, and TRL's log. `rows` are those of `examples`; where `lora` names an adapter
+    to begin with, that goes on."""
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
     config = targets_of(loaded.model, lora).config(lora)
+    model, fresh = loaded.model, dict[str, Any](peft_config=config)
+    for folder in starting_folders(lora, (ANSWER,)).values():
+        adapted = get_peft_model(loaded.model, config)
+        own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        set_peft_model_state_dict(adapted, adapter_files.read(folder, config, own))
+        model, fresh = cast(PreTrainedModel, adapted), {}
     with warnings.catch_warnings(), _no_telemetry():
         # PEFT 0.21 and TRL 1.16 know transformers 5's settings by their old names.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
         trainer = SFTTrainer(
-            model=loaded.model,
+            model=model,
             args=SFTConfig(**_arguments(loaded, training, settings)),
             train_dataset=Dataset.from_list([{name: list(ids) for name, ids in row.items()} for row in rows]),
             processing_class=loaded.renderer.tokenizer,
-            peft_config=config,
+            **fresh,
         )
         trainer.remove_callback(PrinterCallback)  # every update's row goes to metrics.jsonl instead
         trainer.train()

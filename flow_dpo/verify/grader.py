@@ -31,6 +31,14 @@ class GradingSettings:
     timeout_s: float = 5.0
     """Seconds of processor time after which the verifier gives an answer up as ungraded. Not by the wall: a busy
     machine changes no verdict."""
+    rewards: tuple[str, ...] = ()
+    """Reward functions that grade in the verifier's place, each a "file.py:name", a "package.module:name", an installed
+    plug-in's name, or "answer", which is the verifier. `--reward` is short for it. Their code is run."""
+    reward_weights: tuple[float, ...] = ()
+    """Factor of each reward function; 1 each where empty."""
+    correct_from: float = 1.0
+    """With reward functions: the least reward that counts as correct, for accuracies, traces and Stop's words. Pairs
+    and advantages compare the rewards themselves."""
 
     def __post_init__(self) -> None:
         expect(self, "above 0", lambda value: value > 0, "timeout_s")

@@ -12,28 +12,54 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from flow_dpo.core.grader import Grader
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Solution, Verdict
 from flow_dpo.models.render import Renderer
+from flow_dpo.plugins.load import fingerprint, load_object
 from flow_dpo.verify.grader import AnswerGrader, GradingSettings
+from flow_dpo.verify.reward_grader import RewardGrader
+from flow_dpo.verify.rewards import RewardFunctions, answer_reward
 from flow_dpo.verify.verifier import Verifier
 
-GraderSource = Grader | Callable[[Renderer], Grader]
-"""A grader, or what makes one from the renderer that turns sampled ids into text, such as its class."""
+GraderSource = Grader | RewardFunctions | Callable[[Renderer], Grader]
+"""A grader, reward functions, or what makes a grader from the renderer that turns sampled ids into text, such as its
+class."""
 
 
 @contextmanager
 def open_grader(settings: GradingSettings, source: GraderSource | None, renderer: Renderer) -> Iterator[Grader]:
-    """The grader by final answers, or one of the caller's own."""
-    if source is None:
+    """The grader by final answers, by reward functions, or one of the caller's own."""
+    rewards = reward_functions(settings, source)
+    if source is None or rewards is not None:
         with Verifier(rule=settings.rule, timeout_s=settings.timeout_s) as verifier:
-            yield AnswerGrader(verifier, renderer, settings)
+            answers = AnswerGrader(verifier, renderer, settings)
+            yield answers if rewards is None else RewardGrader(rewards, answers, renderer, settings)
     elif is_object(source):
         yield source  # pyright: ignore[reportReturnType]
     else:
         yield source(renderer)  # pyright: ignore[reportCallIssue]
+
+
+def reward_functions(settings: GradingSettings, source: GraderSource | None) -> RewardFunctions | None:
+    """The reward functions that grade, handed over or named by the settings; None where there are none."""
+    if isinstance(source, RewardFunctions):
+        return source
+    if not settings.rewards:
+        return None
+    return RewardFunctions.of([load_reward(each) for each in settings.rewards], settings.reward_weights)
+
+
+def reward_files(settings: GradingSettings) -> dict[str, str | None]:
+    """The checksum of the file of each reward function that the settings name, for the record."""
+    return {source: fingerprint(source) for source in settings.rewards}
+
+
+def load_reward(source: str) -> Any:
+    """The function that a source, an installed plug-in's name, or "answer" stands for."""
+    return answer_reward if source == "answer" else load_object(source, kind="reward")
 
 
 def is_object(source: GraderSource) -> bool:

@@ -97,4 +97,5 @@ def test_every_name_on_the_pages_has_its_line() -> None:
     assert set(_LINES) == set(RECIPES)
     assert set(PRESET_LINES) == set(PRESET_NAMES)
     known = Names(default_settings("flow-dpo", "chat").sections()).defaults
-    assert {name for wanted in _USUAL.values() for name in wanted} <= {*known, "grading.rewards", "trackers.report_to"}
+    of_others = {"grading.rewards", "trackers.report_to", "while_training.eval_steps"}
+    assert {name for wanted in _USUAL.values() for name in wanted} <= {*known, *of_others}

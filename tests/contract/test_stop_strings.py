@@ -92,7 +92,10 @@ def test_a_completion_is_the_longer_one_cut_behind_its_first_stop_string(case: C
     assert None in ends
     for one, whole, end in zip(cut, free, ends, strict=True):
         count = len(whole.token_ids) if end is None else end
-        assert one.token_ids == one.content_ids + ((END,) if one.finish_reason == "stop" else ())
+        assert letters(one.token_ids).startswith(letters(one.content_ids))
+        if end is not None:
+            spelled = next(string for string in STRINGS if letters(one.token_ids).endswith(string))
+            assert letters(one.content_ids) == letters(one.token_ids).removesuffix(spelled)
         assert one.token_ids == whole.token_ids[:count]
         assert one.finish_reason == ("stop_string" if end is not None else whole.finish_reason)
         assert one.ended == (one.finish_reason != "length")
@@ -117,6 +120,10 @@ def test_an_alternative_is_cut_by_what_it_goes_on_from(case: Case) -> None:
         for one, cut, end in zip(found[::2], found[1::2], ends, strict=True):
             assert cut.token_ids == one.token_ids[: len(one.token_ids) if end is None else end]
             assert cut.finish_reason == ("stop_string" if end is not None else one.finish_reason)
+            if end is not None:
+                # Of a string that began before, all of it is known to whoever joins the two.
+                assert cut.num_stop_tokens == (2 if end > 1 or prefix else 1)
+                assert letters(cut.content_ids) == letters(one.token_ids[: max(0, end - 2)])
     assert 1 in hits, "some string began before what was sampled"
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 
 import pytest
 
 from flow_dpo.core.credit import OutcomePairs
-from flow_dpo.core.metrics import tree_metrics
+from flow_dpo.core.metrics import ProgressiveValidation, tree_metrics
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Pair, Solution, Status
+from flow_dpo.core.types import Pair, Solution, Status, Verdict
 from flow_dpo.recipes.grpo.advantages import GroupAdvantages
 from tests.support.tree_builders import completion, graded, problem, request, two_chunk_tree
 
@@ -155,3 +156,44 @@ def test_every_turn_of_a_play_has_its_advantage() -> None:
 def test_two_independent_plays_pair_unless_they_say_the_same() -> None:
     assert len(OutcomePairs()([group("correct", "wrong")])) == 0
     assert drawn(OutcomePairs()([group("correct", "correct", "wrong")])) == [("answer", 0, 0, 2), ("answer", 0, 1, 2)]
+
+
+def rewarded(tree: Tree, *values: float | None) -> Tree:
+    for rollout, value in enumerate(values):
+        status: Status = "ungraded" if value is None else "correct" if value >= 1 else "wrong"
+        tree.grade(rollout, "", Verdict(status=status, value=value))
+    return tree
+
+
+def test_real_valued_rewards_pair_by_their_difference() -> None:
+    """Rewards 0.75, 0.25, 0.75, None, 2.0 of the five rollouts: the flip at S1 ties, the alternative to A2 is
+    ungraded."""
+    tree = rewarded(two_chunk_tree(), 0.75, 0.25, 0.75, None, 2.0)
+    pairs = OutcomePairs()([tree])
+    assert drawn(pairs) == [("answer", 0, 0, 4), ("stop", 3, 9, 3)]
+    assert [pair.margin for pair in pairs] == [0.5, 1.25]
+    assert [pair.margin for pair in OutcomePairs(min_margin=0.5)([tree])] == [0.5, 1.25]
+    assert [pair.margin for pair in OutcomePairs(min_margin=0.6)([tree])] == [1.25]
+
+
+def test_real_valued_rewards_are_measured_and_accuracy_is_by_status() -> None:
+    tree = rewarded(two_chunk_tree(), 0.75, 0.25, 0.75, None, 2.0)
+    row = tree_metrics([tree], [], ("answer",))
+    assert row["reward"] == (0.75 + 0.25 + 0.75 + 2.0) / 4
+    assert row["reward_std"] == pytest.approx((sum((x - 0.9375) ** 2 for x in (0.75, 0.25, 0.75, 2.0)) / 3) ** 0.5)
+    assert "reward" not in tree_metrics([graded(two_chunk_tree(), "correct")], [], ("answer",))
+    progress = ProgressiveValidation()
+    for value in (0.75, 2.0):
+        progress.see(Verdict(status="correct" if value >= 1 else "wrong", value=value))
+    assert (progress.row()["progressive/accuracy"], progress.row()["progressive/reward"]) == (0.5, 1.375)
+    assert ProgressiveValidation.from_state(json.loads(json.dumps(progress.state()))) == progress
+    assert "values" not in ProgressiveValidation().state()
+
+
+def test_group_advantages_of_real_valued_rewards() -> None:
+    """Rewards 0, 0.5, 1: mean 0.5, deviation sqrt(1/6); the middle one teaches nothing, and equal ones but for
+    rounding are a tie."""
+    tree = rewarded(two_chunk_tree(), 0.0, 0.5, 1.0, None, None)
+    found = {example.node: example.advantage for example in GroupAdvantages()([tree])}
+    assert {round(value, 6) for value in found.values()} == {round(-(1.5**0.5), 6), round(1.5**0.5, 6)}
+    assert not GroupAdvantages()([rewarded(two_chunk_tree(), 0.1 + 0.2, 0.3, None, None, None)])

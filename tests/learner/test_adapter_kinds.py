@@ -21,7 +21,9 @@ from flow_dpo.core.types import Completion, Request, Sampling
 from flow_dpo.engines.factory import check_readable, role_model_of
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
+from flow_dpo.engines.model_check import Subject, choose_engine
 from flow_dpo.engines.settings import LocalSettings
+from flow_dpo.learner.check import choose_way
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs
 from flow_dpo.learner.policy import Policy
@@ -39,8 +41,8 @@ SETTINGS = {
     "all": replace(BASE, use_rslora=True, use_dora=True, modules_to_save=("lm_head",)),
 }
 CASES = [
-    ("llama", "rslora"), ("qwen2", "rslora"), ("qwen3", "dora"), ("phi3", "dora"), ("gemma3", "dora"),
-    ("llama", "dora_head"), ("qwen2", "whole"), ("llama", "whole"), ("gemma3", "whole"), ("qwen3", "all"),
+    ("llama", "rslora"), ("phi3", "dora"), ("gemma3", "dora"),
+    ("llama", "dora_head"), ("llama", "whole"), ("gemma3", "whole"), ("qwen3", "all"),
 ]  # fmt: skip
 kinds = pytest.mark.parametrize(("family", "kind"), CASES)
 
@@ -154,14 +156,34 @@ def test_updates_move_every_kind_of_weight_of_one_role_and_resume(family: str, k
 
 
 def test_what_is_loaded_must_be_of_the_same_kind(tmp_path: Path) -> None:
+    Policy(tiny_model("qwen3", vocab_size=64), ROLES, SETTINGS["all"]).save_adapter("answer", tmp_path / "small")
+    with pytest.raises(ModelError, match=r"1 names or shapes differ, such as base_model\.model\.lm_head\.weight"):
+        Policy(tiny_model("qwen3"), ROLES, SETTINGS["all"]).load_adapter("answer", tmp_path / "small")
     for kind in ("rslora", "dora", "whole"):
         moved("qwen2", kind).save_adapter("answer", tmp_path / kind)
-        with pytest.raises(ModelError, match=r"the adapter was made with (use_rslora|use_dora|modules_to_save) = "):
+        with pytest.raises(
+            ModelError,
+            match=r"was made with use_rslora|was made with use_dora|modules_to_save: \d+ names or shapes differ",
+        ):
             Policy(tiny_model("qwen2"), ROLES, BASE).load_adapter("answer", tmp_path / kind)
         fresh = Policy(tiny_model("qwen2"), ROLES, SETTINGS[kind])
         fresh.load_adapter("stop", tmp_path / kind)
         for left, right in zip(fresh.weights("stop"), moved("qwen2", kind).weights("answer"), strict=True):
             assert torch.equal(left, right)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+def test_an_adapter_that_peft_made_may_name_its_modules_as_it_likes(tmp_path: Path) -> None:
+    policy = Policy(tiny_model("qwen3"), ROLES, replace(BASE, modules_to_save=("lm_head", "embed_tokens")))
+    config = LoraConfig(
+        r=4, lora_alpha=12, target_modules=list(policy.targets.modules), modules_to_save=["embed_tokens", "lm_head"]
+    )
+    made = get_peft_model(tiny_model("qwen3", seed=1), config)
+    made.save_pretrained(str(tmp_path))
+    policy.load_adapter("answer", tmp_path)
+    with torch.no_grad(), policy.using("answer"):
+        embedding = policy.model.get_input_embeddings()(IDS)
+        assert torch.equal(embedding, made.get_input_embeddings()(IDS))
 
 
 @pytest.mark.parametrize(
@@ -210,3 +232,35 @@ def test_what_learns_whole_has_no_adapter_beside() -> None:
     policy = Policy(tiny_model("qwen2"), ROLES, replace(BASE, modules_to_save=("q_proj",)))
     assert not any("q_proj.lora_" in name for name in policy.names("answer"))
     assert sum("q_proj.weight" in name for name in policy.names("answer")) == 2
+
+
+@kinds
+def test_a_snapshot_is_the_adapter_as_it_was(family: str, kind: str) -> None:
+    policy = moved(family, kind)
+    name = policy.snapshot("answer")
+
+    @torch.no_grad()
+    def logits(adapter: str) -> torch.Tensor:
+        with policy.using(adapter):
+            return policy.model(input_ids=IDS).logits
+
+    before = logits("answer")
+    assert torch.equal(logits(name), before)
+    with torch.no_grad():
+        for weight in policy.weights("answer"):
+            weight *= 1.1
+    policy.publish("answer")
+    assert torch.equal(logits(name), before)
+    assert not torch.allclose(logits("answer"), before, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["dora", "whole", "all"])
+def test_engine_and_learner_pass_the_check_in_half_precision(kind: str) -> None:
+    policy = Policy(tiny_model("qwen3").to(torch.bfloat16), ROLES, SETTINGS[kind])
+    subject = Subject.of(policy, context_tokens=512)
+
+    def local(subject: Subject) -> LocalEngine:
+        return LocalEngine(subject.model, role_model=subject.using, end_ids=(), context_tokens=subject.context_tokens)
+
+    assert choose_engine(subject, {"the local engine": (local, "layout")}) == "the local engine"
+    assert choose_way(policy, packed=True) == (True, False)

@@ -118,7 +118,7 @@ def test_a_file_of_two_kinds_is_read_by_each_rows_schema(tmp_path: Path) -> None
         (("nodes", 0, "logprobs"), [None], "nodes 0: expected a list, a number each, in 'logprobs'"),
         (("nodes", 0, "logprobs"), [10**400], "in 'logprobs'"),
         (("nodes", 0, "choice_logprobs"), [-1, -2], "nodes 0: expected 0 or 1 as the 'choice' between two words"),
-        (("nodes", 0, "finish_reason"), "tired", "nodes 0: expected one of 'stop', 'length', 'choice'"),
+        (("nodes", 0, "finish_reason"), "tired", "nodes 0: expected one of 'stop', 'stop_string', 'length', 'choice'"),
         (("rollouts", 0, "leaf"), 1, "rollouts 0: expected a whole number from 0 to 0 in 'leaf', found 1"),
         (("rollouts", 0, "verdict"), {"status": "maybe"}, "rollouts 0, verdict: expected one of 'correct'"),
         (("rollouts",), [], "expected nodes and rollouts, found 1 and 0"),

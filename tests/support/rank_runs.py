@@ -117,14 +117,14 @@ class Case:
     """A learner, and the calls that it gets."""
 
     def __init__(self, kind: str = "llama", *, dtype: torch.dtype = torch.float32, dropout: float = 0.0, **more: Any):
-        self.kind, self.dtype, self.dropout = kind, dtype, dropout
+        self.kind, self.dtype, self.dropout, self.lora = kind, dtype, dropout, more.pop("lora", {})
         self.settings = LearnerSettings(
             **{"learning_rate": 1e-3, "examples_per_update": 0, "rows": RowSettings(max_tokens=40), **more}
         )
 
     def policy(self) -> Policy:
         model = tiny_model(self.kind).to(self.dtype)  # pyright: ignore[reportArgumentType]
-        return stir(Policy(model, ROLES, LoraSettings(lora_r=4, lora_dropout=self.dropout), seed=5))
+        return stir(Policy(model, ROLES, LoraSettings(lora_r=4, lora_dropout=self.dropout, **self.lora), seed=5))
 
     def calls(self, policy: Policy) -> list[Sequence[Example]]:
         """Many rows of both roles and kinds; fewer rows than ranks; one role alone; a single pair."""
@@ -139,18 +139,18 @@ class Case:
 
 
 CASES = {
-    "packed": Case(reference=ReferenceSettings(kind="snapshot", every=2)),
+    "packed": Case(reference=ReferenceSettings(kind="snapshot", every=2), lora={"modules_to_save": ("lm_head",)}),
     "plain, dropout, bfloat16": Case(
         "qwen2", dtype=torch.bfloat16, dropout=0.2, rows=RowSettings(packed=False, max_tokens=60)
     ),
 }
 SHARDED = [
-    Case(kind, dtype=dtype, dropout=0.1, rows=RowSettings(packed=packed, max_tokens=40, gradient_checkpointing=True))
-    for kind, dtype, packed in [
-        ("llama", torch.float32, True),
-        ("llama", torch.bfloat16, False),
-        ("qwen2", torch.float32, False),
-        ("qwen2", torch.bfloat16, True),
+    Case(kind, dtype=dtype, dropout=0.1, rows=RowSettings(max_tokens=40, gradient_checkpointing=True, **rows), **more)
+    for kind, dtype, rows, more in [
+        ("llama", torch.float32, {}, {}),
+        ("llama", torch.bfloat16, {"packed": False}, {}),
+        ("qwen2", torch.float32, {"packed": False}, {"lora": {"use_dora": True, "modules_to_save": ("norm",)}}),
+        ("qwen2", torch.bfloat16, {}, {}),
     ]
 ]
 AT = 2

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from flow_dpo.cli import generate
@@ -24,6 +25,8 @@ from flow_dpo.core.protocols import Backends
 from flow_dpo.core.types import Problem, Request, TokenIds, Verdict
 from flow_dpo.engines.scripted import ScriptedEngine
 from flow_dpo.evaluate.evaluate import EvaluationSettings, evaluate
+from flow_dpo.learner.policy import Policy
+from flow_dpo.learner.settings import LoraSettings
 from flow_dpo.models.load import ModelSettings, load_model
 from flow_dpo.recipes.presets import preset
 from flow_dpo.recipes.scales import WORKED_EXAMPLES
@@ -145,6 +148,27 @@ def test_nobody_is_told_of_a_fine_tuning(
     assert refused, "TRL tells no longer, or another way: look again"
     assert all(refused)
     assert constants.HF_HUB_DISABLE_TELEMETRY is False
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # PEFT asks transformers by an old name
+def test_it_goes_on_from_an_adapter_of_another_kind(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """At a learning rate of next to nothing what comes out is what went in, with its shape."""
+    policy = Policy(load_model("seed").model, ("answer",), LoraSettings(lora_r=4, use_rslora=True, use_dora=True))
+    with torch.no_grad():
+        for weight in policy.weights("answer"):
+            weight += 0.01
+    policy.save_adapter("answer", tmp_path / "before")
+    words = ["--traces", str(made[0]), "--lora.init_from", str(tmp_path / "before"), "--learning_rate", "1e-12"]
+    assert fine_tune([*words, "--num_train_epochs", "1", "--output_dir", str(tmp_path / "after")]) == 0
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("before", "after"))
+    assert sorted(before) == sorted(after)
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-5, atol=1e-7)
+    shape = json.loads((tmp_path / "after" / "adapter_config.json").read_text())
+    assert (shape["r"], shape["use_rslora"], shape["use_dora"], shape["lora_dropout"]) == (4, True, True, 0.05)
+    out = tmp_path / "evaluation"
+    words = ["--mode", "single", "--adapter", str(tmp_path / "after"), "--max_problems", "4", "--output_dir", str(out)]
+    assert cli_evaluate(words) == 0
 
 
 def test_the_model_card_names_its_base(made: tuple[Path, Path]) -> None:

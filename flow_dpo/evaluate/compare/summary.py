@@ -65,7 +65,7 @@ def rewards_of(evaluation: Path) -> dict[str, float | None]:
     """The reward of each question of an evaluation, the mean over its draws; None where none could be graded."""
     found: dict[str, list[float | None]] = {}
     for row in read_rows(evaluation / "predictions.jsonl", Prediction):
-        found.setdefault(row.id, []).append(None if row.verdict is None else row.verdict.reward)
+        found.setdefault(row.id, []).append(None if row.verdict is None else row.verdict.right)
     return {id: None if set(each) == {None} else fmean(value or 0.0 for value in each) for id, each in found.items()}
 
 

@@ -106,7 +106,7 @@ class ValuePairs:
 
 def _targets(tree: Tree, role: Role) -> list[ScoredCompletion]:
     """The targets of this role on the trunk; nothing where the trunk could not be graded."""
-    reward = None if tree.trunk.verdict is None else tree.trunk.verdict.reward
-    if reward is None:
+    right = None if tree.trunk.verdict is None else tree.trunk.verdict.right
+    if right is None:
         return []
-    return [scored_word(tree, node, 0 if reward else 1) for node in tree.trunk_nodes() if node.role == role]
+    return [scored_word(tree, node, 0 if right else 1) for node in tree.trunk_nodes() if node.role == role]

@@ -28,8 +28,11 @@ _CUT = Verdict(status="wrong", reason="the attempt was cut before its end")
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptCredit:
-    """Pairs of Answer's chunks by the verdicts of their own attempts, and Stop's words by the verdicts."""
+    """Pairs of Answer's chunks by the rewards of their own attempts, and Stop's words by the verdicts."""
 
+    min_margin: float = 0.0
+    """The least difference of two rewards that makes a pair (not stated in the paper, whose rewards are 1 and 0). Equal
+    rewards never make one."""
     verdict_weight: float = 1.0
     """Weight of Stop's words; 0 leaves them out."""
 
@@ -40,7 +43,7 @@ class AttemptCredit:
         """All examples of the trees, tree by tree: pairs, then words."""
         examples: list[Example] = []
         for tree in trees:
-            examples += [*_attempt_pairs(tree), *verdict_words(tree, self.verdict_weight)]
+            examples += [*_attempt_pairs(tree, self.min_margin), *verdict_words(tree, self.verdict_weight)]
         return examples
 
 
@@ -69,16 +72,16 @@ def verdict_words(tree: Tree, weight: float) -> list[ScoredCompletion]:
     found: dict[TokenIds, ScoredCompletion] = {}
     for rollout in tree.rollouts:
         leaf = tree.nodes[rollout.leaf]
-        reward = None if rollout.verdict is None else rollout.verdict.reward
-        if reward is None or leaf.role != STOP or leaf.completion.choice != 0 or "finished" not in leaf.tags:
+        right = None if rollout.verdict is None else rollout.verdict.right
+        if right is None or leaf.role != STOP or leaf.completion.choice != 0 or "finished" not in leaf.tags:
             continue
-        word = scored_word(tree, leaf, 0 if reward else 1)
+        word = scored_word(tree, leaf, 0 if right else 1)
         found.setdefault(leaf.request.prompt_ids, replace(word, weight=weight))
     return list(found.values())
 
 
-def _attempt_pairs(tree: Tree) -> Iterator[Pair]:
-    """Each alternative against the trunk's chunk, where the two attempts differ in correctness."""
+def _attempt_pairs(tree: Tree, min_margin: float) -> Iterator[Pair]:
+    """Each alternative against the trunk's chunk, where the two attempts differ in their rewards."""
     verdicts = attempt_verdicts(tree)
     for node in tree.trunk_nodes():
         own = verdicts[node.tags[-1]]
@@ -89,14 +92,18 @@ def _attempt_pairs(tree: Tree) -> Iterator[Pair]:
             # Independent draws may be equal; what was drawn as an alternative never is.
             if other.completion.token_ids == node.completion.token_ids or verdict is None:
                 continue
-            if verdict.reward is None or verdict.reward == own.reward:
+            # Where reward functions grade, an attempt that was cut has no reward that theirs could be compared with.
+            if verdict.reward is None or (verdict.value is None) != (own.value is None):
                 continue
-            chosen, rejected = ((node, own), (other, verdict))[:: 1 if own.reward else -1]
+            margin = own.reward - verdict.reward
+            if margin == 0 or abs(margin) < min_margin:
+                continue
+            chosen, rejected = ((node, own), (other, verdict))[:: 1 if margin > 0 else -1]
             yield Pair(
                 request=node.request,
                 chosen=chosen[0].completion,
                 rejected=rejected[0].completion,
-                margin=1.0,
+                margin=abs(margin),
                 problem_id=tree.problem.id,
                 chosen_node=chosen[0].id,
                 rejected_node=rejected[0].id,
@@ -131,7 +138,7 @@ def _own_verdict(tree: Tree, node: Node) -> Verdict | None:
     if leaf.tags[-1] != node.tags[-1]:
         return None
     if leaf.role != STOP:
-        return _CUT
+        return _CUT if rollout.verdict is None else replace(_CUT, value=rollout.verdict.value)
     return rollout.verdict if leaf.completion.choice == 0 else None
 
 
@@ -139,11 +146,11 @@ def attempt_evidence(tree: Tree) -> Iterator[Evidence]:
     """What was known of each judged attempt of the trunk that could be graded, and its verdict."""
     before: bool | None = None
     for tag, verdict in attempt_verdicts(tree).items():
-        reward = None if verdict is None else verdict.reward
+        right = None if verdict is None else verdict.right
         nodes = [node for node in tree.trunk_nodes() if node.tags[-1] == tag]
         logprobs = [value for node in nodes if node.role != STOP for value in node.completion.logprobs]
-        if nodes[-1].role == STOP and reward is not None:
+        if nodes[-1].role == STOP and right is not None:
             yes, no = nodes[-1].completion.choice_logprobs
             mean = math.fsum(logprobs) / len(logprobs)
-            yield Evidence(log_odds=yes - no, mean_logprob=mean, right=reward == 1.0, after=before)
-        before = None if reward is None else reward == 1.0
+            yield Evidence(log_odds=yes - no, mean_logprob=mean, right=right == 1.0, after=before)
+        before = None if right is None else right == 1.0

@@ -14,6 +14,9 @@ from statistics import fmean, pstdev
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion
 
+_ROUNDING = 1e-9
+"""Rewards of a group that spread by no more than this, relatively, are equal."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupAdvantages:
@@ -38,6 +41,8 @@ class GroupAdvantages:
         if len(set(rewards.values())) < 2:
             return []
         mean, spread = fmean(rewards.values()), pstdev(rewards.values())
+        if spread <= _ROUNDING * max(1.0, abs(mean)):  # sums of floats that would be equal: noise is no advantage
+            return []
         return [
             ScoredCompletion(
                 request=node.request,
@@ -49,5 +54,5 @@ class GroupAdvantages:
                 tags=node.tags,
             )
             for node in tree.nodes
-            if node.rollout in rewards
+            if node.rollout in rewards and rewards[node.rollout] != mean
         ]

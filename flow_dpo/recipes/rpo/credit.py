@@ -30,6 +30,8 @@ class BranchPairs:
     """Pairs of one problem, drawn at random from all of its states; the authors' is 8. 0 keeps all."""
     pairs_seed: int = 0
     """Of that draw."""
+    min_margin: float = 0.0
+    """The least difference of two rewards that makes a pair; the authors' are 1 and 0. Equal ones never make one."""
     by_problem: bool = True
     """Weigh pairs so that each problem with any counts alike, mean 1. The authors draw a problem a step, so that those
     with many pairs are not preferred."""
@@ -39,7 +41,7 @@ class BranchPairs:
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, tree by tree, state by state."""
-        found = [self._kept(tree, pairs) for tree in trees if (pairs := _pairs(tree))]
+        found = [self._kept(tree, pairs) for tree in trees if (pairs := _pairs(tree, self.min_margin))]
         mean = sum(map(len, found)) / max(len(found), 1)
         return [
             replace(pair, weight=mean / len(pairs)) if self.by_problem else pair for pairs in found for pair in pairs
@@ -52,31 +54,30 @@ class BranchPairs:
         return [pairs[index] for index in sorted(rng.sample(range(len(pairs)), self.max_pairs))]
 
 
-def _pairs(tree: Tree) -> list[Pair]:
-    """Every combination at every state, equal completions once."""
-    states: dict[Request, dict[float, dict[tuple[int, ...], Node]]] = {}
+def _pairs(tree: Tree, min_margin: float) -> list[Pair]:
+    """Every combination at every state, equal completions of one reward once."""
+    states: dict[Request, dict[tuple[float, tuple[int, ...]], Node]] = {}
     for rollout in tree.rollouts:
         reward = None if rollout.verdict is None else rollout.verdict.reward
         if rollout.probe and reward is not None:
             node = tree.nodes[rollout.start]
-            by_reward = states.setdefault(node.request, {0.0: {}, 1.0: {}})
-            by_reward[reward].setdefault(node.completion.token_ids, node)
+            states.setdefault(node.request, {}).setdefault((reward, node.completion.token_ids), node)
     return [
-        _pair(tree, good, bad)
-        for by_reward in states.values()
-        for good in by_reward[1.0].values()
-        for bad in by_reward[0.0].values()
-        if good.completion.token_ids != bad.completion.token_ids
+        _pair(tree, good, bad, better - worse)
+        for probes in states.values()
+        for (better, chosen_ids), good in probes.items()
+        for (worse, rejected_ids), bad in probes.items()
+        if better > worse and better - worse >= min_margin and chosen_ids != rejected_ids
     ]
 
 
-def _pair(tree: Tree, good: Node, bad: Node) -> Pair:
+def _pair(tree: Tree, good: Node, bad: Node, margin: float) -> Pair:
     request, chosen = _turn(tree, good)
     return Pair(
         request=request,
         chosen=chosen,
         rejected=_turn(tree, bad)[1],
-        margin=1.0,
+        margin=margin,
         problem_id=tree.problem.id,
         chosen_node=good.id,
         rejected_node=bad.id,

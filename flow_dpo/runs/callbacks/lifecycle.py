@@ -20,7 +20,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,7 @@ from flow_dpo.core.errors import FlowDpoError
 from flow_dpo.core.protocols import Callback, Row
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Problem
+from flow_dpo.runs.records import read_metrics
 
 log = logging.getLogger("flow_dpo")
 
@@ -59,6 +60,13 @@ class RunInfo:
     """Problems that were sampled and learned from so far."""
     num_problems: int
     """Problems of the stream in all."""
+    model: Any = field(default=None, repr=False)
+    """The model that is trained, with its adapters (`peft.PeftModel`)."""
+    tokenizer: Any = field(default=None, repr=False)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl at this moment."""
+        return read_metrics(self.path / "metrics.jsonl")
 
 
 class Lifecycle:
@@ -67,6 +75,10 @@ class Lifecycle:
     def __init__(self, callbacks: Sequence[Callback], *, window: int, seen: int = 0) -> None:
         """`window` is the number of problems between two "progressive" evaluations, `seen` those of a resumed run."""
         self._callbacks, self._window, self._seen = [*callbacks], window, seen
+
+    def join(self, callbacks: Iterable[Callback]) -> None:
+        """Pass events on to these, too, after the others."""
+        self._callbacks += callbacks
 
     @property
     def wants_stop(self) -> bool:

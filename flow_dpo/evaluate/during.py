@@ -1,0 +1,201 @@
+"""Evaluation while a run is under way: the flow, and one pass of its Answer role, at versions of the learner.
+
+    Evaluator(plan, recipe, runtime, hears)      a callback of the run: a row a measurement in evaluations.jsonl
+
+    {"version": 12, "problems_seen": 96, "name": "flow", "accuracy": 0.61, "interval": [...], "num_problems": 200, ...}
+    {"version": 12, "problems_seen": 96, "name": "single", "accuracy": 0.58, ...}
+
+Invariant: the run's own bytes are those of a run without it: it samples with the adapters that are in force anyway,
+after a batch is learned from, and takes nothing from the run's seeds, counts or budget. A resumed run has the rows of
+an uninterrupted one: those of later versions than its checkpoint are cut off and measured again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import ConfigError, DataError, StorageError
+from flow_dpo.core.explore import Explore
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.protocols import Row
+from flow_dpo.core.recipe import Recipe
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Adapter, Example, Problem, Role
+from flow_dpo.data.problems import DataSettings, load
+from flow_dpo.evaluate.evaluate import EvaluationSettings, evaluate
+from flow_dpo.evaluate.while_training import WhileTrainingSettings
+from flow_dpo.models.context_window import fitting_problems
+from flow_dpo.recipes.single import Single
+from flow_dpo.runs.adapters import has_one_pass, one_pass
+from flow_dpo.runs.callbacks.lifecycle import RunInfo
+from flow_dpo.runs.files import write_whole
+from flow_dpo.runs.given_objects import Watcher
+from flow_dpo.runs.records import read_metrics
+from flow_dpo.runs.run_folder import plain
+from flow_dpo.runs.runtime import Runtime
+
+FILE = "evaluations.jsonl"
+Hears = Callable[[str, Mapping[str, Any], int], None]
+"""Called with the name of what was measured ("flow", "single"), the summary and the version of the learner."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What is measured while a run is under way, and when."""
+
+    problems: Sequence[Problem]
+    every: int = 0
+    """Updates between two evaluations, which stand at the end of a batch; 0 evaluates at the end alone."""
+    at_start: bool = False
+    """Also before anything was learned."""
+    delay: int = 0
+    """No evaluation before so many updates."""
+    settings: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.delay < 0:
+            raise ConfigError(f"expected every and delay of 0 or more, found {self.every} and {self.delay}")
+        if self.settings.draws or self.settings.candidates:
+            raise ConfigError(
+                "expected an evaluation of the flow while it is trained, found draws or candidates; measure those "
+                "with evaluate_flow afterwards"
+            )
+
+
+def watchers(data: DataSettings, settings: WhileTrainingSettings) -> tuple[Watcher, ...]:
+    """What evaluates a run on its own data set's held-out split; nothing where that is not wanted.
+
+    Raises `DataError` where there is no such split.
+    """
+    if not settings.eval_steps:
+        return ()
+    held_out = replace(
+        data, dataset_split=settings.eval_split, max_problems=settings.eval_problems, skip_problems=0, shuffle_seed=None
+    )
+    plan = EvaluationPlan(problems=load(held_out).problems, every=settings.eval_steps)
+    return (partial(Evaluator, plan),)
+
+
+def measure(
+    runtime: Runtime,
+    flow: Flow[Any],
+    explore: Explore,
+    problems: Sequence[Problem],
+    adapters: Mapping[Role, Adapter],
+    settings: EvaluationSettings,
+) -> dict[str, dict[str, Any]]:
+    """The summary of the flow and, where it has one, of a single pass of its Answer role ("flow", "single")."""
+    settings = replace(settings, batch_problems=runtime.problems_under_way(settings.batch_problems))
+    flows = {"flow": flow}
+    if has_one_pass(flow) and not isinstance(flow, Single):
+        flows["single"] = one_pass(flow)
+    found: dict[str, dict[str, Any]] = {}
+    for name, sampled in flows.items():
+        fitting = fitting_problems(sampled, runtime.renderer, problems, runtime.loaded.context_tokens)
+        grader = runtime.backends.grader
+        _, found[name] = evaluate(
+            sampled, explore, fitting, runtime.workers, runtime.renderer, grader, adapters, settings
+        )
+    return found
+
+
+class Evaluator:
+    """The callback that evaluates while a run is under way."""
+
+    def __init__(self, plan: EvaluationPlan, recipe: Recipe, runtime: Runtime, hears: Hears) -> None:
+        """`recipe` is the run's, `hears` what its other callbacks are told by."""
+        self._plan, self._recipe, self._runtime, self._hears = plan, recipe, runtime, hears
+        self._rows: list[dict[str, Any]] = []
+        self._done = set[int]()
+        self._last: Mapping[str, Any] = {}
+        """Of the run's rows of metrics."""
+
+    def on_run_begin(self, run: RunInfo) -> None:
+        """Take up the folder: what later versions than the present left there is cut off, and measured again."""
+        self._path = run.path / FILE
+        found = read_evaluations(run.path) if run.resumed else []
+        self._rows = [row for row in found if row["version"] <= self._version]
+        self._done = {row["version"] for row in self._rows}
+        rows = read_metrics(run.path / "metrics.jsonl")
+        self._last = rows[-1] if rows else {}
+        if (self._plan.at_start and not self._version) or self._is_due:  # due where the run ended in the middle of it
+            self._measure()
+
+    @property
+    def _version(self) -> int:
+        return max((adapter.version for adapter in self._runtime.adapters_in_force.values()), default=0)
+
+    @property
+    def _is_due(self) -> bool:
+        every, version, before = self._plan.every, self._version, max(self._done, default=0)
+        return bool(every) and version >= self._plan.delay and version // every > before // every
+
+    def on_batch(self, row: Row, trees: Sequence[Tree], examples: Sequence[Example]) -> None:
+        """Evaluate where so many updates have passed."""
+        self._last = row
+        if self._is_due:
+            self._measure()
+
+    def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
+        """Evaluate at the end, where that was asked for and nothing has ended the run before."""
+        if error is None and not self._plan.every and self._version >= self._plan.delay:
+            self._measure()
+
+    def _measure(self) -> None:
+        """Sample, grade, write and report one evaluation of the version in force."""
+        version, plan = self._version, self._plan
+        if version in self._done:
+            return
+        flow = calibrated_as(self._recipe.flow, self._last)
+        adapters = self._runtime.adapters_in_force
+        found = measure(self._runtime, flow, self._recipe.explore, plan.problems, adapters, plan.settings)
+        # What an engine has cached would carry rounding into the run's next batch.
+        self._runtime.workers.refresh(adapters)
+        at = {"version": version, "problems_seen": self._last.get("problems_seen", 0)}
+        self._rows += [{**at, "name": name, **plain(summary)} for name, summary in found.items()]
+        self._done.add(version)
+        text = "".join(json.dumps(row) + "\n" for row in self._rows)
+        try:
+            write_whole(self._path, text)
+        except OSError as error:
+            raise StorageError(f"could not write {self._path}: {error}; make room, and go on") from error
+        for name, summary in found.items():
+            self._hears(name, summary, version)
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's evaluations.jsonl; none where it has none. Raises `DataError` for what is no row."""
+    path, rows = folder / FILE, list[dict[str, Any]]()
+    if not path.exists():
+        return rows
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"expected JSON in line {number} of {path}: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("version"), int):
+            raise DataError(f"expected a row with its version in line {number} of {path}, found {line[:80]!r}")
+        rows.append(row)
+    return rows
+
+
+def calibrated_as(flow: Flow[Any], row: Mapping[str, Any]) -> Flow[Any]:
+    """The flow with what a row of metrics says that it was calibrated to, as `evaluate --run` takes it from there."""
+    found: Any = flow
+    for name, value in row.items():
+        if name.startswith("flow/"):
+            found = _with(found, name.removeprefix("flow/").split("."), value)
+    return found
+
+
+def _with(value: Any, parts: Sequence[str], leaf: Any) -> Any:
+    if not parts:
+        return leaf
+    assert is_dataclass(value)
+    assert not isinstance(value, type)
+    return replace(value, **{parts[0]: _with(getattr(value, parts[0]), parts[1:], leaf)})

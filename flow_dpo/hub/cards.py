@@ -1,0 +1,245 @@
+"""Model cards: what was trained, how well it did, how it is loaded, what it is for, and what it is not.
+
+    adapters_card(origin, figures, roles=("answer", "stop"), config=config)     # README.md of the repository
+
+Invariant: whatever a model, a data set or a user named is escaped: in the header by the YAML writer, in the text as
+plain Markdown, in code as a JSON string.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from flow_dpo.hub.figures import Figures
+
+_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&-])")
+
+
+def plain(value: object, limit: int = 300) -> str:
+    """A text as Markdown shows it letter by letter, on one line."""
+    return _MARKS.sub(r"\\\1", " ".join(str(value).split())[:limit])
+
+
+def code(value: object) -> str:
+    """A text as a string in a block of code: quoted, on one line, unable to end the block."""
+    return json.dumps(str(value)).replace("`", "\\u0060")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a run's model comes from."""
+
+    repo_id: str
+    base: str
+    """The base model as the card names it."""
+    base_id: str | None
+    """Its hub id; None for the embedded seed model and for a folder whose id was not given."""
+    recipe: str
+    dataset: str
+    facts: Mapping[str, Any]
+    """run.json as it is pushed."""
+
+    @property
+    def dataset_ids(self) -> list[str] | None:
+        """For the header: the data set where it is the hub's."""
+        return [self.dataset] if _DATASET.fullmatch(self.dataset) else None
+
+
+def adapters_card(origin: Origin, figures: Figures, roles: Sequence[str], config: Mapping[str, Any]) -> str:
+    """The card of the adapters of all roles."""
+    first, name = roles[0], origin.repo_id.rpartition("/")[2]
+    header = ModelCardData(
+        base_model=origin.base_id,
+        base_model_relation="adapter" if origin.base_id else None,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        datasets=origin.dataset_ids,
+        tags=["flow-dpo", "lora", "dpo", "reasoning"],
+        model_name=name,
+        eval_results=_results(origin, figures),
+    )
+    rank = (config.get("lora") or {}).get("lora_r", 8)
+    return _card(
+        header, _ADAPTERS, origin=origin, figures=figures, roles=roles, first=first,
+        others=[role for role in roles if role != first], rank=int(rank), name=name,
+        modules=" ".join(f"{role}={name}/{role}" for role in roles),
+    )  # fmt: skip
+
+
+def merged_card(origin: Origin, figures: Figures, role: str) -> str:
+    """The card of the whole model with one role's adapter in its weights."""
+    header = ModelCardData(
+        base_model=origin.base_id,
+        base_model_relation="finetune" if origin.base_id else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        datasets=origin.dataset_ids,
+        tags=["flow-dpo", "dpo", "reasoning"],
+    )
+    return _card(header, _MERGED, origin=origin, figures=figures, role=role, name=origin.repo_id.rpartition("/")[2])
+
+
+def _card(header: ModelCardData, template: str, **values: Any) -> str:
+    words = {
+        "plain": plain, "code": code, "versions": _versions(values["origin"].facts), "citations": _CITATIONS,
+    }  # fmt: skip
+    from jinja2.sandbox import SandboxedEnvironment
+
+    # The two halves are made apart: what a data set is called cannot become part of the header.
+    text = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template + _END)
+    made = ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text.render(**values, **words)}")
+    return str(made)
+
+
+def _results(origin: Origin, figures: Figures) -> list[EvalResult] | None:
+    """Evaluations for the header's model-index, whose metrics the hub shows beside the card."""
+    found: list[EvalResult] = []
+    for one in figures.evaluations:
+        name, _, split = one.dataset.rpartition("/")
+        found.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=name if _DATASET.fullmatch(name) else origin.dataset,
+                dataset_name=name or one.dataset,
+                dataset_split=split,
+                metric_type="accuracy",
+                metric_name=f"accuracy of {one.words}, {one.decoding}",
+                metric_value=round(one.accuracy.value, 4),
+            )
+        )
+    return found or None
+
+
+def _versions(facts: Mapping[str, Any]) -> str:
+    versions = facts.get("versions") or {}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+_ADAPTERS = """# {{ plain(name) }}
+
+LoRA adapters, one a role, over one base model: a *flow* of language models that solves a problem together, trained by
+online DPO on trees of rollouts ([Flow-DPO](https://arxiv.org/abs/2410.22304), by the package flow-dpo).
+
+| | |
+|---|---|
+| base model | {{ plain(origin.base) }} |
+| roles | {{ plain(roles | join(", ")) }}: a folder each |
+| recipe | {{ plain(origin.recipe) }}; every setting is in `config.yaml` |
+| trained on | {{ plain(origin.dataset) }} |
+| problems | {{ figures.problems }} |
+| updates | {{ figures.updates }} |
+
+## Load
+
+The whole flow, as it was trained:
+
+```
+flow-dpo evaluate --run {{ origin.repo_id }} --max_problems 200
+flow-dpo generate --run {{ origin.repo_id }} --output_dir runs/traces
+```
+
+One role with PEFT and transformers (its prompts are under `flow` in `config.yaml`):
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = {{ code(origin.base_id or origin.base) }}
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base)
+repo = "{{ origin.repo_id }}"
+model = PeftModel.from_pretrained(model, repo, subfolder={{ code(first) }}, adapter_name={{ code(first) }})
+{% for role in others %}
+model.load_adapter(repo, subfolder={{ code(role) }}, adapter_name={{ code(role) }})
+{% endfor %}
+model.set_adapter({{ code(first) }})
+```
+
+vLLM takes adapters as folders:
+
+```
+hf download {{ origin.repo_id }} --local-dir {{ name }}
+vllm serve {{ code(origin.base_id or origin.base) }} --enable-lora --max-lora-rank {{ rank }} \\
+    --lora-modules {{ modules }}
+```
+
+"""
+_MERGED = """# {{ plain(name) }}
+
+The base model {{ plain(origin.base) }} with the adapter of one role, {{ plain(role) }}, merged into its weights:
+one member of a flow that was trained by online DPO on trees of rollouts
+([Flow-DPO](https://arxiv.org/abs/2410.22304), by the package flow-dpo).
+
+The recipe was {{ plain(origin.recipe) }}, the data {{ plain(origin.dataset) }}: {{ figures.problems }} problems,
+{{ figures.updates }} updates.
+
+## Load
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{{ origin.repo_id }}")
+model = AutoModelForCausalLM.from_pretrained("{{ origin.repo_id }}")
+```
+
+```
+vllm serve {{ origin.repo_id }}
+```
+
+"""
+_END = """## Results of the run
+
+{% if figures.accuracy %}
+- Progressive accuracy, of each problem *before* it was learned from: {{ figures.accuracy }}
+{% endif %}
+{% if figures.windowed %}
+- The last of them: {{ figures.windowed }}
+{% endif %}
+{% for role, num in figures.pairs.items() %}
+- Preference pairs of {{ plain(role) }}: {{ num }}
+{% endfor %}
+{% for one in figures.evaluations %}
+- Evaluation on {{ plain(one.dataset) }}, {{ one.words }}, {{ one.decoding }}: {{ one.accuracy }}
+{% endfor %}
+
+These are figures of the flow{{ "" if figures.evaluations else "; no evaluation on held-out problems came with it" }}.
+
+## Use and limits
+
+It is for problems with an answer that can be checked, of the kind that it was trained on, and for research on how
+models learn to solve them together. A verifier judged final answers alone: a right answer may stand behind a wrong
+step, and outside the training data nothing is known of its accuracy. Nothing was done for safety, truthfulness or
+fairness beyond what the base model has; the licence and the limits of base model and data set hold for it too.
+
+## Versions
+
+{{ plain(versions, 1000) }}
+
+## Citation
+
+{{ citations }}
+"""
+_CITATIONS = """```bibtex
+@misc{deng2024flowdpo,
+  title = {Flow-DPO: Improving {LLM} Mathematical Reasoning through Online Multi-Agent Learning},
+  author = {Yihe Deng and Paul Mineiro},
+  year = {2024},
+  eprint = {2410.22304},
+  archivePrefix = {arXiv},
+}
+
+@inproceedings{rafailov2023direct,
+  title = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},
+  author = {Rafael Rafailov and Archit Sharma and Eric Mitchell and Christopher D. Manning and Stefano Ermon and
+            Chelsea Finn},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2023},
+}
+```"""

@@ -1,0 +1,124 @@
+"""A run's own figures for its cards: progressive accuracy, pairs, updates, and the evaluations of its adapters.
+
+    figures(Path("runs/gsm8k"), ["runs/gsm8k-test"]).accuracy      # Measure(value=0.71, low=0.69, high=0.73, num=2000)
+
+Invariant: an evaluation stands on a card only where it measured the very adapters that are pushed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.evaluate.headers import EvaluationSummary
+from flow_dpo.runs import headers, run_folder
+from flow_dpo.runs.records import read_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """An accuracy with its 95 % interval, between 0 and 1, and over how many problems."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} (95 % interval {self.low:.1%} to {self.high:.1%}) on {self.num} problems"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """One evaluation."""
+
+    accuracy: Measure
+    dataset: str
+    """As summary.json names it: "openai/gsm8k/test"."""
+    mode: str
+    decoding: str
+
+    @property
+    def words(self) -> str:
+        """What was measured: the flow, or its Answer role in one pass."""
+        return "the flow" if self.mode == "flow" else "its Answer role in one pass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a run came to."""
+
+    problems: int
+    """Problems that it has learned from."""
+    updates: int
+    """Version of the adapters."""
+    pairs: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Preference pairs by role."""
+    accuracy: Measure | None = None
+    """Progressive: on each problem before learning from it, over all of them."""
+    windowed: Measure | None = None
+    """The same over the last problems."""
+    evaluations: Sequence[Evaluated] = ()
+
+
+def figures(run: Path, evaluations: Sequence[str] = ()) -> Figures:
+    """The figures of a run. Raises `DataError` where it has learned nothing yet, or an evaluation cannot be read."""
+    path = run / "metrics.jsonl"
+    rows = read_metrics(path) if path.exists() else []
+    if not rows or not rows[-1].get("policy_version"):
+        raise DataError(f"expected a run that has learned something, found no update in {path}: go on with it first")
+    last = rows[-1]
+    pairs: dict[str, int] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith("pairs/"):
+                role = name.removeprefix("pairs/")
+                pairs[role] = pairs.get(role, 0) + int(value)
+    seen = int(last["problems_seen"])
+    return Figures(
+        problems=seen,
+        updates=int(last["policy_version"]),
+        pairs=pairs,
+        accuracy=_measure(last, "progressive/accuracy", "progressive/low", "progressive/high", seen),
+        windowed=_measure(
+            last, "progressive/window_accuracy", "progressive/window_low", "progressive/window_high",
+            int(last.get("progressive/window_problems") or 0),
+        ),
+        evaluations=[_evaluated(Path(folder), run) for folder in evaluations],
+    )  # fmt: skip
+
+
+def _measure(row: Mapping[str, Any], value: str, low: str, high: str, num: int) -> Measure | None:
+    found = [row.get(name) for name in (value, low, high)]
+    if any(one is None for one in found) or not num:
+        return None
+    return Measure(value=float(found[0]), low=float(found[1]), high=float(found[2]), num=num)  # pyright: ignore
+
+
+def _evaluated(folder: Path, run: Path) -> Evaluated:
+    file = folder / "summary.json"
+    if not file.is_file():
+        raise DataError(f"expected an evaluation in {folder}, found no summary.json; make one with flow-dpo evaluate")
+    found = headers.read_header(file, EvaluationSummary)
+    ours = {role: path.resolve() for role, path in run_folder.latest_adapters(run).items()}
+    measured = {role: Path(str(path)).resolve() for role, path in (found.get("adapters") or {}).items()}
+    if not measured or any(ours.get(role) != path for role, path in measured.items()):
+        raise ConfigError(
+            f"expected an evaluation of the newest adapters of {run} in {folder}, found one of "
+            f"{', '.join(map(str, measured.values())) or 'the base model'}; leave it out of --evaluations"
+        )
+    if found.get("accuracy") is None or found.get("candidates"):
+        raise DataError(f"expected an accuracy over problems in {file}, found none; leave it out of --evaluations")
+    low, high = found["interval"]
+    decoding = found.get("decoding") or {}
+    greedy = decoding.get("greedy")
+    drawn = f"sampled at temperature {decoding.get('temperature')}, {decoding.get('num_samples')} a problem"
+    return Evaluated(
+        accuracy=Measure(value=found["accuracy"], low=low, high=high, num=int(found["num_problems"])),
+        dataset=str(found.get("dataset") or "not known"),
+        mode=str((found.get("settings") or {}).get("mode") or "flow"),
+        decoding="greedy" if greedy else drawn,
+    )

@@ -1,0 +1,35 @@
+"""Merged models: a run's base with the adapter of one role in its weights, a whole model on disk for each role.
+
+write_merged(Path("runs/gsm8k"), adapters, folder)      # {"answer": folder/answer, "stop": folder/stop}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from flow_dpo.core.types import Role
+from flow_dpo.engines.merged_lora import save_merged
+from flow_dpo.learner.policy import Policy
+from flow_dpo.models.load import load_model
+from flow_dpo.runs.given_objects import GivenObjects, sampling_settings
+
+
+def write_merged(run: Path, adapters: Mapping[Role, Path], folder: Path) -> dict[Role, Path]:
+    """Load the run's base and adapters, and write the merged models with their tokenizer and chat template.
+
+    Raises `ModelError` where the adapters cannot be merged.
+    """
+    sections = sampling_settings("flow_dpo.push_to_hub", str(run), {}, {}, GivenObjects())
+    loaded = load_model(sections["model"])
+    policy = Policy(loaded.model, tuple(adapters), sections["lora"], seed=0)
+    for role, path in adapters.items():
+        policy.load_adapter(role, path)
+    tokenizer = loaded.renderer.tokenizer
+    if sections["model"].chat_template is not None:
+        tokenizer.chat_template = loaded.renderer.template.source
+    written: dict[Role, Path] = {}
+    for role in adapters:
+        written[role] = save_merged(policy, role, folder / role)
+        tokenizer.save_pretrained(folder / role)
+    return written

@@ -1,0 +1,93 @@
+"""Settings and facts of a run as they may leave this machine: no path, no address, no command line, no prompt's text.
+
+    published_config({"model": {"model_name_or_path": "/home/me/llama"}, "run": {"output_dir": "runs/x", "seed": 0}})
+    -> {"model": {"model_name_or_path": "llama"}, "run": {"seed": 0}}
+
+Invariant: sections and facts travel only where they are listed here, so that what a later version adds stays at home
+until somebody decides. A path is cut to its last part, which still says which file it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.plugins.load import is_source
+from flow_dpo.runs.adapters import calibration
+
+_SECTIONS = (
+    "recipe", "preset", "flow_source", "flow", "explore", "credit", "objective", "model", "lora", "data", "grading",
+    "learner", "run",
+)  # fmt: skip
+_NOT_OF_RUN = ("output_dir", "resume", "reuse_sampled", "allow")
+_NOT_OF_LORA = ("init_from", "init_roles")
+"""Where the adapters began: they hold all of it."""
+_FACTS = (
+    "versions", "python", "commit", "code", "recipe_file", "flow_file", "model", "device", "dtype", "adapter_share",
+    "num_problems", "num_skipped_rows", "data_fingerprint", "given",
+)  # fmt: skip
+_TEXTS = ("flow", "chat_template", "template_kwargs")
+"""Names under which texts stand that may begin with a slash ("/no_think") and are no paths."""
+_PATH = re.compile(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\).*", re.DOTALL)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+
+
+def published_config(config: Mapping[str, Any], run: Path, *, base_model: str = "") -> dict[str, Any]:
+    """The content of config.yaml as it is pushed, with what the run has calibrated in place of what it began with."""
+    kept = {name: config[name] for name in _SECTIONS if name in config}
+    for group, left_out in (("run", _NOT_OF_RUN), ("lora", _NOT_OF_LORA)):
+        kept[group] = {name: value for name, value in dict(kept.get(group) or {}).items() if name not in left_out}
+    found = {name: scrubbed(value, name) for name, value in kept.items()}
+    flow = found.get("flow")
+    for name, value in calibration(run).items() if isinstance(flow, dict) else ():
+        *parts, last = name.split(".")
+        into: Any = flow
+        for part in parts:
+            into = into.setdefault(part, {})
+        into[last] = value
+    found["model"] = {**dict(found.get("model") or {}), "device": "auto", "num_threads": 0}
+    if base_model:
+        found["model"]["model_name_or_path"] = base_model
+    return found
+
+
+def published_facts(facts: Mapping[str, Any], *, base_model: str) -> dict[str, Any]:
+    """The content of run.json as it is pushed: versions, model and data's fingerprint; no command, no prompts."""
+    return {name: scrubbed(facts[name], name) for name in _FACTS if name in facts} | {"model": base_model}
+
+
+def scrubbed(value: Any, name: str = "", *, text: bool = False) -> Any:
+    """Nested settings with every path cut to its last part, and every address left out."""
+    text = text or name in _TEXTS
+    if isinstance(value, Mapping):
+        return {str(key): scrubbed(item, str(key), text=text) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [scrubbed(item, text=text) for item in value]
+    if not isinstance(value, str):
+        return value
+    if text:
+        return last_part(value) if _PATH.fullmatch(value) and _exists(value) else value
+    return "" if _ADDRESS.fullmatch(value) else last_part(value) if is_local(value) else value
+
+
+def is_local(value: str) -> bool:
+    """Whether a setting is a path of this machine, or code in a file of it: absolute, from here or home, or one of
+    several parts at which there is something."""
+    place = value.rpartition(":")[0] if is_source(value) else value
+    if _PATH.fullmatch(value) or (place is not value and place.endswith(".py")):
+        return True
+    return ("/" in value or "\\" in value) and (value.count("/") > 1 or _exists(value))
+
+
+def last_part(value: str) -> str:
+    """A path's last part: "flows.py:Mine" of "/home/me/flows.py:Mine"."""
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+
+
+def _exists(value: str) -> bool:
+    try:
+        return Path(value).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, no home
+        return False

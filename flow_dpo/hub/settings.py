@@ -1,0 +1,65 @@
+"""Settings of a push: what of a run goes to which repository, and who may see it.
+
+PushSettings(repo_id="me/gsm8k-flow", what=("adapters", "pairs"))      # private, unless `public`
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from flow_dpo.core.errors import ConfigError
+
+What = Literal["adapters", "merged", "traces", "pairs"]
+KINDS: tuple[What, ...] = get_args(What)
+REPO_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
+_SUFFIXES: Mapping[str, str] = {"traces": "-traces", "pairs": "-pairs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushSettings:
+    """What is pushed, and where to."""
+
+    repo_id: str = ""
+    """"me/name", or "name" for a repository of the token's owner. Adapters go there; each role's merged model goes to
+    "me/name-ROLE", traces and pairs to the data sets "me/name-traces" and "me/name-pairs"."""
+    what: str = "adapters"
+    """One or several of adapters, merged, traces, pairs, separated by commas."""
+    public: bool = False
+    """Everybody can read what is pushed; otherwise the repositories are private, and a public one is refused."""
+    traces: str = ""
+    """The folder of traces to push (`flow-dpo generate`), where the source is a run."""
+    evaluations: str = ""
+    """Folders of evaluations of this run (`flow-dpo evaluate --run`), separated by commas: their results stand on the
+    card."""
+    base_model: str = ""
+    """The hub id of the base model, where the run names a folder of this machine."""
+    revision: str = ""
+    """A branch, made where there is none yet; the main branch where it is not given."""
+    commit_message: str = ""
+    dry_run: bool = False
+    """Show what would be pushed, and ask nothing of the network."""
+
+    def __post_init__(self) -> None:
+        if not REPO_ID.fullmatch(self.repo_id) or "--" in self.repo_id or ".." in self.repo_id:
+            raise ConfigError(
+                f'expected a repository as "name-of-owner/name" in --repo_id, found {self.repo_id!r:.100}'
+            )
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        if unknown or not self.kinds:
+            raise ConfigError(
+                f"expected one or several of {', '.join(KINDS)} in --what, found {(unknown or [self.what])[0]!r:.80}"
+            )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is pushed, each once, in the order of `KINDS`."""
+        named = [name.strip() for name in self.what.split(",") if name.strip()]
+        return tuple(sorted(dict.fromkeys(named), key=lambda name: KINDS.index(name) if name in KINDS else -1))
+
+    def repository(self, kind: str, role: str = "") -> str:
+        """The id of the repository that one of the kinds goes to."""
+        suffix = f"-{role}" if kind == "merged" else _SUFFIXES.get(kind, "")
+        return self.repo_id if self.repo_id.endswith(suffix) and kind != "merged" else self.repo_id + suffix

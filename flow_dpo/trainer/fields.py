@@ -1,0 +1,335 @@
+"""The table of every field of TRL's `OnlineDPOConfig` and `GRPOConfig` and of transformers' `TrainingArguments`.
+
+    FIELDS["learning_rate"].setting     # "learner.learning_rate": given as it is, by the name that the flag has
+    FIELDS["fp16"].words                # what to use instead, and why
+
+A field has one of five fates: it is a *setting* by another name; it is *computed* into settings (`mapping`); the
+*trainer* acts on it; it has *no effect*, since what it asks for holds anyway or concerns what is not here; or it is
+*refused* at any other value than the default, with what to use instead. Invariant: every field of the installed classes
+is here, and nothing heavy is imported; a test holds both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Fate = Literal["setting", "computed", "trainer", "no effect", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """What becomes of one field."""
+
+    name: str
+    fate: Fate
+    setting: str = ""
+    """The setting, or settings, that it becomes, by the names that flags have."""
+    words: str = ""
+    """How it is computed, what the trainer does with it, why it has no effect, or what to use instead."""
+    harmless: tuple[Any, ...] = ()
+    """Values at which a refused field is let pass: those at which it asks for nothing."""
+
+
+def _settings(**names: str) -> list[Field]:
+    return [Field(name=name, fate="setting", setting=setting) for name, setting in names.items()]
+
+
+def _computed(name: str, setting: str, words: str) -> Field:
+    return Field(name=name, fate="computed", setting=setting, words=words)
+
+
+def _trainer(**words: str) -> list[Field]:
+    return [Field(name=name, fate="trainer", words=text) for name, text in words.items()]
+
+
+def _no_effect(names: str, words: str) -> list[Field]:
+    return [Field(name=name, fate="no effect", words=words) for name in names.split()]
+
+
+def _refused(names: str, words: str, *harmless: Any) -> list[Field]:
+    return [Field(name=name, fate="refused", words=words, harmless=(*harmless, None, False)) for name in names.split()]
+
+
+_SETTINGS = _settings(
+    learning_rate="learner.learning_rate",
+    max_grad_norm="learner.max_grad_norm",
+    seed="run.seed",
+    gradient_checkpointing="learner.rows.gradient_checkpointing",
+    activation_checkpointing="learner.rows.gradient_checkpointing",
+    trust_remote_code="model.trust_remote_code",
+    chat_template_kwargs="model.template_kwargs",
+    temperature="explore.temperature",
+    top_p="explore.top_p",
+    num_iterations="learner.epochs_per_batch",
+    per_device_eval_batch_size="evaluation.batch_problems",
+)
+_COMPUTED = [
+    _computed(
+        "per_device_train_batch_size",
+        "learner.examples_per_update",
+        "times gradient_accumulation_steps: the examples (pairs) of one update, over all processes together",
+    ),
+    _computed(
+        "gradient_accumulation_steps",
+        "learner.examples_per_update",
+        "times per_device_train_batch_size (8 where that is not given)",
+    ),
+    _computed("max_steps", "run.budget.budget_updates", "updates after which the run ends; -1 sets none"),
+    _computed("warmup_steps", "learner.warmup_updates", "a number of updates; a share is refused"),
+    _computed(
+        "lr_scheduler_type",
+        "learner.decay_after, learner.decay_power",
+        '"constant", "constant_with_warmup" or "inverse_sqrt" (from the end of the warm-up); a fall to 0 at a '
+        "known end is refused, since a stream of problems knows none",
+    ),
+    _computed("bf16", "model.dtype", "True is bfloat16, of the whole model: nothing is kept in float32 beside it"),
+    _computed("use_cpu", "model.device", 'True is "cpu"'),
+    _computed(
+        "model_init_kwargs",
+        "model.dtype, model.model_revision, model.trust_remote_code",
+        "dtype (or torch_dtype), revision and trust_remote_code; any other key is refused",
+    ),
+    _computed("data_seed", "data.shuffle_seed", "problems are shuffled with this seed, else they keep their order"),
+    _computed("shuffle_dataset", "data.shuffle_seed", "True shuffles with data_seed, or seed"),
+    _computed("save_steps", "run.save_updates", "adapters are kept whenever so many updates have passed"),
+    _computed("save_strategy", "run.save_updates", '"no" and "epoch" keep those of the end alone'),
+    _computed(
+        "max_completion_length",
+        "flow.max_chunks, flow.chunk_tokens or flow.max_tokens",
+        "the longest solution: as many whole chunks as it holds, or the tokens of a flow of one turn",
+    ),
+    _computed("max_new_tokens", "flow.max_chunks, flow.chunk_tokens or flow.max_tokens", "as max_completion_length"),
+    _computed(
+        "num_generations",
+        "explore.num_alternatives or explore.num_rollouts",
+        "completions that are compared: at every node of the trunk one is the trunk's, the others are alternatives; of "
+        "recipes without a tree, rollouts of a problem",
+    ),
+    _computed("num_generations_eval", "evaluation.num_samples", "rollouts of each problem, sampled where above 1"),
+    _computed("beta", "objective.beta or objective.kl_coef", "by the recipe's objective; a list of one is that one"),
+    _computed("epsilon", "objective.clip_range", "of recipes with a clipped policy gradient"),
+    _computed("scale_rewards", "credit.scale", 'of the recipe "grpo": "group" or "none"'),
+    _computed("loss_type", "objective", 'only what the recipe\'s objective is: "sigmoid" of DPO, "grpo" of grpo'),
+    _computed(
+        "mask_truncated_completions", "grading.unfinished", 'True is "ungraded": what did not end teaches nothing'
+    ),
+    _computed("sync_ref_model", "learner.reference.kind", 'True is "snapshot"'),
+    _computed("ref_model_sync_steps", "learner.reference.every", "with sync_ref_model"),
+    _computed("ref_model_mixup_alpha", "learner.reference.lerp", "with sync_ref_model"),
+    _computed("use_vllm", "engine", "True is vLLM in this process, or with vllm_mode a running server"),
+    _computed("vllm_mode", "engine", '"colocate" or "server", with use_vllm'),
+    _computed("vllm_server_base_url", "engine.base_url", "of a plain `vllm serve` with LoRA, not of `trl vllm-serve`"),
+    _computed("vllm_server_host", "engine.base_url", "with vllm_server_port"),
+    _computed("vllm_server_port", "engine.base_url", "with vllm_server_host"),
+    _computed("vllm_server_timeout", "engine.patience_s", "seconds for which a request that fails is tried again"),
+    _computed("vllm_tensor_parallel_size", "engine.engine_args", "of vLLM in this process; a server has its own"),
+]
+_TRAINER = _trainer(
+    output_dir="the run folder; runs/train where it is not given",
+    eval_strategy='"steps": whenever eval_steps updates have passed; "epoch": at the end; "no"',
+    eval_steps="updates between two evaluations of eval_dataset; evaluated at the end of a batch of problems",
+    eval_on_start="also before anything was learned",
+    eval_delay="no evaluation before so many updates",
+    report_to="trackers by name: trackio, wandb, tensorboard, mlflow; none where it is not given",
+    run_name="the run's name in trackers",
+    num_train_epochs="the share of the problems that is taken, up to 1; a second pass is refused: every problem is "
+    "answered before anything was learned from it, and the run's accuracy is made of that",
+    push_to_hub="push_to_hub() at the end of train()",
+    hub_model_id="the repository that is pushed to; the run folder's name where it is not given",
+    hub_private_repo="True where it is not given",
+    hub_revision="the branch that is pushed to",
+    hub_token="used for the push, and recorded nowhere",
+    metric_for_best_model='read by callbacks such as EarlyStoppingCallback: "accuracy", "single_accuracy"',
+    greater_is_better="read by callbacks such as EarlyStoppingCallback",
+    resume_from_checkpoint="as the argument of train()",
+    disable_tqdm="True prints nothing while training",
+    reward_weights="one weight for each of reward_funcs",
+)
+_NO_EFFECT = [
+    *_no_effect(
+        "logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_on_each_node",
+        "every batch of problems has its row in metrics.jsonl and in the trackers",
+    ),
+    *_no_effect("log_level log_level_replica", "messages go through Python's logging, under the name flow_dpo"),
+    *_no_effect("include_num_input_tokens_seen include_tokens_per_second", "tokens are always counted"),
+    *_no_effect(
+        "log_completions num_completions_to_print log_unique_prompts log_multimodal",
+        "every solution is in trees.jsonl, and trackers get a table of some",
+    ),
+    *_no_effect(
+        "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
+        "dataloader_multiprocessing_context dataloader_in_order dataloader_drop_last remove_unused_columns label_names "
+        "length_column_name pad_to_multiple_of",
+        "problems are sampled as they come and rows are packed: there is no DataLoader and no collator",
+    ),
+    *_no_effect(
+        "prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps "
+        "include_for_metrics batch_eval_metrics",
+        "an evaluation samples, grades and counts; it collects no logits",
+    ),
+    *_no_effect(
+        "save_on_each_node save_only_model enable_jit_checkpoint", "rank 0 writes a checkpoint after each batch"
+    ),
+    *_no_effect("ignore_data_skip restore_callback_states_from_checkpoint", "a resumed run is the run, to the byte"),
+    *_no_effect("full_determinism", "always: the same settings give the same bytes on the same machine"),
+    *_no_effect("do_train do_eval do_predict", "call train() and evaluate()"),
+    *_no_effect(
+        "local_rank ddp_timeout ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters "
+        "ddp_static_graph average_tokens_across_devices",
+        "ranks share rows and add gradients up by themselves",
+    ),
+    *_no_effect("ds3_gather_for_generation vllm_group_port", "there is no DeepSpeed and no weight transfer by NCCL"),
+    *_no_effect("disable_dropout use_cache", "the base never has dropout while it learns, and rows keep no cache"),
+    *_no_effect(
+        "vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_cap "
+        "vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min",
+        "log-probabilities at sampling and at learning are compared, and a run that drifts is stopped",
+    ),
+    *_no_effect("skip_memory_metrics", "memory is not measured"),
+    *_no_effect("max_tool_calling_iterations", "a flow's turns are its own (docs/flows.md)"),
+    *_no_effect("ddp_timeout_seconds", "ranks wait as long as rank 0 lives"),
+]
+_REFUSED = [
+    *_refused("fp16", "use bf16=True: half precision without bfloat16's range needs a loss scale, which is not here"),
+    *_refused("fp16_full_eval bf16_full_eval", "an evaluation uses the model as it is trained: bf16=True is for both"),
+    *_refused("tf32", "set torch.backends.cuda.matmul.allow_tf32 before, knowing that results change"),
+    *_refused(
+        "deepspeed fsdp fsdp_config parallelism_config accelerator_config",
+        'use settings={"learner.rows.shard_base": True} under torchrun for a base that does not fit: the adapters '
+        "are small, and need no wrapper of the model",
+        "",
+        [],
+        {},
+    ),
+    *_refused(
+        "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
+        "it is always non-reentrant: leave it out",
+        {"use_reentrant": False},
+    ),
+    *_refused(
+        "optim",
+        "the optimizer is torch's Adam for every role, which resume depends on: leave it out",
+        "adamw_torch",
+        "adamw_torch_fused",
+    ),
+    *_refused(
+        "optim_args optim_target_modules lr_scheduler_kwargs",
+        "the optimizer is Adam at its own values; rates are "
+        'set by settings such as {"learner.decay_after": 30, "learner.decay_power": 0.5}',
+        {},
+    ),
+    *_refused("weight_decay", "adapters are learned without weight decay: leave it out", 0.0),
+    *_refused("adam_beta1", "Adam's betas are .9 and .999: leave it out", 0.9),
+    *_refused("adam_beta2", "Adam's betas are .9 and .999: leave it out", 0.999),
+    *_refused("adam_epsilon", "Adam's epsilon is 1e-8: leave it out", 1e-8),
+    *_refused(
+        "label_smoothing_factor",
+        'for pairs that may be the wrong way round use recipe="flow-dpo-paper" and '
+        'settings={"objective.label_smoothing": 0.1}',
+        0.0,
+    ),
+    *_refused("neftune_noise_alpha", "noise in the prompt would make sampling and learning differ: leave it out"),
+    *_refused(
+        "torch_compile torch_compile_backend torch_compile_mode",
+        "packed rows have a shape of their own each: leave it out; vLLM compiles what samples",
+    ),
+    *_refused(
+        "use_liger_kernel liger_kernel_config",
+        "log-probabilities are computed a chunk of the vocabulary at a time "
+        'already (settings={"learner.rows.max_tokens": ...}): leave it out',
+    ),
+    *_refused("cast_lm_head_to_fp32", "log-probabilities are computed in float32 already: leave it out"),
+    *_refused("torch_empty_cache_steps", 'lower settings={"learner.rows.max_tokens": ...} where memory is short'),
+    *_refused("auto_find_batch_size", 'memory is bounded by settings={"learner.rows.max_tokens": ...}, not by a batch'),
+    *_refused("group_by_length train_sampling_strategy", "rows are packed by their prefixes: leave it out", "random"),
+    *_refused("debug", "leave it out", "", []),
+    *_refused(
+        "project trackio_space_id trackio_bucket_id trackio_static_space_id",
+        "trackers are set up by their own environment variables, such as WANDB_PROJECT or TRACKIO_DIR",
+        "huggingface",
+    ),
+    *_refused("save_total_limit", "adapters are small and all kept; delete folders of adapters/ROLE/ by hand"),
+    *_refused(
+        "load_best_model_at_end",
+        "every save stays in adapters/ROLE/VERSION, and evaluations.jsonl says which was best: leave it out",
+    ),
+    *_refused("hub_strategy", 'the push is at the end: use "end", or flow-dpo push while it runs', "end", "every_save"),
+    *_refused("hub_always_push", "the push is at the end: leave it out"),
+    *_refused(
+        "top_k", "use top_p: the log-probability of what was drawn must be known under the whole distribution", 0
+    ),
+    *_refused("min_p", "use top_p"),
+    *_refused(
+        "repetition_penalty", "use temperature and top_p: a penalty draws from another policy than is learned", 1.0
+    ),
+    *_refused("generation_kwargs cache_implementation", 'use temperature, top_p, or settings={"engine....": ...}', {}),
+    *_refused(
+        "use_transformers_paged use_transformers_continuous_batching transformers_continuous_batching_config",
+        "the local engine batches continuously by itself; use use_vllm=True for vLLM",
+    ),
+    *_refused(
+        "generation_batch_size steps_per_generation",
+        'use settings={"run.problems_per_batch": N}: problems that are sampled under one version of the adapters',
+    ),
+    *_refused(
+        "vllm_gpu_memory_utilization", 'use settings={"engine.kv_budget_gib": 8}: the learner needs the rest', 0.3, 0.55
+    ),
+    *_refused(
+        "vllm_max_model_length vllm_model_impl vllm_structured_outputs_regex",
+        'use settings={"engine.engine_args": {...}} with the names of vLLM\'s EngineArgs',
+        "vllm",
+    ),
+    *_refused(
+        "vllm_enable_sleep_mode",
+        'the engine and the learner share the GPU by settings={"engine.kv_budget_gib": ...}: leave it out',
+    ),
+    *_refused("reward_model_path", "use reward_funcs: a function may call any model (docs/rewards.md)"),
+    *_refused(
+        "multi_objective_aggregation", "rewards are summed by reward_weights: leave it out", "sum_then_normalize"
+    ),
+    *_refused(
+        "missing_eos_penalty", 'a solution without an answer counts as wrong: settings={"grading.unfinished": ...}'
+    ),
+    *_refused(
+        "max_length", "use max_completion_length; problems whose prompts do not fit the context are left out", 512
+    ),
+    *_refused("router_aux_loss_coef", "adapters do not touch the router: leave it out", 0.001, 0.0),
+    *_refused("delta epsilon_high", 'the clip is symmetric: use epsilon, with recipe="grpo" or "vineppo"'),
+    *_refused("importance_sampling_level", "ratios are a token's: leave it out", "token"),
+    *_refused(
+        "off_policy_mask_threshold", 'what is learned is at most settings={"run.lag": N} batches old: leave it out'
+    ),
+    *_refused("use_bias_correction_kl", "the penalty is the estimator k3 of the GRPO paper: leave it out", True),
+    *_refused("sapo_temperature_neg", "there is no such loss here; recipes are listed in docs/recipes.md", 1.05),
+    *_refused("sapo_temperature_pos", "there is no such loss here; recipes are listed in docs/recipes.md", 1.0),
+    *_refused("vespo_k_pos vespo_lambda_neg", "there is no such loss here; recipes are listed in docs/recipes.md", 2.0),
+    *_refused("vespo_lambda_pos vespo_k_neg", "there is no such loss here; recipes are listed in docs/recipes.md", 3.0),
+    *_refused("top_entropy_quantile", "all sampled tokens are learned from: leave it out", 1.0),
+    *_refused(
+        "entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target",
+        "there is no entropy bonus; raise temperature where siblings are too alike",
+        0.0,
+        1.0,
+        0.005,
+        0.2,
+    ),
+    *_refused("log_completions_hub_repo", "push the run's pairs and traces as data sets: flow-dpo push --what pairs"),
+    *_refused(
+        "tools rollout_func environment_factory", "write a flow: its turns may call what they like (docs/flows.md)"
+    ),
+    *_refused("data_collator", "rows are packed by the learner: leave it out"),
+    *_refused("optimizers optimizer_cls_and_kwargs", "the optimizer is torch's Adam for every role: leave it out"),
+    *_refused(
+        "compute_metrics preprocess_logits_for_metrics compute_loss_func",
+        "an evaluation grades by reward_funcs or the verifier; a loss of your own is an objective (docs/recipes.md)",
+    ),
+    *_refused("quantization_config", 'use settings={"model.quantization.load_in_4bit": True} (docs/models.md)'),
+    *_refused(
+        "ref_model", 'the reference is the base without adapters: settings={"learner.reference.kind": "snapshot"}'
+    ),
+    *_refused("reward_processing_classes", "reward_funcs are functions: load a reward model inside of one"),
+]
+
+FIELDS: dict[str, Field] = {each.name: each for each in (*_SETTINGS, *_COMPUTED, *_TRAINER, *_NO_EFFECT, *_REFUSED)}
+"""By name: those of the three classes, and of the arguments of TRL's trainers that are objects."""

@@ -1,0 +1,60 @@
+"""Settings of a trainer, sorted by who needs them: the run, what samples without a run, and how held-out data is read.
+
+    Parts.of({"beta": 0.5, "evaluation.greedy": False}, recipe)     .run {"objective.beta": 0.5}
+
+Invariant: every setting is under its full name, so that none is lost for being given by its short one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from flow_dpo.core.recipe import Recipe
+from flow_dpo.data.problems import DataSettings
+from flow_dpo.runs.setting_names import Names
+from flow_dpo.runs.settings import default_settings
+
+_AFTERWARDS = ("evaluation", "generate", "selection")
+"""Groups of settings of what comes after training."""
+_SAMPLES = ("model", "lora", "grading", "engine", "engine_kind", "workers", "flow", "flow_source", "explore")
+"""Groups of settings of what samples."""
+_CHOICE = ("dataset_name", "dataset_split", "max_problems", "skip_problems", "shuffle_seed")
+"""Settings of which problems are taken; the others say how they are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The settings by their full names."""
+
+    run: Mapping[str, Any]
+    afterwards: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], recipe: Recipe) -> Parts:
+        """The settings of a trainer of this recipe, under full or short names."""
+        short = Names(replace(default_settings("flow-dpo", "seed"), recipe=recipe).sections()).short
+        full = {short.get(name, name): value for name, value in settings.items()}
+        after = {name: value for name, value in full.items() if name.partition(".")[0] in _AFTERWARDS}
+        return cls(run={name: value for name, value in full.items() if name not in after}, afterwards=after)
+
+    def group(self, *groups: str) -> dict[str, Any]:
+        """Those of what comes after training, of these groups."""
+        return {name: value for name, value in self.afterwards.items() if name.partition(".")[0] in groups}
+
+    def sampling(self) -> dict[str, Any]:
+        """What an evaluation of a model needs that no run folder describes yet."""
+        read = {f"data.{each.name}" for each in fields(DataSettings) if each.name not in _CHOICE}
+        return {n: value for n, value in self.run.items() if n.partition(".")[0] in _SAMPLES or n in read}
+
+    def data(self, **more: Any) -> DataSettings:
+        """The settings of the data that is trained on."""
+        known = {each.name for each in fields(DataSettings)}
+        own = {n.removeprefix("data."): value for n, value in self.run.items() if n.startswith("data.")}
+        return DataSettings(**{**{name: value for name, value in own.items() if name in known}, **more})
+
+    def held_out(self, **more: Any) -> DataSettings:
+        """The same of held-out data: read in the same way, another split, and all of it."""
+        plain = {each.name: each.default for each in fields(DataSettings) if each.name in _CHOICE}
+        return replace(self.data(), **{**plain, "dataset_split": "test", **more})

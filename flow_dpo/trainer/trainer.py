@@ -1,0 +1,358 @@
+"""`FlowDPOTrainer`: a flow is trained, evaluated and sampled from as with a trainer of TRL's.
+
+    trainer = FlowDPOTrainer("seed", args=FlowDPOConfig(output_dir="runs/a"), train_dataset="seed")
+    trainer.train()
+    trainer.evaluate()["eval_accuracy"]
+
+A facade over `flow_dpo.train`, the evaluation and the traces, not a subclass of `transformers.Trainer`, whose loop,
+optimizer and checkpoints are others. Invariant: the same settings give the run folder, to the byte, that
+`flow-dpo train` gives with the same flags; nothing is kept here that is not in that folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.flow import Flow
+from flow_dpo.core.recipe import Recipe
+from flow_dpo.data.problems import ProblemSet, load
+from flow_dpo.evaluate.during import EvaluationPlan, Evaluator, measure, read_evaluations
+from flow_dpo.evaluate.evaluate import EvaluationSettings
+from flow_dpo.recipes.flow_dpo.attempts import Attempts
+from flow_dpo.recipes.presets import default_preset, default_recipe, load_recipe
+from flow_dpo.runs import python_api, run_folder
+from flow_dpo.runs.adapters import load_adapters
+from flow_dpo.runs.given_objects import GivenObjects, sampling_settings
+from flow_dpo.runs.records import read_metrics
+from flow_dpo.runs.runtime import open_runtime
+from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
+from flow_dpo.runs.training import TrainResult
+from flow_dpo.traces.run import generate_traces
+from flow_dpo.traces.trace import TraceFile
+from flow_dpo.trainer import data, models
+from flow_dpo.trainer.adapters import lora_settings
+from flow_dpo.trainer.config import FlowDPOConfig
+from flow_dpo.trainer.fields import FIELDS
+from flow_dpo.trainer.mapping import settings_of
+from flow_dpo.trainer.parts import Parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Where a run stands, by the names of `transformers.TrainerState`."""
+
+    global_step: int = 0
+    """Updates so far: the version of the learner."""
+    max_steps: int = -1
+    """Updates after which the run ends; -1 where none are set."""
+    log_history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The rows of metrics.jsonl, and "eval_..." of evaluations.jsonl, each with its "step"."""
+
+
+class FlowDPOTrainer:
+    """Trains the roles of a flow by online DPO, or by another recipe."""
+
+    def __init__(
+        self,
+        model: Any = "seed",
+        *,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        flow: Flow[Any] | None = None,
+        recipe: str | Recipe | None = None,
+        callbacks: Sequence[Any] | None = None,
+        **others: Any,
+    ) -> None:
+        """Check and keep what is given; nothing is loaded and no folder is made before it is used.
+
+        `model` is a hub id, a folder or "seed". `reward_funcs` are called as TRL calls them; without them the verifier
+        compares with the gold answer. `args` is a `FlowDPOConfig`, or one of TRL's, which is read by
+        `FlowDPOConfig.from_trl`. `train_dataset` and `eval_dataset` are names, problems, or rows with a prompt (a text
+        or messages) and a gold answer. `processing_class` is the model's tokenizer, which may have a chat template of
+        its own. `peft_config` is a `peft.LoraConfig`, of which every role gets an adapter. `flow` and `recipe` are as
+        in `flow_dpo.train`; `callbacks` are flow-dpo's or transformers', in any order. `others` are arguments that
+        TRL's trainers have and this one has not.
+
+        Raises `ConfigError` for what cannot be meant here, with what to use instead.
+        """
+        _refuse(others)
+        self.args = config = _config(args)
+        self.model = models.name_of(model)
+        self.flow, self.recipe = flow, recipe
+        self.reward_funcs, self.callbacks = reward_funcs, list(callbacks or ())
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.processing_class = processing_class
+        found = {**models.settings_of_tokenizer(self.model, processing_class, config)}
+        found |= {} if peft_config is None else lora_settings(peft_config)
+        found |= settings_of(config, self._method())
+        self._parts = Parts.of(found, self._method())
+        if config.eval_strategy in ("steps", "epoch") and eval_dataset is None:
+            raise ConfigError(f"expected an eval_dataset with eval_strategy={config.eval_strategy!r}, found none")
+
+    # ---- train -------------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainResult:
+        """Train to the end of the problems, or of `max_steps`.
+
+        With `resume_from_checkpoint` the run in `output_dir` (True), or in that folder, is gone on with; interrupted or
+        not, its bytes are those of a run at one go. Under torchrun or `accelerate launch` every process but the first
+        takes its share of the updates and ends here with `SystemExit`. Raises `ConfigError` where there is nothing to
+        go on with, and for an `output_dir` that holds a run already.
+        """
+        python_api.follow_rank_0()
+        config = self.args
+        resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        path = self._resumed_folder(resume) if resume else config.run_folder
+        self._path = path
+        plan = self._plan()
+        result = python_api.train(
+            self.model,
+            self._train_problems(),
+            recipe=self.recipe,
+            preset=config.preset,
+            output_dir=path,
+            flow=self.flow,
+            callbacks=self._every_callback(),
+            watchers=() if plan is None else (partial(Evaluator, plan),),
+            max_problems=self._max_problems(),
+            resume=bool(resume),
+            quiet=bool(config.disable_tqdm),
+            settings=self._parts.run,
+            **self._rewards(),
+        )
+        if config.push_to_hub:
+            self.push_to_hub()
+        return result
+
+    # ---- after training ----------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        *,
+        max_problems: int | None = None,
+        metric_key_prefix: str = "eval",
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Measure the flow and a single pass of its Answer role on held-out problems, with the run's newest adapters,
+        or without any before it was trained.
+
+        The accuracies are `eval_accuracy` and `eval_single_accuracy`; each has its interval and counts beside it, as
+        `flow-dpo evaluate` writes them. The data set is `eval_dataset`, the trainer's, or the test split of the one
+        that was trained on by name. `more` are settings by name: `evaluate(greedy=False, num_samples=4)`.
+        """
+        given, chosen, overrides = self._held_out(eval_dataset, max_problems)
+        overrides = {**self._basis(), **overrides, **self._parts.group("evaluation"), **more}
+        sections = {"evaluation": EvaluationSettings()}
+        found = sampling_settings("FlowDPOTrainer.evaluate", self._source, sections, overrides, given)
+        settings: EvaluationSettings = found["evaluation"]
+        with open_runtime(
+            RuntimeSettings.from_sections(found),
+            found["flow"],
+            seed=settings.seed,
+            grader=given.grader,
+            problems=chosen,
+        ) as runtime:
+            adapters = load_adapters(runtime.policy, SpeakingSettings(run=self._run))
+            summaries = measure(runtime, found["flow"], found["explore"], runtime.fitting, adapters, settings)
+        return _prefixed(summaries, metric_key_prefix)
+
+    def generate_traces(
+        self,
+        dataset: Any = None,
+        *,
+        output_dir: str | Path | None = None,
+        max_problems: int | None = None,
+        **more: Any,
+    ) -> TraceFile:
+        """Sample verified solutions of the trained flow into a folder, `traces` beside the run's where none is named,
+        and read them back. `more` are settings of `flow-dpo generate` by name: `num_samples=4`."""
+        if dataset is None:
+            problems: str | ProblemSet | None = self._train_problems()
+        else:
+            problems = dataset if isinstance(dataset, str) else data.problems(dataset, self._parts.held_out())
+        folder = Path(f"{self._folder}-traces") if output_dir is None else Path(output_dir)
+        settings = {**self._basis(), **self._parts.group("generate", "selection"), **more}
+        return generate_traces(
+            self._source, problems, output_dir=folder, flow=self.flow, max_problems=max_problems, settings=settings
+        )
+
+    def save_model(self, output_dir: str | Path | None = None) -> Path:
+        """The newest adapter of every role as `output_dir/ROLE`, each in PEFT's layout with its model card; the run
+        folder keeps its own, and is what is returned where no folder is named."""
+        if output_dir is None:
+            return self._folder
+        for role, adapter in run_folder.latest_adapters(self._folder).items():
+            shutil.copytree(adapter, Path(output_dir) / role, dirs_exist_ok=True)
+        return Path(output_dir)
+
+    def push_to_hub(self, repo_id: str | None = None, **more: Any) -> Any:
+        """Push the adapters with a model card; private unless `hub_private_repo` is False. `more` are arguments of
+        `flow_dpo.hub.push.push_to_hub`."""
+        from flow_dpo.hub.push import push_to_hub
+
+        config = self.args
+        private = True if config.hub_private_repo is None else config.hub_private_repo
+        given = {"private": private, "token": config.hub_token, "revision": config.hub_revision}
+        name = repo_id or config.hub_model_id or self._folder.name
+        return push_to_hub(self._folder, name, **{**given, **more})
+
+    @property
+    def state(self) -> TrainState:
+        """Where the run in the folder stands, as it is on the disk now."""
+        path = self._folder / "metrics.jsonl"
+        rows = read_metrics(path) if path.exists() else []
+        history = [{**row, "step": int(row["learn/version"] + row["learn/updates"])} for row in rows]
+        by_version: dict[int, dict[str, Any]] = {}
+        for row in read_evaluations(self._folder):
+            summary = {name: value for name, value in row.items() if name not in ("version", "name", "problems_seen")}
+            by_version.setdefault(row["version"], {})[row["name"]] = summary
+        evaluated = [{**_prefixed(found, "eval"), "step": version} for version, found in by_version.items()]
+        steps = self.args.max_steps if self.args.max_steps and self.args.max_steps > 0 else -1
+        return TrainState(
+            global_step=history[-1]["step"] if history else 0,
+            max_steps=steps,
+            log_history=sorted([*history, *evaluated], key=lambda row: row["step"]),
+        )
+
+    # ---- what is handed on -------------------------------------------------------------------------------------------
+
+    @property
+    def _folder(self) -> Path:
+        return getattr(self, "_path", self.args.run_folder)
+
+    @property
+    def _run(self) -> str | None:
+        """The run folder, once something was learned in it."""
+        return str(self._folder) if (self._folder / "adapters").is_dir() else None
+
+    @property
+    def _source(self) -> str:
+        return self._run or self.model
+
+    def _method(self) -> Recipe:
+        """The recipe in force, with the preset's values."""
+        if isinstance(self.recipe, Recipe):
+            return self.recipe
+        own_flow = self.flow is not None and not isinstance(self.flow, Attempts)
+        name = self.recipe or default_recipe(own_flow=own_flow)
+        return load_recipe(name, self.args.preset or default_preset(self.model), flow=self.flow)
+
+    def _max_problems(self) -> int | None:
+        """Of a data set that is named; what was handed over is cut already."""
+        return self.args.max_problems if isinstance(self.train_dataset, str | None) else None
+
+    def _train_problems(self) -> str | ProblemSet | None:
+        """The name of the data set, or the problems in it."""
+        if self.train_dataset is None:
+            return None
+        config = self.args
+        share = config.num_train_epochs
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(
+                f"num_train_epochs={share} has no meaning here: every problem is answered before anything was learned "
+                "from it, and the run's accuracy is made of that. Give more problems, or 1 at most"
+            )
+        cut = {} if config.max_problems is None else {"max_problems": config.max_problems}
+        found = data.problems(self.train_dataset, self._parts.data(**cut), share=share)
+        return self.train_dataset if found is None else found
+
+    def _held_out(
+        self, eval_dataset: Any, max_problems: int | None
+    ) -> tuple[GivenObjects, ProblemSet | None, dict[str, Any]]:
+        """The problems of an evaluation, as objects or by name in settings, and a recipe and flow that are objects."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        recipe = self.recipe if isinstance(self.recipe, Recipe) else None
+        given = GivenObjects(recipe=recipe, flow=self.flow)
+        overrides: dict[str, Any] = {"data.dataset_split": "test"}
+        if dataset is None and not isinstance(self.train_dataset, str | None):
+            raise ConfigError("expected an eval_dataset, for the problems that were trained on have no other split")
+        if dataset is None or isinstance(dataset, str):
+            name = dataset or (None if self._run else self.train_dataset)
+            return given, None, overrides | {"data.dataset_name": name, "data.max_problems": max_problems}
+        found = data.problems(dataset, self._parts.held_out(max_problems=max_problems))
+        return replace(given, problems=found), found, overrides
+
+    def _basis(self) -> dict[str, Any]:
+        """The settings of what samples, where no run folder has them yet."""
+        recipe = self.recipe if isinstance(self.recipe, str) else None
+        return {} if self._run else {"recipe": recipe, "preset": self.args.preset, **self._parts.sampling()}
+
+    def _plan(self) -> EvaluationPlan | None:
+        """What is evaluated while the run is under way; None where nothing is."""
+        config = self.args
+        if config.eval_strategy not in ("steps", "epoch"):
+            return None
+        dataset = self.eval_dataset
+        if isinstance(dataset, str):
+            problems = load(self._parts.held_out(dataset_name=dataset))
+        else:
+            problems = data.problems(dataset, self._parts.held_out())
+        own = {name.removeprefix("evaluation."): value for name, value in self._parts.group("evaluation").items()}
+        return EvaluationPlan(
+            problems=list(problems or ()),
+            every=int(config.eval_steps or 0) if config.eval_strategy == "steps" else 0,
+            at_start=config.eval_on_start,
+            delay=int(config.eval_delay),
+            settings=EvaluationSettings(**own),
+        )
+
+    def _every_callback(self) -> list[Any]:
+        """flow-dpo's callbacks as they are, transformers' driven by one of flow-dpo's."""
+        return list(self.callbacks)
+
+    def _rewards(self) -> dict[str, Any]:
+        """The reward functions, as `flow_dpo.train` takes them."""
+        if self.reward_funcs is None:
+            return {}
+        return {"reward_funcs": self.reward_funcs, "reward_weights": self.args.reward_weights}
+
+    def _resumed_folder(self, resume: str | Path | bool) -> Path:
+        """The run folder to go on with: a path's, or the newest in `output_dir`. Raises `ConfigError` where there is
+        none."""
+        folder = self.args.run_folder if resume is True else Path(str(resume))
+        if (folder / "config.yaml").is_file():
+            return folder
+        runs = sorted(folder.glob("*/config.yaml"), key=lambda path: (path.stat().st_mtime_ns, str(path)))
+        if resume is True and runs:
+            return runs[-1].parent
+        raise ConfigError(f"expected a run to go on with in {folder}, found none; call train() to start one")
+
+
+def _refuse(others: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for arguments that are not ours: TRL's own with what to use instead."""
+    for name, value in others.items():
+        known = FIELDS.get(name)
+        if known is not None and known.fate == "refused" and value is None:
+            continue
+        if known is not None and known.fate == "refused":
+            raise ConfigError(f"FlowDPOTrainer takes no {name}: {known.words}")
+        hint = "; it is a field of FlowDPOConfig" if known is not None else ""
+        raise ConfigError(f"FlowDPOTrainer takes no argument {name!r}{hint}; see its docstring")
+
+
+def _config(args: Any) -> FlowDPOConfig:
+    """The config that `args` are."""
+    if args is None:
+        return FlowDPOConfig()
+    if isinstance(args, FlowDPOConfig):
+        return args
+    if hasattr(args, "__dataclass_fields__") and hasattr(args, "per_device_train_batch_size"):
+        return FlowDPOConfig.from_trl(args)
+    raise ConfigError(f"expected args to be a FlowDPOConfig, or a config of TRL's, found {args!r:.80}")
+
+
+def _prefixed(summaries: Mapping[str, Mapping[str, Any]], prefix: str) -> dict[str, Any]:
+    """Summaries as one mapping: "eval_accuracy" of the flow, "eval_single_accuracy" of the single pass."""
+    names = {"flow": prefix, "single": f"{prefix}_single"}
+    return {f"{names[kind]}_{name}": value for kind, found in summaries.items() for name, value in found.items()}

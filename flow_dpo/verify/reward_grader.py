@@ -1,0 +1,112 @@
+"""Grader by reward functions: every ended rollout of a batch in one call, a real-valued reward with each verdict.
+
+    grader = RewardGrader(RewardFunctions.of(brevity), answers, renderer, GradingSettings(correct_from=0.5))
+    grader.grade(trees)       Verdict(status="correct", value=0.8, measures={"rewards/brevity": 0.8})
+
+"Correct" is a reward of `correct_from` or more. Invariant: what was checked while rollouts were still sampled is not
+rewarded a second time when the trees are graded, so that a function that draws or asks a model gives one verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Problem, Solution, TokenIds, Verdict
+from flow_dpo.verify.grader import AnswerGrader, Decodes, GradingSettings
+from flow_dpo.verify.rewards import RewardBatch, RewardFunctions, RewardState, answer_reward
+
+_ROUNDING = 1e-9
+"""A sum of floats that is so little below `correct_from` is not below it."""
+_Known = dict[tuple[str, str, TokenIds], Verdict]
+
+
+class RewardGrader:
+    """Grades solutions by reward functions (`core.grader.Grader`)."""
+
+    def __init__(
+        self, rewards: RewardFunctions, answers: AnswerGrader, renderer: Decodes, settings: GradingSettings
+    ) -> None:
+        """`answers` is the verifier, for `answer_reward` among the functions."""
+        self._rewards, self._answers, self._renderer, self._settings = rewards, answers, renderer, settings
+        self._known: _Known = {}
+        """Of solutions that an exploration asked about, until their trees are graded."""
+        self._version = 0
+
+    def begin(self, problem: Problem, solution: Solution) -> None:
+        """Functions are called on whole batches: nothing begins early but the verifier."""
+        if self._reads_answers:
+            self._answers.begin(problem, solution)
+
+    def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
+        """The verdict on each solution, in their order."""
+        keys = [(problem.id, self._renderer.to_text(one.pieces), _sampled(one)) for problem, one in items]
+        new = [at for at, key in enumerate(keys) if key not in self._known]
+        if new:
+            chosen = [items[at] for at in new]
+            answers = self._answers.check(chosen) if self._reads_answers else None
+            texts = [self._renderer.to_text(one.attempt) for _, one in chosen]
+            ids = [_sampled(one) for _, one in chosen]
+            verdicts = self._graded([problem for problem, _ in chosen], texts, ids, answers)
+            self._known |= {keys[at]: verdict for at, verdict in zip(new, verdicts, strict=True)}
+        return [self._known[key] for key in keys]
+
+    def grade(self, trees: Sequence[Tree]) -> None:
+        """Put text and verdict to every rollout of the trees that was sampled to its end: one call for all of them."""
+        finished = [(tree, rollout) for tree in trees for rollout in tree.rollouts if rollout.value is None]
+        versions = [node.completion.policy_version for tree in trees for node in tree.nodes]
+        self._version = max([0, *versions])
+        verdicts = self.check([(tree.problem, rollout.solution) for tree, rollout in finished])
+        for (tree, rollout), verdict in zip(finished, verdicts, strict=True):
+            tree.grade(rollout.id, self._renderer.to_text(rollout.solution.pieces), verdict)
+        self._known = {}
+
+    def check_texts(self, items: Sequence[tuple[Problem, str, bool]]) -> list[Verdict]:
+        """The verdict on each text by itself, in their order; its `completion_ids` are empty."""
+        answers = self._answers.check_texts(items) if self._reads_answers and items else None
+        problems, texts = [problem for problem, _, _ in items], [text for _, text, _ in items]
+        return self._graded(problems, texts, [()] * len(items), answers)
+
+    @property
+    def _reads_answers(self) -> bool:
+        return answer_reward in self._rewards.functions.values()
+
+    def _graded(
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        ids: Sequence[TokenIds],
+        answers: Sequence[Verdict] | None,
+    ) -> list[Verdict]:
+        if not problems:
+            return []
+        batch = RewardBatch(problems, texts, ids, RewardState(global_step=self._version))
+        functions = self._rewards.functions
+        by_verifier = [name for name, each in functions.items() if each is answer_reward]
+        rights = [one.right for one in answers or ()]
+        read = dict.fromkeys(by_verifier, rights)
+        found = self._rewards.call(batch, read)
+        weights = dict(zip(functions, self._rewards.weights, strict=True))
+        metrics = {name: fmean(values) for name, values in batch.metrics.items()}
+        verdicts: list[Verdict] = []
+        for at in range(len(problems)):
+            rewards = {name: value for name, values in found.items() if (value := values[at]) is not None}
+            value = sum(weights[name] * reward for name, reward in rewards.items())
+            known = Verdict(status="ungraded") if answers is None else answers[at]
+            verdict = replace(
+                known,
+                status="correct" if value >= self._settings.correct_from - _ROUNDING else "wrong",
+                value=value,
+                measures={**metrics, **{f"rewards/{name}": reward for name, reward in rewards.items()}},
+                extra=batch.extra[at],
+            )
+            nothing = replace(known, status="ungraded", reason=known.reason or "no reward function gave a reward")
+            verdicts.append(verdict if rewards else nothing)
+        return verdicts
+
+
+def _sampled(solution: Solution) -> TokenIds:
+    """The sampled tokens of the attempt that counts; fixed text among them is left out."""
+    return tuple(id for piece in solution.attempt if not isinstance(piece, str) for id in piece)

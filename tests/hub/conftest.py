@@ -1,0 +1,28 @@
+"""A trained run and a stand-in for the hub, for everything that is pushed and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import flow_dpo
+from tests.support.hub_server import HubServer
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two batches of the seed, each learned from."""
+    folder = tmp_path_factory.mktemp("runs") / "flow"
+    flow_dpo.train(
+        "seed", max_problems=12, output_dir=folder, quiet=True, problems_per_batch=6,
+        settings={"learner.examples_per_update": 8, "model.num_threads": 1},
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer() as server, server.used(monkeypatch, tmp_path / "cache"):
+        yield server

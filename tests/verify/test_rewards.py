@@ -1,0 +1,197 @@
+"""Are reward functions called as TRL calls them, and is whatever they do wrong named?"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from examples.rewards import judge_model, pattern, unit_tests
+from flow_dpo.core.errors import ConfigError, DataError
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import Problem, Solution, Verdict
+from flow_dpo.verify.grader import AnswerGrader, GradingSettings
+from flow_dpo.verify.reward_grader import RewardGrader
+from flow_dpo.verify.rewards import RewardFunctions, answer_reward
+from flow_dpo.verify.verifier import Verifier
+from tests.support.char_renderer import Letters, ids
+from tests.support.judge_server import serving
+from tests.support.tree_builders import completion, request
+
+SUM = Problem(id="p1", question="1 + 1 = ?", gold="2", columns={"hint": "one more", "prompt": "1 + 1 = ?"})
+CHAT = Problem(id="p2", question="Why?", gold="", columns={"prompt": [{"role": "user", "content": "Why?"}], "tone": 3})
+
+
+def grader(functions: Any, weights: Any = None, **settings: Any) -> RewardGrader:
+    chosen = GradingSettings(**settings)
+    answers = AnswerGrader(Verifier(), Letters(), chosen)
+    return RewardGrader(RewardFunctions.of(functions, weights), answers, Letters(), chosen)
+
+
+def solution(text: str) -> Solution:
+    return Solution(pieces=(ids(text),), ended=True)
+
+
+def tree(problem: Problem, *texts: str) -> Tree:
+    found = Tree(problem=problem)
+    for text in texts:
+        found.add_rollout(None, [(request("answer", 1), completion(*ids(text), version=7), ())], solution(text))
+    return found
+
+
+def length(completions: list[Any], **_: Any) -> list[float]:
+    return [len(one) / 10 for one in completions]
+
+
+def test_a_function_is_called_once_with_every_column_of_all_that_ended() -> None:
+    calls: list[dict[str, Any]] = []
+
+    def sees(**given: Any) -> list[float | None]:
+        calls.append(given)
+        return [0.25, None, 1.5]
+
+    one, two = tree(SUM, "ab", "c"), tree(CHAT, "d")
+    grader(sees).grade([one, two])
+    [given] = calls
+    assert given["prompts"] == ["1 + 1 = ?", "1 + 1 = ?", [{"role": "user", "content": "Why?"}]]
+    assert given["completions"] == ["ab", "c", [{"role": "assistant", "content": "d"}]]
+    assert given["completion_ids"] == [[97, 98], [99], [100]]
+    assert (given["hint"], given["tone"]) == (["one more", "one more", None], [None, None, 3])
+    assert given["gold"] == ["2", "2", ""]
+    assert "prompt" not in given
+    assert given["trainer_state"].global_step == 7
+    verdicts = [rollout.verdict for each in (one, two) for rollout in each.rollouts]
+    assert [verdict.reward if verdict else 9 for verdict in verdicts] == [0.25, None, 1.5]
+    assert [verdict.status if verdict else "" for verdict in verdicts] == ["wrong", "ungraded", "correct"]
+
+
+def test_a_narrow_signature_gets_only_its_own_arguments() -> None:
+    def narrow(completions: list[str], hint: list[str]) -> list[float]:
+        return [float(len(text) + len(words)) for text, words in zip(completions, hint, strict=True)]
+
+    assert grader(narrow).check([(SUM, solution("ab"))])[0].value == 10.0
+
+
+def test_what_an_exploration_asked_is_not_rewarded_twice() -> None:
+    seen: list[int] = []
+
+    def counts(completions: list[str]) -> list[float]:
+        seen.append(len(completions))
+        return [float(len(seen))] * len(completions)
+
+    one = grader(counts)
+    checked = one.check([(SUM, solution("ab"))])[0]
+    made = tree(SUM, "ab", "cd")
+    one.grade([made])
+    assert seen == [1, 1]
+    assert made.rollouts[0].verdict == checked
+    one.grade([tree(SUM, "ab")])
+    assert seen == [1, 1, 1]
+
+
+def test_weights_sum_what_is_not_none_and_the_verifier_is_one_of_them() -> None:
+    def sometimes(completions: list[str]) -> list[float | None]:
+        return [None if "2" in text else 0.5 for text in completions]
+
+    made = tree(SUM, "Answer: 2", "Answer: 3")
+    grader([answer_reward, sometimes, length], [1.0, 2.0, 0.1]).grade([made])
+    first, second = (rollout.verdict for rollout in made.rollouts)
+    assert first
+    assert second
+    assert (first.answer, first.status) == ("2", "correct")
+    assert first.value == pytest.approx(1.0 + 0.1 * 0.9)
+    assert second.value == pytest.approx(2.0 * 0.5 + 0.1 * 0.9)
+    assert first.measures == {"rewards/answer_reward": 1.0, "rewards/length": 0.9}
+    assert answer_reward(["Answer: 2", [{"content": "Answer: 4"}]], ["2", "2"]) == [1.0, 0.0]
+
+
+def test_async_functions_run_together() -> None:
+    meeting: list[Any] = []
+
+    async def first(completions: list[str]) -> list[float]:
+        meeting.append(asyncio.Event())
+        await asyncio.wait_for(meeting[0].wait(), 20)
+        return [1.0] * len(completions)
+
+    async def second(completions: list[str]) -> list[float]:
+        while not meeting:
+            await asyncio.sleep(0)
+        meeting[0].set()
+        return [2.0] * len(completions)
+
+    assert grader([first, second]).check([(SUM, solution("a"))])[0].value == 3.0
+
+
+def test_what_a_function_logs_comes_with_the_verdict() -> None:
+    def logs(completions: list[str], log_extra: Any, log_metric: Any) -> list[float]:
+        log_extra("words", ["x", "y"])
+        log_metric("mean_length", 1.5)
+        return [0.0, 1.0]
+
+    made = tree(SUM, "a", "bc")
+    grader(logs).grade([made])
+    verdict = made.rollouts[1].verdict
+    assert verdict
+    assert verdict.extra == {"words": "y"}
+    assert verdict.measures == {"rewards/logs": 1.0, "mean_length": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [([1.0], "expected 2 rewards"), ([0.0, float("nan")], "found nan for problem 'p1'"), ([0.0, "x"], "found 'x'"),
+     (3.0, "expected a list of 2 rewards"), (ZeroDivisionError("\x1b[2J"), "raised ZeroDivisionError: '\\x1b[2J'")],
+)  # fmt: skip
+def test_what_goes_wrong_names_function_and_problem(result: Any, words: str) -> None:
+    def odd(completions: list[str]) -> Any:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    with pytest.raises(DataError) as caught:
+        grader(odd).check([(SUM, solution("a")), (SUM, solution("b"))])
+    assert words in str(caught.value)
+    assert "odd" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_what_cannot_be_called_is_refused_before_anything_is_sampled() -> None:
+    def needs(completions: list[str], missing: list[str]) -> list[float]:
+        return [0.0]
+
+    with pytest.raises(ConfigError, match="missing"):
+        RewardFunctions.of(needs).check_columns(SUM)
+    for functions, weights in (("model-id", None), ([], None), ([length], [1.0, 2.0]), ([length], [float("nan")])):
+        with pytest.raises(ConfigError):
+            RewardFunctions.of(functions, weights)
+
+
+def test_correct_is_what_reaches_the_setting() -> None:
+    statuses = [
+        verdict.status
+        for verdict in grader(length, correct_from=0.3).check([(SUM, solution("ab")), (SUM, solution("abc"))])
+    ]
+    assert statuses == ["wrong", "correct"]
+    assert Verdict(status="ungraded", value=2.0).reward is None
+
+
+def test_a_pattern_is_a_reward() -> None:
+    texts = ["She buys 4: 1 + 4 = 5\nAnswer: 5", "A b: 1 + 1 = 2\nC d: 2 + 1 = 3\nAnswer: 3\n", "Answer: 3 or"]
+    assert pattern.few_steps(texts) == [1.0, 0.5, 0.0]
+
+
+def test_unit_tests_of_code_are_a_reward() -> None:
+    texts = ["```python\ndef f(x):\n    return 2 * x\n```", "def f(x):\n    return x", "print('True')", "import os"]
+    tests = ["f(2) == 4", "f(0) == 0"]
+    assert unit_tests.passed(texts, [tests, tests, tests, []]) == [1.0, 0.5, 0.0, None]
+
+
+def test_a_judge_model_is_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(lambda asked, number: "8" if "good" in asked else "no idea") as address:
+        monkeypatch.setenv("JUDGE_URL", address.url)
+        made = tree(SUM, "good", "bad")
+        grader(judge_model.quality).grade([made])
+    found = [rollout.verdict for rollout in made.rollouts]
+    assert [verdict.reward if verdict else 9 for verdict in found] == [0.8, None]
+    assert found[0]
+    assert found[0].extra == {"judge": "8"}

@@ -1,0 +1,91 @@
+"""The documentation site: the repository's Markdown, staged with every file it links to, and built by Zensical.
+
+    python -m tools.docs_site        stages build/docs, then builds build/site (extra "docs"; `make docs`)
+
+Stages. 1: README.md, CONTRIBUTING.md, CHANGELOG.md, docs/, the figures and studies are copied to build/docs at their
+own places, so that links between them need no rewriting, and so is every other file that one of them links to. 2: the
+reference is written from the public names, a page a room. 3: Zensical builds; one warning fails the build.
+Invariant: a page on the site is the file that a reader of the repository sees.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import flow_dpo
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGED = ROOT / "build" / "docs"
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "benchmarks/RESULTS.md", "studies/**/*.md")
+"""What becomes a page, as patterns below the repository."""
+ASSETS = ("docs/**/*.svg", "docs/**/*.png", "docs/**/*.css")
+_FENCE = re.compile(r"^(```|~~~)[^\n]*\n.*?^\1[ \t]*$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
+
+
+def pages() -> list[Path]:
+    """The Markdown files that become pages, in order."""
+    return sorted({path for pattern in PAGES for path in ROOT.glob(pattern)})
+
+
+def links(text: str) -> Iterator[str]:
+    """Targets of the links and pictures of a Markdown text, those in code left out."""
+    prose = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", text))
+    for markdown, html in _LINK.findall(prose):
+        yield markdown or html
+
+
+def linked_files(page: Path) -> list[Path]:
+    """The files of the repository that a page links to, whether they exist or not."""
+    targets = [link.partition("#")[0] for link in links(page.read_text(encoding="utf-8"))]
+    return [(page.parent / target).resolve() for target in targets if target and not re.match(r"[a-z]+:", target)]
+
+
+def reference() -> Mapping[str, str]:
+    """The reference's pages by file name: an index, and for each room the public names that are defined in it."""
+    rooms: dict[str, list[str]] = {}
+    for name, home in sorted(flow_dpo._HOMES.items()):
+        rooms.setdefault(home.partition(".")[0], []).append(f"::: flow_dpo.{home}.{name}")
+    table = ["| room | public names |", "|---|---|"]
+    written = {}
+    for room, entries in sorted(rooms.items()):
+        question = (ROOT / "flow_dpo" / room / "__init__.py").read_text(encoding="utf-8").splitlines()[0]
+        written[f"{room}.md"] = f"# {room}\n\n{question.strip(chr(34))}\n\n" + "\n\n".join(entries) + "\n"
+        names = ", ".join(f"[`{entry.rpartition('.')[2]}`]({room}.md#{entry[4:]})" for entry in entries)
+        table.append(f"| [{room}]({room}.md) | {names} |")
+    head = "# Public names\n\nAll that `import flow_dpo` offers, by the room in which it is defined.\n\n"
+    return {"index.md": head + "\n".join(table) + "\n", **written}
+
+
+def stage(target: Path = STAGED) -> None:
+    """Copy pages, pictures and whatever pages link to, and write the reference."""
+    shutil.rmtree(target, ignore_errors=True)
+    wanted = {*pages(), *(path for pattern in ASSETS for path in ROOT.glob(pattern))}
+    wanted |= {path for page in pages() for path in linked_files(page) if path.is_file()}
+    for path in sorted(wanted):
+        copy = target / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    for name, text in reference().items():
+        path = target / "docs" / "reference" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def build() -> int:
+    """Stage and build; the exit status, 1 where anything was warned of."""
+    stage()
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    shown = done.stdout + done.stderr
+    print(shown)
+    return done.returncode or int(bool(re.search(r"\b(warning|error)s?\b", shown, re.IGNORECASE)))
+
+
+if __name__ == "__main__":
+    sys.exit(build())
