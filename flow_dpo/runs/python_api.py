@@ -55,8 +55,8 @@ def train(
     runtime, once it is open. `reward_funcs`, a reward function as TRL's or several with `reward_weights`, grade in the
     verifier's place (`verify.rewards`). `report_to` names trackers (docs/trackers.md). `settings` holds any other
     setting by its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
-    `train(beta=0.5)`. With `resume` the run in `output_dir` is gone on with: what is not given is as it was there, and
-    what is given and differs is refused by name. Under torchrun all processes but rank 0 follow that one and end here.
+    `train(beta=0.5)`. With `resume` the run in `output_dir` continues, with what is not given as it was there; what
+    differs is refused by name. Under torchrun all processes but rank 0 follow that one and end here.
     """
     follow_rank_0()
     path = Path(output_dir)
@@ -83,9 +83,8 @@ def train(
         **(settings or {}),
         **more,
     }
-    resolved = train_settings(
-        values, given, recipe=recipe if isinstance(recipe, str) else None, resumed=path if resume else None
-    )
+    named = recipe if isinstance(recipe, str) else None
+    resolved = train_settings(values, given, recipe=named, resumed=path if resume else None)
     return training.run(resolved, Console(quiet=quiet, force_jupyter=False), given)
 
 
