@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup setup-vllm docs test test-vllm test-ray soak soak-ray bench bench-vllm study study-recipes study-team check fix seed wheel clean
+.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-ray soak soak-ray bench bench-vllm study study-recipes study-team check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -22,12 +22,21 @@ quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 setup: $(STAMP)  ## the environment alone
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) -e .
-	touch $@
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("flow-dpo needs Python 3.11 or newer, found %d.%d; name another: make PYTHON=python3.11 $(MAKECMDGOALS)" % v[:2])'
+	@echo "Making the environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing torch: a few hundred MB, minutes on a slow line"
+	@$(PIP) torch
+	@echo "Installing flow-dpo and what it needs: about a minute"
+	@$(PIP) -e .
+	@touch $@
+
+shell: setup  ## a shell in which flow-dpo is on the path; exit leaves it
+	@echo "flow-dpo is on the path; exit leaves this shell"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $${SHELL:-sh}
 
 $(DEV): $(STAMP)
+	@echo "Installing what tests and checks need"
 	$(PIP) -e '.[dev]'
 	touch $@
 

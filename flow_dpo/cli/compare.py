@@ -44,7 +44,7 @@ from flow_dpo.runs.adapters import has_one_pass, one_pass, run_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.headers import write_header
-from flow_dpo.runs.resolve import Given, command_line, read_settings, resolve
+from flow_dpo.runs.resolve import Given, command_line, read_settings, resolve, typed_command
 from flow_dpo.runs.settings import RuntimeSettings, TrainSettings, named_settings
 from flow_dpo.traces.settings import PAPER_LORA, SftTrainingSettings
 from flow_dpo.workers.settings import TIMING_ONLY, with_shards_in_force
@@ -225,7 +225,7 @@ def compare(argv: Sequence[str]) -> int:
         context = ComparisonContext(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
         found = summarise(made, by_arm, context, path)
         write_header(path / SUMMARY, Comparison, found)
-    print_safe(console, f"Written to {path / SUMMARY}; as a page: flow-dpo report {shlex.quote(str(path))}")
+    print_safe(console, f"Written to {path / SUMMARY}; as a page: {typed_command()} report {shlex.quote(str(path))}")
     return 0
 
 

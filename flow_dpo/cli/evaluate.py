@@ -20,6 +20,7 @@ from flow_dpo.evaluate.votes import RULE_WORDS
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
+from flow_dpo.runs.run_folder import free_folder
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings, named_settings
 
 
@@ -33,6 +34,8 @@ def evaluate(argv: Sequence[str]) -> int:
     """`flow-dpo evaluate`."""
     parsed = parse_evaluate(argv)
     settings: EvaluationSettings = parsed["evaluation"]
+    if settings.output_dir == EvaluationSettings.output_dir:
+        settings = replace(settings, output_dir=free_folder(settings.output_dir, "summary.json"))
     from flow_dpo.evaluate.run import measure_run  # loads torch, once the arguments are parsed
 
     runtime = RuntimeSettings.from_sections(parsed)

@@ -21,7 +21,7 @@ from flow_dpo.runs.adapters import trace_pass
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.live import Live
-from flow_dpo.runs.resolve import Given, Sections, command_line, resolve
+from flow_dpo.runs.resolve import Given, Sections, command_line, resolve, typed_command
 from flow_dpo.runs.settings import named_settings
 from flow_dpo.runs.starting_adapters import starting_shape
 from flow_dpo.runs.writable import check_writable
@@ -95,5 +95,5 @@ def fine_tune(argv: Sequence[str]) -> int:
         sft.record(path, {**parsed, **travelling}, {**facts, "command": command_line()}, log)
     words, learned = sft.loss_words(facts), facts["cost"]["tokens_learned"]
     print_safe(console, f"{words[0].upper()}{words[1:]}; {learned} tokens learned")
-    print_safe(console, f"Next: flow-dpo evaluate --mode single --adapter {shlex.quote(str(path))}")
+    print_safe(console, f"Next: {typed_command()} evaluate --mode single --adapter {shlex.quote(str(path))}")
     return 0

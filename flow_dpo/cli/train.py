@@ -33,16 +33,18 @@ def quickstart(argv: Sequence[str]) -> int:
     data = {"max_problems": _QUICKSTART_PROBLEMS}
     given, watching = _parse("flow-dpo quickstart", argv, data, output_dir=_QUICKSTART)
     if given.run.output_dir == _QUICKSTART and not given.run.resume:
-        given = replace(given, run=replace(given.run, output_dir=_free_folder(_QUICKSTART)))
+        given = replace(given, run=replace(given.run, output_dir=run_folder.free_folder(_QUICKSTART, "config.yaml")))
     return _run(given, watching)
 
 
 def _run(settings: TrainSettings, watching: WhileTrainingSettings) -> int:
     from flow_dpo.evaluate.during import watchers  # loads torch, once the arguments are parsed
+    from flow_dpo.report.page_of_run import page_of_run
     from flow_dpo.runs import training
     from flow_dpo.runs.given_objects import GivenObjects
 
-    training.run(settings, Console(), GivenObjects(watchers=watchers(settings.runtime.data, watching)))
+    made = watchers(settings.runtime.data, watching)
+    training.run(settings, Console(), GivenObjects(watchers=made, report=page_of_run))
     return 0
 
 
@@ -75,12 +77,3 @@ def _parse(
     what = "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304)."
     parsed = resolve(prog, what, argv, sections, brings=resumed, trusted=True, doc=__doc__ or "")
     return TrainSettings.from_sections(parsed), parsed["while_training"]
-
-
-def _free_folder(name: str) -> str:
-    """`name`, or the first of `name`-2, `name`-3, ... that holds no run."""
-    free, number = name, 1
-    while (Path(free) / "config.yaml").exists():
-        number += 1
-        free = f"{name}-{number}"
-    return free

@@ -256,11 +256,5 @@ class Group(TurnSampling):
 def single_rollout(turn_sampling: TurnSampling, *, greedy: bool) -> Group:
     """The plain flow, sampled once as `turn_sampling` draws: what an exploration of another kind is evaluated
     by."""
-    return Group(
-        num_rollouts=1,
-        greedy_trunk=greedy,
-        temperature=turn_sampling.temperature,
-        top_p=turn_sampling.top_p,
-        choice_temperature=turn_sampling.choice_temperature,
-        stop_strings=turn_sampling.stop_strings,
-    )
+    drawn: dict[str, Any] = {each.name: getattr(turn_sampling, each.name) for each in fields(TurnSampling)}
+    return replace(Group(**drawn), num_rollouts=1, greedy_trunk=greedy)

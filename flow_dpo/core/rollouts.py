@@ -133,14 +133,12 @@ class RolloutRunner:
         if turn.one_line:
             end = line_end(ids, lambda ids: self.renderer.to_text((ids,)))
             if end is not None and end - given < len(completion.token_ids):
-                completion = split(completion, (max(end - given, 1),))[0]
-                ids = ids[:end]
-        if strings := yielded.sampling.stop_strings:
-            stop = stop_end(ids, lambda ids: self.renderer.to_text((*turn.continuation, ids)), strings)
-            if stop is not None:
-                end, before = stop
-                cut = split(completion, (max(end - given, 1),))[0]
-                return replace(cut, finish_reason="stop_string", num_stop_tokens=end - before)
+                completion, ids = split(completion, (max(end - given, 1),))[0], ids[:end]
+        decode = lambda ids: self.renderer.to_text((*turn.continuation, ids))  # noqa: E731
+        strings = yielded.sampling.stop_strings
+        if strings and (stop := stop_end(ids, decode, strings)) is not None:
+            completion = split(completion, (max(stop[0] - given, 1),))[0]
+            return replace(completion, finish_reason="stop_string", num_stop_tokens=stop[0] - stop[1])
         return completion
 
     def _verify(self, waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]]) -> None:

@@ -58,12 +58,11 @@ def stop_end(token_ids: TokenIds, decode: Decode, stop_strings: Sequence[str]) -
         text = decode(token_ids[:count])
         return [at for one in stop_strings if (at := text.find(one, max(0, begun - len(one) + 1))) >= 0]
 
-    if not found(len(token_ids)):
-        return None
     counts = range(len(token_ids))
     end = bisect_left(counts, True, key=lambda count: bool(found(count)))
-    before = decode(token_ids[:end])[: min(found(end))]
-    return end, bisect_left(counts, True, key=lambda count: decode(token_ids[:count]).startswith(before))
+    before = decode(token_ids[:end])[: min(found(end), default=0)]
+    kept = bisect_left(counts, True, key=lambda count: decode(token_ids[:count]).startswith(before))
+    return (end, kept) if found(end) else None
 
 
 def split(completion: Completion, ends: Sequence[int]) -> list[Completion]:

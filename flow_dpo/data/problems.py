@@ -158,9 +158,8 @@ def load_problems(
     else:
         source = open_rows(name, config=config, split=split)
         template = QuestionTemplate(question_template) if question_template else None
-        reader = _Reader((question_column, answer_column), template, columns)
-        rows = _problems(source.rows, source.stem, split, reader, bad_rows, skipped)
-        problems = list(itertools.islice(rows, early))
+        reader = Reader((question_column, answer_column), template, columns)
+        problems = [*itertools.islice(_problems(source.rows, source.stem, split, reader, bad_rows, skipped), early)]
     if not problems:
         raise DataError(
             f"expected problems in {name} ({split}), found none{skipped.instead()}; name another file or split, or "
@@ -257,7 +256,7 @@ class _LeftOut:
         )
 
 
-class _Reader(NamedTuple):
+class Reader(NamedTuple):
     """How the rows of one data set are read."""
 
     columns: tuple[str | None, str | None]
@@ -286,7 +285,7 @@ def _problems(
     rows: Iterator[tuple[str, Row]],
     stem: str,
     split: str,
-    reader: _Reader,
+    reader: Reader,
     bad_rows: BadRows,
     left_out: _LeftOut,
 ) -> Iterator[Problem]:

@@ -199,6 +199,7 @@ def choose(place: str, rows: Sequence[Row], question_column: str | None, answer_
             raise DataError(
                 f"{place}: expected a column {column!r} of texts, {what} but found {listed(columns)}; "
                 + (f"did you mean --{flag} {near}?" if near else f"choose one of them with --{flag}")
+                + ("" if flag == "question_column" or near else "; flow-dpo ask answers questions that have none")
             )
     return Schema(frozenset({asked, answer}), lambda row: _named(row, asked, answer))
 

@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from flow_dpo.hub.figures import Figures
 
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&-])")
+_MARKS = re.compile(r"([\\`*_{}\[\]<>()#!|~$&])")
 
 
 def plain(value: object, limit: int = 300) -> str:
@@ -41,10 +41,17 @@ class Origin:
     """The base model as the card names it."""
     base_id: str | None
     """Its hub id; None for the embedded seed model and for a folder whose id was not given."""
+    folder: str
+    """Where it is loaded from without an id."""
     recipe: str
     dataset: str
     facts: Mapping[str, Any]
     """run.json as it is pushed."""
+
+    @property
+    def loads(self) -> str:
+        """What a reader gives to `from_pretrained`."""
+        return self.base_id or self.folder
 
     @property
     def dataset_ids(self) -> list[str] | None:
@@ -151,7 +158,7 @@ One role with PEFT and transformers (its prompts are under `flow` in `config.yam
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = {{ code(origin.base_id or origin.base) }}
+base = {{ code(origin.loads) }}
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base)
 repo = "{{ origin.repo_id }}"
@@ -166,7 +173,7 @@ vLLM takes adapters as folders:
 
 ```
 hf download {{ origin.repo_id }} --local-dir {{ name }}
-vllm serve {{ code(origin.base_id or origin.base) }} --enable-lora --max-lora-rank {{ rank }} \\
+vllm serve {{ code(origin.loads) }} --enable-lora --max-lora-rank {{ rank }} \\
     --lora-modules {{ modules }}
 ```
 

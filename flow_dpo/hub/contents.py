@@ -98,6 +98,7 @@ def read_source(run: Path, settings: PushSettings) -> Source:
             base_id=None
             if base == "seed" or (is_local(str(_named_base(config))) and not settings.base_model)
             else base,
+            folder="flow_dpo/data/seed/model" if base == "seed" else base,
             recipe=str(kept.get("recipe") or "not known"),
             dataset="the seed problems that are part of flow-dpo" if dataset == "seed" else dataset,
             facts=shown,

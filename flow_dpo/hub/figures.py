@@ -68,7 +68,8 @@ def figures(run: Path, evaluations: Sequence[str] = ()) -> Figures:
     """The figures of a run. Raises `DataError` where it has learned nothing yet, or an evaluation cannot be read."""
     path = run / "metrics.jsonl"
     rows = read_metrics(path) if path.exists() else []
-    if not rows or not rows[-1].get("policy_version"):
+    updates = max(int(folder.name) for folder in run_folder.latest_adapters(run).values())
+    if not rows or not updates:
         raise DataError(f"expected a run that has learned something, found no update in {path}: go on with it first")
     last = rows[-1]
     pairs: dict[str, int] = {}
@@ -80,7 +81,7 @@ def figures(run: Path, evaluations: Sequence[str] = ()) -> Figures:
     seen = int(last["problems_seen"])
     return Figures(
         problems=seen,
-        updates=int(last["policy_version"]),
+        updates=updates,
         pairs=pairs,
         accuracy=_measure(last, "progressive/accuracy", "progressive/low", "progressive/high", seen),
         windowed=_measure(

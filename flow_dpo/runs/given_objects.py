@@ -47,6 +47,8 @@ class GivenObjects:
     """Besides the run's own."""
     watchers: Sequence[Watcher] = ()
     """What makes callbacks of what is loaded, once it is: an evaluation while the run is under way."""
+    report: Callable[[Path], Sequence[Path]] | None = None
+    """Writes a page on the run at its end and returns its files, for the trackers that it reports to."""
     grader: GraderSource | None = None
     engine: str | EngineSettings | EngineOpener | None = None
     problems: ProblemSet | None = None

@@ -41,6 +41,7 @@ def train(
     reward_weights: Sequence[float] | None = None,
     engine: str | EngineSettings | EngineOpener | None = None,
     max_problems: int | None = None,
+    report_to: str | Sequence[str] | None = None,
     resume: bool = False,
     quiet: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -52,8 +53,8 @@ def train(
     problems. `recipe` ("flow-dpo" by default) and `engine` are names or objects, `flow`, `callbacks` and `grader` (or
     its class, which is handed the renderer) objects that are used as they are; `watchers` make callbacks of the
     runtime, once it is open. `reward_funcs`, a reward function as TRL's or several with `reward_weights`, grade in the
-    verifier's place (`verify.rewards`). `settings` holds any other setting by
-    its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
+    verifier's place (`verify.rewards`). `report_to` names trackers (docs/trackers.md). `settings` holds any other
+    setting by its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
     `train(beta=0.5)`. With `resume` the run in `output_dir` is gone on with: what is not given is as it was there, and
     what is given and differs is refused by name. Under torchrun all processes but rank 0 follow that one, and end here.
     Raises `ConfigError` for a name that does not exist.
@@ -76,6 +77,7 @@ def train(
         "model.model_name_or_path": model,
         "data.dataset_name": dataset if problems is None else OBJECT,
         "data.max_problems": max_problems,
+        "run.tracking.report_to": report_to if report_to is None or isinstance(report_to, str) else ",".join(report_to),
         "preset": preset,
         "run.output_dir": str(output_dir),
         "run.resume": resume,

@@ -17,6 +17,7 @@ import difflib
 import json
 import math
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -339,6 +340,19 @@ def _refuse_odd(settings: dict[Any, Any], path: Path) -> None:
             expected = f"a text, a number, a list or names and values{under} in {path}"
         if expected:
             raise ConfigError(f"expected {expected}, found {found!r:.80}; quote it if it is a text")
+
+
+def typed_command() -> str:
+    """What a person can type for this command line where it was typed: "flow-dpo" where that is on the path, otherwise
+    the script or the module by the interpreter that runs now, such as ".venv/bin/flow-dpo"."""
+    if shutil.which("flow-dpo"):
+        return "flow-dpo"
+    script = Path(sys.executable).with_name("flow-dpo")
+    words = [str(script)] if script.exists() else [sys.executable, "-m", "flow_dpo"]
+    beside = Path(words[0])
+    if beside.is_relative_to(Path.cwd()):
+        words[0] = str(beside.relative_to(Path.cwd()))
+    return shlex.join(words)
 
 
 def command_line() -> str:

@@ -12,7 +12,7 @@ import difflib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,14 @@ from flow_dpo.runs.given_objects import GivenObjects
 from flow_dpo.runs.resolve import read_settings, refuse_unknown
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.writable import check_writable
+from flow_dpo.trackers import settings as trackers
+from flow_dpo.trackers.settings import TrackingSettings
 from flow_dpo.workers.settings import TIMING_ONLY, with_shards_in_force
 
 _logger = logging.getLogger(__name__)
 _OF_RUN = ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "checkpoint_batches")
-_RUN_ONLY = {f"run.{name}" for name in _OF_RUN} | {"learner.rows.shard_base"} | TIMING_ONLY
+_RUN_ONLY = {"run.tracking", *(f"run.tracking.{each.name}" for each in fields(TrackingSettings))}
+_RUN_ONLY |= {f"run.{name}" for name in _OF_RUN} | {"learner.rows.shard_base"} | TIMING_ONLY
 """Settings that change no result."""
 _FACTS = ("code", "recipe_file", "flow_file", "reward_files", "versions", "device", "dtype", "data_fingerprint",
           "given", "starting_adapters")  # fmt: skip
@@ -44,6 +47,7 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
     for callback in given.callbacks:
         if not callable(getattr(callback, "on_batch", None)):
             raise ConfigError(f"expected callbacks with on_batch(row, trees, examples), found {callback!r:.80}")
+    trackers.check(settings.run.tracking)
     refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
     flow, credit = settings.recipe.flow, settings.recipe.credit
     _refuse_strange("learner.roles", settings.learner.roles, flow.roles, "roles")

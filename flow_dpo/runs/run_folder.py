@@ -14,6 +14,7 @@ A folder that can be read while it is written and after anything happened to its
     adapters/<role>/<version>/   in PEFT's layout
     served/          the adapters in force, for an engine that reads files; gone at the end
     progressive.png  the picture of the run
+    trackers.json    by what each tracker of `--report_to` goes on in its curve, and how far it got
 
 Invariant: rows are only ever added at the end, and a checkpoint knows how long the files were; what follows is
 cut off when the run is resumed, torn or whole. One process at a time writes to a folder.
@@ -357,3 +358,13 @@ def _code() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def free_folder(name: str, file: str) -> str:
+    """`name`, or the first of `name`-2, `name`-3, ... that does not hold `file`, with which a command's work ends or
+    begins."""
+    free, number = name, 1
+    while (Path(free) / file).exists():
+        number += 1
+        free = f"{name}-{number}"
+    return free

@@ -155,6 +155,8 @@ def open_runtime(
     own = engine if callable(engine) else None
     check_workers(settings.workers, settings.engine, own_engine=own is not None)
     rewards = reward_functions(settings.grading, grader)
+    if rewards is not None and settings.workers.kind != "ray":  # Ray's workers load a file's functions themselves
+        grader = rewards
     problems, loaded = _loaded(settings, problems, doing, rewards)
     setup = WorkerSetup(
         workers=settings.workers, model=dated(settings.model, loaded.renderer), lora=settings.lora,

@@ -22,6 +22,7 @@ from flow_dpo.plugins.load import load_flow
 from flow_dpo.recipes import presets
 from flow_dpo.runs.resolve import Given
 from flow_dpo.runs.starting_adapters import starting_shape
+from flow_dpo.trackers.settings import TrackingSettings
 from flow_dpo.verify.grader import GradingSettings
 from flow_dpo.workers.settings import WorkersSettings
 
@@ -75,6 +76,7 @@ class RunSettings:
     """What may differ from the run that is resumed, separated by commas: names of settings such as
     "learner.learning_rate", or "code", "versions", "device", "data", "prompts". The result is then not that of one
     run."""
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "problems_per_batch", "window", "checkpoint_batches")

@@ -49,12 +49,13 @@ from flow_dpo.runs.journal import JournalWorkers
 from flow_dpo.runs.kept_workers import run_workers
 from flow_dpo.runs.live import Live, MeteredLearner
 from flow_dpo.runs.records import read_metrics
-from flow_dpo.runs.resolve import command_line
+from flow_dpo.runs.resolve import command_line, typed_command
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import starting_checksums
 from flow_dpo.runs.timeline import Timeline
-from flow_dpo.workers.grading import reward_files, reward_functions
+from flow_dpo.trackers.tracking import Tracking
+from flow_dpo.workers.grading import grades_by_rewards, reward_files
 
 log = logging.getLogger("flow_dpo")
 
@@ -135,7 +136,9 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
 
 def _lifecycle(settings: TrainSettings, given: GivenObjects, runtime: Runtime, seen: int) -> Lifecycle:
     """The callbacks that were handed over, those that need what is loaded last."""
-    found = Lifecycle(given.callbacks, window=settings.run.window, seen=seen)
+    tracking = settings.run.tracking
+    reports = [Tracking(tracking, given.report)] if tracking.trackers else []
+    found = Lifecycle([*given.callbacks, *reports], window=settings.run.window, seen=seen)
     found.join(watcher(settings.recipe, runtime, found.evaluated) for watcher in given.watchers)
     return found
 
@@ -217,7 +220,9 @@ def _summarise(
     if missing and not missing.startswith("nothing"):
         print_safe(console, f"          though {missing}")
     data = "--dataset_split test" if given.problems is None else "--dataset_name NAME"
-    print_safe(console, f"Next:     flow-dpo evaluate --run {shlex.quote(str(path))} {data} --max_problems 500")
+    print_safe(
+        console, f"Next:     {typed_command()} evaluate --run {shlex.quote(str(path))} {data} --max_problems 500"
+    )
     return TrainResult(path=path, adapters=adapters, progressive=validation)
 
 
@@ -242,12 +247,10 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
 
 
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
-    again = (
-        "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
-        if given.problems or given.record()
-        else ""
-    )
-    print_safe(console, f"Go on with: {again or f'flow-dpo train --output_dir {shlex.quote(str(path))} --resume'}")
+    again = f"{typed_command()} train --output_dir {shlex.quote(str(path))} --resume"
+    if given.problems or given.record():
+        again = "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
+    print_safe(console, f"Go on with: {again}")
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:
@@ -301,7 +304,7 @@ def _opened(
     The comparison needs the problems and the device's name: it is made before the model is loaded.
     """
     live.doing(f"reading the problems of {settings.runtime.data.dataset_name}")
-    by_rewards = reward_functions(settings.runtime.grading, given.grader) is not None
+    by_rewards = grades_by_rewards(settings.runtime.grading, given.grader)
     problems = given.problems
     problems = load(settings.runtime.data, columns=by_rewards) if problems is None else problems
     differences = dict[str, Any]()

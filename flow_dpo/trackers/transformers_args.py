@@ -44,11 +44,8 @@ class CallbackArguments:
     def to_dict(self) -> dict[str, Any]:
         """What trackers record: the user's arguments as these tell them, and every setting of the run by its name."""
         theirs = getattr(self._given, "to_dict", None)
-        own = theirs() if callable(theirs) else {}
-        return {
-            **{name: value for name, value in own.items() if "token" not in name or value is None},
-            **self._settings,
-        }
+        told: Any = theirs() if callable(theirs) else {}
+        return {**{name: value for name, value in told.items() if not name.endswith("token")}, **self._settings}
 
     def to_sanitized_dict(self) -> dict[str, Any]:
         """The same in texts and numbers."""

@@ -87,7 +87,7 @@ class TransformersCallbacks:
                 "logging_steps": 1,
                 "metric_for_best_model": "progressive_accuracy",
             },
-            settings={**dict(_flat(run.settings)), "model": run.facts.get("model")},
+            settings={**dict(flat(run.settings)), "model": run.facts.get("model")},
         )
         rows = run.rows() if run.resumed else []
         state.global_step = int(rows[-1]["learn/version"] + rows[-1]["learn/updates"]) if rows else 0
@@ -198,10 +198,10 @@ def _guard_of(callback: object) -> Guard | None:
     return Guard(type(callback).__name__) if own else None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Settings by their dotted names."""
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+        inner = flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
         found += inner
     return found

@@ -21,7 +21,8 @@ from typing import Any
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.data.columns import BadRow, Row, usual
-from flow_dpo.data.problems import ENDLESS, DataSettings, ProblemSet, load, load_problems
+from flow_dpo.data.problems import ENDLESS, DataSettings, ProblemSet, Reader, load, load_problems
+from flow_dpo.data.question_template import QuestionTemplate
 from flow_dpo.data.schemas import Schema, choose
 
 log = logging.getLogger("flow_dpo")
@@ -30,9 +31,12 @@ _LOOK_AT = 100
 """Rows in which columns are looked for: one may be null in the first."""
 
 
-def problems(data: Any, settings: DataSettings, *, share: float | None = None) -> ProblemSet | None:
+def problems(
+    data: Any, settings: DataSettings, *, share: float | None = None, columns: bool = False
+) -> ProblemSet | None:
     """The problems of what was handed over, chosen and shuffled as the settings say; None where a data set is named
-    and all of it is taken, which is loaded later. `share` takes that share of the problems.
+    and all of it is taken, which is loaded later. `share` takes that share of the problems; with `columns`
+    they keep their rows for reward functions, and need no gold answer.
 
     Raises `ConfigError` for what are no rows, `DataError` for rows that lack what they need.
     """
@@ -40,24 +44,25 @@ def problems(data: Any, settings: DataSettings, *, share: float | None = None) -
         if share is None or share == 1:
             return None
         settings = replace(settings, dataset_name=data)
-        chosen = load(settings)
+        chosen = load(settings, columns=columns)
         if data == "seed" and settings.max_problems is None:
             raise ConfigError(f"expected max_problems with num_train_epochs={share}, since {data!r} has no end")
     else:
         chosen = load_problems(
-            _problems(data, settings),
+            _problems(data, settings, columns),
             split=settings.dataset_split,
             max_problems=settings.max_problems,
             skip_problems=settings.skip_problems,
             shuffle_seed=settings.shuffle_seed,
+            columns=columns,
         )
     if share is None or share == 1:
         return chosen
     wanted = max(round(share * len(chosen)), 1)
-    return load_problems(chosen.problems, max_problems=wanted)
+    return load_problems(chosen.problems, max_problems=wanted, columns=columns)
 
 
-def _problems(data: Any, settings: DataSettings) -> Iterator[Problem]:
+def _problems(data: Any, settings: DataSettings, columns: bool) -> Iterator[Problem]:
     """Problems as they are, or read from rows."""
     if isinstance(data, Mapping):
         raise ConfigError(
@@ -77,7 +82,8 @@ def _problems(data: Any, settings: DataSettings) -> Iterator[Problem]:
         return
     if other := next((each for each in first if not isinstance(each, Mapping)), None):
         raise ConfigError(f"expected rows with columns, or flow_dpo.Problem objects, found {other!r:.80}")
-    yield from _read(itertools.chain(first, every), _schema([dict(row) for row in first], settings), settings)
+    schema = _schema([dict(row) for row in first], settings, columns)
+    yield from _read(itertools.chain(first, every), schema, settings)
 
 
 def _is_endless(data: Any) -> bool:
@@ -85,14 +91,17 @@ def _is_endless(data: Any) -> bool:
     return not hasattr(data, "__len__")
 
 
-def _schema(rows: list[Row], settings: DataSettings) -> Schema:
+def _schema(rows: list[Row], settings: DataSettings, columns: bool) -> Schema:
     """The reader of the rows: by the columns that are named, those of a known data set, or usual names."""
     asked, answer = settings.question_column, settings.answer_column
+    template = QuestionTemplate(settings.question_template) if settings.question_template else None
+    if columns or template is not None:
+        return Reader((asked, answer), template, columns).schema("the given rows", rows)
     try:
         return choose("the given rows", rows, asked, answer)
     except DataError:
-        columns = {name: value for row in reversed(rows) for name, value in row.items()}
-        found = asked or usual(columns, "question_column"), answer or usual(columns, "answer_column")
+        every = {name: value for row in reversed(rows) for name, value in row.items()}
+        found = asked or usual(every, "question_column"), answer or usual(every, "answer_column")
         if None in found or found == (asked, answer) or found[0] == found[1]:
             raise
         return choose("the given rows", rows, *found)

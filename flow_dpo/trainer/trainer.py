@@ -28,7 +28,7 @@ from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe, load_recipe
 from flow_dpo.runs import python_api, run_folder
 from flow_dpo.runs.adapters import load_adapters
-from flow_dpo.runs.given_objects import GivenObjects, sampling_settings
+from flow_dpo.runs.given_objects import GivenObjects, grader_of, sampling_settings
 from flow_dpo.runs.records import read_metrics
 from flow_dpo.runs.runtime import open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
@@ -180,12 +180,17 @@ class FlowDPOTrainer:
         if dataset is None:
             problems: str | ProblemSet | None = self._train_problems()
         else:
-            problems = dataset if isinstance(dataset, str) else data.problems(dataset, self._parts.held_out())
+            problems = (
+                dataset
+                if isinstance(dataset, str)
+                else data.problems(dataset, self._parts.held_out(), columns=self._by_rewards)
+            )
         folder = Path(f"{self._folder}-traces") if output_dir is None else Path(output_dir)
         settings = {**self._basis(), **self._parts.group("generate", "selection"), **more}
         return generate_traces(
-            self._source, problems, output_dir=folder, flow=self.flow, max_problems=max_problems, settings=settings
-        )
+            self._source, problems, output_dir=folder, flow=self.flow, max_problems=max_problems, settings=settings,
+            **self._rewards(),
+        )  # fmt: skip
 
     def save_model(self, output_dir: str | Path | None = None) -> Path:
         """The newest adapter of every role as `output_dir/ROLE`, each in PEFT's layout with its model card; the run
@@ -264,7 +269,7 @@ class FlowDPOTrainer:
                 "from it, and the run's accuracy is made of that. Give more problems, or 1 at most"
             )
         cut = {} if config.max_problems is None else {"max_problems": config.max_problems}
-        found = data.problems(self.train_dataset, self._parts.data(**cut), share=share)
+        found = data.problems(self.train_dataset, self._parts.data(**cut), share=share, columns=self._by_rewards)
         return self.train_dataset if found is None else found
 
     def _held_out(
@@ -273,14 +278,15 @@ class FlowDPOTrainer:
         """The problems of an evaluation, as objects or by name in settings, and a recipe and flow that are objects."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         recipe = self.recipe if isinstance(self.recipe, Recipe) else None
-        given = GivenObjects(recipe=recipe, flow=self.flow)
+        grader = grader_of(None, **self._rewards())
+        given = GivenObjects(recipe=recipe, flow=self.flow, grader=grader)
         overrides: dict[str, Any] = {"data.dataset_split": "test"}
         if dataset is None and not isinstance(self.train_dataset, str | None):
             raise ConfigError("expected an eval_dataset, for the problems that were trained on have no other split")
         if dataset is None or isinstance(dataset, str):
             name = dataset or (None if self._run else self.train_dataset)
             return given, None, overrides | {"data.dataset_name": name, "data.max_problems": max_problems}
-        found = data.problems(dataset, self._parts.held_out(max_problems=max_problems))
+        found = data.problems(dataset, self._parts.held_out(max_problems=max_problems), columns=self._by_rewards)
         return replace(given, problems=found), found, overrides
 
     def _basis(self) -> dict[str, Any]:
@@ -295,9 +301,9 @@ class FlowDPOTrainer:
             return None
         dataset = self.eval_dataset
         if isinstance(dataset, str):
-            problems = load(self._parts.held_out(dataset_name=dataset))
+            problems = load(self._parts.held_out(dataset_name=dataset), columns=self._by_rewards)
         else:
-            problems = data.problems(dataset, self._parts.held_out())
+            problems = data.problems(dataset, self._parts.held_out(), columns=self._by_rewards)
         own = {name.removeprefix("evaluation."): value for name, value in self._parts.group("evaluation").items()}
         return EvaluationPlan(
             problems=list(problems or ()),
@@ -311,10 +317,14 @@ class FlowDPOTrainer:
         """flow-dpo's callbacks as they are, transformers' driven by one of flow-dpo's."""
         return list(self.callbacks)
 
+    @property
+    def _by_rewards(self) -> bool:
+        return self.reward_funcs is not None
+
     def _rewards(self) -> dict[str, Any]:
         """The reward functions, as `flow_dpo.train` takes them."""
         if self.reward_funcs is None:
-            return {}
+            return {"reward_funcs": None, "reward_weights": None}
         return {"reward_funcs": self.reward_funcs, "reward_weights": self.args.reward_weights}
 
     def _resumed_folder(self, resume: str | Path | bool) -> Path:

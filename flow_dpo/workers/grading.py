@@ -52,6 +52,11 @@ def reward_functions(settings: GradingSettings, source: GraderSource | None) -> 
     return RewardFunctions.of([load_reward(each) for each in settings.rewards], settings.reward_weights)
 
 
+def grades_by_rewards(settings: GradingSettings, source: GraderSource | None) -> bool:
+    """Whether reward functions grade, so that problems need their columns and no gold answer."""
+    return bool(settings.rewards) or isinstance(source, RewardFunctions)
+
+
 def reward_files(settings: GradingSettings) -> dict[str, str | None]:
     """The checksum of the file of each reward function that the settings name, for the record."""
     return {source: fingerprint(source) for source in settings.rewards}

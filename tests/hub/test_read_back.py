@@ -95,6 +95,7 @@ def test_a_merged_model_is_the_flows_answer(run: Path, hub: HubServer, tmp_path:
         ("", "recipe", "evil.py:recipe"),
         ("model", "trust_remote_code", True),
         ("flow", "programs", True),
+        ("grading", "rewards", ["evil.py:Flow"]),
     ],
 )
 def test_a_strangers_run_runs_no_code(

@@ -139,6 +139,9 @@ def test_the_trackers_of_transformers_run_unmodified(tmp_path: Path, monkeypatch
         monkeypatch.setenv(name, value)
     for package in ("trackio", "wandb", "tensorboard", "mlflow"):
         pytest.importorskip(package)
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     callbacks = [TrackioCallback, WandbCallback, TensorBoardCallback, MLflowCallback]
     driven = TransformersCallbacks(callbacks)
     rows = train(tmp_path / "run", driven)
@@ -146,7 +149,6 @@ def test_the_trackers_of_transformers_run_unmodified(tmp_path: Path, monkeypatch
     updates = sum(int(row["learn/updates"]) for row in rows)
     logged = sum(row["learn/updates"] > 0 for row in rows)
 
-    import mlflow
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     [events] = glob.glob(str(tmp_path / "run" / "runs" / "*"))
