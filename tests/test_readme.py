@@ -35,11 +35,20 @@ def printed(start: str) -> list[str]:
     return sorted({line for line in lines if line.startswith(start)})
 
 
+def without(words: list[str], *starts: str) -> list[str]:
+    """The words without the flags that begin so and their values: folders that the reader has and the test has not."""
+    left = [*words]
+    for word in words:
+        if word.startswith(starts):
+            del left[left.index(word) : left.index(word) + 2]
+    return left
+
+
 @pytest.mark.parametrize("line", printed("flow-dpo train"))
 def test_train_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # examples stand in the repository
     # A run to resume is a folder that the reader has and the test has not.
-    words = [word for word in shlex.split(line)[2:] if word != "--resume"]
+    words = [word for word in without(shlex.split(line)[2:], "--lora.init_") if word != "--resume"]
     settings = train.parse_train("flow-dpo train", words, {})
     assert settings.recipe.flow.roles
 
@@ -56,16 +65,13 @@ def test_evaluate_commands_name_settings_that_exist(line: str) -> None:
 
 @pytest.mark.parametrize("line", printed("flow-dpo generate"))
 def test_generate_commands_parse(line: str) -> None:
-    words = shlex.split(line)[2:]
-    if "--run" in words:  # a folder that the reader has and the test has not
-        del words[words.index("--run") : words.index("--run") + 2]
+    words = without(shlex.split(line)[2:], "--run")
     assert generate.parse_generate(words)["generate"].num_samples > 0
 
 
 @pytest.mark.parametrize("line", printed("flow-dpo prompt"))
 def test_prompt_commands_parse(line: str) -> None:
-    words = shlex.split(line)[2:]
-    assert parse_prompt(words if "--run" not in words else [])
+    assert parse_prompt(without(shlex.split(line)[2:], "--run"))
 
 
 @pytest.mark.parametrize("line", printed("flow-dpo push"))
@@ -75,8 +81,7 @@ def test_push_commands_parse(line: str) -> None:
 
 @pytest.mark.parametrize("line", printed("flow-dpo lm-eval"))
 def test_lm_eval_commands_parse(line: str) -> None:
-    words = shlex.split(line)[2:]
-    del words[words.index("--run") : words.index("--run") + 2]  # a folder that the reader has and the test has not
+    words = without(shlex.split(line)[2:], "--run")
     assert parse_lm_eval(words)
 
 
@@ -103,8 +108,7 @@ def test_sft_commands_name_settings_that_exist(line: str) -> None:
     words = shlex.split(line)[2:]
     traces = words.index("--traces")
     assert words[traces + 1] in {shlex.split(made)[-1] for made in printed("flow-dpo generate")}
-    del words[traces : traces + 2]
-    parsed, _ = parse_sft(words)
+    parsed, _ = parse_sft(without(words, "--traces", "--lora.init_"))
     assert parsed["training"].num_train_epochs > 0
 
 
