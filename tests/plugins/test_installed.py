@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flow_dpo.cli.main import main
+from flow_dpo.cli.train import parse_train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.plugins.load import every_installed, fingerprint, load_object
 from flow_dpo.runs.files import read_jsonl
@@ -69,6 +70,13 @@ def test_a_credit_takes_the_place_of_the_recipes_and_its_fields_are_settings(lab
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["plugins"] == {"credit": fingerprint("certain-pairs", "credit")}
     assert main(["train", "--resume", "--output_dir", str(tmp_path / "run")]) == 0
+
+
+def test_the_documented_commands_parse(lab: Path) -> None:
+    lines = (EXAMPLE.parents[1] / "docs" / "plugins.md").read_text().splitlines()
+    found = [line.removeprefix("$ flow-dpo train ") for line in lines if line.startswith("$ flow-dpo train ")]
+    parsed = [parse_train("flow-dpo train", line.split(), {}) for line in found]
+    assert [type(settings.recipe.credit).__name__ for settings in parsed] == ["CertainPairs"] * 2
 
 
 def broken(folder: Path, entries: str, *, name: str = "broken") -> None:
