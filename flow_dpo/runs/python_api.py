@@ -55,7 +55,7 @@ def train(
     runtime, once it is open. `reward_funcs`, a reward function as TRL's or several with `reward_weights`, grade in the
     verifier's place (`verify.rewards`). `report_to` names trackers (docs/trackers.md). `settings` holds any other
     setting by its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
-    `train(beta=0.5)`. With `resume` the run in `output_dir` is gone on with: what is not given is as it was there, and
+    `train(beta=0.5)`. With `resume` the run in `output_dir` is resumed: what is not given is as it was there, and
     what is given and differs is refused by name. Under torchrun all processes but rank 0 follow that one, and end here.
     Raises `ConfigError` for a name that does not exist.
     """
