@@ -14,6 +14,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "flow_dpo"
 
 PURE = [
+    "cli.ask",
+    "cli.evaluate",
     "cli.export",
     "cli.judge",
     "cli.prompt",
@@ -22,6 +24,7 @@ PURE = [
     "core.answer_stop",
     "core.credit",
     "core.divergence",
+    "core.dpo",
     "core.engine",
     "core.errors",
     "core.explore",
@@ -42,6 +45,7 @@ PURE = [
     "engines.http_client",
     "engines.scripted",
     "engines.settings",
+    "evaluate.asked",
     "evaluate.contamination",
     "evaluate.headers",
     "evaluate.judge.chat_client",
@@ -65,8 +69,10 @@ PURE = [
     "runs.bottleneck",
     "runs.callbacks.budget",
     "runs.headers",
+    "runs.help_pages",
     "runs.records",
     "runs.resolve",
+    "runs.settings",
     "runs.spans",
     "runs.tree_records",
     "traces.settings",

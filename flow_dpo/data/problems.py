@@ -136,14 +136,13 @@ def load_problems(
     question_template: str = "",
     columns: bool = False,
 ) -> ProblemSet:
-    """The problems of a data set, or these problems. With `columns` each keeps its row for reward functions, and needs
-    no gold answer. Raises `DataError` where it is not what it promised to be, or has none."""
+    """The problems of a data set, or these; with `columns` each keeps its row, and needs no gold answer. Raises
+    `DataError` where it is not what it promised to be, or has none."""
     if max_problems is not None and max_problems < 1:
         raise DataError(f"expected at least one problem, found max_problems={max_problems}; leave it out to take all")
     if skip_problems < 0:
         raise DataError(f"expected skip_problems of 0 or more, found {skip_problems}")
-    end = None if max_problems is None else skip_problems + max_problems
-    skipped = _LeftOut()
+    end, skipped = None if max_problems is None else skip_problems + max_problems, _LeftOut()
     early = end if shuffle_seed is None else None
     if isinstance(name, str):
         known = dataset(name)
@@ -158,8 +157,9 @@ def load_problems(
     else:
         source = open_rows(name, config=config, split=split)
         template = QuestionTemplate(question_template) if question_template else None
-        reader = Reader((question_column, answer_column), template, columns)
-        problems = [*itertools.islice(_problems(source.rows, source.stem, split, reader, bad_rows, skipped), early)]
+        reader = RowReader((question_column, answer_column), template, columns)
+        read = _problems(source.rows, source.stem, split, reader, bad_rows, skipped)
+        problems = list(itertools.islice(read, early))
     if not problems:
         raise DataError(
             f"expected problems in {name} ({split}), found none{skipped.instead()}; name another file or split, or "
@@ -256,7 +256,7 @@ class _LeftOut:
         )
 
 
-class Reader(NamedTuple):
+class RowReader(NamedTuple):
     """How the rows of one data set are read."""
 
     columns: tuple[str | None, str | None]
@@ -285,7 +285,7 @@ def _problems(
     rows: Iterator[tuple[str, Row]],
     stem: str,
     split: str,
-    reader: Reader,
+    reader: RowReader,
     bad_rows: BadRows,
     left_out: _LeftOut,
 ) -> Iterator[Problem]:

@@ -64,13 +64,14 @@ _USUAL: Mapping[str, Mapping[str, str]] = {
         "run.seed": "Every random number derives from it.",
         "run.resume": "Resume the run in the folder.",
         "run.budget.budget_tokens": "End after so many tokens; 0 sets no end.",
-        "trackers.report_to": "Trackers of its curves.",
+        "while_training.eval_steps": "Updates between evaluations of held-out problems; 0 makes none.",
+        "run.tracking.report_to": "Trackers of its curves.",
     },
 }
 """Of the groups that commands share, the settings on the short page and what they are in a line, by heading."""
 _SHARED = frozenset(
     {"", "flow", "explore", "credit", "objective", "model", "lora", "data", "grading", "engine", "workers", "learner"}
-    | {"run", "trackers"}
+    | {"run", "trackers", "while_training"}
 )
 _OF_NAMES = {
     "recipe": "A named recipe, or FILE.py:NAME, one of your own.",
@@ -121,12 +122,13 @@ def help_text(page: Page, topic: str, names: Names) -> str:
 
 
 def _opening(page: Page) -> Iterator[str]:
-    others = f" {page.others}" if page.others else ""
+    others = f" {page.others}" if page.others and not page.prog.split()[-1].isupper() else ""
     yield f"usage: {page.prog}{others} [--NAME VALUE ...] [--config FILE.yaml]"
     yield ""
     yield from _wrap(page.what)
+    command = " ".join(page.prog.split()[:2])
     lines = [line.strip() for line in page.doc.splitlines()]
-    examples = [line for line in lines if line.startswith(f"{page.prog} ")]
+    examples = [line for line in lines if line.startswith(f"{command} ")]
     if examples:
         yield from ["", "Examples", *(f"  {line}" for line in examples)]
 
@@ -158,7 +160,7 @@ def _closing(page: Page, names: Names) -> Iterator[str]:
     num = len(names.defaults)
     yield ""
     groups = ", ".join(sorted({group for group in names.groups if "." not in group}))
-    help_ = f"{page.prog} --help"
+    help_ = f"{' '.join(page.prog.split()[:2])} --help"
     yield from _wrap(
         f"{help_} all lists all {num} settings, {help_} GROUP those of a group ({groups}), {help_} NAME explains one. "
         "A setting may be given by its whole name, too, its group's before it. --config FILE.yaml holds any of them; a "

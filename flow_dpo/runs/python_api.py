@@ -55,9 +55,8 @@ def train(
     runtime, once it is open. `reward_funcs`, a reward function as TRL's or several with `reward_weights`, grade in the
     verifier's place (`verify.rewards`). `report_to` names trackers (docs/trackers.md). `settings` holds any other
     setting by its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
-    `train(beta=0.5)`. With `resume` the run in `output_dir` is resumed: what is not given is as it was there, and
-    what is given and differs is refused by name. Under torchrun all processes but rank 0 follow that one, and end here.
-    Raises `ConfigError` for a name that does not exist.
+    `train(beta=0.5)`. With `resume` the run in `output_dir` continues, with what is not given as it was there; what
+    differs is refused by name. Under torchrun all processes but rank 0 follow that one and end here.
     """
     follow_rank_0()
     path = Path(output_dir)
@@ -77,15 +76,15 @@ def train(
         "model.model_name_or_path": model,
         "data.dataset_name": dataset if problems is None else OBJECT,
         "data.max_problems": max_problems,
-        "run.tracking.report_to": report_to if report_to is None or isinstance(report_to, str) else ",".join(report_to),
+        "run.tracking.report_to": ",".join(report_to) if isinstance(report_to, (list, tuple)) else report_to,
         "preset": preset,
         "run.output_dir": str(output_dir),
         "run.resume": resume,
         **(settings or {}),
         **more,
     }
-    name = recipe if isinstance(recipe, str) else None
-    resolved = train_settings(values, given, recipe=name, resumed=path if resume else None)
+    named = recipe if isinstance(recipe, str) else None
+    resolved = train_settings(values, given, recipe=named, resumed=path if resume else None)
     return training.run(resolved, Console(quiet=quiet, force_jupyter=False), given)
 
 

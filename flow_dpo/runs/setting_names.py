@@ -22,7 +22,7 @@ _IN_FULL = ("workers",)
 """Sections whose settings are given with the section's name: by their own they would be taken for another's."""
 
 
-TYPED_AS = {"engine_kind": "engine", "workers.kind": "workers", "flow_source": "flow"}
+TYPED_AS = {"engine_kind": "engine", "workers.kind": "workers", "flow_source": "flow", "grading.rewards": "reward"}
 """Settings that are typed by the name of a group: `--engine vllm`, `--workers ray`, `--flow mine.py:Debate`."""
 
 

@@ -247,10 +247,9 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
 
 
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
-    again = f"{typed_command()} train --output_dir {shlex.quote(str(path))} --resume"
-    if given.problems or given.record():
-        again = "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
-    print_safe(console, f"Resume with: {again}")
+    command = f"{typed_command()} train --output_dir {shlex.quote(str(path))} --resume"
+    call = "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
+    print_safe(console, f"Resume with: {call if given.problems or given.record() else command}")
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:

@@ -145,6 +145,8 @@ class FlowDPOConfig:
     resume_from_checkpoint: str | bool | None = None
     report_to: str | Sequence[str] | None = None
     run_name: str | None = None
+    project: str | None = None
+    """What trackers group runs by."""
     disable_tqdm: bool | None = None
     """True prints nothing while training."""
     push_to_hub: bool = False

@@ -21,9 +21,9 @@ from typing import Any
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.data.columns import BadRow, Row, usual
-from flow_dpo.data.problems import ENDLESS, DataSettings, ProblemSet, Reader, load, load_problems
+from flow_dpo.data.problems import ENDLESS, DataSettings, ProblemSet, RowReader, load, load_problems
 from flow_dpo.data.question_template import QuestionTemplate
-from flow_dpo.data.schemas import Schema, choose
+from flow_dpo.data.schemas import KNOWN, Schema
 
 log = logging.getLogger("flow_dpo")
 _STEM = "given"
@@ -35,8 +35,8 @@ def problems(
     data: Any, settings: DataSettings, *, share: float | None = None, columns: bool = False
 ) -> ProblemSet | None:
     """The problems of what was handed over, chosen and shuffled as the settings say; None where a data set is named
-    and all of it is taken, which is loaded later. `share` takes that share of the problems; with `columns`
-    they keep their rows for reward functions, and need no gold answer.
+    and all of it is taken, which is loaded later. `share` takes that share of the problems; with `columns` each keeps
+    its row for reward functions, and needs no gold answer.
 
     Raises `ConfigError` for what are no rows, `DataError` for rows that lack what they need.
     """
@@ -50,11 +50,11 @@ def problems(
     else:
         chosen = load_problems(
             _problems(data, settings, columns),
+            columns=columns,
             split=settings.dataset_split,
             max_problems=settings.max_problems,
             skip_problems=settings.skip_problems,
             shuffle_seed=settings.shuffle_seed,
-            columns=columns,
         )
     if share is None or share == 1:
         return chosen
@@ -91,20 +91,16 @@ def _is_endless(data: Any) -> bool:
     return not hasattr(data, "__len__")
 
 
-def _schema(rows: list[Row], settings: DataSettings, columns: bool) -> Schema:
+def _schema(rows: list[Row], settings: DataSettings, kept: bool) -> Schema:
     """The reader of the rows: by the columns that are named, those of a known data set, or usual names."""
     asked, answer = settings.question_column, settings.answer_column
+    columns = {name: value for row in reversed(rows) for name, value in row.items()}
+    if (asked, answer) != (None, None) or not any(schema.columns <= columns.keys() for schema in KNOWN):
+        found = asked or usual(columns, "question_column"), answer or usual(columns, "answer_column")
+        if found[0] != found[1] and (kept or None not in found):
+            asked, answer = found
     template = QuestionTemplate(settings.question_template) if settings.question_template else None
-    if columns or template is not None:
-        return Reader((asked, answer), template, columns).schema("the given rows", rows)
-    try:
-        return choose("the given rows", rows, asked, answer)
-    except DataError:
-        every = {name: value for row in reversed(rows) for name, value in row.items()}
-        found = asked or usual(every, "question_column"), answer or usual(every, "answer_column")
-        if None in found or found == (asked, answer) or found[0] == found[1]:
-            raise
-        return choose("the given rows", rows, *found)
+    return RowReader((asked, answer), template, kept).schema("the given rows", rows)
 
 
 def _read(rows: Iterable[Mapping[str, Any]], schema: Schema, settings: DataSettings) -> Iterator[Problem]:

@@ -63,8 +63,13 @@ _SETTINGS = _settings(
     top_p="explore.top_p",
     num_iterations="learner.epochs_per_batch",
     per_device_eval_batch_size="evaluation.batch_problems",
+    run_name="run.tracking.run_name",
+    project="run.tracking.project",
 )
 _COMPUTED = [
+    _computed(
+        "report_to", "run.tracking.report_to", 'trackers: trackio, wandb, tensorboard, mlflow, "none"; "all" is refused'
+    ),
     _computed(
         "per_device_train_batch_size",
         "learner.examples_per_update",
@@ -131,8 +136,6 @@ _TRAINER = _trainer(
     eval_steps="updates between two evaluations of eval_dataset; evaluated at the end of a batch of problems",
     eval_on_start="also before anything was learned",
     eval_delay="no evaluation before so many updates",
-    report_to="trackers by name: trackio, wandb, tensorboard, mlflow; none where it is not given",
-    run_name="the run's name in trackers",
     num_train_epochs="the share of the problems that is taken, up to 1; a second pass is refused: every problem is "
     "answered before anything was learned from it, and the run's accuracy is made of that",
     push_to_hub="push_to_hub() at the end of train()",
@@ -245,7 +248,7 @@ _REFUSED = [
     *_refused("group_by_length train_sampling_strategy", "rows are packed by their prefixes: leave it out", "random"),
     *_refused("debug", "leave it out", "", []),
     *_refused(
-        "project trackio_space_id trackio_bucket_id trackio_static_space_id",
+        "trackio_space_id trackio_bucket_id trackio_static_space_id",
         "trackers are set up by their own environment variables, such as WANDB_PROJECT or TRACKIO_DIR",
         "huggingface",
     ),

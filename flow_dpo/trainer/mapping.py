@@ -225,6 +225,13 @@ def _saving(value: Any, asked: _Asked) -> Settings:
     return {"run.save_updates": int(steps)}
 
 
+def _report_to(value: Any, asked: _Asked) -> Settings:
+    names = [value] if isinstance(value, str) else list(value)
+    if "all" in names:
+        raise _refuse("report_to", value, "nothing is sent anywhere that was not named; name the trackers")
+    return {"run.tracking.report_to": ",".join(names) or "none"}
+
+
 _COMPUTED: Mapping[str, Callable[[Any, _Asked], Settings]] = {
     "per_device_train_batch_size": _examples,
     "gradient_accumulation_steps": _examples,
@@ -255,4 +262,5 @@ _COMPUTED: Mapping[str, Callable[[Any, _Asked], Settings]] = {
     "shuffle_dataset": _shuffle,
     "save_steps": _saving,
     "save_strategy": _saving,
+    "report_to": _report_to,
 }  # fmt: skip

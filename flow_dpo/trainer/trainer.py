@@ -35,6 +35,7 @@ from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
 from flow_dpo.runs.training import TrainResult
 from flow_dpo.traces.run import generate_traces
 from flow_dpo.traces.trace import TraceFile
+from flow_dpo.trackers.transformers_callbacks import TransformersCallbacks
 from flow_dpo.trainer import data, models
 from flow_dpo.trainer.adapters import lora_settings
 from flow_dpo.trainer.config import FlowDPOConfig
@@ -96,6 +97,9 @@ class FlowDPOTrainer:
         found |= {} if peft_config is None else lora_settings(peft_config)
         found |= settings_of(config, self._method())
         self._parts = Parts.of(found, self._method())
+        self._grader = grader_of(None, reward_funcs, config.reward_weights)
+        self._columns = self._grader is not None or bool(self._parts.run.get("grading.rewards"))
+        """Whether reward functions grade, which read the data set's columns."""
         if config.eval_strategy in ("steps", "epoch") and eval_dataset is None:
             raise ConfigError(f"expected an eval_dataset with eval_strategy={config.eval_strategy!r}, found none")
 
@@ -128,7 +132,7 @@ class FlowDPOTrainer:
             resume=bool(resume),
             quiet=bool(config.disable_tqdm),
             settings=self._parts.run,
-            **self._rewards(),
+            grader=self._grader,
         )
         if config.push_to_hub:
             self.push_to_hub()
@@ -180,17 +184,18 @@ class FlowDPOTrainer:
         if dataset is None:
             problems: str | ProblemSet | None = self._train_problems()
         else:
-            problems = (
-                dataset
-                if isinstance(dataset, str)
-                else data.problems(dataset, self._parts.held_out(), columns=self._by_rewards)
-            )
+            problems = dataset if isinstance(dataset, str) else self._held_out_problems(dataset)
         folder = Path(f"{self._folder}-traces") if output_dir is None else Path(output_dir)
         settings = {**self._basis(), **self._parts.group("generate", "selection"), **more}
         return generate_traces(
-            self._source, problems, output_dir=folder, flow=self.flow, max_problems=max_problems, settings=settings,
-            **self._rewards(),
-        )  # fmt: skip
+            self._source,
+            problems,
+            output_dir=folder,
+            flow=self.flow,
+            grader=self._grader,
+            max_problems=max_problems,
+            settings=settings,
+        )
 
     def save_model(self, output_dir: str | Path | None = None) -> Path:
         """The newest adapter of every role as `output_dir/ROLE`, each in PEFT's layout with its model card; the run
@@ -269,7 +274,7 @@ class FlowDPOTrainer:
                 "from it, and the run's accuracy is made of that. Give more problems, or 1 at most"
             )
         cut = {} if config.max_problems is None else {"max_problems": config.max_problems}
-        found = data.problems(self.train_dataset, self._parts.data(**cut), share=share, columns=self._by_rewards)
+        found = data.problems(self.train_dataset, self._parts.data(**cut), share=share, columns=self._columns)
         return self.train_dataset if found is None else found
 
     def _held_out(
@@ -278,21 +283,24 @@ class FlowDPOTrainer:
         """The problems of an evaluation, as objects or by name in settings, and a recipe and flow that are objects."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         recipe = self.recipe if isinstance(self.recipe, Recipe) else None
-        grader = grader_of(None, **self._rewards())
-        given = GivenObjects(recipe=recipe, flow=self.flow, grader=grader)
+        given = GivenObjects(recipe=recipe, flow=self.flow, grader=self._grader)
         overrides: dict[str, Any] = {"data.dataset_split": "test"}
         if dataset is None and not isinstance(self.train_dataset, str | None):
             raise ConfigError("expected an eval_dataset, for the problems that were trained on have no other split")
         if dataset is None or isinstance(dataset, str):
             name = dataset or (None if self._run else self.train_dataset)
             return given, None, overrides | {"data.dataset_name": name, "data.max_problems": max_problems}
-        found = data.problems(dataset, self._parts.held_out(max_problems=max_problems), columns=self._by_rewards)
+        found = self._held_out_problems(dataset, max_problems=max_problems)
         return replace(given, problems=found), found, overrides
 
     def _basis(self) -> dict[str, Any]:
         """The settings of what samples, where no run folder has them yet."""
         recipe = self.recipe if isinstance(self.recipe, str) else None
         return {} if self._run else {"recipe": recipe, "preset": self.args.preset, **self._parts.sampling()}
+
+    def _held_out_problems(self, dataset: Any, **more: Any) -> ProblemSet | None:
+        """The problems of data that was handed over and is not trained on."""
+        return data.problems(dataset, self._parts.held_out(**more), columns=self._columns)
 
     def _plan(self) -> EvaluationPlan | None:
         """What is evaluated while the run is under way; None where nothing is."""
@@ -301,9 +309,9 @@ class FlowDPOTrainer:
             return None
         dataset = self.eval_dataset
         if isinstance(dataset, str):
-            problems = load(self._parts.held_out(dataset_name=dataset), columns=self._by_rewards)
+            problems = load(self._parts.held_out(dataset_name=dataset), columns=self._columns)
         else:
-            problems = data.problems(dataset, self._parts.held_out(), columns=self._by_rewards)
+            problems = self._held_out_problems(dataset)
         own = {name.removeprefix("evaluation."): value for name, value in self._parts.group("evaluation").items()}
         return EvaluationPlan(
             problems=list(problems or ()),
@@ -315,17 +323,11 @@ class FlowDPOTrainer:
 
     def _every_callback(self) -> list[Any]:
         """flow-dpo's callbacks as they are, transformers' driven by one of flow-dpo's."""
-        return list(self.callbacks)
-
-    @property
-    def _by_rewards(self) -> bool:
-        return self.reward_funcs is not None
-
-    def _rewards(self) -> dict[str, Any]:
-        """The reward functions, as `flow_dpo.train` takes them."""
-        if self.reward_funcs is None:
-            return {"reward_funcs": None, "reward_weights": None}
-        return {"reward_funcs": self.reward_funcs, "reward_weights": self.args.reward_weights}
+        ours = [each for each in self.callbacks if hasattr(each, "on_batch") and not isinstance(each, type)]
+        theirs = [each for each in self.callbacks if each not in ours]
+        if not theirs:
+            return ours
+        return [*ours, TransformersCallbacks(theirs, self.args, self.processing_class)]
 
     def _resumed_folder(self, resume: str | Path | bool) -> Path:
         """The run folder to resume: a path's, or the newest in `output_dir`. Raises `ConfigError` where there is

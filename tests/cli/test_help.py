@@ -62,7 +62,8 @@ def test_the_short_page_has_what_is_used_most(
     assert max(map(len, page.splitlines())) <= 130
     for name in (*RECIPES, *PRESET_NAMES):
         assert f"\n  {name} " in page
-    for flag in ("--flow FILE.py:NAME", "--engine local|plain|vllm|vllm_server", "--workers here|servers|ray",
+    for flag in ("--flow FILE.py:NAME", "--reward FILE.py:NAME",
+                 "--engine local|plain|vllm|vllm_server", "--workers here|servers|ray",
                  "--output_dir TEXT", "--learning_rate NUMBER", "--max_problems N", "--resume "):  # fmt: skip
         assert f"\n  {flag}" in page
     assert "--run.output_dir TEXT" not in page
@@ -74,7 +75,9 @@ def test_all_settings_are_there_on_request(capsys: pytest.CaptureFixture[str]) -
     page = help_of(capsys, "train", "--help", "all")
     names = Names(default_settings("flow-dpo", "seed").sections())
     for name in names.defaults:
-        typed = {"engine_kind": "engine", "flow_source": "flow", "workers.kind": "workers"}.get(name)
+        typed = {
+            "engine_kind": "engine", "flow_source": "flow", "workers.kind": "workers", "grading.rewards": "reward"
+        }.get(name)  # fmt: skip
         assert f"\n  --{typed or names.shortest(name)}" in page, name
     assert "--learner.roles.NAME.learning_rate" in page
 
@@ -97,4 +100,5 @@ def test_every_name_on_the_pages_has_its_line() -> None:
     assert set(_LINES) == set(RECIPES)
     assert set(PRESET_LINES) == set(PRESET_NAMES)
     known = Names(default_settings("flow-dpo", "chat").sections()).defaults
-    assert {name for wanted in _USUAL.values() for name in wanted} <= {*known, "grading.rewards", "trackers.report_to"}
+    of_others = {"grading.rewards", "trackers.report_to", "while_training.eval_steps"}
+    assert {name for wanted in _USUAL.values() for name in wanted} <= {*known, *of_others}

@@ -79,6 +79,9 @@ MAPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "num_iterations": ({"num_iterations": 3}, {"learner.epochs_per_batch": 3}),
     "per_device_train_batch_size": ({"per_device_train_batch_size": 5}, {"learner.examples_per_update": 5}),
     "gradient_accumulation_steps": ({"gradient_accumulation_steps": 5}, {"learner.examples_per_update": 40}),
+    "report_to": ({"report_to": ["trackio", "wandb"]}, {"run.tracking.report_to": "trackio,wandb"}),
+    "run_name": ({"run_name": "first"}, {"run.tracking.run_name": "first"}),
+    "project": ({"project": "sums"}, {"run.tracking.project": "sums"}),
     "max_steps": ({"max_steps": 11}, {"run.budget.budget_updates": 11}),
     "warmup_steps": ({"warmup_steps": 11}, {"learner.warmup_updates": 11}),
     "lr_scheduler_type": (
