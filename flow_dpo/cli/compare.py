@@ -4,7 +4,7 @@
     flow-dpo compare --compare.run runs/train --compare.arms [team]     of a run that is there already
 
 Everything is written under `output_dir`: settings/, one folder a seed, comparison.json. Interrupted,
-the same command goes on; with other settings it is refused. With several `jobs`, seeds run side by side.
+the same command continues; with other settings it is refused. With several `jobs`, seeds run side by side.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def compare(argv: Sequence[str]) -> int:
                     futures = [pool.submit(_one_seed, path, seed, names, sizes, flags, given) for seed in seeds]
                     outcomes = [future.result() for future in futures]
         except KeyboardInterrupt:
-            print_safe(console, f"The commands that are done are kept in {path}; the same command goes on after them")
+            print_safe(console, f"The commands that are done are kept in {path}; the same command continues after them")
             raise
         failed: dict[str, str] = {}
         for name, reason in (row for outcome in outcomes for row in outcome.items()):

@@ -118,7 +118,7 @@ def judge(argv: Sequence[str]) -> int:
                 try:
                     who.ask_all(left, _Keeper(path / ROWS, known, live))
                 except KeyboardInterrupt:
-                    print_safe(console, f"{len(known)} answers are kept in {path}; the same command goes on from them")
+                    print_safe(console, f"{len(known)} answers are kept in {path}; repeat the command to continue")
                     raise
         _write_header(path / HEADER, header)
         found = summarise(pairs, known)

@@ -156,7 +156,7 @@ _HEAVY = frozenset({"train", "quickstart", "evaluate", "ask", "generate", "lm-ev
 
 
 def _say_that_it_loads() -> None:
-    """Tell, on a busy or slow machine, that nothing hangs. Once all is imported the command speaks for itself."""
+    """Tell, on a busy or slow machine, that nothing hangs. Once all is imported the command shows its own progress."""
     if not hasattr(sys.modules.get("flow_dpo.runs.runtime"), "open_runtime"):
         print("flow-dpo: loading torch and transformers", file=sys.stderr, flush=True)
 

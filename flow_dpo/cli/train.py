@@ -53,7 +53,7 @@ def parse_train(
 ) -> TrainSettings:
     """The settings of a training command; `data` and `output_dir` hold its own defaults of the data and the folder.
 
-    With `--resume` the settings of the run that is resumed come before the flags: one's own run goes on, its code is
+    With `--resume` the settings of the run that is resumed come before the flags: one's own run continues, its code is
     trusted.
     """
     return _parse(prog, argv, data, output_dir=output_dir)[0]

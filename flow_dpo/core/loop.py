@@ -46,8 +46,8 @@ def learn(
     """Sample, grade, learn and report, `problems_per_batch` problems at a time, until the problems end.
 
     Every problem of a batch is sampled under one version of the adapters. Returns the progressive validation, which
-    goes on counting in `progress` where that is given. `in_flight` holds the batches that were submitted and not yet
-    learned from, here and for callbacks; a run that goes on hands over those that it had.
+    continues counting in `progress` where that is given. `in_flight` holds the batches that were submitted and not yet
+    learned from, here and for callbacks; a run that continues passes those that it had.
     """
     progress = ProgressiveValidation() if progress is None else progress
     in_flight = deque[InFlight]() if in_flight is None else in_flight

@@ -50,7 +50,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyRequest:
-    """A solution to be graded now, because the rollout goes on by its verdict."""
+    """A solution to be graded now, because the rollout continues by its verdict."""
 
     problem: Problem
     solution: Solution
@@ -142,7 +142,7 @@ class RolloutRunner:
         return completion
 
     def _verify(self, waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]]) -> None:
-        """Have the grader check all pending solutions together, and go on with their rollouts."""
+        """Have the grader check all pending solutions together, and continue with their rollouts."""
         if self.grader is None:
             raise FlowError("this exploration verifies solutions while it samples; give the RolloutRunner a grader")
         pending, self._to_verify = self._to_verify, []

@@ -6,7 +6,7 @@ is a twin of the policy's that shares every tensor with it but the weights that 
 own, W + scaling B A (of DoRA: that with its rows at their magnitudes):
 
     merged = MergedModels(policy)
-    with merged.using("answer") as model: ...    the twin, merged anew if the adapter has moved since
+    with merged.using("answer") as model: ...    the twin, merged again if the adapter has moved since
     save_merged(policy, "answer", folder)           the same as a whole model on disk
 
 Invariant: a twin is a function of base and adapter alone (merged from them each time, never from itself), so that a

@@ -1,6 +1,6 @@
 """Which engine in this process samples a model rightly, found by comparing it with the model's own forward.
 
-Several prompts in one step, tokens one by one, prompts that begin alike, a prompt that goes on from a sampled
+Several prompts in one step, tokens one by one, prompts that begin alike, a prompt that continues from a sampled
 completion, a choice: for every role's adapter, past every window, chunk or other length that the model's config names.
 
     name = choose_engine(Subject.of(policy, context_tokens=2048), {"the local engine": (make, "layout"), ...})
@@ -75,7 +75,7 @@ class Subject:
 MakesEngine = Callable[[Subject], Engine]
 """An engine over this subject for which no token ends a completion."""
 Kind = Literal["layout", "cached", "whole"]
-"""Whether an engine needs the registered attention, keeps transformers' own cache, or forwards all tokens anew."""
+"""Whether an engine needs the registered attention, keeps transformers' own cache, or forwards all tokens again."""
 
 
 def choose_engine(subject: Subject, engines: Mapping[str, tuple[MakesEngine, Kind]]) -> str:

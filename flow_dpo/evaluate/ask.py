@@ -168,7 +168,7 @@ class Asking:
         )
 
     def _turn(self, state: Any, completion: Completion, after: Any, before: Sequence[AskedTurn]) -> AskedTurn | None:
-        """What is told of a turn; None of the token that only closes a rollout."""
+        """What is shown of a turn; None of the token that only closes a rollout."""
         turn = self.flow.turn(state)
         if turn is None:
             return None

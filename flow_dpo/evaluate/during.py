@@ -109,7 +109,7 @@ class Evaluator:
     """The callback that evaluates while a run is under way."""
 
     def __init__(self, plan: EvaluationPlan, recipe: Recipe, runtime: Runtime, hears: Hears) -> None:
-        """`recipe` is the run's, `hears` what its other callbacks are told by."""
+        """`recipe` is the run's, `hears` how its other callbacks are called."""
         self._plan, self._recipe, self._runtime, self._hears = plan, recipe, runtime, hears
         self._rows: list[dict[str, Any]] = []
         self._done = set[int]()

@@ -110,7 +110,7 @@ def measure_run(
 ) -> dict[str, Any]:
     """Load everything, evaluate, and write predictions and summary; on a console it shows how far it is.
 
-    What was sampled is written batch by batch: interrupted, the same command goes on. Raises `ConfigError` for a folder
+    What was sampled is written batch by batch: the same command resumes. Raises `ConfigError` for a folder
     in use or that cannot be written to, before anything is loaded.
     """
     given = GivenObjects() if given is None else given

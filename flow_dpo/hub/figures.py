@@ -70,7 +70,7 @@ def figures(run: Path, evaluations: Sequence[str] = ()) -> Figures:
     rows = read_metrics(path) if path.exists() else []
     updates = max(int(folder.name) for folder in run_folder.latest_adapters(run).values())
     if not rows or not updates:
-        raise DataError(f"expected a run that has learned something, found no update in {path}: go on with it first")
+        raise DataError(f"expected a run that has learned something, found no update in {path}: resume it first")
     last = rows[-1]
     pairs: dict[str, int] = {}
     for row in rows:

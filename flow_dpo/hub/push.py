@@ -5,7 +5,7 @@
 
 Everything is read and checked before the first byte leaves. Requests that fail are made again a few times, with growing
 pauses; none waits without a limit. Invariant: the run is only read, and a repository has either
-all of a push or nothing of it, for a commit is sent after the files in it have arrived; the same call goes on after an
+all of a push or nothing of it, for a commit is sent after the files in it have arrived; the same call resumes after an
 interruption, for the hub says which files it has.
 """
 

@@ -65,7 +65,7 @@ def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
 def small_policy(policy: Policy) -> Policy:
     """The same roles and adapters over the model's reduced copy. Raises one of `own_forward.FAULTS`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what there is to say of the adapters was said of the model itself
+        warnings.simplefilter("ignore")  # what there is to say of the adapters was reported of the model itself
         small = Policy(reduced_model(policy.model), policy.roles, policy.settings, seed=policy.seed)
     if policy.model.config._attn_implementation == "eager":
         attention.give_up(small.model)

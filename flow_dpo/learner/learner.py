@@ -10,7 +10,7 @@ waits:
 A role may have a pool of its own, and then learns whatever the others have; pools that are ready share an update.
 Versions that batches in flight were sampled with can be kept (`kept`), for comparing and for sampling again.
 Invariants: the gradients of all roles are computed and checked before any weight changes, so that a failed update
-changes nothing and its examples stay in the pool; saved and loaded, a learner goes on bit for bit.
+changes nothing and its examples stay in the pool; saved and loaded, a learner continues bit for bit.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ _FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, A
 """What a model's own code may raise when it is called in a way that it was not made for."""
 _TRIAL_TOKENS = 8
 _FEW = 0.5
-"""Share of the weights below which a run is told what has no adapter."""
+"""Share of the weights below which a run reports what has no adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,7 @@ def _settle_heads(fields: dict[str, Any], whole: Mapping[str, Any]) -> None:
 
 
 def _reduced_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that speak of layers, for a choice of layers that has every kind."""
+    """The fields that describe layers, for a choice of layers that has every kind."""
     count_name = next((name for name in _LAYERS if isinstance(fields.get(name), int)), None)
     if count_name is None:
         return {}

@@ -163,7 +163,7 @@ class _Fast:
     def encode(self, text: str, after: After) -> list[Control]:
         if after != "control":
             return self._read((self._first if after == "nothing" else self._inside), text)
-        # Whatever text holds the anchor itself goes on from there as inside a text.
+        # Whatever text holds the anchor itself continues from there as inside a text.
         own = text.partition(_ANCHOR)[0]
         found = self._read(self._anchored, _ANCHOR + own)[1:]
         rest = self._read(self._inside, text[len(own) :])

@@ -148,7 +148,7 @@ class Ranks:
             raise Rank0Lost(f"rank 0 is gone: {error}") from error
 
     def share(self, value: Any = None, *, command: str = "") -> Any:
-        """What rank 0 hands over, on all ranks. With a command rank 0 announces it before.
+        """What rank 0 passes on, on all ranks. With a command rank 0 announces it before.
 
         Raises `ConfigError` for what cannot be sent, before anything is.
         """
@@ -184,7 +184,7 @@ class Ranks:
         raise LostRank(f"rank {self.rank}: {type(error).__name__}: {error}") from error
 
     def ready(self) -> None:
-        """The others: all is loaded, and rank 0 will be heard."""
+        """The others: all is loaded, and what rank 0 sends will be read."""
         self._store.set(f"ready/{self.rank}", "")
 
     def _close(self, error: BaseException | None) -> None:

@@ -58,7 +58,7 @@ class _TreeDrawer:
         answer = None if rollout.verdict is None else rollout.verdict.answer
         outcome = rollout.status + (f" (answer {answer})" if answer is not None else " (no answer found)")
         if rollout.value is not None:
-            outcome = f"stopped, its value said to be {rollout.value:+.2f}"
+            outcome = f"stopped, its value estimated as {rollout.value:+.2f}"
         continuations = self._branches_at(rollout.leaf, level)
         return Branch(nodes=nodes, status=rollout.status, outcome=outcome, continuations=continuations)
 

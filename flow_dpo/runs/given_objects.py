@@ -41,7 +41,7 @@ _PARTS = ("flow", "explore", "credit", "objective")
 
 @dataclass(frozen=True, kw_only=True)
 class GivenObjects:
-    """Objects that a caller hands over in place of what settings would make."""
+    """Objects that a caller passes in place of what settings would make."""
 
     callbacks: Sequence[Callback] = ()
     """Besides the run's own."""
@@ -119,7 +119,7 @@ def problem_set(problems: str | Sequence[Problem] | ProblemSet, max_problems: in
 def train_settings(
     settings: Mapping[str, Any], given: GivenObjects, *, recipe: str | None = None, resumed: Path | None = None
 ) -> TrainSettings:
-    """The settings of a training run, those of the run folder `resumed` first where one is gone on with.
+    """The settings of a training run, those of the run folder `resumed` first where one is resumed.
 
     `recipe` is a name, where it is not an object. Raises `ConfigError` for a name that is none, a value that does not
     fit, and a resumed run of objects that are not handed over again.

@@ -62,7 +62,7 @@ _USUAL: Mapping[str, Mapping[str, str]] = {
     "The run": {
         "run.output_dir": "Its folder.",
         "run.seed": "Every random number derives from it.",
-        "run.resume": "Go on with the run in the folder.",
+        "run.resume": "Resume the run in the folder.",
         "run.budget.budget_tokens": "End after so many tokens; 0 sets no end.",
         "while_training.eval_steps": "Updates between evaluations of held-out problems; 0 makes none.",
         "run.tracking.report_to": "Trackers of its curves.",

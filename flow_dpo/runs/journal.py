@@ -1,4 +1,4 @@
-"""Journal of what is being sampled: what an interrupted command had, kept for when it goes on.
+"""Journal of what is being sampled: what an interrupted command had, kept for when it continues.
 
 Completions are held in memory by what was asked, and written where a run is interrupted (Ctrl-C, SIGTERM, an error); an
 evaluation, which has no other record before its end, writes them batch by batch. Whoever comes to the same batch again

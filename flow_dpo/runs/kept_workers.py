@@ -1,7 +1,7 @@
 """Workers of a command that samples and does not learn: they show how far they are, and keep what they sampled.
 
     with kept_workers(folder, facts, runtime, adapters, live, console) as (workers, journal):
-        trees = workers.rollout(...)            interrupted, the same command goes on from `folder`/sampled.jsonl
+        trees = workers.rollout(...)            interrupted, the same command continues from `folder`/sampled.jsonl
 
 Invariant: what was kept is used by the same model, adapters, flow and sampling alone; any other is refused by name.
 """
@@ -33,7 +33,7 @@ def run_workers(
     runtime: Runtime, live: Live, file: Path, *, partly: bool
 ) -> tuple[RolloutWorkers, JournalWorkers | None]:
     """The workers of a training run, and the journal that keeps in `file` what the batch under way has sampled; none
-    where they are elsewhere: what is under way there is given up, and sampled again by a run that goes on."""
+    where they are elsewhere: what is under way there is given up, and sampled again by a run that continues."""
     if isinstance(runtime.workers, PooledWorkers):
         return MeteredWorkers(runtime.workers, live, learns=True), None
     engine = JournalEngine(runtime.backends.engine)
@@ -82,7 +82,7 @@ def kept_workers(
         if not isinstance(error, StorageError):
             journal.keep()
         if any(path.name != ".lock" for path in folder.iterdir()):
-            print_safe(console, f"What was sampled is kept in {folder}; the same command goes on from it")
+            print_safe(console, f"What was sampled is kept in {folder}; the same command continues from it")
         raise
     journal.done()
 

@@ -5,7 +5,7 @@
         live.begin(512, "problems")         32/512 problems  2 min 10 s, about 30 min left
         live.advance(32)                      sampling: 812 of about 1,400 turns, 31,022 tokens
 
-On a terminal two lines are drawn anew four times a second, and are gone at the end; elsewhere a plain line is written
+On a terminal two lines are drawn again four times a second, and are gone at the end; elsewhere a plain line is written
 where nothing else was for ten seconds. A single forward of a large model, its loading or a long batch call nothing back
 for minutes: so a thread of its own looks at the counts (`Meter`), which the work only writes.
 

@@ -4,7 +4,7 @@
     --dtype bf16           expected auto, float32, bfloat16 or float16 for --dtype, found 'bf16'; did you mean bfloat16?
     --run x                expected one of the settings of --run (--output_dir, --seed, ...), found 'x' for all of them
 
-The parser's own errors speak of types and subtypes, and a settings class knows its fields but not its flags. Invariant:
+The parser's own errors name types and subtypes, and a settings class knows its fields but not its flags. Invariant:
 one line, which names the flag as it may be typed, or the file and the setting in it.
 """
 

@@ -14,7 +14,7 @@ A folder that can be read while it is written and after anything happened to its
     adapters/<role>/<version>/   in PEFT's layout
     served/          the adapters in force, for an engine that reads files; gone at the end
     progressive.png  the picture of the run
-    trackers.json    by what each tracker of `--report_to` goes on in its curve, and how far it got
+    trackers.json    by what each tracker of `--report_to` continues in its curve, and how far it got
 
 Invariant: rows are only ever added at the end, and a checkpoint knows how long the files were; what follows is
 cut off when the run is resumed, torn or whole. One process at a time writes to a folder.
@@ -56,7 +56,7 @@ RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl", "timel
 
 class RunFolder:
     """An open run folder. `create` makes one and refuses a folder that holds a run, `clear` takes it back; `reopen`
-    goes on with one."""
+    continues with one."""
 
     def __init__(self, path: Path, *, begun: bool = False) -> None:
         self.path = path
@@ -89,7 +89,7 @@ class RunFolder:
                 (self.path / name).write_bytes(b"")
 
     def reopen(self, sizes: Mapping[str, int]) -> None:
-        """Go on with a run whose records had these sizes in bytes; what was written after is cut off.
+        """Resume a run whose records had these sizes in bytes; what was written after is cut off.
 
         A file that an older checkpoint does not name had none. Raises `DataError` where one is shorter than it was.
         """
@@ -228,7 +228,7 @@ def refuse_used(path: Path, *, resumes: bool = False) -> None:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
     if (path / "config.yaml").exists() or _holds_records(path):
-        go_on = "add --resume to go on with it, " if resumes else ""
+        go_on = "add --resume to continue it, " if resumes else ""
         raise ConfigError(
             f"output_dir {path} already holds a run; {go_on}name another with --output_dir, or move it away"
         )
@@ -236,7 +236,7 @@ def refuse_used(path: Path, *, resumes: bool = False) -> None:
 
 
 def refuse_unbegun(path: Path) -> None:
-    """Raise `ConfigError` where there is no run at `path` to go on with: a resumption starts nothing new."""
+    """Raise `ConfigError` where there is no run at `path` to resume: a resumption starts nothing new."""
     if (path / "config.yaml").is_file():
         return
     if _holds_records(path):
@@ -248,13 +248,13 @@ def refuse_unbegun(path: Path) -> None:
     near = difflib.get_close_matches(str(path), runs, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ConfigError(
-        f"expected a run to go on with in {path}, found none; name its folder with --output_dir, or leave --resume out "
+        f"expected a run to resume in {path}, found none; name its folder with --output_dir, or leave --resume out "
         f"to start one{hint}"
     )
 
 
 def resumed_settings(path: Path) -> dict[str, Any]:
-    """The settings of the run at `path` that is to be gone on with. Raises `ConfigError` where there is none, and
+    """The settings of the run at `path` that is to be resumed. Raises `ConfigError` where there is none, and
     `DataError` for one of another version, whose settings may have other names."""
     refuse_unbegun(path)
     read_facts(path)

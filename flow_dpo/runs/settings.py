@@ -66,7 +66,7 @@ class RunSettings:
     """Batches of `problems_per_batch` problems between two checkpoints. What was done since the last one is done again
     after an interruption, with the same result."""
     resume: bool = False
-    """Go on with the run in `output_dir` where its last checkpoint stands, or from its beginning where it has none yet.
+    """Resume the run in `output_dir` where its last checkpoint stands, or from its beginning where it has none yet.
     A folder without a run is refused. Settings that are not given are the run's own."""
     reuse_sampled: bool = False
     """With `resume`: use what the interrupted batch had sampled, too, where it was not sampled to its end. Tokens are

@@ -3,7 +3,7 @@
     timeline = Timeline(folder.path)
     learn(recipe, problems, timeline.workers(workers), timeline.learner(learner), callbacks=[timeline, keeper])
 
-Workers hand over their own spans with what they sampled; the learner's are taken around its updates. It comes before
+Workers return their own spans with what they sampled; the learner's are taken around its updates. It comes before
 the callback that writes checkpoints, whose file sizes then cover whole batches. Invariant: rollouts, updates and
 metrics are what they would be without it.
 """

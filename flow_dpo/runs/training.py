@@ -150,7 +150,7 @@ def _info(
     validation: ProgressiveValidation,
     resumed: bool,
 ) -> RunInfo:
-    """The run as its callbacks are told of it, at this moment."""
+    """The run as its callbacks see it, at this moment."""
     return RunInfo(
         path=path,
         settings=run_folder.plain(given.sections(settings)),
@@ -187,7 +187,7 @@ def _keeping(
         yield
     except (KeyboardInterrupt, FlowDpoError) as error:
         # What was sampled is kept, first since it is nowhere else, and what was learned, unless it is the disk
-        # that fails. Whoever is impatient (a second Ctrl-C) is told how to go on all the same.
+        # that fails. Whoever is impatient (a second Ctrl-C) is told how to resume all the same.
         try:
             if not isinstance(error, StorageError):
                 live.doing("writing down what was done")
@@ -237,7 +237,7 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
             "the resumed run uses them"
             if whole
             else (
-                "--resume --reuse_sampled goes on from all of them, to the same tokens but for the last digits of "
+                "--resume --reuse_sampled continues from all of them, to the same tokens but for the last digits of "
                 "their log-probabilities; --resume alone samples the batch again, to the same bytes"
             )
         )
@@ -248,7 +248,7 @@ def _keep_batch(journal: JournalWorkers, console: Console, path: Path) -> None:
 def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None:
     command = f"{typed_command()} train --output_dir {shlex.quote(str(path))} --resume"
     call = "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
-    print_safe(console, f"Go on with: {call if given.problems or given.record() else command}")
+    print_safe(console, f"Resume with: {call if given.problems or given.record() else command}")
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:

@@ -84,7 +84,7 @@ def generate_run(
     """Load everything, sample, and write a folder of traces; on a console it shows how far it is.
 
     `parsed` holds the command's groups of settings. Traces are written batch by batch: interrupted, the same command
-    goes on. Raises `ConfigError` for a folder in use or that cannot be written to, before anything is loaded.
+    continues. Raises `ConfigError` for a folder in use or that cannot be written to, before anything is loaded.
     """
     given = GivenObjects() if given is None else given
     console = Console(quiet=True) if console is None else console
@@ -160,7 +160,7 @@ def _header(parsed: Mapping[str, Any], runtime: Runtime, adapters: Mapping[Role,
 
 
 def _tally_so_far(path: Path, header: Mapping[str, Any]) -> Tally:
-    """The counts of an interrupted folder of traces, which the same command goes on with; none of a new one.
+    """The counts of an interrupted folder of traces, which the same command continues with; none of a new one.
 
     Raises `ConfigError` where it was made otherwise.
     """
@@ -178,7 +178,7 @@ def _tally_so_far(path: Path, header: Mapping[str, Any]) -> Tally:
     if differing:
         raise ConfigError(
             f"output_dir {path} holds traces that were interrupted and made otherwise ({', '.join(differing)}); give "
-            "the same command to go on with them, or name another folder with --output_dir"
+            "the same command to continue with them, or name another folder with --output_dir"
         )
     return Tally.of(known)
 

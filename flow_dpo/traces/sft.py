@@ -126,7 +126,7 @@ def fine_tune(
     settings: SftSettings,
 ) -> tuple[PeftModel, list[dict[str, Any]]]:
     """The model with its trained adapter, and TRL's log. `rows` are those of `examples`; where `lora` names an adapter
-    to begin with, that goes on."""
+    to begin with, that continues."""
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer

@@ -124,7 +124,7 @@ class TraceFolder:
     """An open folder of traces. Rows are only added at the end; the header follows them batch by batch."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, num_traces: int = 0) -> None:
-        """Start the folder, or go on with one that was interrupted after so many traces.
+        """Start the folder, or continue with one that was interrupted after so many traces.
 
         Raises `ConfigError` where it holds traces already that are complete.
         """
@@ -161,8 +161,8 @@ class TraceFolder:
 
 
 def refuse_used(path: Path) -> None:
-    """Raise `ConfigError` where `path` cannot become a folder of traces: one that was interrupted can be gone on
-    with."""
+    """Raise `ConfigError` where `path` cannot become a folder of traces: one that was interrupted can be
+    resumed."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"expected output_dir to be a folder, found the file {path}; name another with --output_dir")
     if ((path / ROWS).exists() or (path / HEADER).exists()) and interrupted(path) is None:

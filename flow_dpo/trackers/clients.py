@@ -5,7 +5,7 @@
     tracker.log({"progressive/accuracy": 0.5}, step=16)
 
 A tracker of one's own is a class without arguments that has these five methods (`Tracker`). Invariant: `begin` with the
-id that it returned goes on in the same curve; text that a model wrote is handed over so that it is shown, never run.
+id that it returned continues in the same curve; text that a model wrote is sent so that it is shown, never run.
 """
 
 from __future__ import annotations

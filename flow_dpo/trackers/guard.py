@@ -2,7 +2,7 @@
 
     guard = Guard("wandb")
     with guard:
-        wandb.log(...)        # a lost connection: one warning; guard.failed is True, and the run goes on
+        wandb.log(...)        # a lost connection: one warning; guard.failed is True, and the run continues
 
 Invariant: a tracker never ends a run. Interruptions are no failures, and pass.
 """
@@ -30,7 +30,7 @@ class Guard:
             return False
         self.failed = True
         log.warning(
-            "%s failed and gets nothing more of this run, which goes on: %s: %s; all of it is in metrics.jsonl",
+            "%s failed and gets nothing more of this run, which continues: %s: %s; all of it is in metrics.jsonl",
             self.name, type(error).__name__, str(error)[:500],
         )  # fmt: skip
         return True

@@ -4,7 +4,7 @@
 
 The step of every point is the number of problems seen: each row has its own, it means the same in every recipe, and two
 runs are compared at the same data; the learner's version may stand still or jump in a batch, and is a curve of its own
-("learn/version"). A resumed run goes on in the same curve: the ids and the last step that each tracker got are kept in
+("learn/version"). A resumed run continues the same curve: the ids and the last step that each tracker got are kept in
 trackers.json, what it has is not sent again, and what it lacks is taken from metrics.jsonl.
 
 Invariant: no point is sent twice, whatever ended the run; a tracker that fails ends nothing (`guard`).
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flow_dpo.runs.callbacks.lifecycle import RunInfo
 
 MARKS = "trackers.json"
-"""By tracker: {"id": what it goes on by, "step": the last that it got}."""
+"""By tracker: {"id": what it continues by, "step": the last that it got}."""
 _SHOWN = 2000
 """Characters of a text in a table."""
 

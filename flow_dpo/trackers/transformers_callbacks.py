@@ -2,7 +2,7 @@
 
     flow_dpo.train("seed", callbacks=[TransformersCallbacks([WandbCallback(), EarlyStoppingCallback(3)])])
 
-They hear, with a real `TrainerState` and `TrainerControl`:
+They are called, with a real `TrainerState` and `TrainerControl`:
 
     on_init_end, on_train_begin, on_epoch_begin   the run begins
     on_step_begin, on_step_end                    once an update; `state.global_step` is the learner's version
@@ -108,7 +108,7 @@ class TransformersCallbacks:
         self.state.epoch = self._seen / max(self._num_problems, 1)
         before = self.state.global_step
         for step in range(int(row["learn/version"]), int(row["learn/version"]) + int(row["learn/updates"])):
-            if step < before:  # of before the checkpoint that the run goes on from
+            if step < before:  # of before the checkpoint that the run continues from
                 continue
             self._tell("on_step_begin")
             self.state.global_step = step + 1

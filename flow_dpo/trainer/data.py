@@ -104,7 +104,7 @@ def _schema(rows: list[Row], settings: DataSettings, kept: bool) -> Schema:
 
 
 def _read(rows: Iterable[Mapping[str, Any]], schema: Schema, settings: DataSettings) -> Iterator[Problem]:
-    """A problem a row; rows without a question or a gold answer are skipped, counted and told of, or refused."""
+    """A problem a row; rows without a question or a gold answer are skipped, counted and reported, or refused."""
     skipped, first = Counter[str](), ""
     for index, row in enumerate(rows):
         try:

@@ -108,10 +108,10 @@ class FlowDPOTrainer:
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainResult:
         """Train to the end of the problems, or of `max_steps`.
 
-        With `resume_from_checkpoint` the run in `output_dir` (True), or in that folder, is gone on with; interrupted or
+        With `resume_from_checkpoint` the run in `output_dir` (True), or in that folder, is resumed; interrupted or
         not, its bytes are those of a run at one go. Under torchrun or `accelerate launch` every process but the first
         takes its share of the updates and ends here with `SystemExit`. Raises `ConfigError` where there is nothing to
-        go on with, and for an `output_dir` that holds a run already.
+        continue with, and for an `output_dir` that holds a run already.
         """
         python_api.follow_rank_0()
         config = self.args
@@ -330,7 +330,7 @@ class FlowDPOTrainer:
         return [*ours, TransformersCallbacks(theirs, self.args, self.processing_class)]
 
     def _resumed_folder(self, resume: str | Path | bool) -> Path:
-        """The run folder to go on with: a path's, or the newest in `output_dir`. Raises `ConfigError` where there is
+        """The run folder to resume: a path's, or the newest in `output_dir`. Raises `ConfigError` where there is
         none."""
         folder = self.args.run_folder if resume is True else Path(str(resume))
         if (folder / "config.yaml").is_file():
@@ -338,7 +338,7 @@ class FlowDPOTrainer:
         runs = sorted(folder.glob("*/config.yaml"), key=lambda path: (path.stat().st_mtime_ns, str(path)))
         if resume is True and runs:
             return runs[-1].parent
-        raise ConfigError(f"expected a run to go on with in {folder}, found none; call train() to start one")
+        raise ConfigError(f"expected a run to resume in {folder}, found none; call train() to start one")
 
 
 def _refuse(others: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@ r"""Boxes: the answer in the last \boxed or \fbox of a text, with what is offere
     "so \boxed{6} and \boxed{8}."       -> "6, 8"      one sentence joins them
     "\boxed{28} or \boxed{28_9}"        -> "28_9"      two forms of one value
     "\boxed{5} hours", "\boxed{42}, or maybe 41"       -> "5 hours", "42, 41"
-    "I put it in \boxed{}: \boxed{7}"   -> "7"         a box that is only spoken of is none
+    "I put it in \boxed{}: \boxed{7}"   -> "7"         a box that is only mentioned is none
 
 Invariant: boxes are looked for from the end, and at most `MAX_BOX` characters of one and `MAX_BOXES` boxes are read.
 """
@@ -129,7 +129,7 @@ def boxed(text: str) -> tuple[str, int] | None:
         ):
             return span
     found = _boxes(text, len(text))
-    for _ in range(MAX_BOXES):  # "I put it in \boxed{}" speaks of a box
+    for _ in range(MAX_BOXES):  # "I put it in \boxed{}" mentions a box
         if not found or found[0].strip(".…? ") or not _MENTION.search(text[max(0, found[1] - 20) : found[1]]):
             break
         found = _boxes(text, found[1])

@@ -51,7 +51,7 @@ MAX_ANSWER = 10_000
 def extract_answer(text: str, *, ended: bool, rule: AnswerRule) -> str | None:
     """The final answer of a solution as it was written, or None where it gives none, or takes it back.
 
-    A box that is empty or was never closed is no answer, and neither is anything beside it. (One that is only spoken
+    A box that is empty or was never closed is no answer, and neither is anything beside it. (One that is only mentioned
     of, "I put it in \\boxed{}", is none.)
     """
     text = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text

@@ -5,7 +5,7 @@
     grader.check([(problem, solution)])              [Verdict(status="correct", answer="14")]
     grader.grade(trees)                              the same, for every rollout of the trees
 
-Invariant: one object and one rule answer the loop, an exploration that goes on by what was right, and the evaluation.
+Invariant: one object and one rule answer the loop, an exploration that continues by what was right, and the evaluation.
 Equal texts are read once. What cannot be graded stays `ungraded`: it makes no pair and enters no mean.
 """
 

@@ -76,7 +76,7 @@ class Verifier:
         return self.grade_many([(gold, text, ended)])[0]
 
     def begin(self, items: Iterable[tuple[str, str, bool]]) -> None:
-        """Have algebra look, beside whatever goes on here, at those of these (gold, text, ended) triples that need it.
+        """Have algebra look, beside whatever happens here, at those of these (gold, text, ended) triples that need it.
 
         Returns at once; `grade_many` then takes the results, or waits for them.
         """

@@ -2,7 +2,7 @@
 
 `GradingPool` hands pairs of answers to a few child processes (`math_verify_worker`) over pipes of their own. A process
 that has computed for `timeout_s` seconds of processor time on a pair ends itself, and another is started; the other
-workers go on with the rest meanwhile.
+workers continue with the rest meanwhile.
 
     pool.compare_many([("x+1", "1+x"), ("1", "9^{9^{9^{9}}}")])
     -> [Finding("equal", ""), Finding("timeout", "no result within 5 s of processor time")]

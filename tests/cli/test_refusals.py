@@ -271,7 +271,7 @@ def test_a_folder_holds_one_thing(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1")
     with pytest.raises(ConfigError, match="already holds a run"):
         refuse_others(tmp_path, own="summary.json")
-    with pytest.raises(ConfigError, match="add --resume to go on with it"):
+    with pytest.raises(ConfigError, match="add --resume to continue it"):
         refuse_used(tmp_path, resumes=True)
     with pytest.raises(ConfigError, match="holds a run; name another"):
         refuse_used(tmp_path)

@@ -70,7 +70,7 @@ def test_a_run_that_is_interrupted_goes_on_with_another_number_of_ranks(whole: P
     process = start(folder, launch=(*TORCHRUN, "3"))
     wait_for_batch(folder, process)
     process.send_signal(signal.SIGTERM)
-    assert re.search(r"Go on with: \S*flow-dpo train --output_dir", ended(process))
+    assert re.search(r"Resume with: \S*flow-dpo train --output_dir", ended(process))
     process = start(folder, "--resume", launch=(*TORCHRUN, "2"))
     output = ended(process)
     assert process.returncode == 0, output
@@ -90,7 +90,7 @@ def test_a_rank_that_dies_ends_the_run_which_goes_on_without_it(whole: Path, tmp
         "flow-dpo: rank 1 does not answer: dead, cut off, or still at a row. What was committed is whole: resume"
         in output
     )
-    assert re.search(r"Go on with: \S*flow-dpo train --output_dir", output)
+    assert re.search(r"Resume with: \S*flow-dpo train --output_dir", output)
     process = start(folder, "--resume")
     output = ended(process)
     assert process.returncode == 0, output

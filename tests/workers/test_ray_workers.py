@@ -166,7 +166,7 @@ def test_a_run_with_a_flow_from_a_file_goes_on_to_the_bit_after_its_head_was_end
         out = process.communicate(timeout=120)[0].decode()
         if end == signal.SIGINT:
             assert process.returncode == 130
-            assert re.search(r"Go on with: \S*flow-dpo train", out)
+            assert re.search(r"Resume with: \S*flow-dpo train", out)
         wait_until(lambda: not any(map(alive, actors)), 60)
     assert len(read_jsonl(rows)) < 6
     finished("--output_dir", str(folder), "--flow", f"{flow}:Critique", "--resume")

@@ -27,7 +27,7 @@ from flow_dpo.engines.vllm.requests import Reply, VllmRequest
 _logger = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 5.0
 _TRIES_OF_500 = 5
-"""A server whose engine has died replies 500 until it ends; one that goes on doing so has a fault of its own."""
+"""A server whose engine has died replies 500 until it ends; one that continues doing so has a fault of its own."""
 _MOST_BYTES = 256 << 20
 """The log-probabilities of 250,000 tokens are some 20 MiB."""
 _ABORT = "abort"
@@ -84,7 +84,7 @@ class VllmClient:
         return self._address.num_retries
 
     def take_num_retries(self) -> int:
-        """The same, counted anew from here on."""
+        """The same, counted again from here on."""
         taken, self._address.num_retries = self._address.num_retries, 0
         return taken
 

@@ -245,7 +245,7 @@ class VllmEngine(Engine):
         self._pending[name] = pending
 
     def _read_output(self, output: Any) -> None:
-        """Read one finished output of vLLM, and go on with its completion."""
+        """Read one finished output of vLLM, and continue with its completion."""
         pending = self._pending.pop(output.request_id)
         [out] = output.outputs
         ids = tuple(out.token_ids)

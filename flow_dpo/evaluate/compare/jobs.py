@@ -6,7 +6,7 @@ folders; requested again, it is only looked up:
     do.train("flow", "--max_problems", "1000")     runs   flow-dpo train ... --output_dir OUT/seed0/flow
     do.train("flow", "--max_problems", "1000")     done already: nothing runs
 
-Invariant: an interrupted training goes on where its checkpoint stands; any other interrupted job starts afresh.
+Invariant: an interrupted training continues where its checkpoint stands; any other interrupted job starts afresh.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ _NEIGHBOURS = (
     _arm(
         "reference_path_same_tokens",
         "single",
-        "fine-tuning on the first right path of eight plays, without branches on it,",
+        "fine-tuning on the first right path of eight rollouts, without branches on it,",
         budgeted("rejection-sampling", "tokens", *_PATHS, name="reference_path"),
         _FLOW,
     ),
@@ -79,14 +79,14 @@ _NEIGHBOURS = (
     _arm(
         "cpl_no_margin_same_tokens",
         "flow",
-        "Critical Plan Step Learning with alpha 0, played as its own flow,",
+        "Critical Plan Step Learning with alpha 0, sampled as its own flow,",
         budgeted("cpl", "tokens", *_FEW, "--objective.margin_weight", "0", name="cpl_no_margin", mode="flow"),
         "flow_itself",
     ),
     _arm(
         "cpl_same_tokens",
         "flow",
-        "Critical Plan Step Learning, played as its own flow,",
+        "Critical Plan Step Learning, sampled as its own flow,",
         budgeted("cpl", "tokens", *_FEW, mode="flow"),
         "cpl_no_margin_same_tokens",
         "flow_itself",
@@ -94,7 +94,7 @@ _NEIGHBOURS = (
     _arm(
         "cpl_value_same_tokens",
         "flow",
-        "Critical Plan Step Learning with values that a role says, played as its own flow,",
+        "Critical Plan Step Learning with values that a role says, sampled as its own flow,",
         budgeted("cpl", "tokens", *_FEW, *_VALUED, name="cpl_value", mode="flow"),
         "cpl_same_tokens",
         "flow_itself",
@@ -105,14 +105,14 @@ _INSTRUCTED = (
     _arm(
         _SELF_TRAINED,
         "single",
-        "plain self-training, fine-tuning on the first right one of four plays,",
+        "plain self-training, fine-tuning on the first right one of four rollouts,",
         budgeted("rejection-sampling", "tokens", *_FEW, name="self_training"),
         _FLOW,
     ),
     _arm(
         "dots_same_tokens",
         "flow",
-        "DOTS, played as its own flow,",
+        "DOTS, sampled as its own flow,",
         budgeted("dots", "tokens", *_FEW, mode="flow"),
         _SELF_TRAINED,
     ),

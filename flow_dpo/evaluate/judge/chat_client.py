@@ -98,7 +98,7 @@ class ChatEndpoint:
             self.model = names[0]
 
     def ask(self, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> ChatReply:
-        """A greedy reply to a chat. Raises `EngineError` where the address goes on failing, or has another format."""
+        """A greedy reply to a chat. Raises `EngineError` where the address continues failing, or has another format."""
         fields: dict[str, Any] = {
             "model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0,
         } | self._settings.body  # fmt: skip

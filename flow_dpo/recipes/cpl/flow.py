@@ -46,7 +46,7 @@ class PlanSolvePrompts:
         'End with a last line of the form "Answer: " followed by the final answer alone.'
     )
     solve_user: str = "Problem:\n{question}\n\nPlan:\n{plan}\n\nSolve the problem by following this plan."
-    """`{plan}` stands for the plan's very ids. Where empty, Answer goes on where Plan stopped: the plan is then the
+    """`{plan}` stands for the plan's very ids. Where empty, Answer continues where Plan stopped: the plan is then the
     beginning of the solution, and one that ends is a whole solution."""
     value_system: str = (
         'You can only answer "Yes" or "No". You judge whether the beginning of a plan leads to the answer.'

@@ -117,7 +117,7 @@ class _Rollout:
 
 
 class _Search:
-    """The search on one problem. Rollouts of one expansion run side by side; the one that ends last goes on."""
+    """The search on one problem. Rollouts of one expansion run side by side; the one that ends last continues."""
 
     def __init__(self, settings: Mcts, flow: Flow[Any], problem: Problem, seed: int) -> None:
         self.settings, self.flow, self.problem, self.seed = settings, flow, problem, seed

@@ -194,7 +194,7 @@ class Planned(Flow[PlannedState]):
         return () if state.trajectory is None else (state.trajectory.name,)
 
     def awaiting(self, state: PlannedState) -> tuple[Piece, ...]:
-        """The text with a program that is to be run before the rollout goes on; empty where there is none."""
+        """The text with a program that is to be run before the rollout continues; empty where there is none."""
         waits = state.trajectory is not None and state.trajectory.program and state.draft is not None
         return (state.draft.content_ids,) if waits and state.draft and not state.result else ()
 

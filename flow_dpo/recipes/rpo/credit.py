@@ -93,7 +93,7 @@ def _turn(tree: Tree, node: Node) -> tuple[Request, Completion]:
         so_far = before.request.prompt_ids + before.completion.token_ids
         if before.role != request.role or request.choices or so_far != request.prompt_ids:
             break
-        # A turn that goes on where one of the same role ended has its own count of tokens.
+        # A turn that continues where one of the same role ended has its own count of tokens.
         if before.request.max_tokens - len(before.completion.token_ids) != request.max_tokens:
             break
         request, completion = before.request, join(before.completion, completion)

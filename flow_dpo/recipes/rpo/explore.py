@@ -42,7 +42,7 @@ class ReferencePath(TurnSampling):
 
 
 class _Searched(Branched):
-    """Rollouts of one problem; the one that ends last goes on with the reference path."""
+    """Rollouts of one problem; the one that ends last continues with the reference path."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -4,7 +4,7 @@ Two methods are compared fairly where both were given the same: tokens, verdicts
 when all that it names is spent, at the end of a batch of problems:
 
     tokens=1000            batch: 600 tokens   batch: 500 tokens   ends, with 1,100 spent
-    tokens=1000 verdicts=9        5 verdicts          3 verdicts   goes on: the verdicts are not spent yet
+    tokens=1000 verdicts=9        5 verdicts          3 verdicts   continues: the verdicts are not spent yet
 
 Invariant: what is spent is read from the rows of metrics.jsonl alone, so that a resumed run ends where it would have.
 """
@@ -19,7 +19,7 @@ from flow_dpo.core.types import Example, Problem
 
 
 def spent(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Resources that the rows of metrics.jsonl used, by the names of a budget; "played" (sampled) and "learned" tokens
+    """Resources that the rows of metrics.jsonl used, by the names of a budget; `played` (sampled) and "learned" tokens
     add up to "tokens"."""
     total = {"tokens": 0, "verdicts": 0, "updates": 0, "played": 0, "learned": 0}
     for row in rows:

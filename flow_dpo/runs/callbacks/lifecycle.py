@@ -46,7 +46,7 @@ class CallbackError(FlowDpoError, RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """A run, as its callbacks are told of it when it begins and when it ends."""
+    """A run, as its callbacks see it when it begins and when it ends."""
 
     path: Path
     """The run folder."""
@@ -55,7 +55,7 @@ class RunInfo:
     facts: Mapping[str, Any]
     """What run.json says at this time: versions, commit, device, model, data."""
     resumed: bool
-    """Whether it goes on from a checkpoint."""
+    """Whether it continues from a checkpoint."""
     problems_seen: int
     """Problems that were sampled and learned from so far."""
     num_problems: int
