@@ -29,7 +29,7 @@ def plugins(argv: Sequence[str]) -> int:
         groups = ", ".join(f"flow_dpo.{kind}s" for kind in KINDS)
         print(f"No installed package offers anything to flow-dpo. Entry points are read from the groups {groups}.")
         return 0
-    built_in = {"recipe": frozenset(RECIPES), "engine": BUILT_IN, "tracker": frozenset(NAMES)}
+    built_in = {"recipe": frozenset(RECIPES), "engine": BUILT_IN, "tracker": frozenset(NAMES), "reward": {"answer"}}
     counts = Counter((each.kind, each.name) for each in found)
     table = Table("kind", "name", "package", "place", "", box=None)
     for each in found:

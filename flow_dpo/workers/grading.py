@@ -59,7 +59,7 @@ def grades_by_rewards(settings: GradingSettings, source: GraderSource | None) ->
 
 def reward_files(settings: GradingSettings) -> dict[str, str | None]:
     """The checksum of the file of each reward function that the settings name, for the record."""
-    return {source: fingerprint(source) for source in settings.rewards}
+    return {source: None if source == "answer" else fingerprint(source, "reward") for source in settings.rewards}
 
 
 def load_reward(source: str) -> Any:

@@ -1,4 +1,4 @@
-"""Do an installed package's recipe, credit and tracker work by name, and is nothing imported that was not named?"""
+"""Do an installed package's recipe, credit, reward and tracker work by name, and is nothing imported that was not named?"""
 
 from __future__ import annotations
 
@@ -76,7 +76,25 @@ def test_the_documented_commands_parse(lab: Path) -> None:
     lines = (EXAMPLE.parents[1] / "docs" / "plugins.md").read_text().splitlines()
     found = [line.removeprefix("$ flow-dpo train ") for line in lines if line.startswith("$ flow-dpo train ")]
     parsed = [parse_train("flow-dpo train", line.split(), {}) for line in found]
-    assert [type(settings.recipe.credit).__name__ for settings in parsed] == ["CertainPairs"] * 2
+    assert [type(settings.recipe.credit).__name__ for settings in parsed] == [
+        "CertainPairs",
+        "AttemptCredit",
+        "CertainPairs",
+    ]
+    assert parsed[1].runtime.grading.rewards == ("answer", "short")
+
+
+def test_a_reward_function_by_name(lab: Path, tmp_path: Path) -> None:
+    assert main([*TRAIN, "--reward", "answer,short", "--output_dir", str(tmp_path / "run")]) == 0
+    values = [
+        rollout["verdict"]["value"]
+        for tree in read_jsonl(tmp_path / "run" / "trees.jsonl")
+        for rollout in tree["rollouts"]
+        if rollout["verdict"] is not None
+    ]
+    assert any(value not in (0, 1) for value in values)
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["reward_files"] == {"answer": None, "short": fingerprint("short", "reward")}
 
 
 def broken(folder: Path, entries: str, *, name: str = "broken") -> None:
