@@ -1,4 +1,4 @@
-"""Do an installed package's recipe, credit, reward and tracker work by name, and is nothing imported that was not named?"""
+"""Do an installed recipe, credit, reward and tracker work by name, and is nothing imported that was not named?"""
 
 from __future__ import annotations
 
