@@ -238,8 +238,13 @@ def _numbers(name: str, found: Any, batch: RewardBatch) -> list[float | None]:
         )
     rewards: list[float | None] = []
     for at, value in enumerate(values):
-        number: Any = value.item() if hasattr(value, "item") else value
-        if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
+        number: Any = value
+        try:
+            number = value.item() if hasattr(value, "item") else value
+            fits = number is None or (isinstance(number, int | float) and math.isfinite(number))
+        except (ValueError, OverflowError, RuntimeError):  # an array of several, an integer that no float holds
+            fits = False
+        if not fits:
             raise DataError(
                 f"expected a finite number or None from the reward function {name}, found {number!r:.80} for "
                 f"{batch.shown(at)}"

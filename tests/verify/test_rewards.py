@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 
 from examples.rewards import judge_model, pattern, unit_tests
@@ -200,3 +201,16 @@ def test_a_judge_model_is_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_function_whose_arguments_are_not_known_is_refused() -> None:
     with pytest.raises(ConfigError, match="found max, whose arguments"):
         RewardFunctions.of([max])
+
+
+@pytest.mark.parametrize("value", [10**400, np.array([1.0, 2.0])])
+def test_a_number_that_is_none_is_named_with_the_function(value: Any) -> None:
+    with pytest.raises(DataError, match="finite number or None from the reward function odd"):
+        grader([lambda_of(value)]).check([(SUM, Solution(pieces=(), ended=True))])
+
+
+def lambda_of(value: Any) -> Any:
+    def odd(completions: list[str]) -> list[Any]:
+        return [value for _ in completions]
+
+    return odd
