@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import PickleError
 
 import torch
 from peft import LoraConfig, PeftConfig, load_peft_weights
@@ -64,8 +65,11 @@ def read(folder: str | Path, wanted: LoraConfig, own: Mapping[str, torch.Tensor]
     try:
         config = PeftConfig.from_pretrained(str(folder))
         state = load_peft_weights(str(folder), device="cpu")
-    except (OSError, ValueError, TypeError, LookupError, SafetensorError) as error:
-        raise ModelError(f"{folder}: expected an adapter in PEFT's layout, PEFT cannot read it: {error}") from error
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, PickleError, SafetensorError) as error:
+        # What torch advises about a pickle is to run the code in it.
+        why = "its weights are a pickle of more than tensors; save them as safetensors"
+        why = why if isinstance(error, PickleError) else str(error) or type(error).__name__
+        raise ModelError(f"{folder}: expected an adapter in PEFT's layout, PEFT cannot read it: {why}") from error
     for key, setting in _SHAPE.items():
         found, expected = (getattr(each, key, None) for each in (config, wanted))
         if found != expected:
