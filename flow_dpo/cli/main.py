@@ -52,6 +52,7 @@ _COMMANDS = {
         "report:report",
         "write a page, HTML and Markdown, on runs, evaluations, traces and comparisons",
     ),
+    "plugins": ("plugins:plugins", "list what installed plug-ins offer"),
     "verify": ("verify:verify", "grade a file of answers against their gold"),
 }
 """Module and function of each command, imported when the command is run, and what it does."""

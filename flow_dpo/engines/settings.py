@@ -155,6 +155,8 @@ KINDS: dict[str, EngineKind] = {
     "vllm_server": EngineKind(settings=VllmServerSettings, open=f"{_FACTORY}:open_vllm_server"),
 }
 """The engines by name: `--engine vllm_server`. Installed plug-ins join when they are named."""
+BUILT_IN = frozenset(KINDS)
+"""Those of this package."""
 
 
 def register_engine(name: str, settings: type[Any], open: OpensEngine | str) -> None:

@@ -17,10 +17,11 @@ import importlib.util
 import logging
 import re
 import sys
-from importlib.metadata import entry_points
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.flow import Flow
@@ -30,6 +31,7 @@ Kind = Literal[
     "flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "dataset", "tracker", "callback"
 ]
 """What is loaded; the entry points of a kind are those of the group "flow_dpo.<kind>s"."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 _SOURCE = re.compile(r".*\.py:.*|[\w.]+:[^\W\d]\w*", re.DOTALL)
 
 
@@ -38,28 +40,79 @@ def is_source(text: str) -> bool:
     return _SOURCE.fullmatch(text) is not None
 
 
-def fingerprint(source: str) -> str | None:
-    """SHA-256 of the file that a source names; None where it names none."""
+def fingerprint(source: str, kind: Kind | None = None) -> str | None:
+    """SHA-256 of the file that a source names or, with its `kind`, what an installed plug-in's name stands for:
+    distribution, version and SHA-256 of its code. None for anything else. Imports nothing."""
+    found = [] if kind is None or is_source(source) else _entries(kind, source)
+    if found:
+        return f"{_of(found[0])} {_checksum(found[0].module)}"
     place = source.rpartition(":")[0] if is_source(source) else ""
     file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
 
 def installed(kind: Kind) -> list[str]:
-    """The names under which installed plug-ins offer objects of a kind."""
+    """The names under which installed plug-ins offer objects of a kind. Imports none of them."""
     return sorted(entry_points(group=f"flow_dpo.{kind}s").names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installed:
+    """A name that an installed plug-in offers."""
+
+    kind: Kind
+    name: str
+    package: str
+    """Distribution and version: "lab-recipes 0.2"."""
+    place: str
+    """ "package.module:Name"."""
+
+
+def every_installed() -> list[Installed]:
+    """All that installed plug-ins offer, by kind and name. Imports none of them."""
+    return [
+        Installed(kind=kind, name=each.name, package=_of(each), place=each.value)
+        for kind in KINDS
+        for each in sorted(_entries(kind), key=lambda entry: (entry.name, entry.value))
+    ]
+
+
+def _entries(kind: Kind, name: str = "") -> list[EntryPoint]:
+    """The entry points of a kind, each once, however often a distribution is found on the path."""
+    found = [each for each in entry_points(group=f"flow_dpo.{kind}s") if name in ("", each.name)]
+    return list({(each.name, each.value, _of(each)): each for each in found}.values())
+
+
+def _of(entry: EntryPoint) -> str:
+    return "an unknown package" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+
+
+def _checksum(module: str) -> str:
+    """SHA-256 over the modules of the package that a module is in; its folder is found without importing it."""
+    spec = importlib.util.find_spec(module.partition(".")[0])
+    folders = [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
+    files = [(path, path.relative_to(folder)) for folder in folders for path in folder.rglob("*.py")]
+    if spec is not None and not folders and spec.origin:
+        files = [(Path(spec.origin), Path(Path(spec.origin).name))]
+    digest = hashlib.sha256()
+    for path, name in sorted(files, key=lambda each: each[1].as_posix()):
+        digest.update(f"{name.as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def load_object(source: str, *, kind: Kind) -> Any:
     """The object that a source or an installed plug-in's name stands for. Raises `ConfigError` where there is none."""
     place, _, name = source.rpartition(":")
     if not is_source(source):
-        found = [*entry_points(group=f"flow_dpo.{kind}s", name=source)]
+        found = _entries(kind, source)
         if not found:
             raise ConfigError(
                 f"expected path/to/file.py:Name, package.module:Name or an installed {kind} for --{kind}, found "
                 f"{source!r}; installed: {', '.join(installed(kind)) or 'none'}"
             )
+        if len(found) > 1:
+            offers = " and ".join(f"{_of(each)} ({each.value})" for each in found)
+            raise ConfigError(f"expected one installed {kind} {source!r}, found those of {offers}; uninstall one")
         place, name = found[0].module, found[0].attr
     elif place.endswith(".py") and not Path(place).is_file():
         raise ConfigError(f"expected path/to/file.py:Name for --{kind}, found no file {place!r}")
@@ -100,3 +153,21 @@ def load_flow(source: str) -> Flow[Any]:
         return found()
     except TypeError as error:
         raise FlowError(f"expected every field of {source} to have a default: {error}") from error
+
+
+def load_part(source: str, kind: Kind) -> Any:
+    """A credit or an objective: a frozen dataclass whose fields have defaults, made with them; they are settings.
+
+    Raises `ConfigError` where it is none.
+    """
+    found = load_object(source, kind=kind)
+    settings: Any = getattr(found, "__dataclass_params__", None)
+    if not isinstance(found, type) or settings is None or not settings.frozen:
+        raise ConfigError(f"expected a frozen dataclass in {source} for --{kind}, found {found!r:.80}")
+    try:
+        made = found()
+    except TypeError as error:
+        raise ConfigError(f"expected every field of {source} to have a default: {error}") from error
+    if not callable(made):
+        raise ConfigError(f"expected {source} to be called as a {kind} is, found no __call__")
+    return made

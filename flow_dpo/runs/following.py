@@ -64,6 +64,7 @@ def leading(settings: TrainSettings, *, kept_versions: int = 0, engine: object =
     with joined() as ranks:
         if ranks is not None:
             sources = (("recipe", settings.recipe_name), ("flow", settings.flow_source))
+            sources += (("credit", settings.credit_source), ("objective", settings.objective_source))
             run = _Run(
                 model=settings.runtime.model,
                 lora=settings.runtime.lora,

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.plugins.load import is_source
+from flow_dpo.plugins.load import installed, is_source
 from flow_dpo.runs import refusals
 from flow_dpo.runs.help_pages import Page, help_text
 from flow_dpo.runs.setting_names import Names, leaves, nearest
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
-RUNS_CODE = ("flow_source", "recipe", "grading.rewards", "flow.programs", "model.trust_remote_code")
+RUNS_CODE = ("flow_source", "credit_source", "objective_source", "recipe", "grading.rewards", "flow.programs",
+             "model.trust_remote_code")  # fmt: skip
 """Settings that let code run which is not this package's (a recipe only where it names a file): each needs a flag of
 the user's; no folder may set it."""
 IN_PYTHON = "the settings given"
@@ -146,12 +147,14 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
         names["engine"] = "engine_kind"
     if isinstance(values.get("workers"), str):
         names["workers"] = "workers.kind"
+    for kind in ("flow", "credit", "objective"):
+        value = values.get(kind)
+        if isinstance(value, str) and (is_source(value) or value in installed(kind)):
+            names[kind] = f"{kind}_source"
     for name in {"reward", "rewards", "grading.rewards"} & set(values):
         names[name], value = "grading.rewards", values[name]
         if isinstance(value, str) and not value.startswith("["):  # one, or several by commas
             values = {**values, name: [each.strip() for each in value.split(",")]}
-    if isinstance(values.get("flow"), str) and is_source(values["flow"]):
-        names["flow"] = "flow_source"
     return {str(names[name]): value for name, value in values.items()}
 
 

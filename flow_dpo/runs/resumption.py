@@ -35,8 +35,8 @@ _OF_RUN = ("output_dir", "resume", "allow", "reuse_sampled", "save_updates", "ch
 _RUN_ONLY = {"run.tracking", *(f"run.tracking.{each.name}" for each in fields(TrackingSettings))}
 _RUN_ONLY |= {f"run.{name}" for name in _OF_RUN} | {"learner.rows.shard_base"} | TIMING_ONLY
 """Settings that change no result."""
-_FACTS = ("code", "recipe_file", "flow_file", "reward_files", "versions", "device", "dtype", "data_fingerprint",
-          "given", "starting_adapters")  # fmt: skip
+_FACTS = ("code", "recipe_file", "flow_file", "reward_files", "plugins", "versions", "device", "dtype",
+          "data_fingerprint", "given", "starting_adapters")  # fmt: skip
 """What besides the settings a result depends on, as run.json names it."""
 _OTHER_CAUSES = (*(name.removesuffix("_fingerprint") for name in _FACTS), "prompts")
 _CHECKSUM = re.compile("[0-9a-f]{64}")
@@ -98,7 +98,8 @@ def compare(
     """Allowed differences from the run at `path`. Raises `ConfigError` for any other, and
     `DataError` where config.yaml is not whole."""
     now = given.sections(settings)
-    then = {"engine_kind": "local", "workers": {}} | read_settings(path / "config.yaml")
+    later = {name: "" for name in ("credit_source", "objective_source") if name in now}
+    then = {"engine_kind": "local", "workers": {}} | later | read_settings(path / "config.yaml")
     if missing := [name for name in now if name not in then]:
         raise DataError(
             f"expected {', '.join(missing)} among the settings in {path / 'config.yaml'}, found none: the file is not "
@@ -114,7 +115,7 @@ def compare(
         if before.get(name) != present.get(name) and (
             name in before or name not in ("device", "dtype", "data_fingerprint")
         ):
-            found[name.removesuffix("_fingerprint")] = (before.get(name), present[name])
+            found[name.removesuffix("_fingerprint")] = (before.get(name), present.get(name))
     # What a template makes of the same problems and settings may still differ: it may read what no setting holds.
     if before.get("prompts") and not any(name.startswith(("data", "model.", "flow", "recipe")) for name in found):
         _, renderer = load_renderer(settings.runtime.model)

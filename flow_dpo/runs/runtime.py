@@ -169,16 +169,10 @@ def open_runtime(
         policy = Policy(loaded.model, roles, settings.lora, seed=seed)
         with access.connect(policy, served or Path(elsewhere)) as (backends, workers):
             yield Runtime(
-                problems=problems,
-                loaded=loaded,
-                policy=policy,
-                backends=backends,
-                workers=workers,
-                shard=settings.workers.problems_of_shard,
-                recipe=replace(defaults.recipe, flow=flow),
+                problems=problems, loaded=loaded, policy=policy, backends=backends, workers=workers, fitting=fitting,
+                shard=settings.workers.problems_of_shard, recipe=replace(defaults.recipe, flow=flow),
                 learner_settings=defaults.learner,
-                fitting=fitting,
-            )
+            )  # fmt: skip
 
 
 def _loaded(

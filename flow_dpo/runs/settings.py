@@ -18,7 +18,7 @@ from flow_dpo.engines import settings as engines
 from flow_dpo.engines.settings import EngineSettings, LocalSettings
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.models.settings import ModelSettings
-from flow_dpo.plugins.load import load_flow
+from flow_dpo.plugins.load import fingerprint, load_flow, load_part
 from flow_dpo.recipes import presets
 from flow_dpo.runs.resolve import Given
 from flow_dpo.runs.starting_adapters import starting_shape
@@ -129,7 +129,11 @@ class TrainSettings:
     recipe_name: str
     preset: str
     flow_source: str = ""
-    """ "path/to/file.py:Name" where the flow is the user's own."""
+    """ "path/to/file.py:Name" where the flow is the user's own, or the name of an installed one."""
+    credit_source: str = ""
+    """The same of a credit in the place of the recipe's."""
+    objective_source: str = ""
+    """The same of an objective in the place of the recipe's."""
 
     def sections(self) -> dict[str, Any]:
         """The settings by the names that flags and config.yaml use."""
@@ -140,7 +144,22 @@ class TrainSettings:
     def names(self) -> dict[str, str]:
         """Names that the settings were made from: recipe, preset, the user's own flow, and the kind of engine."""
         names = {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
+        own = {"credit_source": self.credit_source, "objective_source": self.objective_source}
+        names |= {name: source for name, source in own.items() if source}
         return names | {"engine_kind": engines.kind_of(self.runtime.engine)}
+
+    def code(self) -> dict[str, Any]:
+        """Code from elsewhere, as run.json names it: a resumed run must share it."""
+        engine = engines.kind_of(self.runtime.engine)
+        found = {
+            "credit": fingerprint(self.credit_source, "credit"),
+            "objective": fingerprint(self.objective_source, "objective"),
+            "engine": None if engine in engines.BUILT_IN else fingerprint(engine, "engine"),
+        }
+        used = {kind: each for kind, each in found.items() if each is not None}
+        recipe = None if self.recipe_name in presets.RECIPES else fingerprint(self.recipe_name, "recipe")
+        files = {"recipe_file": recipe, "flow_file": fingerprint(self.flow_source, "flow")}
+        return files | ({"plugins": used} if used else {})
 
     @classmethod
     def from_sections(cls, sections: Mapping[str, Any]) -> TrainSettings:
@@ -153,18 +172,33 @@ class TrainSettings:
             recipe_name=sections["recipe"],
             preset=sections["preset"],
             flow_source=sections["flow_source"],
+            credit_source=sections.get("credit_source", ""),
+            objective_source=sections.get("objective_source", ""),
         )
 
 
-def default_settings(recipe: str, preset: str, flow_source: str = "", engine: str = "local") -> TrainSettings:
-    """The settings of a named recipe, preset and engine, with a flow of the user's own where one is named.
+def default_settings(
+    recipe: str,
+    preset: str,
+    flow_source: str = "",
+    engine: str = "local",
+    *,
+    credit_source: str = "",
+    objective_source: str = "",
+) -> TrainSettings:
+    """The settings of a named recipe, preset and engine, with a flow, a credit and an objective of the user's own where
+    such are named.
 
     Raises `ConfigError` for a name that is none.
     """
     values = presets.preset(recipe, preset, flow=load_flow(flow_source) if flow_source else None)
+    own = {"credit": load_part(credit_source, "credit")} if credit_source else {}
+    own |= {"objective": load_part(objective_source, "objective")} if objective_source else {}
     return TrainSettings(
         flow_source=flow_source,
-        recipe=values.recipe,
+        credit_source=credit_source,
+        objective_source=objective_source,
+        recipe=replace(values.recipe, **own),
         runtime=RuntimeSettings(lora=values.lora, engine=engines.default_settings(engine)),
         learner=values.learner,
         run=RunSettings(problems_per_batch=values.problems_per_batch),
@@ -183,6 +217,8 @@ def named_settings(given: Given) -> TrainSettings:
         given.choice("preset", presets.preset_names(recipe), presets.default_preset(model)),
         given.text("flow_source"),
         given.choice("engine_kind", engines.engine_names(), given.implied_engine or "local"),
+        credit_source=given.text("credit_source"),
+        objective_source=given.text("objective_source"),
     )
     if shape := starting_shape(given):
         # DPO's reference is the policy that training begins with.

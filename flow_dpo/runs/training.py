@@ -34,7 +34,6 @@ from flow_dpo.data.problems import load
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
-from flow_dpo.plugins.load import fingerprint
 from flow_dpo.runs import following, replay, resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
@@ -285,8 +284,7 @@ def _named_facts(settings: TrainSettings, given: GivenObjects) -> dict[str, Any]
     """What run.json says that is known before anything is loaded."""
     facts = {
         "command": command_line(),
-        "recipe_file": fingerprint(settings.recipe_name),
-        "flow_file": fingerprint(settings.flow_source),
+        **settings.code(),
         "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
     }
     rewards = reward_files(settings.runtime.grading)
@@ -312,8 +310,7 @@ def _opened(
             "device": str(device_of(settings.runtime.model)),
             "dtype": dtype_of(settings.runtime.model),
             "data_fingerprint": problems.fingerprint,
-            "recipe_file": fingerprint(settings.recipe_name),
-            "flow_file": fingerprint(settings.flow_source),
+            **settings.code(),
             "starting_adapters": starting_checksums(settings.runtime.lora, settings.recipe.flow.roles),
             "reward_files": reward_files(settings.runtime.grading) or None,
             "given": given.record() or None,

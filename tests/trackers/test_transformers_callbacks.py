@@ -6,6 +6,7 @@ import glob
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,7 +144,7 @@ def test_the_trackers_of_transformers_run_unmodified(tmp_path: Path, monkeypatch
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     callbacks = [TrackioCallback, WandbCallback, TensorBoardCallback, MLflowCallback]
-    driven = TransformersCallbacks(callbacks)
+    driven = TransformersCallbacks(callbacks, SimpleNamespace(project="theirs"))
     rows = train(tmp_path / "run", driven)
     assert [guard.failed for _, guard in driven._callbacks if guard is not None] == [False] * 4
     updates = sum(int(row["learn/updates"]) for row in rows)
@@ -159,10 +160,14 @@ def test_the_trackers_of_transformers_run_unmodified(tmp_path: Path, monkeypatch
     assert len(curves.Scalars("eval/progressive_accuracy")) == 4
     [record] = mlflow.search_runs(output_format="list", search_all_experiments=True)
     assert len(mlflow.MlflowClient().get_metric_history(record.info.run_id, "loss")) == logged
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    import wandb
+
+    assert wandb.run is not None
+    assert list(Path(wandb.run.dir).parent.glob("run-*.wandb"))
+    wandb.finish()
     import trackio.utils
 
-    [database] = list(Path(trackio.utils.TRACKIO_DIR).glob("flow-dpo*.db"))  # read when it was imported
+    [database] = list(Path(trackio.utils.TRACKIO_DIR).glob("theirs*.db"))  # read when it was imported
     with sqlite3.connect(database) as found:
         (num,) = found.execute("select count(*) from metrics").fetchone()
     assert num == logged + 4

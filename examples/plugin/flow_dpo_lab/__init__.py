@@ -1,0 +1,1 @@
+"""A plug-in for flow-dpo (docs/plugins.md walks through it)."""
