@@ -27,9 +27,7 @@ from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.flow import Flow
 
 log = logging.getLogger("flow_dpo")
-Kind = Literal[
-    "flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "dataset", "tracker", "callback"
-]
+Kind = Literal["flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "schema", "tracker"]
 """What is loaded; the entry points of a kind are those of the group "flow_dpo.<kind>s"."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _SOURCE = re.compile(r".*\.py:.*|[\w.]+:[^\W\d]\w*", re.DOTALL)
@@ -77,9 +75,10 @@ def every_installed() -> list[Installed]:
     ]
 
 
-def _entries(kind: Kind, name: str = "") -> list[EntryPoint]:
-    """The entry points of a kind, each once, however often a distribution is found on the path."""
-    found = [each for each in entry_points(group=f"flow_dpo.{kind}s") if name in ("", each.name)]
+def _entries(kind: Kind, name: str | None = None) -> list[EntryPoint]:
+    """The entry points of a kind, of this name where one is given: each once, however often a distribution is on the
+    path."""
+    found = [each for each in entry_points(group=f"flow_dpo.{kind}s") if name in (None, each.name)]
     return list({(each.name, each.value, _of(each)): each for each in found}.values())
 
 
@@ -156,7 +155,8 @@ def load_flow(source: str) -> Flow[Any]:
 
 
 def load_part(source: str, kind: Kind) -> Any:
-    """A credit or an objective: a frozen dataclass whose fields have defaults, made with them; they are settings.
+    """An exploration, a credit or an objective: a frozen dataclass whose fields have defaults, made with them; they are
+    settings.
 
     Raises `ConfigError` where it is none.
     """

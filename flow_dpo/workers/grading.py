@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.grader import Grader
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Solution, Verdict
@@ -65,6 +66,19 @@ def reward_files(settings: GradingSettings) -> dict[str, str | None]:
 def load_reward(source: str) -> Any:
     """The function that a source, an installed plug-in's name, or "answer" stands for."""
     return answer_reward if source == "answer" else load_object(source, kind="reward")
+
+
+def named_grader(settings: GradingSettings) -> GraderSource | None:
+    """The grader that the settings name; None where they name none. Raises `ConfigError` for what is none."""
+    if not settings.grader:
+        return None
+    found = load_object(settings.grader, kind="grader")
+    if not callable(found) and not hasattr(found, "check_texts"):
+        raise ConfigError(
+            f"expected a grader (begin, check, grade, check_texts) in {settings.grader}, or what makes one of a "
+            f"renderer, found {found!r:.80}"
+        )
+    return found
 
 
 def is_object(source: GraderSource) -> bool:

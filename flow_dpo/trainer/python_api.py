@@ -71,6 +71,7 @@ def train(
         problems=problems,
         recipe=recipe if isinstance(recipe, Recipe) else None,
         flow=flow,
+        report=_page,
     )
     values = {
         "model.model_name_or_path": model,
@@ -86,6 +87,13 @@ def train(
     named = recipe if isinstance(recipe, str) else None
     resolved = train_settings(values, given, recipe=named, resumed=path if resume else None)
     return training.run(resolved, Console(quiet=quiet, force_jupyter=False), given)
+
+
+def _page(path: Path) -> list[Path]:
+    """The report on the run, for trackers; imported where a run has such."""
+    from flow_dpo.report.page_of_run import page_of_run
+
+    return page_of_run(path)
 
 
 def follow_rank_0() -> None:
