@@ -148,7 +148,7 @@ def test_the_site_builds_without_a_warning() -> None:
     pytest.importorskip("zensical", reason="the extra docs is not installed")
     pytest.importorskip("mkdocstrings_handlers.python", reason="the extra docs is not installed")
     assert docs_site.build() == 0
-    shown = (ROOT / "build" / "site" / "docs" / "reference" / "runs" / "index.html").read_text(encoding="utf-8")
+    shown = (ROOT / "build" / "site" / "docs" / "reference" / "trainer" / "index.html").read_text(encoding="utf-8")
     assert "flow_dpo.trainer.python_api.train" in shown
 
 

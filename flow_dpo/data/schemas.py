@@ -231,6 +231,8 @@ def choose_named(place: str, rows: Sequence[Row], source: str, *, kept: bool) ->
     def read(row: Row) -> Problem:
         try:
             found = named.read(row)
+        except BadRow:
+            raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise DataError(
                 f"expected a problem of the schema {source}, found {type(error).__name__}: {error} in the row "

@@ -32,6 +32,8 @@ log = logging.getLogger("flow_dpo")
 Kind = Literal["flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "schema", "tracker"]
 """What is loaded; the entry points of a kind are those of the group "flow_dpo.<kind>s"."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_RAN = "__ran__"
+"""Of a module that was made of a file: the file, and the SHA-256 of what was run."""
 _SOURCE = re.compile(r".*\.py:.*|[\w.]+:[^\W\d]\w*", re.DOTALL)
 
 
@@ -186,12 +188,18 @@ class Foreign:
 
 
 def _run(path: Path) -> ModuleType:
+    """The file as a module; of several names in it they are of one module, as long as it stays as it is."""
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    known = sys.modules.get(f"flow_dpo_custom_{path.stem}")
+    if known is not None and vars(known).get(_RAN) == (str(path.resolve()), content):
+        return known
     spec = importlib.util.spec_from_file_location(f"flow_dpo_custom_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     # Dataclasses look their own module up by its name.
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    setattr(module, _RAN, (str(path.resolve()), content))
     return module
 
 
