@@ -78,7 +78,7 @@ def named_grader(settings: GradingSettings) -> GraderSource | None:
             f"expected a grader (begin, check, grade, check_texts) in {settings.grader}, or what makes one of a "
             f"renderer, found {found!r:.80}"
         )
-    return found
+    return found  # pyright: ignore[reportReturnType]
 
 
 def is_object(source: GraderSource) -> bool:
