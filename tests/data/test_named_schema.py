@@ -11,6 +11,12 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.data.problems import DataSettings, load_problems
 from flow_dpo.trainer.data import problems as problems_of
 
+MINE = """
+from flow_dpo import Problem
+from flow_dpo.data.columns import BadRow
+from flow_dpo.data.schemas import Schema
+
+
 def read(row):
     if row["label"] is None:
         raise BadRow("expected a label")

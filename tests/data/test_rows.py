@@ -379,9 +379,3 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
     with pytest.raises(DataError) as caught:
         load_problems(name)
     assert message in str(caught.value)
-
-
-MINE = """
-from flow_dpo import Problem
-from flow_dpo.data.columns import BadRow
-from flow_dpo.data.schemas import Schema
