@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 
 from flow_dpo.core.errors import ConfigError, DataError, expect
 from flow_dpo.core.types import Problem
-from flow_dpo.data.columns import BadRow, Row
+from flow_dpo.data.columns import BadRow, Row, has_system_message, usual
 from flow_dpo.data.datasets import DataSet, dataset
 from flow_dpo.data.files import open_rows
 from flow_dpo.data.question_template import QuestionTemplate
@@ -284,6 +284,14 @@ class RowReader(NamedTuple):
             found = choose_named(place, rows, self.named, kept=self.kept)
         else:
             found = (choose_open if self.kept else choose)(place, rows, asked, answer)
+        chat = asked or usual(rows[0], "question_column") if rows else None
+        if chat is not None and any(has_system_message(row, chat) for row in rows):
+            logger.warning(
+                "%s: the system messages in %r are left out, since every role of a flow has its own: set them with "
+                "--ROLE_system, such as --answer_system, and look at them with flow-dpo prompt",
+                place,
+                chat,
+            )
         if template is None:
             return found
         return Schema(found.columns, lambda row: replace(found.read(row), question=template.fill(row)))
