@@ -80,12 +80,13 @@ def _schema(rows: list[Row], settings: DataSettings, kept: bool) -> Schema:
     """The reader of the rows: by the columns that are named, those of a known data set, or usual names."""
     asked, answer = settings.question_column, settings.answer_column
     columns = {name: value for row in reversed(rows) for name, value in row.items()}
-    if (asked, answer) != (None, None) or not any(schema.columns <= columns.keys() for schema in KNOWN):
+    known = any(schema.columns <= columns.keys() for schema in KNOWN)
+    if not settings.schema and ((asked, answer) != (None, None) or not known):
         found = asked or usual(columns, "question_column"), answer or usual(columns, "answer_column")
         if found[0] != found[1] and (kept or None not in found):
             asked, answer = found
     template = QuestionTemplate(settings.question_template) if settings.question_template else None
-    return RowReader((asked, answer), template, kept).schema("the given rows", rows)
+    return RowReader((asked, answer), template, kept, settings.schema).schema("the given rows", rows)
 
 
 def _read(rows: Iterable[Mapping[str, Any]], schema: Schema, settings: DataSettings) -> Iterator[Problem]:

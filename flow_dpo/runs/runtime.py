@@ -39,7 +39,7 @@ from flow_dpo.runs.run_folder import environment
 from flow_dpo.runs.settings import RuntimeSettings, default_settings
 from flow_dpo.runs.starting_adapters import start_from
 from flow_dpo.verify.rewards import RewardFunctions
-from flow_dpo.workers.grading import GraderSource, open_grader, reward_functions, shared
+from flow_dpo.workers.grading import GraderSource, named_grader, open_grader, reward_functions, shared
 from flow_dpo.workers.in_process import InProcessWorkers
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.setup import (
@@ -154,6 +154,7 @@ def open_runtime(
     roles = tuple(flow.roles if roles is None else roles)
     own = engine if callable(engine) else None
     check_workers(settings.workers, settings.engine, own_engine=own is not None)
+    grader = named_grader(settings.grading) if grader is None else grader
     rewards = reward_functions(settings.grading, grader)
     own_grader = rewards or grader
     own_grader = shared(own_grader) if settings.workers.kind == "servers" else own_grader

@@ -54,7 +54,10 @@ class TransformersCallbacks:
         made = [callback() if isinstance(callback, type) else callback for callback in callbacks]
         for callback in made:
             if not isinstance(callback, TrainerCallback):
-                raise ConfigError(f"expected callbacks of transformers (TrainerCallback), found {callback!r:.80}")
+                raise ConfigError(
+                    "expected callbacks of transformers (TrainerCallback), or flow-dpo's, which have "
+                    f"on_batch(row, trees, examples); found {callback!r:.80}"
+                )
         self._callbacks = [(callback, _guard_of(callback)) for callback in made]
         self._given, self._processing_class = args, processing_class
         self._model: Any = None

@@ -26,7 +26,7 @@ from flow_dpo.evaluate.during import EvaluationPlan, Evaluator, measure, read_ev
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe, load_recipe
-from flow_dpo.runs import python_api, run_folder
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import load_adapters
 from flow_dpo.runs.given_objects import GivenObjects, grader_of, sampling_settings
 from flow_dpo.runs.records import read_metrics
@@ -36,10 +36,11 @@ from flow_dpo.runs.training import TrainResult
 from flow_dpo.traces.run import generate_traces
 from flow_dpo.traces.trace import TraceFile
 from flow_dpo.trackers.transformers_callbacks import TransformersCallbacks
-from flow_dpo.trainer import data, models
+from flow_dpo.trainer import data, models, python_api
 from flow_dpo.trainer.adapters import lora_settings
 from flow_dpo.trainer.config import FlowDPOConfig
 from flow_dpo.trainer.fields import FIELDS
+from flow_dpo.trainer.habits import ARGUMENTS, ATTRIBUTES
 from flow_dpo.trainer.mapping import settings_of
 from flow_dpo.trainer.parts import Parts
 
@@ -90,7 +91,7 @@ class FlowDPOTrainer:
         self.args = config = _config(args)
         self.model = models.name_of(model)
         self.flow, self.recipe = flow, recipe
-        self.reward_funcs, self.callbacks = reward_funcs, list(callbacks or ())
+        self.reward_funcs, self.callbacks = reward_funcs, _made(callbacks)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class = processing_class
         found = {**models.settings_of_tokenizer(self.model, processing_class, config)}
@@ -217,6 +218,14 @@ class FlowDPOTrainer:
         name = repo_id or config.hub_model_id or self._folder.name
         return push_to_hub(self._folder, name, **{**given, **more})
 
+    def add_callback(self, callback: Any) -> None:
+        """One more callback of flow-dpo or of transformers, or its class, for the next `train`."""
+        self.callbacks += _made([callback])
+
+    def __getattr__(self, name: str) -> Any:
+        known = ATTRIBUTES.get(name)
+        raise AttributeError(f"FlowDPOTrainer has no {name}" + (f": {known}" if known else ""), name=name, obj=self)
+
     @property
     def state(self) -> TrainState:
         """Where the run in the folder stands, as it is on the disk now."""
@@ -323,7 +332,7 @@ class FlowDPOTrainer:
 
     def _every_callback(self) -> list[Any]:
         """flow-dpo's callbacks as they are, transformers' driven by one of flow-dpo's."""
-        ours = [each for each in self.callbacks if hasattr(each, "on_batch") and not isinstance(each, type)]
+        ours = [each for each in self.callbacks if hasattr(each, "on_batch")]
         theirs = [each for each in self.callbacks if each not in ours]
         if not theirs:
             return ours
@@ -349,8 +358,15 @@ def _refuse(others: Mapping[str, Any]) -> None:
             continue
         if known is not None and known.fate == "refused":
             raise ConfigError(f"FlowDPOTrainer takes no {name}: {known.words}")
-        hint = "; it is a field of FlowDPOConfig" if known is not None else ""
-        raise ConfigError(f"FlowDPOTrainer takes no argument {name!r}{hint}; see its docstring")
+        hint = ARGUMENTS.get(name, "it is a field of FlowDPOConfig" if known is not None else "see its docstring")
+        raise ConfigError(f"FlowDPOTrainer takes no argument {name!r}; {hint}")
+
+
+def _made(callbacks: Any) -> list[Any]:
+    """The callbacks of a list, of which a class stands for an object of it, as in transformers."""
+    if callbacks is not None and not isinstance(callbacks, list | tuple):
+        raise ConfigError(f"expected a list of callbacks, found {callbacks!r:.80}; put it into a list")
+    return [each() if isinstance(each, type) else each for each in callbacks or ()]
 
 
 def _config(args: Any) -> FlowDPOConfig:

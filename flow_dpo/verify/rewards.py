@@ -17,6 +17,7 @@ names the function, the problem and what it was given: nothing is taken for a re
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import math
 import threading
@@ -71,23 +72,28 @@ class RewardFunctions:
     def of(cls, functions: Any, weights: Sequence[float] | None = None) -> RewardFunctions:
         """One function or several, of weight 1 where no weights are given.
 
-        Raises `ConfigError` for what cannot be called, and for another number of weights.
+        Raises `ConfigError` for what cannot be called, for a model, and for another number of weights.
         """
-        listed: Any = [functions] if callable(functions) else functions
+        listed: Any = [functions] if callable(functions) or isinstance(functions, str) else functions
         if not isinstance(listed, list | tuple) or not listed:
             raise ConfigError(f"expected a reward function or a list of them, found {functions!r:.80}")
         named: dict[str, RewardFunction] = {}
         for loaded in cast("Sequence[Any]", listed):
-            if not callable(loaded) or isinstance(loaded, type):
+            if not callable(loaded) or isinstance(loaded, type) or hasattr(loaded, "parameters"):
+                shown = repr(loaded) if isinstance(loaded, str) else f"a {type(loaded).__name__}"
                 raise ConfigError(
-                    f"expected a reward function f(prompts, completions, **columns), found {loaded!r:.80}; a reward "
-                    "model is loaded within a function"
+                    f"expected a reward function f(prompts, completions, **columns), found {shown:.80}; call a reward "
+                    "model in a function of your own, and name one in a file with "
+                    'settings={"grading.rewards": ["file.py:name"]}'
                 )
             name = _name_of(loaded)
             named[name if name not in named else f"{name}_{len(named) + 1}"] = loaded
         found = tuple(1.0 for _ in named) if weights is None or not len(weights) else tuple(map(float, weights))
         if len(found) != len(named) or not all(map(math.isfinite, found)):
-            raise ConfigError(f"expected a finite weight for each of {', '.join(named)}, found {list(found)}")
+            raise ConfigError(
+                f"expected reward_weights to have a finite weight for each of {', '.join(named)} ({len(named)}), found "
+                f"{list(found)}"
+            )
         return cls(functions=named, weights=found)
 
     def describe(self) -> str:
@@ -151,11 +157,13 @@ class RewardBatch:
         }
 
     def arguments(self, function: RewardFunction) -> dict[str, Any]:
-        """What a function's signature takes of all that there is."""
+        """What a function's signature takes of all that there is, as copies: one that empties a list or writes into a
+        cell changes nothing of what the next one, or a later batch, is given."""
         parameters = inspect.signature(function).parameters.values()
-        if any(each.kind is each.VAR_KEYWORD for each in parameters):
-            return dict(self._every)
-        return {each.name: self._every[each.name] for each in parameters if each.name in self._every}
+        takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
+        names = list(self._every) if takes_all else [each.name for each in parameters if each.name in self._every]
+        given = {name: self._every[name] for name in names}
+        return {name: copy.deepcopy(value) if isinstance(value, list) else value for name, value in given.items()}
 
     def shown(self, at: int) -> str:
         """What was given of one solution, short and escaped, for an error."""

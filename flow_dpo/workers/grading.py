@@ -100,6 +100,19 @@ def load_reward(source: str) -> Any:
     return answer_reward if source == "answer" else load_object(source, kind="reward")
 
 
+def named_grader(settings: GradingSettings) -> GraderSource | None:
+    """The grader that the settings name; None where they name none. Raises `ConfigError` for what is none."""
+    if not settings.grader:
+        return None
+    found = load_object(settings.grader, kind="grader")
+    if not callable(found) and not hasattr(found, "check_texts"):
+        raise ConfigError(
+            f"expected a grader (begin, check, grade, check_texts) in {settings.grader}, or what makes one of a "
+            f"renderer, found {found!r:.80}"
+        )
+    return found
+
+
 def is_object(source: GraderSource) -> bool:
     """Whether this is a grader, and not what makes one."""
     return not isinstance(source, type) and hasattr(source, "check_texts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,13 +156,42 @@ def test_what_goes_wrong_names_function_and_problem(result: Any, words: str) -> 
     assert "\x1b" not in str(caught.value)
 
 
+def test_a_function_that_changes_what_it_is_given_changes_nothing() -> None:
+    """Two functions and two batches: the second of each is given what the first was."""
+    problem = replace(SUM, columns={"tags": ["a"]})
+    seen: list[Any] = []
+
+    def clears(completions: list[str], tags: list[list[str]], gold: list[str]) -> list[float]:
+        seen.append([list(completions), [list(each) for each in tags], list(gold)])
+        rewards = [0.0 for _ in completions]
+        tags[0].append("b")
+        gold[0] = "0"
+        completions.clear()
+        return rewards
+
+    twice = grader([clears, clears])
+    for text in "ab":
+        twice.check([(problem, solution(text))])
+    assert seen == [[[text], [["a"]], ["2"]] for text in "aabb"]
+
+
 def test_what_cannot_be_called_is_refused_before_anything_is_sampled() -> None:
     def needs(completions: list[str], missing: list[str]) -> list[float]:
         return [0.0]
 
     with pytest.raises(ConfigError, match="missing"):
         RewardFunctions.of(needs).check_columns(SUM)
-    for functions, weights in (("model-id", None), ([], None), ([length], [1.0, 2.0]), ([length], [float("nan")])):
+
+    class Model:
+        def parameters(self) -> list[Any]:
+            return []
+
+        def __call__(self, input_ids: Any) -> Any: ...
+
+    for functions in ("me/reward-model", ["me/reward-model"], Model(), [length, Model()]):
+        with pytest.raises(ConfigError, match="call a reward model in a function of your own"):
+            RewardFunctions.of(functions)
+    for functions, weights in (({"a": length}, None), ([], None), ([length], [1.0, 2.0]), ([length], [float("nan")])):
         with pytest.raises(ConfigError):
             RewardFunctions.of(functions, weights)
 

@@ -71,6 +71,7 @@ def train(
         engine=engine,
         recipe=recipe if isinstance(recipe, Recipe) else None,
         flow=flow,
+        report=_page,
     )
     values = {
         "model.model_name_or_path": model,
@@ -89,6 +90,13 @@ def train(
     columns = grades_by_rewards(runtime.grading, given.grader)
     given = replace(given, problems=problem_set(dataset, runtime.data, columns=columns))
     return training.run(resolved, Console(quiet=quiet, force_jupyter=False), given)
+
+
+def _page(path: Path) -> list[Path]:
+    """The report on the run, for trackers; imported where a run has such."""
+    from flow_dpo.report.page_of_run import page_of_run
+
+    return page_of_run(path)
 
 
 def follow_rank_0() -> None:
