@@ -156,15 +156,16 @@ def open_runtime(
     check_workers(settings.workers, settings.engine, own_engine=own is not None)
     grader = named_grader(settings.grading) if grader is None else grader
     rewards = reward_functions(settings.grading, grader)
-    if rewards is not None and settings.workers.kind != "ray":  # Ray's workers load a file's functions themselves
-        grader = rewards
+    own_grader = rewards or grader
+    own_grader = shared(own_grader) if settings.workers.kind == "servers" else own_grader
     problems, loaded = _loaded(settings, problems, doing, rewards)
     setup = WorkerSetup(
         workers=settings.workers, model=dated(settings.model, loaded.renderer), lora=settings.lora,
         engine=settings.engine, grading=settings.grading, roles=roles, seed=seed, opener=own, environment=environment,
-        grader=shared(grader) if settings.workers.kind == "servers" else grader,
+        # Ray's workers load the functions that are named themselves.
+        grader=grader if settings.workers.kind == "ray" else own_grader,
     )  # fmt: skip
-    with _access(setup, loaded) as access, tempfile.TemporaryDirectory() as elsewhere:
+    with _access(setup, loaded, own_grader) as access, tempfile.TemporaryDirectory() as elsewhere:
         room = access.context_tokens
         fitting = [] if without_problems else fitting_problems(flow, loaded.renderer, problems.problems, room)
         policy = Policy(loaded.model, roles, settings.lora, seed=seed)
@@ -206,14 +207,16 @@ class _Access:
 
 
 @contextmanager
-def _access(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[_Access]:
-    """The engine of this process, the caller's own where there is one, or the workers elsewhere."""
+def _access(setup: WorkerSetup, loaded: LoadedModel, grader: GraderSource | None) -> Iterator[_Access]:
+    """The engine of this process, the caller's own where there is one, or the workers elsewhere. `grader`: of this
+    process."""
     with ExitStack() as stack:
         if setup.workers.kind != "here":
             there = stack.enter_context(open_workers(setup, loaded))
+            own = replace(setup, grader=grader)
             yield _Access(
                 context_tokens=there.context_tokens,
-                connect=lambda policy, folder: _elsewhere(setup, loaded, there.connect(policy, folder)),
+                connect=lambda policy, folder: _elsewhere(own, loaded, there.connect(policy, folder)),
             )
             return
         if setup.opener is not None:

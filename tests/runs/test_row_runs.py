@@ -50,12 +50,13 @@ def test_rows_of_any_kind_give_the_bytes_of_a_file(tmp_path: Path) -> None:
     again: dict[str, Any] = {"recipe": "grpo", "output_dir": tmp_path / "rows", "quiet": True, "resume": True}
     flow_dpo.train("seed", ROWS, **again)
     assert (tmp_path / "rows" / "trees.jsonl").read_bytes() == trees[0]
-    with pytest.raises(ConfigError, match="data_fingerprint"):
+    with pytest.raises(ConfigError, match="--allow data"):
         flow_dpo.train("seed", [{**row, "ask": row["ask"] + "!"} for row in ROWS], **again)
 
 
 def test_rows_are_evaluated_and_refused_by_name() -> None:
-    found = flow_dpo.evaluate_flow("seed", Dataset.from_list(ROWS), **COLUMNS, greedy=True, max_problems=2)
+    table: Any = Dataset.from_list(ROWS)
+    found = flow_dpo.evaluate_flow("seed", table, **COLUMNS, greedy=True, max_problems=2)
     assert found["num_problems"] == 2
     rewarded = flow_dpo.evaluate_flow(
         "seed", [{"prompt": r["ask"], "most": r["most"]} for r in ROWS], reward_funcs=short
