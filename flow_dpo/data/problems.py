@@ -165,8 +165,7 @@ def load_problems(
         source = open_rows(name, config=config, split=split)
         template = QuestionTemplate(question_template) if question_template else None
         reader = RowReader((question_column, answer_column), template, columns, schema)
-        read = _problems(source.rows, source.stem, split, reader, bad_rows, skipped)
-        problems = list(itertools.islice(read, early))
+        problems = list(itertools.islice(_problems(source.rows, source.stem, split, reader, bad_rows, skipped), early))
     if not problems:
         raise DataError(
             f"expected problems in {name} ({split}), found none{skipped.instead()}; name another file or split, or "

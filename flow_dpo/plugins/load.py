@@ -45,6 +45,8 @@ def is_source(text: str) -> bool:
 def fingerprint(source: str, kind: Kind | None = None) -> str | None:
     """SHA-256 of the file that a source names or, with its `kind`, what an installed plug-in's name stands for:
     distribution, version and SHA-256 of its code. None for anything else. Imports nothing."""
+    if not source:
+        return None
     found = [] if kind is None or is_source(source) else _entries(kind, source)
     if found:
         return f"{_of(found[0])} {_checksum(_place(found[0])[0])}"

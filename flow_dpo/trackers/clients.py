@@ -153,7 +153,7 @@ class MLflow:
 
     def begin(self, *, folder: Path, project: str, name: str, id: str | None, settings: Mapping[str, Any]) -> str:
         import mlflow  # pyright: ignore[reportMissingImports]
-        from mlflow import entities
+        from mlflow import entities  # pyright: ignore[reportMissingImports]
 
         self._entities, self._client = entities, mlflow.MlflowClient()
         if id is not None:

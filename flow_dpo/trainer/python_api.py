@@ -56,8 +56,8 @@ def train(
     TRL's or several with `reward_weights`, grade in the verifier's place (`verify.rewards`). `report_to` names trackers
     (docs/trackers.md). `settings` holds any other setting by its name on the command line, such as
     {"learner.learning_rate": 1e-3}; a short name is a keyword as well: `train(beta=0.5)`. With `resume` the run in
-    `output_dir` continues, with what is not given as it was there; what
-    differs is refused by name. Under torchrun all processes but rank 0 follow that one and end here.
+    `output_dir` continues, with what is not given as it was there; what differs is refused by name. Under torchrun all
+    processes but rank 0 follow that one and end here.
     """
     follow_rank_0()
     path = Path(output_dir)
@@ -65,14 +65,9 @@ def train(
         max_problems = (run_folder.resumed_settings(path).get("data") or {}).get("max_problems")
     by_name = dataset is None or isinstance(dataset, str)
     given = GivenObjects(
-        callbacks=callbacks,
-        watchers=watchers,
-        grader=grader_of(grader, reward_funcs, reward_weights),
-        engine=engine,
-        recipe=recipe if isinstance(recipe, Recipe) else None,
-        flow=flow,
-        report=_page,
-    )
+        callbacks=callbacks, watchers=watchers, grader=grader_of(grader, reward_funcs, reward_weights), engine=engine,
+        recipe=recipe if isinstance(recipe, Recipe) else None, flow=flow, report=_page,
+    )  # fmt: skip
     values = {
         "model.model_name_or_path": model,
         "data.dataset_name": dataset if by_name else OBJECT,
@@ -86,9 +81,8 @@ def train(
     }
     named = recipe if isinstance(recipe, str) else None
     resolved = train_settings(values, given, recipe=named, resumed=path if resume else None)
-    runtime = resolved.runtime
-    columns = grades_by_rewards(runtime.grading, given.grader)
-    given = replace(given, problems=problem_set(dataset, runtime.data, columns=columns))
+    columns = grades_by_rewards(resolved.runtime.grading, given.grader)
+    given = replace(given, problems=problem_set(dataset, resolved.runtime.data, columns=columns))
     return training.run(resolved, Console(quiet=quiet, force_jupyter=False), given)
 
 

@@ -105,12 +105,12 @@ def named_grader(settings: GradingSettings) -> GraderSource | None:
     if not settings.grader:
         return None
     found = load_object(settings.grader, kind="grader")
-    if not callable(found) and not hasattr(found, "check_texts"):
+    if not (callable(found) or hasattr(found, "check_texts")):
         raise ConfigError(
             f"expected a grader (begin, check, grade, check_texts) in {settings.grader}, or what makes one of a "
             f"renderer, found {found!r:.80}"
         )
-    return found
+    return found  # pyright: ignore[reportReturnType]
 
 
 def is_object(source: GraderSource) -> bool:
