@@ -21,17 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flow_dpo.core.errors import ConfigError, visible
+from flow_dpo.core.errors import ConfigError, FlowDpoError, visible
 from flow_dpo.data.problems import DataSettings
 from flow_dpo.evaluate.asked import AskSettings
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.live import Live
+from flow_dpo.runs.published import names_a_run, near_runs
 from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.settings import SpeakingSettings, named_settings
 from flow_dpo.workers.settings import WorkersSettings
 
 if TYPE_CHECKING:
+    from flow_dpo.core.types import Problem
+    from flow_dpo.evaluate.ask import Asking
     from flow_dpo.evaluate.asked import Answered, AskedTurn
 
 _WHAT = "Answer a question with a trained flow (RUN), or with the untrained flow of a model (its name or folder)."
@@ -73,14 +76,16 @@ def _alone(word: str, after: Sequence[str]) -> str:
 
 
 def _source_flag(source: str) -> str:
-    """The flag that a first argument stands for: a run folder, an adapter, or a model."""
+    """The flag that a first argument stands for: a run (a folder, or of the hub), an adapter, or a model."""
     folder = Path(source)
-    if (folder / "config.yaml").exists() and not (folder / "adapter_config.json").exists():
-        return f"--speaking.run={source}"
     if (folder / "adapter_config.json").exists():
         return f"--speaking.adapter={source}"
     if not folder.exists() and (source.startswith((".", "/", "runs/")) or " " in source or source == "-"):
-        raise ConfigError(f'expected a run folder or a model, found {source!r}: flow-dpo ask RUN "question"')
+        raise ConfigError(
+            f'expected a run folder or a model, found {source!r}{near_runs(folder)}: flow-dpo ask RUN "question"'
+        )
+    if names_a_run(source):
+        return f"--speaking.run={source}"
     return f"--model.model_name_or_path={source}"
 
 
@@ -107,22 +112,31 @@ def ask(argv: Sequence[str]) -> int:
         with Live(Console(stderr=True)) as live:
             opened = open_to_ask(sections, parsed["speaking"], [asked_problem(first)], doing=live.doing)
             asking = stack.enter_context(opened)
+        status = 0
         for question in chain([first], asked):
-            problem = asked_problem(question)
-            if shown.json:
-                print(json.dumps(asdict(asking(problem)), ensure_ascii=True), flush=True)
-                continue
-            print_safe(console, f"\nQuestion  {problem.question}")
-            last = [0]
+            try:
+                _show(asking, asked_problem(question), console, as_json=shown.json)
+            except FlowDpoError as error:  # such as one that does not fit; the next may
+                print(f"flow-dpo: {visible(str(error))}", file=sys.stderr)
+                status = 1
+    return status
 
-            def tell(turn: AskedTurn, last: list[int] = last) -> None:
-                if turn.attempt != last[0]:
-                    print_safe(console, f"\nAttempt {turn.attempt}")
-                last[0] = turn.attempt
-                print_safe(console, _turn_lines(turn))
 
-            print_safe(console, _answer_lines(asking(problem, tell)))
-    return 0
+def _show(asking: Asking, problem: Problem, console: Console, *, as_json: bool) -> None:
+    """Ask, and print every turn as it comes, or one line of JSON."""
+    if as_json:
+        print(json.dumps(asdict(asking(problem)), ensure_ascii=True), flush=True)
+        return
+    print_safe(console, f"\nQuestion  {problem.question}")
+    last = [0]
+
+    def tell(turn: AskedTurn) -> None:
+        if turn.attempt != last[0]:
+            print_safe(console, f"\nAttempt {turn.attempt}")
+        last[0] = turn.attempt
+        print_safe(console, _turn_lines(turn))
+
+    print_safe(console, _answer_lines(asking(problem, tell)))
 
 
 def _questions(arguments: Sequence[str], file: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.evaluate.lm_eval_settings import LmEvalSettings
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
@@ -27,6 +28,8 @@ def parse_lm_eval(argv: Sequence[str]) -> dict[str, Any]:
 def lm_eval(argv: Sequence[str]) -> int:
     """`flow-dpo lm-eval`."""
     parsed, console = parse_lm_eval(argv), Console()
+    if not parsed["lm_eval"].names:
+        raise ConfigError("expected tasks of lm-eval, found none; name them with --tasks, as in --tasks gsm8k")
     from flow_dpo.evaluate.lm_eval import measure_tasks  # loads torch, once the arguments are parsed
 
     found = measure_tasks(parsed, console=console)

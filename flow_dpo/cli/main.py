@@ -79,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_threads()
     handler = _Messages()
     handler.setFormatter(_Plain("%(message)s"))
+    handler.addFilter(_not_said_already)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in ("httpx", "datasets", "filelock", "matplotlib", "fsspec", "urllib3"):
+    for noisy in ("httpx", "httpx2", "datasets", "filelock", "matplotlib", "fsspec", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # A shell that starts a command in the background lets it ignore Ctrl-C; a scheduler ends it with SIGTERM. Both mean
     # the same here: stop, and keep what was done.
@@ -115,6 +116,12 @@ class _Messages(logging.StreamHandler[TextIO]):
         """It is never another."""
 
 
+def _not_said_already(record: logging.LogRecord) -> bool:
+    """huggingface_hub prints its messages by a handler of its own, and passes them on."""
+    library = record.name.partition(".")[0]
+    return library != "huggingface_hub" or not logging.getLogger(library).handlers
+
+
 class _Plain(logging.Formatter):
     """Messages quote data sets and models, whose text may be hostile."""
 
@@ -124,14 +131,13 @@ class _Plain(logging.Formatter):
 
 def _run(command: str, words: list[str]) -> int:
     module, _, function = _COMMANDS[command][0].partition(":")
-    sign = threading.Timer(SILENT_S, _say_that_it_loads)
-    sign.daemon = True
+    done = threading.Event()
     if command in _HEAVY:
-        sign.start()
+        threading.Thread(target=_say_that_it_loads, args=(done,), daemon=True).start()
     try:
         return getattr(importlib.import_module(f"flow_dpo.cli.{module}"), function)(words)
     finally:
-        sign.cancel()
+        done.set()
 
 
 def _follow(words: list[str]) -> int:
@@ -155,10 +161,13 @@ SILENT_S = 2.0
 _HEAVY = frozenset({"train", "quickstart", "evaluate", "ask", "generate", "lm-eval"})
 
 
-def _say_that_it_loads() -> None:
-    """Tell, on a busy or slow machine, that nothing hangs. Once all is imported the command shows its own progress."""
-    if not hasattr(sys.modules.get("flow_dpo.runs.runtime"), "open_runtime"):
-        print("flow-dpo: loading torch and transformers", file=sys.stderr, flush=True)
+def _say_that_it_loads(done: threading.Event) -> None:
+    """Tell, on a busy or slow machine, that nothing hangs. Once all is imported the command shows its own progress;
+    before the first library is, it may be waiting for a person."""
+    while not done.wait(SILENT_S) and not hasattr(sys.modules.get("flow_dpo.runs.runtime"), "open_runtime"):
+        if "torch" in sys.modules:
+            print("flow-dpo: loading torch and transformers", file=sys.stderr, flush=True)
+            return
 
 
 def _quiet_threads() -> None:

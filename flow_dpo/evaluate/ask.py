@@ -30,6 +30,7 @@ from flow_dpo.evaluate.asked import Answered, AskedTurn, AskSettings, outcome
 from flow_dpo.recipes.flow_dpo.attempts import Attempts, AttemptsState
 from flow_dpo.runs.adapters import load_adapters, sampled_flow
 from flow_dpo.runs.given_objects import GivenObjects, sampling_settings
+from flow_dpo.runs.published import names_a_run
 from flow_dpo.runs.resolve import nearest
 from flow_dpo.runs.runtime import EngineOpener, Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
@@ -68,7 +69,7 @@ def ask(
         flow_asked = sampled_flow(chosen, how.mode)
         return Asking(source, flow_asked, explore, source.adapters_in_force, AnswerRule(), how)(problem, tell)
     found = sampling_settings("flow_dpo.ask", str(source), {"ask": AskSettings()}, overrides, given)
-    run = str(source) if (Path(source) / "config.yaml").exists() else None
+    run = str(source) if names_a_run(str(source)) else None
     with open_to_ask(found, SpeakingSettings(run=run), [problem], given) as asking:
         return asking(problem, tell)
 
@@ -90,7 +91,11 @@ def asked_problem(question: str | Problem) -> Problem:
     text = question.strip()
     if not text:
         raise ConfigError("expected a question, found an empty one")
-    return Problem(id=f"asked/{hashlib.sha256(text.encode()).hexdigest()[:12]}", question=text, gold="")
+    try:
+        known = hashlib.sha256(text.encode()).hexdigest()[:12]
+    except UnicodeEncodeError as error:  # bytes of a shell or a pipe that are of another encoding
+        raise ConfigError(f"expected a question in UTF-8, found {text!r:.80}") from error
+    return Problem(id=f"asked/{known}", question=text, gold="")
 
 
 @contextmanager

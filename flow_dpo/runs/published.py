@@ -88,10 +88,14 @@ def refuse_missing(run: Path) -> None:
     """Raise `DataError` where there is no run in a folder, with the nearest that there is."""
     if (run / "config.yaml").exists():
         return
+    raise DataError(f"expected a run folder with a config.yaml, found none in {run}{near_runs(run)}")
+
+
+def near_runs(run: Path) -> str:
+    """The runs beside a folder that is none which were most likely meant: "; did you mean runs/train?"."""
     runs = sorted(str(config.parent) for config in run.parent.glob("*/config.yaml"))
     near = difflib.get_close_matches(str(run), runs, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise DataError(f"expected a run folder with a config.yaml, found none in {run}{hint}")
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def without_machine(settings: Mapping[str, Any]) -> dict[str, Any]:

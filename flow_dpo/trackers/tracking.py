@@ -64,6 +64,8 @@ class Tracking:
                     folder=run.path, project=self._settings.project, name=self._settings.run_name or run.path.name,
                     id=known.get("id"), settings=dict(flat(run.settings)),
                 )  # fmt: skip
+                if not isinstance(id, str):  # it is written, and read by the run that continues
+                    raise TypeError(f"expected a text from begin, by which the run is opened again, found {id!r:.80}")
                 self._marks[name] = {"id": id, "step": known.get("step", 0)}
             self._done[name] = known.get("step", 0)
         self._write()

@@ -87,6 +87,13 @@ class RewardFunctions:
                     'settings={"grading.rewards": ["file.py:name"]}'
                 )
             name = _name_of(loaded)
+            try:
+                inspect.signature(loaded)
+            except ValueError as error:  # many of those in C have none
+                raise ConfigError(
+                    f"expected a reward function f(prompts, completions, **columns), found {name}, whose arguments "
+                    "Python does not know; wrap it in a function of your own"
+                ) from error
             named[name if name not in named else f"{name}_{len(named) + 1}"] = loaded
         found = tuple(1.0 for _ in named) if weights is None or not len(weights) else tuple(map(float, weights))
         if len(found) != len(named) or not all(map(math.isfinite, found)):

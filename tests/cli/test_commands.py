@@ -118,6 +118,7 @@ def test_a_slow_import_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         return 0
 
     monkeypatch.setattr(main_module, "SILENT_S", 0.01)
+    monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch", SimpleNamespace()))
     monkeypatch.setattr(main_module.importlib, "import_module", lambda _: SimpleNamespace(train=slow, verify=slow))
     monkeypatch.delitem(sys.modules, "flow_dpo.runs.runtime", raising=False)
     assert (main_module.main(["train"]), main_module.main(["verify"])) == (0, 0)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import flow_dpo
-from flow_dpo.cli.ask import _answer_lines, _turn_lines
+from flow_dpo.cli.ask import _answer_lines, _source_flag, _turn_lines
 from flow_dpo.cli.main import main
 from flow_dpo.core.answer_stop import AnswerStop, AnswerStopState
 from flow_dpo.core.errors import ConfigError
@@ -139,6 +140,30 @@ def test_what_cannot_be_asked_is_refused(
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["ask", *words]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_question_that_cannot_be_asked_is_told_and_the_next_is_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n{'word ' * 5000}\ncaf\udce9\n{QUESTION}\n"))
+    assert main(["ask", "--json", "seed", "-"]) == 1
+    found = capsys.readouterr()
+    first, second = (json.loads(line) for line in found.out.splitlines())
+    assert first == second
+    assert "to fit the context window" in found.err
+    assert "expected a question in UTF-8, found 'caf\\udce9'" in found.err
+
+
+def test_a_run_of_the_hub_is_asked_with_its_adapters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for at in ("flow_dpo.cli.ask.names_a_run", "flow_dpo.evaluate.ask.names_a_run"):
+        monkeypatch.setattr(at, lambda source: source == "me/flow")
+    assert _source_flag("me/flow") == "--speaking.run=me/flow"
+    assert _source_flag("org/model") == "--model.model_name_or_path=org/model"
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "config.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"did you mean first\?"):
+        _source_flag("./frist")
 
 
 def test_names_are_checked_for_an_open_runtime() -> None:

@@ -225,3 +225,8 @@ def test_a_judge_model_is_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [verdict.reward if verdict else 9 for verdict in found] == [0.8, None]
     assert found[0]
     assert found[0].extra == {"judge": "8"}
+
+
+def test_a_function_whose_arguments_are_not_known_is_refused() -> None:
+    with pytest.raises(ConfigError, match="found max, whose arguments"):
+        RewardFunctions.of([max])
