@@ -60,6 +60,8 @@ class TransformersCallbacks:
                 )
         self._callbacks = [(callback, _guard_of(callback)) for callback in made]
         self._given, self._processing_class = args, processing_class
+        self.running = ""
+        """The callback, and its event, that was called last: the one that an error is of."""
         self._model: Any = None
         self._path = Path()
         self._num_problems = self._seen = 0
@@ -184,6 +186,7 @@ class TransformersCallbacks:
             for name in ("optimizer", "lr_scheduler", "train_dataloader", "eval_dataloader"):
                 given[name] = None
             if guard is None:
+                self.running = f"{type(callback).__name__}.{event}"
                 self._take(getattr(callback, event)(self.args, self.state, self.control, **given))
             elif not guard.failed:
                 with guard:

@@ -71,7 +71,7 @@ def test_rewards_of_a_column_and_callbacks_of_both_kinds_with_early_stopping(tmp
     hears, notes = Hears(), Notes()
     args = flow_dpo.FlowDPOConfig(
         output_dir=tmp_path / "run", learning_rate=1e-3, reward_weights=[2.0], eval_strategy="steps", eval_steps=1,
-        metric_for_best_model="accuracy", disable_tqdm=True, settings=SMALL | {"grading.correct_from": -0.6},
+        disable_tqdm=True, settings=SMALL | {"grading.correct_from": -0.6},
     )  # fmt: skip
     trainer = flow_dpo.FlowDPOTrainer(
         "seed", reward_funcs=length, args=args, train_dataset=rows, eval_dataset=rows[:3],
