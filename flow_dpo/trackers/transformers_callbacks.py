@@ -121,7 +121,7 @@ class TransformersCallbacks:
         if self.state.global_step > before:
             verdicts = [tree.trunk.verdict for tree in trees]
             rewards = [verdict.reward for verdict in verdicts if verdict is not None and verdict.reward is not None]
-            self._log(numbers(row) | usual(row, rewards=rewards, num_problems=self._num_problems))
+            self._log(usual(row, rewards=rewards, num_problems=self._num_problems) | numbers(row))
 
     def on_evaluation(self, name: str, metrics: Mapping[str, Any], version: int) -> None:
         """Tell of an evaluation, and keep the best of `metric_for_best_model`."""
