@@ -20,7 +20,7 @@ from typing import Any
 
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
-from flow_dpo.data.columns import BadRow, Row, usual
+from flow_dpo.data.columns import BadRow, Row, listed, usual
 from flow_dpo.data.problems import ENDLESS, DataSettings, ProblemSet, RowReader, load_problems
 from flow_dpo.data.question_template import QuestionTemplate
 from flow_dpo.data.schemas import KNOWN, Schema
@@ -85,6 +85,12 @@ def _schema(rows: list[Row], settings: DataSettings, kept: bool) -> Schema:
         found = asked or usual(columns, "question_column"), answer or usual(columns, "answer_column")
         if found[0] != found[1] and (kept or None not in found):
             asked, answer = found
+        elif found[0] is not None and not (settings.question_template or kept):
+            raise DataError(
+                f"the given rows: expected a gold answer beside the question in {found[0]!r}, found the columns "
+                f'{listed(columns)}; name its column with settings={{"data.answer_column": ...}}, or pass '
+                "reward_funcs, which need none"
+            )
     template = QuestionTemplate(settings.question_template) if settings.question_template else None
     return RowReader((asked, answer), template, kept, settings.schema).schema("the given rows", rows)
 

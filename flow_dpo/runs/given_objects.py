@@ -146,6 +146,7 @@ def train_settings(
         values |= {"engine_kind": given.engine}
     elif given.engine is not None and not callable(given.engine):
         values |= {"engine_kind": kind_of(given.engine), "engine": run_folder.plain(given.engine)}
+    began_with = base.get("recipe")
     stale = [*given.as_they_are(), *(["engine", "engine_kind"] if given.engine is not None else [])]
     stale += ["recipe"] if name is not None or given.flow is not None else []
     base = {key: value for key, value in base.items() if key not in stale}
@@ -156,6 +157,9 @@ def train_settings(
                 f"expected what {resumed} was given as an object {given_then or ''}, found no {argument}; hand it over "
                 "again"
             )
+    if resumed is not None and name != OBJECT:
+        allowed = values.get("run.allow") or values.get("allow")
+        run_folder.refuse_other_recipe(resumed, began_with, name or values.get("recipe"), allowed)
     own = name == OBJECT or (name is None and given.flow is not None and not isinstance(given.flow, Attempts))
     values = ({"recipe": default_recipe(own_flow=True)} if own else {}) | values
     values |= {} if name in (None, OBJECT) else {"recipe": name}

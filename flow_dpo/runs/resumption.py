@@ -126,9 +126,10 @@ def compare(
     refused = {name: values for name, values in found.items() if name not in allowed}
     if refused:
         lines = "".join(f"\n  {name}: {_shown(old, new)}" for name, (old, new) in refused.items())
+        names = ",".join([*allowed, *refused])
         raise ConfigError(
             f"{path} was started with other settings; to go on all the same, add "
-            f"--allow {','.join([*allowed, *refused])}{lines}"
+            f"--allow {names}{lines}\n  (from Python: settings={{'run.allow': '{names}'}})"
         )
     return {name: list(values) for name, values in found.items()}
 

@@ -53,7 +53,7 @@ ATTRIBUTES: Mapping[str, str] = {
     "predict": "evaluate(rows) measures, generate_traces(rows) samples solutions, flow-dpo ask answers a question",
     "get_train_dataloader": "there is none; problems are sampled from as they come",
     "get_eval_dataloader": "there is none; evaluate() samples from its problems",
-    "create_model_card": "save_model() and push_to_hub() write the cards",
+    "create_model_card": "push_to_hub() writes the card",
     "create_optimizer": "the optimizer is torch's Adam for every role",
     "compute_loss": "a loss of your own is an objective (docs/plugins.md)",
     "training_step": "a loss of your own is an objective (docs/plugins.md)",

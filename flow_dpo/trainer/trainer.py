@@ -118,6 +118,11 @@ class FlowDPOTrainer:
         config = self.args
         resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         path = self._resumed_folder(resume) if resume else config.run_folder
+        if not resume and (path / "config.yaml").is_file():
+            raise ConfigError(
+                f"output_dir {path} already holds a run: train(resume_from_checkpoint=True) continues it, another "
+                "output_dir starts one"
+            )
         self._path = path
         plan = self._plan()
         result = python_api.train(
@@ -199,8 +204,8 @@ class FlowDPOTrainer:
         )
 
     def save_model(self, output_dir: str | Path | None = None) -> Path:
-        """The newest adapter of every role as `output_dir/ROLE`, each in PEFT's layout with its model card; the run
-        folder keeps its own, and is what is returned where no folder is named."""
+        """The newest adapter of every role as `output_dir/ROLE`, each in PEFT's layout; the run folder keeps its
+        own, and is what is returned where no folder is named. `push_to_hub` writes a model card."""
         if output_dir is None:
             return self._folder
         for role, adapter in run_folder.latest_adapters(self._folder).items():
@@ -336,7 +341,10 @@ class FlowDPOTrainer:
         theirs = [each for each in self.callbacks if each not in ours]
         if not theirs:
             return ours
-        return [*ours, TransformersCallbacks(theirs, self.args, self.processing_class)]
+        evaluates = self.args.eval_strategy in ("steps", "epoch")
+        metric = self.args.metric_for_best_model or ("accuracy" if evaluates else None)
+        args = replace(self.args, metric_for_best_model=metric)
+        return [*ours, TransformersCallbacks(theirs, args, self.processing_class)]
 
     def _resumed_folder(self, resume: str | Path | bool) -> Path:
         """The run folder to resume: a path's, or the newest in `output_dir`. Raises `ConfigError` where there is
@@ -347,7 +355,9 @@ class FlowDPOTrainer:
         runs = sorted(folder.glob("*/config.yaml"), key=lambda path: (path.stat().st_mtime_ns, str(path)))
         if resume is True and runs:
             return runs[-1].parent
-        raise ConfigError(f"expected a run to resume in {folder}, found none; call train() to start one")
+        runs = [str(each) for each in folder.parents if (each / "config.yaml").is_file()]
+        hint = f"pass its folder, {runs[0]}" if runs else "call train() to start one"
+        raise ConfigError(f"expected a run to resume in {folder}, found none; {hint}")
 
 
 def _refuse(others: Mapping[str, Any]) -> None:

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import inspect
 import math
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -104,9 +106,10 @@ class RewardFunctions:
         return cls(functions=named, weights=found)
 
     def describe(self) -> str:
-        """The functions by where they are defined, for the record: "__main__:brevity x 0.1"."""
+        """The functions by where they are defined, for the record and what a resumed run must share:
+        "__main__:brevity x 0.1 (3f2c81aa)", with the beginning of the SHA-256 of its source where there is any."""
         parts = zip(self.functions.items(), self.weights, strict=True)
-        return ", ".join(f"{_module_of(each)}:{name} x {weight:g}" for (name, each), weight in parts)
+        return ", ".join(f"{_module_of(each)}:{name} x {weight:g}{_code_of(each)}" for (name, each), weight in parts)
 
     def check_columns(self, problem: Problem) -> None:
         """Raise `ConfigError` where a function needs a column that a problem does not have."""
@@ -276,6 +279,16 @@ def _name_of(function: Any) -> str:
 def _module_of(function: Any) -> str:
     inner: Any = function.func if isinstance(function, partial) else function
     return str(getattr(inner, "__module__", type(inner).__module__))
+
+
+def _code_of(function: Any) -> str:
+    """The beginning of a checksum of a function's own source, or of its class's; "" where there is none to read."""
+    inner: Any = function.func if isinstance(function, partial) else function
+    try:
+        source = inspect.getsource(inner if hasattr(inner, "__name__") else type(inner))
+    except (OSError, TypeError):  # typed into a plain console, or not written in Python
+        return ""
+    return f" ({hashlib.sha256(textwrap.dedent(source).encode()).hexdigest()[:8]})"
 
 
 def _needed(function: RewardFunction) -> list[str]:

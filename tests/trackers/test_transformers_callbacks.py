@@ -122,7 +122,7 @@ class FailingTracker(TensorBoardCallback):
 
 
 def test_a_tracker_fails_once_and_a_users_own_ends_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(CallbackError, match=r"TransformersCallbacks to return, found OSError: no room"):
+    with pytest.raises(CallbackError, match=r"expected on_log of the callback Fails to return, found OSError: no room"):
         train(tmp_path / "run", TransformersCallbacks([FailingTracker(), Fails()]))
     assert caplog.text.count("FailingTracker failed") == 1
     with pytest.raises(ConfigError, match="callbacks of transformers"):

@@ -88,6 +88,7 @@ def test_problems_are_chosen_by_settings_and_share() -> None:
             "expected rows with columns|Problem objects alone",
         ),
         ([], "expected problems in the given problems"),
+        ([{"prompt": "2 + 3 = ?"}], r"a gold answer beside the question in 'prompt'.*or pass reward_funcs"),
     ],
 )
 def test_what_are_no_problems_is_refused(data: Any, words: str) -> None:

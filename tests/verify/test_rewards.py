@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import runpy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,6 +176,18 @@ def test_a_function_that_changes_what_it_is_given_changes_nothing() -> None:
     for text in "ab":
         twice.check([(problem, solution(text))])
     assert seen == [[[text], [["a"]], ["2"]] for text in "aabb"]
+
+
+def test_the_record_of_a_function_holds_a_checksum_of_its_source(tmp_path: Path) -> None:
+    found: list[str] = []
+    for number, body in enumerate(("0.0", "1.0", "0.0")):
+        path = tmp_path / f"rewards_{number}.py"
+        path.write_text(f"def own(completions):\n    return [{body} for _ in completions]\n", encoding="utf-8")
+        own = runpy.run_path(str(path))["own"]
+        found.append(RewardFunctions.of(own).describe().partition("x 1")[2])
+    assert found[0] == found[2] != found[1]
+    assert re.fullmatch(r" \([0-9a-f]{8}\)", found[0])
+    assert RewardFunctions.of(len).describe() == "builtins:len x 1"
 
 
 def test_what_cannot_be_called_is_refused_before_anything_is_sampled() -> None:
