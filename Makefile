@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-ray soak soak-ray bench bench-vllm study study-recipes study-team check fix seed wheel clean
+.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm study study-recipes study-team check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -60,6 +60,19 @@ $(VLLM): pyproject.toml tools/vllm_environment.py
 
 test-vllm: $(VLLM)  ## the tests that need vLLM, over a real server and in process
 	$(VLLM_BIN)/python -m pytest -m vllm -W default $$(grep -rl mark.vllm tests --include=test_*.py) $(ARGS)
+
+# What the trackers, lm-eval and bitsandbytes bring along is much, so that it has an environment of its own, too.
+EXTRAS_BIN := .venv-extras/bin
+EXTRAS     := .venv-extras/.installed
+$(EXTRAS): pyproject.toml constraints.txt
+	test -x $(EXTRAS_BIN)/python || $(PYTHON) -m venv .venv-extras
+	$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,trackers,eval,docs,quantised]'
+	touch $@
+
+test-extras: $(EXTRAS)  ## the tests of trackers, lm-eval, Inspect, quantised bases, site and notebook, with their packages
+	OMP_NUM_THREADS=1 $(EXTRAS_BIN)/python -m pytest -m 'slow or not slow' tests/trackers tests/evaluate/test_lm_eval.py \
+		tests/evaluate/test_inspect_log.py tests/models/test_quantization.py tests/test_docs.py $(ARGS)
 
 test-ray: $(RAY)  ## the tests that start a Ray cluster, one by one: nothing else may be busy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray -W default tests/workers $(ARGS)

@@ -49,7 +49,7 @@ def linked_files(page: Path) -> list[Path]:
 def reference() -> Mapping[str, str]:
     """The reference's pages by file name: an index, and for each room the public names that are defined in it."""
     rooms: dict[str, list[str]] = {}
-    for name, home in sorted(flow_dpo._HOMES.items()):
+    for name, home in sorted(flow_dpo._HOMES.items()):  # pyright: ignore[reportAttributeAccessIssue]
         rooms.setdefault(home.partition(".")[0], []).append(f"::: flow_dpo.{home}.{name}")
     table = ["| room | public names |", "|---|---|"]
     written = {}

@@ -72,7 +72,9 @@ def _parse(
         if str(given.find("run.resume")[0]).lower() != "true":
             return {}, ""
         folder = Path(given.text("run.output_dir", output_dir))
-        return run_folder.resumed_settings(folder), str(folder / "config.yaml")
+        found = run_folder.resumed_settings(folder)
+        run_folder.refuse_other_recipe(folder, found.get("recipe"), given.find("recipe")[0], given.find("run.allow")[0])
+        return found, str(folder / "config.yaml")
 
     what = "Learn from a stream of problems by Flow-DPO (arXiv 2410.22304)."
     parsed = resolve(prog, what, argv, sections, brings=resumed, trusted=True, doc=__doc__ or "")

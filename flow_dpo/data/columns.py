@@ -27,6 +27,7 @@ MAX_DIGITS = 400
 _SHOWN_NAMES = 40
 _ANSWERS = ("answer", "ground_truth", "final_answer", "gold", "target", "expected_answer", "label", "solution",
             "output", "completion", "response")  # fmt: skip
+_INSTRUCTIONS = ("system", "developer")
 _QUESTIONS = ("question", "problem", "query", "prompt", "instruction", "input", "content", "text", "messages")
 
 
@@ -145,6 +146,13 @@ def question(row: Row, column: str) -> str:
     return _text(None if value is MISSING else value, column)
 
 
+def has_system_message(row: Row, column: str) -> bool:
+    """Whether a column is a chat that brings instructions beside its question, which `question` leaves out."""
+    value = find(row, column)
+    messages: list[Any] = cast("list[Any]", value) if isinstance(value, list) else []
+    return any(isinstance(each, dict) and each.get("role") in _INSTRUCTIONS for each in messages)
+
+
 def optional(row: Row, column: str) -> str:
     """A column's text or whole number; "" where there is another value, or none."""
     value = row.get(column)
@@ -217,7 +225,7 @@ def _messages(value: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _asked(chat: list[dict[str, Any]], column: str) -> Any:
     """The content of the one user message. System messages are left out, since a flow brings its own."""
-    spoken = [message for message in chat if message.get("role") not in ("system", "developer")]
+    spoken = [message for message in chat if message.get("role") not in _INSTRUCTIONS]
     if len(spoken) != 1 or spoken[0].get("role") != "user":
         kinds = ", ".join(str(message.get("role", "no role")) for message in chat)
         words = {name: len(value) for name, value in chat[-1].items() if name != "role" and isinstance(value, str)}

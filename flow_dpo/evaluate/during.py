@@ -1,6 +1,6 @@
 """Evaluation while a run is under way: the flow, and one pass of its Answer role, at versions of the learner.
 
-    Evaluator(plan, recipe, runtime, hears)      a callback of the run: a row a measurement in evaluations.jsonl
+    Evaluator(plan, recipe, runtime, notify)     a callback of the run: a row a measurement in evaluations.jsonl
 
     {"version": 12, "problems_seen": 96, "name": "flow", "accuracy": 0.61, "interval": [...], "num_problems": 200, ...}
     {"version": 12, "problems_seen": 96, "name": "single", "accuracy": 0.58, ...}
@@ -40,7 +40,7 @@ from flow_dpo.runs.run_folder import plain
 from flow_dpo.runs.runtime import Runtime
 
 FILE = "evaluations.jsonl"
-Hears = Callable[[str, Mapping[str, Any], int], None]
+Notify = Callable[[str, Mapping[str, Any], int], None]
 """Called with "eval", the flow's summary with that of the single pass beside it ("single_accuracy"), and the version of
 the learner."""
 
@@ -108,9 +108,9 @@ def measure(
 class Evaluator:
     """The callback that evaluates while a run is under way."""
 
-    def __init__(self, plan: EvaluationPlan, recipe: Recipe, runtime: Runtime, hears: Hears) -> None:
-        """`recipe` is the run's, `hears` how its other callbacks are called."""
-        self._plan, self._recipe, self._runtime, self._hears = plan, recipe, runtime, hears
+    def __init__(self, plan: EvaluationPlan, recipe: Recipe, runtime: Runtime, notify: Notify) -> None:
+        """`recipe` is the run's, `notify` how its other callbacks are called."""
+        self._plan, self._recipe, self._runtime, self._notify = plan, recipe, runtime, notify
         self._rows: list[dict[str, Any]] = []
         self._done = set[int]()
         self._last: Mapping[str, Any] = {}
@@ -166,7 +166,7 @@ class Evaluator:
         except OSError as error:
             raise StorageError(f"could not write {self._path}: {error}; make room, and go on") from error
         single = {f"single_{name}": value for name, value in found.get("single", {}).items()}
-        self._hears("eval", {**found["flow"], **single}, version)
+        self._notify("eval", {**found["flow"], **single}, version)
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:

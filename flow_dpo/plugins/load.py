@@ -29,11 +29,11 @@ from flow_dpo.core.errors import ConfigError, FlowDpoError, FlowError
 from flow_dpo.core.flow import Flow
 
 log = logging.getLogger("flow_dpo")
-Kind = Literal[
-    "flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "dataset", "tracker", "callback"
-]
+Kind = Literal["flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "schema", "tracker"]
 """What is loaded; the entry points of a kind are those of the group "flow_dpo.<kind>s"."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_RAN = "__ran__"
+"""Of a module that was made of a file: the file, and the SHA-256 of what was run."""
 _SOURCE = re.compile(r".*\.py:.*|[\w.]+:[^\W\d]\w*", re.DOTALL)
 
 
@@ -45,6 +45,8 @@ def is_source(text: str) -> bool:
 def fingerprint(source: str, kind: Kind | None = None) -> str | None:
     """SHA-256 of the file that a source names or, with its `kind`, what an installed plug-in's name stands for:
     distribution, version and SHA-256 of its code. None for anything else. Imports nothing."""
+    if not source:
+        return None
     found = [] if kind is None or is_source(source) else _entries(kind, source)
     if found:
         return f"{_of(found[0])} {_checksum(_place(found[0])[0])}"
@@ -79,9 +81,10 @@ def every_installed() -> list[Installed]:
     ]
 
 
-def _entries(kind: Kind, name: str = "") -> list[EntryPoint]:
-    """The entry points of a kind, each once, however often a distribution is found on the path."""
-    found = [each for each in _group(f"flow_dpo.{kind}s") if name in ("", each.name)]
+def _entries(kind: Kind, name: str | None = None) -> list[EntryPoint]:
+    """The entry points of a kind, of this name where one is given: each once, however often a distribution is on the
+    path."""
+    found = [each for each in _group(f"flow_dpo.{kind}s") if name in (None, each.name)]
     return list({(each.name, each.value, _of(each)): each for each in found}.values())
 
 
@@ -187,12 +190,18 @@ class Foreign:
 
 
 def _run(path: Path) -> ModuleType:
+    """The file as a module; of several names in it they are of one module, as long as it stays as it is."""
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    known = sys.modules.get(f"flow_dpo_custom_{path.stem}")
+    if known is not None and vars(known).get(_RAN) == (str(path.resolve()), content):
+        return known
     spec = importlib.util.spec_from_file_location(f"flow_dpo_custom_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     # Dataclasses look their own module up by its name.
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    setattr(module, _RAN, (str(path.resolve()), content))
     return module
 
 
@@ -213,7 +222,8 @@ def load_flow(source: str) -> Flow[Any]:
 
 
 def load_part(source: str, kind: Kind) -> Any:
-    """A credit or an objective: a frozen dataclass whose fields have defaults, made with them; they are settings.
+    """An exploration, a credit or an objective: a frozen dataclass whose fields have defaults, made with them; they are
+    settings.
 
     Raises `ConfigError` where it is none.
     """

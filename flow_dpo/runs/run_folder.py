@@ -253,6 +253,17 @@ def refuse_unbegun(path: Path) -> None:
     )
 
 
+def refuse_other_recipe(path: Path, then: object, now: object, allowed: object) -> None:
+    """Raise `ConfigError` where a run that began with one recipe is resumed with another: its other settings are of
+    parts that the new one may not have. Names alone are compared, and what is `allowed` by --allow is let pass."""
+    names = isinstance(then, str) and isinstance(now, str) and now != then
+    if names and "recipe" not in str(allowed or "").split(","):
+        raise ConfigError(
+            f"{path} was started with the recipe {then}, found {now}; leave it out to resume the run, or name another "
+            "folder with --output_dir to start one"
+        )
+
+
 def resumed_settings(path: Path) -> dict[str, Any]:
     """The settings of the run at `path` that is to be resumed. Raises `ConfigError` where there is none, and
     `DataError` for one of another version, whose settings may have other names."""

@@ -54,9 +54,14 @@ class TransformersCallbacks:
         made = [callback() if isinstance(callback, type) else callback for callback in callbacks]
         for callback in made:
             if not isinstance(callback, TrainerCallback):
-                raise ConfigError(f"expected callbacks of transformers (TrainerCallback), found {callback!r:.80}")
+                raise ConfigError(
+                    "expected callbacks of transformers (TrainerCallback), or flow-dpo's, which have "
+                    f"on_batch(row, trees, examples); found {callback!r:.80}"
+                )
         self._callbacks = [(callback, _guard_of(callback)) for callback in made]
         self._given, self._processing_class = args, processing_class
+        self.running = ""
+        """The callback, and its event, that was called last: the one that an error is of."""
         self._model: Any = None
         self._path = Path()
         self._num_problems = self._seen = 0
@@ -116,7 +121,7 @@ class TransformersCallbacks:
         if self.state.global_step > before:
             verdicts = [tree.trunk.verdict for tree in trees]
             rewards = [verdict.reward for verdict in verdicts if verdict is not None and verdict.reward is not None]
-            self._log(numbers(row) | usual(row, rewards=rewards, num_problems=self._num_problems))
+            self._log(usual(row, rewards=rewards, num_problems=self._num_problems) | numbers(row))
 
     def on_evaluation(self, name: str, metrics: Mapping[str, Any], version: int) -> None:
         """Tell of an evaluation, and keep the best of `metric_for_best_model`."""
@@ -181,6 +186,7 @@ class TransformersCallbacks:
             for name in ("optimizer", "lr_scheduler", "train_dataloader", "eval_dataloader"):
                 given[name] = None
             if guard is None:
+                self.running = f"{type(callback).__name__}.{event}"
                 self._take(getattr(callback, event)(self.args, self.state, self.control, **given))
             elif not guard.failed:
                 with guard:

@@ -54,6 +54,11 @@ def lora_settings(config: Any) -> dict[str, Any]:
             )
     modules = config.target_modules
     names = {*(modules if isinstance(modules, (list, set, tuple)) else ()), *(config.target_parameters or ())}
+    if isinstance(modules, str) and modules != "all-linear":
+        raise ConfigError(
+            f"peft_config.target_modules={modules!r:.80} has no place here: a regular expression is not read; give the "
+            'names of layers, ["q_proj", "v_proj"], or "all-linear"'
+        )
     if isinstance(modules, str):
         found["lora.lora_target_modules"] = modules
     elif names:

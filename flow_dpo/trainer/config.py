@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.trainer.fields import FIELDS
+from flow_dpo.trainer.habits import FORMER
 
 C = TypeVar("C")
 
@@ -30,7 +31,10 @@ def _knows_trl(config: type[C]) -> type[C]:
     own = [each.name for each in fields(config)]  # pyright: ignore[reportArgumentType]
 
     @functools.wraps(make)
-    def checked(self: Any, **given: Any) -> None:
+    def checked(self: Any, *folder: Any, **given: Any) -> None:
+        if len(folder) > 1 or (folder and "output_dir" in given):
+            raise ConfigError("FlowDPOConfig takes output_dir alone without its name, as TrainingArguments does")
+        given |= {"output_dir": folder[0]} if folder else {}
         make(self, **{name: value for name, value in given.items() if not _is_settled(name, value, own)})
 
     config.__init__ = checked  # pyright: ignore[reportAttributeAccessIssue]
@@ -42,6 +46,8 @@ def _is_settled(name: str, value: Any, own: Sequence[str]) -> bool:
     if name in own:
         return False
     known = FIELDS.get(name)
+    if known is None and name in FORMER:
+        raise ConfigError(f"FlowDPOConfig has no field {name!r}: {FORMER[name]}")
     if known is None:
         near = difflib.get_close_matches(name, [*own, *FIELDS], n=1)
         hint = f"; did you mean {near[0]}?" if near else '; other settings go into settings={"learner.name": value}'

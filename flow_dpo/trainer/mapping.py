@@ -71,6 +71,8 @@ def _refuse(field: str, value: Any, words: str) -> ConfigError:
 
 def _examples(value: int, asked: _Asked) -> Settings:
     config = asked.config
+    if value < 1:
+        raise ConfigError(f"expected examples of an update in per_device_train_batch_size and its like, found {value}")
     per_device = _PER_DEVICE if config.per_device_train_batch_size is None else config.per_device_train_batch_size
     return {"learner.examples_per_update": per_device * (config.gradient_accumulation_steps or 1)}
 

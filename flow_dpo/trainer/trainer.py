@@ -26,7 +26,7 @@ from flow_dpo.evaluate.during import EvaluationPlan, Evaluator, measure, read_ev
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe, load_recipe
-from flow_dpo.runs import python_api, run_folder
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import load_adapters
 from flow_dpo.runs.given_objects import GivenObjects, grader_of, sampling_settings
 from flow_dpo.runs.records import read_metrics
@@ -36,10 +36,11 @@ from flow_dpo.runs.training import TrainResult
 from flow_dpo.traces.run import generate_traces
 from flow_dpo.traces.trace import TraceFile
 from flow_dpo.trackers.transformers_callbacks import TransformersCallbacks
-from flow_dpo.trainer import data, models
+from flow_dpo.trainer import data, models, python_api
 from flow_dpo.trainer.adapters import lora_settings
 from flow_dpo.trainer.config import FlowDPOConfig
 from flow_dpo.trainer.fields import FIELDS
+from flow_dpo.trainer.habits import ARGUMENTS, ATTRIBUTES
 from flow_dpo.trainer.mapping import settings_of
 from flow_dpo.trainer.parts import Parts
 
@@ -90,7 +91,7 @@ class FlowDPOTrainer:
         self.args = config = _config(args)
         self.model = models.name_of(model)
         self.flow, self.recipe = flow, recipe
-        self.reward_funcs, self.callbacks = reward_funcs, list(callbacks or ())
+        self.reward_funcs, self.callbacks = reward_funcs, _made(callbacks)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class = processing_class
         found = {**models.settings_of_tokenizer(self.model, processing_class, config)}
@@ -117,6 +118,11 @@ class FlowDPOTrainer:
         config = self.args
         resume = config.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         path = self._resumed_folder(resume) if resume else config.run_folder
+        if not resume and (path / "config.yaml").is_file():
+            raise ConfigError(
+                f"output_dir {path} already holds a run: train(resume_from_checkpoint=True) continues it, another "
+                "output_dir starts one"
+            )
         self._path = path
         plan = self._plan()
         result = python_api.train(
@@ -198,8 +204,8 @@ class FlowDPOTrainer:
         )
 
     def save_model(self, output_dir: str | Path | None = None) -> Path:
-        """The newest adapter of every role as `output_dir/ROLE`, each in PEFT's layout with its model card; the run
-        folder keeps its own, and is what is returned where no folder is named."""
+        """The newest adapter of every role as `output_dir/ROLE`, each in PEFT's layout; the run folder keeps its
+        own, and is what is returned where no folder is named. `push_to_hub` writes a model card."""
         if output_dir is None:
             return self._folder
         for role, adapter in run_folder.latest_adapters(self._folder).items():
@@ -216,6 +222,14 @@ class FlowDPOTrainer:
         given = {"private": private, "token": config.hub_token, "revision": config.hub_revision}
         name = repo_id or config.hub_model_id or self._folder.name
         return push_to_hub(self._folder, name, **{**given, **more})
+
+    def add_callback(self, callback: Any) -> None:
+        """One more callback of flow-dpo or of transformers, or its class, for the next `train`."""
+        self.callbacks += _made([callback])
+
+    def __getattr__(self, name: str) -> Any:
+        known = ATTRIBUTES.get(name)
+        raise AttributeError(f"FlowDPOTrainer has no {name}" + (f": {known}" if known else ""), name=name, obj=self)
 
     @property
     def state(self) -> TrainState:
@@ -323,11 +337,14 @@ class FlowDPOTrainer:
 
     def _every_callback(self) -> list[Any]:
         """flow-dpo's callbacks as they are, transformers' driven by one of flow-dpo's."""
-        ours = [each for each in self.callbacks if hasattr(each, "on_batch") and not isinstance(each, type)]
+        ours = [each for each in self.callbacks if hasattr(each, "on_batch")]
         theirs = [each for each in self.callbacks if each not in ours]
         if not theirs:
             return ours
-        return [*ours, TransformersCallbacks(theirs, self.args, self.processing_class)]
+        evaluates = self.args.eval_strategy in ("steps", "epoch")
+        metric = self.args.metric_for_best_model or ("accuracy" if evaluates else None)
+        args = replace(self.args, metric_for_best_model=metric)
+        return [*ours, TransformersCallbacks(theirs, args, self.processing_class)]
 
     def _resumed_folder(self, resume: str | Path | bool) -> Path:
         """The run folder to resume: a path's, or the newest in `output_dir`. Raises `ConfigError` where there is
@@ -338,7 +355,9 @@ class FlowDPOTrainer:
         runs = sorted(folder.glob("*/config.yaml"), key=lambda path: (path.stat().st_mtime_ns, str(path)))
         if resume is True and runs:
             return runs[-1].parent
-        raise ConfigError(f"expected a run to resume in {folder}, found none; call train() to start one")
+        runs = [str(each) for each in folder.parents if (each / "config.yaml").is_file()]
+        hint = f"pass its folder, {runs[0]}" if runs else "call train() to start one"
+        raise ConfigError(f"expected a run to resume in {folder}, found none; {hint}")
 
 
 def _refuse(others: Mapping[str, Any]) -> None:
@@ -349,8 +368,15 @@ def _refuse(others: Mapping[str, Any]) -> None:
             continue
         if known is not None and known.fate == "refused":
             raise ConfigError(f"FlowDPOTrainer takes no {name}: {known.words}")
-        hint = "; it is a field of FlowDPOConfig" if known is not None else ""
-        raise ConfigError(f"FlowDPOTrainer takes no argument {name!r}{hint}; see its docstring")
+        hint = ARGUMENTS.get(name, "it is a field of FlowDPOConfig" if known is not None else "see its docstring")
+        raise ConfigError(f"FlowDPOTrainer takes no argument {name!r}; {hint}")
+
+
+def _made(callbacks: Any) -> list[Any]:
+    """The callbacks of a list, of which a class stands for an object of it, as in transformers."""
+    if callbacks is not None and not isinstance(callbacks, list | tuple):
+        raise ConfigError(f"expected a list of callbacks, found {callbacks!r:.80}; put it into a list")
+    return [each() if isinstance(each, type) else each for each in callbacks or ()]
 
 
 def _config(args: Any) -> FlowDPOConfig:

@@ -17,8 +17,11 @@ names the function, the problem and what it was given: nothing is taken for a re
 from __future__ import annotations
 
 import asyncio
+import copy
+import hashlib
 import inspect
 import math
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -71,17 +74,19 @@ class RewardFunctions:
     def of(cls, functions: Any, weights: Sequence[float] | None = None) -> RewardFunctions:
         """One function or several, of weight 1 where no weights are given.
 
-        Raises `ConfigError` for what cannot be called, and for another number of weights.
+        Raises `ConfigError` for what cannot be called, for a model, and for another number of weights.
         """
-        listed: Any = [functions] if callable(functions) else functions
+        listed: Any = [functions] if callable(functions) or isinstance(functions, str) else functions
         if not isinstance(listed, list | tuple) or not listed:
             raise ConfigError(f"expected a reward function or a list of them, found {functions!r:.80}")
         named: dict[str, RewardFunction] = {}
         for loaded in cast("Sequence[Any]", listed):
-            if not callable(loaded) or isinstance(loaded, type):
+            if not callable(loaded) or isinstance(loaded, type) or hasattr(loaded, "parameters"):
+                shown = repr(loaded) if isinstance(loaded, str) else f"a {type(loaded).__name__}"
                 raise ConfigError(
-                    f"expected a reward function f(prompts, completions, **columns), found {loaded!r:.80}; a reward "
-                    "model is loaded within a function"
+                    f"expected a reward function f(prompts, completions, **columns), found {shown:.80}; call a reward "
+                    "model in a function of your own, and name one in a file with "
+                    'settings={"grading.rewards": ["file.py:name"]}'
                 )
             name = _name_of(loaded)
             try:
@@ -94,13 +99,17 @@ class RewardFunctions:
             named[name if name not in named else f"{name}_{len(named) + 1}"] = loaded
         found = tuple(1.0 for _ in named) if weights is None or not len(weights) else tuple(map(float, weights))
         if len(found) != len(named) or not all(map(math.isfinite, found)):
-            raise ConfigError(f"expected a finite weight for each of {', '.join(named)}, found {list(found)}")
+            raise ConfigError(
+                f"expected reward_weights to have a finite weight for each of {', '.join(named)} ({len(named)}), found "
+                f"{list(found)}"
+            )
         return cls(functions=named, weights=found)
 
     def describe(self) -> str:
-        """The functions by where they are defined, for the record: "__main__:brevity x 0.1"."""
+        """The functions by where they are defined, for the record and what a resumed run must share:
+        "__main__:brevity x 0.1 (3f2c81aa)", with the beginning of the SHA-256 of its source where there is any."""
         parts = zip(self.functions.items(), self.weights, strict=True)
-        return ", ".join(f"{_module_of(each)}:{name} x {weight:g}" for (name, each), weight in parts)
+        return ", ".join(f"{_module_of(each)}:{name} x {weight:g}{_code_of(each)}" for (name, each), weight in parts)
 
     def check_columns(self, problem: Problem) -> None:
         """Raise `ConfigError` where a function needs a column that a problem does not have."""
@@ -158,11 +167,13 @@ class RewardBatch:
         }
 
     def arguments(self, function: RewardFunction) -> dict[str, Any]:
-        """What a function's signature takes of all that there is."""
+        """What a function's signature takes of all that there is, as copies: one that empties a list or writes into a
+        cell changes nothing of what the next one, or a later batch, is given."""
         parameters = inspect.signature(function).parameters.values()
-        if any(each.kind is each.VAR_KEYWORD for each in parameters):
-            return dict(self._every)
-        return {each.name: self._every[each.name] for each in parameters if each.name in self._every}
+        takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
+        names = list(self._every) if takes_all else [each.name for each in parameters if each.name in self._every]
+        given = {name: self._every[name] for name in names}
+        return {name: copy.deepcopy(value) if isinstance(value, list) else value for name, value in given.items()}
 
     def shown(self, at: int) -> str:
         """What was given of one solution, short and escaped, for an error."""
@@ -273,6 +284,16 @@ def _name_of(function: Any) -> str:
 def _module_of(function: Any) -> str:
     inner: Any = function.func if isinstance(function, partial) else function
     return str(getattr(inner, "__module__", type(inner).__module__))
+
+
+def _code_of(function: Any) -> str:
+    """The beginning of a checksum of a function's own source, or of its class's; "" where there is none to read."""
+    inner: Any = function.func if isinstance(function, partial) else function
+    try:
+        source = inspect.getsource(inner if hasattr(inner, "__name__") else type(inner))
+    except (OSError, TypeError):  # typed into a plain console, or not written in Python
+        return ""
+    return f" ({hashlib.sha256(textwrap.dedent(source).encode()).hexdigest()[:8]})"
 
 
 def _needed(function: RewardFunction) -> list[str]:

@@ -128,6 +128,14 @@ def test_a_chats_question_is_its_one_user_message(tmp_path: Path, chat: Any, fou
             load_problems(path, question_column="prompt")
 
 
+def test_a_system_message_is_not_left_out_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q"}]
+    load_problems(written(tmp_path, [{"prompt": chat[1:], "answer": "1"}]), question_column="prompt")
+    assert not caplog.messages
+    load_problems(written(tmp_path, [{"prompt": chat, "answer": "1"}]), question_column="prompt")
+    assert [message for message in caplog.messages if "the system messages in 'prompt' are left out" in message]
+
+
 def test_a_completion_that_is_a_chat_is_read(tmp_path: Path) -> None:
     row = {
         "prompt": [{"role": "user", "content": "Q"}],

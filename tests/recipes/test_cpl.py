@@ -26,7 +26,7 @@ from tests.recipes.test_rpo import finds
 from tests.recipes.test_vineppo import graded_trees
 from tests.support.graders import FunctionGrader
 from tests.support.packed_builders import answer_pair
-from tests.support.tree_builders import completion, graded, problem, request
+from tests.support.tree_builders import completion, graded, problem, request, valued
 
 FLOW = PlanSolve(plan_tokens=2, max_plan_steps=2, max_tokens=2, prompts=PlanSolvePrompts(solve_user=""))
 
@@ -237,6 +237,17 @@ def test_values_are_means_over_plays_and_pairs_have_their_difference() -> None:
     tree.grade(1, "", Verdict(status="ungraded"))
     assert 2 not in node_values(tree)
     assert [p.request.role for p in ValuePairs()([tree])] == ["answer"] * 3
+
+
+def test_values_of_real_valued_rewards_by_hand() -> None:
+    """Rewards 0.75, 0.25, 1, 0.5, 0 and none are the values 0.5, -0.5, 1, 0, -1 and none: a is at their mean -1/6."""
+    tree = valued(drawn(), 0.75, 0.25, 1.0, 0.5, 0.0, None)
+    assert node_values(tree) == pytest.approx({0: -1 / 6, 1: 0.5, 2: -0.5, 3: 1, 4: 1, 5: 0, 6: -1})
+    pairs = ValuePairs()([tree])
+    assert [(p.chosen_node, p.rejected_node, p.margin) for p in pairs] == [
+        (3, 0, pytest.approx(7 / 6)), (3, 2, 1.5), (1, 6, 1.5)
+    ]  # fmt: skip
+    assert [(p.chosen_node, p.rejected_node) for p in ValuePairs(threshold=0.4)([tree])] == [(3, 2), (1, 6)]
 
 
 def test_step_apo_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.core.test_explore import next_probs as reopening_probs
 from tests.support import attempt_worlds as worlds
 from tests.support.attempt_worlds import END, NO, PROBLEMS, YES, Written, explore, flat, grader, status_of
 from tests.support.graders import FunctionGrader
+from tests.support.tree_builders import completion, request, valued
 
 FLOW = Attempts(chunk_tokens=1, max_chunks=2, max_attempts=3, threshold=0.5)
 CASES = [
@@ -141,6 +143,36 @@ def test_a_text_that_was_cut_is_wrong_on_either_side() -> None:
                 tree.grade(rollout.id, "", Verdict(status=own))
         for tree in trees:
             assert sorted(taught(AttemptCredit()([tree]))[0]) == sorted(naive(tree, 0)[0])
+
+
+def test_pairs_of_real_valued_rewards_have_their_difference() -> None:
+    """An attempt 5 6, accepted, at 0.75. In place of 5: 7 at 0.25, 8 at 0.75 (a tie), 9 at 1.5; in place of 6: 4
+    ungraded, 3 cut before its end at 0.5, and 2, which only a verifier found wrong."""
+    first, second, tag = request("answer", 1), request("answer", 1, 5), ("finished", "attempt 1")
+
+    def accepted(*ids: int) -> tuple[Any, Any, tuple[str, ...]]:
+        return request("stop", 2, *ids), completion(YES, choice=0), tag
+
+    end = Solution(pieces=((5, 6),), ended=True)
+    tree = Tree(problem=PROBLEMS[0])
+    tree.add_rollout(None, [(first, completion(5), tag), (second, completion(6), tag), accepted(5, 6)], end)
+    for token in (7, 8, 9):
+        tree.add_rollout(None, [(first, completion(token), tag), accepted(token)], end)
+    tree.add_rollout(0, [(second, completion(4), tag), accepted(5, 4)], end)
+    tree.add_rollout(0, [(second, completion(3), tag)], end)
+    tree.add_rollout(0, [(second, completion(2), tag), accepted(5, 2)], end)
+    valued(tree, 0.75, 0.25, 0.75, 1.5, None, 0.5, None)
+    tree.grade(6, "", Verdict(status="wrong"))
+
+    def pairs(min_margin: float) -> list[tuple[TokenIds, TokenIds, float]]:
+        found = AttemptCredit(min_margin=min_margin, verdict_weight=0)([tree])
+        assert all(isinstance(one, Pair) for one in found)
+        return [(p.chosen.token_ids, p.rejected.token_ids, p.margin) for p in found if isinstance(p, Pair)]
+
+    assert pairs(0) == [((5,), (7,), 0.5), ((9,), (5,), 0.75), ((6,), (3,), 0.25)]
+    assert pairs(0.5) == [((5,), (7,), 0.5), ((9,), (5,), 0.75)]
+    assert pairs(0.6) == [((9,), (5,), 0.75)]
+    assert pairs(1) == []
 
 
 def test_what_has_no_verdict_teaches_nothing() -> None:

@@ -23,7 +23,7 @@ from tests.core.test_explore import ANSWER_PROMPT, END, PROBLEMS, Bare, chunks, 
 from tests.recipes.test_vineppo import LENGTH, ONE_PASS, boundaries, graded_trees, right, said
 from tests.support.graders import FunctionGrader
 from tests.support.packed_builders import answer_pair
-from tests.support.tree_builders import completion, graded, problem, request
+from tests.support.tree_builders import completion, graded, problem, request, valued
 
 
 def finds(items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
@@ -131,6 +131,19 @@ def test_problems_weigh_alike_and_keep_so_many() -> None:
         for pair in BranchPairs(max_pairs=1, pairs_seed=seed, by_problem=False)([one])
     )
     assert all(60 < chances[i] < 140 for i in range(3))
+
+
+def test_real_valued_probes_pair_by_their_difference() -> None:
+    """From the question: 9 at 0.5, 3 at 0.5, a tie. Behind 5 6: 4 at 0.75, 4 again at 0.25, 1 at 0.5, 2 without one.
+    The same completion of two rewards is no pair with itself."""
+    tree = valued(drawn(), 0.0, 0.5, 0.5, 0.75, 0.25, 0.5, None)
+    pairs = BranchPairs(by_problem=False)([tree])
+    assert [(p.chosen.token_ids, p.rejected.token_ids, p.margin) for p in pairs] == [
+        ((5, 6, 4), (5, 6, 1), 0.25),
+        ((5, 6, 1), (5, 6, 4), 0.25),
+    ]
+    assert BranchPairs(min_margin=0.25)([tree])
+    assert BranchPairs(min_margin=0.3)([tree]) == []
 
 
 def test_ungraded_probes_make_no_pair() -> None:

@@ -23,7 +23,7 @@ from flow_dpo.recipes.vineppo.explore import StepRollouts
 from tests.core.test_explore import ANSWER_PROMPT, END, FLOW, chunks, explore, fits
 from tests.support.packed_builders import ROLES
 from tests.support.tiny_models import tiny_model
-from tests.support.tree_builders import completion, graded, problem, request
+from tests.support.tree_builders import completion, graded, problem, request, valued
 
 LENGTH = 4
 ONE_PASS = Single(max_tokens=LENGTH)
@@ -190,6 +190,15 @@ def test_values_and_advantages_by_hand() -> None:
     # Path by path they add up to the reward less the question's value.
     assert examples[0].advantage + examples[1].advantage == 1 - 0.5
     assert examples[2].advantage + examples[3].advantage == 0 - 0.5
+
+
+def test_values_and_advantages_of_real_valued_rewards_by_hand() -> None:
+    """V(q) = (0.5 + 0 + 1 + 0.5) / 4, V(q 5 6) = (2 + 1) / 2 without the two ungraded, V(q 5 7) = (0.25 - 0.25) / 2."""
+    tree = valued(drawn(), 1.75, -0.5, 0.5, 0.0, 1.0, 0.5, 2.0, None, 1.0, None, 0.25, -0.25)
+    assert {r.prompt_ids: v for r, v in state_values(tree).items()} == {(1,): 0.5, (1, 5, 6): 1.5, (1, 5, 7): 0.0}
+    examples = StepAdvantages(whiten=False, by_tokens=False)([tree])
+    # 1.5 - 0.5; 1.75 - 1.5; 0 - 0.5; -0.5 - 0.
+    assert [(e.node, e.advantage) for e in examples] == [(0, 1.0), (1, 0.25), (2, -0.5), (3, -0.5)]
 
 
 def test_whitening_and_weights_count_tokens() -> None:

@@ -32,6 +32,14 @@ def graded(tree: Tree, *statuses: Status) -> Tree:
     return tree
 
 
+def valued(tree: Tree, *values: float | None) -> Tree:
+    """The tree with these rewards of its rollouts; None is ungraded."""
+    for rollout, value in enumerate(values):
+        status: Status = "ungraded" if value is None else "wrong"
+        tree.grade(rollout, "", Verdict(status=status, value=value))
+    return tree
+
+
 def two_chunk_tree(*statuses: Status) -> Tree:
     """The trunk answers 5 6, is refused, answers 7, is accepted; an alternative hangs at each of its four nodes.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +13,17 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 
 import flow_dpo
-from flow_dpo import FlowDPOConfig, FlowDpoError, FlowDPOTrainer
+from flow_dpo import FlowDpoError
 from flow_dpo.data.problems import DataSettings
 from flow_dpo.models.load import SEED_FOLDER
 from flow_dpo.trainer.adapters import lora_settings
 from flow_dpo.trainer.data import problems
+from flow_dpo.trainer.fields import FIELDS
+from flow_dpo.trainer.habits import ARGUMENTS, ATTRIBUTES, FORMER
 from flow_dpo.trainer.models import name_of, settings_of_tokenizer
 
+FlowDPOConfig: Any = flow_dpo.FlowDPOConfig  # also with names that a type checker refuses
+FlowDPOTrainer: Any = flow_dpo.FlowDPOTrainer
 ROWS: list[dict[str, Any]] = [
     {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 3 = ?"}], "solution": "5"},
     {"prompt": [{"role": "user", "content": "4 + 4 = ?"}], "solution": "so #### 8"},
@@ -82,6 +88,7 @@ def test_problems_are_chosen_by_settings_and_share() -> None:
             "expected rows with columns|Problem objects alone",
         ),
         ([], "expected problems in the given problems"),
+        ([{"prompt": "2 + 3 = ?"}], r"a gold answer beside the question in 'prompt'.*or pass reward_funcs"),
     ],
 )
 def test_what_are_no_problems_is_refused(data: Any, words: str) -> None:
@@ -150,3 +157,27 @@ def test_arguments_of_trls_trainers_are_refused_with_what_to_use() -> None:
     with pytest.raises(FlowDpoError, match="takes no argument 'learning_rate'; it is a field of FlowDPOConfig"):
         FlowDPOTrainer("seed", learning_rate=1e-3)
     FlowDPOTrainer("seed", data_collator=None, callbacks=None)
+
+
+def test_what_is_typed_from_habit_is_answered() -> None:
+    class Counts:
+        def on_batch(self, row: Any, trees: Any, examples: Any) -> None: ...
+
+    assert FlowDPOConfig("runs/mine").run_folder == Path("runs/mine")
+    with pytest.raises(FlowDpoError, match="takes output_dir alone"):
+        FlowDPOConfig("runs/mine", 3)
+    for name, words in FORMER.items():
+        assert name not in FIELDS
+        with pytest.raises(FlowDpoError, match=re.escape(f"FlowDPOConfig has no field {name!r}: {words}")):
+            FlowDPOConfig(**{name: 1})
+    trainer = FlowDPOTrainer("seed", callbacks=[Counts])
+    for name, words in ATTRIBUTES.items():
+        with pytest.raises(AttributeError, match=re.escape(f"FlowDPOTrainer has no {name}: {words}")):
+            getattr(trainer, name)
+    for name, words in ARGUMENTS.items():
+        with pytest.raises(FlowDpoError, match=re.escape(f"FlowDPOTrainer takes no argument {name!r}; {words}")):
+            FlowDPOTrainer("seed", **{name: 1})
+    trainer.add_callback(Counts())
+    assert [type(each) for each in trainer.callbacks] == [Counts, Counts]
+    with pytest.raises(FlowDpoError, match="expected a list of callbacks"):
+        FlowDPOTrainer("seed", callbacks=Counts())

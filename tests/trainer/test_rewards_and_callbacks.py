@@ -29,6 +29,11 @@ class Hears(TrainerCallback):
     def __init__(self) -> None:
         self.evaluated: list[tuple[int, float, float]] = []
         self.learning_rates: set[Any] = set()
+        self.rewards: list[tuple[int, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "problems_seen" in logs:
+            self.rewards.append((logs["problems_seen"], logs["reward"]))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         if "eval_accuracy" in metrics:
@@ -71,7 +76,7 @@ def test_rewards_of_a_column_and_callbacks_of_both_kinds_with_early_stopping(tmp
     hears, notes = Hears(), Notes()
     args = flow_dpo.FlowDPOConfig(
         output_dir=tmp_path / "run", learning_rate=1e-3, reward_weights=[2.0], eval_strategy="steps", eval_steps=1,
-        metric_for_best_model="accuracy", disable_tqdm=True, settings=SMALL | {"grading.correct_from": -0.6},
+        disable_tqdm=True, settings=SMALL | {"grading.correct_from": -0.6},
     )  # fmt: skip
     trainer = flow_dpo.FlowDPOTrainer(
         "seed", reward_funcs=length, args=args, train_dataset=rows, eval_dataset=rows[:3],
@@ -95,6 +100,9 @@ def test_rewards_of_a_column_and_callbacks_of_both_kinds_with_early_stopping(tmp
     assert [accuracy for _, _, accuracy in hears.evaluated] == by_name["single"]
     assert [step for step, _, _ in hears.evaluated] == [row["version"] for row in written if row["name"] == "flow"]
     assert hears.learning_rates == {1e-3}
+    metrics = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert hears.rewards
+    assert set(hears.rewards) <= {(row["problems_seen"], row["reward"]) for row in metrics}
     assert notes.events[0] == "begin"
     assert notes.events[-1] == "end"
     # 4. The same rewards grade afterwards.

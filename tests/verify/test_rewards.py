@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import runpy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,13 +160,54 @@ def test_what_goes_wrong_names_function_and_problem(result: Any, words: str) -> 
     assert "\x1b" not in str(caught.value)
 
 
+def test_a_function_that_changes_what_it_is_given_changes_nothing() -> None:
+    """Two functions and two batches: the second of each is given what the first was."""
+    problem = replace(SUM, columns={"tags": ["a"]})
+    seen: list[Any] = []
+
+    def clears(completions: list[str], tags: list[list[str]], gold: list[str]) -> list[float]:
+        seen.append([list(completions), [list(each) for each in tags], list(gold)])
+        rewards = [0.0 for _ in completions]
+        tags[0].append("b")
+        gold[0] = "0"
+        completions.clear()
+        return rewards
+
+    twice = grader([clears, clears])
+    for text in "ab":
+        twice.check([(problem, solution(text))])
+    assert seen == [[[text], [["a"]], ["2"]] for text in "aabb"]
+
+
+def test_the_record_of_a_function_holds_a_checksum_of_its_source(tmp_path: Path) -> None:
+    found: list[str] = []
+    for number, body in enumerate(("0.0", "1.0", "0.0")):
+        path = tmp_path / f"rewards_{number}.py"
+        path.write_text(f"def own(completions):\n    return [{body} for _ in completions]\n", encoding="utf-8")
+        own = runpy.run_path(str(path))["own"]
+        found.append(RewardFunctions.of(own).describe().partition("x 1")[2])
+    assert found[0] == found[2] != found[1]
+    assert re.fullmatch(r" \([0-9a-f]{8}\)", found[0])
+    assert RewardFunctions.of(len).describe() == "builtins:len x 1"
+
+
 def test_what_cannot_be_called_is_refused_before_anything_is_sampled() -> None:
     def needs(completions: list[str], missing: list[str]) -> list[float]:
         return [0.0]
 
     with pytest.raises(ConfigError, match="missing"):
         RewardFunctions.of(needs).check_columns(SUM)
-    for functions, weights in (("model-id", None), ([], None), ([length], [1.0, 2.0]), ([length], [float("nan")])):
+
+    class Model:
+        def parameters(self) -> list[Any]:
+            return []
+
+        def __call__(self, input_ids: Any) -> Any: ...
+
+    for functions in ("me/reward-model", ["me/reward-model"], Model(), [length, Model()]):
+        with pytest.raises(ConfigError, match="call a reward model in a function of your own"):
+            RewardFunctions.of(functions)
+    for functions, weights in (({"a": length}, None), ([], None), ([length], [1.0, 2.0]), ([length], [float("nan")])):
         with pytest.raises(ConfigError):
             RewardFunctions.of(functions, weights)
 

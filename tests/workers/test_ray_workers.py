@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ from flow_dpo.runs import run_folder
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.runtime import Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings
+from flow_dpo.verify.rewards import RewardFunctions
 from flow_dpo.workers import ray_cluster
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.settings import WorkersSettings
@@ -214,3 +216,29 @@ def test_nobody_joins_an_own_cluster_without_its_token() -> None:
                 env=environment, capture_output=True, text=True, timeout=START_S, check=False,
             )  # fmt: skip
             assert ("joined" in done.stdout) == joins, done.stderr[-2000:]
+
+
+def test_reward_functions_on_actors_are_those_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named by a file in this folder, and handed over as a lambda; one that cannot travel is refused."""
+    (tmp_path / "mine.py").write_text(
+        "def short(completions, trainer_state, **_):\n"
+        "    return [1 / (1 + len(text)) + trainer_state.global_step for text in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    grading = replace(SETTINGS.runtime.grading, rewards=("mine.py:short", "answer"))
+    words = RewardFunctions.of(lambda completions: [text.count(" ") / 50 for text in completions])
+    for chosen, given in ((grading, None), (SETTINGS.runtime.grading, words)):
+        with open_runtime(replace(settings(), grading=chosen), FLOW, seed=7, grader=given) as runtime:
+            expected = sampled(runtime).result().trees
+        there = replace(settings(kind="ray", num=2), grading=chosen)
+        with open_runtime(there, FLOW, seed=7, grader=given) as runtime:
+            assert sampled(runtime).result(timeout=START_S).trees == expected
+        verdicts = [rollout.verdict for tree in expected for rollout in tree.rollouts]
+        assert all(verdict and verdict.value is not None for verdict in verdicts)
+    lock = threading.Lock()
+    locked = RewardFunctions.of(lambda completions: [float(lock.locked()) for _ in completions])
+    with (
+        pytest.raises(ConfigError, match="expected a reward function <lambda> that can be sent to workers on Ray"),
+        open_runtime(settings(kind="ray"), FLOW, grader=locked),
+    ):
+        pass

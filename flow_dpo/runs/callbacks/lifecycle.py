@@ -150,15 +150,18 @@ class _Named:
     """
 
     def __init__(self, callback: Callback, event: str) -> None:
-        self._name, self._event = type(callback).__name__, event
+        self._callback, self._event = callback, event
 
     def __enter__(self) -> None:
         """Nothing is needed."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, Exception) and not isinstance(error, FlowDpoError):
+            # One that calls others says which of them it was.
+            inner = str(getattr(self._callback, "running", "")).partition(".")
+            name, event = (inner[0], inner[2]) if inner[2] else (type(self._callback).__name__, self._event)
             raise CallbackError(
-                f"expected {self._event} of the callback {self._name} to return, found "
+                f"expected {event} of the callback {name} to return, found "
                 f"{type(error).__name__}: {error}; what was learned up to the last checkpoint is kept: mend the "
                 "callback, and resume"
             ) from error
