@@ -15,7 +15,7 @@ from typing import Any
 
 _HOMES = {
     # run it
-    "train": "runs.python_api",
+    "train": "trainer.python_api",
     "TrainResult": "runs.training",
     "FlowDPOTrainer": "trainer.trainer",
     "FlowDPOConfig": "trainer.config",

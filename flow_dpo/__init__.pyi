@@ -51,12 +51,12 @@ from flow_dpo.recipes.presets import RECIPES as RECIPES
 from flow_dpo.recipes.presets import load_recipe as load_recipe
 from flow_dpo.recipes.presets import preset as preset
 from flow_dpo.recipes.single import Single as Single
-from flow_dpo.runs.python_api import train as train
 from flow_dpo.runs.runtime import Runtime as Runtime
 from flow_dpo.runs.runtime import open_runtime as open_runtime
 from flow_dpo.runs.training import TrainResult as TrainResult
 from flow_dpo.traces.run import generate_traces as generate_traces
 from flow_dpo.trainer.config import FlowDPOConfig as FlowDPOConfig
+from flow_dpo.trainer.python_api import train as train
 from flow_dpo.trainer.trainer import FlowDPOTrainer as FlowDPOTrainer
 from flow_dpo.verify.grader import AnswerGrader as AnswerGrader
 from flow_dpo.verify.rewards import RewardFunctions as RewardFunctions

@@ -148,8 +148,8 @@ def test_the_site_builds_without_a_warning() -> None:
     pytest.importorskip("zensical", reason="the extra docs is not installed")
     pytest.importorskip("mkdocstrings_handlers.python", reason="the extra docs is not installed")
     assert docs_site.build() == 0
-    shown = (ROOT / "build" / "site" / "docs" / "reference" / "runs" / "index.html").read_text(encoding="utf-8")
-    assert "flow_dpo.runs.python_api.train" in shown
+    shown = (ROOT / "build" / "site" / "docs" / "reference" / "trainer" / "index.html").read_text(encoding="utf-8")
+    assert "flow_dpo.trainer.python_api.train" in shown
 
 
 def test_the_notebook_is_stored_with_small_outputs_of_no_machine() -> None:

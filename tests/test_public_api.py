@@ -193,7 +193,7 @@ def test_objects_that_are_none_are_refused_before_a_folder_is_taken(tmp_path: Pa
     one = flow_dpo.Problem(id="a", question="2 + 2 = ?", gold="4")
     out = tmp_path / "run"
     for problems, named, error in (
-        (["2 + 2"], {}, "expected flow_dpo.Problem"),
+        (["2 + 2"], {}, "expected rows with columns, or flow_dpo.Problem"),
         ([one, one], {}, "'a' more than once"),
         ([one], {"callbacks": [object()]}, "callbacks with on_batch"),
         ([one], {"engine": "plane"}, "did you mean plain"),

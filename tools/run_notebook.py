@@ -16,8 +16,8 @@ NOTEBOOK = Path(__file__).resolve().parents[1] / "examples" / "quickstart.ipynb"
 
 def executed(path: Path = NOTEBOOK) -> Any:
     """The notebook with fresh outputs. An error in a cell is raised (`nbclient.exceptions.CellExecutionError`)."""
-    import nbformat
-    from nbclient import NotebookClient
+    import nbformat  # pyright: ignore[reportMissingImports]
+    from nbclient import NotebookClient  # pyright: ignore[reportMissingImports]
 
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
@@ -42,6 +42,6 @@ def local_paths(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    import nbformat
+    import nbformat  # pyright: ignore[reportMissingImports]
 
     nbformat.write(executed(), NOTEBOOK)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 
-from flow_dpo.recipes.dots.sandbox import code_of, run_program
+from flow_dpo.verify.sandbox import code_of, run_program
 
 
 def passed(completions: list[str], tests: list[list[str]]) -> list[float | None]:

@@ -234,6 +234,9 @@ def _code_flags(parsed: Mapping[str, Any]) -> list[str]:
     values = {"flow_source": parsed["flow_source"], "flow.programs": getattr(parsed["flow"], "programs", False)}
     values |= {"recipe": is_source(parsed["recipe"]) and parsed["recipe"]}
     values |= {"model.trust_remote_code": parsed["model"].trust_remote_code}
+    values |= {"explore_source": parsed.get("explore_source"), "data.schema": parsed["data"].schema}
+    grading = parsed["grading"]
+    values |= {"grading.grader": grading.grader, "grading.rewards": ",".join(grading.rewards)}
     return [f"--{name}={str(value).lower() if value is True else value}" for name, value in values.items() if value]
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from flow_dpo.core.errors import visible
 from flow_dpo.engines.settings import BUILT_IN
-from flow_dpo.plugins.load import KINDS, every_installed
+from flow_dpo.plugins.load import KINDS, every_installed, is_place
 from flow_dpo.recipes.presets import RECIPES
 from flow_dpo.runs.resolve import resolve
 from flow_dpo.trackers.settings import NAMES
@@ -36,6 +36,8 @@ def plugins(argv: Sequence[str]) -> int:
         note = ""
         if each.name in built_in.get(each.kind, ()):
             note = "never used: a built-in has this name"
+        elif not is_place(each.place):
+            note = "refused: expected package.module:Name as its place"
         elif counts[each.kind, each.name] > 1:
             note = "refused: several packages offer this name; uninstall all but one"
         table.add_row(*(visible(cell) for cell in (each.kind, each.name, each.package, each.place, note)))

@@ -45,7 +45,7 @@ def parse_sft(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     parsed = resolve(
         "flow-dpo sft", "Fine-tune a model on traces.", argv, _sections, brings=of_traces, doc=__doc__ or ""
     )
-    return parsed, _among(made, ("explore", "data", "grading"))
+    return parsed, _among(made, ("explore_source", "explore", "data", "grading"))
 
 
 def _among(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

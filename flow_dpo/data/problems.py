@@ -29,7 +29,7 @@ from flow_dpo.data.columns import BadRow, Row, has_system_message, usual
 from flow_dpo.data.datasets import DataSet, dataset
 from flow_dpo.data.files import open_rows
 from flow_dpo.data.question_template import QuestionTemplate
-from flow_dpo.data.schemas import Schema, choose, choose_open
+from flow_dpo.data.schemas import Schema, choose, choose_named, choose_open
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,9 @@ class DataSettings:
     """The column of the gold answer, such as "reward_model.ground_truth" or "answers.0"; a worked solution there is
     read to its "####", its last box or "answer is".
     The columns `solution`, `level`, and `subject` or `type` are read where there are such."""
+    schema: str = ""
+    """The reader of the rows where these two do not say enough: a `Schema` of a "file.py:NAME", a "package.module:NAME"
+    or an installed plug-in. Its code is run."""
     question_template: str = ""
     """The question put together from columns: "{context}\\n\\n{question}". Braces that are meant are doubled."""
     max_problems: int | None = None
@@ -73,6 +76,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         expect(self, "of 1 or more, or none for all", lambda value: value is None or value >= 1, "max_problems")
         expect(self, "of 0 or more", lambda value: value >= 0, "skip_problems")
+        if self.schema and (self.question_column or self.answer_column):
+            raise ConfigError(f"expected schema or columns, found both: a schema ({self.schema}) knows its columns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +123,7 @@ def load(config: DataSettings, *, columns: bool = False) -> ProblemSet:
         shuffle_seed=config.shuffle_seed,
         bad_rows=config.bad_rows,
         question_template=config.question_template,
+        schema=config.schema,
         columns=columns,
     )
 
@@ -134,6 +140,7 @@ def load_problems(
     shuffle_seed: int | None = None,
     bad_rows: BadRows = "skip",
     question_template: str = "",
+    schema: str = "",
     columns: bool = False,
 ) -> ProblemSet:
     """The problems of a data set, or these; with `columns` each keeps its row, and needs no gold answer. Raises
@@ -157,9 +164,8 @@ def load_problems(
     else:
         source = open_rows(name, config=config, split=split)
         template = QuestionTemplate(question_template) if question_template else None
-        reader = RowReader((question_column, answer_column), template, columns)
-        read = _problems(source.rows, source.stem, split, reader, bad_rows, skipped)
-        problems = list(itertools.islice(read, early))
+        reader = RowReader((question_column, answer_column), template, columns, schema)
+        problems = list(itertools.islice(_problems(source.rows, source.stem, split, reader, bad_rows, skipped), early))
     if not problems:
         raise DataError(
             f"expected problems in {name} ({split}), found none{skipped.instead()}; name another file or split, or "
@@ -264,6 +270,8 @@ class RowReader(NamedTuple):
     template: QuestionTemplate | None
     kept: bool
     """Each problem keeps its row, and needs no gold answer."""
+    named: str = ""
+    """The schema that is named (`DataSettings.schema`)."""
 
     def schema(self, place: str, rows: Sequence[Row]) -> Schema:
         """The reader of these rows. Raises `DataError` where they have not what it needs."""
@@ -271,7 +279,10 @@ class RowReader(NamedTuple):
         if template is not None:
             template.check(place, {name: value for row in reversed(rows) for name, value in row.items()})
             asked = asked or template.columns[0]
-        found = (choose_open if self.kept else choose)(place, rows, asked, answer)
+        if self.named:
+            found = choose_named(place, rows, self.named, kept=self.kept)
+        else:
+            found = (choose_open if self.kept else choose)(place, rows, asked, answer)
         chat = asked or usual(rows[0], "question_column") if rows else None
         if chat is not None and any(has_system_message(row, chat) for row in rows):
             logger.warning(

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from flow_dpo.core.errors import DataError
+from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.data.columns import MISSING, BadRow, Row, find, listed, nearest, optional, question, text, usual
+from flow_dpo.plugins.load import load_object
 from flow_dpo.verify.extract import after_answer_is, last_box
 
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])")
@@ -32,10 +33,12 @@ _ASKS_ONE = re.compile(r"\b(?:either|one of|only one|not both|any one)\b", re.IG
 
 
 class Schema(NamedTuple):
-    """A data set known by its columns."""
+    """A data set known by its columns; one of a plug-in or a file is named by `--schema`."""
 
     columns: frozenset[str]
+    """Columns that a row has at least."""
     read: Callable[[Row], Problem]
+    """A row as a problem, whose id may be empty: then it gets one. Raises `BadRow` for a row that gives none."""
 
 
 # ---- gold answers ----------------------------------------------------------------------------------------------------
@@ -202,6 +205,46 @@ def choose(place: str, rows: Sequence[Row], question_column: str | None, answer_
                 + ("" if flag == "question_column" or near else "; flow-dpo ask answers questions that have none")
             )
     return Schema(frozenset({asked, answer}), lambda row: _named(row, asked, answer))
+
+
+def load_schema(source: str) -> Schema:
+    """The schema of a "file.py:NAME", a "package.module:NAME" or an installed plug-in. Raises `ConfigError` for what is
+    none."""
+    found = load_object(source, kind="schema")
+    if not isinstance(found, Schema):
+        raise ConfigError(f"expected a flow_dpo.data.schemas.Schema in {source} for --schema, found {found!r:.80}")
+    return found
+
+
+def choose_named(place: str, rows: Sequence[Row], source: str, *, kept: bool) -> Schema:
+    """The reader that `source` names, where the rows have its columns; with `kept` each problem keeps its row.
+
+    Raises `DataError` where they lack one, and where the reader fails on a row in a way of its own.
+    """
+    named, columns = load_schema(source), {name: None for row in rows for name in row}
+    if missing := named.columns - columns.keys():
+        raise DataError(
+            f"{place}: expected the columns of {source}, {', '.join(sorted(named.columns))}; of these "
+            f"{', '.join(sorted(missing))} is missing in {listed(columns)}"
+        )
+
+    def read(row: Row) -> Problem:
+        try:
+            found = named.read(row)
+        except BadRow:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise DataError(
+                f"expected a problem of the schema {source}, found {type(error).__name__}: {error} in the row "
+                f"{row!r:.200}; let it raise flow_dpo.data.columns.BadRow for a row to be skipped"
+            ) from error
+        if not isinstance(found, Problem) or not found.question.strip() or not (kept or found.gold.strip()):
+            raise DataError(
+                f"expected a problem with a question and a gold answer of the schema {source}, found {found!r:.200}"
+            )
+        return replace(found, columns=row) if kept else found
+
+    return Schema(named.columns, read)
 
 
 def choose_open(place: str, rows: Sequence[Row], question_column: str | None, answer_column: str | None) -> Schema:

@@ -23,7 +23,7 @@ from flow_dpo.core.explore import Explore, Siblings
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.protocols import RolloutWorkers
 from flow_dpo.core.types import Adapter, Problem, Role
-from flow_dpo.data.problems import ProblemSet
+from flow_dpo.data.problems import DataSettings
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.evaluate import candidates, contamination
 from flow_dpo.evaluate.evaluate import (
@@ -39,7 +39,15 @@ from flow_dpo.evaluate.teacher_forced import teacher_forced
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import load_adapters, one_attempt, sampled_flow
-from flow_dpo.runs.given_objects import GivenObjects, grader_of, problem_set, recordable, sampling_settings
+from flow_dpo.runs.given_objects import (
+    GivenObjects,
+    Rows,
+    grader_of,
+    handed_over,
+    problem_set,
+    recordable,
+    sampling_settings,
+)
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
 from flow_dpo.runs.published import names_a_run
@@ -48,11 +56,12 @@ from flow_dpo.runs.resolve import command_line, nearest
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime, open_runtime
 from flow_dpo.runs.settings import RuntimeSettings, SpeakingSettings
 from flow_dpo.runs.writable import check_writable
+from flow_dpo.verify.reward_grader import RewardGrader
 
 
 def evaluate_flow(
     source: str | Path | Runtime,
-    dataset: str | Sequence[Problem] | ProblemSet | None = None,
+    dataset: Rows | None = None,
     *,
     output_dir: str | Path | None = None,
     flow: Flow[Any] | None = None,
@@ -72,9 +81,12 @@ def evaluate_flow(
     """
     overrides = {**(settings or {}), **more}
     grader = grader_of(grader, reward_funcs, reward_weights)
-    given = GivenObjects(grader=grader, engine=engine, flow=flow, problems=problem_set(dataset or "", max_problems))
+    given = GivenObjects(grader=grader, engine=engine, flow=flow)
     if isinstance(source, Runtime):
-        return _measure_open(source, given, overrides)
+        columns = isinstance(source.backends.grader, RewardGrader)
+        settings_of_rows = DataSettings(dataset_split="test", max_problems=max_problems)
+        chosen = problem_set(dataset, settings_of_rows, columns=columns)
+        return _measure_open(source, replace(given, problems=chosen), overrides)
     data = dataset if isinstance(dataset, str) else None
     overrides = {
         "data.dataset_split": "test",
@@ -84,6 +96,7 @@ def evaluate_flow(
     }
     sections = {"evaluation": EvaluationSettings()}
     found = sampling_settings("flow_dpo.evaluate_flow", str(source), sections, overrides, given)
+    given = handed_over(given, dataset, found)
     chosen = found["evaluation"] if output_dir is None else replace(found["evaluation"], output_dir=str(output_dir))
     run = str(source) if names_a_run(str(source)) else None
     return measure_run(

@@ -18,8 +18,8 @@ from flow_dpo.plugins.load import is_source
 from flow_dpo.runs.adapters import calibration
 
 _SECTIONS = (
-    "recipe", "preset", "flow_source", "flow", "explore", "credit", "objective", "model", "lora", "data", "grading",
-    "learner", "run",
+    "recipe", "preset", "flow_source", "flow", "explore_source", "explore", "credit", "objective", "model", "lora",
+    "data", "grading", "learner", "run",
 )  # fmt: skip
 _NOT_OF_RUN = ("output_dir", "resume", "reuse_sampled", "allow")
 _NOT_OF_LORA = ("init_from", "init_roles")

@@ -17,21 +17,23 @@ import importlib.util
 import logging
 import re
 import sys
+import traceback
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache
+from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, Literal, get_args
 
-from flow_dpo.core.errors import ConfigError, FlowError
+from flow_dpo.core.errors import ConfigError, FlowDpoError, FlowError
 from flow_dpo.core.flow import Flow
 
 log = logging.getLogger("flow_dpo")
-Kind = Literal[
-    "flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "dataset", "tracker", "callback"
-]
+Kind = Literal["flow", "recipe", "explore", "credit", "objective", "engine", "grader", "reward", "schema", "tracker"]
 """What is loaded; the entry points of a kind are those of the group "flow_dpo.<kind>s"."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_RAN = "__ran__"
+"""Of a module that was made of a file: the file, and the SHA-256 of what was run."""
 _SOURCE = re.compile(r".*\.py:.*|[\w.]+:[^\W\d]\w*", re.DOTALL)
 
 
@@ -43,9 +45,11 @@ def is_source(text: str) -> bool:
 def fingerprint(source: str, kind: Kind | None = None) -> str | None:
     """SHA-256 of the file that a source names or, with its `kind`, what an installed plug-in's name stands for:
     distribution, version and SHA-256 of its code. None for anything else. Imports nothing."""
+    if not source:
+        return None
     found = [] if kind is None or is_source(source) else _entries(kind, source)
     if found:
-        return f"{_of(found[0])} {_checksum(found[0].module)}"
+        return f"{_of(found[0])} {_checksum(_place(found[0])[0])}"
     place = source.rpartition(":")[0] if is_source(source) else ""
     file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
@@ -53,7 +57,7 @@ def fingerprint(source: str, kind: Kind | None = None) -> str | None:
 
 def installed(kind: Kind) -> list[str]:
     """The names under which installed plug-ins offer objects of a kind. Imports none of them."""
-    return sorted(entry_points(group=f"flow_dpo.{kind}s").names)
+    return sorted({each.name for each in _entries(kind)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +81,51 @@ def every_installed() -> list[Installed]:
     ]
 
 
-def _entries(kind: Kind, name: str = "") -> list[EntryPoint]:
-    """The entry points of a kind, each once, however often a distribution is found on the path."""
-    found = [each for each in entry_points(group=f"flow_dpo.{kind}s") if name in ("", each.name)]
+def _entries(kind: Kind, name: str | None = None) -> list[EntryPoint]:
+    """The entry points of a kind, of this name where one is given: each once, however often a distribution is on the
+    path."""
+    found = [each for each in _group(f"flow_dpo.{kind}s") if name in (None, each.name)]
     return list({(each.name, each.value, _of(each)): each for each in found}.values())
+
+
+_UNREADABLE = (TypeError, ValueError, AttributeError, LookupError, OSError)
+"""What importlib.metadata raises where a package's entry_points.txt is not of the format."""
+
+
+def _group(group: str) -> list[EntryPoint]:
+    try:
+        return list(entry_points(group=group))
+    except _UNREADABLE:  # of one package; those of all others count
+        return [each for package in distributions() for each in _readable(package) if each.group == group]
+
+
+def _readable(package: Distribution) -> list[EntryPoint]:
+    try:
+        return list(package.entry_points)
+    except _UNREADABLE as error:
+        name, place = package.metadata["Name"] or "without a name", package.locate_file("")
+        _warn_unreadable(f"{name} in {place}", f"{type(error).__name__}: {error}")
+        return []
+
+
+@cache
+def _warn_unreadable(package: str, why: str) -> None:
+    log.warning("the entry points of the installed package %s cannot be read and are left out: %s", package, why)
+
+
+def is_place(text: str) -> bool:
+    """Whether the value of an entry point names an object in a module, as it must."""
+    return re.fullmatch(r"[\w.]+\s*:\s*[^\W\d]\w*\s*(\[.*\])?", text) is not None
+
+
+def _place(entry: EntryPoint) -> tuple[str, str]:
+    """Module and name of an entry point. Raises `ConfigError` where it names none."""
+    if not is_place(entry.value):
+        raise ConfigError(
+            f"expected package.module:Name in the entry point {entry.name!r} of {_of(entry)}, found "
+            f"{entry.value!r:.80}; correct that package and install it again"
+        )
+    return entry.module, entry.attr
 
 
 def _of(entry: EntryPoint) -> str:
@@ -113,15 +158,13 @@ def load_object(source: str, *, kind: Kind) -> Any:
         if len(found) > 1:
             offers = " and ".join(f"{_of(each)} ({each.value})" for each in found)
             raise ConfigError(f"expected one installed {kind} {source!r}, found those of {offers}; uninstall one")
-        place, name = found[0].module, found[0].attr
+        place, name = _place(found[0])
     elif place.endswith(".py") and not Path(place).is_file():
         raise ConfigError(f"expected path/to/file.py:Name for --{kind}, found no file {place!r}")
     else:
         log.warning("running the code of %s for its %s %s", place, kind, name)
-    try:
+    with Foreign(place):
         module = _run(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (ImportError, SyntaxError, OSError, TypeError) as error:  # a misspelled setting is a TypeError
-        raise ConfigError(f"{place} could not be run: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
         known = [n for n, v in vars(module).items() if not callable(v) or v.__module__ == module.__name__]
         public = [n for n in known if n[0] != "_" and n != "annotations" and n not in sys.modules]
@@ -129,13 +172,36 @@ def load_object(source: str, *, kind: Kind) -> Any:
     return getattr(module, name)
 
 
+class Foreign:
+    """Turns whatever code of a file or plug-in raises while it is run into one `ConfigError` with file and line."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        """Nothing is needed."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, Exception) and not isinstance(error, FlowDpoError):
+            last = traceback.extract_tb(at)[-1]
+            own = not isinstance(error, ImportError | SyntaxError) and last.filename not in (__file__, "")
+            where = f" ({last.filename}, line {last.lineno})" if own else ""
+            raise ConfigError(f"{self._place} could not be run: {type(error).__name__}: {error}{where}") from error
+
+
 def _run(path: Path) -> ModuleType:
+    """The file as a module; of several names in it they are of one module, as long as it stays as it is."""
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    known = sys.modules.get(f"flow_dpo_custom_{path.stem}")
+    if known is not None and vars(known).get(_RAN) == (str(path.resolve()), content):
+        return known
     spec = importlib.util.spec_from_file_location(f"flow_dpo_custom_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     # Dataclasses look their own module up by its name.
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    setattr(module, _RAN, (str(path.resolve()), content))
     return module
 
 
@@ -156,7 +222,8 @@ def load_flow(source: str) -> Flow[Any]:
 
 
 def load_part(source: str, kind: Kind) -> Any:
-    """A credit or an objective: a frozen dataclass whose fields have defaults, made with them; they are settings.
+    """An exploration, a credit or an objective: a frozen dataclass whose fields have defaults, made with them; they are
+    settings.
 
     Raises `ConfigError` where it is none.
     """

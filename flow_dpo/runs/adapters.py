@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("flow_dpo")
 
 _METHOD_SETTINGS = (
-    "recipe", "preset", "flow_source", "flow", "explore", "model", "lora", "grading", "engine_kind", "engine",
+    "recipe", "preset", "flow_source", "flow", "explore_source", "explore", "model", "lora", "grading", "engine_kind",
+    "engine",
 )  # fmt: skip
-_DATA_SETTINGS = ("dataset_name", "dataset_config", "question_column", "answer_column")
+_DATA_SETTINGS = ("dataset_name", "dataset_config", "question_column", "answer_column", "schema")
 
 
 def source_settings(given: Given) -> tuple[dict[str, Any], str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,11 +25,12 @@ from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.models.load import device_of, load_model
 from flow_dpo.models.settings import ModelSettings
-from flow_dpo.plugins.load import is_source, load_object
+from flow_dpo.plugins.load import Kind, fingerprint, installed, is_source, load_object
 from flow_dpo.ranks import environment
 from flow_dpo.ranks.environment import Place
 from flow_dpo.ranks.group import Ended, Ranks, joined
 from flow_dpo.ranks.learner import follow as follow_learner
+from flow_dpo.recipes.presets import RECIPES
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import start_from
@@ -50,8 +51,8 @@ class _Run:
     seed: int
     learner: LearnerSettings
     kept_versions: int
-    sources: tuple[tuple[str, str], ...]
-    """Kind and place of code of the user's own, whose classes examples and objective may be of."""
+    sources: tuple[tuple[Kind, str, str | None], ...]
+    """Kind, place and checksum of code from elsewhere, whose classes examples and objective may be of."""
 
 
 @contextmanager
@@ -63,8 +64,6 @@ def leading(settings: TrainSettings, *, kept_versions: int = 0, engine: object =
         _check_device(settings.runtime.model, where)
     with joined() as ranks:
         if ranks is not None:
-            sources = (("recipe", settings.recipe_name), ("flow", settings.flow_source))
-            sources += (("credit", settings.credit_source), ("objective", settings.objective_source))
             run = _Run(
                 model=settings.runtime.model,
                 lora=settings.runtime.lora,
@@ -72,7 +71,7 @@ def leading(settings: TrainSettings, *, kept_versions: int = 0, engine: object =
                 seed=settings.run.seed,
                 learner=settings.learner,
                 kept_versions=kept_versions,
-                sources=tuple(each for each in sources if is_source(each[1])),
+                sources=code_of_run(settings),
             )
             ranks.share(run)
             _compare_environments(ranks, device := device_of(run.model))
@@ -95,13 +94,35 @@ def follow() -> None:
             _check_device(run.model, ranks.place)
             _compare_environments(ranks, device := device_of(run.model))
             ranks.use_device(device)
-            for kind, source in run.sources:
-                load_object(source, kind=kind)  # pyright: ignore[reportArgumentType]
+            load_code(run.sources)
             policy = Policy(load_model(run.model).model, run.roles, run.lora, seed=run.seed)
             start_from(policy)
             follow_learner(ranks, policy, run.learner, kept_versions=run.kept_versions)
         except Ended:
             return
+
+
+def code_of_run(settings: TrainSettings) -> tuple[tuple[Kind, str, str | None], ...]:
+    """Kind, place and checksum of the code from elsewhere, of files and of installed plug-ins, that followers need."""
+    named: dict[Kind, str] = {"flow": settings.flow_source, "explore": settings.explore_source}
+    named |= {"credit": settings.credit_source, "objective": settings.objective_source}
+    named |= {} if settings.recipe_name in RECIPES else {"recipe": settings.recipe_name}
+    return tuple(
+        (kind, source, fingerprint(source, kind))
+        for kind, source in named.items()
+        if is_source(source) or source in installed(kind)
+    )
+
+
+def load_code(sources: Sequence[tuple[Kind, str, str | None]]) -> None:
+    """Load what rank 0 has loaded. Raises `ConfigError` where it is not here, or another version of it."""
+    for kind, source, expected in sources:
+        load_object(source, kind=kind)
+        if (found := fingerprint(source, kind)) != expected:
+            raise ConfigError(
+                f"expected the same code of {source} on all ranks, found {found} here and {expected} on rank 0: use "
+                "the same on every machine"
+            )
 
 
 def _check_sharing(settings: TrainSettings, where: Place, engine: object) -> None:

@@ -20,7 +20,8 @@ from flow_dpo.core.flow import Flow
 from flow_dpo.core.protocols import Callback
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Problem
-from flow_dpo.data.problems import GIVEN, ProblemSet, fingerprint
+from flow_dpo.data.problems import GIVEN, DataSettings, ProblemSet, fingerprint
+from flow_dpo.data.rows import problems_from
 from flow_dpo.engines.settings import EngineSettings, kind_of
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import RECIPES, default_preset, default_recipe
@@ -31,6 +32,7 @@ from flow_dpo.runs.resolve import Given, Sections, resolve
 from flow_dpo.runs.runtime import EngineOpener, GraderSource, Runtime
 from flow_dpo.runs.settings import TrainSettings, named_settings
 from flow_dpo.verify.rewards import RewardFunctions
+from flow_dpo.workers.grading import grades_by_rewards
 
 OBJECT = GIVEN
 """What the record calls something that was handed over as an object and that no name stands for."""
@@ -97,23 +99,35 @@ def grader_of(
     return RewardFunctions.of(reward_funcs, reward_weights)
 
 
-def problem_set(problems: str | Sequence[Problem] | ProblemSet, max_problems: int | None = None) -> ProblemSet | None:
-    """The problems where they are objects; None where a data set is named.
+Rows = str | Sequence[Problem] | ProblemSet | Iterable[Mapping[str, Any]]
+"""A data set: its name, problems, or rows with columns, as a `datasets.Dataset` has them."""
 
-    Raises `ConfigError` for what is no `Problem`, and for two problems of one id.
+
+def problem_set(data: Rows | None, settings: DataSettings, *, columns: bool = False) -> ProblemSet | None:
+    """The problems where they are objects; None where a data set is named. Rows are read by the settings
+    (`data.rows`); problems are taken as they are, at most `max_problems` of them.
+
+    Raises `ConfigError` for what is neither, and for two problems of one id; `DataError` as `problems_from`.
     """
-    if isinstance(problems, str):
+    if data is None or isinstance(data, str):
         return None
-    if not isinstance(problems, Iterable):
-        raise ConfigError(f"expected the name of a data set or a list of problems, found {problems!r:.80}")
-    chosen = tuple(problems)[:max_problems]
-    for problem in chosen:
-        if not isinstance(problem, Problem):
-            raise ConfigError(f"expected flow_dpo.Problem(id=, question=, gold=) objects, found {problem!r:.80}")
+    if not (isinstance(data, ProblemSet) or _are_problems(data)):
+        return problems_from(data, settings, columns=columns)
+    chosen: tuple[Problem, ...] = tuple(data)[: settings.max_problems]  # pyright: ignore[reportAssignmentType]
     repeated = [id for id, count in Counter(problem.id for problem in chosen).items() if count > 1]
     if repeated:
         raise ConfigError(f"expected an id of its own for every problem, found {repeated[0]!r} more than once")
     return ProblemSet(problems=chosen, fingerprint=fingerprint(chosen))
+
+
+def handed_over(given: GivenObjects, data: Rows | None, sections: Mapping[str, Any]) -> GivenObjects:
+    """What was given, and the problems of `data` as a command's settings read them. Raises as `problem_set`."""
+    columns = grades_by_rewards(sections["grading"], given.grader)
+    return replace(given, problems=problem_set(data, sections["data"], columns=columns))
+
+
+def _are_problems(data: Any) -> bool:
+    return isinstance(data, list | tuple) and all(isinstance(each, Problem) for each in data)  # pyright: ignore
 
 
 def train_settings(

@@ -215,7 +215,8 @@ class Trace:
     SCHEMA: ClassVar[str] = "trace/1"
     problem_id: Words
     question: Words
-    gold: Words
+    gold: str
+    """"" where reward functions graded a problem that has none."""
     dataset: str
     """The problem's own source: "gsm8k/train"."""
     level: str

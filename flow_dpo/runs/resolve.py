@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 Sections = Mapping[str, Any]
 """Names of groups of flags, each with the settings that are its defaults."""
-RUNS_CODE = ("flow_source", "credit_source", "objective_source", "recipe", "grading.rewards", "flow.programs",
-             "model.trust_remote_code")  # fmt: skip
+RUNS_CODE = ("flow_source", "explore_source", "credit_source", "objective_source", "recipe", "grading.rewards",
+             "grading.grader", "data.schema", "flow.programs", "model.trust_remote_code")  # fmt: skip
 """Settings that let code run which is not this package's (a recipe only where it names a file): each needs a flag of
 the user's; no folder may set it."""
 IN_PYTHON = "the settings given"
@@ -147,7 +147,7 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
         names["engine"] = "engine_kind"
     if isinstance(values.get("workers"), str):
         names["workers"] = "workers.kind"
-    for kind in ("flow", "credit", "objective"):
+    for kind in ("flow", "explore", "credit", "objective"):
         value = values.get(kind)
         if isinstance(value, str) and (is_source(value) or value in installed(kind)):
             names[kind] = f"{kind}_source"

@@ -24,7 +24,7 @@ from flow_dpo.models.prompt_preview import first_difference, prompt_facts
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.given_objects import GivenObjects
 from flow_dpo.runs.resolve import read_settings, refuse_unknown
-from flow_dpo.runs.settings import TrainSettings
+from flow_dpo.runs.settings import OWN_PARTS, TrainSettings
 from flow_dpo.runs.writable import check_writable
 from flow_dpo.trackers import settings as trackers
 from flow_dpo.trackers.settings import TrackingSettings
@@ -98,7 +98,7 @@ def compare(
     """Allowed differences from the run at `path`. Raises `ConfigError` for any other, and
     `DataError` where config.yaml is not whole."""
     now = given.sections(settings)
-    later = {name: "" for name in ("credit_source", "objective_source") if name in now}
+    later = {name: "" for name in OWN_PARTS if name in now}
     then = {"engine_kind": "local", "workers": {}} | later | read_settings(path / "config.yaml")
     if missing := [name for name in now if name not in then]:
         raise DataError(

@@ -39,7 +39,7 @@ from flow_dpo.runs.run_folder import environment
 from flow_dpo.runs.settings import RuntimeSettings, default_settings
 from flow_dpo.runs.starting_adapters import start_from
 from flow_dpo.verify.rewards import RewardFunctions
-from flow_dpo.workers.grading import GraderSource, open_grader, reward_functions, shared
+from flow_dpo.workers.grading import GraderSource, named_grader, open_grader, reward_functions, shared
 from flow_dpo.workers.in_process import InProcessWorkers
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.setup import (
@@ -154,16 +154,18 @@ def open_runtime(
     roles = tuple(flow.roles if roles is None else roles)
     own = engine if callable(engine) else None
     check_workers(settings.workers, settings.engine, own_engine=own is not None)
+    grader = named_grader(settings.grading) if grader is None else grader
     rewards = reward_functions(settings.grading, grader)
-    if rewards is not None and settings.workers.kind != "ray":  # Ray's workers load a file's functions themselves
-        grader = rewards
+    own_grader = rewards or grader
+    own_grader = shared(own_grader) if settings.workers.kind == "servers" else own_grader
     problems, loaded = _loaded(settings, problems, doing, rewards)
     setup = WorkerSetup(
         workers=settings.workers, model=dated(settings.model, loaded.renderer), lora=settings.lora,
         engine=settings.engine, grading=settings.grading, roles=roles, seed=seed, opener=own, environment=environment,
-        grader=shared(grader) if settings.workers.kind == "servers" else grader,
+        # Ray's workers load the functions that are named themselves.
+        grader=grader if settings.workers.kind == "ray" else own_grader,
     )  # fmt: skip
-    with _access(setup, loaded) as access, tempfile.TemporaryDirectory() as elsewhere:
+    with _access(setup, loaded, own_grader) as access, tempfile.TemporaryDirectory() as elsewhere:
         room = access.context_tokens
         fitting = [] if without_problems else fitting_problems(flow, loaded.renderer, problems.problems, room)
         policy = Policy(loaded.model, roles, settings.lora, seed=seed)
@@ -205,14 +207,16 @@ class _Access:
 
 
 @contextmanager
-def _access(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[_Access]:
-    """The engine of this process, the caller's own where there is one, or the workers elsewhere."""
+def _access(setup: WorkerSetup, loaded: LoadedModel, grader: GraderSource | None) -> Iterator[_Access]:
+    """The engine of this process, the caller's own where there is one, or the workers elsewhere. `grader`: of this
+    process."""
     with ExitStack() as stack:
         if setup.workers.kind != "here":
             there = stack.enter_context(open_workers(setup, loaded))
+            own = replace(setup, grader=grader)
             yield _Access(
                 context_tokens=there.context_tokens,
-                connect=lambda policy, folder: _elsewhere(setup, loaded, there.connect(policy, folder)),
+                connect=lambda policy, folder: _elsewhere(own, loaded, there.connect(policy, folder)),
             )
             return
         if setup.opener is not None:

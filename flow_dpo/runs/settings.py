@@ -26,6 +26,9 @@ from flow_dpo.trackers.settings import TrackingSettings
 from flow_dpo.verify.grader import GradingSettings
 from flow_dpo.workers.settings import WorkersSettings
 
+OWN_PARTS = ("explore_source", "credit_source", "objective_source")
+"""Names of the settings that put a part of the user's own in the place of the recipe's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetSettings:
@@ -130,6 +133,8 @@ class TrainSettings:
     preset: str
     flow_source: str = ""
     """ "path/to/file.py:Name" where the flow is the user's own, or the name of an installed one."""
+    explore_source: str = ""
+    """The same of an exploration in the place of the recipe's."""
     credit_source: str = ""
     """The same of a credit in the place of the recipe's."""
     objective_source: str = ""
@@ -144,7 +149,7 @@ class TrainSettings:
     def names(self) -> dict[str, str]:
         """Names that the settings were made from: recipe, preset, the user's own flow, and the kind of engine."""
         names = {"recipe": self.recipe_name, "preset": self.preset, "flow_source": self.flow_source}
-        own = {"credit_source": self.credit_source, "objective_source": self.objective_source}
+        own = {name: getattr(self, name) for name in OWN_PARTS}
         names |= {name: source for name, source in own.items() if source}
         return names | {"engine_kind": engines.kind_of(self.runtime.engine)}
 
@@ -152,8 +157,11 @@ class TrainSettings:
         """Code from elsewhere, as run.json names it: a resumed run must share it."""
         engine = engines.kind_of(self.runtime.engine)
         found = {
+            "explore": fingerprint(self.explore_source, "explore"),
             "credit": fingerprint(self.credit_source, "credit"),
             "objective": fingerprint(self.objective_source, "objective"),
+            "grader": fingerprint(self.runtime.grading.grader, "grader"),
+            "schema": fingerprint(self.runtime.data.schema, "schema"),
             "engine": None if engine in engines.BUILT_IN else fingerprint(engine, "engine"),
         }
         used = {kind: each for kind, each in found.items() if each is not None}
@@ -172,8 +180,7 @@ class TrainSettings:
             recipe_name=sections["recipe"],
             preset=sections["preset"],
             flow_source=sections["flow_source"],
-            credit_source=sections.get("credit_source", ""),
-            objective_source=sections.get("objective_source", ""),
+            **{name: sections.get(name, "") for name in OWN_PARTS},
         )
 
 
@@ -183,19 +190,22 @@ def default_settings(
     flow_source: str = "",
     engine: str = "local",
     *,
+    explore_source: str = "",
     credit_source: str = "",
     objective_source: str = "",
 ) -> TrainSettings:
-    """The settings of a named recipe, preset and engine, with a flow, a credit and an objective of the user's own where
-    such are named.
+    """The settings of a named recipe, preset and engine, with a flow, an exploration, a credit and an objective of the
+    user's own where such are named.
 
     Raises `ConfigError` for a name that is none.
     """
     values = presets.preset(recipe, preset, flow=load_flow(flow_source) if flow_source else None)
-    own = {"credit": load_part(credit_source, "credit")} if credit_source else {}
+    own = {"explore": load_part(explore_source, "explore")} if explore_source else {}
+    own |= {"credit": load_part(credit_source, "credit")} if credit_source else {}
     own |= {"objective": load_part(objective_source, "objective")} if objective_source else {}
     return TrainSettings(
         flow_source=flow_source,
+        explore_source=explore_source,
         credit_source=credit_source,
         objective_source=objective_source,
         recipe=replace(values.recipe, **own),
@@ -217,8 +227,7 @@ def named_settings(given: Given) -> TrainSettings:
         given.choice("preset", presets.preset_names(recipe), presets.default_preset(model)),
         given.text("flow_source"),
         given.choice("engine_kind", engines.engine_names(), given.implied_engine or "local"),
-        credit_source=given.text("credit_source"),
-        objective_source=given.text("objective_source"),
+        **{name: given.text(name) for name in OWN_PARTS},
     )
     if shape := starting_shape(given):
         # DPO's reference is the policy that training begins with.

@@ -243,7 +243,7 @@ def worked_solution(problem: Problem) -> str:
     """
     text = re.sub(r"<<[^<>]*>>", "", problem.solution).strip()
     stated = last_box(text) is not None or after_answer_is(text) is not None
-    return text if not text or stated else f"{text}\nAnswer: {problem.gold}"
+    return text if not (text and problem.gold) or stated else f"{text}\nAnswer: {problem.gold}"
 
 
 def _problem_columns(problem: Problem) -> dict[str, str]:

@@ -18,11 +18,10 @@ from rich.console import Console
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.types import Adapter, Problem, Role
-from flow_dpo.data.problems import ProblemSet
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import is_trained, load_adapters, sampled_flow, trace_pass
-from flow_dpo.runs.given_objects import GivenObjects, grader_of, problem_set, recordable, sampling_settings
+from flow_dpo.runs.given_objects import GivenObjects, Rows, grader_of, handed_over, recordable, sampling_settings
 from flow_dpo.runs.kept_workers import kept_workers
 from flow_dpo.runs.live import Live
 from flow_dpo.runs.published import names_a_run
@@ -45,7 +44,7 @@ from flow_dpo.traces.trace import (
 
 def generate_traces(
     source: str | Path,
-    dataset: str | Sequence[Problem] | ProblemSet | None = None,
+    dataset: Rows | None = None,
     *,
     output_dir: str | Path = "runs/traces",
     flow: Flow[Any] | None = None,
@@ -63,11 +62,12 @@ def generate_traces(
     is given, or a model's name. Any setting of the command may be given by its name: `num_samples=4`.
     """
     grader = grader_of(grader, reward_funcs, reward_weights)
-    given = GivenObjects(grader=grader, engine=engine, flow=flow, problems=problem_set(dataset or "", max_problems))
+    given = GivenObjects(grader=grader, engine=engine, flow=flow)
     data = dataset if isinstance(dataset, str) else None
     values = {"data.dataset_name": data, "data.max_problems": max_problems, **(settings or {}), **more}
     sections = {"generate": GenerateSettings(), "selection": SelectionSettings()}
     found = sampling_settings("flow_dpo.generate_traces", str(source), sections, values, given)
+    given = handed_over(given, dataset, found)
     run = str(source) if names_a_run(str(source)) else None
     generate = replace(found["generate"], output_dir=str(output_dir))
     path = generate_run({**found, "speaking": SpeakingSettings(run=run), "generate": generate}, given)

@@ -64,7 +64,7 @@ class Trackio:
     """trackio: an SQLite file in TRACKIO_DIR, or a Space. Its `name` is what a run is found by."""
 
     def begin(self, *, folder: Path, project: str, name: str, id: str | None, settings: Mapping[str, Any]) -> str:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self._trackio = trackio
         called = name if id is None else id
@@ -92,7 +92,7 @@ class Wandb:
     """wandb: WANDB_MODE=offline writes into the run folder."""
 
     def begin(self, *, folder: Path, project: str, name: str, id: str | None, settings: Mapping[str, Any]) -> str:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._wandb = wandb
         id = uuid.uuid4().hex[:12] if id is None else id
@@ -152,8 +152,8 @@ class MLflow:
     """mlflow: MLFLOW_TRACKING_URI, or what mlflow takes where that is not set. A project is an experiment."""
 
     def begin(self, *, folder: Path, project: str, name: str, id: str | None, settings: Mapping[str, Any]) -> str:
-        import mlflow
-        from mlflow import entities
+        import mlflow  # pyright: ignore[reportMissingImports]
+        from mlflow import entities  # pyright: ignore[reportMissingImports]
 
         self._entities, self._client = entities, mlflow.MlflowClient()
         if id is not None:

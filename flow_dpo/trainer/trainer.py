@@ -26,7 +26,7 @@ from flow_dpo.evaluate.during import EvaluationPlan, Evaluator, measure, read_ev
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.recipes.flow_dpo.attempts import Attempts
 from flow_dpo.recipes.presets import default_preset, default_recipe, load_recipe
-from flow_dpo.runs import python_api, run_folder
+from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import load_adapters
 from flow_dpo.runs.given_objects import GivenObjects, grader_of, sampling_settings
 from flow_dpo.runs.records import read_metrics
@@ -36,7 +36,7 @@ from flow_dpo.runs.training import TrainResult
 from flow_dpo.traces.run import generate_traces
 from flow_dpo.traces.trace import TraceFile
 from flow_dpo.trackers.transformers_callbacks import TransformersCallbacks
-from flow_dpo.trainer import data, models
+from flow_dpo.trainer import data, models, python_api
 from flow_dpo.trainer.adapters import lora_settings
 from flow_dpo.trainer.config import FlowDPOConfig
 from flow_dpo.trainer.fields import FIELDS

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from flow_dpo.core.errors import expect
+from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Piece, Problem, Solution, Verdict
 from flow_dpo.verify.extract import NO_ANSWER, AnswerRule
@@ -31,6 +31,9 @@ class GradingSettings:
     timeout_s: float = 5.0
     """Seconds of processor time after which the verifier gives an answer up as ungraded. Not by the wall: a busy
     machine changes no verdict."""
+    grader: str = ""
+    """A grader of one's own in the verifier's place, or a class that is called with the renderer: "file.py:Name",
+    "package.module:Name" or an installed plug-in's name. Its code is run."""
     rewards: tuple[str, ...] = ()
     """Reward functions that grade in the verifier's place, each a "file.py:name", a "package.module:name", an installed
     plug-in's name, or "answer", which is the verifier. `--reward` is short for it. Their code is run."""
@@ -42,6 +45,8 @@ class GradingSettings:
 
     def __post_init__(self) -> None:
         expect(self, "above 0", lambda value: value > 0, "timeout_s")
+        if self.grader and self.rewards:
+            raise ConfigError(f"expected grader or rewards, found both: {self.grader} and {', '.join(self.rewards)}")
 
 
 class Verifies(Protocol):

@@ -35,6 +35,10 @@ class RewardGrader:
         """Of solutions that an exploration asked about, until their trees are graded."""
         self._version = 0
 
+    def start(self, version: int) -> None:
+        """Grade what adapters of this version sample from now on; nothing is known of any of it."""
+        self._version, self._known = version, {}
+
     def begin(self, problem: Problem, solution: Solution) -> None:
         """Functions are called on whole batches: nothing begins early but the verifier."""
         if self._reads_answers:

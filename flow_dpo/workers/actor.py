@@ -32,7 +32,7 @@ from flow_dpo.engines import factory
 from flow_dpo.engines.vllm.checks import MOST_DIVERGENCE, ExpectedModel, divergence
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel, load_model
-from flow_dpo.workers.grading import open_grader
+from flow_dpo.workers.grading import check_reward_files, open_grader
 from flow_dpo.workers.setup import WorkerSetup
 from flow_dpo.workers.shard import Shard, ShardResult, sample_shard
 
@@ -111,7 +111,8 @@ class RolloutActor:
     def open(self, setup: WorkerSetup, expected: Expected) -> Opened:
         """Load the model and open the engine.
 
-        Raises `ConfigError` for a model that is not here or another than the head's, `ModelError` as `load_model`.
+        Raises `ConfigError` for a model or a reward function that is not here or another than the head's, `ModelError`
+        as `load_model`.
         """
         with warnings.catch_warnings(record=True) as warned:
             room = self._open(setup, expected)
@@ -125,6 +126,7 @@ class RolloutActor:
                 f"expected the model folder {name} on {platform.node()}, found none; put it under the same path on "
                 "every machine (a shared folder, or a copy), or give a hub id"
             )
+        check_reward_files(setup.grading, setup.reward_files)
         loaded = load_model(setup.model)
         if found := expected.differences(Expected.of(loaded, num_roles=len(setup.roles))):
             raise ConfigError(

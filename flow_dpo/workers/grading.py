@@ -9,11 +9,15 @@ object that a caller handed over is behind a lock.
 
 from __future__ import annotations
 
+import platform
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.grader import Grader
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Solution, Verdict
@@ -62,9 +66,51 @@ def reward_files(settings: GradingSettings) -> dict[str, str | None]:
     return {source: None if source == "answer" else fingerprint(source, "reward") for source in settings.rewards}
 
 
+def for_elsewhere(settings: GradingSettings) -> GradingSettings:
+    """The settings with the files of reward functions by their whole paths, for a process in another folder."""
+    whole = [f"{Path(file).absolute()}:{name}" if _is_file(source) else source
+             for source in settings.rewards for file, _, name in [source.rpartition(":")]]  # fmt: skip
+    return replace(settings, rewards=tuple(whole))
+
+
+def check_reward_files(settings: GradingSettings, expected: Mapping[str, str | None]) -> None:
+    """Raise `ConfigError` where a reward function's code is not on this machine, or is another than `expected`: what
+    `reward_files` found in the process that started this one."""
+    where = platform.node()
+    for source, checksum in expected.items():
+        file = source.rpartition(":")[0]
+        if _is_file(source) and not Path(file).is_file():
+            raise ConfigError(
+                f"expected the reward function's file {file} on {where}, found none; put it under the same path on "
+                "every machine (a shared folder, or a copy)"
+            )
+        if (found := reward_files(replace(settings, rewards=(source,)))[source]) != checksum:
+            raise ConfigError(
+                f"expected the code of the reward function {source} on {where} to be that of this command "
+                f"({checksum!s:.64}), found {found!s:.64}; put the same file or package on every machine"
+            )
+
+
+def _is_file(source: str) -> bool:
+    return source.rpartition(":")[0].endswith(".py")
+
+
 def load_reward(source: str) -> Any:
     """The function that a source, an installed plug-in's name, or "answer" stands for."""
     return answer_reward if source == "answer" else load_object(source, kind="reward")
+
+
+def named_grader(settings: GradingSettings) -> GraderSource | None:
+    """The grader that the settings name; None where they name none. Raises `ConfigError` for what is none."""
+    if not settings.grader:
+        return None
+    found = load_object(settings.grader, kind="grader")
+    if not (callable(found) or hasattr(found, "check_texts")):
+        raise ConfigError(
+            f"expected a grader (begin, check, grade, check_texts) in {settings.grader}, or what makes one of a "
+            f"renderer, found {found!r:.80}"
+        )
+    return found  # pyright: ignore[reportReturnType]
 
 
 def is_object(source: GraderSource) -> bool:

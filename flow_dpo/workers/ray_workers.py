@@ -25,8 +25,10 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role
 from flow_dpo.learner.policy import Policy
 from flow_dpo.models.load import LoadedModel
+from flow_dpo.verify.rewards import RewardFunctions
 from flow_dpo.workers.actor import Expected, Opened, RolloutActor, files_of
 from flow_dpo.workers.adapters import AdapterFolders
+from flow_dpo.workers.grading import for_elsewhere, reward_files
 from flow_dpo.workers.pool import PooledWorkers
 from flow_dpo.workers.ray_cluster import cluster
 from flow_dpo.workers.setup import WorkersAccess, WorkerSetup
@@ -196,7 +198,9 @@ def open_ray_workers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[Worker
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         num_threads=settings.num_threads,
     )
-    setup = replace(setup, model=model)
+    grading = for_elsewhere(setup.grading)
+    # A reward function that is named is loaded by each worker; one that was handed over travels as it is.
+    setup = replace(setup, model=model, grading=grading, reward_files=reward_files(grading))
     with cluster(settings, learner_device=device) as ray, _by_value(ray), ExitStack() as stack:
         _check_travels(ray, setup)
         published = _Published(ray)
@@ -226,8 +230,12 @@ def _begin_all(workers: Sequence[RayWorker], until: float) -> None:
 
 
 def _check_travels(ray: Any, setup: WorkerSetup) -> None:
-    """Raise `ConfigError` for a grader or an engine of the caller's own that cannot be sent to another process."""
-    for what, given in (("grader", setup.grader), ("engine", setup.opener)):
+    """Raise `ConfigError` for a grader, a reward function or an engine of the caller's own that cannot be sent to
+    another process."""
+    own: list[tuple[str, Any]] = [("grader", setup.grader), ("engine", setup.opener)]
+    if isinstance(setup.grader, RewardFunctions):
+        own[:1] = [(f"reward function {name}", each) for name, each in setup.grader.functions.items()]
+    for what, given in own:
         try:
             ray.cloudpickle.dumps(given)
         except (TypeError, AttributeError, ValueError, RecursionError, pickle.PicklingError) as error:

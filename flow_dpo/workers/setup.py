@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,6 +47,8 @@ class WorkerSetup:
     seed: int = 0
     grader: GraderSource | None = None
     """The caller's own, where there is one."""
+    reward_files: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    """Checksums of the code of the reward functions that `grading` names, which a worker compares with its own."""
     opener: EngineOpener | None = None
     """Of an engine of the caller's own."""
     environment: Callable[[], Mapping[str, Any]] = dict

@@ -24,6 +24,7 @@ from flow_dpo.core.grader import Grader
 from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Adapter, Problem, Role
+from flow_dpo.verify.reward_grader import RewardGrader
 
 _NOT_SAMPLED = -1
 """The version of completions in a tree that were not sampled as they stand there."""
@@ -112,6 +113,8 @@ class Worker(Protocol):
 
 def sample_shard(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardResult:
     """Sample the shard's problems beside one another and grade their trees."""
+    if isinstance(grader, RewardGrader):
+        grader.start(shard.version)
     started = time.perf_counter()
     trees = shard.explore(shard.flow, runner, shard.problems, seed=shard.seed)
     sampled = time.perf_counter()

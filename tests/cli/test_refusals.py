@@ -19,6 +19,7 @@ from flow_dpo.cli.train import parse_train
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Group, Siblings
+from flow_dpo.data.problems import DataSettings
 from flow_dpo.evaluate.evaluate import EvaluationSettings
 from flow_dpo.evaluate.run import _measure_open
 from flow_dpo.recipes.presets import RECIPES
@@ -140,8 +141,8 @@ def test_parts_made_in_python_are_refused_as_well() -> None:
     for name, value in objects.items():
         with pytest.raises(ConfigError, match=f"expected {name} to have"):
             GivenObjects(**{name: value})
-    with pytest.raises(ConfigError, match="the name of a data set or a list of problems, found 5"):
-        problem_set(cast(Any, 5))
+    with pytest.raises(ConfigError, match="the name of a data set, problems or rows with columns, found 5"):
+        problem_set(cast(Any, 5), DataSettings())
     runtime: Any = SimpleNamespace(recipe=RECIPES["flow-dpo"]["seed"].recipe)
     with pytest.raises(ConfigError, match="unknown setting num_sample of an open runtime; did you mean num_samples"):
         _measure_open(runtime, GivenObjects(), {"num_sample": 3})

@@ -49,9 +49,9 @@ class OnlyBatches:
         """The one method that a callback must have."""
 
 
-def train(path: Path, *callbacks: Any, resume: bool = False) -> flow_dpo.TrainResult:
+def train(path: Path, *callbacks: Any, resume: bool = False, num: int = 4) -> flow_dpo.TrainResult:
     return flow_dpo.train(
-        "seed", max_problems=12, problems_per_batch=2, window=4, output_dir=path, callbacks=callbacks, quiet=True,
+        "seed", max_problems=num, problems_per_batch=1, window=2, output_dir=path, callbacks=callbacks, quiet=True,
         resume=resume,
     )  # fmt: skip
 
@@ -59,25 +59,25 @@ def train(path: Path, *callbacks: Any, resume: bool = False) -> flow_dpo.TrainRe
 def test_a_run_is_told_from_beginning_to_end_and_stops_where_asked(tmp_path: Path) -> None:
     hears = Hears(stop_after=3)
     result = train(tmp_path / "run", OnlyBatches(), hears)
-    assert result.progressive.num_seen == 6
+    assert result.progressive.num_seen == 3
     events = [event for event, *_ in hears.heard]
     assert events == ["on_run_begin", "on_batch", "on_batch", "on_evaluation", "on_batch", "on_run_end"]
     begun: RunInfo = hears.heard[0][1]
-    assert (begun.path, begun.resumed, begun.problems_seen, begun.num_problems) == (tmp_path / "run", False, 0, 12)
-    assert begun.settings["run"]["window"] == 4
+    assert (begun.path, begun.resumed, begun.problems_seen, begun.num_problems) == (tmp_path / "run", False, 0, 4)
+    assert begun.settings["run"]["window"] == 2
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert begun.facts == {name: value for name, value in facts.items() if name != "schema"}
     row = read_jsonl(tmp_path / "run" / "metrics.jsonl")[1]
     evaluation = {"accuracy": row["progressive/window_accuracy"], "low": row["progressive/window_low"]}
-    evaluation |= {"high": row["progressive/window_high"], "problems": 4}
+    evaluation |= {"high": row["progressive/window_high"], "problems": 2}
     assert hears.heard[3][1:] == ("progressive", evaluation, row["learn/version"])
     ended, error = hears.heard[-1][1:]
-    assert (ended.problems_seen, error) == (6, None)
+    assert (ended.problems_seen, error) == (3, None)
     # It was checkpointed, and goes on where it stopped.
     hears = Hears()
     train(tmp_path / "run", hears, resume=True)
-    assert (hears.heard[0][1].resumed, hears.heard[0][1].problems_seen) == (True, 6)
-    assert [what for event, *what in hears.heard if event == "on_batch"] == [[8], [10], [12]]
+    assert (hears.heard[0][1].resumed, hears.heard[0][1].problems_seen) == (True, 3)
+    assert [what for event, *what in hears.heard if event == "on_batch"] == [[4]]
 
 
 def test_a_callback_that_raises_ends_the_run_which_is_resumed(
@@ -86,12 +86,12 @@ def test_a_callback_that_raises_ends_the_run_which_is_resumed(
     log: list[Any] = []
     good = Hears(log=log)
     with pytest.raises(CallbackError, match="on_batch of the callback Hears to return, found ZeroDivisionError: a mis"):
-        train(tmp_path / "run", good, Hears(fails_in="on_batch", log=log))
+        train(tmp_path / "run", good, Hears(fails_in="on_batch", log=log), num=2)
     assert [event for event, *_ in log] == ["on_run_begin"] * 2 + ["on_batch"] * 2 + ["on_run_end"] * 2
     assert isinstance(log[-1][2], CallbackError)
-    assert train(tmp_path / "run", resume=True).progressive.num_seen == 12
+    assert train(tmp_path / "run", resume=True, num=2).progressive.num_seen == 2
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    assert [row["problems_seen"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert [row["problems_seen"] for row in rows] == [1, 2]
 
 
 def test_an_error_at_the_beginning_gives_the_folder_back(tmp_path: Path) -> None:

@@ -218,6 +218,15 @@ def test_a_recipe_of_a_file_is_asked_for_and_never_brought_along() -> None:
         Given.read([]).over(brought, "x/config.yaml").refuse_unasked()
     with pytest.raises(ConfigError, match="asks for flow_source"):
         Given.read(["--recipe", "grpo"]).over({"flow": "mine.py:Mine"}, "x/config.yaml").refuse_unasked()
+    for name, value, others in (
+        ("explore_source", "mine.py:Mine", {"explore": "mine.py:Mine"}),
+        ("grading.grader", "mine", {"grading": {"grader": "mine"}}),
+        ("data.schema", "mine", {"data": {"schema": "mine"}}),
+    ):
+        with pytest.raises(ConfigError, match=rf"asks for {name} = '{value}', which runs code .* add --{name} {value}"):
+            Given.read([]).over(others, "x/config.yaml").refuse_unasked()
+        Given.read([f"--{name.rpartition('.')[2]}", value]).over(others, "x/config.yaml").refuse_unasked()
+    Given.read([]).over({"grading": {"grader": ""}, "data": {"schema": ""}}, "x/config.yaml").refuse_unasked()
     Given.read(["--recipe", "mine.py:MINE"]).over(brought, "x/config.yaml").refuse_unasked()
     Given.read([]).over({"recipe": "grpo"}, "x/config.yaml").refuse_unasked()
 

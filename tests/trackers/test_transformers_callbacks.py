@@ -20,8 +20,8 @@ from flow_dpo.runs.files import read_jsonl
 from flow_dpo.trackers.transformers_callbacks import STATE, TransformersCallbacks
 
 
-def train(path: Path, callback: TransformersCallbacks, *, max_problems: int = 8, **more: Any) -> list[dict[str, Any]]:
-    settings = {"problems_per_batch": 2, "window": 2, "examples_per_update": 2, "max_problems": max_problems}
+def train(path: Path, callback: TransformersCallbacks, *, max_problems: int = 4, **more: Any) -> list[dict[str, Any]]:
+    settings = {"problems_per_batch": 1, "window": 1, "examples_per_update": 1, "max_problems": max_problems}
     flow_dpo.train("seed", output_dir=path, callbacks=[callback], quiet=True, **settings, **more)
     return read_jsonl(path / "metrics.jsonl")
 
@@ -73,7 +73,7 @@ class Never(EarlyStoppingCallback):
 def test_events_early_stopping_and_what_a_resumed_run_takes_up(tmp_path: Path) -> None:
     writes, stops = Writes(), Never(early_stopping_patience=3)
     driven = TransformersCallbacks([writes, stops], Given())
-    rows = train(tmp_path / "run", driven, max_problems=40)
+    rows = train(tmp_path / "run", driven, max_problems=20)
     # 1. It stopped: the first evaluation is the best so far, the three that follow are no better.
     assert len(rows) == 4
     assert stops.early_stopping_patience_counter == 3
@@ -99,7 +99,7 @@ def test_events_early_stopping_and_what_a_resumed_run_takes_up(tmp_path: Path) -
     state = read_jsonl(tmp_path / "run" / STATE)
     assert [row["callbacks"][1]["attributes"]["early_stopping_patience_counter"] for row in state] == [0, 1, 2, 3]
     again = TransformersCallbacks([Writes(), patient := Never(early_stopping_patience=5)], Given())
-    rows = train(tmp_path / "run", again, max_problems=40, resume=True)
+    rows = train(tmp_path / "run", again, max_problems=20, resume=True)
     assert (len(rows), patient.early_stopping_patience_counter) == (6, 5)
     assert again.state.best_metric == max(row["progressive/window_accuracy"] for row in rows)
 

@@ -29,6 +29,8 @@ from flow_dpo.runs.resolve import read_settings
 Command = Callable[[Sequence[str]], int]
 
 DONE = "done.jsonl"
+_OF_SAMPLING = ("--explore_source", "--grading.", "--data.")
+"""Beginnings of flags by which code is run that only what samples needs."""
 NUMBERS = ("tokens_sampled", "tokens_learned", "verdicts_used", "seconds")
 """The costs of a job. Tokens sampled are those of rollouts; tokens learned are those that a learner reads, prompts
 included; seconds are those of the work, without loading."""
@@ -90,7 +92,8 @@ class JobRunner:
     def sft(self, name: str, traces: Work, *flags: str) -> Work:
         """`flow-dpo sft` on these traces."""
         words = ["--config", str(self._configs / "sft.yaml"), "--traces", str(traces.folder), *flags]
-        folder = self._do("sft", name, [*words, *self._code_flags_of(traces.folder), "--seed", str(self.seed)])
+        words += [flag for flag in self._code_flags_of(traces.folder) if not flag.startswith(_OF_SAMPLING)]
+        folder = self._do("sft", name, [*words, "--seed", str(self.seed)])
         cost = run_folder.read_facts(folder)["cost"]
         costs = {"tokens_learned": cost["tokens_read"], "seconds": cost["seconds"]}
         return Work(name=name, folder=folder, costs={"tokens_sampled": 0.0, "verdicts_used": 0.0, **costs})

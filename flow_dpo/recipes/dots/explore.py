@@ -28,9 +28,9 @@ from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Message, Problem, Request, Turn
 from flow_dpo.recipes.dots.flow import ANSWER, PLAN, Planned, PlannedState
 from flow_dpo.recipes.dots.lesson import add_lesson
-from flow_dpo.recipes.dots.sandbox import check_platform, code_of, run_program
 from flow_dpo.recipes.scored import ELSEWHERE
 from flow_dpo.recipes.single_rollout import Chain
+from flow_dpo.verify.sandbox import check_platform, code_of, run_program
 
 log = logging.getLogger("flow_dpo")
 

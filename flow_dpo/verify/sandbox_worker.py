@@ -1,6 +1,6 @@
 """The sandbox's child process: it runs one small program and returns what it printed.
 
-A child process of `recipes.dots.sandbox`, run by path with `python -I -S`: it imports nothing of this package. The
+A child process of `verify.sandbox`, run by path with `python -I -S`: it imports nothing of this package. The
 program comes on standard input; one line of JSON goes out. Three walls, each enough by itself for what it is for:
 
 1. limits of the kernel: processor time, memory, no new file descriptors, no bytes to files, no processes;

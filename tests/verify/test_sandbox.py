@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flow_dpo.recipes.dots import sandbox_worker
-from flow_dpo.recipes.dots.sandbox import WORKER, Ran, code_of, run_program
+from flow_dpo.verify import sandbox_worker
+from flow_dpo.verify.sandbox import WORKER, Ran, code_of, run_program
 
 
 def test_a_program_calculates() -> None:

@@ -8,6 +8,7 @@ Invariant: the same settings give the same run folder, to the byte, as `flow-dpo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,18 @@ from rich.console import Console
 from flow_dpo.core.flow import Flow
 from flow_dpo.core.protocols import Callback
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.core.types import Problem
-from flow_dpo.data.problems import ProblemSet
 from flow_dpo.engines.settings import EngineSettings
 from flow_dpo.ranks import environment
 from flow_dpo.runs import following, run_folder, training
-from flow_dpo.runs.given_objects import OBJECT, GivenObjects, Watcher, grader_of, problem_set, train_settings
+from flow_dpo.runs.given_objects import OBJECT, GivenObjects, Rows, Watcher, grader_of, problem_set, train_settings
 from flow_dpo.runs.runtime import EngineOpener, GraderSource
 from flow_dpo.runs.training import TrainResult
+from flow_dpo.workers.grading import grades_by_rewards
 
 
 def train(
     model: str | None = None,
-    dataset: str | Sequence[Problem] | ProblemSet | None = None,
+    dataset: Rows | None = None,
     *,
     recipe: str | Recipe | None = None,
     preset: str | None = None,
@@ -49,32 +49,28 @@ def train(
 ) -> TrainResult:
     """Train a model's adapters on a stream of problems, as `flow-dpo train` does, into the same run folder.
 
-    `model` and `dataset` are folders, hub ids or "seed", which both are by default; a data set may also be a list of
-    problems. `recipe` ("flow-dpo" by default) and `engine` are names or objects, `flow`, `callbacks` and `grader` (or
-    its class, which is handed the renderer) objects that are used as they are; `watchers` make callbacks of the
-    runtime, once it is open. `reward_funcs`, a reward function as TRL's or several with `reward_weights`, grade in the
-    verifier's place (`verify.rewards`). `report_to` names trackers (docs/trackers.md). `settings` holds any other
-    setting by its name on the command line, such as {"learner.learning_rate": 1e-3}; a short name is a keyword as well:
-    `train(beta=0.5)`. With `resume` the run in `output_dir` continues, with what is not given as it was there; what
-    differs is refused by name. Under torchrun all processes but rank 0 follow that one and end here.
+    `model` and `dataset` are folders, hub ids or "seed", which both are by default; a data set may also be problems, or
+    rows with columns (a list of mappings, a `datasets.Dataset`). `recipe` ("flow-dpo" by default) and `engine` are
+    names or objects, `flow`, `callbacks` and `grader` (or its class, which is handed the renderer) objects that are
+    used as they are; `watchers` make callbacks of the runtime, once it is open. `reward_funcs`, a reward function as
+    TRL's or several with `reward_weights`, grade in the verifier's place (`verify.rewards`). `report_to` names trackers
+    (docs/trackers.md). `settings` holds any other setting by its name on the command line, such as
+    {"learner.learning_rate": 1e-3}; a short name is a keyword as well: `train(beta=0.5)`. With `resume` the run in
+    `output_dir` continues, with what is not given as it was there; what differs is refused by name. Under torchrun all
+    processes but rank 0 follow that one and end here.
     """
     follow_rank_0()
     path = Path(output_dir)
     if resume and max_problems is None and dataset is not None:
         max_problems = (run_folder.resumed_settings(path).get("data") or {}).get("max_problems")
-    problems = None if dataset is None else problem_set(dataset, max_problems)
+    by_name = dataset is None or isinstance(dataset, str)
     given = GivenObjects(
-        callbacks=callbacks,
-        watchers=watchers,
-        grader=grader_of(grader, reward_funcs, reward_weights),
-        engine=engine,
-        problems=problems,
-        recipe=recipe if isinstance(recipe, Recipe) else None,
-        flow=flow,
-    )
+        callbacks=callbacks, watchers=watchers, grader=grader_of(grader, reward_funcs, reward_weights), engine=engine,
+        recipe=recipe if isinstance(recipe, Recipe) else None, flow=flow, report=_page,
+    )  # fmt: skip
     values = {
         "model.model_name_or_path": model,
-        "data.dataset_name": dataset if problems is None else OBJECT,
+        "data.dataset_name": dataset if by_name else OBJECT,
         "data.max_problems": max_problems,
         "run.tracking.report_to": ",".join(report_to) if isinstance(report_to, (list, tuple)) else report_to,
         "preset": preset,
@@ -85,7 +81,16 @@ def train(
     }
     named = recipe if isinstance(recipe, str) else None
     resolved = train_settings(values, given, recipe=named, resumed=path if resume else None)
+    columns = grades_by_rewards(resolved.runtime.grading, given.grader)
+    given = replace(given, problems=problem_set(dataset, resolved.runtime.data, columns=columns))
     return training.run(resolved, Console(quiet=quiet, force_jupyter=False), given)
+
+
+def _page(path: Path) -> list[Path]:
+    """The report on the run, for trackers; imported where a run has such."""
+    from flow_dpo.report.page_of_run import page_of_run
+
+    return page_of_run(path)
 
 
 def follow_rank_0() -> None:
