@@ -83,7 +83,7 @@ def test_a_resumed_run_may_have_another_lag_and_loses_no_batch_in_flight(
 
 def test_a_resumption_of_nothing_is_refused(whole: Path, tmp_path: Path) -> None:
     """It would train something else than was meant: the defaults' model on the defaults' problems."""
-    with pytest.raises(ConfigError, match=r"expected a run to go on with in .*run, found none"):
+    with pytest.raises(ConfigError, match=r"expected a run to resume in .*run, found none"):
         train(tmp_path / "run", "--resume")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="found none"):
