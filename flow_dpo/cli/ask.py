@@ -29,7 +29,7 @@ from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.live import Live
 from flow_dpo.runs.published import names_a_run, near_runs
 from flow_dpo.runs.resolve import Given, Sections, resolve
-from flow_dpo.runs.settings import SpeakingSettings, named_settings
+from flow_dpo.runs.settings import sampling_sections
 from flow_dpo.workers.settings import WorkersSettings
 
 if TYPE_CHECKING:
@@ -90,11 +90,8 @@ def _source_flag(source: str) -> str:
 
 
 def _sections(given: Given) -> Sections:
-    defaults = named_settings(given)
-    method = {"flow": defaults.recipe.flow, "explore": defaults.recipe.explore}
-    runtime = {name: value for name, value in defaults.runtime.sections().items() if name not in ("data", "workers")}
-    own = {"speaking": SpeakingSettings(), "ask": AskSettings(), "shown": ShownSettings()}
-    return {**defaults.names(), **method, **runtime, **own}
+    sampled = {name: value for name, value in sampling_sections(given).items() if name not in ("data", "workers")}
+    return sampled | {"ask": AskSettings(), "shown": ShownSettings()}
 
 
 def ask(argv: Sequence[str]) -> int:

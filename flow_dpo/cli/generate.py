@@ -13,7 +13,7 @@ from rich.console import Console
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
-from flow_dpo.runs.settings import SpeakingSettings, named_settings
+from flow_dpo.runs.settings import sampling_sections
 from flow_dpo.traces.settings import GenerateSettings
 from flow_dpo.traces.trace import SelectionSettings
 
@@ -25,16 +25,7 @@ def parse_generate(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _sections(given: Given) -> Sections:
-    defaults = named_settings(given)
-    return {
-        **defaults.names(),
-        "flow": defaults.recipe.flow,
-        "explore": defaults.recipe.explore,
-        **defaults.runtime.sections(),
-        "speaking": SpeakingSettings(),
-        "generate": GenerateSettings(),
-        "selection": SelectionSettings(),
-    }
+    return sampling_sections(given) | {"generate": GenerateSettings(), "selection": SelectionSettings()}
 
 
 def generate(argv: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from flow_dpo.evaluate.lm_eval_settings import LmEvalSettings
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
-from flow_dpo.runs.settings import SpeakingSettings, named_settings
+from flow_dpo.runs.settings import sampling_sections
 
 
 def parse_lm_eval(argv: Sequence[str]) -> dict[str, Any]:
@@ -54,12 +54,4 @@ def _lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _sections(given: Given) -> Sections:
-    defaults = named_settings(given)
-    return {
-        **defaults.names(),
-        "flow": defaults.recipe.flow,
-        "explore": defaults.recipe.explore,
-        **defaults.runtime.sections(),
-        "speaking": SpeakingSettings(),
-        "lm_eval": LmEvalSettings(),
-    }
+    return sampling_sections(given) | {"lm_eval": LmEvalSettings()}

@@ -19,7 +19,7 @@ from flow_dpo.core.errors import DataError, visible
 from flow_dpo.runs.adapters import source_settings
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.resolve import Given, Sections, resolve
-from flow_dpo.runs.settings import SpeakingSettings, named_settings
+from flow_dpo.runs.settings import sampling_sections
 
 if TYPE_CHECKING:
     from flow_dpo.models.prompt_preview import PromptPreview
@@ -35,14 +35,7 @@ def parse_prompt(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _sections(given: Given) -> Sections:
-    defaults = named_settings(given)
-    return {
-        **defaults.names(),
-        "flow": defaults.recipe.flow,
-        "explore": defaults.recipe.explore,
-        **defaults.runtime.sections(),
-        "speaking": SpeakingSettings(),
-    }
+    return sampling_sections(given)
 
 
 def prompt(argv: Sequence[str]) -> int:

@@ -235,3 +235,10 @@ def named_settings(given: Given) -> TrainSettings:
         reference = replace(found.learner.reference, kind="snapshot")
         found = replace(found, runtime=runtime, learner=replace(found.learner, reference=reference))
     return found
+
+
+def sampling_sections(given: Given) -> dict[str, Any]:
+    """The defaults of a command that samples and does not train, by section; its own come on top."""
+    defaults = named_settings(given)
+    method = {"flow": defaults.recipe.flow, "explore": defaults.recipe.explore}
+    return {**defaults.names(), **method, **defaults.runtime.sections(), "speaking": SpeakingSettings()}
