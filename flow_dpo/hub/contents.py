@@ -156,7 +156,10 @@ def traces_part(folder: Path, settings: PushSettings) -> Part:
     rows = export.trace_rows(file.traces, "prompt_completion")
     for row in rows:
         row["dataset"] = scrubbed_dataset(row["dataset"])
-    return _data_part("traces", "prompt_completion", rows, export.trace_facts(file), settings)
+    facts = export.trace_facts(file)
+    if facts["problems"]:
+        facts["problems"] = scrubbed_dataset(str(facts["problems"]))
+    return _data_part("traces", "prompt_completion", rows, facts, settings)
 
 
 def pairs_part(run: Path, settings: PushSettings) -> Part:
@@ -186,7 +189,12 @@ def _data_part(
     settings: PushSettings,
 ) -> Part:  # fmt: skip
     repo_id = settings.repository(kind)
-    known = {name: plain(scrubbed(value)) for name, value in facts.items() if value not in (None, "", {})}
+    # A data set stands with its split, "openai/gsm8k/train": its caller has scrubbed it.
+    known = {
+        name: plain(value if name == "problems" else scrubbed(value))
+        for name, value in facts.items()
+        if value not in (None, "", {})
+    }
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     card = export.card(format, rows, known, repo_id=repo_id)
     files: dict[str, bytes | Path] = {export.ROWS: text.encode(), export.CARD: card.encode()}

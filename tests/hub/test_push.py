@@ -102,6 +102,8 @@ def test_pairs_and_traces_arrive_as_data_sets(run: Path, hub: HubServer, tmp_pat
         assert len(files["train.jsonl"].splitlines()) == len(sent.read_bytes().splitlines())
         assert f'load_dataset("me/flow-{name}", split="train")' in files["README.md"].decode()
         assert str(tmp_path).encode() not in b"".join(files.values())
+        problems = "seed/train" if name == "traces" else "12"
+        assert f"- problems: {problems}\n" in files["README.md"].decode()
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "train.jsonl").write_bytes(files["train.jsonl"])
         rows = load_dataset(
