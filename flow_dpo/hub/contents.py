@@ -157,8 +157,11 @@ def traces_part(folder: Path, settings: PushSettings) -> Part:
     for row in rows:
         row["dataset"] = scrubbed_dataset(row["dataset"])
     facts = export.trace_facts(file)
+    made = file.header.get("settings")
+    root = begun_in(folder, {"run": made.get("generate") if isinstance(made, dict) else None})
+    facts["model"] = scrubbed(facts["model"], root=root)
     if facts["problems"]:
-        facts["problems"] = scrubbed_dataset(str(facts["problems"]))
+        facts["problems"] = scrubbed_dataset(str(facts["problems"]), root)
     return _data_part("traces", "prompt_completion", rows, facts, settings)
 
 

@@ -110,6 +110,13 @@ def test_pairs_and_traces_arrive_as_data_sets(run: Path, hub: HubServer, tmp_pat
             "json", data_files=str(tmp_path / name / "train.jsonl"), split="train", cache_dir=str(tmp_path)
         )
         assert "prompt" in rows.column_names
+    # Traces of a model in a folder, made from the folder above it.
+    header = json.loads((traces / "traces.json").read_text()) | {"model": "models/llama"}
+    header["settings"]["generate"]["output_dir"] = "traces"
+    (traces / "traces.json").write_text(json.dumps(header))
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    flow_dpo.push_to_hub(traces, "me/moved", what="traces")
+    assert "- model: llama\n" in hub.files("me/moved-traces", "dataset")["README.md"].decode()
     # A folder of traces can be pushed by itself.
     [alone] = flow_dpo.push_to_hub(traces, "me/own-traces", what="traces")
     assert alone.repo_id == "me/own-traces"
