@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -235,7 +236,7 @@ def _parse(sections: Sections, given: Given) -> dict[str, Any]:
         for entry in entries:
             parser.add_class_arguments(kind, f"{key}.{entry}", instantiate=False)
     parser.set_defaults({name: value for name, value in names.defaults.items() if "." in name})
-    words = [f"--config={json.dumps(values)}" for values in files.values()]
+    words = [f"--config={_yaml(values)}" for values in files.values()]
     words += [names.word(name, value) for name, (_, value) in flags.items()]
     try:
         read = parser.parse_args(words)
@@ -251,6 +252,17 @@ def _parse(sections: Sections, given: Given) -> dict[str, Any]:
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(_refusal(error, names, files, flags)) from error
     return {name: parsed[name] for name in sections}
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    """The values as JSON that is YAML, too, which has no pairs of surrogates for what is beyond 16 bits, such as an
+    emoji in a prompt."""
+
+    def whole(found: re.Match[str]) -> str:
+        pair = found[1]
+        return found[0] if pair is None else "\\U" + format(ord(json.loads(f'"{pair}"')), "08x")
+
+    return re.sub(r"\\\\|(\\ud[89ab]..\\ud[c-f]..)", whole, json.dumps(values))
 
 
 def _refusal(

@@ -215,8 +215,8 @@ def test_a_play_that_stopped_is_told_as_such_and_what_went_on_from_it_below() ->
     assert (trunk.outcome, trunk.continuations) == ("correct (no answer found)", ())
     others = trunk.nodes[0].alternatives
     assert [play.outcome for play in others] == [
-        "stopped, its value said to be -0.40",
-        "stopped, its value said to be +0.20",
+        "stopped, its value estimated as -0.40",
+        "stopped, its value estimated as +0.20",
     ]
     assert [[one.id for one in branch.nodes] for branch in others[1].continuations] == [[9]]
     assert others[0].continuations == ()

@@ -180,7 +180,7 @@ def test_an_interrupted_evaluation_goes_on(
     asked.clear()
     again = [*words, "--output_dir", str(tmp_path / "e")]
     interrupted(monkeypatch, LocalEngine, "poll", lambda: evaluate(again), after=num_asked // 3)
-    assert "the same command goes on from it" in capsys.readouterr().out.replace("\n", " ")
+    assert "the same command continues from it" in capsys.readouterr().out.replace("\n", " ")
     num_before = len(rows_of(tmp_path / "e", "sampled.jsonl"))
     assert num_before > num_asked // 4
     with pytest.raises(ConfigError, match="the same command with other settings"):

@@ -44,6 +44,17 @@ def test_nested_names_and_prompts() -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["{question} \U0001f916", "{question} \\ud83d\\ude00", "{question} \x80\\\u00e9", "{question}\u2028"]
+)
+def test_any_text_of_a_file_arrives(tmp_path: Path, text: str) -> None:
+    """Beyond 16 bits, escaped twice, and what YAML holds for unprintable."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump({"recipe": "flow-dpo-paper", "flow": {"prompts": {"answer_user": text}}}))
+    flow: Any = parse_train("flow-dpo train", ["--config", str(path)], {}).recipe.flow
+    assert flow.prompts.answer_user == text
+
+
+@pytest.mark.parametrize(
     ("words", "near"),
     [
         (["--betta", "1"], "--beta"),

@@ -252,7 +252,7 @@ def test_bad_input_is_refused(made: tuple[Path, Path], tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "trl", None)
     for name in [name for name in sys.modules if name.startswith("trl.")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ConfigError, match=r"pip install 'flow-dpo\[trl\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[trl\]'"):
         fine_tune(["--traces", str(made[0]), *out])
     assert not (tmp_path / "out").exists()
 
