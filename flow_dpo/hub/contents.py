@@ -23,7 +23,15 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Role
 from flow_dpo.hub.cards import Origin, adapters_card, merged_card, plain
 from flow_dpo.hub.figures import Figures, figures
-from flow_dpo.hub.scrub import is_local, last_part, published_config, published_facts, scrubbed
+from flow_dpo.hub.scrub import (
+    begun_in,
+    is_local,
+    last_part,
+    published_config,
+    published_facts,
+    scrubbed,
+    scrubbed_dataset,
+)
 from flow_dpo.hub.settings import PushSettings
 from flow_dpo.runs import headers, published, run_folder
 from flow_dpo.runs.files import read_object
@@ -80,11 +88,12 @@ def read_source(run: Path, settings: PushSettings) -> Source:
     odd = [role for role in adapters if not _ROLE.fullmatch(role)]
     if odd:
         raise ConfigError(f"expected roles of letters and digits, which name folders on the hub, found {odd[0]!r:.80}")
-    base = _base(config, settings.base_model)
+    root = begun_in(run, config)
+    base = _base(config, settings.base_model, root)
     data = config.get("data") if isinstance(config.get("data"), dict) else {}
-    dataset = scrubbed(str((data or {}).get("dataset_name") or "not known"), "dataset_name")
+    dataset = scrubbed(str((data or {}).get("dataset_name") or "not known"), "dataset_name", root=root)
     kept = published_config(config, run, base_model=base)
-    found = figures(run, [name.strip() for name in settings.evaluations.split(",") if name.strip()])
+    found = figures(run, [name.strip() for name in settings.evaluations.split(",") if name.strip()], root)
     shown = published_facts(facts, base_model=base)
     return Source(
         run=run,
@@ -96,7 +105,7 @@ def read_source(run: Path, settings: PushSettings) -> Source:
             repo_id=settings.repo_id,
             base="the seed model that is part of flow-dpo" if base == "seed" else base,
             base_id=None
-            if base == "seed" or (is_local(str(_named_base(config))) and not settings.base_model)
+            if base == "seed" or (is_local(_named_base(config), root) and not settings.base_model)
             else base,
             folder="flow_dpo/data/seed/model" if base == "seed" else base,
             recipe=str(kept.get("recipe") or "not known"),
@@ -146,14 +155,23 @@ def traces_part(folder: Path, settings: PushSettings) -> Part:
     file = read_traces(folder)
     rows = export.trace_rows(file.traces, "prompt_completion")
     for row in rows:
-        row["dataset"] = scrubbed(row["dataset"], "dataset")
-    return _data_part("traces", "prompt_completion", rows, export.trace_facts(file), settings)
+        row["dataset"] = scrubbed_dataset(row["dataset"])
+    facts = export.trace_facts(file)
+    made = file.header.get("settings")
+    root = begun_in(folder, {"run": made.get("generate") if isinstance(made, dict) else None})
+    facts["model"] = scrubbed(facts["model"], root=root)
+    if facts["problems"]:
+        facts["problems"] = scrubbed_dataset(str(facts["problems"]), root)
+    return _data_part("traces", "prompt_completion", rows, facts, settings)
 
 
 def pairs_part(run: Path, settings: PushSettings) -> Part:
     """A run's preference pairs as a data set."""
     rows = export.pair_rows(run)
     facts = {name: value for name, value in export.run_facts(run).items() if name != "command"}
+    # The name of the folder that the base model lay in, where it was one, is a setting of the run.
+    config = read_settings(run / "config.yaml")
+    facts["model"] = _base(config, settings.base_model, begun_in(run, config))
     return _data_part("pairs", "preference", rows, facts, settings)
 
 
@@ -174,7 +192,12 @@ def _data_part(
     settings: PushSettings,
 ) -> Part:  # fmt: skip
     repo_id = settings.repository(kind)
-    known = {name: plain(scrubbed(value)) for name, value in facts.items() if value not in (None, "", {})}
+    # A data set stands with its split, "openai/gsm8k/train": its caller has scrubbed it.
+    known = {
+        name: plain(value if name == "problems" else scrubbed(value))
+        for name, value in facts.items()
+        if value not in (None, "", {})
+    }
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     card = export.card(format, rows, known, repo_id=repo_id)
     files: dict[str, bytes | Path] = {export.ROWS: text.encode(), export.CARD: card.encode()}
@@ -186,10 +209,10 @@ def _named_base(config: Mapping[str, Any]) -> str:
     return str((model.get("model_name_or_path") if isinstance(model, dict) else None) or "seed")
 
 
-def _base(config: Mapping[str, Any], given: str) -> str:
+def _base(config: Mapping[str, Any], given: str, root: Path) -> str:
     """The base model by a name that means something elsewhere; a folder of this machine by its last part."""
     named = _named_base(config)
-    return given or (last_part(named) if is_local(named) else named)
+    return given or (last_part(named) if is_local(named, root) else named)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.evaluate.headers import EvaluationSummary
+from flow_dpo.hub.scrub import scrubbed_dataset
 from flow_dpo.runs import headers, run_folder
 from flow_dpo.runs.records import read_metrics
 
@@ -64,13 +65,16 @@ class Figures:
     evaluations: Sequence[Evaluated] = ()
 
 
-def figures(run: Path, evaluations: Sequence[str] = ()) -> Figures:
-    """The figures of a run. Raises `DataError` where it has learned nothing yet, or an evaluation cannot be read."""
+def figures(run: Path, evaluations: Sequence[str] = (), root: Path = Path()) -> Figures:
+    """The figures of a run; adapters that evaluations name are looked up here and from `root`.
+
+    Raises `DataError` where the run has learned nothing yet, or an evaluation cannot be read.
+    """
     path = run / "metrics.jsonl"
     rows = read_metrics(path) if path.exists() else []
     updates = max(int(folder.name) for folder in run_folder.latest_adapters(run).values())
     if not rows or not updates:
-        raise DataError(f"expected a run that has learned something, found no update in {path}: resume it first")
+        raise DataError(f"expected a run that has learned something, found no update in {path}; {_more(run, rows)}")
     last = rows[-1]
     pairs: dict[str, int] = {}
     for row in rows:
@@ -88,8 +92,19 @@ def figures(run: Path, evaluations: Sequence[str] = ()) -> Figures:
             last, "progressive/window_accuracy", "progressive/window_low", "progressive/window_high",
             int(last.get("progressive/window_problems") or 0),
         ),
-        evaluations=[_evaluated(Path(folder), run) for folder in evaluations],
+        evaluations=[_evaluated(Path(folder), run, root) for folder in evaluations],
     )  # fmt: skip
+
+
+def _more(run: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What to do about a run without an update: nothing is left to resume where its problems are used up."""
+    total, seen = run_folder.read_facts(run).get("num_problems"), int(rows[-1]["problems_seen"]) if rows else 0
+    if isinstance(total, int) and seen >= total:
+        return (
+            f"its {seen} problems are used up: train another with more problems, or with fewer "
+            "--learner.examples_per_update (metrics.jsonl says how many pairs there were)"
+        )
+    return f"resume it first: flow-dpo train --output_dir {run} --resume"
 
 
 def _measure(row: Mapping[str, Any], value: str, low: str, high: str, num: int) -> Measure | None:
@@ -99,14 +114,16 @@ def _measure(row: Mapping[str, Any], value: str, low: str, high: str, num: int) 
     return Measure(value=float(found[0]), low=float(found[1]), high=float(found[2]), num=num)  # pyright: ignore
 
 
-def _evaluated(folder: Path, run: Path) -> Evaluated:
+def _evaluated(folder: Path, run: Path, root: Path) -> Evaluated:
     file = folder / "summary.json"
     if not file.is_file():
         raise DataError(f"expected an evaluation in {folder}, found no summary.json; make one with flow-dpo evaluate")
     found = headers.read_header(file, EvaluationSummary)
     ours = {role: path.resolve() for role, path in run_folder.latest_adapters(run).items()}
-    measured = {role: Path(str(path)).resolve() for role, path in (found.get("adapters") or {}).items()}
-    if not measured or any(ours.get(role) != path for role, path in measured.items()):
+    measured = {role: Path(str(path)) for role, path in (found.get("adapters") or {}).items()}
+    if not measured or any(
+        ours.get(role) not in (path.resolve(), (root / path).resolve()) for role, path in measured.items()
+    ):
         raise ConfigError(
             f"expected an evaluation of the newest adapters of {run} in {folder}, found one of "
             f"{', '.join(map(str, measured.values())) or 'the base model'}; leave it out of --evaluations"
@@ -119,7 +136,7 @@ def _evaluated(folder: Path, run: Path) -> Evaluated:
     drawn = f"sampled at temperature {decoding.get('temperature')}, {decoding.get('num_samples')} a problem"
     return Evaluated(
         accuracy=Measure(value=found["accuracy"], low=low, high=high, num=int(found["num_problems"])),
-        dataset=str(found.get("dataset") or "not known"),
+        dataset=scrubbed_dataset(str(found.get("dataset") or "not known"), root),
         mode=str((found.get("settings") or {}).get("mode") or "flow"),
         decoding="greedy" if greedy else drawn,
     )

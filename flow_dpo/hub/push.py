@@ -169,11 +169,14 @@ def _send(
             except ConfigError:
                 raise
             except _NETWORK as error:
-                text = one_line(error)
+                text, advice = one_line(error), "give the same command again"
+                if _status(error) in (401, 403):
+                    advice = (
+                        f"log in with a token that may write to {part.repo_id} (hf auth login, HF_TOKEN) and {advice}"
+                    )
                 raise StorageError(
                     f"could not push {part.kind} to {part.repo_id}: {text.replace(secret, '***')}; "
-                    f"{_state(parts, done)} The run is untouched: give the same command again, what the hub has "
-                    "already is skipped"
+                    f"{_state(parts, done)} The run is untouched: {advice}, what the hub has already is skipped"
                 ) from None  # the cause holds the request, and with it the token
             report(f"{part.words}, at {done[-1].url}")
     return done
@@ -207,7 +210,7 @@ def _again(call: Callable[[], T]) -> T:
         try:
             return call()
         except ClientError as error:
-            status = getattr(getattr(error, "response", None), "status_code", None)
+            status = _status(error)
             if status is not None and status < 500 and status not in (408, 429):
                 raise
             log.warning(
@@ -215,6 +218,11 @@ def _again(call: Callable[[], T]) -> T:
             )
         time.sleep(pause)
     return call()
+
+
+def _status(error: BaseException) -> int | None:
+    """What the hub answered a request with; None where it did not answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _refuse_public(part: Part, settings: PushSettings, *, private: bool | None) -> None:

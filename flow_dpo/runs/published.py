@@ -22,7 +22,6 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -120,7 +119,7 @@ def _downloaded(repo_id: str, revision: str | None) -> Path:
             f"expected the run {named}, found no such folder, and the hub could not be reached; name a folder that is "
             "there, or try again with a connection (HF_HUB_OFFLINE unset): what was downloaded once is kept"
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: a name of a file that leads out of the cache
         raise DataError(f"could not download the run {named}: {one_line(error)}") from error
 
 

@@ -134,9 +134,10 @@ class Given:
             for found, value in leaves(base):
                 runs = is_source(str(value)) if name == "recipe" else bool(value)
                 if found in names and runs and not names & typed:
+                    word = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
                     raise ConfigError(
                         f"{origin} asks for {name} = {value!r:.200}, which runs code that is not this package's; where "
-                        f"you trust it, add --{name} {str(value).lower() if value is True else value}"
+                        f"you trust it, add --{name} {shlex.quote(word.lower() if value is True else word)}"
                     )
 
 

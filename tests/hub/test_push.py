@@ -102,12 +102,21 @@ def test_pairs_and_traces_arrive_as_data_sets(run: Path, hub: HubServer, tmp_pat
         assert len(files["train.jsonl"].splitlines()) == len(sent.read_bytes().splitlines())
         assert f'load_dataset("me/flow-{name}", split="train")' in files["README.md"].decode()
         assert str(tmp_path).encode() not in b"".join(files.values())
+        problems = "seed/train" if name == "traces" else "12"
+        assert f"- problems: {problems}\n" in files["README.md"].decode()
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "train.jsonl").write_bytes(files["train.jsonl"])
         rows = load_dataset(
             "json", data_files=str(tmp_path / name / "train.jsonl"), split="train", cache_dir=str(tmp_path)
         )
         assert "prompt" in rows.column_names
+    # Traces of a model in a folder, made from the folder above it.
+    header = json.loads((traces / "traces.json").read_text()) | {"model": "models/llama"}
+    header["settings"]["generate"]["output_dir"] = "traces"
+    (traces / "traces.json").write_text(json.dumps(header))
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    flow_dpo.push_to_hub(traces, "me/moved", what="traces")
+    assert "- model: llama\n" in hub.files("me/moved-traces", "dataset")["README.md"].decode()
     # A folder of traces can be pushed by itself.
     [alone] = flow_dpo.push_to_hub(traces, "me/own-traces", what="traces")
     assert alone.repo_id == "me/own-traces"
@@ -252,7 +261,13 @@ def test_refused_before_anything_is_sent(
     untrained = tmp_path / "untrained"
     shutil.copytree(run, untrained)
     (untrained / "metrics.jsonl").write_bytes(b"")
-    with pytest.raises(DataError, match="learned something"):
+    with pytest.raises(DataError, match=r"learned something.*resume it first: flow-dpo train"):
+        flow_dpo.push_to_hub(untrained, "me/flow")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (untrained / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for folder in untrained.glob("adapters/*/*"):
+        folder.rename(folder.with_name("0"))
+    with pytest.raises(DataError, match="its 12 problems are used up: train another"):
         flow_dpo.push_to_hub(untrained, "me/flow")
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -288,6 +303,63 @@ def test_paths_and_addresses_stay_at_home(run: Path, hub: HubServer, tmp_path: P
     assert pushed["flow"]["prompts"]["answer_system"] == "/no_think"
     assert json.loads(files["answer/adapter_config.json"])["base_model_name_or_path"] == "org/llama"
     assert ModelCard(files["README.md"].decode()).data.base_model == "org/llama"
+
+
+def test_relative_paths_stay_at_home_wherever_it_is_pushed_from(
+    run: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "models/llama" and "data/mine" look like ids of the hub, where others' models may be of that name."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home / "models" / "llama", home / "data" / "mine", elsewhere):
+        folder.mkdir(parents=True)
+    moved = home / "runs" / "flow"
+    shutil.copytree(run, moved)
+    config = yaml.safe_load((moved / "config.yaml").read_text())
+    config["run"] |= {"output_dir": "runs/flow", "tracking": {"project": "secret-project"}}
+    config["model"]["model_name_or_path"] = "models/llama"
+    config["model"]["template_kwargs"] = {"/home/someone/a": "/home/someone/b", "switch": "/no_think"}
+    config["explore"]["stop_strings"] = ["/", "a/b.py"]
+    config["data"] |= {"dataset_name": "data/x.jsonl", "question_template": "Is a/b/c {question}?"}
+    config["grading"] |= {"rewards": ["code/rewards.py:mine"]}
+    (moved / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(elsewhere)
+    flow_dpo.push_to_hub(moved, "me/flow", what="adapters,pairs")
+    files = {**hub.files("me/flow"), "pairs": hub.files("me/flow-pairs", "dataset")["README.md"]}
+    everything = b"\n".join(files.values())
+    for secret in ("models/llama", "data/x", "someone", "code/", "secret-project", str(tmp_path)):
+        assert secret.encode() not in everything, secret
+    pushed = yaml.safe_load(files["config.yaml"])
+    assert pushed["model"]["template_kwargs"] == {"a": "b", "switch": "/no_think"}
+    assert pushed["explore"]["stop_strings"] == ["/", "a/b.py"]
+    assert pushed["data"]["question_template"] == "Is a/b/c {question}?"
+    assert pushed["data"]["dataset_name"] == "x.jsonl"
+    assert pushed["grading"]["rewards"] == ["rewards.py:mine"]
+    assert json.loads(files["answer/adapter_config.json"])["base_model_name_or_path"] is None
+    assert ModelCard(files["README.md"].decode()).data.base_model is None
+    # A folder has no ending that tells it from an id: it is found where the run was begun.
+    config["data"]["dataset_name"] = "data/mine"
+    (moved / "config.yaml").write_text(yaml.safe_dump(config))
+    flow_dpo.push_to_hub(moved, "me/flow")
+    assert yaml.safe_load(hub.files("me/flow")["config.yaml"])["data"]["dataset_name"] == "mine"
+
+
+def test_an_evaluation_of_a_private_file_says_its_name_alone(run: Path, hub: HubServer, tmp_path: Path) -> None:
+    measured = tmp_path / "measured"
+    flow_dpo.evaluate_flow(run, max_problems=4, output_dir=measured)
+    for named, shown in (("/home/someone/exam.jsonl/test", "exam.jsonl/test"), ("openai/gsm8k/test",) * 2):
+        summary = json.loads((measured / "summary.json").read_text()) | {"dataset": named}
+        (measured / "summary.json").write_text(json.dumps(summary))
+        flow_dpo.push_to_hub(run, "me/flow", evaluations=[measured])
+        card = hub.files("me/flow")["README.md"].decode()
+        assert "someone" not in card
+        assert f"Evaluation on {shown}" in card
+
+
+def test_a_token_that_may_not_write_is_told_apart(run: Path, hub: HubServer) -> None:
+    hub.fail("POST", "/api/repos/create", times=99, status=401)
+    with pytest.raises(StorageError, match="log in with a token that may write to me/flow") as told:
+        flow_dpo.push_to_hub(run, "me/flow")
+    assert TOKEN not in str(told.value)
 
 
 def test_hostile_names_are_shown_as_they_are(run: Path, hub: HubServer, tmp_path: Path) -> None:

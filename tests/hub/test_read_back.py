@@ -96,6 +96,9 @@ def test_a_merged_model_is_the_flows_answer(run: Path, hub: HubServer, tmp_path:
         ("model", "trust_remote_code", True),
         ("flow", "programs", True),
         ("grading", "rewards", ["evil.py:Flow"]),
+        ("grading", "grader", "evil.py:Flow"),
+        ("data", "schema", "evil.py:Flow"),
+        ("", "explore_source", "evil.py:Flow"),
     ],
 )
 def test_a_strangers_run_runs_no_code(
@@ -152,6 +155,14 @@ def test_roles_of_a_stranger_stay_in_the_repository(run: Path, hub: HubServer, t
     facts["published"] = {"roles": ["../../answer", "/etc", 7, "answer"]}
     hub.make("evil/flow", {**hub.files("me/flow"), "run.json": json.dumps(facts).encode()})
     assert set(latest_adapters(local_run("evil/flow"))) == {"answer"}
+
+
+def test_a_name_that_leads_out_of_the_cache_is_refused(run: Path, hub: HubServer, tmp_path: Path) -> None:
+    flow_dpo.push_to_hub(run, "me/flow")
+    hub.make("evil/flow", {**hub.files("me/flow"), "../../out/adapter_config.json": b"{}"})
+    with pytest.raises(DataError, match="could not download the run evil/flow"):
+        local_run("evil/flow")
+    assert not list(tmp_path.rglob("out"))
 
 
 def test_revisions_are_read(run: Path, hub: HubServer) -> None:
