@@ -193,6 +193,12 @@ def test_nothing_but_rooms_is_at_the_top() -> None:
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
 
 
+def test_the_map_in_the_documentation_has_every_room() -> None:
+    page = (PACKAGE.parent / "docs" / "extend.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^  (\w+)/ ", page, flags=re.MULTILINE)
+    assert sorted(listed) == ROOMS
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_says_its_question_and_what_it_imports(room: str) -> None:
     question, said = permission(PACKAGE / room)

@@ -71,7 +71,7 @@ _USUAL: Mapping[str, Mapping[str, str]] = {
 """Of the groups that commands share, the settings on the short page and what they are in a line, by heading."""
 _SHARED = frozenset(
     {"", "flow", "explore", "credit", "objective", "model", "lora", "data", "grading", "engine", "workers", "learner"}
-    | {"run", "trackers", "while_training"}
+    | {"run", "while_training"}
 )
 _OF_NAMES = {
     "recipe": "A named recipe, or FILE.py:NAME, one of your own.",
