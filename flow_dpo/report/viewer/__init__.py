@@ -1,0 +1,6 @@
+"""What is in a run, tree by tree? A local page on runs, traces, evaluations and judgements, or the same as files.
+
+    found -> index -> library -> server (or export) -> assets
+
+May import what its room may, `report`.
+"""
