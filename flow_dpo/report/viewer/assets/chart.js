@@ -89,8 +89,8 @@
   }
 
   class LineChart {
-    constructor(host, { label, height, mini = false, onopen = null }) {
-      Object.assign(this, { host, label, height, mini, onopen, model: null, active: null, width: 0 });
+    constructor(host, { label, height, mini = false, onopen = null, onread = null }) {
+      Object.assign(this, { host, label, height, mini, onopen, onread, model: null, active: null, width: 0 });
       this.svg = view.s("svg", { class: "chart-svg", "aria-hidden": "true", focusable: "false" });
       this.tip = view.h("div", { class: "chart-tip", hidden: true, role: mini ? null : "status" });
       host.classList.add("chart");
@@ -113,12 +113,12 @@
     }
 
     layout() {
-      const { lines, format, bands } = this.model;
+      const { lines, formatTick, bands } = this.model;
       const values = lines.flatMap((line) => line.points.flatMap((point) => (bands ? [point.y, point.low, point.high] : [point.y])));
       const [low, high] = domain(values, { within: this.model.within });
-      const [first, last] = domain(lines.flatMap((line) => line.points.filter((point) => known(point.y)).map((point) => point.x)), { air: 0 });
-      const marks = ticks(low, high, this.mini ? 2 : 5);
-      const left = 10 + 7.2 * Math.max(...marks.map((mark) => format(mark).length), 1);
+      const [first, last] = domain([0, ...lines.flatMap((line) => line.points.filter((point) => known(point.y)).map((point) => point.x))], { air: 0 });
+      const marks = ticks(low, high, this.mini ? 3 : 5);
+      const left = 10 + 7.2 * Math.max(...marks.map((mark) => formatTick(mark).length), 1);
       const named = !this.mini && this.width >= 620 && lines.length <= 12;
       const longest = Math.max(0, ...lines.map((line) => line.name.length));
       const right = named ? Math.min(200, 14 + 8.2 * longest) : this.mini ? 6 : 14;
@@ -143,13 +143,16 @@
     axes() {
       const { s } = view;
       const { frame, toX, toY, marks, first, last } = this.place;
-      const { format, formatX, nameX } = this.model;
+      const { formatTick, formatX, nameX } = this.model;
       const rules = marks.map((mark) => [
         s("line", { class: "rule", x1: frame.left, x2: frame.right, y1: Math.round(toY(mark)) + 0.5, y2: Math.round(toY(mark)) + 0.5 }),
-        s("text", { class: "tick", x: frame.left - 8, y: toY(mark) + 4, "text-anchor": "end" }, format(mark)),
+        s("text", { class: "tick", x: frame.left - 8, y: toY(mark) + 4, "text-anchor": "end" }, formatTick(mark)),
       ]);
       const wanted = this.mini ? 2 : Math.max(2, Math.min(6, Math.floor((frame.right - frame.left) / 90)));
-      const below = ticks(first, last, wanted).map((mark) => s("text", { class: "tick", x: toX(mark), y: frame.bottom + 17, "text-anchor": "middle" }, formatX(mark)));
+      const below = ticks(first, last, wanted).map((mark) => {
+        const anchor = toX(mark) > frame.right - 16 && !this.place.named ? "end" : "middle";
+        return s("text", { class: "tick", x: toX(mark), y: frame.bottom + 17, "text-anchor": anchor }, formatX(mark));
+      });
       const title = !this.mini && s("text", { class: "tick", x: (frame.left + frame.right) / 2, y: this.height - 4, "text-anchor": "middle" }, nameX);
       return s("g", null, rules, below, title);
     }
@@ -219,6 +222,7 @@
       this.active = null;
       this.tip.hidden = true;
       this.cross?.replaceChildren();
+      this.onread?.(null);
     }
 
     // The line whose point at the pointer's x is nearest in height.
@@ -293,15 +297,18 @@
 
     drawTip(line, at, near, x) {
       const { h, fmt } = view;
-      const { format, nameX } = this.model;
+      const { format, formatRange, formatX, nameX } = this.model;
       const rows = near.map(({ line: other, point }) => {
-        const interval = known(point.low) && known(point.high) && `${format(point.low)} to ${format(point.high)}`;
+        const interval = known(point.low) && known(point.high) && formatRange(point.low, point.high);
         return h("li", { class: other.class, "aria-current": other === line ? "true" : null }, h("span", { class: "role-dot" }), h("span", { class: "tip-name" }, view.line(other.name, 40)), h("strong", null, format(point.y)), interval && h("span", { class: "muted tip-more" }, interval));
       });
       const where = known(at.from) ? `problems ${fmt.count(at.from)} to ${fmt.count(at.to - 1)}` : "";
-      const head = nameX === "problems" ? where : `${this.model.formatX(at.x)} ${nameX} \u00b7 ${where}`;
+      const head = nameX === "problems" ? where : `${formatX(at.x)} ${nameX} \u00b7 ${where}`;
       view.replace(this.tip, h("p", { class: "muted" }, head), h("ul", null, rows));
       this.tip.hidden = false;
+      this.tip.classList.toggle("spoken", !this.place.named);
+      this.onread?.({ head, near });
+      if (!this.place.named) return;
       const room = this.width - this.tip.offsetWidth - 4;
       const left = x + 14 + this.tip.offsetWidth > this.width ? x - 14 - this.tip.offsetWidth : x + 14;
       this.tip.style.transform = `translate(${Math.max(4, Math.min(room, left))}px, ${this.place.frame.top + 4}px)`;
@@ -311,7 +318,8 @@
   /**
    * A chart within `host`.
    * @param {HTMLElement} host
-   * @param {{label: string, height: number, mini?: boolean, onopen?: (line: object, point: object) => void}} options
+   * @param {{label: string, height: number, mini?: boolean, onopen?: (line: object, point: object) => void,
+   *   onread?: (reading: {head: string, near: object[]}|null) => void}} options where the crosshair stands, for a legend
    */
   view.lineChart = (host, options) => new LineChart(host, options);
 })();

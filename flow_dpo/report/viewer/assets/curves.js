@@ -103,7 +103,7 @@
       this.values = h("details", { class: "values", ontoggle: () => this.drawValues() }, h("summary", null, "Values"));
       this.problem = h("div");
       host.append(h("div", { class: "section-head" }, h("h2", null, "Curves"), controls), this.problem, this.legend, this.big, this.smalls, this.values);
-      this.chart = view.lineChart(this.big, { label: "Curves of the chosen runs", height: 340, onopen: (line, point) => this.open(line, point) });
+      this.chart = view.lineChart(this.big, { label: "Curves of the chosen runs", height: 340, onopen: (line, point) => this.open(line, point), onread: (reading) => this.drawLegend(this.drawn.model, reading) });
     }
 
     close() {
@@ -157,10 +157,12 @@
         id: source.id, name: source.name, class: name, dash: DASHES[dash] ?? null, points: pointsOf(this.curves.get(source.id).value, { metric, x, smoothed }),
       })).filter((line) => line.points.some((point) => known(point.y)));
       const share = isShare(metric, lines);
-      const format = share ? (value) => view.fmt.share(value, Number.isInteger(Math.round(1e6 * value) / 1e4) ? 0 : 1) : view.fmt.figure;
+      const format = share ? view.fmt.share : view.fmt.figure;
+      const formatTick = share ? (value) => view.fmt.share(value, Math.abs(100 * value - Math.round(100 * value)) < 1e-6 ? 0 : 1) : view.fmt.figure;
+      const formatRange = share ? view.fmt.interval : (low, high) => `${format(low)} to ${format(high)}`;
       const formatX = x === "hours" ? (value) => String(Number(value.toPrecision(3))) : view.fmt.compact;
       const bands = lines.length <= 3 && lines.some((line) => line.points.some((point) => known(point.low)));
-      return { lines, format, formatX, nameX: x === "tokens" ? "tokens sampled" : x, within: share ? [0, 1] : null, bands };
+      return { lines, format, formatTick, formatRange, formatX, nameX: x === "tokens" ? "tokens sampled" : x, within: share ? [0, 1] : null, bands };
     }
 
     draw() {
@@ -190,14 +192,12 @@
       this.smooth.checked = smoothed;
     }
 
-    // Where there is no room for names at the lines' ends, they stand above the chart with the last value.
-    drawLegend(model) {
+    // Where there is no room for names at the lines' ends they stand above the chart, with what the crosshair reads.
+    drawLegend(model, reading = null) {
       const { h } = view;
-      const item = (line) => {
-        const end = line.points.findLast((point) => known(point.y));
-        return h("li", { class: line.class }, h("span", { class: "role-dot" }), view.line(line.name, 40), h("strong", null, model.format(end.y)));
-      };
-      view.replace(this.legend, model.lines.map(item));
+      const read = (line) => reading?.near.find((one) => one.line === line)?.point ?? line.points.findLast((point) => known(point.y));
+      const item = (line) => h("li", { class: line.class }, h("span", { class: "role-dot" }), view.line(line.name, 40), h("strong", null, model.format(read(line).y)));
+      view.replace(this.legend, h("li", { class: "legend-head muted" }, reading?.head ?? "latest"), model.lines.map(item));
       this.legend.classList.toggle("many", model.lines.length > 12);
     }
 
@@ -233,7 +233,7 @@
       const rows = model.lines.flatMap((line) => {
         const every = Math.ceil(line.points.length / MOST_ROWS);
         return line.points.filter((point, place) => place % every === 0 || place === line.points.length - 1).map((point) =>
-          h("tr", null, h("th", { scope: "row" }, view.line(line.name, 40)), h("td", null, `${fmt.count(point.from)} to ${fmt.count(point.to - 1)}`), h("td", { class: "num" }, model.formatX(point.x)), h("td", { class: "num" }, model.format(point.y)), model.bands && h("td", { class: "num" }, known(point.low) ? `${model.format(point.low)} to ${model.format(point.high)}` : view.NOTHING)));
+          h("tr", null, h("th", { scope: "row" }, view.line(line.name, 40)), h("td", null, `${fmt.count(point.from)} to ${fmt.count(point.to - 1)}`), h("td", { class: "num" }, model.formatX(point.x)), h("td", { class: "num" }, model.format(point.y)), model.bands && h("td", { class: "num" }, known(point.low) ? model.formatRange(point.low, point.high) : view.NOTHING)));
       });
       const heads = ["run", "problems", model.nameX, nameOf(this.drawn.state.metric), model.bands && "interval"].filter(Boolean);
       const note = model.lines.some((line) => line.points.length > MOST_ROWS) && h("p", { class: "muted small" }, `About ${MOST_ROWS} values of each run; all are in its metrics.jsonl.`);
