@@ -144,6 +144,7 @@ def _of_prediction(row: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": integer(row.get("tokens")),
         "draw": integer(row.get("draw")),
         "yes": number(row.get("yes")),
+        "ungraded": int(_status(row) == "ungraded"),
     }
 
 
@@ -153,13 +154,14 @@ def _of_judgement(row: Mapping[str, Any]) -> dict[str, Any]:
         **_of_problem({}, row.get("problem_id")),
         "status": str(preferred) if preferred in ("a", "b", "tie") else "ungraded",
         "tokens": integer(row.get("tokens")),
+        "ungraded": int(preferred not in ("a", "b", "tie")),
     }
 
 
 _COLUMNS = {"tree": _of_tree, "trace": _of_trace, "prediction": _of_prediction, "judgement": _of_judgement}
 
 
-# ---- rows that belong to a tree ---------------------------------------------------------------------------------------
+# ---- rows that belong to a tree --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

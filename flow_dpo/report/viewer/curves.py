@@ -2,7 +2,7 @@
 
     batches = Batches(path)
     batches.refresh()         True where there is more than before
-    batches.value()           {"batches": [{"from": 0, "to": 32}, ...], "x": {"problems": [32, ...], ...}, "series": ...}
+    batches.value()           {"batches": [{"from": 0, "to": 32}, ...], "x": {"problems": [32, ...]}, "series": {...}}
 
 Invariant: all series are as long as there are batches; what a row does not say, or says in another kind than a number,
 is None there. A row that is none costs itself alone, and its problems are of no batch.

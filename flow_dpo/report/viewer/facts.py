@@ -1,8 +1,9 @@
 """What the table of sources shows of each: read leniently from the small files beside its rows.
 
-    facts = read_facts(source, batches, totals)     {"recipe": "flow-dpo", "model": "seed", "accuracy": 0.93, ...}, notes
+    headers, notes = read_headers(source)
+    facts_of(source, headers, batches, totals)      {"recipe": "flow-dpo", "model": "seed", "accuracy": 0.93, ...}
 
-Invariant: a file that is missing, broken or foreign costs its facts, which are None then, and a note where it is broken.
+Invariant: a file that is missing, broken or foreign costs its facts, which are None then; a broken one has a note.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What stands at the paths that were named: runs, traces, evaluations and judgements, in folders of any depth.
 
-    find_sources([Path("runs")])      ViewSource(id="team-seed0-flow", name="team/seed0/flow", kind="run", path=...), ...
+    find_sources([Path("runs")])      ViewSource(id="team-seed0-flow", name="team/seed0/flow", kind="run"), ...
 
 Folders are recognised by the files in them and nothing is read. Invariant: what is none of these costs a note, only a
 path at which nothing stands is refused; no symbolic link inside a source leads out of it.

@@ -115,7 +115,9 @@ class Index:
                 database.execute("BEGIN")
                 yield database
         except sqlite3.Error as error:
-            raise DataError(f"expected the index of {self.source.name}, found {error}; ask again in a moment") from error
+            raise DataError(
+                f"expected the index of {self.source.name}, found {error}; ask again in a moment"
+            ) from error
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ def item(shelf: Shelf, n: int, shelves: Sequence[Shelf]) -> dict[str, Any]:
         ]
         found = _drawn(where, lambda: tree_view.tree_view(row, examples, learned))
     else:
-        found = _drawn(where, lambda: item_views.item_view(schema, row))
+        found = _drawn(where, lambda: item_views.item_view(source.kind, row))
     total = shelf.value()["num_items"]
     own = {"source": source.id, "n": n, "total": total, "batch": shelf.batch_of(n), "stamp": shelf.stamp}
     return {**found, **own, "elsewhere": _elsewhere(place, shelf, shelves)}
@@ -64,7 +64,9 @@ def _row(shelf: Shelf, name: str, offset: int, length: int) -> Mapping[str, Any]
         with opened(shelf.source, name).open("rb") as file:
             return parse_line(read_at(file, offset, length))
     except OSError as error:
-        raise DataError(f"expected {name} of {shelf.source.name}, found that it cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"expected {name} of {shelf.source.name}, found that it cannot be read: {error.strerror}"
+        ) from error
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 

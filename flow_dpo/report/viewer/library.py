@@ -7,7 +7,7 @@
         library.get("item", {"source": "train", "n": "17"})        one of them, whole
 
 A thread of its own follows the files and extends the indexes; it stands back while something is asked. Invariant:
-nothing is written into a source, and whatever its files hold, an answer is a value that JSON can hold, or a `DataError`.
+nothing is written into a source, and whatever its files hold, an answer is what JSON can hold, or a `DataError`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Iterator, Self
+from typing import Any, Self
 
 from flow_dpo.core.errors import DataError, StorageError
 from flow_dpo.report.viewer import queries

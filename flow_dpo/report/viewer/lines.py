@@ -1,7 +1,7 @@
 """Lenient reading of JSONL files that may be damaged, foreign, torn or still growing, line by line.
 
-    for line in read_lines(file, start=0, number=0, end=4_096):     Line(number=1, offset=0, length=612, content=b"{...")
-        row = parse_line(line.content)                               {"schema": "tree/1", ...}; raises `DataError`
+    for line in read_lines(file, start=0, number=0, end=4_096):     Line(number=1, offset=0, length=612, content=...)
+        row = parse_line(line.content)                              {"schema": "tree/1", ...}; raises `DataError`
 
 The strict readers of `runs.records` refuse a file at its first wrong row; a viewer shows the rows around it. What is
 read here is never trusted: a fact of another kind than expected is None (`integer`, `number`, `text`, `objects`).

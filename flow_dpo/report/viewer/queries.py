@@ -29,8 +29,9 @@ _SORTS = {
     "margin": "margin",
 }
 """What each order is by; with "-" before it, the largest come first."""
-_EXAMPLES = {"pair": "pairs > 0", "scored": "scored > 0", "none": "pairs = 0 AND scored = 0"}
-_NUMBER = re.compile(r"\d{1,15}")
+_EXAMPLES = {"pair": "pairs > 0", "scored": "scored > 0", "none": "coalesce(pairs, 0) + coalesce(scored, 0) = 0"}
+_NUMBER = re.compile(r"[0-9]{1,15}")
+_RANGE = re.compile(r"([0-9]{0,15})(?:(-)([0-9]{0,15}))?")
 _FACETS = 60
 """Values of a level or subject that are listed, the most frequent ones."""
 
@@ -70,7 +71,9 @@ class Wanted:
 def _order(sort: str) -> str:
     what = _SORTS.get(sort.removeprefix("-"))
     if what is None:
-        raise DataError(f"expected sort to be one of {', '.join(_SORTS)}, or that with a - before it, found {sort!r:.40}")
+        raise DataError(
+            f"expected sort to be one of {', '.join(_SORTS)}, or that with a - before it, found {sort!r:.40}"
+        )
     direction = " DESC" if sort.startswith("-") else ""
     return f"n{direction}" if what == "n" else f"{what} IS NULL, {what}{direction}, n"
 
@@ -78,7 +81,7 @@ def _order(sort: str) -> str:
 def _condition(name: str, value: str, params: Mapping[str, str]) -> list[tuple[str, Sequence[Any]]]:
     """The conditions of one parameter, with their values."""
     if name == "q":
-        return [("n IN (SELECT n FROM texts WHERE instr(find, ?))", [word]) for word in value.lower().split()[:10]]
+        return [("n IN (SELECT n FROM texts WHERE instr(find, ?))", [value.strip().lower()])]
     if name in ("status", "level", "subject"):
         return [(f"{name} = ?", [value])]
     if name in ("role", "depth"):
@@ -94,13 +97,14 @@ def _condition(name: str, value: str, params: Mapping[str, str]) -> list[tuple[s
     if name in ("flipped", "ungraded"):
         if value not in ("0", "1"):
             raise DataError(f"expected {name} to be 1, found {value!r:.40}")
-        condition = "flipped = 1" if name == "flipped" else "(ungraded > 0 OR status = 'ungraded')"
+        condition = "flipped = 1" if name == "flipped" else "ungraded > 0"
         return [(condition, [])] if value == "1" else []
     if name == "version":
-        low, _, high = value.partition("-")
-        if not (_NUMBER.fullmatch(low) and (not high or _NUMBER.fullmatch(high))):
-            raise DataError(f"expected version to be a number or two, such as 3 or 3-9, found {value!r:.40}")
-        return [("version BETWEEN ? AND ?", [int(low), int(high or low)])]
+        found = _RANGE.fullmatch(value)
+        if found is None or value == "-":
+            raise DataError(f"expected version to be a number or a range, such as 3, 3-9 or 3-, found {value!r:.40}")
+        low, dash, high = found.groups()
+        return [("version BETWEEN ? AND ?", [int(low or 0), int(high or 2**53) if dash else int(low)])]
     if name == "from":
         return [("n >= ?", [integer(params, "from", 0)])]
     return [("n < ?", [integer(params, "to", 0)])] if name == "to" else []
@@ -147,14 +151,16 @@ def rows(database: sqlite3.Connection, wanted: Sequence[int]) -> list[dict[str, 
     names = ", ".join(f'"{name}"' for name in COLUMNS)
     marks = ", ".join("?" * len(wanted))
     texts = dict(database.execute(f"SELECT n, question FROM texts WHERE n IN ({marks})", wanted))
-    by_role: dict[int, dict[str, int]] = {}
-    for n, role, num in database.execute(
-        f"SELECT n, role, count(*) FROM examples WHERE n IN ({marks}) GROUP BY n, role ORDER BY role", wanted
+    places: dict[int, dict[str, list[int | None]]] = {}
+    for n, role, depth in database.execute(
+        f"SELECT n, role, depth FROM examples WHERE n IN ({marks}) ORDER BY n, role, depth", wanted
     ):
-        by_role.setdefault(n, {})[role] = num
+        places.setdefault(n, {}).setdefault(role, []).append(depth)
     found: dict[int, dict[str, Any]] = {}
     for n, *facts in database.execute(f"SELECT n, {names} FROM items WHERE n IN ({marks})", wanted):
-        row = {"n": n, "question": texts.get(n), **dict(zip(COLUMNS, facts, strict=True)), "by_role": by_role.get(n, {})}
+        row: dict[str, Any] = {"n": n, "question": texts.get(n), **dict(zip(COLUMNS, facts, strict=True))}
+        row["places"] = own = places.get(n, {})
+        row["by_role"] = {role: len(depths) for role, depths in own.items()}
         row["flipped"] = None if row["flipped"] is None else bool(row["flipped"])
         found[n] = row
     return [found[n] for n in wanted if n in found]

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.curves import Batches
 from flow_dpo.report.viewer.facts import HEADERS, Totals, facts_of, read_headers
