@@ -150,8 +150,8 @@ class Index:
 
     def _step(self, seen: dict[str, _Seen | None]) -> bool:
         database = self._open()
-        database.execute("BEGIN IMMEDIATE")
-        try:
+        with database:  # commits, or rolls back
+            database.execute("BEGIN IMMEDIATE")
             read = self._validated(database, seen)
             whole = True
             for name in self.names:  # what belongs to a tree is read once all trees are
@@ -159,11 +159,6 @@ class Index:
                 if state is not None and whole:
                     whole = self._read_file(database, name, read.setdefault(name, _Read(seen=state)), state)
             self._keep(database, read, seen, whole=whole)
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:
-                database.execute("ROLLBACK")
-            raise
         self._known = seen if whole else {}
         self._failures = 0
         self.ready = True
@@ -189,11 +184,11 @@ class Index:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute("PRAGMA cache_size = -16384")
-            database.execute("BEGIN IMMEDIATE")
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
-            if "meta" not in tables or database.execute("SELECT version FROM meta").fetchone() != (VERSION,):
-                _make(database, tables, self.source)
-            database.execute("COMMIT")
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+                if "meta" not in tables or database.execute("SELECT version FROM meta").fetchone() != (VERSION,):
+                    _make(database, tables, self.source)
         return self._writer
 
     def _throw_away(self) -> None:
