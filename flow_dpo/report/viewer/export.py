@@ -89,7 +89,13 @@ def _write(library: Library, folder: Path, num_items: int) -> Copied:
             content = content.replace(b"<head>", f"<head>\n    {_STATIC}".encode(), 1)
         (folder / each.name).write_bytes(content)
     # 2. The items of each source.
-    found = _without_paths(library.get("sources", {}))
+    found = library.get("sources", {})
+    for source in found["sources"]:
+        # "/data/mine.jsonl/train": the file, and its split.
+        dataset = source["facts"].get("dataset")
+        if dataset and _PATHS.match(dataset):
+            source["facts"]["dataset"] = "/".join(dataset.split("/")[-2:])
+    found = _without_paths(found)
     chosen = {source.id: _chosen(library, source.id, num_items) for source in library.sources}
     written = 0
     for id, rows in chosen.items():
