@@ -21,7 +21,7 @@ from typing import Any
 from flow_dpo.core.errors import FlowError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow, check_turn
-from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
+from flow_dpo.core.rollouts import Finished, RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.steps import join, split
 from flow_dpo.core.tree import Tree
@@ -97,6 +97,7 @@ class Branched:
             state, num_turns = self.flow.advance(state, sampled.completion), num_turns + 1
         seed = derive(self.seed, self.problem.id, -1, path.index, num_turns)
         path.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=path.index == 0, seed=seed)
+        yield Finished(problem=self.problem, solution=path.solution)
 
     def probe(self, step: Step) -> RolloutSteps:
         """Start the probes of the state before `step`, unless there are some already."""
@@ -152,6 +153,7 @@ class Branched:
             turn, kept, num_turns = self.flow.turn(state), None, num_turns + 1
         seed = derive(self.seed, self.problem.id, "probe", place, index, num_turns)
         probe.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=False, seed=seed)
+        yield Finished(problem=self.problem, solution=probe.solution)
 
 
 def _after(request: Request, kept: Completion) -> Request:
