@@ -116,7 +116,7 @@ def test_the_papers_learners() -> None:
         "flow-dpo": (5e-6, 32, 1, 8), "flow-dpo-paper": (5e-6, 32, 1, 8), "online-dpo": (5e-6, 32, 32, 8),
         "grpo": (1e-6, 1024, 16, 8),
         "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
-        "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
+        "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 64, 16, 8),
     }  # fmt: skip
     assert presets.preset("vineppo", "paper").learner.epochs_per_batch == 2
     assert presets.preset("rpo", "paper").learner.warmup_updates == 100
