@@ -1,7 +1,7 @@
 """What the index knows of one row: the columns by which items are listed, filtered and sorted.
 
     columns("tree", row)       {"id": "seed/train/0", "status": "wrong", "flipped": 1, "tokens": 118, "yes": 0.31, ...}
-    example(line)              Example(kind="pair", problem="seed/train/0", role="answer", depth=0, margin=1.0, ...)
+    example("pair", line)      Example(problem="seed/train/0", role="answer", depth=0, margin=1.0, version=0)
 
 A row of examples is a kilobyte of which an index needs sixty bytes, so what this package wrote is read by its layout;
 any other row is parsed whole, to the same end. Invariant: a row of the wrong kind or shape is a `DataError`, a single
@@ -13,9 +13,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer.lines import integer, mapping, number, objects, parse_line, refuse, text
@@ -170,58 +169,55 @@ _COLUMNS = {"tree": _of_tree, "trace": _of_trace, "prediction": _of_prediction, 
 # ---- rows that belong to a tree --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """A row of pairs.jsonl, scored.jsonl or learned.jsonl, as far as an index needs it."""
+class Example(NamedTuple):
+    """A row of pairs.jsonl, scored.jsonl or learned.jsonl, as far as an index needs it. A run has a million of
+    them, and a tuple is made in a third of a dataclass's time."""
 
-    kind: str
-    """"pair", "scored" or "learned"."""
     problem: str
     role: str
-    node: int | None
-    """In the problem's tree; of a pair the chosen one."""
     depth: int | None
+    """Of its node in the problem's tree; None for a learned row."""
     margin: float | None
     """Of a pair."""
     version: int | None
-    """Of the policy that sampled it; of a learned row, of the one that learned from it."""
+    """Of the policy that sampled it; None for a learned row, which a later one learned from."""
 
 
-_STRING = rb'"((?:[^"\\]|\\.)*)"'
-_HEAD = rb', "problem_id": ' + _STRING + rb', "role": ' + _STRING + rb', "node": (\d{1,15}), '
-_PAIR = re.compile(
-    _HEAD + rb'"rejected_node": \d{1,15}, "depth": (\d{1,15}), "tags": \[[^\]]*\], "margin": ([-+.\deE]{1,30}), '
-)
-_SCORED = re.compile(_HEAD + rb'"depth": (\d{1,15}), ()')
-_FIELD = re.compile(rb', "policy_version": (-?\d{1,15})[,}]')
-_LAYOUTS = {"pair": _PAIR, "scored": _SCORED}
-"""What stands in a row as `runs.records` writes it. Quotes inside a JSON text have a backslash before them, so a name
-in quotes between a comma and a colon is a key; and the first one of it is the row's own, for nothing nested stands
-before it."""
+_PROBLEM, _ROLE = rb'"problem_id": "(?P<problem>[^"\\]*)"', rb'"role": "(?P<role>[^"\\]*)"'
+_NODE, _DEPTH = rb'"node": [0-9]{1,15}', rb'"depth": (?P<depth>[0-9]{1,15})'
+_MARGIN = rb'"margin": (?P<margin>-?[0-9][0-9.eE+-]{0,30})'
+_LAYOUTS = {
+    "pair": (_PROBLEM, _ROLE, _NODE, rb'"rejected_node": [0-9]{1,15}', _DEPTH, rb'"tags": \[[^\]]*\]', _MARGIN),
+    "scored": (_PROBLEM, _ROLE, _NODE, _DEPTH),
+    "learned": (rb'"version": [0-9]{1,15}', rb'"reference_version": (?:[0-9]{1,15}|null)', _ROLE, _PROBLEM, _NODE),
+}
+"""Neighbouring fields of a row as `runs.records` writes it. A quote inside a JSON text has a backslash before it, so
+what matches is no part of a text; and the first match is the row's own, for nothing nested stands before it."""
+_FIRST = {schema: b", " + fields[0].partition(b": ")[0] + b": " for schema, fields in _LAYOUTS.items()}
+_PATTERNS = {schema: re.compile(b", " + b", ".join(fields) + b", ") for schema, fields in _LAYOUTS.items()}
+_VERSION = re.compile(rb', "policy_version": (-?[0-9]{1,15}), ')
 
 
 def example(schema: str, content: bytes) -> Example:
     """The facts of one line. Raises `DataError` where it is no row of this schema."""
-    layout = _LAYOUTS.get(schema)
-    if layout is not None and content.startswith(b'{"schema": "%s/1", ' % schema.encode()) and content[-2:] == b"}\n":
-        at = content.find(b', "problem_id": "')
-        found = layout.match(content, at) if at > 0 else None
-        if found is not None and b"\\" not in found[1] + found[2]:
+    if content.startswith(b'{"schema": "%b/1", ' % schema.encode()) and content.endswith(b"}\n"):
+        at = content.find(_FIRST[schema])
+        found = _PATTERNS[schema].match(content, at) if at > 0 else None
+        if found is not None:
             return _by_layout(schema, content, found)
     return _parsed(schema, parse_line(content))
 
 
 def _by_layout(schema: str, content: bytes, found: re.Match[bytes]) -> Example:
-    version = _FIELD.search(content, found.end())
     try:
-        problem, role = found[1].decode(), found[2].decode()
-        margin = number(float(found[5])) if schema == "pair" else None
+        problem, role = found["problem"].decode()[:_KEY], found["role"].decode()[:_KEY]
+        if schema == "learned":
+            return Example(problem, role, None, None, None)
+        margin = number(float(found["margin"])) if schema == "pair" else None
     except ValueError as error:
         raise DataError("expected a row of UTF-8 and numbers, found another one") from error
-    return Example(
-        kind=schema, problem=problem[:_KEY], role=role, node=int(found[3]), depth=int(found[4]), margin=margin,
-        version=None if version is None else int(version[1]),
-    )  # fmt: skip
+    version = _VERSION.search(content, found.end())
+    return Example(problem, role, int(found["depth"]), margin, None if version is None else int(version[1]))
 
 
 def _parsed(schema: str, row: Mapping[str, Any]) -> Example:
@@ -229,8 +225,7 @@ def _parsed(schema: str, row: Mapping[str, Any]) -> Example:
     problem, role = text(row.get("problem_id"), _KEY), text(row.get("role"), _KEY)
     if problem is None or role is None:
         refuse("a problem_id and a role", row.get("problem_id") if problem is None else row.get("role"))
-    return Example(
-        kind=schema, problem=problem, role=role, node=integer(row.get("node")), depth=integer(row.get("depth")),
-        margin=number(row.get("margin")) if schema == "pair" else None,
-        version=integer(row.get("version" if schema == "learned" else "policy_version")),
-    )  # fmt: skip
+    if schema == "learned":
+        return Example(problem, role, None, None, None)
+    margin = number(row.get("margin")) if schema == "pair" else None
+    return Example(problem, role, integer(row.get("depth")), margin, integer(row.get("policy_version")))

@@ -323,25 +323,24 @@ def _items(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> 
 
 def _companions(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> _Noted:
     noted: _Noted = []
-    found: list[tuple[Line, Example]] = []
+    found: list[tuple[int, int, int, Example]] = []
     for line in lines:
         try:
             # The content is let go of at once: a step's lines together are megabytes.
-            found.append((Line(number=line.number, offset=line.offset, length=line.length, content=b""),
-                          example(schema, line.content)))  # fmt: skip
+            found.append((line.number, line.offset, line.length, example(schema, line.content)))
         except DataError as error:
             noted.append((line.number, str(error)))
-    items = _items_of(database, {one.problem for _, one in found})
+    items = _items_of(database, {one.problem for *_, one in found})
     rows: list[Sequence[Any]] = []
     changes: dict[int, list[Any]] = {}
-    for line, one in found:
+    for number, offset, length, one in found:
         n = _item_of(one, items.get(one.problem, ()))
         if n is None:
-            noted.append((line.number, f"expected a problem that trees.jsonl has, found {one.problem!r:.80}"))
+            noted.append((number, f"expected a problem that trees.jsonl has, found {one.problem!r:.80}"))
         elif schema == "learned":
-            rows.append((n, line.number, line.offset, line.length))
+            rows.append((n, number, offset, length))
         else:
-            rows.append((n, schema, line.number, line.offset, line.length, one.role))
+            rows.append((n, schema, number, offset, length, one.role))
             change = changes.setdefault(n, [0, None, None, ""])
             change[0] += 1
             change[1] = _larger(change[1], one.depth)
