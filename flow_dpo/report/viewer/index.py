@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flow_dpo.core.errors import DataError, StorageError
-from flow_dpo.report.viewer.columns import COMPANIONS, MAIN, SHOWN, Example, columns, example
+from flow_dpo.report.viewer.columns import COMPANIONS, MAIN, SHOWN, Example, columns, example, row_of
 from flow_dpo.report.viewer.found import ViewSource, opened
-from flow_dpo.report.viewer.lines import Line, parse_line, read_lines
+from flow_dpo.report.viewer.lines import Line, read_lines
 
 VERSION = 1
 """Of the tables and of what is written into them: an index of another one is thrown away."""
@@ -304,7 +304,7 @@ def _items(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> 
     texts: list[Sequence[Any]] = []
     for line in lines:
         try:
-            found = columns(schema, parse_line(line.content))
+            found = columns(schema, row_of(schema, line.content))
         except DataError as error:
             noted.append((line.number, str(error)))
             continue
