@@ -22,7 +22,7 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.report.viewer import tree_examples
 from flow_dpo.report.viewer.lenient import Reader, pieces, probability, verdict_view
-from flow_dpo.report.viewer.wrong_steps import Span, faults, places_of_parts, within, wrong_spans
+from flow_dpo.report.viewer.wrong_steps import Span, faults, places_of_parts, wrong_spans
 
 _SCHEMAS = ("tree/1", "tree/2")
 
@@ -276,7 +276,7 @@ def _find_faults(nodes: list[dict[str, Any]], rollouts: list[dict[str, Any]], pr
             if place is not None:
                 writers.add(node["role"])
                 if node["rollout"] == rollout["id"]:
-                    node["faults"] = faults(within(spans_of(text), place, len(node["text"])), node["text"])
+                    node["faults"] = faults(spans_of(text), node["text"], place)
         left.append((rollout["id"], [node for node, place in zip(path, places, strict=True) if place is None]))
     for id, apart in left:
         for attempt in _attempts([node for node in apart if node["role"] in writers]):
@@ -284,7 +284,7 @@ def _find_faults(nodes: list[dict[str, Any]], rollouts: list[dict[str, Any]], pr
             at = 0
             for node in attempt:
                 if node["rollout"] == id:
-                    node["faults"] = faults(within(spans_of(whole), at, len(node["text"])), node["text"])
+                    node["faults"] = faults(spans_of(whole), node["text"], at)
                 at += len(node["text"])
 
 

@@ -8,6 +8,7 @@
   "use strict";
   const view = (globalThis.flowDpo ??= {});
   const { h, fmt, icon } = view;
+  const MOST_ELSEWHERE = 60;
   view.pages ??= {};
 
   // ---- The head: problem, outcome, where else ---------------------------------------------------------------------------
@@ -24,8 +25,7 @@
     return h("header", { class: "item-head" },
       h("p", { class: "place" }, place.map((part, at) => [at ? " \u00b7 " : "", view.line(part, 80)]), more),
       h("h1", { class: "question" }, problem.question ? view.text(problem.question, { limit: 1200 }) : "A problem whose question was not recorded"),
-      h("p", { class: "gold" }, h("span", { class: "muted" }, "gold "), problem.gold ? h("b", null, view.line(problem.gold, 200)) : h("span", { class: "muted" }, "none: reward functions grade")),
-      solution);
+      h("div", { class: "gold-line" }, h("p", null, h("span", { class: "muted" }, "gold "), problem.gold ? h("b", null, view.line(problem.gold, 200)) : h("span", { class: "muted" }, "none: reward functions grade")), solution));
   }
 
   const count = (rollouts, status) => rollouts.filter((rollout) => rollout.status === status).length;
@@ -57,8 +57,9 @@
     const row = (other) => h("li", null, view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(other.name ?? other.source, 60)),
       other.version !== null && other.version !== undefined && h("span", { class: "muted" }, ` version ${other.version}`), " ",
       h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": `Compare with ${other.name ?? other.source}` }, "side by side"));
-    const shown = item.elsewhere.slice(0, 12);
-    return h("section", { class: "elsewhere", "aria-label": "The same problem elsewhere" }, h("h2", null, "The same problem elsewhere"), h("ul", null, shown.map(row), item.elsewhere.length > shown.length && h("li", { class: "muted" }, `and ${item.elsewhere.length - shown.length} more`)));
+    const shown = item.elsewhere.slice(0, MOST_ELSEWHERE);
+    const more = item.elsewhere.length - shown.length;
+    return h("details", { class: "elsewhere", open: item.elsewhere.length <= 3 }, h("summary", null, `The same problem in ${fmt.plural(item.elsewhere.length, "other place")}`), h("ul", null, shown.map(row), more > 0 && h("li", { class: "muted" }, `and ${more} more`)));
   }
 
   function notes(item) {
@@ -102,7 +103,7 @@
     const all = (isOpen) => () => {
       for (const id of [...page.tree.boxes.keys()].slice(0, 400)) page.tree.toggle(id, isOpen);
     };
-    const folds = h("span", { class: "folds" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold"));
+    const folds = h("span", { class: "folds" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold all"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold all"));
     return h("div", { class: "toolbar", role: "toolbar", "aria-label": "How the tree is shown" }, h("div", { class: "segments", role: "radiogroup", "aria-label": "Tokens" }, buttons), page.legend, page.tree.boxes.size > 1 && folds);
   }
 
@@ -148,7 +149,8 @@
       const held = !isFirst && this.root.contains(document.activeElement);
       this.tree = view.tree.draw(item, this.state, { onFocus: () => this.write() });
       const result = h("div", { class: "result" }, view.tree.outcome(item, item.rollouts[0]));
-      view.replace(this.root, steps(this), problemHead(item.problem), result, treeFacts(item), elsewhere(item), notes(item), toolbar(this), this.tree.root);
+      const top = h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), result, elsewhere(item), notes(item)), treeFacts(item));
+      view.replace(this.root, steps(this), top, toolbar(this), this.tree.root);
       const asked = this.state.focus;
       if (asked !== null && item.nodes[asked] && (isFirst || held)) this.tree.go(asked);
       else if (this.tree.element(0)) this.tree.element(0).tabIndex = 0;

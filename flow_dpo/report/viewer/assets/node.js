@@ -33,17 +33,19 @@
 
   function facts(tree, node) {
     const total = sum(node.logprobs);
-    const parts = [`depth ${node.depth}`];
-    if (!node.choices.length) parts.push(fmt.plural(node.ids.length, "token"));
-    if (total !== null && !node.choices.length) parts.push(`${fmt.decimal(total / node.logprobs.length)} a token`);
+    const parts = [`depth ${node.depth}`, ...node.tags.filter((tag) => !tree.shape.common.has(tag))];
     if (node.version !== tree.version) parts.push(`version ${node.version ?? "?"}`);
+    if (node.choices.length) return parts;
+    parts.push(fmt.plural(node.ids.length, "token"));
     if (FINISH[node.finish] && !(node.finish === "length" && tree.shape.next.has(node.id))) parts.push(FINISH[node.finish]);
-    return [...parts, ...node.tags];
+    if (total !== null) parts.push(`log-probability ${fmt.decimal(total / node.logprobs.length)} a token`);
+    return parts;
   }
 
   function meta(tree, node, more) {
-    const words = facts(tree, node).map((part) => h("span", { class: "fact" }, view.line(part, 60)));
-    return h("header", { class: "meta" }, h("span", { class: "role" }, view.line(node.role, 40)), h("span", { class: "number" }, `#${node.id}`), more, words,
+    const words = facts(tree, node);
+    return h("div", { class: "meta" }, h("span", { class: "role" }, view.line(node.role, 24)), h("span", { class: "number" }, `#${node.id}`), more,
+      h("span", { class: "known", title: view.cut(words.join(", "), 400) }, view.line(words.join(" \u00b7 "), 300)),
       h("span", { class: "marks" }, searchMark(tree, node), sideMark(node), advantageMark(node), promptButton(tree, node)));
   }
 
@@ -73,8 +75,8 @@
   }
 
   function faultList(node) {
-    if (!node.faults.length) return null;
-    const whys = [...new Set(node.faults.map((fault) => fault.why))];
+    const whys = [...new Set(node.faults.filter((fault) => !fault.continues).map((fault) => fault.why))];
+    if (!whys.length) return null;
     return h("p", { class: "faults" }, view.icon("wrong"), h("span", null, view.spoken("Wrong step: "), view.line(whys.slice(0, 3).join("; "), 240), whys.length > 3 && ` and ${whys.length - 3} more`));
   }
 

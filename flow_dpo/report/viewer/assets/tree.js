@@ -115,15 +115,38 @@
 
   // ---- The whole tree ----------------------------------------------------------------------------------------------------
 
+  /**
+   * Where what stands beside each node goes: its row, and the row before which the next one begins, in one lane and in
+   * two. With two, every other one stands in the second lane, and a line leads there behind the first.
+   */
+  function lanesOf(trunk, shape) {
+    const with_ = trunk.map((node, at) => ({ node, row: at + 1 })).filter(({ node }) => shape.beside.has(node));
+    const last = trunk.length + 2;
+    return new Map(with_.map(({ node, row }, at) => [node, { row, one: with_[at + 1]?.row ?? last, two: with_[at + 2]?.row ?? last, lane: 2 + (at % 2) }]));
+  }
+
   function trunkRows(tree) {
-    const trunk = tree.shape.own[0];
+    const trunk = tree.shape.own[0] ?? [];
+    const lanes = lanesOf(trunk, tree.shape);
     const rows = trunk.map((node, at) => {
-      const beside = tree.shape.beside.get(node) ?? [];
-      const left = h("div", { class: "trunk-cell" }, h("div", { class: "trunk-node" }, around(tree, node, 0, false), at === trunk.length - 1 && outcome(tree.item, tree.item.rollouts[0])));
-      const right = beside.length ? boxes(tree, beside, 1, `boxes beside${beside.length > 1 ? " several" : ""}`) : h("div", { class: "boxes beside none" });
-      return h("li", { class: "row" }, left, right);
+      const left = h("div", { class: "trunk-cell", style: { "--row": at + 1 } }, h("div", { class: "trunk-node" }, around(tree, node, 0, false)));
+      if (!lanes.has(node)) return h("li", null, left);
+      const beside = tree.shape.beside.get(node);
+      const right = boxes(tree, beside, 1, `boxes beside${beside.length > 1 ? " several" : ""}`);
+      const { row, one, two, lane } = lanes.get(node);
+      for (const [name, value] of Object.entries({ "--row": row, "--one": one, "--two": two, "--lane": lane })) right.style.setProperty(name, value);
+      if (lane === 3) right.classList.add("second");
+      return h("li", null, left, right);
     });
-    return h("ol", { class: "trunk" }, rows);
+    const end = h("li", null, h("div", { class: "trunk-cell end", style: { "--row": trunk.length + 1 } }, outcome(tree.item, tree.item.rollouts[0])));
+    return h("ol", { class: `trunk${lanes.size > 1 ? " two-lanes" : ""}` }, rows, end);
+  }
+
+  function caption(shape) {
+    const words = shape.group
+      ? "Rollouts from the question to their ends. The first is the trunk."
+      : shape.beside.size ? "The trunk, from the question to its end. Beside each of its nodes: what was sampled in its place, rolled out to the end." : null;
+    return words && h("p", { class: "caption" }, words);
   }
 
   function whole(tree) {
@@ -132,7 +155,7 @@
     const columns = shape.group ? [0, ...(shape.beside.get(trunk) ?? [])] : [];
     const apart = shape.loose.length ? [h("h3", null, "Rollouts that leave no node of the tree"), boxes(tree, shape.loose, 1, "boxes columns")] : null;
     const main = shape.group ? boxes(tree, columns, 1, "boxes columns") : trunkRows(tree);
-    return h("div", { class: `tree ${shape.group ? "as-group" : "as-trunk"}` }, main, apart);
+    return h("div", { class: `tree ${shape.group ? "as-group" : "as-trunk"}` }, caption(shape), main, apart);
   }
 
   /** Rollouts that are open at first: the nearest to the trunk, as many as a screen or two can hold. */
