@@ -294,6 +294,7 @@
       setTimeout(load, POLL_MS);
       return;
     }
+    history.scrollRestoration = "manual";
     window.addEventListener("hashchange", show);
     show();
     if (!view.isStatic) setTimeout(poll, POLL_MS);

@@ -89,52 +89,62 @@
   view.get = (kind, params = {}) => (isStatic ? getStatic(kind, params) : fetchLive(kind, params));
 
   // ---- Filters and sorts of an export, by the rules of the server's queries ------------------------------------------
-  const numberOf = (text) => (text === null || text === undefined || text === "" ? null : Number(text));
-
-  function rangeOf(text) {
-    const [low, high] = String(text).split("-");
-    return high === undefined ? [Number(low), Number(low)] : [low === "" ? 0 : Number(low), high === "" ? Infinity : Number(high)];
-  }
-
   function hasExample(row, role, depth) {
-    if (role === null && depth === null) return true;
-    if (row.places) {
-      const roles = role === null ? Object.keys(row.places) : [role];
-      return roles.some((name) => (row.places[name] ?? []).some((at) => depth === null || at === depth));
-    }
-    return (role === null || Boolean(row.by_role?.[role])) && (depth === null || row.depth === depth);
+    const places = row.places ?? {};
+    const roles = role ? [role] : Object.keys(places);
+    return roles.some((name) => (places[name] ?? []).some((at) => !depth || at === Number(depth)));
   }
 
-  /** Whether a row passes the filters of `items`. */
+  function hasText(row, text) {
+    const found = [row.id, row.question, row.answer, row.gold].filter(Boolean).join("\n").toLowerCase();
+    return text.toLowerCase().split(/\s+/).filter(Boolean).slice(0, 10).every((word) => found.includes(word));
+  }
+
+  function hasVersion(row, text) {
+    const [low, high] = text.split("-");
+    return row.version !== null && row.version >= Number(low) && row.version <= Number(high || low);
+  }
+
+  const WITH = {
+    pair: (row) => row.pairs > 0,
+    scored: (row) => row.scored > 0,
+    none: (row) => row.pairs === 0 && row.scored === 0,
+  };
+
+  // A filter's test of a row and the filter's value, which is not empty.
+  const TESTS = {
+    q: hasText,
+    role: (row, role, params) => hasExample(row, role, params.depth),
+    depth: (row, depth, params) => hasExample(row, params.role, depth),
+    status: (row, status) => row.status === status,
+    flipped: (row, value) => value !== "1" || row.flipped === true,
+    examples: (row, kind) => WITH[kind](row),
+    ungraded: (row, value) => value !== "1" || row.ungraded > 0 || row.status === "ungraded",
+    version: hasVersion,
+    from: (row, from) => row.n >= Number(from),
+    to: (row, to) => row.n < Number(to),
+    level: (row, level) => row.level === level,
+    subject: (row, subject) => row.subject === subject,
+  };
+
   function passes(row, params) {
-    const text = (params.q ?? "").trim().toLowerCase();
-    if (text && ![row.question, row.id, row.answer, row.gold].some((part) => String(part ?? "").toLowerCase().includes(text))) return false;
-    if (!hasExample(row, params.role || null, numberOf(params.depth))) return false;
-    if (params.status && row.status !== params.status) return false;
-    if (Number(params.flipped) && !row.flipped) return false;
-    if (params.examples === "pair" && !row.pairs) return false;
-    if (params.examples === "scored" && !row.scored) return false;
-    if (params.examples === "none" && (row.pairs || row.scored)) return false;
-    if (Number(params.ungraded) && !row.ungraded) return false;
-    if (params.version) {
-      const [low, high] = rangeOf(params.version);
-      if (row.version === null || row.version < low || row.version > high) return false;
-    }
-    if (numberOf(params.from) !== null && row.n < Number(params.from)) return false;
-    if (numberOf(params.to) !== null && row.n >= Number(params.to)) return false;
-    return (!params.level || String(row.level) === params.level) && (!params.subject || row.subject === params.subject);
+    return Object.keys(TESTS).every((key) => {
+      const value = params[key] === null || params[key] === undefined ? "" : String(params[key]);
+      return value === "" || TESTS[key](row, value, params);
+    });
   }
 
   const SORTS = {
     time: (row) => row.n,
     accuracy: (row) => row.accuracy,
-    examples: (row) => (row.pairs ?? 0) + (row.scored ?? 0),
+    examples: (row) => (row.pairs === null || row.scored === null ? null : row.pairs + row.scored),
     tokens: (row) => row.tokens,
     margin: (row) => row.margin,
   };
 
   /**
-   * The rows that pass, in order, as the server would answer; unknown values come last, ties by time. Pure.
+   * The rows that pass, in order, as the server would answer: in either direction unknown values come last and ties
+   * stand by time. Pure.
    * @param {object[]} rows all rows of an export
    * @param {object} params of `items`, `offset` and `limit` among them
    * @returns {{total: number, rows: object[]}}
@@ -143,7 +153,8 @@
     const name = params.sort || "time";
     const sign = name.startsWith("-") ? -1 : 1;
     const value = SORTS[name.replace(/^-/, "")];
-    if (!value) throw new Error(`cannot sort by "${name}"`);
+    if (!value) throw new Error(`No list is sorted by "${name}".`);
+    if (params.examples && !WITH[params.examples]) throw new Error(`No filter of examples is called "${params.examples}".`);
     const compare = (one, other) => {
       const [a, b] = [value(one) ?? null, value(other) ?? null];
       if (a === b) return one.n - other.n;
@@ -161,9 +172,11 @@
     source: null,
     params: {},
     places: new Map(),
+    /** In another order than time: the number of items there were, to which the list keeps. */
+    pin: null,
     /** Notes which list is shown; rows add themselves to `places` by number. */
     open(source, params) {
-      Object.assign(view.list, { source, params, places: new Map() });
+      Object.assign(view.list, { source, params, places: new Map(), pin: null });
     },
     /** The list's own parameters if it is the source's, to go back to it. */
     paramsOf: (source) => (view.list.source === source ? view.list.params : {}),
@@ -174,9 +187,11 @@
    * @returns {Promise<{previous: number|null, next: number|null}>}
    */
   view.neighbours = async (source, n) => {
-    const params = view.list.paramsOf(source);
-    const places = view.list.source === source ? view.list.places : new Map();
-    if (!places.has(n) && (params.sort ?? "time") === "time") {
+    const here = view.list.source === source;
+    const params = { ...view.list.paramsOf(source) };
+    if (here && view.list.pin !== null) params.to = Math.min(view.list.pin, Number(params.to ?? view.list.pin));
+    const places = here ? view.list.places : new Map();
+    if (!places.has(n) && !params.sort) {
       const before = await view.get("items", { ...params, source, to: Math.min(n, Number(params.to ?? n)), offset: 0, limit: 1 });
       places.set(n, before.total);
     }
