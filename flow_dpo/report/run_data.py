@@ -20,7 +20,8 @@ from pathlib import Path
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.evaluate.evaluate import CandidateKind, candidate_kind
-from flow_dpo.runs.records import NodeRow, PairRow, ScoredRow, TreeRow, iter_rows
+from flow_dpo.runs.records import PairRow, ScoredRow, iter_rows
+from flow_dpo.runs.tree_rows import NodeRow, TreeRow
 
 MAX_DRAWN_NODES = 60
 """A tree of more nodes is drawn only where it is requested by name."""

@@ -19,7 +19,7 @@ from typing import Literal
 from flow_dpo.report.document import Branch, Figure, TreeDrawing, TreeNode
 from flow_dpo.report.figures import Dot, draw_shape
 from flow_dpo.report.run_data import ExampleSeen
-from flow_dpo.runs.records import NodeRow, TreeRow
+from flow_dpo.runs.tree_rows import NodeRow, TreeRow
 
 _DEEPEST = 40
 """Rollouts that are drawn inside each other; a hostile file could nest them without end."""

@@ -28,7 +28,7 @@ from tests.recipes.test_cpl import replay, said
 from tests.recipes.test_rpo import finds
 from tests.recipes.test_vineppo import graded_trees
 from tests.support.graders import FunctionGrader
-from tests.support.tree_builders import completion, problem, request
+from tests.support.tree_builders import IdTexts, completion, problem, request
 
 PROMPTS = PlanSolvePrompts(solve_user="", value_user="{plan}")
 FLOW = PlanSolve(value_role=True, plan_tokens=2, max_plan_steps=3, max_tokens=2, prompts=PROMPTS)
@@ -210,7 +210,7 @@ def test_values_become_truer_on_the_seed(tmp_path: Path) -> None:
 
 def test_a_play_that_stopped_is_told_as_such_and_what_went_on_from_it_below() -> None:
     tree = valued()
-    row = tree_row(tree, [f"said {node.id}" for node in tree.nodes])
+    row = tree_row(tree, IdTexts())
     [trunk] = draw_tree(row, []).branches
     assert (trunk.outcome, trunk.continuations) == ("correct (no answer found)", ())
     others = trunk.nodes[0].alternatives
