@@ -130,7 +130,7 @@
     view.title(...crumbs(route).slice(1).map((crumb) => crumb.words).reverse());
     const page = view.pages[route.page];
     if (!page || (route.source !== null && !view.source(route.source))) {
-      const what = route.source !== null && page ? `nothing here is called "${route.source}"` : "no page has this address";
+      const what = route.source !== null && page ? `Nothing here is called "${route.source}"` : "No page has this address";
       main.append(view.failure(new Error(`${what}.`), "Not found"), h("p", null, h("a", { href: view.to.runs() }, "All runs")));
       return;
     }

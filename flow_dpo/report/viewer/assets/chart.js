@@ -180,8 +180,9 @@
       const heights = spread(margin.map(({ end }) => toY(end.y)), 17, frame.top + 4, frame.bottom);
       const taken = [];
       const early = ends.filter((one) => !margin.includes(one)).map(({ line, end }) => {
-        const at = { x: toX(end.x) + 7, y: toY(end.y) };
-        while (taken.some((other) => Math.abs(other.x - at.x) < 130 && Math.abs(other.y - at.y) < 17)) at.y += 17;
+        const width = 8.2 * Math.min(24, line.name.length);
+        const box = (away) => ({ x: toX(end.x) + 7, y: toY(end.y) + away, width });
+        const at = [0, -17, 17, -34, 34, -51, 51].map(box).find((place) => this.isFree(place, taken)) ?? box(0);
         taken.push(at);
         return this.name(line, at.x, at.y);
       });
@@ -191,6 +192,15 @@
         const from = { x1: toX(end.x) + 3, y1: toY(end.y), x2: frame.right + 7, y2: y };
         return [lead && view.s("line", { class: `lead ${line.class}`, ...from }), this.name(line, frame.right + 10, y)];
       })];
+    }
+
+    // Whether a name there would cover no other name and no curve.
+    isFree({ x, y, width }, taken) {
+      const { frame, toX, toY } = this.place;
+      if (y < frame.top || y > frame.bottom) return false;
+      if (taken.some((other) => x < other.x + other.width && other.x < x + width && Math.abs(other.y - y) < 17)) return false;
+      const under = (point) => known(point.y) && toX(point.x) > x - 4 && toX(point.x) < x + width + 20 && Math.abs(toY(point.y) - y) < 11;
+      return !this.model.lines.some((line) => line.points.some(under));
     }
 
     name(line, x, y) {

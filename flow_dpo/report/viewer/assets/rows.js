@@ -47,7 +47,12 @@
 
   const version = (item) => fmt.known(item.version) && h("span", { title: "version of the policy that sampled it" }, `v${fmt.count(item.version)}`);
 
-  const tokens = (item, { sort }) => (sort().endsWith("margin") ? fmt.known(item.margin) && fmt.decimal(item.margin) : fmt.compact(item.tokens));
+  // A list by margin shows margins in place of tokens; the unit is for narrow windows, which have no head.
+  function tokens(item, { sort }) {
+    const unit = (words) => h("span", { class: "unit" }, words);
+    if (sort().endsWith("margin")) return fmt.known(item.margin) && [unit("margin "), fmt.decimal(item.margin)];
+    return fmt.known(item.tokens) && [fmt.compact(item.tokens), unit(" tok")];
+  }
 
   const N = { name: "n", words: "", sort: "time", spoken: "number", fill: (item) => fmt.count(item.n) };
   const MARK = { name: "mark", words: "", spoken: "verdict", fill: mark };
@@ -58,8 +63,8 @@
   const FLIPPED = { name: "flipped", words: "", spoken: "flipped", fill: flipped, meta: true };
   const TOKENS = { name: "tokens", words: "tokens", sort: "tokens", fill: tokens, meta: true };
   const VERSION = { name: "version", words: "version", fill: version, meta: true };
-  const DRAW = { name: "draw", words: "draw", fill: (item) => fmt.known(item.draw) && fmt.count(item.draw), meta: true };
-  const YES = { name: "yes", words: "P(Yes)", fill: (item) => fmt.known(item.yes) && fmt.share(item.yes), meta: true };
+  const DRAW = { name: "draw", words: "draw", fill: (item) => fmt.known(item.draw) && [h("span", { class: "unit" }, "draw "), fmt.count(item.draw)], meta: true };
+  const YES = { name: "yes", words: "P(Yes)", fill: (item) => fmt.known(item.yes) && [h("span", { class: "unit" }, "P(Yes) "), fmt.share(item.yes)], meta: true };
   const SUBJECT = { name: "subject", words: "subject", fill: (item) => item.subject && view.line(item.subject, 30), meta: true };
 
   const COLUMNS = {

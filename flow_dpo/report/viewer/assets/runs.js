@@ -77,6 +77,7 @@
       ["ties", true, ({ facts }) => fmt.count(facts.ties)],
     ],
   };
+  const COUNTED = { run: ["run"], evaluation: ["evaluation"], traces: ["set of traces", "sets of traces"], judgements: ["set of judgements", "sets of judgements"] };
   const TITLES = { run: "Runs", evaluation: "Evaluations", traces: "Traces", judgements: "Judgements" };
 
   class RunsPage {
@@ -131,7 +132,7 @@
       const { sources } = view.known();
       const kinds = Object.keys(COLUMNS).filter((kind) => sources.some((source) => source.kind === kind));
       const focused = document.activeElement?.dataset?.key;
-      this.count.textContent = kinds.map((kind) => fmt.plural(sources.filter((source) => source.kind === kind).length, kind.replace(/s$/, ""))).join(", ");
+      this.count.textContent = kinds.map((kind) => fmt.plural(sources.filter((source) => source.kind === kind).length, ...COUNTED[kind])).join(", ");
       const parts = kinds.map((kind) => this.section(kind, sources.filter((source) => source.kind === kind), kinds.length > 1));
       if (this.runs().length) parts.splice(kinds.indexOf("run") + 1, 0, this.curves);
       view.replace(this.tables, parts.length ? parts : view.failure(new Error("No run, trace, evaluation or judgement stands at the paths given."), "Nothing here yet"));
