@@ -20,8 +20,8 @@
     constructor(root, route) {
       Object.assign(this, { root, source: view.source(route.source), filters: view.filtersOf(route.params), pin: null, cursor: null, facets: {} });
       this.narrow = window.matchMedia(NARROW);
-      this.facts = h("dl", { class: `facts of-${this.source.kind}` });
-      this.count = h("p", { class: "count", role: "status" });
+      this.facts = h("dl", { class: `source-facts of-${this.source.kind}` });
+      this.count = h("p", { class: "list-count", role: "status" });
       this.fresh = h("button", { type: "button", class: "button fresh", hidden: true, onclick: () => this.open() });
       this.problem = h("div");
       const head = h("div", { class: "page-head" }, h("h1", null, view.line(this.source.name, 120)), (this.state = h("span")));
@@ -48,7 +48,7 @@
         const inside = column.sort ? h("button", { type: "button", onclick: () => this.sortBy(column.sort) }, words, h("span", { class: "arrow", "aria-hidden": "true" })) : words;
         return { column, element: h("span", { role: "columnheader", class: `cell-${column.name}` }, inside) };
       });
-      const head = h("div", { role: "row", class: "item item-head", "aria-rowindex": "1" }, this.heads.map(({ element }) => element));
+      const head = h("div", { role: "row", class: "item list-columns", "aria-rowindex": "1" }, this.heads.map(({ element }) => element));
       this.body = h("div", { role: "rowgroup", class: "items", onclick: (event) => this.clicked(event) });
       const props = { role: "grid", class: `grid of-${this.source.kind}`, tabindex: "0", "aria-label": `Items of ${this.source.name}`, "aria-readonly": "true" };
       this.grid = h("div", props, h("div", { role: "rowgroup", class: "grid-head" }, head), this.body);
@@ -90,6 +90,16 @@
       this.filter(chosen ? { ...filters, sort: chosen } : filters);
     }
 
+    // A column that no row has is not there; that of examples has room for each role.
+    drawColumns() {
+      const hasSubject = Object.keys(this.facets.subjects ?? {}).length > 0;
+      this.grid.classList.toggle("no-subject", !hasSubject);
+      const roles = Math.max(1, this.source.facts.roles?.length ?? 0, Object.keys(this.facets.roles ?? {}).length);
+      const width = ({ name, width: own }) => (name === "examples" ? `${Math.min(220, Math.max(72, 44 * roles))}px` : own);
+      const columns = this.heads.map(({ column }) => column).filter(({ name }) => hasSubject || name !== "subject");
+      this.grid.style.setProperty("--columns", columns.map(width).join(" "));
+    }
+
     drawFacts() {
       const { facts, kind } = this.source;
       const list = {
@@ -108,8 +118,8 @@
         judgements: [["A better", fmt.count(facts.wins_a)], ["B better", fmt.count(facts.wins_b)], ["ties", fmt.count(facts.ties)]],
       }[kind];
       const made = [facts.recipe, facts.preset, facts.who, facts.decoding, facts.model, facts.dataset].filter(Boolean).join(" \u00b7 ");
-      view.replace(this.state, view.state(this.source), " ", h("span", { class: "muted" }, view.line(made, 200)));
-      view.replace(this.facts, list.map(([name, value, more]) => h("div", null, h("dt", null, name), h("dd", null, h("span", { class: "fact" }, value), more && h("span", { class: "muted" }, more)))));
+      view.replace(this.state, view.state(this.source), " ", h("span", { class: "muted", title: made }, view.text(view.shortPaths(made), { limit: 400 })));
+      view.replace(this.facts, list.map(([name, value, more]) => h("div", null, h("dt", null, name), h("dd", null, h("span", { class: "source-fact" }, value), more && h("span", { class: "muted" }, more)))));
     }
 
     // ---- Rows ------------------------------------------------------------------------------------------------------
@@ -139,6 +149,7 @@
       view.list.pin = this.filters.sort ? answer.all : null;
       this.facets = answer.facets ?? {};
       this.bar.show(this.facets);
+      this.drawColumns();
       this.drawCount(answer.total, answer.all);
       if (scroll !== null) window.scrollTo(0, scroll);
       else if (this.grid.getBoundingClientRect().top < 0) this.grid.scrollIntoView();
