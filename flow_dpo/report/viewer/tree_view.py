@@ -21,7 +21,7 @@ from typing import Any
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.report.viewer import tree_examples
-from flow_dpo.report.viewer.lenient import Reader, pieces, probability, verdict_view
+from flow_dpo.report.viewer.lenient import Reader, pieces, probability, verdict_view, whole
 from flow_dpo.report.viewer.wrong_steps import Span, faults, places_of_parts, wrong_spans
 
 _SCHEMAS = ("tree/1", "tree/2")
@@ -67,7 +67,7 @@ def tree_view(
         "nodes": nodes,
         "rollouts": rollouts,
         "examples": seen,
-        "skipped": {role: int(num) for role, num in reader.measures("skipped").items()},
+        "skipped": {role: num for role, num in reader.below("skipped").row.items() if whole(num)},
         "notes": notes,
     }
 
