@@ -26,6 +26,8 @@ from flow_dpo.report.viewer.index import Index
 
 _GROWING_S = 60.0
 """Seconds after which a file that was seen to grow no longer tells that somebody writes to it."""
+_COUNTED_S = 0.5
+"""Seconds between two counts of the items while an index is built, at least."""
 _MOST_NOTES = 200
 _STARTED = f"{time.time_ns():x}"
 
@@ -45,9 +47,12 @@ class Shelf:
         self._header_notes: list[tuple[str, str]] = []
         self._seen_headers: object = None
         self._counted = _Counted()
+        self._count_after = float("-inf")
         self._sizes: dict[str, int] = {}
         self._grew = float("-inf")
         self._changes = 0
+        self._total: tuple[object, int] = None, 0
+        """The last filter, and how many items pass it: a list is asked for page by page."""
         self._failed = ""
 
     # ---- following ---------------------------------------------------------------------------------------------------
@@ -76,10 +81,14 @@ class Shelf:
 
     def step(self) -> None:
         """Index some of what is new. Raises `StorageError`."""
-        self.index.step()
-        with self.index.reading() as database:
-            self._counted = _count(database)
-        self._changes += 1
+        more = self.index.step()
+        if not more or time.monotonic() > self._count_after:
+            started = time.monotonic()
+            with self.index.reading() as database:
+                self._counted = _count(database)
+            taken = time.monotonic() - started
+            self._count_after = started + max(_COUNTED_S, 20 * taken)  # a count goes through all items
+            self._changes += 1
 
     def give_up(self, reason: str) -> None:
         """Nothing more can be indexed."""
@@ -137,9 +146,11 @@ class Shelf:
         """A list of items. Raises `DataError` where the index cannot be read."""
         if not self.index.ready:
             return {"total": 0, "all": 0, "rows": [], "facets": _NO_FACETS}
+        key = (self._changes, wanted.where, wanted.values)
         with self.index.reading() as database:
-            total, found = queries.numbers(database, wanted)
-            rows = queries.rows(database, found)
+            total = self._total[1] if self._total[0] == key else queries.total(database, wanted)
+            rows = queries.rows(database, queries.numbers(database, wanted))
+        self._total = key, total
         for row in rows:
             row["batch"] = self.batch_of(row["n"])
         return {"total": total, "all": self._counted.totals.num, "rows": rows, "facets": self._counted.facets}
