@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from flow_dpo.core.errors import DataError
@@ -35,7 +36,7 @@ def tree_view(
     row: Mapping[str, Any],
     examples: Sequence[Mapping[str, Any]],
     learned: Sequence[Mapping[str, Any]],
-    tokens: Tokens,
+    tokens: Tokens = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What the page of a tree draws: the "tree" of `docs/viewer.md`, without what a library adds of its source.
 

@@ -34,6 +34,7 @@
     const others = item.rollouts.filter((rollout) => !rollout.probe);
     const probes = item.rollouts.filter((rollout) => rollout.probe);
     const graded = (rollouts) => count(rollouts, "correct") + count(rollouts, "wrong");
+    const share = (rollouts) => [graded(rollouts) && `${count(rollouts, "correct")} of ${graded(rollouts)} right`, graded(rollouts) < rollouts.length && `${rollouts.length - graded(rollouts)} not graded`].filter(Boolean).join(", ");
     const pairs = item.examples.filter((example) => example.kind === "pair").length;
     const scored = item.examples.length - pairs;
     const trunk = item.rollouts[0];
@@ -41,8 +42,8 @@
     const yes = item.nodes.filter((node) => node.rollout === 0 && node.yes !== null).at(-1);
     const skipped = Object.entries(item.skipped ?? {}).filter(([, num]) => num).map(([role, num]) => fmt.plural(num, `${role} node`)).join(", ");
     return facts([
-      ["rollouts", `${count(others, "correct")} of ${graded(others)} right${graded(others) < others.length ? `, ${others.length - graded(others)} not graded` : ""}`],
-      ["probes", probes.length ? `${count(probes, "correct")} of ${graded(probes)} right` : null],
+      ["rollouts", share(others)],
+      ["probes", probes.length ? share(probes) : null],
       ["flipped by another rollout", others.length > 1 ? (flips ? "yes" : "no") : null],
       ["learned from", [pairs && fmt.plural(pairs, "pair"), scored && fmt.plural(scored, "scored completion")].filter(Boolean).join(", ") || "nothing"],
       [["last P(", view.line(item.words?.[yes?.role]?.[0] ?? "first choice", 24), ") on the trunk"], yes && fmt.share(yes.yes)],
