@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.report.viewer import tree_examples
-from flow_dpo.report.viewer.lenient import Reader, pieces, probability, verdict_view
+from flow_dpo.report.viewer.lenient import Reader, pieces, probability, verdict_view, whole
 from flow_dpo.report.viewer.wrong_steps import Span, faults, places_of_parts, wrong_spans
 
 _SCHEMAS = ("tree/1", "tree/2")
@@ -35,7 +36,7 @@ def tree_view(
     row: Mapping[str, Any],
     examples: Sequence[Mapping[str, Any]],
     learned: Sequence[Mapping[str, Any]],
-    tokens: Tokens,
+    tokens: Tokens = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What the page of a tree draws: the "tree" of `docs/viewer.md`, without what a library adds of its source.
 
@@ -67,7 +68,7 @@ def tree_view(
         "nodes": nodes,
         "rollouts": rollouts,
         "examples": seen,
-        "skipped": {role: int(num) for role, num in reader.measures("skipped").items()},
+        "skipped": {role: num for role, num in reader.below("skipped").row.items() if whole(num)},
         "notes": notes,
     }
 

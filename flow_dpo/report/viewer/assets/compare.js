@@ -36,7 +36,7 @@
     const [first, second] = [resultOf(one), resultOf(other)];
     const words = [];
     if (one.problem.id !== other.problem.id || one.problem.question !== other.problem.question) words.push("These are two different problems.");
-    if (first.status === second.status) words.push(`Both are ${view.STATUS[first.status]?.words ?? first.status}${first.answer === second.answer ? `, with the same answer (${said(first)})` : `: ${said(first)} and ${said(second)}`}.`);
+    if (first.status === second.status) words.push(`Both are ${view.STATUS[first.status]?.words ?? first.status}${first.answer === second.answer ? `, with the same result: ${said(first)}` : `: ${said(first)} and ${said(second)}`}.`);
     else words.push(`${names[0]} is ${view.STATUS[first.status]?.words ?? first.status} (${said(first)}), ${names[1]} is ${view.STATUS[second.status]?.words ?? second.status} (${said(second)}).`);
     const part = parting(one, other);
     if (part.isSame) words.push("Both wrote the same.");

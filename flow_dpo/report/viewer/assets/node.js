@@ -14,6 +14,9 @@
   };
   const FINISH = { length: "cut at its length", stop_string: "ended by a stop string" };
 
+  // What stands in an attribute: a reader's words, in which unseen characters are named as they are on the page.
+  const plain = (text) => view.line(text, 300).textContent;
+
   const sum = (values) => (values.length && values.every((value) => value !== null) ? values.reduce((one, two) => one + two, 0) : null);
 
   function sideMark(node) {
@@ -45,7 +48,7 @@
   function meta(tree, node, more) {
     const words = facts(tree, node);
     return h("div", { class: "node-meta" }, h("span", { class: "role" }, view.line(node.role, 24)), h("span", { class: "node-number" }, `#${node.id}`), more,
-      h("span", { class: "node-known", title: view.cut(words.join(", "), 400) }, view.line(words.join(" \u00b7 "), 300)),
+      h("span", { class: "node-known", title: plain(words.join(", ")) }, h("span"), words.map((part) => h("span", { class: "bit" }, view.line(part, 40)))),
       h("span", { class: "node-marks" }, searchMark(tree, node), sideMark(node), advantageMark(node), promptButton(tree, node)));
   }
 
@@ -61,7 +64,7 @@
     const taken = view.line(node.text.trim() || (node.choice === null ? "?" : `choice ${node.choice}`), 40);
     if (node.yes === null) {
       const shares = node.choices.map((share, at) => [at ? " \u00b7 " : "", word(at), ` ${fmt.share(share)}`]);
-      return [h("span", { class: "taken-word" }, "\u2192 ", taken), h("span", { class: "node-known" }, shares)];
+      return [h("span", { class: "taken-word" }, "\u2192 ", taken), h("span", { class: "shares" }, shares)];
     }
     const isLess = node.choice !== null && (node.choice === 0) !== node.yes > 0.5;
     const why = isLess ? "the less likely word: it was drawn, or a threshold other than one half was set, or it stands for the likelier one that was taken beside" : null;
@@ -86,10 +89,10 @@
     const margins = view.shape.implicitMargins(pair).filter((one) => one.value !== null);
     if (!margins.length) return null;
     const shown = margins.length > 3 ? [margins[0], margins.at(-1)] : margins;
-    const why = margins[0].policyOnly
-      ? "log-probability of the chosen side less the rejected one's, when it was learned (no reference), in nats"
-      : "policy less reference of the chosen side, less that of the rejected one, when it was learned, in nats";
-    return h("span", { class: "pair-learned", title: why }, "when learned ", shown.map((one, at) => [at ? " \u2192 " : "", h("b", null, fmt.signed(one.value)), ` at v${one.version ?? "?"}`]));
+    const [words, why] = margins[0].policyOnly
+      ? ["log-probability margin ", "the chosen side's log-probability less the rejected one's, when it was learned, in nats; there was no reference"]
+      : ["implicit margin ", "policy less reference of the chosen side, less that of the rejected one, when it was learned, in nats"];
+    return h("span", { class: "pair-learned", title: why }, words, shown.map((one, at) => [at ? " \u2192 " : "", h("b", null, fmt.signed(one.value)), ` at v${one.version ?? "?"}`]));
   }
 
   function pairRow(tree, pair, id) {
@@ -122,7 +125,7 @@
     if (node.side) parts.push(SIDES[node.side].words);
     if (node.advantage !== null) parts.push(`advantage ${fmt.signed(node.advantage)}`);
     if (node.faults.length) parts.push(`${node.faults.length} wrong steps`);
-    return view.cut(parts.join(", "), 300);
+    return plain(parts.join(", "));
   }
 
   /**
@@ -150,5 +153,5 @@
     return { element, paint, showPrompt };
   }
 
-  view.node = { card, SIDES };
+  view.node = { card, plain, SIDES };
 })();

@@ -12,7 +12,7 @@
   const SMALL_TREE = 48;
   const OPEN_BESIDE = 3;
   const OPEN_COLUMNS = 8;
-  const MOST_CELLS = 60;
+  const MOST_CELLS = 24;
   const MOST_BOXES = 100;
 
   // ---- What a rollout came to ------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@
     const isOpen = tree.probesOpen(node);
     const pairs = tree.pairsAmong(ids);
     return h("button", { type: "button", class: "probe-strip", "aria-expanded": String(isOpen), tabindex: "-1", title: `rollouts sampled only to see how good the state before node ${node} is`, onclick: () => tree.toggleProbes(node) },
-      icon(isOpen ? "down" : "forward"), h("span", { class: "cells-of", "aria-hidden": "true" }, cells), h("span", null, `${right} of ${graded} probes right`), graded < ids.length && h("span", { class: "bit" }, `${ids.length - graded} ungraded`), pairs > 0 && h("span", { class: "bit" }, `${fmt.plural(pairs, "pair")} among them`));
+      icon(isOpen ? "down" : "forward"), h("span", { class: "cells-of", "aria-hidden": "true" }, cells, ids.length > MOST_CELLS && "\u2026"), h("span", null, `${right} of ${graded} probes right`), graded < ids.length && h("span", { class: "bit" }, `${ids.length - graded} ungraded`), pairs > 0 && h("span", { class: "bit" }, `${fmt.plural(pairs, "pair")} among them`));
   }
 
   // ---- The whole tree ----------------------------------------------------------------------------------------------------
