@@ -18,7 +18,7 @@
 
   class ProblemsPage {
     constructor(root, route) {
-      Object.assign(this, { root, source: view.source(route.source), filters: view.filtersOf(route.params), pin: null, cursor: null, facets: {} });
+      Object.assign(this, { root, source: view.source(route.source), filters: view.filtersOf(route.params), cursor: null, facets: {} });
       this.narrow = window.matchMedia(NARROW);
       this.facts = h("dl", { class: `source-facts of-${this.source.kind}` });
       this.count = h("p", { class: "list-count", role: "status" });
@@ -29,7 +29,7 @@
       this.bar = view.filterBar(bar, { kind: this.source.kind, get: () => this.filters, set: (filters) => this.filter(filters) });
       this.table();
       root.append(head, this.facts, bar, h("div", { class: "list-head" }, this.count, this.fresh), this.problem, this.grid);
-      this.list = view.virtualList(this.body, { height: this.height(), make: (place) => this.make(place), load: (offset, limit) => this.load(offset, limit), onerror: (error) => this.failed(error) });
+      this.list = view.virtualList(this.body, { height: this.height(), make: (place) => this.make(place), load: (params, offset, limit) => view.get("items", { ...params, offset, limit }), onerror: (error) => this.failed(error) });
       this.resized = () => this.list.setHeight(this.height());
       this.narrow.addEventListener("change", this.resized);
       this.stop = [view.onChange((ids) => this.changed(ids)), view.keys(this.keys())];
@@ -123,30 +123,32 @@
     }
 
     // ---- Rows ------------------------------------------------------------------------------------------------------
-    // In any order but that of time the list keeps to the items there were, so that no row moves while one reads.
-    load(offset, limit) {
-      const params = { ...this.filters, source: this.source.id, offset, limit };
-      if (this.filters.sort && this.pin !== null) params.to = Math.min(this.pin, Number(this.filters.to ?? this.pin));
-      return view.get("items", params);
+    // In any order but that of time the list keeps to the items there were, so that no row moves while one reads. Of a
+    // copy nothing is added, and its items are a part of those that have numbers.
+    async asked() {
+      const params = { ...this.filters, source: this.source.id };
+      if (!params.sort || view.isStatic) return params;
+      const last = await view.get("items", { source: this.source.id, sort: "-time", limit: 1 });
+      const pin = last.rows.length ? last.rows[0].n + 1 : 0;
+      return { ...params, to: Math.min(pin, Number(params.to ?? pin)) };
     }
 
     async open({ position = 0, scroll = null } = {}) {
-      this.pin = null;
       this.fresh.hidden = true;
       this.bar.show(this.facets);
       this.drawHeads();
       view.list.open(this.source.id, this.filters);
       let answer;
       try {
-        answer = await this.list.open(position);
+        const params = await this.asked();
+        view.list.pin = params.sort ? (params.to ?? null) : null;
+        answer = await this.list.open(params, position);
       } catch (error) {
         if (!this.closed) this.failed(error, true);
         return;
       }
       if (!answer || this.closed) return;
       this.failed(null);
-      this.pin = answer.all;
-      view.list.pin = this.filters.sort ? answer.all : null;
       this.facets = answer.facets ?? {};
       this.bar.show(this.facets);
       this.drawColumns();
@@ -158,6 +160,7 @@
     drawCount(total, all) {
       const noun = view.noun(this.source.kind);
       this.count.textContent = total === all ? fmt.plural(all, noun) : `${fmt.count(total)} of ${fmt.plural(all, noun)}`;
+      if (view.isStatic && this.source.num_items > all) this.count.append(` \u00b7 this copy holds ${fmt.count(all)} of ${fmt.count(this.source.num_items)}`);
       this.grid.setAttribute("aria-rowcount", String(total + 1));
       this.grid.classList.toggle("empty", total === 0);
       const why = all === 0 ? "No row stands in the file yet." : "No row passes these filters.";
@@ -185,7 +188,7 @@
       this.source = source;
       this.drawFacts();
       if (source.num_items === before.num_items && source.indexed === before.indexed) return;
-      if (this.pin === null || this.list.total === 0) {
+      if (this.list.total === 0) {
         await this.open();
         return;
       }
