@@ -164,7 +164,7 @@
   }
 
   /** What one row of a source is called. */
-  view.noun = (kind) => (kind === "traces" ? "trace" : kind === "judgements" ? "judgement" : "problem");
+  view.noun = (kind) => ({ traces: "trace", judgements: "judgement", evaluation: "solution" })[kind] ?? "problem";
 
   function drawHeader() {
     const trail = crumbs(shown.route ?? view.parse(location.hash));

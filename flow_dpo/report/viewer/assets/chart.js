@@ -178,14 +178,7 @@
       const ends = this.model.lines.map((line) => ({ line, end: line.points.findLast((point) => known(point.y)) })).filter(({ end }) => end);
       const margin = ends.filter(({ end }) => toX(end.x) > frame.right - 90);
       const heights = spread(margin.map(({ end }) => toY(end.y)), 17, frame.top + 4, frame.bottom);
-      const taken = [];
-      const early = ends.filter((one) => !margin.includes(one)).map(({ line, end }) => {
-        const width = 8.2 * Math.min(24, line.name.length);
-        const box = (away) => ({ x: toX(end.x) + 7, y: toY(end.y) + away, width });
-        const at = [0, -17, 17, -34, 34, -51, 51].map(box).find((place) => this.isFree(place, taken)) ?? box(0);
-        taken.push(at);
-        return this.name(line, at.x, at.y);
-      });
+      const early = this.clusters(ends.filter((one) => !margin.includes(one))).map((cluster) => this.earlyNames(cluster));
       return [early, margin.map(({ line, end }, place) => {
         const y = heights[place];
         const lead = Math.abs(y - toY(end.y)) > 6 || toX(end.x) < frame.right - 4;
@@ -194,13 +187,35 @@
       })];
     }
 
-    // Whether a name there would cover no other name and no curve.
-    isFree({ x, y, width }, taken) {
+    // Lines that end at about the same x share the room there.
+    clusters(ends) {
+      const found = [];
+      for (const one of ends.toSorted((a, b) => a.end.x - b.end.x)) {
+        const last = found.at(-1);
+        if (last && this.place.toX(one.end.x) - this.place.toX(last[0].end.x) < 60) last.push(one);
+        else found.push([one]);
+      }
+      return found;
+    }
+
+    // A name alone goes where it covers no curve; several are spread.
+    earlyNames(cluster) {
       const { frame, toX, toY } = this.place;
-      if (y < frame.top || y > frame.bottom) return false;
-      if (taken.some((other) => x < other.x + other.width && other.x < x + width && Math.abs(other.y - y) < 17)) return false;
+      const x = Math.max(...cluster.map(({ end }) => toX(end.x))) + 8;
+      const wanted = cluster.map(({ end }) => toY(end.y));
+      if (cluster.length === 1) {
+        const width = 8.2 * Math.min(24, cluster[0].line.name.length);
+        const away = [0, -17, 17, -34, 34].find((by) => this.isFree(x, wanted[0] + by, width));
+        return this.name(cluster[0].line, x, wanted[0] + (away ?? 0));
+      }
+      const heights = spread(wanted, 17, frame.top + 4, frame.bottom);
+      return cluster.map(({ line }, place) => this.name(line, x, heights[place]));
+    }
+
+    isFree(x, y, width) {
+      const { frame, toX, toY } = this.place;
       const under = (point) => known(point.y) && toX(point.x) > x - 4 && toX(point.x) < x + width + 20 && Math.abs(toY(point.y) - y) < 11;
-      return !this.model.lines.some((line) => line.points.some(under));
+      return y > frame.top && y < frame.bottom && !this.model.lines.some((line) => line.points.some(under));
     }
 
     name(line, x, y) {
