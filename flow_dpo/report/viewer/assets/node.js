@@ -137,12 +137,17 @@
   function card(tree, id) {
     const node = tree.item.nodes[id];
     const isChoice = node.choices.length > 0;
-    const body = isChoice ? null : h("div", { class: "node-words" });
+    const body = isChoice ? h("span", { class: "choice-place" }) : h("div", { class: "node-words" });
     const prompt = h("div", { class: "prompt-place" });
     const element = h("div", { class: `node ${isChoice ? "chooses" : "writes"} ${view.roleClass(tree.roles, node.role)}`, dataset: { node: id }, tabindex: "-1", role: "group", "aria-label": label(node) },
-      edges(tree, id), meta(tree, node, isChoice ? choice(tree, node) : null), body, faultList(node), prompt);
+      edges(tree, id), meta(tree, node, isChoice ? [choice(tree, node), body] : null), isChoice ? null : body, faultList(node), prompt);
     element.addEventListener("focus", () => tree.focused(id));
-    const paint = () => body && view.tokens.paint(body, node, { mode: tree.state.mode, special: tree.item.special, marks: tree.shape.marks.get(id) ?? [], learned: tree.state.mode === "learning" ? view.tokens.learnedOf(tree.item, id) : null });
+    const paint = () => {
+      const { mode } = tree.state;
+      const learned = mode === "learning" ? view.tokens.learnedOf(tree.item, id) : null;
+      if (isChoice) view.replace(body, view.tokens.choiceLearned(learned));
+      else view.tokens.paint(body, node, { mode, special: tree.item.special, marks: tree.shape.marks.get(id) ?? [], learned });
+    };
     const showPrompt = () => {
       const open = tree.state.prompts.has(id);
       view.replace(prompt, open ? view.prompt.panel(tree.item, id) : null);

@@ -10,6 +10,7 @@
   const { h, fmt } = view;
   const MOST_TOKENS = 1500;
   const MOST_CHARS = 4000;
+  const MOST_CHIPS = 12;
 
   const MODES = [
     { name: "text", words: "Text" },
@@ -124,7 +125,9 @@
    * @param {{mode: string, special: object, marks: {from: number, to: number, token: number}[], learned: object|null}} options
    */
   function paint(box, node, options) {
-    if (options.mode === "text" || !node.ids.length) {
+    if (!node.text && node.ids.length && (options.mode === "text" || !node.pieces)) {
+      view.replace(box, node.ids.slice(0, MOST_CHIPS).map((id) => chip(id, options.special)));
+    } else if (options.mode === "text" || !node.ids.length) {
       view.replace(box, marked(node.text, rangesOf(node, options.marks)));
     } else if (options.mode === "learning" && !options.learned) {
       view.replace(box, h("div", { class: "not-learned" }, marked(node.text, [])));
@@ -199,10 +202,18 @@
     }
     if (mode === "learning") {
       const classes = ["down4", "down3", "down2", "down1", "none", "up1", "up2", "up3", "up4"];
-      return h("span", { class: "token-legend" }, "less likely than the reference ", h("span", { class: "token-scale" }, swatches(classes)), " more");
+      return h("span", { class: "token-legend" }, "less likely than the reference ", h("span", { class: "token-scale" }, swatches(classes)), " more; what is pale was not learned from");
     }
     return h("span", { class: "token-legend" });
   }
 
-  view.tokens = { MODES, paint, marked, chip, learnedOf, legend, hideTip, offsetOf, surprise, shift };
+  /** What was learned of a choice, in words, coloured as a token is. */
+  function choiceLearned(learned) {
+    const difference = differenceAt(learned, 0);
+    if (difference === null) return null;
+    const words = learned.against === "reference" ? "policy less reference when it was learned, in nats" : "the policy when it was learned less when it was sampled, in nats";
+    return h("span", { class: `choice-learned ${shift(difference)}`, title: words }, fmt.signed(difference));
+  }
+
+  view.tokens = { MODES, choiceLearned, paint, marked, chip, learnedOf, legend, hideTip, offsetOf, surprise, shift };
 })();
