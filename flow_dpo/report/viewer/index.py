@@ -140,7 +140,8 @@ class Index:
             self._failures += 1
             if self._failures > _TRIES:
                 raise StorageError(f"could not write the index {self._path}: {error}; make room") from error
-            if not isinstance(error, sqlite3.OperationalError):  # it is damaged, or no index
+            operational = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR
+            if not operational:  # it is damaged, or no index, or lacks a table
                 self._throw_away()
             return True
 
