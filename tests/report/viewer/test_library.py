@@ -177,6 +177,14 @@ def test_a_run_is_followed(tmp_path: Path) -> None:
         assert notes(library) == ["stopped trees.jsonl 6: the last line has no end: it was torn off"]
 
 
+@pytest.mark.parametrize(("budget", "state"), [(3, "finished"), (4, "interrupted")])
+def test_a_run_that_spent_its_budget_is_finished(budget: int, state: str, tmp_path: Path) -> None:
+    config = {"run": {"budget_tokens": 0, "budget_updates": budget, "budget_verdicts": None}}
+    one = run(tmp_path / "one", VERDICTS * 6, facts={"num_problems": 999}, config=config)
+    with opened([one], tmp_path / "cache") as library:
+        assert by_id(library)["one"]["state"] == state
+
+
 def test_growth_tells_of_a_writer_whose_lock_cannot_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = run(tmp_path / "half", VERDICTS, facts={"num_problems": 100})
     with opened([half], tmp_path / "cache") as library:
