@@ -25,7 +25,7 @@ from flow_dpo.report.viewer.facts import HEADERS, STARTED, Totals, facts_of, fir
 from flow_dpo.report.viewer.followed import TokenTable
 from flow_dpo.report.viewer.found import Note, ViewSource, opened
 from flow_dpo.report.viewer.index import Index
-from flow_dpo.report.viewer.lines import mapping, number
+from flow_dpo.report.viewer.lines import mapping, number, text
 
 _GROWING_S = 60.0
 """Seconds after which a file that was seen to grow no longer tells that somebody writes to it."""
@@ -148,6 +148,13 @@ class Shelf:
             "stamp": self.stamp,
             "facts": facts,
         }
+
+    @property
+    def side_paths(self) -> list[Path]:
+        """Of judgements: where the traces of each side lay."""
+        sides = self._headers.get("judge.json", {}).get("traces")
+        named = [text(mapping(side).get("path")) for side in sides] if isinstance(sides, list) else []
+        return [Path(path).absolute() for path in named if path and "\x00" not in path]
 
     @property
     def num_items(self) -> int:
