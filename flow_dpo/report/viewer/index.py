@@ -93,7 +93,7 @@ class Index:
         self.folder = folder
         self.names = (self._main, *(COMPANIONS if source.kind == "run" else ()))
         digest = hashlib.sha256(os.fsencode(source.path.resolve())).hexdigest()[:32]
-        self._path = folder / f"{digest}.sqlite"
+        self._path = folder / f"{digest}-{VERSION}.sqlite"
         self._yield_to = yield_to
         self._known: dict[str, _Seen | None] = {}
         """The files when everything in them was indexed."""
