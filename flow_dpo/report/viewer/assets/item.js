@@ -150,10 +150,19 @@
         view.replace(this.root, steps(this), h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), elsewhere(item), notes(item)), beside), h("div", { class: "item-body" }, body));
       }
       this.showSteps(this.around);
+      if (isFirst && document.activeElement?.id === "main") this.focusHeading();
+    }
+
+    // The frame looked for a heading before the item was there.
+    focusHeading() {
+      const heading = this.root.querySelector("h1");
+      heading.tabIndex = -1;
+      heading.focus({ preventScroll: true });
     }
 
     drawTree(item, isFirst) {
       const held = !isFirst && this.root.contains(document.activeElement);
+      const { scrollY } = window;
       this.tree = view.tree.draw(item, this.state, { onFocus: () => this.write() });
       const result = h("div", { class: "trunk-result" }, view.tree.outcome(item, item.rollouts[0]));
       const top = h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), result, elsewhere(item), notes(item)), treeFacts(item));
@@ -161,6 +170,7 @@
       const asked = this.state.focus;
       if (asked !== null && item.nodes[asked] && (isFirst || held)) this.tree.go(asked);
       else if (this.tree.element(0)) this.tree.element(0).tabIndex = 0;
+      if (!isFirst) window.scrollTo(0, scrollY);
     }
 
     /** A link within the page led to another node or another view of the tokens. */
