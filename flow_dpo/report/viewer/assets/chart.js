@@ -114,7 +114,7 @@
 
     layout() {
       const { lines, formatTick, bands } = this.model;
-      const values = lines.flatMap((line) => line.points.flatMap((point) => (bands ? [point.y, point.low, point.high] : [point.y])));
+      const values = lines.flatMap((line) => line.points.flatMap((point) => (bands ? [point.y, point.low, point.high] : [point.y, point.raw])));
       const [low, high] = domain(values, { within: this.model.within });
       const [first, last] = domain([0, ...lines.flatMap((line) => line.points.filter((point) => known(point.y)).map((point) => point.x))], { air: 0 });
       const marks = ticks(low, high, this.mini ? 3 : 5);
@@ -187,12 +187,13 @@
       })];
     }
 
-    // Lines that end at about the same x share the room there.
+    // Lines that end near one another share the room there.
     clusters(ends) {
+      const { toX, toY } = this.place;
       const found = [];
-      for (const one of ends.toSorted((a, b) => a.end.x - b.end.x)) {
-        const last = found.at(-1);
-        if (last && this.place.toX(one.end.x) - this.place.toX(last[0].end.x) < 60) last.push(one);
+      for (const one of ends.toSorted((a, b) => toY(a.end.y) - toY(b.end.y))) {
+        const near = found.find((cluster) => Math.abs(toX(one.end.x) - toX(cluster[0].end.x)) < 90 && toY(one.end.y) - toY(cluster.at(-1).end.y) < 36);
+        if (near) near.push(one);
         else found.push([one]);
       }
       return found;

@@ -212,6 +212,7 @@
           const pick = () => {
             this.change({ y: metric });
             this.picker.focus({ preventScroll: true });
+            this.big.scrollIntoView({ block: "nearest" });
           };
           const button = h("button", { type: "button", class: "small-multiple", title: "show it large", onclick: pick }, h("span", { class: "small-name" }, h("span", null, nameOf(metric)), value), host);
           return { metric, button, value, chart: view.lineChart(host, { label: metric, height: 112, mini: true }) };
@@ -220,7 +221,8 @@
       }
       for (const { metric, value, chart } of this.small) {
         const model = this.model(metric, state);
-        chart.show({ ...model, bands: false });
+        const lines = model.lines.map((line) => ({ ...line, points: line.points.map((point) => ({ ...point, raw: null })) }));
+        chart.show({ ...model, lines, bands: false });
         const end = model.lines.length === 1 && model.lines[0].points.findLast((point) => known(point.y));
         value.textContent = end ? model.format(end.y) : "";
       }

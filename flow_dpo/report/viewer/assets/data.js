@@ -23,7 +23,7 @@
     try {
       response = await fetch(address, { signal: AbortSignal.timeout(LIMIT_MS), headers: { Accept: "application/json" } });
     } catch (error) {
-      const why = error.name === "TimeoutError" ? `no answer within ${LIMIT_MS / 1000} seconds` : "the viewer does not answer";
+      const why = error.name === "TimeoutError" ? `No answer within ${LIMIT_MS / 1000} seconds` : "The viewer does not answer";
       throw Object.assign(new Error(`${why}. Does "flow-dpo view" still run?`), { lost: true, cause: error });
     }
     const text = await response.text();

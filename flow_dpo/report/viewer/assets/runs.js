@@ -31,7 +31,7 @@
   };
 
   const nameCell = (source) => {
-    const link = h("a", { class: "source-name", href: view.to.list(source.id) }, view.line(source.name, 80));
+    const link = h("a", { class: "source-name", dataset: { key: `open-${source.id}` }, href: view.to.list(source.id) }, view.line(source.name, 80));
     const more = words(source.facts.recipe, source.facts.preset);
     return [h("span", { class: "source-name-line" }, link, view.state(source)), more && h("span", { class: "cell-second" }, view.line(more))];
   };
@@ -106,13 +106,14 @@
   class RunsPage {
     constructor(root, route) {
       Object.assign(this, { params: route.params, all: new Set(), slots: new Map() });
-      this.tables = h("div");
+      this.runs = h("div");
+      this.others = h("div");
       this.curves = h("section", { class: "curves", "aria-label": "Curves" });
       this.panel = view.curvesPanel(this.curves, { get: () => this.params, set: (changes) => this.write(changes) });
       this.count = h("p", { class: "muted" });
       this.search = h("input", { type: "search", class: "input search", placeholder: "Search", "aria-label": "Search by name, recipe, model and data", "aria-keyshortcuts": "/", oninput: () => this.typed() });
       this.box = h("span", { class: "search-box" }, view.icon("search"), this.search);
-      root.append(h("div", { class: "page-head" }, h("h1", null, view.line(view.known().title, 120)), this.count, this.box), this.tables);
+      root.append(h("div", { class: "page-head" }, h("h1", null, view.line(view.known().title, 120)), this.count, this.box), this.runs, this.curves, this.others);
       this.search.value = this.params.get("q") ?? "";
       this.draw();
       this.stop = [view.onChange(() => this.draw()), this.keys()];
@@ -120,7 +121,7 @@
 
     keys() {
       const move = (by) => {
-        const links = [...this.tables.querySelectorAll("a.source-name")];
+        const links = [...document.querySelectorAll("#main a.source-name")];
         const at = links.indexOf(document.activeElement);
         links[Math.max(0, Math.min(links.length - 1, at < 0 ? 0 : at + by))]?.focus();
       };
@@ -180,10 +181,11 @@
       this.box.hidden = sources.length <= ROWS_AT_FIRST;
       this.count.textContent = kinds.map((kind) => fmt.plural(sources.filter((source) => source.kind === kind).length, ...COUNTED[kind])).join(", ");
       const ticked = this.ticked();
-      const parts = kinds.map((kind) => this.section(kind, kinds.length > 1));
-      if (kinds.includes("run")) parts.splice(1, 0, this.curves);
-      view.replace(this.tables, parts.length ? parts : view.failure(new Error("No run, trace, evaluation or judgement stands at the paths given."), "Nothing here yet"));
-      if (focused) this.tables.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+      const nothing = !kinds.length && view.failure(new Error("No run, trace, evaluation or judgement stands at the paths given."), "Nothing here yet");
+      this.curves.hidden = !kinds.includes("run");
+      view.replace(this.runs, nothing, kinds.includes("run") && this.section("run", kinds.length > 1));
+      view.replace(this.others, kinds.filter((kind) => kind !== "run").map((kind) => this.section(kind, kinds.length > 1)));
+      if (focused) document.querySelector(`#main [data-key="${CSS.escape(focused)}"]`)?.focus();
       this.panel.show(ticked.map((id) => ({ source: view.source(id), ...this.look(id) })));
     }
 
