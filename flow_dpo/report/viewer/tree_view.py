@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from types import MappingProxyType
 from typing import Any
 
 from flow_dpo.core.errors import DataError
@@ -36,7 +35,7 @@ def tree_view(
     row: Mapping[str, Any],
     examples: Sequence[Mapping[str, Any]],
     learned: Sequence[Mapping[str, Any]],
-    tokens: Tokens = MappingProxyType({}),
+    tokens: Tokens,
 ) -> dict[str, Any]:
     """What the page of a tree draws: the "tree" of `docs/viewer.md`, without what a library adds of its source.
 

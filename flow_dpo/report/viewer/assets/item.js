@@ -104,11 +104,9 @@
   function toolbar(page) {
     const buttons = view.tokens.MODES.map(({ name, words }) => h("button", { type: "button", role: "radio", "aria-checked": String(page.state.mode === name), dataset: { mode: name }, onclick: () => page.setMode(name) }, words));
     page.legend = h("span", { class: "legend-place" }, view.tokens.legend(page.state.mode));
-    const all = (isOpen) => () => {
-      for (const id of [...page.tree.boxes.keys()].slice(0, 400)) page.tree.toggle(id, isOpen);
-    };
-    const folds = h("span", { class: "fold-buttons" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold all"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold all"));
-    return h("div", { class: "tree-tools", role: "toolbar", "aria-label": "How the tree is shown" }, h("div", { class: "segments", role: "radiogroup", "aria-label": "Tokens" }, buttons), page.legend, page.tree.boxes.size > 1 && folds);
+    const all = (isOpen) => () => page.tree.toggleAll(isOpen);
+    const folds = h("span", { class: "fold-buttons" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold"));
+    return h("div", { class: "tree-tools", role: "toolbar", "aria-label": "How the tree is shown" }, h("div", { class: "segments", role: "radiogroup", "aria-label": "Tokens" }, buttons), page.legend, page.item.rollouts.length > 1 && folds);
   }
 
   function steps(page) {

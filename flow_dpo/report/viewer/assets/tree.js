@@ -12,6 +12,7 @@
   const SMALL_TREE = 48;
   const OPEN_BESIDE = 3;
   const OPEN_COLUMNS = 8;
+  const MOST_NODES = 3000;
   const MOST_CELLS = 24;
   const MOST_BOXES = 100;
 
@@ -224,6 +225,26 @@
       this.state.open.set(id, isOpen);
       known.element.replaceWith(box(this, id, known.level));
       if (held) this.go(this.shape.own[id][0]);
+    }
+
+    /** Folds or unfolds all rollouts and probes; of a large tree as many as a page bears. */
+    toggleAll(isOpen) {
+      let left = MOST_NODES;
+      const done = new Set();
+      // What is unfolded brings other boxes and strips, until there are no new ones.
+      for (let at = -1; at !== done.size && left > 0; ) {
+        at = done.size;
+        for (const node of this.strips.keys()) {
+          if (left > 0 && !done.has(`probes ${node}`)) this.toggleProbes(node, isOpen);
+          done.add(`probes ${node}`);
+        }
+        for (const id of this.boxes.keys()) {
+          if (left <= 0 || done.has(id)) continue;
+          done.add(id);
+          left -= this.shape.own[id].length;
+          if (!(id === 0 && !isOpen)) this.toggle(id, isOpen);
+        }
+      }
     }
 
     /** Pairs that are shown at the first nodes of these rollouts. */
