@@ -104,11 +104,9 @@
   function toolbar(page) {
     const buttons = view.tokens.MODES.map(({ name, words }) => h("button", { type: "button", role: "radio", "aria-checked": String(page.state.mode === name), dataset: { mode: name }, onclick: () => page.setMode(name) }, words));
     page.legend = h("span", { class: "legend-place" }, view.tokens.legend(page.state.mode));
-    const all = (isOpen) => () => {
-      for (const id of [...page.tree.boxes.keys()].slice(0, 400)) page.tree.toggle(id, isOpen);
-    };
-    const folds = h("span", { class: "fold-buttons" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold all"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold all"));
-    return h("div", { class: "tree-tools", role: "toolbar", "aria-label": "How the tree is shown" }, h("div", { class: "segments", role: "radiogroup", "aria-label": "Tokens" }, buttons), page.legend, page.tree.boxes.size > 1 && folds);
+    const all = (isOpen) => () => page.tree.toggleAll(isOpen);
+    const folds = h("span", { class: "fold-buttons" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold"));
+    return h("div", { class: "tree-tools", role: "toolbar", "aria-label": "How the tree is shown" }, h("div", { class: "segments", role: "radiogroup", "aria-label": "Tokens" }, buttons), page.legend, page.item.rollouts.length > 1 && folds);
   }
 
   function steps(page) {
@@ -150,10 +148,19 @@
         view.replace(this.root, steps(this), h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), elsewhere(item), notes(item)), beside), h("div", { class: "item-body" }, body));
       }
       this.showSteps(this.around);
+      if (isFirst && document.activeElement?.id === "main") this.focusHeading();
+    }
+
+    // The frame looked for a heading before the item was there.
+    focusHeading() {
+      const heading = this.root.querySelector("h1");
+      heading.tabIndex = -1;
+      heading.focus({ preventScroll: true });
     }
 
     drawTree(item, isFirst) {
       const held = !isFirst && this.root.contains(document.activeElement);
+      const { scrollY } = window;
       this.tree = view.tree.draw(item, this.state, { onFocus: () => this.write() });
       const result = h("div", { class: "trunk-result" }, view.tree.outcome(item, item.rollouts[0]));
       const top = h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), result, elsewhere(item), notes(item)), treeFacts(item));
@@ -161,6 +168,7 @@
       const asked = this.state.focus;
       if (asked !== null && item.nodes[asked] && (isFirst || held)) this.tree.go(asked);
       else if (this.tree.element(0)) this.tree.element(0).tabIndex = 0;
+      if (!isFirst) window.scrollTo(0, scrollY);
     }
 
     /** A link within the page led to another node or another view of the tokens. */
