@@ -79,7 +79,7 @@ def test_filters_stand_in_the_address_and_give_what_the_library_gives(site: tupl
         assert [int(text.split()[0]) for text in rows.all_inner_texts()] == found
     at.page.keyboard.press("/")
     at.page.keyboard.type("no such words")
-    at.page.wait_for_function("document.querySelector('main').innerText.includes('0 of 4')")
+    at.until("document.querySelector('main').innerText.includes('0 of 4')")
 
 
 def test_a_tree_is_walked_by_keys(site: tuple[str, Library], visit: Open) -> None:
@@ -152,9 +152,7 @@ def test_a_run_that_goes_on_is_followed(runs: Path, tmp_path: Path, visit: Open)
         assert rows.count() == 2
         with (going / "trees.jsonl").open("ab") as file:
             file.write(whole[2][100:] + whole[3])
-        at.page.wait_for_function(
-            "document.querySelectorAll('[role=row] [role=gridcell]:first-child').length === 4", timeout=30_000
-        )
+        at.until("document.querySelectorAll('[role=row] [role=gridcell]:first-child').length === 4")
 
 
 def test_the_same_problem_in_two_runs_stands_side_by_side(site: tuple[str, Library], visit: Open) -> None:

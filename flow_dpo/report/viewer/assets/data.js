@@ -86,7 +86,22 @@
    * @param {object} params as the contract of the server says; null and "" are left out
    * @returns {Promise<object>} rejects with an Error to be shown; `error.lost` is true where the server is gone
    */
-  view.get = (kind, params = {}) => (isStatic ? getStatic(kind, params) : fetchLive(kind, params));
+  view.get = (kind, params = {}) => {
+    const answer = isStatic ? getStatic(kind, params) : fetchLive(kind, params);
+    return kind === "sources" ? answer : busyUntil(answer);
+  };
+
+  // While something is asked for, the page says so: to a screen reader, and to whoever waits for the whole of it.
+  let pending = 0;
+  function markBusy(change) {
+    pending += change;
+    page?.getElementById("main")?.setAttribute("aria-busy", String(pending > 0));
+  }
+
+  function busyUntil(answer) {
+    markBusy(1);
+    return answer.finally(() => setTimeout(markBusy, 0, -1)); // after what draws the answer
+  }
 
   // ---- Filters and sorts of an export, by the rules of the server's queries ------------------------------------------
   function hasExample(row, role, depth) {
