@@ -23,7 +23,7 @@ SHOWN = 240
 """Characters of a question in a list."""
 _FOUND = 2_000
 """Characters of a question that a search reads."""
-_KEY = 500
+KEY = 500
 """Characters of an id, of an answer and of a gold answer."""
 MAIN = {
     "run": ("trees.jsonl", "tree"),
@@ -87,7 +87,7 @@ def _of_tree(row: Mapping[str, Any]) -> dict[str, Any]:
     verdict = mapping(trunk.get("verdict"))
     found = {**_of_problem(problem, problem.get("id")), **_of_nodes(objects(nodes))}
     found["status"] = own = _status(trunk)
-    found["answer"] = text(verdict.get("answer"), _KEY)
+    found["answer"] = text(verdict.get("answer"), KEY)
     found["rollouts"] = len(rollouts)
     counts = dict.fromkeys(_STATUSES, 0)
     flipped = 0
@@ -105,9 +105,9 @@ def _of_tree(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_problem(row: Mapping[str, Any], name: object) -> dict[str, Any]:
     return {
-        "id": text(name, _KEY) or "",
+        "id": text(name, KEY) or "",
         "question": text(row.get("question"), _FOUND),
-        "gold": text(row.get("gold"), _KEY),
+        "gold": text(row.get("gold"), KEY),
         "level": text(row.get("level"), 80) or None,
         "subject": text(row.get("subject"), 80) or None,
     }
@@ -152,7 +152,7 @@ def _of_trace(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_of_problem(row, row.get("problem_id")),
         "status": _status(row),
-        "answer": text(answer, _KEY),
+        "answer": text(answer, KEY),
         "tokens": integer(row.get("tokens_spent")),
         "draw": integer(row.get("draw")),
     }
@@ -163,7 +163,7 @@ def _of_prediction(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_of_problem(row, row.get("id")),
         "status": _status(row),
-        "answer": text(answer, _KEY),
+        "answer": text(answer, KEY),
         "tokens": integer(row.get("tokens")),
         "draw": integer(row.get("draw")),
         "yes": number(row.get("yes")),
@@ -228,7 +228,7 @@ def example(schema: str, content: bytes) -> Example:
 
 def _by_layout(schema: str, content: bytes, found: re.Match[bytes]) -> Example:
     try:
-        problem, role = found["problem"].decode()[:_KEY], found["role"].decode()[:_KEY]
+        problem, role = found["problem"].decode()[:KEY], found["role"].decode()[:KEY]
         if schema == "learned":
             return Example(problem, role, None, None, None)
         margin = number(float(found["margin"])) if schema == "pair" else None
@@ -240,7 +240,7 @@ def _by_layout(schema: str, content: bytes, found: re.Match[bytes]) -> Example:
 
 def _parsed(schema: str, row: Mapping[str, Any]) -> Example:
     check_schema(schema, row.get("schema"))
-    problem, role = text(row.get("problem_id"), _KEY), text(row.get("role"), _KEY)
+    problem, role = text(row.get("problem_id"), KEY), text(row.get("role"), KEY)
     if problem is None or role is None:
         refuse("a problem_id and a role", row.get("problem_id") if problem is None else row.get("role"))
     if schema == "learned":

@@ -37,7 +37,7 @@ _NOTES = 100
 """Notes that are kept of one file."""
 _TABLES = """
 CREATE TABLE meta (version INTEGER, revision INTEGER, source TEXT);
-CREATE TABLE files (name TEXT PRIMARY KEY, device INTEGER, inode INTEGER, size INTEGER, mtime INTEGER, offset INTEGER,
+CREATE TABLE files (name TEXT PRIMARY KEY, device INTEGER, inode INTEGER, size INTEGER, changed INTEGER, offset INTEGER,
     line INTEGER, head BLOB, tail BLOB, wrong INTEGER);
 CREATE TABLE notes (file TEXT, line INTEGER, text TEXT);
 CREATE TABLE items (n INTEGER PRIMARY KEY, offset INTEGER, length INTEGER, status TEXT, rollouts INTEGER,
@@ -66,7 +66,8 @@ class _Seen:
     device: int
     inode: int
     size: int
-    mtime: int
+    changed: int
+    """When it was last written to, renamed or allowed to be read, in nanoseconds."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,7 +140,8 @@ class Index:
             self._failures += 1
             if self._failures > _TRIES:
                 raise StorageError(f"could not write the index {self._path}: {error}; make room") from error
-            if not isinstance(error, sqlite3.OperationalError):  # it is damaged, or no index
+            operational = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR
+            if not operational:  # it is damaged, or no index, or lacks a table
                 self._throw_away()
             return True
 
@@ -174,7 +176,7 @@ class Index:
             found = opened(self.source, name).stat()
         except (OSError, DataError):
             return None
-        return _Seen(device=found.st_dev, inode=found.st_ino, size=found.st_size, mtime=found.st_mtime_ns)
+        return _Seen(device=found.st_dev, inode=found.st_ino, size=found.st_size, changed=found.st_ctime_ns)
 
     def _open(self) -> sqlite3.Connection:
         if self._writer is None:
@@ -202,10 +204,10 @@ class Index:
         rows = database.execute("SELECT * FROM files").fetchall()
         read = {
             name: _Read(
-                seen=_Seen(device=device, inode=inode, size=size, mtime=mtime),
+                seen=_Seen(device=device, inode=inode, size=size, changed=changed),
                 offset=offset, line=line, head=head, tail=tail, wrong=wrong,
             )
-            for name, device, inode, size, mtime, offset, line, head, tail, wrong in rows
+            for name, device, inode, size, changed, offset, line, head, tail, wrong in rows
         }  # fmt: skip
         if all(self._grew(name, one, seen.get(name)) for name, one in read.items()):
             return read
@@ -218,7 +220,7 @@ class Index:
         was = read.seen
         if seen is None or (seen.device, seen.inode) != (was.device, was.inode) or seen.size < read.offset:
             return False
-        if seen.size <= was.size and seen.mtime != was.mtime:
+        if seen.size <= was.size and seen.changed != was.changed:
             return False  # written over
         try:
             with opened(self.source, name).open("rb") as file:
@@ -267,7 +269,7 @@ class Index:
             assert state is not None, name
             database.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (name, state.device, state.inode, state.size, state.mtime, one.offset, one.line, one.head, one.tail,
+                (name, state.device, state.inode, state.size, state.changed, one.offset, one.line, one.head, one.tail,
                  one.wrong),
             )  # fmt: skip
         for name, state in seen.items():

@@ -82,7 +82,8 @@ def parse_line(content: bytes) -> dict[str, Any]:
     if not content:
         raise DataError(f"expected a line of at most {LONGEST // 2**20} MiB, found a longer one")
     try:
-        value: object = json.loads(content, parse_constant=_nothing)
+        # Decoded here: bytes with zeros would be taken for UTF-16.
+        value: object = json.loads(content.decode().removeprefix("\ufeff"), parse_constant=_nothing)
     except RecursionError as error:
         raise DataError("expected a row, found JSON that is nested too deeply") from error
     except UnicodeDecodeError as error:

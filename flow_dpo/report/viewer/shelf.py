@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.curves import Batches
-from flow_dpo.report.viewer.facts import HEADERS, Totals, facts_of, read_headers
+from flow_dpo.report.viewer.facts import HEADERS, STARTED, Totals, facts_of, first_row, read_headers
 from flow_dpo.report.viewer.followed import TokenTable
 from flow_dpo.report.viewer.found import Note, ViewSource, opened
 from flow_dpo.report.viewer.index import Index
@@ -65,10 +66,15 @@ class Shelf:
         changed = False
         if stats != self._seen_headers:
             headers, notes = read_headers(self.source)
+            if self.source.kind == "run":
+                headers[STARTED] = first_row(self.source, STARTED)
             self._headers, self._header_notes, self._seen_headers, changed = headers, notes, stats, True
         if self.source.kind == "run":
             with self._lock:
-                changed |= self.batches.refresh()
+                grew = self.batches.refresh()
+            if grew and not self._headers.get(STARTED):
+                self._headers = {**self._headers, STARTED: first_row(self.source, STARTED)}
+            changed |= grew
         sizes = {name: size for name in self.index.names if (size := _size(self.source.path / name)) is not None}
         if self._sizes and any(size > self._sizes.get(name, 0) for name, size in sizes.items()):
             self._grew = time.monotonic()
@@ -129,10 +135,15 @@ class Shelf:
             "path": str(self.source.path),
             "state": self.state,
             "indexed": 1.0 if self._failed or not self.behind else index.progress,
-            "num_items": counted.totals.num,
-            "stamp": f"{_STARTED}-{self._changes}",
+            "num_items": self.num_items,
+            "stamp": self.stamp,
             "facts": facts,
         }
+
+    @property
+    def num_items(self) -> int:
+        """Items that are indexed."""
+        return self._counted.totals.num
 
     @property
     def stamp(self) -> str:
@@ -178,6 +189,7 @@ class Shelf:
         found += self._counted.notes
         if self.state != "going on":
             found += [(name, line, "the last line has no end: it was torn off") for name, line in self._counted.torn]
+        found += self._missing()
         if self._failed:
             found.append((None, None, self._failed))
         shown = [Note(source=self.source.id, file=name, line=line, text=words) for name, line, words in found]
@@ -185,6 +197,21 @@ class Shelf:
             more = Note(source=self.source.id, text=f"{len(shown) - _MOST_NOTES} more of this kind")
             shown = [*shown[:_MOST_NOTES], more]
         return shown
+
+    def _missing(self) -> list[tuple[str | None, int | None, str]]:
+        """Notes on files that are not read, or not there."""
+        if not self.source.path.is_dir():
+            return [(None, None, f"{self.source.path} is no longer there")]
+        found: list[tuple[str | None, int | None, str]] = []
+        for name in self.index.names:
+            try:
+                there = opened(self.source, name).exists()
+            except DataError as error:
+                found.append((name, None, str(error)))
+                continue
+            if name == self.index.names[0] and not there and (self.state == "finished" or self.batches.ends):
+                found.append((name, None, "the file is missing: there is nothing to list"))
+        return found
 
 
 class _Counted:
