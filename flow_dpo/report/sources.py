@@ -145,46 +145,30 @@ class BrokenSource:
 Source = RunSource | EvaluationSource | TracesSource | ComparisonSource | JudgeSource | BrokenSource
 
 
-def read_sources(paths: Sequence[Path], *, tree: str | None = None) -> list[Source]:
-    """All of them, each under a name of its own.
-
-    Raises `DataError` for a path at which there is nothing, where none can be read, and where no run has the tree.
-    """
+def read_sources(paths: Sequence[Path]) -> list[Source]:
+    """All of them, each under a name of its own. Raises `DataError` for a path with nothing, and where none can be
+    read."""
     for path in paths:
         if not path.exists():
             raise DataError(f"{_NONE}, found {_described(path)}")
     names = [path.resolve().parent.name if path.name == "comparison.json" else path.resolve().name for path in paths]
     longer = [f"{path.resolve().parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
     named = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
-    found = [_try(path, name, tree) for path, name in zip(paths, named, strict=True)]
-    errors = [error for _, error in found if error is not None]
-    sources = [source for source, _ in found]
-    if errors and all(isinstance(source, BrokenSource) for source in sources):
-        raise errors[0]
-    drawn = any(isinstance(source, RunSource) and error is None for source, error in found)
-    if tree is not None and not drawn and any(isinstance(source, RunSource) for source in sources):
+    sources: list[Source] = []
+    errors: list[FlowDpoError] = []
+    for path, name in zip(paths, named, strict=True):
+        try:
+            sources.append(read_source(path, name))
+        except (FlowDpoError, OSError, UnicodeDecodeError) as error:
+            wrong = error if isinstance(error, FlowDpoError) else DataError(f"expected a source, found {error}")
+            errors.append(wrong)
+            sources.append(BrokenSource(name=name, path=path, reason=str(wrong)))
+    if errors and len(errors) == len(sources):
         raise errors[0]
     return sources
 
 
-_UNREADABLE = (FlowDpoError, OSError, UnicodeDecodeError)
-
-
-def _try(path: Path, name: str, tree: str | None) -> tuple[Source, FlowDpoError | None]:
-    """A source, or what is wrong with it. A run without the wanted tree is one, with the error."""
-    try:
-        return read_source(path, name, tree=tree), None
-    except _UNREADABLE as error:
-        wrong = error if isinstance(error, FlowDpoError) else DataError(f"expected a source at {path}, found {error}")
-    if tree is not None:
-        try:
-            return read_source(path, name), wrong
-        except _UNREADABLE:
-            pass
-    return BrokenSource(name=name, path=path, reason=str(wrong)), wrong
-
-
-def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
+def read_source(path: Path, name: str) -> Source:
     """One of them. Raises `DataError` where it is none."""
     if path.is_file() and path.suffix == ".json" and path.name not in ("summary.json", "run.json", "traces.json"):
         return _comparison(path, name)
@@ -199,7 +183,7 @@ def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
     # Before its first batch a run has its settings alone.
     records = [(path / name).is_file() for name in ("trees.jsonl", "metrics.jsonl")]
     if (path / "config.yaml").is_file() and (records[0] or not any(records)):
-        return _run(path, name, tree)
+        return _run(path, name)
     raise DataError(f"{_NONE}, found {_described(path)}")
 
 
@@ -212,6 +196,7 @@ _PARTS = (
     ("trees.jsonl", "config.yaml", "a run"),
     ("config.yaml", "trees.jsonl", "a run"),
     ("predictions.jsonl", "summary.json", "an evaluation"),
+    ("sampled.jsonl", "summary.json", "an evaluation"),
     ("traces.json", ROWS, "traces"),
 )
 """What a folder that is no source holds, what it lacks, and what it would be."""
@@ -239,7 +224,7 @@ def _described(path: Path) -> str:
     return f"{path} with {', '.join(entries[:8]) or 'nothing in it'}"
 
 
-def _run(path: Path, name: str, tree: str | None) -> RunSource:
+def _run(path: Path, name: str) -> RunSource:
     facts = run_folder.read_facts(path)
     settings = resolve.read_settings(path / "config.yaml")
     for group in ("data", "model"):
@@ -250,7 +235,7 @@ def _run(path: Path, name: str, tree: str | None) -> RunSource:
             )
     metrics = path / "metrics.jsonl"
     rows = read_metrics(metrics) if metrics.exists() else []
-    counts = count_run(path, int(rows[-1]["problems_seen"]) if rows else 0, tree)
+    counts = count_run(path, int(rows[-1]["problems_seen"]) if rows else 0)
     if rows and len(counts.rewards) < rows[-1]["problems_seen"]:
         raise DataError(
             f"expected the {rows[-1]['problems_seen']} trees in {path / 'trees.jsonl'} that metrics.jsonl knows of, "

@@ -331,7 +331,6 @@ def test_the_report_knows_every_candidate_and_its_own_verdict(whole: Path, trees
     page = render_page(compose(read_sources([whole]), num_side_by_side=1, command="flow-dpo report"))
     assert "What stop can tell apart" in page
     assert f"Of candidates on the trunk, {len(counts.candidates)} have a verdict of their own" in page
-    assert "attempt 2" in page or "attempt 1" in page
     assert "Share of turns of all rollouts that gave an example" in page
     assert "scored turns" not in page
     assert "What its pairs teach" not in page, "Stop has none"
