@@ -40,15 +40,11 @@ class ReportSettings:
 
     output_dir: str = "runs/report"
     """Its folder. A report that is there is overwritten."""
-    num_side_by_side: int = 4
-    """Problems whose solutions stand side by side; 0 shows none."""
     view: str | None = None
     """A folder that flow-dpo view --export wrote: the page links to the problems in it."""
 
     def __post_init__(self) -> None:
         expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
-        if self.num_side_by_side < 0:
-            raise ConfigError(f"expected num_side_by_side of 0 at least, found {self.num_side_by_side}")
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Path], ReportSettings]:
@@ -73,7 +69,7 @@ def report(argv: Sequence[str]) -> int:
         live.doing(f"reading {len(paths)} sources")
         sources = read_sources(paths)
         live.doing("drawing the page")
-        made = compose(sources, num_side_by_side=settings.num_side_by_side, command=command_line(), view=view)
+        made = compose(sources, command=command_line(), view=view)
         write(made, folder)
     for finding in (*made.answers.learned, *made.answers.distrust):
         print_safe(console, finding)

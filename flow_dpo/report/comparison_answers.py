@@ -75,10 +75,14 @@ def _accuracy(found: Found) -> list[str]:
     base = [one for one in there if one[0].get("kind") == "base" and one is not best][:1]
     named = ", ".join(
         f"{arm['name']} {formatting.share(one['mean'])}"
-        + ("" if one.get("low") is None else f" ({formatting.interval((one['low'], one['high']))} over seeds)")
+        + (f" ({formatting.interval((one['low'], one['high']))} over seeds)" if _varies(one) else "")
         for arm, one in [best, *base]
     )
     return [f"Best accuracy on {primary}{', and the model as it was' if base else ''}: {named}."]
+
+
+def _varies(one: Found) -> bool:
+    return one.get("low") is not None and one["low"] != one.get("high")
 
 
 def _surely(found: Found, gaps: Sequence[Gap]) -> tuple[str, ...]:

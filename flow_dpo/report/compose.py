@@ -1,8 +1,8 @@
 """One report of all sources.
 
 In reading order: the four answers, then comparisons, runs, evaluations, traces, judges, what could not be read, and,
-folded, solutions side by side, and the commands and versions with which all of it can be made again. Invariant: each
-source that was named is in it, a broken one with what is wrong with it.
+folded, the commands and versions with which all of it can be made again. Invariant: each source that was named is in
+it, a broken one with what is wrong with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flow_dpo.report import formatting
-from flow_dpo.report import rates as learning
 from flow_dpo.report.comparison_answers import comparison_answers
 from flow_dpo.report.comparison_section import comparison_section
 from flow_dpo.report.document import Answers, Block, Code, Fold, Paragraph, Report, Section, Table
@@ -20,12 +19,10 @@ from flow_dpo.report.evaluation_answers import evaluation_answers, traces_answer
 from flow_dpo.report.evaluation_section import evaluation_section, traces_section
 from flow_dpo.report.judge_section import judge_doubts, judge_finding, judge_section
 from flow_dpo.report.run_answers import over_seeds, run_answers
-from flow_dpo.report.side_by_side import side_by_side
 from flow_dpo.report.sources import (  # fmt: skip
     BrokenSource,
     ComparisonSource,
     EvaluationSource,
-    GivenSolution,
     JudgeSource,
     RunSource,
     Source,
@@ -35,7 +32,7 @@ from flow_dpo.report.training_section import run_section
 from flow_dpo.report.view_links import ViewCopy, view_blocks
 
 
-def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str, view: ViewCopy | None = None) -> Report:
+def compose(sources: Sequence[Source], *, command: str, view: ViewCopy | None = None) -> Report:
     """The report of all sources, with links into the viewer's copy where there is one. Raises `DataError` where a
     comparison holds a value of the wrong kind."""
     evaluations = [source for source in sources if isinstance(source, EvaluationSource)]
@@ -43,7 +40,6 @@ def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str, v
     runs = [source for source in sources if isinstance(source, RunSource)]
     judges = [source for source in sources if isinstance(source, JudgeSource)]
     sections = [comparison_section(source) for source in sources if isinstance(source, ComparisonSource)]
-    sections += [_glance(runs)] if len(runs) > 1 else []
     sections += [run_section(run, view_blocks([run], view)) for run in runs]
     sections += [evaluation_section(evaluations, view_blocks(evaluations, view))] if evaluations else []
     sections += [traces_section(traces, view_blocks(traces, view))] if traces else []
@@ -52,9 +48,7 @@ def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str, v
         if isinstance(source, BrokenSource):
             words = Paragraph(text=f"{source.path}: {source.reason}")
             sections.append(Section(title=f"{source.name}: nothing to show", blocks=(words,)))
-    sections.append(
-        Section(title="To make it again", blocks=(*_beside(sources, num_side_by_side), *_again(sources, command)))
-    )
+    sections.append(Section(title="To make it again", blocks=tuple(_again(sources, command))))
     names, more = ", ".join(source.name for source in sources[:2]), len(sources) - 2
     title = f"Report on {names}" + (f" and {more} more" if more > 0 else "")
     return Report(title=title, answers=_answers(sources), sections=tuple(sections))
@@ -91,44 +85,6 @@ def _named(answers: Answers, name: str) -> Answers:
     parts = (answers.learned, answers.surely, answers.price, answers.distrust)
     learned, surely, price, distrust = (tuple(f"{name}: {words}" for words in part) for part in parts)
     return Answers(learned=learned, surely=surely, price=price, distrust=distrust)
-
-
-def _beside(sources: Sequence[Source], num: int) -> list[Block]:
-    beside = side_by_side(solutions_by_name(sources), num)
-    words = (
-        "The same problem, solved by different models; lines with a fault are marked. Picked to show differences "
-        "(models that disagree, right answers by a wrong step), not at random: counts are in the tables."
-    )
-    return [Fold(title="Solutions side by side", blocks=(Paragraph(text=words), *beside))] if beside else []
-
-
-def solutions_by_name(sources: Sequence[Source]) -> dict[str, Mapping[str, GivenSolution]]:
-    """The solutions of every source that has some, by the name of the arm, evaluation or traces."""
-    found: dict[str, Mapping[str, GivenSolution]] = {}
-    for source in sources:
-        if isinstance(source, ComparisonSource):
-            found |= {
-                f"{arm} ({source.name})" if arm in found else arm: solutions
-                for arm, solutions in source.solutions.items()
-            }
-        elif isinstance(source, (EvaluationSource, TracesSource)) and source.solutions:
-            found[source.name] = source.solutions
-    return found
-
-
-def _glance(runs: Sequence[RunSource]) -> Section:
-    rows: list[tuple[str, ...]] = []
-    for run in runs:
-        quarters = learning.quarters(run.num_seen)
-        rates = [learning.accuracy(run.counts, part) for part in (quarters[:1] + quarters[-1:])]
-        accuracies = [f"{formatting.share(rate.value)} ({formatting.interval(rate.bounds)})" for rate in rates]
-        given = formatting.count(run.num_problems)
-        rows.append(
-            (run.name, f"{formatting.count(run.num_seen)} of {given}", *(accuracies or [formatting.NOTHING] * 2))
-        )
-    columns = ("run", "problems", "first quarter right", "last quarter right")
-    table = Table(caption="Accuracy before learning (95 % interval)", columns=columns, rows=tuple(rows))
-    return Section(title="All runs at a glance", blocks=(table,))
 
 
 def _again(sources: Sequence[Source], command: str) -> list[Fold]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flow_dpo.core.types import Status
 from flow_dpo.runs.charts import Panel
 
 
@@ -128,38 +127,6 @@ class Links:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One line of a solution."""
-
-    text: str
-    fault: str = ""
-    """What is wrong with it, in words."""
-    given_up: bool = False
-    """It stands before the attempt that counts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
-    """One solution of one problem."""
-
-    title: str
-    """Who wrote it."""
-    status: Status | None
-    outcome: str
-    """The verdict, in words."""
-    lines: tuple[Line, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SideBySide:
-    """Several solutions of one problem."""
-
-    question: str
-    gold: str
-    passages: tuple[Passage, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
     """Long content, folded under its title."""
 
@@ -167,7 +134,7 @@ class Fold:
     blocks: tuple[Block, ...]
 
 
-Block = Paragraph | Code | Table | Forest | Chart | Lanes | Links | SideBySide | Fold
+Block = Paragraph | Code | Table | Forest | Chart | Lanes | Links | Fold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

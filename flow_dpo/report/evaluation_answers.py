@@ -54,14 +54,14 @@ def _pairs(evaluations: Sequence[EvaluationSource]) -> list[tuple[EvaluationSour
             other for other in evaluations if other.untrained and _paired(other) and _setting(other) == _setting(one)
         ]
         alike.sort(key=lambda other: other.single != one.single)
-        found += [(one, alike[0])] if alike and alike[0].solutions.keys() == one.solutions.keys() else []
+        found += [(one, alike[0])] if alike and alike[0].statuses.keys() == one.statuses.keys() else []
     return found
 
 
 def _paired(one: EvaluationSource) -> bool:
     """Whether each problem has one answer, which is there."""
     summary = one.summary
-    return bool(one.solutions) and summary.get("num_draws") == summary.get("num_problems") == len(one.solutions)
+    return bool(one.statuses) and summary.get("num_draws") == summary.get("num_problems") == len(one.statuses)
 
 
 def _setting(one: EvaluationSource) -> tuple[Any, ...]:
@@ -72,7 +72,7 @@ def _setting(one: EvaluationSource) -> tuple[Any, ...]:
 def _difference(trained: EvaluationSource, untrained: EvaluationSource) -> str:
     from flow_dpo.evaluate.statistics import difference  # loads scipy
 
-    rewards = [{id: _RIGHT[one.status] for id, one in side.solutions.items()} for side in (trained, untrained)]
+    rewards = [{id: _RIGHT[status] for id, status in side.statuses.items()} for side in (trained, untrained)]
     where = f"{trained.name}, {trained.summary.get('dataset')}, {describe_decoding(trained.summary)}"
     sides = (
         f"{formatting.share(trained.summary['accuracy'])} trained, {formatting.share(untrained.summary['accuracy'])} "
@@ -173,7 +173,7 @@ def traces_answers(traces: Sequence[TracesSource]) -> Answers:
         counts, cost = header.get("counts") or {}, header.get("cost") or {}
         tried = counts.get("num_problems_sampled")
         of = "" if tried is None else f" of {formatting.count(tried)} tried"
-        learned.append(f"{one.name}: {num:,} traces of {len(one.solutions):,} problems{of}.")
+        learned.append(f"{one.name}: {num:,} traces of {len(one.firsts):,} problems{of}.")
         if cost.get("tokens_sampled") is not None:
             price.append(f"{one.name}: {formatting.count(cost['tokens_sampled'])} tokens sampled.")
         if not header.get("complete", True):

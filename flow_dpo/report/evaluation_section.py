@@ -277,7 +277,7 @@ def traces_section(traces: Sequence[TracesSource], looks: Sequence[Block] = ()) 
     rows: list[tuple[str, ...]] = []
     steps: list[tuple[str, ...]] = []
     for one in traces:
-        header, on = one.file.header, len(one.solutions)
+        header, on = one.file.header, len(one.firsts)
         counts, cost = header.get("counts") or {}, header.get("cost") or {}
         source = str(header.get("source", formatting.NOTHING)) + (
             "" if header.get("complete", True) else ", interrupted"
@@ -288,7 +288,7 @@ def traces_section(traces: Sequence[TracesSource], looks: Sequence[Block] = ()) 
             formatting.count(cost.get("tokens_sampled")), formatting.count(cost.get("verdicts_used")),
             formatting.seconds(cost.get("seconds")),
         ))  # fmt: skip
-        found = invalid_rate((solution.problem, solution.text) for solution in one.solutions.values())
+        found = invalid_rate((trace.problem, trace.solution) for trace in one.firsts)
         steps.append((one.name, *steps_cells(found)))
     columns = (
         "traces",

@@ -97,19 +97,22 @@ def _gap(one: str, other: str, test: str, found: Mapping[str, Any] | None, **kin
 
 
 def contrasts(found: Mapping[str, Any]) -> list[Gap]:
-    """The contrasts that the comparison declares, on every test: the team's, then those of its arms."""
+    """The contrasts that the comparison declares, on every test: the team's, then those of its arms that are not the
+    team's the other way round."""
     team = [
         gap
         for one in (found.get("team") or {}).get("differences") or ()
         for name in [one["other"] + (f", {RULE_WORDS.get(one['rule'], one['rule'])}" if one["rule"] else "")]
         for gap in _gap(one["one"], name, one["test"], one, area=one["measure"] == "area", team=True)
     ]
+    there = {(gap.other, gap.one, gap.test) for gap in team}
     return team + [
         gap
         for arm in found["arms"]
         for contrast in arm.get("contrasts") or ()
         for test, one in (contrast.get("differences") or {}).items()
         for gap in _gap(arm["name"], str(contrast.get("against")), test, one)
+        if (gap.one, gap.other, gap.test) not in there
     ]
 
 
@@ -137,13 +140,17 @@ def primary_of(found: Mapping[str, Any]) -> str:
 def forests(found: Mapping[str, Any]) -> tuple[list[Forest], list[Forest]]:
     """The contrasts that matter, on the primary test and of areas; and the same on all other tests."""
     primary = primary_of(found)
-    declared, baseline = contrasts(found), to_baseline(found)
-    main, others = list[Forest](), list[Forest]()
-    for what, gaps in (("Contrasts", declared), (f"Differences to {baseline_of(found)}", baseline)):
+    declared, main, others = contrasts(found), list[Forest](), list[Forest]()
+    for what, gaps in (
+        ("The team against its members", [gap for gap in declared if gap.team]),
+        ("Contrasts", [gap for gap in declared if not gap.team]),
+        (f"Differences to {baseline_of(found)}", to_baseline(found)),
+    ):
         for test in dict.fromkeys([primary, *(gap.test for gap in gaps)]):
             mine = [gap for gap in gaps if gap.test == test]
             if mine:
-                (main if test == primary or mine[0].area else others).append(_forest(f"{what} on {test}", mine))
+                where = f"the {test}" if mine[0].area else test
+                (main if test == primary or mine[0].area else others).append(_forest(f"{what} on {where}", mine))
     return main, others
 
 

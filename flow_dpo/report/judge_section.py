@@ -1,7 +1,7 @@
 """The section of a judge's verdicts on two sets of traces.
 
 Who was preferred, how surely, and how far the judge can be trusted: whether its verdicts agree in both orders, and
-whether it leans to a place or to length. Then a few of its own replies. Invariant: a preference is called one only
+whether it leans to a place or to length. Invariant: a preference is called one only
 where its interval leaves out one half.
 """
 
@@ -10,13 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flow_dpo.report import formatting
-from flow_dpo.report.document import Block, Code, Fold, Paragraph, Section, Table
+from flow_dpo.report.document import Block, Paragraph, Section, Table
 from flow_dpo.report.sources import JudgeSource
 
-_SHOWN = 6
-"""Judgements whose replies are shown."""
-_LONGEST = 1500
-"""Characters of them."""
 _AGREED = 0.8
 """Share of pairs on which a judge's two orders agree, below which that is a reason for distrust."""
 _TIES = {
@@ -64,7 +60,6 @@ def judge_section(judges: Sequence[JudgeSource]) -> Section:
             wordy=frozenset({0, 1}),
         )
         blocks.append(table)
-    blocks += [fold for one in judges if (fold := _quote(one))]
     return Section(title="Judge", blocks=tuple(blocks))
 
 
@@ -138,14 +133,3 @@ def judge_doubts(one: JudgeSource) -> list[str]:
     if pairs.get("unparsed"):
         doubts.append(f"{one.name}: {formatting.count(pairs['unparsed'])} pairs have no verdict.")
     return doubts
-
-
-def _quote(one: JudgeSource) -> Fold | None:
-    """The replies of the first judgements."""
-    shown: list[Block] = []
-    for row in one.rows[:_SHOWN]:
-        shown.append(Paragraph(text=f"{row.problem_id}, {row.first} shown as A: {row.verdict or 'no verdict'}"))
-        if row.words:
-            shown.append(Code(text=row.words[:_LONGEST] + (" [...]" if len(row.words) > _LONGEST else "")))
-    title = f"The judge's own words in {one.name}, first {len(one.rows[:_SHOWN])}"
-    return Fold(title=title, blocks=tuple(shown)) if shown else None

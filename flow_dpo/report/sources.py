@@ -20,12 +20,12 @@ from typing import Any
 
 from flow_dpo.core.errors import DataError, FlowDpoError
 from flow_dpo.core.stats import wilson
-from flow_dpo.core.types import Problem, Status, Verdict
+from flow_dpo.core.types import Status
 from flow_dpo.evaluate.headers import Comparison, EvaluationSummary, JudgeHeader, JudgeSummary
 from flow_dpo.report.run_data import RunCounts, count_run
 from flow_dpo.runs import headers, resolve, run_folder, spans
-from flow_dpo.runs.records import Judgement, Prediction, iter_rows, read_metrics, read_rows
-from flow_dpo.traces.trace import ROWS, TraceFile, read_traces
+from flow_dpo.runs.records import Prediction, iter_rows, read_metrics
+from flow_dpo.traces.trace import ROWS, Trace, TraceFile, read_traces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +57,6 @@ class RunSource:
         return value if isinstance(value, int) else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GivenSolution:
-    """A solution of one problem, by a model or by the data set."""
-
-    problem: Problem
-    text: str
-    status: Status
-    answer: str | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSource:
     """An evaluation."""
@@ -74,8 +64,8 @@ class EvaluationSource:
     name: str
     path: Path
     summary: Mapping[str, Any]
-    solutions: Mapping[str, GivenSolution]
-    """The first draw on each problem, by its id; empty of another's candidates, or without predictions.jsonl."""
+    statuses: Mapping[str, Status]
+    """Of the first draw on each problem, by its id; empty of another's candidates, or without predictions.jsonl."""
 
     @property
     def untrained(self) -> bool:
@@ -105,7 +95,11 @@ class TracesSource:
     name: str
     path: Path
     file: TraceFile
-    solutions: Mapping[str, GivenSolution]
+
+    @property
+    def firsts(self) -> list[Trace]:
+        """The first trace of each problem."""
+        return list({trace.problem_id: trace for trace in reversed(self.file.traces)}.values())[::-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +109,6 @@ class ComparisonSource:
     name: str
     path: Path
     found: Mapping[str, Any]
-    solutions: Mapping[str, Mapping[str, GivenSolution]]
-    """By arm, its solutions on the primary test set with the first seed, where the folder is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +120,6 @@ class JudgeSource:
     header: Mapping[str, Any]
     """judge.json: the questions' settings, the judge, and the command."""
     summary: Mapping[str, Any]
-    rows: Sequence[Judgement]
-    """judgements.jsonl; empty where it is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +250,11 @@ def _evaluation(path: Path, name: str) -> EvaluationSource:
         # An older file states the accuracy of what could be graded alone.
         summary["accuracy_graded"] = summary["accuracy"]
         summary |= {"accuracy": correct / draws, "interval": list(wilson(correct, draws))}
-    solutions = {} if summary.get("candidates") else read_predictions(path)
-    return EvaluationSource(name=name, path=path, summary=summary, solutions=solutions)
+    statuses: dict[str, Status] = {}
+    file = path / "predictions.jsonl"
+    for _, row in iter_rows(file, Prediction) if file.exists() and not summary.get("candidates") else ():
+        statuses.setdefault(row.id, "ungraded" if row.verdict is None else row.verdict.status)
+    return EvaluationSource(name=name, path=path, summary=summary, statuses=statuses)
 
 
 def _judge(path: Path, name: str) -> JudgeSource:
@@ -270,47 +263,17 @@ def _judge(path: Path, name: str) -> JudgeSource:
             f"expected summary.json beside judge.json in {path}, found none: the judge has not finished; give its "
             "command again to go on"
         )
-    rows = path / "judgements.jsonl"
     return JudgeSource(
         name=name,
         path=path,
         header=headers.read_header(path / "judge.json", JudgeHeader),
         summary=headers.read_header(path / "summary.json", JudgeSummary),
-        rows=read_rows(rows, Judgement) if rows.exists() else (),
     )
 
 
-def read_predictions(folder: Path) -> dict[str, GivenSolution]:
-    """The first draw on each problem of an evaluation; nothing where predictions.jsonl is not there."""
-    file = folder / "predictions.jsonl"
-    solutions: dict[str, GivenSolution] = {}
-    for _, row in iter_rows(file, Prediction) if file.exists() else ():
-        one = GivenSolution(problem=row.problem, text=row.solution, **_outcome(row.verdict))
-        solutions.setdefault(row.id, one)
-    return solutions
-
-
 def _traces(path: Path, name: str) -> TracesSource:
-    file = read_traces(path, none_allowed=True)
-    solutions: dict[str, GivenSolution] = {}
-    for trace in file.traces:
-        one = GivenSolution(problem=trace.problem, text=trace.solution, **_outcome(trace.verdict))
-        solutions.setdefault(trace.problem_id, one)
-    return TracesSource(name=name, path=path, file=file, solutions=solutions)
-
-
-def _outcome(verdict: Verdict | None) -> dict[str, Any]:
-    known = verdict or Verdict(status="ungraded")
-    return {"status": known.status, "answer": known.answer}
+    return TracesSource(name=name, path=path, file=read_traces(path, none_allowed=True))
 
 
 def _comparison(path: Path, name: str) -> ComparisonSource:
-    found = headers.read_header(path, Comparison)
-    primary = found.get("primary")
-    solutions: dict[str, Mapping[str, GivenSolution]] = {}
-    for arm in found["arms"]:
-        folders = arm.get("folders") or [{}]
-        evaluations = folders[0].get("evaluations") or {}
-        if primary in evaluations:
-            solutions[arm["name"]] = read_predictions(path.parent / evaluations[primary])
-    return ComparisonSource(name=name, path=path, found=found, solutions={k: v for k, v in solutions.items() if v})
+    return ComparisonSource(name=name, path=path, found=headers.read_header(path, Comparison))

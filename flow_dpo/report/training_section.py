@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from flow_dpo.report import formatting
 from flow_dpo.report import rates as learning
-from flow_dpo.report.document import Block, Chart, Fold, Paragraph, Section, Table
+from flow_dpo.report.document import Block, Chart, Effect, Fold, Forest, Paragraph, Section, Table
 from flow_dpo.report.rates import to_series
 from flow_dpo.report.sources import RunSource
 from flow_dpo.report.stop_section import stop_blocks
@@ -50,37 +50,39 @@ def _describe(run: RunSource) -> str:
 
 
 def _progressive(run: RunSource) -> list[Block]:
-    quarters = learning.quarters(run.num_seen)
-    lines = accuracy_series(run.rows)
-    if len(lines) == 1:
+    # The last window; of a run that is hardly longer than one, parts that no problem is in twice.
+    line, *shorter = accuracy_series(run.rows)
+    if not shorter:
         over = learning.parts(run.num_seen)
         each = [learning.accuracy(run.counts, part) for part in over]
-        lines.insert(0, to_series(f"each {over[0].end} problems", [part.end for part in over], each))
-    window = run.rows[-1].get("progressive/window_problems") or 0
-    named = [(part.name, part) for part in quarters] + [("all", learning.Part(start=0, end=run.num_seen))]
-    named += [("last window", learning.Part(start=run.num_seen - int(window), end=run.num_seen))] if window else []
-    rows = [_accuracy_row(run, name, part) for name, part in named]
-    columns = ("problems", "number", "accuracy", "95 % interval", "ungraded", "accuracy of the graded")
-    if not learning.ungraded(run.counts, named[len(quarters)][1]):
-        rows, columns = [row[:4] for row in rows], columns[:4]
+        line = to_series(f"each {over[0].end} problems", [part.end for part in over], each)
+    window = int(run.rows[-1].get("progressive/window_problems") or 0)
+    named = [(part.name, part) for part in learning.quarters(run.num_seen)]
+    named += [("all", learning.Part(start=0, end=run.num_seen))]
+    named += [("last window", learning.Part(start=run.num_seen - window, end=run.num_seen))] if window else []
     return [
         Chart(
             title="Accuracy on each problem before learning from it",
-            panels=(Panel(y="accuracy (%)", lines=lines, bounds=(0, 100)),),
+            panels=(Panel(y=f"accuracy (%), {line.label}", lines=[line], bounds=(0, 100)),),
             x=_SEEN,
-            note="Bands are 95 % Wilson intervals. Evaluations are not drawn here: they have other problems, and often "
-            "another decoding than this run's sampling.",
+            note="The band is the 95 % Wilson interval. Evaluations are not drawn here: they have other problems, and "
+            "often another decoding than this run's sampling.",
         ),
-        Table(caption="Accuracy before learning", columns=columns, rows=tuple(rows)),
-    ]
+        Forest(
+            caption="Accuracy before learning", groups=(("problems", tuple(_accuracy(run, *one) for one in named)),),
+            columns=("accuracy", "95 % interval", "problems"), unit="per cent right", reference=None,
+        ),
+    ]  # fmt: skip
 
 
-def _accuracy_row(run: RunSource, name: str, part: learning.Part) -> tuple[str, ...]:
+def _accuracy(run: RunSource, name: str, part: learning.Part) -> Effect:
     rate, ungraded = learning.accuracy(run.counts, part), learning.ungraded(run.counts, part)
     known = learning.Rate(hits=rate.hits, of=rate.of - ungraded)
-    return (
-        name, formatting.count(rate.of), formatting.share(rate.value), formatting.interval(rate.bounds),
-        formatting.count(ungraded), formatting.share(known.value),
+    low, high = rate.bounds or (0.0, 1.0)
+    return Effect(
+        label=name, mean=None if rate.value is None else 100 * rate.value, inner=(100 * low, 100 * high),
+        cells=(formatting.share(rate.value), formatting.interval(rate.bounds), formatting.count(rate.of)),
+        note=f"{ungraded:,} ungraded; {formatting.share(known.value)} of the graded" if ungraded else "",
     )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def traces(path: Path, words: str) -> Path:
 
 
 def rendered(paths: list[Path]) -> str:
-    return render_page(compose(read_sources(paths), num_side_by_side=4, command="flow-dpo report"))
+    return render_page(compose(read_sources(paths), command="flow-dpo report"))
 
 
 def words(page: str) -> str:
@@ -179,7 +179,7 @@ def _blocks(blocks: Sequence[Block]) -> list[Block]:
 
 
 def test_the_page_leaves_no_number_out(tmp_path: Path) -> None:
-    made = compose(read_sources(sources(tmp_path)), num_side_by_side=4, command="flow-dpo report")
+    made = compose(read_sources(sources(tmp_path)), command="flow-dpo report")
     shown = render_page(made)
     cells = re.findall(r"<t[dh](?: [^>]*)?>(.*?)</t[dh]>", shown)
     blocks = _blocks([block for section in made.sections for block in section.blocks])
@@ -196,11 +196,10 @@ def test_the_page_leaves_no_number_out(tmp_path: Path) -> None:
     assert all(text in read for text in (*answers, *(table.caption for table in tables)))
 
 
-def test_white_space_of_solutions_and_commands_stays(tmp_path: Path) -> None:
-    said, command = "  6 + 8 = 14\n\tAnswer: 14", "flow-dpo \\\n    train"
+def test_white_space_of_commands_stays(tmp_path: Path) -> None:
+    command = "flow-dpo \\\n    train"
     run = report_sources.run(tmp_path / "run", [RIGHT], facts={"command": command})
-    shown = rendered([run, report_sources.evaluation(tmp_path / "evaluation", words=said)])
-    assert '<div class="line">  6 + 8 = 14</div><div class="line">\tAnswer: 14</div>' in shown
+    shown = rendered([run, report_sources.evaluation(tmp_path / "evaluation")])
     assert f"\n{command}\n# evaluation" in shown
 
 
@@ -328,14 +327,12 @@ def test_figures_know_light_and_dark(tmp_path: Path) -> None:
 
 
 def test_flags_and_sources_may_stand_in_any_order() -> None:
-    paths, settings = report.parse(["--output_dir=o", "a", "--num_side_by_side", "2", "b"])
-    assert (paths, settings.output_dir, settings.num_side_by_side) == ([Path("a"), Path("b")], "o", 2)
+    paths, settings = report.parse(["--output_dir=o", "a", "--view", "v", "b"])
+    assert (paths, settings.output_dir, settings.view) == ([Path("a"), Path("b")], "o", "v")
     with pytest.raises(ConfigError, match="found none: flow-dpo report"):
         report.parse(["--output_dir", "o"])
     with pytest.raises(ConfigError, match="unknown setting --outputdir"):
         report.parse(["a", "--outputdir", "o"])
-    with pytest.raises(ConfigError, match="num_side_by_side of 0 at least"):
-        report.parse(["a", "--num_side_by_side", "-1"])
 
 
 def test_figures_are_the_same_bytes_again(tmp_path: Path) -> None:

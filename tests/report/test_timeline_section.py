@@ -64,7 +64,7 @@ def test_lanes_their_shares_and_what_limits(tmp_path: Path) -> None:
     ranks = {"ranks/num": 2, "ranks/0/seconds": 1.5, "ranks/1/seconds": 0.5}
     _, with_ranks = shown(run(tmp_path / "ranks", spans(2), **seconds, **ranks))
     assert with_ranks.rows[3:] == (("rank 0", "15.0 %", "3.0 s"), ("rank 1", "5.0 %", "1.0 s"))
-    page = render_page(compose([source], num_side_by_side=0, command="flow-dpo report"))
+    page = render_page(compose([source], command="flow-dpo report"))
     for words in (TITLE, ">worker 0<", ">learner<", "sampling", "learning", "waiting", ">seconds<", ">1<", ">2<"):
         assert words in page
     # Of 20 s the learner learned from the eighth to the tenth: 40 to 50 % of the line.
@@ -78,7 +78,7 @@ def test_a_run_without_a_time_line_has_no_such_section(tmp_path: Path) -> None:
     again = read_source(source.path, "run")
     assert isinstance(again, RunSource)
     assert timeline_blocks(again) == []
-    page = render_page(compose([again], num_side_by_side=0, command="flow-dpo report"))
+    page = render_page(compose([again], command="flow-dpo report"))
     assert TITLE not in page
 
 

@@ -280,7 +280,7 @@ def test_draws_are_voted_on_and_another_stop_judges_them(
         cli_evaluate(["--candidates", str(drawn), "--max_problems", "3", "--output_dir", str(tmp_path / "part")])
     # All of it in one report; the candidates' accuracy is no evaluation of the run's.
     folders = [drawn, tmp_path / "trained", tmp_path / "stop_untrained", tmp_path / "stop_trained"]
-    page = render_page(compose(read_sources(folders), num_side_by_side=0, command="c"))
+    page = render_page(compose(read_sources(folders), command="c"))
     for text in ("Votes: attempts", "What each threshold would come to", "fixed set", found["trained"]["sha256"][:12]):
         assert text in page
     [accuracy] = re.findall(r"<table>(?:(?!</table>).)*accuracy \(95 % interval\).*?</table>", page, re.DOTALL)
