@@ -36,7 +36,7 @@ def _accuracies(evaluations: Sequence[EvaluationSource]) -> Forest:
         accuracy = summary.get("accuracy")
         effect = Effect(
             label=one.name,
-            note=f"{describe_model(one)}, {describe_decoding(summary)}",
+            note=f"{describe_model(one, short=True)}, {describe_decoding(summary)}",
             mean=None if accuracy is None else 100 * accuracy,
             inner=(100 * bounds[0], 100 * bounds[1]),
             cells=(
@@ -181,13 +181,14 @@ def _measured(found: Mapping[str, Any]) -> str:
     return f"{formatting.share(found['accuracy'])} ({formatting.interval(found['interval'])})"
 
 
-def describe_model(one: EvaluationSource) -> str:
-    """Flow or single pass, trained or not."""
+def describe_model(one: EvaluationSource, *, short: bool = False) -> str:
+    """Flow or single pass, trained or not; `short`: of its run the folder's own name."""
     settings = one.summary.get("settings") or {}
     who = "single model" if one.single else "attempt of the flow" if one.draws else "flow"
     if one.untrained:
         return f"untrained {who}" if not one.single else f"{who}, no adapter"
-    return f"{who}, adapters of {settings.get('run') or settings.get('adapter') or 'an unnamed run'}"
+    source = str(settings.get("run") or settings.get("adapter") or "an unnamed run")
+    return f"{who}, adapters of {source.rstrip('/').rpartition('/')[2] if short else source}"
 
 
 def describe_decoding(summary: Mapping[str, Any]) -> str:
