@@ -13,6 +13,7 @@
     flow-dpo compare --config FILE          the paper's table and its controls, over several seeds
     flow-dpo judge --traces_a A --traces_b B --base_url ...     which of two sets of traces reasons better
     flow-dpo report runs/train ...          one page on runs, evaluations, traces and comparisons
+    flow-dpo view runs/train ...            a page to look into them, down to every tree and token
     flow-dpo verify FILE --output OUT
 
 Invariant: the work is done elsewhere, and nothing heavy is imported before a command needs it.
@@ -52,6 +53,7 @@ _COMMANDS = {
         "report:report",
         "write a page, HTML and Markdown, on runs, evaluations, traces and comparisons",
     ),
+    "view": ("view:view", "look into runs, traces, evaluations and judgements on a local page"),
     "plugins": ("plugins:plugins", "list what installed plug-ins offer"),
     "verify": ("verify:verify", "grade a file of answers against their gold"),
 }

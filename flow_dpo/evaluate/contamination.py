@@ -17,7 +17,8 @@ from typing import Any
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
-from flow_dpo.runs.records import Trace, TreeRow, iter_rows
+from flow_dpo.runs.records import Trace, iter_rows
+from flow_dpo.runs.tree_rows import TreeRow
 
 _WORD = re.compile(r"\w+")
 _NUM_SHOWN = 5

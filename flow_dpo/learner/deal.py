@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import torch
 
-from flow_dpo.models.drift import Held
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowResult:
@@ -32,9 +30,10 @@ class RowResult:
     """Input tokens of a forward."""
     seconds: tuple[float, float, float]
     """Of the reference's forward, the policy's with the loss, and the backward."""
-    compared: list[tuple[int, torch.Tensor, Held]]
-    """Of completions, by index in the row, that can be compared with what was recorded: their log-probabilities on the
-    CPU, and under which weights."""
+    policy: list[torch.Tensor]
+    """Log-probabilities of the tokens of each of the row's completions, on the CPU."""
+    reference: list[torch.Tensor]
+    """The same under the reference policy; empty where they were not computed."""
 
 
 Deal = Callable[[int, Callable[[int], RowResult]], Iterator[RowResult]]

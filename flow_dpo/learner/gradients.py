@@ -46,6 +46,22 @@ class Gradient:
     """Examples that each mean is of."""
     drift: Drift
     """The comparisons with what was recorded at sampling."""
+    learned: list[LearnedExample]
+    """The examples, each as it was learned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedExample:
+    """An example in one update: its tokens' log-probabilities there, in nats, a list a completion."""
+
+    example: Example
+    version: int
+    """Of the policy that learned from it."""
+    reference_version: int | None
+    policy: list[list[float]]
+    """Under dropout where there is any."""
+    reference: list[list[float]]
+    """Empty where the objective reads none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +121,8 @@ class Gradients:
         total = [torch.zeros_like(w) for w in self._policy.weights(role)]
         account = Account(len(examples), version)
         count = version if count is None else count
+        account.policy, account.reference = role, self._references[role]
+        account.reference_version = self.reference_versions.get(role)
         account.kinds = objective.accepts if objective.needs_reference is True else objective.needs_reference or ()
         # A shared base is gathered by all ranks together, and every row has to make as many forwards.
         account.reference_for_all = self._rows.shard_base and any(isinstance(e, account.kinds) for e in examples)
@@ -125,7 +143,7 @@ class Gradients:
         norm = float(torch.nn.utils.get_total_norm(total))
         if not math.isfinite(norm):
             raise NonFinite(role, f"the gradient of role {role!r} is {norm} at version {version}")
-        return Gradient(total, norm, account.measures(), account.counts, account.drift)
+        return Gradient(total, norm, account.measures(), account.counts, account.drift, account.learned)
 
     def _compare_again(self, role: Role, examples: Sequence[Example], account: Account) -> None:
         """Compute a few completions of each version again, one at a time, where the rows cannot tell.
@@ -151,7 +169,7 @@ class Gradients:
                     account.drift.add(completion, self.logprobs([completion])()[0], held)
 
     def _row_result(self, objective: Objective, role: Role, row: _Row, account: Account, seed: int) -> RowResult:
-        """One row's gradient, measures, and what can be compared with what was recorded at sampling."""
+        """One row's gradient, measures and log-probabilities."""
         policy, examples = self._policy, row.examples
         completions = [(e.request, c) for e in examples for c in e.completions]
         counts = [len(e.completions) for e in examples]
@@ -179,20 +197,14 @@ class Gradients:
         if not torch.isfinite(mean):
             raise NonFinite(role, f"the loss of role {role!r} is {mean.item()} at version {account.version}")
         marks.append(time.perf_counter())
-        # 4. What policy or reference tells of the version that sampled, for nothing.
-        compared: list[tuple[int, torch.Tensor, Held]] = []
-        for index, version in enumerate(c.policy_version for _, c in completions):
-            if version == account.version and version not in account.again:
-                compared.append((index, found[index].detach().cpu(), role))
-            elif reference and version == self.reference_versions.get(role) and version not in account.again:
-                compared.append((index, reference[index].cpu(), self._references[role]))
         return RowResult(
             pieces=pieces,
             measures={name: float(value) for name, value in loss.measures.items()},
             counts={name: loss.counts.get(name, len(examples)) for name in loss.measures},
             tokens=logprobs.num_tokens,
             seconds=(marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2]),
-            compared=compared,
+            policy=_on_cpu(found),
+            reference=_on_cpu(reference),
         )
 
     def _fill(self, examples: Sequence[Example]) -> list[_Row]:
@@ -244,6 +256,11 @@ class Account:
         """Whether rows without such examples compute them all the same."""
         self.again: set[int] = set()
         """Versions of which completions are computed again, and then not compared in the rows."""
+        self.policy: Held = None
+        self.reference: Held = None
+        """The adapters of both sides."""
+        self.reference_version: int | None = None
+        self.learned: list[LearnedExample] = []
 
     def add(self, result: RowResult, examples: Sequence[Example]) -> None:
         """Add one row."""
@@ -257,8 +274,27 @@ class Account:
         for name, seconds in zip(("reference_s", "forward_s", "backward_s"), result.seconds, strict=True):
             self._sums[name] += seconds
         self.drift.num_tokens += sum(len(c.token_ids) for _, c in completions)
-        for index, found, held in result.compared:
-            self.drift.add(completions[index], found, held)
+        # What policy or reference tells of the version that sampled, for nothing.
+        for index, (_, completion) in enumerate(completions):
+            version = completion.policy_version
+            if version == self.version and version not in self.again:
+                self.drift.add(completions[index], result.policy[index], self.policy)
+            elif result.reference and version == self.reference_version and version not in self.again:
+                self.drift.add(completions[index], result.reference[index], self.reference)
+        counts = [len(e.completions) for e in examples]
+        policy = _by_example(result.policy, counts)
+        reference = _by_example(result.reference, counts) if result.reference else [()] * len(examples)
+        for example, ours, theirs in zip(examples, policy, reference, strict=True):
+            read = theirs if isinstance(example, self.kinds) else ()
+            self.learned.append(
+                LearnedExample(
+                    example=example,
+                    version=self.version,
+                    reference_version=self.reference_version if read else None,
+                    policy=[each.tolist() for each in ours],
+                    reference=[each.tolist() for each in read],
+                )
+            )
 
     def measures(self) -> dict[str, float]:
         """By name; drift only where something was compared."""
@@ -269,3 +305,8 @@ class Account:
 def _by_example(pieces: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprobs]:
     rest = iter(pieces)
     return [[next(rest) for _ in range(count)] for count in counts]
+
+
+def _on_cpu(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Log-probabilities without their graph, by one copy."""
+    return list(torch.cat(list(pieces)).detach().cpu().split([len(p) for p in pieces])) if len(pieces) else []

@@ -28,7 +28,7 @@ from flow_dpo.core.objective import Objective, check_examples
 from flow_dpo.core.types import Adapter, Example, Role, by_role
 from flow_dpo.learner import state
 from flow_dpo.learner.deal import Deal, alone
-from flow_dpo.learner.gradients import SUMS, Gradient, Gradients, NonFinite
+from flow_dpo.learner.gradients import SUMS, Gradient, Gradients, LearnedExample, NonFinite
 from flow_dpo.learner.kept import KeptVersions
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.pool import SHARED, Window, make_pools
@@ -60,6 +60,8 @@ class Learner:
         """Updates so far; one counter for all roles."""
         self.pools = make_pools(self.settings, policy.seed)
         """By role, for those that have one of their own, and the shared one."""
+        self.learned: list[LearnedExample] = []
+        """Examples of the last call's updates, in their order, as they were learned."""
         self._role_updates: dict[Role, int] = dict.fromkeys(policy.roles, 0)
         self._optimizers = {role: torch.optim.Adam(policy.weights(role), lr=0.0) for role in policy.roles}
         frozen = self.settings.reference.kind == "snapshot"
@@ -133,6 +135,7 @@ class Learner:
         for name, pool in self.pools.items():
             pool.take([example for example in examples if self._pool_of(example.request.role) == name])
         done: list[dict[Role, tuple[Row, Row]]] = []
+        self.learned = []
         num_skipped = 0
         while batches := {name: batch for name, pool in self.pools.items() if (batch := pool.batch())}:
             try:
@@ -190,6 +193,7 @@ class Learner:
         self._check_moves(before, {role: gradient.norm for role, gradient in gradients.items()})
         for name in batches:
             self.pools[name].learned()
+        self.learned += [each for gradient in gradients.values() for each in gradient.learned]
         reference = self.settings.reference
         for role in self.policy.roles if reference.every else ():
             name = self._pool_of(role)

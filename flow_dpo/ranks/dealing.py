@@ -23,7 +23,6 @@ import torch
 
 from flow_dpo.learner.deal import RowResult
 from flow_dpo.learner.gradients import NonFinite
-from flow_dpo.models.drift import Held
 from flow_dpo.ranks.group import Caught, LostRank, Ranks, portable
 
 
@@ -33,8 +32,9 @@ class _Head:
 
     error: bytes | None
     result: RowResult | None
-    """Without the gradient, and with what is compared in `compared`."""
-    compared: list[tuple[int, np.ndarray, Held]]
+    """Without its tensors."""
+    logprobs: tuple[list[np.ndarray], list[np.ndarray]]
+    """Of the row's completions, under policy and reference."""
     shapes: list[torch.Size]
     dtypes: list[torch.dtype]
     seconds: float
@@ -92,9 +92,9 @@ class Dealt:
                 assert head.result is not None
                 self._count(rank, head)
                 pieces = self._pieces(rank, head, own)
-                compared = [(index, torch.from_numpy(found), held) for index, found, held in head.compared]
+                policy, reference = ([torch.from_numpy(each) for each in side] for side in head.logprobs)
                 self._waited += time.perf_counter() - done
-                yield replace(head.result, pieces=pieces, compared=compared)
+                yield replace(head.result, pieces=pieces, policy=policy, reference=reference)
                 done = time.perf_counter()
 
     def _count(self, rank: int, head: _Head) -> None:
@@ -107,8 +107,8 @@ class Dealt:
         pieces = () if own is None else own.pieces
         return _Head(
             error=None if error is None else portable(error, self._ranks.rank),
-            result=None if own is None else replace(own, pieces=(), compared=[]),
-            compared=[] if own is None else [(index, found.numpy(), held) for index, found, held in own.compared],
+            result=None if own is None else replace(own, pieces=(), policy=[], reference=[]),
+            logprobs=([], []) if own is None else ([p.numpy() for p in own.policy], [r.numpy() for r in own.reference]),
             shapes=[piece.shape for piece in pieces],
             dtypes=[piece.dtype for piece in pieces],
             seconds=seconds,

@@ -22,7 +22,8 @@ from pathlib import Path
 from flow_dpo.core.errors import DataError
 from flow_dpo.evaluate.evaluate import CandidateKind, candidate_kind
 from flow_dpo.evaluate.step_validity import has_invalid_step
-from flow_dpo.runs.records import NodeRow, PairRow, ScoredRow, TreeRow, iter_rows
+from flow_dpo.runs.records import PairRow, ScoredRow, iter_rows
+from flow_dpo.runs.tree_rows import NodeRow, TreeRow
 
 _LONGEST_CHECKED = 20_000
 """Characters of a solution whose steps are checked."""

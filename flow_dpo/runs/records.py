@@ -1,11 +1,12 @@
 """The kinds of rows that runs, traces and evaluations leave in JSONL files: their columns, their writer, their reader.
 
-    metrics.jsonl  Metrics     trees.jsonl   TreeRow    pairs.jsonl        PairRow       scored.jsonl      ScoredRow
-                               traces.jsonl  Trace      predictions.jsonl  Prediction    judgements.jsonl  Judgement
+    metrics.jsonl  Metrics      pairs.jsonl   PairRow    scored.jsonl       ScoredRow     trees.jsonl       (tree_rows)
+    learned.jsonl  LearnedRow   traces.jsonl  Trace      predictions.jsonl  Prediction    judgements.jsonl  Judgement
 
 Every row names its kind and the version of its columns, `{"schema": "pair/1", "prompt": ...}`, so that files stay
 plain JSONL: they are appended to, cut off at a checkpoint and loaded by other libraries row by row. A row of another
-kind or version is refused in one sentence. JSON headers name theirs once (`headers`).
+kind or version is refused in one sentence, save versions that a kind reads, too (`OLDER`). JSON headers name theirs
+once (`headers`).
 
 Invariant: a row that was written by this version is read back equal; any other is a `DataError` that names file, line
 and field. Whoever changes the columns of a kind raises the number in its `SCHEMA`.
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 from flow_dpo.core.errors import DataError
-from flow_dpo.core.types import FinishReason, Problem, Role, Verdict
+from flow_dpo.core.types import Problem, Verdict
 from flow_dpo.data import typed_json
 from flow_dpo.data.strict_json import NUMBER, TOKEN_IDS, Kind
 from flow_dpo.data.typed_json import Count, Ordinal, TokenIdList, Words, others
@@ -55,87 +56,6 @@ class Metrics:
     def row(self) -> dict[str, Any]:
         """The inverse of `of`."""
         return {"problems_seen": self.problems_seen, **self.numbers}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeRow:
-    """One completion of a tree; the columns of `core.tree.Node` and its completion."""
-
-    id: Count
-    parent: Count | None
-    rollout: Count
-    depth: Count
-    role: Role
-    policy_version: int
-    """Of the adapters that sampled it."""
-    token_ids: TokenIdList
-    text: str
-    """The tokens decoded, for people."""
-    logprobs: tuple[float, ...]
-    """Nats, to six decimals."""
-    finish_reason: FinishReason
-    choice: Count | None
-    choice_logprobs: tuple[float, ...]
-    tags: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.choice_logprobs) == 2 and self.choice not in (0, 1):
-            raise ValueError(f"expected 0 or 1 as the 'choice' between two words, found {self.choice!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutRow:
-    """One rollout of a tree; the columns of `core.tree.Rollout`."""
-
-    id: Count
-    start: Count
-    leaf: Count
-    ended: bool
-    """Answer sampled its end token last."""
-    probe: bool
-    value: float | None
-    text: str
-    verdict: Verdict | None
-
-    @property
-    def status(self) -> Literal["correct", "wrong", "ungraded"]:
-        """Its verdict's; "ungraded" where it has none."""
-        return "ungraded" if self.verdict is None else self.verdict.status
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreeRow:
-    """All rollouts on one problem: a row of trees.jsonl.
-
-    Prompts are not repeated node by node: an Answer node's prompt is its root's prompt and the tokens on its path.
-    """
-
-    SCHEMA: ClassVar[str] = "tree/1"
-    problem: Problem
-    first_prompt_ids: Mapping[Role, TokenIdList]
-    nodes: tuple[NodeRow, ...]
-    rollouts: tuple[RolloutRow, ...]
-    skipped: Mapping[Role, Count]
-
-    def __post_init__(self) -> None:
-        """Nodes and rollouts must name each other rightly."""
-        if not self.nodes or not self.rollouts:
-            raise ValueError(f"expected nodes and rollouts, found {len(self.nodes)} and {len(self.rollouts)}")
-        for at, node in enumerate(self.nodes):
-            _below(f"nodes {at}", parent=(node.parent or 0, max(at, 1)), rollout=(node.rollout, len(self.rollouts)))
-            _below(f"nodes {at}", depth=(node.depth, at + 1))
-            if node.id != at or (at == 0) > (node.parent is None):
-                raise ValueError(f"nodes {at}: expected the id {at}, found {node.id} below {node.parent}")
-        for at, rollout in enumerate(self.rollouts):
-            _below(f"rollouts {at}", start=(rollout.start, len(self.nodes)), leaf=(rollout.leaf, len(self.nodes)))
-            if rollout.id != at:
-                raise ValueError(f"rollouts {at}: expected the id {at}, found {rollout.id}")
-
-
-def _below(place: str, **values: tuple[int, int]) -> None:
-    for name, (value, limit) in values.items():
-        if value >= limit:
-            raise ValueError(f"{place}: expected a whole number from 0 to {limit - 1} in {name!r}, found {value}")
 
 
 _ABOVE_0 = Kind("a number above 0", lambda value: NUMBER.holds(value) and value > 0)
@@ -192,6 +112,26 @@ class ScoredRow:
     policy_version: int
     prompt_ids: TokenIdList
     completion_ids: TokenIdList
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedRow:
+    """An example in one update, with its log-probabilities there: a row of learned.jsonl."""
+
+    SCHEMA: ClassVar[str] = "learned/1"
+    version: Count
+    """Of the policy that learned from it: updates made before this one."""
+    reference_version: int | None
+    """Of the reference policy; None for weights of no version, and where no reference was needed."""
+    role: Words
+    problem_id: str
+    node: Count
+    """The completion, of a pair the chosen one, in the problem's tree."""
+    rejected_node: Count | None
+    policy: tuple[tuple[float, ...], ...]
+    """Nats a token to four decimals, a list a completion, the chosen first; under dropout where there is any."""
+    reference: tuple[tuple[float, ...], ...]
+    """The same under the reference policy; empty where the objective needs none."""
 
 
 def _is_chat(value: Any) -> bool:
@@ -391,7 +331,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _kind_of(row: Mapping[str, Any], kinds: Sequence[type[K]], place: str) -> type[K]:
     found = row.get("schema")
     for kind in kinds:
-        if found == kind.SCHEMA:
+        if found == kind.SCHEMA or found in getattr(kind, "OLDER", ()):
             return kind
     expected = " or ".join(repr(kind.SCHEMA) for kind in kinds)
     raise DataError(

@@ -8,7 +8,9 @@ A folder that can be read while it is written and after anything happened to its
     trees.jsonl      one tree a problem: nodes, token ids, text, verdicts
     pairs.jsonl      one pair a line: prompt, chosen, rejected, in text and token ids, with role, node, depth, verdicts
     scored.jsonl     the same of recipes that learn from single completions with an advantage
+    learned.jsonl    examples in the order in which they were learned, with log-probabilities of policy and reference
     evaluations.jsonl   what was measured while it ran, where that was asked for (`evaluate.during`)
+    tokens.jsonl     the text of each token that occurred
     timeline.jsonl   who sampled, learned and waited, from when to when (`spans`)
     checkpoints/     where the run stands (`checkpoint`)
     adapters/<role>/<version>/   in PEFT's layout
@@ -43,15 +45,18 @@ from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.types import Role
 from flow_dpo.runs import headers
 from flow_dpo.runs.files import write_whole
-from flow_dpo.runs.records import Metrics, PairRow, Record, ScoredRow, TreeRow, append_rows
+from flow_dpo.runs.records import LearnedRow, Metrics, PairRow, Record, ScoredRow, append_rows
 from flow_dpo.runs.resolve import read_settings
+from flow_dpo.runs.tree_rows import TokenRow, TreeRow
 from flow_dpo.runs.writable import check_writable
 
 _PACKAGES = ("flow-dpo", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy",
              "bitsandbytes")  # fmt: skip
 
 
-RECORDS = ("metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl", "timeline.jsonl")
+RECORDS = (
+    "metrics.jsonl", "trees.jsonl", "pairs.jsonl", "scored.jsonl", "learned.jsonl", "tokens.jsonl", "timeline.jsonl",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -125,11 +130,15 @@ class RunFolder:
         *,
         pairs: Sequence[PairRow] = (),
         scored: Sequence[ScoredRow] = (),
+        learned: Sequence[LearnedRow] = (),
+        tokens: Sequence[TokenRow] = (),
     ) -> None:
-        """Append one batch: its trees, the examples made of them, and last its row of metrics."""
+        """Append one batch: its trees, the examples made and learned, and last its row of metrics."""
+        self._append("tokens.jsonl", tokens)
         self._append("trees.jsonl", trees)
         self._append("pairs.jsonl", pairs)
         self._append("scored.jsonl", scored)
+        self._append("learned.jsonl", learned)
         self._append("metrics.jsonl", [row])
 
     def latest_adapters(self) -> dict[Role, Path]:

@@ -1,20 +1,45 @@
 """The loop's values as records: a tree, and the pairs or scored completions that credit made of it.
 
-tree_row(tree, [renderer.to_text([node.completion.token_ids]) for node in tree.nodes])    a row of trees.jsonl
-example_row(pair, tree, {"prompt": ..., "chosen": ..., "rejected": ...})                  a row of pairs.jsonl
+    tree_row(tree, TokenTexts(renderer.tokenizer))                              a row of trees.jsonl
+    example_row(pair, tree, {"prompt": ..., "chosen": ..., "rejected": ...})    a row of pairs.jsonl
+    learned_row(learned)                                                        a row of learned.jsonl
+
+Invariant: a prompt is written by what it adds to an earlier node's, and can be put together again from the row alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Example, Pair, ScoredCompletion
-from flow_dpo.runs.records import NodeRow, PairRow, RolloutRow, ScoredRow, TreeRow
+from flow_dpo.core.tree import Node, Tree
+from flow_dpo.core.types import Example, Pair, ScoredCompletion, TokenIds
+from flow_dpo.runs.records import LearnedRow, PairRow, ScoredRow
+from flow_dpo.runs.tree_rows import NodeRow, PromptRow, RolloutRow, TokenRow, TreeRow
+
+if TYPE_CHECKING:
+    from flow_dpo.learner.gradients import LearnedExample
 
 
-def tree_row(tree: Tree, texts: Sequence[str]) -> TreeRow:
-    """One line of trees.jsonl. `texts` holds each node's text, for people; the token ids are the truth."""
+class SplitsTexts(Protocol):
+    """Decodes token ids: `models.token_texts.TokenTexts`."""
+
+    def split(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+        """Their text without special tokens, and the characters that each adds; none where `piece` says it."""
+        ...
+
+    def piece(self, id: int) -> str:
+        """A token's text as it stands inside a text; "" for a special token."""
+        ...
+
+    def name(self, id: int) -> str:
+        """A special token's name; "" for any other."""
+        ...
+
+
+def tree_row(tree: Tree, texts: SplitsTexts) -> TreeRow:
+    """One line of trees.jsonl. The texts are for people; the token ids are the truth."""
+    split = [texts.split(node.completion.token_ids) for node in tree.nodes]
     nodes = [
         NodeRow(
             id=node.id,
@@ -25,13 +50,15 @@ def tree_row(tree: Tree, texts: Sequence[str]) -> TreeRow:
             policy_version=node.completion.policy_version,
             token_ids=node.completion.token_ids,
             text=text,
+            piece_lengths=lengths,
+            prompt=_prompt_row(node, tree),
             logprobs=tuple(round(value, 6) for value in node.completion.logprobs),
             finish_reason=node.completion.finish_reason,
             choice=node.completion.choice,
             choice_logprobs=tuple(round(value, 6) for value in node.completion.choice_logprobs),
             tags=node.tags,
         )
-        for node, text in zip(tree.nodes, texts, strict=True)
+        for node, (text, lengths) in zip(tree.nodes, split, strict=True)
     ]
     rollouts = [
         RolloutRow(
@@ -48,10 +75,65 @@ def tree_row(tree: Tree, texts: Sequence[str]) -> TreeRow:
     ]
     return TreeRow(
         problem=tree.problem,
-        first_prompt_ids={node.role: node.request.prompt_ids for node in reversed(tree.nodes)},
         nodes=tuple(nodes),
         rollouts=tuple(rollouts),
         skipped=dict(tree.skipped),
+        choices={
+            node.role: tuple(map(texts.piece, node.request.choices))
+            for node in reversed(tree.nodes)
+            if node.request.choices
+        },
+    )
+
+
+def token_rows(trees: Iterable[Tree], known: set[int], texts: SplitsTexts) -> list[TokenRow]:
+    """Rows of tokens.jsonl for tokens that are not known yet, in order; they are known then."""
+    new = {id for tree in trees for node in tree.nodes for ids in _ids(node) for id in ids} - known
+    known |= new
+    return [TokenRow(id=id, text=texts.name(id) or texts.piece(id), special=bool(texts.name(id))) for id in sorted(new)]
+
+
+def _ids(node: Node) -> tuple[TokenIds, TokenIds]:
+    return node.request.prompt_ids, node.completion.token_ids
+
+
+def _prompt_row(node: Node, tree: Tree) -> PromptRow:
+    """The prompt by what it adds to that of the last node of its role on its path, or else of the first in the tree."""
+    ids = node.request.prompt_ids
+    near = tree.path(node.id)[-2::-1]
+    others = [other for other in near if other.role == node.role] or [
+        other for other in tree.nodes[: node.id] if other.role == node.role
+    ][:1]
+    after, kept = None, 0
+    if others:
+        prompt, completion = _ids(others[0])
+        kept = _num_equal((*prompt, *completion), ids)
+        after = others[0].id if kept else None
+    return PromptRow(after=after, kept=kept, token_ids=ids[kept:])
+
+
+def _num_equal(one: TokenIds, other: TokenIds) -> int:
+    """Tokens that two sequences begin with alike."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
+
+
+def learned_row(learned: LearnedExample) -> LearnedRow:
+    """One line of learned.jsonl."""
+    example = learned.example
+    pair = isinstance(example, Pair)
+    return LearnedRow(
+        version=learned.version,
+        reference_version=learned.reference_version,
+        role=example.request.role,
+        problem_id=example.problem_id,
+        node=example.chosen_node if pair else example.node,
+        rejected_node=example.rejected_node if pair else None,
+        policy=tuple(tuple(round(value, 4) for value in values) for values in learned.policy),
+        reference=tuple(tuple(round(value, 4) for value in values) for values in learned.reference),
     )
 
 

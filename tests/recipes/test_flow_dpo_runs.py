@@ -24,7 +24,8 @@ from flow_dpo.report.sources import read_sources
 from flow_dpo.runs.adapters import calibration, run_settings
 from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.journal import digest
-from flow_dpo.runs.records import NodeRow, PairRow, ScoredRow, TreeRow, read_metrics, read_rows
+from flow_dpo.runs.records import PairRow, ScoredRow, read_metrics, read_rows
+from flow_dpo.runs.tree_rows import NodeRow, TreeRow
 from tests.support.run_equality import assert_same_run
 
 RECIPE = """

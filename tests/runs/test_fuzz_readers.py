@@ -30,22 +30,24 @@ from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.adapters import adapter_settings, run_settings, source_settings
 from flow_dpo.runs.records import (
     Judgement,
+    LearnedRow,
     Metrics,
     Prediction,
     ScoredRow,
-    TreeRow,
     append_rows,
     read_rows,
     to_json,
 )
 from flow_dpo.runs.resolve import Given
 from flow_dpo.runs.settings import named_settings
+from flow_dpo.runs.tree_rows import TokenRow, TreeRow
 from flow_dpo.traces.export import ExportSettings, export
 from flow_dpo.traces.trace import Source, Trace, TraceFile, read_traces
 from tests.support.record_examples import (
     FACTS,
     HEADER,
     JUDGEMENT,
+    LEARNED,
     METRICS,
     PAIR,
     PREDICTION,
@@ -53,6 +55,7 @@ from tests.support.record_examples import (
     SCORED,
     SETTINGS,
     SHAPE,
+    TOKEN,
     TRACE,
     TREE,
 )
@@ -229,6 +232,7 @@ def trees_case(*case: Any) -> None:
 
 ROWS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "metrics": (Metrics, METRICS), "whole_trees": (TreeRow, TREE), "scored": (ScoredRow, SCORED),
+    "learned": (LearnedRow, LEARNED), "tokens": (TokenRow, TOKEN),
     "predictions": (Prediction, PREDICTION), "judgements": (Judgement, JUDGEMENT),
 }  # fmt: skip
 

@@ -21,8 +21,9 @@ from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.files import read_jsonl
-from flow_dpo.runs.records import Metrics, TreeRow, from_json
+from flow_dpo.runs.records import Metrics, from_json
 from flow_dpo.runs.settings import TrainSettings, default_settings
+from flow_dpo.runs.tree_rows import TreeRow
 from tests.support.packed_builders import ROLES
 from tests.support.record_examples import METRICS, TREE
 from tests.support.tiny_models import tiny_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from flow_dpo.runs.headers import RunFacts, read_header
 from flow_dpo.runs.records import (
     DoneJob,
     Judgement,
+    LearnedRow,
     Metrics,
     PairRow,
     Prediction,
     ScoredRow,
     Trace,
-    TreeRow,
     append_rows,
     iter_rows,
     read_rows,
@@ -35,14 +35,27 @@ from flow_dpo.runs.records import (
 )
 from flow_dpo.runs.spans import SpanRow
 from flow_dpo.runs.tree_records import example_row, tree_row
-from tests.support.record_examples import JUDGEMENT, METRICS, PAIR, PREDICTION, SCORED, SPAN, TRACE, TREE
-from tests.support.tree_builders import two_chunk_tree
+from flow_dpo.runs.tree_rows import TokenRow, TreeRow
+from tests.support.record_examples import (
+    JUDGEMENT,
+    LEARNED,
+    METRICS,
+    PAIR,
+    PREDICTION,
+    SCORED,
+    SPAN,
+    TOKEN,
+    TRACE,
+    TREE,
+)
+from tests.support.tree_builders import IdTexts, two_chunk_tree
 
 STUDIES = Path(__file__).parent.parent.parent / "studies"
 JOB: dict[str, Any] = {"schema": "job/1", "name": "flow", "words": ["train"], "seconds": 1.5}
 ROWS: list[tuple[type[Any], dict[str, Any]]] = [
     (Metrics, METRICS), (TreeRow, TREE), (PairRow, PAIR), (ScoredRow, SCORED), (Trace, TRACE),
     (Prediction, PREDICTION), (Judgement, JUDGEMENT), (DoneJob, JOB), (SpanRow, SPAN),
+    (LearnedRow, LEARNED), (TokenRow, TOKEN),
 ]  # fmt: skip
 EACH_KIND = pytest.mark.parametrize(("kind", "row"), ROWS, ids=[kind.SCHEMA for kind, _ in ROWS])
 
@@ -93,7 +106,7 @@ def test_other_kinds_and_versions_are_refused_in_one_sentence(
 @EACH_KIND
 def test_columns_that_are_missing_or_unknown_are_named(kind: type[Any], row: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    for name in row.keys() - {"schema", "worked_solution", "mean_logprob"}:  # these two may be absent
+    for name in row.keys() - {"schema", "worked_solution", "mean_logprob", "choices", "special"}:  # these may be absent
         path.write_text(json.dumps({key: value for key, value in row.items() if key != name}) + "\n")
         with pytest.raises(DataError, match=rf"line 1: expected .*{name}"):
             read_rows(path, kind)
@@ -106,7 +119,7 @@ def test_a_file_of_two_kinds_is_read_by_each_rows_schema(tmp_path: Path) -> None
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(TREE) + "\n" + json.dumps(TRACE) + "\n")
     assert [type(row) for _, row in iter_rows(path, (TreeRow, Trace))] == [TreeRow, Trace]
-    with pytest.raises(DataError, match="expected the schema 'tree/1' or 'pair/1', found 'trace/1'"):
+    with pytest.raises(DataError, match="expected the schema 'tree/2' or 'pair/1', found 'trace/1'"):
         list(iter_rows(path, (TreeRow, PairRow)))
 
 
@@ -122,7 +135,15 @@ def test_a_file_of_two_kinds_is_read_by_each_rows_schema(tmp_path: Path) -> None
         (("rollouts", 0, "leaf"), 1, "rollouts 0: expected a whole number from 0 to 0 in 'leaf', found 1"),
         (("rollouts", 0, "verdict"), {"status": "maybe"}, "rollouts 0, verdict: expected one of 'correct'"),
         (("rollouts",), [], "expected nodes and rollouts, found 1 and 0"),
-        (("first_prompt_ids", "answer"), [-1], "first_prompt_ids: expected a list of token ids"),
+        (("nodes", 0, "prompt", "token_ids"), [-1], "nodes 0, prompt: expected a list of token ids"),
+        (
+            ("nodes", 0, "prompt", "after"),
+            0,
+            "nodes 0, prompt: expected a whole number from 0 to -1 in 'after'",
+        ),
+        (("nodes", 0, "prompt", "kept"), 1, "nodes 0, prompt: expected a node in 'after', found None with 1"),
+        (("nodes", 0, "piece_lengths"), [1], "nodes 0: expected a number for each of the 2 tokens"),
+        (("choices",), {"stop": [5]}, "choices: expected a list, a text each, in 'stop'"),
         (("problem", "gold"), 1, "problem: expected a text in 'gold', found 1"),
         (("nodes",), {"0": {}}, "expected a list in 'nodes'"),
     ],
@@ -142,7 +163,7 @@ def test_what_is_wrong_in_a_tree_is_named(place: tuple[Any, ...], value: Any, me
 def test_the_loops_values_become_rows_that_are_read_back_equal(tmp_path: Path) -> None:
     tree = two_chunk_tree("correct", "wrong", "ungraded", "wrong", "wrong")
     texts = {"prompt": "p", "chosen": "c", "rejected": "r", "completion": "c"}
-    made = tree_row(tree, [f"n{node.id}" for node in tree.nodes])
+    made = tree_row(tree, IdTexts())
     pairs = [example_row(pair, tree, texts) for pair in OutcomePairs()([tree])]
     node = tree.nodes[2]
     scored = ScoredCompletion(request=node.request, completion=node.completion, advantage=0.5, node=2, depth=2)
@@ -153,10 +174,17 @@ def test_the_loops_values_become_rows_that_are_read_back_equal(tmp_path: Path) -
 
 def test_json_holds_every_node_and_verdict() -> None:
     tree = two_chunk_tree("correct", "wrong", "ungraded")
-    row = json.loads(json.dumps(to_json(tree_row(tree, [f"n{node.id}" for node in tree.nodes]))))
-    assert [node["text"] for node in row["nodes"]] == [f"n{i}" for i in range(11)]
+    row = json.loads(json.dumps(to_json(tree_row(tree, IdTexts()))))
+    assert [node["text"] for node in row["nodes"]][:3] == ["5,6,", "91,", "7,"]
     assert [node["token_ids"] for node in row["nodes"]][:3] == [[5, 6], [91], [7]]
-    assert row["first_prompt_ids"] == {"answer": [1], "stop": [2, 5, 6]}
+    # The second chunk's prompt is the first's with its completion; Stop's second question keeps what it shares.
+    assert [node["prompt"] for node in row["nodes"]][:4] == [
+        {"kept": 0, "token_ids": [1]},
+        {"kept": 0, "token_ids": [2, 5, 6]},
+        {"after": 0, "kept": 3},
+        {"after": 1, "kept": 3, "token_ids": [7]},
+    ]
+    assert row["choices"] == {"stop": ["90,", "91,"]}
     assert [r["verdict"] and r["verdict"]["status"] for r in row["rollouts"]] == [
         "correct",
         "wrong",
@@ -165,6 +193,23 @@ def test_json_holds_every_node_and_verdict() -> None:
         None,
     ]
     assert row["problem"]["gold"] == "2"
+
+
+def test_a_prompt_is_put_together_from_what_each_adds() -> None:
+    tree = two_chunk_tree("correct", "wrong", "ungraded")
+    row = tree_row(tree, IdTexts())
+    assert [row.prompt_ids(node.id) for node in tree.nodes] == [node.request.prompt_ids for node in tree.nodes]
+    with pytest.raises(ValueError, match="the prompt of node 3 was not recorded"):
+        replace(row, nodes=tuple(replace(node, prompt=None) for node in row.nodes)).prompt_ids(3)
+
+
+def test_trees_of_the_version_before_are_read(tmp_path: Path) -> None:
+    node = {name: value for name, value in TREE["nodes"][0].items() if name not in ("prompt", "piece_lengths")}
+    older = {**TREE, "schema": "tree/1", "nodes": [node], "first_prompt_ids": {"answer": [1]}}
+    del older["choices"]
+    (tmp_path / "trees.jsonl").write_text(json.dumps(older) + "\n")
+    [row] = read_rows(tmp_path / "trees.jsonl", TreeRow)
+    assert (row.first_prompt_ids, row.nodes[0].prompt, row.nodes[0].piece_lengths) == ({"answer": (1,)}, None, ())
 
 
 def test_examples_of_the_learners_pool_are_read_back_equal() -> None:

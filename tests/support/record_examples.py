@@ -34,10 +34,11 @@ PAIR: dict[str, Any] = {
     "rejected_verdict": VERDICT, "policy_version": 0, "prompt_ids": [1], "chosen_ids": [5], "rejected_ids": [6],
 }  # fmt: skip
 TREE: dict[str, Any] = {
-    "schema": "tree/1", "problem": {"id": "a", "question": "What?", "gold": "1"}, "first_prompt_ids": {"answer": [1]},
+    "schema": "tree/2", "problem": {"id": "a", "question": "What?", "gold": "1"}, "choices": {"stop": ["Yes", "No"]},
     "nodes": [{
         "id": 0, "parent": None, "rollout": 0, "depth": 0, "role": "answer", "policy_version": 0, "token_ids": [5, 2],
         "text": "1", "logprobs": [-0.5, 0], "finish_reason": "stop", "choice": None, "choice_logprobs": [], "tags": [],
+        "prompt": {"kept": 0, "token_ids": [1]}, "piece_lengths": [1, 0],
     }],
     "rollouts": [{
         "id": 0, "start": 0, "leaf": 0, "ended": True, "probe": False, "value": None, "text": "1", "verdict": VERDICT,
@@ -58,6 +59,11 @@ JUDGEMENT: dict[str, Any] = {
     "schema": "judgement/1", "problem_id": "p", "dataset": "d", "first": "b", "verdict": "A", "preferred": "b",
     "reason": "", "log_odds": None, "tokens": 7, "words": "Verdict: A",
 }  # fmt: skip
+LEARNED: dict[str, Any] = {
+    "schema": "learned/1", "version": 3, "reference_version": 0, "role": "answer", "problem_id": "apples/1", "node": 0,
+    "rejected_node": 1, "policy": [[-0.5, -0.25], [-1.5]], "reference": [[-0.5, -0.5], [-1.0]],
+}  # fmt: skip
+TOKEN: dict[str, Any] = {"schema": "token/1", "id": 2, "text": "<end>", "special": True}
 SPAN: dict[str, Any] = {
     "schema": "span/1", "batch": 0, "lane": "worker 0", "what": "sampling", "start": 1764331200.5, "end": 1764331212.0,
 }  # fmt: skip

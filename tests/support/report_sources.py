@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from flow_dpo.core.types import Problem, Status, Verdict
 from flow_dpo.evaluate.headers import EvaluationSummary
 from flow_dpo.runs import run_folder, tree_records
 from flow_dpo.runs.headers import write_header
-from flow_dpo.runs.records import Metrics, PairRow, TreeRow
+from flow_dpo.runs.records import Metrics, PairRow
+from flow_dpo.runs.tree_rows import TreeRow
 from tests.support import tree_builders
 from tests.support.record_examples import PREDICTION
 
@@ -30,7 +32,10 @@ def tree(index: int, *statuses: Status, words: str = "6 + 8 = 14", question: str
     made.problem = Problem(id=f"p{index}", question=question, gold="14")
     for rollout in range(len(statuses)):
         made.grade(rollout, words, Verdict(status=statuses[rollout], answer="14"))
-    return tree_records.tree_row(made, [words if node.role == "answer" else "Yes" for node in made.nodes])
+    row = tree_records.tree_row(made, tree_builders.IdTexts())
+    texts = [words if node.role == "answer" else "Yes" for node in row.nodes]
+    nodes = [replace(node, text=text) for node, text in zip(row.nodes, texts, strict=True)]
+    return replace(row, nodes=tuple(nodes))
 
 
 def pairs(index: int, *statuses: Status) -> list[PairRow]:

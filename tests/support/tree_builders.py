@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Problem, Request, Solution, Status, Verdict
+
+
+class IdTexts:
+    """Each token's text is its id: (5, 91) is "5,91,". Ids from 1,000 on are special tokens."""
+
+    def split(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+        return "".join(map(self.piece, ids)), ()
+
+    def piece(self, id: int) -> str:
+        return "" if id >= 1000 else f"{id},"
+
+    def name(self, id: int) -> str:
+        return f"<{id}>" if id >= 1000 else ""
 
 
 def problem(name: str = "p1") -> Problem:

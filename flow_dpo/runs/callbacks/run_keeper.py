@@ -22,12 +22,14 @@ from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Pair
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.render import Renderer
+from flow_dpo.models.token_texts import TokenTexts
 from flow_dpo.runs import replay, run_folder, tree_records
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.journal import JournalWorkers
-from flow_dpo.runs.records import Metrics, PairRow, ScoredRow, read_metrics
+from flow_dpo.runs.records import Metrics, PairRow, ScoredRow, read_metrics, read_rows
 from flow_dpo.runs.settings import RunSettings
+from flow_dpo.runs.tree_rows import TokenRow
 
 
 class RunKeeper:
@@ -46,6 +48,9 @@ class RunKeeper:
         """`in_flight` are the batches that were submitted and not yet learned from, as the loop has them; `journal`
         keeps what they sampled, which need not be kept once it was committed."""
         self._folder, self._renderer, self._learner, self._validation = folder, renderer, learner, validation
+        self._texts = TokenTexts(renderer.tokenizer)
+        known = folder.path / "tokens.jsonl"
+        self._known = {row.id for row in read_rows(known, TokenRow)} if known.exists() else set[int]()
         self._every, self._save_updates = saving.checkpoint_batches, saving.save_updates
         self._checkpoints = Checkpoints(folder.path)
         self._saved = learner.version
@@ -57,10 +62,7 @@ class RunKeeper:
         """Write one batch, and a checkpoint where one is due."""
         renderer = self._renderer
         by_id = {tree.problem.id: tree for tree in trees}
-        tree_rows = [
-            tree_records.tree_row(tree, [renderer.to_text([node.completion.token_ids]) for node in tree.nodes])
-            for tree in trees
-        ]
+        tree_rows = [tree_records.tree_row(tree, self._texts) for tree in trees]
         rows = [tree_records.example_row(e, by_id[e.problem_id], _example_texts(renderer, e)) for e in examples]
         with self._writing():
             self._folder.record(
@@ -68,6 +70,8 @@ class RunKeeper:
                 tree_rows,
                 pairs=[each for each in rows if isinstance(each, PairRow)],
                 scored=[each for each in rows if isinstance(each, ScoredRow)],
+                learned=[tree_records.learned_row(each) for each in self._learner.learned],
+                tokens=tree_records.token_rows(trees, self._known, self._texts),
             )
         self._batches += 1
         due = self._save_updates and self._learner.version - self._saved >= self._save_updates

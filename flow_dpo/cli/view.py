@@ -1,0 +1,83 @@
+"""`flow-dpo view`: a local page on runs, traces, evaluations and judgements, down to every tree and token.
+
+    flow-dpo view runs/train                  prints an address of this machine, and opens it
+    flow-dpo view runs                        everything below a folder
+    flow-dpo view runs/a runs/b --port 8000 --no-browser
+
+Runs that go on are followed. Invariant: nothing is written into what is named, and nobody but this machine is answered.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.report.viewer.library import Library
+from flow_dpo.report.viewer.server import HOST, ViewServer
+from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.resolve import resolve
+
+_WHAT = "Look into runs, traces, evaluations and judgements, or folders of these: flow-dpo view FOLDER..."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """Settings of the page."""
+
+    port: int = 0
+    """The port on 127.0.0.1; 0 takes a free one."""
+    no_browser: bool = False
+    """Print the address alone."""
+
+    def __post_init__(self) -> None:
+        expect(self, "from 0 to 65535", lambda value: 0 <= value <= 65_535, "port")
+
+
+def parse(argv: Sequence[str]) -> tuple[list[Path], ViewSettings]:
+    """The paths and the settings. Raises `ConfigError` where no path is named."""
+    words = ["--no_browser" if word == "--no-browser" else word for word in argv]
+    parsed = resolve("flow-dpo view", _WHAT, words, {"view": ViewSettings()}, others="paths", doc=__doc__ or "")
+    if not parsed["paths"]:
+        raise ConfigError("expected a run, traces, an evaluation, judgements or a folder of them, found none: "
+                          "flow-dpo view FOLDER...")  # fmt: skip
+    return [Path(path) for path in parsed["paths"]], parsed["view"]
+
+
+def view(argv: Sequence[str]) -> int:
+    """`flow-dpo view`."""
+    paths, settings = parse(argv)
+    console = Console()
+    with Library(paths) as library, _server(library, settings.port) as server:
+        print_safe(console, f"{_counted(len(library.sources))} at {server.address}   (Ctrl-C ends)")
+        if not settings.no_browser and has_display():
+            threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print_safe(console, "")
+    return 0
+
+
+def _server(library: Library, port: int) -> ViewServer:
+    try:
+        return ViewServer(library, port=port)
+    except OSError as error:
+        raise ConfigError(f"expected the port {port} of {HOST} to be free, found: {error.strerror}; name another with "
+                          "--port, or leave it out") from error  # fmt: skip
+
+
+def _counted(num: int) -> str:
+    return f"{num:,} source{'s' if num != 1 else ''}"
+
+
+def has_display() -> bool:
+    """Whether a browser could show itself."""
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

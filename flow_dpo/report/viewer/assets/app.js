@@ -1,0 +1,307 @@
+// The page's frame: routes, header, keys, notes, theme, help, and the poll that tells pages what changed.
+//
+//   view.pages.problems = {render(root, route) -> cleanup | {update(route), cleanup()} | undefined}
+//   route = {page: "runs"|"problems"|"item"|"compare", source, n, other: {source, n}, params: URLSearchParams}
+//
+// Invariant: whatever is on the screen is written in the hash, so that a link shows it again; a page that is left is
+// cleaned up before the next one is drawn.
+(() => {
+  "use strict";
+  const view = (globalThis.flowDpo ??= {});
+  const { h, icon } = view;
+  const POLL_MS = 2000;
+  view.pages ??= {};
+
+  // ---- Sources and the poll ----------------------------------------------------------------------------------------
+  let known = { title: "flow-dpo", static: view.isStatic, sources: [], notes: [] };
+  let lost = false;
+  const listeners = new Set();
+
+  /** What is looked at: the last answer to `sources`. */
+  view.known = () => known;
+  /** One source by its id, or undefined. */
+  view.source = (id) => known.sources.find((source) => source.id === id);
+  /** Calls `listener(ids: Set)` whenever sources changed (new rows, another state); returns what ends it. */
+  view.onChange = (listener) => {
+    listeners.add(listener);
+    return () => listeners.delete(listener);
+  };
+
+  const print = (source) => `${source.stamp}/${source.indexed}/${source.state}/${source.num_items}`;
+
+  function takeSources(value) {
+    const before = new Map(known.sources.map((source) => [source.id, print(source)]));
+    const changed = value.sources.filter((source) => before.get(source.id) !== print(source)).map((source) => source.id);
+    const gone = known.sources.length > value.sources.length;
+    known = value;
+    drawHeader();
+    if (changed.length || gone) for (const listener of [...listeners]) listener(new Set(changed));
+  }
+
+  async function poll() {
+    if (!document.hidden) {
+      try {
+        takeSources(await view.get("sources"));
+        if (lost) setLost(false);
+      } catch (error) {
+        if (!error.lost) console.error(error);
+        setLost(true);
+      }
+    }
+    setTimeout(poll, POLL_MS);
+  }
+
+  function setLost(is) {
+    if (lost === is) return;
+    lost = is;
+    drawHeader();
+  }
+
+  // ---- Routes ------------------------------------------------------------------------------------------------------
+  /** The route a hash stands for; `page` is null where it stands for none. */
+  view.parse = (hash) => {
+    const [path, query = ""] = hash.replace(/^#/, "").split(/\?(.*)/s);
+    const route = { page: null, source: null, n: null, other: null, params: new URLSearchParams(query) };
+    let parts;
+    try {
+      parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+    } catch (error) {
+      if (!(error instanceof URIError)) throw error;
+      return route;
+    }
+    const number = (text) => (/^\d{1,12}$/.test(text ?? "") ? Number(text) : null);
+    if (parts.length === 0) return { ...route, page: "runs" };
+    if (parts[0] === "s" && parts.length === 2) return { ...route, page: "problems", source: parts[1] };
+    if (parts[0] === "s" && parts.length === 3 && number(parts[2]) !== null) {
+      return { ...route, page: "item", source: parts[1], n: number(parts[2]) };
+    }
+    if (parts[0] === "compare" && parts.length === 5 && number(parts[2]) !== null && number(parts[4]) !== null) {
+      return { ...route, page: "compare", source: parts[1], n: number(parts[2]), other: { source: parts[3], n: number(parts[4]) } };
+    }
+    return route;
+  };
+
+  let shown = { key: null, route: null, page: null };
+
+  /** Goes to a hash, as a link does. */
+  view.go = (hash) => {
+    location.hash = hash;
+  };
+
+  /** Writes parameters into the hash without a step in the history and without drawing the page again. */
+  view.setParams = (params) => {
+    const hash = location.hash.split("?")[0] || "#/";
+    history.replaceState(history.state, "", hash + view.to.query(params));
+    if (shown.route) shown.route.params = new URLSearchParams(view.to.query(params));
+  };
+
+  /** The title of the tab. */
+  view.title = (...parts) => {
+    document.title = [...parts, known.title].filter(Boolean).join(" \u00b7 ");
+  };
+
+  /** What went wrong, to be shown in place of what was asked for. */
+  view.failure = (error, heading = "This could not be shown") =>
+    h("section", { class: "message bad", role: "alert" }, h("h2", null, heading), h("p", null, view.text(error.message)));
+
+  const keyOf = (route) => JSON.stringify([route.page, route.source, route.n, route.other]);
+
+  function show() {
+    const route = view.parse(location.hash);
+    if (shown.key === keyOf(route) && shown.page?.update) {
+      shown.route = route;
+      shown.page.update(route);
+      return;
+    }
+    const first = shown.key === null;
+    if (typeof shown.page === "function") shown.page();
+    else shown.page?.cleanup?.();
+    shown = { key: keyOf(route), route, page: null };
+    draw(route);
+    if (!first) focusPage();
+  }
+
+  function draw(route) {
+    const main = document.getElementById("main");
+    main.replaceChildren();
+    main.className = `main page-${route.page ?? "none"}`;
+    window.scrollTo(0, 0);
+    drawHeader();
+    view.title(...crumbs(route).slice(1).map((crumb) => crumb.words).reverse());
+    const page = view.pages[route.page];
+    if (!page || (route.source !== null && !view.source(route.source))) {
+      const what = route.source !== null && page ? `nothing here is called "${route.source}"` : "no page has this address";
+      main.append(view.failure(new Error(`${what}.`), "Not found"), h("p", null, h("a", { href: view.to.runs() }, "All runs")));
+      return;
+    }
+    try {
+      shown.page = page.render(main, route) ?? null;
+    } catch (error) {
+      main.append(view.failure(error));
+      throw error;
+    }
+  }
+
+  // A page may have taken the focus itself; otherwise its heading is where a screen reader goes on.
+  function focusPage() {
+    const main = document.getElementById("main");
+    if (main.contains(document.activeElement) && document.activeElement !== main) return;
+    const heading = main.querySelector("h1");
+    heading?.setAttribute("tabindex", "-1");
+    (heading ?? main).focus({ preventScroll: true });
+  }
+
+  // ---- Header ------------------------------------------------------------------------------------------------------
+  function crumbs(route) {
+    const list = [{ words: "Runs", href: view.to.runs() }];
+    const name = (id) => view.source(id)?.name ?? id;
+    if (route.page === "problems" || route.page === "item") {
+      list.push({ words: name(route.source), href: view.to.list(route.source, view.list.paramsOf(route.source)) });
+    }
+    if (route.page === "item") list.push({ words: `${view.noun(view.source(route.source)?.kind)} ${route.n}` });
+    if (route.page === "compare") list.push({ words: "Side by side" });
+    return list;
+  }
+
+  /** What one row of a source is called. */
+  view.noun = (kind) => (kind === "traces" ? "trace" : kind === "judgements" ? "judgement" : "problem");
+
+  function drawHeader() {
+    const trail = crumbs(shown.route ?? view.parse(location.hash));
+    const steps = trail.map((crumb, place) =>
+      h("li", null, place === trail.length - 1 ? h("span", { "aria-current": "page" }, view.line(crumb.words, 80)) : h("a", { href: crumb.href }, view.line(crumb.words, 80))));
+    const nav = h("nav", { class: "crumbs", "aria-label": "You are here" }, h("ol", null, steps));
+    const state = h("span", { class: "lost", role: "status", hidden: !lost }, "connection lost, trying again");
+    const focused = document.activeElement?.dataset?.key;
+    const panel = document.getElementById("notes") ?? h("section", { id: "notes", class: "notes", "aria-label": "Notes", hidden: true });
+    drawNotes(panel);
+    view.replace(document.getElementById("top"), h("div", { class: "bar" }, nav, state, notesButton(panel), themeButton(), helpButton()), panel);
+    if (focused) document.querySelector(`[data-key="${focused}"]`)?.focus();
+  }
+
+  function notesButton(panel) {
+    const words = view.fmt.plural(known.notes.length, "note");
+    const toggle = (event) => {
+      panel.hidden = !panel.hidden;
+      event.currentTarget.setAttribute("aria-expanded", String(!panel.hidden));
+    };
+    const props = { type: "button", class: "icon-button wide", dataset: { key: "notes" }, "aria-controls": "notes", "aria-expanded": String(!panel.hidden), hidden: !known.notes.length, onclick: toggle };
+    return h("button", props, icon("note"), words);
+  }
+
+  function drawNotes(panel) {
+    if (panel.dataset.count === String(known.notes.length)) return;
+    panel.dataset.count = String(known.notes.length);
+    const rows = known.notes.slice(0, 500).map((note) => {
+      const place = [view.source(note.source)?.name ?? note.source, note.file, note.line ? `line ${view.fmt.count(note.line)}` : null];
+      return h("li", null, h("strong", null, view.line(place.filter(Boolean).join(" \u00b7 "))), " ", view.text(note.text ?? "", { limit: 400 }));
+    });
+    const rest = known.notes.length > 500 && h("li", null, `and ${view.fmt.count(known.notes.length - 500)} more`);
+    view.replace(panel, h("ul", null, rows, rest));
+  }
+
+  // ---- Theme -------------------------------------------------------------------------------------------------------
+  const THEMES = ["auto", "light", "dark"];
+  let theme = "auto";
+
+  // A page from disk, or one whose storage is refused, keeps the theme for as long as it is open.
+  function stored(write) {
+    try {
+      if (write === undefined) return localStorage.getItem("flow-dpo-theme");
+      localStorage.setItem("flow-dpo-theme", write);
+    } catch (error) {
+      if (!(error instanceof DOMException)) throw error;
+    }
+    return null;
+  }
+
+  function setTheme(name) {
+    theme = THEMES.includes(name) ? name : "auto";
+    if (theme === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+  }
+
+  function themeButton() {
+    const words = `Theme: ${theme}`;
+    const next = () => {
+      setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
+      stored(theme);
+      drawHeader();
+    };
+    return h("button", { type: "button", class: "icon-button", dataset: { key: "theme" }, title: words, "aria-label": words, onclick: next }, icon(theme));
+  }
+
+  // ---- Keys and help -----------------------------------------------------------------------------------------------
+  const bindings = new Set();
+
+  /**
+   * Takes keys for a page: `[{keys: ["j"], words: "next problem", run: (event) => {}}]`; words null keeps it out of the
+   * help. A key is `event.key`. Nothing runs while one types, with Ctrl, Alt or Meta, or in a dialog.
+   * @returns {() => void} what gives them back
+   */
+  view.keys = (list) => {
+    bindings.add(list);
+    return () => bindings.delete(list);
+  };
+
+  function onKey(event) {
+    if (event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey) return;
+    const target = event.target instanceof Element ? event.target : document.body;
+    if (target.closest("input, select, textarea, dialog, [contenteditable]")) {
+      if (event.key === "Escape" && !target.closest("dialog")) target.blur();
+      return;
+    }
+    if ((event.key === "Enter" || event.key === " ") && target.closest("a, button, summary")) return;
+    for (const list of [...bindings].reverse()) {
+      const found = list.find((binding) => binding.keys.includes(event.key));
+      if (found) {
+        event.preventDefault();
+        found.run(event);
+        return;
+      }
+    }
+  }
+
+  function helpButton() {
+    return h("button", { type: "button", class: "icon-button", dataset: { key: "help" }, title: "Keys (?)", "aria-label": "Keys and help", onclick: openHelp }, icon("help"));
+  }
+
+  const KEY_NAMES = { ArrowDown: "\u2193", ArrowUp: "\u2191", ArrowLeft: "\u2190", ArrowRight: "\u2192", Escape: "Esc", " ": "Space" };
+
+  function openHelp() {
+    const rows = [...bindings].flat().filter((binding) => binding.words);
+    const list = rows.map((binding) => [
+      h("dt", null, binding.keys.map((key) => h("kbd", null, KEY_NAMES[key] ?? key))),
+      h("dd", null, binding.words),
+    ]);
+    const close = h("button", { type: "button", class: "icon-button", "aria-label": "Close", onclick: () => dialog.close() }, icon("close"));
+    const about = h("p", { class: "muted small" }, "Every page has an address of its own: copy it to send what you see, filters and all. What is shown here is read from files and never changed.");
+    const dialog = h("dialog", { "aria-labelledby": "help-title" }, h("div", { class: "dialog-head" }, h("h2", { id: "help-title" }, "Keys"), close), h("dl", { class: "keys" }, list), about);
+    dialog.addEventListener("close", () => dialog.remove());
+    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    document.body.append(dialog);
+    dialog.showModal();
+  }
+
+  // ---- Start -------------------------------------------------------------------------------------------------------
+  async function load() {
+    const main = document.getElementById("main");
+    try {
+      known = await view.get("sources");
+    } catch (error) {
+      view.replace(main, view.failure(error, "Nothing to show yet"));
+      if (view.isStatic) throw error;
+      setTimeout(load, POLL_MS);
+      return;
+    }
+    history.scrollRestoration = "manual";
+    window.addEventListener("hashchange", show);
+    show();
+    if (!view.isStatic) setTimeout(poll, POLL_MS);
+  }
+
+  setTheme(stored());
+  view.keys([{ keys: ["?"], words: "this help", run: openHelp }]);
+  document.addEventListener("keydown", onKey);
+  load();
+})();

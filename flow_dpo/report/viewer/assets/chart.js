@@ -1,0 +1,325 @@
+// A line chart in SVG: few ticks, labels at the lines' ends, intervals as bands, a crosshair for pointer and keyboard.
+//
+//   const chart = view.lineChart(host, {label: "accuracy", height: 340, onopen: (line, point) => {}});
+//   chart.show({lines: [{id, name, class, dash, points: [{x, y, low, high}]}], format, formatX, nameX});
+//
+// Invariant: the chart is drawn from its model alone; a value that is not there leaves a gap, never a zero.
+(() => {
+  "use strict";
+  const view = (globalThis.flowDpo ??= {});
+  const known = (value) => typeof value === "number" && Number.isFinite(value);
+
+  /** Round numbers that lie within [low, high], about `wanted` of them. Pure. */
+  const ticks = (low, high, wanted) => {
+    if (!(high > low)) return [low];
+    const rough = (high - low) / Math.max(1, wanted);
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 2.5, 5, 10].map((part) => part * power).find((size) => size >= rough * 0.999);
+    const found = [];
+    for (let place = Math.ceil(low / step - 1e-9); place <= Math.floor(high / step + 1e-9); place += 1) {
+      found.push(Number((place * step).toPrecision(12)));
+    }
+    return found;
+  };
+
+  /** The mean of the last `width` known values at every place, null where none is known. Pure. */
+  const smooth = (values, width) =>
+    values.map((value, place) => {
+      const near = values.slice(Math.max(0, place - width + 1), place + 1).filter(known);
+      return value === null || !near.length ? null : near.reduce((sum, next) => sum + next, 0) / near.length;
+    });
+
+  /** The ends of an axis with a little air; shares stay within 0 and 1. Pure. */
+  const domain = (values, { within = null, air = 0.06 } = {}) => {
+    let [low, high] = [Infinity, -Infinity];
+    for (const value of values) {
+      if (known(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
+    }
+    if (low > high) return [0, 1];
+    const room = high > low ? (high - low) * air : Math.abs(high) * 0.1 || 0.5;
+    [low, high] = [low - room, high + room];
+    return within ? [Math.max(low, within[0]), Math.min(high, within[1])] : [low, high];
+  };
+
+  /** Heights for labels so that none covers another: each moves as little as it must. Pure. */
+  const spread = (heights, gap, low, high) => {
+    const order = heights.map((height, place) => ({ height, place })).sort((a, b) => a.height - b.height);
+    let least = low;
+    for (const label of order) least = (label.height = Math.max(label.height, least)) + gap;
+    let most = high;
+    for (const label of order.toReversed()) most = (label.height = Math.min(label.height, most)) - gap;
+    const placed = [];
+    for (const label of order) placed[label.place] = label.height;
+    return placed;
+  };
+
+  /** The place of the point nearest to x among points in ascending x that have a value; -1 if there is none. Pure. */
+  const nearest = (points, x) => {
+    let best = -1;
+    for (let place = 0; place < points.length; place += 1) {
+      if (known(points[place].y) && (best < 0 || Math.abs(points[place].x - x) < Math.abs(points[best].x - x))) best = place;
+    }
+    return best;
+  };
+
+  view.charts = { ticks, smooth, domain, spread, nearest };
+
+  // One "M...L..." for each stretch without a gap; a point alone becomes a dot by its round cap.
+  function path(points, toX, toY, of = (point) => point.y) {
+    let written = "";
+    let open = false;
+    for (const point of points) {
+      const value = of(point);
+      if (known(value) && known(point.x)) {
+        const place = `${toX(point.x).toFixed(1)} ${toY(value).toFixed(1)}`;
+        written += open ? `L${place}` : `M${place}l0 0L${place}`;
+      }
+      open = known(value) && known(point.x);
+    }
+    return written;
+  }
+
+  function band(points, toX, toY) {
+    const inside = points.filter((point) => known(point.low) && known(point.high) && known(point.x));
+    if (inside.length < 2) return "";
+    const corner = (point, value) => `${toX(point.x).toFixed(1)} ${toY(value).toFixed(1)}`;
+    const over = inside.map((point) => corner(point, point.high));
+    const under = inside.toReversed().map((point) => corner(point, point.low));
+    return `M${[...over, ...under].join("L")}Z`;
+  }
+
+  class LineChart {
+    constructor(host, { label, height, mini = false, onopen = null, onread = null }) {
+      Object.assign(this, { host, label, height, mini, onopen, onread, model: null, active: null, width: 0 });
+      this.svg = view.s("svg", { class: "chart-svg", "aria-hidden": "true", focusable: "false" });
+      this.tip = view.h("div", { class: "chart-tip", hidden: true, role: mini ? null : "status" });
+      host.classList.add("chart");
+      host.append(this.svg, this.tip);
+      if (!mini) this.listen();
+      this.observer = new ResizeObserver(() => host.clientWidth !== this.width && this.draw());
+      this.observer.observe(host);
+    }
+
+    /** Draws a model; what the crosshair stood on stays if it is still there. */
+    show(model) {
+      this.model = model;
+      if (this.active && !model.lines.some((line) => line.id === this.active.id)) this.active = null;
+      this.draw();
+    }
+
+    close() {
+      this.observer.disconnect();
+      this.host.replaceChildren();
+    }
+
+    layout() {
+      const { lines, formatTick, bands } = this.model;
+      const values = lines.flatMap((line) => line.points.flatMap((point) => (bands ? [point.y, point.low, point.high] : [point.y])));
+      const [low, high] = domain(values, { within: this.model.within });
+      const [first, last] = domain([0, ...lines.flatMap((line) => line.points.filter((point) => known(point.y)).map((point) => point.x))], { air: 0 });
+      const marks = ticks(low, high, this.mini ? 3 : 5);
+      const left = 10 + 7.2 * Math.max(...marks.map((mark) => formatTick(mark).length), 1);
+      const named = !this.mini && this.width >= 620 && lines.length <= 12;
+      const longest = Math.max(0, ...lines.map((line) => line.name.length));
+      const right = named ? Math.min(200, 14 + 8.2 * longest) : this.mini ? 6 : 14;
+      const frame = { left, right: this.width - right, top: 10, bottom: this.height - (this.mini ? 20 : 38) };
+      const toX = (x) => frame.left + ((x - first) / (last - first || 1)) * (frame.right - frame.left);
+      const toY = (y) => frame.bottom - ((y - low) / (high - low || 1)) * (frame.bottom - frame.top);
+      return { frame, toX, toY, marks, first, last, named };
+    }
+
+    draw() {
+      this.width = this.host.clientWidth;
+      if (!this.model || !this.width) return;
+      this.place = this.layout();
+      const { s } = view;
+      this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
+      this.svg.setAttribute("height", this.height);
+      this.cross = s("g", { class: "cross" });
+      view.replace(this.svg, this.axes(), this.bands(), this.lines(), this.place.named && this.names(), this.cross);
+      if (this.active) this.drawCross();
+    }
+
+    axes() {
+      const { s } = view;
+      const { frame, toX, toY, marks, first, last } = this.place;
+      const { formatTick, formatX, nameX } = this.model;
+      const rules = marks.map((mark) => [
+        s("line", { class: "rule", x1: frame.left, x2: frame.right, y1: Math.round(toY(mark)) + 0.5, y2: Math.round(toY(mark)) + 0.5 }),
+        s("text", { class: "tick", x: frame.left - 8, y: toY(mark) + 4, "text-anchor": "end" }, formatTick(mark)),
+      ]);
+      const wanted = this.mini ? 2 : Math.max(2, Math.min(6, Math.floor((frame.right - frame.left) / 90)));
+      const below = ticks(first, last, wanted).map((mark) => {
+        const anchor = toX(mark) > frame.right - 16 && !this.place.named ? "end" : "middle";
+        return s("text", { class: "tick", x: toX(mark), y: frame.bottom + 17, "text-anchor": anchor }, formatX(mark));
+      });
+      const title = !this.mini && s("text", { class: "tick", x: (frame.left + frame.right) / 2, y: this.height - 4, "text-anchor": "middle" }, nameX);
+      return s("g", null, rules, below, title);
+    }
+
+    bands() {
+      if (!this.model.bands) return null;
+      const { toX, toY } = this.place;
+      return this.model.lines.map((line) => view.s("path", { class: `band ${line.class}`, d: band(line.points, toX, toY) }));
+    }
+
+    lines() {
+      const { toX, toY } = this.place;
+      return this.model.lines.map((line) => {
+        const raw = line.points.some((point) => known(point.raw)) && path(line.points, toX, toY, (point) => point.raw);
+        const main = view.s("path", { class: `curve ${line.class}`, d: path(line.points, toX, toY), "stroke-dasharray": line.dash });
+        return [raw && view.s("path", { class: `curve raw ${line.class}`, d: raw }), main];
+      });
+    }
+
+    // A line that reaches the right has its name in the margin, one that ends before has it at its end.
+    names() {
+      const { frame, toX, toY } = this.place;
+      const ends = this.model.lines.map((line) => ({ line, end: line.points.findLast((point) => known(point.y)) })).filter(({ end }) => end);
+      const margin = ends.filter(({ end }) => toX(end.x) > frame.right - 90);
+      const heights = spread(margin.map(({ end }) => toY(end.y)), 17, frame.top + 4, frame.bottom);
+      const taken = [];
+      const early = ends.filter((one) => !margin.includes(one)).map(({ line, end }) => {
+        const at = { x: toX(end.x) + 7, y: toY(end.y) };
+        while (taken.some((other) => Math.abs(other.x - at.x) < 130 && Math.abs(other.y - at.y) < 17)) at.y += 17;
+        taken.push(at);
+        return this.name(line, at.x, at.y);
+      });
+      return [early, margin.map(({ line, end }, place) => {
+        const y = heights[place];
+        const lead = Math.abs(y - toY(end.y)) > 6 || toX(end.x) < frame.right - 4;
+        const from = { x1: toX(end.x) + 3, y1: toY(end.y), x2: frame.right + 7, y2: y };
+        return [lead && view.s("line", { class: `lead ${line.class}`, ...from }), this.name(line, frame.right + 10, y)];
+      })];
+    }
+
+    name(line, x, y) {
+      return view.s("text", { class: `end ${line.class}`, x, y: y + 4 }, line.name.length > 24 ? `${line.name.slice(0, 23)}\u2026` : line.name);
+    }
+
+    listen() {
+      const { host } = this;
+      host.setAttribute("tabindex", "0");
+      host.setAttribute("role", "group");
+      host.setAttribute("aria-roledescription", "line chart");
+      host.setAttribute("aria-label", `${this.label}. Arrow keys read values, Enter opens the problems of a batch.`);
+      host.addEventListener("pointermove", (event) => this.point(event));
+      host.addEventListener("pointerleave", () => document.activeElement !== host && this.leave());
+      host.addEventListener("blur", () => this.leave());
+      host.addEventListener("click", (event) => {
+        this.point(event);
+        if (event.pointerType !== "touch" || this.touched === this.key()) this.open();
+        this.touched = this.key();
+      });
+      host.addEventListener("keydown", (event) => this.press(event));
+    }
+
+    key() {
+      return this.active && `${this.active.id}/${this.active.place}`;
+    }
+
+    leave() {
+      this.active = null;
+      this.tip.hidden = true;
+      this.cross?.replaceChildren();
+      this.onread?.(null);
+    }
+
+    // The line whose point at the pointer's x is nearest in height.
+    point(event) {
+      if (!this.model || !this.place) return;
+      const box = this.svg.getBoundingClientRect();
+      const { frame, toX, toY, first, last } = this.place;
+      const x = first + ((event.clientX - box.left - frame.left) / (frame.right - frame.left)) * (last - first);
+      let best = null;
+      for (const line of this.model.lines) {
+        const place = nearest(line.points, x);
+        if (place < 0) continue;
+        const point = line.points[place];
+        const away = Math.abs(toX(point.x) - event.clientX + box.left) + Math.abs(toY(point.y) - event.clientY + box.top);
+        if (!best || away < best.away) best = { id: line.id, place, away };
+      }
+      this.active = best;
+      this.drawCross();
+    }
+
+    press(event) {
+      const moves = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
+      if (event.ctrlKey || event.altKey || event.metaKey || !this.model?.lines.length) return;
+      if (event.key === "Enter") this.open();
+      else if (event.key === "Escape" && this.active) this.leave();
+      else if (event.key in moves) this.step(moves[event.key]);
+      else if (event.key === "ArrowUp" || event.key === "ArrowDown") this.turn(event.key === "ArrowUp" ? -1 : 1);
+      else return;
+      event.preventDefault();
+      event.stopPropagation();
+    }
+
+    step(by) {
+      const line = this.line() ?? this.model.lines[0];
+      const there = line.points.map((point, place) => place).filter((place) => known(line.points[place].y));
+      if (!there.length) return;
+      const at = this.active ? there.indexOf(this.active.place) : by > 0 ? -1 : there.length;
+      this.active = { id: line.id, place: there[Math.max(0, Math.min(there.length - 1, at + by))] };
+      this.drawCross();
+    }
+
+    turn(by) {
+      const { lines } = this.model;
+      const at = lines.indexOf(this.line());
+      const line = lines[(at + by + lines.length) % lines.length];
+      const place = nearest(line.points, this.line() ? this.line().points[this.active.place].x : this.place.last);
+      if (place >= 0) this.active = { id: line.id, place };
+      this.drawCross();
+    }
+
+    line() {
+      return this.active && this.model.lines.find((line) => line.id === this.active.id);
+    }
+
+    open() {
+      const line = this.line();
+      if (line && this.onopen) this.onopen(line, line.points[this.active.place]);
+    }
+
+    drawCross() {
+      const line = this.line();
+      if (!line?.points[this.active.place]) return;
+      const { s } = view;
+      const { frame, toX, toY } = this.place;
+      const at = line.points[this.active.place];
+      const x = Math.round(toX(at.x)) + 0.5;
+      const near = this.model.lines.map((other) => ({ line: other, point: other.points[nearest(other.points, at.x)] })).filter(({ point }) => point);
+      const dots = near.map(({ line: other, point }) => s("circle", { class: `dot ${other.class}${other === line ? " on" : ""}`, cx: toX(point.x), cy: toY(point.y), r: other === line ? 4.5 : 3 }));
+      view.replace(this.cross, s("line", { class: "hair", x1: x, x2: x, y1: frame.top, y2: frame.bottom }), dots);
+      this.drawTip(line, at, near, x);
+    }
+
+    drawTip(line, at, near, x) {
+      const { h, fmt } = view;
+      const { format, formatRange, formatX, nameX } = this.model;
+      const rows = near.map(({ line: other, point }) => {
+        const interval = known(point.low) && known(point.high) && formatRange(point.low, point.high);
+        return h("li", { class: other.class, "aria-current": other === line ? "true" : null }, h("span", { class: "role-dot" }), h("span", { class: "tip-name" }, view.line(other.name, 40)), h("strong", null, format(point.y)), interval && h("span", { class: "muted tip-more" }, interval));
+      });
+      const where = known(at.from) ? `problems ${fmt.count(at.from)} to ${fmt.count(at.to - 1)}` : "";
+      const head = nameX === "problems" ? where : `${formatX(at.x)} ${nameX} \u00b7 ${where}`;
+      view.replace(this.tip, h("p", { class: "muted" }, head), h("ul", null, rows));
+      this.tip.hidden = false;
+      this.tip.classList.toggle("spoken", !this.place.named);
+      this.onread?.({ head, near });
+      if (!this.place.named) return;
+      const room = this.width - this.tip.offsetWidth - 4;
+      const left = x + 14 + this.tip.offsetWidth > this.width ? x - 14 - this.tip.offsetWidth : x + 14;
+      this.tip.style.transform = `translate(${Math.max(4, Math.min(room, left))}px, ${this.place.frame.top + 4}px)`;
+    }
+  }
+
+  /**
+   * A chart within `host`.
+   * @param {HTMLElement} host
+   * @param {{label: string, height: number, mini?: boolean, onopen?: (line: object, point: object) => void,
+   *   onread?: (reading: {head: string, near: object[]}|null) => void}} options where the crosshair stands, for a legend
+   */
+  view.lineChart = (host, options) => new LineChart(host, options);
+})();

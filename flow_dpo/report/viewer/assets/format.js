@@ -1,0 +1,109 @@
+// Numbers, states and links as they are written everywhere on the page.
+//
+//   share(0.4063) -> "40.6 %"    points(0.116) -> "+11.6"    compact(1234567) -> "1.23M"    share(null) -> "\u2013"
+//
+// Invariant: pure functions of their arguments; the same number is written the same way everywhere, as in a report.
+(() => {
+  "use strict";
+  const view = (globalThis.flowDpo ??= {});
+  const NOTHING = "\u2013";
+  const SPACE = "\u00a0";
+  const known = (value) => typeof value === "number" && Number.isFinite(value);
+
+  /** Stands where a value is not known, which is not zero. */
+  view.NOTHING = NOTHING;
+
+  /** A share in per cent, one digit behind the point. */
+  const share = (value, digits = 1) => (known(value) ? `${(100 * value).toFixed(digits)}${SPACE}%` : NOTHING);
+
+  /** The bounds of a share, in per cent. */
+  const interval = (low, high) => (known(low) && known(high) ? `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)}${SPACE}%` : NOTHING);
+
+  /** A difference of two shares in percentage points, with its sign. */
+  const points = (value) => (known(value) ? signed(100 * value, 1) : NOTHING);
+
+  /** A number with its sign; the minus is a real one. */
+  const signed = (value, digits = 2) => {
+    if (!known(value)) return NOTHING;
+    const written = Math.abs(value).toFixed(digits);
+    const sign = Number(written) === 0 ? "\u00b1" : value > 0 ? "+" : "\u2212";
+    return sign + written;
+  };
+
+  /** A whole number with separated thousands. */
+  const count = (value) => (known(value) ? Math.round(value).toLocaleString("en-US") : NOTHING);
+
+  /** A large number in three figures: 12,345,678 is 12.3M. */
+  const compact = (value) => {
+    if (!known(value)) return NOTHING;
+    for (const [unit, sign] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
+      if (Math.abs(value) >= unit * (unit === 1e3 ? 10 : 1)) return `${Number((value / unit).toPrecision(3))}${sign}`;
+    }
+    return Number.isInteger(value) ? count(value) : decimal(value);
+  };
+
+  /** A number that is neither a share nor a count. */
+  const decimal = (value, digits = 2) => (known(value) ? value.toFixed(digits).replace("-", "\u2212") : NOTHING);
+
+  /** A metric's value as it is, in at most four figures. */
+  const figure = (value) => {
+    if (!known(value)) return NOTHING;
+    if (value === 0) return "0";
+    const size = Math.abs(value);
+    if (size >= 1e6) return compact(value).replace("-", "\u2212");
+    if (Number.isInteger(value)) return count(value).replace("-", "\u2212");
+    if (size < 1e-3) return value.toExponential(1).replaceAll("-", "\u2212");
+    return String(Number(value.toPrecision(4))).replace("-", "\u2212");
+  };
+
+  /** A duration: seconds below two minutes, minutes below two hours, hours above. */
+  const seconds = (value) => {
+    if (!known(value)) return NOTHING;
+    if (value < 120) return `${value.toFixed(value < 10 ? 1 : 0)}${SPACE}s`;
+    return value < 7200 ? `${(value / 60).toFixed(1)}${SPACE}min` : `${(value / 3600).toFixed(1)}${SPACE}h`;
+  };
+
+  /** "1 pair", "2 pairs". */
+  const plural = (number, one, many = `${one}s`) => `${count(number)}${SPACE}${number === 1 ? one : many}`;
+
+  view.fmt = { share, interval, points, signed, count, compact, decimal, figure, seconds, plural, known };
+
+  /** What a verdict's status is called, and the icon and the class that mark it. */
+  view.STATUS = {
+    correct: { words: "correct", icon: "right", class: "right" },
+    wrong: { words: "wrong", icon: "wrong", class: "wrong" },
+    ungraded: { words: "ungraded", icon: "ungraded", class: "ungraded" },
+    stopped: { words: "stopped early", icon: "stopped", class: "ungraded" },
+  };
+
+  /** A verdict's mark: icon and colour, with its word for screen readers. */
+  view.verdict = (status) => {
+    const known = view.STATUS[status];
+    if (!known) return view.h("span", { class: "mark ungraded" }, view.line(status ?? NOTHING, 12));
+    return view.h("span", { class: `mark ${known.class}`, title: known.words }, view.icon(known.icon), view.spoken(known.words));
+  };
+
+  const query = (params) => {
+    const words = params instanceof URLSearchParams ? params : new URLSearchParams();
+    if (!(params instanceof URLSearchParams)) {
+      for (const key of Object.keys(params ?? {})) {
+        if (params[key] !== null && params[key] !== undefined && params[key] !== "") words.set(key, String(params[key]));
+      }
+    }
+    const written = words.toString();
+    return written ? `?${written}` : "";
+  };
+
+  /** Links to the pages; `params` is an object or URLSearchParams, of which null and "" are left out. */
+  view.to = {
+    query,
+    runs: (params) => `#/${query(params)}`,
+    list: (source, params) => `#/s/${encodeURIComponent(source)}${query(params)}`,
+    item: (source, n, params) => `#/s/${encodeURIComponent(source)}/${n}${query(params)}`,
+    compare: (source, n, other, m, params) =>
+      `#/compare/${encodeURIComponent(source)}/${n}/${encodeURIComponent(other)}/${m}${query(params)}`,
+  };
+
+  /** The class of a role's colour, by its place among the source's roles: at most six, then they come again. */
+  view.roleClass = (roles, role) => `role-${Math.max(0, (roles ?? []).indexOf(role)) % 6}`;
+})();

@@ -1,0 +1,232 @@
+// The page of one item: question and outcome on top, then its tree; or a solution, or a judgement.
+//
+//   #/s/quickstart/12?node=5&tokens=logprob
+//
+// Invariant: what has the focus and how tokens are coloured is in the hash; a change of the files draws the item again
+// with the same folds and the same focus.
+(() => {
+  "use strict";
+  const view = (globalThis.flowDpo ??= {});
+  const { h, fmt, icon } = view;
+  view.pages ??= {};
+
+  // ---- The head: problem, outcome, where else ---------------------------------------------------------------------------
+
+  function facts(pairs) {
+    const shown = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
+    return h("dl", { class: "facts" }, shown.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, typeof value === "object" ? value : view.line(value, 120)))));
+  }
+
+  /** Question, gold and the data set's own solution. */
+  function problemHead(problem, more = null) {
+    const place = [problem.id, problem.source, problem.level && `level ${problem.level}`, problem.subject].filter(Boolean);
+    const solution = problem.solution && h("details", { class: "solution-of" }, h("summary", null, "The data set\u2019s solution"), h("div", { class: "quote" }, view.text(problem.solution)));
+    return h("header", { class: "item-head" },
+      h("p", { class: "place" }, place.map((part, at) => [at ? " \u00b7 " : "", view.line(part, 80)]), more),
+      h("h1", { class: "question" }, problem.question ? view.text(problem.question, { limit: 1200 }) : "A problem whose question was not recorded"),
+      h("p", { class: "gold" }, h("span", { class: "muted" }, "gold "), problem.gold ? h("b", null, view.line(problem.gold, 200)) : h("span", { class: "muted" }, "none: reward functions grade")),
+      solution);
+  }
+
+  const count = (rollouts, status) => rollouts.filter((rollout) => rollout.status === status).length;
+
+  function treeFacts(item) {
+    const others = item.rollouts.filter((rollout) => !rollout.probe);
+    const probes = item.rollouts.filter((rollout) => rollout.probe);
+    const graded = (rollouts) => count(rollouts, "correct") + count(rollouts, "wrong");
+    const pairs = item.examples.filter((example) => example.kind === "pair").length;
+    const scored = item.examples.length - pairs;
+    const trunk = item.rollouts[0];
+    const flips = trunk && others.some((rollout) => [rollout.status, trunk.status].sort().join() === "correct,wrong");
+    const yes = item.nodes.filter((node) => node.rollout === 0 && node.yes !== null).at(-1);
+    const skipped = Object.entries(item.skipped ?? {}).filter(([, num]) => num).map(([role, num]) => `${num} ${role}`).join(", ");
+    return facts([
+      ["rollouts", `${count(others, "correct")} of ${graded(others)} right${graded(others) < others.length ? `, ${others.length - graded(others)} not graded` : ""}`],
+      ["probes", probes.length ? `${count(probes, "correct")} of ${graded(probes)} right` : null],
+      ["an alternative changes the verdict", others.length > 1 ? (flips ? "yes" : "no") : null],
+      ["learned from", [pairs && fmt.plural(pairs, "pair"), scored && fmt.plural(scored, "scored completion")].filter(Boolean).join(", ") || "nothing"],
+      [yes && `last P(${item.words?.[yes.role]?.[0] ?? "first choice"}) on the trunk`, yes && fmt.share(yes.yes)],
+      ["sampled by version", item.nodes[0]?.version],
+      ["batch", item.batch],
+      ["no alternative had any probability at", skipped || null],
+    ]);
+  }
+
+  function elsewhere(item) {
+    if (!item.elsewhere?.length) return null;
+    const row = (other) => h("li", null, view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(other.name ?? other.source, 60)),
+      other.version !== null && other.version !== undefined && h("span", { class: "muted" }, ` version ${other.version}`), " ",
+      h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": `Compare with ${other.name ?? other.source}` }, "side by side"));
+    const shown = item.elsewhere.slice(0, 12);
+    return h("section", { class: "elsewhere", "aria-label": "The same problem elsewhere" }, h("h2", null, "The same problem elsewhere"), h("ul", null, shown.map(row), item.elsewhere.length > shown.length && h("li", { class: "muted" }, `and ${item.elsewhere.length - shown.length} more`)));
+  }
+
+  function notes(item) {
+    if (!item.notes?.length) return null;
+    return h("details", { class: "item-notes" }, h("summary", null, icon("note"), ` ${fmt.plural(item.notes.length, "field")} of this row could not be read`), h("ul", null, item.notes.map((note) => h("li", null, view.text(note)))));
+  }
+
+  // ---- Solutions and judgements ------------------------------------------------------------------------------------------
+
+  function solutionBody(item) {
+    const { facts: known = {} } = item;
+    const labels = { draw: "draw", draws_used: "draws on the problem", tokens: "tokens sampled", tokens_spent: "tokens on the problem", who: "written by" };
+    const rows = Object.entries(labels).map(([name, words]) => [words, known[name] === "" ? null : typeof known[name] === "string" ? known[name].replaceAll("_", " ") : known[name]]);
+    const more = [["P(Yes)", known.yes ?? null], ["log-probability a token", known.mean_logprob ?? null]].map(([name, value]) => [name, value === null ? null : name === "P(Yes)" ? fmt.share(value) : fmt.decimal(value, 3)]);
+    const chat = item.messages && h("details", { class: "solution-of" }, h("summary", null, "The chat before it"), item.messages.map((message) => h("div", { class: "quote" }, h("p", { class: "meta" }, view.line(message.role, 40)), view.text(message.content))));
+    const node = { text: item.text, faults: item.faults ?? [] };
+    const whys = [...new Set(node.faults.map((fault) => fault.why))];
+    return [
+      facts([...rows, ...more, ["end", known.ended === undefined ? null : known.ended ? "its end token" : "cut, or closed by Stop"]]), chat,
+      h("article", { class: "rollout open solo" }, h("div", { class: "words" }, view.tokens.marked(node.text, node.faults.map((fault) => ({ ...fault, class: "fault", title: fault.why })))),
+        whys.length > 0 && h("p", { class: "faults" }, icon("wrong"), h("span", null, view.line(whys.join("; "), 400))),
+        view.tree.outcome(item, { ...item, value: null, tokens: item.ids?.length ?? known.tokens ?? 0, logprob: null })),
+    ];
+  }
+
+  function judgementBody(item) {
+    const winner = { a: "A is preferred", b: "B is preferred", tie: "a tie" }[item.preferred] ?? "no verdict";
+    const side = (name) => h("article", { class: `rollout open ${item.preferred === name ? "is-right" : ""}` }, h("h2", null, name.toUpperCase(), item.preferred === name && " \u00b7 preferred", item.first === name && h("span", { class: "fact" }, " shown first")), h("div", { class: "words" }, view.text(item.texts[name])));
+    return [
+      facts([["verdict", winner], ["shown first", item.first?.toUpperCase()], ["log-odds of A over B as shown", item.log_odds === null ? null : fmt.signed(item.log_odds)], ["no verdict because", item.reason]]),
+      item.texts && h("div", { class: "boxes columns" }, ["a", "b"].filter((name) => item.texts[name]).map(side)),
+      h("section", { "aria-label": "The judge\u2019s words" }, h("h2", null, "The judge\u2019s words"), h("div", { class: "quote" }, item.words ? view.text(item.words) : "none")),
+    ];
+  }
+
+  // ---- The page ------------------------------------------------------------------------------------------------------------
+
+  function toolbar(page) {
+    const buttons = view.tokens.MODES.map(({ name, words }) => h("button", { type: "button", role: "radio", "aria-checked": String(page.state.mode === name), dataset: { mode: name }, onclick: () => page.setMode(name) }, words));
+    page.legend = h("span", { class: "legend-place" }, view.tokens.legend(page.state.mode));
+    const all = (isOpen) => () => {
+      for (const id of [...page.tree.boxes.keys()].slice(0, 400)) page.tree.toggle(id, isOpen);
+    };
+    const folds = h("span", { class: "folds" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold"));
+    return h("div", { class: "toolbar", role: "toolbar", "aria-label": "How the tree is shown" }, h("div", { class: "segments", role: "radiogroup", "aria-label": "Tokens" }, buttons), page.legend, page.tree.boxes.size > 1 && folds);
+  }
+
+  function steps(page) {
+    const link = (words, name, key) => h("button", { type: "button", class: "icon-button", disabled: true, title: `${words} (${key})`, "aria-label": words, dataset: { step: name }, onclick: () => page.step(name) }, icon(name === "next" ? "forward" : "back"));
+    return h("span", { class: "steps" }, link("Previous problem", "previous", "p"), link("Next problem", "next", "n"));
+  }
+
+  class ItemPage {
+    constructor(root, route) {
+      Object.assign(this, { root, source: route.source, n: route.n, item: null, tree: null, around: {}, isGone: false });
+      const node = route.params.get("node");
+      this.state = { mode: modeOf(route), focus: /^\d+$/.test(node ?? "") ? Number(node) : null, open: new Map(), prompts: new Set(), probes: new Set() };
+      view.replace(root, h("p", { class: "muted" }, "Reading\u2026"));
+      this.ends = [view.keys(this.keys()), view.onChange((ids) => ids.has(this.source) && this.load())];
+      this.load();
+      view.neighbours(this.source, this.n).then((around) => this.showSteps(around), (error) => console.warn(error.message));
+    }
+
+    async load() {
+      try {
+        const item = await view.get("item", { source: this.source, n: this.n });
+        if (!this.isGone) this.draw(item);
+      } catch (error) {
+        if (this.isGone || (error.lost && this.item)) return;
+        view.replace(this.root, view.failure(error));
+        if (!(error instanceof Error) || error instanceof TypeError) throw error;
+      }
+    }
+
+    draw(item) {
+      const print = JSON.stringify({ ...item, stamp: null, total: null, elsewhere: null });
+      if (print === this.print) return;
+      const isFirst = this.item === null;
+      Object.assign(this, { item, print });
+      view.title(view.cut(item.problem.question.replace(/\s+/g, " "), 60));
+      if (item.kind === "tree") this.drawTree(item, isFirst);
+      else view.replace(this.root, steps(this), problemHead(item.problem), elsewhere(item), item.kind === "judgement" ? judgementBody(item) : solutionBody(item), notes(item));
+      this.showSteps(this.around);
+    }
+
+    drawTree(item, isFirst) {
+      const held = !isFirst && this.root.contains(document.activeElement);
+      this.tree = view.tree.draw(item, this.state, { onFocus: () => this.write() });
+      const result = h("div", { class: "result" }, view.tree.outcome(item, item.rollouts[0]));
+      view.replace(this.root, steps(this), problemHead(item.problem), result, treeFacts(item), elsewhere(item), notes(item), toolbar(this), this.tree.root);
+      const asked = this.state.focus;
+      if (asked !== null && item.nodes[asked] && (isFirst || held)) this.tree.go(asked);
+      else if (this.tree.element(0)) this.tree.element(0).tabIndex = 0;
+    }
+
+    /** A link within the page led to another node or another view of the tokens. */
+    update(route) {
+      const mode = modeOf(route);
+      if (mode !== this.state.mode) this.setMode(mode);
+      const node = route.params.get("node");
+      if (/^\d+$/.test(node ?? "") && Number(node) !== this.state.focus) this.tree?.go(Number(node));
+    }
+
+    write() {
+      view.setParams({ node: this.state.focus, tokens: this.state.mode === "text" ? null : this.state.mode });
+    }
+
+    setMode(mode) {
+      view.tokens.hideTip();
+      if (!this.tree) return;
+      this.tree.setMode(mode);
+      for (const button of this.root.querySelectorAll("[data-mode]")) button.setAttribute("aria-checked", String(button.dataset.mode === mode));
+      view.replace(this.legend, view.tokens.legend(mode));
+      this.write();
+    }
+
+    showSteps(around) {
+      this.around = around;
+      for (const button of this.root.querySelectorAll("[data-step]")) button.disabled = (around[button.dataset.step] ?? null) === null;
+    }
+
+    step(name) {
+      const to = this.around[name] ?? null;
+      if (to !== null) view.go(view.to.item(this.source, to, { tokens: this.state.mode === "text" ? null : this.state.mode }));
+    }
+
+    walk(way) {
+      if (!this.tree) return;
+      const at = this.state.focus;
+      const isShown = at !== null && this.tree.element(at) === document.activeElement;
+      this.tree.go(isShown || (at !== null && way === null) ? view.walk[way](this.tree, at) : at ?? 0);
+    }
+
+    keys() {
+      const at = () => this.state.focus ?? 0;
+      const nextMode = () => view.tokens.MODES[(view.tokens.MODES.findIndex(({ name }) => name === this.state.mode) + 1) % view.tokens.MODES.length].name;
+      return [
+        { keys: ["j", "ArrowDown"], words: "down the rollout", run: () => this.walk("down") },
+        { keys: ["k", "ArrowUp"], words: "up the rollout", run: () => this.walk("up") },
+        { keys: ["l", "ArrowRight"], words: "into an alternative, or to the next one", run: () => this.walk("right") },
+        { keys: ["h", "ArrowLeft"], words: "back towards the trunk", run: () => this.walk("left") },
+        { keys: ["o", "Enter"], words: "fold or unfold", run: () => this.tree && view.walk.fold(this.tree, at()) },
+        { keys: ["t"], words: "colour the tokens: text, log-probability, policy \u2212 reference", run: () => this.setMode(nextMode()) },
+        { keys: ["r"], words: "the prompt of the node", run: () => this.tree?.togglePrompt(at()) },
+        { keys: ["n"], words: "next problem", run: () => this.step("next") },
+        { keys: ["p"], words: "previous problem", run: () => this.step("previous") },
+        { keys: ["c"], words: "side by side with the same problem elsewhere", run: () => this.compare() },
+        { keys: ["Escape"], words: "back to the list", run: () => view.go(view.to.list(this.source, view.list.paramsOf(this.source))) },
+      ];
+    }
+
+    compare() {
+      const other = this.item?.elsewhere?.[0];
+      if (other) view.go(view.to.compare(this.source, this.n, other.source, other.n));
+    }
+
+    cleanup() {
+      this.isGone = true;
+      view.tokens.hideTip();
+      for (const end of this.ends) end();
+    }
+  }
+
+  function modeOf(route) {
+    const asked = route.params.get("tokens");
+    return view.tokens.MODES.some(({ name }) => name === asked) ? asked : "text";
+  }
+
+  view.item = { problemHead, treeFacts, solutionBody, facts };
+  view.pages.item = { render: (root, route) => new ItemPage(root, route) };
+})();

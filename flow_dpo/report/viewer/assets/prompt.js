@@ -1,0 +1,87 @@
+// The prompt of a node as it was rendered, put together from what a record holds of it.
+//
+//   node 3: {after: 1, kept: 40, ids: [..], pieces: [..]}   the first 40 tokens of node 1's prompt and completion, and own
+//
+// Invariant: tokens are those of the record, in their order; special tokens are chips, and what is not known is said.
+(() => {
+  "use strict";
+  const view = (globalThis.flowDpo ??= {});
+  const { h, fmt } = view;
+
+  /**
+   * The tokens of a node's prompt.
+   * @returns {{tokens: {id: number, piece: string|null}[], kept: number, after: number|null}|null} null where it was not recorded
+   */
+  function promptOf(item, id) {
+    // From the node down to the prompt that stands alone, and back up: no recursion, a chain may be long.
+    const chain = [];
+    for (let at = id; at !== null; at = item.nodes[at].prompt.after) {
+      if (!item.nodes[at]?.prompt || chain.includes(at)) return null;
+      chain.push(at);
+    }
+    let tokens = [];
+    for (const at of chain.reverse()) {
+      const { after, kept, ids, pieces } = item.nodes[at].prompt;
+      const before = after === null ? [] : tokens.concat(zip(item.nodes[after].ids, item.nodes[after].pieces)).slice(0, kept);
+      tokens = before.concat(zip(ids, pieces));
+    }
+    const { after, kept } = item.nodes[id].prompt;
+    return { tokens, kept: after === null ? 0 : Math.min(kept, tokens.length), after };
+  }
+
+  const zip = (ids, pieces) => ids.map((id, at) => ({ id, piece: pieces?.[at] ?? null }));
+
+  /** Tokens as running text, special ones as chips, those whose text is not known by their ids. */
+  function running(tokens, special) {
+    const nodes = [];
+    let text = "";
+    const flush = () => {
+      if (text) nodes.push(...view.hostile(text));
+      text = "";
+    };
+    for (const { id, piece } of tokens) {
+      if (piece) text += piece;
+      else if (piece === null || special[id] !== undefined) {
+        flush();
+        nodes.push(view.tokens.chip(id, special));
+      }
+    }
+    flush();
+    return nodes;
+  }
+
+  const MOST_TOKENS = 6000;
+
+  function body(found, special, limit = MOST_TOKENS) {
+    const first = Math.max(0, found.tokens.length - limit);
+    const box = h("div", { class: "prompt-text text" });
+    if (first > 0) {
+      const all = h("button", { type: "button", class: "more" }, `show the ${fmt.count(first)} tokens before`);
+      all.addEventListener("click", () => box.replaceWith(body(found, special, Infinity)));
+      box.append(all, " \u2026 ");
+    }
+    const cut = Math.max(first, found.kept);
+    if (cut > first) box.append(h("span", { class: "shared" }, running(found.tokens.slice(first, cut), special)));
+    box.append(h("span", null, running(found.tokens.slice(cut), special)));
+    return box;
+  }
+
+  /** The panel of a node's prompt. */
+  function panel(item, id) {
+    const node = item.nodes[id];
+    const found = node.prompt ? promptOf(item, id) : null;
+    if (found) {
+      const same = found.kept ? `, the first ${fmt.count(found.kept)} of them as in node ${found.after} (muted)` : "";
+      const words = `The prompt of node ${id}: ${fmt.plural(found.tokens.length, "token")}${same}`;
+      return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "meta" }, words), body(found, item.special));
+    }
+    if (node.prompt_text !== null) {
+      const words = `The prompt of node ${id}, from what was learned`;
+      return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "meta" }, words), h("div", { class: "prompt-text" }, view.text(node.prompt_text)));
+    }
+    const words = "The prompt was not recorded: this run was written before records held prompts, and nothing was learned from this node.";
+    return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "meta" }, words));
+  }
+
+  view.prompt = { panel, promptOf };
+})();

@@ -1,0 +1,238 @@
+// A tree of rollouts: the trunk as a column with the alternatives beside each node, or a group of rollouts in columns.
+//
+//   const tree = view.tree.draw(item, state, {onFocus: (id) => {}});   root.append(tree.root);   tree.go(7)
+//
+// Invariant: every node is on the page once, as a card or in the one line of a rollout that is folded; cards are made
+// when they are first seen, so that a tree of thousands of nodes opens as fast as a small one.
+(() => {
+  "use strict";
+  const view = (globalThis.flowDpo ??= {});
+  const { h, fmt, icon } = view;
+  const OPEN_NODES = 160;
+  const OPEN_BESIDE = 3;
+  const OPEN_COLUMNS = 8;
+  const MOST_CELLS = 60;
+  const MOST_BOXES = 100;
+
+  // ---- What a rollout came to ------------------------------------------------------------------------------------------
+
+  function found(item, rollout) {
+    if (rollout.status === "stopped") return h("span", null, `stopped early, value ${fmt.signed(rollout.value)}`);
+    const answer = rollout.answer === null ? "no answer found" : ["answer ", h("b", null, view.line(rollout.answer, 80))];
+    return h("span", null, answer, rollout.status === "wrong" && item.problem.gold && [", gold ", view.line(item.problem.gold, 80)]);
+  }
+
+  /** The last line of a rollout: verdict, answer, why, reward, length. */
+  function outcome(item, rollout) {
+    const known = view.STATUS[rollout.status] ?? view.STATUS.ungraded;
+    const measures = Object.entries(rollout.measures ?? {}).map(([name, value]) => h("span", { class: "fact" }, view.line(name, 60), ` ${fmt.figure(value)}`));
+    return h("footer", { class: `outcome ${known.class}` },
+      h("span", { class: "verdict" }, icon(known.icon), known.words), found(item, rollout),
+      rollout.reason && h("span", { class: "fact" }, view.line(rollout.reason, 200)),
+      rollout.reward !== null && h("span", { class: "fact" }, `reward ${fmt.figure(rollout.reward)}`), measures,
+      h("span", { class: "fact" }, fmt.plural(rollout.tokens, "token"), rollout.logprob !== null && `, log-probability ${fmt.decimal(rollout.logprob)}`));
+  }
+
+  // ---- Boxes of rollouts -----------------------------------------------------------------------------------------------
+
+  function summary(tree, id) {
+    const { item, shape } = tree;
+    const rollout = item.rollouts[id];
+    const known = view.STATUS[rollout.status] ?? view.STATUS.ungraded;
+    const start = item.nodes[shape.own[id][0]];
+    const side = view.node.SIDES[start.side];
+    const facts = [rollout.answer !== null && h("span", { class: "fact" }, view.line(rollout.answer, 40)), h("span", { class: "fact" }, fmt.plural(shape.own[id].length, "node")), start.advantage !== null && h("span", { class: "fact" }, `A\u202f${fmt.signed(start.advantage)}`), side && h("span", { class: `side ${side.class}` }, `${side.sign} ${side.words}`)];
+    return h("button", { type: "button", class: `fold ${view.roleClass(tree.roles, start.role)}`, "aria-expanded": "false", dataset: { node: start.id }, onclick: () => tree.toggle(id), onfocus: () => tree.focused(start.id) },
+      h("span", { class: "fold-head" }, icon("forward"), h("span", { class: known.class }, icon(known.icon), view.spoken(known.words)), h("span", { class: "name" }, `rollout ${id}`), facts), view.line(start.text || rollout.text, 160));
+  }
+
+  function opened(tree, id, level) {
+    const rollout = tree.item.rollouts[id];
+    const known = view.STATUS[rollout.status] ?? view.STATUS.ungraded;
+    const fold = h("button", { type: "button", class: "fold-head", "aria-expanded": "true", tabindex: "-1", onclick: () => tree.toggle(id) },
+      icon("down"), h("span", { class: known.class }, icon(known.icon), view.spoken(known.words)), h("span", { class: "name" }, `rollout ${id}`), id === 0 && h("span", { class: "fact" }, "the trunk"), rollout.probe && h("span", { class: "fact" }, "probe"));
+    return [fold, nodesOf(tree, id, level), outcome(tree.item, rollout)];
+  }
+
+  function box(tree, id, level) {
+    const isOpen = tree.isOpen(id);
+    const status = view.STATUS[tree.item.rollouts[id].status]?.class ?? "ungraded";
+    const element = h("article", { class: `rollout ${isOpen ? "open" : "folded"} is-${status}`, "aria-label": `Rollout ${id}, ${tree.item.rollouts[id].status}` }, isOpen ? opened(tree, id, level) : summary(tree, id));
+    tree.boxes.set(id, { element, level });
+    return element;
+  }
+
+  /** Boxes of rollouts, a hundred at once. */
+  function boxes(tree, ids, level, name) {
+    const place = h("div", { class: name }, ids.slice(0, MOST_BOXES).map((id) => box(tree, id, level)));
+    tree.places.push({ ids, place });
+    if (ids.length > MOST_BOXES) {
+      const more = h("button", { type: "button", class: "button" }, `show ${fmt.count(ids.length - MOST_BOXES)} more rollouts`);
+      more.addEventListener("click", () => more.replaceWith(...ids.slice(MOST_BOXES).map((id) => box(tree, id, level))));
+      place.append(more);
+    }
+    return place;
+  }
+
+  function nodesOf(tree, id, level) {
+    return h("ol", { class: "chain" }, tree.shape.own[id].map((node) => h("li", null, around(tree, node, level, true))));
+  }
+
+  /** A node's card, its probes before it, and in a chain what stands beside and after it. */
+  function around(tree, node, level, nested) {
+    const beside = nested ? tree.shape.beside.get(node) : null;
+    const after = tree.shape.after.get(node);
+    const group = tree.shape.group && tree.item.nodes[node].parent === null;
+    return [
+      strip(tree, node, level),
+      tree.card(node),
+      beside && !group && h("section", { class: "nested", "aria-label": `Instead of node ${node}` }, h("p", { class: "meta" }, `instead of #${node}`), boxes(tree, beside, level + 1, "boxes")),
+      after && h("section", { class: "nested", "aria-label": `After node ${node}` }, h("p", { class: "meta" }, `goes on after #${node}`), boxes(tree, after, level + 1, "boxes")),
+    ];
+  }
+
+  // ---- Probes ------------------------------------------------------------------------------------------------------------
+
+  function strip(tree, node, level) {
+    const ids = tree.shape.probes.get(node);
+    if (!ids) return null;
+    const place = h("div", { class: "probes" });
+    const fill = () => view.replace(place, stripButton(tree, node, ids), tree.state.probes.has(node) && boxes(tree, ids, level + 1, "boxes"));
+    tree.strips.set(node, fill);
+    fill();
+    return place;
+  }
+
+  function stripButton(tree, node, ids) {
+    const statuses = ids.map((id) => tree.item.rollouts[id].status);
+    const right = statuses.filter((status) => status === "correct").length;
+    const graded = statuses.filter((status) => status === "correct" || status === "wrong").length;
+    const cells = statuses.slice(0, MOST_CELLS).map((status) => h("span", { class: `probe-cell ${view.STATUS[status]?.class ?? "ungraded"}` }));
+    const isOpen = tree.state.probes.has(node);
+    return h("button", { type: "button", class: "strip", "aria-expanded": String(isOpen), tabindex: "-1", title: `rollouts sampled only to see how good the state before node ${node} is`, onclick: () => tree.toggleProbes(node) },
+      icon(isOpen ? "down" : "forward"), h("span", { class: "cells-of", "aria-hidden": "true" }, cells), h("span", null, `${right} of ${graded} probes right`), graded < ids.length && h("span", { class: "fact" }, `${ids.length - graded} ungraded`));
+  }
+
+  // ---- The whole tree ----------------------------------------------------------------------------------------------------
+
+  function trunkRows(tree) {
+    const trunk = tree.shape.own[0];
+    const rows = trunk.map((node, at) => {
+      const beside = tree.shape.beside.get(node) ?? [];
+      const left = h("div", { class: "trunk-cell" }, h("div", { class: "trunk-node" }, around(tree, node, 0, false), at === trunk.length - 1 && outcome(tree.item, tree.item.rollouts[0])));
+      const right = beside.length ? boxes(tree, beside, 1, `boxes beside${beside.length > 1 ? " several" : ""}`) : h("div", { class: "boxes beside none" });
+      return h("li", { class: "row" }, left, right);
+    });
+    return h("ol", { class: "trunk" }, rows);
+  }
+
+  function whole(tree) {
+    const { shape } = tree;
+    const trunk = shape.own[0]?.[0];
+    const columns = shape.group ? [0, ...(shape.beside.get(trunk) ?? [])] : [];
+    const apart = shape.loose.length ? [h("h3", null, "Rollouts that leave no node of the tree"), boxes(tree, shape.loose, 1, "boxes columns")] : null;
+    const main = shape.group ? boxes(tree, columns, 1, "boxes columns") : trunkRows(tree);
+    return h("div", { class: `tree ${shape.group ? "as-group" : "as-trunk"}` }, main, apart);
+  }
+
+  /** Rollouts that are open at first: the nearest to the trunk, as many as a screen or two can hold. */
+  function opensAtFirst(item, shape) {
+    const open = new Set([0]);
+    let left = OPEN_NODES - (shape.own[0]?.length ?? 0);
+    const most = shape.group ? OPEN_COLUMNS - 1 : OPEN_BESIDE;
+    for (const node of shape.own[0] ?? []) {
+      const beside = shape.beside.get(node) ?? [];
+      const ids = shape.group || beside.length <= most ? beside.slice(0, most) : [];
+      for (const id of ids) {
+        left -= shape.own[id].length;
+        if (left >= 0) open.add(id);
+      }
+    }
+    return open;
+  }
+
+  /** The version that sampled most of a tree: only others are named at their nodes. */
+  function commonVersion(item) {
+    const counts = new Map();
+    for (const node of item.nodes) counts.set(node.version, (counts.get(node.version) ?? 0) + 1);
+    return [...counts].sort((one, two) => two[1] - one[1])[0]?.[0] ?? null;
+  }
+
+  class Tree {
+    constructor(item, state, hooks) {
+      Object.assign(this, { item, state, hooks, shape: view.shape.of(item), roles: item.roles, version: commonVersion(item) });
+      Object.assign(this, { cards: new Map(), boxes: new Map(), strips: new Map(), places: [] });
+      this.first = opensAtFirst(item, this.shape);
+      this.root = whole(this);
+    }
+
+    isOpen(id) {
+      return this.state.open.get(id) ?? (this.first.has(id) || (this.item.rollouts[id].probe && this.shape.own[id].length <= 6));
+    }
+
+    card(id) {
+      const card = view.node.card(this, id);
+      this.cards.set(id, card);
+      return card.element;
+    }
+
+    /** Folds or unfolds a rollout. */
+    toggle(id, isOpen = !this.isOpen(id)) {
+      const known = this.boxes.get(id);
+      if (!known || isOpen === this.isOpen(id)) return;
+      const held = known.element.contains(document.activeElement);
+      this.state.open.set(id, isOpen);
+      known.element.replaceWith(box(this, id, known.level));
+      if (held) this.go(this.shape.own[id][0]);
+    }
+
+    toggleProbes(node, isOpen = !this.state.probes.has(node)) {
+      if (isOpen) this.state.probes.add(node);
+      else this.state.probes.delete(node);
+      this.strips.get(node)?.();
+    }
+
+    togglePrompt(id) {
+      if (!this.state.prompts.delete(id)) this.state.prompts.add(id);
+      this.cards.get(id)?.showPrompt();
+    }
+
+    setMode(mode) {
+      this.state.mode = mode;
+      for (const card of this.cards.values()) if (card.element.isConnected) card.paint();
+    }
+
+    /** The element of a node: its card, or the one line of its folded rollout. */
+    element(id) {
+      const card = this.cards.get(id)?.element;
+      if (card?.isConnected) return card;
+      return this.boxes.get(this.item.nodes[id].rollout)?.element.querySelector("button.fold") ?? null;
+    }
+
+    focused(id) {
+      const before = this.element(this.state.focus ?? id);
+      if (before && before !== this.element(id)) before.tabIndex = -1;
+      this.state.focus = id;
+      const element = this.element(id);
+      if (element) element.tabIndex = 0;
+      this.hooks.onFocus?.(id);
+    }
+
+    /** Opens what a node is in, as far as it is not drawn, and moves the focus there. */
+    go(id) {
+      if (!this.item.nodes[id]) return;
+      for (const rollout of view.shape.rolloutsAbove(this.item, this.shape, id).reverse()) {
+        const at = this.shape.place.get(rollout);
+        if (this.item.rollouts[rollout].probe && at !== undefined && !this.state.probes.has(at)) this.toggleProbes(at, true);
+        if (!this.boxes.has(rollout)) this.places.find(({ ids }) => ids.includes(rollout))?.place.querySelector(":scope > .button")?.click();
+        const isLast = rollout === this.item.nodes[id].rollout;
+        if (!isLast || id !== this.shape.own[rollout][0]) this.toggle(rollout, true);
+      }
+      const element = this.element(id);
+      element?.focus({ preventScroll: true });
+      element?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    }
+  }
+
+  view.tree = { draw: (item, state, hooks = {}) => new Tree(item, state, hooks), outcome, found };
+})();

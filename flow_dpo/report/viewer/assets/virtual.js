@@ -1,0 +1,195 @@
+// A list of any length in a page of its own height: few elements, used again; rows fetched a page at a time, ahead.
+//
+//   const list = view.virtualList(body, {height: 44, make: () => ({element, fill(position, row)}), load: (offset, limit) => answer});
+//   await list.open();   list.reveal(5000);
+//
+// Invariant: the element of position p is p modulo the pool's size, so that scrolling moves no node; a row that has not
+// come keeps its place; an answer to an older question is never shown.
+(() => {
+  "use strict";
+  const view = (globalThis.flowDpo ??= {});
+  const PAGE = 200;
+  const KEPT_PAGES = 80;
+  const AT_ONCE = 3;
+  const AGAIN_MS = 2000;
+
+  /** The pages to have for rows [first, last] of `total`: those seen, then their neighbours, nearest first. Pure. */
+  const wanted = (first, last, total, size = PAGE) => {
+    const end = Math.max(0, Math.ceil(total / size) - 1);
+    const [from, to] = [Math.floor(first / size), Math.min(end, Math.floor(Math.max(first, last) / size))];
+    const pages = [];
+    for (let page = from; page <= to; page += 1) pages.push(page);
+    return [...pages, to + 1, from - 1].filter((page) => page >= 0 && page <= end);
+  };
+
+  class VirtualList {
+    constructor(body, { height, make, load, onerror }) {
+      Object.assign(this, { body, height, make, load, onerror, total: 0, pages: new Map(), busy: new Set(), pool: [], question: 0 });
+      this.onscroll = () => {
+        this.frame ??= requestAnimationFrame(() => this.draw());
+      };
+      window.addEventListener("scroll", this.onscroll, { passive: true });
+      window.addEventListener("resize", this.onscroll, { passive: true });
+    }
+
+    close() {
+      this.question += 1;
+      window.removeEventListener("scroll", this.onscroll);
+      window.removeEventListener("resize", this.onscroll);
+      cancelAnimationFrame(this.frame);
+      clearTimeout(this.again);
+    }
+
+    /**
+     * Asks anew from the page of `position` on; what is shown stays until the answer is there.
+     * @returns {Promise<object|null>} the answer, or null where another question overtook this one
+     */
+    async open(position = 0) {
+      this.question += 1;
+      const { question } = this;
+      const page = Math.floor(position / PAGE);
+      let [answer, at] = [await this.load(page * PAGE, PAGE), page];
+      if (question === this.question && page > 0 && page * PAGE >= answer.total) [answer, at] = [await this.load(0, PAGE), 0];
+      if (question !== this.question) return null;
+      this.pages = new Map([[at, answer.rows]]);
+      this.busy = new Set();
+      this.resize(answer.total);
+      return answer;
+    }
+
+    /** Rows were added at the end: the list is longer, and the page that was not full is asked for again. */
+    grow(total) {
+      if (total === this.total) return;
+      this.pages.delete(Math.floor(this.total / PAGE));
+      this.resize(total);
+    }
+
+    /** Another height of a row: what stood on top stays there. */
+    setHeight(height) {
+      if (height === this.height) return;
+      const top = Math.max(0, this.offset()) / this.height;
+      this.height = height;
+      this.resize(this.total);
+      if (top > 0) window.scrollTo(0, window.scrollY - this.offset() + top * height);
+    }
+
+    resize(total) {
+      this.total = total;
+      this.body.style.height = `${total * this.height}px`;
+      for (const handle of this.pool) handle.position = null;
+      this.draw();
+    }
+
+    /** How far the list's top has gone above the window's, in pixels. */
+    offset() {
+      return -this.body.getBoundingClientRect().top;
+    }
+
+    row(position) {
+      return this.pages.get(Math.floor(position / PAGE))?.[position % PAGE] ?? null;
+    }
+
+    seen() {
+      const first = Math.max(0, Math.floor(this.offset() / this.height));
+      const last = Math.min(this.total - 1, Math.ceil((this.offset() + window.innerHeight) / this.height));
+      return { first: Math.min(first, Math.max(0, this.total - 1)), last };
+    }
+
+    // One window's height of rows is kept ready above and below what is seen.
+    draw() {
+      this.frame = undefined;
+      const { first, last } = this.seen();
+      const spare = Math.ceil(window.innerHeight / this.height);
+      const size = 3 * spare + 4;
+      if (this.pool.length < size) this.enlarge(size);
+      const from = Math.max(0, first - spare);
+      const to = Math.min(this.total - 1, last + spare, from + this.pool.length - 1);
+      for (let position = from; position <= to; position += 1) this.place(position);
+      this.pool.forEach((handle) => {
+        handle.element.hidden = handle.position === null || handle.position < from || handle.position > to;
+      });
+      this.fetch(first, last);
+    }
+
+    // With another size of the pool a position has another element: all are drawn anew.
+    enlarge(size) {
+      while (this.pool.length < size) this.pool.push(this.add());
+      for (const handle of this.pool) handle.position = null;
+    }
+
+    add() {
+      const handle = this.make(this.pool.length);
+      handle.position = null;
+      handle.element.hidden = true;
+      this.body.append(handle.element);
+      return handle;
+    }
+
+    place(position) {
+      const handle = this.pool[position % this.pool.length];
+      const row = this.row(position);
+      if (handle.position === position && handle.row === row) return;
+      Object.assign(handle, { position, row });
+      handle.element.style.transform = `translateY(${position * this.height}px)`;
+      handle.fill(position, row);
+    }
+
+    /** The element that shows a position now, or null. */
+    element(position) {
+      const handle = this.pool[position % Math.max(1, this.pool.length)];
+      return handle?.position === position && !handle.element.hidden ? handle.element : null;
+    }
+
+    // Pages are asked for by what is seen now, so that a scroll across the list asks for none of those it passes.
+    fetch(first, last) {
+      if (!this.total) return;
+      this.wanted = wanted(first, last, this.total);
+      for (const page of this.wanted) {
+        if (this.busy.size >= AT_ONCE) return;
+        if (!this.pages.has(page) && !this.busy.has(page)) this.fetchPage(page, this.question);
+      }
+    }
+
+    async fetchPage(page, question) {
+      this.busy.add(page);
+      try {
+        const answer = await this.load(page * PAGE, PAGE);
+        if (question !== this.question) return;
+        this.pages.set(page, answer.rows);
+        this.forget();
+        this.onerror(null);
+      } catch (error) {
+        if (question !== this.question) return;
+        this.onerror(error);
+        this.again = setTimeout(() => this.draw(), AGAIN_MS);
+        return;
+      } finally {
+        if (question === this.question) this.busy.delete(page);
+      }
+      this.draw();
+    }
+
+    // The pages that were fetched first and are not wanted go, so that a long look keeps little.
+    forget() {
+      for (const page of this.pages.keys()) {
+        if (this.pages.size <= KEPT_PAGES) return;
+        if (!this.wanted.includes(page)) this.pages.delete(page);
+      }
+    }
+
+    /** Scrolls as little as needed for a position to stand within the window, clear of what sticks to its top. */
+    reveal(position, clear) {
+      const top = position * this.height - this.offset();
+      const above = top - clear - this.height;
+      const below = top + 2 * this.height - window.innerHeight;
+      if (above < 0) window.scrollBy(0, above);
+      else if (below > 0) window.scrollBy(0, below);
+      this.draw();
+    }
+  }
+
+  view.pagesWanted = wanted;
+
+  /** A virtual list within `body`, which is scrolled by the window. */
+  view.virtualList = (body, options) => new VirtualList(body, options);
+})();

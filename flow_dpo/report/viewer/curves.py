@@ -1,0 +1,150 @@
+"""Every number of a run over its batches, read from metrics.jsonl as it grows.
+
+    batches = Batches(path)
+    batches.refresh()         True where there is more than before
+    batches.value()           {"batches": [{"from": 0, "to": 32}, ...], "x": {"problems": [32, ...]}, "series": {...}}
+
+Invariant: all series are as long as there are batches; what a row does not say, or says in another kind than a number,
+is None there. A row that is none costs itself alone, and its problems are of no batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import DataError
+from flow_dpo.report.viewer.lines import integer, number, parse_line, read_lines
+
+WAITED_S = 0.01
+"""Where a run's process samples itself, what it waits for is there: microseconds. A longer wait tells that workers
+sample elsewhere, while it learns."""
+_AT_START = 64
+"""Problems whose accuracy is that at the start: those of the first batch at least."""
+
+
+class Batches:
+    """The columns of one metrics.jsonl."""
+
+    def __init__(self, path: Callable[[], Path]) -> None:
+        """`path` gives the file's path; it raises `DataError` where the file must not be read."""
+        self._path = path
+        self._clear()
+
+    def _clear(self) -> None:
+        self._seen: tuple[int, int, int, int] | None = None
+        self._offset = self._line = 0
+        self.ends: list[int] = []
+        """Problems seen after each batch."""
+        self.starts: list[int] = []
+        self.series: dict[str, list[float | None]] = {}
+        self.notes: list[tuple[int | None, str]] = []
+
+    def refresh(self) -> bool:
+        """Read what is new; whether anything is. A file that was replaced or cut is read anew."""
+        try:
+            path = self._path()
+            found = path.stat()
+            seen = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+            if seen == self._seen:
+                return False
+            was = self._seen
+            if was is not None and (was[:2] != seen[:2] or seen[2] <= was[2] or seen[2] < self._offset):
+                self._clear()
+            with path.open("rb") as file:
+                for line in read_lines(file, start=self._offset, number=self._line, end=found.st_size):
+                    self._offset, self._line = line.offset + line.length, line.number
+                    self._add(line.number, line.content)
+            self._seen = seen
+            return True
+        except FileNotFoundError:
+            had = self._seen is not None
+            self._clear()
+            return had
+        except (OSError, DataError) as error:
+            known = self.notes
+            self._clear()
+            words = f"it cannot be read: {os.strerror(error.errno or 0)}" if isinstance(error, OSError) else str(error)
+            self.notes.append((None, words))
+            return self.notes != known
+
+    def _add(self, line: int, content: bytes) -> None:
+        try:
+            row = parse_line(content)
+        except DataError as error:
+            self.notes.append((line, str(error)))
+            return
+        seen, last = integer(row.get("problems_seen")), self.ends[-1] if self.ends else 0
+        if row.get("schema") != "metrics/1" or seen is None or seen <= last:
+            words = f"problems_seen above {last}, found {row.get('problems_seen')!r:.40}"
+            wrong = "the schema 'metrics/1'" if row.get("schema") != "metrics/1" else words
+            self.notes.append((line, f"expected a batch's numbers with {wrong}"))
+            return
+        num = len(self.ends)
+        self.starts.append(last)
+        self.ends.append(seen)
+        for name, value in row.items():
+            known = number(value)
+            if name != "problems_seen" and known is not None:
+                self.series.setdefault(name, [None] * num).append(known)
+        for values in self.series.values():
+            values.extend([None] * (num + 1 - len(values)))
+
+    # ---- what is read of them ----------------------------------------------------------------------------------------
+
+    def last(self, name: str) -> float | None:
+        """The newest batch's value."""
+        values = self.series.get(name)
+        return values[-1] if values else None
+
+    def total(self, name: str) -> float | None:
+        """The sum over all batches that have a value."""
+        there = [value for value in self.series.get(name, ()) if value is not None]
+        return sum(there) if there else None
+
+    @property
+    def accuracy_at_start(self) -> float | None:
+        """Accuracy over the first problems: as many as 64 where the batches are small."""
+        values = self.series.get("progressive/accuracy", ())
+        early = [value for end, value in zip(self.ends, values, strict=False) if end <= _AT_START and value is not None]
+        return early[-1] if early else values[0] if values else None
+
+    def updates(self) -> list[int | None]:
+        """Updates of the policy after each batch."""
+        made = self.series.get("learn/updates")
+        before = self.series.get("learn/version") or self.series.get("policy_version")
+        if before is None:
+            return [int(value) for value in accumulate(value or 0 for value in made or [0] * len(self.ends))]
+        both = zip(before, made or [0] * len(before), strict=True)
+        return [None if value is None else int(value + (more or 0)) for value, more in both]
+
+    def seconds(self) -> list[float]:
+        """Seconds that the batches took so far, by what the rows say; what lies between two batches (checkpoints,
+        evaluations, a run that stood still) is not in them.
+
+        Sampling, grading and learning follow each other where the run's own process samples. Where workers do, they
+        sample while it learns, and a batch takes the learner's update and its wait for the batch.
+        """
+        num = len(self.ends)
+        waited = self.series.get("rollout/wait_seconds", [])
+        elsewhere = max((value or 0.0 for value in waited), default=0.0) >= WAITED_S
+        names = ["rollout/wait_seconds"] if elsewhere else ["rollout/seconds", "grade/seconds"]
+        columns = [self.series.get(name) or [None] * num for name in (*names, "learn/seconds")]
+        return list(accumulate(sum(value or 0.0 for value in row) for row in zip(*columns, strict=True)))
+
+    def value(self) -> Mapping[str, Any]:
+        """All of it, as the page draws it."""
+        tokens = accumulate(value or 0 for value in self.series.get("rollout/tokens") or [0] * len(self.ends))
+        return {
+            "batches": [{"from": start, "to": end} for start, end in zip(self.starts, self.ends, strict=True)],
+            "x": {
+                "problems": list(self.ends),
+                "updates": self.updates(),
+                "tokens": [int(value) for value in tokens],
+                "hours": [value / 3600 for value in self.seconds()],
+            },
+            "series": {name: list(values) for name, values in self.series.items()},
+        }

@@ -1,0 +1,217 @@
+"""What the table of sources shows of each: read leniently from the small files beside its rows.
+
+    headers, notes = read_headers(source)
+    facts_of(source, headers, batches, totals)      {"recipe": "flow-dpo", "model": "seed", "accuracy": 0.93, ...}
+
+Invariant: a file that is missing, broken or foreign costs its facts, which are None then; a broken one has a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.core.errors import DataError, FlowDpoError
+from flow_dpo.report.viewer.curves import Batches
+from flow_dpo.report.viewer.found import ViewSource, opened
+from flow_dpo.report.viewer.lines import integer, mapping, number, parse_line, read_lines, text
+from flow_dpo.runs.resolve import read_settings
+
+_LARGEST = 8 * 2**20
+"""Bytes of a header that is read."""
+HEADERS = {
+    "run": ("config.yaml", "run.json"),
+    "evaluation": ("summary.json",),
+    "traces": ("traces.json",),
+    "judgements": ("judge.json", "summary.json"),
+}
+"""The small files of each kind of source."""
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums over the items of a source, from its index."""
+
+    num: int = 0
+    pairs: int = 0
+    scored: int = 0
+    tokens: int = 0
+    statuses: Mapping[str, int]
+    roles: Mapping[str, int]
+
+
+def read_headers(source: ViewSource) -> tuple[dict[str, Mapping[str, Any]], list[tuple[str, str]]]:
+    """The content of a source's small files by name, empty where one is missing or broken, with notes on the broken."""
+    found: dict[str, Mapping[str, Any]] = {}
+    notes: list[tuple[str, str]] = []
+    for name in HEADERS[source.kind]:
+        found[name] = {}
+        try:
+            path = opened(source, name)
+            if not path.is_file():
+                continue
+            if path.stat().st_size > _LARGEST:
+                raise DataError(f"expected a file of at most {_LARGEST // 2**20} MiB, found a larger one")
+            found[name] = read_settings(path) if name == "config.yaml" else _object(path)
+        except OSError as error:
+            notes.append((name, f"it cannot be read: {error.strerror}"))
+        except FlowDpoError as error:
+            notes.append((name, str(error)))
+    return found, notes
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    return parse_line(path.read_bytes())
+
+
+def facts_of(source: ViewSource, headers: Mapping[str, Mapping[str, Any]], batches: Batches, totals: Totals) -> Facts:
+    """The facts of a source, by its kind; every one is there, None where it is not known."""
+    if source.kind == "run":
+        return _of_run(headers["config.yaml"], headers["run.json"], batches, totals)
+    if source.kind == "evaluation":
+        return _of_evaluation(headers["summary.json"], source)
+    if source.kind == "traces":
+        return _of_traces(headers["traces.json"], totals)
+    return _of_judgements(headers["judge.json"], headers["summary.json"], totals)
+
+
+def _of_run(settings: Mapping[str, Any], facts: Mapping[str, Any], batches: Batches, totals: Totals) -> Facts:
+    model, data = mapping(settings.get("model")), mapping(settings.get("data"))
+    seconds, updates = batches.seconds(), batches.updates()
+    flow = text(settings.get("flow_source"))
+    return {
+        "recipe": text(settings.get("recipe")),
+        "flow": flow or None,
+        "preset": text(settings.get("preset")) or None,
+        "model": text(facts.get("model")) or text(model.get("model_name_or_path")),
+        "dataset": _dataset(data),
+        "problems_seen": batches.ends[-1] if batches.ends else 0,
+        "num_problems": integer(facts.get("num_problems")),
+        "accuracy": batches.last("progressive/window_accuracy"),
+        "low": batches.last("progressive/window_low"),
+        "high": batches.last("progressive/window_high"),
+        "accuracy_at_start": batches.accuracy_at_start,
+        "pairs": totals.pairs,
+        "scored": totals.scored,
+        "updates": updates[-1] if updates else 0,
+        "tokens_sampled": totals.tokens,
+        "seconds": seconds[-1] if seconds else None,
+        "roles": _roles(batches) or list(totals.roles),
+        "command": text(facts.get("command")),
+        "started": text(facts.get("started")),
+    }
+
+
+def _roles(batches: Batches) -> list[str]:
+    """The flow's roles, in its order: each has a column of its nodes."""
+    return [name.removeprefix("nodes/") for name in batches.series if name.startswith("nodes/")]
+
+
+def _dataset(data: Mapping[str, Any]) -> str | None:
+    """The data set, its configuration and its split: "openai/gsm8k/main/train"."""
+    names = ("dataset_name", "dataset_config", "dataset_split")
+    parts = [part for name in names if (part := text(data.get(name)))]
+    return "/".join(parts) or None
+
+
+def _of_evaluation(summary: Mapping[str, Any], source: ViewSource) -> Facts:
+    interval = summary.get("interval")
+    low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
+    settings = mapping(summary.get("settings"))
+    candidates = bool(summary.get("candidates"))
+    problems = integer(summary.get("num_problems"))
+    return {
+        "accuracy": None if candidates else number(summary.get("accuracy")),
+        "low": None if candidates else number(low),
+        "high": None if candidates else number(high),
+        "num_problems": _sampled_so_far(source) if problems is None and not summary else problems,
+        "num_draws": integer(summary.get("num_draws")),
+        "ungraded": integer(summary.get("num_ungraded")),
+        "dataset": text(summary.get("dataset")),
+        "model": text(summary.get("model")),
+        "who": _who(summary, settings) if summary else None,
+        "decoding": _decoding(mapping(summary.get("decoding"))),
+        "tokens_sampled": integer(summary.get("tokens")),
+        "command": text(summary.get("command")),
+    }
+
+
+def _who(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Who was measured: "flow, adapters of runs/gsm8k"."""
+    if summary.get("candidates"):
+        what = "Stop on a fixed set of candidates"
+    else:
+        what = "single model" if settings.get("mode") == "single" else "attempts" if summary.get("votes") else "flow"
+    if not summary.get("adapters"):
+        return f"untrained {what}"
+    return f"{what}, adapters of {text(settings.get('run')) or text(settings.get('adapter')) or 'an unnamed run'}"
+
+
+def _decoding(decoding: Mapping[str, Any]) -> str | None:
+    if not decoding:
+        return None
+    if decoding.get("greedy") is True:
+        return "greedy"
+    names = {"temperature": "temperature", "top_p": "top-p", "num_samples": "draws"}
+    known = [f"{words} {value:g}" for name, words in names.items() if (value := number(decoding.get(name))) is not None]
+    return ", ".join(["sampled", *known])
+
+
+def _sampled_so_far(source: ViewSource) -> int | None:
+    """Problems that an evaluation which has not finished has sampled, by its journal."""
+    try:
+        path = opened(source, "sampled.jsonl")
+        num = 0
+        with path.open("rb") as file:
+            for line in read_lines(file, start=0, number=0, end=path.stat().st_size):
+                if line.content.startswith(b'{"schema": "sampled_batch/1"'):
+                    problems = _parsed(line.content).get("problems")
+                    num += len(problems) if isinstance(problems, list) else 0
+        return num
+    except (OSError, DataError):
+        return None
+
+
+def _parsed(content: bytes) -> Mapping[str, Any]:
+    try:
+        return parse_line(content)
+    except DataError:
+        return {}
+
+
+def _of_traces(header: Mapping[str, Any], totals: Totals) -> Facts:
+    counts, cost = mapping(header.get("counts")), mapping(header.get("cost"))
+    return {
+        "num": totals.num,
+        "problems": integer(counts.get("num_problems_sampled")),
+        "num_problems": integer(header.get("num_problems")),
+        "source": text(header.get("source")),
+        "dataset": text(header.get("dataset")),
+        "model": text(header.get("model")),
+        "tokens_sampled": integer(cost.get("tokens_sampled")),
+        "seconds": number(cost.get("seconds")),
+        "command": text(header.get("command")),
+    }
+
+
+def _of_judgements(header: Mapping[str, Any], summary: Mapping[str, Any], totals: Totals) -> Facts:
+    pairs = mapping(summary.get("pairs"))
+    return {
+        "wins_a": integer(pairs.get("a")),
+        "wins_b": integer(pairs.get("b")),
+        "ties": integer(pairs.get("tie")),
+        "unparsed": integer(pairs.get("unparsed")),
+        "num_pairs": integer(header.get("num_pairs")),
+        "num": totals.num,
+        "judge": text(header.get("judge")),
+        "dataset": None,
+        "sides": [text(mapping(side).get("path")) for side in _list(header.get("traces"))],
+        "command": text(header.get("command")),
+    }
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,382 @@
+"""The index of one source: an SQLite file that knows where each row lies and by what it is listed.
+
+    index = Index(source, folder)        nothing is read yet
+    while index.step(): ...              some thousand lines more, each time; False when there is nothing new
+    with index.reading() as database: ...
+
+It lies in the user's cache, never in a run, and is extended as the files grow. Several viewers may share one: each step
+is a transaction that first looks how far the index is. Invariant: after any sequence of steps its content is what one
+pass over the files as they stand would give; files that were changed, replaced or cut are read anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from flow_dpo.core.errors import DataError, StorageError
+from flow_dpo.report.viewer.columns import COMPANIONS, MAIN, SHOWN, Example, columns, example
+from flow_dpo.report.viewer.found import ViewSource, opened
+from flow_dpo.report.viewer.lines import Line, parse_line, read_lines
+
+VERSION = 1
+"""Of the tables and of what is written into them: an index of another one is thrown away."""
+STEP = 4 * 2**20
+"""Bytes of a file that are read in one transaction."""
+_BLOCK = 4096
+"""Bytes at the beginning of a file, and before the place up to which it was read, by which it is recognised."""
+_TRIES = 3
+_NOTES = 100
+"""Notes that are kept of one file."""
+_TABLES = """
+CREATE TABLE meta (version INTEGER, revision INTEGER, source TEXT);
+CREATE TABLE files (name TEXT PRIMARY KEY, device INTEGER, inode INTEGER, size INTEGER, mtime INTEGER, offset INTEGER,
+    line INTEGER, head BLOB, tail BLOB, wrong INTEGER);
+CREATE TABLE notes (file TEXT, line INTEGER, text TEXT);
+CREATE TABLE items (n INTEGER PRIMARY KEY, offset INTEGER, length INTEGER, id TEXT, status TEXT, answer TEXT, gold TEXT,
+    rollouts INTEGER, "right" INTEGER, wrong INTEGER, ungraded INTEGER, accuracy REAL, flipped INTEGER,
+    pairs INTEGER, scored INTEGER, depth INTEGER, tokens INTEGER, version INTEGER, attempts INTEGER, yes REAL,
+    margin REAL, draw INTEGER, level TEXT, subject TEXT);
+CREATE INDEX items_by_id ON items (id);
+CREATE TABLE texts (n INTEGER PRIMARY KEY, question TEXT, find TEXT);
+CREATE TABLE examples (n INTEGER, kind TEXT, line INTEGER, offset INTEGER, length INTEGER, role TEXT, depth INTEGER,
+    PRIMARY KEY (n, kind, line)) WITHOUT ROWID;
+CREATE INDEX examples_by_role ON examples (role, depth, n);
+CREATE TABLE learned (n INTEGER, line INTEGER, offset INTEGER, length INTEGER, PRIMARY KEY (n, line)) WITHOUT ROWID;
+"""
+COLUMNS = (
+    "id", "status", "answer", "gold", "rollouts", "right", "wrong", "ungraded", "accuracy", "flipped", "pairs",
+    "scored", "depth", "tokens", "version", "attempts", "yes", "margin", "draw", "level", "subject",
+)  # fmt: skip
+"""The facts of an item in `items`, in their order behind n, offset and length."""
+_ITEM = f"INSERT INTO items VALUES ({', '.join('?' * (len(COLUMNS) + 3))})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """A file as it is, or as it was when the index was last there."""
+
+    device: int
+    inode: int
+    size: int
+    mtime: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Read:
+    """How far a file is indexed; a row of `files`."""
+
+    seen: _Seen
+    offset: int = 0
+    line: int = 0
+    head: bytes = b""
+    tail: bytes = b""
+    wrong: int = 0
+    """Lines that could not be read."""
+
+
+class Index:
+    """The index of one source, in `folder`."""
+
+    def __init__(self, source: ViewSource, folder: Path, *, yield_to: Callable[[], None] = lambda: None) -> None:
+        """`yield_to` is called at every line: it returns when nobody waits for an answer."""
+        self.source = source
+        self._main, self._schema = MAIN[source.kind]
+        self.folder = folder
+        self.names = (self._main, *(COMPANIONS if source.kind == "run" else ()))
+        digest = hashlib.sha256(os.fsencode(source.path.resolve())).hexdigest()[:32]
+        self._path = folder / f"{digest}.sqlite"
+        self._yield_to = yield_to
+        self._known: dict[str, _Seen | None] = {}
+        """The files when everything in them was indexed."""
+        self._writer: sqlite3.Connection | None = None
+        self._failures = 0
+        self.ready = False
+        """Whether it can be read from."""
+        self.progress = 0.0
+        """Share of the bytes that is indexed, 1.0 where there are none."""
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection for queries, which sees the index as the last step left it. Raises `DataError` where the index
+        cannot be read."""
+        try:
+            address = f"{self._path.absolute().as_uri()}?mode=ro"
+            with closing(sqlite3.connect(address, timeout=10, isolation_level=None, uri=True)) as database:
+                database.execute("PRAGMA query_only = 1")
+                database.execute("BEGIN")
+                yield database
+        except sqlite3.Error as error:
+            raise DataError(
+                f"expected the index of {self.source.name}, found {error}; ask again in a moment"
+            ) from error
+
+    # ---- writing -----------------------------------------------------------------------------------------------------
+
+    def is_behind(self) -> bool:
+        """Whether something is new."""
+        return self._writer is None or self._look_at_all() != self._known
+
+    def step(self) -> bool:
+        """Index some of what is new; False where there is nothing. Raises `StorageError` where the
+        index cannot be written."""
+        seen = self._look_at_all()
+        if self._writer is not None and seen == self._known:
+            return False
+        try:
+            return self._step(seen)
+        except sqlite3.DatabaseError as error:
+            self.close()
+            self._failures += 1
+            if self._failures > _TRIES:
+                raise StorageError(f"could not write the index {self._path}: {error}; make room") from error
+            if not isinstance(error, sqlite3.OperationalError):  # it is damaged, or no index
+                self._throw_away()
+            return True
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _step(self, seen: dict[str, _Seen | None]) -> bool:
+        database = self._open()
+        with database:  # commits, or rolls back
+            database.execute("BEGIN IMMEDIATE")
+            read = self._validated(database, seen)
+            whole = True
+            for name in self.names:  # what belongs to a tree is read once all trees are
+                state = seen[name]
+                if state is not None and whole:
+                    whole = self._read_file(database, name, read.setdefault(name, _Read(seen=state)), state)
+            self._keep(database, read, seen, whole=whole)
+        self._known = seen if whole else {}
+        self._failures = 0
+        self.ready = True
+        return not whole
+
+    def _look_at_all(self) -> dict[str, _Seen | None]:
+        # The main file last: it is written first, so that every tree of an example that is seen is seen, too.
+        return {name: self._look(name) for name in reversed(self.names)}
+
+    def _look(self, name: str) -> _Seen | None:
+        try:
+            found = opened(self.source, name).stat()
+        except (OSError, DataError):
+            return None
+        return _Seen(device=found.st_dev, inode=found.st_ino, size=found.st_size, mtime=found.st_mtime_ns)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = database = sqlite3.connect(
+                self._path, timeout=30, isolation_level=None, check_same_thread=False
+            )
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute("PRAGMA cache_size = -16384")
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+                if "meta" not in tables or database.execute("SELECT version FROM meta").fetchone() != (VERSION,):
+                    _make(database, tables, self.source)
+        return self._writer
+
+    def _throw_away(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self._known = {}
+
+    def _validated(self, database: sqlite3.Connection, seen: dict[str, _Seen | None]) -> dict[str, _Read]:
+        """How far each file was read; nothing, with empty tables, where one of them is no longer what was read."""
+        rows = database.execute("SELECT * FROM files").fetchall()
+        read = {
+            name: _Read(
+                seen=_Seen(device=device, inode=inode, size=size, mtime=mtime),
+                offset=offset, line=line, head=head, tail=tail, wrong=wrong,
+            )
+            for name, device, inode, size, mtime, offset, line, head, tail, wrong in rows
+        }  # fmt: skip
+        if all(self._grew(name, one, seen.get(name)) for name, one in read.items()):
+            return read
+        for table in ("files", "notes", "items", "texts", "examples", "learned"):
+            database.execute(f"DELETE FROM {table}")
+        return {}
+
+    def _grew(self, name: str, read: _Read, seen: _Seen | None) -> bool:
+        """Whether a file is what it was, with more at its end perhaps."""
+        was = read.seen
+        if seen is None or (seen.device, seen.inode) != (was.device, was.inode) or seen.size < read.offset:
+            return False
+        if seen.size <= was.size and seen.mtime != was.mtime:
+            return False  # written over
+        try:
+            with opened(self.source, name).open("rb") as file:
+                return _marks(file, read.offset) == (read.head, read.tail)
+        except (OSError, DataError):
+            return False
+
+    def _read_file(self, database: sqlite3.Connection, name: str, read: _Read, seen: _Seen) -> bool:
+        """Index the next lines of one file; whether it was read to its end."""
+        end = min(seen.size, read.offset + STEP)
+        try:
+            with opened(self.source, name).open("rb") as file:
+                lines = self._lines(file, read, end, seen.size)
+                writer = _items if name == self._main else _companions
+                noted = writer(database, self._schema if name == self._main else COMPANIONS[name], lines)
+                read.head, read.tail = _marks(file, read.offset)
+        except OSError as error:
+            noted = [(None, f"expected rows, found that the file cannot be read: {error.strerror}")]
+            database.execute("DELETE FROM notes WHERE file = ? AND line IS NULL", (name,))
+            read.offset = seen.size
+        kept = noted[: max(0, _NOTES - read.wrong)]
+        database.executemany("INSERT INTO notes VALUES (?, ?, ?)", [(name, line, words) for line, words in kept])
+        read.wrong += len(noted)
+        return read.offset >= seen.size or end >= seen.size
+
+    def _lines(self, file: BinaryIO, read: _Read, end: int, size: int) -> Iterator[Line]:
+        """The lines from where the file was left to `end`, one at least where there is one up to `size`."""
+        while True:
+            found = False
+            for line in read_lines(file, start=read.offset, number=read.line, end=end):
+                self._yield_to()
+                yield line
+                read.offset, read.line = line.offset + line.length, line.number
+                found = True
+            if found or end >= size:
+                return
+            end = min(size, end + 16 * STEP)
+
+    def _keep(
+        self, database: sqlite3.Connection, read: dict[str, _Read], seen: dict[str, _Seen | None], *, whole: bool
+    ) -> None:
+        """Write down how far the files were read."""
+        total = done = 0
+        for name, one in read.items():
+            state = seen[name]
+            assert state is not None, name
+            database.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (name, state.device, state.inode, state.size, state.mtime, one.offset, one.line, one.head, one.tail,
+                 one.wrong),
+            )  # fmt: skip
+        for name, state in seen.items():
+            total += state.size if state else 0
+            done += read[name].offset if name in read else 0
+        self.progress = 1.0 if whole or not total else min(0.999, done / total)
+        database.execute("UPDATE meta SET revision = revision + 1")
+
+
+def _make(database: sqlite3.Connection, tables: set[str], source: ViewSource) -> None:
+    for table in tables:
+        if not table.startswith("sqlite_"):
+            database.execute(f'DROP TABLE IF EXISTS "{table}"')
+    for statement in _TABLES.split(";"):
+        database.execute(statement)
+    database.execute("INSERT INTO meta VALUES (?, 0, ?)", (VERSION, str(source.path)))
+
+
+def _marks(file: BinaryIO, offset: int) -> tuple[bytes, bytes]:
+    """Digests of the first block, and of the last one before `offset`."""
+    found: list[bytes] = []
+    for start in (0, max(0, offset - _BLOCK)):
+        file.seek(start)
+        found.append(hashlib.blake2b(file.read(min(_BLOCK, offset - start)), digest_size=16).digest())
+    return found[0], found[1]
+
+
+_Noted = list[tuple[int | None, str]]
+
+
+def _items(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> _Noted:
+    noted: _Noted = []
+    items: list[Sequence[Any]] = []
+    texts: list[Sequence[Any]] = []
+    for line in lines:
+        try:
+            found = columns(schema, parse_line(line.content))
+        except DataError as error:
+            noted.append((line.number, str(error)))
+            continue
+        n = line.number - 1
+        question = found.get("question")
+        if schema == "tree":
+            found["pairs"] = found["scored"] = 0
+        items.append((n, line.offset, line.length, *map(found.get, COLUMNS)))
+        shown = None if question is None else question[:SHOWN]
+        searched = (found["id"], shown, found.get("answer"), found.get("gold"))
+        texts.append((n, shown, "\n".join(each for each in searched if each).lower()))
+    database.executemany(_ITEM, items)
+    database.executemany("INSERT INTO texts VALUES (?, ?, ?)", texts)
+    return noted
+
+
+def _companions(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> _Noted:
+    noted: _Noted = []
+    found: list[tuple[Line, Example]] = []
+    for line in lines:
+        try:
+            # The content is let go of at once: a step's lines together are megabytes.
+            found.append((Line(number=line.number, offset=line.offset, length=line.length, content=b""),
+                          example(schema, line.content)))  # fmt: skip
+        except DataError as error:
+            noted.append((line.number, str(error)))
+    items = _items_of(database, {one.problem for _, one in found})
+    rows: list[Sequence[Any]] = []
+    changes: dict[int, list[Any]] = {}
+    for line, one in found:
+        n = _item_of(one, items.get(one.problem, ()))
+        if n is None:
+            noted.append((line.number, f"expected a problem that trees.jsonl has, found {one.problem!r:.80}"))
+        elif schema == "learned":
+            rows.append((n, line.number, line.offset, line.length))
+        else:
+            rows.append((n, schema, line.number, line.offset, line.length, one.role, one.depth))
+            change = changes.setdefault(n, [0, None, None])
+            change[0] += 1
+            change[1] = _larger(change[1], one.depth)
+            change[2] = _larger(change[2], one.margin)
+    marks = ", ".join("?" * (4 if schema == "learned" else 7))
+    database.executemany(f"INSERT INTO {'learned' if schema == 'learned' else 'examples'} VALUES ({marks})", rows)
+    count = {"pair": "pairs", "scored": "scored"}.get(schema)
+    if count:
+        database.executemany(
+            f"UPDATE items SET {count} = {count} + ?1, depth = coalesce(max(depth, ?2), depth, ?2), "
+            "margin = coalesce(max(margin, ?3), margin, ?3) WHERE n = ?4",
+            [(*change, n) for n, change in changes.items()],
+        )
+    return noted
+
+
+def _larger(one: Any, other: Any) -> Any:
+    return other if one is None else one if other is None else max(one, other)
+
+
+def _items_of(database: sqlite3.Connection, names: set[str]) -> dict[str, list[tuple[int, int | None]]]:
+    """The items of each of these problems, with their versions, in order."""
+    found: dict[str, list[tuple[int, int | None]]] = {}
+    wanted = sorted(names)
+    for start in range(0, len(wanted), 500):
+        some = wanted[start : start + 500]
+        query = f"SELECT id, n, version FROM items WHERE id IN ({', '.join('?' * len(some))}) ORDER BY n"
+        for name, n, version in database.execute(query, some):
+            found.setdefault(name, []).append((n, version))
+    return found
+
+
+def _item_of(one: Example, items: Sequence[tuple[int, int | None]]) -> int | None:
+    """The tree that an example is of: the problem's own; of several, the first that its policy sampled."""
+    if len(items) > 1:
+        for n, version in items:
+            if version == one.version:
+                return n
+    return items[0][0] if items else None

@@ -1,0 +1,214 @@
+"""All that the page shows, from the sources at some paths: the one place that both the server and the export read.
+
+    with Library([Path("runs")]) as library:
+        library.get("sources", {})                                 every source, with its facts
+        library.get("curves", {"source": "train"})                 every number of a run, batch by batch
+        library.get("items", {"source": "train", "flipped": "1"})  a list of problems
+        library.get("item", {"source": "train", "n": "17"})        one of them, whole
+
+A thread of its own follows the files and extends the indexes; it stands back while something is asked. Invariant:
+nothing is written into a source, and whatever its files hold, an answer is what JSON can hold, or a `DataError`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from flow_dpo.core.errors import DataError, StorageError
+from flow_dpo.report.viewer import queries
+from flow_dpo.report.viewer.found import Note, ViewSource, find_sources
+from flow_dpo.report.viewer.index import Index
+from flow_dpo.report.viewer.items import Missing, item
+from flow_dpo.report.viewer.shelf import Shelf
+
+_PAUSE_S = 1.0
+"""Between two looks at the files."""
+_SCAN_S = 5.0
+"""Between two walks through the folders."""
+_PATIENCE_S = 1.0
+"""As long as the thread that indexes stands back at most."""
+
+
+def cache_folder() -> Path:
+    """Where indexes are kept: in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "flow-dpo" / "view"
+
+
+class Library:
+    """The sources at some paths, with their indexes."""
+
+    def __init__(self, paths: Sequence[Path], *, cache: Path | None = None) -> None:
+        """Raises `DataError` for a path at which there is nothing, and where there is no source at all."""
+        self._paths = [Path(path) for path in paths]
+        sources, self._notes = find_sources(self._paths)
+        if not sources:
+            raise DataError("; ".join(note.text for note in self._notes) or "expected a path, found none")
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = self._writable(cache_folder() if cache is None else cache)
+        self._asked = 0
+        self._free = threading.Condition()
+        self._closing = threading.Event()
+        self._shelves = {source.id: self._shelf(source) for source in sources}
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin to follow the files."""
+        self._thread = threading.Thread(target=self._follow, name="index", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop following, and let go of the indexes."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+        for shelf in self._shelves.values():
+            shelf.index.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    @property
+    def sources(self) -> list[ViewSource]:
+        """The sources, in the order in which they are shown."""
+        return [shelf.source for shelf in self._shelves.values()]
+
+    def wait(self, timeout_s: float = 600.0) -> None:
+        """Return once everything that is there is indexed. Raises `StorageError` where that takes too long."""
+        end = time.monotonic() + timeout_s
+        while any(shelf.behind for shelf in list(self._shelves.values())):
+            if time.monotonic() > end or self._closing.wait(0.01):
+                raise StorageError(f"expected the indexes within {timeout_s:.0f} s, found them unfinished; wait longer")
+
+    # ---- what is asked -----------------------------------------------------------------------------------------------
+
+    def get(self, kind: str, params: Mapping[str, str]) -> dict[str, Any]:
+        """A resource, as JSON can hold it. Raises `DataError` for parameters that are wrong, `Missing` for what there
+        is not."""
+        answer = {"sources": self._sources, "curves": self._curves, "items": self._items, "item": self._item}.get(kind)
+        if answer is None:
+            raise Missing(f"expected sources, curves, items or item, found {kind!r:.40}")
+        with self._in_front():
+            return answer(params)
+
+    def _sources(self, params: Mapping[str, str]) -> dict[str, Any]:
+        queries.refuse_unknown(params, frozenset())
+        shelves = list(self._shelves.values())
+        notes = [*self._notes, *(note for shelf in shelves for note in shelf.notes())]
+        return {
+            "title": ", ".join(dict.fromkeys(path.resolve().name or str(path) for path in self._paths)),
+            "static": False,
+            "sources": [shelf.value() for shelf in shelves],
+            "notes": [
+                {"source": note.source, "file": note.file, "line": note.line, "text": note.text} for note in notes
+            ],
+        }
+
+    def _curves(self, params: Mapping[str, str]) -> dict[str, Any]:
+        queries.refuse_unknown(params, frozenset({"source"}))
+        return self._named(params).curves()
+
+    def _items(self, params: Mapping[str, str]) -> dict[str, Any]:
+        shelf, wanted = self._named(params), queries.Wanted.of(params)
+        return shelf.items(wanted)
+
+    def _item(self, params: Mapping[str, str]) -> dict[str, Any]:
+        queries.refuse_unknown(params, frozenset({"source", "n"}))
+        return item(self._named(params), queries.integer(params, "n", 0), list(self._shelves.values()))
+
+    def _named(self, params: Mapping[str, str]) -> Shelf:
+        shelf = self._shelves.get(params.get("source", ""))
+        if shelf is None:
+            raise Missing(f"expected the id of a source, found {params.get('source', '')!r:.80}")
+        return shelf
+
+    # ---- the thread that follows -------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        scanned = time.monotonic()
+        while not self._closing.is_set():
+            waiting = [shelf for shelf in list(self._shelves.values()) if shelf.follow()]
+            for shelf in waiting:
+                self._step(shelf)
+                if self._closing.is_set():
+                    return
+            if time.monotonic() - scanned > _SCAN_S:
+                self._scan()
+                scanned = time.monotonic()
+            if not waiting:
+                self._closing.wait(_PAUSE_S)
+
+    def _step(self, shelf: Shelf) -> None:
+        try:
+            shelf.step()
+        except StorageError as error:
+            if self._temporary is None:
+                self._folder = self._writable(None)
+            if shelf.index.folder == self._folder:
+                shelf.give_up(str(error))
+            else:
+                shelf.index = Index(shelf.source, self._folder, yield_to=self._stand_back)
+
+    def _scan(self) -> None:
+        """Look for sources that are new."""
+        try:
+            found, notes = find_sources(self._paths)
+        except DataError as error:  # a path that was there is gone
+            self._notes = [Note(text=str(error))]
+            return
+        known = {shelf.source.path for shelf in self._shelves.values()}
+        self._notes = notes
+        for source in found:
+            if source.path not in known and source.id not in self._shelves:
+                self._shelves[source.id] = self._shelf(source)
+
+    def _shelf(self, source: ViewSource) -> Shelf:
+        return Shelf(source, Index(source, self._folder, yield_to=self._stand_back))
+
+    def _writable(self, folder: Path | None) -> Path:
+        """`folder` where it can be written to, otherwise a temporary one."""
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    return folder
+        except OSError as error:
+            words = f"indexes are kept for this time only: {folder} cannot be written to ({error.strerror})"
+            self._notes = [*self._notes, Note(text=words)]
+        self._temporary = tempfile.TemporaryDirectory(prefix="flow-dpo-view-")
+        return Path(self._temporary.name)
+
+    @contextmanager
+    def _in_front(self) -> Iterator[None]:
+        """A context in which the thread that indexes stands back: two busy threads would wait for each other at every
+        row."""
+        with self._free:
+            self._asked += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._asked -= 1
+                self._free.notify_all()
+
+    def _stand_back(self) -> None:
+        if self._asked and threading.current_thread() is self._thread:
+            with self._free:
+                self._free.wait_for(lambda: not self._asked, timeout=_PATIENCE_S)
+
+
+Get = Callable[[str, Mapping[str, str]], dict[str, Any]]

@@ -1,0 +1,224 @@
+"""One source as it is now: its index, its curves, its facts, and whether somebody still writes to it.
+
+    shelf = Shelf(source, index)
+    if shelf.follow(): shelf.step()       look at the files, and index some of what is new
+    shelf.value()                         {"id": "train", "kind": "run", "state": "going on", "indexed": 0.4, ...}
+
+Invariant: `value`, `items` and `curves` answer from what was read so far, at any moment and from any thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flow_dpo.report.viewer import queries
+from flow_dpo.report.viewer.curves import Batches
+from flow_dpo.report.viewer.facts import HEADERS, Totals, facts_of, read_headers
+from flow_dpo.report.viewer.found import Note, ViewSource, opened
+from flow_dpo.report.viewer.index import Index
+
+_GROWING_S = 60.0
+"""Seconds after which a file that was seen to grow no longer tells that somebody writes to it."""
+_MOST_NOTES = 200
+_STARTED = f"{time.time_ns():x}"
+
+
+class Shelf:
+    """What is known of one source."""
+
+    def __init__(self, source: ViewSource, index: Index) -> None:
+        self.source = source
+        self.index = index
+        self.behind = True
+        """Something is there that was not indexed yet."""
+        self.batches = Batches(lambda: opened(source, "metrics.jsonl"))
+        self.state = ""
+        self._lock = threading.Lock()
+        self._headers: dict[str, Mapping[str, Any]] = {name: {} for name in HEADERS[source.kind]}
+        self._header_notes: list[tuple[str, str]] = []
+        self._seen_headers: object = None
+        self._counted = _Counted()
+        self._sizes: dict[str, int] = {}
+        self._grew = float("-inf")
+        self._changes = 0
+        self._failed = ""
+
+    # ---- following ---------------------------------------------------------------------------------------------------
+
+    def follow(self) -> bool:
+        """Look at everything but the rows; whether rows are to be indexed."""
+        stats = tuple(_stat(self.source.path / name) for name in HEADERS[self.source.kind])
+        changed = False
+        if stats != self._seen_headers:
+            headers, notes = read_headers(self.source)
+            self._headers, self._header_notes, self._seen_headers, changed = headers, notes, stats, True
+        if self.source.kind == "run":
+            with self._lock:
+                changed |= self.batches.refresh()
+        sizes = {name: size for name in self.index.names if (size := _size(self.source.path / name)) is not None}
+        if self._sizes and any(size > self._sizes.get(name, 0) for name, size in sizes.items()):
+            self._grew = time.monotonic()
+        self._sizes = sizes
+        state = self._state()
+        changed |= state != self.state
+        self.state = state
+        if changed:
+            self._changes += 1
+        self.behind = not self._failed and self.index.is_behind()
+        return self.behind
+
+    def step(self) -> None:
+        """Index some of what is new. Raises `StorageError`."""
+        self.index.step()
+        with self.index.reading() as database:
+            self._counted = _count(database)
+        self._changes += 1
+
+    def give_up(self, reason: str) -> None:
+        """Nothing more can be indexed."""
+        self._failed = reason
+        self.behind = False
+        self._changes += 1
+
+    def _state(self) -> str:
+        """Whether the source is whole, or somebody writes to it, or it was interrupted."""
+        if self._complete():
+            return "finished"
+        growing = time.monotonic() - self._grew < _GROWING_S
+        return "going on" if growing or is_locked(self.source.path / ".lock") else "interrupted"
+
+    def _complete(self) -> bool:
+        headers = self._headers
+        if self.source.kind == "run":
+            wanted = headers["run.json"].get("num_problems")
+            enough = isinstance(wanted, int) and bool(self.batches.ends) and self.batches.ends[-1] >= wanted
+            return enough and not is_locked(self.source.path / ".lock")
+        if self.source.kind == "traces":
+            return headers["traces.json"].get("complete") is not False
+        return bool(headers["summary.json"]) or (self.source.path / "summary.json").is_file()
+
+    # ---- answers -----------------------------------------------------------------------------------------------------
+
+    def value(self) -> dict[str, Any]:
+        """The source in the table of sources."""
+        counted, index = self._counted, self.index
+        with self._lock:
+            facts = facts_of(self.source, self._headers, self.batches, counted.totals)
+        return {
+            "id": self.source.id,
+            "name": self.source.name,
+            "kind": self.source.kind,
+            "path": str(self.source.path),
+            "state": self.state,
+            "indexed": 1.0 if self._failed or not self.behind else index.progress,
+            "num_items": counted.totals.num,
+            "stamp": f"{_STARTED}-{self._changes}",
+            "facts": facts,
+        }
+
+    @property
+    def stamp(self) -> str:
+        """Changes whenever something of the source does."""
+        return f"{_STARTED}-{self._changes}"
+
+    def curves(self) -> dict[str, Any]:
+        """Every number of the run, batch by batch."""
+        with self._lock:
+            return dict(self.batches.value())
+
+    def items(self, wanted: queries.Wanted) -> dict[str, Any]:
+        """A list of items. Raises `DataError` where the index cannot be read."""
+        if not self.index.ready:
+            return {"total": 0, "all": 0, "rows": [], "facets": _NO_FACETS}
+        with self.index.reading() as database:
+            total, found = queries.numbers(database, wanted)
+            rows = queries.rows(database, found)
+        for row in rows:
+            row["batch"] = self.batch_of(row["n"])
+        return {"total": total, "all": self._counted.totals.num, "rows": rows, "facets": self._counted.facets}
+
+    def batch_of(self, n: int) -> int | None:
+        """The batch, from 0, in which an item was sampled."""
+        with self._lock:
+            at = bisect_right(self.batches.ends, n)
+            return at if at < len(self.batches.ends) and self.batches.starts[at] <= n else None
+
+    def notes(self) -> list[Note]:
+        """What could not be read."""
+        found: list[tuple[str | None, int | None, str]] = [(name, None, words) for name, words in self._header_notes]
+        with self._lock:
+            found += [("metrics.jsonl", line, words) for line, words in self.batches.notes]
+        found += self._counted.notes
+        if self.state != "going on":
+            found += [(name, line, "the last line has no end: it was torn off") for name, line in self._counted.torn]
+        if self._failed:
+            found.append((None, None, self._failed))
+        shown = [Note(source=self.source.id, file=name, line=line, text=words) for name, line, words in found]
+        if len(shown) > _MOST_NOTES:
+            more = Note(source=self.source.id, text=f"{len(shown) - _MOST_NOTES} more of this kind")
+            shown = [*shown[:_MOST_NOTES], more]
+        return shown
+
+
+class _Counted:
+    """What one look at the index gave."""
+
+    def __init__(self) -> None:
+        self.totals = Totals(statuses={}, roles={})
+        self.facets: dict[str, Any] = _NO_FACETS
+        self.notes: list[tuple[str | None, int | None, str]] = []
+        self.torn: list[tuple[str, int]] = []
+
+
+_NO_FACETS: dict[str, Any] = {
+    "roles": {}, "statuses": {}, "levels": {}, "subjects": {}, "versions": None, "max_depth": None,
+}  # fmt: skip
+
+
+def _count(database: sqlite3.Connection) -> _Counted:
+    counted = _Counted()
+    counted.facets = facets = queries.facets(database)
+    query = "SELECT count(*), coalesce(sum(pairs), 0), coalesce(sum(scored), 0), coalesce(sum(tokens), 0) FROM items"
+    [(num, pairs, scored, tokens)] = database.execute(query)
+    counted.totals = Totals(
+        num=num, pairs=pairs, scored=scored, tokens=tokens, statuses=facets["statuses"], roles=facets["roles"]
+    )
+    counted.notes = database.execute("SELECT file, line, text FROM notes ORDER BY file, line").fetchall()
+    for name, size, offset, line, wrong in database.execute("SELECT name, size, offset, line, wrong FROM files"):
+        if offset < size:
+            counted.torn.append((name, line + 1))
+        kept = sum(1 for file, _, _ in counted.notes if file == name)
+        if wrong > kept:
+            counted.notes.append((name, None, f"{wrong - kept} more lines could not be read"))
+    return counted
+
+
+def is_locked(lock: Path) -> bool:
+    """Whether a process of this machine holds a run's lock, where the system tells without touching it."""
+    try:
+        found = lock.stat()
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines() if sys.platform == "linux" else []
+    except (OSError, UnicodeDecodeError):
+        return False
+    # "1: FLOCK  ADVISORY  WRITE 812 fd:01:5678 0 EOF"
+    return any(len(words := line.split()) > 5 and words[5].endswith(f":{found.st_ino}") for line in locks)
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _size(path: Path) -> int | None:
+    found = _stat(path)
+    return None if found is None else found[1]

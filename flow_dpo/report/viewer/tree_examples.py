@@ -1,0 +1,109 @@
+"""The examples of one tree: pairs and scored completions, each with what policy and reference were when it was learned.
+
+    a row of pairs.jsonl (nodes 0 and 6) and a row of learned.jsonl (version 3, nodes 0 and 6)
+    ->  {"kind": "pair", "chosen": 0, "rejected": 6, "margin": 1.0, "learned": [{"version": 3, "policy": [[..], [..]]}]}
+
+Invariant: an example names nodes of the tree; one that does not is left out with a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flow_dpo.report.viewer.lenient import Reader, finite, objects
+
+_Key = tuple[str, int | None, int | None]
+"""Role, node and rejected node of an example."""
+
+
+def example_views(
+    examples: Sequence[Any], learned: Sequence[Any], num_nodes: int, tree: Reader
+) -> list[dict[str, Any]]:
+    """The examples in the order of their rows, pairs and scored completions as they come."""
+    by_key = _learned_by_key(learned, tree.notes)
+    found: list[dict[str, Any]] = []
+    for at, row in enumerate(objects(examples)):
+        reader = Reader(row, tree.notes, f"example {at}")
+        example = _example(row, reader)
+        sides = [example[name] for name in ("chosen", "rejected", "node") if name in example]
+        if any(side is None or side >= num_nodes for side in sides):
+            reader.note(f"expected nodes of this tree, found {sides}; left out")
+            continue
+        rejected = example.get("rejected")
+        example["learned"] = by_key.get((example["role"], sides[0], rejected), [])
+        found.append(example)
+    return found
+
+
+def mark_sides(nodes: list[dict[str, Any]], examples: Sequence[Mapping[str, Any]], rows: Sequence[Any]) -> None:
+    """Tell every node its side in the pairs, its advantage, and its prompt as text where its own record has none."""
+    for example in examples:
+        if example["kind"] == "scored":
+            nodes[example["node"]]["advantage"] = example["advantage"]
+            continue
+        for name in ("chosen", "rejected"):
+            node = nodes[example[name]]
+            node["side"] = name if node["side"] in ("", name) else "both"
+    for row in objects(rows):
+        for name in ("node", "rejected_node"):
+            at, prompt = row.get(name), row.get("prompt")
+            if isinstance(at, int) and 0 <= at < len(nodes) and isinstance(prompt, str) and nodes[at]["prompt"] is None:
+                nodes[at]["prompt_text"] = prompt
+
+
+def _example(row: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
+    """One example. A row with a rejected side is a pair, whatever its schema's number."""
+    shared = {
+        "role": reader.text("role"),
+        "depth": reader.count("depth"),
+        "weight": reader.number("weight"),
+        "tags": reader.texts("tags"),
+        "version": reader.integer("policy_version"),
+    }
+    if "rejected_node" not in row:
+        return {
+            "kind": "scored",
+            **shared,
+            "node": reader.count("node"),
+            "advantage": reader.number("advantage"),
+            "status": _status(reader, "verdict"),
+        }
+    return {
+        "kind": "pair",
+        **shared,
+        "chosen": reader.count("node"),
+        "rejected": reader.count("rejected_node"),
+        "margin": reader.number("margin"),
+        "statuses": [_status(reader, "chosen_verdict"), _status(reader, "rejected_verdict")],
+    }
+
+
+def _status(reader: Reader, name: str) -> str:
+    return reader.below(name, name).text("status") or "ungraded"
+
+
+def _learned_by_key(learned: Sequence[Any], notes: list[str]) -> dict[_Key, list[dict[str, Any]]]:
+    """What was recorded at learning, by the example's role and nodes, in the order of the updates."""
+    found: dict[_Key, list[dict[str, Any]]] = {}
+    for at, row in enumerate(objects(learned)):
+        reader = Reader(row, notes, f"learned {at}")
+        key = (reader.text("role"), reader.count("node"), reader.count("rejected_node"))
+        found.setdefault(key, []).append(
+            {
+                "version": reader.integer("version"),
+                "policy": _by_token(reader, "policy") or [],
+                "reference": _by_token(reader, "reference"),
+                "reference_version": reader.integer("reference_version"),
+            }
+        )
+    return found
+
+
+def _by_token(reader: Reader, name: str) -> list[list[float | None]] | None:
+    """Log-probabilities by token, a list for each completion; None where there are none."""
+    given = reader.items(name)
+    if any(not isinstance(each, list) for each in given):
+        reader.note(f"{name!r}: expected a list of log-probabilities for each completion")
+        return None
+    return [[finite(value) for value in each] for each in given] or None

@@ -1,0 +1,95 @@
+"""Wrong steps of a solution as ranges of its text, and of the nodes that wrote it.
+
+    "She loses 17: 46 - 17 = 39\nAnswer: 39"   ->   [{"from": 0, "to": 27, "why": "the result does not follow"}, ...]
+
+Lines are judged by `evaluate.step_validity`: by the step checker of the problem's data set, or else by the equations
+that they state. A node's text is found in the solution that it belongs to; an attempt that was given up is checked as
+a text of its own, and what is no part of a solution (a plan beside it, a choice) is not checked.
+
+Invariants: a range counts UTF-16 code units, as a page's strings do; a text without a range is not claimed to be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from flow_dpo.core.types import Problem
+from flow_dpo.evaluate.step_validity import checked_steps
+
+_MOST_CHARS = 20_000
+"""Longer solutions are not checked: a page has to open within a moment."""
+
+Span = tuple[int, int, str]
+"""From, to (not included), and why it is wrong; in characters."""
+
+
+def wrong_spans(problem: Problem, text: str) -> list[Span]:
+    """The lines that state something false, in their order."""
+    if not text or len(text) > _MOST_CHARS:
+        return []
+    found: list[Span] = []
+    at = 0
+    for line in checked_steps(problem, text).lines:
+        start = text.find(line.text, at)
+        if start < 0 or not line.text:
+            continue
+        at = start + len(line.text)
+        if line.fault and not line.given_up:
+            found.append((start, at, line.fault))
+    return found
+
+
+def places_of_parts(text: str, parts: Sequence[str]) -> list[int | None]:
+    """Where each part stands in a text that was put together from some of them, in their order; None where it is not.
+
+    `"ab\\ncd"` of `["xx", "ab", "cd", "yy"]` gives [None, 0, 3, None]. Parts that belong to it follow each other, a
+    few characters of fixed text apart at most; of several ways, the one that covers most of the text.
+    """
+    best: list[int | None] = [None] * len(parts)
+    most = 0
+    for last in range(len(parts) - 1, -1, -1):
+        places = _backwards(text, parts[: last + 1])
+        covered = sum(len(part) for part, place in zip(parts, places, strict=False) if place is not None)
+        if covered > most:
+            best, most = [*places, *[None] * (len(parts) - last - 1)], covered
+        if most >= len(text.strip()):
+            break
+    return best
+
+
+def _backwards(text: str, parts: Sequence[str]) -> list[int | None]:
+    """The same where the last part ends the text."""
+    places: list[int | None] = [None] * len(parts)
+    limit = len(text)
+    for at in range(len(parts) - 1, -1, -1):
+        part = parts[at]
+        start = text.rfind(part, 0, limit) if part.strip() else -1
+        if start < 0 or limit - (start + len(part)) > _MOST_BETWEEN:
+            if limit == len(text):
+                return places
+            continue
+        places[at], limit = start, start
+    return places
+
+
+_MOST_BETWEEN = 200
+"""Characters of fixed text between two parts, such as what reopens an answer that was refused."""
+
+
+def within(spans: Sequence[Span], start: int, length: int) -> list[Span]:
+    """The parts of some ranges that fall on a piece of the text, counted from its beginning."""
+    cut = [(max(first - start, 0), min(last - start, length), why) for first, last, why in spans]
+    return [(first, last, why) for first, last, why in cut if first < last]
+
+
+def faults(spans: Sequence[Span], text: str) -> list[dict[str, Any]]:
+    """Ranges as the page reads them."""
+    units = partial(_code_units, text, text.isascii() or max(text) <= "\uffff")
+    return [{"from": units(first), "to": units(last), "why": why} for first, last, why in spans]
+
+
+def _code_units(text: str, plain: bool, at: int) -> int:
+    """A place in characters as a place in UTF-16 code units."""
+    return at if plain else at + sum(char > "\uffff" for char in text[:at])

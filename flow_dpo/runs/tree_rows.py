@@ -1,0 +1,173 @@
+"""Rows of trees.jsonl, all rollouts on one problem with each node's prompt and verdicts, and of tokens.jsonl.
+
+A prompt is written as what it adds to an earlier node's, so that none is written twice:
+
+    node 0  answer  prompt {"kept": 0, "token_ids": [2, 105, 52, ...]}     the whole of it
+    node 1  stop    prompt {"kept": 0, "token_ids": [2, 108, 52, ...]}
+    node 2  answer  prompt {"after": 0, "kept": 58}                        node 0's prompt and its completion
+
+Invariant: nodes and rollouts name each other rightly, and a prompt refers to earlier nodes alone; anything else is a
+`DataError` (`records`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from flow_dpo.core.types import FinishReason, Problem, Role, TokenIds, Verdict
+from flow_dpo.data.typed_json import Count, TokenIdList
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """A token's text: a row of tokens.jsonl, which has one for each token of a run's prompts and completions."""
+
+    SCHEMA: ClassVar[str] = "token/1"
+    id: Count
+    text: str
+    """As the token stands inside a text; of a special token, its name."""
+    special: bool = field(default=False, metadata={"sparse": True})
+    """Texts leave it out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRow:
+    """A node's prompt: the first tokens of an earlier node's prompt and completion, and what follows them."""
+
+    after: Count | None = field(default=None, metadata={"sparse": True})
+    """The earlier node; None where nothing is shared."""
+    kept: Count = 0
+    """Tokens of that node's prompt and completion, from the first."""
+    token_ids: TokenIdList = field(default=(), metadata={"sparse": True})
+    """All others, behind those."""
+
+    def __post_init__(self) -> None:
+        if self.after is None and self.kept:
+            raise ValueError(f"expected a node in 'after', found None with {self.kept} tokens kept")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRow:
+    """One completion of a tree; the columns of `core.tree.Node` and its completion."""
+
+    id: Count
+    parent: Count | None
+    rollout: Count
+    depth: Count
+    role: Role
+    policy_version: int
+    """Of the adapters that sampled it."""
+    token_ids: TokenIdList
+    text: str
+    """The tokens decoded, for people, special tokens left out."""
+    logprobs: tuple[float, ...]
+    """Nats, to six decimals."""
+    finish_reason: FinishReason
+    choice: Count | None
+    choice_logprobs: tuple[float, ...]
+    tags: tuple[str, ...]
+    prompt: PromptRow | None = field(default=None, metadata={"sparse": True})
+    """None in older rows."""
+    piece_lengths: tuple[Count, ...] = field(default=(), metadata={"sparse": True})
+    """Characters of `text` that each token adds; empty where the texts in tokens.jsonl make up the text."""
+
+    def __post_init__(self) -> None:
+        lengths = self.piece_lengths
+        if lengths and (len(lengths) != len(self.token_ids) or sum(lengths) != len(self.text)):
+            raise ValueError(
+                f"expected a number for each of the {len(self.token_ids)} tokens in 'piece_lengths', which come to the "
+                f"text's {len(self.text)} characters, found {len(lengths)} that come to {sum(lengths)}"
+            )
+        if len(self.choice_logprobs) == 2 and self.choice not in (0, 1):
+            raise ValueError(f"expected 0 or 1 as the 'choice' between two words, found {self.choice!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRow:
+    """One rollout of a tree; the columns of `core.tree.Rollout`."""
+
+    id: Count
+    start: Count
+    leaf: Count
+    ended: bool
+    """Answer sampled its end token last."""
+    probe: bool
+    value: float | None
+    text: str
+    verdict: Verdict | None
+
+    @property
+    def status(self) -> Literal["correct", "wrong", "ungraded"]:
+        """Its verdict's; "ungraded" where it has none."""
+        return "ungraded" if self.verdict is None else self.verdict.status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeRow:
+    """All rollouts on one problem: a row of trees.jsonl."""
+
+    SCHEMA: ClassVar[str] = "tree/2"
+    OLDER: ClassVar[tuple[str, ...]] = ("tree/1",)
+    problem: Problem
+    nodes: tuple[NodeRow, ...]
+    rollouts: tuple[RolloutRow, ...]
+    skipped: Mapping[Role, Count]
+    choices: Mapping[Role, tuple[str, ...]] = field(
+        default_factory=dict[Role, tuple[str, ...]], metadata={"sparse": True}
+    )
+    """Words that roles which choose chose among first."""
+    first_prompt_ids: Mapping[Role, TokenIdList] = field(
+        default_factory=dict[Role, TokenIdList], metadata={"sparse": True}
+    )
+    """Of older rows, which have no other prompts."""
+
+    def __post_init__(self) -> None:
+        """Nodes and rollouts must name each other rightly."""
+        if not self.nodes or not self.rollouts:
+            raise ValueError(f"expected nodes and rollouts, found {len(self.nodes)} and {len(self.rollouts)}")
+        for at, node in enumerate(self.nodes):
+            _below(f"nodes {at}", parent=(node.parent or 0, max(at, 1)), rollout=(node.rollout, len(self.rollouts)))
+            _below(f"nodes {at}", depth=(node.depth, at + 1))
+            if node.id != at or (at == 0) > (node.parent is None):
+                raise ValueError(f"nodes {at}: expected the id {at}, found {node.id} below {node.parent}")
+        for at, rollout in enumerate(self.rollouts):
+            _below(f"rollouts {at}", start=(rollout.start, len(self.nodes)), leaf=(rollout.leaf, len(self.nodes)))
+            if rollout.id != at:
+                raise ValueError(f"rollouts {at}: expected the id {at}, found {rollout.id}")
+        self._check_prompts()
+
+    def prompt_ids(self, node: int) -> TokenIds:
+        """A node's whole prompt. Raises `ValueError` where its row is an older one that has none."""
+        parts: list[TokenIds] = []
+        kept = None
+        at: int | None = node
+        # From the end to the beginning: what this node adds, then what is kept of the node before, and so on.
+        while at is not None:
+            prompt = self.nodes[at].prompt
+            if prompt is None:
+                raise ValueError(f"the prompt of node {at} was not recorded")
+            own = prompt.token_ids if kept is None else (*prompt.token_ids, *self.nodes[at].token_ids)
+            take = len(own) if kept is None else max(0, kept - prompt.kept)
+            parts.append(tuple(own[:take]))
+            kept = prompt.kept if kept is None else min(kept, prompt.kept)
+            at = prompt.after if kept else None
+        return tuple(id for part in reversed(parts) for id in part)
+
+    def _check_prompts(self) -> None:
+        """Each refers to an earlier node, and keeps no more tokens than that has."""
+        lengths: list[int] = []
+        for at, node in enumerate(self.nodes):
+            prompt = node.prompt
+            if prompt is not None and prompt.after is not None:
+                _below(f"nodes {at}, prompt", after=(prompt.after, at))
+                _below(f"nodes {at}, prompt", kept=(prompt.kept, lengths[prompt.after] + 1))
+            own = 0 if prompt is None else prompt.kept + len(prompt.token_ids)
+            lengths.append(own + len(node.token_ids))
+
+
+def _below(place: str, **values: tuple[int, int]) -> None:
+    for name, (value, limit) in values.items():
+        if value >= limit:
+            raise ValueError(f"{place}: expected a whole number from 0 to {limit - 1} in {name!r}, found {value}")
