@@ -29,7 +29,7 @@ def comparison_answers(source: ComparisonSource) -> Answers:
     declared = [gap for gap in contrasts(found) if gap.test == primary]
     gaps = [gap for gap in to_baseline(found) if gap.test == primary]
     return Answers(
-        learned=(*_baseline(found, gaps), *_declared(declared, primary), *_accuracy(found)),
+        learned=(*_accuracy(found), *_baseline(found, gaps), *_declared(declared, primary)),
         surely=_surely(found, [*declared, *gaps]), price=_price(found), distrust=tuple(_doubts(found)),
     )  # fmt: skip
 
@@ -60,7 +60,7 @@ def _declared(gaps: Sequence[Gap], primary: str) -> list[str]:
 
 
 def _accuracy(found: Found) -> list[str]:
-    """The best arm on the primary test, and the model as it was."""
+    """The highest arm on the primary test, and the model as it was."""
     primary = primary_of(found)
     test, _, how = primary.partition("/")
     there = [
@@ -73,12 +73,12 @@ def _accuracy(found: Found) -> list[str]:
         return []
     best = max(there, key=lambda one: one[1]["mean"])
     base = [one for one in there if one[0].get("kind") == "base" and one is not best][:1]
-    named = ", ".join(
+    named = "; the model as it was, ".join(
         f"{arm['name']} {formatting.share(one['mean'])}"
         + (f" ({formatting.interval((one['low'], one['high']))} over seeds)" if _varies(one) else "")
         for arm, one in [best, *base]
     )
-    return [f"Best accuracy on {primary}{', and the model as it was' if base else ''}: {named}."]
+    return [f"Highest on {primary}: {named}."]
 
 
 def _varies(one: Found) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flow_dpo.report import formatting
@@ -59,10 +60,14 @@ def _answers(sources: Sequence[Source]) -> Answers:
     runs = [source for source in sources if isinstance(source, RunSource)]
     evaluations = [source for source in sources if isinstance(source, EvaluationSource)]
     several = sum(isinstance(source, (RunSource, ComparisonSource)) for source in sources) > 1
-    found: list[Answers] = [Answers(surely=(words,)) for words in [over_seeds(runs)] if words]
+    found = [over_seeds(runs)] if len(runs) > 1 else []
     for source in sources:
-        if isinstance(source, (RunSource, ComparisonSource)):
-            one = run_answers(source) if isinstance(source, RunSource) else comparison_answers(source)
+        if isinstance(source, ComparisonSource):
+            found.append(_named(comparison_answers(source), source.name) if several else comparison_answers(source))
+        elif isinstance(source, RunSource):
+            one = run_answers(source)
+            # Of several runs each has its interval in its change, and seeds are read together.
+            one = replace(one, surely=()) if len(runs) > 1 else one
             found.append(_named(one, source.name) if several else one)
     found.append(evaluation_answers(evaluations, runs))
     found.append(traces_answers([source for source in sources if isinstance(source, TracesSource)]))

@@ -159,7 +159,7 @@ def lay_out_forest(forest: Forest) -> ForestScale:
     values = [value for row in rows for value in row]
     if forest.reference is not None:
         reach = sorted(max((abs(value - forest.reference) for value in row), default=0.0) for row in rows)
-        most = _FARTHEST * reach[int(_MOST_ROWS * (len(reach) - 1))]
+        most = _FARTHEST * reach[math.ceil(_MOST_ROWS * (len(reach) - 1))]
         values = [min(max(value, forest.reference - most), forest.reference + most) for value in values]
         values.append(forest.reference)
     scale = Scale.over(values, most=4)

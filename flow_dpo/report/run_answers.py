@@ -236,24 +236,32 @@ def _skipped_rows(run: RunSource) -> str:
     )
 
 
-def over_seeds(runs: Sequence[RunSource]) -> str:
-    """What several runs that differ in their seed alone come to; "" where there are none."""
+# ---- several runs ----------------------------------------------------------------------------------------------------
+
+
+def over_seeds(runs: Sequence[RunSource]) -> Answers:
+    """What runs that differ in their seed alone come to together, and how many runs have no such other."""
     from flow_dpo.evaluate.statistics import mean_of  # loads scipy
 
-    groups: dict[str, list[float]] = {}
+    groups: dict[str, list[RunSource]] = {}
     for run in runs:
-        if run.rows and (gap := learning.change(*_ends(run)[:2])).value is not None and _ends(run)[2]:
-            groups.setdefault(_kind(run), []).append(gap.value)
-    several = [values for values in groups.values() if len(values) > 1]
-    if len(several) != 1 or len(several[0]) != len(runs):
-        return ""
-    found = mean_of(several[0])
-    between = formatting.points_interval(found["low"], found["high"])
-    told = "rose" if found["low"] > 0 else "fell" if found["high"] < 0 else "no change is proved"
-    return (
-        f"Over {len(runs)} seeds: {formatting.points(found['mean'])} points from the first part to the last (95 %, "
-        f"t-interval: {between}): {told}."
-    )
+        if run.rows and _ends(run)[2]:
+            groups.setdefault(_kind(run), []).append(run)
+    several = [group for group in groups.values() if len({_setting(run, "run", "seed") for run in group}) > 1]
+    told: list[str] = []
+    for group in several:
+        gaps = [learning.change(*_ends(run)[:2]).value or 0.0 for run in group]
+        found = mean_of(gaps)
+        verb = "rose" if found["low"] > 0 else "fell" if found["high"] < 0 else "no change is proved"
+        told.append(
+            f"Over {len(group)} seeds ({', '.join(run.name for run in group)}): {verb}, "
+            f"{formatting.points(found['mean'])} "
+            f"points from the first part to the last ({formatting.points_interval(found['low'], found['high'])}, 95 % "
+            "t-interval)."
+        )
+    single = len(runs) - sum(map(len, several))
+    alone = f"1 seed in {single} of {len(runs)} runs: what another seed would come to is not known."
+    return Answers(learned=tuple(told), surely=(alone,) if single else ())
 
 
 def _kind(run: RunSource) -> str:

@@ -169,11 +169,17 @@ def test_runs_that_differ_in_their_seed_alone_are_read_over_seeds(tmp_path: Path
         for seed in range(3)
     ]  # fmt: skip
     # Rises of 28, 29 and 30 of 32 problems; the half of a t-interval is 4.303 / sqrt(3) standard deviations of 1 / 32.
-    expected = "Over 3 seeds: +90.6 points from the first part to the last (95 %, t-interval: +82.9 to +98.4): rose."
-    assert answers(*made).surely[0] == expected
-    assert answers(*made).learned[0].startswith("0: Accuracy rose by 87.5 points")
+    expected = "Over 3 seeds (0, 1, 2): rose, +90.6 points from the first part to the last (+82.9 to +98.4, 95 % t-"
+    expected += "interval)."
+    assert answers(*made).learned[0] == expected
+    assert answers(*made).learned[1].startswith("0: Accuracy rose by 87.5 points")
+    assert answers(*made).surely == ()
     other = report_sources.run(tmp_path / "other", [WRONG] * 32 + [RIGHT] * 32, batch=32, config={"note": "other"})
-    assert not any("seeds" in words for words in answers(*made, other).surely)
+    assert answers(*made, other).learned[0] == expected
+    assert answers(*made, other).surely == (
+        "1 seed in 1 of 4 runs: what another seed would come to is not known.",
+    )  # fmt: skip
+    assert answers(made[0], other).surely[0].startswith("1 seed in 2 of 2 runs")
 
 
 # ---- comparisons -----------------------------------------------------------------------------------------------------
@@ -191,10 +197,9 @@ def compared(
 def test_a_clean_comparison(tmp_path: Path) -> None:
     found = compared(tmp_path)
     assert found.learned == (
-        "On held_out/greedy, 1 of 3 arms are better than self_generated, 1 worse, 1 not told apart.",
-        "Best accuracy on held_out/greedy, and the model as it was: trained_flow 88.6 % (85.6 to 91.6 % over seeds), "
-        "zero_shot "
+        "Highest on held_out/greedy: trained_flow 88.6 % (85.6 to 91.6 % over seeds); the model as it was, zero_shot "
         "58.1 % (55.1 to 61.1 % over seeds).",
+        "On held_out/greedy, 1 of 3 arms are better than self_generated, 1 worse, 1 not told apart.",
     )
     assert found.surely[0] == "3 seeds of training, 2,000 questions of held_out/greedy: 95 % intervals over both."
     assert found.price[0].startswith("1,234,567 to 1,234,567 tokens sampled an arm and seed; the dearest, zero_shot: -")
@@ -258,13 +263,13 @@ def test_each_reason_to_distrust_a_comparison_is_found_alone(tmp_path: Path, exp
 
 def test_the_contrasts_that_are_named_are_told_apart_by_every_interval(tmp_path: Path) -> None:
     told = _contrasts(held_out__greedy=_gap(0.02, 0.01, seeds=0.01))
-    [_, words, _] = compared(tmp_path, told).learned
+    [*_, words] = compared(tmp_path, told).learned
     assert words == (
         "1 of 1 contrasts on held_out/greedy are told apart; the largest of them: ground_truth against trained_flow "
         "+2.0 "
         "(+1.0 to +3.0 over seeds)."
     )
-    [_, words, _] = compared(tmp_path, _contrasts(held_out__greedy=_gap(0.02, 0.01, seeds=0.03))).learned
+    [*_, words] = compared(tmp_path, _contrasts(held_out__greedy=_gap(0.02, 0.01, seeds=0.03))).learned
     assert words.startswith("0 of 1 contrasts on held_out/greedy are told apart; the largest: ground_truth against ")
 
 
