@@ -53,7 +53,8 @@ def _declared(gaps: Sequence[Gap], primary: str) -> list[str]:
         return []
     told = [gap for gap in gaps if gap.side]
     by_size = sorted(told or gaps, key=lambda gap: abs(gap.mean))
-    largest = list({(gap.one if gap.team else gap.other): gap for gap in by_size}.values())[::-1][:_NAMED]
+    of_each = {(gap.one if gap.team else gap.other): gap for gap in by_size}.values()
+    largest = sorted(of_each, key=lambda gap: -abs(gap.mean))[:_NAMED]
     named = "; ".join(f"{gap.one} against {gap.other} {gap.words}" for gap in largest)
     how = "the largest of them" if told else "the largest"
     return [f"{len(told)} of {len(gaps)} contrasts on {primary} are told apart; {how}: {named}."]
