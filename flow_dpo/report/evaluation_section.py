@@ -36,7 +36,7 @@ def _accuracies(evaluations: Sequence[EvaluationSource]) -> Forest:
         accuracy = summary.get("accuracy")
         effect = Effect(
             label=one.name,
-            note=f"{describe_model(one, short=True)}, {describe_decoding(summary)}",
+            note=_how(one),
             mean=None if accuracy is None else 100 * accuracy,
             inner=(100 * bounds[0], 100 * bounds[1]),
             cells=(
@@ -78,13 +78,8 @@ def _decimals(bounds: Sequence[float] | None) -> str:
 
 def _folds(evaluations: Sequence[EvaluationSource], fixed: Sequence[EvaluationSource]) -> list[tuple[str, list[Block]]]:
     """All that was measured, as tables."""
-    columns = (
-        "evaluation", "who", "data set", "decoding", "accuracy (95 % interval)", "problems", "draws", "ungraded",
-    )  # fmt: skip
-    rows = tuple(_row(one) for one in evaluations)
-    tables = [Table(caption="Accuracy", columns=columns, rows=rows, wordy=frozenset({0, 1, 2, 3}))] if rows else []
     steps = [_steps_row(one) for one in evaluations if one.summary.get("steps_of_right_answers")]
-    tables += [_steps_table("Right answers with a wrong step", "evaluation", steps)] if steps else []
+    tables = [_steps_table("Right answers with a wrong step", "evaluation", steps)] if steps else []
     draws = [row for one in evaluations for row in _draws_rows(one)]
     columns = ("evaluation", "k", "pass@k", "majority@k")
     tables += [Table(caption="Several draws a problem", columns=columns, rows=tuple(draws))] if draws else []
@@ -100,7 +95,7 @@ def _folds(evaluations: Sequence[EvaluationSource], fixed: Sequence[EvaluationSo
     columns = ("evaluation", "group", "accuracy", "95 % interval", "problems")
     grouped = [Table(caption="By level and subject", columns=columns, rows=tuple(groups), wordy=frozenset({0, 1}))]
     return [
-        ("Accuracy, draws and wrong steps, as tables", [*tables]),
+        ("Several draws, and wrong steps", [*tables]),
         ("Stop on the evaluations' own candidates", [*judged]),
         ("Votes over several attempts", _votes_blocks([one for one in evaluations if one.draws])),
         ("By the data set's level and subject", [*grouped] if groups else []),
@@ -203,20 +198,14 @@ def describe_decoding(summary: Mapping[str, Any]) -> str:
     return f"sampled ({values})" if values else "sampled"
 
 
-def _row(one: EvaluationSource) -> tuple[str, ...]:
+def _how(one: EvaluationSource) -> str:
+    """Who answered, how, how often, and what of it could not be graded."""
     summary = one.summary
-    return (
-        one.name, describe_model(one), str(summary.get("dataset", formatting.NOTHING)), describe_decoding(summary),
-        f"{formatting.share(summary.get('accuracy'))} ({formatting.interval(summary['interval'])})",
-        formatting.count(summary.get("num_problems")), formatting.count(summary.get("num_draws")),
-        _ungraded(summary),
-    )  # fmt: skip
-
-
-def _ungraded(summary: Mapping[str, Any]) -> str:
-    """How many, and the accuracy without them where that is another."""
-    count, known = formatting.count(summary.get("num_ungraded")), summary.get("accuracy_graded")
-    return f"{count} ({formatting.share(known)} of the graded)" if summary.get("num_ungraded") else count
+    words = f"{describe_model(one, short=True)}, {describe_decoding(summary)}"
+    draws, ungraded = summary.get("num_draws"), summary.get("num_ungraded")
+    words += "" if draws in (None, summary.get("num_problems")) else f", {formatting.count(draws)} draws"
+    known = f", {formatting.share(summary.get('accuracy_graded'))} of the graded right"
+    return words + (f"; {formatting.count(ungraded)} ungraded{known}" if ungraded else "")
 
 
 def _steps_row(one: EvaluationSource) -> tuple[str, ...]:
