@@ -68,6 +68,8 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
         if re.match(r"[a-z]+:", link):
             continue
         file = (page.parent / target).resolve() if target else page
+        if file == ROOT / docs_site.VIEW / "index.html":  # made with the site
+            continue
         assert file.is_file(), f"{page.name} links to {link}: no such file (a folder has no page on the site)"
         assert not anchor or anchor in anchors(file), f"{page.name} links to {link}: {file.name} has no such heading"
 

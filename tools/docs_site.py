@@ -4,7 +4,8 @@
 
 Stages. 1: README.md, CONTRIBUTING.md, CHANGELOG.md, docs/, the figures and studies are copied to build/docs at their
 own places, so that links between them need no rewriting, and so is every other file that one of them links to. 2: the
-reference is written from the public names, a page a room. 3: Zensical builds; one warning fails the build.
+reference is written from the public names, a page a room. 3: the quick start runs, once, and the viewer's copy of it is
+put among the pages. 4: Zensical builds; one warning fails the build.
 Invariant: a page on the site is the file that a reader of the repository sees.
 """
 
@@ -24,6 +25,9 @@ STAGED = ROOT / "build" / "docs"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "benchmarks/RESULTS.md", "studies/**/*.md")
 """What becomes a page, as patterns below the repository."""
 ASSETS = ("docs/**/*.svg", "docs/**/*.png", "docs/**/*.css")
+VIEW = Path("docs", "quickstart-view")
+"""Where the site has the quick start in the viewer. It is made with the site."""
+_NUM_ITEMS = 128
 _FENCE = re.compile(r"^(```|~~~)[^\n]*\n.*?^\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 
@@ -77,9 +81,23 @@ def stage(target: Path = STAGED) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def show_quickstart(target: Path = STAGED, *more: str) -> None:
+    """Run the quick start, if it has not run yet, and put the viewer's copy of it among the pages."""
+    run = target.parent / "quickstart"
+    command = [sys.executable, "-m", "flow_dpo"]
+    words = ["quickstart", "--output_dir", str(run), *more]
+    if (run / "config.yaml").exists():
+        words = ["train", "--output_dir", str(run), "--resume"]
+    if not (run / "progressive.png").exists():  # written at its end
+        subprocess.run([*command, *words], cwd=ROOT, check=True, timeout=900)
+    copy = ["view", str(run), "--export", str(target / VIEW), "--num_items", str(_NUM_ITEMS)]
+    subprocess.run([*command, *copy], cwd=ROOT, check=True, timeout=300)
+
+
 def build() -> int:
     """Stage and build; the exit status, 1 where anything was warned of."""
     stage()
+    show_quickstart()
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     shown = done.stdout + done.stderr

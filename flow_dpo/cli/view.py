@@ -3,6 +3,7 @@
     flow-dpo view runs/train                  prints an address of this machine, and opens it
     flow-dpo view runs                        everything below a folder
     flow-dpo view runs/a runs/b --port 8000 --no-browser
+    flow-dpo view runs/train --export site/view        a copy as files, which opens from disk or any web space
 
 Runs that go on are followed. Invariant: nothing is written into what is named, and nobody but this machine is answered.
 """
@@ -20,9 +21,11 @@ from pathlib import Path
 from rich.console import Console
 
 from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.report.viewer.export import export, refuse_export
 from flow_dpo.report.viewer.library import Library
 from flow_dpo.report.viewer.server import HOST, ViewServer
 from flow_dpo.runs.callbacks.progress import print_safe
+from flow_dpo.runs.live import Live
 from flow_dpo.runs.resolve import resolve
 
 _WHAT = "Look into runs, traces, evaluations and judgements, or folders of these: flow-dpo view FOLDER..."
@@ -36,9 +39,15 @@ class ViewSettings:
     """The port on 127.0.0.1; 0 takes a free one."""
     no_browser: bool = False
     """Print the address alone."""
+    export: str | None = None
+    """Write a copy of the page to this folder instead, and end."""
+    num_items: int = 300
+    """Problems of each source that the copy holds, evenly over its time."""
 
     def __post_init__(self) -> None:
         expect(self, "from 0 to 65535", lambda value: 0 <= value <= 65_535, "port")
+        expect(self, "at least 1", lambda value: value >= 1, "num_items")
+        expect(self, "to name a folder", lambda value: value is None or bool(value.strip()), "export")
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Path], ViewSettings]:
@@ -55,6 +64,8 @@ def view(argv: Sequence[str]) -> int:
     """`flow-dpo view`."""
     paths, settings = parse(argv)
     console = Console()
+    if settings.export is not None:
+        return _export(paths, Path(settings.export), settings.num_items, console)
     with Library(paths) as library, _server(library, settings.port) as server:
         print_safe(console, f"{_counted(len(library.sources))} at {server.address}   (Ctrl-C ends)")
         if not settings.no_browser and has_display():
@@ -63,6 +74,17 @@ def view(argv: Sequence[str]) -> int:
             server.serve_forever()
         except KeyboardInterrupt:
             print_safe(console, "")
+    return 0
+
+
+def _export(paths: Sequence[Path], folder: Path, num_items: int, console: Console) -> int:
+    refuse_export(folder)
+    with Library(paths) as library, Live(console) as live:
+        live.doing(f"copying {_counted(len(library.sources))}")
+        copied = export(library, folder, num_items=num_items)
+    for id, num in copied.items.items():
+        print_safe(console, f"{id}: {num:,} items")
+    print_safe(console, f"Written to {folder / 'index.html'} ({copied.num_bytes / 1e6:.1f} MB of data)")
     return 0
 
 

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from flow_dpo.core.errors import DataError
@@ -98,21 +99,26 @@ def _of_problem(row: Mapping[str, Any], name: object) -> dict[str, Any]:
 def _of_nodes(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     tokens, version, attempts, yes = 0, None, None, None
     for node in nodes:
-        ids = node.get("token_ids")
+        ids, sampled_by = node.get("token_ids"), node.get("policy_version")
         tokens += len(ids) if isinstance(ids, list) else 0
-        sampled_by = integer(node.get("policy_version"))
-        if sampled_by is not None and (version is None or sampled_by > version):
-            version = sampled_by
+        if sampled_by != version and (known := integer(sampled_by)) is not None:
+            version = known if version is None else max(version, known)
         if node.get("rollout") != 0:
             continue
         tags = node.get("tags")
         for tag in tags if isinstance(tags, list) else ():
-            if isinstance(tag, str) and (at := _ATTEMPT.fullmatch(tag)):
-                attempts = max(int(at[1]), attempts or 0)
+            attempts = max(_attempt(tag), attempts or 0) or None if isinstance(tag, str) else attempts
         choices = node.get("choice_logprobs")
         if choices and isinstance(choices, list) and (first := number(choices[0])) is not None and first <= 1e-6:
             yes = math.exp(first)
     return {"tokens": tokens, "version": version, "attempts": attempts, "yes": yes}
+
+
+@lru_cache(maxsize=256)
+def _attempt(tag: str) -> int:
+    """The number in a tag such as "attempt 2"; 0 of any other."""
+    found = _ATTEMPT.fullmatch(tag)
+    return int(found[1]) if found else 0
 
 
 def _status(row: Mapping[str, Any]) -> str:

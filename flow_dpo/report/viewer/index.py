@@ -12,6 +12,7 @@ pass over the files as they stand would give; files that were changed, replaced 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -39,22 +40,22 @@ CREATE TABLE meta (version INTEGER, revision INTEGER, source TEXT);
 CREATE TABLE files (name TEXT PRIMARY KEY, device INTEGER, inode INTEGER, size INTEGER, mtime INTEGER, offset INTEGER,
     line INTEGER, head BLOB, tail BLOB, wrong INTEGER);
 CREATE TABLE notes (file TEXT, line INTEGER, text TEXT);
-CREATE TABLE items (n INTEGER PRIMARY KEY, offset INTEGER, length INTEGER, id TEXT, status TEXT, answer TEXT, gold TEXT,
-    rollouts INTEGER, "right" INTEGER, wrong INTEGER, ungraded INTEGER, accuracy REAL, flipped INTEGER,
-    pairs INTEGER, scored INTEGER, depth INTEGER, tokens INTEGER, version INTEGER, attempts INTEGER, yes REAL,
-    margin REAL, draw INTEGER, level TEXT, subject TEXT);
-CREATE INDEX items_by_id ON items (id);
-CREATE TABLE texts (n INTEGER PRIMARY KEY, question TEXT, find TEXT);
-CREATE TABLE examples (n INTEGER, kind TEXT, line INTEGER, offset INTEGER, length INTEGER, role TEXT, depth INTEGER,
+CREATE TABLE items (n INTEGER PRIMARY KEY, offset INTEGER, length INTEGER, status TEXT, rollouts INTEGER,
+    "right" INTEGER, wrong INTEGER, ungraded INTEGER, accuracy REAL, flipped INTEGER, pairs INTEGER, scored INTEGER,
+    depth INTEGER, tokens INTEGER, version INTEGER, attempts INTEGER, yes REAL, margin REAL, draw INTEGER, level TEXT,
+    subject TEXT, places TEXT);
+CREATE TABLE texts (n INTEGER PRIMARY KEY, id TEXT, question TEXT, answer TEXT, gold TEXT, find TEXT);
+CREATE INDEX texts_by_id ON texts (id);
+CREATE TABLE examples (n INTEGER, kind TEXT, line INTEGER, offset INTEGER, length INTEGER, role TEXT,
     PRIMARY KEY (n, kind, line)) WITHOUT ROWID;
-CREATE INDEX examples_by_role ON examples (role, depth, n);
 CREATE TABLE learned (n INTEGER, line INTEGER, offset INTEGER, length INTEGER, PRIMARY KEY (n, line)) WITHOUT ROWID;
 """
 COLUMNS = (
-    "id", "status", "answer", "gold", "rollouts", "right", "wrong", "ungraded", "accuracy", "flipped", "pairs",
-    "scored", "depth", "tokens", "version", "attempts", "yes", "margin", "draw", "level", "subject",
+    "status", "rollouts", "right", "wrong", "ungraded", "accuracy", "flipped", "pairs", "scored", "depth", "tokens",
+    "version", "attempts", "yes", "margin", "draw", "level", "subject", "places",
 )  # fmt: skip
-"""The facts of an item in `items`, in their order behind n, offset and length."""
+"""The facts of an item in `items`, in their order behind n, offset and length; what is read to search is apart."""
+TEXTS = ("id", "question", "answer", "gold")
 _ITEM = f"INSERT INTO items VALUES ({', '.join('?' * (len(COLUMNS) + 3))})"
 
 
@@ -310,13 +311,13 @@ def _items(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> 
         n = line.number - 1
         question = found.get("question")
         if schema == "tree":
-            found["pairs"] = found["scored"] = 0
+            found |= {"pairs": 0, "scored": 0, "places": ""}
         items.append((n, line.offset, line.length, *map(found.get, COLUMNS)))
         shown = None if question is None else question[:SHOWN]
-        searched = (found["id"], shown, found.get("answer"), found.get("gold"))
-        texts.append((n, shown, "\n".join(each for each in searched if each).lower()))
+        facts = (found["id"], shown, found.get("answer"), found.get("gold"))
+        texts.append((n, *facts, "\n".join(each for each in facts if each).lower()))
     database.executemany(_ITEM, items)
-    database.executemany("INSERT INTO texts VALUES (?, ?, ?)", texts)
+    database.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?, ?)", texts)
     return noted
 
 
@@ -340,21 +341,28 @@ def _companions(database: sqlite3.Connection, schema: str, lines: Iterator[Line]
         elif schema == "learned":
             rows.append((n, line.number, line.offset, line.length))
         else:
-            rows.append((n, schema, line.number, line.offset, line.length, one.role, one.depth))
-            change = changes.setdefault(n, [0, None, None])
+            rows.append((n, schema, line.number, line.offset, line.length, one.role))
+            change = changes.setdefault(n, [0, None, None, ""])
             change[0] += 1
             change[1] = _larger(change[1], one.depth)
             change[2] = _larger(change[2], one.margin)
-    marks = ", ".join("?" * (4 if schema == "learned" else 7))
-    database.executemany(f"INSERT INTO {'learned' if schema == 'learned' else 'examples'} VALUES ({marks})", rows)
-    count = {"pair": "pairs", "scored": "scored"}.get(schema)
-    if count:
-        database.executemany(
-            f"UPDATE items SET {count} = {count} + ?1, depth = coalesce(max(depth, ?2), depth, ?2), "
-            "margin = coalesce(max(margin, ?3), margin, ?3) WHERE n = ?4",
-            [(*change, n) for n, change in changes.items()],
-        )
+            change[3] += place_of(one.role, one.depth)
+    if schema == "learned":
+        database.executemany("INSERT INTO learned VALUES (?, ?, ?, ?)", rows)
+        return noted
+    database.executemany("INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?)", rows)
+    count = {"pair": "pairs", "scored": "scored"}[schema]
+    database.executemany(
+        f"UPDATE items SET {count} = {count} + ?1, depth = coalesce(max(depth, ?2), depth, ?2), "
+        "margin = coalesce(max(margin, ?3), margin, ?3), places = places || ?4 WHERE n = ?5",
+        [(*change, n) for n, change in changes.items()],
+    )
     return noted
+
+
+def place_of(role: str, depth: int | None) -> str:
+    """A role and a depth as they stand in `places`: in quotes, so that none is a part of another."""
+    return f"{json.dumps(role)}:{'' if depth is None else depth} "
 
 
 def _larger(one: Any, other: Any) -> Any:
@@ -367,7 +375,8 @@ def _items_of(database: sqlite3.Connection, names: set[str]) -> dict[str, list[t
     wanted = sorted(names)
     for start in range(0, len(wanted), 500):
         some = wanted[start : start + 500]
-        query = f"SELECT id, n, version FROM items WHERE id IN ({', '.join('?' * len(some))}) ORDER BY n"
+        marks = ", ".join("?" * len(some))
+        query = f"SELECT id, n, version FROM texts JOIN items USING (n) WHERE id IN ({marks}) ORDER BY n"
         for name, n, version in database.execute(query, some):
             found.setdefault(name, []).append((n, version))
     return found

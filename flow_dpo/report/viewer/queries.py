@@ -1,7 +1,8 @@
 """Lists of items: the filters, orders and counts that the page asks an index for.
 
     wanted = Wanted.of({"role": "answer", "flipped": "1", "sort": "-accuracy", "limit": "100"})
-    numbers(database, wanted)      (1_204, [17, 3, 250, ...])      how many there are, and those that are shown
+    total(database, wanted)        1_204
+    numbers(database, wanted)      [17, 3, 250, ...]                those that are shown
     rows(database, [17, 3, 250])   [{"n": 17, "id": "gsm8k/17", "status": "wrong", "by_role": {"answer": 2}, ...}, ...]
 
 The page of a static copy filters by the same rules in JavaScript. Invariant: an order is total (ties by time, what has
@@ -10,6 +11,7 @@ no value last, up or down), and a parameter that is none is refused.
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flow_dpo.core.errors import DataError
-from flow_dpo.report.viewer.index import COLUMNS
+from flow_dpo.report.viewer.index import COLUMNS, TEXTS, place_of
 
 MOST = 500
 """Rows of one answer."""
@@ -87,9 +89,9 @@ def _condition(name: str, value: str, params: Mapping[str, str]) -> list[tuple[s
     if name in ("role", "depth"):
         if name == "depth" and params.get("role"):
             return []  # together, and once
-        asked = {key: params[key] for key in ("role", "depth") if params.get(key)}
-        own = [value if key == "role" else integer(params, "depth", 0) for key, value in asked.items()]
-        return [(f"n IN (SELECT n FROM examples WHERE {' AND '.join(f'{key} = ?' for key in asked)})", own)]
+        depth = f"{integer(params, 'depth', 0)} " if params.get("depth") else ""
+        role = place_of(params["role"], None)[:-1] if params.get("role") else '":'
+        return [("instr(places, ?)", [role + depth])]
     if name == "examples":
         if value not in _EXAMPLES:
             raise DataError(f"expected examples to be one of {', '.join(_EXAMPLES)}, found {value!r:.40}")
@@ -136,34 +138,44 @@ def integer(params: Mapping[str, str], name: str, default: int) -> int:
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
-def numbers(database: sqlite3.Connection, wanted: Wanted) -> tuple[int, list[int]]:
-    """How many items are wanted, and the numbers of those from `offset` on, `limit` at most, in their order."""
-    [(total,)] = database.execute(f"SELECT count(*) FROM items WHERE {wanted.where}", wanted.values)
+def total(database: sqlite3.Connection, wanted: Wanted) -> int:
+    """How many items are wanted."""
+    return database.execute(f"SELECT count(*) FROM items WHERE {wanted.where}", wanted.values).fetchone()[0]
+
+
+def numbers(database: sqlite3.Connection, wanted: Wanted) -> list[int]:
+    """The numbers of the items that are wanted, from `offset` on, `limit` at most, in their order."""
     found = database.execute(
         f"SELECT n FROM items WHERE {wanted.where} ORDER BY {wanted.order} LIMIT ? OFFSET ?",
         (*wanted.values, wanted.limit, wanted.offset),
     )
-    return total, [n for (n,) in found]
+    return [n for (n,) in found]
 
 
 def rows(database: sqlite3.Connection, wanted: Sequence[int]) -> list[dict[str, Any]]:
     """The facts of these items, in this order."""
-    names = ", ".join(f'"{name}"' for name in COLUMNS)
-    marks = ", ".join("?" * len(wanted))
-    texts = dict(database.execute(f"SELECT n, question FROM texts WHERE n IN ({marks})", wanted))
-    places: dict[int, dict[str, list[int | None]]] = {}
-    for n, role, depth in database.execute(
-        f"SELECT n, role, depth FROM examples WHERE n IN ({marks}) ORDER BY n, role, depth", wanted
-    ):
-        places.setdefault(n, {}).setdefault(role, []).append(depth)
+    names = [*TEXTS, *COLUMNS]
+    query = f"""SELECT n, {", ".join(f'"{name}"' for name in names)} FROM items JOIN texts USING (n)
+        WHERE n IN ({", ".join("?" * len(wanted))})"""
     found: dict[int, dict[str, Any]] = {}
-    for n, *facts in database.execute(f"SELECT n, {names} FROM items WHERE n IN ({marks})", wanted):
-        row: dict[str, Any] = {"n": n, "question": texts.get(n), **dict(zip(COLUMNS, facts, strict=True))}
-        row["places"] = own = places.get(n, {})
-        row["by_role"] = {role: len(depths) for role, depths in own.items()}
+    for n, *facts in database.execute(query, wanted):
+        row: dict[str, Any] = {"n": n, **dict(zip(names, facts, strict=True))}
         row["flipped"] = None if row["flipped"] is None else bool(row["flipped"])
+        row["places"] = own = _places(row["places"] or "")
+        row["by_role"] = {role: len(depths) for role, depths in own.items()}
         found[n] = row
     return [found[n] for n in wanted if n in found]
+
+
+_PLACE = re.compile(r'("(?:[^"\\]|\\.)*"):(\d*) ')
+
+
+def _places(text: str) -> dict[str, list[int | None]]:
+    """The depths of an item's examples, by role."""
+    found: dict[str, list[int | None]] = {}
+    for role, depth in _PLACE.findall(text):
+        found.setdefault(json.loads(role), []).append(int(depth) if depth else None)
+    return {role: sorted(found[role], key=lambda depth: -1 if depth is None else depth) for role in sorted(found)}
 
 
 def facets(database: sqlite3.Connection) -> dict[str, Any]:
@@ -200,7 +212,8 @@ class Place:
 
 def place(database: sqlite3.Connection, n: int) -> Place | None:
     """Where an item lies; None where there is none of this number."""
-    row = database.execute("SELECT id, offset, length FROM items WHERE n = ?", (n,)).fetchone()
+    query = "SELECT id, offset, length FROM items JOIN texts USING (n) WHERE n = ?"
+    row = database.execute(query, (n,)).fetchone()
     if row is None:
         return None
     lines = database.execute(
@@ -213,5 +226,5 @@ def place(database: sqlite3.Connection, n: int) -> Place | None:
 
 def same_problem(database: sqlite3.Connection, name: str, most: int = 20) -> list[tuple[int, str, int | None]]:
     """The items of a problem: number, status, version."""
-    query = "SELECT n, status, version FROM items WHERE id = ? ORDER BY n LIMIT ?"
+    query = "SELECT n, status, version FROM texts JOIN items USING (n) WHERE id = ? ORDER BY n LIMIT ?"
     return database.execute(query, (name, most)).fetchall()

@@ -21,11 +21,14 @@ from typing import Any
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.curves import Batches
 from flow_dpo.report.viewer.facts import HEADERS, Totals, facts_of, read_headers
+from flow_dpo.report.viewer.followed import TokenTable
 from flow_dpo.report.viewer.found import Note, ViewSource, opened
 from flow_dpo.report.viewer.index import Index
 
 _GROWING_S = 60.0
 """Seconds after which a file that was seen to grow no longer tells that somebody writes to it."""
+_COUNTED_S = 0.5
+"""Seconds between two counts of the items while an index is built, at least."""
 _MOST_NOTES = 200
 _STARTED = f"{time.time_ns():x}"
 
@@ -39,15 +42,19 @@ class Shelf:
         self.behind = True
         """Something is there that was not indexed yet."""
         self.batches = Batches(lambda: opened(source, "metrics.jsonl"))
+        self._tokens = TokenTable(lambda: opened(source, "tokens.jsonl"))
         self.state = ""
         self._lock = threading.Lock()
         self._headers: dict[str, Mapping[str, Any]] = {name: {} for name in HEADERS[source.kind]}
         self._header_notes: list[tuple[str, str]] = []
         self._seen_headers: object = None
         self._counted = _Counted()
+        self._count_after = float("-inf")
         self._sizes: dict[str, int] = {}
         self._grew = float("-inf")
         self._changes = 0
+        self._total: tuple[object, int] = None, 0
+        """The last filter, and how many items pass it: a list is asked for page by page."""
         self._failed = ""
 
     # ---- following ---------------------------------------------------------------------------------------------------
@@ -76,10 +83,14 @@ class Shelf:
 
     def step(self) -> None:
         """Index some of what is new. Raises `StorageError`."""
-        self.index.step()
-        with self.index.reading() as database:
-            self._counted = _count(database)
-        self._changes += 1
+        more = self.index.step()
+        if not more or time.monotonic() > self._count_after:
+            started = time.monotonic()
+            with self.index.reading() as database:
+                self._counted = _count(database)
+            taken = time.monotonic() - started
+            self._count_after = started + max(_COUNTED_S, 20 * taken)  # a count goes through all items
+            self._changes += 1
 
     def give_up(self, reason: str) -> None:
         """Nothing more can be indexed."""
@@ -137,9 +148,11 @@ class Shelf:
         """A list of items. Raises `DataError` where the index cannot be read."""
         if not self.index.ready:
             return {"total": 0, "all": 0, "rows": [], "facets": _NO_FACETS}
+        key = (self._changes, wanted.where, wanted.values)
         with self.index.reading() as database:
-            total, found = queries.numbers(database, wanted)
-            rows = queries.rows(database, found)
+            total = self._total[1] if self._total[0] == key else queries.total(database, wanted)
+            rows = queries.rows(database, queries.numbers(database, wanted))
+        self._total = key, total
         for row in rows:
             row["batch"] = self.batch_of(row["n"])
         return {"total": total, "all": self._counted.totals.num, "rows": rows, "facets": self._counted.facets}
@@ -150,11 +163,18 @@ class Shelf:
             at = bisect_right(self.batches.ends, n)
             return at if at < len(self.batches.ends) and self.batches.starts[at] <= n else None
 
+    def token_texts(self) -> dict[int, tuple[str, bool]]:
+        """The text of each token that occurred in a run, and whether it is a special one; empty for older runs."""
+        with self._lock:
+            self._tokens.refresh()
+            return self._tokens.texts
+
     def notes(self) -> list[Note]:
         """What could not be read."""
         found: list[tuple[str | None, int | None, str]] = [(name, None, words) for name, words in self._header_notes]
         with self._lock:
             found += [("metrics.jsonl", line, words) for line, words in self.batches.notes]
+            found += [("tokens.jsonl", line, words) for line, words in self._tokens.notes]
         found += self._counted.notes
         if self.state != "going on":
             found += [(name, line, "the last line has no end: it was torn off") for name, line in self._counted.torn]

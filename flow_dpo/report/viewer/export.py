@@ -1,0 +1,152 @@
+"""A copy of the page as files, which opens from disk or any web space, with a part of each source's items.
+
+    with Library([Path("runs/train")]) as library:
+        export(library, Path("site/view"), num_items=300)
+
+    index.html  tree.js  style.css ...      the page's own files
+    data/sources.js                         flowDpo.put("sources", {...});
+    data/items-train.js                     the list, with the items that are here
+    data/item-train-17.js                   one of them, whole: read when it is opened
+    view.json                               tells that the folder is such a copy
+
+Invariant: the page is the server's, file by file, and so is every value, save what is not here; no path of this machine
+is in the copy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from flow_dpo.core.errors import ConfigError, StorageError
+from flow_dpo.report.viewer.library import Library
+from flow_dpo.report.viewer.queries import MOST
+from flow_dpo.runs import headers
+from flow_dpo.runs.writable import check_writable
+
+MARK = "view.json"
+_STATIC = '<meta name="flow-dpo-static" content="">'
+_PATHS = re.compile(r"(?<![^\s=,])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[^\s/\\,]+[/\\])*(?=[^\s/\\,])")
+"""The folders of a path that does not begin here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewHeader:
+    """view.json: what a copy holds."""
+
+    SCHEMA: ClassVar[str] = "view/1"
+    items: Mapping[str, int]
+    """Items by source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """What an export wrote."""
+
+    items: Mapping[str, int]
+    """Items by source."""
+    num_bytes: int
+
+
+def refuse_export(folder: Path) -> None:
+    """Raise `ConfigError` where `folder` cannot be written, or holds something else than an earlier copy."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"expected --export to name a folder, found the file {folder}; name another")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise ConfigError(f"{folder} is not empty and holds no earlier copy of the page; name another with --export")
+    check_writable(folder, flag="--export")
+
+
+def export(library: Library, folder: Path, *, num_items: int) -> Copied:
+    """Write the page and up to `num_items` items of each source, evenly over its time.
+
+    An earlier copy in the folder is replaced. Raises `ConfigError` for a folder that holds something else, and
+    `StorageError` where it cannot be written.
+    """
+    refuse_export(folder)
+    library.wait()
+    try:
+        return _write(library, folder, num_items)
+    except OSError as error:
+        raise StorageError(f"could not write the copy to {folder}: {error}; make room, or name another") from error
+
+
+def _write(library: Library, folder: Path, num_items: int) -> Copied:
+    data = folder / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    # 1. The page, which is told that it is a copy.
+    for each in (resources.files("flow_dpo.report.viewer") / "assets").iterdir():
+        content = each.read_bytes()
+        if each.name == "index.html":
+            content = content.replace(b"<head>", f"<head>\n    {_STATIC}".encode(), 1)
+        (folder / each.name).write_bytes(content)
+    # 2. The items of each source.
+    found = library.get("sources", {})
+    for source in found["sources"]:
+        # "/data/mine.jsonl/train": the file, and its split.
+        dataset = source["facts"].get("dataset")
+        if dataset and _PATHS.match(dataset):
+            source["facts"]["dataset"] = "/".join(dataset.split("/")[-2:])
+    found = _without_paths(found)
+    chosen = {source.id: _chosen(library, source.id, num_items) for source in library.sources}
+    written = 0
+    for id, rows in chosen.items():
+        here = {row["n"] for row in rows}
+        answer = library.get("items", {"source": id, "limit": "0"})
+        written += _put(data, ("items", id), {**answer, "rows": rows, "total": len(rows), "all": len(rows)})
+        written += _put(data, ("curves", id), library.get("curves", {"source": id}))
+        for n in sorted(here):
+            written += _put(data, ("item", id, str(n)), _item(library, id, n, chosen))
+    # 3. What is here.
+    for source in found["sources"]:
+        source |= {"copied": len(chosen.get(source["id"], ())), "path": source["name"]}
+    written += _put(data, ("sources",), {**found, "static": True})
+    counts = {id: len(rows) for id, rows in chosen.items()}
+    headers.write_header(folder / MARK, ViewHeader, {"items": counts})
+    return Copied(items=counts, num_bytes=written)
+
+
+def _chosen(library: Library, id: str, num_items: int) -> list[dict[str, Any]]:
+    """Rows of the items to be copied: evenly spaced, from the first on."""
+    total = library.get("items", {"source": id, "limit": "0"})["total"]
+    num = min(total, num_items)
+    places = {at * total // num for at in range(num)}
+    rows: list[dict[str, Any]] = []
+    for offset in range(0, total, MOST):
+        page = library.get("items", {"source": id, "offset": str(offset), "limit": str(MOST)})["rows"]
+        rows += [row for at, row in enumerate(page, start=offset) if at in places]
+    return rows
+
+
+def _item(library: Library, id: str, n: int, chosen: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """An item whose links lead to what is copied, too."""
+    found = library.get("item", {"source": id, "n": str(n)})
+    numbers = {other: {row["n"] for row in rows} for other, rows in chosen.items()}
+    found["elsewhere"] = [each for each in found["elsewhere"] if each["n"] in numbers[each["source"]]]
+    return found
+
+
+def _put(data: Path, key: Iterable[str], value: Any) -> int:
+    """Write a value as the script that hands it to the page; its size in bytes."""
+    parts = list(key)
+    # ASCII alone: lone surrogates and line separators of hostile texts are escaped, and no encoding can be mistaken.
+    text = f"flowDpo.put({json.dumps('/'.join(parts))}, {json.dumps(value, separators=(',', ':'))});\n"
+    name = "-".join(quote(part, safe="-_.~") for part in parts)
+    return (data / f"{name}.js").write_bytes(text.encode("ascii"))
+
+
+def _without_paths(value: Any) -> Any:
+    """A copy of what is known of the sources, in which paths are cut to their last parts."""
+    if isinstance(value, str):
+        return _PATHS.sub("", value)
+    if isinstance(value, Mapping):
+        return {name: _without_paths(each) for name, each in value.items()}
+    return [_without_paths(each) for each in value] if isinstance(value, list) else value

@@ -1,0 +1,101 @@
+"""Is a copy of the page what the server gives, file by file, without a path of this machine?"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flow_dpo.cli import view
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.report.viewer.export import Copied, export
+from flow_dpo.report.viewer.library import Library
+from flow_dpo.report.viewer.server import page_file
+from tests.support.report_sources import HOSTILE, run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    verdicts = [("correct", "wrong", "correct", "wrong", "wrong"), ("wrong",) * 5] * 6
+    made = [run(tmp_path / "runs" / name, verdicts, question=f"{name} {HOSTILE}\u2028") for name in ("one", "other")]
+    config = made[0] / "config.yaml"
+    config.write_text(config.read_text().replace("dataset_name: seed", "dataset_name: /home/me/data/mine.jsonl"))
+    return made
+
+
+def copy(runs: list[Path], folder: Path, num_items: int) -> tuple[Copied, dict[str, Any]]:
+    """The values of a copy by key."""
+    with Library(runs, cache=folder.parent / "cache") as library:
+        copied = export(library, folder, num_items=num_items)
+    return copied, {key: value for file in (folder / "data").iterdir() for key, value in [read(file)]}
+
+
+def read(file: Path) -> tuple[str, Any]:
+    text = file.read_bytes().decode("ascii")
+    found = re.fullmatch(r'flowDpo\.put\(("[^"]*"), (.*)\);\n', text)
+    assert found, text[:100]
+    return json.loads(found[1]), json.loads(found[2])
+
+
+def test_a_copy_holds_what_the_server_gives(runs: list[Path], tmp_path: Path) -> None:
+    copied, values = copy(runs, tmp_path / "site", 5)
+    assert copied.items == {"one": 5, "other": 5}
+    with Library(runs, cache=tmp_path / "cache") as library:
+        library.wait()
+        everything = library.get("items", {"source": "one", "limit": "500"})
+        assert everything["total"] == 12
+        rows = values["items/one"]["rows"]
+        assert [row["n"] for row in rows] == [0, 2, 4, 7, 9], "evenly spaced"
+        assert rows == [everything["rows"][row["n"]] for row in rows]
+        assert values["items/one"]["facets"] == everything["facets"]
+        assert values["curves/one"] == library.get("curves", {"source": "one"})
+        for n in (0, 7):
+            assert values[f"item/one/{n}"] == library.get("item", {"source": "one", "n": str(n)})
+    assert len(values) == 1 + 2 * (2 + 5)
+    assert values["sources"]["static"] is True
+    assert [source["copied"] for source in values["sources"]["sources"]] == [5, 5]
+    page = (tmp_path / "site" / "index.html").read_text()
+    assert '<meta name="flow-dpo-static"' in page
+    assert "Content-Security-Policy" in page
+    for name in re.findall(r'(?:src|href)="([^":,]+\.(?:js|css))"', page):
+        assert (tmp_path / "site" / name).read_bytes() == page_file(name)
+
+
+def test_links_lead_to_what_is_copied_alone(runs: list[Path], tmp_path: Path) -> None:
+    with Library(runs, cache=tmp_path / "cache") as library:
+        library.wait()
+        assert [each["source"] for each in library.get("item", {"source": "one", "n": "2"})["elsewhere"]] == ["other"]
+    _, values = copy(runs, tmp_path / "site", 12)
+    assert [each["n"] for each in values["item/one/3"]["elsewhere"]] == [3]
+    (runs[1] / "trees.jsonl").write_text("".join((runs[1] / "trees.jsonl").read_text().splitlines(True)[:3]))
+    _, values = copy(runs, tmp_path / "site", 2)
+    assert [values[f"item/one/{n}"]["elsewhere"] for n in (0, 6)] == [values["item/one/0"]["elsewhere"], []]
+    assert "item/one/3" not in values, "an earlier copy is replaced"
+
+
+def test_no_path_leaves_this_machine(runs: list[Path], tmp_path: Path) -> None:
+    copy(runs, tmp_path / "site", 3)
+    for file in (tmp_path / "site").rglob("*"):
+        if file.is_file():
+            text = file.read_bytes()
+            assert str(tmp_path).encode() not in text, file
+            assert b"/home/me" not in text, file
+    [source, _] = read(tmp_path / "site" / "data" / "sources.js")[1]["sources"]
+    assert source["facts"]["dataset"] == "mine.jsonl/train"
+
+
+def test_a_folder_of_another_kind_is_left_alone(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.html").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no earlier copy of the page; name another with --export"):
+        view.view([str(runs[0]), "--export", str(tmp_path / "mine")])
+    with pytest.raises(ConfigError, match="found the file"):
+        view.view([str(runs[0]), "--export", str(tmp_path / "mine" / "index.html")])
+    assert (tmp_path / "mine" / "index.html").read_text() == "mine"
+    assert view.view([str(runs[0]), "--export", str(tmp_path / "new"), "--num_items", "4"]) == 0
+    assert "one: 4 items" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"num_items"):
+        view.view([str(runs[0]), "--export", str(tmp_path / "new"), "--num_items", "0"])
