@@ -59,10 +59,13 @@ class Visit:
             "document.getElementById('main').getAttribute('aria-busy') !== 'true'"
         )
 
-    def until(self, condition: str) -> None:
-        """Wait until an expression is true. (Playwright's own way is to evaluate a text in the page, which forbids it.)"""
+    def until(self, condition: str | Callable[[], bool]) -> None:
+        """Wait until something holds: a call, or an expression in the page.
+
+        Playwright's own way evaluates a text in the page, which forbids it.
+        """
         end = time.monotonic() + WAIT_MS / 1000
-        while not self.page.evaluate(condition):
+        while not (self.page.evaluate(condition) if isinstance(condition, str) else condition()):
             assert time.monotonic() < end, f"not within {WAIT_MS} ms: {condition}"
             time.sleep(0.02)
 
