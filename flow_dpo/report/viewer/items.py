@@ -47,6 +47,8 @@ def item(shelf: Shelf, n: int, shelves: Sequence[Shelf]) -> dict[str, Any]:
         found["notes"] = [*found.get("notes", ()), *notes]
     else:
         found = _drawn(where, lambda: item_views.item_view(source.kind, row))
+        if source.kind == "judgements":
+            found |= _compared(shelf, place.id, shelves)
     facts = {"source": source.id, "n": n, "total": shelf.num_items, "batch": shelf.batch_of(n), "stamp": shelf.stamp}
     return {**found, **facts, "elsewhere": _elsewhere(place, shelf, shelves)}
 
@@ -108,6 +110,32 @@ def _rows(
             f"expected {name} of {shelf.source.name}, found that it cannot be read: {error.strerror}"
         ) from error
     return found
+
+
+def _compared(shelf: Shelf, problem: str, shelves: Sequence[Shelf]) -> dict[str, Any]:
+    """The two solutions that a judgement compares and their problem, where the traces are among the sources: no other
+    file is read. Nothing where they are not."""
+    traces = {other.source.path: other for other in shelves if other.source.kind == "traces" and other.index.ready}
+    texts: dict[str, str | None] = {}
+    found: dict[str, Any] = {}
+    for name, path in zip("ab", shelf.side_paths, strict=False):
+        other = traces.get(path) or traces.get(path.parent)
+        row = None if other is None else _trace_of(other, problem)
+        texts[name] = None if row is None else text(row.get("solution"))
+        if row is not None:
+            found["problem"] = item_views.item_view("traces", row)["problem"]
+    return found | {"texts": texts if any(texts.values()) else None}
+
+
+def _trace_of(shelf: Shelf, problem: str) -> Mapping[str, Any] | None:
+    """The first trace on a problem."""
+    with shelf.index.reading() as database:
+        same = queries.same_problem(database, problem, 1)
+        place = queries.place(database, same[0][0]) if same else None
+    if place is None:
+        return None
+    [row] = _rows(shelf, MAIN["traces"][0], [(place.offset, place.length)], [])
+    return row if row is not None and row.get("problem_id") == problem else None
 
 
 _BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)

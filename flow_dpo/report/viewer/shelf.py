@@ -25,6 +25,7 @@ from flow_dpo.report.viewer.facts import HEADERS, STARTED, Totals, facts_of, fir
 from flow_dpo.report.viewer.followed import TokenTable
 from flow_dpo.report.viewer.found import Note, ViewSource, opened
 from flow_dpo.report.viewer.index import Index
+from flow_dpo.report.viewer.lines import mapping, number, text
 
 _GROWING_S = 60.0
 """Seconds after which a file that was seen to grow no longer tells that somebody writes to it."""
@@ -114,12 +115,20 @@ class Shelf:
     def _complete(self) -> bool:
         headers = self._headers
         if self.source.kind == "run":
-            wanted = headers["run.json"].get("num_problems")
-            enough = isinstance(wanted, int) and bool(self.batches.ends) and self.batches.ends[-1] >= wanted
-            return enough and not is_locked(self.source.path / ".lock")
+            return self._has_enough() and not is_locked(self.source.path / ".lock")
         if self.source.kind == "traces":
             return headers["traces.json"].get("complete") is not False
         return bool(headers["summary.json"]) or (self.source.path / "summary.json").is_file()
+
+    def _has_enough(self) -> bool:
+        """Whether a run has seen its problems, or spent its budget."""
+        wanted = self._headers["run.json"].get("num_problems")
+        if isinstance(wanted, int) and self.batches.ends and self.batches.ends[-1] >= wanted:
+            return True
+        settings, spent = mapping(self._headers["config.yaml"].get("run")), self.batches.spent()
+        limits = {name: number(settings.get(f"budget_{name}")) for name in spent}
+        given = {name: limit for name, limit in limits.items() if limit}
+        return bool(given) and all(spent[name] >= limit for name, limit in given.items())
 
     # ---- answers -----------------------------------------------------------------------------------------------------
 
@@ -139,6 +148,13 @@ class Shelf:
             "stamp": self.stamp,
             "facts": facts,
         }
+
+    @property
+    def side_paths(self) -> list[Path]:
+        """Of judgements: where the traces of each side lay."""
+        sides = self._headers.get("judge.json", {}).get("traces")
+        named = [text(mapping(side).get("path")) for side in sides] if isinstance(sides, list) else []
+        return [Path(path).absolute() for path in named if path and "\x00" not in path]
 
     @property
     def num_items(self) -> int:

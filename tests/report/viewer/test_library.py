@@ -155,26 +155,41 @@ def test_a_run_is_followed(tmp_path: Path) -> None:
     lock = FileLock(live / ".lock")
     with lock, opened([live], tmp_path / "cache") as library:
         assert by_id(library)["live"]["state"] == "going on"
-        stamps = [by_id(library)["live"]["stamp"]]
+        stamps = {by_id(library)["live"]["stamp"]}
+
+        def changed() -> bool:
+            stamps.add(by_id(library)["live"]["stamp"])
+            return len(stamps) > num
+
         with (live / "trees.jsonl").open("wb", buffering=0) as file:
+            num = len(stamps)
             file.write(b"".join(trees[:4]) + trees[4][:50])
             until(lambda: library.get("items", {"source": "live"})["total"] == 4)
+            until(changed)
             assert not notes(library), "the last line is being written"
-            stamps.append(by_id(library)["live"]["stamp"])
             assert library.get("items", {"source": "live"})["rows"][3]["batch"] is None
+            num = len(stamps)
             (live / "metrics.jsonl").write_bytes(metrics[0])
             until(lambda: library.get("curves", {"source": "live"})["batches"] == [{"from": 0, "to": 4}])
+            until(changed)
             assert library.get("items", {"source": "live"})["rows"][3]["batch"] == 0
-            stamps.append(by_id(library)["live"]["stamp"])
+            num = len(stamps)
             file.write(trees[4][50:])
             until(lambda: library.get("items", {"source": "live"})["total"] == 5)
-            stamps.append(by_id(library)["live"]["stamp"])
+            until(changed)
             file.write(trees[5][:9])
-        assert len(set(stamps)) == 4
         shutil.copytree(live, tmp_path / "stopped")
     with opened([tmp_path / "stopped"], tmp_path / "cache") as library:
         assert by_id(library)["stopped"]["state"] == "interrupted"
         assert notes(library) == ["stopped trees.jsonl 6: the last line has no end: it was torn off"]
+
+
+@pytest.mark.parametrize(("budget", "state"), [(3, "finished"), (4, "interrupted")])
+def test_a_run_that_spent_its_budget_is_finished(budget: int, state: str, tmp_path: Path) -> None:
+    config = {"run": {"budget_tokens": 0, "budget_updates": budget, "budget_verdicts": None}}
+    one = run(tmp_path / "one", VERDICTS * 6, facts={"num_problems": 999}, config=config)
+    with opened([one], tmp_path / "cache") as library:
+        assert by_id(library)["one"]["state"] == state
 
 
 def test_growth_tells_of_a_writer_whose_lock_cannot_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +320,21 @@ def test_a_line_that_could_not_be_read_says_why(tmp_path: Path) -> None:
             library.get("item", {"source": "one", "n": "1"})
         assert library.get("item", {"source": "one", "n": "2"})["problem"]["id"] == "p1"
         assert [row["n"] for row in library.get("items", {"source": "one"})["rows"]] == [0, 2]
+
+
+def test_a_judgement_shows_what_it_compares_where_the_traces_are_named_too(folder: Path, tmp_path: Path) -> None:
+    header = json.loads((folder / "judged" / "judge.json").read_text())
+    sides = [{"path": str(folder / "traces" / "traces.jsonl")}, {"path": str(folder / "gone" / "traces.jsonl")}]
+    (folder / "judged" / "judge.json").write_text(json.dumps(header | {"traces": sides}))
+    row = JUDGEMENT | {"problem_id": TRACE["problem_id"]}
+    (folder / "judged" / "judgements.jsonl").write_text(json.dumps(row) + "\n")
+    with opened([folder / "judged", folder / "traces"], tmp_path / "cache") as library:
+        item = library.get("item", {"source": "judged", "n": "0"})
+        assert item["texts"] == {"a": TRACE["solution"], "b": None}
+        assert item["problem"]["question"] == TRACE["question"]
+        assert [each["source"] for each in item["elsewhere"]] == ["traces"]
+    with opened([folder / "judged"], tmp_path / "cache") as library:
+        assert library.get("item", {"source": "judged", "n": "0"})["texts"] is None, "no path leaves what was named"
 
 
 def test_nothing_is_written_into_the_sources(folder: Path, tmp_path: Path) -> None:
