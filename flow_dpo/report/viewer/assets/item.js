@@ -55,9 +55,11 @@
 
   function elsewhere(item) {
     if (!item.elsewhere?.length) return null;
-    const row = (other) => h("li", null, view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(other.name ?? other.source, 60)),
+    const times = (source) => item.elsewhere.filter((other) => other.source === source).length + (source === item.source);
+    const name = (other) => `${other.name ?? other.source}${times(other.source) > 1 ? `, ${view.noun(other.kind)} ${other.n}` : ""}`;
+    const row = (other) => h("li", null, view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(name(other), 80)),
       other.version !== null && other.version !== undefined && h("span", { class: "muted" }, ` version ${other.version}`), " ",
-      h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": view.node.plain(`Side by side with ${other.name ?? other.source}`) }, "side by side"));
+      h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": view.node.plain(`Side by side with ${name(other)}`) }, "side by side"));
     const shown = item.elsewhere.slice(0, MOST_ELSEWHERE);
     const more = item.elsewhere.length - shown.length;
     return h("details", { class: "elsewhere", open: item.elsewhere.length <= 3 }, h("summary", null, `The same problem in ${fmt.plural(item.elsewhere.length, "other place")}`), h("ul", null, shown.map(row), more > 0 && h("li", { class: "muted" }, `and ${more} more`)));
@@ -70,9 +72,11 @@
 
   // ---- Solutions and judgements ------------------------------------------------------------------------------------------
 
+  const solutionOutcome = (item) => view.tree.outcome(item, { ...item, value: null, tokens: item.ids?.length ?? item.facts?.tokens ?? 0, logprob: null });
+
   function solutionBody(item) {
     const { facts: known = {} } = item;
-    const labels = { draw: "draw", draws_used: "draws on the problem", tokens: "tokens sampled", tokens_spent: "tokens on the problem", who: "written by" };
+    const labels = { draw: "draw", draws_used: "draws on the problem", tokens: "tokens sampled, all roles", tokens_spent: "tokens on the problem", who: "written by" };
     const rows = Object.entries(labels).map(([name, words]) => [words, known[name] === "" ? null : typeof known[name] === "string" ? known[name].replaceAll("_", " ") : known[name]]);
     const more = [["P(Yes)", known.yes ?? null], ["log-probability a token", known.mean_logprob ?? null]].map(([name, value]) => [name, value === null ? null : name === "P(Yes)" ? fmt.share(value) : fmt.decimal(value, 3)]);
     const chat = item.messages && h("details", { class: "solution-of" }, h("summary", null, "The chat before it"), item.messages.map((message) => h("div", { class: "quoted" }, h("p", { class: "node-meta" }, view.line(message.role, 40)), view.text(message.content))));
@@ -82,8 +86,7 @@
     const body = [
       chat,
       h("article", { class: "rollout unfolded solo" }, h("div", { class: "node-words" }, view.tokens.marked(node.text, node.faults.map((fault) => ({ ...fault, class: "fault", title: fault.why })))),
-        whys.length > 0 && h("p", { class: "wrong-steps" }, icon("wrong"), h("span", null, view.line(whys.join("; "), 400))),
-        view.tree.outcome(item, { ...item, value: null, tokens: item.ids?.length ?? known.tokens ?? 0, logprob: null })),
+        whys.length > 0 && h("p", { class: "wrong-steps" }, icon("wrong"), h("span", null, view.line(whys.join("; "), 400)))),
     ];
     return { beside, body };
   }
@@ -145,7 +148,7 @@
       if (item.kind === "tree") this.drawTree(item, isFirst);
       else {
         const { beside, body } = item.kind === "judgement" ? judgementBody(item) : solutionBody(item);
-        view.replace(this.root, steps(this), h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), elsewhere(item), notes(item)), beside), h("div", { class: "item-body" }, body));
+        view.replace(this.root, steps(this), h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), item.kind === "solution" && h("div", { class: "trunk-result" }, solutionOutcome(item)), elsewhere(item), notes(item)), beside), h("div", { class: "item-body" }, body));
       }
       this.showSteps(this.around);
       if (isFirst && document.activeElement?.id === "main") this.focusHeading();
@@ -244,6 +247,6 @@
     return view.tokens.MODES.some(({ name }) => name === asked) ? asked : "text";
   }
 
-  view.item = { problemHead, treeFacts, solutionBody, facts };
+  view.item = { problemHead, solutionOutcome };
   view.pages.item = { render: (root, route) => new ItemPage(root, route) };
 })();
