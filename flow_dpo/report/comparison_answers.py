@@ -113,12 +113,15 @@ def _price(found: Found) -> tuple[str, ...]:
     if not there:
         return ()
     dearest, cost = max(there, key=lambda one: one[1]["tokens_sampled"])
-    return (
-        f"{formatting.count(min(one['tokens_sampled'] for _, one in there))} to "
-        f"{formatting.count(cost['tokens_sampled'])} tokens sampled an arm and seed; the dearest, {dearest}: "
-        f"{formatting.count(cost.get('tokens_learned'))} tokens learned, {formatting.count(cost.get('verdicts_used'))} "
-        f"verdicts, {formatting.seconds(cost.get('seconds'))}.",
-    )
+    parts = [
+        f"{formatting.count(cost[name])} {words}"
+        for name, words in (("tokens_learned", "tokens learned"), ("verdicts_used", "verdicts"))
+        if cost.get(name) is not None
+    ]
+    parts += [formatting.seconds(cost["seconds"])] if cost.get("seconds") is not None else []
+    least = formatting.count(min(one["tokens_sampled"] for _, one in there))
+    most = f"{least} to {formatting.count(cost['tokens_sampled'])} tokens sampled an arm and seed"
+    return (f"{most}; the dearest, {dearest}: {', '.join(parts)}." if parts else f"{most}.",)
 
 
 # ---- reasons for distrust --------------------------------------------------------------------------------------------
@@ -201,7 +204,7 @@ def _steps(found: Found) -> str:
         return ""
     name, worst = max(arms, key=lambda one: one[1]["num_invalid"] / one[1]["num_checked"])
     return (
-        f"Right answers by a wrong step in {len(arms)} arms, most in {name}: "
+        f"Right answers by a wrong step in {len(arms)} of {len(found['arms'])} arms, most in {name}: "
         f"{formatting.count(worst['num_invalid'])} of "
         f"{formatting.count(worst['num_checked'])} ({formatting.share(worst['num_invalid'] / worst['num_checked'])})."
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flow_dpo.report import formatting
-from flow_dpo.report.document import Block, Paragraph, Section, Table
+from flow_dpo.report.document import Effect, Fold, Forest, Paragraph, Section, Table
 from flow_dpo.report.sources import JudgeSource
 
 _AGREED = 0.8
@@ -25,42 +25,40 @@ _TIES = {
 
 def judge_section(judges: Sequence[JudgeSource]) -> Section:
     """All judges."""
-    rows, reasons = [_outcomes(one) for one in judges], [row for one in judges for row in _kinds(one)]
+    reasons = [row for one in judges for row in _kinds(one)]
     words = (
         "A judge reads two traces of one problem blind, once in each order. A pair is a win where both orders prefer "
         "the same trace, and a tie where they do not; a pair without a verdict enters no rate. A judge is no verifier: "
         "it may prefer a wrong step."
     )
-    columns = (
-        "judged",
-        "by",
-        "a wins",
-        "b wins",
-        "ties",
-        "no verdict",
-        "a's win rate (95 % interval)",
-        "sign test's p",
-    )
-    blocks: list[Block] = [
-        Paragraph(text=words),
-        Table(
-            caption="Wins, ties counting half in the rate", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1})
-        ),
-        Table(
-            caption="How far the judge can be trusted",
-            columns=("judged", "orders agree", "Cohen's kappa", "picks the first place", "longer one wins"),
-            rows=tuple(_trust(one) for one in judges),
-        ),
+    rates = Forest(
+        caption="How often a is preferred, ties counting half",
+        groups=(("judged", tuple(_rate(one) for one in judges)),),
+        columns=("a's win rate", "95 % interval", "p"), unit="per cent", reference=50.0,
+        note="p: the sign test's, over pairs that are no ties.",
+    )  # fmt: skip
+    columns = ("judged", "a wins", "b wins", "ties", "no verdict")
+    trust = ("judged", "orders agree", "Cohen's kappa", "picks the first place", "longer one wins")
+    tables = [
+        Table(caption="Pairs", columns=columns, rows=tuple(_outcomes(one) for one in judges)),
+        Table(caption="How far the judge can be trusted", columns=trust, rows=tuple(_trust(one) for one in judges)),
     ]
     if reasons:
-        table = Table(
-            caption="Ties and missing verdicts",
-            columns=("judged", "why", "pairs or questions"),
-            rows=tuple(reasons),
-            wordy=frozenset({0, 1}),
-        )
-        blocks.append(table)
-    return Section(title="Judge", blocks=tuple(blocks))
+        columns = ("judged", "why", "pairs or questions")
+        caption = "Ties and missing verdicts"
+        tables.append(Table(caption=caption, columns=columns, rows=tuple(reasons), wordy=frozenset({0, 1})))
+    fold = Fold(title="Ties, and how far the judge can be trusted", blocks=tuple(tables))
+    return Section(title="Judge", blocks=(Paragraph(text=words), rates, fold))
+
+
+def _rate(one: JudgeSource) -> Effect:
+    rate, bounds = _win_rate(one)
+    side = "" if bounds is None else "better" if bounds[0] > 0.5 else "worse" if bounds[1] < 0.5 else ""
+    return Effect(
+        label=name_sides(one), note=f"by {_judge(one)}", side=side, mean=None if rate is None else 100 * rate,
+        inner=None if bounds is None else (100 * bounds[0], 100 * bounds[1]),
+        cells=(formatting.share(rate), formatting.interval(bounds), formatting.p_value(_number(one, "decided", "p"))),
+    )  # fmt: skip
 
 
 def name_sides(one: JudgeSource) -> str:
@@ -88,10 +86,7 @@ def _judge(one: JudgeSource) -> str:
 
 
 def _outcomes(one: JudgeSource) -> tuple[str, ...]:
-    pairs = [formatting.count(_number(one, "pairs", name)) for name in ("a", "b", "tie", "unparsed")]
-    rate, bounds = _win_rate(one)
-    shown = formatting.NOTHING if rate is None else f"{formatting.share(rate)} ({formatting.interval(bounds)})"
-    return (name_sides(one), _judge(one), *pairs, shown, formatting.p_value(_number(one, "decided", "p")))
+    return (one.name, *(formatting.count(_number(one, "pairs", name)) for name in ("a", "b", "tie", "unparsed")))
 
 
 def _trust(one: JudgeSource) -> tuple[str, ...]:
@@ -131,5 +126,5 @@ def judge_doubts(one: JudgeSource) -> list[str]:
             rate = formatting.share(_number(one, name, key))
             doubts.append(f"{one.name}: the judge {words} in {rate} ({formatting.interval(bounds)}).")
     if pairs.get("unparsed"):
-        doubts.append(f"{one.name}: {formatting.count(pairs['unparsed'])} pairs have no verdict.")
+        doubts.append(f"{one.name}: pairs without a verdict: {formatting.count(pairs['unparsed'])}.")
     return doubts

@@ -15,7 +15,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from flow_dpo.core.errors import DataError
@@ -32,7 +31,8 @@ class ViewCopy:
 
     base: str
     """Its folder, relative to the report's."""
-    sources: Sequence[Mapping[str, Any]]
+    sources: Sequence[Mapping[str, str]]
+    """Their ids and names; a name is the end of a source's path: the copy has no path of the machine that made it."""
 
     @classmethod
     def read(cls, folder: Path, *, beside: Path) -> ViewCopy:
@@ -41,7 +41,7 @@ class ViewCopy:
         try:
             text = file.read_text(encoding="utf-8")
             found = json.loads(text[text.index(_BEGIN) + len(_BEGIN) : text.rindex(")")])["sources"]
-            sources = [{"id": str(one["id"]), "name": str(one["name"]), "path": str(one["path"])} for one in found]
+            sources = [{"id": str(one["id"]), "name": str(one["name"])} for one in found]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"expected a copy of the viewer in {folder}, found none that can be read ({file}: {error}); make one: "
@@ -51,12 +51,15 @@ class ViewCopy:
         return cls(base=base, sources=sources)
 
     def address(self, source: Source, **filters: str | int) -> str | None:
-        """The list of a source's problems, filtered; None where the copy does not hold the source."""
-        here = source.path.resolve()
-        for one in self.sources:
-            if Path(one["path"]).resolve() == here or one["name"] == source.name:
-                return f"{self.base}/index.html#/s/{quote(one['id'])}" + (f"?{urlencode(filters)}" if filters else "")
-        return None
+        """The list of a source's problems, filtered; None where the copy does not hold the source, or two that may be
+        it."""
+        parts = source.path.resolve().parts
+        named = [(tuple(one["name"].split("/")), one["id"]) for one in self.sources]
+        longest = max((len(own) for own, _ in named if parts[-len(own) :] == own), default=0)
+        ids = [id for own, id in named if own == parts[-longest:]]
+        if len(ids) != 1:
+            return None
+        return f"{self.base}/index.html#/s/{quote(ids[0])}" + (f"?{urlencode(filters)}" if filters else "")
 
     def links(self, source: Source) -> tuple[Link, ...]:
         """The ways into a source; none where the copy does not hold it."""

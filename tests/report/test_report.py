@@ -223,7 +223,7 @@ def test_a_judges_verdicts_are_told_with_how_far_it_can_be_trusted(tmp_path: Pat
     assert "a's win rate is 75.0 %" in told
     assert "neither preferred" in told
     assert "the judge's two orders agree on 50.0 % of the pairs." in told
-    assert "judged: 1 pairs have no verdict." in told
+    assert "judged: pairs without a verdict: 1." in told
     assert "flipped with the order 1 " in told
     assert "flow-dpo judge 6 + 8 = 14" in told
     (tmp_path / "judged" / "summary.json").unlink()

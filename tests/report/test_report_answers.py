@@ -202,7 +202,9 @@ def test_a_clean_comparison(tmp_path: Path) -> None:
         "On held_out/greedy, 1 of 3 arms are better than self_generated, 1 worse, 1 not told apart.",
     )
     assert found.surely[0] == "3 seeds of training, 2,000 questions of held_out/greedy: 95 % intervals over both."
-    assert found.price[0].startswith("1,234,567 to 1,234,567 tokens sampled an arm and seed; the dearest, zero_shot: -")
+    assert found.price[0].startswith(
+        "1,234,567 to 1,234,567 tokens sampled an arm and seed; the dearest, zero_shot: 40,321 ver"
+    )
     assert found.distrust == (CLEAN,)
     one = compared(tmp_path, seeds=False)
     assert one.surely == (
@@ -247,7 +249,7 @@ COMPARED = {
     "held_out/greedy, -2.0 on hard/greedy.": _contrasts(
         held_out__greedy=_gap(0.02, 0.01, seeds=0.01), hard__greedy=_gap(-0.02, 0.01, seeds=0.01)
     ),
-    "Right answers by a wrong step in 1 arms, most in trained_flow: 5 of 50 (10.0 %).": _arm(
+    "Right answers by a wrong step in 1 of 5 arms, most in trained_flow: 5 of 50 (10.0 %).": _arm(
         3, step_quality={"answers": {"num_checked": 50, "num_invalid": 5}}
     ),
     "9 answers could not be graded and count as not right, most of zero_shot: 9.": _arm(

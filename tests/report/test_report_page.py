@@ -153,35 +153,44 @@ def test_one_row_far_off_does_not_flatten_the_others() -> None:
 # ---- links into the viewer's copy ------------------------------------------------------------------------------------
 
 
-def _copy(folder: Path, *held: Path) -> Path:
+def _copy(folder: Path, *names: str) -> Path:
     """A copy of the viewer, as far as a report reads it."""
     (folder / "data").mkdir(parents=True)
-    found = [{"id": f"s{at}", "name": path.name, "path": str(path), "kind": "run"} for at, path in enumerate(held)]
-    text = f'flowDpo.put("sources", {json.dumps({"sources": found})});\n'
-    (folder / "data" / "sources.js").write_text(text)
+    found = [{"id": f"s{at}", "name": name} for at, name in enumerate(names)]
+    (folder / "data" / "sources.js").write_text(f'flowDpo.put("sources", {json.dumps({"sources": found})});\n')
     return folder
 
 
 def test_the_page_leads_to_the_problems_in_a_copy_beside_it(tmp_path: Path) -> None:
     run = report_sources.run(tmp_path / "run", [RIGHT] * 128, batch=32)
     evaluation = report_sources.evaluation(tmp_path / "evaluation")
-    copy = _copy(tmp_path / "a view", run)
-    out = tmp_path / "out"
+    copy, out = tmp_path / "a view", tmp_path / "out"
+    assert main.main(["view", str(run), "--export", str(copy), "--num_items", "8"]) == 0
+    [id] = json.loads((copy / "view.json").read_text())["items"]
     typed = ["report", str(run), str(evaluation), "--output_dir", str(out), "--view", str(copy)]
     assert main.main(typed) == 0
     page = (out / "report.html").read_text()
-    base = "../a%20view/index.html#/s/s0"
+    base = f"../a%20view/index.html#/s/{id}"
     for address in ("", "?status=wrong&amp;flipped=1", "?sort=-examples", "?from=0&amp;to=32", "?from=96&amp;to=128"):
         assert f'href="{base}{address}"' in page
     assert "ungraded=1" not in page, "all were graded"
-    assert "#/s/s1" not in page, "the copy does not hold the evaluation"
+    assert page.count(f"#/s/{id}") == page.count("#/s/") == 8, "the copy does not hold the evaluation"
 
 
 def test_without_a_copy_the_page_says_how_one_is_made(tmp_path: Path) -> None:
     run = report_sources.run(tmp_path / "run", [["ungraded"] * 5])
     assert f"flow-dpo view {run} --export FOLDER" in words(render_page(compose(read_sources([run]), command="c")))
-    copy = ViewCopy.read(_copy(tmp_path / "view", run), beside=tmp_path)
+    copy = ViewCopy.read(_copy(tmp_path / "view", "run"), beside=tmp_path)
     assert "ungraded" in [link.text for link in copy.links(read_sources([run])[0])]
+
+
+def test_a_source_is_found_by_the_end_of_its_path(tmp_path: Path) -> None:
+    run = read_sources([report_sources.run(tmp_path / "seed0" / "flow", [RIGHT])])[0]
+    cases = {("flow",): "s0", ("seed1/flow", "seed0/flow", "flow"): "s1", ("other", "low"): "", ("flow", "flow"): ""}
+    for names, expected in cases.items():
+        copy = ViewCopy.read(_copy(tmp_path / "-".join(names).replace("/", "."), *names), beside=tmp_path)
+        address = copy.address(run)
+        assert (address or "").rpartition("/")[2] == expected
 
 
 @pytest.mark.parametrize("text", [None, "", 'flowDpo.put("sources", {"sources": [{"id": 1}]});', "flowDpo.put({});"])
