@@ -12,6 +12,7 @@
   const SMALL_TREE = 48;
   const OPEN_BESIDE = 3;
   const OPEN_COLUMNS = 8;
+  const MOST_NODES = 3000;
   const MOST_CELLS = 24;
   const MOST_BOXES = 100;
 
@@ -161,18 +162,25 @@
     return h("div", { class: `tree ${shape.group ? "as-group" : "as-trunk"}` }, caption(shape), main, apart);
   }
 
+  /** Rollouts from which something was learned before others, each in their order. */
+  function mostTelling(shape, ids, learned) {
+    const tells = (id) => shape.own[id].some((node) => learned.has(node));
+    return [...ids.filter(tells), ...ids.filter((id) => !tells(id))];
+  }
+
   /** Rollouts that are open at first: the nearest to the trunk, as many as a screen or two can hold. */
   function opensAtFirst(item, shape) {
     const open = new Set([0]);
     let left = OPEN_NODES - (shape.own[0]?.length ?? 0);
     const most = shape.group ? OPEN_COLUMNS - 1 : OPEN_BESIDE;
+    const learned = new Set(item.examples.flatMap((example) => [example.node, example.chosen, example.rejected]));
     const isSmall = item.nodes.length <= SMALL_TREE;
     // A set grows while it is walked: in a small tree what is opened opens what stands beside it, too.
     for (const rollout of open) {
       if (rollout !== 0 && !isSmall) break;
       for (const node of shape.own[rollout] ?? []) {
         const beside = shape.beside.get(node) ?? [];
-        for (const id of shape.group || beside.length <= most ? beside.slice(0, most) : []) {
+        for (const id of mostTelling(shape, beside, learned).slice(0, most)) {
           left -= shape.own[id].length;
           if (left >= 0) open.add(id);
         }
@@ -188,9 +196,12 @@
     return [...counts].sort((one, two) => two[1] - one[1])[0]?.[0] ?? null;
   }
 
+  // In the order of the whole source, so that a role has one colour on all pages.
+  const rolesOf = (item) => [...new Set([...(view.source(item.source)?.facts?.roles ?? []), ...item.roles])];
+
   class Tree {
     constructor(item, state, hooks) {
-      Object.assign(this, { item, state, hooks, shape: view.shape.of(item), roles: item.roles, version: commonVersion(item) });
+      Object.assign(this, { item, state, hooks, shape: view.shape.of(item), roles: rolesOf(item), version: commonVersion(item) });
       Object.assign(this, { cards: new Map(), boxes: new Map(), strips: new Map(), places: [] });
       this.first = opensAtFirst(item, this.shape);
       this.root = whole(this);
@@ -214,6 +225,26 @@
       this.state.open.set(id, isOpen);
       known.element.replaceWith(box(this, id, known.level));
       if (held) this.go(this.shape.own[id][0]);
+    }
+
+    /** Folds or unfolds all rollouts and probes; of a large tree as many as a page bears. */
+    toggleAll(isOpen) {
+      let left = MOST_NODES;
+      const done = new Set();
+      // What is unfolded brings other boxes and strips, until there are no new ones.
+      for (let at = -1; at !== done.size && left > 0; ) {
+        at = done.size;
+        for (const node of this.strips.keys()) {
+          if (left > 0 && !done.has(`probes ${node}`)) this.toggleProbes(node, isOpen);
+          done.add(`probes ${node}`);
+        }
+        for (const id of this.boxes.keys()) {
+          if (left <= 0 || done.has(id)) continue;
+          done.add(id);
+          left -= this.shape.own[id].length;
+          if (!(id === 0 && !isOpen)) this.toggle(id, isOpen);
+        }
+      }
     }
 
     /** Pairs that are shown at the first nodes of these rollouts. */
