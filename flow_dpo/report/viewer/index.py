@@ -6,7 +6,7 @@
 
 It lies in the user's cache, never in a run, and is extended as the files grow. Several viewers may share one: each step
 is a transaction that first looks how far the index is. Invariant: after any sequence of steps its content is what one
-pass over the files as they stand would give; files that were changed, replaced or cut are read anew.
+pass over the files as they stand would give; files that were changed, replaced or cut are read again.
 """
 
 from __future__ import annotations
