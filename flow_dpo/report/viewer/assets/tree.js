@@ -90,7 +90,7 @@
       strip(tree, node, level),
       tree.card(node),
       beside && !group && h("section", { class: "nested", "aria-label": `Instead of node ${node}` }, h("p", { class: "node-meta" }, `instead of #${node}`), boxes(tree, beside, level + 1, "rollouts")),
-      after && h("section", { class: "nested", "aria-label": `After node ${node}` }, h("p", { class: "node-meta" }, `goes on after #${node}`), boxes(tree, after, level + 1, "rollouts")),
+      after && h("section", { class: "nested", "aria-label": `After node ${node}` }, h("p", { class: "node-meta" }, `continues after #${node}`), boxes(tree, after, level + 1, "rollouts")),
     ];
   }
 
