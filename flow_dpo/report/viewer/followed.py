@@ -4,7 +4,7 @@
     tokens.refresh()          True where there is more than before
     tokens.texts[59]          ("She", False): its text, and whether it is a special token
 
-Invariant: what was read is what the file holds, in its order: a file that was replaced or cut is read anew. A row that
+Invariant: what was read is what the file holds, in its order: a file that was replaced or cut is read again. A row that
 is none costs itself alone.
 """
 

@@ -79,7 +79,7 @@ def test_filters_stand_in_the_address_and_give_what_the_library_gives(site: tupl
         assert [int(text.split()[0]) for text in rows.all_inner_texts()] == found
     at.page.keyboard.press("/")
     at.page.keyboard.type("no such words")
-    at.page.wait_for_function("document.querySelector('main').innerText.includes('0 of 4')")
+    at.until("document.querySelector('main').innerText.includes('0 of 4')")
 
 
 def test_a_tree_is_walked_by_keys(site: tuple[str, Library], visit: Open) -> None:
@@ -146,15 +146,15 @@ def test_a_run_that_goes_on_is_followed(runs: Path, tmp_path: Path, visit: Open)
     shutil.copytree(runs / "grpo", going)
     whole = (going / "trees.jsonl").read_bytes().splitlines(keepends=True)
     (going / "trees.jsonl").write_bytes(b"".join(whole[:2]) + whole[2][:100])
+    for name in ("scored.jsonl", "learned.jsonl"):
+        (going / name).write_bytes(b"")
     with served([going], tmp_path / "cache") as (address, _):
         at = visit(f"{address}#/s/going")
         rows = at.page.get_by_role("row").filter(has=at.page.get_by_role("gridcell"))
         assert rows.count() == 2
         with (going / "trees.jsonl").open("ab") as file:
             file.write(whole[2][100:] + whole[3])
-        at.page.wait_for_function(
-            "document.querySelectorAll('[role=row] [role=gridcell]:first-child').length === 4", timeout=30_000
-        )
+        at.until(lambda: rows.count() == 4)
 
 
 def test_the_same_problem_in_two_runs_stands_side_by_side(site: tuple[str, Library], visit: Open) -> None:
@@ -166,7 +166,10 @@ def test_the_same_problem_in_two_runs_stands_side_by_side(site: tuple[str, Libra
     assert item["problem"]["question"] in text
     for name in ("flow-dpo", "again"):
         assert name in text
-    visit(f"{address}#/s/flow-dpo/1").page.get_by_role("link", name=re.compile("again")).first.click()
+    one = visit(f"{address}#/s/flow-dpo/1").page
+    one.get_by_text("The same problem in").click()
+    one.get_by_label("Side by side with again").click()
+    assert one.url.endswith(f"#/compare/flow-dpo/1/again/{other['n']}")
 
 
 def test_a_copy_opens_from_disk_and_filters_as_the_server_does(

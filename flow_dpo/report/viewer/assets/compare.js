@@ -97,19 +97,14 @@
   view.pages.compare = {
     render(root, route) {
       let gone = false;
-      const isRead = () => root.removeAttribute("aria-busy");
       view.replace(root, h("p", { class: "muted" }, "Reading\u2026"));
-      root.setAttribute("aria-busy", "true");
-      fill(root, route, () => gone)
-        .catch((error) => {
-          if (!gone) view.replace(root, view.failure(error));
-          if (error instanceof TypeError) throw error;
-        })
-        .finally(() => gone || isRead());
+      fill(root, route, () => gone).catch((error) => {
+        if (!gone) view.replace(root, view.failure(error));
+        if (error instanceof TypeError) throw error;
+      });
       const back = view.keys([{ keys: ["Escape"], words: "back to the first", run: () => view.go(view.to.item(route.source, route.n)) }]);
       return () => {
         gone = true;
-        isRead();
         back();
       };
     },

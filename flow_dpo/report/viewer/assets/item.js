@@ -129,7 +129,6 @@
     }
 
     async load() {
-      this.root.setAttribute("aria-busy", "true");
       try {
         const item = await view.get("item", { source: this.source, n: this.n });
         if (!this.isGone) this.draw(item);
@@ -137,8 +136,6 @@
         if (this.isGone || (error.lost && this.item)) return;
         view.replace(this.root, view.failure(error));
         if (!(error instanceof Error) || error instanceof TypeError) throw error;
-      } finally {
-        if (!this.isGone) this.root.removeAttribute("aria-busy");
       }
     }
 
@@ -240,7 +237,6 @@
 
     cleanup() {
       this.isGone = true;
-      this.root.removeAttribute("aria-busy");
       view.tokens.hideTip();
       for (const end of this.ends) end();
     }
