@@ -95,6 +95,10 @@ class TrajectorySearch(TurnSampling):
             runner.run([search.explain() for search in deciding])
         return [search.tree() for search in searches]
 
+    def rehearsed(self) -> TrajectorySearch:
+        """The same search without another model, as its cost is counted before it begins."""
+        return replace(self, explainer_url="")
+
     def alone(self, *, greedy: bool) -> TrajectorySearch:
         return replace(self, num_rounds=0, greedy_trunk=greedy)
 
