@@ -16,7 +16,7 @@ from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion, Solution, TokenIds, Verdict
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
+from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
 from flow_dpo.recipes.vineppo.credit import StepAdvantages, state_values
 from flow_dpo.recipes.vineppo.explore import StepRollouts
@@ -181,7 +181,7 @@ def drawn() -> Tree:
 def test_values_and_advantages_by_hand() -> None:
     tree = drawn()
     assert {r.prompt_ids: v for r, v in state_values(tree).items()} == {(1,): 0.5, (1, 5, 6): 0.25, (1, 5, 7): 1.0}
-    examples = StepAdvantages(whiten=False, by_tokens=False)([tree])
+    examples = StepAdvantages(whiten=False)([tree])
     # 1/4 - 1/2; then reward 1, and nothing after it, less 1/4; 1 - 1/2; 0 - 1.
     assert [(e.node, e.advantage, e.weight) for e in examples] == [
         (0, -0.25, 1.0), (1, 0.75, 1.0), (2, 0.5, 1.0), (3, -1.0, 1.0),
@@ -196,19 +196,19 @@ def test_values_and_advantages_of_real_valued_rewards_by_hand() -> None:
     """V(q) = (0.5 + 0 + 1 + 0.5) / 4, V(q 5 6) = (2 + 1) / 2 without the two ungraded, V(q 5 7) = (0.25 - 0.25) / 2."""
     tree = valued(drawn(), 1.75, -0.5, 0.5, 0.0, 1.0, 0.5, 2.0, None, 1.0, None, 0.25, -0.25)
     assert {r.prompt_ids: v for r, v in state_values(tree).items()} == {(1,): 0.5, (1, 5, 6): 1.5, (1, 5, 7): 0.0}
-    examples = StepAdvantages(whiten=False, by_tokens=False)([tree])
+    examples = StepAdvantages(whiten=False)([tree])
     # 1.5 - 0.5; 1.75 - 1.5; 0 - 0.5; -0.5 - 0.
     assert [(e.node, e.advantage) for e in examples] == [(0, 1.0), (1, 0.25), (2, -0.5), (3, -0.5)]
 
 
-def test_whitening_and_weights_count_tokens() -> None:
+def test_whitening_counts_tokens() -> None:
     examples = StepAdvantages()([drawn()])
     # Lengths 2 3 2 1 of 8; mean (-0.5 + 2.25 + 1 - 1) / 8 = 7/32.
     mean = 7 / 32
     spread = math.sqrt(sum(n * (a - mean) ** 2 for n, a in ((2, -0.25), (3, 0.75), (2, 0.5), (1, -1.0))) / 8)
     assert [e.advantage for e in examples] == pytest.approx([(a - mean) / spread for a in (-0.25, 0.75, 0.5, -1.0)])
-    assert [e.weight for e in examples] == [1.0, 1.5, 1.0, 0.5]
-    assert math.fsum(e.weight * e.advantage for e in examples) == pytest.approx(0)
+    assert {e.weight for e in examples} == {1.0}, "how steps are averaged is the objective's"
+    assert math.fsum(len(e.completion.token_ids) * e.advantage for e in examples) == pytest.approx(0)
 
 
 def test_what_is_not_known_makes_no_example() -> None:
