@@ -32,7 +32,8 @@ def test_words_are_cut_behind_the_mark_that_is_nearest_to_the_middle() -> None:
 
 
 def test_a_formula_is_left_whole_where_words_can_be_cut() -> None:
-    text = "It follows for $f(x, y, z) = x$ that every sum of such values is bounded, and so are all of its parts here"
+    text = "It follows for $f(x, y, z) = x$ that every sum of such values is bounded, "
+    text += "and so are all of its parts here and elsewhere"
     places = cuts(text, 0, len(text), 100)
     assert [text[:place][-1] for place in places] == [","]
     assert not text[: places[0]].endswith("x,")

@@ -12,15 +12,18 @@ import torch
 
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.explore import Group
+from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import ScoredCompletion, Solution, TokenIds, Verdict
+from flow_dpo.core.types import Completion, Problem, ScoredCompletion, Solution, TokenIds, Verdict
+from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
 from flow_dpo.recipes.vineppo.credit import StepAdvantages, state_values
 from flow_dpo.recipes.vineppo.explore import StepRollouts
-from tests.core.test_explore import ANSWER_PROMPT, END, FLOW, chunks, explore, fits
+from tests.core.test_explore import ANSWER_PROMPT, END, FLOW, PROBLEMS, Bare, chunks, explore, fits, next_probs
+from tests.support.graders import FunctionGrader
 from tests.support.packed_builders import ROLES
 from tests.support.tiny_models import tiny_model
 from tests.support.tree_builders import completion, graded, problem, request, valued
@@ -74,6 +77,29 @@ def test_every_state_on_a_path_is_probed_once_and_nothing_else() -> None:
             assert node.request.prompt_ids == (ANSWER_PROMPT, *before)
             assert node.request.max_tokens == LENGTH - len(before)
             assert rollout.solution.pieces == (tuple(t for t in said(tree, rollout.id) if t != END),)
+
+
+def test_grading_begins_as_soon_as_a_path_or_a_probe_has_ended() -> None:
+    """Each is handed to the grader once, while others are still sampled: before the last request is answered."""
+    begun: list[tuple[Solution, int]] = []
+
+    class Counting(TabularEngine):
+        polls = 0
+
+        def poll(self) -> list[tuple[int, Completion]]:
+            self.polls += 1
+            return super().poll()
+
+    class Grader(FunctionGrader):
+        def begin(self, problem: Problem, solution: Solution) -> None:
+            begun.append((solution, engine.polls))
+
+    engine = Counting(next_probs, end_ids={END})
+    runner = RolloutRunner(engine, Bare(), Grader(lambda _: pytest.fail("nothing is asked for while it samples")))
+    trees = StepRollouts(num_rollouts=3, num_completions=2)(ONE_PASS, runner, PROBLEMS[:2], seed=0)
+    solutions = [rollout.solution for tree in trees for rollout in tree.rollouts]
+    assert sorted(map(str, solutions)) == sorted(str(solution) for solution, _ in begun)
+    assert begun[0][1] < engine.polls
 
 
 def test_paths_are_those_of_a_group() -> None:
