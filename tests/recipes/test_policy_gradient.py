@@ -6,12 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from flow_dpo.cli import train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.learner.learner import Learner
@@ -19,6 +21,7 @@ from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import LearnerSettings, RowSettings
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.presets import RECIPES
+from flow_dpo.runs.files import read_jsonl
 from tests.support.packed_builders import ROLES
 from tests.support.tiny_models import tiny_model
 from tests.support.tree_builders import completion, request
@@ -288,3 +291,23 @@ def test_a_learners_gradient_does_not_depend_on_its_rows() -> None:
     assert measures == pytest.approx(again, rel=1e-5)
     for a, b in zip(together, apart, strict=True):  # Adam makes much of the rounding of gradients that are next to 0
         torch.testing.assert_close(a, b, rtol=1e-3, atol=5e-5)
+
+
+# ---- every preset of the family learns -------------------------------------------------------------------------------
+
+FAMILY = ("grpo", "dapo", "dr-grpo", "gspo", "cispo", "rloo", "reinforce-pp", "reinforce-pp-baseline", "vineppo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["paper", "chat", "small"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_preset_learns_on_the_seed(name: str, scale: str, tmp_path: Path) -> None:
+    """Cut down in numbers and lengths, as the seed's context and a test's patience want it; nothing else is changed."""
+    words = ["--recipe", name, "--preset", scale, "--dataset_name", "seed", "--max_problems", "16"]
+    words += ["--problems_per_batch", "8", "--flow.max_tokens", "128", "--minibatches", "1", "--warmup_updates", "0"]
+    words += [] if name in ("gspo", "vineppo") else ["--examples_per_update", "4"]
+    words += [] if name == "reinforce-pp" else ["--num_rollouts", "4"]
+    words += ["--num_completions", "2", "--temperature", "1"] if name == "vineppo" else []
+    assert train.train([*words, "--model_name_or_path", "seed", "--output_dir", str(tmp_path / "run")]) == 0
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert sum(row["learn/updates"] for row in rows) > 0
