@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean, pstdev
 
 import pytest
 import torch
 
+from flow_dpo.cli import train
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Solution, Status
 from flow_dpo.learner.pool import Queue
 from flow_dpo.recipes.group_advantages import GroupAdvantages
 from flow_dpo.recipes.presets import RECIPES
+from flow_dpo.runs.files import read_jsonl
 from tests.support.tree_builders import completion, graded, problem, request, valued
 
 ENDED = Solution(pieces=((5,),), ended=True)
@@ -172,3 +175,36 @@ def test_epochs_pass_over_all_minibatches() -> None:
         pool.learned()
     assert found == [3, 3, 2, 3, 3, 2]
     assert (pool.examples, pool.num_updates) == ([], 6)
+
+
+def test_a_runs_advantages_and_loss_recomputed_from_its_folder(tmp_path: Path) -> None:
+    """DAPO on the seed, one update a batch: advantages from the trees alone, and a loss that is their mean over tokens,
+    for every ratio is 1."""
+    words = ["--recipe", "dapo", "--max_problems", "16", "--problems_per_batch", "8", "--examples_per_update", "0"]
+    words += ["--minibatches", "1", "--learner.rows.max_tokens", "512", "--overlong_share", "0.6"]
+    words += ["--output_dir", str(tmp_path)]
+    assert train.train(words) == 0
+    expected: dict[tuple[str, int], float] = {}
+    lengths: dict[tuple[str, int], int] = {}
+    for tree in read_jsonl(tmp_path / "trees.jsonl"):
+        right = [float(rollout["verdict"]["status"] == "correct") for rollout in tree["rollouts"]]
+        sizes = [len(tree["nodes"][rollout["leaf"]]["token_ids"]) for rollout in tree["rollouts"]]
+        if len(set(right)) < 2:
+            continue
+        taken = [0.5 * max(0.0, size - 0.4 * 128) / (0.6 * 128) for size in sizes]
+        rewards = [a - b for a, b in zip(right, taken, strict=True)]
+        for node, reward in enumerate(rewards):
+            key = (tree["problem"]["id"], node)
+            expected[key], lengths[key] = (reward - fmean(rewards)) / pstdev(rewards), sizes[node]
+    scored = read_jsonl(tmp_path / "scored.jsonl")
+    found = {(row["problem_id"], row["node"]): row["advantage"] for row in scored}
+    assert found == {key: pytest.approx(value) for key, value in expected.items()}
+    assert len({round(value, 6) for value in found.values()}) > 10, "lengths tell the right ones apart"
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    for number, row in enumerate(rows):
+        mine = [key for key in expected if number * 8 <= int(key[0].rpartition("/")[2]) < number * 8 + 8]
+        assert row["learn/answer/rows"] > 1
+        assert row["learn/answer/pairs"] == len(mine)
+        tokens = sum(lengths[key] for key in mine)
+        wanted = -sum(expected[key] * lengths[key] for key in mine) / tokens
+        assert row["learn/answer/loss"] == pytest.approx(wanted, abs=1e-4)
