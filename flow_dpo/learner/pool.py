@@ -118,8 +118,8 @@ class Window(Queue):
 
 def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
     """The shared queue, and the pools that roles have of their own."""
-    epochs, parts, short = settings.epochs_per_batch, settings.minibatches, settings.short_batch
-    queue = partial(Queue, updates=epochs, minibatches=parts, short_batch=short)
+    p = settings.passes
+    queue = partial(Queue, updates=p.epochs_per_batch, minibatches=p.minibatches, short_batch=p.short_batch)
     pools = {SHARED: queue(size=settings.examples_per_update)}
     for role, own in settings.roles.items():
         size, kept, updates = own.examples_per_update, own.window, own.updates_per_batch

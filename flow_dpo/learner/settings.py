@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.core.errors import expect
 from flow_dpo.core.types import Role
 from flow_dpo.models.settings import LoraSettings as LoraSettings  # at hand beside the learner's own
 
@@ -85,6 +85,23 @@ class RoleSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassSettings:
+    """How a batch is cut into updates."""
+
+    minibatches: int = 1
+    """Updates of a pass over a batch, for which so many times `examples_per_update` are gathered; of all there are (0),
+    equal parts. From the second on the policy has moved away from what was sampled: a clip has something to do."""
+    epochs_per_batch: int = 1
+    """Passes over each batch (PPO's epochs)."""
+    short_batch: ShortBatch = "wait"
+    """What fills no update: "wait" leaves it to the next batch's, of another version; "learn" has all learned at once, in
+    updates of about `examples_per_update`; "fill" samples on under one version, and drops what is left over (DAPO)."""
+
+    def __post_init__(self) -> None:
+        expect(self, "of 1 or more", lambda value: value >= 1, "epochs_per_batch", "minibatches")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnerSettings:
     """How the adapters are updated. The paper: Adam, 5e-6, batches of 32 pairs, gradients clipped at 1."""
 
@@ -96,23 +113,13 @@ class LearnerSettings:
     """First updates, over which the rate rises in equal steps; 0 begins with all of it."""
     decay_after: int = 0
     """Updates at the full rate, after which it falls; 0 never lets it fall."""
-    linear_until: int = 0
-    """Update at which the rate, falling in a straight line from the warm-up on, is next to 0; 0 for another fall."""
     decay_power: float = 1.0
-    """How fast: 1 falls as 1 / t, which sums to infinity yet settles (Robbins and Monro 1951); 0.5 is slower."""
+    """How it falls: 1 as 1 / t (Robbins and Monro 1951), 0.5 slower; 0 straight from the warm-up to `decay_after`."""
     max_grad_norm: float = 1.0
     """Norm to which a role's gradient is clipped; 0 clips nothing."""
     examples_per_update: int = 32
     """Examples of all roles together; 0: all of a call. How problems pool to 32 pairs is not stated in the paper."""
-    minibatches: int = 1
-    """Updates of a pass over a batch, for which so many times `examples_per_update` are gathered; of all there are (0),
-    equal parts. From the second on the policy has moved away from what was sampled: a clip has something to do."""
-    epochs_per_batch: int = 1
-    """Passes over each batch (PPO's epochs)."""
-    short_batch: ShortBatch = "wait"
-    """What examples do that fill no update: "wait" for the next batch's, which another version sampled; "learn" has all
-    of a batch learned at once, in updates of about `examples_per_update`; "fill" samples on until there are enough of
-    one version, and drops what is left over (DAPO's dynamic sampling)."""
+    passes: PassSettings = field(default_factory=PassSettings)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     rows: RowSettings = field(default_factory=RowSettings)
     skip_nonfinite: bool = False
@@ -126,22 +133,18 @@ class LearnerSettings:
         expect(self, "to be a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate")
         numbers = ("max_grad_norm", "examples_per_update", "max_logprob_drift")
         expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, *numbers)
-        expect(self, "of 0 or more", lambda value: value >= 0, "warmup_updates", "decay_after", "linear_until")
-        expect(self, "above 0", lambda value: value > 0, "decay_power")
-        if self.linear_until and (self.decay_after or self.linear_until <= self.warmup_updates):
-            raise ConfigError(f"linear_until must be after the warm-up, without decay_after; found {self.linear_until}")
-        expect(self, "of 1 or more", lambda value: value >= 1, "epochs_per_batch", "minibatches")
+        expect(self, "of 0 or more", lambda value: value >= 0, "warmup_updates", "decay_after", "decay_power")
 
     def rate(self, role: Role, update: int) -> float:
         """The role's learning rate at its update, counted from 1."""
         own = self.roles.get(role, RoleSettings())
-        schedule = replace(self, decay_after=0, linear_until=0) if own.constant_rate else self
+        schedule = replace(self, decay_after=0) if own.constant_rate else self
         return (own.learning_rate or self.learning_rate) * schedule.rate_share(update)
 
     def rate_share(self, update: int) -> float:
         """What the rate is multiplied by at a role's update, counted from 1."""
         rise = min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
         fall = min(1.0, self.decay_after / update) ** self.decay_power if self.decay_after else 1.0
-        if self.linear_until:
-            fall = min(1.0, max(1, self.linear_until + 1 - update) / (self.linear_until - self.warmup_updates))
+        if self.decay_after and not self.decay_power:
+            fall = min(1.0, max(1, self.decay_after + 1 - update) / max(1, self.decay_after - self.warmup_updates))
         return rise * fall

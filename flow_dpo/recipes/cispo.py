@@ -10,7 +10,7 @@ over tokens and the rate; no punishment of length.
 from __future__ import annotations
 
 from flow_dpo.core.explore import Group
-from flow_dpo.learner.settings import LearnerSettings
+from flow_dpo.learner.settings import LearnerSettings, PassSettings
 from flow_dpo.recipes.group_advantages import GroupAdvantages
 from flow_dpo.recipes.groups import LORA, fitted, of_group
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
@@ -24,8 +24,10 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=of_group(_CREDIT, _OBJECTIVE, Single(max_tokens=20_480), Group(num_rollouts=16)),
         lora=LORA,
-        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=512, minibatches=16, short_batch="fill"),
+        learner=LearnerSettings(
+            learning_rate=1e-6, examples_per_update=512, passes=PassSettings(minibatches=16, short_batch="fill")
+        ),
         problems_per_batch=512,
     ),
-    **fitted(_CREDIT, _OBJECTIVE, minibatches=4, short_batch="fill"),
+    **fitted(_CREDIT, _OBJECTIVE, passes=PassSettings(minibatches=4, short_batch="fill")),
 }

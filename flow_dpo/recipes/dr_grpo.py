@@ -10,7 +10,7 @@ tokens, which is also what sums are divided by (train_zero_math.py), rate 1e-6, 
 from __future__ import annotations
 
 from flow_dpo.core.explore import Group
-from flow_dpo.learner.settings import LearnerSettings
+from flow_dpo.learner.settings import LearnerSettings, PassSettings
 from flow_dpo.recipes.group_advantages import GroupAdvantages
 from flow_dpo.recipes.groups import LORA, fitted, of_group
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
@@ -24,8 +24,8 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=of_group(_CREDIT, _OBJECTIVE, Single(max_tokens=3000), Group(num_rollouts=8)),
         lora=LORA,
-        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=128, short_batch="learn"),
+        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=128, passes=PassSettings(short_batch="learn")),
         problems_per_batch=128,
     ),
-    **fitted(_CREDIT, _OBJECTIVE, short_batch="learn"),
+    **fitted(_CREDIT, _OBJECTIVE, passes=PassSettings(short_batch="learn")),
 }

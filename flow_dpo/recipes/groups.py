@@ -3,7 +3,7 @@
 They have the same flow, exploration and scales; a recipe says which credit, which objective, and how its learner cuts a
 batch into updates:
 
-    fitted(GroupAdvantages(), ClippedPolicyGradient(kl_coef=0.04), short_batch="learn")     # GRPO's
+    fitted(GroupAdvantages(), ClippedPolicyGradient(kl_coef=0.04), passes=PassSettings(short_batch="learn"))
 
 Invariant: what is stated here is the sizes of the models, and nothing of a method.
 """

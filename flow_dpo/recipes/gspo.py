@@ -9,7 +9,7 @@ term, 16 answers of at most 16,384 tokens to each of 256 questions, rate 1e-6 af
 from __future__ import annotations
 
 from flow_dpo.core.explore import Group
-from flow_dpo.learner.settings import LearnerSettings
+from flow_dpo.learner.settings import LearnerSettings, PassSettings
 from flow_dpo.recipes.group_advantages import GroupAdvantages
 from flow_dpo.recipes.groups import LORA, fitted, of_group
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
@@ -23,8 +23,10 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=of_group(_CREDIT, _OBJECTIVE, Single(max_tokens=16_384), Group(num_rollouts=16)),
         lora=LORA,
-        learner=LearnerSettings(learning_rate=1e-6, warmup_updates=10, examples_per_update=0, minibatches=4),
+        learner=LearnerSettings(
+            learning_rate=1e-6, warmup_updates=10, examples_per_update=0, passes=PassSettings(minibatches=4)
+        ),
         problems_per_batch=256,
     ),
-    **fitted(_CREDIT, _OBJECTIVE, examples_per_update=0, minibatches=4),
+    **fitted(_CREDIT, _OBJECTIVE, examples_per_update=0, passes=PassSettings(minibatches=4)),
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flow_dpo.core.explore import Group
-from flow_dpo.learner.settings import LearnerSettings
+from flow_dpo.learner.settings import LearnerSettings, PassSettings
 from flow_dpo.recipes.group_advantages import GroupAdvantages
 from flow_dpo.recipes.groups import LORA, fitted, of_group
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
@@ -30,17 +30,17 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=of_group(_ALONE, _OBJECTIVE_ALONE, Single(max_tokens=_MAX_TOKENS), Group(num_rollouts=1)),
         lora=LORA,
-        learner=LearnerSettings(learning_rate=5e-7, examples_per_update=1024, short_batch="learn"),
+        learner=LearnerSettings(learning_rate=5e-7, examples_per_update=1024, passes=PassSettings(short_batch="learn")),
         problems_per_batch=1024,
     ),
-    **fitted(_ALONE, _OBJECTIVE_ALONE, num_rollouts=1, short_batch="learn"),
+    **fitted(_ALONE, _OBJECTIVE_ALONE, num_rollouts=1, passes=PassSettings(short_batch="learn")),
 }
 BASELINE: dict[str, Preset] = {
     "paper": Preset(
         recipe=of_group(_GROUP, _OBJECTIVE, Single(max_tokens=_MAX_TOKENS), Group(num_rollouts=8)),
         lora=LORA,
-        learner=LearnerSettings(learning_rate=5e-7, examples_per_update=1024, short_batch="fill"),
+        learner=LearnerSettings(learning_rate=5e-7, examples_per_update=1024, passes=PassSettings(short_batch="fill")),
         problems_per_batch=128,
     ),
-    **fitted(_GROUP, _OBJECTIVE, minibatches=4, short_batch="fill"),
+    **fitted(_GROUP, _OBJECTIVE, passes=PassSettings(minibatches=4, short_batch="fill")),
 }

@@ -153,20 +153,8 @@ def test_rates_fall_without_a_known_end() -> None:
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 3e-3 / 4, 3e-3 / 5, 3e-3 / 6])
     slower = LearnerSettings(decay_after=4, decay_power=0.5)
     assert [slower.rate_share(update) for update in (1, 4, 16, 64)] == pytest.approx([1, 1, 0.5, 0.25])
-    with pytest.raises(ConfigError, match="decay_power above 0, found 0"):
-        LearnerSettings(decay_power=0)
-
-
-def test_rates_fall_in_a_straight_line_to_a_known_end() -> None:
-    """Warm-up of 2, then from 1 at update 3 in equal steps to 1/4 at update 6, where it stays: never 0."""
-    settings = LearnerSettings(warmup_updates=2, linear_until=6)
-    shares = [settings.rate_share(update) for update in range(1, 9)]
-    assert shares == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25, 0.25, 0.25])
-    constant = LearnerSettings(linear_until=6, roles={"stop": RoleSettings(constant_rate=True)}, learning_rate=1.0)
-    assert [constant.rate("stop", 6), constant.rate("answer", 6)] == pytest.approx([1, 1 / 6])
-    for wrong in ({"linear_until": 2, "warmup_updates": 2}, {"linear_until": 9, "decay_after": 3}):
-        with pytest.raises(ConfigError, match="linear_until must be after the warm-up, without decay_after"):
-            LearnerSettings(**wrong)
+    with pytest.raises(ConfigError, match="decay_power of 0 or more, found -1"):
+        LearnerSettings(decay_power=-1)
 
 
 def test_a_snapshot_reference_follows_when_told() -> None:

@@ -66,7 +66,7 @@ def test_reinforce_pp_is_whitened_over_the_batchs_tokens_as_openrlhf_has_it(with
         group(name, ["correct" if r else "wrong" for r in row], length)
         for name, row, length in zip("ab", rewards.tolist(), lengths, strict=True)
     ]
-    recipe = RECIPES["reinforce-pp-baseline" if with_group else "reinforce-pp"]["paper"].recipe
+    recipe = RECIPES["reinforce-baseline" if with_group else "reinforce-pp"]["paper"].recipe
     found = advantages(recipe.credit, *trees)  # type: ignore[arg-type]
     shaped = rewards - rewards.mean(-1, keepdim=True) if with_group else rewards
     tokens = torch.cat([shaped[i, j].repeat(lengths[i][j]) for i in range(2) for j in range(3)])

@@ -295,7 +295,7 @@ def test_a_learners_gradient_does_not_depend_on_its_rows() -> None:
 
 # ---- every preset of the family learns -------------------------------------------------------------------------------
 
-FAMILY = ("grpo", "dapo", "dr-grpo", "gspo", "cispo", "rloo", "reinforce-pp", "reinforce-pp-baseline", "vineppo")
+FAMILY = ("grpo", "dapo", "dr-grpo", "gspo", "cispo", "rloo", "reinforce-pp", "reinforce-baseline", "vineppo")
 
 
 @pytest.mark.slow

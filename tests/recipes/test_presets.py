@@ -19,7 +19,7 @@ from flow_dpo.core.objective import accepted_names
 from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings
+from flow_dpo.learner.settings import LearnerSettings, PassSettings, ReferenceSettings
 from flow_dpo.recipes import presets, scales
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
@@ -42,10 +42,16 @@ OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
 # What a recipe's learner has of its own, at one preset or ("") at the three sizes of model.
 OWN_LEARNER: dict[tuple[str, str], dict[str, Any]] = {
     ("flow-dpo", "seed"): {"examples_per_update": 12},
-    ("gspo", ""): {"examples_per_update": 0, "minibatches": 4},
-    ("vineppo", ""): {"examples_per_update": 0, "minibatches": 8},
-    **{(name, ""): {"short_batch": "learn"} for name in ("grpo", "dr-grpo", "rloo", "reinforce-pp")},
-    **{(name, ""): {"short_batch": "fill", "minibatches": 4} for name in ("dapo", "cispo", "reinforce-pp-baseline")},
+    ("gspo", ""): {"examples_per_update": 0, "passes": PassSettings(minibatches=4)},
+    ("vineppo", ""): {"examples_per_update": 0, "passes": PassSettings(minibatches=8)},
+    **{
+        (name, ""): {"passes": PassSettings(short_batch="learn")}
+        for name in ("grpo", "dr-grpo", "rloo", "reinforce-pp")
+    },
+    **{
+        (name, ""): {"passes": PassSettings(short_batch="fill", minibatches=4)}
+        for name in ("dapo", "cispo", "reinforce-baseline")
+    },
 }
 
 
@@ -86,7 +92,7 @@ EXPLORED = {
     "cispo": [(16, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
     "rloo": [(4, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
     "reinforce-pp": [(1, 0, 1.0, 1.0), (1, 0, 1.0, 1.0), (1, 0, 0.8, 1.0), (1, 0, 1.0, 0.97)],
-    "reinforce-pp-baseline": [(8, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
+    "reinforce-baseline": [(8, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
     "vineppo": [(8, 9, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 1.0, 0.97)],
     "rpo": [(10, 10, 1.0, 1.0), (8, 4, 1.0, 1.0), (8, 4, 0.8, 1.0), (8, 4, 1.0, 0.97)],
     "cpl": [(32, 3, 1.0, 1.0), (8, 3, 1.0, 1.0), (8, 3, 0.8, 1.0), (8, 3, 1.0, 0.97)],
@@ -102,7 +108,7 @@ LENGTHS = {
     "online-dpo": [960, 960, 160, 128], "grpo": [1024, 1024, 160, 128],
     "dapo": [20_480, 1024, 160, 128], "dr-grpo": [3000, 1024, 160, 128], "gspo": [16_384, 1024, 160, 128],
     "cispo": [20_480, 1024, 160, 128], "rloo": [960, 1024, 160, 128], "reinforce-pp": [64_000, 1024, 160, 128],
-    "reinforce-pp-baseline": [64_000, 1024, 160, 128],
+    "reinforce-baseline": [64_000, 1024, 160, 128],
     "vineppo": [1024, 1024, 160, 128], "rpo": [1024, 1024, 160, 128], "cpl": [960, 960, 160, 128],
     "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
 }  # fmt: skip
@@ -137,14 +143,15 @@ def test_the_papers_learners() -> None:
         "grpo": (1e-6, 1024, 16, 8),
         "dapo": (1e-6, 512, 512, 8), "dr-grpo": (1e-6, 128, 128, 8), "gspo": (1e-6, 0, 256, 8),
         "cispo": (1e-6, 512, 512, 8), "rloo": (1e-6, 512, 256, 8), "reinforce-pp": (5e-7, 1024, 1024, 8),
-        "reinforce-pp-baseline": (5e-7, 1024, 128, 8),
+        "reinforce-baseline": (5e-7, 1024, 128, 8),
         "vineppo": (1e-6, 0, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
         "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
     }  # fmt: skip
     vine = presets.preset("vineppo", "paper").learner
-    assert (vine.epochs_per_batch, vine.minibatches, vine.warmup_updates, vine.linear_until) == (2, 8, 480, 16_000)
+    assert vine.passes == PassSettings(epochs_per_batch=2, minibatches=8)
+    assert (vine.warmup_updates, vine.decay_after, vine.decay_power) == (480, 16_000, 0)
     dapo = presets.preset("dapo", "paper").learner
-    assert (dapo.minibatches, dapo.warmup_updates, dapo.short_batch) == (16, 20 * 16, "fill")
+    assert (dapo.passes, dapo.warmup_updates) == (PassSettings(minibatches=16, short_batch="fill"), 20 * 16)
     assert presets.preset("rpo", "paper").learner.warmup_updates == 100
     assert presets.preset("flow-dpo", "paper").lora.lora_dropout == 0.05
 

@@ -18,6 +18,7 @@ from flow_dpo.core.types import Completion, Problem, ScoredCompletion, Solution,
 from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
+from flow_dpo.learner.settings import PassSettings
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
 from flow_dpo.recipes.vineppo.credit import StepAdvantages, state_values
@@ -270,7 +271,8 @@ def test_the_divergence_is_cut() -> None:
 def test_two_passes_are_two_updates_on_the_same_batch() -> None:
     def learner(passes: int) -> Learner:
         policy = Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)
-        return Learner(policy, LearnerSettings(learning_rate=1e-2, examples_per_update=2, epochs_per_batch=passes))
+        own = PassSettings(epochs_per_batch=passes)
+        return Learner(policy, LearnerSettings(learning_rate=1e-2, examples_per_update=2, passes=own))
 
     examples = [
         ScoredCompletion(

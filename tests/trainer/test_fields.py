@@ -76,7 +76,7 @@ MAPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "chat_template_kwargs": ({"chat_template_kwargs": {"a": True}}, {"model.template_kwargs": {"a": True}}),
     "temperature": ({"temperature": 0.75}, {"explore.temperature": 0.75}),
     "top_p": ({"top_p": 0.75}, {"explore.top_p": 0.75}),
-    "num_iterations": ({"num_iterations": 3}, {"learner.epochs_per_batch": 3}),
+    "num_iterations": ({"num_iterations": 3}, {"learner.passes.epochs_per_batch": 3}),
     "per_device_train_batch_size": ({"per_device_train_batch_size": 5}, {"learner.examples_per_update": 5}),
     "gradient_accumulation_steps": ({"gradient_accumulation_steps": 5}, {"learner.examples_per_update": 40}),
     "report_to": ({"report_to": ["trackio", "wandb"]}, {"run.tracking.report_to": "trackio,wandb"}),

@@ -10,7 +10,7 @@ Groups that are all right or all wrong make no example, so that a batch is short
 from __future__ import annotations
 
 from flow_dpo.core.explore import Group
-from flow_dpo.learner.settings import LearnerSettings
+from flow_dpo.learner.settings import LearnerSettings, PassSettings
 from flow_dpo.recipes.group_advantages import GroupAdvantages
 from flow_dpo.recipes.groups import LORA, fitted, of_group
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
@@ -23,8 +23,8 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=of_group(_CREDIT, _OBJECTIVE, Single(max_tokens=1024), Group(num_rollouts=64)),
         lora=LORA,
-        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=1024, short_batch="learn"),
+        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=1024, passes=PassSettings(short_batch="learn")),
         problems_per_batch=16,
     ),
-    **fitted(_CREDIT, _OBJECTIVE, short_batch="learn"),
+    **fitted(_CREDIT, _OBJECTIVE, passes=PassSettings(short_batch="learn")),
 }

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.learner.settings import LearnerSettings, LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings, PassSettings
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.scales import (
     CHAT,
@@ -37,7 +37,7 @@ from flow_dpo.recipes.vineppo.explore import StepRollouts
 _OBJECTIVE = ClippedPolicyGradient(
     reduction="tokens", kl_coef=1e-4, kl_reduction="sum", max_kl=10.0, max_ratio=10.0
 )  # fmt: skip
-_PARTS: dict[str, Any] = {"examples_per_update": 0, "minibatches": 8}
+_PARTS: dict[str, Any] = {"examples_per_update": 0, "passes": PassSettings(minibatches=8)}
 """Steps are examples, and a batch has as many as there are: an eighth of them is about as many answers as there."""
 
 
@@ -53,7 +53,12 @@ PRESETS: dict[str, Preset] = {
         recipe=_recipe(Single(max_tokens=1024), num_completions=9, temperature=0.6, top_p=0.9),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         learner=LearnerSettings(
-            learning_rate=1e-6, warmup_updates=480, linear_until=16_000, epochs_per_batch=2, **_PARTS
+            learning_rate=1e-6,
+            warmup_updates=480,
+            decay_after=16_000,
+            decay_power=0.0,
+            examples_per_update=0,
+            passes=PassSettings(minibatches=8, epochs_per_batch=2),
         ),
         problems_per_batch=64,
     ),
