@@ -21,7 +21,7 @@ from typing import Any
 from flow_dpo.core.errors import FlowError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow, check_turn
-from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
+from flow_dpo.core.rollouts import Finished, RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.steps import join, split
 from flow_dpo.core.tree import Tree
@@ -97,6 +97,7 @@ class Branched:
             state, num_turns = self.flow.advance(state, sampled.completion), num_turns + 1
         seed = derive(self.seed, self.problem.id, -1, path.index, num_turns)
         path.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=path.index == 0, seed=seed)
+        yield Finished(problem=self.problem, solution=path.solution)
 
     def probe(self, step: Step) -> RolloutSteps:
         """Start the probes of the state before `step`, unless there are some already."""
@@ -126,9 +127,13 @@ class Branched:
                     tree.add_rollout(tree.nodes[node].parent, probe.turns, probe.solution, probe=True)
         return tree
 
+    def step_ends(self, completion: Completion) -> tuple[int, ...]:
+        """How many tokens of the completion stand before the end of each step but the last."""
+        return self.runner.step_ends(completion)
+
     def _steps(self, turn: Turn, state: Any, sampled: Sampled) -> Iterator[Step]:
         """One turn's completion, step by step. A choice is one step."""
-        ends = () if turn.choices else self.runner.step_ends(sampled.completion)
+        ends = () if turn.choices else self.step_ends(sampled.completion)
         kept: Completion | None = None
         for piece in split(sampled.completion, ends):
             request = sampled.request if kept is None else _after(sampled.request, kept)
@@ -152,6 +157,7 @@ class Branched:
             turn, kept, num_turns = self.flow.turn(state), None, num_turns + 1
         seed = derive(self.seed, self.problem.id, "probe", place, index, num_turns)
         probe.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=False, seed=seed)
+        yield Finished(problem=self.problem, solution=probe.solution)
 
 
 def _after(request: Request, kept: Completion) -> Request:

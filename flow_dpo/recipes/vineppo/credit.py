@@ -11,13 +11,13 @@ Invariant: the advantages of a path, before they are whitened, add up to its rew
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from flow_dpo.core.tree import Node, Rollout, Tree
 from flow_dpo.core.types import Request, ScoredCompletion
+from flow_dpo.recipes.group_advantages import whitened
 
 
 def state_values(tree: Tree) -> dict[Request, float]:
@@ -39,9 +39,6 @@ class StepAdvantages:
     whiten: bool = True
     """Subtract the mean and divide by the standard deviation of the advantages of all trees handed over together, each
     step counted by its tokens. Whitened, a step that changed nothing moves too: by the mean's opposite."""
-    by_tokens: bool = True
-    """Weigh steps by their tokens, mean 1, so that the mean loss is that over all tokens, as PPO has it. Without, a
-    step weighs as much as any other."""
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, path by path."""
@@ -56,20 +53,18 @@ class StepAdvantages:
         lengths = [float(len(node.completion.token_ids)) for _, node, _ in found]
         advantages = [advantage for _, _, advantage in found]
         if self.whiten:
-            advantages = _whitened(advantages, lengths)
-        mean_length = math.fsum(lengths) / max(len(lengths), 1)
+            advantages = whitened(advantages, lengths)
         return [
             ScoredCompletion(
                 request=node.request,
                 completion=node.completion,
                 advantage=advantage,
-                weight=length / mean_length if self.by_tokens else 1.0,
                 problem_id=tree.problem.id,
                 node=node.id,
                 depth=node.depth,
                 tags=node.tags,
             )
-            for (tree, node, _), advantage, length in zip(found, advantages, lengths, strict=True)
+            for (tree, node, _), advantage in zip(found, advantages, strict=True)
             if advantage != 0
         ]
 
@@ -84,15 +79,3 @@ def _of_path(tree: Tree, path: Rollout, values: Mapping[Request, float]) -> list
         for node, later in zip(nodes, after, strict=True)
         if later is not None and node.request in values
     ]
-
-
-def _whitened(advantages: Sequence[float], lengths: Sequence[float]) -> list[float]:
-    """Standard scores, counted by lengths; zeros where nothing varies."""
-    total = math.fsum(lengths)
-    if not total:
-        return []
-    mean = math.fsum(a * n for a, n in zip(advantages, lengths, strict=True)) / total
-    variance = math.fsum(n * (a - mean) ** 2 for a, n in zip(advantages, lengths, strict=True)) / total
-    if variance < 1e-12:
-        return [0.0] * len(advantages)
-    return [(a - mean) / math.sqrt(variance) for a in advantages]
