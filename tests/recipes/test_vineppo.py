@@ -18,7 +18,8 @@ from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
-from flow_dpo.recipes.vineppo.credit import StepAdvantages, state_values
+from flow_dpo.recipes.state_values import state_values
+from flow_dpo.recipes.vineppo.credit import StepAdvantages
 from flow_dpo.recipes.vineppo.explore import StepRollouts
 from tests.core.test_explore import ANSWER_PROMPT, END, FLOW, chunks, explore, fits
 from tests.support.packed_builders import ROLES

@@ -12,21 +12,12 @@ Invariant: the advantages of a path, before they are whitened, add up to its rew
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-from flow_dpo.core.tree import Node, Rollout, Tree
-from flow_dpo.core.types import Request, ScoredCompletion
-
-
-def state_values(tree: Tree) -> dict[Request, float]:
-    """The mean reward of the graded probes that start in each state. A state is the request there."""
-    rewards: dict[Request, list[float]] = {}
-    for rollout in tree.rollouts:
-        if rollout.probe and rollout.verdict is not None and rollout.verdict.reward is not None:
-            rewards.setdefault(tree.nodes[rollout.start].request, []).append(rollout.verdict.reward)
-    return {request: fmean(values) for request, values in rewards.items()}
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import ScoredCompletion
+from flow_dpo.recipes.state_values import state_values, step_advantages, whitened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +42,12 @@ class StepAdvantages:
             for tree, values in known
             for path in tree.rollouts
             if not path.probe
-            for node, advantage in _of_path(tree, path, values)
+            for node, advantage in step_advantages(tree, path, values)
         ]
         lengths = [float(len(node.completion.token_ids)) for _, node, _ in found]
         advantages = [advantage for _, _, advantage in found]
         if self.whiten:
-            advantages = _whitened(advantages, lengths)
+            advantages = whitened(advantages, lengths)
         mean_length = math.fsum(lengths) / max(len(lengths), 1)
         return [
             ScoredCompletion(
@@ -72,27 +63,3 @@ class StepAdvantages:
             for (tree, node, _), advantage, length in zip(found, advantages, lengths, strict=True)
             if advantage != 0
         ]
-
-
-def _of_path(tree: Tree, path: Rollout, values: Mapping[Request, float]) -> list[tuple[Node, float]]:
-    """The nodes of a path whose advantage is known, with it."""
-    nodes = tree.nodes[path.start : path.leaf + 1]
-    reward = None if path.verdict is None else path.verdict.reward
-    after = [*(values.get(node.request) for node in nodes[1:]), reward]
-    return [
-        (node, later - values[node.request])
-        for node, later in zip(nodes, after, strict=True)
-        if later is not None and node.request in values
-    ]
-
-
-def _whitened(advantages: Sequence[float], lengths: Sequence[float]) -> list[float]:
-    """Standard scores, counted by lengths; zeros where nothing varies."""
-    total = math.fsum(lengths)
-    if not total:
-        return []
-    mean = math.fsum(a * n for a, n in zip(advantages, lengths, strict=True)) / total
-    variance = math.fsum(n * (a - mean) ** 2 for a, n in zip(advantages, lengths, strict=True)) / total
-    if variance < 1e-12:
-        return [0.0] * len(advantages)
-    return [(a - mean) / math.sqrt(variance) for a in advantages]
