@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from flow_dpo.core.errors import FlowError
 from flow_dpo.core.explore import TurnSampling
@@ -62,6 +62,9 @@ class _Probe:
 
 class Branched:
     """Paths and probes of one problem."""
+
+    cut_probes: ClassVar[bool] = False
+    """Whether the completions of probes are cut into steps, too."""
 
     def __init__(
         self,
@@ -147,6 +150,9 @@ class Branched:
             self.turn_sampling, self.flow, self.problem, turn=step.turn, state=step.state, kept=step.kept,
             seed_of=lambda num_turns: derive(self.seed, self.problem.id, "probe", place, index, num_turns),
         )  # fmt: skip
+        if self.cut_probes:
+            whole = [(one, Sampled(request=one.request, completion=one.completion)) for one in turns]
+            turns = [piece for one, sampled in whole for piece in self._steps(one.turn, one.state, sampled)]
         probe.turns = [(one.request, one.completion, one.tags) for one in turns]
 
 

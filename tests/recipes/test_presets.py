@@ -75,6 +75,7 @@ EXPLORED = {
     "spo-tree": [(1, 0, 0.6, 0.9), (1, 0, 0.6, 0.9), (1, 0, 0.6, 0.9), (1, 0, 1.0, 0.97)],
     "treerpo": [(1, 0, 1.0, 1.0), (1, 0, 1.0, 1.0), (1, 0, 0.8, 1.0), (1, 0, 1.0, 0.97)],
     "treerl": [(6, 2, 1.2, 0.95), (3, 2, 1.0, 0.95), (3, 2, 0.8, 0.95), (3, 2, 1.0, 0.97)],
+    "step-dpo": [(2, 20, 0.8, 0.95), (2, 8, 0.8, 0.95), (2, 8, 0.8, 0.95), (2, 8, 1.0, 0.97)],
     "rpo": [(10, 10, 1.0, 1.0), (8, 4, 1.0, 1.0), (8, 4, 0.8, 1.0), (8, 4, 1.0, 0.97)],
     "cpl": [(32, 3, 1.0, 1.0), (8, 3, 1.0, 1.0), (8, 3, 0.8, 1.0), (8, 3, 1.0, 0.97)],
     "rejection-sampling": [(4, 0, 1.0, 1.0), (4, 0, 1.0, 1.0), (4, 0, 0.8, 1.0), (4, 0, 1.0, 0.97)],
@@ -89,7 +90,7 @@ LENGTHS = {
     "online-dpo": [960, 960, 160, 128], "grpo": [1024, 1024, 160, 128],
     "vineppo": [1024, 1024, 160, 128], "rpo": [1024, 1024, 160, 128], "cpl": [960, 960, 160, 128],
     "spo-chain": [1024, 1024, 160, 128], "spo-tree": [1024, 1024, 160, 128], "treerpo": [1152, 1152, 160, 128],
-    "treerl": [8192, 1024, 160, 128],
+    "treerl": [8192, 1024, 160, 128], "step-dpo": [2048, 2048, 160, 128],
     "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
 }  # fmt: skip
 
@@ -123,7 +124,7 @@ def test_the_papers_learners() -> None:
         "grpo": (1e-6, 1024, 16, 8),
         "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
         "spo-chain": (1e-6, 512, 64, 8), "spo-tree": (1e-6, 128, 16, 8), "treerpo": (1e-6, 512, 16, 8),
-        "treerl": (1.5e-6, 512, 16, 8),
+        "treerl": (1.5e-6, 512, 16, 8), "step-dpo": (5e-7, 128, 64, 8),
         "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
     }  # fmt: skip
     assert presets.preset("vineppo", "paper").learner.epochs_per_batch == 2
@@ -236,7 +237,7 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
     scores = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name]
     # By how many examples a batch has, so that the first has an update, and none has many.
     many = ("grpo", "vineppo", "spo-chain", "spo-tree", "treerpo", "treerl")
-    size = "16" if recipe in many else "1" if recipe == "online-dpo" else "2"
+    size = "16" if recipe in many else {"online-dpo": "1", "step-dpo": "6"}.get(recipe, "2")
     words = ["--recipe", recipe, *OTHERS[name], "--max_problems", "8", "--problems_per_batch", "4"]
     words += ["--examples_per_update", size]
     for folder in ("whole", "parts"):
