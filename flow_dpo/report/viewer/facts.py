@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ HEADERS = {
     "judgements": ("judge.json", "summary.json"),
 }
 """The small files of each kind of source."""
+STARTED = "timeline.jsonl"
+"""Its first row tells when a run began to sample."""
 Facts = dict[str, Any]
 
 
@@ -63,6 +66,17 @@ def read_headers(source: ViewSource) -> tuple[dict[str, Mapping[str, Any]], list
     return found, notes
 
 
+def first_row(source: ViewSource, name: str) -> Mapping[str, Any]:
+    """The first row of a file; an empty one where it cannot be read."""
+    try:
+        path = opened(source, name)
+        with path.open("rb") as file:
+            lines = read_lines(file, start=0, number=0, end=min(path.stat().st_size, _LARGEST))
+            return next((_parsed(line.content) for line in lines), {})
+    except (OSError, DataError):
+        return {}
+
+
 def _object(path: Path) -> Mapping[str, Any]:
     return parse_line(path.read_bytes())
 
@@ -70,7 +84,7 @@ def _object(path: Path) -> Mapping[str, Any]:
 def facts_of(source: ViewSource, headers: Mapping[str, Mapping[str, Any]], batches: Batches, totals: Totals) -> Facts:
     """The facts of a source, by its kind; every one is there, None where it is not known."""
     if source.kind == "run":
-        return _of_run(headers["config.yaml"], headers["run.json"], batches, totals)
+        return _of_run(headers["config.yaml"], headers["run.json"], headers.get(STARTED, {}), batches, totals)
     if source.kind == "evaluation":
         return _of_evaluation(headers["summary.json"], source)
     if source.kind == "traces":
@@ -78,7 +92,9 @@ def facts_of(source: ViewSource, headers: Mapping[str, Mapping[str, Any]], batch
     return _of_judgements(headers["judge.json"], headers["summary.json"], totals)
 
 
-def _of_run(settings: Mapping[str, Any], facts: Mapping[str, Any], batches: Batches, totals: Totals) -> Facts:
+def _of_run(
+    settings: Mapping[str, Any], facts: Mapping[str, Any], first: Mapping[str, Any], batches: Batches, totals: Totals
+) -> Facts:
     model, data = mapping(settings.get("model")), mapping(settings.get("data"))
     seconds, updates = batches.seconds(), batches.updates()
     flow = text(settings.get("flow_source"))
@@ -101,8 +117,15 @@ def _of_run(settings: Mapping[str, Any], facts: Mapping[str, Any], batches: Batc
         "seconds": seconds[-1] if seconds else None,
         "roles": _roles(batches) or list(totals.roles),
         "command": text(facts.get("command")),
-        "started": text(facts.get("started")),
+        "started": _moment(number(first.get("start"))),
     }
+
+
+def _moment(seconds: float | None) -> str | None:
+    """A time in UTC, "2026-11-28T18:33:44+00:00", of seconds since 1970."""
+    if seconds is None or not 0 <= seconds < 2**33:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _roles(batches: Batches) -> list[str]:

@@ -91,8 +91,9 @@ class Library:
         """Return once everything that is there is indexed. Raises `StorageError` where that takes too long."""
         end = time.monotonic() + timeout_s
         while any(shelf.behind for shelf in list(self._shelves.values())):
-            if time.monotonic() > end or self._closing.wait(0.01):
-                raise StorageError(f"expected the indexes within {timeout_s:.0f} s, found them unfinished; wait longer")
+            alive = self._thread is not None and self._thread.is_alive()
+            if not alive or time.monotonic() > end or self._closing.wait(0.01):
+                raise StorageError(f"expected the indexes within {timeout_s:.0f} s, found them unfinished")
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 

@@ -18,11 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.curves import Batches
-from flow_dpo.report.viewer.facts import HEADERS, Totals, facts_of, read_headers
+from flow_dpo.report.viewer.facts import HEADERS, STARTED, Totals, facts_of, first_row, read_headers
+from flow_dpo.report.viewer.followed import TokenTable
 from flow_dpo.report.viewer.found import Note, ViewSource, opened
 from flow_dpo.report.viewer.index import Index
+from flow_dpo.report.viewer.lines import mapping, number, text
 
 _GROWING_S = 60.0
 """Seconds after which a file that was seen to grow no longer tells that somebody writes to it."""
@@ -41,6 +44,7 @@ class Shelf:
         self.behind = True
         """Something is there that was not indexed yet."""
         self.batches = Batches(lambda: opened(source, "metrics.jsonl"))
+        self._tokens = TokenTable(lambda: opened(source, "tokens.jsonl"))
         self.state = ""
         self._lock = threading.Lock()
         self._headers: dict[str, Mapping[str, Any]] = {name: {} for name in HEADERS[source.kind]}
@@ -63,10 +67,15 @@ class Shelf:
         changed = False
         if stats != self._seen_headers:
             headers, notes = read_headers(self.source)
+            if self.source.kind == "run":
+                headers[STARTED] = first_row(self.source, STARTED)
             self._headers, self._header_notes, self._seen_headers, changed = headers, notes, stats, True
         if self.source.kind == "run":
             with self._lock:
-                changed |= self.batches.refresh()
+                grew = self.batches.refresh()
+            if grew and not self._headers.get(STARTED):
+                self._headers = {**self._headers, STARTED: first_row(self.source, STARTED)}
+            changed |= grew
         sizes = {name: size for name in self.index.names if (size := _size(self.source.path / name)) is not None}
         if self._sizes and any(size > self._sizes.get(name, 0) for name, size in sizes.items()):
             self._grew = time.monotonic()
@@ -106,12 +115,20 @@ class Shelf:
     def _complete(self) -> bool:
         headers = self._headers
         if self.source.kind == "run":
-            wanted = headers["run.json"].get("num_problems")
-            enough = isinstance(wanted, int) and bool(self.batches.ends) and self.batches.ends[-1] >= wanted
-            return enough and not is_locked(self.source.path / ".lock")
+            return self._has_enough() and not is_locked(self.source.path / ".lock")
         if self.source.kind == "traces":
             return headers["traces.json"].get("complete") is not False
         return bool(headers["summary.json"]) or (self.source.path / "summary.json").is_file()
+
+    def _has_enough(self) -> bool:
+        """Whether a run has seen its problems, or spent its budget."""
+        wanted = self._headers["run.json"].get("num_problems")
+        if isinstance(wanted, int) and self.batches.ends and self.batches.ends[-1] >= wanted:
+            return True
+        settings, spent = mapping(self._headers["config.yaml"].get("run")), self.batches.spent()
+        limits = {name: number(settings.get(f"budget_{name}")) for name in spent}
+        given = {name: limit for name, limit in limits.items() if limit}
+        return bool(given) and all(spent[name] >= limit for name, limit in given.items())
 
     # ---- answers -----------------------------------------------------------------------------------------------------
 
@@ -127,10 +144,22 @@ class Shelf:
             "path": str(self.source.path),
             "state": self.state,
             "indexed": 1.0 if self._failed or not self.behind else index.progress,
-            "num_items": counted.totals.num,
-            "stamp": f"{_STARTED}-{self._changes}",
+            "num_items": self.num_items,
+            "stamp": self.stamp,
             "facts": facts,
         }
+
+    @property
+    def side_paths(self) -> list[Path]:
+        """Of judgements: where the traces of each side lay."""
+        sides = self._headers.get("judge.json", {}).get("traces")
+        named = [text(mapping(side).get("path")) for side in sides] if isinstance(sides, list) else []
+        return [Path(path).absolute() for path in named if path and "\x00" not in path]
+
+    @property
+    def num_items(self) -> int:
+        """Items that are indexed."""
+        return self._counted.totals.num
 
     @property
     def stamp(self) -> str:
@@ -161,14 +190,22 @@ class Shelf:
             at = bisect_right(self.batches.ends, n)
             return at if at < len(self.batches.ends) and self.batches.starts[at] <= n else None
 
+    def token_texts(self) -> dict[int, tuple[str, bool]]:
+        """The text of each token that occurred in a run, and whether it is a special one; empty for older runs."""
+        with self._lock:
+            self._tokens.refresh()
+            return self._tokens.texts
+
     def notes(self) -> list[Note]:
         """What could not be read."""
         found: list[tuple[str | None, int | None, str]] = [(name, None, words) for name, words in self._header_notes]
         with self._lock:
             found += [("metrics.jsonl", line, words) for line, words in self.batches.notes]
+            found += [("tokens.jsonl", line, words) for line, words in self._tokens.notes]
         found += self._counted.notes
         if self.state != "going on":
             found += [(name, line, "the last line has no end: it was torn off") for name, line in self._counted.torn]
+        found += self._missing()
         if self._failed:
             found.append((None, None, self._failed))
         shown = [Note(source=self.source.id, file=name, line=line, text=words) for name, line, words in found]
@@ -176,6 +213,21 @@ class Shelf:
             more = Note(source=self.source.id, text=f"{len(shown) - _MOST_NOTES} more of this kind")
             shown = [*shown[:_MOST_NOTES], more]
         return shown
+
+    def _missing(self) -> list[tuple[str | None, int | None, str]]:
+        """Notes on files that are not read, or not there."""
+        if not self.source.path.is_dir():
+            return [(None, None, f"{self.source.path} is no longer there")]
+        found: list[tuple[str | None, int | None, str]] = []
+        for name in self.index.names:
+            try:
+                there = opened(self.source, name).exists()
+            except DataError as error:
+                found.append((name, None, str(error)))
+                continue
+            if name == self.index.names[0] and not there and (self.state == "finished" or self.batches.ends):
+                found.append((name, None, "the file is missing: there is nothing to list"))
+        return found
 
 
 class _Counted:

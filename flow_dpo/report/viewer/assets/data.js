@@ -2,8 +2,8 @@
 //
 //   await view.get("items", {source: "quickstart", sort: "-pairs", offset: 200, limit: 200})
 //
-// Invariant: a page asks by kind and parameters and cannot tell which it was; every request ends within 20 seconds, with
-// a value or with an Error that says in words what failed.
+// Invariant: a page asks by kind and parameters and cannot tell which it was; every request ends within 20 seconds,
+// with a value or with an Error that says in words what failed.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -21,9 +21,13 @@
     const address = `data/${kind}${view.to.query(params)}`;
     let response;
     try {
-      response = await fetch(address, { signal: AbortSignal.timeout(LIMIT_MS), headers: { Accept: "application/json" } });
+      response = await fetch(
+        address, { signal: AbortSignal.timeout(LIMIT_MS), headers: { Accept: "application/json" } }
+      );
     } catch (error) {
-      const why = error.name === "TimeoutError" ? `no answer within ${LIMIT_MS / 1000} seconds` : "the viewer does not answer";
+      const why = error.name === "TimeoutError"
+        ? `No answer within ${LIMIT_MS / 1000} seconds`
+        : "The viewer does not answer";
       throw Object.assign(new Error(`${why}. Does "flow-dpo view" still run?`), { lost: true, cause: error });
     }
     const text = await response.text();
@@ -58,7 +62,9 @@
     return new Promise((resolve, reject) => {
       const name = `data/${key.split("/").map(encodeURIComponent).join("-")}.js`;
       const script = view.h("script", { src: name });
-      const missing = () => reject(new Error(`This copy does not hold ${name}. An export holds a part of a run's problems.`));
+      const missing = () => reject(
+        new Error(`This copy does not hold ${name}. An export holds a part of a run's problems.`)
+      );
       const timer = setTimeout(missing, LIMIT_MS);
       script.onerror = missing;
       script.onload = () => (kept.has(key) ? resolve(kept.get(key)) : missing());
@@ -86,9 +92,24 @@
    * @param {object} params as the contract of the server says; null and "" are left out
    * @returns {Promise<object>} rejects with an Error to be shown; `error.lost` is true where the server is gone
    */
-  view.get = (kind, params = {}) => (isStatic ? getStatic(kind, params) : fetchLive(kind, params));
+  view.get = (kind, params = {}) => {
+    const answer = isStatic ? getStatic(kind, params) : fetchLive(kind, params);
+    return kind === "sources" ? answer : busyUntil(answer);
+  };
 
-  // ---- Filters and sorts of an export, by the rules of the server's queries ------------------------------------------
+  // While something is asked for, the page says so: to a screen reader, and to whoever waits for the whole of it.
+  let pending = 0;
+  function markBusy(change) {
+    pending += change;
+    page?.getElementById("main")?.setAttribute("aria-busy", String(pending > 0));
+  }
+
+  function busyUntil(answer) {
+    markBusy(1);
+    return answer.finally(() => setTimeout(markBusy, 0, -1)); // after what draws the answer
+  }
+
+  // ---- Filters and sorts of an export, by the rules of the server's queries ----------------------------------------
   function hasExample(row, role, depth) {
     const places = row.places ?? {};
     const roles = role ? [role] : Object.keys(places);
@@ -97,18 +118,18 @@
 
   function hasText(row, text) {
     const found = [row.id, row.question, row.answer, row.gold].filter(Boolean).join("\n").toLowerCase();
-    return text.toLowerCase().split(/\s+/).filter(Boolean).slice(0, 10).every((word) => found.includes(word));
+    return found.includes(text.trim().toLowerCase());
   }
 
   function hasVersion(row, text) {
-    const [low, high] = text.split("-");
-    return row.version !== null && row.version >= Number(low) && row.version <= Number(high || low);
+    const [low, high] = text.includes("-") ? text.split("-") : [text, text];
+    return row.version !== null && row.version >= Number(low) && row.version <= (high === "" ? Infinity : Number(high));
   }
 
   const WITH = {
     pair: (row) => row.pairs > 0,
     scored: (row) => row.scored > 0,
-    none: (row) => row.pairs === 0 && row.scored === 0,
+    none: (row) => !row.pairs && !row.scored,
   };
 
   // A filter's test of a row and the filter's value, which is not empty.
@@ -119,7 +140,7 @@
     status: (row, status) => row.status === status,
     flipped: (row, value) => value !== "1" || row.flipped === true,
     examples: (row, kind) => WITH[kind](row),
-    ungraded: (row, value) => value !== "1" || row.ungraded > 0 || row.status === "ungraded",
+    ungraded: (row, value) => value !== "1" || row.ungraded > 0,
     version: hasVersion,
     from: (row, from) => row.n >= Number(from),
     to: (row, to) => row.n < Number(to),
@@ -154,7 +175,9 @@
     const sign = name.startsWith("-") ? -1 : 1;
     const value = SORTS[name.replace(/^-/, "")];
     if (!value) throw new Error(`No list is sorted by "${name}".`);
-    if (params.examples && !WITH[params.examples]) throw new Error(`No filter of examples is called "${params.examples}".`);
+    if (params.examples && !WITH[params.examples]) throw new Error(
+      `No filter of examples is called "${params.examples}".`
+    );
     const compare = (one, other) => {
       const [a, b] = [value(one) ?? null, value(other) ?? null];
       if (a === b) return one.n - other.n;
@@ -172,7 +195,7 @@
     source: null,
     params: {},
     places: new Map(),
-    /** In another order than time: the number of items there were, to which the list keeps. */
+    /** In another order than time: the number after the last item there was, to which the list keeps. */
     pin: null,
     /** Notes which list is shown; rows add themselves to `places` by number. */
     open(source, params) {
@@ -182,25 +205,32 @@
     paramsOf: (source) => (view.list.source === source ? view.list.params : {}),
   };
 
+  const numberIn = (answer, place) => answer.rows[place]?.n ?? null;
+
+  async function neighboursInTime(source, n, params) {
+    const [before, after] = await Promise.all([
+      view.get("items", { ...params, source, to: Math.min(n, Number(params.to ?? n)), sort: "-time", limit: 1 }),
+      view.get("items", { ...params, source, from: Math.max(n + 1, Number(params.from ?? 0)), sort: "time", limit: 1 }),
+    ]);
+    const [earlier, later] = [numberIn(before, 0), numberIn(after, 0)];
+    return params.sort === "-time" ? { previous: later, next: earlier } : { previous: earlier, next: later };
+  }
+
   /**
-   * The problems before and after one, by the filters and the sort of the list one came from.
+   * The problems before and after one, by the filters and the sort of the list one came from; by time where that list
+   * does not hold it.
    * @returns {Promise<{previous: number|null, next: number|null}>}
    */
   view.neighbours = async (source, n) => {
-    const here = view.list.source === source;
     const params = { ...view.list.paramsOf(source) };
-    if (here && view.list.pin !== null) params.to = Math.min(view.list.pin, Number(params.to ?? view.list.pin));
-    const places = here ? view.list.places : new Map();
-    if (!places.has(n) && !params.sort) {
-      const before = await view.get("items", { ...params, source, to: Math.min(n, Number(params.to ?? n)), offset: 0, limit: 1 });
-      places.set(n, before.total);
-    }
-    const place = places.get(n) ?? n;
-    const offset = Math.max(0, place - 1);
+    if ((params.sort ?? "time").endsWith("time")) return neighboursInTime(source, n, params);
+    const { places, pin } = view.list;
+    if (pin !== null) params.to = Math.min(pin, Number(params.to ?? pin));
+    const offset = Math.max(0, (places.get(n) ?? 0) - 1);
     const around = await view.get("items", { ...params, source, offset, limit: 3 });
     around.rows.forEach((row, index) => places.set(row.n, offset + index));
     const at = around.rows.findIndex((row) => row.n === n);
-    if (at < 0) return { previous: n > 0 ? n - 1 : null, next: n + 1 < around.all ? n + 1 : null };
-    return { previous: around.rows[at - 1]?.n ?? null, next: around.rows[at + 1]?.n ?? null };
+    if (at < 0) return neighboursInTime(source, n, { ...params, sort: "time" });
+    return { previous: numberIn(around, at - 1), next: numberIn(around, at + 1) };
   };
 })();
