@@ -18,7 +18,6 @@ from flow_dpo.core.explore import Group
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion, Solution, TokenIds
 from flow_dpo.recipes.full_tree import FullTree
-from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
 from flow_dpo.recipes.state_values import backed_up_values
 from flow_dpo.recipes.tree_advantages.credit import LeafAdvantages, SegmentAdvantages, SiblingAdvantages
@@ -317,12 +316,18 @@ def test_value_and_gradient_by_hand() -> None:
     assert torch.autograd.grad(high([bad], [[policy]], []).total, policy)[0].tolist() == pytest.approx([0.77, 0.0])
 
 
-def test_without_mask_and_penalty_it_is_the_clipped_gradient_of_grpo() -> None:
+def test_without_mask_it_is_the_mean_of_each_sequence_clipped_higher_above() -> None:
+    """TreeRL's `ReinforcePolicyLoss`, and GRPO's penalty as a mean, on the same tensors."""
     examples, policy, reference = off_policy()
-    mine = SegmentPolicyGradient(mask_above=0.0, kl_coef=0.0)(examples, [[p] for p in policy], [])
-    other = ClippedPolicyGradient(kl_coef=0.0)(examples, [[p] for p in policy], [[r] for r in reference])
-    assert mine.total.item() == pytest.approx(other.total.item())
-    for a, b in zip(*(torch.autograd.grad(one.total, policy) for one in (mine, other)), strict=True):
+    settings = SegmentPolicyGradient(clip_high=0.26, mask_above=0.0, kl_coef=0.3, kl_reduction="mean")
+    mine = settings(examples, [[p] for p in policy], [[r] for r in reference])
+    theirs = torch.zeros(())
+    for e, new, ref in zip(examples, policy, reference, strict=True):
+        ratio = (new - torch.tensor(e.completion.logprobs)).exp()
+        surrogate = -torch.min(ratio * e.advantage, ratio.clamp(0.8, 1.26) * e.advantage)
+        theirs = theirs + e.weight * (surrogate + 0.3 * ((ref - new).exp() - (ref - new) - 1)).mean()
+    assert mine.total.item() == pytest.approx(theirs.item())
+    for a, b in zip(*(torch.autograd.grad(one, policy) for one in (mine.total, theirs)), strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -6,8 +6,8 @@ MALT's flow (arXiv 2412.01928), three turns of three roles, so three adapters ov
     verify    reads the question and that       "12 + 7 is 19, not 18."
     refine    reads the question and both       "12 + 7 = 19. Answer: 19"       the solution
 
-Invariant: each role reads the very ids that the others sampled, without their end tokens, and what the last one writes is
-the whole solution.
+Invariant: each role reads the very ids that the others sampled, without their end tokens, and what the last one writes
+is the whole solution.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class RefinePrompts:
     generate_system: str = RolePrompts.answer_system
     generate_user: str = "{question}"
     verify_system: str = (
-        "You check a solution of a math problem. Go through it step by step and say which steps are right and which are "
-        "wrong, and why. Do not solve the problem again."
+        "You check a solution of a math problem. Go through it step by step and say which steps are right and which "
+        "are wrong, and why. Do not solve the problem again."
     )
     verify_user: str = "Problem:\n{question}\n\nSolution:\n{solution}\n\nCheck this solution step by step."
     refine_system: str = (
-        "You are given a math problem, a solution and a critique of it. Keep what is right, mend what is wrong, and write "
-        'the whole solution. End with a last line of the form "Answer: " followed by the final answer alone.'
+        "You are given a math problem, a solution and a critique of it. Keep what is right, mend what is wrong, and "
+        'write the whole solution. End with a last line of the form "Answer: " followed by the final answer alone.'
     )
     refine_user: str = (
         "Problem:\n{question}\n\nSolution:\n{solution}\n\nCritique:\n{critique}\n\nWrite the final solution."
@@ -114,5 +114,5 @@ class GenerateVerifyRefine(Flow[RefineState]):
 
     def _known(self, state: RefineState) -> dict[str, tuple[Piece, ...]]:
         names = ("solution", "critique")
-        written = {name: (ids,) for name, ids in zip(names, state.written, strict=False) if ids}
-        return {"question": (state.problem.question,)} | dict.fromkeys(names, ()) | written
+        known: dict[str, tuple[Piece, ...]] = {"question": (state.problem.question,), "solution": (), "critique": ()}
+        return known | {name: (ids,) for name, ids in zip(names, state.written, strict=False) if ids}

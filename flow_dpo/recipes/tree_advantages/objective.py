@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from flow_dpo.core.errors import expect
 from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
@@ -19,12 +19,13 @@ from flow_dpo.core.types import ScoredCompletion
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentPolicyGradient:
-    """PPO's clipped surrogate over a segment's learned tokens, with a penalty that is summed over them (SPO, arXiv
-    2505.23564, and the authors' code, AIFrameResearch/SPO at b9fc6a2, `ppo_trainer.py`; TreeRL, arXiv 2506.11902).
+    """PPO's clipped surrogate over a segment's learned tokens, and a penalty that is summed over them or their mean
+    (SPO, arXiv 2505.23564, and the authors' code, AIFrameResearch/SPO at b9fc6a2, `ppo_trainer.py`; TreeRL, arXiv
+    2506.11902; TreeRPO, 2506.05183, with GRPO's).
 
     With r = pi / pi_old of a token, A the advantage, w the weight, d = log ref - log pi:
 
-        loss = - w * mean of min(r A, clip(r, 1 - e, 1 + e') A)  +  b * sum of (exp(d) - d - 1)
+        loss = - w * mean of min(r A, clip(r, 1 - e, 1 + e') A)  +  b * sum or w * mean of (exp(d) - d - 1)
 
     pi_old is what was recorded while sampling, of the unscaled distribution. Learned is what pi_old gave less than
     `mask_above`.
@@ -38,6 +39,8 @@ class SegmentPolicyGradient:
     """e': above 1 + e' a token whose advantage is positive gives no more."""
     kl_coef: float = 1e-4
     """b; 0 leaves the reference out of it."""
+    kl_reduction: Literal["sum", "mean"] = "sum"
+    """Over a segment's learned tokens; the mean is weighed as the policy's part is."""
     mask_above: float = 0.9
     """Tokens from this probability on are not learned; 0 masks none."""
 
@@ -71,7 +74,9 @@ class SegmentPolicyGradient:
             if self.kl_coef:
                 away = torch.where(learned, reference[index][0] - logprobs, torch.zeros_like(old))
                 kl = away.exp() - away - 1
-                loss = loss + self.kl_coef * kl.sum()
+                loss = loss + self.kl_coef * (
+                    kl.sum() if self.kl_reduction == "sum" else example.weight * kl.sum() / count
+                )
             losses.append(loss)
             clipped = ((ratio * example.advantage > kept * example.advantage) & learned).sum() / count
             found = (kl.sum() / count, clipped, (ratio * learned).sum() / count, logprobs.sum(),

@@ -23,7 +23,6 @@ from __future__ import annotations
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.full_tree import FullTree
-from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.scales import (
     CHAT,
     SEED,
@@ -53,9 +52,11 @@ def _spo_tree(flow: Single, explore: FullTree) -> Recipe:
 
 
 def _treerpo(flow: Single, explore: FullTree) -> Recipe:
-    credit = SiblingAdvantages(scale="deviation", whiten=False, by_tokens=False, mask_above=0.0, max_per_problem=0)
     return Recipe(
-        flow=flow, explore=explore, credit=credit, objective=ClippedPolicyGradient(clip_range=0.2, kl_coef=0.001)
+        flow=flow,
+        explore=explore,
+        credit=SiblingAdvantages(scale="deviation", whiten=False, by_tokens=False, mask_above=0.0, max_per_problem=0),
+        objective=SegmentPolicyGradient(kl_coef=0.001, kl_reduction="mean", mask_above=0.0),
     )
 
 
