@@ -36,6 +36,9 @@ OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
         "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft",
     ),
     "cpl in rounds": ("--credit.fine_tune", "--objective.sft"),
+    # Smaller trees: the test is of a run's ways, not of its size.
+    "malt": ("--explore.branch_factors", "[2, 2, 2]"), "spo-tree": ("--explore.branch_factors", "[3, 3]"),
+    "treerpo": ("--explore.branch_factors", "[3, 3]"),
 }  # fmt: skip
 
 
@@ -239,8 +242,12 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
     # What accepts both is handed pairs alone, unless it is asked for more.
     scores = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name] or recipe == "malt"
     # By how many examples a batch has, so that the first has an update, and none has many.
-    many = ("grpo", "vineppo", "spo-chain", "spo-tree", "treerpo", "treerl")
-    size = "16" if recipe in many else {"online-dpo": "1", "step-dpo": "4", "malt": "24"}.get(recipe, "2")
+    many = ("grpo", "vineppo", "spo-chain", "treerl")
+    size = (
+        "16"
+        if recipe in many
+        else {"online-dpo": "1", "spo-tree": "8", "treerpo": "8", "step-dpo": "4", "malt": "8"}.get(recipe, "2")
+    )
     words = ["--recipe", recipe, *OTHERS[name], "--max_problems", "8", "--problems_per_batch", "4"]
     words += ["--examples_per_update", size]
     for folder in ("whole", "parts"):
