@@ -136,14 +136,19 @@ def index(folder: Path) -> measuring.Report:
 
 
 def slowest(library: Library, num: int) -> measuring.Report:
-    """The slowest filter in the slowest order, in the middle of its list; and the slowest search."""
-    found: list[tuple[float, str]] = []
-    for chosen, sort in product(FILTERS, SORTS):
-        for offset in ("0", str(num // 2)):
-            params = {"limit": "200", "sort": sort, "offset": offset, **chosen}
-            found.append((ms(library, "items", **params), json.dumps(params)))
-    searches = [ms(library, "items", limit="200", q=word) for word in SEARCHES]
-    return {"slowest_ms": max(found)[0], "slowest": max(found)[1], "search_ms": max(searches)}
+    """The slowest filter in the slowest order, at the beginning or in the middle of its list; and the slowest search.
+
+    Everything is asked three times, and the fastest answer counts: the others waited for a core. Two questions in a row
+    differ in their filter, so that nothing is known of the second.
+    """
+    taken: dict[str, float] = {}
+    for _, sort, offset, chosen in product(range(3), SORTS, ("0", str(num // 2)), FILTERS):
+        params = {"limit": "200", "sort": sort, "offset": offset, **chosen}
+        name = json.dumps(params)
+        taken[name] = min(ms(library, "items", **params), taken.get(name, float("inf")))
+    rounds = [[ms(library, "items", limit="200", q=word) for word in SEARCHES] for _ in range(3)]
+    name = max(taken, key=lambda one: taken[one])
+    return {"slowest_ms": taken[name], "slowest": name, "search_ms": max(map(min, zip(*rounds, strict=True)))}
 
 
 def trees(library: Library, num: int) -> measuring.Report:

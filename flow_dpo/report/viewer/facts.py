@@ -9,7 +9,7 @@ Invariant: a file that is missing, broken or foreign costs its facts, which are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,9 @@ class Totals:
     pairs: int = 0
     scored: int = 0
     tokens: int = 0
-    statuses: Mapping[str, int]
-    roles: Mapping[str, int]
+    sampled: int = 0
+    """Problems that an evaluation has sampled which has not finished."""
+    roles: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def read_headers(source: ViewSource) -> tuple[dict[str, Mapping[str, Any]], list[tuple[str, str]]]:
@@ -86,7 +87,7 @@ def facts_of(source: ViewSource, headers: Mapping[str, Mapping[str, Any]], batch
     if source.kind == "run":
         return _of_run(headers["config.yaml"], headers["run.json"], headers.get(STARTED, {}), batches, totals)
     if source.kind == "evaluation":
-        return _of_evaluation(headers["summary.json"], source)
+        return _of_evaluation(headers["summary.json"], totals.sampled)
     if source.kind == "traces":
         return _of_traces(headers["traces.json"], totals)
     return _of_judgements(headers["judge.json"], headers["summary.json"], totals)
@@ -140,17 +141,16 @@ def _dataset(data: Mapping[str, Any]) -> str | None:
     return "/".join(parts) or None
 
 
-def _of_evaluation(summary: Mapping[str, Any], source: ViewSource) -> Facts:
+def _of_evaluation(summary: Mapping[str, Any], num_sampled: int) -> Facts:
     interval = summary.get("interval")
     low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
     settings = mapping(summary.get("settings"))
     candidates = bool(summary.get("candidates"))
-    problems = integer(summary.get("num_problems"))
     return {
         "accuracy": None if candidates else number(summary.get("accuracy")),
         "low": None if candidates else number(low),
         "high": None if candidates else number(high),
-        "num_problems": _sampled_so_far(source) if problems is None and not summary else problems,
+        "num_problems": integer(summary.get("num_problems")) if summary else num_sampled,
         "num_draws": integer(summary.get("num_draws")),
         "ungraded": integer(summary.get("num_ungraded")),
         "dataset": text(summary.get("dataset")),
@@ -181,21 +181,6 @@ def _decoding(decoding: Mapping[str, Any]) -> str | None:
     names = {"temperature": "temperature", "top_p": "top-p", "num_samples": "draws"}
     known = [f"{words} {value:g}" for name, words in names.items() if (value := number(decoding.get(name))) is not None]
     return ", ".join(["sampled", *known])
-
-
-def _sampled_so_far(source: ViewSource) -> int | None:
-    """Problems that an evaluation which has not finished has sampled, by its journal."""
-    try:
-        path = opened(source, "sampled.jsonl")
-        num = 0
-        with path.open("rb") as file:
-            for line in read_lines(file, start=0, number=0, end=path.stat().st_size):
-                if line.content.startswith(b'{"schema": "sampled_batch/1"'):
-                    problems = _parsed(line.content).get("problems")
-                    num += len(problems) if isinstance(problems, list) else 0
-        return num
-    except (OSError, DataError):
-        return None
 
 
 def _parsed(content: bytes) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Small files of rows that are read whole, and read on as they grow: metrics.jsonl, tokens.jsonl.
+"""Small files of rows that are read whole, and read on as they grow: metrics.jsonl, tokens.jsonl, sampled.jsonl.
 
     tokens = TokenTable(lambda: opened(source, "tokens.jsonl"))
     tokens.refresh()          True where there is more than before
@@ -87,3 +87,20 @@ class TokenTable(FollowedFile):
             self.texts[id] = (text, row.get("special") is True)
         else:
             self.notes.append((line, f"expected a token's 'id' and 'text', found {row!r:.80}"))
+
+
+class SampledProblems(FollowedFile):
+    """How many problems an evaluation that has not finished has sampled, by its journal (`runs.journal`)."""
+
+    def _clear(self) -> None:
+        super()._clear()
+        self.num = 0
+
+    def _take(self, line: int, content: bytes) -> None:
+        # All other rows are completions, which are many and long.
+        if content.startswith(b'{"schema": "sampled_batch/1", '):
+            super()._take(line, content)
+
+    def _add(self, line: int, row: Mapping[str, Any]) -> None:
+        problems = row.get("problems")
+        self.num += len(problems) if isinstance(problems, list) else 0

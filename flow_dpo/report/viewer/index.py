@@ -6,7 +6,7 @@
 
 It lies in the user's cache, never in a run, and is extended as the files grow. Several viewers may share one: each step
 is a transaction that first looks how far the index is. Invariant: after any sequence of steps its content is what one
-pass over the files as they stand would give; files that were changed, replaced or cut are read anew.
+pass over the files as they stand would give; files that were changed, replaced or cut are read again.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Index:
         self.folder = folder
         self.names = (self._main, *(COMPANIONS if source.kind == "run" else ()))
         digest = hashlib.sha256(os.fsencode(source.path.resolve())).hexdigest()[:32]
-        self._path = folder / f"{digest}.sqlite"
+        self._path = folder / f"{digest}-{VERSION}.sqlite"
         self._yield_to = yield_to
         self._known: dict[str, _Seen | None] = {}
         """The files when everything in them was indexed."""

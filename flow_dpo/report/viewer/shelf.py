@@ -15,6 +15,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.curves import Batches
 from flow_dpo.report.viewer.facts import HEADERS, STARTED, Totals, facts_of, first_row, read_headers
-from flow_dpo.report.viewer.followed import TokenTable
+from flow_dpo.report.viewer.followed import SampledProblems, TokenTable
 from flow_dpo.report.viewer.found import Note, ViewSource, opened
 from flow_dpo.report.viewer.index import Index
 from flow_dpo.report.viewer.lines import mapping, number, text
@@ -45,6 +46,7 @@ class Shelf:
         """Something is there that was not indexed yet."""
         self.batches = Batches(lambda: opened(source, "metrics.jsonl"))
         self._tokens = TokenTable(lambda: opened(source, "tokens.jsonl"))
+        self._sampled = SampledProblems(lambda: opened(source, "sampled.jsonl"))
         self.state = ""
         self._lock = threading.Lock()
         self._headers: dict[str, Mapping[str, Any]] = {name: {} for name in HEADERS[source.kind]}
@@ -76,6 +78,8 @@ class Shelf:
             if grew and not self._headers.get(STARTED):
                 self._headers = {**self._headers, STARTED: first_row(self.source, STARTED)}
             changed |= grew
+        if self.source.kind == "evaluation" and not self._headers["summary.json"]:
+            changed |= self._sampled.refresh()
         sizes = {name: size for name in self.index.names if (size := _size(self.source.path / name)) is not None}
         if self._sizes and any(size > self._sizes.get(name, 0) for name, size in sizes.items()):
             self._grew = time.monotonic()
@@ -136,7 +140,8 @@ class Shelf:
         """The source in the table of sources."""
         counted, index = self._counted, self.index
         with self._lock:
-            facts = facts_of(self.source, self._headers, self.batches, counted.totals)
+            totals = replace(counted.totals, sampled=self._sampled.num)
+            facts = facts_of(self.source, self._headers, self.batches, totals)
         return {
             "id": self.source.id,
             "name": self.source.name,
@@ -234,7 +239,7 @@ class _Counted:
     """What one look at the index gave."""
 
     def __init__(self) -> None:
-        self.totals = Totals(statuses={}, roles={})
+        self.totals = Totals()
         self.facets: dict[str, Any] = _NO_FACETS
         self.notes: list[tuple[str | None, int | None, str]] = []
         self.torn: list[tuple[str, int]] = []
@@ -250,9 +255,7 @@ def _count(database: sqlite3.Connection) -> _Counted:
     counted.facets = facets = queries.facets(database)
     query = "SELECT count(*), coalesce(sum(pairs), 0), coalesce(sum(scored), 0), coalesce(sum(tokens), 0) FROM items"
     [(num, pairs, scored, tokens)] = database.execute(query)
-    counted.totals = Totals(
-        num=num, pairs=pairs, scored=scored, tokens=tokens, statuses=facets["statuses"], roles=facets["roles"]
-    )
+    counted.totals = Totals(num=num, pairs=pairs, scored=scored, tokens=tokens, roles=facets["roles"])
     counted.notes = database.execute("SELECT file, line, text FROM notes ORDER BY file, line").fetchall()
     for name, size, offset, line, wrong in database.execute("SELECT name, size, offset, line, wrong FROM files"):
         if offset < size:

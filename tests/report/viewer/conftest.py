@@ -15,6 +15,7 @@ import pytest
 
 from flow_dpo.report.viewer.library import Library
 from flow_dpo.report.viewer.server import ViewServer
+from tests.support.view_runs import seed_run
 
 WAIT_MS = 30_000
 """The longest that a page may take on a busy machine."""
@@ -33,6 +34,12 @@ def chromium() -> Iterator[Any]:
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of the seed model, to be read alone."""
+    return seed_run(tmp_path_factory.mktemp("seeded") / "run")
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from flow_dpo.cli import train
 from flow_dpo.recipes.presets import RECIPES
@@ -19,18 +20,25 @@ from flow_dpo.report.viewer.library import Library
 from tests.report.viewer.conftest import Open, served
 from tests.support.report_sources import HOSTILE, run
 
-pytestmark = pytest.mark.xdist_group("browser")
 WIDTHS = (390, 1000, 1600)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of every recipe, four problems each, below one folder; those of flow-dpo twice."""
-    folder = tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A run of every recipe, four problems each, below one folder; those of flow-dpo twice.
+
+    One process of the tests makes them for all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "recipes"
     words = ["--max_problems", "4", "--problems_per_batch", "4", "--examples_per_update", "4"]
-    for name in RECIPES:
-        assert train.train(["--recipe", name, *words, "--output_dir", str(folder / name)]) == 0
-    assert train.train([*words, "--run.seed", "1", "--output_dir", str(folder / "again")]) == 0
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            beside = folder.with_suffix(".tmp")
+            for name in RECIPES:
+                assert train.train(["--recipe", name, *words, "--output_dir", str(beside / name)]) == 0
+            assert train.train([*words, "--run.seed", "1", "--output_dir", str(beside / "again")]) == 0
+            beside.rename(folder)
     return folder
 
 

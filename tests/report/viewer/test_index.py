@@ -22,15 +22,15 @@ from flow_dpo.report.viewer.index import Index
 from flow_dpo.runs.records import Judgement, LearnedRow, PairRow, Prediction, ScoredRow, Trace
 from flow_dpo.runs.tree_rows import TreeRow
 from tests.support.record_examples import JUDGEMENT, PAIR, PREDICTION, SCORED, TRACE, TREE
-from tests.support.view_runs import FILES, content, database_of, indexed, revision, rows, seed_run, source
+from tests.support.view_runs import FILES, content, database_of, indexed, revision, rows, source
 
 KINDS = {"tree": TreeRow, "pair": PairRow, "scored": ScoredRow, "learned": LearnedRow, "trace": Trace,
          "prediction": Prediction, "judgement": Judgement}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return seed_run(tmp_path_factory.mktemp("runs") / "run")
+def run(seeded: Path) -> Path:
+    return seeded
 
 
 def batches(run: Path) -> list[dict[str, bytes]]:

@@ -17,14 +17,14 @@ from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.index import Index
 from flow_dpo.report.viewer.queries import Wanted
 from tests.support.report_sources import run as drawn_run
-from tests.support.view_runs import indexed, rows, seed_run
+from tests.support.view_runs import indexed, rows
 
 Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return seed_run(tmp_path_factory.mktemp("runs") / "run")
+def run(seeded: Path) -> Path:
+    return seeded
 
 
 @pytest.fixture(scope="module")

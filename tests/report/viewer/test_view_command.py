@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 import webbrowser
 from pathlib import Path
@@ -119,6 +120,18 @@ def test_an_index_that_cannot_be_kept_is_made_for_this_time(folder: Path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", os.sep + "home")
     assert cache_folder() == Path("/home/.cache/flow-dpo/view"), "a relative folder is none, says the standard"
+
+
+def test_indexes_of_long_ago_are_removed(folder: Path, tmp_path: Path) -> None:
+    from flow_dpo.report.viewer.library import Library
+
+    (tmp_path / "kept").mkdir()
+    for name, age_days in (("old.sqlite", 40), ("new.sqlite", 20), ("other.txt", 40)):
+        (tmp_path / "kept" / name).write_text("")
+        os.utime(tmp_path / "kept" / name, (time.time() - age_days * 86_400,) * 2)
+    with Library([folder], cache=tmp_path / "kept"):
+        assert {path.name for path in (tmp_path / "kept").glob("*.*")} >= {"new.sqlite", "other.txt"}
+        assert not (tmp_path / "kept" / "old.sqlite").exists()
 
 
 def test_a_named_path_that_does_not_exist_is_a_data_error(tmp_path: Path) -> None:

@@ -19,11 +19,11 @@
   }
 
   /** Question, gold and the data set's own solution. */
-  function problemHead(problem, more = null) {
+  function problemHead(problem) {
     const place = [problem.id, problem.source, problem.level && `level ${problem.level}`, problem.subject].filter(Boolean);
     const solution = problem.solution && h("details", { class: "solution-of" }, h("summary", null, "The data set\u2019s solution"), h("div", { class: "quoted" }, view.text(problem.solution)));
     return h("header", { class: "asked" },
-      h("p", { class: "asked-place" }, place.map((part, at) => [at ? " \u00b7 " : "", view.line(part, 80)]), more),
+      h("p", { class: "asked-place" }, place.map((part, at) => [at ? " \u00b7 " : "", view.line(part, 80)])),
       h("h1", { class: "asked-words" }, problem.question ? view.text(problem.question, { limit: 1200 }) : "A problem whose question was not recorded"),
       h("div", { class: "gold-line" }, problem.question && h("p", null, h("span", { class: "muted" }, "gold "), problem.gold ? h("b", null, view.line(problem.gold, 200)) : h("span", { class: "muted" }, "none: reward functions grade")), solution));
   }
@@ -123,9 +123,19 @@
       const node = route.params.get("node");
       this.state = { mode: modeOf(route), focus: /^\d+$/.test(node ?? "") ? Number(node) : null, open: new Map(), prompts: new Set(), probes: new Map() };
       view.replace(root, h("p", { class: "muted" }, "Reading\u2026"));
-      this.ends = [view.keys(this.keys()), view.onChange((ids) => ids.has(this.source) && this.load())];
+      this.ends = [view.keys(this.keys()), view.onChange((ids) => ids.has(this.source) && this.readAll())];
+      this.readAll();
+    }
+
+    /** The item, and the problems before and after it: a run that continues has new ones. */
+    readAll() {
       this.load();
-      view.neighbours(this.source, this.n).then((around) => this.showSteps(around), (error) => console.warn(error.message));
+      const without = (error) => {
+        console.warn(error.message);
+        return this.around;
+      };
+      this.neighbours = view.neighbours(this.source, this.n).catch(without);
+      this.neighbours.then((around) => this.showSteps(around));
     }
 
     async load() {
@@ -200,9 +210,9 @@
       for (const button of this.root.querySelectorAll("[data-step]")) button.disabled = (around[button.dataset.step] ?? null) === null;
     }
 
-    step(name) {
-      const to = this.around[name] ?? null;
-      if (to !== null) view.go(view.to.item(this.source, to, { tokens: this.state.mode === "text" ? null : this.state.mode }));
+    async step(name) {
+      const to = (await this.neighbours)[name] ?? null;
+      if (to !== null && !this.isGone) view.go(view.to.item(this.source, to, { tokens: this.state.mode === "text" ? null : this.state.mode }));
     }
 
     walk(way) {
