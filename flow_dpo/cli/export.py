@@ -19,8 +19,8 @@ from flow_dpo.traces.export import ExportSettings
 from flow_dpo.traces.export import export as write_export
 
 _WHAT = (
-    "Write traces, or a run's pairs or labelled steps, in the formats that other trainers read, or an evaluation as a log "
-    "of Inspect AI."
+    "Write traces, or a run's pairs or labelled steps, in the formats that other trainers read, or an evaluation as a "
+    "log of Inspect AI."
 )
 
 
