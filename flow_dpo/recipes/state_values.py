@@ -11,8 +11,7 @@ Invariant: what was not graded enters no mean; a node of which nothing below was
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 
 from flow_dpo.core.tree import Node, Rollout, Tree
@@ -56,15 +55,3 @@ def backed_up_values(tree: Tree) -> dict[int, float]:
         if node.id in values and node.parent is not None:
             children.setdefault(node.parent, []).append(values[node.id])
     return values
-
-
-def whitened(advantages: Sequence[float], lengths: Sequence[float]) -> list[float]:
-    """Standard scores, counted by lengths; zeros where nothing varies."""
-    total = math.fsum(lengths)
-    if not total:
-        return []
-    mean = math.fsum(a * n for a, n in zip(advantages, lengths, strict=True)) / total
-    variance = math.fsum(n * (a - mean) ** 2 for a, n in zip(advantages, lengths, strict=True)) / total
-    if variance < 1e-12:
-        return [0.0] * len(advantages)
-    return [(a - mean) / math.sqrt(variance) for a in advantages]

@@ -14,14 +14,14 @@ and the problem, not on which path came there first. Paths come first in a tree,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from flow_dpo.core.errors import FlowError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow, check_turn
-from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, Sampled, SampleRequest, Yields, sample
+from flow_dpo.core.rollouts import Finished, RolloutRunner, RolloutSteps, Sampled, SampleRequest, Yields, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.steps import join, split
 from flow_dpo.core.tree import Tree
@@ -100,6 +100,7 @@ class Branched:
             state, num_turns = self.flow.advance(state, sampled.completion), num_turns + 1
         seed = derive(self.seed, self.problem.id, -1, path.index, num_turns)
         path.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=path.index == 0, seed=seed)
+        yield Finished(problem=self.problem, solution=path.solution)
 
     def probe(self, step: Step) -> RolloutSteps:
         """Start the probes of the state before `step`, unless there are some already."""
@@ -108,10 +109,6 @@ class Branched:
         probes = self._probes[step.request] = [_Probe() for _ in range(self.num_completions)]
         for index, probe in enumerate(probes):
             yield self._continue(probe, step, index)
-
-    def step_ends(self, completion: Completion) -> Sequence[int]:
-        """How many tokens of a turn's completion stand before the end of each step but the last."""
-        return self.runner.step_ends(completion)
 
     def tree(self) -> Tree:
         """The finished tree."""
@@ -132,6 +129,10 @@ class Branched:
                     assert probe.solution is not None
                     tree.add_rollout(tree.nodes[node].parent, probe.turns, probe.solution, probe=True)
         return tree
+
+    def step_ends(self, completion: Completion) -> tuple[int, ...]:
+        """How many tokens of the completion stand before the end of each step but the last."""
+        return self.runner.step_ends(completion)
 
     def _steps(self, turn: Turn, state: Any, sampled: Sampled) -> Iterator[Step]:
         """One turn's completion, step by step. A choice is one step."""
@@ -154,6 +155,7 @@ class Branched:
             whole = [(one, Sampled(request=one.request, completion=one.completion)) for one in turns]
             turns = [piece for one, sampled in whole for piece in self._steps(one.turn, one.state, sampled)]
         probe.turns = [(one.request, one.completion, one.tags) for one in turns]
+        yield Finished(problem=self.problem, solution=probe.solution)
 
 
 def continuation(

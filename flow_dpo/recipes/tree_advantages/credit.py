@@ -23,7 +23,8 @@ from flow_dpo.core.errors import expect
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Node, Rollout, Tree
 from flow_dpo.core.types import Completion, ScoredCompletion
-from flow_dpo.recipes.state_values import backed_up_values, reward_of, state_values, step_advantages, whitened
+from flow_dpo.recipes.group_advantages import whitened
+from flow_dpo.recipes.state_values import backed_up_values, reward_of, state_values, step_advantages
 
 _NONE = 1e-8
 """Differences of sums of floats that would be equal are below this."""

@@ -60,10 +60,10 @@ class _Cut(Branched):
 
     turn_sampling: CutRollouts  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def step_ends(self, completion: Completion) -> Sequence[int]:
+    def step_ends(self, completion: Completion) -> tuple[int, ...]:
         """The cuts but one before the first token, which needs none."""
         unsure = [at for at, logprob in enumerate(completion.logprobs) if self._low(logprob)]
-        return [at for at in unsure[:: self.turn_sampling.cut_interval] if at]
+        return tuple(at for at in unsure[:: self.turn_sampling.cut_interval] if at)
 
     def probe(self, step: Step) -> RolloutSteps:
         """Start the probes of a state before a cut."""

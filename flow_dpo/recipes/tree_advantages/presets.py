@@ -4,8 +4,8 @@ SPO (arXiv 2505.23564): the paper's are those of the authors' configurations for
 (AIFrameResearch/SPO at b9fc6a2, `configs/polIter_rho1bSft2_spo_chain_GSM8K.jsonnet`, `..._spo_tree_GSM8K.jsonnet`, what
 these import, and the README's `interval5`): temperature 0.6, top-p 0.9, at most 1,024 tokens, tokens of a probability
 from 0.9 on masked, clip 0.2, k3 summed over an answer with 1e-4, rate 1e-6 for all weights, warm-up over 3 % of 1,000
-iterations. Chain: 64 questions with 8 answers each, 9 completions from a state, a cut at every fifth unsure token, 2
-epochs over mini-batches of 64 answers (about 512 segments). Tree: 16 questions, 6-6-6 segments of 30 tokens, up to 32
+iterations and then linear to 0. Chain: 64 questions with 8 answers each, 9 completions from a state, a cut at every
+fifth unsure token, 2 epochs over mini-batches of 64 answers. Tree: 16 questions, 6-6-6 segments of 30 tokens, up to 32
 segments a question, mini-batches of 128. LoRA: none.
 
 TreeRL (arXiv 2506.11902): the authors' script for Qwen-2.5-14B (THUDM/TreeRL at f0edbea, `scripts/treerl-qw14b.sh`,
@@ -21,7 +21,7 @@ not be read, and its code was not to be had, so those of "paper" are unchecked.
 from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.learner.settings import LearnerSettings, LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings, PassSettings
 from flow_dpo.recipes.full_tree import FullTree
 from flow_dpo.recipes.scales import (
     CHAT,
@@ -75,7 +75,14 @@ SPO_CHAIN: dict[str, Preset] = {
             Single(max_tokens=1024), CutRollouts(num_rollouts=8, num_completions=9, temperature=0.6, top_p=0.9)
         ),
         lora=_LORA,
-        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=512, epochs_per_batch=2, warmup_updates=480),
+        learner=LearnerSettings(
+            learning_rate=1e-6,
+            warmup_updates=480,
+            decay_after=16_000,
+            decay_power=0.0,
+            examples_per_update=0,
+            passes=PassSettings(minibatches=8, epochs_per_batch=2),
+        ),
         problems_per_batch=64,
     ),
     "chat": CHAT.preset(
@@ -99,7 +106,9 @@ SPO_TREE: dict[str, Preset] = {
     "paper": Preset(
         recipe=_spo_tree(Single(max_tokens=1024), FullTree(segment_tokens=30, temperature=0.6, top_p=0.9)),
         lora=_LORA,
-        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=128, warmup_updates=240),
+        learner=LearnerSettings(
+            learning_rate=1e-6, examples_per_update=128, warmup_updates=240, decay_after=8_000, decay_power=0.0
+        ),
         problems_per_batch=16,
     ),
     "chat": CHAT.preset(

@@ -11,13 +11,13 @@ Invariant: the advantages of a path, before they are whitened, add up to its rew
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion
-from flow_dpo.recipes.state_values import state_values, step_advantages, whitened
+from flow_dpo.recipes.group_advantages import whitened
+from flow_dpo.recipes.state_values import state_values, step_advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,6 @@ class StepAdvantages:
     whiten: bool = True
     """Subtract the mean and divide by the standard deviation of the advantages of all trees handed over together, each
     step counted by its tokens. Whitened, a step that changed nothing moves too: by the mean's opposite."""
-    by_tokens: bool = True
-    """Weigh steps by their tokens, mean 1, so that the mean loss is that over all tokens, as PPO has it. Without, a
-    step weighs as much as any other."""
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, path by path."""
@@ -48,18 +45,16 @@ class StepAdvantages:
         advantages = [advantage for _, _, advantage in found]
         if self.whiten:
             advantages = whitened(advantages, lengths)
-        mean_length = math.fsum(lengths) / max(len(lengths), 1)
         return [
             ScoredCompletion(
                 request=node.request,
                 completion=node.completion,
                 advantage=advantage,
-                weight=length / mean_length if self.by_tokens else 1.0,
                 problem_id=tree.problem.id,
                 node=node.id,
                 depth=node.depth,
                 tags=node.tags,
             )
-            for (tree, node, _), advantage, length in zip(found, advantages, lengths, strict=True)
+            for (tree, node, _), advantage in zip(found, advantages, strict=True)
             if advantage != 0
         ]
