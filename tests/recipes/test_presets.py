@@ -36,6 +36,9 @@ OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
         "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft",
     ),
     "cpl in rounds": ("--credit.fine_tune", "--objective.sft"),
+    # Smaller trees: the test is of a run's ways, not of its size.
+    "malt": ("--explore.branch_factors", "[2, 2, 2]"), "spo-tree": ("--explore.branch_factors", "[3, 3]"),
+    "treerpo": ("--explore.branch_factors", "[3, 3]"),
 }  # fmt: skip
 
 
@@ -94,6 +97,12 @@ EXPLORED = {
     "reinforce-pp": [(1, 0, 1.0, 1.0), (1, 0, 1.0, 1.0), (1, 0, 0.8, 1.0), (1, 0, 1.0, 0.97)],
     "reinforce-baseline": [(8, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
     "vineppo": [(8, 9, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 1.0, 0.97)],
+    "spo-chain": [(8, 9, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 1.0, 0.97)],
+    "spo-tree": [(1, 0, 0.6, 0.9), (1, 0, 0.6, 0.9), (1, 0, 0.6, 0.9), (1, 0, 1.0, 0.97)],
+    "treerpo": [(1, 0, 1.0, 1.0), (1, 0, 1.0, 1.0), (1, 0, 0.8, 1.0), (1, 0, 1.0, 0.97)],
+    "treerl": [(6, 2, 1.2, 0.95), (3, 2, 1.0, 0.95), (3, 2, 0.8, 0.95), (3, 2, 1.0, 0.97)],
+    "step-dpo": [(2, 20, 0.8, 0.95), (2, 8, 0.8, 0.95), (2, 8, 0.8, 0.95), (2, 8, 1.0, 0.97)],
+    "malt": [(1, 0, 1.0, 1.0), (1, 0, 1.0, 1.0), (1, 0, 0.8, 1.0), (1, 0, 1.0, 0.97)],
     "rpo": [(10, 10, 1.0, 1.0), (8, 4, 1.0, 1.0), (8, 4, 0.8, 1.0), (8, 4, 1.0, 0.97)],
     "cpl": [(32, 3, 1.0, 1.0), (8, 3, 1.0, 1.0), (8, 3, 0.8, 1.0), (8, 3, 1.0, 0.97)],
     "rejection-sampling": [(4, 0, 1.0, 1.0), (4, 0, 1.0, 1.0), (4, 0, 0.8, 1.0), (4, 0, 1.0, 0.97)],
@@ -110,6 +119,9 @@ LENGTHS = {
     "cispo": [20_480, 1024, 160, 128], "rloo": [960, 1024, 160, 128], "reinforce-pp": [64_000, 1024, 160, 128],
     "reinforce-baseline": [64_000, 1024, 160, 128],
     "vineppo": [1024, 1024, 160, 128], "rpo": [1024, 1024, 160, 128], "cpl": [960, 960, 160, 128],
+    "spo-chain": [1024, 1024, 160, 128], "spo-tree": [1024, 1024, 160, 128], "treerpo": [1152, 1152, 160, 128],
+    "treerl": [8192, 1024, 160, 128], "step-dpo": [2048, 2048, 160, 128],
+    "malt": [1024, 1024, 160, 128],
     "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
 }  # fmt: skip
 
@@ -145,6 +157,9 @@ def test_the_papers_learners() -> None:
         "cispo": (1e-6, 512, 512, 8), "rloo": (1e-6, 512, 256, 8), "reinforce-pp": (5e-7, 1024, 1024, 8),
         "reinforce-baseline": (5e-7, 1024, 128, 8),
         "vineppo": (1e-6, 0, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
+        "spo-chain": (1e-6, 0, 64, 8), "spo-tree": (1e-6, 128, 16, 8), "treerpo": (1e-6, 512, 16, 8),
+        "treerl": (1.5e-6, 512, 16, 8), "step-dpo": (5e-7, 128, 64, 8),
+        "malt": (5e-6, 32, 32, 8),
         "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
     }  # fmt: skip
     vine = presets.preset("vineppo", "paper").learner
@@ -259,9 +274,12 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
     recipe = name.split()[0]
     kinds = presets.load_recipe(recipe, "seed").objective.accepts
     # What accepts both is handed pairs alone, unless it is asked for more.
-    scores = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name]
+    scores = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name] or recipe == "malt"
     # By how many examples a batch has, so that the first has an update, and none has many.
-    size = {"grpo": "16", "vineppo": "4", "online-dpo": "1"}.get(recipe, "2")
+    size = {
+        "grpo": "16", "vineppo": "4", "online-dpo": "1", "spo-chain": "16", "treerl": "16", "spo-tree": "8",
+        "treerpo": "8", "step-dpo": "4", "malt": "8",
+    }.get(recipe, "2")  # fmt: skip
     words = ["--recipe", recipe, *OTHERS[name], "--max_problems", "8", "--problems_per_batch", "4"]
     words += ["--examples_per_update", size]
     for folder in ("whole", "parts"):

@@ -21,7 +21,8 @@ from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import PassSettings
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
-from flow_dpo.recipes.vineppo.credit import StepAdvantages, state_values
+from flow_dpo.recipes.state_values import state_values
+from flow_dpo.recipes.vineppo.credit import StepAdvantages
 from flow_dpo.recipes.vineppo.explore import StepRollouts
 from tests.core.test_explore import ANSWER_PROMPT, END, FLOW, PROBLEMS, Bare, chunks, explore, fits, next_probs
 from tests.support.graders import FunctionGrader

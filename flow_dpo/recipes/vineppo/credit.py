@@ -11,22 +11,13 @@ Invariant: the advantages of a path, before they are whitened, add up to its rew
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-from flow_dpo.core.tree import Node, Rollout, Tree
-from flow_dpo.core.types import Request, ScoredCompletion
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.recipes.group_advantages import whitened
-
-
-def state_values(tree: Tree) -> dict[Request, float]:
-    """The mean reward of the graded probes that start in each state. A state is the request there."""
-    rewards: dict[Request, list[float]] = {}
-    for rollout in tree.rollouts:
-        if rollout.probe and rollout.verdict is not None and rollout.verdict.reward is not None:
-            rewards.setdefault(tree.nodes[rollout.start].request, []).append(rollout.verdict.reward)
-    return {request: fmean(values) for request, values in rewards.items()}
+from flow_dpo.recipes.state_values import state_values, step_advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +39,7 @@ class StepAdvantages:
             for tree, values in known
             for path in tree.rollouts
             if not path.probe
-            for node, advantage in _of_path(tree, path, values)
+            for node, advantage in step_advantages(tree, path, values)
         ]
         lengths = [float(len(node.completion.token_ids)) for _, node, _ in found]
         advantages = [advantage for _, _, advantage in found]
@@ -67,15 +58,3 @@ class StepAdvantages:
             for (tree, node, _), advantage in zip(found, advantages, strict=True)
             if advantage != 0
         ]
-
-
-def _of_path(tree: Tree, path: Rollout, values: Mapping[Request, float]) -> list[tuple[Node, float]]:
-    """The nodes of a path whose advantage is known, with it."""
-    nodes = tree.nodes[path.start : path.leaf + 1]
-    reward = None if path.verdict is None else path.verdict.reward
-    after = [*(values.get(node.request) for node in nodes[1:]), reward]
-    return [
-        (node, later - values[node.request])
-        for node, later in zip(nodes, after, strict=True)
-        if later is not None and node.request in values
-    ]
