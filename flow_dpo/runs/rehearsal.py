@@ -53,10 +53,11 @@ class Cost:
 
     def sentence(self, num_problems: int) -> str:
         """For a person, and for a run of so many problems."""
+        every = num_problems * self.tokens
         return (
             f"A problem costs about {self.rollouts:,.0f} rollouts, {self.verdicts:,.0f} verdicts and "
             f"{self.tokens:,.0f} sampled tokens where completions are as long as the data's solutions "
-            f"({self.length:,.0f} tokens), {self.most:,.0f} at their longest; {num_problems:,} problems about {num_problems * self.tokens:,.0f}"
+            f"({self.length:,.0f} tokens), {self.most:,.0f} at their longest; {num_problems:,} problems {every:,.0f}"
         )
 
 

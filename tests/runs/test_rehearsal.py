@@ -42,7 +42,7 @@ def test_the_cost_of_a_group_by_hand() -> None:
     assert (cost.rollouts, cost.verdicts, cost.length) == (8, 8, length)
     assert (cost.tokens, cost.most) == (8 * (length + 1), 8 * 128)
     assert f"about 8 rollouts, 8 verdicts and {8 * (length + 1)} sampled tokens" in cost.sentence(10)
-    assert f"10 problems about {10 * 8 * (length + 1):,}" in cost.sentence(10)
+    assert f"10 problems {10 * 8 * (length + 1):,}" in cost.sentence(10)
 
 
 def test_what_costs_more_counts_and_programs_are_not_run() -> None:
@@ -63,10 +63,10 @@ def test_what_costs_more_counts_and_programs_are_not_run() -> None:
 
 
 def test_it_is_printed_before_the_first_batch(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(["--recipe", "grpo", "--max_problems", "4", "--problems_per_batch", "4", "--examples_per_update", "900",
+    train.train(["--recipe", "rpo", "--max_problems", "8", "--problems_per_batch", "8", "--examples_per_update", "900",
                  "--output_dir", str(tmp_path / "run")])  # fmt: skip
     told = " ".join(capsys.readouterr().out.split())
-    assert 0 < told.index("A problem costs about 8 rollouts") < told.index("4/4 problems")
+    assert 0 < told.index("A problem costs about ") < told.index("8/8 problems")
     assert "of 900 examples wait for an update" in told
 
 
