@@ -99,10 +99,8 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run, in_flight, journal)
         timeline = Timeline(path)
         going_on = f", going on after {seen}" if seen else ""
-        reach = runtime.policy.targets.describe()
-        print_safe(
-            console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}; {reach}"
-        )
+        where = f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}"
+        print_safe(console, f"{where}; {runtime.policy.targets.describe()}")
         _say_cost(settings.recipe, runtime, console)
         bar = progress.ProgressBar(live, len(runtime.fitting), seen, settings.learner)
         lifecycle = _lifecycle(settings, given, runtime, seen)
