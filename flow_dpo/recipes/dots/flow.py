@@ -142,7 +142,7 @@ class Planned(Flow[PlannedState]):
     verdicts: tuple[str, str] = ("correct", "incorrect")
     """Words with which a verification ends, each beginning with a token of its own."""
     max_again: int = 1
-    """Times that a solution is written anew because its verification says "incorrect"; the authors' code has 1."""
+    """Times that a solution is written again because its verification says "incorrect"; the authors' code has 1."""
     prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
     """Of plain solutions."""
     module_words: ModuleWords = field(default_factory=ModuleWords)
@@ -253,7 +253,7 @@ class Planned(Flow[PlannedState]):
         return fill(words, {"analysis": state.analysis})
 
     def _is_program(self, state: PlannedState) -> bool:
-        """Whether the draft is a program; one that is written anew is in words."""
+        """Whether the draft is a program; one that is written again is in words."""
         return state.trajectory is not None and state.trajectory.program and not state.given_up
 
     def _draft(self, state: PlannedState) -> tuple[Piece, ...]:
