@@ -94,7 +94,7 @@ class PassSettings:
     epochs_per_batch: int = 1
     """Passes over each batch (PPO's epochs)."""
     short_batch: ShortBatch = "wait"
-    """What fills no update: "wait" leaves it to the next batch's, of another version; "learn" has all learned at once, in
+    """What fills no update: "wait" leaves it to the next batch, of another version; "learn" has all learned at once in
     updates of about `examples_per_update`; "fill" samples on under one version, and drops what is left over (DAPO)."""
 
     def __post_init__(self) -> None:

@@ -269,7 +269,13 @@ def test_loop_learner_and_engines_know_no_method_by_name() -> None:
         assert not words.search(code), f"{path.name} names {words.search(code)}"
 
 
-@pytest.mark.parametrize("name", OTHERS)
+SETTINGS_OF_OTHERS = ("dr-grpo", "gspo", "cispo", "reinforce-baseline")
+"""Entries that are other values of parts that are tried anyway."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SETTINGS_OF_OTHERS else n for n in OTHERS]
+)
 def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> None:
     recipe = name.split()[0]
     kinds = presets.load_recipe(recipe, "seed").objective.accepts
