@@ -37,8 +37,9 @@ OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
     ),
     "cpl in rounds": ("--credit.fine_tune", "--objective.sft"),
     # Smaller trees: the test is of a run's ways, not of its size.
-    "malt": ("--explore.branch_factors", "[2, 2, 2]"), "spo-tree": ("--explore.branch_factors", "[3, 3]"),
-    "treerpo": ("--explore.branch_factors", "[3, 3]"),
+    "malt": ("--explore.branch_factors", "[2, 1, 2]"), "spo-tree": ("--explore.branch_factors", "[3, 2]"),
+    "treerpo": ("--explore.branch_factors", "[3, 2]"), "treerl": ("--explore.num_rollouts", "2"),
+    "spo-chain": ("--explore.num_rollouts", "3", "--explore.num_completions", "2"),
 }  # fmt: skip
 
 
@@ -269,7 +270,13 @@ def test_loop_learner_and_engines_know_no_method_by_name() -> None:
         assert not words.search(code), f"{path.name} names {words.search(code)}"
 
 
-@pytest.mark.parametrize("name", OTHERS)
+SETTINGS_OF_OTHERS = ("dr-grpo", "gspo", "cispo", "reinforce-baseline", "treerpo")
+"""Entries that are other values of parts that are tried anyway."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SETTINGS_OF_OTHERS else n for n in OTHERS]
+)
 def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> None:
     recipe = name.split()[0]
     kinds = presets.load_recipe(recipe, "seed").objective.accepts
@@ -277,8 +284,8 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
     scores = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name] or recipe == "malt"
     # By how many examples a batch has, so that the first has an update, and none has many.
     size = {
-        "grpo": "16", "vineppo": "4", "online-dpo": "1", "spo-chain": "16", "treerl": "16", "spo-tree": "8",
-        "treerpo": "8", "step-dpo": "4", "malt": "8",
+        "grpo": "16", "vineppo": "4", "online-dpo": "1", "spo-chain": "8", "treerl": "16", "spo-tree": "4",
+        "treerpo": "4", "step-dpo": "4", "malt": "4",
     }.get(recipe, "2")  # fmt: skip
     words = ["--recipe", recipe, *OTHERS[name], "--max_problems", "8", "--problems_per_batch", "4"]
     words += ["--examples_per_update", size]

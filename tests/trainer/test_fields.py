@@ -171,6 +171,19 @@ def test_a_mapped_field_changes_the_setting_that_is_named(recipe: str, cases: di
                 assert at(plain, setting) != value, f"{name}: {setting} is {value} anyway"
 
 
+def test_trls_clips_and_losses_by_the_recipes_of_the_policy_gradient() -> None:
+    asked = FlowDPOConfig(epsilon=0.1, epsilon_high=0.28, loss_type="dapo")
+    assert settings_of(asked, load_recipe("grpo", "seed")) == {
+        "objective.clip_low": 0.1, "objective.clip_high": 0.28, "objective.reduction": "tokens",
+    }  # fmt: skip
+    assert settings_of(FlowDPOConfig(epsilon=0.1, epsilon_high=5.0), load_recipe("cispo", "seed")) == {
+        "objective.clip_high": 4.0
+    }, "TRL's has no lower limit, and its upper one is the ratio itself"
+    assert settings_of(FlowDPOConfig(loss_type="dr_grpo"), load_recipe("grpo", "seed")) == {
+        "objective.reduction": "constant"
+    }
+
+
 def test_every_mapped_field_was_tried() -> None:
     mapped = {name for name, field in FIELDS.items() if field.fate in ("setting", "computed")}
     assert mapped == {*MAPPED, *GRPO, *EVALUATION, *COVERED}

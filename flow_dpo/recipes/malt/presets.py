@@ -1,8 +1,9 @@
 """MALT's presets: a tree of three roles, and what each of them did well (arXiv 2412.01928).
 
-That three completions are drawn of every turn, 27 answers a question, that a value is the mean of those after it, and
-that 0.5 parts good from bad is the paper's. Its temperatures, lengths, rates and batches, the weight of DPO, and which
-roles learn by pairs could not be read, and no code of the authors is known: those of "paper" are unchecked.
+Abstract and summaries of the paper could be read, no code of the authors is known. The method is theirs: a full tree of
+the three roles' turns, values by the mean of those after them, a threshold. Its numbers are unchecked, those of "paper"
+too: three completions of every turn (27 answers a question), the threshold of 0.5, temperatures, lengths, rates and
+batches, the weight of DPO, and which roles learn by pairs.
 """
 
 from __future__ import annotations
