@@ -22,6 +22,7 @@ from flow_dpo.plugins.load import fingerprint, load_flow, load_part
 from flow_dpo.recipes import presets
 from flow_dpo.runs.resolve import Given
 from flow_dpo.runs.starting_adapters import starting_shape
+from flow_dpo.runs.tree_rows import TreeForm
 from flow_dpo.trackers.settings import TrackingSettings
 from flow_dpo.verify.grader import GradingSettings
 from flow_dpo.workers.settings import WorkersSettings
@@ -32,7 +33,7 @@ OWN_PARTS = ("explore_source", "credit_source", "objective_source")
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetSettings:
-    """What a run may spend; it ends, though problems are left, when all that is given is spent."""
+    """What a run may spend: it ends, though problems are left, when all that is given is spent. And what it writes."""
 
     budget_tokens: int = 0
     """Tokens sampled in rollouts and tokens that the learner reads (prompts included, shared ones once), after which a
@@ -41,6 +42,10 @@ class BudgetSettings:
     """Rollouts that were graded, after which it ends; 0 sets none."""
     budget_updates: int = 0
     """Updates of the adapters after which it ends; 0 sets none."""
+    records: TreeForm = "full"
+    """How much of what is sampled trees.jsonl holds: all of it; "no-probes", without the rollouts that only value a
+    state; "compact", token ids and verdicts without these, texts and log-probabilities. Nothing that is learned depends
+    on it."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "budget_tokens", "budget_verdicts", "budget_updates")

@@ -34,7 +34,7 @@ from flow_dpo.data.problems import load
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
-from flow_dpo.runs import following, replay, resumption, run_folder
+from flow_dpo.runs import following, rehearsal, replay, resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
@@ -99,11 +99,10 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run, in_flight, journal)
         timeline = Timeline(path)
         going_on = f", going on after {seen}" if seen else ""
-        reach = runtime.policy.targets.describe()
-        print_safe(
-            console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}; {reach}"
-        )
-        bar = progress.ProgressBar(live, len(runtime.fitting), seen)
+        where = f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}"
+        print_safe(console, f"{where}; {runtime.policy.targets.describe()}")
+        _say_cost(settings.recipe, runtime, console)
+        bar = progress.ProgressBar(live, len(runtime.fitting), seen, settings.learner)
         lifecycle = _lifecycle(settings, given, runtime, seen)
         workers = timeline.workers(workers)
         with lifecycle.running(partial(_info, path, settings, given, runtime, validation, seen > 0)):
@@ -131,6 +130,18 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             live.doing("writing adapters and the picture")
             keeper.finish()
     return _summarise(settings, console, given, folder, validation)
+
+
+def _say_cost(recipe: Recipe, runtime: Runtime, console: Console) -> None:
+    """Say what a problem costs, as far as that is known before one is sampled."""
+    problems = runtime.fitting[: rehearsal.NUM_PROBLEMS]
+    try:
+        cost = rehearsal.rehearse(recipe, problems, runtime.renderer)
+    except FlowDpoError as error:
+        log.warning("what a problem costs is not known before it is sampled: %s", error)
+        return
+    if cost is not None:
+        print_safe(console, cost.sentence(len(runtime.fitting)))
 
 
 def _lifecycle(settings: TrainSettings, given: GivenObjects, runtime: Runtime, seen: int) -> Lifecycle:

@@ -161,7 +161,7 @@ def test_the_papers_learners() -> None:
         "spo-chain": (1e-6, 0, 64, 8), "spo-tree": (1e-6, 128, 16, 8), "treerpo": (1e-6, 512, 16, 8),
         "treerl": (1.5e-6, 512, 16, 8), "step-dpo": (5e-7, 128, 64, 8),
         "malt": (5e-6, 32, 32, 8),
-        "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
+        "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 64, 16, 8),
     }  # fmt: skip
     vine = presets.preset("vineppo", "paper").learner
     assert vine.passes == PassSettings(epochs_per_batch=2, minibatches=8)

@@ -22,7 +22,7 @@ there already begins no rollout, so a tree alone, without any counts of visits, 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,17 +53,20 @@ class Mcts(TurnSampling):
     """Completions drawn at a node when it is expanded; equal ones are one child. The paper's is 3."""
     puct: float = 1.5
     """How much is given to what was rarely visited; the paper's is 1.5."""
+    num_at_once: int = 1
+    """Nodes of a tree that are expanded beside one another, so that an engine has more to do (not in the paper). Each
+    is chosen as if every rollout still to come of those before it had the value -1 (virtual loss)."""
     valued_by: str = ""
     """The role of the flow whose choice, the first or another, values a new state: every rollout but the trunk stops
     with it. No alternative to it is sampled. Rollouts go to the end where empty."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(self, "of 1 or more", lambda value: value >= 1, "num_children")
+        expect(self, "of 1 or more", lambda value: value >= 1, "num_children", "num_at_once")
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         searches = [_Search(self, flow, problem, seed) for problem in problems]
-        runner.run([search.expand(search.root, 1) for search in searches])
+        runner.run([step for search in searches for step in search.begin()])
         return [search.tree() for search in searches]
 
     def alone(self, *, greedy: bool) -> Group:
@@ -85,6 +88,8 @@ class _Node:
     num_valued: int = 0
     total: float = 0.0
     """Sum of the values of the rollouts that have one: a reward, 1 or -1, or the prediction for their last state."""
+    num_pending: int = 0
+    """Rollouts through here that are still to come: each counts as one of the value -1."""
     closed: bool = False
     """Nothing new can be found here or below."""
     id: int = -1
@@ -92,7 +97,13 @@ class _Node:
     @property
     def value(self) -> float:
         """Q; 0 where nothing could be graded, which is where right and wrong weigh alike."""
-        return self.total / self.num_valued if self.num_valued else 0.0
+        num = self.num_valued + self.num_pending
+        return (self.total - self.num_pending) / num if num else 0.0
+
+    @property
+    def visits(self) -> int:
+        """N, with what is still to come."""
+        return self.num_rollouts + self.num_pending
 
     @property
     def prior(self) -> float:
@@ -117,7 +128,7 @@ class _Rollout:
 
 
 class _Search:
-    """The search on one problem. Rollouts of one expansion run side by side; the one that ends last continues."""
+    """The search on one problem. Expansions of one wave run side by side; the rollout that ends last continues."""
 
     def __init__(self, settings: Mcts, flow: Flow[Any], problem: Problem, seed: int) -> None:
         self.settings, self.flow, self.problem, self.seed = settings, flow, problem, seed
@@ -125,6 +136,12 @@ class _Search:
         self.root = _Node(parent=None, state=start, turn=flow.turn(start))
         self.rollouts: list[_Rollout] = []
         self.num_drawn = 0
+        self.wave: list[tuple[_Node, int]] = []
+        """Nodes that are being expanded, each with the number of completions that are drawn there."""
+        self.started: list[_Rollout] = []
+        """Rollouts of this wave, in the order in which they began."""
+        self.num_open = 0
+        """Expansions and rollouts of this wave that have not ended."""
         if self.root.turn is None:
             raise FlowError(f"{type(flow).__name__} ended a rollout of {problem.id} without a turn")
         if settings.valued_by and settings.valued_by not in flow.roles:
@@ -133,13 +150,10 @@ class _Search:
                 f"{settings.valued_by!r}; leave it empty to sample every new state to its end"
             )
 
-    def expand(self, node: _Node, num: int) -> RolloutSteps:
-        """Draw this many completions at a node, and continue from those that are new."""
-        drawn: dict[int, Sampled] = {}
-        first, self.num_drawn = self.num_drawn, self.num_drawn + num
-        node.num_drawn += num
-        for index in range(first, first + num):
-            yield self._draw(node, index, drawn, num)
+    def begin(self) -> list[RolloutSteps]:
+        """The first wave: the trunk alone."""
+        self._choose(self.root, 1)
+        return self._expansions()
 
     def tree(self) -> Tree:
         """The finished tree, rollout by rollout."""
@@ -156,26 +170,40 @@ class _Search:
             tree.add_rollout(None if above.sampled is None else above.id, turns, rollout.solution, value=value)
         return tree
 
+    def _choose(self, node: _Node, num: int) -> None:
+        """Have this many completions drawn at a node in the next wave."""
+        self.wave.append((node, num))
+        node.num_drawn += num
+        for above in _up(node):
+            above.num_pending += num
+
+    def _expansions(self) -> list[RolloutSteps]:
+        """Draw what was chosen, and continue from what is new."""
+        self.num_open = len(self.wave)
+        steps: list[RolloutSteps] = []
+        for node, num in self.wave:
+            first, self.num_drawn = self.num_drawn, self.num_drawn + num
+            drawn: dict[int, Sampled] = {}
+            steps += [self._draw(node, index, drawn, num) for index in range(first, first + num)]
+        return steps
+
     def _draw(self, node: _Node, index: int, drawn: dict[int, Sampled], num: int) -> RolloutSteps:
         drawn[index] = yield from self._sample_turn(node, index)
         if len(drawn) == num:
-            yield from self._play_on(node, [drawn[i] for i in sorted(drawn)], min(drawn))
+            yield from self._play_on(node, drawn)
 
-    def _play_on(self, node: _Node, drawn: Sequence[Sampled], first: int) -> RolloutSteps:
+    def _play_on(self, node: _Node, drawn: Mapping[int, Sampled]) -> RolloutSteps:
         """Add the new completions as children, and continue each of them to the end."""
-        started: list[_Rollout] = []
-        for index, sampled in enumerate(drawn, start=first):
+        for index, sampled in sorted(drawn.items()):
             if all(sampled.completion.token_ids != _ids(child) for child in node.children):
                 child = self._child(node, sampled)
-                started.append(_Rollout(first=child, leaf=child, index=index))
-        self.rollouts += started
-        if not started:
-            yield from self._next([])
-        waiting = [len(started)]
-        for rollout in started:
-            yield self._finish(rollout, started, waiting)
+                rollout = _Rollout(first=child, leaf=child, index=index)
+                self.started.append(rollout)
+                self.num_open += 1
+                yield self._finish(rollout)
+        yield from self._ended()
 
-    def _finish(self, rollout: _Rollout, started: Sequence[_Rollout], waiting: list[int]) -> RolloutSteps:
+    def _finish(self, rollout: _Rollout) -> RolloutSteps:
         node, valued = rollout.first, False
         while node.turn is not None and not valued:
             sampled = yield from self._sample_turn(node, rollout.index)
@@ -188,12 +216,19 @@ class _Search:
         else:
             verdict = yield from verify(self.problem, rollout.solution)
             rollout.value = None if verdict.reward is None else 2 * verdict.reward - 1
-        waiting[0] -= 1
-        if not waiting[0]:
-            yield from self._next(started)
+        yield from self._ended()
 
-    def _next(self, done: Sequence[_Rollout]) -> RolloutSteps:
-        """Back up what was found, and expand the next node, if there is one and the budget allows."""
+    def _ended(self) -> RolloutSteps:
+        """One part of the wave has ended; after the last, back up what was found and choose the next."""
+        self.num_open -= 1
+        if self.num_open:
+            return
+        # 1. what was to come has come, and counts by its value
+        for node, num in self.wave:
+            for above in _up(node):
+                above.num_pending -= num
+        done, self.started, self.wave = sorted(self.started, key=lambda one: one.index), [], []
+        self.rollouts += done
         for rollout in done:
             rollout.leaf.closed = not rollout.stopped
             for node in _up(rollout.leaf):
@@ -202,17 +237,22 @@ class _Search:
                     node.num_valued += 1
                     node.total += rollout.value
         self._close()
-        if len(self.rollouts) < self.settings.num_rollouts and not self.root.closed:
+        # 2. the next, as far as the budget goes
+        left = self.settings.num_rollouts - len(self.rollouts)
+        while left > 0 and not self.root.closed and len(self.wave) < self.settings.num_at_once:
             node = self._select()
-            left = self.settings.num_rollouts - len(self.rollouts)
-            yield self.expand(node, min(left, self._num_wanted(node) - node.num_drawn))
+            num = min(left, self._num_wanted(node) - node.num_drawn)
+            self._choose(node, num)
+            left -= num
+            self._close()
+        yield from self._expansions()
 
     def _select(self) -> _Node:
         node = self.root
         while node.num_drawn >= self._num_wanted(node):
-            visits, puct = math.sqrt(node.num_rollouts), self.settings.puct
+            visits, puct = math.sqrt(node.visits), self.settings.puct
             open_ones = [child for child in node.children if not child.closed]
-            node = max(open_ones, key=lambda one: one.value + puct * one.prior * visits / (1 + one.num_rollouts))
+            node = max(open_ones, key=lambda one: one.value + puct * one.prior * visits / (1 + one.visits))
         return node
 
     def _close(self) -> None:
