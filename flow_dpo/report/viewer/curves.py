@@ -10,14 +10,12 @@ is None there. A row that is none costs itself alone, and its problems are of no
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
-from flow_dpo.core.errors import DataError
-from flow_dpo.report.viewer.lines import integer, number, parse_line, read_lines
+from flow_dpo.report.viewer.followed import FollowedFile
+from flow_dpo.report.viewer.lines import integer, number
 
 WAITED_S = 0.01
 """Where a run's process samples itself, what it waits for is there: microseconds. A longer wait tells that workers
@@ -26,57 +24,17 @@ _AT_START = 64
 """Problems whose accuracy is that at the start: those of the first batch at least."""
 
 
-class Batches:
+class Batches(FollowedFile):
     """The columns of one metrics.jsonl."""
 
-    def __init__(self, path: Callable[[], Path]) -> None:
-        """`path` gives the file's path; it raises `DataError` where the file must not be read."""
-        self._path = path
-        self._clear()
-
     def _clear(self) -> None:
-        self._seen: tuple[int, int, int, int] | None = None
-        self._offset = self._line = 0
+        super()._clear()
         self.ends: list[int] = []
         """Problems seen after each batch."""
         self.starts: list[int] = []
         self.series: dict[str, list[float | None]] = {}
-        self.notes: list[tuple[int | None, str]] = []
 
-    def refresh(self) -> bool:
-        """Read what is new; whether anything is. A file that was replaced or cut is read anew."""
-        try:
-            path = self._path()
-            found = path.stat()
-            seen = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-            if seen == self._seen:
-                return False
-            was = self._seen
-            if was is not None and (was[:2] != seen[:2] or seen[2] <= was[2] or seen[2] < self._offset):
-                self._clear()
-            with path.open("rb") as file:
-                for line in read_lines(file, start=self._offset, number=self._line, end=found.st_size):
-                    self._offset, self._line = line.offset + line.length, line.number
-                    self._add(line.number, line.content)
-            self._seen = seen
-            return True
-        except FileNotFoundError:
-            had = self._seen is not None
-            self._clear()
-            return had
-        except (OSError, DataError) as error:
-            known = self.notes
-            self._clear()
-            words = f"it cannot be read: {os.strerror(error.errno or 0)}" if isinstance(error, OSError) else str(error)
-            self.notes.append((None, words))
-            return self.notes != known
-
-    def _add(self, line: int, content: bytes) -> None:
-        try:
-            row = parse_line(content)
-        except DataError as error:
-            self.notes.append((line, str(error)))
-            return
+    def _add(self, line: int, row: Mapping[str, Any]) -> None:
         seen, last = integer(row.get("problems_seen")), self.ends[-1] if self.ends else 0
         if row.get("schema") != "metrics/1" or seen is None or seen <= last:
             words = f"problems_seen above {last}, found {row.get('problems_seen')!r:.40}"

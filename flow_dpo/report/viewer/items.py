@@ -51,7 +51,7 @@ def item(shelf: Shelf, n: int, shelves: Sequence[Shelf]) -> dict[str, Any]:
             for kind, offset, length in place.lines[:_MOST_LINES]
             if kind == "learned"
         ]
-        found = _drawn(where, lambda: tree_view.tree_view(row, examples, learned))
+        found = _drawn(where, lambda: tree_view.tree_view(row, examples, learned, shelf.token_texts()))
     else:
         found = _drawn(where, lambda: item_views.item_view(source.kind, row))
     total = shelf.value()["num_items"]

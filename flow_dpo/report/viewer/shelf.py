@@ -21,6 +21,7 @@ from typing import Any
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.curves import Batches
 from flow_dpo.report.viewer.facts import HEADERS, Totals, facts_of, read_headers
+from flow_dpo.report.viewer.followed import TokenTable
 from flow_dpo.report.viewer.found import Note, ViewSource, opened
 from flow_dpo.report.viewer.index import Index
 
@@ -41,6 +42,7 @@ class Shelf:
         self.behind = True
         """Something is there that was not indexed yet."""
         self.batches = Batches(lambda: opened(source, "metrics.jsonl"))
+        self._tokens = TokenTable(lambda: opened(source, "tokens.jsonl"))
         self.state = ""
         self._lock = threading.Lock()
         self._headers: dict[str, Mapping[str, Any]] = {name: {} for name in HEADERS[source.kind]}
@@ -161,11 +163,18 @@ class Shelf:
             at = bisect_right(self.batches.ends, n)
             return at if at < len(self.batches.ends) and self.batches.starts[at] <= n else None
 
+    def token_texts(self) -> dict[int, tuple[str, bool]]:
+        """The text of each token that occurred in a run, and whether it is a special one; empty for older runs."""
+        with self._lock:
+            self._tokens.refresh()
+            return self._tokens.texts
+
     def notes(self) -> list[Note]:
         """What could not be read."""
         found: list[tuple[str | None, int | None, str]] = [(name, None, words) for name, words in self._header_notes]
         with self._lock:
             found += [("metrics.jsonl", line, words) for line, words in self.batches.notes]
+            found += [("tokens.jsonl", line, words) for line, words in self._tokens.notes]
         found += self._counted.notes
         if self.state != "going on":
             found += [(name, line, "the last line has no end: it was torn off") for name, line in self._counted.torn]

@@ -1,6 +1,6 @@
 """One tree of rollouts as the JSON that the page of a tree draws.
 
-    tree_view(row of trees.jsonl, rows of pairs.jsonl and scored.jsonl, rows of learned.jsonl)
+    tree_view(row of trees.jsonl, rows of pairs.jsonl and scored.jsonl, of learned.jsonl, {5: ("<end>", True), ...})
     ->  {"kind": "tree", "problem": ..., "nodes": [{"id": 0, "role": "answer", "side": "chosen", "differs": 11, ...}],
          "rollouts": [{"id": 0, "status": "correct", ...}], "examples": [{"kind": "pair", "chosen": 0, ...}]}
 
@@ -16,19 +16,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.types import Problem
 from flow_dpo.report.viewer import tree_examples
-from flow_dpo.report.viewer.lenient import Reader, pieces, probability, verdict_view
-from flow_dpo.report.viewer.wrong_steps import Span, faults, places_of_parts, within, wrong_spans
+from flow_dpo.report.viewer.lenient import Reader, pieces, probability, verdict_view, whole
+from flow_dpo.report.viewer.wrong_steps import Span, faults, places_of_parts, wrong_spans
 
 _SCHEMAS = ("tree/1", "tree/2")
 
 
+Tokens = Mapping[int, tuple[str, bool]]
+"""Of a run's tokens.jsonl: the text of each token, and whether it is a special one. Empty for older runs."""
+
+
 def tree_view(
-    row: Mapping[str, Any], examples: Sequence[Mapping[str, Any]], learned: Sequence[Mapping[str, Any]]
+    row: Mapping[str, Any],
+    examples: Sequence[Mapping[str, Any]],
+    learned: Sequence[Mapping[str, Any]],
+    tokens: Tokens = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What the page of a tree draws: the "tree" of `docs/viewer.md`, without what a library adds of its source.
 
@@ -43,7 +51,7 @@ def tree_view(
             f"'schema': expected {' or '.join(_SCHEMAS)}, found {row.get('schema')!r:.60}; read as far as known"
         )
     problem = problem_view(reader.below("problem"))
-    nodes = [_node_view(at, each, notes) for at, each in enumerate(reader.items("nodes"))]
+    nodes = [_node_view(at, each, tokens, notes) for at, each in enumerate(reader.items("nodes"))]
     rollouts = [_rollout_view(at, each, len(nodes), notes) for at, each in enumerate(reader.items("rollouts"))]
     _join(nodes, rollouts)
     _find_differences(nodes)
@@ -55,12 +63,12 @@ def tree_view(
         "kind": "tree",
         "problem": problem,
         "roles": list(dict.fromkeys(node["role"] for node in nodes)),
-        "words": _words(nodes),
-        "special": {str(id): text for id, text in reader.below("special_tokens").row.items() if isinstance(text, str)},
+        "words": _words(nodes, reader.below("choices")),
+        "special": _special(nodes, tokens),
         "nodes": nodes,
         "rollouts": rollouts,
         "examples": seen,
-        "skipped": {role: int(num) for role, num in reader.measures("skipped").items()},
+        "skipped": {role: num for role, num in reader.below("skipped").row.items() if whole(num)},
         "notes": notes,
     }
 
@@ -90,7 +98,7 @@ def _check_is_tree(row: Any) -> None:
 # ---- nodes and rollouts as they stand --------------------------------------------------------------------------------
 
 
-def _node_view(at: int, given: Any, notes: list[str]) -> dict[str, Any]:
+def _node_view(at: int, given: Any, tokens: Tokens, notes: list[str]) -> dict[str, Any]:
     reader = Reader(given if isinstance(given, Mapping) else {}, notes, f"node {at}")
     if not isinstance(given, Mapping):
         reader.note(f"expected an object, found {given!r:.60}")
@@ -109,7 +117,7 @@ def _node_view(at: int, given: Any, notes: list[str]) -> dict[str, Any]:
         "version": reader.integer("policy_version"),
         "text": text,
         "ids": ids,
-        "pieces": _pieces_of(reader, text, len(ids)),
+        "pieces": _pieces_of(reader, text, ids, tokens),
         "logprobs": reader.numbers("logprobs"),
         "finish": reader.text("finish_reason"),
         "tags": reader.texts("tags"),
@@ -117,7 +125,7 @@ def _node_view(at: int, given: Any, notes: list[str]) -> dict[str, Any]:
         "choices": choices,
         "yes": choices[0] if len(choices) == 2 else None,
         "differs": None,
-        "prompt": _prompt_view(reader, at),
+        "prompt": _prompt_view(reader, at, tokens),
         "prompt_text": None,
         "visits": 0,
         "value": None,
@@ -127,15 +135,23 @@ def _node_view(at: int, given: Any, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def _pieces_of(reader: Reader, text: str, num_tokens: int) -> list[str] | None:
+def _pieces_of(reader: Reader, text: str, ids: Sequence[int], tokens: Tokens) -> list[str] | None:
+    """The text by token; None where it is not known."""
     lengths = reader.row.get("piece_lengths")
-    found = None if lengths is None else pieces(text, lengths, num_tokens)
-    if lengths is not None and found is None:
-        reader.note("'piece_lengths': expected the characters of each token, found lengths that do not fit the text")
-    return found
+    if lengths:
+        found = pieces(text, lengths, len(ids))
+        if found is None:
+            reader.note(
+                "'piece_lengths': expected the characters of each token, found lengths that do not fit the text"
+            )
+        return found
+    if any(id not in tokens for id in ids):
+        return None
+    found = ["" if tokens[id][1] else tokens[id][0] for id in ids]
+    return found if "".join(found) == text else None
 
 
-def _prompt_view(reader: Reader, at: int) -> dict[str, Any] | None:
+def _prompt_view(reader: Reader, at: int, tokens: Tokens) -> dict[str, Any] | None:
     if not isinstance(reader.row.get("prompt"), Mapping):
         return None
     prompt = reader.below("prompt", f"node {at} prompt")
@@ -143,11 +159,12 @@ def _prompt_view(reader: Reader, at: int) -> dict[str, Any] | None:
     if after is not None and after >= at:
         prompt.note(f"'after': expected a node before it, found {after}")
         return None
+    texts = [tokens.get(id, (None, False)) for id in ids]
     return {
         "after": after,
         "kept": prompt.count("kept") or 0,
         "ids": ids,
-        "pieces": _pieces_of(prompt, prompt.text("text"), len(ids)),
+        "pieces": ["" if special else text for text, special in texts],
     }
 
 
@@ -176,15 +193,23 @@ def _rollout_view(at: int, given: Any, num_nodes: int, notes: list[str]) -> dict
     }
 
 
-def _words(nodes: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
-    """By role, the word of each choice, as far as one was taken somewhere in the tree."""
-    found: dict[str, list[str | None]] = {}
+def _words(nodes: Sequence[Mapping[str, Any]], choices: Reader) -> dict[str, list[str | None]]:
+    """By role, the words that it chose among; of an older row those that were taken somewhere in the tree."""
+    found: dict[str, list[str | None]] = {role: [*choices.texts(role)] for role in choices.row}
+    seen: dict[str, list[str | None]] = {}
     for node in nodes:
-        if node["choices"]:
-            words = found.setdefault(node["role"], [None] * len(node["choices"]))
+        if node["choices"] and node["role"] not in found:
+            words = seen.setdefault(node["role"], [None] * len(node["choices"]))
             if node["choice"] is not None and node["choice"] < len(words):
                 words[node["choice"]] = node["text"].strip()
-    return found
+    return {**found, **seen}
+
+
+def _special(nodes: Sequence[Mapping[str, Any]], tokens: Tokens) -> dict[str, str]:
+    """Names of the special tokens of the tree's prompts and completions."""
+    prompts = [node["prompt"]["ids"] for node in nodes if node["prompt"] is not None]
+    ids = {id for group in (*prompts, *(node["ids"] for node in nodes)) for id in group}
+    return {str(id): tokens[id][0] for id in sorted(ids) if id in tokens and tokens[id][1]}
 
 
 # ---- what the tree implies -------------------------------------------------------------------------------------------
@@ -224,14 +249,38 @@ def path_to(nodes: Sequence[Mapping[str, Any]], leaf: int | None) -> list[int]:
 
 
 def _find_differences(nodes: list[dict[str, Any]]) -> None:
-    """The first token by which a node differs from the first of its siblings: the trunk's, where the trunk goes by."""
-    first: dict[tuple[int | None, str], list[int]] = {}
-    for node in nodes:
-        other = first.setdefault((node["parent"], node["role"]), node["ids"])
+    """The first token by which a node differs from the first of its siblings: the trunk's, where the trunk goes by.
+
+    Siblings answered one request: same parent, role, tags and prompt, as far as these are known.
+    """
+    requests = _requests(nodes)
+    first: dict[tuple[Any, ...], list[int]] = {}
+    for node, request in zip(nodes, requests, strict=True):
+        other = first.setdefault((node["parent"], node["role"], *node["tags"], request), node["ids"])
         if other is not node["ids"] and other != node["ids"]:
             pairs = zip(node["ids"], other, strict=False)
             shorter = min(len(node["ids"]), len(other))
             node["differs"] = next((at for at, (one, two) in enumerate(pairs) if one != two), shorter)
+
+
+def _requests(nodes: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """For each node a value that is equal where prompts are, without putting these together; None where unknown."""
+    found: list[Any] = []
+    lengths: list[int] = []
+    for node in nodes:
+        prompt = node["prompt"]
+        if prompt is None:
+            found.append(None)
+            lengths.append(0)
+            continue
+        after, kept, ids = prompt["after"], prompt["kept"], prompt["ids"]
+        # All of an earlier prompt and nothing else is that prompt.
+        if after is not None and not ids and kept == lengths[after]:
+            found.append(found[after])
+        else:
+            found.append((after, kept, tuple(ids)))
+        lengths.append(kept + len(ids))
+    return found
 
 
 def _find_values(nodes: list[dict[str, Any]], rollouts: Sequence[Mapping[str, Any]]) -> None:
@@ -276,7 +325,7 @@ def _find_faults(nodes: list[dict[str, Any]], rollouts: list[dict[str, Any]], pr
             if place is not None:
                 writers.add(node["role"])
                 if node["rollout"] == rollout["id"]:
-                    node["faults"] = faults(within(spans_of(text), place, len(node["text"])), node["text"])
+                    node["faults"] = faults(spans_of(text), node["text"], place)
         left.append((rollout["id"], [node for node, place in zip(path, places, strict=True) if place is None]))
     for id, apart in left:
         for attempt in _attempts([node for node in apart if node["role"] in writers]):
@@ -284,7 +333,7 @@ def _find_faults(nodes: list[dict[str, Any]], rollouts: list[dict[str, Any]], pr
             at = 0
             for node in attempt:
                 if node["rollout"] == id:
-                    node["faults"] = faults(within(spans_of(whole), at, len(node["text"])), node["text"])
+                    node["faults"] = faults(spans_of(whole), node["text"], at)
                 at += len(node["text"])
 
 

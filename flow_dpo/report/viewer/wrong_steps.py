@@ -78,16 +78,20 @@ _MOST_BETWEEN = 200
 """Characters of fixed text between two parts, such as what reopens an answer that was refused."""
 
 
-def within(spans: Sequence[Span], start: int, length: int) -> list[Span]:
-    """The parts of some ranges that fall on a piece of the text, counted from its beginning."""
-    cut = [(max(first - start, 0), min(last - start, length), why) for first, last, why in spans]
-    return [(first, last, why) for first, last, why in cut if first < last]
+def faults(spans: Sequence[Span], text: str, start: int = 0) -> list[dict[str, Any]]:
+    """Ranges on a piece of a solution, as the page reads them; `start` is where in the solution the piece begins.
 
-
-def faults(spans: Sequence[Span], text: str) -> list[dict[str, Any]]:
-    """Ranges as the page reads them."""
+    A line that goes on in the next piece has `"continues": True` in this one: its reason is told once.
+    """
     units = partial(_code_units, text, text.isascii() or max(text) <= "\uffff")
-    return [{"from": units(first), "to": units(last), "why": why} for first, last, why in spans]
+    found: list[dict[str, Any]] = []
+    for first, last, why in spans:
+        here, there = max(first - start, 0), min(last - start, len(text))
+        if here < there:
+            found.append({"from": units(here), "to": units(there), "why": why})
+            if last - start > len(text):
+                found[-1]["continues"] = True
+    return found
 
 
 def _code_units(text: str, plain: bool, at: int) -> int:

@@ -42,13 +42,19 @@
     if (!document.hidden) {
       try {
         takeSources(await view.get("sources"));
-        if (lost) setLost(false);
+        if (lost) foundAgain();
       } catch (error) {
         if (!error.lost) console.error(error);
         setLost(true);
       }
     }
     setTimeout(poll, POLL_MS);
+  }
+
+  // What could not be shown for want of an answer is asked for again.
+  function foundAgain() {
+    setLost(false);
+    if (document.querySelector("#main .message.bad")) redraw();
   }
 
   function setLost(is) {
@@ -114,11 +120,21 @@
       return;
     }
     const first = shown.key === null;
-    if (typeof shown.page === "function") shown.page();
-    else shown.page?.cleanup?.();
+    leave();
     shown = { key: keyOf(route), route, page: null };
     draw(route);
     if (!first) focusPage();
+  }
+
+  function leave() {
+    if (typeof shown.page === "function") shown.page();
+    else shown.page?.cleanup?.();
+  }
+
+  function redraw() {
+    leave();
+    shown.page = null;
+    draw(shown.route);
   }
 
   function draw(route) {
@@ -130,7 +146,7 @@
     view.title(...crumbs(route).slice(1).map((crumb) => crumb.words).reverse());
     const page = view.pages[route.page];
     if (!page || (route.source !== null && !view.source(route.source))) {
-      const what = route.source !== null && page ? `nothing here is called "${route.source}"` : "no page has this address";
+      const what = route.source !== null && page ? `Nothing here is called "${route.source}"` : "No page has this address";
       main.append(view.failure(new Error(`${what}.`), "Not found"), h("p", null, h("a", { href: view.to.runs() }, "All runs")));
       return;
     }
@@ -164,18 +180,18 @@
   }
 
   /** What one row of a source is called. */
-  view.noun = (kind) => (kind === "traces" ? "trace" : kind === "judgements" ? "judgement" : "problem");
+  view.noun = (kind) => ({ traces: "trace", judgements: "judgement", evaluation: "solution" })[kind] ?? "problem";
 
   function drawHeader() {
     const trail = crumbs(shown.route ?? view.parse(location.hash));
     const steps = trail.map((crumb, place) =>
       h("li", null, place === trail.length - 1 ? h("span", { "aria-current": "page" }, view.line(crumb.words, 80)) : h("a", { href: crumb.href }, view.line(crumb.words, 80))));
     const nav = h("nav", { class: "crumbs", "aria-label": "You are here" }, h("ol", null, steps));
-    const state = h("span", { class: "lost", role: "status", hidden: !lost }, "connection lost, trying again");
+    const state = h("span", { class: "lost", role: "status", hidden: !lost }, "connection lost", h("span", { class: "wide-only" }, ", trying again"));
     const focused = document.activeElement?.dataset?.key;
-    const panel = document.getElementById("notes") ?? h("section", { id: "notes", class: "notes", "aria-label": "Notes", hidden: true });
+    const panel = document.getElementById("notes");
     drawNotes(panel);
-    view.replace(document.getElementById("top"), h("div", { class: "bar" }, nav, state, notesButton(panel), themeButton(), helpButton()), panel);
+    view.replace(document.getElementById("top"), h("div", { class: "bar" }, nav, state, notesButton(panel), themeButton(), helpButton()));
     if (focused) document.querySelector(`[data-key="${focused}"]`)?.focus();
   }
 

@@ -114,7 +114,7 @@
 
     layout() {
       const { lines, formatTick, bands } = this.model;
-      const values = lines.flatMap((line) => line.points.flatMap((point) => (bands ? [point.y, point.low, point.high] : [point.y])));
+      const values = lines.flatMap((line) => line.points.flatMap((point) => (bands ? [point.y, point.low, point.high] : [point.y, point.raw])));
       const [low, high] = domain(values, { within: this.model.within });
       const [first, last] = domain([0, ...lines.flatMap((line) => line.points.filter((point) => known(point.y)).map((point) => point.x))], { air: 0 });
       const marks = ticks(low, high, this.mini ? 3 : 5);
@@ -178,19 +178,45 @@
       const ends = this.model.lines.map((line) => ({ line, end: line.points.findLast((point) => known(point.y)) })).filter(({ end }) => end);
       const margin = ends.filter(({ end }) => toX(end.x) > frame.right - 90);
       const heights = spread(margin.map(({ end }) => toY(end.y)), 17, frame.top + 4, frame.bottom);
-      const taken = [];
-      const early = ends.filter((one) => !margin.includes(one)).map(({ line, end }) => {
-        const at = { x: toX(end.x) + 7, y: toY(end.y) };
-        while (taken.some((other) => Math.abs(other.x - at.x) < 130 && Math.abs(other.y - at.y) < 17)) at.y += 17;
-        taken.push(at);
-        return this.name(line, at.x, at.y);
-      });
+      const early = this.clusters(ends.filter((one) => !margin.includes(one))).map((cluster) => this.earlyNames(cluster));
       return [early, margin.map(({ line, end }, place) => {
         const y = heights[place];
         const lead = Math.abs(y - toY(end.y)) > 6 || toX(end.x) < frame.right - 4;
         const from = { x1: toX(end.x) + 3, y1: toY(end.y), x2: frame.right + 7, y2: y };
         return [lead && view.s("line", { class: `lead ${line.class}`, ...from }), this.name(line, frame.right + 10, y)];
       })];
+    }
+
+    // Lines that end near one another share the room there.
+    clusters(ends) {
+      const { toX, toY } = this.place;
+      const found = [];
+      for (const one of ends.toSorted((a, b) => toY(a.end.y) - toY(b.end.y))) {
+        const near = found.find((cluster) => Math.abs(toX(one.end.x) - toX(cluster[0].end.x)) < 90 && toY(one.end.y) - toY(cluster.at(-1).end.y) < 36);
+        if (near) near.push(one);
+        else found.push([one]);
+      }
+      return found;
+    }
+
+    // A name alone goes where it covers no curve; several are spread.
+    earlyNames(cluster) {
+      const { frame, toX, toY } = this.place;
+      const x = Math.max(...cluster.map(({ end }) => toX(end.x))) + 8;
+      const wanted = cluster.map(({ end }) => toY(end.y));
+      if (cluster.length === 1) {
+        const width = 8.2 * Math.min(24, cluster[0].line.name.length);
+        const away = [0, -17, 17, -34, 34].find((by) => this.isFree(x, wanted[0] + by, width));
+        return this.name(cluster[0].line, x, wanted[0] + (away ?? 0));
+      }
+      const heights = spread(wanted, 17, frame.top + 4, frame.bottom);
+      return cluster.map(({ line }, place) => this.name(line, x, heights[place]));
+    }
+
+    isFree(x, y, width) {
+      const { frame, toX, toY } = this.place;
+      const under = (point) => known(point.y) && toX(point.x) > x - 4 && toX(point.x) < x + width + 20 && Math.abs(toY(point.y) - y) < 11;
+      return y > frame.top && y < frame.bottom && !this.model.lines.some((line) => line.points.some(under));
     }
 
     name(line, x, y) {

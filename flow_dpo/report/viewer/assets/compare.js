@@ -36,7 +36,7 @@
     const [first, second] = [resultOf(one), resultOf(other)];
     const words = [];
     if (one.problem.id !== other.problem.id || one.problem.question !== other.problem.question) words.push("These are two different problems.");
-    if (first.status === second.status) words.push(`Both are ${view.STATUS[first.status]?.words ?? first.status}${first.answer === second.answer ? `, with the same answer (${said(first)})` : `: ${said(first)} and ${said(second)}`}.`);
+    if (first.status === second.status) words.push(`Both are ${view.STATUS[first.status]?.words ?? first.status}${first.answer === second.answer ? `, with the same result: ${said(first)}` : `: ${said(first)} and ${said(second)}`}.`);
     else words.push(`${names[0]} is ${view.STATUS[first.status]?.words ?? first.status} (${said(first)}), ${names[1]} is ${view.STATUS[second.status]?.words ?? second.status} (${said(second)}).`);
     const part = parting(one, other);
     if (part.isSame) words.push("Both wrote the same.");
@@ -60,12 +60,12 @@
     if (item.kind !== "tree") return solutionColumn(item, part);
     const only = { ...item, examples: item.examples, rollouts: [item.rollouts[0]], nodes: trunkOf(item).map((node, id) => ({ ...node, id, parent: id ? id - 1 : null, prompt: null })) };
     only.examples = [];
-    const state = { mode: "text", focus: null, open: new Map(), prompts: new Set(), probes: new Set() };
+    const state = { mode: "text", focus: null, open: new Map(), prompts: new Set(), probes: new Map() };
     const tree = view.tree.draw(only, state, {});
     tree.shape.marks = part.isSame ? new Map() : marksOf(only, part.at);
     tree.setMode("text");
     for (const card of tree.cards.values()) card.paint();
-    for (const button of tree.root.querySelectorAll(".quiet")) button.remove();
+    for (const button of tree.root.querySelectorAll(".prompt-button")) button.remove();
     return h("div", { class: "compared-trunk", "aria-label": `Trunk of ${name}` }, tree.root);
   }
 
@@ -73,7 +73,7 @@
     const faults = (item.faults ?? []).map((fault) => ({ ...fault, class: "fault", title: fault.why }));
     const mark = part.isSame || part.at >= item.text.length ? [] : [{ ...markAt(item.text, part.at), class: "differs", title: "the first token that differs" }];
     const tokens = item.ids?.length ?? item.facts?.tokens ?? 0;
-    return h("article", { class: "rollout open solo" }, h("div", { class: "words" }, view.tokens.marked(item.text, [...faults, ...mark])), view.tree.outcome(item, { ...item, value: null, tokens, logprob: null }));
+    return h("article", { class: "rollout unfolded solo" }, h("div", { class: "node-words" }, view.tokens.marked(item.text, [...faults, ...mark])), view.tree.outcome(item, { ...item, value: null, tokens, logprob: null }));
   }
 
   function head(item, name) {

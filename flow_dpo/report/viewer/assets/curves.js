@@ -97,10 +97,10 @@
       this.axis = h("div", { class: "segments", role: "group", "aria-label": "Horizontal axis" });
       this.smooth = h("input", { type: "checkbox", onchange: () => this.change({ smooth: this.smooth.checked ? "1" : null }) });
       const controls = h("div", { class: "controls" }, h("label", { class: "field", for: "metric" }, view.spoken("Metric"), this.picker), h("span", { class: "field" }, "by", this.axis), h("label", { class: "field" }, this.smooth, `mean of ${SMOOTHED_OVER} batches`));
-      this.legend = h("ul", { class: "legend" });
+      this.legend = h("ul", { class: "chart-legend" });
       this.big = h("div", { class: "big-chart" });
       this.smalls = h("div", { class: "smalls" });
-      this.values = h("details", { class: "values", ontoggle: () => this.drawValues() }, h("summary", null, "Values"));
+      this.values = h("details", { class: "chart-values", ontoggle: () => this.drawValues() }, h("summary", null, "Values"));
       this.problem = h("div");
       host.append(h("div", { class: "section-head" }, h("h2", null, "Curves"), controls), this.problem, this.legend, this.big, this.smalls, this.values);
       this.chart = view.lineChart(this.big, { label: "Curves of the chosen runs", height: 340, onopen: (line, point) => this.open(line, point), onread: (reading) => this.drawLegend(this.drawn.model, reading) });
@@ -197,7 +197,7 @@
       const { h } = view;
       const read = (line) => reading?.near.find((one) => one.line === line)?.point ?? line.points.findLast((point) => known(point.y));
       const item = (line) => h("li", { class: line.class }, h("span", { class: "role-dot" }), view.line(line.name, 40), h("strong", null, model.format(read(line).y)));
-      view.replace(this.legend, h("li", { class: "legend-head muted" }, reading?.head ?? "latest"), model.lines.map(item));
+      view.replace(this.legend, h("li", { class: "chart-legend-head muted" }, reading?.head ?? "latest"), model.lines.map(item));
       this.legend.classList.toggle("many", model.lines.length > 12);
     }
 
@@ -212,6 +212,7 @@
           const pick = () => {
             this.change({ y: metric });
             this.picker.focus({ preventScroll: true });
+            this.big.scrollIntoView({ block: "nearest" });
           };
           const button = h("button", { type: "button", class: "small-multiple", title: "show it large", onclick: pick }, h("span", { class: "small-name" }, h("span", null, nameOf(metric)), value), host);
           return { metric, button, value, chart: view.lineChart(host, { label: metric, height: 112, mini: true }) };
@@ -220,7 +221,8 @@
       }
       for (const { metric, value, chart } of this.small) {
         const model = this.model(metric, state);
-        chart.show({ ...model, bands: false });
+        const lines = model.lines.map((line) => ({ ...line, points: line.points.map((point) => ({ ...point, raw: null })) }));
+        chart.show({ ...model, lines, bands: false });
         const end = model.lines.length === 1 && model.lines[0].points.findLast((point) => known(point.y));
         value.textContent = end ? model.format(end.y) : "";
       }

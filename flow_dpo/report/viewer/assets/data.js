@@ -23,7 +23,7 @@
     try {
       response = await fetch(address, { signal: AbortSignal.timeout(LIMIT_MS), headers: { Accept: "application/json" } });
     } catch (error) {
-      const why = error.name === "TimeoutError" ? `no answer within ${LIMIT_MS / 1000} seconds` : "the viewer does not answer";
+      const why = error.name === "TimeoutError" ? `No answer within ${LIMIT_MS / 1000} seconds` : "The viewer does not answer";
       throw Object.assign(new Error(`${why}. Does "flow-dpo view" still run?`), { lost: true, cause: error });
     }
     const text = await response.text();
@@ -97,12 +97,12 @@
 
   function hasText(row, text) {
     const found = [row.id, row.question, row.answer, row.gold].filter(Boolean).join("\n").toLowerCase();
-    return text.toLowerCase().split(/\s+/).filter(Boolean).slice(0, 10).every((word) => found.includes(word));
+    return found.includes(text.trim().toLowerCase());
   }
 
   function hasVersion(row, text) {
-    const [low, high] = text.split("-");
-    return row.version !== null && row.version >= Number(low) && row.version <= Number(high || low);
+    const [low, high] = text.includes("-") ? text.split("-") : [text, text];
+    return row.version !== null && row.version >= Number(low) && row.version <= (high === "" ? Infinity : Number(high));
   }
 
   const WITH = {
@@ -119,7 +119,7 @@
     status: (row, status) => row.status === status,
     flipped: (row, value) => value !== "1" || row.flipped === true,
     examples: (row, kind) => WITH[kind](row),
-    ungraded: (row, value) => value !== "1" || row.ungraded > 0 || row.status === "ungraded",
+    ungraded: (row, value) => value !== "1" || row.ungraded > 0,
     version: hasVersion,
     from: (row, from) => row.n >= Number(from),
     to: (row, to) => row.n < Number(to),
@@ -172,7 +172,7 @@
     source: null,
     params: {},
     places: new Map(),
-    /** In another order than time: the number of items there were, to which the list keeps. */
+    /** In another order than time: the number after the last item there was, to which the list keeps. */
     pin: null,
     /** Notes which list is shown; rows add themselves to `places` by number. */
     open(source, params) {
@@ -182,25 +182,32 @@
     paramsOf: (source) => (view.list.source === source ? view.list.params : {}),
   };
 
+  const numberIn = (answer, place) => answer.rows[place]?.n ?? null;
+
+  async function neighboursInTime(source, n, params) {
+    const [before, after] = await Promise.all([
+      view.get("items", { ...params, source, to: Math.min(n, Number(params.to ?? n)), sort: "-time", limit: 1 }),
+      view.get("items", { ...params, source, from: Math.max(n + 1, Number(params.from ?? 0)), sort: "time", limit: 1 }),
+    ]);
+    const [earlier, later] = [numberIn(before, 0), numberIn(after, 0)];
+    return params.sort === "-time" ? { previous: later, next: earlier } : { previous: earlier, next: later };
+  }
+
   /**
-   * The problems before and after one, by the filters and the sort of the list one came from.
+   * The problems before and after one, by the filters and the sort of the list one came from; by time where that list
+   * does not hold it.
    * @returns {Promise<{previous: number|null, next: number|null}>}
    */
   view.neighbours = async (source, n) => {
-    const here = view.list.source === source;
     const params = { ...view.list.paramsOf(source) };
-    if (here && view.list.pin !== null) params.to = Math.min(view.list.pin, Number(params.to ?? view.list.pin));
-    const places = here ? view.list.places : new Map();
-    if (!places.has(n) && !params.sort) {
-      const before = await view.get("items", { ...params, source, to: Math.min(n, Number(params.to ?? n)), offset: 0, limit: 1 });
-      places.set(n, before.total);
-    }
-    const place = places.get(n) ?? n;
-    const offset = Math.max(0, place - 1);
+    if ((params.sort ?? "time").endsWith("time")) return neighboursInTime(source, n, params);
+    const { places, pin } = view.list;
+    if (pin !== null) params.to = Math.min(pin, Number(params.to ?? pin));
+    const offset = Math.max(0, (places.get(n) ?? 0) - 1);
     const around = await view.get("items", { ...params, source, offset, limit: 3 });
     around.rows.forEach((row, index) => places.set(row.n, offset + index));
     const at = around.rows.findIndex((row) => row.n === n);
-    if (at < 0) return { previous: n > 0 ? n - 1 : null, next: n + 1 < around.all ? n + 1 : null };
-    return { previous: around.rows[at - 1]?.n ?? null, next: around.rows[at + 1]?.n ?? null };
+    if (at < 0) return neighboursInTime(source, n, { ...params, sort: "time" });
+    return { previous: numberIn(around, at - 1), next: numberIn(around, at + 1) };
   };
 })();

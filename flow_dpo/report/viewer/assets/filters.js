@@ -21,9 +21,9 @@
     { key: "examples", words: "examples", kinds: "run", options: () => EXAMPLES },
     { key: "flipped", words: "flipped", title: "an alternative's verdict differs from the trunk's", kinds: "run", toggle: true },
     { key: "ungraded", words: "ungraded", title: "at least one rollout has no verdict", kinds: "run", toggle: true },
-    { key: "version", words: "version", kinds: "run", hint: "3 or 3-9", size: 7 },
-    { key: "from", words: "items from", kinds: "run evaluation traces judgements", hint: "0", size: 6, number: true },
-    { key: "to", words: "to", title: "the first item that is left out", kinds: "run evaluation traces judgements", hint: "end", size: 6, number: true },
+    { key: "version", words: "version", kinds: "run", hint: "3 or 3-9", size: 6 },
+    { key: "from", words: "items from", kinds: "run evaluation traces judgements", hint: "0", size: 4, number: true },
+    { key: "to", words: "to", title: "the first item that is left out", kinds: "run evaluation traces judgements", hint: "end", size: 4, number: true },
     { key: "level", words: "level", kinds: "run evaluation traces judgements", options: (facets) => counted(facets.levels) },
     { key: "subject", words: "subject", kinds: "run evaluation traces judgements", options: (facets) => counted(facets.subjects) },
   ];

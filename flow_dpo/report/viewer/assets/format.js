@@ -83,6 +83,9 @@
     return view.h("span", { class: `mark ${known.class}`, title: known.words }, view.icon(known.icon), view.spoken(known.words));
   };
 
+  /** A text in which long paths are cut to their last two parts. */
+  view.shortPaths = (text) => String(text ?? "").replace(/(^|\s)[/~.][^\s]*\/([^\s/]+\/[^\s/]+)/g, "$1\u2026/$2");
+
   const query = (params) => {
     const words = params instanceof URLSearchParams ? params : new URLSearchParams();
     if (!(params instanceof URLSearchParams)) {

@@ -8,24 +8,24 @@
   "use strict";
   const view = (globalThis.flowDpo ??= {});
   const { h, fmt, icon } = view;
+  const MOST_ELSEWHERE = 60;
   view.pages ??= {};
 
   // ---- The head: problem, outcome, where else ---------------------------------------------------------------------------
 
   function facts(pairs) {
     const shown = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
-    return h("dl", { class: "facts" }, shown.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, typeof value === "object" ? value : view.line(value, 120)))));
+    return h("dl", { class: "known-facts" }, shown.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, typeof value === "object" ? value : view.line(value, 120)))));
   }
 
   /** Question, gold and the data set's own solution. */
   function problemHead(problem, more = null) {
     const place = [problem.id, problem.source, problem.level && `level ${problem.level}`, problem.subject].filter(Boolean);
-    const solution = problem.solution && h("details", { class: "solution-of" }, h("summary", null, "The data set\u2019s solution"), h("div", { class: "quote" }, view.text(problem.solution)));
-    return h("header", { class: "item-head" },
-      h("p", { class: "place" }, place.map((part, at) => [at ? " \u00b7 " : "", view.line(part, 80)]), more),
-      h("h1", { class: "question" }, problem.question ? view.text(problem.question, { limit: 1200 }) : "A problem whose question was not recorded"),
-      h("p", { class: "gold" }, h("span", { class: "muted" }, "gold "), problem.gold ? h("b", null, view.line(problem.gold, 200)) : h("span", { class: "muted" }, "none: reward functions grade")),
-      solution);
+    const solution = problem.solution && h("details", { class: "solution-of" }, h("summary", null, "The data set\u2019s solution"), h("div", { class: "quoted" }, view.text(problem.solution)));
+    return h("header", { class: "asked" },
+      h("p", { class: "asked-place" }, place.map((part, at) => [at ? " \u00b7 " : "", view.line(part, 80)]), more),
+      h("h1", { class: "asked-words" }, problem.question ? view.text(problem.question, { limit: 1200 }) : "A problem whose question was not recorded"),
+      h("div", { class: "gold-line" }, problem.question && h("p", null, h("span", { class: "muted" }, "gold "), problem.gold ? h("b", null, view.line(problem.gold, 200)) : h("span", { class: "muted" }, "none: reward functions grade")), solution));
   }
 
   const count = (rollouts, status) => rollouts.filter((rollout) => rollout.status === status).length;
@@ -34,18 +34,19 @@
     const others = item.rollouts.filter((rollout) => !rollout.probe);
     const probes = item.rollouts.filter((rollout) => rollout.probe);
     const graded = (rollouts) => count(rollouts, "correct") + count(rollouts, "wrong");
+    const share = (rollouts) => [graded(rollouts) && `${count(rollouts, "correct")} of ${graded(rollouts)} right`, graded(rollouts) < rollouts.length && `${rollouts.length - graded(rollouts)} not graded`].filter(Boolean).join(", ");
     const pairs = item.examples.filter((example) => example.kind === "pair").length;
     const scored = item.examples.length - pairs;
     const trunk = item.rollouts[0];
     const flips = trunk && others.some((rollout) => [rollout.status, trunk.status].sort().join() === "correct,wrong");
     const yes = item.nodes.filter((node) => node.rollout === 0 && node.yes !== null).at(-1);
-    const skipped = Object.entries(item.skipped ?? {}).filter(([, num]) => num).map(([role, num]) => `${num} ${role}`).join(", ");
+    const skipped = Object.entries(item.skipped ?? {}).filter(([, num]) => num).map(([role, num]) => fmt.plural(num, `${role} node`)).join(", ");
     return facts([
-      ["rollouts", `${count(others, "correct")} of ${graded(others)} right${graded(others) < others.length ? `, ${others.length - graded(others)} not graded` : ""}`],
-      ["probes", probes.length ? `${count(probes, "correct")} of ${graded(probes)} right` : null],
-      ["an alternative changes the verdict", others.length > 1 ? (flips ? "yes" : "no") : null],
+      ["rollouts", share(others)],
+      ["probes", probes.length ? share(probes) : null],
+      ["flipped by another rollout", others.length > 1 ? (flips ? "yes" : "no") : null],
       ["learned from", [pairs && fmt.plural(pairs, "pair"), scored && fmt.plural(scored, "scored completion")].filter(Boolean).join(", ") || "nothing"],
-      [yes && `last P(${item.words?.[yes.role]?.[0] ?? "first choice"}) on the trunk`, yes && fmt.share(yes.yes)],
+      [["last P(", view.line(item.words?.[yes?.role]?.[0] ?? "first choice", 24), ") on the trunk"], yes && fmt.share(yes.yes)],
       ["sampled by version", item.nodes[0]?.version],
       ["batch", item.batch],
       ["no alternative had any probability at", skipped || null],
@@ -56,9 +57,10 @@
     if (!item.elsewhere?.length) return null;
     const row = (other) => h("li", null, view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(other.name ?? other.source, 60)),
       other.version !== null && other.version !== undefined && h("span", { class: "muted" }, ` version ${other.version}`), " ",
-      h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": `Compare with ${other.name ?? other.source}` }, "side by side"));
-    const shown = item.elsewhere.slice(0, 12);
-    return h("section", { class: "elsewhere", "aria-label": "The same problem elsewhere" }, h("h2", null, "The same problem elsewhere"), h("ul", null, shown.map(row), item.elsewhere.length > shown.length && h("li", { class: "muted" }, `and ${item.elsewhere.length - shown.length} more`)));
+      h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": view.node.plain(`Side by side with ${other.name ?? other.source}`) }, "side by side"));
+    const shown = item.elsewhere.slice(0, MOST_ELSEWHERE);
+    const more = item.elsewhere.length - shown.length;
+    return h("details", { class: "elsewhere", open: item.elsewhere.length <= 3 }, h("summary", null, `The same problem in ${fmt.plural(item.elsewhere.length, "other place")}`), h("ul", null, shown.map(row), more > 0 && h("li", { class: "muted" }, `and ${more} more`)));
   }
 
   function notes(item) {
@@ -73,25 +75,28 @@
     const labels = { draw: "draw", draws_used: "draws on the problem", tokens: "tokens sampled", tokens_spent: "tokens on the problem", who: "written by" };
     const rows = Object.entries(labels).map(([name, words]) => [words, known[name] === "" ? null : typeof known[name] === "string" ? known[name].replaceAll("_", " ") : known[name]]);
     const more = [["P(Yes)", known.yes ?? null], ["log-probability a token", known.mean_logprob ?? null]].map(([name, value]) => [name, value === null ? null : name === "P(Yes)" ? fmt.share(value) : fmt.decimal(value, 3)]);
-    const chat = item.messages && h("details", { class: "solution-of" }, h("summary", null, "The chat before it"), item.messages.map((message) => h("div", { class: "quote" }, h("p", { class: "meta" }, view.line(message.role, 40)), view.text(message.content))));
+    const chat = item.messages && h("details", { class: "solution-of" }, h("summary", null, "The chat before it"), item.messages.map((message) => h("div", { class: "quoted" }, h("p", { class: "node-meta" }, view.line(message.role, 40)), view.text(message.content))));
     const node = { text: item.text, faults: item.faults ?? [] };
     const whys = [...new Set(node.faults.map((fault) => fault.why))];
-    return [
-      facts([...rows, ...more, ["end", known.ended === undefined ? null : known.ended ? "its end token" : "cut, or closed by Stop"]]), chat,
-      h("article", { class: "rollout open solo" }, h("div", { class: "words" }, view.tokens.marked(node.text, node.faults.map((fault) => ({ ...fault, class: "fault", title: fault.why })))),
-        whys.length > 0 && h("p", { class: "faults" }, icon("wrong"), h("span", null, view.line(whys.join("; "), 400))),
+    const beside = facts([...rows, ...more, ["end", known.ended === undefined ? null : known.ended ? "its end token" : "cut, or closed by Stop"]]);
+    const body = [
+      chat,
+      h("article", { class: "rollout unfolded solo" }, h("div", { class: "node-words" }, view.tokens.marked(node.text, node.faults.map((fault) => ({ ...fault, class: "fault", title: fault.why })))),
+        whys.length > 0 && h("p", { class: "wrong-steps" }, icon("wrong"), h("span", null, view.line(whys.join("; "), 400))),
         view.tree.outcome(item, { ...item, value: null, tokens: item.ids?.length ?? known.tokens ?? 0, logprob: null })),
     ];
+    return { beside, body };
   }
 
   function judgementBody(item) {
     const winner = { a: "A is preferred", b: "B is preferred", tie: "a tie" }[item.preferred] ?? "no verdict";
-    const side = (name) => h("article", { class: `rollout open ${item.preferred === name ? "is-right" : ""}` }, h("h2", null, name.toUpperCase(), item.preferred === name && " \u00b7 preferred", item.first === name && h("span", { class: "fact" }, " shown first")), h("div", { class: "words" }, view.text(item.texts[name])));
-    return [
-      facts([["verdict", winner], ["shown first", item.first?.toUpperCase()], ["log-odds of A over B as shown", item.log_odds === null ? null : fmt.signed(item.log_odds)], ["no verdict because", item.reason]]),
-      item.texts && h("div", { class: "boxes columns" }, ["a", "b"].filter((name) => item.texts[name]).map(side)),
-      h("section", { "aria-label": "The judge\u2019s words" }, h("h2", null, "The judge\u2019s words"), h("div", { class: "quote" }, item.words ? view.text(item.words) : "none")),
+    const side = (name) => h("article", { class: `rollout unfolded ${item.preferred === name ? "is-right" : ""}` }, h("h2", null, name.toUpperCase(), item.preferred === name && " \u00b7 preferred", item.first === name && h("span", { class: "bit" }, " shown first")), h("div", { class: "node-words" }, view.text(item.texts[name])));
+    const beside = facts([["verdict", winner], ["the judge\u2019s \u201cA\u201d stands for", item.first?.toUpperCase()], ["log-odds of A over B as shown", item.log_odds === null ? null : fmt.signed(item.log_odds)], ["no verdict because", item.reason]]);
+    const body = [
+      item.texts && h("div", { class: "rollouts in-columns" }, ["a", "b"].filter((name) => item.texts[name]).map(side)),
+      h("section", { "aria-label": "The judge\u2019s words" }, h("h2", null, "The judge\u2019s words"), h("div", { class: "quoted" }, item.words ? view.text(item.words) : "none")),
     ];
+    return { beside, body };
   }
 
   // ---- The page ------------------------------------------------------------------------------------------------------------
@@ -102,20 +107,20 @@
     const all = (isOpen) => () => {
       for (const id of [...page.tree.boxes.keys()].slice(0, 400)) page.tree.toggle(id, isOpen);
     };
-    const folds = h("span", { class: "folds" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold"));
-    return h("div", { class: "toolbar", role: "toolbar", "aria-label": "How the tree is shown" }, h("div", { class: "segments", role: "radiogroup", "aria-label": "Tokens" }, buttons), page.legend, page.tree.boxes.size > 1 && folds);
+    const folds = h("span", { class: "fold-buttons" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold all"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold all"));
+    return h("div", { class: "tree-tools", role: "toolbar", "aria-label": "How the tree is shown" }, h("div", { class: "segments", role: "radiogroup", "aria-label": "Tokens" }, buttons), page.legend, page.tree.boxes.size > 1 && folds);
   }
 
   function steps(page) {
     const link = (words, name, key) => h("button", { type: "button", class: "icon-button", disabled: true, title: `${words} (${key})`, "aria-label": words, dataset: { step: name }, onclick: () => page.step(name) }, icon(name === "next" ? "forward" : "back"));
-    return h("span", { class: "steps" }, link("Previous problem", "previous", "p"), link("Next problem", "next", "n"));
+    return h("span", { class: "item-steps" }, link("Previous problem", "previous", "p"), link("Next problem", "next", "n"));
   }
 
   class ItemPage {
     constructor(root, route) {
       Object.assign(this, { root, source: route.source, n: route.n, item: null, tree: null, around: {}, isGone: false });
       const node = route.params.get("node");
-      this.state = { mode: modeOf(route), focus: /^\d+$/.test(node ?? "") ? Number(node) : null, open: new Map(), prompts: new Set(), probes: new Set() };
+      this.state = { mode: modeOf(route), focus: /^\d+$/.test(node ?? "") ? Number(node) : null, open: new Map(), prompts: new Set(), probes: new Map() };
       view.replace(root, h("p", { class: "muted" }, "Reading\u2026"));
       this.ends = [view.keys(this.keys()), view.onChange((ids) => ids.has(this.source) && this.load())];
       this.load();
@@ -140,15 +145,19 @@
       Object.assign(this, { item, print });
       view.title(view.cut(item.problem.question.replace(/\s+/g, " "), 60));
       if (item.kind === "tree") this.drawTree(item, isFirst);
-      else view.replace(this.root, steps(this), problemHead(item.problem), elsewhere(item), item.kind === "judgement" ? judgementBody(item) : solutionBody(item), notes(item));
+      else {
+        const { beside, body } = item.kind === "judgement" ? judgementBody(item) : solutionBody(item);
+        view.replace(this.root, steps(this), h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), elsewhere(item), notes(item)), beside), h("div", { class: "item-body" }, body));
+      }
       this.showSteps(this.around);
     }
 
     drawTree(item, isFirst) {
       const held = !isFirst && this.root.contains(document.activeElement);
       this.tree = view.tree.draw(item, this.state, { onFocus: () => this.write() });
-      const result = h("div", { class: "result" }, view.tree.outcome(item, item.rollouts[0]));
-      view.replace(this.root, steps(this), problemHead(item.problem), result, treeFacts(item), elsewhere(item), notes(item), toolbar(this), this.tree.root);
+      const result = h("div", { class: "trunk-result" }, view.tree.outcome(item, item.rollouts[0]));
+      const top = h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), result, elsewhere(item), notes(item)), treeFacts(item));
+      view.replace(this.root, steps(this), top, toolbar(this), this.tree.root);
       const asked = this.state.focus;
       if (asked !== null && item.nodes[asked] && (isFirst || held)) this.tree.go(asked);
       else if (this.tree.element(0)) this.tree.element(0).tabIndex = 0;

@@ -18,10 +18,10 @@
 
   class ProblemsPage {
     constructor(root, route) {
-      Object.assign(this, { root, source: view.source(route.source), filters: view.filtersOf(route.params), pin: null, cursor: null, facets: {} });
+      Object.assign(this, { root, source: view.source(route.source), filters: view.filtersOf(route.params), cursor: null, facets: {} });
       this.narrow = window.matchMedia(NARROW);
-      this.facts = h("dl", { class: `facts of-${this.source.kind}` });
-      this.count = h("p", { class: "count", role: "status" });
+      this.facts = h("dl", { class: `source-facts of-${this.source.kind}` });
+      this.count = h("p", { class: "list-count", role: "status" });
       this.fresh = h("button", { type: "button", class: "button fresh", hidden: true, onclick: () => this.open() });
       this.problem = h("div");
       const head = h("div", { class: "page-head" }, h("h1", null, view.line(this.source.name, 120)), (this.state = h("span")));
@@ -29,7 +29,7 @@
       this.bar = view.filterBar(bar, { kind: this.source.kind, get: () => this.filters, set: (filters) => this.filter(filters) });
       this.table();
       root.append(head, this.facts, bar, h("div", { class: "list-head" }, this.count, this.fresh), this.problem, this.grid);
-      this.list = view.virtualList(this.body, { height: this.height(), make: (place) => this.make(place), load: (offset, limit) => this.load(offset, limit), onerror: (error) => this.failed(error) });
+      this.list = view.virtualList(this.body, { height: this.height(), make: (place) => this.make(place), load: (params, offset, limit) => view.get("items", { ...params, offset, limit }), onerror: (error) => this.failed(error) });
       this.resized = () => this.list.setHeight(this.height());
       this.narrow.addEventListener("change", this.resized);
       this.stop = [view.onChange((ids) => this.changed(ids)), view.keys(this.keys())];
@@ -48,7 +48,7 @@
         const inside = column.sort ? h("button", { type: "button", onclick: () => this.sortBy(column.sort) }, words, h("span", { class: "arrow", "aria-hidden": "true" })) : words;
         return { column, element: h("span", { role: "columnheader", class: `cell-${column.name}` }, inside) };
       });
-      const head = h("div", { role: "row", class: "item item-head", "aria-rowindex": "1" }, this.heads.map(({ element }) => element));
+      const head = h("div", { role: "row", class: "item list-columns", "aria-rowindex": "1" }, this.heads.map(({ element }) => element));
       this.body = h("div", { role: "rowgroup", class: "items", onclick: (event) => this.clicked(event) });
       const props = { role: "grid", class: `grid of-${this.source.kind}`, tabindex: "0", "aria-label": `Items of ${this.source.name}`, "aria-readonly": "true" };
       this.grid = h("div", props, h("div", { role: "rowgroup", class: "grid-head" }, head), this.body);
@@ -90,6 +90,16 @@
       this.filter(chosen ? { ...filters, sort: chosen } : filters);
     }
 
+    // A column that no row has is not there; that of examples has room for each role.
+    drawColumns() {
+      const hasSubject = Object.keys(this.facets.subjects ?? {}).length > 0;
+      this.grid.classList.toggle("no-subject", !hasSubject);
+      const roles = Math.max(1, this.source.facts.roles?.length ?? 0, Object.keys(this.facets.roles ?? {}).length);
+      const width = ({ name, width: own }) => (name === "examples" ? `${Math.min(220, Math.max(72, 44 * roles))}px` : own);
+      const columns = this.heads.map(({ column }) => column).filter(({ name }) => hasSubject || name !== "subject");
+      this.grid.style.setProperty("--columns", columns.map(width).join(" "));
+    }
+
     drawFacts() {
       const { facts, kind } = this.source;
       const list = {
@@ -108,37 +118,40 @@
         judgements: [["A better", fmt.count(facts.wins_a)], ["B better", fmt.count(facts.wins_b)], ["ties", fmt.count(facts.ties)]],
       }[kind];
       const made = [facts.recipe, facts.preset, facts.who, facts.decoding, facts.model, facts.dataset].filter(Boolean).join(" \u00b7 ");
-      view.replace(this.state, view.state(this.source), " ", h("span", { class: "muted" }, view.line(made, 200)));
-      view.replace(this.facts, list.map(([name, value, more]) => h("div", null, h("dt", null, name), h("dd", null, h("span", { class: "fact" }, value), more && h("span", { class: "muted" }, more)))));
+      view.replace(this.state, view.state(this.source), " ", h("span", { class: "muted", title: made }, view.text(view.shortPaths(made), { limit: 400 })));
+      view.replace(this.facts, list.map(([name, value, more]) => h("div", null, h("dt", null, name), h("dd", null, h("span", { class: "source-fact" }, value), more && h("span", { class: "muted" }, more)))));
     }
 
     // ---- Rows ------------------------------------------------------------------------------------------------------
-    // In any order but that of time the list keeps to the items there were, so that no row moves while one reads.
-    load(offset, limit) {
-      const params = { ...this.filters, source: this.source.id, offset, limit };
-      if (this.filters.sort && this.pin !== null) params.to = Math.min(this.pin, Number(this.filters.to ?? this.pin));
-      return view.get("items", params);
+    // In any order but that of time the list keeps to the items there were, so that no row moves while one reads. Of a
+    // copy nothing is added, and its items are a part of those that have numbers.
+    async asked() {
+      const params = { ...this.filters, source: this.source.id };
+      if (!params.sort || view.isStatic) return params;
+      const last = await view.get("items", { source: this.source.id, sort: "-time", limit: 1 });
+      const pin = last.rows.length ? last.rows[0].n + 1 : 0;
+      return { ...params, to: Math.min(pin, Number(params.to ?? pin)) };
     }
 
     async open({ position = 0, scroll = null } = {}) {
-      this.pin = null;
       this.fresh.hidden = true;
       this.bar.show(this.facets);
       this.drawHeads();
       view.list.open(this.source.id, this.filters);
       let answer;
       try {
-        answer = await this.list.open(position);
+        const params = await this.asked();
+        view.list.pin = params.sort ? (params.to ?? null) : null;
+        answer = await this.list.open(params, position);
       } catch (error) {
         if (!this.closed) this.failed(error, true);
         return;
       }
       if (!answer || this.closed) return;
       this.failed(null);
-      this.pin = answer.all;
-      view.list.pin = this.filters.sort ? answer.all : null;
       this.facets = answer.facets ?? {};
       this.bar.show(this.facets);
+      this.drawColumns();
       this.drawCount(answer.total, answer.all);
       if (scroll !== null) window.scrollTo(0, scroll);
       else if (this.grid.getBoundingClientRect().top < 0) this.grid.scrollIntoView();
@@ -147,6 +160,7 @@
     drawCount(total, all) {
       const noun = view.noun(this.source.kind);
       this.count.textContent = total === all ? fmt.plural(all, noun) : `${fmt.count(total)} of ${fmt.plural(all, noun)}`;
+      if (view.isStatic && this.source.num_items > all) this.count.append(` \u00b7 this copy holds ${fmt.count(all)} of ${fmt.count(this.source.num_items)}`);
       this.grid.setAttribute("aria-rowcount", String(total + 1));
       this.grid.classList.toggle("empty", total === 0);
       const why = all === 0 ? "No row stands in the file yet." : "No row passes these filters.";
@@ -174,7 +188,7 @@
       this.source = source;
       this.drawFacts();
       if (source.num_items === before.num_items && source.indexed === before.indexed) return;
-      if (this.pin === null || this.list.total === 0) {
+      if (this.list.total === 0) {
         await this.open();
         return;
       }

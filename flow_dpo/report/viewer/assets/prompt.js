@@ -61,7 +61,7 @@
       box.append(all, " \u2026 ");
     }
     const cut = Math.max(first, found.kept);
-    if (cut > first) box.append(h("span", { class: "shared" }, running(found.tokens.slice(first, cut), special)));
+    if (cut > first) box.append(h("span", { class: "prompt-shared" }, running(found.tokens.slice(first, cut), special)));
     box.append(h("span", null, running(found.tokens.slice(cut), special)));
     return box;
   }
@@ -73,14 +73,14 @@
     if (found) {
       const same = found.kept ? `, the first ${fmt.count(found.kept)} of them as in node ${found.after} (muted)` : "";
       const words = `The prompt of node ${id}: ${fmt.plural(found.tokens.length, "token")}${same}`;
-      return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "meta" }, words), body(found, item.special));
+      return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "node-meta" }, words), body(found, item.special));
     }
     if (node.prompt_text !== null) {
       const words = `The prompt of node ${id}, from what was learned`;
-      return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "meta" }, words), h("div", { class: "prompt-text" }, view.text(node.prompt_text)));
+      return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "node-meta" }, words), h("div", { class: "prompt-text" }, view.text(node.prompt_text)));
     }
     const words = "The prompt was not recorded: this run was written before records held prompts, and nothing was learned from this node.";
-    return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "meta" }, words));
+    return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "node-meta" }, words));
   }
 
   view.prompt = { panel, promptOf };

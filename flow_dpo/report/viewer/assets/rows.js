@@ -14,13 +14,13 @@
   view.statusWords = (status) => view.STATUS[status]?.words ?? SIDES[status] ?? String(status);
 
   const mark = (item) =>
-    item.status in SIDES ? h("span", { class: "side", title: SIDES[item.status] }, item.status === "tie" ? "=" : item.status.toUpperCase(), view.spoken(SIDES[item.status])) : view.verdict(item.status);
+    item.status in SIDES ? h("span", { class: "side-mark", title: SIDES[item.status] }, item.status === "tie" ? "=" : item.status.toUpperCase(), view.spoken(SIDES[item.status])) : view.verdict(item.status);
 
   // The answer found; beside it the gold one where they differ.
   function answer(item) {
     const found = item.answer === null || item.answer === undefined ? h("span", { class: "muted" }, item.status === "stopped" ? "" : "no answer") : view.line(item.answer, 40);
     if (item.status === "correct" || item.gold === null || item.gold === undefined) return h("span", { class: "muted" }, found);
-    return [h("span", { class: item.status === "wrong" ? "wrong" : null }, found), h("span", { class: "gold muted" }, "gold ", view.line(item.gold, 40))];
+    return [h("span", { class: item.status === "wrong" ? "wrong" : null }, found), h("span", { class: "gold-answer muted" }, "gold ", view.line(item.gold, 40))];
   }
 
   // How a tree's rollouts ended: right, wrong and ungraded as parts of one bar, and the right ones of the graded.
@@ -47,20 +47,25 @@
 
   const version = (item) => fmt.known(item.version) && h("span", { title: "version of the policy that sampled it" }, `v${fmt.count(item.version)}`);
 
-  const tokens = (item, { sort }) => (sort().endsWith("margin") ? fmt.known(item.margin) && fmt.decimal(item.margin) : fmt.compact(item.tokens));
+  // A list by margin shows margins in place of tokens; the unit is for narrow windows, which have no head.
+  function tokens(item, { sort }) {
+    const unit = (words) => h("span", { class: "unit" }, words);
+    if (sort().endsWith("margin")) return fmt.known(item.margin) && [unit("margin "), fmt.decimal(item.margin)];
+    return fmt.known(item.tokens) && [fmt.compact(item.tokens), unit(" tok")];
+  }
 
-  const N = { name: "n", words: "", sort: "time", spoken: "number", fill: (item) => fmt.count(item.n) };
-  const MARK = { name: "mark", words: "", spoken: "verdict", fill: mark };
-  const QUESTION = { name: "question", words: "question", fill: () => null };
-  const ANSWER = { name: "answer", words: "answer", fill: answer };
-  const OUTCOMES = { name: "outcome", words: "right of graded", sort: "accuracy", fill: outcomes, meta: true };
+  const N = { name: "n", width: "54px", words: "", sort: "time", spoken: "number", fill: (item) => fmt.count(item.n) };
+  const MARK = { name: "mark", width: "16px", words: "", spoken: "verdict", fill: mark };
+  const QUESTION = { name: "question", width: "minmax(120px, 1fr)", words: "question", fill: () => null };
+  const ANSWER = { name: "answer", width: "minmax(0, clamp(116px, 13vw, 220px))", words: "answer", fill: answer };
+  const OUTCOMES = { name: "outcome", width: "112px", words: "right of graded", sort: "accuracy", fill: outcomes, meta: true };
   const EXAMPLES = { name: "examples", words: "examples", sort: "examples", fill: examples, meta: true };
-  const FLIPPED = { name: "flipped", words: "", spoken: "flipped", fill: flipped, meta: true };
-  const TOKENS = { name: "tokens", words: "tokens", sort: "tokens", fill: tokens, meta: true };
-  const VERSION = { name: "version", words: "version", fill: version, meta: true };
-  const DRAW = { name: "draw", words: "draw", fill: (item) => fmt.known(item.draw) && fmt.count(item.draw), meta: true };
-  const YES = { name: "yes", words: "P(Yes)", fill: (item) => fmt.known(item.yes) && fmt.share(item.yes), meta: true };
-  const SUBJECT = { name: "subject", words: "subject", fill: (item) => item.subject && view.line(item.subject, 30), meta: true };
+  const FLIPPED = { name: "flipped", width: "16px", words: "", spoken: "flipped", fill: flipped, meta: true };
+  const TOKENS = { name: "tokens", width: "52px", words: "tokens", sort: "tokens", fill: tokens, meta: true };
+  const VERSION = { name: "version", width: "56px", words: "version", fill: version, meta: true };
+  const DRAW = { name: "draw", width: "44px", words: "draw", fill: (item) => fmt.known(item.draw) && [h("span", { class: "unit" }, "draw "), fmt.count(item.draw)], meta: true };
+  const YES = { name: "yes", width: "64px", words: "P(Yes)", fill: (item) => fmt.known(item.yes) && [h("span", { class: "unit" }, "P(Yes) "), fmt.share(item.yes)], meta: true };
+  const SUBJECT = { name: "subject", width: "minmax(0, clamp(80px, 9vw, 140px))", words: "subject", fill: (item) => item.subject && view.line(item.subject, 30), meta: true };
 
   const COLUMNS = {
     run: [N, MARK, QUESTION, ANSWER, OUTCOMES, EXAMPLES, FLIPPED, TOKENS, VERSION],
@@ -81,7 +86,7 @@
     const columns = view.itemColumns(context.source.kind);
     const link = h("a", { tabindex: "-1" });
     const cells = columns.map((column) => h("span", { role: "gridcell", class: `cell-${column.name}` }, column === QUESTION && link));
-    const meta = h("span", { class: "meta", role: "presentation" }, cells.filter((cell, index) => columns[index].meta));
+    const meta = h("span", { class: "item-meta", role: "presentation" }, cells.filter((cell, index) => columns[index].meta));
     const element = h("div", { role: "row", class: "item", id: `row-${place}` }, cells.filter((cell, index) => !columns[index].meta), meta);
     const fill = (position, item) => {
       element.setAttribute("aria-rowindex", String(position + 2));

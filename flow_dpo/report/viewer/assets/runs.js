@@ -1,107 +1,141 @@
 // The first page: what is looked at, a table a kind, and the curves of the runs that are ticked.
 //
-//   #/?runs=quickstart,lag&y=learn/answer/margin&x=tokens
+//   #/?runs=quickstart,lag&y=learn/answer/margin&x=tokens&by-run=-accuracy
 //
-// Invariant: a number is a source's own fact; one that is not known is a dash. Which runs are ticked, the metric and the
-// axis are in the hash.
+// Invariant: a number is a source's own fact; one that is not known is a dash. Which runs are ticked, the
+// search, the order, the metric and the axis are in the hash.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
   view.pages ??= {};
   const { h, fmt } = view;
   const TICKED_AT_FIRST = 6;
-  const ROWS_AT_FIRST = 40;
+  const ROWS_AT_FIRST = 12;
+  const CARDS_AT_FIRST = 6;
 
-  const two = (first, second) => [h("span", null, first), second && h("span", { class: "second" }, second)];
+  const two = (first, second) => [h("span", null, first), second && h("span", { class: "cell-second" }, second)];
   const words = (...parts) => parts.filter((part) => part !== null && part !== undefined && part !== "").join(" \u00b7 ");
 
   /** The state of a source: a breathing dot while it goes on, words otherwise; nothing where it is simply finished. */
   view.state = (source) => {
-    if (source.indexed < 1) return h("span", { class: "state" }, `reading ${Math.floor(100 * source.indexed)}\u00a0%`);
-    if (source.state === "going on") return h("span", { class: "state live" }, h("span", { class: "live-dot" }), "going on");
-    return source.state === "interrupted" ? h("span", { class: "state ungraded" }, "interrupted") : null;
+    if (source.indexed < 1) return h("span", { class: "source-state" }, `reading ${Math.floor(100 * source.indexed)}\u00a0%`);
+    if (source.state === "going on") return h("span", { class: "source-state live" }, h("span", { class: "live-dot" }), "going on");
+    return source.state === "interrupted" ? h("span", { class: "source-state ungraded" }, "interrupted") : null;
   };
 
   /** The change of a run's accuracy since its start, in percentage points, coloured by its sign. */
   view.change = (facts) => {
-    if (!fmt.known(facts.accuracy) || !fmt.known(facts.accuracy_at_start)) return view.NOTHING;
-    const change = facts.accuracy - facts.accuracy_at_start;
+    const change = changeOf(facts);
+    if (change === null) return view.NOTHING;
     return h("span", { class: change > 0.0005 ? "right" : change < -0.0005 ? "wrong" : null, title: "percentage points" }, fmt.points(change));
   };
 
   const nameCell = (source) => {
-    const link = h("a", { class: "name", href: view.to.list(source.id) }, view.line(source.name, 80));
+    const link = h("a", { class: "source-name", dataset: { key: `open-${source.id}` }, href: view.to.list(source.id) }, view.line(source.name, 80));
     const more = words(source.facts.recipe, source.facts.preset);
-    return [h("span", { class: "name-line" }, link, view.state(source)), more && h("span", { class: "second" }, view.line(more))];
+    return [h("span", { class: "source-name-line" }, link, view.state(source)), more && h("span", { class: "cell-second" }, view.line(more))];
   };
-
-  const accuracy = (facts) => two(fmt.share(facts.accuracy), fmt.known(facts.low) ? fmt.interval(facts.low, facts.high) : null);
 
   const of = (part, whole) => two(fmt.count(part), fmt.known(whole) && whole !== part ? `of ${fmt.count(whole)}` : null);
 
-  // Columns of each kind: what stands in the head, whether it is a number, and a cell of a source.
+  const column = (words, value, cell, number = true) => ({ words, value, cell: cell ?? ((source) => fmt.count(value(source.facts))), number });
+  const place = (value) => h("span", { title: value }, view.line(view.shortPaths(value), 80));
+  const text = (words, key, more) => column(words, (facts) => facts[key], ({ facts }) => two(facts[key] && place(facts[key]), more && facts[more] && place(facts[more])), false);
+  const named = (words) => ({ words, value: (facts, source) => source.name, cell: nameCell, number: false });
+  const ACCURACY = column("accuracy", (facts) => facts.accuracy, ({ facts }) => two(fmt.share(facts.accuracy), fmt.known(facts.low) ? fmt.interval(facts.low, facts.high) : null));
+  const TOKENS = column("tokens", (facts) => facts.tokens_sampled, ({ facts }) => fmt.compact(facts.tokens_sampled));
+  const TIME = column("time", (facts) => facts.seconds, ({ facts }) => fmt.seconds(facts.seconds));
+  const changeOf = (facts) => (fmt.known(facts.accuracy) && fmt.known(facts.accuracy_at_start) ? facts.accuracy - facts.accuracy_at_start : null);
+
+  // Columns of each kind: the words of the head, the value it is sorted by, and a source's cell.
   const COLUMNS = {
     run: [
-      ["run", false, nameCell],
-      ["model, data", false, ({ facts }) => two(view.line(facts.model, 60), view.line(facts.dataset, 60))],
-      ["problems", true, ({ facts }) => of(facts.problems_seen, facts.num_problems)],
-      ["accuracy", true, ({ facts }) => accuracy(facts)],
-      ["change", true, ({ facts }) => view.change(facts)],
-      ["pairs", true, ({ facts }) => two(fmt.count(facts.pairs), facts.scored ? `${fmt.count(facts.scored)} scored` : null)],
-      ["updates", true, ({ facts }) => fmt.count(facts.updates)],
-      ["tokens", true, ({ facts }) => fmt.compact(facts.tokens_sampled)],
-      ["time", true, ({ facts }) => fmt.seconds(facts.seconds)],
+      named("run"),
+      text("model, data", "model", "dataset"),
+      column("problems", (facts) => facts.problems_seen, ({ facts }) => of(facts.problems_seen, facts.num_problems)),
+      ACCURACY,
+      column("change", changeOf, ({ facts }) => view.change(facts)),
+      column("pairs", (facts) => facts.pairs, ({ facts }) => two(fmt.count(facts.pairs), facts.scored ? `${fmt.count(facts.scored)} scored` : null)),
+      column("updates", (facts) => facts.updates),
+      TOKENS,
+      TIME,
     ],
     evaluation: [
-      ["evaluation", false, nameCell],
-      ["who", false, ({ facts }) => two(view.line(facts.who, 60), facts.decoding && view.line(facts.decoding, 60))],
-      ["data", false, ({ facts }) => view.line(facts.dataset, 60)],
-      ["accuracy", true, ({ facts }) => accuracy(facts)],
-      ["problems", true, ({ facts }) => fmt.count(facts.num_problems)],
-      ["draws", true, ({ facts }) => fmt.count(facts.num_draws)],
-      ["ungraded", true, ({ facts }) => fmt.count(facts.ungraded)],
+      named("evaluation"),
+      text("who", "who", "decoding"),
+      text("data", "dataset"),
+      ACCURACY,
+      column("problems", (facts) => facts.num_problems),
+      column("draws", (facts) => facts.num_draws),
+      column("ungraded", (facts) => facts.ungraded),
     ],
     traces: [
-      ["traces", false, nameCell],
-      ["made by", false, ({ facts }) => view.line(facts.source, 60)],
-      ["data", false, ({ facts }) => view.line(facts.dataset, 60)],
-      ["traces", true, ({ facts }) => of(facts.num, facts.problems)],
-      ["tokens", true, ({ facts }) => fmt.compact(facts.tokens_sampled)],
-      ["time", true, ({ facts }) => fmt.seconds(facts.seconds)],
+      named("traces"),
+      text("made by", "source"),
+      text("data", "dataset"),
+      column("traces", (facts) => facts.num, ({ facts }) => of(facts.num, facts.problems)),
+      TOKENS,
+      TIME,
     ],
     judgements: [
-      ["judgements", false, nameCell],
-      ["data", false, ({ facts }) => view.line(facts.dataset, 60)],
-      ["A better", true, ({ facts }) => fmt.count(facts.wins_a)],
-      ["B better", true, ({ facts }) => fmt.count(facts.wins_b)],
-      ["ties", true, ({ facts }) => fmt.count(facts.ties)],
+      named("judgements"),
+      text("data", "dataset"),
+      column("A better", (facts) => facts.wins_a),
+      column("B better", (facts) => facts.wins_b),
+      column("ties", (facts) => facts.ties),
     ],
   };
+
+  /** Sources by a column's value, unknown ones last, otherwise as they stood; `by` is "accuracy" or "-accuracy". Pure. */
+  const sorted = (sources, by, columns) => {
+    const chosen = columns.find(({ words }) => words === by.replace(/^-/, ""));
+    if (!chosen) return sources;
+    const sign = by.startsWith("-") ? -1 : 1;
+    const value = (source) => chosen.value(source.facts, source) ?? null;
+    return sources.toSorted((one, other) => {
+      const [x, y] = [value(one), value(other)];
+      if (x === y) return 0;
+      if (x === null || y === null) return x === null ? 1 : -1;
+      return sign * (typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y);
+    });
+  };
+
+  const COUNTED = { run: ["run"], evaluation: ["evaluation"], traces: ["set of traces", "sets of traces"], judgements: ["set of judgements", "sets of judgements"] };
   const TITLES = { run: "Runs", evaluation: "Evaluations", traces: "Traces", judgements: "Judgements" };
 
   class RunsPage {
     constructor(root, route) {
-      this.params = route.params;
-      this.all = new Set();
-      this.tables = h("div");
+      Object.assign(this, { params: route.params, all: new Set(), slots: new Map() });
+      this.runs = h("div");
+      this.others = h("div");
       this.curves = h("section", { class: "curves", "aria-label": "Curves" });
       this.panel = view.curvesPanel(this.curves, { get: () => this.params, set: (changes) => this.write(changes) });
-      root.append(h("div", { class: "page-head" }, h("h1", null, view.line(view.known().title, 120)), (this.count = h("p", { class: "muted" }))), this.tables);
+      this.count = h("p", { class: "muted" });
+      this.search = h("input", { type: "search", class: "input search", placeholder: "Search", "aria-label": "Search by name, recipe, model and data", "aria-keyshortcuts": "/", oninput: () => this.typed() });
+      this.box = h("span", { class: "search-box" }, view.icon("search"), this.search);
+      root.append(h("div", { class: "page-head" }, h("h1", null, view.line(view.known().title, 120)), this.count, this.box), this.runs, this.curves, this.others);
+      this.search.value = this.params.get("q") ?? "";
       this.draw();
       this.stop = [view.onChange(() => this.draw()), this.keys()];
     }
 
     keys() {
       const move = (by) => {
-        const links = [...this.tables.querySelectorAll("a.name")];
+        const links = [...document.querySelectorAll("#main a.source-name")];
         const at = links.indexOf(document.activeElement);
         links[Math.max(0, Math.min(links.length - 1, at < 0 ? 0 : at + by))]?.focus();
       };
       return view.keys([
         { keys: ["j", "ArrowDown"], words: "next row", run: () => move(1) },
         { keys: ["k", "ArrowUp"], words: "row before", run: () => move(-1) },
-        { keys: ["l", "ArrowRight"], words: "open it", run: () => document.activeElement.closest("a.name")?.click() },
+        { keys: ["l", "ArrowRight"], words: "open it", run: () => document.activeElement.closest("a.source-name")?.click() },
+        { keys: ["/"], words: "search", run: () => !this.box.hidden && this.search.select() },
       ]);
+    }
+
+    typed() {
+      this.write({ q: this.search.value.trim() || null });
+      this.draw();
     }
 
     write(changes) {
@@ -109,79 +143,104 @@
       view.setParams(this.params);
     }
 
-    runs() {
-      return view.known().sources.filter((source) => source.kind === "run");
+    found() {
+      const asked = (this.params.get("q") ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+      const told = ({ name, facts }) => [name, facts.recipe, facts.preset, facts.model, facts.dataset, facts.who, facts.decoding, facts.source].filter(Boolean).join("\n").toLowerCase();
+      return view.known().sources.filter((source) => asked.every((word) => told(source).includes(word)));
     }
 
+    shown(kind) {
+      return sorted(this.found().filter((source) => source.kind === kind), this.params.get(`by-${kind}`) ?? "", COLUMNS[kind]);
+    }
+
+    // Without a choice in the hash the first runs of the table are laid over each other.
     ticked() {
       const written = this.params.get("runs");
-      const ids = written === null ? this.runs().slice(0, TICKED_AT_FIRST).map((source) => source.id) : written.split(",");
-      return new Set(ids.filter((id) => view.source(id)));
+      const ids = written === null ? this.shown("run").slice(0, TICKED_AT_FIRST).map((source) => source.id) : written.split(",");
+      const ticked = ids.filter((id) => view.source(id)?.kind === "run");
+      for (const id of this.slots.keys()) if (!ticked.includes(id)) this.slots.delete(id);
+      for (const id of ticked) {
+        const taken = new Set(this.slots.values());
+        let slot = 0;
+        while (taken.has(slot)) slot += 1;
+        if (!this.slots.has(id)) this.slots.set(id, slot);
+      }
+      return ticked;
     }
 
     tick(id, on) {
-      const ticked = this.ticked();
-      if (on) ticked.add(id);
-      else ticked.delete(id);
-      this.write({ runs: [...ticked].join(",") });
-      this.drawCurves();
+      const others = this.ticked().filter((other) => other !== id);
+      this.write({ runs: (on ? [...others, id] : others).join(",") });
+      this.draw();
     }
 
     draw() {
       const { sources } = view.known();
       const kinds = Object.keys(COLUMNS).filter((kind) => sources.some((source) => source.kind === kind));
       const focused = document.activeElement?.dataset?.key;
-      this.count.textContent = kinds.map((kind) => fmt.plural(sources.filter((source) => source.kind === kind).length, kind.replace(/s$/, ""))).join(", ");
-      const parts = kinds.map((kind) => this.section(kind, sources.filter((source) => source.kind === kind), kinds.length > 1));
-      if (this.runs().length) parts.splice(kinds.indexOf("run") + 1, 0, this.curves);
-      view.replace(this.tables, parts.length ? parts : view.failure(new Error("No run, trace, evaluation or judgement stands at the paths given."), "Nothing here yet"));
-      if (focused) this.tables.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
-      this.drawCurves();
+      this.box.hidden = sources.length <= ROWS_AT_FIRST;
+      this.count.textContent = kinds.map((kind) => fmt.plural(sources.filter((source) => source.kind === kind).length, ...COUNTED[kind])).join(", ");
+      const ticked = this.ticked();
+      const nothing = !kinds.length && view.failure(new Error("No run, trace, evaluation or judgement stands at the paths given."), "Nothing here yet");
+      this.curves.hidden = !kinds.includes("run");
+      view.replace(this.runs, nothing, kinds.includes("run") && this.section("run", kinds.length > 1));
+      view.replace(this.others, kinds.filter((kind) => kind !== "run").map((kind) => this.section(kind, kinds.length > 1)));
+      if (focused) document.querySelector(`#main [data-key="${CSS.escape(focused)}"]`)?.focus();
+      this.panel.show(ticked.map((id) => ({ source: view.source(id), ...this.look(id) })));
     }
 
-    section(kind, sources, titled) {
-      const shown = this.all.has(kind) ? sources : sources.slice(0, ROWS_AT_FIRST);
-      const rest = sources.length - shown.length;
+    section(kind, titled) {
+      const sources = this.shown(kind);
+      const most = window.matchMedia("(max-width: 700px)").matches ? CARDS_AT_FIRST : ROWS_AT_FIRST;
+      const shown = this.all.has(kind) ? sources : sources.slice(0, most);
       const more = () => {
         this.all.add(kind);
         this.draw();
       };
-      const button = rest > 0 && h("button", { type: "button", class: "button", onclick: more }, `show all ${fmt.count(sources.length)}`);
+      const button = sources.length > shown.length && h("button", { type: "button", class: "button", onclick: more }, `show all ${fmt.count(sources.length)}`);
       const heading = h("h2", { class: titled ? null : "spoken", id: `kind-${kind}` }, TITLES[kind]);
-      return h("section", { class: "sources", "aria-labelledby": `kind-${kind}` }, heading, this.table(kind, shown), button);
+      const body = sources.length ? [this.table(kind, shown), button] : h("p", { class: "muted" }, "None fits the search.");
+      return h("section", { class: "sources", "aria-labelledby": `kind-${kind}` }, heading, body);
     }
 
     // Roles are named because a phone shows rows as cards, by another `display`, which would take them away.
     table(kind, sources) {
-      const columns = COLUMNS[kind];
       const box = kind === "run" && h("th", { role: "columnheader", class: "tick-cell" }, view.spoken("shown in the curves"));
-      const heads = columns.map(([name, number]) => h("th", { role: "columnheader", scope: "col", class: number ? "num" : null }, name));
-      const rows = sources.map((source) => this.row(kind, source, columns));
+      const heads = COLUMNS[kind].map((one) => this.head(kind, one));
+      const rows = sources.map((source) => this.row(kind, source));
       return h("table", { class: `sources-table of-${kind}`, role: "table" }, h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, box, heads)), h("tbody", { role: "rowgroup" }, rows));
     }
 
-    row(kind, source, columns) {
-      const cells = columns.map(([name, number, cell], place) =>
-        place === 0
-          ? h("th", { role: "rowheader", scope: "row", class: "name-cell" }, cell(source))
-          : h("td", { role: "cell", class: number ? "num" : "words", dataset: { label: name } }, h("span", { class: "cell" }, cell(source))));
-      return h("tr", { role: "row", class: kind === "run" ? this.look(source).class : null }, kind === "run" && this.tickCell(source), cells);
+    // The first click sorts by the largest or, of words, from A; the second turns that round, the third ends it.
+    head(kind, { words, number }) {
+      const by = this.params.get(`by-${kind}`);
+      const [first, second] = number ? [`-${words}`, words] : [words, `-${words}`];
+      const next = () => {
+        this.write({ [`by-${kind}`]: by === first ? second : by === second ? null : first });
+        this.draw();
+      };
+      const arrow = by === words ? "\u2191" : by === `-${words}` ? "\u2193" : "";
+      const button = h("button", { type: "button", dataset: { key: `by-${kind}-${words}` }, onclick: next }, words, arrow && h("span", { "aria-hidden": "true" }, ` ${arrow}`));
+      return h("th", { role: "columnheader", scope: "col", class: number ? "num" : null, "aria-sort": arrow && (by.startsWith("-") ? "descending" : "ascending") || null }, button);
     }
 
-    look(source) {
-      const place = this.runs().indexOf(source);
-      return { class: `role-${place % 6}`, dash: Math.floor(place / 6) % 4 };
+    row(kind, source) {
+      const cells = COLUMNS[kind].map(({ words, number, cell }, place) =>
+        place === 0
+          ? h("th", { role: "rowheader", scope: "row", class: "name-cell" }, cell(source))
+          : h("td", { role: "cell", class: number ? "num" : "cell-words", dataset: { label: words } }, h("span", { class: "cell-inside" }, cell(source))));
+      return h("tr", { role: "row", class: this.look(source.id)?.class }, kind === "run" && this.tickCell(source), cells);
+    }
+
+    // Six colours, then the same with dashes.
+    look(id) {
+      const slot = this.slots.get(id);
+      return slot === undefined ? null : { class: `role-${slot % 6}`, dash: Math.floor(slot / 6) % 4 };
     }
 
     tickCell(source) {
-      const input = h("input", { type: "checkbox", checked: this.ticked().has(source.id), dataset: { key: `tick-${source.id}` }, "aria-label": `${source.name} in the curves`, onchange: (event) => this.tick(source.id, event.target.checked) });
+      const input = h("input", { type: "checkbox", checked: this.slots.has(source.id), dataset: { key: `tick-${source.id}` }, "aria-label": `${source.name} in the curves`, onchange: (event) => this.tick(source.id, event.target.checked) });
       return h("td", { role: "cell", class: "tick-cell" }, h("label", null, input));
-    }
-
-    drawCurves() {
-      const ticked = this.ticked();
-      const sources = this.runs().filter((source) => ticked.has(source.id)).map((source) => ({ source, ...this.look(source) }));
-      this.panel.show(sources);
     }
 
     update(route) {

@@ -41,7 +41,7 @@
       shape.place.set(id, at);
       add(after ? shape.after : probe ? shape.probes : shape.beside, at, id);
     });
-    return Object.assign(shape, kindsOf(item, shape), { pairs: pairsOf(item), marks: marksOf(item) });
+    return Object.assign(shape, kindsOf(item, shape), { pairs: pairsOf(item), marks: marksOf(item), common: commonTags(item) });
   }
 
   // A search branches off alternatives; a group is whole rollouts from the beginning, with nothing but probes below.
@@ -53,6 +53,9 @@
     const search = places.some((at) => item.nodes[at].rollout !== 0) || item.rollouts.some((rollout) => rollout.value !== null);
     return { group, search: search && !item.rollouts.some((rollout) => rollout.probe) };
   }
+
+  /** Tags that every node has: they tell nothing of one. */
+  const commonTags = (item) => new Set((item.nodes[0]?.tags ?? []).filter((tag) => item.nodes.every((node) => node.tags.includes(tag))));
 
   /** By node, the pairs that are shown there: at the side that came later. */
   function pairsOf(item) {

@@ -10,6 +10,7 @@
   const { h, fmt } = view;
   const MOST_TOKENS = 1500;
   const MOST_CHARS = 4000;
+  const MOST_CHIPS = 12;
 
   const MODES = [
     { name: "text", words: "Text" },
@@ -91,7 +92,7 @@
   // ---- Tokens --------------------------------------------------------------------------------------------------------
 
   /** A special token, or one without characters of its own, as a chip. */
-  const chip = (id, special) => h("span", { class: "special" }, special[id] === undefined ? `#${id}` : view.hostile(view.cut(special[id], 60)));
+  const chip = (id, special) => h("span", { class: "special-token" }, special[id] === undefined ? `#${id}` : view.hostile(view.cut(special[id], 60)));
 
   const withLineEnds = (piece) => piece.replaceAll("\n", "\u21b5\n");
 
@@ -99,13 +100,13 @@
     const piece = node.pieces?.[at] ?? null;
     const tone = options.mode === "learning" ? shift(differenceAt(options.learned, at)) : surprise(node.logprobs[at]);
     const differs = options.marks.some((mark) => mark.token === at);
-    const props = { class: `token ${tone}${differs ? " differs" : ""}${piece === null ? " cell" : ""}`, dataset: { t: at } };
+    const props = { class: `token ${tone}${differs ? " differs" : ""}${piece === null ? " token-cell" : ""}`, dataset: { t: at } };
     if (piece === null) return h("span", props);
     return h("span", props, piece === "" ? chip(node.ids[at], options.special) : view.hostile(withLineEnds(view.cut(piece, 400))));
   }
 
   function tokensOf(node, options, limit = MOST_TOKENS) {
-    const box = h("span", { class: `text tokens${node.pieces ? "" : " cells"}`, tabindex: "0", role: "group", "aria-label": `${fmt.plural(node.ids.length, "token")} of node ${node.id}; arrow keys go from one to the next` });
+    const box = h("span", { class: `text tokens${node.pieces ? "" : " token-cells"}`, tabindex: "0", role: "group", "aria-label": `${fmt.plural(node.ids.length, "token")} of node ${node.id}; arrow keys go from one to the next` });
     const num = Math.min(node.ids.length, limit);
     for (let at = 0; at < num; at++) box.append(tokenSpan(node, at, options));
     if (num < node.ids.length) {
@@ -124,10 +125,12 @@
    * @param {{mode: string, special: object, marks: {from: number, to: number, token: number}[], learned: object|null}} options
    */
   function paint(box, node, options) {
-    if (options.mode === "text" || !node.ids.length) {
+    if (!node.text && node.ids.length && (options.mode === "text" || !node.pieces)) {
+      view.replace(box, node.ids.slice(0, MOST_CHIPS).map((id) => chip(id, options.special)));
+    } else if (options.mode === "text" || !node.ids.length) {
       view.replace(box, marked(node.text, rangesOf(node, options.marks)));
     } else if (options.mode === "learning" && !options.learned) {
-      view.replace(box, h("div", { class: "pale" }, marked(node.text, [])));
+      view.replace(box, h("div", { class: "not-learned" }, marked(node.text, [])));
     } else if (node.pieces) view.replace(box, tokensOf(node, options));
     else view.replace(box, marked(node.text, rangesOf(node, options.marks)), tokensOf(node, options));
   }
@@ -190,19 +193,27 @@
 
   // ---- Legend --------------------------------------------------------------------------------------------------------
 
-  const swatches = (classes) => classes.map((name) => h("span", { class: `swatch ${name}` }));
+  const swatches = (classes) => classes.map((name) => h("span", { class: `token-swatch ${name}` }));
 
   /** What the colours of a mode mean. */
   function legend(mode) {
     if (mode === "logprob") {
-      return h("span", { class: "legend" }, "likely ", h("span", { class: "scale" }, swatches(["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8"])), " below 0.1\u00a0%");
+      return h("span", { class: "token-legend" }, "likely ", h("span", { class: "token-scale" }, swatches(["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8"])), " below 0.1\u00a0%");
     }
     if (mode === "learning") {
       const classes = ["down4", "down3", "down2", "down1", "none", "up1", "up2", "up3", "up4"];
-      return h("span", { class: "legend" }, "less likely than the reference ", h("span", { class: "scale" }, swatches(classes)), " more");
+      return h("span", { class: "token-legend" }, "less likely than the reference ", h("span", { class: "token-scale" }, swatches(classes)), " more; what is pale was not learned from");
     }
-    return h("span", { class: "legend" });
+    return h("span", { class: "token-legend" });
   }
 
-  view.tokens = { MODES, paint, marked, chip, learnedOf, legend, hideTip, offsetOf, surprise, shift };
+  /** What was learned of a choice, in words, coloured as a token is. */
+  function choiceLearned(learned) {
+    const difference = differenceAt(learned, 0);
+    if (difference === null) return null;
+    const words = learned.against === "reference" ? "policy less reference when it was learned, in nats" : "the policy when it was learned less when it was sampled, in nats";
+    return h("span", { class: `choice-learned ${shift(difference)}`, title: words }, fmt.signed(difference));
+  }
+
+  view.tokens = { MODES, choiceLearned, paint, marked, chip, learnedOf, legend, hideTip, offsetOf, surprise, shift };
 })();

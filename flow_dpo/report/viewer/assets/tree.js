@@ -9,28 +9,30 @@
   const view = (globalThis.flowDpo ??= {});
   const { h, fmt, icon } = view;
   const OPEN_NODES = 160;
+  const SMALL_TREE = 48;
   const OPEN_BESIDE = 3;
   const OPEN_COLUMNS = 8;
-  const MOST_CELLS = 60;
+  const MOST_CELLS = 24;
   const MOST_BOXES = 100;
 
   // ---- What a rollout came to ------------------------------------------------------------------------------------------
 
   function found(item, rollout) {
     if (rollout.status === "stopped") return h("span", null, `stopped early, value ${fmt.signed(rollout.value)}`);
-    const answer = rollout.answer === null ? "no answer found" : ["answer ", h("b", null, view.line(rollout.answer, 80))];
+    const why = rollout.reason || "no answer found";
+    const answer = rollout.answer === null ? view.line(why, 200) : ["answer ", h("b", null, view.line(rollout.answer, 80))];
     return h("span", null, answer, rollout.status === "wrong" && item.problem.gold && [", gold ", view.line(item.problem.gold, 80)]);
   }
 
   /** The last line of a rollout: verdict, answer, why, reward, length. */
   function outcome(item, rollout) {
     const known = view.STATUS[rollout.status] ?? view.STATUS.ungraded;
-    const measures = Object.entries(rollout.measures ?? {}).map(([name, value]) => h("span", { class: "fact" }, view.line(name, 60), ` ${fmt.figure(value)}`));
+    const measures = Object.entries(rollout.measures ?? {}).map(([name, value]) => h("span", { class: "bit" }, view.line(name, 60), ` ${fmt.figure(value)}`));
     return h("footer", { class: `outcome ${known.class}` },
       h("span", { class: "verdict" }, icon(known.icon), known.words), found(item, rollout),
-      rollout.reason && h("span", { class: "fact" }, view.line(rollout.reason, 200)),
-      rollout.reward !== null && h("span", { class: "fact" }, `reward ${fmt.figure(rollout.reward)}`), measures,
-      h("span", { class: "fact" }, fmt.plural(rollout.tokens, "token"), rollout.logprob !== null && `, log-probability ${fmt.decimal(rollout.logprob)}`));
+      rollout.reason && rollout.answer !== null && h("span", { class: "bit" }, view.line(rollout.reason, 200)),
+      rollout.reward !== null && h("span", { class: "bit" }, `reward ${fmt.figure(rollout.reward)}`), measures,
+      h("span", { class: "bit" }, fmt.plural(rollout.tokens, "token"), rollout.logprob !== null && `, log-probability ${fmt.decimal(rollout.logprob)}`));
   }
 
   // ---- Boxes of rollouts -----------------------------------------------------------------------------------------------
@@ -41,23 +43,23 @@
     const known = view.STATUS[rollout.status] ?? view.STATUS.ungraded;
     const start = item.nodes[shape.own[id][0]];
     const side = view.node.SIDES[start.side];
-    const facts = [rollout.answer !== null && h("span", { class: "fact" }, view.line(rollout.answer, 40)), h("span", { class: "fact" }, fmt.plural(shape.own[id].length, "node")), start.advantage !== null && h("span", { class: "fact" }, `A\u202f${fmt.signed(start.advantage)}`), side && h("span", { class: `side ${side.class}` }, `${side.sign} ${side.words}`)];
-    return h("button", { type: "button", class: `fold ${view.roleClass(tree.roles, start.role)}`, "aria-expanded": "false", dataset: { node: start.id }, onclick: () => tree.toggle(id), onfocus: () => tree.focused(start.id) },
-      h("span", { class: "fold-head" }, icon("forward"), h("span", { class: known.class }, icon(known.icon), view.spoken(known.words)), h("span", { class: "name" }, `rollout ${id}`), facts), view.line(start.text || rollout.text, 160));
+    const facts = [rollout.answer !== null && h("span", { class: "bit" }, view.line(rollout.answer, 40)), h("span", { class: "bit" }, fmt.plural(shape.own[id].length, "node")), start.advantage !== null && h("span", { class: "bit" }, `A\u202f${fmt.signed(start.advantage)}`), side && h("span", { class: `signed ${side.class}` }, `${side.sign} ${side.words}`)];
+    return h("button", { type: "button", class: `fold-line ${view.roleClass(tree.roles, start.role)}`, "aria-expanded": "false", dataset: { node: start.id }, onclick: () => tree.toggle(id), onfocus: () => tree.focused(start.id) },
+      h("span", { class: "fold-head" }, icon("forward"), h("span", { class: known.class }, icon(known.icon), view.spoken(known.words)), h("span", { class: "rollout-name" }, `rollout ${id}`), facts), view.line(start.text || rollout.text, 160));
   }
 
   function opened(tree, id, level) {
     const rollout = tree.item.rollouts[id];
     const known = view.STATUS[rollout.status] ?? view.STATUS.ungraded;
     const fold = h("button", { type: "button", class: "fold-head", "aria-expanded": "true", tabindex: "-1", onclick: () => tree.toggle(id) },
-      icon("down"), h("span", { class: known.class }, icon(known.icon), view.spoken(known.words)), h("span", { class: "name" }, `rollout ${id}`), id === 0 && h("span", { class: "fact" }, "the trunk"), rollout.probe && h("span", { class: "fact" }, "probe"));
+      icon("down"), h("span", { class: known.class }, icon(known.icon), view.spoken(known.words)), h("span", { class: "rollout-name" }, `rollout ${id}`), id === 0 && h("span", { class: "bit" }, "the trunk"), rollout.probe && h("span", { class: "bit" }, "probe"));
     return [fold, nodesOf(tree, id, level), outcome(tree.item, rollout)];
   }
 
   function box(tree, id, level) {
     const isOpen = tree.isOpen(id);
     const status = view.STATUS[tree.item.rollouts[id].status]?.class ?? "ungraded";
-    const element = h("article", { class: `rollout ${isOpen ? "open" : "folded"} is-${status}`, "aria-label": `Rollout ${id}, ${tree.item.rollouts[id].status}` }, isOpen ? opened(tree, id, level) : summary(tree, id));
+    const element = h("article", { class: `rollout ${isOpen ? "unfolded" : "is-folded"} is-${status}`, "aria-label": `Rollout ${id}, ${tree.item.rollouts[id].status}` }, isOpen ? opened(tree, id, level) : summary(tree, id));
     tree.boxes.set(id, { element, level });
     return element;
   }
@@ -86,8 +88,8 @@
     return [
       strip(tree, node, level),
       tree.card(node),
-      beside && !group && h("section", { class: "nested", "aria-label": `Instead of node ${node}` }, h("p", { class: "meta" }, `instead of #${node}`), boxes(tree, beside, level + 1, "boxes")),
-      after && h("section", { class: "nested", "aria-label": `After node ${node}` }, h("p", { class: "meta" }, `goes on after #${node}`), boxes(tree, after, level + 1, "boxes")),
+      beside && !group && h("section", { class: "nested", "aria-label": `Instead of node ${node}` }, h("p", { class: "node-meta" }, `instead of #${node}`), boxes(tree, beside, level + 1, "rollouts")),
+      after && h("section", { class: "nested", "aria-label": `After node ${node}` }, h("p", { class: "node-meta" }, `goes on after #${node}`), boxes(tree, after, level + 1, "rollouts")),
     ];
   }
 
@@ -96,8 +98,8 @@
   function strip(tree, node, level) {
     const ids = tree.shape.probes.get(node);
     if (!ids) return null;
-    const place = h("div", { class: "probes" });
-    const fill = () => view.replace(place, stripButton(tree, node, ids), tree.state.probes.has(node) && boxes(tree, ids, level + 1, "boxes"));
+    const place = h("div", { class: "probe-place" });
+    const fill = () => view.replace(place, stripButton(tree, node, ids), tree.probesOpen(node) && boxes(tree, ids, level + 1, "rollouts"));
     tree.strips.set(node, fill);
     fill();
     return place;
@@ -108,31 +110,55 @@
     const right = statuses.filter((status) => status === "correct").length;
     const graded = statuses.filter((status) => status === "correct" || status === "wrong").length;
     const cells = statuses.slice(0, MOST_CELLS).map((status) => h("span", { class: `probe-cell ${view.STATUS[status]?.class ?? "ungraded"}` }));
-    const isOpen = tree.state.probes.has(node);
-    return h("button", { type: "button", class: "strip", "aria-expanded": String(isOpen), tabindex: "-1", title: `rollouts sampled only to see how good the state before node ${node} is`, onclick: () => tree.toggleProbes(node) },
-      icon(isOpen ? "down" : "forward"), h("span", { class: "cells-of", "aria-hidden": "true" }, cells), h("span", null, `${right} of ${graded} probes right`), graded < ids.length && h("span", { class: "fact" }, `${ids.length - graded} ungraded`));
+    const isOpen = tree.probesOpen(node);
+    const pairs = tree.pairsAmong(ids);
+    return h("button", { type: "button", class: "probe-strip", "aria-expanded": String(isOpen), tabindex: "-1", title: `rollouts sampled only to see how good the state before node ${node} is`, onclick: () => tree.toggleProbes(node) },
+      icon(isOpen ? "down" : "forward"), h("span", { class: "cells-of", "aria-hidden": "true" }, cells, ids.length > MOST_CELLS && "\u2026"), h("span", null, `${right} of ${graded} probes right`), graded < ids.length && h("span", { class: "bit" }, `${ids.length - graded} ungraded`), pairs > 0 && h("span", { class: "bit" }, `${fmt.plural(pairs, "pair")} among them`));
   }
 
   // ---- The whole tree ----------------------------------------------------------------------------------------------------
 
+  /**
+   * Where what stands beside each node goes: its row, and the row before which the next one begins, in one lane and in
+   * two. With two, every other one stands in the second lane, and a line leads there behind the first.
+   */
+  function lanesOf(trunk, shape) {
+    const with_ = trunk.map((node, at) => ({ node, row: at + 1 })).filter(({ node }) => shape.beside.has(node));
+    const last = trunk.length + 2;
+    return new Map(with_.map(({ node, row }, at) => [node, { row, one: with_[at + 1]?.row ?? last, two: with_[at + 2]?.row ?? last, lane: 2 + (at % 2) }]));
+  }
+
   function trunkRows(tree) {
-    const trunk = tree.shape.own[0];
+    const trunk = tree.shape.own[0] ?? [];
+    const lanes = lanesOf(trunk, tree.shape);
     const rows = trunk.map((node, at) => {
-      const beside = tree.shape.beside.get(node) ?? [];
-      const left = h("div", { class: "trunk-cell" }, h("div", { class: "trunk-node" }, around(tree, node, 0, false), at === trunk.length - 1 && outcome(tree.item, tree.item.rollouts[0])));
-      const right = beside.length ? boxes(tree, beside, 1, `boxes beside${beside.length > 1 ? " several" : ""}`) : h("div", { class: "boxes beside none" });
-      return h("li", { class: "row" }, left, right);
+      const left = h("div", { class: "trunk-cell", style: { "--row": at + 1 } }, h("div", { class: "trunk-node" }, around(tree, node, 0, false)));
+      if (!lanes.has(node)) return h("li", null, left);
+      const beside = tree.shape.beside.get(node);
+      const right = boxes(tree, beside, 1, `rollouts beside${beside.length > 1 ? " side-by-side" : ""}`);
+      const { row, one, two, lane } = lanes.get(node);
+      for (const [name, value] of Object.entries({ "--row": row, "--one": one, "--two": two, "--lane": lane })) right.style.setProperty(name, value);
+      if (lane === 3) right.classList.add("lane-two");
+      return h("li", null, left, right);
     });
-    return h("ol", { class: "trunk" }, rows);
+    const end = h("li", null, h("div", { class: "trunk-cell trunk-end", style: { "--row": trunk.length + 1 } }, outcome(tree.item, tree.item.rollouts[0])));
+    return h("ol", { class: `trunk${lanes.size > 1 ? " two-lanes" : ""}` }, rows, end);
+  }
+
+  function caption(shape) {
+    const words = shape.group
+      ? "Rollouts from the question to their ends. The first is the trunk."
+      : shape.beside.size ? "The trunk, from the question to its end. Beside each of its nodes: what was sampled in its place, rolled out to the end." : null;
+    return words && h("p", { class: "tree-caption" }, words);
   }
 
   function whole(tree) {
     const { shape } = tree;
     const trunk = shape.own[0]?.[0];
     const columns = shape.group ? [0, ...(shape.beside.get(trunk) ?? [])] : [];
-    const apart = shape.loose.length ? [h("h3", null, "Rollouts that leave no node of the tree"), boxes(tree, shape.loose, 1, "boxes columns")] : null;
-    const main = shape.group ? boxes(tree, columns, 1, "boxes columns") : trunkRows(tree);
-    return h("div", { class: `tree ${shape.group ? "as-group" : "as-trunk"}` }, main, apart);
+    const apart = shape.loose.length ? [h("h3", null, "Rollouts that leave no node of the tree"), boxes(tree, shape.loose, 1, "rollouts in-columns")] : null;
+    const main = shape.group ? boxes(tree, columns, 1, "rollouts in-columns") : trunkRows(tree);
+    return h("div", { class: `tree ${shape.group ? "as-group" : "as-trunk"}` }, caption(shape), main, apart);
   }
 
   /** Rollouts that are open at first: the nearest to the trunk, as many as a screen or two can hold. */
@@ -140,12 +166,16 @@
     const open = new Set([0]);
     let left = OPEN_NODES - (shape.own[0]?.length ?? 0);
     const most = shape.group ? OPEN_COLUMNS - 1 : OPEN_BESIDE;
-    for (const node of shape.own[0] ?? []) {
-      const beside = shape.beside.get(node) ?? [];
-      const ids = shape.group || beside.length <= most ? beside.slice(0, most) : [];
-      for (const id of ids) {
-        left -= shape.own[id].length;
-        if (left >= 0) open.add(id);
+    const isSmall = item.nodes.length <= SMALL_TREE;
+    // A set grows while it is walked: in a small tree what is opened opens what stands beside it, too.
+    for (const rollout of open) {
+      if (rollout !== 0 && !isSmall) break;
+      for (const node of shape.own[rollout] ?? []) {
+        const beside = shape.beside.get(node) ?? [];
+        for (const id of shape.group || beside.length <= most ? beside.slice(0, most) : []) {
+          left -= shape.own[id].length;
+          if (left >= 0) open.add(id);
+        }
       }
     }
     return open;
@@ -186,9 +216,18 @@
       if (held) this.go(this.shape.own[id][0]);
     }
 
-    toggleProbes(node, isOpen = !this.state.probes.has(node)) {
-      if (isOpen) this.state.probes.add(node);
-      else this.state.probes.delete(node);
+    /** Pairs that are shown at the first nodes of these rollouts. */
+    pairsAmong(ids) {
+      return ids.reduce((count, id) => count + (this.shape.pairs.get(this.shape.own[id][0])?.length ?? 0), 0);
+    }
+
+    /** Probes are folded but where pairs were made of them. */
+    probesOpen(node) {
+      return this.state.probes.get(node) ?? (this.item.nodes.length <= OPEN_NODES && this.pairsAmong(this.shape.probes.get(node)) > 0);
+    }
+
+    toggleProbes(node, isOpen = !this.probesOpen(node)) {
+      this.state.probes.set(node, isOpen);
       this.strips.get(node)?.();
     }
 
@@ -206,7 +245,7 @@
     element(id) {
       const card = this.cards.get(id)?.element;
       if (card?.isConnected) return card;
-      return this.boxes.get(this.item.nodes[id].rollout)?.element.querySelector("button.fold") ?? null;
+      return this.boxes.get(this.item.nodes[id].rollout)?.element.querySelector("button.fold-line") ?? null;
     }
 
     focused(id) {
@@ -223,7 +262,7 @@
       if (!this.item.nodes[id]) return;
       for (const rollout of view.shape.rolloutsAbove(this.item, this.shape, id).reverse()) {
         const at = this.shape.place.get(rollout);
-        if (this.item.rollouts[rollout].probe && at !== undefined && !this.state.probes.has(at)) this.toggleProbes(at, true);
+        if (this.item.rollouts[rollout].probe && at !== undefined && !this.probesOpen(at)) this.toggleProbes(at, true);
         if (!this.boxes.has(rollout)) this.places.find(({ ids }) => ids.includes(rollout))?.place.querySelector(":scope > .button")?.click();
         const isLast = rollout === this.item.nodes[id].rollout;
         if (!isLast || id !== this.shape.own[rollout][0]) this.toggle(rollout, true);

@@ -1,7 +1,7 @@
 // A list of any length in a page of its own height: few elements, used again; rows fetched a page at a time, ahead.
 //
-//   const list = view.virtualList(body, {height: 44, make: () => ({element, fill(position, row)}), load: (offset, limit) => answer});
-//   await list.open();   list.reveal(5000);
+//   const list = view.virtualList(body, {height: 44, make: () => ({element, fill(position, row)}), load: (params, offset, limit) => answer});
+//   await list.open({sort: "-tokens"});   list.reveal(5000);
 //
 // Invariant: the element of position p is p modulo the pool's size, so that scrolling moves no node; a row that has not
 // come keeps its place; an answer to an older question is never shown.
@@ -24,7 +24,7 @@
 
   class VirtualList {
     constructor(body, { height, make, load, onerror }) {
-      Object.assign(this, { body, height, make, load, onerror, total: 0, pages: new Map(), busy: new Set(), pool: [], question: 0 });
+      Object.assign(this, { body, height, make, load, onerror, total: 0, params: {}, pages: new Map(), busy: new Set(), stale: new Set(), pool: [], question: 0 });
       this.onscroll = () => {
         this.frame ??= requestAnimationFrame(() => this.draw());
       };
@@ -41,26 +41,25 @@
     }
 
     /**
-     * Asks anew from the page of `position` on; what is shown stays until the answer is there.
+     * Asks with other parameters, from the page of `position` on; what is shown stays until the answer is there.
      * @returns {Promise<object|null>} the answer, or null where another question overtook this one
      */
-    async open(position = 0) {
+    async open(params, position = 0) {
       this.question += 1;
       const { question } = this;
       const page = Math.floor(position / PAGE);
-      let [answer, at] = [await this.load(page * PAGE, PAGE), page];
-      if (question === this.question && page > 0 && page * PAGE >= answer.total) [answer, at] = [await this.load(0, PAGE), 0];
+      let [answer, at] = [await this.load(params, page * PAGE, PAGE), page];
+      if (question === this.question && page > 0 && page * PAGE >= answer.total) [answer, at] = [await this.load(params, 0, PAGE), 0];
       if (question !== this.question) return null;
-      this.pages = new Map([[at, answer.rows]]);
-      this.busy = new Set();
+      Object.assign(this, { params, pages: new Map([[at, answer.rows]]), busy: new Set(), stale: new Set() });
       this.resize(answer.total);
       return answer;
     }
 
-    /** Rows were added at the end: the list is longer, and the page that was not full is asked for again. */
+    /** Rows were added at the end: the list is longer, and the page that was not full is asked for again, as it stands. */
     grow(total) {
       if (total === this.total) return;
-      this.pages.delete(Math.floor(this.total / PAGE));
+      this.stale.add(Math.floor(this.total / PAGE));
       this.resize(total);
     }
 
@@ -146,16 +145,17 @@
       this.wanted = wanted(first, last, this.total);
       for (const page of this.wanted) {
         if (this.busy.size >= AT_ONCE) return;
-        if (!this.pages.has(page) && !this.busy.has(page)) this.fetchPage(page, this.question);
+        if ((!this.pages.has(page) || this.stale.has(page)) && !this.busy.has(page)) this.fetchPage(page, this.question);
       }
     }
 
     async fetchPage(page, question) {
       this.busy.add(page);
       try {
-        const answer = await this.load(page * PAGE, PAGE);
+        const answer = await this.load(this.params, page * PAGE, PAGE);
         if (question !== this.question) return;
         this.pages.set(page, answer.rows);
+        this.stale.delete(page);
         this.forget();
         this.onerror(null);
       } catch (error) {

@@ -20,8 +20,9 @@
   }
 
   /** The rollouts that can be entered at a node, in the order in which they stand. */
-  function ways({ shape, state }, id) {
-    const probes = state.probes.has(id) ? (shape.probes.get(id) ?? []) : [];
+  function ways(tree, id) {
+    const { shape } = tree;
+    const probes = shape.probes.has(id) && tree.probesOpen(id) ? shape.probes.get(id) : [];
     return [...probes, ...(shape.beside.get(id) ?? []), ...(shape.after.get(id) ?? [])];
   }
 
