@@ -31,21 +31,26 @@ class Queue:
 
     size: int
     """Examples of an update; 0 takes all that are there."""
+    of_problems: bool = False
+    """Whether `size` counts the problems that the examples are of."""
     updates: int = 1
     """Updates on each batch, one after the other."""
     examples: list[Example] = field(default_factory=list[Example])
     num_updates: int = 0
-    _batch_size: int = field(init=False, default=0)
     _due: int = field(init=False, default=0)
 
     def take(self, examples: Sequence[Example]) -> None:
         """Add the examples of a call, which may be none."""
         self.examples.extend(examples)
-        self._batch_size, self._due = self.size or len(self.examples), self.updates
+        self._due = self.updates
 
     def batch(self) -> list[Example]:
         """What the next update learns; nothing where none is due."""
-        return self.examples[: self._batch_size] if len(self.examples) >= self._batch_size else []
+        starts: dict[object, int] = {}
+        for index, example in enumerate(self.examples):
+            starts.setdefault(example.problem_id if self.of_problems else index, index)
+        ends = [*starts.values(), len(self.examples)]
+        return self.examples[: ends[self.size or -1]] if len(starts) >= self.size else []
 
     def learned(self) -> None:
         """Count an update with the batch, which is dropped after its last one."""
@@ -56,7 +61,7 @@ class Queue:
 
     def give_up(self) -> None:
         """Drop the batch."""
-        del self.examples[: self._batch_size]
+        del self.examples[: len(self.batch())]
         self._due = self.updates
 
 
@@ -104,8 +109,8 @@ class Window(Queue):
 
 def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
     """The shared queue, and the pools that roles have of their own."""
-    epochs = settings.epochs_per_batch
-    pools = {SHARED: Queue(size=settings.examples_per_update, updates=epochs)}
+    epochs, problems = settings.epochs_per_batch, settings.problems_per_update
+    pools = {SHARED: Queue(size=problems or settings.examples_per_update, of_problems=problems > 0, updates=epochs)}
     for role, own in settings.roles.items():
         size, kept, updates = own.examples_per_update, own.window, own.updates_per_batch
         if size is not None:

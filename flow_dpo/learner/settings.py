@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.core.errors import expect
 from flow_dpo.core.types import Role
 from flow_dpo.models.settings import LoraSettings as LoraSettings  # at hand beside the learner's own
 
@@ -103,6 +103,8 @@ class LearnerSettings:
     examples_per_update: int = 32
     """Examples of all roles together; 0 makes one update of each call's examples.
     How problems pool to the paper's 32 pairs is not stated in the paper."""
+    problems_per_update: int = 0
+    """In place of `examples_per_update`: problems that have examples, with all of theirs; 0 counts examples."""
     epochs_per_batch: int = 1
     """Updates on each full batch, one after the other (PPO's epochs): from the second on the policy has moved away from
     what was sampled, and a clip has something to do."""
@@ -117,13 +119,10 @@ class LearnerSettings:
 
     def __post_init__(self) -> None:
         expect(self, "to be a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate")
-        numbers = ("max_grad_norm", "examples_per_update", "max_logprob_drift")
+        numbers = ("max_grad_norm", "examples_per_update", "problems_per_update", "max_logprob_drift")
+        numbers = (*numbers, "warmup_updates", "decay_after")
         expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, *numbers)
-        if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
-            raise ConfigError(
-                f"expected warmup_updates and decay_after of 0 or more and decay_power above 0, found "
-                f"{self.warmup_updates}, {self.decay_after} and {self.decay_power}"
-            )
+        expect(self, "above 0", lambda value: value > 0, "decay_power")
         expect(self, "of 1 or more", lambda value: value >= 1, "epochs_per_batch")
 
     def rate(self, role: Role, update: int) -> float:

@@ -18,7 +18,7 @@ from flow_dpo.core.types import Example, Pair, Request, ScoredCompletion, by_rol
 from flow_dpo.learner.gradients import Gradients
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.learner.pool import Queue, Window
+from flow_dpo.learner.pool import SHARED, Queue, Window, make_pools
 from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings, RoleSettings, RowSettings
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
 from tests.learner.test_learner import pairs, same
@@ -39,6 +39,25 @@ def word(number: int, *, yes: bool, weight: float = 1.0) -> ScoredCompletion:
 def words(said: str) -> list[ScoredCompletion]:
     """One a letter: "yn" is a Yes, then a No."""
     return [word(number, yes=letter == "y") for number, letter in enumerate(said)]
+
+
+def test_an_update_may_be_of_so_many_problems_with_examples() -> None:
+    """Problems a to d have 2, 1, 3 and 1 examples: two problems an update, whatever calls they came in."""
+    made = [replace(word(0, yes=True), problem_id=name) for name in "aabcccd"]
+    pool = Queue(size=2, of_problems=True, updates=2)
+    pool.take(made[:2])
+    assert pool.batch() == []  # one problem
+    pool.take(made[2:])
+    for _ in range(2):  # each batch twice
+        assert pool.batch() == made[:3]
+        pool.learned()
+    assert pool.batch() == made[3:]
+    pool.give_up()
+    assert (pool.batch(), pool.examples) == ([], [])
+    learner = LearnerSettings(problems_per_update=3)
+    assert make_pools(learner, 0)[SHARED] == Queue(size=3, of_problems=True)
+    with pytest.raises(ConfigError, match="problems_per_update"):
+        LearnerSettings(problems_per_update=-1)
 
 
 def window(size: int, kept: int, updates: int = 1) -> Window:

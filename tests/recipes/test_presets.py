@@ -71,7 +71,7 @@ EXPLORED = {
     "online-dpo": [(2, 0, 0.9, 1.0), (2, 0, 0.9, 1.0), (2, 0, 0.9, 1.0), (2, 0, 1.0, 0.97)],
     "grpo": [(64, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
     "vineppo": [(8, 9, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 1.0, 0.97)],
-    "rpo": [(10, 10, 1.0, 1.0), (8, 4, 1.0, 1.0), (8, 4, 0.8, 1.0), (8, 4, 1.0, 0.97)],
+    "rpo": [(10, 10, 0.5, 1.0), (8, 4, 0.5, 1.0), (8, 4, 0.5, 1.0), (8, 4, 1.0, 0.97)],
     "cpl": [(32, 3, 1.0, 1.0), (8, 3, 1.0, 1.0), (8, 3, 0.8, 1.0), (8, 3, 1.0, 0.97)],
     "rejection-sampling": [(4, 0, 1.0, 1.0), (4, 0, 1.0, 1.0), (4, 0, 0.8, 1.0), (4, 0, 1.0, 0.97)],
     "regenesis": [(45, 20, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 1.0, 0.97)],
@@ -83,7 +83,7 @@ BESIDE = ("num_completions", "num_alternatives", "num_children", "num_hinted", "
 LENGTHS = {
     "flow-dpo": [960, 960, 160, 128], "flow-dpo-paper": [960, 960, 160, 128],
     "online-dpo": [960, 960, 160, 128], "grpo": [1024, 1024, 160, 128],
-    "vineppo": [1024, 1024, 160, 128], "rpo": [1024, 1024, 160, 128], "cpl": [960, 960, 160, 128],
+    "vineppo": [1024, 1024, 160, 128], "rpo": [512, 512, 160, 128], "cpl": [960, 960, 160, 128],
     "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
 }  # fmt: skip
 
@@ -115,11 +115,12 @@ def test_the_papers_learners() -> None:
     assert found == {
         "flow-dpo": (5e-6, 32, 1, 8), "flow-dpo-paper": (5e-6, 32, 1, 8), "online-dpo": (5e-6, 32, 32, 8),
         "grpo": (1e-6, 1024, 16, 8),
-        "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
+        "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 32, 8, 16), "cpl": (5e-6, 32, 32, 8),
         "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
     }  # fmt: skip
     assert presets.preset("vineppo", "paper").learner.epochs_per_batch == 2
     assert presets.preset("rpo", "paper").learner.warmup_updates == 100
+    assert presets.preset("rpo", "paper").learner.problems_per_update == 8
     assert presets.preset("flow-dpo", "paper").lora.lora_dropout == 0.05
 
 
