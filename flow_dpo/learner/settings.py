@@ -26,13 +26,15 @@ class ReferenceSettings:
     """The base with all adapters off, or a frozen copy of each role's adapter as it was when the learner was made."""
     every: int = 0
     """Updates with the role's pool after which its snapshot is moved; 0 never moves it."""
+    each_batch: bool = False
+    """Move every snapshot before a batch of problems is learned from: iterated DPO's reference."""
     lerp: float = 1.0
     """Fraction of the way to the present weights by which it is moved: 1 is all the way."""
 
     def __post_init__(self) -> None:
         expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "lerp")
         rule = "of 0 or more" if self.kind == "snapshot" else "of 0, since only a snapshot moves"
-        expect(self, rule, lambda value: value == 0 or (value > 0 and self.kind == "snapshot"), "every")
+        expect(self, rule, lambda value: value == 0 or (value > 0 and self.kind == "snapshot"), "every", "each_batch")
 
 
 @dataclass(frozen=True, kw_only=True)

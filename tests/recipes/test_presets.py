@@ -22,6 +22,7 @@ from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings
 from flow_dpo.recipes import presets, scales
 from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
+from flow_dpo.recipes.iterative_rpo.presets import RENEWED
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs.files import read_jsonl
 from tests.support.packed_builders import ROLES
@@ -56,6 +57,7 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
         assert type(made.recipe.explore) is type(first.recipe.explore)
         scaled = scales.SCALES[scale]
         own = {"examples_per_update": 12} if (name, scale) == ("flow-dpo", "seed") else {}
+        own |= {"reference": RENEWED} if name == "iterative-rpo" else {}
         assert set(made.learner.roles) == ({"stop"} if name == "flow-dpo" else set())
         assert (made.lora, replace(made.learner, roles={}), made.problems_per_batch) == (
             scaled.lora, replace(scaled.learner, **own), scaled.problems_per_batch,
@@ -72,6 +74,7 @@ EXPLORED = {
     "grpo": [(64, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
     "vineppo": [(8, 9, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 1.0, 0.97)],
     "rpo": [(10, 10, 0.5, 1.0), (8, 4, 0.5, 1.0), (8, 4, 0.5, 1.0), (8, 4, 1.0, 0.97)],
+    "iterative-rpo": [(30, 0, 0.8, 1.0), (8, 0, 0.8, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
     "cpl": [(32, 3, 1.0, 1.0), (8, 3, 1.0, 1.0), (8, 3, 0.8, 1.0), (8, 3, 1.0, 0.97)],
     "rejection-sampling": [(4, 0, 1.0, 1.0), (4, 0, 1.0, 1.0), (4, 0, 0.8, 1.0), (4, 0, 1.0, 0.97)],
     "regenesis": [(45, 20, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 1.0, 0.97)],
@@ -84,6 +87,7 @@ LENGTHS = {
     "flow-dpo": [960, 960, 160, 128], "flow-dpo-paper": [960, 960, 160, 128],
     "online-dpo": [960, 960, 160, 128], "grpo": [1024, 1024, 160, 128],
     "vineppo": [1024, 1024, 160, 128], "rpo": [512, 512, 160, 128], "cpl": [960, 960, 160, 128],
+    "iterative-rpo": [960, 960, 160, 128],
     "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
 }  # fmt: skip
 
@@ -115,7 +119,8 @@ def test_the_papers_learners() -> None:
     assert found == {
         "flow-dpo": (5e-6, 32, 1, 8), "flow-dpo-paper": (5e-6, 32, 1, 8), "online-dpo": (5e-6, 32, 32, 8),
         "grpo": (1e-6, 1024, 16, 8),
-        "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 32, 8, 16), "cpl": (5e-6, 32, 32, 8),
+        "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 32, 8, 16), "iterative-rpo": (7e-7, 16, 1024, 8),
+        "cpl": (5e-6, 32, 32, 8),
         "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
     }  # fmt: skip
     assert presets.preset("vineppo", "paper").learner.epochs_per_batch == 2
