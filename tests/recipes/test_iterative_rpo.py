@@ -12,7 +12,7 @@ import torch
 
 from flow_dpo.cli import train
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Solution
+from flow_dpo.core.types import Solution, Status
 from flow_dpo.recipes.iterative_rpo.credit import CycledPairs
 from flow_dpo.recipes.presets import load_recipe
 from flow_dpo.runs.files import read_jsonl
@@ -26,7 +26,8 @@ def answered(marks: str) -> Tree:
     for number in range(len(marks)):
         solution = Solution(pieces=((5,),), ended=True)
         tree.add_rollout(None, [(request("answer", 1), completion(5 + number), ())], solution)
-    return graded(tree, *({"r": "correct", "w": "wrong", "?": "ungraded"}[mark] for mark in marks))
+    status: dict[str, Status] = {"r": "correct", "w": "wrong", "?": "ungraded"}
+    return graded(tree, *(status[mark] for mark in marks))
 
 
 def test_right_and_wrong_are_gone_through_side_by_side() -> None:
