@@ -19,6 +19,8 @@ from flow_dpo.runs.files import read_jsonl
 from tests.support.packed_builders import answer_pair
 from tests.support.tree_builders import completion, graded, problem, request
 
+STATUSES: dict[str, Status] = {"r": "correct", "w": "wrong", "?": "ungraded"}
+
 
 def answered(marks: str) -> Tree:
     """An answer a letter: r right, w wrong, ? ungraded."""
@@ -26,8 +28,7 @@ def answered(marks: str) -> Tree:
     for number in range(len(marks)):
         solution = Solution(pieces=((5,),), ended=True)
         tree.add_rollout(None, [(request("answer", 1), completion(5 + number), ())], solution)
-    status: dict[str, Status] = {"r": "correct", "w": "wrong", "?": "ungraded"}
-    return graded(tree, *(status[mark] for mark in marks))
+    return graded(tree, *map(STATUSES.__getitem__, marks))
 
 
 def test_right_and_wrong_are_gone_through_side_by_side() -> None:
