@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from rich.console import Console
 from flow_dpo.core.errors import FlowDpoError, StorageError
 from flow_dpo.core.loop import InFlight, learn
 from flow_dpo.core.metrics import ProgressiveValidation
-from flow_dpo.core.protocols import Callback
+from flow_dpo.core.protocols import Callback, Learns
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Role
 from flow_dpo.data.problems import load
@@ -86,6 +86,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         _opened(path, settings, given, live) as (runtime, differences),
     ):
         learner = runtime.learner(settings.learner, kept_versions=settings.run.lag, ranks=ranks)
+        learns = _learns(settings.recipe, learner)
         validation, under_way = _restore(folder, settings, given, runtime, learner, differences)
         seen = validation.num_seen
         workers, journal = run_workers(runtime, live, path / SAMPLED, partly=settings.run.reuse_sampled)
@@ -119,7 +120,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
                     settings.recipe,
                     lifecycle.until_stopped(budget.until_spent(left)),
                     workers,
-                    timeline.learner(MeteredLearner(learner, live.meter)),
+                    timeline.learner(MeteredLearner(learns, live.meter)),
                     callbacks=[timeline, keeper, budget, bar, *_default_callbacks(settings.recipe), lifecycle],
                     seed=seed,
                     problems_per_batch=settings.run.problems_per_batch,
@@ -249,6 +250,12 @@ def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None
     command = f"{typed_command()} train --output_dir {shlex.quote(str(path))} --resume"
     call = "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
     print_safe(console, f"Resume with: {call if given.problems or given.record() else command}")
+
+
+def _learns(recipe: Recipe, learner: Learner) -> Learns:
+    """The learner, or what the recipe's objective puts before it; the learner is as the run began."""
+    before: Callable[[Learner], Learns] | None = getattr(recipe.objective, "learns", None)
+    return learner if before is None else before(learner)
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:

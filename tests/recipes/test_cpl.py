@@ -230,8 +230,8 @@ def replay(tree: Tree, settings: Mcts) -> int:
             at = next((child for child in ties if child in following), ties[0])
         num_iterations += 1
         # 1. A state that a role values, before it is expanded.
-        if at is not None and known < len(paths) and tree.rollouts[known].value is not None and at in paths[known]:
-            assert paths[known][-2] == at
+        if settings.valued_by and at is not None and tree.nodes[at].role != settings.valued_by:
+            assert paths[known][-2] == at, "another state than the one that scores highest"
             at, known = paths[known][-1], known + 1
         # 2. The children that are new and have a value.
         expanded.add(at)

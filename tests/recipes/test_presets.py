@@ -36,7 +36,10 @@ OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
     "cpl with a value role": (
         "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft",
     ),
-    "cpl in rounds": ("--credit.fine_tune", "--objective.sft"),
+    "cpl in rounds": (
+        "--credit.fine_tune", "--objective.sft", "--objective.rounds", "--learner.reference.kind", "snapshot",
+        "--learner.reference.each_batch", "--learner.reference.every", "0",
+    ),
 }  # fmt: skip
 
 
@@ -47,7 +50,8 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
     assert made.recipe.flow.roles
     # Flow-DPO's paper has another flow than its scales; at every scale it is "flow-dpo-paper".
     of_paper = presets.RECIPES["flow-dpo-paper" if name == "flow-dpo" else name]["paper"]
-    first = presets.RECIPES[name]["chat" if name == "flow-dpo" else "paper"]
+    # CPL's paper has rounds and a value role besides, which are options at the scales.
+    first = presets.RECIPES[name]["chat" if name in ("flow-dpo", "cpl") else "paper"]
     if scale == "paper":
         assert made == of_paper
     else:
@@ -75,7 +79,7 @@ EXPLORED = {
     "vineppo": [(8, 9, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 1.0, 0.97)],
     "rpo": [(10, 10, 0.5, 1.0), (8, 4, 0.5, 1.0), (8, 4, 0.5, 1.0), (8, 4, 1.0, 0.97)],
     "iterative-rpo": [(30, 0, 0.8, 1.0), (8, 0, 0.8, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
-    "cpl": [(32, 3, 1.0, 1.0), (8, 3, 1.0, 1.0), (8, 3, 0.8, 1.0), (8, 3, 1.0, 0.97)],
+    "cpl": [(1, 3, 0.7, 1.0), (1, 3, 0.7, 1.0), (1, 3, 0.7, 1.0), (4, 3, 1.0, 0.97)],
     "rejection-sampling": [(4, 0, 1.0, 1.0), (4, 0, 1.0, 1.0), (4, 0, 0.8, 1.0), (4, 0, 1.0, 0.97)],
     "regenesis": [(45, 20, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 1.0, 0.97)],
     "dots": [(4, 2, 0.4, 1.0), (4, 2, 0.4, 1.0), (4, 1, 0.4, 1.0), (4, 1, 1.0, 0.97)],
@@ -86,7 +90,7 @@ BESIDE = ("num_completions", "num_alternatives", "num_children", "num_hinted", "
 LENGTHS = {
     "flow-dpo": [960, 960, 160, 128], "flow-dpo-paper": [960, 960, 160, 128],
     "online-dpo": [960, 960, 160, 128], "grpo": [1024, 1024, 160, 128],
-    "vineppo": [1024, 1024, 160, 128], "rpo": [512, 512, 160, 128], "cpl": [960, 960, 160, 128],
+    "vineppo": [1024, 1024, 160, 128], "rpo": [512, 512, 160, 128], "cpl": [1500, 960, 160, 128],
     "iterative-rpo": [960, 960, 160, 128],
     "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
 }  # fmt: skip
@@ -120,10 +124,13 @@ def test_the_papers_learners() -> None:
         "flow-dpo": (5e-6, 32, 1, 8), "flow-dpo-paper": (5e-6, 32, 1, 8), "online-dpo": (5e-6, 32, 32, 8),
         "grpo": (1e-6, 1024, 16, 8),
         "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 32, 8, 16), "iterative-rpo": (7e-7, 16, 1024, 8),
-        "cpl": (5e-6, 32, 32, 8),
+        "cpl": (1e-6, 64, 5000, 8),
         "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
     }  # fmt: skip
     assert presets.preset("vineppo", "paper").learner.epochs_per_batch == 2
+    cpl: Any = presets.preset("cpl", "paper").recipe
+    assert (cpl.explore.num_iterations, cpl.explore.num_root_children, cpl.flow.max_plan_steps) == (200, 5, 5)
+    assert (cpl.credit.solution_scale, cpl.credit.max_per_problem, cpl.credit.value_targets) == (0.3, 4, "q")
     assert presets.preset("rpo", "paper").learner.warmup_updates == 100
     assert presets.preset("rpo", "paper").learner.problems_per_update == 8
     assert presets.preset("flow-dpo", "paper").lora.lora_dropout == 0.05
@@ -168,7 +175,14 @@ def test_a_scale_is_the_same_in_every_recipe() -> None:
 
 @pytest.mark.parametrize(
     ("name", "small", "seed"),
-    [("flow-dpo", 0.8, 1.0), ("cpl", 0.8, 1.0), ("dots", 0.4, 1.0), ("online-dpo", 0.9, 1.0), ("vineppo", 0.6, 1.0)],
+    [
+        ("flow-dpo", 0.8, 1.0),
+        ("cpl", 0.7, 1.0),
+        ("rpo", 0.5, 1.0),
+        ("dots", 0.4, 1.0),
+        ("online-dpo", 0.9, 1.0),
+        ("vineppo", 0.6, 1.0),
+    ],
 )
 def test_a_papers_own_temperature_is_kept_on_a_small_model(name: str, small: float, seed: float) -> None:
     """The seed's is its own: at another its planted errors would have other rates."""

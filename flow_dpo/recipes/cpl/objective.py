@@ -20,13 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from flow_dpo.core.dpo import Dpo
-from flow_dpo.core.errors import ObjectiveError
+from flow_dpo.core.errors import ConfigError, ObjectiveError
 from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Example, Pair, ScoredCompletion
 from flow_dpo.recipes.rejection_sampling.objective import Nll
+
+if TYPE_CHECKING:
+    from flow_dpo.core.protocols import Learns
+    from flow_dpo.learner.learner import Learner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,20 @@ class StepApo:
     """Of scored words, whose advantage is the probability that the word should have: the squared error of the value
     (the authors'), or cross-entropy."""
 
+    rounds: bool = False
+    """Let each batch of problems be a round: fine-tuned on from the run's first adapters, and its pairs learned from
+    there. Needs `sft`, and a reference that is renewed with each batch."""
+
     def __post_init__(self) -> None:
         self._dpo()  # refuses what cannot be
+        if self.rounds and not self.sft:
+            raise ConfigError("rounds needs sft, which a round begins with; add --objective.sft")
+
+    def learns(self, learner: Learner) -> Learns:
+        """What learns in a run, by a learner that nothing was loaded into: `Rounds`, or the learner itself."""
+        from flow_dpo.recipes.cpl.rounds import Rounds  # settings are read without torch
+
+        return Rounds(learner) if self.rounds else learner
 
     @property
     def needs_reference(self) -> tuple[type, ...]:
