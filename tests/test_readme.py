@@ -13,6 +13,7 @@ import pytest
 from flow_dpo.cli import compare as comparison_command
 from flow_dpo.cli import generate, judge, main, train
 from flow_dpo.cli import report as report_command
+from flow_dpo.cli import view as view_command
 from flow_dpo.cli.ask import parse_ask
 from flow_dpo.cli.export import parse_export
 from flow_dpo.cli.lm_eval import parse_lm_eval
@@ -108,7 +109,8 @@ def test_ask_commands_parse(line: str) -> None:
 
 def test_every_printed_command_is_parsed_here() -> None:
     parsed = {"train", "evaluate", "generate", "prompt", "push", "lm-eval", "ask", "export", "sft", "compare", "judge",
-              "report", "quickstart", "verify", "--help", "--version", "plugins"}  # fmt: skip
+              "report", "quickstart", "verify", "--help", "--version", "plugins",
+              "view"}  # fmt: skip
     found = {shlex.split(line)[1] for line in printed("flow-dpo ")}
     assert found <= parsed, "a page prints a command that no test of this file parses: add one beside those above"
 
@@ -141,6 +143,11 @@ def test_judge_commands_parse(line: str) -> None:
 @pytest.mark.parametrize("line", printed("flow-dpo report"))
 def test_report_commands_parse(line: str) -> None:
     assert report_command.parse(shlex.split(line)[2:])[0]
+
+
+@pytest.mark.parametrize("line", printed("flow-dpo view"))
+def test_view_commands_parse(line: str) -> None:
+    assert view_command.parse(shlex.split(line)[2:])[0]
 
 
 @pytest.mark.parametrize("line", printed("make "))
@@ -177,6 +184,7 @@ def test_every_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
             "judge",
             "report",
             "verify",
+            "view",
         )
     )
     assert main.main(["trian"]) == 2

@@ -2,9 +2,10 @@
 
     flow-dpo report runs/train runs/untrained runs/single --output_dir runs/report
     flow-dpo report studies/recipes/comparison.json --output_dir studies/recipes
+    flow-dpo report runs/train --view runs/view          with links to its trees, in a copy that `flow-dpo view` wrote
 
 reads everything that is named, and writes `report.html`: one file, nothing else needed.
-Invariant: a source that is none, or broken, is refused before anything is written.
+Invariant: a source that is empty or broken keeps a place with what is wrong; nothing is written where all are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flow_dpo.report.compose import compose
 from flow_dpo.report.document import Report
 from flow_dpo.report.html import render_page
 from flow_dpo.report.sources import read_sources
+from flow_dpo.report.view_links import ViewCopy
 from flow_dpo.runs.callbacks.progress import print_safe
 from flow_dpo.runs.files import write_whole
 from flow_dpo.runs.live import Live
@@ -38,15 +40,11 @@ class ReportSettings:
 
     output_dir: str = "runs/report"
     """Its folder. A report that is there is overwritten."""
-    num_side_by_side: int = 4
-    """Problems whose solutions stand side by side; 0 shows none."""
-    tree: str | None = None
-    """Id of the problem whose tree is drawn; a telling one where it is not given."""
+    view: str | None = None
+    """A folder that flow-dpo view --export wrote: the page links to the problems in it."""
 
     def __post_init__(self) -> None:
         expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
-        if self.num_side_by_side < 0:
-            raise ConfigError(f"expected num_side_by_side of 0 at least, found {self.num_side_by_side}")
 
 
 def parse(argv: Sequence[str]) -> tuple[list[Path], ReportSettings]:
@@ -65,14 +63,15 @@ def report(argv: Sequence[str]) -> int:
     paths, settings = parse(argv)
     folder = Path(settings.output_dir)
     check_writable(folder)
+    view = None if settings.view is None else ViewCopy.read(Path(settings.view), beside=folder)
     console = Console()
     with Live(console) as live:
         live.doing(f"reading {len(paths)} sources")
-        sources = read_sources(paths, tree=settings.tree)
+        sources = read_sources(paths)
         live.doing("drawing the page")
-        made = compose(sources, num_side_by_side=settings.num_side_by_side, command=command_line())
+        made = compose(sources, command=command_line(), view=view)
         write(made, folder)
-    for finding in made.findings:
+    for finding in (*made.answers.learned, *made.answers.distrust):
         print_safe(console, finding)
     print_safe(console, f"Written to {folder / 'report.html'}")
     return 0

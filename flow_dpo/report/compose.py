@@ -1,118 +1,103 @@
 """One report of all sources.
 
-In reading order: findings, comparisons, runs, evaluations, traces, judges, solutions side by side, and at last the
-commands and versions with which all of it can be made again. Invariant: each source that was named is in it, a broken
-one with what is wrong with it.
+In reading order: the four answers, then comparisons, runs, evaluations, traces, judges, what could not be read, and,
+folded, the commands and versions with which all of it can be made again. Invariant: each source that was named is in
+it, a broken one with what is wrong with it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flow_dpo.report import formatting
-from flow_dpo.report import rates as learning
+from flow_dpo.report.comparison_answers import comparison_answers
 from flow_dpo.report.comparison_section import comparison_section
-from flow_dpo.report.document import Block, Code, Fold, Paragraph, Report, Section, Table
-from flow_dpo.report.evaluation_section import evaluation_section, summarise_evaluation, traces_section
-from flow_dpo.report.judge_section import judge_section
-from flow_dpo.report.side_by_side import side_by_side
+from flow_dpo.report.document import Answers, Block, Code, Fold, Paragraph, Report, Section, Table
+from flow_dpo.report.evaluation_answers import evaluation_answers, traces_answers
+from flow_dpo.report.evaluation_section import evaluation_section, traces_section
+from flow_dpo.report.judge_section import judge_doubts, judge_finding, judge_section
+from flow_dpo.report.run_answers import over_seeds, run_answers
 from flow_dpo.report.sources import (  # fmt: skip
     BrokenSource,
     ComparisonSource,
     EvaluationSource,
-    GivenSolution,
     JudgeSource,
     RunSource,
     Source,
     TracesSource,
 )
 from flow_dpo.report.training_section import run_section
+from flow_dpo.report.view_links import ViewCopy, view_blocks
 
 
-def compose(sources: Sequence[Source], *, num_side_by_side: int, command: str) -> Report:
-    """The report of all sources. Raises `DataError` where a comparison holds a value of the wrong kind."""
+def compose(sources: Sequence[Source], *, command: str, view: ViewCopy | None = None) -> Report:
+    """The report of all sources, with links into the viewer's copy where there is one. Raises `DataError` where a
+    comparison holds a value of the wrong kind."""
     evaluations = [source for source in sources if isinstance(source, EvaluationSource)]
     traces = [source for source in sources if isinstance(source, TracesSource)]
     runs = [source for source in sources if isinstance(source, RunSource)]
-    comparisons = [source for source in sources if isinstance(source, ComparisonSource)]
     judges = [source for source in sources if isinstance(source, JudgeSource)]
-    sections: list[Section] = []
-    findings: list[str] = []
+    sections = [comparison_section(source) for source in sources if isinstance(source, ComparisonSource)]
+    sections += [run_section(run, view_blocks([run], view)) for run in runs]
+    sections += [evaluation_section(evaluations, view_blocks(evaluations, view))] if evaluations else []
+    sections += [traces_section(traces, view_blocks(traces, view))] if traces else []
+    sections += [judge_section(judges)] if judges else []
     for source in sources:
         if isinstance(source, BrokenSource):
-            title = f"{formatting.short(source.name)}: nothing to show"
-            sections.append(Section(title=title, blocks=(Paragraph(text=f"{source.path}: {source.reason}"),)))
-            findings.append(f"{source.name}: left out: {source.reason}")
-    for number, source in enumerate(comparisons, start=1):
-        section, found = comparison_section(source, number)
-        sections.append(section)
-        findings += found
-    if len(runs) > 1:
-        sections.append(_glance(runs))
-    for number, source in enumerate(runs, start=1):
-        section, finding = run_section(source, number, evaluations)
-        sections.append(section)
-        findings.append(finding)
-    if evaluations:
-        sections.append(evaluation_section(evaluations))
-        findings += [summarise_evaluation(one) for one in evaluations]
-    if traces:
-        sections.append(traces_section(traces))
-    if judges:
-        section, found = judge_section(judges)
-        sections.append(section)
-        findings += found
-    beside = side_by_side(solutions_by_name(sources), num_side_by_side)
-    if beside:
-        words = (
-            "The same problem, solved by different models; lines with a fault are marked. Picked to show differences "
-            "(models that disagree, right answers by a wrong step), not at random: counts are in the tables."
-        )
-        sections.append(Section(title="Solutions side by side", blocks=(Paragraph(text=words), *beside)))
-    sections.append(_reproduction(sources, command))
-    names, more = ", ".join(formatting.short(source.name, 30) for source in sources[:2]), len(sources) - 2
-    names += f" and {more} more" if more > 0 else ""
-    return Report(title=f"Report on {names}", findings=tuple(findings), sections=tuple(sections))
+            words = Paragraph(text=f"{source.path}: {source.reason}")
+            sections.append(Section(title=f"{source.name}: nothing to show", blocks=(words,)))
+    sections.append(Section(title="To make it again", blocks=tuple(_again(sources, command))))
+    names, more = ", ".join(source.name for source in sources[:2]), len(sources) - 2
+    title = f"Report on {names}" + (f" and {more} more" if more > 0 else "")
+    return Report(title=title, answers=_answers(sources), sections=tuple(sections))
 
 
-def solutions_by_name(sources: Sequence[Source]) -> dict[str, Mapping[str, GivenSolution]]:
-    """The solutions of every source that has some, by the name of the arm, evaluation or traces."""
-    found: dict[str, Mapping[str, GivenSolution]] = {}
+def _answers(sources: Sequence[Source]) -> Answers:
+    """The answers of all sources; where they are several, each sentence begins with whose it is."""
+    runs = [source for source in sources if isinstance(source, RunSource)]
+    evaluations = [source for source in sources if isinstance(source, EvaluationSource)]
+    several = sum(isinstance(source, (RunSource, ComparisonSource)) for source in sources) > 1
+    found = [over_seeds(runs)] if len(runs) > 1 else []
     for source in sources:
         if isinstance(source, ComparisonSource):
-            found |= {
-                f"{arm} ({source.name})" if arm in found else arm: solutions
-                for arm, solutions in source.solutions.items()
-            }
-        elif isinstance(source, (EvaluationSource, TracesSource)) and source.solutions:
-            found[source.name] = source.solutions
-    return found
+            found.append(_named(comparison_answers(source), source.name) if several else comparison_answers(source))
+        elif isinstance(source, RunSource):
+            one = run_answers(source)
+            # Of several runs each has its interval in its change, and seeds are read together.
+            one = replace(one, surely=()) if len(runs) > 1 else one
+            found.append(_named(one, source.name) if several else one)
+    found.append(evaluation_answers(evaluations, runs))
+    found.append(traces_answers([source for source in sources if isinstance(source, TracesSource)]))
+    for source in sources:
+        if isinstance(source, JudgeSource):
+            found.append(Answers(learned=(judge_finding(source),), distrust=tuple(judge_doubts(source))))
+        if isinstance(source, BrokenSource):
+            found.append(Answers(distrust=(f"{source.name} is left out: {source.reason}",)))
+    doubts = tuple(words for one in found for words in one.distrust)
+    return Answers(
+        learned=tuple(words for one in found for words in one.learned),
+        surely=tuple(words for one in found for words in one.surely),
+        price=tuple(words for one in found for words in one.price),
+        distrust=doubts or (f"0 reasons in the files of {len(sources)} source{'s' if len(sources) > 1 else ''}: "
+                            "nothing interrupted, ungraded, cut or skipped, and no measure that fell.",),
+    )  # fmt: skip
 
 
-def _glance(runs: Sequence[RunSource]) -> Section:
-    rows: list[tuple[str, ...]] = []
-    for run in runs:
-        quarters = learning.quarters(run.num_seen)
-        rates = [learning.accuracy(run.counts, part) for part in (quarters[:1] + quarters[-1:])]
-        accuracies = [f"{formatting.share(rate.value)} ({formatting.interval(rate.bounds)})" for rate in rates]
-        given = formatting.count(run.num_problems)
-        rows.append(
-            (run.name, f"{formatting.count(run.num_seen)} of {given}", *(accuracies or [formatting.NOTHING] * 2))
-        )
-    columns = ("run", "problems", "first quarter right", "last quarter right")
-    table = Table(caption="Accuracy before learning (95 % interval)", columns=columns, rows=tuple(rows))
-    return Section(title="All runs at a glance", blocks=(table,))
+def _named(answers: Answers, name: str) -> Answers:
+    parts = (answers.learned, answers.surely, answers.price, answers.distrust)
+    learned, surely, price, distrust = (tuple(f"{name}: {words}" for words in part) for part in parts)
+    return Answers(learned=learned, surely=surely, price=price, distrust=distrust)
 
 
-def _reproduction(sources: Sequence[Source], command: str) -> Section:
+def _again(sources: Sequence[Source], command: str) -> list[Fold]:
     """The commands as they were typed, settings, and versions."""
     commands = [line for source in sources for line in _commands(source)]
-    blocks: list[Block] = [
-        Paragraph(text="Commands as they were typed, oldest source first, and the one that made this page:")
-    ]
-    blocks.append(Code(text="\n".join([*commands, command])))
+    words = "As they were typed, in the order of the sources, and the one that made this page:"
+    code = Code(text="\n".join([*commands, command]))
+    folds = [Fold(title="Commands", blocks=(Paragraph(text=words), code))]
     facts = {source.name: _facts(source) for source in sources}
     named = {name: {**(found.get("versions") or {}), **_machine(found)} for name, found in facts.items()}
     columns = [name for name, found in named.items() if found]
@@ -122,10 +107,10 @@ def _reproduction(sources: Sequence[Source], command: str) -> Section:
     )
     if rows:
         wordy = frozenset(range(len(columns) + 1))
-        blocks.append(Table(caption="Versions", columns=("", *columns), rows=rows, wordy=wordy))
-    for source in sources:
-        blocks += _settings(source)
-    return Section(title="Commands and versions", blocks=tuple(blocks))
+        table = Table(caption="Versions", columns=("", *columns), rows=rows, wordy=wordy)
+        folds.append(Fold(title="Versions", blocks=(table,)))
+    settings = [block for source in sources for block in _settings(source)]
+    return [*folds, *([Fold(title="Settings", blocks=tuple(settings))] if settings else [])]
 
 
 def _commands(source: Source) -> list[str]:
@@ -158,11 +143,10 @@ def _machine(found: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _settings(source: Source) -> list[Fold]:
+def _settings(source: Source) -> list[Block]:
     if isinstance(source, RunSource):
-        return [Fold(title=f"Settings of {source.name} (config.yaml)", blocks=(Code(text=source.settings_text),))]
+        return [Paragraph(text=f"{source.name} (config.yaml)"), Code(text=source.settings_text)]
     settings = _facts(source).get("question" if isinstance(source, JudgeSource) else "settings")
     if not settings:
         return []
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
-    return [Fold(title=f"Settings of {source.name}", blocks=(Code(text=text),))]
+    return [Paragraph(text=source.name), Code(text=json.dumps(settings, indent=2, ensure_ascii=False))]

@@ -1,19 +1,18 @@
-"""The document tree of a report, before it is HTML: sections with a title, holding blocks of a few kinds.
+"""The document tree of a report, before it is HTML: four answers, then sections that hold blocks of a few kinds.
 
 Text in a block is plain: whoever renders it escapes it, always, since it may come from a model, a data set or a
 settings file. Example:
 
     Section(title="Cost", blocks=(Table(caption="Tokens", columns=("", "tokens"), rows=(("sampled", "8,230"),)),))
 
-Invariant: every number that a reader sees is text in a block.
+Invariant: every number that a reader sees is text in a block; a drawing repeats what stands beside it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from flow_dpo.core.types import Status
+from flow_dpo.runs.charts import Panel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,81 +46,84 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """A picture. Its title states what it shows."""
+class Effect:
+    """A row of a forest: a value with its intervals, drawn, and in numbers."""
+
+    label: str
+    cells: tuple[str, ...]
+    """The numbers, one for each column of the forest."""
+    mean: float | None
+    inner: tuple[float, float] | None = None
+    """Drawn thick."""
+    outer: tuple[float, float] | None = None
+    """Drawn thin: the interval over seeds, which decides where it is there."""
+    side: str = ""
+    """"better" or "worse" where it is told apart from nothing."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forest:
+    """Values with intervals on one scale, a row each, in groups with a heading."""
+
+    caption: str
+    groups: tuple[tuple[str, tuple[Effect, ...]], ...]
+    columns: tuple[str, ...]
+    unit: str
+    """Of the scale."""
+    reference: float | None = 0.0
+    """Where the line stands that rows are told apart from; None of values that are no differences."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """Lines over x. Its title states what they show."""
 
     title: str
-    svg: str
-    """An `<svg>` element without a namespace, its colours named by the page (`runs.charts.to_svg`)."""
-    caption: str = ""
+    panels: tuple[Panel, ...]
+    x: str
+    """The axis' name, with its unit."""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One line of a solution."""
+class Bar:
+    """What a lane of a time line did from when to when, in the unit of the axis."""
 
-    text: str
-    fault: str = ""
-    """What is wrong with it, in words."""
-    given_up: bool = False
-    """It stands before the attempt that counts."""
+    lane: int
+    what: str
+    start: float
+    end: float
+    text: str = ""
+    """Stands below the bar where there is room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
-    """One solution of one problem."""
+class Lanes:
+    """A time line: a lane a row, the first on top."""
 
     title: str
-    """Who wrote it."""
-    status: Status | None
-    outcome: str
-    """The verdict, in words."""
-    lines: tuple[Line, ...]
+    lanes: tuple[str, ...]
+    bars: tuple[Bar, ...]
+    x: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SideBySide:
-    """Several solutions of one problem."""
+class Link:
+    """A way to an address that the reader of the report has: a page beside it."""
 
-    question: str
-    gold: str
-    passages: tuple[Passage, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreeNode:
-    """One node of a tree: the completion of one turn."""
-
-    id: int
-    role: str
     text: str
-    notes: tuple[str, ...]
-    """What is known of it: its probability, its tags, whether a pair chose it."""
-    preferred: Literal["", "chosen", "rejected", "both"] = ""
-    """Which side of a pair it is."""
-    alternatives: tuple[Branch, ...] = ()
-    """The rollouts that have another completion in this node's place."""
+    address: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Branch:
-    """One rollout: its nodes from its start to its leaf, and its verdict."""
+class Links:
+    """Where to look on."""
 
-    nodes: tuple[TreeNode, ...]
-    status: Status | None
-    outcome: str
-    continuations: tuple[Branch, ...] = ()
-    """The rollouts that go on from its leaf, where it stopped before its end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreeDrawing:
-    """All rollouts of one problem, the trunk first."""
-
-    question: str
-    gold: str
-    branches: tuple[Branch, ...]
-    """The trunk; and more where several rollouts begin at the root."""
+    text: str
+    links: tuple[Link, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +134,7 @@ class Fold:
     blocks: tuple[Block, ...]
 
 
-Block = Paragraph | Code | Table | Figure | SideBySide | TreeDrawing | Fold
+Block = Paragraph | Code | Table | Forest | Chart | Lanes | Links | Fold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +143,20 @@ class Section:
 
     title: str
     blocks: tuple[Block, ...] = ()
-    sections: tuple[Section, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What a reader asks first, in sentences with their numbers."""
+
+    learned: tuple[str, ...] = ()
+    """Did it learn?"""
+    surely: tuple[str, ...] = ()
+    """How surely?"""
+    price: tuple[str, ...] = ()
+    """At what price?"""
+    distrust: tuple[str, ...] = ()
+    """What should I distrust?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +164,5 @@ class Report:
     """The whole."""
 
     title: str
-    findings: tuple[str, ...]
-    """What came of it, in one line each."""
+    answers: Answers
     sections: tuple[Section, ...] = ()

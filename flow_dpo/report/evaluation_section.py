@@ -10,63 +10,97 @@ from typing import Any
 
 from flow_dpo.core.stats import wilson
 from flow_dpo.evaluate.headers import AREA_WORDS
-from flow_dpo.evaluate.statistics import ungraded_words
 from flow_dpo.evaluate.step_validity import invalid_rate
 from flow_dpo.evaluate.votes import RULE_WORDS
 from flow_dpo.report import formatting
-from flow_dpo.report.document import Block, Fold, Section, Table
+from flow_dpo.report.document import Block, Effect, Fold, Forest, Section, Table
 from flow_dpo.report.sources import EvaluationSource, TracesSource
 
 
-def evaluation_section(evaluations: Sequence[EvaluationSource]) -> Section:
-    """All evaluations, a row each; those of Stop on a fixed set in tables of their own."""
+def evaluation_section(evaluations: Sequence[EvaluationSource], looks: Sequence[Block] = ()) -> Section:
+    """All evaluations, a row each, and those of Stop on a fixed set; below, folded, all else that they measured.
+    `looks` are the ways to their solutions."""
     fixed = [one for one in evaluations if one.fixed_set]
     evaluations = [one for one in evaluations if not one.fixed_set]
-    blocks = _accuracy_blocks(evaluations) if evaluations else []
-    return Section(title="Evaluations", blocks=(*blocks, *(_fixed_set_blocks(fixed) if fixed else ())))
+    shown: list[Block] = [_accuracies(evaluations)] if evaluations else []
+    folds = [_stop_forest(fixed)] if fixed else []
+    made = [Fold(title=title, blocks=tuple(blocks)) for title, blocks in _folds(evaluations, fixed) if blocks]
+    return Section(title="Evaluations", blocks=(*shown, *folds, *looks, *made))
 
 
-def _accuracy_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
-    rows = tuple(_row(one) for one in evaluations)
-    columns = (
-        "evaluation",
-        "who",
-        "data set",
-        "decoding",
-        "accuracy (95 % interval)",
-        "problems",
-        "draws",
-        "ungraded",
-    )
-    blocks: list[Block] = [Table(caption="Accuracy", columns=columns, rows=rows, wordy=frozenset({0, 1, 2, 3}))]
+def _accuracies(evaluations: Sequence[EvaluationSource]) -> Forest:
+    """By data set; on each the best first."""
+    groups: dict[str, list[Effect]] = {}
+    for one in sorted(evaluations, key=lambda one: -(one.summary.get("accuracy") or 0.0)):
+        summary, bounds = one.summary, one.summary["interval"]
+        accuracy = summary.get("accuracy")
+        effect = Effect(
+            label=one.name,
+            note=_how(one),
+            mean=None if accuracy is None else 100 * accuracy,
+            inner=(100 * bounds[0], 100 * bounds[1]),
+            cells=(
+                formatting.share(accuracy),
+                formatting.interval(bounds),
+                formatting.count(summary.get("num_problems")),
+            ),
+        )
+        groups.setdefault(str(summary.get("dataset") or "an unnamed set"), []).append(effect)
+    return Forest(
+        caption="Accuracy", groups=tuple((name, tuple(effects)) for name, effects in groups.items()),
+        columns=("accuracy", "95 % interval", "problems"), unit="per cent right", reference=None,
+    )  # fmt: skip
+
+
+def _stop_forest(evaluations: Sequence[EvaluationSource]) -> Forest:
+    """Stop on fixed sets, by set: rows of one set are comparable."""
+    groups: dict[str, list[Effect]] = {}
+    for one in evaluations:
+        found = one.summary["candidates"]
+        area = found["right_over_wrong"]
+        num = sum(found["num"].get(kind) or 0 for kind in ("right", "wrong"))
+        effect = Effect(
+            label=one.name, note="untrained" if one.untrained else describe_model(one), mean=area["area"],
+            inner=area["interval"] and (area["interval"][0], area["interval"][1]),
+            cells=(formatting.decimal(area["area"]), _decimals(area["interval"]), formatting.count(num)),
+        )  # fmt: skip
+        groups.setdefault(f"set {str(found['sha256'])[:12]}", []).append(effect)
+    return Forest(
+        caption="Stop on a fixed set of candidates: area right over wrong",
+        groups=tuple((name, tuple(effects)) for name, effects in groups.items()),
+        columns=("area", "95 % interval", "candidates"), unit="area under the curve", reference=None,
+    )  # fmt: skip
+
+
+def _decimals(bounds: Sequence[float] | None) -> str:
+    return formatting.NOTHING if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+
+
+def _folds(evaluations: Sequence[EvaluationSource], fixed: Sequence[EvaluationSource]) -> list[tuple[str, list[Block]]]:
+    """All that was measured, as tables."""
     steps = [_steps_row(one) for one in evaluations if one.summary.get("steps_of_right_answers")]
-    if steps:
-        blocks.append(_steps_table("Right answers with a wrong step", "evaluation", steps))
+    tables = [_steps_table("Right answers with a wrong step", "evaluation", steps)] if steps else []
+    draws = [row for one in evaluations for row in _draws_rows(one)]
+    columns = ("evaluation", "k", "pass@k", "majority@k")
+    tables += [Table(caption="Several draws a problem", columns=columns, rows=tuple(draws))] if draws else []
     stops = [_stop_row(one) for one in evaluations if (one.summary.get("stop") or {}).get("num_candidates")]
     stops = [row for row in stops if any(cell != formatting.NOTHING for cell in row[1:])]
-    if stops:
-        columns = (
-            "evaluation", "right over finished wrong", "finished over unfinished", "Yes to unfinished",
-            "Yes to finished wrong", "Yes to right",
-        )  # fmt: skip
-        blocks.append(
-            Table(
-                caption="Stop on each evaluation's own candidates: areas under the curve, and how often it says Yes",
-                columns=columns,
-                rows=tuple(stops),
-            )
-        )
-    draws = [row for one in evaluations for row in _draws_rows(one)]
-    if draws:
-        columns = ("evaluation", "k", "pass@k", "majority@k")
-        blocks.append(Table(caption="Several draws a problem", columns=columns, rows=tuple(draws)))
-    blocks += _votes_blocks([one for one in evaluations if one.draws])
+    columns = (
+        "evaluation", "right over finished wrong", "finished over unfinished", "Yes to unfinished",
+        "Yes to finished wrong", "Yes to right",
+    )  # fmt: skip
+    caption = "Stop on each evaluation's own candidates: areas under the curve, and how often it says Yes"
+    judged = [Table(caption=caption, columns=columns, rows=tuple(stops))] if stops else []
     groups = [row for one in evaluations for row in _group_rows(one)]
-    if groups:
-        columns = ("evaluation", "group", "accuracy", "95 % interval", "problems")
-        table = Table(caption="By level and subject", columns=columns, rows=tuple(groups), wordy=frozenset({0, 1}))
-        blocks.append(Fold(title="By the data set's level and subject", blocks=(table,)))
-    return blocks
+    columns = ("evaluation", "group", "accuracy", "95 % interval", "problems")
+    grouped = [Table(caption="By level and subject", columns=columns, rows=tuple(groups), wordy=frozenset({0, 1}))]
+    return [
+        ("Several draws, and wrong steps", [*tables]),
+        ("Stop on the evaluations' own candidates", [*judged]),
+        ("Votes over several attempts", _votes_blocks([one for one in evaluations if one.draws])),
+        ("By the data set's level and subject", [*grouped] if groups else []),
+        ("Stop on fixed sets, as tables", _fixed_set_blocks(fixed) if fixed else []),
+    ]
 
 
 def _votes_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
@@ -135,40 +169,21 @@ def _fixed_set_blocks(evaluations: Sequence[EvaluationSource]) -> list[Block]:
     columns = ("evaluation", "judge", "probability", "mean", "share right", "candidates")
     caption = "Reliability at finished candidates: of P(Yes), and of P(right) by the flow's judgement"
     reliability = Table(caption=caption, columns=columns, rows=tuple(bins), wordy=frozenset({0, 1}))
-    return [table, Fold(title="Reliability of P(Yes)", blocks=(reliability,))]
+    return [table, reliability]
 
 
 def _measured(found: Mapping[str, Any]) -> str:
     return f"{formatting.share(found['accuracy'])} ({formatting.interval(found['interval'])})"
 
 
-def summarise_evaluation(one: EvaluationSource) -> str:
-    """An evaluation in one line."""
-    summary = one.summary
-    if one.fixed_set:
-        found = summary["candidates"]
-        areas = (
-            f"{words} {formatting.band(found[name]['area'], found[name]['interval'])}"
-            for name, words in AREA_WORDS.items()
-        )
-        who = "untrained" if one.untrained else describe_model(one)
-        return f"{one.name}: Stop ({who}) on the fixed set {found['sha256'][:12]}: {', '.join(areas)}."
-    ungraded = ungraded_words(summary)
-    return (
-        f"{one.name}: {formatting.share(summary.get('accuracy'))} ({formatting.interval(summary['interval'])}) of "
-        f"{formatting.count(summary.get('num_problems'))} problems of "
-        f"{summary.get('dataset', 'an unnamed set')} right, "
-        f"{describe_model(one)}, {describe_decoding(summary)}{f'; {ungraded}' if ungraded else ''}."
-    )
-
-
-def describe_model(one: EvaluationSource) -> str:
-    """Flow or single pass, trained or not."""
+def describe_model(one: EvaluationSource, *, short: bool = False) -> str:
+    """Flow or single pass, trained or not; `short`: of its run the folder's own name."""
     settings = one.summary.get("settings") or {}
     who = "single model" if one.single else "attempt of the flow" if one.draws else "flow"
     if one.untrained:
         return f"untrained {who}" if not one.single else f"{who}, no adapter"
-    return f"{who}, adapters of {settings.get('run') or settings.get('adapter') or 'an unnamed run'}"
+    source = str(settings.get("run") or settings.get("adapter") or "an unnamed run")
+    return f"{who}, adapters of {source.rstrip('/').rpartition('/')[2] if short else source}"
 
 
 def describe_decoding(summary: Mapping[str, Any]) -> str:
@@ -183,20 +198,14 @@ def describe_decoding(summary: Mapping[str, Any]) -> str:
     return f"sampled ({values})" if values else "sampled"
 
 
-def _row(one: EvaluationSource) -> tuple[str, ...]:
+def _how(one: EvaluationSource) -> str:
+    """Who answered, how, how often, and what of it could not be graded."""
     summary = one.summary
-    return (
-        one.name, describe_model(one), str(summary.get("dataset", formatting.NOTHING)), describe_decoding(summary),
-        f"{formatting.share(summary.get('accuracy'))} ({formatting.interval(summary['interval'])})",
-        formatting.count(summary.get("num_problems")), formatting.count(summary.get("num_draws")),
-        _ungraded(summary),
-    )  # fmt: skip
-
-
-def _ungraded(summary: Mapping[str, Any]) -> str:
-    """How many, and the accuracy without them where that is another."""
-    count, known = formatting.count(summary.get("num_ungraded")), summary.get("accuracy_graded")
-    return f"{count} ({formatting.share(known)} of the graded)" if summary.get("num_ungraded") else count
+    words = f"{describe_model(one, short=True)}, {describe_decoding(summary)}"
+    draws, ungraded = summary.get("num_draws"), summary.get("num_ungraded")
+    words += "" if draws in (None, summary.get("num_problems")) else f", {formatting.count(draws)} draws"
+    known = f", {formatting.share(summary.get('accuracy_graded'))} of the graded right"
+    return words + (f"; {formatting.count(ungraded)} ungraded{known}" if ungraded else "")
 
 
 def _steps_row(one: EvaluationSource) -> tuple[str, ...]:
@@ -253,12 +262,12 @@ def _group_rows(one: EvaluationSource) -> list[tuple[str, ...]]:
     return rows
 
 
-def traces_section(traces: Sequence[TracesSource]) -> Section:
-    """All folders of traces, a row each."""
+def traces_section(traces: Sequence[TracesSource], looks: Sequence[Block] = ()) -> Section:
+    """All folders of traces, a row each; `looks` are the ways to them."""
     rows: list[tuple[str, ...]] = []
     steps: list[tuple[str, ...]] = []
     for one in traces:
-        header, on = one.file.header, len(one.solutions)
+        header, on = one.file.header, len(one.firsts)
         counts, cost = header.get("counts") or {}, header.get("cost") or {}
         source = str(header.get("source", formatting.NOTHING)) + (
             "" if header.get("complete", True) else ", interrupted"
@@ -269,7 +278,7 @@ def traces_section(traces: Sequence[TracesSource]) -> Section:
             formatting.count(cost.get("tokens_sampled")), formatting.count(cost.get("verdicts_used")),
             formatting.seconds(cost.get("seconds")),
         ))  # fmt: skip
-        found = invalid_rate((solution.problem, solution.text) for solution in one.solutions.values())
+        found = invalid_rate((trace.problem, trace.solution) for trace in one.firsts)
         steps.append((one.name, *steps_cells(found)))
     columns = (
         "traces",
@@ -285,5 +294,5 @@ def traces_section(traces: Sequence[TracesSource]) -> Section:
     table = Table(caption="Traces, and what they cost", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1}))
     return Section(
         title="Traces",
-        blocks=(table, _steps_table("Traces with a wrong step (the first of each problem)", "traces", steps)),
+        blocks=(table, _steps_table("Traces with a wrong step (the first of each problem)", "traces", steps), *looks),
     )

@@ -1,7 +1,7 @@
 """The section of a judge's verdicts on two sets of traces.
 
 Who was preferred, how surely, and how far the judge can be trusted: whether its verdicts agree in both orders, and
-whether it leans to a place or to length. Then a few of its own replies. Invariant: a preference is called one only
+whether it leans to a place or to length. Invariant: a preference is called one only
 where its interval leaves out one half.
 """
 
@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flow_dpo.report import formatting
-from flow_dpo.report.document import Block, Code, Fold, Paragraph, Section, Table
+from flow_dpo.report.document import Effect, Fold, Forest, Paragraph, Section, Table
 from flow_dpo.report.sources import JudgeSource
 
-_SHOWN = 6
-"""Judgements whose replies are shown."""
-_LONGEST = 1500
-"""Characters of them."""
+_AGREED = 0.8
+"""Share of pairs on which a judge's two orders agree, below which that is a reason for distrust."""
 _TIES = {
     "identical": "the same words on both sides",
     "both_orders": "a tie in both orders",
@@ -25,45 +23,42 @@ _TIES = {
 }
 
 
-def judge_section(judges: Sequence[JudgeSource]) -> tuple[Section, tuple[str, ...]]:
-    """All judges, and a finding of each."""
-    rows, reasons = [_outcomes(one) for one in judges], [row for one in judges for row in _kinds(one)]
+def judge_section(judges: Sequence[JudgeSource]) -> Section:
+    """All judges."""
+    reasons = [row for one in judges for row in _kinds(one)]
     words = (
         "A judge reads two traces of one problem blind, once in each order. A pair is a win where both orders prefer "
         "the same trace, and a tie where they do not; a pair without a verdict enters no rate. A judge is no verifier: "
         "it may prefer a wrong step."
     )
-    columns = (
-        "judged",
-        "by",
-        "a wins",
-        "b wins",
-        "ties",
-        "no verdict",
-        "a's win rate (95 % interval)",
-        "sign test's p",
-    )
-    blocks: list[Block] = [
-        Paragraph(text=words),
-        Table(
-            caption="Wins, ties counting half in the rate", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1})
-        ),
-        Table(
-            caption="How far the judge can be trusted",
-            columns=("judged", "orders agree", "Cohen's kappa", "picks the first place", "longer one wins"),
-            rows=tuple(_trust(one) for one in judges),
-        ),
+    rates = Forest(
+        caption="How often a is preferred, ties counting half",
+        groups=(("judged", tuple(_rate(one) for one in judges)),),
+        columns=("a's win rate", "95 % interval", "p"), unit="per cent", reference=50.0,
+        note="p: the sign test's, over pairs that are no ties.",
+    )  # fmt: skip
+    columns = ("judged", "a wins", "b wins", "ties", "no verdict")
+    trust = ("judged", "orders agree", "Cohen's kappa", "picks the first place", "longer one wins")
+    tables = [
+        Table(caption="Pairs", columns=columns, rows=tuple(_outcomes(one) for one in judges)),
+        Table(caption="How far the judge can be trusted", columns=trust, rows=tuple(_trust(one) for one in judges)),
     ]
     if reasons:
-        table = Table(
-            caption="Ties and missing verdicts",
-            columns=("judged", "why", "pairs or questions"),
-            rows=tuple(reasons),
-            wordy=frozenset({0, 1}),
-        )
-        blocks.append(table)
-    blocks += [fold for one in judges if (fold := _quote(one))]
-    return Section(title="Judge", blocks=tuple(blocks)), tuple(_finding(one) for one in judges)
+        columns = ("judged", "why", "pairs or questions")
+        caption = "Ties and missing verdicts"
+        tables.append(Table(caption=caption, columns=columns, rows=tuple(reasons), wordy=frozenset({0, 1})))
+    fold = Fold(title="Ties, and how far the judge can be trusted", blocks=tuple(tables))
+    return Section(title="Judge", blocks=(Paragraph(text=words), rates, fold))
+
+
+def _rate(one: JudgeSource) -> Effect:
+    rate, bounds = _win_rate(one)
+    side = "" if bounds is None else "better" if bounds[0] > 0.5 else "worse" if bounds[1] < 0.5 else ""
+    return Effect(
+        label=name_sides(one), note=f"by {_judge(one)}", side=side, mean=None if rate is None else 100 * rate,
+        inner=None if bounds is None else (100 * bounds[0], 100 * bounds[1]),
+        cells=(formatting.share(rate), formatting.interval(bounds), formatting.p_value(_number(one, "decided", "p"))),
+    )  # fmt: skip
 
 
 def name_sides(one: JudgeSource) -> str:
@@ -91,10 +86,7 @@ def _judge(one: JudgeSource) -> str:
 
 
 def _outcomes(one: JudgeSource) -> tuple[str, ...]:
-    pairs = [formatting.count(_number(one, "pairs", name)) for name in ("a", "b", "tie", "unparsed")]
-    rate, bounds = _win_rate(one)
-    shown = formatting.NOTHING if rate is None else f"{formatting.share(rate)} ({formatting.interval(bounds)})"
-    return (name_sides(one), _judge(one), *pairs, shown, formatting.p_value(_number(one, "decided", "p")))
+    return (one.name, *(formatting.count(_number(one, "pairs", name)) for name in ("a", "b", "tie", "unparsed")))
 
 
 def _trust(one: JudgeSource) -> tuple[str, ...]:
@@ -109,22 +101,30 @@ def _kinds(one: JudgeSource) -> list[tuple[str, ...]]:
     return [(one.name, words, formatting.count(value)) for words, value in [*ties, *missing] if value]
 
 
-def _finding(one: JudgeSource) -> str:
+def judge_finding(one: JudgeSource) -> str:
+    """Who was preferred, and how surely."""
     rate, bounds = _win_rate(one)
     if rate is None or bounds is None:
         return f"{name_sides(one)}: no pair has a verdict."
     how = f"a's win rate is {formatting.share(rate)} ({formatting.interval(bounds)})"
     better = "a preferred" if bounds[0] > 0.5 else "b preferred" if bounds[1] < 0.5 else "neither preferred"
-    agreed = formatting.share(_number(one, "agreement", "rate"))
-    return f"{name_sides(one)}: {how} by {_judge(one)}, {better}; its two orders agree on {agreed}."
+    return f"{name_sides(one)}: {how} by {_judge(one)}, {better}."
 
 
-def _quote(one: JudgeSource) -> Fold | None:
-    """The replies of the first judgements."""
-    shown: list[Block] = []
-    for row in one.rows[:_SHOWN]:
-        shown.append(Paragraph(text=f"{row.problem_id}, {row.first} shown as A: {row.verdict or 'no verdict'}"))
-        if row.words:
-            shown.append(Code(text=row.words[:_LONGEST] + (" [...]" if len(row.words) > _LONGEST else "")))
-    title = f"The judge's own words in {one.name}, first {len(one.rows[:_SHOWN])}"
-    return Fold(title=title, blocks=tuple(shown)) if shown else None
+def judge_doubts(one: JudgeSource) -> list[str]:
+    """Orders that disagree, a lean to a place or to length, and pairs without a verdict."""
+    doubts: list[str] = []
+    agreed, pairs = _number(one, "agreement", "rate"), one.summary["pairs"]
+    if agreed is not None and agreed < _AGREED:
+        doubts.append(f"{one.name}: the judge's two orders agree on {formatting.share(agreed)} of the pairs.")
+    for name, key, words in (
+        ("position", "first_rate", "picks the first place"),
+        ("longer", "rate", "prefers the longer"),
+    ):
+        bounds = one.summary[name].get("interval")
+        if bounds is not None and not bounds[0] <= 0.5 <= bounds[1]:
+            rate = formatting.share(_number(one, name, key))
+            doubts.append(f"{one.name}: the judge {words} in {rate} ({formatting.interval(bounds)}).")
+    if pairs.get("unparsed"):
+        doubts.append(f"{one.name}: pairs without a verdict: {formatting.count(pairs['unparsed'])}.")
+    return doubts

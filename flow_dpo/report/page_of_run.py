@@ -19,5 +19,5 @@ from flow_dpo.runs.files import write_whole
 def page_of_run(path: Path) -> list[Path]:
     """Write report.html of the run at `path`. Raises `DataError` for a folder that is none."""
     command = f"flow-dpo report {shlex.quote(str(path))}"
-    write_whole(path / "report.html", render_page(compose(read_sources([path]), num_side_by_side=0, command=command)))
+    write_whole(path / "report.html", render_page(compose(read_sources([path]), command=command)))
     return [path / "report.html"]

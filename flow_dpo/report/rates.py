@@ -112,10 +112,36 @@ def prefers_yes(counts: RunCounts, part: Part, role: str, *, finished: bool) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Area:
-    """An area under the curve, and its 95 % interval; None where a side is empty."""
+    """An area under the curve or a difference, and its 95 % interval; None where a side is empty."""
 
     value: float | None
     bounds: tuple[float, float] | None = None
+
+
+def change(first: Rate, last: Rate) -> Area:
+    """Last minus first, of other problems, with the interval of Newcombe (1998, Statistics in Medicine 17, method 10)
+    from both Wilson intervals; no value where a side is empty."""
+    if first.value is None or last.value is None or first.bounds is None or last.bounds is None:
+        return Area(value=None)
+    (low, high), (last_low, last_high) = first.bounds, last.bounds
+    gap = last.value - first.value
+    down, up = (
+        math.hypot(last.value - last_low, high - first.value),
+        math.hypot(last_high - last.value, first.value - low),
+    )
+    return Area(value=gap, bounds=(max(-1.0, gap - down), min(1.0, gap + up)))
+
+
+def cut(counts: RunCounts, part: Part) -> Rate:
+    """Trunks that did not end by themselves: a limit cut them."""
+    of = len(counts.rewards[part.start : part.end])
+    return Rate(hits=sum(part.start <= index < part.end for index in counts.cut), of=of)
+
+
+def wrong_steps(counts: RunCounts, part: Part) -> Rate:
+    """Right trunks with a wrong step, of those whose steps could be checked."""
+    checked = [wrong for index, wrong in counts.wrong_step.items() if part.start <= index < part.end]
+    return Rate(hits=sum(checked), of=len(checked))
 
 
 def to_series(label: str, x: Sequence[float], rates: Sequence[Rate | Area], scale: float = 100) -> Series:
@@ -161,12 +187,6 @@ def choosing_roles(counts: RunCounts) -> list[str]:
 def roles(counts: RunCounts) -> list[str]:
     """All roles with a completion."""
     return list(dict.fromkeys(node.role for node in counts.nodes))
-
-
-def depths(counts: RunCounts, role: str, least: int = 8) -> list[int]:
-    """Depths at which a role has enough completions for a rate."""
-    found = [node.depth for node in counts.nodes if node.role == role]
-    return [depth for depth in sorted(set(found)) if found.count(depth) >= least]
 
 
 def _candidates(counts: RunCounts, part: Part, role: str) -> list[JudgedCandidate]:

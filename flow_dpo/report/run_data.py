@@ -1,8 +1,9 @@
-"""A run's trees and pairs, counted for its report: trunk nodes, judged candidates, and one tree to draw.
+"""A run's trees and pairs, counted for its report: trunks, their nodes, and judged candidates.
 
-Every trunk node, with whether it gave a pair; every candidate that a choosing role (Stop) judged on the trunk, with the
-candidate's own verdict; and one tree to be drawn. A candidate's verdict needs no second grading: where Yes was chosen,
-in the trunk or in the alternative to its No, the rollout ended there, and its verdict is the candidate's.
+Every trunk with its verdict, whether it was cut, and whether a right one has a wrong step; every trunk node, with
+whether it gave a pair; and every candidate that a choosing role (Stop) judged on the trunk, with the candidate's own
+verdict. That needs no second grading: where Yes was chosen, in the trunk or in the alternative to its No, the rollout
+ended there, and its verdict is the candidate's.
 
     A0 -- No1 -- A2 -- Yes3     candidate at 3: the trunk's verdict
            \\
@@ -20,11 +21,12 @@ from pathlib import Path
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.evaluate.evaluate import CandidateKind, candidate_kind
+from flow_dpo.evaluate.step_validity import has_invalid_step
 from flow_dpo.runs.records import PairRow, ScoredRow, iter_rows
 from flow_dpo.runs.tree_rows import NodeRow, TreeRow
 
-MAX_DRAWN_NODES = 60
-"""A tree of more nodes is drawn only where it is requested by name."""
+_LONGEST_CHECKED = 20_000
+"""Characters of a solution whose steps are checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,6 @@ class ExampleSeen:
     rejected: int | None
     """The other side; None for a single scored completion."""
     tags: tuple[str, ...]
-    advantage: float | None
 
 
 @dataclass(kw_only=True)
@@ -92,19 +93,17 @@ class RunCounts:
     """The run learns from pairs."""
     singles: bool = False
     """The run learns from single completions, alone or beside pairs."""
-    drawn: tuple[TreeRow, list[ExampleSeen]] | None = None
-    """One tree, as trees.jsonl has it, and the examples that it gave."""
+    cut: set[int] = field(default_factory=set[int])
+    """Problems, from 0, whose trunk did not end by itself."""
+    wrong_step: dict[int, bool] = field(default_factory=dict[int, bool])
+    """Problems, from 0, whose trunk is right and states steps that could be checked: whether one of them is wrong."""
 
 
-def count_run(run: Path, num_seen: int, wanted: str | None = None) -> RunCounts:
-    """Counts over the first `num_seen` trees of a run, and one tree to draw: `wanted` where given, else a rich one.
-
-    Raises `DataError` naming file and line of what is broken.
-    """
+def count_run(run: Path, num_seen: int) -> RunCounts:
+    """Counts over the first `num_seen` trees of a run. Raises `DataError` naming file and line of what is broken."""
     counts = RunCounts()
     examples = _read_examples(run, counts)
-    best = -1.0
-    for line, tree in iter_rows(run / "trees.jsonl", TreeRow) if num_seen or wanted is not None else ():
+    for line, tree in iter_rows(run / "trees.jsonl", TreeRow) if num_seen else ():
         if line > num_seen:
             break
         name = tree.problem.id
@@ -113,12 +112,8 @@ def count_run(run: Path, num_seen: int, wanted: str | None = None) -> RunCounts:
             if max(one.node, one.rejected or 0) >= len(tree.nodes):
                 place = f"{run / 'trees.jsonl'}, line {line}"
                 raise DataError(f"{place}: pairs of {name!r} name a node that the tree has not; is it another run's?")
+        _count_trunk(counts, line - 1, tree)
         _count(counts, line - 1, tree, mine)
-        score = 1e9 if name == wanted else _informativeness(tree, mine) if wanted is None else -1.0
-        if score > best:
-            best, counts.drawn = score, (tree, mine)
-    if wanted is not None and counts.drawn is None:
-        raise DataError(f"expected a tree of the problem {wanted!r} in {run / 'trees.jsonl'}, found none of that id")
     return counts
 
 
@@ -134,17 +129,24 @@ def _read_examples(run: Path, counts: RunCounts) -> dict[str, list[ExampleSeen]]
                 node=row.node,
                 rejected=row.rejected_node if isinstance(row, PairRow) else None,
                 tags=row.tags,
-                advantage=row.advantage if isinstance(row, ScoredRow) else None,
             )
             examples.setdefault(row.problem_id, []).append(one)
     return examples
 
 
-def _count(counts: RunCounts, index: int, tree: TreeRow, mine: list[ExampleSeen]) -> None:
-    verdict = tree.rollouts[0].verdict
-    counts.rewards.append(None if verdict is None else verdict.right)
-    if verdict is None:
+def _count_trunk(counts: RunCounts, index: int, tree: TreeRow) -> None:
+    trunk = tree.rollouts[0]
+    counts.rewards.append(None if trunk.verdict is None else trunk.verdict.right)
+    if trunk.verdict is None:
         counts.unanswered.add(index)
+    elif not trunk.ended:
+        counts.cut.add(index)
+    wrong = has_invalid_step(tree.problem, trunk.text[:_LONGEST_CHECKED]) if trunk.status == "correct" else None
+    if wrong is not None:
+        counts.wrong_step[index] = wrong
+
+
+def _count(counts: RunCounts, index: int, tree: TreeRow, mine: list[ExampleSeen]) -> None:
     sides = {id for one in mine for id in (one.node, one.rejected) if id is not None}
     # Where a pair was made the trunk has a completion too, even where the pair is of two alternatives to it.
     places = {tree.nodes[one.node].parent for one in mine if one.rejected is not None}
@@ -179,13 +181,3 @@ def _candidate(index: int, tree: TreeRow, node: NodeRow) -> JudgedCandidate | No
                 index=index, role=node.role, kind=kind, chose_yes=node.choice == 0, log_odds=yes - no
             )
     return None
-
-
-def _informativeness(tree: TreeRow, mine: list[ExampleSeen]) -> float:
-    """How much a tree shows to a reader: pairs of every role, right and wrong rollouts, and not too much of it all."""
-    if len(tree.nodes) > MAX_DRAWN_NODES:
-        return -0.5
-    roles = {node.role for node in tree.nodes}
-    statuses = {rollout.status for rollout in tree.rollouts}
-    paired = len({one.role for one in mine}) / max(len(roles), 1)
-    return 4 * paired + len(statuses) + min(len(tree.nodes), 18) / 18 - max(len(tree.nodes) - 24, 0) / 24

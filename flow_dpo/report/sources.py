@@ -20,12 +20,12 @@ from typing import Any
 
 from flow_dpo.core.errors import DataError, FlowDpoError
 from flow_dpo.core.stats import wilson
-from flow_dpo.core.types import Problem, Status, Verdict
+from flow_dpo.core.types import Status
 from flow_dpo.evaluate.headers import Comparison, EvaluationSummary, JudgeHeader, JudgeSummary
 from flow_dpo.report.run_data import RunCounts, count_run
 from flow_dpo.runs import headers, resolve, run_folder, spans
-from flow_dpo.runs.records import Judgement, Prediction, iter_rows, read_metrics, read_rows
-from flow_dpo.traces.trace import ROWS, TraceFile, read_traces
+from flow_dpo.runs.records import Prediction, iter_rows, read_metrics
+from flow_dpo.traces.trace import ROWS, Trace, TraceFile, read_traces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +57,6 @@ class RunSource:
         return value if isinstance(value, int) else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GivenSolution:
-    """A solution of one problem, by a model or by the data set."""
-
-    problem: Problem
-    text: str
-    status: Status
-    answer: str | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSource:
     """An evaluation."""
@@ -74,8 +64,8 @@ class EvaluationSource:
     name: str
     path: Path
     summary: Mapping[str, Any]
-    solutions: Mapping[str, GivenSolution]
-    """The first draw on each problem, by its id; empty of another's candidates, or without predictions.jsonl."""
+    statuses: Mapping[str, Status]
+    """Of the first draw on each problem, by its id; empty of another's candidates, or without predictions.jsonl."""
 
     @property
     def untrained(self) -> bool:
@@ -105,7 +95,11 @@ class TracesSource:
     name: str
     path: Path
     file: TraceFile
-    solutions: Mapping[str, GivenSolution]
+
+    @property
+    def firsts(self) -> list[Trace]:
+        """The first trace of each problem."""
+        return list({trace.problem_id: trace for trace in reversed(self.file.traces)}.values())[::-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +109,6 @@ class ComparisonSource:
     name: str
     path: Path
     found: Mapping[str, Any]
-    solutions: Mapping[str, Mapping[str, GivenSolution]]
-    """By arm, its solutions on the primary test set with the first seed, where the folder is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +120,6 @@ class JudgeSource:
     header: Mapping[str, Any]
     """judge.json: the questions' settings, the judge, and the command."""
     summary: Mapping[str, Any]
-    rows: Sequence[Judgement]
-    """judgements.jsonl; empty where it is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,46 +135,30 @@ class BrokenSource:
 Source = RunSource | EvaluationSource | TracesSource | ComparisonSource | JudgeSource | BrokenSource
 
 
-def read_sources(paths: Sequence[Path], *, tree: str | None = None) -> list[Source]:
-    """All of them, each under a name of its own.
-
-    Raises `DataError` for a path at which there is nothing, where none can be read, and where no run has the tree.
-    """
+def read_sources(paths: Sequence[Path]) -> list[Source]:
+    """All of them, each under a name of its own. Raises `DataError` for a path with nothing, and where none can be
+    read."""
     for path in paths:
         if not path.exists():
             raise DataError(f"{_NONE}, found {_described(path)}")
     names = [path.resolve().parent.name if path.name == "comparison.json" else path.resolve().name for path in paths]
     longer = [f"{path.resolve().parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
     named = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
-    found = [_try(path, name, tree) for path, name in zip(paths, named, strict=True)]
-    errors = [error for _, error in found if error is not None]
-    sources = [source for source, _ in found]
-    if errors and all(isinstance(source, BrokenSource) for source in sources):
-        raise errors[0]
-    drawn = any(isinstance(source, RunSource) and error is None for source, error in found)
-    if tree is not None and not drawn and any(isinstance(source, RunSource) for source in sources):
+    sources: list[Source] = []
+    errors: list[FlowDpoError] = []
+    for path, name in zip(paths, named, strict=True):
+        try:
+            sources.append(read_source(path, name))
+        except (FlowDpoError, OSError, UnicodeDecodeError) as error:
+            wrong = error if isinstance(error, FlowDpoError) else DataError(f"expected a source, found {error}")
+            errors.append(wrong)
+            sources.append(BrokenSource(name=name, path=path, reason=str(wrong)))
+    if errors and len(errors) == len(sources):
         raise errors[0]
     return sources
 
 
-_UNREADABLE = (FlowDpoError, OSError, UnicodeDecodeError)
-
-
-def _try(path: Path, name: str, tree: str | None) -> tuple[Source, FlowDpoError | None]:
-    """A source, or what is wrong with it. A run without the wanted tree is one, with the error."""
-    try:
-        return read_source(path, name, tree=tree), None
-    except _UNREADABLE as error:
-        wrong = error if isinstance(error, FlowDpoError) else DataError(f"expected a source at {path}, found {error}")
-    if tree is not None:
-        try:
-            return read_source(path, name), wrong
-        except _UNREADABLE:
-            pass
-    return BrokenSource(name=name, path=path, reason=str(wrong)), wrong
-
-
-def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
+def read_source(path: Path, name: str) -> Source:
     """One of them. Raises `DataError` where it is none."""
     if path.is_file() and path.suffix == ".json" and path.name not in ("summary.json", "run.json", "traces.json"):
         return _comparison(path, name)
@@ -199,7 +173,7 @@ def read_source(path: Path, name: str, *, tree: str | None = None) -> Source:
     # Before its first batch a run has its settings alone.
     records = [(path / name).is_file() for name in ("trees.jsonl", "metrics.jsonl")]
     if (path / "config.yaml").is_file() and (records[0] or not any(records)):
-        return _run(path, name, tree)
+        return _run(path, name)
     raise DataError(f"{_NONE}, found {_described(path)}")
 
 
@@ -212,6 +186,7 @@ _PARTS = (
     ("trees.jsonl", "config.yaml", "a run"),
     ("config.yaml", "trees.jsonl", "a run"),
     ("predictions.jsonl", "summary.json", "an evaluation"),
+    ("sampled.jsonl", "summary.json", "an evaluation"),
     ("traces.json", ROWS, "traces"),
 )
 """What a folder that is no source holds, what it lacks, and what it would be."""
@@ -239,7 +214,7 @@ def _described(path: Path) -> str:
     return f"{path} with {', '.join(entries[:8]) or 'nothing in it'}"
 
 
-def _run(path: Path, name: str, tree: str | None) -> RunSource:
+def _run(path: Path, name: str) -> RunSource:
     facts = run_folder.read_facts(path)
     settings = resolve.read_settings(path / "config.yaml")
     for group in ("data", "model"):
@@ -250,7 +225,7 @@ def _run(path: Path, name: str, tree: str | None) -> RunSource:
             )
     metrics = path / "metrics.jsonl"
     rows = read_metrics(metrics) if metrics.exists() else []
-    counts = count_run(path, int(rows[-1]["problems_seen"]) if rows else 0, tree)
+    counts = count_run(path, int(rows[-1]["problems_seen"]) if rows else 0)
     if rows and len(counts.rewards) < rows[-1]["problems_seen"]:
         raise DataError(
             f"expected the {rows[-1]['problems_seen']} trees in {path / 'trees.jsonl'} that metrics.jsonl knows of, "
@@ -275,8 +250,11 @@ def _evaluation(path: Path, name: str) -> EvaluationSource:
         # An older file states the accuracy of what could be graded alone.
         summary["accuracy_graded"] = summary["accuracy"]
         summary |= {"accuracy": correct / draws, "interval": list(wilson(correct, draws))}
-    solutions = {} if summary.get("candidates") else read_predictions(path)
-    return EvaluationSource(name=name, path=path, summary=summary, solutions=solutions)
+    statuses: dict[str, Status] = {}
+    file = path / "predictions.jsonl"
+    for _, row in iter_rows(file, Prediction) if file.exists() and not summary.get("candidates") else ():
+        statuses.setdefault(row.id, "ungraded" if row.verdict is None else row.verdict.status)
+    return EvaluationSource(name=name, path=path, summary=summary, statuses=statuses)
 
 
 def _judge(path: Path, name: str) -> JudgeSource:
@@ -285,47 +263,17 @@ def _judge(path: Path, name: str) -> JudgeSource:
             f"expected summary.json beside judge.json in {path}, found none: the judge has not finished; give its "
             "command again to go on"
         )
-    rows = path / "judgements.jsonl"
     return JudgeSource(
         name=name,
         path=path,
         header=headers.read_header(path / "judge.json", JudgeHeader),
         summary=headers.read_header(path / "summary.json", JudgeSummary),
-        rows=read_rows(rows, Judgement) if rows.exists() else (),
     )
 
 
-def read_predictions(folder: Path) -> dict[str, GivenSolution]:
-    """The first draw on each problem of an evaluation; nothing where predictions.jsonl is not there."""
-    file = folder / "predictions.jsonl"
-    solutions: dict[str, GivenSolution] = {}
-    for _, row in iter_rows(file, Prediction) if file.exists() else ():
-        one = GivenSolution(problem=row.problem, text=row.solution, **_outcome(row.verdict))
-        solutions.setdefault(row.id, one)
-    return solutions
-
-
 def _traces(path: Path, name: str) -> TracesSource:
-    file = read_traces(path, none_allowed=True)
-    solutions: dict[str, GivenSolution] = {}
-    for trace in file.traces:
-        one = GivenSolution(problem=trace.problem, text=trace.solution, **_outcome(trace.verdict))
-        solutions.setdefault(trace.problem_id, one)
-    return TracesSource(name=name, path=path, file=file, solutions=solutions)
-
-
-def _outcome(verdict: Verdict | None) -> dict[str, Any]:
-    known = verdict or Verdict(status="ungraded")
-    return {"status": known.status, "answer": known.answer}
+    return TracesSource(name=name, path=path, file=read_traces(path, none_allowed=True))
 
 
 def _comparison(path: Path, name: str) -> ComparisonSource:
-    found = headers.read_header(path, Comparison)
-    primary = found.get("primary")
-    solutions: dict[str, Mapping[str, GivenSolution]] = {}
-    for arm in found["arms"]:
-        folders = arm.get("folders") or [{}]
-        evaluations = folders[0].get("evaluations") or {}
-        if primary in evaluations:
-            solutions[arm["name"]] = read_predictions(path.parent / evaluations[primary])
-    return ComparisonSource(name=name, path=path, found=found, solutions={k: v for k, v in solutions.items() if v})
+    return ComparisonSource(name=name, path=path, found=headers.read_header(path, Comparison))

@@ -1,4 +1,4 @@
-"""The section of a choosing role, such as Stop: how well it tells the candidates of its time apart.
+"""The blocks on a choosing role, such as Stop: how well it tells the candidates of its time apart.
 
 Right candidates from finished wrong ones, and finished from unfinished ones, each over time: the progressive area under
 the curve of its log-odds of Yes. Its parts hold different candidates, since Answer learns as well: what Stop learned
@@ -13,11 +13,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flow_dpo.report import formatting
-from flow_dpo.report.document import Figure, Paragraph, Section, Table
+from flow_dpo.report.document import Block, Chart, Paragraph, Table
 from flow_dpo.report.rates import (
     Area,
     Part,
-    choosing_roles,
     finished_over_unfinished,
     parts,
     prefers_yes,
@@ -27,14 +26,14 @@ from flow_dpo.report.rates import (
     yes_rate,
 )
 from flow_dpo.report.sources import RunSource
-from flow_dpo.runs.charts import Panel, draw
+from flow_dpo.runs.charts import Panel
 
 _KINDS = ("unfinished", "wrong", "right")
 _WORDS = {"unfinished": "unfinished", "wrong": "finished, wrong", "right": "right"}
 
 
-def stop_section(run: RunSource, tag: str, role: str) -> Section:
-    """The section of one choosing role."""
+def stop_blocks(run: RunSource, role: str) -> list[Block]:
+    """A chart and tables of one choosing role."""
     counts, over = run.counts, parts(run.num_seen)
     middles = [part.middle for part in over]
     finished = [finished_over_unfinished(counts, part, role) for part in over]
@@ -48,17 +47,15 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
         rates = [yes_rate(counts, part, role, kind) for part in over]
         shares.append(replace(to_series(_WORDS[kind], middles, rates), low=(), high=()))
     changes = (_change("finished from unfinished", finished), _change("right from wrong", right))
-    finding = f"{role}, progressive area, first part to last: {'; '.join(changes)}"
-    alt = f"Progressive area under the curve and share of Yes of the role {role} over problems seen. {finding}"
-    panels = [
-        Panel(y="progressive area under the curve", lines=lines, bounds=(None, 1.02), reference=0.5,
-              title="What it tells apart among the candidates of its time (0.5 is chance)"),
-        Panel(y="said Yes (%)", lines=shares, bounds=(-2, 102), title="How often it says Yes to what is ..."),
-    ]  # fmt: skip
-    name = f"{tag}-{'stop' if role == 'stop' else 'choosing'}-{choosing_roles(counts).index(role)}"
-    figure = Figure(
-        title=finding, svg=draw(name, panels, x="problems seen", alt=alt, height=3.4),
-        caption="Each part holds the candidates that came in it, and they change as their writer learns: a fall may be "
+    chart = Chart(
+        title=f"{role}, progressive area, first part to last: {'; '.join(changes)}",
+        panels=(
+            Panel(y="progressive area under the curve", lines=lines, bounds=(None, 1), reference=0.5,
+                  title="What it tells apart among the candidates of its time (0.5 is chance)"),
+            Panel(y="said Yes (%)", lines=shares, bounds=(0, 100), title="How often it says Yes to what is ..."),
+        ),
+        x="problems seen",
+        note="Each part holds the candidates that came in it, and they change as their writer learns: a fall may be "
         "theirs. A role before and after learning is compared on one fixed set (flow-dpo evaluate --candidates). Bands "
         "are 95 % intervals (Hanley and McNeil), which take candidates as independent.",
     )  # fmt: skip
@@ -66,10 +63,7 @@ def stop_section(run: RunSource, tag: str, role: str) -> Section:
         f"Of candidates on the trunk, {len(counts.candidates)} have a verdict of their own; at {counts.num_unjudged} "
         "Yes was never chosen, or its rollout could not be graded, and they are left out."
     )
-    return Section(
-        title=f"What {formatting.short(role, 20)} can tell apart",
-        blocks=(figure, _areas(run, role), *_pairs(run, role), Paragraph(text=note)),
-    )
+    return [chart, _areas(run, role), *_pairs(run, role), Paragraph(text=note)]
 
 
 def _areas(run: RunSource, role: str) -> Table:

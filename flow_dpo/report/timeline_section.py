@@ -1,7 +1,7 @@
-"""The section on a run's time: its workers and its learner as lanes of one time line, and what limits the run.
+"""The blocks on a run's time: its workers and its learner as lanes of one time line, and what limits the run.
 
 Drawn are the newest batches, without the pauses between two sessions of a run. Invariant: a run without timeline.jsonl,
-as older ones are, has no such section.
+as older ones are, has none.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flow_dpo.report import formatting
-from flow_dpo.report.document import Figure, Section, Table
-from flow_dpo.report.figures import Bar, draw_lanes
+from flow_dpo.report.document import Bar, Block, Lanes, Table
 from flow_dpo.report.sources import RunSource
 from flow_dpo.runs.bottleneck import bottleneck
 from flow_dpo.runs.spans import LEARNER, SpanRow, busy_seconds, lanes, without_pauses
@@ -20,12 +19,12 @@ _MOST_LANES = 16
 """Lanes that are drawn and listed one by one."""
 
 
-def timeline_section(run: RunSource, tag: str) -> Section | None:
-    """The section; None where there is nothing to draw."""
+def timeline_blocks(run: RunSource) -> list[Block]:
+    """The time line and its table; none where there is nothing to draw."""
     spans, num_pauses = without_pauses(run.spans)
     whole = max((span.end for span in spans), default=0.0) - min((span.start for span in spans), default=0.0)
     if whole <= 0:
-        return None
+        return []
     names, batches = lanes(spans), sorted({span.batch for span in spans})
     drawn = names if len(names) <= _MOST_LANES else [*names[: _MOST_LANES - 1], names[-1]]
     shares = {name: busy_seconds([span for span in spans if span.lane == name]) / whole for name in names}
@@ -33,9 +32,9 @@ def timeline_section(run: RunSource, tag: str) -> Section | None:
     busiest = max(names, key=lambda name: shares[name])
     finding = limit[:1].upper() + limit[1:] if limit else f"Busiest: {busiest}, {formatting.share(shares[busiest])}"
     between = f"Batches {batches[0] + 1:,} to {batches[-1] + 1:,}"
-    alt = f"{between}: what each of {len(names)} lanes did, over time. {finding}"
-    figure = Figure(title=f"{finding}.", svg=_draw(f"{tag}-timeline", drawn, spans, whole, alt),
-                    caption=_caption(run, between, names, drawn, num_pauses))  # fmt: skip
+    unit, bars = _bars(drawn, spans, whole)
+    note = _caption(run, between, names, drawn, num_pauses)
+    line = Lanes(title=f"{finding}.", lanes=tuple(drawn), bars=bars, x=unit, note=note)
     rows = [(name, formatting.share(shares[name]), formatting.seconds(whole * shares[name])) for name in drawn]
     if rest := [name for name in names if name not in drawn]:
         mean = sum(shares[name] for name in rest) / len(rest)
@@ -43,7 +42,7 @@ def timeline_section(run: RunSource, tag: str) -> Section | None:
     rows += _ranks([row for at, row in enumerate(run.rows) if at in batches], whole)
     columns = ("lane", "busy", "time")
     table = Table(caption=f"Of {formatting.seconds(whole)}, {between.lower()}", columns=columns, rows=tuple(rows))
-    return Section(title="Workers and learner over time", blocks=(figure, table))
+    return [line, table]
 
 
 def _ranks(rows: Sequence[Mapping[str, Any]], whole: float) -> list[tuple[str, str, str]]:
@@ -70,10 +69,11 @@ def _caption(run: RunSource, between: str, names: Sequence[str], drawn: Sequence
     return " ".join(words)
 
 
-def _draw(name: str, drawn: Sequence[str], spans: Sequence[SpanRow], whole: float, alt: str) -> str:
+def _bars(drawn: Sequence[str], spans: Sequence[SpanRow], whole: float) -> tuple[str, tuple[Bar, ...]]:
+    """The axis' unit, and a bar for each span of the lanes that are drawn."""
     unit, seconds = ("minutes", 60.0) if whole >= 300 else ("seconds", 1.0)
     begin, rows = min(span.start for span in spans), {lane: row for row, lane in enumerate(drawn)}
-    bars = [
+    return unit, tuple(
         Bar(
             lane=rows[span.lane],
             what=span.what,
@@ -83,5 +83,4 @@ def _draw(name: str, drawn: Sequence[str], spans: Sequence[SpanRow], whole: floa
         )
         for span in spans
         if span.lane in rows
-    ]
-    return draw_lanes(name, drawn, bars, x=unit, alt=alt)
+    )

@@ -1,7 +1,8 @@
-"""The section of one training run.
+"""The section of one training run: accuracy over time, then what a reviewer asks, folded.
 
-How accuracy went, where pairs came from, what Stop can tell apart, how the log-probabilities moved, what it cost, and
-one tree. Invariant: each title states the result of the numbers below it, and where intervals overlap, that they do.
+Accuracy with its table; below, each under its title: where examples came from, what Stop can tell apart, how the
+log-probabilities moved, what it cost, who worked when. Invariant: no baseline stands under the curve: its problems are
+sampled before they are learned from, an evaluation has others and often decodes greedily.
 """
 
 from __future__ import annotations
@@ -10,124 +11,82 @@ from collections.abc import Sequence
 
 from flow_dpo.report import formatting
 from flow_dpo.report import rates as learning
-from flow_dpo.report.document import Block, Figure, Fold, Paragraph, Section, Table
+from flow_dpo.report.document import Block, Chart, Effect, Fold, Forest, Paragraph, Section, Table
 from flow_dpo.report.rates import to_series
-from flow_dpo.report.sources import EvaluationSource, RunSource
-from flow_dpo.report.stop_section import stop_section
-from flow_dpo.report.timeline_section import timeline_section
-from flow_dpo.report.tree_section import draw_outline, draw_tree
-from flow_dpo.runs.charts import Level, Panel, Series, accuracy_series, draw
+from flow_dpo.report.sources import RunSource
+from flow_dpo.report.stop_section import stop_blocks
+from flow_dpo.report.timeline_section import timeline_blocks
+from flow_dpo.runs.charts import Panel, Series, accuracy_series
 from flow_dpo.runs.trends import trend
 
 _SEEN = "problems seen"
 
 
-def run_section(run: RunSource, number: int, evaluations: Sequence[EvaluationSource]) -> tuple[Section, str]:
-    """The section of a run, and its finding in one line. `number` keeps the ids of runs' figures distinct."""
-    tag = f"run{number}"
-    title = f"Training run {formatting.short(run.name)}"
+def run_section(run: RunSource, looks: Sequence[Block] = ()) -> Section:
+    """The section of a run; `looks` are the ways to its solutions."""
+    title = f"Training run {run.name}"
     if not run.rows:
         words = "Interrupted, or still running, before its first batch was done: there is nothing to show yet."
-        return Section(title=title, blocks=(Paragraph(text=words),)), f"{run.name}: interrupted before its first batch."
-    progressive, finding = _progressive(run, tag, evaluations)
-    sections = [progressive, _yields(run, tag)]
-    sections += [stop_section(run, tag, role) for role in learning.choosing_roles(run.counts)]
-    more = (_likelihoods(run, tag), _cost(run), timeline_section(run, tag), _tree(run, tag))
-    sections += [section for section in more if section is not None]
-    return Section(title=title, blocks=(Paragraph(text=_describe(run)),), sections=tuple(sections)), finding
+        return Section(title=title, blocks=(Paragraph(text=words),))
+    folds: list[tuple[str, list[Block]]] = [
+        ("Where pairs come from" if not run.counts.singles else "Where examples come from", _yields(run)),
+        *((f"What {role} can tell apart", stop_blocks(run, role)) for role in learning.choosing_roles(run.counts)),
+        ("Margins and log-probabilities", _likelihoods(run)),
+        ("Cost", [_cost(run)]),
+        ("Workers and learner over time", timeline_blocks(run)),
+    ]
+    made = [Fold(title=name, blocks=tuple(blocks)) for name, blocks in folds if blocks]
+    return Section(title=title, blocks=(Paragraph(text=_describe(run)), *_progressive(run), *looks, *made))
 
 
 def _describe(run: RunSource) -> str:
     data, method = (run.settings.get("data") or {}), run.settings.get("recipe", "flow-dpo")
     model = run.facts.get("model") or (run.settings.get("model") or {}).get("model_name_or_path", "an unnamed model")
-    given = run.num_problems
-    seen = f"{run.num_seen:,} problems"
-    if given is not None and run.num_seen < given:
-        seen = f"{run.num_seen:,} of {given:,} problems (interrupted, or still running)"
     updates = run.rows[-1].get("policy_version")
-    ungraded = learning.ungraded(run.counts, learning.Part(start=0, end=run.num_seen))
     return (
         f"{method} on {model}, data {data.get('dataset_name', 'unknown')}/{data.get('dataset_split', 'unknown')}: "
-        f"{seen}, {formatting.count(updates)} updates before the last batch, {ungraded} trunk rollouts that could not "
-        "be graded."
+        f"{run.num_seen:,} problems, {formatting.count(updates)} updates before the last batch."
     )
 
 
-def _progressive(run: RunSource, tag: str, evaluations: Sequence[EvaluationSource]) -> tuple[Section, str]:
-    quarters = learning.quarters(run.num_seen)
-    rates = [learning.accuracy(run.counts, part) for part in quarters]
-    finding = _rise(run.name, rates, len(quarters))
-    lines = accuracy_series(run.rows)
-    if len(lines) == 1:
+def _progressive(run: RunSource) -> list[Block]:
+    # The last window; of a run that is hardly longer than one, parts that no problem is in twice.
+    line, *shorter = accuracy_series(run.rows)
+    if not shorter:
         over = learning.parts(run.num_seen)
         each = [learning.accuracy(run.counts, part) for part in over]
-        lines.insert(0, to_series(f"each {over[0].end} problems", [part.end for part in over], each))
-    beside = [evaluation for evaluation in evaluations if _comparable(run, evaluation)]
-    levels = [_level(evaluation) for evaluation in beside if evaluation.summary.get("accuracy") is not None]
-    panel = Panel(y="accuracy (%)", lines=lines, levels=levels, bounds=(0, 100), marked=len(run.rows) < 12)
-    alt = f"Accuracy in per cent over problems seen. {finding}"
-    svg = draw(f"{tag}-progressive", [panel], x=_SEEN, alt=alt, height=3.6 + 0.2 * len(levels))
-    caption = "Each problem is tried before anything is learned from it. Bands are 95 % Wilson intervals. "
-    caption += "Dotted: evaluations of the same model without adapters." if levels else (
-        "No evaluation of the untrained model was given to stand beside it."
-    )  # fmt: skip
-    window = run.rows[-1].get("progressive/window_problems") or 0
-    named = [(part.name, part) for part in quarters] + [("all", learning.Part(start=0, end=run.num_seen))]
-    named += [("last window", learning.Part(start=run.num_seen - int(window), end=run.num_seen))] if window else []
-    table = Table(
-        caption="Accuracy before learning; what could not be graded counts as not right",
-        columns=("problems", "number", "accuracy", "95 % interval", "ungraded", "accuracy of the graded"),
-        rows=tuple(_accuracy_row(run, name, part) for name, part in named),
-    )
-    figure = Figure(title=finding, svg=svg, caption=caption)
-    return Section(title="Progressive validation", blocks=(figure, table)), finding
+        line = to_series(f"each {over[0].end} problems", [part.end for part in over], each)
+    window = int(run.rows[-1].get("progressive/window_problems") or 0)
+    named = [(part.name, part) for part in learning.quarters(run.num_seen)]
+    named += [("all", learning.Part(start=0, end=run.num_seen))]
+    named += [("last window", learning.Part(start=run.num_seen - window, end=run.num_seen))] if window else []
+    return [
+        Chart(
+            title="Accuracy on each problem before learning from it",
+            panels=(Panel(y=f"accuracy (%), {line.label}", lines=[line], bounds=(0, 100)),),
+            x=_SEEN,
+            note="The band is the 95 % Wilson interval. Evaluations are not drawn here: they have other problems, and "
+            "often another decoding than this run's sampling.",
+        ),
+        Forest(
+            caption="Accuracy before learning", groups=(("problems", tuple(_accuracy(run, *one) for one in named)),),
+            columns=("accuracy", "95 % interval", "problems"), unit="per cent right", reference=None,
+        ),
+    ]  # fmt: skip
 
 
-def _accuracy_row(run: RunSource, name: str, part: learning.Part) -> tuple[str, ...]:
+def _accuracy(run: RunSource, name: str, part: learning.Part) -> Effect:
     rate, ungraded = learning.accuracy(run.counts, part), learning.ungraded(run.counts, part)
     known = learning.Rate(hits=rate.hits, of=rate.of - ungraded)
-    return (
-        name, formatting.count(rate.of), formatting.share(rate.value), formatting.interval(rate.bounds),
-        formatting.count(ungraded), formatting.share(known.value),
+    low, high = rate.bounds or (0.0, 1.0)
+    return Effect(
+        label=name, mean=None if rate.value is None else 100 * rate.value, inner=(100 * low, 100 * high),
+        cells=(formatting.share(rate.value), formatting.interval(rate.bounds), formatting.count(rate.of)),
+        note=f"{ungraded:,} ungraded; {formatting.share(known.value)} of the graded" if ungraded else "",
     )  # fmt: skip
 
 
-def _rise(name: str, rates: Sequence[learning.Rate], num: int) -> str:
-    first, last = rates[0], rates[-1]
-    part = {1: "over all problems", 2: "half", 3: "third", 4: "quarter"}[num]
-    if num == 1 or first.bounds is None or last.bounds is None:
-        return f"{name}: accuracy is {formatting.share(first.value)} over {first.of} problems, too few for a trend."
-    change = (
-        f"from {formatting.share(first.value)} ({formatting.interval(first.bounds)}) in the first {part} of the "
-        f"problems to {formatting.share(last.value)} ({formatting.interval(last.bounds)}) in the last"
-    )
-    if last.bounds[0] > first.bounds[1]:
-        return f"{name}: accuracy rises {change}."
-    if last.bounds[1] < first.bounds[0]:
-        return f"{name}: accuracy falls {change}."
-    return f"{name}: accuracy goes {change}; the intervals overlap, so no change is proved."
-
-
-def _comparable(run: RunSource, evaluation: EvaluationSource) -> bool:
-    model = run.facts.get("model")
-    return (
-        evaluation.untrained
-        and not evaluation.fixed_set
-        and (model is None or evaluation.summary.get("model") in (None, model))
-    )
-
-
-def _level(evaluation: EvaluationSource) -> Level:
-    summary = evaluation.summary
-    who = "single model" if evaluation.single else "untrained attempt" if evaluation.draws else "untrained flow"
-    low, high = summary["interval"]
-    greedy = (summary.get("decoding") or {}).get("greedy")
-    how = "decoding unknown" if greedy is None else "greedy" if greedy else "sampled"
-    label = f"{who}, {how}, {summary.get('dataset', evaluation.name)}"
-    return Level(label=label, value=100 * summary["accuracy"], low=100 * low, high=100 * high)
-
-
-def _yields(run: RunSource, tag: str) -> Section:
+def _yields(run: RunSource) -> list[Block]:
     counts, roles = run.counts, learning.roles(run.counts)
     unit, what, why = _YIELDS[counts.singles, counts.pairs and counts.singles]
     over = learning.parts(run.num_seen)
@@ -138,35 +97,12 @@ def _yields(run: RunSource, tag: str) -> Section:
     whole = learning.Part(start=0, end=run.num_seen)
     overall = {role: learning.example_rate(counts, whole, role) for role in roles}
     shares = "; ".join(f"{role} {formatting.share(rate.value)} of {rate.of:,}" for role, rate in overall.items())
-    finding = f"Share of {what} that gave an example: {shares}"
-    panel = Panel(y=f"{unit} (%)", lines=lines, bounds=(0, None))
-    alt = f"{unit} in per cent, by role, over problems seen. {finding}"
-    figure = Figure(
-        title=finding, svg=draw(f"{tag}-yield", [panel], x=_SEEN, alt=alt, height=3.2),
-        caption=f"Bands are 95 % Wilson intervals. {why}",
+    chart = Chart(
+        title=f"Share of {what} that gave an example: {shares}",
+        panels=(Panel(y=f"{unit} (%)", lines=lines, bounds=(0, None)),), x=_SEEN,
+        note=f"Bands are 95 % Wilson intervals. {why}",
     )  # fmt: skip
-    blocks: list[Block] = [figure]
     thirds = learning.parts(run.num_seen, most=3)
-    deep = {role: learning.depths(counts, role) for role in roles}
-    panels = [
-        Panel(
-            y=f"{unit} (%)",
-            title=role,
-            bounds=(0, None),
-            lines=[
-                to_series(
-                    f"problems {p.name}", deep[role], [learning.example_rate(counts, p, role, d) for d in deep[role]]
-                )
-                for p in thirds
-            ],
-        )
-        for role in roles
-        if deep[role]
-    ]
-    if any(len(deep[role]) > 1 for role in roles):
-        alt = f"{unit} in per cent, by depth, for each role, early and late in the run."
-        svg = draw(f"{tag}-depth", panels, x="depth (turns before)", alt=alt, height=3.1)
-        blocks.append(Figure(title="The same by depth, early and late in the run", svg=svg))
     rows = [
         (
             role,
@@ -180,11 +116,7 @@ def _yields(run: RunSource, tag: str) -> Section:
         for depth in sorted({node.depth for node in counts.nodes if node.role == role})
     ]
     columns = ("role", "depth", *(f"problems {part.name}" for part in thirds))
-    table = Table(caption=f"{unit}, by role and depth", columns=columns, rows=tuple(rows))
-    blocks.append(Fold(title="All depths, as a table", blocks=(table,)))
-    return Section(
-        title="Where pairs come from" if not counts.singles else "Where examples come from", blocks=tuple(blocks)
-    )
+    return [chart, Table(caption=f"{unit}, by role and depth", columns=columns, rows=tuple(rows))]
 
 
 _YIELDS = {
@@ -206,10 +138,10 @@ _YIELDS = {
 both these and pairs."""
 
 
-def _likelihoods(run: RunSource, tag: str) -> Section | None:
+def _likelihoods(run: RunSource) -> list[Block]:
     roles = [role for role in learning.roles(run.counts) if any(f"learn/{role}/margin" in row for row in run.rows)]
     if not roles:
-        return None
+        return []
     seen = [row["problems_seen"] for row in run.rows]
 
     def column(role: str, name: str) -> list[float | None]:
@@ -230,16 +162,15 @@ def _likelihoods(run: RunSource, tag: str) -> Section | None:
     finding = "Margin from the first third of the pairs to the last: " + "; ".join(
         f"{role} {margin}" for role, margin, _, _ in margins
     )
-    alt = f"Margins, and log-probabilities of chosen and rejected completions, by role. {finding}"
-    svg = draw(f"{tag}-margins", panels, x=_SEEN, alt=alt, height=3.0)
-    figure = Figure(
-        title=finding, svg=svg,
-        caption="Means over a batch's pairs; log-probabilities are sums over a completion's tokens. Chosen ones that "
+    chart = Chart(
+        title=finding, panels=tuple(panels), x=_SEEN,
+        note="Means over a batch's pairs; log-probabilities are sums over a completion's tokens. Chosen ones that "
         "fall while the margin grows are a warning: the model unlearns both.",
     )  # fmt: skip
     columns = ("role", "margin", "chosen log-probability", "rejected log-probability")
-    table = Table(caption="First third of the pairs to the last, nats", columns=columns, rows=tuple(margins))
-    return Section(title="Margins and log-probabilities", blocks=(figure, table))
+    return [
+        chart, Table(caption="First third of the pairs to the last, nats", columns=columns, rows=tuple(margins)),
+    ]  # fmt: skip
 
 
 def _ends(values: Sequence[float | None], weights: Sequence[float | None]) -> str:
@@ -253,42 +184,34 @@ def _ends(values: Sequence[float | None], weights: Sequence[float | None]) -> st
     return ends if found.is_told else f"{ends} (no change can be told)"
 
 
-def _cost(run: RunSource) -> Section:
+def _cost(run: RunSource) -> Table:
+    spent = costs(run)
+    rows: list[tuple[str, str]] = [
+        ("tokens in the rollouts, shared ones once", formatting.count(spent["rollout/tokens"])),
+        ("tokens sampled by the engine", formatting.count(spent["rollout/sampled_tokens"])),
+        ("rollouts", formatting.count(spent["num_rollouts"])),
+        ("verdicts", formatting.count(spent["num_verdicts"])),
+        ("examples that the rollouts gave", formatting.count(sum(run.counts.num_examples.values()))),
+        ("tokens learned, what examples share counted once", formatting.count(spent["tokens"])),
+        ("the same, example by example", formatting.count(spent["unshared_tokens"])),
+        ("updates", formatting.count(spent["learn/updates"])),
+    ]
+    rows += [(f"{name} time", formatting.seconds(spent[f"{key}/seconds"])) for name, key in
+             (("rollout", "rollout"), ("grading", "grade"), ("learning", "learn"))]  # fmt: skip
+    return Table(caption="Cost of the whole run", columns=("", "sum"), rows=tuple(rows))
+
+
+def costs(run: RunSource) -> dict[str, float | None]:
+    """What a run spent, by column, tokens that were learned over all roles; None of what no row has."""
+
     def total(*names: str) -> float | None:
         found = [row[name] for row in run.rows for name in names if row.get(name) is not None]
         return sum(found) if found else None
 
-    def learned(name: str) -> float | None:
-        return total(*(f"learn/{role}/{name}" for role in learning.roles(run.counts)))
-
-    sampled, kept = total("rollout/sampled_tokens"), total("rollout/tokens")
-    shared, unshared = learned("tokens"), learned("unshared_tokens")
-    rows: list[tuple[str, str]] = [
-        ("tokens in the rollouts, shared ones once", formatting.count(kept)),
-        ("tokens sampled by the engine", formatting.count(sampled)),
-        ("rollouts", formatting.count(total("num_rollouts"))),
-        ("examples that the rollouts gave", formatting.count(sum(run.counts.num_examples.values()))),
-        ("tokens learned, what examples share counted once", formatting.count(shared)),
-        ("the same, example by example", formatting.count(unshared)),
-        ("updates", formatting.count(total("learn/updates"))),
-    ]
-    rows += [(f"{name} time", formatting.seconds(total(f"{key}/seconds"))) for name, key in
-             (("rollout", "rollout"), ("grading", "grade"), ("learning", "learn"))]  # fmt: skip
-    table = Table(caption="Cost of the whole run", columns=("", "sum"), rows=tuple(rows))
-    return Section(title="Cost", blocks=(table,))
-
-
-def _tree(run: RunSource, tag: str) -> Section | None:
-    if run.counts.drawn is None:
-        return None
-    tree, examples = run.counts.drawn
-    problem = tree.problem
-    words = (
-        f"The problem {problem.id}. The trunk stands from top to bottom; below a turn stand the rollouts with "
-        "another completion in its place. Unless it was requested by name, it was picked to show what each role learns "
-        "from: not a typical tree."
-    )
-    return Section(
-        title="One tree",
-        blocks=(Paragraph(text=words), draw_outline(f"{tag}-tree", tree, examples), draw_tree(tree, examples)),
-    )
+    columns = (
+        "rollout/sampled_tokens", "rollout/tokens", "num_rollouts", "num_verdicts", "learn/updates", "learn/skipped",
+        "rollout/seconds", "grade/seconds", "learn/seconds",
+    )  # fmt: skip
+    roles = learning.roles(run.counts)
+    learned = {name: total(*(f"learn/{role}/{name}" for role in roles)) for name in ("tokens", "unshared_tokens")}
+    return {name: total(name) for name in columns} | learned

@@ -53,7 +53,7 @@ def test_sft_without_trl_says_so_once_it_is_to_work(
         (["verify", "a.jsonl", "--outputs", "x"], "--output"),
         (["export", "--sorce", "x"], "--source"),
         (["judge", "--verdict_formt", "text"], "--verdict_format"),
-        (["report", "x", "--num_side_by_sid", "1"], "--num_side_by_side"),
+        (["report", "x", "--output_di", "1"], "--output_dir"),
         (["compare", "--num_seed", "1"], "--num_seeds"),
         (["train", "--preset", "papper"], "paper"),
         (["train", "--recipe", "vinepo"], "vineppo"),

@@ -234,7 +234,7 @@ def test_an_arm_without_enough_traces_is_told_and_the_others_are_made(tmp_path: 
     assert {facts["num_learned"] for facts in found["test_sets"].values()} == {0}
     assert report_command.report([str(tmp_path / "out"), "--output_dir", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report/report.html").read_text()
-    assert "Not made: self_generated" in page
+    assert "1 arm could not be made: self_generated, for " in page
     assert str(escape(found["command"])) in page
     # In this process, which has the libraries loaded already.
     alone = [*words, "--compare.jobs", "1", "--compare.arms", "[self_generated]"]

@@ -12,7 +12,7 @@ import pytest
 
 from flow_dpo.cli import main
 from flow_dpo.core.errors import DataError
-from flow_dpo.report.sources import RunSource, read_sources
+from flow_dpo.report.sources import read_sources
 from tests.report.test_report import RIGHT, WRONG, rendered, traces, words
 from tests.support import report_sources
 
@@ -38,6 +38,7 @@ def damaged(folder: Path) -> dict[str, Path]:
     (folder / "void" / "summary.json").write_bytes(b"\xff\x00")
     made["an evaluation without its summary.json"] = report_sources.evaluation(folder / "unfinished")
     (folder / "unfinished" / "summary.json").unlink()
+    (folder / "unfinished" / "predictions.jsonl").rename(folder / "unfinished" / "sampled.jsonl")
     made["Is a directory"] = report_sources.evaluation(folder / "strange")
     (folder / "strange" / "predictions.jsonl").unlink(missing_ok=True)
     (folder / "strange" / "predictions.jsonl").mkdir()
@@ -50,13 +51,15 @@ def test_a_broken_source_ends_no_report(tmp_path: Path) -> None:
     shown = words(rendered([*broken.values(), good]))
     for expected, path in broken.items():
         assert f"{path.name}: nothing to show" in shown
-        said = shown.split(f"{path.name}: left out: ")[1].split(": left out: ")[0]
+        said = shown.split(f"{path.name} is left out: ")[1].split(" is left out: ")[0]
         assert expected in said
     assert "good: 50.0 %" in shown
-    # Alone, each is refused with the same words, and a path with nothing is refused beside any.
+    # Alone, each is refused with the same words, so are all of them together, and a path with nothing beside any.
     for expected, path in broken.items():
         with pytest.raises(DataError, match=re.escape(expected)):
             read_sources([path])
+    with pytest.raises(DataError, match="nothing in it"):
+        read_sources(list(broken.values()))
     with pytest.raises(DataError, match="found nothing at"):
         read_sources([good, tmp_path / "nowhere"])
 
@@ -66,16 +69,6 @@ def test_traces_of_which_none_was_found_are_a_row(tmp_path: Path) -> None:
     (made / "traces.jsonl").write_bytes(b"")
     shown = words(rendered([made]))
     assert "none untrained_flow 0 0 - 321" in shown
-
-
-def test_a_tree_that_one_run_lacks_is_drawn_of_the_other(tmp_path: Path) -> None:
-    long = report_sources.run(tmp_path / "long", [RIGHT] * 3)
-    short = report_sources.run(tmp_path / "short", [RIGHT])
-    found = read_sources([long, short], tree="p2")
-    drawn = [one.counts.drawn for one in found if isinstance(one, RunSource)]
-    assert [tree.problem.id for tree, _ in filter(None, drawn)] == ["p2", "p0"]
-    with pytest.raises(DataError, match="expected a tree of the problem 'p9'"):
-        read_sources([long, short], tree="p9")
 
 
 def test_odd_names_are_drawn_and_every_command_can_be_pasted(

@@ -10,17 +10,12 @@ import pytest
 from flow_dpo.core.errors import DataError
 from flow_dpo.core.stats import wilson
 from flow_dpo.core.types import Status
-from flow_dpo.data.seed import seed_problems
 from flow_dpo.evaluate.statistics import auc
 from flow_dpo.report import formatting, rates
-from flow_dpo.report.document import TreeNode
 from flow_dpo.report.run_data import count_run
-from flow_dpo.report.side_by_side import marked, side_by_side
 from flow_dpo.report.sources import read_source
-from flow_dpo.report.tree_section import draw_tree
 from flow_dpo.runs.records import to_json
 from tests.support import report_sources
-from tests.support.record_examples import PREDICTION
 
 RIGHT: list[Status] = ["correct", "wrong", "wrong", "wrong", "wrong"]
 """The trunk is right, every alternative wrong: all four trunk nodes give a pair."""
@@ -106,49 +101,12 @@ def test_what_an_interrupted_batch_left_behind_is_not_counted(tmp_path: Path) ->
     assert found.counts.num_examples.total() == 5
 
 
-def test_a_tree_is_told_whole(tmp_path: Path) -> None:
-    counts = count_run(report_sources.run(tmp_path / "run", [RIGHT]), 1)
-    assert counts.drawn is not None
-    made = draw_tree(*counts.drawn)
-    seen: list[int] = []
-
-    def walk(node: TreeNode) -> None:
-        seen.append(node.id)
-        for branch in node.alternatives:
-            for inner in branch.nodes:
-                walk(inner)
-
-    for branch in made.branches:
-        for node in branch.nodes:
-            walk(node)
-    assert sorted(seen) == list(range(11))
-    trunk = made.branches[0].nodes
-    assert [(node.id, node.preferred, [other.nodes[0].id for other in node.alternatives]) for node in trunk] == [
-        (0, "chosen", [4]), (1, "chosen", [6]), (2, "chosen", [7]), (3, "chosen", [9]),
-    ]  # fmt: skip
-    assert trunk[0].alternatives[0].nodes[0].preferred == "rejected"
-    assert "wrong" in trunk[0].alternatives[0].outcome
-
-
-def test_wrong_steps_are_marked_line_by_line(tmp_path: Path) -> None:
-    words = "First 6 + 8 = 14.\nThen 14 - 4 = 9.\nAnswer: 14"
-    found = read_source(report_sources.evaluation(tmp_path / "e", words=words), "e")
-    assert [line.fault for line in marked(found.solutions["q1"])] == ["", "not true: 14 - 4 = 9", ""]
-
-
-def test_a_seed_problem_is_judged_by_its_own_solution(tmp_path: Path) -> None:
-    problem = seed_problems("test", 1)[0]
-    steps = problem.solution.splitlines()
-    tried = ["Answer: 1", "Wait, that is wrong.", *steps[1:]]
-    path = report_sources.evaluation(tmp_path / "e")
-    verdict = {"status": "correct", "answer": problem.gold}
-    row = {"id": problem.id, "question": problem.question, "gold": problem.gold, "solution": "\n".join(tried)}
-    row |= {"dataset": problem.source, "worked_solution": problem.solution, "verdict": verdict}
-    (path / "predictions.jsonl").write_text(json.dumps(PREDICTION | row) + "\n")
-    shown = side_by_side({"e": read_source(path, "e").solutions}, 1)[0].passages[0]
-    assert shown.outcome == "correct, with a wrong step"
-    assert [line.given_up for line in shown.lines][:3] == [True, True, False]
-    assert shown.lines[-1].fault == "right, but not all right steps came before it"
+def test_a_change_has_the_interval_of_newcombe() -> None:
+    # Newcombe (1998), table II, case (a): 56 of 70 against 48 of 80, method 10: .0524 to .3339.
+    found = rates.change(rates.Rate(hits=48, of=80), rates.Rate(hits=56, of=70))
+    assert found.value == pytest.approx(0.2)
+    assert found.bounds == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert rates.change(rates.Rate(hits=0, of=0), rates.Rate(hits=1, of=2)).value is None
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 
 from flow_dpo.core.types import Status
 from flow_dpo.report.compose import compose
-from flow_dpo.report.document import Figure, Section, Table
+from flow_dpo.report.document import Lanes, Table
 from flow_dpo.report.html import render_page
 from flow_dpo.report.sources import RunSource, read_source
-from flow_dpo.report.timeline_section import timeline_section
+from flow_dpo.report.timeline_section import timeline_blocks
 from flow_dpo.runs.records import append_rows
 from flow_dpo.runs.spans import FILE, SpanRow
 from tests.support import report_sources
@@ -45,11 +45,9 @@ def run(tmp_path: Path, told: list[SpanRow], **row: Any) -> RunSource:
     return source
 
 
-def shown(source: RunSource) -> tuple[Figure, Table]:
-    section = timeline_section(source, "run1")
-    assert section is not None
-    figure, table = section.blocks
-    assert isinstance(figure, Figure)
+def shown(source: RunSource) -> tuple[Lanes, Table]:
+    figure, table = timeline_blocks(source)
+    assert isinstance(figure, Lanes)
     assert isinstance(table, Table)
     return figure, table
 
@@ -62,14 +60,15 @@ def test_lanes_their_shares_and_what_limits(tmp_path: Path) -> None:
                           ("learner", "20.0 %", "4.0 s"))  # fmt: skip
     assert table.caption == "Of 20.0 s, batches 1 to 2"
     assert figure.title == "Learner waits 80 % of the time for rollouts: more workers (--workers.num, or more servers)."
-    assert "for their worker was lost: 6." in figure.caption
+    assert "for their worker was lost: 6." in figure.note
     ranks = {"ranks/num": 2, "ranks/0/seconds": 1.5, "ranks/1/seconds": 0.5}
     _, with_ranks = shown(run(tmp_path / "ranks", spans(2), **seconds, **ranks))
     assert with_ranks.rows[3:] == (("rank 0", "15.0 %", "3.0 s"), ("rank 1", "5.0 %", "1.0 s"))
-    for words in ("worker 0", "learner", "sampling", "learning", "waiting", "seconds", ">1<", ">2<"):
-        assert words in figure.svg
-    page = render_page(compose([source], num_side_by_side=0, command="flow-dpo report"))
-    assert TITLE in page
+    page = render_page(compose([source], command="flow-dpo report"))
+    for words in (TITLE, ">worker 0<", ">learner<", "sampling", "learning", "waiting", ">seconds<", ">1<", ">2<"):
+        assert words in page
+    # Of 20 s the learner learned from the eighth to the tenth: 40 to 50 % of the line.
+    assert '<rect class="t-learning" x="40.0%" width="10.0%"' in page
     assert "style=" not in page
 
 
@@ -78,8 +77,8 @@ def test_a_run_without_a_time_line_has_no_such_section(tmp_path: Path) -> None:
     (source.path / FILE).unlink(missing_ok=True)
     again = read_source(source.path, "run")
     assert isinstance(again, RunSource)
-    assert timeline_section(again, "run1") is None
-    page = render_page(compose([again], num_side_by_side=0, command="flow-dpo report"))
+    assert timeline_blocks(again) == []
+    page = render_page(compose([again], command="flow-dpo report"))
     assert TITLE not in page
 
 
@@ -88,8 +87,8 @@ def test_many_lanes_a_pause_and_a_long_run(tmp_path: Path) -> None:
     early, late = spans(40, batches=39), spans(40, batches=1, begin=1e9 + 10 * 39 + 3600)
     late = [SpanRow(batch=39, lane=one.lane, what=one.what, start=one.start, end=one.end) for one in late]
     figure, table = shown(run(tmp_path, early + late))
-    assert figure.caption.startswith("Batches 29 to 40 of 2;")
-    assert "16 of 41 lanes are drawn. Pauses in which nothing ran, left out: 1." in figure.caption
+    assert figure.note.startswith("Batches 29 to 40 of 2;")
+    assert "16 of 41 lanes are drawn. Pauses in which nothing ran, left out: 1." in figure.note
     assert table.caption == "Of 2.0 min, batches 29 to 40"
     assert len(table.rows) == 17
     assert table.rows[-2:] == (("25 more, each", "80.0 %", "96.0 s"), ("learner", "20.0 %", "24.0 s"))
@@ -100,4 +99,4 @@ def test_one_process_names_what_it_is_busy_with(tmp_path: Path) -> None:
             SpanRow(batch=0, lane="learner", what="learning", start=7, end=10)]  # fmt: skip
     figure, _ = shown(run(tmp_path, told))
     assert figure.title == "Busiest: here, 70.0 %."
-    assert isinstance(timeline_section(run(tmp_path / "again", told), "run1"), Section)
+    assert len(timeline_blocks(run(tmp_path / "again", told))) == 2

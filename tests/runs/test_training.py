@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -280,12 +279,13 @@ def test_draws_are_voted_on_and_another_stop_judges_them(
         cli_evaluate(["--candidates", str(drawn), "--max_problems", "3", "--output_dir", str(tmp_path / "part")])
     # All of it in one report; the candidates' accuracy is no evaluation of the run's.
     folders = [drawn, tmp_path / "trained", tmp_path / "stop_untrained", tmp_path / "stop_trained"]
-    page = render_page(compose(read_sources(folders), num_side_by_side=0, command="c"))
+    page = render_page(compose(read_sources(folders), command="c"))
     for text in ("Votes: attempts", "What each threshold would come to", "fixed set", found["trained"]["sha256"][:12]):
         assert text in page
-    [accuracy] = re.findall(r"<table>(?:(?!</table>).)*accuracy \(95 % interval\).*?</table>", page, re.DOTALL)
-    assert "drawn" in accuracy
-    assert "stop_untrained" not in accuracy
+    accuracy, stop = page.split('aria-label="Accuracy"')[1].split('aria-label="Stop on a fixed set of candidates')[:2]
+    assert ">drawn<" in accuracy
+    assert "stop_<wbr>untrained" not in accuracy
+    assert "stop_<wbr>untrained" in stop
 
 
 def test_bad_input_is_refused_before_work(tmp_path: Path, data: Path, seed_runs: tuple[Path, Path]) -> None:

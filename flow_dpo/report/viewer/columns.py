@@ -1,7 +1,7 @@
 """What the index knows of one row: the columns by which items are listed, filtered and sorted.
 
     columns("tree", row)       {"id": "seed/train/0", "status": "wrong", "flipped": 1, "tokens": 118, "yes": 0.31, ...}
-    example(line)              Example(kind="pair", problem="seed/train/0", role="answer", depth=0, margin=1.0, ...)
+    example("pair", line)      Example(problem="seed/train/0", role="answer", depth=0, margin=1.0, version=0)
 
 A row of examples is a kilobyte of which an index needs sixty bytes, so what this package wrote is read by its layout;
 any other row is parsed whole, to the same end. Invariant: a row of the wrong kind or shape is a `DataError`, a single
@@ -13,9 +13,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer.lines import integer, mapping, number, objects, parse_line, refuse, text
@@ -24,7 +23,7 @@ SHOWN = 240
 """Characters of a question in a list."""
 _FOUND = 2_000
 """Characters of a question that a search reads."""
-_KEY = 500
+KEY = 500
 """Characters of an id, of an answer and of a gold answer."""
 MAIN = {
     "run": ("trees.jsonl", "tree"),
@@ -49,6 +48,24 @@ def columns(schema: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return _COLUMNS[schema](row)
 
 
+_SKIPPED = ((b', "logprobs": [', b"]"), (b', "prompt": {', b"}"))
+"""How fields of a node begin and end that no column needs: half of a tree's bytes, and nearly all of its numbers."""
+
+
+def row_of(schema: str, content: bytes) -> dict[str, Any]:
+    """The row of one line; of a tree as much as `columns` reads of it. Raises `DataError`."""
+    if schema == "tree":
+        skimmed = content
+        for start, end in _SKIPPED:
+            first, *parts = skimmed.split(start)
+            skimmed = first + b"".join([part[part.find(end) + 1 :] for part in parts])
+        try:
+            return parse_line(skimmed)
+        except DataError:  # perhaps a field of another shape was cut in the middle: the whole line tells
+            return parse_line(content)
+    return parse_line(content)
+
+
 def check_schema(schema: str, found: object) -> None:
     """Raise `DataError` where a row does not name this schema, in a version that is known."""
     if found not in _ACCEPTED[schema]:
@@ -70,7 +87,7 @@ def _of_tree(row: Mapping[str, Any]) -> dict[str, Any]:
     verdict = mapping(trunk.get("verdict"))
     found = {**_of_problem(problem, problem.get("id")), **_of_nodes(objects(nodes))}
     found["status"] = own = _status(trunk)
-    found["answer"] = text(verdict.get("answer"), _KEY)
+    found["answer"] = text(verdict.get("answer"), KEY)
     found["rollouts"] = len(rollouts)
     counts = dict.fromkeys(_STATUSES, 0)
     flipped = 0
@@ -88,9 +105,9 @@ def _of_tree(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_problem(row: Mapping[str, Any], name: object) -> dict[str, Any]:
     return {
-        "id": text(name, _KEY) or "",
+        "id": text(name, KEY) or "",
         "question": text(row.get("question"), _FOUND),
-        "gold": text(row.get("gold"), _KEY),
+        "gold": text(row.get("gold"), KEY),
         "level": text(row.get("level"), 80) or None,
         "subject": text(row.get("subject"), 80) or None,
     }
@@ -135,7 +152,7 @@ def _of_trace(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_of_problem(row, row.get("problem_id")),
         "status": _status(row),
-        "answer": text(answer, _KEY),
+        "answer": text(answer, KEY),
         "tokens": integer(row.get("tokens_spent")),
         "draw": integer(row.get("draw")),
     }
@@ -146,7 +163,7 @@ def _of_prediction(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_of_problem(row, row.get("id")),
         "status": _status(row),
-        "answer": text(answer, _KEY),
+        "answer": text(answer, KEY),
         "tokens": integer(row.get("tokens")),
         "draw": integer(row.get("draw")),
         "yes": number(row.get("yes")),
@@ -170,67 +187,63 @@ _COLUMNS = {"tree": _of_tree, "trace": _of_trace, "prediction": _of_prediction, 
 # ---- rows that belong to a tree --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """A row of pairs.jsonl, scored.jsonl or learned.jsonl, as far as an index needs it."""
+class Example(NamedTuple):
+    """A row of pairs.jsonl, scored.jsonl or learned.jsonl, as far as an index needs it. A run has a million of
+    them, and a tuple is made in a third of a dataclass's time."""
 
-    kind: str
-    """"pair", "scored" or "learned"."""
     problem: str
     role: str
-    node: int | None
-    """In the problem's tree; of a pair the chosen one."""
     depth: int | None
+    """Of its node in the problem's tree; None for a learned row."""
     margin: float | None
     """Of a pair."""
     version: int | None
-    """Of the policy that sampled it; of a learned row, of the one that learned from it."""
+    """Of the policy that sampled it; None for a learned row, which a later one learned from."""
 
 
-_STRING = rb'"((?:[^"\\]|\\.)*)"'
-_HEAD = rb', "problem_id": ' + _STRING + rb', "role": ' + _STRING + rb', "node": (\d{1,15}), '
-_PAIR = re.compile(
-    _HEAD + rb'"rejected_node": \d{1,15}, "depth": (\d{1,15}), "tags": \[[^\]]*\], "margin": ([-+.\deE]{1,30}), '
-)
-_SCORED = re.compile(_HEAD + rb'"depth": (\d{1,15}), ()')
-_FIELD = re.compile(rb', "policy_version": (-?\d{1,15})[,}]')
-_LAYOUTS = {"pair": _PAIR, "scored": _SCORED}
-"""What stands in a row as `runs.records` writes it. Quotes inside a JSON text have a backslash before them, so a name
-in quotes between a comma and a colon is a key; and the first one of it is the row's own, for nothing nested stands
-before it."""
+_PROBLEM, _ROLE = rb'"problem_id": "(?P<problem>[^"\\]*)"', rb'"role": "(?P<role>[^"\\]*)"'
+_NODE, _DEPTH = rb'"node": [0-9]{1,15}', rb'"depth": (?P<depth>[0-9]{1,15})'
+_MARGIN = rb'"margin": (?P<margin>-?[0-9][0-9.eE+-]{0,30})'
+_LAYOUTS = {
+    "pair": (_PROBLEM, _ROLE, _NODE, rb'"rejected_node": [0-9]{1,15}', _DEPTH, rb'"tags": \[[^\]]*\]', _MARGIN),
+    "scored": (_PROBLEM, _ROLE, _NODE, _DEPTH),
+    "learned": (rb'"version": [0-9]{1,15}', rb'"reference_version": (?:[0-9]{1,15}|null)', _ROLE, _PROBLEM, _NODE),
+}
+"""Neighbouring fields of a row as `runs.records` writes it. A quote inside a JSON text has a backslash before it, so
+what matches is no part of a text; and the first match is the row's own, for nothing nested stands before it."""
+_FIRST = {schema: b", " + fields[0].partition(b": ")[0] + b": " for schema, fields in _LAYOUTS.items()}
+_PATTERNS = {schema: re.compile(b", " + b", ".join(fields) + b", ") for schema, fields in _LAYOUTS.items()}
+_VERSION = re.compile(rb', "policy_version": (-?[0-9]{1,15}), ')
 
 
 def example(schema: str, content: bytes) -> Example:
     """The facts of one line. Raises `DataError` where it is no row of this schema."""
-    layout = _LAYOUTS.get(schema)
-    if layout is not None and content.startswith(b'{"schema": "%s/1", ' % schema.encode()) and content[-2:] == b"}\n":
-        at = content.find(b', "problem_id": "')
-        found = layout.match(content, at) if at > 0 else None
-        if found is not None and b"\\" not in found[1] + found[2]:
+    if content.startswith(b'{"schema": "%b/1", ' % schema.encode()) and content.endswith(b"}\n"):
+        at = content.find(_FIRST[schema])
+        found = _PATTERNS[schema].match(content, at) if at > 0 else None
+        if found is not None:
             return _by_layout(schema, content, found)
     return _parsed(schema, parse_line(content))
 
 
 def _by_layout(schema: str, content: bytes, found: re.Match[bytes]) -> Example:
-    version = _FIELD.search(content, found.end())
     try:
-        problem, role = found[1].decode(), found[2].decode()
-        margin = number(float(found[5])) if schema == "pair" else None
+        problem, role = found["problem"].decode()[:KEY], found["role"].decode()[:KEY]
+        if schema == "learned":
+            return Example(problem, role, None, None, None)
+        margin = number(float(found["margin"])) if schema == "pair" else None
     except ValueError as error:
         raise DataError("expected a row of UTF-8 and numbers, found another one") from error
-    return Example(
-        kind=schema, problem=problem[:_KEY], role=role, node=int(found[3]), depth=int(found[4]), margin=margin,
-        version=None if version is None else int(version[1]),
-    )  # fmt: skip
+    version = _VERSION.search(content, found.end())
+    return Example(problem, role, int(found["depth"]), margin, None if version is None else int(version[1]))
 
 
 def _parsed(schema: str, row: Mapping[str, Any]) -> Example:
     check_schema(schema, row.get("schema"))
-    problem, role = text(row.get("problem_id"), _KEY), text(row.get("role"), _KEY)
+    problem, role = text(row.get("problem_id"), KEY), text(row.get("role"), KEY)
     if problem is None or role is None:
         refuse("a problem_id and a role", row.get("problem_id") if problem is None else row.get("role"))
-    return Example(
-        kind=schema, problem=problem, role=role, node=integer(row.get("node")), depth=integer(row.get("depth")),
-        margin=number(row.get("margin")) if schema == "pair" else None,
-        version=integer(row.get("version" if schema == "learned" else "policy_version")),
-    )  # fmt: skip
+    if schema == "learned":
+        return Example(problem, role, None, None, None)
+    margin = number(row.get("margin")) if schema == "pair" else None
+    return Example(problem, role, integer(row.get("depth")), margin, integer(row.get("policy_version")))

@@ -63,6 +63,13 @@ class Batches(FollowedFile):
         there = [value for value in self.series.get(name, ()) if value is not None]
         return sum(there) if there else None
 
+    def spent(self) -> dict[str, float]:
+        """What the run has used of each thing that a budget can name (`runs.callbacks.budget`)."""
+        learned = [name for name in self.series if name.startswith("learn/") and name.endswith("/tokens")]
+        tokens = sum(self.total(name) or 0 for name in ("rollout/sampled_tokens", *learned))
+        verdicts, updates = self.total("num_verdicts"), self.total("learn/updates")
+        return {"tokens": tokens, "verdicts": verdicts or 0, "updates": updates or 0}
+
     @property
     def accuracy_at_start(self) -> float | None:
         """Accuracy over the first problems: as many as 64 where the batches are small."""

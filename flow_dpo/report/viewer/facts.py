@@ -9,7 +9,8 @@ Invariant: a file that is missing, broken or foreign costs its facts, which are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ HEADERS = {
     "judgements": ("judge.json", "summary.json"),
 }
 """The small files of each kind of source."""
+STARTED = "timeline.jsonl"
+"""Its first row tells when a run began to sample."""
 Facts = dict[str, Any]
 
 
@@ -39,8 +42,9 @@ class Totals:
     pairs: int = 0
     scored: int = 0
     tokens: int = 0
-    statuses: Mapping[str, int]
-    roles: Mapping[str, int]
+    sampled: int = 0
+    """Problems that an evaluation has sampled which has not finished."""
+    roles: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def read_headers(source: ViewSource) -> tuple[dict[str, Mapping[str, Any]], list[tuple[str, str]]]:
@@ -63,6 +67,17 @@ def read_headers(source: ViewSource) -> tuple[dict[str, Mapping[str, Any]], list
     return found, notes
 
 
+def first_row(source: ViewSource, name: str) -> Mapping[str, Any]:
+    """The first row of a file; an empty one where it cannot be read."""
+    try:
+        path = opened(source, name)
+        with path.open("rb") as file:
+            lines = read_lines(file, start=0, number=0, end=min(path.stat().st_size, _LARGEST))
+            return next((_parsed(line.content) for line in lines), {})
+    except (OSError, DataError):
+        return {}
+
+
 def _object(path: Path) -> Mapping[str, Any]:
     return parse_line(path.read_bytes())
 
@@ -70,15 +85,17 @@ def _object(path: Path) -> Mapping[str, Any]:
 def facts_of(source: ViewSource, headers: Mapping[str, Mapping[str, Any]], batches: Batches, totals: Totals) -> Facts:
     """The facts of a source, by its kind; every one is there, None where it is not known."""
     if source.kind == "run":
-        return _of_run(headers["config.yaml"], headers["run.json"], batches, totals)
+        return _of_run(headers["config.yaml"], headers["run.json"], headers.get(STARTED, {}), batches, totals)
     if source.kind == "evaluation":
-        return _of_evaluation(headers["summary.json"], source)
+        return _of_evaluation(headers["summary.json"], totals.sampled)
     if source.kind == "traces":
         return _of_traces(headers["traces.json"], totals)
     return _of_judgements(headers["judge.json"], headers["summary.json"], totals)
 
 
-def _of_run(settings: Mapping[str, Any], facts: Mapping[str, Any], batches: Batches, totals: Totals) -> Facts:
+def _of_run(
+    settings: Mapping[str, Any], facts: Mapping[str, Any], first: Mapping[str, Any], batches: Batches, totals: Totals
+) -> Facts:
     model, data = mapping(settings.get("model")), mapping(settings.get("data"))
     seconds, updates = batches.seconds(), batches.updates()
     flow = text(settings.get("flow_source"))
@@ -101,8 +118,15 @@ def _of_run(settings: Mapping[str, Any], facts: Mapping[str, Any], batches: Batc
         "seconds": seconds[-1] if seconds else None,
         "roles": _roles(batches) or list(totals.roles),
         "command": text(facts.get("command")),
-        "started": text(facts.get("started")),
+        "started": _moment(number(first.get("start"))),
     }
+
+
+def _moment(seconds: float | None) -> str | None:
+    """A time in UTC, "2026-11-28T18:33:44+00:00", of seconds since 1970."""
+    if seconds is None or not 0 <= seconds < 2**33:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _roles(batches: Batches) -> list[str]:
@@ -117,17 +141,16 @@ def _dataset(data: Mapping[str, Any]) -> str | None:
     return "/".join(parts) or None
 
 
-def _of_evaluation(summary: Mapping[str, Any], source: ViewSource) -> Facts:
+def _of_evaluation(summary: Mapping[str, Any], num_sampled: int) -> Facts:
     interval = summary.get("interval")
     low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
     settings = mapping(summary.get("settings"))
     candidates = bool(summary.get("candidates"))
-    problems = integer(summary.get("num_problems"))
     return {
         "accuracy": None if candidates else number(summary.get("accuracy")),
         "low": None if candidates else number(low),
         "high": None if candidates else number(high),
-        "num_problems": _sampled_so_far(source) if problems is None and not summary else problems,
+        "num_problems": integer(summary.get("num_problems")) if summary else num_sampled,
         "num_draws": integer(summary.get("num_draws")),
         "ungraded": integer(summary.get("num_ungraded")),
         "dataset": text(summary.get("dataset")),
@@ -158,21 +181,6 @@ def _decoding(decoding: Mapping[str, Any]) -> str | None:
     names = {"temperature": "temperature", "top_p": "top-p", "num_samples": "draws"}
     known = [f"{words} {value:g}" for name, words in names.items() if (value := number(decoding.get(name))) is not None]
     return ", ".join(["sampled", *known])
-
-
-def _sampled_so_far(source: ViewSource) -> int | None:
-    """Problems that an evaluation which has not finished has sampled, by its journal."""
-    try:
-        path = opened(source, "sampled.jsonl")
-        num = 0
-        with path.open("rb") as file:
-            for line in read_lines(file, start=0, number=0, end=path.stat().st_size):
-                if line.content.startswith(b'{"schema": "sampled_batch/1"'):
-                    problems = _parsed(line.content).get("problems")
-                    num += len(problems) if isinstance(problems, list) else 0
-        return num
-    except (OSError, DataError):
-        return None
 
 
 def _parsed(content: bytes) -> Mapping[str, Any]:

@@ -1,10 +1,10 @@
-"""Small files of rows that are read whole, and read on as they grow: metrics.jsonl, tokens.jsonl.
+"""Small files of rows that are read whole, and read on as they grow: metrics.jsonl, tokens.jsonl, sampled.jsonl.
 
     tokens = TokenTable(lambda: opened(source, "tokens.jsonl"))
     tokens.refresh()          True where there is more than before
     tokens.texts[59]          ("She", False): its text, and whether it is a special token
 
-Invariant: what was read is what the file holds, in its order: a file that was replaced or cut is read anew. A row that
+Invariant: what was read is what the file holds, in its order: a file that was replaced or cut is read again. A row that
 is none costs itself alone.
 """
 
@@ -87,3 +87,20 @@ class TokenTable(FollowedFile):
             self.texts[id] = (text, row.get("special") is True)
         else:
             self.notes.append((line, f"expected a token's 'id' and 'text', found {row!r:.80}"))
+
+
+class SampledProblems(FollowedFile):
+    """How many problems an evaluation that has not finished has sampled, by its journal (`runs.journal`)."""
+
+    def _clear(self) -> None:
+        super()._clear()
+        self.num = 0
+
+    def _take(self, line: int, content: bytes) -> None:
+        # All other rows are completions, which are many and long.
+        if content.startswith(b'{"schema": "sampled_batch/1", '):
+            super()._take(line, content)
+
+    def _add(self, line: int, row: Mapping[str, Any]) -> None:
+        problems = row.get("problems")
+        self.num += len(problems) if isinstance(problems, list) else 0

@@ -74,10 +74,13 @@ def find_sources(paths: Sequence[Path]) -> tuple[list[ViewSource], list[Note]]:
 
 
 def opened(source: ViewSource, name: str) -> Path:
-    """The path of a source's file. Raises `DataError` where it is a link that leads out of the source."""
+    """The path of a source's file. Raises `DataError` where it is a link that leads out of the source, or no file (a
+    pipe would be waited for)."""
     path = source.path / name
     if path.is_symlink() and not path.resolve().is_relative_to(source.path.resolve()):
         raise DataError(f"{name} is a link to a file outside of {source.name}, which is not followed")
+    if not path.is_file() and path.exists():
+        raise DataError(f"expected a file, found something else named {name}")
     return path
 
 

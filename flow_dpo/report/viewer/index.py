@@ -6,7 +6,7 @@
 
 It lies in the user's cache, never in a run, and is extended as the files grow. Several viewers may share one: each step
 is a transaction that first looks how far the index is. Invariant: after any sequence of steps its content is what one
-pass over the files as they stand would give; files that were changed, replaced or cut are read anew.
+pass over the files as they stand would give; files that were changed, replaced or cut are read again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flow_dpo.core.errors import DataError, StorageError
-from flow_dpo.report.viewer.columns import COMPANIONS, MAIN, SHOWN, Example, columns, example
+from flow_dpo.report.viewer.columns import COMPANIONS, MAIN, SHOWN, Example, columns, example, row_of
 from flow_dpo.report.viewer.found import ViewSource, opened
-from flow_dpo.report.viewer.lines import Line, parse_line, read_lines
+from flow_dpo.report.viewer.lines import Line, read_lines
 
 VERSION = 1
 """Of the tables and of what is written into them: an index of another one is thrown away."""
@@ -37,7 +37,7 @@ _NOTES = 100
 """Notes that are kept of one file."""
 _TABLES = """
 CREATE TABLE meta (version INTEGER, revision INTEGER, source TEXT);
-CREATE TABLE files (name TEXT PRIMARY KEY, device INTEGER, inode INTEGER, size INTEGER, mtime INTEGER, offset INTEGER,
+CREATE TABLE files (name TEXT PRIMARY KEY, device INTEGER, inode INTEGER, size INTEGER, changed INTEGER, offset INTEGER,
     line INTEGER, head BLOB, tail BLOB, wrong INTEGER);
 CREATE TABLE notes (file TEXT, line INTEGER, text TEXT);
 CREATE TABLE items (n INTEGER PRIMARY KEY, offset INTEGER, length INTEGER, status TEXT, rollouts INTEGER,
@@ -66,7 +66,8 @@ class _Seen:
     device: int
     inode: int
     size: int
-    mtime: int
+    changed: int
+    """When it was last written to, renamed or allowed to be read, in nanoseconds."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,7 +93,7 @@ class Index:
         self.folder = folder
         self.names = (self._main, *(COMPANIONS if source.kind == "run" else ()))
         digest = hashlib.sha256(os.fsencode(source.path.resolve())).hexdigest()[:32]
-        self._path = folder / f"{digest}.sqlite"
+        self._path = folder / f"{digest}-{VERSION}.sqlite"
         self._yield_to = yield_to
         self._known: dict[str, _Seen | None] = {}
         """The files when everything in them was indexed."""
@@ -139,7 +140,8 @@ class Index:
             self._failures += 1
             if self._failures > _TRIES:
                 raise StorageError(f"could not write the index {self._path}: {error}; make room") from error
-            if not isinstance(error, sqlite3.OperationalError):  # it is damaged, or no index
+            operational = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR
+            if not operational:  # it is damaged, or no index, or lacks a table
                 self._throw_away()
             return True
 
@@ -174,7 +176,7 @@ class Index:
             found = opened(self.source, name).stat()
         except (OSError, DataError):
             return None
-        return _Seen(device=found.st_dev, inode=found.st_ino, size=found.st_size, mtime=found.st_mtime_ns)
+        return _Seen(device=found.st_dev, inode=found.st_ino, size=found.st_size, changed=found.st_ctime_ns)
 
     def _open(self) -> sqlite3.Connection:
         if self._writer is None:
@@ -202,10 +204,10 @@ class Index:
         rows = database.execute("SELECT * FROM files").fetchall()
         read = {
             name: _Read(
-                seen=_Seen(device=device, inode=inode, size=size, mtime=mtime),
+                seen=_Seen(device=device, inode=inode, size=size, changed=changed),
                 offset=offset, line=line, head=head, tail=tail, wrong=wrong,
             )
-            for name, device, inode, size, mtime, offset, line, head, tail, wrong in rows
+            for name, device, inode, size, changed, offset, line, head, tail, wrong in rows
         }  # fmt: skip
         if all(self._grew(name, one, seen.get(name)) for name, one in read.items()):
             return read
@@ -218,7 +220,7 @@ class Index:
         was = read.seen
         if seen is None or (seen.device, seen.inode) != (was.device, was.inode) or seen.size < read.offset:
             return False
-        if seen.size <= was.size and seen.mtime != was.mtime:
+        if seen.size <= was.size and seen.changed != was.changed:
             return False  # written over
         try:
             with opened(self.source, name).open("rb") as file:
@@ -267,7 +269,7 @@ class Index:
             assert state is not None, name
             database.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (name, state.device, state.inode, state.size, state.mtime, one.offset, one.line, one.head, one.tail,
+                (name, state.device, state.inode, state.size, state.changed, one.offset, one.line, one.head, one.tail,
                  one.wrong),
             )  # fmt: skip
         for name, state in seen.items():
@@ -304,7 +306,7 @@ def _items(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> 
     texts: list[Sequence[Any]] = []
     for line in lines:
         try:
-            found = columns(schema, parse_line(line.content))
+            found = columns(schema, row_of(schema, line.content))
         except DataError as error:
             noted.append((line.number, str(error)))
             continue
@@ -323,25 +325,24 @@ def _items(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> 
 
 def _companions(database: sqlite3.Connection, schema: str, lines: Iterator[Line]) -> _Noted:
     noted: _Noted = []
-    found: list[tuple[Line, Example]] = []
+    found: list[tuple[int, int, int, Example]] = []
     for line in lines:
         try:
             # The content is let go of at once: a step's lines together are megabytes.
-            found.append((Line(number=line.number, offset=line.offset, length=line.length, content=b""),
-                          example(schema, line.content)))  # fmt: skip
+            found.append((line.number, line.offset, line.length, example(schema, line.content)))
         except DataError as error:
             noted.append((line.number, str(error)))
-    items = _items_of(database, {one.problem for _, one in found})
+    items = _items_of(database, {one.problem for *_, one in found})
     rows: list[Sequence[Any]] = []
     changes: dict[int, list[Any]] = {}
-    for line, one in found:
+    for number, offset, length, one in found:
         n = _item_of(one, items.get(one.problem, ()))
         if n is None:
-            noted.append((line.number, f"expected a problem that trees.jsonl has, found {one.problem!r:.80}"))
+            noted.append((number, f"expected a problem that trees.jsonl has, found {one.problem!r:.80}"))
         elif schema == "learned":
-            rows.append((n, line.number, line.offset, line.length))
+            rows.append((n, number, offset, length))
         else:
-            rows.append((n, schema, line.number, line.offset, line.length, one.role))
+            rows.append((n, schema, number, offset, length, one.role))
             change = changes.setdefault(n, [0, None, None, ""])
             change[0] += 1
             change[1] = _larger(change[1], one.depth)

@@ -13,12 +13,12 @@ from typing import Any
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer import item_views, queries, tree_view
-from flow_dpo.report.viewer.columns import MAIN
+from flow_dpo.report.viewer.columns import COMPANIONS, KEY, MAIN
 from flow_dpo.report.viewer.found import opened
-from flow_dpo.report.viewer.lines import parse_line, read_at
+from flow_dpo.report.viewer.lines import mapping, parse_line, read_at, text
 from flow_dpo.report.viewer.shelf import Shelf
 
-_FILES = {"pair": "pairs.jsonl", "scored": "scored.jsonl", "learned": "learned.jsonl"}
+_FILES = {kind: name for name, kind in COMPANIONS.items()}
 _MOST_LINES = 2_000
 """Rows of examples of one tree that are read."""
 
@@ -32,43 +32,110 @@ def item(shelf: Shelf, n: int, shelves: Sequence[Shelf]) -> dict[str, Any]:
     read."""
     source = shelf.source
     main, schema = MAIN[source.kind]
-    place = None
+    place = _place(shelf, n, main)
+    where = f"{main}, line {n + 1}"
+    notes: list[str] = []
+    [row] = _rows(shelf, main, [(place.offset, place.length)], notes)
+    if row is None:
+        raise DataError(f"{where}: {'; '.join(notes)}")
+    if _problem_of(schema, row) != place.id:
+        raise DataError(f"{where}: expected the row that was indexed, found another; ask again in a moment")
+    if schema == "tree":
+        own = {kind: _own_rows(shelf, kind, place, notes) for kind in _FILES}
+        examples = [*own["pair"], *own["scored"]]
+        found = _drawn(where, lambda: tree_view.tree_view(row, examples, own["learned"], shelf.token_texts()))
+        found["notes"] = [*found.get("notes", ()), *notes]
+    else:
+        found = _drawn(where, lambda: item_views.item_view(source.kind, row))
+        if source.kind == "judgements":
+            found |= _compared(shelf, place.id, shelves)
+    facts = {"source": source.id, "n": n, "total": shelf.num_items, "batch": shelf.batch_of(n), "stamp": shelf.stamp}
+    return {**found, **facts, "elsewhere": _elsewhere(place, shelf, shelves)}
+
+
+def _place(shelf: Shelf, n: int, main: str) -> queries.Place:
+    """Where an item lies. Raises `Missing` where there is none, with what is wrong with its line."""
+    reason = ""
     if shelf.index.ready:
         with shelf.index.reading() as database:
             place = queries.place(database, n)
-    if place is None:
-        raise Missing(f"expected an item of {source.name}, found none with the number {n}")
-    row = _row(shelf, main, place.offset, place.length)
-    where = f"{main}, line {n + 1}"
-    if schema == "tree":
-        examples = [
-            _row(shelf, _FILES[kind], offset, length)
-            for kind, offset, length in place.lines[:_MOST_LINES]
-            if kind != "learned"
-        ]
-        learned = [
-            _row(shelf, _FILES[kind], offset, length)
-            for kind, offset, length in place.lines[:_MOST_LINES]
-            if kind == "learned"
-        ]
-        found = _drawn(where, lambda: tree_view.tree_view(row, examples, learned, shelf.token_texts()))
-    else:
-        found = _drawn(where, lambda: item_views.item_view(source.kind, row))
-    total = shelf.value()["num_items"]
-    own = {"source": source.id, "n": n, "total": total, "batch": shelf.batch_of(n), "stamp": shelf.stamp}
-    return {**found, **own, "elsewhere": _elsewhere(place, shelf, shelves)}
+            if place is not None:
+                return place
+            reason = queries.wrong_line(database, main, n + 1)
+    raise Missing(f"expected an item of {shelf.source.name}, found none with the number {n}{reason and f': {reason}'}")
 
 
-def _row(shelf: Shelf, name: str, offset: int, length: int) -> Mapping[str, Any]:
+def _problem_of(schema: str, row: Mapping[str, Any]) -> str:
+    holder, name = {
+        "tree": (mapping(row.get("problem")), "id"), "prediction": (row, "id"),
+    }.get(schema, (row, "problem_id"))  # fmt: skip
+    return text(holder.get(name), KEY) or ""
+
+
+def _own_rows(shelf: Shelf, kind: str, place: queries.Place, notes: list[str]) -> list[Mapping[str, Any]]:
+    """The rows of examples that belong to an item; one that cannot be read is left out, with a note."""
+    lines = [(offset, length) for each, offset, length in place.lines if each == kind]
+    if len(lines) > _MOST_LINES:
+        notes.append(f"{_FILES[kind]}: {len(lines) - _MOST_LINES:,} rows more are not shown")
+        lines = lines[:_MOST_LINES]
+    if not lines:
+        return []
+    try:
+        rows = _rows(shelf, _FILES[kind], lines, notes)
+    except DataError as error:
+        notes.append(str(error))
+        return []
+    own = [row for row in rows if row is not None and text(row.get("problem_id"), KEY) == place.id]
+    if len(own) < len([row for row in rows if row is not None]):
+        notes.append(f"{_FILES[kind]}: expected the rows that were indexed, found others; ask again in a moment")
+    return own
+
+
+def _rows(
+    shelf: Shelf, name: str, lines: Sequence[tuple[int, int]], notes: list[str]
+) -> list[Mapping[str, Any] | None]:
+    """The rows at these places of a file; None for one that cannot be read, with a note. Raises `DataError` where the
+    file cannot be."""
+    found: list[Mapping[str, Any] | None] = []
     try:
         with opened(shelf.source, name).open("rb") as file:
-            return parse_line(read_at(file, offset, length))
+            for offset, length in lines:
+                try:
+                    found.append(parse_line(read_at(file, offset, length)))
+                except DataError as error:
+                    notes.append(f"{name}: {error}")
+                    found.append(None)
     except OSError as error:
         raise DataError(
             f"expected {name} of {shelf.source.name}, found that it cannot be read: {error.strerror}"
         ) from error
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
+    return found
+
+
+def _compared(shelf: Shelf, problem: str, shelves: Sequence[Shelf]) -> dict[str, Any]:
+    """The two solutions that a judgement compares and their problem, where the traces are among the sources: no other
+    file is read. Nothing where they are not."""
+    traces = {other.source.path: other for other in shelves if other.source.kind == "traces" and other.index.ready}
+    texts: dict[str, str | None] = {}
+    found: dict[str, Any] = {}
+    for name, path in zip("ab", shelf.side_paths, strict=False):
+        other = traces.get(path) or traces.get(path.parent)
+        row = None if other is None else _trace_of(other, problem)
+        texts[name] = None if row is None else text(row.get("solution"))
+        if row is not None:
+            found["problem"] = item_views.item_view("traces", row)["problem"]
+    return found | {"texts": texts if any(texts.values()) else None}
+
+
+def _trace_of(shelf: Shelf, problem: str) -> Mapping[str, Any] | None:
+    """The first trace on a problem."""
+    with shelf.index.reading() as database:
+        same = queries.same_problem(database, problem, 1)
+        place = queries.place(database, same[0][0]) if same else None
+    if place is None:
+        return None
+    [row] = _rows(shelf, MAIN["traces"][0], [(place.offset, place.length)], [])
+    return row if row is not None and row.get("problem_id") == problem else None
 
 
 _BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)

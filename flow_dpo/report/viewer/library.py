@@ -16,8 +16,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -91,8 +91,9 @@ class Library:
         """Return once everything that is there is indexed. Raises `StorageError` where that takes too long."""
         end = time.monotonic() + timeout_s
         while any(shelf.behind for shelf in list(self._shelves.values())):
-            if time.monotonic() > end or self._closing.wait(0.01):
-                raise StorageError(f"expected the indexes within {timeout_s:.0f} s, found them unfinished; wait longer")
+            alive = self._thread is not None and self._thread.is_alive()
+            if not alive or time.monotonic() > end or self._closing.wait(0.01):
+                raise StorageError(f"expected the indexes within {timeout_s:.0f} s, found them unfinished")
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
@@ -183,7 +184,8 @@ class Library:
         """`folder` where it can be written to, otherwise a temporary one."""
         try:
             if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _tidy(folder)
                 with tempfile.TemporaryFile(dir=folder):
                     return folder
         except OSError as error:
@@ -211,4 +213,10 @@ class Library:
                 self._free.wait_for(lambda: not self._asked, timeout=_PATIENCE_S)
 
 
-Get = Callable[[str, Mapping[str, str]], dict[str, Any]]
+def _tidy(folder: Path) -> None:
+    """Remove indexes that nobody has looked into for a month."""
+    oldest = time.time() - 30 * 86_400
+    for path in folder.glob("*.sqlite*"):
+        with suppress(OSError):  # another viewer was faster
+            if path.stat().st_mtime < oldest:
+                path.unlink()

@@ -14,8 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 
 from flow_dpo.core.errors import DataError
 
@@ -26,8 +25,7 @@ _EXACT = 2**53
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """One whole line of a file."""
 
     number: int
@@ -84,7 +82,8 @@ def parse_line(content: bytes) -> dict[str, Any]:
     if not content:
         raise DataError(f"expected a line of at most {LONGEST // 2**20} MiB, found a longer one")
     try:
-        value: object = json.loads(content, parse_constant=_nothing)
+        # Decoded here: bytes with zeros would be taken for UTF-16.
+        value: object = json.loads(content.decode().removeprefix("\ufeff"), parse_constant=_nothing)
     except RecursionError as error:
         raise DataError("expected a row, found JSON that is nested too deeply") from error
     except UnicodeDecodeError as error:

@@ -228,3 +228,10 @@ def same_problem(database: sqlite3.Connection, name: str, most: int = 20) -> lis
     """The items of a problem: number, status, version."""
     query = "SELECT n, status, version FROM texts JOIN items USING (n) WHERE id = ? ORDER BY n LIMIT ?"
     return database.execute(query, (name, most)).fetchall()
+
+
+def wrong_line(database: sqlite3.Connection, file: str, line: int) -> str:
+    """What is wrong with a line that could not be read; "" where nothing is known."""
+    query = "SELECT text FROM notes WHERE file = ? AND line = ?"
+    row = database.execute(query, (file, line)).fetchone()
+    return "" if row is None else f"{file}, line {line}: {row[0]}"

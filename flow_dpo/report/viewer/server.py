@@ -16,6 +16,9 @@ import gzip
 import json
 import logging
 import socket
+import sys
+import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -48,6 +51,10 @@ _TYPES = {
     "svg": "image/svg+xml",
     "png": "image/png",
 }
+_BUG = (
+    b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b'Content-Length: 54\r\n\r\n{"error":"the viewer failed; its terminal says where"}'
+)
 _IDLE_S = 20.0
 """Seconds after which a connection that says nothing is closed."""
 _MOST_CONNECTIONS = 64
@@ -75,7 +82,7 @@ class ViewServer(ThreadingHTTPServer):
     def __init__(self, library: Library, *, port: int = 0) -> None:
         """Raises `OSError` where the port is taken."""
         self.library = library
-        self._open = 0
+        self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         super().__init__((HOST, port), _Handler)
         own = self.server_address[1]
         self.hosts = frozenset({f"{HOST}:{own}", f"localhost:{own}", f"[::1]:{own}"})
@@ -86,19 +93,22 @@ class ViewServer(ThreadingHTTPServer):
 
     def verify_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: Any) -> bool:
         """Refuse a connection beyond so many: each has a thread."""
-        return self._open < _MOST_CONNECTIONS
+        return self._free.acquire(blocking=False)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Count the connections that are open."""
-        self._open += 1
+        """Answer one connection."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._open -= 1
+            self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke is no error of ours; anything else is logged with its place."""
-        _logger.debug("a connection ended early", exc_info=True)
+        """A connection that broke is no error of ours; anything else is a bug: it is logged, and answered."""
+        if isinstance(sys.exception(), OSError):
+            return
+        _logger.error("a request could not be answered", exc_info=True)
+        with suppress(OSError):
+            request.sendall(_BUG)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -15,15 +15,18 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flow_dpo.core.errors import DataError
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.curves import Batches
-from flow_dpo.report.viewer.facts import HEADERS, Totals, facts_of, read_headers
-from flow_dpo.report.viewer.followed import TokenTable
+from flow_dpo.report.viewer.facts import HEADERS, STARTED, Totals, facts_of, first_row, read_headers
+from flow_dpo.report.viewer.followed import SampledProblems, TokenTable
 from flow_dpo.report.viewer.found import Note, ViewSource, opened
 from flow_dpo.report.viewer.index import Index
+from flow_dpo.report.viewer.lines import mapping, number, text
 
 _GROWING_S = 60.0
 """Seconds after which a file that was seen to grow no longer tells that somebody writes to it."""
@@ -43,6 +46,7 @@ class Shelf:
         """Something is there that was not indexed yet."""
         self.batches = Batches(lambda: opened(source, "metrics.jsonl"))
         self._tokens = TokenTable(lambda: opened(source, "tokens.jsonl"))
+        self._sampled = SampledProblems(lambda: opened(source, "sampled.jsonl"))
         self.state = ""
         self._lock = threading.Lock()
         self._headers: dict[str, Mapping[str, Any]] = {name: {} for name in HEADERS[source.kind]}
@@ -65,10 +69,17 @@ class Shelf:
         changed = False
         if stats != self._seen_headers:
             headers, notes = read_headers(self.source)
+            if self.source.kind == "run":
+                headers[STARTED] = first_row(self.source, STARTED)
             self._headers, self._header_notes, self._seen_headers, changed = headers, notes, stats, True
         if self.source.kind == "run":
             with self._lock:
-                changed |= self.batches.refresh()
+                grew = self.batches.refresh()
+            if grew and not self._headers.get(STARTED):
+                self._headers = {**self._headers, STARTED: first_row(self.source, STARTED)}
+            changed |= grew
+        if self.source.kind == "evaluation" and not self._headers["summary.json"]:
+            changed |= self._sampled.refresh()
         sizes = {name: size for name in self.index.names if (size := _size(self.source.path / name)) is not None}
         if self._sizes and any(size > self._sizes.get(name, 0) for name, size in sizes.items()):
             self._grew = time.monotonic()
@@ -108,12 +119,20 @@ class Shelf:
     def _complete(self) -> bool:
         headers = self._headers
         if self.source.kind == "run":
-            wanted = headers["run.json"].get("num_problems")
-            enough = isinstance(wanted, int) and bool(self.batches.ends) and self.batches.ends[-1] >= wanted
-            return enough and not is_locked(self.source.path / ".lock")
+            return self._has_enough() and not is_locked(self.source.path / ".lock")
         if self.source.kind == "traces":
             return headers["traces.json"].get("complete") is not False
         return bool(headers["summary.json"]) or (self.source.path / "summary.json").is_file()
+
+    def _has_enough(self) -> bool:
+        """Whether a run has seen its problems, or spent its budget."""
+        wanted = self._headers["run.json"].get("num_problems")
+        if isinstance(wanted, int) and self.batches.ends and self.batches.ends[-1] >= wanted:
+            return True
+        settings, spent = mapping(self._headers["config.yaml"].get("run")), self.batches.spent()
+        limits = {name: number(settings.get(f"budget_{name}")) for name in spent}
+        given = {name: limit for name, limit in limits.items() if limit}
+        return bool(given) and all(spent[name] >= limit for name, limit in given.items())
 
     # ---- answers -----------------------------------------------------------------------------------------------------
 
@@ -121,7 +140,8 @@ class Shelf:
         """The source in the table of sources."""
         counted, index = self._counted, self.index
         with self._lock:
-            facts = facts_of(self.source, self._headers, self.batches, counted.totals)
+            totals = replace(counted.totals, sampled=self._sampled.num)
+            facts = facts_of(self.source, self._headers, self.batches, totals)
         return {
             "id": self.source.id,
             "name": self.source.name,
@@ -129,10 +149,22 @@ class Shelf:
             "path": str(self.source.path),
             "state": self.state,
             "indexed": 1.0 if self._failed or not self.behind else index.progress,
-            "num_items": counted.totals.num,
-            "stamp": f"{_STARTED}-{self._changes}",
+            "num_items": self.num_items,
+            "stamp": self.stamp,
             "facts": facts,
         }
+
+    @property
+    def side_paths(self) -> list[Path]:
+        """Of judgements: where the traces of each side lay."""
+        sides = self._headers.get("judge.json", {}).get("traces")
+        named = [text(mapping(side).get("path")) for side in sides] if isinstance(sides, list) else []
+        return [Path(path).absolute() for path in named if path and "\x00" not in path]
+
+    @property
+    def num_items(self) -> int:
+        """Items that are indexed."""
+        return self._counted.totals.num
 
     @property
     def stamp(self) -> str:
@@ -178,6 +210,7 @@ class Shelf:
         found += self._counted.notes
         if self.state != "going on":
             found += [(name, line, "the last line has no end: it was torn off") for name, line in self._counted.torn]
+        found += self._missing()
         if self._failed:
             found.append((None, None, self._failed))
         shown = [Note(source=self.source.id, file=name, line=line, text=words) for name, line, words in found]
@@ -186,12 +219,27 @@ class Shelf:
             shown = [*shown[:_MOST_NOTES], more]
         return shown
 
+    def _missing(self) -> list[tuple[str | None, int | None, str]]:
+        """Notes on files that are not read, or not there."""
+        if not self.source.path.is_dir():
+            return [(None, None, f"{self.source.path} is no longer there")]
+        found: list[tuple[str | None, int | None, str]] = []
+        for name in self.index.names:
+            try:
+                there = opened(self.source, name).exists()
+            except DataError as error:
+                found.append((name, None, str(error)))
+                continue
+            if name == self.index.names[0] and not there and (self.state == "finished" or self.batches.ends):
+                found.append((name, None, "the file is missing: there is nothing to list"))
+        return found
+
 
 class _Counted:
     """What one look at the index gave."""
 
     def __init__(self) -> None:
-        self.totals = Totals(statuses={}, roles={})
+        self.totals = Totals()
         self.facets: dict[str, Any] = _NO_FACETS
         self.notes: list[tuple[str | None, int | None, str]] = []
         self.torn: list[tuple[str, int]] = []
@@ -207,9 +255,7 @@ def _count(database: sqlite3.Connection) -> _Counted:
     counted.facets = facets = queries.facets(database)
     query = "SELECT count(*), coalesce(sum(pairs), 0), coalesce(sum(scored), 0), coalesce(sum(tokens), 0) FROM items"
     [(num, pairs, scored, tokens)] = database.execute(query)
-    counted.totals = Totals(
-        num=num, pairs=pairs, scored=scored, tokens=tokens, statuses=facets["statuses"], roles=facets["roles"]
-    )
+    counted.totals = Totals(num=num, pairs=pairs, scored=scored, tokens=tokens, roles=facets["roles"])
     counted.notes = database.execute("SELECT file, line, text FROM notes ORDER BY file, line").fetchall()
     for name, size, offset, line, wrong in database.execute("SELECT name, size, offset, line, wrong FROM files"):
         if offset < size:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from types import MappingProxyType
 from typing import Any
 
 from flow_dpo.core.errors import DataError
@@ -36,7 +35,7 @@ def tree_view(
     row: Mapping[str, Any],
     examples: Sequence[Mapping[str, Any]],
     learned: Sequence[Mapping[str, Any]],
-    tokens: Tokens = MappingProxyType({}),
+    tokens: Tokens,
 ) -> dict[str, Any]:
     """What the page of a tree draws: the "tree" of `docs/viewer.md`, without what a library adds of its source.
 
@@ -315,7 +314,7 @@ def _find_faults(nodes: list[dict[str, Any]], rollouts: list[dict[str, Any]], pr
         return known[text]
 
     left: list[tuple[int, list[dict[str, Any]]]] = []
-    writers: set[str] = set()
+    writers: set[tuple[str, ...]] = set()
     for rollout in rollouts:
         text = rollout["text"]
         rollout["faults"] = faults(spans_of(text), text)
@@ -323,18 +322,23 @@ def _find_faults(nodes: list[dict[str, Any]], rollouts: list[dict[str, Any]], pr
         places = places_of_parts(text, [node["text"] for node in path])
         for node, place in zip(path, places, strict=True):
             if place is not None:
-                writers.add(node["role"])
+                writers.add(_kind_of_text(node))
                 if node["rollout"] == rollout["id"]:
                     node["faults"] = faults(spans_of(text), node["text"], place)
         left.append((rollout["id"], [node for node, place in zip(path, places, strict=True) if place is None]))
     for id, apart in left:
-        for attempt in _attempts([node for node in apart if node["role"] in writers]):
+        for attempt in _attempts([node for node in apart if _kind_of_text(node) in writers]):
             whole = "".join(node["text"] for node in attempt)
             at = 0
             for node in attempt:
                 if node["rollout"] == id:
                     node["faults"] = faults(spans_of(whole), node["text"], at)
                 at += len(node["text"])
+
+
+def _kind_of_text(node: Mapping[str, Any]) -> tuple[str, ...]:
+    """Role and tags but for the number of the attempt: nodes that are alike write the same kind of text."""
+    return (node["role"], *(tag for tag in node["tags"] if not tag.startswith("attempt ")))
 
 
 def _attempts(apart: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

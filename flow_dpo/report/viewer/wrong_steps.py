@@ -81,7 +81,7 @@ _MOST_BETWEEN = 200
 def faults(spans: Sequence[Span], text: str, start: int = 0) -> list[dict[str, Any]]:
     """Ranges on a piece of a solution, as the page reads them; `start` is where in the solution the piece begins.
 
-    A line that goes on in the next piece has `"continues": True` in this one: its reason is told once.
+    A line that continues in the next piece has `"continues": True` in this one: its reason is told once.
     """
     units = partial(_code_units, text, text.isascii() or max(text) <= "\uffff")
     found: list[dict[str, Any]] = []

@@ -6,7 +6,7 @@ Nothing is broken in these cases, so no error is raised. Invariant: each warns o
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flow_dpo.core.recipe import Recipe
@@ -30,6 +30,27 @@ _GROWN = 0.5
 """Margin beyond which it has grown."""
 
 
+def collapsed(prefers_first: Sequence[bool | float], least: int = 40) -> float | None:
+    """The share of a choosing role's recent pairs that prefer the first choice, where nearly all or nearly none do;
+    None otherwise, and of fewer than `least`."""
+    recent = prefers_first[-_RECENT:]
+    rate = sum(recent) / max(len(recent), 1)
+    return rate if len(recent) >= least and not _COLLAPSED < rate < 1 - _COLLAPSED else None
+
+
+def fallen(rows: Sequence[Mapping[str, Any]], role: str, num_rows: int = 4) -> tuple[float, float] | None:
+    """Mean log-ratio of chosen completions against the reference and mean margin over the role's last `num_rows` rows,
+    in nats, where the first has fallen though the second has grown; None otherwise."""
+    ratios, margins = (
+        [row[f"learn/{role}/{name}"] for row in rows if f"learn/{role}/chosen_ratio" in row][-num_rows:]
+        for name in ("chosen_ratio", "margin")
+    )
+    if len(ratios) < num_rows:
+        return None
+    ratio, margin = sum(ratios) / num_rows, sum(margins) / num_rows
+    return (ratio, margin) if ratio < _FALLEN and margin > _GROWN else None
+
+
 class StopCollapseWarning:
     """A callback that warns once when Stop's pairs nearly all prefer one word: Stop is collapsing."""
 
@@ -47,8 +68,8 @@ class StopCollapseWarning:
                 self._counts.setdefault(example.request.role, []).append(float(example.chosen.choice == 0))
         for role, recent in self._counts.items():
             del recent[:-_RECENT]
-            rate = sum(recent) / len(recent)
-            if len(recent) >= self._least and not _COLLAPSED < rate < 1 - _COLLAPSED and not self._warned:
+            rate = collapsed(recent, self._least)
+            if rate is not None and not self._warned:
                 self._warned = True
                 log.warning(
                     "%.0f %% of the last %d %s pairs prefer the first choice, which pulls the role towards one word "
@@ -78,24 +99,25 @@ class ChosenLikelihoodWarning:
         """Look at means over a role's last `num_rows` rows. `recipe` says which settings help."""
         self._num_rows = num_rows
         self._holds = "--objective.sft_weight holds them up, and " if _has(recipe, "objective.sft_weight") else ""
-        self._rows: dict[str, list[tuple[float, float]]] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
         self._warned = False
 
     def on_batch(self, row: dict[str, Any], trees: Sequence[Tree], examples: Sequence[Example]) -> None:
         """Look at one batch's updates."""
-        for name, ratio in row.items():
+        for name in row:
             if not (name.startswith("learn/") and name.endswith("/chosen_ratio")):
                 continue
             role = name.split("/")[1]
             recent = self._rows.setdefault(role, [])
-            recent.append((ratio, row[f"learn/{role}/margin"]))
+            recent.append(row)
             del recent[: -self._num_rows]
-            ratios, margins = (sum(values) / len(recent) for values in zip(*recent, strict=True))
-            if len(recent) == self._num_rows and ratios < _FALLEN and margins > _GROWN and not self._warned:
+            found = fallen(recent, role, self._num_rows)
+            if found is not None and not self._warned:
+                ratio, margin = found
                 self._warned = True
                 log.warning(
                     "%s: chosen completions have become less likely than under the reference (by %.1f nats) while the "
                     "margin grew to %.1f; %s--learner.reference.kind snapshot with --learner.reference.every moves the "
                     "reference along",
-                    role, -ratios, margins, self._holds,
+                    role, -ratio, margin, self._holds,
                 )  # fmt: skip

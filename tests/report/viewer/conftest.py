@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 
 from flow_dpo.report.viewer.library import Library
 from flow_dpo.report.viewer.server import ViewServer
+from tests.support.view_runs import seed_run
 
 WAIT_MS = 30_000
 """The longest that a page may take on a busy machine."""
@@ -34,6 +36,12 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of the seed model, to be read alone."""
+    return seed_run(tmp_path_factory.mktemp("seeded") / "run")
+
+
 @dataclass(kw_only=True)
 class Visit:
     """A page in the browser, and what went wrong on it."""
@@ -43,12 +51,30 @@ class Visit:
 
     def go(self, route: str) -> None:
         """Open a route of the page that is open, as a link would, and wait until it is drawn."""
-        self.page.goto(self.page.url.partition("#")[0] + route)
+        if self.page.evaluate("location.hash") != route:
+            self.page.evaluate(
+                "(route) => new Promise((done) => { addEventListener('hashchange', () => setTimeout(done, 0), "
+                "{once: true}); location.hash = route; })",
+                route,
+            )
         self.settled()
 
     def settled(self) -> None:
-        """Wait until nothing is loading."""
-        self.page.wait_for_load_state("networkidle", timeout=WAIT_MS)
+        """Wait until everything that was asked for is drawn."""
+        self.until(
+            "document.querySelector('main h1, main [role=alert]') !== null && "
+            "document.getElementById('main').getAttribute('aria-busy') !== 'true'"
+        )
+
+    def until(self, condition: str | Callable[[], bool]) -> None:
+        """Wait until something holds: a call, or an expression in the page.
+
+        Playwright's own way evaluates a text in the page, which forbids it.
+        """
+        end = time.monotonic() + WAIT_MS / 1000
+        while not (self.page.evaluate(condition) if isinstance(condition, str) else condition()):
+            assert time.monotonic() < end, f"not within {WAIT_MS} ms: {condition}"
+            time.sleep(0.02)
 
 
 Open = Callable[..., Visit]

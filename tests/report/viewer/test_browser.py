@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from flow_dpo.cli import train
 from flow_dpo.recipes.presets import RECIPES
@@ -19,18 +20,25 @@ from flow_dpo.report.viewer.library import Library
 from tests.report.viewer.conftest import Open, served
 from tests.support.report_sources import HOSTILE, run
 
-pytestmark = pytest.mark.xdist_group("browser")
 WIDTHS = (390, 1000, 1600)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of every recipe, four problems each, below one folder; those of flow-dpo twice."""
-    folder = tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A run of every recipe, four problems each, below one folder; those of flow-dpo twice.
+
+    One process of the tests makes them for all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "recipes"
     words = ["--max_problems", "4", "--problems_per_batch", "4", "--examples_per_update", "4"]
-    for name in RECIPES:
-        assert train.train(["--recipe", name, *words, "--output_dir", str(folder / name)]) == 0
-    assert train.train([*words, "--run.seed", "1", "--output_dir", str(folder / "again")]) == 0
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            beside = folder.with_suffix(".tmp")
+            for name in RECIPES:
+                assert train.train(["--recipe", name, *words, "--output_dir", str(beside / name)]) == 0
+            assert train.train([*words, "--run.seed", "1", "--output_dir", str(beside / "again")]) == 0
+            beside.rename(folder)
     return folder
 
 
@@ -79,7 +87,7 @@ def test_filters_stand_in_the_address_and_give_what_the_library_gives(site: tupl
         assert [int(text.split()[0]) for text in rows.all_inner_texts()] == found
     at.page.keyboard.press("/")
     at.page.keyboard.type("no such words")
-    at.page.wait_for_function("document.querySelector('main').innerText.includes('0 of 4')")
+    at.until("document.querySelector('main').innerText.includes('0 of 4')")
 
 
 def test_a_tree_is_walked_by_keys(site: tuple[str, Library], visit: Open) -> None:
@@ -146,15 +154,15 @@ def test_a_run_that_goes_on_is_followed(runs: Path, tmp_path: Path, visit: Open)
     shutil.copytree(runs / "grpo", going)
     whole = (going / "trees.jsonl").read_bytes().splitlines(keepends=True)
     (going / "trees.jsonl").write_bytes(b"".join(whole[:2]) + whole[2][:100])
+    for name in ("scored.jsonl", "learned.jsonl"):
+        (going / name).write_bytes(b"")
     with served([going], tmp_path / "cache") as (address, _):
         at = visit(f"{address}#/s/going")
         rows = at.page.get_by_role("row").filter(has=at.page.get_by_role("gridcell"))
         assert rows.count() == 2
         with (going / "trees.jsonl").open("ab") as file:
             file.write(whole[2][100:] + whole[3])
-        at.page.wait_for_function(
-            "document.querySelectorAll('[role=row] [role=gridcell]:first-child').length === 4", timeout=30_000
-        )
+        at.until(lambda: rows.count() == 4)
 
 
 def test_the_same_problem_in_two_runs_stands_side_by_side(site: tuple[str, Library], visit: Open) -> None:
@@ -166,7 +174,10 @@ def test_the_same_problem_in_two_runs_stands_side_by_side(site: tuple[str, Libra
     assert item["problem"]["question"] in text
     for name in ("flow-dpo", "again"):
         assert name in text
-    visit(f"{address}#/s/flow-dpo/1").page.get_by_role("link", name=re.compile("again")).first.click()
+    one = visit(f"{address}#/s/flow-dpo/1").page
+    one.get_by_text("The same problem in").click()
+    one.get_by_label("Side by side with again").click()
+    assert one.url.endswith(f"#/compare/flow-dpo/1/again/{other['n']}")
 
 
 def test_a_copy_opens_from_disk_and_filters_as_the_server_does(

@@ -216,9 +216,10 @@ def test_an_attempt_that_was_given_up_is_checked_apart():
     assert found["nodes"][1]["faults"] == []
 
 
-def test_what_another_role_writes_is_no_step():
+@pytest.mark.parametrize("other", [{"role": "plan"}, {"tags": ["structure"]}])
+def test_what_is_no_solution_has_no_steps(other: dict[str, Any]):
     row = written("1 + 1 = 3\n", "1 + 1 = 2\n")
-    row["nodes"][0]["role"] = "plan"
+    row["nodes"][0] |= other
     row["rollouts"][0]["text"] = "1 + 1 = 2\n"
     assert tree_view(row, [], [], {})["nodes"][0]["faults"] == []
 

@@ -31,7 +31,9 @@
 
   function takeSources(value) {
     const before = new Map(known.sources.map((source) => [source.id, print(source)]));
-    const changed = value.sources.filter((source) => before.get(source.id) !== print(source)).map((source) => source.id);
+    const changed = value.sources.filter(
+      (source) => before.get(source.id) !== print(source)
+    ).map((source) => source.id);
     const gone = known.sources.length > value.sources.length;
     known = value;
     drawHeader();
@@ -82,7 +84,13 @@
       return { ...route, page: "item", source: parts[1], n: number(parts[2]) };
     }
     if (parts[0] === "compare" && parts.length === 5 && number(parts[2]) !== null && number(parts[4]) !== null) {
-      return { ...route, page: "compare", source: parts[1], n: number(parts[2]), other: { source: parts[3], n: number(parts[4]) } };
+      return {
+        ...route,
+        page: "compare",
+        source: parts[1],
+        n: number(parts[2]),
+        other: { source: parts[3], n: number(parts[4]) },
+      };
     }
     return route;
   };
@@ -108,7 +116,9 @@
 
   /** What went wrong, to be shown in place of what was asked for. */
   view.failure = (error, heading = "This could not be shown") =>
-    h("section", { class: "message bad", role: "alert" }, h("h2", null, heading), h("p", null, view.text(error.message)));
+    h(
+      "section", { class: "message bad", role: "alert" }, h("h2", null, heading), h("p", null, view.text(error.message))
+    );
 
   const keyOf = (route) => JSON.stringify([route.page, route.source, route.n, route.other]);
 
@@ -146,8 +156,12 @@
     view.title(...crumbs(route).slice(1).map((crumb) => crumb.words).reverse());
     const page = view.pages[route.page];
     if (!page || (route.source !== null && !view.source(route.source))) {
-      const what = route.source !== null && page ? `Nothing here is called "${route.source}"` : "No page has this address";
-      main.append(view.failure(new Error(`${what}.`), "Not found"), h("p", null, h("a", { href: view.to.runs() }, "All runs")));
+      const what = route.source !== null && page
+        ? `Nothing here is called "${route.source}"`
+        : "No page has this address";
+      main.append(
+        view.failure(new Error(`${what}.`), "Not found"), h("p", null, h("a", { href: view.to.runs() }, "All runs"))
+      );
       return;
     }
     try {
@@ -156,6 +170,12 @@
       main.append(view.failure(error));
       throw error;
     }
+  }
+
+  // The link that skips the header is no route.
+  function skip(event) {
+    event.preventDefault();
+    document.getElementById("main").focus();
   }
 
   // A page may have taken the focus itself; otherwise its heading is where a screen reader goes on.
@@ -185,13 +205,27 @@
   function drawHeader() {
     const trail = crumbs(shown.route ?? view.parse(location.hash));
     const steps = trail.map((crumb, place) =>
-      h("li", null, place === trail.length - 1 ? h("span", { "aria-current": "page" }, view.line(crumb.words, 80)) : h("a", { href: crumb.href }, view.line(crumb.words, 80))));
+      h(
+        "li",
+        null,
+        place === trail.length - 1
+          ? h("span", { "aria-current": "page" }, view.line(crumb.words, 80))
+          : h("a", { href: crumb.href }, view.line(crumb.words, 80)),
+      ));
     const nav = h("nav", { class: "crumbs", "aria-label": "You are here" }, h("ol", null, steps));
-    const state = h("span", { class: "lost", role: "status", hidden: !lost }, "connection lost", h("span", { class: "wide-only" }, ", trying again"));
+    const state = h(
+      "span",
+      { class: "lost", role: "status", hidden: !lost },
+      "connection lost",
+      h("span", { class: "wide-only" }, ", trying again"),
+    );
     const focused = document.activeElement?.dataset?.key;
     const panel = document.getElementById("notes");
     drawNotes(panel);
-    view.replace(document.getElementById("top"), h("div", { class: "bar" }, nav, state, notesButton(panel), themeButton(), helpButton()));
+    view.replace(
+      document.getElementById("top"),
+      h("div", { class: "bar" }, nav, state, notesButton(panel), view.themeButton(drawHeader), view.helpButton()),
+    );
     if (focused) document.querySelector(`[data-key="${focused}"]`)?.focus();
   }
 
@@ -201,7 +235,15 @@
       panel.hidden = !panel.hidden;
       event.currentTarget.setAttribute("aria-expanded", String(!panel.hidden));
     };
-    const props = { type: "button", class: "icon-button wide", dataset: { key: "notes" }, "aria-controls": "notes", "aria-expanded": String(!panel.hidden), hidden: !known.notes.length, onclick: toggle };
+    const props = {
+      type: "button",
+      class: "icon-button wide",
+      dataset: { key: "notes" },
+      "aria-controls": "notes",
+      "aria-expanded": String(!panel.hidden),
+      hidden: !known.notes.length,
+      onclick: toggle,
+    };
     return h("button", props, icon("note"), words);
   }
 
@@ -209,94 +251,21 @@
     if (panel.dataset.count === String(known.notes.length)) return;
     panel.dataset.count = String(known.notes.length);
     const rows = known.notes.slice(0, 500).map((note) => {
-      const place = [view.source(note.source)?.name ?? note.source, note.file, note.line ? `line ${view.fmt.count(note.line)}` : null];
-      return h("li", null, h("strong", null, view.line(place.filter(Boolean).join(" \u00b7 "))), " ", view.text(note.text ?? "", { limit: 400 }));
+      const place = [
+        view.source(note.source)?.name ?? note.source,
+        note.file,
+        note.line ? `line ${view.fmt.count(note.line)}` : null,
+      ];
+      return h(
+        "li",
+        null,
+        h("strong", null, view.line(place.filter(Boolean).join(" \u00b7 "))),
+        " ",
+        view.text(note.text ?? "", { limit: 400 }),
+      );
     });
     const rest = known.notes.length > 500 && h("li", null, `and ${view.fmt.count(known.notes.length - 500)} more`);
     view.replace(panel, h("ul", null, rows, rest));
-  }
-
-  // ---- Theme -------------------------------------------------------------------------------------------------------
-  const THEMES = ["auto", "light", "dark"];
-  let theme = "auto";
-
-  // A page from disk, or one whose storage is refused, keeps the theme for as long as it is open.
-  function stored(write) {
-    try {
-      if (write === undefined) return localStorage.getItem("flow-dpo-theme");
-      localStorage.setItem("flow-dpo-theme", write);
-    } catch (error) {
-      if (!(error instanceof DOMException)) throw error;
-    }
-    return null;
-  }
-
-  function setTheme(name) {
-    theme = THEMES.includes(name) ? name : "auto";
-    if (theme === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = theme;
-  }
-
-  function themeButton() {
-    const words = `Theme: ${theme}`;
-    const next = () => {
-      setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
-      stored(theme);
-      drawHeader();
-    };
-    return h("button", { type: "button", class: "icon-button", dataset: { key: "theme" }, title: words, "aria-label": words, onclick: next }, icon(theme));
-  }
-
-  // ---- Keys and help -----------------------------------------------------------------------------------------------
-  const bindings = new Set();
-
-  /**
-   * Takes keys for a page: `[{keys: ["j"], words: "next problem", run: (event) => {}}]`; words null keeps it out of the
-   * help. A key is `event.key`. Nothing runs while one types, with Ctrl, Alt or Meta, or in a dialog.
-   * @returns {() => void} what gives them back
-   */
-  view.keys = (list) => {
-    bindings.add(list);
-    return () => bindings.delete(list);
-  };
-
-  function onKey(event) {
-    if (event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey) return;
-    const target = event.target instanceof Element ? event.target : document.body;
-    if (target.closest("input, select, textarea, dialog, [contenteditable]")) {
-      if (event.key === "Escape" && !target.closest("dialog")) target.blur();
-      return;
-    }
-    if ((event.key === "Enter" || event.key === " ") && target.closest("a, button, summary")) return;
-    for (const list of [...bindings].reverse()) {
-      const found = list.find((binding) => binding.keys.includes(event.key));
-      if (found) {
-        event.preventDefault();
-        found.run(event);
-        return;
-      }
-    }
-  }
-
-  function helpButton() {
-    return h("button", { type: "button", class: "icon-button", dataset: { key: "help" }, title: "Keys (?)", "aria-label": "Keys and help", onclick: openHelp }, icon("help"));
-  }
-
-  const KEY_NAMES = { ArrowDown: "\u2193", ArrowUp: "\u2191", ArrowLeft: "\u2190", ArrowRight: "\u2192", Escape: "Esc", " ": "Space" };
-
-  function openHelp() {
-    const rows = [...bindings].flat().filter((binding) => binding.words);
-    const list = rows.map((binding) => [
-      h("dt", null, binding.keys.map((key) => h("kbd", null, KEY_NAMES[key] ?? key))),
-      h("dd", null, binding.words),
-    ]);
-    const close = h("button", { type: "button", class: "icon-button", "aria-label": "Close", onclick: () => dialog.close() }, icon("close"));
-    const about = h("p", { class: "muted small" }, "Every page has an address of its own: copy it to send what you see, filters and all. What is shown here is read from files and never changed.");
-    const dialog = h("dialog", { "aria-labelledby": "help-title" }, h("div", { class: "dialog-head" }, h("h2", { id: "help-title" }, "Keys"), close), h("dl", { class: "keys" }, list), about);
-    dialog.addEventListener("close", () => dialog.remove());
-    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-    document.body.append(dialog);
-    dialog.showModal();
   }
 
   // ---- Start -------------------------------------------------------------------------------------------------------
@@ -316,8 +285,6 @@
     if (!view.isStatic) setTimeout(poll, POLL_MS);
   }
 
-  setTheme(stored());
-  view.keys([{ keys: ["?"], words: "this help", run: openHelp }]);
-  document.addEventListener("keydown", onKey);
+  document.querySelector(".skip").addEventListener("click", skip);
   load();
 })();

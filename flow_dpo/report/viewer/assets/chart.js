@@ -9,62 +9,9 @@
   const view = (globalThis.flowDpo ??= {});
   const known = (value) => typeof value === "number" && Number.isFinite(value);
 
-  /** Round numbers that lie within [low, high], about `wanted` of them. Pure. */
-  const ticks = (low, high, wanted) => {
-    if (!(high > low)) return [low];
-    const rough = (high - low) / Math.max(1, wanted);
-    const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 2.5, 5, 10].map((part) => part * power).find((size) => size >= rough * 0.999);
-    const found = [];
-    for (let place = Math.ceil(low / step - 1e-9); place <= Math.floor(high / step + 1e-9); place += 1) {
-      found.push(Number((place * step).toPrecision(12)));
-    }
-    return found;
-  };
+  const { ticks, domain, spread, nearest } = view.charts;
 
-  /** The mean of the last `width` known values at every place, null where none is known. Pure. */
-  const smooth = (values, width) =>
-    values.map((value, place) => {
-      const near = values.slice(Math.max(0, place - width + 1), place + 1).filter(known);
-      return value === null || !near.length ? null : near.reduce((sum, next) => sum + next, 0) / near.length;
-    });
-
-  /** The ends of an axis with a little air; shares stay within 0 and 1. Pure. */
-  const domain = (values, { within = null, air = 0.06 } = {}) => {
-    let [low, high] = [Infinity, -Infinity];
-    for (const value of values) {
-      if (known(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
-    }
-    if (low > high) return [0, 1];
-    const room = high > low ? (high - low) * air : Math.abs(high) * 0.1 || 0.5;
-    [low, high] = [low - room, high + room];
-    return within ? [Math.max(low, within[0]), Math.min(high, within[1])] : [low, high];
-  };
-
-  /** Heights for labels so that none covers another: each moves as little as it must. Pure. */
-  const spread = (heights, gap, low, high) => {
-    const order = heights.map((height, place) => ({ height, place })).sort((a, b) => a.height - b.height);
-    let least = low;
-    for (const label of order) least = (label.height = Math.max(label.height, least)) + gap;
-    let most = high;
-    for (const label of order.toReversed()) most = (label.height = Math.min(label.height, most)) - gap;
-    const placed = [];
-    for (const label of order) placed[label.place] = label.height;
-    return placed;
-  };
-
-  /** The place of the point nearest to x among points in ascending x that have a value; -1 if there is none. Pure. */
-  const nearest = (points, x) => {
-    let best = -1;
-    for (let place = 0; place < points.length; place += 1) {
-      if (known(points[place].y) && (best < 0 || Math.abs(points[place].x - x) < Math.abs(points[best].x - x))) best = place;
-    }
-    return best;
-  };
-
-  view.charts = { ticks, smooth, domain, spread, nearest };
-
-  // One "M...L..." for each stretch without a gap; a point alone becomes a dot by its round cap.
+  // One "M...L..." for each stretch without a gap.
   function path(points, toX, toY, of = (point) => point.y) {
     let written = "";
     let open = false;
@@ -72,7 +19,7 @@
       const value = of(point);
       if (known(value) && known(point.x)) {
         const place = `${toX(point.x).toFixed(1)} ${toY(value).toFixed(1)}`;
-        written += open ? `L${place}` : `M${place}l0 0L${place}`;
+        written += open ? `L${place}` : `M${place}`;
       }
       open = known(value) && known(point.x);
     }
@@ -114,9 +61,14 @@
 
     layout() {
       const { lines, formatTick, bands } = this.model;
-      const values = lines.flatMap((line) => line.points.flatMap((point) => (bands ? [point.y, point.low, point.high] : [point.y, point.raw])));
+      const values = lines.flatMap(
+        (line) => line.points.flatMap((point) => (bands ? [point.y, point.low, point.high] : [point.y, point.raw]))
+      );
       const [low, high] = domain(values, { within: this.model.within });
-      const [first, last] = domain([0, ...lines.flatMap((line) => line.points.filter((point) => known(point.y)).map((point) => point.x))], { air: 0 });
+      const [first, last] = domain(
+        [0, ...lines.flatMap((line) => line.points.filter((point) => known(point.y)).map((point) => point.x))],
+        { air: 0 },
+      );
       const marks = ticks(low, high, this.mini ? 3 : 5);
       const left = 10 + 7.2 * Math.max(...marks.map((mark) => formatTick(mark).length), 1);
       const named = !this.mini && this.width >= 620 && lines.length <= 12;
@@ -145,7 +97,16 @@
       const { frame, toX, toY, marks, first, last } = this.place;
       const { formatTick, formatX, nameX } = this.model;
       const rules = marks.map((mark) => [
-        s("line", { class: "rule", x1: frame.left, x2: frame.right, y1: Math.round(toY(mark)) + 0.5, y2: Math.round(toY(mark)) + 0.5 }),
+        s(
+          "line",
+          {
+            class: "rule",
+            x1: frame.left,
+            x2: frame.right,
+            y1: Math.round(toY(mark)) + 0.5,
+            y2: Math.round(toY(mark)) + 0.5,
+          },
+        ),
         s("text", { class: "tick", x: frame.left - 8, y: toY(mark) + 4, "text-anchor": "end" }, formatTick(mark)),
       ]);
       const wanted = this.mini ? 2 : Math.max(2, Math.min(6, Math.floor((frame.right - frame.left) / 90)));
@@ -153,32 +114,50 @@
         const anchor = toX(mark) > frame.right - 16 && !this.place.named ? "end" : "middle";
         return s("text", { class: "tick", x: toX(mark), y: frame.bottom + 17, "text-anchor": anchor }, formatX(mark));
       });
-      const title = !this.mini && s("text", { class: "tick", x: (frame.left + frame.right) / 2, y: this.height - 4, "text-anchor": "middle" }, nameX);
+      const title = !this.mini && s(
+        "text", { class: "tick", x: (frame.left + frame.right) / 2, y: this.height - 4, "text-anchor": "middle" }, nameX
+      );
       return s("g", null, rules, below, title);
     }
 
     bands() {
       if (!this.model.bands) return null;
       const { toX, toY } = this.place;
-      return this.model.lines.map((line) => view.s("path", { class: `band ${line.class}`, d: band(line.points, toX, toY) }));
+      return this.model.lines.map(
+        (line) => view.s("path", { class: `band ${line.class}`, d: band(line.points, toX, toY) })
+      );
     }
 
     lines() {
       const { toX, toY } = this.place;
       return this.model.lines.map((line) => {
         const raw = line.points.some((point) => known(point.raw)) && path(line.points, toX, toY, (point) => point.raw);
-        const main = view.s("path", { class: `curve ${line.class}`, d: path(line.points, toX, toY), "stroke-dasharray": line.dash });
-        return [raw && view.s("path", { class: `curve raw ${line.class}`, d: raw }), main];
+        const alone = line.points.filter(
+          (point, at) => known(point.y) && !known(line.points[at - 1]?.y) && !known(line.points[at + 1]?.y)
+        );
+        const dots = alone.map(
+          (point) => view.s(
+            "circle", { class: `alone ${line.class}`, cx: toX(point.x), cy: toY(point.y), r: this.mini ? 2 : 3 }
+          )
+        );
+        const main = view.s(
+          "path", { class: `curve ${line.class}`, d: path(line.points, toX, toY), "stroke-dasharray": line.dash }
+        );
+        return [raw && view.s("path", { class: `curve raw ${line.class}`, d: raw }), main, dots];
       });
     }
 
     // A line that reaches the right has its name in the margin, one that ends before has it at its end.
     names() {
       const { frame, toX, toY } = this.place;
-      const ends = this.model.lines.map((line) => ({ line, end: line.points.findLast((point) => known(point.y)) })).filter(({ end }) => end);
+      const ends = this.model.lines.map(
+        (line) => ({ line, end: line.points.findLast((point) => known(point.y)) })
+      ).filter(({ end }) => end);
       const margin = ends.filter(({ end }) => toX(end.x) > frame.right - 90);
       const heights = spread(margin.map(({ end }) => toY(end.y)), 17, frame.top + 4, frame.bottom);
-      const early = this.clusters(ends.filter((one) => !margin.includes(one))).map((cluster) => this.earlyNames(cluster));
+      const early = this.clusters(
+        ends.filter((one) => !margin.includes(one))
+      ).map((cluster) => this.earlyNames(cluster));
       return [early, margin.map(({ line, end }, place) => {
         const y = heights[place];
         const lead = Math.abs(y - toY(end.y)) > 6 || toX(end.x) < frame.right - 4;
@@ -192,7 +171,11 @@
       const { toX, toY } = this.place;
       const found = [];
       for (const one of ends.toSorted((a, b) => toY(a.end.y) - toY(b.end.y))) {
-        const near = found.find((cluster) => Math.abs(toX(one.end.x) - toX(cluster[0].end.x)) < 90 && toY(one.end.y) - toY(cluster.at(-1).end.y) < 36);
+        const near = found.find(
+          (cluster) => Math.abs(
+            toX(one.end.x) - toX(cluster[0].end.x)
+          ) < 90 && toY(one.end.y) - toY(cluster.at(-1).end.y) < 36
+        );
         if (near) near.push(one);
         else found.push([one]);
       }
@@ -215,12 +198,17 @@
 
     isFree(x, y, width) {
       const { frame, toX, toY } = this.place;
-      const under = (point) => known(point.y) && toX(point.x) > x - 4 && toX(point.x) < x + width + 20 && Math.abs(toY(point.y) - y) < 11;
+      const beside = (point) => toX(point.x) > x - 4 && toX(point.x) < x + width + 20;
+      const under = (point) => known(point.y) && beside(point) && Math.abs(toY(point.y) - y) < 11;
       return y > frame.top && y < frame.bottom && !this.model.lines.some((line) => line.points.some(under));
     }
 
     name(line, x, y) {
-      return view.s("text", { class: `end ${line.class}`, x, y: y + 4 }, line.name.length > 24 ? `${line.name.slice(0, 23)}\u2026` : line.name);
+      return view.s(
+        "text",
+        { class: `end ${line.class}`, x, y: y + 4 },
+        line.name.length > 24 ? `${line.name.slice(0, 23)}\u2026` : line.name,
+      );
     }
 
     listen() {
@@ -262,7 +250,9 @@
         const place = nearest(line.points, x);
         if (place < 0) continue;
         const point = line.points[place];
-        const away = Math.abs(toX(point.x) - event.clientX + box.left) + Math.abs(toY(point.y) - event.clientY + box.top);
+        const away = Math.abs(
+          toX(point.x) - event.clientX + box.left
+        ) + Math.abs(toY(point.y) - event.clientY + box.top);
         if (!best || away < best.away) best = { id: line.id, place, away };
       }
       this.active = best;
@@ -315,8 +305,20 @@
       const { frame, toX, toY } = this.place;
       const at = line.points[this.active.place];
       const x = Math.round(toX(at.x)) + 0.5;
-      const near = this.model.lines.map((other) => ({ line: other, point: other.points[nearest(other.points, at.x)] })).filter(({ point }) => point);
-      const dots = near.map(({ line: other, point }) => s("circle", { class: `dot ${other.class}${other === line ? " on" : ""}`, cx: toX(point.x), cy: toY(point.y), r: other === line ? 4.5 : 3 }));
+      const near = this.model.lines.map(
+        (other) => ({ line: other, point: other.points[nearest(other.points, at.x)] })
+      ).filter(({ point }) => point);
+      const dots = near.map(
+        ({ line: other, point }) => s(
+          "circle",
+          {
+            class: `dot ${other.class}${other === line ? " on" : ""}`,
+            cx: toX(point.x),
+            cy: toY(point.y),
+            r: other === line ? 4.5 : 3,
+          },
+        )
+      );
       view.replace(this.cross, s("line", { class: "hair", x1: x, x2: x, y1: frame.top, y2: frame.bottom }), dots);
       this.drawTip(line, at, near, x);
     }
@@ -326,7 +328,14 @@
       const { format, formatRange, formatX, nameX } = this.model;
       const rows = near.map(({ line: other, point }) => {
         const interval = known(point.low) && known(point.high) && formatRange(point.low, point.high);
-        return h("li", { class: other.class, "aria-current": other === line ? "true" : null }, h("span", { class: "role-dot" }), h("span", { class: "tip-name" }, view.line(other.name, 40)), h("strong", null, format(point.y)), interval && h("span", { class: "muted tip-more" }, interval));
+        return h(
+          "li",
+          { class: other.class, "aria-current": other === line ? "true" : null },
+          h("span", { class: "role-dot" }),
+          h("span", { class: "tip-name" }, view.line(other.name, 40)),
+          h("strong", null, format(point.y)),
+          interval && h("span", { class: "muted tip-more" }, interval),
+        );
       });
       const where = known(at.from) ? `problems ${fmt.count(at.from)} to ${fmt.count(at.to - 1)}` : "";
       const head = nameX === "problems" ? where : `${formatX(at.x)} ${nameX} \u00b7 ${where}`;
@@ -345,7 +354,7 @@
    * A chart within `host`.
    * @param {HTMLElement} host
    * @param {{label: string, height: number, mini?: boolean, onopen?: (line: object, point: object) => void,
-   *   onread?: (reading: {head: string, near: object[]}|null) => void}} options where the crosshair stands, for a legend
+   *   onread?: (reading: {head: string, near: object[]}|null) => void}} options `onread`: where the crosshair stands
    */
   view.lineChart = (host, options) => new LineChart(host, options);
 })();

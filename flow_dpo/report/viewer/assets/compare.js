@@ -40,6 +40,7 @@
     else words.push(`${names[0]} is ${view.STATUS[first.status]?.words ?? first.status} (${said(first)}), ${names[1]} is ${view.STATUS[second.status]?.words ?? second.status} (${said(second)}).`);
     const part = parting(one, other);
     if (part.isSame) words.push("Both wrote the same.");
+    else if (part.at === 0) words.push("They differ from the beginning.");
     else words.push(part.token === null ? `They part after ${fmt.plural(part.at, "character")}.` : `They part at token ${fmt.count(part.token + 1)}, after ${fmt.plural(part.at, "character")} that are alike.`);
     return { words, part };
   }
@@ -58,8 +59,7 @@
 
   function trunkColumn(item, part, name) {
     if (item.kind !== "tree") return solutionColumn(item, part);
-    const only = { ...item, examples: item.examples, rollouts: [item.rollouts[0]], nodes: trunkOf(item).map((node, id) => ({ ...node, id, parent: id ? id - 1 : null, prompt: null })) };
-    only.examples = [];
+    const only = { ...item, examples: [], rollouts: [item.rollouts[0]], nodes: trunkOf(item).map((node, id) => ({ ...node, id, parent: id ? id - 1 : null, prompt: null })) };
     const state = { mode: "text", focus: null, open: new Map(), prompts: new Set(), probes: new Map() };
     const tree = view.tree.draw(only, state, {});
     tree.shape.marks = part.isSame ? new Map() : marksOf(only, part.at);
@@ -72,8 +72,7 @@
   function solutionColumn(item, part) {
     const faults = (item.faults ?? []).map((fault) => ({ ...fault, class: "fault", title: fault.why }));
     const mark = part.isSame || part.at >= item.text.length ? [] : [{ ...markAt(item.text, part.at), class: "differs", title: "the first token that differs" }];
-    const tokens = item.ids?.length ?? item.facts?.tokens ?? 0;
-    return h("article", { class: "rollout unfolded solo" }, h("div", { class: "node-words" }, view.tokens.marked(item.text, [...faults, ...mark])), view.tree.outcome(item, { ...item, value: null, tokens, logprob: null }));
+    return h("article", { class: "rollout unfolded solo" }, h("div", { class: "node-words" }, view.tokens.marked(item.text, [...faults, ...mark])), view.item.solutionOutcome(item));
   }
 
   function head(item, name) {

@@ -25,7 +25,7 @@
   const HIDDEN = /^(problems_seen|progressive\/(window_)?(low|high)|progressive\/window_problems)$/;
   const GROUPS = ["progressive", "learn", "stop", "rollout", "flow"];
 
-  /** The group that a metric stands in: "progressive", "learn/answer", ..., "counts" for those without a slash. Pure. */
+  /** The group that a metric stands in: "progressive", "learn/answer", ..., "batch" for those without a slash. Pure. */
   const groupOf = (metric) => {
     const parts = metric.split("/");
     if (parts.length === 1) return "batch";
@@ -47,8 +47,9 @@
   };
 
   const TELLING = [
-    /^progressive\/accuracy$/, /^learn\/[^/]+\/margin$/, /^learn\/[^/]+\/accuracy$/, /^stop\/yes_rate$/, /^(pairs|scored)\//,
-    /^rollout\/trunk_tokens$/, /^learn\/[^/]+\/verdict_accuracy$/, /^learn\/[^/]+\/loss$/, /^no_answer_rate$/, /^learn\/[^/]+\/grad_norm$/,
+    /^progressive\/accuracy$/, /^learn\/[^/]+\/margin$/, /^learn\/[^/]+\/accuracy$/, /^stop\/yes_rate$/,
+    /^(pairs|scored)\//, /^rollout\/trunk_tokens$/, /^learn\/[^/]+\/verdict_accuracy$/, /^learn\/[^/]+\/loss$/,
+    /^no_answer_rate$/, /^learn\/[^/]+\/grad_norm$/,
     /^learn\/[^/]+\/max_logprob_drift$/, /^tied_trees$/, /^learn\/seconds$/,
   ];
 
@@ -66,7 +67,9 @@
 
   /** Whether a metric is a share: by its name, and no value says otherwise. Pure. */
   const isShare = (metric, lines) =>
-    SHARE.test(metric) && lines.every((line) => line.points.every((point) => !known(point.y) || (point.y >= 0 && point.y <= 1)));
+    SHARE.test(metric) && lines.every(
+      (line) => line.points.every((point) => !known(point.y) || (point.y >= 0 && point.y <= 1))
+    );
 
   /**
    * A source's line of one metric. Pure.
@@ -81,7 +84,8 @@
     const [low, high] = [bound("low"), bound("high")];
     return values.map((value, place) => ({
       x: curves.x[x]?.[place] ?? null, y: value ?? null, raw: smoothed ? raw[place] : null,
-      low: low?.[place] ?? null, high: high?.[place] ?? null, from: curves.batches[place]?.from, to: curves.batches[place]?.to,
+      low: low?.[place] ?? null, high: high?.[place] ?? null,
+      from: curves.batches[place]?.from, to: curves.batches[place]?.to,
     })).filter((point) => known(point.x));
   };
 
@@ -93,17 +97,46 @@
     constructor(host, { get, set }) {
       Object.assign(this, { host, get, set, sources: [], curves: new Map(), small: [] });
       const { h } = view;
-      this.picker = h("select", { class: "select", id: "metric", onchange: () => this.change({ y: this.picker.value }) });
+      this.picker = h(
+        "select", { class: "select", id: "metric", onchange: () => this.change({ y: this.picker.value }) }
+      );
       this.axis = h("div", { class: "segments", role: "group", "aria-label": "Horizontal axis" });
-      this.smooth = h("input", { type: "checkbox", onchange: () => this.change({ smooth: this.smooth.checked ? "1" : null }) });
-      const controls = h("div", { class: "controls" }, h("label", { class: "field", for: "metric" }, view.spoken("Metric"), this.picker), h("span", { class: "field" }, "by", this.axis), h("label", { class: "field" }, this.smooth, `mean of ${SMOOTHED_OVER} batches`));
+      this.smooth = h(
+        "input", { type: "checkbox", onchange: () => this.change({ smooth: this.smooth.checked ? "1" : null }) }
+      );
+      this.none = h("p", { class: "muted", hidden: true });
+      this.controls = h(
+        "div",
+        { class: "controls" },
+        h("label", { class: "field", for: "metric" }, view.spoken("Metric"), this.picker),
+        h("span", { class: "field" }, "by", this.axis),
+        h("label", { class: "field" }, this.smooth, `mean of ${SMOOTHED_OVER} batches`),
+      );
       this.legend = h("ul", { class: "chart-legend" });
       this.big = h("div", { class: "big-chart" });
       this.smalls = h("div", { class: "smalls" });
-      this.values = h("details", { class: "chart-values", ontoggle: () => this.drawValues() }, h("summary", null, "Values"));
+      this.table = h("div");
+      this.values = h("details", { class: "chart-values" }, h("summary", null, "Values"), this.table);
+      this.values.addEventListener("toggle", () => this.drawValues());
       this.problem = h("div");
-      host.append(h("div", { class: "section-head" }, h("h2", null, "Curves"), controls), this.problem, this.legend, this.big, this.smalls, this.values);
-      this.chart = view.lineChart(this.big, { label: "Curves of the chosen runs", height: 340, onopen: (line, point) => this.open(line, point), onread: (reading) => this.drawLegend(this.drawn.model, reading) });
+      host.append(
+        h("div", { class: "section-head" }, h("h2", null, "Curves"), this.controls),
+        this.problem,
+        this.none,
+        this.legend,
+        this.big,
+        this.smalls,
+        this.values,
+      );
+      this.chart = view.lineChart(
+        this.big,
+        {
+          label: "Curves of the chosen runs",
+          height: 340,
+          onopen: (line, point) => this.open(line, point),
+          onread: (reading) => this.drawLegend(this.drawn.model, reading),
+        },
+      );
     }
 
     close() {
@@ -147,28 +180,52 @@
     state() {
       const params = this.get();
       const metrics = this.metrics();
-      const asked = ["progressive/window_accuracy", "progressive/accuracy", ...grouped(metrics).flatMap(([, list]) => list)];
+      const asked = [
+        "progressive/window_accuracy", "progressive/accuracy", ...grouped(metrics).flatMap(([, list]) => list)
+      ];
       const metric = metrics.includes(params.get("y")) ? params.get("y") : asked.find((name) => metrics.includes(name));
-      return { metric, metrics, x: X_AXES.includes(params.get("x")) ? params.get("x") : "problems", smoothed: params.get("smooth") === "1" };
+      return {
+        metric,
+        metrics,
+        x: X_AXES.includes(params.get("x")) ? params.get("x") : "problems",
+        smoothed: params.get("smooth") === "1",
+      };
     }
 
     model(metric, { x, smoothed }) {
       const lines = this.shown().map(({ source, class: name, dash }) => ({
-        id: source.id, name: source.name, class: name, dash: DASHES[dash] ?? null, points: pointsOf(this.curves.get(source.id).value, { metric, x, smoothed }),
+        id: source.id, name: source.name, class: name, dash: DASHES[dash] ?? null, points: pointsOf(
+          this.curves.get(source.id).value, { metric, x, smoothed }
+        ),
       })).filter((line) => line.points.some((point) => known(point.y)));
       const share = isShare(metric, lines);
       const format = share ? view.fmt.share : view.fmt.figure;
-      const formatTick = share ? (value) => view.fmt.share(value, Math.abs(100 * value - Math.round(100 * value)) < 1e-6 ? 0 : 1) : view.fmt.figure;
+      const formatTick = share
+        ? (value) => view.fmt.share(value, Math.abs(100 * value - Math.round(100 * value)) < 1e-6 ? 0 : 1)
+        : view.fmt.figure;
       const formatRange = share ? view.fmt.interval : (low, high) => `${format(low)} to ${format(high)}`;
       const formatX = x === "hours" ? (value) => String(Number(value.toPrecision(3))) : view.fmt.compact;
       const bands = lines.length <= 3 && lines.some((line) => line.points.some((point) => known(point.low)));
-      return { lines, format, formatTick, formatRange, formatX, nameX: x === "tokens" ? "tokens sampled" : x, within: share ? [0, 1] : null, bands };
+      return {
+        lines,
+        format,
+        formatTick,
+        formatRange,
+        formatX,
+        nameX: x === "tokens" ? "tokens sampled" : x,
+        within: share ? [0, 1] : null,
+        bands,
+      };
     }
 
     draw() {
       const state = this.state();
       const empty = !state.metric;
-      for (const part of [this.legend, this.big, this.smalls, this.values]) part.hidden = empty;
+      for (const part of [this.controls, this.legend, this.big, this.smalls, this.values]) part.hidden = empty;
+      this.none.hidden = !empty;
+      this.none.textContent = this.sources.length
+        ? "No number yet: the first come with the first batch."
+        : "Tick runs above to lay their curves over each other.";
       if (empty) return;
       this.drawControls(state);
       const model = this.model(state.metric, state);
@@ -181,12 +238,24 @@
 
     drawControls({ metric, metrics, x, smoothed }) {
       const { h } = view;
-      const option = (name) => h("option", { value: name, selected: name === metric }, nameOf(name));
-      if (document.activeElement !== this.picker) {
-        view.replace(this.picker, grouped(metrics).map(([group, list]) => h("optgroup", { label: group }, list.map(option))));
+      const option = (name) => h("option", { value: name }, nameOf(name));
+      if (this.picker.dataset.print !== metrics.join()) {
+        view.replace(
+          this.picker, grouped(metrics).map(([group, list]) => h("optgroup", { label: group }, list.map(option)))
+        );
+        this.picker.dataset.print = metrics.join();
       }
+      this.picker.value = metric;
       const focused = this.axis.contains(document.activeElement) ? document.activeElement.textContent : null;
-      const button = (name) => h("button", { type: "button", "aria-pressed": String(name === x), onclick: () => this.change({ x: name === "problems" ? null : name }) }, name);
+      const button = (name) => h(
+        "button",
+        {
+          type: "button",
+          "aria-pressed": String(name === x),
+          onclick: () => this.change({ x: name === "problems" ? null : name }),
+        },
+        name,
+      );
       view.replace(this.axis, X_AXES.map(button));
       if (focused) [...this.axis.children].find((child) => child.textContent === focused)?.focus();
       this.smooth.checked = smoothed;
@@ -195,9 +264,18 @@
     // Where there is no room for names at the lines' ends they stand above the chart, with what the crosshair reads.
     drawLegend(model, reading = null) {
       const { h } = view;
-      const read = (line) => reading?.near.find((one) => one.line === line)?.point ?? line.points.findLast((point) => known(point.y));
-      const item = (line) => h("li", { class: line.class }, h("span", { class: "role-dot" }), view.line(line.name, 40), h("strong", null, model.format(read(line).y)));
-      view.replace(this.legend, h("li", { class: "chart-legend-head muted" }, reading?.head ?? "latest"), model.lines.map(item));
+      const latest = (line) => line.points.findLast((point) => known(point.y));
+      const read = (line) => reading?.near.find((one) => one.line === line)?.point ?? latest(line);
+      const item = (line) => h(
+        "li",
+        { class: line.class },
+        h("span", { class: "role-dot" }),
+        view.line(line.name, 40),
+        h("strong", null, model.format(read(line).y)),
+      );
+      view.replace(
+        this.legend, h("li", { class: "chart-legend-head muted" }, reading?.head ?? "latest"), model.lines.map(item)
+      );
       this.legend.classList.toggle("many", model.lines.length > 12);
     }
 
@@ -214,14 +292,21 @@
             this.picker.focus({ preventScroll: true });
             this.big.scrollIntoView({ block: "nearest" });
           };
-          const button = h("button", { type: "button", class: "small-multiple", title: "show it large", onclick: pick }, h("span", { class: "small-name" }, h("span", null, nameOf(metric)), value), host);
+          const button = h(
+            "button",
+            { type: "button", class: "small-multiple", title: "show it large", onclick: pick },
+            h("span", { class: "small-name" }, h("span", null, nameOf(metric)), value),
+            host,
+          );
           return { metric, button, value, chart: view.lineChart(host, { label: metric, height: 112, mini: true }) };
         });
         view.replace(this.smalls, this.small.map(({ button }) => button));
       }
       for (const { metric, value, chart } of this.small) {
         const model = this.model(metric, state);
-        const lines = model.lines.map((line) => ({ ...line, points: line.points.map((point) => ({ ...point, raw: null })) }));
+        const lines = model.lines.map(
+          (line) => ({ ...line, points: line.points.map((point) => ({ ...point, raw: null })) })
+        );
         chart.show({ ...model, lines, bands: false });
         const end = model.lines.length === 1 && model.lines[0].points.findLast((point) => known(point.y));
         value.textContent = end ? model.format(end.y) : "";
@@ -234,13 +319,38 @@
       const { model } = this.drawn;
       const rows = model.lines.flatMap((line) => {
         const every = Math.ceil(line.points.length / MOST_ROWS);
-        return line.points.filter((point, place) => place % every === 0 || place === line.points.length - 1).map((point) =>
-          h("tr", null, h("th", { scope: "row" }, view.line(line.name, 40)), h("td", null, `${fmt.count(point.from)} to ${fmt.count(point.to - 1)}`), h("td", { class: "num" }, model.formatX(point.x)), h("td", { class: "num" }, model.format(point.y)), model.bands && h("td", { class: "num" }, known(point.low) ? model.formatRange(point.low, point.high) : view.NOTHING)));
+        return line.points.filter(
+          (point, place) => place % every === 0 || place === line.points.length - 1
+        ).map((point) =>
+          h(
+            "tr",
+            null,
+            h("th", { scope: "row" }, view.line(line.name, 40)),
+            h("td", null, `${fmt.count(point.from)} to ${fmt.count(point.to - 1)}`),
+            h("td", { class: "num" }, model.formatX(point.x)),
+            h("td", { class: "num" }, model.format(point.y)),
+            model.bands && h(
+              "td", { class: "num" }, known(point.low) ? model.formatRange(point.low, point.high) : view.NOTHING
+            ),
+          ));
       });
-      const heads = ["run", "problems", model.nameX, nameOf(this.drawn.state.metric), model.bands && "interval"].filter(Boolean);
-      const note = model.lines.some((line) => line.points.length > MOST_ROWS) && h("p", { class: "muted small" }, `About ${MOST_ROWS} values of each run; all are in its metrics.jsonl.`);
-      const table = h("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": "Values" }, h("table", { class: "plain" }, h("thead", null, h("tr", null, heads.map((name) => h("th", { scope: "col" }, name)))), h("tbody", null, rows)));
-      view.replace(this.values, h("summary", null, "Values"), note, table);
+      const heads = [
+        "run", "problems", model.nameX, nameOf(this.drawn.state.metric), model.bands && "interval",
+      ].filter(Boolean);
+      const note = model.lines.some((line) => line.points.length > MOST_ROWS) && h(
+        "p", { class: "muted small" }, `About ${MOST_ROWS} values of each run; all are in its metrics.jsonl.`
+      );
+      const table = h(
+        "div",
+        { class: "scroller", tabindex: "0", role: "region", "aria-label": "Values" },
+        h(
+          "table",
+          { class: "plain" },
+          h("thead", null, h("tr", null, heads.map((name) => h("th", { scope: "col" }, name)))),
+          h("tbody", null, rows),
+        ),
+      );
+      view.replace(this.table, note, table);
     }
   }
 

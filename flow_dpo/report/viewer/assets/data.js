@@ -2,8 +2,8 @@
 //
 //   await view.get("items", {source: "quickstart", sort: "-pairs", offset: 200, limit: 200})
 //
-// Invariant: a page asks by kind and parameters and cannot tell which it was; every request ends within 20 seconds, with
-// a value or with an Error that says in words what failed.
+// Invariant: a page asks by kind and parameters and cannot tell which it was; every request ends within 20 seconds,
+// with a value or with an Error that says in words what failed.
 (() => {
   "use strict";
   const view = (globalThis.flowDpo ??= {});
@@ -21,9 +21,13 @@
     const address = `data/${kind}${view.to.query(params)}`;
     let response;
     try {
-      response = await fetch(address, { signal: AbortSignal.timeout(LIMIT_MS), headers: { Accept: "application/json" } });
+      response = await fetch(
+        address, { signal: AbortSignal.timeout(LIMIT_MS), headers: { Accept: "application/json" } }
+      );
     } catch (error) {
-      const why = error.name === "TimeoutError" ? `No answer within ${LIMIT_MS / 1000} seconds` : "The viewer does not answer";
+      const why = error.name === "TimeoutError"
+        ? `No answer within ${LIMIT_MS / 1000} seconds`
+        : "The viewer does not answer";
       throw Object.assign(new Error(`${why}. Does "flow-dpo view" still run?`), { lost: true, cause: error });
     }
     const text = await response.text();
@@ -58,7 +62,9 @@
     return new Promise((resolve, reject) => {
       const name = `data/${key.split("/").map(encodeURIComponent).join("-")}.js`;
       const script = view.h("script", { src: name });
-      const missing = () => reject(new Error(`This copy does not hold ${name}. An export holds a part of a run's problems.`));
+      const missing = () => reject(
+        new Error(`This copy does not hold ${name}. An export holds a part of a run's problems.`)
+      );
       const timer = setTimeout(missing, LIMIT_MS);
       script.onerror = missing;
       script.onload = () => (kept.has(key) ? resolve(kept.get(key)) : missing());
@@ -86,9 +92,24 @@
    * @param {object} params as the contract of the server says; null and "" are left out
    * @returns {Promise<object>} rejects with an Error to be shown; `error.lost` is true where the server is gone
    */
-  view.get = (kind, params = {}) => (isStatic ? getStatic(kind, params) : fetchLive(kind, params));
+  view.get = (kind, params = {}) => {
+    const answer = isStatic ? getStatic(kind, params) : fetchLive(kind, params);
+    return kind === "sources" ? answer : busyUntil(answer);
+  };
 
-  // ---- Filters and sorts of an export, by the rules of the server's queries ------------------------------------------
+  // While something is asked for, the page says so: to a screen reader, and to whoever waits for the whole of it.
+  let pending = 0;
+  function markBusy(change) {
+    pending += change;
+    page?.getElementById("main")?.setAttribute("aria-busy", String(pending > 0));
+  }
+
+  function busyUntil(answer) {
+    markBusy(1);
+    return answer.finally(() => setTimeout(markBusy, 0, -1)); // after what draws the answer
+  }
+
+  // ---- Filters and sorts of an export, by the rules of the server's queries ----------------------------------------
   function hasExample(row, role, depth) {
     const places = row.places ?? {};
     const roles = role ? [role] : Object.keys(places);
@@ -108,7 +129,7 @@
   const WITH = {
     pair: (row) => row.pairs > 0,
     scored: (row) => row.scored > 0,
-    none: (row) => row.pairs === 0 && row.scored === 0,
+    none: (row) => !row.pairs && !row.scored,
   };
 
   // A filter's test of a row and the filter's value, which is not empty.
@@ -154,7 +175,9 @@
     const sign = name.startsWith("-") ? -1 : 1;
     const value = SORTS[name.replace(/^-/, "")];
     if (!value) throw new Error(`No list is sorted by "${name}".`);
-    if (params.examples && !WITH[params.examples]) throw new Error(`No filter of examples is called "${params.examples}".`);
+    if (params.examples && !WITH[params.examples]) throw new Error(
+      `No filter of examples is called "${params.examples}".`
+    );
     const compare = (one, other) => {
       const [a, b] = [value(one) ?? null, value(other) ?? null];
       if (a === b) return one.n - other.n;

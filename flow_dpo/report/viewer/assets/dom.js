@@ -19,7 +19,9 @@
     } else if (name === "text") element.append(String(value));
     else if (name === "dataset") Object.assign(element.dataset, value);
     else if (name === "style") for (const key of Object.keys(value)) element.style.setProperty(key, value[key]);
-    else if (name === "href" && !String(value).startsWith("#")) throw new TypeError(`a link leads to a hash, not ${value}`);
+    else if (
+      name === "href" && !String(value).startsWith("#")
+    ) throw new TypeError(`a link leads to a hash, not ${value}`);
     else element.setAttribute(name, value === true ? "" : String(value));
   }
 
@@ -62,11 +64,14 @@
     up: "M3.5 10L8 5.5l4.5 4.5",
     down: "M3.5 6L8 10.5 12.5 6",
     auto: "M8 2.5a5.5 5.5 0 1 0 0 11zM8 2.5a5.5 5.5 0 0 1 0 11",
-    light: "M8 10.7a2.7 2.7 0 1 0 0-5.4 2.7 2.7 0 0 0 0 5.4zM8 1.5v1.4M8 13.1v1.4M1.5 8h1.4M13.1 8h1.4M3.4 3.4l1 1M11.6 11.6l1 1M12.6 3.4l-1 1M4.4 11.6l-1 1",
+    light:
+      "M8 10.7a2.7 2.7 0 1 0 0-5.4 2.7 2.7 0 0 0 0 5.4zM8 1.5v1.4M8 13.1v1.4M1.5 8h1.4M13.1 8h1.4M3.4 3.4l1 1" +
+      "M11.6 11.6l1 1M12.6 3.4l-1 1M4.4 11.6l-1 1",
     dark: "M13 9.3A5.3 5.3 0 0 1 6.7 3a5.3 5.3 0 1 0 6.3 6.3z",
     note: "M8 2.5l6 10.5H2zM8 6.5v3M8 11.2v.1",
     help: "M8 14A6 6 0 1 0 8 2a6 6 0 0 0 0 12zM6.4 6.5a1.6 1.6 0 1 1 2.3 1.5c-.5.3-.7.5-.7 1.1M8 11v.1",
-    link: "M6.8 9.2l2.6-2.6M7.3 5.2l1.5-1.5a2.5 2.5 0 0 1 3.5 3.5l-1.5 1.5M8.7 10.8l-1.5 1.5a2.5 2.5 0 0 1-3.5-3.5l1.5-1.5",
+    link:
+      "M6.8 9.2l2.6-2.6M7.3 5.2l1.5-1.5a2.5 2.5 0 0 1 3.5 3.5l-1.5 1.5M8.7 10.8l-1.5 1.5a2.5 2.5 0 0 1-3.5-3.5l1.5-1.5",
     swap: "M5 3v9M2.8 9.8L5 12l2.2-2.2M11 13V4M8.8 6.2L11 4l2.2 2.2",
   };
 
@@ -74,19 +79,28 @@
   view.icon = (name) => {
     if (!ICONS[name]) throw new TypeError(`no icon "${name}"; there are ${Object.keys(ICONS).join(", ")}`);
     const path = view.s("path", { d: ICONS[name] });
-    return view.s("svg", { class: `icon icon-${name}`, viewBox: "0 0 16 16", "aria-hidden": "true", focusable: "false" }, path);
+    return view.s(
+      "svg", { class: `icon icon-${name}`, viewBox: "0 0 16 16", "aria-hidden": "true", focusable: "false" }, path
+    );
   };
 
   /** Words for screen readers alone. */
   view.spoken = (words) => view.h("span", { class: "spoken" }, words);
 
   // Controls but line feed and tab, what has no width, what turns the reading direction, tags, halves of pairs.
-  const UNSEEN =
-    /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\u{e0000}-\u{e007f}]|[\ud800-\udfff]/gu;
+  const UNSEEN = new RegExp(
+    "[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u00ad\\u061c\\u115f\\u1160\\u180e\\u200b-\\u200f\\u2028-\\u202e" +
+      "\\u2060-\\u206f\\u3164\\ufeff\\uffa0\\ufff9-\\ufffb\\u{e0000}-\\u{e007f}]|[\\ud800-\\udfff]",
+    "gu",
+  );
 
   function chip(character, times) {
     const code = `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
-    return view.h("span", { class: "unseen", title: "a character that would not be seen" }, times > 1 ? `${code} \u00d7 ${times}` : code);
+    return view.h(
+      "span",
+      { class: "unseen", title: "a character that would not be seen" },
+      times > 1 ? `${code} \u00d7 ${times}` : code,
+    );
   }
 
   /**
@@ -137,13 +151,19 @@
     const span = view.h("span", { class: `text ${name}`.trim() });
     if (whole.length <= limit) return fill(span, null, view.hostile(whole));
     const showAll = () => view.replace(span, view.hostile(whole));
-    const button = view.h("button", { type: "button", class: "more", onclick: showAll }, `show all ${whole.length.toLocaleString("en-US")} characters`);
+    const button = view.h(
+      "button",
+      { type: "button", class: "more", onclick: showAll },
+      `show all ${whole.length.toLocaleString("en-US")} characters`,
+    );
     return fill(span, null, [view.hostile(view.cut(whole, limit)), "\u2026 ", button]);
   };
 
   /** Text in one line and few characters, for lists: white space is one space, no button. */
   view.line = (string, limit = 240) => {
     const flat = view.cut(String(string ?? ""), 4 * limit).replace(/\s+/gu, " ").trim();
-    return view.h("span", { class: "text line" }, view.hostile(flat.length > limit ? `${view.cut(flat, limit)}\u2026` : flat));
+    return view.h(
+      "span", { class: "text line" }, view.hostile(flat.length > limit ? `${view.cut(flat, limit)}\u2026` : flat)
+    );
   };
 })();

@@ -1,4 +1,4 @@
-// The filters of a list: fields, the chips of those that are active, and the parameters of the hash that stand for them.
+// The filters of a list: fields, the chips of those that are active, and the parameters of the hash they stand for.
 //
 //   {role: "answer", depth: "2", flipped: "1"}   <->   #/s/quickstart?role=answer&depth=2&flipped=1
 //
@@ -10,27 +10,68 @@
   const TYPED_MS = 250;
 
   const EXAMPLES = [["pair", "with a pair"], ["scored", "with a scored completion"], ["none", "without an example"]];
-  const counted = (counts, words = String) => Object.entries(counts ?? {}).map(([key, count]) => [key, `${words(key)} (${fmt.count(count)})`]);
-  const depths = (facets) => (fmt.known(facets.max_depth) ? Array.from({ length: Math.min(200, facets.max_depth) + 1 }, (_, depth) => [String(depth), String(depth)]) : []);
+  const counted = (counts, words = String) => Object.entries(counts ?? {}).map(
+    ([key, count]) => [key, `${words(key)} (${fmt.count(count)})`]
+  );
+  const depths = (facets) => (
+    fmt.known(facets.max_depth)
+      ? Array.from({ length: Math.min(200, facets.max_depth) + 1 }, (_, depth) => [String(depth), String(depth)])
+      : []
+  );
 
   // kinds: of which sources; options: [value, words] by the facets, a field of text where there are none.
   const FILTERS = [
     { key: "role", words: "role", kinds: "run", options: (facets) => counted(facets.roles) },
     { key: "depth", words: "depth", kinds: "run", options: depths },
-    { key: "status", words: "verdict", kinds: "run evaluation judgements", options: (facets) => counted(facets.statuses, view.statusWords) },
+    {
+      key: "status",
+      words: "verdict",
+      kinds: "run evaluation judgements",
+      options: (facets) => counted(facets.statuses, view.statusWords),
+    },
     { key: "examples", words: "examples", kinds: "run", options: () => EXAMPLES },
-    { key: "flipped", words: "flipped", title: "an alternative's verdict differs from the trunk's", kinds: "run", toggle: true },
+    {
+      key: "flipped",
+      words: "flipped",
+      title: "an alternative's verdict differs from the trunk's",
+      kinds: "run",
+      toggle: true,
+    },
     { key: "ungraded", words: "ungraded", title: "at least one rollout has no verdict", kinds: "run", toggle: true },
     { key: "version", words: "version", kinds: "run", hint: "3 or 3-9", size: 6 },
     { key: "from", words: "items from", kinds: "run evaluation traces judgements", hint: "0", size: 4, number: true },
-    { key: "to", words: "to", title: "the first item that is left out", kinds: "run evaluation traces judgements", hint: "end", size: 4, number: true },
-    { key: "level", words: "level", kinds: "run evaluation traces judgements", options: (facets) => counted(facets.levels) },
-    { key: "subject", words: "subject", kinds: "run evaluation traces judgements", options: (facets) => counted(facets.subjects) },
+    {
+      key: "to",
+      words: "to",
+      title: "the first item that is left out",
+      kinds: "run evaluation traces judgements",
+      hint: "end",
+      size: 4,
+      number: true,
+    },
+    {
+      key: "level",
+      words: "level",
+      kinds: "run evaluation traces judgements",
+      options: (facets) => counted(facets.levels),
+    },
+    {
+      key: "subject",
+      words: "subject",
+      kinds: "run evaluation traces judgements",
+      options: (facets) => counted(facets.subjects),
+    },
   ];
   const SORTS = [
-    ["time", "oldest first", ""], ["-time", "newest first", ""], ["accuracy", "least often right", "run"], ["-accuracy", "most often right", "run"],
-    ["-examples", "most examples", "run"], ["examples", "fewest examples", "run"], ["-tokens", "most tokens", "run evaluation traces"],
-    ["tokens", "fewest tokens", "run evaluation traces"], ["-margin", "largest margin", "run"], ["margin", "smallest margin", "run"],
+    ["time", "oldest first", ""], ["-time", "newest first", ""], [
+      "accuracy", "least often right", "run",
+    ], ["-accuracy", "most often right", "run"],
+    ["-examples", "most examples", "run"], ["examples", "fewest examples", "run"], [
+      "-tokens", "most tokens", "run evaluation traces",
+    ],
+    [
+      "tokens", "fewest tokens", "run evaluation traces",
+    ], ["-margin", "largest margin", "run"], ["margin", "smallest margin", "run"],
   ];
   const KEYS = ["q", ...FILTERS.map((filter) => filter.key), "sort"];
 
@@ -44,7 +85,9 @@
 
   const chipWords = (filter, value) => {
     if (filter.toggle) return filter.words;
-    const named = filter.key === "status" ? view.statusWords(value) : EXAMPLES.find(([key]) => filter.key === "examples" && key === value)?.[1];
+    const named = filter.key === "status"
+      ? view.statusWords(value)
+      : EXAMPLES.find(([key]) => filter.key === "examples" && key === value)?.[1];
     return named ?? `${filter.words} ${value}`;
   };
 
@@ -52,14 +95,56 @@
     constructor(host, { kind, get, set }) {
       Object.assign(this, { get, set, kind });
       this.filters = FILTERS.filter((filter) => filter.kinds.split(" ").includes(kind));
-      this.search = h("input", { type: "search", class: "input search", placeholder: "Search", "aria-label": "Search in question, answer, gold and id", "aria-keyshortcuts": "/", autocomplete: "off", spellcheck: "false", enterkeyhint: "search", oninput: () => this.typed(), onkeydown: (event) => event.key === "Enter" && this.typed(0) });
+      this.search = h(
+        "input",
+        {
+          type: "search",
+          class: "input search",
+          placeholder: "Search",
+          "aria-label": "Search in question, answer, gold and id",
+          "aria-keyshortcuts": "/",
+          autocomplete: "off",
+          spellcheck: "false",
+          enterkeyhint: "search",
+          oninput: () => this.typed(),
+          onkeydown: (event) => event.key === "Enter" && this.typed(0),
+        },
+      );
       this.fields = new Map(this.filters.map((filter) => [filter.key, this.field(filter)]));
       const sorts = SORTS.filter(([, , kinds]) => !kinds || kinds.split(" ").includes(kind));
-      this.sort = h("select", { class: "select", onchange: () => this.write("sort", this.sort.value) }, sorts.map(([key, words]) => h("option", { value: key }, words)));
-      this.panel = h("div", { class: "filter-panel", id: "filter-panel", role: "group", "aria-label": "Filters" }, [...this.fields.values()].map(({ element }) => element));
-      this.toggle = h("button", { type: "button", class: "button filter-toggle", "aria-expanded": "false", "aria-controls": "filter-panel", onclick: () => this.unfold() }, "Filters");
+      this.sort = h(
+        "select",
+        { class: "select", onchange: () => this.write("sort", this.sort.value) },
+        sorts.map(([key, words]) => h("option", { value: key }, words)),
+      );
+      this.panel = h(
+        "div",
+        { class: "filter-panel", id: "filter-panel", role: "group", "aria-label": "Filters" },
+        [...this.fields.values()].map(({ element }) => element),
+      );
+      this.toggle = h(
+        "button",
+        {
+          type: "button",
+          class: "button filter-toggle",
+          "aria-expanded": "false",
+          "aria-controls": "filter-panel",
+          onclick: () => this.unfold(),
+        },
+        "Filters",
+      );
       this.chips = h("ul", { class: "chips", "aria-label": "Active filters" });
-      host.append(h("div", { class: "filter-bar", role: "search" }, h("span", { class: "search-box" }, icon("search"), this.search), this.toggle, h("label", { class: "field sort" }, "sort", this.sort)), this.panel, this.chips);
+      host.append(
+        h(
+          "div",
+          { class: "filter-bar", role: "search" },
+          h("span", { class: "search-box" }, icon("search"), this.search),
+          this.toggle,
+          h("label", { class: "field sort" }, "sort", this.sort),
+        ),
+        this.panel,
+        this.chips,
+      );
     }
 
     close() {
@@ -75,7 +160,17 @@
     field(filter) {
       const { key, words, title, hint, size, number, toggle, options } = filter;
       if (toggle) {
-        const input = h("button", { type: "button", class: "button", title, "aria-pressed": "false", onclick: () => this.write(key, this.get()[key] ? "" : "1") }, words);
+        const input = h(
+          "button",
+          {
+            type: "button",
+            class: "button",
+            title,
+            "aria-pressed": "false",
+            onclick: () => this.write(key, this.get()[key] ? "" : "1"),
+          },
+          words,
+        );
         return { element: input, show: (value) => input.setAttribute("aria-pressed", String(Boolean(value))) };
       }
       if (options) {
@@ -83,7 +178,18 @@
         const element = h("label", { class: "field" }, words, input);
         return { element, input, show: (value, facets) => this.showSelect(input, element, options(facets), value) };
       }
-      const input = h("input", { class: "input", type: "text", inputmode: number ? "numeric" : null, placeholder: hint, size, autocomplete: "off", onchange: () => this.write(key, input.value.trim()) });
+      const input = h(
+        "input",
+        {
+          class: "input",
+          type: "text",
+          inputmode: number ? "numeric" : null,
+          placeholder: hint,
+          size,
+          autocomplete: "off",
+          onchange: () => this.write(key, input.value.trim()),
+        },
+      );
       const show = (value) => {
         if (document.activeElement !== input) input.value = value ?? "";
       };
@@ -97,7 +203,12 @@
       const all = [["", "any"], ...options, ...(known ? [] : [[value, value]])];
       const print = JSON.stringify(all);
       if (input.dataset.print !== print && document.activeElement !== input) {
-        view.replace(input, all.map(([key, words]) => h("option", { value: key }, words.length > 60 ? `${words.slice(0, 59)}\u2026` : words)));
+        view.replace(
+          input,
+          all.map(
+            ([key, words]) => h("option", { value: key }, words.length > 60 ? `${words.slice(0, 59)}\u2026` : words)
+          ),
+        );
         input.dataset.print = print;
       }
       input.value = value ?? "";
@@ -124,10 +235,27 @@
       this.sort.value = params.sort ?? "time";
       const active = FILTERS.filter((filter) => params[filter.key]);
       this.toggle.textContent = active.length ? `Filters (${active.length})` : "Filters";
-      const chip = (key, words) => h("li", { class: "chip" }, view.line(words, 60), h("button", { type: "button", "aria-label": `Remove: ${words}`, onclick: () => this.write(key, "") }, icon("close")));
+      const chip = (key, words) => h(
+        "li",
+        { class: "chip" },
+        view.line(words, 60),
+        h(
+          "button",
+          { type: "button", "aria-label": `Remove: ${words}`, onclick: () => this.write(key, "") },
+          icon("close"),
+        ),
+      );
       const list = active.map((filter) => chip(filter.key, chipWords(filter, params[filter.key])));
       if (params.q) list.unshift(chip("q", `\u201c${params.q}\u201d`));
-      const clear = list.length > 1 && h("li", null, h("button", { type: "button", class: "more small", onclick: () => this.set(params.sort ? { sort: params.sort } : {}) }, "clear all"));
+      const clear = list.length > 1 && h(
+        "li",
+        null,
+        h(
+          "button",
+          { type: "button", class: "more small", onclick: () => this.set(params.sort ? { sort: params.sort } : {}) },
+          "clear all",
+        ),
+      );
       view.replace(this.chips, list, clear);
     }
   }

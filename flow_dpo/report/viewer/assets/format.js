@@ -17,7 +17,9 @@
   const share = (value, digits = 1) => (known(value) ? `${(100 * value).toFixed(digits)}${SPACE}%` : NOTHING);
 
   /** The bounds of a share, in per cent. */
-  const interval = (low, high) => (known(low) && known(high) ? `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)}${SPACE}%` : NOTHING);
+  const interval = (low, high) => (
+    known(low) && known(high) ? `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)}${SPACE}%` : NOTHING
+  );
 
   /** A difference of two shares in percentage points, with its sign. */
   const points = (value) => (known(value) ? signed(100 * value, 1) : NOTHING);
@@ -80,7 +82,9 @@
   view.verdict = (status) => {
     const known = view.STATUS[status];
     if (!known) return view.h("span", { class: "mark ungraded" }, view.line(status ?? NOTHING, 12));
-    return view.h("span", { class: `mark ${known.class}`, title: known.words }, view.icon(known.icon), view.spoken(known.words));
+    return view.h(
+      "span", { class: `mark ${known.class}`, title: known.words }, view.icon(known.icon), view.spoken(known.words)
+    );
   };
 
   /** A text in which long paths are cut to their last two parts. */
@@ -90,7 +94,9 @@
     const words = params instanceof URLSearchParams ? params : new URLSearchParams();
     if (!(params instanceof URLSearchParams)) {
       for (const key of Object.keys(params ?? {})) {
-        if (params[key] !== null && params[key] !== undefined && params[key] !== "") words.set(key, String(params[key]));
+        if (
+          params[key] !== null && params[key] !== undefined && params[key] !== ""
+        ) words.set(key, String(params[key]));
       }
     }
     const written = words.toString();

@@ -19,11 +19,11 @@
   }
 
   /** Question, gold and the data set's own solution. */
-  function problemHead(problem, more = null) {
+  function problemHead(problem) {
     const place = [problem.id, problem.source, problem.level && `level ${problem.level}`, problem.subject].filter(Boolean);
     const solution = problem.solution && h("details", { class: "solution-of" }, h("summary", null, "The data set\u2019s solution"), h("div", { class: "quoted" }, view.text(problem.solution)));
     return h("header", { class: "asked" },
-      h("p", { class: "asked-place" }, place.map((part, at) => [at ? " \u00b7 " : "", view.line(part, 80)]), more),
+      h("p", { class: "asked-place" }, place.map((part, at) => [at ? " \u00b7 " : "", view.line(part, 80)])),
       h("h1", { class: "asked-words" }, problem.question ? view.text(problem.question, { limit: 1200 }) : "A problem whose question was not recorded"),
       h("div", { class: "gold-line" }, problem.question && h("p", null, h("span", { class: "muted" }, "gold "), problem.gold ? h("b", null, view.line(problem.gold, 200)) : h("span", { class: "muted" }, "none: reward functions grade")), solution));
   }
@@ -55,9 +55,11 @@
 
   function elsewhere(item) {
     if (!item.elsewhere?.length) return null;
-    const row = (other) => h("li", null, view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(other.name ?? other.source, 60)),
+    const times = (source) => item.elsewhere.filter((other) => other.source === source).length + (source === item.source);
+    const name = (other) => `${other.name ?? other.source}${times(other.source) > 1 ? `, ${view.noun(other.kind)} ${other.n}` : ""}`;
+    const row = (other) => h("li", null, view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(name(other), 80)),
       other.version !== null && other.version !== undefined && h("span", { class: "muted" }, ` version ${other.version}`), " ",
-      h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": view.node.plain(`Side by side with ${other.name ?? other.source}`) }, "side by side"));
+      h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": view.node.plain(`Side by side with ${name(other)}`) }, "side by side"));
     const shown = item.elsewhere.slice(0, MOST_ELSEWHERE);
     const more = item.elsewhere.length - shown.length;
     return h("details", { class: "elsewhere", open: item.elsewhere.length <= 3 }, h("summary", null, `The same problem in ${fmt.plural(item.elsewhere.length, "other place")}`), h("ul", null, shown.map(row), more > 0 && h("li", { class: "muted" }, `and ${more} more`)));
@@ -70,9 +72,11 @@
 
   // ---- Solutions and judgements ------------------------------------------------------------------------------------------
 
+  const solutionOutcome = (item) => view.tree.outcome(item, { ...item, value: null, tokens: item.ids?.length ?? item.facts?.tokens ?? 0, logprob: null });
+
   function solutionBody(item) {
     const { facts: known = {} } = item;
-    const labels = { draw: "draw", draws_used: "draws on the problem", tokens: "tokens sampled", tokens_spent: "tokens on the problem", who: "written by" };
+    const labels = { draw: "draw", draws_used: "draws on the problem", tokens: "tokens sampled, all roles", tokens_spent: "tokens on the problem", who: "written by" };
     const rows = Object.entries(labels).map(([name, words]) => [words, known[name] === "" ? null : typeof known[name] === "string" ? known[name].replaceAll("_", " ") : known[name]]);
     const more = [["P(Yes)", known.yes ?? null], ["log-probability a token", known.mean_logprob ?? null]].map(([name, value]) => [name, value === null ? null : name === "P(Yes)" ? fmt.share(value) : fmt.decimal(value, 3)]);
     const chat = item.messages && h("details", { class: "solution-of" }, h("summary", null, "The chat before it"), item.messages.map((message) => h("div", { class: "quoted" }, h("p", { class: "node-meta" }, view.line(message.role, 40)), view.text(message.content))));
@@ -82,8 +86,7 @@
     const body = [
       chat,
       h("article", { class: "rollout unfolded solo" }, h("div", { class: "node-words" }, view.tokens.marked(node.text, node.faults.map((fault) => ({ ...fault, class: "fault", title: fault.why })))),
-        whys.length > 0 && h("p", { class: "wrong-steps" }, icon("wrong"), h("span", null, view.line(whys.join("; "), 400))),
-        view.tree.outcome(item, { ...item, value: null, tokens: item.ids?.length ?? known.tokens ?? 0, logprob: null })),
+        whys.length > 0 && h("p", { class: "wrong-steps" }, icon("wrong"), h("span", null, view.line(whys.join("; "), 400)))),
     ];
     return { beside, body };
   }
@@ -104,11 +107,9 @@
   function toolbar(page) {
     const buttons = view.tokens.MODES.map(({ name, words }) => h("button", { type: "button", role: "radio", "aria-checked": String(page.state.mode === name), dataset: { mode: name }, onclick: () => page.setMode(name) }, words));
     page.legend = h("span", { class: "legend-place" }, view.tokens.legend(page.state.mode));
-    const all = (isOpen) => () => {
-      for (const id of [...page.tree.boxes.keys()].slice(0, 400)) page.tree.toggle(id, isOpen);
-    };
-    const folds = h("span", { class: "fold-buttons" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold all"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold all"));
-    return h("div", { class: "tree-tools", role: "toolbar", "aria-label": "How the tree is shown" }, h("div", { class: "segments", role: "radiogroup", "aria-label": "Tokens" }, buttons), page.legend, page.tree.boxes.size > 1 && folds);
+    const all = (isOpen) => () => page.tree.toggleAll(isOpen);
+    const folds = h("span", { class: "fold-buttons" }, h("button", { type: "button", class: "button", onclick: all(true) }, "unfold"), h("button", { type: "button", class: "button", onclick: all(false) }, "fold"));
+    return h("div", { class: "tree-tools", role: "toolbar", "aria-label": "How the tree is shown" }, h("div", { class: "segments", role: "radiogroup", "aria-label": "Tokens" }, buttons), page.legend, page.item.rollouts.length > 1 && folds);
   }
 
   function steps(page) {
@@ -122,9 +123,19 @@
       const node = route.params.get("node");
       this.state = { mode: modeOf(route), focus: /^\d+$/.test(node ?? "") ? Number(node) : null, open: new Map(), prompts: new Set(), probes: new Map() };
       view.replace(root, h("p", { class: "muted" }, "Reading\u2026"));
-      this.ends = [view.keys(this.keys()), view.onChange((ids) => ids.has(this.source) && this.load())];
+      this.ends = [view.keys(this.keys()), view.onChange((ids) => ids.has(this.source) && this.readAll())];
+      this.readAll();
+    }
+
+    /** The item, and the problems before and after it: a run that continues has new ones. */
+    readAll() {
       this.load();
-      view.neighbours(this.source, this.n).then((around) => this.showSteps(around), (error) => console.warn(error.message));
+      const without = (error) => {
+        console.warn(error.message);
+        return this.around;
+      };
+      this.neighbours = view.neighbours(this.source, this.n).catch(without);
+      this.neighbours.then((around) => this.showSteps(around));
     }
 
     async load() {
@@ -147,13 +158,22 @@
       if (item.kind === "tree") this.drawTree(item, isFirst);
       else {
         const { beside, body } = item.kind === "judgement" ? judgementBody(item) : solutionBody(item);
-        view.replace(this.root, steps(this), h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), elsewhere(item), notes(item)), beside), h("div", { class: "item-body" }, body));
+        view.replace(this.root, steps(this), h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), item.kind === "solution" && h("div", { class: "trunk-result" }, solutionOutcome(item)), elsewhere(item), notes(item)), beside), h("div", { class: "item-body" }, body));
       }
       this.showSteps(this.around);
+      if (isFirst && document.activeElement?.id === "main") this.focusHeading();
+    }
+
+    // The frame looked for a heading before the item was there.
+    focusHeading() {
+      const heading = this.root.querySelector("h1");
+      heading.tabIndex = -1;
+      heading.focus({ preventScroll: true });
     }
 
     drawTree(item, isFirst) {
       const held = !isFirst && this.root.contains(document.activeElement);
+      const { scrollY } = window;
       this.tree = view.tree.draw(item, this.state, { onFocus: () => this.write() });
       const result = h("div", { class: "trunk-result" }, view.tree.outcome(item, item.rollouts[0]));
       const top = h("div", { class: "item-top" }, h("div", null, problemHead(item.problem), result, elsewhere(item), notes(item)), treeFacts(item));
@@ -161,6 +181,7 @@
       const asked = this.state.focus;
       if (asked !== null && item.nodes[asked] && (isFirst || held)) this.tree.go(asked);
       else if (this.tree.element(0)) this.tree.element(0).tabIndex = 0;
+      if (!isFirst) window.scrollTo(0, scrollY);
     }
 
     /** A link within the page led to another node or another view of the tokens. */
@@ -189,9 +210,9 @@
       for (const button of this.root.querySelectorAll("[data-step]")) button.disabled = (around[button.dataset.step] ?? null) === null;
     }
 
-    step(name) {
-      const to = this.around[name] ?? null;
-      if (to !== null) view.go(view.to.item(this.source, to, { tokens: this.state.mode === "text" ? null : this.state.mode }));
+    async step(name) {
+      const to = (await this.neighbours)[name] ?? null;
+      if (to !== null && !this.isGone) view.go(view.to.item(this.source, to, { tokens: this.state.mode === "text" ? null : this.state.mode }));
     }
 
     walk(way) {
@@ -236,6 +257,6 @@
     return view.tokens.MODES.some(({ name }) => name === asked) ? asked : "text";
   }
 
-  view.item = { problemHead, treeFacts, solutionBody, facts };
+  view.item = { problemHead, solutionOutcome };
   view.pages.item = { render: (root, route) => new ItemPage(root, route) };
 })();

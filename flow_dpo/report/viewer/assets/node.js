@@ -24,8 +24,12 @@
     return side && h("span", { class: `signed ${side.class}` }, h("span", { "aria-hidden": "true" }, side.sign), ` ${side.words}`);
   }
 
-  const advantageMark = (node) =>
-    node.advantage !== null && h("span", { class: `signed ${node.advantage > 0 ? "right" : "wrong"}`, title: "advantage" }, `A\u202f${fmt.signed(node.advantage)}`);
+  function advantageMark(tree, node) {
+    if (node.advantage === null) return null;
+    const weight = tree.item.examples.find((example) => example.node === node.id)?.weight ?? 1;
+    const words = weight === 1 ? "advantage" : `advantage; its loss is weighed by ${fmt.figure(weight)}`;
+    return h("span", { class: `signed ${node.advantage > 0 ? "right" : "wrong"}`, title: words }, `A\u202f${fmt.signed(node.advantage)}`, weight !== 1 && h("span", { class: "bit" }, ` \u00d7\u202f${fmt.decimal(weight)}`));
+  }
 
   // N and Q of a search; elsewhere a mean over what was branched off further down would mislead.
   function searchMark(tree, node) {
@@ -49,7 +53,7 @@
     const words = facts(tree, node);
     return h("div", { class: "node-meta" }, h("span", { class: "role" }, view.line(node.role, 24)), h("span", { class: "node-number" }, `#${node.id}`), more,
       h("span", { class: "node-known", title: plain(words.join(", ")) }, h("span"), words.map((part) => h("span", { class: "bit" }, view.line(part, 40)))),
-      h("span", { class: "node-marks" }, searchMark(tree, node), sideMark(node), advantageMark(node), promptButton(tree, node)));
+      h("span", { class: "node-marks" }, searchMark(tree, node), sideMark(node), advantageMark(tree, node), promptButton(tree, node)));
   }
 
   function promptButton(tree, node) {

@@ -18,18 +18,35 @@
 
   class ProblemsPage {
     constructor(root, route) {
-      Object.assign(this, { root, source: view.source(route.source), filters: view.filtersOf(route.params), cursor: null, facets: {} });
+      Object.assign(
+        this,
+        { root, source: view.source(route.source), filters: view.filtersOf(route.params), cursor: null, facets: {} },
+      );
       this.narrow = window.matchMedia(NARROW);
       this.facts = h("dl", { class: `source-facts of-${this.source.kind}` });
       this.count = h("p", { class: "list-count", role: "status" });
       this.fresh = h("button", { type: "button", class: "button fresh", hidden: true, onclick: () => this.open() });
       this.problem = h("div");
-      const head = h("div", { class: "page-head" }, h("h1", null, view.line(this.source.name, 120)), (this.state = h("span")));
+      const head = h(
+        "div", { class: "page-head" }, h("h1", null, view.line(this.source.name, 120)), (this.state = h("span"))
+      );
       const bar = h("div", { class: "filters" });
-      this.bar = view.filterBar(bar, { kind: this.source.kind, get: () => this.filters, set: (filters) => this.filter(filters) });
+      this.bar = view.filterBar(
+        bar, { kind: this.source.kind, get: () => this.filters, set: (filters) => this.filter(filters) }
+      );
       this.table();
-      root.append(head, this.facts, bar, h("div", { class: "list-head" }, this.count, this.fresh), this.problem, this.grid);
-      this.list = view.virtualList(this.body, { height: this.height(), make: (place) => this.make(place), load: (params, offset, limit) => view.get("items", { ...params, offset, limit }), onerror: (error) => this.failed(error) });
+      root.append(
+        head, this.facts, bar, h("div", { class: "list-head" }, this.count, this.fresh), this.problem, this.grid
+      );
+      this.list = view.virtualList(
+        this.body,
+        {
+          height: this.height(),
+          make: (place) => this.make(place),
+          load: (params, offset, limit) => view.get("items", { ...params, offset, limit }),
+          onerror: (error) => this.failed(error),
+        },
+      );
       this.resized = () => this.list.setHeight(this.height());
       this.narrow.addEventListener("change", this.resized);
       this.stop = [view.onChange((ids) => this.changed(ids)), view.keys(this.keys())];
@@ -45,17 +62,36 @@
     table() {
       this.heads = view.itemColumns(this.source.kind).map((column) => {
         const words = [column.words, column.spoken && view.spoken(column.spoken)];
-        const inside = column.sort ? h("button", { type: "button", onclick: () => this.sortBy(column.sort) }, words, h("span", { class: "arrow", "aria-hidden": "true" })) : words;
+        const inside = column.sort
+          ? h(
+            "button",
+            { type: "button", onclick: () => this.sortBy(column.sort) },
+            words,
+            h("span", { class: "arrow", "aria-hidden": "true" }),
+          )
+          : words;
         return { column, element: h("span", { role: "columnheader", class: `cell-${column.name}` }, inside) };
       });
-      const head = h("div", { role: "row", class: "item list-columns", "aria-rowindex": "1" }, this.heads.map(({ element }) => element));
+      const head = h(
+        "div",
+        { role: "row", class: "item list-columns", "aria-rowindex": "1" },
+        this.heads.map(({ element }) => element),
+      );
       this.body = h("div", { role: "rowgroup", class: "items", onclick: (event) => this.clicked(event) });
-      const props = { role: "grid", class: `grid of-${this.source.kind}`, tabindex: "0", "aria-label": `Items of ${this.source.name}`, "aria-readonly": "true" };
+      const props = {
+        role: "grid",
+        class: `grid of-${this.source.kind}`,
+        tabindex: "0",
+        "aria-label": `Items of ${this.source.name}`,
+        "aria-readonly": "true",
+      };
       this.grid = h("div", props, h("div", { role: "rowgroup", class: "grid-head" }, head), this.body);
     }
 
     make(place) {
-      const row = view.itemRow({ source: this.source, roles: this.source.facts.roles ?? [], sort: () => this.filters.sort ?? "time" }, place);
+      const row = view.itemRow(
+        { source: this.source, roles: this.source.facts.roles ?? [], sort: () => this.filters.sort ?? "time" }, place
+      );
       const fill = (position, item) => {
         row.fill(position, item);
         if (item) view.list.places.set(item.n, position);
@@ -73,12 +109,16 @@
     drawHeads() {
       const sort = this.filters.sort ?? "time";
       for (const { column, element } of this.heads) {
-        if (column.name === "tokens") element.querySelector("button").firstChild.textContent = sort.endsWith("margin") ? "margin" : "tokens";
+        if (column.name === "tokens") element.querySelector("button").firstChild.textContent = sort.endsWith("margin")
+          ? "margin"
+          : "tokens";
         const by = column.sort && sort.replace(/^-/, "") === column.sort;
         element.classList.toggle("sorted", Boolean(by) && sort !== "time");
         if (by) element.setAttribute("aria-sort", sort.startsWith("-") ? "descending" : "ascending");
         else element.removeAttribute("aria-sort");
-        if (column.sort) element.querySelector(".arrow").textContent = by && sort !== "time" ? (sort.startsWith("-") ? "\u2193" : "\u2191") : "";
+        if (column.sort) element.querySelector(".arrow").textContent = by && sort !== "time"
+          ? (sort.startsWith("-") ? "\u2193" : "\u2191")
+          : "";
       }
     }
 
@@ -95,7 +135,9 @@
       const hasSubject = Object.keys(this.facets.subjects ?? {}).length > 0;
       this.grid.classList.toggle("no-subject", !hasSubject);
       const roles = Math.max(1, this.source.facts.roles?.length ?? 0, Object.keys(this.facets.roles ?? {}).length);
-      const width = ({ name, width: own }) => (name === "examples" ? `${Math.min(220, Math.max(72, 44 * roles))}px` : own);
+      const width = ({ name, width: own }) => (
+        name === "examples" ? `${Math.min(220, Math.max(72, 44 * roles))}px` : own
+      );
       const columns = this.heads.map(({ column }) => column).filter(({ name }) => hasSubject || name !== "subject");
       this.grid.style.setProperty("--columns", columns.map(width).join(" "));
     }
@@ -106,20 +148,51 @@
         run: [
           ["accuracy", fmt.share(facts.accuracy), fmt.known(facts.low) && fmt.interval(facts.low, facts.high)],
           ["change", view.change(facts), "points"],
-          ["problems", fmt.count(facts.problems_seen), fmt.known(facts.num_problems) && `of ${fmt.count(facts.num_problems)}`],
+          [
+            "problems",
+            fmt.count(facts.problems_seen),
+            fmt.known(facts.num_problems) && `of ${fmt.count(facts.num_problems)}`,
+          ],
           ["pairs", fmt.count(facts.pairs), facts.scored && `${fmt.count(facts.scored)} scored`],
-          ["updates", fmt.count(facts.updates)], ["tokens", fmt.compact(facts.tokens_sampled), "sampled"], ["time", fmt.seconds(facts.seconds)],
+          ["updates", fmt.count(facts.updates)], [
+            "tokens", fmt.compact(facts.tokens_sampled), "sampled",
+          ], ["time", fmt.seconds(facts.seconds)],
         ],
         evaluation: [
           ["accuracy", fmt.share(facts.accuracy), fmt.known(facts.low) && fmt.interval(facts.low, facts.high)],
-          ["problems", fmt.count(facts.num_problems)], ["draws", fmt.count(facts.num_draws)], ["ungraded", fmt.count(facts.ungraded)],
+          [
+            "problems", fmt.count(facts.num_problems),
+          ], ["draws", fmt.count(facts.num_draws)], ["ungraded", fmt.count(facts.ungraded)],
         ],
-        traces: [["traces", fmt.count(facts.num), fmt.known(facts.problems) && `of ${fmt.count(facts.problems)} problems`], ["tokens", fmt.compact(facts.tokens_sampled)], ["time", fmt.seconds(facts.seconds)]],
-        judgements: [["A better", fmt.count(facts.wins_a)], ["B better", fmt.count(facts.wins_b)], ["ties", fmt.count(facts.ties)]],
+        traces: [
+          ["traces", fmt.count(facts.num), fmt.known(facts.problems) && `of ${fmt.count(facts.problems)} problems`],
+          ["tokens", fmt.compact(facts.tokens_sampled)],
+          ["time", fmt.seconds(facts.seconds)],
+        ],
+        judgements: [
+          ["A better", fmt.count(facts.wins_a)], ["B better", fmt.count(facts.wins_b)], ["ties", fmt.count(facts.ties)],
+        ],
       }[kind];
-      const made = [facts.recipe, facts.preset, facts.who, facts.decoding, facts.model, facts.dataset].filter(Boolean).join(" \u00b7 ");
-      view.replace(this.state, view.state(this.source), " ", h("span", { class: "muted", title: made }, view.text(view.shortPaths(made), { limit: 400 })));
-      view.replace(this.facts, list.map(([name, value, more]) => h("div", null, h("dt", null, name), h("dd", null, h("span", { class: "source-fact" }, value), more && h("span", { class: "muted" }, more)))));
+      const made = [
+        facts.recipe, facts.preset, facts.who, facts.decoding, facts.model, facts.dataset,
+      ].filter(Boolean).join(" \u00b7 ");
+      view.replace(
+        this.state,
+        view.state(this.source),
+        " ",
+        h("span", { class: "muted", title: made }, view.text(view.shortPaths(made), { limit: 400 })),
+      );
+      view.replace(
+        this.facts,
+        list.map(
+          ([name, value, more]) => h(
+            "div",
+            null,
+            h("dt", null, name),
+            h("dd", null, h("span", { class: "source-fact" }, value), more && h("span", { class: "muted" }, more)),
+          )
+        ),
+      );
     }
 
     // ---- Rows ------------------------------------------------------------------------------------------------------
@@ -159,8 +232,12 @@
 
     drawCount(total, all) {
       const noun = view.noun(this.source.kind);
-      this.count.textContent = total === all ? fmt.plural(all, noun) : `${fmt.count(total)} of ${fmt.plural(all, noun)}`;
-      if (view.isStatic && this.source.num_items > all) this.count.append(` \u00b7 this copy holds ${fmt.count(all)} of ${fmt.count(this.source.num_items)}`);
+      this.count.textContent = total === all
+        ? fmt.plural(all, noun)
+        : `${fmt.count(total)} of ${fmt.plural(all, noun)}`;
+      if (view.isStatic && this.source.num_items > all) this.count.append(
+        ` \u00b7 this copy holds ${fmt.count(all)} of ${fmt.count(this.source.num_items)}`
+      );
       this.grid.setAttribute("aria-rowcount", String(total + 1));
       this.grid.classList.toggle("empty", total === 0);
       const why = all === 0 ? "No row stands in the file yet." : "No row passes these filters.";
@@ -169,7 +246,10 @@
 
     failed(error, whole = false) {
       if (error === null) this.problem.replaceChildren();
-      else view.replace(this.problem, view.failure(error, whole ? "This list could not be shown" : "Some rows have not come; trying again"));
+      else view.replace(
+        this.problem,
+        view.failure(error, whole ? "This list could not be shown" : "Some rows have not come; trying again"),
+      );
       if (whole) this.grid.classList.add("empty");
     }
 
@@ -192,7 +272,9 @@
         await this.open();
         return;
       }
-      const now = await view.get("items", { ...this.filters, source: source.id, offset: 0, limit: 1 }).catch((error) => this.failed(error));
+      const now = await view.get(
+        "items", { ...this.filters, source: source.id, offset: 0, limit: 1 }
+      ).catch((error) => this.failed(error));
       if (!now || this.closed) return;
       if (!this.filters.sort) {
         this.list.grow(now.total);
@@ -208,8 +290,16 @@
     // ---- Keys and the cursor ---------------------------------------------------------------------------------------
     keys() {
       return [
-        { keys: ["j", "ArrowDown"], words: "next row", run: () => this.move(this.cursor === null ? this.list.seen().first : this.cursor + 1) },
-        { keys: ["k", "ArrowUp"], words: "row before", run: () => this.move(this.cursor === null ? this.list.seen().first : this.cursor - 1) },
+        {
+          keys: ["j", "ArrowDown"],
+          words: "next row",
+          run: () => this.move(this.cursor === null ? this.list.seen().first : this.cursor + 1),
+        },
+        {
+          keys: ["k", "ArrowUp"],
+          words: "row before",
+          run: () => this.move(this.cursor === null ? this.list.seen().first : this.cursor - 1),
+        },
         { keys: ["l", "Enter", "ArrowRight"], words: "open it", run: () => this.openRow() },
         { keys: ["h", "Escape", "ArrowLeft"], words: "back to the runs", run: () => view.go(view.to.runs()) },
         { keys: ["/"], words: "search", run: () => this.bar.search.select() },
@@ -266,7 +356,9 @@
       this.closed = true;
       const link = document.activeElement?.closest?.(".item")?.dataset.position;
       stood.delete(this.key());
-      stood.set(this.key(), { scroll: window.scrollY, top: this.list.offset(), cursor: link ? Number(link) : this.cursor });
+      stood.set(
+        this.key(), { scroll: window.scrollY, top: this.list.offset(), cursor: link ? Number(link) : this.cursor }
+      );
       if (stood.size > MOST_KEPT) stood.delete(stood.keys().next().value);
       this.stop.forEach((stop) => stop());
       this.narrow.removeEventListener("change", this.resized);

@@ -9,8 +9,8 @@
   const { h, fmt } = view;
 
   /**
-   * The tokens of a node's prompt.
-   * @returns {{tokens: {id: number, piece: string|null}[], kept: number, after: number|null}|null} null where it was not recorded
+   * The tokens of a node's prompt, and how many of them began the prompt of the node before it.
+   * @returns {{tokens: {id: number, piece: string|null}[], shared: number, after: number|null}|null} null where it was not recorded
    */
   function promptOf(item, id) {
     // From the node down to the prompt that stands alone, and back up: no recursion, a chain may be long.
@@ -20,13 +20,14 @@
       chain.push(at);
     }
     let tokens = [];
+    let shared = 0;
     for (const at of chain.reverse()) {
       const { after, kept, ids, pieces } = item.nodes[at].prompt;
       const before = after === null ? [] : tokens.concat(zip(item.nodes[after].ids, item.nodes[after].pieces)).slice(0, kept);
+      shared = Math.min(tokens.length, before.length);
       tokens = before.concat(zip(ids, pieces));
     }
-    const { after, kept } = item.nodes[id].prompt;
-    return { tokens, kept: after === null ? 0 : Math.min(kept, tokens.length), after };
+    return { tokens, shared, after: item.nodes[id].prompt.after };
   }
 
   const zip = (ids, pieces) => ids.map((id, at) => ({ id, piece: pieces?.[at] ?? null }));
@@ -60,7 +61,7 @@
       all.addEventListener("click", () => box.replaceWith(body(found, special, Infinity)));
       box.append(all, " \u2026 ");
     }
-    const cut = Math.max(first, found.kept);
+    const cut = Math.max(first, found.shared);
     if (cut > first) box.append(h("span", { class: "prompt-shared" }, running(found.tokens.slice(first, cut), special)));
     box.append(h("span", null, running(found.tokens.slice(cut), special)));
     return box;
@@ -71,7 +72,7 @@
     const node = item.nodes[id];
     const found = node.prompt ? promptOf(item, id) : null;
     if (found) {
-      const same = found.kept ? `, the first ${fmt.count(found.kept)} of them as in node ${found.after} (muted)` : "";
+      const same = found.shared ? `, the first ${fmt.count(found.shared)} of them as in node ${found.after}\u2019s (muted)` : "";
       const words = `The prompt of node ${id}: ${fmt.plural(found.tokens.length, "token")}${same}`;
       return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "node-meta" }, words), body(found, item.special));
     }

@@ -14,12 +14,18 @@
   const CARDS_AT_FIRST = 6;
 
   const two = (first, second) => [h("span", null, first), second && h("span", { class: "cell-second" }, second)];
-  const words = (...parts) => parts.filter((part) => part !== null && part !== undefined && part !== "").join(" \u00b7 ");
+  const words = (...parts) => parts.filter(
+    (part) => part !== null && part !== undefined && part !== ""
+  ).join(" \u00b7 ");
 
   /** The state of a source: a breathing dot while it goes on, words otherwise; nothing where it is simply finished. */
   view.state = (source) => {
-    if (source.indexed < 1) return h("span", { class: "source-state" }, `reading ${Math.floor(100 * source.indexed)}\u00a0%`);
-    if (source.state === "going on") return h("span", { class: "source-state live" }, h("span", { class: "live-dot" }), "going on");
+    if (source.indexed < 1) return h(
+      "span", { class: "source-state" }, `reading ${Math.floor(100 * source.indexed)}\u00a0%`
+    );
+    if (source.state === "going on") return h(
+      "span", { class: "source-state live" }, h("span", { class: "live-dot" }), "going on"
+    );
     return source.state === "interrupted" ? h("span", { class: "source-state ungraded" }, "interrupted") : null;
   };
 
@@ -27,25 +33,51 @@
   view.change = (facts) => {
     const change = changeOf(facts);
     if (change === null) return view.NOTHING;
-    return h("span", { class: change > 0.0005 ? "right" : change < -0.0005 ? "wrong" : null, title: "percentage points" }, fmt.points(change));
+    return h(
+      "span",
+      { class: change > 0.0005 ? "right" : change < -0.0005 ? "wrong" : null, title: "percentage points" },
+      fmt.points(change),
+    );
   };
 
   const nameCell = (source) => {
-    const link = h("a", { class: "source-name", dataset: { key: `open-${source.id}` }, href: view.to.list(source.id) }, view.line(source.name, 80));
+    const link = h(
+      "a",
+      { class: "source-name", dataset: { key: `open-${source.id}` }, href: view.to.list(source.id) },
+      view.line(source.name, 80),
+    );
     const more = words(source.facts.recipe, source.facts.preset);
-    return [h("span", { class: "source-name-line" }, link, view.state(source)), more && h("span", { class: "cell-second" }, view.line(more))];
+    return [
+      h("span", { class: "source-name-line" }, link, view.state(source)),
+      more && h("span", { class: "cell-second" }, view.line(more)),
+    ];
   };
 
-  const of = (part, whole) => two(fmt.count(part), fmt.known(whole) && whole !== part ? `of ${fmt.count(whole)}` : null);
+  const of = (part, whole) => two(
+    fmt.count(part), fmt.known(whole) && whole !== part ? `of ${fmt.count(whole)}` : null
+  );
 
-  const column = (words, value, cell, number = true) => ({ words, value, cell: cell ?? ((source) => fmt.count(value(source.facts))), number });
+  const column = (words, value, cell, number = true) => (
+    { words, value, cell: cell ?? ((source) => fmt.count(value(source.facts))), number }
+  );
   const place = (value) => h("span", { title: value }, view.line(view.shortPaths(value), 80));
-  const text = (words, key, more) => column(words, (facts) => facts[key], ({ facts }) => two(facts[key] && place(facts[key]), more && facts[more] && place(facts[more])), false);
+  const text = (words, key, more) => column(
+    words,
+    (facts) => facts[key],
+    ({ facts }) => two(facts[key] && place(facts[key]), more && facts[more] && place(facts[more])),
+    false,
+  );
   const named = (words) => ({ words, value: (facts, source) => source.name, cell: nameCell, number: false });
-  const ACCURACY = column("accuracy", (facts) => facts.accuracy, ({ facts }) => two(fmt.share(facts.accuracy), fmt.known(facts.low) ? fmt.interval(facts.low, facts.high) : null));
+  const ACCURACY = column(
+    "accuracy",
+    (facts) => facts.accuracy,
+    ({ facts }) => two(fmt.share(facts.accuracy), fmt.known(facts.low) ? fmt.interval(facts.low, facts.high) : null),
+  );
   const TOKENS = column("tokens", (facts) => facts.tokens_sampled, ({ facts }) => fmt.compact(facts.tokens_sampled));
   const TIME = column("time", (facts) => facts.seconds, ({ facts }) => fmt.seconds(facts.seconds));
-  const changeOf = (facts) => (fmt.known(facts.accuracy) && fmt.known(facts.accuracy_at_start) ? facts.accuracy - facts.accuracy_at_start : null);
+  const changeOf = (facts) => (
+    fmt.known(facts.accuracy) && fmt.known(facts.accuracy_at_start) ? facts.accuracy - facts.accuracy_at_start : null
+  );
 
   // Columns of each kind: the words of the head, the value it is sorted by, and a source's cell.
   const COLUMNS = {
@@ -55,7 +87,11 @@
       column("problems", (facts) => facts.problems_seen, ({ facts }) => of(facts.problems_seen, facts.num_problems)),
       ACCURACY,
       column("change", changeOf, ({ facts }) => view.change(facts)),
-      column("pairs", (facts) => facts.pairs, ({ facts }) => two(fmt.count(facts.pairs), facts.scored ? `${fmt.count(facts.scored)} scored` : null)),
+      column(
+        "pairs",
+        (facts) => facts.pairs,
+        ({ facts }) => two(fmt.count(facts.pairs), facts.scored ? `${fmt.count(facts.scored)} scored` : null),
+      ),
       column("updates", (facts) => facts.updates),
       TOKENS,
       TIME,
@@ -86,7 +122,7 @@
     ],
   };
 
-  /** Sources by a column's value, unknown ones last, otherwise as they stood; `by` is "accuracy" or "-accuracy". Pure. */
+  /** Sources by a column's value, unknown ones last, else as they stood; `by` is "accuracy" or "-accuracy". Pure. */
   const sorted = (sources, by, columns) => {
     const chosen = columns.find(({ words }) => words === by.replace(/^-/, ""));
     if (!chosen) return sources;
@@ -100,7 +136,12 @@
     });
   };
 
-  const COUNTED = { run: ["run"], evaluation: ["evaluation"], traces: ["set of traces", "sets of traces"], judgements: ["set of judgements", "sets of judgements"] };
+  const COUNTED = {
+    run: ["run"],
+    evaluation: ["evaluation"],
+    traces: ["set of traces", "sets of traces"],
+    judgements: ["set of judgements", "sets of judgements"],
+  };
   const TITLES = { run: "Runs", evaluation: "Evaluations", traces: "Traces", judgements: "Judgements" };
 
   class RunsPage {
@@ -111,9 +152,24 @@
       this.curves = h("section", { class: "curves", "aria-label": "Curves" });
       this.panel = view.curvesPanel(this.curves, { get: () => this.params, set: (changes) => this.write(changes) });
       this.count = h("p", { class: "muted" });
-      this.search = h("input", { type: "search", class: "input search", placeholder: "Search", "aria-label": "Search by name, recipe, model and data", "aria-keyshortcuts": "/", oninput: () => this.typed() });
+      this.search = h(
+        "input",
+        {
+          type: "search",
+          class: "input search",
+          placeholder: "Search",
+          "aria-label": "Search by name, recipe, model and data",
+          "aria-keyshortcuts": "/",
+          oninput: () => this.typed(),
+        },
+      );
       this.box = h("span", { class: "search-box" }, view.icon("search"), this.search);
-      root.append(h("div", { class: "page-head" }, h("h1", null, view.line(view.known().title, 120)), this.count, this.box), this.runs, this.curves, this.others);
+      root.append(
+        h("div", { class: "page-head" }, h("h1", null, view.line(view.known().title, 120)), this.count, this.box),
+        this.runs,
+        this.curves,
+        this.others,
+      );
       this.search.value = this.params.get("q") ?? "";
       this.draw();
       this.stop = [view.onChange(() => this.draw()), this.keys()];
@@ -128,7 +184,11 @@
       return view.keys([
         { keys: ["j", "ArrowDown"], words: "next row", run: () => move(1) },
         { keys: ["k", "ArrowUp"], words: "row before", run: () => move(-1) },
-        { keys: ["l", "ArrowRight"], words: "open it", run: () => document.activeElement.closest("a.source-name")?.click() },
+        {
+          keys: ["l", "ArrowRight"],
+          words: "open it",
+          run: () => document.activeElement.closest("a.source-name")?.click(),
+        },
         { keys: ["/"], words: "search", run: () => !this.box.hidden && this.search.select() },
       ]);
     }
@@ -139,24 +199,39 @@
     }
 
     write(changes) {
-      for (const [key, value] of Object.entries(changes)) value === null ? this.params.delete(key) : this.params.set(key, value);
+      for (const [key, value] of Object.entries(changes)) value === null
+        ? this.params.delete(key)
+        : this.params.set(key, value);
       view.setParams(this.params);
     }
 
     found() {
       const asked = (this.params.get("q") ?? "").toLowerCase().split(/\s+/).filter(Boolean);
-      const told = ({ name, facts }) => [name, facts.recipe, facts.preset, facts.model, facts.dataset, facts.who, facts.decoding, facts.source].filter(Boolean).join("\n").toLowerCase();
+      const told = ({ name, facts }) => [
+        name,
+        facts.recipe,
+        facts.preset,
+        facts.model,
+        facts.dataset,
+        facts.who,
+        facts.decoding,
+        facts.source,
+      ].filter(Boolean).join("\n").toLowerCase();
       return view.known().sources.filter((source) => asked.every((word) => told(source).includes(word)));
     }
 
     shown(kind) {
-      return sorted(this.found().filter((source) => source.kind === kind), this.params.get(`by-${kind}`) ?? "", COLUMNS[kind]);
+      return sorted(
+        this.found().filter((source) => source.kind === kind), this.params.get(`by-${kind}`) ?? "", COLUMNS[kind]
+      );
     }
 
     // Without a choice in the hash the first runs of the table are laid over each other.
     ticked() {
       const written = this.params.get("runs");
-      const ids = written === null ? this.shown("run").slice(0, TICKED_AT_FIRST).map((source) => source.id) : written.split(",");
+      const ids = written === null
+        ? this.shown("run").slice(0, TICKED_AT_FIRST).map((source) => source.id)
+        : written.split(",");
       const ticked = ids.filter((id) => view.source(id)?.kind === "run");
       for (const id of this.slots.keys()) if (!ticked.includes(id)) this.slots.delete(id);
       for (const id of ticked) {
@@ -179,12 +254,18 @@
       const kinds = Object.keys(COLUMNS).filter((kind) => sources.some((source) => source.kind === kind));
       const focused = document.activeElement?.dataset?.key;
       this.box.hidden = sources.length <= ROWS_AT_FIRST;
-      this.count.textContent = kinds.map((kind) => fmt.plural(sources.filter((source) => source.kind === kind).length, ...COUNTED[kind])).join(", ");
+      this.count.textContent = kinds.map(
+        (kind) => fmt.plural(sources.filter((source) => source.kind === kind).length, ...COUNTED[kind])
+      ).join(", ");
       const ticked = this.ticked();
-      const nothing = !kinds.length && view.failure(new Error("No run, trace, evaluation or judgement stands at the paths given."), "Nothing here yet");
+      const nothing = !kinds.length && view.failure(
+        new Error("No run, trace, evaluation or judgement stands at the paths given."), "Nothing here yet"
+      );
       this.curves.hidden = !kinds.includes("run");
       view.replace(this.runs, nothing, kinds.includes("run") && this.section("run", kinds.length > 1));
-      view.replace(this.others, kinds.filter((kind) => kind !== "run").map((kind) => this.section(kind, kinds.length > 1)));
+      view.replace(
+        this.others, kinds.filter((kind) => kind !== "run").map((kind) => this.section(kind, kinds.length > 1))
+      );
       if (focused) document.querySelector(`#main [data-key="${CSS.escape(focused)}"]`)?.focus();
       this.panel.show(ticked.map((id) => ({ source: view.source(id), ...this.look(id) })));
     }
@@ -197,18 +278,29 @@
         this.all.add(kind);
         this.draw();
       };
-      const button = sources.length > shown.length && h("button", { type: "button", class: "button", onclick: more }, `show all ${fmt.count(sources.length)}`);
+      const button = sources.length > shown.length && h(
+        "button", { type: "button", class: "button", onclick: more }, `show all ${fmt.count(sources.length)}`
+      );
       const heading = h("h2", { class: titled ? null : "spoken", id: `kind-${kind}` }, TITLES[kind]);
-      const body = sources.length ? [this.table(kind, shown), button] : h("p", { class: "muted" }, "None fits the search.");
+      const body = sources.length
+        ? [this.table(kind, shown), button]
+        : h("p", { class: "muted" }, "None fits the search.");
       return h("section", { class: "sources", "aria-labelledby": `kind-${kind}` }, heading, body);
     }
 
     // Roles are named because a phone shows rows as cards, by another `display`, which would take them away.
     table(kind, sources) {
-      const box = kind === "run" && h("th", { role: "columnheader", class: "tick-cell" }, view.spoken("shown in the curves"));
+      const box = kind === "run" && h(
+        "th", { role: "columnheader", class: "tick-cell" }, view.spoken("shown in the curves")
+      );
       const heads = COLUMNS[kind].map((one) => this.head(kind, one));
       const rows = sources.map((source) => this.row(kind, source));
-      return h("table", { class: `sources-table of-${kind}`, role: "table" }, h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, box, heads)), h("tbody", { role: "rowgroup" }, rows));
+      return h(
+        "table",
+        { class: `sources-table of-${kind}`, role: "table" },
+        h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, box, heads)),
+        h("tbody", { role: "rowgroup" }, rows),
+      );
     }
 
     // The first click sorts by the largest or, of words, from A; the second turns that round, the third ends it.
@@ -220,16 +312,36 @@
         this.draw();
       };
       const arrow = by === words ? "\u2191" : by === `-${words}` ? "\u2193" : "";
-      const button = h("button", { type: "button", dataset: { key: `by-${kind}-${words}` }, onclick: next }, words, arrow && h("span", { "aria-hidden": "true" }, ` ${arrow}`));
-      return h("th", { role: "columnheader", scope: "col", class: number ? "num" : null, "aria-sort": arrow && (by.startsWith("-") ? "descending" : "ascending") || null }, button);
+      const button = h(
+        "button",
+        { type: "button", dataset: { key: `by-${kind}-${words}` }, onclick: next },
+        words,
+        arrow && h("span", { "aria-hidden": "true" }, ` ${arrow}`),
+      );
+      return h(
+        "th",
+        {
+          role: "columnheader",
+          scope: "col",
+          class: number ? "num" : null,
+          "aria-sort": arrow && (by.startsWith("-") ? "descending" : "ascending") || null,
+        },
+        button,
+      );
     }
 
     row(kind, source) {
       const cells = COLUMNS[kind].map(({ words, number, cell }, place) =>
         place === 0
           ? h("th", { role: "rowheader", scope: "row", class: "name-cell" }, cell(source))
-          : h("td", { role: "cell", class: number ? "num" : "cell-words", dataset: { label: words } }, h("span", { class: "cell-inside" }, cell(source))));
-      return h("tr", { role: "row", class: this.look(source.id)?.class }, kind === "run" && this.tickCell(source), cells);
+          : h(
+            "td",
+            { role: "cell", class: number ? "num" : "cell-words", dataset: { label: words } },
+            h("span", { class: "cell-inside" }, cell(source)),
+          ));
+      return h(
+        "tr", { role: "row", class: this.look(source.id)?.class }, kind === "run" && this.tickCell(source), cells
+      );
     }
 
     // Six colours, then the same with dashes.
@@ -239,7 +351,16 @@
     }
 
     tickCell(source) {
-      const input = h("input", { type: "checkbox", checked: this.slots.has(source.id), dataset: { key: `tick-${source.id}` }, "aria-label": `${source.name} in the curves`, onchange: (event) => this.tick(source.id, event.target.checked) });
+      const input = h(
+        "input",
+        {
+          type: "checkbox",
+          checked: this.slots.has(source.id),
+          dataset: { key: `tick-${source.id}` },
+          "aria-label": `${source.name} in the curves`,
+          onchange: (event) => this.tick(source.id, event.target.checked),
+        },
+      );
       return h("td", { role: "cell", class: "tick-cell" }, h("label", null, input));
     }
 

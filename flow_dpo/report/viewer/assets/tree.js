@@ -12,6 +12,7 @@
   const SMALL_TREE = 48;
   const OPEN_BESIDE = 3;
   const OPEN_COLUMNS = 8;
+  const MOST_NODES = 3000;
   const MOST_CELLS = 24;
   const MOST_BOXES = 100;
 
@@ -48,58 +49,58 @@
       h("span", { class: "fold-head" }, icon("forward"), h("span", { class: known.class }, icon(known.icon), view.spoken(known.words)), h("span", { class: "rollout-name" }, `rollout ${id}`), facts), view.line(start.text || rollout.text, 160));
   }
 
-  function opened(tree, id, level) {
+  function opened(tree, id) {
     const rollout = tree.item.rollouts[id];
     const known = view.STATUS[rollout.status] ?? view.STATUS.ungraded;
     const fold = h("button", { type: "button", class: "fold-head", "aria-expanded": "true", tabindex: "-1", onclick: () => tree.toggle(id) },
       icon("down"), h("span", { class: known.class }, icon(known.icon), view.spoken(known.words)), h("span", { class: "rollout-name" }, `rollout ${id}`), id === 0 && h("span", { class: "bit" }, "the trunk"), rollout.probe && h("span", { class: "bit" }, "probe"));
-    return [fold, nodesOf(tree, id, level), outcome(tree.item, rollout)];
+    return [fold, nodesOf(tree, id), outcome(tree.item, rollout)];
   }
 
-  function box(tree, id, level) {
+  function box(tree, id) {
     const isOpen = tree.isOpen(id);
     const status = view.STATUS[tree.item.rollouts[id].status]?.class ?? "ungraded";
-    const element = h("article", { class: `rollout ${isOpen ? "unfolded" : "is-folded"} is-${status}`, "aria-label": `Rollout ${id}, ${tree.item.rollouts[id].status}` }, isOpen ? opened(tree, id, level) : summary(tree, id));
-    tree.boxes.set(id, { element, level });
+    const element = h("article", { class: `rollout ${isOpen ? "unfolded" : "is-folded"} is-${status}`, "aria-label": `Rollout ${id}, ${tree.item.rollouts[id].status}` }, isOpen ? opened(tree, id) : summary(tree, id));
+    tree.boxes.set(id, element);
     return element;
   }
 
   /** Boxes of rollouts, a hundred at once. */
-  function boxes(tree, ids, level, name) {
-    const place = h("div", { class: name }, ids.slice(0, MOST_BOXES).map((id) => box(tree, id, level)));
-    tree.places.push({ ids, place });
+  function boxes(tree, ids, name) {
+    const place = h("div", { class: name }, ids.slice(0, MOST_BOXES).map((id) => box(tree, id)));
+    tree.places.unshift({ ids, place });
     if (ids.length > MOST_BOXES) {
       const more = h("button", { type: "button", class: "button" }, `show ${fmt.count(ids.length - MOST_BOXES)} more rollouts`);
-      more.addEventListener("click", () => more.replaceWith(...ids.slice(MOST_BOXES).map((id) => box(tree, id, level))));
+      more.addEventListener("click", () => more.replaceWith(...ids.slice(MOST_BOXES).map((id) => box(tree, id))));
       place.append(more);
     }
     return place;
   }
 
-  function nodesOf(tree, id, level) {
-    return h("ol", { class: "chain" }, tree.shape.own[id].map((node) => h("li", null, around(tree, node, level, true))));
+  function nodesOf(tree, id) {
+    return h("ol", { class: "chain" }, tree.shape.own[id].map((node) => h("li", null, around(tree, node, true))));
   }
 
   /** A node's card, its probes before it, and in a chain what stands beside and after it. */
-  function around(tree, node, level, nested) {
+  function around(tree, node, nested) {
     const beside = nested ? tree.shape.beside.get(node) : null;
     const after = tree.shape.after.get(node);
     const group = tree.shape.group && tree.item.nodes[node].parent === null;
     return [
-      strip(tree, node, level),
+      strip(tree, node),
       tree.card(node),
-      beside && !group && h("section", { class: "nested", "aria-label": `Instead of node ${node}` }, h("p", { class: "node-meta" }, `instead of #${node}`), boxes(tree, beside, level + 1, "rollouts")),
-      after && h("section", { class: "nested", "aria-label": `After node ${node}` }, h("p", { class: "node-meta" }, `goes on after #${node}`), boxes(tree, after, level + 1, "rollouts")),
+      beside && !group && h("section", { class: "nested", "aria-label": `Instead of node ${node}` }, h("p", { class: "node-meta" }, `instead of #${node}`), boxes(tree, beside, "rollouts")),
+      after && h("section", { class: "nested", "aria-label": `After node ${node}` }, h("p", { class: "node-meta" }, `continues after #${node}`), boxes(tree, after, "rollouts")),
     ];
   }
 
   // ---- Probes ------------------------------------------------------------------------------------------------------------
 
-  function strip(tree, node, level) {
+  function strip(tree, node) {
     const ids = tree.shape.probes.get(node);
     if (!ids) return null;
     const place = h("div", { class: "probe-place" });
-    const fill = () => view.replace(place, stripButton(tree, node, ids), tree.probesOpen(node) && boxes(tree, ids, level + 1, "rollouts"));
+    const fill = () => view.replace(place, stripButton(tree, node, ids), tree.probesOpen(node) && boxes(tree, ids, "rollouts"));
     tree.strips.set(node, fill);
     fill();
     return place;
@@ -132,10 +133,10 @@
     const trunk = tree.shape.own[0] ?? [];
     const lanes = lanesOf(trunk, tree.shape);
     const rows = trunk.map((node, at) => {
-      const left = h("div", { class: "trunk-cell", style: { "--row": at + 1 } }, h("div", { class: "trunk-node" }, around(tree, node, 0, false)));
+      const left = h("div", { class: "trunk-cell", style: { "--row": at + 1 } }, h("div", { class: "trunk-node" }, around(tree, node, false)));
       if (!lanes.has(node)) return h("li", null, left);
       const beside = tree.shape.beside.get(node);
-      const right = boxes(tree, beside, 1, `rollouts beside${beside.length > 1 ? " side-by-side" : ""}`);
+      const right = boxes(tree, beside, `rollouts beside${beside.length > 1 ? " side-by-side" : ""}`);
       const { row, one, two, lane } = lanes.get(node);
       for (const [name, value] of Object.entries({ "--row": row, "--one": one, "--two": two, "--lane": lane })) right.style.setProperty(name, value);
       if (lane === 3) right.classList.add("lane-two");
@@ -156,9 +157,15 @@
     const { shape } = tree;
     const trunk = shape.own[0]?.[0];
     const columns = shape.group ? [0, ...(shape.beside.get(trunk) ?? [])] : [];
-    const apart = shape.loose.length ? [h("h3", null, "Rollouts that leave no node of the tree"), boxes(tree, shape.loose, 1, "rollouts in-columns")] : null;
-    const main = shape.group ? boxes(tree, columns, 1, "rollouts in-columns") : trunkRows(tree);
+    const apart = shape.loose.length ? [h("h3", null, "Rollouts that leave no node of the tree"), boxes(tree, shape.loose, "rollouts in-columns")] : null;
+    const main = shape.group ? boxes(tree, columns, "rollouts in-columns") : trunkRows(tree);
     return h("div", { class: `tree ${shape.group ? "as-group" : "as-trunk"}` }, caption(shape), main, apart);
+  }
+
+  /** Rollouts from which something was learned before others, each in their order. */
+  function mostTelling(shape, ids, learned) {
+    const tells = (id) => shape.own[id].some((node) => learned.has(node));
+    return [...ids.filter(tells), ...ids.filter((id) => !tells(id))];
   }
 
   /** Rollouts that are open at first: the nearest to the trunk, as many as a screen or two can hold. */
@@ -166,13 +173,14 @@
     const open = new Set([0]);
     let left = OPEN_NODES - (shape.own[0]?.length ?? 0);
     const most = shape.group ? OPEN_COLUMNS - 1 : OPEN_BESIDE;
+    const learned = new Set(item.examples.flatMap((example) => [example.node, example.chosen, example.rejected]));
     const isSmall = item.nodes.length <= SMALL_TREE;
     // A set grows while it is walked: in a small tree what is opened opens what stands beside it, too.
     for (const rollout of open) {
       if (rollout !== 0 && !isSmall) break;
       for (const node of shape.own[rollout] ?? []) {
         const beside = shape.beside.get(node) ?? [];
-        for (const id of shape.group || beside.length <= most ? beside.slice(0, most) : []) {
+        for (const id of mostTelling(shape, beside, learned).slice(0, most)) {
           left -= shape.own[id].length;
           if (left >= 0) open.add(id);
         }
@@ -188,9 +196,12 @@
     return [...counts].sort((one, two) => two[1] - one[1])[0]?.[0] ?? null;
   }
 
+  // In the order of the whole source, so that a role has one colour on all pages.
+  const rolesOf = (item) => [...new Set([...(view.source(item.source)?.facts?.roles ?? []), ...item.roles])];
+
   class Tree {
     constructor(item, state, hooks) {
-      Object.assign(this, { item, state, hooks, shape: view.shape.of(item), roles: item.roles, version: commonVersion(item) });
+      Object.assign(this, { item, state, hooks, shape: view.shape.of(item), roles: rolesOf(item), version: commonVersion(item) });
       Object.assign(this, { cards: new Map(), boxes: new Map(), strips: new Map(), places: [] });
       this.first = opensAtFirst(item, this.shape);
       this.root = whole(this);
@@ -210,10 +221,30 @@
     toggle(id, isOpen = !this.isOpen(id)) {
       const known = this.boxes.get(id);
       if (!known || isOpen === this.isOpen(id)) return;
-      const held = known.element.contains(document.activeElement);
+      const held = known.contains(document.activeElement);
       this.state.open.set(id, isOpen);
-      known.element.replaceWith(box(this, id, known.level));
+      known.replaceWith(box(this, id));
       if (held) this.go(this.shape.own[id][0]);
+    }
+
+    /** Folds or unfolds all rollouts and probes; of a large tree as many as a page bears. */
+    toggleAll(isOpen) {
+      let left = MOST_NODES;
+      const done = new Set();
+      // What is unfolded brings other boxes and strips, until there are no new ones.
+      for (let at = -1; at !== done.size && left > 0; ) {
+        at = done.size;
+        for (const node of this.strips.keys()) {
+          if (left > 0 && !done.has(`probes ${node}`)) this.toggleProbes(node, isOpen);
+          done.add(`probes ${node}`);
+        }
+        for (const id of this.boxes.keys()) {
+          if (left <= 0 || done.has(id)) continue;
+          done.add(id);
+          left -= this.shape.own[id].length;
+          if (!(id === 0 && !isOpen)) this.toggle(id, isOpen);
+        }
+      }
     }
 
     /** Pairs that are shown at the first nodes of these rollouts. */
@@ -245,7 +276,7 @@
     element(id) {
       const card = this.cards.get(id)?.element;
       if (card?.isConnected) return card;
-      return this.boxes.get(this.item.nodes[id].rollout)?.element.querySelector("button.fold-line") ?? null;
+      return this.boxes.get(this.item.nodes[id].rollout)?.querySelector("button.fold-line") ?? null;
     }
 
     focused(id) {

@@ -1,6 +1,6 @@
 // A list of any length in a page of its own height: few elements, used again; rows fetched a page at a time, ahead.
 //
-//   const list = view.virtualList(body, {height: 44, make: () => ({element, fill(position, row)}), load: (params, offset, limit) => answer});
+//   const list = view.virtualList(body, {height: 44, make: () => ({element, fill(position, row)}), load, onerror});
 //   await list.open({sort: "-tokens"});   list.reveal(5000);
 //
 // Invariant: the element of position p is p modulo the pool's size, so that scrolling moves no node; a row that has not
@@ -24,7 +24,23 @@
 
   class VirtualList {
     constructor(body, { height, make, load, onerror }) {
-      Object.assign(this, { body, height, make, load, onerror, total: 0, params: {}, pages: new Map(), busy: new Set(), stale: new Set(), pool: [], question: 0 });
+      Object.assign(
+        this,
+        {
+          body,
+          height,
+          make,
+          load,
+          onerror,
+          total: 0,
+          params: {},
+          pages: new Map(),
+          busy: new Set(),
+          stale: new Set(),
+          pool: [],
+          question: 0,
+        },
+      );
       this.onscroll = () => {
         this.frame ??= requestAnimationFrame(() => this.draw());
       };
@@ -49,14 +65,16 @@
       const { question } = this;
       const page = Math.floor(position / PAGE);
       let [answer, at] = [await this.load(params, page * PAGE, PAGE), page];
-      if (question === this.question && page > 0 && page * PAGE >= answer.total) [answer, at] = [await this.load(params, 0, PAGE), 0];
+      if (
+        question === this.question && page > 0 && page * PAGE >= answer.total
+      ) [answer, at] = [await this.load(params, 0, PAGE), 0];
       if (question !== this.question) return null;
       Object.assign(this, { params, pages: new Map([[at, answer.rows]]), busy: new Set(), stale: new Set() });
       this.resize(answer.total);
       return answer;
     }
 
-    /** Rows were added at the end: the list is longer, and the page that was not full is asked for again, as it stands. */
+    /** Rows were added at the end: the list is longer; the page that was not full is asked for again, as it stands. */
     grow(total) {
       if (total === this.total) return;
       this.stale.add(Math.floor(this.total / PAGE));
@@ -145,7 +163,9 @@
       this.wanted = wanted(first, last, this.total);
       for (const page of this.wanted) {
         if (this.busy.size >= AT_ONCE) return;
-        if ((!this.pages.has(page) || this.stale.has(page)) && !this.busy.has(page)) this.fetchPage(page, this.question);
+        if (
+          (!this.pages.has(page) || this.stale.has(page)) && !this.busy.has(page)
+        ) this.fetchPage(page, this.question);
       }
     }
 

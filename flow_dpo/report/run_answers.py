@@ -1,0 +1,270 @@
+"""What a run answers first: did it learn, how surely, at what price, and what of it to distrust.
+
+    Accuracy rose by 22.7 points (95 %: +13.6 to +31.6): 71.1 % of the first quarter's 128 problems, 93.8 % of the
+    last's 128.
+
+Invariant: every sentence has a number of the run's files, and each verdict follows an interval that leaves out zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flow_dpo.report import formatting
+from flow_dpo.report import rates as learning
+from flow_dpo.report.document import Answers
+from flow_dpo.report.rates import Part, Rate
+from flow_dpo.report.sources import RunSource
+from flow_dpo.report.training_section import costs
+from flow_dpo.runs.callbacks.collapse_warnings import collapsed, fallen
+
+_PARTS = {2: "half", 3: "third", 4: "quarter"}
+_DRIFTED = 0.5
+"""Share of the drift at which a run stops."""
+
+
+def run_answers(run: RunSource) -> Answers:
+    """The four answers of a run."""
+    if not run.rows:
+        given = formatting.count(run.num_problems)
+        return Answers(distrust=(f"It was interrupted, or still runs, before its first batch: 0 of {given} problems.",))
+    return Answers(
+        learned=(_learned(run),), surely=_surely(run), price=(_price(run),), distrust=tuple(doubts(run))
+    )  # fmt: skip
+
+
+def _ends(run: RunSource) -> tuple[Rate, Rate, str]:
+    """Accuracy in the first and the last part, and what such a part is called; "" where there is one alone."""
+    parts = learning.quarters(run.num_seen)
+    first, last = (learning.accuracy(run.counts, part) for part in (parts[0], parts[-1]))
+    return first, last, _PARTS.get(len(parts), "")
+
+
+def _learned(run: RunSource) -> str:
+    first, last, part = _ends(run)
+    gap = learning.change(first, last)
+    if not part or gap.value is None or gap.bounds is None:
+        return (
+            f"Accuracy is {formatting.share(first.value)} over {first.of:,} problems: too few to compare the first "
+            "with "
+            "the last."
+        )
+    low, high = gap.bounds
+    between = f"95 %: {formatting.points_interval(low, high)}"
+    ends = (
+        f"{formatting.share(first.value)} of the first {part}'s {first.of:,} problems, "
+        f"{formatting.share(last.value)} of "
+        f"the last's {last.of:,}."
+    )
+    if low > 0 or high < 0:
+        verb, size = ("rose", gap.value) if low > 0 else ("fell", -gap.value)
+        return f"Accuracy {verb} by {100 * size:.1f} points ({between}): {ends}"
+    return f"No change of accuracy is proved: {formatting.points(gap.value)} points ({between}); {ends}"
+
+
+def _setting(run: RunSource, group: str, name: str) -> object:
+    """A setting of the run; None where config.yaml has none of that name."""
+    found = run.settings.get(group)
+    return found.get(name) if isinstance(found, dict) else None
+
+
+def _surely(run: RunSource) -> tuple[str, ...]:
+    first, last, part = _ends(run)
+    greedy = _setting(run, "explore", "greedy_trunk")
+    how = f"; each problem was tried{'' if greedy else ', by sampling,'} before it was learned from"
+    found = (
+        f"First {part} {formatting.interval(first.bounds)}, last {part} {formatting.interval(last.bounds)} (95 %){how}."
+        if part
+        else f"{formatting.interval(first.bounds)} (95 %){how}."
+    )
+    seed = _setting(run, "run", "seed")
+    named = "" if seed is None else f" ({seed})"
+    return found, f"1 seed{named}: what another seed would come to is not known."
+
+
+def _price(run: RunSource) -> str:
+    spent = costs(run)
+    seconds = [spent[f"{name}/seconds"] for name in ("rollout", "grade", "learn")]
+    known = [value for value in seconds if value is not None]
+    parts = [
+        f"{formatting.count(spent[name])} {words}"
+        for name, words in (
+            ("rollout/sampled_tokens", "tokens sampled"), ("tokens", "tokens learned"), ("num_verdicts", "verdicts"),
+            ("learn/updates", "updates"),
+        )
+        if spent[name] is not None
+    ]  # fmt: skip
+    sampled, learned = formatting.seconds(seconds[0]), formatting.seconds(seconds[2])
+    time = f"{formatting.seconds(sum(known))} ({sampled} sampling, {learned} learning)" if known else ""
+    return "; ".join(filter(None, (", ".join(parts), time))) + "."
+
+
+# ---- reasons for distrust --------------------------------------------------------------------------------------------
+
+
+def doubts(run: RunSource) -> list[str]:
+    """All that the run's files give reason to distrust."""
+    found = [
+        _incomplete(run), *_learned_nothing(run), _ungraded(run), _cut(run), _steps(run), *_likelihoods(run),
+        *_choosing(run), *_drift(run), _skipped_rows(run),
+    ]  # fmt: skip
+    return [words for words in found if words]
+
+
+def _incomplete(run: RunSource) -> str:
+    given = run.num_problems
+    if given is None or run.num_seen >= given:
+        return ""
+    return f"Interrupted, or still running: {run.num_seen:,} of {given:,} problems."
+
+
+def _learned_nothing(run: RunSource) -> list[str]:
+    spent = costs(run)
+    found: list[str] = []
+    if spent["learn/updates"] == 0:
+        found.append(f"No update in {len(run.rows):,} batches: nothing was learned.")
+    if spent["learn/skipped"]:
+        found.append(
+            f"{formatting.count(spent['learn/skipped'])} batches were dropped, their loss or gradient being no number."
+        )
+    return found
+
+
+def _whole(run: RunSource) -> Part:
+    return Part(start=0, end=run.num_seen)
+
+
+def _ungraded(run: RunSource) -> str:
+    number, rate = learning.ungraded(run.counts, _whole(run)), learning.accuracy(run.counts, _whole(run))
+    if not number:
+        return ""
+    known = Rate(hits=rate.hits, of=rate.of - number)
+    return (
+        f"{number:,} of {rate.of:,} answers ({formatting.share(number / rate.of)}) could not be graded and count as "
+        "not "
+        f"right; of the graded {formatting.share(known.value)} are right."
+    )
+
+
+def _cut(run: RunSource) -> str:
+    rate = learning.cut(run.counts, _whole(run))
+    if not rate.hits:
+        return ""
+    return (
+        f"{rate.hits:,} of {rate.of:,} answers ({formatting.share(rate.value)}) were cut by a limit before their end."
+    )
+
+
+def _steps(run: RunSource) -> str:
+    parts = learning.quarters(run.num_seen)
+    rate = learning.wrong_steps(run.counts, parts[-1])
+    if not rate.hits:
+        return ""
+    where = f"in the last {_PARTS[len(parts)]}" if len(parts) in _PARTS else "in all"
+    return (
+        f"{rate.hits:,} of {rate.of:,} right answers {where} ({formatting.share(rate.value)}, "
+        f"{formatting.interval(rate.bounds)}) have a wrong step."
+    )
+
+
+def _likelihoods(run: RunSource) -> list[str]:
+    return [
+        f"{role}: chosen completions lost {-ratio:.1f} nats against the reference while the margin grew to "
+        f"{margin:.1f}: "
+        "the model unlearns both sides."
+        for role in learning.roles(run.counts)
+        if (found := fallen(run.rows, role)) is not None
+        for ratio, margin in [found]
+    ]
+
+
+def _choosing(run: RunSource) -> list[str]:
+    """Of roles that choose: one word for everything, more Yes to wrong answers, right and wrong told apart less."""
+    found: list[str] = []
+    parts = learning.quarters(run.num_seen)
+    first, last, ends = parts[0], parts[-1], _PARTS.get(len(parts), "")
+    for role in learning.choosing_roles(run.counts):
+        rate = collapsed([one.prefers_yes for one in run.counts.choice_pairs if one.role == role])
+        if rate is not None:
+            found.append(
+                f"{role}: {100 * rate:.0f} % of its last pairs prefer Yes, which pulls it to one word for everything."
+            )
+        if not ends:
+            continue
+        before, after = (learning.yes_rate(run.counts, part, role, "wrong") for part in (first, last))
+        gap = learning.change(before, after)
+        if gap.bounds is not None and gap.bounds[0] > 0:
+            found.append(
+                f"{role} says Yes to more of the finished wrong answers: {formatting.share(before.value)} of "
+                f"{before.of} in "
+                f"the first {ends}, {formatting.share(after.value)} of {after.of} in the last "
+                f"({formatting.points_interval(*gap.bounds)} points)."
+            )
+        areas = [learning.right_over_wrong(run.counts, part, role) for part in (first, last)]
+        bounds = [area.bounds for area in areas if area.bounds is not None]
+        if len(bounds) == 2 and bounds[1][1] < bounds[0][0]:
+            found.append(
+                f"{role} tells right from wrong less well: area {formatting.band(areas[0].value, bounds[0])} in the "
+                "first "
+                f"{ends}, {formatting.band(areas[1].value, bounds[1])} in the last, of other candidates."
+            )
+    return found
+
+
+def _drift(run: RunSource) -> list[str]:
+    limit = _setting(run, "learner", "max_logprob_drift")
+    if not isinstance(limit, (int, float)):
+        return []
+    found: list[str] = []
+    for role in learning.roles(run.counts):
+        drifts = [row[name] for row in run.rows if (name := f"learn/{role}/logprob_drift") in row]
+        if drifts and max(drifts) > _DRIFTED * limit:
+            found.append(
+                f"{role}: sampling and learning disagreed by up to {max(drifts):.3f} nats a token (mean over a "
+                "batch); a "
+                f"run stops at {limit:g}."
+            )
+    return found
+
+
+def _skipped_rows(run: RunSource) -> str:
+    number = run.facts.get("num_skipped_rows")
+    return (
+        f"{number:,} rows of the data set were left out: they are no problems."
+        if isinstance(number, int) and number
+        else ""
+    )
+
+
+# ---- several runs ----------------------------------------------------------------------------------------------------
+
+
+def over_seeds(runs: Sequence[RunSource]) -> Answers:
+    """What runs that differ in their seed alone come to together, and how many runs have no such other."""
+    from flow_dpo.evaluate.statistics import mean_of  # loads scipy
+
+    groups: dict[str, list[RunSource]] = {}
+    for run in runs:
+        if run.rows and _ends(run)[2]:
+            groups.setdefault(_kind(run), []).append(run)
+    several = [group for group in groups.values() if len({_setting(run, "run", "seed") for run in group}) > 1]
+    told: list[str] = []
+    for group in several:
+        gaps = [learning.change(*_ends(run)[:2]).value or 0.0 for run in group]
+        found = mean_of(gaps)
+        verb = "rose" if found["low"] > 0 else "fell" if found["high"] < 0 else "no change is proved"
+        told.append(
+            f"Over {len(group)} seeds ({', '.join(run.name for run in group)}): {verb}, "
+            f"{formatting.points(found['mean'])} "
+            f"points from the first part to the last ({formatting.points_interval(found['low'], found['high'])}, 95 % "
+            "t-interval)."
+        )
+    single = len(runs) - sum(map(len, several))
+    alone = f"1 seed in {single} of {len(runs)} runs: what another seed would come to is not known."
+    return Answers(learned=tuple(told), surely=(alone,) if single else ())
+
+
+def _kind(run: RunSource) -> str:
+    """A run's settings without its seed and its folder."""
+    own = {key: value for key, value in (run.settings.get("run") or {}).items() if key not in ("seed", "output_dir")}
+    return repr({**run.settings, "run": own})
