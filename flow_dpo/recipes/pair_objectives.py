@@ -6,7 +6,7 @@
 One pair with log-ratios (sums over tokens) of policy to reference, chosen 0.2 and rejected -0.1, two tokens each, at
 beta 1: DPO -log sigmoid(0.3), hinge 1 - 0.3, IPO (0.15 - 0.5)^2.
 
-Where a credit also hands over scored completions (a word of Stop's, a right rollout), these are learned by their
+Where a credit also makes scored completions (a word of Stop's, a right rollout), these are learned by their
 likelihood. Invariants: loss and measures are sums over the examples, each measure over one kind; a pair's loss depends
 on that pair alone, so that a batch may be split over any number of rows.
 """

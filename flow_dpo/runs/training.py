@@ -34,6 +34,7 @@ from flow_dpo.data.problems import load
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
+from flow_dpo.ranks.group import Ranks
 from flow_dpo.runs import following, replay, resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
@@ -85,8 +86,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         _begun(path, settings, given, console) as folder,
         _opened(path, settings, given, live) as (runtime, differences),
     ):
-        learner = runtime.learner(settings.learner, kept_versions=settings.run.lag, ranks=ranks)
-        learns = _learns(settings.recipe, learner)
+        learner, learns = _learner(settings, runtime, ranks)
         validation, under_way = _restore(folder, settings, given, runtime, learner, differences)
         seen = validation.num_seen
         workers, journal = run_workers(runtime, live, path / SAMPLED, partly=settings.run.reuse_sampled)
@@ -252,10 +252,11 @@ def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None
     print_safe(console, f"Resume with: {call if given.problems or given.record() else command}")
 
 
-def _learns(recipe: Recipe, learner: Learner) -> Learns:
-    """The learner, or what the recipe's objective puts before it; the learner is as the run began."""
-    before: Callable[[Learner], Learns] | None = getattr(recipe.objective, "learns", None)
-    return learner if before is None else before(learner)
+def _learner(settings: TrainSettings, runtime: Runtime, ranks: Ranks | None) -> tuple[Learner, Learns]:
+    """The run's learner as it begins, and what the loop is given: the same, or what the objective puts before it."""
+    learner = runtime.learner(settings.learner, kept_versions=settings.run.lag, ranks=ranks)
+    before: Callable[[Learner], Learns] | None = getattr(settings.recipe.objective, "learns", None)
+    return learner, learner if before is None else before(learner)
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:

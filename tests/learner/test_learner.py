@@ -389,17 +389,3 @@ def test_checkpointed_layers_learn_the_same() -> None:
     assert rows[0]["learn/answer/grad_norm"] == pytest.approx(rows[1]["learn/answer/grad_norm"], rel=1e-5)
     with torch.inference_mode(), saving.policy.using("answer"):
         saving.policy.model(input_ids=torch.tensor([[5, 6]]))  # an engine's way, which a checkpoint's hook would break
-
-
-def test_a_snapshot_reference_is_renewed_with_each_batch_of_problems() -> None:
-    """Two updates of a call have the policy as it was when the call began; the next call has that policy's."""
-    student = learner(reference=ReferenceSettings(kind="snapshot", each_batch=True), examples_per_update=2)
-    before = [weight.clone() for weight in student.policy.weights("answer")]
-    student.update(Dpo(), pairs()[:4])
-    assert student.version == 2
-    assert all(map(torch.equal, before, student.policy.weights("reference_answer")))
-    learned = [weight.clone() for weight in student.policy.weights("answer")]
-    student.update(Dpo(), pairs()[:2])
-    assert all(map(torch.equal, learned, student.policy.weights("reference_answer")))
-    with pytest.raises(ConfigError, match="expected each_batch of 0, since only a snapshot moves, found True"):
-        ReferenceSettings(each_batch=True)

@@ -49,7 +49,7 @@ def counted(tree: dict[str, Any]) -> dict[tuple[int, int], float]:
 
 @pytest.mark.parametrize("flags", [(), ("--flow.value_role", "--explore.valued_by", "value")], ids=["rollouts", "role"])
 def test_pairs_and_margins_of_a_run(flags: tuple[str, ...], tmp_path: Path) -> None:
-    words = ["--recipe", "cpl", *flags, "--max_problems", "24", "--problems_per_batch", "24", "--top_p", "1"]
+    words = ["--recipe", "cpl", *flags, "--max_problems", "24", "--problems_per_batch", "24", "--num_iterations", "8"]
     assert train.train([*words, "--output_dir", str(tmp_path)]) == 0
     wanted = {}
     for tree in read_jsonl(tmp_path / "trees.jsonl"):
@@ -61,4 +61,4 @@ def test_pairs_and_margins_of_a_run(flags: tuple[str, ...], tmp_path: Path) -> N
     # Alpha has something to weigh: margins are not one and the same.
     margins = {round(margin, 3) for margin in found.values()}
     assert len(margins) >= 4, sorted(margins)
-    assert sum(margin not in (0.6, 2.0) for margin in found.values()) > 2
+    assert sum(margin not in (0.6, 2.0) for margin in found.values()) >= 2

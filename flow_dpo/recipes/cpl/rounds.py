@@ -1,4 +1,4 @@
-"""Rounds: each batch of problems is fine-tuned on from the base anew, and then its pairs are learned from there.
+"""Rounds: each batch of problems is fine-tuned on from the base again, and then its pairs are learned from there.
 
 The round of Critical Plan Step Learning (arXiv 2409.08642; the authors' README.md and my_scripts/). A batch with 40
 scored completions and 60 pairs, updates of 16:
@@ -27,7 +27,7 @@ _SUMS = {*SUMS, "updates", "skipped", "seconds"}
 
 
 class Rounds:
-    """A learner (`core.protocols.Learns`) that begins anew with each batch that has something to fine-tune on."""
+    """A learner (`core.protocols.Learns`) that restarts with each batch that has something to fine-tune on."""
 
     def __init__(self, learner: Learner) -> None:
         """`learner` is as a run begins, nothing of a checkpoint in it yet. Raises `ConfigError` for one whose reference
@@ -55,14 +55,14 @@ class Rounds:
         scored = [example for example in examples if not isinstance(example, Pair)]
         if not scored:
             return self._learner.update(objective, examples)
-        self._begin_anew()
+        self._restart()
         first = self._learner.update(objective, scored)
         learned = self._learner.learned
         second = self._learner.update(objective, [example for example in examples if isinstance(example, Pair)])
         self._learner.learned = [*learned, *self._learner.learned]
         return _together(first, second)
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         """Adapters, optimizers and schedules as at the run's beginning, as a version of its own; what waits stays."""
         learner = self._learner
         version, waiting = learner.version, {name: pool.examples for name, pool in learner.pools.items()}
