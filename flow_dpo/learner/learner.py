@@ -93,7 +93,6 @@ class Learner:
     @contextmanager
     def holding(self, version: int) -> Iterator[dict[Role, Adapter]]:
         """A context in which the policy holds all roles' weights as they were at this version, and their adapters.
-
         The present weights are restored bit for bit. Raises `LearningError` for a version that is not at hand.
         """
         if version != self.version and version not in self._kept.weights:
@@ -195,9 +194,9 @@ class Learner:
         for name in batches:
             self.pools[name].learned()
         self.learned += [each for gradient in gradients.values() for each in gradient.learned]
-        every, pool_of = self.settings.reference.every, self._pool_of
-        there = [role for role in self.policy.roles if every and pool_of(role) in batches]
-        self._move_references([role for role in there if self.pools[pool_of(role)].num_updates % every == 0])
+        every, updates = self.settings.reference.every, {name: self.pools[name].num_updates for name in batches}
+        due = [role for role in self.policy.roles if every and updates.get(self._pool_of(role), 1) % every == 0]
+        self._move_references([role for role in due if self._pool_of(role) in batches])
         return {
             role: (gradient.measures | {"grad_norm": gradient.norm, "learning_rate": rates[role]}, gradient.counts)
             for role, gradient in gradients.items()
@@ -229,10 +228,7 @@ class Learner:
             raise LearningError(f"examples of {sorted(unknown)}, but the policy's roles are {self.policy.roles}")
 
     def _check_moves(self, before: Mapping[str, Sequence[torch.Tensor]], norms: Mapping[Role, float]) -> None:
-        """Raise `LearningError` where an update changed an adapter that did not learn, or none of one that did.
-
-        Copying and comparing the weights costs next to nothing.
-        """
+        """Raise `LearningError` where an update changed an adapter that did not learn, or none of one that did."""
         for adapter, old in before.items():
             moved = any(not torch.equal(a, b) for a, b in zip(old, self.policy.weights(adapter), strict=True))
             if moved and adapter not in norms:

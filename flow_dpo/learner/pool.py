@@ -13,13 +13,15 @@ their share and weight. Invariants: no example is in a batch twice; what was not
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role, ScoredCompletion
-from flow_dpo.learner.settings import LearnerSettings
+from flow_dpo.learner.settings import LearnerSettings, ShortBatch
 
 SHARED = ""
 """Stands for the roles that have no pool of their own."""
@@ -34,35 +36,45 @@ class Queue:
     of_problems: bool = False
     """Whether `size` counts the problems that the examples are of."""
     updates: int = 1
-    """Updates on each batch, one after the other."""
+    """Passes over each batch."""
+    minibatches: int = 1
+    """Updates of a pass: a batch is so many times `size`, or all that are there in so many parts."""
+    short_batch: ShortBatch = "wait"
     examples: list[Example] = field(default_factory=list[Example])
     num_updates: int = 0
-    _due: int = field(init=False, default=0)
+    _batch_size: int = field(init=False, default=0)
+    _parts: list[slice] = field(init=False, default_factory=list[slice])
+    """Of the batch: one an update that is due."""
 
     def take(self, examples: Sequence[Example]) -> None:
         """Add the examples of a call, which may be none."""
         self.examples.extend(examples)
-        self._due = self.updates
+        self._parts = []
 
     def batch(self) -> list[Example]:
         """What the next update learns; nothing where none is due."""
-        starts: dict[object, int] = {}
-        for index, example in enumerate(self.examples):
-            starts.setdefault(example.problem_id if self.of_problems else index, index)
-        ends = [*starts.values(), len(self.examples)]
-        return self.examples[: ends[self.size or -1]] if len(starts) >= self.size else []
+        keys = [example.problem_id if self.of_problems else index for index, example in enumerate(self.examples)]
+        ends = [*sorted({keys[i]: i for i in reversed(range(len(keys)))}.values()), len(keys)]
+        there, number, whole = len(ends) - 1, self.minibatches, self.size * self.minibatches
+        if not self._parts and (there >= whole or self.short_batch == "learn"):
+            if self.short_batch == "learn" and self.size:
+                number, whole = max(1, round(there / self.size)), there
+            end = whole or there
+            part, self._batch_size = max(1, math.ceil(end / number)), ends[end]
+            self._parts = [slice(ends[i], ends[min(i + part, end)]) for i in range(0, end, part)] * self.updates
+        return self.examples[self._parts[0]] if self._parts else []
 
     def learned(self) -> None:
-        """Count an update with the batch, which is dropped after its last one."""
+        """Count an update; after its last one the batch is dropped."""
         self.num_updates += 1
-        self._due -= 1
-        if not self._due:
+        del self._parts[0]
+        if not self._parts:
             self.give_up()
 
     def give_up(self) -> None:
-        """Drop the batch."""
-        del self.examples[: len(self.batch())]
-        self._due = self.updates
+        """Drop the batch, and what is left over where the next one is to be of one version."""
+        del self.examples[: None if self.short_batch == "fill" else self._batch_size]
+        self._parts = []
 
 
 @dataclass(kw_only=True)
@@ -78,11 +90,12 @@ class Window(Queue):
         if examples:
             self.examples = [*self.examples, *examples][-self.window :]
             choices = {_choice(example) for example in self.examples} - {None}
-            self._due = self.updates if len(self.examples) >= self.size and len(choices) != 1 else 0
+            due = self.updates if len(self.examples) >= self.size and len(choices) != 1 else 0
+            self._parts = [slice(None)] * due
 
     def batch(self) -> list[Example]:
         """What the next update learns, in the window's order; nothing where none is due."""
-        if not self._due:
+        if not self._parts:
             return []
         rng = random.Random(derive(self.seed, self.num_updates))
         # 1. What has no choice: its share of the window, with room left for each choice.
@@ -104,18 +117,20 @@ class Window(Queue):
 
     def give_up(self) -> None:
         """Leave what is due, which would draw the same again. The examples stay."""
-        self._due = 0
+        self._parts = []
 
 
 def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
     """The shared queue, and the pools that roles have of their own."""
-    epochs, problems = settings.epochs_per_batch, settings.problems_per_update
-    pools = {SHARED: Queue(size=problems or settings.examples_per_update, of_problems=problems > 0, updates=epochs)}
+    p = settings.passes
+    queue = partial(Queue, updates=p.epochs_per_batch, minibatches=p.minibatches, short_batch=p.short_batch)
+    size = settings.problems_per_update or settings.examples_per_update
+    pools = {SHARED: queue(size=size, of_problems=settings.problems_per_update > 0)}
     for role, own in settings.roles.items():
         size, kept, updates = own.examples_per_update, own.window, own.updates_per_batch
         if size is not None:
             window = Window(size=size, updates=updates, window=kept, seed=derive(seed, "window", role))
-            pools[role] = window if kept else Queue(size=size, updates=epochs)
+            pools[role] = window if kept else queue(size=size)
     return pools
 
 

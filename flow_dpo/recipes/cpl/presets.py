@@ -22,7 +22,7 @@ The other presets value by rollouts and learn pairs alone; what the paper's has 
 from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.learner.settings import LearnerSettings, LoraSettings, ReferenceSettings, RoleSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings, PassSettings, ReferenceSettings, RoleSettings
 from flow_dpo.recipes.cpl.credit import ValuePairs
 from flow_dpo.recipes.cpl.flow import VALUE, PlanSolve, PlanSolvePrompts, WorkedPlan
 from flow_dpo.recipes.cpl.mcts import Mcts
@@ -79,7 +79,7 @@ PRESETS: dict[str, Preset] = {
         learner=LearnerSettings(
             learning_rate=1e-6,
             examples_per_update=64,
-            epochs_per_batch=3,
+            passes=PassSettings(epochs_per_batch=3),
             reference=ReferenceSettings(kind="snapshot", each_batch=True),
             roles={VALUE: RoleSettings(learning_rate=1e-5, examples_per_update=1024)},
         ),
