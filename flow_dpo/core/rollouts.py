@@ -103,7 +103,6 @@ class RolloutRunner:
 
     def run(self, rollouts: Iterable[RolloutSteps]) -> None:
         """Drive every rollout, and every one started by another, to its end.
-
         Raises `EngineError` where a completion comes from another policy version than the one in force.
         """
         waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]] = {}

@@ -143,7 +143,7 @@ class TrainSettings:
     credit_source: str = ""
     """The same of a credit in the place of the recipe's."""
     objective_source: str = ""
-    """The same of an objective in the place of the recipe's."""
+    """The same of an objective in the place of the recipe's, or a name of `presets.OBJECTIVE_LINES`."""
 
     def sections(self) -> dict[str, Any]:
         """The settings by the names that flags and config.yaml use."""
@@ -164,7 +164,9 @@ class TrainSettings:
         found = {
             "explore": fingerprint(self.explore_source, "explore"),
             "credit": fingerprint(self.credit_source, "credit"),
-            "objective": fingerprint(self.objective_source, "objective"),
+            "objective": None
+            if self.objective_source in presets.OBJECTIVE_LINES
+            else fingerprint(self.objective_source, "objective"),
             "grader": fingerprint(self.runtime.grading.grader, "grader"),
             "schema": fingerprint(self.runtime.data.schema, "schema"),
             "engine": None if engine in engines.BUILT_IN else fingerprint(engine, "engine"),
@@ -207,7 +209,11 @@ def default_settings(
     values = presets.preset(recipe, preset, flow=load_flow(flow_source) if flow_source else None)
     own = {"explore": load_part(explore_source, "explore")} if explore_source else {}
     own |= {"credit": load_part(credit_source, "credit")} if credit_source else {}
-    own |= {"objective": load_part(objective_source, "objective")} if objective_source else {}
+    if objective_source in presets.OBJECTIVE_LINES:
+        replaced = None if credit_source else values.recipe.objective
+        own |= {"objective": presets.pair_objective(objective_source, replaced, recipe=recipe)}
+    elif objective_source:
+        own |= {"objective": load_part(objective_source, "objective")}
     return TrainSettings(
         flow_source=flow_source,
         explore_source=explore_source,

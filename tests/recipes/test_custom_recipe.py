@@ -106,7 +106,7 @@ def test_another_version_of_the_file_is_another_method(tmp_path: Path) -> None:
 
 BARE = """
 from flow_dpo.core.credit import OutcomePairs
-from flow_dpo.recipes.ipo import Ipo
+from flow_dpo.recipes.pair_objectives import Ipo
 from flow_dpo.core.explore import Group
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.recipes.single import Single
