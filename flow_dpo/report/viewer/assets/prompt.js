@@ -67,8 +67,14 @@
     return box;
   }
 
-  /** The panel of a node's prompt. */
+  /** The panel of a node's prompt, and of the one under which it was learned where that is another. */
   function panel(item, id) {
+    const learned = item.examples.find((one) => [one.node, one.chosen, one.rejected].includes(id) && (one.prompt ?? null) !== null);
+    const words = `Node ${id} was learned under another prompt`;
+    return [sampledUnder(item, id), learned && h("section", { class: "prompt", "aria-label": words }, h("p", { class: "node-meta" }, words), h("div", { class: "prompt-text" }, view.text(learned.prompt)))];
+  }
+
+  function sampledUnder(item, id) {
     const node = item.nodes[id];
     const found = node.prompt ? promptOf(item, id) : null;
     if (found) {

@@ -44,7 +44,7 @@
     const known = view.STATUS[rollout.status] ?? view.STATUS.ungraded;
     const start = item.nodes[shape.own[id][0]];
     const side = view.node.SIDES[start.side];
-    const facts = [rollout.answer !== null && h("span", { class: "bit" }, view.line(rollout.answer, 40)), h("span", { class: "bit" }, fmt.plural(shape.own[id].length, "node")), start.advantage !== null && h("span", { class: "bit" }, `A\u202f${fmt.signed(start.advantage)}`), side && h("span", { class: `signed ${side.class}` }, `${side.sign} ${side.words}`)];
+    const facts = [rollout.answer !== null && h("span", { class: "bit" }, view.line(rollout.answer, 40)), h("span", { class: "bit" }, fmt.plural(shape.own[id].length, "node")), view.node.advantageMark(tree, start), side && h("span", { class: `signed ${side.class}` }, `${side.sign} ${side.words}`)];
     return h("button", { type: "button", class: `fold-line ${view.roleClass(tree.roles, start.role)}`, "aria-expanded": "false", dataset: { node: start.id }, onclick: () => tree.toggle(id), onfocus: () => tree.focused(start.id) },
       h("span", { class: "fold-head" }, icon("forward"), h("span", { class: known.class }, icon(known.icon), view.spoken(known.words)), h("span", { class: "rollout-name" }, `rollout ${id}`), facts), view.line(start.text || rollout.text, 160));
   }
