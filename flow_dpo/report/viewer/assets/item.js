@@ -15,7 +15,7 @@
 
   function facts(pairs) {
     const shown = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
-    return h("dl", { class: "known-facts" }, shown.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, typeof value === "object" ? value : view.line(value, 120)))));
+    return h("dl", { class: "known-facts" }, shown.map(([name, value, title]) => h("div", { title }, h("dt", null, name), h("dd", null, typeof value === "object" ? value : view.line(value, 120)))));
   }
 
   /** Question, gold and the data set's own solution. */
@@ -43,13 +43,13 @@
     const skipped = Object.entries(item.skipped ?? {}).filter(([, num]) => num).map(([role, num]) => fmt.plural(num, `${role} node`)).join(", ");
     return facts([
       ["rollouts", share(others)],
-      ["probes", probes.length ? share(probes) : null],
-      ["flipped by another rollout", others.length > 1 ? (flips ? "yes" : "no") : null],
+      ["probes", probes.length ? share(probes) : null, "rollouts sampled only to see how good a state is"],
+      ["flipped by another rollout", others.length > 1 ? (flips ? "yes" : "no") : null, "one that left the trunk was right where the trunk is wrong, or the reverse"],
       ["learned from", [pairs && fmt.plural(pairs, "pair"), scored && fmt.plural(scored, "scored completion")].filter(Boolean).join(", ") || "nothing"],
       [["last P(", view.line(item.words?.[yes?.role]?.[0] ?? "first choice", 24), ") on the trunk"], yes && fmt.share(yes.yes)],
-      ["sampled by version", item.nodes[0]?.version],
-      ["batch", item.batch],
-      ["no alternative had any probability at", skipped || null],
+      ["sampled by version", item.nodes[0]?.version, "updates that the policy had seen"],
+      ["batch", item.batch, "from 0: problems that were sampled, and learned from, together"],
+      ["no alternative had any probability at", skipped || null, "nodes of the trunk beside which nothing was sampled: the policy was sure of what it wrote"],
     ]);
   }
 

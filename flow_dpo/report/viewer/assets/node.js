@@ -61,7 +61,7 @@
 
   function promptButton(tree, node) {
     const open = tree.state.prompts.has(node.id);
-    return h("button", { type: "button", class: "prompt-button", "aria-expanded": String(open), "aria-label": `Prompt of node ${node.id}`, tabindex: "-1", onclick: () => tree.togglePrompt(node.id) }, "prompt");
+    return h("button", { type: "button", class: "prompt-button", "aria-expanded": String(open), "aria-label": `Prompt of node ${node.id}`, tabindex: "-1", onclick: () => tree.togglePrompt(node.id) }, view.prompt.learnedUnder(tree.item, node.id) === null ? "prompt" : "prompts");
   }
 
   /** The bar of a choice between two words, and what was taken; of more words their shares. */

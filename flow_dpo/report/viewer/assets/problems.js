@@ -70,7 +70,8 @@
             h("span", { class: "arrow", "aria-hidden": "true" }),
           )
           : words;
-        return { column, element: h("span", { role: "columnheader", class: `cell-${column.name}` }, inside) };
+        const title = view.MEANING[this.source.kind][column.words];
+        return { column, element: h("span", { role: "columnheader", class: `cell-${column.name}`, title }, inside) };
       });
       const head = h(
         "div",
@@ -188,7 +189,7 @@
           ([name, value, more]) => h(
             "div",
             null,
-            h("dt", null, name),
+            h("dt", { title: view.MEANING[kind][name] }, name),
             h("dd", null, h("span", { class: "source-fact" }, value), more && h("span", { class: "muted" }, more)),
           )
         ),
