@@ -53,13 +53,16 @@
     ]);
   }
 
+  // A judgement has no solution of its own.
+  const comparable = (item) => (item.kind === "judgement" ? [] : item.elsewhere.filter((other) => other.kind !== "judgements"));
+
   function elsewhere(item) {
     if (!item.elsewhere?.length) return null;
     const times = (source) => item.elsewhere.filter((other) => other.source === source).length + (source === item.source);
     const name = (other) => `${other.name ?? other.source}${times(other.source) > 1 ? `, ${view.noun(other.kind)} ${other.n}` : ""}`;
-    const row = (other) => h("li", null, view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(name(other), 80)),
+    const row = (other) => h("li", null, other.kind === "judgements" ? h("span", { class: "muted" }, view.statusWords(other.status)) : view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(name(other), 80)),
       other.version !== null && other.version !== undefined && h("span", { class: "muted" }, ` version ${other.version}`), " ",
-      h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": view.node.plain(`Side by side with ${name(other)}`) }, "side by side"));
+      comparable(item).includes(other) && h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": view.node.plain(`Side by side with ${name(other)}`) }, "side by side"));
     const shown = item.elsewhere.slice(0, MOST_ELSEWHERE);
     const more = item.elsewhere.length - shown.length;
     return h("details", { class: "elsewhere", open: item.elsewhere.length <= 3 }, h("summary", null, `The same problem in ${fmt.plural(item.elsewhere.length, "other place")}`), h("ul", null, shown.map(row), more > 0 && h("li", { class: "muted" }, `and ${more} more`)));
@@ -241,7 +244,7 @@
     }
 
     compare() {
-      const other = this.item?.elsewhere?.[0];
+      const [other] = this.item ? comparable(this.item) : [];
       if (other) view.go(view.to.compare(this.source, this.n, other.source, other.n));
     }
 
