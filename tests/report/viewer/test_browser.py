@@ -96,6 +96,11 @@ def test_a_tree_is_walked_by_keys(site: tuple[str, Library], visit: Open) -> Non
     item = library.get("item", {"source": "flow-dpo", "n": str(found[0]["n"])})
     pair = next(one for one in item["examples"] if one["kind"] == "pair")
     at = visit(f"{address}#/s/flow-dpo?examples=pair&sort=-tokens")
+    at.page.get_by_label("sort").focus()
+    at.page.keyboard.press("Tab")
+    while at.page.evaluate("document.activeElement.getAttribute('role')") != "grid":
+        at.page.keyboard.press("Tab")
+    assert at.page.locator("[aria-selected=true]").count() == 1, "what has the focus can be seen"
     at.page.keyboard.press("j")
     at.page.keyboard.press("k")
     at.page.keyboard.press("l")

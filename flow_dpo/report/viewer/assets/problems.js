@@ -87,6 +87,7 @@
         tabindex: "0",
         "aria-label": `Items of ${this.source.name}`,
         "aria-readonly": "true",
+        onfocus: () => this.cursor === null && this.grid.matches(":focus-visible") && this.move(this.list.seen().first),
       };
       this.grid = h("div", props, h("div", { role: "rowgroup", class: "grid-head" }, head), this.body);
     }
