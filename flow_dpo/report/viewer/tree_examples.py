@@ -3,6 +3,8 @@
     a row of pairs.jsonl (nodes 0 and 6) and a row of learned.jsonl (version 3, nodes 0 and 6)
     ->  {"kind": "pair", "chosen": 0, "rejected": 6, "margin": 1.0, "learned": [{"version": 3, "policy": [[..], [..]]}]}
 
+A scored completion may be another than its node's (the word that a judge should have chosen), or be learned for another
+prompt: it is "taught" then, or has no version, and its advantage is none of what the node sampled.
 Invariant: an example names nodes of the tree; one that does not is left out with a note.
 """
 
@@ -18,7 +20,7 @@ _Key = tuple[str, int | None, int | None]
 
 
 def example_views(
-    examples: Sequence[Any], learned: Sequence[Any], num_nodes: int, tree: Reader
+    examples: Sequence[Any], learned: Sequence[Any], nodes: Sequence[Mapping[str, Any]], tree: Reader
 ) -> list[dict[str, Any]]:
     """The examples in the order of their rows, pairs and scored completions as they come."""
     by_key = _learned_by_key(learned, tree.notes)
@@ -27,9 +29,12 @@ def example_views(
         reader = Reader(row, tree.notes, f"example {at}")
         example = _example(row, reader)
         sides = [example[name] for name in ("chosen", "rejected", "node") if name in example]
-        if any(side is None or side >= num_nodes for side in sides):
+        if any(side is None or side >= len(nodes) for side in sides):
             reader.note(f"expected nodes of this tree, found {sides}; left out")
             continue
+        if example["kind"] == "scored":
+            ids, own = reader.ids("completion_ids"), nodes[example["node"]]["ids"]
+            example["taught"] = reader.text("completion") if ids and own and ids != own else None
         rejected = example.get("rejected")
         example["learned"] = by_key.get((example["role"], sides[0], rejected), [])
         found.append(example)
@@ -40,7 +45,8 @@ def mark_sides(nodes: list[dict[str, Any]], examples: Sequence[Mapping[str, Any]
     """Tell every node its side in the pairs, its advantage, and its prompt as text where its own record has none."""
     for example in examples:
         if example["kind"] == "scored":
-            nodes[example["node"]]["advantage"] = example["advantage"]
+            if example["taught"] is None:
+                nodes[example["node"]]["advantage"] = example["advantage"]
             continue
         for name in ("chosen", "rejected"):
             node = nodes[example[name]]

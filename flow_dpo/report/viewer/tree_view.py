@@ -56,7 +56,7 @@ def tree_view(
     _find_differences(nodes)
     _find_values(nodes, rollouts)
     _find_faults(nodes, rollouts, as_problem(problem))
-    seen = tree_examples.example_views(examples, learned, len(nodes), reader)
+    seen = tree_examples.example_views(examples, learned, nodes, reader)
     tree_examples.mark_sides(nodes, seen, examples)
     return {
         "kind": "tree",

@@ -167,7 +167,12 @@ def test_rewards_count_as_the_search_counts_them():
 def test_examples_mark_the_sides_of_their_nodes():
     pair = PAIR | {"node": 0, "rejected_node": 4, "margin": 1.5, "prompt": "<user>1 + 1 = ?"}
     other = PAIR | {"node": 4, "rejected_node": 7}
-    scored = SCORED | {"role": "stop", "node": 3, "advantage": -0.5}
+    scored = SCORED | {
+        "role": "stop",
+        "node": 3,
+        "advantage": -0.5,
+        "completion_ids": recorded()["nodes"][3]["token_ids"],
+    }
     learned = [
         LEARNED | {"role": "answer", "node": 0, "rejected_node": 4, "version": version, "policy": [[-1.0], [-2.0]],
                    "reference": reference}
@@ -187,6 +192,17 @@ def test_examples_mark_the_sides_of_their_nodes():
         (1, [[-1.0], [-2.0]], None), (2, [[-1.0], [-2.0]], [[-1.5], [-1.5]]),
     ]  # fmt: skip
     assert [example["learned"] for example in found["examples"][1:]] == [[], []]
+
+
+def test_a_word_that_was_learned_in_place_of_the_sampled_one_is_no_praise_of_that():
+    row = recorded()
+    ids = row["nodes"][3]["token_ids"]
+    scored = SCORED | {"role": "stop", "node": 3, "advantage": 1.0, "completion": "No"}
+    found = tree_view(row, [scored | {"completion_ids": ids}, scored | {"completion_ids": [9999]}], [], {})
+    assert [example["taught"] for example in found["examples"]] == [None, "No"]
+    assert found["nodes"][3]["advantage"] == 1.0
+    found = tree_view(row, [scored | {"completion_ids": [9999]}], [], {})
+    assert found["nodes"][3]["advantage"] is None
 
 
 def test_an_example_of_other_nodes_is_left_out_with_a_note():

@@ -31,6 +31,12 @@
     return h("span", { class: `signed ${node.advantage > 0 ? "right" : "wrong"}`, title: words }, `A\u202f${fmt.signed(node.advantage)}`, weight !== 1 && h("span", { class: "bit" }, ` \u00d7\u202f${fmt.decimal(weight)}`));
   }
 
+  /** The word that was learned in place of the one that was chosen. */
+  function taughtMark(tree, node) {
+    const words = [...new Set(tree.item.examples.flatMap((example) => (example.node === node.id && example.taught ? [example.taught] : [])))];
+    return words.length > 0 && h("span", { class: "signed", title: "learned here in place of what was sampled" }, "taught ", view.line(words.join(", "), 40));
+  }
+
   // N and Q of a search; elsewhere a mean over what was branched off further down would mislead.
   function searchMark(tree, node) {
     if (!tree.shape.search || !node.visits) return null;
@@ -53,7 +59,7 @@
     const words = facts(tree, node);
     return h("div", { class: "node-meta" }, h("span", { class: "role" }, view.line(node.role, 24)), h("span", { class: "node-number" }, `#${node.id}`), more,
       h("span", { class: "node-known", title: plain(words.join(", ")) }, h("span"), words.map((part) => h("span", { class: "bit" }, view.line(part, 40)))),
-      h("span", { class: "node-marks" }, searchMark(tree, node), sideMark(node), advantageMark(tree, node), promptButton(tree, node)));
+      h("span", { class: "node-marks" }, searchMark(tree, node), sideMark(node), advantageMark(tree, node), taughtMark(tree, node), promptButton(tree, node)));
   }
 
   function promptButton(tree, node) {

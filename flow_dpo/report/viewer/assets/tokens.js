@@ -42,11 +42,13 @@
       const side = example.kind === "scored" ? (example.node === id ? 0 : -1) : [example.chosen, example.rejected].indexOf(id);
       const last = side < 0 ? null : example.learned?.at(-1);
       if (last?.policy?.[side] && (!found || (last.version ?? 0) >= (found.version ?? 0))) {
+        // Another word than the node's, or another prompt: what was sampled there is nothing to compare it with.
+        const elsewhere = Boolean(example.taught) || (example.kind === "scored" && example.version < 0);
         const base = last.reference?.[side] ?? null;
-        found = { version: last.version, policy: last.policy[side], base, against: base ? "reference" : "sampling" };
+        found = { version: last.version, policy: last.policy[side], base, elsewhere, against: base ? "reference" : "sampling" };
       }
     }
-    if (found && !found.base) found.base = item.nodes[id].logprobs;
+    if (found && !found.base && !found.elsewhere) found.base = item.nodes[id].logprobs;
     return found;
   }
 
