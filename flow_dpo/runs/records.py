@@ -131,7 +131,8 @@ class LearnedRow:
     """As in the example's own row, of a pair the chosen side's; a `ScoredRow` may correct what its node chose."""
     rejected_node: Count | None
     policy: tuple[tuple[float, ...], ...]
-    """Nats a token to four decimals, a list a completion, the chosen first; under dropout where there is any."""
+    """Nats a token to four decimals, a list a completion, the chosen first; under dropout where there is any. Of a
+    choice: among its words alone."""
     reference: tuple[tuple[float, ...], ...]
     """The same under the reference policy; empty where the objective needs none."""
 

@@ -3,8 +3,8 @@
     a row of pairs.jsonl (nodes 0 and 6) and a row of learned.jsonl (version 3, nodes 0 and 6)
     ->  {"kind": "pair", "chosen": 0, "rejected": 6, "margin": 1.0, "learned": [{"version": 3, "policy": [[..], [..]]}]}
 
-A scored completion may be another than its node's (the word that a judge should have chosen), or be learned for another
-prompt: it is "taught" then, or has no version, and its advantage is none of what the node sampled.
+A completion may begin before its node (a whole attempt that ends there: "before" counts its tokens there) or be another
+than its node's (the word that a judge should have chosen, "taught", whose advantage is none of what the node sampled).
 Invariant: an example names nodes of the tree; one that does not is left out with a note.
 """
 
@@ -32,9 +32,11 @@ def example_views(
         if any(side is None or side >= len(nodes) for side in sides):
             reader.note(f"expected nodes of this tree, found {sides}; left out")
             continue
+        names = ("completion_ids",) if example["kind"] == "scored" else ("chosen_ids", "rejected_ids")
+        given = [(reader.ids(name), nodes[side]["ids"]) for name, side in zip(names, sides, strict=True)]
+        example["before"] = [_before(ids, own) if ids and own else 0 for ids, own in given]
         if example["kind"] == "scored":
-            ids, own = reader.ids("completion_ids"), nodes[example["node"]]["ids"]
-            example["taught"] = reader.text("completion") if ids and own and ids != own else None
+            example["taught"] = reader.text("completion") if example["before"] == [None] else None
         rejected = example.get("rejected")
         example["learned"] = by_key.get((example["role"], sides[0], rejected), [])
         found.append(example)
@@ -83,6 +85,11 @@ def _example(row: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
         "margin": reader.number("margin"),
         "statuses": [_status(reader, "chosen_verdict"), _status(reader, "rejected_verdict")],
     }
+
+
+def _before(ids: Sequence[int], own: Sequence[int]) -> int | None:
+    """Tokens of a completion before a node's own, with which it ends; None where it does not."""
+    return len(ids) - len(own) if list(ids[-len(own) :]) == list(own) else None
 
 
 def _status(reader: Reader, name: str) -> str:

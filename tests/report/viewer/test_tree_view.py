@@ -205,6 +205,13 @@ def test_a_word_that_was_learned_in_place_of_the_sampled_one_is_no_praise_of_tha
     assert found["nodes"][3]["advantage"] is None
 
 
+def test_a_completion_that_begins_before_its_node_tells_where_the_node_begins():
+    row = recorded()
+    own, other = row["nodes"][0]["token_ids"], row["nodes"][4]["token_ids"]
+    pair = PAIR | {"node": 0, "rejected_node": 4, "chosen_ids": [8, 9, *own], "rejected_ids": [*other, 9]}
+    assert tree_view(row, [pair], [], {})["examples"][0]["before"] == [2, None]
+
+
 def test_an_example_of_other_nodes_is_left_out_with_a_note():
     found = tree_view(recorded(), [PAIR | {"node": 0, "rejected_node": 99}], [], {})
     assert found["examples"] == []

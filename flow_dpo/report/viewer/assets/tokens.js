@@ -41,11 +41,13 @@
     for (const example of item.examples) {
       const side = example.kind === "scored" ? (example.node === id ? 0 : -1) : [example.chosen, example.rejected].indexOf(id);
       const last = side < 0 ? null : example.learned?.at(-1);
-      if (last?.policy?.[side] && (!found || (last.version ?? 0) >= (found.version ?? 0))) {
-        // Another word than the node's, or another prompt: what was sampled there is nothing to compare it with.
-        const elsewhere = Boolean(example.taught) || (example.kind === "scored" && example.version < 0);
-        const base = last.reference?.[side] ?? null;
-        found = { version: last.version, policy: last.policy[side], base, elsewhere, against: base ? "reference" : "sampling" };
+      // The completion may begin before the node, or be another than the node's.
+      const before = example.before ? example.before[side] : 0;
+      if (last?.policy?.[side] && before !== null && (!found || (last.version ?? 0) >= (found.version ?? 0))) {
+        // For another prompt than the node's: what was sampled there is nothing to compare it with.
+        const elsewhere = example.kind === "scored" && example.version < 0;
+        const base = last.reference?.[side]?.slice(before) ?? null;
+        found = { version: last.version, policy: last.policy[side].slice(before), base, elsewhere, against: base ? "reference" : "sampling" };
       }
     }
     if (found && !found.base && !found.elsewhere) found.base = item.nodes[id].logprobs;
