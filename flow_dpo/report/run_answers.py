@@ -105,8 +105,8 @@ def _price(run: RunSource) -> str:
 def doubts(run: RunSource) -> list[str]:
     """All that the run's files give reason to distrust."""
     found = [
-        _incomplete(run), *_learned_nothing(run), _ungraded(run), _cut(run), _steps(run), *_likelihoods(run),
-        *_choosing(run), *_drift(run), _skipped_rows(run),
+        _incomplete(run), *_learned_nothing(run), _order(run), _ungraded(run), _cut(run), _steps(run),
+        *_likelihoods(run), *_choosing(run), *_drift(run), _skipped_rows(run),
     ]  # fmt: skip
     return [words for words in found if words]
 
@@ -128,6 +128,15 @@ def _learned_nothing(run: RunSource) -> list[str]:
             f"{formatting.count(spent['learn/skipped'])} batches were dropped, their loss or gradient being no number."
         )
     return found
+
+
+def _order(run: RunSource) -> str:
+    """Of a data set that was not shuffled; the seed's problems are drawn at random."""
+    name = _setting(run, "data", "dataset_name")
+    part = _ends(run)[2]
+    if not part or name in (None, "seed") or _setting(run, "data", "shuffle_seed") is not None:
+        return ""
+    return f"Problems came in the data set's own order: the first and the last {part} may differ in difficulty."
 
 
 def _whole(run: RunSource) -> Part:
@@ -160,10 +169,10 @@ def _steps(run: RunSource) -> str:
     rate = learning.wrong_steps(run.counts, parts[-1])
     if not rate.hits:
         return ""
-    where = f"in the last {_PARTS[len(parts)]}" if len(parts) in _PARTS else "in all"
+    where = f" in the last {_PARTS[len(parts)]}" if len(parts) in _PARTS else ""
     return (
-        f"{rate.hits:,} of {rate.of:,} right answers {where} ({formatting.share(rate.value)}, "
-        f"{formatting.interval(rate.bounds)}) have a wrong step."
+        f"Right answers with a wrong step{where}: {rate.hits:,} of the {rate.of:,} whose steps could be checked "
+        f"({formatting.share(rate.value)}, {formatting.interval(rate.bounds)})."
     )
 
 
@@ -243,22 +252,25 @@ def over_seeds(runs: Sequence[RunSource]) -> Answers:
     """What runs that differ in their seed alone come to together, and how many runs have no such other."""
     from flow_dpo.evaluate.statistics import mean_of  # loads scipy
 
-    groups: dict[str, list[RunSource]] = {}
+    groups: dict[str, dict[object, RunSource]] = {}
     for run in runs:
         if run.rows and _ends(run)[2]:
-            groups.setdefault(_kind(run), []).append(run)
-    several = [group for group in groups.values() if len({_setting(run, "run", "seed") for run in group}) > 1]
+            groups.setdefault(_kind(run), {}).setdefault(_setting(run, "run", "seed"), run)
+    several = [[*group.values()] for group in groups.values() if len(group) > 1]
     told: list[str] = []
     for group in several:
         gaps = [learning.change(*_ends(run)[:2]).value or 0.0 for run in group]
         found = mean_of(gaps)
-        verb = "rose" if found["low"] > 0 else "fell" if found["high"] < 0 else "no change is proved"
-        told.append(
-            f"Over {len(group)} seeds ({', '.join(run.name for run in group)}): {verb}, "
-            f"{formatting.points(found['mean'])} "
-            f"points from the first part to the last ({formatting.points_interval(found['low'], found['high'])}, 95 % "
-            "t-interval)."
-        )
+        between = f"{formatting.points_interval(found['low'], found['high'])}, 95 % t-interval"
+        if found["low"] > 0 or found["high"] < 0:
+            verb, size = ("rose", found["mean"]) if found["low"] > 0 else ("fell", -found["mean"])
+            change = f"Over {len(group)} seeds accuracy {verb} by {100 * size:.1f} points ({between})"
+        else:
+            change = (
+                f"Over {len(group)} seeds no change of accuracy is proved: {formatting.points(found['mean'])} points"
+            )
+            change += f" ({between})"
+        told.append(f"{change} from the first part to the last: {', '.join(run.name for run in group)}.")
     single = len(runs) - sum(map(len, several))
     alone = f"1 seed in {single} of {len(runs)} runs: what another seed would come to is not known."
     return Answers(learned=tuple(told), surely=(alone,) if single else ())
