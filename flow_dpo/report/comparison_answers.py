@@ -89,7 +89,7 @@ def _accuracy(found: Found) -> list[str]:
             + (f" ({formatting.interval((one['low'], one['high']))} over seeds)" if _varies(one) else "")
             for arm, one in group[:_NAMED]
         )
-        + (f" and {len(group) - _NAMED} others" if len(group) > _NAMED else "")
+        + (f", and {len(group) - _NAMED} more" if len(group) > _NAMED else "")
         for group in (best, base) if group
     )  # fmt: skip
     return [f"Highest of {len(there)} arms on {primary}: {named}."]
@@ -142,7 +142,15 @@ def _price(found: Found) -> tuple[str, ...]:
 
 def _doubts(found: Found) -> list[str]:
     gaps = [*contrasts(found), *to_baseline(found)]
-    doubts = [*_failed(found), *_code(found), *_learned_tests(found), _seeds(gaps), *_corrected(gaps), _turns(gaps)]
+    doubts = [
+        *_failed(found),
+        *_code(found),
+        *_learned_tests(found),
+        _seeds(gaps),
+        _flat(gaps),
+        *_corrected(gaps),
+        _turns(gaps),
+    ]
     return [words for words in (*doubts, _steps(found), _ungraded(found)) if words]
 
 
@@ -178,6 +186,17 @@ def _seeds(gaps: Sequence[Gap]) -> str:
         f"{len(lost)} of {len(both)} differences are told apart over questions and not over seeds: with other seeds "
         "they may "
         "turn."
+    )
+
+
+def _flat(gaps: Sequence[Gap]) -> str:
+    """Intervals of no width, of seeds or questions that all have one and the same difference."""
+    flat = [gap for gap in gaps if any(low == high for low, high in gap.known)]
+    if not flat:
+        return ""
+    return (
+        f"{len(flat)} of {len(gaps)} differences have an interval of no width, all their seeds or all their questions "
+        f"being alike, which tells nothing of others: first {flat[0].one} against {flat[0].other} on {flat[0].test}."
     )
 
 

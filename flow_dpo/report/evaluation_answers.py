@@ -46,7 +46,9 @@ def _accuracy(one: EvaluationSource) -> str:
 
 def _difference(pair: Paired) -> str:
     trained, untrained = pair.trained, pair.untrained
-    between = f"{formatting.points_interval(pair.low, pair.high)} over {pair.num:,} problems of "
+    flat = pair.low == pair.high
+    between = "the same on all" if flat else f"{formatting.points_interval(pair.low, pair.high)} over"
+    between += f" {pair.num:,} problems of "
     between += str(trained.summary.get("dataset") or "an unnamed set")
     how = (
         f"{'better' if pair.side > 0 else 'worse'} by {100 * abs(pair.mean):.1f} points ({between})"
