@@ -17,6 +17,7 @@ from flow_dpo.report.rates import Part, Rate
 from flow_dpo.report.sources import RunSource
 from flow_dpo.report.training_section import costs
 from flow_dpo.runs.callbacks.collapse_warnings import collapsed, fallen
+from flow_dpo.runs.trends import trend
 
 _PARTS = {2: "half", 3: "third", 4: "quarter"}
 _DRIFTED = 0.5
@@ -29,7 +30,7 @@ def run_answers(run: RunSource) -> Answers:
         given = formatting.count(run.num_problems)
         return Answers(distrust=(f"It was interrupted, or still runs, before its first batch: 0 of {given} problems.",))
     return Answers(
-        learned=(_learned(run),), surely=_surely(run), price=(_price(run),), distrust=tuple(doubts(run))
+        learned=(*_reward(run), _learned(run)), surely=_surely(run), price=(_price(run),), distrust=tuple(doubts(run))
     )  # fmt: skip
 
 
@@ -60,6 +61,37 @@ def _learned(run: RunSource) -> str:
         verb, size = ("rose", gap.value) if low > 0 else ("fell", -gap.value)
         return f"Accuracy {verb} by {100 * size:.1f} points ({between}): {ends}"
     return f"No change of accuracy is proved: {formatting.points(gap.value)} points ({between}); {ends}"
+
+
+def _functions(run: RunSource) -> list[str]:
+    """The reward functions that graded; none where the verifier did."""
+    names = {name: None for row in run.rows for name in row if name.startswith("rewards/") and name.endswith("/mean")}
+    found = [name.removeprefix("rewards/").removesuffix("/mean") for name in names]
+    return [] if found == ["answer"] else found
+
+
+def _reward(run: RunSource) -> list[str]:
+    """What reward functions gave, which is not the accuracy."""
+    found = trend([row.get("reward") for row in run.rows]) if _functions(run) else None
+    if found is None:
+        return []
+    ends = f"{formatting.decimal(found.first)} in the first third of the batches, {formatting.decimal(found.last)} in"
+    if found.low is None or found.high is None:
+        return [f"Mean reward: {ends} the last, too few batches to tell a change."]
+    between = f"95 %: {found.low:+.2f} to {found.high:+.2f}"
+    if not found.is_told:
+        return [f"No change of the mean reward is proved ({between}): {ends} the last."]
+    verb = "rose" if found.last > found.first else "fell"
+    return [f"The mean reward {verb} by {abs(found.last - found.first):.2f} ({between}): {ends} the last."]
+
+
+def _graded_by(run: RunSource) -> str:
+    names = _functions(run)
+    if not names:
+        return ""
+    least = _setting(run, "grading", "correct_from")
+    known = f" {least:g}" if isinstance(least, (int, float)) else " a threshold"
+    return f"No verifier alone graded: right is a reward of{known} or more by {', '.join(names)}."
 
 
 def _setting(run: RunSource, group: str, name: str) -> object:
@@ -105,7 +137,7 @@ def _price(run: RunSource) -> str:
 def doubts(run: RunSource) -> list[str]:
     """All that the run's files give reason to distrust."""
     found = [
-        _incomplete(run), *_learned_nothing(run), _order(run), _ungraded(run), _cut(run), _steps(run),
+        _incomplete(run), *_learned_nothing(run), _graded_by(run), _order(run), _ungraded(run), _cut(run), _steps(run),
         *_likelihoods(run), *_choosing(run), *_drift(run), _skipped_rows(run),
     ]  # fmt: skip
     return [words for words in found if words]

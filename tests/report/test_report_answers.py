@@ -156,6 +156,16 @@ def test_a_data_set_in_its_own_order_is_a_reason(folder: Path) -> None:
         assert run_answers(source).distrust == found
 
 
+def test_reward_functions_are_no_verifier(folder: Path) -> None:
+    source = run(folder)
+    source.settings["grading"] = {"correct_from": 0.9}  # type: ignore[index]
+    for at, row in enumerate(source.rows):
+        row |= {"reward": at / 10, "rewards/brevity/mean": at / 10}  # type: ignore[operator]
+    found = run_answers(source)
+    assert found.learned[0].startswith(("The mean reward rose", "No change of the mean reward", "Mean reward: "))
+    assert found.distrust == ("No verifier alone graded: right is a reward of 0.9 or more by brevity.",)
+
+
 OWN_ORDER = "Problems came in the data set's own order: the first and the last quarter may differ in difficulty."
 
 
