@@ -303,9 +303,15 @@ def over_seeds(runs: Sequence[RunSource]) -> Answers:
             )
             change += f" ({between})"
         told.append(f"{change} from the first part to the last: {', '.join(run.name for run in group)}.")
-    single = len(runs) - sum(map(len, several))
-    alone = f"1 seed in {single} of {len(runs)} runs: what another seed would come to is not known."
-    return Answers(learned=tuple(told), surely=(alone,) if single else ())
+    single = len(runs) - sum(len(group) for group in several)
+    sizes = ", ".join(f"{len(group)} seeds of one setting" for group in several)
+    surely = (
+        [f"{sizes}: an interval over seeds is of other seeds; each run's own is of other problems."] if sizes else []
+    )
+    surely += (
+        [f"1 seed in {single} of {len(runs)} runs: what another seed would come to is not known."] if single else []
+    )
+    return Answers(learned=tuple(told), surely=tuple(surely))
 
 
 def _kind(run: RunSource) -> str:

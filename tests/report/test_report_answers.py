@@ -198,10 +198,12 @@ def test_runs_that_differ_in_their_seed_alone_are_read_over_seeds(tmp_path: Path
                                config={"run": {"seed": 0, "output_dir": "again"}})  # fmt: skip
     assert answers(*made, again).learned[0] == expected
     assert answers(*made).learned[1].startswith("0: Accuracy rose by 87.5 points")
-    assert answers(*made).surely == ()
+    seeds = "3 seeds of one setting: an interval over seeds is of other seeds; each run's own is of other problems."
+    assert answers(*made).surely == (seeds,)
     other = report_sources.run(tmp_path / "other", [WRONG] * 32 + [RIGHT] * 32, batch=32, config={"note": "other"})
     assert answers(*made, other).learned[0] == expected
     assert answers(*made, other).surely == (
+        seeds,
         "1 seed in 1 of 4 runs: what another seed would come to is not known.",
     )  # fmt: skip
     assert answers(made[0], other).surely[0].startswith("1 seed in 2 of 2 runs")
