@@ -5,7 +5,8 @@
 
 What was learned need not be what was sampled: a judge learns the right word at a node that took the wrong one, and some
 recipes learn an answer without the guideline that it was sampled with. Where they differ, an example has its own
-`completion` and `prompt` as text, else None.
+`completion` and `prompt` as text, else None. A completion may begin before its node (a whole attempt that ends there):
+`before` counts its tokens there, None where it is another than the node's.
 
 Invariant: an example names nodes of the tree; one that does not is left out with a note.
 """
@@ -35,20 +36,23 @@ def example_views(
         if any(side is None or side >= len(nodes) for side in sides):
             reader.note(f"expected nodes of this tree, found {sides}; left out")
             continue
+        names = ("completion_ids",) if example["kind"] == "scored" else ("chosen_ids", "rejected_ids")
+        given = [(reader.ids(name), nodes[side]["ids"]) for name, side in zip(names, sides, strict=True)]
+        example["before"] = [_before(ids, own) if ids and own else 0 for ids, own in given]
         rejected = example.get("rejected")
         example["learned"] = by_key.get((example["role"], sides[0], rejected), [])
-        node = nodes[sides[0]]
-        example["prompt"] = _other(reader, "prompt", _prompt_ids(nodes, sides[0]))
+        if not any(example["before"]):
+            example["prompt"] = _other_prompt(reader, _prompt_ids(nodes, sides[0]))
         if example["kind"] == "scored":
-            example["completion"] = _other(reader, "completion", node["ids"])
+            example["completion"] = reader.text("completion") if example["before"] == [None] else None
         found.append(example)
     return found
 
 
-def _other(reader: Reader, name: str, ids: Sequence[int] | None) -> str | None:
-    """The text of what was learned where its tokens are others than these; None where they are not, or not known."""
-    own = reader.ids(f"{name}_ids")
-    return None if ids is None or own is None or own == list(ids) else reader.text(name)
+def _other_prompt(reader: Reader, ids: Sequence[int] | None) -> str | None:
+    """The prompt that was learned under where it is another than this one; None where it is not, or not known."""
+    own = reader.ids("prompt_ids")
+    return None if ids is None or own is None or own == list(ids) else reader.text("prompt")
 
 
 def _prompt_ids(nodes: Sequence[Mapping[str, Any]], at: int) -> list[int] | None:
@@ -109,6 +113,11 @@ def _example(row: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
         "margin": reader.number("margin"),
         "statuses": [_status(reader, "chosen_verdict"), _status(reader, "rejected_verdict")],
     }
+
+
+def _before(ids: Sequence[int], own: Sequence[int]) -> int | None:
+    """Tokens of a completion before a node's own, with which it ends; None where it does not."""
+    return len(ids) - len(own) if list(ids[-len(own) :]) == list(own) else None
 
 
 def _status(reader: Reader, name: str) -> str:

@@ -168,7 +168,12 @@ def test_rewards_count_as_the_search_counts_them():
 def test_examples_mark_the_sides_of_their_nodes():
     pair = PAIR | {"node": 0, "rejected_node": 4, "margin": 1.5, "prompt": "<user>1 + 1 = ?"}
     other = PAIR | {"node": 4, "rejected_node": 7}
-    scored = SCORED | {"role": "stop", "node": 3, "advantage": -0.5}
+    scored = SCORED | {
+        "role": "stop",
+        "node": 3,
+        "advantage": -0.5,
+        "completion_ids": recorded()["nodes"][3]["token_ids"],
+    }
     learned = [
         LEARNED | {"role": "answer", "node": 0, "rejected_node": 4, "version": version, "policy": [[-1.0], [-2.0]],
                    "reference": reference}
@@ -205,6 +210,13 @@ def test_what_was_learned_is_told_where_it_is_not_what_was_sampled():
         assert (under["completion"], under["prompt"]) == (None, "<user>?")
     del row["nodes"][0]["prompt"]  # as in older rows: nothing can be compared
     assert tree_view(row, [SCORED | {"node": 0, "prompt_ids": [1]}], [], {})["examples"][0]["prompt"] is None
+
+
+def test_a_completion_that_begins_before_its_node_tells_where_the_node_begins():
+    row = recorded()
+    own, other = row["nodes"][0]["token_ids"], row["nodes"][4]["token_ids"]
+    pair = PAIR | {"node": 0, "rejected_node": 4, "chosen_ids": [8, 9, *own], "rejected_ids": [*other, 9]}
+    assert tree_view(row, [pair], [], {})["examples"][0]["before"] == [2, None]
 
 
 def test_an_example_of_other_nodes_is_left_out_with_a_note():

@@ -42,9 +42,11 @@
     for (const example of item.examples) {
       const side = example.kind === "scored" ? (example.node === id ? 0 : -1) : [example.chosen, example.rejected].indexOf(id);
       const last = side < 0 ? null : example.learned?.at(-1);
+      // The completion may begin before the node, or be another than the node's.
+      const before = example.before?.[side] ?? 0;
       if (last?.policy?.[side] && (!found || (last.version ?? 0) >= (found.version ?? 0))) {
-        const [base, other] = [last.reference?.[side] ?? null, example.completion ?? null];
-        found = { version: last.version, policy: last.policy[side], base, other, against: base ? "reference" : "sampling" };
+        const [base, other] = [last.reference?.[side]?.slice(before) ?? null, example.completion ?? null];
+        found = { version: last.version, policy: last.policy[side].slice(before), base, other, against: base ? "reference" : "sampling" };
       }
     }
     if (found && !found.base) found.base = sampledAs(item, item.nodes[id], found.other);
