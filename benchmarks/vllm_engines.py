@@ -192,8 +192,8 @@ def _ask_in_process(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]
 
 
 def _ask_over_http(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]:
-    from flow_dpo.engines.http_client import Address
     from flow_dpo.engines.vllm.requests import plain_params
+    from flow_dpo.models.http_client import Address
 
     address = Address(f"{engine.url}/v1", api_key="", deadline_s=3600.0)
 

@@ -43,7 +43,7 @@ _HOMES = {
     "OutcomePairs": "core.credit",
     "Objective": "core.objective",
     "Dpo": "core.dpo",
-    "Ipo": "recipes.ipo",
+    "Ipo": "recipes.pair_objectives",
     # the values that travel between the parts
     "Problem": "core.types",
     "Message": "core.types",

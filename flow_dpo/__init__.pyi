@@ -45,7 +45,7 @@ from flow_dpo.learner.settings import LearnerSettings as LearnerSettings
 from flow_dpo.learner.settings import LoraSettings as LoraSettings
 from flow_dpo.models.load import load_model as load_model
 from flow_dpo.models.render import Renderer as Renderer
-from flow_dpo.recipes.ipo import Ipo as Ipo
+from flow_dpo.recipes.pair_objectives import Ipo as Ipo
 from flow_dpo.recipes.presets import PRESET_NAMES as PRESET_NAMES
 from flow_dpo.recipes.presets import RECIPES as RECIPES
 from flow_dpo.recipes.presets import load_recipe as load_recipe

@@ -24,7 +24,6 @@ from rich.console import Console
 from flow_dpo.core.errors import ConfigError, EngineError, StorageError
 from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.evaluate.headers import JudgeHeader, JudgeSummary
-from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, EndpointSettings
 from flow_dpo.evaluate.judge.protocol import (
     Judge,
     JudgePrompts,
@@ -37,6 +36,7 @@ from flow_dpo.evaluate.judge.protocol import (
     row,
 )
 from flow_dpo.evaluate.judge.results import ROWS, Key, read_judgements, summarise
+from flow_dpo.models.chat_client import ChatEndpoint, EndpointSettings
 from flow_dpo.models.settings import ModelSettings
 from flow_dpo.runs import headers, run_folder
 from flow_dpo.runs.callbacks.progress import print_safe

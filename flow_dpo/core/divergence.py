@@ -42,7 +42,6 @@ class Divergence:
 
 def draw_divergence(excluded: Sequence[Completion], rng: random.Random) -> Divergence | None:
     """Draw where to leave `excluded`, or None where nothing else has any probability.
-
     The completions must be whole draws of one request, so that none is a prefix of another; their `sampled_logprobs`
     are log q. Uses a number of `rng` per token kept.
     """

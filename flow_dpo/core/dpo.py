@@ -22,7 +22,6 @@ from flow_dpo.core.types import Pair
 @dataclass(frozen=True, kw_only=True)
 class Dpo:
     """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, equation 7), and conservative DPO.
-
     With log-ratios r_w = log pi(chosen)/ref(chosen) and r_l of the rejected, sums over tokens, h = beta (r_w - r_l):
 
         loss = -(1 - e) log sigmoid(h) - e log sigmoid(-h) - sft_weight * mean over tokens of log pi(chosen)

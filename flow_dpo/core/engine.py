@@ -37,7 +37,6 @@ class Engine(ABC):
     @abstractmethod
     def submit(self, request: Request, sampling: Sampling, *, seed: int, excluded: TokenIds = ()) -> int:
         """Queue one request and return its ticket.
-
         `excluded` holds token ids that the *first* token may not be: they get probability zero after temperature and
         top-p, and the rest is renormalised. `Completion.sampled_logprobs` stay those of the distribution before.
         Raises `EngineError` where the request does not fit the context window.

@@ -28,7 +28,6 @@ class Explore(Protocol):
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         """One tree a problem, in their order; its first rollout is what progressive validation reads.
-
         The same seed gives the same trees, however the problems are batched.
         """
         ...

@@ -18,8 +18,9 @@ from flow_dpo.core.types import Problem, Solution, Verdict
 class Grader(Protocol):
     """Grades solutions: correct, wrong or ungraded. One object serves loop, explorations and evaluation alike."""
 
-    def begin(self, problem: Problem, solution: Solution) -> None:
-        """Start grading a finished solution that will be checked, and return at once. May do nothing."""
+    def begin(self, problem: Problem, solution: Solution) -> Verdict | None:
+        """Start grading a finished solution that will be checked. May do nothing. Returns at once: its verdict where
+        that is known without waiting, by the solution alone, otherwise None."""
         ...
 
     def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:

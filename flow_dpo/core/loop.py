@@ -44,7 +44,6 @@ def learn(
     progress: ProgressiveValidation | None = None,
 ) -> ProgressiveValidation:
     """Sample, grade, learn and report, `problems_per_batch` problems at a time, until the problems end.
-
     Every problem of a batch is sampled under one version of the adapters. Returns the progressive validation, which
     continues counting in `progress` where that is given. `in_flight` holds the batches that were submitted and not yet
     learned from, here and for callbacks; a run that continues passes those that it had.

@@ -73,7 +73,6 @@ class Rollouts:
 
 class RolloutWorkers(Protocol):
     """Sample and grade whole problems: in this process, on several servers, or on a cluster.
-
     A problem's tree depends on the problem, the seed and the adapters in force, and on nothing beside it.
     """
 

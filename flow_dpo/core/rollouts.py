@@ -50,7 +50,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyRequest:
-    """A solution to be graded now, because the rollout continues by its verdict."""
+    """A solution to be graded, since the rollout continues by its verdict; where that takes long, once all is idle."""
 
     problem: Problem
     solution: Solution
@@ -103,17 +103,15 @@ class RolloutRunner:
 
     def run(self, rollouts: Iterable[RolloutSteps]) -> None:
         """Drive every rollout, and every one started by another, to its end.
-
         Raises `EngineError` where a completion comes from another policy version than the one in force.
         """
         waiting: dict[int, tuple[RolloutSteps, SampleRequest, Request]] = {}
         for rollout in rollouts:
             self._advance(rollout, None, waiting)
         while waiting or self._to_verify:
-            if self._to_verify:
+            if not waiting:
                 self._verify(waiting)
-                continue
-            for ticket, completion in self.engine.poll():
+            for ticket, completion in self.engine.poll() if waiting else ():
                 if completion.policy_version != self._version:
                     raise EngineError(
                         f"expected a completion of policy version {self._version}, found version "
@@ -168,12 +166,12 @@ class RolloutRunner:
                 request = self.renderer.render(yielded.turn)
                 ticket = self._submit(yielded, request)
                 waiting[ticket] = (current, yielded, request)
-            elif isinstance(yielded, VerifyRequest):
-                self._to_verify.append((current, yielded))
-            elif isinstance(yielded, Finished):
-                if self.grader is not None:
-                    self.grader.begin(yielded.problem, yielded.solution)
-                todo.append((current, None))
+            elif isinstance(yielded, VerifyRequest | Finished):
+                verdict = None if self.grader is None else self.grader.begin(yielded.problem, yielded.solution)
+                if isinstance(yielded, VerifyRequest) and verdict is None:
+                    self._to_verify.append((current, yielded))  # what takes long holds up nobody else's sampling
+                else:
+                    todo.append((current, verdict if isinstance(yielded, VerifyRequest) else None))
             else:
                 todo.append((current, None))
                 todo.append((yielded, None))

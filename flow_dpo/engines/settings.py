@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.engines.http_client import check_base_url
+from flow_dpo.models.http_client import check_base_url
 from flow_dpo.plugins.load import installed, load_object
 
 

@@ -32,7 +32,6 @@ _WAYS = {
 
 def choose_way(policy: Policy, *, packed: bool) -> tuple[bool, bool]:
     """Whether prefixes can be shared, and whether logits must come from the model's own head.
-
     Warns where prefixes cannot be shared, though they should be (`packed`). Raises `ModelError` where no way is right.
     """
     ways = {

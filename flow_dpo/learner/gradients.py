@@ -99,7 +99,6 @@ class Gradients:
 
     def check(self) -> None:
         """Choose how log-probabilities are computed, by comparing each way with the model's own forward.
-
         Once; warns where prefixes cannot be shared. Raises `ModelError` where no way is right.
         """
         if self.packed is None or self.own_head is None:
@@ -114,7 +113,6 @@ class Gradients:
         self, objective: Objective, role: Role, examples: Sequence[Example], version: int, count: int | None = None
     ) -> Gradient:
         """The gradient of the objective's mean over the examples, at this version of the policy.
-
         Dropout draws its masks by `count`, the updates of the role's pool so far, or else by the version. Raises
         `NonFinite`, and `LearningError` where the loss depends on no parameter.
         """
@@ -148,7 +146,6 @@ class Gradients:
 
     def _compare_again(self, role: Role, examples: Sequence[Example], account: Account) -> None:
         """Compute a few completions of each version again, one at a time, where the rows cannot tell.
-
         These have dropout, and the weights of the present version alone; those of earlier ones may have been kept.
         """
         by_version: dict[int, list[PromptedCompletion]] = {}

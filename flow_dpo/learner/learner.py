@@ -93,7 +93,6 @@ class Learner:
     @contextmanager
     def holding(self, version: int) -> Iterator[dict[Role, Adapter]]:
         """A context in which the policy holds all roles' weights as they were at this version, and their adapters.
-
         The present weights are restored bit for bit. Raises `LearningError` for a version that is not at hand.
         """
         if version != self.version and version not in self._kept.weights:
@@ -132,6 +131,7 @@ class Learner:
         started = time.perf_counter()
         self._check_examples(objective, examples)
         calls = self._kept.begin(self.version)
+        self._move_references(self.policy.roles if self.settings.reference.each_batch else ())
         for name, pool in self.pools.items():
             pool.take([example for example in examples if self._pool_of(example.request.role) == name])
         done: list[dict[Role, tuple[Row, Row]]] = []
@@ -194,16 +194,18 @@ class Learner:
         for name in batches:
             self.pools[name].learned()
         self.learned += [each for gradient in gradients.values() for each in gradient.learned]
-        reference = self.settings.reference
-        for role in self.policy.roles if reference.every else ():
-            name = self._pool_of(role)
-            if name in batches and self.pools[name].num_updates % reference.every == 0:
-                self.policy.move_snapshot(role, reference.lerp)
-                self._gradients.reference_versions[role] = self.version if reference.lerp == 1 else None
+        every, updates = self.settings.reference.every, {name: self.pools[name].num_updates for name in batches}
+        due = [role for role in self.policy.roles if every and updates.get(self._pool_of(role), 1) % every == 0]
+        self._move_references([role for role in due if self._pool_of(role) in batches])
         return {
             role: (gradient.measures | {"grad_norm": gradient.norm, "learning_rate": rates[role]}, gradient.counts)
             for role, gradient in gradients.items()
         }
+
+    def _move_references(self, roles: Sequence[Role]) -> None:
+        for role in roles:
+            self.policy.move_snapshot(role, self.settings.reference.lerp)
+            self._gradients.reference_versions[role] = self.version if self.settings.reference.lerp == 1 else None
 
     def _step(self, role: Role, gradient: Sequence[torch.Tensor]) -> float:
         """Take one optimizer step over the role's weights; return its learning rate."""

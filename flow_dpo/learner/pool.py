@@ -33,6 +33,8 @@ class Queue:
 
     size: int
     """Examples of an update; 0 takes all that are there."""
+    of_problems: bool = False
+    """Whether `size` counts the problems that the examples are of."""
     updates: int = 1
     """Passes over each batch."""
     minibatches: int = 1
@@ -51,13 +53,15 @@ class Queue:
 
     def batch(self) -> list[Example]:
         """What the next update learns; nothing where none is due."""
-        there, number, whole = len(self.examples), self.minibatches, self.size * self.minibatches
+        keys = [example.problem_id if self.of_problems else index for index, example in enumerate(self.examples)]
+        ends = [*sorted({keys[i]: i for i in reversed(range(len(keys)))}.values()), len(keys)]
+        there, number, whole = len(ends) - 1, self.minibatches, self.size * self.minibatches
         if not self._parts and (there >= whole or self.short_batch == "learn"):
             if self.short_batch == "learn" and self.size:
                 number, whole = max(1, round(there / self.size)), there
-            self._batch_size = end = whole or there
-            part = max(1, math.ceil(end / number))
-            self._parts = [slice(i, min(i + part, end)) for i in range(0, end, part)] * self.updates
+            end = whole or there
+            part, self._batch_size = max(1, math.ceil(end / number)), ends[end]
+            self._parts = [slice(ends[i], ends[min(i + part, end)]) for i in range(0, end, part)] * self.updates
         return self.examples[self._parts[0]] if self._parts else []
 
     def learned(self) -> None:
@@ -120,7 +124,8 @@ def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
     """The shared queue, and the pools that roles have of their own."""
     p = settings.passes
     queue = partial(Queue, updates=p.epochs_per_batch, minibatches=p.minibatches, short_batch=p.short_batch)
-    pools = {SHARED: queue(size=settings.examples_per_update)}
+    size = settings.problems_per_update or settings.examples_per_update
+    pools = {SHARED: queue(size=size, of_problems=settings.problems_per_update > 0)}
     for role, own in settings.roles.items():
         size, kept, updates = own.examples_per_update, own.window, own.updates_per_batch
         if size is not None:

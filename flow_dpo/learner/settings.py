@@ -28,13 +28,15 @@ class ReferenceSettings:
     """The base with all adapters off, or a frozen copy of each role's adapter as it was when the learner was made."""
     every: int = 0
     """Updates with the role's pool after which its snapshot is moved; 0 never moves it."""
+    each_batch: bool = False
+    """Move every snapshot before a batch of problems is learned from: iterated DPO's reference."""
     lerp: float = 1.0
     """Fraction of the way to the present weights by which it is moved: 1 is all the way."""
 
     def __post_init__(self) -> None:
         expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "lerp")
         rule = "of 0 or more" if self.kind == "snapshot" else "of 0, since only a snapshot moves"
-        expect(self, rule, lambda value: value == 0 or (value > 0 and self.kind == "snapshot"), "every")
+        expect(self, rule, lambda value: value == 0 or (value > 0 and self.kind == "snapshot"), "every", "each_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,8 @@ class LearnerSettings:
     """Norm to which a role's gradient is clipped; 0 clips nothing."""
     examples_per_update: int = 32
     """Examples of all roles together; 0: all of a call. How problems pool to 32 pairs is not stated in the paper."""
+    problems_per_update: int = 0
+    """In place of `examples_per_update`: problems that have examples, with all of theirs; 0 counts examples."""
     passes: PassSettings = field(default_factory=PassSettings)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     rows: RowSettings = field(default_factory=RowSettings)
@@ -131,7 +135,7 @@ class LearnerSettings:
 
     def __post_init__(self) -> None:
         expect(self, "to be a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate")
-        numbers = ("max_grad_norm", "examples_per_update", "max_logprob_drift")
+        numbers = ("max_grad_norm", "examples_per_update", "problems_per_update", "max_logprob_drift")
         expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, *numbers)
         expect(self, "of 0 or more", lambda value: value >= 0, "warmup_updates", "decay_after", "decay_power")
 

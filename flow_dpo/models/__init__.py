@@ -1,4 +1,5 @@
-"""How is a model loaded, and how does a turn become token ids? Loading, chat templates, the context window.
+"""How is a model loaded, and how does a turn become token ids? Loading, chat templates, the context window,
+a model behind an address.
 
 May import plugins, verify and core.
 """

@@ -12,13 +12,14 @@ installing it. A flow is checked as far as a class can be; the rest is found out
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import logging
 import re
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
 from pathlib import Path
@@ -186,7 +187,23 @@ class Foreign:
             last = traceback.extract_tb(at)[-1]
             own = not isinstance(error, ImportError | SyntaxError) and last.filename not in (__file__, "")
             where = f" ({last.filename}, line {last.lineno})" if own else ""
-            raise ConfigError(f"{self._place} could not be run: {type(error).__name__}: {error}{where}") from error
+            hint = _near_field(str(error), at)
+            raise ConfigError(
+                f"{self._place} could not be run: {type(error).__name__}: {error}{hint}{where}"
+            ) from error
+
+
+def _near_field(message: str, at: TracebackType | None) -> str:
+    """The field that a misspelled one of a dataclass may have been meant for, where the line that raised made one."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    kind = None if found is None or at is None else at.tb_frame.f_globals.get(found[1])
+    if found is None or not is_dataclass(kind):
+        return ""
+    names = [each.name for each in fields(kind)]
+    near = difflib.get_close_matches(found[2], names, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; it has {', '.join(names)}"
 
 
 def _run(path: Path) -> ModuleType:

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.flow import Flow
+from flow_dpo.core.objective import Objective
 from flow_dpo.core.recipe import Recipe
+from flow_dpo.core.types import Pair
 from flow_dpo.plugins.load import installed, is_source, load_object
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ _LINES = {
     "treerpo": "a full tree of steps, GRPO among the siblings at every node (2506.05183)",
     "treerl": "chains that fork at their least sure tokens, values of all leaves (2506.11902)",
     "rpo": "branches off a correct path, contrasted by their odds (2410.10858)",
+    "iterative-rpo": "right against wrong answers by DPO and likelihood, the reference renewed (2404.19733)",
     "step-dpo": "the first wrong step of a solution against right ones from its state (2406.18629)",
     "cpl": "MCTS over plans, preferences by the values of plan steps (2409.08642)",
     "malt": "generate, verify, refine: three roles, values backed up from a full tree (2412.01928)",
@@ -78,6 +81,7 @@ _MODULES = {
     "treerpo": "tree_advantages.presets:TREERPO",
     "treerl": "tree_advantages.presets:TREERL",
     "rpo": "rpo.presets",
+    "iterative-rpo": "iterative_rpo.presets",
     "step-dpo": "step_dpo.presets",
     "cpl": "cpl.presets",
     "malt": "malt.presets",
@@ -101,6 +105,18 @@ class _Recipes(Mapping[str, "Mapping[str, Preset]"]):
         return len(_MODULES)
 
 
+OBJECTIVE_LINES: Mapping[str, str] = {
+    "dpo": "DPO (2305.18290), beta 0.1",
+    "cdpo": "DPO with smoothed labels (Mitchell's cDPO)",
+    "robust": "DPO corrected for flipped labels (2403.00409)",
+    "hinge": "hinge on DPO's margin (SLiC, 2305.10425)",
+    "ipo": "a target distance of mean log-ratios (2310.12036)",
+    "simpo": "mean log-probabilities and a target margin, no reference (2405.14734)",
+    "orpo": "likelihood and an odds ratio, no reference (2403.07691)",
+    "kto": "desirable and undesirable completions from a reference point (2402.01306)",
+}
+"""Objectives on pairs that `--objective` puts in the place of a recipe's own, each with what it is in a line."""
+
 RECIPES: Mapping[str, Mapping[str, Preset]] = _Recipes()
 """The presets of each recipe of the package, by its name."""
 
@@ -122,6 +138,20 @@ def preset(recipe: str, name: str, *, flow: Flow[Any] | None = None) -> Preset:
 def load_recipe(recipe: str, preset_name: str = "chat", *, flow: Flow[Any] | None = None) -> Recipe:
     """The recipe of a preset alone, without the values of adapters and updates."""
     return preset(recipe, preset_name, flow=flow).recipe
+
+
+def pair_objective(name: str, replaced: Objective | None, *, recipe: str) -> Any:
+    """The built-in objective of this name, with its own defaults, in the place of a recipe's own.
+
+    Raises `ConfigError` where the `replaced` one shows that the recipe makes no pairs; None where another credit does.
+    """
+    if replaced is not None and Pair not in replaced.accepts:
+        pairs = [each for each in RECIPES if Pair in load_recipe(each).objective.accepts]
+        raise ConfigError(
+            f"--objective {name} learns pairs, and {recipe} makes none; choose one of {', '.join(pairs)}, or give a "
+            f"--credit that makes pairs"
+        )
+    return import_module("flow_dpo.recipes.pair_objectives").OBJECTIVES[name]
 
 
 def recipe_names() -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 from flow_dpo.core.errors import FlowError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow, check_turn
-from flow_dpo.core.rollouts import RolloutSteps, SampleRequest, sample, verify
+from flow_dpo.core.rollouts import Finished, RolloutSteps, SampleRequest, sample, verify
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Problem, Request, Solution
@@ -66,6 +66,8 @@ class Chain:
         if self.checked:
             verdict = yield from verify(self.problem, self.solution)
             self.right = verdict.status == "correct"
+        else:
+            yield Finished(problem=self.problem, solution=self.solution)
 
     def add_to(self, tree: Tree) -> int:
         """Add the rollout below the root, and return its rollout's id."""

@@ -56,8 +56,16 @@ def _declared(gaps: Sequence[Gap], primary: str) -> list[str]:
     of_each = {(gap.one if gap.team else gap.other): gap for gap in by_size}.values()
     largest = sorted(of_each, key=lambda gap: -abs(gap.mean))[:_NAMED]
     named = "; ".join(f"{gap.one} against {gap.other} {gap.words}" for gap in largest)
-    how = "the largest of them" if told else "the largest"
-    return [f"{len(told)} of {len(gaps)} contrasts on {primary} are told apart; {how}: {named}."]
+    how = "" if len(told) == 1 else "; the largest of them" if told else "; the largest"
+    verb = "is" if len(told) == 1 else "are"
+    found = [f"{len(told)} of {len(gaps)} contrasts on {primary} {verb} told apart{how}: {named}."]
+    alike = [gap for gap in gaps if not gap.side]
+    if told and alike:
+        # In the order of the study, which puts first what it asks first.
+        named = "; ".join(f"{gap.one} from {gap.other} {gap.words}" for gap in alike[:_NAMED])
+        more = f"; and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+        found.append(f"Not told apart: {named}{more}.")
+    return found
 
 
 def _accuracy(found: Found) -> list[str]:
@@ -72,14 +80,19 @@ def _accuracy(found: Found) -> list[str]:
     ]
     if not there:
         return []
-    best = max(there, key=lambda one: one[1]["mean"])
-    base = [one for one in there if one[0].get("kind") == "base" and one is not best][:1]
+    most = max(one["mean"] for _, one in there)
+    best = [one for one in there if one[1]["mean"] == most]
+    base = [one for one in there if one[0].get("kind") == "base" and one not in best][:1]
     named = "; the model as it was, ".join(
-        f"{arm['name']} {formatting.share(one['mean'])}"
-        + (f" ({formatting.interval((one['low'], one['high']))} over seeds)" if _varies(one) else "")
-        for arm, one in [best, *base]
-    )
-    return [f"Highest on {primary}: {named}."]
+        ", ".join(
+            f"{arm['name']} {formatting.share(one['mean'])}"
+            + (f" ({formatting.interval((one['low'], one['high']))} over seeds)" if _varies(one) else "")
+            for arm, one in group[:_NAMED]
+        )
+        + (f", and {len(group) - _NAMED} more" if len(group) > _NAMED else "")
+        for group in (best, base) if group
+    )  # fmt: skip
+    return [f"Highest of {len(there)} arms on {primary}: {named}."]
 
 
 def _varies(one: Found) -> bool:
@@ -129,7 +142,15 @@ def _price(found: Found) -> tuple[str, ...]:
 
 def _doubts(found: Found) -> list[str]:
     gaps = [*contrasts(found), *to_baseline(found)]
-    doubts = [*_failed(found), *_code(found), *_learned_tests(found), _seeds(gaps), _corrected(gaps), _turns(gaps)]
+    doubts = [
+        *_failed(found),
+        *_code(found),
+        *_learned_tests(found),
+        _seeds(gaps),
+        _flat(gaps),
+        *_corrected(gaps),
+        _turns(gaps),
+    ]
     return [words for words in (*doubts, _steps(found), _ungraded(found)) if words]
 
 
@@ -168,12 +189,33 @@ def _seeds(gaps: Sequence[Gap]) -> str:
     )
 
 
-def _corrected(gaps: Sequence[Gap]) -> str:
-    told = [gap for gap in gaps if gap.side and gap.holm and gap.p is not None]
-    lost = [gap for gap in told if gap.p is not None and gap.p >= _SURE]
-    if not lost:
+def _flat(gaps: Sequence[Gap]) -> str:
+    """Intervals of no width, of seeds or questions that all have one and the same difference."""
+    flat = [gap for gap in gaps if any(low == high for low, high in gap.known)]
+    if not flat:
         return ""
-    return f"{len(lost)} of {len(told)} differences that are told apart are not after Holm's correction (p from 0.05)."
+    return (
+        f"{len(flat)} of {len(gaps)} differences have an interval of no width, all their seeds or all their questions "
+        f"being alike, which tells nothing of others: first {flat[0].one} against {flat[0].other} on {flat[0].test}."
+    )
+
+
+def _corrected(gaps: Sequence[Gap]) -> list[str]:
+    told = [gap for gap in gaps if gap.side]
+    known = [gap for gap in told if gap.holm and gap.p is not None]
+    lost = [gap for gap in known if gap.p is not None and gap.p >= _SURE]
+    found = (
+        [f"{len(lost)} of {len(known)} differences that are told apart are not after Holm's correction (p from 0.05)."]
+        if lost
+        else []
+    )
+    alone = len(told) - len(known)
+    if alone and len(gaps) > 1:
+        found.append(
+            f"{alone} of {len(told)} differences that are told apart have no p corrected for {len(gaps)} comparisons: "
+            "of differences that are none, up to 1 in 20 is told apart by chance."
+        )
+    return found
 
 
 def _turns(gaps: Sequence[Gap]) -> str:
@@ -203,10 +245,11 @@ def _steps(found: Found) -> str:
     if not arms:
         return ""
     name, worst = max(arms, key=lambda one: one[1]["num_invalid"] / one[1]["num_checked"])
+    invalid, checked = worst["num_invalid"], worst["num_checked"]
     return (
-        f"Right answers by a wrong step in {len(arms)} of {len(found['arms'])} arms, most in {name}: "
-        f"{formatting.count(worst['num_invalid'])} of "
-        f"{formatting.count(worst['num_checked'])} ({formatting.share(worst['num_invalid'] / worst['num_checked'])})."
+        f"Right answers with a wrong step in {len(arms)} of {len(found['arms'])} arms, most in {name}: "
+        f"{formatting.count(invalid)} of the {formatting.count(checked)} that could be checked "
+        f"({formatting.share(invalid / checked)})."
     )
 
 

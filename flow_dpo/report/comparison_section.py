@@ -24,12 +24,12 @@ def comparison_section(source: ComparisonSource) -> Section:
     """The section of a comparison."""
     found, arms = source.found, source.found["arms"]
     main, others = forests(found)
-    tables = [*team_tables(found.get("team")), *_tables(arms, baseline_of(found))]
+    *tables, descriptions = summary_tables(found)
     folds: list[tuple[str, list[Block]]] = [
         ("The same on the other tests", [*others]),
         ("Accuracies, costs, wrong steps, as tables", [*tables]),
         ("Every test, and each seed", [_every_test(arms)]),
-        ("What each arm is", [_descriptions(arms)]),
+        ("What each arm is", [descriptions]),
         ("Which problems got a trace", [makeup] if (makeup := _makeup(arms)).rows else []),
     ]
     # A comparison without a difference shows what its arms came to.

@@ -17,6 +17,7 @@ from flow_dpo.report.comparison_answers import comparison_answers
 from flow_dpo.report.comparison_section import comparison_section
 from flow_dpo.report.document import Answers, Block, Code, Fold, Paragraph, Report, Section, Table
 from flow_dpo.report.evaluation_answers import evaluation_answers, traces_answers
+from flow_dpo.report.evaluation_pairs import Paired, pairs_of
 from flow_dpo.report.evaluation_section import evaluation_section, traces_section
 from flow_dpo.report.judge_section import judge_doubts, judge_finding, judge_section
 from flow_dpo.report.run_answers import over_seeds, run_answers
@@ -42,20 +43,21 @@ def compose(sources: Sequence[Source], *, command: str, view: ViewCopy | None = 
     judges = [source for source in sources if isinstance(source, JudgeSource)]
     sections = [comparison_section(source) for source in sources if isinstance(source, ComparisonSource)]
     sections += [run_section(run, view_blocks([run], view)) for run in runs]
-    sections += [evaluation_section(evaluations, view_blocks(evaluations, view))] if evaluations else []
+    pairs = pairs_of([one for one in evaluations if not one.fixed_set])
+    sections += [evaluation_section(evaluations, pairs, view_blocks(evaluations, view))] if evaluations else []
     sections += [traces_section(traces, view_blocks(traces, view))] if traces else []
     sections += [judge_section(judges)] if judges else []
-    for source in sources:
-        if isinstance(source, BrokenSource):
-            words = Paragraph(text=f"{source.path}: {source.reason}")
-            sections.append(Section(title=f"{source.name}: nothing to show", blocks=(words,)))
+    broken = [source for source in sources if isinstance(source, BrokenSource)]
+    if broken:
+        words = tuple(Paragraph(text=f"{source.name}: {source.reason}") for source in broken)
+        sections.append(Section(title="Left out", blocks=words))
     sections.append(Section(title="To make it again", blocks=tuple(_again(sources, command))))
     names, more = ", ".join(source.name for source in sources[:2]), len(sources) - 2
     title = f"Report on {names}" + (f" and {more} more" if more > 0 else "")
-    return Report(title=title, answers=_answers(sources), sections=tuple(sections))
+    return Report(title=title, answers=_answers(sources, pairs), sections=tuple(sections))
 
 
-def _answers(sources: Sequence[Source]) -> Answers:
+def _answers(sources: Sequence[Source], pairs: Sequence[Paired]) -> Answers:
     """The answers of all sources; where they are several, each sentence begins with whose it is."""
     runs = [source for source in sources if isinstance(source, RunSource)]
     evaluations = [source for source in sources if isinstance(source, EvaluationSource)]
@@ -69,14 +71,12 @@ def _answers(sources: Sequence[Source]) -> Answers:
             # Of several runs each has its interval in its change, and seeds are read together.
             one = replace(one, surely=()) if len(runs) > 1 else one
             found.append(_named(one, source.name) if several else one)
-    found.append(evaluation_answers(evaluations, runs))
+    found.append(evaluation_answers(evaluations, runs, pairs))
     found.append(traces_answers([source for source in sources if isinstance(source, TracesSource)]))
     for source in sources:
         if isinstance(source, JudgeSource):
             found.append(Answers(learned=(judge_finding(source),), distrust=tuple(judge_doubts(source))))
-        if isinstance(source, BrokenSource):
-            found.append(Answers(distrust=(f"{source.name} is left out: {source.reason}",)))
-    doubts = tuple(words for one in found for words in one.distrust)
+    doubts = (*_left_out(sources), *(words for one in found for words in one.distrust))
     return Answers(
         learned=tuple(words for one in found for words in one.learned),
         surely=tuple(words for one in found for words in one.surely),
@@ -84,6 +84,18 @@ def _answers(sources: Sequence[Source]) -> Answers:
         distrust=doubts or (f"0 reasons in the files of {len(sources)} source{'s' if len(sources) > 1 else ''}: "
                             "nothing interrupted, ungraded, cut or skipped, and no measure that fell.",),
     )  # fmt: skip
+
+
+_MOST_NAMED = 3
+"""Sources left out that are named, or told with why, among the reasons for distrust; all of them stand below."""
+
+
+def _left_out(sources: Sequence[Source]) -> list[str]:
+    broken = [source for source in sources if isinstance(source, BrokenSource)]
+    if len(broken) <= _MOST_NAMED:
+        return [f"{source.name} is left out: {source.reason}" for source in broken]
+    names = ", ".join(source.name for source in broken[:_MOST_NAMED])
+    return [f"{len(broken)} of {len(sources)} sources are left out, for reasons at the end: {names}, and others."]
 
 
 def _named(answers: Answers, name: str) -> Answers:

@@ -3,35 +3,34 @@
     trained: 98.0 % against 58.0 % of zero_shot (single model, no adapter): better by 40.0 points (+35.6 to +44.4 over
     500 problems of seed/test).
 
-Invariant: a difference is paired, over problems that both sides answered once each in the same way.
+Invariant: a model is called better or worse only where the paired difference's interval leaves out zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from flow_dpo.core.stats import wilson
-from flow_dpo.core.types import Status
 from flow_dpo.report import formatting
 from flow_dpo.report.document import Answers
+from flow_dpo.report.evaluation_pairs import Paired
 from flow_dpo.report.evaluation_section import describe_decoding, describe_model
 from flow_dpo.report.sources import EvaluationSource, RunSource, TracesSource
 
 _MOST = 4
 """Differences, or accuracies, that are named; all of them stand below."""
-_RIGHT: dict[Status, float | None] = {"correct": 1.0, "wrong": 0.0, "ungraded": None}
 
 
-def evaluation_answers(evaluations: Sequence[EvaluationSource], runs: Sequence[RunSource]) -> Answers:
-    """The answers of all evaluations that are of a whole model."""
+def evaluation_answers(
+    evaluations: Sequence[EvaluationSource], runs: Sequence[RunSource], pairs: Sequence[Paired]
+) -> Answers:
+    """The answers of all evaluations that are of a whole model; `pairs` are theirs (`evaluation_pairs`)."""
     there = [one for one in evaluations if not one.fixed_set]
-    pairs = _pairs(there)
-    learned = [_difference(*pair) for pair in pairs[:_MOST]]
+    learned = [_difference(pair) for pair in pairs[:_MOST]]
     # Alone, an evaluation says how good a model is.
     learned += [] if learned or runs else [_accuracy(one) for one in there[:_MOST]]
     more = len(pairs if pairs else there) - _MOST
-    learned += [f"{more} more below."] if more > 0 and learned else []
+    learned += [f"{more} more {'differences' if pairs else 'evaluations'} below."] if more > 0 and learned else []
     return Answers(learned=tuple(learned), surely=tuple(_surely(there)), distrust=tuple(_doubts(there, runs)))
 
 
@@ -45,49 +44,21 @@ def _accuracy(one: EvaluationSource) -> str:
     )
 
 
-def _pairs(evaluations: Sequence[EvaluationSource]) -> list[tuple[EvaluationSource, EvaluationSource]]:
-    """Each trained model with the untrained one that was measured alike, one pass with one pass where it is there."""
-    found: list[tuple[EvaluationSource, EvaluationSource]] = []
-    for one in evaluations:
-        if one.untrained or not _paired(one):
-            continue
-        alike = [
-            other for other in evaluations if other.untrained and _paired(other) and _setting(other) == _setting(one)
-        ]
-        alike.sort(key=lambda other: other.single != one.single)
-        found += [(one, alike[0])] if alike and alike[0].statuses.keys() == one.statuses.keys() else []
-    return found
-
-
-def _paired(one: EvaluationSource) -> bool:
-    """Whether each problem has one answer, which is there."""
-    summary = one.summary
-    return bool(one.statuses) and summary.get("num_draws") == summary.get("num_problems") == len(one.statuses)
-
-
-def _setting(one: EvaluationSource) -> tuple[Any, ...]:
-    summary = one.summary
-    return summary.get("dataset"), summary.get("model"), bool((summary.get("decoding") or {}).get("greedy"))
-
-
-def _difference(trained: EvaluationSource, untrained: EvaluationSource) -> str:
-    from flow_dpo.evaluate.statistics import difference  # loads scipy
-
-    rewards = [{id: _RIGHT[status] for id, status in side.statuses.items()} for side in (trained, untrained)]
-    told = (
-        f"{trained.name}: {formatting.share(trained.summary['accuracy'])} against "
-        f"{formatting.share(untrained.summary['accuracy'])} of {untrained.name} ({describe_model(untrained)})"
-    )
-    if all(value is None for side in rewards for value in side.values()):
-        return f"{told}."
-    gap = difference([rewards[0]], [rewards[1]])
-    between = f"{formatting.points_interval(gap['low'], gap['high'])} over {gap['num_questions']:,} problems of "
+def _difference(pair: Paired) -> str:
+    trained, untrained = pair.trained, pair.untrained
+    flat = pair.low == pair.high
+    between = "the same on all" if flat else f"{formatting.points_interval(pair.low, pair.high)} over"
+    between += f" {pair.num:,} problems of "
     between += str(trained.summary.get("dataset") or "an unnamed set")
-    if gap["low"] > 0 or gap["high"] < 0:
-        how = f"{'better' if gap['low'] > 0 else 'worse'} by {100 * abs(gap['mean']):.1f} points ({between})"
-    else:
-        how = f"not told apart: {formatting.points(gap['mean'])} points ({between})"
-    return f"{told}: {how}."
+    how = (
+        f"{'better' if pair.side > 0 else 'worse'} by {100 * abs(pair.mean):.1f} points ({between})"
+        if pair.side
+        else f"not told apart: {formatting.points(pair.mean)} points ({between})"
+    )
+    return (
+        f"{trained.name}: {formatting.share(trained.summary['accuracy'])} against "
+        f"{formatting.share(untrained.summary['accuracy'])} of {untrained.name} ({describe_model(untrained)}): {how}."
+    )
 
 
 def _surely(evaluations: Sequence[EvaluationSource]) -> list[str]:
@@ -132,9 +103,9 @@ def _steps(evaluations: Sequence[EvaluationSource]) -> str:
         return ""
     name, invalid, checked = max(found, key=lambda one: one[1] / one[2])
     return (
-        f"Right answers by a wrong step in {len(found)} of {len(evaluations)} evaluations; most in {name}: "
-        f"{formatting.count(invalid)} of {formatting.count(checked)} ({formatting.share(invalid / checked)}, "
-        f"{formatting.interval(wilson(invalid, checked))})."
+        f"Right answers with a wrong step in {len(found)} of {len(evaluations)} evaluations; most in {name}: "
+        f"{formatting.count(invalid)} of the {formatting.count(checked)} that could be checked "
+        f"({formatting.share(invalid / checked)}, {formatting.interval(wilson(invalid, checked))})."
     )
 
 

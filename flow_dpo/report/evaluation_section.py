@@ -14,18 +14,45 @@ from flow_dpo.evaluate.step_validity import invalid_rate
 from flow_dpo.evaluate.votes import RULE_WORDS
 from flow_dpo.report import formatting
 from flow_dpo.report.document import Block, Effect, Fold, Forest, Section, Table
+from flow_dpo.report.evaluation_pairs import Paired
 from flow_dpo.report.sources import EvaluationSource, TracesSource
 
 
-def evaluation_section(evaluations: Sequence[EvaluationSource], looks: Sequence[Block] = ()) -> Section:
-    """All evaluations, a row each, and those of Stop on a fixed set; below, folded, all else that they measured.
-    `looks` are the ways to their solutions."""
+def evaluation_section(
+    evaluations: Sequence[EvaluationSource], pairs: Sequence[Paired], looks: Sequence[Block] = ()
+) -> Section:
+    """Trained against untrained, all evaluations, a row each, and those of Stop on a fixed set; below, folded, all else
+    that they measured. `looks` are the ways to their solutions."""
     fixed = [one for one in evaluations if one.fixed_set]
     evaluations = [one for one in evaluations if not one.fixed_set]
-    shown: list[Block] = [_accuracies(evaluations)] if evaluations else []
+    shown: list[Block] = [_differences(pairs)] if pairs else []
+    shown += [_accuracies(evaluations)] if evaluations else []
     folds = [_stop_forest(fixed)] if fixed else []
     made = [Fold(title=title, blocks=tuple(blocks)) for title, blocks in _folds(evaluations, fixed) if blocks]
     return Section(title="Evaluations", blocks=(*shown, *folds, *looks, *made))
+
+
+def _differences(pairs: Sequence[Paired]) -> Forest:
+    """Trained against untrained, by data set; on each the largest first."""
+    groups: dict[str, list[Effect]] = {}
+    for pair in sorted(pairs, key=lambda pair: -pair.mean):
+        between = formatting.points_interval(pair.low, pair.high)
+        effect = Effect(
+            label=pair.trained.name,
+            note=f"against {pair.untrained.name} ({describe_model(pair.untrained, short=True)})",
+            mean=100 * pair.mean,
+            inner=(100 * pair.low, 100 * pair.high),
+            side=("worse", "", "better")[1 + pair.side],
+            cells=(formatting.points(pair.mean), between, formatting.count(pair.num)),
+        )
+        groups.setdefault(str(pair.trained.summary.get("dataset") or "an unnamed set"), []).append(effect)
+    return Forest(
+        caption="Trained against untrained, on the same problems",
+        groups=tuple((name, tuple(effects)) for name, effects in groups.items()),
+        columns=("points", "95 % interval", "problems"),
+        unit="percentage points",
+        note="Over problems, of one seed. In colour where the interval leaves out 0; a triangle lies beyond.",
+    )
 
 
 def _accuracies(evaluations: Sequence[EvaluationSource]) -> Forest:

@@ -53,10 +53,12 @@ class Gap:
 
     @property
     def words(self) -> str:
-        """The difference and the interval that decides."""
-        known = self.known
-        over = "over seeds" if self.seeds else "over questions"
-        return self.points + (f" ({self.between(known[0])} {over})" if known else " (no interval known)")
+        """The difference and the interval that decides: the one that holds zero, or comes nearest to it."""
+        named = [(bounds, over) for bounds, over in ((self.seeds, "seeds"), (self.questions, "questions")) if bounds]
+        if not named:
+            return f"{self.points} (no interval known)"
+        bounds, over = min(named, key=lambda one: one[0][0] if self.mean > 0 else -one[0][1])
+        return f"{self.points} ({self.between(bounds)} over {over})"
 
     @property
     def points(self) -> str:

@@ -17,6 +17,7 @@ from flow_dpo.report.rates import Part, Rate
 from flow_dpo.report.sources import RunSource
 from flow_dpo.report.training_section import costs
 from flow_dpo.runs.callbacks.collapse_warnings import collapsed, fallen
+from flow_dpo.runs.trends import trend
 
 _PARTS = {2: "half", 3: "third", 4: "quarter"}
 _DRIFTED = 0.5
@@ -29,7 +30,7 @@ def run_answers(run: RunSource) -> Answers:
         given = formatting.count(run.num_problems)
         return Answers(distrust=(f"It was interrupted, or still runs, before its first batch: 0 of {given} problems.",))
     return Answers(
-        learned=(_learned(run),), surely=_surely(run), price=(_price(run),), distrust=tuple(doubts(run))
+        learned=(*_reward(run), _learned(run)), surely=_surely(run), price=(_price(run),), distrust=tuple(doubts(run))
     )  # fmt: skip
 
 
@@ -60,6 +61,37 @@ def _learned(run: RunSource) -> str:
         verb, size = ("rose", gap.value) if low > 0 else ("fell", -gap.value)
         return f"Accuracy {verb} by {100 * size:.1f} points ({between}): {ends}"
     return f"No change of accuracy is proved: {formatting.points(gap.value)} points ({between}); {ends}"
+
+
+def _functions(run: RunSource) -> list[str]:
+    """The reward functions that graded; none where the verifier did."""
+    names = {name: None for row in run.rows for name in row if name.startswith("rewards/") and name.endswith("/mean")}
+    found = [name.removeprefix("rewards/").removesuffix("/mean") for name in names]
+    return [] if found == ["answer"] else found
+
+
+def _reward(run: RunSource) -> list[str]:
+    """What reward functions gave, which is not the accuracy."""
+    found = trend([row.get("reward") for row in run.rows]) if _functions(run) else None
+    if found is None:
+        return []
+    ends = f"{formatting.decimal(found.first)} in the first third of the batches, {formatting.decimal(found.last)} in"
+    if found.low is None or found.high is None:
+        return [f"Mean reward: {ends} the last, too few batches to tell a change."]
+    between = f"95 %: {found.low:+.2f} to {found.high:+.2f}"
+    if not found.is_told:
+        return [f"No change of the mean reward is proved ({between}): {ends} the last."]
+    verb = "rose" if found.last > found.first else "fell"
+    return [f"The mean reward {verb} by {abs(found.last - found.first):.2f} ({between}): {ends} the last."]
+
+
+def _graded_by(run: RunSource) -> str:
+    names = _functions(run)
+    if not names:
+        return ""
+    least = _setting(run, "grading", "correct_from")
+    known = f" {least:g}" if isinstance(least, (int, float)) else " a threshold"
+    return f"No verifier alone graded: right is a reward of{known} or more by {', '.join(names)}."
 
 
 def _setting(run: RunSource, group: str, name: str) -> object:
@@ -105,8 +137,8 @@ def _price(run: RunSource) -> str:
 def doubts(run: RunSource) -> list[str]:
     """All that the run's files give reason to distrust."""
     found = [
-        _incomplete(run), *_learned_nothing(run), _ungraded(run), _cut(run), _steps(run), *_likelihoods(run),
-        *_choosing(run), *_drift(run), _skipped_rows(run),
+        _incomplete(run), *_learned_nothing(run), _graded_by(run), _order(run), _ungraded(run), _cut(run), _steps(run),
+        *_likelihoods(run), *_choosing(run), *_drift(run), _skipped_rows(run),
     ]  # fmt: skip
     return [words for words in found if words]
 
@@ -128,6 +160,15 @@ def _learned_nothing(run: RunSource) -> list[str]:
             f"{formatting.count(spent['learn/skipped'])} batches were dropped, their loss or gradient being no number."
         )
     return found
+
+
+def _order(run: RunSource) -> str:
+    """Of a data set that was not shuffled; the seed's problems are drawn at random."""
+    name = _setting(run, "data", "dataset_name")
+    part = _ends(run)[2]
+    if not part or name in (None, "seed") or _setting(run, "data", "shuffle_seed") is not None:
+        return ""
+    return f"Problems came in the data set's own order: the first and the last {part} may differ in difficulty."
 
 
 def _whole(run: RunSource) -> Part:
@@ -160,10 +201,10 @@ def _steps(run: RunSource) -> str:
     rate = learning.wrong_steps(run.counts, parts[-1])
     if not rate.hits:
         return ""
-    where = f"in the last {_PARTS[len(parts)]}" if len(parts) in _PARTS else "in all"
+    where = f" in the last {_PARTS[len(parts)]}" if len(parts) in _PARTS else ""
     return (
-        f"{rate.hits:,} of {rate.of:,} right answers {where} ({formatting.share(rate.value)}, "
-        f"{formatting.interval(rate.bounds)}) have a wrong step."
+        f"Right answers with a wrong step{where}: {rate.hits:,} of the {rate.of:,} whose steps could be checked "
+        f"({formatting.share(rate.value)}, {formatting.interval(rate.bounds)})."
     )
 
 
@@ -243,25 +284,34 @@ def over_seeds(runs: Sequence[RunSource]) -> Answers:
     """What runs that differ in their seed alone come to together, and how many runs have no such other."""
     from flow_dpo.evaluate.statistics import mean_of  # loads scipy
 
-    groups: dict[str, list[RunSource]] = {}
+    groups: dict[str, dict[object, RunSource]] = {}
     for run in runs:
         if run.rows and _ends(run)[2]:
-            groups.setdefault(_kind(run), []).append(run)
-    several = [group for group in groups.values() if len({_setting(run, "run", "seed") for run in group}) > 1]
+            groups.setdefault(_kind(run), {}).setdefault(_setting(run, "run", "seed"), run)
+    several = [[*group.values()] for group in groups.values() if len(group) > 1]
     told: list[str] = []
     for group in several:
         gaps = [learning.change(*_ends(run)[:2]).value or 0.0 for run in group]
         found = mean_of(gaps)
-        verb = "rose" if found["low"] > 0 else "fell" if found["high"] < 0 else "no change is proved"
-        told.append(
-            f"Over {len(group)} seeds ({', '.join(run.name for run in group)}): {verb}, "
-            f"{formatting.points(found['mean'])} "
-            f"points from the first part to the last ({formatting.points_interval(found['low'], found['high'])}, 95 % "
-            "t-interval)."
-        )
-    single = len(runs) - sum(map(len, several))
-    alone = f"1 seed in {single} of {len(runs)} runs: what another seed would come to is not known."
-    return Answers(learned=tuple(told), surely=(alone,) if single else ())
+        between = f"{formatting.points_interval(found['low'], found['high'])}, 95 % t-interval"
+        if found["low"] > 0 or found["high"] < 0:
+            verb, size = ("rose", found["mean"]) if found["low"] > 0 else ("fell", -found["mean"])
+            change = f"Over {len(group)} seeds accuracy {verb} by {100 * size:.1f} points ({between})"
+        else:
+            change = (
+                f"Over {len(group)} seeds no change of accuracy is proved: {formatting.points(found['mean'])} points"
+            )
+            change += f" ({between})"
+        told.append(f"{change} from the first part to the last: {', '.join(run.name for run in group)}.")
+    single = len(runs) - sum(len(group) for group in several)
+    sizes = ", ".join(f"{len(group)} seeds of one setting" for group in several)
+    surely = (
+        [f"{sizes}: an interval over seeds is of other seeds; each run's own is of other problems."] if sizes else []
+    )
+    surely += (
+        [f"1 seed in {single} of {len(runs)} runs: what another seed would come to is not known."] if single else []
+    )
+    return Answers(learned=tuple(told), surely=tuple(surely))
 
 
 def _kind(run: RunSource) -> str:

@@ -108,12 +108,13 @@ def count_run(run: Path, num_seen: int) -> RunCounts:
             break
         name = tree.problem.id
         mine = examples.get(name, [])
-        for one in mine:
-            if max(one.node, one.rejected or 0) >= len(tree.nodes):
-                place = f"{run / 'trees.jsonl'}, line {line}"
-                raise DataError(f"{place}: pairs of {name!r} name a node that the tree has not; is it another run's?")
+        known = [one for one in mine if max(one.node, one.rejected or 0) < len(tree.nodes)]
+        if len(known) < len(mine) and not tree.num_left_out:
+            place = f"{run / 'trees.jsonl'}, line {line}"
+            raise DataError(f"{place}: pairs of {name!r} name a node that the tree has not; is it another run's?")
+        counts.num_examples.update(one.role for one in mine)
         _count_trunk(counts, line - 1, tree)
-        _count(counts, line - 1, tree, mine)
+        _count(counts, line - 1, tree, known)
     return counts
 
 
@@ -150,7 +151,6 @@ def _count(counts: RunCounts, index: int, tree: TreeRow, mine: list[ExampleSeen]
     sides = {id for one in mine for id in (one.node, one.rejected) if id is not None}
     # Where a pair was made the trunk has a completion too, even where the pair is of two alternatives to it.
     places = {tree.nodes[one.node].parent for one in mine if one.rejected is not None}
-    counts.num_examples.update(one.role for one in mine)
     for node in tree.nodes:
         trunk = node.rollout == 0
         # A scored completion may stand anywhere.

@@ -141,12 +141,9 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     for path in paths:
         if not path.exists():
             raise DataError(f"{_NONE}, found {_described(path)}")
-    names = [path.resolve().parent.name if path.name == "comparison.json" else path.resolve().name for path in paths]
-    longer = [f"{path.resolve().parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
-    named = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
     sources: list[Source] = []
     errors: list[FlowDpoError] = []
-    for path, name in zip(paths, named, strict=True):
+    for path, name in zip(paths, _names(paths), strict=True):
         try:
             sources.append(read_source(path, name))
         except (FlowDpoError, OSError, UnicodeDecodeError) as error:
@@ -156,6 +153,17 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     if errors and len(errors) == len(sources):
         raise errors[0]
     return sources
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The end of each path, as much of it as no other path has."""
+    parts = [(one.parent if one.name == "comparison.json" else one).parts for one in (path.resolve() for path in paths)]
+    names: list[str] = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        sizes = (size for size in range(1, len(own)) if all(other[-size:] != own[-size:] for other in others))
+        names.append("/".join(own[-next(sizes, len(own)) :]))
+    return names
 
 
 def read_source(path: Path, name: str) -> Source:

@@ -30,7 +30,7 @@ from flow_dpo.ranks import environment
 from flow_dpo.ranks.environment import Place
 from flow_dpo.ranks.group import Ended, Ranks, joined
 from flow_dpo.ranks.learner import follow as follow_learner
-from flow_dpo.recipes.presets import RECIPES
+from flow_dpo.recipes.presets import OBJECTIVE_LINES, RECIPES
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.settings import TrainSettings
 from flow_dpo.runs.starting_adapters import start_from
@@ -105,7 +105,8 @@ def follow() -> None:
 def code_of_run(settings: TrainSettings) -> tuple[tuple[Kind, str, str | None], ...]:
     """Kind, place and checksum of the code from elsewhere, of files and of installed plug-ins, that followers need."""
     named: dict[Kind, str] = {"flow": settings.flow_source, "explore": settings.explore_source}
-    named |= {"credit": settings.credit_source, "objective": settings.objective_source}
+    named |= {"credit": settings.credit_source}
+    named |= {} if settings.objective_source in OBJECTIVE_LINES else {"objective": settings.objective_source}
     named |= {} if settings.recipe_name in RECIPES else {"recipe": settings.recipe_name}
     return tuple(
         (kind, source, fingerprint(source, kind))

@@ -103,6 +103,8 @@ class ScoredRow:
     problem_id: str
     role: Words
     node: Count
+    """Whose completion it is, or whose choice it corrects: the word is another then. Learned for another prompt than
+    the node's, its `policy_version` is -1."""
     depth: Count
     tags: tuple[str, ...]
     advantage: float
@@ -126,10 +128,11 @@ class LearnedRow:
     role: Words
     problem_id: str
     node: Count
-    """The completion, of a pair the chosen one, in the problem's tree."""
+    """As in the example's own row, of a pair the chosen side's; a `ScoredRow` may correct what its node chose."""
     rejected_node: Count | None
     policy: tuple[tuple[float, ...], ...]
-    """Nats a token to four decimals, a list a completion, the chosen first; under dropout where there is any."""
+    """Nats a token to four decimals, a list a completion, the chosen first; under dropout where there is any. Of a
+    choice: among its words alone."""
     reference: tuple[tuple[float, ...], ...]
     """The same under the reference policy; empty where the objective needs none."""
 

@@ -20,6 +20,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from flow_dpo.core.errors import ConfigError
+from flow_dpo.recipes.presets import OBJECTIVE_LINES
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 _FEW = 4
@@ -64,6 +65,7 @@ def whole_group(name: str, settings: Sequence[str], value: Any, *, of_recipe: bo
         )
     shown = ", ".join([*settings[:_FEW], *(["..."] if settings[_FEW:] else [])])
     comes = "; which one it is comes with --recipe" if of_recipe else "; name the one that you mean"
+    comes += f", or is one of {', '.join(OBJECTIVE_LINES)}" if name == "objective" else ""
     return f"expected one of the settings of --{name} ({shown}), found {value!r:.80} for all of them{comes}"
 
 

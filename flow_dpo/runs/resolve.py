@@ -29,6 +29,7 @@ import yaml
 
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.plugins.load import installed, is_source
+from flow_dpo.recipes.presets import OBJECTIVE_LINES
 from flow_dpo.runs import refusals
 from flow_dpo.runs.help_pages import Page, help_text
 from flow_dpo.runs.setting_names import Names, leaves, nearest
@@ -132,7 +133,8 @@ class Given:
         for name in RUNS_CODE:
             names = {name, name.rpartition(".")[2]}
             for found, value in leaves(base):
-                runs = is_source(str(value)) if name == "recipe" else bool(value)
+                own = name == "objective_source" and str(value) in OBJECTIVE_LINES
+                runs = is_source(str(value)) if name == "recipe" else bool(value) and not own
                 if found in names and runs and not names & typed:
                     word = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
                     raise ConfigError(
@@ -151,7 +153,8 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
         names["workers"] = "workers.kind"
     for kind in ("flow", "explore", "credit", "objective"):
         value = values.get(kind)
-        if isinstance(value, str) and (is_source(value) or value in installed(kind)):
+        own = OBJECTIVE_LINES if kind == "objective" else ()
+        if isinstance(value, str) and (value in own or is_source(value) or value in installed(kind)):
             names[kind] = f"{kind}_source"
     for name in {"reward", "rewards", "grading.rewards"} & set(values):
         names[name], value = "grading.rewards", values[name]

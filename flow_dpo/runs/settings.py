@@ -22,6 +22,7 @@ from flow_dpo.plugins.load import fingerprint, load_flow, load_part
 from flow_dpo.recipes import presets
 from flow_dpo.runs.resolve import Given
 from flow_dpo.runs.starting_adapters import starting_shape
+from flow_dpo.runs.tree_rows import TreeForm
 from flow_dpo.trackers.settings import TrackingSettings
 from flow_dpo.verify.grader import GradingSettings
 from flow_dpo.workers.settings import WorkersSettings
@@ -32,7 +33,7 @@ OWN_PARTS = ("explore_source", "credit_source", "objective_source")
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetSettings:
-    """What a run may spend; it ends, though problems are left, when all that is given is spent."""
+    """What a run may spend: it ends, though problems are left, when all that is given is spent. And what it writes."""
 
     budget_tokens: int = 0
     """Tokens sampled in rollouts and tokens that the learner reads (prompts included, shared ones once), after which a
@@ -41,6 +42,10 @@ class BudgetSettings:
     """Rollouts that were graded, after which it ends; 0 sets none."""
     budget_updates: int = 0
     """Updates of the adapters after which it ends; 0 sets none."""
+    records: TreeForm = "full"
+    """How much of what is sampled trees.jsonl holds: all of it; "no-probes", without the rollouts that only value a
+    state; "compact", token ids and verdicts without these, texts and log-probabilities. Nothing that is learned depends
+    on it."""
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "budget_tokens", "budget_verdicts", "budget_updates")
@@ -138,7 +143,7 @@ class TrainSettings:
     credit_source: str = ""
     """The same of a credit in the place of the recipe's."""
     objective_source: str = ""
-    """The same of an objective in the place of the recipe's."""
+    """The same of an objective in the place of the recipe's, or a name of `presets.OBJECTIVE_LINES`."""
 
     def sections(self) -> dict[str, Any]:
         """The settings by the names that flags and config.yaml use."""
@@ -159,7 +164,9 @@ class TrainSettings:
         found = {
             "explore": fingerprint(self.explore_source, "explore"),
             "credit": fingerprint(self.credit_source, "credit"),
-            "objective": fingerprint(self.objective_source, "objective"),
+            "objective": None
+            if self.objective_source in presets.OBJECTIVE_LINES
+            else fingerprint(self.objective_source, "objective"),
             "grader": fingerprint(self.runtime.grading.grader, "grader"),
             "schema": fingerprint(self.runtime.data.schema, "schema"),
             "engine": None if engine in engines.BUILT_IN else fingerprint(engine, "engine"),
@@ -202,7 +209,11 @@ def default_settings(
     values = presets.preset(recipe, preset, flow=load_flow(flow_source) if flow_source else None)
     own = {"explore": load_part(explore_source, "explore")} if explore_source else {}
     own |= {"credit": load_part(credit_source, "credit")} if credit_source else {}
-    own |= {"objective": load_part(objective_source, "objective")} if objective_source else {}
+    if objective_source in presets.OBJECTIVE_LINES:
+        replaced = None if credit_source else values.recipe.objective
+        own |= {"objective": presets.pair_objective(objective_source, replaced, recipe=recipe)}
+    elif objective_source:
+        own |= {"objective": load_part(objective_source, "objective")}
     return TrainSettings(
         flow_source=flow_source,
         explore_source=explore_source,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,14 +27,15 @@ from rich.console import Console
 from flow_dpo.core.errors import FlowDpoError, StorageError
 from flow_dpo.core.loop import InFlight, learn
 from flow_dpo.core.metrics import ProgressiveValidation
-from flow_dpo.core.protocols import Callback
+from flow_dpo.core.protocols import Callback, Learns
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Role
 from flow_dpo.data.problems import load
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
-from flow_dpo.runs import following, replay, resumption, run_folder
+from flow_dpo.ranks.group import Ranks
+from flow_dpo.runs import following, rehearsal, replay, resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
@@ -85,7 +86,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         _begun(path, settings, given, console) as folder,
         _opened(path, settings, given, live) as (runtime, differences),
     ):
-        learner = runtime.learner(settings.learner, kept_versions=settings.run.lag, ranks=ranks)
+        learner, learns = _learner(settings, runtime, ranks)
         validation, under_way = _restore(folder, settings, given, runtime, learner, differences)
         seen = validation.num_seen
         workers, journal = run_workers(runtime, live, path / SAMPLED, partly=settings.run.reuse_sampled)
@@ -99,11 +100,10 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         keeper = RunKeeper(folder, runtime.renderer, learner, validation, settings.run, in_flight, journal)
         timeline = Timeline(path)
         going_on = f", going on after {seen}" if seen else ""
-        reach = runtime.policy.targets.describe()
-        print_safe(
-            console, f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}; {reach}"
-        )
-        bar = progress.ProgressBar(live, len(runtime.fitting), seen)
+        where = f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}"
+        print_safe(console, f"{where}; {runtime.policy.targets.describe()}")
+        _say_cost(settings.recipe, runtime, console)
+        bar = progress.ProgressBar(live, len(runtime.fitting), seen, settings.learner)
         lifecycle = _lifecycle(settings, given, runtime, seen)
         workers = timeline.workers(workers)
         with lifecycle.running(partial(_info, path, settings, given, runtime, validation, seen > 0)):
@@ -119,7 +119,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
                     settings.recipe,
                     lifecycle.until_stopped(budget.until_spent(left)),
                     workers,
-                    timeline.learner(MeteredLearner(learner, live.meter)),
+                    timeline.learner(MeteredLearner(learns, live.meter)),
                     callbacks=[timeline, keeper, budget, bar, *_default_callbacks(settings.recipe), lifecycle],
                     seed=seed,
                     problems_per_batch=settings.run.problems_per_batch,
@@ -131,6 +131,18 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
             live.doing("writing adapters and the picture")
             keeper.finish()
     return _summarise(settings, console, given, folder, validation)
+
+
+def _say_cost(recipe: Recipe, runtime: Runtime, console: Console) -> None:
+    """Say what a problem costs, as far as that is known before one is sampled."""
+    problems = runtime.fitting[: rehearsal.NUM_PROBLEMS]
+    try:
+        cost = rehearsal.rehearse(recipe, problems, runtime.renderer)
+    except FlowDpoError as error:
+        log.warning("what a problem costs is not known before it is sampled: %s", error)
+        return
+    if cost is not None:
+        print_safe(console, cost.sentence(len(runtime.fitting)))
 
 
 def _lifecycle(settings: TrainSettings, given: GivenObjects, runtime: Runtime, seen: int) -> Lifecycle:
@@ -249,6 +261,13 @@ def _say_how_to_go_on(console: Console, path: Path, given: GivenObjects) -> None
     command = f"{typed_command()} train --output_dir {shlex.quote(str(path))} --resume"
     call = "the same call of train with resume=True (of a trainer: resume_from_checkpoint=True)"
     print_safe(console, f"Resume with: {call if given.problems or given.record() else command}")
+
+
+def _learner(settings: TrainSettings, runtime: Runtime, ranks: Ranks | None) -> tuple[Learner, Learns]:
+    """The run's learner as it begins, and what the loop is given: the same, or what the objective puts before it."""
+    learner = runtime.learner(settings.learner, kept_versions=settings.run.lag, ranks=ranks)
+    before: Callable[[Learner], Learns] | None = getattr(settings.recipe.objective, "learns", None)
+    return learner, learner if before is None else before(learner)
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Example, Pair, ScoredCompletion, TokenIds
 from flow_dpo.runs.records import LearnedRow, PairRow, ScoredRow
-from flow_dpo.runs.tree_rows import NodeRow, PromptRow, RolloutRow, TokenRow, TreeRow
+from flow_dpo.runs.tree_rows import NodeRow, PromptRow, RolloutRow, TokenRow, TreeForm, TreeRow
 
 if TYPE_CHECKING:
     from flow_dpo.learner.gradients import LearnedExample
@@ -37,9 +37,18 @@ class SplitsTexts(Protocol):
         ...
 
 
-def tree_row(tree: Tree, texts: SplitsTexts) -> TreeRow:
-    """One line of trees.jsonl. The texts are for people; the token ids are the truth."""
-    split = [texts.split(node.completion.token_ids) for node in tree.nodes]
+def tree_row(tree: Tree, texts: SplitsTexts, form: TreeForm = "full") -> TreeRow:
+    """One line of trees.jsonl. The texts are for people; the token ids are the truth.
+
+    But in the full form the probes at a tree's end are left out, all ids staying as they are. In the compact one so are
+    log-probabilities, and the texts that the texts of its tokens make up.
+    """
+    size = len(tree.rollouts)
+    while form != "full" and tree.rollouts[size - 1].probe:
+        size -= 1
+    kept = tree.nodes[: max(rollout.leaf for rollout in tree.rollouts[:size]) + 1]
+    compact = form == "compact"
+    split = [texts.split(node.completion.token_ids) for node in kept]
     nodes = [
         NodeRow(
             id=node.id,
@@ -49,16 +58,16 @@ def tree_row(tree: Tree, texts: SplitsTexts) -> TreeRow:
             role=node.role,
             policy_version=node.completion.policy_version,
             token_ids=node.completion.token_ids,
-            text=text,
+            text=text if lengths or not compact else "",
             piece_lengths=lengths,
             prompt=_prompt_row(node, tree),
-            logprobs=tuple(round(value, 6) for value in node.completion.logprobs),
+            logprobs=() if compact else tuple(round(value, 6) for value in node.completion.logprobs),
             finish_reason=node.completion.finish_reason,
             choice=node.completion.choice,
             choice_logprobs=tuple(round(value, 6) for value in node.completion.choice_logprobs),
             tags=node.tags,
         )
-        for node, (text, lengths) in zip(tree.nodes, split, strict=True)
+        for node, (text, lengths) in zip(kept, split, strict=True)
     ]
     rollouts = [
         RolloutRow(
@@ -68,16 +77,17 @@ def tree_row(tree: Tree, texts: SplitsTexts) -> TreeRow:
             ended=rollout.solution.ended,
             probe=rollout.probe,
             value=None if rollout.value is None else round(rollout.value, 6),
-            text=rollout.text,
+            text=rollout.text if rollout.id == 0 or not compact else "",
             verdict=rollout.verdict,
         )
-        for rollout in tree.rollouts
+        for rollout in tree.rollouts[:size]
     ]
     return TreeRow(
         problem=tree.problem,
         nodes=tuple(nodes),
         rollouts=tuple(rollouts),
         skipped=dict(tree.skipped),
+        num_left_out=len(tree.rollouts) - size or None,
         choices={
             node.role: tuple(map(texts.piece, node.request.choices))
             for node in reversed(tree.nodes)

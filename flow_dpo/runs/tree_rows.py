@@ -19,6 +19,9 @@ from typing import ClassVar, Literal
 from flow_dpo.core.types import FinishReason, Problem, Role, TokenIds, Verdict
 from flow_dpo.data.typed_json import Count, TokenIdList
 
+TreeForm = Literal["full", "no-probes", "compact"]
+"""How much of a tree its row holds (`tree_records.tree_row`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRow:
@@ -60,14 +63,15 @@ class NodeRow:
     policy_version: int
     """Of the adapters that sampled it."""
     token_ids: TokenIdList
-    text: str
-    """The tokens decoded, for people, special tokens left out."""
-    logprobs: tuple[float, ...]
-    """Nats, to six decimals."""
     finish_reason: FinishReason
     choice: Count | None
     choice_logprobs: tuple[float, ...]
     tags: tuple[str, ...]
+    text: str = field(default="", metadata={"sparse": True})
+    """The tokens decoded, for people, special tokens left out; a compact row has it where tokens.jsonl does not say
+    it."""
+    logprobs: tuple[float, ...] = field(default=(), metadata={"sparse": True})
+    """Nats, to six decimals; a compact row has none (learned.jsonl has those of what was learned)."""
     prompt: PromptRow | None = field(default=None, metadata={"sparse": True})
     """None in older rows."""
     piece_lengths: tuple[Count, ...] = field(default=(), metadata={"sparse": True})
@@ -96,6 +100,7 @@ class RolloutRow:
     probe: bool
     value: float | None
     text: str
+    """"" in a compact row, but for the trunk: its nodes have it."""
     verdict: Verdict | None
 
     @property
@@ -122,6 +127,8 @@ class TreeRow:
         default_factory=dict[Role, TokenIdList], metadata={"sparse": True}
     )
     """Of older rows, which have no other prompts."""
+    num_left_out: Count | None = field(default=None, metadata={"sparse": True})
+    """Last rollouts, all probes, that the row leaves out with their nodes; examples may name these nodes."""
 
     def __post_init__(self) -> None:
         """Nodes and rollouts must name each other rightly."""

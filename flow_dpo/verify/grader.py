@@ -52,8 +52,9 @@ class GradingSettings:
 class Verifies(Protocol):
     """A verifier of texts (`verify.verifier.Verifier`)."""
 
-    def begin(self, items: Sequence[tuple[str, str, bool]]) -> None:
-        """Start the slow part of grading these triples, which `grade_many` will be called with, and return at once."""
+    def begin(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict | None] | None:
+        """Start the slow part of grading these triples, which `grade_many` will be called with, and return at once:
+        the verdicts of those that have no slow part, by the triple alone."""
         ...
 
     def grade_many(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict]:
@@ -76,9 +77,11 @@ class AnswerGrader:
         self._verifier, self._renderer = verifier, renderer
         self._settings = GradingSettings() if settings is None else settings
 
-    def begin(self, problem: Problem, solution: Solution) -> None:
-        """Let the verifier start on a solution that will be graded, and return at once."""
-        self._verifier.begin([self._item(problem, solution)])
+    def begin(self, problem: Problem, solution: Solution) -> Verdict | None:
+        """Let the verifier start on a solution that will be graded, and return at once: the verdict that needs no
+        algebra."""
+        found = self._verifier.begin([self._item(problem, solution)])
+        return None if not found or found[0] is None else self._scored(found[0])
 
     def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
         """The verdict on each solution, in their order."""
@@ -101,6 +104,10 @@ class AnswerGrader:
     def _verdicts(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict]:
         found = dict.fromkeys(items, Verdict(status="ungraded"))
         for item, verdict in zip(found, self._verifier.grade_many(list(found)), strict=True):
-            no_answer = verdict.reason == NO_ANSWER and self._settings.unfinished == "ungraded"
-            found[item] = replace(verdict, status="ungraded") if no_answer else verdict
+            found[item] = self._scored(verdict)
         return [found[item] for item in items]
+
+    def _scored(self, verdict: Verdict) -> Verdict:
+        """The verdict as the settings score what has no answer."""
+        no_answer = verdict.reason == NO_ANSWER and self._settings.unfinished == "ungraded"
+        return replace(verdict, status="ungraded") if no_answer else verdict

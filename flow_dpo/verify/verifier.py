@@ -75,13 +75,16 @@ class Verifier:
         """The verdict on one solution; `ended`: its end token was sampled, so that nothing was cut off."""
         return self.grade_many([(gold, text, ended)])[0]
 
-    def begin(self, items: Iterable[tuple[str, str, bool]]) -> None:
+    def begin(self, items: Iterable[tuple[str, str, bool]]) -> list[Verdict | None]:
         """Have algebra look, beside whatever happens here, at those of these (gold, text, ended) triples that need it.
 
-        Returns at once; `grade_many` then takes the results, or waits for them.
+        Returns at once the verdicts of those that do not, None for each that does, whatever is known already;
+        `grade_many` then takes the results, or waits for them.
         """
+        verdicts: list[Verdict | None] = []
         for item in items:
             accepted, answer, verdict = self._read(*item)
+            verdicts.append(verdict)
             if verdict is not None or answer is None:
                 continue
             pair = (accepted, answer)
@@ -90,6 +93,7 @@ class Verifier:
             if self._ahead is None:
                 self._ahead = ThreadPoolExecutor(1, thread_name_prefix="verifier")
             self._started[pair] = self._ahead.submit(self._compare, [pair])
+        return verdicts
 
     def grade_many(self, items: Iterable[tuple[str, str, bool]]) -> list[Verdict]:
         """The verdicts on (gold, text, ended) triples, in their order."""

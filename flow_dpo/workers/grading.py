@@ -129,9 +129,9 @@ class OneAtATime:
     def __init__(self, grader: Grader) -> None:
         self._grader, self._lock = grader, threading.Lock()
 
-    def begin(self, problem: Problem, solution: Solution) -> None:
+    def begin(self, problem: Problem, solution: Solution) -> Verdict | None:
         with self._lock:
-            self._grader.begin(problem, solution)
+            return self._grader.begin(problem, solution)
 
     def check(self, items: Sequence[tuple[Problem, Solution]]) -> list[Verdict]:
         with self._lock:

@@ -19,13 +19,13 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.grader import Grader
 from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.engines import factory
-from flow_dpo.engines.http_client import Passing
 from flow_dpo.engines.settings import VllmServerSettings
 from flow_dpo.engines.vllm.checks import ExpectedModel, check_base, connect
 from flow_dpo.engines.vllm.client import ServedModel, Unreachable, VllmClient
 from flow_dpo.engines.vllm.requests import ModelFacts
 from flow_dpo.engines.vllm.server import VllmServerEngine
 from flow_dpo.learner.policy import Policy
+from flow_dpo.models.http_client import Passing
 from flow_dpo.models.load import LoadedModel, load_renderer
 from flow_dpo.models.render import Renderer
 from flow_dpo.workers.adapters import AdapterFolders

@@ -19,8 +19,8 @@ from flow_dpo.cli import main
 from flow_dpo.cli.judge import judge, parse_judge
 from flow_dpo.core.errors import ConfigError, DataError, EngineError
 from flow_dpo.evaluate.judge.backends import EndpointJudge
-from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, EndpointSettings
 from flow_dpo.evaluate.judge.protocol import JudgePrompts, JudgeQuestion, JudgeReply, JudgeSettings, pairs_of, questions
+from flow_dpo.models.chat_client import ChatEndpoint, EndpointSettings
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.traces.trace import read_traces
 from tests.support.chat_models import chat_model_folder

@@ -14,7 +14,7 @@ from flow_dpo.core.errors import ConfigError, ObjectiveError
 from flow_dpo.core.objective import TokenLogprobs, check_examples
 from flow_dpo.core.types import Pair, ScoredCompletion
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
-from flow_dpo.recipes.ipo import Ipo
+from flow_dpo.recipes.pair_objectives import Ipo
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from tests.support.packed_builders import answer_pair
 from tests.support.tree_builders import completion, request
@@ -105,8 +105,9 @@ def test_a_pair_of_equals_cannot_be_made() -> None:
         answer_pair((5,), (6, 7), (6, 7))
 
 
-def trl_trainer(folder: Any, **settings: Any) -> Any:
-    """TRL's stable trainer with LoRA on a tiny model, its adapter moved off its first values."""
+def trl_trainer(folder: Any, trainer: Any = None, config: Any = None, **settings: Any) -> Any:
+    """TRL's stable trainer, that of DPO where no other is given, with LoRA on a tiny model, its adapter moved off its
+    first values."""
     import transformers
     from datasets import Dataset
     from peft import LoraConfig
@@ -119,22 +120,22 @@ def trl_trainer(folder: Any, **settings: Any) -> Any:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", pad_token="w0")
     rows = [{"prompt": "w5 w6", "chosen": " w7", "rejected": " w8"}]
-    config = DPOConfig(
+    arguments = (config or DPOConfig)(
         output_dir=str(folder), report_to="none", use_cpu=True, gradient_checkpointing=False, bf16=False, **settings
     )
-    trainer = DPOTrainer(
+    made = (trainer or DPOTrainer)(
         tiny_model("llama"),
-        args=config,
+        args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in trainer.model.named_parameters():
+        for name, parameter in made.model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return trainer
+    return made
 
 
 def as_trl_has_it(pairs: list[Pair]) -> dict[str, torch.Tensor]:

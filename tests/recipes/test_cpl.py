@@ -19,7 +19,7 @@ from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, FinishReason, Solution, TokenIds, Verdict
 from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.recipes.cpl.credit import ValuePairs, node_values
-from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts
+from flow_dpo.recipes.cpl.flow import PlanSolve, PlanSolvePrompts, WorkedPlan
 from flow_dpo.recipes.cpl.mcts import Mcts
 from tests.core.test_explore import ANSWER_PROMPT, END, PROBLEMS, Bare, fits, next_probs
 from tests.recipes.test_rpo import finds
@@ -28,7 +28,9 @@ from tests.support.graders import FunctionGrader
 from tests.support.packed_builders import answer_pair
 from tests.support.tree_builders import completion, graded, problem, request, valued
 
-FLOW = PlanSolve(plan_tokens=2, max_plan_steps=2, max_tokens=2, prompts=PlanSolvePrompts(solve_user=""))
+FLOW = PlanSolve(
+    plan_tokens=2, max_plan_steps=2, max_tokens=2, long_plan="solve", prompts=PlanSolvePrompts(solve_user="")
+)
 
 
 def said(*ids: int, finish: FinishReason = "length") -> Completion:
@@ -75,6 +77,40 @@ def test_a_plan_that_begins_the_solution() -> None:
     assert FLOW.solution(done) == Solution(pieces=((5, 6), (7, 7), (4, 4)), ended=False)
 
 
+def test_a_seventh_level_is_wrong_whatever_it_holds() -> None:
+    """Two plan steps and a solution: after them a plan may only end."""
+    flow = PlanSolve(max_plan_steps=2)
+    state = flow.start(PROBLEMS[0])
+    for ids in (5, 6):
+        state = flow.advance(state, said(ids, 1))
+        turn = flow.turn(state)
+        assert turn is not None
+        assert turn.role == "plan"
+    ended = flow.advance(state, said(2, finish="stop"))
+    turn = flow.turn(ended)
+    assert turn is not None
+    assert turn.role == "answer"
+    assert flow.solution(flow.advance(ended, said(8, 2, finish="stop"))).ended
+    for step in (said(7, 1), said(7, 2, finish="stop")):
+        long = flow.advance(state, step)
+        assert flow.turn(long) is None
+        assert flow.solution(long) == Solution(pieces=(), ended=False)
+
+
+def test_worked_examples_are_turns_before_the_question() -> None:
+    shown = WorkedPlan(question="{plan}", plan="Plan 1: Add.", solution="1. 1 + 1 = 2\nAnswer: 2")
+    flow = PlanSolve(prompts=PlanSolvePrompts(examples=(shown,), solve_user="Q {question} P {plan} S"))
+    plan = flow.turn(flow.start(PROBLEMS[0]))
+    assert plan is not None
+    assert [m.role for m in plan.messages] == ["system", "user", "assistant", "user"]
+    assert [m.content for m in plan.messages[1:]] == [("{plan}",), ("Plan 1: Add.",), (PROBLEMS[0].question,)]
+    answer = flow.turn(flow.advance(flow.start(PROBLEMS[0]), said(5, 2, finish="stop")))
+    assert answer is not None
+    assert [m.content for m in answer.messages[1:]] == [
+        ("Q {plan} P Plan 1: Add. S",), (shown.solution,), (f"Q {PROBLEMS[0].question} P ", (5,), " S"),
+    ]  # fmt: skip
+
+
 def test_plan_steps_end_with_their_line() -> None:
     """Token 1 is a line's end: nothing follows it in a plan step, and in a solution anything may."""
     trees = explore(300, Group(num_rollouts=1))
@@ -116,17 +152,17 @@ def explore(num: int, settings: Mcts | Group | Siblings, first: int = 0) -> list
     return settings(FLOW, runner, PROBLEMS[first : first + num], seed=0)
 
 
-SETTINGS = Mcts(num_rollouts=12)
+SETTINGS = Mcts(num_iterations=5, num_root_children=4)
 
 
 def test_the_first_play_is_a_plain_draw_and_the_budget_is_kept() -> None:
     trees = explore(200, SETTINGS)
     for tree, group in zip(trees, explore(200, Group(num_rollouts=1)), strict=True):
         assert tree.trunk_nodes() == group.trunk_nodes()
-        assert len(tree.rollouts) <= 12
+        assert len(tree.rollouts) <= 4 + 4 * 3
         for node in tree.nodes:
             family = [one.completion.token_ids for one in tree.children(node.parent)]
-            assert len(set(family)) == len(family) <= 3
+            assert len(set(family)) == len(family) <= (4 if node.parent is None else 3)
         # A path holds the very tokens that its prompts hold.
         for node in tree.nodes:
             before = [t for one in tree.path(node.id)[:-1] for t in one.completion.content_ids]
@@ -135,8 +171,9 @@ def test_the_first_play_is_a_plain_draw_and_the_budget_is_kept() -> None:
 
 
 def test_children_are_independent_draws_of_which_equal_ones_count_once() -> None:
+    settings = Mcts(num_iterations=1, num_root_children=3)
     drawn = Counter(
-        tuple(node.completion.token_ids for node in tree.children(None)) for tree in explore(3000, Mcts(num_rollouts=3))
+        tuple(node.completion.token_ids for node in tree.children(None)) for tree in explore(3000, settings)
     )
     one = dict(lines((ANSWER_PROMPT,)))
     expected: Counter[tuple[TokenIds, ...]] = Counter()
@@ -146,51 +183,95 @@ def test_children_are_independent_draws_of_which_equal_ones_count_once() -> None
     assert fits(drawn, dict(expected))  # type: ignore[arg-type]
 
 
-def replay(tree: Tree, settings: Mcts) -> None:
-    """Search the finished tree again from its plays alone, counting everything anew."""
+def replay(tree: Tree, settings: Mcts) -> int:
+    """Search the finished tree again from its rollouts alone, counting everything anew; the iterations that it took.
+
+    Children that were drawn and never visited are in no tree: they did not score highest at any time.
+    """
     rewards = {r.id: 2 * r.verdict.reward - 1 for r in tree.rollouts if r.verdict}  # type: ignore[operator]
     rewards |= {r.id: r.value for r in tree.rollouts if r.value is not None}
     paths = {r.id: [node.id for node in tree.path(r.leaf)] for r in tree.rollouts}
-    known, expanded = 1, set[int | None]()
+    probes = {node.id for node in tree.nodes if tree.rollout_of(node).probe}
+    known, num_iterations, expanded = 0, 0, set[int | None]()
 
     def children(node: int | None) -> list[int]:
-        return sorted({n for i in range(known) for n in paths[i] if tree.nodes[n].parent == node})
+        return [child.id for child in tree.children(node) if child.id not in probes]
+
+    def through(node: int | None) -> list[int]:
+        return [i for i in range(known) if node is None or node in paths[i]]
 
     def closed(node: int | None) -> bool:
         if any(paths[i][-1] == node and tree.rollouts[i].value is None for i in range(known)):
             return True
-        return (node in expanded or spoken(node)) and all(closed(child) for child in children(node))
+        return (node in expanded or valued(node)) and all(closed(child) for child in children(node))
 
-    def spoken(node: int | None) -> bool:
-        """What is said next is a value, of which there is one."""
-        return any(tree.nodes[child].role == settings.valued_by for child in children(node))
+    def valued(node: int | None) -> bool:
+        """What comes next is a value, which is there."""
+        return any(tree.nodes[child].role == settings.valued_by and through(child) for child in children(node))
 
     def score(node: int | None, child: int) -> float:
-        through = [i for i in range(known) if child in paths[i]]
-        above = known if node is None else sum(node in paths[i] for i in range(known))
         logprobs = tree.nodes[child].completion.logprobs
         prior = math.exp(sum(logprobs) / len(logprobs))
-        value = sum(rewards[i] for i in through) / len(through)
-        return value + settings.puct * prior * math.sqrt(above) / (1 + len(through))
+        found = [rewards[i] for i in through(child)]
+        value = sum(found) / len(found) if found else 0.0
+        return value + settings.puct * prior * math.sqrt(len(through(node))) / (1 + len(found))
 
-    while known < settings.num_rollouts and not closed(None):
+    def origin(rollout: int) -> int | None:
+        """The node at whose expansion it was made: a probe's is above its child."""
+        start = tree.nodes[tree.rollouts[rollout].start].parent
+        return tree.nodes[start].parent if start is not None and tree.rollouts[rollout].probe else start
+
+    while num_iterations < settings.num_iterations and not (num_iterations and closed(None)):
         at: int | None = None
-        while at in expanded or spoken(at):
-            best = max((child for child in children(at) if not closed(child)), key=lambda c: score(at, c))
-            at = best
+        while at in expanded or valued(at):
+            ranked = {child: score(at, child) for child in children(at) if not closed(child)}
+            ties = [child for child in ranked if ranked[child] > max(ranked.values()) - 1e-12]
+            following = paths[known] if known < len(paths) else []
+            at = next((child for child in ties if child in following), ties[0])
+        num_iterations += 1
+        # 1. A state that a role values, before it is expanded.
+        if settings.valued_by and at is not None and tree.nodes[at].role != settings.valued_by:
+            assert paths[known][-2] == at, "another state than the one that scores highest"
+            at, known = paths[known][-1], known + 1
+        # 2. The children that are new and have a value.
         expanded.add(at)
-        while known < len(tree.rollouts) and tree.nodes[tree.rollouts[known].start].parent == at:
+        while known < len(tree.rollouts) and tree.rollouts[known].value is None and origin(known) == at:
             known += 1
     assert known == len(tree.rollouts), "a play that this search would not have made"
+    return num_iterations
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, Mcts(num_rollouts=25, puct=0.2), Mcts(num_rollouts=9, num_children=2)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        Mcts(num_iterations=10, puct=0.2),
+        Mcts(num_iterations=6, num_children=2, num_root_children=2),
+        Mcts(num_iterations=5, num_rollouts=3),
+    ],
+    ids=["four at the root", "greedier", "two", "probes"],
+)
 def test_every_play_begins_where_brute_force_says(settings: Mcts) -> None:
-    trees = graded_trees(explore(80, settings))
-    for tree in trees:
-        assert len(tree.rollouts) <= settings.num_rollouts
-        replay(tree, settings)
-    assert len({len(tree.rollouts) for tree in trees}) > 1
+    trees = graded_trees(explore(60, settings))
+    iterations = {replay(tree, settings) for tree in trees}
+    assert len(iterations) > 1, "some trees are exhausted"
+    assert max(iterations) == settings.num_iterations
+
+
+def test_a_new_child_is_valued_by_so_many_independent_draws() -> None:
+    """Below each child that is no end, three rollouts, the second and third of which are plain draws from there."""
+    settings = Mcts(num_iterations=1, num_root_children=2, num_rollouts=3)
+    drawn: dict[TokenIds, Counter[TokenIds]] = {}
+    for tree in explore(1500, settings):
+        for child in tree.children(None):
+            below = [node for node in tree.nodes if node.parent == child.id]
+            assert len(below) in (0, 3)
+            assert [tree.rollout_of(node).probe for node in below] in ([], [False, True, True])
+            for node in below[1:]:
+                drawn.setdefault(node.request.prompt_ids, Counter())[node.completion.token_ids] += 1
+    assert len(drawn) > 2
+    for prompt, counts in drawn.items():
+        assert fits(counts, dict(lines(prompt))), prompt
 
 
 def test_the_same_seed_gives_the_same_trees_however_they_are_batched() -> None:
@@ -226,28 +307,44 @@ def drawn() -> Tree:
 def test_values_are_means_over_plays_and_pairs_have_their_difference() -> None:
     tree = drawn()
     assert node_values(tree) == pytest.approx({0: 1 / 3, 1: 1, 2: -1, 3: 0, 4: 1, 5: 1, 6: -1, 7: -1})
-    pairs = ValuePairs()([tree])
-    assert [(p.request.role, p.chosen_node, p.rejected_node, p.margin) for p in pairs] == [
-        ("plan", 0, 2, pytest.approx(4 / 3)),  # c is at 0: neither
-        ("answer", 1, 6, 2.0),
-        ("answer", 5, 6, 2.0),
-        ("answer", 4, 7, 2.0),
+    made = lambda **settings: [  # noqa: E731
+        (p.request.role, p.chosen_node, p.rejected_node, pytest.approx(p.margin))
+        for p in ValuePairs(**settings)([tree])
     ]
-    assert [p.chosen_node for p in ValuePairs(threshold=0.5)([tree])] == [1, 5, 4]
-    tree.grade(1, "", Verdict(status="ungraded"))
-    assert 2 not in node_values(tree)
-    assert [p.request.role for p in ValuePairs()([tree])] == ["answer"] * 3
+    # b is a whole solution, and is not compared with a and c, which are plan steps.
+    assert made() == [("answer", 1, 6, 0.6), ("answer", 4, 7, 0.6)]
+    assert made(solution_scale=1.0) == [("answer", 1, 6, 2.0), ("answer", 4, 7, 2.0)]
+    assert made(solution_pairs="problem") == [("answer", 1, 6, 0.6)]
+    every = [("answer", 1, 6, 0.6), ("answer", 5, 6, 0.6), ("answer", 4, 7, 0.6)]
+    assert made(solution_pairs="all") == every
+    # Had b been continued, it were a plan step.
+    tree.add_rollout(2, [(request("answer", 1, 6), completion(16), ())], tree.trunk.solution)
+    tree.rollouts[1] = replace(tree.rollouts[1], value=-1.0, verdict=None)
+    tree.grade(6, "", Verdict(status="wrong"))
+    assert made() == [("plan", 0, 2, 4 / 3), ("answer", 1, 6, 0.6), ("answer", 4, 7, 0.6)]  # c is at 0: neither
+    assert made(threshold=0.5) == made()[1:]
+    with pytest.raises(ConfigError, match="solution_scale"):
+        ValuePairs(solution_scale=0.0)
+
+
+def test_what_has_no_solution_counts_and_is_in_no_pair() -> None:
+    """b is a plan that is too long, z a solution without an answer: both are -1 above, and taught to nobody."""
+    tree = drawn()
+    tree.rollouts[1] = replace(tree.rollouts[1], solution=Solution(pieces=(), ended=False))
+    tree.grade(4, "", Verdict(status="wrong", reason="no answer"))
+    assert node_values(tree)[2] == node_values(tree)[6] == -1
+    assert [(p.chosen_node, p.rejected_node) for p in ValuePairs()([tree])] == [(4, 7)]
 
 
 def test_values_of_real_valued_rewards_by_hand() -> None:
     """Rewards 0.75, 0.25, 1, 0.5, 0 and none are the values 0.5, -0.5, 1, 0, -1 and none: a is at their mean -1/6."""
     tree = valued(drawn(), 0.75, 0.25, 1.0, 0.5, 0.0, None)
     assert node_values(tree) == pytest.approx({0: -1 / 6, 1: 0.5, 2: -0.5, 3: 1, 4: 1, 5: 0, 6: -1})
-    pairs = ValuePairs()([tree])
+    pairs = ValuePairs(solution_scale=0.5)([tree])
     assert [(p.chosen_node, p.rejected_node, p.margin) for p in pairs] == [
-        (3, 0, pytest.approx(7 / 6)), (3, 2, 1.5), (1, 6, 1.5)
+        (3, 0, pytest.approx(7 / 6)), (1, 6, 0.75)
     ]  # fmt: skip
-    assert [(p.chosen_node, p.rejected_node) for p in ValuePairs(threshold=0.4)([tree])] == [(3, 2), (1, 6)]
+    assert [(p.chosen_node, p.rejected_node) for p in ValuePairs(threshold=0.4)([tree])] == [(1, 6)]
 
 
 def test_step_apo_by_hand() -> None:

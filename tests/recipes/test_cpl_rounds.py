@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from flow_dpo.core.objective import check_examples
 from flow_dpo.core.types import Pair, ScoredCompletion
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
+from flow_dpo.learner.settings import ReferenceSettings
 from flow_dpo.recipes.cpl.credit import ValuePairs
 from flow_dpo.recipes.cpl.objective import StepApo
 from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
@@ -36,10 +38,23 @@ def test_all_that_is_said_again_comes_before_the_first_pair() -> None:
     trees = [drawn(), drawn()]
     examples = ValuePairs(fine_tune=True)(trees)
     kinds = [type(example) for example in examples]
-    assert kinds == [ScoredCompletion] * 4 + [Pair] * 8  # of each tree: one right play of two turns, and four pairs
-    assert examples == [*CorrectRollouts()(trees), *ValuePairs()(trees)]
-    # The right plays of the drawn tree are 0, 2 and 3, which shares its first turn with play 0.
-    assert len(ValuePairs(fine_tune=True, max_per_problem=0)(trees[:1])) == 2 + 2 + 1 + 4
+    # Of each tree: right plays 0, 2 and 3, which shares its first turn with play 0, and two pairs.
+    assert kinds == [ScoredCompletion] * 10 + [Pair] * 4
+    assert examples == [*CorrectRollouts(max_per_problem=4)(trees), *ValuePairs()(trees)]
+    assert examples == ValuePairs(fine_tune=True, max_per_problem=0)(trees)
+
+
+def test_right_plays_above_the_cut_are_drawn_at_random() -> None:
+    def kept(name: str) -> tuple[int, ...]:
+        tree = drawn()
+        tree.problem = replace(tree.problem, id=name)
+        examples = ValuePairs(fine_tune=True, max_per_problem=1)([tree])
+        return tuple(e.node for e in examples if isinstance(e, ScoredCompletion))
+
+    counts = Counter(kept(f"p{number}") for number in range(300))
+    assert set(counts) == {(0, 1), (3, 4), (0, 5)}
+    assert min(counts.values()) > 60
+    assert kept("p7") == kept("p7")
 
 
 def test_both_losses_by_hand() -> None:
@@ -55,8 +70,8 @@ def test_both_losses_by_hand() -> None:
     assert loss.total.item() == pytest.approx(0.4 - math.log(1 - below), rel=1e-6)
     found = {name: value.item() for name, value in loss.measures.items()}
     assert found == pytest.approx(
-        {"loss": 0.4 - math.log(1 - below), "likelihood_loss": 0.4, "preference_loss": -math.log(1 - below),
-         "said_rate": 1.0}
+        {"loss": 0.4 - math.log(1 - below), "likelihood_loss": 0.4, "value_loss": 0.0,
+         "preference_loss": -math.log(1 - below), "said_rate": 1.0}
     )  # fmt: skip
     said, chosen, rejected = torch.autograd.grad(loss.total, [policy[0][0], *policy[1]])
     assert said.tolist() == pytest.approx([-0.5, -0.5])
@@ -111,15 +126,53 @@ def test_a_round_is_fine_tuning_and_then_preferences() -> None:
 
 
 def test_a_round_is_as_many_problems_as_are_played_ahead(tmp_path: Path) -> None:
-    words = ["--recipe", "cpl", "--credit.fine_tune", "--objective.sft", "--max_problems", "32",
-             "--problems_per_batch", "16", "--examples_per_update", "4"]  # fmt: skip
+    words = ["--recipe", "cpl", "--credit.fine_tune", "--objective.sft", "--max_problems", "16",
+             "--problems_per_batch", "8", "--examples_per_update", "4"]  # fmt: skip
     assert train.train([*words, "--output_dir", str(tmp_path / "run")]) == 0
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    assert [row["problems_seen"] for row in rows] == [16, 32]
+    assert [row["problems_seen"] for row in rows] == [8, 16]
     trees = read_jsonl(tmp_path / "run" / "trees.jsonl")
     versions = [{node["policy_version"] for node in tree["nodes"]} for tree in trees]
     # The whole second round is searched with what the first one taught.
-    assert versions[:16] == [{0}] * 16
-    assert versions[16:] == [{rows[1]["policy_version"]}] * 16
+    assert versions[:8] == [{0}] * 8
+    assert versions[8:] == [{rows[1]["policy_version"]}] * 8
     assert rows[1]["policy_version"] == rows[0]["learn/updates"] > 0
     assert rows[0]["learn/plan/said_rate"] > 0
+
+
+def test_a_round_begins_from_the_base_and_is_compared_with_what_was_fine_tuned() -> None:
+    """Against a fresh learner that is handed the second round alone: the same weights, and its own reference."""
+
+    def learner() -> Learner:
+        policy = Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)
+        reference = ReferenceSettings(kind="snapshot", each_batch=True)
+        settings = LearnerSettings(learning_rate=1e-2, examples_per_update=1, warmup_updates=4, reference=reference)
+        return Learner(policy, settings)
+
+    objective = StepApo(sft=True, rounds=True)
+    round_1, round_2 = (
+        [SAID, PAIR],
+        [replace(SAID, completion=completion(8, 11, version=-1)), replace(PAIR, margin=0.5)],
+    )
+    one, by_hand = learner(), learner()
+    rounds = objective.learns(one)
+    rounds.update(objective, round_1)
+    rows = rounds.update(objective, round_2)
+    by_hand.update(Nll(), round_2[:1])
+    tuned = [weight.clone() for weight in by_hand.policy.weights("answer")]
+    by_hand.update(Dpo(beta=0.3, margin_weight=1.0), round_2[1:])
+    for name in ("answer", "reference_answer"):
+        for a, b in zip(one.policy.weights(name), by_hand.policy.weights(name), strict=True):
+            assert torch.equal(a, b), name
+    assert all(map(torch.equal, tuned, one.policy.weights("reference_answer")))
+    # A version that begins anew is one of its own: no engine takes it for the one before.
+    assert (rounds.version, rows["learn/updates"], len(one.learned)) == (6, 2, 2)
+    assert rows["learn/answer/pairs"] == 2
+    assert rows["learn/answer/said_rate"] == 0.5
+    # A batch without anything to fine-tune on is learned from where the policy is.
+    rounds.update(objective, [PAIR])
+    assert rounds.version == 7
+    with pytest.raises(ConfigError, match=r"needs --learner\.reference\.kind snapshot"):
+        objective.learns(Learner(Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)))
+    with pytest.raises(ConfigError, match="rounds needs sft"):
+        StepApo(rounds=True)

@@ -106,7 +106,7 @@ def test_another_version_of_the_file_is_another_method(tmp_path: Path) -> None:
 
 BARE = """
 from flow_dpo.core.credit import OutcomePairs
-from flow_dpo.recipes.ipo import Ipo
+from flow_dpo.recipes.pair_objectives import Ipo
 from flow_dpo.core.explore import Group
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.recipes.single import Single
@@ -140,7 +140,17 @@ def test_a_bare_recipe_takes_the_scales_and_one_preset_every_name(tmp_path: Path
             "S = Recipe(",
             r"expected R in .* --recipe, found no such name; it has \['CHAT', 'S', 'ONE'\]",
         ),
-        ("num_rollouts=2", "num_rolouts=2", "could not be run: TypeError: .*num_rolouts"),
+        (
+            "num_rollouts=2",
+            "num_rolouts=2",
+            r"could not be run: TypeError: .*'num_rolouts'; did you mean num_rollouts\?",
+        ),
+        (
+            "num_rollouts=2",
+            "zzz=2",
+            "unexpected keyword argument 'zzz'; it has greedy_trunk, temperature, .*num_rollouts",
+        ),
+        ("CHAT.preset(R)", "CHAT.preset(recipes=R)", "could not be run: TypeError"),
         ("import Ipo", "import Ipoo", "could not be run: ImportError"),
         ("R = Recipe(", "R = dict(", "expected a Preset under each name of .*, found 'flow'"),
         ("Single()", "Single", "expected a Flow as the flow of .*, preset chat, found <class"),
@@ -157,6 +167,24 @@ def test_what_is_no_proper_recipe_is_refused(tmp_path: Path, old: str, new: str,
         text = text.replace("CHAT.preset(R)", "3")
     with pytest.raises(ConfigError, match=message):
         presets.preset(write(tmp_path, text), "chat")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("explore: {num_rolouts: 4}", r"explore.num_rolouts in .*mine.yaml; did you mean explore.num_rollouts"),
+        ("credit: {min_differense: 4}", r"min_differense in .*mine.yaml; did you mean credit.min_difference"),
+        ("objective: {betta: 0.2}", r"betta in .*mine.yaml; did you mean objective.beta"),
+        ("learner: {learning_rat: 0.2}", r"learning_rat in .*mine.yaml; did you mean learner.learning_rate"),
+        ("explor: {num_rollouts: 4}", r"explor.* in .*mine.yaml; did you mean"),
+    ],
+)
+def test_an_unknown_key_of_a_preset_in_yaml_is_refused_with_the_nearest(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text + "\n")
+    with pytest.raises(ConfigError, match=message):
+        train.parse_train("flow-dpo train", ["--recipe", SOURCE, "--config", str(tmp_path / "mine.yaml")], {})
 
 
 def test_no_file_and_no_module() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from flow_dpo.core.errors import ConfigError, FlowError
+from flow_dpo.core.errors import ConfigError, EngineError, FlowError
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Problem, Request, Solution, Status
 from flow_dpo.recipes.dots.credit import BestTrajectory
+from flow_dpo.recipes.dots.explainer import explain
 from flow_dpo.recipes.dots.explore import TrajectorySearch
 from flow_dpo.recipes.dots.flow import TRAJECTORIES, Planned, PlannedState
 from flow_dpo.recipes.dots.lesson import TAUGHT
@@ -17,6 +19,7 @@ from flow_dpo.recipes.scored import ELSEWHERE
 from flow_dpo.recipes.single import Single
 from flow_dpo.verify.extract import AnswerRule, extract_answer
 from tests.support import char_renderer
+from tests.support.judge_server import Address, serving
 from tests.support.tree_builders import completion, graded, problem, request
 
 NAMES = [way.name for way in TRAJECTORIES]
@@ -29,21 +32,24 @@ def module(prompt: str) -> str:
     """Which module a prompt belongs to."""
     marks = {
         "did best": "hindsight", "Which way is taken": "choose", "These ways": "plan", "Write this problem": "rewrite",
-        "List the smaller": "decompose", "Python program": "pot", "Check this solution": "verify",
+        "List the smaller": "decompose", "Python program": "pot", "Suppose that its": "verify",
+        "Is the proposed": "verdict", "problem again, step": "again",
     }  # fmt: skip
     return next((name for mark, name in marks.items() if mark in prompt), "cot")
 
 
-def script(right: str, chosen: int = 0) -> char_renderer.Script:
+def script(right: str, chosen: int = 0, verdict: int = 0) -> char_renderer.Script:
     """Answers 42 where the prompt holds `right`, and 41 elsewhere; programs print 6 * 7."""
 
     def say(_request: Request, prompt: str, _seed: int) -> str | int:
         name = module(prompt)
         if name == "choose":
             return chosen
+        if name == "verdict":
+            return verdict
         if name == "pot":
             return "Here:\n```python\nprint(6 * 7)\n```"
-        if name in ("cot", "verify"):
+        if name in ("cot", "again"):
             return f"Answer: {42 if right in prompt else 41}"
         return name.upper()
 
@@ -73,9 +79,10 @@ def test_a_way_is_carried_out_module_by_module(index: int) -> None:
     explore = TrajectorySearch(num_rounds=0)
     (tree,) = explore(flow, char_renderer.runner(script("42", index), ROLES), [ASKED], seed=0)
     way = TRAJECTORIES[index]
-    assert prompts(tree, 0) == ["plan", "choose", *way.modules]
-    assert [node.role for node in tree.nodes] == ["plan", "plan", *["answer"] * len(way.modules)]
-    assert [node.tags for node in tree.nodes] == [(), (), *[(way.name,)] * len(way.modules)]
+    modules = (*way.modules, *(["verdict"] if way.verify else []))
+    assert prompts(tree, 0) == ["plan", "choose", *modules]
+    assert [node.role for node in tree.nodes] == ["plan", "plan", *["answer"] * len(modules)]
+    assert [node.tags for node in tree.nodes] == [(), (), *[(way.name,)] * len(modules)]
     said = text(tree.trunk.solution.pieces)
     assert ("Answer: 42\n" in said) is way.program
     asked = [text((node.request.prompt_ids,)) for node in tree.nodes]
@@ -84,9 +91,43 @@ def test_a_way_is_carried_out_module_by_module(index: int) -> None:
     if way.analysis != "none":
         assert way.analysis.upper() in asked[3]
     if way.verify:
-        assert ("print(6 * 7)" if way.program else "Answer: 41") in asked[-1]
-        assert ("Answer: 42" in asked[-1]) is way.program
-        assert text(tree.trunk.solution.attempt) == f"Answer: {42 if way.program else 41}"
+        assert all(("print(6 * 7)" if way.program else "Answer: 41") in prompt for prompt in asked[-2:])
+        assert all(("Answer: 42" in prompt) is way.program for prompt in asked[-2:])
+        assert "VERIFY" in asked[-1]
+        # Found correct, the draft stands as it is.
+        assert (tree.trunk.solution.attempt_start, tree.trunk.solution.ended) == (0, not way.program)
+
+
+@pytest.mark.parametrize("program", [False, True])
+def test_only_what_was_found_incorrect_is_answered_again_and_at_most_so_often(program: bool) -> None:
+    """By the authors: once, in words. Verdicts are "incorrect" as long as the draft has no 42 in it."""
+    way = "pot+verify" if program else "cot+verify"
+    told = iter(["40", "41", "42", "43"])
+
+    def say(_request: Request, prompt: str, _seed: int) -> str | int:
+        name = module(prompt)
+        if name == "verdict":
+            return 0 if "Answer: 42" in prompt.partition("Proposed solution:")[2] else 1
+        return f"Answer: {next(told)}" if name in ("cot", "again") else "print(7)" if name == "pot" else "CHECK"
+
+    wanted = {1: "41", 2: "42", 3: "42"} if not program else {1: "40", 2: "41", 3: "42"}
+    for most, last in wanted.items():
+        told = iter(["40", "41", "42", "43"])
+        flow = Planned(fixed=way, programs=True, max_again=most, max_tokens=400, explanation_tokens=200)
+        (tree,) = TrajectorySearch(num_rounds=0)(flow, char_renderer.runner(say, ROLES), [ASKED], seed=0)
+        solution, num_drafts = tree.trunk.solution, int(last) - 39 + program
+        assert text(solution.attempt) == f"Answer: {last}"
+        assert text(solution.pieces).count("Answer: ") == num_drafts
+        assert solution.ended, "what is written anew is in words, and ends as they do"
+        # Draft, check, verdict; then again, and where another is allowed a check and a verdict of it.
+        checked = num_drafts if num_drafts <= most else most
+        assert prompts(tree, 0).count("verify") == prompts(tree, 0).count("verdict") == checked
+        assert prompts(tree, 0).count("again") == num_drafts - 1
+        for node in tree.nodes:
+            prompt = text((node.request.prompt_ids,))
+            if module(prompt) == "again":
+                assert "CHECK" in prompt
+                assert ("Answer: 7" if program and "print(7)" in prompt else "Answer: 4") in prompt
 
 
 def test_programs_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,16 +158,17 @@ def test_a_program_without_an_answer_has_none() -> None:
 
 
 def test_every_way_is_played_and_the_kept_ones_again() -> None:
-    # Right where the problem was decomposed; verification repeats what the draft's prompt cannot see, so it is wrong.
+    # Right where the problem was decomposed; what is found incorrect is answered anew without seeing that, so is wrong.
     explore = TrajectorySearch(num_rollouts=3, num_rounds=3, num_kept=2, num_best=1)
-    trees = explore(FLOW, char_renderer.runner(script("DECOMPOSE"), ROLES), [ASKED], seed=0)
+    trees = explore(FLOW, char_renderer.runner(script("DECOMPOSE", verdict=1), ROLES), [ASKED], seed=0)
     (tree,) = trees
     taught = tree.rollouts[-1]
     plays = Counter(tree.nodes[rollout.start].tags[0] for rollout in tree.rollouts[1:-1])
     # Rates 0 but for decompose+cot; of those that are never right the shortest is kept.
     assert plays == Counter(dict.fromkeys(NAMES[:6], 3) | {"decompose+cot": 9, "cot": 9})
-    assert all(prompts(tree, rollout.id) == tree.nodes[rollout.start].tags[0].split("+")
-               for rollout in tree.rollouts[1:-1])  # fmt: skip
+    for rollout in tree.rollouts[1:-1]:
+        modules = tree.nodes[rollout.start].tags[0].split("+")
+        assert prompts(tree, rollout.id) == [*modules, *(["verdict", "again"] if "verify" in modules else [])]
     why, which = tree.path(taught.leaf)
     assert module(text((why.request.prompt_ids,))) == "hindsight"
     assert why.tags == which.tags == (TAUGHT, "decompose+cot")
@@ -135,7 +177,7 @@ def test_every_way_is_played_and_the_kept_ones_again() -> None:
     assert (which.completion.choice, which.completion.token_ids) == (4, (ord("E"),))
     assert len(which.request.choices) == 6
     again = explore(
-        FLOW, char_renderer.runner(script("DECOMPOSE"), ROLES),
+        FLOW, char_renderer.runner(script("DECOMPOSE", verdict=1), ROLES),
         [Problem(id="q", question="?", gold="1"), ASKED], seed=0
     )  # fmt: skip
     assert again[1] == tree
@@ -144,10 +186,10 @@ def test_every_way_is_played_and_the_kept_ones_again() -> None:
 def test_the_best_way_is_that_of_brute_force() -> None:
     def say(_request: Request, prompt: str, seed: int) -> str | int:
         name = module(prompt)
-        if name in ("cot", "verify"):
+        if name in ("cot", "again"):
             chance = 3 if "REWRITE" in prompt else 5
             return f"Answer: {42 if seed % chance == 0 else 41}"
-        return 0 if name == "choose" else name.upper()
+        return 0 if name == "choose" else seed % 2 if name == "verdict" else name.upper()
 
     problems = [Problem(id=f"p{i}", question="?", gold="42") for i in range(40)]
     trees = TrajectorySearch(num_rounds=1)(FLOW, char_renderer.runner(say, ROLES), problems, seed=0)
@@ -170,7 +212,7 @@ def test_the_search_follows_the_rule_that_the_run_is_graded_with(rule: AnswerRul
     """What is right is never stated on the last line: by the strict rule no way is right, by the loose one some are."""
 
     def say(request: Request, prompt: str, seed: int) -> str | int:
-        said = script("DECOMPOSE")(request, prompt, seed)
+        said = script("DECOMPOSE", verdict=1)(request, prompt, seed)
         return f"{said}\nDone." if isinstance(said, str) and said.startswith("Answer") else said
 
     runner = char_renderer.runner(say, ROLES, rule=rule)
@@ -187,7 +229,68 @@ def test_a_problem_that_all_or_no_ways_solve_is_explained_to_nobody(right: str) 
 
 def test_evaluation_plays_the_planner_alone() -> None:
     (tree,) = TrajectorySearch().alone(greedy=True)(FLOW, char_renderer.runner(script("", 3), ROLES), [ASKED], seed=0)
-    assert [prompts(tree, rollout.id) for rollout in tree.rollouts] == [["plan", "choose", "rewrite", "cot", "verify"]]
+    found = [prompts(tree, rollout.id) for rollout in tree.rollouts]
+    assert found == [["plan", "choose", "rewrite", "cot", "verify", "verdict"]]
+
+
+# ---- another model explains ------------------------------------------------------------------------------------------
+
+
+def explained(replies: dict[str, object], **words: object) -> tuple[list[Tree], Address]:
+    """Trees of problems p and q, explained behind an address that replies by question."""
+    problems = [replace(ASKED, id="p", question="6 * 7 = ?"), replace(ASKED, id="q", question="42 = ?")]
+    with serving(lambda asked, _: replies[asked.partition("\n")[0]]) as address:
+        explore = TrajectorySearch(num_rounds=1, explainer_url=address.url, **words)  # type: ignore[arg-type]
+        trees = explore(FLOW, char_renderer.runner(script("DECOMPOSE", verdict=1), ROLES), problems, seed=0)
+    return trees, address
+
+
+def test_another_model_explains_and_the_planner_is_taught_its_words() -> None:
+    trees, address = explained({"6 * 7 = ?": " Two numbers. ", "42 = ?": "x" * 300})
+    assert {asked["max_tokens"] for asked in address.requests} == {200}
+    assert all("this one did best: decompose, then cot." in asked["messages"][0]["content"]
+               for asked in address.requests)  # fmt: skip
+    p, q = (tree.path(tree.rollouts[-1].leaf) for tree in trees)
+    # In this model's tokens, with its own end token behind them; what is too long is cut, and does not end.
+    why, which = p
+    assert why.completion.token_ids == (*char_renderer.ids("Two numbers."), char_renderer.END)
+    assert (why.completion.finish_reason, why.completion.policy_version) == ("stop", ELSEWHERE)
+    assert text((why.request.prompt_ids,)).startswith("<user>6 * 7 = ?")
+    assert "Two numbers." in text((which.request.prompt_ids,))
+    assert (len(q[0].completion.token_ids), q[0].completion.finish_reason) == (200, "length")
+    # All else is as it is without.
+    mine = TrajectorySearch(num_rounds=1)(
+        FLOW, char_renderer.runner(script("DECOMPOSE", verdict=1), ROLES), [ASKED], seed=0
+    )
+    assert [node.completion for node in trees[0].nodes[:-2]] == [node.completion for node in mine[0].nodes[:-2]]
+    statuses: list[Status] = ["wrong", "correct"] * 13
+    learned = BestTrajectory()([graded(trees[0], *statuses[: len(trees[0].rollouts)])])
+    assert len(learned) == 2
+    assert all(example.completion.policy_version == ELSEWHERE for example in learned)
+
+
+def test_what_the_address_refuses_or_leaves_empty_teaches_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    trees, _ = explained({"6 * 7 = ?": (400, b"too long"), "42 = ?": " \n"})
+    assert not any(TAUGHT in node.tags for tree in trees for node in tree.nodes)
+    assert "gave no explanation: too long" in caplog.text
+    with serving(lambda *_: (404, b"gone")) as address:
+        with pytest.raises(EngineError, match="expected a chat completion"):
+            explain(["?"], url=address.url, model="tiny", max_tokens=4)
+        address.models = ["one", "two"]
+        with pytest.raises(ConfigError, match="expected the name of a model"):
+            explain(["?"], url=address.url, model="", max_tokens=4)
+    assert explain([], url="http://127.0.0.1:1/v1", model="", max_tokens=4) == [], "nobody is asked for nothing"
+    with pytest.raises(ConfigError, match="expected base_url such as"):
+        TrajectorySearch(explainer_url="file:///etc/passwd")
+
+
+def test_evaluation_asks_no_other_model() -> None:
+    explore = TrajectorySearch(explainer_url="http://127.0.0.1:1/v1").alone(greedy=True)
+    (tree,) = explore(FLOW, char_renderer.runner(script("", 3), ROLES), [ASKED], seed=0)
+    assert len(tree.rollouts) == 1
+
+
+# ---- credit ----------------------------------------------------------------------------------------------------------
 
 
 def drawn(*statuses: Status) -> Tree:

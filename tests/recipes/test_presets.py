@@ -21,6 +21,7 @@ from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import LearnerSettings, PassSettings, ReferenceSettings
 from flow_dpo.recipes import presets, scales
+from flow_dpo.recipes.iterative_rpo.presets import RENEWED
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs.files import read_jsonl
@@ -35,7 +36,10 @@ OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
     "cpl with a value role": (
         "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft",
     ),
-    "cpl in rounds": ("--credit.fine_tune", "--objective.sft"),
+    "cpl in rounds": (
+        "--credit.fine_tune", "--objective.sft", "--objective.rounds", "--learner.reference.kind", "snapshot",
+        "--learner.reference.each_batch", "--learner.reference.every", "0",
+    ),
     # Smaller trees: the test is of a run's ways, not of its size.
     "malt": ("--explore.branch_factors", "[2, 1, 2]"), "spo-tree": ("--explore.branch_factors", "[3, 2]"),
     "treerpo": ("--explore.branch_factors", "[3, 2]"), "treerl": ("--explore.num_rollouts", "2"),
@@ -66,7 +70,8 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
     assert made.recipe.flow.roles
     # Flow-DPO's paper has another flow than its scales; at every scale it is "flow-dpo-paper".
     of_paper = presets.RECIPES["flow-dpo-paper" if name == "flow-dpo" else name]["paper"]
-    first = presets.RECIPES[name]["chat" if name == "flow-dpo" else "paper"]
+    # CPL's paper has rounds and a value role besides, which are options at the scales.
+    first = presets.RECIPES[name]["chat" if name in ("flow-dpo", "cpl") else "paper"]
     if scale == "paper":
         assert made == of_paper
     else:
@@ -76,6 +81,7 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
         assert type(made.recipe.explore) is type(first.recipe.explore)
         scaled = scales.SCALES[scale]
         own = OWN_LEARNER.get((name, scale)) or OWN_LEARNER.get((name, "")) or {}
+        own = {**own, **({"reference": RENEWED} if name == "iterative-rpo" else {})}
         assert set(made.learner.roles) == ({"stop"} if name == "flow-dpo" else set())
         assert (made.lora, replace(made.learner, roles={}), made.problems_per_batch) == (
             scaled.lora, replace(scaled.learner, **own), scaled.problems_per_batch,
@@ -104,8 +110,9 @@ EXPLORED = {
     "treerl": [(6, 2, 1.2, 0.95), (3, 2, 1.0, 0.95), (3, 2, 0.8, 0.95), (3, 2, 1.0, 0.97)],
     "step-dpo": [(2, 20, 0.8, 0.95), (2, 8, 0.8, 0.95), (2, 8, 0.8, 0.95), (2, 8, 1.0, 0.97)],
     "malt": [(1, 0, 1.0, 1.0), (1, 0, 1.0, 1.0), (1, 0, 0.8, 1.0), (1, 0, 1.0, 0.97)],
-    "rpo": [(10, 10, 1.0, 1.0), (8, 4, 1.0, 1.0), (8, 4, 0.8, 1.0), (8, 4, 1.0, 0.97)],
-    "cpl": [(32, 3, 1.0, 1.0), (8, 3, 1.0, 1.0), (8, 3, 0.8, 1.0), (8, 3, 1.0, 0.97)],
+    "rpo": [(10, 10, 0.5, 1.0), (8, 4, 0.5, 1.0), (8, 4, 0.5, 1.0), (8, 4, 1.0, 0.97)],
+    "iterative-rpo": [(30, 0, 0.8, 1.0), (8, 0, 0.8, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
+    "cpl": [(1, 3, 0.7, 1.0), (1, 3, 0.7, 1.0), (1, 3, 0.7, 1.0), (4, 3, 1.0, 0.97)],
     "rejection-sampling": [(4, 0, 1.0, 1.0), (4, 0, 1.0, 1.0), (4, 0, 0.8, 1.0), (4, 0, 1.0, 0.97)],
     "regenesis": [(45, 20, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 1.0, 0.97)],
     "dots": [(4, 2, 0.4, 1.0), (4, 2, 0.4, 1.0), (4, 1, 0.4, 1.0), (4, 1, 1.0, 0.97)],
@@ -119,10 +126,11 @@ LENGTHS = {
     "dapo": [20_480, 1024, 160, 128], "dr-grpo": [3000, 1024, 160, 128], "gspo": [16_384, 1024, 160, 128],
     "cispo": [20_480, 1024, 160, 128], "rloo": [960, 1024, 160, 128], "reinforce-pp": [64_000, 1024, 160, 128],
     "reinforce-baseline": [64_000, 1024, 160, 128],
-    "vineppo": [1024, 1024, 160, 128], "rpo": [1024, 1024, 160, 128], "cpl": [960, 960, 160, 128],
+    "vineppo": [1024, 1024, 160, 128], "rpo": [512, 512, 160, 128], "cpl": [1500, 960, 160, 128],
     "spo-chain": [1024, 1024, 160, 128], "spo-tree": [1024, 1024, 160, 128], "treerpo": [1152, 1152, 160, 128],
     "treerl": [8192, 1024, 160, 128], "step-dpo": [2048, 2048, 160, 128],
     "malt": [1024, 1024, 160, 128],
+    "iterative-rpo": [960, 960, 160, 128],
     "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
 }  # fmt: skip
 
@@ -157,18 +165,23 @@ def test_the_papers_learners() -> None:
         "dapo": (1e-6, 512, 512, 8), "dr-grpo": (1e-6, 128, 128, 8), "gspo": (1e-6, 0, 256, 8),
         "cispo": (1e-6, 512, 512, 8), "rloo": (1e-6, 512, 256, 8), "reinforce-pp": (5e-7, 1024, 1024, 8),
         "reinforce-baseline": (5e-7, 1024, 128, 8),
-        "vineppo": (1e-6, 0, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
+        "vineppo": (1e-6, 0, 64, 8), "rpo": (5e-5, 32, 8, 16), "cpl": (1e-6, 64, 5000, 8),
+        "iterative-rpo": (7e-7, 16, 1024, 8),
         "spo-chain": (1e-6, 0, 64, 8), "spo-tree": (1e-6, 128, 16, 8), "treerpo": (1e-6, 512, 16, 8),
         "treerl": (1.5e-6, 512, 16, 8), "step-dpo": (5e-7, 128, 64, 8),
         "malt": (5e-6, 32, 32, 8),
-        "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
+        "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 64, 16, 8),
     }  # fmt: skip
     vine = presets.preset("vineppo", "paper").learner
     assert vine.passes == PassSettings(epochs_per_batch=2, minibatches=8)
     assert (vine.warmup_updates, vine.decay_after, vine.decay_power) == (480, 16_000, 0)
     dapo = presets.preset("dapo", "paper").learner
     assert (dapo.passes, dapo.warmup_updates) == (PassSettings(minibatches=16, short_batch="fill"), 20 * 16)
+    cpl: Any = presets.preset("cpl", "paper").recipe
+    assert (cpl.explore.num_iterations, cpl.explore.num_root_children, cpl.flow.max_plan_steps) == (200, 5, 5)
+    assert (cpl.credit.solution_scale, cpl.credit.max_per_problem, cpl.credit.value_targets) == (0.3, 4, "q")
     assert presets.preset("rpo", "paper").learner.warmup_updates == 100
+    assert presets.preset("rpo", "paper").learner.problems_per_update == 8
     assert presets.preset("flow-dpo", "paper").lora.lora_dropout == 0.05
 
 
@@ -212,7 +225,14 @@ def test_a_scale_is_the_same_in_every_recipe() -> None:
 
 @pytest.mark.parametrize(
     ("name", "small", "seed"),
-    [("flow-dpo", 0.8, 1.0), ("cpl", 0.8, 1.0), ("dots", 0.4, 1.0), ("online-dpo", 0.9, 1.0), ("vineppo", 0.6, 1.0)],
+    [
+        ("flow-dpo", 0.8, 1.0),
+        ("cpl", 0.7, 1.0),
+        ("rpo", 0.5, 1.0),
+        ("dots", 0.4, 1.0),
+        ("online-dpo", 0.9, 1.0),
+        ("vineppo", 0.6, 1.0),
+    ],
 )
 def test_a_papers_own_temperature_is_kept_on_a_small_model(name: str, small: float, seed: float) -> None:
     """The seed's is its own: at another its planted errors would have other rates."""

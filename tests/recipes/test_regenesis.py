@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from scipy.stats import chisquare
@@ -17,6 +18,7 @@ from flow_dpo.core.types import Message, Problem, Request, Solution, Status, Tur
 from flow_dpo.recipes.regenesis.credit import CorrectFinals
 from flow_dpo.recipes.regenesis.explore import GuidelineRollouts, advice
 from flow_dpo.recipes.regenesis.flow import GUIDELINES, Guided
+from flow_dpo.recipes.regenesis.kept import PathFilter, first_step, kept_from, kept_tag
 from flow_dpo.recipes.scored import ELSEWHERE
 from flow_dpo.recipes.single import Single
 from flow_dpo.verify.extract import AnswerRule
@@ -28,15 +30,21 @@ PLAIN = Single(max_tokens=64, prompts=PROMPTS)
 ASKED = Problem(id="p", question="1 + {gold} = ?", gold="2")
 
 
-def script(right: str) -> Callable[[Request, str, int], str]:
-    """Adapts to A, structures to B, and answers 2 to prompts that hold `right`, 3 to others."""
+def steps(answer: int) -> str:
+    return f"Sure:\n\n1. That is\n{answer}.\n\n2. So \\boxed{{{answer}}}"
 
-    def say(_request: Request, prompt: str, _seed: int) -> str:
+
+def script(right: str, agrees: int = 0) -> Callable[[Request, str, int], str | int]:
+    """Adapts to A, structures to B, and reasons to 2 after prompts that hold `right`, to 3 after others."""
+
+    def say(request: Request, prompt: str, _seed: int) -> str | int:
+        if request.choices:
+            return agrees
         if "General advice" in prompt:
             return "A:" + prompt.partition("General advice:\n")[2].partition("\n\nRewrite")[0]
         if "Advice:" in prompt:
             return "B:" + prompt.partition("Advice:\n")[2].partition("\n\nTurn")[0]
-        return f"Answer: {2 if re.search(right, prompt) else 3}"
+        return steps(2 if re.search(right, prompt) else 3)
 
     return say
 
@@ -60,6 +68,16 @@ def test_three_turns_from_advice_to_path() -> None:
     assert flow.solution(state).pieces == ((4, 5),)
     assert [turn.max_tokens for turn in turns] == [7, 7, 64]
     adapt, structure, path = (turn.messages[-1].content for turn in turns)
+    # The hint stands in all three, behind what is asked without it.
+    free = replace(flow, hinted=False)
+    state = free.start(ASKED)
+    for hinted, said in zip(turns, ((1, 2), (3,), (4, 5)), strict=True):
+        turn = free.turn(state)
+        assert turn is not None
+        without, whole = ("".join(map(str, one.messages[-1].content)) for one in (turn, hinted))
+        assert whole.startswith(without)
+        assert whole.removeprefix(without).startswith("\n\nThe final answer is 2.")
+        state = free.advance(state, completion(*said))
     assert f"{GUIDELINES[3]}\n{GUIDELINES[4]}" in adapt
     assert (1, 2) in structure
     # The plain prompt, then the structure's very tokens, then the hint.
@@ -89,7 +107,7 @@ def test_each_way_is_tried_once_and_the_trunk_is_plain() -> None:
     assert tried == Counter(("adapt", f"way {way}") for way in range(45))
     # What is adapted is what the way says, and it reaches the path.
     for rollout in tree.rollouts[1:]:
-        way = advice(0)[int(tree.nodes[rollout.leaf].tags[-1].split()[1])]
+        way = advice(0)[int(tree.nodes[rollout.start].tags[-1].split()[1])]
         said = char_renderer.Letters().to_text([tree.nodes[rollout.leaf].request.prompt_ids])
         assert "B:A:" + "\n".join(way) in said.replace(chr(char_renderer.END), "")
 
@@ -104,7 +122,7 @@ def test_fewer_plays_try_every_way_equally_often() -> None:
         assert chisquare([counts[f"way {way}"] for way in range(45)]).pvalue > 1e-6
 
 
-def test_hints_only_where_no_path_was_right() -> None:
+def test_hints_only_where_no_path_was_kept() -> None:
     unsolved = Problem(id="u", question="hard", gold="2")
     say = script(r"easy[\s\S]*B:|final answer is 2")
     explore = GuidelineRollouts(num_rollouts=4, num_hinted=3)
@@ -122,44 +140,127 @@ def test_hints_follow_the_rule_that_the_run_is_graded_with(rule: AnswerRule, num
     """The right answer is stated, but not on the last line."""
 
     def say(_request: Request, _prompt: str, _seed: int) -> str:
-        return "Answer: 2\nThat was easy."
+        return f"{steps(2)}\nThat was easy."
 
     explore = GuidelineRollouts(num_rollouts=4, num_hinted=3)
     (found,) = explore(PLAIN, char_renderer.runner(say, rule=rule), [ASKED], seed=0)
     assert len(found.rollouts) == 1 + 4 + num_hinted
 
 
-def tree(*plays: tuple[str, int, Status]) -> Tree:
-    """A trunk that says 1, then plays of one adapting token and a path of one token."""
-    made = Tree(problem=problem())
+# ---- what is kept ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("Answer: There are 83 bottles.", None),
+        ("\\boxed{83}", None),
+        ("1. 80 + 3 = 83\n\n2. Answer: 83", None),  # no box
+        ("2. 80 + 3\n\n1. \\boxed{83}", None),  # no step behind the first
+        ("1.5 and 2.5 make \\boxed{4}", None),  # no steps
+        ("I add 1. and 2. \\boxed{3}", None),
+        ("\\boxed{83}\n\n1. 80 + 3\n\n2. Done.", None),  # the box stands before what would be kept
+        ("1. 80 + 3 = 83\n\n2. \\boxed{83}", "1. 80 + 3 = 83\n\n2. \\boxed{83}"),
+        ("Sure!\n\n1. a\n\n2. \\boxed{83}", "1. a\n\n2. \\boxed{83}"),
+        ("**Plan**\n**Step 1.** a\n### Step 2. \\boxed{83}", "**Step 1.** a\n### Step 2. \\boxed{83}"),
+        ("Plan:\n1. x\n2. y\n\nNow:\n\n1. a\n\n2. \\boxed{83} end", "1. a\n\n2. \\boxed{83} end"),
+    ],
+)
+def test_only_numbered_steps_with_a_boxed_answer_are_kept_from_their_first(said: str, kept: str | None) -> None:
+    start = first_step(said)
+    assert (None if start is None else said[start:]) == kept
+    letters, path = char_renderer.Letters(), replace(completion(*char_renderer.ids(said), 0), finish_reason="stop")
+    start = kept_from(path, PathFilter(), lambda ids: letters.to_text((ids,)))
+    assert (None if start is None else said[start:]) == kept
+    assert kept_from(path, PathFilter(numbered_steps=False), lambda ids: "") == 0
+    assert kept_from(path, PathFilter(numbered_steps=False, max_path_tokens=len(said)), lambda ids: "") == 0
+    assert kept_from(path, PathFilter(numbered_steps=False, max_path_tokens=len(said) - 1), lambda ids: "") is None
+
+
+def learned(
+    explore: GuidelineRollouts, say: char_renderer.Script, num_problems: int = 1
+) -> tuple[list[Tree], list[str]]:
+    """The trees, graded, and the texts of what is learned of them."""
+    runner = char_renderer.runner(say)
+    problems = [replace(ASKED, id=f"p{i}") for i in range(num_problems)]
+    trees = explore(PLAIN, runner, problems, seed=0)
+    assert runner.grader is not None
+    runner.grader.grade(trees)
+    examples = CorrectFinals(max_per_problem=0)(trees)
+    for example in examples:
+        tree = next(one for one in trees if one.problem.id == example.problem_id)
+        assert example.request == tree.nodes[0].request, "learned for the plain question"
+        assert (example.completion.policy_version, example.advantage, example.depth) == (ELSEWHERE, 1.0, 0)
+        # The tokens that were sampled, and no others but the opening's.
+        own = tree.nodes[example.node].completion
+        kept = example.completion.token_ids
+        assert own.token_ids[len(own.token_ids) - len(kept) + len(OPENING) :] == kept[len(OPENING) :]
+        assert len(example.completion.logprobs) == len(example.completion.sampled_logprobs) == len(kept)
+    return trees, [char_renderer.Letters().to_text((one.completion.content_ids,)) for one in examples]
+
+
+OPENING = "Let's think step by step.\n\n"
+SHORT = GuidelineRollouts(num_rollouts=4, num_hinted=3)
+
+
+def test_what_stands_before_the_first_step_is_cut_and_the_opening_put_in_front() -> None:
+    (tree,), texts = learned(SHORT, script("B:"))
+    assert texts == [OPENING + steps(2).partition("\n\n")[2]], "four equal paths are learned once"
+    assert len(tree.rollouts) == 5
+    assert all(tree.nodes[rollout.leaf].tags[-1].startswith("kept from 7 after 76 101 ")
+               for rollout in tree.rollouts[1:])  # fmt: skip
+    assert not any("kept" in tag for node in tree.trunk_nodes() for tag in node.tags)
+
+
+def test_an_answer_without_reasoning_is_right_and_dropped() -> None:
+    """What the study's model learned: with a hint it says the answer alone."""
+
+    def say(request: Request, prompt: str, seed: int) -> str | int:
+        words = script("never")(request, prompt, seed)
+        return "Answer: 2" if isinstance(words, str) and words.startswith("Sure") else words
+
+    (tree,), texts = learned(SHORT, say)
+    assert len(tree.rollouts) == 1 + 4 + 3, "it is hinted, though there were right paths"
+    assert all(rollout.verdict is not None and rollout.verdict.status == "correct" for rollout in tree.rollouts)
+    assert texts == []
+    whole = learned(replace(SHORT, keep=PathFilter(numbered_steps=False)), say)[0]
+    assert [len(one.rollouts) for one in whole] == [5]
+    assert len(CorrectFinals()(whole)) == 1
+
+
+def test_the_model_is_asked_about_what_is_kept_where_it_is_to_be() -> None:
+    explore = replace(SHORT, keep=PathFilter(self_check=True))
+    asked = "Solution:\n" + steps(2) + "\n\nThe correct answer is 2. Is"
+    for agrees, num_rollouts in ((0, 5), (1, 8)):
+        (tree,), texts = learned(explore, script("B:", agrees))
+        assert len(tree.rollouts) == num_rollouts, "where it agrees to none, hints are given"
+        assert texts == ([] if agrees else [OPENING + steps(2).partition("\n\n")[2]])
+        for rollout in tree.rollouts[1:]:
+            leaf = tree.nodes[rollout.leaf]
+            assert (leaf.tags, leaf.completion.choice, leaf.role) == (("check",), agrees, "answer")
+            assert asked in char_renderer.Letters().to_text((leaf.request.prompt_ids,))
+            assert rollout.solution.pieces == (tree.nodes[leaf.id - 1].completion.content_ids,)
+
+
+def test_hinted_paths_are_learned_where_no_other_is_kept() -> None:
+    _, texts = learned(SHORT, script("final answer is 2"), 3)
+    assert texts == [OPENING + steps(2).partition("\n\n")[2]] * 3
+    assert learned(SHORT, script("never"), 2)[1] == []
+
+
+def test_at_most_five_paths_a_question_and_the_trunk_never() -> None:
+    drawn = Tree(problem=problem())
     asked, solution = request("answer", 5), Solution(pieces=(), ended=True)
-    made.add_rollout(None, [(asked, completion(1), ())], solution)
-    for tag, token, _ in plays:
-        path = (request("answer", 7, 8), completion(token), ("path", tag))
-        made.add_rollout(None, [(request("answer", 6), completion(8), ("adapt",)), path], solution)
-    statuses: list[Status] = [status for _, _, status in plays]
-    return graded(made, "correct", *statuses)
-
-
-def test_right_paths_are_learned_for_the_plain_question() -> None:
-    drawn = tree(("a", 2, "wrong"), ("b", 3, "correct"), ("c", 3, "correct"), ("hinted", 4, "correct"))
-    (kept,) = CorrectFinals()([drawn])
-    assert (kept.request.prompt_ids, kept.completion.token_ids, kept.node) == ((5,), (3,), 4)
-    # Said to another request: its log-probabilities are compared with none.
-    assert (kept.completion.policy_version, kept.advantage, kept.depth) == (ELSEWHERE, 1.0, 0)
-
-
-def test_hinted_paths_count_where_no_other_is_right_and_the_trunk_never_does() -> None:
-    drawn = tree(("a", 2, "wrong"), ("b", 3, "ungraded"), ("hinted", 4, "correct"), ("hinted", 5, "wrong"))
-    assert [e.completion.token_ids for e in CorrectFinals()([drawn])] == [(4,)]
-    assert CorrectFinals()([tree(("a", 2, "wrong"))]) == []
-
-
-def test_at_most_five_paths_a_question() -> None:
-    plays: list[tuple[str, int, Status]] = [(str(i), i, "correct") for i in (9, 8, 7, 6, 5, 4, 9)]
-    drawn = tree(*plays)
+    drawn.add_rollout(None, [(asked, completion(1), ())], solution)
+    for token in (9, 8, 7, 6, 5, 4, 9):
+        path = (request("answer", 7), completion(token, 3), ("path", kept_tag(0, ())))
+        drawn.add_rollout(None, [(request("answer", 6), completion(8), ("adapt",)), path], solution)
+    right: list[Status] = ["correct"] * 8
+    graded(drawn, *right)
     assert [e.completion.token_ids[0] for e in CorrectFinals()([drawn])] == [9, 8, 7, 6, 5]
     assert len(CorrectFinals(max_per_problem=0)([drawn])) == 6
+    graded(drawn, "correct", "wrong", "ungraded", *right[3:])
+    assert [e.completion.token_ids[0] for e in CorrectFinals()([drawn])] == [7, 6, 5, 4, 9]
 
 
 def test_what_cannot_be_is_refused() -> None:

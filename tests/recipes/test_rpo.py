@@ -119,8 +119,11 @@ def test_all_combinations_at_every_state() -> None:
 def test_problems_weigh_alike_and_keep_so_many() -> None:
     one = drawn()
     few = graded(drawn(), "correct", "correct", "wrong", *["wrong"] * 4)  # one pair
+    # As much as a problem of 8 pairs, whatever else is in the batch; without a cut, as the mean problem.
     pairs = BranchPairs()([one, few])
-    assert [p.weight for p in pairs] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
+    assert [p.weight for p in pairs] == pytest.approx([8 / 3, 8 / 3, 8 / 3, 8.0])
+    assert [p.weight for p in BranchPairs()([few])] == [8.0]
+    assert [p.weight for p in BranchPairs(max_pairs=0)([one, few])] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
     kept = BranchPairs(max_pairs=2, by_problem=False)([one])
     assert len(kept) == 2
     assert kept == BranchPairs(max_pairs=2, by_problem=False)([one])
@@ -131,6 +134,14 @@ def test_problems_weigh_alike_and_keep_so_many() -> None:
         for pair in BranchPairs(max_pairs=1, pairs_seed=seed, by_problem=False)([one])
     )
     assert all(60 < chances[i] < 140 for i in range(3))
+
+
+def test_long_pairs_are_left_out_before_some_are_drawn() -> None:
+    """Prompt 1 and a completion: of two tokens for the pair at the question, of four behind 5 6."""
+    kept = BranchPairs(max_pair_tokens=4, max_pairs=1)([drawn()])
+    assert [(p.chosen.token_ids, p.weight) for p in kept] == [((9,), 1.0)]
+    assert len(BranchPairs(max_pair_tokens=5)([drawn()])) == 3
+    assert BranchPairs(max_pair_tokens=2)([drawn()]) == []
 
 
 def test_real_valued_probes_pair_by_their_difference() -> None:

@@ -123,7 +123,8 @@ DOUBTS = {
     "8 batches were dropped, their loss or gradient being no number.": _rows(learn__skipped=2),
     "1 of 128 answers (0.8 %) could not be graded and count as not right; of the graded 50.4 % are right.": _ungraded,
     "2 of 128 answers (1.6 %) were cut by a limit before their end.": _cut,
-    "1 of 32 right answers in the last quarter (3.1 %, 0.6 to 15.7 %) have a wrong step.": _wrong_step,
+    "Right answers with a wrong step in the last quarter: 1 of the 32 whose steps could be checked (3.1 %, 0.6 to "
+    "15.7 %).": _wrong_step,
     "answer: chosen completions lost 1.5 nats against the reference while the margin grew to 0.8: the model unlearns "
     "both "
     "sides.": _rows(learn__answer__chosen_ratio=-1.5, learn__answer__margin=0.75),
@@ -148,6 +149,26 @@ def test_each_reason_for_distrust_is_found_alone(folder: Path, expected: str) ->
     assert run_answers(source).distrust == (expected,)
 
 
+def test_a_data_set_in_its_own_order_is_a_reason(folder: Path) -> None:
+    source = run(folder)
+    for name, shuffle_seed, found in (("seed", None, ()), ("gsm8k", 3, ()), ("gsm8k", None, (OWN_ORDER,))):
+        source.settings["data"] = {"dataset_name": name, "shuffle_seed": shuffle_seed}  # type: ignore[index]
+        assert run_answers(source).distrust == found
+
+
+def test_reward_functions_are_no_verifier(folder: Path) -> None:
+    source = run(folder)
+    source.settings["grading"] = {"correct_from": 0.9}  # type: ignore[index]
+    for at, row in enumerate(source.rows):
+        row |= {"reward": at / 10, "rewards/brevity/mean": at / 10}  # type: ignore[operator]
+    found = run_answers(source)
+    assert found.learned[0].startswith(("The mean reward rose", "No change of the mean reward", "Mean reward: "))
+    assert found.distrust == ("No verifier alone graded: right is a reward of 0.9 or more by brevity.",)
+
+
+OWN_ORDER = "Problems came in the data set's own order: the first and the last quarter may differ in difficulty."
+
+
 def test_what_is_at_the_edge_is_no_reason(folder: Path) -> None:
     source = run(folder)
     source.settings["learner"] = {"max_logprob_drift": 0.2}  # type: ignore[index]
@@ -169,14 +190,20 @@ def test_runs_that_differ_in_their_seed_alone_are_read_over_seeds(tmp_path: Path
         for seed in range(3)
     ]  # fmt: skip
     # Rises of 28, 29 and 30 of 32 problems; the half of a t-interval is 4.303 / sqrt(3) standard deviations of 1 / 32.
-    expected = "Over 3 seeds (0, 1, 2): rose, +90.6 points from the first part to the last (+82.9 to +98.4, 95 % t-"
-    expected += "interval)."
+    expected = "Over 3 seeds accuracy rose by 90.6 points (+82.9 to +98.4, 95 % t-interval) from the first part to the "
+    expected += "last: 0, 1, 2."
     assert answers(*made).learned[0] == expected
+    # The same seed once more is no other seed.
+    again = report_sources.run(tmp_path / "again", [WRONG] * 64, batch=32,
+                               config={"run": {"seed": 0, "output_dir": "again"}})  # fmt: skip
+    assert answers(*made, again).learned[0] == expected
     assert answers(*made).learned[1].startswith("0: Accuracy rose by 87.5 points")
-    assert answers(*made).surely == ()
+    seeds = "3 seeds of one setting: an interval over seeds is of other seeds; each run's own is of other problems."
+    assert answers(*made).surely == (seeds,)
     other = report_sources.run(tmp_path / "other", [WRONG] * 32 + [RIGHT] * 32, batch=32, config={"note": "other"})
     assert answers(*made, other).learned[0] == expected
     assert answers(*made, other).surely == (
+        seeds,
         "1 seed in 1 of 4 runs: what another seed would come to is not known.",
     )  # fmt: skip
     assert answers(made[0], other).surely[0].startswith("1 seed in 2 of 2 runs")
@@ -197,8 +224,8 @@ def compared(
 def test_a_clean_comparison(tmp_path: Path) -> None:
     found = compared(tmp_path)
     assert found.learned == (
-        "Highest on held_out/greedy: trained_flow 88.6 % (85.6 to 91.6 % over seeds); the model as it was, zero_shot "
-        "58.1 % (55.1 to 61.1 % over seeds).",
+        "Highest of 4 arms on held_out/greedy: trained_flow 88.6 % (85.6 to 91.6 % over seeds); the model as it was, "
+        "zero_shot 58.1 % (55.1 to 61.1 % over seeds).",
         "On held_out/greedy, 1 of 3 arms are better than self_generated, 1 worse, 1 not told apart.",
     )
     assert found.surely[0] == "3 seeds of training, 2,000 questions of held_out/greedy: 95 % intervals over both."
@@ -210,6 +237,30 @@ def test_a_clean_comparison(tmp_path: Path) -> None:
     assert one.surely == (
         "1 seed: what another seed would come to is not known; intervals are over 2,000 questions alone.",
     )  # fmt: skip
+
+
+def test_what_is_not_told_apart_is_named_with_the_interval_that_decides(tmp_path: Path) -> None:
+    told, alike = _gap(0.02, 0.01, seeds=0.01), _gap(0.002, 0.003, seeds=0.0)
+    contrasts = [
+        {"against": name, "differences": {"held_out/greedy": gap}} for name, gap in (("a", told), ("b", alike))
+    ]
+    found = compared(tmp_path, _arm(4, contrasts=contrasts)).learned
+    # All seeds have the same difference, so that their interval has no width: that over questions holds zero.
+    assert found[-1] == "Not told apart: ground_truth from b +0.2 (-0.1 to +0.5 over questions)."
+
+
+def test_differences_without_a_corrected_p_are_a_reason(tmp_path: Path) -> None:
+    gap = {name: value for name, value in _gap(0.02, 0.01, seeds=0.01).items() if name != "p_holm"}
+    [words] = compared(tmp_path, _contrasts(held_out__greedy=gap)).distrust
+    assert words.startswith("1 of 5 differences that are told apart have no p corrected for 7 comparisons: ")
+
+
+def test_all_arms_that_are_highest_are_named(tmp_path: Path) -> None:
+    def tie(found: dict[str, Any]) -> None:
+        best = next(arm for arm in found["arms"] if arm["name"] == "trained_flow")
+        found["arms"].append({**best, "name": "the same"})
+
+    assert "trained_flow 88.6 % (85.6 to 91.6 % over seeds), the same 88.6 %" in compared(tmp_path, tie).learned[0]
 
 
 def _arm(index: int, **more: Any) -> Callable[[dict[str, Any]], None]:
@@ -249,7 +300,8 @@ COMPARED = {
     "held_out/greedy, -2.0 on hard/greedy.": _contrasts(
         held_out__greedy=_gap(0.02, 0.01, seeds=0.01), hard__greedy=_gap(-0.02, 0.01, seeds=0.01)
     ),
-    "Right answers by a wrong step in 1 of 5 arms, most in trained_flow: 5 of 50 (10.0 %).": _arm(
+    "Right answers with a wrong step in 1 of 5 arms, most in trained_flow: 5 of the 50 that could be checked "
+    "(10.0 %).": _arm(
         3, step_quality={"answers": {"num_checked": 50, "num_invalid": 5}}
     ),
     "9 answers could not be graded and count as not right, most of zero_shot: 9.": _arm(
@@ -267,7 +319,7 @@ def test_the_contrasts_that_are_named_are_told_apart_by_every_interval(tmp_path:
     told = _contrasts(held_out__greedy=_gap(0.02, 0.01, seeds=0.01))
     [*_, words] = compared(tmp_path, told).learned
     assert words == (
-        "1 of 1 contrasts on held_out/greedy are told apart; the largest of them: ground_truth against trained_flow "
+        "1 of 1 contrasts on held_out/greedy is told apart: ground_truth against trained_flow "
         "+2.0 "
         "(+1.0 to +3.0 over seeds)."
     )
@@ -314,7 +366,8 @@ def test_trained_is_compared_with_untrained_on_the_same_problems(tmp_path: Path)
 EVALUATED: dict[str, dict[str, Any]] = {
     "Ungraded answers, which count as not right, in 1 of 1 evaluations; most in e: 2 of 4, of the graded 50.0 % are "
     "right.": {"num_ungraded": 2, "accuracy_graded": 0.5},
-    "Right answers by a wrong step in 1 of 1 evaluations; most in e: 3 of 10 (30.0 %, 10.8 to 60.3 %).":
+    "Right answers with a wrong step in 1 of 1 evaluations; most in e: 3 of the 10 that could be checked (30.0 %, 10.8 "
+    "to 60.3 %).":
         {"steps_of_right_answers": {"num_checked": 10, "num_invalid": 3, "invalid_rate": 0.3}},
     "e: 2 of its 4 test questions were trained on.": {"overlap": {"num_overlapping": 2, "excluded": False}},
     "1 of 1 evaluations are of trained models and did not look whether their questions were learned from (--trained_on "

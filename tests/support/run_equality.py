@@ -19,7 +19,7 @@ def without_seconds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def assert_same_run(one: Path, two: Path) -> None:
     """Records, last checkpoint and last adapters are equal. `two` may have published older adapters besides."""
-    for name in ("trees.jsonl", "pairs.jsonl", "learned.jsonl"):
+    for name in ("trees.jsonl", "pairs.jsonl", "learned.jsonl", "tokens.jsonl"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     rows = [without_seconds(read_jsonl(folder / "metrics.jsonl")) for folder in (one, two)]
     assert rows[0] == rows[1]

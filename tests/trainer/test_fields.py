@@ -13,7 +13,7 @@ import pytest
 import flow_dpo
 from flow_dpo import FlowDpoError, FlowDPOTrainer
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.recipes.ipo import Ipo
+from flow_dpo.recipes.pair_objectives import Ipo
 from flow_dpo.recipes.presets import load_recipe
 from flow_dpo.runs.given_objects import GivenObjects, train_settings
 from flow_dpo.trainer.fields import FIELDS

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from flow_dpo.core.errors import ConfigError, EngineError
-from flow_dpo.engines.http_client import Address, Answer, Passing
 from flow_dpo.engines.settings import VllmServerSettings
 from flow_dpo.engines.vllm.requests import Reply, VllmRequest
+from flow_dpo.models.http_client import Address, Answer, Passing
 
 _logger = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 5.0

@@ -19,7 +19,6 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Completion, Message, Role, Sampling, Turn
-from flow_dpo.evaluate.judge.chat_client import ChatEndpoint, ChatReply
 from flow_dpo.evaluate.judge.protocol import (
     PLACES,
     JudgePrompts,
@@ -30,6 +29,7 @@ from flow_dpo.evaluate.judge.protocol import (
     reply_from_text,
     storable,
 )
+from flow_dpo.models.chat_client import ChatEndpoint, ChatReply
 from flow_dpo.models.render import Renderer
 
 JUDGE: Role = "judge"

@@ -1,53 +1,55 @@
 """Pairs of siblings by their value in a search, optionally after completions to fine-tune on.
 
-Critical Plan Step Learning's credit (arXiv 2409.08642): the value Q of a node is the mean reward, 1 or -1, of the
-rollouts through it; at every node, each child with a value above 0 against each below 0, with the difference of the two
-as the margin:
+Critical Plan Step Learning's credit (arXiv 2409.08642; the authors' gen_data/gen_policy_model_round*_apo_data.py): the
+value Q of a node is the mean of what the search added to it. Of the children of a node, plan steps make all pairs of a
+value above 0 and one below it, with the difference as the margin; solutions make one pair, the highest against the
+lowest, and their values count 0.3:
 
-    children a (rewards 1, 1, -1), b (-1), c (1, -1)    Q 1/3, -1, 0    ->    Pair(a, b, margin=4/3)
+    plan steps a (values 1, 1, -1), b (-1), c (1, -1)    Q 1/3, -1, 0    ->    Pair(a, b, margin=4/3)
+    solutions x (1), y (1), z (-1)                       Q 1, 1, -1      ->    Pair(x, z, margin=0.6)
 
 The paper goes in rounds: search with the policy as it is, fine-tune on what was right, then learn which steps were
-better. A round is one call, with the trees of `run.problems_per_batch` problems; with `fine_tune`
+better. With `fine_tune` right rollouts come first, up to 4 of a problem, and then the pairs.
 
-    trees of 200 problems    ->    the right rollouts of all of them, problem by problem, and after them all pairs
+A role that predicts the value of a state (`valued_by`) learns from the finished search. Of its two words the likelier
+one is scored, with the probability that it should have, (1 + |Q|) / 2, as the advantage:
 
-A role that predicts the value of a state (`valued_by`) learns from the trunk's end alone: at every state that it
-valued on the trunk, its target is its first choice where the trunk was right, and its second where it was wrong:
+    "q"    every state that was valued on the way to a solution: its Q (the authors' value head)
+    "end"  every state on the trunk: 1 or -1, how the trunk ended
 
-    plan  Value "Yes"  plan  Value "No"  answer, right    ->    Yes at both states, each with advantage 1
-
-which under `Nll` is the cross-entropy against how rollouts from there end, since the trunk is a plain draw from the
-flow. Other rollouts of a search were chosen by these values, and those that reach an end lean to short solutions.
-
-Invariants: values are of a tree in which nothing is visited twice, so they are means over its rollouts. They lean
-towards what the search went on with; only their signs and order at one node are used. A prediction is never
-a target, so that a value is not learned from itself. All that is fine-tuned on precedes the first pair, so that a
-learner that takes examples in order has fine-tuned on a round before it sees the round's pairs.
+Invariants: values are of a tree in which nothing is visited twice, so they are means over its rollouts. What has no
+solution (a plan that is too long, a solution without an answer) counts -1 above it, and is in no pair. All that is
+fine-tuned on precedes the first pair.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from statistics import fmean
+from typing import Literal
 
 from flow_dpo.core.errors import expect
-from flow_dpo.core.tree import Tree
+from flow_dpo.core.seeds import derive
+from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Example, Pair, Role, ScoredCompletion
-from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
-from flow_dpo.recipes.scored import scored_word
+from flow_dpo.recipes.scored import distinct_correct, scored_as_sampled, scored_word
+from flow_dpo.verify.extract import NO_ANSWER
 
 
 def node_values(tree: Tree) -> dict[int, float]:
     """Mean value of the rollouts through each node, by its id; none where there is no such rollout.
 
-    A rollout's value is its reward, 1 or -1; of one that stopped before its end, the value of where it stopped.
+    A rollout's value is its reward, 1 or -1; of one that stopped before its end, the value of where it stopped. Probes
+    are rollouts, too.
     """
     found: dict[int, list[float]] = {}
     for rollout in tree.rollouts:
         reward = None if rollout.verdict is None else rollout.verdict.reward
         value = rollout.value if reward is None else 2 * reward - 1
-        if value is not None and not rollout.probe:
+        if value is not None:
             for node in tree.path(rollout.leaf):
                 found.setdefault(node.id, []).append(value)
     return {node: fmean(values) for node, values in found.items()}
@@ -55,58 +57,111 @@ def node_values(tree: Tree) -> dict[int, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class ValuePairs:
-    """Every sibling with a value above the threshold against every one below its opposite."""
+    """Siblings with a value above the threshold against those below its opposite."""
 
     threshold: float = 0.0
     """How far from 0 a value must be; the paper's is 0."""
+    solution_pairs: Literal["plan", "problem", "all"] = "plan"
+    """Of solutions the one pair of each plan (the authors' code), the one of each problem that comes first, or all
+    right-wrong combinations."""
+    solution_scale: float = 0.3
+    """Factor of a solution's value in its margin; the authors' is 0.3, a margin of 0.6."""
     fine_tune: bool = False
     """Begin with the completions of right rollouts. Needs an objective that learns them: `StepApo` with `sft`."""
-    max_per_problem: int = 1
-    """Right rollouts of a problem that are fine-tuned on, in their order; 0 keeps all (not stated in what the recipe
-    was made from)."""
+    max_per_problem: int = 4
+    """Right rollouts of a problem that are fine-tuned on, drawn at random; the authors' is 4. 0 keeps all."""
     valued_by: Role = ""
-    """The role of the flow that predicts the value of states, by a choice of two words, and learns from how the trunk
-    ended; none where empty. Needs an objective as `fine_tune` does."""
+    """The role of the flow that predicts the value of states, by a choice of two words; none where empty. Needs an
+    objective as `fine_tune` does."""
+    value_targets: Literal["q", "end"] = "q"
+    """What that role learns: each state's value in the search, or how the trunk ended."""
 
     def __post_init__(self) -> None:
-        expect(self, "of 0 or more", lambda value: value >= 0, "max_per_problem")
+        expect(self, "of 0 or more", lambda value: value >= 0, "max_per_problem", "threshold")
+        expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "solution_scale")
 
     def __call__(self, trees: Sequence[Tree]) -> list[Example]:
         """The targets of the value role, what is fine-tuned on, and all pairs: each tree by tree."""
-        values = [target for tree in trees for target in _targets(tree, self.valued_by)] if self.valued_by else []
-        correct = CorrectRollouts(max_per_problem=self.max_per_problem)(trees) if self.fine_tune else []
+        values = [target for tree in trees for target in self._targets(tree)] if self.valued_by else []
+        correct = [example for tree in trees for example in self._correct(tree)] if self.fine_tune else []
         return [*values, *correct, *(pair for tree in trees for pair in self._pairs(tree))]
 
     def _pairs(self, tree: Tree) -> list[Pair]:
-        values = node_values(tree)
-        families: dict[int | None, list[int]] = {}
+        values, without = node_values(tree), _without_solution(tree)
+        solutions = {rollout.leaf for rollout in tree.rollouts if rollout.value is None}
+        families: dict[int | None, list[Node]] = {}
         for node in tree.nodes:
-            if node.id in values:
-                families.setdefault(node.parent, []).append(node.id)
+            if node.id in values and node.id not in without and not tree.rollout_of(node).probe:
+                families.setdefault(node.parent, []).append(node)
+        found: list[Pair] = []
+        paired = False
+        for family in families.values():
+            # 1. Plan steps, of which there are other families than of solutions.
+            plans = [node for node in family if node.id not in solutions]
+            found += self._all(tree, plans, values, scale=1.0)
+            # 2. Solutions: one pair, the first of the highest and the first of the lowest.
+            ends = [node for node in family if node.id in solutions]
+            if self.solution_pairs != "all" and ends:
+                key = lambda node: values[node.id]  # noqa: E731
+                ends = [] if paired and self.solution_pairs == "problem" else [max(ends, key=key), min(ends, key=key)]
+            pairs = self._all(tree, ends, values, scale=self.solution_scale)
+            paired = paired or bool(pairs)
+            found += pairs
+        return found
+
+    def _all(self, tree: Tree, family: Sequence[Node], values: dict[int, float], *, scale: float) -> list[Pair]:
+        """Every one above the threshold against every one below it."""
         return [
             Pair(
-                request=tree.nodes[good].request,
-                chosen=tree.nodes[good].completion,
-                rejected=tree.nodes[bad].completion,
-                margin=values[good] - values[bad],
+                request=good.request,
+                chosen=good.completion,
+                rejected=bad.completion,
+                margin=scale * (values[good.id] - values[bad.id]),
                 problem_id=tree.problem.id,
-                chosen_node=good,
-                rejected_node=bad,
-                depth=tree.nodes[good].depth,
-                tags=tree.nodes[good].tags,
+                chosen_node=good.id,
+                rejected_node=bad.id,
+                depth=good.depth,
+                tags=good.tags,
             )
-            for family in families.values()
-            for good in family
-            for bad in family
-            if values[good] > self.threshold
-            and values[bad] < -self.threshold
-            and tree.nodes[good].completion.token_ids != tree.nodes[bad].completion.token_ids
+            for good, bad in product(family, family)
+            if values[good.id] > self.threshold
+            and values[bad.id] < -self.threshold
+            and good.completion.token_ids != bad.completion.token_ids
+        ]
+
+    def _correct(self, tree: Tree) -> list[ScoredCompletion]:
+        """The completions of right rollouts, but for the value role's; a node that two share is one example."""
+        kept = [rollout for rollout in distinct_correct(tree) if not rollout.probe]
+        if self.max_per_problem and len(kept) > self.max_per_problem:
+            rng = random.Random(derive(0, tree.problem.id, "fine_tune"))
+            kept = [kept[i] for i in sorted(rng.sample(range(len(kept)), self.max_per_problem))]
+        nodes = dict.fromkeys(node.id for rollout in kept for node in tree.path(rollout.leaf))
+        return [scored_as_sampled(tree, tree.nodes[i]) for i in nodes if tree.nodes[i].role != self.valued_by]
+
+    def _targets(self, tree: Tree) -> list[ScoredCompletion]:
+        """The targets of the value role; of "end" nothing where the trunk could not be graded."""
+        if self.value_targets == "end":
+            right = None if tree.trunk.verdict is None else tree.trunk.verdict.right
+            found = [] if right is None else [(node, 2 * right - 1) for node in tree.trunk_nodes()]
+        else:
+            values, without = node_values(tree), _without_solution(tree)
+            solved = [
+                rollout.leaf for rollout in tree.rollouts if rollout.value is None and rollout.leaf not in without
+            ]
+            on_the_way = dict.fromkeys(node.id for leaf in solved for node in tree.path(leaf))
+            found = [(tree.nodes[i], values[i]) for i in on_the_way if i in values]
+        return [
+            replace(scored_word(tree, node, 0 if value >= 0 else 1), advantage=(1 + abs(value)) / 2)
+            for node, value in found
+            if node.role == self.valued_by
         ]
 
 
-def _targets(tree: Tree, role: Role) -> list[ScoredCompletion]:
-    """The targets of this role on the trunk; nothing where the trunk could not be graded."""
-    right = None if tree.trunk.verdict is None else tree.trunk.verdict.right
-    if right is None:
-        return []
-    return [scored_word(tree, node, 0 if right else 1) for node in tree.trunk_nodes() if node.role == role]
+def _without_solution(tree: Tree) -> set[int]:
+    """The leaves of rollouts that came to an end and have no answer in it."""
+    return {
+        rollout.leaf
+        for rollout in tree.rollouts
+        if rollout.value is None
+        and (not rollout.solution.pieces or (rollout.verdict is not None and rollout.verdict.reason == NO_ANSWER))
+    }

@@ -15,6 +15,7 @@ Invariant: the solution reads the very ids of the plan; the plan's end token ent
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import (
     ClassVar,  # noqa: F401  (the parser of settings resolves the annotations of Flow by this module's names)
@@ -29,25 +30,40 @@ from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solut
 PLAN: Role = "plan"
 VALUE: Role = "value"
 ANSWER: Role = "answer"
+_GAP = "{question}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkedPlan:
+    """One planned and solved question: chat turns before the question, for Plan its plan, for Answer its solution."""
+
+    question: str
+    plan: str
+    solution: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSolvePrompts:
-    """The prompts of all roles, our own: the paper's are not stated here."""
+    """The prompts of all roles: built as the authors' are (mcts_plan/prompt.py), in our words. There one prompt asks
+    for two sections, numbered plan steps and an implementation that follows them; here each section is a role's."""
 
     plan_system: str = (
-        "You plan how to solve math problems. Write a short plan: one step on each line, in words, without calculating "
-        "anything. Stop after the last step."
+        "You are good at reasoning and planning. Plan how to solve the problem before it is solved. Write numbered "
+        'steps, one on each line: "Plan 1: ...", "Plan 2: ...". A step may pick out what is given, pose a part of the '
+        "question, or look at the problem from a new side. Each step has to add an insight of its own; leave out what "
+        "is general or vague. Stop after the last step, without solving anything."
     )
     plan_user: str = "{question}"
     """`{question}` stands for the problem."""
     solve_system: str = (
-        "You are a helpful math assistant. Solve the problem by following the plan step by step. "
+        "You are a helpful math assistant. Carry out the plan: number your steps as it does, and give each in detail. "
         'End with a last line of the form "Answer: " followed by the final answer alone.'
     )
     solve_user: str = "Problem:\n{question}\n\nPlan:\n{plan}\n\nSolve the problem by following this plan."
     """`{plan}` stands for the plan's very ids. Where empty, Answer continues where Plan stopped: the plan is then the
     beginning of the solution, and one that ends is a whole solution."""
+    examples: tuple[WorkedPlan, ...] = ()
+    """Demonstrations, of which the authors' prompt has two. The value role sees none, as their value model."""
     value_system: str = (
         'You can only answer "Yes" or "No". You judge whether the beginning of a plan leads to the answer.'
     )
@@ -73,6 +89,8 @@ class PlanSolveState:
     num_steps: int = 0
     solution: TokenIds = ()
     ended: bool = False
+    too_long: bool = False
+    """The plan had more steps than a plan may have."""
     next_role: Literal["plan", "value", "answer"] | None = "plan"
     after_value: Literal["plan", "value", "answer"] | None = None
     """The role that takes its turn after the value role."""
@@ -82,12 +100,15 @@ class PlanSolveState:
 class PlanSolve(Flow[PlanSolveState]):
     """A plan, line by line, and then a solution. A path is at most six turns long, as in the paper."""
 
-    plan_tokens: int = 64
-    """Longest plan step, in tokens; it ends with its line before that (not stated in the paper)."""
+    plan_tokens: int = 256
+    """Longest plan step, in tokens; it ends with its line before that. The authors' is 1,500, as of a solution."""
     max_plan_steps: int = 5
-    """Plan steps before the solution must follow; with it, the paper's depth of 6."""
-    max_tokens: int = 960
-    """Longest solution, in tokens (not stated in the paper)."""
+    """Plan steps, with which and the solution a path has the authors' depth of 6."""
+    long_plan: Literal["wrong", "solve"] = "wrong"
+    """A plan that does not end after `max_plan_steps`: a seventh level, which is -1 whatever it holds, as in the
+    authors' code (the rollout has no solution then); or it is solved as it stands."""
+    max_tokens: int = 1500
+    """Longest solution, in tokens; the authors' is 1,500 (configs/mcts_round1.yaml)."""
     value_role: bool = False
     """Whether a role predicts after every plan step if it will end right. Its choice changes nothing."""
     prompts: PlanSolvePrompts = field(default_factory=PlanSolvePrompts)
@@ -120,7 +141,7 @@ class PlanSolve(Flow[PlanSolveState]):
         if not prompts.solve_user:
             messages, continuation = self._plan_messages(state.problem), state.plan
         else:
-            messages, continuation = self._about_the_plan(prompts.solve_system, prompts.solve_user, state), ()
+            messages, continuation = self._solve_messages(state), ()
         return Turn(role=ANSWER, messages=messages, continuation=continuation, max_tokens=self.max_tokens)
 
     def advance(self, state: PlanSolveState, completion: Completion) -> PlanSolveState:
@@ -132,31 +153,56 @@ class PlanSolve(Flow[PlanSolveState]):
             return replace(state, solution=content, ended=ended, next_role=None)
         plan = (*state.plan, content) if content else state.plan
         num_steps = state.num_steps + 1
+        if content and num_steps > self.max_plan_steps:  # it was to end, and went on
+            return replace(state, plan=plan, num_steps=num_steps, next_role=None, too_long=True)
         if ended and not self.prompts.solve_user:
             return replace(state, plan=plan, num_steps=num_steps, ended=True, next_role=None)
-        next_role = "answer" if ended or num_steps >= self.max_plan_steps else "plan"
+        is_whole = ended or (num_steps == self.max_plan_steps and self.long_plan == "solve")
+        next_role = "answer" if is_whole else "plan"
         if self.value_role:
             return replace(state, plan=plan, num_steps=num_steps, next_role="value", after_value=next_role)
         return replace(state, plan=plan, num_steps=num_steps, next_role=next_role)
 
     def solution(self, state: PlanSolveState) -> Solution:
+        if state.too_long:
+            return Solution(pieces=(), ended=False)
         before: tuple[Piece, ...] = () if self.prompts.solve_user else state.plan
         own: tuple[Piece, ...] = (state.solution,) if state.solution else ()
         return Solution(pieces=before + own, ended=state.ended)
 
     def _plan_messages(self, problem: Problem) -> tuple[Message, ...]:
-        question = self.prompts.plan_user.replace("{question}", problem.question)
+        prompts = self.prompts
+        shown = [(prompts.plan_user.replace(_GAP, each.question), each.plan) for each in prompts.examples]
+        question = prompts.plan_user.replace(_GAP, problem.question)
         return (
-            Message(role="system", content=(self.prompts.plan_system,)),
+            Message(role="system", content=(prompts.plan_system,)),
+            *_as_chat(shown),
             Message(role="user", content=(question,)),
         )
+
+    def _solve_messages(self, state: PlanSolveState) -> tuple[Message, ...]:
+        prompts = self.prompts
+        before, _, after = prompts.solve_user.partition("{plan}")
+        shown = [
+            (f"{before.replace(_GAP, each.question)}{each.plan}{after.replace(_GAP, each.question)}", each.solution)
+            for each in prompts.examples
+        ]
+        system, user = self._about_the_plan(prompts.solve_system, prompts.solve_user, state)
+        return (system, *_as_chat(shown), user)
 
     def _about_the_plan(self, system: str, template: str, state: PlanSolveState) -> tuple[Message, ...]:
         # Split before the question goes in: a question may hold the text "{plan}" itself.
         before, _, after = template.partition("{plan}")
         content: tuple[Piece, ...] = (
-            before.replace("{question}", state.problem.question),
+            before.replace(_GAP, state.problem.question),
             *state.plan,
-            after.replace("{question}", state.problem.question),
+            after.replace(_GAP, state.problem.question),
         )
         return (Message(role="system", content=(system,)), Message(role="user", content=content))
+
+
+def _as_chat(shown: Sequence[tuple[str, str]]) -> Iterator[Message]:
+    """Worked examples as turns of a user and an assistant."""
+    for user, assistant in shown:
+        yield Message(role="user", content=(user,))
+        yield Message(role="assistant", content=(assistant,))

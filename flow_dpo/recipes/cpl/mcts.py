@@ -1,28 +1,32 @@
-"""Monte-Carlo tree search (MCTS) over the turns of a flow, as in Critical Plan Step Learning (arXiv 2409.08642).
+"""Monte-Carlo tree search (MCTS) over the turns of a flow, as in Critical Plan Step Learning (arXiv 2409.08642; the
+authors' code is keesh0410/CPL-Reasoning, commit 61b99b4, mcts_plan/mcts/).
 
-From the beginning, go down to the child with the highest
+An iteration goes from the beginning down to the child with the highest
 
     Q(child) + puct * P(child) * sqrt(N(node)) / (1 + N(child))
 
-until a node has not yet been expanded; draw what children it lacks, value each, and add the value to every node on its
-path. The value is the reward, 1 or -1, of a rollout to the end (Monte-Carlo), or with `valued_by` a role's prediction
-for the new state: twice the probability of its first choice minus 1 (the paper's value head); an end has its reward
-in both. N counts rollouts through a node, Q is their mean, P the geometric mean of the probabilities of its tokens
-(how it is normalised is not stated in the paper). All turns of a rollout are part of the tree: its next turn is the
-first child of each node on it.
+until a node has not yet been expanded, draws its children, and adds what it found to every node on the way: N counts,
+Q is the mean of what was added, P the geometric mean of the probabilities of a child's tokens. Two ways to value:
 
-    rollout 0    from the beginning to the end: the trunk, a plain draw from the flow
-    rollout 1, 2 the other two children of the root, each continued to its end
-    rollout 3, 4 the other two of the child that scores highest, ...
+    rollouts (Monte-Carlo)    every new child is continued to its end, whose reward is its value, 1 or -1; with
+                              `num_rollouts` above 1, by so many independent draws, the others as probes
+    valued_by (the authors')  the expanded node gets a role's prediction: twice the probability of its first choice
+                              minus 1. Of its children those that are ends have their reward; the others have no value,
+                              and are in no tree, until an iteration comes to them.
 
-Invariant: no more than `num_rollouts` are sampled; what is exhausted is not visited again, and a completion that is
-there already begins no rollout, so a tree alone, without any counts of visits, holds N and Q.
+    iteration 1    num_root_children completions of the first turn; the first of them is the trunk, a plain draw of the
+                   flow to its end in both ways
+    iteration 2    num_children completions below the child that scores highest, ...
+
+Invariant: no more than `num_iterations` are made; what is exhausted is not visited again, and a completion that is
+there already begins nothing, so a tree alone, without any counts of visits, holds N and Q: one rollout a value. Probes
+are draws of their own, of which two may be equal, and nothing is expanded below them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,23 +51,31 @@ from flow_dpo.core.types import Completion, Problem, Request, Solution, Turn, Ve
 class Mcts(TurnSampling):
     """A tree search over turns. The first rollout is the trunk, a plain draw from the flow."""
 
-    num_rollouts: int = 32
-    """Rollouts of a problem at most (not stated in the paper); a completion that is there already costs none."""
+    num_iterations: int = 200
+    """Expansions of a problem's tree at most; the authors' are 200 in the first round and 100 in the second."""
     num_children: int = 3
-    """Completions drawn at a node when it is expanded; equal ones are one child. The paper's is 3."""
+    """Completions drawn at a node when it is expanded; equal ones are one child. The authors' is 3."""
+    num_root_children: int = 5
+    """The same at the beginning; the authors' is 5."""
+    num_rollouts: int = 1
+    """Rollouts that value a new child, where no role does; with one, what was visited once has a Q of 1 or -1."""
     puct: float = 1.5
-    """How much is given to what was rarely visited; the paper's is 1.5."""
+    """How much is given to what was rarely visited; the authors' is 1.5."""
+    num_at_once: int = 1
+    """Nodes of a tree that are expanded beside one another, so that an engine has more to do (not in the paper). Each
+    is chosen as if every rollout still to come of those before it had the value -1 (virtual loss)."""
     valued_by: str = ""
-    """The role of the flow whose choice, the first or another, values a new state: every rollout but the trunk stops
-    with it. No alternative to it is sampled. Rollouts go to the end where empty."""
+    """The role of the flow whose choice, the first or another, values a state when it is expanded. No alternative to it
+    is sampled. Rollouts go to the end where empty."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(self, "of 1 or more", lambda value: value >= 1, "num_children")
+        names = ("num_iterations", "num_children", "num_root_children", "num_at_once")
+        expect(self, "of 1 or more", lambda value: value >= 1, *names)
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         searches = [_Search(self, flow, problem, seed) for problem in problems]
-        runner.run([search.expand(search.root, 1) for search in searches])
+        runner.run([step for search in searches for step in search.begin()])
         return [search.tree() for search in searches]
 
     def alone(self, *, greedy: bool) -> Group:
@@ -85,6 +97,8 @@ class _Node:
     num_valued: int = 0
     total: float = 0.0
     """Sum of the values of the rollouts that have one: a reward, 1 or -1, or the prediction for their last state."""
+    num_pending: int = 0
+    """Rollouts through here that are still to come: each counts as one of the value -1."""
     closed: bool = False
     """Nothing new can be found here or below."""
     id: int = -1
@@ -92,7 +106,13 @@ class _Node:
     @property
     def value(self) -> float:
         """Q; 0 where nothing could be graded, which is where right and wrong weigh alike."""
-        return self.total / self.num_valued if self.num_valued else 0.0
+        num = self.num_valued + self.num_pending
+        return (self.total - self.num_pending) / num if num else 0.0
+
+    @property
+    def visits(self) -> int:
+        """N, with what is still to come."""
+        return self.num_rollouts + self.num_pending
 
     @property
     def prior(self) -> float:
@@ -103,12 +123,14 @@ class _Node:
 
 @dataclass(slots=True, kw_only=True)
 class _Rollout:
-    """A rollout from a new child to the end, or to where it was valued."""
+    """From a new child to the end, or to a state that was valued; or to one that will be when it is visited."""
 
-    first: _Node
     leaf: _Node
     index: int
+    probe: int = 0
+    """Which of the draws from the same child; the first is part of what is searched."""
     solution: Solution | None = None
+    """None while the state waits to be visited."""
     value: float | None = None
 
     @property
@@ -117,7 +139,7 @@ class _Rollout:
 
 
 class _Search:
-    """The search on one problem. Rollouts of one expansion run side by side; the one that ends last continues."""
+    """The search on one problem. Expansions of one wave run side by side; what ends last chooses the next."""
 
     def __init__(self, settings: Mcts, flow: Flow[Any], problem: Problem, seed: int) -> None:
         self.settings, self.flow, self.problem, self.seed = settings, flow, problem, seed
@@ -125,6 +147,14 @@ class _Search:
         self.root = _Node(parent=None, state=start, turn=flow.turn(start))
         self.rollouts: list[_Rollout] = []
         self.num_drawn = 0
+        self.num_iterations = 0
+        self.wave: list[tuple[_Node, int, int]] = []
+        """Nodes that are being expanded, each with the number of completions that are drawn there, and the number of
+        the first of these."""
+        self.started: list[_Rollout] = []
+        """Rollouts of this wave."""
+        self.num_open = 0
+        """Expansions and rollouts of this wave that have not ended."""
         if self.root.turn is None:
             raise FlowError(f"{type(flow).__name__} ended a rollout of {problem.id} without a turn")
         if settings.valued_by and settings.valued_by not in flow.roles:
@@ -133,67 +163,107 @@ class _Search:
                 f"{settings.valued_by!r}; leave it empty to sample every new state to its end"
             )
 
-    def expand(self, node: _Node, num: int) -> RolloutSteps:
-        """Draw this many completions at a node, and continue from those that are new."""
-        drawn: dict[int, Sampled] = {}
-        first, self.num_drawn = self.num_drawn, self.num_drawn + num
-        node.num_drawn += num
-        for index in range(first, first + num):
-            yield self._draw(node, index, drawn, num)
+    def begin(self) -> list[RolloutSteps]:
+        """The first wave: the beginning alone."""
+        self._choose(self.root)
+        return self._expansions()
 
     def tree(self) -> Tree:
-        """The finished tree, rollout by rollout."""
+        """The finished tree, a rollout a value."""
         tree = Tree(problem=self.problem)
         for rollout in self.rollouts:
             path = [node for node in _up(rollout.leaf) if node.id < 0 and node.sampled is not None][::-1]
-            above = rollout.first.parent
+            above = path[0].parent
             assert above is not None
             assert rollout.solution is not None
             turns = [node.sampled for node in path if node.sampled is not None]
             for id, node in enumerate(path, start=len(tree.nodes)):
                 node.id = id
             value = rollout.value if rollout.stopped else None
-            tree.add_rollout(None if above.sampled is None else above.id, turns, rollout.solution, value=value)
+            parent = None if above.sampled is None else above.id
+            tree.add_rollout(parent, turns, rollout.solution, value=value, probe=rollout.probe > 0)
         return tree
+
+    def _choose(self, node: _Node) -> None:
+        """Have a node expanded in the next wave, and valued before where a role does that."""
+        num, first = self._num_wanted(node) - node.num_drawn, self.num_drawn
+        self.num_iterations += 1
+        # The numbers of all draws are given here: they must not depend on who ends first.
+        self.num_drawn += num + self.settings.num_children * self._is_valued(node)
+        node.num_drawn += num
+        self.wave.append((node, num, first))
+        for above in _up(node):
+            above.num_pending += num
+
+    def _expansions(self) -> list[RolloutSteps]:
+        """The steps of what was chosen."""
+        self.num_open = len(self.wave)
+        steps: list[RolloutSteps] = []
+        for node, num, first in self.wave:
+            steps += [self._visit(node, first)] if self._is_valued(node) else self._expand(node, num, first)
+        return steps
+
+    def _expand(self, node: _Node, num: int, first: int) -> list[RolloutSteps]:
+        """Draw the completions that a node lacks, and continue from those that are new."""
+        drawn: dict[int, Sampled] = {}
+        return [self._draw(node, index, drawn, num) for index in range(first, first + num)]
+
+    def _visit(self, node: _Node, index: int) -> RolloutSteps:
+        """Have the role value a state, and expand it."""
+        sampled = yield from self._sample_turn(node, index)
+        leaf = self._child(node, sampled)
+        solution = self.flow.solution(leaf.state)
+        self.started.append(_Rollout(leaf=leaf, index=index, solution=solution, value=_said(leaf)))
+        num = self._num_wanted(leaf)
+        leaf.num_drawn += num
+        yield from self._expand(leaf, num, index + 1)
 
     def _draw(self, node: _Node, index: int, drawn: dict[int, Sampled], num: int) -> RolloutSteps:
         drawn[index] = yield from self._sample_turn(node, index)
         if len(drawn) == num:
-            yield from self._play_on(node, [drawn[i] for i in sorted(drawn)], min(drawn))
+            yield from self._go_on(node, drawn)
 
-    def _play_on(self, node: _Node, drawn: Sequence[Sampled], first: int) -> RolloutSteps:
-        """Add the new completions as children, and continue each of them to the end."""
-        started: list[_Rollout] = []
-        for index, sampled in enumerate(drawn, start=first):
+    def _go_on(self, node: _Node, drawn: Mapping[int, Sampled]) -> RolloutSteps:
+        """Add the new completions as children, and continue each of them."""
+        for index, sampled in sorted(drawn.items()):
             if all(sampled.completion.token_ids != _ids(child) for child in node.children):
                 child = self._child(node, sampled)
-                started.append(_Rollout(first=child, leaf=child, index=index))
-        self.rollouts += started
-        if not started:
-            yield from self._next([])
-        waiting = [len(started)]
-        for rollout in started:
-            yield self._finish(rollout, started, waiting)
+                num = self.settings.num_rollouts if child.turn is not None and not self.settings.valued_by else 1
+                for probe in range(num):
+                    rollout = _Rollout(leaf=child, index=index, probe=probe)
+                    self.started.append(rollout)
+                    self.num_open += 1
+                    yield self._finish(rollout)
+        yield from self._ended()
 
-    def _finish(self, rollout: _Rollout, started: Sequence[_Rollout], waiting: list[int]) -> RolloutSteps:
-        node, valued = rollout.first, False
-        while node.turn is not None and not valued:
-            sampled = yield from self._sample_turn(node, rollout.index)
-            valued = self._is_valued(node) and rollout.index > 0
-            node.num_drawn += 1
-            node = self._child(node, sampled)
-        rollout.leaf, rollout.solution = node, self.flow.solution(node.state)
-        if rollout.stopped:
-            rollout.value = _said_value(node)
-        else:
+    def _finish(self, rollout: _Rollout) -> RolloutSteps:
+        """Continue to the end, or to a state that has to be visited for its value."""
+        node = rollout.leaf
+        while node.turn is not None and (rollout.index == 0 or not self._is_valued(node)):
+            sampled = yield from self._sample_turn(node, rollout.index, rollout.probe)
+            node.num_drawn += not rollout.probe
+            node = self._child(node, sampled, probe=rollout.probe > 0)
+        rollout.leaf = node
+        if not rollout.stopped:
+            rollout.solution = self.flow.solution(node.state)
             verdict = yield from verify(self.problem, rollout.solution)
             rollout.value = None if verdict.reward is None else 2 * verdict.reward - 1
-        waiting[0] -= 1
-        if not waiting[0]:
-            yield from self._next(started)
+        yield from self._ended()
 
-    def _next(self, done: Sequence[_Rollout]) -> RolloutSteps:
-        """Back up what was found, and expand the next node, if there is one and the budget allows."""
+    def _ended(self) -> RolloutSteps:
+        """One part of the wave has ended; after the last, back up what was found and choose the next."""
+        self.num_open -= 1
+        if self.num_open:
+            return
+        # 1. what was to come has come, and counts by its value
+        for node, num, _ in self.wave:
+            for above in _up(node):
+                above.num_pending -= num
+        done = sorted(
+            (one for one in self.started if one.solution is not None), key=lambda one: (one.index, one.probe)
+        )  # fmt: skip
+        self.wave, self.started = [], []
+        self.rollouts += done
         for rollout in done:
             rollout.leaf.closed = not rollout.stopped
             for node in _up(rollout.leaf):
@@ -202,17 +272,22 @@ class _Search:
                     node.num_valued += 1
                     node.total += rollout.value
         self._close()
-        if len(self.rollouts) < self.settings.num_rollouts and not self.root.closed:
-            node = self._select()
-            left = self.settings.num_rollouts - len(self.rollouts)
-            yield self.expand(node, min(left, self._num_wanted(node) - node.num_drawn))
+        # 2. the next, as far as the budget goes and there is something to find
+        while (
+            self.num_iterations < self.settings.num_iterations
+            and not self.root.closed
+            and len(self.wave) < self.settings.num_at_once
+        ):
+            self._choose(self._select())
+            self._close()
+        yield from self._expansions()
 
     def _select(self) -> _Node:
         node = self.root
         while node.num_drawn >= self._num_wanted(node):
-            visits, puct = math.sqrt(node.num_rollouts), self.settings.puct
+            visits, puct = math.sqrt(node.visits), self.settings.puct
             open_ones = [child for child in node.children if not child.closed]
-            node = max(open_ones, key=lambda one: one.value + puct * one.prior * visits / (1 + one.num_rollouts))
+            node = max(open_ones, key=lambda one: one.value + puct * one.prior * visits / (1 + one.visits))
         return node
 
     def _close(self) -> None:
@@ -230,9 +305,11 @@ class _Search:
 
     def _num_wanted(self, node: _Node) -> int:
         """How many completions are drawn at a node that is expanded."""
-        return 1 if self._is_valued(node) else self.settings.num_children
+        if self._is_valued(node):
+            return 1
+        return self.settings.num_children if node.parent else self.settings.num_root_children
 
-    def _sample_turn(self, node: _Node, index: int) -> Generator[Yields, Sampled | Verdict, Sampled]:
+    def _sample_turn(self, node: _Node, index: int, probe: int = 0) -> Generator[Yields, Sampled | Verdict, Sampled]:
         """Sample a node's turn, for one rollout. Raises `FlowError` for a turn that breaks a rule."""
         assert node.turn is not None
         depth = sum(1 for _ in _up(node)) - 1
@@ -243,13 +320,13 @@ class _Search:
                 f"{node.turn.role!r}, which writes"
             )
         # Rollout 0 is drawn as any exploration draws its trunk.
-        place = (-1, 0, depth) if index == 0 else ("search", index, depth)
+        trunk = index == 0 and not probe
+        place = (-1, 0, depth) if trunk else ("search", index, depth, *([probe] if probe else []))
         seed = derive(self.seed, self.problem.id, *place)
-        return sample(
-            SampleRequest(turn=node.turn, sampling=self.settings.for_turn(node.turn, trunk=index == 0), seed=seed)
-        )
+        return sample(SampleRequest(turn=node.turn, sampling=self.settings.for_turn(node.turn, trunk=trunk), seed=seed))
 
-    def _child(self, node: _Node, sampled: Sampled) -> _Node:
+    def _child(self, node: _Node, sampled: Sampled, *, probe: bool = False) -> _Node:
+        """The node of a completion; that of a probe is below its parent, and no child of it."""
         state = self.flow.advance(node.state, sampled.completion)
         child = _Node(
             parent=node,
@@ -257,7 +334,8 @@ class _Search:
             turn=self.flow.turn(state),
             sampled=(sampled.request, sampled.completion, self.flow.tags(node.state)),
         )
-        node.children.append(child)
+        if not probe:
+            node.children.append(child)
         return child
 
 
@@ -269,7 +347,7 @@ def _up(node: _Node) -> Iterator[_Node]:
         at = at.parent
 
 
-def _said_value(node: _Node) -> float:
+def _said(node: _Node) -> float:
     """The value that was predicted for the state: 1 where the first choice is certain, -1 where it is impossible."""
     assert node.sampled is not None
     return 2 * math.exp(node.sampled[1].choice_logprobs[0]) - 1

@@ -2,7 +2,7 @@
 
 DOTS (arXiv 2410.03864), one problem at a time: every way is sampled N times, the ways with the highest
 success rate are kept (the shorter where it is equal), those are sampled again, a few are kept of these, and the model
-itself explains why the best one suits the problem. With the flow's own plan in front:
+itself, or another one, explains why the best one suits the problem. With the flow's own plan in front:
 
     rollout 0         the planner's own explanation, choice and solution: progressive validation
     rollouts 1 ...    each way, N times; the kept ways again in every further round
@@ -22,10 +22,12 @@ from typing import Any
 from flow_dpo.core.errors import ConfigError, FlowError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
+from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Message, Problem, Request, Turn
+from flow_dpo.models.http_client import check_base_url
+from flow_dpo.recipes.dots.explainer import as_completion, explain
 from flow_dpo.recipes.dots.flow import ANSWER, PLAN, Planned, PlannedState
 from flow_dpo.recipes.dots.lesson import add_lesson
 from flow_dpo.recipes.scored import ELSEWHERE
@@ -52,6 +54,11 @@ class TrajectorySearch(TurnSampling):
     """Ways that are kept for a further round."""
     num_best: int = 3
     """Ways that are left in the end, best first; the first is the lesson."""
+    explainer_url: str = ""
+    """OpenAI-compatible address of another model that writes the explanations, as in the authors' code; the model that
+    is trained writes them where it is empty. Its API key is read from OPENAI_API_KEY."""
+    explainer_model: str = ""
+    """The model's name there; may be left out where it serves one only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +67,9 @@ class TrajectorySearch(TurnSampling):
                 f"expected num_rollouts of 1 or more, num_rounds of 0 or more and 0 < num_best <= num_kept, found "
                 f"{self.num_rollouts}, {self.num_rounds}, {self.num_best} and {self.num_kept}"
             )
+
+        if self.explainer_url:
+            check_base_url(self.explainer_url)
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         if not isinstance(flow, Planned):
@@ -74,8 +84,20 @@ class TrajectorySearch(TurnSampling):
             runner.run([chain.rollout() for chain in chains])
             for search in searches:
                 search.end_round(last=number == self.num_rounds - 1)
-        runner.run([search.explain() for search in searches if search.decides])
+        deciding = [search for search in searches if search.decides]
+        if self.explainer_url:
+            prompts = [search.hindsight_prompt() for search in deciding]
+            texts = explain(prompts, url=self.explainer_url, model=self.explainer_model,
+                            max_tokens=flow.explanation_tokens)  # fmt: skip
+            for search, text in zip(deciding, texts, strict=True):
+                search.explained(text)
+        else:
+            runner.run([search.explain() for search in deciding])
         return [search.tree() for search in searches]
+
+    def rehearsed(self) -> TrajectorySearch:
+        """The same search without another model, as its cost is counted before it begins."""
+        return replace(self, explainer_url="")
 
     def alone(self, *, greedy: bool) -> TrajectorySearch:
         return replace(self, num_rounds=0, greedy_trunk=greedy)
@@ -94,7 +116,7 @@ class _Search:
         self.rollouts: dict[str, list[tuple[Chain, bool]]] = {way: [] for way in self.ways}
         """Of every way, its rollouts and whether each was right."""
         self.running: list[tuple[str, Chain]] = []
-        self.hindsight: Sampled | None = None
+        self.hindsight: tuple[Request, Completion] | None = None
 
     @property
     def decides(self) -> bool:
@@ -120,16 +142,28 @@ class _Search:
         if last:
             self.ways = self.ways[: self.explore.num_best]
 
+    def hindsight_prompt(self) -> str:
+        """Why does the best way suit the problem?"""
+        return self.problem.question + HINDSIGHT.replace("{way}", self.ways[0].replace("+", ", then "))
+
     def explain(self) -> RolloutSteps:
-        """Ask the model why the best way suits the problem."""
-        prompt = self.problem.question + HINDSIGHT.replace("{way}", self.ways[0].replace("+", ", then "))
-        turn = Turn(
-            role=ANSWER, messages=(Message(role="user", content=(prompt,)),), max_tokens=self.flow.explanation_tokens
-        )  # fmt: skip
+        """Ask the model for it."""
+        turn = self._hindsight_turn()
         sampling = self.explore.for_turn(turn, trunk=False)
-        self.hindsight = yield from sample(
-            SampleRequest(turn=turn, sampling=sampling, seed=derive(self.seed, "hindsight"))
-        )
+        sampled = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=derive(self.seed, "hindsight")))
+        self.hindsight = sampled.request, sampled.completion
+
+    def explained(self, text: str | None) -> None:
+        """Take it from another model; None where that had none. It ends as this problem's own rollouts do."""
+        chains = [self.trunk, *(chain for rollouts in self.rollouts.values() for chain, _ in rollouts)]
+        turns = [completion for chain in chains for _, completion, _ in chain.turns]
+        end = next((turn.token_ids[len(turn.content_ids) :] for turn in turns if turn.finish_reason == "stop"), ())
+        if text is not None:
+            self.hindsight = as_completion(text, self._hindsight_turn(), self.runner.renderer, end)
+
+    def _hindsight_turn(self) -> Turn:
+        message = Message(role="user", content=(self.hindsight_prompt(),))
+        return Turn(role=ANSWER, messages=(message,), max_tokens=self.flow.explanation_tokens)
 
     def tree(self) -> Tree:
         """All rollouts, and after them the lesson."""
@@ -143,8 +177,8 @@ class _Search:
             add_lesson(
                 tree,
                 self.ways[0],
-                why=(self.hindsight.request, self.hindsight.completion),
-                which=self._choice(self.hindsight.completion),
+                why=self.hindsight,
+                which=self._choice(self.hindsight[1]),
                 solution=best.solution,
             )
         return tree

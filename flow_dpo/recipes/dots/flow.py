@@ -4,8 +4,10 @@ DOTS (arXiv 2410.03864): a way is an analysis (none, rewrite the question, decom
 (reasoning in words, CoT, or a program, PoT) and a verification (none, or self-verification): 12 ways. The planner
 explains which way suits the question and then names it, as one of the declared choices:
 
-    plan     "There are two quantities, so ..."     plan   C, which is rewrite+cot
+    plan     "There are two quantities, so ..."     plan   D, which is rewrite+cot+verify
     answer   the question in other words            answer "... Answer: 14"
+    answer   a check of that                        answer "incorrect", one of two declared choices
+    answer   "... Answer: 15", only since it was found incorrect; where it was found correct the solution stands
 
 A program is not run here, a flow evaluates nothing: `awaiting` returns what is to be run, and an exploration that may
 run programs hands the result to `with_output`. Without that a program's solution has no answer.
@@ -83,13 +85,22 @@ class ModuleWords:
     )
     """`{analysed}` is `rewritten` or `parts`, or nothing."""
     verify: str = (
-        "Problem:\n{question}\n\nProposed solution:\n{draft}\n\nCheck this solution step by step, and write the right "
-        'one. End with a last line of the form "Answer: " followed by the final answer alone.'
+        "Problem:\n{question}\n\nProposed solution:\n{draft}\n\nSuppose that its final answer is right, ask a new "
+        "question about the problem on that ground, and see whether there is a contradiction. Do not solve it again."
+    )
+    verdict: str = (
+        "Problem:\n{question}\n\nProposed solution:\n{draft}\n\nCheck of it:\n{check}\n\nIs the proposed solution "
+        "correct or incorrect? Answer with that word alone."
+    )
+    again: str = (
+        "Problem:\n{question}\n\nThis solution was found to be incorrect:\n{draft}\n\nCheck of it:\n{check}\n\n"
+        "Solve the problem again, step by step, without that mistake. End with a last line of the form "
+        '"Answer: " followed by the final answer alone.'
     )
 
     def __post_init__(self) -> None:
         needs = {name: () if name in ("rewritten", "parts") else ("question",) for name in vars(self)}
-        check_gaps(self, needs, ("ways", "explanation", "analysis", "analysed", "draft"))
+        check_gaps(self, needs, ("ways", "explanation", "analysis", "analysed", "draft", "check"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +113,15 @@ class PlannedState:
     analysis: tuple[Piece, ...] | None = None
     draft: Completion | None = None
     result: str = ""
-    """What the draft's program printed, as a closed last line."""
-    verified: Completion | None = None
+    """What the first draft's program printed, as a closed last line."""
+    check: tuple[Piece, ...] | None = None
+    """Of the draft."""
+    again: bool = False
+    """The draft was found incorrect: another is written."""
+    given_up: tuple[tuple[Piece, ...], ...] = ()
+    """Drafts before the last."""
+    settled: bool = False
+    """The draft is the solution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +139,10 @@ class Planned(Flow[PlannedState]):
     """A way that is taken without a planner, by its name, such as "decompose+cot+verify"."""
     labels: tuple[str, ...] = tuple("ABCDEFGHIJKL")
     """Words that name the ways; each begins with a token of its own."""
+    verdicts: tuple[str, str] = ("correct", "incorrect")
+    """Words with which a verification ends, each beginning with a token of its own."""
+    max_again: int = 1
+    """Times that a solution is written again because its verification says "incorrect"; the authors' code has 1."""
     prompts: AnswerStopPrompts = field(default_factory=AnswerStopPrompts)
     """Of plain solutions."""
     module_words: ModuleWords = field(default_factory=ModuleWords)
@@ -128,7 +150,7 @@ class Planned(Flow[PlannedState]):
     roles: ClassVar[tuple[Role, ...]] = (PLAN, ANSWER)
 
     def __post_init__(self) -> None:
-        expect(self, "of 1 or more", lambda value: value >= 1, "max_tokens", "explanation_tokens")
+        expect(self, "of 1 or more", lambda value: value >= 1, "max_tokens", "explanation_tokens", "max_again")
         num = len(self.trajectories)
         if len(set(self.labels)) < max(num, len(self.labels)):
             raise ConfigError(f"expected {num} different labels, one for each way, found {list(self.labels)}")
@@ -163,9 +185,13 @@ class Planned(Flow[PlannedState]):
             *before, last = answer_messages(self.prompts, state.problem)
             last = replace(last, content=(*last.content, *self._analysed(state)))
             return Turn(role=ANSWER, messages=(*before, last), max_tokens=self.max_tokens)
-        if way.verify and state.verified is None:
+        if not way.verify or state.settled:
+            return None
+        if state.check is None:
             return self._ask(ANSWER, words.verify, state, self.max_tokens)
-        return None
+        if not state.again:
+            return replace(self._ask(ANSWER, words.verdict, state, 1), choices=self.verdicts)
+        return self._ask(ANSWER, words.again, state, self.max_tokens)
 
     def advance(self, state: PlannedState, completion: Completion) -> PlannedState:
         if state.trajectory is None:
@@ -176,27 +202,28 @@ class Planned(Flow[PlannedState]):
             return replace(state, analysis=(completion.content_ids,))
         if state.draft is None:
             return replace(state, draft=completion)
-        return replace(state, verified=completion)
+        if state.check is None:
+            return replace(state, check=(completion.content_ids,))
+        if not state.again:
+            wrong = completion.choice == 1
+            return replace(state, again=wrong, settled=not wrong)
+        given_up = (*state.given_up, self._draft(state))
+        settled = len(given_up) >= self.max_again
+        return replace(state, draft=completion, given_up=given_up, check=None, again=False, settled=settled)
 
     def solution(self, state: PlannedState) -> Solution:
-        pieces = self._draft(state)
-        last = state.verified or state.draft
+        before = tuple(piece for draft in state.given_up for piece in (*draft, "\n\n"))
         # A program is finished by what it prints, not by its own end.
-        ended = last is not None and last.ended
-        if state.verified is None:
-            run = state.trajectory is not None and state.trajectory.program
-            return Solution(pieces=pieces, ended=ended and not run)
-        return Solution(
-            pieces=(*pieces, "\n\n", state.verified.content_ids), ended=ended, attempt_start=len(pieces) + 1
-        )
+        ended = state.draft is not None and state.draft.ended and not self._is_program(state)
+        return Solution(pieces=(*before, *self._draft(state)), ended=ended, attempt_start=len(before))
 
     def tags(self, state: PlannedState) -> tuple[str, ...]:
         return () if state.trajectory is None else (state.trajectory.name,)
 
     def awaiting(self, state: PlannedState) -> tuple[Piece, ...]:
         """The text with a program that is to be run before the rollout continues; empty where there is none."""
-        waits = state.trajectory is not None and state.trajectory.program and state.draft is not None
-        return (state.draft.content_ids,) if waits and state.draft and not state.result else ()
+        waits = self._is_program(state) and not state.result
+        return (state.draft.content_ids,) if waits and state.draft else ()
 
     def with_output(self, state: PlannedState, *, output: str, reason: str) -> PlannedState:
         """The state once the program has run: its last line is the answer, or it has none."""
@@ -215,6 +242,7 @@ class Planned(Flow[PlannedState]):
             "analysis": state.analysis or (),
             "analysed": self._analysed(state),
             "draft": self._draft(state),
+            "check": state.check or (),
         }
         return Turn(role=role, messages=(Message(role="user", content=fill(template, values)),), max_tokens=max_tokens)
 
@@ -224,10 +252,15 @@ class Planned(Flow[PlannedState]):
         words = self.module_words.rewritten if state.trajectory.analysis == "rewrite" else self.module_words.parts
         return fill(words, {"analysis": state.analysis})
 
+    def _is_program(self, state: PlannedState) -> bool:
+        """Whether the draft is a program; one that is written again is in words."""
+        return state.trajectory is not None and state.trajectory.program and not state.given_up
+
     def _draft(self, state: PlannedState) -> tuple[Piece, ...]:
         if state.draft is None:
             return ()
-        return (state.draft.content_ids, state.result) if state.result else (state.draft.content_ids,)
+        run = self._is_program(state) and state.result
+        return (state.draft.content_ids, state.result) if run else (state.draft.content_ids,)
 
 
 _MEANINGS = {
@@ -235,5 +268,5 @@ _MEANINGS = {
     "decompose": "split the problem into smaller questions",
     "cot": "reason step by step",
     "pot": "write a program",
-    "verify": "check the solution",
+    "verify": "check the solution, and solve again what is incorrect",
 }

@@ -1,7 +1,10 @@
 """DOTS' presets: a planner that learns which way of solving suits a problem (arXiv 2410.03864).
 
-The paper's: 12 ways (6 without programs), each sampled 4 times at temperature 0.4, 2 rounds, 8 and then
-3 kept; cross-entropy. Rates for LoRA, and the batch: not stated here. The small presets search one round.
+The paper's: 12 ways (6 without programs), each sampled 4 times at temperature 0.4, 2 rounds, 8 and then 3 kept; what is
+verified as incorrect is answered again; cross-entropy, batches of 64. The authors' code (MurongYue/DOTS at 239e7de,
+training_config/config_llama3_8b_sft_v2.yaml): 2e-5 for all weights, 60 warm-up updates, cosine down to 2e-6, 2 epochs,
+batches of 32; it samples each way twice at 0.8 and the last 3 ways once more (src/LLM_reasoning_workflow_general.py).
+LoRA: not stated. The small presets search one round.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=_recipe(Planned(), TrajectorySearch(temperature=0.4)),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=2e-5, examples_per_update=32),
+        learner=LearnerSettings(learning_rate=2e-5, examples_per_update=64, warmup_updates=60),
         problems_per_batch=16,
     ),
     "chat": CHAT.preset(_recipe(Planned(), TrajectorySearch(temperature=0.4))),
@@ -50,6 +53,7 @@ PRESETS: dict[str, Preset] = {
                 max_tokens=SEED_TOKENS,
                 explanation_tokens=8,
                 labels=tuple("123456789"),
+                verdicts=("Yes", "No"),
                 prompts=SEED_PROMPTS,
                 # The seed was not trained on prompts for ways: its prompt is always the bare question.
                 module_words=ModuleWords(
@@ -61,6 +65,8 @@ PRESETS: dict[str, Preset] = {
                     parts="",
                     program="{question}",
                     verify="{question}",
+                    verdict="{question}",
+                    again="{question}",
                 ),
             ),
             TrajectorySearch(num_rounds=1, temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),

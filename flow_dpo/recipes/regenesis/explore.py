@@ -1,13 +1,13 @@
-"""Rollouts by general guidelines, and with the accepted answer as a hint where none is right.
+"""Rollouts by general guidelines, and with the accepted answer as a hint where none can be learned from.
 
 ReGenesis (arXiv 2410.02108, section 3.1): 25 guidelines singly and 20 drawn groups of them, each made into a path in
-three turns (`flows.guidelines`); where none of a problem's paths is right, some more with the answer in the prompt. The
-trunk is the plain flow, which reads no guideline: progressive validation, and the prompt that right paths are learned
-for.
+three turns (`regenesis.flow`); of those that end right the ones that reason are kept (`regenesis.kept`), and where none
+of a problem's paths is, some more are sampled with the answer in the prompts. The trunk is the plain flow, which reads
+no guideline: progressive validation, and the prompt that paths are learned for.
 
     rollout 0        plain question                       "... Answer: 5"
     rollout 1 ...    adapt, structure, path               45 of them, in an order drawn for the problem
-    after            adapt, structure, path with a hint   only where none of those before is right
+    after            adapt, structure, path with a hint   only where none of those before is kept
 
 Invariant: every guideline and every group is tried at most once a problem without a hint, each equally likely where
 `num_rollouts` is less than 45.
@@ -17,20 +17,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flow_dpo.core.errors import ConfigError, FlowError, expect
 from flow_dpo.core.explore import Group, TurnSampling, single_rollout
 from flow_dpo.core.flow import Flow
-from flow_dpo.core.rollouts import RolloutRunner
+from flow_dpo.core.prompts import fill
+from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, SampleRequest, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Problem, Turn
+from flow_dpo.core.types import Message, Problem, Turn
 from flow_dpo.recipes.regenesis.flow import GUIDELINES, Guided, GuidedWords
+from flow_dpo.recipes.regenesis.kept import PathFilter, kept_from, kept_tag
 from flow_dpo.recipes.single_rollout import Chain
 
 NUM_GROUPS = 20
+PATH = 2
+"""Which of a rollout's turns is the path."""
 GROUP_SIZES = (2, 3)
 """Smallest and largest group. In the authors' code the model itself selects two or three for the question at hand."""
 
@@ -51,10 +55,11 @@ class GuidelineRollouts(TurnSampling):
     num_rollouts: int = 45
     """Guidelines and groups that are tried on a problem, of the 45 there are."""
     num_hinted: int = 5
-    """Paths with a hint where none without is right; the authors' code samples its 20 groups."""
+    """Paths with a hint where none without is kept; the authors' code samples its 20 groups."""
     plan_tokens: int = 256
     """Longest adapted advice and longest structure, in tokens; the authors' code allows 2,048."""
     words: GuidedWords = field(default_factory=GuidedWords)
+    keep: PathFilter = field(default_factory=PathFilter)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,23 +76,56 @@ class GuidelineRollouts(TurnSampling):
         trunks = [
             Chain(flow, problem, self, seed=derive(seed, problem.id, "trunk"), trunk=True) for problem in problems
         ]
-        free = [self._chains(flow, problem, ways, seed, hinted=False) for problem in problems]
-        runner.run([chain.rollout() for chain in [*trunks, *(one for chains in free for one in chains)]])
-        hinted: list[list[Chain]] = [
-            [] if any(chain.right for chain in chains) else self._chains(flow, problem, ways, seed, hinted=True)
-            for problem, chains in zip(problems, free, strict=True)
-        ]
+        runs = [self._chains(flow, problem, ways, seed, hinted=False) for problem in problems]
+        runner.run([chain.rollout() for chain in [*trunks, *(one for chains in runs for one in chains)]])
+        again = [at for at, kept in enumerate(self._mark_kept(flow, runner, runs)) if not kept]
+        hinted = [self._chains(flow, problems[at], ways, seed, hinted=True) for at in again]
         runner.run([chain.rollout() for chains in hinted for chain in chains])
+        self._mark_kept(flow, runner, hinted)
+        more = dict(zip(again, hinted, strict=True))
         trees: list[Tree] = []
-        for trunk, one, other in zip(trunks, free, hinted, strict=True):
+        for at, (trunk, chains) in enumerate(zip(trunks, runs, strict=True)):
             tree = Tree(problem=trunk.problem)
-            for chain in [trunk, *one, *other]:
+            for chain in [trunk, *chains, *more.get(at, ())]:
                 chain.add_to(tree)
             trees.append(tree)
         return trees
 
     def alone(self, *, greedy: bool) -> Group:
         return single_rollout(self, greedy=greedy)
+
+    def _mark_kept(self, flow: Flow[Any], runner: RolloutRunner, runs: Sequence[Sequence[Chain]]) -> list[bool]:
+        """Tag the right paths that are kept, after the model has agreed where it is asked; of each problem, whether any
+        is."""
+        render, to_text = runner.renderer.render, runner.renderer.to_text
+        found: list[list[tuple[Chain, int]]] = []
+        for chains in runs:
+            right = [chain for chain in chains if chain.right]
+            starts = [kept_from(chain.turns[PATH][1], self.keep, lambda ids: to_text((ids,))) for chain in right]
+            found.append([(one, start) for one, start in zip(right, starts, strict=True) if start is not None])
+        agreed: dict[Chain, bool] = {chain: True for chains in found for chain, _ in chains}
+        if self.keep.self_check:
+            runner.run([self._ask(chain, agreed) for chain in agreed])
+        for chain, start in [one for chains in found for one in chains if agreed[one[0]]]:
+            opening: tuple[int, ...] = ()
+            if self.keep.numbered_steps:
+                plain = _plain_turn(flow, chain.problem)
+                whole = render(replace(plain, continuation=(self.keep.opening,))).prompt_ids
+                opening = whole[len(render(plain).prompt_ids) :]
+            request, completion, tags = chain.turns[PATH]
+            chain.turns[PATH] = (request, completion, (*tags, kept_tag(start, opening)))
+        return [any(agreed[chain] for chain, _ in chains) for chains in found]
+
+    def _ask(self, chain: Chain, agreed: dict[Chain, bool]) -> RolloutSteps:
+        """Is the path right, in the model's own judgement? The answer is a further turn of the rollout."""
+        problem, path = chain.problem, chain.turns[PATH][1].content_ids
+        gaps = {"question": (problem.question,), "solution": (path,), "gold": (problem.gold,)}
+        message = Message(role="user", content=fill(self.words.check, gaps))
+        turn = Turn(role=Guided.roles[0], messages=(message,), choices=("Yes", "No"))
+        sampling = self.for_turn(turn, trunk=False)
+        sampled = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=derive(chain.seed, "check")))
+        chain.turns.append((sampled.request, sampled.completion, ("check",)))
+        agreed[chain] = sampled.completion.choice == 0
 
     def _chains(
         self, flow: Flow[Any], problem: Problem, ways: Sequence[tuple[str, ...]], seed: int, *, hinted: bool
@@ -105,7 +143,7 @@ class GuidelineRollouts(TurnSampling):
                 self,
                 seed=derive(start, way),
                 tags=(f"way {way}",),
-                checked=not hinted,
+                checked=True,
             )
             for way in order
         ]

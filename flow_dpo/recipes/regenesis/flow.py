@@ -1,11 +1,11 @@
-"""ReGenesis' flow: from a general guideline to a solution in three turns of one role.
+r"""ReGenesis' flow: from a general guideline to a solution in three turns of one role.
 
 ReGenesis (arXiv 2410.02108, section 3.1): fit general guidelines to the problem, make a structure of steps out of them,
 and only then reason along it. With one guideline:
 
     adapt      "Break the problem into parts."  ->  "Find what the apples cost, then what is left of the money."
     structure  ->  "1. Multiply apples and price. 2. Subtract from the money."
-    path       the problem's own prompt and the structure  ->  "3 * 2 = 6 ... Answer: 4"
+    path       the problem's own prompt and the structure  ->  "1. 3 * 2 = 6 ... \boxed{4}"
 
 The path's prompt is that of the plain turn it will be learned for, with `words.path` after it, so that system text and
 worked examples are the same. Each turn's sampled ids are spliced into the next as they are.
@@ -21,7 +21,7 @@ from flow_dpo.core.prompts import check_gaps, fill
 from flow_dpo.core.types import Completion, Message, Piece, Problem, Role, Solution, Turn
 
 HINTED = "hinted"
-"""Tag of turns in a rollout whose prompt has the accepted answer; the credit keeps one only in want of others."""
+"""Tag of turns in a rollout whose prompts have the accepted answer; there is one only in want of others."""
 GUIDELINES = (
     "Say in your own words what is asked for before you begin.",
     "List every given quantity with its unit, and leave out what does not matter.",
@@ -65,15 +65,25 @@ class GuidedWords:
         "Problem:\n{question}\n\nAdvice:\n{adapted}\n\n"
         "Turn the advice into a short numbered list of the steps that solve this problem. Do not calculate yet."
     )
-    path: str = "\n\nFollow these steps, and do not mention them:\n{structure}"
+    path: str = (
+        "\n\nFollow this plan, and do not mention it:\n{structure}\n\nWrite fewer than 8 steps, each a paragraph that "
+        "begins with its number (1., 2.), and end with the final answer as \\boxed{answer}."
+    )
     """Stands after the question in the plain prompt."""
+    plan_hint: str = "\n\nThe final answer is {gold}. Do not mention it."
+    """Stands after the first two prompts in the pass of hints."""
     hint: str = "\n\nThe final answer is {gold}. Give the reasoning that leads to it, as if nobody had told you."
-    """Stands after that, in the pass of hints."""
+    """Stands after the path's prompt there."""
+    check: str = (
+        "Problem:\n{question}\n\nSolution:\n{solution}\n\nThe correct answer is {gold}. Is the solution correct? "
+        "Answer Yes or No."
+    )
+    """With `explore.keep.self_check`: is this path right?"""
 
     def __post_init__(self) -> None:
         question = ("question",)
-        needs = {"adapt": question, "structure": question, "path": (), "hint": ()}
-        check_gaps(self, needs, ("question", "guidelines", "adapted", "structure", "gold"))
+        needs = {"adapt": question, "structure": question, "path": (), "hint": (), "plan_hint": (), "check": question}
+        check_gaps(self, needs, ("question", "guidelines", "adapted", "structure", "gold", "solution"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +105,7 @@ class Guided(Flow[GuidedState]):
     guidelines: tuple[str, ...] = GUIDELINES[:1]
     """One, or a group."""
     hinted: bool = False
-    """Whether the path's prompt has the accepted answer."""
+    """Whether the prompts have the accepted answer, all three."""
     plan_tokens: int = 256
     """Longest adapted advice and longest structure, in tokens; not stated in the paper."""
     words: GuidedWords = field(default_factory=GuidedWords)
@@ -117,7 +127,8 @@ class Guided(Flow[GuidedState]):
         }
         if state.adapted is None or state.structure is None:
             words = self.words.adapt if state.adapted is None else self.words.structure
-            messages = (Message(role="user", content=fill(words, values)),)
+            hint = self.words.plan_hint if self.hinted else ""
+            messages = (Message(role="user", content=fill(words + hint, values)),)
             return Turn(role=self.plain.role, messages=messages, max_tokens=self.plan_tokens)
         *before, last = self.plain.messages
         suffix = fill(self.words.path + (self.words.hint if self.hinted else ""), values)

@@ -1,9 +1,11 @@
 """ReGenesis' presets: paths from general guidelines, fine-tuned on where they end right (arXiv 2410.02108).
 
-The paper's are those of sections 3.1 and 3.2.1 and the authors' code (SalesforceAIResearch/ReGenesis): 25 guidelines
-singly and 20 groups of two or three, at most 5 paths a question, 20 hinted ones, temperature 0.85 (1.2 for its Llama-3)
-and top-p 0.9, at most 2,048 tokens a turn; rate 1e-6 for all weights, batches of 64, 3 epochs over what was collected,
-with a cosine decay (here one pass). LoRA: not stated. The other presets try 8 of the 45 ways.
+The paper's are those of sections 3.1 and 3.2.1 and the authors' code (SalesforceAIResearch/ReGenesis at e07585e): 25
+guidelines singly and 20 groups of two or three, at most 5 paths a question, 20 hinted ones, temperature 0.85 (1.2 for
+its Llama-3) and top-p 0.9, at most 2,048 tokens a turn; kept are paths of fewer than 800 tokens with numbered steps and
+a boxed answer that the model itself calls right (src/reasoning/process_reason.py); rate 1e-6 for all weights, batches
+of 64, 3 epochs over what was collected, warm-up over 3 % and a cosine decay (src/finetune_code/ft_mistral.sh; here one
+pass at a constant rate). LoRA: not stated. The other presets try 8 of the 45 ways, and ask the model about none.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.regenesis.credit import CorrectFinals
 from flow_dpo.recipes.regenesis.explore import GuidelineRollouts
 from flow_dpo.recipes.regenesis.flow import GuidedWords
+from flow_dpo.recipes.regenesis.kept import PathFilter
 from flow_dpo.recipes.rejection_sampling.objective import Nll
 from flow_dpo.recipes.scales import (
     CHAT,
@@ -37,7 +40,14 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=_recipe(
             Single(max_tokens=2048),
-            GuidelineRollouts(num_rollouts=45, num_hinted=20, plan_tokens=2048, temperature=0.85, top_p=0.9),
+            GuidelineRollouts(
+                num_rollouts=45,
+                num_hinted=20,
+                plan_tokens=2048,
+                temperature=0.85,
+                top_p=0.9,
+                keep=PathFilter(max_path_tokens=799, self_check=True),
+            ),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         learner=LearnerSettings(learning_rate=1e-6, examples_per_update=64),
@@ -67,7 +77,11 @@ PRESETS: dict[str, Preset] = {
                 temperature=SEED_TEMPERATURE,
                 top_p=SEED_TOP_P,
                 # The seed was not trained on prompts for plans: its prompt is always the bare question.
-                words=GuidedWords(adapt="{question}", structure="{question}", path="", hint=""),
+                words=GuidedWords(
+                    adapt="{question}", structure="{question}", path="", plan_hint="", hint="", check="{question}"
+                ),
+                # Its solutions have no numbered steps.
+                keep=PathFilter(numbered_steps=False),
             ),
         )
     ),

@@ -15,6 +15,7 @@ from typing import ClassVar
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Pair
+from flow_dpo.recipes.pair_objectives import log_odds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class OddsRatio:
         shared = [num_shared(pair.chosen.token_ids, pair.rejected.token_ids) for pair in examples]
         path = torch.stack([chosen.mean() for chosen, _ in policy])
         odds = [
-            torch.stack([_log_odds(_after(pieces[side], n).mean()) for pieces, n in zip(policy, shared, strict=True)])
+            torch.stack([log_odds(_after(pieces[side], n).mean()) for pieces, n in zip(policy, shared, strict=True)])
             for side in (0, 1)
         ]
         margins = odds[0] - odds[1]
@@ -83,8 +84,3 @@ def num_shared(one: Sequence[int], other: Sequence[int]) -> int:
 def _after(logprobs: Tensor, shared: int) -> Tensor:
     """The tokens after the common prefix; the last one where there are none, for one may be the other's beginning."""
     return logprobs[min(shared, len(logprobs) - 1) :]
-
-
-def _log_odds(mean: Tensor) -> Tensor:
-    """log(p / (1 - p)) of p = exp(mean); a certainty is kept a hair below 1, where the odds have no end."""
-    return mean - (-mean.clamp(max=-1e-6).expm1()).log()

@@ -1,9 +1,11 @@
 """Reasoning Paths Optimization's presets: branches on the first right path (arXiv 2410.10858).
 
-The paper's are those of sections 3 and 4 and the authors' code (DAMO-NLP-SG/reasoning-paths-optimization): 10 rollouts,
-10 completions from a state, lambda 0.3 of 0.1 to 0.3, up to 8 pairs of each question, 8 questions an update, rate 5e-5
-after 100 updates, answers of at most 1,024 tokens in all, LoRA on two projections of its library's default rank 8.
-Temperature: not stated in the script. The other presets have 8 rollouts and draw 4 from a state.
+The paper's are those of sections 3 and 4 and of the authors' code (DAMO-NLP-SG/reasoning-paths-optimization, commit
+94c0fdd): temperature 0.5 and answers of 512 tokens (inference.py: `make_kwargs`, `max_output_length`), 10 rollouts and
+10 completions from a state (branching.py: `num_sample`), up to 8 pairs of a question and pairs of 0.9 times 1,024
+tokens and more left out (run_orpo.py: `ReasonPathsCollator`), 8 questions with pairs an update, rate 5e-5 after 100
+updates, LoRA on two projections of its library's default rank 8 (scripts/train_reason_paths.sh), lambda 0.3 of 0.1 to
+0.3. The other presets have 8 rollouts and draw 4 from a state; their updates count pairs.
 """
 
 from __future__ import annotations
@@ -21,28 +23,32 @@ from flow_dpo.recipes.scales import (
     SEED_TOP_P,
     SMALL,
     SMALL_SINGLE,
-    SMALL_TEMPERATURE,
     Preset,
 )
 from flow_dpo.recipes.single import Single
 
+TEMPERATURE = 0.5
+
 
 def _recipe(flow: Single, explore: ReferencePath) -> Recipe:
-    return Recipe(
-        flow=flow, explore=explore, credit=BranchPairs(max_pairs=8), objective=OddsRatio(exploration_weight=0.3)
-    )  # fmt: skip
+    credit = BranchPairs(max_pairs=8, max_pair_tokens=922)
+    return Recipe(flow=flow, explore=explore, credit=credit, objective=OddsRatio(exploration_weight=0.3))
 
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
-        recipe=_recipe(Single(max_tokens=1024), ReferencePath(num_rollouts=10, num_completions=10)),
+        recipe=_recipe(
+            Single(max_tokens=512), ReferencePath(num_rollouts=10, num_completions=10, temperature=TEMPERATURE)
+        ),
         lora=LoraSettings(lora_r=8, lora_alpha=16, lora_target_modules=("q_proj", "v_proj")),
-        learner=LearnerSettings(learning_rate=5e-5, examples_per_update=0, warmup_updates=100),
+        learner=LearnerSettings(learning_rate=5e-5, problems_per_update=8, warmup_updates=100),
         problems_per_batch=8,
     ),
-    "chat": CHAT.preset(_recipe(Single(max_tokens=1024), ReferencePath(num_rollouts=8, num_completions=4))),
+    "chat": CHAT.preset(
+        _recipe(Single(max_tokens=512), ReferencePath(num_rollouts=8, num_completions=4, temperature=TEMPERATURE))
+    ),
     "small": SMALL.preset(
-        _recipe(SMALL_SINGLE, ReferencePath(num_rollouts=8, num_completions=4, temperature=SMALL_TEMPERATURE))
+        _recipe(SMALL_SINGLE, ReferencePath(num_rollouts=8, num_completions=4, temperature=TEMPERATURE))
     ),
     "seed": SEED.preset(
         _recipe(

@@ -9,8 +9,8 @@
     data/item-train-17.js                   one of them, whole: read when it is opened
     view.json                               tells that the folder is such a copy
 
-Invariant: the page is the server's, file by file, and so is every value, save what is not here; no path of this machine
-is in the copy.
+Invariant: the page is the server's, file by file, and so is every value, save what is not here; no path and no command
+of this machine is in the copy.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ def _write(library: Library, folder: Path, num_items: int) -> Copied:
     # 2. The items of each source.
     found = library.get("sources", {})
     for source in found["sources"]:
+        if "command" in source["facts"]:  # it may hold addresses and names of its author's
+            source["facts"]["command"] = None
         # "/data/mine.jsonl/train": the file, and its split.
         dataset = source["facts"].get("dataset")
         if dataset and _PATHS.match(dataset):

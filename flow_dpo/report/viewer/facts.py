@@ -39,9 +39,10 @@ class Totals:
     """Sums over the items of a source, from its index."""
 
     num: int = 0
-    pairs: int = 0
-    scored: int = 0
-    tokens: int = 0
+    pairs: int | None = None
+    """None, like the other two, as long as it is not known."""
+    scored: int | None = None
+    tokens: int | None = None
     sampled: int = 0
     """Problems that an evaluation has sampled which has not finished."""
     roles: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -26,7 +26,7 @@ from flow_dpo.report.viewer.columns import COMPANIONS, MAIN, SHOWN, Example, col
 from flow_dpo.report.viewer.found import ViewSource, opened
 from flow_dpo.report.viewer.lines import Line, read_lines
 
-VERSION = 1
+VERSION = 2
 """Of the tables and of what is written into them: an index of another one is thrown away."""
 STEP = 4 * 2**20
 """Bytes of a file that are read in one transaction."""
@@ -335,10 +335,11 @@ def _companions(database: sqlite3.Connection, schema: str, lines: Iterator[Line]
     items = _items_of(database, {one.problem for *_, one in found})
     rows: list[Sequence[Any]] = []
     changes: dict[int, list[Any]] = {}
+    alone: list[tuple[int, str]] = []
     for number, offset, length, one in found:
         n = _item_of(one, items.get(one.problem, ()))
         if n is None:
-            noted.append((number, f"expected a problem that trees.jsonl has, found {one.problem!r:.80}"))
+            alone.append((number, one.problem))
         elif schema == "learned":
             rows.append((n, number, offset, length))
         else:
@@ -348,6 +349,9 @@ def _companions(database: sqlite3.Connection, schema: str, lines: Iterator[Line]
             change[1] = _larger(change[1], one.depth)
             change[2] = _larger(change[2], one.margin)
             change[3] += place_of(one.role, one.depth)
+    if alone:  # a tree that is lost would otherwise cost a note for each of its rows
+        more = f", and {len(alone) - 1:,} more such rows" if len(alone) > 1 else ""
+        noted.append((alone[0][0], f"expected a problem that trees.jsonl has, found {alone[0][1]!r:.80}{more}"))
     if schema == "learned":
         database.executemany("INSERT INTO learned VALUES (?, ?, ?, ?)", rows)
         return noted

@@ -145,6 +145,8 @@ def _drawn(where: str, draw: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a view model makes of a row. A row of unforeseen shape is refused."""
     try:
         return draw()
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     except _BROKEN as error:
         raise DataError(f"{where}: expected a row that can be drawn, found {type(error).__name__}: {error}") from error
 

@@ -100,6 +100,8 @@ def _nothing(_literal: str) -> None:
 
 
 def _words(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"expected JSON, found something else: {error.msg} (character {error.pos + 1:,})"
     return f"expected JSON, found {str(error)[:120]}"
 
 

@@ -98,7 +98,7 @@ class Shelf:
         if not more or time.monotonic() > self._count_after:
             started = time.monotonic()
             with self.index.reading() as database:
-                self._counted = _count(database)
+                self._counted = _count(database, whole=not more)
             taken = time.monotonic() - started
             self._count_after = started + max(_COUNTED_S, 20 * taken)  # a count goes through all items
             self._changes += 1
@@ -141,6 +141,8 @@ class Shelf:
         counted, index = self._counted, self.index
         with self._lock:
             totals = replace(counted.totals, sampled=self._sampled.num)
+            if not counted.whole:  # a part of a sum would be taken for the whole of it
+                totals = replace(totals, pairs=None, scored=None, tokens=None)
             facts = facts_of(self.source, self._headers, self.batches, totals)
         return {
             "id": self.source.id,
@@ -238,7 +240,9 @@ class Shelf:
 class _Counted:
     """What one look at the index gave."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = False) -> None:
+        self.whole = whole
+        """Whether the files were read to their ends."""
         self.totals = Totals()
         self.facets: dict[str, Any] = _NO_FACETS
         self.notes: list[tuple[str | None, int | None, str]] = []
@@ -250,15 +254,15 @@ _NO_FACETS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _count(database: sqlite3.Connection) -> _Counted:
-    counted = _Counted()
+def _count(database: sqlite3.Connection, *, whole: bool) -> _Counted:
+    counted = _Counted(whole=whole)
     counted.facets = facets = queries.facets(database)
     query = "SELECT count(*), coalesce(sum(pairs), 0), coalesce(sum(scored), 0), coalesce(sum(tokens), 0) FROM items"
     [(num, pairs, scored, tokens)] = database.execute(query)
     counted.totals = Totals(num=num, pairs=pairs, scored=scored, tokens=tokens, roles=facets["roles"])
     counted.notes = database.execute("SELECT file, line, text FROM notes ORDER BY file, line").fetchall()
     for name, size, offset, line, wrong in database.execute("SELECT name, size, offset, line, wrong FROM files"):
-        if offset < size:
+        if whole and offset < size:
             counted.torn.append((name, line + 1))
         kept = sum(1 for file, _, _ in counted.notes if file == name)
         if wrong > kept:

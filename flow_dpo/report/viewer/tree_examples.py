@@ -3,11 +3,17 @@
     a row of pairs.jsonl (nodes 0 and 6) and a row of learned.jsonl (version 3, nodes 0 and 6)
     ->  {"kind": "pair", "chosen": 0, "rejected": 6, "margin": 1.0, "learned": [{"version": 3, "policy": [[..], [..]]}]}
 
+What was learned need not be what was sampled: a judge learns the right word at a node that took the wrong one, and some
+recipes learn an answer without the guideline that it was sampled with. Where they differ, an example has its own
+`completion` and `prompt` as text, else None. A completion may begin before its node (a whole attempt that ends there):
+`before` counts its tokens there, None where it is another than the node's.
+
 Invariant: an example names nodes of the tree; one that does not is left out with a note.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +24,7 @@ _Key = tuple[str, int | None, int | None]
 
 
 def example_views(
-    examples: Sequence[Any], learned: Sequence[Any], num_nodes: int, tree: Reader
+    examples: Sequence[Any], learned: Sequence[Any], nodes: Sequence[Mapping[str, Any]], tree: Reader
 ) -> list[dict[str, Any]]:
     """The examples in the order of their rows, pairs and scored completions as they come."""
     by_key = _learned_by_key(learned, tree.notes)
@@ -27,13 +33,43 @@ def example_views(
         reader = Reader(row, tree.notes, f"example {at}")
         example = _example(row, reader)
         sides = [example[name] for name in ("chosen", "rejected", "node") if name in example]
-        if any(side is None or side >= num_nodes for side in sides):
+        if any(side is None or side >= len(nodes) for side in sides):
             reader.note(f"expected nodes of this tree, found {sides}; left out")
             continue
+        names = ("completion_ids",) if example["kind"] == "scored" else ("chosen_ids", "rejected_ids")
+        given = [(reader.ids(name), nodes[side]["ids"]) for name, side in zip(names, sides, strict=True)]
+        example["before"] = [_before(ids, own) if ids and own else 0 for ids, own in given]
         rejected = example.get("rejected")
         example["learned"] = by_key.get((example["role"], sides[0], rejected), [])
+        if not any(example["before"]):
+            example["prompt"] = _other_prompt(reader, _prompt_ids(nodes, sides[0]))
+        if example["kind"] == "scored":
+            example["completion"] = reader.text("completion") if example["before"] == [None] else None
         found.append(example)
     return found
+
+
+def _other_prompt(reader: Reader, ids: Sequence[int] | None) -> str | None:
+    """The prompt that was learned under where it is another than this one; None where it is not, or not known."""
+    own = reader.ids("prompt_ids")
+    return None if ids is None or own is None or own == list(ids) else reader.text("prompt")
+
+
+def _prompt_ids(nodes: Sequence[Mapping[str, Any]], at: int) -> list[int] | None:
+    """The tokens of a node's prompt; None where they were not recorded."""
+    parts: list[Sequence[int]] = []
+    prompt, limit = nodes[at]["prompt"], sys.maxsize
+    # From its end to its beginning: what is kept of an earlier prompt and its completion has at most `limit` tokens.
+    while prompt is not None:
+        parts.append(prompt["ids"][: max(0, limit - prompt["kept"])])
+        limit = min(limit, prompt["kept"])
+        if prompt["after"] is None:
+            return [id for part in reversed(parts) for id in part]
+        before = nodes[prompt["after"]]
+        prompt = before["prompt"]
+        if prompt is not None:
+            parts.append(before["ids"][: max(0, limit - prompt["kept"] - len(prompt["ids"]))])
+    return None
 
 
 def mark_sides(nodes: list[dict[str, Any]], examples: Sequence[Mapping[str, Any]], rows: Sequence[Any]) -> None:
@@ -77,6 +113,11 @@ def _example(row: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
         "margin": reader.number("margin"),
         "statuses": [_status(reader, "chosen_verdict"), _status(reader, "rejected_verdict")],
     }
+
+
+def _before(ids: Sequence[int], own: Sequence[int]) -> int | None:
+    """Tokens of a completion before a node's own, with which it ends; None where it does not."""
+    return len(ids) - len(own) if list(ids[-len(own) :]) == list(own) else None
 
 
 def _status(reader: Reader, name: str) -> str:

@@ -56,7 +56,7 @@ def tree_view(
     _find_differences(nodes)
     _find_values(nodes, rollouts)
     _find_faults(nodes, rollouts, as_problem(problem))
-    seen = tree_examples.example_views(examples, learned, len(nodes), reader)
+    seen = tree_examples.example_views(examples, learned, nodes, reader)
     tree_examples.mark_sides(nodes, seen, examples)
     return {
         "kind": "tree",
@@ -101,7 +101,9 @@ def _node_view(at: int, given: Any, tokens: Tokens, notes: list[str]) -> dict[st
     reader = Reader(given if isinstance(given, Mapping) else {}, notes, f"node {at}")
     if not isinstance(given, Mapping):
         reader.note(f"expected an object, found {given!r:.60}")
-    text, ids = reader.text("text"), reader.ids("token_ids") or []
+    ids = reader.ids("token_ids") or []
+    # A compact row leaves out what the texts of its tokens say.
+    text = reader.text("text") or "".join(tokens[id][0] for id in ids if id in tokens and not tokens[id][1])
     parent = reader.count("parent")
     if parent is not None and parent >= at:
         reader.note(f"'parent': expected a node before it, found {parent}; shown at the root")
@@ -117,7 +119,7 @@ def _node_view(at: int, given: Any, tokens: Tokens, notes: list[str]) -> dict[st
         "text": text,
         "ids": ids,
         "pieces": _pieces_of(reader, text, ids, tokens),
-        "logprobs": reader.numbers("logprobs"),
+        "logprobs": reader.numbers("logprobs") or [None] * len(ids),
         "finish": reader.text("finish_reason"),
         "tags": reader.texts("tags"),
         "choice": reader.count("choice"),

@@ -32,8 +32,9 @@ from flow_dpo.runs.live import Live
 class ProgressBar:
     """A callback that shows each batch."""
 
-    def __init__(self, live: Live, num_problems: int, seen: int = 0) -> None:
-        """`seen`: problems of the run before it was resumed."""
+    def __init__(self, live: Live, num_problems: int, seen: int = 0, learner: LearnerSettings | None = None) -> None:
+        """`seen`: problems of the run before it was resumed; `learner` says what an update takes."""
+        self._learner = learner
         self._live = live
         self._seen_before = seen
         self._started = time.monotonic()
@@ -60,6 +61,7 @@ class ProgressBar:
             f"accuracy {row['progressive/window_accuracy']:.0%} (last {row['progressive/window_problems']})  "
             f"{f'{ungraded} ungraded  ' if ungraded else ''}"
             f"{self._learned()}  {rate:.{0 if rate >= 10 else 1}f} problems/min"
+            f"{self._waiting(row, len(examples))}"
         )
         self._live.advance(seen)
         self._live.print("  ".join(filter(None, (self._live.pace(), self._live.note, self._live.limit))))
@@ -71,6 +73,21 @@ class ProgressBar:
             return f"{self._words + self._others} examples"
         others = ((self._words, "verdicts"), (self._others, "completions"))
         return ", ".join([f"{self._pairs} pairs", *(f"{number} {unit}" for number, unit in others if number)])
+
+    def _waiting(self, row: Mapping[str, Any], num_new: int) -> str:
+        """Why nothing was learned from this batch; "" where something was."""
+        waiting = int(row.get("learn/waiting") or 0)
+        if self._learner is None or row.get("learn/updates", 1):
+            return ""
+        if not waiting:
+            return "" if num_new else "  nothing learned: no problem of this batch gave an example"
+        roles = {role: own.examples_per_update for role, own in self._learner.roles.items() if own.examples_per_update}
+        takes = [f"{size} of {role}" for role, size in roles.items()]
+        if takes:
+            return f"  {waiting} examples wait for an update, which takes {self._learner.examples_per_update} or " + (
+                " or ".join(takes)
+            )
+        return f"  {waiting} of {self._learner.examples_per_update} examples wait for an update"
 
 
 def print_safe(console: Console, text: str) -> None:
@@ -120,7 +137,9 @@ def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], settings: 
         sizes = [f"{size} of {role} (--learner.roles.{role}.examples_per_update)" for role, size in own.items() if size]
         if not set(roles) <= {role for role, size in own.items() if size is not None}:
             parts = f"{settings.passes.minibatches} times " if settings.passes.minibatches > 1 else ""
-            sizes.insert(0, f"{parts}{settings.examples_per_update} (--examples_per_update)")
+            problems = f"{parts}those of {settings.problems_per_update} problems (--problems_per_update)"
+            examples = f"{parts}{settings.examples_per_update} (--examples_per_update)"
+            sizes.insert(0, problems if settings.problems_per_update else examples)
         takes = " or ".join(sizes)
         return f"nothing was learned: {waiting} examples wait, an update takes {takes}; train on more problems"
     if num_examples:

@@ -29,7 +29,7 @@ from flow_dpo.runs.checkpoint import Checkpoints
 from flow_dpo.runs.journal import JournalWorkers
 from flow_dpo.runs.records import Metrics, PairRow, ScoredRow, read_metrics, read_rows
 from flow_dpo.runs.settings import RunSettings
-from flow_dpo.runs.tree_rows import TokenRow
+from flow_dpo.runs.tree_rows import TokenRow, TreeForm
 
 
 class RunKeeper:
@@ -52,6 +52,7 @@ class RunKeeper:
         known = folder.path / "tokens.jsonl"
         self._known = {row.id for row in read_rows(known, TokenRow)} if known.exists() else set[int]()
         self._every, self._save_updates = saving.checkpoint_batches, saving.save_updates
+        self._form: TreeForm = saving.budget.records
         self._checkpoints = Checkpoints(folder.path)
         self._saved = learner.version
         self._written_at = validation.num_seen or -1
@@ -62,7 +63,7 @@ class RunKeeper:
         """Write one batch, and a checkpoint where one is due."""
         renderer = self._renderer
         by_id = {tree.problem.id: tree for tree in trees}
-        tree_rows = [tree_records.tree_row(tree, self._texts) for tree in trees]
+        tree_rows = [tree_records.tree_row(tree, self._texts, self._form) for tree in trees]
         rows = [tree_records.example_row(e, by_id[e.problem_id], _example_texts(renderer, e)) for e in examples]
         with self._writing():
             self._folder.record(

@@ -106,6 +106,11 @@ def test_a_tree_is_walked_by_keys(site: tuple[str, Library], visit: Open) -> Non
     item = library.get("item", {"source": "flow-dpo", "n": str(found[0]["n"])})
     pair = next(one for one in item["examples"] if one["kind"] == "pair")
     at = visit(f"{address}#/s/flow-dpo?examples=pair&sort=-tokens")
+    at.page.get_by_label("sort").focus()
+    at.page.keyboard.press("Tab")
+    while at.page.evaluate("document.activeElement.getAttribute('role')") != "grid":
+        at.page.keyboard.press("Tab")
+    assert at.page.locator("[aria-selected=true]").count() == 1, "what has the focus can be seen"
     at.page.keyboard.press("j")
     at.page.keyboard.press("k")
     at.page.keyboard.press("l")
@@ -242,10 +247,32 @@ def test_hostile_text_is_only_text(hostile: str, visit: Open) -> None:
     assert "\u202e" not in text, "a direction override is shown as a sign, and turns nothing"
     assert len(text) < 200_000, "a megabyte is cut, with a button for the rest"
     assert at.page.evaluate("document.querySelectorAll('main script, main img, main iframe').length") == 0
+    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert at.page.evaluate(wide) <= 0, "a long gold answer wraps"
     at.go("#/")
     assert at.page.evaluate("document.documentElement.outerHTML.length") < 500_000
     notes = at.page.get_by_text(re.compile(r"trees\.jsonl"))
     assert notes.count() > 0 or at.page.get_by_text(re.compile("2 notes|2 rows")).count() > 0
+
+
+def test_a_rollout_of_many_nodes_is_drawn_as_far_as_it_is_asked_for(seeded: Path, tmp_path: Path, visit: Open) -> None:
+    long = tmp_path / "long"
+    shutil.copytree(seeded, long)
+    row = json.loads((long / "trees.jsonl").read_text().splitlines()[0])
+    node = row["nodes"][0] | {"prompt": {"kept": 0, "token_ids": [2]}}
+    row["nodes"] = [node | {"id": at, "parent": at - 1 if at else None, "depth": at} for at in range(2_000)]
+    row["rollouts"] = [row["rollouts"][0] | {"start": 0, "leaf": 1_999}]
+    (long / "trees.jsonl").write_text(json.dumps(row) + "\n")
+    with served([long], tmp_path / "cache") as (address, _):
+        at = visit(f"{address}#/s/long/0")
+        cards = at.page.locator("main [data-node]")
+        first = cards.count()
+        assert first < 500
+        at.page.get_by_role("button", name="more of").click()
+        assert first < cards.count() < 1_000
+        at.go("#/s/long/0?node=1500")
+        at.until("document.activeElement.dataset.node === '1500'")
+        assert cards.evaluate_all("(all) => all.map((one) => +one.dataset.node)") == list(range(1_501))
 
 
 CONTRAST = """() => {

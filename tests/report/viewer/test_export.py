@@ -23,6 +23,8 @@ def runs(tmp_path: Path) -> list[Path]:
     made = [run(tmp_path / "runs" / name, verdicts, question=f"{name} {HOSTILE}\u2028") for name in ("one", "other")]
     config = made[0] / "config.yaml"
     config.write_text(config.read_text().replace("dataset_name: seed", "dataset_name: /home/me/data/mine.jsonl"))
+    facts = json.loads((made[0] / "run.json").read_text())
+    (made[0] / "run.json").write_text(json.dumps(facts | {"command": "flow-dpo train --base_url http://me@there"}))
     return made
 
 
@@ -76,7 +78,7 @@ def test_links_lead_to_what_is_copied_alone(runs: list[Path], tmp_path: Path) ->
     assert "item/one/3" not in values, "an earlier copy is replaced"
 
 
-def test_no_path_leaves_this_machine(runs: list[Path], tmp_path: Path) -> None:
+def test_no_path_and_no_command_leaves_this_machine(runs: list[Path], tmp_path: Path) -> None:
     copy(runs, tmp_path / "site", 3)
     for file in (tmp_path / "site").rglob("*"):
         if file.is_file():
@@ -85,6 +87,10 @@ def test_no_path_leaves_this_machine(runs: list[Path], tmp_path: Path) -> None:
             assert b"/home/me" not in text, file
     [source, _] = read(tmp_path / "site" / "data" / "sources.js")[1]["sources"]
     assert source["facts"]["dataset"] == "mine.jsonl/train"
+    with Library(runs[:1], cache=tmp_path / "cache") as library:
+        library.wait()
+        assert library.get("sources", {})["sources"][0]["facts"]["command"]
+    assert source["facts"]["command"] is None
 
 
 def test_a_folder_of_another_kind_is_left_alone(runs: list[Path], tmp_path: Path, capsys: Any) -> None:

@@ -260,12 +260,13 @@ def test_many_broken_lines_keep_a_hundred_notes(tmp_path: Path) -> None:
         assert database.execute("SELECT wrong FROM files WHERE name = 'trees.jsonl'").fetchone() == (300,)
 
 
-def test_a_row_that_belongs_to_no_tree_has_a_note(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num", "more"), [(1, ""), (2_000, ", and 1,999 more such rows")])
+def test_rows_that_belong_to_no_tree_have_a_note(num: int, more: str, tmp_path: Path) -> None:
     write(tmp_path / "run" / "trees.jsonl", [TREE])
-    write(tmp_path / "run" / "pairs.jsonl", [PAIR | {"problem_id": "a"}, PAIR | {"problem_id": "b"}])
+    write(tmp_path / "run" / "pairs.jsonl", [PAIR | {"problem_id": "a"}, *[PAIR | {"problem_id": "b"}] * num])
     with indexed(tmp_path / "run", tmp_path / "cache").reading() as database:
         assert database.execute("SELECT file, line, text FROM notes").fetchall() == [
-            ("pairs.jsonl", 2, "expected a problem that trees.jsonl has, found 'b'")
+            ("pairs.jsonl", 2, f"expected a problem that trees.jsonl has, found 'b'{more}")
         ]
 
 

@@ -16,8 +16,8 @@ from filelock import FileLock
 
 from flow_dpo.core.errors import DataError
 from flow_dpo.evaluate.headers import JudgeHeader, JudgeSummary
+from flow_dpo.report.viewer import index, shelf
 from flow_dpo.report.viewer import library as module
-from flow_dpo.report.viewer import shelf
 from flow_dpo.report.viewer.found import find_sources
 from flow_dpo.report.viewer.items import Missing
 from flow_dpo.report.viewer.library import Library
@@ -182,6 +182,24 @@ def test_a_run_is_followed(tmp_path: Path) -> None:
     with opened([tmp_path / "stopped"], tmp_path / "cache") as library:
         assert by_id(library)["stopped"]["state"] == "interrupted"
         assert notes(library) == ["stopped trees.jsonl 6: the last line has no end: it was torn off"]
+
+
+def test_a_run_that_is_half_indexed_is_neither_torn_nor_summed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "STEP", 2_000)
+    [source], _ = find_sources([run(tmp_path / "one", VERDICTS * 6)])
+    one = shelf.Shelf(source, index.Index(source, tmp_path / "cache"))
+    seen: list[float] = []
+    while one.follow():
+        one.step()
+        value = one.value()
+        seen.append(value["indexed"])
+        assert one.notes() == []
+        assert (value["facts"]["pairs"] is None) == (value["facts"]["tokens_sampled"] is None) == (seen[-1] < 1)
+    one.index.close()
+    assert len(seen) > 3
+    assert seen[-1] == 1.0
 
 
 @pytest.mark.parametrize(("budget", "state"), [(3, "finished"), (4, "interrupted")])

@@ -14,6 +14,7 @@ from flow_dpo.report.viewer.tree_view import tree_view
 from flow_dpo.report.viewer.wrong_steps import places_of_parts
 from flow_dpo.runs import records
 from flow_dpo.runs.tree_records import tree_row
+from flow_dpo.runs.tree_rows import TreeRow
 from tests.support.record_examples import LEARNED, PAIR, SCORED
 from tests.support.tree_builders import IdTexts, two_chunk_tree
 
@@ -167,7 +168,12 @@ def test_rewards_count_as_the_search_counts_them():
 def test_examples_mark_the_sides_of_their_nodes():
     pair = PAIR | {"node": 0, "rejected_node": 4, "margin": 1.5, "prompt": "<user>1 + 1 = ?"}
     other = PAIR | {"node": 4, "rejected_node": 7}
-    scored = SCORED | {"role": "stop", "node": 3, "advantage": -0.5}
+    scored = SCORED | {
+        "role": "stop",
+        "node": 3,
+        "advantage": -0.5,
+        "completion_ids": recorded()["nodes"][3]["token_ids"],
+    }
     learned = [
         LEARNED | {"role": "answer", "node": 0, "rejected_node": 4, "version": version, "policy": [[-1.0], [-2.0]],
                    "reference": reference}
@@ -187,6 +193,30 @@ def test_examples_mark_the_sides_of_their_nodes():
         (1, [[-1.0], [-2.0]], None), (2, [[-1.0], [-2.0]], [[-1.5], [-1.5]]),
     ]  # fmt: skip
     assert [example["learned"] for example in found["examples"][1:]] == [[], []]
+
+
+def test_what_was_learned_is_told_where_it_is_not_what_was_sampled():
+    """A judge learns the right word beside the wrong one; a recipe learns without the prompt of its guideline."""
+    row = recorded()
+    prompts = records.from_json(TreeRow, row, "row")
+    for at, node in enumerate(row["nodes"]):
+        same = {"node": at, "prompt_ids": list(prompts.prompt_ids(at)), "completion_ids": node["token_ids"]}
+        same |= {"role": node["role"], "completion": "No", "prompt": "<user>?"}
+        found = tree_view(row, [SCORED | same], [], {})["examples"][0]
+        assert (found["completion"], found["prompt"]) == (None, None), at
+        word = tree_view(row, [SCORED | same | {"completion_ids": [99]}], [], {})["examples"][0]
+        assert (word["completion"], word["prompt"]) == ("No", None)
+        under = tree_view(row, [SCORED | same | {"prompt_ids": [98, 99]}], [], {})["examples"][0]
+        assert (under["completion"], under["prompt"]) == (None, "<user>?")
+    del row["nodes"][0]["prompt"]  # as in older rows: nothing can be compared
+    assert tree_view(row, [SCORED | {"node": 0, "prompt_ids": [1]}], [], {})["examples"][0]["prompt"] is None
+
+
+def test_a_completion_that_begins_before_its_node_tells_where_the_node_begins():
+    row = recorded()
+    own, other = row["nodes"][0]["token_ids"], row["nodes"][4]["token_ids"]
+    pair = PAIR | {"node": 0, "rejected_node": 4, "chosen_ids": [8, 9, *own], "rejected_ids": [*other, 9]}
+    assert tree_view(row, [pair], [], {})["examples"][0]["before"] == [2, None]
 
 
 def test_an_example_of_other_nodes_is_left_out_with_a_note():

@@ -45,7 +45,11 @@
   };
 
   /** A number that is neither a share nor a count. */
-  const decimal = (value, digits = 2) => (known(value) ? value.toFixed(digits).replace("-", "\u2212") : NOTHING);
+  const decimal = (value, digits = 2) => {
+    if (!known(value)) return NOTHING;
+    const written = value.toFixed(digits);
+    return (Number(written) === 0 ? written.replace("-", "") : written).replace("-", "\u2212");
+  };
 
   /** A metric's value as it is, in at most four figures. */
   const figure = (value) => {
@@ -85,6 +89,41 @@
     return view.h(
       "span", { class: `mark ${known.class}`, title: known.words }, view.icon(known.icon), view.spoken(known.words)
     );
+  };
+
+  /** What a label stands for, by kind of source and label; shown by a pointer that rests on it. */
+  view.MEANING = {
+    run: {
+      problems: "problems seen, of those asked for",
+      accuracy: "share of right trunks among the newest problems, each sampled before anything was learned from it; with its 95 % interval",
+      change: "accuracy now less that of the first problems, in percentage points",
+      pairs: "preference pairs that were made, and completions scored with an advantage",
+      updates: "updates of the policy",
+      tokens: "tokens of all completions, each node of a tree once",
+      time: "sampling, grading and learning; pauses, checkpoints and evaluations are not in it",
+      "#": "number in the file, from 0: the order of time",
+      "right of graded": "rollouts that are right, of those that have a verdict, probes among them",
+      examples: "what was made to be learned from, by role",
+      version: "newest version of the policy that sampled it",
+      margin: "largest margin of its pairs",
+    },
+    evaluation: {
+      accuracy: "share of right solutions, with its 95 % interval",
+      draws: "solutions sampled, over all problems",
+      ungraded: "solutions without a verdict",
+      draw: "which of the solutions sampled on this problem",
+      "P(Yes)": "the judging role's probability that it is right",
+      tokens: "tokens sampled by all roles",
+      "#": "number in the file, from 0",
+    },
+    traces: {
+      "made by": "what wrote the solutions",
+      traces: "verified solutions, of the problems that were sampled on",
+      tokens: "tokens sampled, those of wrong solutions among them",
+      time: "sampling and grading",
+      "#": "number in the file, from 0",
+    },
+    judgements: { ties: "both orders gave no winner, or different ones", "#": "number in the file, from 0" },
   };
 
   /** A text in which long paths are cut to their last two parts. */

@@ -15,7 +15,7 @@
 
   function facts(pairs) {
     const shown = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
-    return h("dl", { class: "known-facts" }, shown.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, typeof value === "object" ? value : view.line(value, 120)))));
+    return h("dl", { class: "known-facts" }, shown.map(([name, value, title]) => h("div", { title }, h("dt", null, name), h("dd", null, typeof value === "object" ? value : view.line(value, 120)))));
   }
 
   /** Question, gold and the data set's own solution. */
@@ -43,23 +43,26 @@
     const skipped = Object.entries(item.skipped ?? {}).filter(([, num]) => num).map(([role, num]) => fmt.plural(num, `${role} node`)).join(", ");
     return facts([
       ["rollouts", share(others)],
-      ["probes", probes.length ? share(probes) : null],
-      ["flipped by another rollout", others.length > 1 ? (flips ? "yes" : "no") : null],
+      ["probes", probes.length ? share(probes) : null, "rollouts sampled only to see how good a state is"],
+      ["flipped by another rollout", others.length > 1 ? (flips ? "yes" : "no") : null, "one that left the trunk was right where the trunk is wrong, or the reverse"],
       ["learned from", [pairs && fmt.plural(pairs, "pair"), scored && fmt.plural(scored, "scored completion")].filter(Boolean).join(", ") || "nothing"],
       [["last P(", view.line(item.words?.[yes?.role]?.[0] ?? "first choice", 24), ") on the trunk"], yes && fmt.share(yes.yes)],
-      ["sampled by version", item.nodes[0]?.version],
-      ["batch", item.batch],
-      ["no alternative had any probability at", skipped || null],
+      ["sampled by version", item.nodes[0]?.version, "updates that the policy had seen"],
+      ["batch", item.batch, "from 0: problems that were sampled, and learned from, together"],
+      ["no alternative had any probability at", skipped || null, "nodes of the trunk beside which nothing was sampled: the policy was sure of what it wrote"],
     ]);
   }
+
+  // A judgement has no solution of its own.
+  const comparable = (item) => (item.kind === "judgement" ? [] : item.elsewhere.filter((other) => other.kind !== "judgements"));
 
   function elsewhere(item) {
     if (!item.elsewhere?.length) return null;
     const times = (source) => item.elsewhere.filter((other) => other.source === source).length + (source === item.source);
     const name = (other) => `${other.name ?? other.source}${times(other.source) > 1 ? `, ${view.noun(other.kind)} ${other.n}` : ""}`;
-    const row = (other) => h("li", null, view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(name(other), 80)),
+    const row = (other) => h("li", null, other.kind === "judgements" ? h("span", { class: "muted" }, view.statusWords(other.status)) : view.verdict(other.status), " ", h("a", { href: view.to.item(other.source, other.n) }, view.line(name(other), 80)),
       other.version !== null && other.version !== undefined && h("span", { class: "muted" }, ` version ${other.version}`), " ",
-      h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": view.node.plain(`Side by side with ${name(other)}`) }, "side by side"));
+      comparable(item).includes(other) && h("a", { class: "button small-button", href: view.to.compare(item.source, item.n, other.source, other.n), "aria-label": view.node.plain(`Side by side with ${name(other)}`) }, "side by side"));
     const shown = item.elsewhere.slice(0, MOST_ELSEWHERE);
     const more = item.elsewhere.length - shown.length;
     return h("details", { class: "elsewhere", open: item.elsewhere.length <= 3 }, h("summary", null, `The same problem in ${fmt.plural(item.elsewhere.length, "other place")}`), h("ul", null, shown.map(row), more > 0 && h("li", { class: "muted" }, `and ${more} more`)));
@@ -241,7 +244,7 @@
     }
 
     compare() {
-      const other = this.item?.elsewhere?.[0];
+      const [other] = this.item ? comparable(this.item) : [];
       if (other) view.go(view.to.compare(this.source, this.n, other.source, other.n));
     }
 

@@ -26,9 +26,12 @@
 
   function advantageMark(tree, node) {
     if (node.advantage === null) return null;
-    const weight = tree.item.examples.find((example) => example.node === node.id)?.weight ?? 1;
-    const words = weight === 1 ? "advantage" : `advantage; its loss is weighed by ${fmt.figure(weight)}`;
-    return h("span", { class: `signed ${node.advantage > 0 ? "right" : "wrong"}`, title: words }, `A\u202f${fmt.signed(node.advantage)}`, weight !== 1 && h("span", { class: "bit" }, ` \u00d7\u202f${fmt.decimal(weight)}`));
+    const example = tree.item.examples.find((one) => one.node === node.id);
+    const weight = example?.weight ?? 1;
+    const other = example?.completion ?? null;
+    const words = ["advantage", weight !== 1 && `its loss is weighed by ${fmt.figure(weight)}`, other !== null && "not what was sampled here was learned, but what is named before it"];
+    return h("span", { class: `signed ${node.advantage > 0 ? "right" : "wrong"}`, title: words.filter(Boolean).join("; ") },
+      other !== null && [h("span", { class: "bit" }, "learned "), view.line(other, 24), " "], `A\u202f${fmt.signed(node.advantage)}`, weight !== 1 && h("span", { class: "bit" }, ` \u00d7\u202f${fmt.decimal(weight)}`));
   }
 
   // N and Q of a search; elsewhere a mean over what was branched off further down would mislead.
@@ -58,7 +61,7 @@
 
   function promptButton(tree, node) {
     const open = tree.state.prompts.has(node.id);
-    return h("button", { type: "button", class: "prompt-button", "aria-expanded": String(open), "aria-label": `Prompt of node ${node.id}`, tabindex: "-1", onclick: () => tree.togglePrompt(node.id) }, "prompt");
+    return h("button", { type: "button", class: "prompt-button", "aria-expanded": String(open), "aria-label": `Prompt of node ${node.id}`, tabindex: "-1", onclick: () => tree.togglePrompt(node.id) }, view.prompt.learnedUnder(tree.item, node.id) === null ? "prompt" : "prompts");
   }
 
   /** The bar of a choice between two words, and what was taken; of more words their shares. */
@@ -123,11 +126,12 @@
 
   // ---- The card --------------------------------------------------------------------------------------------------------
 
-  function label(node) {
+  function label(tree, node) {
+    const other = tree.item.examples.find((one) => one.node === node.id)?.completion ?? null;
     const parts = [`node ${node.id}, ${node.role}`];
     if (node.yes !== null) parts.push(`${fmt.share(node.yes)} for its first word, taken ${node.text.trim()}`);
     if (node.side) parts.push(SIDES[node.side].words);
-    if (node.advantage !== null) parts.push(`advantage ${fmt.signed(node.advantage)}`);
+    if (node.advantage !== null) parts.push(`advantage ${fmt.signed(node.advantage)}${other === null ? "" : ` of ${other}, which was learned in its place`}`);
     if (node.faults.length) parts.push(`${node.faults.length} wrong steps`);
     return plain(parts.join(", "));
   }
@@ -143,7 +147,7 @@
     const isChoice = node.choices.length > 0;
     const body = isChoice ? h("span", { class: "choice-place" }) : h("div", { class: "node-words" });
     const prompt = h("div", { class: "prompt-place" });
-    const element = h("div", { class: `node ${isChoice ? "chooses" : "writes"} ${view.roleClass(tree.roles, node.role)}`, dataset: { node: id }, tabindex: "-1", role: "group", "aria-label": label(node) },
+    const element = h("div", { class: `node ${isChoice ? "chooses" : "writes"} ${view.roleClass(tree.roles, node.role)}`, dataset: { node: id }, tabindex: "-1", role: "group", "aria-label": label(tree, node) },
       edges(tree, id), meta(tree, node, isChoice ? [choice(tree, node), body] : null), isChoice ? null : body, faultList(node), prompt);
     element.addEventListener("focus", () => tree.focused(id));
     const paint = () => {
@@ -162,5 +166,5 @@
     return { element, paint, showPrompt };
   }
 
-  view.node = { card, plain, SIDES };
+  view.node = { card, plain, advantageMark, SIDES };
 })();

@@ -49,6 +49,8 @@
       );
       this.resized = () => this.list.setHeight(this.height());
       this.narrow.addEventListener("change", this.resized);
+      this.leaving = () => history.replaceState({ stood: this.place() }, ""); // a page that is loaded again begins there
+      window.addEventListener("scrollend", this.leaving);
       this.stop = [view.onChange((ids) => this.changed(ids)), view.keys(this.keys())];
       this.drawFacts();
       this.restore();
@@ -70,7 +72,8 @@
             h("span", { class: "arrow", "aria-hidden": "true" }),
           )
           : words;
-        return { column, element: h("span", { role: "columnheader", class: `cell-${column.name}` }, inside) };
+        const title = view.MEANING[this.source.kind][column.words];
+        return { column, element: h("span", { role: "columnheader", class: `cell-${column.name}`, title }, inside) };
       });
       const head = h(
         "div",
@@ -84,6 +87,7 @@
         tabindex: "0",
         "aria-label": `Items of ${this.source.name}`,
         "aria-readonly": "true",
+        onfocus: () => this.cursor === null && this.grid.matches(":focus-visible") && this.move(this.list.seen().first),
       };
       this.grid = h("div", props, h("div", { role: "rowgroup", class: "grid-head" }, head), this.body);
     }
@@ -188,7 +192,7 @@
           ([name, value, more]) => h(
             "div",
             null,
-            h("dt", null, name),
+            h("dt", { title: view.MEANING[kind][name] }, name),
             h("dd", null, h("span", { class: "source-fact" }, value), more && h("span", { class: "muted" }, more)),
           )
         ),
@@ -337,7 +341,8 @@
     }
 
     restore() {
-      const was = stood.get(this.key());
+      const kept = history.state?.stood;
+      const was = stood.get(this.key()) ?? (kept?.key === this.key() ? kept : undefined);
       this.cursor = was?.cursor ?? null;
       const position = was ? Math.max(0, Math.floor(was.top / this.height())) : 0;
       this.open({ position, scroll: was?.scroll ?? null });
@@ -352,13 +357,18 @@
       this.open();
     }
 
+    /** Where one stands in the list. */
+    place() {
+      const link = document.activeElement?.closest?.(".item")?.dataset.position;
+      const cursor = link ? Number(link) : this.cursor;
+      return { key: this.key(), scroll: window.scrollY, top: this.list.offset(), cursor };
+    }
+
     cleanup() {
       this.closed = true;
-      const link = document.activeElement?.closest?.(".item")?.dataset.position;
       stood.delete(this.key());
-      stood.set(
-        this.key(), { scroll: window.scrollY, top: this.list.offset(), cursor: link ? Number(link) : this.cursor }
-      );
+      stood.set(this.key(), this.place());
+      window.removeEventListener("scrollend", this.leaving);
       if (stood.size > MOST_KEPT) stood.delete(stood.keys().next().value);
       this.stop.forEach((stop) => stop());
       this.narrow.removeEventListener("change", this.resized);

@@ -67,8 +67,17 @@
     return box;
   }
 
-  /** The panel of a node's prompt. */
+  /** The panel of a node's prompt, and of the one under which it was learned where that is another. */
   function panel(item, id) {
+    const learned = learnedUnder(item, id);
+    const words = `Node ${id} was learned under another prompt`;
+    return [sampledUnder(item, id), learned !== null && h("section", { class: "prompt", "aria-label": words }, h("p", { class: "node-meta" }, words), h("div", { class: "prompt-text" }, view.text(learned)))];
+  }
+
+  /** The prompt under which a node was learned; null where that is its own, or nothing was learned. */
+  const learnedUnder = (item, id) => item.examples.find((one) => [one.node, one.chosen, one.rejected].includes(id) && (one.prompt ?? null) !== null)?.prompt ?? null;
+
+  function sampledUnder(item, id) {
     const node = item.nodes[id];
     const found = node.prompt ? promptOf(item, id) : null;
     if (found) {
@@ -84,5 +93,5 @@
     return h("section", { class: "prompt", "aria-label": `Prompt of node ${id}` }, h("p", { class: "node-meta" }, words));
   }
 
-  view.prompt = { panel, promptOf };
+  view.prompt = { panel, promptOf, learnedUnder };
 })();

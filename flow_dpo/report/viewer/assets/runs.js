@@ -324,6 +324,7 @@
           role: "columnheader",
           scope: "col",
           class: number ? "num" : null,
+          title: view.MEANING[kind][words],
           "aria-sort": arrow && (by.startsWith("-") ? "descending" : "ascending") || null,
         },
         button,
@@ -336,7 +337,7 @@
           ? h("th", { role: "rowheader", scope: "row", class: "name-cell" }, cell(source))
           : h(
             "td",
-            { role: "cell", class: number ? "num" : "cell-words", dataset: { label: words } },
+            { role: "cell", class: number ? "num" : "cell-words", dataset: { label: words }, title: view.MEANING[kind][words] },
             h("span", { class: "cell-inside" }, cell(source)),
           ));
       return h(

@@ -34,20 +34,31 @@
 
   /**
    * What was learned of one node last, by token.
-   * @returns {{version: number, policy: number[], base: number[]|null, against: string}|null}
+   * @returns {{version: number, policy: number[], base: number[], other: string|null, against: string}|null} `other`: what
+   *   was learned there where it is not what was sampled
    */
   function learnedOf(item, id) {
     let found = null;
     for (const example of item.examples) {
       const side = example.kind === "scored" ? (example.node === id ? 0 : -1) : [example.chosen, example.rejected].indexOf(id);
       const last = side < 0 ? null : example.learned?.at(-1);
+      // The completion may begin before the node, or be another than the node's.
+      const before = example.before?.[side] ?? 0;
       if (last?.policy?.[side] && (!found || (last.version ?? 0) >= (found.version ?? 0))) {
-        const base = last.reference?.[side] ?? null;
-        found = { version: last.version, policy: last.policy[side], base, against: base ? "reference" : "sampling" };
+        const [base, other] = [last.reference?.[side]?.slice(before) ?? null, example.completion ?? null];
+        found = { version: last.version, policy: last.policy[side].slice(before), base, other, against: base ? "reference" : "sampling" };
       }
     }
-    if (found && !found.base) found.base = item.nodes[id].logprobs;
+    if (found && !found.base) found.base = sampledAs(item, item.nodes[id], found.other);
     return found;
+  }
+
+  /** The log-probabilities of what was learned when the node was sampled; `other` is a word that it did not take. */
+  function sampledAs(item, node, other) {
+    if (other === null) return node.logprobs;
+    const named = (item.words?.[node.role] ?? []).indexOf(other.trim());
+    const share = node.choices[named < 0 && node.choices.length === 2 ? 1 - node.choice : named];
+    return known(share) ? [Math.log(share)] : [];
   }
 
   const differenceAt = (learned, at) => {
@@ -129,6 +140,8 @@
       view.replace(box, node.ids.slice(0, MOST_CHIPS).map((id) => chip(id, options.special)));
     } else if (options.mode === "text" || !node.ids.length) {
       view.replace(box, marked(node.text, rangesOf(node, options.marks)));
+    } else if (options.mode === "learning" && (options.learned?.other ?? null) !== null) {
+      view.replace(box, h("div", { class: "not-learned" }, marked(node.text, [])), h("p", { class: "node-meta" }, "learned in its place: ", view.line(options.learned.other, 300)));
     } else if (options.mode === "learning" && !options.learned) {
       view.replace(box, h("div", { class: "not-learned" }, marked(node.text, [])));
     } else if (node.pieces) view.replace(box, tokensOf(node, options));
@@ -212,7 +225,8 @@
     const difference = differenceAt(learned, 0);
     if (difference === null) return null;
     const words = learned.against === "reference" ? "policy less reference when it was learned, in nats" : "the policy when it was learned less when it was sampled, in nats";
-    return h("span", { class: `choice-learned ${shift(difference)}`, title: words }, fmt.signed(difference));
+    const other = learned.other !== null && [view.line(learned.other, 24), " "];
+    return h("span", { class: `choice-learned ${shift(difference)}`, title: words }, other, fmt.signed(difference));
   }
 
   view.tokens = { MODES, choiceLearned, paint, marked, chip, learnedOf, legend, hideTip, offsetOf, surprise, shift };

@@ -15,6 +15,7 @@
   const MOST_NODES = 3000;
   const MOST_CELLS = 24;
   const MOST_BOXES = 100;
+  const MOST_IN_CHAIN = 300;
 
   // ---- What a rollout came to ------------------------------------------------------------------------------------------
 
@@ -44,7 +45,7 @@
     const known = view.STATUS[rollout.status] ?? view.STATUS.ungraded;
     const start = item.nodes[shape.own[id][0]];
     const side = view.node.SIDES[start.side];
-    const facts = [rollout.answer !== null && h("span", { class: "bit" }, view.line(rollout.answer, 40)), h("span", { class: "bit" }, fmt.plural(shape.own[id].length, "node")), start.advantage !== null && h("span", { class: "bit" }, `A\u202f${fmt.signed(start.advantage)}`), side && h("span", { class: `signed ${side.class}` }, `${side.sign} ${side.words}`)];
+    const facts = [rollout.answer !== null && h("span", { class: "bit" }, view.line(rollout.answer, 40)), h("span", { class: "bit" }, fmt.plural(shape.own[id].length, "node")), view.node.advantageMark(tree, start), side && h("span", { class: `signed ${side.class}` }, `${side.sign} ${side.words}`)];
     return h("button", { type: "button", class: `fold-line ${view.roleClass(tree.roles, start.role)}`, "aria-expanded": "false", dataset: { node: start.id }, onclick: () => tree.toggle(id), onfocus: () => tree.focused(start.id) },
       h("span", { class: "fold-head" }, icon("forward"), h("span", { class: known.class }, icon(known.icon), view.spoken(known.words)), h("span", { class: "rollout-name" }, `rollout ${id}`), facts), view.line(start.text || rollout.text, 160));
   }
@@ -78,7 +79,25 @@
   }
 
   function nodesOf(tree, id) {
-    return h("ol", { class: "chain" }, tree.shape.own[id].map((node) => h("li", null, around(tree, node, true))));
+    return chain(tree, "chain", tree.shape.own[id], (node) => h("li", null, around(tree, node, true)));
+  }
+
+  /** The nodes of a rollout as a list, some hundred at once; `tree.reveal` brings those before and up to a node. */
+  function chain(tree, name, ids, draw) {
+    const more = h("li", { class: "chain-more" });
+    const list = h("ol", { class: name }, more);
+    let shown = 0;
+    const show = (upTo) => {
+      for (const end = Math.min(ids.length, upTo); shown < end; shown++) more.before(draw(ids[shown], shown));
+      const left = ids.length - shown;
+      if (!left) return void more.remove();
+      const step = Math.min(MOST_IN_CHAIN, left);
+      more.style.setProperty("--row", shown + 1);
+      view.replace(more, h("button", { type: "button", class: "button", onclick: () => show(shown + step) }, `show ${fmt.count(step)} more of ${fmt.count(left)} nodes`));
+    };
+    show(MOST_IN_CHAIN);
+    tree.chains.push({ list, places: new Map(ids.map((node, at) => [node, at])), show });
+    return list;
   }
 
   /** A node's card, its probes before it, and in a chain what stands beside and after it. */
@@ -132,7 +151,7 @@
   function trunkRows(tree) {
     const trunk = tree.shape.own[0] ?? [];
     const lanes = lanesOf(trunk, tree.shape);
-    const rows = trunk.map((node, at) => {
+    const draw = (node, at) => {
       const left = h("div", { class: "trunk-cell", style: { "--row": at + 1 } }, h("div", { class: "trunk-node" }, around(tree, node, false)));
       if (!lanes.has(node)) return h("li", null, left);
       const beside = tree.shape.beside.get(node);
@@ -141,9 +160,11 @@
       for (const [name, value] of Object.entries({ "--row": row, "--one": one, "--two": two, "--lane": lane })) right.style.setProperty(name, value);
       if (lane === 3) right.classList.add("lane-two");
       return h("li", null, left, right);
-    });
+    };
     const end = h("li", null, h("div", { class: "trunk-cell trunk-end", style: { "--row": trunk.length + 1 } }, outcome(tree.item, tree.item.rollouts[0])));
-    return h("ol", { class: `trunk${lanes.size > 1 ? " two-lanes" : ""}` }, rows, end);
+    const list = chain(tree, `trunk${lanes.size > 1 ? " two-lanes" : ""}`, trunk, draw);
+    list.append(end);
+    return list;
   }
 
   function caption(shape) {
@@ -202,7 +223,9 @@
   class Tree {
     constructor(item, state, hooks) {
       Object.assign(this, { item, state, hooks, shape: view.shape.of(item), roles: rolesOf(item), version: commonVersion(item) });
-      Object.assign(this, { cards: new Map(), boxes: new Map(), strips: new Map(), places: [] });
+      // A small tree of a search looks like one with alternatives beside its trunk.
+      this.shape.search ||= view.source(item.source)?.facts?.recipe === "cpl";
+      Object.assign(this, { cards: new Map(), boxes: new Map(), strips: new Map(), places: [], chains: [] });
       this.first = opensAtFirst(item, this.shape);
       this.root = whole(this);
     }
@@ -288,16 +311,24 @@
       this.hooks.onFocus?.(id);
     }
 
+    /** Draws a long rollout up to a node. */
+    reveal(id) {
+      if (this.cards.get(id)?.element.isConnected) return;
+      for (const { list, places, show } of this.chains) if (list.isConnected && places.has(id)) show(places.get(id) + 1);
+    }
+
     /** Opens what a node is in, as far as it is not drawn, and moves the focus there. */
     go(id) {
       if (!this.item.nodes[id]) return;
       for (const rollout of view.shape.rolloutsAbove(this.item, this.shape, id).reverse()) {
         const at = this.shape.place.get(rollout);
+        if (at !== undefined) this.reveal(at);
         if (this.item.rollouts[rollout].probe && at !== undefined && !this.probesOpen(at)) this.toggleProbes(at, true);
         if (!this.boxes.has(rollout)) this.places.find(({ ids }) => ids.includes(rollout))?.place.querySelector(":scope > .button")?.click();
         const isLast = rollout === this.item.nodes[id].rollout;
         if (!isLast || id !== this.shape.own[rollout][0]) this.toggle(rollout, true);
       }
+      this.reveal(id);
       const element = this.element(id);
       element?.focus({ preventScroll: true });
       element?.scrollIntoView({ block: "nearest", inline: "nearest" });

@@ -5,7 +5,7 @@
     reply = endpoint.ask([{"role": "user", "content": "..."}], max_tokens=64)
 
 What may pass is tried again after a growing wait: a connection that fails, 429 and 5xx; nothing else is. Invariant: a
-request ends in a reply or an error, each within its deadline and its tries (`engines.http_client` keeps the deadline).
+request ends in a reply or an error, each within its deadline and its tries (`models.http_client` keeps the deadline).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flow_dpo.core.errors import ConfigError, EngineError
-from flow_dpo.engines.http_client import Address, Passing, check_base_url
+from flow_dpo.models.http_client import Address, Passing, check_base_url
 
 _LONGEST_WAIT_S = 60.0
 _UNREADABLE = (ValueError, RecursionError)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from flow_dpo.core.errors import ConfigError, EngineError
-from flow_dpo.engines.http_client import Address, Answer, Passing, check_base_url
+from flow_dpo.models.http_client import Address, Answer, Passing, check_base_url
 
 
 @contextmanager

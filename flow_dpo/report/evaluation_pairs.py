@@ -1,0 +1,86 @@
+"""Trained models against the untrained ones that were measured alike, problem by problem.
+
+    evaluations of a run's flow and of the model without adapters, both greedy, on the same 500 problems
+    ->  one `Paired`: +40.0 points, 95 % interval +35.6 to +44.4
+
+Invariant: a difference is paired, over problems that both sides answered once each in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flow_dpo.core.types import Status
+from flow_dpo.report.sources import EvaluationSource
+
+_RIGHT: dict[Status, float | None] = {"correct": 1.0, "wrong": 0.0, "ungraded": None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """A trained model's accuracy less an untrained one's, in shares."""
+
+    trained: EvaluationSource
+    untrained: EvaluationSource
+    mean: float
+    low: float
+    high: float
+    num: int
+    """Problems."""
+
+    @property
+    def side(self) -> int:
+        """1 or -1 where its interval leaves out zero."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+def pairs_of(evaluations: Sequence[EvaluationSource]) -> list[Paired]:
+    """Each trained model with the untrained one that was measured alike, one pass with one pass where it is there; none
+    where nothing was graded."""
+    from flow_dpo.evaluate.statistics import difference  # loads scipy
+
+    found: list[Paired] = []
+    for one in evaluations:
+        alike = [other for other in evaluations if _comparable(one, other)]
+        other = min(alike, key=lambda other: other.single != one.single, default=None)
+        if other is None:
+            continue
+        rewards = [{id: _RIGHT[status] for id, status in side.statuses.items()} for side in (one, other)]
+        if all(value is None for side in rewards for value in side.values()):
+            continue
+        gap = difference([rewards[0]], [rewards[1]])
+        found.append(
+            Paired(
+                trained=one,
+                untrained=other,
+                mean=gap["mean"],
+                low=gap["low"],
+                high=gap["high"],
+                num=gap["num_questions"],
+            )
+        )
+    return found
+
+
+def _comparable(trained: EvaluationSource, untrained: EvaluationSource) -> bool:
+    both = (trained, untrained)
+    return (
+        untrained.untrained
+        and not trained.untrained
+        and all(_answered_once(one) for one in both)
+        and _setting(trained) == _setting(untrained)
+        and trained.statuses.keys() == untrained.statuses.keys()
+    )
+
+
+def _answered_once(one: EvaluationSource) -> bool:
+    """Whether each problem has one answer, which is there."""
+    summary = one.summary
+    return bool(one.statuses) and summary.get("num_draws") == summary.get("num_problems") == len(one.statuses)
+
+
+def _setting(one: EvaluationSource) -> tuple[Any, ...]:
+    summary = one.summary
+    return summary.get("dataset"), summary.get("model"), bool((summary.get("decoding") or {}).get("greedy"))

@@ -1,0 +1,94 @@
+"""Is it said before a run what a problem will cost, and while nothing is learned why?"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flow_dpo.cli import train
+from flow_dpo.core.types import Problem
+from flow_dpo.data.problems import DataSettings, load
+from flow_dpo.learner.settings import LearnerSettings, RoleSettings
+from flow_dpo.models.load import ModelSettings, load_renderer
+from flow_dpo.recipes import presets
+from flow_dpo.runs.callbacks.progress import ProgressBar
+from flow_dpo.runs.live import Live
+from flow_dpo.runs.rehearsal import rehearse
+
+_, RENDERER = load_renderer(ModelSettings(model_name_or_path="seed"))
+PROBLEMS = load(DataSettings(dataset_name="seed", max_problems=3)).problems
+
+
+@pytest.mark.parametrize("name", presets.RECIPES)
+def test_every_recipe_can_be_rehearsed_and_is_the_same_afterwards(name: str) -> None:
+    recipe = presets.load_recipe(name, "seed")
+    cost = rehearse(recipe, PROBLEMS, RENDERER)
+    assert cost is not None
+    assert cost == rehearse(recipe, PROBLEMS, RENDERER)
+    assert 1 <= cost.verdicts <= cost.rollouts
+    assert 0 < cost.tokens <= cost.most
+
+
+def test_the_cost_of_a_group_by_hand() -> None:
+    """Eight answers in one turn: as long as the solution and an end, and at their longest max_tokens."""
+    recipe = presets.load_recipe("grpo", "seed")
+    length = len(RENDERER.encode(PROBLEMS[0].solution))
+    cost = rehearse(recipe, PROBLEMS[:1], RENDERER)
+    assert cost is not None
+    assert (cost.rollouts, cost.verdicts, cost.length) == (8, 8, length)
+    assert (cost.tokens, cost.most) == (8 * (length + 1), 8 * 128)
+    assert f"about 8 rollouts, 8 verdicts and {8 * (length + 1)} sampled tokens" in cost.sentence(10)
+    assert f"10 problems {10 * 8 * (length + 1):,}" in cost.sentence(10)
+
+
+def test_what_costs_more_counts_and_programs_are_not_run() -> None:
+    """ReGenesis gives hints where nothing is right: 1 + 8 rollouts, and 8 more."""
+    cost = rehearse(presets.load_recipe("regenesis", "seed"), PROBLEMS[:1], RENDERER)
+    assert cost is not None
+    assert cost.rollouts == 17
+    dots: Any = presets.load_recipe("dots", "seed")
+    flow = replace(dots.flow, programs=True, labels=(*"123456789", "Anna", "Tom", "Wait"))
+    assert rehearse(replace(dots, flow=flow), PROBLEMS, RENDERER) is None
+    nobody = replace(dots, explore=replace(dots.explore, explainer_url="http://127.0.0.1:1/v1"))
+    assert rehearse(nobody, PROBLEMS, RENDERER) == rehearse(dots, PROBLEMS, RENDERER), "no address is asked"
+    assert rehearse(dots, (), RENDERER) is None
+    without = Problem(id="p", question=PROBLEMS[0].question, gold="1")
+    asked = rehearse(presets.load_recipe("grpo", "seed"), [without], RENDERER)
+    assert asked is not None
+    assert asked.length == len(RENDERER.encode(without.question))
+
+
+def test_it_is_printed_before_the_first_batch(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    train.train(["--recipe", "rpo", "--max_problems", "8", "--problems_per_batch", "8", "--examples_per_update", "900",
+                 "--output_dir", str(tmp_path / "run")])  # fmt: skip
+    told = " ".join(capsys.readouterr().out.split())
+    assert 0 < told.index("A problem costs about ") < told.index("8/8 problems")
+    assert "of 900 examples wait for an update" in told
+
+
+@pytest.mark.parametrize(
+    ("row", "learner", "said"),
+    [
+        ({"learn/updates": 0, "learn/waiting": 12}, LearnerSettings(), "12 of 32 examples wait for an update"),
+        ({"learn/updates": 1, "learn/waiting": 12}, LearnerSettings(), ""),
+        ({"learn/updates": 0, "learn/waiting": 0}, LearnerSettings(), "no problem of this batch gave an example"),
+        (
+            {"learn/updates": 0, "learn/waiting": 5},
+            LearnerSettings(roles={"stop": RoleSettings(examples_per_update=8)}),
+            "5 examples wait for an update, which takes 32 or 8 of stop",
+        ),
+    ],
+)
+def test_while_nothing_is_learned_the_bar_says_why(row: dict[str, Any], learner: LearnerSettings, said: str) -> None:
+    console = Console(file=io.StringIO(), width=300)
+    with Live(console) as live:
+        bar = ProgressBar(live, 8, 0, learner)
+        whole = {"problems_seen": 4, "progressive/window_accuracy": 0.5, "progressive/window_problems": 4}
+        bar.on_batch(whole | row, [], [])
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert said in told
+    assert ("wait for an update" in told or "nothing learned" in told) == bool(said)
