@@ -1,6 +1,7 @@
-"""`flow-dpo export`: traces, or a run's pairs, for other trainers; an evaluation as a log of Inspect AI.
+"""`flow-dpo export`: traces, a run's pairs or labelled steps, for other trainers; an evaluation as a log of Inspect AI.
 
 flow-dpo export --source runs/traces --format messages
+flow-dpo export --source runs/vineppo --format steps
 flow-dpo export --source runs/evaluation --format inspect
 """
 
@@ -18,7 +19,8 @@ from flow_dpo.traces.export import ExportSettings
 from flow_dpo.traces.export import export as write_export
 
 _WHAT = (
-    "Write traces, or a run's pairs, in the formats that other trainers read, or an evaluation as a log of Inspect AI."
+    "Write traces, or a run's pairs or labelled steps, in the formats that other trainers read, or an evaluation as a "
+    "log of Inspect AI."
 )
 
 

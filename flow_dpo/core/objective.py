@@ -42,7 +42,8 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A loss on the policy's log-probabilities."""
+    """A loss on the policy's log-probabilities. One that depends on all examples of an update beside a row's has a
+    method `for_update(examples)`, which returns the objective for its rows."""
 
     accepts: ClassVar[tuple[type, ...]]
     """The kinds of examples."""

@@ -123,6 +123,7 @@ class Gradients:
         count = version if count is None else count
         account.policy, account.reference = role, self._references[role]
         account.reference_version = self.reference_versions.get(role)
+        objective = getattr(objective, "for_update", lambda _: objective)(examples)
         account.kinds = objective.accepts if objective.needs_reference is True else objective.needs_reference or ()
         # A shared base is gathered by all ranks together, and every row has to make as many forwards.
         account.reference_for_all = self._rows.shard_base and any(isinstance(e, account.kinds) for e in examples)

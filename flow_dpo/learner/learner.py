@@ -226,10 +226,7 @@ class Learner:
             raise LearningError(f"examples of {sorted(unknown)}, but the policy's roles are {self.policy.roles}")
 
     def _check_moves(self, before: Mapping[str, Sequence[torch.Tensor]], norms: Mapping[Role, float]) -> None:
-        """Raise `LearningError` where an update changed an adapter that did not learn, or none of one that did.
-
-        Copying and comparing the weights costs next to nothing.
-        """
+        """Raise `LearningError` where an update changed an adapter that did not learn, or none of one that did."""
         for adapter, old in before.items():
             moved = any(not torch.equal(a, b) for a, b in zip(old, self.policy.weights(adapter), strict=True))
             if moved and adapter not in norms:

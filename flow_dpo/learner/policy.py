@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -171,14 +171,9 @@ class Policy:
         # Layers are checkpointed only in training mode.
         self._training_modules += [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
-    @contextmanager
-    def dropout_from(self, seed: int) -> Iterator[None]:
+    def dropout_from(self, seed: int) -> AbstractContextManager[None]:
         """A context in which dropout draws from this seed; restores the generators. Does nothing without dropout."""
-        if not self.settings.lora_dropout:
-            yield
-            return
-        with _own_randomness(seed):
-            yield
+        return _own_randomness(seed) if self.settings.lora_dropout else nullcontext()
 
     def snapshot(self, role: Role) -> str:
         """Freeze a copy of this role's adapter as its reference policy, and return the copy's adapter name."""
@@ -197,10 +192,7 @@ class Policy:
         """Move the role's snapshot by the fraction `lerp` of the way to the role's present weights."""
         own, frozen = self._entry(role), self._entry(REFERENCE + role)
         for target, weight in zip(frozen.weights, own.weights, strict=True):
-            if lerp == 1.0:
-                target.copy_(weight)
-            else:
-                target.lerp_(weight, lerp)
+            target.lerp_(weight, lerp)  # at 1 its very bits
         self.publish(REFERENCE + role)
 
     def save_adapter(self, role: str, folder: str | Path) -> Path:
@@ -240,13 +232,12 @@ class Policy:
             # Head and embeddings that share a weight have adapters of their own here, and merging refuses them.
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*", category=UserWarning)
             options: dict[str, Any] = {"adapter_name": name, "autocast_adapter_dtype": False}
+            config = self.targets.config(self.settings)
             try:
                 if self._peft is None:
-                    self._peft = cast(
-                        PeftModel, get_peft_model(self.model, self.targets.config(self.settings), **options)
-                    )
+                    self._peft = cast(PeftModel, get_peft_model(self.model, config, **options))
                 else:
-                    self._peft.add_adapter(peft_config=self.targets.config(self.settings), **options)
+                    self._peft.add_adapter(peft_config=config, **options)
             except (ValueError, TypeError, NotImplementedError, AttributeError, LookupError) as error:
                 raise ModelError(
                     f"PEFT cannot put an adapter on {type(self.model).__name__}: {error}; name the layers that shall "
@@ -254,9 +245,7 @@ class Policy:
                 ) from error
         self._adapters[name] = self._collect(name)
         if self._adapters[name].names != self._adapters[self.roles[0]].names:
-            raise ModelError(
-                f"PEFT put the adapter {name!r} of {type(self.model).__name__} on other weights than others"
-            )
+            raise ModelError(f"PEFT put an adapter on other weights than others: {name!r}, {type(self.model).__name__}")
 
     def _collect(self, name: str) -> _Weights:
         """The parameters of this adapter, by the names that PEFT saves them under."""

@@ -13,13 +13,15 @@ their share and weight. Invariants: no example is in a batch twice; what was not
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.types import Example, Role, ScoredCompletion
-from flow_dpo.learner.settings import LearnerSettings
+from flow_dpo.learner.settings import LearnerSettings, ShortBatch
 
 SHARED = ""
 """Stands for the roles that have no pool of their own."""
@@ -32,32 +34,43 @@ class Queue:
     size: int
     """Examples of an update; 0 takes all that are there."""
     updates: int = 1
-    """Updates on each batch, one after the other."""
+    """Passes over each batch."""
+    minibatches: int = 1
+    """Updates of a pass: a batch is so many times `size`, or all that are there in so many parts."""
+    short_batch: ShortBatch = "wait"
     examples: list[Example] = field(default_factory=list[Example])
     num_updates: int = 0
     _batch_size: int = field(init=False, default=0)
-    _due: int = field(init=False, default=0)
+    _parts: list[slice] = field(init=False, default_factory=list[slice])
+    """Of the batch: one an update that is due."""
 
     def take(self, examples: Sequence[Example]) -> None:
         """Add the examples of a call, which may be none."""
         self.examples.extend(examples)
-        self._batch_size, self._due = self.size or len(self.examples), self.updates
+        self._parts = []
 
     def batch(self) -> list[Example]:
         """What the next update learns; nothing where none is due."""
-        return self.examples[: self._batch_size] if len(self.examples) >= self._batch_size else []
+        there, number, whole = len(self.examples), self.minibatches, self.size * self.minibatches
+        if not self._parts and (there >= whole or self.short_batch == "learn"):
+            if self.short_batch == "learn" and self.size:
+                number, whole = max(1, round(there / self.size)), there
+            self._batch_size = end = whole or there
+            part = max(1, math.ceil(end / number))
+            self._parts = [slice(i, min(i + part, end)) for i in range(0, end, part)] * self.updates
+        return self.examples[self._parts[0]] if self._parts else []
 
     def learned(self) -> None:
-        """Count an update with the batch, which is dropped after its last one."""
+        """Count an update; after its last one the batch is dropped."""
         self.num_updates += 1
-        self._due -= 1
-        if not self._due:
+        del self._parts[0]
+        if not self._parts:
             self.give_up()
 
     def give_up(self) -> None:
-        """Drop the batch."""
-        del self.examples[: self._batch_size]
-        self._due = self.updates
+        """Drop the batch, and what is left over where the next one is to be of one version."""
+        del self.examples[: None if self.short_batch == "fill" else self._batch_size]
+        self._parts = []
 
 
 @dataclass(kw_only=True)
@@ -73,11 +86,12 @@ class Window(Queue):
         if examples:
             self.examples = [*self.examples, *examples][-self.window :]
             choices = {_choice(example) for example in self.examples} - {None}
-            self._due = self.updates if len(self.examples) >= self.size and len(choices) != 1 else 0
+            due = self.updates if len(self.examples) >= self.size and len(choices) != 1 else 0
+            self._parts = [slice(None)] * due
 
     def batch(self) -> list[Example]:
         """What the next update learns, in the window's order; nothing where none is due."""
-        if not self._due:
+        if not self._parts:
             return []
         rng = random.Random(derive(self.seed, self.num_updates))
         # 1. What has no choice: its share of the window, with room left for each choice.
@@ -99,18 +113,19 @@ class Window(Queue):
 
     def give_up(self) -> None:
         """Leave what is due, which would draw the same again. The examples stay."""
-        self._due = 0
+        self._parts = []
 
 
 def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
     """The shared queue, and the pools that roles have of their own."""
-    epochs = settings.epochs_per_batch
-    pools = {SHARED: Queue(size=settings.examples_per_update, updates=epochs)}
+    p = settings.passes
+    queue = partial(Queue, updates=p.epochs_per_batch, minibatches=p.minibatches, short_batch=p.short_batch)
+    pools = {SHARED: queue(size=settings.examples_per_update)}
     for role, own in settings.roles.items():
         size, kept, updates = own.examples_per_update, own.window, own.updates_per_batch
         if size is not None:
             window = Window(size=size, updates=updates, window=kept, seed=derive(seed, "window", role))
-            pools[role] = window if kept else Queue(size=size, updates=epochs)
+            pools[role] = window if kept else queue(size=size)
     return pools
 
 

@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.core.errors import expect
 from flow_dpo.core.types import Role
 from flow_dpo.models.settings import LoraSettings as LoraSettings  # at hand beside the learner's own
+
+ShortBatch = Literal["wait", "learn", "fill"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +73,8 @@ class RoleSettings:
     """Updates from a window in each call that brings examples of the role; `epochs_per_batch` is for other pools."""
 
     def __post_init__(self) -> None:
-        expect(
-            self, "to be a finite number above 0", lambda value: value is None or 0 < value < math.inf, "learning_rate"
-        )
+        finite = "to be a finite number above 0"
+        expect(self, finite, lambda value: value is None or 0 < value < math.inf, "learning_rate")
         expect(self, "of 0 or more", lambda value: value is None or value >= 0, "examples_per_update", "window")
         expect(self, "of 1 or more", lambda value: value >= 1, "updates_per_batch")
         if self.window:
@@ -81,6 +82,23 @@ class RoleSettings:
             expect(self, enough, lambda value: value and 2 <= value <= self.window, "examples_per_update")
         else:
             expect(self, "of 1 without a window", lambda value: value == 1, "updates_per_batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSettings:
+    """How a batch is cut into updates."""
+
+    minibatches: int = 1
+    """Updates of a pass over a batch, for which so many times `examples_per_update` are gathered; of all there are (0),
+    equal parts. From the second on the policy has moved away from what was sampled: a clip has something to do."""
+    epochs_per_batch: int = 1
+    """Passes over each batch (PPO's epochs)."""
+    short_batch: ShortBatch = "wait"
+    """What fills no update: "wait" leaves it to the next batch, of another version; "learn" has all learned at once in
+    updates of about `examples_per_update`; "fill" samples on under one version, and drops what is left over (DAPO)."""
+
+    def __post_init__(self) -> None:
+        expect(self, "of 1 or more", lambda value: value >= 1, "epochs_per_batch", "minibatches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +114,12 @@ class LearnerSettings:
     decay_after: int = 0
     """Updates at the full rate, after which it falls; 0 never lets it fall."""
     decay_power: float = 1.0
-    """How fast it falls: 1 falls as 1 / t, which sums to infinity yet settles (Robbins and Monro 1951); 0.5 is
-    slower."""
+    """How it falls: 1 as 1 / t (Robbins and Monro 1951), 0.5 slower; 0 straight from the warm-up to `decay_after`."""
     max_grad_norm: float = 1.0
     """Norm to which a role's gradient is clipped; 0 clips nothing."""
     examples_per_update: int = 32
-    """Examples of all roles together; 0 makes one update of each call's examples.
-    How problems pool to the paper's 32 pairs is not stated in the paper."""
-    epochs_per_batch: int = 1
-    """Updates on each full batch, one after the other (PPO's epochs): from the second on the policy has moved away from
-    what was sampled, and a clip has something to do."""
+    """Examples of all roles together; 0: all of a call. How problems pool to 32 pairs is not stated in the paper."""
+    passes: PassSettings = field(default_factory=PassSettings)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     rows: RowSettings = field(default_factory=RowSettings)
     skip_nonfinite: bool = False
@@ -119,12 +133,7 @@ class LearnerSettings:
         expect(self, "to be a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate")
         numbers = ("max_grad_norm", "examples_per_update", "max_logprob_drift")
         expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, *numbers)
-        if self.warmup_updates < 0 or self.decay_after < 0 or self.decay_power <= 0:
-            raise ConfigError(
-                f"expected warmup_updates and decay_after of 0 or more and decay_power above 0, found "
-                f"{self.warmup_updates}, {self.decay_after} and {self.decay_power}"
-            )
-        expect(self, "of 1 or more", lambda value: value >= 1, "epochs_per_batch")
+        expect(self, "of 0 or more", lambda value: value >= 0, "warmup_updates", "decay_after", "decay_power")
 
     def rate(self, role: Role, update: int) -> float:
         """The role's learning rate at its update, counted from 1."""
@@ -136,4 +145,6 @@ class LearnerSettings:
         """What the rate is multiplied by at a role's update, counted from 1."""
         rise = min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
         fall = min(1.0, self.decay_after / update) ** self.decay_power if self.decay_after else 1.0
+        if self.decay_after and not self.decay_power:
+            fall = min(1.0, max(1, self.decay_after + 1 - update) / max(1, self.decay_after - self.warmup_updates))
         return rise * fall

@@ -31,9 +31,7 @@ from flow_dpo.learner.policy import Policy
 
 TENSORS, FACTS = "learner.safetensors", "learner.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""Adam's state of each parameter."""
 SCHEMA = "learner/3"
-"""Of learner.json."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ is an error when the recipe is imported, and for a type checker before that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from flow_dpo.core.answer_stop import AnswerStopPrompts, RolePrompts, WorkedExample
 from flow_dpo.core.recipe import Recipe
@@ -40,11 +41,10 @@ class Scale:
     problems_per_batch: int
     """Problems sampled under one policy version."""
 
-    def preset(self, recipe: Recipe) -> Preset:
-        """The recipe at this scale."""
-        return Preset(
-            recipe=recipe, lora=self.lora, learner=self.learner, problems_per_batch=self.problems_per_batch
-        )  # fmt: skip
+    def preset(self, recipe: Recipe, **learner: Any) -> Preset:
+        """The recipe at this scale, with what its learner has of its own."""
+        own = replace(self.learner, **learner)
+        return Preset(recipe=recipe, lora=self.lora, learner=own, problems_per_batch=self.problems_per_batch)
 
 
 # ---- chat: runs of hundreds of problems rather than many thousands, in which the papers' rates move nothing ----------

@@ -14,18 +14,18 @@ and the problem, not on which path came there first. Paths come first in a tree,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from flow_dpo.core.errors import FlowError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.core.flow import Flow, check_turn
-from flow_dpo.core.rollouts import RolloutRunner, RolloutSteps, Sampled, SampleRequest, sample
+from flow_dpo.core.rollouts import Finished, RolloutRunner, RolloutSteps, Sampled, SampleRequest, Yields, sample
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.steps import join, split
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import Completion, Problem, Request, Solution, Turn
+from flow_dpo.core.types import Completion, Problem, Request, Solution, Turn, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,9 @@ class _Probe:
 class Branched:
     """Paths and probes of one problem."""
 
+    cut_probes: ClassVar[bool] = False
+    """Whether the completions of probes are cut into steps, too."""
+
     def __init__(
         self,
         turn_sampling: TurnSampling,
@@ -97,6 +100,7 @@ class Branched:
             state, num_turns = self.flow.advance(state, sampled.completion), num_turns + 1
         seed = derive(self.seed, self.problem.id, -1, path.index, num_turns)
         path.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=path.index == 0, seed=seed)
+        yield Finished(problem=self.problem, solution=path.solution)
 
     def probe(self, step: Step) -> RolloutSteps:
         """Start the probes of the state before `step`, unless there are some already."""
@@ -126,35 +130,68 @@ class Branched:
                     tree.add_rollout(tree.nodes[node].parent, probe.turns, probe.solution, probe=True)
         return tree
 
+    def step_ends(self, completion: Completion) -> tuple[int, ...]:
+        """How many tokens of the completion stand before the end of each step but the last."""
+        return self.runner.step_ends(completion)
+
     def _steps(self, turn: Turn, state: Any, sampled: Sampled) -> Iterator[Step]:
         """One turn's completion, step by step. A choice is one step."""
-        ends = () if turn.choices else self.runner.step_ends(sampled.completion)
+        ends = () if turn.choices else self.step_ends(sampled.completion)
         kept: Completion | None = None
         for piece in split(sampled.completion, ends):
-            request = sampled.request if kept is None else _after(sampled.request, kept)
+            request = sampled.request if kept is None else request_after(sampled.request, kept)
             yield Step(turn=turn, state=state, kept=kept, request=request, completion=piece, tags=self.flow.tags(state))
             kept = piece if kept is None else join(kept, piece)
 
     def _continue(self, probe: _Probe, step: Step, index: int) -> RolloutSteps:
         """Sample from the state before `step` to the end."""
-        turn, state, kept, num_turns = step.turn, step.state, step.kept, 0
         # Of the state alone: several paths may come here, in any order.
         place = f"{step.request.role} {step.request.max_tokens} {step.request.prompt_ids}"
-        while turn is not None:
-            check_turn(self.flow, turn, num_turns, self.problem)
-            seed = derive(self.seed, self.problem.id, "probe", place, index, num_turns)
-            sampling = self.turn_sampling.for_turn(turn, trunk=False)
-            ids = () if kept is None else kept.token_ids
-            sampled = yield from sample(SampleRequest(turn=turn, sampling=sampling, seed=seed, prefix_ids=ids))
-            request = sampled.request if kept is None else _after(sampled.request, kept)
-            probe.turns.append((request, sampled.completion, self.flow.tags(state)))
-            state = self.flow.advance(state, sampled.completion if kept is None else join(kept, sampled.completion))
-            turn, kept, num_turns = self.flow.turn(state), None, num_turns + 1
-        seed = derive(self.seed, self.problem.id, "probe", place, index, num_turns)
-        probe.solution = yield from self.turn_sampling.solution(self.flow, state, trunk=False, seed=seed)
+        turns, probe.solution = yield from continuation(
+            self.turn_sampling, self.flow, self.problem, turn=step.turn, state=step.state, kept=step.kept,
+            seed_of=lambda num_turns: derive(self.seed, self.problem.id, "probe", place, index, num_turns),
+        )  # fmt: skip
+        if self.cut_probes:
+            whole = [(one, Sampled(request=one.request, completion=one.completion)) for one in turns]
+            turns = [piece for one, sampled in whole for piece in self._steps(one.turn, one.state, sampled)]
+        probe.turns = [(one.request, one.completion, one.tags) for one in turns]
+        yield Finished(problem=self.problem, solution=probe.solution)
 
 
-def _after(request: Request, kept: Completion) -> Request:
+def continuation(
+    turn_sampling: TurnSampling,
+    flow: Flow[Any],
+    problem: Problem,
+    *,
+    turn: Turn | None,
+    state: Any,
+    kept: Completion | None,
+    seed_of: Callable[[int], int],
+    trunk: bool = False,
+) -> Generator[Yields, Sampled | Verdict, tuple[list[Step], Solution]]:
+    """Sample from amid a turn, of which `kept` has been written, to the end of the flow; a turn is one step.
+
+    `seed_of` gives the seed of the turn with this number, from 0 for the one that is continued.
+    """
+    steps: list[Step] = []
+    while turn is not None:
+        check_turn(flow, turn, len(steps), problem)
+        ids = () if kept is None else kept.token_ids
+        sampling = turn_sampling.for_turn(turn, trunk=trunk)
+        sampled = yield from sample(
+            SampleRequest(turn=turn, sampling=sampling, seed=seed_of(len(steps)), prefix_ids=ids)
+        )  # fmt: skip
+        request = sampled.request if kept is None else request_after(sampled.request, kept)
+        steps.append(
+            Step(turn=turn, state=state, kept=kept, request=request, completion=sampled.completion,
+                 tags=flow.tags(state))
+        )  # fmt: skip
+        state = flow.advance(state, sampled.completion if kept is None else join(kept, sampled.completion))
+        turn, kept = flow.turn(state), None
+    return steps, (yield from turn_sampling.solution(flow, state, trunk=trunk, seed=seed_of(len(steps))))
+
+
+def request_after(request: Request, kept: Completion) -> Request:
     """The request that is left once `kept` has been written."""
     return replace(
         request,

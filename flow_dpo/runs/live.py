@@ -349,6 +349,11 @@ class _Counted:
     def needs_reference(self) -> bool | tuple[type, ...]:
         return self._objective.needs_reference
 
+    def for_update(self, examples: Sequence[Any]) -> _Counted:
+        """What depends on all examples of an update is settled by the objective itself."""
+        settle = getattr(self._objective, "for_update", lambda _: self._objective)
+        return _Counted(settle(examples), self._meter)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process there is no meter: there it is the objective itself."""
         return copy, (self._objective,)

@@ -3,6 +3,7 @@
     messages            {"messages": [..., {"role": "assistant", ...}], ...}                  TRL's SFTTrainer
     prompt_completion   {"prompt": [...], "completion": [{"role": "assistant", ...}], ...}    TRL's SFTTrainer
     preference          {"prompt": "...", "chosen": "...", "rejected": "...", ...}            TRL's DPOTrainer
+    steps               {"prompt": "...", "completions": [...], "labels": [true, ...], ...}   TRL's PRMTrainer
 
 One row a line in `train.jsonl`, with the data set's card, `README.md`. Invariant: columns that a trainer does not read
 are kept, so that nothing that is known of a row is lost.
@@ -23,9 +24,10 @@ from flow_dpo.data import typed_json
 from flow_dpo.runs import files, run_folder
 from flow_dpo.runs.records import PairRow, read_rows
 from flow_dpo.runs.writable import check_writable
+from flow_dpo.traces.step_labels import step_rows
 from flow_dpo.traces.trace import Trace, TraceFile, read_traces
 
-Format = Literal["messages", "prompt_completion", "preference"]
+Format = Literal["messages", "prompt_completion", "preference", "steps"]
 ROWS = "train.jsonl"
 CARD = "README.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -36,10 +38,11 @@ class ExportSettings:
     """Settings of an export: its source, format and folder."""
 
     source: str = ""
-    """A folder or file of traces (`flow-dpo generate`), a run folder, whose pairs are taken, or an evaluation."""
-    format: Literal["auto", "messages", "prompt_completion", "preference", "inspect"] = "auto"
+    """A folder or file of traces (`flow-dpo generate`), a run folder, or an evaluation."""
+    format: Literal["auto", "messages", "prompt_completion", "preference", "steps", "inspect"] = "auto"
     """"auto" is "prompt_completion" for traces, "preference" for a run and "inspect" for an evaluation: a log of
-    Inspect AI."""
+    Inspect AI. "steps" are the steps of a run's solutions, with labels for a process reward model, where the recipe
+    sampled from the states between them."""
     output_dir: str = "runs/export"
 
     def __post_init__(self) -> None:
@@ -56,16 +59,16 @@ def export(settings: ExportSettings) -> tuple[Path, int]:
     check_writable(folder)
     if (folder / ROWS).exists() or (folder / CARD).exists():
         raise ConfigError(f"output_dir {folder} already holds an export; name another with --output_dir")
-    is_run = (source / "pairs.jsonl").exists()
+    is_run = (source / "trees.jsonl").exists() or (source / "pairs.jsonl").exists()
     if settings.format == "inspect":
         raise ConfigError(f"expected an evaluation for a log of Inspect AI, found {source}")
     wanted: Format = ("preference" if is_run else "prompt_completion") if settings.format == "auto" else settings.format
-    if is_run != (wanted == "preference"):
-        what = "a run folder, which holds pairs" if is_run else "traces"
-        others = "preference" if is_run else "messages or prompt_completion"
+    if is_run != (wanted in ("preference", "steps")):
+        what = "a run folder, which holds pairs and trees" if is_run else "traces"
+        others = "preference or steps" if is_run else "messages or prompt_completion"
         raise ConfigError(f"expected --format {others} for {source} ({what}), found {wanted}")
     if is_run:
-        rows, facts = pair_rows(source), run_facts(source)
+        rows, facts = step_rows(source) if wanted == "steps" else pair_rows(source), run_facts(source)
     else:
         file = read_traces(source)
         rows, facts = trace_rows(file.traces, wanted), trace_facts(file)
@@ -114,7 +117,7 @@ def card(format: Format, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, 
     header = DatasetCardData(
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": ROWS}]}],
         task_categories=["text-generation"],
-        tags=["flow-dpo", "reasoning", "trl", "preference" if format == "preference" else "sft"],
+        tags=["flow-dpo", "reasoning", "trl", _TAGS.get(format, "sft")],
         size_categories=[next((name for limit, name in _SIZES if len(rows) < limit), "n>1M")],
     )
     known = {name: value for name, value in facts.items() if value not in (None, "", {})}
@@ -151,10 +154,12 @@ Made by flow-dpo (online DPO for flows, arXiv 2410.22304).
 {{ meaning }}
 
 """
+_TAGS: Mapping[Format, str] = {"preference": "preference", "steps": "process-supervision"}
 _TITLES: Mapping[Format, str] = {
     "messages": "verified solutions, as conversations",
     "prompt_completion": "verified solutions, as prompt and completion",
     "preference": "preference pairs of a flow's roles",
+    "steps": "solutions with a label for every step",
 }
 _TRACE_COLUMNS = (
     "`solution` is the attempt that produced the answer, `token_ids` are the very tokens that were sampled, "
@@ -169,6 +174,14 @@ _COLUMNS: Mapping[Format, str] = {
         "trainer that encodes the texts again, and closes each with an end token, as TRL's does, trains on slightly "
         "others. `node`, `rejected_node` and `depth` place the pair in its problem's tree (`trees.jsonl` of the run)."
     ),
+    "steps": (
+        "`prompt` is the question, `completions` are the steps of one solution. `labels` are hard estimates "
+        "(Math-Shepherd, arXiv 2312.08935): whether any completion from the state after a step ended right; `values` "
+        "are soft ones, the share that did, of `num_completions`. The last step of a solution has the verdict on it. A "
+        "row ends before the first step of which nothing is known. A value is of the policy of `policy_version`, which "
+        "sampled all. `step_ids` are the very tokens that were sampled, without the ends' spaces "
+        "stripped; `roles` sampled them; `rollout` and `nodes` place them in `trees.jsonl` of the run."
+    ),
 }
 _LOAD = 'rows = load_dataset("json", data_files="train.jsonl", split="train")\n'
 _USE: Mapping[Format, str] = {
@@ -177,6 +190,9 @@ _USE: Mapping[Format, str] = {
     "prompt_completion": f"```python\n{_LOAD}SFTTrainer(model, train_dataset=rows)  # loss on the completion\n```",
     "preference": f'```python\n{_LOAD}rows = rows.filter(lambda row: row["role"] == "answer")\n'
     "DPOTrainer(model, train_dataset=rows)\n```",
+    "steps": f"```python\n{_LOAD}PRMTrainer(model, processing_class=tokenizer, train_dataset=rows)\n```\n\n"
+    "`PRMTrainer` is experimental in TRL, and not in every version; it puts a newline after each step, and learns "
+    "`labels` there. `values` are for trainers that take soft labels.",
 }
 
 

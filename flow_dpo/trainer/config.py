@@ -97,6 +97,7 @@ class FlowDPOConfig:
     loss_type: str | Sequence[str] | None = None
     """Only what the recipe's objective is."""
     epsilon: float | None = None
+    epsilon_high: float | None = None
     scale_rewards: str | bool | None = None
     sync_ref_model: bool | None = None
     ref_model_sync_steps: int | None = None

@@ -61,7 +61,7 @@ _SETTINGS = _settings(
     chat_template_kwargs="model.template_kwargs",
     temperature="explore.temperature",
     top_p="explore.top_p",
-    num_iterations="learner.epochs_per_batch",
+    num_iterations="learner.passes.epochs_per_batch",
     per_device_eval_batch_size="evaluation.batch_problems",
     run_name="run.tracking.run_name",
     project="run.tracking.project",
@@ -113,9 +113,15 @@ _COMPUTED = [
     ),
     _computed("num_generations_eval", "evaluation.num_samples", "rollouts of each problem, sampled where above 1"),
     _computed("beta", "objective.beta or objective.kl_coef", "by the recipe's objective; a list of one is that one"),
-    _computed("epsilon", "objective.clip_range", "of recipes with a clipped policy gradient"),
+    _computed("epsilon", "objective.clip_low and objective.clip_high", "of recipes with a clipped policy gradient"),
+    _computed("epsilon_high", "objective.clip_high", "the same; of a cispo loss the largest ratio itself"),
     _computed("scale_rewards", "credit.scale", 'of the recipe "grpo": "group" or "none"'),
-    _computed("loss_type", "objective", 'only what the recipe\'s objective is: "sigmoid" of DPO, "grpo" of grpo'),
+    _computed(
+        "loss_type",
+        "objective.reduction, objective.surrogate and objective.clip_low",
+        'of a clipped policy gradient "grpo", "bnpo", "dapo", "dr_grpo" or "cispo"; otherwise only what the recipe\'s '
+        'objective is, such as "sigmoid" of DPO',
+    ),
     _computed(
         "mask_truncated_completions", "grading.unfinished", 'True is "ungraded": what did not end teaches nothing'
     ),
@@ -298,8 +304,8 @@ _REFUSED = [
         "max_length", "use max_completion_length; problems whose prompts do not fit the context are left out", 512
     ),
     *_refused("router_aux_loss_coef", "adapters do not touch the router: leave it out", 0.001, 0.0),
-    *_refused("delta epsilon_high", 'the clip is symmetric: use epsilon, with recipe="grpo" or "vineppo"'),
-    *_refused("importance_sampling_level", "ratios are a token's: leave it out", "token"),
+    *_refused("delta", "a ratio has no second limit: leave it out"),
+    *_refused("importance_sampling_level", 'use settings={"objective.ratio_level": ...} or recipe="gspo"', "token"),
     *_refused(
         "off_policy_mask_threshold", 'what is learned is at most settings={"run.lag": N} batches old: leave it out'
     ),

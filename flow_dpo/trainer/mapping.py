@@ -104,7 +104,20 @@ def _beta(value: Any, asked: _Asked) -> Settings:
 
 
 def _epsilon(value: float, asked: _Asked) -> Settings:
-    return {asked.first("epsilon", "objective.clip_range"): value}
+    asked.first("epsilon", "objective.clip_high")
+    if _is_cispo(asked):
+        return {}  # TRL's has an upper limit alone
+    return {"objective.clip_low": value, "objective.clip_high": value} | _epsilon_high(asked.config.epsilon_high, asked)
+
+
+def _epsilon_high(value: float | None, asked: _Asked) -> Settings:
+    name = asked.first("epsilon_high", "objective.clip_high")
+    return {} if value is None else {name: value - 1 if _is_cispo(asked) else value}
+
+
+def _is_cispo(asked: _Asked) -> bool:
+    loss = asked.config.loss_type
+    return getattr(asked.recipe.objective, "surrogate", "") == "weight" if loss is None else loss == "cispo"
 
 
 def _scale(value: Any, asked: _Asked) -> Settings:
@@ -114,7 +127,11 @@ def _scale(value: Any, asked: _Asked) -> Settings:
     return {asked.first("scale_rewards", "credit.scale"): known[str(value)]}
 
 
-_LOSSES = {"sigmoid": ("Dpo", "DpoAndVerdicts"), "ipo": ("Ipo",), "grpo": ("ClippedPolicyGradient",)}
+_REDUCTIONS = {"grpo": "answer", "bnpo": "tokens", "dapo": "tokens", "dr_grpo": "constant", "cispo": "tokens"}
+"""Of TRL's losses that are a clipped policy gradient."""
+_LOSSES = {"sigmoid": ("Dpo", "DpoAndVerdicts"), "ipo": ("Ipo",)} | dict.fromkeys(
+    _REDUCTIONS, ("ClippedPolicyGradient",)
+)
 
 
 def _loss(value: Any, asked: _Asked) -> Settings:
@@ -122,7 +139,10 @@ def _loss(value: Any, asked: _Asked) -> Settings:
     if len(names) != 1 or own not in _LOSSES.get(names[0], ()):
         there = ", ".join(name for name, kinds in _LOSSES.items() if own in kinds) or "none by a name of TRL's"
         raise _refuse("loss_type", value, f"the recipe brings its objective, {own} ({there}); choose another recipe")
-    return {}
+    if names[0] not in _REDUCTIONS:
+        return {}
+    cut = {"objective.surrogate": "weight", "objective.clip_low": 1.0} if names[0] == "cispo" else {}
+    return {"objective.reduction": _REDUCTIONS[names[0]]} | cut
 
 
 def _reference(value: Any, asked: _Asked) -> Settings:
@@ -242,6 +262,7 @@ _COMPUTED: Mapping[str, Callable[[Any, _Asked], Settings]] = {
     "lr_scheduler_type": _schedule,
     "beta": _beta,
     "epsilon": _epsilon,
+    "epsilon_high": _epsilon_high,
     "scale_rewards": _scale,
     "loss_type": _loss,
     "sync_ref_model": _reference,

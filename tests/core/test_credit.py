@@ -12,7 +12,7 @@ from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.metrics import ProgressiveValidation, tree_metrics
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Pair, Solution, Status, Verdict
-from flow_dpo.recipes.grpo.advantages import GroupAdvantages
+from flow_dpo.recipes.group_advantages import GroupAdvantages
 from tests.support.tree_builders import completion, graded, problem, request, two_chunk_tree
 
 

@@ -14,8 +14,8 @@ from flow_dpo.core.errors import ConfigError, ObjectiveError
 from flow_dpo.core.objective import TokenLogprobs, check_examples
 from flow_dpo.core.types import Pair, ScoredCompletion
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
-from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.ipo import Ipo
+from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from tests.support.packed_builders import answer_pair
 from tests.support.tree_builders import completion, request
 
@@ -249,8 +249,8 @@ def test_losses_of_scored_completions_are_sums_with_weights() -> None:
     assert not ClippedPolicyGradient(kl_coef=0.0).needs_reference
     with pytest.raises(ObjectiveError, match="accepts ScoredCompletion, found Pair"):
         check_examples(objective, [PAIR])
-    with pytest.raises(ConfigError, match="clip_range"):
-        ClippedPolicyGradient(clip_range=1.0)
+    with pytest.raises(ConfigError, match="clip_low above 0 and at most 1"):
+        ClippedPolicyGradient(clip_low=1.5)
 
 
 @pytest.mark.parametrize("advantage", [0.0, math.nan, math.inf])

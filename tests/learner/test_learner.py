@@ -153,8 +153,8 @@ def test_rates_fall_without_a_known_end() -> None:
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 3e-3 / 4, 3e-3 / 5, 3e-3 / 6])
     slower = LearnerSettings(decay_after=4, decay_power=0.5)
     assert [slower.rate_share(update) for update in (1, 4, 16, 64)] == pytest.approx([1, 1, 0.5, 0.25])
-    with pytest.raises(ConfigError, match="decay_power above 0, found 0, 0 and 0"):
-        LearnerSettings(decay_power=0)
+    with pytest.raises(ConfigError, match="decay_power of 0 or more, found -1"):
+        LearnerSettings(decay_power=-1)
 
 
 def test_a_snapshot_reference_follows_when_told() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from flow_dpo.core.errors import ConfigError
-from flow_dpo.learner.settings import LearnerSettings, LoraSettings, RoleSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings, PassSettings, RoleSettings
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,18 @@ def test_values_that_no_update_could_use(values: dict[str, Any]) -> None:
 def test_shapes_that_no_adapter_has(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         LoraSettings(**values)
+
+
+def test_rates_fall_in_a_straight_line_to_a_known_end() -> None:
+    """Warm-up of 2, then from 1 at update 3 in equal steps to 1/4 at update 6, where it stays: never 0."""
+    settings = LearnerSettings(warmup_updates=2, decay_after=6, decay_power=0)
+    shares = [settings.rate_share(update) for update in range(1, 9)]
+    assert shares == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25, 0.25, 0.25])
+    constant = replace(settings, roles={"stop": RoleSettings(constant_rate=True)}, learning_rate=1.0)
+    assert [constant.rate("stop", 6), constant.rate("answer", 6)] == pytest.approx([1, 0.25])
+
+
+@pytest.mark.parametrize("name", ["minibatches", "epochs_per_batch"])
+def test_a_batch_has_one_update_at_least(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} of 1 or more, found 0"):
+        PassSettings(**{name: 0})

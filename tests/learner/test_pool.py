@@ -142,8 +142,10 @@ def test_a_queue_hands_out_each_batch_as_often_as_told_and_starts_a_failed_one_a
     assert batches == [made[:2], made[:2], made[2:4], made[2:4]]
     assert (pool.examples, pool.num_updates) == (made[4:], 4)
     pool.take(made[:1])
+    assert pool.batch() == [made[4], made[0]]
     pool.learned()
     pool.take([])  # the second epoch failed
+    assert pool.batch() == [made[4], made[0]]
     pool.learned()
     assert pool.batch() == [made[4], made[0]]
     everything = Queue(size=0)

@@ -19,9 +19,9 @@ from flow_dpo.core.objective import accepted_names
 from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings
+from flow_dpo.learner.settings import LearnerSettings, PassSettings, ReferenceSettings
 from flow_dpo.recipes import presets, scales
-from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
+from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs.files import read_jsonl
 from tests.support.packed_builders import ROLES
@@ -36,7 +36,27 @@ OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
         "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft",
     ),
     "cpl in rounds": ("--credit.fine_tune", "--objective.sft"),
+    # Smaller trees: the test is of a run's ways, not of its size.
+    "malt": ("--explore.branch_factors", "[2, 1, 2]"), "spo-tree": ("--explore.branch_factors", "[3, 2]"),
+    "treerpo": ("--explore.branch_factors", "[3, 2]"), "treerl": ("--explore.num_rollouts", "2"),
+    "spo-chain": ("--explore.num_rollouts", "3", "--explore.num_completions", "2"),
 }  # fmt: skip
+
+
+# What a recipe's learner has of its own, at one preset or ("") at the three sizes of model.
+OWN_LEARNER: dict[tuple[str, str], dict[str, Any]] = {
+    ("flow-dpo", "seed"): {"examples_per_update": 12},
+    ("gspo", ""): {"examples_per_update": 0, "passes": PassSettings(minibatches=4)},
+    ("vineppo", ""): {"examples_per_update": 0, "passes": PassSettings(minibatches=8)},
+    **{
+        (name, ""): {"passes": PassSettings(short_batch="learn")}
+        for name in ("grpo", "dr-grpo", "rloo", "reinforce-pp")
+    },
+    **{
+        (name, ""): {"passes": PassSettings(short_batch="fill", minibatches=4)}
+        for name in ("dapo", "cispo", "reinforce-baseline")
+    },
+}
 
 
 @pytest.mark.parametrize("name", presets.RECIPES)
@@ -55,7 +75,7 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
         assert type(made.recipe.flow) is type(first.recipe.flow)
         assert type(made.recipe.explore) is type(first.recipe.explore)
         scaled = scales.SCALES[scale]
-        own = {"examples_per_update": 12} if (name, scale) == ("flow-dpo", "seed") else {}
+        own = OWN_LEARNER.get((name, scale)) or OWN_LEARNER.get((name, "")) or {}
         assert set(made.learner.roles) == ({"stop"} if name == "flow-dpo" else set())
         assert (made.lora, replace(made.learner, roles={}), made.problems_per_batch) == (
             scaled.lora, replace(scaled.learner, **own), scaled.problems_per_batch,
@@ -70,7 +90,20 @@ EXPLORED = {
     "flow-dpo-paper": [(1, 1, 1.0, 1.0), (1, 1, 1.0, 1.0), (1, 1, 0.8, 1.0), (1, 1, 1.0, 0.97)],
     "online-dpo": [(2, 0, 0.9, 1.0), (2, 0, 0.9, 1.0), (2, 0, 0.9, 1.0), (2, 0, 1.0, 0.97)],
     "grpo": [(64, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
+    "dapo": [(16, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
+    "dr-grpo": [(8, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
+    "gspo": [(16, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
+    "cispo": [(16, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
+    "rloo": [(4, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
+    "reinforce-pp": [(1, 0, 1.0, 1.0), (1, 0, 1.0, 1.0), (1, 0, 0.8, 1.0), (1, 0, 1.0, 0.97)],
+    "reinforce-baseline": [(8, 0, 1.0, 1.0), (8, 0, 1.0, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
     "vineppo": [(8, 9, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 1.0, 0.97)],
+    "spo-chain": [(8, 9, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 0.6, 0.9), (8, 4, 1.0, 0.97)],
+    "spo-tree": [(1, 0, 0.6, 0.9), (1, 0, 0.6, 0.9), (1, 0, 0.6, 0.9), (1, 0, 1.0, 0.97)],
+    "treerpo": [(1, 0, 1.0, 1.0), (1, 0, 1.0, 1.0), (1, 0, 0.8, 1.0), (1, 0, 1.0, 0.97)],
+    "treerl": [(6, 2, 1.2, 0.95), (3, 2, 1.0, 0.95), (3, 2, 0.8, 0.95), (3, 2, 1.0, 0.97)],
+    "step-dpo": [(2, 20, 0.8, 0.95), (2, 8, 0.8, 0.95), (2, 8, 0.8, 0.95), (2, 8, 1.0, 0.97)],
+    "malt": [(1, 0, 1.0, 1.0), (1, 0, 1.0, 1.0), (1, 0, 0.8, 1.0), (1, 0, 1.0, 0.97)],
     "rpo": [(10, 10, 1.0, 1.0), (8, 4, 1.0, 1.0), (8, 4, 0.8, 1.0), (8, 4, 1.0, 0.97)],
     "cpl": [(32, 3, 1.0, 1.0), (8, 3, 1.0, 1.0), (8, 3, 0.8, 1.0), (8, 3, 1.0, 0.97)],
     "rejection-sampling": [(4, 0, 1.0, 1.0), (4, 0, 1.0, 1.0), (4, 0, 0.8, 1.0), (4, 0, 1.0, 0.97)],
@@ -83,7 +116,13 @@ BESIDE = ("num_completions", "num_alternatives", "num_children", "num_hinted", "
 LENGTHS = {
     "flow-dpo": [960, 960, 160, 128], "flow-dpo-paper": [960, 960, 160, 128],
     "online-dpo": [960, 960, 160, 128], "grpo": [1024, 1024, 160, 128],
+    "dapo": [20_480, 1024, 160, 128], "dr-grpo": [3000, 1024, 160, 128], "gspo": [16_384, 1024, 160, 128],
+    "cispo": [20_480, 1024, 160, 128], "rloo": [960, 1024, 160, 128], "reinforce-pp": [64_000, 1024, 160, 128],
+    "reinforce-baseline": [64_000, 1024, 160, 128],
     "vineppo": [1024, 1024, 160, 128], "rpo": [1024, 1024, 160, 128], "cpl": [960, 960, 160, 128],
+    "spo-chain": [1024, 1024, 160, 128], "spo-tree": [1024, 1024, 160, 128], "treerpo": [1152, 1152, 160, 128],
+    "treerl": [8192, 1024, 160, 128], "step-dpo": [2048, 2048, 160, 128],
+    "malt": [1024, 1024, 160, 128],
     "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
 }  # fmt: skip
 
@@ -115,10 +154,20 @@ def test_the_papers_learners() -> None:
     assert found == {
         "flow-dpo": (5e-6, 32, 1, 8), "flow-dpo-paper": (5e-6, 32, 1, 8), "online-dpo": (5e-6, 32, 32, 8),
         "grpo": (1e-6, 1024, 16, 8),
-        "vineppo": (1e-6, 512, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
+        "dapo": (1e-6, 512, 512, 8), "dr-grpo": (1e-6, 128, 128, 8), "gspo": (1e-6, 0, 256, 8),
+        "cispo": (1e-6, 512, 512, 8), "rloo": (1e-6, 512, 256, 8), "reinforce-pp": (5e-7, 1024, 1024, 8),
+        "reinforce-baseline": (5e-7, 1024, 128, 8),
+        "vineppo": (1e-6, 0, 64, 8), "rpo": (5e-5, 0, 8, 16), "cpl": (5e-6, 32, 32, 8),
+        "spo-chain": (1e-6, 0, 64, 8), "spo-tree": (1e-6, 128, 16, 8), "treerpo": (1e-6, 512, 16, 8),
+        "treerl": (1.5e-6, 512, 16, 8), "step-dpo": (5e-7, 128, 64, 8),
+        "malt": (5e-6, 32, 32, 8),
         "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 32, 16, 8),
     }  # fmt: skip
-    assert presets.preset("vineppo", "paper").learner.epochs_per_batch == 2
+    vine = presets.preset("vineppo", "paper").learner
+    assert vine.passes == PassSettings(epochs_per_batch=2, minibatches=8)
+    assert (vine.warmup_updates, vine.decay_after, vine.decay_power) == (480, 16_000, 0)
+    dapo = presets.preset("dapo", "paper").learner
+    assert (dapo.passes, dapo.warmup_updates) == (PassSettings(minibatches=16, short_batch="fill"), 20 * 16)
     assert presets.preset("rpo", "paper").learner.warmup_updates == 100
     assert presets.preset("flow-dpo", "paper").lora.lora_dropout == 0.05
 
@@ -137,7 +186,8 @@ def test_one_recipe_does_not_import_another() -> None:
         "import sys; from flow_dpo.recipes import presets; assert 'torch' not in sys.modules; "
         "presets.preset('grpo', 'seed'); "
         "rooms = {name.split('.')[2] for name in sys.modules if name.startswith('flow_dpo.recipes.')}; "
-        "assert rooms == {'presets', 'scales', 'single', 'grpo'}, rooms"
+        "shared = {'groups', 'group_advantages', 'policy_gradient'}; "
+        "assert rooms == {'presets', 'scales', 'single', 'grpo', *shared}, rooms"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -190,10 +240,10 @@ def test_flags_of_the_run_mean_the_run_in_every_recipe(name: str) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown recipe 'gpro'; there are flow-dpo"):
-        presets.preset("gpro", "paper")
+    with pytest.raises(ConfigError, match="unknown recipe 'grpoo'; there are flow-dpo"):
+        presets.preset("grpoo", "paper")
     with pytest.raises(ConfigError, match=r"dots: did you mean 'grpo'\? A recipe of your own is named by its place"):
-        presets.preset("gpro", "paper")
+        presets.preset("grpoo", "paper")
     with pytest.raises(ConfigError, match="unknown preset 'big'; there are paper"):
         presets.preset("grpo", "big")
     with pytest.raises(ConfigError, match=r"unknown preset 'sede'; .* did you mean 'seed'\?"):
@@ -220,14 +270,23 @@ def test_loop_learner_and_engines_know_no_method_by_name() -> None:
         assert not words.search(code), f"{path.name} names {words.search(code)}"
 
 
-@pytest.mark.parametrize("name", OTHERS)
+SETTINGS_OF_OTHERS = ("dr-grpo", "gspo", "cispo", "reinforce-baseline", "treerpo")
+"""Entries that are other values of parts that are tried anyway."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SETTINGS_OF_OTHERS else n for n in OTHERS]
+)
 def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> None:
     recipe = name.split()[0]
     kinds = presets.load_recipe(recipe, "seed").objective.accepts
     # What accepts both is handed pairs alone, unless it is asked for more.
-    scores = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name]
+    scores = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name] or recipe == "malt"
     # By how many examples a batch has, so that the first has an update, and none has many.
-    size = {"grpo": "16", "vineppo": "16", "online-dpo": "1"}.get(recipe, "2")
+    size = {
+        "grpo": "16", "vineppo": "4", "online-dpo": "1", "spo-chain": "8", "treerl": "16", "spo-tree": "4",
+        "treerpo": "4", "step-dpo": "4", "malt": "4",
+    }.get(recipe, "2")  # fmt: skip
     words = ["--recipe", recipe, *OTHERS[name], "--max_problems", "8", "--problems_per_batch", "4"]
     words += ["--examples_per_update", size]
     for folder in ("whole", "parts"):
@@ -258,7 +317,7 @@ def test_what_did_better_than_expected_becomes_likelier() -> None:
         ScoredCompletion(request=asked, completion=completion(*ids, version=-1), advantage=advantage, problem_id="p")
         for ids, advantage in (((8, 9), 1.0), ((8, 11), -1.0))
     ]
-    objective = ClippedPolicyGradient(clip_range=0.9, kl_coef=0.04)
+    objective = ClippedPolicyGradient(clip_low=0.9, clip_high=0.9, kl_coef=0.04)
     rows = [learner.update(objective, examples * 16) for _ in range(2)]
     assert rows[0]["learn/answer/kl"] == pytest.approx(0, abs=1e-6)
     assert rows[1]["learn/answer/kl"] > 0

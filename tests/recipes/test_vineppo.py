@@ -12,15 +12,20 @@ import torch
 
 from flow_dpo.core.answer_stop import AnswerStop
 from flow_dpo.core.explore import Group
+from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
-from flow_dpo.core.types import ScoredCompletion, Solution, TokenIds, Verdict
+from flow_dpo.core.types import Completion, Problem, ScoredCompletion, Solution, TokenIds, Verdict
+from flow_dpo.engines.scripted import TabularEngine
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.recipes.grpo.policy_gradient import ClippedPolicyGradient
+from flow_dpo.learner.settings import PassSettings
+from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.single import Single
-from flow_dpo.recipes.vineppo.credit import StepAdvantages, state_values
+from flow_dpo.recipes.state_values import state_values
+from flow_dpo.recipes.vineppo.credit import StepAdvantages
 from flow_dpo.recipes.vineppo.explore import StepRollouts
-from tests.core.test_explore import ANSWER_PROMPT, END, FLOW, chunks, explore, fits
+from tests.core.test_explore import ANSWER_PROMPT, END, FLOW, PROBLEMS, Bare, chunks, explore, fits, next_probs
+from tests.support.graders import FunctionGrader
 from tests.support.packed_builders import ROLES
 from tests.support.tiny_models import tiny_model
 from tests.support.tree_builders import completion, graded, problem, request, valued
@@ -74,6 +79,29 @@ def test_every_state_on_a_path_is_probed_once_and_nothing_else() -> None:
             assert node.request.prompt_ids == (ANSWER_PROMPT, *before)
             assert node.request.max_tokens == LENGTH - len(before)
             assert rollout.solution.pieces == (tuple(t for t in said(tree, rollout.id) if t != END),)
+
+
+def test_grading_begins_as_soon_as_a_path_or_a_probe_has_ended() -> None:
+    """Each is handed to the grader once, while others are still sampled: before the last request is answered."""
+    begun: list[tuple[Solution, int]] = []
+
+    class Counting(TabularEngine):
+        polls = 0
+
+        def poll(self) -> list[tuple[int, Completion]]:
+            self.polls += 1
+            return super().poll()
+
+    class Grader(FunctionGrader):
+        def begin(self, problem: Problem, solution: Solution) -> None:
+            begun.append((solution, engine.polls))
+
+    engine = Counting(next_probs, end_ids={END})
+    runner = RolloutRunner(engine, Bare(), Grader(lambda _: pytest.fail("nothing is asked for while it samples")))
+    trees = StepRollouts(num_rollouts=3, num_completions=2)(ONE_PASS, runner, PROBLEMS[:2], seed=0)
+    solutions = [rollout.solution for tree in trees for rollout in tree.rollouts]
+    assert sorted(map(str, solutions)) == sorted(str(solution) for solution, _ in begun)
+    assert begun[0][1] < engine.polls
 
 
 def test_paths_are_those_of_a_group() -> None:
@@ -181,7 +209,7 @@ def drawn() -> Tree:
 def test_values_and_advantages_by_hand() -> None:
     tree = drawn()
     assert {r.prompt_ids: v for r, v in state_values(tree).items()} == {(1,): 0.5, (1, 5, 6): 0.25, (1, 5, 7): 1.0}
-    examples = StepAdvantages(whiten=False, by_tokens=False)([tree])
+    examples = StepAdvantages(whiten=False)([tree])
     # 1/4 - 1/2; then reward 1, and nothing after it, less 1/4; 1 - 1/2; 0 - 1.
     assert [(e.node, e.advantage, e.weight) for e in examples] == [
         (0, -0.25, 1.0), (1, 0.75, 1.0), (2, 0.5, 1.0), (3, -1.0, 1.0),
@@ -196,19 +224,19 @@ def test_values_and_advantages_of_real_valued_rewards_by_hand() -> None:
     """V(q) = (0.5 + 0 + 1 + 0.5) / 4, V(q 5 6) = (2 + 1) / 2 without the two ungraded, V(q 5 7) = (0.25 - 0.25) / 2."""
     tree = valued(drawn(), 1.75, -0.5, 0.5, 0.0, 1.0, 0.5, 2.0, None, 1.0, None, 0.25, -0.25)
     assert {r.prompt_ids: v for r, v in state_values(tree).items()} == {(1,): 0.5, (1, 5, 6): 1.5, (1, 5, 7): 0.0}
-    examples = StepAdvantages(whiten=False, by_tokens=False)([tree])
+    examples = StepAdvantages(whiten=False)([tree])
     # 1.5 - 0.5; 1.75 - 1.5; 0 - 0.5; -0.5 - 0.
     assert [(e.node, e.advantage) for e in examples] == [(0, 1.0), (1, 0.25), (2, -0.5), (3, -0.5)]
 
 
-def test_whitening_and_weights_count_tokens() -> None:
+def test_whitening_counts_tokens() -> None:
     examples = StepAdvantages()([drawn()])
     # Lengths 2 3 2 1 of 8; mean (-0.5 + 2.25 + 1 - 1) / 8 = 7/32.
     mean = 7 / 32
     spread = math.sqrt(sum(n * (a - mean) ** 2 for n, a in ((2, -0.25), (3, 0.75), (2, 0.5), (1, -1.0))) / 8)
     assert [e.advantage for e in examples] == pytest.approx([(a - mean) / spread for a in (-0.25, 0.75, 0.5, -1.0)])
-    assert [e.weight for e in examples] == [1.0, 1.5, 1.0, 0.5]
-    assert math.fsum(e.weight * e.advantage for e in examples) == pytest.approx(0)
+    assert {e.weight for e in examples} == {1.0}, "how steps are averaged is the objective's"
+    assert math.fsum(len(e.completion.token_ids) * e.advantage for e in examples) == pytest.approx(0)
 
 
 def test_what_is_not_known_makes_no_example() -> None:
@@ -244,7 +272,8 @@ def test_the_divergence_is_cut() -> None:
 def test_two_passes_are_two_updates_on_the_same_batch() -> None:
     def learner(passes: int) -> Learner:
         policy = Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)
-        return Learner(policy, LearnerSettings(learning_rate=1e-2, examples_per_update=2, epochs_per_batch=passes))
+        own = PassSettings(epochs_per_batch=passes)
+        return Learner(policy, LearnerSettings(learning_rate=1e-2, examples_per_update=2, passes=own))
 
     examples = [
         ScoredCompletion(

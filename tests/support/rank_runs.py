@@ -44,7 +44,7 @@ from tests.learner.test_pool import words
 from tests.support.packed_builders import ROLES
 from tests.support.tiny_models import tiny_model
 
-LIMIT_S = 90.0
+LIMIT_S = 240.0
 Work = Callable[[Path], None]
 
 

@@ -76,7 +76,7 @@ MAPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "chat_template_kwargs": ({"chat_template_kwargs": {"a": True}}, {"model.template_kwargs": {"a": True}}),
     "temperature": ({"temperature": 0.75}, {"explore.temperature": 0.75}),
     "top_p": ({"top_p": 0.75}, {"explore.top_p": 0.75}),
-    "num_iterations": ({"num_iterations": 3}, {"learner.epochs_per_batch": 3}),
+    "num_iterations": ({"num_iterations": 3}, {"learner.passes.epochs_per_batch": 3}),
     "per_device_train_batch_size": ({"per_device_train_batch_size": 5}, {"learner.examples_per_update": 5}),
     "gradient_accumulation_steps": ({"gradient_accumulation_steps": 5}, {"learner.examples_per_update": 40}),
     "report_to": ({"report_to": ["trackio", "wandb"]}, {"run.tracking.report_to": "trackio,wandb"}),
@@ -131,12 +131,16 @@ COVERED = {
 }
 """Fields that are tried with another one."""
 GRPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "epsilon": ({"epsilon": 0.3}, {"objective.clip_range": 0.3}),
+    "epsilon": ({"epsilon": 0.3}, {"objective.clip_low": 0.3, "objective.clip_high": 0.3}),
+    "epsilon_high": ({"epsilon_high": 5.0, "loss_type": "cispo"}, {"objective.clip_high": 4.0}),
     "scale_rewards": ({"scale_rewards": "none"}, {"credit.scale": False}),
     "beta": ({"beta": 0.25}, {"objective.kl_coef": 0.25}),
     "num_generations": ({"num_generations": 6}, {"explore.num_rollouts": 6}),
     "max_completion_length": ({"max_completion_length": 77}, {"flow.max_tokens": 77}),
-    "loss_type": ({"loss_type": "grpo"}, {}),
+    "loss_type": (
+        {"loss_type": "cispo"},
+        {"objective.reduction": "tokens", "objective.surrogate": "weight", "objective.clip_low": 1.0},
+    ),
 }
 EVALUATION: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "per_device_eval_batch_size": ({"per_device_eval_batch_size": 3}, {"evaluation.batch_problems": 3}),
@@ -165,6 +169,19 @@ def test_a_mapped_field_changes_the_setting_that_is_named(recipe: str, cases: di
             assert section == "engine" or FIELDS[name].setting == "engine" or section in FIELDS[name].setting
             if setting not in ("flow.chunk_tokens", "learner.reference.kind") and section != "engine":
                 assert at(plain, setting) != value, f"{name}: {setting} is {value} anyway"
+
+
+def test_trls_clips_and_losses_by_the_recipes_of_the_policy_gradient() -> None:
+    asked = FlowDPOConfig(epsilon=0.1, epsilon_high=0.28, loss_type="dapo")
+    assert settings_of(asked, load_recipe("grpo", "seed")) == {
+        "objective.clip_low": 0.1, "objective.clip_high": 0.28, "objective.reduction": "tokens",
+    }  # fmt: skip
+    assert settings_of(FlowDPOConfig(epsilon=0.1, epsilon_high=5.0), load_recipe("cispo", "seed")) == {
+        "objective.clip_high": 4.0
+    }, "TRL's has no lower limit, and its upper one is the ratio itself"
+    assert settings_of(FlowDPOConfig(loss_type="dr_grpo"), load_recipe("grpo", "seed")) == {
+        "objective.reduction": "constant"
+    }
 
 
 def test_every_mapped_field_was_tried() -> None:

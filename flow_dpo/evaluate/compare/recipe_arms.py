@@ -26,8 +26,9 @@ _AHEAD = ("--problems_per_batch", "8")
 only at the end of a batch, so that small ones end near the budget."""
 _FEW = (*_AHEAD, "--examples_per_update", "8")
 """Of recipes that draw much for few examples: with the 32 of a plain flow they would hardly leave the warm-up."""
-_CLIPPED = ("--objective.kl_coef", "1e-4", "--objective.max_kl", "10")
-"""The loss of VinePPO's paper, for GRPO too: the two are to differ in their advantages."""
+_CLIPPED = ("--objective.kl_coef", "1e-4", "--objective.max_kl", "10", "--objective.max_ratio", "10",
+            "--objective.reduction", "tokens", "--objective.kl_reduction", "sum", "--short_batch", "learn")  # fmt: skip
+"""The loss of VinePPO's paper, for GRPO too, which differ in their advantages alone. No update mixes two versions."""
 _IN_STEPS = ("--examples_per_update", "128")
 """VinePPO's examples are steps, about four to an answer on the seed: those of as many answers as GRPO's 32."""
 _PATHS = (*_FEW, "--num_rollouts", "8")

@@ -11,22 +11,13 @@ Invariant: the advantages of a path, before they are whitened, add up to its rew
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-from flow_dpo.core.tree import Node, Rollout, Tree
-from flow_dpo.core.types import Request, ScoredCompletion
-
-
-def state_values(tree: Tree) -> dict[Request, float]:
-    """The mean reward of the graded probes that start in each state. A state is the request there."""
-    rewards: dict[Request, list[float]] = {}
-    for rollout in tree.rollouts:
-        if rollout.probe and rollout.verdict is not None and rollout.verdict.reward is not None:
-            rewards.setdefault(tree.nodes[rollout.start].request, []).append(rollout.verdict.reward)
-    return {request: fmean(values) for request, values in rewards.items()}
+from flow_dpo.core.tree import Tree
+from flow_dpo.core.types import ScoredCompletion
+from flow_dpo.recipes.group_advantages import whitened
+from flow_dpo.recipes.state_values import state_values, step_advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +30,6 @@ class StepAdvantages:
     whiten: bool = True
     """Subtract the mean and divide by the standard deviation of the advantages of all trees handed over together, each
     step counted by its tokens. Whitened, a step that changed nothing moves too: by the mean's opposite."""
-    by_tokens: bool = True
-    """Weigh steps by their tokens, mean 1, so that the mean loss is that over all tokens, as PPO has it. Without, a
-    step weighs as much as any other."""
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, path by path."""
@@ -51,48 +39,22 @@ class StepAdvantages:
             for tree, values in known
             for path in tree.rollouts
             if not path.probe
-            for node, advantage in _of_path(tree, path, values)
+            for node, advantage in step_advantages(tree, path, values)
         ]
         lengths = [float(len(node.completion.token_ids)) for _, node, _ in found]
         advantages = [advantage for _, _, advantage in found]
         if self.whiten:
-            advantages = _whitened(advantages, lengths)
-        mean_length = math.fsum(lengths) / max(len(lengths), 1)
+            advantages = whitened(advantages, lengths)
         return [
             ScoredCompletion(
                 request=node.request,
                 completion=node.completion,
                 advantage=advantage,
-                weight=length / mean_length if self.by_tokens else 1.0,
                 problem_id=tree.problem.id,
                 node=node.id,
                 depth=node.depth,
                 tags=node.tags,
             )
-            for (tree, node, _), advantage, length in zip(found, advantages, lengths, strict=True)
+            for (tree, node, _), advantage in zip(found, advantages, strict=True)
             if advantage != 0
         ]
-
-
-def _of_path(tree: Tree, path: Rollout, values: Mapping[Request, float]) -> list[tuple[Node, float]]:
-    """The nodes of a path whose advantage is known, with it."""
-    nodes = tree.nodes[path.start : path.leaf + 1]
-    reward = None if path.verdict is None else path.verdict.reward
-    after = [*(values.get(node.request) for node in nodes[1:]), reward]
-    return [
-        (node, later - values[node.request])
-        for node, later in zip(nodes, after, strict=True)
-        if later is not None and node.request in values
-    ]
-
-
-def _whitened(advantages: Sequence[float], lengths: Sequence[float]) -> list[float]:
-    """Standard scores, counted by lengths; zeros where nothing varies."""
-    total = math.fsum(lengths)
-    if not total:
-        return []
-    mean = math.fsum(a * n for a, n in zip(advantages, lengths, strict=True)) / total
-    variance = math.fsum(n * (a - mean) ** 2 for a, n in zip(advantages, lengths, strict=True)) / total
-    if variance < 1e-12:
-        return [0.0] * len(advantages)
-    return [(a - mean) / math.sqrt(variance) for a in advantages]

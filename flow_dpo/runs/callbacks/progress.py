@@ -119,7 +119,8 @@ def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], settings: 
         own = {role: each.examples_per_update for role, each in settings.roles.items() if role in roles}
         sizes = [f"{size} of {role} (--learner.roles.{role}.examples_per_update)" for role, size in own.items() if size]
         if not set(roles) <= {role for role, size in own.items() if size is not None}:
-            sizes.insert(0, f"{settings.examples_per_update} (--examples_per_update)")
+            parts = f"{settings.passes.minibatches} times " if settings.passes.minibatches > 1 else ""
+            sizes.insert(0, f"{parts}{settings.examples_per_update} (--examples_per_update)")
         takes = " or ".join(sizes)
         return f"nothing was learned: {waiting} examples wait, an update takes {takes}; train on more problems"
     if num_examples:

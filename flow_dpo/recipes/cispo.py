@@ -1,0 +1,33 @@
+"""CISPO (MiniMax-M1, arXiv 2506.13585): a clipped ratio as a fixed weight, so that every token keeps its gradient.
+
+A setting of DAPO's parts: the gain of a token is its clipped ratio, held fixed, times advantage times log-probability;
+equation 4 with no lower limit. The paper's upper limit, batch and rate: not read in its text, and there is no code of
+the authors'. Taken are a ratio of at most 5 (ScaleRL, arXiv 2510.13786, as huggingface/trl 0167b7d has it,
+docs/source/paper_index.md), and of DAPO, on which the paper's comparison builds, the groups, dynamic sampling, the mean
+over tokens and the rate; no punishment of length.
+"""
+
+from __future__ import annotations
+
+from flow_dpo.core.explore import Group
+from flow_dpo.learner.settings import LearnerSettings, PassSettings
+from flow_dpo.recipes.group_advantages import GroupAdvantages
+from flow_dpo.recipes.groups import LORA, fitted, of_group
+from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
+from flow_dpo.recipes.scales import Preset
+from flow_dpo.recipes.single import Single
+
+_CREDIT = GroupAdvantages()
+_OBJECTIVE = ClippedPolicyGradient(surrogate="weight", clip_low=1.0, clip_high=4.0, reduction="tokens", kl_coef=0.0)
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset(
+        recipe=of_group(_CREDIT, _OBJECTIVE, Single(max_tokens=20_480), Group(num_rollouts=16)),
+        lora=LORA,
+        learner=LearnerSettings(
+            learning_rate=1e-6, examples_per_update=512, passes=PassSettings(minibatches=16, short_batch="fill")
+        ),
+        problems_per_batch=512,
+    ),
+    **fitted(_CREDIT, _OBJECTIVE, passes=PassSettings(minibatches=4, short_batch="fill")),
+}

@@ -1,0 +1,74 @@
+"""Examples of every role by the value of what it wrote, backed up from the final answers.
+
+MALT's credit (arXiv 2412.01928): in a full tree of turns a final answer's value is its reward, and any other turn's the
+mean of the turns right after it. Against a threshold each is good or bad; what is good is learned by its likelihood,
+and every good one is preferred to every bad one that answered the same request:
+
+    generate a       verify b  3 refinements, right right wrong    2/3, good
+      5/9, good      verify c                 wrong wrong right    1/3, bad      b is preferred to c
+                     verify d                 right right wrong    2/3, good     and d is
+
+Invariant: examples of a role are of its own turns; equal completions of one request are one, with the mean of their
+values; what is neither above nor below the threshold is in no example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from flow_dpo.core.errors import expect
+from flow_dpo.core.tree import Node, Tree
+from flow_dpo.core.types import Example, Pair, Request, Role, TokenIds
+from flow_dpo.recipes.scored import scored_as_sampled
+from flow_dpo.recipes.state_values import backed_up_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdedValues:
+    """Likelihood of good turns, and pairs of good and bad ones."""
+
+    threshold: float = 0.5
+    """Between good and bad."""
+    sft_roles: tuple[Role, ...] = ("generate", "verify", "refine")
+    """Roles that learn their good turns by likelihood."""
+    pair_roles: tuple[Role, ...] = ("generate", "verify", "refine")
+    """Roles that learn by pairs."""
+
+    def __post_init__(self) -> None:
+        expect(self, "to be different roles", lambda value: len(set(value)) == len(value), "sft_roles", "pair_roles")
+
+    def __call__(self, trees: Sequence[Tree]) -> list[Example]:
+        """All examples, tree by tree: what is scored, then the pairs."""
+        return [example for tree in trees for example in self._of_tree(tree)]
+
+    def _of_tree(self, tree: Tree) -> list[Example]:
+        values, families = backed_up_values(tree), dict[Request, dict[TokenIds, list[Node]]]()
+        for id in sorted(values):
+            node = tree.nodes[id]
+            families.setdefault(node.request, {}).setdefault(node.completion.token_ids, []).append(node)
+        scored, pairs = list[Example](), list[Example]()
+        for request, family in families.items():
+            known = [(nodes[0], fmean(values[node.id] for node in nodes)) for nodes in family.values()]
+            good = [(node, value) for node, value in known if value > self.threshold]
+            if request.role in self.sft_roles:
+                scored += [scored_as_sampled(tree, node) for node, _ in good]
+            if request.role in self.pair_roles:
+                bad = [(node, value) for node, value in known if value < self.threshold]
+                pairs += [_pair(tree, better, worse, v - w) for better, v in good for worse, w in bad]
+        return [*scored, *pairs]
+
+
+def _pair(tree: Tree, good: Node, bad: Node, margin: float) -> Pair:
+    return Pair(
+        request=good.request,
+        chosen=good.completion,
+        rejected=bad.completion,
+        margin=margin,
+        problem_id=tree.problem.id,
+        chosen_node=good.id,
+        rejected_node=bad.id,
+        depth=good.depth,
+        tags=good.tags,
+    )

@@ -1,0 +1,57 @@
+r"""Monte-Carlo values of the states in a tree: from probes, or backed up from the leaves.
+
+A probe is a rollout that was sampled for the value of its first state alone; a state is named by its request. Where a
+tree branches instead, a node's value is the mean of its children's, and a leaf's is its reward:
+
+    probes from a state: right, wrong, wrong, right                  ->    value 1/2
+    node a with children b (leaf, right) and c (leaves 0 1 0 1)      ->    b 1, c 1/2, a 3/4
+
+Invariant: what was not graded enters no mean; a node of which nothing below was graded has no value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+
+from flow_dpo.core.tree import Node, Rollout, Tree
+from flow_dpo.core.types import Request
+
+
+def reward_of(rollout: Rollout) -> float | None:
+    """A rollout's reward; None where it was not graded."""
+    return None if rollout.verdict is None else rollout.verdict.reward
+
+
+def state_values(tree: Tree) -> dict[Request, float]:
+    """The mean reward of the graded probes that start in each state. A state is the request there."""
+    rewards: dict[Request, list[float]] = {}
+    for rollout in tree.rollouts:
+        reward = reward_of(rollout)
+        if rollout.probe and reward is not None:
+            rewards.setdefault(tree.nodes[rollout.start].request, []).append(reward)
+    return {request: fmean(values) for request, values in rewards.items()}
+
+
+def step_advantages(tree: Tree, path: Rollout, values: Mapping[Request, float]) -> list[tuple[Node, float]]:
+    """The nodes of a path between two states of known value, with the difference of the two; after the last node the
+    path's reward is the value."""
+    nodes = tree.nodes[path.start : path.leaf + 1]
+    after = [*(values.get(node.request) for node in nodes[1:]), reward_of(path)]
+    return [
+        (node, later - values[node.request])
+        for node, later in zip(nodes, after, strict=True)
+        if later is not None and node.request in values
+    ]
+
+
+def backed_up_values(tree: Tree) -> dict[int, float]:
+    """The value of each node by its id: a leaf's is its rollout's reward, any other's the mean of its children's."""
+    values = {rollout.leaf: reward for rollout in tree.rollouts if (reward := reward_of(rollout)) is not None}
+    children: dict[int, list[float]] = {}
+    for node in reversed(tree.nodes):  # a child's id is above its parent's
+        if node.id in children:
+            values[node.id] = fmean(children[node.id])
+        if node.id in values and node.parent is not None:
+            children.setdefault(node.parent, []).append(values[node.id])
+    return values
