@@ -103,7 +103,7 @@ class Shelf:
             try:
                 with self.index.reading() as database:
                     self._counted = _count(database, whole=not more)
-            except DataError as error:  # another viewer made the file anew: it is opened again by the next step
+            except DataError as error:  # another viewer replaced the file: the next step opens it
                 self.index.close()
                 self._misses += 1
                 if self._misses > _TRIES:
