@@ -100,15 +100,19 @@ class Batches(FollowedFile):
         columns = [self.series.get(name) or [None] * num for name in (*names, "learn/seconds")]
         return list(accumulate(sum(value or 0.0 for value in row) for row in zip(*columns, strict=True)))
 
+    def sampled(self) -> list[int]:
+        """Tokens sampled after each batch, dropped and probing ones too; where rows do not say, those of the trees."""
+        values = self.series.get("rollout/sampled_tokens") or self.series.get("rollout/tokens") or [0] * len(self.ends)
+        return [int(value) for value in accumulate(value or 0 for value in values)]
+
     def value(self) -> Mapping[str, Any]:
         """All of it, as the page draws it."""
-        tokens = accumulate(value or 0 for value in self.series.get("rollout/tokens") or [0] * len(self.ends))
         return {
             "batches": [{"from": start, "to": end} for start, end in zip(self.starts, self.ends, strict=True)],
             "x": {
                 "problems": list(self.ends),
                 "updates": self.updates(),
-                "tokens": [int(value) for value in tokens],
+                "tokens": self.sampled(),
                 "hours": [value / 3600 for value in self.seconds()],
             },
             "series": {name: list(values) for name, values in self.series.items()},

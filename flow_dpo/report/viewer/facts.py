@@ -98,7 +98,7 @@ def _of_run(
     settings: Mapping[str, Any], facts: Mapping[str, Any], first: Mapping[str, Any], batches: Batches, totals: Totals
 ) -> Facts:
     model, data = mapping(settings.get("model")), mapping(settings.get("data"))
-    seconds, updates = batches.seconds(), batches.updates()
+    seconds, updates, sampled = batches.seconds(), batches.updates(), batches.sampled()
     flow = text(settings.get("flow_source"))
     return {
         "recipe": text(settings.get("recipe")),
@@ -115,7 +115,7 @@ def _of_run(
         "pairs": totals.pairs,
         "scored": totals.scored,
         "updates": updates[-1] if updates else 0,
-        "tokens_sampled": totals.tokens,
+        "tokens_sampled": sampled[-1] if sampled and sampled[-1] else totals.tokens,
         "seconds": seconds[-1] if seconds else None,
         "roles": _roles(batches) or list(totals.roles),
         "command": text(facts.get("command")),

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flow_dpo.core.errors import DataError
+from flow_dpo.core.errors import DataError, StorageError
 from flow_dpo.report.viewer import queries
 from flow_dpo.report.viewer.curves import Batches
 from flow_dpo.report.viewer.facts import HEADERS, STARTED, Totals, facts_of, first_row, read_headers
@@ -33,6 +33,7 @@ _GROWING_S = 60.0
 _COUNTED_S = 0.5
 """Seconds between two counts of the items while an index is built, at least."""
 _MOST_NOTES = 200
+_TRIES = 3
 _STARTED = f"{time.time_ns():x}"
 
 
@@ -60,6 +61,8 @@ class Shelf:
         self._total: tuple[object, int] = None, 0
         """The last filter, and how many items pass it: a list is asked for page by page."""
         self._failed = ""
+        self._misses = 0
+        """Steps in a row after which the index could not be read."""
 
     # ---- following ---------------------------------------------------------------------------------------------------
 
@@ -97,8 +100,16 @@ class Shelf:
         more = self.index.step()
         if not more or time.monotonic() > self._count_after:
             started = time.monotonic()
-            with self.index.reading() as database:
-                self._counted = _count(database, whole=not more)
+            try:
+                with self.index.reading() as database:
+                    self._counted = _count(database, whole=not more)
+            except DataError as error:  # another viewer replaced the file: the next step opens it
+                self.index.close()
+                self._misses += 1
+                if self._misses > _TRIES:
+                    raise StorageError(str(error)) from error
+                return
+            self._misses = 0
             taken = time.monotonic() - started
             self._count_after = started + max(_COUNTED_S, 20 * taken)  # a count goes through all items
             self._changes += 1

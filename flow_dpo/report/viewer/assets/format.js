@@ -99,7 +99,7 @@
       change: "accuracy now less that of the first problems, in percentage points",
       pairs: "preference pairs that were made, and completions scored with an advantage",
       updates: "updates of the policy",
-      tokens: "tokens of all completions, each node of a tree once",
+      tokens: "tokens sampled by the run; of one problem, the tokens of all completions in its tree",
       time: "sampling, grading and learning; pauses, checkpoints and evaluations are not in it",
       "#": "number in the file, from 0: the order of time",
       "right of graded": "rollouts that are right, of those that have a verdict, probes among them",
