@@ -124,8 +124,8 @@ def make_pools(settings: LearnerSettings, seed: int) -> dict[Role, Queue]:
     """The shared queue, and the pools that roles have of their own."""
     p = settings.passes
     queue = partial(Queue, updates=p.epochs_per_batch, minibatches=p.minibatches, short_batch=p.short_batch)
-    size = settings.problems_per_update or settings.examples_per_update
-    pools = {SHARED: queue(size=size, of_problems=settings.problems_per_update > 0)}
+    size = p.problems_per_update or settings.examples_per_update
+    pools = {SHARED: queue(size=size, of_problems=p.problems_per_update > 0)}
     for role, own in settings.roles.items():
         size, kept, updates = own.examples_per_update, own.window, own.updates_per_batch
         if size is not None:

@@ -98,9 +98,12 @@ class PassSettings:
     short_batch: ShortBatch = "wait"
     """What fills no update: "wait" leaves it to the next batch, of another version; "learn" has all learned at once in
     updates of about `examples_per_update`; "fill" samples on under one version, and drops what is left over (DAPO)."""
+    problems_per_update: int = 0
+    """In place of `examples_per_update`: problems that have examples, with all of theirs; 0 counts examples."""
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "epochs_per_batch", "minibatches")
+        expect(self, "of 0 or more", lambda value: value >= 0, "problems_per_update")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +124,6 @@ class LearnerSettings:
     """Norm to which a role's gradient is clipped; 0 clips nothing."""
     examples_per_update: int = 32
     """Examples of all roles together; 0: all of a call. How problems pool to 32 pairs is not stated in the paper."""
-    problems_per_update: int = 0
-    """In place of `examples_per_update`: problems that have examples, with all of theirs; 0 counts examples."""
     passes: PassSettings = field(default_factory=PassSettings)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     rows: RowSettings = field(default_factory=RowSettings)
@@ -135,7 +136,7 @@ class LearnerSettings:
 
     def __post_init__(self) -> None:
         expect(self, "to be a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate")
-        numbers = ("max_grad_norm", "examples_per_update", "problems_per_update", "max_logprob_drift")
+        numbers = ("max_grad_norm", "examples_per_update", "max_logprob_drift")
         expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, *numbers)
         expect(self, "of 0 or more", lambda value: value >= 0, "warmup_updates", "decay_after", "decay_power")
 

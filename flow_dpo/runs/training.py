@@ -24,7 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flow_dpo.core.errors import FlowDpoError, StorageError
+from flow_dpo.core.errors import ConfigError, FlowDpoError, StorageError
 from flow_dpo.core.loop import InFlight, learn
 from flow_dpo.core.metrics import ProgressiveValidation
 from flow_dpo.core.protocols import Callback, Learns
@@ -267,7 +267,13 @@ def _learner(settings: TrainSettings, runtime: Runtime, ranks: Ranks | None) -> 
     """The run's learner as it begins, and what the loop is given: the same, or what the objective puts before it."""
     learner = runtime.learner(settings.learner, kept_versions=settings.run.lag, ranks=ranks)
     before: Callable[[Learner], Learns] | None = getattr(settings.recipe.objective, "learns", None)
-    return learner, learner if before is None else before(learner)
+    learns = learner if before is None else before(learner)
+    if learns is not learner and settings.run.lag:
+        raise ConfigError(
+            f"expected run.lag 0, found {settings.run.lag}: this objective learns each batch from the run's first "
+            "adapters, which is no version that another batch was sampled with; leave out --lag"
+        )
+    return learner, learns
 
 
 def _default_callbacks(recipe: Recipe) -> list[Callback]:

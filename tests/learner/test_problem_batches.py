@@ -10,7 +10,7 @@ import torch
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.learner.pool import SHARED, Queue, make_pools
-from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings
+from flow_dpo.learner.settings import LearnerSettings, PassSettings, ReferenceSettings
 from tests.learner.test_learner import learner as made_learner
 from tests.learner.test_learner import pairs
 from tests.learner.test_pool import word
@@ -29,10 +29,10 @@ def test_an_update_may_be_of_so_many_problems_with_examples() -> None:
     assert pool.batch() == made[3:]
     pool.give_up()
     assert (pool.batch(), pool.examples) == ([], [])
-    learner = LearnerSettings(problems_per_update=3)
+    learner = LearnerSettings(passes=PassSettings(problems_per_update=3))
     assert make_pools(learner, 0)[SHARED] == Queue(size=3, of_problems=True)
     with pytest.raises(ConfigError, match="problems_per_update"):
-        LearnerSettings(problems_per_update=-1)
+        PassSettings(problems_per_update=-1)
 
 
 def test_a_snapshot_reference_is_renewed_with_each_batch_of_problems() -> None:

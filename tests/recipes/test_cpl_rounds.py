@@ -176,3 +176,11 @@ def test_a_round_begins_from_the_base_and_is_compared_with_what_was_fine_tuned()
         objective.learns(Learner(Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)))
     with pytest.raises(ConfigError, match="rounds needs sft"):
         StepApo(rounds=True)
+
+
+def test_rounds_refuse_a_lag(tmp_path: Path) -> None:
+    words = ["--recipe", "cpl", "--credit.fine_tune", "--objective.sft", "--objective.rounds", "--lag", "1"]
+    words += ["--learner.reference.kind", "snapshot", "--learner.reference.each_batch", "--max_problems", "4"]
+    with pytest.raises(ConfigError, match=r"expected run\.lag 0, found 1"):
+        train.train([*words, "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

@@ -181,7 +181,7 @@ def test_the_papers_learners() -> None:
     assert (cpl.explore.num_iterations, cpl.explore.num_root_children, cpl.flow.max_plan_steps) == (200, 5, 5)
     assert (cpl.credit.solution_scale, cpl.credit.max_per_problem, cpl.credit.value_targets) == (0.3, 4, "q")
     assert presets.preset("rpo", "paper").learner.warmup_updates == 100
-    assert presets.preset("rpo", "paper").learner.problems_per_update == 8
+    assert presets.preset("rpo", "paper").learner.passes.problems_per_update == 8
     assert presets.preset("flow-dpo", "paper").lora.lora_dropout == 0.05
 
 

@@ -87,8 +87,9 @@ def some(solution: Solution) -> bool:
 
 
 SEARCHES = {
-    "search": (Mcts(num_rollouts=14), PLANS),
-    "search, four nodes at once": (Mcts(num_rollouts=14, num_at_once=4), PLANS),
+    "search": (Mcts(num_iterations=7), PLANS),
+    "search, four nodes at once": (Mcts(num_iterations=7, num_at_once=4), PLANS),
+    "search, two rollouts a child": (Mcts(num_iterations=4, num_rollouts=2, num_at_once=2), PLANS),
     "reference path": (ReferencePath(num_rollouts=4, num_completions=2), ONE_PASS),
 }
 
@@ -133,7 +134,7 @@ def replay(tree: Tree, settings: Mcts) -> int:
     """Search the finished tree again from its rollouts alone, wave by wave; returns the most nodes of a wave."""
     rewards = {r.id: 2 * r.verdict.reward - 1 for r in tree.rollouts if r.verdict}  # type: ignore[operator]
     paths = {r.id: [node.id for node in tree.path(r.leaf)] for r in tree.rollouts}
-    known, expanded, widest = 1, set[int | None](), 0
+    known, num_iterations, expanded, widest = 0, 0, set[int | None](), 0
     pending: list[tuple[int | None, int]] = []
 
     def children(node: int | None) -> list[int]:
@@ -157,17 +158,18 @@ def replay(tree: Tree, settings: Mcts) -> int:
         value = (sum(rewards[i] for i in through) - lost(child)) / visits
         return value + settings.puct * math.exp(sum(logprobs) / len(logprobs)) * math.sqrt(above) / (1 + visits)
 
-    while known < settings.num_rollouts and not closed(None):
-        left, wave = settings.num_rollouts - known, list[int | None]()
-        while left > 0 and not closed(None) and len(wave) < settings.num_at_once:
+    while num_iterations < settings.num_iterations and not closed(None):
+        wave = list[int | None]()
+        while num_iterations < settings.num_iterations and not closed(None) and len(wave) < settings.num_at_once:
             at: int | None = None
             while at in expanded:
                 at = max((child for child in children(at) if not closed(child)), key=lambda c, n=at: score(n, c))
-            num = min(left, settings.num_children - 1)  # every node that is known has a rollout's next turn as a child
+            # Every node that is known has a rollout's next turn as a child; at the beginning nothing is known.
+            num = settings.num_children - 1 if known else settings.num_root_children
             expanded.add(at)
             pending.append((at, num))
             wave.append(at)
-            left -= num
+            num_iterations += 1
         widest = max(widest, len(wave))
         begun = [tree.nodes[rollout.start].parent for rollout in tree.rollouts[known:]]
         mine = [parent for parent in begun if parent in wave]
@@ -180,17 +182,17 @@ def replay(tree: Tree, settings: Mcts) -> int:
 
 @pytest.mark.parametrize("at_once", [1, 2, 4])
 def test_waves_begin_where_brute_force_says(at_once: int) -> None:
-    settings = Mcts(num_rollouts=20, num_at_once=at_once)
+    settings = Mcts(num_iterations=10, num_root_children=3, num_at_once=at_once)
     trees = graded_trees(explored(settings, PLANS, lambda _: False, 7, 60)[0])
     assert max(replay(tree, settings) for tree in trees) == at_once
-    assert max(len(tree.rollouts) for tree in trees) <= settings.num_rollouts
+    assert max(len(tree.rollouts) for tree in trees) <= 3 + 9 * 2
 
 
 def test_more_nodes_at_once_are_more_requests_under_way() -> None:
     under_way: list[float] = []
     for at_once in (1, 4):
         engine = Watched(None)
-        Mcts(num_rollouts=20, num_at_once=at_once)(PLANS, RolloutRunner(engine, Bare(), Late(engine, some)),
+        Mcts(num_iterations=10, num_at_once=at_once)(PLANS, RolloutRunner(engine, Bare(), Late(engine, some)),
                                                    PROBLEMS[:8], seed=0)  # fmt: skip
         under_way.append(sum(engine.under_way) / len(engine.under_way))
     assert under_way[1] > 1.5 * under_way[0]

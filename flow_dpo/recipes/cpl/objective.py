@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import ConfigError, ObjectiveError
@@ -30,7 +30,6 @@ from flow_dpo.recipes.rejection_sampling.objective import Nll
 
 if TYPE_CHECKING:
     from flow_dpo.core.protocols import Learns
-    from flow_dpo.learner.learner import Learner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,8 @@ class StepApo:
         if self.rounds and not self.sft:
             raise ConfigError("rounds needs sft, which a round begins with; add --objective.sft")
 
-    def learns(self, learner: Learner) -> Learns:
-        """What learns in a run, by a learner that nothing was loaded into: `Rounds`, or the learner itself."""
+    def learns(self, learner: Any) -> Learns:
+        """What learns in a run, by a `Learner` that nothing was loaded into: `Rounds`, or the learner itself."""
         from flow_dpo.recipes.cpl.rounds import Rounds  # settings are read without torch
 
         return Rounds(learner) if self.rounds else learner

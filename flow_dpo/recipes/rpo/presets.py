@@ -11,7 +11,7 @@ updates, LoRA on two projections of its library's default rank 8 (scripts/train_
 from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
-from flow_dpo.learner.settings import LearnerSettings, LoraSettings
+from flow_dpo.learner.settings import LearnerSettings, LoraSettings, PassSettings
 from flow_dpo.recipes.rpo.credit import BranchPairs
 from flow_dpo.recipes.rpo.explore import ReferencePath
 from flow_dpo.recipes.rpo.objective import OddsRatio
@@ -41,7 +41,7 @@ PRESETS: dict[str, Preset] = {
             Single(max_tokens=512), ReferencePath(num_rollouts=10, num_completions=10, temperature=TEMPERATURE)
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=16, lora_target_modules=("q_proj", "v_proj")),
-        learner=LearnerSettings(learning_rate=5e-5, problems_per_update=8, warmup_updates=100),
+        learner=LearnerSettings(learning_rate=5e-5, passes=PassSettings(problems_per_update=8), warmup_updates=100),
         problems_per_batch=8,
     ),
     "chat": CHAT.preset(

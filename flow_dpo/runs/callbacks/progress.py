@@ -137,9 +137,9 @@ def learned(rows: Iterable[Mapping[str, Any]], roles: Sequence[Role], settings: 
         sizes = [f"{size} of {role} (--learner.roles.{role}.examples_per_update)" for role, size in own.items() if size]
         if not set(roles) <= {role for role, size in own.items() if size is not None}:
             parts = f"{settings.passes.minibatches} times " if settings.passes.minibatches > 1 else ""
-            problems = f"{parts}those of {settings.problems_per_update} problems (--problems_per_update)"
+            problems = f"{parts}those of {settings.passes.problems_per_update} problems (--problems_per_update)"
             examples = f"{parts}{settings.examples_per_update} (--examples_per_update)"
-            sizes.insert(0, problems if settings.problems_per_update else examples)
+            sizes.insert(0, problems if settings.passes.problems_per_update else examples)
         takes = " or ".join(sizes)
         return f"nothing was learned: {waiting} examples wait, an update takes {takes}; train on more problems"
     if num_examples:
