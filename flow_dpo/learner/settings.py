@@ -130,9 +130,8 @@ class LearnerSettings:
     skip_nonfinite: bool = False
     """Drop and count a batch with a loss or gradient that is no number, instead of stopping."""
     max_logprob_drift: float = 0.2
-    """Mean difference, in nats a token, between log-probabilities at sampling and at learning under one version, above
-    which a run is stopped with the cause that fits best. Half precision drifts by 0.01 to 0.03; a wrong prompt or
-    adapter by far more. 0 never stops."""
+    """Mean difference, in nats a token, of log-probabilities at sampling and at learning under one version, above which
+    a run is stopped with the likeliest cause. Half precision drifts by 0.01 to 0.03. 0 never stops."""
 
     def __post_init__(self) -> None:
         expect(self, "to be a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate")

@@ -186,17 +186,20 @@ def test_a_worker_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
 class Deaf(StandInWorker):
     """It does not even give up."""
 
+    taken: ClassVar[threading.Event]
     released: ClassVar[threading.Event]
 
     def sample(self, shard: Shard) -> ShardResult:
         if self.name.endswith("0"):
+            self.taken.set()
             assert self.released.wait(60)
+        assert self.taken.wait(60)  # the other does not take all there is before
         return super().sample(shard)
 
 
 def test_a_worker_that_does_not_give_up_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flow_dpo.workers.pool._GRACE_S", 0.1)
-    Deaf.released = threading.Event()
+    Deaf.taken, Deaf.released = threading.Event(), threading.Event()
     with opened(Fate(), Fate(), folder=tmp_path / "a", worker=Deaf, deadline_s=1) as pool:
         assert sampled(pool).stats["rollout/shards_replayed"] == 1
         assert pool.progress.num_alive == 1
