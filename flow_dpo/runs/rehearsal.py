@@ -101,7 +101,7 @@ def _once(recipe: Recipe, explore: Explore, problem: Problem, renderer: Encodes,
 
 
 class _MadeUp:
-    """A grader that counts, and finds each so manieth solution right."""
+    """A grader that counts, and finds every `rights`-th solution right; none at 0."""
 
     def __init__(self, rights: int) -> None:
         self._rights, self._num = rights, 0

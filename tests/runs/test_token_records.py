@@ -33,8 +33,9 @@ def test_prompts_and_tokens_texts_are_in_the_records(whole: Path, trees: list[Tr
     for one in pairs:
         tree = by_name[one.problem_id]
         assert tree.prompt_ids(one.node) == tree.prompt_ids(one.rejected_node) == one.prompt_ids
-    tokens = {row.id: row for row in read_rows(whole / "tokens.jsonl", TokenRow)}
-    assert list(tokens) == sorted(tokens) or len(read_metrics(whole / "metrics.jsonl")) > 1
+    rows = read_rows(whole / "tokens.jsonl", TokenRow)
+    tokens = {row.id: row for row in rows}
+    assert len(tokens) == len(rows), "each token once, over both batches"
     for tree in trees:
         assert tree.choices == {"stop": ("Yes", "No")}
         for node in tree.nodes:
@@ -63,8 +64,7 @@ def test_what_was_learned_is_recorded_token_by_token(whole: Path, trees: list[Tr
                     num_compared += 1
     assert num_compared > 20
     # The margin that the metrics have is that of these values.
-    first = [row for row in rows if row.role == "answer" and row.version < metrics[0]["learn/version"] + 99]
-    first = first[: int(metrics[0]["learn/answer/pairs"])]
+    first = [row for row in rows if row.role == "answer"][: int(metrics[0]["learn/answer/pairs"])]
     ratios = [[sum(p) - sum(r) for p, r in zip(row.policy, row.reference, strict=True)] for row in first]
     mean = sum(chosen for chosen, _ in ratios) / len(ratios)
     assert mean == pytest.approx(metrics[0]["learn/answer/chosen_ratio"], abs=2e-3)

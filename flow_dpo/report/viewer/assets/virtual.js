@@ -208,8 +208,6 @@
     }
   }
 
-  view.pagesWanted = wanted;
-
   /** A virtual list within `body`, which is scrolled by the window. */
   view.virtualList = (body, options) => new VirtualList(body, options);
 })();
