@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,18 +26,19 @@ from flow_dpo.cli.generate import generate
 from flow_dpo.cli.sft import fine_tune
 from flow_dpo.cli.train import train
 from flow_dpo.core.credit import OutcomePairs
-from flow_dpo.core.errors import ConfigError, DataError, expect
+from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import TurnSampling
+from flow_dpo.data.problems import load
 from flow_dpo.evaluate.compare import provenance
-from flow_dpo.evaluate.compare.arms import Outcome, Sizes
+from flow_dpo.evaluate.compare import rates as rates_of
+from flow_dpo.evaluate.compare.arms import MOST_PROBLEMS, Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import Command, JobRunner
+from flow_dpo.evaluate.compare.settings import CompareSettings
 from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
 from flow_dpo.evaluate.headers import Comparison
-from flow_dpo.learner.settings import LearnerSettings
 from flow_dpo.plugins.load import is_source
 from flow_dpo.recipes.presets import preset as load_preset
-from flow_dpo.recipes.scales import SCALES
 from flow_dpo.recipes.single import Single
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.adapters import has_one_pass, one_pass, run_settings
@@ -58,93 +59,6 @@ _ADVICE = (
 
 COMMANDS: Mapping[str, Command] = {"train": train, "generate": generate, "sft": fine_tune, "evaluate": evaluate}
 """What the arms of a comparison are made of."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolSettings:
-    """Pool of traces: the problems that are drawn on, and the draws."""
-
-    num_traces: int = 1000
-    """Traces that every compiled arm is fine-tuned on; those on given problems take all that are found (the paper:
-    1,500)."""
-    pool_problems: int = 4000
-    """Problems that traces may be drawn on: those after the ones that the flow is trained on."""
-    num_samples: int = 1
-    """Draws on a problem of the pool. With one, which problems get a trace is up to their difficulty (not stated in the
-    paper)."""
-    matched_draws: int = 16
-    """Draws on a problem where the problems are given."""
-    more_draws: int = 8
-    """Draws of the arm `self_more_draws`."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_traces", "pool_problems", "num_samples", "matched_draws", "more_draws"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TestSettings:
-    """Test sets that the arms are measured on."""
-
-    __test__ = False  # pytest takes every class of such a name for tests
-
-    test_dataset_name: str = ""
-    """What is tested on; the training's own data set where empty."""
-    test_split: str = "test"
-    test_problems: int = 2000
-    harder_split: str = ""
-    """A second, harder split; none where empty."""
-    harder_problems: int = 1000
-    sampled: bool = True
-    """Measure drawn answers, too, besides the greedy ones."""
-    harder_sampled: bool = False
-    """On the harder split as well."""
-    test_samples: int = 1
-    """Drawn answers to each problem."""
-    test_draws: int = 6
-    """Attempts at each problem of the arms that vote (`answer_votes`, `untrained_votes`)."""
-
-    def __post_init__(self) -> None:
-        for name in ("test_problems", "harder_problems", "test_samples", "test_draws"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareSettings:
-    """Settings of a comparison: its arms, seeds, pool, tests and budget."""
-
-    output_dir: str = "runs/comparison"
-    num_seeds: int = 3
-    """Seeds 0, 1, ...: of the flow's training, the traces' draws, and the fine-tuning."""
-    arms: tuple[str, ...] = ()
-    """Their names (`evaluate.compare.arms`, `team_arms`, `recipe_arms`), or "paper" for those of the paper's table,
-    "team" for the flow against its members, and "recipes" for the neighbours of Flow-DPO; all sources of traces where
-    empty. `self_generated` is what the others are compared with, and an arm that names others is compared with those
-    too."""
-    run: str = ""
-    """A run folder that stands for the trained flow, which is then not trained: of one seed. Its method, model and data
-    are the defaults."""
-    tokens: int = 0
-    """Tokens, sampled and learned, of the arms that are to have as many as the flow; as many as it had where 0."""
-    pool: PoolSettings = field(default_factory=PoolSettings)
-    tests: TestSettings = field(default_factory=TestSettings)
-    jobs: int = 1
-    """Seeds under way at once, each in a process of its own. Changes timing only."""
-
-    def __post_init__(self) -> None:
-        expect(self, "to name a folder", lambda value: bool(value.strip()), "output_dir")
-        for name in ("num_seeds", "jobs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"expected {name} of 1 at least, found {getattr(self, name)}")
-        if self.run and self.num_seeds > 1:
-            raise ConfigError(
-                f"expected one seed where a run stands for the trained flow, found {self.num_seeds}; add "
-                "--compare.num_seeds 1, or leave out --compare.run"
-            )
-        if self.tokens < 0:
-            raise ConfigError(f"expected tokens of 0 or more, found {self.tokens}")
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
@@ -197,17 +111,13 @@ def compare(argv: Sequence[str]) -> int:
         _write_configs(path / "settings", parsed)
         seeds = list(range(settings.num_seeds))
         sizes = _sizes(parsed)
-        names, flags = [arm.name for arm in chosen], _code_flags(parsed)
-        given = {"flow": Path(settings.run)} if settings.run else {}
+        names = [arm.name for arm in chosen]
+        do = _Runners(path=path, flags=_code_flags(parsed), given={"flow": Path(settings.run)} if settings.run else {})
         print_safe(console, f"{len(names)} arms, {len(seeds)} seeds, writing to {path}")
         try:
-            if settings.jobs == 1:
-                outcomes = [_one_seed(path, seed, names, sizes, flags, given) for seed in seeds]
-            else:
-                context = multiprocessing.get_context("spawn")
-                with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
-                    futures = [pool.submit(_one_seed, path, seed, names, sizes, flags, given) for seed in seeds]
-                    outcomes = [future.result() for future in futures]
+            rates = _choose_rates(do, names, sizes, settings, console)
+            do = replace(do, rates={name: row["chosen"] for name, row in rates.items()})
+            outcomes = _side_by_side(settings.jobs, _one_seed, [(do, seed, names, sizes) for seed in seeds])
         except KeyboardInterrupt:
             print_safe(console, f"The commands that are done are kept in {path}; the same command continues after them")
             raise
@@ -221,7 +131,7 @@ def compare(argv: Sequence[str]) -> int:
         by_arm = {
             arm.name: [one for outcome in outcomes if isinstance(one := outcome[arm.name], Outcome)] for arm in made
         }
-        known = {**_tested(parsed), **provenance.collect(path, by_arm), "failed": failed}
+        known = {**_tested(parsed), **provenance.collect(path, by_arm), "failed": failed, "rates": rates or None}
         context = ComparisonContext(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
         found = summarise(made, by_arm, context, path)
         write_header(path / SUMMARY, Comparison, found)
@@ -240,20 +150,69 @@ def _code_flags(parsed: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={str(value).lower() if value is True else value}" for name, value in values.items() if value]
 
 
-def _one_seed(
-    path: Path, seed: int, names: Sequence[str], sizes: Sizes, flags: Sequence[str], given: Mapping[str, Path]
-) -> dict[str, Outcome | str]:
+@dataclass(frozen=True, kw_only=True)
+class _Runners:
+    """What the runners of all seeds have in common; it crosses to other processes."""
+
+    path: Path
+    flags: Sequence[str]
+    given: Mapping[str, Path]
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def of(self, seed: int, rate: float | None = None) -> JobRunner:
+        """The runner of a seed; or of one by which a rate is chosen."""
+        folder = self.path / f"seed{seed}" if rate is None else rates_of.folder_of(self.path, rate, seed)
+        rates = self.rates if rate is None else rate
+        settings = self.path / "settings"
+        return JobRunner(folder, seed, settings, run=COMMANDS, code_flags=self.flags, given=self.given, rates=rates)
+
+
+def _side_by_side(jobs: int, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What the function gives for each task, in their order; so many under way at once, each in its own process."""
+    if jobs == 1:
+        return [function(*task) for task in tasks]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return [future.result() for future in [pool.submit(function, *task) for task in tasks]]
+
+
+def _plain_lines() -> None:
+    if multiprocessing.parent_process() is not None:
+        os.environ["TTY_COMPATIBLE"] = "0"  # seeds side by side would draw over each other
+
+
+def _one_seed(do: _Runners, seed: int, names: Sequence[str], sizes: Sizes) -> dict[str, Outcome | str]:
     """All arms of one seed, one after another; of one for which the data do not suffice, such as traces that are too
     few, the reason."""
-    if multiprocessing.parent_process() is not None:
-        os.environ["TTY_COMPATIBLE"] = "0"  # seeds side by side would draw over each other: plain lines
-    do = JobRunner(path / f"seed{seed}", seed, path / "settings", run=COMMANDS, code_flags=flags, given=given)
-    found: dict[str, Outcome | str] = {}
+    _plain_lines()
+    runner, found = do.of(seed), dict[str, Outcome | str]()
     for name in names:
         try:
-            found[name] = EVERY[name].make(do, sizes)
+            found[name] = EVERY[name].make(runner, sizes)
         except DataError as error:
             found[name] = str(error)
+    return found
+
+
+def _one_rate(do: _Runners, rate: float, seed: int, names: Sequence[str], sizes: Sizes) -> rates_of.Tried:
+    """The arms at one learning rate, on the validation problems."""
+    _plain_lines()
+    return rates_of.try_rate(do.of(seed, rate), [EVERY[name] for name in names], sizes, rate)
+
+
+def _choose_rates(
+    do: _Runners, names: Sequence[str], sizes: Sizes, settings: CompareSettings, console: Console
+) -> dict[str, dict[str, Any]]:
+    """The rate of each training and what it was chosen by; nothing where there are no candidates."""
+    wanted, seeds = settings.rates, range(rates_of.FIRST_SEED, rates_of.FIRST_SEED + settings.rates.num_seeds)
+    sizes = rates_of.validation_sizes(sizes, sampled=settings.tests.sampled)
+    tasks = [(do, rate, seed, names, sizes) for seed in seeds for rate in wanted.candidates]
+    tried: list[rates_of.Tried] = _side_by_side(settings.jobs, _one_rate, tasks)
+    for each in tried:
+        for name, reason in each.failed.items():
+            print_safe(console, f"{name} could not be made at a rate of {each.rate:g}: {reason}")
+    found = rates_of.choose_rates(tried)
+    for name, row in found.items():
+        print_safe(console, f"{name}: a rate of {row['chosen']:g}")
     return found
 
 
@@ -288,6 +247,15 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     }
     if tests.harder_split:
         sets["harder"] = replace(data, **tested, dataset_split=tests.harder_split, max_problems=tests.harder_problems)
+    rates = parsed["compare"].rates
+    if rates.candidates:
+        chosen_by = {"skip_problems": rates.skip_problems, "max_problems": rates.validation_problems}
+        sets[rates_of.VALIDATION] = replace(data, dataset_split=rates.validation_split, **chosen_by)
+        most = MOST_PROBLEMS * data.max_problems
+        rates_of.refuse_shared(
+            {name: load(settings).problems for name, settings in sets.items()}
+            | {"those to be learned": load(replace(data, max_problems=most)).problems}
+        )
     names = ("recipe", "preset", "flow_source", "engine_kind")
     train = {name: value for name, value in parsed.items() if name not in ("compare", "training", "sft_lora")}
     sampled = {name: parsed[name] for name in (*names, "flow", "explore", *RuntimeSettings().sections())}
@@ -313,14 +281,18 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
         write_whole(folder / f"{name}.yaml", text)
 
 
-def _learner_of_others(parsed: Mapping[str, Any]) -> LearnerSettings:
-    """How arms of other recipes learn: they may have other roles, which learn as all roles do, and where the number of
-    examples of an update is the recipe's own for its preset, theirs is the scale's."""
-    learner, preset = replace(parsed["learner"], roles={}), parsed["preset"]
-    own = load_preset(parsed["recipe"], preset).learner.examples_per_update
-    if preset in SCALES and learner.examples_per_update == own:
-        return replace(learner, examples_per_update=SCALES[preset].learner.examples_per_update)
-    return learner
+def _learner_of_others(parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """How arms of other recipes learn: as their own presets have it, but for what is changed of the comparison's."""
+    own = load_preset(parsed["recipe"], parsed["preset"]).learner
+    then, now = (run_folder.plain(replace(learner, roles={})) for learner in (own, parsed["learner"]))
+    changed: dict[str, Any] = {}
+    for name, (_, value) in run_folder.differences(then, now).items():
+        *groups, last = name.split(".")
+        inner = changed
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return changed
 
 
 def _sizes(parsed: Mapping[str, Any]) -> Sizes:

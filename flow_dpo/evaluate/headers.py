@@ -345,6 +345,16 @@ class MadeBy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChosenRate:
+    """The learning rate of a training, and the validation accuracies by which it was chosen."""
+
+    chosen: float
+    by_rate: Mapping[str, tuple[float | None, ...]]
+    """One a seed of those by which rates are chosen."""
+    more: Mapping[str, Any] = others()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """comparison.json of `flow-dpo compare`."""
 
@@ -359,6 +369,7 @@ class Comparison:
     commands: tuple[str, ...] | None = None
     test_sets: Mapping[str, TestSet | None] | None = None
     failed: Mapping[str, str] | None = None
+    rates: Mapping[str, ChosenRate] | None = None
     made_by: tuple[MadeBy, ...] | None = None
     team: TeamSummary | None = None
     more: Mapping[str, Any] = others()

@@ -76,6 +76,8 @@ class Sizes:
 Make = Callable[[JobRunner, Sizes], Outcome]
 
 
+MOST_PROBLEMS = 20
+"""Times the problems that the flow has: as many at most does an arm have whose budget ends it."""
 SAME_TOKENS = "until it had the flow's tokens"
 """How an arm ends that may be given a number of tokens instead (`Sizes.tokens`)."""
 
@@ -226,8 +228,7 @@ def budgeted(
     def make(do: JobRunner, sizes: Sizes) -> Outcome:
         given = sizes.tokens if by == "tokens" else 0
         had = given or spent(read_metrics(_flow(do).folder / "metrics.jsonl"))[by]
-        # Many more problems than the flow had: the budget ends the run.
-        longer = ["--max_problems", str(20 * sizes.max_problems)]
+        longer = ["--max_problems", str(MOST_PROBLEMS * sizes.max_problems)]  # the budget ends the run
         fitted = presets.preset(recipe, sizes.preset).recipe
         config = (
             "single" if isinstance(fitted.flow, Single) and sizes.single_pass not in (None, fitted.flow) else "other"

@@ -57,13 +57,17 @@ class JobRunner:
         run: Mapping[str, Command],
         code_flags: Sequence[str] = (),
         given: Mapping[str, Path] | None = None,
+        rates: Mapping[str, float] | float | None = None,
     ) -> None:
         """`configs` holds the settings files that the commands name; `run` has the commands "train", "generate", "sft"
         and "evaluate"; `code_flags` are the flags by which a person allows code to be run, without which no run or
-        adapter may bring it along. `given` are runs that stand for trainings, by their names; they are only read."""
+        adapter may bring it along. `given` are runs that stand for trainings, by their names; they are only read.
+        `rates` are the learning rates of trainings by their names, or the one of all; else they are those of their
+        presets."""
         self.folder, self.seed, self._configs, self._run = folder, seed, configs, run
         self._code_flags = tuple(code_flags)
         self._given = dict(given or {})
+        self._rates = rates
         self._done: dict[str, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / DONE).exists():
@@ -74,6 +78,8 @@ class JobRunner:
         """`flow-dpo train` with the comparison's settings and these flags; or of another recipe, fitted by the same
         preset, with the same model, data and updates, and with the flow of the settings file `config`."""
         base = ["--recipe", recipe, "--config", str(self._configs / f"{config}.yaml")] if recipe else []
+        rate = self._rates.get(name) if isinstance(self._rates, Mapping) else self._rates
+        flags = flags if rate is None else (*flags, "--learning_rate", f"{rate:g}")
         words = [*(base or ["--config", str(self._configs / "train.yaml")]), "--seed", str(self.seed), *flags]
         folder = self._given[name] if name in self._given else self._do("train", name, words)
         rows = read_metrics(folder / "metrics.jsonl")

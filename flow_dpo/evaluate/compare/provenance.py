@@ -25,6 +25,8 @@ from flow_dpo.runs.records import DoneJob, Prediction, read_rows
 _RECORDS = {"run.json": headers.RunFacts, "traces.json": headers.TracesHeader, "summary.json": EvaluationSummary}
 """The files in which trainings, traces and evaluations record how they were made."""
 _LEARNED = ("trees.jsonl", "traces.jsonl")
+_SEEDS = ("seed*", "rates/*/seed*")
+"""The folders of the jobs of a seed; and of those by which learning rates were chosen."""
 _CODE = ("commit", "code", "versions", "python", "platform")
 
 
@@ -43,7 +45,8 @@ def collect(path: Path, made: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]
         "test_sets": {name: _test_set(folder, learned) for name, folder in folders.items()},
         "commands": [
             f"flow-dpo {shlex.join(row.words)}"
-            for done in sorted(path.glob(f"seed*/{DONE}"))
+            for folder in _SEEDS
+            for done in sorted(path.glob(f"{folder}/{DONE}"))
             for row in read_rows(done, DoneJob)
         ],
         "made_by": made_by(path),
@@ -55,7 +58,7 @@ def made_by(path: Path) -> list[dict[str, Any]]:
     """The code and versions of the pieces of work, each once, with how many it made."""
     counts: Counter[str] = Counter()
     for name, kind in _RECORDS.items():
-        for file in path.glob(f"seed*/**/{name}"):
+        for file in (file for folder in _SEEDS for file in path.glob(f"{folder}/**/{name}")):
             found = headers.read_header(file, kind)
             counts[json.dumps({key: found.get(key) for key in _CODE}, sort_keys=True)] += 1
     return [{"num_pieces": num, **json.loads(text)} for text, num in counts.most_common()]

@@ -1,10 +1,11 @@
-"""Arms of a comparison that test what each related method claims, all with the same budget, data and model.
+"""Arms of a comparison that test the package's recipes beside each other, with the same budget, data and model.
 
-Every arm is a recipe of its own (`recipes.presets`), fitted by the comparison's preset and trained until it had
-`compare.tokens`, or the tokens that the comparison's flow had on its problems; nothing is compiled. An arm names what
-its paper compares it with, and the two differ in that alone:
+Every arm is a recipe as its own preset has it (`recipes.presets`), trained until it had `compare.tokens`, or the tokens
+that the comparison's flow had on its problems; nothing is compiled. An arm names what it is to be compared with: the
+recipe that it changes, or what its paper compares it with, and then the two differ in that alone:
 
-    vineppo_same_tokens    against    grpo_same_tokens             the same rollouts and loss; other advantages
+    dapo_same_tokens       against    grpo_same_tokens             two recipes, each by its own preset
+    vineppo_same_tokens    against    grpo_as_vineppo_same_tokens  the same rollouts, loss and updates; other advantages
     rpo_same_tokens        against    reference_path_same_tokens   the same search for a right path; no branches
     cpl_same_tokens        against    cpl_no_margin_same_tokens    the same search and pairs; alpha 0
     cpl_value_same_tokens  against    cpl_same_tokens              new states valued by a role, not by rollouts
@@ -12,7 +13,7 @@ its paper compares it with, and the two differ in that alone:
 DOTS and ReGenesis search with instructions, which only a model that follows them understands; they are a group of their
 own, against plain self-training: `self_training_same_tokens`, rejection-sampling fine-tuning with their batches.
 
-Invariant: arms that are contrasted are given the same flags but the one that they are about.
+Invariant: no arm has a learning rate here. All have the scale's, or one chosen for each alike (`compare.rates`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ _AHEAD = ("--problems_per_batch", "8")
 only at the end of a batch, so that small ones end near the budget."""
 _FEW = (*_AHEAD, "--examples_per_update", "8")
 """Of recipes that draw much for few examples: with the 32 of a plain flow they would hardly leave the warm-up."""
-_CLIPPED = ("--objective.kl_coef", "1e-4", "--objective.max_kl", "10", "--objective.max_ratio", "10",
-            "--objective.reduction", "tokens", "--objective.kl_reduction", "sum", "--short_batch", "learn")  # fmt: skip
-"""The loss of VinePPO's paper, for GRPO too, which differ in their advantages alone. No update mixes two versions."""
-_IN_STEPS = ("--examples_per_update", "128")
-"""VinePPO's examples are steps, about four to an answer on the seed: those of as many answers as GRPO's 32."""
+_AS_VINEPPO = (
+    *("--objective.kl_coef", "1e-4", "--objective.kl_reduction", "sum", "--objective.max_kl", "10"),
+    *("--objective.max_ratio", "10", "--objective.reduction", "tokens", "--credit.scale", "false", "--credit.whiten"),
+    *("--examples_per_update", "0", "--learner.passes.minibatches", "8", "--learner.passes.short_batch", "wait"),
+)
+"""GRPO with all of VinePPO but its advantages: loss, whitening, and eight updates a batch."""
 _PATHS = (*_FEW, "--num_rollouts", "8")
 """Rollouts in search of a right one: as many with branches on it as without."""
 
@@ -42,18 +44,28 @@ def _arm(name: str, kind: Kind, what: str, make: Make, *against: str) -> Arm:
     return Arm(name=name, kind=kind, what=f"{what} {SAME_TOKENS}", make=make, against=against)
 
 
+def _own(recipe: str, what: str, *against: str, few: bool = False, kind: Kind = "single") -> Arm:
+    """A recipe by its own preset; with `few` examples an update."""
+    name = f"{recipe.replace('-', '_')}_same_tokens"
+    make = budgeted(recipe, "tokens", *(_FEW if few else _AHEAD), mode="flow" if kind == "flow" else "single")
+    return _arm(name, kind, what, make, *against)
+
+
 _FLOW = "answer_adapter"
 """The trained flow's Answer in one pass: Flow-DPO beside recipes that train whole answers."""
+_GRPO, _DPO = "grpo_same_tokens", "whole_dpo_same_tokens"
 _NEIGHBOURS = (
-    _arm("grpo_same_tokens", "single", "GRPO", budgeted("grpo", "tokens", *_AHEAD, *_CLIPPED), _FLOW),
+    _own("flow-dpo", "the flow whose Stop judges whole attempts, as its own flow,", "flow_itself", kind="flow"),
+    _arm(_DPO, "single", "whole-answer online DPO", budgeted("online-dpo", "tokens", *_FEW, name="whole_dpo"), _FLOW),
     _arm(
-        "vineppo_same_tokens",
+        "iterative_rpo_same_tokens",
         "single",
-        "VinePPO",
-        budgeted("vineppo", "tokens", *_AHEAD, *_CLIPPED, *_IN_STEPS),
-        "grpo_same_tokens",
+        "Iterative RPO",
+        budgeted("iterative-rpo", "tokens"),  # its reference is renewed with each batch, which is its preset's
+        _DPO,
         _FLOW,
     ),
+    _own("step-dpo", "Step-DPO", _DPO, _FLOW, few=True),
     _arm(
         "reference_path_same_tokens",
         "single",
@@ -77,6 +89,26 @@ _NEIGHBOURS = (
         "rpo_no_contrast_same_tokens",
         _FLOW,
     ),
+    _own("grpo", "GRPO", _FLOW),
+    _own("dapo", "DAPO", _GRPO, _FLOW),
+    _own("dr-grpo", "Dr. GRPO", _GRPO, _FLOW),
+    _own("gspo", "GSPO", _GRPO, _FLOW),
+    _own("cispo", "CISPO", "dapo_same_tokens", _FLOW),
+    _own("rloo", "RLOO", _GRPO, _FLOW),
+    _own("reinforce-pp", "REINFORCE++", _GRPO, _FLOW),
+    _own("reinforce-baseline", "REINFORCE++ with a group's mean as its baseline", _GRPO, _FLOW),
+    _arm(
+        "grpo_as_vineppo_same_tokens",
+        "single",
+        "VinePPO's loss and updates with the advantages of whole answers",
+        budgeted("grpo", "tokens", *_AHEAD, *_AS_VINEPPO, name="grpo_as_vineppo"),
+        _GRPO,
+    ),
+    _own("vineppo", "VinePPO", "grpo_as_vineppo_same_tokens", _FLOW),
+    _own("spo-chain", "SPO's chains", _GRPO, _FLOW),
+    _own("spo-tree", "SPO's trees", _GRPO, _FLOW),
+    _own("treerpo", "TreeRPO", _GRPO, _FLOW),
+    _own("treerl", "TreeRL", _GRPO, _FLOW),
     _arm(
         "cpl_no_margin_same_tokens",
         "flow",
@@ -84,13 +116,13 @@ _NEIGHBOURS = (
         budgeted("cpl", "tokens", *_FEW, "--objective.margin_weight", "0", name="cpl_no_margin", mode="flow"),
         "flow_itself",
     ),
-    _arm(
-        "cpl_same_tokens",
-        "flow",
+    _own(
+        "cpl",
         "Critical Plan Step Learning, sampled as its own flow,",
-        budgeted("cpl", "tokens", *_FEW, mode="flow"),
         "cpl_no_margin_same_tokens",
         "flow_itself",
+        few=True,
+        kind="flow",
     ),
     _arm(
         "cpl_value_same_tokens",
@@ -100,6 +132,7 @@ _NEIGHBOURS = (
         "cpl_same_tokens",
         "flow_itself",
     ),
+    _own("malt", "MALT, sampled as its own flow,", "flow_itself", few=True, kind="flow"),
 )
 _SELF_TRAINED = "self_training_same_tokens"
 _INSTRUCTED = (
@@ -110,14 +143,8 @@ _INSTRUCTED = (
         budgeted("rejection-sampling", "tokens", *_FEW, name="self_training"),
         _FLOW,
     ),
-    _arm(
-        "dots_same_tokens",
-        "flow",
-        "DOTS, sampled as its own flow,",
-        budgeted("dots", "tokens", *_FEW, mode="flow"),
-        _SELF_TRAINED,
-    ),
-    _arm("regenesis_same_tokens", "single", "ReGenesis", budgeted("regenesis", "tokens", *_FEW), _SELF_TRAINED),
+    _own("dots", "DOTS, sampled as its own flow,", _SELF_TRAINED, few=True, kind="flow"),
+    _own("regenesis", "ReGenesis", _SELF_TRAINED, few=True),
 )
 ARMS: Mapping[str, Arm] = {arm.name: arm for arm in (*_NEIGHBOURS, *_INSTRUCTED)}
 _BESIDE = ("zero_shot", "answer_adapter", "flow_itself")
