@@ -1,10 +1,10 @@
 """CISPO (MiniMax-M1, arXiv 2506.13585): a clipped ratio as a fixed weight, so that every token keeps its gradient.
 
-A setting of DAPO's parts: the gain of a token is its clipped ratio, held fixed, times advantage times log-probability;
-equation 4 with no lower limit. The paper's upper limit, batch and rate: not read in its text, and there is no code of
-the authors'. Taken are a ratio of at most 5 (ScaleRL, arXiv 2510.13786, as huggingface/trl 0167b7d has it,
-docs/source/paper_index.md), and of DAPO, on which the paper's comparison builds, the groups, dynamic sampling, the mean
-over tokens and the rate; no punishment of length.
+A setting of DAPO: a token gains its clipped ratio, held fixed, times advantage times log-probability. Section 3.1 of
+the paper states equation 4, GRPO's advantages, no lower limit, no KL term, DAPO's dynamic sampling and its punishment
+of length, and 16 updates of a batch; it is compared with DAPO on DAPO's model and data. It does not state the upper
+limit, the batch or the rate, and there is no code of the authors'. Taken are a ratio of at most 5 (ScaleRL, arXiv
+2510.13786, as huggingface/trl 0167b7d has it, docs/source/paper_index.md), and DAPO's groups, lengths, batch and rate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.scales import Preset
 from flow_dpo.recipes.single import Single
 
-_CREDIT = GroupAdvantages()
+_CREDIT = GroupAdvantages(overlong_share=0.2)
 _OBJECTIVE = ClippedPolicyGradient(surrogate="weight", clip_low=1.0, clip_high=4.0, reduction="tokens", kl_coef=0.0)
 
 PRESETS: dict[str, Preset] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev
 
@@ -16,6 +17,7 @@ from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Solution, Status
 from flow_dpo.learner.pool import Queue
 from flow_dpo.recipes.group_advantages import GroupAdvantages
+from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.presets import RECIPES
 from flow_dpo.runs.files import read_jsonl
 from tests.support.tree_builders import completion, graded, problem, request, valued
@@ -51,7 +53,7 @@ def test_rloo_compares_with_the_others_by_hand() -> None:
 def test_rloo_is_trls_formula_on_real_valued_rewards() -> None:
     rewards = torch.tensor([[0.1, 0.7, -0.3, 2.0], [1.0, 0.0, 0.5, 0.25]])
     baselines = (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
-    trees = [valued(group(name, ["wrong"] * 4), *row.tolist()) for name, row in zip("ab", rewards, strict=True)]
+    trees = [valued(group(name, ("wrong",) * 4), *row.tolist()) for name, row in zip("ab", rewards, strict=True)]
     found = advantages(GroupAdvantages(baseline="others", scale=False), *trees)
     wanted = (rewards - baselines).flatten().tolist()
     assert list(found.values()) == pytest.approx(wanted)
@@ -103,6 +105,17 @@ def test_dapos_punishment_is_its_equation_on_rewards_of_1_and_0() -> None:
         over = length - (1 - credit.overlong_share) * 20_480
         ours = -credit.overlong_penalty * min(1.0, max(0.0, over / (credit.overlong_share * 20_480)))
         assert 2 * ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("scale", ["paper", "chat", "small", "seed"])
+def test_cispo_has_all_of_dapo_but_its_surrogate(scale: str) -> None:
+    """MiniMax-M1, section 3.1: DAPO's dynamic sampling and length penalty, its means over tokens, 16 updates."""
+    dapo, cispo = RECIPES["dapo"][scale], RECIPES["cispo"][scale]
+    assert (cispo.recipe.credit, cispo.recipe.explore) == (dapo.recipe.credit, dapo.recipe.explore)
+    assert cispo.learner.passes == dapo.learner.passes
+    lower = {"surrogate": "weight", "clip_low": 1.0, "clip_high": 4.0}
+    assert isinstance(dapo.recipe.objective, ClippedPolicyGradient)
+    assert cispo.recipe.objective == replace(dapo.recipe.objective, **lower)
 
 
 def test_whether_a_group_is_told_apart_is_the_verdicts_to_say_not_its_lengths() -> None:
