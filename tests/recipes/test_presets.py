@@ -160,7 +160,7 @@ def test_the_papers_learners() -> None:
         for name, made in ((name, presets.preset(name, "paper")) for name in presets.RECIPES)
     }
     assert found == {
-        "flow-dpo": (5e-6, 32, 1, 8), "flow-dpo-paper": (5e-6, 32, 1, 8), "online-dpo": (5e-6, 32, 32, 8),
+        "flow-dpo": (5e-6, 32, 1, 8), "flow-dpo-paper": (5e-6, 32, 1, 8), "online-dpo": (5e-7, 128, 128, 8),
         "grpo": (1e-6, 1024, 16, 8),
         "dapo": (1e-6, 512, 512, 8), "dr-grpo": (1e-6, 128, 128, 8), "gspo": (1e-6, 0, 256, 8),
         "cispo": (1e-6, 512, 512, 8), "rloo": (1e-6, 512, 256, 8), "reinforce-pp": (5e-7, 1024, 1024, 8),
