@@ -68,17 +68,14 @@ def drawn(*statuses: str) -> Tree:
 def test_values_pairs_and_targets_by_hand() -> None:
     # Refinements 1 1 | 1 0 | 0: critiques 1, 1/2 and 0, solutions 3/4 and 0.
     tree = drawn("correct", "correct", "correct", "wrong", "wrong")
-    found = ThresholdedValues()([tree])
+    found = ThresholdedValues(pair_roles=("generate", "verify", "refine"))([tree])
     scored = [(e.request.role, e.completion.token_ids) for e in found if isinstance(e, ScoredCompletion)]
     assert scored == [("generate", (5,)), ("verify", (6,)), ("refine", (10,)), ("refine", (11,)), ("refine", (12,))]
     pairs = [(e.request.role, e.chosen.token_ids, e.rejected.token_ids, e.margin) for e in found if isinstance(e, Pair)]
-    # The critique of 1/2 is neither good nor bad.
-    assert pairs == [("generate", (5,), (8,), 0.75), ("refine", (12,), (13,), 1.0)]
-    # Above a threshold of 0.4 it is good, of 0.6 bad, and then it is paired.
-    bad = ThresholdedValues(threshold=0.6, sft_roles=(), pair_roles=("verify",))([tree])
-    assert [(e.chosen.token_ids, e.rejected.token_ids, e.margin) for e in bad if isinstance(e, Pair)] == [
-        ((6,), (7,), 0.5)
-    ]  # fmt: skip
+    # The critique of 1/2 is bad: good is what exceeds the threshold.
+    assert pairs == [("generate", (5,), (8,), 0.75), ("verify", (6,), (7,), 0.5), ("refine", (12,), (13,), 1.0)]
+    # The paper's roles: the one that generates learns by likelihood alone.
+    assert {e.request.role for e in ThresholdedValues()([tree]) if isinstance(e, Pair)} == {"verify", "refine"}
     good = ThresholdedValues(threshold=0.4, sft_roles=("verify",), pair_roles=())([tree])
     assert [e.completion.token_ids for e in good if isinstance(e, ScoredCompletion)] == [(6,), (7,)]
     # What was not graded is in no mean: the first critique rests on one refinement.
@@ -127,7 +124,7 @@ def test_recorded_examples_are_those_of_the_recorded_trees(tmp_path: Path) -> No
         for family in asked.values():
             means = {ids[0]: fmean(value(id) for id in ids) for ids in family.values()}
             good |= {(row.problem.id, id) for id, mean in means.items() if mean > 0.5}
-            bad = [id for id, mean in means.items() if mean < 0.5]
+            bad = [id for id, mean in means.items() if mean <= 0.5 and row.nodes[id].role != "generate"]
             wanted |= {(row.problem.id, id, other) for id in means if means[id] > 0.5 for other in bad}
     assert len(wanted) > 2
     pairs, scored = (read_jsonl(tmp_path / name) for name in ("pairs.jsonl", "scored.jsonl"))

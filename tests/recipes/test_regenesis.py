@@ -131,6 +131,10 @@ def test_hints_only_where_no_path_was_kept() -> None:
     )  # fmt: skip
     hinted = [["hinted" in tree.nodes[rollout.leaf].tags for rollout in tree.rollouts] for tree in trees]
     assert hinted == [[False] * 5 + [True] * 3, [False] * 5]
+    # They are of groups: with as many as there are, of each once.
+    (every,) = replace(explore, num_hinted=20)(PLAIN, char_renderer.runner(say), [unsolved], seed=0)
+    ways = [tag for rollout in every.rollouts[5:] for tag in every.nodes[rollout.start].tags if tag.startswith("way ")]
+    assert sorted(ways) == [f"way {way}" for way in range(25, 45)]
     again = explore(PLAIN, char_renderer.runner(say), [unsolved], seed=0)
     assert again == trees[:1]  # whatever it is batched with
 

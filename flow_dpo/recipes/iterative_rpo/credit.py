@@ -1,7 +1,7 @@
 """Pairs of right and wrong answers to a question, so many a question, every answer used as often as any other.
 
-Iterative RPO's pairs (Pang et al., arXiv 2404.19733, section 2): right and wrong answers are gone through side by side,
-each list from its beginning again where it ends, until there are K pairs:
+Iterative RPO's pairs (Pang et al., arXiv 2404.19733, section 2 and its footnote): right and wrong answers are gone
+through side by side, each list from its beginning again where it ends, until there are K pairs:
 
     right a b c, wrong x y, K 5    ->    a x, b y, c x, a y, b x
 

@@ -1,15 +1,15 @@
 """Examples of every role by the value of what it wrote, backed up from the final answers.
 
 MALT's credit (arXiv 2412.01928): in a full tree of turns a final answer's value is its reward, and any other turn's the
-mean of the turns right after it. Against a threshold each is good or bad; what is good is learned by its likelihood,
-and every good one is preferred to every bad one that answered the same request:
+mean of the turns right after it (section 4.2). Above a threshold it is good, else bad; what is good is learned by its
+likelihood, and every good one is preferred to every bad one that answered the same request (section 4.3):
 
     generate a       verify b  3 refinements, right right wrong    2/3, good
       5/9, good      verify c                 wrong wrong right    1/3, bad      b is preferred to c
                      verify d                 right right wrong    2/3, good     and d is
 
 Invariant: examples of a role are of its own turns; equal completions of one request are one, with the mean of their
-values; what is neither above nor below the threshold is in no example.
+values.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class ThresholdedValues:
     """Likelihood of good turns, and pairs of good and bad ones."""
 
     threshold: float = 0.5
-    """Between good and bad."""
+    """What is above it is good, all else bad; the paper's is 0.5."""
     sft_roles: tuple[Role, ...] = ("generate", "verify", "refine")
     """Roles that learn their good turns by likelihood."""
-    pair_roles: tuple[Role, ...] = ("generate", "verify", "refine")
-    """Roles that learn by pairs."""
+    pair_roles: tuple[Role, ...] = ("verify", "refine")
+    """Roles that learn by pairs; in the paper the one that generates is fine-tuned alone, as pairs made it worse."""
 
     def __post_init__(self) -> None:
         expect(self, "to be different roles", lambda value: len(set(value)) == len(value), "sft_roles", "pair_roles")
@@ -55,7 +55,7 @@ class ThresholdedValues:
             if request.role in self.sft_roles:
                 scored += [scored_as_sampled(tree, node) for node, _ in good]
             if request.role in self.pair_roles:
-                bad = [(node, value) for node, value in known if value < self.threshold]
+                bad = [(node, value) for node, value in known if value <= self.threshold]
                 pairs += [_pair(tree, better, worse, v - w) for better, v in good for worse, w in bad]
         return [*scored, *pairs]
 

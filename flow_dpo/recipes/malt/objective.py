@@ -25,8 +25,8 @@ class DpoAndLikelihood:
 
     accepts: ClassVar[tuple[type, ...]] = (Pair, ScoredCompletion)
 
-    beta: float = 0.1
-    """Strength of the pull towards the reference, of pairs."""
+    beta: float = 0.2
+    """Strength of the pull towards the reference, of pairs; the paper's is 0.2."""
     sft_weight: float = 1.0
     """Weight of the negative log-likelihood."""
 

@@ -7,7 +7,7 @@ no guideline: progressive validation, and the prompt that paths are learned for.
 
     rollout 0        plain question                       "... Answer: 5"
     rollout 1 ...    adapt, structure, path               45 of them, in an order drawn for the problem
-    after            adapt, structure, path with a hint   only where none of those before is kept
+    after            adapt, structure, path with a hint   of groups, only where none of those before is kept
 
 Invariant: every guideline and every group is tried at most once a problem without a hint, each equally likely where
 `num_rollouts` is less than 45.
@@ -55,7 +55,7 @@ class GuidelineRollouts(TurnSampling):
     num_rollouts: int = 45
     """Guidelines and groups that are tried on a problem, of the 45 there are."""
     num_hinted: int = 5
-    """Paths with a hint where none without is kept; the authors' code samples its 20 groups."""
+    """Paths with a hint where none without is kept, of the 20 groups; the authors' code has one of each."""
     plan_tokens: int = 256
     """Longest adapted advice and longest structure, in tokens; the authors' code allows 2,048."""
     words: GuidedWords = field(default_factory=GuidedWords)
@@ -65,10 +65,10 @@ class GuidelineRollouts(TurnSampling):
         super().__post_init__()
         expect(self, "of 1 or more", lambda value: value >= 1, "plan_tokens")
         most = len(GUIDELINES) + NUM_GROUPS
-        if not 0 < self.num_rollouts <= most or not 0 <= self.num_hinted <= most:
+        if not 0 < self.num_rollouts <= most or not 0 <= self.num_hinted <= NUM_GROUPS:
             raise ConfigError(
-                f"expected num_rollouts from 1 and num_hinted from 0, each to {most}, found {self.num_rollouts} and "
-                f"{self.num_hinted}"
+                f"expected num_rollouts from 1 to {most} and num_hinted from 0 to {NUM_GROUPS}, found "
+                f"{self.num_rollouts} and {self.num_hinted}"
             )
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
@@ -132,7 +132,9 @@ class GuidelineRollouts(TurnSampling):
     ) -> list[Chain]:
         """Rollouts in an order drawn for the problem, so that keeping the first few prefers no guideline."""
         start = derive(seed, problem.id, "hinted" if hinted else "guided")
-        order = random.Random(start).sample(range(len(ways)), self.num_hinted if hinted else self.num_rollouts)
+        # A hint goes with groups alone, which come last (the authors' truth_convert_reason.py).
+        tried = range(len(GUIDELINES) if hinted else 0, len(ways))
+        order = random.Random(start).sample(tried, self.num_hinted if hinted else self.num_rollouts)
         plain = _plain_turn(flow, problem)
         return [
             Chain(
