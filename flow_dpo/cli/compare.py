@@ -28,7 +28,7 @@ from flow_dpo.cli.train import train
 from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import TurnSampling
-from flow_dpo.data.problems import load
+from flow_dpo.data.problems import DataSettings, load
 from flow_dpo.evaluate.compare import provenance
 from flow_dpo.evaluate.compare import rates as rates_of
 from flow_dpo.evaluate.compare.arms import MOST_PROBLEMS, Outcome, Sizes
@@ -105,6 +105,7 @@ def compare(argv: Sequence[str]) -> int:
         raise ConfigError(
             "expected data.max_problems, the problems that the flow learns from: traces are drawn on those after them"
         )
+    _refuse_shared(parsed)
     path = Path(settings.output_dir)
     with run_folder.locked(path):
         _begin(path, parsed)
@@ -235,27 +236,8 @@ def _begin(path: Path, parsed: Mapping[str, Any]) -> None:
 
 def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     """The settings files that the commands name."""
-    pool, tests = parsed["compare"].pool, parsed["compare"].tests
+    pool, sets = parsed["compare"].pool, _problem_sets(parsed)
     folder.mkdir(exist_ok=True)
-    data = parsed["data"]
-    tested = {"dataset_name": tests.test_dataset_name or data.dataset_name, "skip_problems": 0}
-    if tests.test_dataset_name:
-        tested |= {"dataset_config": None, "question_column": None, "answer_column": None}
-    sets = {
-        "pool": replace(data, skip_problems=data.skip_problems + data.max_problems, max_problems=pool.pool_problems),
-        "held_out": replace(data, **tested, dataset_split=tests.test_split, max_problems=tests.test_problems),
-    }
-    if tests.harder_split:
-        sets["harder"] = replace(data, **tested, dataset_split=tests.harder_split, max_problems=tests.harder_problems)
-    rates = parsed["compare"].rates
-    if rates.candidates:
-        chosen_by = {"skip_problems": rates.skip_problems, "max_problems": rates.validation_problems}
-        sets[rates_of.VALIDATION] = replace(data, dataset_split=rates.validation_split, **chosen_by)
-        most = MOST_PROBLEMS * data.max_problems
-        rates_of.refuse_shared(
-            {name: load(settings).problems for name, settings in sets.items()}
-            | {"those to be learned": load(replace(data, max_problems=most)).problems}
-        )
     names = ("recipe", "preset", "flow_source", "engine_kind")
     train = {name: value for name, value in parsed.items() if name not in ("compare", "training", "sft_lora")}
     sampled = {name: parsed[name] for name in (*names, "flow", "explore", *RuntimeSettings().sections())}
@@ -269,7 +251,7 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     single = _single_pass(parsed)
     if single is not None:
         files["single"] = {**files["other"], "flow": single}
-    sets["fixed"] = replace(data, max_problems=None)  # candidates that were drawn are judged whole
+    sets["fixed"] = replace(parsed["data"], max_problems=None)  # candidates that were drawn are judged whole
     # A run brings its engine along, an adapter none, and neither of them workers.
     elsewhere = parsed["workers"].kind != "here"
     workers = {name: parsed[name] for name in ("workers", "engine_kind", "engine")} if elsewhere else {}
@@ -279,6 +261,35 @@ def _write_configs(folder: Path, parsed: Mapping[str, Any]) -> None:
     for name, values in files.items():
         text = yaml.safe_dump(run_folder.plain(values), sort_keys=False, allow_unicode=True)
         write_whole(folder / f"{name}.yaml", text)
+
+
+def _problem_sets(parsed: Mapping[str, Any]) -> dict[str, DataSettings]:
+    """The problems that traces are drawn on, those of each test, and those by which rates are chosen."""
+    pool, tests, rates = parsed["compare"].pool, parsed["compare"].tests, parsed["compare"].rates
+    data: DataSettings = parsed["data"]
+    tested = {"dataset_name": tests.test_dataset_name or data.dataset_name, "skip_problems": 0}
+    if tests.test_dataset_name:
+        tested |= {"dataset_config": None, "question_column": None, "answer_column": None}
+    after = data.skip_problems + (data.max_problems or 0)
+    sets = {
+        "pool": replace(data, skip_problems=after, max_problems=pool.pool_problems),
+        "held_out": replace(data, **tested, dataset_split=tests.test_split, max_problems=tests.test_problems),
+    }
+    if tests.harder_split:
+        sets["harder"] = replace(data, **tested, dataset_split=tests.harder_split, max_problems=tests.harder_problems)
+    if rates.candidates:
+        chosen_by = {"skip_problems": rates.skip_problems, "max_problems": rates.validation_problems}
+        sets[rates_of.VALIDATION] = replace(data, dataset_split=rates.validation_split, **chosen_by)
+    return sets
+
+
+def _refuse_shared(parsed: Mapping[str, Any]) -> None:
+    """Refuse validation problems that an arm learns from or is tested on."""
+    data: DataSettings = parsed["data"]
+    if parsed["compare"].rates.candidates:
+        learned = replace(data, max_problems=MOST_PROBLEMS * (data.max_problems or 0))
+        sets = {**_problem_sets(parsed), "those to be learned": learned}
+        rates_of.refuse_shared({name: load(settings).problems for name, settings in sets.items()})
 
 
 def _learner_of_others(parsed: Mapping[str, Any]) -> dict[str, Any]:

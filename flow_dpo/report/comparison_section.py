@@ -7,7 +7,8 @@ number of the file's arms is in the section.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from flow_dpo.report import formatting
@@ -24,12 +25,13 @@ def comparison_section(source: ComparisonSource) -> Section:
     """The section of a comparison."""
     found, arms = source.found, source.found["arms"]
     main, others = forests(found)
-    *tables, descriptions = summary_tables(found)
+    tables, descriptions = _all_tables(found), _descriptions(arms)
     folds: list[tuple[str, list[Block]]] = [
         ("The same on the other tests", [*others]),
         ("Accuracies, costs, wrong steps, as tables", [*tables]),
         ("Every test, and each seed", [_every_test(arms)]),
         ("What each arm is", [descriptions]),
+        ("How learning rates were chosen", [rates] if (rates := _rates(found)).rows else []),
         ("Which problems got a trace", [makeup] if (makeup := _makeup(arms)).rows else []),
     ]
     # A comparison without a difference shows what its arms came to.
@@ -50,9 +52,12 @@ def _describe(found: Mapping[str, Any]) -> str:
 
 def summary_tables(found: Mapping[str, Any]) -> list[Table]:
     """The tables of a comparison.json whose values are of the right kinds, and what each arm is."""
-    arms: list[Arm] = list(found["arms"])
-    tables = _tables(arms, baseline_of(found))
-    return [*team_tables(found.get("team")), *tables, _descriptions(arms)]
+    rates = [table] if (table := _rates(found)).rows else []
+    return [*_all_tables(found), *rates, _descriptions(list(found["arms"]))]
+
+
+def _all_tables(found: Mapping[str, Any]) -> list[Table]:
+    return [*team_tables(found.get("team")), *_tables(list(found["arms"]), baseline_of(found))]
 
 
 def _tables(arms: list[Arm], baseline: str) -> list[Table]:
@@ -206,3 +211,20 @@ def _makeup(arms: list[Arm]) -> Table:
         rows=tuple(rows),
         wordy=frozenset({0, 1}),
     )
+
+
+def _rates(found: Mapping[str, Any]) -> Table:
+    """The rate of each training, and what each candidate came to on the validation problems."""
+    chosen: Mapping[str, Mapping[str, Any]] = found.get("rates") or {}
+    tried = list(dict.fromkeys(rate for row in chosen.values() for rate in row["by_rate"]))
+    rows = [
+        (name, f"{row['chosen']:g}", *(_mean_share(row["by_rate"].get(rate, ())) for rate in tried))
+        for name, row in chosen.items()
+    ]
+    caption = "The learning rate of each training, and accuracy on the validation problems by rate"
+    return Table(caption=caption, columns=("training", "chosen", *tried), rows=tuple(rows))
+
+
+def _mean_share(each: Sequence[float | None]) -> str:
+    known = [value for value in each if value is not None]
+    return formatting.share(fmean(known)) if known and len(known) == len(each) else "failed"

@@ -13,6 +13,7 @@ import pytest
 
 from flow_dpo.cli import compare
 from flow_dpo.cli import report as report_command
+from flow_dpo.cli.train import parse_train
 from flow_dpo.core.types import Status
 from flow_dpo.evaluate import statistics
 from flow_dpo.evaluate.compare import arms, recipe_arms
@@ -21,7 +22,7 @@ from flow_dpo.evaluate.compare.choose import EVERY, choose
 from flow_dpo.evaluate.compare.jobs import JobRunner
 from flow_dpo.evaluate.compare.summary import ComparisonContext, summarise
 from flow_dpo.report.comparison_section import summary_tables
-from flow_dpo.runs import resolve
+from flow_dpo.runs import resolve, run_folder
 from flow_dpo.runs.files import append_jsonl, write_whole
 from flow_dpo.runs.records import Metrics, append_rows, from_json
 from tests.support.record_examples import METRICS, PREDICTION
@@ -140,6 +141,14 @@ def test_the_group_holds_what_it_contrasts() -> None:
     assert [arm.name for arm in choose(())] == list(arms.ARMS)
 
 
+AS_VINEPPO = (
+    *("--objective.kl_coef", "1e-4", "--objective.kl_reduction", "sum", "--objective.max_kl", "10"),
+    *("--objective.max_ratio", "--objective.reduction", "tokens", "--credit.scale", "false", "--credit.whiten"),
+    *("--examples_per_update", "0", "--learner.passes.minibatches", "--learner.passes.short_batch", "wait"),
+)
+"""What makes GRPO learn as VinePPO's own preset has it (the next test says that it is so)."""
+
+
 class Trained:
     """Stands in for `flow-dpo train` and `evaluate`: keeps the words, and leaves behind what they do."""
 
@@ -174,7 +183,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("arm", "other", "differing"),
     [
-        ("vineppo", "grpo", {"vineppo", "grpo", "--examples_per_update", "128"}),
+        (
+            "vineppo",
+            "grpo_as_vineppo",
+            {"vineppo", "grpo", *AS_VINEPPO},
+        ),
         ("dots", "self_training", {"dots", "rejection-sampling"}),
         ("regenesis", "self_training", {"regenesis", "rejection-sampling"}),
         ("rpo", "reference_path", {"rpo", "rejection-sampling"}),
@@ -193,6 +206,21 @@ def test_contrasted_arms_differ_in_what_they_are_about(
     one, two = (set(made[f"{name}_same_tokens"][:-1]) for name in (arm, other))
     assert one ^ two == differing
     assert f"{other}_same_tokens" in EVERY[f"{arm}_same_tokens"].against
+
+
+def test_grpo_as_vineppo_differs_from_vineppo_in_its_advantages_alone(made: dict[str, list[str]]) -> None:
+    settings = [
+        parse_train("train", words[: words.index("--config")] + words[words.index("--config") + 2 :], {}).sections()
+        for words in (made["grpo_as_vineppo_same_tokens"], made["vineppo_same_tokens"])
+    ]
+    one, two = ({**run_folder.plain(each), "run": None} for each in settings)
+    differing = set(run_folder.differences(one, two))
+    assert differing == {
+        "recipe",
+        *("explore.num_completions", "explore.max_step_chars"),
+        *("credit.baseline", "credit.scale", "credit.drop_tied", "credit.overlong_share", "credit.overlong_penalty"),
+    }
+    assert (one["credit"]["scale"], one["credit"]["whiten"], two["credit"]["whiten"]) == (False, True, True)
 
 
 def test_every_recipe_has_the_flows_tokens_and_is_played_as_it_is_meant(made: dict[str, list[str]]) -> None:
