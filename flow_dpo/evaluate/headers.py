@@ -281,6 +281,8 @@ class Difference:
     p_holm: float | None = None
     seed_low: float | None = None
     seed_high: float | None = None
+    seed_p: float | None = None
+    """Of the method: seeds are random, as questions are."""
     num_ungraded: float | None = None
     """Questions that could not be graded on one side at least, over all seeds."""
     per_seed: tuple[float | None, ...] | None = None

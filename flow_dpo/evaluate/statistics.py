@@ -7,10 +7,15 @@ between two models that answered the same questions, under several seeds, is a m
     q1         1 1 0    0 1 0       (1 + 0 + 0) / 3
     q2         1 1 1    1 1 1       0
 
-Its interval resamples questions (paired bootstrap), with the seeds as they are; how much seeds vary is a t-interval of
-its own. The p-value is exact, of McNemar's question: had the two names been exchanged on each question with the flip of
-a coin, how often would the difference be as large? All seeds of a question are exchanged together, for they answer the
-same question; of one seed this is McNemar's exact test (1947).
+It has two intervals, each with its p:
+
+- of the method (`seed_low`, `seed_high`, `seed_p`), for which another training would have come out otherwise: seeds and
+  questions are both random, and crossed (`two_level`). This is the one that says whether a method is better.
+- of these models (`low`, `high`, `p`), which are held fixed: questions alone are resampled (paired bootstrap); p is
+  exact, of McNemar's question: had the two names been exchanged on each question with the flip of a coin, how often
+  would the difference be as large? All seeds of a question are exchanged together; of one seed this is McNemar's exact
+  test (1947). It says nothing of another training: of one method against itself it is below 0.05 far more often than
+  in 5 of 100 cases.
 Invariant: an answer that could not be graded was not shown to be right, and counts as not right wherever an accuracy
 or a difference of accuracies is stated; how many there were, and why, is counted beside it.
 """
@@ -189,6 +194,41 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return fmean(values) - half, fmean(values) + half
 
 
+def two_level(table: Sequence[Sequence[float]]) -> dict[str, float] | None:
+    """Mean of a table of differences, a row a seed and a column a question, with the 95 % interval and two-sided p for
+    which both seeds and questions are random.
+
+    The variance of the mean is (seeds + questions - rest) / cells, in mean squares of the two-way table, and at least
+    what the seeds alone give; degrees of freedom after Satterthwaite (1946). This is the analysis of two crossed random
+    factors (Clark 1973; Quene and van den Bergh 2008). None of fewer than two seeds or questions.
+    """
+    import numpy as np
+    from scipy import stats
+
+    cells = np.asarray(table, dtype=float)
+    seeds, questions = cells.shape
+    if min(seeds, questions) < 2:
+        return None
+    # 1. Mean squares of seeds, of questions, and of what the two do not explain.
+    mean, rows, columns = cells.mean(), cells.mean(axis=1), cells.mean(axis=0)
+    of_seeds = questions * float(((rows - mean) ** 2).sum()) / (seeds - 1)
+    of_questions = seeds * float(((columns - mean) ** 2).sum()) / (questions - 1)
+    rest = cells - rows[:, None] - columns + mean
+    of_rest = float((rest**2).sum()) / ((seeds - 1) * (questions - 1))
+    # 2. Their sum, whose degrees of freedom are those of its parts, weighed by their squares.
+    parts = [(of_seeds, seeds - 1)]
+    if of_questions > of_rest:
+        parts += [(of_questions, questions - 1), (of_rest, (seeds - 1) * (questions - 1))]
+    total = max(of_seeds, of_seeds + of_questions - of_rest)
+    if not total:
+        return {"mean": float(mean), "low": float(mean), "high": float(mean), "p": 0.0 if mean else 1.0}
+    freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)
+    error = math.sqrt(total / cells.size)
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
+    return {"mean": float(mean), "low": float(mean) - half, "high": float(mean) + half, "p": p}
+
+
 def mean_of(values: Sequence[float]) -> dict[str, Any]:
     """A mean over seeds with its t-interval, and the values."""
     interval = t_interval(values)
@@ -222,15 +262,18 @@ def difference(arm: Sequence[Rewards], baseline: Sequence[Rewards], *, seed: int
             gaps.setdefault(id, []).append(a - b)
     means = [fmean(values) for values in gaps.values()]
     low, high = bootstrap(means, seed=seed)
-    seed_interval = t_interval(per_seed)
+    # Where each seed has questions of its own, its mean varies with them: then two columns of means are the table.
+    crossed = all(len(values) == len(arm) for values in gaps.values())
+    method = two_level(list(zip(*gaps.values(), strict=True)) if crossed else [(value, value) for value in per_seed])
     return {
         "mean": fmean(means),
         "low": low,
         "high": high,
         "p": exchange_p(_whole([sum(values) for values in gaps.values()])),
         "per_seed": per_seed,
-        "seed_low": None if seed_interval is None else seed_interval[0],
-        "seed_high": None if seed_interval is None else seed_interval[1],
+        "seed_low": None if method is None else method["low"],
+        "seed_high": None if method is None else method["high"],
+        "seed_p": None if method is None else method["p"],
         "num_questions": len(means),
         "num_better": num_better,
         "num_worse": num_worse,

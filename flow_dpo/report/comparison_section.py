@@ -46,7 +46,21 @@ def _describe(found: Mapping[str, Any]) -> str:
     return (
         f"Model {found.get('model') or 'unnamed'}, trained on {found.get('dataset') or 'an unnamed set'}, "
         f"{formatting.count(seeds)} seed{'s' if seeds != 1 else ''}; tests: {tests or 'not named'}. Differences are "
-        "paired; p exchanges the two arms on whole questions, all seeds of a question together (of one seed McNemar's)."
+        f"paired. {_p_words(found['arms'])}"
+    )
+
+
+def _p_words(arms: list[Arm]) -> str:
+    """What the p of a comparison is of: older ones, and those of one seed, have that of their models alone."""
+    gaps = [_difference(arm) for arm in arms] + [gap for *_, gap in _contrasted(arms)]
+    if any(gap.get("seed_p") is not None for gap in gaps):
+        return (
+            "Intervals over seeds, and p, are of the method: another training and other questions would have come out "
+            "otherwise. Those over questions hold the trained models fixed."
+        )
+    return (
+        "p is of these models, which it holds fixed: it exchanges the two arms on whole questions, all seeds of a "
+        "question together (of one seed McNemar's)."
     )
 
 
@@ -91,9 +105,9 @@ def _differences(arms: list[Arm], baseline: str) -> Table:
         found = _difference(arm)
         over_seeds = formatting.points_interval(found.get("seed_low"), found.get("seed_high"))
         between = formatting.points_interval(found.get("low"), found.get("high"))
-        p = (formatting.p_value(found.get("p")), formatting.p_value(found.get("p_holm")))
-        rows.append((arm["name"], formatting.points(found.get("mean")), between, over_seeds, *p))
-    columns = ("arm", "points", "95 % over questions", "95 % over seeds", "p", "Holm's p")
+        p = formatting.p_value(found.get("p_holm"))
+        rows.append((arm["name"], formatting.points(found.get("mean")), over_seeds, p, between))
+    columns = ("arm", "points", "95 % over seeds", "Holm's p", "95 % over questions")
     return Table(caption=f"Difference to {baseline}, percentage points", columns=columns, rows=tuple(rows))
 
 
@@ -113,8 +127,8 @@ def _contrasts(arms: list[Arm]) -> Table:
         between = formatting.points_interval(gap.get("low"), gap.get("high"))
         over_seeds = formatting.points_interval(gap.get("seed_low"), gap.get("seed_high"))
         points, p = formatting.points(gap.get("mean")), formatting.p_value(gap.get("p_holm"))
-        rows.append((arm, other, test, points, between, over_seeds, p))
-    columns = ("arm", "against", "test", "points", "95 % over questions", "95 % over seeds", "Holm's p")
+        rows.append((arm, other, test, points, over_seeds, p, between))
+    columns = ("arm", "against", "test", "points", "95 % over seeds", "Holm's p", "95 % over questions")
     return Table(caption="Contrasts, percentage points", columns=columns, rows=tuple(rows), wordy=frozenset({0, 1, 2}))
 
 

@@ -46,9 +46,7 @@ def summarise(
         if each[0].evaluations
     }
     rows = [_row(arm, outcomes[arm.name], rewards.get(arm.name, {}), context, folder) for arm in arms]
-    if BASELINE in rewards:
-        _compare(rows, rewards, context)
-    _contrast(rows, arms, rewards, context)
+    _differences(rows, arms, rewards, context)
     found = team(outcomes, rewards)
     return {
         "num_seeds": len(context.seeds),
@@ -119,49 +117,35 @@ def _costs(outcome: Outcome) -> dict[str, float]:
     return {name: sum(work.costs[name] for work in works.values()) for name in NUMBERS}
 
 
-def _compare(
-    rows: Sequence[dict[str, Any]],
-    rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]],
-    context: ComparisonContext,
-) -> None:
-    """Put the differences to the baseline into the rows, with Holm's correction over arms."""
-    for test in context.tests:
-        found = {
-            row["name"]: statistics.difference(rewards[row["name"]][test], rewards[BASELINE][test])
-            for row in rows
-            if row["name"] != BASELINE and row["name"] in rewards
-        }
-        corrected = statistics.holm({name: difference["p"] for name, difference in found.items()})
-        for row in rows:
-            difference = found.get(row["name"])
-            whole = None if difference is None else difference | {"p_holm": corrected[row["name"]]}
-            row.setdefault("differences_to_self", {})[test] = whole
-    for row in rows:
-        row["difference_to_self"] = row["differences_to_self"][context.tests[0]]
-
-
-def _contrast(
+def _differences(
     rows: Sequence[dict[str, Any]],
     arms: Sequence[Arm],
     rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]],
     context: ComparisonContext,
 ) -> None:
-    """Put each arm's differences to those that it is to be compared with into its row, with Holm's correction over all
-    of these contrasts, test by test."""
+    """Put into each arm's row its differences to the baseline, and to the arms that it is to be compared with.
+
+    All of them are one family for Holm's correction, test by test: a pair of arms has one p, wherever it stands. That p
+    is the method's, of seeds and questions; of one seed, where there is none, that of these models.
+    """
     tested = [arm for arm in arms if arm.name in rewards]
-    wanted = [(arm.name, other) for arm in tested for other in arm.against if other in rewards]
-    found: dict[tuple[str, str], dict[str, Any]] = {pair: {} for pair in wanted}
+    declared = [(arm.name, other) for arm in tested for other in arm.against if other in rewards]
+    to_baseline = [(arm.name, BASELINE) for arm in tested if BASELINE in rewards and arm.name != BASELINE]
+    found: dict[tuple[str, str], dict[str, Any]] = {pair: {} for pair in (*to_baseline, *declared)}
     for test in context.tests:
-        for arm, other in wanted:
-            found[arm, other][test] = statistics.difference(rewards[arm][test], rewards[other][test])
-        corrected = statistics.holm({f"{a} {b}": differences[test]["p"] for (a, b), differences in found.items()})
-        for arm, other in wanted:
-            found[arm, other][test]["p_holm"] = corrected[f"{arm} {other}"]
+        each = {pair: statistics.difference(*(rewards[name][test] for name in pair)) for pair in found}
+        names = {pair: " ".join(pair) for pair in each}
+        deciding = {names[pair]: one["p"] if one["seed_p"] is None else one["seed_p"] for pair, one in each.items()}
+        corrected = statistics.holm(deciding)
+        for pair, one in each.items():
+            found[pair][test] = one | {"p_holm": corrected[names[pair]]}
     for row in rows:
+        name = row["name"]
+        if BASELINE in rewards:
+            row["differences_to_self"] = found.get((name, BASELINE), dict.fromkeys(context.tests))
+            row["difference_to_self"] = row["differences_to_self"][context.tests[0]]
         row["contrasts"] = [
-            {"against": other, "differences": differences}
-            for (name, other), differences in found.items()
-            if name == row["name"]
+            {"against": other, "differences": found[one, other]} for one, other in declared if one == name
         ]
 
 
