@@ -11,7 +11,7 @@ segments a question, mini-batches of 128. LoRA: none.
 TreeRL (arXiv 2506.11902): the authors' script for Qwen-2.5-14B (THUDM/TreeRL at f0edbea, `scripts/treerl-qw14b.sh`,
 `train_reinforce_ray.py`, `openrlhf/models/loss.py`): M 6, N 2, L 1, T 2, 16 of the 30 leaves learned, temperature 1.2,
 top-p 0.95, at most 8,192 tokens, no penalty, clip 0.2 below and 0.26 above, rate 1.5e-6 for all weights, 16 questions
-an update (about 512 segments). LoRA: none.
+an update. LoRA: none.
 
 TreeRPO (arXiv 2506.05183): that a step is so many tokens, that every node has as many children to a depth, that a
 node's reward is its children's mean, and that advantages are GRPO's among siblings is the paper's; its numbers could
@@ -19,6 +19,8 @@ not be read, and its code was not to be had, so those of "paper" are unchecked.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings, PassSettings
@@ -41,6 +43,9 @@ from flow_dpo.recipes.tree_advantages.forks import EntropyForks
 from flow_dpo.recipes.tree_advantages.objective import SegmentPolicyGradient
 
 _LORA = LoraSettings(lora_r=8, lora_alpha=8)
+_PARTS: dict[str, Any] = {"passes": PassSettings(problems_per_update=4, short_batch="learn")}
+"""Of the three sizes of model. Segments are examples, a few or a hundred of a problem: counted by them an update would
+be of one or two problems. Four have about as many answers as GRPO's, and no segment waits for another version's."""
 
 
 def _spo_chain(flow: Single, explore: CutRollouts) -> Recipe:
@@ -89,16 +94,18 @@ SPO_CHAIN: dict[str, Preset] = {
         _spo_chain(
             Single(max_tokens=1024),
             CutRollouts(num_rollouts=8, num_completions=4, cut_interval=10, temperature=0.6, top_p=0.9),
-        )
+        ),
+        **_PARTS,
     ),
     "small": SMALL.preset(
-        _spo_chain(SMALL_SINGLE, CutRollouts(num_rollouts=8, num_completions=4, temperature=0.6, top_p=0.9))
+        _spo_chain(SMALL_SINGLE, CutRollouts(num_rollouts=8, num_completions=4, temperature=0.6, top_p=0.9)), **_PARTS
     ),
     "seed": SEED.preset(
         _spo_chain(
             SEED_SINGLE,
             CutRollouts(num_rollouts=8, num_completions=4, temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),
-        )
+        ),
+        **_PARTS,
     ),
 }
 
@@ -107,7 +114,12 @@ SPO_TREE: dict[str, Preset] = {
         recipe=_spo_tree(Single(max_tokens=1024), FullTree(segment_tokens=30, temperature=0.6, top_p=0.9)),
         lora=_LORA,
         learner=LearnerSettings(
-            learning_rate=1e-6, examples_per_update=128, warmup_updates=240, decay_after=8_000, decay_power=0.0
+            learning_rate=1e-6,
+            warmup_updates=240,
+            decay_after=8_000,
+            decay_power=0.0,
+            examples_per_update=128,
+            passes=PassSettings(short_batch="learn"),
         ),
         problems_per_batch=16,
     ),
@@ -115,16 +127,19 @@ SPO_TREE: dict[str, Preset] = {
         _spo_tree(
             Single(max_tokens=1024),
             FullTree(branch_factors=(4, 4, 4), segment_tokens=100, temperature=0.6, top_p=0.9),
-        )
+        ),
+        **_PARTS,
     ),
     "small": SMALL.preset(
-        _spo_tree(SMALL_SINGLE, FullTree(branch_factors=(4, 4, 4), segment_tokens=30, temperature=0.6, top_p=0.9))
+        _spo_tree(SMALL_SINGLE, FullTree(branch_factors=(4, 4, 4), segment_tokens=30, temperature=0.6, top_p=0.9)),
+        **_PARTS,
     ),
     "seed": SEED.preset(
         _spo_tree(
             SEED_SINGLE,
             FullTree(branch_factors=(4, 4, 4), segment_tokens=16, temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),
-        )
+        ),
+        **_PARTS,
     ),
 }
 
@@ -132,18 +147,22 @@ TREERPO: dict[str, Preset] = {
     "paper": Preset(
         recipe=_treerpo(Single(max_tokens=1152), FullTree(branch_factors=(8, 8, 8), segment_tokens=384)),
         lora=_LORA,
-        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=512),
+        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=512, passes=PassSettings(short_batch="learn")),
         problems_per_batch=16,
     ),
-    "chat": CHAT.preset(_treerpo(Single(max_tokens=1152), FullTree(branch_factors=(4, 4, 4), segment_tokens=384))),
+    "chat": CHAT.preset(
+        _treerpo(Single(max_tokens=1152), FullTree(branch_factors=(4, 4, 4), segment_tokens=384)), **_PARTS
+    ),
     "small": SMALL.preset(
-        _treerpo(SMALL_SINGLE, FullTree(branch_factors=(4, 4, 4), segment_tokens=54, temperature=SMALL_TEMPERATURE))
+        _treerpo(SMALL_SINGLE, FullTree(branch_factors=(4, 4, 4), segment_tokens=54, temperature=SMALL_TEMPERATURE)),
+        **_PARTS,
     ),
     "seed": SEED.preset(
         _treerpo(
             SEED_SINGLE,
             FullTree(branch_factors=(4, 4, 4), segment_tokens=16, temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P),
-        )
+        ),
+        **_PARTS,
     ),
 }
 
@@ -151,14 +170,16 @@ TREERL: dict[str, Preset] = {
     "paper": Preset(
         recipe=_treerl(Single(max_tokens=8192), EntropyForks(temperature=1.2, top_p=0.95)),
         lora=_LORA,
-        learner=LearnerSettings(learning_rate=1.5e-6, examples_per_update=512),
+        learner=LearnerSettings(learning_rate=1.5e-6, examples_per_update=0),
         problems_per_batch=16,
     ),
-    "chat": CHAT.preset(_treerl(Single(max_tokens=1024), EntropyForks(num_rollouts=3, temperature=1.0, top_p=0.95))),
+    "chat": CHAT.preset(
+        _treerl(Single(max_tokens=1024), EntropyForks(num_rollouts=3, temperature=1.0, top_p=0.95)), **_PARTS
+    ),
     "small": SMALL.preset(
-        _treerl(SMALL_SINGLE, EntropyForks(num_rollouts=3, temperature=SMALL_TEMPERATURE, top_p=0.95))
+        _treerl(SMALL_SINGLE, EntropyForks(num_rollouts=3, temperature=SMALL_TEMPERATURE, top_p=0.95)), **_PARTS
     ),
     "seed": SEED.preset(
-        _treerl(SEED_SINGLE, EntropyForks(num_rollouts=3, temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P))
+        _treerl(SEED_SINGLE, EntropyForks(num_rollouts=3, temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P)), **_PARTS
     ),
 }
