@@ -9,13 +9,15 @@ fifth unsure token, 2 epochs over mini-batches of 64 answers. Tree: 16 questions
 segments a question, mini-batches of 128. LoRA: none.
 
 TreeRL (arXiv 2506.11902): the authors' script for Qwen-2.5-14B (THUDM/TreeRL at f0edbea, `scripts/treerl-qw14b.sh`,
-`train_reinforce_ray.py`, `openrlhf/models/loss.py`): M 6, N 2, L 1, T 2, 16 of the 30 leaves learned, temperature 1.2,
-top-p 0.95, at most 8,192 tokens, no penalty, clip 0.2 below and 0.26 above, rate 1.5e-6 for all weights, 16 questions
-an update. LoRA: none.
+`train_reinforce_ray.py`, `openrlhf/models/loss.py`, `openrlhf/trainer/ray/reinforce_actor.py`): M 6, N 2, L 1, T 2, 16
+of the 30 leaves learned, temperature 1.2, top-p 0.95, at most 8,192 tokens, no penalty, clip 0.2 below and 0.26 above,
+one update a batch of 16 questions, rate 1.5e-6 for all weights, constant (its cosine may fall to 1 times the rate)
+after a warm-up of 5 % of the 234 updates that its scheduler counts in 2 passes over 30,000 questions. LoRA: none.
 
 TreeRPO (arXiv 2506.05183): that a step is so many tokens, that every node has as many children to a depth, that a
-node's reward is its children's mean, and that advantages are GRPO's among siblings is the paper's; its numbers could
-not be read, and its code was not to be had, so those of "paper" are unchecked.
+node's reward is its children's mean, and that advantages are GRPO's among siblings is the paper's. Its text beyond the
+abstract could not be read, and its code was not to be had: 8 children, depth 3 and steps of 384 tokens are what the
+reviews of its submission state (OpenReview, ICLR 2026); rate, batch and penalty of "paper" are unchecked.
 """
 
 from __future__ import annotations
@@ -170,7 +172,7 @@ TREERL: dict[str, Preset] = {
     "paper": Preset(
         recipe=_treerl(Single(max_tokens=8192), EntropyForks(temperature=1.2, top_p=0.95)),
         lora=_LORA,
-        learner=LearnerSettings(learning_rate=1.5e-6, examples_per_update=0),
+        learner=LearnerSettings(learning_rate=1.5e-6, examples_per_update=0, warmup_updates=12),
         problems_per_batch=16,
     ),
     "chat": CHAT.preset(
