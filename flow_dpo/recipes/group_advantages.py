@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Literal
 
-from flow_dpo.core.errors import expect
+from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.tree import Rollout, Tree
 from flow_dpo.core.types import ScoredCompletion
 
@@ -54,6 +54,15 @@ class GroupAdvantages:
     def __post_init__(self) -> None:
         expect(self, "of 0 to 1", lambda value: 0 <= value <= 1, "overlong_share")
         expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, "overlong_penalty")
+
+    def refuse(self, explore: object) -> None:
+        """Raise `ConfigError` for an exploration by which no problem would ever make an example."""
+        alone = self.baseline == "none" and not self.scale and not self.drop_tied
+        if not alone and getattr(explore, "num_rollouts", 2) < 2:
+            raise ConfigError(
+                "expected --num_rollouts of 2 or more, found 1: an answer is compared with others of its problem, and "
+                "alone it teaches nothing (reinforce-pp compares with those of other problems)"
+            )
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, in the order of their nodes."""

@@ -76,6 +76,24 @@ def test_reinforce_pp_is_whitened_over_the_batchs_tokens_as_openrlhf_has_it(with
     assert list(found.values()) == pytest.approx(((shaped - tokens.mean()) * rstd).flatten().tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("grpo", "--num_rollouts", "1"),
+        ("rloo", "--num_rollouts", "1"),
+        ("dapo", "--num_rollouts", "1"),
+        ("reinforce-pp", "--credit.drop_tied"),
+        ("spo-tree", "--explore.branch_factors", "[1, 1]"),
+        ("treerl", "--num_rollouts", "1", "--explore.num_forks", "0"),
+    ],
+)
+def test_what_could_never_teach_is_refused_before_anything_is_sampled(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """A group of one is its own mean: every problem would tie, and a batch that is to be filled would never be."""
+    with pytest.raises(ConfigError, match="2 or more, found"):
+        train.train(["--recipe", *flags, "--max_problems", "4", "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 def test_reinforce_pp_learns_from_answers_that_are_alone() -> None:
     """One answer a question: a batch of 1, 1, 0 with as many tokens each has scores 1/sqrt(2) twice and -sqrt(2)."""
     credit = RECIPES["reinforce-pp"]["seed"].recipe.credit

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Literal
 
-from flow_dpo.core.errors import expect
+from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Node, Rollout, Tree
 from flow_dpo.core.types import Completion, ScoredCompletion
@@ -86,6 +86,12 @@ class SiblingAdvantages:
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "max_per_problem")
 
+    def refuse(self, explore: object) -> None:
+        """Raise `ConfigError` for an exploration by which no problem would ever make an example."""
+        factors = getattr(explore, "branch_factors", None)
+        if factors is not None and max(factors) < 2:
+            raise ConfigError(f"expected one of branch_factors of 2 or more, found {factors}: siblings are compared")
+
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, in the order of their nodes."""
         found = [one for tree in trees for one in self._kept(tree, self._of_tree(tree))]
@@ -139,6 +145,12 @@ class LeafAdvantages:
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "num_paths")
+
+    def refuse(self, explore: object) -> None:
+        """Raise `ConfigError` for an exploration by which no problem would ever make an example."""
+        forks = [getattr(explore, name, 0) for name in ("fork_rounds", "num_forks", "num_completions")]
+        if getattr(explore, "num_rollouts", 2) < 2 and not all(forks):
+            raise ConfigError("expected --num_rollouts of 2 or more, found 1 without forks: leaves are compared")
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, in the order of their nodes. Weights have the mean 1."""
