@@ -1,12 +1,12 @@
 """Presets of SPO-chain, SPO-tree, TreeRPO and TreeRL: values of segments from a tree, and a policy gradient.
 
-SPO (arXiv 2505.23564): the paper's are those of the authors' configurations for Rho-1.1B on GSM8K
-(AIFrameResearch/SPO at b9fc6a2, `configs/polIter_rho1bSft2_spo_chain_GSM8K.jsonnet`, `..._spo_tree_GSM8K.jsonnet`, what
-these import, and the README's `interval5`): temperature 0.6, top-p 0.9, at most 1,024 tokens, tokens of a probability
-from 0.9 on masked, clip 0.2, k3 summed over an answer with 1e-4, rate 1e-6 for all weights, warm-up over 3 % of 1,000
-iterations and then linear to 0. Chain: 64 questions with 8 answers each, 9 completions from a state, a cut at every
-fifth unsure token, 2 epochs over mini-batches of 64 answers. Tree: 16 questions, 6-6-6 segments of 30 tokens, up to 32
-segments a question, mini-batches of 128. LoRA: none.
+SPO (arXiv 2505.23564): the paper's are those of the authors' configurations for Rho-1.1B on GSM8K (AIFrameResearch/SPO
+at b9fc6a2, `configs/polIter_rho1bSft2_spo_chain_GSM8K.jsonnet`, `..._spo_tree_GSM8K.jsonnet`, what these import, and
+the README's `interval5`): temperature 0.6, top-p 0.9, at most 1,024 tokens, tokens of a probability from 0.9 on masked,
+clip 0.2, k3 summed over an answer with 1e-4 (a token's at most 10), a mini-batch with a mean ratio above 10 skipped,
+rate 1e-6 for all weights, warm-up over 3 % of 1,000 iterations and then linear to 0. Chain: 64 questions with 8 answers
+each, 9 completions from a state, a cut at every fifth unsure token, 2 epochs over mini-batches of 64 answers. Tree: 16
+questions, 6-6-6 segments of 30 tokens, up to 32 segments a question, mini-batches of 128. LoRA: none.
 
 TreeRL (arXiv 2506.11902): the authors' script for Qwen-2.5-14B (THUDM/TreeRL at f0edbea, `scripts/treerl-qw14b.sh`,
 `train_reinforce_ray.py`, `openrlhf/models/loss.py`, `openrlhf/trainer/ray/reinforce_actor.py`): M 6, N 2, L 1, T 2, 16
@@ -27,6 +27,7 @@ from typing import Any
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings, PassSettings
 from flow_dpo.recipes.full_tree import FullTree
+from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
 from flow_dpo.recipes.scales import (
     CHAT,
     SEED,
@@ -42,20 +43,23 @@ from flow_dpo.recipes.single import Single
 from flow_dpo.recipes.tree_advantages.credit import LeafAdvantages, SegmentAdvantages, SiblingAdvantages
 from flow_dpo.recipes.tree_advantages.cuts import CutRollouts
 from flow_dpo.recipes.tree_advantages.forks import EntropyForks
-from flow_dpo.recipes.tree_advantages.objective import SegmentPolicyGradient
 
 _LORA = LoraSettings(lora_r=8, lora_alpha=8)
 _PARTS: dict[str, Any] = {"passes": PassSettings(problems_per_update=4, short_batch="learn")}
 """Of the three sizes of model. Segments are examples, a few or a hundred of a problem: counted by them an update would
 be of one or two problems. Four have about as many answers as GRPO's, and no segment waits for another version's."""
 
+_SPO = ClippedPolicyGradient(
+    reduction="completion", kl_coef=1e-4, kl_reduction="sum", max_kl=10.0, max_ratio=10.0, mask_above=0.9
+)  # fmt: skip
+
 
 def _spo_chain(flow: Single, explore: CutRollouts) -> Recipe:
-    return Recipe(flow=flow, explore=explore, credit=SegmentAdvantages(), objective=SegmentPolicyGradient())
+    return Recipe(flow=flow, explore=explore, credit=SegmentAdvantages(), objective=_SPO)
 
 
 def _spo_tree(flow: Single, explore: FullTree) -> Recipe:
-    return Recipe(flow=flow, explore=explore, credit=SiblingAdvantages(), objective=SegmentPolicyGradient())
+    return Recipe(flow=flow, explore=explore, credit=SiblingAdvantages(), objective=_SPO)
 
 
 def _treerpo(flow: Single, explore: FullTree) -> Recipe:
@@ -63,7 +67,7 @@ def _treerpo(flow: Single, explore: FullTree) -> Recipe:
         flow=flow,
         explore=explore,
         credit=SiblingAdvantages(scale="deviation", whiten=False, by_tokens=False, mask_above=0.0, max_per_problem=0),
-        objective=SegmentPolicyGradient(kl_coef=0.001, kl_reduction="mean", mask_above=0.0),
+        objective=ClippedPolicyGradient(reduction="completion", kl_coef=0.001),
     )
 
 
@@ -72,7 +76,7 @@ def _treerl(flow: Single, explore: EntropyForks) -> Recipe:
         flow=flow,
         explore=explore,
         credit=LeafAdvantages(),
-        objective=SegmentPolicyGradient(clip_high=0.26, kl_coef=0.0, mask_above=0.0),
+        objective=ClippedPolicyGradient(reduction="completion", clip_high=0.26, kl_coef=0.0),
     )
 
 
