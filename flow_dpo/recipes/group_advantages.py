@@ -16,6 +16,7 @@ from statistics import fmean, pstdev
 from typing import Literal
 
 from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Rollout, Tree
 from flow_dpo.core.types import ScoredCompletion
 
@@ -55,10 +56,16 @@ class GroupAdvantages:
         expect(self, "of 0 to 1", lambda value: 0 <= value <= 1, "overlong_share")
         expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, "overlong_penalty")
 
-    def refuse(self, explore: object) -> None:
-        """Raise `ConfigError` for an exploration by which no problem would ever make an example."""
-        alone = self.baseline == "none" and not self.scale and not self.drop_tied
-        if not alone and getattr(explore, "num_rollouts", 2) < 2:
+    def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
+        """Raise `ConfigError` for a recipe by which no problem would ever make an example."""
+        num_rollouts = getattr(recipe.explore, "num_rollouts", 2)
+        if self.baseline == "none" and not self.scale and not self.drop_tied:
+            if self.whiten and num_rollouts * problems_per_batch < 2:
+                raise ConfigError(
+                    "expected --problems_per_batch of 2 or more, found 1: a batch's mean is the baseline, and a "
+                    "batch of one answer is its own"
+                )
+        elif num_rollouts < 2:
             raise ConfigError(
                 "expected --num_rollouts of 2 or more, found 1: an answer is compared with others of its problem, and "
                 "alone it teaches nothing (reinforce-pp compares with those of other problems)"

@@ -61,7 +61,7 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
             "credit.pairs.tag_weights", getattr(pairs, "tag_weights", {}), ("finished", "unfinished"), "tags"
         )
     if refuse := getattr(credit, "refuse", None):
-        refuse(settings.recipe.explore)
+        refuse(settings.recipe, settings.run.problems_per_batch)
     if settings.run.resume:
         run_folder.refuse_unbegun(path)
     else:
