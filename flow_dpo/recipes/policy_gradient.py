@@ -27,6 +27,9 @@ from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Completion, ScoredCompletion
 
+_FARTHEST = 20.0
+"""Log-ratios beyond count as this, as in verl's `core_algos.py` and OpenRLHF's `loss.py`: e^89 is no float32, and one
+clipped answer of a thousand tokens, a tenth of a nat each, would make the gradient of all others no number."""
 AnswerKey = tuple[str, int, int]
 """Problem, policy version and first node: what the completions of one answer share."""
 
@@ -173,7 +176,7 @@ class OfUpdate:
         settings, moved = self.settings, logprobs - old
         if settings.ratio_level != "token":
             moved = (moved.mean() if settings.ratio_level == "sequence" else moved.sum()).expand_as(moved)
-        ratio = moved.exp()
+        ratio = moved.clamp(-_FARTHEST, _FARTHEST).exp()
         kept = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
         if settings.surrogate == "weight":
             return kept.detach() * advantage * logprobs, ratio, kept != ratio
@@ -181,7 +184,7 @@ class OfUpdate:
 
     def _kl(self, logprobs: Tensor, reference: Tensor) -> Tensor:
         """The divergence from the reference of each token, estimated."""
-        away = reference - logprobs
+        away = (reference - logprobs).clamp(-_FARTHEST, _FARTHEST)
         kl = away.square() / 2 if self.settings.kl_estimator == "k2" else away.exp() - away - 1
         return kl.clamp(max=self.settings.max_kl) if self.settings.max_kl else kl
 
