@@ -122,11 +122,16 @@ def test_dapos_punishment_is_its_equation_on_rewards_of_1_and_0() -> None:
     """Equation 13 with 20,480 tokens, the last 4,096 of them punished, on rewards of 1 and -1, is twice ours."""
     credit = RECIPES["dapo"]["paper"].recipe.credit
     assert isinstance(credit, GroupAdvantages)
-    for length in (100, 16_384, 18_432, 20_480):
-        theirs = 0.0 if length <= 16_384 else (16_384 - length) / 4096
-        over = length - (1 - credit.overlong_share) * 20_480
-        ours = -credit.overlong_penalty * min(1.0, max(0.0, over / (credit.overlong_share * 20_480)))
-        assert 2 * ours == pytest.approx(theirs)
+    lengths, tree = (100, 16_384, 18_432, 20_480), Tree(problem=problem("a"))
+    for length in lengths:
+        asked = replace(request("answer", 1), max_tokens=20_480)
+        tree.add_rollout(None, [(asked, completion(*[5] * length), ())], ENDED)
+    graded(tree, "correct", "wrong", "correct", "wrong")
+    theirs = [1 + 0, -1 + 0, 1 - 0.5, -1 - 1.0]
+    found = [*advantages(replace(credit, scale=False), tree).values()]
+    assert [2 * one for one in found] == pytest.approx([one - fmean(theirs) for one in theirs])
+    scaled = [*advantages(credit, tree).values()]
+    assert scaled == pytest.approx([(one - fmean(theirs)) / pstdev(theirs) for one in theirs])
 
 
 @pytest.mark.parametrize("scale", ["paper", "chat", "small", "seed"])
