@@ -19,6 +19,7 @@ from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Rollout, Tree
 from flow_dpo.core.types import ScoredCompletion
+from flow_dpo.recipes.scored import scored_as_sampled
 
 _ROUNDING = 1e-9
 """Rewards of a group that spread by no more than this, relatively, are equal."""
@@ -77,15 +78,7 @@ class GroupAdvantages:
         if self.whiten:
             found = _whitened(found)
         return [
-            ScoredCompletion(
-                request=node.request,
-                completion=node.completion,
-                advantage=advantages[node.rollout],
-                problem_id=tree.problem.id,
-                node=node.id,
-                depth=node.depth,
-                tags=node.tags,
-            )
+            scored_as_sampled(tree, node, advantages[node.rollout])
             for tree, advantages in found
             for node in tree.nodes
             if advantages.get(node.rollout)

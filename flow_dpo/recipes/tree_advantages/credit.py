@@ -26,6 +26,7 @@ from flow_dpo.core.tree import Node, Rollout, Tree
 from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.recipes.group_advantages import whitened
 from flow_dpo.recipes.policy_gradient import num_learned
+from flow_dpo.recipes.scored import scored_as_sampled
 from flow_dpo.recipes.state_values import (
     backed_up_values,
     refuse_without_probes,
@@ -168,7 +169,7 @@ class LeafAdvantages:
         """All examples of the trees, in the order of their nodes. Weights have the mean 1."""
         found = [one for tree in trees for one in self._of_tree(tree)]
         mean = math.fsum(weight for _, _, _, weight in found) / max(len(found), 1)
-        return [_example(tree, node, advantage, weight / mean) for tree, node, advantage, weight in found]
+        return [scored_as_sampled(tree, node, advantage, weight / mean) for tree, node, advantage, weight in found]
 
     def _of_tree(self, tree: Tree) -> list[tuple[Tree, Node, float, float]]:
         leaves = [(one, reward) for one in tree.rollouts if not one.probe and (reward := reward_of(one)) is not None]
@@ -233,20 +234,7 @@ def _scored(
         advantages = whitened(advantages, lengths)
     unit = 0.0 if total_weight is None else total_weight / max(math.fsum(lengths), 1.0)
     return [
-        _example(tree, node, advantage, num * unit if unit else 1.0)
+        scored_as_sampled(tree, node, advantage, num * unit if unit else 1.0)
         for (tree, node, _, num), advantage in zip(counted, advantages, strict=True)
         if advantage != 0
     ]
-
-
-def _example(tree: Tree, node: Node, advantage: float, weight: float) -> ScoredCompletion:
-    return ScoredCompletion(
-        request=node.request,
-        completion=node.completion,
-        advantage=advantage,
-        weight=weight,
-        problem_id=tree.problem.id,
-        node=node.id,
-        depth=node.depth,
-        tags=node.tags,
-    )

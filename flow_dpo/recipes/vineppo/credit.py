@@ -18,6 +18,7 @@ from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.recipes.group_advantages import whitened
+from flow_dpo.recipes.scored import scored_as_sampled
 from flow_dpo.recipes.state_values import refuse_without_probes, state_values, step_advantages
 
 
@@ -51,15 +52,7 @@ class StepAdvantages:
         if self.whiten:
             advantages = whitened(advantages, lengths)
         return [
-            ScoredCompletion(
-                request=node.request,
-                completion=node.completion,
-                advantage=advantage,
-                problem_id=tree.problem.id,
-                node=node.id,
-                depth=node.depth,
-                tags=node.tags,
-            )
+            scored_as_sampled(tree, node, advantage)
             for (tree, node, _), advantage in zip(found, advantages, strict=True)
             if advantage != 0
         ]
