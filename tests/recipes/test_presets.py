@@ -167,7 +167,7 @@ def test_the_papers_learners() -> None:
         "flow-dpo": (5e-6, 32, 1, 8), "flow-dpo-paper": (5e-6, 32, 1, 8), "online-dpo": (5e-6, 32, 32, 8),
         "grpo": (1e-6, 1024, 16, 8),
         "dapo": (1e-6, 512, 512, 8), "dr-grpo": (1e-6, 128, 128, 8), "gspo": (1e-6, 0, 256, 8),
-        "cispo": (1e-6, 512, 512, 8), "rloo": (1e-6, 512, 256, 8), "reinforce-pp": (5e-7, 1024, 1024, 8),
+        "cispo": (1e-6, 512, 512, 8), "rloo": (1e-6, 256, 128, 8), "reinforce-pp": (5e-7, 1024, 1024, 8),
         "reinforce-baseline": (5e-7, 1024, 128, 8),
         "vineppo": (1e-6, 0, 64, 8), "rpo": (5e-5, 32, 8, 16), "cpl": (1e-6, 64, 5000, 8),
         "iterative-rpo": (7e-7, 16, 1024, 8),
