@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Literal
 
-from flow_dpo.core.errors import expect
+from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Rollout, Tree
 from flow_dpo.core.types import ScoredCompletion
+from flow_dpo.recipes.scored import scored_as_sampled
 
 _ROUNDING = 1e-9
 """Rewards of a group that spread by no more than this, relatively, are equal."""
@@ -55,21 +57,28 @@ class GroupAdvantages:
         expect(self, "of 0 to 1", lambda value: 0 <= value <= 1, "overlong_share")
         expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, "overlong_penalty")
 
+    def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
+        """Raise `ConfigError` for a recipe by which no problem would ever make an example."""
+        num_rollouts = getattr(recipe.explore, "num_rollouts", 2)
+        if self.baseline == "none" and not self.scale and not self.drop_tied:
+            if self.whiten and num_rollouts * problems_per_batch < 2:
+                raise ConfigError(
+                    "expected --problems_per_batch of 2 or more, found 1: a batch's mean is the baseline, and a "
+                    "batch of one answer is its own"
+                )
+        elif num_rollouts < 2:
+            raise ConfigError(
+                "expected --num_rollouts of 2 or more, found 1: an answer is compared with others of its problem, and "
+                "alone it teaches nothing (reinforce-pp compares with those of other problems)"
+            )
+
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, in the order of their nodes."""
         found = [(tree, self._advantages(tree)) for tree in trees]
         if self.whiten:
             found = _whitened(found)
         return [
-            ScoredCompletion(
-                request=node.request,
-                completion=node.completion,
-                advantage=advantages[node.rollout],
-                problem_id=tree.problem.id,
-                node=node.id,
-                depth=node.depth,
-                tags=node.tags,
-            )
+            scored_as_sampled(tree, node, advantages[node.rollout])
             for tree, advantages in found
             for node in tree.nodes
             if advantages.get(node.rollout)

@@ -1,19 +1,23 @@
-"""The clipped policy gradient on scored completions: one loss for PPO, GRPO, DAPO, Dr. GRPO, GSPO, CISPO and RLOO.
+"""The clipped policy gradient on scored completions: one loss for PPO, GRPO, DAPO, Dr. GRPO, GSPO, CISPO, RLOO and
+segments.
 
-What sets them apart are four choices, each a field: what a probability ratio is of (`ratio_level`), what clipping does
-(`surrogate`), how tokens are averaged (`reduction`), and how the divergence from the reference is (`kl_reduction`). Two
-answers of 2 and 6 tokens with advantages 0.7 and -0.7, on policy, and the gradient of each token's log-probability:
+What sets them apart are five choices, each a field: what a probability ratio is of (`ratio_level`), what clipping does
+(`surrogate`), how tokens are averaged (`reduction`), how the divergence from the reference is (`kl_reduction`), and
+which tokens are learned (`mask_above`). Two answers of 2 and 6 tokens with advantages 0.7 and -0.7, on policy, and the
+gradient of each token's log-probability:
 
     reduction "answer"      -0.7 / (2 * 2)     0.7 / (2 * 6)      an answer counts as much as any other
     reduction "tokens"      -0.7 / 8           0.7 / 8            a token does
     reduction "constant"    -0.7 / (2 * L)     0.7 / (2 * L)      the same whatever else is in the update
 
-Invariant: averages are over the whole update, however it is cut into rows, and whoever computes them. A token that has
-moved the right way beyond the clip gives no more gradient.
+Invariants: averages are over the whole update, however it is cut into rows, and whoever computes them. A token that has
+moved the right way beyond the clip gives no more gradient. What a masked token's probability is now changes neither
+loss nor gradient.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +25,20 @@ from typing import ClassVar, Literal
 
 from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
-from flow_dpo.core.types import ScoredCompletion
+from flow_dpo.core.types import Completion, ScoredCompletion
 
+_FARTHEST = 20.0
+"""Log-ratios beyond count as this, as in verl's `core_algos.py` and OpenRLHF's `loss.py`: e^89 is no float32, and one
+clipped answer of a thousand tokens, a tenth of a nat each, would make the gradient of all others no number."""
 AnswerKey = tuple[str, int, int]
 """Problem, policy version and first node: what the completions of one answer share."""
+
+
+def num_learned(completion: Completion, mask_above: float) -> int:
+    """The completion's tokens that are learned: all but those of a probability from `mask_above` on; 0 masks none."""
+    if not mask_above:
+        return len(completion.token_ids)
+    return sum(math.exp(logprob) < mask_above for logprob in completion.logprobs)
 
 
 def answer_of(example: ScoredCompletion) -> AnswerKey:
@@ -58,27 +72,31 @@ class ClippedPolicyGradient:
     """How far below 1 r counts; 1 sets no limit."""
     clip_high: float = 0.2
     """How far above 1 r counts; DAPO's "clip-higher" is 0.28 (arXiv 2503.14476, section 3.1)."""
-    reduction: Literal["answer", "tokens", "constant", "sum"] = "answer"
-    """Over an update's tokens: the mean of each answer's mean; the mean of all; each answer's sum divided by `length`
-    (Dr. GRPO, arXiv 2503.20783), or undivided, and then the mean over answers."""
+    reduction: Literal["answer", "completion", "tokens", "constant", "sum"] = "answer"
+    """Over an update's tokens: the mean of each answer's mean, or of each completion's (segments, each with the weight
+    that its credit gave it); the mean of all; each answer's sum divided by `length` (Dr. GRPO, arXiv 2503.20783), or
+    undivided, and then the mean over answers."""
     length: int = 0
     """What "constant" divides by; 0: the longest completion that the flow allows, in tokens."""
     kl_coef: float = 0.04
     """Of the divergence; 0 leaves the reference out of it."""
     kl_reduction: Literal["as_policy", "sum"] = "as_policy"
     """As `reduction`, or summed over an answer's tokens and averaged over answers, as VinePPO has it: T times as strong
-    at T tokens an answer."""
+    at T tokens an answer. With "completion" over a completion's, whatever it weighs (SPO, arXiv 2505.23564)."""
     kl_estimator: Literal["k3", "k2"] = "k3"
     """exp(d) - d - 1, or d^2 / 2 (REINFORCE++, arXiv 2501.03262). Neither is ever below 0."""
     max_kl: float = 0.0
     """Most that the divergence of one token counts; beyond it has no gradient. 0 sets no limit; VinePPO's is 10."""
     max_ratio: float = 0.0
     """A completion whose mean r is above this is left out of an update. 0 sets no limit; VinePPO's is 10."""
+    mask_above: float = 0.0
+    """Tokens of a probability from this on, as pi_old gave it, are not learned; 0 masks none. SPO's is 0.9."""
 
     def __post_init__(self) -> None:
         expect(self, "above 0 and at most 1 (1 sets no limit)", lambda value: 0 < value <= 1, "clip_low")
         expect(self, "above 0", lambda value: value > 0, "clip_high")
         expect(self, "of 0 or more", lambda value: value >= 0, "length", "kl_coef", "max_kl", "max_ratio")
+        expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "mask_above")
         if self.max_ratio and self.max_ratio <= 1:
             raise ConfigError(f"expected max_ratio above 1, or 0 for no limit, found {self.max_ratio}")
 
@@ -90,7 +108,7 @@ class ClippedPolicyGradient:
         """The loss of the rows of an update with these examples."""
         lengths: Counter[AnswerKey] = Counter()
         for example in examples:
-            lengths[answer_of(example)] += len(example.completion.token_ids)
+            lengths[answer_of(example)] += num_learned(example.completion, self.mask_above)
         length = self.length or max((example.request.max_tokens for example in examples), default=1)
         return OfUpdate(
             settings=self, num_examples=len(examples), num_tokens=lengths.total(), lengths=lengths, length=length
@@ -127,34 +145,38 @@ class OfUpdate:
         import torch  # settings are read without it
 
         losses: list[Tensor] = []
-        names = ("kl", "clipped", "ratio", "left_out", "completion_logprobs", "advantage")
+        names = ("kl", "clipped", "ratio", "masked", "left_out", "completion_logprobs", "advantage")
         sums = {name: torch.zeros(()) for name in names}
-        for index, (example, (logprobs,)) in enumerate(zip(examples, policy, strict=True)):
-            # 1. Of each token: what it gains, and its divergence.
-            gain, ratio, clipped = self._gain(example, logprobs)
-            kl = self._kl(logprobs, reference[index][0]) if self.needs_reference else torch.zeros_like(logprobs)
+        for index, (example, (whole,)) in enumerate(zip(examples, policy, strict=True)):
+            # 1. Of each learned token: what it gains, and its divergence.
+            old = torch.tensor(example.completion.logprobs, device=whole.device)
+            learned = old.exp() < self.settings.mask_above if self.settings.mask_above else old == old
+            logprobs, old = whole[learned], old[learned]
+            gain, ratio, clipped = self._gain(example.advantage, logprobs, old)
+            kl = self._kl(logprobs, reference[index][0][learned]) if self.needs_reference else torch.zeros_like(old)
             # 2. A ratio that ran away says that old and new policy are too far apart to learn from.
-            left_out = bool(self.settings.max_ratio) and float(ratio.detach().mean()) > self.settings.max_ratio
+            count = max(len(old), 1)
+            left_out = bool(self.settings.max_ratio) and float(ratio.detach().sum()) / count > self.settings.max_ratio
             if left_out:
                 gain = kl = 0 * logprobs
             # 3. Averages over the update.
-            share, kl_share = self._shares(example)
-            losses.append(example.weight * (self.settings.kl_coef * kl_share * kl.sum() - share * gain.sum()))
-            mine = (kl.mean(), clipped.float().mean(), ratio.mean(), torch.tensor(float(left_out)), logprobs.sum())
-            found = (*mine, torch.tensor(example.advantage))
+            share, kl_share = self._shares(example, count)
+            losses.append(self.settings.kl_coef * kl_share * kl.sum() - share * gain.sum())
+            mine = [each.sum() / count for each in (kl, clipped.float(), ratio)]
+            flags = [torch.tensor(value) for value in (1 - len(old) / len(whole), float(left_out), example.advantage)]
+            found = (*mine, *flags[:2], whole.sum(), flags[2])
             sums = {name: sums[name] + value.detach().cpu() for name, value in zip(names, found, strict=True)}
         total = torch.stack(losses).sum()
         return Loss(total, sums | {"loss": total.detach()})
 
-    def _gain(self, example: ScoredCompletion, logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _gain(self, advantage: float, logprobs: Tensor, old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What each token gains, its ratio, and whether the clip took its gradient, or cut its weight."""
         import torch
 
-        settings, advantage = self.settings, example.advantage
-        moved = logprobs - torch.tensor(example.completion.logprobs, device=logprobs.device)
+        settings, moved = self.settings, logprobs - old
         if settings.ratio_level != "token":
             moved = (moved.mean() if settings.ratio_level == "sequence" else moved.sum()).expand_as(moved)
-        ratio = moved.exp()
+        ratio = moved.clamp(-_FARTHEST, _FARTHEST).exp()
         kept = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
         if settings.surrogate == "weight":
             return kept.detach() * advantage * logprobs, ratio, kept != ratio
@@ -162,17 +184,23 @@ class OfUpdate:
 
     def _kl(self, logprobs: Tensor, reference: Tensor) -> Tensor:
         """The divergence from the reference of each token, estimated."""
-        away = reference - logprobs
+        away = (reference - logprobs).clamp(-_FARTHEST, _FARTHEST)
         kl = away.square() / 2 if self.settings.kl_estimator == "k2" else away.exp() - away - 1
         return kl.clamp(max=self.settings.max_kl) if self.settings.max_kl else kl
 
-    def _shares(self, example: ScoredCompletion) -> tuple[float, float]:
-        """What each of its tokens counts in the policy's part and in the divergence's, times the number of examples."""
-        settings, of_sum = self.settings, self.num_examples / len(self.lengths)
-        share = {
-            "answer": of_sum / self.lengths[answer_of(example)],
-            "tokens": self.num_examples / self.num_tokens,
-            "constant": of_sum / self.length,
-            "sum": of_sum,
-        }[settings.reduction]
+    def _shares(self, example: ScoredCompletion, count: int) -> tuple[float, float]:
+        """What each of its learned tokens, so many, counts in the policy's part and in the divergence's, times the
+        number of examples."""
+        settings = self.settings
+        of_sum = 1.0 if settings.reduction == "completion" else self.num_examples / len(self.lengths)
+        share = (
+            example.weight
+            * {
+                "answer": of_sum / max(self.lengths[answer_of(example)], 1),
+                "completion": of_sum / count,
+                "tokens": self.num_examples / max(self.num_tokens, 1),
+                "constant": of_sum / self.length,
+                "sum": of_sum,
+            }[settings.reduction]
+        )
         return share, of_sum if settings.kl_reduction == "sum" else share

@@ -2,10 +2,12 @@
 
 `PRESETS` is REINFORCE++, one answer to a question and no baseline but the batch's mean; `BASELINE` its variant for
 reasoning, which subtracts the group's mean first. Values of the latter's paper preset are those of the authors' script
-(OpenRLHF/OpenRLHF 3c3be623, examples/scripts/train_reinforce_baseline_hybrid_engine.sh): 8 answers of at most 64,000
-tokens to each of 128 questions, one update, groups that are all right or all wrong replaced, KL 1e-5 as k2 in the loss,
-rate 5e-7, clip 0.2, means over tokens (openrlhf/models/loss.py). The first has the same but for 1,024 questions and a
-KL term of 0.01 (that code's default), which the paper takes from the rewards of single tokens and is in the loss here.
+(OpenRLHF/OpenRLHF 3c3be623, examples/scripts/train_reinforce_baseline_hybrid_engine.sh) and of its command's defaults
+(openrlhf/cli/train_ppo_ray.py): 8 answers of at most 64,000 tokens to each of 128 questions, one update, groups that
+are all right or all wrong replaced, KL 1e-5 as k2 in the loss, rate 5e-7 after a warm-up of 3 % of the updates that
+128,000 questions make, clip 0.2, means over tokens (openrlhf/models/loss.py). The first has the same but for 1,024
+questions and a KL term of 0.01 (that code's default), which the paper takes from the rewards of single tokens and is in
+the loss here.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=of_group(_ALONE, _OBJECTIVE_ALONE, Single(max_tokens=_MAX_TOKENS), Group(num_rollouts=1)),
         lora=LORA,
-        learner=LearnerSettings(learning_rate=5e-7, examples_per_update=1024, passes=PassSettings(short_batch="learn")),
+        learner=LearnerSettings(
+            learning_rate=5e-7, warmup_updates=4, examples_per_update=1024, passes=PassSettings(short_batch="learn")
+        ),
         problems_per_batch=1024,
     ),
     **fitted(_ALONE, _OBJECTIVE_ALONE, num_rollouts=1, passes=PassSettings(short_batch="learn")),
@@ -39,7 +43,9 @@ BASELINE: dict[str, Preset] = {
     "paper": Preset(
         recipe=of_group(_GROUP, _OBJECTIVE, Single(max_tokens=_MAX_TOKENS), Group(num_rollouts=8)),
         lora=LORA,
-        learner=LearnerSettings(learning_rate=5e-7, examples_per_update=1024, passes=PassSettings(short_batch="fill")),
+        learner=LearnerSettings(
+            learning_rate=5e-7, warmup_updates=30, examples_per_update=1024, passes=PassSettings(short_batch="fill")
+        ),
         problems_per_batch=128,
     ),
     **fitted(_GROUP, _OBJECTIVE, passes=PassSettings(minibatches=4, short_batch="fill")),

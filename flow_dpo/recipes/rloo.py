@@ -2,10 +2,11 @@
 
 The ratio is that of an answer's probabilities, a product over its tokens, as TRL's `RLOOTrainer` has it (1.16.0): on
 policy its gradient is REINFORCE's, and beyond the first update of a batch it is clipped at 0.2. The paper's values are
-those of its appendix C as huggingface/trl 0167b7d states them (docs/source/paper_index.md): 1,024 answers in two
-updates, 4 to a question (2 in others of its runs), KL coefficient 0.03, rate 1e-6. Length and temperature are not given
-there, and the paper's text was not read. The paper takes the divergence from the reward; here it is a term of the loss,
-k2 summed over an answer.
+those of its appendix C for Pythia-6.9B on TL;DR, as others state them, for its text was not to be had: 512 answers in
+two updates of 256, KL coefficient 0.03, rate 1e-6 after a warm-up of 3 % of 600 steps, 4 answers to a question (2 in
+others of its runs, section 5.1). huggingface/trl 0167b7d (docs/source/paper_index.md) has the same but for updates of
+512. Length and temperature the paper does not state. It takes the divergence from the reward; here it is a term of the
+loss, k2 summed over an answer.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=of_group(_CREDIT, _OBJECTIVE, Single(), Group(num_rollouts=4)),
         lora=LORA,
-        learner=LearnerSettings(learning_rate=1e-6, examples_per_update=512, passes=PassSettings(short_batch="learn")),
-        problems_per_batch=256,
+        learner=LearnerSettings(
+            learning_rate=1e-6, warmup_updates=18, examples_per_update=256, passes=PassSettings(short_batch="learn")
+        ),
+        problems_per_batch=128,
     ),
     **fitted(_CREDIT, _OBJECTIVE, passes=PassSettings(short_batch="learn")),
 }

@@ -1,4 +1,4 @@
-"""Scored completions of a tree's nodes, for the credits that learn what was right rather than which was better.
+"""Scored completions of a tree's nodes, for the credits that learn what was right, or how much better than expected.
 
     scored_as_sampled(tree, node)          the node's completion, for the request that it was sampled for
     scored_word(tree, stop_node, 1)        "No" in place of what Stop sampled there
@@ -32,12 +32,13 @@ def distinct_correct(tree: Tree) -> Iterator[Rollout]:
             yield rollout
 
 
-def scored_as_sampled(tree: Tree, node: Node) -> ScoredCompletion:
+def scored_as_sampled(tree: Tree, node: Node, advantage: float = 1.0, weight: float = 1.0) -> ScoredCompletion:
     """A node's completion, scored for the request that it was sampled for."""
     return ScoredCompletion(
         request=node.request,
         completion=node.completion,
-        advantage=1.0,
+        advantage=advantage,
+        weight=weight,
         problem_id=tree.problem.id,
         node=node.id,
         depth=node.depth,

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import fmean
 
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Node, Rollout, Tree
 from flow_dpo.core.types import Request
 
@@ -21,6 +23,14 @@ from flow_dpo.core.types import Request
 def reward_of(rollout: Rollout) -> float | None:
     """A rollout's reward; None where it was not graded."""
     return None if rollout.verdict is None else rollout.verdict.reward
+
+
+def refuse_without_probes(recipe: Recipe) -> None:
+    """Raise `ConfigError` for an exploration that samples no probe, by which no state would have a value."""
+    if getattr(recipe.explore, "num_completions", 1) < 1:
+        raise ConfigError(
+            "expected --explore.num_completions of 1 or more, found 0: they are what a state is valued by"
+        )
 
 
 def state_values(tree: Tree) -> dict[Request, float]:

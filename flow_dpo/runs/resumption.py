@@ -60,6 +60,8 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
         _refuse_strange(
             "credit.pairs.tag_weights", getattr(pairs, "tag_weights", {}), ("finished", "unfinished"), "tags"
         )
+    if refuse := getattr(credit, "refuse", None):
+        refuse(settings.recipe, settings.run.problems_per_batch)
     if settings.run.resume:
         run_folder.refuse_unbegun(path)
     else:

@@ -76,6 +76,28 @@ def test_reinforce_pp_is_whitened_over_the_batchs_tokens_as_openrlhf_has_it(with
     assert list(found.values()) == pytest.approx(((shaped - tokens.mean()) * rstd).flatten().tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("grpo", "--num_rollouts", "1"),
+        ("rloo", "--num_rollouts", "1"),
+        ("dapo", "--num_rollouts", "1"),
+        ("reinforce-pp", "--credit.drop_tied"),
+        ("reinforce-pp", "--problems_per_batch", "1"),
+        ("spo-tree", "--explore.branch_factors", "[1, 1]"),
+        ("treerl", "--num_rollouts", "1", "--explore.num_forks", "0"),
+        ("vineppo", "--num_completions", "0"),
+        ("spo-chain", "--num_completions", "0"),
+        ("spo-tree", "--objective.mask_above", "0"),
+    ],
+)
+def test_what_could_never_teach_is_refused_before_anything_is_sampled(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """A group of one is its own mean: every problem would tie, and a batch that is to be filled would never be."""
+    with pytest.raises(ConfigError, match=r"(1 or more|2 or more|one mask), found"):
+        train.train(["--recipe", *flags, "--max_problems", "4", "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 def test_reinforce_pp_learns_from_answers_that_are_alone() -> None:
     """One answer a question: a batch of 1, 1, 0 with as many tokens each has scores 1/sqrt(2) twice and -sqrt(2)."""
     credit = RECIPES["reinforce-pp"]["seed"].recipe.credit
@@ -100,11 +122,16 @@ def test_dapos_punishment_is_its_equation_on_rewards_of_1_and_0() -> None:
     """Equation 13 with 20,480 tokens, the last 4,096 of them punished, on rewards of 1 and -1, is twice ours."""
     credit = RECIPES["dapo"]["paper"].recipe.credit
     assert isinstance(credit, GroupAdvantages)
-    for length in (100, 16_384, 18_432, 20_480):
-        theirs = 0.0 if length <= 16_384 else (16_384 - length) / 4096
-        over = length - (1 - credit.overlong_share) * 20_480
-        ours = -credit.overlong_penalty * min(1.0, max(0.0, over / (credit.overlong_share * 20_480)))
-        assert 2 * ours == pytest.approx(theirs)
+    lengths, tree = (100, 16_384, 18_432, 20_480), Tree(problem=problem("a"))
+    for length in lengths:
+        asked = replace(request("answer", 1), max_tokens=20_480)
+        tree.add_rollout(None, [(asked, completion(*[5] * length), ())], ENDED)
+    graded(tree, "correct", "wrong", "correct", "wrong")
+    theirs = [1 + 0, -1 + 0, 1 - 0.5, -1 - 1.0]
+    found = [*advantages(replace(credit, scale=False), tree).values()]
+    assert [2 * one for one in found] == pytest.approx([one - fmean(theirs) for one in theirs])
+    scaled = [*advantages(credit, tree).values()]
+    assert scaled == pytest.approx([(one - fmean(theirs)) / pstdev(theirs) for one in theirs])
 
 
 @pytest.mark.parametrize("scale", ["paper", "chat", "small", "seed"])

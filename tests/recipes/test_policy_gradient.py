@@ -217,6 +217,17 @@ def test_a_sequence_is_clipped_as_a_whole() -> None:
     assert (value, gradient.tolist()) == (pytest.approx(math.exp(0.2)), pytest.approx([math.exp(0.2)] * 2))
 
 
+@pytest.mark.parametrize("advantage", [0.7, -0.7])
+def test_a_long_answer_that_ran_away_leaves_all_numbers_finite(advantage: float) -> None:
+    """A thousand tokens that moved by 0.1 each: their product is e^100, which is no float32."""
+    example = answer(0, 1000, advantage, old=[-2.0] * 1000)
+    policy = torch.full((1000,), -1.9, requires_grad=True)
+    loss = ClippedPolicyGradient(ratio_level="product", kl_coef=0.03)([example], [[policy]], [[policy.detach()]])
+    gradient = torch.autograd.grad(loss.total, policy)[0]
+    assert gradient.tolist() == [0.0] * 1000
+    assert all(bool(torch.isfinite(value).all()) for value in loss.measures.values())
+
+
 def test_a_weight_is_clipped_and_its_token_still_learned() -> None:
     """Ratios e^1 and e^-1, at most 1.5 and with no lower limit: gradients -1.5 A / 2 and -e^-1 A / 2."""
     now = [torch.tensor([0.5, -1.5], requires_grad=True)]

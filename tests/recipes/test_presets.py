@@ -60,6 +60,10 @@ OWN_LEARNER: dict[tuple[str, str], dict[str, Any]] = {
         (name, ""): {"passes": PassSettings(short_batch="fill", minibatches=4)}
         for name in ("dapo", "cispo", "reinforce-baseline")
     },
+    **{
+        (name, ""): {"passes": PassSettings(problems_per_update=4, short_batch="learn")}
+        for name in ("spo-chain", "spo-tree", "treerpo", "treerl")
+    },
 }
 
 
@@ -163,12 +167,12 @@ def test_the_papers_learners() -> None:
         "flow-dpo": (5e-6, 32, 1, 8), "flow-dpo-paper": (5e-6, 32, 1, 8), "online-dpo": (5e-7, 128, 128, 8),
         "grpo": (1e-6, 1024, 16, 8),
         "dapo": (1e-6, 512, 512, 8), "dr-grpo": (1e-6, 128, 128, 8), "gspo": (1e-6, 0, 256, 8),
-        "cispo": (1e-6, 512, 512, 8), "rloo": (1e-6, 512, 256, 8), "reinforce-pp": (5e-7, 1024, 1024, 8),
+        "cispo": (1e-6, 512, 512, 8), "rloo": (1e-6, 256, 128, 8), "reinforce-pp": (5e-7, 1024, 1024, 8),
         "reinforce-baseline": (5e-7, 1024, 128, 8),
         "vineppo": (1e-6, 0, 64, 8), "rpo": (5e-5, 32, 8, 16), "cpl": (1e-6, 64, 5000, 8),
         "iterative-rpo": (7e-7, 16, 1024, 8),
         "spo-chain": (1e-6, 0, 64, 8), "spo-tree": (1e-6, 128, 16, 8), "treerpo": (1e-6, 512, 16, 8),
-        "treerl": (1.5e-6, 512, 16, 8), "step-dpo": (5e-7, 128, 64, 8),
+        "treerl": (1.5e-6, 0, 16, 8), "step-dpo": (5e-7, 128, 64, 8),
         "malt": (5e-6, 8, 32, 8),
         "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 64, 16, 8),
     }  # fmt: skip

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, pstdev, pvariance
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ from flow_dpo.core.explore import Group
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion, Solution, TokenIds
 from flow_dpo.recipes.full_tree import FullTree
+from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
+from flow_dpo.recipes.presets import RECIPES
 from flow_dpo.recipes.single import Single
 from flow_dpo.recipes.state_values import backed_up_values
 from flow_dpo.recipes.tree_advantages.credit import LeafAdvantages, SegmentAdvantages, SiblingAdvantages
 from flow_dpo.recipes.tree_advantages.cuts import CutRollouts
 from flow_dpo.recipes.tree_advantages.forks import EntropyForks
-from flow_dpo.recipes.tree_advantages.objective import SegmentPolicyGradient
 from flow_dpo.runs.files import read_jsonl
 from tests.core.test_explore import ANSWER_PROMPT, END, FLOW, chunks, explore, fits, next_probs
 from tests.support.tree_builders import completion, graded, problem, request
@@ -277,6 +279,13 @@ def test_leaves_by_hand() -> None:
 # ---- the objective ---------------------------------------------------------------------------------------------------
 
 
+def segments(**given: Any) -> ClippedPolicyGradient:
+    """SPO's objective but for what is given."""
+    objective = RECIPES["spo-tree"]["paper"].recipe.objective
+    assert isinstance(objective, ClippedPolicyGradient)
+    return replace(objective, **given)
+
+
 def off_policy() -> tuple[list[ScoredCompletion], list[torch.Tensor], list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(3)
     examples, policy, reference = list[ScoredCompletion](), list[torch.Tensor](), list[torch.Tensor]()
@@ -304,13 +313,13 @@ def test_value_and_gradient_by_hand() -> None:
     )
     policy = torch.tensor([old[0] + math.log(1.1), old[1] + math.log(9)], requires_grad=True)
     reference = torch.tensor([old[0], 3.0])
-    loss = SegmentPolicyGradient(kl_coef=0.5)([example], [[policy]], [[reference]])
+    loss = segments(kl_coef=0.5)([example], [[policy]], [[reference]])
     away = -math.log(1.1)
     assert loss.total.item() == pytest.approx(-0.7 * 1.1 + 0.5 * (math.exp(away) - away - 1))
     gradient = torch.autograd.grad(loss.total, policy)[0].tolist()
     assert gradient == pytest.approx([-0.7 * 1.1 + 0.5 * (1 - math.exp(away)), 0.0])
     # Above 1 + e' a good token gives no more; the same ratio of a bad one does.
-    high = SegmentPolicyGradient(clip_high=0.05, kl_coef=0.0)
+    high = segments(clip_high=0.05, kl_coef=0.0)
     assert torch.autograd.grad(high([example], [[policy]], []).total, policy)[0].tolist() == [0.0, 0.0]
     bad = replace(example, advantage=-0.7)
     assert torch.autograd.grad(high([bad], [[policy]], []).total, policy)[0].tolist() == pytest.approx([0.77, 0.0])
@@ -319,7 +328,7 @@ def test_value_and_gradient_by_hand() -> None:
 def test_without_mask_it_is_the_mean_of_each_sequence_clipped_higher_above() -> None:
     """TreeRL's `ReinforcePolicyLoss`, and GRPO's penalty as a mean, on the same tensors."""
     examples, policy, reference = off_policy()
-    settings = SegmentPolicyGradient(clip_high=0.26, mask_above=0.0, kl_coef=0.3, kl_reduction="mean")
+    settings = segments(clip_high=0.26, mask_above=0.0, kl_coef=0.3, kl_reduction="as_policy")
     mine = settings(examples, [[p] for p in policy], [[r] for r in reference])
     theirs = torch.zeros(())
     for e, new, ref in zip(examples, policy, reference, strict=True):
@@ -339,7 +348,7 @@ def test_with_the_credits_weights_it_is_the_authors_batch_loss() -> None:
     weighted = [
         replace(e, weight=int(mask.sum()) * len(examples) / total) for e, mask in zip(examples, learned, strict=True)
     ]
-    mine = SegmentPolicyGradient(kl_coef=0.3)(weighted, [[p] for p in policy], [[r] for r in reference])
+    mine = segments(kl_coef=0.3)(weighted, [[p] for p in policy], [[r] for r in reference])
     policy_part, kl_part = torch.zeros(()), torch.zeros(())
     for e, new, ref, mask in zip(examples, policy, reference, learned, strict=True):
         ratio = ((new - torch.tensor(e.completion.logprobs)) * mask).exp()
@@ -351,9 +360,23 @@ def test_with_the_credits_weights_it_is_the_authors_batch_loss() -> None:
     assert mine.total.item() / len(examples) == pytest.approx(theirs.item())
     for a, b in zip(torch.autograd.grad(mine.total, policy), torch.autograd.grad(theirs, policy), strict=True):
         torch.testing.assert_close(a / len(examples), b)
+    # The mean over an update's learned tokens is the same without weights.
+    plain = [replace(e, weight=1.0) for e in examples]
+    tokens = segments(reduction="tokens", kl_coef=0.0)(plain, [[p] for p in policy], [])
+    assert tokens.total.item() / len(examples) == pytest.approx(policy_part.item())
 
 
 # ---- from a run folder -----------------------------------------------------------------------------------------------
+
+
+def test_an_update_is_of_four_problems_and_no_segment_waits(tmp_path: Path) -> None:
+    words = ["--recipe", "spo-tree", "--max_problems", "16", "--problems_per_batch", "8", "--output_dir", str(tmp_path)]
+    assert train.train([*words, "--explore.branch_factors", "[2, 2]"]) == 0
+    learned = [row["problem_id"] for row in read_jsonl(tmp_path / "scored.jsonl")]
+    batches = [list(dict.fromkeys(id for id in learned if int(id.split("/")[-1]) // 8 == i)) for i in range(2)]
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [row["learn/waiting"] for row in rows] == [0, 0]
+    assert [row["learn/updates"] for row in rows] == [max(1, round(len(problems) / 4)) for problems in batches]
 
 
 def test_recorded_advantages_are_those_of_the_recorded_trees(tmp_path: Path) -> None:

@@ -19,24 +19,26 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Literal
 
-from flow_dpo.core.errors import expect
+from flow_dpo.core.errors import ConfigError, expect
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Node, Rollout, Tree
-from flow_dpo.core.types import Completion, ScoredCompletion
+from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.recipes.group_advantages import whitened
-from flow_dpo.recipes.state_values import backed_up_values, reward_of, state_values, step_advantages
+from flow_dpo.recipes.policy_gradient import num_learned
+from flow_dpo.recipes.scored import scored_as_sampled
+from flow_dpo.recipes.state_values import (
+    backed_up_values,
+    refuse_without_probes,
+    reward_of,
+    state_values,
+    step_advantages,
+)
 
 _NONE = 1e-8
 """Differences of sums of floats that would be equal are below this."""
 Found = tuple[Tree, Node, float]
 """A node with its advantage."""
-
-
-def num_counted(completion: Completion, mask_above: float) -> int:
-    """The completion's tokens that are learned: all but those of a probability from `mask_above` on; 0 masks none."""
-    if not mask_above:
-        return len(completion.token_ids)
-    return sum(math.exp(logprob) < mask_above for logprob in completion.logprobs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,14 @@ class SegmentAdvantages:
     whiten: bool = True
     """Subtract the mean and divide by the standard deviation of the advantages of all trees handed over together,
     counted by tokens."""
+
+    def __post_init__(self) -> None:
+        expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "mask_above")
+
+    def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
+        """Raise `ConfigError` for a recipe by which no problem would ever make an example, or that masks twice."""
+        _refuse_two_masks(self.mask_above, recipe)
+        refuse_without_probes(recipe)
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, path by path."""
@@ -85,6 +95,14 @@ class SiblingAdvantages:
 
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "max_per_problem")
+        expect(self, "from 0 to 1", lambda value: 0 <= value <= 1, "mask_above")
+
+    def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
+        """Raise `ConfigError` for a recipe by which no problem would ever make an example, or that masks twice."""
+        _refuse_two_masks(self.mask_above, recipe)
+        factors = getattr(recipe.explore, "branch_factors", None)
+        if factors is not None and max(factors) < 2:
+            raise ConfigError(f"expected one of branch_factors of 2 or more, found {factors}: siblings are compared")
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, in the order of their nodes."""
@@ -140,11 +158,18 @@ class LeafAdvantages:
     def __post_init__(self) -> None:
         expect(self, "of 0 or more", lambda value: value >= 0, "num_paths")
 
+    def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
+        """Raise `ConfigError` for a recipe by which no problem would ever make an example."""
+        explore = recipe.explore
+        forks = [getattr(explore, name, 0) for name in ("fork_rounds", "num_forks", "num_completions")]
+        if getattr(explore, "num_rollouts", 2) < 2 and not all(forks):
+            raise ConfigError("expected --num_rollouts of 2 or more, found 1 without forks: leaves are compared")
+
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, in the order of their nodes. Weights have the mean 1."""
         found = [one for tree in trees for one in self._of_tree(tree)]
         mean = math.fsum(weight for _, _, _, weight in found) / max(len(found), 1)
-        return [_example(tree, node, advantage, weight / mean) for tree, node, advantage, weight in found]
+        return [scored_as_sampled(tree, node, advantage, weight / mean) for tree, node, advantage, weight in found]
 
     def _of_tree(self, tree: Tree) -> list[tuple[Tree, Node, float, float]]:
         leaves = [(one, reward) for one in tree.rollouts if not one.probe and (reward := reward_of(one)) is not None]
@@ -184,6 +209,15 @@ class LeafAdvantages:
         return {one.id for one in kept[: self.num_paths or None]}
 
 
+def _refuse_two_masks(mask_above: float, recipe: Recipe) -> None:
+    found = getattr(recipe.objective, "mask_above", mask_above)
+    if found != mask_above:
+        raise ConfigError(
+            f"expected one mask, found --credit.mask_above {mask_above} and --objective.mask_above {found}: the "
+            "weights and means of the one are of the tokens that the other learns"
+        )
+
+
 def _scored(
     found: Iterable[Found], *, mask_above: float, whiten: bool, total_weight: float | None
 ) -> list[ScoredCompletion]:
@@ -192,7 +226,7 @@ def _scored(
     counted = [
         (tree, node, advantage, float(num))
         for tree, node, advantage in found
-        if (num := num_counted(node.completion, mask_above))
+        if (num := num_learned(node.completion, mask_above))
     ]
     lengths = [num for _, _, _, num in counted]
     advantages = [advantage for _, _, advantage, _ in counted]
@@ -200,20 +234,7 @@ def _scored(
         advantages = whitened(advantages, lengths)
     unit = 0.0 if total_weight is None else total_weight / max(math.fsum(lengths), 1.0)
     return [
-        _example(tree, node, advantage, num * unit if unit else 1.0)
+        scored_as_sampled(tree, node, advantage, num * unit if unit else 1.0)
         for (tree, node, _, num), advantage in zip(counted, advantages, strict=True)
         if advantage != 0
     ]
-
-
-def _example(tree: Tree, node: Node, advantage: float, weight: float) -> ScoredCompletion:
-    return ScoredCompletion(
-        request=node.request,
-        completion=node.completion,
-        advantage=advantage,
-        weight=weight,
-        problem_id=tree.problem.id,
-        node=node.id,
-        depth=node.depth,
-        tags=node.tags,
-    )

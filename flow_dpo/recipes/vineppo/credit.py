@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.recipes.group_advantages import whitened
-from flow_dpo.recipes.state_values import state_values, step_advantages
+from flow_dpo.recipes.scored import scored_as_sampled
+from flow_dpo.recipes.state_values import refuse_without_probes, state_values, step_advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,10 @@ class StepAdvantages:
     whiten: bool = True
     """Subtract the mean and divide by the standard deviation of the advantages of all trees handed over together, each
     step counted by its tokens. Whitened, a step that changed nothing moves too: by the mean's opposite."""
+
+    def refuse(self, recipe: Recipe, problems_per_batch: int) -> None:
+        """Raise `ConfigError` for a recipe by which no problem would ever make an example."""
+        refuse_without_probes(recipe)
 
     def __call__(self, trees: Sequence[Tree]) -> list[ScoredCompletion]:
         """All examples of the trees, path by path."""
@@ -46,15 +52,7 @@ class StepAdvantages:
         if self.whiten:
             advantages = whitened(advantages, lengths)
         return [
-            ScoredCompletion(
-                request=node.request,
-                completion=node.completion,
-                advantage=advantage,
-                problem_id=tree.problem.id,
-                node=node.id,
-                depth=node.depth,
-                tags=node.tags,
-            )
+            scored_as_sampled(tree, node, advantage)
             for (tree, node, _), advantage in zip(found, advantages, strict=True)
             if advantage != 0
         ]
