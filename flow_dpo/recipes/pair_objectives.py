@@ -22,6 +22,7 @@ from flow_dpo.core.dpo import Ratios
 from flow_dpo.core.errors import expect
 from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Example, Pair, ScoredCompletion
+from flow_dpo.recipes.likelihood import by_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +56,18 @@ class PairObjective(ABC):
         import torch  # settings are read without it
 
         theirs = reference if self.reads_reference else [[torch.zeros_like(p) for p in pieces] for pieces in policy]
-        rows = list(zip(examples, policy, theirs, strict=True))
-        pairs = [(e, p, r) for e, p, r in rows if isinstance(e, Pair)]
-        scored = [(e, p) for e, p, _ in rows if isinstance(e, ScoredCompletion)]
-        total, measures, counts = torch.zeros((), device=policy[0][0].device), dict[str, Tensor](), dict[str, int]()
-        # 1. The pairs.
-        if pairs:
-            ratios = Ratios([e for e, _, _ in pairs], [p for _, p, _ in pairs], [r for _, _, r in pairs])
-            losses, margins = self.losses(ratios)
-            if self.sft_weight:
-                losses = losses - self.sft_weight * ratios.chosen_logprobs / ratios.chosen_lengths
-            loss = ratios.loss(losses, margins)
-            total = total + loss.total
-            measures |= {name: value for name, value in loss.measures.items() if self.reads_reference or name != _RATIO}
-            counts |= dict.fromkeys(measures, len(pairs))
-        # 2. What is scored: the likelihood of what a credit kept.
-        if scored:
-            likelihood = torch.stack([-e.weight * e.advantage * p[0].mean() for e, p in scored]).sum()
-            total = total + likelihood
-            measures["likelihood_loss"] = likelihood.detach()
-            counts["likelihood_loss"] = len(scored)
-        return Loss(total, measures, counts)
+        return by_kind(examples, policy, theirs, pairs=self._of_pairs)
+
+    def _of_pairs(
+        self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+    ) -> Loss:
+        ratios = Ratios(examples, policy, reference)
+        losses, margins = self.losses(ratios)
+        if self.sft_weight:
+            losses = losses - self.sft_weight * ratios.chosen_logprobs / ratios.chosen_lengths
+        loss = ratios.loss(losses, margins)
+        kept = {name: value for name, value in loss.measures.items() if self.reads_reference or name != _RATIO}
+        return Loss(loss.total, kept)
 
 
 _RATIO = "chosen_ratio"

@@ -34,10 +34,10 @@ PARTS = ("flow", "explore", "credit", "objective")
 PACKAGE = Path(presets.__file__).parent.parent
 OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
     "cpl with a value role": (
-        "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft",
+        "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value",
     ),
     "cpl in rounds": (
-        "--credit.fine_tune", "--objective.sft", "--objective.rounds", "--learner.reference.kind", "snapshot",
+        "--credit.fine_tune", "--objective.rounds", "--learner.reference.kind", "snapshot",
         "--learner.reference.each_batch", "--learner.reference.every", "0",
     ),
     # Smaller trees: the test is of a run's ways, not of its size.
@@ -301,7 +301,8 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
     recipe = name.split()[0]
     kinds = presets.load_recipe(recipe, "seed").objective.accepts
     # What accepts both is handed pairs alone, unless it is asked for more.
-    scores = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name] or recipe == "malt"
+    more = {"--credit.fine_tune", "--credit.valued_by"} & {*OTHERS[name]}
+    scores = kinds == (ScoredCompletion,) or bool(more) or recipe == "malt"
     # By how many examples a batch has, so that the first has an update, and none has many.
     size = {
         "grpo": "16", "vineppo": "4", "online-dpo": "1", "spo-chain": "8", "treerl": "16", "spo-tree": "4",

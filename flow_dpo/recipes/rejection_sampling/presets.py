@@ -10,8 +10,8 @@ from __future__ import annotations
 from flow_dpo.core.explore import Group
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
+from flow_dpo.recipes.likelihood import Nll
 from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
-from flow_dpo.recipes.rejection_sampling.objective import Nll
 from flow_dpo.recipes.scales import (
     CHAT,
     SEED,
