@@ -181,7 +181,7 @@ class Orpo(PairObjective):
     reads_reference: ClassVar[bool] = False
 
     beta: float = 0.1
-    """lambda: weight of the odds ratio; the paper's is 0.1 (0.2 for its smallest models)."""
+    """lambda: weight of the odds ratio; the paper's is 0.1 for Mistral-7B, 0.2 for Llama-2-7B and 0.25 for Phi-2."""
     sft_weight: float = 1.0
     """Weight of the chosen completion's own negative log-likelihood, a mean over its tokens; the paper's is 1."""
 
@@ -209,8 +209,8 @@ class Kto(PairObjective):
     beta: float = 0.1
     """Of the log-ratios, sums over tokens; the paper's is 0.1."""
     desirable_weight: float = 1.0
-    """lambda_D; the paper keeps its product with the number of desirables within 1 to 4/3 of the other's, and a pair
-    has one of each."""
+    """lambda_D; the paper keeps its product with the number of desirables within 1 to 3/2 of the other's (TRL's
+    documentation says 4/3), and a pair has one of each."""
     undesirable_weight: float = 1.0
     """lambda_U."""
 
