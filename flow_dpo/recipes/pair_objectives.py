@@ -22,6 +22,7 @@ from flow_dpo.core.dpo import Ratios
 from flow_dpo.core.errors import expect
 from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Example, Pair, ScoredCompletion
+from flow_dpo.recipes.likelihood import by_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +56,18 @@ class PairObjective(ABC):
         import torch  # settings are read without it
 
         theirs = reference if self.reads_reference else [[torch.zeros_like(p) for p in pieces] for pieces in policy]
-        rows = list(zip(examples, policy, theirs, strict=True))
-        pairs = [(e, p, r) for e, p, r in rows if isinstance(e, Pair)]
-        scored = [(e, p) for e, p, _ in rows if isinstance(e, ScoredCompletion)]
-        total, measures, counts = torch.zeros((), device=policy[0][0].device), dict[str, Tensor](), dict[str, int]()
-        # 1. The pairs.
-        if pairs:
-            ratios = Ratios([e for e, _, _ in pairs], [p for _, p, _ in pairs], [r for _, _, r in pairs])
-            losses, margins = self.losses(ratios)
-            if self.sft_weight:
-                losses = losses - self.sft_weight * ratios.chosen_logprobs / ratios.chosen_lengths
-            loss = ratios.loss(losses, margins)
-            total = total + loss.total
-            measures |= {name: value for name, value in loss.measures.items() if self.reads_reference or name != _RATIO}
-            counts |= dict.fromkeys(measures, len(pairs))
-        # 2. What is scored: the likelihood of what a credit kept.
-        if scored:
-            likelihood = torch.stack([-e.weight * e.advantage * p[0].mean() for e, p in scored]).sum()
-            total = total + likelihood
-            measures["likelihood_loss"] = likelihood.detach()
-            counts["likelihood_loss"] = len(scored)
-        return Loss(total, measures, counts)
+        return by_kind(examples, policy, theirs, pairs=self._of_pairs)
+
+    def _of_pairs(
+        self, examples: Sequence[Pair], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+    ) -> Loss:
+        ratios = Ratios(examples, policy, reference)
+        losses, margins = self.losses(ratios)
+        if self.sft_weight:
+            losses = losses - self.sft_weight * ratios.chosen_logprobs / ratios.chosen_lengths
+        loss = ratios.loss(losses, margins)
+        kept = {name: value for name, value in loss.measures.items() if self.reads_reference or name != _RATIO}
+        return Loss(loss.total, kept)
 
 
 _RATIO = "chosen_ratio"
@@ -189,7 +181,7 @@ class Orpo(PairObjective):
     reads_reference: ClassVar[bool] = False
 
     beta: float = 0.1
-    """lambda: weight of the odds ratio; the paper's is 0.1 (0.2 for its smallest models)."""
+    """lambda: weight of the odds ratio; the paper's is 0.1 for Mistral-7B, 0.2 for Llama-2-7B and 0.25 for Phi-2."""
     sft_weight: float = 1.0
     """Weight of the chosen completion's own negative log-likelihood, a mean over its tokens; the paper's is 1."""
 
@@ -217,8 +209,8 @@ class Kto(PairObjective):
     beta: float = 0.1
     """Of the log-ratios, sums over tokens; the paper's is 0.1."""
     desirable_weight: float = 1.0
-    """lambda_D; the paper keeps its product with the number of desirables within 1 to 4/3 of the other's, and a pair
-    has one of each."""
+    """lambda_D; the paper keeps its product with the number of desirables within 1 to 3/2 of the other's (TRL's
+    documentation says 4/3), and a pair has one of each."""
     undesirable_weight: float = 1.0
     """lambda_U."""
 

@@ -1,17 +1,18 @@
 """What a problem will cost, said before anything is sampled: the exploration is rehearsed with made-up completions.
 
-    cost = rehearse(recipe, problems[:4], renderer)     Cost(rollouts=36.0, verdicts=36.0, tokens=4100.0, most=34816.0)
-    print(cost.sentence(1000))
+    cost = rehearse(recipe, problems[:4], renderer)
+    print(cost.sentence(1000))      A problem costs 4 to 131 rollouts, ... and 150 to 17,158 sampled tokens, by how ...
 
-Completions are the data's own solutions, turned about so that few begin alike, and half of them, or none, are taken for
-right: what costs more counts. Invariant: no model, no verifier and nothing outside this process is asked, and nothing
-that a run depends on is changed.
+Completions are the data's own solutions. What a search costs depends on what it finds, so it is rehearsed where all,
+half and none of the rollouts are right, with completions that begin differently and with equal ones: a run's own cost
+is between the cheapest and the dearest of these, as far as its completions are as long. Invariant: no model, no
+verifier and nothing outside this process is asked, and nothing that a run depends on is changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import fmean
 from typing import Protocol
 
@@ -37,9 +38,15 @@ class Encodes(RendersTurns, Protocol):
         ...
 
 
+_WORLDS = tuple((alike, rights) for alike in (False, True) for rights in (0, 1, 2))
+"""Whether all completions of a turn are equal, and of how many rollouts one is right; none at 0."""
+_CLOSE = 1.25
+"""Costs no further apart than by this factor are told as one."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Of one problem, in the mean."""
+class Spent:
+    """On one problem."""
 
     rollouts: float
     verdicts: float
@@ -51,42 +58,73 @@ class Cost:
     length: float
     """Tokens of these solutions."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one problem, in the mean of several."""
+
+    least: Spent
+    """Of what was rehearsed, where it went cheapest, by its tokens."""
+    dearest: Spent
+
     def sentence(self, num_problems: int) -> str:
         """For a person, and for a run of so many problems."""
-        every = num_problems * self.tokens
-        return (
-            f"A problem costs about {self.rollouts:,.0f} rollouts, {self.verdicts:,.0f} verdicts and "
-            f"{self.tokens:,.0f} sampled tokens where completions are as long as the data's solutions "
-            f"({self.length:,.0f} tokens), {self.most:,.0f} at their longest; {num_problems:,} problems {every:,.0f}"
+        least, dearest = self.least, self.dearest
+        if dearest.tokens <= _CLOSE * least.tokens:
+            least, about, depends = dearest, "about ", ""
+        else:
+            about, depends = "", ", by how many are right and how alike they are,"
+        rollouts, verdicts, tokens = (
+            _span(getattr(least, name), getattr(dearest, name)) for name in ("rollouts", "verdicts", "tokens")
         )
+        return (
+            f"A problem costs {about}{rollouts} rollouts, {verdicts} verdicts and {tokens} sampled tokens{depends} "
+            f"where completions are as long as the data's solutions ({dearest.length:,.0f} tokens), "
+            f"{dearest.most:,.0f} at their longest; {num_problems:,} problems "
+            f"{_span(num_problems * least.tokens, num_problems * dearest.tokens)}"
+        )
+
+
+def _span(low: float, high: float) -> str:
+    low, high = min(low, high), max(low, high)
+    return f"{high:,.0f}" if f"{low:.0f}" == f"{high:.0f}" else f"{low:,.0f} to {high:,.0f}"
 
 
 def rehearse(recipe: Recipe, problems: Sequence[Problem], renderer: Encodes) -> Cost | None:
     """What a problem costs; None where that cannot be told without running programs. Raises what the flow and the
     exploration raise."""
     flow, explore = recipe.flow, recipe.explore
-    alike: Explore = getattr(explore, "rehearsed", lambda: explore)()
+    quiet: Explore = getattr(explore, "rehearsed", lambda: explore)()
     if getattr(flow, "programs", False) or not problems:
         return None
-    found = [_once(recipe, alike, problem, renderer, rights) for problem in problems for rights in (2, 0)]
-    dearer = [max(pair, key=lambda one: one.tokens) for pair in zip(found[::2], found[1::2], strict=True)]
-    names = ("rollouts", "verdicts", "tokens", "most", "length")
-    return Cost(**{name: fmean(getattr(one, name) for one in dearer) for name in names})
+    found = [
+        [_once(recipe, quiet, problem, renderer, alike=alike, rights=rights) for alike, rights in _WORLDS]
+        for problem in problems
+    ]
+    by_tokens = [sorted(each, key=lambda one: one.tokens) for each in found]
+    return Cost(least=_mean([each[0] for each in by_tokens]), dearest=_mean([each[-1] for each in by_tokens]))
 
 
-def _once(recipe: Recipe, explore: Explore, problem: Problem, renderer: Encodes, rights: int) -> Cost:
+def _mean(each: Sequence[Spent]) -> Spent:
+    return Spent(**{name.name: fmean(getattr(one, name.name) for one in each) for name in fields(Spent)})
+
+
+def _once(recipe: Recipe, explore: Explore, problem: Problem, renderer: Encodes, *, alike: bool, rights: int) -> Spent:
     """One problem's tree, of which each `rights`-th rollout is right, or none."""
-    words = renderer.encode(problem.solution or problem.question) or (0,)
+    words = tuple(renderer.encode(problem.solution or problem.question)) or (0,)
     spent = {"tokens": 0, "most": 0}
 
     def script(request: Request, seed: int, excluded: TokenIds) -> ScriptedReply:
         spent["most"] += request.max_tokens
+        drawn = 0 if alike else seed
         if request.choices:
             left = [at for at, id in enumerate(request.choices) if id not in excluded]
             spent["tokens"] += 1
-            return ScriptedReply(choice=left[seed % len(left)])
-        at = seed % len(words)
-        ids = (*words[at:], *words[:at], _END)
+            return ScriptedReply(choice=left[drawn % len(left)])
+        # What continues a solution is as long as what is left of it.
+        written = _written(request.prompt_ids, words)
+        at = written if alike else drawn % len(words)
+        ids = (*(words + words)[at : at + len(words) - written], _END)
         while len(ids) > 1 and ids[0] in excluded:
             ids = ids[1:]
         ids = ids[: request.max_tokens]
@@ -97,7 +135,17 @@ def _once(recipe: Recipe, explore: Explore, problem: Problem, renderer: Encodes,
     runner = RolloutRunner(ScriptedEngine(script, end_ids={_END}), renderer, grader)
     [tree] = explore(recipe.flow, runner, [problem], seed=0)
     graded = sum(rollout.value is None for rollout in tree.rollouts)
-    return Cost(rollouts=len(tree.rollouts), verdicts=graded, length=len(words), **spent)
+    return Spent(rollouts=len(tree.rollouts), verdicts=graded, length=len(words), **spent)
+
+
+def _written(prompt_ids: TokenIds, words: TokenIds) -> int:
+    """How many tokens at the prompt's end are in the solution as they stand there."""
+    found, tail = "".join(map(chr, words + words)), "".join(map(chr, prompt_ids[-len(words) :]))
+    low, high = 0, len(tail)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if tail[-middle:] in found else (low, middle - 1)
+    return low
 
 
 class _MadeUp:

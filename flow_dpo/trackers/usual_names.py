@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _OF_ROLES = {
-    "loss": ("loss", "verdict_loss"),
+    "loss": ("loss", "verdict_loss", "likelihood_loss", "value_loss"),
     "grad_norm": ("grad_norm",),
     "learning_rate": ("learning_rate",),
     "rewards/margins": ("margin",),

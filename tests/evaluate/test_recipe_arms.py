@@ -196,7 +196,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         (
             "cpl_value",
             "cpl",
-            {"--flow.value_role", "--explore.valued_by", "--credit.valued_by", "value", "--objective.sft"},
+            {"--flow.value_role", "--explore.valued_by", "--credit.valued_by", "value"},
         ),
     ],
 )

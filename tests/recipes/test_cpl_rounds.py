@@ -20,8 +20,8 @@ from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import ReferenceSettings
 from flow_dpo.recipes.cpl.credit import ValuePairs
 from flow_dpo.recipes.cpl.objective import StepApo
+from flow_dpo.recipes.likelihood import Nll
 from flow_dpo.recipes.rejection_sampling.credit import CorrectRollouts
-from flow_dpo.recipes.rejection_sampling.objective import Nll
 from flow_dpo.runs.files import read_jsonl
 from tests.recipes.test_cpl import drawn
 from tests.support.packed_builders import ROLES, answer_pair
@@ -63,16 +63,19 @@ def test_both_losses_by_hand() -> None:
         [torch.tensor([-0.2, -0.1], requires_grad=True), torch.tensor([-0.3, -1.0], requires_grad=True)],
     ]
     reference = [[torch.tensor([-9.0, -9.0])], [torch.tensor([-0.3, -0.2]), torch.tensor([-0.3, -0.9])]]
-    objective = StepApo(beta=0.3, margin_weight=1.0, sft=True)
+    objective = StepApo(
+        beta=0.3,
+        margin_weight=1.0,
+    )
     loss = objective([SAID, PAIR], policy, reference)
     h = 0.3 * 0.3 - 2.0
     below = 1 / (1 + math.exp(h))
     assert loss.total.item() == pytest.approx(0.4 - math.log(1 - below), rel=1e-6)
     found = {name: value.item() for name, value in loss.measures.items()}
-    assert found == pytest.approx(
-        {"loss": 0.4 - math.log(1 - below), "likelihood_loss": 0.4, "value_loss": 0.0,
-         "preference_loss": -math.log(1 - below), "said_rate": 1.0}
-    )  # fmt: skip
+    alone = Dpo(beta=0.3, margin_weight=1.0)([PAIR], policy[1:], reference[1:]).measures
+    assert found == pytest.approx({name: value.item() for name, value in alone.items()} | {"likelihood_loss": 0.4})
+    assert found["loss"] == pytest.approx(-math.log(1 - below))
+    assert set(loss.counts.values()) == {1}
     said, chosen, rejected = torch.autograd.grad(loss.total, [policy[0][0], *policy[1]])
     assert said.tolist() == pytest.approx([-0.5, -0.5])
     assert chosen.tolist() == pytest.approx([-0.3 * below] * 2)
@@ -81,12 +84,12 @@ def test_both_losses_by_hand() -> None:
 
 def test_one_kind_alone_is_its_own_objective() -> None:
     policy, reference = [[torch.tensor([-0.2, -0.6])]], [[torch.tensor([0.0, 0.0])]]
-    assert StepApo(sft=True)([SAID], policy, reference).total == Nll()([SAID], policy, []).total
+    assert StepApo()([SAID], policy, reference).total == Nll()([SAID], policy, []).total
     both = [[torch.tensor([-0.2]), torch.tensor([-0.3])]]
-    plain = StepApo(beta=1.0, margin_weight=0.0, sft=True)
+    plain = StepApo(beta=1.0, margin_weight=0.0)
     assert plain([PAIR], both, both).total == Dpo()([PAIR], both, both).total
     with pytest.raises(ObjectiveError, match="StepApo accepts Pair or ScoredCompletion, found str"):
-        check_examples(StepApo(sft=True), ["text"])
+        check_examples(StepApo(), ["text"])
 
 
 def test_without_fine_tuning_it_is_dpo_and_its_measures() -> None:
@@ -96,8 +99,6 @@ def test_without_fine_tuning_it_is_dpo_and_its_measures() -> None:
     expected = Dpo(beta=0.3, margin_weight=1.0)([PAIR], policy, reference)
     assert (found.total, found.measures) == (expected.total, expected.measures)
     assert found.measures["margin"].item() == pytest.approx(0.3 * 0.3)
-    with pytest.raises(ObjectiveError, match=r"without --objective\.sft, found 1 scored completions in 2 examples"):
-        StepApo()([SAID, PAIR], [[torch.tensor([-0.2, -0.6])], *policy], [[torch.tensor([0.0, 0.0])], *reference])
     with pytest.raises(ConfigError, match="beta must be above 0, found 0"):
         StepApo(beta=0.0)
 
@@ -113,20 +114,25 @@ def test_a_round_is_fine_tuning_and_then_preferences() -> None:
     said, pairs = [SAID, other], [PAIR, replace(PAIR, margin=0.5)]
     dpo = Dpo(beta=0.3, margin_weight=1.0)
     one, by_hand = learner(), learner()
-    row = one.update(StepApo(beta=0.3, margin_weight=1.0, sft=True), [*said, *pairs])
-    by_hand.update(Nll(), said)
-    by_hand.update(dpo, pairs)
+    row = one.update(
+        StepApo(
+            beta=0.3,
+            margin_weight=1.0,
+        ),
+        [*said, *pairs],
+    )
+    first = by_hand.update(Nll(), said)
+    second = by_hand.update(dpo, pairs)
     assert (one.version, by_hand.version) == (2, 2)
     for a, b in zip(one.policy.weights("answer"), by_hand.policy.weights("answer"), strict=True):
         assert torch.equal(a, b)
-    assert row["learn/answer/said_rate"] == 0.5
-    assert row["learn/answer/loss"] == pytest.approx(
-        row["learn/answer/likelihood_loss"] + row["learn/answer/preference_loss"]
-    )
+    # Each measure is over its own kind: of the completions as they were, of the pairs after those were learned.
+    assert row["learn/answer/likelihood_loss"] == pytest.approx(first["learn/answer/loss"])
+    assert row["learn/answer/margin"] == pytest.approx(second["learn/answer/margin"])
 
 
 def test_a_round_is_as_many_problems_as_are_played_ahead(tmp_path: Path) -> None:
-    words = ["--recipe", "cpl", "--credit.fine_tune", "--objective.sft", "--max_problems", "16",
+    words = ["--recipe", "cpl", "--credit.fine_tune", "--max_problems", "16",
              "--problems_per_batch", "8", "--examples_per_update", "4"]  # fmt: skip
     assert train.train([*words, "--output_dir", str(tmp_path / "run")]) == 0
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
@@ -137,7 +143,7 @@ def test_a_round_is_as_many_problems_as_are_played_ahead(tmp_path: Path) -> None
     assert versions[:8] == [{0}] * 8
     assert versions[8:] == [{rows[1]["policy_version"]}] * 8
     assert rows[1]["policy_version"] == rows[0]["learn/updates"] > 0
-    assert rows[0]["learn/plan/said_rate"] > 0
+    assert rows[0]["learn/plan/likelihood_loss"] > 0
 
 
 def test_a_round_begins_from_the_base_and_is_compared_with_what_was_fine_tuned() -> None:
@@ -149,7 +155,7 @@ def test_a_round_begins_from_the_base_and_is_compared_with_what_was_fine_tuned()
         settings = LearnerSettings(learning_rate=1e-2, examples_per_update=1, warmup_updates=4, reference=reference)
         return Learner(policy, settings)
 
-    objective = StepApo(sft=True, rounds=True)
+    objective = StepApo(rounds=True)
     round_1, round_2 = (
         [SAID, PAIR],
         [replace(SAID, completion=completion(8, 11, version=-1)), replace(PAIR, margin=0.5)],
@@ -168,18 +174,16 @@ def test_a_round_begins_from_the_base_and_is_compared_with_what_was_fine_tuned()
     # A version that begins anew is one of its own: no engine takes it for the one before.
     assert (rounds.version, rows["learn/updates"], len(one.learned)) == (6, 2, 2)
     assert rows["learn/answer/pairs"] == 2
-    assert rows["learn/answer/said_rate"] == 0.5
+    assert {"learn/answer/likelihood_loss", "learn/answer/margin"} <= set(rows)
     # A batch without anything to fine-tune on is learned from where the policy is.
     rounds.update(objective, [PAIR])
     assert rounds.version == 7
     with pytest.raises(ConfigError, match=r"needs --learner\.reference\.kind snapshot"):
         objective.learns(Learner(Policy(tiny_model("llama"), ROLES, LoraSettings(lora_r=4), seed=5)))
-    with pytest.raises(ConfigError, match="rounds needs sft"):
-        StepApo(rounds=True)
 
 
 def test_rounds_refuse_a_lag(tmp_path: Path) -> None:
-    words = ["--recipe", "cpl", "--credit.fine_tune", "--objective.sft", "--objective.rounds", "--lag", "1"]
+    words = ["--recipe", "cpl", "--credit.fine_tune", "--objective.rounds", "--lag", "1"]
     words += ["--learner.reference.kind", "snapshot", "--learner.reference.each_batch", "--max_problems", "4"]
     with pytest.raises(ConfigError, match=r"expected run\.lag 0, found 1"):
         train.train([*words, "--output_dir", str(tmp_path / "run")])

@@ -31,7 +31,7 @@ from tests.support.tree_builders import completion, problem, request
 
 PROMPTS = PlanSolvePrompts(solve_user="", value_user="{plan}")
 FLOW = PlanSolve(value_role=True, plan_tokens=2, max_plan_steps=3, max_tokens=2, long_plan="solve", prompts=PROMPTS)
-VALUED = ("--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft")
+VALUED = ("--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value")
 SETTINGS = Mcts(num_iterations=8, valued_by="value")
 
 
@@ -190,7 +190,7 @@ def test_a_value_is_a_tanh_and_its_loss_a_squared_error(value: float, choice: in
     )
     logits = torch.tensor([0.9, 0.3], requires_grad=True)
     logprob = logits.log_softmax(-1)[choice : choice + 1]
-    loss = StepApo(sft=True)([word], [[logprob]], [()])
+    loss = StepApo()([word], [[logprob]], [()])
     tanh = math.tanh(0.3)
     assert loss.total.item() == pytest.approx((tanh - value) ** 2, rel=1e-5)
     assert float(loss.measures["value_loss"]) == pytest.approx((tanh - value) ** 2, rel=1e-5)
@@ -198,7 +198,7 @@ def test_a_value_is_a_tanh_and_its_loss_a_squared_error(value: float, choice: in
     slope = 2 * (tanh - value) * (1 - tanh**2) / 2
     assert torch.autograd.grad(loss.total, logits)[0].tolist() == pytest.approx([slope, -slope], rel=1e-4)
     # Or by cross-entropy.
-    entropy = StepApo(sft=True, value_loss="entropy")([replace(word, advantage=1.0)], [[logprob]], [()])
+    entropy = StepApo(value_loss="entropy")([replace(word, advantage=1.0)], [[logprob]], [()])
     assert entropy.total.item() == pytest.approx(-logprob.item(), rel=1e-6)
 
 

@@ -17,7 +17,7 @@ from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Example, Message, Pair, Problem, ScoredCompletion, Solution, TokenIds
 from flow_dpo.recipes.malt.credit import ThresholdedValues
 from flow_dpo.recipes.malt.flow import GenerateVerifyRefine, RefinePrompts
-from flow_dpo.recipes.malt.objective import DpoAndLikelihood
+from flow_dpo.recipes.presets import load_recipe
 from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.records import iter_rows
 from flow_dpo.runs.tree_rows import TreeRow
@@ -90,19 +90,19 @@ def test_the_loss_is_dpo_and_likelihood_by_hand() -> None:
     for one in itertools.chain(*policy):
         one.requires_grad_()
     reference = [[torch.tensor([-0.3, -0.2]), torch.tensor([-1.2])], []]
-    settings = DpoAndLikelihood(beta=0.5, sft_weight=2.0)
+    settings = load_recipe("malt", "paper").objective
     examples: list[Example] = [pair, scored]
     loss = settings(examples, policy, reference)
-    h = 0.5 * (0.2 + 0.1)
-    assert loss.total.item() == pytest.approx(math.log1p(math.exp(-h)) + 2 * 0.6)
-    slope = -0.5 / (1 + math.exp(h))
+    h = 0.2 * (0.2 + 0.1)
+    assert loss.total.item() == pytest.approx(math.log1p(math.exp(-h)) + 0.6)
+    slope = -0.2 / (1 + math.exp(h))
     chosen, rejected, target = torch.autograd.grad(loss.total, [*policy[0], *policy[1]])
     assert chosen.tolist() == pytest.approx([slope, slope])
     assert rejected.tolist() == pytest.approx([-slope])
-    assert target.tolist() == pytest.approx([-1.0, -1.0])
+    assert target.tolist() == pytest.approx([-0.5, -0.5])
     assert dict(loss.counts)["likelihood_loss"] == 1
     alone = settings([scored], policy[1:], reference[1:])
-    assert alone.total.item() == pytest.approx(1.2)
+    assert alone.total.item() == pytest.approx(0.6)
 
 
 def test_recorded_examples_are_those_of_the_recorded_trees(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from flow_dpo.core.types import ScoredCompletion
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import ReferenceSettings
-from flow_dpo.recipes.rejection_sampling.objective import Nll
+from flow_dpo.recipes.likelihood import Nll
 from tests.support.packed_builders import ROLES, answer_pair
 from tests.support.tiny_models import tiny_model
 from tests.support.tree_builders import completion, request

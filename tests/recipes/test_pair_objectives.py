@@ -18,6 +18,7 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.objective import Loss
 from flow_dpo.core.types import Pair, ScoredCompletion
 from flow_dpo.recipes import presets
+from flow_dpo.recipes.likelihood import Nll
 from flow_dpo.recipes.pair_objectives import (
     OBJECTIVES,
     Hinge,
@@ -29,7 +30,6 @@ from flow_dpo.recipes.pair_objectives import (
     SimPo,
     SmoothedDpo,
 )
-from flow_dpo.recipes.rejection_sampling.objective import Nll
 from flow_dpo.runs.files import read_jsonl
 from tests.core.test_objectives import as_trl_has_it, ours, trl_trainer
 from tests.support.packed_builders import answer_pair

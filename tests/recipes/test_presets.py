@@ -34,10 +34,10 @@ PARTS = ("flow", "explore", "credit", "objective")
 PACKAGE = Path(presets.__file__).parent.parent
 OTHERS = {name: () for name in presets.RECIPES if name != "flow-dpo"} | {
     "cpl with a value role": (
-        "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft",
+        "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value",
     ),
     "cpl in rounds": (
-        "--credit.fine_tune", "--objective.sft", "--objective.rounds", "--learner.reference.kind", "snapshot",
+        "--credit.fine_tune", "--objective.rounds", "--learner.reference.kind", "snapshot",
         "--learner.reference.each_batch", "--learner.reference.every", "0",
     ),
     # Smaller trees: the test is of a run's ways, not of its size.
@@ -74,8 +74,8 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
     assert made.recipe.flow.roles
     # Flow-DPO's paper has another flow than its scales; at every scale it is "flow-dpo-paper".
     of_paper = presets.RECIPES["flow-dpo-paper" if name == "flow-dpo" else name]["paper"]
-    # CPL's paper has rounds and a value role besides, which are options at the scales.
-    first = presets.RECIPES[name]["chat" if name in ("flow-dpo", "cpl") else "paper"]
+    # CPL's paper has rounds and a value role besides, which are options at the scales; RFT's keeps all that is right.
+    first = presets.RECIPES[name]["chat" if name in ("flow-dpo", "cpl", "rejection-sampling") else "paper"]
     if scale == "paper":
         assert made == of_paper
     else:
@@ -117,7 +117,7 @@ EXPLORED = {
     "rpo": [(10, 10, 0.5, 1.0), (8, 4, 0.5, 1.0), (8, 4, 0.5, 1.0), (8, 4, 1.0, 0.97)],
     "iterative-rpo": [(30, 0, 0.8, 1.0), (8, 0, 0.8, 1.0), (8, 0, 0.8, 1.0), (8, 0, 1.0, 0.97)],
     "cpl": [(1, 3, 0.7, 1.0), (1, 3, 0.7, 1.0), (1, 3, 0.7, 1.0), (4, 3, 1.0, 0.97)],
-    "rejection-sampling": [(4, 0, 1.0, 1.0), (4, 0, 1.0, 1.0), (4, 0, 0.8, 1.0), (4, 0, 1.0, 0.97)],
+    "rejection-sampling": [(100, 0, 0.7, 1.0), (4, 0, 1.0, 1.0), (4, 0, 0.8, 1.0), (4, 0, 1.0, 0.97)],
     "regenesis": [(45, 20, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 0.85, 0.9), (8, 8, 1.0, 0.97)],
     "dots": [(4, 2, 0.4, 1.0), (4, 2, 0.4, 1.0), (4, 1, 0.4, 1.0), (4, 1, 1.0, 0.97)],
 }
@@ -135,7 +135,7 @@ LENGTHS = {
     "treerl": [8192, 1024, 160, 128], "step-dpo": [2048, 2048, 160, 128],
     "malt": [1024, 1024, 160, 128],
     "iterative-rpo": [960, 960, 160, 128],
-    "rejection-sampling": [960, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
+    "rejection-sampling": [256, 960, 160, 128], "regenesis": [2048, 2048, 160, 128], "dots": [960, 960, 160, 128],
 }  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def test_the_papers_learners() -> None:
         "spo-chain": (1e-6, 0, 64, 8), "spo-tree": (1e-6, 128, 16, 8), "treerpo": (1e-6, 512, 16, 8),
         "treerl": (1.5e-6, 0, 16, 8), "step-dpo": (5e-7, 128, 64, 8),
         "malt": (5e-6, 8, 32, 8),
-        "rejection-sampling": (2e-5, 32, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 64, 16, 8),
+        "rejection-sampling": (2e-5, 128, 32, 8), "regenesis": (1e-6, 64, 32, 8), "dots": (2e-5, 64, 16, 8),
     }  # fmt: skip
     vine = presets.preset("vineppo", "paper").learner
     assert vine.passes == PassSettings(epochs_per_batch=2, minibatches=8)
@@ -305,7 +305,8 @@ def test_other_recipes_learn_resume_and_evaluate(name: str, tmp_path: Path) -> N
     recipe = name.split()[0]
     kinds = presets.load_recipe(recipe, "seed").objective.accepts
     # What accepts both is handed pairs alone, unless it is asked for more.
-    scores = kinds == (ScoredCompletion,) or "--objective.sft" in OTHERS[name] or recipe == "malt"
+    more = {"--credit.fine_tune", "--credit.valued_by"} & {*OTHERS[name]}
+    scores = kinds == (ScoredCompletion,) or bool(more) or recipe == "malt"
     # By how many examples a batch has, so that the first has an update, and none has many.
     size = {
         "grpo": "16", "vineppo": "4", "online-dpo": "1", "spo-chain": "8", "treerl": "16", "spo-tree": "4",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,9 @@ from flow_dpo.learner.settings import LearnerSettings, RoleSettings
 from flow_dpo.models.load import ModelSettings, load_renderer
 from flow_dpo.recipes import presets
 from flow_dpo.runs.callbacks.progress import ProgressBar
+from flow_dpo.runs.files import read_jsonl
 from flow_dpo.runs.live import Live
-from flow_dpo.runs.rehearsal import rehearse
+from flow_dpo.runs.rehearsal import Spent, rehearse
 
 _, RENDERER = load_renderer(ModelSettings(model_name_or_path="seed"))
 PROBLEMS = load(DataSettings(dataset_name="seed", max_problems=3)).problems
@@ -29,8 +32,10 @@ def test_every_recipe_can_be_rehearsed_and_is_the_same_afterwards(name: str) -> 
     cost = rehearse(recipe, PROBLEMS, RENDERER)
     assert cost is not None
     assert cost == rehearse(recipe, PROBLEMS, RENDERER)
-    assert 1 <= cost.verdicts <= cost.rollouts
-    assert 0 < cost.tokens <= cost.most
+    for spent in (cost.least, cost.dearest):
+        assert 1 <= spent.verdicts <= spent.rollouts
+        assert 0 < spent.tokens <= spent.most
+    assert cost.least.tokens <= cost.dearest.tokens
 
 
 def test_the_cost_of_a_group_by_hand() -> None:
@@ -39,17 +44,31 @@ def test_the_cost_of_a_group_by_hand() -> None:
     length = len(RENDERER.encode(PROBLEMS[0].solution))
     cost = rehearse(recipe, PROBLEMS[:1], RENDERER)
     assert cost is not None
-    assert (cost.rollouts, cost.verdicts, cost.length) == (8, 8, length)
-    assert (cost.tokens, cost.most) == (8 * (length + 1), 8 * 128)
+    assert cost.least == cost.dearest == Spent(
+        rollouts=8, verdicts=8, tokens=8 * (length + 1), most=8 * 128, length=length
+    )  # fmt: skip
     assert f"about 8 rollouts, 8 verdicts and {8 * (length + 1)} sampled tokens" in cost.sentence(10)
     assert f"10 problems {10 * 8 * (length + 1):,}" in cost.sentence(10)
 
 
-def test_what_costs_more_counts_and_programs_are_not_run() -> None:
-    """ReGenesis gives hints where nothing is right: 1 + 8 rollouts, and 8 more."""
+def test_what_depends_on_what_is_found_is_told_from_least_to_most() -> None:
+    """ReGenesis gives hints where nothing is right: 1 + 8 rollouts, and 8 more. Step-DPO's completions are of wrong
+    solutions: of two, from each of their steps, and of none."""
     cost = rehearse(presets.load_recipe("regenesis", "seed"), PROBLEMS[:1], RENDERER)
     assert cost is not None
-    assert cost.rollouts == 17
+    assert (cost.least.rollouts, cost.dearest.rollouts) == (9, 17)
+    assert "costs 9 to 17 rollouts, 9 to 17 verdicts and " in cost.sentence(1)
+    cost = rehearse(presets.load_recipe("step-dpo", "seed"), PROBLEMS[:1], RENDERER)
+    assert cost is not None
+    assert cost.least.rollouts == 2
+    steps = cost.dearest.rollouts - 2
+    assert steps >= 2 * 8
+    assert steps % 8 == 0
+    # A completion from amid a solution is as long as what is left of it.
+    assert cost.dearest.tokens < cost.dearest.rollouts * (cost.dearest.length + 1) * 0.8
+
+
+def test_programs_are_not_run() -> None:
     dots: Any = presets.load_recipe("dots", "seed")
     flow = replace(dots.flow, programs=True, labels=(*"123456789", "Anna", "Tom", "Wait"))
     assert rehearse(replace(dots, flow=flow), PROBLEMS, RENDERER) is None
@@ -59,15 +78,24 @@ def test_what_costs_more_counts_and_programs_are_not_run() -> None:
     without = Problem(id="p", question=PROBLEMS[0].question, gold="1")
     asked = rehearse(presets.load_recipe("grpo", "seed"), [without], RENDERER)
     assert asked is not None
-    assert asked.length == len(RENDERER.encode(without.question))
+    assert asked.dearest.length == len(RENDERER.encode(without.question))
 
 
-def test_it_is_printed_before_the_first_batch(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(["--recipe", "rpo", "--max_problems", "8", "--problems_per_batch", "8", "--examples_per_update", "900",
+@pytest.mark.parametrize("recipe", ["rpo", "cpl"])
+def test_it_is_printed_before_the_first_batch_and_holds(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.train(["--recipe", recipe, "--max_problems", "8", "--problems_per_batch", "8", "--examples_per_update", "900",
                  "--output_dir", str(tmp_path / "run")])  # fmt: skip
     told = " ".join(capsys.readouterr().out.split())
-    assert 0 < told.index("A problem costs about ") < told.index("8/8 problems")
+    assert 0 < told.index("A problem costs ") < told.index("8/8 problems")
     assert "of 900 examples wait for an update" in told
+    found = re.search(r"; 8 problems ([\d,]+) to ([\d,]+)", told)
+    assert found is not None
+    least, most = (int(number.replace(",", "")) for number in found.groups())
+    [row] = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    # As far as this model's solutions are as long as the data's.
+    assert least / 1.5 < row["rollout/sampled_tokens"] < most * 1.5
 
 
 @pytest.mark.parametrize(

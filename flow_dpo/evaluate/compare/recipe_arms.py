@@ -36,7 +36,7 @@ _AS_VINEPPO = (
 _PATHS = (*_FEW, "--num_rollouts", "8")
 """Rollouts in search of a right one: as many with branches on it as without."""
 
-_VALUED = ("--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--objective.sft")
+_VALUED = ("--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value")
 """CPL with a role that states the value of a new state, and learns to."""
 
 

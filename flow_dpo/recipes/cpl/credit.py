@@ -67,12 +67,11 @@ class ValuePairs:
     solution_scale: float = 0.3
     """Factor of a solution's value in its margin; the authors' is 0.3, a margin of 0.6."""
     fine_tune: bool = False
-    """Begin with the completions of right rollouts. Needs an objective that learns them: `StepApo` with `sft`."""
+    """Begin with the completions of right rollouts."""
     max_per_problem: int = 4
     """Right rollouts of a problem that are fine-tuned on, drawn at random; the authors' is 4. 0 keeps all."""
     valued_by: Role = ""
-    """The role of the flow that predicts the value of states, by a choice of two words; none where empty. Needs an
-    objective as `fine_tune` does."""
+    """The role of the flow that predicts the value of states, by a choice of two words; none where empty."""
     value_targets: Literal["q", "end"] = "q"
     """What that role learns: each state's value in the search, or how the trunk ended."""
 

@@ -14,8 +14,8 @@ The paper's are those of arXiv 2409.08642 and of the authors' code (keesh0410/CP
 
 The other presets value by rollouts and learn pairs alone; what the paper's has besides is on by flags:
 
-    --flow.value_role --explore.valued_by value --credit.valued_by value --objective.sft
-    --credit.fine_tune --objective.sft --objective.rounds --learner.reference.kind snapshot
+    --flow.value_role --explore.valued_by value --credit.valued_by value
+    --credit.fine_tune --objective.rounds --learner.reference.kind snapshot
         --learner.reference.each_batch
 """
 
@@ -73,7 +73,7 @@ PRESETS: dict[str, Preset] = {
             flow=PlanSolve(value_role=True, plan_tokens=1500, max_tokens=1500, prompts=PROMPTS),
             explore=Mcts(num_iterations=200, temperature=TEMPERATURE, valued_by=VALUE),
             credit=ValuePairs(fine_tune=True, valued_by=VALUE),
-            objective=StepApo(beta=0.3, margin_weight=1.0, sft=True, rounds=True),
+            objective=StepApo(beta=0.3, margin_weight=1.0, rounds=True),
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
         learner=LearnerSettings(

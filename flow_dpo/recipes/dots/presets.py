@@ -14,7 +14,7 @@ from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.dots.credit import BestTrajectory
 from flow_dpo.recipes.dots.explore import TrajectorySearch
 from flow_dpo.recipes.dots.flow import ModuleWords, Planned
-from flow_dpo.recipes.rejection_sampling.objective import Nll
+from flow_dpo.recipes.likelihood import Nll
 from flow_dpo.recipes.scales import (
     CHAT,
     SEED,

@@ -19,8 +19,9 @@ from typing import ClassVar
 
 from flow_dpo.core.dpo import Dpo
 from flow_dpo.core.errors import expect
-from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
+from flow_dpo.core.objective import Loss, TokenLogprobs
 from flow_dpo.core.types import Example, Pair, ScoredCompletion
+from flow_dpo.recipes.likelihood import by_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +43,15 @@ class DpoAndVerdicts:
     def __call__(
         self, examples: Sequence[Example], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
     ) -> Loss:
-        import torch  # settings are read without it
+        return by_kind(examples, policy, reference, pairs=Dpo(beta=self.beta), scored=_verdicts)
 
-        rows = list(zip(examples, policy, reference, strict=True))
-        paired = [(e, p, r) for e, p, r in rows if isinstance(e, Pair)]
-        words = [(e, p) for e, p, _ in rows if isinstance(e, ScoredCompletion)]
-        total, measures = torch.zeros((), device=policy[0][0].device), dict[str, Tensor]()
-        counts: dict[str, int] = {}
-        if paired:
-            loss = Dpo(beta=self.beta)([e for e, _, _ in paired], [p for _, p, _ in paired], [r for _, _, r in paired])
-            total, measures = total + loss.total, dict(loss.measures)
-            counts |= dict.fromkeys(measures, len(paired))
-        if words:
-            entropy = torch.stack([-e.weight * p[0].sum() for e, p in words]).sum()
-            right = [float(p[0].sum() > -math.log(2)) for _, p in words]
-            total = total + entropy
-            measures["verdict_loss"] = entropy.detach()
-            measures["verdict_accuracy"] = torch.tensor(sum(right))
-            counts |= {"verdict_loss": len(words), "verdict_accuracy": len(words)}
-        return Loss(total, measures, counts)
+
+def _verdicts(
+    examples: Sequence[ScoredCompletion], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+) -> Loss:
+    import torch  # settings are read without it
+
+    words = list(zip(examples, policy, strict=True))
+    entropy = torch.stack([-e.weight * p[0].sum() for e, p in words]).sum()
+    right = [float(p[0].sum() > -math.log(2)) for _, p in words]
+    return Loss(entropy, {"verdict_loss": entropy.detach(), "verdict_accuracy": torch.tensor(sum(right))})

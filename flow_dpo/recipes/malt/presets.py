@@ -14,7 +14,7 @@ from flow_dpo.learner.settings import LearnerSettings, LoraSettings
 from flow_dpo.recipes.full_tree import FullTree
 from flow_dpo.recipes.malt.credit import ThresholdedValues
 from flow_dpo.recipes.malt.flow import GenerateVerifyRefine, RefinePrompts
-from flow_dpo.recipes.malt.objective import DpoAndLikelihood
+from flow_dpo.recipes.pair_objectives import SmoothedDpo
 from flow_dpo.recipes.scales import (
     CHAT,
     SEED,
@@ -31,7 +31,7 @@ TEMPERATURE = 0.3
 
 
 def _recipe(flow: GenerateVerifyRefine, explore: FullTree) -> Recipe:
-    return Recipe(flow=flow, explore=explore, credit=ThresholdedValues(), objective=DpoAndLikelihood())
+    return Recipe(flow=flow, explore=explore, credit=ThresholdedValues(), objective=SmoothedDpo(beta=0.2))
 
 
 PRESETS: dict[str, Preset] = {

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.learner.settings import LearnerSettings, LoraSettings
+from flow_dpo.recipes.likelihood import Nll
 from flow_dpo.recipes.regenesis.credit import CorrectFinals
 from flow_dpo.recipes.regenesis.explore import GuidelineRollouts
 from flow_dpo.recipes.regenesis.flow import GuidedWords
 from flow_dpo.recipes.regenesis.kept import PathFilter
-from flow_dpo.recipes.rejection_sampling.objective import Nll
 from flow_dpo.recipes.scales import (
     CHAT,
     SEED,

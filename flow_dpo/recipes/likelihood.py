@@ -1,22 +1,26 @@
-"""Negative log-likelihood of the completions that a credit kept.
+"""Negative log-likelihood of the completions that a credit kept, alone or beside a loss of pairs.
 
 `Nll` is the objective of imitation: fine-tuning on what a credit kept, without a reference and without what was
 rejected. One completion of two tokens, kept with advantage 1:
 
     policy   -0.2 -0.6      loss 0.4, and -1/2 its derivative by each token's log-probability
 
-Invariant: as of every objective, loss and measures are sums over the examples.
+`by_kind` is the loss of a batch that holds both kinds of examples, for every objective that learns both: with a pair of
+loss 0.7 beside that completion it is 1.1.
+
+Invariant: loss and measures are sums over the examples, each measure over one kind alone; a kind that a batch has none
+of adds nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flow_dpo.core.errors import ObjectiveError
-from flow_dpo.core.objective import Loss, TokenLogprobs
-from flow_dpo.core.types import ScoredCompletion
+from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
+from flow_dpo.core.types import Example, Pair, ScoredCompletion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +64,40 @@ class Nll:
             "advantage": advantages.sum(),
         }
         return Loss(total, measures)
+
+
+OfKind = Callable[[Sequence[Any], Sequence[TokenLogprobs], Sequence[TokenLogprobs]], Loss]
+"""The loss of examples of one kind, called as an objective is."""
+
+
+def likelihood(
+    examples: Sequence[ScoredCompletion], policy: Sequence[TokenLogprobs], reference: Sequence[TokenLogprobs]
+) -> Loss:
+    """`Nll` as the part of scored completions in `by_kind`: its loss is the measure "likelihood_loss"."""
+    total = Nll()(examples, policy, reference).total
+    return Loss(total, {"likelihood_loss": total.detach()})
+
+
+def by_kind(
+    examples: Sequence[Example],
+    policy: Sequence[TokenLogprobs],
+    reference: Sequence[TokenLogprobs],
+    *,
+    pairs: OfKind,
+    scored: OfKind = likelihood,
+) -> Loss:
+    """Pairs by the one loss and scored completions by the other, added up. A measure is of the examples of its kind, or
+    of as many as that loss counts."""
+    import torch  # settings are read without it
+
+    rows = list(zip(examples, policy, reference, strict=True))
+    total = torch.zeros((), device=policy[0][0].device)
+    measures, counts = dict[str, Tensor](), dict[str, int]()
+    for kind, of_kind in ((Pair, pairs), (ScoredCompletion, scored)):
+        found = [row for row in rows if isinstance(row[0], kind)]
+        if found:
+            loss = of_kind(*map(list, zip(*found, strict=True)))
+            total = total + loss.total
+            measures |= loss.measures
+            counts |= dict.fromkeys(loss.measures, len(found)) | dict(loss.counts)
+    return Loss(total, measures, counts)
