@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm study study-recipes study-team check fix seed wheel clean
+.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm study study-recipes study-team recompute check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -119,9 +119,9 @@ study: $(DEV)  ## the paper's table and its controls on the seed model, and thei
 		runs/study/seed0/evaluations/untrained_flow_itself/held_out-greedy \
 		runs/study/seed0/traces/self_generated runs/study/seed0/traces/trained_flow --output_dir studies/seed
 
-study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its tokens, and VinePPO's values (an hour)
+study-recipes: $(DEV)  ## the neighbours of Flow-DPO on the seed model, at its tokens, and VinePPO's values (hours)
 	$(BIN)/flow-dpo compare --config studies/recipes/settings.yaml $(ARGS)
-	cp runs/study-recipes/comparison.json studies/recipes/
+	cp runs/study-recipes/comparison.json runs/study-recipes/verdicts.json.gz studies/recipes/
 	$(BIN)/python -m tools.study_tables studies/recipes
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json
 	$(BIN)/python -m benchmarks.step_values --num_problems 16 --results studies/recipes/step_values.json \
@@ -133,6 +133,9 @@ study-team: $(DEV)  ## the flow against its own Answer, votes at the same tokens
 	cp runs/study-team/comparison.json studies/team/
 	$(BIN)/python -m tools.study_tables studies/team
 	$(BIN)/flow-dpo report studies/team/comparison.json --output_dir studies/team
+
+recompute: $(DEV)  ## every accuracy, interval and p of published studies again, from their verdicts (a minute, no model)
+	$(BIN)/python -m tools.recompute $(ARGS)
 
 check: $(DEV)  ## lint, format, types, and which room may import which
 	$(BIN)/ruff check .

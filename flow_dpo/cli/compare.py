@@ -29,7 +29,7 @@ from flow_dpo.core.credit import OutcomePairs
 from flow_dpo.core.errors import ConfigError, DataError
 from flow_dpo.core.explore import TurnSampling
 from flow_dpo.data.problems import DataSettings, load
-from flow_dpo.evaluate.compare import provenance
+from flow_dpo.evaluate.compare import provenance, verdicts
 from flow_dpo.evaluate.compare import rates as rates_of
 from flow_dpo.evaluate.compare.arms import MOST_PROBLEMS, Outcome, Sizes
 from flow_dpo.evaluate.compare.choose import EVERY, choose
@@ -136,6 +136,12 @@ def compare(argv: Sequence[str]) -> int:
         context = ComparisonContext(seeds=seeds, tests=sizes.tests, facts=known, tokens=sizes.tokens)
         found = summarise(made, by_arm, context, path)
         write_header(path / SUMMARY, Comparison, found)
+        evaluations = {
+            name: {test: [each.evaluations[test] for each in outcomes] for test in outcomes[0].evaluations}
+            for name, outcomes in by_arm.items()
+            if outcomes[0].evaluations
+        }
+        verdicts.write_verdicts(path / verdicts.FILE, verdicts.collect(evaluations))
     print_safe(console, f"Written to {path / SUMMARY}; as a page: {typed_command()} report {shlex.quote(str(path))}")
     return 0
 

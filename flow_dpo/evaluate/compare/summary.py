@@ -19,6 +19,7 @@ from flow_dpo.evaluate import statistics, step_validity
 from flow_dpo.evaluate.compare.arms import BASELINE, SAME_TOKENS, Arm, Outcome
 from flow_dpo.evaluate.compare.jobs import NUMBERS
 from flow_dpo.evaluate.compare.team import team
+from flow_dpo.evaluate.compare.verdicts import mean_of_draws
 from flow_dpo.runs import run_folder
 from flow_dpo.runs.records import Prediction, read_rows
 from flow_dpo.traces.trace import Trace, read_traces
@@ -46,7 +47,9 @@ def summarise(
         if each[0].evaluations
     }
     rows = [_row(arm, outcomes[arm.name], rewards.get(arm.name, {}), context, folder) for arm in arms]
-    _differences(rows, arms, rewards, context)
+    tested = [arm for arm in arms if arm.name in rewards]
+    declared = [(arm.name, other) for arm in tested for other in arm.against if other in rewards]
+    _differences(rows, declared, rewards, context.tests)
     found = team(outcomes, rewards)
     return {
         "num_seeds": len(context.seeds),
@@ -64,7 +67,7 @@ def rewards_of(evaluation: Path) -> dict[str, float | None]:
     found: dict[str, list[float | None]] = {}
     for row in read_rows(evaluation / "predictions.jsonl", Prediction):
         found.setdefault(row.id, []).append(None if row.verdict is None else row.verdict.right)
-    return {id: None if set(each) == {None} else fmean(value or 0.0 for value in each) for id, each in found.items()}
+    return {id: mean_of_draws(each) for id, each in found.items()}
 
 
 def _row(
@@ -117,22 +120,30 @@ def _costs(outcome: Outcome) -> dict[str, float]:
     return {name: sum(work.costs[name] for work in works.values()) for name in NUMBERS}
 
 
+def recompute(found: Mapping[str, Any], rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]]) -> Any:
+    """comparison.json with its accuracies, intervals and p made again from the verdicts of its tests (`verdicts`)."""
+    rows = [dict(row) for row in found["arms"]]
+    for row in rows:
+        row["accuracies"] = _accuracies(rewards.get(row["name"], {}))
+    declared = [(row["name"], one["against"]) for row in rows for one in row["contrasts"]]
+    _differences(rows, declared, rewards, list(next(iter(rewards.values()))))
+    return {**found, "arms": rows}
+
+
 def _differences(
     rows: Sequence[dict[str, Any]],
-    arms: Sequence[Arm],
+    declared: Sequence[tuple[str, str]],
     rewards: Mapping[str, Mapping[str, Sequence[statistics.Rewards]]],
-    context: ComparisonContext,
+    tests: Sequence[str],
 ) -> None:
-    """Put into each arm's row its differences to the baseline, and to the arms that it is to be compared with.
+    """Put into each arm's row its differences to the baseline, and the declared ones to other arms.
 
     All of them are one family for Holm's correction, test by test: a pair of arms has one p, wherever it stands. That p
     is the method's, of seeds and questions; of one seed, where there is none, that of these models.
     """
-    tested = [arm for arm in arms if arm.name in rewards]
-    declared = [(arm.name, other) for arm in tested for other in arm.against if other in rewards]
-    to_baseline = [(arm.name, BASELINE) for arm in tested if BASELINE in rewards and arm.name != BASELINE]
+    to_baseline = [(name, BASELINE) for name in rewards if BASELINE in rewards and name != BASELINE]
     found: dict[tuple[str, str], dict[str, Any]] = {pair: {} for pair in (*to_baseline, *declared)}
-    for test in context.tests:
+    for test in tests:
         each = {pair: statistics.difference(*(rewards[name][test] for name in pair)) for pair in found}
         names = {pair: " ".join(pair) for pair in each}
         deciding = {names[pair]: one["p"] if one["seed_p"] is None else one["seed_p"] for pair, one in each.items()}
@@ -142,8 +153,8 @@ def _differences(
     for row in rows:
         name = row["name"]
         if BASELINE in rewards:
-            row["differences_to_self"] = found.get((name, BASELINE), dict.fromkeys(context.tests))
-            row["difference_to_self"] = row["differences_to_self"][context.tests[0]]
+            row["differences_to_self"] = found.get((name, BASELINE), dict.fromkeys(tests))
+            row["difference_to_self"] = row["differences_to_self"][tests[0]]
         row["contrasts"] = [
             {"against": other, "differences": found[one, other]} for one, other in declared if one == name
         ]
