@@ -95,7 +95,14 @@ _NEIGHBOURS = (
     _own("gspo", "GSPO", _GRPO, _FLOW),
     _own("cispo", "CISPO", "dapo_same_tokens", _FLOW),
     _own("rloo", "RLOO", _GRPO, _FLOW),
-    _own("reinforce-pp", "REINFORCE++", _GRPO, _FLOW),
+    _arm(
+        "reinforce_pp_same_tokens",
+        "single",
+        "REINFORCE++",
+        budgeted("reinforce-pp", "tokens"),  # its baseline is the mean of a batch, which is its preset's
+        _GRPO,
+        _FLOW,
+    ),
     _own("reinforce-baseline", "REINFORCE++ with a group's mean as its baseline", _GRPO, _FLOW),
     _arm(
         "grpo_as_vineppo_same_tokens",
