@@ -48,15 +48,16 @@ def fitting_problems(
         if prompt + request.max_tokens > context_tokens:
             raise ConfigError(
                 f"expected room for one completion of {request.max_tokens} tokens, found a context window of "
-                f"{context_tokens} tokens and a shortest prompt of {prompt}; shorten the prompts or the chunk "
-                "(--flow.chunk_tokens)"
+                f"{context_tokens} tokens and a shortest prompt of {prompt}; shorten the prompts, or "
+                "the completion (--flow.max_tokens; --flow.chunk_tokens of a flow of chunks)"
             )
     growth = max(prompt + completion for prompt, completion in lengths) - prompts[0]
     fits = [prompt + growth + _SLACK <= context_tokens for prompt in prompts]
     if not any(fits):
         raise ConfigError(
             f"expected the longest rollout to fit the context window of {context_tokens} tokens, found that it takes "
-            f"{shortest + growth + _SLACK} at least; lower --flow.max_chunks or --flow.chunk_tokens"
+            f"{shortest + growth + _SLACK} at least; lower --flow.max_tokens, or --flow.max_chunks or "
+            "--flow.chunk_tokens of a flow of chunks"
         )
     left_out = [problem.id for problem, fit in zip(problems, fits, strict=True) if not fit]
     if left_out:

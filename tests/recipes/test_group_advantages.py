@@ -205,6 +205,16 @@ def test_what_a_short_batch_does() -> None:
     assert learned(minibatches=2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+def test_an_update_is_of_four_problems_and_no_segment_waits(tmp_path: Path) -> None:
+    words = ["--recipe", "spo-tree", "--max_problems", "16", "--problems_per_batch", "8", "--output_dir", str(tmp_path)]
+    assert train.train([*words, "--explore.branch_factors", "[2, 2]"]) == 0
+    learned = [row["problem_id"] for row in read_jsonl(tmp_path / "scored.jsonl")]
+    batches = [list(dict.fromkeys(id for id in learned if int(id.split("/")[-1]) // 8 == i)) for i in range(2)]
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [row["learn/waiting"] for row in rows] == [0, 0]
+    assert [row["learn/updates"] for row in rows] == [max(1, round(len(problems) / 4)) for problems in batches]
+
+
 def test_epochs_pass_over_all_minibatches() -> None:
     pool = Queue(size=0, minibatches=3, updates=2)
     examples = [e for n in range(4) for e in GroupAdvantages()([group(str(n), ("correct", "wrong"))])]

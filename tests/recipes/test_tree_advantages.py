@@ -369,16 +369,6 @@ def test_with_the_credits_weights_it_is_the_authors_batch_loss() -> None:
 # ---- from a run folder -----------------------------------------------------------------------------------------------
 
 
-def test_an_update_is_of_four_problems_and_no_segment_waits(tmp_path: Path) -> None:
-    words = ["--recipe", "spo-tree", "--max_problems", "16", "--problems_per_batch", "8", "--output_dir", str(tmp_path)]
-    assert train.train([*words, "--explore.branch_factors", "[2, 2]"]) == 0
-    learned = [row["problem_id"] for row in read_jsonl(tmp_path / "scored.jsonl")]
-    batches = [list(dict.fromkeys(id for id in learned if int(id.split("/")[-1]) // 8 == i)) for i in range(2)]
-    rows = read_jsonl(tmp_path / "metrics.jsonl")
-    assert [row["learn/waiting"] for row in rows] == [0, 0]
-    assert [row["learn/updates"] for row in rows] == [max(1, round(len(problems) / 4)) for problems in batches]
-
-
 def test_recorded_advantages_are_those_of_the_recorded_trees(tmp_path: Path) -> None:
     words = ["--recipe", "treerpo", "--max_problems", "4", "--problems_per_batch", "4", "--output_dir", str(tmp_path)]
     assert train.train([*words, "--explore.branch_factors", "[3, 3]"]) == 0
