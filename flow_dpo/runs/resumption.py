@@ -51,7 +51,11 @@ def check(settings: TrainSettings, given: GivenObjects, path: Path) -> None:
     refuse_unknown(_allowed(settings), settings.sections(), _OTHER_CAUSES, flag="--allow")
     flow, credit = settings.recipe.flow, settings.recipe.credit
     _refuse_strange("learner.roles", settings.learner.roles, flow.roles, "roles")
-    _refuse_strange("credit.roles", getattr(credit, "roles", ()), flow.roles, "roles")
+    for name in ("roles", "sft_roles", "pair_roles"):
+        _refuse_strange(f"credit.{name}", getattr(credit, name, ()), flow.roles, "roles")
+    for part in ("explore", "credit"):
+        by = getattr(getattr(settings.recipe, part), "valued_by", "")
+        _refuse_strange(f"{part}.valued_by", (by,) if by else (), flow.roles, "roles")
     if isinstance(flow, AnswerStop):  # of another flow nobody knows which tags it has
         _refuse_strange("credit.tag_weights", getattr(credit, "tag_weights", {}), ("finished", "unfinished"), "tags")
     pairs = getattr(credit, "pairs", None)  # a credit within a credit

@@ -234,19 +234,22 @@ def test_an_error_of_the_system_is_no_traceback(
 
 def test_a_name_that_is_none_is_refused_in_every_mapping(tmp_path: Path) -> None:
     """Whatever names roles: a misspelled one would be dropped, and its role learn at another rate, or not at all."""
-    for setting, names, message in [
+    for recipe, setting, names, message in [
         (
+            "flow-dpo-paper",
             "learner.roles",
             {"anwser": {"learning_rate": 1e-4}},
             r"roles of the flow \(answer, stop\) in .* did you mean answer",
         ),
-        ("credit.roles", ["anwser"], r"roles of the flow \(answer, stop\) in .*'anwser'; did you mean answer"),
-        ("credit.tag_weights", {"finishd": 2.0}, r"tags of the flow .*'finishd'; did you mean finished"),
+        ("flow-dpo-paper", "credit.roles", ["anwser"], r"\(answer, stop\) in .*'anwser'; did you mean answer"),
+        ("flow-dpo-paper", "credit.tag_weights", {"finishd": 2.0}, r"tags of the flow .*'finishd'; did you mean fini"),
+        ("malt", "credit.sft_roles", ["refien"], r"in credit.sft_roles, found 'refien'; did you mean refine"),
+        ("malt", "credit.pair_roles", ["answer"], r"\(generate, verify, refine\) in credit.pair_roles, found 'answer'"),
+        ("cpl", "credit.valued_by", "value", r"\(plan, answer\) in credit.valued_by, found 'value'"),
+        ("cpl", "explore.valued_by", "value", r"\(plan, answer\) in explore.valued_by, found 'value'"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            flow_dpo.train(
-                "seed", recipe="flow-dpo-paper", output_dir=tmp_path / "run", quiet=True, settings={setting: names}
-            )
+            flow_dpo.train("seed", recipe=recipe, output_dir=tmp_path / "run", quiet=True, settings={setting: names})
         assert not (tmp_path / "run").exists()
 
 

@@ -323,6 +323,10 @@ def test_values_are_means_over_plays_and_pairs_have_their_difference() -> None:
     tree.grade(6, "", Verdict(status="wrong"))
     assert made() == [("plan", 0, 2, 4 / 3), ("answer", 1, 6, 0.6), ("answer", 4, 7, 0.6)]  # c is at 0: neither
     assert made(threshold=0.5) == made()[1:]
+    with pytest.raises(ConfigError, match="expected threshold of 0 or more and below 1"):
+        ValuePairs(threshold=1.0)
+    with pytest.raises(ConfigError, match="expected puct of 0 or more"):
+        Mcts(puct=-1.0)
     with pytest.raises(ConfigError, match="solution_scale"):
         ValuePairs(solution_scale=0.0)
 

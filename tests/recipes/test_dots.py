@@ -283,6 +283,14 @@ def test_what_the_address_refuses_or_leaves_empty_teaches_nothing(caplog: pytest
     with pytest.raises(ConfigError, match="expected base_url such as"):
         TrajectorySearch(explainer_url="file:///etc/passwd")
 
+    # Nobody there: nothing is sampled first.
+    def say(*_: object) -> str:
+        raise AssertionError
+
+    alone = TrajectorySearch(explainer_url="http://127.0.0.1:1/v1")
+    with pytest.raises(ConfigError, match=r"or give another --explore\.explainer_url"):
+        alone(FLOW, char_renderer.runner(say, ROLES), [ASKED], seed=0)
+
 
 def test_evaluation_asks_no_other_model() -> None:
     explore = TrajectorySearch(explainer_url="http://127.0.0.1:1/v1").alone(greedy=True)

@@ -78,6 +78,9 @@ def test_values_pairs_and_targets_by_hand() -> None:
     assert {e.request.role for e in ThresholdedValues()([tree]) if isinstance(e, Pair)} == {"verify", "refine"}
     good = ThresholdedValues(threshold=0.4, sft_roles=("verify",), pair_roles=())([tree])
     assert [e.completion.token_ids for e in good if isinstance(e, ScoredCompletion)] == [(6,), (7,)]
+    for strange in ({"threshold": 1.0}, {"threshold": -0.1}, {"sft_roles": (), "pair_roles": ()}):
+        with pytest.raises(ConfigError, match=r"threshold|nothing would be learned"):
+            ThresholdedValues(**strange)  # type: ignore[arg-type]
     # What was not graded is in no mean: the first critique rests on one refinement.
     partly = ThresholdedValues(pair_roles=())([drawn("ungraded", "wrong", "wrong", "wrong", "ungraded")])
     assert partly == []

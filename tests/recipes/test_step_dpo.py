@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from flow_dpo.cli import train
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.explore import Group
 from flow_dpo.core.rollouts import RolloutRunner
 from flow_dpo.core.tree import Tree
@@ -123,6 +126,9 @@ def test_the_first_error_by_hand() -> None:
     ]  # fmt: skip
     assert [(p.chosen_node, p.rejected_node, p.depth) for p in pairs] == [(7, 1, 1), (9, 1, 1)]
     assert len(FirstErrorPairs(max_per_error=1)([tree])) == 1
+    for never in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="expected threshold of 0 or more and below 1"):
+            FirstErrorPairs(threshold=never)
     # The last step is wrong where its state is not lost; then the reward is the value after it.
     tree = drawn("correct", "wrong", "correct", "wrong", "wrong", "correct")
     assert first_error(tree, tree.rollouts[0]) == 2

@@ -76,7 +76,8 @@ class ValuePairs:
     """What that role learns: each state's value in the search, or how the trunk ended."""
 
     def __post_init__(self) -> None:
-        expect(self, "of 0 or more", lambda value: value >= 0, "max_per_problem", "threshold")
+        expect(self, "of 0 or more and below 1", lambda value: 0 <= value < 1, "threshold")
+        expect(self, "of 0 or more", lambda value: value >= 0, "max_per_problem")
         expect(self, "above 0 and at most 1", lambda value: 0 < value <= 1, "solution_scale")
 
     def __call__(self, trees: Sequence[Tree]) -> list[Example]:

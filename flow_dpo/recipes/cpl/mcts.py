@@ -72,6 +72,7 @@ class Mcts(TurnSampling):
         super().__post_init__()
         names = ("num_iterations", "num_children", "num_root_children", "num_at_once")
         expect(self, "of 1 or more", lambda value: value >= 1, *names)
+        expect(self, "of 0 or more", lambda value: 0 <= value < math.inf, "puct")
 
     def __call__(self, flow: Flow[Any], runner: RolloutRunner, problems: Sequence[Problem], *, seed: int) -> list[Tree]:
         searches = [_Search(self, flow, problem, seed) for problem in problems]

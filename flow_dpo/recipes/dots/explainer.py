@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from flow_dpo.core.engine import RendersTurns
+from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Completion, Request, TokenIds, Turn
 from flow_dpo.models.chat_client import ChatEndpoint, EndpointSettings
 from flow_dpo.recipes.scored import ELSEWHERE
@@ -22,14 +23,24 @@ from flow_dpo.recipes.scored import ELSEWHERE
 log = logging.getLogger("flow_dpo")
 
 
+def reach(*, url: str, model: str) -> ChatEndpoint:
+    """The address, which answers and has the model. Raises `ConfigError` where it does not."""
+    settings = EndpointSettings(base_url=url, served_model=model)
+    endpoint = ChatEndpoint(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
+    try:
+        endpoint.check()
+    except ConfigError as error:  # in the names of this recipe's settings
+        message = str(error).replace("--base_url", "--explore.explainer_url")
+        raise ConfigError(message.replace("--served_model", "--explore.explainer_model")) from error
+    return endpoint
+
+
 def explain(prompts: Sequence[str], *, url: str, model: str, max_tokens: int) -> list[str | None]:
     """The reply to each prompt, in their order. Raises `ConfigError` where nobody answers there, `EngineError` where
     the address continues failing. Its API key is OPENAI_API_KEY's."""
     if not prompts:
         return []
-    settings = EndpointSettings(base_url=url, served_model=model)
-    endpoint = ChatEndpoint(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
-    endpoint.check()
+    endpoint = reach(url=url, model=model)
 
     def ask(prompt: str) -> str | None:
         reply = endpoint.ask([{"role": "user", "content": prompt}], max_tokens=max_tokens)
@@ -38,7 +49,7 @@ def explain(prompts: Sequence[str], *, url: str, model: str, max_tokens: int) ->
             return None
         return reply.words.strip()
 
-    with ThreadPoolExecutor(settings.concurrency, thread_name_prefix="explainer") as threads:
+    with ThreadPoolExecutor(EndpointSettings(base_url=url).concurrency, thread_name_prefix="explainer") as threads:
         futures = [threads.submit(ask, prompt) for prompt in prompts]
         try:
             return [future.result() for future in futures]

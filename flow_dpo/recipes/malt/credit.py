@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from flow_dpo.core.errors import expect
+from flow_dpo.core.errors import ConfigError, expect
 from flow_dpo.core.tree import Node, Tree
 from flow_dpo.core.types import Example, Pair, Request, Role, TokenIds
 from flow_dpo.recipes.scored import scored_as_sampled
@@ -37,6 +37,9 @@ class ThresholdedValues:
     """Roles that learn by pairs; in the paper the one that generates is fine-tuned alone, as pairs made it worse."""
 
     def __post_init__(self) -> None:
+        expect(self, "of 0 or more and below 1", lambda value: 0 <= value < 1, "threshold")
+        if not self.sft_roles and not self.pair_roles:
+            raise ConfigError("expected a role in sft_roles or in pair_roles, found none: nothing would be learned")
         expect(self, "to be different roles", lambda value: len(set(value)) == len(value), "sft_roles", "pair_roles")
 
     def __call__(self, trees: Sequence[Tree]) -> list[Example]:

@@ -40,7 +40,7 @@ class BranchPairs:
     that is 0). The authors draw a problem a step, so that those with many pairs are not preferred."""
 
     def __post_init__(self) -> None:
-        expect(self, "of 0 or more", lambda value: value >= 0, "max_pairs", "max_pair_tokens")
+        expect(self, "of 0 or more", lambda value: value >= 0, "max_pairs", "max_pair_tokens", "min_margin")
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
         """All pairs of the trees, tree by tree, state by state."""

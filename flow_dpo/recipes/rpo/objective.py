@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import expect
 from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Pair
 from flow_dpo.recipes.pair_objectives import log_odds
@@ -37,8 +37,7 @@ class OddsRatio:
     """lambda; the authors' are 0.1 to 0.3."""
 
     def __post_init__(self) -> None:
-        if self.exploration_weight < 0:
-            raise ConfigError(f"exploration_weight must be 0 or more, found {self.exploration_weight}")
+        expect(self, "of 0 or more", lambda value: value >= 0, "exploration_weight")
 
     @property
     def needs_reference(self) -> bool:

@@ -33,6 +33,7 @@ class FirstErrorPairs:
     """Pairs of one error, the earliest completions first; 0 keeps all, as the authors do."""
 
     def __post_init__(self) -> None:
+        expect(self, "of 0 or more and below 1", lambda value: 0 <= value < 1, "threshold")
         expect(self, "of 0 or more", lambda value: value >= 0, "max_per_error")
 
     def __call__(self, trees: Sequence[Tree]) -> list[Pair]:
