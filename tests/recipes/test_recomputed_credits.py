@@ -14,7 +14,7 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from tests.support.recipe_runs import Ids, Recorded, Row, Runs, above, below, prompt, reward, tokens
+from tests.support.recipe_runs import Ids, Recorded, Row, Runs, above, below, each, prompt, reward, tokens
 
 Scored = dict[tuple[str, int], tuple[float, float]]
 """Problem and node to advantage and weight."""
@@ -251,7 +251,7 @@ SCORED: dict[str, Callable[[Recorded], Scored]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", SCORED)
+@pytest.mark.parametrize("recipe", each(SCORED))
 def test_advantages_of_a_run(recipe: str, runs: Runs) -> None:
     run = runs(recipe)
     wanted = SCORED[recipe](run)
@@ -347,7 +347,7 @@ PAIRS: dict[str, Callable[[Recorded], Pairs]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", PAIRS)
+@pytest.mark.parametrize("recipe", each(PAIRS))
 def test_pairs_of_a_run(recipe: str, runs: Runs) -> None:
     run = runs(recipe)
     wanted = PAIRS[recipe](run)

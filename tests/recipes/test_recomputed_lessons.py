@@ -1,7 +1,7 @@
 """CPL, MALT, ReGenesis and DOTS: is what a run recorded as learned what its trees teach, and as many rollouts as said?
 
-Recomputed by loops over plain JSON, as in `test_recomputed_credits`: these learn one thing for the request of another, or
-two kinds of things.
+Recomputed by loops over plain JSON, as in `test_recomputed_credits`: these learn one thing for the request of another,
+or two kinds of things.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def values_of(tree: Row, path: list[int]) -> list[int]:
     return [node for node, role in zip(path, roles(tree, path), strict=True) if role == "value"]
 
 
+@pytest.mark.slow  # `test_malt` recomputes the nodes
 def test_what_malt_learns_in_a_run(runs: Runs) -> None:
     """Of equal completions of one request the mean; above a half each is learned, and preferred to all below."""
     run = runs("malt")

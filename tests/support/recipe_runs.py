@@ -10,11 +10,12 @@ what a recipe does: a tree is nodes with parents and rollouts with verdicts.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from filelock import FileLock
 
 from flow_dpo.cli import train
@@ -23,28 +24,32 @@ Row = dict[str, Any]
 Ids = tuple[int, ...]
 
 WORDS = (
-    "--max_problems", "6", "--problems_per_batch", "6", "--examples_per_update", "0", "--minibatches", "2",
-    "--epochs_per_batch", "2", "--warmup_updates", "0",
+    "--max_problems", "4", "--problems_per_batch", "4", "--examples_per_update", "0", "--minibatches", "2",
+    "--epochs_per_batch", "2", "--warmup_updates", "0", "--learning_rate", "0.01",
 )  # fmt: skip
 MORE: Mapping[str, tuple[str, ...]] = {
-    # Smaller trees, and limits that take something away.
+    # Smaller trees, and limits that take something away; divergences that show in a loss.
+    **dict.fromkeys(("online-dpo", "reinforce-pp"), ("--max_problems", "12", "--problems_per_batch", "12")),
+    "reinforce-baseline": ("--kl_coef", "0.1"),
     "dapo": ("--overlong_share", "0.6"),
-    "vineppo": ("--num_rollouts", "4", "--num_completions", "3"),
-    "spo-chain": ("--num_rollouts", "4", "--cut_interval", "2"),
-    "spo-tree": ("--max_per_problem", "8"),
+    "vineppo": ("--num_rollouts", "4", "--num_completions", "3", "--kl_coef", "0.02"),
+    "spo-chain": ("--num_rollouts", "4", "--cut_interval", "2", "--kl_coef", "0.05"),
+    "spo-tree": ("--max_per_problem", "8", "--kl_coef", "0.05"),
     "treerpo": ("--branch_factors", "[3, 3]"),
     "treerl": ("--num_paths", "6"),
     "rpo": ("--num_completions", "6", "--max_pairs", "3"),
     "malt": ("--branch_factors", "[4, 1, 3]", "--max_problems", "3"),
     "dots": ("--num_rollouts", "2", "--num_rounds", "2", "--num_kept", "3", "--num_best", "1"),
     "regenesis": ("--max_per_problem", "1"),
-    "rejection-sampling": ("--max_per_problem", "2"),
+    "rejection-sampling": ("--max_problems", "6", "--problems_per_batch", "6", "--max_per_problem", "2"),
     "cpl": (
         "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--credit.fine_tune",
         "--credit.max_per_problem", "1", "--objective.sft", "--num_iterations", "6",
     ),
 }  # fmt: skip
 """Flags of a recipe's run besides."""
+ELSEWHERE = ("dapo", "gspo", "cispo", "treerpo", "iterative-rpo", "step-dpo", "malt")
+"""Recipes whose credit another test recomputes from a run of its own, or which have another recipe's."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class Recorded:
 
 
 Runs = Callable[[str], Recorded]
+
+
+def each(names: Iterable[str]) -> list[Any]:
+    """Recipes as a test's parameters; a run of what is recomputed elsewhere is made by hand alone."""
+    return [pytest.param(one, marks=[pytest.mark.slow] if one in ELSEWHERE else []) for one in names]
 
 
 def recorded(name: str, folder: Path) -> Recorded:
