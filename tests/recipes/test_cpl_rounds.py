@@ -98,7 +98,7 @@ def test_without_fine_tuning_it_is_dpo_and_its_measures() -> None:
     assert found.measures["margin"].item() == pytest.approx(0.3 * 0.3)
     with pytest.raises(ObjectiveError, match=r"without --objective\.sft, found 1 scored completions in 2 examples"):
         StepApo()([SAID, PAIR], [[torch.tensor([-0.2, -0.6])], *policy], [[torch.tensor([0.0, 0.0])], *reference])
-    with pytest.raises(ConfigError, match="beta must be above 0, found 0"):
+    with pytest.raises(ConfigError, match="beta above 0, found 0"):
         StepApo(beta=0.0)
 
 

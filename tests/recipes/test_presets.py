@@ -174,7 +174,7 @@ def test_the_papers_learners() -> None:
     }  # fmt: skip
     vine = presets.preset("vineppo", "paper").learner
     assert vine.passes == PassSettings(epochs_per_batch=2, minibatches=8)
-    assert (vine.warmup_updates, vine.decay_after, vine.decay_power) == (480, 16_000, 0)
+    assert (vine.warmup_updates, vine.decay_after, vine.schedule) == (480, 16_000, "linear")
     dapo = presets.preset("dapo", "paper").learner
     assert (dapo.passes, dapo.warmup_updates) == (PassSettings(minibatches=16, short_batch="fill"), 20 * 16)
     cpl: Any = presets.preset("cpl", "paper").recipe

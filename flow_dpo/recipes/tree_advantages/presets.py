@@ -79,7 +79,7 @@ SPO_CHAIN: dict[str, Preset] = {
             learning_rate=1e-6,
             warmup_updates=480,
             decay_after=16_000,
-            decay_power=0.0,
+            schedule="linear",
             examples_per_update=0,
             passes=PassSettings(minibatches=8, epochs_per_batch=2),
         ),
@@ -107,7 +107,7 @@ SPO_TREE: dict[str, Preset] = {
         recipe=_spo_tree(Single(max_tokens=1024), FullTree(segment_tokens=30, temperature=0.6, top_p=0.9)),
         lora=_LORA,
         learner=LearnerSettings(
-            learning_rate=1e-6, examples_per_update=128, warmup_updates=240, decay_after=8_000, decay_power=0.0
+            learning_rate=1e-6, examples_per_update=128, warmup_updates=240, decay_after=8_000, schedule="linear"
         ),
         problems_per_batch=16,
     ),

@@ -56,7 +56,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-6,
             warmup_updates=480,
             decay_after=16_000,
-            decay_power=0.0,
+            schedule="linear",
             examples_per_update=0,
             passes=PassSettings(minibatches=8, epochs_per_batch=2),
         ),
