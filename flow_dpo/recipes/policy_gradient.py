@@ -42,8 +42,8 @@ class ClippedPolicyGradient:
 
         loss = - mean of [ min(r A, clip(r, 1 - low, 1 + high) A) ] + kl_coef * mean of [ exp(d) - d - 1 ]
 
-    pi_old is what was recorded while sampling, of the unscaled distribution. On policy r = 1 and the gradient is that
-    of - A mean log pi.
+    pi_old is what was recorded while sampling, at the learner's `logit_temperature`. On policy r = 1 and the gradient
+    is that of - A mean log pi.
     """
 
     accepts: ClassVar[tuple[type, ...]] = (ScoredCompletion,)

@@ -27,8 +27,9 @@ class SegmentPolicyGradient:
 
         loss = - w * mean of min(r A, clip(r, 1 - e, 1 + e') A)  +  b * sum or w * mean of (exp(d) - d - 1)
 
-    pi_old is what was recorded while sampling, of the unscaled distribution. Learned is what pi_old gave less than
-    `mask_above`.
+    pi_old is what was recorded while sampling, at the learner's `logit_temperature`. Learned is what pi_old gave less
+    than `mask_above`; the mean is over what it gave less at temperature 1, by which the credit weighs segments, so that
+    a learned token counts the same in each.
     """
 
     accepts: ClassVar[tuple[type, ...]] = (ScoredCompletion,)
@@ -65,7 +66,9 @@ class SegmentPolicyGradient:
         for index, (example, (logprobs,)) in enumerate(zip(examples, policy, strict=True)):
             old = torch.tensor(example.completion.logprobs, device=logprobs.device)
             learned = old.exp() < self.mask_above if self.mask_above else torch.ones_like(old, dtype=torch.bool)
-            count = learned.sum().clamp(min=1)
+            raw = torch.tensor(example.completion.raw_logprobs, device=logprobs.device)
+            counted = raw.exp() < self.mask_above if len(raw) and self.mask_above else learned
+            count = counted.sum().clamp(min=1)
             ratio = torch.where(learned, logprobs - old, torch.zeros_like(old)).exp()
             kept = ratio.clamp(1 - self.clip_range, 1 + self.clip_high)
             gain = torch.minimum(ratio * example.advantage, kept * example.advantage)

@@ -80,6 +80,7 @@ SPO_CHAIN: dict[str, Preset] = {
             warmup_updates=480,
             decay_after=16_000,
             schedule="linear",
+            logit_temperature=0.6,
             examples_per_update=0,
             passes=PassSettings(minibatches=8, epochs_per_batch=2),
         ),
@@ -89,10 +90,12 @@ SPO_CHAIN: dict[str, Preset] = {
         _spo_chain(
             Single(max_tokens=1024),
             CutRollouts(num_rollouts=8, num_completions=4, cut_interval=10, temperature=0.6, top_p=0.9),
-        )
+        ),
+        logit_temperature=0.6,
     ),
     "small": SMALL.preset(
-        _spo_chain(SMALL_SINGLE, CutRollouts(num_rollouts=8, num_completions=4, temperature=0.6, top_p=0.9))
+        _spo_chain(SMALL_SINGLE, CutRollouts(num_rollouts=8, num_completions=4, temperature=0.6, top_p=0.9)),
+        logit_temperature=0.6,
     ),
     "seed": SEED.preset(
         _spo_chain(
@@ -107,7 +110,12 @@ SPO_TREE: dict[str, Preset] = {
         recipe=_spo_tree(Single(max_tokens=1024), FullTree(segment_tokens=30, temperature=0.6, top_p=0.9)),
         lora=_LORA,
         learner=LearnerSettings(
-            learning_rate=1e-6, examples_per_update=128, warmup_updates=240, decay_after=8_000, schedule="linear"
+            learning_rate=1e-6,
+            examples_per_update=128,
+            warmup_updates=240,
+            decay_after=8_000,
+            schedule="linear",
+            logit_temperature=0.6,
         ),
         problems_per_batch=16,
     ),
@@ -115,10 +123,12 @@ SPO_TREE: dict[str, Preset] = {
         _spo_tree(
             Single(max_tokens=1024),
             FullTree(branch_factors=(4, 4, 4), segment_tokens=100, temperature=0.6, top_p=0.9),
-        )
+        ),
+        logit_temperature=0.6,
     ),
     "small": SMALL.preset(
-        _spo_tree(SMALL_SINGLE, FullTree(branch_factors=(4, 4, 4), segment_tokens=30, temperature=0.6, top_p=0.9))
+        _spo_tree(SMALL_SINGLE, FullTree(branch_factors=(4, 4, 4), segment_tokens=30, temperature=0.6, top_p=0.9)),
+        logit_temperature=0.6,
     ),
     "seed": SEED.preset(
         _spo_tree(
