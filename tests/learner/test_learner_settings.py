@@ -77,7 +77,7 @@ def test_rates_fall_as_those_of_transformers(schedule: Schedule, theirs: Callabl
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
     scheduler, rates = theirs(optimizer, warmup, 40), list[float]()
     for _ in range(41):
-        rates.append(scheduler.get_last_lr()[0])
+        rates.append(float(scheduler.get_last_lr()[0]))
         optimizer.step()
         scheduler.step()
     assert [settings.rate("answer", update) for update in range(1, 41)] == pytest.approx(
