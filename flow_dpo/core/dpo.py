@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flow_dpo.core.errors import ConfigError
+from flow_dpo.core.errors import expect
 from flow_dpo.core.objective import Loss, Tensor, TokenLogprobs
 from flow_dpo.core.types import Pair
 
@@ -45,14 +45,9 @@ class Dpo:
     """How far h must exceed 0, in units of the pair's margin; Step-APO's alpha is 1. Not in the paper."""
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ConfigError(f"beta must be above 0, found {self.beta}")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(f"label_smoothing must be in [0, 0.5), found {self.label_smoothing}")
-        if self.sft_weight < 0:
-            raise ConfigError(f"sft_weight must be 0 or more, found {self.sft_weight}")
-        if self.margin_weight < 0:
-            raise ConfigError(f"margin_weight must be 0 or more, found {self.margin_weight}")
+        expect(self, "above 0", lambda value: value > 0, "beta")
+        expect(self, "of 0 or more, below 0.5", lambda value: 0 <= value < 0.5, "label_smoothing")
+        expect(self, "of 0 or more", lambda value: value >= 0, "sft_weight", "margin_weight")
 
     @property
     def needs_reference(self) -> bool:

@@ -160,22 +160,19 @@ class ProblemRollouts:
         for index in range(self.num_alternatives):
             record = RolloutRecord(at=depth, index=index)
             rng = random.Random(self._seed(record, "divergence"))
-            if turn.choices:
-                completion = self._other_choice(trunk.request, done, rng)
-            else:
-                completion = None
-                divergence = draw_divergence(done, rng)
-                if divergence is not None:
-                    sampled = yield from sample(
-                        SampleRequest(
-                            turn=turn,
-                            sampling=self.turn_sampling.for_turn(turn, trunk=False),
-                            seed=self._seed(record, "completion"),
-                            prefix_ids=divergence.of.token_ids[: divergence.kept],
-                            excluded_ids=divergence.excluded_ids,
-                        )
+            completion = self._other_choice(trunk.request, done, rng) if turn.choices else None
+            divergence = None if turn.choices else draw_divergence(done, rng)
+            if divergence is not None:
+                sampled = yield from sample(
+                    SampleRequest(
+                        turn=turn,
+                        sampling=self.turn_sampling.for_turn(turn, trunk=False),
+                        seed=self._seed(record, "completion"),
+                        prefix_ids=divergence.of.token_ids[: divergence.kept],
+                        excluded_ids=divergence.excluded_ids,
                     )
-                    completion = splice(divergence, sampled.completion)
+                )
+                completion = splice(divergence, sampled.completion)
             if completion is None:
                 if index == 0:
                     self.skipped[turn.role] = self.skipped.get(turn.role, 0) + 1

@@ -1,7 +1,6 @@
 """A flow: the roles' turn-taking on one problem, as a pure state machine.
 
-The protocol by which roles take turns on one problem: a pure state machine over immutable states. It needs no engine,
-no tokenizer, no clock and no randomness, so branching at a state is free and its tests need no model:
+It needs no engine, no tokenizer, no clock and no randomness, so branching at a state is free and tests need no model:
 
     state = flow.start(problem)
     while (turn := flow.turn(state)) is not None:

@@ -89,10 +89,6 @@ class Tree:
             at = self.nodes[at].parent
         return walk[::-1]
 
-    def rollouts_from(self, node: int) -> list[Rollout]:
-        """The rollouts that *start* at `node`. The trunk starts at the root only."""
-        return [rollout for rollout in self.rollouts if rollout.start == node]
-
     def rollout_of(self, node: Node) -> Rollout:
         """The rollout in which `node` was sampled: the one that it led to."""
         return self.rollouts[node.rollout]

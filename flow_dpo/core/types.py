@@ -123,6 +123,8 @@ class Completion:
     """Log-probability of every declared choice, renormalised over them, unscaled."""
     num_stop_tokens: int = 0
     """Last tokens that spell a stop string and nothing else, where it finished with one."""
+    raw_logprobs: tuple[float, ...] = field(default=(), metadata={"sparse": True})
+    """`logprobs` as they were recorded, where a learner has brought them to its `logit_temperature`."""
 
     @property
     def content_ids(self) -> TokenIds:

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 
 from flow_dpo.core.types import Role
-from flow_dpo.learner.gradients import Gradients, padded_rows
-from flow_dpo.learner.logprobs import inputs
+from flow_dpo.learner.gradients import Gradients
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import RowSettings
-from flow_dpo.models.drift_causes import PromptedCompletion
+from flow_dpo.models.drift_causes import PromptedCompletion, inputs
+from flow_dpo.models.packing import padded_rows
 
 
 def teacher_forced(policy: Policy, role: Role, completions: Sequence[PromptedCompletion]) -> list[list[float]]:
@@ -30,7 +30,7 @@ def teacher_forced(policy: Policy, role: Role, completions: Sequence[PromptedCom
     computed.check()
     found: list[list[float]] = [[] for _ in completions]
     with torch.no_grad(), policy.using(role):
-        for row in padded_rows([[inputs(one)] for one in completions], settings.max_tokens):
+        for row, _ in padded_rows([[inputs(one)] for one in completions], settings.max_tokens):
             for index, values in zip(row, computed.logprobs([completions[at] for at in row])(), strict=True):
                 found[index] = values.tolist()
     return found

@@ -11,7 +11,7 @@ Invariant: results come in the order of the rows, whoever computed them; one at 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,20 +20,20 @@ import torch
 class RowResult:
     """What one row adds to a role's update."""
 
-    pieces: tuple[torch.Tensor, ...]
-    """Gradient of the row's share of the mean loss: a tensor a parameter."""
-    measures: dict[str, float]
-    """Sums over the row's examples."""
-    counts: dict[str, int]
-    """Examples that each sum is of."""
     tokens: int
     """Input tokens of a forward."""
-    seconds: tuple[float, float, float]
-    """Of the reference's forward, the policy's with the loss, and the backward."""
     policy: list[torch.Tensor]
     """Log-probabilities of the tokens of each of the row's completions, on the CPU."""
-    reference: list[torch.Tensor]
+    reference: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     """The same under the reference policy; empty where they were not computed."""
+    pieces: tuple[torch.Tensor, ...] = ()
+    """Gradient of the row's share of the mean loss: a tensor a parameter; none where none was asked for."""
+    measures: dict[str, float] = field(default_factory=dict[str, float])
+    """Sums over the row's examples."""
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    """Examples that each sum is of."""
+    seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Of the reference's forward, the policy's with the loss, and the backward."""
 
 
 Deal = Callable[[int, Callable[[int], RowResult]], Iterator[RowResult]]

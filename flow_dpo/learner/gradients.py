@@ -14,22 +14,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import add
 
 import torch
 
 from flow_dpo.core.errors import LearningError
 from flow_dpo.core.objective import Objective, TokenLogprobs
 from flow_dpo.core.seeds import derive
-from flow_dpo.core.types import Example, Role
+from flow_dpo.core.types import Completion, Example, Pair, Role
 from flow_dpo.learner.check import choose_way
 from flow_dpo.learner.deal import Deal, RowResult, alone
 from flow_dpo.learner.kept import KeptVersions
-from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion, inputs
+from flow_dpo.learner.logprobs import Logprobs, PackedLogprobs, PlainLogprobs, PromptedCompletion
 from flow_dpo.learner.policy import Policy
 from flow_dpo.learner.settings import RowSettings
 from flow_dpo.models.drift import Drift, Held, spread
-from flow_dpo.models.packing import fill_rows, merge
+from flow_dpo.models.drift_causes import inputs
+from flow_dpo.models.packing import merged_rows, padded_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,8 @@ class LearnedExample:
     """Empty where the objective reads none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """Examples that are computed in one forward, and its number of tokens."""
-
-    examples: list[Example]
-    num_tokens: int
+_Row = tuple[list[Example], int]
+"""Examples that are computed in one forward, and its number of tokens."""
 
 
 class NonFinite(Exception):
@@ -86,9 +84,12 @@ class Gradients:
         references: Mapping[Role, str | None],
         kept: KeptVersions | None = None,
         deal: Deal = alone,
+        temperature: float = 1.0,
     ) -> None:
-        """`references` are the adapters of the reference policy; `kept` earlier weights, to compare with."""
+        """`references` are the adapters of the reference policy; `kept` earlier weights, to compare with; logits of
+        texts are divided by `temperature`."""
         self._policy, self._rows, self._references, self._deal = policy, rows, references, deal
+        self._temperature = temperature
         self._kept = kept or KeptVersions(policy, 0)
         self.packed: bool | None = None if rows.packed else False
         """Whether prefixes are shared; None until the model was checked."""
@@ -107,7 +108,7 @@ class Gradients:
     def logprobs(self, completions: Sequence[PromptedCompletion]) -> Logprobs:
         """Log-probabilities of these completions, by the way that was chosen."""
         way = PackedLogprobs if self.packed else PlainLogprobs
-        return way(self._policy.model, completions, own_head=self.own_head is True)
+        return way(self._policy.model, completions, own_head=self.own_head is True, temperature=self._temperature)
 
     def compute(
         self, objective: Objective, role: Role, examples: Sequence[Example], version: int, count: int | None = None
@@ -127,22 +128,39 @@ class Gradients:
         account.reference_for_all = self._rows.shard_base and any(isinstance(e, account.kinds) for e in examples)
         self._compare_again(role, examples, account)
         # The longest row first, ties as they were filled: ranks finish together, and sums are always of this order.
-        rows = sorted(enumerate(self._fill(examples)), key=lambda row: -row[1].num_tokens)
+        rows = sorted(enumerate(self._fill(examples)), key=lambda row: -row[1][1])
 
         def compute(place: int) -> RowResult:
-            index, row = rows[place]
+            index, (row, _) = rows[place]
             # Only dropout is random. Its seed makes a resumed run equal the uninterrupted one, and no row like another.
             seed = derive(self._policy.seed, "dropout", count, role, index)
             return self._row_result(objective, role, row, account, seed)
 
-        for (_, row), result in zip(rows, self._deal(len(rows), compute), strict=True):
-            account.add(result, row.examples)
+        for (_, (row, _)), result in zip(rows, self._deal(len(rows), compute), strict=True):
+            account.add(result, row)
             for into, piece in zip(total, result.pieces, strict=True):
                 into += piece
         norm = float(torch.nn.utils.get_total_norm(total))
         if not math.isfinite(norm):
             raise NonFinite(role, f"the gradient of role {role!r} is {norm} at version {version}")
         return Gradient(total, norm, account.measures(), account.counts, account.drift, account.learned)
+
+    def scaled(self, role: Role, version: int, examples: Sequence[Example]) -> list[Example]:
+        """The examples, and of this role's completions of this version what was recorded brought to the temperature:
+        by what that adds under the present weights, which are to be that version's. So a drift stays what it is."""
+        rows = self._fill([e for e in examples if e.request.role == role])
+
+        def compute(place: int) -> RowResult:
+            logprobs = self.logprobs([(e.request, c) for e in rows[place][0] for c in e.completions])
+            with torch.no_grad(), self._policy.using(role):
+                return RowResult(tokens=logprobs.num_tokens, policy=_on_cpu(logprobs.added()))
+
+        done: dict[int, Example] = {}
+        for (row, _), result in zip(rows, self._deal(len(rows), compute), strict=True):
+            counts = [len(e.completions) for e in row]
+            for example, added in zip(row, _by_example(result.policy, counts), strict=True):
+                done[id(example)] = _scaled(example, added, version)
+        return [done.get(id(example), example) for example in examples]
 
     def _compare_again(self, role: Role, examples: Sequence[Example], account: Account) -> None:
         """Compute a few completions of each version again, one at a time, where the rows cannot tell.
@@ -166,9 +184,11 @@ class Gradients:
                 for completion in spread(sampled):
                     account.drift.add(completion, self.logprobs([completion])()[0], held)
 
-    def _row_result(self, objective: Objective, role: Role, row: _Row, account: Account, seed: int) -> RowResult:
+    def _row_result(
+        self, objective: Objective, role: Role, examples: Sequence[Example], account: Account, seed: int
+    ) -> RowResult:
         """One row's gradient, measures and log-probabilities."""
-        policy, examples = self._policy, row.examples
+        policy = self._policy
         completions = [(e.request, c) for e in examples for c in e.completions]
         counts = [len(e.completions) for e in examples]
         logprobs = self.logprobs(completions)
@@ -209,31 +229,11 @@ class Gradients:
         """The examples as rows of at most `max_tokens` tokens."""
         self.check()
         sequences = [[inputs((e.request, c)) for c in e.completions] for e in examples]
-        if not self.packed:
-            rows = padded_rows(sequences, self._rows.max_tokens)
+        if self.packed:
+            rows = merged_rows(sequences, [e.problem_id or i for i, e in enumerate(examples)], self._rows.max_tokens)
         else:
-            trees: dict[str | int, list[int]] = {}
-            for i, e in enumerate(examples):
-                trees.setdefault(e.problem_id or i, []).append(i)
-            members = list(trees.values())
-            filled = fill_rows([[sequences[i] for i in tree] for tree in members], self._rows.max_tokens)
-            rows = [[members[tree][i] for tree, i in row] for row in filled]
-        size = (lambda of: merge(of).num_tokens) if self.packed else (lambda of: len(of) * max(map(len, of)))
-        return [_Row([examples[i] for i in row], size([s for i in row for s in sequences[i]])) for row in rows]
-
-
-def padded_rows(sequences: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
-    """Items of similar length together, each row padded to its longest: the items' indices by row."""
-    lengths = [max(map(len, item)) for item in sequences]
-    rows: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if rows:
-            num_sequences = sum(len(sequences[j]) for j in [*rows[-1], i])
-            if num_sequences * lengths[rows[-1][0]] <= max_tokens:
-                rows[-1].append(i)
-                continue
-        rows.append([i])
-    return rows
+            rows = padded_rows(sequences, self._rows.max_tokens)
+        return [([examples[i] for i in row], num_tokens) for row, num_tokens in rows]
 
 
 SUMS = frozenset({"pairs", "tokens", "unshared_tokens", "rows", "reference_s", "forward_s", "backward_s"})
@@ -298,6 +298,17 @@ class Account:
         """By name; drift only where something was compared."""
         means = {name: total / self.counts[name] for name, total in self._totals.items()}
         return means | self._sums | self.drift.measures()
+
+
+def _scaled(example: Example, added: TokenLogprobs, version: int) -> Example:
+    """The example with these values added to the recorded ones of its completions of this version."""
+    made: list[Completion] = []
+    for completion, piece in zip(example.completions, added, strict=True):
+        raw = completion.raw_logprobs or completion.logprobs
+        scaled = replace(completion, logprobs=tuple(map(add, raw, piece.tolist())), raw_logprobs=raw)
+        made.append(scaled if completion.policy_version == version else completion)
+    names = ("chosen", "rejected") if isinstance(example, Pair) else ("completion",)
+    return replace(example, **dict(zip(names, made, strict=True)))
 
 
 def _by_example(pieces: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprobs]:

@@ -67,7 +67,8 @@ class Learner:
         frozen = self.settings.reference.kind == "snapshot"
         references = {role: policy.snapshot(role) if frozen else None for role in policy.roles}
         self._kept = KeptVersions(policy, kept_versions)
-        self._gradients = Gradients(policy, self.settings.rows, references, self._kept, deal)
+        one, rows = self.settings, self.settings.rows
+        self._gradients = Gradients(policy, rows, references, self._kept, deal, one.logit_temperature)
         version = 0 if frozen or policy.is_at_base() else None
         self._gradients.reference_versions = dict.fromkeys(policy.roles, version)
         self._before: tuple[int, dict[str, list[torch.Tensor]]] = (0, {})
@@ -84,11 +85,6 @@ class Learner:
     def pool(self) -> list[Example]:
         """The examples that wait to be learned, those of windows aside."""
         return [example for pool in self.pools.values() if not isinstance(pool, Window) for example in pool.examples]
-
-    @property
-    def packed(self) -> bool | None:
-        """Whether shared prefixes are computed once; None until the model was checked."""
-        return self._gradients.packed
 
     @contextmanager
     def holding(self, version: int) -> Iterator[dict[Role, Adapter]]:
@@ -108,7 +104,7 @@ class Learner:
 
     @property
     def way(self) -> tuple[bool | None, bool | None]:
-        """How log-probabilities are computed: with shared prefixes, and by the model's own head."""
+        """How log-probabilities are computed: with shared prefixes, by the model's own head; None before the check."""
         return self._gradients.packed, self._gradients.own_head
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -130,6 +126,7 @@ class Learner:
         """
         started = time.perf_counter()
         self._check_examples(objective, examples)
+        examples = self._scaled(examples)
         calls = self._kept.begin(self.version)
         self._move_references(self.policy.roles if self.settings.reference.each_batch else ())
         for name, pool in self.pools.items():
@@ -142,7 +139,7 @@ class Learner:
                 done.append(self._learn(objective, batches))
             except NonFinite as error:
                 role, found = error.args
-                if not self.settings.skip_nonfinite:
+                if not self.settings.passes.skip_nonfinite:
                     raise LearningError(f"{found}; nothing was changed. Lower the learning rate or beta") from error
                 num_skipped += 1
                 self.pools[self._pool_of(role)].give_up()
@@ -156,7 +153,7 @@ class Learner:
 
     def save(self, folder: str | Path) -> None:
         """Write all that `load` needs to go on bit for bit, and the adapters in PEFT's layout."""
-        facts = {"version": self.version, "role_updates": self._role_updates, "packed": self.packed}
+        facts = {"version": self.version, "role_updates": self._role_updates, "packed": self.way[0]}
         facts |= {"pool_updates": {name: pool.num_updates for name, pool in self.pools.items()}}
         facts |= {"reference_versions": self._gradients.reference_versions, "kept": self._kept.calls}
         examples = [example for pool in self.pools.values() for example in pool.examples]
@@ -173,6 +170,16 @@ class Learner:
             # A role that had no pool of its own then begins to count with its updates.
             pool.num_updates = facts.pool_updates.get(name, self._role_updates.get(name, 0))
             pool.examples = [each for each in examples if self._pool_of(each.request.role) == name]
+
+    def _scaled(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The examples, with what was recorded at sampling brought to the temperature under the weights that sampled;
+        what answers another request than it was sampled for (version -1) stays."""
+        found = {(e.request.role, c.policy_version) for e in examples for c in e.completions}
+        for role, version in sorted(found) if self.settings.logit_temperature != 1 else ():
+            if version >= 0:
+                with self.holding(version):
+                    examples = self._gradients.scaled(role, version, examples)
+        return examples
 
     def _pool_of(self, role: Role) -> str:
         return role if role in self.pools else SHARED

@@ -18,7 +18,7 @@ Shapes: N tokens in a row, C hidden size, R label positions, M labels, V tokens 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,92 +27,87 @@ from transformers import PreTrainedModel
 from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import TokenIds
 from flow_dpo.models.attention import layout_inputs
-from flow_dpo.models.drift_causes import PromptedCompletion
+from flow_dpo.models.drift_causes import PromptedCompletion, inputs
 from flow_dpo.models.head import Head, OwnHead
-from flow_dpo.models.packing import PackedRow, merge
+from flow_dpo.models.packing import merge
 from flow_dpo.models.tree_attention import row_layout
 
+_LaidOut = tuple[list[np.ndarray], dict[str, Any]]
+"""Where among the input tokens each completion's labels are read, and the model's arguments."""
 
-class Logprobs(Protocol):
+
+class Logprobs:
     """Log-probabilities of some completions: prepared once, computed under the policy and under its reference."""
-
-    num_tokens: int
-    """Input tokens of one forward."""
-
-    def __call__(self) -> list[torch.Tensor]:
-        """For each completion one float32 value a token, under the adapter in use."""
-        ...
-
-
-def inputs(completions: PromptedCompletion) -> TokenIds:
-    """The input token ids: prompt and completion without its last token."""
-    request, completion = completions
-    return request.prompt_ids + completion.token_ids[:-1]
-
-
-class PackedLogprobs:
-    """Log-probabilities by one forward over the trie of all completions' inputs."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         completions: Sequence[PromptedCompletion],
-        row: PackedRow | None = None,
         *,
         own_head: bool = False,
+        temperature: float = 1.0,
     ) -> None:
-        row = row or merge([inputs(s) for s in completions])
-        self.num_tokens = row.num_tokens
-        device = model.device
-        self._model, self._own_head = model, own_head
+        """`temperature`: logits are divided by it, but for choices."""
+        self._model, self._own_head, self._temperature = model, own_head, temperature
+        at, self._arguments = self._lay_out(completions, model.device)
+        self.num_tokens = self._arguments["input_ids"].numel()
+        """Input tokens of one forward."""
+        self._labels = _Labels(completions, at, model.device)
+
+    def __call__(self) -> list[torch.Tensor]:
+        """For each completion one float32 value a token, under the adapter in use."""
+        return self._labels.logprobs(*self._forward(), self._temperature)
+
+    def added(self) -> list[torch.Tensor]:
+        """What the temperature adds to each of these values."""
+        found = self._forward()
+        scaled, plain = (self._labels.logprobs(*found, each) for each in (self._temperature, 1.0))
+        return [one - other for one, other in zip(scaled, plain, strict=True)]
+
+    def _lay_out(self, completions: Sequence[PromptedCompletion], device: torch.device) -> _LaidOut:
+        raise NotImplementedError
+
+    def _forward(self) -> tuple[torch.Tensor, Head | OwnHead]:
+        """One forward: hidden states and the head to apply, or the logits by the model's own head."""
+        if self._own_head:
+            return self._model(**self._arguments).logits.flatten(0, 1), OwnHead()
+        return _decoder(self._model)(**self._arguments).last_hidden_state.flatten(0, 1), Head(self._model)
+
+
+class PackedLogprobs(Logprobs):
+    """Log-probabilities by one forward over the trie of all completions' inputs."""
+
+    def _lay_out(self, completions: Sequence[PromptedCompletion], device: torch.device) -> _LaidOut:
+        row = merge([inputs(s) for s in completions])
         self._layout = row_layout(row, device)
-        self._arguments: dict[str, Any] = {
+        at = [path[len(s[0].prompt_ids) - 1 :] for s, path in zip(completions, row.paths, strict=True)]
+        return at, {
             "input_ids": torch.from_numpy(row.token_ids_N)[None].to(device),
             "position_ids": torch.from_numpy(row.positions_N)[None].to(device),
             "layout": self._layout,
             **layout_inputs(device),
         }
-        at = [path[len(s[0].prompt_ids) - 1 :] for s, path in zip(completions, row.paths, strict=True)]
-        self._labels = _Labels(completions, at, device)
 
-    def __call__(self) -> list[torch.Tensor]:
+    def _forward(self) -> tuple[torch.Tensor, Head | OwnHead]:
         with self._layout.saving():
-            out_1NC, head = _run(self._model, self._arguments, own_head=self._own_head)
-        return self._labels.logprobs(out_1NC[0], head)
+            return super()._forward()
 
 
-class PlainLogprobs:
+class PlainLogprobs(Logprobs):
     """Log-probabilities of each completion after its own prompt, padded on the right to a batch: nothing shared."""
 
-    def __init__(
-        self, model: PreTrainedModel, completions: Sequence[PromptedCompletion], *, own_head: bool = False
-    ) -> None:
-        self._model, self._own_head = model, own_head
-        device = model.device
+    def _lay_out(self, completions: Sequence[PromptedCompletion], device: torch.device) -> _LaidOut:
         rows = [inputs(s) for s in completions]
         width = max(len(r) for r in rows)
-        self.num_tokens = len(rows) * width
         ids_BT = np.zeros((len(rows), width), np.int64)
         for i, row in enumerate(rows):
             ids_BT[i, : len(row)] = row
-        # No mask: attention is causal, and padding comes after every label position.
-        self._arguments = {"input_ids": torch.from_numpy(ids_BT).to(device), "use_cache": False}
         at = [
             i * width + np.arange(len(s[0].prompt_ids) - 1, len(row))
             for i, (s, row) in enumerate(zip(completions, rows, strict=True))
         ]
-        self._labels = _Labels(completions, at, device)
-
-    def __call__(self) -> list[torch.Tensor]:
-        out_BTC, head = _run(self._model, self._arguments, own_head=self._own_head)
-        return self._labels.logprobs(out_BTC.flatten(0, 1), head)
-
-
-def _run(model: PreTrainedModel, arguments: dict[str, Any], *, own_head: bool) -> tuple[torch.Tensor, Head | OwnHead]:
-    """One forward: hidden states and the head to apply, or the logits by the model's own head."""
-    if own_head:
-        return model(**arguments).logits, OwnHead()
-    return _decoder(model)(**arguments).last_hidden_state, Head(model)
+        # No mask: attention is causal, and padding comes after every label position.
+        return at, {"input_ids": torch.from_numpy(ids_BT).to(device), "use_cache": False}
 
 
 def _decoder(model: PreTrainedModel) -> torch.nn.Module:
@@ -135,11 +130,10 @@ class _Labels:
         self._device = device
         self._lengths = [len(c.token_ids) for _, c in completions]
         # 1. Completions by kind: choices (by the set of choices), and free text.
-        self._choices: dict[TokenIds, list[int]] = {}
-        free: list[int] = []
+        kinds: dict[TokenIds, list[int]] = {}
         for i, (request, _) in enumerate(completions):
-            (self._choices.setdefault(request.choices, []) if request.choices else free).append(i)
-        self._free = free
+            kinds.setdefault(request.choices, []).append(i)
+        self._free = free = kinds.pop((), [])
         # 2. Free text: several labels may share one hidden state, whose logits are then computed once.
         if free:
             where_M = np.concatenate([at[i] for i in free])
@@ -147,26 +141,26 @@ class _Labels:
             rows_R, row_M = np.unique(where_M, return_inverse=True)
             self._rows_R, self._row_M, self._ids_M = (self._tensor(a) for a in (rows_R, row_M, ids_M))
         # 3. Choices: the label's index among the choices, at the end of the prompt.
-        self._chosen = {
+        self._choices = {
             choices: (
+                members,
                 self._tensor(np.array([at[i][0] for i in members])),
                 self._tensor(np.array([choices.index(completions[i][1].token_ids[0]) for i in members])),
             )
-            for choices, members in self._choices.items()
+            for choices, members in kinds.items()
         }
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
 
-    def logprobs(self, hidden_NC: torch.Tensor, head: Head | OwnHead) -> list[torch.Tensor]:
+    def logprobs(self, hidden_NC: torch.Tensor, head: Head | OwnHead, temperature: float) -> list[torch.Tensor]:
         """For each completion its tokens' log-probabilities, from the hidden states of all input tokens."""
         out: list[torch.Tensor] = [torch.empty(0)] * len(self._lengths)
         if self._free:
-            flat_M = head.logprobs(hidden_NC.index_select(0, self._rows_R), self._row_M, self._ids_M)
+            flat_M = head.logprobs(hidden_NC.index_select(0, self._rows_R), self._row_M, self._ids_M, temperature)
             for i, piece in zip(self._free, flat_M.split([self._lengths[i] for i in self._free]), strict=True):
                 out[i] = piece
-        for choices, members in self._choices.items():
-            rows, drawn = self._chosen[choices]
+        for choices, (members, rows, drawn) in self._choices.items():
             logits = head.logits(hidden_NC.index_select(0, rows), self._tensor(np.array(choices)))
             picked = logits.log_softmax(-1).gather(1, drawn[:, None])
             for i, piece in zip(members, picked.unbind(), strict=True):

@@ -86,18 +86,9 @@ class Policy:
         self._switch(None, training=False)
 
     @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
     def adapters(self) -> tuple[str, ...]:
         """Names of all adapters: the roles and the snapshots."""
         return tuple(self._adapters)
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters of one role's adapter."""
-        return sum(p.numel() for p in self._adapters[self.roles[0]].parameters)
 
     @contextmanager
     def using(self, adapter: str | None, *, training: bool = False) -> Iterator[PreTrainedModel]:

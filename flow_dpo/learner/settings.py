@@ -18,6 +18,7 @@ from flow_dpo.core.types import Role
 from flow_dpo.models.settings import LoraSettings as LoraSettings  # at hand beside the learner's own
 
 ShortBatch = Literal["wait", "learn", "fill"]
+Schedule = Literal["inverse", "inverse_sqrt", "linear", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,8 @@ class PassSettings:
     updates of about `examples_per_update`; "fill" samples on under one version, and drops what is left over (DAPO)."""
     problems_per_update: int = 0
     """In place of `examples_per_update`: problems that have examples, with all of theirs; 0 counts examples."""
+    skip_nonfinite: bool = False
+    """Drop and count a batch with a loss or gradient that is no number, instead of stopping."""
 
     def __post_init__(self) -> None:
         expect(self, "of 1 or more", lambda value: value >= 1, "epochs_per_batch", "minibatches")
@@ -117,9 +120,10 @@ class LearnerSettings:
     warmup_updates: int = 0
     """First updates, over which the rate rises in equal steps; 0 begins with all of it."""
     decay_after: int = 0
-    """Updates at the full rate, after which it falls; 0 never lets it fall."""
-    decay_power: float = 1.0
-    """How it falls: 1 as 1 / t (Robbins and Monro 1951), 0.5 slower; 0 straight from the warm-up to `decay_after`."""
+    """Updates at the full rate, after which it falls; of "linear" and "cosine" all that there will be, and more have
+    the last one's rate. 0 never lets it fall."""
+    schedule: Schedule = "inverse"
+    """How it falls: as 1 / t (Robbins and Monro 1951), its root, a straight line or half a cosine towards 0."""
     max_grad_norm: float = 1.0
     """Norm to which a role's gradient is clipped; 0 clips nothing."""
     examples_per_update: int = 32
@@ -127,28 +131,32 @@ class LearnerSettings:
     passes: PassSettings = field(default_factory=PassSettings)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     rows: RowSettings = field(default_factory=RowSettings)
-    skip_nonfinite: bool = False
-    """Drop and count a batch with a loss or gradient that is no number, instead of stopping."""
+    logit_temperature: float = 1.0
+    """What logits of texts are divided by before they become log-probabilities: the policy's, the reference's and those
+    recorded at sampling, which takes one forward more. PPO and GRPO of most libraries take that of sampling."""
     max_logprob_drift: float = 0.2
     """Mean difference, in nats a token, of log-probabilities at sampling and at learning under one version, above which
     a run is stopped with the likeliest cause. Half precision drifts by 0.01 to 0.03. 0 never stops."""
 
     def __post_init__(self) -> None:
-        expect(self, "to be a finite number above 0", lambda value: 0 < value < math.inf, "learning_rate")
-        numbers = ("max_grad_norm", "examples_per_update", "max_logprob_drift")
+        finite = "to be a finite number above 0"
+        expect(self, finite, lambda value: 0 < value < math.inf, "learning_rate", "logit_temperature")
+        numbers = ("warmup_updates", "decay_after", "max_grad_norm", "examples_per_update", "max_logprob_drift")
         expect(self, "to be a finite number of 0 or more", lambda value: 0 <= value < math.inf, *numbers)
-        expect(self, "of 0 or more", lambda value: value >= 0, "warmup_updates", "decay_after", "decay_power")
+        if not self.decay_after:
+            expect(self, '"inverse" where decay_after is 0', lambda value: value == "inverse", "schedule")
 
     def rate(self, role: Role, update: int) -> float:
         """The role's learning rate at its update, counted from 1."""
         own = self.roles.get(role, RoleSettings())
-        schedule = replace(self, decay_after=0) if own.constant_rate else self
+        schedule = replace(self, schedule="inverse", decay_after=0) if own.constant_rate else self
         return (own.learning_rate or self.learning_rate) * schedule.rate_share(update)
 
     def rate_share(self, update: int) -> float:
-        """What the rate is multiplied by at a role's update, counted from 1."""
-        rise = min(1.0, update / self.warmup_updates) if self.warmup_updates else 1.0
-        fall = min(1.0, self.decay_after / update) ** self.decay_power if self.decay_after else 1.0
-        if self.decay_after and not self.decay_power:
-            fall = min(1.0, max(1, self.decay_after + 1 - update) / max(1, self.decay_after - self.warmup_updates))
-        return rise * fall
+        """What the rate is multiplied by at a role's update, counted from 1. It is never 0."""
+        warmup, end = self.warmup_updates, self.decay_after
+        rise = min(1.0, update / warmup) if warmup else 1.0
+        inverse = min(1.0, end / update) if end else 1.0
+        left = min(1.0, max(1, end + 1 - update) / max(1, end - warmup))
+        falls = {"inverse": inverse, "inverse_sqrt": math.sqrt(inverse), "linear": left}
+        return rise * (falls | {"cosine": (1 - math.cos(math.pi * left)) / 2})[self.schedule]

@@ -5,7 +5,8 @@ by how far it is from what was recorded, in nats a token:
 
     {"the adapter of 'stop'": 0.0003, "a temperature of 0.70": 0.41, "the base without an adapter": 0.52, ...}
 
-Invariant: only the model's own logits are used, none of the package's ways of computing them.
+Invariant: only the model's own logits are used, none of the package's ways of computing them, and what was recorded is
+taken as it was, at temperature 1, whatever a learner's `logit_temperature` made of it.
 
 Shapes: T tokens of a completion, V tokens of the vocabulary.
 """
@@ -33,10 +34,16 @@ _MAX_PROMPTS = 8
 """Other requests' prompts that are tried."""
 
 
+def inputs(prompted: PromptedCompletion) -> TokenIds:
+    """The input token ids: prompt and completion without its last token."""
+    request, completion = prompted
+    return request.prompt_ids + completion.token_ids[:-1]
+
+
 @torch.no_grad()
 def own_logits(model: PreTrainedModel, request: Request, completion: Completion) -> torch.Tensor:
     """The model's own logits for a completion's tokens, TV in float32; over the choices where there are some."""
-    ids = request.prompt_ids + completion.token_ids[:-1]
+    ids = inputs((request, completion))
     count = len(completion.token_ids)
     few = {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     found = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False, **few)
@@ -57,7 +64,7 @@ def own_logprobs(model: PreTrainedModel, request: Request, completion: Completio
 
 def distance(model: PreTrainedModel, sample: Sequence[PromptedCompletion]) -> float:
     """Mean absolute difference between recorded log-probabilities and the model's own, in nats a token."""
-    pieces = [own_logprobs(model, r, c).cpu() - torch.tensor(c.logprobs) for r, c in sample]
+    pieces = [own_logprobs(model, r, c).cpu() - torch.tensor(c.raw_logprobs or c.logprobs) for r, c in sample]
     return float(torch.cat(pieces).abs().mean())
 
 
@@ -112,7 +119,7 @@ def _nearest_temperature(model: PreTrainedModel, sample: Sequence[PromptedComple
     kept: list[tuple[torch.Tensor, list[int], torch.Tensor]] = []
     for request, completion in sample:
         short = replace(completion, token_ids=completion.token_ids[:_FIT_TOKENS])
-        recorded = torch.tensor(completion.logprobs[:_FIT_TOKENS])
+        recorded = torch.tensor((completion.raw_logprobs or completion.logprobs)[:_FIT_TOKENS])
         kept.append((own_logits(model, request, short), labels_of(request, short), recorded))
 
     def away(temperature: float) -> float:

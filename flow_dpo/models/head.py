@@ -76,25 +76,29 @@ class Head:
                 few_RK = few_RK + linear(lowered, up[ids_K].float()) * module.scaling[name]
         return self._shape(few_RK)
 
-    def logprobs(self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
-        """log softmax(logits[row_M])[ids_M], M in float32. Several labels may read one row."""
+    def logprobs(
+        self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """log softmax(logits[row_M] / temperature)[ids_M], M in float32. Several labels may read one row."""
         weight = self._module.weight
         most = MAX_LOGITS if weight.dtype == torch.float32 else MAX_HALF_LOGITS
         size = max(1, most // weight.shape[0])
         if self._frozen:
             return _FrozenHead.apply(  # pyright: ignore[reportReturnType]
-                hidden_RC, row_M, ids_M, weight, self._module.bias, self._scale, size
+                hidden_RC, row_M, ids_M, weight, self._module.bias, self._scale / temperature, size
             )
         pieces, order = [], []
         for rows, labels in _chunks(len(hidden_RC), row_M, size):
-            arguments = (hidden_RC[rows], row_M[labels] - rows.start, ids_M[labels])
+            arguments = (hidden_RC[rows], row_M[labels] - rows.start, ids_M[labels], temperature)
             pieces.append(checkpoint(self._general, *arguments, use_reentrant=False))
             order.append(labels)
         return torch.cat(pieces)[torch.cat(order).argsort()]
 
-    def _general(self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
+    def _general(
+        self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
         """The same for any head, with autograd through the full logits of a chunk."""
-        return self._shape(self._module(hidden_RC)).log_softmax(-1)[row_M, ids_M]
+        return _over(self._shape(self._module(hidden_RC)), temperature).log_softmax(-1)[row_M, ids_M]
 
     def _shape(self, logits: torch.Tensor) -> torch.Tensor:
         """Cap and scale logits as the model's own forward does; the result is float32."""
@@ -113,9 +117,11 @@ class OwnHead:
         """Logits of K tokens only, RK in float32."""
         return logits_RV.index_select(1, ids_K).float()
 
-    def logprobs(self, logits_RV: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor) -> torch.Tensor:
-        """log softmax(logits[row_M])[ids_M], M in float32."""
-        return logits_RV.float().log_softmax(-1)[row_M, ids_M]
+    def logprobs(
+        self, logits_RV: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """log softmax(logits[row_M] / temperature)[ids_M], M in float32."""
+        return _over(logits_RV.float(), temperature).log_softmax(-1)[row_M, ids_M]
 
 
 @contextmanager
@@ -204,6 +210,11 @@ class _FrozenHead(torch.autograd.Function):
         total_R = torch.zeros_like(mean_RC[:, 0]).index_add_(0, row_M, grad_M)
         grad_RC = (-total_R[:, None] * mean_RC).index_add_(0, row_M, grad_M[:, None] * weight_VC[ids_M].float())
         return grad_RC.to(ctx.dtype), None, None, None, None, None, None
+
+
+def _over(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Without a copy at temperature 1."""
+    return logits if temperature == 1 else logits / temperature
 
 
 def _chunks(num_rows: int, row_M: torch.Tensor, size: int) -> list[tuple[slice, torch.Tensor]]:

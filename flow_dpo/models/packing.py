@@ -81,6 +81,36 @@ def _num_shared(left: np.ndarray, right: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else size
 
 
+def merged_rows(
+    items: Sequence[Sequence[TokenIds]], trees: Sequence[str | int], max_tokens: int
+) -> list[tuple[list[int], int]]:
+    """Items, each the sequences that must be in one row, in rows of at most `max_tokens` merged tokens: the items'
+    indices by row, and its number of tokens. Those of one tree are kept together where that is possible."""
+    members: dict[str | int, list[int]] = {}
+    for index, tree in enumerate(trees):
+        members.setdefault(tree, []).append(index)
+    groups = list(members.values())
+    filled = fill_rows([[items[index] for index in group] for group in groups], max_tokens)
+    rows = [[groups[group][item] for group, item in row] for row in filled]
+    return [(row, merge([ids for index in row for ids in items[index]]).num_tokens) for row in rows]
+
+
+def padded_rows(items: Sequence[Sequence[TokenIds]], max_tokens: int) -> list[tuple[list[int], int]]:
+    """Items of similar length together, each row padded to its longest sequence: their indices by row, and its number
+    of tokens."""
+    lengths = [max(map(len, item)) for item in items]
+    rows: list[tuple[list[int], int]] = []
+    for index in sorted(range(len(items)), key=lambda index: -lengths[index]):
+        if rows:
+            row, num_tokens = rows[-1]
+            num_tokens += len(items[index]) * lengths[row[0]]
+            if num_tokens <= max_tokens:
+                rows[-1] = ([*row, index], num_tokens)
+                continue
+        rows.append(([index], len(items[index]) * lengths[index]))
+    return rows
+
+
 def fill_rows(groups: Sequence[Sequence[Sequence[TokenIds]]], max_tokens: int) -> list[list[tuple[int, int]]]:
     """Distribute items over rows of at most `max_tokens` merged tokens; each row lists its items as (group, item).
 

@@ -115,7 +115,9 @@ class Dealt:
         )
 
     def _pieces(self, rank: int, head: _Head, own: RowResult | None) -> tuple[torch.Tensor, ...]:
-        """The gradient of rank `rank`, by one message of bytes."""
+        """The gradient of rank `rank`, by one message of bytes; none where the rows have none."""
+        if not head.shapes:
+            return ()
         sizes = [shape.numel() * dtype.itemsize for shape, dtype in zip(head.shapes, head.dtypes, strict=True)]
         if rank == self._ranks.rank:
             assert own is not None

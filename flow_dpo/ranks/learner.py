@@ -40,7 +40,7 @@ class LeadingLearner(Learner):
     def __init__(
         self, policy: Policy, settings: LearnerSettings | None = None, *, kept_versions: int = 0, ranks: Ranks
     ) -> None:
-        self._dealt, self._ranks, self._sent = Dealt(ranks, policy.device), ranks, False
+        self._dealt, self._ranks, self._sent = Dealt(ranks, policy.model.device), ranks, False
         self._base = base_checksum(policy)
         super().__init__(policy, settings, kept_versions=kept_versions, deal=self._dealt)
 
@@ -67,7 +67,7 @@ class LeadingLearner(Learner):
 
 def follow(ranks: Ranks, policy: Policy, settings: LearnerSettings, *, kept_versions: int = 0) -> None:
     """Hold a replica of rank 0's learner, and take part in its updates until it ends."""
-    dealt, base = Dealt(ranks, policy.device), base_checksum(policy)
+    dealt, base = Dealt(ranks, policy.model.device), base_checksum(policy)
     replica = Learner(policy, settings, kept_versions=kept_versions, deal=dealt)
     replica.check()
     _shard(replica, ranks, dealt)

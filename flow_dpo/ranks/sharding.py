@@ -34,7 +34,7 @@ def shard_base(policy: Policy, num_ranks: int) -> None:
             f"expected a decoder with a list of layers for --learner.rows.shard_base, found none in "
             f"{type(policy.model).__name__}: leave it out"
         )
-    mesh = init_device_mesh(policy.device.type, (num_ranks,))
+    mesh = init_device_mesh(policy.model.device.type, (num_ranks,))
     adapters = {parameter for name in policy.adapters for parameter in policy.parameters(name)}
     for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=adapters)

@@ -50,6 +50,9 @@ def fitted(
     seed = Group(num_rollouts=num_rollouts, temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P)
     return {
         "chat": CHAT.preset(of_group(credit, objective, Single(max_tokens=1024), chat), **learner),
-        "small": SMALL.preset(of_group(credit, objective, SMALL_SINGLE, small), **learner),
+        # Logits over the temperature of sampling, as TRL, verl and OpenRLHF have it.
+        "small": SMALL.preset(
+            of_group(credit, objective, SMALL_SINGLE, small), logit_temperature=SMALL_TEMPERATURE, **learner
+        ),
         "seed": SEED.preset(of_group(credit, objective, SEED_SINGLE, seed), **learner),
     }

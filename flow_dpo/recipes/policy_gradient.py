@@ -34,11 +34,15 @@ AnswerKey = tuple[str, int, int]
 """Problem, policy version and first node: what the completions of one answer share."""
 
 
-def num_learned(completion: Completion, mask_above: float) -> int:
-    """The completion's tokens that are learned: all but those of a probability from `mask_above` on; 0 masks none."""
+def num_learned(completion: Completion, mask_above: float, *, as_recorded: bool = False) -> int:
+    """The completion's tokens that are learned: all but those of a probability from `mask_above` on; 0 masks none.
+
+    `as_recorded` counts by the probabilities at sampling, as credit does, whatever temperature they were brought to.
+    """
     if not mask_above:
         return len(completion.token_ids)
-    return sum(math.exp(logprob) < mask_above for logprob in completion.logprobs)
+    logprobs = (as_recorded and completion.raw_logprobs) or completion.logprobs
+    return sum(math.exp(logprob) < mask_above for logprob in logprobs)
 
 
 def answer_of(example: ScoredCompletion) -> AnswerKey:
@@ -56,8 +60,8 @@ class ClippedPolicyGradient:
 
         loss = - mean of [ min(r A, clip(r, 1 - low, 1 + high) A) ] + kl_coef * mean of [ exp(d) - d - 1 ]
 
-    pi_old is what was recorded while sampling, of the unscaled distribution. On policy r = 1 and the gradient is that
-    of - A mean log pi.
+    pi_old is what was recorded while sampling, at the learner's `logit_temperature`. On policy r = 1 and the gradient
+    is that of - A mean log pi.
     """
 
     accepts: ClassVar[tuple[type, ...]] = (ScoredCompletion,)
@@ -160,7 +164,7 @@ class OfUpdate:
             if left_out:
                 gain = kl = 0 * logprobs
             # 3. Averages over the update.
-            share, kl_share = self._shares(example, count)
+            share, kl_share = self._shares(example)
             losses.append(self.settings.kl_coef * kl_share * kl.sum() - share * gain.sum())
             mine = [each.sum() / count for each in (kl, clipped.float(), ratio)]
             flags = [torch.tensor(value) for value in (1 - len(old) / len(whole), float(left_out), example.advantage)]
@@ -188,16 +192,18 @@ class OfUpdate:
         kl = away.square() / 2 if self.settings.kl_estimator == "k2" else away.exp() - away - 1
         return kl.clamp(max=self.settings.max_kl) if self.settings.max_kl else kl
 
-    def _shares(self, example: ScoredCompletion, count: int) -> tuple[float, float]:
-        """What each of its learned tokens, so many, counts in the policy's part and in the divergence's, times the
-        number of examples."""
+    def _shares(self, example: ScoredCompletion) -> tuple[float, float]:
+        """What each of its learned tokens counts in the policy's part and in the divergence's, times the number of
+        examples."""
         settings = self.settings
+        # Of a segment the mean is over the tokens by which its credit weighed it, so that a token counts alike in all.
+        weighed = num_learned(example.completion, settings.mask_above, as_recorded=True)
         of_sum = 1.0 if settings.reduction == "completion" else self.num_examples / len(self.lengths)
         share = (
             example.weight
             * {
                 "answer": of_sum / max(self.lengths[answer_of(example)], 1),
-                "completion": of_sum / count,
+                "completion": of_sum / max(weighed, 1),
                 "tokens": self.num_examples / max(self.num_tokens, 1),
                 "constant": of_sum / self.length,
                 "sum": of_sum,

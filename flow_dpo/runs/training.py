@@ -366,7 +366,7 @@ def _restore(
     records being as the last checkpoint has them."""
     facts = {
         "model": runtime.loaded.name,
-        "device": str(runtime.policy.device),
+        "device": str(runtime.policy.model.device),
         "dtype": dtype_of(settings.runtime.model),
         "adapter_share": round(runtime.policy.targets.share, 4),
         "num_problems": len(runtime.fitting),

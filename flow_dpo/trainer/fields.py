@@ -59,7 +59,6 @@ _SETTINGS = _settings(
     activation_checkpointing="learner.rows.gradient_checkpointing",
     trust_remote_code="model.trust_remote_code",
     chat_template_kwargs="model.template_kwargs",
-    temperature="explore.temperature",
     top_p="explore.top_p",
     num_iterations="learner.passes.epochs_per_batch",
     per_device_eval_batch_size="evaluation.batch_problems",
@@ -84,9 +83,14 @@ _COMPUTED = [
     _computed("warmup_steps", "learner.warmup_updates", "a number of updates; a share is refused"),
     _computed(
         "lr_scheduler_type",
-        "learner.decay_after, learner.decay_power",
-        '"constant", "constant_with_warmup" or "inverse_sqrt" (from the end of the warm-up); a fall to 0 at a '
-        "known end is refused, since a stream of problems knows none",
+        "learner.schedule, learner.decay_after",
+        '"constant", "constant_with_warmup", "inverse_sqrt" (from the end of the warm-up), "linear" or "cosine"; the '
+        "last two fall to 0 at `max_steps`, which must be given, since a stream of problems knows no end",
+    ),
+    _computed(
+        "temperature",
+        "explore.temperature, learner.logit_temperature",
+        "of sampling, and with a policy gradient of what is learned, as TRL's GRPO and RLOO have it",
     ),
     _computed("bf16", "model.dtype", "True is bfloat16, of the whole model: nothing is kept in float32 beside it"),
     _computed("use_cpu", "model.device", 'True is "cpu"'),
@@ -225,7 +229,7 @@ _REFUSED = [
     *_refused(
         "optim_args optim_target_modules lr_scheduler_kwargs",
         "the optimizer is Adam at its own values; rates are "
-        'set by settings such as {"learner.decay_after": 30, "learner.decay_power": 0.5}',
+        'set by settings such as {"learner.decay_after": 30, "learner.schedule": "inverse_sqrt"}',
         {},
     ),
     *_refused("weight_decay", "adapters are learned without weight decay: leave it out", 0.0),

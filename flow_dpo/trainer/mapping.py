@@ -89,9 +89,11 @@ def _warmup(value: float, asked: _Asked) -> Settings:
 
 def _schedule(value: str, asked: _Asked) -> Settings:
     if value in ("constant", "constant_with_warmup"):
-        return {"learner.decay_after": 0}
+        return {"learner.decay_after": 0, "learner.schedule": "inverse"}
     if value == "inverse_sqrt":
-        return {"learner.decay_after": max(int(asked.config.warmup_steps or 0), 1), "learner.decay_power": 0.5}
+        return {"learner.decay_after": max(int(asked.config.warmup_steps or 0), 1), "learner.schedule": value}
+    if value in ("linear", "cosine") and (asked.config.max_steps or 0) > 0:
+        return {"learner.decay_after": asked.config.max_steps, "learner.schedule": value}
     raise _refuse("lr_scheduler_type", value, FIELDS["lr_scheduler_type"].words)
 
 
@@ -143,6 +145,12 @@ def _loss(value: Any, asked: _Asked) -> Settings:
         return {}
     cut = {"objective.surrogate": "weight", "objective.clip_low": 1.0} if names[0] == "cispo" else {}
     return {"objective.reduction": _REDUCTIONS[names[0]]} | cut
+
+
+def _temperature(value: float, asked: _Asked) -> Settings:
+    """TRL's GRPO and RLOO divide logits by it where they learn, too; its trainers on pairs do not."""
+    learned = {"learner.logit_temperature": value} if asked.has("objective.clip_high") else {}
+    return {"explore.temperature": value, **learned}
 
 
 def _reference(value: Any, asked: _Asked) -> Settings:
@@ -260,6 +268,7 @@ _COMPUTED: Mapping[str, Callable[[Any, _Asked], Settings]] = {
     "max_steps": _max_steps,
     "warmup_steps": _warmup,
     "lr_scheduler_type": _schedule,
+    "temperature": _temperature,
     "beta": _beta,
     "epsilon": _epsilon,
     "epsilon_high": _epsilon_high,

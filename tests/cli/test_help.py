@@ -67,7 +67,7 @@ def test_the_short_page_has_what_is_used_most(
                  "--output_dir TEXT", "--learning_rate NUMBER", "--max_problems N", "--resume "):  # fmt: skip
         assert f"\n  {flag}" in page
     assert "--run.output_dir TEXT" not in page
-    assert "--decay_power" not in page
+    assert "--schedule" not in page
     assert "\n  flow-dpo train --model_name_or_path Qwen" in page, "its examples"
 
 
@@ -84,7 +84,7 @@ def test_all_settings_are_there_on_request(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_group_and_a_setting_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     group = help_of(capsys, "train", "--help", "learner")
-    assert "--decay_power" in group
+    assert "--schedule" in group
     assert "learner.rows: " in group
     assert "--output_dir" not in group
     one = help_of(capsys, "train", "--recipe", "grpo", "--help", "kl_coef")

@@ -22,7 +22,7 @@ from flow_dpo.learner.gradients import Gradients, RowSettings
 from flow_dpo.learner.learner import Learner, LearnerSettings
 from flow_dpo.learner.logprobs import PackedLogprobs
 from flow_dpo.learner.policy import LoraSettings, Policy
-from flow_dpo.learner.settings import ReferenceSettings, RoleSettings
+from flow_dpo.learner.settings import PassSettings, ReferenceSettings, RoleSettings
 from tests.learner.test_logprobs import assert_same_gradient, policy_of, spoken_of, stir
 from tests.support.packed_builders import ROLES, answer_pair, pair_lists, pairs_of_tree
 from tests.support.tiny_models import KINDS, tiny_model
@@ -151,10 +151,10 @@ def test_rates_fall_without_a_known_end() -> None:
     student = learner(warmup_updates=2, decay_after=3)
     rates = [student.update(Dpo(), by_role(pairs())["answer"])["learn/answer/learning_rate"] for _ in range(6)]
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 3e-3 / 4, 3e-3 / 5, 3e-3 / 6])
-    slower = LearnerSettings(decay_after=4, decay_power=0.5)
+    slower = LearnerSettings(decay_after=4, schedule="inverse_sqrt")
     assert [slower.rate_share(update) for update in (1, 4, 16, 64)] == pytest.approx([1, 1, 0.5, 0.25])
-    with pytest.raises(ConfigError, match="decay_power of 0 or more, found -1"):
-        LearnerSettings(decay_power=-1)
+    with pytest.raises(ConfigError, match="schedule \"inverse\" where decay_after is 0, found 'cosine'"):
+        LearnerSettings(schedule="cosine")
 
 
 def test_a_snapshot_reference_follows_when_told() -> None:
@@ -244,7 +244,7 @@ def test_a_loss_that_is_no_number_changes_nothing() -> None:
         student.update(Broken(), mine)
     assert all(same(before[r], student.policy.weights(r)) for r in ROLES), "not even the role that was all right"
     assert (student.version, student.pool) == (0, mine)
-    lenient = learner(skip_nonfinite=True)
+    lenient = learner(passes=PassSettings(skip_nonfinite=True))
     row = lenient.update(Broken(), mine)
     assert (row["learn/skipped"], row["learn/updates"], lenient.version, lenient.pool) == (1, 0, 0, [])
 
@@ -366,7 +366,7 @@ def test_a_model_that_cannot_share_prefixes_is_found_out(make: Any, dtype: torch
     student = Learner(Policy(make().to(dtype), ROLES), LearnerSettings(examples_per_update=0))
     with pytest.warns(UserWarning, match="prefixes are not shared in learning") as caught:
         row = student.update(Dpo(), pairs())
-    assert student.packed is False
+    assert student.way[0] is False
     assert row["learn/answer/margin"] == 0.0
     assert row["learn/answer/tokens"] >= row["learn/answer/unshared_tokens"]
     student.update(Dpo(), pairs())
@@ -380,7 +380,7 @@ def test_a_model_that_can_is_left_in_peace(kind: str, dtype: torch.dtype) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         student.update(Dpo(), pairs())
-    assert student.packed is True
+    assert student.way[0] is True
 
 
 def test_checkpointed_layers_learn_the_same() -> None:

@@ -129,7 +129,10 @@ def test_no_gathered_keys_are_kept_for_the_backward_pass(kind: str, monkeypatch:
 
 @pytest.mark.parametrize("chunk", [1 << 20, 3 * 128])
 @pytest.mark.parametrize("field", [{}, {"final_logit_softcapping": 5.0}, {"logit_scale": 0.3}, {"logits_scaling": 4.0}])
-def test_gradients_of_every_kind_of_head(field: dict[str, float], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("over", [1.0, 0.6])
+def test_gradients_of_every_kind_of_head(
+    field: dict[str, float], chunk: int, over: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A frozen head's own backward against autograd through the plain formula."""
     monkeypatch.setattr(head, "MAX_LOGITS", chunk)
     model = tiny_model("llama")
@@ -143,8 +146,8 @@ def test_gradients_of_every_kind_of_head(field: dict[str, float], chunk: int, mo
     found_head = head.Head(model)
     logits = model.get_output_embeddings()(hidden)
     cap, scale = field.get("final_logit_softcapping"), field.get("logit_scale", 1.0) / field.get("logits_scaling", 1.0)
-    wanted = ((cap * torch.tanh(logits / cap) if cap else logits) * scale).log_softmax(-1)[rows, ids]
-    found = found_head.logprobs(hidden, rows, ids)
+    wanted = ((cap * torch.tanh(logits / cap) if cap else logits) * scale / over).log_softmax(-1)[rows, ids]
+    found = found_head.logprobs(hidden, rows, ids, over)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     mixture = torch.randn(8, generator=generator)
     gradients = [torch.autograd.grad((out * mixture).sum(), hidden)[0] for out in (found, wanted)]

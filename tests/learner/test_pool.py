@@ -19,7 +19,7 @@ from flow_dpo.learner.gradients import Gradients
 from flow_dpo.learner.learner import Learner
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.pool import Queue, Window
-from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings, RoleSettings, RowSettings
+from flow_dpo.learner.settings import LearnerSettings, PassSettings, ReferenceSettings, RoleSettings, RowSettings
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
 from tests.learner.test_learner import pairs, same
 from tests.learner.test_logprobs import stir
@@ -320,7 +320,7 @@ def test_a_failed_update_keeps_the_window_and_is_made_up_for() -> None:
 
 
 def test_a_batch_that_is_skipped_is_of_its_own_pool_alone() -> None:
-    student, alone = learner(skip_nonfinite=True), learner()
+    student, alone = learner(passes=PassSettings(skip_nonfinite=True)), learner()
     for batch in batches()[:2]:
         row = student.update(Broken(), batch)
         alone.update(OBJECTIVE, [e for e in batch if e.request.role == "answer"])

@@ -99,7 +99,7 @@ def test_without_fine_tuning_it_is_dpo_and_its_measures() -> None:
     expected = Dpo(beta=0.3, margin_weight=1.0)([PAIR], policy, reference)
     assert (found.total, found.measures) == (expected.total, expected.measures)
     assert found.measures["margin"].item() == pytest.approx(0.3 * 0.3)
-    with pytest.raises(ConfigError, match="beta must be above 0, found 0"):
+    with pytest.raises(ConfigError, match="beta above 0, found 0"):
         StepApo(beta=0.0)
 
 

@@ -67,11 +67,20 @@ OWN_LEARNER: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
+# Those whose authors, or whose libraries (TRL, verl, OpenRLHF), divide logits by the temperature of sampling.
+SCALED_LOGITS = (
+    "grpo", "dapo", "dr-grpo", "gspo", "cispo", "rloo", "reinforce-pp", "reinforce-baseline", "vineppo", "spo-chain",
+    "spo-tree",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", presets.RECIPES)
 @pytest.mark.parametrize("scale", presets.PRESET_NAMES)
 def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
     made = presets.preset(name, scale)
     assert made.recipe.flow.roles
+    over: float = made.recipe.explore.temperature if name in SCALED_LOGITS else 1.0  # type: ignore[attr-defined]
+    assert made.learner.logit_temperature == over
     # Flow-DPO's paper has another flow than its scales; at every scale it is "flow-dpo-paper".
     of_paper = presets.RECIPES["flow-dpo-paper" if name == "flow-dpo" else name]["paper"]
     # CPL's paper has rounds and a value role besides, which are options at the scales; RFT's keeps all that is right.
@@ -85,7 +94,7 @@ def test_every_recipe_has_every_scale(name: str, scale: str) -> None:
         assert type(made.recipe.explore) is type(first.recipe.explore)
         scaled = scales.SCALES[scale]
         own = OWN_LEARNER.get((name, scale)) or OWN_LEARNER.get((name, "")) or {}
-        own = {**own, **({"reference": RENEWED} if name == "iterative-rpo" else {})}
+        own = {**own, "logit_temperature": over, **({"reference": RENEWED} if name == "iterative-rpo" else {})}
         assert set(made.learner.roles) == ({"stop"} if name == "flow-dpo" else set())
         assert (made.lora, replace(made.learner, roles={}), made.problems_per_batch) == (
             scaled.lora, replace(scaled.learner, **own), scaled.problems_per_batch,
@@ -178,13 +187,17 @@ def test_the_papers_learners() -> None:
     }  # fmt: skip
     vine = presets.preset("vineppo", "paper").learner
     assert vine.passes == PassSettings(epochs_per_batch=2, minibatches=8)
-    assert (vine.warmup_updates, vine.decay_after, vine.decay_power) == (480, 16_000, 0)
+    assert (vine.warmup_updates, vine.decay_after, vine.schedule) == (480, 16_000, "linear")
     dapo = presets.preset("dapo", "paper").learner
     assert (dapo.passes, dapo.warmup_updates) == (PassSettings(minibatches=16, short_batch="fill"), 20 * 16)
     cpl: Any = presets.preset("cpl", "paper").recipe
     assert (cpl.explore.num_iterations, cpl.explore.num_root_children, cpl.flow.max_plan_steps) == (200, 5, 5)
     assert (cpl.credit.solution_scale, cpl.credit.max_per_problem, cpl.credit.value_targets) == (0.3, 4, "q")
-    assert presets.preset("rpo", "paper").learner.warmup_updates == 100
+    assert {
+        name: (made.warmup_updates, made.decay_after, made.schedule)
+        for name, made in ((name, presets.preset(name, "paper").learner) for name in presets.RECIPES)
+        if made.schedule == "cosine"
+    } == {"rpo": (100, 2803, "cosine"), "step-dpo": (67, 675, "cosine"), "regenesis": (53, 1752, "cosine")}
     assert presets.preset("rpo", "paper").learner.passes.problems_per_update == 8
     assert presets.preset("flow-dpo", "paper").lora.lora_dropout == 0.05
 

@@ -86,7 +86,7 @@ MAPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "warmup_steps": ({"warmup_steps": 11}, {"learner.warmup_updates": 11}),
     "lr_scheduler_type": (
         {"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 9},
-        {"learner.decay_after": 9, "learner.decay_power": 0.5},
+        {"learner.decay_after": 9, "learner.schedule": "inverse_sqrt"},
     ),
     "bf16": ({"bf16": True}, {"model.dtype": "bfloat16"}),
     "use_cpu": ({"use_cpu": True}, {"model.device": "cpu"}),
@@ -200,7 +200,7 @@ def test_settings_by_name_come_before_fields() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"lr_scheduler_type": "linear"}, "lr_scheduler_type='linear' has no meaning here: .*a fall to 0"),
+        ({"lr_scheduler_type": "linear"}, "lr_scheduler_type='linear' has no meaning here: .*fall to 0 at `max_steps`"),
         ({"warmup_steps": 0.1}, "warmup_steps=0.1 .* give a number"),
         ({"num_generations": 1}, "num_generations=1"),
         ({"beta": [0.1, 0.2]}, "one"),

@@ -4,8 +4,9 @@ The paper's are those of sections 3 and 4 and of the authors' code (DAMO-NLP-SG/
 94c0fdd): temperature 0.5 and answers of 512 tokens (inference.py: `make_kwargs`, `max_output_length`), 10 rollouts and
 10 completions from a state (branching.py: `num_sample`), up to 8 pairs of a question and pairs of 0.9 times 1,024
 tokens and more left out (run_orpo.py: `ReasonPathsCollator`), 8 questions with pairs an update, rate 5e-5 after 100
-updates, LoRA on two projections of its library's default rank 8 (scripts/train_reason_paths.sh), lambda 0.3 of 0.1 to
-0.3. The other presets have 8 rollouts and draw 4 from a state; their updates count pairs.
+updates, then a cosine to 0 over 3 epochs (2,803 updates where all of GSM8K's 7,473 questions have pairs), LoRA on two
+projections of its library's default rank 8 (scripts/train_reason_paths.sh), lambda 0.3 of 0.1 to 0.3. The other presets
+have 8 rollouts and draw 4 from a state; their updates count pairs.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ PRESETS: dict[str, Preset] = {
             Single(max_tokens=512), ReferencePath(num_rollouts=10, num_completions=10, temperature=TEMPERATURE)
         ),
         lora=LoraSettings(lora_r=8, lora_alpha=16, lora_target_modules=("q_proj", "v_proj")),
-        learner=LearnerSettings(learning_rate=5e-5, passes=PassSettings(problems_per_update=8), warmup_updates=100),
+        learner=LearnerSettings(
+            learning_rate=5e-5,
+            passes=PassSettings(problems_per_update=8),
+            warmup_updates=100,
+            decay_after=2_803,
+            schedule="cosine",
+        ),
         problems_per_batch=8,
     ),
     "chat": CHAT.preset(

@@ -3,8 +3,8 @@
 The paper's are those of the authors' code (dvlab-research/Step-DPO at c4902fd, `data_pipeline/step1.sh` and `step3.sh`,
 `eval_math.py`, `bash_scrips/qwen2_7b_step_dpo.sh`, `configs/config_full.yaml`): 2 solutions a problem, 20 completions
 from the state before the error, temperature 0.8, top-p 0.95, at most 2,048 tokens; beta 0.5 (0.4 for 72B), rate 5e-7
-for all weights with a warm-up over a tenth (about 67 of 675 updates), 128 pairs an update, 8 epochs over 10,000
-collected pairs (here one pass). LoRA: none.
+for all weights with a warm-up over a tenth (about 67 of 675 updates) and a cosine to 0, 128 pairs an update, 8 epochs
+over 10,000 collected pairs (here one pass). LoRA: none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         recipe=_recipe(Single(max_tokens=2048), WrongRollouts(temperature=0.8, top_p=0.95)),
         lora=LoraSettings(lora_r=8, lora_alpha=8),
-        learner=LearnerSettings(learning_rate=5e-7, examples_per_update=128, warmup_updates=67),
+        learner=LearnerSettings(
+            learning_rate=5e-7, examples_per_update=128, warmup_updates=67, decay_after=675, schedule="cosine"
+        ),
         problems_per_batch=64,
     ),
     "chat": CHAT.preset(

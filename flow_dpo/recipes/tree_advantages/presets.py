@@ -90,7 +90,8 @@ SPO_CHAIN: dict[str, Preset] = {
             learning_rate=1e-6,
             warmup_updates=480,
             decay_after=16_000,
-            decay_power=0.0,
+            schedule="linear",
+            logit_temperature=0.6,
             examples_per_update=0,
             passes=PassSettings(minibatches=8, epochs_per_batch=2),
         ),
@@ -102,9 +103,12 @@ SPO_CHAIN: dict[str, Preset] = {
             CutRollouts(num_rollouts=8, num_completions=4, cut_interval=10, temperature=0.6, top_p=0.9),
         ),
         **_PARTS,
+        logit_temperature=0.6,
     ),
     "small": SMALL.preset(
-        _spo_chain(SMALL_SINGLE, CutRollouts(num_rollouts=8, num_completions=4, temperature=0.6, top_p=0.9)), **_PARTS
+        _spo_chain(SMALL_SINGLE, CutRollouts(num_rollouts=8, num_completions=4, temperature=0.6, top_p=0.9)),
+        **_PARTS,
+        logit_temperature=0.6,
     ),
     "seed": SEED.preset(
         _spo_chain(
@@ -123,9 +127,10 @@ SPO_TREE: dict[str, Preset] = {
             learning_rate=1e-6,
             warmup_updates=240,
             decay_after=8_000,
-            decay_power=0.0,
+            schedule="linear",
             examples_per_update=128,
             passes=PassSettings(short_batch="learn"),
+            logit_temperature=0.6,
         ),
         problems_per_batch=16,
     ),
@@ -135,10 +140,12 @@ SPO_TREE: dict[str, Preset] = {
             FullTree(branch_factors=(4, 4, 4), segment_tokens=100, temperature=0.6, top_p=0.9),
         ),
         **_PARTS,
+        logit_temperature=0.6,
     ),
     "small": SMALL.preset(
         _spo_tree(SMALL_SINGLE, FullTree(branch_factors=(4, 4, 4), segment_tokens=30, temperature=0.6, top_p=0.9)),
         **_PARTS,
+        logit_temperature=0.6,
     ),
     "seed": SEED.preset(
         _spo_tree(

@@ -7,7 +7,8 @@ The paper's are those of sections 4 and 5 and the authors' code (McGill-NLP/Vine
 - configs/trainers/ppo_MATH.jsonnet: updates of 64 episodes, 2 epochs, so 16 an iteration and 16,000 in all; rate 1e-6,
   warm-up 0.03 of them, then linear to 0 (configs/deepspeed/lr_scheduler.jsonnet); gradients clipped at 1; clip 0.2
 - src/treetune/trainers/ppo_trainer.py: the policy's part is a mean over all tokens, KL (k3 with 1e-4, a token's at most
-  10) a sum over an episode's; a mini-batch whose mean ratio is above 10 is skipped
+  10) a sum over an episode's; a mini-batch whose mean ratio is above 10 is skipped; the logits of
+  new, old and reference are divided by the temperature
 - src/treetune/tasks/math_extract_steps_inplace.py: parts of more than 100 characters are cut
 
 LoRA: not stated. The other presets draw 4 from a state, and make 8 updates of a batch.
@@ -56,14 +57,21 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-6,
             warmup_updates=480,
             decay_after=16_000,
-            decay_power=0.0,
+            schedule="linear",
+            logit_temperature=0.6,
             examples_per_update=0,
             passes=PassSettings(minibatches=8, epochs_per_batch=2),
         ),
         problems_per_batch=64,
     ),
-    "chat": CHAT.preset(_recipe(Single(max_tokens=1024), num_completions=4, temperature=0.6, top_p=0.9), **_PARTS),
-    "small": SMALL.preset(_recipe(SMALL_SINGLE, num_completions=4, temperature=0.6, top_p=0.9), **_PARTS),
+    "chat": CHAT.preset(
+        _recipe(Single(max_tokens=1024), num_completions=4, temperature=0.6, top_p=0.9),
+        logit_temperature=0.6,
+        **_PARTS,
+    ),
+    "small": SMALL.preset(
+        _recipe(SMALL_SINGLE, num_completions=4, temperature=0.6, top_p=0.9), logit_temperature=0.6, **_PARTS
+    ),
     "seed": SEED.preset(
         _recipe(SEED_SINGLE, num_completions=4, temperature=SEED_TEMPERATURE, top_p=SEED_TOP_P), **_PARTS
     ),
