@@ -280,7 +280,7 @@ ORACLES: dict[str, tuple[Callable[[], list[Example]], Callable[[Batch], Tensor]]
     "online-dpo": (pairs, dpo(0.1)), "step-dpo": (pairs, dpo(0.5)), "iterative-rpo": (pairs, iterative_rpo),
     "rpo": (pairs, odds_ratio),
     "cpl": (lambda: [*pairs(), *texts(), *words("value", [0.9, 0.55, 0.7])], cpl),
-    "malt": (lambda: [*pairs(), *texts()], beside(0.1, nll)),
+    "malt": (lambda: [*pairs(), *texts()], beside(0.2, nll)),
     "grpo": (alone, grpo), "dapo": (alone, dapo), "dr-grpo": (alone, dr_grpo), "gspo": (alone, gspo),
     "cispo": (alone, cispo), "rloo": (alone, rloo), "reinforce-pp": (alone, reinforce_pp(0.01)),
     "reinforce-baseline": (alone, reinforce_pp(1e-5)), "vineppo": (answers, vineppo),
