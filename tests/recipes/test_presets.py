@@ -216,7 +216,7 @@ def test_one_recipe_does_not_import_another() -> None:
         "import sys; from flow_dpo.recipes import presets; assert 'torch' not in sys.modules; "
         "presets.preset('grpo', 'seed'); "
         "rooms = {name.split('.')[2] for name in sys.modules if name.startswith('flow_dpo.recipes.')}; "
-        "shared = {'groups', 'group_advantages', 'policy_gradient'}; "
+        "shared = {'groups', 'group_advantages', 'policy_gradient', 'scored'}; "
         "assert rooms == {'presets', 'scales', 'single', 'grpo', *shared}, rooms"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

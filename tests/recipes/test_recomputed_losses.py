@@ -145,20 +145,23 @@ def vineppo(update: Update) -> dict[str, tuple[float, int]]:
     return {"loss": (0.02 * fmean(divergences.values()) - fmean(every), len(update))}
 
 
-def segments(*, high: float, kl: float, summed: bool, sure: float) -> Loss:
-    """Of the tokens that were less sure: a mean times the weight, and a divergence."""
+def segments(*, high: float, kl: float, summed: bool, sure: float, most: float = math.inf) -> Loss:
+    """Of the tokens that were less sure: a mean times the weight, and a divergence of at most so much a token; nothing
+    where their mean ratio is above that."""
 
     def of(one: Learned) -> float:
         kept = [at for at, value in enumerate(one.old) if math.exp(value) < sure]
+        if fmean(one.ratios[at] for at in kept) > most:
+            return 0.0
         policy = gains(one, one.ratios, 0.2, high)
-        divergence = [k3(one.away[at]) for at in kept] if kl else [0.0]
+        divergence = [min(k3(one.away[at]), most) for at in kept] if kl else [0.0]
         penalty = sum(divergence) if summed else one.row["weight"] * fmean(divergence)
         return kl * penalty - one.row["weight"] * fmean(policy[at] for at in kept)
 
     return lambda update: whole([of(one) for one in update])
 
 
-spo = segments(high=0.2, kl=0.05, summed=True, sure=0.9)
+spo = segments(high=0.2, kl=0.05, summed=True, sure=0.9, most=10.0)
 
 # ---- pairs and imitation ---------------------------------------------------------------------------------------------
 
@@ -201,21 +204,20 @@ def kinds(update: Update) -> tuple[list[Learned], list[Learned]]:
 
 def malt(update: Update) -> dict[str, tuple[float, int]]:
     pairs, scored = kinds(update)
-    found = {"loss": [dpo_of(one, 0.1) for one in pairs], "likelihood_loss": [nll_of(one) for one in scored]}
+    found = {"loss": [dpo_of(one, 0.2) for one in pairs], "likelihood_loss": [nll_of(one) for one in scored]}
     return {name: (fmean(values), len(values)) for name, values in found.items() if values}
 
 
 def cpl(update: Update) -> dict[str, tuple[float, int]]:
-    """Each kind's sum over all examples: Step-APO, likelihood, and the squared error of a value from -1 to 1."""
+    """Each kind's mean: Step-APO, likelihood, and the squared error of a value from -1 to 1."""
     pairs, scored = kinds(update)
     words = [one for one in scored if one.row["role"] == "value"]
     found = {
-        "preference_loss": [dpo_of(one, 0.3, margin=1.0) for one in pairs],
+        "loss": [dpo_of(one, 0.3, margin=1.0) for one in pairs],
         "likelihood_loss": [nll_of(one) for one in scored if one.row["role"] != "value"],
         "value_loss": [(2 * math.exp(one.now[0]) - 1 - (2 * one.row["advantage"] - 1)) ** 2 for one in words],
     }
-    found["loss"] = [value for values in found.values() for value in values]
-    return {name: (sum(values) / len(update), len(update)) for name, values in found.items()}
+    return {name: (fmean(values), len(values)) for name, values in found.items() if values}
 
 
 LOSSES: dict[str, Loss] = {

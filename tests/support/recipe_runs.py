@@ -33,10 +33,10 @@ MORE: Mapping[str, tuple[str, ...]] = {
     "reinforce-baseline": ("--kl_coef", "0.1"),
     "dapo": ("--overlong_share", "0.6"),
     "vineppo": ("--num_rollouts", "4", "--num_completions", "3", "--kl_coef", "0.02"),
-    "spo-chain": ("--num_rollouts", "4", "--cut_interval", "2", "--kl_coef", "0.05"),
-    "spo-tree": ("--max_per_problem", "8", "--kl_coef", "0.05"),
-    "treerpo": ("--branch_factors", "[3, 3]"),
-    "treerl": ("--num_paths", "6"),
+    "spo-chain": ("--num_rollouts", "4", "--cut_interval", "2", "--kl_coef", "0.05", "--problems_per_update", "0"),
+    "spo-tree": ("--max_per_problem", "8", "--kl_coef", "0.05", "--problems_per_update", "0"),
+    "treerpo": ("--branch_factors", "[3, 3]", "--problems_per_update", "0"),
+    "treerl": ("--num_paths", "6", "--problems_per_update", "0"),
     "rpo": ("--num_completions", "6", "--max_pairs", "3"),
     "malt": ("--branch_factors", "[4, 1, 3]", "--max_problems", "3"),
     "dots": ("--num_rollouts", "2", "--num_rounds", "2", "--num_kept", "3", "--num_best", "1"),
@@ -44,7 +44,7 @@ MORE: Mapping[str, tuple[str, ...]] = {
     "rejection-sampling": ("--max_problems", "6", "--problems_per_batch", "6", "--max_per_problem", "2"),
     "cpl": (
         "--flow.value_role", "--explore.valued_by", "value", "--credit.valued_by", "value", "--credit.fine_tune",
-        "--credit.max_per_problem", "1", "--objective.sft", "--num_iterations", "6",
+        "--credit.max_per_problem", "1", "--num_iterations", "6",
     ),
 }  # fmt: skip
 """Flags of a recipe's run besides."""
