@@ -93,7 +93,7 @@ def test_what_malt_learns_in_a_run(runs: Runs) -> None:
     assert {(row["advantage"], row["weight"]) for row in run.scored} == {(1.0, 1.0)}
     pairs = {(p["problem_id"], p["node"], p["rejected_node"]): p["margin"] for p in run.pairs}
     assert pairs == pytest.approx(wanted)
-    assert len({round(margin, 6) for margin in pairs.values()}) > 2
+    assert len({round(margin, 6) for margin in pairs.values()}) > 1
     assert {row["role"] for row in run.pairs} >= {"verify", "refine"}
 
 
