@@ -55,7 +55,13 @@ _FLOW = "answer_adapter"
 """The trained flow's Answer in one pass: Flow-DPO beside recipes that train whole answers."""
 _GRPO, _DPO = "grpo_same_tokens", "whole_dpo_same_tokens"
 _NEIGHBOURS = (
-    _own("flow-dpo", "the flow whose Stop judges whole attempts, as its own flow,", "flow_itself", kind="flow"),
+    _arm(
+        "flow_dpo_same_tokens",
+        "flow",
+        "the flow whose Stop judges whole attempts, as its own flow,",
+        budgeted("flow-dpo", "tokens", mode="flow"),  # its Stop learns so often a batch, which is its preset's
+        "flow_itself",
+    ),
     _arm(_DPO, "single", "whole-answer online DPO", budgeted("online-dpo", "tokens", *_FEW, name="whole_dpo"), _FLOW),
     _arm(
         "iterative_rpo_same_tokens",
