@@ -88,9 +88,9 @@ def test_a_draw_has_a_character_for_each_question(draw: str) -> None:
         found.rewards()
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{"), gzip.compress(b'{"questions": 3, "arms": {}}')])
-def test_what_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(content)
+@pytest.mark.parametrize("content", [None, "{", '{"questions": 3, "arms": {}}'])
+def test_what_is_none_is_refused(content: str | None, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"no gzip" if content is None else gzip.compress(content.encode()))
     with pytest.raises(DataError, match="file"):
         verdicts.read_verdicts(tmp_path / "file")
 
