@@ -97,7 +97,7 @@ def examine(name: str, dtype: torch.dtype = torch.float32) -> Family:
         try:
             family.student = Learner(family.policy, LearnerSettings(examples_per_update=0))
             family.student.check()
-            family.learner = "packed" if family.student.packed else "separate"
+            family.learner = "packed" if family.student.way[0] else "separate"
         except ModelError as error:
             family.learner, family.seen = "refused", family.seen or str(error)
     said = [str(w.message) for w in caught if "is sampled by" in str(w.message) or "not shared" in str(w.message)]

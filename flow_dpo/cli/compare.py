@@ -210,7 +210,7 @@ def _choose_rates(
     do: _Runners, names: Sequence[str], sizes: Sizes, settings: CompareSettings, console: Console
 ) -> dict[str, dict[str, Any]]:
     """The rate of each training and what it was chosen by; nothing where there are no candidates."""
-    wanted, seeds = settings.rates, range(rates_of.FIRST_SEED, rates_of.FIRST_SEED + settings.rates.num_seeds)
+    wanted, seeds = settings.rates, range(rates_of.FIRST_SEED, rates_of.FIRST_SEED + settings.rates.num_trainings)
     sizes = rates_of.validation_sizes(sizes, sampled=settings.tests.sampled)
     tasks = [(do, rate, seed, names, sizes) for seed in seeds for rate in wanted.candidates]
     tried: list[rates_of.Tried] = _side_by_side(settings.jobs, _one_rate, tasks)
@@ -284,7 +284,7 @@ def _problem_sets(parsed: Mapping[str, Any]) -> dict[str, DataSettings]:
     if tests.harder_split:
         sets["harder"] = replace(data, **tested, dataset_split=tests.harder_split, max_problems=tests.harder_problems)
     if rates.candidates:
-        chosen_by = {"skip_problems": rates.skip_problems, "max_problems": rates.validation_problems}
+        chosen_by = {"skip_problems": rates.validation_skip, "max_problems": rates.validation_problems}
         sets[rates_of.VALIDATION] = replace(data, dataset_split=rates.validation_split, **chosen_by)
     return sets
 

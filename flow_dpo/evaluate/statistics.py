@@ -217,7 +217,7 @@ def two_level(table: Sequence[Sequence[float]]) -> dict[str, float] | None:
     of_rest = float((rest**2).sum()) / ((seeds - 1) * (questions - 1))
     # 2. Their sum, whose degrees of freedom are those of its parts, weighed by their squares.
     parts = [(of_seeds, seeds - 1)]
-    if of_questions > of_rest:
+    if of_questions > of_rest * (1 + 1e-9):  # equal ones differ by rounding
         parts += [(of_questions, questions - 1), (of_rest, (seeds - 1) * (questions - 1))]
     total = max(of_seeds, of_seeds + of_questions - of_rest)
     if not total:

@@ -50,7 +50,7 @@ def test_a_training_that_no_rate_could_make_has_none() -> None:
 def test_validation_problems_are_in_no_other_set() -> None:
     sets = {"validation": seed_problems("test", 5, start=10), "held_out": seed_problems("test", 10)}
     rates.refuse_shared(sets)
-    with pytest.raises(ConfigError, match=r"found 3 of held_out, such as seed/test/10; .*skip_problems"):
+    with pytest.raises(ConfigError, match=r"found 3 of held_out, such as seed/test/10; .*validation_skip"):
         rates.refuse_shared({**sets, "held_out": seed_problems("test", 13)})
 
 
@@ -160,7 +160,7 @@ compare:
   arms: [answer_adapter, dapo_same_tokens]
   num_seeds: 1
   tokens: 1500
-  rates: {candidates: [0.001, 0.004], validation_split: test, skip_problems: 6, validation_problems: 6}
+  rates: {candidates: [0.001, 0.004], validation_split: test, validation_skip: 6, validation_problems: 6}
   tests: {test_problems: 6}
 """
 
@@ -218,7 +218,7 @@ def test_other_recipes_learn_as_their_presets_have_it_but_for_what_is_changed(ma
 def test_a_validation_problem_of_the_tests_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     with pytest.raises(ConfigError, match=r"found 3 of held_out"):
-        compare.compare(_words(tmp_path, "--compare.rates.skip_problems", "3"))
+        compare.compare(_words(tmp_path, "--compare.rates.validation_skip", "3"))
     with pytest.raises(ConfigError, match=r"of pool, such as seed/train/8; choose others"):
         compare.compare(_words(tmp_path, "--compare.rates.validation_split", "train"))
     assert not (tmp_path / "out").exists()

@@ -40,7 +40,7 @@ def _two_level_by_loops(table: list[list[float]]) -> tuple[float, float, float, 
     questions = s * sum((column - mean) ** 2 for column in columns) / (q - 1)
     rest = sum((table[i][j] - rows[i] - columns[j] + mean) ** 2 for i in range(s) for j in range(q))
     rest /= (s - 1) * (q - 1)
-    if questions > rest:
+    if questions > rest * (1 + 1e-9):
         total = seeds + questions - rest
         parts = seeds**2 / (s - 1) + questions**2 / (q - 1) + rest**2 / ((s - 1) * (q - 1))
     else:

@@ -191,7 +191,7 @@ def test_another_engine_leaves_the_settings_of_the_first_behind() -> None:
         ("flw: {chunk_tokens: 9}", "flow"),
         ("flow: {prompts: {anwser_user: x}}", "flow.prompts.answer_user"),
         ("learner: {reference: {kid: base}}", "learner.reference.kind"),
-        ("learner: {schedule: {warmup_updates: 3}}", "learner.warmup_updates"),
+        ("learner: {rates: {warmup_updates: 3}}", "learner.warmup_updates"),
         ("grading: {rule: {wich: anywhere}}", "grading.rule.which"),
         ("run.window_: 3", "run.window"),
         ("presett: paper", "preset"),

@@ -105,5 +105,5 @@ def refuse_shared(sets: Mapping[str, Sequence[Problem]]) -> None:
         if name != VALIDATION and shared:
             raise ConfigError(
                 f"expected validation problems that are in no other set, found {len(shared)} of {name}, such as "
-                f"{shared[0]}; choose others by --compare.rates.skip_problems or --compare.rates.validation_split"
+                f"{shared[0]}; choose others by --compare.rates.validation_skip or --compare.rates.validation_split"
             )

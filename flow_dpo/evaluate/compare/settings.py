@@ -70,17 +70,17 @@ class RateSettings:
 
     candidates: tuple[float, ...] = ()
     """Learning rates that every training is tried at; where empty, each keeps that of its preset."""
-    num_seeds: int = 1
+    num_trainings: int = 1
     """Trainings at each rate, with seeds that the comparison has not (`rates.FIRST_SEED` on)."""
     validation_split: str = "train"
     """Where the problems lie by which a rate is chosen."""
-    skip_problems: int = 0
+    validation_skip: int = 0
     """Problems of that split before them; they may be none that a test or a training has."""
     validation_problems: int = 500
 
     def __post_init__(self) -> None:
-        expect(self, "of 1 or more", lambda value: value >= 1, "num_seeds", "validation_problems")
-        expect(self, "of 0 or more", lambda value: value >= 0, "skip_problems")
+        expect(self, "of 1 or more", lambda value: value >= 1, "num_trainings", "validation_problems")
+        expect(self, "of 0 or more", lambda value: value >= 0, "validation_skip")
         wrong = [rate for rate in self.candidates if not 0 < rate < math.inf]
         if wrong or len(set(self.candidates)) < len(self.candidates):
             raise ConfigError(f"expected different learning rates above 0, found {list(self.candidates)}")
