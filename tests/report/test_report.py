@@ -214,7 +214,7 @@ def test_the_page_tells_what_was_measured(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert html.escape(expected) in shown, expected
     assert "trained_flow +11.6 +6.8 to +16.4 < 0.0001 +9.2 to +14.0" in words(shown)
-    assert "ground_truth - - - - -" in words(shown)
+    assert "ground_truth - - - -" in words(shown)
 
 
 def test_a_judges_verdicts_are_told_with_how_far_it_can_be_trusted(tmp_path: Path) -> None:
