@@ -5,7 +5,7 @@
 
 Completions are the data's own solutions. What a search costs depends on what it finds, so it is rehearsed where all,
 half and none of the rollouts are right, with completions that begin differently and with equal ones: a run's own cost
-is between the cheapest and the dearest of these, as far as its completions are as long. Invariant: no model, no
+is between the lowest and the highest of these, as far as its completions are as long. Invariant: no model, no
 verifier and nothing outside this process is asked, and nothing that a run depends on is changed.
 """
 
@@ -41,7 +41,7 @@ class Encodes(RendersTurns, Protocol):
 _WORLDS = tuple((alike, rights) for alike in (False, True) for rights in (0, 1, 2))
 """Whether all completions of a turn are equal, and of how many rollouts one is right; none at 0."""
 _CLOSE = 1.25
-"""Costs no further apart than by this factor are told as one."""
+"""Costs no further apart than by this factor are printed as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,25 +63,25 @@ class Spent:
 class Cost:
     """Of one problem, in the mean of several."""
 
-    least: Spent
+    lowest: Spent
     """Of what was rehearsed, where it went cheapest, by its tokens."""
-    dearest: Spent
+    highest: Spent
 
     def sentence(self, num_problems: int) -> str:
         """For a person, and for a run of so many problems."""
-        least, dearest = self.least, self.dearest
-        if dearest.tokens <= _CLOSE * least.tokens:
-            least, about, depends = dearest, "about ", ""
+        lowest, highest = self.lowest, self.highest
+        if highest.tokens <= _CLOSE * lowest.tokens:
+            lowest, about, depends = highest, "about ", ""
         else:
             about, depends = "", ", by how many are right and how alike they are,"
         rollouts, verdicts, tokens = (
-            _span(getattr(least, name), getattr(dearest, name)) for name in ("rollouts", "verdicts", "tokens")
+            _span(getattr(lowest, name), getattr(highest, name)) for name in ("rollouts", "verdicts", "tokens")
         )
         return (
             f"A problem costs {about}{rollouts} rollouts, {verdicts} verdicts and {tokens} sampled tokens{depends} "
-            f"where completions are as long as the data's solutions ({dearest.length:,.0f} tokens), "
-            f"{dearest.most:,.0f} at their longest; {num_problems:,} problems "
-            f"{_span(num_problems * least.tokens, num_problems * dearest.tokens)}"
+            f"where completions are as long as the data's solutions ({highest.length:,.0f} tokens), "
+            f"{highest.most:,.0f} at their longest; {num_problems:,} problems "
+            f"{_span(num_problems * lowest.tokens, num_problems * highest.tokens)}"
         )
 
 
@@ -102,7 +102,7 @@ def rehearse(recipe: Recipe, problems: Sequence[Problem], renderer: Encodes) -> 
         for problem in problems
     ]
     by_tokens = [sorted(each, key=lambda one: one.tokens) for each in found]
-    return Cost(least=_mean([each[0] for each in by_tokens]), dearest=_mean([each[-1] for each in by_tokens]))
+    return Cost(lowest=_mean([each[0] for each in by_tokens]), highest=_mean([each[-1] for each in by_tokens]))
 
 
 def _mean(each: Sequence[Spent]) -> Spent:

@@ -32,10 +32,10 @@ def test_every_recipe_can_be_rehearsed_and_is_the_same_afterwards(name: str) -> 
     cost = rehearse(recipe, PROBLEMS, RENDERER)
     assert cost is not None
     assert cost == rehearse(recipe, PROBLEMS, RENDERER)
-    for spent in (cost.least, cost.dearest):
+    for spent in (cost.lowest, cost.highest):
         assert 1 <= spent.verdicts <= spent.rollouts
         assert 0 < spent.tokens <= spent.most
-    assert cost.least.tokens <= cost.dearest.tokens
+    assert cost.lowest.tokens <= cost.highest.tokens
 
 
 def test_the_cost_of_a_group_by_hand() -> None:
@@ -44,7 +44,7 @@ def test_the_cost_of_a_group_by_hand() -> None:
     length = len(RENDERER.encode(PROBLEMS[0].solution))
     cost = rehearse(recipe, PROBLEMS[:1], RENDERER)
     assert cost is not None
-    assert cost.least == cost.dearest == Spent(
+    assert cost.lowest == cost.highest == Spent(
         rollouts=8, verdicts=8, tokens=8 * (length + 1), most=8 * 128, length=length
     )  # fmt: skip
     assert f"about 8 rollouts, 8 verdicts and {8 * (length + 1)} sampled tokens" in cost.sentence(10)
@@ -56,16 +56,16 @@ def test_what_depends_on_what_is_found_is_told_from_least_to_most() -> None:
     solutions: of two, from each of their steps, and of none."""
     cost = rehearse(presets.load_recipe("regenesis", "seed"), PROBLEMS[:1], RENDERER)
     assert cost is not None
-    assert (cost.least.rollouts, cost.dearest.rollouts) == (9, 17)
+    assert (cost.lowest.rollouts, cost.highest.rollouts) == (9, 17)
     assert "costs 9 to 17 rollouts, 9 to 17 verdicts and " in cost.sentence(1)
     cost = rehearse(presets.load_recipe("step-dpo", "seed"), PROBLEMS[:1], RENDERER)
     assert cost is not None
-    assert cost.least.rollouts == 2
-    steps = cost.dearest.rollouts - 2
+    assert cost.lowest.rollouts == 2
+    steps = cost.highest.rollouts - 2
     assert steps >= 2 * 8
     assert steps % 8 == 0
     # A completion from amid a solution is as long as what is left of it.
-    assert cost.dearest.tokens < cost.dearest.rollouts * (cost.dearest.length + 1) * 0.8
+    assert cost.highest.tokens < cost.highest.rollouts * (cost.highest.length + 1) * 0.8
 
 
 def test_programs_are_not_run() -> None:
@@ -78,7 +78,7 @@ def test_programs_are_not_run() -> None:
     without = Problem(id="p", question=PROBLEMS[0].question, gold="1")
     asked = rehearse(presets.load_recipe("grpo", "seed"), [without], RENDERER)
     assert asked is not None
-    assert asked.dearest.length == len(RENDERER.encode(without.question))
+    assert asked.highest.length == len(RENDERER.encode(without.question))
 
 
 @pytest.mark.parametrize("recipe", ["rpo", "cpl"])
@@ -92,10 +92,10 @@ def test_it_is_printed_before_the_first_batch_and_holds(
     assert "of 900 examples wait for an update" in told
     found = re.search(r"; 8 problems ([\d,]+) to ([\d,]+)", told)
     assert found is not None
-    least, most = (int(number.replace(",", "")) for number in found.groups())
+    lowest, most = (int(number.replace(",", "")) for number in found.groups())
     [row] = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     # As far as this model's solutions are as long as the data's.
-    assert least / 1.5 < row["rollout/sampled_tokens"] < most * 1.5
+    assert lowest / 1.5 < row["rollout/sampled_tokens"] < most * 1.5
 
 
 @pytest.mark.parametrize(

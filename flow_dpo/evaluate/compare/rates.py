@@ -14,7 +14,7 @@ is of a run that was chosen for its figure.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -54,7 +54,7 @@ def folder_of(path: Path, rate: float, seed: int) -> Path:
 def validation_sizes(sizes: Sizes, *, sampled: bool) -> Sizes:
     """The arms' sizes with the validation problems as their only tests, greedily and, if wished, sampled once."""
     drawn = (f"{VALIDATION}/sampled",) if sampled else ()
-    return Sizes(**{**vars(sizes), "tests": (f"{VALIDATION}/greedy", *drawn), "test_samples": 1})
+    return replace(sizes, tests=(f"{VALIDATION}/greedy", *drawn), test_samples=1)
 
 
 def try_rate(do: JobRunner, arms: Sequence[Arm], sizes: Sizes, rate: float) -> Tried:

@@ -23,7 +23,7 @@ from flow_dpo.recipes.scored import ELSEWHERE
 log = logging.getLogger("flow_dpo")
 
 
-def reach(*, url: str, model: str) -> ChatEndpoint:
+def checked_endpoint(*, url: str, model: str) -> ChatEndpoint:
     """The address, which answers and has the model. Raises `ConfigError` where it does not."""
     settings = EndpointSettings(base_url=url, served_model=model)
     endpoint = ChatEndpoint(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
@@ -40,7 +40,7 @@ def explain(prompts: Sequence[str], *, url: str, model: str, max_tokens: int) ->
     the address continues failing. Its API key is OPENAI_API_KEY's."""
     if not prompts:
         return []
-    endpoint = reach(url=url, model=model)
+    endpoint = checked_endpoint(url=url, model=model)
 
     def ask(prompt: str) -> str | None:
         reply = endpoint.ask([{"role": "user", "content": prompt}], max_tokens=max_tokens)

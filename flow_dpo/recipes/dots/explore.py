@@ -27,7 +27,7 @@ from flow_dpo.core.seeds import derive
 from flow_dpo.core.tree import Tree
 from flow_dpo.core.types import Completion, Message, Problem, Request, Turn
 from flow_dpo.models.http_client import check_base_url
-from flow_dpo.recipes.dots.explainer import as_completion, explain, reach
+from flow_dpo.recipes.dots.explainer import as_completion, checked_endpoint, explain
 from flow_dpo.recipes.dots.flow import ANSWER, PLAN, Planned, PlannedState
 from flow_dpo.recipes.dots.lesson import add_lesson
 from flow_dpo.recipes.scored import ELSEWHERE
@@ -78,7 +78,8 @@ class TrajectorySearch(TurnSampling):
             check_platform()
             log.warning("running programs that the model writes, in a sandbox (--flow.programs)")
         if self.explainer_url and self.num_rounds:
-            reach(url=self.explainer_url, model=self.explainer_model)  # before hours of rollouts, not after them
+            # Before hours of rollouts, not after them.
+            checked_endpoint(url=self.explainer_url, model=self.explainer_model)
         searches = [_Search(self, flow, problem, runner, seed) for problem in problems]
         runner.run([search.trunk.rollout() for search in searches])
         for number in range(self.num_rounds):
