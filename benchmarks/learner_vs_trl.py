@@ -26,7 +26,6 @@ import math
 import random
 import statistics
 import tempfile
-import time
 import zlib
 from typing import Any
 
@@ -45,7 +44,7 @@ TOLERANCE = {"float32": 2e-4, "bfloat16": 0.05}
 """Of the difference between losses, in nats. Half precision rounds differently in rows of other shapes."""
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     parser = measuring.parser(__doc__)
     parser.add_argument("--models", nargs="+", default=["50m", "0.5b"])
     parser.add_argument("--model_name_or_path", help="takes the place of 0.5b")
@@ -60,7 +59,11 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--precompute", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no_autocast", action="store_true", help="of TRL, in bf16: do not try autocast")
-    settings = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    settings = options().parse_args()
     if settings.side:
         measuring.report(ours(settings) if settings.side == "ours" else trl(settings))
         return
@@ -182,9 +185,9 @@ def ours(settings: argparse.Namespace) -> Report:
     seconds: list[float] = []
     row: dict[str, float] = {}
     for pairs in batches:
-        started = time.perf_counter()
+        started = measuring.clock()
         row = learner.update(Dpo(beta=BETA), pairs)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(measuring.clock() - started)
         for role in ROLES:
             losses[role].append(row[f"learn/{role}/loss"])
     parts = ("tokens", "unshared_tokens", "reference_s", "forward_s", "backward_s")
@@ -239,19 +242,19 @@ def trl_role(role: str, settings: argparse.Namespace) -> Report:
             return dataset
 
         def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
-            started = time.perf_counter()
+            started = measuring.clock()
             found = super().compute_ref_log_probs(model, inputs)
-            reference_s.append(time.perf_counter() - started)
+            reference_s.append(measuring.clock() - started)
             return found
 
     class Clock(TrainerCallback):
         """Times every optimisation step with all its micro-batches."""
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.perf_counter()
+            self.started = measuring.clock()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            step_s.append(time.perf_counter() - self.started)
+            step_s.append(measuring.clock() - self.started)
 
     memory = measuring.PeakMemory()
     with tempfile.TemporaryDirectory() as folder:
@@ -272,7 +275,7 @@ def trl_role(role: str, settings: argparse.Namespace) -> Report:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=False,
         )
         trainer = Trainer(

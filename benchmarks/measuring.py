@@ -26,6 +26,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -103,16 +104,30 @@ def report(values: Mapping[str, Any]) -> None:
     print(json.dumps(values), flush=True)
 
 
+def clock() -> float:
+    """Seconds, read when a GPU has done all that it was given."""
+    if cuda := _cuda():
+        cuda.synchronize()
+    return time.perf_counter()
+
+
 class PeakMemory:
-    """Memory of this process beyond what it holds now: begin when the model is loaded."""
+    """Memory beyond what is held now, the GPU's where there is one: begin when the model is loaded."""
 
     def __init__(self) -> None:
+        self._cuda = _cuda()
+        if self._cuda:
+            self._cuda.reset_peak_memory_stats()
+            self._before = self._cuda.memory_allocated()
+            return
         # Linux: the kernel forgets the peak so far, such as that of loading.
         Path("/proc/self/clear_refs").write_text("5")
         self._before = _status("VmRSS")
 
     def mib(self) -> float:
         """The peak since the beginning, in MiB."""
+        if self._cuda:
+            return (self._cuda.max_memory_allocated() - self._before) / 2**20
         return (_status("VmHWM") - self._before) / 1024
 
 
@@ -176,6 +191,12 @@ def environment(num_threads: int) -> dict[str, str]:
 
 def _shown(report: Report) -> str:
     return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in report.items())
+
+
+def _cuda() -> Any:
+    """`torch.cuda` where it is loaded and has a device; nothing heavy is imported to ask."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch and torch.cuda.is_available() else None
 
 
 def _status(name: str) -> int:

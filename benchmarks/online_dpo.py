@@ -34,7 +34,7 @@ SEED = "seed"
 RANK, BETA, RATE = 8, 0.1, 2e-4
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", help="a real model, measured after the seed")
     parser.add_argument("--only_given", action="store_true", help="leave the seed out")
@@ -43,7 +43,11 @@ def main() -> None:
     parser.add_argument("--max_tokens", type=int, default=64, help="length of every answer; 64 is TRL's default")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 32], help="of TRL; 8 is its default")
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    settings = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    settings = options().parse_args()
     if settings.tiny:
         settings.prompts_per_update, settings.max_tokens, settings.batch_sizes = 4, 6, [2]
         settings.updates = 1
@@ -225,7 +229,7 @@ def trl(settings: argparse.Namespace, batch_size: int, kind: str) -> Report:
             bf16=loaded.model.dtype == torch.bfloat16 and kind != "uncast",
             save_strategy="no",
             report_to="none",
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             disable_tqdm=True,
             dataloader_pin_memory=False,
             gradient_checkpointing=kind == "defaults",

@@ -79,7 +79,7 @@ class GenerateEngine(Engine):
 
     def _choices(self, batch: Sequence[_Asked]) -> list[tuple[int, Completion]]:
         started = time.perf_counter()
-        ids, mask = left_padded([asked.request.prompt_ids for asked in batch])
+        ids, mask = left_padded([asked.request.prompt_ids for asked in batch], self._model.device)
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         found = self._model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
         logits = found.logits[:, -1].double()
@@ -91,7 +91,7 @@ class GenerateEngine(Engine):
         ]
 
     def _writes(self, batch: Sequence[_Asked]) -> list[tuple[int, Completion]]:
-        ids, mask = left_padded([asked.request.prompt_ids for asked in batch])
+        ids, mask = left_padded([asked.request.prompt_ids for asked in batch], self._model.device)
         noted = _Noted()
         excluded = _FirstTokens([asked.excluded for asked in batch], ids.shape[1])
         longest = max(asked.request.max_tokens for asked in batch)
@@ -116,11 +116,11 @@ class GenerateEngine(Engine):
         return done
 
 
-def left_padded(prompts: Sequence[TokenIds]) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(prompts: Sequence[TokenIds], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask of a batch."""
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     return ids, mask
 
 

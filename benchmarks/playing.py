@@ -29,7 +29,7 @@ MODULE = "benchmarks.playing"
 SEED = "seed"
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", help="a real model, measured after the seed")
     parser.add_argument("--only_given", action="store_true", help="leave the seed out")
@@ -37,7 +37,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="how often so many; 8 on the seed, 1 on a real model")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[32, 64, 128], help="of the whole's generate")
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    settings = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    settings = options().parse_args()
     if settings.tiny:
         settings.num_problems, settings.rounds, settings.batch_sizes = 4, 1, [4]
     if settings.side:
@@ -84,12 +88,12 @@ def parts(settings: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
     """Loaded model, preset, exploration and problems; four problems more for warming up."""
     import torch
 
+    from benchmarks.workloads import load
     from flow_dpo.core.explore import Siblings
     from flow_dpo.data.problems import load_problems
-    from flow_dpo.models.load import ModelSettings, load_model
     from flow_dpo.recipes.presets import preset as fitted
 
-    loaded = load_model(ModelSettings(model_name_or_path=settings.case, num_threads=settings.num_threads))
+    loaded = load(settings.case, num_threads=settings.num_threads)
     torch.manual_seed(0)
     preset = fitted("flow-dpo-paper", "seed" if settings.case == SEED else "small")
     rounds = settings.rounds or (8 if settings.case == SEED else 1)
@@ -148,12 +152,12 @@ def whole(settings: argparse.Namespace, batch_size: int) -> Report:
     max_tokens = 8 if settings.tiny else flow.chunk_tokens * flow.max_chunks
     tokens, seconds = 0, 0.0
     with torch.inference_mode():
-        generate(model, *left_padded(prompts[:4]), 4)
+        generate(model, *left_padded(prompts[:4], model.device), 4)
         for at in range(2 if settings.case == SEED else 1):
             batch = [prompts[(at * batch_size + i) % len(prompts)] for i in range(batch_size)]
-            started = time.perf_counter()
-            written = generate(model, *left_padded(batch), max_tokens)
-            seconds += time.perf_counter() - started
+            started = measuring.clock()
+            written = generate(model, *left_padded(batch, model.device), max_tokens)
+            seconds += measuring.clock() - started
             tokens += batch_size * max_tokens
             assert written.shape[1] == max(map(len, batch)) + max_tokens, f"{written.shape} ended early"
     return {"tokens_a_second": tokens / seconds, "seconds": seconds, "peak_mib": memory.mib(), "tokens": tokens}

@@ -19,12 +19,16 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
 from flow_dpo.core.types import Completion, Pair, Request, TokenIds
+from flow_dpo.models.load import LoadedModel, load_model, load_renderer
+from flow_dpo.models.settings import ModelSettings
 
 YES, NO, FIRST = 3, 4, 5
 """The two choices of Stop, and the first id that chunks are made of."""
 _STOP_PREFIX = (FIRST, FIRST + 1, FIRST + 2)
 _STOP_SUFFIX = (FIRST + 3,) * 8
-MODELS = ("tiny", "50m", "0.5b")
+MODELS = ("tiny", "50m", "0.5b", "8b")
+HALF = ("0.5b", "8b")
+"""Those in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,29 @@ class Shape:
     num_nodes: int
 
 
+def load(case: str, *, num_threads: int) -> LoadedModel:
+    """A model as the package loads it; one of `MODELS` has random weights, and the seed's tokenizer and template."""
+    if case not in MODELS:
+        return load_model(ModelSettings(model_name_or_path=case, num_threads=num_threads))
+    torch.set_num_threads(num_threads)
+    _, renderer = load_renderer(ModelSettings())
+    model = random_model(case)
+    return LoadedModel(model=model, renderer=renderer, end_ids=frozenset({2}), context_tokens=8192, name=case)
+
+
 def random_model(size: str, seed: int = 0) -> PreTrainedModel:
-    """An untrained model in eval mode; or the one in the folder of that name."""
+    """An untrained model in eval mode, made where it is to be used; or the one in the folder of that name."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if size not in MODELS:
-        model = AutoModelForCausalLM.from_pretrained(size, dtype="auto").eval()
+        model = AutoModelForCausalLM.from_pretrained(size, dtype="auto").eval().to(device)  # pyright: ignore
         for parameter in model.parameters():
             # Loaded weights lie in the file until they are touched: they would be counted as memory of an update.
             parameter.data = parameter.data.clone()
         return model
-    with torch.random.fork_rng():
+    # On the device and in its own precision from the start: eight billion weights in float32 are 32 GB.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.device(device):
         torch.manual_seed(seed)
-        dtype = torch.bfloat16 if size == "0.5b" else torch.float32
+        dtype = torch.bfloat16 if size in HALF else torch.float32
         return AutoModelForCausalLM.from_config(_config(size), dtype=dtype).eval()
 
 
@@ -58,6 +74,7 @@ def _config(size: str) -> PretrainedConfig:
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
+    untied: dict[str, Any] = {**shared, "tie_word_embeddings": False}
     if size == "tiny":
         return LlamaConfig(
             vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, **shared
@@ -70,6 +87,16 @@ def _config(size: str) -> PretrainedConfig:
             num_hidden_layers=12,
             num_attention_heads=8,
             **shared,
+        )
+    if size == "8b":  # the shape of Llama-3-8B
+        return LlamaConfig(
+            vocab_size=128_256,
+            hidden_size=4096,
+            intermediate_size=14_336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            **untied,
         )
     # The shape of Qwen2.5-0.5B.
     return Qwen2Config(
