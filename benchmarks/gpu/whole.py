@@ -1,0 +1,84 @@
+"""Parts that run commands: the tests marked `gpu`, and `flow-dpo train` as a user types it.
+
+tests(context)      # pytest -m gpu on the files that have the mark: those that pass, of all
+run(context)        # the same short run twice: does it work, drift, and repeat?
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from benchmarks import watching
+from benchmarks.gpu.measure import Context
+from benchmarks.measuring import ROOT, Figure
+
+_MARK = re.compile(r"mark\.gpu\b")
+
+
+def tests(context: Context) -> None:
+    """Every test that is marked `gpu`. Exits where one fails, with pytest's own words in the log."""
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if _MARK.search(path.read_text("utf-8"))]
+    report = context.folder / "tests.xml"
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rs", f"--junit-xml={report}"]
+    status = subprocess.run([*words, *files], cwd=ROOT, check=False).returncode
+    if not report.exists():
+        raise SystemExit(f"pytest ended with status {status} before a report")
+    # Written by pytest here and now: no entity of a stranger is in it.
+    [suite] = ElementTree.parse(report).getroot().iter("testsuite")
+    counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+    ran = counts["tests"] - counts["skipped"]
+    passed = ran - counts["failures"] - counts["errors"]
+    name = f"tests marked gpu that pass, of {counts['tests']}"
+    context.keep([Figure(name=name, ratio=passed / max(1, counts["tests"]), reach=">= 1", details=counts)])
+    if status:
+        raise SystemExit(f"pytest ended with status {status}")
+
+
+def run(context: Context) -> None:
+    """One short run on the seed twice, with the same seed. Exits where it fails."""
+    problems, batch = ("8", "4") if context.rehearse else ("96", "32")
+    words = ["train", "--max_problems", problems, "--problems_per_batch", batch]
+    words += ["--examples_per_update", "0", "--num_threads", str(min(8, len(os.sched_getaffinity(0))))]
+    watched = [watching.watch(words, context.folder / name, num_threads=1) for name in ("once", "again")]
+    row = watched[0].rows[-1].row
+    drifts = {name: value for name, value in row.items() if name.endswith("/logprob_drift")}
+    if not drifts:
+        raise SystemExit(f"expected an update, found none in {problems} problems: {sorted(row)}")
+    found = [
+        Figure(
+            name="run on the seed: drift of log-probabilities from engine to learner, over the limit of 0.2 nats",
+            ratio=max(drifts.values()) / 0.2,
+            reach="<= 1",
+            details={"drifts": drifts, "seconds": [one.total_s for one in watched]},
+        ),
+        Figure(
+            name="run on the seed: trees that a second run repeats to the token", ratio=alike(context), reach=">= 1"
+        ),
+        Figure(name="run on the seed: problems a second, start aside", ratio=_rate(watched[0]), reach=""),
+    ]
+    context.keep(found)
+
+
+def alike(context: Context) -> float:
+    """The share of the trees of the first run whose tokens are those of the second."""
+    from flow_dpo.runs.files import read_jsonl
+
+    def tokens(name: str) -> Mapping[str, Any]:
+        rows = read_jsonl(Path(context.folder) / name / "trees.jsonl")
+        return {row["problem"]["id"]: [node["token_ids"] for node in row["nodes"]] for row in rows}
+
+    once, again = tokens("once"), tokens("again")
+    return sum(again.get(name) == found for name, found in once.items()) / len(once)
+
+
+def _rate(watched: watching.Watched) -> float:
+    """Problems a second between the first batch's row and the last's."""
+    first, last = watched.rows[0], watched.rows[-1]
+    return (last.row["problems_seen"] - first.row["problems_seen"]) / max(1e-9, last.at_s - first.at_s)
