@@ -4,14 +4,15 @@
 
 Values and gradients are compared in float32 to 1e-5 (of the largest number), and in bf16 by how far each is from
 float32. Times are of one layer's forward and backward in the heads of a 0.5B and an 8B model; making a mask is timed by
-itself, for a model makes it once for all layers. A rehearsal has no compiler for the GPU: there the block mask's own
-function, evaluated densely, stands in for the kernel, so that layout, shapes and calls are the same.
+itself, for a model makes it once for all layers. A rehearsal has no kernel: there SDPA stands in for it, under the dense
+form of the very block mask, so that layout, mask, shapes and calls are the same.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,6 @@ from benchmarks import measuring
 from benchmarks.gpu.measure import Context
 from benchmarks.measuring import Figure
 from benchmarks.workloads import Shape, tree_pairs
-from flow_dpo.models import tree_attention
 from flow_dpo.models.drift_causes import inputs
 from flow_dpo.models.packing import PackedRow, merge
 from flow_dpo.models.tree_attention import FlexLayout, PathLayout
@@ -190,11 +190,24 @@ def stand_in(wanted: bool) -> Any:
         return
 
     def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, block_mask: Any, scale: float, **_: Any):
-        at = torch.arange(query.shape[2])
-        seen = block_mask.mask_mod(0, 0, at[:, None], at[None])
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, scale=scale, enable_gqa=True
+            query, key, value, attn_mask=seen_by_kernel(block_mask, query.shape[2]), scale=scale, enable_gqa=True
         )
 
-    with patch.object(tree_attention, "_flex_attention", lambda: dense):
+    with patch.object(sys.modules[FlexLayout.__module__], "_flex_attention", lambda: dense):
         yield
+
+
+def seen_by_kernel(block_mask: Any, size: int) -> torch.Tensor:
+    """The dense mask that the kernel computes: all of a whole block, of others what the mask function says."""
+    rows, columns = block_mask.BLOCK_SIZE
+    at = torch.arange(size)
+    seen = torch.zeros(size, size, dtype=torch.bool)
+    partly = (block_mask.kv_num_blocks, block_mask.kv_indices, block_mask.mask_mod(0, 0, at[:, None], at[None]))
+    whole = (block_mask.full_kv_num_blocks, block_mask.full_kv_indices, torch.ones(size, size, dtype=torch.bool))
+    for counts, indices, visible_there in (partly, whole):
+        for row, count in enumerate(counts[0, 0].tolist() if counts is not None else ()):
+            for column in indices[0, 0, row, :count].tolist():
+                block = slice(row * rows, (row + 1) * rows), slice(column * columns, (column + 1) * columns)
+                seen[block] |= visible_there[block]
+    return seen

@@ -74,11 +74,11 @@ def sampling(name: str, *, steps: int, turns: int, rows: int = 64) -> Estimate:
 
 
 def learning(name: str, *, runs: int) -> Estimate:
-    """Runs of four updates each on two roles' pairs, ours or a peer's, every one with a model and a trainer made."""
+    """Runs of three updates each on two roles' pairs, ours or a peer's, every one with a model and a trainer made."""
 
     def seconds(card: Card) -> float:
         update = pass_s(card, MODELS[name], tokens=17_000, passes=4, calls=4)
-        return START_S + COMPILE_S + runs * (4 + 4 * update)
+        return START_S + COMPILE_S + runs * (4 + 3 * update)
 
     return seconds
 

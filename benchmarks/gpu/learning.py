@@ -16,12 +16,15 @@ from benchmarks import learner_vs_trl, measuring, online_dpo
 from benchmarks.gpu.measure import OURS, Context, Reports, best
 from benchmarks.measuring import Figure, Report
 
-TRL = (
-    ("--batch_size", "6", "--no_autocast"),
-    ("--batch_size", "6"),
-    ("--batch_size", "2", "--no_autocast"),
-    ("--batch_size", "6", "--no_autocast", "--precompute"),
-)
+TRL = {
+    "0.5b": (
+        ("--batch_size", "6", "--no_autocast"),
+        ("--batch_size", "6"),
+        ("--batch_size", "2", "--no_autocast"),
+        ("--batch_size", "6", "--no_autocast", "--precompute"),
+    ),
+    "8b": (("--batch_size", "2", "--no_autocast"), ("--batch_size", "6", "--no_autocast")),
+}
 ROWS = {"0.5b": (4096,), "8b": (4096, 2048)}
 """Tokens of one forward of ours."""
 SHAPE = "long"
@@ -36,7 +39,7 @@ def learner(context: Context) -> None:
         # The last size must fit; a larger one that does not is left out.
         side = OURS if tokens == rows[-1] else f"rows of {tokens}"
         sides[side] = partial(learner_vs_trl.ours, _options(context, "--row_tokens", str(tokens)))
-    for flags in TRL[: 1 if context.rehearse else None]:
+    for flags in TRL[size][: 1 if context.rehearse else None]:
         sides[" ".join(flags)] = partial(_trl, context, flags)
     own = [side for side in sides if not side.startswith("--")]
     theirs = [side for side in sides if side.startswith("--")]
@@ -79,7 +82,7 @@ def online(context: Context) -> None:
 
 def _options(context: Context, *flags: str) -> argparse.Namespace:
     tiny = ["--tiny"] if context.rehearse else []
-    return learner_vs_trl.options().parse_args([*flags, *tiny, "--case", context.case, SHAPE, "--updates", "3"])
+    return learner_vs_trl.options().parse_args([*flags, *tiny, "--case", context.case, SHAPE, "--updates", "2"])
 
 
 def _trl(context: Context, flags: Sequence[str]) -> Report:

@@ -53,19 +53,19 @@ _ALL = (
     Part(
         name="tests",
         what="the tests marked gpu",
-        soft_s=45,
-        estimate=estimates.fixed(45),
+        soft_s=40,
+        estimate=estimates.fixed(40),
     ),
     Part(
         name="attention",
         what="FlexAttention against SDPA with a dense mask: values, gradients, time",
-        soft_s=45,
+        soft_s=40,
         estimate=estimates.fixed(estimates.START_S + estimates.COMPILE_S),
     ),
     Part(
         name="sampling-0.5b",
         what="a flow of a 0.5B model over generate, one uninterrupted and one a chunk",
-        soft_s=60,
+        soft_s=55,
         min_gib=8,
         estimate=estimates.sampling("0.5b", steps=400 + 450 + 3 * 160, turns=1),
     ),
@@ -86,10 +86,10 @@ _ALL = (
     Part(
         name="vllm",
         what="a flow of a 0.5B model through vLLM: rates, and tokens read per token written",
-        soft_s=95,
+        soft_s=90,
         min_gib=8,
         served=True,
-        estimate=estimates.fixed(95),
+        estimate=estimates.fixed(90),
     ),
     Part(
         name="sampling-8b",
@@ -122,7 +122,7 @@ _ALL = (
     Part(
         name="variants-0.5b",
         what="the local engine's variants on a 0.5B model, and one problem at a time over many",
-        soft_s=45,
+        soft_s=40,
         min_gib=8,
         estimate=estimates.sampling("0.5b", steps=4 * 300, turns=1),
     ),

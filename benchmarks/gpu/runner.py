@@ -26,6 +26,8 @@ from benchmarks.gpu.parts import Part, python_of
 
 DONE, FAILED, OVER_TIME, WAITING, MISSING = "done", "failed", "over time", "not started", "left out"
 RESULTS = "results.json"
+_GONE_WITHIN_S = 5.0
+"""Seconds within which killed processes are expected to be gone."""
 _TAIL = 3000
 """Characters of a failed part's log that are kept with its outcome."""
 
@@ -65,9 +67,14 @@ def run_part(part: Part, folder: Path, *, limit_s: float, flags: Sequence[str] =
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill whatever is left of the process's group, and wait for the process itself."""
-    with contextlib.suppress(ProcessLookupError):  # it ended with all its children
+    """Kill whatever is left of the process's group, and wait until it is gone: the next part needs the GPU's memory."""
+    end = time.monotonic() + _GONE_WITHIN_S
+    with contextlib.suppress(ProcessLookupError):  # the group is empty
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        while time.monotonic() < end:  # an ended process that nobody waits for stays in the group
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
     process.wait()
 
 
@@ -96,6 +103,6 @@ def _tail(log: Path) -> str:
 
 def _environment(on_cpu: bool) -> dict[str, str]:
     """As for every benchmark; a rehearsal sees no GPU."""
-    threads = min(8, len(os.sched_getaffinity(0)))
+    threads = 1 if on_cpu else min(8, len(os.sched_getaffinity(0)))
     found = {**measuring.environment(threads), "PYTHONPATH": str(measuring.ROOT), "PYTHONUNBUFFERED": "1"}
     return found | ({"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {})
