@@ -279,11 +279,12 @@ def test_a_killed_command_goes_on_where_it_was(measured: Path, how: signal.Signa
         f"import os, time\nseen = pathlib.Path({str(seen)!r})\n"
         "if not seen.exists():\n    seen.write_text(str(os.getpid()))\n    time.sleep(60)\n"
     )
+    codes = {"a": KEEPS + note, "b": wait + KEEPS + note, "c": KEEPS + note}
     program.write_text(
         f"import sys\nsys.path[:0] = [{str(ROOT)!r}]\n"
         "from benchmarks.gpu import __main__ as command, environment, page, parts\n"
         "from tests.test_gpu_benchmark import GOOD, script\n"
-        f"codes = {{'a': KEEPS + note, 'b': wait + KEEPS + note, 'c': KEEPS + note}!r}\n"
+        f"codes = {codes!r}\n"
         "for module in (command, page, parts):\n"
         "    module.PARTS = {name: script(name, code) for name, code in codes.items()}\n"
         "environment.ask = lambda *_, **__: GOOD\n"

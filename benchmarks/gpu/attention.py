@@ -4,8 +4,8 @@
 
 Values and gradients are compared in float32 to 1e-5 (of the largest number), and in bf16 by how far each is from
 float32. Times are of one layer's forward and backward in the heads of a 0.5B and an 8B model; making a mask is timed by
-itself, for a model makes it once for all layers. A rehearsal has no kernel: there SDPA stands in for it, under the dense
-form of the very block mask, so that layout, mask, shapes and calls are the same.
+itself, for a model makes it once for all layers. A rehearsal has no kernel: there SDPA stands in for it, under the
+dense form of the very block mask, so that layout, mask, shapes and calls are the same.
 """
 
 from __future__ import annotations
