@@ -357,6 +357,12 @@ def test_all_parts_fit_into_ten_minutes() -> None:
     assert [part.name for part in chosen(["vllm", "tests"])] == ["tests", "vllm"]
 
 
+def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
+    text = (ROOT / "docs" / "start" / "gpu-check.md").read_text(encoding="utf-8")
+    for part in PARTS.values():
+        assert part.row() in text.splitlines(), f"docs/start/gpu-check.md: expected the row {part.row()}"
+
+
 def test_an_estimate_is_the_slowest_of_three() -> None:
     host = 32 * estimates.LAYER_S
     assert estimates.step_s(estimates.H100, estimates.MODELS["8b"], rows=64, context=400) == pytest.approx(host)

@@ -9,11 +9,12 @@ way or precomputed; what does not fit is left out. Losses are compared as in the
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from benchmarks import learner_vs_trl, measuring, online_dpo
-from benchmarks.gpu.measure import OURS, Context, Reports, best
+from benchmarks.gpu.measure import OURS, Context, Reports, best, free
 from benchmarks.measuring import Figure, Report
 
 TRL = {
@@ -28,6 +29,8 @@ TRL = {
 ROWS = {"0.5b": (4096,), "8b": (4096, 2048)}
 """Tokens of one forward of ours."""
 SHAPE = "long"
+ROOM_FOR_8B = 44 * 2**30
+"""Bytes of a GPU in which an 8B model has room to learn."""
 
 
 def learner(context: Context) -> None:
@@ -58,6 +61,53 @@ def learner(context: Context) -> None:
         return found
 
     context.take_turns(sides, figures, most=2)
+
+
+def memory(context: Context) -> None:
+    """The peak of an update in one row of known size, over what a dry run says before any work."""
+    import torch
+
+    roomy = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory > ROOM_FOR_8B
+    for case in ["tiny"] if context.rehearse else [context.model or "0.5b", *(["8b"] if roomy else [])]:
+        tokens, measured, estimated = _row_memory(case)
+        name = (
+            f"learner {learner_vs_trl.model_name(case)}, a row of {tokens:,} tokens: peak of memory over the estimate"
+        )
+        details = {"measured_mib": measured, "estimated_mib": estimated}
+        context.keep([Figure(name=name, ratio=measured / estimated, reach="<= 1", details=details)])
+        free()
+
+
+def _row_memory(case: str) -> tuple[int, float, float]:
+    """Tokens of a row, and the MiB that its update takes beside weights, adapters and Adam: measured, and estimated."""
+    import torch
+    from flow_dpo.models.dry_run import row_memory  # pyright: ignore[reportMissingImports]
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks.workloads import Shape, random_model, tree_pairs
+    from flow_dpo.core.dpo import Dpo
+    from flow_dpo.learner.learner import Learner, LearnerSettings
+    from flow_dpo.learner.policy import Policy
+
+    model = random_model(case)
+    learner = Learner(Policy(model, ("answer",)), LearnerSettings(examples_per_update=0))
+    row: dict[str, float] = {}
+    peak = measuring.PeakMemory()
+    for shape in (Shape(8, 4, 2), Shape(150, 160, 6)):  # the first makes Adam's moments, and whatever is made once
+        pairs = tree_pairs(random.Random(0), "p", shape, vocabulary=min(model.config.vocab_size, 32_000))
+        free()
+        peak = measuring.PeakMemory()
+        row = learner.update(Dpo(), [pair for pair in pairs if pair.request.role == "answer"])
+    measured = peak.mib()
+    if row["learn/answer/rows"] != 1:
+        raise SystemExit(f"expected one row, found {row['learn/answer/rows']:g}")
+    tokens = int(row["learn/answer/tokens"])
+    with torch.device("meta"):
+        blank = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).eval()
+        policy = Policy(blank, ("answer",))
+        with policy.using("answer", training=True):
+            estimated = row_memory(blank, policy.parameters("answer"), tokens).peak_bytes / 2**20
+    return tokens, measured, estimated
 
 
 def online(context: Context) -> None:

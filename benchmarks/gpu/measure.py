@@ -27,11 +27,19 @@ from benchmarks.measuring import Figure, Report
 
 _WATCH_S = 0.5
 HOMES = {
-    "tests": "whole:tests", "run": "whole:run", "attention": "attention:attention", "vllm": "served:served",
-    "sampling-seed": "sampling:sampling", "sampling-0.5b": "sampling:sampling", "sampling-8b": "sampling:sampling",
-    "variants-0.5b": "sampling:variants", "learner-0.5b": "learning:learner", "learner-8b": "learning:learner",
+    "tests": "whole:tests",
+    "run": "whole:run",
+    "attention": "attention:attention",
+    "vllm": "served:served",
+    "sampling-seed": "sampling:sampling",
+    "sampling-0.5b": "sampling:sampling",
+    "sampling-8b": "sampling:sampling",
+    "variants-0.5b": "sampling:variants",
+    "learner-0.5b": "learning:learner",
+    "learner-8b": "learning:learner",
+    "memory": "learning:memory",
     "online-dpo-seed": "learning:online",
-}  # fmt: skip
+}
 """Where each part is measured."""
 OURS = "ours"
 Sides = Mapping[str, Callable[[], Report]]

