@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import measuring
 from benchmarks.gpu.measure import Context
@@ -40,14 +41,18 @@ Attends = Callable[[Sequence[torch.Tensor], int | None], torch.Tensor]
 
 
 def attention(context: Context) -> None:
-    """Values and gradients first, then times, each kept as it is found."""
+    """Half precision first, as runs have it, then float32; each figure is kept as it is found."""
     heads = TINY_HEADS if context.rehearse else HEADS
     row = tree_row(TINY_ROW_TOKENS if context.rehearse else ROW_TOKENS, TINY_TREE if context.rehearse else TREE)
     with stand_in(context.rehearse):
         for name, shape in heads.items():
-            context.keep(compare(name, shape, row))
-        for name, shape in heads.items():
+            context.keep([rounded(name, shape, row, None)])
             context.keep(times(name, shape, row, repeats=1 if context.rehearse else 10))
+        for name, shape in heads.items():
+            context.keep([exact(name, shape, row, None)])
+        name, shape = next(iter(heads.items()))
+        window = TINY_WINDOW if context.rehearse else WINDOW
+        context.keep([rounded(name, shape, row, window), exact(name, shape, row, window)])
 
 
 def tree_row(num_tokens: int, shape: Shape) -> PackedRow:
@@ -88,47 +93,54 @@ def ways(row: PackedRow, device: torch.device) -> Mapping[str, Attends]:
     return {"flex": by(flex), "dense": dense, "paths": by(paths)}
 
 
-def compare(name: str, shape: tuple[int, int, int], row: PackedRow) -> list[Figure]:
-    """How far FlexAttention's values and gradients are from SDPA's, over what is allowed."""
+def exact(name: str, shape: tuple[int, int, int], row: PackedRow, window: int | None) -> Figure:
+    """How far FlexAttention's values and gradients are from SDPA's in float32, over what is allowed."""
+    tensors, weights, attends = made(shape, row)
+    gaps = gaps_of("flex", tensors, weights, attends, window)
+    name = f"{place(name, row, window)}: Flex and SDPA in float32, difference over {TOLERANCE:g}"
+    details = {"values_then_gradients": gaps}
+    return Figure(name=name, ratio=max(gaps) / TOLERANCE, reach="<= 1", details=details)
+
+
+def rounded(name: str, shape: tuple[int, int, int], row: PackedRow, window: int | None) -> Figure:
+    """How far FlexAttention in bf16 is from float32, over how far SDPA is."""
+    tensors, weights, attends = made(shape, row)
+    errors = {way: gaps_of(way, tensors, weights, attends, window, torch.bfloat16) for way in ("flex", "dense")}
+    name = f"{place(name, row, window)}: error of Flex in bf16 over SDPA's"
+    return Figure(name=name, ratio=max(errors["flex"]) / max(errors["dense"]), reach="<= 1.5", details=errors)
+
+
+def gaps_of(
+    way: str,
+    tensors: Sequence[torch.Tensor],
+    weights: torch.Tensor,
+    attends: Mapping[str, Attends],
+    window: int | None,
+    dtype: torch.dtype = torch.float32,
+) -> list[float]:
+    """Differences of values and gradients from those of SDPA written out in float32."""
+    with sdpa_kernel(SDPBackend.MATH):
+        truth = results(attends["dense"], tensors, weights, window)
+    cast = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
+    return [distance(a, b) for a, b in zip(results(attends[way], cast, weights, window), truth, strict=True)]
+
+
+def made(shape: tuple[int, int, int], row: PackedRow) -> tuple[list[torch.Tensor], torch.Tensor, Mapping[str, Attends]]:
+    """Query, key and value, weights of the output, and the ways to attend."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tensors, weights = random_tensors(shape, row.num_tokens, device)
-    attends = ways(row, device)
-    found: list[Figure] = []
-    for window in (None, WINDOW if row.num_tokens > TINY_ROW_TOKENS else TINY_WINDOW):
-        exact = results(attends["dense"], tensors, weights, window)
-        flex = results(attends["flex"], tensors, weights, window)
-        where = f"attention, heads of {name}, {row.num_tokens} tokens" + (f", window {window}" if window else "")
-        gap = max(distance(a, b) for a, b in zip(flex, exact, strict=True))
-        found.append(
-            Figure(
-                name=f"{where}: Flex and SDPA in float32, difference over {TOLERANCE:g}",
-                ratio=gap / TOLERANCE,
-                reach="<= 1",
-                details={"values_then_gradients": [distance(a, b) for a, b in zip(flex, exact, strict=True)]},
-            )
-        )
-        half = [tensor.detach().to(torch.bfloat16).requires_grad_() for tensor in tensors]
-        errors = {
-            way: [distance(a, b) for a, b in zip(results(attends[way], half, weights, window), exact, strict=True)]
-            for way in ("flex", "dense")
-        }
-        found.append(
-            Figure(
-                name=f"{where}: error of Flex in bf16 over SDPA's",
-                ratio=max(errors["flex"]) / max(errors["dense"]),
-                reach="<= 1.5",
-                details=errors,
-            )
-        )
-    return found
+    return *random_tensors(shape, row.num_tokens, device), ways(row, device)
+
+
+def place(name: str, row: PackedRow, window: int | None) -> str:
+    """What a figure is of."""
+    return f"attention, heads of {name}, {row.num_tokens} tokens" + (f", window {window}" if window else "")
 
 
 def times(name: str, shape: tuple[int, int, int], row: PackedRow, *, repeats: int) -> list[Figure]:
     """Medians of one layer's forward and backward in bf16, the ways in turns."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tensors, weights = random_tensors(shape, row.num_tokens, device)
+    tensors, weights, attends = made(shape, row)
+    device = weights.device
     tensors = [tensor.detach().to(torch.bfloat16).requires_grad_() for tensor in tensors]
-    attends = ways(row, device)
     seconds: dict[str, list[float]] = {way: [] for way in attends}
     masks: list[float] = []
     for turn in range(repeats + 1):  # the first, which compiles, is not counted
@@ -143,7 +155,7 @@ def times(name: str, shape: tuple[int, int, int], row: PackedRow, *, repeats: in
         masks.append(measuring.clock() - started)
     medians = {way: statistics.median(found) for way, found in seconds.items()}
     details = {"seconds": medians, "mask_and_one_forward_s": statistics.median(masks)}
-    where = f"attention, heads of {name}, {row.num_tokens} tokens, forward and backward"
+    where = f"{place(name, row, None)}, forward and backward"
     ratios = {
         f"{where}: SDPA's time over Flex's": (medians["dense"] / medians["flex"], ">= 1"),
         f"{where}: gathered paths' time over Flex's": (medians["paths"] / medians["flex"], ">= 1"),

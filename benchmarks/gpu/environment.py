@@ -39,7 +39,7 @@ def gather(folder: Path) -> dict[str, Any]:
     """All facts, of this interpreter. Only what is not there is missing: nothing is raised."""
     return {
         "python": sys.version.split()[0],
-        "machine": measuring.machine(0),
+        "machine": measuring.machine(min(8, len(os.sched_getaffinity(0)))),
         "packages": versions(),
         "driver": driver(),
         "torch": torch_facts(),

@@ -51,8 +51,8 @@ EFFICIENCY = 0.4
 """Share of a card's arithmetic that eager layers reach where they are large."""
 START_S = 14.0
 """Imports, the CUDA context, and a model made on the GPU."""
-COMPILE_S = 25.0
-"""FlexAttention forward and backward by Triton, for the first time on a machine."""
+COMPILE_S = 8.0
+"""FlexAttention forward and backward by Triton, for one shape and for the first time on a machine: a guess."""
 Estimate = Callable[[Card], float]
 
 
@@ -78,7 +78,7 @@ def learning(name: str, *, runs: int) -> Estimate:
 
     def seconds(card: Card) -> float:
         update = pass_s(card, MODELS[name], tokens=17_000, passes=4, calls=4)
-        return START_S + COMPILE_S + runs * (4 + 3 * update)
+        return START_S + 3 * COMPILE_S + runs * (4 + 3 * update)
 
     return seconds
 

@@ -15,6 +15,7 @@ from functools import partial
 
 from benchmarks import learner_vs_trl, measuring, online_dpo
 from benchmarks.gpu.measure import OURS, Context, Reports, best, free
+from benchmarks.gpu.parts import LEARNS_8B_GIB
 from benchmarks.measuring import Figure, Report
 
 TRL = {
@@ -29,8 +30,6 @@ TRL = {
 ROWS = {"0.5b": (4096,), "8b": (4096, 2048)}
 """Tokens of one forward of ours."""
 SHAPE = "long"
-ROOM_FOR_8B = 44 * 2**30
-"""Bytes of a GPU in which an 8B model has room to learn."""
 
 
 def learner(context: Context) -> None:
@@ -67,7 +66,7 @@ def memory(context: Context) -> None:
     """The peak of an update in one row of known size, over what a dry run says before any work."""
     import torch
 
-    roomy = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory > ROOM_FOR_8B
+    roomy = torch.cuda.is_available() and torch.cuda.mem_get_info()[1] >= LEARNS_8B_GIB * 2**30
     for case in ["tiny"] if context.rehearse else [context.model or "0.5b", *(["8b"] if roomy else [])]:
         tokens, measured, estimated = _row_memory(case)
         name = (

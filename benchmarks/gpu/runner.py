@@ -102,7 +102,8 @@ def _tail(log: Path) -> str:
 
 
 def _environment(on_cpu: bool) -> dict[str, str]:
-    """As for every benchmark; a rehearsal sees no GPU."""
+    """As for every benchmark, with one GPU, for a peer would spread over several; a rehearsal sees none."""
     threads = 1 if on_cpu else min(8, len(os.sched_getaffinity(0)))
     found = {**measuring.environment(threads), "PYTHONPATH": str(measuring.ROOT), "PYTHONUNBUFFERED": "1"}
-    return found | ({"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {})
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    return found | {"CUDA_VISIBLE_DEVICES": "" if on_cpu else first}
