@@ -140,7 +140,7 @@ _NEIGHBOURS = (
     _arm(
         "cpl_value_same_tokens",
         "flow",
-        "Critical Plan Step Learning with values that a role says, sampled as its own flow,",
+        "Critical Plan Step Learning with values that a role predicts, sampled as its own flow,",
         budgeted("cpl", "tokens", *_FEW, *_VALUED, name="cpl_value", mode="flow"),
         "cpl_same_tokens",
         "flow_itself",
