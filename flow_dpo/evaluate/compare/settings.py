@@ -31,7 +31,7 @@ class PoolSettings:
     matched_draws: int = 16
     """Draws on a problem where the problems are given."""
     more_draws: int = 8
-    """Draws of the arm `self_more_draws`."""
+    """Draws of the arms `self_more_draws`, `untrained_flow_more_draws` and `trained_flow_more_draws`."""
 
     def __post_init__(self) -> None:
         for name in ("num_traces", "pool_problems", "num_samples", "matched_draws", "more_draws"):
@@ -106,9 +106,9 @@ class CompareSettings:
     the data set in another order, or of one that is made as it is read the next stretch."""
     arms: tuple[str, ...] = ()
     """Their names (`evaluate.compare.arms`, `team_arms`, `recipe_arms`), or "paper" for those of the paper's table,
-    "team" for the flow against its members, and "recipes" for the neighbours of Flow-DPO; all sources of traces where
-    empty. `self_generated` is what the others are compared with, and an arm that names others is compared with those
-    too."""
+    "core" for these and the flow itself, "team" for the flow against its members, "parts" for what is whose part, and
+    "recipes" for the neighbours of Flow-DPO; all sources of traces where empty. `self_generated` is what the others are
+    compared with, and an arm that names others is compared with those too."""
     run: str = ""
     """A run folder that stands for the trained flow, which is then not trained: of one seed. Its method, model and data
     are the defaults."""
