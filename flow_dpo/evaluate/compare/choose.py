@@ -5,6 +5,7 @@
     choose(("team",))                   the flow, its members alone and by vote, and the paper's flow
     choose(("parts",))                  each role trained or not, and Answer with the Stop of another run
     choose(("recipes",))                the neighbours of Flow-DPO, and Flow-DPO beside them
+    choose(("cost",))                   what one would choose between at a price
     choose(("instructed",))             those that need a model which follows instructions
     choose(())                          every source of traces and its controls
 
@@ -27,6 +28,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "team": team_arms.TEAM,
     "parts": ("flow_itself", *team_arms.PARTS),
     "recipes": recipe_arms.CONTRASTS,
+    "cost": recipe_arms.COST,
     "instructed": recipe_arms.INSTRUCTED,
 }
 
