@@ -42,6 +42,18 @@ def test_figures_are_merged_by_name(tmp_path: Path) -> None:
     assert {"name": "b", "x": 1} in json.loads((tmp_path / "details.json").read_text())
 
 
+def test_repeats_show_their_spread(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    settings = measuring.parser("").parse_args(["--tiny", "--results", str(path)])
+    turns = measuring.by_turn([{"s": 9.0}, {"s": 12.0}, {"s": 8.0}], [{"s": 3.0}, {"s": 3.0}, {"s": 4.0}], "s")
+    assert turns == [3.0, 4.0, 2.0]
+    measuring.keep([Figure(name="a", ratio=3.1, reach="", repeats=turns)], settings, "benchmarks.none", [])
+    assert json.loads(path.read_text())[0]["spread"] == [2.0, 3.0, 4.0]
+    assert "| a | 3.1 (2 to 4) |" in measuring.table(json.loads(path.read_text()))
+    assert Figure(name="a", ratio=1.0, reach="", repeats=[1.0]).spread is None
+    assert measuring.spread([{"s": 2.0}, {"s": 5.0}, {"s": 3.0}], "s") == [2.0, 3.0, 5.0]
+
+
 def test_tiny_sizes_keep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results.json")
     settings = measuring.parser("").parse_args(["--tiny"])
