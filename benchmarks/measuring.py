@@ -9,8 +9,8 @@ figure lands in `results.json`, merged by name, so that one benchmark can be run
 
     python -m benchmarks.measuring          # the kept figures as a Markdown table
 
-The ratio is one of medians; its spread is the least, the median and the greatest of those of single turns. `details.json`
-beside it holds, by the same names, what the ratio was made of and which settings of a peer were tried.
+The ratio is one of medians; its spread is the least, the median and the greatest of those of single turns.
+`details.json` beside it holds, by the same names, what the ratio was made of and which settings of a peer were tried.
 Invariant: a benchmark run with `--tiny` keeps nothing unless a place is named (`--results`).
 """
 
