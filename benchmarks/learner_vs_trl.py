@@ -8,38 +8,39 @@ optimisation steps are timed by a callback and summed. Both start with the same 
 the same pairs as the same token ids, take the same Adam steps, and do one untimed update on a small tree first. The
 work is the same if the losses agree, update by update: asserted.
 
-TRL gets its fastest of: every per-device batch size that divides the pairs, reference log-probabilities on the way or
-precomputed (their forward passes are then counted, for an online learner sees every pair once), gradient checkpointing
-off. Pairs of like length are neighbours already, so that grouping by length has nothing to do. Of a model after the
-first, the fastest few of the first model are tried (`--shortlist`), of one in bf16 each with autocast (TRL's default)
-and without; `--batch_sizes` names the only ones to try. Padding-free is switched off in TRL itself; dropout is zero; a
-float32 model has no autocast.
+TRL at its best (`benchmarks.trl_dpo`): batches of 1, 2, 4 and 8 pairs, reference log-probabilities on the way or
+beforehand (counted: an online learner sees every pair once), gradient checkpointing on and off, bf16 autocast of a
+float32 model, or none of a bf16 one. Every combination is first tried once on a sample of the same work: Answer's pairs
+of the same tree, by a model with a twelfth (`--sample_share`) of the layers and of the vocabulary. The fastest
+(`--finalists`), the fastest in our precision, and the one with the least memory then take turns with ours on the whole,
+each `--repeats` times; the last computes its deepest micro-batch alone, in which its peak is. Ours has two ways, too:
+the fastest, and one that checkpoints layers, in rows of `--small_row_tokens`. Padding-free is switched off in TRL
+itself; dropout is zero.
 
-Target: prompt 150, chunks of 160, 6 nodes: 4 times as fast, half the memory; chunks of 24, 10 nodes: 6 times as fast.
+Target: prompt 150, chunks of 160, 6 nodes: 4 times as fast, 0.4 of the memory; chunks of 24, 10 nodes: 6 times as fast.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import math
 import random
+import shlex
 import statistics
-import tempfile
-import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from benchmarks import measuring
+from benchmarks import measuring, trl_dpo
 from benchmarks.measuring import Figure, Report
+from benchmarks.trl_dpo import ALPHA, BATCH_SIZES, BETA, RANK, RATE, Way
 
 MODULE = "benchmarks.learner_vs_trl"
 ROLES = ("answer", "stop")
-RANK, ALPHA, BETA, RATE = 8, 8, 0.1, 1e-4
 SHAPES = {"long": (150, 160, 6), "short": (150, 24, 10)}
 TINY_SHAPES = {"long": (20, 8, 6), "short": (20, 4, 10)}
-FLOAT32 = ("tiny", "50m")
-"""Models without a choice of autocast."""
 TIMES = {"long": ">= 4", "short": ">= 6"}
+MEMORY = "<= 0.4"
 TOLERANCE = {"float32": 2e-4, "bfloat16": 0.05}
 """Of the difference between losses, in nats. Half precision rounds differently in rows of other shapes."""
 
@@ -50,70 +51,98 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--model_name_or_path", help="takes the place of 0.5b")
     parser.add_argument("--shapes", nargs="+", default=["long", "short"], choices=list(SHAPES))
     parser.add_argument("--updates", type=int, default=1, help="timed updates of each run")
-    parser.add_argument("--shortlist", type=int, default=2, help="settings of TRL tried on later models")
-    parser.add_argument(
-        "--batch_sizes", type=int, nargs="+", help="of TRL to try; all that divide the pairs unless named"
-    )
+    parser.add_argument("--finalists", type=int, default=1, help="fastest ways of TRL that are repeated")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=list(BATCH_SIZES), help="of TRL to try")
+    parser.add_argument("--sample_share", type=int, default=12, help="parts of the model of which the search takes one")
     parser.add_argument("--row_tokens", type=int, default=4096, help="of ours: tokens of one forward")
+    parser.add_argument("--small_row_tokens", type=int, default=1536, help="the same for the least memory")
     parser.add_argument("--case", nargs=2, metavar=("MODEL", "SHAPE"), help=argparse.SUPPRESS)
-    parser.add_argument("--batch_size", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--precompute", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--no_autocast", action="store_true", help="of TRL, in bf16: do not try autocast")
+    parser.add_argument("--ways", nargs="+", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--deepest", type=int, default=0, help=argparse.SUPPRESS)
+    trl_dpo.add_flags(parser)
     return parser
 
 
 def main() -> None:
     settings = options().parse_args()
     if settings.side:
-        measuring.report(ours(settings) if settings.side == "ours" else trl(settings))
+        kind = settings.side.partition(" ")[0]
+        measuring.report({"ours": ours, "trl": trl, "search": search}[kind](settings))
         return
     models = ["tiny"] if settings.tiny else settings.models
     if settings.model_name_or_path:
         models = [settings.model_name_or_path if model == "0.5b" else model for model in models]
-    tried: dict[str, list[list[str]]] = {}
     for model in models:
         for shape in settings.shapes:
-            compare(model, shape, settings, tried)
+            compare(model, shape, settings)
 
 
-def compare(model: str, shape: str, settings: argparse.Namespace, tried: dict[str, list[list[str]]]) -> None:
-    """Find TRL's best settings, and let it take turns with ours."""
+def compare(model: str, shape: str, settings: argparse.Namespace) -> None:
+    """Find TRL's best ways, and let them take turns with ours."""
+    # 1. Every way once, on a sample.
     flags = ["--case", model, shape, "--updates", str(settings.updates), *(["--tiny"] if settings.tiny else [])]
-    flags += ["--row_tokens", str(settings.row_tokens)]
-    num_pairs = sizes(settings)[shape][2]
-    candidates = tried.get(shape, [])[: settings.shortlist] or [
-        ["--batch_size", str(size), *precompute]
-        for size in settings.batch_sizes or range(1, num_pairs + 1)
-        if num_pairs % size == 0
-        for precompute in ([], ["--precompute"])
-    ]
-    if model not in FLOAT32:
-        casts = [["--no_autocast"]] if settings.no_autocast else [[], ["--no_autocast"]]
-        candidates = [[*c, *cast] for c in candidates for cast in casts]
-    print(f"{model}, {shape}: looking for TRL's best settings", flush=True)
-    found = [measuring.run_side(MODULE, "trl", [*flags, *c], num_threads=settings.num_threads) for c in candidates]
-    order = sorted(range(len(candidates)), key=lambda i: found[i]["seconds"])
-    tried[shape] = [candidates[i] for i in order]
-    sides = {"ours": flags, "trl": [*flags, *candidates[order[0]]]}
+    num_pairs, half = sizes(settings)[shape][2], model not in trl_dpo.FLOAT32
+    tried = trl_dpo.ways(num_pairs, settings.batch_sizes, half=half, autocast=not settings.no_autocast)
+    # Joined by "=" so that the command line does not take them for flags of its own.
+    named = ["--sample_share", str(settings.sample_share), "--ways", *(f"={shlex.join(way)}" for way in tried)]
+    print(f"{model}, {shape}: {len(tried)} ways of TRL", flush=True)
+    done = measuring.run_side(MODULE, "search", [*flags, *named], num_threads=settings.num_threads)["found"]
+    found: dict[Way, Report] = dict(zip(tried, done, strict=True))
+    # 2. The best of them in turns with ours, on the whole.
+    chosen = choose(found, half=half, finalists=settings.finalists)
+    rows = ["--row_tokens", str(settings.row_tokens)]
+    small = ["--row_tokens", str(settings.small_row_tokens), "--checkpointing"]
+    sides = {"ours": [*flags, *rows], "ours, least memory": [*flags, *small]}
+    sides |= {f"trl {shlex.join(way)}": [*flags, *way] for way in chosen["fast"]}
+    least = f"trl, least memory: {shlex.join(chosen['least'][0])}"
+    sides[least] = [*flags, *chosen["least"][0], "--deepest", chosen["least"][0][1]]
     reports = measuring.take_turns(MODULE, sides, num_threads=settings.num_threads, repeats=settings.repeats)
-    gap = check_losses(reports["ours"][0], reports["trl"][0])
-    mine, theirs = ({n: measuring.median(r, n) for n in ("seconds", "peak_mib")} for r in reports.values())
+    # 3. Their ratios.
+    fast = {way: reports[f"trl {shlex.join(way)}"] for way in chosen["fast"]}
+    gap = max(check_losses(reports["ours"][0], each[0]) for each in fast.values())
     details: Report = {
-        "ours": mine,
-        "trl": theirs,
-        "trl_settings": " ".join(candidates[order[0]]),
-        "trl_tried": {" ".join(c): {n: f[n] for n in mine} for c, f in zip(candidates, found, strict=True)},
+        "seconds": {side: measuring.spread(each, "seconds") for side, each in reports.items() if side != least},
+        "peak_mib": {side: measuring.spread(each, "peak_mib") for side, each in reports.items()},
+        "trl_tried": {shlex.join(way): report for way, report in found.items()},
         "losses": reports["ours"][0]["losses"],
         "largest_difference_of_losses": gap,
     }
+    kept = figures(shape, reports, fast, least, half=half)
     case = f"learner {model_name(model)}, {shape_name(*sizes(settings)[shape])}"
-    figures = [
-        Figure(name=f"{case}: time", ratio=theirs["seconds"] / mine["seconds"], reach=TIMES[shape], details=details)
-    ]
+    measuring.keep([replace(each, name=f"{case}: {each.name}", details=details) for each in kept], settings, MODULE)
+
+
+def choose(found: Mapping[Way, Report], *, half: bool, finalists: int) -> dict[str, list[Way]]:
+    """Of the ways that were tried the fastest, with the fastest in the model's own precision, and that of the least
+    memory."""
+    order = sorted(found, key=lambda way: found[way]["seconds"])
+    own = [way for way in order if ("--no_autocast" in way if half else "--autocast" not in way)]
+    fast = [*dict.fromkeys([*order[:finalists], own[0]])]
+    return {"fast": fast, "least": [min(found, key=lambda way: found[way]["peak_mib"])]}
+
+
+def figures(
+    shape: str, reports: Mapping[str, list[Report]], fast: Mapping[Way, list[Report]], least: str, *, half: bool
+) -> list[Figure]:
+    """Time against TRL's fastest, and against the fastest without autocast where that is another; memory of these two,
+    and of the least that each side needs."""
+    mine = reports["ours"]
+    best = min(fast, key=lambda way: measuring.median(fast[way], "seconds"))
+    kept = [_ratio("time", fast[best], mine, "seconds", TIMES[shape])]
+    own = [way for way in fast if ("--no_autocast" in way if half else "--autocast" not in way)]
+    if best not in own:
+        plain = min(own, key=lambda way: measuring.median(fast[way], "seconds"))
+        kept.append(_ratio("time, TRL without autocast", fast[plain], mine, "seconds", TIMES[shape]))
     if shape == "long":
-        ratio = mine["peak_mib"] / theirs["peak_mib"]
-        figures.append(Figure(name=f"{case}: memory", ratio=ratio, reach="<= 0.5", details=details))
-    measuring.keep(figures, settings, MODULE)
+        kept.append(_ratio("memory", mine, fast[best], "peak_mib", MEMORY))
+        small = reports["ours, least memory"]
+        kept.append(_ratio("least memory", small, reports[least], "peak_mib", MEMORY))
+    return kept
+
+
+def _ratio(name: str, over: Sequence[Report], under: Sequence[Report], measure: str, reach: str) -> Figure:
+    ratio = measuring.median(over, measure) / measuring.median(under, measure)
+    return Figure(name=name, ratio=ratio, reach=reach, repeats=measuring.by_turn(over, under, measure))
 
 
 def sizes(settings: argparse.Namespace) -> dict[str, tuple[int, int, int]]:
@@ -129,9 +158,10 @@ def model_name(model: str) -> str:
 
 
 def check_losses(mine: Report, theirs: Report) -> float:
-    """The largest difference between the losses of the two sides. Exits where it shows that the work differs."""
+    """The largest difference between the losses of the two sides. Exits where it shows that the work differs; autocast
+    rounds as a model in bf16 does."""
     gaps = [abs(a - b) for role in ROLES for a, b in zip(mine["losses"][role], theirs["losses"][role], strict=True)]
-    if max(gaps) > TOLERANCE[mine["dtype"]]:
+    if max(gaps) > TOLERANCE[theirs["dtype"]]:
         raise SystemExit(f"the losses differ, so the work does: {mine['losses']} ours, {theirs['losses']} TRL's")
     return max(gaps)
 
@@ -147,15 +177,6 @@ def updates(settings: argparse.Namespace, vocabulary: int) -> list[list[Any]]:
         tree_pairs(rng, f"p{i}", small if i == 0 else shape, vocabulary=min(vocabulary, 32_000))
         for i in range(settings.updates + 1)
     ]
-
-
-def adapter_weights(name: str, like: Any) -> Any:
-    """The values that this parameter begins with on both sides: drawn by name, without the adapter's own name."""
-    import torch
-
-    words = [word for word in name.removeprefix("base_model.model.").split(".") if word not in (*ROLES, "default")]
-    generator = torch.Generator().manual_seed(zlib.crc32(".".join(words).encode()))
-    return (0.02 * torch.randn(like.shape, generator=generator)).to(like.dtype)
 
 
 def ours(settings: argparse.Namespace) -> Report:
@@ -177,9 +198,9 @@ def ours(settings: argparse.Namespace) -> Report:
     for role in ROLES:
         for parameter, weight in zip(policy.parameters(role), policy.weights(role), strict=True):
             with torch.no_grad():
-                weight.copy_(adapter_weights(names[id(parameter)], weight))
+                weight.copy_(trl_dpo.adapter_weights(names[id(parameter)], weight, ROLES))
         policy.publish(role)
-    rows = RowSettings(max_tokens=settings.row_tokens)
+    rows = RowSettings(max_tokens=settings.row_tokens, gradient_checkpointing=settings.checkpointing)
     learner = Learner(policy, LearnerSettings(learning_rate=RATE, examples_per_update=0, rows=rows))
     losses: dict[str, list[float]] = {role: [] for role in ROLES}
     seconds: list[float] = []
@@ -202,7 +223,15 @@ def ours(settings: argparse.Namespace) -> Report:
 
 def trl(settings: argparse.Namespace) -> Report:
     """One DPOTrainer a role; the sum of their seconds, the larger of their peaks."""
-    reports = [trl_role(role, settings) for role in ROLES]
+    from benchmarks.workloads import random_model
+
+    reports: list[Report] = []
+    for role in ROLES:
+        model = random_model(settings.case[0])
+        batches = [[p for p in pairs if p.request.role == role] for pairs in updates(settings, model.config.vocab_size)]
+        reports.append(trl_dpo.train(settings, model, [pairs[-settings.deepest :] for pairs in batches], run=role))
+        del model
+        gc.collect()
     return {
         "seconds": sum(r["seconds"] for r in reports),
         "peak_mib": max(r["peak_mib"] for r in reports),
@@ -211,108 +240,24 @@ def trl(settings: argparse.Namespace) -> Report:
     }
 
 
-def trl_role(role: str, settings: argparse.Namespace) -> Report:
-    """The updates of one role."""
+def search(settings: argparse.Namespace) -> Report:
+    """Every way of TRL once, on a sample of the work."""
     import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import TrainerCallback
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
 
-    from benchmarks.workloads import random_model
+    from benchmarks.workloads import Shape
 
     torch.set_num_threads(settings.num_threads)
-    model = random_model(settings.case[0])
-    half = model.dtype == torch.bfloat16
-    batches = [[p for p in pairs if p.request.role == role] for pairs in updates(settings, model.config.vocab_size)]
-    rows = [
-        {"prompt_ids": p.request.prompt_ids, "chosen_ids": p.chosen.token_ids, "rejected_ids": p.rejected.token_ids}
-        for pairs in batches
-        for p in pairs
-    ]
-    num_pairs, size = len(batches[0]), settings.batch_size
-    reference_s: list[float] = []
-    step_s: list[float] = []
+    share = 1 if settings.tiny else settings.sample_share
 
-    class Trainer(DPOTrainer):
-        """Takes token ids as they are, and times the reference passes made before training."""
+    def model() -> Any:
+        return trl_dpo.sample_model(settings.case[0], share)
 
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            return dataset
-
-        def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
-            started = measuring.clock()
-            found = super().compute_ref_log_probs(model, inputs)
-            reference_s.append(measuring.clock() - started)
-            return found
-
-    class Clock(TrainerCallback):
-        """Times every optimisation step with all its micro-batches."""
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = measuring.clock()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            step_s.append(measuring.clock() - self.started)
-
-    memory = measuring.PeakMemory()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = DPOConfig(
-            output_dir=folder,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=num_pairs // size,
-            num_train_epochs=1,
-            beta=BETA,
-            learning_rate=RATE,
-            lr_scheduler_type="constant",
-            max_length=None,
-            precompute_ref_log_probs=settings.precompute,
-            gradient_checkpointing=False,
-            bf16=half and not settings.no_autocast,
-            train_sampling_strategy="sequential",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=word_tokenizer(),
-            callbacks=[Clock()],
-            peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
-        precomputed = reference_s[num_pairs // size :] if settings.precompute else []
-        trained: Any = trainer.model
-        for name, parameter in trained.named_parameters():
-            if parameter.requires_grad:
-                with torch.no_grad():
-                    parameter.copy_(adapter_weights(name, parameter))
-        trainer.train()
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    dtype, peak = str(model.dtype).removeprefix("torch."), memory.mib()
-    assert len(step_s) == len(losses) == len(batches), f"{len(step_s)} steps, {len(losses)} losses, {len(batches)}"
-    assert all(map(math.isfinite, losses)), losses
-    del trainer, model
-    gc.collect()
-    return {"seconds": statistics.mean(step_s[1:]) + sum(precomputed) / (len(step_s) - 1), "peak_mib": peak} | {
-        "losses": losses,
-        "dtype": dtype,
-    }
-
-
-def word_tokenizer() -> Any:
-    """A tokenizer for a trainer that insists on one; nothing is encoded with it."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(WordLevel({f"t{i}": i for i in range(8)}, unk_token="t0"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="t0", bos_token="t1", eos_token="t2")
+    shape = Shape(*sizes(settings)[settings.case[1]])
+    pairs = trl_dpo.sample_pairs(shape, ROLES[0], min(model().config.vocab_size, 32_000))
+    tried = [options().parse_args(shlex.split(way.removeprefix("="))) for way in settings.ways]
+    # The first has what the process does once in its time, so it is tried again at the end.
+    found = trl_dpo.search([*tried, tried[0]], model, pairs)
+    return {"found": [found[-1], *found[1:-1]]}
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ A figure is a ratio of two sides that do the same work, and a target (`reach`). 
 own, so that its time and its peak of memory are its own; the sides take turns, A B A B, and medians are compared. Every
 figure lands in `results.json`, merged by name, so that one benchmark can be run again alone:
 
-    {"name": "learner 50m, 150 + 160 x 6: time", "ratio": 4.6, "reach": ">= 4", "met": true,
+    {"name": "learner 50m, 150 + 160 x 6: time", "ratio": 4.6, "spread": [4.5, 4.6, 4.8], "reach": ">= 4", "met": true,
      "command": "python -m benchmarks.learner_vs_trl", "machine": "...", "date": "2026-11-24"}
 
     python -m benchmarks.measuring          # the kept figures as a Markdown table
 
+The ratio is one of medians; its spread is the least, the median and the greatest of those of single turns.
 `details.json` beside it holds, by the same names, what the ratio was made of and which settings of a peer were tried.
 Invariant: a benchmark run with `--tiny` keeps nothing unless a place is named (`--results`).
 """
@@ -51,6 +52,21 @@ class Figure:
     reach: str
     """The bound, such as ">= 4" or "<= 0.5"; "" of a ratio without a target."""
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    repeats: Sequence[float] = ()
+    """The ratio of each turn; one turn alone has no spread."""
+
+    @property
+    def spread(self) -> list[float] | None:
+        """The least, the median and the greatest of several repeats."""
+        if len(self.repeats) < 2:
+            return None
+        return [round(f(self.repeats), 4) for f in (min, statistics.median, max)]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What is kept of it, but for where and when."""
+        spread = {"spread": self.spread} if self.spread else {}
+        return {"name": self.name, "ratio": round(self.ratio, 4), **spread, "reach": self.reach, "met": self.met}
 
     @property
     def met(self) -> bool | None:
@@ -65,7 +81,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """The flags that every benchmark has."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--num_threads", type=int, default=1, help="CPU threads of each side")
-    made.add_argument("--repeats", type=int, default=2, help="how often the sides take turns")
+    made.add_argument("--repeats", type=int, default=3, help="how often the sides take turns")
     made.add_argument("--tiny", action="store_true", help="sizes that only show that the benchmark works")
     made.add_argument("--results", type=Path, help=f"where figures are kept; {RESULTS.name} beside the benchmarks")
     made.add_argument("--side", help=argparse.SUPPRESS)
@@ -97,6 +113,17 @@ def take_turns(
 def median(reports: Sequence[Report], name: str) -> float:
     """The median over a side's runs."""
     return statistics.median(report[name] for report in reports)
+
+
+def spread(reports: Sequence[Report], name: str) -> list[float]:
+    """The least, the median and the greatest over a side's runs."""
+    values = [report[name] for report in reports]
+    return [min(values), statistics.median(values), max(values)]
+
+
+def by_turn(over: Sequence[Report], under: Sequence[Report], name: str) -> list[float]:
+    """The ratio of two sides in each turn."""
+    return [a[name] / b[name] for a, b in zip(over, under, strict=True)]
 
 
 def report(values: Mapping[str, Any]) -> None:
@@ -138,7 +165,7 @@ def keep(
     given = sys.argv[1:] if flags is None else flags
     command = shlex.join(["python", "-m", module, *given])
     facts = {"command": command, "machine": machine(settings.num_threads), "date": str(datetime.date.today())}
-    rows = [{"name": f.name, "ratio": round(f.ratio, 4), "reach": f.reach, "met": f.met, **facts} for f in figures]
+    rows = [{**f.row, **facts} for f in figures]
     print(table(rows))
     path = settings.results or (None if settings.tiny else RESULTS)
     if path is None:
@@ -161,8 +188,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| what | measured | reach | met |", "|---|---|---|---|"]
     for row in rows:
         met = {True: "yes", False: "no", None: ""}[row["met"]]
-        lines.append(f"| {row['name']} | {row['ratio']:.3g} | {row['reach']} | {met} |")
+        lines.append(f"| {row['name']} | {found(row)} | {row['reach']} | {met} |")
     return "\n".join(lines)
+
+
+def found(row: Mapping[str, Any]) -> str:
+    """A kept ratio in words, with its range where it was repeated."""
+    low, _, high = row.get("spread", (row["ratio"],) * 3)
+    return f"{row['ratio']:.3g}" + (f" ({low:.3g} to {high:.3g})" if "spread" in row else "")
 
 
 def machine(num_threads: int) -> str:

@@ -63,10 +63,10 @@ def random_model(size: str, seed: int = 0) -> PreTrainedModel:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.device(device):
         torch.manual_seed(seed)
         dtype = torch.bfloat16 if size in HALF else torch.float32
-        return AutoModelForCausalLM.from_config(_config(size), dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(config(size), dtype=dtype).eval()
 
 
-def _config(size: str) -> PretrainedConfig:
+def config(size: str) -> PretrainedConfig:
     shared: dict[str, Any] = {
         "max_position_embeddings": 8192,
         "tie_word_embeddings": True,

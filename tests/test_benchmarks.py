@@ -13,6 +13,7 @@ from benchmarks import lag as lag_benchmark
 from benchmarks import measuring, sleeping
 from benchmarks.measuring import Figure
 from benchmarks.vllm_engines import Question, reusable
+from tools import speed_table
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(
@@ -42,6 +43,18 @@ def test_figures_are_merged_by_name(tmp_path: Path) -> None:
     assert {"name": "b", "x": 1} in json.loads((tmp_path / "details.json").read_text())
 
 
+def test_repeats_show_their_spread(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    settings = measuring.parser("").parse_args(["--tiny", "--results", str(path)])
+    turns = measuring.by_turn([{"s": 9.0}, {"s": 12.0}, {"s": 8.0}], [{"s": 3.0}, {"s": 3.0}, {"s": 4.0}], "s")
+    assert turns == [3.0, 4.0, 2.0]
+    measuring.keep([Figure(name="a", ratio=3.1, reach="", repeats=turns)], settings, "benchmarks.none", [])
+    assert json.loads(path.read_text())[0]["spread"] == [2.0, 3.0, 4.0]
+    assert "| a | 3.1 (2 to 4) |" in measuring.table(json.loads(path.read_text()))
+    assert Figure(name="a", ratio=1.0, reach="", repeats=[1.0]).spread is None
+    assert measuring.spread([{"s": 2.0}, {"s": 5.0}, {"s": 3.0}], "s") == [2.0, 3.0, 5.0]
+
+
 def test_tiny_sizes_keep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results.json")
     settings = measuring.parser("").parse_args(["--tiny"])
@@ -52,6 +65,34 @@ def test_tiny_sizes_keep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_table_has_a_line_a_figure() -> None:
     rows = [{"name": "a", "ratio": 4.567, "reach": ">= 4", "met": True}]
     assert measuring.table(rows).splitlines()[-1] == "| a | 4.57 | >= 4 | yes |"
+
+
+def test_the_pages_have_the_kept_figures() -> None:
+    assert all(page.read_text(encoding="utf-8") == text for page, text in speed_table.written().items()), (
+        "run python -m tools.speed_table"
+    )
+    assert len(speed_table.PAGES["short"].read_text(encoding="utf-8").splitlines()) < 100
+
+
+def test_a_row_of_speeds_shows_every_miss_and_why() -> None:
+    rows = [
+        {"name": "a", "ratio": 2.04, "reach": ">= 2", "met": True, "date": "2026-11-24"},
+        {"name": "b", "ratio": 1.5, "spread": [1.4, 1.5, 1.61], "reach": ">= 2", "met": False, "date": "2026-11-24"},
+    ]
+    line = {"what": "x", "figures": ["a", "b", "not measured"]}
+    speed = {"rows": [line, {"what": "y", "figures": ["c"]}], "why": {"b": "it | waits"}}
+    assert speed_table.short(rows, speed).splitlines()[2:] == [
+        "| x | >= 2 | 2.04, 1.5 | **missed** 1 of 2 | it \\| waits |"
+    ]
+    assert speed_table.full(rows, speed).splitlines()[3] == (
+        "| b | >= 2 | 1.5 (1.4 to 1.61) | **missed** | 2026-11-24 | it \\| waits |"
+    )
+    assert speed_table.unexplained(rows, speed) == []
+    assert speed_table.unexplained(rows, {"why": {}}) == ["b"]
+    page = f"before {speed_table.BEGIN}old{speed_table.END} after"
+    assert speed_table.insert(page, "new") == f"before {speed_table.BEGIN}\n\nnew\n\n{speed_table.END} after"
+    with pytest.raises(ValueError, match="expected one"):
+        speed_table.insert("no place", "new")
 
 
 def test_every_benchmark_runs_in_make_bench() -> None:
