@@ -41,13 +41,13 @@ from typing import Any
 
 from benchmarks import measuring
 from benchmarks.measuring import Figure, Report
+from benchmarks.tree_demand import demanded_tokens, reusable_tokens
 from benchmarks.vllm_engines import (
     OneShot,
-    counted,
     engine_of,
     forget,
+    recorded_completions,
     recorded_requests,
-    reusable,
     served_to,
     versions,
     window,
@@ -191,7 +191,7 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
         forget(engine, flow.roles)
         engine.take_stats()
         requests.clear()
-        counts = counted(engine)
+        texts, choices = recorded_completions(engine)
         started = time.perf_counter()
         trees = explore(flow, runner, problems[4:], seed=0)
         seconds = time.perf_counter() - started
@@ -200,15 +200,20 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
         rows = [[one.role, one.prompt_ids, len(one.written)] for one in requests]
         settings.questions.write_text(json.dumps(rows), encoding="utf-8")
     prompts = stats["reused_tokens"] + stats["prefilled_tokens"]
-    allowed, in_blocks = (reusable(requests, block) for block in (1, BLOCK))
+    allowed, in_blocks = (reusable_tokens(requests, block) for block in (1, BLOCK))
+    tokens = sum(len(one.written) for one in texts)
     return {
-        "tokens_a_second": counts["tokens"] / seconds,
+        "tokens_a_second": tokens / seconds,
         "computed_a_second": (stats["prefilled_tokens"] + stats["sampled_tokens"]) / seconds,
         "seconds": seconds,
         "num_questions": len(requests),
-        **counts,
+        "tokens": tokens,
+        "choices": len(choices),
         "num_trees": len(trees),
         "prompt_tokens": prompts,
+        "demanded_tokens": demanded_tokens([*texts, *choices]),
+        "read_in_whole_blocks": prompts - in_blocks,
+        "read_with_every_token_kept": prompts - allowed,
         "reused_share_of_allowed": stats["reused_tokens"] / allowed,
         "reused_share_of_allowed_in_blocks": stats["reused_tokens"] / in_blocks,
         **stats,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
+from benchmarks.tree_demand import Asked
 from benchmarks.vllm_server import BLOCK, Server, serving
 from flow_dpo.core.types import TokenIds
 
@@ -95,23 +96,14 @@ def forget(engine: Any, roles: Sequence[str]) -> None:
     engine.refresh(versions(roles, 0))
 
 
-@dataclass(frozen=True)
-class Question:
-    """A request to vLLM, and the tokens that it sampled."""
-
-    role: str
-    prompt_ids: TokenIds
-    written: TokenIds
-
-
 @contextmanager
-def recorded_requests() -> Iterator[list[Question]]:
+def recorded_requests() -> Iterator[list[Asked]]:
     """Every request that our engines over vLLM make to it, in the order of the replies."""
     from flow_dpo.engines.vllm import in_process
     from flow_dpo.engines.vllm import requests as vllm_requests
     from flow_dpo.engines.vllm import server as vllm_server
 
-    recorded: list[Question] = []
+    recorded: list[Asked] = []
 
     def answer(request: Any, *words: Any, **more: Any) -> Any:
         questions = vllm_requests.completion_steps(request, *words, **more)
@@ -119,7 +111,7 @@ def recorded_requests() -> Iterator[list[Question]]:
             ask = next(questions)
             while True:
                 reply = yield ask
-                recorded.append(Question(request.role, ask.prompt_ids, reply.token_ids))
+                recorded.append(Asked(request.role, ask.prompt_ids, reply.token_ids))
                 ask = questions.send(reply)
         except StopIteration as done:
             return done.value
@@ -128,10 +120,10 @@ def recorded_requests() -> Iterator[list[Question]]:
         yield recorded
 
 
-def counted(engine: Any) -> dict[str, int]:
-    """What the engine's completions come to from now on: tokens that were drawn, and choices."""
-    counts, poll = {"tokens": 0, "choices": 0}, engine.poll
-    requests, submit = dict[int, Any](), engine.submit
+def recorded_completions(engine: Any) -> tuple[list[Asked], list[Asked]]:
+    """The engine's requests and completions from now on: texts, and choices."""
+    texts, choices = list[Asked](), list[Asked]()
+    poll, submit, requests = engine.poll, engine.submit, dict[int, Any]()
 
     def submitted(request: Any, sampling: Any, **more: Any) -> int:
         ticket = submit(request, sampling, **more)
@@ -141,32 +133,13 @@ def counted(engine: Any) -> dict[str, int]:
     def polled() -> list[tuple[int, Any]]:
         found = poll()
         for ticket, completion in found:
-            is_choice = bool(requests.pop(ticket).choices)
-            counts["choices"] += is_choice
-            counts["tokens"] += 0 if is_choice else len(completion.token_ids)
+            request = requests.pop(ticket)
+            asked = Asked(request.role, request.prompt_ids, completion.token_ids)
+            (choices if request.choices else texts).append(asked)
         return found
 
     engine.submit, engine.poll = submitted, polled
-    return counts
-
-
-def reusable(requests: Sequence[Question], block: int) -> int:
-    """Prompt tokens that a cache of such blocks can hold before they are requested, in the order of the replies."""
-    known: set[int] = set()
-    total = 0
-    for question in requests:
-        ids = [*question.prompt_ids, *question.written[:-1]]
-        prefixes, chain = list[int](), hash(question.role)
-        for token in ids:
-            chain = hash((chain, token))
-            prefixes.append(chain)
-        room = (len(question.prompt_ids) - 1) // block * block
-        at = block
-        while at <= room and prefixes[at - 1] in known:
-            at += block
-        total += at - block
-        known.update(prefixes)
-    return total
+    return texts, choices
 
 
 def _ask_in_process(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]:

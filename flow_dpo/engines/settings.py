@@ -60,6 +60,9 @@ class VllmSettings:
     block_tokens: int = 0
     """Tokens in a block of the prefix cache: what two prompts share is reused in whole blocks. 0 is vLLM's own choice,
     16 on most GPUs; on a CPU 128, where 32 is better."""
+    partial_blocks: Literal["auto", "always", "never"] = "auto"
+    """Whether the part of a block that two prompts share is reused, too (`engines.vllm.partial_blocks`): "auto" does
+    it on a CPU."""
     compiled: bool = True
     """Compile the model and capture its steps: minutes at the start, faster from then on. Never on a CPU."""
     top_logprobs: int = 20

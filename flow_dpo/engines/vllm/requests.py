@@ -22,16 +22,25 @@ Invariant: what is sampled depends on the request, its seed and the adapter alon
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping
+import math
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Completion, Request, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
 from flow_dpo.engines.request_checks import nothing_left
 from flow_dpo.engines.sampling_rule import Drawn, stream, uniform
-from flow_dpo.engines.vllm.topk_logprobs import Candidates, draw_candidate, find_candidates
+from flow_dpo.engines.vllm.topk_logprobs import (
+    Candidates,
+    TopLogprobs,
+    draw_candidate,
+    find_candidates,
+    sampled_logprobs,
+)
 
 MAX_ASKED_ALONE = 2
 """Choices that are requested one by one where they are not among the top tokens; for more, all log-probabilities."""
@@ -59,7 +68,7 @@ class Reply:
 
     token_ids: TokenIds
     logprobs: tuple[float, ...]
-    top_logprobs: tuple[Mapping[int, float], ...]
+    top_logprobs: Sequence[Mapping[int, float]]
     """At each position, the log-probabilities of the requested number of most probable tokens, by id."""
 
 
@@ -186,15 +195,17 @@ def _text_steps(
     if not all(_NOT_A_NUMBER < value <= 1e-3 for value in reply.logprobs):
         raise nothing_left(request, sampling, ())
     # 3. Sampled log-probabilities, position by position, with more requests where the top ones do not suffice.
+    if plain:
+        return [
+            Drawn(token, min(0.0, value), min(0.0, value)) for token, value in zip(ids, reply.logprobs, strict=True)
+        ]
+    found = sampled_logprobs(
+        ids, reply.logprobs, _same_count(reply, _top_logprob_counts(facts)[0]), sampling, vocab_size=facts.vocab_size
+    )
     drawn: list[Drawn] = []
-    for at, (token, logprob) in enumerate(zip(ids, reply.logprobs, strict=True)):
-        sampled = logprob
-        if not plain:
-            candidates = find_candidates(
-                _top(reply.top_logprobs[at], _top_logprob_counts(facts)[0]), sampling, vocab_size=facts.vocab_size
-            )
-            if candidates is None or (sampling.top_p < 1 and token not in candidates.weights):
-                candidates = yield from _request_more(prompt_ids + ids[:at], sampling, facts)
+    for at, (token, logprob, sampled) in enumerate(zip(ids, reply.logprobs, found, strict=True)):
+        if math.isnan(sampled):
+            candidates = yield from _request_more(prompt_ids + ids[:at], sampling, facts)
             sampled = candidates.sampled_logprob(logprob)
         drawn.append(Drawn(token, min(0.0, logprob), min(0.0, sampled)))
     return drawn
@@ -233,6 +244,14 @@ def _top(top_logprobs: Mapping[int, float], count: int) -> Mapping[int, float]:
     if not 0 < count < len(top_logprobs):
         return top_logprobs
     return dict(sorted(top_logprobs.items(), key=lambda item: -item[1])[:count])
+
+
+def _same_count(reply: Reply, count: int) -> TopLogprobs:
+    """The reply's top log-probabilities, so many at each position."""
+    if isinstance(reply.top_logprobs, TopLogprobs):
+        return reply.top_logprobs
+    rows = [_top(position, count) for position in reply.top_logprobs]
+    return TopLogprobs(np.array([[*row] for row in rows]), np.array([[*row.values()] for row in rows]))
 
 
 def plain_params(**params: Any) -> dict[str, Any]:
