@@ -68,6 +68,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128, help="requests under way at once, on every side")
     parser.add_argument("--num_trained", type=int, default=64, help="problems of the run that refreshes")
     parser.add_argument("--num_kills", type=int, default=5, help="of the server in the midst of a run")
+    parser.add_argument(
+        "--partial_blocks", choices=("always", "never"), default="always", help="parts of blocks reused"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all unless named")
     parser.add_argument("--tokens", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--questions", type=Path, help=argparse.SUPPRESS)
@@ -86,6 +89,7 @@ def main() -> None:
 def compare(settings: argparse.Namespace) -> None:
     flags = ["--model_name_or_path", settings.model_name_or_path, "--num_problems", str(settings.num_problems)]
     flags += ["--dataset_name", settings.dataset_name]
+    flags += ["--partial_blocks", settings.partial_blocks]
     flags += ["--batch_size", str(settings.batch_size), "--num_trained", str(settings.num_trained)]
     flags += ["--num_kills", str(settings.num_kills), *(["--tiny"] if settings.tiny else [])]
 

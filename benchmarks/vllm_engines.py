@@ -21,6 +21,7 @@ from unittest.mock import patch
 from benchmarks.tree_demand import Asked
 from benchmarks.vllm_server import BLOCK, Server, serving
 from flow_dpo.core.types import TokenIds
+from flow_dpo.engines.vllm.in_process import PARTIAL_BLOCKS
 
 
 def window(settings: argparse.Namespace) -> int:
@@ -64,6 +65,7 @@ def engine_of(
                 max_batch_size=settings.batch_size,
                 block_tokens=BLOCK,
                 sync=sync,
+                partial_blocks=getattr(settings, "partial_blocks", "always"),
                 engine_args={"max_model_len": window(settings)},
             )
             served, ask_all = nullcontext(), _ask_in_process
@@ -201,5 +203,7 @@ def served_to(settings: argparse.Namespace) -> Iterator[Server]:
         model, dtype = served_model(settings)
         words = ("--max-num-seqs", str(settings.batch_size), "--dtype", dtype, "--max-model-len", str(window(settings)))
         threads = {"OMP_NUM_THREADS": str(settings.num_threads), "VLLM_CPU_KVCACHE_SPACE": "2"}
+        never = getattr(settings, "partial_blocks", "always") == "never"
+        words = words if never else (*words, "--kv-transfer-config", json.dumps(PARTIAL_BLOCKS))
         with serving(Path(model), Path(folder) / "vllm.log", *words, **threads) as server:
             yield server
