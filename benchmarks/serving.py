@@ -13,7 +13,9 @@ Each side in a process of its own, in process and over HTTP with a server starte
   is read later on is no chunk that was written: some more tokens are computed than in the flow. No target.
 
 Each side also reports how many tokens a second go through the model, prompt tokens that no cache held included: a flow
-reads what it wrote (Stop each chunk, in its own prompt) where one-shot answers only write.
+reads what it wrote (Stop each chunk, in its own prompt) where one-shot answers only write. What the trees' structure
+demands to be read (`tree_demand`) is compared with what was read: target 1.3. `serving_costs` says what the seconds are
+made of, and what a GPU may give.
 
 Counted are the tokens that completions hold, Stop's choices not. Of the prompt tokens of all requests to vLLM, those
 that came from its prefix cache are compared with what the trees allow: every prefix that was prompted or sampled
@@ -41,9 +43,11 @@ from typing import Any
 
 from benchmarks import measuring
 from benchmarks.measuring import Figure, Report
+from benchmarks.serving_costs import cost_figures, cost_runs
 from benchmarks.tree_demand import demanded_tokens, reusable_tokens
 from benchmarks.vllm_engines import (
     OneShot,
+    counted_steps,
     engine_of,
     forget,
     recorded_completions,
@@ -56,7 +60,7 @@ from benchmarks.vllm_server import BLOCK, ENVIRONMENT, Server
 
 MODULE = "benchmarks.serving"
 KINDS = {"process": "in process", "http": "over HTTP"}
-PARTS = ("speed", "refresh", "killed", "merged")
+PARTS = ("speed", "cost", "refresh", "killed", "merged")
 SYNCS = ("adapters", "merged")
 
 
@@ -68,10 +72,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128, help="requests under way at once, on every side")
     parser.add_argument("--num_trained", type=int, default=64, help="problems of the run that refreshes")
     parser.add_argument("--num_kills", type=int, default=5, help="of the server in the midst of a run")
-    parser.add_argument(
-        "--partial_blocks", choices=("always", "never"), default="always", help="parts of blocks reused"
-    )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all unless named")
+    parser.add_argument("--partial_blocks", choices=("always", "never"), default="always")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all unless named; cost needs speed")
     parser.add_argument("--tokens", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--questions", type=Path, help=argparse.SUPPRESS)
     settings = parser.parse_args()
@@ -80,7 +82,8 @@ def main() -> None:
     if settings.side:
         what, _, kind = settings.side.partition("-")
         os.environ |= ENVIRONMENT
-        sides = {"flow": play, "same": same, "answers": answers, "train": train, "killed": killed, "sync": sync}
+        sides = {"flow": play, "same": same, "answers": answers, "cost": cost_runs}
+        sides |= {"train": train, "killed": killed, "sync": sync}
         measuring.report(sides[what](settings, kind))
         return
     compare(settings)
@@ -88,8 +91,7 @@ def main() -> None:
 
 def compare(settings: argparse.Namespace) -> None:
     flags = ["--model_name_or_path", settings.model_name_or_path, "--num_problems", str(settings.num_problems)]
-    flags += ["--dataset_name", settings.dataset_name]
-    flags += ["--partial_blocks", settings.partial_blocks]
+    flags += ["--dataset_name", settings.dataset_name, "--partial_blocks", settings.partial_blocks]
     flags += ["--batch_size", str(settings.batch_size), "--num_trained", str(settings.num_trained)]
     flags += ["--num_kills", str(settings.num_kills), *(["--tiny"] if settings.tiny else [])]
 
@@ -109,6 +111,9 @@ def compare(settings: argparse.Namespace) -> None:
                     sides["same"].append(side(f"same-{kind}", *questions, *tokens))
                     sides["answers"].append(side(f"answers-{kind}", *tokens))
             measuring.keep(_speed(sides, f"serving {name}{on} {words}"), settings, MODULE)
+            if "cost" in settings.parts and kind == "process":
+                costs = cost_figures(side("cost-process")["runs"], sides, f"serving {name}{on} {words}")
+                measuring.keep(costs, settings, MODULE)
         if "refresh" in settings.parts:
             measuring.keep([_refreshing(side(f"train-{kind}"), f"serving {name} {words}")], settings, MODULE)
     if "killed" in settings.parts:
@@ -142,11 +147,12 @@ def _speed(found: Mapping[str, Sequence[Report]], name: str) -> list[Figure]:
             reach="",
             details={"computed_a_second": computed},
         ),
-        Figure(
-            name=f"{name}: prompt tokens from the cache, of those the trees allow",
-            ratio=measuring.median(found["flow"], "reused_share_of_allowed"),
-            reach=">= 0.95",
-            details={"flow": found["flow"]},
+        *(
+            Figure(name=f"{name}: {words}", ratio=measuring.median(found["flow"], key), reach=reach)
+            for words, key, reach in (
+                ("tokens read per token written, over what the trees demand", "read_over_demanded", "<= 1.3"),
+                ("prompt tokens from the cache, of those the trees allow", "reused_share_of_allowed", ">= 0.95"),
+            )
         ),
     ]
 
@@ -195,7 +201,7 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
         forget(engine, flow.roles)
         engine.take_stats()
         requests.clear()
-        texts, choices = recorded_completions(engine)
+        (texts, choices), steps = recorded_completions(engine), counted_steps(engine)
         started = time.perf_counter()
         trees = explore(flow, runner, problems[4:], seed=0)
         seconds = time.perf_counter() - started
@@ -214,8 +220,10 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
         "tokens": tokens,
         "choices": len(choices),
         "num_trees": len(trees),
+        "num_steps": len(steps),
         "prompt_tokens": prompts,
-        "demanded_tokens": demanded_tokens([*texts, *choices]),
+        "demanded_tokens": (demanded := demanded_tokens([*texts, *choices])),
+        "read_over_demanded": stats["prefilled_tokens"] / demanded,
         "read_in_whole_blocks": prompts - in_blocks,
         "read_with_every_token_kept": prompts - allowed,
         "reused_share_of_allowed": stats["reused_tokens"] / allowed,
@@ -256,6 +264,7 @@ def _one_shot(
     with engine_of(settings, kind, loaded, preset) as (engine, ask_all):
         ask_all(engine, requests[:32])
         forget(engine, preset.recipe.flow.roles)
+        steps = counted_steps(engine)
         started = time.perf_counter()
         written, read = ask_all(engine, requests)
         seconds = time.perf_counter() - started
@@ -266,8 +275,9 @@ def _one_shot(
         "computed_a_second": (read + written) / seconds,
         "seconds": seconds,
         "tokens": num_counted,
-        "written": written,
+        "sampled_tokens": written,
         "prefilled_tokens": read,
+        "num_steps": len(steps),
     }
 
 
