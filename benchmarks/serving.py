@@ -12,10 +12,9 @@ Each side in a process of its own, in process and over HTTP with a server starte
   without log-probabilities: what the flow's order and our side of it cost. Other text is written, so that a chunk that
   is read later on is no chunk that was written: some more tokens are computed than in the flow. No target.
 
-Each side also reports how many tokens a second go through the model, prompt tokens that no cache held included: a flow
-reads what it wrote (Stop each chunk, in its own prompt) where one-shot answers only write. What the trees' structure
-demands to be read (`tree_demand`) is compared with what was read: target 1.3. `serving_costs` says what the seconds are
-made of, and what a GPU may give.
+Each side also reports how many tokens a second go through the model, read ones included: a flow reads what it wrote (Stop
+each chunk, in its own prompt) where one-shot answers only write. What the trees' structure demands to be read
+(`tree_demand`) is compared with what was read: target 1.3. `serving_costs` says what seconds are made of, also on a GPU.
 
 Counted are the tokens that completions hold, Stop's choices not. Of the prompt tokens of all requests to vLLM, those
 that came from its prefix cache are compared with what the trees allow: every prefix that was prompted or sampled
@@ -62,6 +61,8 @@ MODULE = "benchmarks.serving"
 KINDS = {"process": "in process", "http": "over HTTP"}
 PARTS = ("speed", "cost", "refresh", "killed", "merged")
 SYNCS = ("adapters", "merged")
+PASSED_ON = ("model_name_or_path", "dataset_name", "num_problems", "batch_size", "num_trained", "num_kills")
+PASSED_ON += ("partial_blocks",)
 
 
 def main() -> None:
@@ -82,18 +83,16 @@ def main() -> None:
     if settings.side:
         what, _, kind = settings.side.partition("-")
         os.environ |= ENVIRONMENT
-        sides = {"flow": play, "same": same, "answers": answers, "cost": cost_runs}
-        sides |= {"train": train, "killed": killed, "sync": sync}
+        sides = {"flow": play, "same": same, "answers": answers, "cost": cost_runs, "train": train, "killed": killed}
+        sides["sync"] = sync
         measuring.report(sides[what](settings, kind))
         return
     compare(settings)
 
 
 def compare(settings: argparse.Namespace) -> None:
-    flags = ["--model_name_or_path", settings.model_name_or_path, "--num_problems", str(settings.num_problems)]
-    flags += ["--dataset_name", settings.dataset_name, "--partial_blocks", settings.partial_blocks]
-    flags += ["--batch_size", str(settings.batch_size), "--num_trained", str(settings.num_trained)]
-    flags += ["--num_kills", str(settings.num_kills), *(["--tiny"] if settings.tiny else [])]
+    flags = [word for name in PASSED_ON for word in (f"--{name}", str(getattr(settings, name)))]
+    flags += ["--tiny"] if settings.tiny else []
 
     def side(name: str, *more: str) -> Report:
         return measuring.run_side(MODULE, name, [*flags, *more], num_threads=settings.num_threads)
