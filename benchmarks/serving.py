@@ -12,9 +12,9 @@ Each side in a process of its own, in process and over HTTP with a server starte
   without log-probabilities: what the flow's order and our side of it cost. Other text is written, so that a chunk that
   is read later on is no chunk that was written: some more tokens are computed than in the flow. No target.
 
-Each side also reports how many tokens a second go through the model, read ones included: a flow reads what it wrote (Stop
-each chunk, in its own prompt) where one-shot answers only write. What the trees' structure demands to be read
-(`tree_demand`) is compared with what was read: target 1.3. `serving_costs` says what seconds are made of, also on a GPU.
+Each side also reports how many tokens a second go through the model, read ones included: a flow reads what it wrote
+(Stop each chunk, in its own prompt) where one-shot answers only write. What the trees' structure demands to be read
+(`tree_demand`) is compared with what was read: target 1.3. `serving_costs` says what seconds are made of.
 
 Counted are the tokens that completions hold, Stop's choices not. Of the prompt tokens of all requests to vLLM, those
 that came from its prefix cache are compared with what the trees allow: every prefix that was prompted or sampled
