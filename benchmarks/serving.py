@@ -12,8 +12,9 @@ Each side in a process of its own, in process and over HTTP with a server starte
   without log-probabilities: what the flow's order and our side of it cost. Other text is written, so that a chunk that
   is read later on is no chunk that was written: some more tokens are computed than in the flow. No target.
 
-Each side also reports how many tokens a second go through the model, prompt tokens that no cache held included: a flow
-reads what it wrote (Stop each chunk, in its own prompt) where one-shot answers only write.
+Each side also reports how many tokens a second go through the model, read ones included: a flow reads what it wrote
+(Stop each chunk, in its own prompt) where one-shot answers only write. What the trees' structure demands to be read
+(`tree_demand`) is compared with what was read: target 1.3. `serving_costs` says what seconds are made of.
 
 Counted are the tokens that completions hold, Stop's choices not. Of the prompt tokens of all requests to vLLM, those
 that came from its prefix cache are compared with what the trees allow: every prefix that was prompted or sampled
@@ -41,13 +42,15 @@ from typing import Any
 
 from benchmarks import measuring
 from benchmarks.measuring import Figure, Report
+from benchmarks.serving_costs import cost_figures, cost_runs
+from benchmarks.tree_demand import demanded_tokens, reusable_tokens
 from benchmarks.vllm_engines import (
     OneShot,
-    counted,
+    counted_steps,
     engine_of,
     forget,
+    recorded_completions,
     recorded_requests,
-    reusable,
     served_to,
     versions,
     window,
@@ -56,8 +59,10 @@ from benchmarks.vllm_server import BLOCK, ENVIRONMENT, Server
 
 MODULE = "benchmarks.serving"
 KINDS = {"process": "in process", "http": "over HTTP"}
-PARTS = ("speed", "refresh", "killed", "merged")
+PARTS = ("speed", "cost", "refresh", "killed", "merged")
 SYNCS = ("adapters", "merged")
+PASSED_ON = ("model_name_or_path", "dataset_name", "num_problems", "batch_size", "num_trained", "num_kills")
+PASSED_ON += ("partial_blocks",)
 
 
 def main() -> None:
@@ -68,7 +73,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128, help="requests under way at once, on every side")
     parser.add_argument("--num_trained", type=int, default=64, help="problems of the run that refreshes")
     parser.add_argument("--num_kills", type=int, default=5, help="of the server in the midst of a run")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all unless named")
+    parser.add_argument("--partial_blocks", choices=("always", "never"), default="always")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all unless named; cost needs speed")
     parser.add_argument("--tokens", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--questions", type=Path, help=argparse.SUPPRESS)
     settings = parser.parse_args()
@@ -77,17 +83,16 @@ def main() -> None:
     if settings.side:
         what, _, kind = settings.side.partition("-")
         os.environ |= ENVIRONMENT
-        sides = {"flow": play, "same": same, "answers": answers, "train": train, "killed": killed, "sync": sync}
+        sides = {"flow": play, "same": same, "answers": answers, "cost": cost_runs, "train": train, "killed": killed}
+        sides["sync"] = sync
         measuring.report(sides[what](settings, kind))
         return
     compare(settings)
 
 
 def compare(settings: argparse.Namespace) -> None:
-    flags = ["--model_name_or_path", settings.model_name_or_path, "--num_problems", str(settings.num_problems)]
-    flags += ["--dataset_name", settings.dataset_name]
-    flags += ["--batch_size", str(settings.batch_size), "--num_trained", str(settings.num_trained)]
-    flags += ["--num_kills", str(settings.num_kills), *(["--tiny"] if settings.tiny else [])]
+    flags = [word for name in PASSED_ON for word in (f"--{name}", str(getattr(settings, name)))]
+    flags += ["--tiny"] if settings.tiny else []
 
     def side(name: str, *more: str) -> Report:
         return measuring.run_side(MODULE, name, [*flags, *more], num_threads=settings.num_threads)
@@ -105,6 +110,9 @@ def compare(settings: argparse.Namespace) -> None:
                     sides["same"].append(side(f"same-{kind}", *questions, *tokens))
                     sides["answers"].append(side(f"answers-{kind}", *tokens))
             measuring.keep(_speed(sides, f"serving {name}{on} {words}"), settings, MODULE)
+            if "cost" in settings.parts and kind == "process":
+                costs = cost_figures(side("cost-process")["runs"], sides, f"serving {name}{on} {words}")
+                measuring.keep(costs, settings, MODULE)
         if "refresh" in settings.parts:
             measuring.keep([_refreshing(side(f"train-{kind}"), f"serving {name} {words}")], settings, MODULE)
     if "killed" in settings.parts:
@@ -138,11 +146,12 @@ def _speed(found: Mapping[str, Sequence[Report]], name: str) -> list[Figure]:
             reach="",
             details={"computed_a_second": computed},
         ),
-        Figure(
-            name=f"{name}: prompt tokens from the cache, of those the trees allow",
-            ratio=measuring.median(found["flow"], "reused_share_of_allowed"),
-            reach=">= 0.95",
-            details={"flow": found["flow"]},
+        *(
+            Figure(name=f"{name}: {words}", ratio=measuring.median(found["flow"], key), reach=reach)
+            for words, key, reach in (
+                ("tokens read per token written, over what the trees demand", "read_over_demanded", "<= 1.3"),
+                ("prompt tokens from the cache, of those the trees allow", "reused_share_of_allowed", ">= 0.95"),
+            )
         ),
     ]
 
@@ -191,7 +200,7 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
         forget(engine, flow.roles)
         engine.take_stats()
         requests.clear()
-        counts = counted(engine)
+        (texts, choices), steps = recorded_completions(engine), counted_steps(engine)
         started = time.perf_counter()
         trees = explore(flow, runner, problems[4:], seed=0)
         seconds = time.perf_counter() - started
@@ -200,15 +209,22 @@ def play(settings: argparse.Namespace, kind: str) -> Report:
         rows = [[one.role, one.prompt_ids, len(one.written)] for one in requests]
         settings.questions.write_text(json.dumps(rows), encoding="utf-8")
     prompts = stats["reused_tokens"] + stats["prefilled_tokens"]
-    allowed, in_blocks = (reusable(requests, block) for block in (1, BLOCK))
+    allowed, in_blocks = (reusable_tokens(requests, block) for block in (1, BLOCK))
+    tokens = sum(len(one.written) for one in texts)
     return {
-        "tokens_a_second": counts["tokens"] / seconds,
+        "tokens_a_second": tokens / seconds,
         "computed_a_second": (stats["prefilled_tokens"] + stats["sampled_tokens"]) / seconds,
         "seconds": seconds,
         "num_questions": len(requests),
-        **counts,
+        "tokens": tokens,
+        "choices": len(choices),
         "num_trees": len(trees),
+        "num_steps": len(steps),
         "prompt_tokens": prompts,
+        "demanded_tokens": (demanded := demanded_tokens([*texts, *choices])),
+        "read_over_demanded": stats["prefilled_tokens"] / demanded,
+        "read_in_whole_blocks": prompts - in_blocks,
+        "read_with_every_token_kept": prompts - allowed,
         "reused_share_of_allowed": stats["reused_tokens"] / allowed,
         "reused_share_of_allowed_in_blocks": stats["reused_tokens"] / in_blocks,
         **stats,
@@ -247,6 +263,7 @@ def _one_shot(
     with engine_of(settings, kind, loaded, preset) as (engine, ask_all):
         ask_all(engine, requests[:32])
         forget(engine, preset.recipe.flow.roles)
+        steps = counted_steps(engine)
         started = time.perf_counter()
         written, read = ask_all(engine, requests)
         seconds = time.perf_counter() - started
@@ -257,8 +274,9 @@ def _one_shot(
         "computed_a_second": (read + written) / seconds,
         "seconds": seconds,
         "tokens": num_counted,
-        "written": written,
+        "sampled_tokens": written,
         "prefilled_tokens": read,
+        "num_steps": len(steps),
     }
 
 

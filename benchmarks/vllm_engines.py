@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
+from benchmarks.tree_demand import Asked
 from benchmarks.vllm_server import BLOCK, Server, serving
 from flow_dpo.core.types import TokenIds
+from flow_dpo.engines.vllm.in_process import PARTIAL_BLOCKS
 
 
 def window(settings: argparse.Namespace) -> int:
@@ -63,6 +65,7 @@ def engine_of(
                 max_batch_size=settings.batch_size,
                 block_tokens=BLOCK,
                 sync=sync,
+                partial_blocks=getattr(settings, "partial_blocks", "always"),
                 engine_args={"max_model_len": window(settings)},
             )
             served, ask_all = nullcontext(), _ask_in_process
@@ -95,23 +98,14 @@ def forget(engine: Any, roles: Sequence[str]) -> None:
     engine.refresh(versions(roles, 0))
 
 
-@dataclass(frozen=True)
-class Question:
-    """A request to vLLM, and the tokens that it sampled."""
-
-    role: str
-    prompt_ids: TokenIds
-    written: TokenIds
-
-
 @contextmanager
-def recorded_requests() -> Iterator[list[Question]]:
+def recorded_requests() -> Iterator[list[Asked]]:
     """Every request that our engines over vLLM make to it, in the order of the replies."""
     from flow_dpo.engines.vllm import in_process
     from flow_dpo.engines.vllm import requests as vllm_requests
     from flow_dpo.engines.vllm import server as vllm_server
 
-    recorded: list[Question] = []
+    recorded: list[Asked] = []
 
     def answer(request: Any, *words: Any, **more: Any) -> Any:
         questions = vllm_requests.completion_steps(request, *words, **more)
@@ -119,7 +113,7 @@ def recorded_requests() -> Iterator[list[Question]]:
             ask = next(questions)
             while True:
                 reply = yield ask
-                recorded.append(Question(request.role, ask.prompt_ids, reply.token_ids))
+                recorded.append(Asked(request.role, ask.prompt_ids, reply.token_ids))
                 ask = questions.send(reply)
         except StopIteration as done:
             return done.value
@@ -128,10 +122,10 @@ def recorded_requests() -> Iterator[list[Question]]:
         yield recorded
 
 
-def counted(engine: Any) -> dict[str, int]:
-    """What the engine's completions come to from now on: tokens that were drawn, and choices."""
-    counts, poll = {"tokens": 0, "choices": 0}, engine.poll
-    requests, submit = dict[int, Any](), engine.submit
+def recorded_completions(engine: Any) -> tuple[list[Asked], list[Asked]]:
+    """The engine's requests and completions from now on: texts, and choices."""
+    texts, choices = list[Asked](), list[Asked]()
+    poll, submit, requests = engine.poll, engine.submit, dict[int, Any]()
 
     def submitted(request: Any, sampling: Any, **more: Any) -> int:
         ticket = submit(request, sampling, **more)
@@ -141,32 +135,27 @@ def counted(engine: Any) -> dict[str, int]:
     def polled() -> list[tuple[int, Any]]:
         found = poll()
         for ticket, completion in found:
-            is_choice = bool(requests.pop(ticket).choices)
-            counts["choices"] += is_choice
-            counts["tokens"] += 0 if is_choice else len(completion.token_ids)
+            request = requests.pop(ticket)
+            asked = Asked(request.role, request.prompt_ids, completion.token_ids)
+            (choices if request.choices else texts).append(asked)
         return found
 
     engine.submit, engine.poll = submitted, polled
-    return counts
+    return texts, choices
 
 
-def reusable(requests: Sequence[Question], block: int) -> int:
-    """Prompt tokens that a cache of such blocks can hold before they are requested, in the order of the replies."""
-    known: set[int] = set()
-    total = 0
-    for question in requests:
-        ids = [*question.prompt_ids, *question.written[:-1]]
-        prefixes, chain = list[int](), hash(question.role)
-        for token in ids:
-            chain = hash((chain, token))
-            prefixes.append(chain)
-        room = (len(question.prompt_ids) - 1) // block * block
-        at = block
-        while at <= room and prefixes[at - 1] in known:
-            at += block
-        total += at - block
-        known.update(prefixes)
-    return total
+def counted_steps(engine: Any) -> list[int]:
+    """An entry for every step of vLLM in process from now on; none over HTTP, where nobody sees them."""
+    steps = list[int]()
+    if vllm := getattr(engine, "_vllm", None):
+        step = vllm.step
+
+        def counting() -> Any:
+            steps.append(1)
+            return step()
+
+        vllm.step = counting
+    return steps
 
 
 def _ask_in_process(engine: Any, requests: Sequence[OneShot]) -> tuple[int, int]:
@@ -228,5 +217,7 @@ def served_to(settings: argparse.Namespace) -> Iterator[Server]:
         model, dtype = served_model(settings)
         words = ("--max-num-seqs", str(settings.batch_size), "--dtype", dtype, "--max-model-len", str(window(settings)))
         threads = {"OMP_NUM_THREADS": str(settings.num_threads), "VLLM_CPU_KVCACHE_SPACE": "2"}
+        never = getattr(settings, "partial_blocks", "always") == "never"
+        words = words if never else (*words, "--kv-transfer-config", json.dumps(PARTIAL_BLOCKS))
         with serving(Path(model), Path(folder) / "vllm.log", *words, **threads) as server:
             yield server

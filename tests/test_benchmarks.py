@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from benchmarks import lag as lag_benchmark
 from benchmarks import measuring, sleeping
+from benchmarks.cost_model import GPUS, MODELS, Run, fit, gpu_cost, held_out_errors
 from benchmarks.measuring import Figure
-from benchmarks.vllm_engines import Question, reusable
+from benchmarks.tree_demand import Asked, demanded_tokens, reusable_tokens
 from tools import speed_table
 
 ROOT = Path(__file__).parent.parent
@@ -117,16 +119,48 @@ def test_help_needs_nothing_heavy(script: str) -> None:
 def test_what_a_prefix_cache_could_have_held() -> None:
     """Answer says 7 8 after 1 2 3; an alternative 9 4 to it, whose first token is a question of its own; Stop reads."""
     asked = [
-        Question("answer", (1, 2, 3), (7, 8)),
-        Question("answer", (1, 2, 3), (9,)),
-        Question("answer", (1, 2, 3, 9), (4,)),
-        Question("stop", (1, 2, 3), (90,)),
-        Question("answer", (1, 2, 3, 7, 8, 5), (6,)),
+        Asked("answer", (1, 2, 3), (7, 8)),
+        Asked("answer", (1, 2, 3), (9,)),
+        Asked("answer", (1, 2, 3, 9), (4,)),
+        Asked("stop", (1, 2, 3), (90,)),
+        Asked("answer", (1, 2, 3, 7, 8, 5), (6,)),
     ]
     # Nothing, 2 of 3 and 3 of 4, nothing (another role), and 1 2 3 7: the last token sampled was never read.
-    assert reusable(asked, 1) == 0 + 2 + 3 + 0 + 4
+    assert reusable_tokens(asked, 1) == 0 + 2 + 3 + 0 + 4
     # Whole blocks of two: 1 2 three times, and 1 2 3 7.
-    assert reusable(asked, 2) == 0 + 2 + 2 + 0 + 4
+    assert reusable_tokens(asked, 2) == 0 + 2 + 2 + 0 + 4
+
+
+def test_what_the_trees_demand_to_be_read() -> None:
+    """In words: each prefix of each role once, but for those that a completion wrote and went on from."""
+    asked = [
+        Asked("answer", (1, 2, 3), (7, 8)),
+        Asked("stop", (1, 9, 7, 8, 5), (90,)),
+        Asked("answer", (1, 2, 3, 7), (6, 4)),  # an alternative to the 8: nothing new
+        Asked("answer", (1, 2, 3, 7, 8), (5,)),  # the 8 was sampled, and not gone on from
+        Asked("stop", (1, 9, 7, 8, 5, 6), (91,)),
+    ]
+    rng = random.Random(0)
+    for _ in range(3):
+        assert demanded_tokens(asked) == 3 + 5 + 0 + 1 + 1
+        rng.shuffle(asked)
+
+
+def test_a_cost_is_found_again() -> None:
+    runs = [Run(r, w, s, 2e-3 * r + 5e-4 * w + 0.01 * s) for r in (10, 500) for w in (1, 90) for s in (2, 40)]
+    cost = fit(runs)
+    assert (cost.read_s, cost.written_s, cost.step_s) == pytest.approx((2e-3, 5e-4, 0.01))
+    assert max(held_out_errors(runs)) < 1e-9
+    # A cost below 0 would fit these better.
+    cost = fit([Run(100, 0, 1, 1.0), Run(100, 50, 1, 0.8), Run(200, 50, 1, 1.9)])
+    assert min(cost.read_s, cost.written_s, cost.step_s) >= 0
+
+
+def test_an_estimate_for_a_gpu_is_bounded_by_memory() -> None:
+    """8 billion parameters in bf16 are read at every step: 16 GB at 70 per cent of 3.35 TB/s are 7 ms."""
+    cost = gpu_cost(GPUS["H100 SXM"], MODELS["8B"], context_tokens=300)
+    assert cost.step_s == pytest.approx(0.0083, rel=0.01)
+    assert cost.read_s < cost.written_s < cost.step_s / 100
 
 
 def test_lags_are_compared_by_seed() -> None:

@@ -1,6 +1,6 @@
 """vLLM part: a flow through vLLM in this process, against one-shot requests to the same engine.
 
-    served(context)     # rates, and prompt tokens computed over those that no prefix held
+    served(context)     # rates, and prompt tokens read over those that the trees demand (benchmarks.tree_demand)
 
 One engine serves both sides, for it takes up to a minute to start. Where no model is given it is one of random weights
 in the shape of a 0.5B, written once beside the results: vLLM loads from files, and what it says is compared with the
@@ -29,35 +29,43 @@ _NO_WEIGHTS = ("config.json", "model.safetensors", "README.md", "generation_conf
 def served(context: Context) -> None:
     """The flow, and as many tokens in one-shot answers."""
     os.environ |= ENVIRONMENT
-    from benchmarks.vllm_engines import OneShot, counted, engine_of, forget, recorded_requests, reusable
+    from benchmarks.tree_demand import demanded_tokens
+    from benchmarks.vllm_engines import OneShot, counted_steps, engine_of, forget, recorded_completions
     from flow_dpo.core.rollouts import RolloutRunner
 
     settings = _settings(context)
     loaded, preset, explore, problems = playing.parts(settings)
     flow, roles = preset.recipe.flow, preset.recipe.flow.roles
     max_tokens = flow.chunk_tokens * flow.max_chunks
-    with recorded_requests() as requests, engine_of(settings, "process", loaded, preset) as (engine, ask_all):
-        runner, counts, tokens = RolloutRunner(engine, loaded.renderer), counted(engine), [0]
+    with engine_of(settings, "process", loaded, preset) as (engine, ask_all):
+        runner, steps = RolloutRunner(engine, loaded.renderer), counted_steps(engine)
+        texts, choices = recorded_completions(engine)
         explore(flow, runner, problems[:4], seed=1)
 
         def ours() -> Report:
             forget(engine, roles)
+            for counted in (texts, choices, steps):
+                counted.clear()
             engine.take_stats()
-            requests.clear()
-            before, started = counts["tokens"], measuring.clock()
+            started = measuring.clock()
             explore(flow, runner, problems[4:], seed=0)
             seconds = measuring.clock() - started
-            tokens[0] = counts["tokens"] - before
-            stats = engine.take_stats()
-            prompts = stats["reused_tokens"] + stats["prefilled_tokens"]
-            demanded = prompts - reusable(requests, 1)
-            return {"tokens_a_second": tokens[0] / seconds, "read": stats["prefilled_tokens"], "demanded": demanded} | {
-                "written": tokens[0], "seconds": seconds, "num_requests": len(requests), "prompts": prompts
-            }  # fmt: skip
+            written, read = sum(len(one.written) for one in texts), engine.take_stats()["prefilled_tokens"]
+            return {
+                "tokens_a_second": written / seconds,
+                "seconds": seconds,
+                "written": written,
+                "read": read,
+                "demanded": demanded_tokens([*texts, *choices]),
+                "steps": len(steps),
+            }
 
         def answers() -> Report:
             forget(engine, roles)
-            num = math.ceil(tokens[0] / max_tokens / settings.batch_size) * settings.batch_size
+            num = (
+                math.ceil(sum(len(one.written) for one in texts) / max_tokens / settings.batch_size)
+                * settings.batch_size
+            )
             turns = [flow.turn(flow.start(problems[4 + i % (len(problems) - 4)])) for i in range(num)]
             asked = [OneShot("answer", loaded.renderer.render(turn).prompt_ids, max_tokens) for turn in turns]
             started = measuring.clock()
@@ -81,19 +89,23 @@ def figures(label: str, reports: Reports) -> list[Figure]:
             details={"runs": reports},
         ),
         Figure(
-            name=f"{name}: tokens read per token written, over what no prefix of an earlier request holds",
-            ratio=last["read"] / max(1, last["demanded"]),
+            name=f"{name}: tokens read per token written, over what the trees demand",
+            ratio=last["read"] / last["demanded"],
             reach="<= 1.3",
         ),
         Figure(name=f"{name}: tokens read per token written", ratio=last["read"] / last["written"], reach=""),
+        Figure(name=f"{name}: tokens sampled in a step", ratio=last["written"] / last["steps"], reach=""),
         Figure(name=f"{name}: tokens a second", ratio=own, reach=""),
     ]
 
 
 def _settings(context: Context) -> argparse.Namespace:
+    from flow_dpo.engines.settings import VllmSettings
+
     settings = playing.options().parse_args(["--tiny"] if context.rehearse else [])
     settings.case = "seed" if context.rehearse else context.model or str(random_folder(context.folder.parent))
     settings.model_name_or_path, settings.side = settings.case, OURS
+    settings.partial_blocks = VllmSettings().partial_blocks
     settings.num_problems, settings.rounds, settings.batch_size = (4, 1, 8) if context.rehearse else (64, 1, BATCH)
     return settings
 

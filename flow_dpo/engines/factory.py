@@ -9,6 +9,8 @@ writes for them. Invariant: what an engine cannot sample is refused by `open_eng
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +39,7 @@ from flow_dpo.engines.settings import (
     VllmServerSettings,
     VllmSettings,
     kind_of,
+    seeds_from_top_p,
 )
 from flow_dpo.engines.vllm.checks import ExpectedModel, check_base, connect
 from flow_dpo.engines.vllm.client import VllmClient
@@ -48,6 +51,7 @@ from flow_dpo.models import attention
 from flow_dpo.models.facts import vocabulary_size
 from flow_dpo.models.load import LoadedModel
 
+_logger = logging.getLogger(__name__)
 PROBES = (
     "Anna has 12 apples and buys 7 more. How many does she have now?",
     "Let x^2 + 3x - 4 = 0.\nThen (x - 1)(x + 4) = 0.",
@@ -123,7 +127,7 @@ def open_plain(settings: PlainSettings, loaded: LoadedModel, *, num_roles: int) 
 @contextmanager
 def open_vllm_here(settings: VllmSettings, loaded: LoadedModel, *, num_roles: int) -> Iterator[EngineAccess]:
     check_installed()
-    facts = model_facts(loaded, settings.top_logprobs)
+    facts = model_facts(loaded, settings, on_gpu=loaded.model.device.type != "cpu")
     settings.check_roles(num_roles)
     room = min(loaded.context_tokens, int(settings.engine_args.get("max_model_len") or loaded.context_tokens))
     expected = expected_model(loaded, num_roles=num_roles)
@@ -137,7 +141,7 @@ def open_vllm_server(settings: VllmServerSettings, loaded: LoadedModel, *, num_r
             f"expected one server in --base_url, found {len(settings.base_urls)}: {settings.base_url}; add --workers "
             "servers to sample from all of them"
         )
-    facts = model_facts(loaded, settings.top_logprobs)
+    facts = model_facts(loaded, settings)
     settings = replace(settings, base_url=settings.base_urls[0])
     client = VllmClient(settings, api_key=os.environ.get("OPENAI_API_KEY", ""))
     try:
@@ -175,11 +179,23 @@ def check_readable(policy: Policy) -> None:
         )
 
 
-def model_facts(loaded: LoadedModel, top_logprobs: int) -> ModelFacts:
-    """What vLLM's replies are read by."""
+def model_facts(
+    loaded: LoadedModel, settings: VllmSettings | VllmServerSettings, *, on_gpu: bool = False
+) -> ModelFacts:
+    """What vLLM's replies are read by. Warns where requests have no seeds."""
+    seeded = seeds_from_top_p(settings.request_seeds, on_gpu=on_gpu)
+    if seeded > 0:
+        _logger.warning(
+            "requests to vLLM%s have no seed of their own (--engine.request_seeds), for a faster sampler: what is "
+            "sampled again, after --resume or by another worker, is other text",
+            "" if math.isinf(seeded) else " with a top-p below 1",
+        )
     return ModelFacts(
-        end_ids=loaded.end_ids, vocab_size=vocabulary_size(loaded.model), num_top_logprobs=top_logprobs
-    )  # fmt: skip
+        end_ids=loaded.end_ids,
+        vocab_size=vocabulary_size(loaded.model),
+        num_top_logprobs=settings.top_logprobs,
+        seeds_from_top_p=seeded,
+    )
 
 
 def expected_model(loaded: LoadedModel, *, num_roles: int) -> ExpectedModel:

@@ -12,6 +12,7 @@ Invariant: nothing heavy is imported, so that a command line is read before torc
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -49,6 +50,26 @@ class PlainSettings:
     """The plain engine has nothing to set."""
 
 
+RequestSeeds = Literal["auto", "always", "never"]
+
+
+def seeds_from_top_p(request_seeds: RequestSeeds, *, on_gpu: bool) -> float:
+    """Requests to vLLM have a seed of their own from this top-p on: 0 is all of them, infinity none.
+
+    vLLM 0.32 samples top-p on a GPU by FlashInfer, its fastest way, in steps where no request has a seed and none is
+    greedy. Without seeds a run that is resumed, and a shard that another worker samples again, get other text.
+    """
+    return {"always": 0.0, "never": math.inf}.get(request_seeds, 1.0 if on_gpu else 0.0)
+
+
+def seeds_fact(engine: EngineSettings, *, on_gpu: bool) -> dict[str, str]:
+    """Which requests have seeds, for the record of a run whose engine leaves that to a setting."""
+    if not isinstance(engine, VllmSettings | VllmServerSettings):
+        return {}
+    least = seeds_from_top_p(engine.request_seeds, on_gpu=on_gpu and isinstance(engine, VllmSettings))
+    return {"request_seeds": {0.0: "always", math.inf: "never"}.get(least, f"from top-p {least:g}")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class VllmSettings:
     """vLLM in this process."""
@@ -60,10 +81,15 @@ class VllmSettings:
     block_tokens: int = 0
     """Tokens in a block of the prefix cache: what two prompts share is reused in whole blocks. 0 is vLLM's own choice,
     16 on most GPUs; on a CPU 128, where 32 is better."""
+    partial_blocks: Literal["auto", "always", "never"] = "auto"
+    """Whether the part of a block that two prompts share is reused, too (`engines.vllm.partial_blocks`): "auto" does
+    it on a CPU."""
     compiled: bool = True
     """Compile the model and capture its steps: minutes at the start, faster from then on. Never on a CPU."""
     top_logprobs: int = 20
     """Top log-probabilities reported at each position where temperature or top-p are not 1."""
+    request_seeds: RequestSeeds = "auto"
+    """As `seeds_from_top_p` has it: "auto" leaves seeds out on a GPU where top-p is below 1."""
     sync: Literal["adapters", "merged"] = "adapters"
     """What a refresh loads: adapters, or all weights with a role's adapter merged in. The latter is for recipes of one
     role: tokens cost no adapter, a refresh costs the whole model (docs/engines.md)."""
@@ -104,6 +130,8 @@ class VllmServerSettings:
     """Seconds before the second try; twice as many before each that follows, five at most."""
     top_logprobs: int = 20
     """Top log-probabilities reported at each position where temperature or top-p are not 1."""
+    request_seeds: RequestSeeds = "auto"
+    """As `seeds_from_top_p` has it: "auto" is "always" here."""
 
     def __post_init__(self) -> None:
         for url in self.base_urls or [self.base_url]:

@@ -31,6 +31,7 @@ from flow_dpo.core.protocols import Callback, Learns
 from flow_dpo.core.recipe import Recipe
 from flow_dpo.core.types import Role
 from flow_dpo.data.problems import load
+from flow_dpo.engines.settings import seeds_fact
 from flow_dpo.learner.learner import Learner
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
@@ -368,6 +369,7 @@ def _restore(
         "model": runtime.loaded.name,
         "device": str(runtime.policy.model.device),
         "dtype": dtype_of(settings.runtime.model),
+        **seeds_fact(settings.runtime.engine, on_gpu=runtime.policy.model.device.type != "cpu"),
         "adapter_share": round(runtime.policy.targets.share, 4),
         "num_problems": len(runtime.fitting),
         "num_skipped_rows": runtime.problems.skipped,

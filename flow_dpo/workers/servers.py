@@ -139,7 +139,7 @@ def open_servers(setup: WorkerSetup, loaded: LoadedModel) -> Iterator[WorkersAcc
     """Connect to all servers of the settings, and check them."""
     engine = setup.engine
     assert isinstance(engine, VllmServerSettings)
-    facts = factory.model_facts(loaded, engine.top_logprobs)
+    facts = factory.model_facts(loaded, engine)
     expected = factory.expected_model(loaded, num_roles=len(setup.roles))
     model = dated(setup.model, loaded.renderer)
     with ExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 from flow_dpo.core.types import Request, Sampling
 from flow_dpo.engines.sampling_rule import draw
 from flow_dpo.engines.vllm.requests import ModelFacts, Reply, completion_steps
-from flow_dpo.engines.vllm.topk_logprobs import TOLERANCE, draw_candidate, find_candidates
+from flow_dpo.engines.vllm.topk_logprobs import (
+    TOLERANCE,
+    TopLogprobs,
+    draw_candidate,
+    find_candidates,
+    sampled_logprobs,
+)
 
 SAMPLINGS = st.builds(
     Sampling,
@@ -133,3 +140,21 @@ def test_a_draw_is_exact_whatever_is_told() -> None:
         assert share == pytest.approx(0 if token == first else math.exp(logprobs[token]) / left, abs=2 / steps)
     untold = next(token for token in logprobs if token not in told)
     assert draw_candidate(candidates, told, uniform=0.0, greedy=False, excluded={untold}) is None
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60), SAMPLINGS)
+def test_all_positions_at_once_are_each_by_itself(seed: int, count: int, sampling: Sampling) -> None:
+    rng = random.Random(seed)
+    rows = [distribution(seed + at, 60) for at in range(5)]
+    tokens = [rng.choice([*likeliest(row, 3)] if rng.random() < 0.8 else [*row]) for row in rows]
+    told = [likeliest(row, count) for row in rows]
+    top = TopLogprobs(np.array([[*row] for row in told]), np.array([[*row.values()] for row in told]))
+    assert [dict(position) for position in top] == told
+    logprobs = [row[token] for row, token in zip(rows, tokens, strict=True)]
+    found = sampled_logprobs(tokens, logprobs, top, sampling, vocab_size=60)
+    for at, token in enumerate(tokens):
+        candidates = find_candidates(told[at], sampling, vocab_size=60)
+        if candidates is None or (sampling.top_p < 1 and token not in candidates.weights):
+            assert math.isnan(found[at])
+        else:
+            assert found[at] == pytest.approx(candidates.sampled_logprob(logprobs[at]), abs=1e-9)

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
@@ -35,8 +37,15 @@ from flow_dpo.engines.vllm.requests import (
     check_sampling,
     completion_steps,
 )
+from flow_dpo.engines.vllm.topk_logprobs import TopLogprobs
 
 _INSTALL = "make setup-vllm makes an environment with it in .venv-vllm, or install this package with its extra [vllm]"
+PARTIAL_BLOCKS = {
+    "kv_connector": "PartialBlocks",
+    "kv_connector_module_path": "flow_dpo.engines.vllm.partial_blocks",
+    "kv_role": "kv_consumer",
+}
+"""vLLM's `--kv-transfer-config` that reuses parts of blocks."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The LoRA ranks that vLLM supports."""
 
@@ -77,6 +86,7 @@ def open_vllm(
     check_installed()
     try:
         from vllm import EngineArgs, LLMEngine  # pyright: ignore
+        from vllm.config import KVTransferConfig  # pyright: ignore
     except ImportError as error:
         raise ConfigError(f"--engine vllm needs vLLM, which cannot be imported here ({error}); {_INSTALL}") from error
     if rank > RANKS[-1]:
@@ -98,6 +108,8 @@ def open_vllm(
         engine_args["max_lora_rank"] = next(one for one in RANKS if one >= rank)
     if settings.block_tokens:
         engine_args["block_size"] = settings.block_tokens
+    if settings.partial_blocks == "always" or (settings.partial_blocks == "auto" and on_cpu):
+        engine_args["kv_transfer_config"] = KVTransferConfig(**PARTIAL_BLOCKS)
     try:
         return LLMEngine.from_engine_args(EngineArgs(**{**engine_args, **settings.engine_args}))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -218,7 +230,7 @@ class VllmEngine(Engine):
             raise EngineError(f"expected one role's weights, found {len(folders)}")
         with _VllmErrors(f"load the weights in {folders[0]}"):
             self._vllm.collective_rpc("reload_weights", kwargs={"weights_path": str(folders[0].resolve())})
-            was_reset = self._vllm.reset_prefix_cache()
+            was_reset = self._vllm.reset_prefix_cache(reset_connector=True)
         if not was_reset:
             raise EngineError("expected vLLM to empty its prefix cache after new weights, and it did not")
 
@@ -238,7 +250,10 @@ class VllmEngine(Engine):
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore
 
         name = str(next(_NUMBERS))
-        params = SamplingParams(**vllm_request.params, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+        # Flat: log-probabilities as plain lists, not an object for each.
+        params = SamplingParams(
+            **vllm_request.params, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True
+        )
         prompt = TokensPrompt(prompt_token_ids=list(vllm_request.prompt_ids))
         with _VllmErrors("take a request"):
             self._vllm.add_request(name, prompt, params, lora_request=pending.adapter_request)
@@ -249,12 +264,14 @@ class VllmEngine(Engine):
         pending = self._pending.pop(output.request_id)
         [out] = output.outputs
         ids = tuple(out.token_ids)
-        top_logprobs = tuple({token: one.logprob for token, one in position.items()} for position in out.logprobs or ())
-        if len(top_logprobs) != len(ids) or not ids:
-            raise EngineError(
-                f"expected log-probabilities of every token from vLLM, found {len(top_logprobs)} of {len(ids)}"
-            )
-        values = tuple(position[token] for position, token in zip(top_logprobs, ids, strict=True))
+        flat = out.logprobs
+        if not ids or len(flat) != len(ids):
+            raise EngineError(f"expected log-probabilities of {len(ids)} tokens from vLLM, found {len(flat)}")
+        # A row of each position: the sampled token, then the most probable ones, or all.
+        shape = (len(ids), len(flat.token_ids) // len(ids))
+        token_ids, logprobs = np.array(flat.token_ids).reshape(shape), np.array(flat.logprobs).reshape(shape)
+        first = 1 if shape[1] > 1 else 0
+        values, top_logprobs = logprobs[:, 0].tolist(), TopLogprobs(token_ids[:, first:], logprobs[:, first:])
         cached = output.num_cached_tokens or 0
         self._count(
             num_requests=1,
@@ -262,7 +279,7 @@ class VllmEngine(Engine):
             prefilled_tokens=len(output.prompt_token_ids) - cached,
             reused_tokens=cached,
         )
-        self._advance(pending, Reply(ids, values, top_logprobs))
+        self._advance(pending, Reply(ids, tuple(values), top_logprobs))
 
     def _count(self, **work: float) -> None:
         for name, value in work.items():

@@ -17,21 +17,31 @@ take one request. The others:
 vLLM reports the log-probabilities of the unscaled, untruncated distribution (its `raw_logprobs`, the default). It can
 also report those of named tokens (`logprob_token_ids`), but then reports no top log-probabilities to any other request
 of the same batch (vLLM 0.32), so that is never used.
-Invariant: what is sampled depends on the request, its seed and the adapter alone, up to the rounding of sums.
+Invariant: what is sampled depends on the request, its seed and the adapter alone, up to the rounding of sums, unless
+seeds are left out (`ModelFacts.seeds_from_top_p`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping
+import math
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Completion, Request, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
 from flow_dpo.engines.request_checks import nothing_left
 from flow_dpo.engines.sampling_rule import Drawn, stream, uniform
-from flow_dpo.engines.vllm.topk_logprobs import Candidates, draw_candidate, find_candidates
+from flow_dpo.engines.vllm.topk_logprobs import (
+    Candidates,
+    TopLogprobs,
+    draw_candidate,
+    find_candidates,
+    sampled_logprobs,
+)
 
 MAX_ASKED_ALONE = 2
 """Choices that are requested one by one where they are not among the top tokens; for more, all log-probabilities."""
@@ -59,7 +69,7 @@ class Reply:
 
     token_ids: TokenIds
     logprobs: tuple[float, ...]
-    top_logprobs: tuple[Mapping[int, float], ...]
+    top_logprobs: Sequence[Mapping[int, float]]
     """At each position, the log-probabilities of the requested number of most probable tokens, by id."""
 
 
@@ -72,6 +82,14 @@ class ModelFacts:
     """Size of the vocabulary."""
     num_top_logprobs: int
     """Top log-probabilities that are requested first, where they are needed."""
+    seeds_from_top_p: float = 0.0
+    """Requests have a seed of their own from this top-p on (`engines.settings`)."""
+
+    @property
+    def unsampled(self) -> dict[str, float]:
+        """Parameters of a request whose token is of no interest. Where seeds are left out none is greedy, for one that
+        is keeps its whole step from the fast sampler."""
+        return {"max_tokens": 1, "temperature": 0.0 if self.seeds_from_top_p == 0 else 1.0}
 
 
 CompletionSteps = Generator[VllmRequest, Reply, Completion]
@@ -111,16 +129,20 @@ def _choice_steps(
     request: Request, sampling: Sampling, seed: int, excluded: TokenIds, facts: ModelFacts, policy_version: int
 ) -> CompletionSteps:
     # 1. The choices are nearly always among the most probable tokens.
-    reply = yield VllmRequest(request.prompt_ids, plain_params(max_tokens=1, logprobs=_top_logprob_counts(facts)[0]))
+    reply = yield VllmRequest(
+        request.prompt_ids, plain_params(**facts.unsampled, logprobs=_top_logprob_counts(facts)[0])
+    )
     top_logprobs = dict(reply.top_logprobs[0])
     # 2. The others: one request each, or one for the whole distribution.
     missing = [token for token in request.choices if token not in top_logprobs]
     if len(missing) > MAX_ASKED_ALONE:
-        top_logprobs = (yield VllmRequest(request.prompt_ids, plain_params(max_tokens=1, logprobs=-1))).top_logprobs[0]
+        top_logprobs = (
+            yield VllmRequest(request.prompt_ids, plain_params(**facts.unsampled, logprobs=-1))
+        ).top_logprobs[0]
     else:
         for token in missing:
             single = yield VllmRequest(
-                request.prompt_ids, plain_params(max_tokens=1, logprobs=0, allowed_token_ids=[token])
+                request.prompt_ids, plain_params(**facts.unsampled, logprobs=0, allowed_token_ids=[token])
             )
             top_logprobs |= zip(single.token_ids, single.logprobs, strict=True)
     # 3. Sample by our rule.
@@ -142,7 +164,7 @@ def _first_token_steps(
 ) -> Generator[VllmRequest, Reply, Drawn]:
     """The first token, sampled here because some are excluded."""
     for count in _top_logprob_counts(facts):
-        reply = yield VllmRequest(request.prompt_ids, plain_params(max_tokens=1, logprobs=count))
+        reply = yield VllmRequest(request.prompt_ids, plain_params(**facts.unsampled, logprobs=count))
         top_logprobs = _top(reply.top_logprobs[0], count)
         candidates = find_candidates(top_logprobs, sampling, vocab_size=facts.vocab_size)
         drawn = candidates and draw_candidate(
@@ -163,16 +185,18 @@ def _text_steps(
     prompt_ids, room = request.prompt_ids + first_ids, request.max_tokens - len(first_ids)
     plain = sampling.temperature == 1 and sampling.top_p == 1
     temperature, top_p = (0.0, 1.0) if sampling.greedy else (sampling.temperature, sampling.top_p)
+    # The random number that decided a first token must not be used again.
+    own_seed = (stream(seed) if first_ids else seed) & _SEED_BITS
+    seeded = {"seed": own_seed} if sampling.top_p >= facts.seeds_from_top_p else {}
     reply = yield VllmRequest(
         prompt_ids,
         plain_params(
             max_tokens=room,
             temperature=temperature,
             top_p=top_p,
-            # The random number that decided a first token must not be used again.
-            seed=(stream(seed) if first_ids else seed) & _SEED_BITS,
             logprobs=0 if plain else _top_logprob_counts(facts)[0],
             stop_token_ids=sorted(facts.end_ids),
+            **seeded,
         ),
     )
     # 2. Check what came back.
@@ -186,15 +210,17 @@ def _text_steps(
     if not all(_NOT_A_NUMBER < value <= 1e-3 for value in reply.logprobs):
         raise nothing_left(request, sampling, ())
     # 3. Sampled log-probabilities, position by position, with more requests where the top ones do not suffice.
+    if plain:
+        return [
+            Drawn(token, min(0.0, value), min(0.0, value)) for token, value in zip(ids, reply.logprobs, strict=True)
+        ]
+    found = sampled_logprobs(
+        ids, reply.logprobs, _same_count(reply, _top_logprob_counts(facts)[0]), sampling, vocab_size=facts.vocab_size
+    )
     drawn: list[Drawn] = []
-    for at, (token, logprob) in enumerate(zip(ids, reply.logprobs, strict=True)):
-        sampled = logprob
-        if not plain:
-            candidates = find_candidates(
-                _top(reply.top_logprobs[at], _top_logprob_counts(facts)[0]), sampling, vocab_size=facts.vocab_size
-            )
-            if candidates is None or (sampling.top_p < 1 and token not in candidates.weights):
-                candidates = yield from _request_more(prompt_ids + ids[:at], sampling, facts)
+    for at, (token, logprob, sampled) in enumerate(zip(ids, reply.logprobs, found, strict=True)):
+        if math.isnan(sampled):
+            candidates = yield from _request_more(prompt_ids + ids[:at], sampling, facts)
             sampled = candidates.sampled_logprob(logprob)
         drawn.append(Drawn(token, min(0.0, logprob), min(0.0, sampled)))
     return drawn
@@ -206,7 +232,7 @@ def _request_more(
     """The candidates after this prompt from more top log-probabilities, and at last from those of all tokens."""
     top_logprobs: Mapping[int, float] = {}
     for count in _top_logprob_counts(facts)[1:]:
-        reply = yield VllmRequest(prompt_ids, plain_params(max_tokens=1, logprobs=count))
+        reply = yield VllmRequest(prompt_ids, plain_params(**facts.unsampled, logprobs=count))
         top_logprobs = _top(reply.top_logprobs[0], count)
         candidates = find_candidates(
             top_logprobs, sampling, vocab_size=facts.vocab_size if count > 0 else len(top_logprobs)
@@ -233,6 +259,14 @@ def _top(top_logprobs: Mapping[int, float], count: int) -> Mapping[int, float]:
     if not 0 < count < len(top_logprobs):
         return top_logprobs
     return dict(sorted(top_logprobs.items(), key=lambda item: -item[1])[:count])
+
+
+def _same_count(reply: Reply, count: int) -> TopLogprobs:
+    """The reply's top log-probabilities, so many at each position."""
+    if isinstance(reply.top_logprobs, TopLogprobs):
+        return reply.top_logprobs
+    rows = [_top(position, count) for position in reply.top_logprobs]
+    return TopLogprobs(np.array([[*row] for row in rows]), np.array([[*row.values()] for row in rows]))
 
 
 def plain_params(**params: Any) -> dict[str, Any]:

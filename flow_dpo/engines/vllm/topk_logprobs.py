@@ -11,14 +11,19 @@ the reported probabilities, m the tail's mass, a = 1 / temperature and n the num
     find_candidates({4: -0.2, 9: -2.0}, Sampling(top_p=0.8), vocab_size=12)          # Candidates(weights={4: 1.0}, ...)
     find_candidates({4: -0.2, 9: -2.0}, Sampling(temperature=1.5), vocab_size=12)    # None: more tokens are needed
 
-Invariant: what is returned is right to `TOLERANCE` in nats, or nothing is. With all tokens reported it is exact.
+`sampled_logprobs` is the same for all positions of a text at once, in arrays. Invariant: what is returned is right to
+`TOLERANCE` in nats, or nothing is. With all tokens reported it is exact.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flow_dpo.core.types import Sampling
 from flow_dpo.engines.sampling_rule import Drawn
@@ -29,6 +34,28 @@ _ROUNDING = 1e-5
 """Mass below which a tail is the rounding of single-precision sums."""
 _LEAST = -500.0
 """Lower bound on log-probabilities, where powers of smaller ones would overflow."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopLogprobs(Sequence[Mapping[int, float]]):
+    """The reported log-probabilities at each position of a text; a position alone is a mapping by token id."""
+
+    token_ids: NDArray[np.int64]
+    """Shape [positions, reported tokens], in no order."""
+    values: NDArray[np.float64]
+    """Of the same shape, in nats."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[int, float]: ...
+    @overload
+    def __getitem__(self, index: slice) -> TopLogprobs: ...
+    def __getitem__(self, index: int | slice) -> Mapping[int, float] | TopLogprobs:
+        if isinstance(index, slice):
+            return TopLogprobs(self.token_ids[index], self.values[index])
+        return dict(zip(self.token_ids[index].tolist(), self.values[index].tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +108,37 @@ def find_candidates(top_logprobs: Mapping[int, float], sampling: Sampling, *, vo
     return Candidates(nucleus, math.fsum(nucleus.values()), 0.0, sampling.temperature, peak)
 
 
+def sampled_logprobs(
+    token_ids: Sequence[int], logprobs: Sequence[float], top: TopLogprobs, sampling: Sampling, *, vocab_size: int
+) -> list[float]:
+    """Log-probability after temperature and top-p of each token of a text, by `find_candidates` for each position; not
+    a number where too few are reported, or the token is not in what is known of the nucleus."""
+    power, num_others = 1 / sampling.temperature, vocab_size - top.values.shape[1]
+    # 1. Most probable first; the lower id first where two are equally probable.
+    order = np.lexsort((top.token_ids, -top.values), axis=-1)
+    values, ids = np.take_along_axis(top.values, order, -1), np.take_along_axis(top.token_ids, order, -1)
+    # 2. Weights of the reported tokens, relative to the most probable one's, and bounds of the tail's.
+    peak = values[:, 0]
+    weights = np.exp((values - peak[:, None]) * power)
+    cumulative = weights.cumsum(-1)
+    least, most = (bound * np.exp(-peak * power) for bound in _tails_bounds(values, power, num_others))
+    known = least <= most
+    # 3. What all candidates weigh: with the tail's middle, or up to where the nucleus ends for both bounds.
+    mass = cumulative[:, -1] + (least + most) / 2
+    if sampling.top_p >= 1:
+        known &= np.log(cumulative[:, -1] + most) - np.log(cumulative[:, -1] + least) <= 2 * TOLERANCE
+    else:
+        first, last = (
+            (cumulative < sampling.top_p * (cumulative[:, -1] + tail)[:, None]).sum(-1) for tail in (least, most)
+        )
+        known &= (first == last) & (first < values.shape[1])
+        end = np.minimum(first, values.shape[1] - 1)
+        mass = np.take_along_axis(cumulative, end[:, None], -1)[:, 0]
+        known &= ((ids == np.asarray(token_ids)[:, None]) & (np.arange(values.shape[1]) <= end[:, None])).any(-1)
+    found = np.minimum(0.0, (np.asarray(logprobs) - peak) * power - np.log(mass))
+    return np.where(known, found, np.nan).tolist()
+
+
 def draw_candidate(
     candidates: Candidates,
     top_logprobs: Mapping[int, float],
@@ -129,6 +187,21 @@ def _tail_bounds(top_logprobs: Mapping[int, float], power: float, num_others: in
     if missing < _ROUNDING:
         return 0.0, 0.0
     return (missing, missing) if power == 1 else (0.0, missing * math.exp(last * (power - 1)))
+
+
+def _tails_bounds(
+    values: NDArray[np.float64], power: float, num_others: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`_tail_bounds` of every row of values, the most probable first."""
+    none = np.zeros(len(values))
+    if num_others <= 0:
+        return none, none
+    missing, last = 1 - np.exp(values).sum(-1), values[:, -1]
+    if power < 1:
+        most = num_others ** (1 - power) * (np.maximum(missing, 0.0) + _ROUNDING) ** power
+        return np.maximum(0.0, missing - _ROUNDING) * np.exp(np.maximum(last, _LEAST) * (power - 1)), most
+    most = np.where(missing < _ROUNDING, 0.0, missing * np.exp(last * (power - 1)))
+    return (most, most) if power == 1 else (none, most)
 
 
 def _count_to_mass(weights: Mapping[int, float], ranked: list[int], target: float) -> int | None:

@@ -1,0 +1,69 @@
+"""Prefix cache of single tokens on top of vLLM's cache of whole blocks: which block holds how much of a new prompt.
+
+vLLM finds a prompt's whole blocks again and computes the rest, up to a block less one token of every request. The rest
+is there, too: in the last block of an earlier request, or in a block that goes on otherwise after some tokens. With
+blocks of 4 tokens, and block 7 computed for [1 2 3 4 | 5 6]:
+
+    contents.put(7, (key, 1), (5, 6))
+    contents.longest((key, 1), (5, 6, 9))     # (7, 2): two tokens of the new request's second block lie in block 7
+
+A block is found by what stands before it (`Parent`), so the tokens in it have the same keys and values in both
+requests. Invariant: what is returned was computed in a block that nobody has been given since (`drop`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+Parent = Hashable
+"""What stands before a block: a hash of all tokens, and of the adapter that computed them."""
+
+
+class BlockContents:
+    """The tokens whose keys and values lie in each block, by what stands before the block."""
+
+    def __init__(self) -> None:
+        self._parents: dict[int, Parent] = {}
+        self._blocks: dict[Parent, dict[int, tuple[int, ...]]] = {}
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._parents
+
+    def put(self, block: int, parent: Parent, ids: Sequence[int]) -> None:
+        """From now on the block holds the keys and values of these tokens, after `parent`."""
+        self.drop(block)
+        if not ids:
+            return
+        siblings, ids = self._blocks.setdefault(parent, {}), tuple(ids)
+        # What another block holds, too, and what goes on from it, is found there.
+        if any(other[: len(ids)] == ids for other in siblings.values()):
+            return
+        for covered in [other for other, held in siblings.items() if ids[: len(held)] == held]:
+            self.drop(covered)
+        self._blocks.setdefault(parent, {})[block] = ids
+        self._parents[block] = parent
+
+    def drop(self, block: int) -> None:
+        """The block is given to a request that will write other tokens into it."""
+        parent = self._parents.pop(block, None)
+        if parent is None:
+            return
+        siblings = self._blocks[parent]
+        del siblings[block]
+        if not siblings:
+            del self._blocks[parent]
+
+    def clear(self) -> None:
+        """Nothing that was computed so far is valid."""
+        self._parents.clear()
+        self._blocks.clear()
+
+    def longest(self, parent: Parent, ids: Sequence[int]) -> tuple[int, int]:
+        """The block that shares most of the first tokens after `parent`, and how many; 0 tokens where none does."""
+        best, most = 0, 0
+        for block, held in self._blocks.get(parent, {}).items():
+            shared = next((at for at, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), None)
+            shared = min(len(held), len(ids)) if shared is None else shared
+            if shared > most:
+                best, most = block, shared
+        return best, most
