@@ -108,7 +108,7 @@ bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: pyt
 	$(BIN)/python -m benchmarks.viewer $(BENCH)
 	$(BIN)/python -m benchmarks.measuring
 
-gpu: $(DEV)  ## all that there is to measure on the GPU at hand, in ten minutes; goes on where it was if interrupted
+gpu: $(DEV)  ## all that there is to measure on the GPU at hand, in ten minutes; resumes if interrupted
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-vllm: $(VLLM)  ## the figures of playing through vLLM, in its own environment

@@ -6,7 +6,7 @@
     python -m benchmarks.gpu --rehearse               # on a CPU with tiny sizes: no figure counts
 
 Results go to runs/gpu/DEVICE: results.json, page.md, page.html, and a folder a part with its log. A command that is
-killed, or whose ten minutes are over, goes on where it was when it is typed again. Exit status: 0 all parts are done, 1
+killed, or whose ten minutes are over, resumes where it was when it is typed again. Exit status: 0 all parts are done, 1
 some failed, were killed or are still to do, 3 there is no GPU to measure, 130 interrupted.
 """
 
@@ -67,7 +67,7 @@ def main(words: list[str] | None = None) -> int:
         print(f"another command is measuring into {folder}; wait for it, or give another --output_dir", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
+        print("\ninterrupted; the same command resumes where it was", file=sys.stderr)
         return 130
 
 
@@ -106,7 +106,7 @@ def _outcome(part: Part, folder: Path, why: str | None, flags: list[str], left_s
     if why:
         return {"name": part.name, "status": runner.MISSING, "why": why, "figures": []}
     if left_s < (min(part.soft_s, part.limit_s) if not flags else _LEAST_S):
-        why = "the seconds of this command are over; the same command goes on here"
+        why = "the seconds of this command are over; the same command resumes here"
         return {"name": part.name, "status": runner.WAITING, "why": why, "figures": []}
     print(f"{part.name}: {part.what}; {_estimates(part)}", flush=True)
     return runner.run_part(part, folder, limit_s=min(part.limit_s, left_s), flags=flags)

@@ -62,10 +62,8 @@ def served(context: Context) -> None:
 
         def answers() -> Report:
             forget(engine, roles)
-            num = (
-                math.ceil(sum(len(one.written) for one in texts) / max_tokens / settings.batch_size)
-                * settings.batch_size
-            )
+            written = sum(len(one.written) for one in texts)
+            num = math.ceil(written / max_tokens / settings.batch_size) * settings.batch_size
             turns = [flow.turn(flow.start(problems[4 + i % (len(problems) - 4)])) for i in range(num)]
             asked = [OneShot("answer", loaded.renderer.render(turn).prompt_ids, max_tokens) for turn in turns]
             started = measuring.clock()
