@@ -33,6 +33,7 @@ from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, To
 from flow_dpo.engines.choices import choose
 from flow_dpo.engines.local.compatibility import probe
 from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
+from flow_dpo.engines.local.forward import Forward, PlainForward, RoleSlice, StepOutput
 from flow_dpo.engines.local.kv_rows import KvRows, Shapes
 from flow_dpo.engines.local.prefix_cache import PrefixCache
 from flow_dpo.engines.local.sampling import draw_batch, uniforms
@@ -43,7 +44,6 @@ from flow_dpo.engines.settings import LocalSettings
 from flow_dpo.engines.stop_strings import ToText, finish_reason
 from flow_dpo.models import attention
 from flow_dpo.models.facts import steady_tokens, vocabulary_size
-from flow_dpo.models.head import choice_logits, head_inputs
 
 _FIXED_COST = 0.4
 """Cost of a forward however few tokens it has (reading the weights), as a share of a full decode step: measured 0.43 on
@@ -91,13 +91,12 @@ class LocalEngine(Engine):
         completion ends at its stop string, without it at its end token or length."""
         if model.config._attn_implementation != attention.NAME:
             attention.prepare(model)
-        self._inputs_device = model.device
         self._role_model = role_model
+        self._forward: Forward = PlainForward(role_model, model.device)
         self._end_ids = frozenset(end_ids)
         self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
         self._settings = settings or LocalSettings()
         self._budget_bytes = int(self._settings.kv_budget_gib * 2**30)
-        self._inputs = attention.layout_inputs(model.device)
         self._vocab_size = vocabulary_size(model)
         self._num_tokens, self._to_text = num_tokens, to_text
         self._shapes: Shapes | None = None
@@ -135,6 +134,7 @@ class LocalEngine(Engine):
             + len(self._finished)
         )
         self._versions = {role: adapter.version for role, adapter in adapters.items()}
+        self._forward.refresh()
         # Schedulers are dropped as well: their order and the size of their rows would carry rounding from one batch
         # into the next, and a resumed run would not equal the uninterrupted one to the bit.
         self.close()
@@ -186,7 +186,7 @@ class LocalEngine(Engine):
         """One forward of one role: prefill what is admitted, decode the rest, sample, drop what is finished."""
         scheduler.wait_cost = scheduler.wait_steps = 0
         num_decoding = len(scheduler.active)
-        with self._role_model(scheduler.role) as model, torch.inference_mode():
+        with torch.inference_mode():
             row_inputs = [RowInput(row.length, row.length + 1) for row in scheduler.active] + self._admit(scheduler)
             # 1. The flat batch: the last sampled token of decoding rows, then what is not cached of the new prompts.
             batch = FlatBatch(scheduler.rows, row_inputs)
@@ -196,14 +196,12 @@ class LocalEngine(Engine):
                 row.length = row_input.end
             # 2. One forward; logits of each row's last token alone.
             started = time.perf_counter()
-            with head_inputs(model, wanted=any(row.request.choices for row in scheduler.active)) as kept:
-                logits_AV = model(
-                    input_ids=torch.tensor([ids], device=self._inputs_device),
-                    position_ids=batch.position_N[None],
-                    layout=batch,
-                    logits_to_keep=0 if len(ids) == len(row_inputs) else batch.last_N,
-                    **self._inputs,
-                ).logits[0]
+            output = self._forward(
+                ids,
+                batch,
+                [RoleSlice(scheduler.role, 0, len(ids))],
+                wants_choices=any(row.request.choices for row in scheduler.active),
+            )
             self._count(scheduler, row_inputs, num_decoding, time.perf_counter() - started)
             # 3. Cache the new prompts, except those of which all but the last token was cached already: they are cached
             #    when they finish.
@@ -212,7 +210,7 @@ class LocalEngine(Engine):
                     if row_inputs[place].begin + 1 < row_inputs[place].end:
                         self._cache_row(scheduler, place)
             # 4. Sample, and remove the rows that are finished.
-            scheduler.remove(self._sample(scheduler, model, logits_AV, kept))
+            scheduler.remove(self._sample(scheduler, output))
 
     def _admit(self, scheduler: RoleScheduler) -> list[RowInput]:
         """Move waiting requests into rows, as far as rows, tokens and memory last; return their inputs."""
@@ -235,9 +233,7 @@ class LocalEngine(Engine):
         self._prefix_cache.set_budget(max(0, self._budget_bytes - reserved_bytes - scheduler.rows.num_bytes))
         return row_inputs
 
-    def _sample(
-        self, scheduler: RoleScheduler, model: PreTrainedModel, logits_AV: torch.Tensor, kept: Sequence[torch.Tensor]
-    ) -> set[int]:
+    def _sample(self, scheduler: RoleScheduler, output: StepOutput) -> set[int]:
         """Sample a token or a choice for every row; return the places of the rows that are finished."""
         choice_places = [place for place, row in enumerate(scheduler.active) if row.request.choices]
         text_places = [place for place, row in enumerate(scheduler.active) if not row.request.choices]
@@ -245,12 +241,12 @@ class LocalEngine(Engine):
         if choice_places:
             rows = [scheduler.active[place] for place in choice_places]
             choices = [row.request.choices for row in rows]
-            self._sample_choices(rows, choice_logits(model, kept, logits_AV, choice_places, choices))
+            self._sample_choices(rows, output.choice_logits(choice_places, choices))
         if text_places:
             rows = [scheduler.active[place] for place in text_places]
             started = time.perf_counter()
             drawn = draw_batch(
-                logits_AV[text_places] if choice_places else logits_AV,
+                output.logits_AV[text_places] if choice_places else output.logits_AV,
                 [row.sampling for row in rows],
                 uniforms([row.stream for row in rows], [len(row.tokens) for row in rows]),
                 {index: row.excluded for index, row in enumerate(rows) if row.excluded and not row.tokens},
