@@ -15,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -27,7 +28,12 @@ from benchmarks.measuring import Figure
 from benchmarks.workloads import Shape, tree_pairs
 from flow_dpo.models.drift_causes import inputs
 from flow_dpo.models.packing import PackedRow, merge
-from flow_dpo.models.tree_attention import FlexLayout, PathLayout
+from flow_dpo.models.tree_attention import PathLayout
+
+if find_spec("flow_dpo.models.flex_attention"):
+    from flow_dpo.models.flex_attention import FlexLayout  # pyright: ignore[reportMissingImports]
+else:
+    from flow_dpo.models.tree_attention import FlexLayout
 
 HEADS = {"0.5b": (14, 2, 64), "8b": (32, 8, 128)}
 """Query heads, key heads and head size."""
