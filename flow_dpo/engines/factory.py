@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError
 from flow_dpo.core.types import Adapter, Role, TokenIds
+from flow_dpo.engines.kv_budget import budgeted, window_within
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.merged_lora import MergedModels, can_merge, save_merged
 from flow_dpo.engines.model_check import Kind, Subject, choose_engine
@@ -129,7 +130,9 @@ def open_vllm_here(settings: VllmSettings, loaded: LoadedModel, *, num_roles: in
     check_installed()
     facts = model_facts(loaded, settings, on_gpu=loaded.model.device.type != "cpu")
     settings.check_roles(num_roles)
+    settings = budgeted(settings, loaded.model)
     room = min(loaded.context_tokens, int(settings.engine_args.get("max_model_len") or loaded.context_tokens))
+    room = window_within(settings, loaded.model, room)
     expected = expected_model(loaded, num_roles=num_roles)
     yield EngineAccess(room, lambda policy, store: _vllm(settings, loaded, facts, policy, store, expected, room))
 
@@ -257,7 +260,7 @@ def _vllm(
 
 def _local(settings: LocalSettings, loaded: LoadedModel, policy: Policy) -> Engine:
     """The local engine where it is right for this model and its adapters, otherwise a plain one."""
-    role_model = role_model_of(policy, settings)
+    settings, role_model = budgeted(settings, loaded.model), role_model_of(policy, settings)
 
     def make(subject: Subject, **facts: Any) -> Engine:
         assert subject.policy is not None
@@ -277,6 +280,7 @@ def open_base(settings: LocalSettings, loaded: LoadedModel) -> Iterator[Engine]:
         return _local_engine(settings, subject, subject.using, facts)
 
     attention.prepare(loaded.model)
+    settings = budgeted(settings, loaded.model)
     subject = Subject.bare(loaded.model, context_tokens=loaded.context_tokens)
     with closing(_right(subject, loaded, {_LOCAL: (make, "layout"), **_PLAIN})) as engine:
         yield engine

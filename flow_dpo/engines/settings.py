@@ -22,6 +22,20 @@ from flow_dpo.core.errors import ConfigError
 from flow_dpo.models.http_client import check_base_url
 from flow_dpo.plugins.load import installed, load_object
 
+USUAL_KV_GIB = 2.0
+"""Keys and values where there is no device to choose by, and on a CPU."""
+
+
+def kv_bytes(budget_gib: float | Literal["auto"]) -> int:
+    """A budget in bytes."""
+    return int((USUAL_KV_GIB if budget_gib == "auto" else budget_gib) * 2**30)
+
+
+def check_kv_budget(budget_gib: float | Literal["auto"]) -> None:
+    """Raise `ConfigError` for a budget that could hold nothing."""
+    if budget_gib != "auto" and not budget_gib > 0:
+        raise ConfigError(f'expected engine.kv_budget_gib above 0, or "auto", found {budget_gib}')
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings:
@@ -29,8 +43,9 @@ class LocalSettings:
 
     max_batch_size: int = 64
     """Rows of one role that are decoded together."""
-    kv_budget_gib: float = 2.0
-    """Memory for keys and values in GiB: rows under way and prefix cache together."""
+    kv_budget_gib: float | Literal["auto"] = "auto"
+    """Memory for keys and values in GiB: rows under way and prefix cache together. "auto" is 2 on a CPU, and on a GPU
+    what its memory leaves (docs/start/one-gpu.md)."""
     prefill_tokens: int = 4096
     """Prompt tokens that one step prefills at most, unless a single prompt is longer."""
     merge_adapters: Literal["auto", "never", "always"] = "auto"
@@ -40,9 +55,15 @@ class LocalSettings:
     """Use the prefix cache. Without it sampling is slower, and no token changes."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "kv_budget_gib", "prefill_tokens"):
+        check_kv_budget(self.kv_budget_gib)
+        for name in ("max_batch_size", "prefill_tokens"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"expected engine.{name} above 0, found {getattr(self, name)}")
+
+    @property
+    def kv_bytes(self) -> int:
+        """The budget in bytes, where it is not left to a device."""
+        return kv_bytes(self.kv_budget_gib)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +95,9 @@ def seeds_fact(engine: EngineSettings, *, on_gpu: bool) -> dict[str, str]:
 class VllmSettings:
     """vLLM in this process."""
 
-    kv_budget_gib: float = 2.0
-    """Memory for the KV cache in GiB. The learner needs the rest."""
+    kv_budget_gib: float | Literal["auto"] = "auto"
+    """Memory for the KV cache in GiB. The learner needs the rest. "auto" is 2 on a CPU, and on a GPU what its memory
+    leaves beside the learner (docs/start/one-gpu.md)."""
     max_batch_size: int = 256
     """Requests that are decoded together."""
     block_tokens: int = 0
@@ -97,10 +119,11 @@ class VllmSettings:
     """More of vLLM's `EngineArgs`, such as {"tensor_parallel_size": 2}."""
 
     def __post_init__(self) -> None:
-        if not self.kv_budget_gib > 0 or self.max_batch_size < 1 or self.block_tokens < 0 or self.top_logprobs < 1:
+        check_kv_budget(self.kv_budget_gib)
+        if self.max_batch_size < 1 or self.block_tokens < 0 or self.top_logprobs < 1:
             raise ConfigError(
-                "expected kv_budget_gib above 0, max_batch_size and top_logprobs of 1 at least, block_tokens of 0 at "
-                f"least, found {self.kv_budget_gib}, {self.max_batch_size}, {self.top_logprobs}, {self.block_tokens}"
+                "expected max_batch_size and top_logprobs of 1 at least, block_tokens of 0 at least, found "
+                f"{self.max_batch_size}, {self.top_logprobs}, {self.block_tokens}"
             )
 
     def check_roles(self, num_roles: int) -> None:

@@ -30,7 +30,7 @@ def teacher_forced(policy: Policy, role: Role, completions: Sequence[PromptedCom
     computed.check()
     found: list[list[float]] = [[] for _ in completions]
     with torch.no_grad(), policy.using(role):
-        for row, _ in padded_rows([[inputs(one)] for one in completions], settings.max_tokens):
+        for row, _ in padded_rows([[inputs(one)] for one in completions], settings.most):
             for index, values in zip(row, computed.logprobs([completions[at] for at in row])(), strict=True):
                 found[index] = values.tolist()
     return found

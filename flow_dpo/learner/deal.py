@@ -33,7 +33,8 @@ class RowResult:
     counts: dict[str, int] = field(default_factory=dict[str, int])
     """Examples that each sum is of."""
     seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Of the reference's forward, the policy's with the loss, and the backward."""
+    """Of the reference's forward, the policy's with the loss, and the backward; a GPU's backward is waited for with
+    the next row's reference."""
 
 
 Deal = Callable[[int, Callable[[int], RowResult]], Iterator[RowResult]]

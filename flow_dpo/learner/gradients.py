@@ -153,7 +153,7 @@ class Gradients:
         def compute(place: int) -> RowResult:
             logprobs = self.logprobs([(e.request, c) for e in rows[place][0] for c in e.completions])
             with torch.no_grad(), self._policy.using(role):
-                return RowResult(tokens=logprobs.num_tokens, policy=_on_cpu(logprobs.added()))
+                return RowResult(tokens=logprobs.num_tokens, policy=logprobs.added())
 
         done: dict[int, Example] = {}
         for (row, _), result in zip(rows, self._deal(len(rows), compute), strict=True):
@@ -221,8 +221,8 @@ class Gradients:
             counts={name: loss.counts.get(name, len(examples)) for name in loss.measures},
             tokens=logprobs.num_tokens,
             seconds=(marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2]),
-            policy=_on_cpu(found),
-            reference=_on_cpu(reference),
+            policy=[each.detach() for each in found],
+            reference=reference,
         )
 
     def _fill(self, examples: Sequence[Example]) -> list[_Row]:
@@ -230,9 +230,9 @@ class Gradients:
         self.check()
         sequences = [[inputs((e.request, c)) for c in e.completions] for e in examples]
         if self.packed:
-            rows = merged_rows(sequences, [e.problem_id or i for i, e in enumerate(examples)], self._rows.max_tokens)
+            rows = merged_rows(sequences, [e.problem_id or i for i, e in enumerate(examples)], self._rows.most)
         else:
-            rows = padded_rows(sequences, self._rows.max_tokens)
+            rows = padded_rows(sequences, self._rows.most)
         return [([examples[i] for i in row], num_tokens) for row, num_tokens in rows]
 
 
@@ -314,8 +314,3 @@ def _scaled(example: Example, added: TokenLogprobs, version: int) -> Example:
 def _by_example(pieces: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprobs]:
     rest = iter(pieces)
     return [[next(rest) for _ in range(count)] for count in counts]
-
-
-def _on_cpu(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Log-probabilities without their graph, by one copy."""
-    return list(torch.cat(list(pieces)).detach().cpu().split([len(p) for p in pieces])) if len(pieces) else []

@@ -10,7 +10,8 @@ A token's log-probability is read at the token before it, so the last token of a
     siblings 7 8 and 7 9         inputs 5 6 7     labels 7 at 6, 8 and 9 at 7: one hidden state, two labels
     a choice among 3 and 4       inputs 5 6       label 3, renormalised over 3 and 4, at 6
 
-The output head (`models.head`) is applied at label positions alone, and never twice.
+The output head (`models.head`) is applied at label positions alone, and never twice. Values are returned on the CPU, by
+one copy that gradients pass through: an objective may then read them as it likes, and no device waits for it.
 
 Shapes: N tokens in a row, C hidden size, R label positions, M labels, V tokens of the vocabulary.
 """
@@ -24,11 +25,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from flow_dpo.core.errors import ModelError
 from flow_dpo.core.types import TokenIds
 from flow_dpo.models.attention import layout_inputs
 from flow_dpo.models.drift_causes import PromptedCompletion, inputs
-from flow_dpo.models.head import Head, OwnHead
+from flow_dpo.models.head import Head, OwnHead, decoder_of
 from flow_dpo.models.packing import merge
 from flow_dpo.models.tree_attention import row_layout
 
@@ -55,7 +55,7 @@ class Logprobs:
         self._labels = _Labels(completions, at, model.device)
 
     def __call__(self) -> list[torch.Tensor]:
-        """For each completion one float32 value a token, under the adapter in use."""
+        """For each completion one float32 value a token, under the adapter in use, on the CPU."""
         return self._labels.logprobs(*self._forward(), self._temperature)
 
     def added(self) -> list[torch.Tensor]:
@@ -71,7 +71,7 @@ class Logprobs:
         """One forward: hidden states and the head to apply, or the logits by the model's own head."""
         if self._own_head:
             return self._model(**self._arguments).logits.flatten(0, 1), OwnHead()
-        return _decoder(self._model)(**self._arguments).last_hidden_state.flatten(0, 1), Head(self._model)
+        return decoder_of(self._model)(**self._arguments).last_hidden_state.flatten(0, 1), Head(self._model)
 
 
 class PackedLogprobs(Logprobs):
@@ -82,8 +82,8 @@ class PackedLogprobs(Logprobs):
         self._layout = row_layout(row, device)
         at = [path[len(s[0].prompt_ids) - 1 :] for s, path in zip(completions, row.paths, strict=True)]
         return at, {
-            "input_ids": torch.from_numpy(row.token_ids_N)[None].to(device),
-            "position_ids": torch.from_numpy(row.positions_N)[None].to(device),
+            "input_ids": torch.from_numpy(row.token_ids_N)[None].to(device, non_blocking=True),
+            "position_ids": torch.from_numpy(row.positions_N)[None].to(device, non_blocking=True),
             "layout": self._layout,
             **layout_inputs(device),
         }
@@ -98,27 +98,13 @@ class PlainLogprobs(Logprobs):
 
     def _lay_out(self, completions: Sequence[PromptedCompletion], device: torch.device) -> _LaidOut:
         rows = [inputs(s) for s in completions]
-        width = max(len(r) for r in rows)
-        ids_BT = np.zeros((len(rows), width), np.int64)
-        for i, row in enumerate(rows):
-            ids_BT[i, : len(row)] = row
+        ids_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         at = [
-            i * width + np.arange(len(s[0].prompt_ids) - 1, len(row))
+            i * ids_BT.shape[1] + np.arange(len(s[0].prompt_ids) - 1, len(row))
             for i, (s, row) in enumerate(zip(completions, rows, strict=True))
         ]
         # No mask: attention is causal, and padding comes after every label position.
-        return at, {"input_ids": torch.from_numpy(ids_BT).to(device), "use_cache": False}
-
-
-def _decoder(model: PreTrainedModel) -> torch.nn.Module:
-    """The model without its output head."""
-    decoder = model.get_decoder()
-    if decoder is model:
-        # transformers found none (Llama 4 declares another name than it uses).
-        decoder = getattr(model, "model", None)
-    if not isinstance(decoder, torch.nn.Module):
-        raise ModelError(f"{type(model).__name__} has no decoder apart from its head; a causal model is needed")
-    return decoder
+        return at, {"input_ids": ids_BT.to(device, non_blocking=True), "use_cache": False}
 
 
 class _Labels:
@@ -139,7 +125,8 @@ class _Labels:
             where_M = np.concatenate([at[i] for i in free])
             ids_M = np.concatenate([np.asarray(completions[i][1].token_ids, np.int64) for i in free])
             rows_R, row_M = np.unique(where_M, return_inverse=True)
-            self._rows_R, self._row_M, self._ids_M = (self._tensor(a) for a in (rows_R, row_M, ids_M))
+            self._rows_R, self._ids_M = self._tensor(rows_R), self._tensor(ids_M)
+            self._row_M = torch.from_numpy(row_M)
         # 3. Choices: the label's index among the choices, at the end of the prompt.
         self._choices = {
             choices: (
@@ -151,18 +138,16 @@ class _Labels:
         }
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
 
     def logprobs(self, hidden_NC: torch.Tensor, head: Head | OwnHead, temperature: float) -> list[torch.Tensor]:
         """For each completion its tokens' log-probabilities, from the hidden states of all input tokens."""
-        out: list[torch.Tensor] = [torch.empty(0)] * len(self._lengths)
+        found, order = list[torch.Tensor](), [*self._free]
         if self._free:
-            flat_M = head.logprobs(hidden_NC.index_select(0, self._rows_R), self._row_M, self._ids_M, temperature)
-            for i, piece in zip(self._free, flat_M.split([self._lengths[i] for i in self._free]), strict=True):
-                out[i] = piece
+            found.append(head.logprobs(hidden_NC.index_select(0, self._rows_R), self._row_M, self._ids_M, temperature))
         for choices, (members, rows, drawn) in self._choices.items():
             logits = head.logits(hidden_NC.index_select(0, rows), self._tensor(np.array(choices)))
-            picked = logits.log_softmax(-1).gather(1, drawn[:, None])
-            for i, piece in zip(members, picked.unbind(), strict=True):
-                out[i] = piece
-        return out
+            found.append(logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0])
+            order += members
+        pieces = torch.cat(found).cpu().split([self._lengths[i] for i in order])
+        return [piece for _, piece in sorted(zip(order, pieces, strict=True), key=lambda each: each[0])]

@@ -46,17 +46,24 @@ class RowSettings:
 
     packed: bool = True
     """Compute shared prefixes once. A model that cannot be packed is detected when first used."""
-    max_tokens: int = 4096
-    """Tokens of one forward at most. A larger tree is cut; a pair never is."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    max_tokens: int | Literal["auto"] = "auto"
+    """Tokens of one forward at most. A larger tree is cut; a pair never is. "auto" is 4,096, or as few as a run's
+    device has memory for."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute each layer in the backward pass instead of keeping its activations. "auto" does it in a run whose
+    device has no memory for them."""
     shard_base: bool = False
     """Let each of several ranks hold a part of every frozen layer, for a base that does not fit beside its activations;
     results are the same to the bit. Each rank must hold the whole base while it loads, and the engine must not be in
     this process."""
 
     def __post_init__(self) -> None:
-        expect(self, "above 0", lambda value: value > 0, "max_tokens")
+        expect(self, 'above 0, or "auto"', lambda value: value == "auto" or value > 0, "max_tokens")
+
+    @property
+    def most(self) -> int:
+        """`max_tokens` as a number."""
+        return 4096 if self.max_tokens == "auto" else self.max_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,17 @@ _ROUNDING = 0.02
 """Share of a row's largest logit by which half precision may round: at most 1/128 for each step of a model's own."""
 
 
+def decoder_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its output head. Raises `ModelError` where it has none apart."""
+    decoder = model.get_decoder()
+    if decoder is model:
+        # transformers found none (Llama 4 declares another name than it uses).
+        decoder = getattr(model, "model", None)
+    if not isinstance(decoder, torch.nn.Module):
+        raise ModelError(f"{type(model).__name__} has no decoder apart from its head; a causal model is needed")
+    return decoder
+
+
 class Head:
     """The output head of a model (hidden states to logits over the vocabulary), applied at label positions only."""
 
@@ -79,16 +90,18 @@ class Head:
     def logprobs(
         self, hidden_RC: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor, temperature: float = 1.0
     ) -> torch.Tensor:
-        """log softmax(logits[row_M] / temperature)[ids_M], M in float32. Several labels may read one row."""
+        """log softmax(logits[row_M] / temperature)[ids_M], M in float32. Several labels may read one row. `row_M` lies
+        on the CPU, where it can be cut into chunks without waiting for a device."""
         weight = self._module.weight
         most = MAX_LOGITS if weight.dtype == torch.float32 else MAX_HALF_LOGITS
-        size = max(1, most // weight.shape[0])
+        chunks = _chunks(len(hidden_RC), row_M, max(1, most // weight.shape[0]), hidden_RC.device)
+        row_M = row_M.to(hidden_RC.device, non_blocking=True)
         if self._frozen:
             return _FrozenHead.apply(  # pyright: ignore[reportReturnType]
-                hidden_RC, row_M, ids_M, weight, self._module.bias, self._scale / temperature, size
+                hidden_RC, row_M, ids_M, weight, self._module.bias, self._scale / temperature, chunks
             )
         pieces, order = [], []
-        for rows, labels in _chunks(len(hidden_RC), row_M, size):
+        for rows, labels in chunks:
             arguments = (hidden_RC[rows], row_M[labels] - rows.start, ids_M[labels], temperature)
             pieces.append(checkpoint(self._general, *arguments, use_reentrant=False))
             order.append(labels)
@@ -121,6 +134,7 @@ class OwnHead:
         self, logits_RV: torch.Tensor, row_M: torch.Tensor, ids_M: torch.Tensor, temperature: float = 1.0
     ) -> torch.Tensor:
         """log softmax(logits[row_M] / temperature)[ids_M], M in float32."""
+        row_M = row_M.to(logits_RV.device, non_blocking=True)
         return _over(logits_RV.float(), temperature).log_softmax(-1)[row_M, ids_M]
 
 
@@ -171,14 +185,14 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        hidden_RC, row_M, ids_M, weight_VC, bias_V, scale, size = args
-        new, size = hidden_RC.new_empty, min(size, len(hidden_RC))
+        hidden_RC, row_M, ids_M, weight_VC, bias_V, scale, chunks = args
+        new, size = hidden_RC.new_empty, chunks[0][0].stop
         # 1. Buffers for one chunk of rows, used for all: fresh memory of this size costs more than the arithmetic.
         raw_RV = new(size, len(weight_VC))
         logits_RV = raw_RV if raw_RV.dtype == torch.float32 else new(raw_RV.shape, dtype=torch.float32)
         logprobs_M = new(len(ids_M), dtype=torch.float32)
         mean_RC = new(hidden_RC.shape, dtype=torch.float32) if ctx.needs_input_grad[0] else None
-        for rows, labels in _chunks(len(hidden_RC), row_M, size):
+        for rows, labels in chunks:
             # 2. Logits of the chunk in float32: z = s (W h + b), [rows of the chunk, V].
             raw, z = (x[: rows.stop - rows.start] for x in (raw_RV, logits_RV))
             torch.mm(hidden_RC[rows], weight_VC.t(), out=raw)
@@ -217,7 +231,8 @@ def _over(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     return logits if temperature == 1 else logits / temperature
 
 
-def _chunks(num_rows: int, row_M: torch.Tensor, size: int) -> list[tuple[slice, torch.Tensor]]:
-    """Slices of at most `size` rows, each with the indices of the labels that read them."""
+def _chunks(num_rows: int, row_M: torch.Tensor, size: int, device: torch.device) -> list[tuple[slice, torch.Tensor]]:
+    """Slices of at most `size` rows, each with the indices of the labels that read them, on the device."""
     slices = [slice(low, min(low + size, num_rows)) for low in range(0, num_rows, size)]
-    return [(s, ((row_M >= s.start) & (row_M < s.stop)).nonzero()[:, 0]) for s in slices]
+    labels = [((row_M >= s.start) & (row_M < s.stop)).nonzero()[:, 0] for s in slices]
+    return [(s, found.to(device, non_blocking=True)) for s, found in zip(slices, labels, strict=True)]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -99,6 +100,23 @@ def load_model(settings: ModelSettings | str) -> LoadedModel:
         revision=settings.model_revision,
         trust_remote_code=settings.trust_remote_code,
     )
+
+
+def blank_model(settings: ModelSettings) -> PreTrainedModel:
+    """The model without its weights, on torch's meta device: its code and its sizes. Where the config does not say a
+    precision it is in float32, and where the base is to be quantised as if it were not. Raises `ModelError`."""
+    name = _place(settings)
+    try:
+        config = AutoConfig.from_pretrained(name, **_hub(settings))
+        check_kind(config, name)
+        dtype = _dtype(settings, config, device_of(settings)) or torch.float32
+        with torch.device("meta"):
+            made: Any = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=settings.trust_remote_code
+            )
+    except UNREADABLE as error:
+        raise ModelError(f"could not load {name} (a folder, or a hub id that can be reached): {error}") from error
+    return made.eval()
 
 
 def load_renderer(settings: ModelSettings) -> tuple[PretrainedConfig, Renderer]:

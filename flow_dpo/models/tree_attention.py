@@ -2,8 +2,8 @@
 
 Two layouts of the same attention:
 
-    PathLayout   gathers the keys along a path for each piece of the row, and pads similar pieces to one batch (CPU)
-    FlexLayout   a block mask: k is an ancestor of q, or q itself, where k <= q < subtree_end[k] (CUDA, FlexAttention)
+    PathLayout   gathers the keys along a path for each piece of the row, and pads similar pieces to one batch
+    CudaLayout   a block mask: k is an ancestor of q, or q itself, where k <= q < subtree_end[k] (CUDA, FlexAttention)
 
 Invariant: both give what a dense mask over the whole row gives. That one would cost N squared: in a row of 4,096 tokens
 that holds sixteen trees, sixteen times more than is visible.
@@ -16,10 +16,9 @@ size, X heads and head size in one, M padded queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 
 from flow_dpo.models.attention import Layout
+from flow_dpo.models.flex_attention import CudaLayout
 
 MAX_QUERIES = 256
 """Queries of a piece at most: more would waste more of the square mask, fewer would copy more keys."""
@@ -82,7 +82,7 @@ class RowLayout(Layout, Protocol):
 
 def row_layout(row: TreeRow, device: torch.device) -> RowLayout:
     """The fastest layout on this device."""
-    return FlexLayout(row, device) if device.type == "cuda" else PathLayout(row, device)
+    return CudaLayout(row, device) if device.type == "cuda" else PathLayout(row, device)
 
 
 class PathLayout:
@@ -211,62 +211,3 @@ def _group_size(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
         if padded > MAX_WASTE * area and padded - area > SMALL_WASTE:
             return count
     return len(pieces)
-
-
-class FlexLayout:
-    """Attention by FlexAttention with a block mask, which skips the blocks in which nothing is visible (CUDA)."""
-
-    def __init__(self, row: TreeRow, device: torch.device | str) -> None:
-        self._positions_N, self._subtree_end_N = (
-            torch.from_numpy(a).to(device) for a in (row.positions_N, row.subtree_end_N)
-        )
-        self._masks: dict[int | None, Any] = {}
-
-    def attend(
-        self,
-        layer: int,
-        query_1HND: torch.Tensor,
-        key_1KND: torch.Tensor,
-        value_1KND: torch.Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-    ) -> torch.Tensor:
-        del layer
-        if window not in self._masks:
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            size = query_1HND.shape[2]
-            self._masks[window] = create_block_mask(
-                self.visible(window), None, None, size, size, device=str(query_1HND.device)
-            )
-        return _flex_attention()(
-            query_1HND,
-            key_1KND,
-            value_1KND,
-            block_mask=self._masks[window],
-            scale=scaling,
-            enable_gqa=query_1HND.shape[1] != key_1KND.shape[1],
-        )
-
-    def saving(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def visible(self, window: int | None) -> Callable[..., torch.Tensor]:
-        """FlexAttention's mask function of (batch, head, query, key)."""
-        positions, subtree_end = self._positions_N, self._subtree_end_N
-
-        def mask(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-            del batch, head
-            ancestor = (key <= query) & (query < subtree_end[key])
-            return ancestor if window is None else ancestor & (positions[query] - positions[key] < window)
-
-        return mask
-
-
-@cache
-def _flex_attention() -> Callable[..., torch.Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # Rows differ in length: without `dynamic` each length would be compiled, for seconds.
-    return torch.compile(flex_attention, dynamic=True)

@@ -131,13 +131,16 @@ def _agree(ranks: Ranks, caught: Caught, facts: Any) -> None:
 
 def checksums(learner: Learner) -> dict[str, str]:
     """A checksum of each adapter's weights and of each of Adam's moments."""
-    digests: dict[str, Any] = {}
+    groups: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in learner.tensors().items():
-        group = "/".join(name.split("/")[:2])
-        digest = digests.setdefault(group, hashlib.blake2b(digest_size=16))
-        digest.update(name.encode())
-        digest.update(_bytes(tensor))
-    return {group: digest.hexdigest() for group, digest in digests.items()}
+        groups.setdefault("/".join(name.split("/")[:2]), {})[name] = tensor
+    digests: dict[str, str] = {}
+    for group, tensors in groups.items():
+        # One copy a group: a GPU is waited for at each.
+        digest = hashlib.blake2b(" ".join(tensors).encode(), digest_size=16)
+        digest.update(_bytes(torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()])))
+        digests[group] = digest.hexdigest()
+    return digests
 
 
 def base_checksum(policy: Policy) -> str:

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
 PRESET_NAMES = ("paper", "chat", "small", "seed")
 """What every recipe of the package states: its paper's values, and those of three sizes of model (`recipes.scales`)."""
+GPU = "gpu"
+"""The preset of Flow-DPO's two recipes that keeps a GPU full."""
 
 PRESET_LINES: Mapping[str, str] = {
     "paper": "the values that the recipe's paper states",
     "chat": "chat models, runs of hundreds of problems; the default but for the seed",
     "small": "half a billion parameters, two worked examples in the prompt",
     "seed": "the embedded seed model, whose default it is",
+    GPU: "a GPU kept full: batches of 512 problems (flow-dpo, flow-dpo-paper)",
 }
 """What each is for, in a line."""
 _LINES = {

@@ -85,6 +85,19 @@ class Cost:
         )
 
 
+def too_few(cost: Cost, problems_per_batch: int, engine: object, *, on_gpu: bool) -> str:
+    """What to say where a GPU, or a server, has room for many more sequences than a batch has under way; or ""."""
+    room = getattr(engine, "max_batch_size", 0) if on_gpu else getattr(engine, "concurrency", 0)
+    most = round(problems_per_batch * cost.highest.rollouts)
+    if 2 * most >= room:
+        return ""
+    return (
+        f"at most {most} sequences are sampled at once ({problems_per_batch} problems a batch), where the engine has "
+        f"room for {room}: a GPU takes about as long for one as for all. --preset gpu, or --problems_per_batch "
+        f"{2 * room} and the like, fill it (docs/start/one-gpu.md: and what that changes)"
+    )
+
+
 def _span(low: float, high: float) -> str:
     low, high = min(low, high), max(low, high)
     return f"{high:,.0f}" if f"{low:.0f}" == f"{high:.0f}" else f"{low:,.0f} to {high:,.0f}"

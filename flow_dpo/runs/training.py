@@ -33,10 +33,11 @@ from flow_dpo.core.types import Role
 from flow_dpo.data.problems import load
 from flow_dpo.engines.settings import seeds_fact
 from flow_dpo.learner.learner import Learner
+from flow_dpo.models import flex_attention
 from flow_dpo.models.load import device_of, dtype_of
 from flow_dpo.models.prompt_preview import prompt_facts
 from flow_dpo.ranks.group import Ranks
-from flow_dpo.runs import following, rehearsal, replay, resumption, run_folder
+from flow_dpo.runs import following, memory, rehearsal, replay, resumption, run_folder
 from flow_dpo.runs.callbacks import progress
 from flow_dpo.runs.callbacks.budget import BudgetCallback
 from flow_dpo.runs.callbacks.collapse_warnings import ChosenLikelihoodWarning, StopCollapseWarning
@@ -78,7 +79,8 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     given = GivenObjects() if given is None else given
     path = Path(settings.run.output_dir)
     resumption.check(settings, given, path)
-    settings = resumption.at_its_date(settings, path)
+    settings, memory_line = memory.planned(resumption.at_its_date(settings, path))
+    print_safe(console, memory_line)
     _warn_of_lag(settings)
     with (
         following.leading(settings, kept_versions=settings.run.lag, engine=given.engine) as ranks,
@@ -103,7 +105,7 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
         going_on = f", going on after {seen}" if seen else ""
         where = f"{runtime.loaded.name}: {len(runtime.fitting)} problems{going_on}, writing to {path}"
         print_safe(console, f"{where}; {runtime.policy.targets.describe()}")
-        _say_cost(settings.recipe, runtime, console)
+        _say_cost(settings, runtime, console)
         bar = progress.ProgressBar(live, len(runtime.fitting), seen, settings.learner)
         lifecycle = _lifecycle(settings, given, runtime, seen)
         workers = timeline.workers(workers)
@@ -134,16 +136,19 @@ def run(settings: TrainSettings, console: Console, given: GivenObjects | None = 
     return _summarise(settings, console, given, folder, validation)
 
 
-def _say_cost(recipe: Recipe, runtime: Runtime, console: Console) -> None:
-    """Say what a problem costs, as far as that is known before one is sampled."""
+def _say_cost(settings: TrainSettings, runtime: Runtime, console: Console) -> None:
+    """Say what a problem costs, as far as that is known before one is sampled, and whether batches are too small."""
     problems = runtime.fitting[: rehearsal.NUM_PROBLEMS]
     try:
-        cost = rehearsal.rehearse(recipe, problems, runtime.renderer)
+        cost = rehearsal.rehearse(settings.recipe, problems, runtime.renderer)
     except FlowDpoError as error:
         log.warning("what a problem costs is not known before it is sampled: %s", error)
         return
     if cost is not None:
         print_safe(console, cost.sentence(len(runtime.fitting)))
+        batch, gpu = settings.run.problems_per_batch, runtime.policy.model.device.type == "cuda"
+        if notice := rehearsal.too_few(cost, batch, settings.runtime.engine, on_gpu=gpu):
+            log.warning("%s", notice)
 
 
 def _lifecycle(settings: TrainSettings, given: GivenObjects, runtime: Runtime, seen: int) -> Lifecycle:
@@ -371,11 +376,13 @@ def _restore(
         "dtype": dtype_of(settings.runtime.model),
         **seeds_fact(settings.runtime.engine, on_gpu=runtime.policy.model.device.type != "cpu"),
         "adapter_share": round(runtime.policy.targets.share, 4),
+        "shared_prefixes": learner.way[0],
         "num_problems": len(runtime.fitting),
         "num_skipped_rows": runtime.problems.skipped,
         "data_fingerprint": runtime.problems.fingerprint,
         "prompts": prompt_facts(settings.recipe.flow, runtime.renderer, runtime.problems.problems),
     }
+    facts |= {"flex_attention": flex_attention.found} if flex_attention.found else {}
     if runtime.renderer.template.reads_clock:
         settings = resumption.dated(settings, runtime.renderer.template.date)
     found = Checkpoints(folder.path).newest() if settings.run.resume else None

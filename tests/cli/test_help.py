@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from flow_dpo.cli.main import _COMMANDS, main
-from flow_dpo.recipes.presets import _LINES, PRESET_LINES, PRESET_NAMES, RECIPES
+from flow_dpo.recipes.presets import _LINES, GPU, PRESET_LINES, PRESET_NAMES, RECIPES
 from flow_dpo.runs.help_pages import _USUAL
 from flow_dpo.runs.setting_names import Names
 from flow_dpo.runs.settings import default_settings
@@ -98,7 +98,7 @@ def test_a_group_and_a_setting_are_explained(capsys: pytest.CaptureFixture[str])
 
 def test_every_name_on_the_pages_has_its_line() -> None:
     assert set(_LINES) == set(RECIPES)
-    assert set(PRESET_LINES) == set(PRESET_NAMES)
+    assert set(PRESET_LINES) == {*PRESET_NAMES, GPU}
     known = Names(default_settings("flow-dpo", "chat").sections()).defaults
     of_others = {"grading.rewards", "trackers.report_to", "while_training.eval_steps"}
     assert {name for wanted in _USUAL.values() for name in wanted} <= {*known, *of_others}

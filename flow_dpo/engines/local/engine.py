@@ -96,7 +96,7 @@ class LocalEngine(Engine):
         self._end_ids = frozenset(end_ids)
         self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
         self._settings = settings or LocalSettings()
-        self._budget_bytes = int(self._settings.kv_budget_gib * 2**30)
+        self._budget_bytes = self._settings.kv_bytes
         self._inputs = attention.layout_inputs(model.device)
         self._vocab_size = vocabulary_size(model)
         self._num_tokens, self._to_text = num_tokens, to_text

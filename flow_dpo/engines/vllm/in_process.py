@@ -28,7 +28,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import ConfigError, EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.request_checks import check_idle, check_request, check_vocabulary
-from flow_dpo.engines.settings import VllmSettings
+from flow_dpo.engines.settings import VllmSettings, kv_bytes
 from flow_dpo.engines.vllm.requests import (
     CompletionSteps,
     ModelFacts,
@@ -95,7 +95,7 @@ def open_vllm(
         "model": model, "revision": revision, "trust_remote_code": trust_remote_code, "dtype": dtype,
         "max_model_len": context_tokens, "skip_tokenizer_init": True,
         "enable_prefix_caching": True, "max_logprobs": -1, "logprobs_mode": "raw_logprobs", "generation_config": "vllm",
-        "max_num_seqs": settings.max_batch_size, "kv_cache_memory_bytes": int(settings.kv_budget_gib * 2**30),
+        "max_num_seqs": settings.max_batch_size, "kv_cache_memory_bytes": kv_bytes(settings.kv_budget_gib),
         "enforce_eager": on_cpu or not settings.compiled, "disable_log_stats": True, "seed": 0,
         # The KV cache has its own bound; this one only demands that much free GPU memory beside the learner's.
         "gpu_memory_utilization": 0.1,
@@ -115,7 +115,7 @@ def open_vllm(
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"vLLM could not be started with {model}: {error}; its own log is above. A context window of "
-            f"{context_tokens} tokens may need more than --engine.kv_budget_gib {settings.kv_budget_gib:g}, or be cut "
+            f"{context_tokens} tokens may need more than --engine.kv_budget_gib {settings.kv_budget_gib}, or be cut "
             'by --engine.engine_args {"max_model_len": N}'
         ) from error
 

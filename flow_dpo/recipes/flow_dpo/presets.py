@@ -3,6 +3,7 @@
     preset("flow-dpo", "paper")          the paper's flow, pairs and numbers
     preset("flow-dpo", "seed")           attempts, verdicts and a judgement, at the scale of the embedded seed model
     preset("flow-dpo-paper", "seed")     the paper's flow and pairs at that scale, to compare with
+    preset("flow-dpo-paper", "gpu")      the paper's numbers, 512 problems sampled at once
 
 Invariant: the preset "paper" has the numbers of the paper's table 3 (learning rate, batch, beta, clip, LoRA) and of
 section 3.1 (chunks of 160 tokens, at most 6), under either name.
@@ -39,6 +40,11 @@ from flow_dpo.recipes.scales import (
     Scale,
 )
 
+_FULL = 512
+"""Problems of a batch that keeps some 300 sequences or more under way in the mean (tests/recipes/test_gpu_preset.py):
+one problem has 13 at most and fewer than 2 in the mean, since a trunk is written chunk after chunk. All of a batch are
+sampled under one version, so that its last pairs are learned some hundred updates later."""
+
 
 def _incremental(flow: AnswerStop, explore: Siblings) -> Recipe:
     """The paper's method."""
@@ -68,6 +74,7 @@ PAPER: dict[str, Preset] = {
     ),
 }
 """The paper's method at every scale: the recipe "flow-dpo-paper"."""
+PAPER["gpu"] = replace(PAPER["paper"], problems_per_batch=_FULL)
 
 
 def _judged(scale: Scale, flow: Attempts, explore: AttemptSiblings, num_answer: int, stop: RoleSettings) -> Preset:
@@ -111,3 +118,8 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 """By the name of the preset: the recipe "flow-dpo"."""
+# As many updates a verdict as at "chat", where a batch has 16 problems.
+_FULL_STOP = replace(_STOP, window=4096, updates_per_batch=2 * _FULL // CHAT.problems_per_batch)
+PRESETS["gpu"] = replace(
+    _judged(CHAT, Attempts(chunk_tokens=160, max_chunks=6), AttemptSiblings(), 32, _FULL_STOP), problems_per_batch=_FULL
+)

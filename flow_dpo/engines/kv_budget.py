@@ -1,0 +1,70 @@
+"""The budget of keys and values in bytes, where it is left to the device, and the context window that it can hold.
+
+A run has its budget planned together with the learner's memory (`runs.memory`); whatever opens an engine without one,
+as evaluation does, takes a share of what is free:
+
+    budgeted(LocalSettings(), model)        kv_budget_gib 2.0 on a CPU, half of the free memory on a GPU
+    window_within(settings, model, 131072)  21840, with a warning: 8 GiB of Phi-3-mini's keys and values, in bf16
+
+vLLM does not start with a window that its cache cannot hold, so the window is cut instead, and problems that do not fit
+are left out as everywhere. Invariant: what the user gave is never changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from flow_dpo.engines.settings import USUAL_KV_GIB, LocalSettings, VllmSettings, kv_bytes
+
+log = logging.getLogger("flow_dpo")
+_SHARE = 0.5
+"""Of a GPU's free memory."""
+_BLOCK = 16
+"""A window is cut to whole blocks of so many tokens, as vLLM's caches have them."""
+
+_Settings = TypeVar("_Settings", LocalSettings, VllmSettings)
+
+
+def budgeted(settings: _Settings, model: PreTrainedModel, *, free: int | None = None) -> _Settings:
+    """The settings with a number for the budget. `free`, in bytes, stands for what the GPU says."""
+    if settings.kv_budget_gib != "auto":
+        return settings
+    device = model.device
+    if device.type != "cuda" and free is None:
+        return replace(settings, kv_budget_gib=USUAL_KV_GIB)
+    free = torch.cuda.mem_get_info(device)[0] if free is None else free
+    if isinstance(settings, VllmSettings):  # it loads the weights once more
+        free -= sum(weight.nbytes for weight in model.parameters())
+    return replace(settings, kv_budget_gib=max(1.0, round(_SHARE * free / 2**30, 1)))
+
+
+def window_within(settings: VllmSettings, model: PreTrainedModel, context_tokens: int) -> int:
+    """The context window, cut to what the budget holds; as it is where `engine_args` have a `max_model_len`."""
+    budget = kv_bytes(settings.kv_budget_gib)
+    if model.device.type == "cpu" and (own := os.environ.get("VLLM_CPU_KVCACHE_SPACE", "")).isdigit():
+        budget = int(own) * 2**30  # vLLM takes it in place of any other
+    held = budget // token_bytes(model) // _BLOCK * _BLOCK
+    if held >= context_tokens or "max_model_len" in settings.engine_args:
+        return context_tokens
+    log.warning(
+        "the context window is cut from %d to %d tokens, all that keys and values of %.3g GiB can hold: with a larger "
+        "--engine.kv_budget_gib it is longer",
+        context_tokens, held, budget / 2**30,
+    )  # fmt: skip
+    return held
+
+
+def token_bytes(model: PreTrainedModel) -> int:
+    """Keys and values of a token in all layers, as the config states them; an upper bound where windows slide."""
+    config = model.config.get_text_config()
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    if rank := getattr(config, "kv_lora_rank", None):  # one latent vector for all heads
+        return layers * (rank + getattr(config, "qk_rope_head_dim", 0)) * model.dtype.itemsize
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return layers * 2 * (getattr(config, "num_key_value_heads", None) or heads) * size * model.dtype.itemsize

@@ -1,0 +1,133 @@
+"""Is what a run will take of memory estimated, told, made to fit where it may be, and refused where it may not?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from flow_dpo.core.errors import ConfigError
+from flow_dpo.engines.settings import default_settings as default_engine
+from flow_dpo.models.settings import ModelSettings, QuantizationSettings
+from flow_dpo.runs import memory
+from flow_dpo.runs.memory import GIB, planned, sizes_of
+from flow_dpo.runs.settings import TrainSettings, default_settings
+
+MIB = 2**20
+
+
+def settings_of(engine: str = "local", *, model: str = "seed", rows: Any = (), kv: Any = "auto") -> TrainSettings:
+    made = default_settings("flow-dpo", "seed")
+    chosen: Any = default_engine(engine)
+    chosen = replace(chosen, kv_budget_gib=kv) if hasattr(chosen, "kv_budget_gib") else chosen
+    runtime = replace(made.runtime, engine=chosen, model=ModelSettings(model_name_or_path=model))
+    learner = replace(made.learner, rows=replace(made.learner.rows, **dict(rows)))
+    return replace(made, runtime=runtime, learner=learner)
+
+
+def of(settings: TrainSettings) -> tuple[Any, Any, Any]:
+    rows, engine = settings.learner.rows, settings.runtime.engine
+    return rows.max_tokens, rows.gradient_checkpointing, getattr(engine, "kv_budget_gib", None)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "device_of", lambda model: torch.device("cuda", 0))
+
+
+def test_on_a_cpu_of_the_usual_size_everything_is_as_ever() -> None:
+    settings, line = planned(settings_of(), memory=8 * GIB)
+    assert of(settings) == (4096, False, 1.0), "an eighth of less than 16 GiB"
+    settings, line = planned(settings_of(), memory=16 * GIB)
+    assert of(settings) == (4096, False, 2.0)
+    assert line.startswith("Memory: about 2.7 of the 16 GiB of cpu at most: libraries 0.5, a row of 4,096 tokens 0.2")
+
+
+def test_it_depends_on_what_is_there_and_not_on_what_is_free() -> None:
+    first, second = (planned(settings_of()) for _ in range(2))
+    assert first == second
+    assert memory.device_memory(torch.device("cpu")) > 100 * MIB
+
+
+def test_what_is_fixed_stays() -> None:
+    fixed = settings_of(rows={"max_tokens": 700, "gradient_checkpointing": True}, kv=0.5)
+    settings, line = planned(fixed, memory=16 * GIB)
+    assert settings == fixed
+    assert "keys and values 0.5" in line
+
+
+def test_an_engine_elsewhere_has_its_memory_elsewhere() -> None:
+    for engine in ("vllm_server", "plain"):
+        settings, line = planned(settings_of(engine), memory=16 * GIB)
+        assert of(settings) == (4096, False, None)
+        assert "keys and values" not in line
+
+
+def test_rows_are_checkpointed_and_then_shortened_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {way: sizes_of_row(*way) for way in ((4096, False), (2048, False), (4096, True), (512, True))}
+    assert row[4096, False] > row[2048, False] > row[4096, True] > row[512, True]
+    monkeypatch.setattr(memory, "_LIBRARIES", {})
+    rest = planned(settings_of(kv=0.001), memory=GIB)[1]
+    assert "row" in rest
+    others = sum(memory._plan(settings_of(kv=0.001), 4096, False, torch.device("cpu"), GIB).parts.values())
+    others -= row[4096, False]
+    for way, size in row.items():
+        settings, line = planned(settings_of(kv=0.001), memory=others + size + 1)
+        assert of(settings)[:2] == way
+        assert ("otherwise" in line) == (way != (4096, False))
+    with pytest.raises(ConfigError, match=r"expected a run that fits into .* GiB of cpu, found that it takes about"):
+        planned(settings_of(kv=0.001), memory=others + row[512, True] - 1)
+    # Of two that are left to the device the fixed one stays.
+    settings, _ = planned(settings_of(rows={"max_tokens": 4096}, kv=0.001), memory=others + row[4096, True] + 1)
+    assert of(settings)[:2] == (4096, True)
+    rows = {"gradient_checkpointing": False}
+    settings, _ = planned(settings_of(rows=rows, kv=0.001), memory=others + row[2048, False] + 1)
+    assert of(settings)[:2] == (2048, False)
+
+
+def sizes_of_row(tokens: int, checkpointing: bool) -> int:
+    made = settings_of()
+    return sizes_of(made.runtime.model, made.runtime.lora, ("answer", "stop"), tokens, checkpointing).row
+
+
+def test_what_the_user_fixed_is_refused_with_what_to_change() -> None:
+    fixed = settings_of(rows={"max_tokens": 1 << 16, "gradient_checkpointing": False}, kv=2.0)
+    with pytest.raises(ConfigError) as refused:
+        planned(fixed, memory=2 * GIB)
+    for flag in ("max_tokens auto", "gradient_checkpointing auto", "kv_budget_gib auto", "--load_in_4bit", "workers"):
+        assert flag in str(refused.value)
+    assert "a row of 65,536 tokens" in str(refused.value)
+
+
+def test_a_gpu_gives_keys_and_values_what_the_learner_leaves(gpu: None) -> None:
+    settings, line = planned(settings_of("vllm"), memory=80 * GIB)
+    tokens, checkpointing, kv = of(settings)
+    assert (tokens, checkpointing) == (4096, False)
+    assert "of the 80 GiB of cuda:0" in line
+    # As much as 256 requests of the whole window can use, and as much that is cached.
+    sizes = sizes_of(settings.runtime.model, settings.runtime.lora, ("answer", "stop"), 1, False)
+    assert kv == pytest.approx(2 * 256 * sizes.context_tokens * sizes.kv_token / GIB, abs=0.25)
+    _, _, small = of(planned(settings_of("vllm"), memory=int(4.6 * GIB))[0])
+    assert 0 < small < kv
+
+
+def test_a_model_that_nobody_finds_is_refused_where_it_is_loaded() -> None:
+    settings, line = planned(settings_of(model="/nowhere/at/all"))
+    assert of(settings) == (4096, False, 2.0)
+    assert line.startswith("Memory: not known before work starts (ModelError: could not load /nowhere")
+
+
+def test_weights_in_few_bits_are_counted_in_few_bits() -> None:
+    made = settings_of()
+    whole, eight, four, nested = (
+        sizes_of(replace(made.runtime.model, quantization=bits), made.runtime.lora, ("answer",), 8, False).weights
+        for bits in (
+            QuantizationSettings(),
+            QuantizationSettings(load_in_8bit=True),
+            QuantizationSettings(load_in_4bit=True),
+            QuantizationSettings(load_in_4bit=True, use_bnb_nested_quant=True),
+        )
+    )
+    assert whole > eight > four > nested
