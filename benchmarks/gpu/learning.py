@@ -80,13 +80,13 @@ def memory(context: Context) -> None:
 def _row_memory(case: str) -> tuple[int, float, float]:
     """Tokens of a row, and the MiB that its update takes beside weights, adapters and Adam: measured, and estimated."""
     import torch
-    from flow_dpo.models.dry_run import row_memory  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM
 
     from benchmarks.workloads import Shape, random_model, tree_pairs
     from flow_dpo.core.dpo import Dpo
     from flow_dpo.learner.learner import Learner, LearnerSettings
     from flow_dpo.learner.policy import Policy
+    from flow_dpo.models.dry_run import row_memory
 
     model = random_model(case)
     learner = Learner(Policy(model, ("answer",)), LearnerSettings(examples_per_update=0))

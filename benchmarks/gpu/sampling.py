@@ -22,8 +22,6 @@ AGAINST_WHOLE = {"seed": ">= 1", "0.5b": ">= 1.8", "8b": ">= 1"}
 AGAINST_CALLS = {"seed": "", "0.5b": ">= 5"}
 SIZES = {"seed": (64, 128, 256), "0.5b": (32, 64, 128), "8b": (32, 64)}
 """Batch sizes of the uninterrupted generate."""
-KV_SHARE = 0.15
-"""Of a GPU's memory, for the local engine's keys and values."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "merged": {"merge_adapters": "always"},
     "beside": {"merge_adapters": "never"},
@@ -37,20 +35,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def options(context: Context, side: str, *, num_problems: int = 32, rounds: int = 1) -> argparse.Namespace:
     """What the benchmark of playing is told."""
     settings = playing.options().parse_args(["--tiny"] if context.rehearse else [])
-    settings.case, settings.side, settings.engine = context.case, side, engine_settings()
+    settings.case, settings.side = context.case, side
     settings.num_problems, settings.rounds = (4, 1) if context.rehearse else (num_problems, rounds)
     return settings
-
-
-def engine_settings(**values: Any) -> Any:
-    """The local engine's defaults, with these values, and keys and values in proportion to a GPU."""
-    import torch
-
-    from flow_dpo.engines.settings import LocalSettings
-
-    if torch.cuda.is_available():
-        values = {"kv_budget_gib": max(2.0, KV_SHARE * torch.cuda.mem_get_info()[1] / 2**30), **values}
-    return LocalSettings(**values)
 
 
 def sampling(context: Context) -> None:
@@ -96,7 +83,7 @@ def variants(context: Context) -> None:
     for name, values in VARIANTS.items():
         if values.keys() <= known:
             settings = options(context, OURS)
-            settings.engine = engine_settings(**values)
+            settings.engine = LocalSettings(**values)
             sides[name] = partial(_or_refused, settings)
     few = options(context, OURS)
     few.num_problems, few.rounds = 1, 2 if context.rehearse else 4
