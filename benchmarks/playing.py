@@ -106,12 +106,13 @@ def play(settings: argparse.Namespace, _: int) -> Report:
     """The flow, with either engine."""
     from flow_dpo.core.rollouts import RolloutRunner
     from flow_dpo.engines.factory import role_model_of
+    from flow_dpo.engines.kv_budget import budgeted
     from flow_dpo.engines.local.engine import LocalEngine
     from flow_dpo.engines.settings import LocalSettings
     from flow_dpo.learner.policy import Policy
 
     loaded, preset, explore, problems = parts(settings)
-    own: LocalSettings = getattr(settings, "engine", LocalSettings())
+    own = budgeted(getattr(settings, "engine", LocalSettings()), loaded.model)
     flow, memory, size = preset.recipe.flow, measuring.PeakMemory(), own.max_batch_size
     if settings.side == "ours":
         policy = Policy(loaded.model, flow.roles, preset.lora)

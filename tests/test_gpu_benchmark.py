@@ -81,6 +81,7 @@ BLIND = {"version": "2.13.0+cu130", "cuda": "13.0", "hip": None, "why": "No CUDA
         ({"torch": BLIND, "driver": NO_DRIVER}, "no driver of an NVIDIA GPU answers (nvidia-smi is not installed)"),
         ({"torch": BLIND, "driver__cuda": "12.4"}, "is for CUDA 12.4 at most and torch 2.13.0+cu130 is built for CUDA"),
         ({"torch": BLIND, "visible": ""}, "CUDA_VISIBLE_DEVICES is '', which hides every GPU"),
+        ({"torch__hip": "7.0"}, "expected a torch for NVIDIA GPUs"),
         ({"torch": BLIND}, "finds no GPU though the driver 580.65.06 is there: No CUDA GPUs are available"),
         ({"torch": {"error": "torch cannot be imported: x"}}, "torch cannot be imported: x; make setup"),
         ({"torch__capability": [6, 1]}, "compute capability 6.1, for which torch 2.13.0+cu130 has no code"),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,9 +24,11 @@ from benchmarks import measuring
 from benchmarks.gpu.measure import Context
 from benchmarks.measuring import Figure
 from benchmarks.workloads import Shape, tree_pairs
+from flow_dpo.models import flex_attention
 from flow_dpo.models.drift_causes import inputs
+from flow_dpo.models.flex_attention import FlexLayout
 from flow_dpo.models.packing import PackedRow, merge
-from flow_dpo.models.tree_attention import FlexLayout, PathLayout
+from flow_dpo.models.tree_attention import PathLayout
 
 HEADS = {"0.5b": (14, 2, 64), "8b": (32, 8, 128)}
 """Query heads, key heads and head size."""
@@ -46,7 +47,7 @@ def attention(context: Context) -> None:
     row = tree_row(TINY_ROW_TOKENS if context.rehearse else ROW_TOKENS, TINY_TREE if context.rehearse else TREE)
     with stand_in(context.rehearse):
         for name, shape in heads.items():
-            context.keep([rounded(name, shape, row, None)])
+            context.keep([checked(name, shape, row), rounded(name, shape, row, None)])
             context.keep(times(name, shape, row, repeats=1 if context.rehearse else 10))
         for name, shape in heads.items():
             context.keep([exact(name, shape, row, None)])
@@ -91,6 +92,14 @@ def ways(row: PackedRow, device: torch.device) -> Mapping[str, Attends]:
         return lambda tensors, window: layout.attend(0, *tensors, scaling=tensors[0].shape[-1] ** -0.5, window=window)
 
     return {"flex": by(flex), "dense": dense, "paths": by(paths)}
+
+
+def checked(name: str, shape: tuple[int, int, int], row: PackedRow) -> Figure:
+    """Whether the package's own check lets FlexAttention be used, as a run would ask."""
+    tensors, _, _ = made(shape, row)
+    complaint = flex_attention.complaint_of(*(tensor.to(torch.bfloat16) for tensor in tensors), window=None)
+    name = f"{place(name, row, None)}: Flex passes the check before its use"
+    return Figure(name=name, ratio=float(not complaint), reach=">= 1", details={"complaint": complaint})
 
 
 def exact(name: str, shape: tuple[int, int, int], row: PackedRow, window: int | None) -> Figure:
@@ -206,7 +215,7 @@ def stand_in(wanted: bool) -> Any:
             query, key, value, attn_mask=seen_by_kernel(block_mask, query.shape[2]), scale=scale, enable_gqa=True
         )
 
-    with patch.object(sys.modules[FlexLayout.__module__], "_flex_attention", lambda: dense):
+    with patch.object(flex_attention, "_flex_attention", lambda: dense):
         yield
 
 

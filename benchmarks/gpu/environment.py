@@ -137,8 +137,10 @@ def refusal(facts: Facts) -> str | None:
     torch, card = facts["torch"], facts["driver"]
     if "error" in torch:
         return f"{torch['error']}; make setup installs it"
+    if torch["hip"]:
+        return f"expected a torch for NVIDIA GPUs, found {torch['version']} for AMD's, on which nothing here was tried"
     no_driver = f"no driver of an NVIDIA GPU answers ({card['error']})" if "error" in card else ""
-    if torch["cuda"] is None and torch["hip"] is None:
+    if torch["cuda"] is None:
         also = f"; besides, {no_driver}" if no_driver else f", though the driver {card['version']} is there"
         wanted = "" if no_driver or not card["cuda"] else f", for CUDA {card['cuda']} at most"
         return (

@@ -26,6 +26,7 @@ TRL = {
         ("--batch_size", "6", "--no_autocast", "--precompute"),
     ),
     "8b": (("--batch_size", "2", "--no_autocast"), ("--batch_size", "6", "--no_autocast")),
+    "tiny": (("--batch_size", "6"), ("--batch_size", "6", "--autocast")),
 }
 ROWS = {"0.5b": (4096,), "8b": (4096, 2048)}
 """Tokens of one forward of ours."""
@@ -41,7 +42,7 @@ def learner(context: Context) -> None:
         # The last size must fit; a larger one that does not is left out.
         side = OURS if tokens == rows[-1] else f"rows of {tokens}"
         sides[side] = partial(learner_vs_trl.ours, _options(context, "--row_tokens", str(tokens)))
-    for flags in TRL[size][: 1 if context.rehearse else None]:
+    for flags in TRL["tiny" if context.rehearse else size]:
         sides[" ".join(flags)] = partial(_trl, context, flags)
     own = [side for side in sides if not side.startswith("--")]
     theirs = [side for side in sides if side.startswith("--")]
@@ -80,13 +81,13 @@ def memory(context: Context) -> None:
 def _row_memory(case: str) -> tuple[int, float, float]:
     """Tokens of a row, and the MiB that its update takes beside weights, adapters and Adam: measured, and estimated."""
     import torch
-    from flow_dpo.models.dry_run import row_memory  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM
 
     from benchmarks.workloads import Shape, random_model, tree_pairs
     from flow_dpo.core.dpo import Dpo
     from flow_dpo.learner.learner import Learner, LearnerSettings
     from flow_dpo.learner.policy import Policy
+    from flow_dpo.models.dry_run import row_memory
 
     model = random_model(case)
     learner = Learner(Policy(model, ("answer",)), LearnerSettings(examples_per_update=0))

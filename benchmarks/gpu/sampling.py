@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "beside": {"merge_adapters": "never"},
     "captured": {"captured": "always"},
     "eager": {"captured": "never"},
+    "256 rows": {"max_batch_size": 256},
 }
 """Settings of the local engine by name; those that this package does not have are left out."""
 
