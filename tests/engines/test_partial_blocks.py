@@ -5,6 +5,7 @@ Over a real vLLM: `make test-vllm` runs it in its own environment.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -30,16 +31,26 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return save_adapters(tmp_path_factory.mktemp("adapters"), 1)
 
 
-@pytest.fixture(params=[None, 40], ids=["room", "40 blocks"])
-def engine(
-    request: pytest.FixtureRequest, tmp_path: Path, adapters: dict[str, Path]
+@pytest.fixture(scope="module", params=[None, 40], ids=["room", "40 blocks"])
+def opened(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[VllmEngine, bool]]:
     """And whether nothing is ever given away that could be read again."""
     blocks: int | None = request.param
     more: dict[str, Any] = {"num_gpu_blocks_override": blocks} if blocks else {}
-    with opened_vllm(tmp_path / "model", engine_args=more, max_batch_size=16) as engine:
-        engine.refresh({role: Adapter(role=role, version=1, path=str(adapters[role])) for role in ROLES})
+    folder = tmp_path_factory.mktemp("model")
+    with opened_vllm(folder / "model", engine_args=more, max_batch_size=16) as engine:
         yield engine, blocks is None
+
+
+_VERSIONS = itertools.count(1)
+
+
+def _refresh(engine: VllmEngine, adapter: Path) -> None:
+    """Both roles sample with this adapter from now on, and nothing that was computed before is known."""
+    version = next(_VERSIONS)
+    engine.refresh({role: Adapter(role=role, version=version, path=str(adapter)) for role in ROLES})
+    engine.take_stats()
 
 
 def _sampled(engine: VllmEngine, rng: random.Random) -> list[tuple[Request, Completion]]:
@@ -62,37 +73,37 @@ def _sampled(engine: VllmEngine, rng: random.Random) -> list[tuple[Request, Comp
     return done
 
 
-def test_what_is_copied_is_what_would_be_computed(engine: tuple[VllmEngine, bool], adapters: dict[str, Path]) -> None:
+def test_what_is_copied_is_what_would_be_computed(opened: tuple[VllmEngine, bool], adapters: dict[str, Path]) -> None:
     """Log-probabilities are those of teacher forcing, also where blocks are given away all the time."""
-    vllm, has_room = engine
-    done = _sampled(vllm, random.Random(0))
+    engine, has_room = opened
+    _refresh(engine, adapters["answer"])
+    done = _sampled(engine, random.Random(0))
     for request, said in done[::4]:
         for at in {0, len(said.token_ids) - 1}:
-            expected = taught(adapters[request.role], request.prompt_ids + said.token_ids[:at])
+            expected = taught(adapters["answer"], request.prompt_ids + said.token_ids[:at])
             assert said.logprobs[at] == pytest.approx(expected[said.token_ids[at]], abs=2e-4)
     demanded = demanded_tokens([Asked(r.role, r.prompt_ids, c.token_ids) for r, c in done])
-    read = vllm.take_stats()["prefilled_tokens"]
+    read = engine.take_stats()["prefilled_tokens"]
     # A token of each prompt is computed at least, and in the first step nobody waits for a few.
     assert read <= demanded + 8 * len(done) if has_room else read >= demanded
 
 
-def test_one_prompt_is_read_once(engine: tuple[VllmEngine, bool]) -> None:
+def test_one_prompt_is_read_once(opened: tuple[VllmEngine, bool], adapters: dict[str, Path]) -> None:
     """Eight rollouts of one prompt that fills no whole block, all asked for at once."""
-    vllm, _ = engine
-    vllm.take_stats()
-    vllm.sample([Request(role="answer", prompt_ids=PROMPT, max_tokens=3)] * 8, Sampling(), seeds=range(8))
-    assert vllm.take_stats()["prefilled_tokens"] == 25 + 7
+    engine, _ = opened
+    _refresh(engine, adapters["answer"])
+    engine.sample([Request(role="answer", prompt_ids=PROMPT, max_tokens=3)] * 8, Sampling(), seeds=range(8))
+    assert engine.take_stats()["prefilled_tokens"] == 25 + 7
 
 
-def test_other_adapters_read_for_themselves(engine: tuple[VllmEngine, bool], adapters: dict[str, Path]) -> None:
+def test_other_adapters_read_for_themselves(opened: tuple[VllmEngine, bool], adapters: dict[str, Path]) -> None:
     """After a refresh, and for the other role, nothing that was computed before is used."""
-    vllm, _ = engine
-    for version, name in ((2, "stop"), (3, "answer")):
-        vllm.refresh({role: Adapter(role=role, version=version, path=str(adapters[name])) for role in ROLES})
+    engine, _ = opened
+    for name in ("stop", "answer"):
+        _refresh(engine, adapters[name])
         for role in ROLES:
-            vllm.take_stats()
-            [said] = vllm.sample([Request(role=role, prompt_ids=PROMPT, max_tokens=1)], Sampling(), seeds=[0])
-            assert vllm.take_stats()["prefilled_tokens"] == 25
+            [said] = engine.sample([Request(role=role, prompt_ids=PROMPT, max_tokens=1)], Sampling(), seeds=[0])
+            assert engine.take_stats()["prefilled_tokens"] == 25
             expected = taught(adapters[name], PROMPT)[said.token_ids[0]]
             assert said.logprobs[0] == pytest.approx(expected, abs=2e-4)
 
