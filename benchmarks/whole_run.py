@@ -84,7 +84,7 @@ def to_an_accuracy(settings: argparse.Namespace) -> None:
     for system, several in rates.items():
         for side in (f"{system} {rate:g} 0" for rate in several):
             tried[system][side] = measuring.run_side(MODULE, side, validation, num_threads=settings.num_threads)
-    chosen = {system: min(reports, key=lambda side: _rank(reports[side])) for system, reports in tried.items()}
+    chosen = {system: min(reports, key=lambda side: rank(reports[side])) for system, reports in tried.items()}
     # 2. In turns, with other seeds.
     for seed in range(1, settings.repeats + 1):
         for system, side in chosen.items():
@@ -92,7 +92,7 @@ def to_an_accuracy(settings: argparse.Namespace) -> None:
             found[system].append(measuring.run_side(MODULE, again, flags, num_threads=settings.num_threads))
     details = {"chosen": chosen, "tried": tried, "runs": found, "target": settings.target}
     words = f"seconds to {settings.target:.0%}"
-    made = _figures("whole run seed", found, words)
+    made = figures("whole run seed", found, words)
     measuring.keep([replace(each, details=details) for each in made], settings, MODULE)
 
 
@@ -104,16 +104,16 @@ def few_updates(settings: argparse.Namespace) -> None:
     found = measuring.take_turns(MODULE, sides, num_threads=settings.num_threads, repeats=settings.repeats)
     by_system = {side.partition(" ")[0]: reports for side, reports in found.items()}
     name = settings.model_name_or_path.rstrip("/").rpartition("/")[2]
-    made = _figures(f"whole run {name}", by_system, "")
+    made = figures(f"whole run {name}", by_system, "")
     measuring.keep([replace(each, details={"runs": by_system}) for each in made], settings, MODULE)
 
 
-def _rank(report: Report) -> tuple[bool, float]:
+def rank(report: Report) -> tuple[bool, float]:
     """Fewest seconds first; those that miss the target last, the most accurate of them first."""
     return (False, report["seconds"]) if report.get("hit") else (True, -report.get("accuracy", 0.0))
 
 
-def _figures(case: str, found: dict[str, list[Report]], words: str) -> list[Figure]:
+def figures(case: str, found: dict[str, list[Report]], words: str) -> list[Figure]:
     """Problems an hour of each method over TRL's own, and seconds (`words`) of each of ours under each of TRL's."""
     made: list[Figure] = []
     for mine, theirs in PAIRS:
