@@ -275,8 +275,8 @@ class LocalEngine(Engine):
                 self._num_tokens,
             )
             self._stats.draw_s += time.perf_counter() - started
-            for place, row, *token in zip(text_places, text_rows, *drawn, strict=True):
-                if self._append_token(row, *token):
+            for place, row, token, logprob, sampled_logprob in zip(text_places, text_rows, *drawn, strict=True):
+                if self._append_token(row, token, logprob, sampled_logprob):
                     finished.add(place)
         first = 0
         for scheduler in schedulers:
