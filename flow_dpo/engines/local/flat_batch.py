@@ -69,6 +69,8 @@ class FlatBatch:
         )
         row_N = [row for row, row_input in enumerate(row_inputs) for _ in range(row_input.end - row_input.begin)]
         position_N = [position for row_input in row_inputs for position in range(row_input.begin, row_input.end)]
+        self.num_positions = max(row_input.end for row_input in row_inputs)
+        """No token is at this position or beyond."""
         self._row_N, self.position_N = torch.tensor([row_N, position_N], device=self._device)
         self.last_N = (
             torch.tensor([row_input.end - row_input.begin for row_input in row_inputs], device=self._device).cumsum(0)
@@ -91,19 +93,32 @@ class FlatBatch:
     ) -> torch.Tensor:
         """Write this call's keys and values into the rows, then let every token attend to its own row."""
         del layer  # a layer may attend twice; calls come in the same order in every forward
+        query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query_1HND, key_1KND, value_1KND))
+        out_NHD = self.attend_flat(query_NHD, key_NKD, value_NKD, scaling=scaling, window=window)
+        return out_NHD.transpose(0, 1)[None]
+
+    def attend_flat(
+        self,
+        query_NHD: torch.Tensor,
+        key_NKD: torch.Tensor,
+        value_NKD: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """The same with heads after tokens: NHD. Calls come in the same order in every forward."""
         keys, values = self._rows.keys[self._num_calls], self._rows.values[self._num_calls]  # RKCD
         self._num_calls += 1
         # 1. Write the new keys and values into the rows, then copy what several rows share.
-        for plane, new in ((keys, key_1KND), (values, value_1KND)):
-            plane[self._row_N, :, self.position_N] = new[0].transpose(0, 1)
+        for plane, new in ((keys, key_NKD), (values, value_NKD)):
+            plane[self._row_N, :, self.position_N] = new
             if self._copy_indices is not None:
                 to_row, to_position, from_row, from_position = self._copy_indices
                 plane[to_row, :, to_position] = plane[from_row, :, from_position]
         # 2. Rows with one query, which are most rows of a decode step.
-        query_NHD = query_1HND[0].transpose(0, 1)
         single_NHD = self._attend_single(query_NHD[: self._num_single], keys, values, scaling, window)
         if not self._pieces:
-            return single_NHD.transpose(0, 1)[None]
+            return single_NHD
         # 3. Prefilled rows, piece by piece.
         out_NHD = single_NHD.new_empty(*query_NHD.shape[:2], values.shape[-1])
         out_NHD[: self._num_single] = single_NHD
@@ -111,7 +126,7 @@ class FlatBatch:
             out_NHD[piece.flat_PT.flatten()[piece.real]] = self._attend_piece(
                 piece, query_NHD, keys, values, scaling, window
             )
-        return out_NHD.transpose(0, 1)[None]
+        return out_NHD
 
     def _attend_single(
         self, query_AHD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, window: int | None
