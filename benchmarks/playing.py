@@ -110,6 +110,7 @@ def play(settings: argparse.Namespace, _: int) -> Report:
     from flow_dpo.engines.local.engine import LocalEngine
     from flow_dpo.engines.settings import LocalSettings
     from flow_dpo.learner.policy import Policy
+    from flow_dpo.workers.shard import uncollected
 
     loaded, preset, explore, problems = parts(settings)
     own = budgeted(getattr(settings, "engine", LocalSettings()), loaded.model)
@@ -135,7 +136,8 @@ def play(settings: argparse.Namespace, _: int) -> Report:
     for at in range(4, len(problems), settings.num_problems):
         engine.refresh({})  # as after an update: nothing is known of earlier rounds
         started = time.perf_counter()
-        explore(flow, runner, problems[at : at + settings.num_problems], seed=0)
+        with uncollected():  # as workers do
+            explore(flow, runner, problems[at : at + settings.num_problems], seed=0)
         seconds += time.perf_counter() - started
     stats = engine.take_stats()
     return {"tokens_a_second": stats["sampled_tokens"] / seconds, "seconds": seconds, "peak_mib": memory.mib(), **stats}

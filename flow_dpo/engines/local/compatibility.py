@@ -4,22 +4,44 @@ A first look, by two prompts in one flat row, which must give the logits that ea
 carry something else from token to token (a recurrent state, attention sinks, a bias of its own) fails here with a clear
 error. Decoding, reuse and windows are compared by `engines.model_check` before a run uses the engine.
 
-    probe(model)        # Shapes(calls={0: (2, 64, 64), ...}, dtype=torch.bfloat16, device=...)
+    shapes = probe(model)                   # Shapes(calls={0: (2, 64, 64), ...}, dtype=torch.bfloat16, device=...)
+    choose_forward(role_model, "answer", shapes, settings, most_positions=None)
+
+The lean forward is chosen where the model is built in the known way and the same steps, prefill and decode, have the
+same logits through it. In half precision a fault may hide behind rounding, so there the model's reduced copy must have
+them as well, in float32.
 """
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import torch
 from transformers import PreTrainedModel
 
 from flow_dpo.core.errors import ModelError
+from flow_dpo.core.types import Role
 from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
+from flow_dpo.engines.local.forward import Forward, PlainForward, RoleModel, RoleSlice
 from flow_dpo.engines.local.kv_rows import KvRows, Shapes
+from flow_dpo.engines.local.lean_forward import lean_forward
+from flow_dpo.engines.settings import LocalSettings
+from flow_dpo.models import attention
 from flow_dpo.models.attention import layout_inputs
 from flow_dpo.models.facts import vocabulary_size
+from flow_dpo.models.own_forward import FAULTS
+from flow_dpo.models.probes import reduced_model
 
 _LENGTHS = (11, 7)
 """Tokens of the two prompts: different, so that a mix-up of rows shows."""
+_STEPS = (
+    [RowInput(0, 7), RowInput(0, 11)],
+    [RowInput(7, 8), RowInput(11, 12), RowInput(0, 5)],
+    [RowInput(8, 9), RowInput(12, 13), RowInput(5, 6)],
+)
+"""Steps in which two forwards are compared: prefill, both, decode alone."""
+_LEAN_TOLERANCE = 1e-4
+"""Share of the largest logit by which the lean forward's may differ in float32."""
 
 
 class _ShapeRecorder:
@@ -84,3 +106,53 @@ def probe(model: PreTrainedModel) -> Shapes:
             f"{error:.2g} of their size, at most {allowed} is rounding; the local engine cannot compute its attention"
         )
     return shapes
+
+
+def choose_forward(
+    role_model: RoleModel, role: Role, shapes: Shapes, settings: LocalSettings, *, most_positions: int | None
+) -> Forward:
+    """The lean forward where it is right for this role's model, otherwise the plain one."""
+    plain = PlainForward(role_model, shapes.device)
+    if not settings.lean:
+        return plain
+    max_packed_bytes = int(settings.packed_gib * 2**30)
+    lean = lean_forward(role_model, role, max_packed_bytes=max_packed_bytes, most_positions=most_positions)
+    if lean is None:
+        return plain
+    with role_model(role) as model:
+        vocab_size = vocabulary_size(model)
+        if shapes.dtype != torch.float32 and not _lean_is_exact(model):
+            return plain
+    allowed = _LEAN_TOLERANCE if shapes.dtype == torch.float32 else 0.1
+    return lean if _difference(lean, plain, role, shapes, vocab_size) <= allowed else plain
+
+
+def _lean_is_exact(model: PreTrainedModel) -> bool:
+    """Whether the lean forward is right for the model's reduced copy, in float32."""
+    try:
+        small = reduced_model(model)
+        attention.prepare(small)
+        shapes = probe(small)
+    except (*FAULTS, ModelError):
+        return False
+    role_model: RoleModel = lambda _: nullcontext(small)  # noqa: E731
+    lean = lean_forward(role_model, "", max_packed_bytes=0)
+    plain = PlainForward(role_model, shapes.device)
+    return lean is not None and _difference(lean, plain, "", shapes, vocabulary_size(small)) <= _LEAN_TOLERANCE
+
+
+@torch.inference_mode()
+def _difference(lean: Forward, plain: Forward, role: Role, shapes: Shapes, vocab_size: int) -> float:
+    """The largest difference of the two forwards' logits over the same steps, relative to the largest logit."""
+    found: list[torch.Tensor] = []
+    for forward in (lean, plain):
+        rows = KvRows(shapes)
+        rows.reserve(len(_STEPS[-1]), 13, 13, 0)
+        for number, row_inputs in enumerate(_STEPS):
+            count = sum(row_input.end - row_input.begin for row_input in row_inputs)
+            ids = [(7 * index + 3 + number) % vocab_size for index in range(count)]
+            batch = FlatBatch(rows, row_inputs)
+            found.append(forward(ids, batch, [RoleSlice(role, 0, count)], wants_choices=False).logits_AV.float())
+    lean_AV, plain_AV = torch.cat(found[: len(_STEPS)]), torch.cat(found[len(_STEPS) :])
+    difference = (lean_AV - plain_AV).abs().max() / plain_AV.abs().max().clamp(min=1e-6)
+    return difference.nan_to_num(nan=torch.inf).item()

@@ -31,7 +31,7 @@ from flow_dpo.core.engine import Engine
 from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
-from flow_dpo.engines.local.compatibility import probe
+from flow_dpo.engines.local.compatibility import choose_forward, probe
 from flow_dpo.engines.local.flat_batch import FlatBatch, JoinedBatch, RowInput
 from flow_dpo.engines.local.forward import Forward, PlainForward, RoleSlice, StepOutput
 from flow_dpo.engines.local.kv_rows import KvRows, Shapes
@@ -102,9 +102,10 @@ class LocalEngine(Engine):
         if model.config._attn_implementation != attention.NAME:
             attention.prepare(model)
         self._role_model = role_model
-        self._forward: Forward = PlainForward(role_model, model.device)
+        self._forward: Forward = PlainForward(role_model, model.device)  # until the first request
+        self._steady_tokens = steady_tokens(model)
         self._end_ids = frozenset(end_ids)
-        self._context_tokens = min(context_tokens, steady_tokens(model) or context_tokens)
+        self._context_tokens = min(context_tokens, self._steady_tokens or context_tokens)
         self._settings = settings or LocalSettings()
         self._budget_bytes = self._settings.kv_bytes
         self._vocab_size = vocabulary_size(model)
@@ -168,6 +169,9 @@ class LocalEngine(Engine):
             if self._shapes is None:
                 with self._role_model(role) as model:
                     self._shapes = probe(model)
+                self._forward = choose_forward(
+                    self._role_model, role, self._shapes, self._settings, most_positions=self._steady_tokens
+                )
             self._schedulers[role] = RoleScheduler(role, KvRows(self._shapes))
         return self._schedulers[role]
 
@@ -275,8 +279,8 @@ class LocalEngine(Engine):
                 self._num_tokens,
             )
             self._stats.draw_s += time.perf_counter() - started
-            for place, row, *token in zip(text_places, text_rows, *drawn, strict=True):
-                if self._append_token(row, *token):
+            for place, row, token, logprob, sampled_logprob in zip(text_places, text_rows, *drawn, strict=True):
+                if self._append_token(row, token, logprob, sampled_logprob):
                     finished.add(place)
         first = 0
         for scheduler in schedulers:

@@ -81,6 +81,8 @@ class FlatBatch:
         self._row_N, self.position_N, self.last_N = (
             torch.from_numpy(each).to(self._device) for each in (row_N, position_N, end_A - 1)
         )
+        self.num_positions = int((begin_A + count_A).max())
+        """No token is at this position or beyond."""
         self._copy_indices = _copy_indices(row_inputs, self._device)
         self._places: dict[int, torch.Tensor] = {}
         self._single_biases: dict[int | None, torch.Tensor] = {}
@@ -98,25 +100,38 @@ class FlatBatch:
     ) -> torch.Tensor:
         """Write this call's keys and values into the rows, then let every token attend to its own row."""
         del layer  # a layer may attend twice; calls come in the same order in every forward
+        query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query_1HND, key_1KND, value_1KND))
+        out_NHD = self.attend_flat(query_NHD, key_NKD, value_NKD, scaling=scaling, window=window)
+        return out_NHD.transpose(0, 1)[None]
+
+    def attend_flat(
+        self,
+        query_NHD: torch.Tensor,
+        key_NKD: torch.Tensor,
+        value_NKD: torch.Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """The same with heads after tokens: NHD. Calls come in the same order in every forward."""
         keys, values = self._rows.keys[self._num_calls], self._rows.values[self._num_calls]  # RKCD
         self._num_calls += 1
         # 1. Write the new keys and values into the rows, then copy what several rows share.
-        for plane, new in ((keys, key_1KND), (values, value_1KND)):
-            self._write(plane, new[0].transpose(0, 1))
+        for plane, new_NKD in ((keys, key_NKD), (values, value_NKD)):
+            self._write(plane, new_NKD)
             if self._copy_indices is not None:
                 to_row, to_position, from_row, from_position = self._copy_indices
                 plane[to_row, :, to_position] = plane[from_row, :, from_position]
         # 2. Rows with one query, which are most rows of a decode step.
-        query_NHD = query_1HND[0].transpose(0, 1)
         single_NHD = self._attend_single(query_NHD[: self._num_single], keys, values, scaling, window)
         if not self._pieces:
-            return single_NHD.transpose(0, 1)[None]
+            return single_NHD
         # 3. Prefilled rows, piece by piece.
         out_NHD = single_NHD.new_empty(*query_NHD.shape[:2], values.shape[-1])
         out_NHD[: self._num_single] = single_NHD
         for piece in self._pieces:
             out_NHD[piece.index] = self._attend_piece(piece, query_NHD, keys, values, scaling, window)
-        return out_NHD.transpose(0, 1)[None]
+        return out_NHD
 
     def _write(self, plane_RKCD: torch.Tensor, new_NKD: torch.Tensor) -> None:
         """Put the flat tokens' vectors into their rows: by one index, in half the time that two around a slice take."""
@@ -185,24 +200,24 @@ class JoinedBatch(FlatBatch):
         sizes = [len(part.position_N) for part in parts]
         self._starts = [0, *itertools.accumulate(sizes)]
         self.position_N = torch.cat([part.position_N for part in parts])
+        self.num_positions = max(part.num_positions for part in parts)
         self.last_N = torch.cat([part.last_N + at for part, at in zip(parts, self._starts, strict=False)])
 
-    def attend(
+    def attend_flat(
         self,
-        layer: int,
-        query_1HND: torch.Tensor,
-        key_1KND: torch.Tensor,
-        value_1KND: torch.Tensor,
+        query_NHD: torch.Tensor,
+        key_NKD: torch.Tensor,
+        value_NKD: torch.Tensor,
         *,
         scaling: float,
         window: int | None,
     ) -> torch.Tensor:
         """Each part's own attention."""
-        out_NHD = query_1HND.new_empty(query_1HND.shape[2], query_1HND.shape[1], value_1KND.shape[3])
+        out_NHD = query_NHD.new_empty(*query_NHD.shape[:2], value_NKD.shape[2])
         for part, (begin, end) in zip(self._parts, itertools.pairwise(self._starts), strict=True):
-            new = (each[:, :, begin:end] for each in (query_1HND, key_1KND, value_1KND))
-            out_NHD[begin:end] = part.attend(layer, *new, scaling=scaling, window=window)[0].transpose(0, 1)
-        return out_NHD.transpose(0, 1)[None]
+            new = (each[begin:end] for each in (query_NHD, key_NKD, value_NKD))
+            out_NHD[begin:end] = part.attend_flat(*new, scaling=scaling, window=window)
+        return out_NHD
 
 
 def _attention(

@@ -1,0 +1,182 @@
+"""Products of a decoder's linear layers: layers that read the same input as one product, weights packed for a CPU.
+
+A product is made of the layers that read one input, such as q, k and v, or gate and up; their outputs lie side by side.
+An adapter beside them is two small products for all of them together: the A matrices under one another, and the B
+matrices on a block diagonal. On a CPU a product in half precision lays out its weights anew at every call, and one in
+float32 takes a library that does not use every processor's widest instructions; a weight that is packed once by oneDNN
+has neither cost. Packed weights are copies, and have a budget.
+
+    layers = [read_linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    products = ProductCache(max_packed_bytes=1 << 30)
+    products.get([layer.base for layer in layers])(x_NC)              # [N, outputs of q, k and v]
+    LowRank.of(layers).add(x_NC, out_NO)                              # the adapters' share is added in place
+
+Invariant: packing changes no bit in half precision, and the rounding of sums alone in float32.
+
+Shapes: N tokens, C inputs, O outputs, K rank.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch.nn.functional import linear
+
+_FEW = 8
+"""Tokens below which an unpacked product in float32 is faster: a packed one's call costs some 8 microseconds."""
+_BUCKETS = ((8, 1), (64, 8), (256, 16), (1024, 64))
+"""Numbers of tokens up to the first are rounded up to multiples of the second; beyond them to a quarter of a power."""
+
+
+def bucket(num_tokens: int) -> int:
+    """The number of tokens to which so many are padded: oneDNN makes code for every shape that it meets, for a third of
+    a millisecond, and keeps that of the last thousand."""
+    for most, unit in _BUCKETS:
+        if num_tokens <= most:
+            return -(-num_tokens // unit) * unit
+    unit = 1 << ((num_tokens - 1).bit_length() - 3)
+    return -(-num_tokens // unit) * unit
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A linear layer's weight and bias."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A linear layer and the adapters that are on: (A, B, scaling) of each."""
+
+    base: Weights
+    adapters: tuple[tuple[torch.Tensor, torch.Tensor, float], ...] = ()
+
+
+def read_linear(module: torch.nn.Module | None) -> Layer | None:
+    """A plain linear layer, or PEFT's LoRA around one with what is on now; None for anything else."""
+    if type(module) is torch.nn.Linear:
+        return Layer(Weights(module.weight, module.bias))
+    if type(module) is not LoraLinear or type(base := module.get_base_layer()) is not torch.nn.Linear:
+        return None
+    if module.merged or module.fan_in_fan_out:
+        return None
+    on = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.lora_A]
+    if any(name in module.lora_variant or module.lora_bias[name] for name in on):
+        return None
+    adapters: list[tuple[torch.Tensor, torch.Tensor, float]] = []
+    for name in on:
+        (down,), (up,) = (list(pair[name].parameters()) for pair in (module.lora_A, module.lora_B))
+        adapters.append((down, up, module.scaling[name]))
+    return Layer(Weights(base.weight, base.bias), tuple(adapters))
+
+
+class LowRank:
+    """The adapters of some layers that read one input, as two products."""
+
+    def __init__(self, down_KC: torch.Tensor, up_KO: torch.Tensor) -> None:
+        self._down_CK, self._up_KO = down_KC.T, up_KO
+
+    @staticmethod
+    def of(layers: Sequence[Layer]) -> LowRank | None:
+        """Of these layers, in the order of their outputs; None where none has an adapter."""
+        found = [(at, *adapter) for at, layer in enumerate(layers) for adapter in layer.adapters]
+        if not found:
+            return None
+        ends = [0]
+        for layer in layers:
+            ends.append(ends[-1] + len(layer.base.weight))
+        down_KC = torch.cat([down for _, down, _, _ in found])
+        up_KO = down_KC.new_zeros(len(down_KC), ends[-1])
+        row = 0
+        for at, down, up, scaling in found:
+            up_KO[row : row + len(down), ends[at] : ends[at + 1]] = up.T.float() * scaling
+            row += len(down)
+        return LowRank(down_KC, up_KO)
+
+    def add(self, x_NC: torch.Tensor, out_NO: torch.Tensor) -> None:
+        """Add the adapters' share to the base's, in place."""
+        out_NO.addmm_(torch.mm(x_NC, self._down_CK), self._up_KO)
+
+
+class Product:
+    """The base's share of some layers that read one input."""
+
+    def __init__(self, layers: Sequence[Weights], *, pack: bool) -> None:
+        self._sources = tuple(layers)
+        self._layers = _joined(layers)
+        self._packed: torch.Tensor | None = None
+        self._bias: torch.Tensor | None = None
+        self.packed_bytes = 0
+        first = layers[0].weight
+        self._least = _FEW if first.dtype == torch.float32 else 1
+        if pack:
+            weight = torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else first
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
+            self.packed_bytes = weight.nbytes
+            if any(layer.bias is not None for layer in layers):
+                self._bias = torch.cat([_bias(layer) for layer in layers])
+
+    def __call__(self, x_NC: torch.Tensor) -> torch.Tensor:
+        if self._packed is not None and len(x_NC) >= self._least:
+            return torch.ops.mkldnn._linear_pointwise(x_NC, self._packed, self._bias, "none", [], "")
+        outs = [linear(x_NC, layer.weight, layer.bias) for layer in self._layers]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
+
+
+class ProductCache:
+    """Products by the weights that they are made of, so that roles over one base share them."""
+
+    def __init__(self, max_packed_bytes: int) -> None:
+        self._max_packed_bytes = max_packed_bytes
+        self._known: weakref.WeakValueDictionary[tuple[int, ...], Product] = weakref.WeakValueDictionary()
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed copies that are in use."""
+        return sum(product.packed_bytes for product in self._known.values())
+
+    def get(self, layers: Sequence[Weights]) -> Product:
+        """The product of these layers, packed where this is possible and the budget allows it."""
+        # A product keeps the weights that it was made of, so that no others get their ids.
+        key = tuple(id(layer.weight) for layer in layers)
+        product = self._known.get(key)
+        if product is None:
+            size = sum(layer.weight.nbytes for layer in layers)
+            pack = can_pack(layers[0].weight) and self.packed_bytes + size <= self._max_packed_bytes
+            product = self._known[key] = Product(layers, pack=pack)
+        return product
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether oneDNN packs such a weight here."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight") or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32
+
+
+def _bias(layer: Weights) -> torch.Tensor:
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
+
+
+def _joined(layers: Sequence[Weights]) -> list[Weights]:
+    """The layers as one where their weights follow one another in memory and they have no biases."""
+    weights = [layer.weight.detach() for layer in layers]
+    first, size = weights[0], sum(map(len, weights))
+    end, home = first.data_ptr(), first.untyped_storage().data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != end or weight.untyped_storage().data_ptr() != home or not weight.is_contiguous():
+            return list(layers)
+        end += weight.nbytes
+    if len(layers) == 1 or any(layer.bias is not None for layer in layers):
+        return list(layers)
+    return [Weights(first.as_strided((size, first.shape[1]), (first.shape[1], 1)), None)]
