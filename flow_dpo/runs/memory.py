@@ -35,8 +35,9 @@ from flow_dpo.models.settings import ModelSettings, QuantizationSettings
 from flow_dpo.runs.settings import TrainSettings
 
 GIB = 2**30
-_LIBRARIES = {"cuda": 1 * GIB, "cpu": GIB // 2}
-"""Python, torch and what its kernels keep; on a GPU its context and the allocator's gaps."""
+_LIBRARIES = {"cuda": GIB, "cpu": 3 * GIB // 2}
+"""Beside what torch's allocator holds: on a GPU its context; on a CPU Python and torch (0.6 GiB), and what kernels and
+C's allocator keep of freed memory (up to 1 GiB in an update of a model of 50 million weights)."""
 _USABLE = {"cuda": 0.92, "cpu": 1.0}
 """Share of the memory that a plan may use: a GPU's allocator leaves gaps."""
 _VLLM = 3 * GIB

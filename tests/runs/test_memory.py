@@ -42,7 +42,7 @@ def test_on_a_cpu_of_the_usual_size_everything_is_as_ever() -> None:
     assert of(settings) == (4096, False, 1.0), "an eighth of less than 16 GiB"
     settings, line = planned(settings_of(), memory=16 * GIB)
     assert of(settings) == (4096, False, 2.0)
-    assert line.startswith("Memory: about 2.7 of the 16 GiB of cpu at most: libraries 0.5, a row of 4,096 tokens 0.2")
+    assert line.startswith("Memory: about 3.7 of the 16 GiB of cpu at most: libraries 1.5, a row of 4,096 tokens 0.2")
 
 
 def test_it_depends_on_what_is_there_and_not_on_what_is_free() -> None:
