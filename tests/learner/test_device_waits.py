@@ -19,6 +19,7 @@ from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.learner.settings import LearnerSettings, ReferenceSettings, RowSettings
 from flow_dpo.recipes.flow_dpo.objective import DpoAndVerdicts
 from flow_dpo.recipes.policy_gradient import ClippedPolicyGradient
+from tests.models.test_flex_attention import QUIET
 from tests.support.device_waits import DeviceWaits, Host
 from tests.support.packed_builders import ROLES, pairs_of_tree
 
@@ -123,6 +124,7 @@ def test_what_waits_is_counted() -> None:
 
 
 @pytest.mark.gpu
+@QUIET
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_a_gpu_is_waited_for_no_more_often(kind: str) -> None:

@@ -30,9 +30,10 @@ GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 QUIET = pytest.mark.filterwarnings(
     "ignore:.*flex_attention called without torch.compile",
-    r"ignore:The \.grad attribute of a Tensor that is not a leaf",
+    r"ignore:The \.grad attribute of a Tensor that is not",
+    "ignore::DeprecationWarning:torch",
 )
-"""torch reads `.grad` of what it compiles, and hides its own warning where warnings are no errors."""
+"""torch reads `.grad` of what it compiles, and imports what it has deprecated, where warnings are usually no errors."""
 
 
 def trees(seed: int, *, num_trees: int, chunk_tokens: int) -> list[TokenIds]:
@@ -208,6 +209,7 @@ def test_rows_of_many_lengths_share_a_compiled_kernel(monkeypatch: pytest.Monkey
     assert len(sizes) == counter.frame_count > 1
 
 
+@QUIET
 @pytest.mark.slow
 def test_the_compiled_kernel_of_a_cpu_skips_the_same_blocks() -> None:
     """Forward alone, which torch compiles for CPUs too: it goes by the blocks, as CUDA's does."""
