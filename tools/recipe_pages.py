@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
-from flow_dpo.recipes.presets import PRESET_NAMES, RECIPES, preset
+from flow_dpo.recipes.presets import RECIPES, preset, preset_names
 from flow_dpo.recipes.scales import Preset
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "recipes"
@@ -32,7 +32,7 @@ def page(recipe: str) -> Path:
 
 def table(recipe: str) -> str:
     """The table of a recipe's presets, between its comments."""
-    presets = {name: preset(recipe, name) for name in PRESET_NAMES}
+    presets = {name: preset(recipe, name) for name in preset_names(recipe)}
     values = {name: dict(_settings(one)) for name, one in presets.items()}
     names = dict.fromkeys(setting for one in values.values() for setting in one)
     lines = [f"| setting | {' | '.join(presets)} |", f"|---|{'---|' * len(presets)}"]

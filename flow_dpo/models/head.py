@@ -94,7 +94,8 @@ class Head:
         on the CPU, where it can be cut into chunks without waiting for a device."""
         weight = self._module.weight
         most = MAX_LOGITS if weight.dtype == torch.float32 else MAX_HALF_LOGITS
-        chunks = _chunks(len(hidden_RC), row_M, max(1, most // weight.shape[0]), hidden_RC.device)
+        cut = _chunks(len(hidden_RC), row_M, max(1, most // weight.shape[0]))
+        chunks = [(rows, labels.to(hidden_RC.device, non_blocking=True)) for rows, labels in cut]
         row_M = row_M.to(hidden_RC.device, non_blocking=True)
         if self._frozen:
             return _FrozenHead.apply(  # pyright: ignore[reportReturnType]
@@ -231,8 +232,7 @@ def _over(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     return logits if temperature == 1 else logits / temperature
 
 
-def _chunks(num_rows: int, row_M: torch.Tensor, size: int, device: torch.device) -> list[tuple[slice, torch.Tensor]]:
-    """Slices of at most `size` rows, each with the indices of the labels that read them, on the device."""
+def _chunks(num_rows: int, row_M: torch.Tensor, size: int) -> list[tuple[slice, torch.Tensor]]:
+    """Slices of at most `size` rows, each with the indices of the labels that read them."""
     slices = [slice(low, min(low + size, num_rows)) for low in range(0, num_rows, size)]
-    labels = [((row_M >= s.start) & (row_M < s.stop)).nonzero()[:, 0] for s in slices]
-    return [(s, found.to(device, non_blocking=True)) for s, found in zip(slices, labels, strict=True)]
+    return [(s, ((row_M >= s.start) & (row_M < s.stop)).nonzero()[:, 0]) for s in slices]

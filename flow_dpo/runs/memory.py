@@ -77,10 +77,10 @@ class Plan:
         """Of all together."""
         return sum(self.parts.values())
 
-    def sentence(self, device: torch.device, memory: int) -> str:
-        """The line that a run prints."""
-        parts = ", ".join(f"{name} {_gib(size)}" for name, size in self.parts.items() if size > GIB / 20)
-        return f"Memory: about {_gib(self.total)} of the {_gib(memory)} GiB of {device} at most: {parts}"
+    @property
+    def listed(self) -> str:
+        """The parts that count, in GiB."""
+        return ", ".join(f"{name} {_gib(size)}" for name, size in self.parts.items() if size > GIB / 20)
 
 
 def planned(settings: TrainSettings, *, memory: int | None = None) -> tuple[TrainSettings, str]:
@@ -95,7 +95,12 @@ def planned(settings: TrainSettings, *, memory: int | None = None) -> tuple[Trai
         available = device_memory(device) if memory is None else memory
         usable = int(_USABLE.get(device.type, 1.0) * available)
         for way in _ways(rows):
-            plans.append(_plan(settings, *way, device, available))
+            try:
+                plans.append(_plan(settings, *way, device, available))
+            except ModelError:
+                if not plans:
+                    raise
+                continue  # a model whose layers cannot be checkpointed has the other ways
             if plans[-1].total <= usable:
                 break
     except (ModelError, *FAULTS) as error:
@@ -106,7 +111,7 @@ def planned(settings: TrainSettings, *, memory: int | None = None) -> tuple[Trai
     if plan.total > available and not rows.shard_base:
         raise ConfigError(_refusal(settings, plan, device, available))
     plan = _with_room(settings, plan, device, usable)
-    line = plan.sentence(device, available)
+    line = f"Memory: about {_gib(plan.total)} of the {_gib(available)} GiB of {device} at most: {plan.listed}"
     if plan.tokens != first.tokens or plan.checkpointing != first.checkpointing:
         checkpointed = " and gradient checkpointing" if plan.checkpointing else ""
         line += f". For that rows have {plan.tokens:,} tokens{checkpointed}: about {_gib(first.total)} otherwise"
@@ -201,8 +206,7 @@ def _refusal(settings: TrainSettings, plan: Plan, device: torch.device, memory: 
     changes += ["a smaller model", "sampling elsewhere (--workers, docs/scaling.md)"]
     return (
         f"expected a run that fits into the {_gib(memory)} GiB of {device}, found that it takes about "
-        f"{_gib(plan.total)}: {plan.sentence(device, memory).partition(': ')[2].partition(': ')[2]}; use "
-        + ", or ".join(changes)
+        f"{_gib(plan.total)}: {plan.listed}; use {', or '.join(changes)}"
     )
 
 

@@ -51,13 +51,12 @@ def measured(policy: Policy, num_trees: int) -> tuple[int, int]:
     return logprobs.num_tokens, peak
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kind", "dtype"), [("qwen2", torch.bfloat16), ("gemma3", torch.float32)])
 def test_it_is_what_a_row_takes(kind: str, dtype: torch.dtype) -> None:
     """Beyond it the masks of gathered paths, which are alike for all layers: much in a tiny model, little in others."""
     model = tiny_model(kind).to(dtype)
     policy = Policy(model, ROLES, LoraSettings(lora_r=4))
-    few, many = (measured(policy, num) for num in (2, 8))
+    few, many = (measured(policy, num) for num in (1, 4))
     slope = (many[1] - few[1]) / (many[0] - few[0])
     wanted = (dry(model, many[0]).peak_bytes - dry(model, few[0]).peak_bytes) / (many[0] - few[0])
     assert 0.7 <= wanted / slope <= 1.3

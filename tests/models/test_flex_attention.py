@@ -79,8 +79,8 @@ def computed_by_kernels(layout: FlexLayout, window: int | None) -> torch.Tensor:
     return whole | (partly & by_token)
 
 
-@pytest.mark.parametrize("window", [None, 1, 7, 128, 200, 300])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("window", [None, 1, 128, 200])
+@pytest.mark.parametrize("seed", range(3))
 def test_blocks_hide_and_show_what_a_dense_mask_does(seed: int, window: int | None) -> None:
     row = row_of(seed, num_trees=1 + seed, chunk_tokens=20 + 50 * seed)
     layout = FlexLayout(row, "cpu")
@@ -104,7 +104,7 @@ def test_most_blocks_of_a_long_row_are_hidden_and_many_are_whole() -> None:
 
 @QUIET
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(2, 2, None), (4, 2, None), (4, 1, 9), (6, 2, 150)])
+@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(2, 2, None), (4, 1, 9), (6, 2, 150)])
 def test_values_and_gradients_are_those_of_a_dense_mask(
     heads: int, kv_heads: int, window: int | None, device: str, request: pytest.FixtureRequest
 ) -> None:
@@ -198,7 +198,7 @@ def test_rows_of_many_lengths_share_a_compiled_kernel(monkeypatch: pytest.Monkey
     monkeypatch.setattr(flex_attention, "_flex_attention", lambda: compiled)
     monkeypatch.setattr(flex_attention, "SMALLEST", BLOCK)
     sizes = set()
-    for seed in range(8):
+    for seed in range(5):
         row = row_of(seed, num_trees=1 + seed % 2, chunk_tokens=10 + 9 * seed)
         layout = FlexLayout(row, "cpu")
         sizes.add(layout.size)

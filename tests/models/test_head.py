@@ -12,7 +12,7 @@ from flow_dpo.core.types import Request, Sampling
 from flow_dpo.engines.choices import choose
 from flow_dpo.engines.local.engine import LocalEngine
 from flow_dpo.engines.plain import PlainEngine
-from flow_dpo.learner.logprobs import PlainLogprobs
+from flow_dpo.learner.logprobs import PackedLogprobs, PlainLogprobs
 from flow_dpo.learner.policy import LoraSettings, Policy
 from flow_dpo.models.head import Head, choice_logits, head_inputs
 from tests.learner.test_logprobs import stir
@@ -77,6 +77,46 @@ def test_engines_and_learner_read_the_same_choice(dtype: torch.dtype, adapter: b
     for found in (*said, learned):
         assert found == pytest.approx(own[0, [YES, NO]].float().log_softmax(-1).tolist(), abs=3 * tolerance)
         assert found == pytest.approx(learned, abs=tolerance)
+
+
+@torch.no_grad()
+def test_no_steps_are_left_in_log_odds_in_half_precision() -> None:
+    """The model's own of logits above 8 are multiples of 1/16; the engine's and the learner's of the same are not."""
+    policy = with_head(torch.bfloat16, {}, adapter=False)
+    policy.model.get_output_embeddings().weight.mul_(8)
+    asked = [
+        Request(role="stop", prompt_ids=tuple(5 + (11 * i + 3 * j) % 100 for j in range(8)), choices=(YES, NO))
+        for i in range(48)
+    ]
+    with policy.using("stop"):
+        own = [policy.model(input_ids=torch.tensor([r.prompt_ids])).logits[0, -1, [YES, NO]].float() for r in asked]
+    coarse = [at for at, logits in enumerate(own) if logits.abs().min() >= 8]
+    assert len(coarse) >= 5
+    asked, rounded = [asked[at] for at in coarse], [float(own[at][0] - own[at][1]) for at in coarse]
+    engine = LocalEngine(policy.model, role_model=policy.using, end_ids={2}, context_tokens=128)
+    said = [each.choice_logprobs for each in engine.sample(asked, Sampling(), seeds=range(len(asked)))]
+    words = [(request, completion((word,), choice=at)) for request in asked for at, word in enumerate(request.choices)]
+    with policy.using("stop"):
+        learned = torch.cat(PackedLogprobs(policy.model, words)()).view(-1, 2).tolist()
+    played, taught = ([yes - no for yes, no in each] for each in (said, learned))
+    on_grid = [
+        sum(abs(16 * v - round(16 * v)) < 1e-2 for v in each) / len(coarse) for each in (rounded, played, taught)
+    ]
+    assert on_grid[0] == 1
+    assert max(on_grid[1:]) < 0.3
+    # Both differ from one another by how hidden states are rounded, and from the model's own by its head as well.
+    assert sum(abs(a - b) for a, b in zip(played, taught, strict=True)) / len(coarse) < 0.03
+
+
+@torch.no_grad()
+def test_engine_and_learner_make_the_same_log_odds_of_the_same_hidden_state() -> None:
+    policy = with_head(torch.bfloat16, {}, adapter=True)
+    with policy.using("stop") as model:
+        with head_inputs(model) as kept:
+            logits = model(input_ids=IDS_1T).logits[0]
+        [found] = choice_logits(model, kept, logits, [7], [(YES, NO)])
+        wanted = Head(model).logits(kept[0][0, 7:8], torch.tensor([YES, NO]))[0].tolist()
+    assert found == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_head_that_is_treated_in_an_unknown_way_is_the_models_own() -> None:

@@ -187,7 +187,12 @@ def test_a_run_folder_holds_what_the_docs_say(seed_runs: tuple[Path, Path]) -> N
     )
     assert len(facts["data_fingerprint"]) == 64
     assert (folder / "progressive.png").stat().st_size > 10_000
-    assert "chunk_tokens: 16" in (folder / "config.yaml").read_text()
+    assert facts["shared_prefixes"] is True
+    assert "flex_attention" not in facts, "it was not tried on a CPU"
+    config = (folder / "config.yaml").read_text()
+    assert "chunk_tokens: 16" in config
+    assert "max_tokens: 4096" in config, "numbers in place of auto, so that a resumed run has the same rows"
+    assert "gradient_checkpointing: false" in config
 
 
 def test_pairs_and_trees_tell_the_same_story(seed_runs: tuple[Path, Path]) -> None:

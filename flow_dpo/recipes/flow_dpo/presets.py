@@ -41,7 +41,7 @@ from flow_dpo.recipes.scales import (
 )
 
 _FULL = 512
-"""Problems of a batch that keeps some 300 sequences or more under way in the mean (tests/recipes/test_gpu_preset.py):
+"""Problems of a batch that keeps 265 to 454 sequences under way in the mean (tests/recipes/test_gpu_preset.py):
 one problem has 13 at most and fewer than 2 in the mean, since a trunk is written chunk after chunk. All of a batch are
 sampled under one version, so that its last pairs are learned some hundred updates later."""
 
