@@ -122,6 +122,19 @@ def merging_vllm(model: Path, *, folder_of: Callable[[Adapter], Path]) -> Iterat
 
 
 @contextmanager
+def opened_vllm(model: Path, **settings: Any) -> Iterator[VllmEngine]:
+    """An engine of both roles over a vLLM of its own, which parts of blocks are reused in."""
+    vllm = _opened(
+        VllmSettings(kv_budget_gib=0.5, block_tokens=BLOCK, partial_blocks="always", **settings),
+        save_model(model),
+        num_roles=2,
+    )
+    facts = ModelFacts(end_ids=frozenset({2}), vocab_size=VOCAB, num_top_logprobs=4)
+    with closing(VllmEngine(vllm, facts, context_tokens=512, folder_of=lambda one: Path(one.path))) as engine:
+        yield engine
+
+
+@contextmanager
 def real_vllm(
     kind: str, folder: Path, *, context_tokens: int
 ) -> Iterator[tuple[Callable[[], Engine], PreTrainedModel]]:

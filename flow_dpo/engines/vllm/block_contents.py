@@ -1,7 +1,7 @@
 """Prefix cache of single tokens on top of vLLM's cache of whole blocks: which block holds how much of a new prompt.
 
 vLLM finds a prompt's whole blocks again and computes the rest, up to a block less one token of every request. The rest
-is there, too: in the last block of an earlier request, or in a block that goes on otherwise after some tokens. With
+is there, too: in the last block of an earlier request, or in a block that continues otherwise after some tokens. With
 blocks of 4 tokens, and block 7 computed for [1 2 3 4 | 5 6]:
 
     contents.put(7, (key, 1), (5, 6))
@@ -35,7 +35,7 @@ class BlockContents:
         if not ids:
             return
         siblings, ids = self._blocks.setdefault(parent, {}), tuple(ids)
-        # What another block holds, too, and what goes on from it, is found there.
+        # What another block holds, too, is found there; and the other way round.
         if any(other[: len(ids)] == ids for other in siblings.values()):
             return
         for covered in [other for other, held in siblings.items() if ids[: len(held)] == held]:
