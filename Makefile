@@ -102,11 +102,13 @@ bench: $(DEV)  ## every figure of benchmarks/results.json (hours; one alone: pyt
 	$(BIN)/python -m benchmarks.profile_run $(BENCH) $(REAL)
 	$(BIN)/python -m benchmarks.long_run $(BENCH)
 	$(BIN)/python -m benchmarks.learner_vs_trl $(BENCH) $(REAL)
+	$(BIN)/python -m benchmarks.whole_run $(BENCH) $(REAL)
+	$(BIN)/python -m benchmarks.precision $(BENCH) $(REAL)
 	$(BIN)/python -m benchmarks.ranks $(BENCH)
 	$(BIN)/python -m benchmarks.workers $(BENCH) $(REAL)
 	$(BIN)/python -m benchmarks.lag $(BENCH)
 	$(BIN)/python -m benchmarks.viewer $(BENCH)
-	$(BIN)/python -m benchmarks.measuring
+	$(BIN)/python -m tools.speed_table
 
 gpu: $(DEV)  ## all that there is to measure on the GPU at hand, in ten minutes; resumes if interrupted
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
