@@ -91,7 +91,8 @@ def measure(settings: argparse.Namespace, folder: Path, device: str, facts: Mapp
             continue
         outcome = _outcome(part, folder, missing(part, facts, served), flags, end - time.monotonic())
         known[part.name] = outcome | {"what": part.what, "stamp": stamp, "commit": commit()}
-        known[part.name]["estimates_s"] = {card.name: round(part.estimate(card)) for card in CARDS}
+        fitting = [card for card in CARDS if card.gib >= part.min_gib]
+        known[part.name]["estimates_s"] = {card.name: round(part.estimate(card)) for card in fitting}
         runner.save(folder, results)
         page.write(folder, results)
         print(page.line(known[part.name]), flush=True)
