@@ -106,7 +106,7 @@ def measure(settings: argparse.Namespace, folder: Path, device: str, facts: Mapp
 def _outcome(part: Part, folder: Path, why: str | None, flags: list[str], left_s: float) -> dict[str, Any]:
     if why:
         return {"name": part.name, "status": runner.MISSING, "why": why, "figures": []}
-    if left_s < (min(part.soft_s, part.limit_s) if not flags else _LEAST_S):
+    if left_s < (_LEAST_S if "--rehearse" in flags else min(part.soft_s, part.limit_s)):
         why = "the seconds of this command are over; the same command resumes here"
         return {"name": part.name, "status": runner.WAITING, "why": why, "figures": []}
     print(f"{part.name}: {part.what}; {_estimates(part)}", flush=True)
