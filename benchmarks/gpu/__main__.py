@@ -91,7 +91,8 @@ def measure(settings: argparse.Namespace, folder: Path, device: str, facts: Mapp
             continue
         outcome = _outcome(part, folder, missing(part, facts, served), flags, end - time.monotonic())
         known[part.name] = outcome | {"what": part.what, "stamp": stamp, "commit": commit()}
-        known[part.name]["estimates_s"] = {card.name: round(part.estimate(card)) for card in CARDS}
+        fitting = [card for card in CARDS if card.gib >= part.min_gib]
+        known[part.name]["estimates_s"] = {card.name: round(part.estimate(card)) for card in fitting}
         runner.save(folder, results)
         page.write(folder, results)
         print(page.line(known[part.name]), flush=True)
@@ -105,7 +106,7 @@ def measure(settings: argparse.Namespace, folder: Path, device: str, facts: Mapp
 def _outcome(part: Part, folder: Path, why: str | None, flags: list[str], left_s: float) -> dict[str, Any]:
     if why:
         return {"name": part.name, "status": runner.MISSING, "why": why, "figures": []}
-    if left_s < (min(part.soft_s, part.limit_s) if not flags else _LEAST_S):
+    if left_s < (_LEAST_S if "--rehearse" in flags else min(part.soft_s, part.limit_s)):
         why = "the seconds of this command are over; the same command resumes here"
         return {"name": part.name, "status": runner.WAITING, "why": why, "figures": []}
     print(f"{part.name}: {part.what}; {_estimates(part)}", flush=True)

@@ -96,8 +96,8 @@ class Context:
 
         reports: dict[str, list[Report]] = {side: [] for side in sides}
         turn_s = 0.0
-        for _ in range(1 if self.rehearse else most):
-            if turn_s > self.left_s():
+        for turn in range(1 if self.rehearse else most):
+            if turn and turn_s > self.left_s():
                 return
             started = time.monotonic()
             for side in list(reports):

@@ -59,7 +59,9 @@ def run_part(part: Part, folder: Path, *, limit_s: float, flags: Sequence[str] =
         "figures": figures_in(own),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if status == FAILED:
+    if status == DONE and not outcome["figures"]:
+        outcome |= {"status": FAILED, "why": f"ended well and kept no figure: {_tail(own / 'log.txt')}"}
+    elif status == FAILED:
         outcome["why"] = f"ended with status {process.returncode}: {_tail(own / 'log.txt')}"
     elif status == OVER_TIME:
         outcome["why"] = f"killed after {limit_s:.0f} s: {_tail(own / 'log.txt')}"
