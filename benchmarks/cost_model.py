@@ -5,8 +5,8 @@
     gpu_cost(GPUS["H100 SXM"], MODELS["8B"], context_tokens=300)
 
 On a CPU a token costs about as much read as written, so a flow's rate over one-shot requests, which hardly read, is
-bounded by what it reads. On a GPU a step reads all weights from memory once, however many tokens are in it: there `c`
-is most of it, `a` next to nothing, and what counts is how many requests are under way in a step.
+bounded by what it reads. On a GPU a step reads all weights from memory once, however many tokens are in it: with few
+requests under way `c` is nearly all of it, with hundreds what is read costs as much as what is written.
 
 The GPU's numbers are published peaks of its maker times the shares below: an estimate, nothing was measured on one.
 """
