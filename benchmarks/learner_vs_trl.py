@@ -66,8 +66,8 @@ def options() -> argparse.ArgumentParser:
 def main() -> None:
     settings = options().parse_args()
     if settings.side:
-        kind = settings.side.partition(" ")[0]
-        measuring.report({"ours": ours, "trl": trl, "search": search}[kind](settings))
+        kinds = {"ours": ours, "trl": trl, "search": search}
+        measuring.report(next(run for kind, run in kinds.items() if settings.side.startswith(kind))(settings))
         return
     models = ["tiny"] if settings.tiny else settings.models
     if settings.model_name_or_path:
@@ -255,9 +255,9 @@ def search(settings: argparse.Namespace) -> Report:
     shape = Shape(*sizes(settings)[settings.case[1]])
     pairs = trl_dpo.sample_pairs(shape, ROLES[0], min(model().config.vocab_size, 32_000))
     tried = [options().parse_args(shlex.split(way.removeprefix("="))) for way in settings.ways]
-    # The first has what the process does once in its time, so it is tried again at the end.
-    found = trl_dpo.search([*tried, tried[0]], model, pairs)
-    return {"found": [found[-1], *found[1:-1]]}
+    # What the process does once, at the first use of autocast or of checkpointing, is in no way's time.
+    trl_dpo.search([each for each in tried if each.batch_size == tried[0].batch_size], model, [pairs[0], pairs[0]])
+    return {"found": trl_dpo.search(tried, model, pairs)}
 
 
 if __name__ == "__main__":

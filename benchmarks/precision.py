@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from benchmarks import measuring
@@ -35,6 +36,7 @@ def main() -> None:
     parser = measuring.parser(__doc__)
     parser.add_argument("--model_name_or_path", default="0.5b", help="a folder, or the size of a random model")
     parser.add_argument("--num_problems", type=int, default=2, help="that are sampled")
+    parser.add_argument("--max_chunks", type=int, default=3, help="of a sampled trunk")
     parser.add_argument("--shape", type=int, nargs=3, default=[100, 32, 4], help="tokens, tokens and nodes of the tree")
     parser.add_argument("--processors", nargs="+", default=list(ENVIRONMENTS), choices=list(ENVIRONMENTS))
     settings = parser.parse_args()
@@ -44,7 +46,7 @@ def main() -> None:
         measuring.report(measure(settings))
         return
     flags = ["--model_name_or_path", settings.model_name_or_path, "--num_problems", str(settings.num_problems)]
-    flags += ["--shape", *map(str, settings.shape)]
+    flags += ["--max_chunks", str(settings.max_chunks), "--shape", *map(str, settings.shape)]
     for processor in settings.processors:
         compare(processor, flags, settings)
 
@@ -123,7 +125,7 @@ def _sample(loaded: Any, policy: Any, preset: Any, settings: argparse.Namespace)
         end_ids=loaded.end_ids,
         context_tokens=loaded.context_tokens,
     )
-    runner, flow = RolloutRunner(engine, loaded.renderer), preset.recipe.flow
+    runner, flow = RolloutRunner(engine, loaded.renderer), replace(preset.recipe.flow, max_chunks=settings.max_chunks)
     problems = load_problems("seed", max_problems=1 + settings.num_problems).problems
     Siblings()(flow, runner, problems[:1], seed=1)
     engine.take_stats()

@@ -164,7 +164,7 @@ def _refreshing(run: Report, name: str) -> Figure:
 def _survives(found: Report, name: str) -> list[Figure]:
     name = f"{name}, server killed {found['num_kills']} times"
     return [
-        Figure(name=f"{name}: problems played exactly once", ratio=found["once"], reach=">= 1", details=found),
+        Figure(name=f"{name}: problems sampled exactly once", ratio=found["once"], reach=">= 1", details=found),
         Figure(name=f"{name}: trees as without", ratio=found["alike"], reach=">= 1", details=found),
     ]
 

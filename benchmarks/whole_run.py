@@ -213,12 +213,14 @@ def work(settings: argparse.Namespace, recipe: str) -> Work:
         held_out = load_problems(name, split="test", max_problems=size)
     found = preset(recipe, scale)
     flow: Any = preset("online-dpo", scale).recipe.flow
+    # Of a few problems no pool would fill: every batch of a real model is an update.
+    short = replace(found, problems_per_batch=8, learner=replace(found.learner, examples_per_update=0))
     if settings.tiny and not seeded:
         flow = replace(flow, max_tokens=8)
     return Work(
         loaded=loaded,
         flow=flow,
-        preset=found if seeded else replace(found, problems_per_batch=8),
+        preset=found if seeded else short,
         problems=load_problems(name, max_problems=count).problems,
         held_out=held_out.problems,
         target=settings.target if seeded else None,
