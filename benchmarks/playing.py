@@ -105,6 +105,7 @@ def play(settings: argparse.Namespace, _: int) -> Report:
     from flow_dpo.engines.local.engine import LocalEngine
     from flow_dpo.engines.settings import LocalSettings
     from flow_dpo.learner.policy import Policy
+    from flow_dpo.workers.shard import uncollected
 
     loaded, preset, explore, problems = parts(settings)
     flow, memory, size = preset.recipe.flow, measuring.PeakMemory(), LocalSettings().max_batch_size
@@ -128,7 +129,8 @@ def play(settings: argparse.Namespace, _: int) -> Report:
     for at in range(4, len(problems), settings.num_problems):
         engine.refresh({})  # as after an update: nothing is known of earlier rounds
         started = time.perf_counter()
-        explore(flow, runner, problems[at : at + settings.num_problems], seed=0)
+        with uncollected():  # as workers do
+            explore(flow, runner, problems[at : at + settings.num_problems], seed=0)
         seconds += time.perf_counter() - started
     stats = engine.take_stats()
     return {"tokens_a_second": stats["sampled_tokens"] / seconds, "seconds": seconds, "peak_mib": memory.mib(), **stats}

@@ -17,7 +17,7 @@ import logging
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -158,8 +158,9 @@ class Renderer:
     ) -> tuple[list[tuple[bool, TokenIds]], tuple[str, tuple[tuple[str, str], ...], After]]:
         """The prompt in stretches; and the text of its last fragment, what is hidden there, and where it stands."""
         # 1. Fragments of text between the marks, from a cache.
-        chat = self._chat(_masked(turn.messages))
-        spliced = [piece for message in turn.messages for piece in message.content if not isinstance(piece, str)]
+        messages = [_joined(message) for message in turn.messages]
+        chat = self._chat(_masked(messages))
+        spliced = [piece for message in messages for piece in message.content if not isinstance(piece, str)]
         assert len(spliced) == len(chat.fragments) - 1, f"{len(spliced)} spliced pieces, {len(chat.fragments)} texts"
         # 2. Fragments encoded by where they stand, with the sampled ids between them as they are.
         after: After = "nothing"
@@ -292,6 +293,18 @@ def _num_shared(one: TokenIds, other: TokenIds) -> int:
     """How many ids two sequences begin with alike."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _joined(message: Message) -> Message:
+    """The message with neighbouring spliced pieces as one: all its texts with a piece at that place render alike."""
+    content: list[Piece] = []
+    for piece in message.content:
+        last = content[-1] if content else ""
+        if isinstance(piece, str) or isinstance(last, str):
+            content.append(piece)
+        else:
+            content[-1] = last + piece
+    return message if len(content) == len(message.content) else replace(message, content=tuple(content))
 
 
 def _masked(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:

@@ -11,8 +11,10 @@ refresh of its engine, for what an engine has cached would carry rounding from o
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
@@ -116,10 +118,25 @@ def sample_shard(runner: RolloutRunner, grader: Grader, shard: Shard) -> ShardRe
     if isinstance(grader, RewardGrader):
         grader.start(shard.version)
     started = time.perf_counter()
-    trees = shard.explore(shard.flow, runner, shard.problems, seed=shard.seed)
+    with uncollected():
+        trees = shard.explore(shard.flow, runner, shard.problems, seed=shard.seed)
     sampled = time.perf_counter()
     grader.grade(trees)
     return ShardResult(trees=trees, sampling_s=sampled - started, grading_s=time.perf_counter() - sampled)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """A context without automatic collections of reference cycles: rollouts make many objects and hardly a cycle, and
+    one collection walks through all that torch and transformers consist of, which takes as long as ten forwards of a
+    small model."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_result(shard: Shard, result: ShardResult, worker: str) -> None:

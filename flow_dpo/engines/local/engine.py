@@ -1,9 +1,9 @@
 """Local engine: continuous batching over a prefix cache, with transformers in this process.
 
-Requests wait in their role's queue. A step is one forward of one role: it prefills the prompts that were admitted and
-decodes one token of every row under way, in one flat batch (`flat_batch`). Rows that finish leave at once, and the next
-step admits others in their place. Keys and values of prompts and completions are kept by role and prefix
-(`prefix_cache`) until the adapters change.
+Requests wait in their role's queue. A step is one forward: it prefills the prompts that were admitted and decodes one
+token of every row under way, in one flat batch (`flat_batch`), of one role or of all where the forward can. Rows that
+finish leave at once, and the next step admits others in their place. Keys and values of prompts and completions are
+kept by role and prefix (`prefix_cache`) until the adapters change.
 
     engine = LocalEngine(model, role_model=policy.using, end_ids={2}, context_tokens=2048)
     ticket = engine.submit(Request(role="answer", prompt_ids=(1, 5, 6), max_tokens=32), Sampling(), seed=7)
@@ -32,7 +32,7 @@ from flow_dpo.core.errors import EngineError
 from flow_dpo.core.types import Adapter, Completion, Request, Role, Sampling, TokenIds
 from flow_dpo.engines.choices import choose
 from flow_dpo.engines.local.compatibility import choose_forward, probe
-from flow_dpo.engines.local.flat_batch import FlatBatch, RowInput
+from flow_dpo.engines.local.flat_batch import FlatBatch, JoinedBatch, RowInput
 from flow_dpo.engines.local.forward import Forward, PlainForward, RoleSlice, StepOutput
 from flow_dpo.engines.local.kv_rows import KvRows, Shapes
 from flow_dpo.engines.local.prefix_cache import PrefixCache
@@ -71,6 +71,16 @@ class _Stats:
     choice_s: float = 0.0
     draw_s: float = 0.0
     """Of sampling tokens from logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One role's share of a step."""
+
+    scheduler: RoleScheduler
+    row_inputs: Sequence[RowInput]
+    num_decoding: int
+    """Of them, those that decode; the others were admitted in this step."""
 
 
 class LocalEngine(Engine):
@@ -120,8 +130,8 @@ class LocalEngine(Engine):
         return self._num_tickets
 
     def poll(self) -> list[tuple[int, Completion]]:
-        while not self._failures and not self._finished and (scheduler := self._next_scheduler()) is not None:
-            self._step(scheduler)
+        while not self._failures and not self._finished and (due := self._due_schedulers()):
+            self._step(due)
         if self._finished:
             finished, self._finished = self._finished, []
             return finished
@@ -165,56 +175,68 @@ class LocalEngine(Engine):
             self._schedulers[role] = RoleScheduler(role, KvRows(self._shapes))
         return self._schedulers[role]
 
-    def _next_scheduler(self) -> RoleScheduler | None:
-        """The role whose step is due; None where nothing is to be done.
+    def _due_schedulers(self) -> list[RoleScheduler]:
+        """The roles whose step is due; none where nothing is to be done.
 
-        A role with rows under way admits its waiting requests in its own next step. For a role without, a step of its
-        own costs the others `_FIXED_COST` of one of theirs, so it waits until waiting has cost as much.
+        Where one forward takes all roles, all that have anything to do. Otherwise one: a role with rows under way
+        admits its waiting requests in its own next step. For a role without, a step of its own costs the others
+        `_FIXED_COST` of one of theirs, so it waits until waiting has cost as much.
         """
+        busy = [scheduler for scheduler in self._schedulers.values() if scheduler.active or scheduler.waiting]
+        if len(busy) <= self._forward.max_roles:
+            return busy
         # 1. Roles that only wait: one whose wait has cost enough goes first.
         decoding = [scheduler for scheduler in self._schedulers.values() if scheduler.active]
         num_running = sum(len(scheduler.active) for scheduler in decoding)
         for scheduler in self._schedulers.values():
             if scheduler.waiting and not scheduler.active:
                 if scheduler.wait_cost >= _FIXED_COST * num_running or scheduler.wait_steps >= _LONGEST_WAIT:
-                    return scheduler
+                    return [scheduler]
                 scheduler.wait_cost += len(scheduler.waiting)
                 scheduler.wait_steps += 1
-        if not decoding:
-            return None
         # 2. Roles that decode take turns: the one that goes now goes to the end.
         self._schedulers[decoding[0].role] = self._schedulers.pop(decoding[0].role)
-        return decoding[0]
+        return decoding[:1]
 
-    def _step(self, scheduler: RoleScheduler) -> None:
-        """One forward of one role: prefill what is admitted, decode the rest, sample, drop what is finished."""
-        scheduler.wait_cost = scheduler.wait_steps = 0
-        num_decoding = len(scheduler.active)
+    def _step(self, schedulers: Sequence[RoleScheduler]) -> None:
+        """One forward: prefill what is admitted, decode the rest, sample, drop what is finished."""
         with torch.inference_mode():
-            row_inputs = [RowInput(row.length, row.length + 1) for row in scheduler.active] + self._admit(scheduler)
-            # 1. The flat batch: the last sampled token of decoding rows, then what is not cached of the new prompts.
-            batch = FlatBatch(scheduler.rows, row_inputs)
+            # 1. The flat batch, role after role: the last sampled token of decoding rows, then what is not cached of
+            #    the new prompts.
+            parts: list[_Part] = []
+            batches: list[FlatBatch] = []
             ids: list[int] = []
-            for row, row_input in zip(scheduler.active, row_inputs, strict=True):
-                ids += row.tokens[-1:] or row.request.prompt_ids[row_input.begin :]
-                row.length = row_input.end
+            slices: list[RoleSlice] = []
+            for scheduler in schedulers:
+                scheduler.wait_cost = scheduler.wait_steps = 0
+                num_decoding = len(scheduler.active)
+                row_inputs = [RowInput(row.length, row.length + 1) for row in scheduler.active]
+                row_inputs += self._admit(scheduler)
+                parts.append(_Part(scheduler, row_inputs, num_decoding))
+                batches.append(FlatBatch(scheduler.rows, row_inputs))
+                begin = len(ids)
+                for row, row_input in zip(scheduler.active, row_inputs, strict=True):
+                    ids += row.tokens[-1:] or row.request.prompt_ids[row_input.begin :]
+                    row.length = row_input.end
+                slices.append(RoleSlice(scheduler.role, begin, len(ids)))
             # 2. One forward; logits of each row's last token alone.
             started = time.perf_counter()
             output = self._forward(
                 ids,
-                batch,
-                [RoleSlice(scheduler.role, 0, len(ids))],
-                wants_choices=any(row.request.choices for row in scheduler.active),
+                batches[0] if len(batches) == 1 else JoinedBatch(batches),
+                slices,
+                wants_choices=any(row.request.choices for part in parts for row in part.scheduler.active),
             )
-            self._count(scheduler, row_inputs, num_decoding, time.perf_counter() - started)
+            self._count(parts, time.perf_counter() - started)
             # 3. Cache the new prompts, except those of which all but the last token was cached already: they are cached
             #    when they finish.
             if self._settings.reuse:
-                for place in range(num_decoding, len(row_inputs)):
-                    if row_inputs[place].begin + 1 < row_inputs[place].end:
-                        self._cache_row(scheduler, place)
+                for part in parts:
+                    for place in range(part.num_decoding, len(part.row_inputs)):
+                        if part.row_inputs[place].begin + 1 < part.row_inputs[place].end:
+                            self._cache_row(part.scheduler, place)
             # 4. Sample, and remove the rows that are finished.
-            scheduler.remove(self._sample(scheduler, output))
+            self._sample([part.scheduler for part in parts], output)
 
     def _admit(self, scheduler: RoleScheduler) -> list[RowInput]:
         """Move waiting requests into rows, as far as rows, tokens and memory last; return their inputs."""
@@ -237,32 +259,37 @@ class LocalEngine(Engine):
         self._prefix_cache.set_budget(max(0, self._budget_bytes - reserved_bytes - scheduler.rows.num_bytes))
         return row_inputs
 
-    def _sample(self, scheduler: RoleScheduler, output: StepOutput) -> set[int]:
-        """Sample a token or a choice for every row; return the places of the rows that are finished."""
-        choice_places = [place for place, row in enumerate(scheduler.active) if row.request.choices]
-        text_places = [place for place, row in enumerate(scheduler.active) if not row.request.choices]
-        finished_places = set(choice_places)
+    def _sample(self, schedulers: Sequence[RoleScheduler], output: StepOutput) -> None:
+        """Sample a token or a choice for every row, and remove the rows that are finished."""
+        rows = [row for scheduler in schedulers for row in scheduler.active]
+        choice_places = [place for place, row in enumerate(rows) if row.request.choices]
+        text_places = [place for place, row in enumerate(rows) if not row.request.choices]
+        finished = set(choice_places)
         if choice_places:
-            rows = [scheduler.active[place] for place in choice_places]
-            choices = [row.request.choices for row in rows]
-            self._sample_choices(rows, output.choice_logits(choice_places, choices))
+            choices = [rows[place].request.choices for place in choice_places]
+            self._sample_choices([rows[place] for place in choice_places], output.choice_logits(choice_places, choices))
         if text_places:
-            rows = [scheduler.active[place] for place in text_places]
+            text_rows = [rows[place] for place in text_places]
             started = time.perf_counter()
             drawn = draw_batch(
                 output.logits_AV[text_places] if choice_places else output.logits_AV,
-                [row.sampling for row in rows],
-                uniforms([row.stream for row in rows], [len(row.tokens) for row in rows]),
-                {index: row.excluded for index, row in enumerate(rows) if row.excluded and not row.tokens},
+                [row.sampling for row in text_rows],
+                uniforms([row.stream for row in text_rows], [len(row.tokens) for row in text_rows]),
+                {index: row.excluded for index, row in enumerate(text_rows) if row.excluded and not row.tokens},
                 self._num_tokens,
             )
             self._stats.draw_s += time.perf_counter() - started
-            for place, row, token, logprob, sampled_logprob in zip(text_places, rows, *drawn, strict=True):
+            for place, row, token, logprob, sampled_logprob in zip(text_places, text_rows, *drawn, strict=True):
                 if self._append_token(row, token, logprob, sampled_logprob):
-                    finished_places.add(place)
-                    if self._settings.reuse:
-                        self._cache_row(scheduler, place)
-        return finished_places
+                    finished.add(place)
+        first = 0
+        for scheduler in schedulers:
+            places = {place - first for place in range(first, first + len(scheduler.active)) if place in finished}
+            first += len(scheduler.active)
+            for place in sorted(places) if self._settings.reuse else ():
+                if not scheduler.active[place].request.choices:
+                    self._cache_row(scheduler, place)
+            scheduler.remove(places)
 
     def _append_token(self, row: RequestState, token: int, logprob: float, sampled_logprob: float) -> bool:
         """Append one sampled token to a row; whether the row is finished. A token below 0 means that none was left."""
@@ -311,22 +338,22 @@ class LocalEngine(Engine):
             scheduler.role, tokens[: row.length], lambda begin, end: scheduler.rows.copy(place, begin, end)
         )
 
-    def _count(
-        self, scheduler: RoleScheduler, row_inputs: Sequence[RowInput], num_decoding: int, seconds: float
-    ) -> None:
+    def _count(self, parts: Sequence[_Part], seconds: float) -> None:
         """Add a step to the stats; its time is divided by tokens."""
         stats = self._stats
-        rows = scheduler.active[num_decoding:]
-        num_tokens = [row_input.end - row_input.begin for row_input in row_inputs[num_decoding:]]
-        choice_tokens = sum(count for row, count in zip(rows, num_tokens, strict=True) if row.request.choices)
-        num_choices = sum(1 for row in rows if row.request.choices)
-        token_s = seconds / (num_decoding + sum(num_tokens))
+        token_s = seconds / sum(each.end - each.begin for part in parts for each in part.row_inputs)
         stats.num_forwards += 1
-        stats.num_choices += num_choices
-        stats.sampled_tokens += len(row_inputs) - num_choices
-        self.num_sampled += len(row_inputs)
-        stats.prefilled_tokens += sum(num_tokens)
-        stats.reused_tokens += sum(row_input.begin for row_input in row_inputs[num_decoding:])
-        stats.decode_s += token_s * num_decoding
-        stats.choice_s += token_s * choice_tokens
-        stats.prefill_s += token_s * (sum(num_tokens) - choice_tokens)
+        for part in parts:
+            rows = part.scheduler.active[part.num_decoding :]
+            row_inputs = part.row_inputs[part.num_decoding :]
+            num_tokens = [row_input.end - row_input.begin for row_input in row_inputs]
+            choice_tokens = sum(count for row, count in zip(rows, num_tokens, strict=True) if row.request.choices)
+            num_choices = sum(1 for row in rows if row.request.choices)
+            stats.num_choices += num_choices
+            stats.sampled_tokens += len(part.row_inputs) - num_choices
+            self.num_sampled += len(part.row_inputs)
+            stats.prefilled_tokens += sum(num_tokens)
+            stats.reused_tokens += sum(row_input.begin for row_input in row_inputs)
+            stats.decode_s += token_s * part.num_decoding
+            stats.choice_s += token_s * choice_tokens
+            stats.prefill_s += token_s * (sum(num_tokens) - choice_tokens)

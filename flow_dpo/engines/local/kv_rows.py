@@ -2,9 +2,10 @@
 
 They lie in a few large tensors, [planes, rows, K, C, D]: a plane is one layer's keys or one layer's values, planes of
 one shape share a tensor, and a row holds one prompt and its completion, token after token. Attention reads all capacity
-C of the first rows in memory order, without gathering: on a CPU, streaming through memory is three times as fast as
-reading slices of it, so the capacity is kept tight and grown in small steps. Invariant: every value in a row is finite,
-so that a masked key adds exactly nothing.
+C of the first rows in memory order, without gathering: on a CPU, streaming through memory is two to three times as fast
+as reading slices of it, so the capacity is kept tight and grown in small steps. Where memory is not scarce this happens
+within memory that was taken once, one plane moving into the place that the one before it left. Invariant: every value
+in a row is finite, so that a masked key adds exactly nothing.
 
     rows.reserve(64, needed=128, at_most=160, max_bytes=1 << 30); rows.load(3, segments, end=40); rows.move([3], [63])
 
@@ -24,8 +25,13 @@ _STEP = 16
 """Capacity is a multiple of this."""
 _ROWS = 8
 """The least number of rows to reserve; more come by doubling. Rows beyond those under way are never read."""
-_SPARE = 64
+_SPARE = 32
 """Tokens of capacity added beyond the present need, where rows may still grow as much."""
+_GENEROUS = 64, 2
+"""Where memory is not scarce: the least number of rows there is memory for, and of which multiple of the tokens that
+they may grow to. What nobody has written to takes none on a CPU."""
+_SCARCE = 4
+"""Memory is scarce where that is more than one part in so many of the bytes that rows may take."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,20 @@ class KvRows:
         self.values: dict[int, torch.Tensor] = {}
         self._groups = shapes.groups()
         self._tensors: list[torch.Tensor] = []
+        self._memory: list[torch.Tensor] = []
+        """One flat tensor a group: a place for each plane and one more; or just what the planes take."""
+        self._place = 0
+        """Tokens of a plane that there is memory for; 0 where memory is scarce."""
+        self._shifted = False
+        """Whether the planes lie in the second place and those after it, and the first is free."""
 
     @property
     def num_bytes(self) -> int:
-        return self.num_rows * self.capacity * self.shapes.token_bytes
+        return sum(memory.nbytes for memory in self._memory)
 
     def reserve(self, num_rows: int, needed: int, at_most: int, max_bytes: int) -> None:
-        """Resize for `num_rows` rows of `needed` tokens, which may yet grow to `at_most`; frees what is too much.
+        """Resize for `num_rows` rows of `needed` tokens, which may yet grow to `at_most`; frees what is too much where
+        memory is scarce.
 
         Rows keep what they hold of the first `needed` tokens. `max_bytes` is exceeded only where that many rows of
         `at_most` tokens would exceed it.
@@ -81,16 +94,22 @@ class KvRows:
         capacity = _multiple(min(needed + _SPARE, at_most), _STEP)
         if needed <= self.capacity < capacity + _SPARE:
             capacity = self.capacity
-        # 2. Rows: the next power of two, as far as the budget allows, and never fewer than are needed.
+        # 2. Rows: as many as the memory holds, and memory for more than are needed, where it is not scarce.
+        doubled = 1 << (num_rows - 1).bit_length()
+        place = self._place
+        if num_rows * capacity > place:
+            place = max(_GENEROUS[0], doubled) * _GENEROUS[1] * _multiple(at_most, _STEP)
+        kept = min(num_rows, self.num_rows), min(needed, self.capacity)
+        if self._num_bytes_of(place) * _SCARCE <= max_bytes:
+            self._resize(place // capacity, capacity, kept, place)
+            return
+        # 3. Otherwise the next power of two, as far as the budget allows, and never fewer than are needed.
         affordable = max_bytes // (capacity * self.shapes.token_bytes)
-        doubled = max(_ROWS, 1 << (num_rows - 1).bit_length())
-        num_rows = max(num_rows, min(max(doubled, self.num_rows), affordable))
-        if (num_rows, capacity) != (self.num_rows, self.capacity):
-            self._resize(num_rows, capacity)
+        self._resize(max(num_rows, min(max(_ROWS, doubled, self.num_rows), affordable)), capacity, kept, 0)
 
     def release(self) -> None:
         """Free all memory."""
-        self._resize(0, 0)
+        self._resize(0, 0, (0, 0), 0)
 
     def load(self, row: int, segments: Sequence[Segment], end: int) -> None:
         """Write cached keys and values of the first `end` tokens into a row."""
@@ -103,25 +122,51 @@ class KvRows:
         """Copies of the keys and values of a row's tokens [begin, end), one tensor a group: [planes, K, tokens, D]."""
         return tuple(tensor[:, row, :, begin:end].clone() for tensor in self._tensors)
 
-    def move(self, targets: Sequence[int], sources: Sequence[int]) -> None:
-        """Copy each source row over its target row."""
+    def move(self, targets: Sequence[int], sources: Sequence[int], lengths: Sequence[int]) -> None:
+        """Copy the first tokens of each source row, as many as it holds, over its target row."""
         for tensor in self._tensors:
-            for target, source in zip(targets, sources, strict=True):
-                tensor[:, target] = tensor[:, source]
+            for target, source, length in zip(targets, sources, lengths, strict=True):
+                tensor[:, target, :, :length] = tensor[:, source, :, :length]
 
-    def _resize(self, num_rows: int, capacity: int) -> None:
-        rows, tokens = min(num_rows, self.num_rows), min(capacity, self.capacity)
+    def _num_bytes_of(self, place: int) -> int:
+        """Bytes of memory with a place of so many tokens for each plane and one more."""
+        return sum(
+            (len(planes) + 1) * place * heads * size * self.shapes.dtype.itemsize
+            for (heads, size), planes in self._groups.items()
+        )
+
+    def _resize(self, num_rows: int, capacity: int, kept: tuple[int, int], place: int) -> None:
+        """Lay the planes out for rows of this capacity, with the first rows and of these the first tokens, as many as
+        `kept` says. `place` is the number of tokens of a plane to have memory for; 0: just those of the rows."""
+        if (num_rows, capacity, place) == (self.num_rows, self.capacity, self._place):
+            return
+        # 1. In other memory, or in the same: moved by one place, unless every row stays where it is.
+        here = place == self._place > 0
+        moves = not here or capacity != self.capacity
+        shifted = here and moves != self._shifted
+        rows, tokens = kept if moves else (0, 0)
         old, self._tensors = self._tensors, []
         for index, ((heads, size), planes) in enumerate(self._groups.items()):
             shape = (len(planes), num_rows, heads, capacity, size)
-            new = torch.zeros(shape, dtype=self.shapes.dtype, device=self.shapes.device)
-            if rows and tokens:
-                new[:, :rows, :, :tokens] = old[index][:, :rows, :, :tokens]
-                old[index] = new[:0]  # frees the old tensor before the next one is made
+            stride = (place or num_rows * capacity) * heads * size
+            if here:
+                memory = self._memory[index]
+            else:
+                options = {"dtype": self.shapes.dtype, "device": self.shapes.device}
+                memory = torch.zeros(stride * (len(planes) + (place > 0)), **options)
+            new = memory.as_strided(
+                shape, (stride, heads * capacity * size, capacity * size, size, 1), stride * shifted
+            )
+            # 2. A plane moves into a place that is free by now. Old memory is freed before that of the next group.
+            for plane in range(len(planes))[:: -1 if shifted else 1] if rows and tokens else ():
+                new[plane, :rows, :, :tokens] = old[index][plane, :rows, :, :tokens]
+            if not here:
+                self._memory[index : index + 1] = [memory]
+                old[index : index + 1] = [new[:0]]
             self._tensors.append(new)
             for plane, (call, kind) in zip(new, planes, strict=True):
                 (self.keys if kind == "key" else self.values)[call] = plane
-        self.num_rows, self.capacity = num_rows, capacity
+        self.num_rows, self.capacity, self._place, self._shifted = num_rows, capacity, place, shifted
 
     @staticmethod
     def num_bytes_of(shapes: Shapes, num_rows: int, tokens: int) -> int:

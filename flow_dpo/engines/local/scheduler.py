@@ -105,7 +105,7 @@ class RoleScheduler:
                 targets.append(place)
                 sources.append(len(self.active))
                 self.active[place] = last
-        self.rows.move(targets, sources)
+        self.rows.move(targets, sources, [self.active[target].length for target in targets])
 
     def _pick(
         self, cache: PrefixCache | None, max_rows: int, max_tokens: int, max_bytes: int
