@@ -44,7 +44,10 @@ class _Norm:
     eps: float
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if x.dtype == torch.float32:
+            return rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # Rounded where transformers rounds, so that the learner's forward differs as little as can be.
+        return rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype).mul_(self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +323,10 @@ def _rotated(x_NHD: torch.Tensor, cos_N1R: torch.Tensor, sin_N1R: torch.Tensor) 
     size = cos_N1R.shape[-1]
     turned_NHR = x_NHD[..., :size]
     swapped_NHR = torch.cat((turned_NHR[..., size // 2 :], turned_NHR[..., : size // 2]), -1)
-    turned_NHR = (turned_NHR * cos_N1R).addcmul_(swapped_NHR, sin_N1R)
+    if x_NHD.dtype == torch.float32:
+        turned_NHR = (turned_NHR * cos_N1R).addcmul_(swapped_NHR, sin_N1R)
+    else:  # rounded where transformers rounds
+        turned_NHR = (turned_NHR * cos_N1R).add_(swapped_NHR.mul_(sin_N1R))
     return turned_NHR if size == x_NHD.shape[-1] else torch.cat((turned_NHR, x_NHD[..., size:]), -1)
 
 
