@@ -272,12 +272,22 @@ class LeanForward:
         if num_positions > len(self._cos_TR):
             most = max(_FIRST_POSITIONS, 1 << (num_positions - 1).bit_length())
             most = max(num_positions, min(most, self._most_positions or most))
-            every_1T = torch.arange(most, device=self._device)[None]
-            cos_1TR, sin_1TR = self._decoder.rotary(self._decoder.embedding_VC[:1], every_1T)
+            cos_1TR, sin_1TR = self._steady_rotary(torch.arange(most, device=self._device)[None])
             half = sin_1TR.shape[-1] // 2
             # x cos + (-second half, first half) sin: the sign goes into the sine.
             self._cos_TR, self._sin_TR = cos_1TR[0], torch.cat((-sin_1TR[0, :, :half], sin_1TR[0, :, half:]), -1)
         return self._cos_TR[position_N][:, None], self._sin_TR[position_N][:, None]
+
+    def _steady_rotary(self, position_1T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rotary module's cosines and sines, once two calls agree: MKL's first sine of a process may be imprecise
+        (pytorch/pytorch issue 188792), and a table would keep it."""
+        known = self._decoder.rotary(self._decoder.embedding_VC[:1], position_1T)
+        for _ in range(8):
+            again = self._decoder.rotary(self._decoder.embedding_VC[:1], position_1T)
+            if all(map(torch.equal, known, again)):
+                return again
+            known = again
+        raise ModelError("expected the same rotary factors from two calls in a row, found others in each of eight")
 
 
 def _is(left: object, right: object) -> bool:
