@@ -26,7 +26,7 @@ from flow_dpo.plugins.load import installed, load_object
 class LocalSettings:
     """Batch size and memory of the local engine."""
 
-    max_batch_size: int = 64
+    max_batch_size: int = 128
     """Rows of one role that are decoded together."""
     kv_budget_gib: float = 2.0
     """Memory for keys and values in GiB: rows under way and prefix cache together."""
